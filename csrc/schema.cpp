@@ -1,0 +1,49 @@
+// Every operator's schema, on one page. Implementations stand beside their kernels (cpu/, cuda/), fake kernels and
+// autograd beside the Python wrappers (gru4rec_fast/ops/), the specification in gru4rec_fast/reference/.
+//
+// Families with no kernel for a device yet have a schema all the same: their composite implementation, in ops/, is the
+// reference, so that torch.compile and opcheck see the operator that the kernels will later stand behind.
+#include <torch/library.h>
+
+TORCH_LIBRARY(gru4rec_fast, m) {
+  // session_batch
+  m.def(
+      "session_batch(Tensor items, Tensor offsets, Tensor order, Tensor(a!) lane_session, Tensor(b!) lane_position, "
+      "Tensor(c!) cursor, int steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
+
+  // negative_sampling
+  m.def("build_alias_table(Tensor mass) -> (Tensor threshold, Tensor alias)");
+  m.def(
+      "negative_sampling(Tensor threshold, Tensor alias, Tensor log_prob, int n, int seed, int step, int steps) -> "
+      "(Tensor items, Tensor log_prob)");
+
+  // dropout
+  m.def(
+      "dropout_mask(int steps, int lanes, int units, float p, int seed, int stream, int step, *, ScalarType dtype, "
+      "Device device) -> Tensor");
+
+  // gru
+  m.def(
+      "gru(Tensor gate_inputs, Tensor state, Tensor weight_hh, Tensor? bias_hh, Tensor? reset, Tensor? output_mask, "
+      "str form) -> (Tensor output, Tensor saved)");
+  m.def(
+      "gru_backward(Tensor grad_output, Tensor output, Tensor saved, Tensor state, Tensor weight_hh, Tensor? bias_hh, "
+      "Tensor? reset, Tensor? output_mask, str form) -> (Tensor grad_gate_inputs, Tensor grad_state, "
+      "Tensor grad_weight_hh, Tensor grad_bias_hh)");
+
+  // sampled_loss: the loss and, in the same pass, its gradients
+  m.def(
+      "sampled_loss(Tensor hidden, Tensor rows, Tensor? bias, Tensor? live, Tensor? log_q, Tensor? ids, str loss, "
+      "bool in_batch, float batch_size, float elu_param, float bpreg, float label_smoothing) -> "
+      "(Tensor loss, Tensor grad_hidden, Tensor grad_rows, Tensor grad_bias)");
+
+  // sparse_update
+  m.def(
+      "sparse_adagrad(Tensor(a!) table, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor index, Tensor grad, "
+      "float lr, float momentum, float eps) -> ()");
+
+  // ranking
+  m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");
+  m.def(
+      "top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");
+}

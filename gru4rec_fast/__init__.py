@@ -1,0 +1,1 @@
+"""GRU4Rec, NGCF and LightGCN training at hardware speed."""
