@@ -1,0 +1,70 @@
+// Compiles the file named by GRF_KERNEL once per instruction set: into grf::baseline, grf::avx2 and grf::avx512.
+// Include at file scope, after every header that the kernel file needs; common/simd.h states the pattern.
+//
+// No include guard: a source file includes this once for each of its kernel files. The unnamed namespace keeps each
+// copy to its own object file, so that the linker cannot put a wide copy of an inline function in the place of a narrow
+// one. Inside the kernel file, GRF_VECTOR_BYTES is the width of a vector register.
+#include "common/simd.h"
+
+#ifndef GRF_KERNEL
+#error "define GRF_KERNEL as the path of the kernel file (relative to csrc/) before including common/foreach_isa.h"
+#endif
+
+#define GRF_VECTOR_BYTES 16
+namespace grf {
+namespace {
+namespace baseline {
+#include GRF_KERNEL
+}  // namespace baseline
+}  // namespace
+}  // namespace grf
+#undef GRF_VECTOR_BYTES
+
+#if GRF_X86_ISAS
+
+#define GRF_VECTOR_BYTES 32
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2")
+#endif
+namespace grf {
+namespace {
+namespace avx2 {
+#include GRF_KERNEL
+}  // namespace avx2
+}  // namespace
+}  // namespace grf
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef GRF_VECTOR_BYTES
+
+#define GRF_VECTOR_BYTES 64
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+namespace grf {
+namespace {
+namespace avx512 {
+#include GRF_KERNEL
+}  // namespace avx512
+}  // namespace
+}  // namespace grf
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef GRF_VECTOR_BYTES
+
+#endif  // GRF_X86_ISAS
+
+#undef GRF_KERNEL
