@@ -1,0 +1,159 @@
+"""The memory record: phases, nesting, hooks, baselines, and that it is free and CUDA-less when off."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, memory_meter
+
+MIB = 2**20
+BIG = 64 * MIB  # far above the noise of an interpreter's resident size
+
+needs_exact_peaks = pytest.mark.skipif(
+    not (memory_meter().reset() and memory_meter().exact), reason="/proc/self/clear_refs cannot be written here"
+)
+
+
+def fill(n_bytes: int) -> torch.Tensor:
+    return torch.ones(n_bytes, dtype=torch.uint8)
+
+
+@needs_exact_peaks
+def test_each_phase_has_its_own_peak():
+    record = MemoryRecord("cpu")
+    with record.phase("large"):
+        block = fill(BIG)
+        del block
+    with record.phase("small"):
+        small = fill(MIB)
+    summary = record.summary()
+    assert list(summary) == ["large", "small"]
+    peak_above_end = summary["large"]["peak_bytes"] - summary["large"]["current_bytes"]
+    assert BIG * 0.9 < peak_above_end < BIG * 1.2
+    assert summary["small"]["peak_bytes"] < summary["large"]["peak_bytes"] - BIG * 0.8
+    assert small.numel() == MIB
+
+
+@needs_exact_peaks
+def test_an_inner_phase_counts_for_the_outer_one():
+    record = MemoryRecord("cpu")
+    with record.phase("outer"):
+        with record.phase("inner"):
+            block = fill(BIG)
+            del block
+        with record.phase("after"):
+            pass
+    summary = record.summary()
+    assert summary["outer"]["peak_bytes"] >= summary["inner"]["peak_bytes"]
+    assert summary["after"]["peak_bytes"] < summary["inner"]["peak_bytes"] - BIG * 0.8
+
+
+def test_an_exception_closes_the_phase():
+    record = MemoryRecord("cpu")
+    with pytest.raises(KeyError), record.phase("outer"), record.phase("inner"):
+        raise KeyError
+    with record.phase("next"):
+        pass
+    assert {name: phase["calls"] for name, phase in record.summary().items()} == {"outer": 1, "inner": 1, "next": 1}
+
+
+class Wasteful(nn.Module):
+    """Needs BIG bytes for a moment in forward, and keeps BIG bytes for backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.scale).exp().sum()
+
+
+@needs_exact_peaks
+def test_hooks_record_forward_and_backward_of_any_module():
+    record = MemoryRecord("cpu")
+    module = Wasteful()
+    record.attach(module, "net")
+    x = torch.ones(BIG // 4)
+    for _ in range(2):
+        module(x).backward()
+    summary = record.summary()
+    assert summary["net.forward"]["calls"] == summary["net.backward"]["calls"] == 2
+    assert summary["net.forward"]["peak_bytes"] - memory_meter().read()[0] > BIG * 0.8
+    assert summary["net.backward"]["peak_bytes"] - summary["net.backward"]["current_bytes"] > BIG * 0.8
+    with pytest.raises(ValueError, match="attached already"):
+        record.attach(module)
+    record.detach()
+    module(x).backward()
+    assert record.summary() == summary
+
+
+def test_a_failing_forward_leaves_no_phase_open():
+    record = MemoryRecord("cpu")
+    module = nn.Linear(2, 2)
+    record.attach(module, "net")
+    with pytest.raises(RuntimeError):
+        module(torch.ones(3))
+    module(torch.ones(2))
+    assert record.summary()["net.forward"]["calls"] == 2
+
+
+@needs_exact_peaks
+def test_peak_above_a_baseline_survives_the_resets_of_a_record():
+    outer = PeakMemory()
+    block = fill(BIG)
+    del block
+    record = MemoryRecord("cpu")
+    with record.phase("anything"):
+        pass
+    later = PeakMemory()
+    assert BIG * 0.9 < outer.bytes < BIG * 1.3
+    assert later.bytes < BIG * 0.3
+
+
+def test_the_table_names_every_phase():
+    record = MemoryRecord("cpu")
+    with record.phase("a long phase name"):
+        pass
+    header, line = record.table().splitlines()
+    assert header.split() == ["phase", "current", "MiB", "peak", "MiB", "calls"]
+    assert line.startswith("a long phase name") and line.endswith("1")
+
+
+def test_the_null_record_does_nothing():
+    with NULL_RECORD.phase("forward"):
+        pass
+    module = nn.Linear(2, 2)
+    NULL_RECORD.attach(module)
+    NULL_RECORD.detach()
+    assert NULL_RECORD.summary() == {}
+    assert not module._forward_hooks
+
+
+def test_peak_memory_needs_a_baseline_and_nothing_starts_cuda():
+    code = (
+        "import torch; from gru4rec_fast import profiling as p\n"
+        "try: p.peak_memory_bytes()\n"
+        "except RuntimeError as error: print(error)\n"
+        "p.set_baseline(); x = torch.ones(8 << 20); print(p.peak_memory_bytes() >> 20)\n"
+        "with p.MemoryRecord('cpu').phase('x'): pass\n"
+        "assert not torch.cuda.is_initialized()"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "set_baseline()" in out[0]
+    assert 31 <= int(out[1]) <= 64
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_phases_come_from_the_allocator():
+    record = MemoryRecord("cuda")
+    with record.phase("large"):
+        block = torch.ones(BIG, dtype=torch.uint8, device="cuda")
+        del block
+    with record.phase("small"):
+        kept = torch.ones(MIB, dtype=torch.uint8, device="cuda")
+    summary = record.summary()
+    assert summary["large"]["peak_bytes"] - summary["large"]["current_bytes"] == BIG
+    assert summary["small"]["peak_bytes"] - summary["large"]["current_bytes"] == kept.numel()
