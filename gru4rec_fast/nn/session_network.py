@@ -1,0 +1,149 @@
+"""The whole GRU4Rec model: input embedding, GRU stack, output table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gru4rec_fast import ops
+from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
+from gru4rec_fast.nn.tables import gather_live_rows, gather_rows
+
+EMBEDDINGS = ("constrained", "separate", "none")
+
+
+class ItemTable(nn.Module):
+    """A table with one row per item, `weight` [n_items, width] and, with bias, `bias` [n_items]; gradients are sparse."""
+
+    def __init__(self, n_items: int, width: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_items, width))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(n_items)) if bias else None)
+
+
+class SessionNetwork(nn.Module):
+    """GRU4Rec (Hidasi et al. 2016, 2018; Hidasi & Czapp 2023).
+
+    Args:
+        n_items: size of the catalogue.
+        layers: hidden sizes of the GRU layers, first layer first.
+        embedding: "constrained" (the output table is the input embedding too), "separate" (own table, `embedding_dim` wide) or
+            "none" (one-hot: a table of 3 * layers[0] gate inputs; the first layer is then of the reset_before form).
+        embedding_dim: width of the separate table.
+        gru_form: "reset_after" or "reset_before".
+        dropout_p_embed: probability to drop a unit of the input embedding, in training ("none" has no embedding to drop).
+        dropout_p_hidden: probability to drop a unit of each GRU layer's output, in training.
+        seed: of the initial weights (uniform +-sqrt(6 / (fan_in + fan_out)), biases zero) and the dropout masks.
+        impl: "auto", "native" or "reference", for every operator.
+
+    Parameters: output.weight [n_items, H], output.bias [n_items], embedding.weight (separate: [n_items, embedding_dim];
+    none: [n_items, 3 * layers[0]], gate order r, z, n), layers.<l>.{weight_ih, weight_hh, bias_ih, bias_hh}.
+
+    Raises:
+        ValueError: an argument that does not fit, named.
+    """
+
+    def __init__(
+        self,
+        n_items: int,
+        layers: list[int],
+        *,
+        embedding: str = "constrained",
+        embedding_dim: int = 0,
+        gru_form: str = "reset_after",
+        dropout_p_embed: float = 0.0,
+        dropout_p_hidden: float = 0.0,
+        seed: int = 0,
+        impl: str = "auto",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        _check(n_items, layers, embedding, embedding_dim, gru_form, dropout_p_embed, dropout_p_hidden)
+        self.n_items = n_items
+        self.embedding_mode = embedding
+        self.dropout_p_embed = dropout_p_embed
+        self.seed = seed
+        self.impl = impl
+        generator = torch.Generator().manual_seed(seed)
+        width = {"constrained": layers[-1], "separate": embedding_dim, "none": None}[embedding]
+        self.gru = SessionGRU(
+            width, layers, form=gru_form, dropout=dropout_p_hidden, seed=seed, impl=impl, generator=generator
+        )
+        self.output = ItemTable(n_items, layers[-1], bias=True)
+        glorot_(self.output.weight, n_items, layers[-1], generator)
+        if embedding == "separate":
+            self.embedding = ItemTable(n_items, embedding_dim)
+            glorot_(self.embedding.weight, n_items, embedding_dim, generator)
+        elif embedding == "none":
+            self.embedding = ItemTable(n_items, 3 * layers[0])
+            glorot_(self.embedding.weight, n_items, layers[0], generator)
+        self.to(device=device, dtype=dtype)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[n_items, H]."""
+        return self.output.weight
+
+    @property
+    def output_bias(self) -> Tensor:
+        """[n_items]."""
+        return self.output.bias
+
+    def initial_state(self, lanes: int) -> State:
+        """Zero states, [lanes, H] for each layer."""
+        return self.gru.initial_state(lanes)
+
+    def forward(
+        self, inputs: Tensor, state: State, reset: Tensor | None = None, *, step: int = 0, all_live: bool | None = None
+    ) -> tuple[Tensor, State]:
+        """Hidden states [T, B, H] and the state after the last step.
+
+        Args:
+            inputs: int64 [T, B], items; -1 in dead lanes, whose outputs mean nothing and which touch no row of any table.
+            state: one [B, H] for each layer, from `initial_state` or the previous call; not detached here.
+            reset: bool [T, B]; True zeroes a lane's state before that step.
+            step: number of the first step in the whole training; with the seed it fixes the dropout masks.
+            all_live: whether no lane is dead, if the caller knows; None: looked up in `inputs` (a host sync on a GPU).
+        """
+        table = self.output.weight if self.embedding_mode == "constrained" else self.embedding.weight
+        if all_live is None:
+            all_live = bool((inputs >= 0).all())
+        if all_live:
+            x = gather_rows(table, inputs.reshape(-1)).view(*inputs.shape, -1)
+        else:
+            x = gather_live_rows(table, inputs)
+        if self.training and self.dropout_p_embed and self.embedding_mode != "none":
+            x = x * ops.dropout_mask(
+                *x.shape, self.dropout_p_embed, seed=self.seed, stream=ops.EMBEDDING_DROPOUT_STREAM, step=step,
+                dtype=x.dtype, device=x.device, impl=self.impl,
+            )  # fmt: skip
+        return self.gru(x, state, reset, step=step)
+
+    def output_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [K, H] and biases [K] of int64 `items` [K] in the output table, with sparse gradients."""
+        return gather_rows(self.output.weight, items), gather_rows(self.output.bias, items)
+
+
+def _check(
+    n_items: int,
+    layers: list[int],
+    embedding: str,
+    embedding_dim: int,
+    gru_form: str,
+    dropout_p_embed: float,
+    dropout_p_hidden: float,
+) -> None:
+    if n_items < 1:
+        raise ValueError(f"n_items={n_items}: the catalogue is empty")
+    if not layers or any(size < 1 for size in layers):
+        raise ValueError(f"layers={layers}: give at least one hidden size, each at least 1")
+    if embedding not in EMBEDDINGS:
+        raise ValueError(f"embedding={embedding!r}: choose one of {', '.join(EMBEDDINGS)}")
+    if embedding == "separate" and embedding_dim < 1:
+        raise ValueError(f"embedding_dim={embedding_dim}: a separate embedding needs a width of at least 1")
+    if gru_form not in ("reset_after", "reset_before"):
+        raise ValueError(f"gru_form={gru_form!r}: choose reset_after or reset_before")
+    for name, p in {"dropout_p_embed": dropout_p_embed, "dropout_p_hidden": dropout_p_hidden}.items():
+        if not 0 <= p < 1:
+            raise ValueError(f"{name}={p}: must lie in [0, 1)")

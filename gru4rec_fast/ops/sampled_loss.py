@@ -1,0 +1,128 @@
+"""Loss over in-batch and sampled negatives. Specification: `gru4rec_fast.reference.sampled_loss`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gru4rec_fast._backend import resolve
+from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.reference.sampled_loss import sampled_loss as reference_loss
+from gru4rec_fast.reference.sampled_loss_gradients import sampled_loss_and_gradients
+
+
+def sampled_loss(
+    hidden: Tensor,
+    rows: Tensor,
+    bias: Tensor | None = None,
+    *,
+    loss: str = "cross-entropy",
+    batch_size: float | None = None,
+    in_batch: bool = True,
+    live: Tensor | None = None,
+    log_q: Tensor | None = None,
+    ids: Tensor | None = None,
+    elu_param: float = 0.0,
+    bpreg: float = 1.0,
+    label_smoothing: float = 0.0,
+    impl: str = "auto",
+) -> Tensor:
+    """Scores of M rows against their targets and N sampled negatives, turned into one of five losses.
+
+    Args:
+        hidden: [M, H] floating.
+        rows: [M + N, H], output-table rows: row i's target at i, the N shared negatives behind.
+        bias: [M + N] or None, their output biases.
+        loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr" (formulas and sources in the reference).
+        batch_size: what the sum over rows is divided by, GRU4Rec's nominal batch size B; None: M.
+        in_batch: True: every row's target is a negative of every other row (GRU4Rec). False: a row sees its own target and the
+            N negatives only (padded trainers).
+        live: bool [M]; a row that is not live has no loss and is nobody's negative.
+        log_q: [M + N], subtracted from the scores (the logQ correction, already times its strength).
+        ids: int64 [M + N], the items behind `rows`. Given, a negative that equals a row's target is masked in that row.
+        elu_param: alpha of the elu on the scores, 0: none; bpr-max only.
+        bpreg: weight of the score regularisation of bpr-max.
+        label_smoothing: share of the target's mass spread over the other columns; cross-entropy only.
+        impl: "auto", "native" or "reference".
+
+    Returns:
+        scalar; differentiable in hidden, rows and bias.
+
+    Raises:
+        ValueError: an argument that does not fit, named.
+    """
+    _check(hidden, rows, bias, live, log_q, ids, loss)
+    divisor = float(hidden.shape[0] if batch_size is None else batch_size)
+    if divisor <= 0:
+        raise ValueError(f"batch_size={batch_size}: must be positive")
+    if resolve(impl, "sampled_loss", hidden.device.type) == "native":
+        return torch.ops.gru4rec_fast.sampled_loss(
+            hidden, rows, bias, live, log_q, ids, loss, in_batch, divisor, elu_param, bpreg, label_smoothing
+        )[0]
+    return reference_loss(
+        hidden,
+        rows,
+        bias,
+        loss=loss,
+        batch_size=divisor,
+        in_batch=in_batch,
+        live=live,
+        log_q=log_q,
+        ids=ids,
+        elu_param=elu_param,
+        bpreg=bpreg,
+        label_smoothing=label_smoothing,
+    )
+
+
+def _check(
+    hidden: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    live: Tensor | None,
+    log_q: Tensor | None,
+    ids: Tensor | None,
+    loss: str,
+) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r}: choose one of {', '.join(LOSSES)}")
+    if hidden.dim() != 2 or rows.dim() != 2 or rows.shape[1] != hidden.shape[1] or rows.shape[0] < hidden.shape[0]:
+        raise ValueError(f"hidden must be [M, H] and rows [M + N, H], not {[*hidden.shape]} and {[*rows.shape]}")
+    columns = rows.shape[0]
+    lengths = {"bias": (bias, columns), "live": (live, hidden.shape[0]), "log_q": (log_q, columns), "ids": (ids, columns)}
+    for name, (tensor, length) in lengths.items():
+        if tensor is not None and tensor.shape != (length,):
+            raise ValueError(f"{name} must be [{length}], not {[*tensor.shape]}")
+    for name, tensor in {"rows": rows, "bias": bias, "log_q": log_q}.items():
+        if tensor is not None and tensor.dtype != hidden.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}: use one dtype")
+    if live is not None and live.dtype != torch.bool:
+        raise ValueError(f"live must be bool, not {live.dtype}")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.has_bias = inputs[2] is not None
+
+
+def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad_hidden, grad_rows, grad_bias = (grad_loss * g for g in ctx.saved_tensors)
+    return grad_hidden, grad_rows, grad_bias if ctx.has_bias else None, *([None] * 9)
+
+
+def _fake(hidden: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return hidden.new_empty(()), torch.empty_like(hidden), torch.empty_like(rows), rows.new_empty(rows.shape[0])
+
+
+@on_load
+def _register() -> None:
+    torch.library.impl(
+        "gru4rec_fast::sampled_loss",
+        "CompositeExplicitAutograd",
+        sampled_loss_and_gradients,
+    )
+    torch.library.register_fake("gru4rec_fast::sampled_loss", _fake)
+    torch.library.register_autograd("gru4rec_fast::sampled_loss", _backward, setup_context=_setup_context)
