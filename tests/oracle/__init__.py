@@ -1,0 +1,49 @@
+"""GRU4Rec in float64 NumPy, written from semantics.md alone: the independent check on everything else.
+
+It shares no line and no import with `gru4rec_fast`; what the two agree on, they agree on through the text. Weights are
+a dictionary of arrays that describes its own model (gate order r, z, n; h' = (1 - z) * n + z * h), of I inputs and H
+units per layer:
+
+    layers.{l}.weight_ih [3H, I]     input weights; absent at layer 0 in one-hot mode
+    layers.{l}.weight_hh [3H, H]     recurrent weights
+    layers.{l}.bias_ih   [3H]        the only bias of a reset-before layer
+    layers.{l}.bias_hh   [3H]        present: the layer is reset-after
+    output.weight [n_items, H], output.bias [n_items]
+    embedding.weight                 absent: constrained; [n_items, E]: separate; [n_items, 3H]: one-hot
+"""
+
+from .losses import LOSSES, SampledScores, sampled_loss
+from .network import Block, Dropout, embedding_mode, input_width, layer_sizes, run_backward, run_forward, zero_state
+from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, target_distribution
+from .ranking import evaluate, metrics, ranks
+from .sessions import Step, play, split
+from .training import Adagrad, Options, Trainer, block_gradients
+
+__all__ = [
+    "LOSSES",
+    "Adagrad",
+    "Block",
+    "Dropout",
+    "Options",
+    "SampledScores",
+    "Step",
+    "Trainer",
+    "bernoulli_keep",
+    "block_gradients",
+    "draw_negatives",
+    "embedding_mode",
+    "evaluate",
+    "input_width",
+    "layer_sizes",
+    "metrics",
+    "philox4x32",
+    "play",
+    "ranks",
+    "run_backward",
+    "run_forward",
+    "sampled_loss",
+    "split",
+    "table_distribution",
+    "target_distribution",
+    "zero_state",
+]

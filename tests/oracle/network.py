@@ -1,0 +1,170 @@
+"""GRU stack over a block of T steps, forward and backward, in all three embedding modes."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .philox import EMBEDDING_DROPOUT, FIRST_LAYER_DROPOUT, bernoulli_keep
+from .sessions import Step
+
+Weights = dict[str, np.ndarray]
+State = list[np.ndarray]  # per layer, [B, H]
+
+
+class Dropout(NamedTuple):
+    """Probabilities of dropping a unit, and the seed of the masks."""
+
+    embed: float = 0.0
+    hidden: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Block:
+    """T steps that were run at fixed weights: what the backward pass needs, and what came out."""
+
+    steps: list[Step]
+    outputs: list[np.ndarray]  # per step [B, H] of the top layer; rows of dead lanes mean nothing
+    states: list[State]  # per step, every layer's new state
+    caches: list[list[dict[str, Any]]]  # per step, per layer
+    embedding_masks: list[np.ndarray | float]
+
+
+def embedding_mode(weights: Weights) -> str:
+    if "embedding.weight" not in weights:
+        return "constrained"
+    return "separate" if "layers.0.weight_ih" in weights else "none"
+
+
+def input_table(weights: Weights) -> str:
+    """Name of the table whose rows are the network's inputs."""
+    return "output.weight" if embedding_mode(weights) == "constrained" else "embedding.weight"
+
+
+def layer_sizes(weights: Weights) -> list[int]:
+    n_layers = sum(name.startswith("layers.") and name.endswith(".weight_hh") for name in weights)
+    return [weights[f"layers.{layer}.weight_hh"].shape[1] for layer in range(n_layers)]
+
+
+def input_width(weights: Weights) -> int:
+    return weights[input_table(weights)].shape[1]
+
+
+def zero_state(weights: Weights, lanes: int) -> State:
+    return [np.zeros((lanes, size)) for size in layer_sizes(weights)]
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def cell_forward(x: np.ndarray, h: np.ndarray, w: Weights) -> tuple[np.ndarray, dict[str, Any]]:
+    """One GRU step; w holds this layer's weights. No weight_ih: x is the three gates' inputs already."""
+    size = h.shape[1]
+    gates = (x @ w["weight_ih"].T if "weight_ih" in w else x) + w["bias_ih"]
+    recurrent = h @ w["weight_hh"].T + w.get("bias_hh", 0.0)
+    r = _sigmoid(gates[:, :size] + recurrent[:, :size])
+    z = _sigmoid(gates[:, size : 2 * size] + recurrent[:, size : 2 * size])
+    reset_after = "bias_hh" in w
+    inner = r * recurrent[:, 2 * size :] if reset_after else (r * h) @ w["weight_hh"][2 * size :].T
+    n = np.tanh(gates[:, 2 * size :] + inner)
+    return (1 - z) * n + z * h, {"x": x, "h": h, "r": r, "z": z, "n": n, "recurrent": recurrent}
+
+
+def cell_backward(grad: np.ndarray, cache: dict[str, Any], w: Weights) -> tuple[np.ndarray, np.ndarray, Weights]:
+    """Gradients by x, by the old h and by the layer's weights, from the gradient by the new h."""
+    x, h, r, z, n = (cache[name] for name in "xhrzn")
+    size = h.shape[1]
+    pre_n = grad * (1 - z) * (1 - n**2)
+    pre_z = grad * (h - n) * z * (1 - z)
+    by_h = grad * z
+    if "bias_hh" in w:
+        pre_r = pre_n * cache["recurrent"][:, 2 * size :] * r * (1 - r)
+        recurrent = np.hstack([pre_r, pre_z, pre_n * r])
+        by_h = by_h + recurrent @ w["weight_hh"]
+        grads = {"weight_hh": recurrent.T @ h, "bias_hh": recurrent.sum(axis=0)}
+    else:
+        by_rh = pre_n @ w["weight_hh"][2 * size :]
+        pre_r = by_rh * h * r * (1 - r)
+        by_h = by_h + by_rh * r + np.hstack([pre_r, pre_z]) @ w["weight_hh"][: 2 * size]
+        grads = {"weight_hh": np.vstack([pre_r.T @ h, pre_z.T @ h, pre_n.T @ (r * h)])}
+    gates = np.hstack([pre_r, pre_z, pre_n])
+    grads["bias_ih"] = gates.sum(axis=0)
+    if "weight_ih" not in w:
+        return gates, by_h, grads
+    grads["weight_ih"] = gates.T @ x
+    return gates @ w["weight_ih"], by_h, grads
+
+
+def layer_weights(weights: Weights, layer: int) -> Weights:
+    prefix = f"layers.{layer}."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _mask(p: float, seed: int, stream: int, step: int, live: np.ndarray, units: int) -> np.ndarray | float:
+    """Dropout factors of the live lanes, 0 or 1 / (1 - p)."""
+    if p == 0.0:
+        return 1.0
+    keep = bernoulli_keep(p, seed=seed, stream=stream, step=step, lanes=len(live), units=units)
+    return keep[live] / (1.0 - p)
+
+
+def run_forward(
+    weights: Weights, steps: list[Step], state: State, dropout: Dropout | None = None, first_step: int = 0
+) -> Block:
+    """Plays steps from `state`; step t of the block draws the masks of step first_step + t. Inputs are not changed."""
+    dropout = dropout or Dropout()
+    layers = [layer_weights(weights, layer) for layer in range(len(state))]
+    p_embed = 0.0 if embedding_mode(weights) == "none" else dropout.embed  # one-hot inputs are no embedding
+    block = Block(steps, [], [], [], [])
+    for t, step in enumerate(steps):
+        live = step.live
+        mask = _mask(p_embed, dropout.seed, EMBEDDING_DROPOUT, first_step + t, live, input_width(weights))
+        block.embedding_masks.append(mask)
+        x = weights[input_table(weights)][step.inputs[live]] * mask
+        new_state, caches = [], []
+        for layer, w in enumerate(layers):
+            h = np.where(step.reset[:, None], 0.0, state[layer])
+            out, cache = cell_forward(x, h[live], w)
+            cache["mask"] = _mask(
+                dropout.hidden, dropout.seed, FIRST_LAYER_DROPOUT + layer, first_step + t, live, out.shape[1]
+            )
+            x = out * cache["mask"]  # the dropped-out h is what is carried
+            h[live] = x
+            new_state.append(h)
+            caches.append(cache)
+        state = new_state
+        block.states.append(state)
+        block.caches.append(caches)
+        block.outputs.append(state[-1])
+    return block
+
+
+def run_backward(
+    weights: Weights, block: Block, grad_outputs: list[np.ndarray], detach_steps: bool = False
+) -> tuple[Weights, list[np.ndarray]]:
+    """Gradients of the layers' weights, and per step [M, E] those of the live lanes' input rows.
+
+    grad_outputs: per step [B, H]. Gradients cross the block's steps, but no reset; with detach_steps, no step at all.
+    """
+    sizes = layer_sizes(weights)
+    layers = [layer_weights(weights, layer) for layer in range(len(sizes))]
+    grads = {name: np.zeros_like(value) for name, value in weights.items() if name.startswith("layers.")}
+    by_inputs: list[np.ndarray] = []
+    by_state = [np.zeros((len(block.steps[0].inputs), size)) for size in sizes]
+    for t in reversed(range(len(block.steps))):
+        step, live = block.steps[t], block.steps[t].live
+        by_output = grad_outputs[t][live]
+        for layer in reversed(range(len(sizes))):
+            cache = block.caches[t][layer]
+            by_output, by_h, by_weights = cell_backward(
+                (by_output + by_state[layer][live]) * cache["mask"], cache, layers[layer]
+            )
+            for name, value in by_weights.items():
+                grads[f"layers.{layer}.{name}"] += value
+            by_state[layer] = np.zeros_like(by_state[layer])
+            if not detach_steps:
+                by_state[layer][live] = by_h * ~step.reset[live, None]
+        by_inputs.insert(0, by_output * block.embedding_masks[t])
+    return grads, by_inputs

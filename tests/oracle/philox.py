@@ -1,0 +1,64 @@
+"""Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3") and what is drawn with it.
+
+Key: the seed as two 32-bit words, low then high. Counter: (stream, step, lane or draw index, unit or 0).
+Streams: 0 negatives, 1 the input embedding's dropout, 2 + l the dropout on the output of GRU layer l.
+"""
+
+import numpy as np
+
+NEGATIVES, EMBEDDING_DROPOUT, FIRST_LAYER_DROPOUT = 0, 1, 2
+
+_WORD = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+
+
+def philox4x32(counter, key: tuple[int, int]) -> np.ndarray:
+    """Ten rounds over four broadcastable counter words; uint64 [..., 4] whose entries are 32-bit words."""
+    a, b, c, d = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
+    low, high = key
+    for _ in range(10):
+        left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b, c, d = (
+            (right >> _HALF) ^ b ^ np.uint64(low),
+            right & _WORD,
+            (left >> _HALF) ^ d ^ np.uint64(high),
+            left & _WORD,
+        )
+        low, high = (low + _WEYL[0]) % 2**32, (high + _WEYL[1]) % 2**32
+    return np.stack([a, b, c, d], axis=-1)
+
+
+def seed_key(seed: int) -> tuple[int, int]:
+    return seed % 2**32, (seed >> 32) % 2**32
+
+
+def bernoulli_keep(p: float, *, seed: int, stream: int, step: int, lanes: int, units: int) -> np.ndarray:
+    """bool [lanes, units], True where a unit survives dropout of probability p: word 0 >= floor(p * 2^32)."""
+    lane, unit = np.arange(lanes)[:, None], np.arange(units)[None, :]
+    words = philox4x32((stream, step, lane, unit), seed_key(seed))
+    return words[..., 0] >= np.uint64(int(p * 2**32))
+
+
+def draw_negatives(threshold: np.ndarray, alias: np.ndarray, n: int, *, seed: int, step: int) -> np.ndarray:
+    """int64 [n] items from an alias table of K columns: a 64-bit uniform picks the column, 31 further bits the side."""
+    words = philox4x32((NEGATIVES, step, np.arange(n), 0), seed_key(seed))
+    columns = np.uint64(len(threshold))
+    column = ((words[:, 0] * columns + ((words[:, 1] * columns) >> _HALF)) >> _HALF).astype(np.int64)
+    accept = (words[:, 2] >> np.uint64(1)).astype(np.int64) < np.asarray(threshold, dtype=np.int64)[column]
+    return np.where(accept, column, np.asarray(alias, dtype=np.int64)[column])
+
+
+def table_distribution(threshold: np.ndarray, alias: np.ndarray) -> np.ndarray:
+    """float64 [K]: the probabilities that an alias table stands for (thresholds in units of 2^-31)."""
+    threshold = np.asarray(threshold, dtype=np.float64)
+    mass = threshold.copy()
+    np.add.at(mass, np.asarray(alias, dtype=np.int64), 2.0**31 - threshold)
+    return mass / (len(threshold) * 2.0**31)
+
+
+def target_distribution(support: np.ndarray, alpha: float) -> np.ndarray:
+    """float64 [K]: p ~ support^alpha, what the table should stand for and the draws should follow."""
+    weight = np.asarray(support, dtype=np.float64) ** alpha
+    return weight / weight.sum()

@@ -1,0 +1,46 @@
+"""Ranks, metrics and the next-item protocol."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from .network import Weights, run_forward, zero_state
+from .sessions import Step
+
+TIES = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
+
+
+def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "standard") -> np.ndarray:
+    """float64 [Q]: 1 + the other items scored strictly higher + the mode's share of the other items scored equal."""
+    if np.isnan(scores).any():
+        raise ValueError("a NaN score has no rank")
+    own = np.take_along_axis(scores, targets[:, None], axis=1)
+    higher, equal = (scores > own).sum(axis=1), (scores == own).sum(axis=1) - 1
+    return 1.0 + higher + TIES[ties] * equal
+
+
+def metrics(rank: np.ndarray, k: int) -> dict[str, float]:
+    """Means over targets; with one relevant item, MAP@k is MRR@k, the hit rate is recall, and the ideal DCG is 1."""
+    hit = rank <= k
+    return {
+        f"recall@{k}": float(hit.mean()),
+        f"mrr@{k}": float((hit / rank).mean()),
+        f"ndcg@{k}": float((hit / np.log2(rank + 1)).mean()),
+        f"map@{k}": float((hit / rank).mean()),
+        f"precision@{k}": float((hit / k).mean()),
+        f"hitrate@{k}": float(hit.mean()),
+    }
+
+
+def evaluate(weights: Weights, sessions: Sequence[Sequence[int]], ties: str = "standard") -> np.ndarray:
+    """Rank of the true next item for every event but the last of every session, sessions one by one from zero."""
+    found = []
+    for session in sessions:
+        state = zero_state(weights, 1)
+        for current, following in pairwise(session):
+            step = Step(np.array([current]), np.array([following]), np.array([False]))
+            state = run_forward(weights, [step], state).states[-1]
+            scores = state[-1] @ weights["output.weight"].T + weights["output.bias"]
+            found.append(ranks(scores, step.targets, ties))
+    return np.concatenate(found)

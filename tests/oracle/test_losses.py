@@ -1,0 +1,122 @@
+"""The losses against their formulas spelled out one score at a time, and their gradients against finite differences."""
+
+from math import exp, log
+
+import numpy as np
+import pytest
+
+from .losses import LOSSES, SampledScores, sampled_loss
+
+PARAMETERS = [
+    ("cross-entropy", {}),
+    ("cross-entropy", {"label_smoothing": 0.2}),
+    ("bpr-max", {"elu_param": 0.0, "bpreg": 1.3}),
+    ("bpr-max", {"elu_param": 0.5, "bpreg": 0.7}),
+    ("top1", {}),
+    ("top1-max", {}),
+    ("bpr", {}),
+]
+FORMS = ["in_batch", "padded", "accidental_hits", "dead_lanes"]
+
+
+def sigmoid(x):
+    return 1 / (1 + exp(-x))
+
+
+def by_the_book(loss, row, own, label_smoothing=0.0, elu_param=0.0, bpreg=1.0):
+    """One row's loss; `row` holds the scores in sight, row[own] the target's."""
+    if loss == "bpr-max" and elu_param:
+        row = [y if y > 0 else elu_param * (exp(y) - 1) for y in row]
+    y_i, n = row[own], len(row)
+    others = [y for j, y in enumerate(row) if j != own]
+    total = sum(exp(y) for y in others)
+    s = [exp(y) / total for y in others]
+    if loss == "cross-entropy":
+        log_softmax = [y - log(total + exp(y_i)) for y in row]
+        spread = sum(lp for j, lp in enumerate(log_softmax) if j != own) / (n - 1)
+        return -(1 - label_smoothing) * log_softmax[own] - label_smoothing * spread
+    if loss == "bpr-max":
+        won = sum(s_j * sigmoid(y_i - y) for s_j, y in zip(s, others, strict=True))
+        return -log(won + 1e-24) + bpreg * sum(s_j * y * y for s_j, y in zip(s, others, strict=True))
+    if loss == "top1":
+        return sum(sigmoid(y - y_i) + sigmoid(y * y) for y in row) / n - sigmoid(y_i * y_i) / n
+    if loss == "top1-max":
+        return sum(s_j * (sigmoid(y - y_i) + sigmoid(y * y)) for s_j, y in zip(s, others, strict=True))
+    return sum(-log(sigmoid(y_i - y)) for y in row)
+
+
+def problem(form):
+    rng = np.random.default_rng(5)
+    lanes, samples, size = 5, 6, 4
+    arguments = {
+        "hidden": rng.normal(size=(lanes, size)),
+        "rows": rng.normal(size=(lanes + samples, size)),
+        "bias": rng.normal(size=lanes + samples),
+        "log_q": rng.normal(size=lanes + samples),
+    }
+    options = {"batch_size": 8}
+    if form == "padded":
+        options["in_batch"] = False
+    if form == "accidental_hits":
+        options["ids"] = np.array([3, 1, 3, 4, 5, 1, 8, 9, 3, 4, 9])
+    if form == "dead_lanes":
+        options["live"] = np.array([True, False, True, True, False])
+    return arguments, options
+
+
+def visible_columns(form, options, lane, lanes, columns):
+    in_batch = [] if form == "padded" else [j for j in range(lanes) if options.get("live", [True] * lanes)[j]]
+    seen = [*in_batch, *range(lanes, columns)]
+    if form == "accidental_hits":
+        seen = [j for j in seen if options["ids"][j] != options["ids"][lane]]
+    return sorted({*seen, lane})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("loss", "parameters"), PARAMETERS)
+def test_value(loss, parameters, form):
+    arguments, options = problem(form)
+    hidden, rows = arguments["hidden"], arguments["rows"]
+    total = 0.0
+    for lane in np.flatnonzero(options.get("live", np.ones(len(hidden)))):
+        columns = visible_columns(form, options, lane, len(hidden), len(rows))
+        scores = [float(hidden[lane] @ rows[j] + arguments["bias"][j] - arguments["log_q"][j]) for j in columns]
+        total += by_the_book(loss, scores, columns.index(lane), **parameters)
+    found = sampled_loss(**arguments, loss=loss, **options, **parameters)[0]
+    assert found == pytest.approx(total / 8, rel=1e-13)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("loss", "parameters"), PARAMETERS)
+def test_gradients(loss, parameters, form):
+    arguments, options = problem(form)
+    _, *gradients = sampled_loss(**arguments, loss=loss, **options, **parameters)
+    for name, gradient in zip(("hidden", "rows", "bias"), gradients, strict=True):
+        for at in np.ndindex(gradient.shape):
+            ends = []
+            for shift in (1e-5, -1e-5):
+                moved = {key: value.copy() for key, value in arguments.items()}
+                moved[name][at] += shift
+                ends.append(sampled_loss(**moved, loss=loss, **options, **parameters)[0])
+            assert gradient[at] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-9), (name, at)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dead_lanes_are_as_if_removed(loss):
+    arguments, options = problem("dead_lanes")
+    live = options.pop("live")
+    columns = np.concatenate([live, np.ones(len(arguments["rows"]) - len(live), dtype=bool)])
+    masked = sampled_loss(**arguments, loss=loss, live=live, **options)
+    alone = {key: value[live if key == "hidden" else columns] for key, value in arguments.items()}
+    removed = sampled_loss(**alone, loss=loss, **options)
+    assert masked[0] == pytest.approx(removed[0], rel=1e-14)
+    for found, expected, kept in zip(masked[1:], removed[1:], (live, columns, columns), strict=True):
+        np.testing.assert_allclose(found[kept], expected, rtol=0, atol=1e-15)
+        assert not found[~kept].any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_large_scores_stay_finite(loss):
+    y = SampledScores(np.array([[800.0, -800.0, 700.0], [-800.0, 800.0, 0.0]]), np.array([0, 0]), np.ones((2, 3), bool))
+    value, gradient = LOSSES[loss](y, elu_param=0.5)
+    assert np.isfinite(value).all() and np.isfinite(gradient).all()

@@ -1,0 +1,166 @@
+"""Gradients of whole blocks against finite differences, the optimizer, dropout and the rules at block edges."""
+
+import numpy as np
+import pytest
+
+from .losses import LOSSES
+from .network import Dropout, run_forward, zero_state
+from .philox import bernoulli_keep
+from .sessions import Step, play
+from .training import Adagrad, Options, Trainer, block_gradients
+
+N_ITEMS, LANES = 7, 3
+SESSIONS = [[0, 1, 2], [3, 4], [5, 1, 1, 6, 0], [2, 6, 3], [4, 0]]  # resets inside, a lane dead from step 4 on
+
+
+def make_weights(mode="constrained", sizes=(4, 3), form="reset_after", seed=0):
+    rng = np.random.default_rng(seed)
+    width = {"constrained": sizes[-1], "separate": 5, "none": 3 * sizes[0]}[mode]
+    shapes = {"output.weight": (N_ITEMS, sizes[-1]), "output.bias": (N_ITEMS,)}
+    if mode != "constrained":
+        shapes["embedding.weight"] = (N_ITEMS, width)
+    for layer, size in enumerate(sizes):
+        one_hot = mode == "none" and layer == 0
+        if not one_hot:
+            shapes[f"layers.{layer}.weight_ih"] = (3 * size, width)
+        shapes[f"layers.{layer}.weight_hh"] = (3 * size, size)
+        shapes[f"layers.{layer}.bias_ih"] = (3 * size,)
+        if form == "reset_after" and not one_hot:
+            shapes[f"layers.{layer}.bias_hh"] = (3 * size,)
+        width = size
+    return {name: rng.normal(scale=0.7, size=shape) for name, shape in shapes.items()}
+
+
+def make_block(weights, first=0, length=5, samples=4):
+    rng = np.random.default_rng(1)
+    steps = list(play(SESSIONS, LANES))[first : first + length]
+    state = [rng.normal(size=h.shape) for h in zero_state(weights, LANES)]
+    return steps, [rng.integers(0, N_ITEMS, size=samples) for _ in steps], state
+
+
+MODES = [(mode, form) for mode in ("constrained", "separate", "none") for form in ("reset_after", "reset_before")]
+OPTIONS = [
+    *(Options(batch_size=4, loss=loss, elu_param=0.5, bpreg=0.8) for loss in LOSSES),
+    Options(batch_size=4, logq=0.6, sample_alpha=0.75, label_smoothing=0.1),
+    Options(batch_size=4, mask_accidental_hits=True),
+    Options(batch_size=4, loss="bpr-max", in_batch=False),
+    Options(batch_size=4, dropout=Dropout(embed=0.3, hidden=0.4, seed=2)),
+]
+
+
+def check_gradients(weights, options):
+    steps, negatives, state = make_block(weights)
+    assert any(step.reset.any() for step in steps[1:]) and not steps[-1].live.all()
+    arguments = {"support": np.arange(2, 2 + N_ITEMS), "first_step": 9}
+    _, grads, touched, _ = block_gradients(weights, steps, negatives, state, options, **arguments)
+    for name, grad in grads.items():
+        for at in np.ndindex(grad.shape):
+            ends = []
+            for shift in (1e-5, -1e-5):
+                moved = {**weights, name: weights[name].copy()}
+                moved[name][at] += shift
+                ends.append(block_gradients(moved, steps, negatives, state, options, **arguments)[0])
+            assert grad[at] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=2e-9), (name, at)
+    for name, rows in touched.items():
+        assert not np.delete(grads[name], rows, axis=0).any()
+
+
+@pytest.mark.parametrize(("mode", "form"), MODES)
+def test_block_gradients_of_every_network(mode, form):
+    check_gradients(make_weights(mode, (3, 2), form), OPTIONS[0])
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_block_gradients_of_every_loss(options):
+    check_gradients(make_weights(sizes=(2, 3)), options)
+
+
+def test_nothing_crosses_a_reset():
+    """A lane that begins a session at step 1 gives the same gradients whatever it played, and held, before."""
+    weights = make_weights()
+    steps = [
+        Step(np.array([1]), np.array([2]), np.array([False])),
+        Step(np.array([3]), np.array([4]), np.array([True])),
+    ]
+    drawn = [np.array([5]), np.array([6])]
+    state = [np.ones_like(h) for h in zero_state(weights, 1)]
+    grads = [
+        block_gradients(weights, part, negatives, start, Options(batch_size=1))[1]
+        for part, negatives, start in [
+            (steps, drawn, state),
+            (steps[:1], drawn[:1], state),
+            (steps[1:], drawn[1:], [5 * h for h in state]),
+        ]
+    ]
+    for name in weights:
+        np.testing.assert_allclose(grads[0][name], (grads[1][name] + grads[2][name]) / 2, rtol=0, atol=1e-15)
+
+
+def test_accumulation_is_the_block_without_gradient_between_its_steps():
+    weights = make_weights("separate")
+    steps, negatives, state = make_block(weights)
+    loss, grads, _, block = block_gradients(weights, steps, negatives, state, Options(detach_steps=True))
+    crossing = block_gradients(weights, steps, negatives, state, Options())[1]
+    starts = [state, *block.states[:-1]]
+    singles = [
+        block_gradients(weights, [step], [drawn], start, Options())
+        for step, drawn, start in zip(steps, negatives, starts, strict=True)
+    ]
+    assert loss == pytest.approx(np.mean([single[0] for single in singles]), rel=1e-14)
+    for name in weights:
+        np.testing.assert_allclose(grads[name], np.mean([single[1][name] for single in singles], axis=0), atol=1e-15)
+    assert not np.allclose(grads["layers.0.weight_hh"], crossing["layers.0.weight_hh"])
+
+
+def test_dropped_out_state_is_carried():
+    weights = make_weights("separate", (4,))
+    step = Step(np.array([1, 2]), np.array([3, 4]), np.array([True, True]))
+    dropout = Dropout(embed=0.5, hidden=0.5, seed=4)
+    block = run_forward(
+        weights, [step, step._replace(reset=np.array([False, False]))], zero_state(weights, 2), dropout, 6
+    )
+    plain = run_forward(weights, [step], zero_state(weights, 2), dropout._replace(hidden=0.0), 6)
+    keep = bernoulli_keep(0.5, seed=4, stream=2, step=6, lanes=2, units=4)
+    assert 0 < keep.sum() < keep.size
+    np.testing.assert_allclose(block.outputs[0], plain.outputs[0] * keep * 2, rtol=0, atol=0)
+    np.testing.assert_array_equal(block.caches[1][0]["h"], block.outputs[0])
+    kept = bernoulli_keep(0.5, seed=4, stream=1, step=7, lanes=2, units=5)
+    np.testing.assert_array_equal(block.caches[1][0]["x"], weights["embedding.weight"][[1, 2]] * kept * 2)
+
+
+def test_a_dead_step_is_refused():
+    weights = make_weights()
+    dead = Step(np.array([-1]), np.array([-1]), np.array([False]))
+    with pytest.raises(ValueError, match="no lane lives"):
+        block_gradients(weights, [dead], [np.array([1])], zero_state(weights, 1), Options())
+
+
+def test_adagrad_by_hand():
+    """Two updates of rows 0 and 1, the second with a zero gradient in row 1; row 2 is never touched."""
+    weight, rows = np.array([[1.0], [2.0], [3.0]]), np.array([0, 1])
+    optimizer = Adagrad(lr=0.1, momentum=0.5)
+    optimizer.update("table", weight, np.array([[3.0], [4.0], [0.0]]), rows)
+    first = np.array([-0.3 / np.sqrt(9 + 1e-6), -0.4 / np.sqrt(16 + 1e-6)])
+    np.testing.assert_allclose(weight[:, 0], [1 + first[0], 2 + first[1], 3], rtol=1e-15)
+    optimizer.update("table", weight, np.array([[4.0], [0.0], [0.0]]), rows)
+    second = first / 2 - np.array([0.4 / np.sqrt(25 + 1e-6), 0.0])
+    np.testing.assert_allclose(weight[:, 0], [1 + first[0] + second[0], 2 + first[1] + second[1], 3], rtol=1e-15)
+    optimizer.update(
+        "table", weight, np.zeros((3, 1)), np.array([2])
+    )  # rows out of sight keep their momentum to themselves
+    np.testing.assert_allclose(weight[:, 0], [1 + first[0] + second[0], 2 + first[1] + second[1], 3], rtol=1e-15)
+
+
+@pytest.mark.parametrize("mode", ["constrained", "separate", "none"])
+def test_only_touched_rows_move(mode):
+    trainer = Trainer(make_weights(mode), Options(batch_size=2, momentum=0.9, learning_rate=0.1))
+    before = {name: value.copy() for name, value in trainer.weights.items()}
+    trainer.train_block([Step(np.array([0, -1]), np.array([1, -1]), np.array([True, False]))], [np.array([3, 3])])
+    moved = {
+        name: set(np.flatnonzero(np.any((trainer.weights[name] != before[name]).reshape(N_ITEMS, -1), axis=1)))
+        for name in before
+        if not name.startswith("layers.")
+    }
+    assert moved["output.bias"] == {1, 3}
+    assert moved["output.weight"] == ({0, 1, 3} if mode == "constrained" else {1, 3})
+    assert mode == "constrained" or moved["embedding.weight"] == {0}

@@ -1,0 +1,67 @@
+"""The oracle replays every recorded GRU4Rec run: batches exact; losses, states and final weights to 1e-9."""
+
+import numpy as np
+import pytest
+from golden import golden_folder, golden_names, load
+from oracle import Options, Trainer, evaluate, metrics, play, split
+
+pytestmark = pytest.mark.skipif(golden_folder() is None, reason="shared/golden is not beside this checkout")
+
+TOLERANCE = 1e-9
+NAMES = golden_names()
+
+
+def _steps(run):
+    n_sample, lanes = run.config["n_sample"], run.config["batch_size"]
+    steps = list(play(split(run.items, run.offsets), lanes, min_live=1 if n_sample else 2))
+    if run.config.get("logq"):  # recorded while all lanes live
+        steps = [step for step in steps if step.live.all()]
+    return steps
+
+
+def _options(run):
+    names = ("batch_size", "loss", "learning_rate", "momentum", "sample_alpha", "logq", "elu_param", "bpreg")
+    return Options(**{name: run.config[name] for name in names if name in run.config})
+
+
+def test_the_recordings_are_there():
+    assert len(NAMES) == 9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches(name):
+    run = load(name)
+    steps = _steps(run)
+    assert len(steps) == len(run.inputs)
+    for step, inputs, targets in zip(steps, run.inputs, run.targets, strict=True):
+        dead = [-1] * int((~step.live).sum())
+        np.testing.assert_array_equal([*step.inputs[step.live], *dead], inputs)
+        np.testing.assert_array_equal([*step.targets[step.live], *dead], targets)
+    np.testing.assert_array_equal(np.bincount(run.items), run.support)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training(name):
+    run = load(name)
+    trainer = Trainer(run.weights("before"), _options(run), support=run.support)
+    losses, norms = [], []
+    for step, negatives in zip(_steps(run), run.negatives, strict=True):
+        loss, block = trainer.train_block([step], [negatives])
+        losses.append(loss)
+        norms.append(sum((state[step.live] ** 2).sum() for state in block.states[-1]))
+    np.testing.assert_allclose(losses, run.losses, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(norms, run.hidden_sq_norms, rtol=0, atol=TOLERANCE)
+    after = run.weights("after")
+    assert trainer.weights.keys() == after.keys()
+    for key, expected in after.items():
+        np.testing.assert_allclose(trainer.weights[key], expected, rtol=0, atol=TOLERANCE, err_msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation(name):
+    run = load(name)
+    rank = evaluate(run.weights("after"), split(run.items, run.evaluated_offsets), "standard")
+    found = metrics(rank, 5)
+    assert len(rank) == run.evaluation["n"]
+    for metric in ("recall@5", "mrr@5"):
+        assert found[metric] == pytest.approx(run.evaluation[metric], abs=TOLERANCE)
