@@ -9,18 +9,18 @@ TORCH_LIBRARY(gru4rec_fast, m) {
   // session_batch
   m.def(
       "session_batch(Tensor items, Tensor offsets, Tensor order, Tensor(a!) lane_session, Tensor(b!) lane_position, "
-      "Tensor(c!) cursor, int steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
+      "Tensor(c!) cursor, SymInt steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
 
-  // negative_sampling
+  // negative_sampling: sizes and counters are SymInt, since a plain int would recompile a compiled step at every step
   m.def("build_alias_table(Tensor mass) -> (Tensor threshold, Tensor alias)");
   m.def(
-      "negative_sampling(Tensor threshold, Tensor alias, Tensor log_prob, int n, int seed, int step, int steps) -> "
-      "(Tensor items, Tensor log_prob)");
+      "negative_sampling(Tensor threshold, Tensor alias, Tensor log_prob, SymInt n, SymInt seed, SymInt step, "
+      "SymInt steps) -> (Tensor items, Tensor log_prob)");
 
   // dropout
   m.def(
-      "dropout_mask(int steps, int lanes, int units, float p, int seed, int stream, int step, *, ScalarType dtype, "
-      "Device device) -> Tensor");
+      "dropout_mask(SymInt steps, SymInt lanes, SymInt units, float p, SymInt seed, SymInt stream, SymInt step, *, "
+      "ScalarType dtype, Device device) -> Tensor");
 
   // gru
   m.def(

@@ -1,0 +1,49 @@
+// Philox4x32-10: four random 32-bit words as a function of a 128-bit counter and a 64-bit key.
+// Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The specification is
+// gru4rec_fast/reference/philox.py; the two files hold the same constants.
+#pragma once
+
+#include <cstdint>
+
+// Forced inline, so that a copy compiled for a wide instruction set never stands in for a narrow one at link time.
+#if defined(__CUDACC__)
+#define GRF_HOST_DEVICE __host__ __device__ __forceinline__
+#elif defined(__GNUC__) || defined(__clang__)
+#define GRF_HOST_DEVICE inline __attribute__((always_inline))
+#else
+#define GRF_HOST_DEVICE inline
+#endif
+
+namespace grf {
+namespace philox {
+
+constexpr uint32_t kStreamNegatives = 0;
+constexpr uint32_t kStreamEmbeddingDropout = 1;
+constexpr uint32_t kStreamHiddenDropout = 2;  // of the first GRU layer; layer l uses kStreamHiddenDropout + l
+
+struct Words {
+  uint32_t w0, w1, w2, w3;
+};
+
+GRF_HOST_DEVICE Words philox4x32(Words counter, uint64_t seed) {
+  uint32_t key0 = static_cast<uint32_t>(seed);
+  uint32_t key1 = static_cast<uint32_t>(seed >> 32);
+  Words c = counter;
+#if defined(__CUDACC__) || defined(__clang__)
+#pragma unroll
+#elif defined(__GNUC__)
+#pragma GCC unroll 10
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = static_cast<uint64_t>(c.w0) * 0xD2511F53u;
+    const uint64_t product1 = static_cast<uint64_t>(c.w2) * 0xCD9E8D57u;
+    c = {static_cast<uint32_t>(product1 >> 32) ^ c.w1 ^ key0, static_cast<uint32_t>(product1),
+         static_cast<uint32_t>(product0 >> 32) ^ c.w3 ^ key1, static_cast<uint32_t>(product0)};
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return c;
+}
+
+}  // namespace philox
+}  // namespace grf
