@@ -1,1 +1,1 @@
-"""."""
+"""Training: loop, schedules, checkpoints, early stopping, curves."""

@@ -1,0 +1,107 @@
+"""Learning-rate schedules: any scheduler of torch.optim.lr_scheduler, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer, lr_scheduler
+
+ALIASES = {"step": "StepLR", "cosine": "CosineAnnealingLR", "plateau": "ReduceLROnPlateau"}
+
+# These take functions or other schedulers, which a parameter file and a checkpoint cannot hold.
+_NOT_BY_NAME = {"LRScheduler", "LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR"}
+
+
+def scheduler_names() -> list[str]:
+    """Every name that `Schedule` takes."""
+    classes = [
+        name
+        for name, value in vars(lr_scheduler).items()
+        if inspect.isclass(value) and issubclass(value, lr_scheduler.LRScheduler) and not name.startswith("_")
+    ]
+    return [*ALIASES, *sorted(set(classes) - _NOT_BY_NAME)]
+
+
+class Schedule:
+    """A torch scheduler with its moment: stepped after each epoch, or after each update of the weights.
+
+    Args:
+        optimizer: whose learning rate is scheduled.
+        name: "step", "cosine", "plateau", or the name of a class in torch.optim.lr_scheduler.
+        options: the arguments of that class, and `interval`: "epoch" (default) or "update".
+            Defaults where torch has none: step, step_size = a third of the epochs; cosine, T_max = n_epochs (with
+            `interval="epoch"`); plateau, mode = which way the watched value gets better.
+        n_epochs: length of the training, for those defaults.
+        maximise: True where a larger watched value is better ("plateau").
+
+    Raises:
+        ValueError: unknown name, interval or option, or options that the class refuses.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        n_epochs: int,
+        maximise: bool = False,
+    ):
+        if name not in scheduler_names():
+            raise ValueError(f"lr_scheduler={name!r}: choose one of {', '.join(scheduler_names())}")
+        kind = ALIASES.get(name, name)
+        arguments = dict(options or {})
+        interval = arguments.pop("interval", "epoch")
+        if interval not in ("epoch", "update"):
+            raise ValueError(f"lr_scheduler_options: interval={interval!r} is neither 'epoch' nor 'update'")
+        self.watches_metric = kind == "ReduceLROnPlateau"
+        self.per_update = interval == "update"
+        if self.watches_metric and self.per_update:
+            raise ValueError(
+                "lr_scheduler='plateau' watches a value that exists once an epoch; interval='update' cannot be"
+            )
+        if kind == "StepLR":
+            arguments.setdefault("step_size", max(1, n_epochs // 3))
+        elif kind == "CosineAnnealingLR" and not self.per_update:
+            arguments.setdefault("T_max", n_epochs)
+        elif self.watches_metric:
+            arguments.setdefault("mode", "max" if maximise else "min")
+        scheduler_class = getattr(lr_scheduler, kind)
+        known = list(inspect.signature(scheduler_class).parameters)[1:]
+        unknown = sorted(set(arguments) - set(known))
+        if unknown:
+            raise ValueError(f"lr_scheduler_options: {kind} has no {', '.join(unknown)}; it takes {', '.join(known)}")
+        try:
+            self._scheduler = scheduler_class(optimizer, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"lr_scheduler={name!r} with lr_scheduler_options={dict(options or {})}: {error}"
+            ) from error
+
+    def after_update(self) -> None:
+        """To be called after each update of the weights."""
+        if self.per_update:
+            self._scheduler.step()
+
+    def after_epoch(self, watched: float) -> None:
+        """To be called after each epoch with the value that "plateau" watches: the monitored metric or the loss."""
+        if self.watches_metric:
+            self._scheduler.step(watched)
+        elif not self.per_update:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's own state, as JSON values; what it was built from is not in it."""
+        return {key: value for key, value in self._scheduler.state_dict().items() if _is_json(value)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; load the optimizer (its learning rate) after this."""
+        self._scheduler.load_state_dict(state)
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, bool | int | float | str)

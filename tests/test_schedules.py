@@ -1,0 +1,112 @@
+"""Learning-rate schedules by name, against torch's own, and their state through JSON."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from gru4rec_fast.training.schedules import Schedule, scheduler_names
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "step": {"step_size": 2, "gamma": 0.5},
+    "cosine": {},
+    "plateau": {"patience": 1, "factor": 0.5},
+    "ConstantLR": {"total_iters": 3},
+    "CosineAnnealingLR": {"T_max": 4},
+    "CosineAnnealingWarmRestarts": {"T_0": 3, "T_mult": 2},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.2, "step_size_up": 3},
+    "ExponentialLR": {"gamma": 0.9},
+    "LinearLR": {"total_iters": 4},
+    "MultiStepLR": {"milestones": [2, 5]},
+    "OneCycleLR": {"max_lr": 0.3, "total_steps": 9},
+    "PolynomialLR": {"total_iters": 6},
+    "ReduceLROnPlateau": {"patience": 0},
+    "StepLR": {"step_size": 3},
+}
+WATCHED = [3.0, 2.0, 2.5, 2.6, 2.7, 1.0, 1.5, 1.6]
+
+
+def an_optimizer() -> torch.optim.Optimizer:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    return torch.optim.SGD([parameter], lr=0.1, momentum=0.5)
+
+
+def rates(schedule: Schedule, optimizer: torch.optim.Optimizer, watched: list[float]) -> list[float]:
+    found = []
+    for value in watched:
+        optimizer.step()
+        schedule.after_epoch(value)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_every_offered_scheduler_is_tried_here():
+    assert set(scheduler_names()) == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_resuming_through_json_continues_the_schedule(name: str):
+    optimizer = an_optimizer()
+    whole = rates(Schedule(optimizer, name, EXAMPLES[name], n_epochs=8), optimizer, WATCHED)
+    assert len(set(whole)) > 1, "a schedule that never changes the rate tests nothing"
+
+    optimizer = an_optimizer()
+    schedule = Schedule(optimizer, name, EXAMPLES[name], n_epochs=8)
+    first = rates(schedule, optimizer, WATCHED[:3])
+    saved = json.loads(json.dumps(schedule.state_dict()))
+    groups = optimizer.state_dict()
+
+    optimizer = an_optimizer()
+    schedule = Schedule(optimizer, name, EXAMPLES[name], n_epochs=8)
+    schedule.load_state_dict(saved)
+    optimizer.load_state_dict(groups)
+    assert first + rates(schedule, optimizer, WATCHED[3:]) == whole
+
+
+def test_an_alias_is_the_torch_class_with_our_defaults():
+    ours, theirs = an_optimizer(), an_optimizer()
+    expected = lr_scheduler.CosineAnnealingLR(theirs, T_max=8)
+    found = rates(Schedule(ours, "cosine", n_epochs=8), ours, WATCHED)
+    for rate in found:
+        theirs.step()
+        expected.step()
+        assert rate == theirs.param_groups[0]["lr"]
+    assert found[-1] == pytest.approx(0)
+
+
+def test_plateau_follows_the_direction_of_the_watched_value():
+    for maximise, values in ((False, [3.0, 2.0, 1.0]), (True, [0.1, 0.2, 0.3])):
+        for watched, reduced in ((values, False), (values[::-1], True)):
+            optimizer = an_optimizer()
+            schedule = Schedule(optimizer, "plateau", {"patience": 0}, n_epochs=3, maximise=maximise)
+            assert (rates(schedule, optimizer, watched)[-1] < 0.1) == reduced
+
+
+def test_interval_update_steps_after_updates_only():
+    optimizer = an_optimizer()
+    schedule = Schedule(optimizer, "ExponentialLR", {"gamma": 0.5, "interval": "update"}, n_epochs=1)
+    optimizer.step()
+    schedule.after_epoch(0.0)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    schedule.after_update()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Cosine", {}, r"lr_scheduler='Cosine': choose one of step, cosine, plateau, ConstantLR"),
+        ("LambdaLR", {}, "choose one of"),
+        ("step", {"stepsize": 2}, "StepLR has no stepsize; it takes step_size, gamma"),
+        ("step", {"interval": "day"}, "interval='day' is neither"),
+        ("plateau", {"interval": "update"}, "once an epoch"),
+        ("ExponentialLR", {}, "'ExponentialLR' with lr_scheduler_options={}: .*gamma"),
+        ("OneCycleLR", {"max_lr": 1.0}, "total_steps"),
+    ],
+)
+def test_wrong_names_and_options(name: str, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Schedule(an_optimizer(), name, options, n_epochs=3)
