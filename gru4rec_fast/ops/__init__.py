@@ -1,21 +1,27 @@
 """Public operators: fused kernels behind plain functions on plain tensors, with `impl=` on each."""
 
 from gru4rec_fast.ops.dropout import dropout_mask
+from gru4rec_fast.ops.gru import gru
 from gru4rec_fast.ops.negative_sampling import (
     AliasTable,
     build_alias_table,
     negative_sampling,
 )
+from gru4rec_fast.ops.sampled_loss import sampled_loss
 from gru4rec_fast.ops.session_batch import (
     session_batch,
     session_batch_state,
 )
+from gru4rec_fast.ops.sparse_update import sparse_adagrad
 
 __all__ = [
     "AliasTable",
     "build_alias_table",
     "dropout_mask",
+    "gru",
     "negative_sampling",
+    "sampled_loss",
     "session_batch",
     "session_batch_state",
+    "sparse_adagrad",
 ]

@@ -6,16 +6,22 @@ from gru4rec_fast.reference.negative_sampling import (
     build_alias_table,
     negative_sampling,
 )
+from gru4rec_fast.reference.gru import gru
+from gru4rec_fast.reference.sampled_loss import sampled_loss
 from gru4rec_fast.reference.session_batch import (
     session_batch,
     session_batch_state,
 )
+from gru4rec_fast.reference.sparse_update import sparse_adagrad
 
 __all__ = [
     "AliasTable",
     "build_alias_table",
     "dropout_mask",
+    "gru",
     "negative_sampling",
+    "sampled_loss",
     "session_batch",
     "session_batch_state",
+    "sparse_adagrad",
 ]
