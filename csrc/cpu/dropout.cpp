@@ -1,10 +1,11 @@
 // Counter-based dropout masks on the CPU. Specification: gru4rec_fast/reference/dropout.py.
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/checks.h"
@@ -18,6 +19,29 @@ namespace {
 
 constexpr int64_t kWordRange = int64_t{1} << 32;
 
+// What every row of a mask shares.
+struct MaskParams {
+  int64_t lanes, units;
+  uint32_t stream, first_step;
+  uint64_t seed;
+  uint32_t threshold;
+};
+
+template <typename bits_t>
+void fill_mask(const at::Tensor& mask, const MaskParams& params, const at::Tensor& scale) {
+  const auto fill_row = GRF_DISPATCH(dropout_row<bits_t>);
+  const bits_t kept = *static_cast<const bits_t*>(scale.const_data_ptr());
+  auto* out = static_cast<bits_t*>(mask.mutable_data_ptr());
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, params.units));  // rows worth a thread
+  at::parallel_for(0, mask.size(0) * params.lanes, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      fill_row(out + row * params.units, static_cast<uint32_t>(params.units), params.stream,
+               params.first_step + static_cast<uint32_t>(row / params.lanes), static_cast<uint32_t>(row % params.lanes),
+               params.seed, params.threshold, kept);
+    }
+  });
+}
+
 at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                         int64_t step, at::ScalarType dtype, at::Device device) {
   check_counters(seed, step, steps);
@@ -25,22 +49,25 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   TORCH_CHECK_VALUE(units >= 0 && units < kWordRange, "units=", units, ": must be in [0, 2**32)");
   TORCH_CHECK_VALUE(stream >= 0 && stream < kWordRange, "stream=", stream, ": must be in [0, 2**32)");
   TORCH_CHECK_VALUE(p >= 0 && p < 1, "p=", p, ": the probability of dropping must be in [0, 1)");
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+                    "dtype=", dtype, ": choose one of float32, float64, float16, bfloat16");
 
-  at::Tensor mask = at::empty({steps, lanes, units}, at::TensorOptions().dtype(dtype).device(device));
+  const auto options = at::TensorOptions().dtype(dtype).device(device);
+  const at::Tensor mask = at::empty({steps, lanes, units}, options);
+  const at::Tensor scale = at::full({}, 1.0 / (1.0 - p), options);
   const auto threshold = static_cast<uint32_t>(std::floor(p * static_cast<double>(kWordRange)));
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, units));  // rows worth a thread
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "dropout_mask", [&] {
-    const auto fill_row = GRF_DISPATCH(dropout_row<scalar_t>);
-    const auto scale = static_cast<scalar_t>(1.0 / (1.0 - p));
-    scalar_t* out = mask.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, steps * lanes, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        fill_row(out + row * units, static_cast<uint32_t>(units), static_cast<uint32_t>(stream),
-                 static_cast<uint32_t>(step + row / lanes), static_cast<uint32_t>(row % lanes),
-                 static_cast<uint64_t>(seed), threshold, scale);
-      }
-    });
-  });
+  const MaskParams params{
+      lanes, units, static_cast<uint32_t>(stream), static_cast<uint32_t>(step), static_cast<uint64_t>(seed), threshold};
+  switch (mask.element_size()) {
+    case 2:
+      fill_mask<uint16_t>(mask, params, scale);
+      break;
+    case 4:
+      fill_mask<uint32_t>(mask, params, scale);
+      break;
+    default:
+      fill_mask<uint64_t>(mask, params, scale);
+  }
   return mask;
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -89,7 +90,7 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
       const int64_t t = begin / n;
       const int64_t stop = std::min(end, (t + 1) * n);
       draw(items_out + t * n, log_prob_out + t * n, begin - t * n, stop - t * n, static_cast<uint32_t>(step + t),
-           static_cast<uint64_t>(seed), threshold_data, alias_data, log_prob_data, static_cast<uint64_t>(n_items));
+           static_cast<uint64_t>(seed), threshold_data, alias_data, log_prob_data, static_cast<uint32_t>(n_items));
       begin = stop;
     }
   });

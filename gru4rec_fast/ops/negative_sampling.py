@@ -29,7 +29,7 @@ def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> A
         The table, on the CPU: built there once, then moved with `.to(device)`.
 
     Raises:
-        ValueError: an empty catalogue, a negative support, no support at all, or an alpha that is negative or not finite.
+        ValueError: an empty catalogue, a negative support, no support at all, an alpha that is negative or not finite.
     """
     if support.dim() != 1 or support.is_floating_point() or support.is_complex() or support.dtype == torch.bool:
         raise ValueError(f"support must be a one-dimensional integer tensor, not {support.dtype} {[*support.shape]}")

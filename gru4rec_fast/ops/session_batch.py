@@ -42,9 +42,9 @@ def session_batch(
         impl: "auto", "native" or "reference".
 
     Returns:
-        (inputs int64 [steps, B], targets int64 [steps, B], reset bool [steps, B]): -1 in dead lanes; reset is True where
-        a lane begins a session, so that its hidden state must be zero before that step. Rows after the end of the epoch
-        are all dead.
+        (inputs int64 [steps, B], targets int64 [steps, B], reset bool [steps, B]). A dead lane has input and target -1.
+        reset is True where a lane begins a session, so that its hidden state must be zero before that step. Rows after
+        the end of the epoch are all dead.
 
     Raises:
         ValueError: an argument that does not fit, named; an `order` or a state that does not fit the log. The state is
@@ -52,9 +52,7 @@ def session_batch(
     """
     _check(items, offsets, order, lane_session, lane_position, cursor, steps)
     if resolve(impl, "session_batch", items.device.type) == "native":
-        return torch.ops.gru4rec_fast.session_batch(
-            items, offsets, order, lane_session, lane_position, cursor, steps
-        )
+        return torch.ops.gru4rec_fast.session_batch(items, offsets, order, lane_session, lane_position, cursor, steps)
     return reference_session_batch(items, offsets, order, lane_session, lane_position, cursor, steps)
 
 

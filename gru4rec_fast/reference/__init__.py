@@ -1,12 +1,12 @@
 """Pure PyTorch: what every operator computes; the specification, the fallback and the oracle at once."""
 
 from gru4rec_fast.reference.dropout import dropout_mask
+from gru4rec_fast.reference.gru import gru
 from gru4rec_fast.reference.negative_sampling import (
     AliasTable,
     build_alias_table,
     negative_sampling,
 )
-from gru4rec_fast.reference.gru import gru
 from gru4rec_fast.reference.sampled_loss import sampled_loss
 from gru4rec_fast.reference.session_batch import (
     session_batch,

@@ -1,8 +1,8 @@
 """Negative sampling: items drawn with replacement, p(item) proportional to support ** alpha, by an alias table.
 
 Walker, "An efficient method for generating discrete random variables with general distributions", ACM TOMS 3 (1977);
-table construction after Vose, IEEE TSE 17 (1991). All of it is done in integers, so that a seed means the same negatives
-on every backend and for any thread count.
+table construction after Vose, IEEE TSE 17 (1991). All of it is done in integers, so that a seed means the same
+negatives on every backend and for any thread count.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def alias_columns(mass: Tensor) -> tuple[Tensor, Tensor]:
 def build_alias_table(support: Tensor, alpha: float) -> AliasTable:
     """Build the table of p(item) proportional to support ** alpha (0: uniform; 1: popularity).
 
-    support: integer tensor [n_items] on the CPU, how often each item occurs. With alpha > 0 an item of support 0 is never
-    drawn; with alpha 0 it is as likely as any other.
+    support: integer tensor [n_items] on the CPU, how often each item occurs. With alpha > 0 an item of support 0 is
+    never drawn; with alpha 0 it is as likely as any other.
     """
     mass, log_prob = alias_masses(support, alpha)
     threshold, alias = alias_columns(mass)
@@ -93,8 +93,8 @@ def build_alias_table(support: Tensor, alpha: float) -> AliasTable:
 def negative_sampling(table: AliasTable, n: int, *, seed: int, step: int, steps: int = 1) -> tuple[Tensor, Tensor]:
     """Draw `n` items with replacement for each of `steps` steps, shared by the lanes of a step.
 
-    Draw d of step t takes the Philox4x32-10 words w0, w1, w2 of counter (0, step + t, d, 0) under key `seed`. w0 and w1,
-    read as a 64-bit fraction, choose the column; the upper 31 bits of w2 choose between the column's item and its alias.
+    Draw d of step t takes the Philox4x32-10 words w0, w1, w2 of counter (0, step + t, d, 0) under key `seed`. w0 and
+    w1, read as a 64-bit fraction, choose the column; the upper 31 bits of w2 choose its item or its alias.
 
     Returns (items int64 [steps, n], log_prob float32 [steps, n], the log-probability of each drawn item), both on the
     table's device. n may exceed the number of items.

@@ -1,4 +1,8 @@
-"""Session-parallel mini-batches: lanes that play sessions one after another (Hidasi et al., arXiv 1511.06939, fig. 2)."""
+"""Session-parallel mini-batches: lanes that play sessions one after another.
+
+Hidasi, Karatzoglou, Baltrunas and Tikk, "Session-based recommendations with recurrent neural networks", ICLR 2016
+(arXiv 1511.06939), section 3.1.1 and figure 2.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ from torch import Tensor
 def session_batch_state(n_lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Return the state of an epoch that has not begun: (lane_session [n_lanes], lane_position [n_lanes], cursor [1]).
 
-    All int64. lane_session: which place of `order` the lane plays; -1 before its first step, len(order) when it is dead.
-    lane_position: index in `items` of the event that is its next input. cursor: the next place of `order` to be started.
+    All int64. lane_session: which place of `order` the lane plays; -1 before its first step, len(order) when it is
+    dead. lane_position: index in `items` of the event that is its next input. cursor: the next place of `order` to be
+    started.
     """
     if n_lanes < 1:
         raise ValueError(f"n_lanes={n_lanes}: must be at least 1")
@@ -33,9 +38,9 @@ def session_batch(
     """Play `steps` steps of B lanes; everything that is to be remembered between calls is in the state tensors.
 
     At each step a live lane feeds its current event as input and the next event of the same session as target. A lane
-    whose session has no next event first takes the next session not yet started; lanes that run out at the same step are
-    refilled in lane order. Sessions of fewer than two events are passed over. Where no session is left the lane is dead
-    for the rest of the epoch. An epoch so has sum(max(length - 1, 0)) targets, whatever the number of lanes.
+    whose session has no next event first takes the next session not yet started; lanes that run out at the same step
+    are refilled in lane order. Sessions of fewer than two events are passed over. Where no session is left the lane is
+    dead for the rest of the epoch. An epoch so has sum(max(length - 1, 0)) targets, whatever the number of lanes.
 
     items: int32 or int64 [n_events]. offsets: int64 [n_sessions + 1]; session s is items[offsets[s]:offsets[s + 1]].
     order: int64 [n_played], the sessions of this epoch in the order they are started.
