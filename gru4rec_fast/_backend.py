@@ -1,32 +1,162 @@
-"""Which implementation of an operator runs, and why: the only place that decides."""
+"""Which implementation of an operator runs, and why: the only place that decides.
+
+The native library is looked for at the first call that could use it, never at import. Where it cannot be had, the reason
+is kept, shown by `build_info()`, and said once, in one line, when an operator first falls back.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib.util
+import logging
+import sys
+import threading
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 
+from gru4rec_fast import _build, _compile
+from gru4rec_fast._version import __version__
+
 Implementation = Literal["auto", "native", "reference"]
+
+logger = logging.getLogger("gru4rec_fast")
+
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_lock = threading.RLock()  # the callbacks that `load` runs may themselves resolve operators
+_native: ModuleType | None = None
+_library: _build.Library | None = None
+_why_not: str | None = None
+_resolved: dict[tuple[str, str, str], str] = {}
 
 
 def load() -> bool:
-    """Load the native library if there is one; True where its operators are registered."""
-    try:
-        from gru4rec_fast import _C  # noqa: F401
-    except ImportError:
+    """Load the native library if there is one that fits this torch, compiling it where need be; True where it is in.
+
+    Looked for once per process. Raises RuntimeError where GRU4REC_FAST_BUILD is cpu or cuda and that cannot be had, and
+    ValueError where it has an unknown value.
+    """
+    global _native, _library, _why_not
+    if _native is not None:
+        return True
+    if _why_not is not None:
         return False
+    with _lock:
+        if _native is not None or _why_not is not None:
+            return _native is not None
+        try:
+            _library = _build.find_or_compile()
+            _native = _import_library(_library)
+        except _compile.BuildError as error:
+            asked = _compile.build_mode()
+            if asked in ("cpu", "cuda"):
+                raise RuntimeError(f"{_compile.MODE_VARIABLE}={asked}: {error}") from error
+            _why_not = str(error)
+            return False
+        from gru4rec_fast.ops._registry import run_callbacks
+
+        run_callbacks()
     return True
 
 
-@torch.compiler.assume_constant_result
+def _import_library(library: _build.Library) -> ModuleType:
+    """Load a library that was found to fit, and with it the operators' schemas and kernels."""
+    name = "gru4rec_fast._C"
+    spec = importlib.util.spec_from_file_location(name, library.path)
+    if spec is None or spec.loader is None:
+        raise _compile.BuildError(f"{library.path} is not a Python extension module")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise _compile.BuildError(f"{library.path} does not load: {error}") from error
+    module.simd_level()  # a bad GRU4REC_FAST_SIMD is told here, not in the middle of a kernel
+    sys.modules[name] = module
+    return module
+
+
 def resolve(impl: str, op: str, device_type: str) -> str:
-    """Answer "native" or "reference" for operator `op` (its name in csrc/schema.cpp) on a device type."""
+    """Answer "native" or "reference" for operator `op` (its name in csrc/schema.cpp) on a device type.
+
+    Raises ValueError for an unknown `impl`, RuntimeError with the reason where "native" is asked for and missing.
+    """
+    key = (impl, op, device_type)
+    answer = _resolved.get(key)
+    if answer is None:
+        answer = _resolved[key] = _decide(impl, op, device_type)
+    return answer
+
+
+# torch.compile calls `resolve` as it stands and keeps the answer. What torch.compiler.assume_constant_result sets, set by
+# hand: that decorator imports the whole compiler at once.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _decide(impl: str, op: str, device_type: str) -> str:
     if impl not in ("auto", "native", "reference"):
         raise ValueError(f"impl={impl!r}: choose one of 'auto', 'native', 'reference'")
     if impl == "reference":
         return "reference"
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type, "")
-    native = bool(key) and load() and torch._C._dispatch_has_kernel_for_dispatch_key(f"gru4rec_fast::{op}", key)
-    if impl == "native" and not native:
-        raise RuntimeError(f"impl='native': operator {op} has no native kernel on {device_type}")
-    return "native" if native else "reference"
+    loaded = load()
+    if loaded and device_type in kernels().get(op, []):
+        return "native"
+    if impl == "native":
+        missing = f"operator {op} has no native kernel on {device_type}" if loaded else _why_not
+        raise RuntimeError(f"impl='native': {missing}")
+    if not loaded:
+        _announce()
+    return "reference"
+
+
+_announced = False
+
+
+def _announce() -> None:
+    """Say once that everything runs without native kernels, and why; not to someone who just asked for that."""
+    global _announced
+    if not _announced and _compile.build_mode() != "none":
+        logger.warning("gru4rec_fast: running the pure-PyTorch reference, without native kernels: %s", _why_not)
+    _announced = True
+
+
+def kernels() -> dict[str, list[str]]:
+    """The device types on which each operator has a native kernel; {} where the native library is not loaded."""
+    if _native is None:
+        return {}
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("gru4rec_fast::")]
+    return {
+        name.removeprefix("gru4rec_fast::"): [
+            device for device, key in _DISPATCH_KEYS.items() if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        ]
+        for name in sorted(names)
+    }
+
+
+def build_info() -> dict[str, Any]:
+    """How this installation runs, as plain values that JSON can hold; looks for the native library as `load` does.
+
+    Keys: version; native_cpu, native_cuda (bool); how ("ahead of time", "at first use", "none"); why_not (None, or why
+    there are no native kernels); why_not_cuda (the same for CUDA kernels); library (path); torch, built_for_torch; cuda
+    (torch's CUDA version or None); simd (instruction set in use); simd_detected; compiler; parallel ("openmp", "serial");
+    threads (that a parallel kernel really runs on); kernels ({operator: [device types]}).
+    """
+    load()
+    record = _library.record if _native is not None and _library is not None else {}
+    return {
+        "version": __version__,
+        "native_cpu": _native is not None,
+        "native_cuda": _native is not None and bool(_native.cuda),
+        "how": _library.how if _native is not None and _library is not None else "none",
+        "why_not": _why_not,
+        "why_not_cuda": record.get("cuda_why_not") if _native is not None else _why_not,
+        "library": str(_library.path) if _native is not None and _library is not None else None,
+        "torch": str(torch.__version__),
+        "built_for_torch": record.get("identity", {}).get("torch"),
+        "cuda": torch.version.cuda,
+        "simd": _native.simd_level() if _native is not None else None,
+        "simd_detected": _native.simd_level_detected() if _native is not None else None,
+        "compiler": _native.compiler if _native is not None else None,
+        "parallel": _native.parallel if _native is not None else None,
+        "threads": _native.parallel_width() if _native is not None else torch.get_num_threads(),
+        "kernels": kernels(),
+    }

@@ -1,0 +1,62 @@
+// The Python module `gru4rec_fast._C`: facts about this build. Importing it also registers every operator of
+// schema.cpp.
+#include <ATen/Parallel.h>
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "common/simd.h"
+
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return std::string("clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  return std::string("gcc ") + __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+// How many threads at::parallel_for really uses here: 1 in a build whose OpenMP was forgotten, whatever torch is set
+// to.
+int parallel_width() {
+  std::mutex mutex;
+  std::set<std::thread::id> seen;
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    const std::lock_guard<std::mutex> guard(mutex);
+    seen.insert(std::this_thread::get_id());
+  });
+  return static_cast<int>(seen.size());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() =
+      "Native kernels of gru4rec_fast. Loaded by gru4rec_fast._backend, which checks first that they fit this torch.";
+  m.attr("torch_version") = TORCH_VERSION;
+  m.attr("compiler") = compiler();
+#ifdef _OPENMP
+  m.attr("parallel") = "openmp";
+#else
+  m.attr("parallel") = "serial";
+#endif
+#ifdef GRF_WITH_CUDA
+  m.attr("cuda") = true;
+#else
+  m.attr("cuda") = false;
+#endif
+  m.def(
+      "simd_level", [] { return grf::simd_name(grf::simd_level()); },
+      "The instruction set in use: baseline, avx2 or avx512. RuntimeError for a bad GRU4REC_FAST_SIMD.");
+  m.def(
+      "simd_level_detected", [] { return grf::simd_name(grf::detect_simd_level()); },
+      "The widest instruction set this processor offers.");
+  m.def("parallel_width", &parallel_width, "How many threads a parallel kernel really runs on.");
+}
