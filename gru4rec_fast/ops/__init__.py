@@ -7,6 +7,7 @@ from gru4rec_fast.ops.negative_sampling import (
     build_alias_table,
     negative_sampling,
 )
+from gru4rec_fast.ops.ranking import target_rank, top_k
 from gru4rec_fast.ops.sampled_loss import sampled_loss
 from gru4rec_fast.ops.session_batch import (
     session_batch,
@@ -24,4 +25,6 @@ __all__ = [
     "session_batch",
     "session_batch_state",
     "sparse_adagrad",
+    "target_rank",
+    "top_k",
 ]
