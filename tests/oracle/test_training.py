@@ -113,19 +113,25 @@ def test_accumulation_is_the_block_without_gradient_between_its_steps():
 
 
 def test_dropped_out_state_is_carried():
-    weights = make_weights("separate", (4,))
+    weights = make_weights("separate", (4, 3))
     step = Step(np.array([1, 2]), np.array([3, 4]), np.array([True, True]))
-    dropout = Dropout(embed=0.5, hidden=0.5, seed=4)
-    block = run_forward(
-        weights, [step, step._replace(reset=np.array([False, False]))], zero_state(weights, 2), dropout, 6
-    )
-    plain = run_forward(weights, [step], zero_state(weights, 2), dropout._replace(hidden=0.0), 6)
-    keep = bernoulli_keep(0.5, seed=4, stream=2, step=6, lanes=2, units=4)
-    assert 0 < keep.sum() < keep.size
-    np.testing.assert_allclose(block.outputs[0], plain.outputs[0] * keep * 2, rtol=0, atol=0)
-    np.testing.assert_array_equal(block.caches[1][0]["h"], block.outputs[0])
-    kept = bernoulli_keep(0.5, seed=4, stream=1, step=7, lanes=2, units=5)
-    np.testing.assert_array_equal(block.caches[1][0]["x"], weights["embedding.weight"][[1, 2]] * kept * 2)
+    steps = [step, step._replace(reset=np.array([False, False]))]
+    dropout = Dropout(embed=0.5, hidden=0.25, seed=4)
+    block = run_forward(weights, steps, zero_state(weights, 2), dropout, first_step=6)
+    undropped = run_forward(weights, steps, zero_state(weights, 2), dropout._replace(hidden=0.0), first_step=6)
+    for t in range(2):
+        embedded = weights["embedding.weight"][[1, 2]]
+        keep = bernoulli_keep(0.5, seed=4, stream=1, step=6 + t, lanes=2, units=5)
+        np.testing.assert_array_equal(block.caches[t][0]["x"], embedded * keep / 0.5)
+        for layer, units in enumerate((4, 3)):
+            keep = bernoulli_keep(0.25, seed=4, stream=2 + layer, step=6 + t, lanes=2, units=units)
+            assert 0 < keep.sum() < keep.size
+            np.testing.assert_array_equal(block.caches[t][layer]["mask"], keep / 0.75)
+            assert np.array_equal(block.states[t][layer] == 0, ~keep)
+    kept = block.caches[0][0]["mask"]
+    np.testing.assert_array_equal(block.states[0][0], undropped.states[0][0] * kept)
+    np.testing.assert_array_equal(block.caches[0][1]["x"], block.states[0][0])  # what the next layer sees
+    np.testing.assert_array_equal(block.caches[1][0]["h"], block.states[0][0])  # what the next step sees
 
 
 def test_a_dead_step_is_refused():
