@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from golden import golden_folder, golden_names, load
-from oracle import Options, Trainer, evaluate, metrics, play, split
+
+from tests.golden import golden_folder, golden_names, load
+from tests.oracle import Options, Trainer, evaluate, metrics, play, split
 
 pytestmark = pytest.mark.skipif(golden_folder() is None, reason="shared/golden is not beside this checkout")
 
