@@ -78,7 +78,8 @@ def _import_library(library: _build.Library) -> ModuleType:
 def resolve(impl: str, op: str, device_type: str) -> str:
     """Answer "native" or "reference" for operator `op` (its name in csrc/schema.cpp) on a device type.
 
-    Raises ValueError for an unknown `impl`, RuntimeError with the reason where "native" is asked for and missing.
+    Raises ValueError for an unknown `impl`, KeyError for an operator that csrc/schema.cpp does not have, and RuntimeError
+    with the reason where "native" is asked for and missing.
     """
     key = (impl, op, device_type)
     answer = _resolved.get(key)
@@ -98,7 +99,7 @@ def _decide(impl: str, op: str, device_type: str) -> str:
     if impl == "reference":
         return "reference"
     loaded = load()
-    if loaded and device_type in kernels().get(op, []):
+    if loaded and device_type in kernels()[op]:
         return "native"
     if impl == "native":
         missing = f"operator {op} has no native kernel on {device_type}" if loaded else _why_not
@@ -141,22 +142,36 @@ def build_info() -> dict[str, Any]:
     threads (that a parallel kernel really runs on); kernels ({operator: [device types]}).
     """
     load()
-    record = _library.record if _native is not None and _library is not None else {}
-    return {
+    info: dict[str, Any] = {
         "version": __version__,
-        "native_cpu": _native is not None,
-        "native_cuda": _native is not None and bool(_native.cuda),
-        "how": _library.how if _native is not None and _library is not None else "none",
+        "native_cpu": False,
+        "native_cuda": False,
+        "how": "none",
         "why_not": _why_not,
-        "why_not_cuda": record.get("cuda_why_not") if _native is not None else _why_not,
-        "library": str(_library.path) if _native is not None and _library is not None else None,
+        "why_not_cuda": _why_not,
+        "library": None,
         "torch": str(torch.__version__),
-        "built_for_torch": record.get("identity", {}).get("torch"),
+        "built_for_torch": None,
         "cuda": torch.version.cuda,
-        "simd": _native.simd_level() if _native is not None else None,
-        "simd_detected": _native.simd_level_detected() if _native is not None else None,
-        "compiler": _native.compiler if _native is not None else None,
-        "parallel": _native.parallel if _native is not None else None,
-        "threads": _native.parallel_width() if _native is not None else torch.get_num_threads(),
+        "simd": None,
+        "simd_detected": None,
+        "compiler": None,
+        "parallel": None,
+        "threads": torch.get_num_threads(),
         "kernels": kernels(),
     }
+    if _native is not None and _library is not None:
+        info |= {
+            "native_cpu": True,
+            "native_cuda": bool(_native.cuda),
+            "how": _library.how,
+            "why_not_cuda": _library.record.get("cuda_why_not"),
+            "library": str(_library.path),
+            "built_for_torch": _library.record["identity"]["torch"],
+            "simd": _native.simd_level(),
+            "simd_detected": _native.simd_level_detected(),
+            "compiler": _native.compiler,
+            "parallel": _native.parallel,
+            "threads": _native.parallel_width(),
+        }
+    return info
