@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.golden import golden_folder, golden_names, load
-from tests.oracle import Options, Trainer, evaluate, metrics, play, split
+from golden import golden_folder, golden_names, load
+from oracle import Options, Trainer, evaluate, metrics, play, split
 
 pytestmark = pytest.mark.skipif(golden_folder() is None, reason="shared/golden is not beside this checkout")
 

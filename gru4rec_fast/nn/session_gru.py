@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
+from gru4rec_fast.reference.philox import STREAM_HIDDEN_DROPOUT
 
 State = list[Tensor]
 
@@ -105,7 +106,7 @@ class SessionGRU(nn.Module):
         for number, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
             mask = None
             if self.training and self.dropout:
-                stream = ops.HIDDEN_DROPOUT_STREAM + number
+                stream = STREAM_HIDDEN_DROPOUT + number
                 mask = ops.dropout_mask(
                     x.shape[0], x.shape[1], layer.hidden_size, self.dropout, seed=self.seed, stream=stream, step=step,
                     dtype=x.dtype, device=x.device, impl=self.impl,

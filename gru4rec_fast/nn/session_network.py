@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
 from gru4rec_fast.nn.tables import gather_live_rows, gather_rows
+from gru4rec_fast.reference.philox import STREAM_EMBEDDING_DROPOUT
 
 EMBEDDINGS = ("constrained", "separate", "none")
 
@@ -115,7 +116,7 @@ class SessionNetwork(nn.Module):
             x = gather_live_rows(table, inputs)
         if self.training and self.dropout_p_embed and self.embedding_mode != "none":
             x = x * ops.dropout_mask(
-                *x.shape, self.dropout_p_embed, seed=self.seed, stream=ops.EMBEDDING_DROPOUT_STREAM, step=step,
+                *x.shape, self.dropout_p_embed, seed=self.seed, stream=STREAM_EMBEDDING_DROPOUT, step=step,
                 dtype=x.dtype, device=x.device, impl=self.impl,
             )  # fmt: skip
         return self.gru(x, state, reset, step=step)

@@ -93,12 +93,13 @@ def own_column(y: Tensor, own: Tensor) -> Tensor:
 
 def count_seen(y: Tensor, seen: Tensor | None) -> Tensor | int:
     """How many columns a row sees: a number, or [M, 1]."""
-    return y.shape[1] if seen is None else seen.sum(1, keepdim=True)
+    return y.shape[1] if seen is None else seen.sum(1, keepdim=True, dtype=y.dtype)
 
 
 def count_others(y: Tensor, seen: Tensor | None) -> Tensor | int:
     """Columns a row sees besides its own, at least 1 (where there are none, what is shared out among them is 0)."""
-    return max(y.shape[1] - 1, 1) if seen is None else (seen.sum(1, keepdim=True) - 1).clamp_min(1)
+    n = count_seen(y, seen)
+    return max(n - 1, 1) if isinstance(n, int) else (n - 1).clamp_min(1)
 
 
 def sum_seen(x: Tensor, seen: Tensor | None) -> Tensor:

@@ -1,0 +1,111 @@
+"""The package's own modules put together for one training step at a time, from the oracle's names and options."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from oracle import Options, embedding_mode, input_width, layer_sizes
+
+from gru4rec_fast import ops
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+
+Arrays = dict[str, np.ndarray]
+
+
+def network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
+    """The oracle's arrays as tensors under SessionNetwork's parameter names."""
+    named = {f"gru.{name}" if name.startswith("layers.") else name: value for name, value in arrays.items()}
+    return {name: torch.from_numpy(np.array(value)) for name, value in named.items()}
+
+
+class PackageRun:
+    """Network, loss, optimizer and hidden state of a run, whose whole state can be set."""
+
+    def __init__(
+        self,
+        weights: Arrays,
+        options: Options,
+        *,
+        support: np.ndarray | None = None,
+        dtype: torch.dtype = torch.float64,
+        impl: str = "auto",
+    ) -> None:
+        mode = embedding_mode(weights)
+        last = len(layer_sizes(weights)) - 1
+        reset_after = f"layers.{last}.bias_hh" in weights
+        self.network = SessionNetwork(
+            len(weights["output.weight"]),
+            layer_sizes(weights),
+            embedding=mode,
+            embedding_dim=input_width(weights) if mode == "separate" else 0,
+            gru_form="reset_after" if reset_after else "reset_before",
+            dropout_p_embed=options.dropout.embed,
+            dropout_p_hidden=options.dropout.hidden,
+            seed=options.dropout.seed,
+            dtype=dtype,
+            impl=impl,
+        )
+        self.criterion = SampledLoss(
+            options.loss,
+            batch_size=options.batch_size,
+            elu_param=options.elu_param,
+            bpreg=options.bpreg,
+            label_smoothing=options.label_smoothing,
+            logq=options.logq,
+            sample_alpha=options.sample_alpha,
+            support=None if support is None else torch.from_numpy(support),
+            mask_accidental_hits=options.mask_accidental_hits,
+            dtype=dtype,
+            impl=impl,
+        )
+        self.optimizer = SparseAdagrad(
+            self.network.parameters(), options.learning_rate, options.momentum, impl=impl
+        )
+        self.dtype = dtype
+        self.set_weights(weights)
+        self.state = self.network.initial_state(options.batch_size)
+
+    def set_weights(self, weights: Arrays) -> None:
+        self.network.load_state_dict(network_names(weights))
+
+    def set_moments(self, accumulators: Arrays, velocities: Arrays) -> None:
+        accumulator, velocity = network_names(accumulators), network_names(velocities)
+        for name, parameter in self.network.named_parameters():
+            moments = self.optimizer.state[parameter]
+            moments["accumulator"] = accumulator[name].to(self.dtype)
+            if self.optimizer.defaults["momentum"]:
+                moments["velocity"] = velocity[name].to(self.dtype)
+
+    def set_state(self, state: list[np.ndarray]) -> None:
+        self.state = [torch.from_numpy(layer.copy()).to(self.dtype) for layer in state]
+
+    def weights(self) -> Arrays:
+        """Parameters under the oracle's names."""
+        return {
+            name.removeprefix("gru."): parameter.detach().numpy().copy()
+            for name, parameter in self.network.named_parameters()
+        }
+
+    def train_block(self, steps: list, negatives: list[np.ndarray] | None, first_step: int) -> float:
+        """One update from a block of steps; returns its loss before the update."""
+        inputs, targets, reset = (torch.from_numpy(np.stack(part)) for part in zip(*steps, strict=True))
+        drawn = None if negatives is None else torch.from_numpy(np.stack(negatives))
+        hidden, state = self.network(inputs, self.state, reset, step=first_step)
+        loss = self.criterion(self.network, hidden, targets, drawn)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.state = [layer.detach() for layer in state]
+        return loss.item()
+
+    def dropout_masks(self, lanes: int, step: int) -> list[torch.Tensor | None]:
+        """Masks of one step: the input embedding's, then each layer's; None where nothing is dropped."""
+        network, gru = self.network, self.network.gru
+        widths = [gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0]
+        widths += [layer.hidden_size for layer in gru.layers]
+        drops = [network.dropout_p_embed if widths[0] else 0.0] + [gru.dropout] * len(gru.layers)
+        return [
+            ops.dropout_mask(1, lanes, w, p, seed=network.seed, stream=1 + i, step=step, dtype=self.dtype)[0] if p else None
+            for i, (w, p) in enumerate(zip(widths, drops, strict=True))
+        ]

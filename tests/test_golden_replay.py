@@ -1,0 +1,102 @@
+"""The recorded runs of the published code, replayed in float64 through the package: loader, network, loss, optimizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gru4rec_fast.data import SessionParallelLoader, SessionStore
+from gru4rec_fast.evaluation import evaluate_sessions
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+from golden import GoldenRun, golden_names, load
+
+TOLERANCE = 1e-9
+
+if not golden_names():
+    pytest.skip("shared/golden is not beside this checkout", allow_module_level=True)
+
+
+def network_of(run: GoldenRun) -> SessionNetwork:
+    config = run.config
+    network = SessionNetwork(
+        len(run.support),
+        config["layers"],
+        embedding=run.embedding_mode,
+        embedding_dim=config.get("embedding", 0),
+        dtype=torch.float64,
+    )
+    network.load_state_dict(state_of(run, "before"))
+    return network
+
+
+def state_of(run: GoldenRun, when: str) -> dict[str, torch.Tensor]:
+    """Recorded weights under the network's names."""
+    named = {f"gru.{k}" if k.startswith("layers.") else k: v for k, v in run.weights(when).items()}
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in named.items()}
+
+
+@pytest.fixture(params=golden_names())
+def run(request: pytest.FixtureRequest) -> GoldenRun:
+    return load(request.param)
+
+
+def blocks_of(run: GoldenRun) -> list:
+    config = run.config
+    store = SessionStore.from_arrays(run.items, run.offsets)
+    blocks = list(SessionParallelLoader(store, config["batch_size"], min_live=1 if config["n_sample"] else 2))
+    return blocks[: len(run.losses)]  # xe_logq was recorded only while all lanes live
+
+
+def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
+    blocks = blocks_of(run)
+    assert len(blocks) == len(run.losses)
+    for step, block in enumerate(blocks):
+        for ours, recorded in ((block.inputs[0], run.inputs[step]), (block.targets[0], run.targets[step])):
+            assert ours[ours >= 0].tolist() == recorded[recorded >= 0].tolist()
+    if run.name != "xe_logq":
+        assert len(list(SessionParallelLoader(SessionStore.from_arrays(run.items, run.offsets), run.config["batch_size"],
+                                              min_live=1 if run.config["n_sample"] else 2))) == len(run.losses)  # fmt: skip
+
+
+def test_every_loss_state_and_final_weight(run: GoldenRun) -> None:
+    config = run.config
+    network = network_of(run)
+    criterion = SampledLoss(
+        config["loss"],
+        batch_size=config["batch_size"],
+        elu_param=config.get("elu_param", 0.0),
+        bpreg=config.get("bpreg", 1.0),
+        logq=config.get("logq", 0.0),
+        sample_alpha=config["sample_alpha"],
+        support=torch.from_numpy(run.support),
+        dtype=torch.float64,
+    )
+    optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0))
+    state = network.initial_state(config["batch_size"])
+    for step, block in enumerate(blocks_of(run)):
+        hidden, state = network(block.inputs, state, block.reset)
+        live = block.inputs[0] >= 0
+        squares = sum(float(layer[live].square().sum()) for layer in state)
+        assert squares == pytest.approx(run.hidden_sq_norms[step], rel=TOLERANCE)
+        negatives = torch.from_numpy(run.negatives[step : step + 1]) if config["n_sample"] else None
+        loss = criterion(network, hidden, block.targets, negatives, block.n_live)
+        assert loss.item() == pytest.approx(run.losses[step], rel=TOLERANCE)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        state = [layer.detach() for layer in state]
+    for name, recorded in state_of(run, "after").items():
+        torch.testing.assert_close(network.state_dict()[name], recorded, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_evaluation(run: GoldenRun) -> None:
+    network = network_of(run)
+    network.load_state_dict(state_of(run, "after"))
+    offsets = run.evaluated_offsets
+    store = SessionStore.from_arrays(run.items[: offsets[-1]], offsets, n_items=len(run.support))
+    report = evaluate_sessions(network, store, cutoffs=(5,), ties="standard", batch_size=run.config["batch_size"])
+    assert report.n_targets == run.evaluation["n"]
+    for name in ("recall@5", "mrr@5"):
+        assert report.metrics[name] == pytest.approx(run.evaluation[name], rel=TOLERANCE)

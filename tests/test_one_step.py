@@ -1,0 +1,186 @@
+"""Whole training steps against the oracle: float64 runs, and fp32 one step at a time from the states of such a run."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from oracle import Dropout, Options, Trainer, play, zero_state
+from package_run import PackageRun
+from plain_pytorch import plain_step
+
+N_ITEMS, LANES, N_SAMPLE = 50, 6, 24
+
+
+def make_weights(mode: str, sizes: tuple[int, ...], form: str = "reset_after") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    width = {"constrained": sizes[-1], "separate": 9, "none": 3 * sizes[0]}[mode]
+    shapes = {"output.weight": (N_ITEMS, sizes[-1]), "output.bias": (N_ITEMS,)}
+    if mode != "constrained":
+        shapes["embedding.weight"] = (N_ITEMS, width)
+    for layer, size in enumerate(sizes):
+        one_hot = mode == "none" and layer == 0
+        if not one_hot:
+            shapes[f"layers.{layer}.weight_ih"] = (3 * size, width)
+        shapes[f"layers.{layer}.weight_hh"] = (3 * size, size)
+        shapes[f"layers.{layer}.bias_ih"] = (3 * size,)
+        if form == "reset_after" and not one_hot:
+            shapes[f"layers.{layer}.bias_hh"] = (3 * size,)
+        width = size
+    return {name: rng.normal(scale=0.3, size=shape) for name, shape in shapes.items()}
+
+
+def make_sessions(n: int) -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    return [rng.zipf(1.6, size=rng.integers(2, 9)).clip(1, N_ITEMS).astype(int).tolist() for _ in range(n)]
+
+
+def make_support() -> np.ndarray:
+    return 1 + np.bincount([item - 1 for session in make_sessions(300) for item in session], minlength=N_ITEMS)
+
+
+def as_items(sessions: list[list[int]]) -> list[list[int]]:
+    return [[item - 1 for item in session] for session in sessions]
+
+
+XE = Options(batch_size=LANES, learning_rate=0.1, logq=1.0, sample_alpha=0.75)
+BPR_MAX = Options(batch_size=LANES, learning_rate=0.05, momentum=0.4, loss="bpr-max", bpreg=1.95, elu_param=0.5)
+DROPOUT = Dropout(embed=0.3, hidden=0.2, seed=7)
+MOMENTUM_XE = Options(batch_size=LANES, learning_rate=0.1, momentum=0.3)
+CASES = {
+    "xe-logq-constrained": (XE, "constrained", (12,)),
+    "xe-logq-dropout": (Options(**{**XE.__dict__, "dropout": DROPOUT}), "constrained", (12,)),
+    "xe-momentum-one-hot": (MOMENTUM_XE, "none", (12,)),
+    "xe-momentum-one-hot-two-layers": (MOMENTUM_XE, "none", (11, 7)),
+    "bprmax-momentum-constrained": (BPR_MAX, "constrained", (12,)),
+    "bprmax-two-unequal-layers": (BPR_MAX, "constrained", (13, 8)),
+    "bprmax-separate-dropout": (Options(**{**BPR_MAX.__dict__, "dropout": DROPOUT}), "separate", (13, 8)),
+}
+
+
+def oracle_moments(trainer: Trainer) -> tuple[dict, dict]:
+    zeros = {name: np.zeros_like(value) for name, value in trainer.weights.items()}
+    return {**zeros, **trainer.optimizer.accumulator}, {**zeros, **trainer.optimizer.velocity}
+
+
+def steps_of(n_sessions: int, *, all_live: bool) -> list:
+    steps = play(as_items(make_sessions(n_sessions)), LANES)
+    return [step for step in steps if step.live.all() or not all_live]
+
+
+def draws(n: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(2)
+    return [rng.zipf(1.4, size=N_SAMPLE).clip(1, N_ITEMS) - 1 for _ in range(n)]
+
+
+def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.linalg.norm(a[name].astype(np.float64) - b[name])) for name in b}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str) -> None:
+    """From each of 200 float64 states: loss to 1e-5 relative; every tensor within twice plain PyTorch's own error."""
+    options, mode, sizes = CASES[name]
+    support = make_support()
+    steps = steps_of(400, all_live=True)[:200]
+    assert len(steps) == 200
+    negatives = draws(200)
+    oracle = Trainer(make_weights(mode, sizes), options, support=support)
+    ours = PackageRun(oracle.weights, options, support=support, dtype=torch.float32)
+    log_support = np.log(support)
+    for number, (step, drawn) in enumerate(zip(steps, negatives, strict=True)):
+        accumulators, velocities = oracle_moments(oracle)
+        ours.set_weights(oracle.weights)
+        ours.set_moments(accumulators, velocities)
+        ours.set_state(oracle.state)
+        plain = [
+            {key: torch.from_numpy(value).float() for key, value in part.items()}
+            for part in (oracle.weights, accumulators, velocities)
+        ]
+        log_q = np.concatenate([log_support[step.targets], options.sample_alpha * log_support[drawn]]) * options.logq
+        plain_loss, plain_state = plain_step(
+            *plain,
+            [torch.from_numpy(layer).float() for layer in oracle.state],
+            *(torch.from_numpy(part) for part in (*step, drawn)),
+            ours.dropout_masks(LANES, number),
+            loss=options.loss,
+            batch_size=LANES,
+            learning_rate=options.learning_rate,
+            momentum=options.momentum,
+            log_q=torch.from_numpy(log_q).float() if options.logq else None,
+            elu_param=options.elu_param,
+            bpreg=options.bpreg,
+        )
+        our_loss = ours.train_block([step], [drawn], number)
+        loss, _ = oracle.train_block([step], [drawn])
+        assert our_loss == pytest.approx(loss, rel=1e-5)
+        assert plain_loss.item() == pytest.approx(loss, rel=1e-4)  # the yardstick itself computes the same thing
+        errors = distance(ours.weights() | state_dict(ours.state), oracle.weights | state_dict(oracle.state))
+        yardstick = distance(
+            {k: v.numpy() for k, v in plain[0].items()} | state_dict(plain_state),
+            oracle.weights | state_dict(oracle.state),
+        )
+        for key, error in errors.items():
+            rounding = np.finfo(np.float32).eps * np.linalg.norm((oracle.weights | state_dict(oracle.state))[key])
+            assert error <= 2 * yardstick[key] + rounding, (number, key)
+
+
+def state_dict(state: list) -> dict[str, np.ndarray]:
+    return {f"state.{layer}": np.asarray(h) for layer, h in enumerate(state)}
+
+
+RUNS = {
+    **{name: (*case, "reset_after", 1) for name, case in CASES.items()},
+    "top1": (Options(batch_size=LANES, loss="top1"), "constrained", (9,), "reset_after", 1),
+    "top1-max": (Options(batch_size=LANES, loss="top1-max"), "separate", (9,), "reset_after", 1),
+    "bpr": (Options(batch_size=LANES, loss="bpr"), "constrained", (9,), "reset_before", 1),
+    "smoothing-hits": (
+        Options(batch_size=LANES, label_smoothing=0.1, mask_accidental_hits=True),
+        "constrained",
+        (9,),
+        "reset_after",
+        1,
+    ),
+    "bptt": (Options(batch_size=LANES, dropout=DROPOUT, momentum=0.2), "constrained", (10, 8), "reset_after", 5),
+    "bptt-reset-before": (Options(batch_size=LANES, loss="bpr-max"), "separate", (10, 8), "reset_before", 4),
+    "bptt-one-hot": (Options(batch_size=LANES, dropout=DROPOUT), "none", (10, 8), "reset_after", 3),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_float64_run_is_the_oracles(name: str) -> None:
+    """A short epoch, its tail of dying lanes included: every loss and the final weights to 1e-9."""
+    options, mode, sizes, form, length = RUNS[name]
+    support = make_support()
+    steps = steps_of(40, all_live=False)
+    assert not steps[-1].live.all()
+    negatives = draws(len(steps))
+    oracle = Trainer(make_weights(mode, sizes, form), options, support=support)
+    ours = PackageRun(oracle.weights, options, support=support)
+    indices = iter(range(len(steps)))
+    while block := list(islice(indices, length)):
+        arguments = [steps[i] for i in block], [negatives[i] for i in block]
+        loss = ours.train_block(*arguments, block[0])
+        assert loss == pytest.approx(oracle.train_block(*arguments)[0], rel=1e-9)
+    for key, value in ours.weights().items():
+        np.testing.assert_allclose(value, oracle.weights[key], rtol=1e-9, atol=1e-9, err_msg=key)
+
+
+def test_dead_lanes_touch_nothing() -> None:
+    """Rows that only a dead lane could name stay as they were, moments too, bit for bit."""
+    oracle = Trainer(make_weights("separate", (8,)), MOMENTUM_XE)
+    ours = PackageRun(oracle.weights, MOMENTUM_XE)
+    steps = [step for step in steps_of(40, all_live=False) if not step.live.all()]
+    before = ours.weights()
+    ours.state = [torch.from_numpy(h) for h in zero_state(oracle.weights, LANES)]
+    ours.train_block(steps[:1], draws(1), 0)
+    touched = {
+        "embedding.weight": steps[0].inputs[steps[0].live],
+        "output.weight": np.concatenate([steps[0].targets[steps[0].live], draws(1)[0]]),
+    }
+    for key, rows in touched.items():
+        untouched = np.setdiff1d(np.arange(N_ITEMS), rows)
+        assert len(untouched) > 0
+        np.testing.assert_array_equal(ours.weights()[key][untouched], before[key][untouched])
