@@ -11,13 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gru4rec_fast import _backend
 from gru4rec_fast.ops.ranking import target_rank, top_k
 from gru4rec_fast.reference import ranking as reference
 
-native = pytest.mark.skipif(
-    _backend.resolve("auto", "target_rank", "cpu") != "native", reason="no native build of the ranking operators"
-)
+native = pytest.mark.usefixtures("native_library")
 impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 shapes = pytest.mark.parametrize(
@@ -177,15 +174,15 @@ def test_native_bits_do_not_depend_on_threads_batch_or_place(dtype: torch.dtype)
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_counts_alike(level: str) -> None:
     """The integer and the tie tests again in a process that runs at that level."""
-    probe = "import torch; from gru4rec_fast.ops.ranking import top_k; "
-    probe += "top_k(torch.ones(1, 1), torch.ones(1, 1), None, 1, impl='native')"
     env = os.environ | {"GRU4REC_FAST_SIMD": level}
-    answer = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True, check=False)
+    python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
+    probe = [*python, "-c", "from gru4rec_fast import _backend; _backend.load()"]
+    answer = subprocess.run(probe, env=env, capture_output=True, text=True, check=False)
     if "this processor offers" in answer.stderr:
         pytest.skip(f"this processor has no {level}")
     assert answer.returncode == 0, answer.stderr
     chosen = "native and (on_integers or tie_wherever or bits_do_not_depend)"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout

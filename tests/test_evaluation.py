@@ -1,0 +1,234 @@
+"""Evaluation against a plain Python loop over sessions, exactly; metrics against their textbook formulas."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_network import ExactNetwork
+
+from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.evaluation import (
+    METRICS,
+    RankMetrics,
+    Report,
+    evaluate_sessions,
+    metrics_from_ranks,
+    popularity_metrics,
+    random_metrics,
+    ranks_from_counts,
+)
+
+N_ITEMS = 13
+TIES = ("standard", "conservative", "median")
+
+
+def textbook(ranks: list[float], k: int) -> dict[str, float]:
+    """The metrics at k, from a list of one relevance per place (whole ranks only)."""
+    sums = dict.fromkeys(METRICS, 0.0)
+    for rank in ranks:
+        relevance = [1 if place == rank else 0 for place in range(1, k + 1)]
+        hits = np.cumsum(relevance)
+        sums["recall"] += hits[-1] / 1
+        sums["hitrate"] += float(hits[-1] > 0)
+        sums["precision"] += hits[-1] / k
+        sums["mrr"] += max(r / place for place, r in enumerate(relevance, 1))
+        sums["map"] += sum(r * hits[place - 1] / place for place, r in enumerate(relevance, 1))
+        sums["ndcg"] += sum(r / math.log2(place + 1) for place, r in enumerate(relevance, 1)) / (1 / math.log2(2))
+    return {f"{name}@{k}": total / len(ranks) for name, total in sums.items()}
+
+
+def sessions_of(seed: int = 0, n: int = 40) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(N_ITEMS, size=generator.integers(2, 9)).tolist() for _ in range(n)]
+
+
+def store_of(sessions: list[list[int]], dropped: dict[str, int] | None = None) -> SessionStore:
+    offsets = np.cumsum([0, *map(len, sessions)])
+    return SessionStore.from_arrays(np.concatenate(sessions), offsets, n_items=N_ITEMS, meta={"dropped": dropped or {}})
+
+
+def loop_ranks(score_after: object, sessions: list[list[int]], ties: str) -> list[float]:
+    """Ranks by the definition: one session after the other, one event after the other."""
+    ranks = []
+    for session in sessions:
+        for place in range(1, len(session)):
+            scores = score_after(session[:place]).tolist()  # type: ignore[operator]
+            own = scores.pop(session[place])
+            greater, equal = sum(s > own for s in scores), sum(s == own for s in scores)
+            ranks.append(1 + greater + {"standard": 0, "conservative": equal, "median": equal / 2}[ties])
+    return ranks
+
+
+def test_metrics_are_the_textbook_ones() -> None:
+    ranks = [1, 1, 2, 3, 5, 7, 10, 11, 400]
+    found = metrics_from_ranks(torch.tensor(ranks), cutoffs=(1, 5, 10))
+    expected = textbook(ranks, 1) | textbook(ranks, 5) | textbook(ranks, 10)
+    assert found == pytest.approx(expected, rel=1e-14)
+    assert set(found) == {f"{name}@{k}" for name in METRICS for k in (1, 5, 10)}
+
+
+def test_half_ranks() -> None:
+    found = metrics_from_ranks(torch.tensor([1.5, 20.5, 20.0]), cutoffs=(20,))
+    assert found["recall@20"] == 2 / 3
+    assert found["mrr@20"] == pytest.approx((1 / 1.5 + 1 / 20) / 3)
+
+
+def test_tie_modes() -> None:
+    greater, equal = torch.tensor([0, 4, 2]), torch.tensor([0, 3, 2])
+    assert ranks_from_counts(greater, equal, "standard").tolist() == [1, 5, 3]
+    assert ranks_from_counts(greater, equal, "conservative").tolist() == [1, 8, 5]
+    assert ranks_from_counts(greater, equal, "median").tolist() == [1, 6.5, 4]
+    with pytest.raises(ValueError, match="ties='worst': choose one of standard, conservative, median"):
+        ranks_from_counts(greater, equal, "worst")  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(2, 100), min_size=1, max_size=50), st.integers(0, 50))
+def test_a_stream_in_parts_gives_the_same_bits(halves: list[int], cut: int) -> None:
+    ranks = torch.tensor(halves, dtype=torch.float64) / 2
+    parts = RankMetrics((3, 20))
+    parts.update(ranks[cut:])
+    parts.update(ranks[:cut])
+    assert parts.compute() == metrics_from_ranks(ranks, (20, 3))
+    values, counts = ranks.unique(return_counts=True)
+    counted = RankMetrics((3, 20))
+    counted.update(values, counts)
+    assert counted.compute() == parts.compute()
+
+
+@pytest.mark.parametrize("rank", [0.0, 0.5, -3.0, 1.25, math.nan])
+def test_what_is_no_rank_is_refused(rank: float) -> None:
+    with pytest.raises(ValueError, match="ranks must be whole or half numbers from 1 up"):
+        metrics_from_ranks(torch.tensor([rank]))
+
+
+def test_metrics_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="no target was ranked"):
+        RankMetrics().compute()
+    for cutoffs in ((), (0,), (20, -1)):
+        with pytest.raises(ValueError, match="cutoffs="):
+            RankMetrics(cutoffs)
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("batch_size", [1, 3, 512])
+def test_protocol_equals_a_loop_over_sessions(ties: str, batch_size: int) -> None:
+    sessions = sessions_of()
+    network = ExactNetwork(N_ITEMS)
+    ranks = loop_ranks(network.scores_after, sessions, ties)
+    report = evaluate_sessions(network, store_of(sessions), cutoffs=(1, 5), ties=ties, batch_size=batch_size)  # type: ignore[arg-type]
+    assert report.metrics == metrics_from_ranks(torch.tensor(ranks), (1, 5))
+    assert report.n_targets == len(ranks) == sum(map(len, sessions)) - len(sessions)
+    assert report.n_sessions == len(sessions)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, N_ITEMS - 1), min_size=2, max_size=12), min_size=1, max_size=12),
+    st.integers(1, 14),
+)
+def test_any_sessions_and_lanes(sessions: list[list[int]], batch_size: int) -> None:
+    network = ExactNetwork(N_ITEMS, seed=1)
+    ranks = loop_ranks(network.scores_after, sessions, "median")
+    report = evaluate_sessions(network, store_of(sessions), ties="median", batch_size=batch_size)
+    assert report.metrics == metrics_from_ranks(torch.tensor(ranks))
+
+
+def test_many_lanes_of_long_sessions_cross_blocks() -> None:
+    """More lanes than a block has steps, sessions longer than a block: state is carried, and reset, across the edge."""
+    generator = np.random.default_rng(3)
+    sessions = [generator.integers(N_ITEMS, size=size).tolist() for size in (40, 3, 25, 2, 9) * 200]
+    network = ExactNetwork(N_ITEMS)
+    report = evaluate_sessions(network, store_of(sessions), cutoffs=(3,), batch_size=700)
+    expected = metrics_from_ranks(torch.tensor(loop_ranks(network.scores_after, sessions, "conservative")), (3,))
+    assert report.metrics == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_and_the_mode_put_back(training: bool) -> None:
+    network = ExactNetwork(N_ITEMS).train(training)
+    store = store_of(sessions_of())
+    first, second = evaluate_sessions(network, store), evaluate_sessions(network, store)
+    assert first == second == evaluate_sessions(network.eval(), store)
+    network.train(training)
+    with torch.no_grad():
+        network.table.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN score"):
+        evaluate_sessions(network, store)
+    assert network.training == training
+
+
+@pytest.mark.parametrize("ties", TIES)
+def test_popularity_equals_a_loop(ties: str) -> None:
+    sessions, support = sessions_of(5), np.random.default_rng(1).integers(6, size=N_ITEMS)
+    ranks = loop_ranks(lambda _: torch.from_numpy(support), sessions, ties)
+    found = popularity_metrics(store_of(sessions), support, (1, 5, 20), ties)  # type: ignore[arg-type]
+    assert found == metrics_from_ranks(torch.tensor(ranks), (1, 5, 20))
+
+
+def test_popularity_of_sessions_of_one_event_or_none() -> None:
+    offsets = [0, 0, 1, 4, 4]
+    store = SessionStore.from_arrays([2, 0, 1, 2], offsets, n_items=3)
+    assert popularity_metrics(store, [9, 5, 1], (1, 2))["recall@2"] == 0.5  # targets 1 (rank 2) and 2 (rank 3)
+
+
+def test_random_is_the_mean_over_all_ranks() -> None:
+    for n_items in (3, 50):
+        ranks = torch.arange(1, n_items + 1)
+        assert random_metrics(n_items, (1, 20)) == metrics_from_ranks(ranks, (1, 20))
+    assert random_metrics(10**7)["recall@20"] == pytest.approx(2e-6)
+
+
+def test_report() -> None:
+    sessions = sessions_of()
+    store = store_of(sessions, {"unknown_items": 1234, "duplicates": 0})
+    support = np.arange(N_ITEMS)
+    seen: list[int] = []
+    report = evaluate_sessions(
+        ExactNetwork(N_ITEMS), store, cutoffs=(5,), baselines=True, support=support, progress=seen.append
+    )
+    assert seen[-1] == report.n_targets
+    assert report.baselines["popularity"] == popularity_metrics(store, support, (5,))
+    assert report.baselines["random"]["recall@5"] == 5 / N_ITEMS
+    lines = report.table(terminal=False).splitlines()
+    assert lines[0].split() == ["metric", "model", "popularity", "random"]
+    assert lines[1].split() == [
+        "recall@5",
+        *(f"{m['recall@5']:.4f}" for m in (report.metrics, *report.baselines.values())),
+    ]
+    assert len(lines) == 1 + len(METRICS) + 1
+    assert f"{report.n_targets:,} targets of 40 sessions" in lines[-1]
+    assert "dropped: 1,234 unknown items" in lines[-1]
+    assert "duplicates" not in lines[-1]
+    drawn = report.table(terminal=True)
+    assert "\x1b[" in drawn and all(part in drawn for part in ("recall@5", "popularity", "ndcg@5"))
+    assert Report(**json.loads(report.to_json())) == report
+
+
+def test_sessions_too_short_are_counted() -> None:
+    store = store_of([[1], [2, 3], [4]])
+    with pytest.warns(UserWarning, match="2 of 3 sessions have fewer than two events"):
+        report = evaluate_sessions(ExactNetwork(N_ITEMS), store)
+    assert (report.n_sessions, report.n_targets) == (1, 1)
+    assert report.dropped == {"sessions_too_short_to_evaluate": 2}
+
+
+def test_bad_arguments_are_named() -> None:
+    network, store = ExactNetwork(N_ITEMS), store_of(sessions_of())
+    with pytest.raises(ValueError, match="the store has 13 items, the network 12: read the test log with vocabulary="):
+        evaluate_sessions(ExactNetwork(12), store)
+    with pytest.raises(ValueError, match="baselines=True needs support="):
+        evaluate_sessions(network, store, baselines=True)
+    with pytest.raises(ValueError, match=r"support must have one number per item, \[13\]"):
+        evaluate_sessions(network, store, baselines=True, support=[1, 2])
+    with pytest.raises(ValueError, match="ties='best'"):
+        evaluate_sessions(network, store, ties="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device='meta', but the network is on cpu"):
+        evaluate_sessions(network, store, device="meta")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        evaluate_sessions(network, store, batch_size=0)

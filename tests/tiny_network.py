@@ -1,0 +1,52 @@
+"""A recurrent network whose arithmetic is exact: h' = E[item] - h, in small integers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ExactNetwork(nn.Module):
+    """Scores of few distinct values, so ranks, ties included, can be compared without a tolerance.
+
+    In training mode it adds noise, as dropout would.
+    """
+
+    def __init__(self, n_items: int, width: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(torch.randint(-2, 3, (n_items, width), generator=generator).double())
+        self.bias = nn.Parameter(torch.randint(-2, 3, (n_items,), generator=generator).double())
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.table
+
+    @property
+    def output_bias(self) -> Tensor:
+        return self.bias
+
+    def initial_state(self, lanes: int) -> list[Tensor]:
+        return [self.table.new_zeros(lanes, self.table.shape[1])]
+
+    def forward(self, inputs: Tensor, state: list[Tensor], reset: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        hidden, outputs = state[0], []
+        for t, items in enumerate(inputs):
+            if reset is not None:
+                hidden = torch.where(reset[t, :, None], 0.0, hidden)
+            hidden = self.table[items] - hidden  # -1 reads the last row: what a dead lane says means nothing
+            if self.training:
+                hidden = hidden + torch.rand_like(hidden)
+            outputs.append(hidden)
+        return torch.stack(outputs), [hidden]
+
+    def hidden_after(self, session: list[int]) -> Tensor:
+        """[H] after the events of one session, by a loop."""
+        hidden = torch.zeros_like(self.table[0])
+        for item in session:
+            hidden = self.table[item] - hidden
+        return hidden.detach()
+
+    def scores_after(self, session: list[int]) -> Tensor:
+        """[n_items] after the events of one session."""
+        return (self.table.detach() * self.hidden_after(session)).sum(dim=1) + self.bias.detach()
