@@ -26,8 +26,8 @@ def sparse_adagrad(
     eps: float = 1e-6,
 ) -> None:
     """Update in place; arguments as `gru4rec_fast.ops.sparse_adagrad`."""
-    rows, inverse = torch.unique(index, return_inverse=True)
-    total = grad.new_zeros(rows.shape[0], *grad.shape[1:]).index_add_(0, inverse, grad)
+    summed = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=False).coalesce()
+    rows, total = summed._indices()[0], summed._values()
     acc = accumulator[rows] + total * total
     accumulator[rows] = acc
     step = adagrad_direction(total, acc, lr, eps)
