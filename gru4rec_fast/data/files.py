@@ -1,0 +1,128 @@
+"""Files that are either whole or not there: .npy arrays written front to back, folders renamed into place."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import DTypeLike
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_npy(path: Path, blocks: Iterable[np.ndarray], dtype: DTypeLike, length: int) -> None:
+    """Write a one-dimensional .npy file of `length` elements from consecutive blocks.
+
+    Not through a memory map: a disk that fills up under a map kills the process with SIGBUS, a write raises OSError.
+    """
+    written = 0
+    with open(path, "wb") as file:
+        header = {"descr": npy_format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)}
+        npy_format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).view(np.uint8).data)
+            written += block.size
+        file.flush()
+        os.fsync(file.fileno())
+    if written != length:
+        raise RuntimeError(f"{path.name}: {written} elements were written where {length} were announced")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a one-dimensional array as .npy."""
+    write_npy(path, [array], array.dtype, len(array))
+
+
+def open_array(path: Path) -> np.ndarray:
+    """Open an .npy file memory-mapped, read-only. Raises FileNotFoundError, or ValueError where it is damaged."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        with suppress(ValueError, EOFError):
+            array = np.load(path, allow_pickle=False)  # an array of length 0 cannot be mapped
+            if array.size == 0:
+                return array
+        raise ValueError(f"{path} is damaged or was cut short ({error}); prepare the store again") from error
+    return array
+
+
+@contextmanager
+def disk_full_named(path: Path) -> Iterator[None]:
+    """Turn "no space left" inside the block into one OSError that names what was being written and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"the disk is full (or a size limit is reached) while writing {path}: free some space or choose another "
+            "place; nothing was saved, and what stood there before is unchanged",
+        ) from error
+
+
+@contextmanager
+def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `folder` to write into; on success rename it to `folder`, else remove it.
+
+    A folder that is there already is replaced only if it is empty or its meta.json names one of `formats`.
+
+    Raises:
+        FileExistsError: something else stands at `folder`.
+        OSError: the disk is full; the message names `folder`.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not _replaceable(folder, set(formats)):
+        raise FileExistsError(f"{folder} exists and holds no data written by gru4rec_fast; choose another folder")
+    partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
+    try:
+        with disk_full_named(folder):
+            partial.mkdir(parents=True)
+            yield partial
+            _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replaceable(folder: Path, formats: set[str]) -> bool:
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        return read_meta(folder)["format"] in formats
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.rename(partial, folder)
+        return
+    old = folder.parent / f".{folder.name}.old-{secrets.token_hex(4)}"
+    os.rename(folder, old)
+    try:
+        os.rename(partial, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write meta.json."""
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Read meta.json."""
+    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))

@@ -1,0 +1,183 @@
+"""Where events come from: every readable format as one stream of three-column frames."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+BATCH_ROWS = 1_000_000
+_DEFAULT_KEYS = ("SessionId", "ItemId", "Time")
+_RECBOLE_KEYS = ("session_id", "item_id", "timestamp")
+_SEPARATORS = "\t,;| "
+_NO_SEPARATOR = "\x1f"  # ASCII "unit separator": in no text file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A log that can be streamed, more than once.
+
+    Attributes:
+        name: what error messages call it.
+        columns: the names of the session, item and time columns.
+        frames: yields frames of these three columns, in input order, at most `batch_rows` rows each.
+        is_text: an all-missing row is an empty line, to be passed over.
+    """
+
+    name: str
+    columns: tuple[str, str, str]
+    frames: Callable[[int], Iterator[pl.DataFrame]]
+    is_text: bool = False
+
+
+def open_source(
+    source: Any, keys: tuple[str, str, str], *, separator: str | None = None, allow_pickle: bool = False
+) -> Source:
+    """Open a path or a table and find its three columns.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; empty; a column is missing (the message lists those there are).
+        TypeError: not something events can be read from.
+    """
+    if not isinstance(source, (str, Path)):
+        return _from_table(source, keys, f"the {type(source).__name__} given")
+    path = Path(source)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a log; open a prepared store with SessionStore.open")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty")
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+    if kind in (".parquet", ".pq"):
+        return _from_lazy(pl.scan_parquet(path, glob=False), keys, str(path))
+    if kind in (".pickle", ".pkl"):
+        return _from_pickle(path, keys, allow_pickle)
+    return _from_text(path, keys, "\t" if kind == ".inter" and separator is None else separator, kind == ".inter")
+
+
+def _from_text(path: Path, keys: tuple[str, str, str], separator: str | None, recbole: bool) -> Source:
+    name = str(path)
+    try:
+        first = pl.scan_csv(
+            path, separator=_NO_SEPARATOR, has_header=False, n_rows=1, infer_schema=False, quote_char=None, glob=False
+        ).collect()
+        header = str(first.item()) if first.height else ""
+    except pl.exceptions.NoDataError:
+        header = ""
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{name} cannot be read as text: {error}") from error
+    if not header.strip():
+        raise ValueError(f"{name} is empty")
+    separator = separator or _sniff(header, keys)
+    if len(separator.encode()) != 1:
+        raise ValueError(f"separator={separator!r}: it must be a single ASCII character")
+    quote = None if recbole else '"'
+    frame = pl.scan_csv(path, separator=separator, infer_schema=False, quote_char=quote, glob=False)
+    hint = f" (split at {separator!r}; give separator=... if that is wrong)"
+    source = _from_lazy(frame, keys, name, hint, recbole)
+
+    def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
+        try:
+            yield from source.frames(batch_rows)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            reason = str(error).split("\n\n")[0]
+            raise ValueError(f"{name} is damaged or is not text split at {separator!r}: {reason}") from error
+
+    return Source(name, source.columns, frames, is_text=True)
+
+
+def _sniff(header: str, keys: tuple[str, str, str]) -> str:
+    """The separator under which the most of the wanted columns appear in the header; next, the most columns."""
+
+    def score(separator: str) -> tuple[int, int]:
+        columns = [column.strip().strip('"') for column in header.split(separator)]
+        return sum(key in columns for key in keys), len(columns)
+
+    return max(_SEPARATORS, key=score)
+
+
+def _from_pickle(path: Path, keys: tuple[str, str, str], allow_pickle: bool) -> Source:
+    if not allow_pickle:
+        raise ValueError(
+            f"{path} is a pickle, and loading one runs whatever code is in it: pass allow_pickle=True if you trust it, "
+            "or save the table as Parquet"
+        )
+    try:
+        with open(path, "rb") as file:
+            table = pickle.load(file)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} is not a pickle, or is damaged: {error}") from error
+    return _from_table(table, keys, str(path))
+
+
+def _from_table(table: Any, keys: tuple[str, str, str], name: str) -> Source:
+    if isinstance(table, pl.LazyFrame):
+        return _from_lazy(table, keys, name)
+    if isinstance(table, pl.DataFrame):
+        names = table.columns
+    elif isinstance(table, Mapping):
+        names = [str(key) for key in table]
+    elif hasattr(table, "column_names"):  # Arrow table
+        names = list(table.column_names)
+    elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas
+        names = [str(column) for column in table.columns]
+    else:
+        raise TypeError(
+            f"events cannot be read from {name}: give a path, a pandas, polars or Arrow table, or a dict of columns"
+        )
+    columns = _resolve(keys, names, name)
+    try:
+        frame = pl.DataFrame({column: _series(column, table[column]) for column in columns})
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name}: its columns cannot be read as ids and times: {error}") from error
+    return Source(name, columns, lambda batch_rows: frame.iter_slices(batch_rows))
+
+
+def _series(name: str, values: Any) -> pl.Series:
+    """A table's column, without pyarrow, through which polars would convert pandas' strings and objects."""
+    if hasattr(values, "iloc"):
+        missing = values.isna()
+        values = values.to_numpy("datetime64[us]") if values.dtype.kind == "M" else values.to_numpy()
+        if values.dtype == object:
+            values = [None if gone else value for value, gone in zip(values, missing, strict=True)]
+    return pl.Series(name, values)
+
+
+def _from_lazy(
+    frame: pl.LazyFrame, keys: tuple[str, str, str], name: str, hint: str = "", recbole: bool = False
+) -> Source:
+    try:
+        names = frame.collect_schema().names()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    columns = _resolve(keys, names, name, hint, recbole)
+    chosen = frame.select(columns)
+
+    def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
+        batches = chosen.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming")
+        for batch in batches:
+            yield from batch.iter_slices(batch_rows)
+
+    return Source(name, columns, frames)
+
+
+def _resolve(
+    keys: tuple[str, str, str], names: list[str], source: str, hint: str = "", recbole: bool = False
+) -> tuple[str, str, str]:
+    """The column of each key: that name itself or, in a RecBole file, `name:type`."""
+    bare = {column.split(":")[0]: column for column in names} if recbole else {}
+    found = []
+    for key, default, guess in zip(keys, _DEFAULT_KEYS, _RECBOLE_KEYS, strict=True):
+        column = key if key in names else bare.get(key) or (bare.get(guess) if key == default else None)
+        if column is None:
+            raise ValueError(f"{source} has no column {key!r}; its columns are {names}{hint}")
+        found.append(column)
+    if len(set(found)) < 3:
+        raise ValueError(f"{source}: session, item and time must be three different columns, not {found}")
+    return found[0], found[1], found[2]

@@ -1,0 +1,280 @@
+"""SessionStore: a prepared session log as plain arrays, in memory or memory-mapped from one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gru4rec_fast.data.files import open_array, read_meta, replace_folder, save_array, write_meta
+from gru4rec_fast.data.ids import as_ids, decode_ids, encode_ids
+from gru4rec_fast.data.vocabulary import Vocabulary
+
+FORMAT = "gru4rec_fast.session_store"
+FORMAT_VERSION = 1
+_ID_PARTS = ("ids", "utf8", "offsets")
+
+
+class SessionStore:
+    """Sessions in order of their first event's time, the events of each in time order.
+
+    Build one with `open`, `from_events` or `from_arrays`; arrays are not to be written to.
+
+    Attributes:
+        items: int32 [n_events], item indices, session after session.
+        offsets: int64 [n_sessions + 1]; session `s` is `items[offsets[s]:offsets[s + 1]]`.
+        start_times, end_times: int64 or float64 [n_sessions], times of the first and the last event, in the log's unit
+            (seconds, UTC, where the log held dates).
+        support: int64 [n_items], how often each item occurs in the log, one-event sessions included.
+        vocabulary: item ids by index.
+        meta: facts about the log; `meta["dropped"]` counts what preparation removed, by reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        items: np.ndarray,
+        offsets: np.ndarray,
+        start_times: np.ndarray,
+        end_times: np.ndarray,
+        support: np.ndarray,
+        vocabulary: Vocabulary,
+        session_ids: np.ndarray | Callable[[], np.ndarray],
+        meta: dict[str, Any],
+    ) -> None:
+        self.items = items
+        self.offsets = offsets
+        self.start_times = start_times
+        self.end_times = end_times
+        self.support = support
+        self.vocabulary = vocabulary
+        self.meta = meta
+        self._session_ids = session_ids
+
+    @property
+    def n_events(self) -> int:
+        """Number of events."""
+        return len(self.items)
+
+    @property
+    def n_sessions(self) -> int:
+        """Number of sessions, those of one event included."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return len(self.vocabulary)
+
+    @cached_property
+    def n_targets(self) -> int:
+        """Number of next-item targets in one epoch: every event that another one of its session precedes."""
+        return int(np.maximum(np.diff(self.offsets) - 1, 0).sum())
+
+    @cached_property
+    def session_ids(self) -> np.ndarray:
+        """Ids of the sessions as they stood in the log: int64 or str (NumPy StringDType), [n_sessions]."""
+        return self._session_ids() if callable(self._session_ids) else self._session_ids
+
+    def __repr__(self) -> str:
+        return f"SessionStore({self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items)"
+
+    def summary(self) -> str:
+        """What the store holds and what was dropped on the way, one fact per line."""
+        lines = [f"{self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items"]
+        dropped = self.meta.get("dropped", {})
+        lines += [f"  dropped: {count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
+        return "\n".join(lines)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        items: ArrayLike,
+        offsets: ArrayLike,
+        *,
+        start_times: ArrayLike | None = None,
+        end_times: ArrayLike | None = None,
+        n_items: int | None = None,
+        vocabulary: Vocabulary | None = None,
+        session_ids: ArrayLike | Iterable[int] | Iterable[str] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> SessionStore:
+        """An in-memory store from arrays, checked.
+
+        Args:
+            items: integer [n_events], item indices in 0 .. n_items - 1.
+            offsets: integer [n_sessions + 1], from 0 to n_events, never falling.
+            start_times, end_times: [n_sessions]; by default 0, 1, 2 ... and equal to `start_times`.
+            n_items: size of the catalogue; by default that of `vocabulary`, else the largest index + 1.
+            vocabulary: item ids; by default the indices themselves.
+            session_ids: by default 0, 1, 2 ...
+            meta: kept as it is.
+
+        Raises:
+            ValueError: the arrays do not fit each other; the message names the argument.
+        """
+        items, offsets = _integers(items, "items"), _integers(offsets, "offsets")
+        if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != len(items) or np.any(np.diff(offsets) < 0):
+            raise ValueError(f"offsets must rise from 0 to the number of events ({len(items)}) and never fall")
+        if vocabulary is None:
+            largest = int(items.max()) + 1 if len(items) else 0
+            vocabulary = Vocabulary(np.arange(largest if n_items is None else n_items))
+        elif n_items is not None and n_items != len(vocabulary):
+            raise ValueError(f"n_items={n_items}, but the vocabulary holds {len(vocabulary)} ids")
+        if len(items) and (items.min() < 0 or items.max() >= len(vocabulary)):
+            bad = int(np.flatnonzero((items < 0) | (items >= len(vocabulary)))[0])
+            raise ValueError(f"items[{bad}] = {items[bad]} is no index of a catalogue of {len(vocabulary)} items")
+        n_sessions = len(offsets) - 1
+        starts = np.arange(n_sessions) if start_times is None else np.asarray(start_times)
+        ends = starts if end_times is None else np.asarray(end_times)
+        ids = np.arange(n_sessions) if session_ids is None else as_ids(session_ids, "session_ids")
+        for name, array in (("start_times", starts), ("end_times", ends), ("session_ids", ids)):
+            if array.shape != (n_sessions,):
+                raise ValueError(f"{name} has shape {array.shape}, but there are {n_sessions} sessions")
+        for name, array in (("start_times", starts), ("end_times", ends)):
+            if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
+                raise ValueError(f"{name} must be finite numbers")
+        if np.any(starts[1:] < starts[:-1]):
+            raise ValueError("start_times must never fall: sessions stand in order of their first event's time")
+        return cls(
+            items=items.astype(np.int32),
+            offsets=offsets,
+            start_times=_time_dtype(starts),
+            end_times=_time_dtype(ends),
+            support=np.bincount(items, minlength=len(vocabulary)).astype(np.int64),
+            vocabulary=vocabulary,
+            session_ids=ids,
+            meta=dict(meta or {}),
+        )
+
+    @classmethod
+    def from_events(
+        cls,
+        source: Any,
+        *,
+        session_key: str = "SessionId",
+        item_key: str = "ItemId",
+        time_key: str = "Time",
+        separator: str | None = None,
+        vocabulary: Vocabulary | None = None,
+        allow_pickle: bool = False,
+        out: str | Path | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> SessionStore:
+        """Read a log of events as it is: grouped and sorted, nothing filtered. Rows may come in any order.
+
+        Args:
+            source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas, polars
+                or Arrow table; or a dict of columns.
+            session_key, item_key, time_key: names of the columns. With their defaults the usual RecBole names
+                (session_id, item_id, timestamp) are found too in a `.inter` file.
+            separator: of a text file; by default the one that splits its header.
+            vocabulary: of the training data, for a test log. Events of other items are removed, then sessions of
+                fewer than two events; both are counted in `meta["dropped"]`.
+            allow_pickle: permit reading a pickle, which runs whatever code is in it.
+            out: folder to write the store to and open it from, memory-mapped; a log larger than memory goes through.
+                Without it the store is held in memory.
+            progress: called now and then with the number of rows read so far.
+
+        Raises:
+            ValueError: empty source, missing column, missing id, or a time that is none; names file, column and row.
+            OSError: the disk is full; nothing is left behind.
+            ImportError: polars is not installed.
+        """
+        from gru4rec_fast.data.preparation import store_events
+
+        return store_events(
+            source,
+            (session_key, item_key, time_key),
+            separator=separator,
+            vocabulary=vocabulary,
+            allow_pickle=allow_pickle,
+            out=out,
+            progress=progress,
+        )
+
+    @classmethod
+    def open(cls, folder: str | Path) -> SessionStore:
+        """Open a saved store, memory-mapped: nothing but the vocabulary is read until it is used.
+
+        Raises:
+            FileNotFoundError: there is no store in `folder`.
+            ValueError: the store is damaged, or of a format this version does not know.
+        """
+        folder = Path(folder)
+        try:
+            meta = read_meta(folder)
+            if meta["format"] != FORMAT:
+                parts = f": open {' or '.join(str(folder / part) for part in meta['parts'])}" if "parts" in meta else ""
+                raise ValueError(f"{folder} holds a {meta['format']}, not a session store{parts}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f"{folder} is no session store (it has no meta.json); prepare one first") from None
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder / 'meta.json'} is damaged or is not that of a session store") from error
+        if meta.get("version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{folder} is of format {meta.get('version')}, this version reads {FORMAT_VERSION}: prepare it again"
+            )
+        names = ("items", "offsets", "start_times", "end_times", "support")
+        arrays = {name: open_array(folder / f"{name}.npy") for name in names}
+        store = cls(
+            **arrays,
+            vocabulary=Vocabulary.from_arrays(_open_ids(folder, "vocabulary")),
+            session_ids=lambda: decode_ids(_open_ids(folder, "session_ids")),
+            meta=meta,
+        )
+        if len(store.offsets) == 0 or store.offsets[-1] != store.n_events or store._counts() != store._announced():
+            raise ValueError(
+                f"{folder} is damaged: its files hold {store._counts()}, meta.json says {store._announced()}; "
+                "prepare it again"
+            )
+        return store
+
+    def save(self, folder: str | Path) -> None:
+        """Write the store to a folder: into a temporary sibling first, renamed when complete.
+
+        Raises:
+            FileExistsError: `folder` holds something other than a store.
+            OSError: the disk is full; what stood at `folder` before is unchanged.
+        """
+        with replace_folder(folder, [FORMAT]) as partial:
+            save_array(partial / "items.npy", self.items)
+            self.write_all_but_items(partial)
+
+    def write_all_but_items(self, folder: Path) -> None:
+        """Write every file of the store but items.npy, which ingest streams, into an existing folder."""
+        for name in ("offsets", "start_times", "end_times", "support"):
+            save_array(folder / f"{name}.npy", getattr(self, name))
+        for name, ids in (("vocabulary", self.vocabulary.ids), ("session_ids", self.session_ids)):
+            for part, array in encode_ids(ids).items():
+                save_array(folder / f"{name}.{part}.npy", array)
+        write_meta(folder, {**self.meta, "format": FORMAT, "version": FORMAT_VERSION, **self._counts()})
+
+    def _counts(self) -> dict[str, int]:
+        return {"n_events": self.n_events, "n_sessions": len(self.start_times), "n_items": len(self.support)}
+
+    def _announced(self) -> dict[str, Any]:
+        return {name: self.meta.get(name) for name in self._counts()}
+
+
+def _open_ids(folder: Path, name: str) -> dict[str, np.ndarray]:
+    paths = {part: folder / f"{name}.{part}.npy" for part in _ID_PARTS}
+    return {part: open_array(path) for part, path in paths.items() if path.exists()}
+
+
+def _integers(values: ArrayLike, name: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be a one-dimensional integer array, not {array.dtype} of shape {array.shape}")
+    return array.astype(np.int64, copy=False)
+
+
+def _time_dtype(times: np.ndarray) -> np.ndarray:
+    return times.astype(np.float64 if times.dtype.kind == "f" else np.int64, copy=False)
