@@ -33,8 +33,8 @@ def say(line: str) -> None:
 def environment_with_torch() -> dict[str, str] | None:
     """The environment in which this interpreter finds torch, None where it finds none.
 
-    pip's isolated build runs the interpreter that is installed into, and hides that one's packages by PYTHONPATH alone: a
-    process started without it sees them, so that the torch compiled against is the one that will be used.
+    pip's isolated build runs the interpreter that is installed into, and hides that one's packages by PYTHONPATH alone:
+    a process started without it sees them, so that the torch compiled against is the one that will be used.
     """
     as_it_is = dict(os.environ)
     outside_isolation = {name: value for name, value in as_it_is.items() if name != "PYTHONPATH"}

@@ -31,7 +31,15 @@ _HOME_OF = {
 }
 _ROOMS = ("data", "evaluation", "integrations", "models", "nn", "ops", "optim", "profiling", "reference", "training")
 
-__all__ = ["GRU4Rec", "SessionBlock", "SessionParallelLoader", "SessionStore", "Vocabulary", "__version__", "build_info"]
+__all__ = [
+    "GRU4Rec",
+    "SessionBlock",
+    "SessionParallelLoader",
+    "SessionStore",
+    "Vocabulary",
+    "__version__",
+    "build_info",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Which implementation of an operator runs, and why: the only place that decides.
 
-The native library is looked for at the first call that could use it, never at import. Where it cannot be had, the reason
-is kept, shown by `build_info()`, and said once, in one line, when an operator first falls back.
+The native library is looked for at the first call that could use it, never at import. Where it cannot be had, the
+reason is kept, shown by `build_info()`, and said once, in one line, when an operator first falls back.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def _import_library(library: _build.Library) -> ModuleType:
 def resolve(impl: str, op: str, device_type: str) -> str:
     """Answer "native" or "reference" for operator `op` (its name in csrc/schema.cpp) on a device type.
 
-    Raises ValueError for an unknown `impl`, KeyError for an operator that csrc/schema.cpp does not have, and RuntimeError
-    with the reason where "native" is asked for and missing.
+    Raises ValueError for an unknown `impl`, KeyError for an operator that csrc/schema.cpp does not have, and
+    RuntimeError with the reason where "native" is asked for and missing.
     """
     key = (impl, op, device_type)
     answer = _resolved.get(key)
@@ -88,8 +88,8 @@ def resolve(impl: str, op: str, device_type: str) -> str:
     return answer
 
 
-# torch.compile calls `resolve` as it stands and keeps the answer. What torch.compiler.assume_constant_result sets, set by
-# hand: that decorator imports the whole compiler at once.
+# torch.compile calls `resolve` as it stands and keeps the answer. What torch.compiler.assume_constant_result sets, set
+# by hand: that decorator imports the whole compiler at once.
 resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -127,7 +127,9 @@ def kernels() -> dict[str, list[str]]:
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("gru4rec_fast::")]
     return {
         name.removeprefix("gru4rec_fast::"): [
-            device for device, key in _DISPATCH_KEYS.items() if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+            device
+            for device, key in _DISPATCH_KEYS.items()
+            if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
         ]
         for name in sorted(names)
     }
@@ -138,8 +140,8 @@ def build_info() -> dict[str, Any]:
 
     Keys: version; native_cpu, native_cuda (bool); how ("ahead of time", "at first use", "none"); why_not (None, or why
     there are no native kernels); why_not_cuda (the same for CUDA kernels); library (path); torch, built_for_torch; cuda
-    (torch's CUDA version or None); simd (instruction set in use); simd_detected; compiler; parallel ("openmp", "serial");
-    threads (that a parallel kernel really runs on); kernels ({operator: [device types]}).
+    (torch's CUDA version or None); simd (instruction set in use); simd_detected; compiler; parallel ("openmp" or
+    "serial"); threads (that a parallel kernel really runs on); kernels ({operator: [device types]}).
     """
     load()
     info: dict[str, Any] = {

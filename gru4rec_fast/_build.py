@@ -1,7 +1,7 @@
 """Where the native library comes from: installed ahead of time, or compiled at first use, its cache and its lock.
 
-Nothing is loaded here. A library counts only if its record (`_build_record.json`, beside it) states the torch, the Python
-and the sources that are in use now; anything else is compiled anew or done without.
+Nothing is loaded here. A library counts only if its record (`_build_record.json`, beside it) states the torch, the
+Python and the sources that are in use now; anything else is compiled anew or done without.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def compile_once(csrc: Path, wanted: dict[str, str], mode: str, why: str | None 
             if not (finished / _compile.LIBRARY).exists():
                 _compile_into(finished, csrc, mode, why)
     except OSError as error:
-        raise BuildError(f"the cache folder {finished.parent} cannot be used ({error}); set {CACHE_VARIABLE}") from error
+        raise BuildError(
+            f"the cache folder {finished.parent} cannot be used ({error}); set {CACHE_VARIABLE}"
+        ) from error
     return Library(finished / _compile.LIBRARY, "at first use", _compile.read_record(finished))
 
 

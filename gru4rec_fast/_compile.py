@@ -1,8 +1,9 @@
 """What is compiled, with which flags and which tools. Run as a script, it compiles.
 
-Both ways to a native library, `pip install` (setup.py) and the compile at first use (_build.py), go through `build`, which
-runs this file in a process of its own, under the interpreter and the torch that the library is for. That process also loads
-the new library once, so that one which does not load is never handed on; the caller's own operator registry stays clean.
+Both ways to a native library, `pip install` (setup.py) and the compile at first use (_build.py), go through `build`,
+which runs this file in a process of its own, under the interpreter and the torch that the library is for. That process
+also loads the new library once, so that one which does not load is never handed on, and the caller's registry of
+operators stays clean.
 
 Standard library only at module level: setup.py loads this file where neither torch nor gru4rec_fast can be imported.
 """
@@ -104,7 +105,7 @@ def cuda_home() -> Path | None:
 
 
 def cuda_obstacle(csrc: Path, torch_version: str, torch_cuda: str | None) -> str | None:
-    """Why CUDA kernels cannot be compiled: decided by torch's build and nvcc alone, never by a GPU being visible here."""
+    """Why CUDA kernels cannot be compiled: decided by torch's build and nvcc, never by a GPU being visible here."""
     if torch_cuda is None:
         return f"torch {torch_version} is a build without CUDA"
     if not any(csrc.glob("cuda/*.cu")):
@@ -123,8 +124,8 @@ def cuda_obstacle(csrc: Path, torch_version: str, torch_cuda: str | None) -> str
 def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str] | None = None) -> Record:
     """Compile into the folder `output` (`LIBRARY`, `RECORD` and `LOG`) and return the record.
 
-    `mode` is auto, cpu or cuda; auto leaves CUDA out, with the reason in the record, where it cannot be had. `environment`
-    replaces os.environ for the compiling process. Raises BuildError.
+    `mode` is auto, cpu or cuda; auto leaves CUDA out, with the reason in the record, where it cannot be had.
+    `environment` replaces os.environ for the compiling process. Raises BuildError.
     """
     output.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ if environment is None else environment)
@@ -140,7 +141,10 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
         )
     if done.returncode == 0:
         return read_record(output)
-    answer = read_record(output) or {"why_not": f"the compiling process ended with code {done.returncode}", "lasting": False}
+    answer = read_record(output) or {
+        "why_not": f"the compiling process ended with code {done.returncode}",
+        "lasting": False,
+    }
     if mode == "auto" and answer.get("cuda"):
         return build(csrc, output, "cpu", environment=environment) | {"cuda_why_not": answer["why_not"]}
     raise BuildError(answer["why_not"], answer["lasting"])
@@ -209,7 +213,7 @@ def main() -> int:
         return 1
     if obstacle is None:
         os.environ["CUDA_HOME"] = str(cuda_home())
-        # Unset, cpp_extension would compile for the GPUs it sees on this host; take those that torch itself was built for.
+        # Unset, cpp_extension would compile for the GPUs it sees on this host; take those that torch was built for.
         architectures = re.findall(r"sm_(\d+)(\d)\b", torch._C._cuda_getArchFlags() or "")
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(f"{a}.{b}" for a, b in architectures) + "+PTX")
     else:

@@ -1,21 +1,40 @@
-"""Fixtures that several test files share."""
+"""What several test files share, and the rule that an installed package is tested as installed."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
 import torch
 
-from gru4rec_fast import _backend
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def is_installed() -> bool:
+    """Whether gru4rec_fast is installed in this environment as files of its own (an editable install is not)."""
+    try:
+        origin = distribution("gru4rec_fast").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return False
+    return not json.loads(origin or "{}").get("dir_info", {}).get("editable", False)
+
+
+if is_installed():
+    # `python -m pytest` and PYTHONPATH=. put the checkout first, whose source tree would hide the installed package.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
 
 
 @pytest.fixture
 def native_library() -> None:
     """Skip where the native library is not to be had; its operators are registered afterwards."""
+    from gru4rec_fast import _backend
+
     if not _backend.load():
-        pytest.skip("the native library is not built (GRU4REC_FAST_BUILD=none, or no compiler)")
+        pytest.skip(f"no native library: {_backend.build_info()['why_not']}")
 
 
 @pytest.fixture(autouse=True)

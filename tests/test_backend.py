@@ -1,0 +1,188 @@
+"""Which implementation runs, and how the choice and its reason are told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gru4rec_fast
+from gru4rec_fast import _backend, _compile
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A process in which the native library could not be had; the reason."""
+    reason = "there is no C++ compiler"
+    monkeypatch.delenv(_compile.MODE_VARIABLE, raising=False)
+    for name, value in {
+        "_native": None,
+        "_library": None,
+        "_why_not": reason,
+        "_resolved": {},
+        "_announced": False,
+    }.items():
+        monkeypatch.setattr(_backend, name, value)
+    return reason
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a fresh interpreter that sees what this one sees, with `environment` on top of this one's."""
+    code = f"import sys; sys.path[:] = {sys.path!r}\n" + code
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_unknown_impl_is_an_error() -> None:
+    with pytest.raises(ValueError, match="impl='fast': choose one of 'auto', 'native', 'reference'"):
+        _backend.resolve("fast", "target_rank", "cpu")
+
+
+def test_reference_never_looks_for_the_library(no_library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "load", lambda: pytest.fail("looked for the native library"))
+    assert _backend.resolve("reference", "target_rank", "cpu") == "reference"
+
+
+def test_native_where_missing_says_why(no_library: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(f"impl='native': {no_library}")):
+        _backend.resolve("native", "target_rank", "cpu")
+
+
+def test_a_fallback_is_announced_once_with_its_reason(no_library: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="gru4rec_fast"):
+        assert _backend.resolve("auto", "target_rank", "cpu") == "reference"
+        assert _backend.resolve("auto", "top_k", "cpu") == "reference"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert no_library in message and "\n" not in message
+
+
+def test_who_asks_for_no_build_is_not_told(
+    no_library: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(_compile.MODE_VARIABLE, "none")
+    with caplog.at_level(logging.WARNING, logger="gru4rec_fast"):
+        assert _backend.resolve("auto", "target_rank", "cpu") == "reference"
+    assert not caplog.records
+
+
+def test_build_info_without_the_library(no_library: str) -> None:
+    info = gru4rec_fast.build_info()
+    assert info["how"] == "none" and info["why_not"] == no_library == info["why_not_cuda"]
+    assert not info["native_cpu"] and not info["native_cuda"] and info["kernels"] == {}
+
+
+def test_build_info_keys_do_not_depend_on_the_build(no_library: str, request: pytest.FixtureRequest) -> None:
+    without = set(gru4rec_fast.build_info())
+    documented = (gru4rec_fast._backend.build_info.__doc__ or "").split("Keys:")[1]
+    assert all(key in documented for key in without)
+    request.getfixturevalue("monkeypatch").undo()
+    info = gru4rec_fast.build_info()
+    assert set(info) == without
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_the_library_is_the_one_for_this_torch(native_library: None) -> None:
+    info = gru4rec_fast.build_info()
+    assert info["native_cpu"] and info["why_not"] is None
+    assert info["built_for_torch"] == info["torch"] == torch.__version__
+    assert info["how"] in ("ahead of time", "at first use") and Path(info["library"]).exists()
+    assert info["kernels"]["target_rank"][0] == "cpu" and info["kernels"]["session_batch"][0] == "cpu"
+
+
+def test_an_operator_without_a_kernel_falls_back_in_silence(
+    native_library: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_backend, "_resolved", {})
+    assert _backend.resolve("auto", "target_rank", "cpu") == "native"
+    assert _backend.resolve("auto", "target_rank", "meta") == "reference"
+    with pytest.raises(RuntimeError, match="operator target_rank has no native kernel on meta"):
+        _backend.resolve("native", "target_rank", "meta")
+    with pytest.raises(KeyError):
+        _backend.resolve("auto", "no_such_operator", "cpu")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_run_on_as_many_threads_as_torch(native_library: None, threads: int) -> None:
+    """A library compiled without OpenMP would answer 1, whatever torch is set to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert gru4rec_fast.build_info()["threads"] == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+LEVELS = ("baseline", "avx2", "avx512")
+RANKS = """
+import json, torch, gru4rec_fast
+from gru4rec_fast import ops
+integers = lambda *shape: torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(len(shape))).float()
+greater, equal = ops.target_rank(integers(7, 33), integers(1001, 33), None, torch.arange(7), impl="native")
+print(json.dumps([gru4rec_fast.build_info()["simd"], greater.tolist(), equal.tolist()]))
+"""
+
+
+def test_every_instruction_set_gives_the_same_ranks(native_library: None) -> None:
+    """Integer-valued factors: every sum is exact in whatever order, so the counts must agree to the last one."""
+    widest = gru4rec_fast.build_info()["simd_detected"]
+    seen = {}
+    for level in LEVELS[: LEVELS.index(widest) + 1]:
+        done = run_python(RANKS, GRU4REC_FAST_SIMD=level)
+        assert done.returncode == 0, done.stderr
+        used, *seen[level] = json.loads(done.stdout)
+        assert used == level
+    assert all(ranks == seen["baseline"] for ranks in seen.values())
+
+
+def test_an_unknown_instruction_set_is_an_error(native_library: None) -> None:
+    done = run_python(RANKS, GRU4REC_FAST_SIMD="sse9")
+    assert done.returncode != 0
+    assert "GRU4REC_FAST_SIMD=sse9: choose one of baseline, avx2, avx512" in done.stderr
+
+
+def test_resolving_works_under_torch_compile_from_cold(native_library: None) -> None:
+    """The library is first looked for while torch.compile is tracing, and the trace has no break."""
+    code = """
+import torch
+from gru4rec_fast import _backend
+double = lambda x: x * 2 if _backend.resolve("auto", "top_k", "cpu") == "native" else x
+step = torch.compile(double, fullgraph=True, backend="eager")
+assert step(torch.ones(2)).tolist() == [2.0, 2.0]
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_build_mode_is_an_error() -> None:
+    done = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="fast")
+    assert done.returncode != 0
+    assert "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda" in done.stderr
+
+
+def test_cuda_where_there_is_none_is_an_error() -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this torch has CUDA")
+    done = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="cuda")
+    assert done.returncode != 0
+    assert f"GRU4REC_FAST_BUILD=cuda: CUDA kernels were asked for, but torch {torch.__version__}" in done.stderr
+
+
+def test_operators_say_why_native_is_missing() -> None:
+    """End to end, from a public operator to the reason."""
+    code = """
+import torch
+from gru4rec_fast import ops
+ops.target_rank(torch.ones(1, 2), torch.ones(3, 2), None, torch.zeros(1, dtype=torch.int64), impl="native")
+"""
+    done = run_python(code, GRU4REC_FAST_BUILD="none")
+    assert done.returncode != 0
+    assert "impl='native': GRU4REC_FAST_BUILD=none in the environment" in done.stderr

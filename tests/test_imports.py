@@ -1,0 +1,145 @@
+"""Imports run one way, cost little, and find the package that is installed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+import gru4rec_fast
+from tests.conftest import is_installed
+
+PACKAGE = Path(gru4rec_fast.__file__).parent
+
+# docs/architecture.md: a room imports from rooms of a lower level and from itself. The private modules at the root
+# decide which implementation runs; they stand between the specification and the operators.
+LEVEL = {
+    "reference": 0,
+    "_root": 1,
+    "ops": 2,
+    "data": 3,
+    "nn": 4,
+    "optim": 4,
+    "profiling": 4,
+    "evaluation": 5,
+    "training": 6,
+    "models": 7,
+    "integrations": 7,
+    "cli": 8,
+}
+# The backend runs what the operators registered, at the time of loading: the one arrow that points back.
+EXCEPTIONS = {("_backend.py", "gru4rec_fast.ops._registry")}
+STANDS_BELOW_TRAINING = "profiling"
+
+
+def room_of(module: str) -> str:
+    """The room of a dotted module name below gru4rec_fast."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "_root"
+    if parts[1] in LEVEL:
+        return parts[1]
+    home = gru4rec_fast._HOME_OF.get(parts[1], "")  # a public name, imported from the package itself
+    return home if home in LEVEL else "_root"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it; `from a import b` gives a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports in full, from gru4rec_fast..."
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    here = room_of(".".join(["gru4rec_fast", *path.relative_to(PACKAGE).parts]))
+    if path == PACKAGE / "__init__.py":
+        pytest.skip("the package's public names come from every room, each at its first use")
+    for module in imported_modules(path):
+        if not module.startswith("gru4rec_fast"):
+            continue
+        if any(path.name == file and module.startswith(name) for file, name in EXCEPTIONS):
+            continue
+        there = room_of(module)
+        if there == here:
+            continue
+        assert LEVEL[there] < LEVEL[here], (
+            f"{path}: {here} must not import {module} ({there} stands above or beside it)"
+        )
+        if there == STANDS_BELOW_TRAINING:
+            assert LEVEL[here] >= LEVEL["training"], f"{path}: {module} is used from training on"
+
+
+def test_every_room_has_its_level() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(LEVEL) - {"_root"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "reference" in p.parts], ids=lambda path: path.name)
+def test_reference_knows_torch_alone(path: Path) -> None:
+    foreign = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
+    assert foreign <= {"torch", "gru4rec_fast"}
+
+
+def run_python(code: str) -> str:
+    """Standard output of `code` in a fresh interpreter that sees what this one sees."""
+    code = f"import sys; sys.path[:] = {sys.path!r}\n" + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = "before = set(sys.modules)\nimport gru4rec_fast\nprint(*sorted(set(sys.modules) - before))"
+    modules = [name for name in run_python(code).split() if name.split(".")[0] not in sys.stdlib_module_names]
+    assert modules == ["gru4rec_fast", "gru4rec_fast._version"]
+
+
+HEAVY = ["polars", "pandas", "pyarrow", "matplotlib", "scipy", "rich", "typer", "torch._dynamo", "gru4rec_fast._C"]
+
+
+@pytest.mark.parametrize("what", ["ops", "nn", "optim", "data", "profiling", "evaluation", "training", "GRU4Rec"])
+def test_nothing_heavy_is_imported(what: str) -> None:
+    names = run_python(
+        "import torch\nbefore = set(sys.modules)\n"
+        f"import gru4rec_fast\ngru4rec_fast.{what}\n"
+        "print(*(set(sys.modules) - before))"
+    ).split()
+    assert not set(HEAVY) & set(names)
+
+
+def test_importing_costs_little_more_than_torch() -> None:
+    seconds = run_python(
+        "import time, torch\nstart = time.perf_counter()\n"
+        "import gru4rec_fast.ops, gru4rec_fast.nn, gru4rec_fast.optim\n"
+        "print(time.perf_counter() - start)"
+    )
+    assert float(seconds) < 0.5  # torch itself takes some two seconds here
+
+
+def test_every_public_name_is_there() -> None:
+    for name in gru4rec_fast.__all__:
+        assert getattr(gru4rec_fast, name) is not None
+    assert set(gru4rec_fast.__all__) <= set(dir(gru4rec_fast))
+    with pytest.raises(AttributeError, match="no attribute 'GRU5Rec'"):
+        gru4rec_fast.GRU5Rec  # noqa: B018
+
+
+def test_the_installed_package_is_the_one_under_test() -> None:
+    if not is_installed():
+        pytest.skip("gru4rec_fast is not installed here; its source tree is under test")
+    installed = Path(str(distribution("gru4rec_fast").locate_file("gru4rec_fast"))).resolve()
+    assert PACKAGE.resolve() == installed
+    assert distribution("gru4rec_fast").version == gru4rec_fast.__version__
