@@ -89,8 +89,10 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
     while (begin < end) {  // the range cut at the edges of steps
       const int64_t t = begin / n;
       const int64_t stop = std::min(end, (t + 1) * n);
-      draw(items_out + t * n, log_prob_out + t * n, begin - t * n, stop - t * n, static_cast<uint32_t>(step + t),
-           static_cast<uint64_t>(seed), threshold_data, alias_data, log_prob_data, static_cast<uint32_t>(n_items));
+      const bool drawn =
+          draw(items_out + t * n, log_prob_out + t * n, begin - t * n, stop - t * n, static_cast<uint32_t>(step + t),
+               static_cast<uint64_t>(seed), threshold_data, alias_data, log_prob_data, static_cast<uint32_t>(n_items));
+      TORCH_CHECK_INDEX(drawn, "alias: holds numbers outside [0, ", n_items, ")");
       begin = stop;
     }
   });

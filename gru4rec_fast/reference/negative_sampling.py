@@ -49,16 +49,19 @@ def alias_masses(support: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     less than 1 where p is positive, and the most probable item (the first of equals) takes the difference.
 
     Powers and their sum are taken over the distinct supports: few enough for torch to compute them in one thread, so
-    that not a bit of the table depends on the number of threads.
+    that not a bit of the table depends on the number of threads. Supports are divided by the largest one first, so that
+    no power overflows.
     """
     distinct, index, count = torch.unique(support, return_inverse=True, return_counts=True)
-    weight = distinct.double() ** alpha
-    p = weight / (weight * count).sum()
+    relative = distinct.double() / distinct.max().clamp(min=1)
+    weight = relative**alpha
+    weight_sum = (weight * count).sum()
+    possible = (distinct > 0) | (alpha == 0)
     total = support.shape[0] * COLUMN_MASS
-    mass = (p * total).floor().long().clamp(min=1) * (weight > 0)
-    mass = mass[index]
+    mass = ((weight / weight_sum * total).floor().long().clamp(min=1) * possible)[index]
     mass[mass.argmax()] += total - mass.sum()
-    return mass, p.log().float()[index]
+    log_prob = torch.xlogy(alpha, relative) - weight_sum.log()  # xlogy: 0 * log(0) is 0
+    return mass, log_prob.float()[index]
 
 
 def alias_columns(mass: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,161 @@
+"""Dropout masks: element for element the stated function of Philox, and the same units on every path."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+
+from gru4rec_fast import _backend
+from gru4rec_fast.ops import dropout_mask
+from gru4rec_fast.reference.philox import philox4x32
+
+native = pytest.mark.skipif(
+    _backend.resolve("auto", "dropout_mask", "cpu") != "native", reason="dropout_mask is not built natively"
+)
+impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@impls
+@settings(max_examples=30, deadline=None)
+@given(
+    p=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 2**63 - 1),
+    stream=st.integers(0, 2**32 - 1),
+    step=st.integers(0, 2**32 - 2),
+)
+def test_elements_are_the_stated_function(impl: str, p: float, seed: int, stream: int, step: int) -> None:
+    mask = dropout_mask(2, 3, 4, p, seed=seed, stream=stream, step=step, dtype=torch.float64, impl=impl)
+    for t in range(2):
+        for lane in range(3):
+            for unit in range(4):
+                counter = [torch.tensor(word) for word in (stream, step + t, lane, unit)]
+                word = int(philox4x32((counter[0], counter[1], counter[2], counter[3]), seed)[0])
+                expected = 1 / (1 - p) if word >= math.floor(p * 2**32) else 0.0
+                assert mask[t, lane, unit] == expected
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (1, 1, 1), (3, 5, 7), (2, 64, 100), (1, 3, 1000)])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999])
+def test_native_equals_reference(shape: tuple[int, int, int], dtype: torch.dtype, p: float) -> None:
+    options: dict[str, Any] = {"seed": 2**40 + 5, "stream": 1, "step": 17, "dtype": dtype}
+    ours = dropout_mask(*shape, p, **options, impl="native")
+    theirs = dropout_mask(*shape, p, **options, impl="reference")
+    assert ours.dtype == dtype and ours.shape == shape
+    assert torch.equal(ours, theirs)
+
+
+@impls
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.9])
+def test_share_of_dropped_units(impl: str, p: float) -> None:
+    mask = dropout_mask(10, 100, 1000, p, seed=3, stream=2, step=0, impl=impl)
+    n = mask.numel()
+    dropped = int((mask == 0).sum())
+    assert abs(dropped - n * p) < 4 * math.sqrt(n * p * (1 - p))  # 4 standard deviations, at a fixed seed
+    assert torch.equal(mask.unique(), torch.tensor([0.0, 1 / (1 - p)]))
+
+
+@impls
+def test_nothing_dropped_at_zero(impl: str) -> None:
+    assert torch.equal(dropout_mask(2, 3, 5, 0.0, seed=1, stream=1, step=0, impl=impl), torch.ones(2, 3, 5))
+
+
+@impls
+def test_a_mask_does_not_depend_on_what_is_asked_beside_it(impl: str) -> None:
+    def mask(steps: int, lanes: int, units: int, **changed: int) -> torch.Tensor:
+        return dropout_mask(steps, lanes, units, 0.5, **{"seed": 9, "stream": 2, "step": 40, **changed}, impl=impl)
+
+    whole = mask(6, 8, 50)
+    assert torch.equal(whole[:, :5, :20], mask(6, 5, 20))
+    assert torch.equal(whole, torch.cat([mask(1, 8, 50, step=40 + t) for t in range(6)]))
+    for changed in ({"seed": 10}, {"stream": 3}, {"step": 41}, {"seed": 9 + 2**32}):
+        assert not torch.equal(whole, mask(6, 8, 50, **changed))
+
+
+@impls
+def test_same_mask_for_one_and_two_threads(impl: str) -> None:
+    def mask() -> torch.Tensor:
+        return dropout_mask(4, 100, 300, 0.5, seed=1, stream=1, step=0, impl=impl)
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = mask()
+        torch.set_num_threads(2)
+        assert torch.equal(one, mask())
+    finally:
+        torch.set_num_threads(threads)
+
+
+@impls
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"p": 1.0}, "p=1.0"),
+        ({"p": -0.1}, "p=-0.1"),
+        ({"p": math.nan}, "p=nan"),
+        ({"steps": -1}, "steps=-1"),
+        ({"lanes": -1}, "lanes=-1"),
+        ({"units": 2**32}, f"units={2**32}"),
+        ({"stream": -1}, "stream=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"step": 2**32}, f"step={2**32}"),
+        ({"dtype": torch.int64}, "dtype=torch.int64"),
+    ],
+)
+def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+    arguments = {"steps": 1, "lanes": 2, "units": 3, "p": 0.5, "seed": 0, "stream": 0, "step": 0, **changed}
+    with pytest.raises(ValueError, match=message):
+        dropout_mask(**arguments, impl=impl)
+
+
+@native
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({0: -1}, "steps=-1"), ({1: -1}, "lanes=-1"), ({3: 1.0}, "p=1"), ({4: -1}, "seed=-1"), ({6: 2**32}, "step=")],
+)
+def test_the_operator_itself_checks(changed: dict[int, Any], message: str) -> None:
+    arguments = [changed.get(i, value) for i, value in enumerate((1, 2, 3, 0.5, 0, 0, 0))]
+    with pytest.raises(ValueError, match=message):
+        torch.ops.gru4rec_fast.dropout_mask(*arguments, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@native
+def test_opcheck() -> None:
+    torch.library.opcheck(
+        torch.ops.gru4rec_fast.dropout_mask,
+        (2, 3, 4, 0.5, 1, 2, 3),
+        {"dtype": torch.bfloat16, "device": torch.device("cpu")},
+    )
+
+
+@native
+def test_compiled_step_serves_every_step() -> None:
+    """`step` is a number that grows: a compiled step must take it as a variable, not once per value."""
+    counter = CompileCounter()
+
+    def train_step(x: torch.Tensor, step: int) -> torch.Tensor:
+        return x * dropout_mask(1, 4, 8, 0.5, seed=2, stream=1, step=step)
+
+    compiled = torch.compile(train_step, fullgraph=True, backend=counter)
+    x = torch.randn(1, 4, 8)
+    for step in range(5, 12):
+        assert torch.equal(compiled(x, step), train_step(x, step))
+    assert counter.frame_count <= 2  # one for the first value, one for all others
+
+
+@impls
+def test_compiles_whole(impl: str) -> None:
+    def masked(x: torch.Tensor) -> torch.Tensor:
+        return x * dropout_mask(2, 4, 8, 0.25, seed=2, stream=1, step=7, impl=impl)
+
+    x = torch.randn(2, 4, 8)
+    assert torch.equal(torch.compile(masked, fullgraph=True)(x), masked(x))
