@@ -8,7 +8,7 @@
 TORCH_LIBRARY(gru4rec_fast, m) {
   // session_batch
   m.def(
-      "session_batch(Tensor items, Tensor offsets, Tensor order, Tensor(a!) lane_session, Tensor(b!) lane_position, "
+      "session_batch(Tensor items, Tensor offsets, Tensor? order, Tensor(a!) lane_session, Tensor(b!) lane_position, "
       "Tensor(c!) cursor, SymInt steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
 
   // negative_sampling: sizes and counters are SymInt, since a plain int would recompile a compiled step at every step

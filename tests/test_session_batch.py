@@ -127,6 +127,16 @@ def test_native_equals_reference(
 
 
 @impls
+def test_no_order_is_the_logs_own(impl: str) -> None:
+    items, offsets = as_tensors([[1, 2, 3], [4, 5], [9], [], [6, 7, 8]], torch.int32)
+    given, none = (session_batch_state(2) for _ in range(2))
+    ordered = session_batch(items, offsets, torch.arange(5), *given, 9, impl=impl)
+    unordered = session_batch(items, offsets, None, *none, 9, impl=impl)
+    for a, b in zip((*ordered, *given), (*unordered, *none), strict=True):
+        assert torch.equal(a, b)
+
+
+@impls
 def test_strided_arguments(impl: str) -> None:
     """Views with gaps read right, and a state that is a view is updated in place, its neighbours left alone."""
     items, offsets = as_tensors([[1, 2, 3], [4, 5], [6, 7, 8]], torch.int32)

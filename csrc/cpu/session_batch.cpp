@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -17,13 +18,13 @@ struct Range {
 // The log, and the order in which its sessions are played.
 struct Playlist {
   const int64_t* offsets;
-  const int64_t* order;
+  const int64_t* order;  // nullptr: every session, in the log's own order
   int64_t n_events;
   int64_t n_sessions;
   int64_t n_played;
 
   Range session(int64_t place) const {
-    const int64_t played = order[place];
+    const int64_t played = order == nullptr ? place : order[place];
     TORCH_CHECK_VALUE(played >= 0 && played < n_sessions, "order[", place, "]=", played, ": offsets hold ", n_sessions,
                       " sessions");
     const Range range{offsets[played], offsets[played + 1]};
@@ -101,14 +102,15 @@ void check_indices(const at::Tensor& tensor, const char* name) {
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> session_batch(const at::Tensor& items, const at::Tensor& offsets,
-                                                             const at::Tensor& order, const at::Tensor& lane_session,
+                                                             const std::optional<at::Tensor>& order,
+                                                             const at::Tensor& lane_session,
                                                              const at::Tensor& lane_position, const at::Tensor& cursor,
                                                              int64_t steps) {
   TORCH_CHECK_VALUE(items.dim() == 1 && (items.scalar_type() == at::kInt || items.scalar_type() == at::kLong),
                     "items: must be a one-dimensional int32 or int64 tensor, not ", items.scalar_type(), " ",
                     items.sizes());
   check_indices(offsets, "offsets");
-  check_indices(order, "order");
+  if (order) check_indices(*order, "order");
   check_indices(lane_session, "lane_session");
   check_indices(lane_position, "lane_position");
   check_indices(cursor, "cursor");
@@ -120,17 +122,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> session_batch(const at::Tensor& i
   TORCH_CHECK_VALUE(cursor.numel() == 1, "cursor: must have one element, not ", cursor.numel());
   TORCH_CHECK_VALUE(steps >= 0, "steps=", steps, ": must not be negative");
 
-  const at::Tensor log = items.contiguous(), bounds = offsets.contiguous(), sessions = order.contiguous();
-  const Playlist playlist{bounds.const_data_ptr<int64_t>(), sessions.const_data_ptr<int64_t>(), log.numel(),
-                          bounds.numel() - 1, sessions.numel()};
+  const at::Tensor log = items.contiguous(), bounds = offsets.contiguous();
+  const at::Tensor sessions = order ? order->contiguous() : at::Tensor();
+  const Playlist playlist{bounds.const_data_ptr<int64_t>(), order ? sessions.const_data_ptr<int64_t>() : nullptr,
+                          log.numel(), bounds.numel() - 1, order ? sessions.numel() : bounds.numel() - 1};
   int64_t unstarted = *cursor.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(unstarted >= 0 && unstarted <= playlist.n_played, "cursor=", unstarted, ": must be in [0, ",
-                    playlist.n_played, "], the length of order");
+                    playlist.n_played, "], the number of sessions to play");
   std::vector<Lane> lanes = read_lanes(playlist, lane_session, lane_position);
 
-  const at::Tensor inputs = at::empty({steps, n_lanes}, order.options());
-  const at::Tensor targets = at::empty({steps, n_lanes}, order.options());
-  const at::Tensor reset = at::empty({steps, n_lanes}, order.options().dtype(at::kBool));
+  const at::Tensor inputs = at::empty({steps, n_lanes}, offsets.options());
+  const at::Tensor targets = at::empty({steps, n_lanes}, offsets.options());
+  const at::Tensor reset = at::empty({steps, n_lanes}, offsets.options().dtype(at::kBool));
   const auto run = [&](const auto* events) {
     play(playlist, events, lanes, unstarted, steps, inputs.mutable_data_ptr<int64_t>(),
          targets.mutable_data_ptr<int64_t>(), reset.mutable_data_ptr<bool>());

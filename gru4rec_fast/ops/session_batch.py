@@ -16,7 +16,7 @@ __all__ = ["session_batch", "session_batch_state"]
 def session_batch(
     items: Tensor,
     offsets: Tensor,
-    order: Tensor,
+    order: Tensor | None,
     lane_session: Tensor,
     lane_position: Tensor,
     cursor: Tensor,
@@ -33,7 +33,7 @@ def session_batch(
     Args:
         items: int32 or int64 [n_events], the log.
         offsets: int64 [n_sessions + 1]; session s is items[offsets[s]:offsets[s + 1]].
-        order: int64 [n_played], the sessions of this epoch in the order they are started.
+        order: int64 [n_played], the sessions of this epoch in the order they are started; None: all, in the log's order.
         lane_session: int64 [B], updated: which place of `order` the lane plays; -1 before its first step, n_played when
             it is dead.
         lane_position: int64 [B], updated: index in `items` of the lane's next input.
@@ -59,7 +59,7 @@ def session_batch(
 def _check(
     items: Tensor,
     offsets: Tensor,
-    order: Tensor,
+    order: Tensor | None,
     lane_session: Tensor,
     lane_position: Tensor,
     cursor: Tensor,
@@ -75,6 +75,8 @@ def _check(
         "cursor": cursor,
     }
     for name, tensor in indices.items():
+        if tensor is None:
+            continue
         if tensor.dim() != 1 or tensor.dtype != torch.int64:
             raise ValueError(f"{name} must be a one-dimensional int64 tensor, not {tensor.dtype} {[*tensor.shape]}")
         if tensor.device != items.device:
@@ -95,14 +97,14 @@ def _check(
 def _fake(
     items: Tensor,
     offsets: Tensor,
-    order: Tensor,
+    order: Tensor | None,
     lane_session: Tensor,
     lane_position: Tensor,
     cursor: Tensor,
     steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (steps, lane_session.shape[0])
-    return order.new_empty(shape), order.new_empty(shape), order.new_empty(shape, dtype=torch.bool)
+    return offsets.new_empty(shape), offsets.new_empty(shape), offsets.new_empty(shape, dtype=torch.bool)
 
 
 @on_load

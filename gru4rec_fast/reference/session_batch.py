@@ -29,7 +29,7 @@ def session_batch_state(n_lanes: int, device: torch.device | str = "cpu") -> tup
 def session_batch(
     items: Tensor,
     offsets: Tensor,
-    order: Tensor,
+    order: Tensor | None,
     lane_session: Tensor,
     lane_position: Tensor,
     cursor: Tensor,
@@ -43,7 +43,7 @@ def session_batch(
     dead for the rest of the epoch. An epoch so has sum(max(length - 1, 0)) targets, whatever the number of lanes.
 
     items: int32 or int64 [n_events]. offsets: int64 [n_sessions + 1]; session s is items[offsets[s]:offsets[s + 1]].
-    order: int64 [n_played], the sessions of this epoch in the order they are started.
+    order: int64 [n_played], the sessions of this epoch in the order they are started; None: all, in the log's order.
     lane_session, lane_position int64 [B], cursor int64 [1]: see `session_batch_state`; updated in place.
 
     Returns (inputs, targets, reset): inputs and targets int64 [steps, B], -1 in dead lanes; reset bool [steps, B], True
@@ -52,13 +52,14 @@ def session_batch(
 
     Raises ValueError where `order` or the state does not fit `offsets` and `items`.
     """
-    n_events, n_sessions, n_played, n_lanes = len(items), len(offsets) - 1, len(order), len(lane_session)
+    n_events, n_sessions, n_lanes = len(items), len(offsets) - 1, len(lane_session)
+    n_played = n_sessions if order is None else len(order)
     session, position, unstarted = lane_session.tolist(), lane_position.tolist(), int(cursor)
     if not 0 <= unstarted <= n_played:
-        raise ValueError(f"cursor={unstarted}: must be in [0, {n_played}], the length of order")
+        raise ValueError(f"cursor={unstarted}: must be in [0, {n_played}], the number of sessions to play")
 
     def bounds(place: int) -> tuple[int, int]:
-        played = int(order[place])
+        played = place if order is None else int(order[place])
         if not 0 <= played < n_sessions:
             raise ValueError(f"order[{place}]={played}: offsets hold {n_sessions} sessions")
         begin, end = int(offsets[played]), int(offsets[played + 1])

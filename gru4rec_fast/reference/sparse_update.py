@@ -26,7 +26,7 @@ def sparse_adagrad(
     eps: float = 1e-6,
 ) -> None:
     """Update in place; arguments as `gru4rec_fast.ops.sparse_adagrad`."""
-    summed = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=False).coalesce()
+    summed = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=True).coalesce()
     rows, total = summed._indices()[0], summed._values()
     acc = accumulator[rows] + total * total
     accumulator[rows] = acc

@@ -1,0 +1,156 @@
+"""SessionParallelLoader: an epoch plays every event once; blocks, resuming, shuffling, DataLoader."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
+
+LENGTHS = [3, 2, 7, 4, 2, 2, 9, 5, 3]
+
+
+def store_of(lengths: list[int]) -> SessionStore:
+    """Sessions of distinct items, so that an item tells the event."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return SessionStore.from_arrays(np.arange(offsets[-1]), offsets)
+
+
+def rows(blocks: list[SessionBlock]) -> list[torch.Tensor]:
+    return [torch.cat([getattr(block, name) for block in blocks]) for name in ("inputs", "targets", "reset")]
+
+
+def equal(ours: list[SessionBlock], theirs: list[SessionBlock]) -> bool:
+    return len(ours) == len(theirs) and all(
+        all(torch.equal(a, b) for a, b in zip(x[:3], y[:3], strict=True)) and x.n_live == y.n_live
+        for x, y in zip(ours, theirs, strict=True)
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 8), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_an_epoch_plays_every_event_once(lengths: list[int], batch_size: int, steps: int, shuffle: bool) -> None:
+    store = store_of(lengths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = SessionParallelLoader(store, batch_size, steps, shuffle=shuffle)
+    blocks = list(loader)
+    inputs, targets, reset = rows(blocks)
+    live = inputs >= 0
+    expected = [e for s, n in enumerate(lengths) for e in range(store.offsets[s], store.offsets[s + 1] - 1) if n > 1]
+    assert sorted(inputs[live].tolist()) == expected
+    assert torch.equal(targets[live], inputs[live] + 1)
+    assert torch.equal(live, targets >= 0)
+    starts = inputs[reset]
+    assert sorted(starts.tolist()) == [store.offsets[s] for s, n in enumerate(lengths) if n > 1]
+    assert [sum(block.n_live) for block in blocks] == [block.n_events for block in blocks]
+    assert sum(block.n_events for block in blocks) == loader.n_targets == sum(lengths) - len(lengths)
+    assert all(block.inputs.shape[0] == steps for block in blocks[:-1])
+    assert loader.n_lanes == min(batch_size, sum(n > 1 for n in lengths))
+
+
+def test_lanes_by_hand() -> None:
+    inputs, _, reset = rows(list(SessionParallelLoader(store_of([3, 2, 2]), 2)))
+    assert inputs.tolist() == [[0, 3], [1, 5]]  # lane 1 runs out first and takes the third session
+    assert reset.tolist() == [[True, True], [False, True]]
+
+
+def test_long_blocks_are_short_blocks_joined() -> None:
+    single = rows(list(SessionParallelLoader(store_of(LENGTHS), 3)))
+    for steps in (2, 5, 300):
+        joined = rows(list(SessionParallelLoader(store_of(LENGTHS), 3, steps)))
+        assert all(torch.equal(a, b) for a, b in zip(single, joined, strict=True))
+
+
+def test_min_live_ends_the_epoch_early() -> None:
+    blocks = list(SessionParallelLoader(store_of(LENGTHS), 3, min_live=2))
+    whole = list(SessionParallelLoader(store_of(LENGTHS), 3))
+    assert all(block.n_live[0] >= 2 for block in blocks)
+    assert whole[len(blocks)].n_live[0] == 1
+    assert equal(blocks, whole[: len(blocks)])
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_state_dict_resumes_at_the_next_block(shuffle: bool, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gru4rec_fast.data.loader.CHUNK_STEPS", 4)
+    arguments = {"store": store_of(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": shuffle, "seed": 5}
+    loader = SessionParallelLoader(**arguments)
+    next_epoch = [list(loader), list(loader), list(loader)][1:]
+    loader.set_epoch(1)
+    iterator = iter(loader)
+    for _ in range(taken):
+        next(iterator)
+    other = SessionParallelLoader(**arguments)
+    other.load_state_dict(loader.state_dict())
+    assert equal(list(other), next_epoch[0][taken:])
+    assert equal(list(other), next_epoch[1])
+
+
+def test_shuffle_is_drawn_from_seed_and_epoch() -> None:
+    def epochs(seed: int) -> list[list[SessionBlock]]:
+        loader = SessionParallelLoader(store_of(LENGTHS), 3, shuffle=True, seed=seed)
+        return [list(loader), list(loader)]
+
+    assert all(equal(a, b) for a, b in zip(epochs(1), epochs(1), strict=True))
+    assert not equal(*epochs(1))
+    assert not equal(epochs(1)[0], epochs(2)[0])
+
+
+def test_works_inside_torch_dataloader() -> None:
+    loader = SessionParallelLoader(store_of(LENGTHS), 3, 2)
+    direct = list(loader)
+    for workers in (0, 1):
+        wrapped = torch.utils.data.DataLoader(SessionParallelLoader(store_of(LENGTHS), 3, 2), batch_size=None, num_workers=workers)
+        assert equal(list(wrapped), direct)
+    with pytest.raises(Exception, match="num_workers=2"):
+        list(torch.utils.data.DataLoader(loader, batch_size=None, num_workers=2))
+
+
+def test_fewer_sessions_than_lanes() -> None:
+    loader = SessionParallelLoader(store_of([3, 4]), 10)
+    assert loader.n_lanes == 2
+    assert next(iter(loader)).inputs.shape == (1, 2)
+
+
+def test_one_event_sessions_are_skipped_and_counted() -> None:
+    with pytest.warns(UserWarning, match="2 of 4 sessions have fewer than two events"):
+        loader = SessionParallelLoader(store_of([1, 3, 1, 2]), 2)
+    assert loader.n_skipped == 2
+    assert rows(list(loader))[0].tolist() == [[1, 5], [2, -1]]
+
+
+def test_nothing_to_predict_is_an_error() -> None:
+    with pytest.raises(ValueError, match="none of the 2 sessions has two events"):
+        SessionParallelLoader(store_of([1, 1]), 2)
+
+
+@pytest.mark.parametrize("argument", ["batch_size", "steps", "min_live"])
+def test_zero_is_named(argument: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument}=0"):
+        SessionParallelLoader(**({"store": store_of([3, 3]), "batch_size": 2} | {argument: 0}))
+
+
+def test_a_state_of_other_lanes_is_refused() -> None:
+    loader = SessionParallelLoader(store_of(LENGTHS), 3)
+    next(iter(loader))
+    with pytest.raises(ValueError, match="the state has 3 lanes, this loader 2"):
+        SessionParallelLoader(store_of(LENGTHS), 2).load_state_dict(loader.state_dict())
+
+
+def test_reads_a_memory_mapped_store(tmp_path) -> None:
+    store_of(LENGTHS).save(tmp_path / "store")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = SessionParallelLoader(SessionStore.open(tmp_path / "store"), 3)
+    assert equal(list(opened), list(SessionParallelLoader(store_of(LENGTHS), 3)))

@@ -1,0 +1,126 @@
+"""SessionNetwork and SampledLoss as modules: initial weights, modes, dropout, bad arguments."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+
+INPUTS = torch.tensor([[1, 4], [0, 2], [3, 3]])
+
+
+@pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
+def test_initial_weights_fill_their_bounds(embedding: str) -> None:
+    network = SessionNetwork(400, [20, 12], embedding=embedding, embedding_dim=30, seed=3)
+    width = {"constrained": 12, "separate": 30, "none": None}[embedding]
+    fans = {
+        "output.weight": 400 + 12,
+        "gru.layers.0.weight_hh": 20 + 20,
+        "gru.layers.1.weight_ih": 20 + 12,
+        "gru.layers.1.weight_hh": 12 + 12,
+    }
+    if width:
+        fans["gru.layers.0.weight_ih"] = width + 20
+    if embedding != "constrained":
+        fans["embedding.weight"] = 400 + (width or 20)
+    for name, parameter in network.named_parameters():
+        if "bias" in name:
+            assert torch.count_nonzero(parameter) == 0
+        else:
+            bound = math.sqrt(6 / fans.pop(name))
+            assert 0.98 * bound < parameter.abs().max().item() <= bound
+            assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    assert not fans
+
+
+def test_seed_fixes_the_weights_and_leaves_torchs_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, second, other = (SessionNetwork(30, [8], seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["output.weight"], other["output.weight"])
+
+
+def test_the_one_hot_layer_is_reset_before_and_later_layers_as_chosen() -> None:
+    network = SessionNetwork(30, [8, 6], embedding="none")
+    assert [layer.form for layer in network.gru.layers] == ["reset_before", "reset_after"]
+    assert network.embedding.weight.shape == (30, 24)
+    assert network.gru.layers[0].weight_ih is None
+
+
+def test_blocks_of_many_steps_equal_single_steps() -> None:
+    network = SessionNetwork(5, [8, 6], dropout_p_embed=0.4, dropout_p_hidden=0.3, seed=9).double()
+    reset = torch.tensor([[True, True], [False, True], [False, False]])
+    whole, after = network(INPUTS, network.initial_state(2), reset, step=11)
+    state = network.initial_state(2)
+    for t in range(3):
+        hidden, state = network(INPUTS[t : t + 1], state, reset[t : t + 1], step=11 + t)
+        torch.testing.assert_close(hidden[0], whole[t], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, after, rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_is_off_in_evaluation() -> None:
+    dropped = SessionNetwork(5, [8], dropout_p_embed=0.4, dropout_p_hidden=0.3, seed=1)
+    plain = SessionNetwork(5, [8], seed=1)
+    state = plain.initial_state(2)
+    assert not torch.equal(dropped(INPUTS, state)[0], plain(INPUTS, state)[0])
+    assert torch.equal(dropped.eval()(INPUTS, state)[0], plain(INPUTS, state)[0])
+
+
+def test_gradients_of_tables_are_sparse_and_name_the_touched_rows() -> None:
+    network = SessionNetwork(40, [8], embedding="separate", embedding_dim=4)
+    loss = SampledLoss(batch_size=2)
+    hidden, _ = network(INPUTS, network.initial_state(2))
+    loss(network, hidden, INPUTS + 5, torch.tensor([[30], [31], [32]])).backward()
+    touched = {name: set(p.grad._indices()[0].tolist()) for name, p in network.named_parameters() if p.grad.is_sparse}
+    assert touched == {
+        "embedding.weight": {0, 1, 2, 3, 4},
+        "output.weight": {5, 6, 7, 8, 9, 30, 31, 32},
+        "output.bias": {5, 6, 7, 8, 9, 30, 31, 32},
+    }
+
+
+def test_n_live_given_or_counted_is_the_same() -> None:
+    network, criterion = SessionNetwork(9, [8]), SampledLoss("bpr-max", batch_size=2)
+    inputs, targets = torch.tensor([[1, 2], [3, -1]]), torch.tensor([[4, 5], [6, -1]])
+    hidden, _ = network(inputs, network.initial_state(2))
+    negatives = torch.tensor([[7, 8], [7, 7]])
+    counted = criterion(network, hidden, targets, negatives)
+    assert torch.equal(criterion(network, hidden, targets, negatives, [2, 1]), counted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_items": 0}, "n_items=0"),
+        ({"layers": []}, r"layers=\[\]"),
+        ({"layers": [4, 0]}, r"layers=\[4, 0\]"),
+        ({"embedding": "shared"}, "embedding='shared'"),
+        ({"embedding": "separate"}, "embedding_dim=0"),
+        ({"gru_form": "lstm"}, "gru_form='lstm'"),
+        ({"dropout_p_embed": 1.0}, "dropout_p_embed=1.0"),
+        ({"dropout_p_hidden": -0.1}, "dropout_p_hidden=-0.1"),
+    ],
+)
+def test_bad_network_arguments_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SessionNetwork(**({"n_items": 5, "layers": [4]} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "hinge"}, "loss='hinge': choose one of"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"logq": 1.0}, "give support"),
+        ({"logq": 1.0, "loss": "bpr-max"}, "belongs to cross-entropy, not to bpr-max"),
+        ({"label_smoothing": 0.1, "loss": "top1"}, "label_smoothing=0.1"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+    ],
+)
+def test_bad_loss_arguments_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SampledLoss(**({"batch_size": 4} | change))
