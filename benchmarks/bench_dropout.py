@@ -1,0 +1,32 @@
+"""dropout_mask: the mask of one step of one layer, against torch's own stateful bernoulli_.
+
+    pytest benchmarks/bench_dropout.py --benchmark-group-by=param:shape
+
+Shapes are lanes x units of the published configurations, and a block of 16 steps of the largest. torch's generator draws
+other units; it is there for its speed only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gru4rec_fast.ops import dropout_mask
+
+P = 0.3
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 100), (1, 48, 480), (1, 128, 512), (16, 128, 512)], ids=str)
+@pytest.mark.parametrize("side", ["bernoulli", "reference", "native"])
+def test_mask(benchmark: Any, shape: tuple[int, int, int], side: str) -> None:
+    mask: Callable[[], Tensor] = (
+        (lambda: torch.empty(shape).bernoulli_(1 - P).div_(1 - P))
+        if side == "bernoulli"
+        else (lambda: dropout_mask(*shape, P, seed=1, stream=1, step=0, impl=side))
+    )
+    result = benchmark(mask)
+    assert result.shape == shape and abs(float((result == 0).float().mean()) - P) < 0.05

@@ -1,0 +1,56 @@
+"""negative_sampling: building the table, and drawing one step's negatives, against torch.multinomial.
+
+    pytest benchmarks/bench_negative_sampling.py --benchmark-group-by=func,param:n_items
+
+Support is Zipf-like, as in click logs, so that look-ups hit the cache as unevenly as in training. N = 2048 is the
+published default; 64 steps of it show what a block of steps costs per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gru4rec_fast.ops import build_alias_table, negative_sampling
+
+n_items_cases = pytest.mark.parametrize("n_items", [43_000, 1_000_000])
+
+
+def zipf_support(n_items: int) -> Tensor:
+    """Popularity 1 / rank, the ranks shuffled: popular items are not neighbours in a real catalogue."""
+    return ((1e6 / torch.arange(1, n_items + 1)).long() + 1)[torch.randperm(n_items)]
+
+
+@n_items_cases
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_build(benchmark: Any, n_items: int, impl: str) -> None:
+    torch.manual_seed(0)
+    support = zipf_support(n_items)
+    table = benchmark.pedantic(lambda: build_alias_table(support, 0.5, impl=impl), rounds=3, warmup_rounds=1)
+    assert table.n_items == n_items
+
+
+@n_items_cases
+@pytest.mark.parametrize("steps", [1, 64])
+@pytest.mark.parametrize("side", ["multinomial", "reference", "native"])
+def test_draw(benchmark: Any, n_items: int, steps: int, side: str) -> None:
+    torch.manual_seed(0)
+    support, n = zipf_support(n_items), 2048
+    table = build_alias_table(support, 0.5)
+    weight, log_prob = support.double().sqrt(), table.log_prob
+
+    def multinomial() -> tuple[Tensor, Tensor]:
+        items = torch.multinomial(weight, steps * n, replacement=True).view(steps, n)
+        return items, log_prob[items]
+
+    draw: Callable[[], tuple[Tensor, Tensor]] = (
+        multinomial
+        if side == "multinomial"
+        else (lambda: negative_sampling(table, n, seed=1, step=0, steps=steps, impl=side))
+    )
+    items, _ = benchmark(draw)
+    assert items.shape == (steps, n)
