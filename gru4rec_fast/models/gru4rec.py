@@ -1,0 +1,300 @@
+"""GRU4Rec as an estimator: fit, evaluate, recommend, save, load."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gru4rec_fast import ops
+from gru4rec_fast._backend import build_info
+from gru4rec_fast.data.loader import SessionParallelLoader
+from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
+from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
+from gru4rec_fast.models.parameters import GRU4RecParameters
+from gru4rec_fast.models.parts import (
+    FORMAT,
+    VOCABULARY,
+    as_store,
+    build_criterion,
+    build_network,
+    find_device,
+    identity,
+    training_options,
+    validation_metrics,
+)
+from gru4rec_fast.models.recommending import Exclude, Recommendations, SessionRecommender, Unknown, recommend
+from gru4rec_fast.nn import SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from gru4rec_fast.training.loop import Trainer
+from gru4rec_fast.training.options import LOSS
+from gru4rec_fast.training.progress import make_progress
+from gru4rec_fast.training.run_folder import LAST
+from gru4rec_fast.training.state import MODEL, model_tensors
+
+# What may differ between a checkpoint and the model that resumes it: none of it changes what was computed so far.
+_FREE_ON_RESUME = {"n_epochs", "patience", "min_delta", "device", "impl"}
+
+
+class GRU4Rec:
+    """Session-based recommender (Hidasi et al. 2016; Hidasi & Karatzoglou 2018; Hidasi & Czapp 2023).
+
+        model = GRU4Rec(layers=[100], loss="cross-entropy", logq=1.0, n_epochs=5)
+        model.fit("train.tsv", out="run")
+        print(model.evaluate("test.tsv").table())
+        model.recommend([[2345, 678]], k=10)
+        model.save("model.safetensors")
+
+    Args:
+        parameters: by name; names and defaults are those of the official PyTorch code, see `GRU4RecParameters`.
+
+    Attributes:
+        parameters: a `GRU4RecParameters`.
+        network, vocabulary, support: the SessionNetwork, the item ids by index and the items' occurrences in the
+            training log; None before `fit` or `load`.
+        history: one dict per epoch, see `gru4rec_fast.training.Trainer`.
+        peak_memory_bytes: of the last `fit`.
+
+    Raises:
+        TypeError: an unknown parameter or a value of the wrong type; ValueError: a value out of range.
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = GRU4RecParameters.create(parameters)
+        self.network: SessionNetwork | None = None
+        self.vocabulary: Vocabulary | None = None
+        self.support: np.ndarray | None = None
+        self.history: list[dict[str, Any]] = []
+        self.peak_memory_bytes = 0
+        self._identity: Checkpoint | None = None
+
+    @classmethod
+    def from_parameter_string(cls, text: str, **parameters: Any) -> GRU4Rec:
+        """From the official code's form, e.g. "layers=512/256,loss=bpr-max,n_sample=2048"; `parameters` come on top."""
+        return cls(**{**parse_parameter_string(text), **parameters})
+
+    @classmethod
+    def from_parameter_file(cls, path: str | os.PathLike[str], **parameters: Any) -> GRU4Rec:
+        """From a TOML or JSON file; `parameters` come on top."""
+        return cls(**{**read_parameter_file(Path(path)), **parameters})
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """All parameters by name."""
+        return self.parameters.to_dict()
+
+    def set_params(self, **parameters: Any) -> GRU4Rec:
+        """Change parameters by name (values may be text, as in a parameter string); they count from the next `fit`."""
+        self.parameters = self.parameters.changed(parameters)
+        return self
+
+    def __repr__(self) -> str:
+        default = GRU4RecParameters().to_dict()
+        changed = {name: value for name, value in self.get_params().items() if value != default[name]}
+        return f"GRU4Rec({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    def fit(
+        self,
+        data: Any,
+        validation: Any = None,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool | str | os.PathLike[str] = False,
+        checkpoint_every: int | None = None,
+        memory: MemoryRecord = NULL_RECORD,
+        progress: bool | None = None,
+        session_key: str = "SessionId",
+        item_key: str = "ItemId",
+        time_key: str = "Time",
+        sample_cache_max_size: int | None = None,
+        compatibility_mode: bool | None = None,
+    ) -> GRU4Rec:
+        """Train from scratch, or go on with a training.
+
+        Args:
+            data: a SessionStore, the folder of one, or whatever `SessionStore.from_events` reads (a TSV, CSV or Parquet
+                file, a pandas, polars or Arrow table).
+            validation: sessions to measure after each epoch, in the same forms; `monitor` picks the best epoch by them.
+            out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png.
+            resume: True: go on from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
+                ends with the same bits as one that was never interrupted.
+            checkpoint_every: write last.safetensors every so many mini-batches too, not only after each epoch.
+            memory: a MemoryRecord to be filled, phase by phase.
+            progress: False shows nothing; by default a bar on a terminal, lines in a pipe, on stderr.
+            session_key, item_key, time_key: column names, where `data` is a log.
+            sample_cache_max_size, compatibility_mode: taken for the official code's sake, without effect: there is no
+                cache of samples here.
+
+        Raises:
+            ValueError: bad input, named. CheckpointError: nothing to resume that fits.
+            TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
+        """
+        p, keys = self.parameters, (session_key, item_key, time_key)
+        if p.patience is not None and validation is None and p.monitor != LOSS:
+            raise ValueError(f"patience={p.patience} watches {p.monitor}: give validation=, or set monitor='loss'")
+        device = find_device(p.device)
+        store = as_store(data, keys)
+        valid_store = None if validation is None else as_store(validation, keys, store.vocabulary)
+        loader = SessionParallelLoader(
+            store, p.batch_size, p.bptt, device, p.shuffle, p.seed, min_live=1 if p.n_sample else 2, impl=p.impl
+        )
+        self.vocabulary, self.support = store.vocabulary, np.array(store.support)
+        self._identity = identity(p, self.vocabulary, self.support)
+        checkpoint = self._resumed(resume, out)
+        network = self.network = build_network(p, len(self.vocabulary), device)
+        support = torch.from_numpy(self.support)
+        trainer = Trainer(
+            network,
+            loader,
+            training_options(p, checkpoint_every),
+            criterion=build_criterion(p, support).to(device),
+            optimizer=SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl),
+            sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
+            validate=None if valid_store is None else lambda: validation_metrics(network, valid_store, p),
+            out=None if out is None else Path(out),
+            identity=self._identity,
+            memory=memory,
+            progress=make_progress(progress),
+        )
+        try:
+            trainer.run(checkpoint)
+        finally:
+            network.eval()
+            self.history, self.peak_memory_bytes = trainer.history, trainer.peak_memory_bytes
+        return self
+
+    def evaluate(
+        self,
+        data: Any,
+        *,
+        cutoffs: Iterable[int] = (20,),
+        ties: Ties = "conservative",
+        batch_size: int = 512,
+        baselines: bool = False,
+        session_key: str = "SessionId",
+        item_key: str = "ItemId",
+        time_key: str = "Time",
+    ) -> Report:
+        """Rank the next item of every event of the test sessions among the whole catalogue.
+
+        Args:
+            data: as in `fit`; items unseen in training are dropped, and counted in the report.
+            cutoffs, ties, batch_size: see `gru4rec_fast.evaluation.evaluate_sessions`.
+            baselines: put popularity and a random order beside the model.
+        """
+        network, vocabulary = self._fitted()
+        store = as_store(data, (session_key, item_key, time_key), vocabulary)
+        return evaluate_sessions(
+            network,
+            store,
+            cutoffs=cutoffs,
+            ties=ties,
+            batch_size=batch_size,
+            impl=self.parameters.impl,
+            baselines=baselines,
+            support=self.support if baselines else None,
+        )
+
+    def recommend(
+        self,
+        sessions: Sequence[Sequence[int] | Sequence[str]] | SessionStore,
+        k: int = 20,
+        *,
+        exclude: Exclude = None,
+        unknown: Unknown = "error",
+        batch_size: int = 512,
+    ) -> Recommendations:
+        """The k items most likely to come next in each session, best first: item ids and scores, [n, k] each.
+
+        Args: see `gru4rec_fast.models.recommending.recommend`.
+        """
+        network, vocabulary = self._fitted()
+        options = {"exclude": exclude, "unknown": unknown, "batch_size": batch_size, "impl": self.parameters.impl}
+        return recommend(network, vocabulary, sessions, k, **options)  # type: ignore[arg-type]
+
+    def recommender(self, capacity: int = 10_000, *, unknown: Unknown = "error") -> SessionRecommender:
+        """A recommender for live sessions, which takes one event at a time; see `SessionRecommender`."""
+        network, vocabulary = self._fitted()
+        return SessionRecommender(network, vocabulary, capacity, unknown=unknown, impl=self.parameters.impl)
+
+    def report(self, evaluation: Report | None = None) -> dict[str, Any]:
+        """What there is to say about this model, as JSON values: `metrics` of an evaluation (else of the last epoch's
+        validation, else none), `epochs`, `peak_memory_bytes`, `build` and `parameters`."""
+        metrics = self.history[-1].get("validation", {}) if self.history else {}
+        return {
+            "metrics": metrics if evaluation is None else evaluation.metrics,
+            "epochs": self.history,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "build": build_info(),
+            "parameters": self.get_params(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model to one safetensors file, catalogue included; `load` needs nothing else.
+
+        Raises:
+            RuntimeError: not fitted yet. OSError: the file cannot be written; an earlier one is unchanged.
+        """
+        network, _ = self._fitted()
+        assert self._identity is not None
+        tensors = self._identity.tensors | model_tensors(network)
+        return save_checkpoint(path, replace(self._identity, tensors=tensors, progress={"history": self.history}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> GRU4Rec:
+        """Read a model from `save`, or from the last or best checkpoint of a training, onto `device`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: the file is truncated, or no GRU4Rec checkpoint.
+        """
+        checkpoint = load_checkpoint(path, FORMAT)
+        try:
+            model = cls(**checkpoint.config["parameters"] | {"device": str(device)})
+            model.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY))
+            model.support = checkpoint.tensors["support"].numpy()
+            model.network = build_network(model.parameters, len(model.vocabulary), find_device(str(device)))
+            model.network.load_state_dict(checkpoint.group(MODEL))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} lacks a part of a GRU4Rec checkpoint: {error}") from error
+        model.network.eval()
+        model.history = checkpoint.progress["history"]
+        model._identity = identity(model.parameters, model.vocabulary, model.support)
+        return model
+
+    savemodel = save
+    loadmodel = load
+
+    def _fitted(self) -> tuple[SessionNetwork, Vocabulary]:
+        if self.network is None or self.vocabulary is None:
+            raise RuntimeError("this GRU4Rec has no weights yet: call fit, or GRU4Rec.load")
+        return self.network, self.vocabulary
+
+    def _resumed(self, resume: bool | str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Checkpoint | None:
+        """The checkpoint to go on from, checked against this model's parameters and catalogue."""
+        if resume is False:
+            return None
+        if resume is True and out is None:
+            raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
+        path = Path(out or "") / LAST if resume is True else Path(resume)
+        checkpoint = load_checkpoint(path, FORMAT)
+        saved, mine = checkpoint.config["parameters"], self.get_params()
+        differing = [name for name in mine if name not in _FREE_ON_RESUME and saved.get(name) != mine[name]]
+        if differing:
+            changes = ", ".join(f"{name}={saved.get(name)!r} there, {mine[name]!r} here" for name in differing)
+            raise CheckpointError(f"{path} cannot be resumed with other parameters: {changes}")
+        if Vocabulary.from_arrays(checkpoint.group(VOCABULARY)) != self.vocabulary:
+            raise CheckpointError(f"{path} was trained on another catalogue of items; resume with the same data")
+        return checkpoint
+
+
+GRU4Rec.__signature__ = inspect.signature(GRU4RecParameters)  # type: ignore[attr-defined]  # for help()

@@ -1,0 +1,229 @@
+"""Hyper-parameters of GRU4Rec: names, defaults and checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.training.schedules import scheduler_names
+
+LAYERSIZE = "layersize"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+GRU_FORMS = ("reset_after", "reset_before")
+IMPLEMENTATIONS = ("auto", "native", "reference")
+
+
+def _choice(value: Any, choices: tuple[str, ...]) -> str | None:
+    return None if value in choices else f"choose one of {', '.join(choices)}"
+
+
+def _at_least(least: float) -> Callable[[Any], str | None]:
+    return lambda value: None if value >= least else f"must be at least {least:g}"
+
+
+def _probability(value: float) -> str | None:
+    return None if 0 <= value < 1 else "must lie in [0, 1)"
+
+
+def _rule(default: Any, check: Callable[[Any], str | None]) -> Any:
+    """A field with a check: called with the value, it returns what is wrong with it, or None."""
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRU4RecParameters:
+    """Hyper-parameters, named and set by default as in the official PyTorch code; the second group is ours.
+
+    Attributes:
+        layers: units of each GRU layer, first layer first.
+        loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr".
+        batch_size: lanes, sessions played in parallel.
+        dropout_p_embed, dropout_p_hidden: probability to drop a unit of the input embedding, of each layer's output.
+        learning_rate, momentum: of Adagrad.
+        n_sample, sample_alpha: negatives per mini-batch, drawn with p ~ support^sample_alpha, with replacement: more
+            than there are items is legal. 0: the other lanes' targets are the only negatives.
+        embedding: width of a separate input embedding, or "layersize": as wide as the first layer. Read where
+            constrained_embedding is False; 0 is then one-hot input, whose first layer is always reset_before.
+        constrained_embedding: the output table is the input embedding too.
+        n_epochs: passes over the log.
+        bpreg, elu_param: score regularisation and activation of bpr-max (elu_param 0: none).
+        logq: strength of the logQ correction of cross-entropy.
+        label_smoothing: of cross-entropy.
+        mask_accidental_hits: a negative that is the target is no negative.
+        bptt: steps the gradient goes back; accumulate: blocks of that many steps per update.
+        gru_form: "reset_after" (as torch.nn.GRU) or "reset_before" (the original form).
+        shuffle: play the sessions in a new order each epoch, instead of by time.
+        lr_scheduler, lr_scheduler_options: see `gru4rec_fast.training.Schedule`.
+        monitor: the validation metric that picks the best epoch, or "loss".
+        patience, min_delta: stop after `patience` epochs without a gain above `min_delta`; None: never.
+        eps: added to Adagrad's accumulator inside the root.
+        seed: of weights, dropout, negatives and shuffle.
+        dtype: "float32" or "float64".
+        device: "cpu", "cuda", "cuda:1" ...
+        impl: "auto", "native" or "reference", for every operator.
+
+    Raises:
+        TypeError: a value of the wrong type; ValueError: one out of range. Both name the parameter and the remedy.
+    """
+
+    layers: tuple[int, ...] = (100,)
+    loss: str = _rule("cross-entropy", lambda value: _choice(value, LOSSES))
+    batch_size: int = _rule(64, _at_least(1))
+    dropout_p_embed: float = _rule(0.0, _probability)
+    dropout_p_hidden: float = _rule(0.0, _probability)
+    learning_rate: float = _rule(0.05, lambda value: None if value > 0 else "must be positive")
+    momentum: float = _rule(0.0, _probability)
+    sample_alpha: float = _rule(0.5, _at_least(0))
+    n_sample: int = _rule(2048, _at_least(0))
+    embedding: int | str = 0
+    constrained_embedding: bool = True
+    n_epochs: int = _rule(10, _at_least(1))
+    bpreg: float = _rule(1.0, _at_least(0))
+    elu_param: float = _rule(0.5, _at_least(0))
+    logq: float = _rule(0.0, _at_least(0))
+
+    label_smoothing: float = _rule(0.0, _probability)
+    mask_accidental_hits: bool = False
+    bptt: int = _rule(1, _at_least(1))
+    accumulate: int = _rule(1, _at_least(1))
+    gru_form: str = _rule("reset_after", lambda value: _choice(value, GRU_FORMS))
+    shuffle: bool = False
+    lr_scheduler: str | None = None
+    lr_scheduler_options: dict[str, Any] | None = None
+    monitor: str = "recall@20"
+    patience: int | None = _rule(None, lambda value: None if value is None else _at_least(1)(value))
+    min_delta: float = _rule(0.0, _at_least(0))
+    eps: float = _rule(1e-6, lambda value: None if value > 0 else "must be positive")
+    seed: int = _rule(0, _at_least(0))
+    dtype: str = _rule("float32", lambda value: _choice(value, tuple(DTYPES)))
+    device: str = "cpu"
+    impl: str = _rule("auto", lambda value: _choice(value, IMPLEMENTATIONS))
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = _convert(entry.name, str(entry.type), getattr(self, entry.name))
+            object.__setattr__(self, entry.name, value)
+            wrong = entry.metadata["check"](value) if "check" in entry.metadata else None
+            if wrong:
+                raise ValueError(f"{entry.name}={value!r}: {wrong}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if not self.layers or min(self.layers) < 1:
+            raise ValueError(f"layers={list(self.layers)}: give at least one layer, each of at least 1 unit")
+        if isinstance(self.embedding, int) and self.embedding < 0:
+            raise ValueError(f"embedding={self.embedding}: must be a width, 0 or {LAYERSIZE!r}")
+        for name in ("logq", "label_smoothing"):
+            if getattr(self, name) and self.loss != "cross-entropy":
+                raise ValueError(
+                    f"{name}={getattr(self, name):g} belongs to loss='cross-entropy'; set it to 0 for {self.loss}"
+                )
+        if self.n_sample == 0 and self.batch_size == 1:
+            raise ValueError("n_sample=0 with batch_size=1 leaves nothing to tell the target from; raise either")
+        if self.lr_scheduler is not None and self.lr_scheduler not in scheduler_names():
+            raise ValueError(f"lr_scheduler={self.lr_scheduler!r}: choose one of {', '.join(scheduler_names())}")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device={self.device!r}: {str(error).splitlines()[0]}") from None
+
+    @property
+    def embedding_mode(self) -> str:
+        """What SessionNetwork calls it: "constrained", "separate" or "none"."""
+        return "constrained" if self.constrained_embedding else "separate" if self.embedding else "none"
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the separate embedding; 0 where there is none."""
+        if self.embedding_mode != "separate":
+            return 0
+        return self.layers[0] if isinstance(self.embedding, str) else self.embedding
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parameters as JSON values."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+    def changed(self, parameters: Mapping[str, Any]) -> GRU4RecParameters:
+        """A copy with some parameters set anew; TypeError where a name is unknown."""
+        refuse_unknown(parameters)
+        return replace(self, **parameters)
+
+    @classmethod
+    def create(cls, parameters: Mapping[str, Any]) -> GRU4RecParameters:
+        """From a mapping; TypeError where a name is unknown."""
+        return cls().changed(parameters)
+
+
+def parameter_names() -> list[str]:
+    """Names of all parameters."""
+    return [entry.name for entry in fields(GRU4RecParameters)]
+
+
+def refuse_unknown(parameters: Mapping[str, Any]) -> None:
+    """Raise TypeError where a name is no parameter."""
+    unknown = [name for name in parameters if name not in parameter_names()]
+    if unknown:
+        raise TypeError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(parameter_names())}")
+
+
+_TRUE, _FALSE = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False")
+
+
+def _convert(name: str, kind: str, value: Any) -> Any:
+    """A value, or its text as in a parameter string, as the type of its field."""
+    try:
+        if name == "layers":
+            parts = (
+                value.split("/") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+            )
+            return tuple(_integer(part) for part in parts)
+        if name == "embedding":
+            return value if value == LAYERSIZE else _integer(value)
+        if value is None or (value == "None" and "None" in kind):
+            if "None" in kind:
+                return None
+            raise ValueError
+        if kind == "bool":
+            if value not in (*_TRUE, *_FALSE):
+                raise ValueError
+            return value in _TRUE
+        if kind.startswith("int"):
+            return _integer(value)
+        if kind == "float":
+            return to_number(value)
+        if kind.startswith("dict"):
+            return dict(json.loads(value) if isinstance(value, str) else value)
+        return str(value)
+    except (TypeError, ValueError):
+        wanted = {"layers": "sizes, as [512, 256] or 512/256", "embedding": f"a whole number or {LAYERSIZE!r}"}
+        kinds = {
+            "int": "a whole number",
+            "float": "a finite number",
+            "bool": "True or False",
+            "dict": "a mapping",
+            "str": "text",
+        }
+        what = wanted.get(name) or next(text for start, text in kinds.items() if kind.startswith(start))
+        raise TypeError(f"{name}={value!r}: must be {what}") from None
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool):
+        raise ValueError
+    number = int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError
+    return number
+
+
+def to_number(value: Any) -> float:
+    """A finite float from a number or its text; ValueError or TypeError where it is none."""
+    number = float(value)
+    if isinstance(value, bool) or number - number != 0:
+        raise ValueError
+    return number

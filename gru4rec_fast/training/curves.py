@@ -1,0 +1,105 @@
+"""Loss and validation curves: a CSV file always, a PNG picture where matplotlib is installed."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger("gru4rec_fast")
+
+INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7ec"
+COLOURS = ("#0b6e99", "#d1603d", "#4c8b4a", "#8a5fa8", "#b08900", "#3a6ea5")
+
+_announced = False
+
+
+def write_csv(history: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Write one row per epoch: epoch, loss, seconds, mini_batches, events, learning_rate, then validation metrics."""
+    metrics = list(dict.fromkeys(name for record in history for name in record.get("validation", {})))
+    plain = [key for key in (history[0] if history else ()) if key != "validation"]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*plain, *(f"validation_{name}" for name in metrics)])
+        for record in history:
+            validation = record.get("validation", {})
+            writer.writerow([*(record[key] for key in plain), *(validation.get(name, "") for name in metrics)])
+    return path
+
+
+def _style(axes: Axes, ylabel: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch", color=MUTED)
+    axes.set_ylabel(ylabel, color=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.tick_params(colors=MUTED, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.06, y=0.12)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+
+
+def _line(axes: Axes, epochs: list[int], values: list[float], colour: str, label: str) -> None:
+    axes.plot(epochs, values, color=colour, linewidth=2, marker="o", markersize=4.5, label=label)
+    axes.annotate(
+        f"{values[-1]:.4g}",
+        (epochs[-1], values[-1]),
+        xytext=(0, 8),
+        textcoords="offset points",
+        ha="center",
+        color=colour,
+        fontweight="bold",
+    )
+
+
+def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
+    """Draw the training loss and, beside it, the validation metrics; None (and one announcement) without matplotlib."""
+    global _announced
+    if find_spec("matplotlib") is None:
+        if not _announced:
+            logger.warning("no curve picture: matplotlib is not installed (pip install matplotlib); the CSV is written")
+        _announced = True
+        return None
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    measured = [record for record in history if record.get("validation")]
+    metrics = list(dict.fromkeys(name for record in measured for name in record["validation"]))
+    panels = 2 if metrics else 1
+    with matplotlib.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
+        figure = Figure(figsize=(5.2 * panels, 3.6), dpi=160, layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        _style(axes[0], "training loss")
+        if history:
+            losses = [record["loss"] for record in history]
+            _line(axes[0], [record["epoch"] for record in history], losses, COLOURS[0], "training loss")
+        if metrics:
+            _style(axes[1], "validation")
+            for position, name in enumerate(metrics):
+                points = [(record["epoch"], record["validation"][name]) for record in measured]
+                epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
+                _line(axes[1], epochs, values, COLOURS[(position + 1) % len(COLOURS)], name)
+            axes[1].legend(
+                frameon=False, labelcolor=INK, ncols=min(4, len(metrics)), loc="lower left", bbox_to_anchor=(0, 1)
+            )
+        if title:
+            figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
+        figure.savefig(path)
+    return path
+
+
+def write_curves(history: Sequence[dict[str, Any]], folder: Path, title: str = "") -> list[Path]:
+    """Write curves.csv and curves.png into `folder`; return the files that were written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [write_csv(history, folder / "curves.csv"), write_png(history, folder / "curves.png", title)]
+    return [path for path in written if path is not None]

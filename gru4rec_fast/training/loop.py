@@ -1,0 +1,293 @@
+"""The training loop: session-parallel blocks in, a trained network, a history and checkpoints out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gru4rec_fast import ops
+from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, has_baseline, peak_memory_bytes
+from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
+from gru4rec_fast.training.early_stopping import EarlyStopping
+from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
+from gru4rec_fast.training.options import LOSS, TrainingOptions
+from gru4rec_fast.training.place import LossWatch, Place, TrainingDiverged
+from gru4rec_fast.training.progress import Progress, Silent
+from gru4rec_fast.training.run_folder import LAST, RunFolder
+from gru4rec_fast.training.schedules import Schedule
+from gru4rec_fast.training.state import HIDDEN, MODEL, OPTIMIZER, hidden_tensors, load_optimizer, optimizer_state
+
+
+class Trainer:
+    """Trains a SessionNetwork.
+
+    A mini-batch is one step of all lanes; a block is T of them (truncated backpropagation through T steps), each with
+    negatives of its own. The number of mini-batches since the training began keys negatives and dropout.
+
+    Args:
+        network: in whatever state it is; trained in place.
+        loader: plays the sessions; its `steps` is T.
+        options: everything else that can be chosen.
+        criterion: the loss of a block.
+        optimizer: over the network's parameters.
+        sampler: the table negatives are drawn from, on the loader's device; needed unless n_sample is 0.
+        validate: called after each epoch with the network in eval mode; returns metrics by name.
+        out: folder for last.safetensors, best.safetensors (where there is something to pick it by), curves.csv and
+            curves.png; files of these names are replaced. None: nothing is written.
+        identity: format, config and further tensors to put into the checkpoints, so that their reader knows the model.
+        memory: a MemoryRecord switches on the phases batch, forward, loss, backward and update.
+        progress: what is shown.
+
+    Attributes:
+        history: one dict per finished epoch: epoch, loss (mean over the epoch's mini-batches of the sum over live lanes
+            / batch_size), seconds (of training), mini_batches, events (targets), learning_rate, and `validation`
+            (metrics by name) where there is a validation.
+        peak_memory_bytes: of the run, above the process's baseline where one was set, else above the run's start.
+
+    Raises:
+        ValueError: parts that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        network: SessionNetwork,
+        loader: SessionParallelLoader,
+        options: TrainingOptions,
+        *,
+        criterion: SampledLoss,
+        optimizer: Optimizer,
+        sampler: ops.AliasTable | None = None,
+        validate: Callable[[], Mapping[str, float]] | None = None,
+        out: str | Path | None = None,
+        identity: Checkpoint | None = None,
+        memory: MemoryRecord = NULL_RECORD,
+        progress: Progress | None = None,
+    ):
+        watches_loss = options.monitor == LOSS
+        if options.n_sample and sampler is None:
+            raise ValueError(f"n_sample={options.n_sample} needs a sampler: ops.build_alias_table(support, alpha)")
+        if options.patience is not None and validate is None and not watches_loss:
+            raise ValueError(f"patience={options.patience} watches {options.monitor}, which needs validation data")
+        self.network, self.loader, self.options = network, loader, options
+        self.criterion, self.optimizer, self.sampler = criterion, optimizer, sampler
+        self.validate, self.memory, self.progress = validate, memory, progress or Silent()
+        self.folder = RunFolder(out, identity or Checkpoint("gru4rec_fast.SessionNetwork/1"))
+        self.history: list[dict[str, Any]] = []
+        self.peak_memory_bytes = 0
+        self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximise=not watches_loss)
+        self.schedule = options.lr_scheduler and Schedule(
+            optimizer,
+            options.lr_scheduler,
+            options.lr_scheduler_options,
+            n_epochs=options.n_epochs,
+            maximise=validate is not None and not watches_loss,
+        )
+        self.place = Place()
+        self._losses = LossWatch(loader.device)
+        self._hidden: list[Tensor] | None = None  # None between epochs
+        self._saved_at = 0
+
+    def run(self, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
+        """Train up to `n_epochs`, from the start or from where `resume` stands; return the history.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C; raised between two updates, after `last` was written.
+            TrainingDiverged: a NaN or infinite loss or weight.
+            CheckpointError: `resume` holds no training state, or one over other data.
+            OSError: a checkpoint cannot be written.
+        """
+        peak = PeakMemory()
+        if resume is None:
+            self.folder.start_over()
+        else:
+            self._restore(resume)
+        try:
+            with deferred_interrupt(self.progress.say) as interrupt:
+                while self.place.epoch <= self.options.n_epochs and not self.early_stopping.should_stop:
+                    self._play_epoch(interrupt)
+                    self._finish_epoch()
+                    self._stop_if(interrupt)
+        except TrainingDiverged as error:
+            saved = self.folder.last_saved
+            kept = "no checkpoint had been written yet" if saved is None else f"the last good checkpoint is {saved}"
+            raise TrainingDiverged(f"{error}; training stopped; {kept}; try a smaller learning_rate") from None
+        finally:
+            self.progress.close()
+            self.peak_memory_bytes = peak_memory_bytes() if has_baseline() else peak.bytes
+            self.folder.write_curves(self.history)
+        return self.history
+
+    def _play_epoch(self, interrupt: InterruptRequest) -> None:
+        """Play the epoch, or what is left of it; the weights move after every `accumulate` blocks and at its end."""
+        place, accumulate, every = self.place, self.options.accumulate, self.options.checkpoint_every
+        self.network.train()
+        if self._hidden is None:
+            self.loader.set_epoch(place.epoch - 1)
+            self._hidden = self.network.initial_state(self.loader.n_lanes)
+        self.progress.begin_epoch(place.epoch, self.options.n_epochs, self.loader.n_targets, place.events)
+        started = time.perf_counter() - place.seconds
+        blocks = iter(self.loader)
+        pending = 0
+        while True:
+            with self.memory.phase("batch"):
+                block = next(blocks, None)
+                negatives = None if block is None else self._draw(len(block.n_live))
+            if block is None:
+                break
+            self._play_block(block, negatives)
+            pending += 1
+            if pending == accumulate:
+                pending = 0
+                self._update()
+                place.seconds = time.perf_counter() - started
+                self._stop_if(interrupt)
+                if every and place.step - self._saved_at >= every:
+                    self._save_last()
+        if pending:
+            self._update(scale=accumulate / pending)
+        self._losses.look(place)
+        place.seconds = time.perf_counter() - started
+        if not place.mini_batches:
+            raise ValueError(
+                f"an epoch has no mini-batch: with n_sample={self.options.n_sample} a step needs "
+                f"{self.loader.min_live} live lanes, and there are {self.loader.n_lanes}"
+            )
+
+    def _draw(self, steps: int) -> Tensor | None:
+        options = self.options
+        if not options.n_sample or self.sampler is None:
+            return None
+        return ops.negative_sampling(
+            self.sampler, options.n_sample, seed=options.seed, step=self.place.step, steps=steps, impl=options.impl
+        )[0]
+
+    def _play_block(self, block: SessionBlock, negatives: Tensor | None) -> None:
+        """Forward, loss and backward of one block; gradients add up until the next update."""
+        place, memory, steps = self.place, self.memory, len(block.n_live)
+        assert self._hidden is not None
+        with memory.phase("forward"):
+            all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
+            output, hidden = self.network(block.inputs, self._hidden, block.reset, step=place.step, all_live=all_live)
+        with memory.phase("loss"):
+            loss = self.criterion(self.network, output, block.targets, negatives, block.n_live)
+            self._losses.add(place, loss, steps)
+        with memory.phase("backward"):
+            (loss if self.options.accumulate == 1 else loss / self.options.accumulate).backward()
+        self._hidden = [state.detach() for state in hidden]
+        place.step += steps
+        place.mini_batches += steps
+        place.events += block.n_events
+        self.progress.advance(block.n_events, place.loss_sum / place.mini_batches)
+
+    def _update(self, scale: float = 1.0) -> None:
+        with self.memory.phase("update"):
+            if scale != 1:
+                for parameter in self.network.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(scale)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule:
+            self.schedule.after_update()
+
+    def _finish_epoch(self) -> None:
+        """Validate, write the history, move the learning rate, pick the best, save."""
+        place, monitor = self.place, self.options.monitor
+        record: dict[str, Any] = {
+            "epoch": place.epoch,
+            "loss": place.loss_sum / place.mini_batches,
+            "seconds": place.seconds,
+            "mini_batches": place.mini_batches,
+            "events": place.events,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+        }
+        watched: float = record["loss"]
+        if self.validate is not None:
+            self.network.eval()
+            metrics = record["validation"] = dict(self.validate())
+            if monitor not in (LOSS, *metrics):
+                raise ValueError(f"monitor={monitor!r} is not measured; there are {', '.join(metrics)} and {LOSS}")
+            watched = record[LOSS] if monitor == LOSS else metrics[monitor]
+        if self.schedule:
+            self.schedule.after_epoch(watched)
+        picks_best = monitor == LOSS or self.validate is not None
+        better = picks_best and self.early_stopping.update(place.epoch, watched)
+        self.history.append(record)
+        self.place = Place(place.epoch + 1, place.step)
+        self._hidden = None
+        self._save_last()
+        if better:
+            self.folder.save_best(self.network, self.history)
+        self.folder.write_csv(self.history)
+        self.progress.end_epoch(record)
+
+    def _stop_if(self, interrupt: InterruptRequest) -> None:
+        if not interrupt.requested:
+            return
+        place = self.place
+        inside = f"in epoch {place.epoch} after mini-batch {place.mini_batches} of it"
+        where = inside if self._hidden is not None else f"after epoch {place.epoch - 1}"
+        path = self._save_last()
+        if path is None:
+            raise TrainingInterrupted(f"training interrupted {where}; nothing was saved: no out folder was given")
+        raise TrainingInterrupted(
+            f"training interrupted {where}; to go on from {path}, resume with the same out folder"
+        )
+
+    def _save_last(self) -> Path | None:
+        self._losses.look(self.place)
+        state, values = optimizer_state(self.network, self.optimizer)
+        progress = {
+            "place": asdict(self.place),
+            "history": self.history,
+            "loader": None if self._hidden is None else self.loader.state_dict(),
+            "optimizer": values,
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+            "early_stopping": self.early_stopping.state_dict(),
+            "data": self._data(),
+        }
+        self._saved_at = self.place.step
+        return self.folder.save_last(self.network, state | hidden_tensors(self._hidden), progress)
+
+    def _data(self) -> dict[str, int]:
+        return {"sessions": self.loader.n_sessions, "targets": self.loader.n_targets, "items": self.network.n_items}
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        progress = checkpoint.progress
+        if "place" not in progress:
+            raise CheckpointError(f"the checkpoint holds a model but no training to go on with; resume from {LAST}")
+        if progress["data"] != self._data():
+            raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {self._data()}")
+        if (progress["schedule"] is None) != (not self.schedule):
+            raise CheckpointError("the checkpoint was trained with another lr_scheduler")
+        self.place, self.history = Place(**progress["place"]), progress["history"]
+        self.early_stopping.load_state_dict(progress["early_stopping"])
+        self.network.load_state_dict(checkpoint.group(MODEL))
+        if self.schedule:
+            self.schedule.load_state_dict(progress["schedule"])
+        load_optimizer(self.network, self.optimizer, checkpoint.group(OPTIMIZER), progress["optimizer"])
+        if progress["loader"] is not None:
+            self.loader.load_state_dict(progress["loader"])
+            hidden = checkpoint.group(HIDDEN)
+            self._hidden = [hidden[str(layer)].to(self.loader.device) for layer in range(len(hidden))]
+        self._saved_at = self.place.step
+
+
+def fit(
+    network: SessionNetwork,
+    loader: SessionParallelLoader,
+    options: TrainingOptions,
+    *,
+    resume: Checkpoint | None = None,
+    **parts: Any,
+) -> list[dict[str, Any]]:
+    """Train `network` in place and return the history; `parts` are the keyword arguments of `Trainer`."""
+    return Trainer(network, loader, options, **parts).run(resume)

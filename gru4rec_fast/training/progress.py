@@ -1,0 +1,158 @@
+"""What a training run shows while it runs: a bar on a terminal, plain lines in a pipe, always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+BAR_INTERVAL_S = 0.25
+LINE_INTERVAL_S = 30.0
+
+
+class Progress(Protocol):
+    """What the loop tells whoever shows it. Events are targets played; losses are means over the epoch so far."""
+
+    def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
+        """Epoch `epoch` of `n_epochs` (from 1) starts or is resumed with `done` of its `n_events` behind it."""
+
+    def advance(self, events: int, loss: float) -> None:
+        """`events` more were played; called once per block, so it must cost next to nothing."""
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """The epoch is over, validation included; `record` is its entry in the history."""
+
+    def say(self, message: str) -> None:
+        """Show one line."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
+        """Show nothing."""
+
+    def advance(self, events: int, loss: float) -> None:
+        """Show nothing."""
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def say(self, message: str) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Show nothing."""
+
+
+def epoch_line(record: dict[str, Any], n_epochs: int) -> str:
+    """One epoch of the history as a line of text."""
+    parts = [
+        f"epoch {record['epoch']}/{n_epochs}",
+        f"loss {record['loss']:.6f}",
+        f"{record['events']:,} events in {record['seconds']:.1f} s",
+        f"{record['events'] / max(record['seconds'], 1e-9):,.0f} events/s",
+    ]
+    parts += [f"{name} {value:.4f}" for name, value in record.get("validation", {}).items()]
+    return "  ".join(parts)
+
+
+class _Timed:
+    """Shared by both forms: counts cheaply and shows something only once an interval has passed."""
+
+    interval_s = BAR_INTERVAL_S
+
+    def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
+        """Start counting."""
+        self.epoch, self.n_epochs, self.n_events = epoch, n_epochs, n_events
+        self.done = self._first = done
+        self._started = self._shown = time.monotonic()
+
+    def advance(self, events: int, loss: float) -> None:
+        """Count, and show if it is time."""
+        self.done += events
+        now = time.monotonic()
+        if now - self._shown >= self.interval_s:
+            self._shown = now
+            self.show(loss, (self.done - self._first) / (now - self._started))
+
+    def show(self, loss: float, rate: float) -> None:
+        """Show the state of the epoch; `rate` in events per second since it began or was resumed."""
+        raise NotImplementedError
+
+
+class PlainProgress(_Timed):
+    """One line an epoch, and one every half minute inside a long one."""
+
+    interval_s = LINE_INTERVAL_S
+
+    def show(self, loss: float, rate: float) -> None:
+        """Print the state of the epoch."""
+        share = self.done / max(self.n_events, 1)
+        self.say(f"epoch {self.epoch}/{self.n_epochs}  {share:.0%}  loss {loss:.6f}  {rate:,.0f} events/s")
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Print the epoch's line."""
+        self.say(epoch_line(record, self.n_epochs))
+
+    def say(self, message: str) -> None:
+        """Print one line."""
+        print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+class BarProgress(_Timed):
+    """A rich progress bar, one per epoch, that leaves the epoch's line behind."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        # No refresh thread: it would take the interpreter from the loop. `show` refreshes.
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} events/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", loss=0.0, rate=0.0)
+
+    def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
+        """Start the bar over."""
+        super().begin_epoch(epoch, n_epochs, n_events, done)
+        self._bar.start()
+        self._bar.reset(self._task, total=n_events, completed=done, description=f"epoch {epoch}/{n_epochs}")
+        self._bar.refresh()
+
+    def show(self, loss: float, rate: float) -> None:
+        """Redraw the bar."""
+        self._bar.update(self._task, completed=self.done, loss=loss, rate=rate)
+        self._bar.refresh()
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Replace the bar by the epoch's line."""
+        self.say(epoch_line(record, self.n_epochs))
+
+    def say(self, message: str) -> None:
+        """Print one line above the bar."""
+        self._bar.console.print(message, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def make_progress(show: bool | None = None) -> Progress:
+    """A bar where stderr is a terminal, plain lines where it is not; `show=False`: nothing."""
+    if show is False:
+        return Silent()
+    return BarProgress() if sys.stderr.isatty() else PlainProgress()
