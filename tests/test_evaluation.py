@@ -23,6 +23,7 @@ from gru4rec_fast.evaluation import (
     random_metrics,
     ranks_from_counts,
 )
+from gru4rec_fast.nn import SessionNetwork
 
 N_ITEMS = 13
 TIES = ("standard", "conservative", "median")
@@ -147,6 +148,28 @@ def test_many_lanes_of_long_sessions_cross_blocks() -> None:
     report = evaluate_sessions(network, store_of(sessions), cutoffs=(3,), batch_size=700)
     expected = metrics_from_ranks(torch.tensor(loop_ranks(network.scores_after, sessions, "conservative")), (3,))
     assert report.metrics == expected
+
+
+@pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
+def test_the_session_network_equals_a_loop_over_sessions(embedding: str) -> None:
+    """Two layers, dropout in training: each session alone, its scores in float64 by NumPy."""
+    network = SessionNetwork(
+        N_ITEMS, [6, 5], embedding=embedding, embedding_dim=4, dropout_p_embed=0.5, dropout_p_hidden=0.5,
+        dtype=torch.float64,
+    )  # fmt: skip
+    table, bias = network.output_weight.detach().numpy(), network.output_bias.detach().numpy()
+
+    def scores_after(session: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            hidden, _ = network(torch.tensor(session)[:, None], network.initial_state(1))
+        return table @ hidden[-1, 0].numpy() + bias
+
+    sessions = sessions_of(4)
+    network.eval()
+    ranks = loop_ranks(scores_after, sessions, "conservative")
+    network.train()
+    report = evaluate_sessions(network, store_of(sessions), cutoffs=(1, 5), batch_size=7)
+    assert report.metrics == metrics_from_ranks(torch.tensor(ranks), (1, 5))
 
 
 @pytest.mark.parametrize("training", [True, False])
