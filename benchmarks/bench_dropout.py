@@ -2,8 +2,8 @@
 
     pytest benchmarks/bench_dropout.py --benchmark-group-by=param:shape
 
-Shapes are lanes x units of the published configurations, and a block of 16 steps of the largest. torch's generator draws
-other units; it is there for its speed only.
+Shapes are lanes x units of the published configurations, and a block of 16 steps of the largest. torch's generator
+draws other units; it is there for its speed only.
 """
 
 from __future__ import annotations

@@ -109,6 +109,8 @@ def test_same_mask_for_one_and_two_threads(impl: str) -> None:
         ({"seed": -1}, "seed=-1"),
         ({"step": 2**32}, f"step={2**32}"),
         ({"dtype": torch.int64}, "dtype=torch.int64"),
+        ({"dtype": torch.float8_e5m2}, "dtype=torch.float8_e5m2"),
+        ({"p": 0.99999, "dtype": torch.float16}, "p=0.99999: .* torch.float16"),
     ],
 )
 def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:

@@ -10,6 +10,8 @@ from gru4rec_fast.ops._registry import on_load
 from gru4rec_fast.reference.dropout import dropout_mask as reference_dropout_mask
 from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 def dropout_mask(
     steps: int,
@@ -40,7 +42,7 @@ def dropout_mask(
         [steps, lanes, units] of 0 (dropped) or 1 / (1 - p) (kept); the same units on every backend.
 
     Raises:
-        ValueError: an argument outside its range, named.
+        ValueError: an argument outside its range, or a p so close to 1 that 1 / (1 - p) overflows the dtype, named.
     """
     check_counters(seed, step, steps)
     for name, value in (("lanes", lanes), ("units", units), ("stream", stream)):
@@ -48,8 +50,10 @@ def dropout_mask(
             raise ValueError(f"{name}={value}: must be in [0, 2**32)")
     if not 0 <= p < 1:
         raise ValueError(f"p={p}: the probability of dropping must be in [0, 1)")
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: a dropout mask needs a floating-point dtype")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype}: choose one of float32, float64, float16, bfloat16")
+    if 1 / (1 - p) > torch.finfo(dtype).max:
+        raise ValueError(f"p={p}: 1 / (1 - p) is more than {dtype} can hold")
     device = torch.device(device)
     if resolve(impl, "dropout_mask", device.type) == "native":
         return torch.ops.gru4rec_fast.dropout_mask(
