@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,6 @@ def write_npy(path: Path, blocks: Iterable[np.ndarray], dtype: DTypeLike, length
         for block in blocks:
             file.write(np.ascontiguousarray(block, dtype).view(np.uint8).data)
             written += block.size
-        file.flush()
-        os.fsync(file.fileno())
     if written != length:
         raise RuntimeError(f"{path.name}: {written} elements were written where {length} were announced")
 
@@ -42,17 +40,30 @@ def save_array(path: Path, array: np.ndarray) -> None:
     write_npy(path, [array], array.dtype, len(array))
 
 
-def open_array(path: Path) -> np.ndarray:
-    """Open an .npy file memory-mapped, read-only. Raises FileNotFoundError, or ValueError where it is damaged."""
+def open_array(path: Path, length: int | None = None) -> np.ndarray:
+    """Open a one-dimensional .npy file memory-mapped, read-only.
+
+    Raises ValueError where it is missing, damaged or not of `length`.
+    """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = _map(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing, its folder is incomplete; prepare the store again") from None
     except (ValueError, EOFError) as error:
-        with suppress(ValueError, EOFError):
-            array = np.load(path, allow_pickle=False)  # an array of length 0 cannot be mapped
-            if array.size == 0:
-                return array
         raise ValueError(f"{path} is damaged or was cut short ({error}); prepare the store again") from error
+    if length is not None and array.shape != (length,):
+        raise ValueError(f"{path} has shape {array.shape} where ({length},) was expected; prepare the store again")
     return array
+
+
+def _map(path: Path) -> np.ndarray:
+    with open(path, "rb") as file:
+        npy_format.read_magic(file)
+        shape, _, dtype = npy_format.read_array_header_1_0(file)
+        start = file.tell()
+    if shape == (0,):
+        return np.empty(shape, dtype)  # a map cannot be empty
+    return np.memmap(path, dtype, "r", start, shape)
 
 
 @contextmanager
@@ -88,9 +99,18 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
         with disk_full_named(folder):
             partial.mkdir(parents=True)
             yield partial
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    _sync(path)
             _swap(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk: a rename must not outlive the data it names."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _replaceable(folder: Path, formats: set[str]) -> bool:

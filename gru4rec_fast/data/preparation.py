@@ -134,6 +134,7 @@ def store_events(
         index = ItemIndex(log.item_ids, vocabulary)
         if vocabulary is not None:
             _drop_unseen(log, index, _Rules(), dropped)
+            _require_sessions(log, "the log", dropped)
         store = assemble(log, index, partial, {"dropped": dict(dropped)})
     return store if out is None else SessionStore.open(out)
 
@@ -183,8 +184,7 @@ def _filter(log: EventLog, min_support: int, rules: _Rules, dropped: Counter[str
         support = log.support()
         if not np.any((support > 0) & (support < min_support)):
             break
-    if not support.any():
-        raise ValueError(f"no session is left after filtering; dropped: {_listed(dropped)}")
+    _require_sessions(log, "the log", dropped)
 
 
 def _write_split(
@@ -223,12 +223,13 @@ def _drop_unseen(log: EventLog, index: ItemIndex, rules: _Rules, dropped: Counte
 
 
 def _write(log: EventLog, index: ItemIndex, folder: Path, dropped: Counter[str]) -> dict[str, int]:
-    if not any(len(events.items) for events in log):
-        raise ValueError(f"no session is left for the part {folder.name!r}; dropped: {_listed(dropped)}")
+    _require_sessions(log, f"the part {folder.name!r}", dropped)
     folder.mkdir()
     store = assemble(log, index, folder, {"dropped": dict(dropped)})
     return {"n_sessions": store.n_sessions, "n_events": store.n_events, "n_items": store.n_items}
 
 
-def _listed(dropped: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count) or "nothing"
+def _require_sessions(log: EventLog, what: str, dropped: Counter[str]) -> None:
+    if not any(len(events.items) for events in log):
+        counts = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
+        raise ValueError(f"no session is left in {what}; dropped: {counts or 'nothing'}")

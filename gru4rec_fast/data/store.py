@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from gru4rec_fast.data.vocabulary import Vocabulary
 
 FORMAT = "gru4rec_fast.session_store"
 FORMAT_VERSION = 1
-_ID_PARTS = ("ids", "utf8", "offsets")
+_COUNTS = ("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions")
 
 
 class SessionStore:
@@ -75,6 +74,11 @@ class SessionStore:
     def n_targets(self) -> int:
         """Number of next-item targets in one epoch: every event that another one of its session precedes."""
         return int(np.maximum(np.diff(self.offsets) - 1, 0).sum())
+
+    @cached_property
+    def n_short_sessions(self) -> int:
+        """Number of sessions of fewer than two events, which have no target."""
+        return int((np.diff(self.offsets) < 2).sum())
 
     @cached_property
     def session_ids(self) -> np.ndarray:
@@ -207,32 +211,20 @@ class SessionStore:
             ValueError: the store is damaged, or of a format this version does not know.
         """
         folder = Path(folder)
-        try:
-            meta = read_meta(folder)
-            if meta["format"] != FORMAT:
-                parts = f": open {' or '.join(str(folder / part) for part in meta['parts'])}" if "parts" in meta else ""
-                raise ValueError(f"{folder} holds a {meta['format']}, not a session store{parts}")
-        except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(f"{folder} is no session store (it has no meta.json); prepare one first") from None
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder / 'meta.json'} is damaged or is not that of a session store") from error
-        if meta.get("version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{folder} is of format {meta.get('version')}, this version reads {FORMAT_VERSION}: prepare it again"
-            )
-        names = ("items", "offsets", "start_times", "end_times", "support")
-        arrays = {name: open_array(folder / f"{name}.npy") for name in names}
+        meta = _store_meta(folder)
+        n_events, n_sessions, n_items = (meta[name] for name in ("n_events", "n_sessions", "n_items"))
         store = cls(
-            **arrays,
-            vocabulary=Vocabulary.from_arrays(_open_ids(folder, "vocabulary")),
-            session_ids=lambda: decode_ids(_open_ids(folder, "session_ids")),
+            items=open_array(folder / "items.npy", n_events),
+            offsets=open_array(folder / "offsets.npy", n_sessions + 1),
+            start_times=open_array(folder / "start_times.npy", n_sessions),
+            end_times=open_array(folder / "end_times.npy", n_sessions),
+            support=open_array(folder / "support.npy", n_items),
+            vocabulary=Vocabulary.from_arrays(_open_ids(folder, "vocabulary", n_items)),
+            session_ids=lambda: decode_ids(_open_ids(folder, "session_ids", n_sessions)),
             meta=meta,
         )
-        if len(store.offsets) == 0 or store.offsets[-1] != store.n_events or store._counts() != store._announced():
-            raise ValueError(
-                f"{folder} is damaged: its files hold {store._counts()}, meta.json says {store._announced()}; "
-                "prepare it again"
-            )
+        # Counted when the store was written, so that opening reads nothing of the offsets.
+        store.n_targets, store.n_short_sessions = meta["n_targets"], meta["n_short_sessions"]
         return store
 
     def save(self, folder: str | Path) -> None:
@@ -253,18 +245,37 @@ class SessionStore:
         for name, ids in (("vocabulary", self.vocabulary.ids), ("session_ids", self.session_ids)):
             for part, array in encode_ids(ids).items():
                 save_array(folder / f"{name}.{part}.npy", array)
-        write_meta(folder, {**self.meta, "format": FORMAT, "version": FORMAT_VERSION, **self._counts()})
-
-    def _counts(self) -> dict[str, int]:
-        return {"n_events": self.n_events, "n_sessions": len(self.start_times), "n_items": len(self.support)}
-
-    def _announced(self) -> dict[str, Any]:
-        return {name: self.meta.get(name) for name in self._counts()}
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        write_meta(folder, {**self.meta, "format": FORMAT, "version": FORMAT_VERSION, **counts})
 
 
-def _open_ids(folder: Path, name: str) -> dict[str, np.ndarray]:
-    paths = {part: folder / f"{name}.{part}.npy" for part in _ID_PARTS}
-    return {part: open_array(path) for part, path in paths.items() if path.exists()}
+def _store_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a store of the format that this version reads."""
+    try:
+        meta = read_meta(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{folder} is no session store (it has no meta.json); prepare one first") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(f"{folder / 'meta.json'} is damaged ({error}); prepare the store again") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        parts = meta.get("parts", {}) if isinstance(meta, dict) else {}
+        hint = f"; open {' or '.join(str(folder / part) for part in parts)}" if parts else ""
+        raise ValueError(f"{folder} is no session store, by its meta.json{hint}")
+    if meta.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} is of format {meta.get('version')}, this version reads {FORMAT_VERSION}; prepare it again"
+        )
+    missing = [name for name in _COUNTS if not isinstance(meta.get(name), int)]
+    if missing:
+        raise ValueError(f"{folder / 'meta.json'} is damaged: it lacks {missing[0]}; prepare the store again")
+    return meta
+
+
+def _open_ids(folder: Path, name: str, count: int) -> dict[str, np.ndarray]:
+    if not (folder / f"{name}.utf8.npy").exists():
+        return {"ids": open_array(folder / f"{name}.ids.npy", count)}
+    offsets = open_array(folder / f"{name}.offsets.npy", count + 1)
+    return {"utf8": open_array(folder / f"{name}.utf8.npy", int(offsets[-1])), "offsets": offsets}
 
 
 def _integers(values: ArrayLike, name: str) -> np.ndarray:

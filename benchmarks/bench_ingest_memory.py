@@ -1,0 +1,71 @@
+"""How much memory and time it takes to ingest logs of growing length: python benchmarks/bench_ingest_memory.py 20 40
+
+Each log (millions of events) is written to a temporary folder and ingested in a process of its own. Peak memory is that
+process's high-water mark of resident memory (VmHWM, Linux) less what was resident once everything was imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+N_ITEMS = 1_000_000
+
+_CHILD = """
+import json, sys, time
+import polars
+from gru4rec_fast.data import SessionStore
+
+def high_water_mark():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+baseline, start = high_water_mark(), time.perf_counter()
+store = SessionStore.from_events(sys.argv[1], out=sys.argv[2])
+seconds, peak = time.perf_counter() - start, high_water_mark() - baseline
+print(json.dumps({"n_events": store.n_events, "n_sessions": store.n_sessions, "n_items": store.n_items,
+                  "seconds": seconds, "baseline_bytes": baseline, "peak_bytes": peak}))
+"""
+
+
+def measure_ingest(log: Path, out: Path) -> dict[str, Any]:
+    """Ingest a log into a store in a fresh process; its counts, seconds, baseline and peak bytes above the baseline."""
+    done = subprocess.run([sys.executable, "-c", _CHILD, str(log), str(out)], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Measure and print one line per length; --json writes them to a file too."""
+    from synthetic import synthetic_log
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("millions", nargs="*", type=float, default=[20, 40], help="lengths in millions of events")
+    parser.add_argument("--items", type=int, default=N_ITEMS, help="size of the catalogue drawn from")
+    parser.add_argument("--folder", type=Path, help="where to put logs and stores while measuring")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    results = []
+    for millions in arguments.millions:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            log = Path(folder, "log.tsv")
+            synthetic_log(log, int(millions * 1e6), arguments.items)
+            result = {**measure_ingest(log, Path(folder, "store")), "log_bytes": log.stat().st_size}
+        results.append(result)
+        print(
+            f"{result['n_events'] / 1e6:6.1f} M events, {result['n_sessions'] / 1e6:5.2f} M sessions, "
+            f"log {result['log_bytes'] / 2**20:6.0f} MiB: peak {result['peak_bytes'] / 2**20:5.0f} MiB above "
+            f"{result['baseline_bytes'] / 2**20:.0f} MiB, {result['seconds']:5.1f} s",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": platform.platform(), "runs": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Synthetic click logs of any length, written as they are drawn: Zipf items, sessions of four events on average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.data.files import open_array, replace_folder, write_npy
+from gru4rec_fast.data.store import FORMAT
+
+CHUNK_EVENTS = 1_000_000
+MEAN_LENGTH = 4
+ZIPF_EXPONENT = 0.9
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole sessions: lengths int64 [n_sessions], items int32 [n_events]; the first session has the number `first`."""
+
+    first: int
+    lengths: np.ndarray
+    items: np.ndarray
+
+
+def synthetic_chunks(n_events: int, n_items: int, seed: int) -> Iterator[Chunk]:
+    """Draw sessions of at least two events (2 + geometric) until there are `n_events` events."""
+    rng = np.random.default_rng(seed)
+    cumulative = np.cumsum(np.arange(1, n_items + 1) ** -ZIPF_EXPONENT)
+    first = 0
+    while n_events > 0:
+        size = n_events if n_events < CHUNK_EVENTS + 2 else CHUNK_EVENTS
+        lengths = 1 + rng.geometric(1 / (MEAN_LENGTH - 1), size=size // 2 + 1)
+        ends = np.cumsum(lengths)
+        lengths = lengths[: np.searchsorted(ends, size) + 1]  # the last one reaches the size; what is too much is cut
+        lengths[-1] -= lengths.sum() - size
+        if lengths[-1] == 1 and len(lengths) > 1:
+            lengths = np.append(lengths[:-2], lengths[-2] + 1)
+        draws = rng.random(size) * cumulative[-1]
+        yield Chunk(first, lengths, np.searchsorted(cumulative, draws).astype(np.int32))
+        first += len(lengths)
+        n_events -= size
+
+
+def synthetic_log(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> None:
+    """Write a log `SessionId ItemId Time`, tab separated; sessions overlap in time, rows stand in order of session."""
+    import polars as pl
+
+    rng = np.random.default_rng([seed, 1])
+    with open(path, "wb") as file:
+        file.write(b"SessionId\tItemId\tTime\n")
+        for chunk in synthetic_chunks(n_events, n_items, seed):
+            sessions = np.repeat(np.arange(chunk.first, chunk.first + len(chunk.lengths)), chunk.lengths)
+            position = np.arange(len(sessions)) - np.repeat(np.cumsum(chunk.lengths) - chunk.lengths, chunk.lengths)
+            starts = 1_400_000_000 + rng.permutation(len(chunk.lengths)) + chunk.first
+            times = np.repeat(starts, chunk.lengths) + 30 * position
+            frame = pl.DataFrame({"session": sessions, "item": chunk.items, "time": times})
+            frame.write_csv(file, include_header=False, separator="\t")
+
+
+def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> SessionStore:
+    """Write a `SessionStore` of exactly `n_events` events straight to a folder and open it; items chunk by chunk."""
+    lengths: list[np.ndarray] = []
+    support = np.zeros(n_items, np.int64)
+
+    def items() -> Iterator[np.ndarray]:
+        for chunk in synthetic_chunks(n_events, n_items, seed):
+            lengths.append(chunk.lengths)
+            support[:] += np.bincount(chunk.items, minlength=n_items)
+            yield chunk.items
+
+    with replace_folder(path, [FORMAT]) as partial:
+        write_npy(partial / "items.npy", items(), np.int32, n_events)
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        sessions = np.arange(len(offsets) - 1)
+        SessionStore(
+            items=open_array(partial / "items.npy"),
+            offsets=offsets,
+            start_times=sessions,
+            end_times=sessions,
+            support=support,
+            vocabulary=Vocabulary(np.arange(n_items)),
+            session_ids=sessions,
+            meta={"synthetic": {"n_events": n_events, "n_items": n_items, "seed": seed}},
+        ).write_all_but_items(partial)
+    return SessionStore.open(path)

@@ -1,0 +1,134 @@
+"""Ingest against a plain Python oracle, in one piece and in many, and the counts of the real logs."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_oracle import Row, assert_same_store, assert_store_is, grouped, tiny_pieces, without_unseen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gru4rec_fast.data import SessionStore, Vocabulary
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the recorded data is not at {SHARED}")
+
+integer_rows = st.lists(st.tuples(st.integers(-3, 9), st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=60)
+text_rows = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "ç", "d e"]), st.sampled_from(["x", "y", "007", "+7"]), st.floats(0, 9, width=16)),
+    min_size=1,
+    max_size=40,
+)
+pieces = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
+
+
+def columns(rows: list[Row]) -> dict[str, list[object]]:
+    return dict(zip(("SessionId", "ItemId", "Time"), map(list, zip(*rows, strict=True)), strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.one_of(integer_rows, text_rows), cut=pieces)
+def test_ingest_groups_and_orders_as_the_oracle(rows: list[Row], cut: tuple[int, int, int] | None) -> None:
+    with tiny_pieces(*cut) if cut else nullcontext():
+        store = SessionStore.from_events(columns(rows))
+    assert_store_is(store, grouped(rows))
+    assert store.start_times.dtype == (np.int64 if isinstance(rows[0][2], int) else np.float64)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=integer_rows, known=st.lists(st.integers(0, 6), min_size=1, unique=True), cut=pieces)
+def test_a_vocabulary_drops_and_counts_what_it_does_not_hold(
+    rows: list[Row], known: list[int], cut: tuple[int, int, int] | None
+) -> None:
+    with tiny_pieces(*cut) if cut else nullcontext():
+        if not {item for _, item, _ in rows} & set(known):
+            with pytest.raises(ValueError, match="training vocabulary"):
+                SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
+            return
+        kept = without_unseen(grouped(rows), set(known), 2, False)
+        if not kept:
+            with pytest.raises(ValueError, match="no session is left in the log"):
+                SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
+            return
+        store = SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
+    assert_store_is(store, kept, known)
+    dropped = store.meta["dropped"]
+    unseen = [item for _, item, _ in rows if item not in known]
+    assert dropped["unseen_item_events"] == len(unseen)
+    assert dropped["unseen_items"] == len(set(unseen))
+    assert dropped["short_sessions"] == len({session for session, _, _ in rows}) - len(kept)
+    assert dropped["short_session_events"] == len(rows) - len(unseen) - store.n_events
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=integer_rows)
+def test_a_store_on_disk_equals_the_one_in_memory(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
+    out = tmp_path_factory.mktemp("out")
+    with tiny_pieces():
+        on_disk = SessionStore.from_events(columns(rows), out=out / "store")
+    assert_same_store(on_disk, SessionStore.from_events(columns(rows)))
+    assert [path.name for path in out.iterdir()] == ["store"]
+
+
+def test_a_text_log_in_many_pieces_equals_one_piece(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = zip(rng.integers(0, 300, 2000), rng.zipf(1.5, 2000) % 97, rng.integers(0, 500, 2000), strict=True)
+    path = tmp_path / "log.tsv"
+    path.write_text("SessionId\tItemId\tTime\n" + "".join(f"{s}\t{i}\t{t}\n" for s, i, t in rows))
+    whole = SessionStore.from_events(path)
+    with tiny_pieces(batch_rows=101, partitions=7, block_events=50):
+        assert_same_store(SessionStore.from_events(path), whole)
+
+
+@pytest.mark.parametrize("column", ["SessionId", "ItemId"])
+def test_an_id_that_is_no_integer_makes_strings_of_all_however_late_it_comes(column: str) -> None:
+    table: dict[str, list[object]] = {"SessionId": [*"11122"], "ItemId": [*"12321"], "Time": [0, 1, 2, 3, 4]}
+    table[column][-1] = "u7"
+    strings = [str(value) for value in table[column]]
+    with tiny_pieces(batch_rows=2):
+        store = SessionStore.from_events(table)
+    ids = store.session_ids if column == "SessionId" else store.vocabulary.ids
+    assert ids.tolist() == list(dict.fromkeys(strings))
+
+
+def test_times_turn_into_floats_however_late_a_fraction_comes() -> None:
+    table = {"SessionId": [1, 1, 2, 2], "ItemId": [1, 2, 3, 4], "Time": ["5", "6", "7", "7.5"]}
+    with tiny_pieces(batch_rows=1):
+        store = SessionStore.from_events(table)
+    assert store.end_times.tolist() == [6.0, 7.5] and store.start_times.dtype == np.float64
+
+
+def test_nanosecond_times_keep_their_order() -> None:
+    base = 1_700_000_000_000_000_000  # neighbours are one and the same as float64
+    store = SessionStore.from_events({"SessionId": [1, 1, 1], "ItemId": [3, 2, 1], "Time": [base + 2, base + 1, base]})
+    assert store.vocabulary.ids.tolist() == [1, 2, 3]
+    assert store.end_times.tolist() == [base + 2]
+
+
+def test_a_vocabulary_of_integers_meets_a_log_of_strings_and_the_other_way_round() -> None:
+    log = {"SessionId": [1, 1, 1], "ItemId": ["7", "new", "8"], "Time": [0, 1, 2]}
+    store = SessionStore.from_events(log, vocabulary=Vocabulary([8, 7]))
+    assert store.items.tolist() == [1, 0] and store.vocabulary.ids.tolist() == [8, 7]
+    store = SessionStore.from_events({**log, "ItemId": [7, 9, 8]}, vocabulary=Vocabulary(["8", "7", "x"]))
+    assert store.items.tolist() == [1, 0] and store.meta["dropped"]["unseen_items"] == 1
+
+
+@needs_shared
+@pytest.mark.needs_shared
+@pytest.mark.parametrize("name, train, test", [
+    ("rsc15_100k", (70_278, 17_794, 2_933), (13_568, 3_416, 10_152)),
+    ("diginetica", (906_140, 186_670, 43_097), (76_821, 15_963, 60_858)),
+])  # fmt: skip
+def test_the_real_logs_have_their_published_counts(
+    name: str, train: tuple[int, int, int], test: tuple[int, int, int]
+) -> None:
+    store = SessionStore.from_events(SHARED / name / "train.tsv.gz")
+    assert (store.n_events, store.n_sessions, store.n_items) == train
+    assert store.n_targets == store.n_events - store.n_sessions
+    held_out = SessionStore.from_events(SHARED / name / "test.tsv.gz", vocabulary=store.vocabulary)
+    assert (held_out.n_events, held_out.n_sessions, held_out.n_targets) == test
+    assert held_out.n_items == store.n_items and held_out.n_short_sessions == 0
+    assert not any(held_out.meta["dropped"].values())
