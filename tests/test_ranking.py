@@ -15,12 +15,19 @@ from gru4rec_fast.ops.ranking import target_rank, top_k
 from gru4rec_fast.reference import ranking as reference
 
 native = pytest.mark.usefixtures("native_library")
-impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 shapes = pytest.mark.parametrize(
     ("queries", "items", "width"),
     [(0, 5, 3), (1, 1, 1), (5, 63, 7), (1, 64, 100), (5, 65, 100), (33, 1000, 7), (70, 1000, 100), (3, 20000, 7)],
 )
+
+
+@pytest.fixture(params=["reference", "native"])
+def impl(request: pytest.FixtureRequest) -> str:
+    """Each test that takes it runs with both implementations."""
+    if request.param == "native":
+        request.getfixturevalue("native_library")
+    return request.param
 
 
 def problem(
@@ -44,7 +51,6 @@ def brute_force(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> np.ndarr
     return scores if bias is None else scores + bias.double().numpy()
 
 
-@impls
 @dtypes
 @shapes
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -61,7 +67,6 @@ def test_target_rank_counts_exactly_on_integers(
     np.testing.assert_array_equal(equal.numpy(), (scores == own).sum(1) - 1)
 
 
-@impls
 @dtypes
 @shapes
 def test_target_rank_of_real_numbers(impl: str, dtype: torch.dtype, queries: int, items: int, width: int) -> None:
@@ -78,7 +83,6 @@ def test_target_rank_of_real_numbers(impl: str, dtype: torch.dtype, queries: int
     assert (greater.numpy() + equal.numpy() <= (gap >= -bound).sum(1) - 1).all()
 
 
-@impls
 @dtypes
 @shapes
 @pytest.mark.parametrize("n_exclude", [None, 0, 4])
@@ -100,7 +104,6 @@ def test_top_k_on_integers(
     np.testing.assert_array_equal(found.numpy(), np.where(expected == -np.inf, -1, order))
 
 
-@impls
 def test_top_k_of_the_whole_catalogue_sorts_it(impl: str) -> None:
     hidden, weight, bias, _ = problem(5, 100, 7, torch.float64)
     best, found = top_k(hidden, weight, bias, 100, impl=impl)
@@ -109,7 +112,6 @@ def test_top_k_of_the_whole_catalogue_sorts_it(impl: str) -> None:
     torch.testing.assert_close(best, torch.from_numpy(brute_force(hidden, weight, bias)).gather(1, found))
 
 
-@impls
 def test_top_k_pads_where_too_few_items_are_left(impl: str) -> None:
     hidden, weight = torch.ones(2, 1), torch.tensor([[1.0], [3.0], [2.0]])
     best, items = top_k(hidden, weight, None, 3, torch.tensor([[1, 1], [-1, -1]]), impl=impl)
@@ -119,7 +121,6 @@ def test_top_k_pads_where_too_few_items_are_left(impl: str) -> None:
     assert top_k(hidden, weight, barred, 3, impl=impl)[1].tolist() == [[2, 0, -1]] * 2
 
 
-@impls
 @dtypes
 def test_equal_rows_tie_wherever_they_stand(impl: str, dtype: torch.dtype) -> None:
     """Copies of the target's row all over the catalogue; natively with any numbers, by BLAS with exact ones."""
@@ -188,7 +189,6 @@ def test_every_instruction_set_counts_alike(level: str) -> None:
     assert "skipped" not in result.stdout
 
 
-@impls
 @pytest.mark.parametrize("place", ["hidden", "weight", "bias"])
 @pytest.mark.parametrize("at", [0, 17, 36])
 def test_nan_is_an_error_that_names_the_query(impl: str, place: str, at: int) -> None:
@@ -202,7 +202,6 @@ def test_nan_is_an_error_that_names_the_query(impl: str, place: str, at: int) ->
         target_rank(hidden, weight, bias, targets, impl=impl)
 
 
-@impls
 def test_infinite_scores_are_ranked(impl: str) -> None:
     weight = torch.tensor([[1.0], [torch.inf], [-torch.inf], [torch.inf]])
     greater, equal = target_rank(torch.ones(3, 1), weight, None, torch.tensor([0, 1, 2]), impl=impl)
@@ -210,7 +209,6 @@ def test_infinite_scores_are_ranked(impl: str) -> None:
     assert equal.tolist() == [0, 1, 0]
 
 
-@impls
 def test_bad_arguments_are_named(impl: str) -> None:
     hidden, weight, bias, targets = problem(3, 10, 4, torch.float32)
     for target in (-1, 10):
@@ -249,7 +247,6 @@ def test_reference_is_the_same_in_small_chunks(monkeypatch: pytest.MonkeyPatch) 
         reference.target_rank(hidden, weight, bias, targets)
 
 
-@impls
 def test_no_gradient_is_recorded(impl: str) -> None:
     hidden, weight, bias, targets = problem(3, 10, 4, torch.float32)
     weight.requires_grad_()
@@ -257,7 +254,6 @@ def test_no_gradient_is_recorded(impl: str) -> None:
     target_rank(hidden, weight, bias, targets, impl=impl)
 
 
-@impls
 def test_strided_inputs_are_read_right(impl: str) -> None:
     hidden, weight, bias, targets = problem(6, 40, 8, torch.float64)
     plain = target_rank(hidden[::2, ::2], weight[:, ::2], bias, targets[::2], impl=impl)
