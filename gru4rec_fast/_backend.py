@@ -23,7 +23,7 @@ Implementation = Literal["auto", "native", "reference"]
 logger = logging.getLogger("gru4rec_fast")
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-_lock = threading.RLock()  # the callbacks that `load` runs may themselves resolve operators
+_lock = threading.Lock()
 _native: ModuleType | None = None
 _library: _build.Library | None = None
 _why_not: str | None = None
@@ -36,27 +36,30 @@ def load() -> bool:
     Looked for once per process. Raises RuntimeError where GRU4REC_FAST_BUILD is cpu or cuda and that cannot be had, and
     ValueError where it has an unknown value.
     """
-    global _native, _library, _why_not
-    if _native is not None:
-        return True
-    if _why_not is not None:
-        return False
-    with _lock:
-        if _native is not None or _why_not is not None:
-            return _native is not None
-        try:
-            _library = _build.find_or_compile()
-            _native = _import_library(_library)
-        except _compile.BuildError as error:
-            asked = _compile.build_mode()
-            if asked in ("cpu", "cuda"):
-                raise RuntimeError(f"{_compile.MODE_VARIABLE}={asked}: {error}") from error
-            _why_not = str(error)
-            return False
-        from gru4rec_fast.ops._registry import run_callbacks
+    if _native is None and _why_not is None:
+        with _lock:
+            _look_for_library()
+    return _native is not None
 
-        run_callbacks()
-    return True
+
+def _look_for_library() -> None:
+    """Set `_native` and `_library`, or `_why_not`; does nothing where another thread was first."""
+    global _native, _library, _why_not
+    if _native is not None or _why_not is not None:
+        return
+    from gru4rec_fast.ops._registry import run_callbacks
+
+    try:
+        library = _build.find_or_compile()
+        module = _import_library(library)
+    except _compile.BuildError as error:
+        asked = _compile.build_mode()
+        if asked in ("cpu", "cuda"):
+            raise RuntimeError(f"{_compile.MODE_VARIABLE}={asked}: {error}") from error
+        _why_not = str(error)
+        return
+    run_callbacks()
+    _native, _library = module, library  # last: other threads go ahead as soon as they see it
 
 
 def _import_library(library: _build.Library) -> ModuleType:

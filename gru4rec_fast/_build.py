@@ -115,8 +115,6 @@ def _compile_into(finished: Path, csrc: Path, mode: str, why: str | None) -> Non
     if log.exists():
         reason = log.read_text().splitlines()[0]
         raise BuildError(f"{reason} (as recorded in {log}; delete it to try again)")
-    for left in finished.parent.glob(f"{finished.name}.partial-*"):  # by processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{finished.name}.partial-", dir=finished.parent))
     say(f"{f'{why}; ' if why else ''}compiling the native kernels once, about a minute (into {finished})")
     try:
@@ -133,7 +131,8 @@ def _compile_into(finished: Path, csrc: Path, mode: str, why: str | None) -> Non
         log.write_text(f"{error}\n\n{output}")
         raise BuildError(f"{error} (full output: {log})") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in finished.parent.glob(f"{finished.name}.partial-*"):  # this one, and those of killed processes
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

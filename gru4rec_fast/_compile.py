@@ -190,9 +190,8 @@ def _compile(csrc: Path, output: Path, cuda: bool) -> None:
 def _first_error(text: str) -> str:
     """The line of a failed build's output that says why."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"\berror\b|undefined symbol", line, re.IGNORECASE)]
-    exact = [line for line in telling if "error:" in line]
-    return (exact or telling or lines or ["no output"])[0]
+    telling = [line for line in lines if "error:" in line or "undefined " in line]
+    return (telling or lines[-1:] or ["no output"])[0]
 
 
 def main() -> int:
@@ -224,10 +223,11 @@ def main() -> int:
         reason = f"the compiled library or torch's build tools do not load: {error}"
         write_record(output, record | {"why_not": reason, "lasting": False})
         raise
-    except Exception as error:
-        # Raised for a compiler's error and for a full disk alike; only the first will come again.
-        reason = f"compiling failed: {_first_error(str(error))}"
-        write_record(output, record | {"why_not": reason, "lasting": "error:" in reason})
+    except Exception:
+        # A compiler's error comes again with the same sources; a full disk or a killed compiler need not.
+        reason = _first_error((output / LOG).read_text(errors="replace"))
+        lasting = "error:" in reason and not re.search("No space left|Killed|memory", reason)
+        write_record(output, record | {"why_not": f"compiling failed: {reason}", "lasting": lasting})
         raise
     write_record(output, record)
     return 0

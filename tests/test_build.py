@@ -1,0 +1,313 @@
+"""Every way to a native library, and every way to do without, done for real in throw-away environments.
+
+The environments see this one's packages (torch among them) or its build tools alone, through a .pth file, and are
+offline but for the one test that goes through pip's isolated build. All but that one compile a checkout whose kernels
+are left out, so that a compile takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sysconfig
+import tarfile
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PURELIB = Path(sysconfig.get_path("purelib"))
+BUILD_TOOLS = ("setuptools", "setuptools-*.dist-info", "_distutils_hack", "pip")
+INFO = "import json, gru4rec_fast; print(json.dumps(gru4rec_fast.build_info()))"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHECKOUT / "setup.py").exists(), reason="the tests do not stand in a checkout"),
+    pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here"),
+]
+
+Environment = dict[str, str]
+
+
+class Place:
+    """A checkout, a virtual environment and a cache of one test's own."""
+
+    def __init__(self, root: Path, *, with_torch: bool, kernels: bool) -> None:
+        self.checkout = root / "checkout"
+        self.cache = root / "cache"
+        self.home = root / "venv"
+        left_out = ["__pycache__", "_C*.so", "_build_record.json", "build", "*.egg-info"]
+        for name in ("csrc", "gru4rec_fast"):
+            shutil.copytree(CHECKOUT / name, self.checkout / name, ignore=shutil.ignore_patterns(*left_out))
+        for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
+            shutil.copy2(CHECKOUT / name, self.checkout / name)
+        if not kernels:
+            shutil.rmtree(self.checkout / "csrc" / "cpu")
+        venv.create(self.home, with_pip=False, symlinks=True)
+        self.python = self.home / "bin" / "python"
+        (site_packages,) = self.home.glob("lib/python*/site-packages")
+        self.package = site_packages / "gru4rec_fast"
+        visible = PURELIB
+        if not with_torch:
+            visible = root / "tools"
+            visible.mkdir()
+            for tool in (path for name in BUILD_TOOLS for path in PURELIB.glob(name)):
+                (visible / tool.name).symlink_to(tool)
+        (site_packages / "outer.pth").write_text(f"{visible}\n")
+
+    def environment(self, **changes: str | None) -> Environment:
+        """This process's environment without the settings under test, and with `changes` (None removes a variable)."""
+        settings = {"PYTHONPATH": None, "GRU4REC_FAST_BUILD": None, "GRU4REC_FAST_CACHE": str(self.cache), "CXX": None}
+        merged = os.environ | settings | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | changes
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def run(self, *command: str | Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(part) for part in command],
+            cwd=self.home,  # not the checkout: its source tree must not be importable
+            env=self.environment(**changes),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def install(self, *options: str, isolated: bool = False, **changes: str | None) -> subprocess.CompletedProcess[str]:
+        """`pip install .` without dependencies."""
+        if not isolated:
+            options = ("--no-build-isolation", "--no-index", *options)
+        return self.run(
+            *(self.python, "-m", "pip", "install", "-v", "--no-deps", "--ignore-installed", *options, self.checkout),
+            **changes,
+        )
+
+    def info(self, **changes: str | None) -> dict[str, object]:
+        """What the installed package says of itself, in a fresh process."""
+        done = self.run(self.python, "-c", INFO, **changes)
+        assert done.returncode == 0, done.stderr
+        return {**json.loads(done.stdout), "stderr": done.stderr}
+
+    def from_source(self) -> dict[str, str]:
+        """Settings with which the checkout is used as it lies, not installed."""
+        return {"PYTHONPATH": str(self.checkout)}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path, with_torch=True, kernels=False)
+
+
+@pytest.fixture
+def place_without_torch(tmp_path: Path) -> Place:
+    return Place(tmp_path, with_torch=False, kernels=False)
+
+
+def path_without_compiler(folder: Path) -> str:
+    """A PATH with a shell's tools and no compiler."""
+    folder.mkdir()
+    for tool in ("sh", "env", "ninja"):
+        if found := shutil.which(tool):
+            (folder / tool).symlink_to(found)
+    return str(folder)
+
+
+def test_pip_install_compiles_against_the_torch_that_is_there(tmp_path: Path) -> None:
+    """pip's isolated build, every kernel: needs setuptools and ninja from the package index."""
+    place = Place(tmp_path, with_torch=True, kernels=True)
+    done = place.install(isolated=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Collecting torch" not in done.stdout
+    info = place.info()
+    assert info["how"] == "ahead of time" and info["native_cpu"] is True
+    assert info["built_for_torch"] == torch.__version__
+    assert str(info["library"]).startswith(str(place.package))
+    assert "cpu" in info["kernels"]["target_rank"]  # type: ignore[index]
+    assert not place.cache.exists() and "compiling" not in str(info["stderr"])
+
+
+def test_no_build_isolation_and_a_torch_upgraded_afterwards(place: Place) -> None:
+    done = place.install()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert place.info()["how"] == "ahead of time"
+
+    record_file = place.package / "_build_record.json"
+    record = json.loads(record_file.read_text())
+    record["identity"]["torch"] = "2.10.0"  # what an upgrade looks like from the library's side
+    record_file.write_text(json.dumps(record))
+    (library,) = place.package.glob("_C*.so")
+    library.write_bytes(b"loading this would fail: not a library")
+    no_compiler = place.info(PATH=path_without_compiler(place.home / "tools"))
+    assert no_compiler["how"] == "none"
+    assert (
+        f"built for torch 2.10.0 and this is torch {torch.__version__}, and there is no C++" in no_compiler["why_not"]
+    )  # type: ignore[operator]
+
+    rebuilt = place.info()
+    assert rebuilt["how"] == "at first use" and rebuilt["built_for_torch"] == torch.__version__
+    (line,) = [line for line in str(rebuilt["stderr"]).splitlines() if "gru4rec_fast:" in line]
+    assert "built for torch 2.10.0" in line and "compiling the native kernels once" in line
+
+
+def test_a_library_without_a_record_is_not_loaded(place: Place) -> None:
+    (place.checkout / "gru4rec_fast" / "_C.so").write_bytes(b"not a library")
+    info = place.info(**place.from_source(), PATH=path_without_compiler(place.home / "tools"))
+    assert "no record of the torch they were built for" in info["why_not"]  # type: ignore[operator]
+
+
+def test_mode_none_installs_pure_python_and_stays_so(place: Place) -> None:
+    done = place.install(GRU4REC_FAST_BUILD="none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(place.package.glob("_C*"))
+    info = place.info()
+    assert info["how"] == "none" and "GRU4REC_FAST_BUILD=none when this package was installed" in info["why_not"]  # type: ignore[operator]
+    assert not place.cache.exists()
+    wheel = place.run(
+        *(place.python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", place.home, place.checkout),
+        GRU4REC_FAST_BUILD="none",
+    )
+    assert wheel.returncode == 0, wheel.stderr
+    (file,) = place.home.glob("*.whl")
+    assert file.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.parametrize(
+    ("mode", "hidden", "reason"),
+    [
+        ("cpu", True, "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler"),
+        ("cuda", False, "GRU4REC_FAST_BUILD=cuda: CUDA kernels were asked for, but torch"),
+        ("fast", False, "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda"),
+    ],
+)
+def test_a_mode_that_cannot_be_had_fails_with_the_reason(place: Place, mode: str, hidden: bool, reason: str) -> None:
+    if mode == "cuda" and torch.version.cuda is not None:
+        pytest.skip("this torch has CUDA")
+    path = path_without_compiler(place.home / "tools") if hidden else os.environ["PATH"]
+    done = place.install(GRU4REC_FAST_BUILD=mode, PATH=path)
+    assert done.returncode != 0
+    assert reason in done.stdout + done.stderr
+    assert not place.package.exists()
+
+
+def test_without_a_compiler_auto_degrades_and_says_so(place: Place) -> None:
+    path = path_without_compiler(place.home / "tools")
+    done = place.install(PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gru4rec_fast: installing without native kernels: there is no C++ compiler" in done.stdout + done.stderr
+    code = "from gru4rec_fast._backend import resolve; print(resolve('auto', 'top_k', 'cpu'))"
+    used = place.run(place.python, "-c", code, PATH=path)
+    assert used.stdout.strip() == "reference"
+    (line,) = used.stderr.splitlines()
+    assert "running the pure-PyTorch reference" in line and "no C++ compiler" in line
+    asked = place.run(place.python, "-c", INFO, PATH=path, GRU4REC_FAST_BUILD="cpu")
+    assert asked.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler" in asked.stderr
+
+
+def test_without_torch_it_installs_and_compiles_at_first_use(place_without_torch: Place) -> None:
+    place = place_without_torch
+    done = place.install()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "installing without native kernels: torch is not installed" in done.stdout + done.stderr
+    refused = place.install(GRU4REC_FAST_BUILD="cpu")
+    assert (
+        refused.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: torch is not installed" in refused.stdout + refused.stderr
+    )
+
+    (place.package.parent / "torch_arrives.pth").write_text(f"{PURELIB}\n")
+    first = place.info()
+    assert first["how"] == "at first use" and str(first["library"]).startswith(str(place.cache))
+    assert str(first["stderr"]).count("compiling the native kernels once") == 1
+    second = place.info()
+    assert second["library"] == first["library"] and second["stderr"] == ""
+
+
+def test_processes_that_start_together_compile_once(place: Place) -> None:
+    processes = [
+        subprocess.Popen(
+            [place.python, "-c", INFO],
+            env=place.environment(**place.from_source()),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    answers = [process.communicate() for process in processes]
+    assert all(process.returncode == 0 for process in processes), answers
+    assert {json.loads(out)["library"] for out, _ in answers} == {str(next(place.cache.glob("*/_C.so")))}
+    assert sum("compiling the native kernels once" in err for _, err in answers) == 1
+    assert not list(place.cache.glob("*.partial-*"))
+
+
+def test_a_killed_compile_blocks_nobody(place: Place) -> None:
+    killed = subprocess.Popen(
+        [place.python, "-c", INFO],
+        env=place.environment(**place.from_source()),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(place.cache.glob("*.partial-*/*.d")):  # the compiler is at work
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert list(place.cache.glob("*.partial-*")) and not list(place.cache.glob("*/_C.so"))
+    info = place.info(**place.from_source())
+    assert info["how"] == "at first use" and "waiting" not in str(info["stderr"])
+    assert not list(place.cache.glob("*.partial-*"))
+
+
+def test_a_compile_error_is_told_once_and_not_tried_again(place: Place) -> None:
+    with (place.checkout / "csrc" / "schema.cpp").open("a") as stream:
+        stream.write("\nint broken = no_such_name;\n")
+    first = place.info(**place.from_source())
+    assert first["how"] == "none" and "compiling failed" in first["why_not"]  # type: ignore[operator]
+    assert "no_such_name" in first["why_not"]  # type: ignore[operator]
+    (log,) = place.cache.glob("*.log")
+    assert str(log) in first["why_not"] and "no_such_name" in log.read_text()  # type: ignore[operator]
+    second = place.info(**place.from_source())
+    assert second["how"] == "none" and "delete it to try again" in second["why_not"]  # type: ignore[operator]
+    assert "compiling" not in str(second["stderr"])
+
+
+def test_a_cache_that_cannot_be_written_is_named(place: Place) -> None:
+    place.cache.write_text("a file where the folder should be")
+    info = place.info(**place.from_source())
+    assert info["how"] == "none"
+    assert str(place.cache) in info["why_not"] and "GRU4REC_FAST_CACHE" in info["why_not"]  # type: ignore[operator]
+
+
+def test_sdist_and_wheel_carry_the_sources(place: Place) -> None:
+    """What a first use needs is in both, and nothing built on this machine is."""
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
+    environment = place.environment(GRU4REC_FAST_BUILD="none")
+    done = subprocess.run(
+        [place.python, "-c", code], cwd=place.checkout, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (sdist,) = (place.checkout / "dist").glob("*.tar.gz")
+    (wheel,) = (place.checkout / "dist").glob("*.whl")
+    csrc = place.checkout / "csrc"
+    wanted = {path.relative_to(csrc).as_posix() for path in csrc.rglob("*") if path.suffix in {".cpp", ".h", ".inc"}}
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = set(archive.namelist())
+    assert {f"csrc/{name}" for name in wanted} | {"LICENSE", "setup.py", "gru4rec_fast/_compile.py"} <= in_sdist
+    assert {f"gru4rec_fast/csrc/{name}" for name in wanted} | {"gru4rec_fast/_compile.py"} <= in_wheel
+    assert not [name for name in in_sdist | in_wheel if name.endswith(".so")]
+
+
+def test_an_editable_install_is_built_in_place(place: Place) -> None:
+    done = place.install("--editable")
+    assert done.returncode == 0, done.stdout + done.stderr
+    info = place.info()
+    assert info["how"] == "ahead of time"
+    assert str(info["library"]).startswith(str(place.checkout / "gru4rec_fast"))
