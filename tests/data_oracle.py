@@ -36,11 +36,15 @@ def grouped(rows: list[Row]) -> list[Session]:
     return sorted(sessions.values(), key=Session.key)
 
 
-def filtered(sessions: list[Session], min_support: int, min_length: int, duplicates: bool, collapse: bool) -> list[Session]:
+def filtered(
+    sessions: list[Session], min_support: int, min_length: int, duplicates: bool, collapse: bool
+) -> list[Session]:
     """What stays when no further rule removes anything."""
     kept = sessions
     if duplicates:
-        kept = [Session(s.id, s.row, list({(t, i): (t, r, i) for t, r, i in reversed(s.events)}.values())) for s in kept]
+        kept = [
+            Session(s.id, s.row, list({(t, i): (t, r, i) for t, r, i in reversed(s.events)}.values())) for s in kept
+        ]
         for session in kept:
             session.events.sort(key=lambda event: event[:2])
     while True:

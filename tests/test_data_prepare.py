@@ -1,0 +1,282 @@
+"""Preparation: filters to their fixpoint, collapse, temporal splits, and what is counted as dropped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_oracle import (
+    Row,
+    Session,
+    assert_same_store,
+    assert_store_is,
+    filtered,
+    grouped,
+    items_of,
+    tiny_pieces,
+    without_unseen,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gru4rec_fast.data import SessionStore, Split, open_prepared, prepare
+
+DAY = 86400
+rows_of = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=70)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gru4rec_fast.data.files._sync", lambda path: None)
+        yield
+
+
+def columns(rows: list[Row]) -> dict[str, list[object]]:
+    return dict(zip(("SessionId", "ItemId", "Time"), map(list, zip(*rows, strict=True)), strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=rows_of,
+    min_support=st.integers(1, 6),
+    min_length=st.integers(1, 4),
+    duplicates=st.booleans(),
+    collapse=st.booleans(),
+)
+def test_filters_reach_the_fixpoint_of_the_oracle(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[Row],
+    min_support: int,
+    min_length: int,
+    duplicates: bool,
+    collapse: bool,
+) -> None:
+    out = tmp_path_factory.mktemp("out") / "prepared"
+    expected = filtered(grouped(rows), min_support, min_length, duplicates, collapse)
+
+    def run() -> dict[str, SessionStore]:
+        return prepare(
+            columns(rows),
+            out,
+            min_item_support=min_support,
+            min_session_length=min_length,
+            remove_duplicates=duplicates,
+            collapse_repeats=collapse,
+        )
+
+    if not expected:
+        with pytest.raises(ValueError, match="no session is left"):
+            run()
+        assert not any(out.parent.iterdir())
+        return
+    whole = run()["train"]
+    assert_store_is(whole, expected)
+    dropped = whole.meta["dropped"]
+    gone = sum(count for reason, count in dropped.items() if reason.endswith("_events"))
+    assert gone == len(rows) - whole.n_events
+    assert dropped["short_sessions"] == len(grouped(rows)) - whole.n_sessions
+    with tiny_pieces():
+        assert_same_store(run()["train"], whole)
+
+
+def by_day(days: float) -> Callable[[list[Session]], list[bool]]:
+    def held(sessions: list[Session]) -> list[bool]:
+        last = max(s.events[-1][0] for s in sessions)
+        return [s.events[-1][0] >= last - days * DAY for s in sessions]
+
+    return held
+
+
+def by_fraction(fraction: float) -> Callable[[list[Session]], list[bool]]:
+    def held(sessions: list[Session]) -> list[bool]:
+        order = sorted(range(len(sessions)), key=lambda s: (sessions[s].events[-1][0], *sessions[s].key()))
+        latest = set(order[len(order) - round(fraction * len(order)) :])
+        return [s in latest for s in range(len(sessions))]
+
+    return held
+
+
+def divided(
+    sessions: list[Session], held: list[bool], min_length: int, collapse: bool
+) -> tuple[list[Session], list[Session]]:
+    kept = [s for s, out in zip(sessions, held, strict=True) if not out]
+    tested = [s for s, out in zip(sessions, held, strict=True) if out]
+    return kept, without_unseen(tested, set(items_of(kept)), min_length, collapse)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 15), st.integers(0, 5), st.integers(0, 40).map(lambda h: h * DAY // 4)),
+        min_size=20,
+        max_size=90,
+    ),
+    rule=st.sampled_from(
+        [
+            ("last-day", by_day(1)),
+            ("days=3", by_day(3)),
+            (Split(days=0.5), by_day(0.5)),
+            ("fraction=0.3", by_fraction(0.3)),
+        ]
+    ),
+    collapse=st.booleans(),
+    in_pieces=st.booleans(),
+)
+def test_splits_are_those_of_the_oracle(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[Row],
+    rule: tuple[str | Split, Callable[[list[Session]], list[bool]]],
+    collapse: bool,
+    in_pieces: bool,
+) -> None:
+    split, held = rule
+    sessions = filtered(grouped(rows), 2, 2, True, collapse)
+    train: list[Session] = []
+    parts: dict[str, list[Session]] = {}
+    if sessions:
+        train, parts["test"] = divided(sessions, held(sessions), 2, collapse)
+        parts["train"] = train
+    if train:
+        parts["train_tr"], parts["train_valid"] = divided(train, by_fraction(0.4)(train), 2, collapse)
+    out = tmp_path_factory.mktemp("out") / "prepared"
+    options = {"min_item_support": 2, "collapse_repeats": collapse, "split": split, "validation_split": "fraction=0.4"}
+    with tiny_pieces() if in_pieces else tiny_pieces(1000, 1, 1000):
+        if not (len(parts) == 4 and all(parts.values())):
+            with pytest.raises(ValueError, match="no session is left|none of the items"):
+                prepare(columns(rows), out, **options)
+            return
+        stores = prepare(columns(rows), out, **options)
+    assert list(stores) == ["train", "test", "train_tr", "train_valid"]
+    assert sorted(path.name for path in out.iterdir()) == ["meta.json", *sorted(stores)]
+    for name, catalogue in (
+        ("train", "train"),
+        ("test", "train"),
+        ("train_tr", "train_tr"),
+        ("train_valid", "train_tr"),
+    ):
+        assert_store_is(stores[name], parts[name], items_of(parts[catalogue]))
+    tested = [s for s, out_ in zip(sessions, held(sessions), strict=True) if out_]
+    known = set(items_of(train))
+    dropped = stores["test"].meta["dropped"]
+    assert dropped["unseen_item_events"] == sum(e[2] not in known for s in tested for e in s.events)
+    assert dropped["unseen_items"] == len({e[2] for s in tested for e in s.events} - known)
+    assert dropped["short_sessions"] == len(tested) - stores["test"].n_sessions
+
+
+def test_a_session_belongs_to_the_part_of_its_last_event(tmp_path: Path) -> None:
+    # Session 2 begins long before the last day and ends exactly 24 hours before the last event.
+    log = {
+        "SessionId": [1, 1, 2, 2, 3, 3],
+        "ItemId": [5, 6, 5, 6, 6, 5],
+        "Time": [0, 1, 2, 10 * DAY, 11 * DAY - 9, 11 * DAY],
+    }
+    stores = prepare(log, tmp_path / "p", split="last-day")
+    assert stores["train"].session_ids.tolist() == [1] and stores["test"].session_ids.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("unit, factor", [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_days_are_counted_in_the_unit_of_the_times(tmp_path: Path, unit: str, factor: int) -> None:
+    base = 1_700_000_000 * factor
+    log = {
+        "SessionId": [1, 1, 2, 2],
+        "ItemId": [5, 6, 5, 6],
+        "Time": [base, base + 1, base + 2, base + DAY * factor + 2],
+    }
+    assert prepare(log, tmp_path / "p", split=Split(days=1, time_unit=unit))["train"].session_ids.tolist() == [1]
+
+
+def test_what_was_dropped_is_told(tmp_path: Path) -> None:
+    # A duplicate and a repeat in session 1; item 9 is rare, which leaves session 3 with one event.
+    log = {"SessionId": [1, 1, 1, 1, 2, 2, 3, 3], "ItemId": [5, 5, 5, 6, 5, 6, 5, 9], "Time": [0, 0, 1, 2, 3, 4, 5, 6]}
+    store = prepare(log, tmp_path / "p", min_item_support=2, collapse_repeats=True)["train"]
+    reasons = (
+        "duplicate_events",
+        "rare_items",
+        "rare_item_events",
+        "repeat_events",
+        "short_sessions",
+        "short_session_events",
+    )
+    assert store.meta["dropped"] == dict.fromkeys(reasons, 1)
+    assert store.summary().splitlines() == [
+        "2 sessions, 4 events, 2 items",
+        *(f"  dropped: 1 {reason.replace('_', ' ')}" for reason in reasons),
+    ]
+
+
+def test_preparing_again_replaces_the_whole_folder_and_nothing_else(tmp_path: Path) -> None:
+    log = {"SessionId": [1, 1, 2, 2], "ItemId": [5, 6, 5, 6], "Time": [0, 1, 5, 6]}
+    prepare(log, tmp_path / "p", split="fraction=0.5")
+    assert list(prepare(log, tmp_path / "p")) == ["train"] == list(open_prepared(tmp_path / "p"))
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["meta.json", "train"]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="own exists and holds no data written by gru4rec_fast"):
+        prepare(log, tmp_path / "own")
+    assert (tmp_path / "own" / "thesis.tex").read_text() == "years of work"
+
+
+def test_items_unseen_in_training_throughout_are_an_error(tmp_path: Path) -> None:
+    log = {"SessionId": [1, 1, 2, 2], "ItemId": [5, 6, 7, 8], "Time": [0, 1, 5 * DAY, 6 * DAY]}
+    with pytest.raises(ValueError, match=r"none of the items \(such as 7, 8\) is in the training vocabulary"):
+        prepare(log, tmp_path / "p", split="last-day")
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_event_sessions_only_leave_nothing(tmp_path: Path) -> None:
+    log = {"SessionId": [1, 2, 3], "ItemId": [5, 6, 7], "Time": [0, 1, 2]}
+    with pytest.raises(ValueError, match=r"no session is left in the log; dropped: 3 short sessions, 3 short session"):
+        prepare(log, tmp_path / "p")
+    store = SessionStore.from_events(log)  # as it is: the sessions stay, and are counted
+    assert (store.n_sessions, store.n_targets, store.n_short_sessions) == (3, 0, 3)
+
+
+@pytest.mark.parametrize("days, fraction", [(None, None), (1, 0.5), (0, None), (math.nan, None), (None, 0), (None, 1)])
+def test_a_split_is_checked(days: float | None, fraction: float | None) -> None:
+    with pytest.raises(ValueError, match="Split"):
+        Split(days=days, fraction=fraction)
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "days", "days=x", "weeks=2", "fraction=", "fraction=2"])
+def test_a_split_by_name_is_checked(text: str) -> None:
+    with pytest.raises(ValueError, match=r"last-day, days=N or fraction=F|fraction=2"):
+        Split.parse(text)
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    log = {"SessionId": [1, 1], "ItemId": [5, 6], "Time": [0, 1]}
+    for name in ("min_item_support", "min_session_length"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            prepare(log, tmp_path / "p", **{name: 0})
+    with pytest.raises(ValueError, match="time_unit='h'"):
+        Split(days=1, time_unit="h")
+
+
+def test_a_large_log_is_filtered_as_pandas_would(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(1)
+    n = 20_000
+    frame = pandas.DataFrame(
+        {"SessionId": rng.integers(0, 4000, n), "ItemId": rng.zipf(1.4, n) % 3000, "Time": rng.integers(0, 10**6, n)}
+    )
+    kept = frame.drop_duplicates()
+    while True:
+        size = len(kept)
+        kept = kept[kept.groupby("ItemId")["ItemId"].transform("size") >= 5]
+        kept = kept[kept.groupby("SessionId")["SessionId"].transform("size") >= 3]
+        if len(kept) == size:
+            break
+    with tiny_pieces(batch_rows=3000, partitions=8, block_events=500):
+        store = prepare(frame, tmp_path / "p", min_item_support=5, min_session_length=3)["train"]
+    assert (store.n_events, store.n_sessions, store.n_items) == (
+        len(kept), kept["SessionId"].nunique(), kept["ItemId"].nunique(),
+    )  # fmt: skip
+    ordered = kept.sort_values(["SessionId", "Time"], kind="stable").groupby("SessionId")["ItemId"].agg(list)
+    edges = store.offsets.tolist()
+    items = store.vocabulary.ids[store.items].tolist()
+    for session, begin, end in zip(store.session_ids.tolist(), edges, edges[1:], strict=False):
+        assert items[begin:end] == ordered[session]
