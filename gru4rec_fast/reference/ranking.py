@@ -135,11 +135,19 @@ def top_k(
         if exclude is not None:
             row, column = (exclude[queries] >= 0).nonzero(as_tuple=True)
             scores[row, exclude[queries][row, column]] = -torch.inf
-        # Exactly k per row: all above the k-th score and, at it, those of lowest index.
-        kth = scores.topk(k).values[:, -1:]
-        above, level = scores > kth, scores == kth
-        free = k - above.sum(dim=1, keepdim=True)
-        chosen = (above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= free))).nonzero()[:, 1].view(-1, k)
+        values, chosen = scores.topk(min(k + 1, scores.shape[1]))
+        tied = (values[:, k - 1, None] == values[:, k:]).any(dim=1)  # with the next: topk takes any of equals
+        chosen = chosen[:, :k]
+        if tied.any():
+            chosen[tied] = _lowest_of_equals(scores[tied], values[tied, k - 1, None], k)
+        chosen = chosen.sort(dim=1).values
         best[queries], order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
         items[queries] = chosen.gather(1, order)
     return best, items.masked_fill_(best == -torch.inf, -1)
+
+
+def _lowest_of_equals(scores: Tensor, kth: Tensor, k: int) -> Tensor:
+    """Items [q, k] of all scores above the k-th best, kth [q, 1], and of those equal to it the ones of lowest index."""
+    above, level = scores > kth, scores == kth
+    free = k - above.sum(dim=1, keepdim=True)
+    return (above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= free))).nonzero()[:, 1].view(-1, k)

@@ -1,0 +1,68 @@
+"""ranking: rank of the target and top-k over the whole catalogue, against the plain PyTorch composition.
+
+    pytest benchmarks/bench_ranking.py --benchmark-group-by=func,param:case
+
+The plain composition holds queries x catalogue scores at once, as evaluation code usually does. 43,000 items of width
+100 is diginetica's catalogue at the published size; 8192 queries is a block of an evaluation, one query a live
+recommendation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gru4rec_fast.ops import target_rank, top_k
+
+CASES = {
+    "one": (1, 43_000, 100),
+    "lanes": (512, 43_000, 100),
+    "block": (8192, 43_000, 100),
+    "large": (512, 1_000_000, 64),
+}
+cases = pytest.mark.parametrize("case", CASES)
+sides = pytest.mark.parametrize("side", ["plain", "reference", "native"])
+
+
+def problem(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden, weight, bias, targets."""
+    torch.manual_seed(0)
+    queries, items, width = CASES[case]
+    return torch.randn(queries, width), torch.randn(items, width), torch.randn(items), torch.randint(items, (queries,))
+
+
+@cases
+@sides
+@torch.no_grad()
+def test_target_rank(benchmark: Any, case: str, side: str) -> None:
+    hidden, weight, bias, targets = problem(case)
+
+    def plain() -> tuple[Tensor, Tensor]:
+        scores = torch.addmm(bias, hidden, weight.T)
+        own = scores.gather(1, targets[:, None])
+        return (scores > own).sum(1), (scores == own).sum(1) - 1
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return target_rank(hidden, weight, bias, targets, impl=side)
+
+    greater, _ = benchmark.pedantic(plain if side == "plain" else ours, rounds=7, warmup_rounds=1)
+    assert greater.shape == targets.shape
+
+
+@cases
+@sides
+@torch.no_grad()
+def test_top_k(benchmark: Any, case: str, side: str) -> None:
+    hidden, weight, bias, targets = problem(case)
+
+    def plain() -> tuple[Tensor, Tensor]:
+        return tuple(torch.addmm(bias, hidden, weight.T).topk(20))
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return top_k(hidden, weight, bias, 20, impl=side)
+
+    _, items = benchmark.pedantic(plain if side == "plain" else ours, rounds=7, warmup_rounds=1)
+    assert items.shape == (len(targets), 20)
