@@ -75,9 +75,11 @@ def test_another_model_and_another_layout_version(tmp_path: Path):
         load_checkpoint(path, "gru4rec_fast.Example/2")
 
 
-def test_what_json_cannot_say_is_refused_before_anything_is_written(tmp_path: Path):
+def test_what_a_file_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path / "model.safetensors", Checkpoint(FORMAT, {"x": object()}))
+    with pytest.raises(TypeError, match=r"dense tensors only, not model\.weight"):
+        save_checkpoint(tmp_path / "a", Checkpoint(FORMAT, tensors={"model.weight": torch.eye(2).to_sparse()}))
     assert os.listdir(tmp_path) == []
 
 

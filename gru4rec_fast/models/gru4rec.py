@@ -34,7 +34,7 @@ from gru4rec_fast.models.parts import (
 from gru4rec_fast.models.recommending import Exclude, Recommendations, SessionRecommender, Unknown, recommend
 from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.loop import Trainer
 from gru4rec_fast.training.options import LOSS
@@ -63,7 +63,8 @@ class GRU4Rec:
         network, vocabulary, support: the SessionNetwork, the item ids by index and the items' occurrences in the
             training log; None before `fit` or `load`.
         history: one dict per epoch, see `gru4rec_fast.training.Trainer`.
-        peak_memory_bytes: of the last `fit`.
+        peak_memory_bytes: of the last `fit`: peak resident size above that at its beginning, or above the process's
+            baseline where `gru4rec_fast.profiling.set_baseline` took one.
 
     Raises:
         TypeError: an unknown parameter or a value of the wrong type; ValueError: a value out of range.
@@ -138,6 +139,7 @@ class GRU4Rec:
             ValueError: bad input, named. CheckpointError: nothing to resume that fits.
             TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
         """
+        peak = process_baseline() or PeakMemory()
         p, keys = self.parameters, (session_key, item_key, time_key)
         if p.patience is not None and validation is None and p.monitor != LOSS:
             raise ValueError(f"patience={p.patience} watches {p.monitor}: give validation=, or set monitor='loss'")
@@ -164,6 +166,7 @@ class GRU4Rec:
             identity=self._identity,
             memory=memory,
             progress=make_progress(progress),
+            peak=peak,
         )
         try:
             trainer.run(checkpoint)

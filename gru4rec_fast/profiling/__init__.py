@@ -4,9 +4,9 @@ from gru4rec_fast.profiling.memory import NULL_RECORD, MemoryRecord, NullMemoryR
 from gru4rec_fast.profiling.meter import (
     MemoryMeter,
     PeakMemory,
-    has_baseline,
     memory_meter,
     peak_memory_bytes,
+    process_baseline,
     set_baseline,
 )
 
@@ -17,8 +17,8 @@ __all__ = [
     "NullMemoryRecord",
     "PeakMemory",
     "PhaseMemory",
-    "has_baseline",
     "memory_meter",
     "peak_memory_bytes",
+    "process_baseline",
     "set_baseline",
 ]

@@ -138,6 +138,6 @@ def peak_memory_bytes() -> int:
     return _baseline.bytes
 
 
-def has_baseline() -> bool:
-    """True once `set_baseline` was called in this process."""
-    return _baseline is not None
+def process_baseline() -> PeakMemory | None:
+    """What `set_baseline` took, or None."""
+    return _baseline

@@ -54,7 +54,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
 
     Raises:
         OSError: the file cannot be written (full disk, no permission, a missing drive ...).
-        TypeError: `config` or `progress` holds something that JSON cannot say.
+        TypeError: `config` or `progress` holds something that JSON cannot say, or a tensor is sparse.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -65,6 +65,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
         "config": json.dumps(checkpoint.config),
         "progress": json.dumps(checkpoint.progress),
     }
+    sparse = [name for name, tensor in checkpoint.tensors.items() if tensor.layout != torch.strided]
+    if sparse:
+        raise TypeError(f"a checkpoint holds dense tensors only, not {', '.join(sparse)}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from gru4rec_fast import ops
 from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
-from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, has_baseline, peak_memory_bytes
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
@@ -45,12 +45,13 @@ class Trainer:
         identity: format, config and further tensors to put into the checkpoints, so that their reader knows the model.
         memory: a MemoryRecord switches on the phases batch, forward, loss, backward and update.
         progress: what is shown.
+        peak: meter of the peak memory; None: one that starts with `run`.
 
     Attributes:
         history: one dict per finished epoch: epoch, loss (mean over the epoch's mini-batches of the sum over live lanes
             / batch_size), seconds (of training), mini_batches, events (targets), learning_rate, and `validation`
             (metrics by name) where there is a validation.
-        peak_memory_bytes: of the run, above the process's baseline where one was set, else above the run's start.
+        peak_memory_bytes: peak resident size above the baseline of `peak`, after `run` (pictures are drawn later).
 
     Raises:
         ValueError: parts that do not fit each other.
@@ -70,6 +71,7 @@ class Trainer:
         identity: Checkpoint | None = None,
         memory: MemoryRecord = NULL_RECORD,
         progress: Progress | None = None,
+        peak: PeakMemory | None = None,
     ):
         watches_loss = options.monitor == LOSS
         if options.n_sample and sampler is None:
@@ -81,7 +83,7 @@ class Trainer:
         self.validate, self.memory, self.progress = validate, memory, progress or Silent()
         self.folder = RunFolder(out, identity or Checkpoint("gru4rec_fast.SessionNetwork/1"))
         self.history: list[dict[str, Any]] = []
-        self.peak_memory_bytes = 0
+        self._peak, self.peak_memory_bytes = peak, 0
         self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximise=not watches_loss)
         self.schedule = options.lr_scheduler and Schedule(
             optimizer,
@@ -104,7 +106,7 @@ class Trainer:
             CheckpointError: `resume` holds no training state, or one over other data.
             OSError: a checkpoint cannot be written.
         """
-        peak = PeakMemory()
+        peak = self._peak or PeakMemory()
         if resume is None:
             self.folder.start_over()
         else:
@@ -121,7 +123,7 @@ class Trainer:
             raise TrainingDiverged(f"{error}; training stopped; {kept}; try a smaller learning_rate") from None
         finally:
             self.progress.close()
-            self.peak_memory_bytes = peak_memory_bytes() if has_baseline() else peak.bytes
+            self.peak_memory_bytes = peak.bytes
             self.folder.write_curves(self.history)
         return self.history
 
@@ -171,7 +173,7 @@ class Trainer:
 
     def _play_block(self, block: SessionBlock, negatives: Tensor | None) -> None:
         """Forward, loss and backward of one block; gradients add up until the next update."""
-        place, memory, steps = self.place, self.memory, len(block.n_live)
+        place, memory, steps, events = self.place, self.memory, len(block.n_live), block.n_events
         assert self._hidden is not None
         with memory.phase("forward"):
             all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
@@ -184,8 +186,8 @@ class Trainer:
         self._hidden = [state.detach() for state in hidden]
         place.step += steps
         place.mini_batches += steps
-        place.events += block.n_events
-        self.progress.advance(block.n_events, place.loss_sum / place.mini_batches)
+        place.events += events
+        self.progress.advance(events, place.loss_sum / place.mini_batches)
 
     def _update(self, scale: float = 1.0) -> None:
         with self.memory.phase("update"):

@@ -99,6 +99,8 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; load the optimizer (its learning rate) after this."""
         self._scheduler.load_state_dict(state)
+        # The updates before the resume count: torch would else warn of a schedule that runs ahead of its optimizer.
+        self._scheduler.optimizer._opt_called = True
 
 
 def _is_json(value: Any) -> bool:

@@ -1,0 +1,374 @@
+"""GRU4Rec the estimator: parameters, fitting in every mode, evaluating, saving, loading, resuming, bad input."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from markov import markov_store
+
+from gru4rec_fast import GRU4Rec
+from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.models import GRU4RecParameters, parameter_names, parse_parameter_string, read_parameter_file
+from gru4rec_fast.training import Checkpoint, CheckpointError, TrainingDiverged, save_checkpoint
+
+SMALL = {"layers": [16], "batch_size": 8, "n_sample": 32, "n_epochs": 1, "learning_rate": 0.1}
+STORE = markov_store()
+
+
+def small(**parameters: Any) -> GRU4Rec:
+    return GRU4Rec(**{**SMALL, **parameters})
+
+
+def as_table(store: SessionStore) -> pd.DataFrame:
+    """The log a store would come from, in the published column names."""
+    sessions = np.repeat(store.session_ids, np.diff(store.offsets))
+    ids = store.vocabulary.ids[store.items]
+    return pd.DataFrame({"SessionId": sessions, "ItemId": np.asarray(ids), "Time": np.arange(store.n_events)})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> GRU4Rec:
+    return small(n_epochs=8, logq=1.0).fit(STORE, progress=False)
+
+
+def test_defaults_are_those_of_the_official_code():
+    assert GRU4Rec().get_params().items() >= {
+        "layers": [100], "loss": "cross-entropy", "batch_size": 64, "dropout_p_embed": 0.0, "dropout_p_hidden": 0.0,
+        "learning_rate": 0.05, "momentum": 0.0, "sample_alpha": 0.5, "n_sample": 2048, "embedding": 0,
+        "constrained_embedding": True, "n_epochs": 10, "bpreg": 1.0, "elu_param": 0.5, "logq": 0.0,
+    }.items()  # fmt: skip
+    assert list(inspect.signature(GRU4Rec).parameters) == parameter_names()
+
+
+def test_it_learns_and_beats_popularity(fitted: GRU4Rec):
+    report = fitted.evaluate(markov_store(seed=1), cutoffs=(1, 5), baselines=True)
+    assert report.metrics["recall@1"] > 0.6, "the most likely follower is right four times in five"
+    assert report.metrics["recall@5"] > 2 * report.baselines["popularity"]["recall@5"]
+    losses = [record["loss"] for record in fitted.history]
+    assert len(losses) == 8 and losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "bpr-max", "top1", "top1-max", "bpr"])
+def test_every_loss_learns(loss: str):
+    model = small(loss=loss, elu_param=1.0, n_epochs=6).fit(STORE, progress=False)
+    metrics = model.evaluate(markov_store(seed=1), cutoffs=(5,), baselines=True)
+    assert metrics.metrics["recall@5"] > 1.5 * metrics.baselines["popularity"]["recall@5"]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"constrained_embedding": False, "embedding": 5},
+        {"constrained_embedding": False, "embedding": "layersize"},
+        {"constrained_embedding": False, "embedding": 0},
+        {"layers": [20, 12]},
+        {"layers": [20, 12], "constrained_embedding": False, "embedding": 0, "dropout_p_hidden": 0.1},
+        {"gru_form": "reset_before"},
+        {"bptt": 5},
+        {"accumulate": 2},
+        {"dtype": "float64"},
+        {"n_sample": 0},
+        {"mask_accidental_hits": True, "label_smoothing": 0.1},
+        {"dropout_p_embed": 0.2, "momentum": 0.1, "shuffle": True, "lr_scheduler": "cosine"},
+        {"impl": "reference"},
+    ],
+    ids=str,
+)
+def test_every_mode_learns_and_survives_a_round_trip(tmp_path: Path, parameters: dict[str, Any]):
+    model = small(n_epochs=4, **parameters).fit(STORE, progress=False)
+    report = model.evaluate(markov_store(seed=1), cutoffs=(5,), baselines=True)
+    assert report.metrics["recall@5"] > 1.5 * report.baselines["popularity"]["recall@5"]
+    loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"))
+    assert loaded.get_params() == model.get_params()
+    assert loaded.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics == report.metrics
+
+
+def test_one_hot_input_has_a_reset_before_layer_first():
+    model = small(layers=[6, 4], constrained_embedding=False).fit(STORE, progress=False)
+    assert model.network is not None
+    assert [layer.form for layer in model.network.gru.layers] == ["reset_before", "reset_after"]
+
+
+def test_layersize_is_the_width_of_the_first_layer():
+    model = small(layers=[9, 4], constrained_embedding=False, embedding="layersize").fit(STORE, progress=False)
+    assert model.network is not None and model.network.embedding.weight.shape == (STORE.n_items, 9)
+
+
+@pytest.mark.parametrize("ids", ["integer", "string"])
+def test_a_loaded_model_needs_no_training_data(tmp_path: Path, ids: str):
+    names = np.arange(30) * 10 + 5 if ids == "integer" else [f"item {i} é\t" for i in range(30)]
+    model = small().fit(markov_store(vocabulary=Vocabulary(names)), progress=False)
+    loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"))
+    assert loaded.vocabulary == model.vocabulary and loaded.history == model.history
+    sessions = [[names[3], names[4]], [names[7]]]
+    ours, theirs = (m.recommend(sessions, k=5, exclude="session") for m in (model, loaded))
+    assert ours.items.tolist() == theirs.items.tolist() and np.array_equal(ours.scores, theirs.scores)
+    live = loaded.recommender(capacity=2)
+    for item in sessions[0]:
+        live.observe("a", item)
+    assert live.recommend(["a"], 5, exclude="session").items.tolist() == ours.items[:1].tolist()
+    again = GRU4Rec.load(loaded.save(tmp_path / "again.safetensors"))
+    assert again.get_params() == model.get_params()
+
+
+def test_data_in_every_form_gives_the_same_model(tmp_path: Path):
+    table = as_table(STORE)
+    table.to_csv(tmp_path / "log.tsv", sep="\t", index=False)
+    from_table = small().fit(table, progress=False)
+    SessionStore.from_events(table).save(tmp_path / "store")
+    renamed = table.rename(columns={"SessionId": "s", "ItemId": "i", "Time": "t"})
+    others = [
+        small().fit(tmp_path / "log.tsv", progress=False),
+        small().fit(str(tmp_path / "store"), progress=False),
+        small().fit(renamed, progress=False, session_key="s", item_key="i", time_key="t"),
+    ]
+    for other in others:
+        assert other.history[0]["loss"] == from_table.history[0]["loss"]
+        assert other.vocabulary == from_table.vocabulary
+
+
+def test_the_official_call_runs_as_it_stands():
+    model = GRU4Rec(device=torch.device("cpu"))
+    model.set_params(
+        **{"layers": "16", "batch_size": "8", "n_sample": "32", "n_epochs": "1", "constrained_embedding": "True"}
+    )
+    model.fit(as_table(STORE), sample_cache_max_size=10000000, compatibility_mode=True, item_key="ItemId",
+              session_key="SessionId", time_key="Time")  # fmt: skip
+    assert model.history[0]["mini_batches"] > 0
+
+
+def test_items_unseen_in_training_are_dropped_and_counted(fitted: GRU4Rec):
+    log = pd.DataFrame({"SessionId": [1, 1, 1, 2, 2], "ItemId": [5, 99999, 15, 25, 88888], "Time": range(5)})
+    report = fitted.evaluate(log)
+    assert (report.n_targets, report.n_sessions) == (1, 1)
+    assert sum(report.dropped.values()) >= 3
+
+
+def test_same_seed_same_model_other_seed_another():
+    losses = [small(seed=seed, dropout_p_embed=0.2).fit(STORE, progress=False).history[0]["loss"] for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_fewer_sessions_than_lanes():
+    store = markov_store(n_sessions=5)
+    model = small(batch_size=64).fit(store, progress=False)
+    assert model.history[0]["events"] == store.n_targets
+    assert model.history[0]["mini_batches"] == int(np.diff(store.offsets).max()) - 1
+
+
+def test_more_samples_than_items():
+    model = small(n_sample=500).fit(STORE, progress=False)
+    assert model.history[0]["events"] == STORE.n_targets
+
+
+def test_an_item_of_the_catalogue_that_the_log_lacks_does_no_harm():
+    store = markov_store(n_items=20, vocabulary=Vocabulary(np.arange(40)))
+    assert (store.support == 0).sum() == 20
+    model = small(logq=1.0, sample_alpha=0.0).fit(store, progress=False)
+    assert np.isfinite(model.history[0]["loss"])
+
+
+def test_one_event_sessions_only():
+    log = pd.DataFrame({"SessionId": range(20), "ItemId": range(20), "Time": range(20)})
+    with pytest.raises(ValueError, match="two events"):
+        small().fit(log, progress=False)
+
+
+def test_validation_and_report(tmp_path: Path):
+    model = small(n_epochs=2, monitor="ndcg@5").fit(STORE, markov_store(seed=1), out=tmp_path, progress=False)
+    assert [list(record["validation"]) for record in model.history] == [["recall@5", "mrr@5", "ndcg@5"]] * 2
+    best = GRU4Rec.load(tmp_path / "best.safetensors")
+    picked = max(model.history, key=lambda record: record["validation"]["ndcg@5"])
+    assert best.history[-1] == picked
+    assert best.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics["ndcg@5"] == picked["validation"]["ndcg@5"]
+    report = json.loads(json.dumps(model.report()))
+    assert 0 < report["peak_memory_bytes"] < 2**30
+    assert report["metrics"] == model.history[-1]["validation"]
+    assert report["epochs"][0].keys() >= {"loss", "seconds", "mini_batches", "events"}
+    assert "native_cpu" in report["build"]
+    evaluation = model.evaluate(markov_store(seed=2))
+    assert model.report(evaluation)["metrics"] == evaluation.metrics
+
+
+def test_resume_is_bit_for_bit_and_checked(tmp_path: Path):
+    arguments = {"momentum": 0.1, "dropout_p_hidden": 0.2, "shuffle": True}
+    whole = small(n_epochs=3, **arguments).fit(STORE, progress=False)
+    small(n_epochs=1, **arguments).fit(STORE, out=tmp_path, progress=False)
+    resumed = small(n_epochs=3, **arguments).fit(STORE, out=tmp_path, resume=True, progress=False)
+    assert whole.network is not None and resumed.network is not None
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name])
+    assert [record["loss"] for record in whole.history] == [record["loss"] for record in resumed.history]
+
+    with pytest.raises(CheckpointError, match=r"learning_rate=0\.1 there, 0\.2 here, momentum=0\.1 there, 0\.0 here"):
+        small(**{**arguments, "learning_rate": 0.2, "momentum": 0.0}).fit(STORE, resume=tmp_path / "last.safetensors")
+    with pytest.raises(CheckpointError, match="another catalogue of items"):
+        small(**arguments).fit(markov_store(n_items=31), out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        small(**arguments).fit(markov_store(n_sessions=201), out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="resume=True needs out="):
+        small().fit(STORE, resume=True)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last\.safetensors"):
+        small().fit(STORE, out=tmp_path / "elsewhere", resume=True)
+
+
+def test_a_diverging_fit_names_epoch_and_step_and_keeps_the_history(tmp_path: Path):
+    with pytest.raises(TrainingDiverged, match=r"in epoch 1, mini-batch \d+ \(step \d+ of the training\)"):
+        small(learning_rate=1e38).fit(STORE, out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["another model", "truncated", "text", "missing", "lacking"])
+def test_loading_what_is_no_model(tmp_path: Path, fitted: GRU4Rec, kind: str):
+    path = tmp_path / "model.safetensors"
+    error, message = CheckpointError, "truncated or not a checkpoint"
+    if kind == "another model":
+        save_checkpoint(path, Checkpoint("gru4rec_fast.LightGCN/1"))
+        message = r"a checkpoint of gru4rec_fast\.LightGCN, not of gru4rec_fast\.GRU4Rec"
+    elif kind == "truncated":
+        fitted.save(path)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "text":
+        path.write_text("no model")
+    elif kind == "missing":
+        error, message = FileNotFoundError, "no checkpoint at"
+    else:
+        save_checkpoint(path, Checkpoint("gru4rec_fast.GRU4Rec/1", {"parameters": {}}))
+        message = "lacks a part of a GRU4Rec checkpoint"
+    with pytest.raises(error, match=message):
+        GRU4Rec.load(path)
+
+
+def test_a_model_that_was_not_fitted():
+    for call in (
+        lambda m: m.save("x"),
+        lambda m: m.evaluate(STORE),
+        lambda m: m.recommend([[5]]),
+        lambda m: m.recommender(),
+    ):
+        with pytest.raises(RuntimeError, match=r"no weights yet: call fit, or GRU4Rec\.load"):
+            call(small())
+
+
+def test_a_prepared_test_log_of_another_catalogue(fitted: GRU4Rec):
+    with pytest.raises(ValueError, match="another catalogue than the training data"):
+        fitted.evaluate(markov_store(n_items=31))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there(tmp_path: Path, fitted: GRU4Rec):
+    with pytest.raises(RuntimeError, match="device='cuda': PyTorch sees no CUDA device here"):
+        small(device="cuda").fit(STORE)
+    with pytest.raises(RuntimeError, match="device='cuda:0': PyTorch sees no CUDA device here"):
+        GRU4Rec.load(fitted.save(tmp_path / "model.safetensors"), device="cuda:0")
+
+
+BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"loss": "bpr-min"}, ValueError, "loss='bpr-min': choose one of cross-entropy, bpr-max, top1, top1-max, bpr"),
+    ({"batch_size": 0}, ValueError, "batch_size=0: must be at least 1"),
+    ({"batch_size": 1.5}, TypeError, "batch_size=1.5: must be a whole number"),
+    ({"batch_size": True}, TypeError, "batch_size=True: must be a whole number"),
+    ({"batch_size": "many"}, TypeError, "batch_size='many': must be a whole number"),
+    ({"layers": []}, ValueError, "layers=[]: give at least one layer"),
+    ({"layers": 0}, ValueError, "layers=[0]: give at least one layer, each of at least 1 unit"),
+    ({"layers": [8, 0]}, ValueError, "layers=[8, 0]"),
+    ({"layers": "8-4"}, TypeError, "layers='8-4': must be sizes, as [512, 256] or 512/256"),
+    ({"n_sample": -1}, ValueError, "n_sample=-1: must be at least 0"),
+    ({"n_sample": 0, "batch_size": 1}, ValueError, "leaves nothing to tell the target from"),
+    ({"n_epochs": 0}, ValueError, "n_epochs=0: must be at least 1"),
+    ({"dropout_p_embed": 1.0}, ValueError, "dropout_p_embed=1.0: must lie in [0, 1)"),
+    ({"dropout_p_hidden": -0.1}, ValueError, "dropout_p_hidden=-0.1: must lie in [0, 1)"),
+    ({"learning_rate": 0}, ValueError, "learning_rate=0.0: must be positive"),
+    ({"learning_rate": float("nan")}, TypeError, "learning_rate=nan: must be a finite number"),
+    ({"momentum": 1}, ValueError, "momentum=1.0: must lie in [0, 1)"),
+    ({"sample_alpha": -0.5}, ValueError, "sample_alpha=-0.5: must be at least 0"),
+    ({"embedding": "large"}, TypeError, "embedding='large': must be a whole number or 'layersize'"),
+    ({"embedding": -1}, ValueError, "embedding=-1: must be a width, 0 or 'layersize'"),
+    ({"constrained_embedding": "maybe"}, TypeError, "constrained_embedding='maybe': must be True or False"),
+    ({"logq": 1.0, "loss": "bpr-max"}, ValueError, "logq=1 belongs to loss='cross-entropy'; set it to 0 for bpr-max"),
+    ({"gru_form": "lstm"}, ValueError, "gru_form='lstm': choose one of reset_after, reset_before"),
+    ({"bptt": 0}, ValueError, "bptt=0: must be at least 1"),
+    ({"patience": 0}, ValueError, "patience=0: must be at least 1"),
+    ({"lr_scheduler": "warp"}, ValueError, "lr_scheduler='warp': choose one of step, cosine, plateau"),
+    ({"dtype": "float8"}, ValueError, "dtype='float8': choose one of float32, float64"),
+    ({"device": "tpu9"}, ValueError, "device='tpu9'"),
+    ({"impl": "fast"}, ValueError, "impl='fast': choose one of auto, native, reference"),
+    ({"seed": None}, TypeError, "seed=None: must be a whole number"),
+    ({"layer": [100]}, TypeError, "unknown parameter layer; there are layers, loss, batch_size"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "error", "message"), BAD_PARAMETERS, ids=str)
+def test_bad_parameters(parameters: dict[str, Any], error: type[Exception], message: str):
+    with pytest.raises(error) as caught:
+        GRU4Rec(**parameters)
+    assert message in str(caught.value)
+
+
+def test_patience_needs_validation():
+    with pytest.raises(ValueError, match="patience=2 watches recall@20: give validation=, or set monitor='loss'"):
+        small(patience=2).fit(STORE)
+
+
+def test_parameter_strings():
+    model = GRU4Rec.from_parameter_string(
+        "layers=512/256,loss=bpr-max, embedding=layersize,constrained_embedding=False,momentum=0.4,n_sample=64,"
+        "lr_scheduler=None,shuffle=1,",
+        seed=7,
+    )
+    p = model.parameters
+    assert (p.layers, p.loss, p.embedding, p.constrained_embedding) == ((512, 256), "bpr-max", "layersize", False)
+    assert (p.momentum, p.n_sample, p.lr_scheduler, p.shuffle, p.seed) == (0.4, 64, None, True, 7)
+    theano = parse_parameter_string("loss=bpr-max,final_act=elu-0.5,hidden_act=tanh,adapt=adagrad,layers=100")
+    assert theano == {"loss": "bpr-max", "layers": "100", "elu_param": 0.5}
+    assert parse_parameter_string("final_act=linear") == {"elu_param": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("layers", ValueError, "parameter string: 'layers' is not name=value"),
+        ("layers=", ValueError, "'layers=' is not name=value"),
+        ("seed=1,seed=2", ValueError, "seed is given twice"),
+        ("adapt=rmsprop", ValueError, "adapt can only be adagrad here"),
+        ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax or elu-X"),
+        ("layerz=100", TypeError, "unknown parameter layerz"),
+    ],
+)
+def test_bad_parameter_strings(text: str, error: type[Exception], message: str):
+    with pytest.raises(error) as caught:
+        parse_parameter_string(text)
+    assert message in str(caught.value)
+
+
+def test_parameter_files(tmp_path: Path):
+    (tmp_path / "p.toml").write_text('layers = [8, 4]\nloss = "top1"\n[lr_scheduler_options]\ngamma = 0.5\n')
+    (tmp_path / "p.json").write_text(json.dumps({"parameters": {"layers": [8, 4], "logq": 1}}))
+    p = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step").parameters
+    assert (p.layers, p.loss, p.lr_scheduler, p.lr_scheduler_options) == ((8, 4), "top1", "step", {"gamma": 0.5})
+    assert GRU4Rec.from_parameter_file(tmp_path / "p.json").parameters.logq == 1.0
+    (tmp_path / "bad.toml").write_text("layers = [8,")
+    (tmp_path / "unknown.toml").write_text("layerz = 8")
+    (tmp_path / "list.json").write_text("[1]")
+    for name, message in (("bad", "bad.toml: "), ("unknown", "unknown.toml: unknown parameter layerz")):
+        with pytest.raises(ValueError) as caught:
+            read_parameter_file(tmp_path / f"{name}.toml")
+        assert message in str(caught.value)
+    with pytest.raises(ValueError, match="holds a list"):
+        read_parameter_file(tmp_path / "list.json")
+    with pytest.raises(FileNotFoundError):
+        read_parameter_file(tmp_path / "missing.toml")
+
+
+def test_parameters_round_trip_through_json_and_repr():
+    p = GRU4RecParameters.create({"layers": [8, 4], "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}})
+    assert GRU4RecParameters.create(json.loads(json.dumps(p.to_dict()))) == p
+    model = GRU4Rec(layers=[8, 4], logq=1)
+    assert repr(model) == "GRU4Rec(layers=[8, 4], logq=1.0)"
+    assert model.set_params(seed=3).get_params()["seed"] == 3
+    with pytest.raises(TypeError, match="unknown parameter sead"):
+        model.set_params(sead=3)
