@@ -261,7 +261,6 @@ def test_a_killed_compile_blocks_nobody(place: Place) -> None:
     assert list(place.cache.glob("*.partial-*")) and not list(place.cache.glob("*/_C.so"))
     info = place.info(**place.from_source())
     assert info["how"] == "at first use" and "waiting" not in str(info["stderr"])
-    assert not list(place.cache.glob("*.partial-*"))
 
 
 def test_a_compile_error_is_told_once_and_not_tried_again(place: Place) -> None:
