@@ -19,7 +19,9 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the recorded dat
 integer_rows = st.lists(st.tuples(st.integers(-3, 9), st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=60)
 text_rows = st.lists(
     st.tuples(
-        st.sampled_from(["a", "b", "ç", "d e"]), st.sampled_from(["x", "y", "007", "+7"]), st.floats(0, 9, width=16)
+        st.sampled_from(["a", "b", "ç" * 40, "d e"]),
+        st.sampled_from(["x", "y" * 50, "007", "+7"]),
+        st.floats(0, 9, width=16),
     ),
     min_size=1,
     max_size=40,

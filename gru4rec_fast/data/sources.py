@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,33 +63,16 @@ def open_source(
 
 def _from_text(path: Path, keys: tuple[str, str, str], separator: str | None, recbole: bool) -> Source:
     name = str(path)
-    try:
-        first = pl.scan_csv(
-            path, separator=_NO_SEPARATOR, has_header=False, n_rows=1, infer_schema=False, quote_char=None, glob=False
-        ).collect()
-        header = str(first.item()) if first.height else ""
-    except pl.exceptions.NoDataError:
-        header = ""
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{name} cannot be read as text: {error}") from error
-    if not header.strip():
-        raise ValueError(f"{name} is empty")
-    separator = separator or _sniff(header, keys)
+    if separator is None:
+        # Split at nothing, the header is one column: polars opens whatever is compressed.
+        unsplit = pl.scan_csv(path, separator=_NO_SEPARATOR, infer_schema=False, quote_char=None, glob=False)
+        separator = _sniff(_column_names(unsplit, name)[0], keys)
     if len(separator.encode()) != 1:
         raise ValueError(f"separator={separator!r}: it must be a single ASCII character")
     quote = None if recbole else '"'
     frame = pl.scan_csv(path, separator=separator, infer_schema=False, quote_char=quote, glob=False)
     hint = f" (split at {separator!r}; give separator=... if that is wrong)"
-    source = _from_lazy(frame, keys, name, hint, recbole)
-
-    def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
-        try:
-            yield from source.frames(batch_rows)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            reason = str(error).split("\n\n")[0]
-            raise ValueError(f"{name} is damaged or is not text split at {separator!r}: {reason}") from error
-
-    return Source(name, source.columns, frames, is_text=True)
+    return replace(_from_lazy(frame, keys, name, hint, recbole), is_text=True)
 
 
 def _sniff(header: str, keys: tuple[str, str, str]) -> str:
@@ -152,19 +135,27 @@ def _series(name: str, values: Any) -> pl.Series:
 def _from_lazy(
     frame: pl.LazyFrame, keys: tuple[str, str, str], name: str, hint: str = "", recbole: bool = False
 ) -> Source:
-    try:
-        names = frame.collect_schema().names()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
-    columns = _resolve(keys, names, name, hint, recbole)
+    columns = _resolve(keys, _column_names(frame, name), name, hint, recbole)
     chosen = frame.select(columns)
 
     def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
-        batches = chosen.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming")
-        for batch in batches:
-            yield from batch.iter_slices(batch_rows)
+        try:
+            for batch in chosen.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming"):
+                yield from batch.iter_slices(batch_rows)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            reason = str(error).split("\n\n")[0]
+            raise ValueError(f"{name} is damaged or not what it seems{hint}: {reason}") from error
 
     return Source(name, columns, frames)
+
+
+def _column_names(frame: pl.LazyFrame, name: str) -> list[str]:
+    try:
+        return frame.collect_schema().names()
+    except pl.exceptions.NoDataError:
+        raise ValueError(f"{name} is empty") from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
 
 
 def _resolve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Vocabulary:
         self._sorted = self.ids[self._order]
         repeated = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
         if repeated.size:
-            raise ValueError(f"vocabulary: the id {self._sorted[repeated[0]]!r} occurs more than once")
+            raise ValueError(f"vocabulary: the id {self._sorted[repeated[:1]].tolist()[0]!r} occurs more than once")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,10 +61,17 @@ class Vocabulary:
         if is_string(wanted) != self.holds_strings:
             held, given = ("strings", "integers") if self.holds_strings else ("integers", "strings")
             raise TypeError(f"the vocabulary holds {held} as item ids, but {given} were asked for")
+        if self.holds_strings:
+            return np.array([self._index.get(text, -1) for text in wanted.tolist()], np.int64)
         # Searching sorted queries walks the table once, front to back; random ones would miss the cache each time.
         unique, inverse = np.unique(wanted, return_inverse=True)
         slot = np.minimum(np.searchsorted(self._sorted, unique), len(self) - 1)
         return np.where(self._sorted[slot] == unique, self._order[slot], -1)[inverse]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        # NumPy 2.4 searches an array of strings for those of another array in the wrong arena (MemoryError, or worse).
+        return {text: index for index, text in enumerate(self.ids.tolist())}
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The ids as numeric arrays, for a checkpoint: {"ids": int64} or {"utf8": uint8, "offsets": int64}."""

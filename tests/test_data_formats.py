@@ -1,0 +1,275 @@
+"""Every format gives the same store; bad input gives one error that names the file, the column and the row."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from data_oracle import assert_same_store, tiny_pieces
+
+from gru4rec_fast.data import SessionStore
+
+COLUMNS = {
+    "SessionId": [3, 3, 1, 1, 1, 2, 2],
+    "ItemId": [10, 20, 10, 30, 20, 20, 10],
+    "Time": [5.5, 6.25, 1.0, 2.0, 3.0, 4.0, 8.0],
+}
+KEYS = tuple(COLUMNS)
+
+
+def text(separator: str, header: tuple[str, ...] = KEYS, end: str = "\n") -> bytes:
+    rows = [header, *zip(*COLUMNS.values(), strict=True)]
+    return "".join(separator.join(map(str, row)) + end for row in rows).encode()
+
+
+def zstd(data: bytes) -> bytes:
+    return pytest.importorskip("zstandard").compress(data)
+
+
+def pandas_frame() -> Any:
+    return pytest.importorskip("pandas").DataFrame(COLUMNS)
+
+
+def parquet(path: Path) -> Path:
+    pl.DataFrame(COLUMNS).write_parquet(path / "log.parquet", row_group_size=2)
+    return path / "log.parquet"
+
+
+def file(name: str, data: Callable[[], bytes]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(data())
+        return folder / name
+
+    return write
+
+
+INTER = ("session_id:token", "item_id:token", "timestamp:float")
+SOURCES: dict[str, Callable[[Path], Any]] = {
+    "tsv": file("log.tsv", lambda: text("\t")),
+    "tsv without a last newline": file("log.tsv", lambda: text("\t").rstrip(b"\n")),
+    "tsv with empty lines": file("log.tsv", lambda: text("\t").replace(b"\n1\t", b"\n\n\n1\t") + b"\n\n"),
+    "tsv with a byte order mark and CRLF": file("log.tsv", lambda: b"\xef\xbb\xbf" + text("\t", end="\r\n")),
+    "tsv.gz": file("log.tsv.gz", lambda: gzip.compress(text("\t"))),
+    "tsv.zst": file("log.tsv.zst", lambda: zstd(text("\t"))),
+    "csv": file("log.csv", lambda: text(",")),
+    "csv with quotes": file("log.csv", lambda: text(",").replace(b"SessionId", b'"SessionId"').replace(b"3,", b'"3",')),
+    "csv, semicolon": file("log.csv", lambda: text(";")),
+    "dat, bar": file("log.dat", lambda: text("|")),
+    "txt, blank": file("log.txt", lambda: text(" ")),
+    "name with a star": file("log[1]*.tsv", lambda: text("\t")),
+    "inter": file("log.inter", lambda: text("\t", INTER)),
+    "inter.gz": file("log.inter.gz", lambda: gzip.compress(text("\t", INTER))),
+    "inter, given names": file("log.inter", lambda: text("\t", ("SessionId:token", "ItemId:token", "Time:float"))),
+    "parquet": parquet,
+    "pandas": lambda path: pandas_frame(),
+    "polars": lambda path: pl.DataFrame(COLUMNS),
+    "polars, lazy": lambda path: pl.LazyFrame(COLUMNS),
+    "arrow": lambda path: pytest.importorskip("pyarrow").table(COLUMNS),
+    "dict": lambda path: COLUMNS,
+    "dict of arrays": lambda path: {key: np.array(values) for key, values in COLUMNS.items()},
+}
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_format_gives_the_same_store(tmp_path: Path, name: str, in_pieces: bool) -> None:
+    expected = SessionStore.from_arrays(
+        [0, 1, 2, 2, 0, 0, 2],
+        [0, 3, 5, 7],
+        start_times=[1.0, 4.0, 5.5],
+        end_times=[3.0, 8.0, 6.25],
+        session_ids=[1, 2, 3],
+    )
+    with tiny_pieces() if in_pieces else tiny_pieces(1000, 1, 1000):
+        store = SessionStore.from_events(SOURCES[name](tmp_path))
+    assert store.vocabulary.ids.tolist() == [10, 30, 20]
+    store.vocabulary = expected.vocabulary
+    assert_same_store(store, expected)
+
+
+def test_any_column_names_and_any_separator(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_bytes(text("~", ("user", "product", "when")))
+    keys = {"session_key": "user", "item_key": "product", "time_key": "when"}
+    assert SessionStore.from_events(path, separator="~", **keys).n_events == 7
+
+
+def test_other_columns_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("Price,Time,ItemId,SessionId\nx,1,7,5\n,2,8,5\n")
+    store = SessionStore.from_events(path)
+    assert store.vocabulary.ids.tolist() == [7, 8] and store.session_ids.tolist() == [5]
+
+
+def test_pickles_are_loaded_only_on_demand(tmp_path: Path) -> None:
+    path = tmp_path / "log.pickle"
+    path.write_bytes(pickle.dumps(pandas_frame()))
+    with pytest.raises(ValueError, match=r"log\.pickle is a pickle, and loading one runs.*allow_pickle=True"):
+        SessionStore.from_events(path)
+    assert_same_store(SessionStore.from_events(path, allow_pickle=True), SessionStore.from_events(COLUMNS))
+    path.write_bytes(pickle.dumps(pandas_frame())[:-9])
+    with pytest.raises(ValueError, match=r"log\.pickle is not a pickle, or is damaged"):
+        SessionStore.from_events(path, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    "times, expected",
+    [
+        (["2014-04-07T10:51:09.277Z", "2014-04-07T10:54:09.868Z"], [1396867869.277, 1396868049.868]),
+        (["2014-04-07 10:51:09", "2014-04-07T12:51:10+02:00"], [1396867869.0, 1396867870.0]),
+        (["2014-04-07", "2014-04-08 00:00:01"], [1396828800.0, 1396915201.0]),
+        ([date(2014, 4, 7), date(2014, 4, 8)], [1396828800.0, 1396915200.0]),
+        ([datetime(2014, 4, 7, tzinfo=UTC), datetime(2014, 4, 7, 1, tzinfo=UTC)], [1396828800.0, 1396832400.0]),
+        (["1e3", "1001"], [1000.0, 1001.0]),
+    ],
+)
+def test_dates_become_seconds(times: list[Any], expected: list[float]) -> None:
+    for table in (
+        {"s": [1, 1], "i": [1, 2], "t": times},
+        pytest.importorskip("pandas").DataFrame({"s": 1, "i": 2, "t": times}),
+    ):
+        if not isinstance(table, dict) and isinstance(times[0], date) and not isinstance(times[0], datetime):
+            continue  # pandas holds bare dates as Python objects, polars then does too
+        store = SessionStore.from_events(table, session_key="s", item_key="i", time_key="t")
+        assert [store.start_times[0], store.end_times[0]] == expected
+
+
+def test_pandas_columns_of_every_kind() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {
+            "SessionId": pandas.array([1, 1, 2], dtype="Int64"),
+            "ItemId": pandas.Categorical(["a", "b", "a"]),
+            "Time": pandas.to_datetime([3, 4, 5], unit="s").tz_localize("Europe/Budapest"),
+        }
+    )
+    store = SessionStore.from_events(frame)
+    assert store.session_ids.tolist() == [1, 2] and store.vocabulary.ids.tolist() == ["a", "b"]
+    assert store.start_times.tolist() == [3.0 - 3600, 5.0 - 3600]
+    frame["SessionId"] = [1.0, 1.0, 2.0]  # what pandas makes of integers with gaps
+    assert SessionStore.from_events(frame).session_ids.tolist() == [1, 2]
+    frame.loc[1, "SessionId"] = np.nan
+    with pytest.raises(ValueError, match=r"column 'SessionId', row 2 .*: an id is missing"):
+        SessionStore.from_events(frame)
+
+
+LOG = "SessionId\tItemId\tTime\n1\t5\t0\n1\t6\t1\n2\t5\t2\n"
+BAD_FILES = {
+    "empty": ("log.tsv", b"", r"log\.tsv is empty"),
+    "empty, compressed": ("log.tsv.gz", gzip.compress(b""), r"log\.tsv\.gz is empty"),
+    "blank": ("log.tsv", b"\n\n", r"log\.tsv is empty"),
+    "header only": ("log.tsv", b"SessionId\tItemId\tTime\n", r"log\.tsv holds no events"),
+    "no header": (
+        "log.tsv",
+        LOG.split("\n", 1)[1].encode(),
+        r"no column 'SessionId'; its columns are \['1', '5', '0'\]",
+    ),
+    "missing column": (
+        "log.tsv",
+        LOG.replace("Time", "When").encode(),
+        r"log\.tsv has no column 'Time'; its columns are \['SessionId', 'ItemId', 'When'\]",
+    ),
+    "missing time": ("log.tsv", LOG.replace("6\t1", "6\t").encode(), r"column 'Time', row 2 .*: a time is missing"),
+    "NaN": ("log.tsv", LOG.replace("6\t1", "6\tNaN").encode(), r"column 'Time', row 2 .*'NaN': neither a number"),
+    "NaN among fractions": ("log.tsv", LOG.replace("6\t1", "6\t1.5\n1\t7\tnan").encode(), r"'Time', row 3 .*'nan'"),
+    "infinite": ("log.tsv", LOG.replace("6\t1", "6\tinf").encode(), r"column 'Time', row 2 .*value 'inf'"),
+    "unparsable time": ("log.tsv", LOG.replace("5\t2", "5\tsoon").encode(), r"column 'Time', row 3 .*value 'soon'"),
+    "unparsable first time": ("log.tsv", LOG.replace("5\t0", "5\tsoon").encode(), r"column 'Time', row 1 .*'soon'"),
+    "date among numbers": ("log.tsv", LOG.replace("5\t2", "5\t2020-01-01").encode(), r"'Time', row 3 .*'2020-01-01'"),
+    "number among dates": (
+        "log.csv",
+        b"SessionId,ItemId,Time\n1,2,2020-01-01\n1,2,17\n",
+        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, as the first row has",
+    ),
+    "missing id": ("log.tsv", LOG.replace("1\t6", "1\t").encode(), r"column 'ItemId', row 2 .*None: an id is missing"),
+    "short row": ("log.tsv", LOG.replace("1\t6\t1", "1").encode(), r"column 'ItemId', row 2"),
+    "long row": (
+        "log.tsv",
+        LOG.replace("6\t1", "6\t1\t1\t1").encode(),
+        r"log\.tsv is damaged or not what it seems \(split at '\\t'",
+    ),
+    "not UTF-8": (
+        "log.tsv",
+        LOG.encode().replace(b"6\t1", b"\xff\xfe\t1"),
+        r"log\.tsv is damaged or not what it seems .*utf-8",
+    ),
+    "cut short": (
+        "log.tsv.gz",
+        gzip.compress(LOG.encode() + b"3\t5\t9\n" * 999)[:-12],
+        r"log\.tsv\.gz (is damaged|cannot be read).*unexpected end of file",
+    ),
+    "not parquet": ("log.parquet", LOG.encode(), r"log\.parquet cannot be read"),
+}
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, in_pieces: bool) -> None:
+    file_name, data, message = BAD_FILES[name]
+    (tmp_path / file_name).write_bytes(data)
+    with (
+        tiny_pieces(2) if in_pieces else tiny_pieces(1000, 1, 1000),
+        pytest.raises(ValueError, match=message) as caught,
+    ):
+        SessionStore.from_events(tmp_path / file_name, out=tmp_path / "store")
+    assert file_name in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [file_name]
+
+
+def test_the_row_of_a_bad_value_counts_over_all_pieces_and_empty_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text("SessionId\tItemId\tTime\n" + "1\t2\t3\n" * 10 + "\n" + "1\t2\tx\n")
+    with tiny_pieces(4), pytest.raises(ValueError, match=r"row 12 \(the first after the header is 1\), value 'x'"):
+        SessionStore.from_events(path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|"])
+def test_a_wrong_separator_shows_the_columns_it_gives(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text(LOG)
+    columns = r"\['SessionId\\tItemId\\tTime'\]"
+    with pytest.raises(ValueError, match=rf"its columns are {columns} \(split at '\{separator}'; give separator="):
+        SessionStore.from_events(path, separator=separator)
+    with pytest.raises(ValueError, match="separator='::': it must be a single ASCII character"):
+        SessionStore.from_events(path, separator="::")
+
+
+def test_a_bad_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.tsv: there is no such file"):
+        SessionStore.from_events(tmp_path / "nothing.tsv")
+    with pytest.raises(ValueError, match=r"is a folder, not a log; open a prepared store with SessionStore\.open"):
+        SessionStore.from_events(tmp_path)
+    with pytest.raises(TypeError, match="events cannot be read from the int given"):
+        SessionStore.from_events(7)
+    with pytest.raises(
+        ValueError, match=r"the dict given has no column 'Time'; its columns are \['SessionId', 'ItemId'\]"
+    ):
+        SessionStore.from_events({"SessionId": [1], "ItemId": [2]})
+    with pytest.raises(ValueError, match="must be three different columns"):
+        SessionStore.from_events(COLUMNS, item_key="Time")
+
+
+@pytest.mark.parametrize(
+    "column, values, message",
+    [
+        ("ItemId", [1.5, 2.0], "column 'ItemId', row 1 .*1.5: ids must be integers or strings"),
+        ("ItemId", [True, False], "column 'ItemId': ids must be integers or strings, not Boolean"),
+        ("SessionId", [1, None], "column 'SessionId', row 2 .*an id is missing"),
+        ("Time", [1.0, float("nan")], "column 'Time', row 2 .*nan: a time must be finite"),
+        ("Time", [True, False], "column 'Time': times must be numbers, dates or ISO 8601 strings, not Boolean"),
+        ("Time", [1, None], "column 'Time', row 2 .*a time is missing"),
+        ("SessionId", [1, "a"], "the dict given: its columns cannot be read"),
+        ("SessionId", [1, 2, 3], "the dict given: its columns cannot be read"),
+    ],
+)
+def test_a_bad_table_is_named_with_what_is_wrong(column: str, values: list[Any], message: str) -> None:
+    table: dict[str, list[Any]] = {"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
+    with pytest.raises(ValueError, match=message):
+        SessionStore.from_events({**table, column: values})

@@ -1,0 +1,287 @@
+"""SessionStore and Vocabulary: what they hold, how they are saved, and that nothing half-written is ever seen."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_oracle import assert_same_store, tiny_pieces
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gru4rec_fast.data import SessionStore, Vocabulary, prepare
+
+LOG = {"SessionId": ["b", "b", "a", "é", "é"], "ItemId": [7, 9, 7, 11, 9], "Time": [1.0, 2.0, 3.0, 4.0, 5.0]}
+
+
+@pytest.fixture
+def store() -> SessionStore:
+    return SessionStore.from_events(LOG)
+
+
+def test_a_store_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, store: SessionStore) -> None:
+    store.save(tmp_path / "store")
+    opened = SessionStore.open(str(tmp_path / "store"))
+    assert_same_store(opened, store)
+    for array in (opened.items, opened.offsets, opened.start_times, opened.end_times, opened.support):
+        assert isinstance(array, np.memmap) and not array.flags.writeable
+    assert (opened.n_events, opened.n_sessions, opened.n_items) == (5, 3, 3)
+    assert (opened.n_targets, opened.n_short_sessions) == (store.n_targets, store.n_short_sessions) == (2, 1)
+    assert opened.session_ids.tolist() == ["b", "a", "é"]
+    assert repr(opened) == "SessionStore(3 sessions, 5 events, 3 items)"
+    opened.save(tmp_path / "store")  # onto the very files it is mapped from
+    assert_same_store(SessionStore.open(tmp_path / "store"), opened)
+
+
+def test_nothing_is_pickled(tmp_path: Path, store: SessionStore) -> None:
+    store.save(tmp_path / "store")
+    for path in (tmp_path / "store").glob("*.npy"):
+        np.load(path, allow_pickle=False)
+
+
+def test_from_arrays_fills_in_what_is_not_given() -> None:
+    store = SessionStore.from_arrays([2, 0, 2, 1], [0, 3, 3, 4], n_items=5)
+    assert (store.n_events, store.n_sessions, store.n_items, store.n_targets, store.n_short_sessions) == (4, 3, 5, 2, 2)
+    assert store.items.dtype == np.int32 and store.support.tolist() == [1, 1, 2, 0, 0]
+    assert store.start_times.tolist() == store.session_ids.tolist() == [0, 1, 2]
+    assert store.vocabulary == Vocabulary(range(5))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"offsets": [0, 2]}, r"offsets must rise from 0 to the number of events \(3\)"),
+        ({"offsets": [1, 3]}, "offsets must rise"),
+        ({"offsets": [0, 2, 1, 3]}, "offsets must rise"),
+        ({"offsets": []}, "offsets must rise"),
+        ({"offsets": [0.0, 3.0]}, "offsets must be a one-dimensional integer array, not float64"),
+        ({"items": [[0, 1, 1]]}, r"items must be a one-dimensional integer array, not int64 of shape \(1, 3\)"),
+        ({"items": [0, -1, 1]}, r"items\[1\] = -1 is no index"),
+        ({"n_items": 1}, r"items\[1\] = 1 is no index of a catalogue of 1 items"),
+        ({"vocabulary": Vocabulary(["x", "y"]), "n_items": 3}, "n_items=3, but the vocabulary holds 2 ids"),
+        ({"start_times": [0, 1]}, r"start_times has shape \(2,\), but there are 1 sessions"),
+        ({"session_ids": ["a", "b"]}, r"session_ids has shape \(2,\)"),
+        ({"end_times": [np.nan]}, "end_times must be finite"),
+        ({"offsets": [0, 1, 3], "start_times": [2, 1]}, "start_times must never fall"),
+    ],
+)
+def test_from_arrays_checks_what_it_gets(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SessionStore.from_arrays(**{"items": [0, 1, 1], "offsets": [0, 3], **arguments})
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def change_meta(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "file, damage, message",
+    [
+        ("items.npy", cut, r"items\.npy is damaged or was cut short .*prepare the store again"),
+        ("offsets.npy", lambda path: path.write_bytes(b""), r"offsets\.npy is damaged"),
+        ("support.npy", Path.unlink, r"support\.npy is missing"),
+        ("vocabulary.ids.npy", Path.unlink, r"vocabulary\.ids\.npy is missing"),
+        (
+            "start_times.npy",
+            lambda path: np.save(path, np.arange(9.0)),
+            r"start_times\.npy has shape \(9,\) where \(3,\)",
+        ),
+        ("meta.json", cut, r"meta\.json is damaged"),
+        ("meta.json", lambda path: path.write_text("[]"), "is no session store, by its meta.json"),
+        ("meta.json", change_meta(version=9), "is of format 9, this version reads 1; prepare it again"),
+        ("meta.json", change_meta(n_targets=None), r"meta\.json is damaged: it lacks n_targets"),
+    ],
+)
+def test_a_damaged_store_is_told_apart(
+    tmp_path: Path, store: SessionStore, file: str, damage: Callable[[Path], Any], message: str
+) -> None:
+    store.save(tmp_path / "store")
+    damage(tmp_path / "store" / file)
+    with pytest.raises(ValueError, match=message):
+        SessionStore.open(tmp_path / "store")
+
+
+def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(FileNotFoundError, match="is no session store"):
+            SessionStore.open(folder)
+    prepare({**LOG, "SessionId": [1] * 5}, tmp_path / "prepared")
+    with pytest.raises(ValueError, match=r"prepared is no session store, by its meta\.json; open .*prepared/train"):
+        SessionStore.open(tmp_path / "prepared")
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, store: SessionStore) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "meta.json").write_text('{"format": "love"}')
+    for write in (store.save, lambda out: SessionStore.from_events(LOG, out=out)):
+        with pytest.raises(FileExistsError, match="letters exists and holds no data written by gru4rec_fast"):
+            write(tmp_path / "letters")
+    assert [path.name for path in tmp_path.rglob("*")] == ["letters", "meta.json"]
+    (tmp_path / "empty").mkdir()
+    store.save(tmp_path / "empty")
+    assert_same_store(SessionStore.open(tmp_path / "empty"), store)
+
+
+BIG = {"SessionId": np.arange(40_000) // 4, "ItemId": np.arange(40_000) % 999, "Time": np.arange(40_000)}
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "save": lambda out: SessionStore.from_arrays(BIG["ItemId"], np.arange(0, 40_001, 4)).save(out),
+    "from_events": lambda out: SessionStore.from_events(BIG, out=out),
+}
+
+
+@pytest.fixture
+def files_of_at_most_20_kb() -> Iterator[None]:
+    """A write beyond the limit fails with EFBIG, at the place where it would fail with ENOSPC."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, store: SessionStore, files_of_at_most_20_kb: None, writer: str, in_pieces: bool
+) -> None:
+    store.save(tmp_path / "store")
+    with (
+        tiny_pieces(20_000) if in_pieces else tiny_pieces(10**6),
+        pytest.raises(OSError, match="disk is full") as caught,
+    ):
+        WRITERS[writer](tmp_path / "store")
+    assert str(tmp_path / "store") in str(caught.value) and caught.value.errno == errno.EFBIG
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert_same_store(SessionStore.open(tmp_path / "store"), store)
+
+
+def test_a_full_disk_while_preparing(tmp_path: Path, files_of_at_most_20_kb: None) -> None:
+    with pytest.raises(OSError, match=r"disk is full .* while writing .*prepared: free some space"):
+        prepare(BIG, tmp_path / "prepared")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_disk_found_full_when_files_are_flushed(
+    tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store.save(tmp_path / "store")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"the disk is full.*store: free some space") as caught:
+        store.save(tmp_path / "store")
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert_same_store(SessionStore.open(tmp_path / "store"), store)
+
+
+@pytest.mark.parametrize("stage", ["reading", "writing", "renaming"])
+def test_ctrl_c_leaves_no_half_store(
+    tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    store.save(tmp_path / "store")
+    progress = None
+    if stage == "reading":
+        progress = lambda rows: interrupt() if rows > 20_000 else None  # noqa: E731
+    elif stage == "writing":
+        monkeypatch.setattr("gru4rec_fast.data.store.write_meta", interrupt)
+    else:
+        rename = os.rename
+        monkeypatch.setattr(os, "rename", lambda a, b: interrupt() if ".partial" in str(a) else rename(a, b))
+    with tiny_pieces(10_000), pytest.raises(KeyboardInterrupt):
+        SessionStore.from_events(BIG, out=tmp_path / "store", progress=progress)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert_same_store(SessionStore.open(tmp_path / "store"), store)
+
+
+def test_a_store_opens_where_polars_is_missing(tmp_path: Path, store: SessionStore) -> None:
+    store.save(tmp_path / "store")
+    code = (
+        "import sys; sys.modules['polars'] = None\n"
+        "from gru4rec_fast.data import SessionStore\n"
+        "print(SessionStore.open(sys.argv[1]))\n"
+        "try: SessionStore.from_events({})\n"
+        "except ImportError as error: print(error)\n"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)  # the package under test, wherever this process found it
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.stdout.splitlines() == [
+        "SessionStore(3 sessions, 5 events, 3 items)",
+        "reading a log needs polars: pip install polars (a prepared store opens without)",
+    ]
+
+
+ids = st.one_of(
+    st.lists(st.integers(-(2**63), 2**63 - 1), unique=True), st.lists(st.text(max_size=6), unique=True, min_size=1)
+)
+
+
+@given(ids=ids, data=st.data())
+def test_a_vocabulary_finds_what_it_holds_and_nothing_else(ids: list[Any], data: st.DataObject) -> None:
+    vocabulary = Vocabulary(ids)
+    assert len(vocabulary) == len(ids) and vocabulary.ids.tolist() == ids
+    other = st.text(max_size=6) if vocabulary.holds_strings else st.integers(-(2**63), 2**63 - 1)
+    asked = data.draw(st.lists(st.one_of(other, st.sampled_from(ids)) if ids else other, max_size=30))
+    expected = [ids.index(value) if value in ids else -1 for value in asked]
+    found = vocabulary.index_of(asked)
+    assert found.dtype == np.int64 and found.tolist() == expected
+    arrays = vocabulary.to_arrays()
+    assert all(array.dtype.kind in "iu" for array in arrays.values())
+    assert Vocabulary.from_arrays(arrays) == vocabulary
+
+
+@pytest.mark.parametrize("values", [["a", "b"], np.array(["a", "b"]), np.array(["a", "b"], object), iter(["a", "b"])])
+def test_a_vocabulary_of_strings_from_anything(values: Any) -> None:
+    assert Vocabulary(values).index_of(["b", "c"]).tolist() == [1, -1]
+
+
+def test_a_vocabulary_checks_what_it_gets() -> None:
+    with pytest.raises(ValueError, match="the id 7 occurs more than once"):
+        Vocabulary([7, 8, 7])
+    with pytest.raises(ValueError, match=r"this one has shape \(2, 2\)"):
+        Vocabulary([[1, 2], [3, 4]])
+    for mixture in ([1, "a"], [1.5, 2.0], [True, False], [None, "a"], np.array([1, "a"], object)):
+        with pytest.raises(TypeError, match="vocabulary: "):
+            Vocabulary(mixture)
+    with pytest.raises(TypeError, match="must fit int64"):
+        Vocabulary(np.array([2**63], np.uint64))
+    with pytest.raises(TypeError, match="holds strings as item ids, but integers were asked for"):
+        Vocabulary(["1"]).index_of([1])
+    assert Vocabulary([1, 2]) != Vocabulary(["1", "2"]) and Vocabulary([1, 2]) != [1, 2]
+
+
+def test_a_vocabulary_of_millions_is_searched_fast() -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(3_000_000)[:2_000_000] * 1000
+    vocabulary = Vocabulary(ids)
+    asked = rng.integers(0, 2_000_000, 1_000_000)
+    assert np.array_equal(vocabulary.index_of(ids[asked]), asked)
+    assert (vocabulary.index_of(ids[asked] + 1) == -1).all()
