@@ -44,6 +44,5 @@ TORCH_LIBRARY(gru4rec_fast, m) {
 
   // ranking
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");
-  m.def(
-      "top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");
+  m.def("top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");
 }

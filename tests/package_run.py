@@ -59,9 +59,7 @@ class PackageRun:
             dtype=dtype,
             impl=impl,
         )
-        self.optimizer = SparseAdagrad(
-            self.network.parameters(), options.learning_rate, options.momentum, impl=impl
-        )
+        self.optimizer = SparseAdagrad(self.network.parameters(), options.learning_rate, options.momentum, impl=impl)
         self.dtype = dtype
         self.set_weights(weights)
         self.state = self.network.initial_state(options.batch_size)
@@ -106,6 +104,8 @@ class PackageRun:
         widths += [layer.hidden_size for layer in gru.layers]
         drops = [network.dropout_p_embed if widths[0] else 0.0] + [gru.dropout] * len(gru.layers)
         return [
-            ops.dropout_mask(1, lanes, w, p, seed=network.seed, stream=1 + i, step=step, dtype=self.dtype)[0] if p else None
+            ops.dropout_mask(1, lanes, w, p, seed=network.seed, stream=1 + i, step=step, dtype=self.dtype)[0]
+            if p
+            else None
             for i, (w, p) in enumerate(zip(widths, drops, strict=True))
         ]

@@ -1,7 +1,7 @@
 """A GRU4Rec training step as anyone would compose it from plain PyTorch: GRUCell, matmul, autograd, dense gradients.
 
-The second baseline beside the published code: what its own fp32 error is, any faster path has to keep to. It knows every
-embedding mode, momentum, logQ and dropout, all lanes alive; dropout masks are given.
+The second baseline beside the published code: what its own fp32 error is, any faster path has to keep to. It knows
+every embedding mode, momentum, logQ and dropout, all lanes alive; dropout masks are given.
 """
 
 from __future__ import annotations

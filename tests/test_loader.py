@@ -111,7 +111,9 @@ def test_works_inside_torch_dataloader() -> None:
     loader = SessionParallelLoader(store_of(LENGTHS), 3, 2)
     direct = list(loader)
     for workers in (0, 1):
-        wrapped = torch.utils.data.DataLoader(SessionParallelLoader(store_of(LENGTHS), 3, 2), batch_size=None, num_workers=workers)
+        wrapped = torch.utils.data.DataLoader(
+            SessionParallelLoader(store_of(LENGTHS), 3, 2), batch_size=None, num_workers=workers
+        )
         assert equal(list(wrapped), direct)
     with pytest.raises(Exception, match="num_workers=2"):
         list(torch.utils.data.DataLoader(loader, batch_size=None, num_workers=2))

@@ -51,7 +51,14 @@ CASES = [
 
 
 def by_hand(
-    y: list[list[float]], own: list[int], seen: list[list[int]], loss: str, *, elu_param=0.0, bpreg=1.0, label_smoothing=0.0
+    y: list[list[float]],
+    own: list[int],
+    seen: list[list[int]],
+    loss: str,
+    *,
+    elu_param=0.0,
+    bpreg=1.0,
+    label_smoothing=0.0,
 ) -> list[float]:
     """Each row's loss, in plain Python, over the columns `seen[i]` it sees (its own among them)."""
 

@@ -111,7 +111,10 @@ def test_operator_passes_opcheck_and_compiles(native_library: None) -> None:
         (lambda p: SparseAdagrad([p], momentum=1.0), "momentum=1.0"),
         (lambda p: SparseAdagrad([p], eps=-1.0), "eps=-1.0"),
         (lambda p: ops.sparse_adagrad(p, p, None, torch.tensor([0.0]), p[:1], lr=1), "index must be int64"),
-        (lambda p: ops.sparse_adagrad(p, p[:1], None, torch.tensor([0]), p[:1], lr=1), "accumulator must be like table"),
+        (
+            lambda p: ops.sparse_adagrad(p, p[:1], None, torch.tensor([0]), p[:1], lr=1),
+            "accumulator must be like table",
+        ),
         (lambda p: ops.sparse_adagrad(p, p, None, torch.tensor([0]), p[:1], lr=1, momentum=0.5), "needs a velocity"),
     ],
 )

@@ -41,9 +41,9 @@ class SessionBlock(NamedTuple):
 class SessionParallelLoader(IterableDataset[SessionBlock]):
     """Plays the sessions of a store in parallel lanes: an iterator of T x B blocks, one epoch per iteration.
 
-    Lane k starts with session k; a lane whose session ends takes the next session not yet started; when none is left the lane
-    dies, and the epoch goes on to the last event of the last lane (Hidasi et al. 2016, section 3.1.1). Sessions of fewer than
-    two events have no target and are skipped, counted in `n_skipped` and in a warning.
+    Lane k starts with session k; a lane whose session ends takes the next session not yet started; when none is left
+    the lane dies, and the epoch goes on to the last event of the last lane (Hidasi et al. 2016, section 3.1.1).
+    Sessions of fewer than two events have no target and are skipped, counted in `n_skipped` and in a warning.
 
     Works in anybody's loop and inside torch.utils.data.DataLoader(loader, batch_size=None) with at most one worker.
 
@@ -82,7 +82,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             raise ValueError(f"none of the {store.n_sessions} sessions has two events: there is nothing to predict")
         if self.n_skipped:
             warnings.warn(
-                f"{self.n_skipped} of {store.n_sessions} sessions have fewer than two events and are skipped", stacklevel=2
+                f"{self.n_skipped} of {store.n_sessions} sessions have fewer than two events and are skipped",
+                stacklevel=2,
             )
         self.device = torch.device(device)
         self.items = _as_tensor(store.items).to(self.device)
@@ -106,7 +107,11 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         return {"epoch": self._epoch, **self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on at the place of `state`, taken from a loader over the same store and arguments."""
+        """Let the next iteration go on at the place of `state`.
+
+        Raises:
+            ValueError: `state` was taken from a loader with another number of lanes.
+        """
         if state["lanes"] is not None and len(state["lanes"][0]) != self.n_lanes:
             raise ValueError(f"the state has {len(state['lanes'][0])} lanes, this loader {self.n_lanes}")
         self._epoch = state["epoch"]
@@ -127,15 +132,16 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         chunk = max(self.steps, CHUNK_STEPS // self.steps * self.steps)
         while True:
             at_start = [tensor.tolist() for tensor in lanes]
-            block = ops.session_batch(self.items, self.offsets, order, *lanes, chunk, impl=self.impl)
-            n_live = (block[0] >= 0).sum(1).tolist()
+            inputs, targets, reset = ops.session_batch(self.items, self.offsets, order, *lanes, chunk, impl=self.impl)
+            n_live = (inputs >= 0).sum(1).tolist()
             playable = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
             for number, start in enumerate(range(0, playable, self.steps)):
                 if number < skip:
                     continue
                 stop = min(start + self.steps, playable)
                 self._position = {"blocks": number + 1, "lanes": at_start}
-                yield SessionBlock(*(tensor[start:stop] for tensor in block), n_live[start:stop])
+                at = slice(start, stop)
+                yield SessionBlock(inputs[at], targets[at], reset[at], n_live[at])
             skip = 0
             if playable < chunk:
                 break
@@ -145,7 +151,9 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
     def _order(self) -> Tensor | None:
         if not self.shuffle:
             return None
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, self._epoch]).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([self.seed, self._epoch]).generate_state(1)[0])
+        )
         return torch.randperm(self.n_sessions, generator=generator).to(self.device)
 
 

@@ -13,14 +13,16 @@ from gru4rec_fast.reference.sampled_loss import LOSSES
 
 
 class SampledLoss(nn.Module):
-    """Loss of T steps of session-parallel lanes against in-batch and sampled negatives (`gru4rec_fast.ops.sampled_loss`).
+    """Loss of T steps of session-parallel lanes against in-batch and sampled negatives
+    (`gru4rec_fast.ops.sampled_loss`).
 
     Args:
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr".
         batch_size: B; each step's sum over live lanes is divided by it, also where fewer lanes live.
         elu_param, bpreg: of bpr-max.
         label_smoothing, logq: of cross-entropy; logq is the strength of the logQ correction, which subtracts
-            logq * log support(item) from in-batch columns and logq * sample_alpha * log support(item) from sampled ones.
+            logq * log support(item) from in-batch columns and logq * sample_alpha * log support(item) from sampled
+            ones.
         sample_alpha: exponent of the sampler that draws the negatives.
         support: int64 [n_items], occurrences in the training log; needed where logq is not 0.
         mask_accidental_hits: mask negatives that equal the row's target.
@@ -69,7 +71,9 @@ class SampledLoss(nn.Module):
         self.sample_alpha = sample_alpha
         self.mask_accidental_hits = mask_accidental_hits
         self.impl = impl
-        log_support = torch.log(support.to(torch.float64)).to(dtype or torch.get_default_dtype()) if logq else None
+        log_support = None
+        if logq and support is not None:
+            log_support = torch.log(support.to(torch.float64)).to(dtype or torch.get_default_dtype())
         self.register_buffer("log_support", log_support, persistent=False)
 
     def forward(
@@ -111,7 +115,15 @@ class SampledLoss(nn.Module):
             log_q = self.logq * self.log_support[items]
             log_q[targets.shape[0] :] *= self.sample_alpha
         return ops.sampled_loss(
-            hidden, rows, bias, loss=self.loss, batch_size=self.batch_size, log_q=log_q,
-            ids=items if self.mask_accidental_hits else None, elu_param=self.elu_param, bpreg=self.bpreg,
-            label_smoothing=self.label_smoothing, impl=self.impl,
-        )  # fmt: skip
+            hidden,
+            rows,
+            bias,
+            loss=self.loss,
+            batch_size=self.batch_size,
+            log_q=log_q,
+            ids=items if self.mask_accidental_hits else None,
+            elu_param=self.elu_param,
+            bpreg=self.bpreg,
+            label_smoothing=self.label_smoothing,
+            impl=self.impl,
+        )

@@ -24,11 +24,13 @@ def glorot_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generato
 class SessionGRULayer(nn.Module):
     """One GRU layer with resets inside the sequence.
 
-    Parameters: weight_ih [3H, I] (absent where `input_size` is None: the input then is the gate inputs themselves, rows of a
-    one-hot table), weight_hh [3H, H], bias_ih [3H] and, in the reset_after form, bias_hh [3H]; gate order r, z, n.
+    Parameters: weight_ih [3H, I] (absent where `input_size` is None: the input then is the gate inputs themselves, rows
+    of a one-hot table), weight_hh [3H, H], bias_ih [3H] and, in the reset_after form, bias_hh [3H]; gate order r, z, n.
     """
 
-    def __init__(self, input_size: int | None, hidden_size: int, form: str, impl: str, generator: torch.Generator) -> None:
+    def __init__(
+        self, input_size: int | None, hidden_size: int, form: str, impl: str, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.form = form
@@ -47,16 +49,17 @@ class SessionGRULayer(nn.Module):
         else:
             self.register_parameter("bias_hh", None)
 
-    def forward(self, x: Tensor, state: Tensor, reset: Tensor | None = None, output_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, state: Tensor, reset: Tensor | None = None, output_mask: Tensor | None = None
+    ) -> Tensor:
         """Outputs [T, B, H] from x [T, B, I] (or gate inputs [T, B, 3H]) and state [B, H]."""
         gate_inputs = x + self.bias_ih if self.weight_ih is None else F.linear(x, self.weight_ih, self.bias_ih)
-        return ops.gru(
-            gate_inputs, state, self.weight_hh, self.bias_hh, reset, output_mask, self.form, impl=self.impl
-        )
+        return ops.gru(gate_inputs, state, self.weight_hh, self.bias_hh, reset, output_mask, self.form, impl=self.impl)
 
 
 class SessionGRU(nn.Module):
-    """GRU layers of any sizes, each followed by dropout; the dropped-out state is what is carried on, as GRU4Rec publishes it.
+    """GRU layers of any sizes, each followed by dropout; the dropped-out state is what is carried on, as GRU4Rec
+    publishes it.
 
     Args:
         input_size: width of the input, or None where the first layer is fed its gate inputs (one-hot mode).
@@ -85,13 +88,15 @@ class SessionGRU(nn.Module):
         generator = generator or torch.Generator().manual_seed(seed)
         inputs = [input_size, *layers[:-1]]
         forms = [form if size is not None else "reset_before" for size in inputs]
+        self.sizes = list(layers)
         self.layers = nn.ModuleList(
             SessionGRULayer(i, h, f, impl, generator) for i, h, f in zip(inputs, layers, forms, strict=True)
         )
 
     def initial_state(self, lanes: int) -> State:
         """Zero states, [lanes, H] for each layer."""
-        return [layer.weight_hh.new_zeros(lanes, layer.hidden_size) for layer in self.layers]
+        like = next(self.parameters())
+        return [like.new_zeros(lanes, size) for size in self.sizes]
 
     def forward(self, x: Tensor, state: State, reset: Tensor | None = None, *, step: int = 0) -> tuple[Tensor, State]:
         """Outputs [T, B, H] of the last layer and the state after the last step.
@@ -104,13 +109,21 @@ class SessionGRU(nn.Module):
         """
         after = []
         for number, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
-            mask = None
-            if self.training and self.dropout:
-                stream = STREAM_HIDDEN_DROPOUT + number
-                mask = ops.dropout_mask(
-                    x.shape[0], x.shape[1], layer.hidden_size, self.dropout, seed=self.seed, stream=stream, step=step,
-                    dtype=x.dtype, device=x.device, impl=self.impl,
-                )  # fmt: skip
+            mask = self._dropout_mask(x, number, step) if self.training and self.dropout else None
             x = layer(x, before, reset, mask)
             after.append(x[-1])
         return x, after
+
+    def _dropout_mask(self, x: Tensor, number: int, step: int) -> Tensor:
+        return ops.dropout_mask(
+            x.shape[0],
+            x.shape[1],
+            self.sizes[number],
+            self.dropout,
+            seed=self.seed,
+            stream=STREAM_HIDDEN_DROPOUT + number,
+            step=step,
+            dtype=x.dtype,
+            device=x.device,
+            impl=self.impl,
+        )

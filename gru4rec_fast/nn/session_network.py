@@ -14,12 +14,19 @@ EMBEDDINGS = ("constrained", "separate", "none")
 
 
 class ItemTable(nn.Module):
-    """A table with one row per item, `weight` [n_items, width] and, with bias, `bias` [n_items]; gradients are sparse."""
+    """A table with one row per item: weight [n_items, width]; its gradients are sparse."""
 
-    def __init__(self, n_items: int, width: int, *, bias: bool = False) -> None:
+    def __init__(self, n_items: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_items, width))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(n_items)) if bias else None)
+
+
+class OutputTable(ItemTable):
+    """What items are scored with: weight [n_items, width] and bias [n_items], zero at first; gradients are sparse."""
+
+    def __init__(self, n_items: int, width: int) -> None:
+        super().__init__(n_items, width)
+        self.bias = nn.Parameter(torch.zeros(n_items))
 
 
 class SessionNetwork(nn.Module):
@@ -28,11 +35,13 @@ class SessionNetwork(nn.Module):
     Args:
         n_items: size of the catalogue.
         layers: hidden sizes of the GRU layers, first layer first.
-        embedding: "constrained" (the output table is the input embedding too), "separate" (own table, `embedding_dim` wide) or
+        embedding: "constrained" (the output table is the input embedding too), "separate" (own table, `embedding_dim`
+            wide) or
             "none" (one-hot: a table of 3 * layers[0] gate inputs; the first layer is then of the reset_before form).
         embedding_dim: width of the separate table.
         gru_form: "reset_after" or "reset_before".
-        dropout_p_embed: probability to drop a unit of the input embedding, in training ("none" has no embedding to drop).
+        dropout_p_embed: probability to drop a unit of the input embedding, in training ("none" has no embedding to
+            drop).
         dropout_p_hidden: probability to drop a unit of each GRU layer's output, in training.
         seed: of the initial weights (uniform +-sqrt(6 / (fan_in + fan_out)), biases zero) and the dropout masks.
         impl: "auto", "native" or "reference", for every operator.
@@ -71,7 +80,7 @@ class SessionNetwork(nn.Module):
         self.gru = SessionGRU(
             width, layers, form=gru_form, dropout=dropout_p_hidden, seed=seed, impl=impl, generator=generator
         )
-        self.output = ItemTable(n_items, layers[-1], bias=True)
+        self.output = OutputTable(n_items, layers[-1])
         glorot_(self.output.weight, n_items, layers[-1], generator)
         if embedding == "separate":
             self.embedding = ItemTable(n_items, embedding_dim)
@@ -101,7 +110,8 @@ class SessionNetwork(nn.Module):
         """Hidden states [T, B, H] and the state after the last step.
 
         Args:
-            inputs: int64 [T, B], items; -1 in dead lanes, whose outputs mean nothing and which touch no row of any table.
+            inputs: int64 [T, B], items; -1 in dead lanes, whose outputs mean nothing and which touch no row of any
+                table.
             state: one [B, H] for each layer, from `initial_state` or the previous call; not detached here.
             reset: bool [T, B]; True zeroes a lane's state before that step.
             step: number of the first step in the whole training; with the seed it fixes the dropout masks.
@@ -116,9 +126,17 @@ class SessionNetwork(nn.Module):
             x = gather_live_rows(table, inputs)
         if self.training and self.dropout_p_embed and self.embedding_mode != "none":
             x = x * ops.dropout_mask(
-                *x.shape, self.dropout_p_embed, seed=self.seed, stream=STREAM_EMBEDDING_DROPOUT, step=step,
-                dtype=x.dtype, device=x.device, impl=self.impl,
-            )  # fmt: skip
+                x.shape[0],
+                x.shape[1],
+                x.shape[2],
+                self.dropout_p_embed,
+                seed=self.seed,
+                stream=STREAM_EMBEDDING_DROPOUT,
+                step=step,
+                dtype=x.dtype,
+                device=x.device,
+                impl=self.impl,
+            )
         return self.gru(x, state, reset, step=step)
 
     def output_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:

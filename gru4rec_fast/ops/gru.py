@@ -32,7 +32,8 @@ def gru(
         weight_hh: [3H, H].
         bias_hh: [3H]; form "reset_after" only.
         reset: bool [T, B]; True zeroes the lane's state before that step, and no gradient crosses it.
-        output_mask: [T, B, H], multiplied into each step's new state, which is carried on (dropout as GRU4Rec publishes it).
+        output_mask: [T, B, H], multiplied into each step's new state, which is carried on (dropout as GRU4Rec publishes
+            it).
         form: "reset_after" (torch.nn.GRUCell; two biases) or "reset_before" (Cho et al. 2014; one bias per gate).
         impl: "auto", "native" or "reference".
 

@@ -38,7 +38,8 @@ def sampled_loss(
         bias: [M + N] or None, their output biases.
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr" (formulas and sources in the reference).
         batch_size: what the sum over rows is divided by, GRU4Rec's nominal batch size B; None: M.
-        in_batch: True: every row's target is a negative of every other row (GRU4Rec). False: a row sees its own target and the
+        in_batch: True: every row's target is a negative of every other row (GRU4Rec). False: a row sees its own target
+            and the
             N negatives only (padded trainers).
         live: bool [M]; a row that is not live has no loss and is nobody's negative.
         log_q: [M + N], subtracted from the scores (the logQ correction, already times its strength).
@@ -92,7 +93,12 @@ def _check(
     if hidden.dim() != 2 or rows.dim() != 2 or rows.shape[1] != hidden.shape[1] or rows.shape[0] < hidden.shape[0]:
         raise ValueError(f"hidden must be [M, H] and rows [M + N, H], not {[*hidden.shape]} and {[*rows.shape]}")
     columns = rows.shape[0]
-    lengths = {"bias": (bias, columns), "live": (live, hidden.shape[0]), "log_q": (log_q, columns), "ids": (ids, columns)}
+    lengths = {
+        "bias": (bias, columns),
+        "live": (live, hidden.shape[0]),
+        "log_q": (log_q, columns),
+        "ids": (ids, columns),
+    }
     for name, (tensor, length) in lengths.items():
         if tensor is not None and tensor.shape != (length,):
             raise ValueError(f"{name} must be [{length}], not {[*tensor.shape]}")

@@ -51,9 +51,7 @@ def sparse_adagrad(
     if resolve(impl, "sparse_adagrad", table.device.type) == "native":
         torch.ops.gru4rec_fast.sparse_adagrad(table, accumulator, velocity, index, grad, lr, momentum, eps)
     else:
-        reference_sparse_adagrad(
-            table, accumulator, velocity, index, grad, lr=lr, momentum=momentum, eps=eps
-        )
+        reference_sparse_adagrad(table, accumulator, velocity, index, grad, lr=lr, momentum=momentum, eps=eps)
 
 
 def _composite(
@@ -66,9 +64,7 @@ def _composite(
     momentum: float,
     eps: float,
 ) -> None:
-    reference_sparse_adagrad(
-        table, accumulator, velocity, index, grad, lr=lr, momentum=momentum, eps=eps
-    )
+    reference_sparse_adagrad(table, accumulator, velocity, index, grad, lr=lr, momentum=momentum, eps=eps)
 
 
 @on_load

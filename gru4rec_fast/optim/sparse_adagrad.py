@@ -15,9 +15,9 @@ from gru4rec_fast.reference.sparse_update import dense_adagrad
 class SparseAdagrad(torch.optim.Optimizer):
     """acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
 
-    Differs from torch.optim.Adagrad: epsilon inside the root, heavy-ball momentum, and sparse gradients update the rows they
-    name and nothing else (a row that is not touched keeps its velocity). State of a parameter: `accumulator` and, with
-    momentum, `velocity`, both of the parameter's shape and dtype.
+    Differs from torch.optim.Adagrad: epsilon inside the root, heavy-ball momentum, and sparse gradients update the rows
+    they name and nothing else (a row that is not touched keeps its velocity). State of a parameter: `accumulator` and,
+    with momentum, `velocity`, both of the parameter's shape and dtype.
 
     Args:
         params: parameters or parameter groups.
@@ -56,21 +56,22 @@ class SparseAdagrad(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            rule = {"lr": float(group["lr"]), "momentum": group["momentum"], "eps": group["eps"]}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, rule)
+                    self._update(parameter, parameter.grad, float(group["lr"]), group["momentum"], group["eps"])
         return loss
 
-    def _update(self, parameter: Tensor, grad: Tensor, rule: dict[str, float]) -> None:
+    def _update(self, parameter: Tensor, grad: Tensor, lr: float, momentum: float, eps: float) -> None:
         state = self.state[parameter]
         if not state:
             state["accumulator"] = torch.zeros_like(parameter)
-            if rule["momentum"]:
+            if momentum:
                 state["velocity"] = torch.zeros_like(parameter)
-        moments = state["accumulator"], state.get("velocity")
+        accumulator, velocity = state["accumulator"], state.get("velocity")
         if grad.is_sparse:
             index, values = grad._indices()[0], grad._values()
-            ops.sparse_adagrad(parameter, *moments, index, values, **rule, impl=self.impl)
+            ops.sparse_adagrad(
+                parameter, accumulator, velocity, index, values, lr=lr, momentum=momentum, eps=eps, impl=self.impl
+            )
         else:
-            dense_adagrad(parameter, *moments, grad, **rule)
+            dense_adagrad(parameter, accumulator, velocity, grad, lr=lr, momentum=momentum, eps=eps)

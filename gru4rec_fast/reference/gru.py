@@ -9,7 +9,8 @@ reset_before (Cho et al. 2014; Hidasi et al. 2016; one bias per gate, inside the
 both:
     h = ((1 - z) * n + z * s) * output_mask;  h is the step's output and the next step's state.
 
-a = gate inputs, W_i x + b_i for all steps at once, which is the caller's matrix product (or, for one-hot inputs, table rows).
+a = gate inputs, W_i x + b_i for all steps at once, which is the caller's matrix product (or, for one-hot inputs, table
+rows).
 """
 
 from __future__ import annotations

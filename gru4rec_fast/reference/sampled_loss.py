@@ -1,7 +1,8 @@
 """Session-based ranking losses over in-batch and sampled negatives: specification, fallback and oracle.
 
-Scores: Y_ij = hidden_i . rows_j + bias_j - log_q_j, y_i the score of row i's own target, s_ij the softmax of a row without
-its own target, n the number of columns a row sees. Each loss is summed over live rows and divided by `batch_size`.
+Scores: Y_ij = hidden_i . rows_j + bias_j - log_q_j, y_i the score of row i's own target, s_ij the softmax of a row
+without its own target, n the number of columns a row sees. Each loss is summed over live rows and divided by
+`batch_size`.
 
 cross-entropy  -log softmax(Y)_i,own; label smoothing e puts (1 - e) on the target and e / (n - 1) on each other column
 bpr-max        -log(sum_j s_ij sigmoid(y_i - Y_ij) + 1e-24) + bpreg sum_j s_ij Y_ij^2, on elu(Y, elu_param)
@@ -9,11 +10,13 @@ top1           mean_j [sigmoid(Y_ij - y_i) + sigmoid(Y_ij^2)] - sigmoid(y_i^2) /
 top1-max       sum_j s_ij [sigmoid(Y_ij - y_i) + sigmoid(Y_ij^2)]
 bpr            sum_j -log sigmoid(y_i - Y_ij), own column included
 
-Sources: Hidasi et al. 2016 (arXiv 1511.06939; BPR, TOP1), Hidasi & Karatzoglou 2018 (1706.03847, eqs. 4-9; the -max losses),
-Hidasi & Czapp 2023 (2307.14956; in-batch cross-entropy). logQ: Bengio & Senecal 2008; Yi et al. 2019.
+Sources: Hidasi et al. 2016 (arXiv 1511.06939; BPR, TOP1), Hidasi & Karatzoglou 2018 (1706.03847, eqs. 4-9; the -max
+losses), Hidasi & Czapp 2023 (2307.14956; in-batch cross-entropy). logQ: Bengio & Senecal 2008; Yi et al. 2019.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +116,7 @@ def hide_unseen(y: Tensor, seen: Tensor | None) -> Tensor:
 
 
 def negative_softmax(y: Tensor, own: Tensor, seen: Tensor | None) -> Tensor:
-    """Softmax over the columns a row sees but its own target, whose entry is 0; all zeros where nothing else is seen."""
+    """Softmax over the columns a row sees but its own target's, which gets 0; zeros where nothing else is seen."""
     logits = hide_unseen(y, seen).scatter(1, own.unsqueeze(1), -torch.inf)
     highest = logits.detach().amax(1, keepdim=True).clamp_min(torch.finfo(y.dtype).min)
     e = torch.exp(logits - highest)
@@ -153,7 +156,7 @@ def _bpr(y: Tensor, own: Tensor, seen: Tensor | None, **_: float) -> Tensor:
     return sum_seen(F.softplus(y - own_column(y, own)), seen).squeeze(1)
 
 
-_ROW_LOSSES = {
+_ROW_LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross-entropy": _cross_entropy,
     "bpr-max": _bpr_max,
     "top1": _top1,

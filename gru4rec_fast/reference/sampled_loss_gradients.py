@@ -1,7 +1,8 @@
-"""The losses of `sampled_loss` with their gradients written out, as the kernels form them: from the scores, in one pass.
+"""The losses of `sampled_loss` with their gradients written out, as the kernels form them: from the scores, in one
+pass.
 
-Each rule returns a row's loss [M] and its gradient with respect to the scores, [M, n]; columns a row does not see get 0.
-With x the (activated) scores, d = sigmoid', s the softmax without the own column, o the own column:
+Each rule returns a row's loss [M] and its gradient with respect to the scores, [M, n]; columns a row does not see get
+0. With x the (activated) scores, d = sigmoid', s the softmax without the own column, o the own column:
 
 cross-entropy  softmax(x) - target distribution
 bpr-max        P = sum s sigmoid(x_o - x), R = sum s x^2:
@@ -12,6 +13,8 @@ bpr            dx_j = sigmoid(x_j - x_o),  dx_o = -sum_{j != o} sigmoid(x_j - x_
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +27,8 @@ from gru4rec_fast.reference.sampled_loss import (
     hide_unseen,
     negative_softmax,
     own_column,
-    sum_seen,
     score_matrix,
+    sum_seen,
 )
 
 
@@ -126,7 +129,7 @@ def _bpr(y: Tensor, own: Tensor, seen: Tensor | None, **_: float) -> tuple[Tenso
     return sum_seen(F.softplus(y - target), seen).squeeze(1), _with_own(grad, own, seen, grad_own)
 
 
-_RULES = {
+_RULES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "cross-entropy": _cross_entropy,
     "bpr-max": _bpr_max,
     "top1": _top1,

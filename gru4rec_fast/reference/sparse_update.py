@@ -4,8 +4,8 @@ Adagrad with (heavy-ball) momentum, epsilon inside the root, as the published GR
 
     acc += g^2;   v <- momentum * v - lr * g / sqrt(acc + eps);   w += v
 
-Gradients of a row that occurs several times are summed before squaring. A touched row whose gradient is zero still takes its
-momentum step; rows that are not touched do nothing at all.
+Gradients of a row that occurs several times are summed before squaring. A touched row whose gradient is zero still
+takes its momentum step; rows that are not touched do nothing at all.
 """
 
 from __future__ import annotations
