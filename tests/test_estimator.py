@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,18 @@ def test_parameters_round_trip_through_json_and_repr():
     assert model.set_params(seed=3).get_params()["seed"] == 3
     with pytest.raises(TypeError, match="unknown parameter sead"):
         model.set_params(sead=3)
+
+
+def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("train", "valid", "test")):
+        as_table(markov_store(n_sessions=60, seed=seed)).to_csv(f"{name}.tsv", sep="\t", index=False)
+    Path("parameters.toml").write_text("layers = [8]")
+    names: dict[str, Any] = {}
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for example in examples:
+        exec(example, names)
+    assert len(examples) == 5
+    assert len(names["history"]) == 3
+    assert {path.name for path in Path("run").iterdir()} >= {"last.safetensors", "curves.csv", "curves.png"}

@@ -1,4 +1,4 @@
-"""The training loop: resuming bit for bit, Ctrl-C, divergence, accumulation, early stopping, its files and its lines."""
+"""The training loop: resuming bit for bit, Ctrl-C, divergence, accumulation, early stopping, its files, its lines."""
 
 import os
 import re
@@ -225,7 +225,7 @@ def test_accumulation_is_bptt_without_the_gradient_between_steps():
         torch.testing.assert_close(tensor, weights(accumulated)[name], rtol=1e-4, atol=1e-6)
 
 
-def test_ctrl_c_in_an_epoch(tmp_path: Path):
+def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     handler = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(out=tmp_path, accumulate=3)
     at_block(trainer, 4, press_ctrl_c)
@@ -235,6 +235,7 @@ def test_ctrl_c_in_an_epoch(tmp_path: Path):
     assert isinstance(caught.value, KeyboardInterrupt)
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["mini_batches"] == 6
     assert signal.getsignal(signal.SIGINT) is handler
+    assert "Ctrl-C: finishing this step" in capfd.readouterr().err
 
 
 def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):

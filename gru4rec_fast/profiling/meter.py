@@ -89,10 +89,10 @@ _meters: dict[torch.device, MemoryMeter] = {}
 def memory_meter(device: torch.device | str = "cpu") -> MemoryMeter:
     """The meter of a device; the same object for everybody, so that readers do not spoil each other's peaks."""
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    elif device.type != "cuda":
+    if device.type != "cuda":
         device = torch.device("cpu")
+    elif device == torch.device("cuda"):  # without an index: the current one
+        device = torch.device("cuda", torch.cuda.current_device())
     return _meters.setdefault(device, MemoryMeter(device))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+
+_NOTED = b"\nCtrl-C: finishing this step (or validation) and saving; press it again to stop at once\n"
+_STDERR = 2
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -22,7 +26,7 @@ class InterruptRequest:
 
 
 @contextmanager
-def deferred_interrupt(announce: Callable[[str], None]) -> Iterator[InterruptRequest]:
+def deferred_interrupt() -> Iterator[InterruptRequest]:
     """Within this context the first Ctrl-C is only noted, the second acts at once.
 
     Signals belong to the main thread: in any other the context does nothing, as where somebody has SIGINT ignored or
@@ -37,7 +41,8 @@ def deferred_interrupt(announce: Callable[[str], None]) -> Iterator[InterruptReq
     def note(_number: int, _frame: FrameType | None) -> None:
         request.requested = True
         signal.signal(signal.SIGINT, before)
-        announce("Ctrl-C: finishing this step and saving; press it again to stop at once")
+        with suppress(OSError):
+            os.write(_STDERR, _NOTED)  # a print here could fall into another print
 
     signal.signal(signal.SIGINT, note)
     try:

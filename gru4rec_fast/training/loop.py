@@ -112,7 +112,7 @@ class Trainer:
         else:
             self._restore(resume)
         try:
-            with deferred_interrupt(self.progress.say) as interrupt:
+            with deferred_interrupt() as interrupt:
                 while self.place.epoch <= self.options.n_epochs and not self.early_stopping.should_stop:
                     self._play_epoch(interrupt)
                     self._finish_epoch()
