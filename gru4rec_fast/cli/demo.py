@@ -1,0 +1,66 @@
+"""gru4rec-fast demo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gru4rec_fast.cli.evaluate import MODEL_FILE
+from gru4rec_fast.cli.options import Threads, use_threads
+from gru4rec_fast.cli.output import note
+
+if TYPE_CHECKING:
+    from gru4rec_fast.evaluation import Report
+
+N_ITEMS = 2000
+METRICS = ("recall@20", "mrr@20")
+PARAMETERS = {
+    "layers": [64],
+    "loss": "cross-entropy",
+    "logq": 1.0,
+    "n_sample": 256,
+    "batch_size": 64,
+    "learning_rate": 0.1,
+}
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for sessions, model and curves.")] = Path("demo_run"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the sessions and the model.")] = 0,
+    sessions: Annotated[int, typer.Option(min=100, help="How many sessions to make.")] = 20_000,
+    epochs: Annotated[int, typer.Option(min=1, help="How often to train on them.")] = 5,
+    threads: Threads = None,
+) -> None:
+    """Train on synthetic sessions and compare with popularity: half a minute, no data needed.
+
+    The sessions are made in memory: a few items are popular (Zipf), and each item has others that tend to follow it (a
+    Markov chain), which is what the model can learn and popularity cannot.
+
+    Example: gru4rec-fast demo --out demo_run
+    """
+    from gru4rec_fast import GRU4Rec
+    from gru4rec_fast.data.synthetic import markov_sessions
+
+    use_threads(threads)
+    train, validation, test = markov_sessions(sessions, N_ITEMS, parts=(0.8, 0.1, 0.1), zipf_exponent=0.8, seed=seed)
+    note(f"{train.n_sessions:,} sessions to train on: {train.n_events:,} events, {train.n_items:,} items")
+    for name, store in (("train", train), ("validation", validation), ("test", test)):
+        store.save(out / name)
+    model = GRU4Rec(**PARAMETERS, n_epochs=epochs, seed=seed)
+    model.fit(train, validation, out=out)
+    model.save(out / MODEL_FILE)
+    report = model.evaluate(test, cutoffs=(20,), baselines=True)
+    print(_only(report, METRICS).table())
+    print(f"training curves: {out / 'curves.png' if find_spec('matplotlib') else out / 'curves.csv'}")
+    print(f"next: gru4rec-fast recommend {out} {out / 'test'} --k 5 --out recommended.tsv")
+
+
+def _only(report: Report, names: Iterable[str]) -> Report:
+    """The report with some of its metrics."""
+    chosen = [{name: metrics[name] for name in names} for metrics in (report.metrics, *report.baselines.values())]
+    return replace(report, metrics=chosen[0], baselines=dict(zip(report.baselines, chosen[1:], strict=True)))

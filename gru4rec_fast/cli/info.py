@@ -1,0 +1,36 @@
+"""gru4rec-fast info."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from gru4rec_fast.cli.output import print_facts
+
+
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show how this installation runs: version, torch, native kernels, instruction set.
+
+    Looks for the native kernels just as training does, and compiles them where need be.
+
+    Example: gru4rec-fast info --json
+    """
+    from gru4rec_fast import build_info
+
+    facts = build_info()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print_facts((name, _text(value)) for name, value in facts.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({'/'.join(devices)})" for name, devices in value.items()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)

@@ -1,0 +1,64 @@
+"""What commands write: tables and notes on the terminal or in a pipe, JSON files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def note(message: str) -> None:
+    """One line beside the results, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Names and values on stdout: a table on a terminal, aligned lines in a pipe."""
+    facts = list(facts)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(show_header=False)
+        for name, value in facts:
+            table.add_row(Text(name, style="bold"), Text(value))
+        Console().print(table)
+        return
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")
+
+
+@contextmanager
+def row_counter(what: str) -> Iterator[Callable[[int], None] | None]:
+    """On a terminal, a spinner with the number of rows read so far; in a pipe, nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(f"reading {escape(what)}") as status:
+        yield lambda rows: status.update(f"reading {escape(what)}: {rows:,} rows")
+
+
+def make_room(*paths: Path | None) -> None:
+    """Make the folders that files will be written to at the end, so that a wrong path is told at the beginning.
+
+    Raises:
+        IsADirectoryError: a path is a folder itself. OSError: its folder cannot be made.
+    """
+    for path in paths:
+        if path is not None:
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON values as a file."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,130 @@
+"""Hyper-parameters on the command line: one flag each, parameter strings, parameter files."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from gru4rec_fast.models import GRU4Rec
+
+_NETWORK, _LOSS, _OPTIMIZER, _NEGATIVES = "Network", "Loss", "Optimizer", "Negative samples"
+_EPOCHS, _RUN = "Epochs and validation", "Running"
+
+
+class Flag(NamedTuple):
+    """The flag of one parameter. Its default is here for the help alone: a flag that is not given sets nothing."""
+
+    panel: str
+    default: str | bool | None
+    metavar: str
+    help: str
+
+
+# The parameters of GRU4RecParameters and their defaults, written out so that --help need not wait for torch.
+FLAGS = {
+    "layers": Flag(_NETWORK, "100", "SIZE/SIZE/...", "Units of each GRU layer, first layer first: 512/256."),
+    "embedding": Flag(_NETWORK, "0", "WIDTH", "Width of a separate input embedding, or 'layersize'; 0: one-hot input."),
+    "constrained_embedding": Flag(
+        _NETWORK, "True", "BOOL", "True: the output table is the input embedding too, and --embedding is not read."
+    ),
+    "dropout_p_embed": Flag(_NETWORK, "0.0", "P", "Probability to drop a unit of the input embedding."),
+    "dropout_p_hidden": Flag(_NETWORK, "0.0", "P", "Probability to drop a unit of a layer's output."),
+    "gru_form": Flag(_NETWORK, "reset_after", "FORM", "reset_after (as torch.nn.GRU) or reset_before."),
+    "dtype": Flag(_NETWORK, "float32", "TYPE", "float32 or float64."),
+    "loss": Flag(_LOSS, "cross-entropy", "NAME", "cross-entropy, bpr-max, top1, top1-max or bpr."),
+    "logq": Flag(
+        _LOSS, "0.0", "STRENGTH", "Correction of cross-entropy for sampling by popularity; 1 is the full one."
+    ),
+    "label_smoothing": Flag(_LOSS, "0.0", "SHARE", "Of cross-entropy."),
+    "bpreg": Flag(_LOSS, "1.0", "STRENGTH", "Score regularisation of bpr-max."),
+    "elu_param": Flag(_LOSS, "0.5", "ALPHA", "Of the activation of bpr-max; 0: none."),
+    "mask_accidental_hits": Flag(_LOSS, False, "", "A negative that is the target is no negative."),
+    "n_sample": Flag(_NEGATIVES, "2048", "N", "Negatives per mini-batch, besides the other lanes' targets."),
+    "sample_alpha": Flag(_NEGATIVES, "0.5", "ALPHA", "Drawn with p ~ occurrences^ALPHA: 0 evenly, 1 by popularity."),
+    "batch_size": Flag(_OPTIMIZER, "64", "N", "Sessions played in parallel."),
+    "learning_rate": Flag(_OPTIMIZER, "0.05", "RATE", "Of Adagrad."),
+    "momentum": Flag(_OPTIMIZER, "0.0", "M", "Of Adagrad."),
+    "eps": Flag(_OPTIMIZER, "1e-06", "EPS", "Added to Adagrad's accumulator, inside the root."),
+    "bptt": Flag(_OPTIMIZER, "1", "STEPS", "How many steps the gradient goes back."),
+    "accumulate": Flag(_OPTIMIZER, "1", "N", "Blocks of --bptt steps per update."),
+    "lr_scheduler": Flag(_OPTIMIZER, None, "NAME", "step, cosine, plateau, or a class of torch.optim.lr_scheduler."),
+    "lr_scheduler_options": Flag(_OPTIMIZER, None, "JSON", "The scheduler's arguments, as a JSON object."),
+    "n_epochs": Flag(_EPOCHS, "10", "N", "Passes over the training log."),
+    "shuffle": Flag(_EPOCHS, False, "", "A new order of the sessions each epoch, instead of by time."),
+    "monitor": Flag(_EPOCHS, "recall@20", "METRIC", "Validation metric that picks the best epoch, or 'loss'."),
+    "patience": Flag(_EPOCHS, None, "N", "Stop after N epochs without a better one."),
+    "min_delta": Flag(_EPOCHS, "0.0", "DELTA", "By how much a better one must be better."),
+    "seed": Flag(_RUN, "0", "SEED", "Of weights, dropout, negatives and shuffle."),
+    "device": Flag(_RUN, "cpu", "NAME", "cpu, cuda, cuda:1, ..."),
+    "impl": Flag(_RUN, "auto", "NAME", "Kernels: auto, native or reference (pure PyTorch)."),
+}
+
+
+def with_parameter_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every flag of `FLAGS`; those that are used reach it as its argument `flags`, {name: value}."""
+    own = inspect.signature(command, eval_str=True).parameters
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+    @functools.wraps(command)
+    def wrapper(context: typer.Context, **values: Any) -> None:
+        given = {name: values.pop(name) for name in FLAGS}
+        flags = {name: value for name, value in given.items() if _is_given(context, name)}
+        command(**values, flags=flags)
+
+    parameters = [
+        context,
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "flags"),
+        *(_as_parameter(name, flag) for name, flag in FLAGS.items()),
+    ]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _as_parameter(name: str, flag: Flag) -> inspect.Parameter:
+    """Values are text, and read as those of a parameter string are; a flag whose default is False takes none."""
+    decl = f"--{name.replace('_', '-')}"
+    annotation: Any
+    if flag.default is False:
+        annotation = Annotated[bool, typer.Option(decl, help=flag.help, rich_help_panel=flag.panel)]
+    else:
+        option = typer.Option(decl, metavar=flag.metavar, help=flag.help, rich_help_panel=flag.panel)
+        annotation = Annotated[str | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=flag.default, annotation=annotation)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def build_model(flags: dict[str, Any], parameter_string: str | None, parameter_file: Path | None) -> GRU4Rec:
+    """A GRU4Rec whose parameters come from the flags, else the string, else the file, else the defaults.
+
+    Raises:
+        ValueError: an unknown parameter, with the nearest known ones; or a value that cannot be.
+        FileNotFoundError: there is no such file.
+    """
+    from gru4rec_fast.models import GRU4Rec, parse_parameter_string, read_parameter_file
+
+    try:
+        from_file = read_parameter_file(parameter_file) if parameter_file else {}
+        from_string = parse_parameter_string(parameter_string) if parameter_string else {}
+        return GRU4Rec(**{**from_file, **from_string, **flags})
+    except (TypeError, ValueError) as error:
+        raise ValueError(_with_nearest(str(error))) from error
+
+
+def _with_nearest(message: str) -> str:
+    unknown = re.search(r"unknown parameter ([^;]+);", message)
+    names = unknown[1].split(", ") if unknown else []
+    nearest = list(dict.fromkeys(match for name in names for match in difflib.get_close_matches(name, FLAGS)))
+    return f"{message} (did you mean {' or '.join(nearest)}?)" if nearest else message

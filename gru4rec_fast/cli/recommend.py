@@ -1,0 +1,198 @@
+"""gru4rec-fast recommend."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from gru4rec_fast.cli.evaluate import ModelPath, load_model
+from gru4rec_fast.cli.logs import LogFormat, open_sessions
+from gru4rec_fast.cli.options import (
+    AllowPickle,
+    Device,
+    ItemKey,
+    Separator,
+    SessionKey,
+    Threads,
+    TimeKey,
+    use_threads,
+)
+from gru4rec_fast.cli.output import make_room, note
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gru4rec_fast.data import Vocabulary
+    from gru4rec_fast.models import GRU4Rec, Recommendations
+
+_SESSIONS_AT_ONCE = 8192
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+class Sessions(NamedTuple):
+    """Sessions as they were given: ids [n], item ids [n_events] of all of them, offsets [n + 1]."""
+
+    ids: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+
+
+def recommend(
+    model: ModelPath,
+    sessions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SESSIONS",
+            help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)} each.',
+        ),
+    ],
+    k: Annotated[int, typer.Option("--k", "-k", help="Items to recommend in each session.")] = 20,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Not the items that the session already holds.")
+    ] = False,
+    skip_unknown: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unknown",
+            help="Pass over items that the model was not trained on, and sessions of nothing else; otherwise the first "
+            "such item is an error.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write there instead of to standard output: JSON lines to .jsonl, else a TSV."
+        ),
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    session_key: SessionKey = "SessionId",
+    item_key: ItemKey = "ItemId",
+    time_key: TimeKey = "Time",
+    separator: Separator = None,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Recommend the next items of every session in a file, best first.
+
+    The TSV has one row per recommended item: session, rank, item, score. Sessions come in order of their first event.
+
+    Example: gru4rec-fast recommend run live_sessions.tsv --k 10 --exclude-seen --out recommended.tsv
+    """
+    make_room(out)
+    use_threads(threads)
+    loaded = load_model(model, device)
+    log = LogFormat(session_key, item_key, time_key, separator, allow_pickle)
+    given = _read_json_lines(sessions) if sessions.suffix.lower() in JSON_LINES else _read_log(sessions, log)
+    known = _keep_known(given, _vocabulary_of(loaded), skip_unknown)
+    with nullcontext(sys.stdout) if out is None else open(out, "w", encoding="utf-8") as file:
+        write = _json_line_writer(file) if out and out.suffix.lower() in JSON_LINES else _tsv_writer(file, log)
+        for ids, answer in _recommended(loaded, known, k, exclude_seen):
+            write(ids, answer)
+
+
+def _vocabulary_of(model: GRU4Rec) -> Vocabulary:
+    assert model.vocabulary is not None  # a loaded model has one
+    return model.vocabulary
+
+
+def _read_log(path: Path, log: LogFormat) -> Sessions:
+    # Without the model's vocabulary, with which sessions of one event would be dropped.
+    store = open_sessions(path, log)
+    return Sessions(store.session_ids, store.vocabulary.ids[store.items], store.offsets)
+
+
+def _read_json_lines(path: Path) -> Sessions:
+    """Raises ValueError, with the line's number, for a line that is no session."""
+    import numpy as np
+
+    from gru4rec_fast.data.ids import as_ids
+
+    ids: list[Any] = []
+    items: list[Any] = []
+    offsets = [0]
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                session = json.loads(line)
+                ids.append(session["session"])
+                items += as_ids(session["items"], f"{path}, line {number}: items").tolist()
+            except (ValueError, TypeError, KeyError) as error:
+                form = '{"session": "a", "items": [1, 2]}'
+                raise ValueError(f"{path}, line {number}: not a session such as {form} ({error})") from None
+            offsets.append(len(items))
+    if not ids:
+        raise ValueError(f"{path} is empty")
+    try:
+        return Sessions(as_ids(ids, "session"), as_ids(items, "items"), np.array(offsets))
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
+    """The sessions with item indices in place of ids.
+
+    Raises ValueError for an item that the model does not know, unless these are skipped; what is skipped is noted.
+    """
+    import numpy as np
+
+    try:
+        items = vocabulary.index_of(sessions.items)
+    except TypeError as error:
+        raise ValueError(f"{error}: is this a log of the same catalogue?") from None
+    known = items >= 0
+    owner = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
+    if not known.all() and not skip_unknown:
+        at = int(known.argmin())
+        session, item = sessions.ids[owner[at]], sessions.items[at]
+        raise ValueError(
+            f"session {session}: the model was not trained on item {item}; --skip-unknown passes over such items"
+        )
+    lengths = np.bincount(owner[known], minlength=len(sessions.ids))
+    kept = lengths > 0
+    if not kept.any():
+        raise ValueError("no session holds an item that the model was trained on")
+    if not known.all() or not kept.all():
+        note(f"skipped {int((~known).sum()):,} unknown items, {int((~kept).sum()):,} sessions without a known one")
+    return Sessions(sessions.ids[kept], items[known], np.concatenate([[0], np.cumsum(lengths[kept])]))
+
+
+def _recommended(
+    model: GRU4Rec, sessions: Sessions, k: int, exclude_seen: bool
+) -> Iterator[tuple[list[Any], Recommendations]]:
+    """Session ids and their recommendations, some thousand sessions at a time."""
+    from gru4rec_fast.data import SessionStore
+
+    for begin in range(0, len(sessions.ids), _SESSIONS_AT_ONCE):
+        offsets = sessions.offsets[begin : begin + _SESSIONS_AT_ONCE + 1]
+        store = SessionStore.from_arrays(
+            sessions.items[offsets[0] : offsets[-1]], offsets - offsets[0], vocabulary=model.vocabulary
+        )
+        answer = model.recommend(store, k, exclude="session" if exclude_seen else None)
+        yield sessions.ids[begin : begin + _SESSIONS_AT_ONCE].tolist(), answer
+
+
+def _tsv_writer(file: IO[str], log: LogFormat) -> Callable[[list[Any], Recommendations], None]:
+    file.write(f"{log.session_key}\tRank\t{log.item_key}\tScore\n")
+
+    def write(ids: list[Any], answer: Recommendations) -> None:
+        for session, items, scores in zip(ids, answer.items.tolist(), answer.scores.tolist(), strict=True):
+            for rank, (item, score) in enumerate(zip(items, scores, strict=True), 1):
+                file.write(f"{session}\t{rank}\t{item}\t{score:.6g}\n")
+
+    return write
+
+
+def _json_line_writer(file: IO[str]) -> Callable[[list[Any], Recommendations], None]:
+    def write(ids: list[Any], answer: Recommendations) -> None:
+        for session, items, scores in zip(ids, answer.items.tolist(), answer.scores.tolist(), strict=True):
+            file.write(json.dumps({"session": session, "items": items, "scores": scores}) + "\n")
+
+    return write
