@@ -1,0 +1,37 @@
+"""gru: forward and backward, the reference against torch.nn.GRU without resets.
+
+    pytest benchmarks/bench_gru.py --benchmark-group-by=param:shape
+
+Shapes are T x B x H. torch.nn.GRU cannot reset a lane inside the sequence; it is what could be had without resets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from gru4rec_fast.ops import gru
+
+SHAPES = [(1, 32, 100), (1, 48, 480), (16, 64, 100), (16, 64, 480)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("side", ["torch.nn.GRU", "reference"])
+def test_forward_backward(benchmark: Any, shape: tuple[int, int, int], side: str) -> None:
+    steps, lanes, hidden = shape
+    module = torch.nn.GRU(hidden, hidden)
+    x = torch.randn(shape, requires_grad=True)
+    state, reset = torch.zeros(lanes, hidden), torch.rand(steps, lanes) < 0.2
+    w_ih, w_hh, b_ih, b_hh = module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0
+
+    def ours() -> torch.Tensor:
+        return gru(torch.nn.functional.linear(x, w_ih, b_ih), state, w_hh, b_hh, reset, impl="reference")
+
+    def run() -> tuple[torch.Tensor, ...]:
+        output = ours() if side == "reference" else module(x, state.unsqueeze(0))[0]
+        return torch.autograd.grad(output.sum(), [x, w_ih, w_hh, b_ih, b_hh])
+
+    grads = benchmark(run)
+    assert all(torch.isfinite(grad).all() for grad in grads)
