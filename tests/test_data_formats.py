@@ -260,6 +260,7 @@ def test_a_bad_source_is_named(tmp_path: Path) -> None:
     "column, values, message",
     [
         ("ItemId", [1.5, 2.0], "column 'ItemId', row 1 .*1.5: ids must be integers or strings"),
+        ("ItemId", [1.0, 1e300], "column 'ItemId', row 2 .*: ids must be integers or strings"),
         ("ItemId", [True, False], "column 'ItemId': ids must be integers or strings, not Boolean"),
         ("SessionId", [1, None], "column 'SessionId', row 2 .*an id is missing"),
         ("Time", [1.0, float("nan")], "column 'Time', row 2 .*nan: a time must be finite"),

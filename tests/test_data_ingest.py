@@ -20,7 +20,7 @@ integer_rows = st.lists(st.tuples(st.integers(-3, 9), st.integers(0, 6), st.inte
 text_rows = st.lists(
     st.tuples(
         st.sampled_from(["a", "b", "ç" * 40, "d e"]),
-        st.sampled_from(["x", "y" * 50, "007", "+7"]),
+        st.sampled_from(["x", "y" * 50, "007", "+7", "-07"]),
         st.floats(0, 9, width=16),
     ),
     min_size=1,

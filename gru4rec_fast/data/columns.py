@@ -65,8 +65,10 @@ class ColumnReader:
             ids = ids.fill_nan(None)
         self._refuse(frame, which, ids.is_null(), "an id is missing")
         if ids.dtype.is_float():  # pandas makes floats of an integer column that once had gaps
-            self._refuse(frame, which, ids != ids.round(), "ids must be integers or strings")
-            ids = ids.cast(pl.Int64)
+            whole = ids.cast(pl.Int64, strict=False)
+            fits = (whole.cast(pl.Float64) == ids).fill_null(False)
+            self._refuse(frame, which, ~fits, "ids must be integers or strings")
+            ids = whole
         if not (ids.dtype.is_integer() or ids.dtype == pl.String):
             raise ValueError(f"{self._where(which)}: ids must be integers or strings, not {ids.dtype}")
         if kind == "str":
@@ -74,7 +76,8 @@ class ColumnReader:
         numbers = ids.cast(pl.Int64, strict=False)
         as_text = numbers.is_null()
         if ids.dtype == pl.String:  # "007" is another id than "7"
-            as_text |= ids.str.starts_with("+") | (ids.str.starts_with("0") & (ids.str.len_bytes() > 1))
+            padded = ids.str.starts_with("0") & (ids.str.len_bytes() > 1)
+            as_text |= padded | ids.str.starts_with("+") | ids.str.starts_with("-0")
         if as_text.any():
             raise Widened(replace(self.kinds, session="str") if which == "session" else replace(self.kinds, item="str"))
         return numbers

@@ -95,11 +95,11 @@ class _ItemCoder:
     """Numbers items in order of appearance, after those of a vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary | None, kinds: Kinds) -> None:
-        dtype = pl.String if kinds.item == "str" else pl.Int64
-        known = [] if vocabulary is None else vocabulary.ids.tolist()
-        # An integer vocabulary meets a log of strings where some of the log's ids are none.
-        known = pl.Series("item", known, pl.String if vocabulary is not None and vocabulary.holds_strings else pl.Int64)
-        self._table = _numbered(known.cast(dtype))
+        known = pl.Series("item", [], pl.Int64)
+        if vocabulary is not None:
+            known = pl.Series("item", vocabulary.ids.tolist(), pl.String if vocabulary.holds_strings else pl.Int64)
+        # Integers become strings where some id of the log is no integer.
+        self._table = _numbered(known.cast(pl.String if kinds.item == "str" else pl.Int64))
 
     def encode(self, items: pl.Series) -> pl.Series:
         unique = items.unique(maintain_order=True).to_frame("item")

@@ -105,11 +105,11 @@ def _from_table(table: Any, keys: tuple[str, str, str], name: str) -> Source:
     if isinstance(table, pl.DataFrame):
         names = table.columns
     elif isinstance(table, Mapping):
-        names = [str(key) for key in table]
+        names = [key for key in table if isinstance(key, str)]
     elif hasattr(table, "column_names"):  # Arrow table
         names = list(table.column_names)
     elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas
-        names = [str(column) for column in table.columns]
+        names = [column for column in table.columns if isinstance(column, str)]
     else:
         raise TypeError(
             f"events cannot be read from {name}: give a path, a pandas, polars or Arrow table, or a dict of columns"
