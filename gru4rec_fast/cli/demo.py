@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gru4rec_fast.cli.evaluate import MODEL_FILE
-from gru4rec_fast.cli.options import Threads, use_threads
+from gru4rec_fast.cli.options import use_threads
 from gru4rec_fast.cli.output import note
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the sessions and the model.")] = 0,
     sessions: Annotated[int, typer.Option(min=100, help="How many sessions to make.")] = 20_000,
     epochs: Annotated[int, typer.Option(min=1, help="How often to train on them.")] = 5,
-    threads: Threads = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads; at this size one is enough, and other work hardly slows it down.")
+    ] = 1,
 ) -> None:
     """Train on synthetic sessions and compare with popularity: half a minute, no data needed.
 

@@ -25,12 +25,13 @@ def info(
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
-        print_facts((name, _text(value)) for name, value in facts.items())
+        kernels = facts.pop("kernels")
+        rows = [(name, _text(value)) for name, value in facts.items()]
+        rows += [(f"kernel {name}", ", ".join(devices) or "pure PyTorch") for name, devices in kernels.items()]
+        print_facts(rows)
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} ({'/'.join(devices)})" for name, devices in value.items()) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)

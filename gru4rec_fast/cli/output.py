@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def note(message: str) -> None:
@@ -59,6 +60,19 @@ def make_room(*paths: Path | None) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A text file that is written under another name and renamed when complete, so that there is never half of one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON values as a file."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=2) + "\n")

@@ -111,16 +111,19 @@ def build_model(flags: dict[str, Any], parameter_string: str | None, parameter_f
 
     Raises:
         ValueError: an unknown parameter, with the nearest known ones; or a value that cannot be.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file. RuntimeError: there is no such device here.
     """
     from gru4rec_fast.models import GRU4Rec, parse_parameter_string, read_parameter_file
+    from gru4rec_fast.models.parts import find_device
 
     try:
         from_file = read_parameter_file(parameter_file) if parameter_file else {}
         from_string = parse_parameter_string(parameter_string) if parameter_string else {}
-        return GRU4Rec(**{**from_file, **from_string, **flags})
+        model = GRU4Rec(**{**from_file, **from_string, **flags})
     except (TypeError, ValueError) as error:
         raise ValueError(_with_nearest(str(error))) from error
+    find_device(model.parameters.device)  # before a log is read for nothing
+    return model
 
 
 def _with_nearest(message: str) -> str:

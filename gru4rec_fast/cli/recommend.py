@@ -23,7 +23,7 @@ from gru4rec_fast.cli.options import (
     TimeKey,
     use_threads,
 )
-from gru4rec_fast.cli.output import make_room, note
+from gru4rec_fast.cli.output import make_room, note, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ def recommend(
     log = LogFormat(session_key, item_key, time_key, separator, allow_pickle)
     given = _read_json_lines(sessions) if sessions.suffix.lower() in JSON_LINES else _read_log(sessions, log)
     known = _keep_known(given, _vocabulary_of(loaded), skip_unknown)
-    with nullcontext(sys.stdout) if out is None else open(out, "w", encoding="utf-8") as file:
+    with nullcontext(sys.stdout) if out is None else whole_file(out) as file:
         write = _json_line_writer(file) if out and out.suffix.lower() in JSON_LINES else _tsv_writer(file, log)
         for ids, answer in _recommended(loaded, known, k, exclude_seen):
             write(ids, answer)
@@ -160,7 +160,7 @@ def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) 
     if not kept.any():
         raise ValueError("no session holds an item that the model was trained on")
     if not known.all() or not kept.all():
-        note(f"skipped {int((~known).sum()):,} unknown items, {int((~kept).sum()):,} sessions without a known one")
+        note(f"skipped: unknown items {int((~known).sum()):,}, sessions without a known one {int((~kept).sum()):,}")
     return Sessions(sessions.ids[kept], items[known], np.concatenate([[0], np.cumsum(lengths[kept])]))
 
 
@@ -180,9 +180,12 @@ def _recommended(
 
 
 def _tsv_writer(file: IO[str], log: LogFormat) -> Callable[[list[Any], Recommendations], None]:
-    file.write(f"{log.session_key}\tRank\t{log.item_key}\tScore\n")
+    header = f"{log.session_key}\tRank\t{log.item_key}\tScore\n"
 
     def write(ids: list[Any], answer: Recommendations) -> None:
+        nonlocal header
+        file.write(header)  # with the first rows: where nothing can be recommended nothing is written
+        header = ""
         for session, items, scores in zip(ids, answer.items.tolist(), answer.scores.tolist(), strict=True):
             for rank, (item, score) in enumerate(zip(items, scores, strict=True), 1):
                 file.write(f"{session}\t{rank}\t{item}\t{score:.6g}\n")

@@ -124,7 +124,7 @@ def train(
     if out is not None:
         best.save(out / MODEL_FILE)
         write_json(out / REPORT_FILE, content)
-        note(f"wrote {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))} to {out}")
+        note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
     if json_file is not None:
         write_json(json_file, content)
 
