@@ -13,7 +13,7 @@ from gru4rec_fast.data.files import open_array, save_array, write_npy
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 
-BLOCK_EVENTS = 4_000_000  # events put in order at a time
+BLOCK_EVENTS = 1_000_000  # events put in order at a time
 
 
 class ItemIndex:
@@ -77,6 +77,8 @@ def assemble(log: EventLog, index: ItemIndex, folder: Path | None, meta: dict[st
 
     starts = joined("starts")
     order = np.lexsort((joined("first_rows"), starts))
+    start_times = starts[order]
+    del starts
     offsets = np.concatenate([[0], np.cumsum(joined("lengths")[order])])
     column_of = joined("column_of")[order]
     support = np.zeros(len(log.item_ids), np.int64)
@@ -96,7 +98,7 @@ def assemble(log: EventLog, index: ItemIndex, folder: Path | None, meta: dict[st
     store = SessionStore(
         items=items,
         offsets=offsets,
-        start_times=starts[order],
+        start_times=start_times,
         end_times=joined("ends")[order],
         support=support[: len(vocabulary)],
         vocabulary=vocabulary,
