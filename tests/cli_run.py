@@ -1,0 +1,63 @@
+"""Runs gru4rec-fast for the tests, in this process or in one of its own, and makes a small log for it."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from gru4rec_fast.cli import main
+from gru4rec_fast.data.synthetic import markov_events
+
+SMALL = "layers=16,batch_size=8,n_sample=16,learning_rate=0.1,n_epochs=2"
+
+_CONTROL = re.compile(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Exit code and what was written."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The error, once it is sure that it is one line, the last, and that nothing was printed as a result."""
+        lines = self.err.splitlines()
+        assert lines[-1].startswith("error: "), self.err
+        assert sum(line.startswith(("error", "Traceback")) for line in lines) == 1, self.err
+        assert self.out == ""
+        return lines[-1]
+
+    def control_characters(self) -> set[str]:
+        """Control characters other than newline and tab in the output."""
+        return set(_CONTROL.findall(self.out + self.err))
+
+
+def cli(*arguments: str | Path) -> Ran:
+    """Run a command in this process; stdout and stderr are no terminals."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main([str(argument) for argument in arguments])
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start a command in a process of its own that imports what this one imports; its outputs are pipes."""
+    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom gru4rec_fast.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-u", "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def write_logs(folder: Path) -> None:
+    """Write train.tsv (500 sessions of 60 items) and test.tsv (100 sessions that come after them)."""
+    events = markov_events(600, 60, seed=1)
+    for name, chosen in (("train", events["SessionId"] <= 500), ("test", events["SessionId"] > 500)):
+        rows = zip(*(column[chosen].tolist() for column in events.values()), strict=True)
+        lines = ["\t".join(events), *("\t".join(map(str, row)) for row in rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,250 @@
+"""gru4rec-fast: what it answers, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gru4rec_fast import GRU4Rec, build_info
+from gru4rec_fast.cli import main
+from gru4rec_fast.cli.parameters import FLAGS
+from gru4rec_fast.data import SessionStore
+from gru4rec_fast.models import GRU4RecParameters
+from tests.cli_run import SMALL, Ran, cli, write_logs
+
+COMMANDS = ("demo", "prepare", "train", "evaluate", "recommend", "info")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.tsv and test.tsv."""
+    folder = tmp_path_factory.mktemp("logs")
+    write_logs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(logs: Path) -> Path:
+    """The folder of a finished training."""
+    ran = train(logs, "-ps", SMALL, "--out", logs / "run", "--json", logs / "run.json", "--cutoffs", "20,5")
+    assert ran.code == 0, ran.err
+    return logs / "run"
+
+
+def train(logs: Path, *arguments: str | Path) -> Ran:
+    return cli("train", logs / "train.tsv", "--test", logs / "test.tsv", "--threads", "1", *arguments)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    ran = cli(command, "--help")
+    assert ran.code == 0
+    assert f"Example: gru4rec-fast {command}" in " ".join(ran.out.split())
+    assert not ran.control_characters()
+
+
+def test_help_lists_the_commands() -> None:
+    assert cli().out == cli("--help").out
+    assert all(f" {command} " in cli().out for command in COMMANDS)
+
+
+def test_the_installed_command_is_main() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"gru4rec-fast": f"{main.__module__}:{main.__name__}"}
+
+
+def test_every_parameter_has_its_flag_and_shows_its_default() -> None:
+    """The defaults in --help are written out by hand: they must be those of the parameters."""
+    assert set(FLAGS) == set(GRU4RecParameters().to_dict())
+    shown = {name: flag.default for name, flag in FLAGS.items() if flag.default is not None}
+    assert GRU4RecParameters.create(shown) == GRU4RecParameters()
+    assert {name for name, value in GRU4RecParameters().to_dict().items() if value is None} == set(FLAGS) - set(shown)
+
+
+def test_train_writes_a_report(logs: Path, run_folder: Path) -> None:
+    report = read_json(run_folder / "report.json")
+    assert report == read_json(logs / "run.json")
+    assert {"recall@20", "mrr@20", "recall@5", "mrr@5"} <= set(report["metrics"])
+    assert 0.6 < report["metrics"]["recall@20"] < 1
+    assert [epoch["epoch"] for epoch in report["epochs"]] == [1, 2]
+    for epoch in report["epochs"]:
+        assert epoch["events"] == SessionStore.from_events(logs / "train.tsv").n_targets
+        assert epoch["mini_batches"] >= epoch["events"] / 8
+        assert epoch["seconds"] > 0 and epoch["loss"] > 0
+    assert report["peak_memory_bytes"] > 0
+    assert report["build"] == build_info() | {"threads": report["build"]["threads"]}
+    assert report["evaluation"]["n_targets"] == SessionStore.from_events(logs / "test.tsv").n_targets
+    assert report["data"]["train"]["n_sessions"] == 500
+    names = {"model.safetensors", "last.safetensors", "curves.csv", "report.json"}
+    assert names <= {path.name for path in run_folder.iterdir()}
+
+
+def test_flags_string_and_file_say_the_same(logs: Path, tmp_path: Path) -> None:
+    given = {"loss": "bpr-max", "layers": [8, 4], "batch_size": 16, "n_sample": 8, "constrained_embedding": False}
+    given |= {"embedding": "layersize", "n_epochs": 1, "seed": 3, "elu_param": 1, "momentum": 0.1, "bpreg": 0.5}
+    text = {name: "/".join(map(str, value)) if name == "layers" else str(value) for name, value in given.items()}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    toml = [f"{name} = {json.dumps(value)}" for name, value in given.items()]
+    (tmp_path / "given.toml").write_text("\n".join(["[parameters]", *toml]))
+    ways = {
+        "flags": [word for name, value in text.items() for word in (f"--{name.replace('_', '-')}", value)],
+        "string": ["-ps", ",".join(f"{name}={value}" for name, value in text.items())],
+        "json": ["--params", tmp_path / "given.json"],
+        "toml": ["--params", tmp_path / "given.toml"],
+    }
+    reports = {}
+    for way, arguments in ways.items():
+        ran = train(logs, *arguments, "--json", tmp_path / "report.json")
+        assert ran.code == 0, ran.err
+        reports[way] = read_json(tmp_path / "report.json")
+    assert reports["flags"]["parameters"] == GRU4RecParameters.create(given).to_dict()
+    for report in reports.values():
+        assert report["parameters"] == reports["flags"]["parameters"]
+        assert report["metrics"] == reports["flags"]["metrics"]
+
+
+def test_flags_win_over_the_string_and_that_over_the_file(logs: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text("layers = [4]\nn_sample = 4\nbatch_size = 4\nn_epochs = 1\n")
+    ran = train(
+        logs, "--params", tmp_path / "p.toml", "-ps", "layers=8,n_sample=8", "--layers", "16", "--shuffle",
+        "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    found = read_json(tmp_path / "r.json")["parameters"]
+    assert (found["layers"], found["n_sample"], found["batch_size"], found["shuffle"]) == ([16], 8, 4, True)
+
+
+def test_a_flag_at_its_default_still_wins(logs: Path, tmp_path: Path) -> None:
+    ran = train(logs, "-ps", f"{SMALL},bpreg=2,momentum=0.3", "--momentum", "0.0", "--json", tmp_path / "r.json")
+    assert ran.code == 0, ran.err
+    found = read_json(tmp_path / "r.json")["parameters"]
+    assert (found["momentum"], found["bpreg"]) == (0.0, 2.0)
+
+
+def test_validation_picks_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -> None:
+    arguments = ["-ps", SMALL, "--n-epochs", "4", "--validation", logs / "test.tsv", "--monitor", "mrr@20"]
+    ran = train(logs, *arguments, "--json", tmp_path / "r.json")
+    assert ran.code == 0, ran.err
+    report = read_json(tmp_path / "r.json")
+    measured = [epoch["validation"]["mrr@20"] for epoch in report["epochs"]]
+    assert report["model_of_epoch"] == 1 + int(np.argmax(measured))
+    assert report["metrics"]["mrr@20"] == max(measured)  # the validation sessions are the test sessions here
+    assert f"best epoch by mrr@20 is {report['model_of_epoch']} of 4" in ran.err
+
+
+def test_training_in_a_pipe_is_plain_lines(run_folder: Path, logs: Path) -> None:
+    ran = train(logs, "-ps", SMALL, "--baselines")
+    assert ran.code == 0
+    assert not ran.control_characters()
+    assert ran.err.count("epoch ") == 2
+    assert ran.out.split()[:4] == ["metric", "model", "popularity", "random"]
+
+
+def test_what_is_skipped_is_said(tmp_path: Path) -> None:
+    rows = ["SessionId,ItemId,Time", "9,1,0", *(f"{session},{item},{item}" for session in (1, 2, 3) for item in (1, 2))]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
+    ran = cli("train", tmp_path / "log.csv", "-ps", "layers=4,batch_size=2,n_sample=2,n_epochs=1")
+    assert ran.code == 0, ran.err
+    assert "warning: 1 of 4 sessions have fewer than two events and are skipped" in ran.err.splitlines()
+
+
+def test_evaluate_agrees_with_train(logs: Path, run_folder: Path, tmp_path: Path) -> None:
+    ran = cli("evaluate", run_folder, logs / "test.tsv", "--cutoffs", "5,20", "--baselines", "--json", tmp_path / "e")
+    assert ran.code == 0, ran.err
+    found, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
+    assert found["metrics"] == trained["metrics"]
+    assert found["metrics"]["mrr@20"] > found["baselines"]["popularity"]["mrr@20"]
+    assert set(found["baselines"]) == {"popularity", "random"}
+    table = {line.split()[0]: line.split()[1:] for line in ran.out.splitlines()}
+    assert table["recall@20"][0] == f"{trained['metrics']['recall@20']:.4f}"
+
+
+def test_tie_modes_are_passed_on(logs: Path, run_folder: Path) -> None:
+    for mode in ("standard", "median"):
+        assert f"{mode} ties" in cli("evaluate", run_folder, logs / "test.tsv", "--ties", mode).out
+
+
+def test_recommend_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
+    ran = cli("recommend", run_folder / "model.safetensors", logs / "test.tsv", "--k", "3", "--exclude-seen")
+    assert ran.code == 0, ran.err
+    header, *rows = [line.split("\t") for line in ran.out.splitlines()]
+    assert header == ["SessionId", "Rank", "ItemId", "Score"]
+    store = SessionStore.from_events(logs / "test.tsv")
+    sessions = np.split(store.vocabulary.ids[store.items], store.offsets[1:-1])
+    expected = GRU4Rec.load(run_folder / "model.safetensors").recommend(sessions, 3, exclude="session")
+    assert [row[0] for row in rows] == [str(session) for session in store.session_ids for _ in range(3)]
+    assert [row[1] for row in rows] == ["1", "2", "3"] * store.n_sessions
+    assert [int(row[2]) for row in rows] == expected.items.ravel().tolist()
+    np.testing.assert_allclose([float(row[3]) for row in rows], expected.scores.ravel(), rtol=1e-5)
+
+
+def test_recommend_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> None:
+    ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids[:3].tolist()
+    given = [
+        {"session": "one event", "items": ids[:1]},
+        {"session": "b", "items": [*ids, -1]},
+        {"session": "c", "items": [-1]},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, given)) + "\n\n")
+    refused = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
+    assert refused.code == 2 and "session b: the model was not trained on item -1" in refused.error
+    arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
+    ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
+    assert ran.code == 0, ran.err
+    assert ran.err == "skipped: unknown items 2, sessions without a known one 1\n"
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    expected = GRU4Rec.load(run_folder / "model.safetensors").recommend([ids[:1], ids], 2)
+    assert [answer["session"] for answer in answers] == ["one event", "b"]
+    assert [answer["items"] for answer in answers] == expected.items.tolist()
+    np.testing.assert_allclose([answer["scores"] for answer in answers], expected.scores, rtol=1e-6)
+
+
+def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
+    ran = cli(
+        "prepare", logs / "train.tsv", tmp_path / "data", "--split", "fraction=0.2", "--validation-split", "days=0.05",
+        "--min-item-support", "5", "--min-session-length", "3", "--no-remove-duplicates", "--collapse-repeats",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    for part in ("train", "test", "train_tr", "train_valid"):
+        store = SessionStore.open(tmp_path / "data" / part)
+        assert f"{tmp_path / 'data' / part}: {store.n_sessions:,} sessions" in ran.out
+        assert np.diff(store.offsets).min() >= 3
+        first = store.offsets[1:-1]  # of every session but the first: what stands before it is another session's
+        repeated = store.items[1:] == store.items[:-1]
+        assert not np.delete(repeated, first - 1).any()
+    assert SessionStore.open(tmp_path / "data" / "train").support.min() > 0
+    ran = cli("train", tmp_path / "data/train", "--test", tmp_path / "data/test", "-ps", SMALL)
+    assert ran.code == 0, ran.err
+    assert "recall@20" in ran.out
+
+
+def test_other_columns_and_separators(logs: Path, tmp_path: Path) -> None:
+    renamed = (logs / "train.tsv").read_text().replace("SessionId\tItemId\tTime", "visit\tsku\tat").replace("\t", "#")
+    (tmp_path / "log.txt").write_text(renamed)
+    keys = ["--session-key", "visit", "--item-key", "sku", "--time-key", "at", "--separator", "#"]
+    ran = cli("train", tmp_path / "log.txt", "-ps", SMALL, *keys, "--json", tmp_path / "r.json")
+    assert ran.code == 0, ran.err
+    same = train(logs, "-ps", SMALL, "--separator", "tab", "--json", tmp_path / "s.json")
+    assert same.code == 0, same.err
+    losses = [[epoch["loss"] for epoch in read_json(tmp_path / name)["epochs"]] for name in ("r.json", "s.json")]
+    assert losses[0] == losses[1]
+
+
+def test_info() -> None:
+    assert json.loads(cli("info", "--json").out) == build_info()
+    shown = dict(line.split(maxsplit=1) for line in cli("info").out.splitlines())
+    assert shown["torch"] == build_info()["torch"]
+    assert shown["native_cpu"] == ("yes" if build_info()["native_cpu"] else "no")
+
+
+def test_version() -> None:
+    assert cli("--version").out.strip() == build_info()["version"]

@@ -1,0 +1,184 @@
+"""gru4rec-fast when something is wrong: one line, an exit code, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gru4rec_fast.cli import main
+from tests.cli_run import SMALL, cli, start, write_logs
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.tsv, test.tsv, a model, and files that are wrong."""
+    folder = tmp_path_factory.mktemp("errors")
+    write_logs(folder)
+    (folder / "empty.tsv").write_text("")
+    (folder / "notime.tsv").write_text("SessionId\tItemId\tTime\n1\t2\tnoon-ish\n")
+    (folder / "single.tsv").write_text("SessionId\tItemId\tTime\n1\t2\t3\n2\t2\t3\n")
+    (folder / "bad.jsonl").write_text('{"session": 1, "items": [1]}\n{"session": 2}\n')
+    (folder / "strings.jsonl").write_text('{"session": 1, "items": ["a"]}\n')
+    (folder / "bad.toml").write_text("layers = [")
+    (folder / "unknown.toml").write_text("learning_rat = 0.1\n")
+    (folder / "truncated.safetensors").write_bytes(b"\x10\x00\x00")
+    ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--out", folder / "run")
+    assert ran.code == 0, ran.err
+    return folder
+
+
+# A command, its arguments (words that name files are put into the folder above), what the line on stderr must say.
+REFUSED = [
+    ("", "nosuch", "No such command 'nosuch'"),
+    ("train", "", "Missing argument"),
+    ("train", "train.tsv --layer 10", "--layers"),
+    ("train", "train.tsv -ps layer=10", "did you mean layers?"),
+    ("train", "train.tsv -ps layers", "'layers' is not name=value"),
+    ("train", "train.tsv -ps layers=10,layers=20", "layers is given twice"),
+    ("train", "train.tsv --params unknown.toml", "did you mean learning_rate?"),
+    ("train", "train.tsv --params bad.toml", "bad.toml"),
+    ("train", "train.tsv --params none.toml", "none.toml: No such file"),
+    ("train", "train.tsv --layers 0", "layers=[0]"),
+    ("train", "train.tsv --layers ten", "layers='ten': must be sizes"),
+    ("train", "train.tsv --batch-size 0", "batch_size=0: must be at least 1"),
+    ("train", "train.tsv --n-epochs many", "n_epochs='many': must be a whole number"),
+    ("train", "train.tsv --loss hinge", "loss='hinge': choose one of cross-entropy"),
+    ("train", "train.tsv --impl fast", "impl='fast': choose one of auto, native, reference"),
+    ("train", "train.tsv --device abacus", "device='abacus'"),
+    ("train", "train.tsv --threads 0", "--threads"),
+    ("train", "train.tsv --cutoffs 5,x", "--cutoffs 5,x: give whole numbers"),
+    ("train", "train.tsv --cutoffs 0", "each at least 1"),
+    ("train", "train.tsv --ties lucky", "--ties lucky: choose one of"),
+    ("train", "train.tsv --resume", "--resume needs --out"),
+    ("train", "train.tsv --patience 2", "give validation="),
+    ("train", "none.tsv", "none.tsv: there is no such file"),
+    ("train", "empty.tsv", "empty.tsv is empty"),
+    ("train", "notime.tsv", "noon-ish"),
+    ("train", "single.tsv", "none of the 2 sessions has two events"),
+    ("train", "train.tsv --item-key Product", "no column 'Product'"),
+    ("train", "run", "run is no session store"),
+    ("train", "train.tsv --resume --out nowhere", "nowhere/last.safetensors"),
+    ("evaluate", "none.safetensors test.tsv", "none.safetensors"),
+    ("evaluate", "truncated.safetensors test.tsv", "truncated.safetensors is truncated or not a checkpoint"),
+    ("evaluate", "run none.tsv", "none.tsv: there is no such file"),
+    ("evaluate", "run test.tsv --batch-size 0", "batch_size=0"),
+    ("recommend", "run test.tsv --k 0", "k=0: choose 1 to 60"),
+    ("recommend", "run test.tsv --k 61", "k=61: choose 1 to 60"),
+    ("recommend", "run test.tsv --k 60 --exclude-seen", "items are left to recommend"),
+    ("recommend", "run bad.jsonl", "bad.jsonl, line 2"),
+    ("recommend", "run strings.jsonl", "same catalogue?"),
+    ("recommend", "run empty.jsonl", "empty.jsonl: No such file"),
+    ("prepare", "train.tsv data.out --split someday", "split 'someday': choose last-day"),
+    ("prepare", "train.tsv data.out --split last-day --time-unit days", "time_unit='days'"),
+    ("prepare", "train.tsv data.out --min-item-support 99999", "no session is left"),
+    ("prepare", "train.tsv run", "run exists and holds no data written by gru4rec_fast"),
+    ("demo", "--sessions 1", "--sessions"),
+]
+
+
+def _names_a_file(word: str) -> bool:
+    return word in ("run", "nowhere") or Path(word).suffix in (".tsv", ".toml", ".jsonl", ".safetensors", ".out")
+
+
+@pytest.mark.parametrize(("command", "rest", "said"), REFUSED, ids=[f"{c} {rest}" for c, rest, _ in REFUSED])
+def test_refused_in_one_line(here: Path, command: str, rest: str, said: str) -> None:
+    before = sorted(here.iterdir())
+    words = [here / word if _names_a_file(word) else word for word in [command, *rest.split()] if word]
+    ran = cli(*words)
+    assert ran.code == 2
+    assert said in ran.error
+    assert sorted(here.iterdir()) == before  # and nothing is left behind
+
+
+def test_a_json_file_that_cannot_be_is_told_before_training(here: Path) -> None:
+    ran = cli("train", here / "train.tsv", "-ps", SMALL, "--json", here)
+    assert ran.code == 2 and "is a folder" in ran.error and "epoch" not in ran.err
+
+
+def test_debug_shows_where(here: Path) -> None:
+    for arguments in (["--debug", "evaluate"], ["evaluate", "--debug"]):
+        with pytest.raises(FileNotFoundError):
+            main([*arguments, str(here / "none.safetensors"), str(here / "test.tsv")])
+
+
+def test_a_bug_is_not_dressed_as_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("gru4rec_fast.build_info", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        cli("info")
+
+
+def test_divergence_has_its_own_exit_code(here: Path) -> None:
+    ran = cli("train", here / "train.tsv", "-ps", SMALL, "--learning-rate", "1e38", "--out", here / "diverged")
+    assert ran.code == 3
+    assert "the loss is" in ran.error and "epoch 1" in ran.error
+
+
+def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(here: Path, tmp_path: Path) -> None:
+    common = ["train", here / "train.tsv", "-ps", SMALL, "--threads", "1"]
+    process = start(*common, "--n-epochs", "10000", "--out", tmp_path / "run")
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    assert any(line.startswith("epoch 1/10000") for line in lines)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == "" and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("interrupted: training interrupted")
+    assert err.splitlines()[-1].endswith("resume with the same out folder: the same command with --resume")
+
+    done = cli(
+        *common, "--n-epochs", "1", "--out", tmp_path / "run", "--resume"
+    )  # no further: it only reads the report
+    assert done.code == 0, done.err
+    epochs = len(json.loads((tmp_path / "run/report.json").read_text())["epochs"]) + 2
+    resumed = cli(*common, "--n-epochs", str(epochs), "--out", tmp_path / "run", "--resume")
+    assert resumed.code == 0, resumed.err
+    straight = cli(*common, "--n-epochs", str(epochs), "--out", tmp_path / "straight")
+    assert straight.code == 0, straight.err
+    losses = [
+        [epoch["loss"] for epoch in json.loads((tmp_path / name / "report.json").read_text())["epochs"]]
+        for name in ("run", "straight")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == epochs
+    resumed_model, straight_model = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "straight"))
+    assert resumed_model.keys() == straight_model.keys()
+    assert all(torch.equal(resumed_model[name], tensor) for name, tensor in straight_model.items())
+
+
+def test_a_closed_pipe_is_no_error(here: Path) -> None:
+    process = start("recommend", here / "run", here / "train.tsv", "--k", "60")
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("SessionId")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 1
+    assert err.splitlines() == [f"{here / 'train.tsv'}: 500 sessions, 3,149 events, 60 items"]
+
+
+def test_a_process_of_its_own(here: Path, tmp_path: Path) -> None:
+    """Outputs that are pipes carry no control characters, and exit codes reach the shell."""
+    arguments = ["train", here / "train.tsv", "--test", here / "test.tsv", "-ps", SMALL, "--json", tmp_path / "r.json"]
+    process = start(*arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert set(out + err) <= {"\n", *map(chr, range(32, 127))}
+    assert json.loads((tmp_path / "r.json").read_text())["metrics"]["recall@20"] > 0.5
+    process = start("evaluate", here / "none.safetensors", here / "test.tsv")
+    assert process.communicate(timeout=120)[1].startswith("error: ")
+    assert process.returncode == 2
+
+
+def test_importing_the_command_line_imports_nothing_for_it() -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}\nimport gru4rec_fast.cli\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"typer", "rich", "torch", "numpy"} & set(done.stdout.split())

@@ -1,0 +1,110 @@
+"""The demo, and the sessions it is trained on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from gru4rec_fast.data import SessionStore
+from gru4rec_fast.data.synthetic import EVENT_INTERVAL_S, markov_events, markov_sessions
+from tests.cli_run import cli
+
+
+def transitions(events: dict[str, np.ndarray]) -> np.ndarray:
+    """Pairs of items that follow each other in a session, [n, 2]."""
+    pairs = np.stack([events["ItemId"][:-1], events["ItemId"][1:]], axis=1)
+    return pairs[events["SessionId"][:-1] == events["SessionId"][1:]]
+
+
+def test_events_have_the_promised_form() -> None:
+    events = markov_events(2000, 50, mean_length=5, seed=3)
+    lengths = np.bincount(events["SessionId"])[1:]
+    assert len(lengths) == 2000 and lengths.min() == 2
+    # A geometric number of mean 4 has variance 12: five standard errors.
+    assert abs(lengths.mean() - 5) < 5 * np.sqrt(12 / 2000)
+    assert all(column.dtype == np.int64 for column in events.values())
+    assert 1 <= events["ItemId"].min() and events["ItemId"].max() <= 50
+    inside = events["SessionId"][:-1] == events["SessionId"][1:]
+    assert (np.diff(events["Time"])[inside] == EVENT_INTERVAL_S).all()
+
+
+def test_same_seed_same_events() -> None:
+    first, again, other = (markov_events(50, 20, seed=seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["ItemId"], other["ItemId"])
+
+
+def test_popularity_is_zipf() -> None:
+    events = markov_events(20_000, 30, p_follow=0, zipf_exponent=1.2, seed=5)
+    counts = np.sort(np.bincount(events["ItemId"], minlength=31)[1:])[::-1]
+    expected = np.arange(1, 31) ** -1.2
+    assert chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-3
+
+
+def test_items_follow_items() -> None:
+    followers = {}
+    for p_follow in (0.0, 1.0):
+        pairs = np.unique(transitions(markov_events(5000, 40, n_successors=3, p_follow=p_follow, seed=7)), axis=0)
+        followers[p_follow] = np.bincount(pairs[:, 0], minlength=41)[1:]
+    assert followers[1.0].max() == 3
+    assert followers[0.0].min() > 10
+
+
+def test_parts_follow_each_other_in_time() -> None:
+    train, validation, test = markov_sessions(500, 40, parts=(0.8, 0.1, 0.1), seed=2)
+    assert (train.n_sessions, validation.n_sessions, test.n_sessions) == (400, 50, 50)
+    assert train.vocabulary == validation.vocabulary == test.vocabulary
+    assert train.support.min() > 0
+    assert train.start_times[-1] < validation.start_times[0] <= validation.start_times[-1] < test.start_times[0]
+    assert not set(train.session_ids) & set(validation.session_ids) & set(test.session_ids)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"n_sessions": 0}, "n_sessions=0"),
+        ({"n_items": 0}, "n_items=0"),
+        ({"n_successors": 0}, "n_successors=0"),
+        ({"p_follow": 1.5}, "p_follow=1.5"),
+        ({"mean_length": 2}, "mean_length=2"),
+        ({"parts": (1, 0)}, "each must get at least one"),
+        ({"n_sessions": 3, "parts": (0.99, 0.01)}, "each must get at least one"),
+    ],
+)
+def test_impossible_sessions_are_refused(arguments: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        markov_sessions(**{"n_sessions": 10, **arguments})
+
+
+def test_the_demo_beats_popularity(tmp_path: Path) -> None:
+    ran = cli("demo", "--out", tmp_path / "demo", "--sessions", "4000", "--epochs", "2")
+    assert ran.code == 0, ran.err
+    assert not ran.control_characters()
+    header, *rows = ran.out.splitlines()
+    assert header.split() == ["metric", "model", "popularity", "random"]
+    table = {row.split()[0]: [float(value) for value in row.split()[1:]] for row in rows[:2]}
+    assert list(table) == ["recall@20", "mrr@20"]
+    for model, popularity, chance in table.values():
+        assert model > 1.5 * popularity > 3 * chance
+    curves = tmp_path / "demo/curves.png"
+    assert f"training curves: {curves}" in ran.out
+    assert curves.read_bytes().startswith(b"\x89PNG") and curves.stat().st_size > 10_000
+    assert ran.err.count("epoch ") == 2
+
+    again = cli("demo", "--out", tmp_path / "again", "--sessions", "4000", "--epochs", "2")
+    assert again.out.splitlines()[:3] == ran.out.splitlines()[:3]
+
+
+def test_what_the_demo_suggests_next_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = cli("demo", "--sessions", "300", "--epochs", "1")
+    assert ran.code == 0, ran.err
+    (suggestion,) = [line for line in ran.out.splitlines() if line.startswith("next: gru4rec-fast ")]
+    following = cli(*suggestion.removeprefix("next: gru4rec-fast ").split())
+    assert following.code == 0, following.err
+    rows = Path("recommended.tsv").read_text().splitlines()
+    assert len(rows) == 1 + 5 * SessionStore.open("demo_run/test").n_sessions
