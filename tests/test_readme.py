@@ -1,0 +1,114 @@
+"""What README.md and docs/cli.md show is what runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli_run import cli, write_logs
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+README = (CHECKOUT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def shown_commands(text: str) -> list[list[str]]:
+    """Command lines of gru4rec-fast, without the program's name."""
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("gru4rec-fast ")]
+
+
+@pytest.fixture(scope="module")
+def after_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a short demo was run."""
+    folder = tmp_path_factory.mktemp("readme")
+    ran = cli("demo", "--sessions", "500", "--epochs", "1", "--out", folder / "demo_run")
+    assert ran.code == 0, ran.err
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+def test_python_samples_run(after_the_demo: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.chdir(after_the_demo)
+    exec(compile(blocks(README, "python")[number], f"README.md, python block {number + 1}", "exec"), {})
+
+
+def test_there_are_python_samples() -> None:
+    assert len(blocks(README, "python")) == 2
+
+
+def test_the_commands_run(after_the_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(after_the_demo)
+    commands = [command for command in shown_commands(README) if not {"--seed"} & set(command)]
+    assert [command[0] for command in commands] == ["train", "evaluate", "recommend", "info"]
+    for command in commands:
+        ran = cli(*command)
+        assert ran.code == 0, ran.err
+
+
+def test_the_accuracy_commands_are_well_formed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small log in place of the real ones, for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    (accuracy,) = re.findall(r"<!-- accuracy -->(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    commands = shown_commands(accuracy)
+    assert len(commands) == 2
+    write_logs(tmp_path)
+    for command in commands:
+        log, test = command[1], command[command.index("--test") + 1]
+        Path(log).parent.mkdir()
+        for to, name in ((log, "train.tsv"), (test, "test.tsv")):
+            Path(to.removesuffix(".gz")).write_text((tmp_path / name).read_text())
+        ran = cli(*[word.removesuffix(".gz") for word in command], "--n-epochs", "1", "--threads", "1")
+        assert ran.code == 0, ran.err
+        assert "conservative ties" in ran.out
+
+
+def test_the_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_logs(tmp_path)
+    page = (CHECKOUT / "docs/cli.md").read_text()
+    (parameters,), (session,) = blocks(page, "toml"), blocks(page, "json")
+    Path("parameters.toml").write_text(parameters)
+    commands = [*shown_commands(page), ["train", "train.tsv", "--params", "parameters.toml"]]
+    assert len(commands) == 2
+    for command in commands:
+        ran = cli(*command, "--n-epochs", "1", "--threads", "1", "--out", "run")
+        assert ran.code == 0, ran.err
+    Path("sessions.jsonl").write_text(session)
+    assert "the model was not trained on item 214536502" in cli("recommend", "run", "sessions.jsonl").error
+
+
+@pytest.mark.parametrize("name", ["install-and-demo", "install-and-test"])
+def test_ci_finds_the_two_commands(name: str) -> None:
+    (block,) = re.findall(rf"^<!-- {name} -->\n```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert block.startswith('pip install "torch==')
+    assert len(block.splitlines()) == 1
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/cli.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (CHECKOUT / page).read_text()
+    targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if not target.startswith("http")]
+    assert targets
+    missing = [target for target in targets if not ((CHECKOUT / page).parent / target).exists()]
+    assert not missing
+
+
+def test_the_index_has_every_page() -> None:
+    docs = CHECKOUT / "docs"
+    index = (docs / "index.md").read_text()
+    pages = [path.relative_to(docs).as_posix() for path in docs.rglob("*.md") if path.name != "index.md"]
+    assert [page for page in pages if f"({page})" not in index] == []
+
+
+def test_the_picture_is_small() -> None:
+    picture = CHECKOUT / "docs/images/training_curve.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 150 * 1024
