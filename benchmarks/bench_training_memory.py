@@ -77,7 +77,8 @@ def main() -> None:
         results.append(result)
         ingest, training = result["ingest"], result["training"]
         print(
-            f"{millions:5.0f} M events: ingest peak {ingest['peak_bytes'] / 2**20:5.0f} MiB, {ingest['seconds']:5.1f} s; "
+            f"{millions:5.0f} M events: ingest peak {ingest['peak_bytes'] / 2**20:5.0f} MiB, "
+            f"{ingest['seconds']:5.1f} s; "
             f"{N_STEPS} steps peak {training['peak_bytes'] / 2**20:6.1f} MiB, {training['seconds']:5.1f} s",
             flush=True,
         )

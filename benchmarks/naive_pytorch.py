@@ -1,0 +1,135 @@
+"""GRU4Rec training as anyone would write it in plain PyTorch: the second baseline beside the published code.
+
+One layer, constrained embedding: a Python session iterator, torch.multinomial for the negatives, F.dropout,
+nn.GRUCell, a sparse nn.Embedding for the item table, autograd, and an Adagrad over the touched rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gru4rec_fast.data import SessionStore
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the training table: what the published parameter strings say."""
+
+    name: str
+    loss: str
+    width: int
+    batch_size: int
+    sample_alpha: float
+    learning_rate: float
+    dropout_p_embed: float = 0.0
+    dropout_p_hidden: float = 0.0
+    momentum: float = 0.0
+    logq: float = 0.0
+    bpreg: float = 1.0
+    elu_param: float = 0.0
+    n_sample: int = 2048
+    n_items: int = 2933
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SETTINGS = [
+    Setting("xe-100", "cross-entropy", 100, 32, 0.75, 0.1, dropout_p_embed=0.1, logq=1.0),
+    Setting("xe-480", "cross-entropy", 480, 48, 0.2, 0.07, dropout_p_hidden=0.2, logq=1.0),
+    Setting("bprmax-224", "bpr-max", 224, 80, 0.4, 0.05, 0.5, 0.05, momentum=0.4, bpreg=1.95, elu_param=0.5),
+    Setting("bprmax-512", "bpr-max", 512, 128, 0.3, 0.05, 0.5, 0.3, 0.15, bpreg=0.9, elu_param=1.0, n_items=43097),
+]
+
+
+def session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Inputs, targets and resets [B] of one step after another, while every lane lives."""
+    items, offsets = store.items, store.offsets
+    position = offsets[:batch_size].copy()
+    end = offsets[1 : batch_size + 1].copy()
+    reset, unstarted = np.ones(batch_size, dtype=bool), batch_size
+    while True:
+        yield tuple(torch.from_numpy(np.array(a)) for a in (items[position], items[position + 1], reset))  # type: ignore[misc]
+        position += 1
+        reset = position + 1 >= end
+        for lane in np.flatnonzero(reset):
+            if unstarted >= store.n_sessions:
+                return
+            position[lane], end[lane] = offsets[unstarted], offsets[unstarted + 1]
+            unstarted += 1
+
+
+class NaiveTraining:
+    """Train step by step: `for _ in range(n): training.step()`."""
+
+    def __init__(self, store: SessionStore, setting: Setting) -> None:
+        self.store, self.setting = store, setting
+        self.table = nn.Embedding(store.n_items, setting.width, sparse=True)
+        self.bias = nn.Embedding(store.n_items, 1, sparse=True)
+        nn.init.uniform_(self.table.weight, -0.05, 0.05)
+        nn.init.zeros_(self.bias.weight)
+        self.cell = nn.GRUCell(setting.width, setting.width)
+        parameters = [self.table.weight, self.bias.weight, *self.cell.parameters()]
+        self.moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in parameters}
+        support = torch.tensor(store.support, dtype=torch.float32)
+        self.p, self.log_support = support**setting.sample_alpha, support.log()
+        self.hidden = torch.zeros(setting.batch_size, setting.width)
+        self.batches = session_batches(store, setting.batch_size)
+
+    def step(self) -> float:
+        """One mini-batch; returns its loss."""
+        s = self.setting
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = session_batches(self.store, s.batch_size)
+            batch = next(self.batches)
+        inputs, targets, reset = batch
+        targets = targets.long()
+        negatives = torch.multinomial(self.p, s.n_sample, replacement=True)
+        x = F.dropout(self.table(inputs.long()), s.dropout_p_embed)
+        hidden = F.dropout(self.cell(x, self.hidden * ~reset.unsqueeze(1)), s.dropout_p_hidden)
+        columns = torch.cat([targets, negatives])
+        y = hidden @ self.table(columns).T + self.bias(columns).T
+        if s.logq:
+            log_q = self.log_support[columns]
+            log_q[s.batch_size :] *= s.sample_alpha
+            y = y - s.logq * log_q
+        loss = self._loss(y) / s.batch_size
+        loss.backward()
+        with torch.no_grad():
+            for parameter in self.moments:
+                self._update(parameter)
+        self.hidden = hidden.detach()
+        return loss.item()
+
+    def _loss(self, y: Tensor) -> Tensor:
+        s, m = self.setting, y.shape[0]
+        if s.loss == "cross-entropy":
+            return F.cross_entropy(y, torch.arange(m), reduction="sum")
+        y = F.elu(y, s.elu_param)
+        target = y.diagonal().unsqueeze(1)
+        weight = torch.softmax(y.masked_fill(torch.eye(m, y.shape[1], dtype=torch.bool), -torch.inf), 1)
+        better = (weight * torch.sigmoid(target - y)).sum(1)
+        return (-torch.log(better + 1e-24) + s.bpreg * (weight * y * y).sum(1)).sum()
+
+    def _update(self, parameter: Tensor) -> None:
+        s, (accumulator, velocity) = self.setting, self.moments[parameter]
+        assert parameter.grad is not None
+        rows: slice | Tensor = slice(None)
+        grad = parameter.grad
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            rows, grad = grad.indices()[0], grad.values()
+        accumulator[rows] += grad * grad
+        change = -s.learning_rate * grad / (accumulator[rows] + 1e-6).sqrt()
+        if s.momentum:
+            change += s.momentum * velocity[rows]
+            velocity[rows] = change
+        parameter[rows] += change
+        parameter.grad = None
