@@ -146,7 +146,9 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
         "lasting": False,
     }
     if mode == "auto" and answer.get("cuda"):
-        return build(csrc, output, "cpu", environment=environment) | {"cuda_why_not": answer["why_not"]}
+        record = build(csrc, output, "cpu", environment=environment) | {"mode": mode, "cuda_why_not": answer["why_not"]}
+        write_record(output, record)
+        return record
     raise BuildError(answer["why_not"], answer["lasting"])
 
 

@@ -186,3 +186,24 @@ ops.target_rank(torch.ones(1, 2), torch.ones(3, 2), None, torch.zeros(1, dtype=t
     done = run_python(code, GRU4REC_FAST_BUILD="none")
     assert done.returncode != 0
     assert "impl='native': GRU4REC_FAST_BUILD=none in the environment" in done.stderr
+
+
+def test_cuda_kernels_that_do_not_compile_leave_those_for_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRU4REC_FAST_BUILD=auto, with the compiling process played by a function."""
+
+    def compile_in_a_child(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        mode = command[command.index("--mode") + 1]
+        failure = {"mode": mode, "cuda": True, "why_not": "compiling failed: error: in a kernel", "lasting": True}
+        success = {"mode": mode, "cuda": False, "cuda_why_not": "left out on request"}
+        _compile.write_record(tmp_path, success if mode == "cpu" else failure)
+        return subprocess.CompletedProcess(command, 0 if mode == "cpu" else 1)
+
+    monkeypatch.setattr(_compile, "missing_tool", lambda _: None)
+    monkeypatch.setattr(_compile.subprocess, "run", compile_in_a_child)
+    record = _compile.build(tmp_path, tmp_path, "auto")
+    assert record == {"mode": "auto", "cuda": False, "cuda_why_not": "compiling failed: error: in a kernel"}
+    assert _compile.read_record(tmp_path) == record
+    with pytest.raises(_compile.BuildError, match="in a kernel"):
+        _compile.build(tmp_path, tmp_path, "cuda")
