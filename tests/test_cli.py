@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_run import SMALL, Ran, cli, write_logs
 
 from gru4rec_fast import GRU4Rec, build_info
 from gru4rec_fast.cli import main
 from gru4rec_fast.cli.parameters import FLAGS
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.models import GRU4RecParameters
-from tests.cli_run import SMALL, Ran, cli, write_logs
 
 COMMANDS = ("demo", "prepare", "train", "evaluate", "recommend", "info")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_run import SMALL, cli, start, write_logs
 from safetensors.torch import load_file
 
 from gru4rec_fast.cli import main
-from tests.cli_run import SMALL, cli, start, write_logs
 
 
 @pytest.fixture(scope="module")

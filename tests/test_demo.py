@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_run import cli
 from scipy.stats import chisquare
 
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.data.synthetic import EVENT_INTERVAL_S, markov_events, markov_sessions
-from tests.cli_run import cli
 
 
 def transitions(events: dict[str, np.ndarray]) -> np.ndarray:
