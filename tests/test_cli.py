@@ -140,6 +140,10 @@ def test_validation_picks_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -
     assert report["metrics"]["mrr@20"] == max(measured)  # the validation sessions are the test sessions here
     assert f"best epoch by mrr@20 is {report['model_of_epoch']} of 4" in ran.err
 
+    untested = cli("train", logs / "train.tsv", "--threads", "1", *arguments, "--json", tmp_path / "u.json")
+    assert untested.code == 0, untested.err
+    assert read_json(tmp_path / "u.json")["metrics"]["mrr@20"] == max(measured)
+
 
 def test_training_in_a_pipe_is_plain_lines(run_folder: Path, logs: Path) -> None:
     ran = train(logs, "-ps", SMALL, "--baselines")

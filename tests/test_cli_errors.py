@@ -65,6 +65,7 @@ REFUSED = [
     ("train", "train.tsv --item-key Product", "no column 'Product'"),
     ("train", "run", "run is no session store"),
     ("train", "train.tsv --resume --out nowhere", "nowhere/last.safetensors"),
+    ("train", "train.tsv --out test.tsv", "test.tsv: File exists"),
     ("evaluate", "none.safetensors test.tsv", "none.safetensors"),
     ("evaluate", "truncated.safetensors test.tsv", "truncated.safetensors is truncated or not a checkpoint"),
     ("evaluate", "run none.tsv", "none.tsv: there is no such file"),

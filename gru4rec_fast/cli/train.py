@@ -110,19 +110,22 @@ def train(
     use_threads(threads)
     model = build_model(flags or {}, parameter_string, params)
     stores = _open_all(train, test, validation, LogFormat(session_key, item_key, time_key, separator, allow_pickle))
+    if out is not None and not resume:
+        out.mkdir(parents=True, exist_ok=True)  # told now if it cannot be, not after the first epoch
     with ExitStack() as stack:
         run_folder = out
         if out is None and (validation is not None or model.parameters.monitor == "loss"):
             run_folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # for the best epoch's weights
         _fit(model, stores, run_folder, resume, checkpoint_every, told=out)
         best = _best(model, run_folder)
+    if out is not None:
+        best.save(out / MODEL_FILE)
     report = None
     if "test" in stores:
         report = best.evaluate(stores["test"], cutoffs=checked_cutoffs, ties=cast("Ties", ties), baselines=baselines)
         print(report.table())
     content = _content(model, best, stores, report)
     if out is not None:
-        best.save(out / MODEL_FILE)
         write_json(out / REPORT_FILE, content)
         note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
     if json_file is not None:
@@ -190,5 +193,9 @@ def _content(model: GRU4Rec, best: GRU4Rec, stores: dict[str, SessionStore], rep
         }
         for name, store in stores.items()
     }
-    evaluation = None if report is None else asdict(report)
-    return model.report(report) | {"model_of_epoch": len(best.history), "evaluation": evaluation, "data": data}
+    return model.report(report) | {
+        "metrics": best.report(report)["metrics"],
+        "model_of_epoch": len(best.history),
+        "evaluation": None if report is None else asdict(report),
+        "data": data,
+    }
