@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from golden import golden_folder, golden_names, load
 from oracle import Options, Trainer, evaluate, metrics, play, split
 

@@ -33,7 +33,7 @@ def session_batch(
     Args:
         items: int32 or int64 [n_events], the log.
         offsets: int64 [n_sessions + 1]; session s is items[offsets[s]:offsets[s + 1]].
-        order: int64 [n_played], the sessions of this epoch in the order they are started; None: all, in the log's order.
+        order: int64 [n_played], the sessions of this epoch in the order they are started; None: all, as they stand.
         lane_session: int64 [B], updated: which place of `order` the lane plays; -1 before its first step, n_played when
             it is dead.
         lane_position: int64 [B], updated: index in `items` of the lane's next input.
