@@ -1,7 +1,8 @@
 """Which implementation of an operator runs, and why: the only place that decides.
 
 The native library is looked for at the first call that could use it, never at import. Where it cannot be had, the
-reason is kept, shown by `build_info()`, and said once, in one line, when an operator first falls back.
+reason is kept, shown by `build_info()`, and said once, in one line, when an operator first falls back; likewise where
+the library has no kernels for a kind of device. An operator that has no kernel yet beside others that do is not told.
 """
 
 from __future__ import annotations
@@ -108,19 +109,28 @@ def _decide(impl: str, op: str, device_type: str) -> str:
         missing = f"operator {op} has no native kernel on {device_type}" if loaded else _why_not
         raise RuntimeError(f"impl='native': {missing}")
     if not loaded:
-        _announce()
+        _announce(f"without native kernels: {_why_not}")
+    elif not any(device_type in devices for devices in kernels().values()):
+        _announce(f"on {device_type}, without native kernels: {_why_not_on(device_type)}")
     return "reference"
 
 
-_announced = False
+_announced: set[str] = set()
 
 
-def _announce() -> None:
-    """Say once that everything runs without native kernels, and why; not to someone who just asked for that."""
-    global _announced
-    if not _announced and _compile.build_mode() != "none":
-        logger.warning("gru4rec_fast: running the pure-PyTorch reference, without native kernels: %s", _why_not)
-    _announced = True
+def _announce(what: str) -> None:
+    """Say once what runs on the reference, and why; not to someone who just asked for that."""
+    if what not in _announced and _compile.build_mode() != "none":
+        logger.warning("gru4rec_fast: running the pure-PyTorch reference %s", what)
+    _announced.add(what)
+
+
+def _why_not_on(device_type: str) -> str:
+    """Why the library that is loaded has no kernels at all for a device type."""
+    why_not_cuda = _library.record.get("cuda_why_not") if _library is not None else None
+    if device_type == "cuda" and why_not_cuda:
+        return str(why_not_cuda)
+    return f"there are none for {device_type}"
 
 
 def kernels() -> dict[str, list[str]]:

@@ -77,12 +77,18 @@ def difference(record: Record, wanted: dict[str, str]) -> str:
 
 
 def cache_folder() -> Path:
-    """GRU4REC_FAST_CACHE, else gru4rec_fast/ in the platform's cache folder. Not created here."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gru4rec_fast"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gru4rec_fast"
+    """GRU4REC_FAST_CACHE, else gru4rec_fast/ in the platform's cache folder. Not created here.
+
+    Raises BuildError where neither that is set nor this user has a home folder.
+    """
+    try:
+        if named := os.environ.get(CACHE_VARIABLE):
+            return Path(named).expanduser()
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "gru4rec_fast"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gru4rec_fast"
+    except RuntimeError as error:  # a user id without an entry, as containers have, and no HOME
+        raise BuildError(f"this user has no home folder to compile kernels into; set {CACHE_VARIABLE}") from error
 
 
 def compile_once(csrc: Path, wanted: dict[str, str], mode: str, why: str | None = None) -> Library:

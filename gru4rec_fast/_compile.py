@@ -79,12 +79,19 @@ def identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str
     }
 
 
+def with_scripts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """A copy of `environment` whose PATH ends with this interpreter's scripts: an environment that is not activated
+    has the tools that pip installed there and nowhere else."""
+    path = [entry for entry in (environment.get("PATH"), sysconfig.get_path("scripts")) if entry]
+    return {**environment, "PATH": os.pathsep.join(path)}
+
+
 def missing_tool(environment: Mapping[str, str] = os.environ) -> str | None:
     """Why nothing can be compiled in this environment; None where a C++ compiler and ninja are there."""
     if not sys.platform.startswith(("linux", "darwin")):
         return f"kernels are compiled on Linux and macOS only, not on {sys.platform}"
     compiler = shlex.split(environment.get("CXX", "c++"))[0]
-    path = environment.get("PATH", "")
+    path = with_scripts(environment)["PATH"]
     if shutil.which(compiler, path=path) is None:
         return f"there is no C++ compiler ({compiler} is not on PATH; install g++ or set CXX)"
     if shutil.which("ninja", path=path) is None:
@@ -128,16 +135,19 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
     `environment` replaces os.environ for the compiling process. Raises BuildError.
     """
     output.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ if environment is None else environment)
-    # Tools installed by pip beside an interpreter whose environment is not activated.
-    environment["PATH"] = os.pathsep.join([environment.get("PATH", ""), sysconfig.get_path("scripts")])
+    environment = os.environ if environment is None else environment
     if reason := missing_tool(environment):
         raise BuildError(reason)
     command = [sys.executable, "-P", __file__, "--mode", mode, "--csrc", str(csrc.resolve()), "--output", str(output)]
     log = output / LOG
     with log.open("w") as stream:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, check=False
+            command,
+            env=with_scripts(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=False,
         )
     if done.returncode == 0:
         return read_record(output)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gru4rec_fast
-from gru4rec_fast import _backend, _compile
+from gru4rec_fast import _backend, _build, _compile
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
         "_library": None,
         "_why_not": reason,
         "_resolved": {},
-        "_announced": False,
+        "_announced": set(),
     }.items():
         monkeypatch.setattr(_backend, name, value)
     return reason
@@ -79,6 +79,40 @@ def test_build_info_without_the_library(no_library: str) -> None:
     assert not info["native_cpu"] and not info["native_cuda"] and info["kernels"] == {}
 
 
+def test_a_user_without_a_home_folder_runs_the_reference(
+    no_library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs under a user id of its own."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "XDG_CACHE_HOME", _build.CACHE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "schema.cpp").touch()
+    monkeypatch.setattr(_build, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_backend, "_why_not", None)
+    why_not = gru4rec_fast.build_info()["why_not"]
+    assert why_not == "this user has no home folder to compile kernels into; set GRU4REC_FAST_CACHE"
+    monkeypatch.setenv(_build.CACHE_VARIABLE, str(tmp_path / "cache"))
+    assert _build.cache_folder() == tmp_path / "cache"
+
+
+def test_tools_beside_the_interpreter_are_found_though_its_environment_is_not_activated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, tool in (("bin", "c++"), ("scripts", "ninja")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / tool).touch(0o755)
+    monkeypatch.setattr(_compile.sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))
+    assert _compile.missing_tool({"PATH": str(tmp_path / "bin")}) is None
+    assert "there is no C++ compiler" in str(_compile.missing_tool({"PATH": ""}))
+    (tmp_path / "scripts" / "ninja").unlink()
+    assert "ninja is not on PATH" in str(_compile.missing_tool({"PATH": str(tmp_path / "bin")}))
+
+
 def test_build_info_keys_do_not_depend_on_the_build(no_library: str, request: pytest.FixtureRequest) -> None:
     without = set(gru4rec_fast.build_info())
     documented = (gru4rec_fast._backend.build_info.__doc__ or "").split("Keys:")[1]
@@ -97,17 +131,44 @@ def test_the_library_is_the_one_for_this_torch(native_library: None) -> None:
     assert info["kernels"]["target_rank"][0] == "cpu" and info["kernels"]["session_batch"][0] == "cpu"
 
 
-def test_an_operator_without_a_kernel_falls_back_in_silence(
-    native_library: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def library_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in which a library was loaded that has one kernel, for the CPU, of two operators."""
+    record = {"cuda_why_not": "this version has no CUDA kernels"}
+    for name, value in {
+        "_library": _build.Library(Path("_C.so"), "ahead of time", record),
+        "_resolved": {},
+        "_announced": set(),
+        "load": lambda: True,
+        "kernels": lambda: {"target_rank": ["cpu"], "gru": []},
+    }.items():
+        monkeypatch.setattr(_backend, name, value)
+
+
+def test_an_operator_without_a_kernel_beside_others_falls_back_in_silence(
+    library_for_the_cpu: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_backend, "_resolved", {})
     assert _backend.resolve("auto", "target_rank", "cpu") == "native"
-    assert _backend.resolve("auto", "target_rank", "meta") == "reference"
-    with pytest.raises(RuntimeError, match="operator target_rank has no native kernel on meta"):
-        _backend.resolve("native", "target_rank", "meta")
+    assert _backend.resolve("auto", "gru", "cpu") == "reference"
+    with pytest.raises(RuntimeError, match="operator gru has no native kernel on cpu"):
+        _backend.resolve("native", "gru", "cpu")
     with pytest.raises(KeyError):
         _backend.resolve("auto", "no_such_operator", "cpu")
     assert not caplog.records
+
+
+def test_a_device_without_kernels_is_announced_once_with_its_reason(
+    library_for_the_cpu: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for device_type in ("cuda", "mps"):
+        for op in ("target_rank", "gru"):
+            assert _backend.resolve("auto", op, device_type) == "reference"
+            assert _backend.resolve("reference", op, device_type) == "reference"
+    assert [record.getMessage() for record in caplog.records] == [
+        "gru4rec_fast: running the pure-PyTorch reference on cuda, without native kernels: "
+        "this version has no CUDA kernels",
+        "gru4rec_fast: running the pure-PyTorch reference on mps, without native kernels: there are none for mps",
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

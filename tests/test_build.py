@@ -226,6 +226,20 @@ def test_without_torch_it_installs_and_compiles_at_first_use(place_without_torch
     assert second["library"] == first["library"] and second["stderr"] == ""
 
 
+def test_ninja_of_an_environment_that_is_not_activated(place: Place) -> None:
+    """pip puts it beside the interpreter, where PATH finds nothing."""
+    tools = place.home / "tools"
+    tools.mkdir()
+    for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for tool in folder.iterdir() if folder.is_dir() else ():
+            if tool.name != "ninja" and not os.path.lexists(tools / tool.name):
+                (tools / tool.name).symlink_to(tool)
+    here = {"PATH": str(tools), **place.from_source()}
+    assert "ninja is not on PATH" in str(place.info(**here)["why_not"])
+    (place.home / "bin" / "ninja").symlink_to(str(shutil.which("ninja")))
+    assert place.info(**here)["how"] == "at first use"
+
+
 def test_processes_that_start_together_compile_once(place: Place) -> None:
     processes = [
         subprocess.Popen(
