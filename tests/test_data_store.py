@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gru4rec_fast.data import SessionStore, Vocabulary, prepare
+from gru4rec_fast.data.files import replace_folder
 
 LOG = {"SessionId": ["b", "b", "a", "é", "é"], "ItemId": [7, 9, 7, 11, 9], "Time": [1.0, 2.0, 3.0, 4.0, 5.0]}
 
@@ -84,6 +86,10 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
 
 
+def as_dtype(dtype: Any) -> Callable[[Path], None]:
+    return lambda path: np.save(path, np.load(path).astype(dtype))
+
+
 def change_meta(**changes: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -102,6 +108,21 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
             "start_times.npy",
             lambda path: np.save(path, np.arange(9.0)),
             r"start_times\.npy has shape \(9,\) where \(3,\)",
+        ),
+        ("items.npy", as_dtype(np.int64), r"items\.npy holds int64 where int32 was expected; prepare the store again"),
+        ("offsets.npy", as_dtype(">i8"), r"offsets\.npy holds >i8 where int64 was expected"),
+        ("support.npy", as_dtype(np.float64), r"support\.npy holds float64 where int64 was expected"),
+        ("end_times.npy", as_dtype(np.int32), r"end_times\.npy holds int32 where int64 or float64 was expected"),
+        ("vocabulary.ids.npy", as_dtype(np.uint8), r"vocabulary\.ids\.npy holds uint8 where int64 was expected"),
+        (
+            "items.npy",
+            lambda path: np.save(path, np.zeros((5, 1), np.int32)),
+            r"items\.npy has shape \(5, 1\) where \(5,\) was expected",
+        ),
+        (
+            "offsets.npy",
+            lambda path: np.save(path, np.arange(4)),
+            r"offsets\.npy is damaged: it goes from 0 to 3 where 0 to 5 was expected; prepare the store again",
         ),
         ("meta.json", cut, r"meta\.json is damaged"),
         ("meta.json", lambda path: path.write_text("[]"), "is no session store, by its meta.json"),
@@ -192,6 +213,35 @@ def test_a_disk_found_full_when_files_are_flushed(
     assert caught.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
+
+
+KILLED = """
+import os, signal, sys
+from gru4rec_fast.data import SessionStore
+def killed(rows): os.kill(os.getpid(), signal.SIGKILL)
+SessionStore.from_events({"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}, out=sys.argv[1], progress=killed)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, store: SessionStore) -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "store")], env={**os.environ, "PYTHONPATH": paths}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".store.partial-") and any(left.iterdir())
+    store.save(tmp_path / "store2")  # another target's is none of its business
+    assert left.exists()
+    with replace_folder(tmp_path / "store", []) as partial:
+        assert not left.exists()
+        (partial / "written").touch()
+        store.save(tmp_path / "store.2")
+        with replace_folder(tmp_path / "store", []):  # this process is alive and still writing
+            assert (partial / "written").exists()
+        shutil.rmtree(tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]
+    assert (tmp_path / "store" / "written").exists()
 
 
 @pytest.mark.parametrize("stage", ["reading", "writing", "renaming"])

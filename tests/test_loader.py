@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,15 +111,24 @@ def test_shuffle_is_drawn_from_seed_and_epoch() -> None:
 
 
 def test_works_inside_torch_dataloader() -> None:
-    loader = SessionParallelLoader(store_of(LENGTHS), 3, 2)
-    direct = list(loader)
-    for workers in (0, 1):
-        wrapped = torch.utils.data.DataLoader(
-            SessionParallelLoader(store_of(LENGTHS), 3, 2), batch_size=None, num_workers=workers
-        )
-        assert equal(list(wrapped), direct)
-    with pytest.raises(Exception, match="num_workers=2"):
-        list(torch.utils.data.DataLoader(loader, batch_size=None, num_workers=2))
+    def loader() -> SessionParallelLoader:
+        return SessionParallelLoader(store_of(LENGTHS), 3, 2, shuffle=True)
+
+    direct, inner = loader(), loader()
+    wrapped = torch.utils.data.DataLoader(inner, batch_size=None, num_workers=0)
+    for epoch in range(2):
+        assert inner.state_dict()["epoch"] == epoch
+        assert equal(list(wrapped), list(direct))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_process_is_refused(workers: int) -> None:
+    """The epoch would be counted in the worker's copy: each would play the first order again."""
+    wrapped = torch.utils.data.DataLoader(
+        SessionParallelLoader(store_of(LENGTHS), 3, shuffle=True), batch_size=None, num_workers=workers
+    )
+    with pytest.raises(ValueError, match=rf"num_workers={workers}: .* must run in the main process.*use num_workers=0"):
+        list(wrapped)
 
 
 def test_fewer_sessions_than_lanes() -> None:
@@ -143,14 +155,67 @@ def test_zero_is_named(argument: str) -> None:
         SessionParallelLoader(**({"store": store_of([3, 3]), "batch_size": 2} | {argument: 0}))
 
 
-def test_a_state_of_other_lanes_is_refused() -> None:
-    loader = SessionParallelLoader(store_of(LENGTHS), 3)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 2}, "n_lanes=3, not 2"),
+        ({"steps": 4}, "steps=2, not 4"),
+        ({"shuffle": False}, "shuffle=True, not False"),
+        ({"seed": 6}, "seed=5, not 6"),
+        ({"min_live": 2}, "min_live=1, not 2"),
+        ({"store": store_of([*LENGTHS[:-1], 2, 2])}, "n_sessions=9, not 10"),
+        ({"store": store_of([*LENGTHS[:-1], 4])}, "n_targets=28, not 29"),
+        ({"steps": 1, "seed": 0}, "steps=2, not 1; seed=5, not 0"),
+    ],
+)
+def test_a_state_of_another_loader_is_refused(change: dict[str, Any], message: str) -> None:
+    arguments = {"store": store_of(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
+    loader = SessionParallelLoader(**arguments)
     next(iter(loader))
-    with pytest.raises(ValueError, match="the state has 3 lanes, this loader 2"):
-        SessionParallelLoader(store_of(LENGTHS), 2).load_state_dict(loader.state_dict())
+    state = json.loads(json.dumps(loader.state_dict()))
+    with pytest.raises(ValueError, match=f"taken from another loader: it had {message}$"):
+        SessionParallelLoader(**arguments | change).load_state_dict(state)
+    same = SessionParallelLoader(**arguments)
+    same.load_state_dict(state)
+    assert same.state_dict() == state
 
 
-def test_reads_a_memory_mapped_store(tmp_path) -> None:
+def test_the_log_stays_where_it_is_and_blocks_go_to_the_device(tmp_path: Path) -> None:
+    """The meta device stands for one with a memory of its own, on which nothing can be looked up."""
+    store_of(LENGTHS).save(tmp_path / "store")
+    store = SessionStore.open(tmp_path / "store")
+    loader = SessionParallelLoader(store, 3, 2, device="meta", shuffle=True)
+    assert loader.items.data_ptr() == store.items.ctypes.data  # not even copied
+    here = SessionParallelLoader(store, 3, 2, shuffle=True)
+    for block, same in zip(loader, here, strict=True):
+        assert all(tensor.device.type == "meta" for tensor in block[:3])
+        assert [tensor.shape for tensor in block[:3]] == [tensor.shape for tensor in same[:3]]
+        assert block.n_live == same.n_live
+        assert loader.state_dict() == here.state_dict()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_blocks_on_a_gpu_are_those_on_the_cpu() -> None:
+    arguments = {"store": store_of(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True}
+    blocks = list(SessionParallelLoader(**arguments, device="cuda"))
+    assert all(tensor.is_cuda for block in blocks for tensor in block[:3])
+    moved = [SessionBlock(*(tensor.cpu() for tensor in block[:3]), block.n_live) for block in blocks]
+    assert equal(moved, list(SessionParallelLoader(**arguments)))
+
+
+@pytest.mark.parametrize("value", [37, -1, -9])
+@pytest.mark.parametrize("event", [0, 1, 36])
+def test_an_item_out_of_range_names_the_store(tmp_path: Path, value: int, event: int) -> None:
+    store_of(LENGTHS).save(tmp_path / "store")
+    items = np.load(tmp_path / "store" / "items.npy", mmap_mode="r+")
+    items[event] = value
+    items.flush()
+    store = SessionStore.open(tmp_path / "store")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/store: its items are no indices of its catalogue of 37 items"):
+        list(SessionParallelLoader(store, 3))
+
+
+def test_reads_a_memory_mapped_store(tmp_path: Path) -> None:
     store_of(LENGTHS).save(tmp_path / "store")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -40,10 +40,10 @@ def save_array(path: Path, array: np.ndarray) -> None:
     write_npy(path, [array], array.dtype, len(array))
 
 
-def open_array(path: Path, length: int | None = None) -> np.ndarray:
+def open_array(path: Path, length: int | None = None, dtypes: Iterable[DTypeLike] | None = None) -> np.ndarray:
     """Open a one-dimensional .npy file memory-mapped, read-only.
 
-    Raises ValueError where it is missing, damaged or not of `length`.
+    Raises ValueError where it is missing, damaged, not of `length` or of none of `dtypes`.
     """
     try:
         array = _map(path)
@@ -53,6 +53,10 @@ def open_array(path: Path, length: int | None = None) -> np.ndarray:
         raise ValueError(f"{path} is damaged or was cut short ({error}); prepare the store again") from error
     if length is not None and array.shape != (length,):
         raise ValueError(f"{path} has shape {array.shape} where ({length},) was expected; prepare the store again")
+    wanted = [np.dtype(dtype) for dtype in dtypes or [array.dtype]]
+    if array.dtype not in wanted:
+        expected = " or ".join(map(str, wanted))
+        raise ValueError(f"{path} holds {array.dtype} where {expected} was expected; prepare the store again")
     return array
 
 
@@ -85,7 +89,8 @@ def disk_full_named(path: Path) -> Iterator[None]:
 def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]:
     """Yield an empty temporary sibling of `folder` to write into; on success rename it to `folder`, else remove it.
 
-    A folder that is there already is replaced only if it is empty or its meta.json names one of `formats`.
+    A folder that is there already is replaced only if it is empty or its meta.json names one of `formats`. What a
+    process that was killed left of its temporary folder is removed first.
 
     Raises:
         FileExistsError: something else stands at `folder`.
@@ -94,10 +99,13 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
     folder = Path(folder).resolve()
     if folder.exists() and not _replaceable(folder, set(formats)):
         raise FileExistsError(f"{folder} exists and holds no data written by gru4rec_fast; choose another folder")
-    partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
+    prefix = f".{folder.name}.partial-"
+    partial = folder.parent / f"{prefix}{secrets.token_hex(4)}"
     try:
-        with disk_full_named(folder):
-            partial.mkdir(parents=True)
+        with disk_full_named(folder), _locked_folder(partial):
+            for other in folder.parent.iterdir():
+                if other.name.startswith(prefix) and other != partial:
+                    _remove_if_left(other)
             yield partial
             for path in partial.rglob("*"):
                 if path.is_file():
@@ -105,6 +113,54 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
             _swap(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Make the folder `path` and keep it locked; the lock ends with the block or with the process, however that dies.
+
+    It is locked before it has its name, so that a folder of that name which is not locked was left behind.
+    """
+    unnamed = path.with_name(f".{secrets.token_hex(8)}")
+    unnamed.mkdir(parents=True)
+    lock = _lock(unnamed)
+    try:
+        unnamed.rename(path)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove the temporary folder of a process that is gone."""
+    try:
+        lock = _lock(folder)
+    except OSError:  # a living process holds it, or it is gone by now
+        return
+    if lock is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder, until it is closed; None where this system has no such locks.
+
+    Raises BlockingIOError where another one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None  # a network file system without locks on folders
+    return descriptor
 
 
 def _sync(path: Path) -> None:

@@ -16,8 +16,10 @@ from gru4rec_fast import ops
 if TYPE_CHECKING:
     from gru4rec_fast.data.store import SessionStore
 
-# Steps played by one call of the operator: enough to make the call free, few enough to stay small.
+# Steps played by one call of the operator: enough to make the call, and the copy to a device, free; few enough to stay
+# small.
 CHUNK_STEPS = 256
+_BEGINNING: dict[str, Any] = {"blocks": 0, "lanes": None}
 
 
 class SessionBlock(NamedTuple):
@@ -45,13 +47,18 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
     the lane dies, and the epoch goes on to the last event of the last lane (Hidasi et al. 2016, section 3.1.1).
     Sessions of fewer than two events have no target and are skipped, counted in `n_skipped` and in a warning.
 
-    Works in anybody's loop and inside torch.utils.data.DataLoader(loader, batch_size=None) with at most one worker.
+    The log stays where the store has it, memory-mapped, and is played on the CPU, some hundred steps ahead; only those
+    steps are copied to `device`.
+
+    Works in anybody's loop and inside torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). A worker
+    process is refused at its first block: the place within the epoch would move in the worker's copy alone, so that
+    `state_dict` would stand still and every shuffle repeat itself; and it would gain nothing, as a block takes microseconds.
 
     Args:
         store: the sessions.
         batch_size: B; with fewer playable sessions there are fewer lanes (`n_lanes`).
         steps: T, steps in a block; the epoch's last block may have fewer.
-        device: where the blocks are made.
+        device: where the blocks are to be.
         shuffle: play the sessions in an order drawn anew each epoch from (seed, epoch), instead of by start time. Needs
             memory for one number per session.
         seed: of the shuffle.
@@ -59,7 +66,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         impl: "auto", "native" or "reference".
 
     Raises:
-        ValueError: an argument out of range, or no session with two events.
+        ValueError: an argument out of range, or no session with two events; while iterating, in a worker process, or an
+            item that is not in the store's catalogue.
     """
 
     def __init__(
@@ -86,45 +94,58 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
                 stacklevel=2,
             )
         self.device = torch.device(device)
-        self.items = _as_tensor(store.items).to(self.device)
-        self.offsets = _as_tensor(store.offsets).to(self.device)
+        self.items, self.offsets = _as_tensor(store.items), _as_tensor(store.offsets)
+        self.n_items, self._folder = store.n_items, store.folder
         self.n_sessions = store.n_sessions
         self.n_lanes = min(batch_size, n_playable)
         self.n_targets = store.n_targets
         self.steps, self.shuffle, self.seed, self.min_live, self.impl = steps, shuffle, seed, min_live, impl
         self._epoch = 0
         self._resume: dict[str, Any] | None = None
-        self._position: dict[str, Any] = {"blocks": 0, "lanes": None}
+        self._position = _BEGINNING
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration plays (matters with shuffle); it starts at its beginning."""
         self._epoch = epoch
         self._resume = None
-        self._position = {"blocks": 0, "lanes": None}
+        self._position = _BEGINNING
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the next block not yet yielded: plain numbers and lists, n_lanes long."""
-        return {"epoch": self._epoch, **self._position}
+        """The place of the next block not yet yielded, and what it is a place in: plain values that JSON can hold."""
+        return {"epoch": self._epoch, **self._position, "loader": self._identity()}
+
+    def _identity(self) -> dict[str, int | bool]:
+        """What decides which events a place in an epoch stands between."""
+        names = ("n_sessions", "n_targets", "n_lanes", "steps", "shuffle", "seed", "min_live")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on at the place of `state`.
 
         Raises:
-            ValueError: `state` was taken from a loader with another number of lanes.
+            ValueError: `state` was taken from a loader of other sessions or with other arguments; names what differs.
         """
-        if state["lanes"] is not None and len(state["lanes"][0]) != self.n_lanes:
-            raise ValueError(f"the state has {len(state['lanes'][0])} lanes, this loader {self.n_lanes}")
+        theirs = state.get("loader", {})
+        ours = self._identity()
+        differences = [
+            f"{name}={theirs.get(name)}, not {ours[name]}" for name in ours if theirs.get(name) != ours[name]
+        ]
+        if differences:
+            raise ValueError(f"the state was taken from another loader: it had {'; '.join(differences)}")
         self._epoch = state["epoch"]
         self._position = {"blocks": state["blocks"], "lanes": state["lanes"]}
-        self._resume = dict(self._position)
+        self._resume = self._position
 
     def __iter__(self) -> Iterator[SessionBlock]:
         worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise ValueError(f"num_workers={worker.num_workers}: the lanes of an epoch are one stream; use 0 or 1")
-        place, self._resume = self._resume or {"blocks": 0, "lanes": None}, None
+        if worker is not None:
+            raise ValueError(
+                f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, since state_dict "
+                "and the shuffle of the next epoch are kept there, and a block takes microseconds; use num_workers=0"
+            )
+        place, self._resume = self._resume or _BEGINNING, None
         order = self._order()
-        lanes = ops.session_batch_state(self.n_lanes, self.device)
+        lanes = ops.session_batch_state(self.n_lanes)
         if place["lanes"] is not None:
             for tensor, values in zip(lanes, place["lanes"], strict=True):
                 tensor.copy_(torch.tensor(values))
@@ -133,8 +154,11 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         while True:
             at_start = [tensor.tolist() for tensor in lanes]
             inputs, targets, reset = ops.session_batch(self.items, self.offsets, order, *lanes, chunk, impl=self.impl)
-            n_live = (inputs >= 0).sum(1).tolist()
+            live = inputs >= 0
+            self._check_items(inputs, targets, reset, live)
+            n_live = live.sum(1).tolist()
             playable = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
+            inputs, targets, reset = (self._on_device(tensor) for tensor in (inputs, targets, reset))
             for number, start in enumerate(range(0, playable, self.steps)):
                 if number < skip:
                     continue
@@ -146,7 +170,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             if playable < chunk:
                 break
         self._epoch += 1
-        self._position = {"blocks": 0, "lanes": None}
+        self._position = _BEGINNING
 
     def _order(self) -> Tensor | None:
         if not self.shuffle:
@@ -154,7 +178,23 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         generator = torch.Generator().manual_seed(
             int(np.random.SeedSequence([self.seed, self._epoch]).generate_state(1)[0])
         )
-        return torch.randperm(self.n_sessions, generator=generator).to(self.device)
+        return torch.randperm(self.n_sessions, generator=generator)
+
+    def _check_items(self, inputs: Tensor, targets: Tensor, reset: Tensor, live: Tensor) -> None:
+        """Tell a damaged store here, where it can be named, not by an index out of range deep within a model."""
+        events = torch.cat([inputs, targets])
+        whole = torch.equal(live, targets >= 0) and not torch.any(reset & ~live)
+        if whole and events.max() < self.n_items:
+            return
+        raise ValueError(
+            f"{self._folder or 'the store'}: its items are no indices of its catalogue of {self.n_items} items (between "
+            f"{int(events.min())} and {int(events.max())} here); it is damaged, prepare it again"
+        )
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # from pinned memory, so that the copy waits for nothing that runs there
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:

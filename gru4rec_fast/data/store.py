@@ -31,7 +31,9 @@ class SessionStore:
             (seconds, UTC, where the log held dates).
         support: int64 [n_items], how often each item occurs in the log, one-event sessions included.
         vocabulary: item ids by index.
-        meta: facts about the log; `meta["dropped"]` counts what preparation removed, by reason.
+        meta: facts about the log; `meta["dropped"]` counts what preparation removed, by reason, and `meta["ids"]` tells
+            how the ids of its sessions and items were read.
+        folder: where the store was opened; None where it is held in memory.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SessionStore:
         self.support = support
         self.vocabulary = vocabulary
         self.meta = meta
+        self.folder: Path | None = None
         self._session_ids = session_ids
 
     @property
@@ -213,16 +216,23 @@ class SessionStore:
         folder = Path(folder)
         meta = _store_meta(folder)
         n_events, n_sessions, n_items = (meta[name] for name in ("n_events", "n_sessions", "n_items"))
+        offsets = open_array(folder / "offsets.npy", n_sessions + 1, [np.int64])
+        if offsets[0] != 0 or offsets[-1] != n_events:
+            raise ValueError(
+                f"{folder / 'offsets.npy'} is damaged: it goes from {offsets[0]} to {offsets[-1]} where 0 to {n_events} "
+                "was expected; prepare the store again"
+            )
         store = cls(
-            items=open_array(folder / "items.npy", n_events),
-            offsets=open_array(folder / "offsets.npy", n_sessions + 1),
-            start_times=open_array(folder / "start_times.npy", n_sessions),
-            end_times=open_array(folder / "end_times.npy", n_sessions),
-            support=open_array(folder / "support.npy", n_items),
+            items=open_array(folder / "items.npy", n_events, [np.int32]),
+            offsets=offsets,
+            start_times=open_array(folder / "start_times.npy", n_sessions, [np.int64, np.float64]),
+            end_times=open_array(folder / "end_times.npy", n_sessions, [np.int64, np.float64]),
+            support=open_array(folder / "support.npy", n_items, [np.int64]),
             vocabulary=Vocabulary.from_arrays(_open_ids(folder, "vocabulary", n_items)),
             session_ids=lambda: decode_ids(_open_ids(folder, "session_ids", n_sessions)),
             meta=meta,
         )
+        store.folder = folder
         # Counted when the store was written, so that opening reads nothing of the offsets.
         store.n_targets, store.n_short_sessions = meta["n_targets"], meta["n_short_sessions"]
         return store
@@ -273,9 +283,9 @@ def _store_meta(folder: Path) -> dict[str, Any]:
 
 def _open_ids(folder: Path, name: str, count: int) -> dict[str, np.ndarray]:
     if not (folder / f"{name}.utf8.npy").exists():
-        return {"ids": open_array(folder / f"{name}.ids.npy", count)}
-    offsets = open_array(folder / f"{name}.offsets.npy", count + 1)
-    return {"utf8": open_array(folder / f"{name}.utf8.npy", int(offsets[-1])), "offsets": offsets}
+        return {"ids": open_array(folder / f"{name}.ids.npy", count, [np.int64])}
+    offsets = open_array(folder / f"{name}.offsets.npy", count + 1, [np.int64])
+    return {"utf8": open_array(folder / f"{name}.utf8.npy", int(offsets[-1]), [np.uint8]), "offsets": offsets}
 
 
 def _integers(values: ArrayLike, name: str) -> np.ndarray:
