@@ -313,6 +313,11 @@ def test_a_vocabulary_of_strings_from_anything(values: Any) -> None:
     assert Vocabulary(values).index_of(["b", "c"]).tolist() == [1, -1]
 
 
+def test_a_vocabulary_keeps_every_character() -> None:
+    ids = ["", "\0", "a\0", "a", " a"]
+    assert Vocabulary(ids).ids.tolist() == Vocabulary.from_arrays(Vocabulary(ids).to_arrays()).ids.tolist() == ids
+
+
 def test_a_vocabulary_checks_what_it_gets() -> None:
     with pytest.raises(ValueError, match="the id 7 occurs more than once"):
         Vocabulary([7, 8, 7])

@@ -18,7 +18,11 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], what: str = "ids")
 
     Raises TypeError for anything else (floats, booleans, mixtures, missing values).
     """
-    array = values if isinstance(values, np.ndarray) else np.asarray(_listed(values))
+    if not isinstance(values, np.ndarray):
+        values = _listed(values)
+        if len(values) and all(isinstance(value, str) for value in values):
+            return np.array(list(values), STRING)  # np.asarray would cut zero characters off the ends
+    array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{what}: a one-dimensional sequence of ids is needed, this one has shape {array.shape}")
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
@@ -30,8 +34,7 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], what: str = "ids")
     if array.dtype.kind == "T":
         return array
     if array.dtype.kind == "U":
-        # NumPy turns a mixture such as [1, "a"] into strings without a word.
-        if not isinstance(values, np.ndarray) and not all(isinstance(v, str) for v in _listed(values)):
+        if not isinstance(values, np.ndarray):  # NumPy turns a mixture such as [1, "a"] into strings without a word
             raise TypeError(f"{what}: all ids must be integers, or all strings")
         return array.astype(STRING)
     if array.dtype.kind == "O":

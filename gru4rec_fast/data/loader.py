@@ -52,7 +52,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
 
     Works in anybody's loop and inside torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). A worker
     process is refused at its first block: the place within the epoch would move in the worker's copy alone, so that
-    `state_dict` would stand still and every shuffle repeat itself; and it would gain nothing, as a block takes microseconds.
+    `state_dict` would stand still and every shuffle repeat itself; nor is there a gain, as a block takes microseconds.
 
     Args:
         store: the sessions.
@@ -126,12 +126,10 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             ValueError: `state` was taken from a loader of other sessions or with other arguments; names what differs.
         """
         theirs = state.get("loader", {})
-        ours = self._identity()
-        differences = [
-            f"{name}={theirs.get(name)}, not {ours[name]}" for name in ours if theirs.get(name) != ours[name]
-        ]
-        if differences:
-            raise ValueError(f"the state was taken from another loader: it had {'; '.join(differences)}")
+        pairs = {name: (theirs.get(name), ours) for name, ours in self._identity().items()}
+        different = "; ".join(f"{name}={its}, not {ours}" for name, (its, ours) in pairs.items() if its != ours)
+        if different:
+            raise ValueError(f"the state was taken from another loader: it had {different}")
         self._epoch = state["epoch"]
         self._position = {"blocks": state["blocks"], "lanes": state["lanes"]}
         self._resume = self._position
@@ -140,8 +138,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         worker = get_worker_info()
         if worker is not None:
             raise ValueError(
-                f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, since state_dict "
-                "and the shuffle of the next epoch are kept there, and a block takes microseconds; use num_workers=0"
+                f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, where its place "
+                "and the epoch of its shuffle are kept; a block takes microseconds: use num_workers=0"
             )
         place, self._resume = self._resume or _BEGINNING, None
         order = self._order()
@@ -187,8 +185,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         if whole and events.max() < self.n_items:
             return
         raise ValueError(
-            f"{self._folder or 'the store'}: its items are no indices of its catalogue of {self.n_items} items (between "
-            f"{int(events.min())} and {int(events.max())} here); it is damaged, prepare it again"
+            f"{self._folder or 'the store'}: its items are no indices of its catalogue of {self.n_items} items (here "
+            f"{int(events.min())} to {int(events.max())}); it is damaged, prepare it again"
         )
 
     def _on_device(self, tensor: Tensor) -> Tensor:

@@ -219,8 +219,8 @@ class SessionStore:
         offsets = open_array(folder / "offsets.npy", n_sessions + 1, [np.int64])
         if offsets[0] != 0 or offsets[-1] != n_events:
             raise ValueError(
-                f"{folder / 'offsets.npy'} is damaged: it goes from {offsets[0]} to {offsets[-1]} where 0 to {n_events} "
-                "was expected; prepare the store again"
+                f"{folder / 'offsets.npy'} is damaged: it goes from {offsets[0]} to {offsets[-1]} where 0 to "
+                f"{n_events} was expected; prepare the store again"
             )
         store = cls(
             items=open_array(folder / "items.npy", n_events, [np.int32]),
