@@ -209,6 +209,76 @@ BAD_FILES = {
 }
 
 
+TWICE = ("SessionId", "ItemId", "Time", "ItemId")
+
+
+def arrow_twice() -> Any:
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.Table.from_arrays([pyarrow.array([1, 2])] * 4, names=TWICE)
+
+
+def parquet_twice(path: Path) -> Path:
+    pytest.importorskip("pyarrow.parquet").write_table(arrow_twice(), path / "log.parquet")
+    return path / "log.parquet"
+
+
+def pandas_twice() -> Any:
+    return pytest.importorskip("pandas").DataFrame([[1, 2, 3, 4]], columns=TWICE)
+
+
+WITH_A_COLUMN_TWICE: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "tsv": ("log.tsv", file("log.tsv", lambda: "\t".join(TWICE).encode() + b"\n1\t2\t3\t4\n")),
+    "csv with quotes": ("log.csv", file("log.csv", lambda: b'SessionId,"ItemId",Time,ItemId,"a,b"\n1,2,3,4,5\n')),
+    "csv.gz": ("log.csv.gz", file("log.csv.gz", lambda: gzip.compress(",".join(TWICE).encode() + b"\n1,2,3,4\n"))),
+    "inter": (
+        "log.inter",
+        file("log.inter", lambda: "\t".join((*INTER, "item_id:x")).encode() + b"\n1\t2\t3\t4\n"),
+    ),
+    "parquet": ("log.parquet", parquet_twice),
+    "pandas": ("the DataFrame given", lambda path: pandas_twice()),
+    "arrow": ("the Table given", lambda path: arrow_twice()),
+}
+
+
+@pytest.mark.parametrize("name", WITH_A_COLUMN_TWICE)
+def test_a_column_that_is_there_twice_is_named_with_its_source(tmp_path: Path, name: str) -> None:
+    source_name, source = WITH_A_COLUMN_TWICE[name]
+    column = "item_id" if name == "inter" else "ItemId"
+    with pytest.raises(ValueError, match=rf"{source_name} .*'{column}'"):
+        SessionStore.from_events(source(tmp_path))
+
+
+def test_other_columns_may_share_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("SessionId,ItemId,Time,,\n5,7,1,,\n5,8,2,,\n")
+    assert SessionStore.from_events(path).vocabulary.ids.tolist() == [7, 8]
+
+
+def test_an_error_shows_ten_columns_and_says_how_many_more(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(500)]
+    with pytest.raises(ValueError, match=r"its columns are \['c0', .*'c9'\] and 490 more$"):
+        SessionStore.from_events({name: [1] for name in names})
+    (tmp_path / "log.tsv").write_text("\t".join(names) + "\n")
+    with pytest.raises(ValueError, match=r"its columns are \['c0.*\.\.\.'\] \(split at ','") as caught:
+        SessionStore.from_events(tmp_path / "log.tsv", separator=",")
+    assert len(str(caught.value)) < 500
+
+
+def test_blanks_around_values_of_text_are_removed_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text('SessionId,ItemId,Time\n1, 5,1\n 1 ,6, 2\n   \n1,"7 ",3.5 \n')
+    store = SessionStore.from_events(path)
+    assert store.vocabulary.ids.tolist() == [5, 6, 7] and store.end_times.tolist() == [3.5]
+    assert [store.meta["ids"][which]["stripped"] for which in ("session", "item")] == [1, 2]
+    assert "  2 item ids had blanks around them, which were removed" in store.summary().splitlines()
+    assert "strings" not in store.summary()
+    path.write_text("SessionId,ItemId,Time\n1,2,1\n1,  ,2\n")
+    with pytest.raises(ValueError, match=r"column 'ItemId', row 2 .*an id is missing"):
+        SessionStore.from_events(path)
+    table = {"SessionId": [1, 1], "ItemId": ["a", " a"], "Time": [1, 2]}  # a table means what it holds
+    assert SessionStore.from_events(table).vocabulary.ids.tolist() == ["a", " a"]
+
+
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, in_pieces: bool) -> None:

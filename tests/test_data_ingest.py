@@ -11,7 +11,7 @@ from data_oracle import Row, assert_same_store, assert_store_is, grouped, tiny_p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.data import SessionStore, Vocabulary, prepare
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the recorded data is not at {SHARED}")
@@ -96,6 +96,24 @@ def test_an_id_that_is_no_integer_makes_strings_of_all_however_late_it_comes(col
         store = SessionStore.from_events(table)
     ids = store.session_ids if column == "SessionId" else store.vocabulary.ids
     assert ids.tolist() == list(dict.fromkeys(strings))
+    assert (
+        f"  {column[:-2].lower()} ids are strings ('u7' in row 5 is no plain integer)" in store.summary().splitlines()
+    )
+
+
+def test_integers_written_as_fractions_are_strings_and_the_store_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("SessionId,ItemId,Time\n1,1,0\n1,2.0,1\n2,1,2\n2,2.0,3\n")
+    read = SessionStore.from_events(path)
+    with tiny_pieces(batch_rows=1):
+        parts = prepare(path, tmp_path / "prepared", split="fraction=0.5")
+    for store in (read, *parts.values()):
+        assert store.vocabulary.ids.tolist() == ["1", "2.0"]
+        assert store.meta["ids"]["item"] == {"kind": "str", "because": "'2.0' in row 2", "stripped": 0}
+        assert "  item ids are strings ('2.0' in row 2 is no plain integer)" in store.summary().splitlines()
+        assert "session ids" not in store.summary()
+    test = SessionStore.from_events(path, vocabulary=read.vocabulary)
+    assert "  item ids are strings" in test.summary().splitlines()
 
 
 def test_times_turn_into_floats_however_late_a_fraction_comes() -> None:

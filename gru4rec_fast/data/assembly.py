@@ -59,7 +59,7 @@ def assemble(log: EventLog, index: ItemIndex, folder: Path | None, meta: dict[st
         log: without empty sessions; temporary files go into its folder.
         index: gives the items their indices, and learns new ones.
         folder: existing folder to write the store's files into; None builds it in memory.
-        meta: of the store.
+        meta: of the store, besides how its ids were read.
     """
     columns: list[_Column] = []
     fields: dict[str, list[np.ndarray]] = {
@@ -103,7 +103,7 @@ def assemble(log: EventLog, index: ItemIndex, folder: Path | None, meta: dict[st
         support=support[: len(vocabulary)],
         vocabulary=vocabulary,
         session_ids=joined("session_ids")[order],
-        meta=meta,
+        meta={"ids": log.id_facts, **meta},
     )
     if folder is not None:
         store.write_all_but_items(folder)

@@ -23,11 +23,17 @@ class Kinds:
 
 
 class Widened(Exception):
-    """A row does not fit the kinds assumed so far: the log has to be read again with these."""
+    """A row does not fit the kinds assumed so far: the log has to be read again with these.
 
-    def __init__(self, kinds: Kinds) -> None:
+    Attributes:
+        kinds: what the columns hold.
+        reasons: by column, "session" or "item", the first value that makes strings of its ids.
+    """
+
+    def __init__(self, kinds: Kinds, reasons: dict[str, str] | None = None) -> None:
         super().__init__(kinds)
         self.kinds = kinds
+        self.reasons = reasons or {}
 
 
 class ColumnReader:
@@ -38,24 +44,36 @@ class ColumnReader:
     Args:
         source: what is read.
         kinds: what the columns hold; `read` raises `Widened` where a row says otherwise.
+
+    Attributes:
+        rows: how many rows were read.
+        stripped: how many ids of "session" and "item" lost blanks around them; only those of text do.
     """
 
     def __init__(self, source: Source, kinds: Kinds) -> None:
         self.source = source
         self.kinds = kinds
         self.rows = 0
+        self.stripped = {"session": 0, "item": 0}
 
     def read(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Convert the next frame. Raises ValueError for a missing id or a time that is none."""
         raw = frame.rename(dict(zip(self.source.columns, ("session", "item", "time"), strict=True)))
         raw = raw.with_columns(row=pl.int_range(self.rows, self.rows + frame.height, dtype=pl.Int64))
         if self.source.is_text:
-            raw = raw.filter(~pl.all_horizontal(pl.col("session", "item", "time").is_null()))
+            raw = self._stripped(raw).filter(~pl.all_horizontal(pl.col("session", "item", "time").is_null()))
         typed = raw.with_columns(
             self._ids(raw, "session", self.kinds.session), self._ids(raw, "item", self.kinds.item), self._times(raw)
         )
         self.rows += frame.height
         return typed
+
+    def _stripped(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Text without blanks around its values; what is nothing but blanks is missing."""
+        bare = frame.with_columns(pl.col("session", "item", "time").str.strip_chars().replace("", None))
+        for which in self.stripped:
+            self.stripped[which] += int((bare[which] != frame[which]).sum())
+        return bare
 
     def _ids(self, frame: pl.DataFrame, which: Literal["session", "item"], kind: IdKind) -> pl.Series:
         ids = frame[which]
@@ -79,7 +97,9 @@ class ColumnReader:
             padded = ids.str.starts_with("0") & (ids.str.len_bytes() > 1)
             as_text |= padded | ids.str.starts_with("+") | ids.str.starts_with("-0")
         if as_text.any():
-            raise Widened(replace(self.kinds, session="str") if which == "session" else replace(self.kinds, item="str"))
+            first = frame.filter(as_text).row(0, named=True)
+            kinds = replace(self.kinds, session="str") if which == "session" else replace(self.kinds, item="str")
+            raise Widened(kinds, {which: f"{first[which]!r} in row {first['row'] + 1}"})
         return numbers
 
     def _times(self, frame: pl.DataFrame) -> pl.Series:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,11 +81,14 @@ class EventLog:
     Args:
         item_ids: id of each item code that occurs in `Events.items`.
         folder: an existing folder to keep the parts in; None keeps them in memory.
+        id_facts: of "session" and "item": {"kind": "int" or "str", "because": the value that made strings of them,
+            "stripped": how many had blanks around them}.
     """
 
-    def __init__(self, item_ids: np.ndarray, folder: Path | None) -> None:
+    def __init__(self, item_ids: np.ndarray, folder: Path | None, id_facts: dict[str, dict[str, Any]]) -> None:
         self.item_ids = item_ids
         self.folder = folder
+        self.id_facts = id_facts
         self._parts: list[Events | Path] = []
         self._written = 0
 
@@ -108,7 +112,7 @@ class EventLog:
         folder = self.folder / name if self.folder else None
         if folder:
             folder.mkdir()
-        log = EventLog(self.item_ids, folder)
+        log = EventLog(self.item_ids, folder, self.id_facts)
         for i, events in enumerate(self):
             log.append(change(i, events))
         return log

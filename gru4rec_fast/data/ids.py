@@ -18,11 +18,13 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], what: str = "ids")
 
     Raises TypeError for anything else (floats, booleans, mixtures, missing values).
     """
-    if not isinstance(values, np.ndarray):
-        values = _listed(values)
-        if len(values) and all(isinstance(value, str) for value in values):
-            return np.array(list(values), STRING)  # np.asarray would cut zero characters off the ends
-    array = np.asarray(values)
+    if isinstance(values, np.ndarray):
+        array = values
+    else:
+        listed = _listed(values)
+        if len(listed) and all(isinstance(value, str) for value in listed):
+            return np.array(list(listed), STRING)  # np.asarray would cut zero characters off the ends
+        array = np.asarray(listed)
     if array.ndim != 1:
         raise ValueError(f"{what}: a one-dimensional sequence of ids is needed, this one has shape {array.shape}")
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64

@@ -45,15 +45,21 @@ def ingest(
     """
     log_source = open_source(source, keys, separator=separator, allow_pickle=allow_pickle)
     kinds = Kinds(item="str" if vocabulary is not None and vocabulary.holds_strings else "int")
+    reasons: dict[str, str] = {}
     while True:
-        coder, spill = _ItemCoder(vocabulary, kinds), _Spill(folder / "rows")
+        reader, coder, spill = ColumnReader(log_source, kinds), _ItemCoder(vocabulary, kinds), _Spill(folder / "rows")
         try:
-            _read(log_source, ColumnReader(log_source, kinds), coder, spill, progress)
+            _read(log_source, reader, coder, spill, progress)
             break
         except Widened as wider:
             kinds = wider.kinds
+            reasons |= wider.reasons
             spill.discard()
-    log = EventLog(coder.ids(), folder if spill.spilled else None)
+    facts = {
+        which: {"kind": kind, "because": reasons.get(which), "stripped": reader.stripped[which]}
+        for which, kind in (("session", kinds.session), ("item", kinds.item))
+    }
+    log = EventLog(coder.ids(), folder if spill.spilled else None, facts)
     for frame in spill.partitions():
         rows = frame.height
         if remove_duplicates:

@@ -138,8 +138,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         worker = get_worker_info()
         if worker is not None:
             raise ValueError(
-                f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, where its place "
-                "and the epoch of its shuffle are kept; a block takes microseconds: use num_workers=0"
+                f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, where its "
+                "place and the epoch of its shuffle are kept; a block takes microseconds: use num_workers=0"
             )
         place, self._resume = self._resume or _BEGINNING, None
         order = self._order()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ _DEFAULT_KEYS = ("SessionId", "ItemId", "Time")
 _RECBOLE_KEYS = ("session_id", "item_id", "timestamp")
 _SEPARATORS = "\t,;| "
 _NO_SEPARATOR = "\x1f"  # ASCII "unit separator": in no text file
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # of the columns, in an error
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def open_source(
     """Open a path or a table and find its three columns.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; empty; a column is missing (the message lists those there are).
+        FileNotFoundError, ValueError: no such file; empty; a column is missing (the message lists those there are), or
+            there are two of its name.
         TypeError: not something events can be read from.
     """
     if not isinstance(source, (str, Path)):
@@ -63,16 +66,22 @@ def open_source(
 
 def _from_text(path: Path, keys: tuple[str, str, str], separator: str | None, recbole: bool) -> Source:
     name = str(path)
+    # Split at nothing, the header is one column: polars opens whatever is compressed.
+    unsplit = pl.scan_csv(path, separator=_NO_SEPARATOR, infer_schema=False, quote_char=None, glob=False)
+    header = _column_names(unsplit, name)[0]
     if separator is None:
-        # Split at nothing, the header is one column: polars opens whatever is compressed.
-        unsplit = pl.scan_csv(path, separator=_NO_SEPARATOR, infer_schema=False, quote_char=None, glob=False)
-        separator = _sniff(_column_names(unsplit, name)[0], keys)
+        separator = _sniff(header, keys)
     if len(separator.encode()) != 1:
         raise ValueError(f"separator={separator!r}: it must be a single ASCII character")
     quote = None if recbole else '"'
     frame = pl.scan_csv(path, separator=separator, infer_schema=False, quote_char=quote, glob=False)
     hint = f" (split at {separator!r}; give separator=... if that is wrong)"
-    return replace(_from_lazy(frame, keys, name, hint, recbole), is_text=True)
+    source = replace(_from_lazy(frame, keys, name, hint, recbole), is_text=True)
+    # polars gives the second column of a name another one, and would read the first.
+    names = header.split(separator) if recbole else next(csv.reader([header], delimiter=separator))
+    for column in source.columns:
+        _require_one(column, names, name)
+    return source
 
 
 def _sniff(header: str, keys: tuple[str, str, str]) -> str:
@@ -162,13 +171,30 @@ def _resolve(
     keys: tuple[str, str, str], names: list[str], source: str, hint: str = "", recbole: bool = False
 ) -> tuple[str, str, str]:
     """The column of each key: that name itself or, in a RecBole file, `name:type`."""
-    bare = {column.split(":")[0]: column for column in names} if recbole else {}
+    bare = [column.split(":")[0] for column in names] if recbole else []
     found = []
     for key, default, guess in zip(keys, _DEFAULT_KEYS, _RECBOLE_KEYS, strict=True):
-        column = key if key in names else bare.get(key) or (bare.get(guess) if key == default else None)
-        if column is None:
-            raise ValueError(f"{source} has no column {key!r}; its columns are {names}{hint}")
-        found.append(column)
+        if key in names:
+            _require_one(key, names, source)
+            found.append(key)
+            continue
+        stem = guess if key == default and key not in bare else key
+        if stem not in bare:
+            raise ValueError(f"{source} has no column {key!r}; its columns are {_shown(names)}{hint}")
+        _require_one(stem, bare, source)
+        found.append(names[bare.index(stem)])
     if len(set(found)) < 3:
         raise ValueError(f"{source}: session, item and time must be three different columns, not {found}")
     return found[0], found[1], found[2]
+
+
+def _require_one(column: str, names: list[str], source: str) -> None:
+    if names.count(column) > 1:
+        raise ValueError(f"{source} has {names.count(column)} columns named {column!r}; keep one, or rename the others")
+
+
+def _shown(names: list[str]) -> str:
+    """Column names for an error, which has to stay one that can be read."""
+    first = [name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"{first[:_SHOWN_NAMES]}{more}"

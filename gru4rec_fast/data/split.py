@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_YEAR_2200 = 7_258_118_400  # seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,12 @@ class Split:
         return cls(**{name: number}, time_unit=time_unit)
 
     def held_out(self, starts: np.ndarray, ends: np.ndarray, first_rows: np.ndarray) -> np.ndarray:
-        """bool [n_sessions], from the sessions' first and last times and their order of appearance."""
+        """bool [n_sessions], from the sessions' first and last times and their order of appearance.
+
+        Warns where `days` are asked for and the times, in `time_unit`, lie beyond the year 2200.
+        """
         if self.days is not None:
+            self._doubt_unit(float(ends.max()))
             length = self.days * 86400 * _PER_SECOND[self.time_unit]
             # Nanoseconds since 1970 do not fit a float64.
             return ends >= ends.max() - (length if ends.dtype.kind == "f" else round(length))
@@ -58,3 +64,13 @@ class Split:
         mask = np.zeros(len(ends), bool)
         mask[latest] = True
         return mask
+
+    def _doubt_unit(self, last: float) -> None:
+        if last <= _YEAR_2200 * _PER_SECOND[self.time_unit]:
+            return
+        finer = [unit for unit, rate in _PER_SECOND.items() if last <= _YEAR_2200 * rate]
+        advice = f"if they are in {finer[0]!r}, give time_unit={finer[0]!r}" if finer else "check the time column"
+        warnings.warn(
+            f"the log's times reach {last:.16g}, beyond the year 2200 in the unit {self.time_unit!r}: {advice}",
+            stacklevel=2,
+        )

@@ -92,8 +92,14 @@ class SessionStore:
         return f"SessionStore({self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items)"
 
     def summary(self) -> str:
-        """What the store holds and what was dropped on the way, one fact per line."""
+        """What the store holds, and what was changed or dropped on the way, one fact per line."""
         lines = [f"{self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items"]
+        for which, facts in self.meta.get("ids", {}).items():
+            if facts["kind"] == "str":
+                because = f" ({facts['because']} is no plain integer)" if facts["because"] else ""
+                lines.append(f"  {which} ids are strings{because}")
+            if facts["stripped"]:
+                lines.append(f"  {facts['stripped']:,} {which} ids had blanks around them, which were removed")
         dropped = self.meta.get("dropped", {})
         lines += [f"  dropped: {count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
         return "\n".join(lines)
