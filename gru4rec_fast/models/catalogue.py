@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast import ops
@@ -16,7 +15,7 @@ from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 from gru4rec_fast.evaluation.network import NextItemNetwork
 
-Exclude: TypeAlias = Literal["session"] | ArrayLike | None
+Exclude: TypeAlias = Literal["session"] | Iterable[int] | Iterable[str] | None
 Unknown: TypeAlias = Literal["error", "skip"]
 
 
@@ -56,10 +55,11 @@ class Catalogue:
             )
         return items
 
-    def encode_sessions(self, sessions: Sequence[Sequence[Any]] | SessionStore) -> tuple[np.ndarray, np.ndarray]:
+    def encode_sessions(self, sessions: Iterable[Sequence[Any]] | SessionStore) -> tuple[np.ndarray, np.ndarray]:
         """Known item indices of all sessions, one after the other, and where each begins, int64 [n + 1].
 
-        Raises ValueError for an unknown id (unless they are skipped), a session without items, a foreign store.
+        Raises ValueError for what is no list of sessions, an unknown id (unless they are skipped), a session without
+        items, a foreign store.
         """
         if isinstance(sessions, SessionStore):
             if sessions.vocabulary != self.vocabulary:
@@ -68,9 +68,13 @@ class Catalogue:
                 )
             items, offsets = sessions.items, sessions.offsets
         else:
-            lengths = [len(session) for session in sessions]
+            form = "give a list of sessions, each a list of item ids, as in [[7, 3], [7]]"
+            lists = [
+                _listed(session, "sessions: one of them is ", form) for session in _listed(sessions, "sessions=", form)
+            ]
+            lengths = [len(session) for session in lists]
             owners = np.repeat(np.arange(len(lengths)), lengths)
-            encoded = self.encode(list(chain.from_iterable(sessions)), owners.tolist(), "session")
+            encoded = self.encode(list(chain.from_iterable(lists)), owners.tolist(), "session")
             items, counts = encoded[encoded >= 0], np.bincount(owners[encoded >= 0], minlength=len(lengths))
             offsets = np.concatenate([[0], np.cumsum(counts)])
         empty = np.flatnonzero(np.diff(offsets) == 0)
@@ -84,11 +88,9 @@ class Catalogue:
         """`exclude` with item ids turned into indices; unknown ones are an error or dropped."""
         if exclude is None:
             return None
-        if isinstance(exclude, str):
-            if exclude != "session":
-                raise ValueError(f"exclude={exclude!r}: choose None, 'session' or a list of item ids")
+        if isinstance(exclude, str) and exclude == "session":
             return "session"
-        ids = np.asarray(exclude).tolist()
+        ids = _listed(exclude, "exclude=", "choose None, 'session' or a list (or set, or array) of item ids")
         items = self.encode(ids, ["exclude"] * len(ids), "argument")
         return items[items >= 0]
 
@@ -98,24 +100,37 @@ class Catalogue:
         k: int,
         excluded: np.ndarray | Literal["session"] | None,
         sessions: Sequence[Sequence[int] | np.ndarray],
-        names: Sequence[Any],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and item indices [n, k] for hidden [n, H] of sessions, given as their items and names.
-
-        Raises ValueError where a session has fewer than k items left.
-        """
+        """Scores and item indices [n, k] for hidden [n, H] of sessions, given as their items; -1 where none is left."""
         weight, bias = self.network.output_weight, self.network.output_bias
         hide = None
         if isinstance(excluded, str):
             hide = pad(sessions).to(weight.device)
         elif excluded is not None:
-            hide = torch.from_numpy(excluded).to(weight.device).expand(len(names), -1)
+            hide = torch.from_numpy(excluded).to(weight.device).expand(len(sessions), -1)
         scores, items = ops.top_k(hidden.to(weight.dtype), weight, bias, k, hide, impl=self.impl)
-        left = (items >= 0).sum(dim=1)
-        if bool((left < k).any()):
-            at = int((left < k).int().argmax())
-            raise ValueError(f"session {names[at]!r}: k={k}, but only {int(left[at])} items are left to recommend")
         return scores.cpu().numpy(), items.cpu().numpy()
+
+    def ids_of(self, items: np.ndarray, names: Sequence[Any]) -> np.ndarray:
+        """Ids of the items [n, k] recommended in sessions of these names.
+
+        Raises ValueError where fewer than k items were left in a session.
+        """
+        left = (items >= 0).sum(axis=1)
+        if (left < items.shape[1]).any():
+            at = int((left < items.shape[1]).argmax())
+            raise ValueError(
+                f"session {names[at]!r}: k={items.shape[1]}, but only {left[at]} items are left to recommend"
+            )
+        return self.vocabulary.ids[items]
+
+
+def _listed(values: Any, what: str, form: str) -> list[Any]:
+    """The values of any iterable but a string, an array's as Python's own; ValueError, saying what, for anything else."""
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
+        raise ValueError(f"{what}{values!r}: {form}")
+    return list(listed)
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray]) -> Tensor:

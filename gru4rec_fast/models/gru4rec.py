@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gru4rec_fast import ops
 from gru4rec_fast._backend import build_info
-from gru4rec_fast.data.loader import SessionParallelLoader
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
@@ -24,26 +23,22 @@ from gru4rec_fast.models.parts import (
     FORMAT,
     VOCABULARY,
     as_store,
-    build_criterion,
     build_network,
+    build_trainer,
+    checkpoint_for,
     find_device,
     identity,
-    training_options,
-    validation_metrics,
+    running_by,
 )
 from gru4rec_fast.models.recommending import Exclude, Recommendations, SessionRecommender, Unknown, recommend
 from gru4rec_fast.nn import SessionNetwork
-from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from gru4rec_fast.training.loop import Trainer
+from gru4rec_fast.training.folder_lock import exclusive
 from gru4rec_fast.training.options import LOSS
 from gru4rec_fast.training.progress import make_progress
-from gru4rec_fast.training.run_folder import LAST
+from gru4rec_fast.training.run_folder import checkpoint_to_resume
 from gru4rec_fast.training.state import MODEL, model_tensors
-
-# What may differ between a checkpoint and the model that resumes it: none of it changes what was computed so far.
-_FREE_ON_RESUME = {"n_epochs", "patience", "min_delta", "device", "impl"}
 
 
 class GRU4Rec:
@@ -63,6 +58,7 @@ class GRU4Rec:
         network, vocabulary, support: the SessionNetwork, the item ids by index and the items' occurrences in the
             training log; None before `fit` or `load`.
         history: one dict per epoch, see `gru4rec_fast.training.Trainer`.
+        best_epoch: the epoch whose model the last `fit` put into best.safetensors; None where it picked none.
         peak_memory_bytes: of the last `fit`: peak resident size above that at its beginning, or above the process's
             baseline where `gru4rec_fast.profiling.set_baseline` took one.
 
@@ -76,6 +72,7 @@ class GRU4Rec:
         self.vocabulary: Vocabulary | None = None
         self.support: np.ndarray | None = None
         self.history: list[dict[str, Any]] = []
+        self.best_epoch: int | None = None
         self.peak_memory_bytes = 0
         self._identity: Checkpoint | None = None
 
@@ -125,7 +122,8 @@ class GRU4Rec:
             data: a SessionStore, the folder of one, or whatever `SessionStore.from_events` reads (a TSV, CSV or Parquet
                 file, a pandas, polars or Arrow table).
             validation: sessions to measure after each epoch, in the same forms; `monitor` picks the best epoch by them.
-            out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png.
+            out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png. Files of an
+                earlier training are moved to out/previous when the first checkpoint of this one is written.
             resume: True: go on from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as one that was never interrupted.
             checkpoint_every: write last.safetensors every so many mini-batches too, not only after each epoch.
@@ -138,41 +136,41 @@ class GRU4Rec:
         Raises:
             ValueError: bad input, named. CheckpointError: nothing to resume that fits.
             TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
+            After an error that comes before the first mini-batch the model is what it was.
         """
         peak = process_baseline() or PeakMemory()
         p, keys = self.parameters, (session_key, item_key, time_key)
         if p.patience is not None and validation is None and p.monitor != LOSS:
             raise ValueError(f"patience={p.patience} watches {p.monitor}: give validation=, or set monitor='loss'")
         device = find_device(p.device)
+        resumed = None if resume is False else _resumed_file(resume, out)
+        for reason in p.not_read:
+            warnings.warn(reason, stacklevel=2)
         store = as_store(data, keys)
         valid_store = None if validation is None else as_store(validation, keys, store.vocabulary)
-        loader = SessionParallelLoader(
-            store, p.batch_size, p.bptt, device, p.shuffle, p.seed, min_live=1 if p.n_sample else 2, impl=p.impl
-        )
-        self.vocabulary, self.support = store.vocabulary, np.array(store.support)
-        self._identity = identity(p, self.vocabulary, self.support)
-        checkpoint = self._resumed(resume, out)
-        network = self.network = build_network(p, len(self.vocabulary), device)
-        support = torch.from_numpy(self.support)
-        trainer = Trainer(
-            network,
-            loader,
-            training_options(p, checkpoint_every),
-            criterion=build_criterion(p, support).to(device),
-            optimizer=SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl),
-            sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
-            validate=None if valid_store is None else lambda: validation_metrics(network, valid_store, p),
-            out=None if out is None else Path(out),
-            identity=self._identity,
-            memory=memory,
-            progress=make_progress(progress),
-            peak=peak,
-        )
-        try:
-            trainer.run(checkpoint)
-        finally:
-            network.eval()
-            self.history, self.peak_memory_bytes = trainer.history, trainer.peak_memory_bytes
+        with exclusive(out):
+            trainer = build_trainer(
+                p,
+                store,
+                valid_store,
+                device,
+                checkpoint_every=checkpoint_every,
+                out=out,
+                memory=memory,
+                progress=make_progress(progress),
+                peak=peak,
+            )
+            if resumed is not None:
+                trainer.restore(checkpoint_for(p, store.vocabulary, resumed))
+            # What can go wrong before the training has: the earlier model, if there was one, gives way as a whole.
+            self.network, self.vocabulary, self.support = trainer.network, store.vocabulary, np.array(store.support)
+            self._identity, self.history, self.best_epoch = trainer.folder.identity, trainer.history, None
+            try:
+                trainer.run()
+            finally:
+                trainer.network.eval()
+                self.history, self.best_epoch = trainer.history, trainer.best_epoch
+                self.peak_memory_bytes = trainer.peak_memory_bytes
         return self
 
     def evaluate(
@@ -183,6 +181,7 @@ class GRU4Rec:
         ties: Ties = "conservative",
         batch_size: int = 512,
         baselines: bool = False,
+        impl: str | None = None,
         session_key: str = "SessionId",
         item_key: str = "ItemId",
         time_key: str = "Time",
@@ -193,36 +192,43 @@ class GRU4Rec:
             data: as in `fit`; items unseen in training are dropped, and counted in the report.
             cutoffs, ties, batch_size: see `gru4rec_fast.evaluation.evaluate_sessions`.
             baselines: put popularity and a random order beside the model.
+            impl: "auto", "native" or "reference"; by default that of the parameters.
         """
         network, vocabulary = self._fitted()
         store = as_store(data, (session_key, item_key, time_key), vocabulary)
-        return evaluate_sessions(
-            network,
-            store,
-            cutoffs=cutoffs,
-            ties=ties,
-            batch_size=batch_size,
-            impl=self.parameters.impl,
-            baselines=baselines,
-            support=self.support if baselines else None,
-        )
+        impl = impl or self.parameters.impl
+        with running_by(network, impl):
+            return evaluate_sessions(
+                network,
+                store,
+                cutoffs=cutoffs,
+                ties=ties,
+                batch_size=batch_size,
+                impl=impl,
+                baselines=baselines,
+                support=self.support if baselines else None,
+            )
 
     def recommend(
         self,
-        sessions: Sequence[Sequence[int] | Sequence[str]] | SessionStore,
+        sessions: Iterable[Sequence[int] | Sequence[str]] | SessionStore,
         k: int = 20,
         *,
         exclude: Exclude = None,
         unknown: Unknown = "error",
         batch_size: int = 512,
+        impl: str | None = None,
     ) -> Recommendations:
         """The k items most likely to come next in each session, best first: item ids and scores, [n, k] each.
 
-        Args: see `gru4rec_fast.models.recommending.recommend`.
+        Args: see `gru4rec_fast.models.recommending.recommend`; impl is by default that of the parameters.
         """
         network, vocabulary = self._fitted()
-        options = {"exclude": exclude, "unknown": unknown, "batch_size": batch_size, "impl": self.parameters.impl}
-        return recommend(network, vocabulary, sessions, k, **options)  # type: ignore[arg-type]
+        impl = impl or self.parameters.impl
+        with running_by(network, impl):
+            return recommend(
+                network, vocabulary, sessions, k, exclude=exclude, unknown=unknown, batch_size=batch_size, impl=impl
+            )
 
     def recommender(self, capacity: int = 10_000, *, unknown: Unknown = "error") -> SessionRecommender:
         """A recommender for live sessions, which takes one event at a time; see `SessionRecommender`."""
@@ -253,16 +259,20 @@ class GRU4Rec:
         return save_checkpoint(path, replace(self._identity, tensors=tensors, progress={"history": self.history}))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> GRU4Rec:
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, impl: str = "auto") -> GRU4Rec:
         """Read a model from `save`, or from the last or best checkpoint of a training, onto `device`.
 
+        Args:
+            impl: "auto", "native" or "reference", for every operator, whatever it was trained with.
+
         Raises:
+            ValueError, RuntimeError: no such device or implementation.
             FileNotFoundError: there is no such file.
             CheckpointError: the file is truncated, or no GRU4Rec checkpoint.
         """
         checkpoint = load_checkpoint(path, FORMAT)
         try:
-            model = cls(**checkpoint.config["parameters"] | {"device": str(device)})
+            model = cls(**checkpoint.config["parameters"] | {"device": str(device), "impl": impl})
             model.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY))
             model.support = checkpoint.tensors["support"].numpy()
             model.network = build_network(model.parameters, len(model.vocabulary), find_device(str(device)))
@@ -282,22 +292,14 @@ class GRU4Rec:
             raise RuntimeError("this GRU4Rec has no weights yet: call fit, or GRU4Rec.load")
         return self.network, self.vocabulary
 
-    def _resumed(self, resume: bool | str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Checkpoint | None:
-        """The checkpoint to go on from, checked against this model's parameters and catalogue."""
-        if resume is False:
-            return None
-        if resume is True and out is None:
-            raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
-        path = Path(out or "") / LAST if resume is True else Path(resume)
-        checkpoint = load_checkpoint(path, FORMAT)
-        saved, mine = checkpoint.config["parameters"], self.get_params()
-        differing = [name for name in mine if name not in _FREE_ON_RESUME and saved.get(name) != mine[name]]
-        if differing:
-            changes = ", ".join(f"{name}={saved.get(name)!r} there, {mine[name]!r} here" for name in differing)
-            raise CheckpointError(f"{path} cannot be resumed with other parameters: {changes}")
-        if Vocabulary.from_arrays(checkpoint.group(VOCABULARY)) != self.vocabulary:
-            raise CheckpointError(f"{path} was trained on another catalogue of items; resume with the same data")
-        return checkpoint
+
+def _resumed_file(resume: bool | str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
+    """The file that `fit` is to go on from."""
+    if resume is not True:
+        return Path(str(resume))
+    if out is None:
+        raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
+    return checkpoint_to_resume(out)
 
 
 GRU4Rec.__signature__ = inspect.signature(GRU4RecParameters)  # type: ignore[attr-defined]  # for help()

@@ -62,6 +62,8 @@ def read_parameter_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not parameters by name")
     parameters = content.get("parameters", content)
+    if not isinstance(parameters, dict):
+        raise ValueError(f'{path}: its "parameters" are {parameters!r}, not parameters by name')
     try:
         refuse_unknown(parameters)
     except TypeError as error:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from gru4rec_fast.evaluation.metrics import METRICS
 from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.training.options import LOSS
 from gru4rec_fast.training.schedules import scheduler_names
 
 LAYERSIZE = "layersize"
@@ -28,6 +30,13 @@ def _at_least(least: float) -> Callable[[Any], str | None]:
 
 def _probability(value: float) -> str | None:
     return None if 0 <= value < 1 else "must lie in [0, 1)"
+
+
+def _monitored(value: str) -> str | None:
+    metric, at, cutoff = value.partition("@")
+    if value == LOSS or (metric in METRICS and at and cutoff.isdecimal() and int(cutoff) > 0):
+        return None
+    return f"choose {LOSS!r}, or {', '.join(METRICS)} at a cut-off, as in 'recall@20'"
 
 
 def _rule(default: Any, check: Callable[[Any], str | None]) -> Any:
@@ -95,7 +104,7 @@ class GRU4RecParameters:
     shuffle: bool = False
     lr_scheduler: str | None = None
     lr_scheduler_options: dict[str, Any] | None = None
-    monitor: str = "recall@20"
+    monitor: str = _rule("recall@20", _monitored)
     patience: int | None = _rule(None, lambda value: None if value is None else _at_least(1)(value))
     min_delta: float = _rule(0.0, _at_least(0))
     eps: float = _rule(1e-6, lambda value: None if value > 0 else "must be positive")
@@ -125,6 +134,8 @@ class GRU4RecParameters:
                 )
         if self.n_sample == 0 and self.batch_size == 1:
             raise ValueError("n_sample=0 with batch_size=1 leaves nothing to tell the target from; raise either")
+        if self.lr_scheduler_options and self.lr_scheduler is None:
+            raise ValueError(f"lr_scheduler_options={self.lr_scheduler_options}: give the lr_scheduler they belong to")
         if self.lr_scheduler is not None and self.lr_scheduler not in scheduler_names():
             raise ValueError(f"lr_scheduler={self.lr_scheduler!r}: choose one of {', '.join(scheduler_names())}")
         try:
@@ -143,6 +154,16 @@ class GRU4RecParameters:
         if self.embedding_mode != "separate":
             return 0
         return self.layers[0] if isinstance(self.embedding, str) else self.embedding
+
+    @property
+    def not_read(self) -> list[str]:
+        """What was set and has no effect beside the other parameters, each with its reason."""
+        reasons = []
+        if self.constrained_embedding and self.embedding != 0:
+            reasons.append(f"embedding={self.embedding!r} has no effect: constrained_embedding=True takes its place")
+        if self.embedding_mode == "none" and self.dropout_p_embed:
+            reasons.append(f"dropout_p_embed={self.dropout_p_embed:g} has no effect: one-hot input has no embedding")
+        return reasons
 
     def to_dict(self) -> dict[str, Any]:
         """All parameters as JSON values."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gru4rec_fast import _version
+from gru4rec_fast import _version, ops
+from gru4rec_fast.data.loader import SessionParallelLoader
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.models.parameters import DTYPES, GRU4RecParameters
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
-from gru4rec_fast.training.checkpoint import Checkpoint
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from gru4rec_fast.training.fingerprint import log_fingerprint
+from gru4rec_fast.training.loop import Trainer
 from gru4rec_fast.training.options import TrainingOptions
 
 FORMAT = "gru4rec_fast.GRU4Rec/1"
 VOCABULARY = "vocabulary."
+NOT_STORED = ("device", "impl")  # where and how a model runs is no property of the model
+FREE_ON_RESUME = ("n_epochs", "patience", "min_delta", *NOT_STORED)  # what changes nothing of what was computed so far
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; RuntimeError where it is CUDA and there is none."""
+    """The device of that name; ValueError for another kind than CPU and CUDA, RuntimeError where it is not there."""
     device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r}: choose 'cpu', 'cuda', 'cuda:1' ...")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device={name!r}: PyTorch sees no CUDA device here; use device='cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"device={name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     return device
 
 
@@ -83,6 +94,29 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
     )
 
 
+def build_trainer(
+    p: GRU4RecParameters, store: SessionStore, validation: SessionStore | None, device: torch.device, **loop: Any
+) -> Trainer:
+    """A trainer of a new network on `store`; `loop`: further keyword arguments of `Trainer`, and `checkpoint_every`."""
+    loader = SessionParallelLoader(
+        store, p.batch_size, p.bptt, device, p.shuffle, p.seed, min_live=1 if p.n_sample else 2, impl=p.impl
+    )
+    network = build_network(p, len(store.vocabulary), device)
+    support = torch.from_numpy(np.array(store.support))
+    return Trainer(
+        network,
+        loader,
+        training_options(p, loop.pop("checkpoint_every")),
+        criterion=build_criterion(p, support).to(device),
+        optimizer=SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl),
+        sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
+        validate=None if validation is None else lambda: validation_metrics(network, validation, p),
+        identity=identity(p, store.vocabulary, store.support),
+        fingerprint=lambda: log_fingerprint(store),
+        **loop,
+    )
+
+
 def training_options(p: GRU4RecParameters, checkpoint_every: int | None) -> TrainingOptions:
     """What the training loop is told."""
     return TrainingOptions(
@@ -102,9 +136,40 @@ def training_options(p: GRU4RecParameters, checkpoint_every: int | None) -> Trai
 
 def identity(p: GRU4RecParameters, vocabulary: Vocabulary, support: np.ndarray) -> Checkpoint:
     """What every checkpoint of this model holds besides weights: parameters, catalogue, support."""
-    config = {"parameters": p.to_dict(), "gru4rec_fast": _version.__version__}
+    parameters = {name: value for name, value in p.to_dict().items() if name not in NOT_STORED}
+    config = {"parameters": parameters, "gru4rec_fast": _version.__version__}
     arrays = {VOCABULARY + name: array for name, array in vocabulary.to_arrays().items()} | {"support": support}
     return Checkpoint(FORMAT, config, tensors={name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+
+
+def checkpoint_for(p: GRU4RecParameters, vocabulary: Vocabulary, path: Path) -> Checkpoint:
+    """The checkpoint in a file, for a training with these parameters and this catalogue to go on from.
+
+    Raises:
+        FileNotFoundError: there is no such file. CheckpointError: it is none, or one of other parameters or items.
+    """
+    checkpoint = load_checkpoint(path, FORMAT)
+    saved, mine = checkpoint.config["parameters"], p.to_dict()
+    differing = [name for name in mine if name not in FREE_ON_RESUME and saved.get(name) != mine[name]]
+    if differing:
+        changes = ", ".join(f"{name}={saved.get(name)!r} there, {mine[name]!r} here" for name in differing)
+        raise CheckpointError(f"{path} cannot be resumed with other parameters: {changes}")
+    if Vocabulary.from_arrays(checkpoint.group(VOCABULARY)) != vocabulary:
+        raise CheckpointError(f"{path} was trained on another catalogue of items; resume with the same data")
+    return checkpoint
+
+
+@contextmanager
+def running_by(network: SessionNetwork, impl: str) -> Iterator[None]:
+    """Every operator of the network by this implementation, inside the block."""
+    before = {module: module.impl for module in network.modules() if hasattr(module, "impl")}
+    try:
+        for module in before:
+            module.impl = impl  # type: ignore[assignment]
+        yield
+    finally:
+        for module, own in before.items():
+            module.impl = own
 
 
 def validation_metrics(network: SessionNetwork, store: SessionStore, p: GRU4RecParameters) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from gru4rec_fast.data.vocabulary import Vocabulary
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.catalogue import Catalogue, Exclude, Unknown, pad
 
-__all__ = ["Exclude", "Recommendations", "SessionRecommender", "Unknown", "recommend"]
+__all__ = ["Exclude", "Recommendations", "SessionRecommender", "Unknown", "best_items", "recommend"]
 
 logger = logging.getLogger("gru4rec_fast")
 
@@ -37,7 +37,7 @@ class Recommendations(NamedTuple):
 def recommend(
     network: NextItemNetwork,
     vocabulary: Vocabulary,
-    sessions: Sequence[Sequence[int] | Sequence[str]] | SessionStore,
+    sessions: Iterable[Sequence[int] | Sequence[str]] | SessionStore,
     k: int = 20,
     *,
     exclude: Exclude = None,
@@ -52,7 +52,8 @@ def recommend(
         vocabulary: the ids of the network's items.
         sessions: item ids of each session in time order; or a store of the same vocabulary.
         k: how many items.
-        exclude: items not to recommend: None, "session" (those already in the session), or a list of item ids.
+        exclude: items not to recommend: None, "session" (those already in the session), or item ids (a list, set,
+            array ...) for all sessions.
         unknown: what to do with ids outside the vocabulary: "error", or "skip" them.
         batch_size: sessions played in parallel.
         impl: "auto", "native" or "reference", for ranking.
@@ -60,6 +61,28 @@ def recommend(
     Raises:
         ValueError: an argument that does not fit; an unknown id, a session without (known) items, or fewer than k items
             left after exclusion, each with the index of the session; a NaN score.
+    """
+    scores, items = best_items(
+        network, vocabulary, sessions, k, exclude=exclude, unknown=unknown, batch_size=batch_size, impl=impl
+    )
+    catalogue = Catalogue(network, vocabulary, unknown, impl)
+    return Recommendations(catalogue.ids_of(items, range(len(items))), scores)
+
+
+def best_items(
+    network: NextItemNetwork,
+    vocabulary: Vocabulary,
+    sessions: Iterable[Sequence[int] | Sequence[str]] | SessionStore,
+    k: int = 20,
+    *,
+    exclude: Exclude = None,
+    unknown: Unknown = "error",
+    batch_size: int = 512,
+    impl: str = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
+    """`recommend` by index: scores and item indices [n, k].
+
+    Where a session has fewer than k items left, the rest of its row is -1, at scores of -infinity.
     """
     catalogue = Catalogue(network, vocabulary, unknown, impl)
     catalogue.check_k(k)
@@ -73,9 +96,8 @@ def recommend(
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         played = [items[offsets[s] : offsets[s + 1]] for s in chosen]
-        hidden = _last_hidden(network, played)
-        scores[chosen], best[chosen] = catalogue.top_k(hidden, k, excluded, played, chosen.tolist())
-    return Recommendations(vocabulary.ids[best], scores)
+        scores[chosen], best[chosen] = catalogue.top_k(_last_hidden(network, played), k, excluded, played)
+    return scores, best
 
 
 def _last_hidden(network: NextItemNetwork, sessions: list[np.ndarray]) -> Tensor:
@@ -184,8 +206,8 @@ class SessionRecommender:
         live = [self._use(name) for name in names]
         hidden = self._states[-1][torch.tensor([session.row for session in live], dtype=torch.int64)]
         seen = [list(session.seen) for session in live]
-        scores, items = self.catalogue.top_k(hidden, k, self.catalogue.excluded(exclude), seen, names)
-        return Recommendations(self.catalogue.vocabulary.ids[items], scores)
+        scores, items = self.catalogue.top_k(hidden, k, self.catalogue.excluded(exclude), seen)
+        return Recommendations(self.catalogue.ids_of(items, names), scores)
 
     def end(self, session_id: Hashable) -> bool:
         """Forget a session; False where it was not live (any more)."""

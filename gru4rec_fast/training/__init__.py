@@ -3,6 +3,7 @@
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.curves import write_curves
 from gru4rec_fast.training.early_stopping import EarlyStopping
+from gru4rec_fast.training.fingerprint import log_fingerprint
 from gru4rec_fast.training.interrupt import TrainingInterrupted
 from gru4rec_fast.training.loop import Trainer, fit
 from gru4rec_fast.training.options import TrainingOptions
@@ -23,6 +24,7 @@ __all__ = [
     "TrainingOptions",
     "fit",
     "load_checkpoint",
+    "log_fingerprint",
     "make_progress",
     "save_checkpoint",
     "scheduler_names",

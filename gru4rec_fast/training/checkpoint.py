@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ class Checkpoint:
         config: what is needed to build the model (JSON values).
         progress: how far the training has come (JSON values); empty in a file that only holds a model.
         tensors: by name; on the CPU or any device.
+        path: the file it was read from; None before it was written.
     """
 
     format: str
     config: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    path: Path | None = field(default=None, compare=False)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose name starts with `prefix`, without it."""
@@ -49,8 +52,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
+def save_checkpoint(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, before_rename: Callable[[], None] | None = None
+) -> Path:
     """Write a checkpoint; a file already at `path` is replaced as a whole, or left as it is where writing fails.
+
+    `before_rename` is called once all is on the disk, under another name still: what must make room can do so there.
 
     Raises:
         OSError: the file cannot be written (full disk, no permission, a missing drive ...).
@@ -77,6 +84,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(mode)
         _sync(temporary)
+        if before_rename is not None:
+            before_rename()
         os.replace(temporary, path)
         if os.name == "posix":
             _sync(path.parent)  # the rename itself must reach the disk too
@@ -112,7 +121,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path} is truncated or not a checkpoint ({error}); save it again, or use an earlier one"
         ) from error
-    return Checkpoint(expected_format, config, progress, tensors)
+    return Checkpoint(expected_format, config, progress, tensors, path)
 
 
 def _check_format(path: Path, found: str, expected: str) -> None:

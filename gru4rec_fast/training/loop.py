@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.early_stopping import EarlyStopping
+from gru4rec_fast.training.folder_lock import exclusive
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
 from gru4rec_fast.training.options import LOSS, TrainingOptions
-from gru4rec_fast.training.place import LossWatch, Place, TrainingDiverged
+from gru4rec_fast.training.place import LossWatch, Place, TrainingDiverged, check_weights
 from gru4rec_fast.training.progress import Progress, Silent
-from gru4rec_fast.training.run_folder import LAST, RunFolder
+from gru4rec_fast.training.run_folder import LAST, PREVIOUS, RunFolder
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.state import HIDDEN, MODEL, OPTIMIZER, hidden_tensors, load_optimizer, optimizer_state
 
@@ -41,8 +45,10 @@ class Trainer:
         sampler: the table negatives are drawn from, on the loader's device; needed unless n_sample is 0.
         validate: called after each epoch with the network in eval mode; returns metrics by name.
         out: folder for last.safetensors, best.safetensors (where there is something to pick it by), curves.csv and
-            curves.png; files of these names are replaced. None: nothing is written.
+            curves.png; see `RunFolder` for what becomes of an earlier training there. None: nothing is written.
         identity: format, config and further tensors to put into the checkpoints, so that their reader knows the model.
+        fingerprint: called once, with the first checkpoint that is written or resumed; what tells this log from others,
+            e.g. `lambda: log_fingerprint(store)`. None: two logs of equal counts are taken for the same.
         memory: a MemoryRecord switches on the phases batch, forward, loss, backward and update.
         progress: what is shown.
         peak: meter of the peak memory; None: one that starts with `run`.
@@ -67,8 +73,9 @@ class Trainer:
         optimizer: Optimizer,
         sampler: ops.AliasTable | None = None,
         validate: Callable[[], Mapping[str, float]] | None = None,
-        out: str | Path | None = None,
+        out: str | os.PathLike[str] | None = None,
         identity: Checkpoint | None = None,
+        fingerprint: Callable[[], str] | None = None,
         memory: MemoryRecord = NULL_RECORD,
         progress: Progress | None = None,
         peak: PeakMemory | None = None,
@@ -83,6 +90,8 @@ class Trainer:
         self.validate, self.memory, self.progress = validate, memory, progress or Silent()
         self.folder = RunFolder(out, identity or Checkpoint("gru4rec_fast.SessionNetwork/1"))
         self.history: list[dict[str, Any]] = []
+        self._fingerprint = fingerprint
+        self._picks_best = validate is not None or watches_loss
         self._peak, self.peak_memory_bytes = peak, 0
         self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximise=not watches_loss)
         self.schedule = options.lr_scheduler and Schedule(
@@ -97,23 +106,31 @@ class Trainer:
         self._hidden: list[Tensor] | None = None  # None between epochs
         self._saved_at = 0
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose model stands in best.safetensors; None where this training picks none, or has not yet."""
+        return (self.early_stopping.best_epoch or None) if self._picks_best else None
+
     def run(self, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
-        """Train up to `n_epochs`, from the start or from where `resume` stands; return the history.
+        """Train up to `n_epochs`, from the start or from where `resume` (or `restore`) stands; return the history.
 
         Raises:
-            TrainingInterrupted: Ctrl-C; raised between two updates, after `last` was written.
-            TrainingDiverged: a NaN or infinite loss or weight.
-            CheckpointError: `resume` holds no training state, or one over other data.
-            OSError: a checkpoint cannot be written.
+            TrainingInterrupted: Ctrl-C or SIGTERM; raised between two updates, after `last` was written.
+            TrainingDiverged: a NaN or infinite loss, weight or validation metric.
+            CheckpointError: see `restore`.
+            OSError: a checkpoint cannot be written, or another training writes to the folder.
         """
         peak = self._peak or PeakMemory()
-        if resume is None:
-            self.folder.start_over()
-        else:
-            self._restore(resume)
+        if resume is not None:
+            self.restore(resume)
+        with exclusive(self.folder.path):
+            return self._run(peak)
+
+    def _run(self, peak: PeakMemory) -> list[dict[str, Any]]:
+        self._say_what_is_there()
         try:
             with deferred_interrupt() as interrupt:
-                while self.place.epoch <= self.options.n_epochs and not self.early_stopping.should_stop:
+                while not self._is_done:
                     self._play_epoch(interrupt)
                     self._finish_epoch()
                     self._stop_if(interrupt)
@@ -126,6 +143,22 @@ class Trainer:
             self.peak_memory_bytes = peak.bytes
             self.folder.write_curves(self.history)
         return self.history
+
+    @property
+    def _is_done(self) -> bool:
+        return self.place.epoch > self.options.n_epochs or self.early_stopping.should_stop
+
+    def _say_what_is_there(self) -> None:
+        finished = f"epoch {self.place.epoch - 1} of n_epochs={self.options.n_epochs}"
+        if self.early_stopping.should_stop:
+            best = f"no gain for {self.early_stopping.waited} epochs (patience={self.options.patience})"
+            self.progress.say(f"nothing left to train: stopped after {finished}, with {best}")
+        elif self._is_done:
+            self.progress.say(f"nothing left to train: {finished} is finished; raise n_epochs to go on")
+        elif (path := self.folder.path) is not None and self.folder.holds_another:
+            self.progress.say(
+                f"{path} holds an earlier training; the first checkpoint of this one will move it to {path / PREVIOUS}"
+            )
 
     def _play_epoch(self, interrupt: InterruptRequest) -> None:
         """Play the epoch, or what is left of it; the weights move after every `accumulate` blocks and at its end."""
@@ -187,7 +220,7 @@ class Trainer:
         place.step += steps
         place.mini_batches += steps
         place.events += events
-        self.progress.advance(events, place.loss_sum / place.mini_batches)
+        self.progress.advance(events, place.mean_loss)
 
     def _update(self, scale: float = 1.0) -> None:
         with self.memory.phase("update"):
@@ -203,6 +236,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Validate, write the history, move the learning rate, pick the best, save."""
         place, monitor = self.place, self.options.monitor
+        check_weights(self.network, place)
         record: dict[str, Any] = {
             "epoch": place.epoch,
             "loss": place.loss_sum / place.mini_batches,
@@ -213,15 +247,13 @@ class Trainer:
         }
         watched: float = record["loss"]
         if self.validate is not None:
-            self.network.eval()
-            metrics = record["validation"] = dict(self.validate())
+            metrics = record["validation"] = self._validated(self.validate)
             if monitor not in (LOSS, *metrics):
                 raise ValueError(f"monitor={monitor!r} is not measured; there are {', '.join(metrics)} and {LOSS}")
             watched = record[LOSS] if monitor == LOSS else metrics[monitor]
         if self.schedule:
             self.schedule.after_epoch(watched)
-        picks_best = monitor == LOSS or self.validate is not None
-        better = picks_best and self.early_stopping.update(place.epoch, watched)
+        better = self._picks_best and self.early_stopping.update(place.epoch, watched)
         self.history.append(record)
         self.place = Place(place.epoch + 1, place.step)
         self._hidden = None
@@ -231,21 +263,34 @@ class Trainer:
         self.folder.write_csv(self.history)
         self.progress.end_epoch(record)
 
+    def _validated(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """The metrics of the network as it is; TrainingDiverged where they, or the scores, are no numbers."""
+        self.network.eval()
+        try:
+            metrics = dict(validate())
+        except ValueError as error:
+            if "NaN score" in str(error):  # finite weights can overflow too
+                raise TrainingDiverged(f"validation found a NaN score {self.place}") from error
+            raise
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"the validation metric {name} is {value} {self.place}")
+        return metrics
+
     def _stop_if(self, interrupt: InterruptRequest) -> None:
-        if not interrupt.requested:
+        if interrupt.signal_number is None:
             return
-        place = self.place
-        inside = f"in epoch {place.epoch} after mini-batch {place.mini_batches} of it"
-        where = inside if self._hidden is not None else f"after epoch {place.epoch - 1}"
         path = self._save_last()
-        if path is None:
-            raise TrainingInterrupted(f"training interrupted {where}; nothing was saved: no out folder was given")
-        raise TrainingInterrupted(
-            f"training interrupted {where}; to go on from {path}, resume with the same out folder"
-        )
+        then = "nothing was saved: no out folder was given"
+        if path is not None:
+            then = f"to go on from {path}, resume with the same out folder"
+        raise TrainingInterrupted(f"training interrupted {self.place}; {then}", interrupt.signal_number)
 
     def _save_last(self) -> Path | None:
+        if self.folder.path is None:
+            return None
         self._losses.look(self.place)
+        check_weights(self.network, self.place)
         state, values = optimizer_state(self.network, self.optimizer)
         progress = {
             "place": asdict(self.place),
@@ -254,33 +299,46 @@ class Trainer:
             "optimizer": values,
             "schedule": self.schedule.state_dict() if self.schedule else None,
             "early_stopping": self.early_stopping.state_dict(),
-            "data": self._data(),
+            "data": self._data,
         }
         self._saved_at = self.place.step
         return self.folder.save_last(self.network, state | hidden_tensors(self._hidden), progress)
 
-    def _data(self) -> dict[str, int]:
-        return {"sessions": self.loader.n_sessions, "targets": self.loader.n_targets, "items": self.network.n_items}
+    @cached_property
+    def _data(self) -> dict[str, int | str]:
+        """What a checkpoint knows of the log."""
+        loader = self.loader
+        log = {"sessions": loader.n_sessions, "targets": loader.n_targets, "items": self.network.n_items}
+        return log | ({} if self._fingerprint is None else {"fingerprint": self._fingerprint()})
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stand where the checkpoint was written; `run` goes on from there.
+
+        Raises:
+            CheckpointError: it holds no training, or one over other data or with another schedule.
+        """
         progress = checkpoint.progress
         if "place" not in progress:
             raise CheckpointError(f"the checkpoint holds a model but no training to go on with; resume from {LAST}")
-        if progress["data"] != self._data():
-            raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {self._data()}")
+        if progress["data"] != self._data:
+            raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {self._data}")
         if (progress["schedule"] is None) != (not self.schedule):
             raise CheckpointError("the checkpoint was trained with another lr_scheduler")
+        if self.schedule:
+            try:
+                self.schedule.load_state_dict(progress["schedule"])
+            except ValueError as error:
+                raise CheckpointError(str(error)) from None
         self.place, self.history = Place(**progress["place"]), progress["history"]
         self.early_stopping.load_state_dict(progress["early_stopping"])
         self.network.load_state_dict(checkpoint.group(MODEL))
-        if self.schedule:
-            self.schedule.load_state_dict(progress["schedule"])
         load_optimizer(self.network, self.optimizer, checkpoint.group(OPTIMIZER), progress["optimizer"])
         if progress["loader"] is not None:
             self.loader.load_state_dict(progress["loader"])
             hidden = checkpoint.group(HIDDEN)
             self._hidden = [hidden[str(layer)].to(self.loader.device) for layer in range(len(hidden))]
         self._saved_at = self.place.step
+        self.folder.go_on_from(checkpoint.path)
 
 
 def fit(

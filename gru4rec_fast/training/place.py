@@ -6,26 +6,40 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # On an accelerator looking at a loss waits for the device, so losses are looked at in bunches.
 LOSSES_PER_LOOK = 64
 
 
 class TrainingDiverged(ArithmeticError):
-    """A loss or a weight became NaN or infinite; the message says where, and which checkpoint is the last good one."""
+    """A loss, a weight or a metric became NaN or infinite; the message says where, and which checkpoint is good."""
 
 
 @dataclass
 class Place:
-    """The epoch being played (from 1), mini-batches since the training began (`step`), and sums over this epoch."""
+    """The epoch being played (from 1), mini-batches since the training began (`step`), and sums over this epoch.
+
+    `loss_sum` is over the first `summed` of the epoch's `mini_batches`: on an accelerator losses are read later.
+    """
 
     epoch: int = 1
     step: int = 0
     loss_sum: float = 0.0
+    summed: int = 0
     mini_batches: int = 0
     events: int = 0
     seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean over the mini-batches whose loss was read; None before the first."""
+        return self.loss_sum / self.summed if self.summed else None
+
+    def __str__(self) -> str:
+        inside = f"in epoch {self.epoch} after mini-batch {self.mini_batches} of it"
+        where = inside if self.mini_batches else f"after epoch {self.epoch - 1}"
+        return f"{where} (step {self.step} of the training)"
 
 
 class LossWatch:
@@ -46,7 +60,7 @@ class LossWatch:
             self.look(place)
 
     def look(self, place: Place) -> None:
-        """Add what was not looked at yet to `place.loss_sum`.
+        """Add what was not looked at yet to the sum of `place`.
 
         Raises:
             TrainingDiverged: a loss is NaN or infinite.
@@ -61,7 +75,15 @@ class LossWatch:
                     f"the loss is {value} in epoch {place.epoch}, {number} (step {step} of the training)"
                 )
             place.loss_sum += value * steps
+            place.summed += steps
 
 
 def _read(waiting: list[tuple[Tensor, int, int]]) -> list[float]:
     return torch.stack([loss for loss, _, _ in waiting]).tolist()
+
+
+def check_weights(network: nn.Module, place: Place) -> None:
+    """Raise TrainingDiverged where a weight is NaN or infinite."""
+    for name, parameter in network.named_parameters():
+        if not all(math.isfinite(extreme) for extreme in torch.aminmax(parameter.detach())):
+            raise TrainingDiverged(f"{name} holds NaN or infinite weights {place}")

@@ -16,8 +16,8 @@ class Progress(Protocol):
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
         """Epoch `epoch` of `n_epochs` (from 1) starts or is resumed with `done` of its `n_events` behind it."""
 
-    def advance(self, events: int, loss: float) -> None:
-        """`events` more were played; called once per block, so it must cost next to nothing."""
+    def advance(self, events: int, loss: float | None) -> None:
+        """`events` more were played; called once per block, so it must cost next to nothing. No loss known: None."""
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """The epoch is over, validation included; `record` is its entry in the history."""
@@ -35,7 +35,7 @@ class Silent:
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
         """Show nothing."""
 
-    def advance(self, events: int, loss: float) -> None:
+    def advance(self, events: int, loss: float | None) -> None:
         """Show nothing."""
 
     def end_epoch(self, record: dict[str, Any]) -> None:
@@ -71,11 +71,11 @@ class _Timed:
         self.done = self._first = done
         self._started = self._shown = time.monotonic()
 
-    def advance(self, events: int, loss: float) -> None:
+    def advance(self, events: int, loss: float | None) -> None:
         """Count, and show if it is time."""
         self.done += events
         now = time.monotonic()
-        if now - self._shown >= self.interval_s:
+        if loss is not None and now - self._shown >= self.interval_s:
             self._shown = now
             self.show(loss, (self.done - self._first) / (now - self._started))
 

@@ -62,10 +62,11 @@ class Schedule:
             raise ValueError(
                 "lr_scheduler='plateau' watches a value that exists once an epoch; interval='update' cannot be"
             )
+        self._ends_with_the_training = kind == "CosineAnnealingLR" and not self.per_update and "T_max" not in arguments
         if kind == "StepLR":
             arguments.setdefault("step_size", max(1, n_epochs // 3))
-        elif kind == "CosineAnnealingLR" and not self.per_update:
-            arguments.setdefault("T_max", n_epochs)
+        elif self._ends_with_the_training:
+            arguments["T_max"] = n_epochs
         elif self.watches_metric:
             arguments.setdefault("mode", "max" if maximise else "min")
         scheduler_class = getattr(lr_scheduler, kind)
@@ -97,7 +98,18 @@ class Schedule:
         return {key: value for key, value in self._scheduler.state_dict().items() if _is_json(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; load the optimizer (its learning rate) after this."""
+        """Continue where `state_dict` was taken; load the optimizer (its learning rate) after this.
+
+        Raises:
+            ValueError: a cosine whose length was that of the training, in a training of another length: past its end
+                the rate would rise again.
+        """
+        if self._ends_with_the_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
+            raise ValueError(
+                "lr_scheduler='cosine' reaches its end with the training, which was to have "
+                f"n_epochs={state['T_max']}: resume with that, or train anew with a length of its own in "
+                "lr_scheduler_options={'T_max': ...}"
+            )
         self._scheduler.load_state_dict(state)
         # The updates before the resume count: torch would else warn of a schedule that runs ahead of its optimizer.
         self._scheduler.optimizer._opt_called = True
