@@ -1,7 +1,7 @@
-"""GRU4Rec, NGCF and LightGCN training at hardware speed.
+"""GRU4Rec for PyTorch, with C++ kernels where they exist and a pure-PyTorch reference for everything.
 
 Three doors, each complete in itself: `gru4rec_fast.ops` and `gru4rec_fast.nn` for somebody else's training loop, the
-estimators (`GRU4Rec`) with fit / evaluate / recommend / save / load, and `gru4rec-fast` on the command line.
+estimator `GRU4Rec` with fit / evaluate / recommend / save / load, and `gru4rec-fast` on the command line.
 
 Every name below is imported when it is first used, so that `import gru4rec_fast` costs next to nothing.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
@@ -30,11 +31,15 @@ if is_installed():
 
 @pytest.fixture
 def native_library() -> None:
-    """Skip where the native library is not to be had; its operators are registered afterwards."""
+    """Skip where the native library is not to be had; its operators are registered afterwards.
+
+    GRU4REC_FAST_REQUIRE_NATIVE=1 makes a failure of it, so that a broken build cannot hide behind what was skipped.
+    """
     from gru4rec_fast import _backend
 
     if not _backend.load():
-        pytest.skip(f"no native library: {_backend.build_info()['why_not']}")
+        stop = pytest.fail if os.environ.get("GRU4REC_FAST_REQUIRE_NATIVE") else pytest.skip
+        stop(f"no native library: {_backend.build_info()['why_not']}")
 
 
 @pytest.fixture(autouse=True)

@@ -123,6 +123,15 @@ def test_build_info_keys_do_not_depend_on_the_build(no_library: str, request: py
     assert json.loads(json.dumps(info)) == info
 
 
+@pytest.mark.parametrize(("required", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_tests_of_native_kernels_are_skipped_unless_these_are_required(
+    no_library: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, required: str, outcome: type
+) -> None:
+    monkeypatch.setenv("GRU4REC_FAST_REQUIRE_NATIVE", required)
+    with pytest.raises(outcome, match=re.escape(no_library)):
+        request.getfixturevalue("native_library")
+
+
 def test_the_library_is_the_one_for_this_torch(native_library: None) -> None:
     info = gru4rec_fast.build_info()
     assert info["native_cpu"] and info["why_not"] is None
