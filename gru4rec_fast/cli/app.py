@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from gru4rec_fast.cli.train import train
 
 PROGRAM = "gru4rec-fast"
 DEBUG = "--debug"
-OUTPUT_CLOSED, ERROR, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+OUTPUT_CLOSED, ERROR, DIVERGED, BY_SIGNAL = 1, 2, 3, 128
 
 app = typer.Typer(name=PROGRAM, add_completion=False, rich_markup_mode="rich")
 for command in (demo, prepare, train, evaluate, recommend, info):
@@ -50,7 +51,7 @@ def _root(
 
     Then: gru4rec-fast train train.tsv --test test.tsv --out run
 
-    Exit codes: 0 done, 2 error (one line on stderr), 3 the training diverged, 130 stopped by Ctrl-C.
+    Exit codes: 0 done, 2 error (one line on stderr), 3 the training diverged, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
 
 
@@ -82,7 +83,8 @@ def run(arguments: list[str]) -> int:
 def _told(error: BaseException) -> tuple[str, int] | None:
     """The line and the exit code of a problem; None for what only a bug can raise."""
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted: {_one_line(error)}" if error.args else "interrupted", INTERRUPTED
+        code = BY_SIGNAL + getattr(error, "signal_number", signal.SIGINT)
+        return f"interrupted: {_one_line(error)}" if error.args else "interrupted", code
     if hasattr(error, "format_message"):  # Typer's and click's usage errors, whichever of them is installed
         context = getattr(error, "ctx", None)
         path = context.command_path if context else PROGRAM

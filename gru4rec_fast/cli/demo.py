@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gru4rec_fast.cli.evaluate import MODEL_FILE
 from gru4rec_fast.cli.options import use_threads
 from gru4rec_fast.cli.output import note
 
@@ -47,15 +46,18 @@ def demo(
     """
     from gru4rec_fast import GRU4Rec
     from gru4rec_fast.data.synthetic import markov_sessions
+    from gru4rec_fast.training.folder_lock import exclusive
+    from gru4rec_fast.training.run_folder import MODEL_FILE
 
     use_threads(threads)
     train, validation, test = markov_sessions(sessions, N_ITEMS, parts=(0.8, 0.1, 0.1), zipf_exponent=0.8, seed=seed)
     note(f"{train.n_sessions:,} sessions to train on: {train.n_events:,} events, {train.n_items:,} items")
-    for name, store in (("train", train), ("validation", validation), ("test", test)):
-        store.save(out / name)
-    model = GRU4Rec(**PARAMETERS, n_epochs=epochs, seed=seed)
-    model.fit(train, validation, out=out)
-    model.save(out / MODEL_FILE)
+    with exclusive(out):
+        for name, store in (("train", train), ("validation", validation), ("test", test)):
+            store.save(out / name)
+        model = GRU4Rec(**PARAMETERS, n_epochs=epochs, seed=seed)
+        model.fit(train, validation, out=out)
+        model.save(out / MODEL_FILE)
     report = model.evaluate(test, cutoffs=(20,), baselines=True)
     print(_only(report, METRICS).table())
     print(f"training curves: {out / 'curves.png' if find_spec('matplotlib') else out / 'curves.csv'}")

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from gru4rec_fast.cli.options import LogFormat
 from gru4rec_fast.cli.output import note, row_counter
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore, Vocabulary
-
-
-@dataclass(frozen=True)
-class LogFormat:
-    """How log files are to be read; the attributes are named as in `SessionStore.from_events`."""
-
-    session_key: str
-    item_key: str
-    time_key: str
-    separator: str | None
-    allow_pickle: bool
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `SessionStore.from_events` and `prepare`."""
-        separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
-        return {**vars(self), "separator": separator}
 
 
 def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:

@@ -1,78 +1,151 @@
-"""Options that several commands share."""
+"""Options that several commands share, in groups: a parameter of such a type stands for one option per field."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 _LOG = "Reading log files"
 _RUN = "Running"
 _EVALUATION = "Evaluation"
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
-SessionKey = Annotated[str, typer.Option(metavar="NAME", help="Column of the session ids.", rich_help_panel=_LOG)]
-ItemKey = Annotated[str, typer.Option(metavar="NAME", help="Column of the item ids.", rich_help_panel=_LOG)]
-TimeKey = Annotated[
-    str, typer.Option(metavar="NAME", help="Column of the times: numbers or dates.", rich_help_panel=_LOG)
-]
-Separator = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CHARACTER",
-        help="Between the columns of a text file; 'tab' for a tab. By default the one that splits its header.",
-        rich_help_panel=_LOG,
-    ),
-]
-AllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle", help="Read .pickle files too. Reading one runs the code in it.", rich_help_panel=_LOG
-    ),
-]
-Cutoffs = Annotated[
-    str,
-    typer.Option(metavar="K,K,...", help="The k of recall@k and the other metrics.", rich_help_panel=_EVALUATION),
-]
-TiesOption = Annotated[
-    str,
-    typer.Option(
-        metavar="MODE",
-        help="Rank of a target whose score others share: behind all of them (conservative), before them (standard), "
-        "in the middle (median).",
-        rich_help_panel=_EVALUATION,
-    ),
-]
-Baselines = Annotated[
-    bool,
-    typer.Option(
-        "--baselines", help="Put popularity and a random order beside the model.", rich_help_panel=_EVALUATION
-    ),
-]
+
+@dataclass(frozen=True)
+class LogFormat:
+    """How log files are to be read; the attributes are named as in `SessionStore.from_events`."""
+
+    session_key: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of the session ids.", rich_help_panel=_LOG)
+    ] = "SessionId"
+    item_key: Annotated[str, typer.Option(metavar="NAME", help="Column of the item ids.", rich_help_panel=_LOG)] = (
+        "ItemId"
+    )
+    time_key: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of the times: numbers or dates.", rich_help_panel=_LOG)
+    ] = "Time"
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHARACTER",
+            help="Between the columns of a text file; 'tab' for a tab. By default the one that splits its header.",
+            rich_help_panel=_LOG,
+        ),
+    ] = None
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Read .pickle files too. Reading one runs the code in it.", rich_help_panel=_LOG
+        ),
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `SessionStore.from_events` and `prepare`."""
+        separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
+        return {**vars(self), "separator": separator}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured on test sessions."""
+
+    cutoffs: Annotated[
+        str,
+        typer.Option(metavar="K,K,...", help="The k of recall@k and the other metrics.", rich_help_panel=_EVALUATION),
+    ] = "20"
+    ties: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="Rank of a target whose score others share: behind all of them (conservative), before them "
+            "(standard), in the middle (median).",
+            rich_help_panel=_EVALUATION,
+        ),
+    ] = "conservative"
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines", help="Put popularity and a random order beside the model.", rich_help_panel=_EVALUATION
+        ),
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `GRU4Rec.evaluate`; ValueError, before any work is done, for what cannot be."""
+        from gru4rec_fast.evaluation import RankMetrics, Ties
+
+        if self.ties not in get_args(Ties):
+            raise ValueError(f"--ties {self.ties}: choose one of {', '.join(get_args(Ties))}")
+        try:
+            cutoffs = [int(part) for part in self.cutoffs.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"--cutoffs {self.cutoffs}: give whole numbers with commas between them, as in 20,5"
+            ) from None
+        return {"cutoffs": RankMetrics(cutoffs).cutoffs, "ties": self.ties, "baselines": self.baselines}
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where and how a stored model runs."""
+
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = "cpu"
+    impl: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "auto"
+
+
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON too.", rich_help_panel=_RUN)
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice.", rich_help_panel=_RUN)
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)]
 
 
-def parse_cutoffs(text: str) -> list[int]:
-    """Cut-offs from "20,5"; ValueError where a part is no whole number."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--cutoffs {text}: give whole numbers with commas between them, as in 20,5") from None
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command have the options of every group, a dataclass, that one of its parameters is annotated with."""
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: parameter.annotation for name, parameter in own.items() if is_dataclass(parameter.annotation)
+    }
+    options = {name: _as_parameters(group) for name, group in groups.items()}
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{option.name: values.pop(option.name) for option in options[name]})
+        command(**values)
+
+    expanded = (
+        [parameter.replace(kind=_KEYWORD)] if name not in groups else options[name] for name, parameter in own.items()
+    )
+    return with_signature(wrapper, [parameter for parameters in expanded for parameter in parameters])
 
 
-def check_evaluation(cutoffs: str, ties: str) -> list[int]:
-    """The cut-offs; ValueError, before any work is done, for cut-offs or a tie mode that cannot be."""
-    from gru4rec_fast.evaluation import RankMetrics, Ties
+def _as_parameters(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(entry.name, _KEYWORD, default=entry.default, annotation=hints[entry.name])
+        for entry in fields(group)
+    ]
 
-    if ties not in get_args(Ties):
-        raise ValueError(f"--ties {ties}: choose one of {', '.join(get_args(Ties))}")
-    return list(RankMetrics(parse_cutoffs(cutoffs)).cutoffs)
+
+def with_signature(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
+    """Let a function show these parameters to Typer."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def use_threads(threads: int | None) -> None:

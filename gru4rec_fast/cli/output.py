@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 
@@ -51,13 +52,18 @@ def make_room(*paths: Path | None) -> None:
     """Make the folders that files will be written to at the end, so that a wrong path is told at the beginning.
 
     Raises:
-        IsADirectoryError: a path is a folder itself. OSError: its folder cannot be made.
+        IsADirectoryError: a path is a folder itself. OSError: its folder cannot be made or written to.
     """
     for path in paths:
         if path is not None:
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder; give the name of a file")
             path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with TemporaryFile(dir=path.parent):
+                    pass
+            except OSError as error:
+                raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @contextmanager

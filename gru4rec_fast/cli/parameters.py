@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from gru4rec_fast.cli.options import with_signature
+
 if TYPE_CHECKING:
     from gru4rec_fast.models import GRU4Rec
 
@@ -64,12 +66,20 @@ FLAGS = {
     "min_delta": Flag(_EPOCHS, "0.0", "DELTA", "By how much a better one must be better."),
     "seed": Flag(_RUN, "0", "SEED", "Of weights, dropout, negatives and shuffle."),
     "device": Flag(_RUN, "cpu", "NAME", "cpu, cuda, cuda:1, ..."),
-    "impl": Flag(_RUN, "auto", "NAME", "Kernels: auto, native or reference (pure PyTorch)."),
+    "impl": Flag(
+        _RUN,
+        "auto",
+        "NAME",
+        "Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
+    ),
 }
 
 
 def with_parameter_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every flag of `FLAGS`; those that are used reach it as its argument `flags`, {name: value}."""
+    """Give a command every flag of `FLAGS`; those that are used reach it as its argument `flags`, {name: value}.
+
+    The command's own parameters must be keywords, as `with_option_groups` makes them.
+    """
     own = inspect.signature(command, eval_str=True).parameters
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
@@ -79,14 +89,8 @@ def with_parameter_flags(command: Callable[..., None]) -> Callable[..., None]:
         flags = {name: value for name, value in given.items() if _is_given(context, name)}
         command(**values, flags=flags)
 
-    parameters = [
-        context,
-        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "flags"),
-        *(_as_parameter(name, flag) for name, flag in FLAGS.items()),
-    ]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
+    rest = [parameter for name, parameter in own.items() if name != "flags"]
+    return with_signature(wrapper, [context, *rest, *(_as_parameter(name, flag) for name, flag in FLAGS.items())])
 
 
 def _as_parameter(name: str, flag: Flag) -> inspect.Parameter:

@@ -7,21 +7,22 @@ from typing import Annotated
 
 import typer
 
-from gru4rec_fast.cli.logs import LogFormat
-from gru4rec_fast.cli.options import AllowPickle, ItemKey, Separator, SessionKey, TimeKey
+from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
 _FILTERS = "Filters"
 _SPLITS = "Splits by time"
 
 
+@with_option_groups
 def prepare(
-    log: Annotated[
+    source: Annotated[
         Path, typer.Argument(metavar="LOG", help="TSV or CSV (also .gz, .zst), Parquet or RecBole .inter file.")
     ],
     out_dir: Annotated[
         Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; a prepared log in it is replaced.")
     ],
+    *,
     min_item_support: Annotated[
         int, typer.Option(help="Keep items that occur at least this often.", rich_help_panel=_FILTERS)
     ] = 1,
@@ -53,11 +54,7 @@ def prepare(
         str,
         typer.Option(metavar="s|ms|us|ns", help="Unit of times that are numbers.", rich_help_panel=_SPLITS),
     ] = "s",
-    session_key: SessionKey = "SessionId",
-    item_key: ItemKey = "ItemId",
-    time_key: TimeKey = "Time",
-    separator: Separator = None,
-    allow_pickle: AllowPickle = False,
+    log: LogFormat,
 ) -> None:
     """Filter a click log, split it by time, and store the parts for training.
 
@@ -69,10 +66,9 @@ def prepare(
     from gru4rec_fast import data
 
     splits = [None if name is None else data.Split.parse(name, time_unit) for name in (split, validation_split)]
-    log_format = LogFormat(session_key, item_key, time_key, separator, allow_pickle)
-    with row_counter(log.name) as progress:
+    with row_counter(source.name) as progress:
         stores = data.prepare(
-            log,
+            source,
             out_dir,
             min_item_support=min_item_support,
             min_session_length=min_session_length,
@@ -81,7 +77,7 @@ def prepare(
             split=splits[0],
             validation_split=splits[1],
             progress=progress,
-            **log_format.arguments(),
+            **log.arguments(),
         )
     for name, store in stores.items():
         print(f"{out_dir / name}: {store.summary()}")

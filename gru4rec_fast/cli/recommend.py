@@ -12,27 +12,26 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from gru4rec_fast.cli.evaluate import ModelPath, load_model
-from gru4rec_fast.cli.logs import LogFormat, open_sessions
-from gru4rec_fast.cli.options import (
-    AllowPickle,
-    Device,
-    ItemKey,
-    Separator,
-    SessionKey,
-    Threads,
-    TimeKey,
-    use_threads,
-)
+from gru4rec_fast.cli.logs import open_sessions
+from gru4rec_fast.cli.options import LogFormat, Running, Threads, use_threads, with_option_groups
 from gru4rec_fast.cli.output import make_room, note, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gru4rec_fast.data import Vocabulary
-    from gru4rec_fast.models import GRU4Rec, Recommendations
+    from gru4rec_fast.models import GRU4Rec
 
 _SESSIONS_AT_ONCE = 8192
 JSON_LINES = (".jsonl", ".ndjson")
+
+
+class Answer(NamedTuple):
+    """What is recommended in one session, best first."""
+
+    session: Any
+    items: list[Any]
+    scores: list[float]
 
 
 class Sessions(NamedTuple):
@@ -43,6 +42,7 @@ class Sessions(NamedTuple):
     offsets: np.ndarray
 
 
+@with_option_groups
 def recommend(
     model: ModelPath,
     sessions: Annotated[
@@ -52,9 +52,14 @@ def recommend(
             help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)} each.',
         ),
     ],
+    *,
     k: Annotated[int, typer.Option("--k", "-k", help="Items to recommend in each session.")] = 20,
     exclude_seen: Annotated[
-        bool, typer.Option("--exclude-seen", help="Not the items that the session already holds.")
+        bool,
+        typer.Option(
+            "--exclude-seen",
+            help="Not the items that the session already holds. A session with fewer than K others gets fewer.",
+        ),
     ] = False,
     skip_unknown: Annotated[
         bool,
@@ -70,13 +75,9 @@ def recommend(
             metavar="FILE", help="Write there instead of to standard output: JSON lines to .jsonl, else a TSV."
         ),
     ] = None,
-    device: Device = "cpu",
+    running: Running,
     threads: Threads = None,
-    session_key: SessionKey = "SessionId",
-    item_key: ItemKey = "ItemId",
-    time_key: TimeKey = "Time",
-    separator: Separator = None,
-    allow_pickle: AllowPickle = False,
+    log: LogFormat,
 ) -> None:
     """Recommend the next items of every session in a file, best first.
 
@@ -86,14 +87,17 @@ def recommend(
     """
     make_room(out)
     use_threads(threads)
-    loaded = load_model(model, device)
-    log = LogFormat(session_key, item_key, time_key, separator, allow_pickle)
+    loaded = load_model(model, running)
     given = _read_json_lines(sessions) if sessions.suffix.lower() in JSON_LINES else _read_log(sessions, log)
     known = _keep_known(given, _vocabulary_of(loaded), skip_unknown)
     with nullcontext(sys.stdout) if out is None else whole_file(out) as file:
         write = _json_line_writer(file) if out and out.suffix.lower() in JSON_LINES else _tsv_writer(file, log)
-        for ids, answer in _recommended(loaded, known, k, exclude_seen):
-            write(ids, answer)
+        short = 0
+        for answer in _recommended(loaded, known, k, exclude_seen):
+            write(answer)
+            short += len(answer.items) < k
+    if short:
+        note(f"sessions with fewer than {k} items left to recommend: {short:,}")
 
 
 def _vocabulary_of(model: GRU4Rec) -> Vocabulary:
@@ -164,38 +168,40 @@ def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) 
     return Sessions(sessions.ids[kept], items[known], np.concatenate([[0], np.cumsum(lengths[kept])]))
 
 
-def _recommended(
-    model: GRU4Rec, sessions: Sessions, k: int, exclude_seen: bool
-) -> Iterator[tuple[list[Any], Recommendations]]:
-    """Session ids and their recommendations, some thousand sessions at a time."""
+def _recommended(model: GRU4Rec, sessions: Sessions, k: int, exclude_seen: bool) -> Iterator[Answer]:
+    """What is recommended in each session, some thousand sessions at a time."""
     from gru4rec_fast.data import SessionStore
+    from gru4rec_fast.models.recommending import best_items
 
+    network, vocabulary, exclude = model.network, _vocabulary_of(model), "session" if exclude_seen else None
+    assert network is not None  # a loaded model has one
     for begin in range(0, len(sessions.ids), _SESSIONS_AT_ONCE):
         offsets = sessions.offsets[begin : begin + _SESSIONS_AT_ONCE + 1]
         store = SessionStore.from_arrays(
-            sessions.items[offsets[0] : offsets[-1]], offsets - offsets[0], vocabulary=model.vocabulary
+            sessions.items[offsets[0] : offsets[-1]], offsets - offsets[0], vocabulary=vocabulary
         )
-        answer = model.recommend(store, k, exclude="session" if exclude_seen else None)
-        yield sessions.ids[begin : begin + _SESSIONS_AT_ONCE].tolist(), answer
+        scores, items = best_items(network, vocabulary, store, k, exclude=exclude, impl=model.parameters.impl)
+        ids = sessions.ids[begin : begin + _SESSIONS_AT_ONCE].tolist()
+        for session, best, its_scores in zip(ids, items, scores, strict=True):
+            there = best >= 0
+            yield Answer(session, vocabulary.ids[best[there]].tolist(), its_scores[there].tolist())
 
 
-def _tsv_writer(file: IO[str], log: LogFormat) -> Callable[[list[Any], Recommendations], None]:
+def _tsv_writer(file: IO[str], log: LogFormat) -> Callable[[Answer], None]:
     header = f"{log.session_key}\tRank\t{log.item_key}\tScore\n"
 
-    def write(ids: list[Any], answer: Recommendations) -> None:
+    def write(answer: Answer) -> None:
         nonlocal header
         file.write(header)  # with the first rows: where nothing can be recommended nothing is written
         header = ""
-        for session, items, scores in zip(ids, answer.items.tolist(), answer.scores.tolist(), strict=True):
-            for rank, (item, score) in enumerate(zip(items, scores, strict=True), 1):
-                file.write(f"{session}\t{rank}\t{item}\t{score:.6g}\n")
+        for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
+            file.write(f"{answer.session}\t{rank}\t{item}\t{score:.6g}\n")
 
     return write
 
 
-def _json_line_writer(file: IO[str]) -> Callable[[list[Any], Recommendations], None]:
-    def write(ids: list[Any], answer: Recommendations) -> None:
-        for session, items, scores in zip(ids, answer.items.tolist(), answer.scores.tolist(), strict=True):
-            file.write(json.dumps({"session": session, "items": items, "scores": scores}) + "\n")
+def _json_line_writer(file: IO[str]) -> Callable[[Answer], None]:
+    def write(answer: Answer) -> None:
+        file.write(json.dumps(answer._asdict()) + "\n")
 
     return write

@@ -6,44 +6,31 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gru4rec_fast.cli.evaluate import MODEL_FILE
-from gru4rec_fast.cli.logs import LogFormat, open_sessions
-from gru4rec_fast.cli.options import (
-    AllowPickle,
-    Baselines,
-    Cutoffs,
-    ItemKey,
-    JsonFile,
-    Separator,
-    SessionKey,
-    Threads,
-    TiesOption,
-    TimeKey,
-    check_evaluation,
-    use_threads,
-)
+from gru4rec_fast.cli.logs import open_sessions
+from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Threads, use_threads, with_option_groups
 from gru4rec_fast.cli.output import make_room, note, write_json
 from gru4rec_fast.cli.parameters import build_model, with_parameter_flags
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
-    from gru4rec_fast.evaluation import Report, Ties
+    from gru4rec_fast.evaluation import Report
     from gru4rec_fast.models import GRU4Rec
 
-REPORT_FILE = "report.json"
 _PARAMETERS = "Hyper-parameters (a flag wins over -ps, -ps over --params)"
 _EPOCHS, _RUN = "Epochs and validation", "Running"
 
 
 @with_parameter_flags
+@with_option_groups
 def train(
     train: Annotated[
         Path, typer.Argument(metavar="TRAIN", help="Training sessions: a log file, or a prepared folder.")
     ],
+    *,
     test: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Test sessions, to evaluate the trained model on.")
     ] = None,
@@ -68,7 +55,10 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN_DIR", help="Folder for model, checkpoints, curves and report.json.", rich_help_panel=_RUN
+            metavar="RUN_DIR",
+            help="Folder for model, checkpoints, curves and report.json. An earlier training there is moved to "
+            "RUN_DIR/previous.",
+            rich_help_panel=_RUN,
         ),
     ] = None,
     resume: Annotated[
@@ -85,49 +75,41 @@ def train(
     ] = None,
     threads: Threads = None,
     json_file: JsonFile = None,
-    cutoffs: Cutoffs = "20",
-    ties: TiesOption = "conservative",
-    baselines: Baselines = False,
-    session_key: SessionKey = "SessionId",
-    item_key: ItemKey = "ItemId",
-    time_key: TimeKey = "Time",
-    separator: Separator = None,
-    allow_pickle: AllowPickle = False,
+    evaluation: Evaluation,
+    log: LogFormat,
     flags: dict[str, Any] | None = None,
 ) -> None:
     """Train GRU4Rec on a click log; with --test, evaluate it.
 
     With --validation (or --monitor loss) the model that is evaluated and saved is that of the best epoch, else that of
-    the last one. Ctrl-C saves and stops (exit code 130); the same command with --resume goes on, on the CPU to the same
-    bits. A loss that is not a number stops the training (exit code 3).
+    the last one. Ctrl-C saves and stops (exit code 130), and so does SIGTERM (143); the same command with --resume goes
+    on, on the CPU to the same bits. A loss that is not a number stops the training (exit code 3).
 
     Example: gru4rec-fast train train.tsv --test test.tsv -ps layers=100,logq=1 --n-epochs 5 --out run
     """
-    checked_cutoffs = check_evaluation(cutoffs, ties)
+    from gru4rec_fast.training.folder_lock import exclusive
+    from gru4rec_fast.training.run_folder import MODEL_FILE, REPORT_FILE, checkpoint_to_resume
+
+    measured = evaluation.arguments()
     if resume and out is None:
         raise ValueError("--resume needs --out, the folder of the training to go on with")
+    model = build_model(flags or {}, parameter_string, params)
+    if resume and out is not None:
+        checkpoint_to_resume(out)  # told before the logs are read
     make_room(json_file)
     use_threads(threads)
-    model = build_model(flags or {}, parameter_string, params)
-    stores = _open_all(train, test, validation, LogFormat(session_key, item_key, time_key, separator, allow_pickle))
-    if out is not None and not resume:
-        out.mkdir(parents=True, exist_ok=True)  # told now if it cannot be, not after the first epoch
-    with ExitStack() as stack:
-        run_folder = out
-        if out is None and (validation is not None or model.parameters.monitor == "loss"):
-            run_folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # for the best epoch's weights
-        _fit(model, stores, run_folder, resume, checkpoint_every, told=out)
-        best = _best(model, run_folder)
-    if out is not None:
-        best.save(out / MODEL_FILE)
-    report = None
-    if "test" in stores:
-        report = best.evaluate(stores["test"], cutoffs=checked_cutoffs, ties=cast("Ties", ties), baselines=baselines)
-        print(report.table())
-    content = _content(model, best, stores, report)
-    if out is not None:
-        write_json(out / REPORT_FILE, content)
-        note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
+    with exclusive(out):
+        stores = _open_all(train, test, validation, log)
+        best = _trained(model, stores, out, resume, checkpoint_every)
+        if out is not None:
+            best.save(out / MODEL_FILE)
+        report = best.evaluate(stores["test"], **measured) if "test" in stores else None
+        if report is not None:
+            print(report.table())
+        content = _content(model, best, stores, report)
+        if out is not None:
+            write_json(out / REPORT_FILE, content)
+            note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
     if json_file is not None:
         write_json(json_file, content)
 
@@ -144,42 +126,38 @@ def _open_all(train: Path, test: Path | None, validation: Path | None, log: LogF
     return stores
 
 
-def _fit(
-    model: GRU4Rec,
-    stores: dict[str, SessionStore],
-    run_folder: Path | None,
-    resume: bool,
-    checkpoint_every: int | None,
-    told: Path | None,
-) -> None:
-    """Train; where Ctrl-C stops that, say how to go on from the folder that the user was told of."""
-    from gru4rec_fast.training import TrainingInterrupted
+def _trained(
+    model: GRU4Rec, stores: dict[str, SessionStore], out: Path | None, resume: bool, checkpoint_every: int | None
+) -> GRU4Rec:
+    """Train; the model of the best epoch where the training picked one, else the model as it is.
 
-    try:
-        model.fit(
-            stores["train"],
-            validation=stores.get("validation"),
-            out=run_folder,
-            resume=resume,
-            checkpoint_every=checkpoint_every,
-        )
-    except TrainingInterrupted as error:
-        if told is None:
-            raise TrainingInterrupted("training interrupted; nothing was saved, since no --out was given") from None
-        raise TrainingInterrupted(f"{error}: the same command with --resume") from None
-
-
-def _best(model: GRU4Rec, run_folder: Path | None) -> GRU4Rec:
-    """The model of the best epoch where the training picked one, else the model as it is."""
+    Where a signal stops the training, says how to go on.
+    """
     from gru4rec_fast.models import GRU4Rec
+    from gru4rec_fast.training import TrainingInterrupted
     from gru4rec_fast.training.run_folder import BEST
 
-    if run_folder is None or not (run_folder / BEST).exists():
-        return model
-    best = GRU4Rec.load(run_folder / BEST, model.parameters.device)
-    best.set_params(impl=model.parameters.impl)
-    note(f"the best epoch by {model.parameters.monitor} is {len(best.history)} of {len(model.history)}")
-    return best
+    with ExitStack() as stack:
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))  # for the best epoch's weights
+        validation = stores.get("validation")
+        writes = out is not None or validation is not None or model.parameters.monitor == "loss"
+        try:
+            model.fit(
+                stores["train"],
+                validation,
+                out=folder if writes else None,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+            )
+        except TrainingInterrupted as error:
+            then = f"{error}: the same command with --resume"
+            if out is None:
+                then = "training interrupted; nothing was saved, since no --out was given"
+            raise TrainingInterrupted(then, error.signal_number) from None
+        if model.best_epoch is None:
+            return model
+        note(f"the best epoch by {model.parameters.monitor} is {model.best_epoch} of {len(model.history)}")
+        return GRU4Rec.load(folder / BEST, model.parameters.device, impl=model.parameters.impl)
 
 
 def _content(model: GRU4Rec, best: GRU4Rec, stores: dict[str, SessionStore], report: Report | None) -> dict[str, Any]:
