@@ -145,6 +145,45 @@ def test_validation_picks_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -
     assert read_json(tmp_path / "u.json")["metrics"]["mrr@20"] == max(measured)
 
 
+def test_resumed_without_validation_the_model_is_the_last(logs: Path, tmp_path: Path) -> None:
+    """The best epoch of the part that was validated is not the best of the whole."""
+    arguments = ["-ps", SMALL, "--out", tmp_path / "run"]
+    assert train(logs, *arguments, "--n-epochs", "1", "--validation", logs / "test.tsv").code == 0
+    ran = train(logs, *arguments, "--n-epochs", "3", "--resume")
+    assert ran.code == 0, ran.err
+    assert read_json(tmp_path / "run/report.json")["model_of_epoch"] == 3
+    model, last = (GRU4Rec.load(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
+    assert model.history == last.history and len(model.history) == 3
+
+
+def test_trained_into_a_used_folder(logs: Path, tmp_path: Path) -> None:
+    """One training to a folder: the earlier one is moved as a whole, and only once there is another to show."""
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    arguments = ["-ps", SMALL, "--n-epochs", "1", "--out", tmp_path / "run"]
+    assert train(logs, *arguments, "--validation", logs / "test.tsv").code == 0
+    first = files(tmp_path / "run")
+    assert {"model.safetensors", "last.safetensors", "best.safetensors", "report.json", "curves.csv"} <= set(first)
+    assert train(logs, *arguments, "--learning-rate", "1e38").code == 3
+    assert files(tmp_path / "run") == first
+    second = train(logs, *arguments, "--seed", "5")
+    assert second.code == 0, second.err
+    assert f"{tmp_path / 'run'} holds an earlier training" in second.err
+    assert files(tmp_path / "run/previous") == first
+    assert set(files(tmp_path / "run")) == set(first) - {"best.safetensors"}
+    assert read_json(tmp_path / "run/report.json")["parameters"]["seed"] == 5
+
+
+def test_a_finished_training_resumed_says_so(run_folder: Path, logs: Path, tmp_path: Path) -> None:
+    arguments = ["-ps", SMALL, "--n-epochs", "1", "--out", tmp_path / "run"]
+    assert train(logs, *arguments).code == 0
+    again = train(logs, *arguments, "--resume")
+    assert again.code == 0
+    assert "nothing left to train: epoch 1 of n_epochs=1 is finished; raise n_epochs to go on" in again.err.splitlines()
+
+
 def test_training_in_a_pipe_is_plain_lines(run_folder: Path, logs: Path) -> None:
     ran = train(logs, "-ps", SMALL, "--baselines")
     assert ran.code == 0
@@ -189,6 +228,40 @@ def test_recommend_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     assert [row[1] for row in rows] == ["1", "2", "3"] * store.n_sessions
     assert [int(row[2]) for row in rows] == expected.items.ravel().tolist()
     np.testing.assert_allclose([float(row[3]) for row in rows], expected.scores.ravel(), rtol=1e-5)
+
+
+def test_where_fewer_than_k_items_are_left_the_rows_are_fewer(run_folder: Path, tmp_path: Path) -> None:
+    ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids.tolist()
+    given = [{"session": name, "items": ids[:n]} for name, n in (("few", 58), ("many", 2), ("all", 60))]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, given)))
+    arguments = ["--k", "5", "--exclude-seen", "--out"]
+    ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.jsonl")
+    assert ran.code == 0, ran.err
+    assert ran.err == "sessions with fewer than 5 items left to recommend: 2\n"
+    answers = {line["session"]: line for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
+    assert {name: len(answer["items"]) for name, answer in answers.items()} == {"few": 2, "many": 5, "all": 0}
+    assert set(answers["few"]["items"]) == set(ids[58:]) and len(answers["few"]["scores"]) == 2
+    assert cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.tsv").code == 0
+    rows = [line.split("\t")[:2] for line in (tmp_path / "out.tsv").read_text().splitlines()[1:]]
+    assert rows == [["few", "1"], ["few", "2"], *(["many", str(rank)] for rank in range(1, 6))]
+
+
+def test_how_a_model_runs_is_asked_of_the_command(
+    logs: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    load = GRU4Rec.load
+
+    def noted(*arguments: Any, **others: Any) -> GRU4Rec:
+        asked.append(others["impl"])
+        return load(*arguments, **others)
+
+    monkeypatch.setattr(GRU4Rec, "load", noted)
+    for impl in ([], ["--impl", "reference"]):
+        assert cli("evaluate", run_folder, logs / "test.tsv", *impl).code == 0
+        assert cli("recommend", run_folder, logs / "test.tsv", "--k", "2", *impl).code == 0
+    assert asked == ["auto", "auto", "reference", "reference"]
+    assert "gru4rec-fast info" in " ".join(cli("evaluate", "--help").out.split())
 
 
 def test_recommend_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> None:

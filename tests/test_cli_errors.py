@@ -52,6 +52,10 @@ REFUSED = [
     ("train", "train.tsv --loss hinge", "loss='hinge': choose one of cross-entropy"),
     ("train", "train.tsv --impl fast", "impl='fast': choose one of auto, native, reference"),
     ("train", "train.tsv --device abacus", "device='abacus'"),
+    ("train", "none.tsv --device meta", "device='meta': choose 'cpu'"),
+    ("train", "none.tsv --monitor recal@20", "monitor='recal@20': choose 'loss', or recall, mrr"),
+    ("train", "none.tsv --resume --out nowhere", "no checkpoint at"),
+    ("train", 'none.tsv --lr-scheduler-options {"gamma":0.5}', "give the lr_scheduler they belong to"),
     ("train", "train.tsv --threads 0", "--threads"),
     ("train", "train.tsv --cutoffs 5,x", "--cutoffs 5,x: give whole numbers"),
     ("train", "train.tsv --cutoffs 0", "each at least 1"),
@@ -70,9 +74,10 @@ REFUSED = [
     ("evaluate", "truncated.safetensors test.tsv", "truncated.safetensors is truncated or not a checkpoint"),
     ("evaluate", "run none.tsv", "none.tsv: there is no such file"),
     ("evaluate", "run test.tsv --batch-size 0", "batch_size=0"),
+    ("evaluate", "run none.tsv --device meta", "device='meta': choose 'cpu'"),
+    ("evaluate", "run none.tsv --impl fast", "impl='fast': choose one of auto, native, reference"),
     ("recommend", "run test.tsv --k 0", "k=0: choose 1 to 60"),
     ("recommend", "run test.tsv --k 61", "k=61: choose 1 to 60"),
-    ("recommend", "run test.tsv --k 60 --exclude-seen", "items are left to recommend"),
     ("recommend", "run bad.jsonl", "bad.jsonl, line 2"),
     ("recommend", "run strings.jsonl", "same catalogue?"),
     ("recommend", "run empty.jsonl", "empty.jsonl: No such file"),
@@ -103,6 +108,30 @@ def test_a_json_file_that_cannot_be_is_told_before_training(here: Path) -> None:
     assert ran.code == 2 and "is a folder" in ran.error and "epoch" not in ran.err
 
 
+def test_a_json_file_that_cannot_be_written_is_told_before_training(here: Path) -> None:
+    ran = cli("train", here / "none.tsv", "--json", "/proc/report.json")
+    assert ran.code == 2 and ran.error.startswith("error: /proc/report.json cannot be written: ")
+
+
+def test_a_folder_that_another_training_writes_to(here: Path, tmp_path: Path) -> None:
+    command = [here / "train.tsv", "-ps", SMALL, "--n-epochs", "10000", "--threads", "1", "--out", tmp_path / "run"]
+    process = start("train", *command)
+    assert process.stderr is not None
+    assert any(line.startswith("epoch 1/") for line in iter(process.stderr.readline, ""))
+    for resume in ([], ["--resume"]):
+        ran = cli("train", *command, *resume)
+        assert ran.code == 2 and f"another training is writing to {tmp_path / 'run'}" in ran.error
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1].endswith("resume with the same out folder: the same command with --resume")
+
+    unfinished = cli("evaluate", tmp_path / "run", here / "test.tsv")
+    assert unfinished.code == 2
+    assert "its training was not finished; go on with it (train ... --resume), or give " in unfinished.error
+    assert cli("evaluate", tmp_path / "run/last.safetensors", here / "test.tsv").code == 0
+
+
 def test_debug_shows_where(here: Path) -> None:
     for arguments in (["--debug", "evaluate"], ["evaluate", "--debug"]):
         with pytest.raises(FileNotFoundError):
@@ -121,6 +150,7 @@ def test_a_bug_is_not_dressed_as_an_error(here: Path, monkeypatch: pytest.Monkey
 def test_divergence_has_its_own_exit_code(here: Path) -> None:
     ran = cli("train", here / "train.tsv", "-ps", SMALL, "--learning-rate", "1e38", "--out", here / "diverged")
     assert ran.code == 3
+    assert not (here / "diverged").exists(), "there was nothing to keep"
     assert "the loss is" in ran.error and "epoch 1" in ran.error
 
 

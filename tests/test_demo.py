@@ -94,7 +94,8 @@ def test_the_demo_beats_popularity(tmp_path: Path) -> None:
     assert curves.read_bytes().startswith(b"\x89PNG") and curves.stat().st_size > 10_000
     assert ran.err.count("epoch ") == 2
 
-    again = cli("demo", "--out", tmp_path / "again", "--sessions", "4000", "--epochs", "2")
+    again = cli("demo", "--out", tmp_path / "demo", "--sessions", "4000", "--epochs", "2")
+    assert (tmp_path / "demo/previous/model.safetensors").exists()
     assert again.out.splitlines()[:3] == ran.out.splitlines()[:3]
 
 

@@ -14,7 +14,7 @@ from tiny_network import ExactNetwork
 
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
-from gru4rec_fast.models.recommending import SessionRecommender, recommend
+from gru4rec_fast.models.recommending import SessionRecommender, best_items, recommend
 from gru4rec_fast.nn import SessionNetwork
 
 N_ITEMS = 13
@@ -86,14 +86,49 @@ def test_bad_arguments_are_named() -> None:
             recommend(NETWORK, VOCABULARY, [["item-1"]], k)
     with pytest.raises(ValueError, match="session 1: k=12, but only 11 items are left"):
         recommend(NETWORK, VOCABULARY, [["item-1"], ["item-1", "item-2"]], 12, exclude="session")
-    with pytest.raises(ValueError, match="exclude='seen': choose None, 'session' or a list"):
-        recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude="seen")
+    for exclude in ("seen", "item-1", 3, np.int64(3), b"item-1"):
+        with pytest.raises(
+            ValueError, match=r"exclude=.*: choose None, 'session' or a list \(or set, or array\) of item"
+        ):
+            recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=exclude)  # type: ignore[arg-type]
+    for sessions in (["item-1", "item-2"], [3, 4], np.array([3, 4])):
+        with pytest.raises(
+            ValueError, match=r"sessions: one of them is .*: give a list of sessions, each a list of item"
+        ):
+            recommend(NETWORK, VOCABULARY, sessions, 3)  # type: ignore[arg-type]
+    for sessions in ("item-1", 3):
+        with pytest.raises(ValueError, match=r"sessions=.*: give a list of sessions"):
+            recommend(NETWORK, VOCABULARY, sessions, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown='ignore': choose 'error' or 'skip'"):
         recommend(NETWORK, VOCABULARY, [["item-1"]], 3, unknown="ignore")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the network has 12 items, the vocabulary 13"):
         recommend(ExactNetwork(12), VOCABULARY, [["item-1"]], 3)
     with pytest.raises(ValueError, match="batch_size=0"):
         recommend(NETWORK, VOCABULARY, [["item-1"]], 3, batch_size=0)
+
+
+def test_sessions_and_exclude_come_in_any_iterable() -> None:
+    expected = loop_best([1, 2], 4, {3, 7})[0]
+    ids = ["item-3", "item-7"]
+    for exclude in (ids, tuple(ids), set(ids), dict.fromkeys(ids), np.array(ids), np.array(ids, "T"), iter(ids)):
+        assert recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=exclude).items[0].tolist() == expected
+    for nothing in ([], set(), np.array([], int)):
+        found = recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=nothing)
+        assert found.items[0].tolist() == loop_best([1, 2], 4, set())[0]
+    row = ("item-1", "item-2")
+    for sessions in ([row], (row,), iter([row]), np.array([row]), [np.array(row)], [iter(row)], [dict.fromkeys(row)]):
+        found = recommend(NETWORK, VOCABULARY, sessions, 4, exclude=ids)  # type: ignore[arg-type]
+        assert found.items[0].tolist() == expected
+
+
+def test_by_index_a_short_row_is_padded() -> None:
+    sessions = [named([n % N_ITEMS for n in range(size)]) for size in (1, 11, 12, 13)]
+    scores, items = best_items(NETWORK, VOCABULARY, sessions, 3, exclude="session")
+    assert (items >= 0).sum(axis=1).tolist() == [3, 2, 1, 0]
+    assert np.array_equal(items < 0, scores == -np.inf)
+    for size, row in zip((1, 11, 12, 13), items, strict=True):
+        expected = loop_best(list(range(size)), 3, set(range(size)))[0]
+        assert named(row[row >= 0].tolist()) == expected
 
 
 def test_no_sessions_give_no_rows() -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def make_trainer(
     lanes: int = LANES,
     learning_rate: float = 0.1,
     n_sample: int = 16,
+    dtype: torch.dtype = torch.float32,
     optimizer: Any = None,
     **arguments: Any,
 ) -> Trainer:
@@ -61,7 +63,7 @@ def make_trainer(
     options = {name: arguments.pop(name) for name in list(arguments) if name in TrainingOptions.__dataclass_fields__}
     network = SessionNetwork(
         store.n_items, list(layers), embedding=embedding, embedding_dim=7, seed=3,
-        dropout_p_embed=dropout, dropout_p_hidden=dropout,
+        dropout_p_embed=dropout, dropout_p_hidden=dropout, dtype=dtype,
     )  # fmt: skip
     loader = SessionParallelLoader(store, lanes, bptt, shuffle=shuffle, seed=3, min_live=1 if n_sample else 2)
     support = torch.from_numpy(store.support)
@@ -69,7 +71,7 @@ def make_trainer(
         network,
         loader,
         TrainingOptions(**{"n_epochs": 2, "n_sample": n_sample, "seed": 3, **options}),
-        criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support),
+        criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support, dtype=dtype),
         optimizer=optimizer(network.parameters())
         if optimizer
         else SparseAdagrad(network.parameters(), learning_rate, momentum),
@@ -169,7 +171,7 @@ def test_more_epochs_go_on_from_the_end(tmp_path: Path):
 
 def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """One epoch of plain PyTorch over the same batches: losses of `accumulate` blocks averaged, one update."""
-    trainer = make_trainer(bptt=bptt)
+    trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []
     optimizer = torch.optim.Adagrad(network.parameters(), lr=0.1, eps=0.0, initial_accumulator_value=1e-6)
     blocks = list(trainer.loader)
@@ -194,16 +196,16 @@ def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], li
 
 @pytest.mark.parametrize(("bptt", "accumulate"), [(1, 1), (4, 1), (1, 5), (3, 4)])
 def test_an_epoch_is_what_plain_pytorch_computes(bptt: int, accumulate: int):
-    trainer = make_trainer(bptt=bptt, accumulate=accumulate, n_epochs=1)
+    trainer = make_trainer(bptt=bptt, accumulate=accumulate, n_epochs=1, dtype=torch.float64)
     (record,) = trainer.run()
     expected, losses = plain_epoch(bptt, accumulate)
     assert record["mini_batches"] == len(losses) == trainer.place.step
     group = bptt * accumulate
     assert group == 1 or record["mini_batches"] % group, "the epoch should end inside a group of blocks"
     assert record["events"] == STORE.n_targets
-    assert record["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert record["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-9)
     for name, tensor in weights(trainer).items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9)
 
 
 def test_accumulation_is_bptt_without_the_gradient_between_steps():
@@ -229,7 +231,8 @@ def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     handler = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(out=tmp_path, accumulate=3)
     at_block(trainer, 4, press_ctrl_c)
-    message = r"in epoch 1 after mini-batch 6 of it; to go on from .*last\.safetensors, resume with the same out folder"
+    where = r"in epoch 1 after mini-batch 6 of it \(step 6 of the training\)"
+    message = where + r"; to go on from .*last\.safetensors, resume with the same out folder"
     with pytest.raises(TrainingInterrupted, match=message) as caught:
         trainer.run()
     assert isinstance(caught.value, KeyboardInterrupt)
@@ -240,13 +243,36 @@ def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):
     trainer = make_trainer(out=tmp_path, validate=lambda: press_ctrl_c() or {"recall@20": 0.5})
-    with pytest.raises(TrainingInterrupted, match="after epoch 1; to go on"):
+    with pytest.raises(TrainingInterrupted, match=r"after epoch 1 \(step \d+ of the training\); to go on"):
         trainer.run()
     assert len(trainer.history) == 1
     trainer = make_trainer()
     at_block(trainer, 2, press_ctrl_c)
     with pytest.raises(TrainingInterrupted, match="nothing was saved: no out folder was given"):
         trainer.run()
+
+
+def test_sigterm_is_taken_as_ctrl_c_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    handler = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(out=tmp_path)
+    at_block(trainer, 4, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted, match="after mini-batch 4 of it") as caught:
+        trainer.run()
+    assert caught.value.signal_number == signal.SIGTERM
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["mini_batches"] == 4
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert "SIGTERM: finishing this step" in capfd.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(n_epochs=1)
+        at_block(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        assert len(trainer.run()) == 1
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
@@ -296,6 +322,61 @@ def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).tensors["model.output.bias"].isfinite().all()
 
 
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_weights_that_the_last_update_of_an_epoch_spoils_are_neither_measured_nor_saved(
+    tmp_path: Path, with_folder: bool
+):
+    validated: list[int] = []
+    trainer = make_trainer(
+        out=tmp_path if with_folder else None, validate=lambda: {"recall@20": float(len(validated) + 1)}
+    )
+    per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
+    update, updates = trainer.optimizer.step, [0]
+
+    def spoil() -> None:
+        update()
+        updates[0] += 1
+        if updates[0] == 2 * per_epoch:
+            trainer.network.output.bias.data[3] = float("nan")
+
+    validate = trainer.validate
+    assert validate is not None
+    trainer.validate = lambda: validated.append(updates[0]) or validate()
+    trainer.optimizer.step = spoil  # type: ignore[method-assign]
+    kept = r"the last good checkpoint is .*last\.safetensors" if with_folder else "no checkpoint had been written yet"
+    where = rf"in epoch 2 after mini-batch {per_epoch} of it \(step {2 * per_epoch} of the training\)"
+    with pytest.raises(TrainingDiverged, match=rf"output\.bias holds NaN or infinite weights {where}.*{kept}"):
+        trainer.run()
+    assert validated == [per_epoch] and len(trainer.history) == 1
+    if with_folder:
+        saved = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+        assert saved.progress["place"]["epoch"] == 2 and saved.tensors["model.output.bias"].isfinite().all()
+
+
+@pytest.mark.parametrize("what", ["metric", "score"])
+def test_a_validation_that_is_no_number_is_a_divergence(tmp_path: Path, what: str):
+    def validate() -> dict[str, float]:
+        if len(trainer.history) == 1 and what == "score":
+            ops.target_rank(torch.full((1, 12), float("nan")), trainer.network.output.weight, None, torch.tensor([0]))
+        return {"mrr@20": 0.1, "recall@20": float("nan") if trainer.history else 0.5}
+
+    trainer = make_trainer(out=tmp_path, validate=validate)
+    said = "the validation metric recall@20 is nan" if what == "metric" else "validation found a NaN score"
+    message = rf"{said} in epoch 2 after .*the last good checkpoint is .*last\.safetensors"
+    with pytest.raises(TrainingDiverged, match=message):
+        trainer.run()
+    assert len(load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["history"]) == 1
+
+
+def test_a_resumed_run_that_diverges_names_what_it_was_resumed_from(tmp_path: Path):
+    make_trainer(out=tmp_path, n_epochs=1).run()
+    resumed = make_trainer(n_epochs=2)
+    resumed.restore(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    at_block(resumed, 1, lambda: resumed.network.output.bias.data.fill_(float("nan")))
+    with pytest.raises(TrainingDiverged, match=rf"the last good checkpoint is {tmp_path}/last\.safetensors"):
+        resumed.run()
+
+
 def test_a_diverging_run_without_a_checkpoint_says_so():
     with pytest.raises(TrainingDiverged, match=r"in epoch 1, mini-batch \d+ .*no checkpoint had been written yet"):
         make_trainer(learning_rate=1e38).run()
@@ -307,9 +388,14 @@ def test_losses_on_an_accelerator_are_looked_at_in_bunches():
         watch.add(place, torch.tensor(2.0), 1)
         place.mini_batches += 1
         place.step += 1
-        assert place.loss_sum == 0, number
+        assert place.loss_sum == 0 and place.mean_loss is None, number
     watch.add(place, torch.tensor(3.0), 1)
     assert place.loss_sum == 2.0 * (LOSSES_PER_LOOK - 1) + 3.0
+    place.mini_batches = LOSSES_PER_LOOK
+    watch.add(place, torch.tensor(9.0), 1)
+    place.mini_batches += 1
+    assert place.mean_loss == pytest.approx(2.0 + 1.0 / LOSSES_PER_LOOK), "of the losses that were read"
+    watch = LossWatch(torch.device("cuda"))
     place.mini_batches, place.step = LOSSES_PER_LOOK, 1000 + LOSSES_PER_LOOK
     for value in (1.0, float("nan"), 1.0):
         watch.add(place, torch.tensor(value), 2)
@@ -390,6 +476,32 @@ def test_what_a_run_writes_and_that_it_starts_over(tmp_path: Path, monkeypatch: 
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "curves.csv", "curves.png", "last.safetensors"]
     make_trainer(out=tmp_path).run()
     assert not (tmp_path / "best.safetensors").exists(), "the best of an earlier run is not this run's"
+    assert len(os.listdir(tmp_path / "previous")) == 4
+
+
+def test_a_training_that_fails_before_its_first_checkpoint_leaves_the_earlier_one_alone(tmp_path: Path):
+    make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    with pytest.raises(TrainingDiverged, match="no checkpoint had been written yet"):
+        make_trainer(out=tmp_path, learning_rate=1e38).run()
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+def test_two_trainings_into_one_folder_at_once(tmp_path: Path):
+    trainer, refused = make_trainer(out=tmp_path, n_epochs=1), []
+
+    def other() -> None:
+        with pytest.raises(OSError, match=f"another training is writing to {tmp_path}") as caught:
+            make_trainer(out=tmp_path).run()
+        refused.append(caught)
+
+    at_block(
+        trainer,
+        3,
+        lambda: [step() for thread in [threading.Thread(target=other)] for step in (thread.start, thread.join)],
+    )
+    trainer.run()
+    assert refused and len(trainer.history) == 1
 
 
 def test_phases_are_recorded_where_a_record_is_given():
@@ -456,6 +568,60 @@ def test_resuming_from_what_does_not_fit(tmp_path: Path):
         make_trainer(store=markov_store(n_sessions=61)).run(last)
     with pytest.raises(CheckpointError, match="another lr_scheduler"):
         make_trainer(lr_scheduler="step").run(last)
+
+
+def test_a_cosine_that_ends_with_the_training_is_not_resumed_at_another_length(tmp_path: Path):
+    cosine: dict[str, Any] = {"lr_scheduler": "cosine", "n_epochs": 2}
+    make_trainer(out=tmp_path, **cosine).run()
+    last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    with pytest.raises(CheckpointError, match=r"which was to have n_epochs=2: resume with that, or .*'T_max'"):
+        make_trainer(**{**cosine, "n_epochs": 4}).run(last)
+    explicit = {**cosine, "lr_scheduler_options": {"T_max": 4}}
+    make_trainer(out=tmp_path, **explicit).run()
+    resumed = make_trainer(**{**explicit, "n_epochs": 4}).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    rates = [record["learning_rate"] for record in resumed]
+    assert rates == sorted(rates, reverse=True) and len(set(rates)) == 4
+
+
+def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_trainer(out=tmp_path).run()
+    last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    assert len(make_trainer(out=tmp_path, progress=PlainProgress()).run(last)) == 2
+    said = "nothing left to train: epoch 2 of n_epochs=2 is finished; raise n_epochs to go on\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_training_that_stopped_early_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    stopping: dict[str, Any] = {"out": tmp_path, "n_epochs": 9, "patience": 1, "min_delta": 100.0, "monitor": "loss"}
+    make_trainer(**stopping).run()
+    make_trainer(**stopping, progress=PlainProgress()).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    said = "nothing left to train: stopped after epoch 2 of n_epochs=9, with no gain for 1 epochs (patience=1)\n"
+    assert capsys.readouterr().err == said
+
+
+def test_an_earlier_training_in_the_folder_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for _ in range(2):
+        make_trainer(out=tmp_path, n_epochs=1, progress=PlainProgress()).run()
+    announced = [line for line in capsys.readouterr().err.splitlines() if "earlier training" in line]
+    assert announced == [
+        f"{tmp_path} holds an earlier training; the first checkpoint of this one will move it to {tmp_path}/previous"
+    ]
+
+
+def test_the_log_is_told_from_others_once_and_only_where_it_matters(tmp_path: Path):
+    calls: list[int] = []
+
+    def fingerprint() -> str:
+        calls.append(1)
+        return "this log"
+
+    make_trainer(n_epochs=1, fingerprint=fingerprint).run()
+    assert not calls, "nothing was written"
+    make_trainer(out=tmp_path, fingerprint=fingerprint).run()
+    assert len(calls) == 1
+    last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    with pytest.raises(CheckpointError, match=r"trained on other data: .*this log.*another log"):
+        make_trainer(fingerprint=lambda: "another log").run(last)
 
 
 def test_fit_is_the_trainer_in_one_call():

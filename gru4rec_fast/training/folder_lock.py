@@ -33,16 +33,18 @@ def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     folder = Path(folder)
     key, is_new = folder.resolve(), not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / LOCK):  # closing the file gives the lock up
-        held.add(key)
-        try:
-            yield
-        finally:
-            held.remove(key)
-            (folder / LOCK).unlink(missing_ok=True)  # while it is locked; see _is_at
-    if is_new:
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+    try:
+        with _locked(folder / LOCK):  # closing the file gives the lock up
+            held.add(key)
+            try:
+                yield
+            finally:
+                held.remove(key)
+                (folder / LOCK).unlink(missing_ok=True)  # while it is locked; see _is_at
+    finally:
+        if is_new:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def _locked(path: Path) -> IO[bytes]:
