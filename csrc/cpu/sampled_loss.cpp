@@ -74,6 +74,7 @@ struct SampledLoss {
   const bool* live;
   const int64_t* ids;
   LossParams<T> params;
+  double scale;  // 1 / batch_size
   T *grad_hidden, *grad_rows, *grad_bias;
 
   // The columns that the products make: their number, and the row of `rows` they begin with.
@@ -146,9 +147,9 @@ struct SampledLoss {
         for (int64_t i = 0; i < count; ++i) add_own(begin + i, scores[i * size + n]);
       }
     }
-    T sum = 0;
+    double sum = 0;  // one rounding, however many rows
     for (int64_t i = 0; i < m; ++i) sum += losses[i];
-    return sum * params.scale;
+    return static_cast<T>(sum * scale);
   }
 };
 
@@ -182,6 +183,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                                         data_or_null<bool>(l),
                                         data_or_null<int64_t>(i),
                                         params,
+                                        1 / batch_size,
                                         grad_hidden.mutable_data_ptr<scalar_t>(),
                                         grad_rows.mutable_data_ptr<scalar_t>(),
                                         grad_bias.mutable_data_ptr<scalar_t>()};
