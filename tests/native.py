@@ -46,7 +46,7 @@ def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None
 
 
 def run_at_level(level: str, file: str, chosen: str) -> None:
-    """Run the tests `chosen` (as pytest -k) of a file in a process of that instruction set; skip where it is missing."""
+    """Run the tests `chosen` (as pytest -k) of a file in a process of that instruction set; skip where it lacks."""
     env = os.environ | {"GRU4REC_FAST_SIMD": level}
     python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
     probe = [*python, "-c", "from gru4rec_fast import _backend; _backend.load()"]

@@ -77,9 +77,7 @@ def test_every_loss_state_and_final_weight(run: GoldenRun, impl: str) -> None:
         dtype=torch.float64,
         impl=impl,
     )
-    optimizer = SparseAdagrad(
-        network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl
-    )
+    optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):
         hidden, state = network(block.inputs, state, block.reset)

@@ -49,7 +49,9 @@ def test_untouched_rows_keep_every_bit(impl: str) -> None:
 def test_nothing_touched_changes_nothing(impl: str) -> None:
     table, accumulator = torch.rand(5, 2), torch.rand(5, 2)
     before = table.clone()
-    ops.sparse_adagrad(table, accumulator, None, torch.empty(0, dtype=torch.int64), torch.empty(0, 2), lr=0.1, impl=impl)
+    ops.sparse_adagrad(
+        table, accumulator, None, torch.empty(0, dtype=torch.int64), torch.empty(0, 2), lr=0.1, impl=impl
+    )
     assert torch.equal(table, before)
 
 

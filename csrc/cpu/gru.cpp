@@ -40,8 +40,9 @@ struct GruArguments {
   GruArguments(const Tensor& block, int64_t width, const Tensor& state_, const Tensor& weight_,
                const OptionalTensor& bias_, const OptionalTensor& reset_, const OptionalTensor& mask_,
                std::string_view form) {
-    TORCH_CHECK_VALUE(state_.dim() == 2 && block.dim() == 3 && block.size(2) == width * state_.size(1), "state must be ",
-                      "[B, H] beside a last dimension of ", width, "H, not ", state_.sizes(), " beside ", block.sizes());
+    TORCH_CHECK_VALUE(state_.dim() == 2 && block.dim() == 3 && block.size(2) == width * state_.size(1),
+                      "state must be ", "[B, H] beside a last dimension of ", width, "H, not ", state_.sizes(),
+                      " beside ", block.sizes());
     TORCH_CHECK_VALUE(form == "reset_after" || form == "reset_before", "form=", form,
                       ": choose reset_after or reset_before");
     steps = block.size(0), lanes = state_.size(0), hidden = state_.size(1);
@@ -177,7 +178,8 @@ void backward(const GruArguments& given, const T* grad_output, const T* output, 
         before_output(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
                       p.entering(output, t, lane), row(grad_a, 3, lane), carried + lane * hidden);
       });
-      multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q, hidden);
+      multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
+                  hidden);
       p.for_lanes([&](int64_t lane) {
         before_gates(hidden, row(saved, 4, lane), p.entering(output, t, lane), grad_q + lane * hidden, keep(lane),
                      row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
@@ -194,10 +196,12 @@ void backward(const GruArguments& given, const T* grad_output, const T* output, 
   const int64_t later = (steps - 1) * lanes;
   multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grad_weight, hidden);
   if (later > 0) {
-    multiply<T>(width, hidden, later, {recurrent + lanes * width, 1, width}, {output, hidden}, grad_weight, hidden, true);
+    multiply<T>(width, hidden, later, {recurrent + lanes * width, 1, width}, {output, hidden}, grad_weight, hidden,
+                true);
   }
   if (!given.after) {
-    multiply<T>(hidden, hidden, steps * lanes, {grad_a + 2 * hidden, 1, 3 * hidden}, {saved + 3 * hidden, 4 * hidden}, grad_weight + 2 * hidden * hidden, hidden);
+    multiply<T>(hidden, hidden, steps * lanes, {grad_a + 2 * hidden, 1, 3 * hidden}, {saved + 3 * hidden, 4 * hidden},
+                grad_weight + 2 * hidden * hidden, hidden);
   }
   if (!given.bias.defined()) {
     std::fill_n(grad_bias, 3 * hidden, T{0});

@@ -1,7 +1,7 @@
 // Matrix products: by kernels of our own (cpu/product_kernel.inc) where there is AVX-512, by torch's BLAS elsewhere.
 //
-// Our own ones, because MKL keeps its AVX-512 code to Intel's processors, and because at a training step's sizes it
-// spends a share of its time on copying operands (docs/performance.md).
+// Our own ones, because MKL seems to keep its AVX-512 code to Intel's processors, and because at a training step's
+// sizes it spends a share of its time on copying operands (docs/performance.md).
 #include "cpu/product.h"
 
 #include <ATen/Parallel.h>

@@ -100,8 +100,7 @@ struct SampledLoss {
       return 0;
     }
     const int64_t own = own_column(i);
-    const T product =
-        in_batch ? scores[own] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
+    const T product = in_batch ? scores[own] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
     if (ids != nullptr) GRF_DISPATCH(hide_hits<T>)(scores, ids + first_row(), columns(), ids[i]);
     return GRF_DISPATCH(loss_row<T>)(params, scores, offsets, size, own, product + offset(i), work);
   }

@@ -1,4 +1,5 @@
-// Memory that a kernel keeps between calls: a fresh large buffer costs page faults, 20 to 40 % of a small training step.
+// Memory that a kernel keeps between calls: a fresh large buffer costs page faults, 20 to 40 % of a small training
+// step.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -8,8 +9,8 @@
 
 namespace grf {
 
-// Room for `n` numbers of type T, not initialised, aligned to 64 bytes. Each thread keeps one buffer for each Tag, up to
-// kKeptBytes, so two Scratches of one Tag must not be alive at once in a thread.
+// Room for `n` numbers of type T, not initialised, aligned to 64 bytes. Each thread keeps one buffer for each Tag, up
+// to kKeptBytes, so two Scratches of one Tag must not be alive at once in a thread.
 template <typename T, typename Tag>
 class Scratch {
  public:

@@ -88,8 +88,12 @@ void update_rows(T* table, T* accumulator, T* velocity, int64_t n_rows, int64_t 
   const auto piece = [&](int64_t number) {
     const int64_t touched = number / pieces_per_row, column = number % pieces_per_row * kColumns;
     const int64_t at = index[order[start[touched]]] * width + column;
-    return TouchedRow<T>{table + at,    accumulator + at, velocity == nullptr ? nullptr : velocity + at,
-                         grad + column, width,            start[touched + 1] - start[touched],
+    return TouchedRow<T>{table + at,
+                         accumulator + at,
+                         velocity == nullptr ? nullptr : velocity + at,
+                         grad + column,
+                         width,
+                         start[touched + 1] - start[touched],
                          order + start[touched]};
   };
   const auto update = GRF_DISPATCH(adagrad_row<T>);
@@ -122,8 +126,8 @@ void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const std::o
   AT_DISPATCH_FLOATING_TYPES(dtype, "sparse_adagrad", [&] {
     update_rows<scalar_t>(w.mutable_data_ptr<scalar_t>(), a.mutable_data_ptr<scalar_t>(),
                           v.defined() ? v.mutable_data_ptr<scalar_t>() : nullptr, n_rows, w.numel() / n_rows,
-                          i.const_data_ptr<int64_t>(), n_index, g.const_data_ptr<scalar_t>(),
-                          static_cast<scalar_t>(lr), static_cast<scalar_t>(momentum), static_cast<scalar_t>(eps));
+                          i.const_data_ptr<int64_t>(), n_index, g.const_data_ptr<scalar_t>(), static_cast<scalar_t>(lr),
+                          static_cast<scalar_t>(momentum), static_cast<scalar_t>(eps));
   });
   // A table that is not contiguous was updated in a copy.
   if (!w.is_same(table)) table.copy_(w);

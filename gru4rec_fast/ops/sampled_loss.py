@@ -129,7 +129,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
 
 
 def _is_one(grad_loss: Tensor) -> bool:
-    """Whether the loss is what backward() was called on, as far as can be seen for nothing: on the CPU, in eager mode."""
+    """Whether there is nothing to scale, as far as looking is free: on the CPU, outside of a compiler's tracing."""
     return type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,17 +70,16 @@ class SparseAdagrad(torch.optim.Optimizer):
             if momentum:
                 state["velocity"] = torch.zeros_like(parameter)
         accumulator, velocity = state["accumulator"], state.get("velocity")
-        rule = {"lr": lr, "momentum": momentum, "eps": eps}
+        update = partial(ops.sparse_adagrad, lr=lr, momentum=momentum, eps=eps, impl=self.impl)
         if grad.is_sparse:
-            index, values = grad._indices()[0], grad._values()
-            ops.sparse_adagrad(parameter, accumulator, velocity, index, values, **rule, impl=self.impl)
+            update(parameter, accumulator, velocity, grad._indices()[0], grad._values())
         elif self._has_kernel(parameter):
             # One pass over memory in the place of eight: every entry is touched, as in a table of a single row.
-            tensors = (t if t is None else t.view(1, -1) for t in (parameter, accumulator, velocity))
+            moving = None if velocity is None else velocity.view(1, -1)
             only_row = torch.zeros(1, dtype=torch.int64, device=grad.device)
-            ops.sparse_adagrad(*tensors, only_row, grad.reshape(1, -1), **rule, impl=self.impl)
+            update(parameter.view(1, -1), accumulator.view(1, -1), moving, only_row, grad.reshape(1, -1))
         else:
-            dense_adagrad(parameter, accumulator, velocity, grad, **rule)
+            dense_adagrad(parameter, accumulator, velocity, grad, lr=lr, momentum=momentum, eps=eps)
 
     def _has_kernel(self, parameter: Tensor) -> bool:
         """Whether the native row update takes the whole of a dense parameter."""
