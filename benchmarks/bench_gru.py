@@ -1,4 +1,4 @@
-"""gru: forward and backward, the reference against torch.nn.GRU without resets.
+"""gru: forward and backward, native and reference against torch.nn.GRU without resets.
 
     pytest benchmarks/bench_gru.py --benchmark-group-by=param:shape
 
@@ -18,7 +18,7 @@ SHAPES = [(1, 32, 100), (1, 48, 480), (16, 64, 100), (16, 64, 480)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("side", ["torch.nn.GRU", "reference"])
+@pytest.mark.parametrize("side", ["torch.nn.GRU", "reference", "native"])
 def test_forward_backward(benchmark: Any, shape: tuple[int, int, int], side: str) -> None:
     steps, lanes, hidden = shape
     module = torch.nn.GRU(hidden, hidden)
@@ -27,10 +27,10 @@ def test_forward_backward(benchmark: Any, shape: tuple[int, int, int], side: str
     w_ih, w_hh, b_ih, b_hh = module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0
 
     def ours() -> torch.Tensor:
-        return gru(torch.nn.functional.linear(x, w_ih, b_ih), state, w_hh, b_hh, reset, impl="reference")
+        return gru(torch.nn.functional.linear(x, w_ih, b_ih), state, w_hh, b_hh, reset, impl=side)
 
     def run() -> tuple[torch.Tensor, ...]:
-        output = ours() if side == "reference" else module(x, state.unsqueeze(0))[0]
+        output = module(x, state.unsqueeze(0))[0] if side == "torch.nn.GRU" else ours()
         return torch.autograd.grad(output.sum(), [x, w_ih, w_hh, b_ih, b_hh])
 
     grads = benchmark(run)

@@ -1,4 +1,4 @@
-"""sampled_loss: forward and backward of the five losses, the reference against torch.compile of it.
+"""sampled_loss: forward and backward of the five losses, native against the reference and torch.compile of it.
 
     pytest benchmarks/bench_sampled_loss.py --benchmark-group-by=param:shape,param:loss
 
@@ -16,18 +16,20 @@ import torch
 from gru4rec_fast.ops import sampled_loss
 from gru4rec_fast.reference.sampled_loss import LOSSES
 
-SHAPES = [(32, 2048, 100), (48, 2048, 480), (80, 2048, 224)]
+SHAPES = [(32, 2048, 100), (48, 2048, 480), (80, 2048, 224), (128, 2048, 512)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("side", ["reference", "torch.compile"])
+@pytest.mark.parametrize("side", ["reference", "torch.compile", "native"])
 def test_forward_backward(benchmark: Any, shape: tuple[int, int, int], loss: str, side: str) -> None:
     m, n, h = shape
     tensors = [torch.randn(s, requires_grad=True) for s in ((m, h), (m + n, h), (m + n,))]
 
+    impl = "native" if side == "native" else "reference"
+
     def value(hidden: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return sampled_loss(hidden * 0.1, rows, bias, loss=loss, elu_param=0.5, impl="reference")
+        return sampled_loss(hidden * 0.1, rows, bias, loss=loss, elu_param=0.5, impl=impl)
 
     forward: Callable[..., torch.Tensor] = torch.compile(value, fullgraph=True) if side == "torch.compile" else value
     grads = benchmark(lambda: torch.autograd.grad(forward(*tensors), tensors))

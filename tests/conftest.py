@@ -42,6 +42,14 @@ def native_library() -> None:
         stop(f"no native library: {_backend.build_info()['why_not']}")
 
 
+@pytest.fixture(params=["reference", "native"])
+def impl(request: pytest.FixtureRequest) -> str:
+    """Each test that takes it runs with both implementations."""
+    if request.param == "native":
+        request.getfixturevalue("native_library")
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
     """Forget what torch.compile learned in a test, so that its limit on recompilations counts within one test."""

@@ -18,7 +18,7 @@ if not golden_names():
     pytest.skip("shared/golden is not beside this checkout", allow_module_level=True)
 
 
-def network_of(run: GoldenRun) -> SessionNetwork:
+def network_of(run: GoldenRun, impl: str = "auto") -> SessionNetwork:
     config = run.config
     network = SessionNetwork(
         len(run.support),
@@ -26,6 +26,7 @@ def network_of(run: GoldenRun) -> SessionNetwork:
         embedding=run.embedding_mode,
         embedding_dim=config.get("embedding", 0),
         dtype=torch.float64,
+        impl=impl,
     )
     network.load_state_dict(state_of(run, "before"))
     return network
@@ -62,9 +63,9 @@ def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
     assert len(epoch) == len(run.losses)
 
 
-def test_every_loss_state_and_final_weight(run: GoldenRun) -> None:
+def test_every_loss_state_and_final_weight(run: GoldenRun, impl: str) -> None:
     config = run.config
-    network = network_of(run)
+    network = network_of(run, impl)
     criterion = SampledLoss(
         config["loss"],
         batch_size=config["batch_size"],
@@ -74,8 +75,9 @@ def test_every_loss_state_and_final_weight(run: GoldenRun) -> None:
         sample_alpha=config["sample_alpha"],
         support=torch.from_numpy(run.support),
         dtype=torch.float64,
+        impl=impl,
     )
-    optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0))
+    optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):
         hidden, state = network(block.inputs, state, block.reset)
@@ -93,8 +95,8 @@ def test_every_loss_state_and_final_weight(run: GoldenRun) -> None:
         torch.testing.assert_close(network.state_dict()[name], recorded, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_evaluation(run: GoldenRun) -> None:
-    network = network_of(run)
+def test_evaluation(run: GoldenRun, impl: str) -> None:
+    network = network_of(run, impl)
     network.load_state_dict(state_of(run, "after"))
     offsets = run.evaluated_offsets
     store = SessionStore.from_arrays(run.items[: offsets[-1]], offsets, n_items=len(run.support))

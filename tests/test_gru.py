@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from native import LEVELS, assert_as_close, assert_equal_bits, run_at_level, threads
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.reference.gru import FORMS, gru_backward, gru_forward
@@ -30,21 +31,21 @@ def arguments(form: str, *, reset: bool = True, mask: bool = True, dtype: torch.
     )
 
 
-def test_reset_after_is_torch_grucell() -> None:
+def test_reset_after_is_torch_grucell(impl: str) -> None:
     cell = torch.nn.GRUCell(3, HIDDEN, dtype=torch.float64)
     x = torch.randn(STEPS, LANES, 3, dtype=torch.float64)
     state = torch.randn(LANES, HIDDEN, dtype=torch.float64)
     gate_inputs = torch.nn.functional.linear(x, cell.weight_ih, cell.bias_ih)
-    output = ops.gru(gate_inputs, state, cell.weight_hh, cell.bias_hh)
+    output = ops.gru(gate_inputs, state, cell.weight_hh, cell.bias_hh, impl=impl)
     for t in range(STEPS):
         state = cell(x[t], state)
         torch.testing.assert_close(output[t], state, rtol=1e-12, atol=1e-12)
 
 
-def test_reset_before_follows_its_formula() -> None:
+def test_reset_before_follows_its_formula(impl: str) -> None:
     a, state, weight, _, _, _, form = arguments("reset_before", reset=False, mask=False)
     w_r, w_z, w_n = weight.chunk(3)
-    output = ops.gru(a, state, weight, form=form)
+    output = ops.gru(a, state, weight, form=form, impl=impl)
     for t in range(STEPS):
         a_r, a_z, a_n = a[t].chunk(3, dim=1)
         r, z = torch.sigmoid(a_r + state @ w_r.T), torch.sigmoid(a_z + state @ w_z.T)
@@ -53,12 +54,12 @@ def test_reset_before_follows_its_formula() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reset_starts_anew_and_no_gradient_crosses(form: str) -> None:
+def test_reset_starts_anew_and_no_gradient_crosses(form: str, impl: str) -> None:
     a, state, weight, bias, _, _, _ = arguments(form)
     reset = torch.zeros(STEPS, LANES, dtype=torch.bool)
     reset[2, 1] = True
-    output = ops.gru(a, state, weight, bias, reset, form=form)
-    anew = ops.gru(a[2:, 1:2], torch.zeros(1, HIDDEN, dtype=a.dtype), weight, bias, form=form)
+    output = ops.gru(a, state, weight, bias, reset, form=form, impl=impl)
+    anew = ops.gru(a[2:, 1:2], torch.zeros(1, HIDDEN, dtype=a.dtype), weight, bias, form=form, impl=impl)
     torch.testing.assert_close(output[2:, 1:2], anew, rtol=1e-12, atol=1e-12)
     (grad,) = torch.autograd.grad(output[2:, 1].sum(), a)
     assert torch.count_nonzero(grad[:2]) == 0
@@ -67,9 +68,9 @@ def test_reset_starts_anew_and_no_gradient_crosses(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("reset", "mask"), [(True, True), (False, False)])
-def test_gradcheck(form: str, reset: bool, mask: bool) -> None:
+def test_gradcheck(form: str, reset: bool, mask: bool, impl: str) -> None:
     *tensors, form = arguments(form, reset=reset, mask=mask)
-    assert torch.autograd.gradcheck(lambda *t: ops.gru(*t, form), tensors)
+    assert torch.autograd.gradcheck(lambda *t: ops.gru(*t, form, impl=impl), tensors)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -87,9 +88,100 @@ def test_written_out_backward_is_autograds(form: str, reset: bool, mask: bool) -
         torch.testing.assert_close(written, auto, rtol=1e-11, atol=1e-12)
 
 
-def test_no_steps_give_no_outputs() -> None:
-    a, state, weight, bias, *_ = arguments("reset_after")
-    assert ops.gru(a[:0], state, weight, bias).shape == (0, LANES, HIDDEN)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("steps", "lanes", "hidden"), [(0, 4, 6), (3, 0, 6), (3, 4, 0)])
+def test_nothing_to_do(form: str, steps: int, lanes: int, hidden: int, impl: str) -> None:
+    args = problem(form, steps, lanes, hidden, torch.float64)
+    assert ops.gru(*args, impl=impl).shape == (steps, lanes, hidden)
+    grads = output_and_gradients(args, impl)[1:] if steps else []
+    assert all(torch.count_nonzero(grad) == 0 for grad in grads)
+
+
+def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, given: bool = True) -> list:
+    """Arguments of any size; with resets (the first lane at once), mask and bias where `given`."""
+    g = torch.Generator().manual_seed(steps + 10 * lanes + 100 * hidden)
+    shapes = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
+    a, state, weight, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+    weight /= max(hidden, 1) ** 0.5
+    reset = torch.rand(steps, lanes, generator=g) < 0.3
+    reset[:1, :1] = True
+    mask = (torch.rand(steps, lanes, hidden, generator=g) < 0.7) / 0.7
+    tensors = [a, state, weight, bias if given and form == "reset_after" else None]
+    tensors = [None if t is None else t.to(dtype).requires_grad_() for t in tensors]
+    return [*tensors, reset if given else None, mask.to(dtype) if given else None, form]
+
+
+def output_and_gradients(args: list, impl: str) -> list[torch.Tensor]:
+    output = ops.gru(*args, impl=impl)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).to(output.dtype).view(output.shape)
+    inputs = [t for t in args[:4] if t is not None]
+    grads = torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
+    return [output, *(torch.zeros_like(t) if grad is None else grad for t, grad in zip(inputs, grads, strict=True))]
+
+
+def as_dtype(args: list, dtype: torch.dtype) -> list:
+    floating = [isinstance(t, torch.Tensor) and t.is_floating_point() for t in args]
+    return [
+        t.detach().to(dtype).requires_grad_(t.requires_grad) if f else t for t, f in zip(args, floating, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("steps", "lanes", "hidden"),
+    [(1, 1, 1), (4, 5, 1), (1, 32, 100), (3, 1, 17), (2, 33, 33), (3, 7, 255), (5, 50, 64)],
+)
+def test_native_is_as_close_as_the_reference(
+    form: str, given: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int, native_library: None
+) -> None:
+    args = problem(form, steps, lanes, hidden, dtype, given=given)
+    oracle = output_and_gradients(as_dtype(args, torch.float64), "reference")
+    assert_as_close(output_and_gradients(args, "native"), output_and_gradients(args, "reference"), oracle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_gates_are_accurate_and_saturate(dtype: torch.dtype, native_library: None) -> None:
+    """Without products: sigmoid and tanh to 3 units in the last place of libm's, for small, large and infinite x."""
+    tiny = torch.tensor([0.0, 1e-30, -1e-12, 1e-6, -1e-3, 80.0, -80.0, 1e4, -1e4, torch.inf, -torch.inf])
+    x = torch.cat([tiny.to(dtype), torch.linspace(-20, 20, 10_001, dtype=dtype)])
+    a, lanes = x.view(1, -1, 1).expand(-1, -1, 3), len(x)
+    zeros = torch.zeros(lanes, 1, dtype=dtype), torch.zeros(3, 1, dtype=dtype)
+    saved = torch.ops.gru4rec_fast.gru(a, *zeros, None, None, None, "reset_after")[1][0]
+    exact = x.double()
+    for gate, function in ((0, torch.sigmoid), (1, torch.sigmoid), (2, torch.tanh)):
+        expected = function(exact)
+        normal = expected.abs() > torch.finfo(dtype).tiny * 8
+        ulp = torch.finfo(dtype).eps * expected.abs()
+        assert ((saved[:, gate].double() - expected).abs() <= 3 * ulp)[normal].all()
+        assert (saved[:, gate][~normal].abs() <= torch.finfo(dtype).tiny * 8).all()
+    nan = torch.full((1, 1, 3), torch.nan, dtype=dtype)
+    one = zeros[0][:1], zeros[1]
+    assert torch.ops.gru4rec_fast.gru(nan, *one, None, None, None, "reset_after")[0].isnan().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_library: None) -> None:
+    for steps, lanes, hidden in ((2, 3, 5), (2, 70, 300)):
+        args = problem(form, steps, lanes, hidden, torch.float32)
+        with threads(1):
+            one = output_and_gradients(args, "native")
+        with threads(2):
+            assert_equal_bits(output_and_gradients(args, "native"), one)
+        strided = [
+            torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad)
+            if isinstance(t, torch.Tensor)
+            else t
+            for t in args
+        ]
+        assert not strided[2].is_contiguous()
+        assert_equal_bits(output_and_gradients(strided, "native"), one)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_instruction_set(level: str, native_library: None) -> None:
+    run_at_level(level, __file__, "native_is_as_close or gates_are or bits_do_not or (nothing_to_do and native)")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +217,17 @@ def test_operator_passes_opcheck_and_compiles(form: str, native_library: None) -
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+def test_operator_names_what_does_not_fit(native_library: None) -> None:
+    a, state, weight, bias, reset, mask, form = (t.detach() if hasattr(t, "detach") else t for t in arguments(FORMS[0]))
+    call = torch.ops.gru4rec_fast.gru
+    with pytest.raises(ValueError, match="weight_hh is Float"):
+        call(a, state, weight.float(), bias, reset, mask, form)
+    with pytest.raises(ValueError, match="output_mask must be"):
+        call(a, state, weight, bias, reset, mask[:1], form)
+    with pytest.raises(ValueError, match="float32 and float64, not BFloat16"):
+        call(a.bfloat16(), state.bfloat16(), weight.bfloat16(), None, None, None, form)
 
 
 @pytest.mark.parametrize("form", FORMS)

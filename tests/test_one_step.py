@@ -80,7 +80,7 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, fl
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str) -> None:
+def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, impl: str) -> None:
     """From each of 200 float64 states: loss to 1e-5 relative; every tensor within twice plain PyTorch's own error."""
     options, mode, sizes = CASES[name]
     support = make_support()
@@ -88,7 +88,7 @@ def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str) -> None:
     assert len(steps) == 200
     negatives = draws(200)
     oracle = Trainer(make_weights(mode, sizes), options, support=support)
-    ours = PackageRun(oracle.weights, options, support=support, dtype=torch.float32)
+    ours = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=impl)
     log_support = np.log(support)
     for number, (step, drawn) in enumerate(zip(steps, negatives, strict=True)):
         accumulators, velocities = oracle_moments(oracle)
@@ -150,7 +150,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_float64_run_is_the_oracles(name: str) -> None:
+def test_float64_run_is_the_oracles(name: str, impl: str) -> None:
     """A short epoch, its tail of dying lanes included: every loss and the final weights to 1e-9."""
     options, mode, sizes, form, length = RUNS[name]
     support = make_support()
@@ -158,7 +158,7 @@ def test_float64_run_is_the_oracles(name: str) -> None:
     assert not steps[-1].live.all()
     negatives = draws(len(steps))
     oracle = Trainer(make_weights(mode, sizes, form), options, support=support)
-    ours = PackageRun(oracle.weights, options, support=support)
+    ours = PackageRun(oracle.weights, options, support=support, impl=impl)
     indices = iter(range(len(steps)))
     while block := list(islice(indices, length)):
         arguments = [steps[i] for i in block], [negatives[i] for i in block]
@@ -168,10 +168,10 @@ def test_float64_run_is_the_oracles(name: str) -> None:
         np.testing.assert_allclose(value, oracle.weights[key], rtol=1e-9, atol=1e-9, err_msg=key)
 
 
-def test_dead_lanes_touch_nothing() -> None:
+def test_dead_lanes_touch_nothing(impl: str) -> None:
     """Rows that only a dead lane could name stay as they were, moments too, bit for bit."""
     oracle = Trainer(make_weights("separate", (8,)), MOMENTUM_XE)
-    ours = PackageRun(oracle.weights, MOMENTUM_XE)
+    ours = PackageRun(oracle.weights, MOMENTUM_XE, impl=impl)
     steps = [step for step in steps_of(40, all_live=False) if not step.live.all()]
     before = ours.weights()
     ours.state = [torch.from_numpy(h) for h in zero_state(oracle.weights, LANES)]

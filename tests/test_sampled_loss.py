@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from native import LEVELS, assert_as_close, assert_equal_bits, run_at_level, threads
 
 from gru4rec_fast import ops
 from gru4rec_fast.reference.sampled_loss import LOSSES
@@ -90,7 +91,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize(("loss", "parameters", "option", "in_batch"), CASES)
-def test_value_is_the_formulas(loss: str, parameters: dict, option: str, in_batch: bool) -> None:
+def test_value_is_the_formulas(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
     t, given = tensors(), OPTIONS[option]
     live = given.get("live", torch.ones(M, dtype=torch.bool)).tolist()
     log_q = given.get("log_q", torch.zeros(M + N, dtype=torch.float64))
@@ -102,17 +103,17 @@ def test_value_is_the_formulas(loss: str, parameters: dict, option: str, in_batc
         columns = (rows if in_batch else [i]) + list(range(M, M + N))
         seen.append([j for j in columns if j == i or ids[j] != ids[i]])
     expected = sum(by_hand([scores[i] for i in rows], rows, seen, loss, **parameters)) / 6
-    value = ops.sampled_loss(**t, loss=loss, batch_size=6, in_batch=in_batch, **given, **parameters)
+    value = ops.sampled_loss(**t, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **given, **parameters)
     assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("loss", "parameters", "option", "in_batch"), CASES)
-def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool) -> None:
+def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
     t, given = tensors(), OPTIONS[option]
 
     def value(hidden, rows, bias):
         return ops.sampled_loss(
-            hidden, rows, bias, loss=loss, batch_size=6, in_batch=in_batch, impl="reference", **given, **parameters
+            hidden, rows, bias, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **given, **parameters
         )
 
     assert torch.autograd.gradcheck(value, tuple(t.values()))
@@ -125,22 +126,143 @@ def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool) -> 
         torch.testing.assert_close(ours, auto, rtol=1e-10, atol=1e-12)
 
 
-def test_all_items_as_negatives_are_the_full_softmax() -> None:
+def test_all_items_as_negatives_are_the_full_softmax(impl: str) -> None:
     g = torch.Generator().manual_seed(2)
     table = torch.randn(11, H, generator=g, dtype=torch.float64)
     hidden = torch.randn(M, H, generator=g, dtype=torch.float64)
     targets = torch.tensor([3, 3, 0, 10])
     ids = torch.cat([targets, torch.arange(11)])
-    loss = ops.sampled_loss(hidden, table[ids], in_batch=False, ids=ids)
+    loss = ops.sampled_loss(hidden, table[ids], in_batch=False, ids=ids, impl=impl)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(hidden @ table.T, targets), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_large_scores_stay_finite(loss: str) -> None:
+def test_large_scores_stay_finite(loss: str, impl: str) -> None:
     t = {name: (tensor.detach() * 40).float().requires_grad_() for name, tensor in tensors().items()}
-    value = ops.sampled_loss(**t, loss=loss, elu_param=0.5)
+    value = ops.sampled_loss(**t, loss=loss, elu_param=0.5, impl=impl)
     assert torch.isfinite(value)
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, list(t.values())))
+
+
+def problem(m: int, n: int, h: int, dtype: torch.dtype, *, given: bool = True) -> dict:
+    """Arguments of any size; with bias and every mask where `given`. Scores stay small enough for exact softplus."""
+    g = torch.Generator().manual_seed(m + 10 * n + 100 * h)
+    hidden, rows, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((m, h), (m + n, h), (m + n,)))
+    hidden /= max(h, 1) ** 0.5
+    live = torch.rand(m, generator=g) < 0.8
+    ids = torch.randint(0, n + 2, (m + n,), generator=g)
+    log_q = torch.randn(m + n, generator=g, dtype=torch.float64).to(dtype)
+    return {
+        "hidden": hidden.to(dtype).requires_grad_(),
+        "rows": rows.to(dtype).requires_grad_(),
+        "bias": bias.to(dtype).requires_grad_() if given else None,
+        **({"live": live, "ids": ids, "log_q": log_q} if given else {}),
+    }
+
+
+def value_and_gradients(arguments: dict, impl: str, **options) -> list[torch.Tensor]:
+    value = ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options)
+    inputs = [arguments[name] for name in ("hidden", "rows", "bias") if arguments[name] is not None]
+    return [value.detach(), *torch.autograd.grad(value, inputs)]
+
+
+def as_float64(arguments: dict) -> dict:
+    return {
+        name: t.detach().double().requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t
+        for name, t in arguments.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("loss", "parameters"), [(loss, parameters) for loss in LOSSES for parameters in PARAMETERS[loss]]
+)
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_native_is_as_close_as_the_reference(
+    loss: str, parameters: dict, in_batch: bool, dtype: torch.dtype, native_library: None
+) -> None:
+    options = {"loss": loss, "in_batch": in_batch, **parameters}
+    for m, n, h in ((1, 17, 1), (2, 0, 5), (5, 33, 0), (33, 100, 17), (32, 2048, 100), (255, 31, 33)):
+        for given in (True, False):
+            arguments = problem(m, n, h, dtype, given=given)
+            oracle = value_and_gradients(as_float64(arguments), "reference", **options)
+            reference = value_and_gradients(arguments, "reference", **options)
+            assert_as_close(value_and_gradients(arguments, "native", **options), reference, oracle)
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_rows_beyond_one_tile_of_scores(in_batch: bool, native_library: None) -> None:
+    """More scores than the kernel holds at once: 600 x 9000 in tiles of 4 MiB."""
+    arguments = problem(600, 9000, 8, torch.float32)
+    options = {"loss": "cross-entropy", "in_batch": in_batch}
+    oracle = value_and_gradients(as_float64(arguments), "reference", **options)
+    reference = value_and_gradients(arguments, "reference", **options)
+    assert_as_close(value_and_gradients(arguments, "native", **options), reference, oracle)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_a_row_that_sees_nothing_but_its_own(loss: str, in_batch: bool, impl: str) -> None:
+    """Every negative is an accidental hit: nothing is NaN, and cross-entropy has nothing to push."""
+    arguments = problem(1, 4, 3, torch.float64) | {"ids": torch.full((5,), 3), "live": None}
+    value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch, label_smoothing=0.1)
+    assert torch.isfinite(value)
+    assert all(torch.count_nonzero(grad) == 0 for grad in grads)
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_no_rows(in_batch: bool, native_library: None) -> None:
+    value, *grads = value_and_gradients(problem(0, 6, 3, torch.float32), "native", in_batch=in_batch)
+    assert value == 0
+    assert [torch.count_nonzero(grad).item() for grad in grads] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nan_is_not_lost(loss: str, impl: str) -> None:
+    for name in ("hidden", "rows", "bias"):
+        arguments = problem(5, 40, 3, torch.float32, given=False) | {"bias": torch.zeros(45)}
+        with torch.no_grad():
+            arguments[name][2] = torch.nan
+        assert ops.sampled_loss(**arguments, loss=loss, elu_param=0.5, impl=impl).isnan()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_bits_do_not_depend_on_threads_or_memory_layout(loss: str, in_batch: bool, native_library: None) -> None:
+    for m, n, h in ((6, 24, 12), (80, 2048, 70)):
+        arguments = problem(m, n, h, torch.float32)
+        options = {"loss": loss, "in_batch": in_batch, "elu_param": 0.5}
+        with threads(1):
+            one = value_and_gradients(arguments, "native", **options)
+        with threads(2):
+            assert_equal_bits(value_and_gradients(arguments, "native", **options), one)
+        strided = {
+            name: torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad)
+            for name, t in arguments.items()
+        }
+        assert not strided["rows"].is_contiguous()
+        assert_equal_bits(value_and_gradients(strided, "native", **options), one)
+
+
+def test_a_graph_that_is_kept_gives_its_gradients_again(impl: str) -> None:
+    """Backward hands its saved gradients out; what a caller does to them must not show, unless as an error."""
+    arguments = problem(4, 9, 3, torch.float64)
+    value = ops.sampled_loss(**arguments, impl=impl)
+    value.backward(retain_graph=True)
+    first = [arguments[name].grad.clone() for name in ("hidden", "rows", "bias")]
+    for name in ("hidden", "rows", "bias"):
+        arguments[name].grad.mul_(0)
+    try:
+        value.backward()
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:
+        assert_equal_bits([arguments[name].grad for name in ("hidden", "rows", "bias")], first)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_instruction_set(level: str, native_library: None) -> None:
+    run_at_level(level, __file__, "native_is_as_close or beyond_one_tile or bits_do_not or (large_scores and native)")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -172,6 +294,7 @@ def test_operator_passes_opcheck_and_compiles(loss: str, in_batch: bool, native_
         ({"log_q": torch.zeros(M + N)}, "log_q is torch.float32"),
         ({"live": torch.ones(M)}, "live must be bool"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"elu_param": -0.5}, "elu_param=-0.5"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:

@@ -87,11 +87,15 @@ def _check(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, state, weight_hh, bias_hh, reset, output_mask, form = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros in the shape of `saved`
     ctx.save_for_backward(*output, state, weight_hh, bias_hh, reset, output_mask)
     ctx.form = form
 
 
-def _backward(ctx: Any, grad_output: Tensor, grad_saved: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor | None, grad_saved: None) -> tuple[Tensor | None, ...]:
+    if grad_output is None:
+        return (None,) * 7
     output, saved, state, weight_hh, bias_hh, reset, output_mask = ctx.saved_tensors
     grads = torch.ops.gru4rec_fast.gru_backward(
         grad_output, output, saved, state, weight_hh, bias_hh, reset, output_mask, ctx.form
@@ -111,8 +115,8 @@ def _fake_backward(
     steps, lanes, hidden = output.shape
     return (
         output.new_empty(steps, lanes, 3 * hidden),
-        torch.empty_like(state),
-        torch.empty_like(weight_hh),
+        state.new_empty(lanes, hidden),
+        weight_hh.new_empty(3 * hidden, hidden),
         weight_hh.new_empty(3 * hidden),
     )
 

@@ -59,6 +59,8 @@ def sampled_loss(
     divisor = float(hidden.shape[0] if batch_size is None else batch_size)
     if divisor <= 0:
         raise ValueError(f"batch_size={batch_size}: must be positive")
+    if elu_param < 0:
+        raise ValueError(f"elu_param={elu_param}: must not be negative")
     if resolve(impl, "sampled_loss", hidden.device.type) == "native":
         return torch.ops.gru4rec_fast.sampled_loss(
             hidden, rows, bias, live, log_q, ids, loss, in_batch, divisor, elu_param, bpreg, label_smoothing
@@ -110,17 +112,29 @@ def _check(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros in the shape of the gradients
     ctx.save_for_backward(*output[1:])
     ctx.has_bias = inputs[2] is not None
 
 
-def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad_hidden, grad_rows, grad_bias = (grad_loss * g for g in ctx.saved_tensors)
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 12
+    grads = ctx.saved_tensors
+    if not _is_one(grad_loss):
+        grads = tuple(grad_loss * g for g in grads)
+    grad_hidden, grad_rows, grad_bias = grads
     return grad_hidden, grad_rows, grad_bias if ctx.has_bias else None, *([None] * 9)
 
 
+def _is_one(grad_loss: Tensor) -> bool:
+    """Whether there is nothing to scale, as far as looking is free: on the CPU, outside of a compiler's tracing."""
+    return type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0
+
+
 def _fake(hidden: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return hidden.new_empty(()), torch.empty_like(hidden), torch.empty_like(rows), rows.new_empty(rows.shape[0])
+    return hidden.new_empty(()), hidden.new_empty(hidden.shape), rows.new_empty(rows.shape), rows.new_empty(len(rows))
 
 
 @on_load

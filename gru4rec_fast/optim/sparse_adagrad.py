@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gru4rec_fast import ops
+from gru4rec_fast._backend import resolve
 from gru4rec_fast.reference.sparse_update import dense_adagrad
 
 
@@ -68,10 +70,18 @@ class SparseAdagrad(torch.optim.Optimizer):
             if momentum:
                 state["velocity"] = torch.zeros_like(parameter)
         accumulator, velocity = state["accumulator"], state.get("velocity")
+        update = partial(ops.sparse_adagrad, lr=lr, momentum=momentum, eps=eps, impl=self.impl)
         if grad.is_sparse:
-            index, values = grad._indices()[0], grad._values()
-            ops.sparse_adagrad(
-                parameter, accumulator, velocity, index, values, lr=lr, momentum=momentum, eps=eps, impl=self.impl
-            )
+            update(parameter, accumulator, velocity, grad._indices()[0], grad._values())
+        elif self._has_kernel(parameter):
+            # One pass over memory in the place of eight: every entry is touched, as in a table of a single row.
+            moving = None if velocity is None else velocity.view(1, -1)
+            only_row = torch.zeros(1, dtype=torch.int64, device=grad.device)
+            update(parameter.view(1, -1), accumulator.view(1, -1), moving, only_row, grad.reshape(1, -1))
         else:
             dense_adagrad(parameter, accumulator, velocity, grad, lr=lr, momentum=momentum, eps=eps)
+
+    def _has_kernel(self, parameter: Tensor) -> bool:
+        """Whether the native row update takes the whole of a dense parameter."""
+        kernel = resolve(self.impl, "sparse_adagrad", parameter.device.type) == "native"
+        return kernel and parameter.is_contiguous() and parameter.dtype in (torch.float32, torch.float64)

@@ -1,0 +1,254 @@
+// GRU with resets on the CPU, forward and backward. Specification: gru4rec_fast/reference/gru.py.
+//
+// Per step: one product of all lanes' states with the recurrent weights (two, one behind the other, in the reset_before
+// form), then one pass over each lane's gates (cpu/gru_kernel.inc). A lane that is reset reads a row of zeros in the
+// place of its state and of its product. The gradient of the weights is one product over all steps at the end.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+
+#include "cpu/product.h"
+#include "cpu/scratch.h"
+#include "cpu/tensors.h"
+
+#define GRF_KERNEL "cpu/gru_kernel.inc"
+#include "common/foreach_isa.h"
+
+namespace grf {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The arguments that both directions share, checked and contiguous.
+struct GruArguments {
+  int64_t steps, lanes, hidden;
+  bool after;
+  Tensor state, weight, bias, reset, mask;
+
+  GruArguments(const Tensor& block, int64_t width, const Tensor& state_, const Tensor& weight_,
+               const OptionalTensor& bias_, const OptionalTensor& reset_, const OptionalTensor& mask_,
+               std::string_view form) {
+    TORCH_CHECK_VALUE(state_.dim() == 2 && block.dim() == 3 && block.size(2) == width * state_.size(1),
+                      "state must be ", "[B, H] beside a last dimension of ", width, "H, not ", state_.sizes(),
+                      " beside ", block.sizes());
+    TORCH_CHECK_VALUE(form == "reset_after" || form == "reset_before", "form=", form,
+                      ": choose reset_after or reset_before");
+    steps = block.size(0), lanes = state_.size(0), hidden = state_.size(1);
+    after = form == "reset_after";
+    TORCH_CHECK_VALUE(after || !bias_.has_value(), "bias_hh: the reset_before form has none");
+    const auto dtype = state_.scalar_type();
+    check_kernel_dtype("gru", dtype);
+    state = contiguous(state_, "state", {lanes, hidden}, dtype);
+    weight = contiguous(weight_, "weight_hh", {3 * hidden, hidden}, dtype);
+    bias = contiguous(bias_, "bias_hh", {3 * hidden}, dtype);
+    reset = contiguous(reset_, "reset", {steps, lanes}, at::kBool);
+    mask = contiguous(mask_, "output_mask", {steps, lanes, hidden}, dtype);
+  }
+
+  Tensor block(const Tensor& tensor, const char* name, int64_t width) const {
+    return contiguous(tensor, name, {steps, lanes, width * hidden}, state.scalar_type());
+  }
+  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, state.options()); }
+};
+
+// The same as raw pointers, with the rows that stand in for what is not there.
+template <typename T>
+struct GruPointers {
+  int64_t steps, lanes, hidden;
+  const T *state, *weight, *bias, *mask;
+  const bool* reset;
+  const T *zeros, *ones;  // [3H], [H]
+
+  // `constants` has room for 4H numbers.
+  GruPointers(const GruArguments& given, T* constants)
+      : steps(given.steps),
+        lanes(given.lanes),
+        hidden(given.hidden),
+        state(given.state.const_data_ptr<T>()),
+        weight(given.weight.const_data_ptr<T>()),
+        bias(data_or_null<T>(given.bias)),
+        mask(data_or_null<T>(given.mask)),
+        reset(data_or_null<bool>(given.reset)),
+        zeros(constants),
+        ones(constants + 3 * given.hidden) {
+    std::fill_n(constants, 3 * hidden, T{0});
+    std::fill_n(constants + 3 * hidden, hidden, T{1});
+    if (bias == nullptr) bias = zeros;
+  }
+
+  bool is_reset(int64_t t, int64_t lane) const { return reset != nullptr && reset[t * lanes + lane]; }
+  const T* mask_of(int64_t t, int64_t lane) const {
+    return mask == nullptr ? ones : mask + (t * lanes + lane) * hidden;
+  }
+  // The state that a lane enters step t with, given all steps' outputs.
+  const T* entering(const T* output, int64_t t, int64_t lane) const {
+    return is_reset(t, lane) ? zeros : before(output, t) + lane * hidden;
+  }
+  // All lanes' states before step t, resets not looked at.
+  const T* before(const T* output, int64_t t) const { return t == 0 ? state : output + (t - 1) * lanes * hidden; }
+
+  template <typename Pass>
+  void for_lanes(const Pass& pass) const {
+    const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(hidden, 1));  // lanes worth a thread
+    at::parallel_for(0, lanes, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t lane = begin; lane < end; ++lane) pass(lane);
+    });
+  }
+};
+
+struct ForwardScratch;
+struct BackwardScratch;
+
+template <typename T>
+void forward(const GruArguments& given, const T* gate_inputs, T* output, T* saved) {
+  const int64_t lanes = given.lanes, hidden = given.hidden, width = (given.after ? 3 : 2) * hidden;
+  Scratch<T, ForwardScratch> scratch(4 * hidden + 3 * lanes * hidden);
+  const GruPointers<T> p(given, scratch.take(4 * hidden));
+  T* recurrent = scratch.take(3 * lanes * hidden);  // W s [B, 3H]; reset_before: W_rz s [B, 2H], W_n q [B, H]
+  T* recurrent_n = recurrent + 2 * lanes * hidden;
+  const auto after = GRF_DISPATCH(gru_after<T>);
+  const auto before_gates = GRF_DISPATCH(gru_before_gates<T>);
+  const auto before_output = GRF_DISPATCH(gru_before_output<T>);
+  for (int64_t t = 0; t < given.steps; ++t) {
+    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
+      return block + (t * lanes + lane) * factor * hidden;
+    };
+    multiply<T>(lanes, width, hidden, {p.before(output, t), hidden}, {p.weight, 1, hidden}, recurrent, width);
+    if (given.after) {
+      p.for_lanes([&](int64_t lane) {
+        const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
+        after(hidden, row(gate_inputs, 3, lane), product, p.bias, p.entering(output, t, lane), p.mask_of(t, lane),
+              row(saved, 4, lane), row(output, 1, lane));
+      });
+      continue;
+    }
+    p.for_lanes([&](int64_t lane) {
+      const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
+      before_gates(hidden, row(gate_inputs, 3, lane), product, p.entering(output, t, lane), row(saved, 4, lane));
+    });
+    multiply<T>(lanes, hidden, hidden, {row(saved, 4, 0) + 3 * hidden, 4 * hidden},
+                {p.weight + 2 * hidden * hidden, 1, hidden}, recurrent_n, hidden);
+    p.for_lanes([&](int64_t lane) {
+      before_output(hidden, row(gate_inputs, 3, lane), recurrent_n + lane * hidden, p.entering(output, t, lane),
+                    p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
+    });
+  }
+}
+
+// `carried` [B, H] ends as the gradient of the state before the first step.
+template <typename T>
+void backward(const GruArguments& given, const T* grad_output, const T* output, const T* saved, T* grad_a, T* carried,
+              T* grad_weight, T* grad_bias) {
+  const int64_t steps = given.steps, lanes = given.lanes, hidden = given.hidden;
+  const int64_t width = (given.after ? 3 : 2) * hidden;
+  Scratch<T, BackwardScratch> scratch(4 * hidden + steps * lanes * width + lanes * hidden);
+  const GruPointers<T> p(given, scratch.take(4 * hidden));
+  T* recurrent = scratch.take(steps * lanes * width);  // gradients of W s (reset_before: W_rz s), 0 in lanes reset
+  T* grad_q = scratch.take(lanes * hidden);
+  const T* weight_n = p.weight + 2 * hidden * hidden;
+  const auto after = GRF_DISPATCH(gru_after_backward<T>);
+  const auto before_output = GRF_DISPATCH(gru_before_backward_output<T>);
+  const auto before_gates = GRF_DISPATCH(gru_before_backward_gates<T>);
+  std::fill_n(carried, lanes * hidden, T{0});
+  for (int64_t t = steps - 1; t >= 0; --t) {
+    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
+      return block + (t * lanes + lane) * factor * hidden;
+    };
+    const auto keep = [&](int64_t lane) { return p.is_reset(t, lane) ? T{0} : T{1}; };
+    T* to = recurrent + t * lanes * width;
+    if (given.after) {
+      p.for_lanes([&](int64_t lane) {
+        after(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane), p.entering(output, t, lane),
+              keep(lane), row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
+      });
+    } else {
+      p.for_lanes([&](int64_t lane) {
+        before_output(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
+                      p.entering(output, t, lane), row(grad_a, 3, lane), carried + lane * hidden);
+      });
+      multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
+                  hidden);
+      p.for_lanes([&](int64_t lane) {
+        before_gates(hidden, row(saved, 4, lane), p.entering(output, t, lane), grad_q + lane * hidden, keep(lane),
+                     row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
+      });
+    }
+    multiply<T>(lanes, hidden, width, {to, width}, {p.weight, hidden}, carried, hidden, true);
+  }
+  if (steps == 0) {
+    std::fill_n(grad_weight, 3 * hidden * hidden, T{0});
+    std::fill_n(grad_bias, 3 * hidden, T{0});
+    return;
+  }
+  // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
+  const int64_t later = (steps - 1) * lanes;
+  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grad_weight, hidden);
+  if (later > 0) {
+    multiply<T>(width, hidden, later, {recurrent + lanes * width, 1, width}, {output, hidden}, grad_weight, hidden,
+                true);
+  }
+  if (!given.after) {
+    multiply<T>(hidden, hidden, steps * lanes, {grad_a + 2 * hidden, 1, 3 * hidden}, {saved + 3 * hidden, 4 * hidden},
+                grad_weight + 2 * hidden * hidden, hidden);
+  }
+  if (!given.bias.defined()) {
+    std::fill_n(grad_bias, 3 * hidden, T{0});
+    return;
+  }
+  at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
+    GRF_DISPATCH(gru_bias_gradient<T>)(hidden, steps * lanes, begin, end, grad_a, saved, grad_bias);
+  });
+}
+
+std::tuple<Tensor, Tensor> gru(const Tensor& gate_inputs, const Tensor& state, const Tensor& weight_hh,
+                               const OptionalTensor& bias_hh, const OptionalTensor& reset,
+                               const OptionalTensor& output_mask, std::string_view form) {
+  const GruArguments given(gate_inputs, 3, state, weight_hh, bias_hh, reset, output_mask, form);
+  const Tensor a = given.block(gate_inputs, "gate_inputs", 3);
+  Tensor output = given.empty({given.steps, given.lanes, given.hidden});
+  Tensor saved = given.empty({given.steps, given.lanes, 4 * given.hidden});
+  AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru", [&] {
+    forward(given, a.const_data_ptr<scalar_t>(), output.mutable_data_ptr<scalar_t>(),
+            saved.mutable_data_ptr<scalar_t>());
+  });
+  return {output, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_output, const Tensor& output,
+                                                        const Tensor& saved, const Tensor& state,
+                                                        const Tensor& weight_hh, const OptionalTensor& bias_hh,
+                                                        const OptionalTensor& reset, const OptionalTensor& output_mask,
+                                                        std::string_view form) {
+  const GruArguments given(saved, 4, state, weight_hh, bias_hh, reset, output_mask, form);
+  const Tensor grad = given.block(grad_output, "grad_output", 1), h = given.block(output, "output", 1);
+  const Tensor gates = given.block(saved, "saved", 4);
+  Tensor grad_gate_inputs = given.empty({given.steps, given.lanes, 3 * given.hidden});
+  Tensor grad_state = given.empty({given.lanes, given.hidden});
+  Tensor grad_weight = given.empty({3 * given.hidden, given.hidden}), grad_bias = given.empty({3 * given.hidden});
+  AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward", [&] {
+    backward(given, grad.const_data_ptr<scalar_t>(), h.const_data_ptr<scalar_t>(), gates.const_data_ptr<scalar_t>(),
+             grad_gate_inputs.mutable_data_ptr<scalar_t>(), grad_state.mutable_data_ptr<scalar_t>(),
+             grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>());
+  });
+  return {grad_gate_inputs, grad_state, grad_weight, grad_bias};
+}
+
+TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
+  m.impl("gru", &gru);
+  m.impl("gru_backward", &gru_backward);
+}
+
+}  // namespace
+}  // namespace grf
