@@ -45,4 +45,9 @@ TORCH_LIBRARY(gru4rec_fast, m) {
   // ranking
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");
   m.def("top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");
+
+  // laplacian: the graph's structure is symmetric, so that the same operator, transposed, is its own backward
+  m.def(
+      "laplacian(Tensor features, Tensor offsets, Tensor neighbours, str matrix, float dropout, SymInt seed, "
+      "SymInt step, bool transposed) -> Tensor");
 }

@@ -2,6 +2,7 @@
 
 from gru4rec_fast.reference.dropout import dropout_mask
 from gru4rec_fast.reference.gru import gru
+from gru4rec_fast.reference.laplacian import laplacian
 from gru4rec_fast.reference.negative_sampling import (
     AliasTable,
     build_alias_table,
@@ -20,6 +21,7 @@ __all__ = [
     "build_alias_table",
     "dropout_mask",
     "gru",
+    "laplacian",
     "negative_sampling",
     "sampled_loss",
     "session_batch",
