@@ -15,6 +15,7 @@ from gru4rec_fast._version import __version__
 
 if TYPE_CHECKING:
     from gru4rec_fast._backend import build_info as build_info
+    from gru4rec_fast.data import InteractionGraph as InteractionGraph
     from gru4rec_fast.data import SessionBlock as SessionBlock
     from gru4rec_fast.data import SessionParallelLoader as SessionParallelLoader
     from gru4rec_fast.data import SessionStore as SessionStore
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "GRU4Rec": "models",
+    "InteractionGraph": "data",
     "SessionBlock": "data",
     "SessionParallelLoader": "data",
     "SessionStore": "data",
@@ -33,6 +35,7 @@ _ROOMS = ("data", "evaluation", "integrations", "models", "nn", "ops", "optim", 
 
 __all__ = [
     "GRU4Rec",
+    "InteractionGraph",
     "SessionBlock",
     "SessionParallelLoader",
     "SessionStore",

@@ -1,5 +1,6 @@
 """Session logs: ingest, preparation, the memory-mapped store and the loader that plays it."""
 
+from gru4rec_fast.data.graph import InteractionGraph
 from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
 from gru4rec_fast.data.preparation import open_prepared, prepare
 from gru4rec_fast.data.split import Split
@@ -7,6 +8,7 @@ from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 
 __all__ = [
+    "InteractionGraph",
     "SessionBlock",
     "SessionParallelLoader",
     "SessionStore",

@@ -86,8 +86,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
                 stacklevel=2,
             )
         self.device = torch.device(device)
-        self.items = _as_tensor(store.items).to(self.device)
-        self.offsets = _as_tensor(store.offsets).to(self.device)
+        self.items = as_tensor(store.items).to(self.device)
+        self.offsets = as_tensor(store.offsets).to(self.device)
         self.n_sessions = store.n_sessions
         self.n_lanes = min(batch_size, n_playable)
         self.n_targets = store.n_targets
@@ -157,7 +157,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         return torch.randperm(self.n_sessions, generator=generator).to(self.device)
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
+def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor over the same memory, memory-mapped read-only arrays included: nothing here writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
