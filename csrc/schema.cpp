@@ -50,4 +50,9 @@ TORCH_LIBRARY(gru4rec_fast, m) {
   m.def(
       "laplacian(Tensor features, Tensor offsets, Tensor neighbours, str matrix, float dropout, SymInt seed, "
       "SymInt step, bool transposed) -> Tensor");
+
+  // bpr_triples
+  m.def(
+      "bpr_triples(Tensor offsets, Tensor neighbours, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "
+      "SymInt n, SymInt seed, SymInt step) -> Tensor");
 }

@@ -1,5 +1,6 @@
 """Public operators: fused kernels behind plain functions on plain tensors, with `impl=` on each."""
 
+from gru4rec_fast.ops.bpr_triples import bpr_triples
 from gru4rec_fast.ops.dropout import dropout_mask
 from gru4rec_fast.ops.gru import gru
 from gru4rec_fast.ops.laplacian import laplacian
@@ -18,6 +19,7 @@ from gru4rec_fast.ops.sparse_update import sparse_adagrad
 
 __all__ = [
     "AliasTable",
+    "bpr_triples",
     "build_alias_table",
     "dropout_mask",
     "gru",

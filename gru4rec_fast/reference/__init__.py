@@ -1,5 +1,6 @@
 """Pure PyTorch: what every operator computes; the specification, the fallback and the oracle at once."""
 
+from gru4rec_fast.reference.bpr_triples import bpr_triples
 from gru4rec_fast.reference.dropout import dropout_mask
 from gru4rec_fast.reference.gru import gru
 from gru4rec_fast.reference.laplacian import laplacian
@@ -18,6 +19,7 @@ from gru4rec_fast.reference.sparse_update import sparse_adagrad
 
 __all__ = [
     "AliasTable",
+    "bpr_triples",
     "build_alias_table",
     "dropout_mask",
     "gru",
