@@ -182,12 +182,15 @@ class InteractionGraph:
         return cls._from_ids(read_columns(source, keys, separator=separator, allow_pickle=allow_pickle), like)
 
     @classmethod
-    def from_scipy(cls, matrix: Any, *, n_users: int | None = None) -> InteractionGraph:
+    def from_scipy(
+        cls, matrix: Any, *, n_users: int | None = None, like: InteractionGraph | None = None
+    ) -> InteractionGraph:
         """From a scipy sparse matrix or array; every stored value other than 0 is an interaction.
 
         Args:
             matrix: users x items; or, with `n_users`, the symmetric adjacency matrix of users, then items.
             n_users: of a square adjacency matrix.
+            like: a graph whose ids are taken over; the matrix must have as many users and items.
 
         Raises:
             TypeError: not a scipy sparse matrix.
@@ -198,7 +201,14 @@ class InteractionGraph:
         if n_users is not None:
             rows, columns, shape = bipartite_block(rows, columns, shape, n_users)
         meta = {"dropped": {"stored_zeros": n_zeros}}
-        return cls.from_arrays(rows, columns, n_users=shape[0], n_items=shape[1], meta=meta)
+        if like is None:
+            return cls.from_arrays(rows, columns, n_users=shape[0], n_items=shape[1], meta=meta)
+        if tuple(shape) != (like.n_users, like.n_items):
+            raise ValueError(
+                f"the matrix has {shape[0]} users and {shape[1]} items, the graph given as like= {like.n_users} and "
+                f"{like.n_items}"
+            )
+        return cls.from_arrays(rows, columns, user_ids=like.users, item_ids=like.items, meta=meta)
 
     @classmethod
     def from_store(cls, store: SessionStore) -> InteractionGraph:
