@@ -226,9 +226,7 @@ def test_lightgcn_is_the_dense_formula(
     assert_loss_is_the_formula(network, final, network.embedding, step, atol=1e-10 * scale**2)
 
 
-def assert_loss_is_the_formula(
-    network: Any, final: Tensor, penalised: Tensor, step: int, atol: float = 1e-10
-) -> None:
+def assert_loss_is_the_formula(network: Any, final: Tensor, penalised: Tensor, step: int, atol: float = 1e-10) -> None:
     draws = torch.Generator().manual_seed(step)
     users = torch.randint(network.n_users, (7,), generator=draws)
     i, j = torch.randint(network.n_items, (2, 7), generator=draws)
