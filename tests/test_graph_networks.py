@@ -210,7 +210,7 @@ def test_ngcf_is_the_dense_formula(
 
 
 @impls
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(graph=graphs, matrix=matrices, n_layers=st.integers(0, 4), step=st.integers(0, 1000))
 def test_lightgcn_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], matrix: str, n_layers: int, step: int
