@@ -48,8 +48,8 @@ TORCH_LIBRARY(gru4rec_fast, m) {
 
   // laplacian: the graph's structure is symmetric, so that the same operator, transposed, is its own backward
   m.def(
-      "laplacian(Tensor features, Tensor offsets, Tensor neighbours, str matrix, float dropout, SymInt seed, "
-      "SymInt step, bool transposed) -> Tensor");
+      "laplacian(Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, Tensor? columns, str matrix, "
+      "float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
   // bpr_triples
   m.def(

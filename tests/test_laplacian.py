@@ -69,6 +69,60 @@ def power_law_graph(dtype: torch.dtype = torch.int32) -> tuple[Tensor, Tensor]:
     return random_graph(150, 250, 4000, seed=5, dtype=dtype, skewed=True)
 
 
+def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
+    """All nodes, none, one, or any number of them."""
+    draws = torch.Generator().manual_seed(seed)
+    if seed % 4 == 0:
+        return None
+    n = min(seed % 4 - 1, n_nodes) if seed % 4 < 3 else int(torch.randint(n_nodes + 1, (), generator=draws))
+    return torch.randperm(n_nodes, generator=draws)[:n].sort().values
+
+
+@impls
+@every_matrix
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
+    rows_seed=st.integers(0, 10**6),
+    columns_seed=st.integers(0, 10**6),
+    dropout=st.sampled_from([0.0, 0.3]),
+    transposed=st.booleans(),
+)
+def test_a_part_of_the_matrix(
+    impl: str,
+    matrix: str,
+    sizes: tuple[int, int, int],
+    rows_seed: int,
+    columns_seed: int,
+    dropout: float,
+    transposed: bool,
+) -> None:
+    """Chosen rows of the product with chosen nodes' features, forward and gradient."""
+    offsets, neighbours = random_graph(*sizes, seed=rows_seed)
+    n_nodes = len(offsets) - 1
+    rows, columns = some_nodes(n_nodes, rows_seed), some_nodes(n_nodes, columns_seed)
+    dense = dense_matrix(offsets, neighbours, matrix, dropout, 3, 4)
+    dense = dense.T if transposed else dense
+    dense = dense if rows is None else dense[rows]
+    dense = dense if columns is None else dense[:, columns]
+    x = features(dense.shape[1], 5).requires_grad_()
+    options: dict[str, Any] = {"dropout": dropout, "seed": 3, "step": 4, "transposed": transposed}
+    out = laplacian(x, offsets, neighbours, matrix, rows=rows, columns=columns, **options, impl=impl)
+    grad_out = features(dense.shape[0], 5, seed=1)
+    (grad,) = torch.autograd.grad(out, x, grad_out)
+    torch.testing.assert_close(out, dense @ x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(grad, dense.T @ grad_out, rtol=0, atol=1e-10)
+
+
+@native
+def test_a_row_has_the_same_bits_alone() -> None:
+    offsets, neighbours = power_law_graph()
+    x = features(400, 33, torch.float32)
+    whole = laplacian(x, offsets, neighbours, dropout=0.2, seed=1, impl="native")
+    rows = torch.arange(0, 400, 7)
+    assert torch.equal(laplacian(x, offsets, neighbours, rows=rows, dropout=0.2, seed=1, impl="native"), whole[rows])
+
+
 @native
 @every_matrix
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -207,6 +261,13 @@ def test_gradcheck(impl: str, matrix: str) -> None:
     x = features(9, 3).requires_grad_()
     assert torch.autograd.gradcheck(product, (x,))
     assert torch.autograd.gradgradcheck(product, (x,))
+    rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
+
+    def part(x: Tensor) -> Tensor:
+        return laplacian(x, offsets, neighbours, matrix, rows=rows, columns=columns, dropout=0.3, seed=5, impl=impl)
+
+    assert torch.autograd.gradcheck(part, (features(4, 3).requires_grad_(),))
+    assert torch.autograd.gradgradcheck(part, (features(4, 3).requires_grad_(),))
 
 
 @impls
@@ -223,7 +284,14 @@ def test_features_may_lie_in_any_order(impl: str) -> None:
 def test_opcheck(dropout: float) -> None:
     offsets, neighbours = random_graph(4, 5, 12, seed=2)
     for matrix, x in (("norm", features(9, 4).requires_grad_()), ("mean", features(4, 9, torch.bfloat16).T)):
-        torch.library.opcheck(torch.ops.gru4rec_fast.laplacian, (x, offsets, neighbours, matrix, dropout, 3, 4, False))
+        torch.library.opcheck(
+            torch.ops.gru4rec_fast.laplacian, (x, offsets, neighbours, None, None, matrix, dropout, 3, 4, False)
+        )
+        rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
+        torch.library.opcheck(
+            torch.ops.gru4rec_fast.laplacian,
+            (x[:4].detach().requires_grad_(), offsets, neighbours, rows, columns, matrix, dropout, 3, 4, True),
+        )
 
 
 @native
@@ -271,6 +339,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"neighbours": torch.tensor([2, 3])}, r"neighbours\[1\]=3: the graph has nodes 0 to 2"),
     ({"neighbours": torch.tensor([2, -1])}, r"neighbours\[1\]=-1: the graph has nodes 0 to 2"),
     ({"neighbours": torch.tensor([2.0, 0.0])}, "neighbours must be int32 or int64"),
+    ({"rows": torch.tensor([0, 3])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([-1, 1])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([1, 1])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([1], dtype=torch.int32)}, "rows must be int64"),
+    ({"columns": torch.tensor([2, 1, 0])}, "columns must be nodes in 0 to 2, each rising"),
+    ({"columns": torch.tensor([0, 1])}, "features has 3 rows, but there are 2 columns"),
 ]
 
 
@@ -290,8 +364,8 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
 @native
 @pytest.mark.parametrize(("changed", "message"), BAD)
 def test_the_operator_itself_checks(changed: dict[str, Any], message: str) -> None:
-    names = ["features", "offsets", "neighbours", "matrix", "dropout", "seed", "step"]
-    defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), "mean", 0.0, 0, 0]
+    names = ["features", "offsets", "neighbours", "rows", "columns", "matrix", "dropout", "seed", "step"]
+    defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
     arguments = [changed.get(name, value) for name, value in zip(names, defaults, strict=True)]
     with pytest.raises(ValueError, match=message):
         torch.ops.gru4rec_fast.laplacian(*arguments, False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gru4rec_fast._backend import resolve
 from gru4rec_fast.ops._registry import on_load
-from gru4rec_fast.reference.laplacian import MATRICES, check_graph
+from gru4rec_fast.reference.laplacian import MATRICES, check_graph, check_nodes
 from gru4rec_fast.reference.laplacian import laplacian as reference_laplacian
 from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
 
@@ -22,6 +22,8 @@ def laplacian(
     neighbours: Tensor,
     matrix: str = "symmetric",
     *,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
     dropout: float = 0.0,
     seed: int = 0,
     step: int = 0,
@@ -34,11 +36,14 @@ def laplacian(
     checked here, and the gradient depends on it; `gru4rec_fast.data.InteractionGraph` gives such graphs.
 
     Args:
-        features: float32, float64 or bfloat16 [n_nodes, d]; bfloat16 is summed in float32. A NaN reaches the rows of
-            the node's neighbours and no others.
+        features: float32, float64 or bfloat16 [n_nodes, d] ([n_columns, d] with `columns`); bfloat16 is summed in
+            float32. A NaN reaches the rows of the node's neighbours and no others.
         offsets: int64 [n_nodes + 1], from 0 to n_entries.
         neighbours: int32 or int64 [n_entries]; those of node r are `neighbours[offsets[r]:offsets[r + 1]]`.
         matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A.
+        rows: int64 [n_rows], the rows of the product that are wanted, as nodes in rising order; None: all.
+        columns: int64 [n_columns], the nodes whose features are given, in rising order; None: all. The features of all
+            others count as zero.
         dropout: probability in [0, 1) with which each entry of the matrix is dropped, each direction of an edge on its
             own, and the diagonal of "norm"; the rest is multiplied by 1 / (1 - dropout). The mask is a function of
             (seed, step, row, column), recomputed in the backward pass and never stored.
@@ -47,22 +52,35 @@ def laplacian(
         impl: "auto", "native" or "reference".
 
     Returns:
-        [n_nodes, d] in the dtype of `features`. Native: each row is summed in the order of its neighbours by one
-        thread, so the result does not depend on the number of threads.
+        [n_nodes, d], or [n_rows, d], in the dtype of `features`. Native: each row is summed in the order of its
+        neighbours by one thread, so the result depends neither on the number of threads nor on `rows`.
 
     Raises:
         ValueError: an argument that does not fit, named.
     """
-    _check(features, offsets, neighbours, matrix, dropout, seed, step)
+    _check(features, offsets, neighbours, rows, columns, matrix, dropout, seed, step)
     if resolve(impl, "laplacian", features.device.type) == "native":
-        return torch.ops.gru4rec_fast.laplacian(features, offsets, neighbours, matrix, dropout, seed, step, transposed)
+        return torch.ops.gru4rec_fast.laplacian(
+            features, offsets, neighbours, rows, columns, matrix, dropout, seed, step, transposed
+        )
     if not torch.compiler.is_compiling():
         check_graph(offsets, neighbours)
-    return reference_laplacian(features, offsets, neighbours, matrix, dropout, seed, step, transposed)
+        for name, nodes in (("rows", rows), ("columns", columns)):
+            if nodes is not None:
+                check_nodes(name, nodes, offsets.shape[0] - 1)
+    return reference_laplacian(features, offsets, neighbours, rows, columns, matrix, dropout, seed, step, transposed)
 
 
 def _check(
-    features: Tensor, offsets: Tensor, neighbours: Tensor, matrix: str, dropout: float, seed: int, step: int
+    features: Tensor,
+    offsets: Tensor,
+    neighbours: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    matrix: str,
+    dropout: float,
+    seed: int,
+    step: int,
 ) -> None:
     if matrix not in MATRICES:
         raise ValueError(f"matrix={matrix!r}: choose one of {', '.join(MATRICES)}")
@@ -75,7 +93,17 @@ def _check(
         )
     if features.shape[0] >= WORD_RANGE:
         raise ValueError(f"features of {features.shape[0]} nodes: there must be fewer than 2**32")
-    if offsets.dtype != torch.int64 or offsets.shape != (features.shape[0] + 1,):
+    for name, nodes in (("rows", rows), ("columns", columns)):
+        if nodes is not None and (nodes.dtype != torch.int64 or nodes.dim() != 1 or nodes.device != features.device):
+            raise ValueError(
+                f"{name} must be int64, one-dimensional, on {features.device}, "
+                f"not {nodes.dtype} {[*nodes.shape]} on {nodes.device}"
+            )
+    if columns is not None and columns.shape[0] != features.shape[0]:
+        raise ValueError(f"features has {features.shape[0]} rows, but there are {columns.shape[0]} columns")
+    if offsets.dtype != torch.int64 or offsets.dim() != 1 or offsets.shape[0] < 1:
+        raise ValueError(f"offsets must be int64 [n_nodes + 1], not {offsets.dtype} {[*offsets.shape]}")
+    if columns is None and offsets.shape[0] != features.shape[0] + 1:
         raise ValueError(
             f"offsets must be int64 [n_nodes + 1] beside features {[*features.shape]}, "
             f"not {offsets.dtype} {[*offsets.shape]}"
@@ -87,19 +115,20 @@ def _check(
             raise ValueError(f"{name} is on {tensor.device}, features are on {features.device}: use one device")
 
 
-def _fake(features: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(features, memory_format=torch.contiguous_format)
+def _fake(features: Tensor, offsets: Tensor, neighbours: Tensor, rows: Tensor | None, *_: Any) -> Tensor:
+    return features.new_empty(offsets.shape[0] - 1 if rows is None else rows.shape[0], features.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, offsets, neighbours, *ctx.options = inputs
-    ctx.save_for_backward(offsets, neighbours)
+    _, offsets, neighbours, rows, columns, *ctx.options = inputs
+    ctx.save_for_backward(offsets, neighbours, rows, columns)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    offsets, neighbours, rows, columns = ctx.saved_tensors
     *options, transposed = ctx.options
-    grad = torch.ops.gru4rec_fast.laplacian(grad, *ctx.saved_tensors, *options, not transposed)
-    return grad, None, None, None, None, None, None, None
+    grad = torch.ops.gru4rec_fast.laplacian(grad, offsets, neighbours, columns, rows, *options, not transposed)
+    return grad, *[None] * 9
 
 
 @on_load

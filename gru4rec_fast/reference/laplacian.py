@@ -38,17 +38,19 @@ def laplacian(
     features: Tensor,
     offsets: Tensor,
     neighbours: Tensor,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
     matrix: str = "symmetric",
     dropout: float = 0.0,
     seed: int = 0,
     step: int = 0,
     transposed: bool = False,
 ) -> Tensor:
-    """Return L @ features, [n_nodes, d] in the dtype of `features` (bfloat16 is summed in float32).
+    """Return L[rows][:, columns] @ features, [n_rows, d] in the dtype of `features` (bfloat16 is summed in float32).
 
-    features: [n_nodes, d]. offsets: int64 [n_nodes + 1]; the neighbours of node r are
-    `neighbours[offsets[r]:offsets[r + 1]]`, int32 or int64. matrix: one of MATRICES. dropout: probability of dropping
-    an entry. seed, step: of the mask. transposed: L^T instead of L.
+    features: [n_columns, d]. rows, columns: int64, nodes in rising order, or None: all of them. offsets: int64
+    [n_nodes + 1]; the neighbours of node r are `neighbours[offsets[r]:offsets[r + 1]]`, int32 or int64. matrix: one of
+    MATRICES. dropout: probability of dropping an entry. seed, step: of the mask. transposed: L^T instead of L.
     """
     sums = torch.float32 if features.dtype == torch.bfloat16 else features.dtype
     left, right = node_scales(offsets.diff(), matrix, sums)
@@ -56,17 +58,20 @@ def laplacian(
         left, right = right, left
     if dropout:
         left = left / (1 - dropout)
-    rows = torch.repeat_interleave(offsets.diff(), output_size=neighbours.shape[0])
+    sources = torch.repeat_interleave(offsets.diff(), output_size=neighbours.shape[0])
     wide = features.to(sums)
+    if columns is not None:
+        wide = wide.new_zeros(offsets.shape[0] - 1, wide.shape[1]).index_copy(0, columns, wide)
     out = torch.zeros_like(wide)
     if matrix == "norm":
         nodes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
         out = out + _messages(wide, nodes, nodes, right, dropout, seed, step, transposed)
     chunk = max(1, _CHUNK // max(1, features.shape[1]))
     for start in range(0, max(1, neighbours.shape[0]), chunk):  # once for no entries: the result has a gradient
-        row, column = rows[start : start + chunk], neighbours[start : start + chunk].long()
+        row, column = sources[start : start + chunk], neighbours[start : start + chunk].long()
         out = out.index_add(0, row, _messages(wide, row, column, right, dropout, seed, step, transposed))
-    return (out * left[:, None]).to(features.dtype)
+    out = (out * left[:, None]).to(features.dtype)
+    return out if rows is None else out.index_select(0, rows)
 
 
 def node_scales(degrees: Tensor, matrix: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -110,3 +115,9 @@ def check_graph(offsets: Tensor, neighbours: Tensor) -> None:
     if bool(outside.any()):
         at = int(outside.int().argmax())
         raise ValueError(f"neighbours[{at}]={int(neighbours[at])}: the graph has nodes 0 to {n_nodes - 1}")
+
+
+def check_nodes(name: str, nodes: Tensor, n_nodes: int) -> None:
+    """Raise ValueError unless `nodes` are in range and strictly rising; reads them."""
+    if len(nodes) and (int(nodes[0]) < 0 or int(nodes[-1]) >= n_nodes or bool((nodes.diff() <= 0).any())):
+        raise ValueError(f"{name} must be nodes in 0 to {n_nodes - 1}, each rising above the one before")
