@@ -135,6 +135,16 @@ def test_native_and_reference_train_alike(estimator: Any, native_library: None) 
 
 
 @both
+def test_training_on_what_is_needed_is_the_same_training(estimator: Any) -> None:
+    ours, theirs = (
+        small(estimator, only_needed=only, dtype="float64", batch_size=2, n_epochs=1).fit(TRAIN, progress=False)
+        for only in (True, False)
+    )
+    for name, value in weights_of(ours).items():
+        torch.testing.assert_close(value, weights_of(theirs)[name], rtol=1e-6, atol=1e-8)
+
+
+@both
 def test_resuming_changes_nothing(estimator: Any, tmp_path: Path) -> None:
     whole = small(estimator, n_epochs=4).fit(TRAIN, TEST, progress=False)
     small(estimator, n_epochs=2).fit(TRAIN, TEST, out=tmp_path, progress=False)

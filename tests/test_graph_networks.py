@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden import GoldenRun, golden_names, load
 from graph_oracle import dense_matrix
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle.philox import bernoulli_keep
 from torch import Tensor
@@ -244,6 +244,69 @@ def assert_loss_is_the_formula(network: Any, final: Tensor, penalised: Tensor, s
             assert (grad is None) == (oracle is None)
             if grad is not None and oracle is not None:
                 torch.testing.assert_close(grad, oracle, rtol=1e-10, atol=atol)
+
+
+@impls
+@pytest.mark.parametrize("most", [0.7, 2.0])
+@pytest.mark.parametrize("name", ["ngcf", "ngcf normalised", "lightgcn"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    graph=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 30), st.integers(0, 10**6)),
+    P=matrices,
+    batch_size=st.integers(1, 5),
+    dropout=st.sampled_from([0.0, 0.3]),
+)
+def test_only_what_the_batch_needs_gives_the_same(
+    impl: str,
+    name: str,
+    most: float,
+    graph: tuple[int, int, int, int],
+    P: str,
+    batch_size: int,
+    dropout: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Loss, penalty and gradients, whether nodes are chosen in every layer (most = 2) or until most are needed."""
+    monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MOST", most)
+    options: dict[str, Any] = {"node_dropout": dropout, "seed": 5, "impl": impl}
+    network: Any
+    if name == "lightgcn":
+        network = LightGCNNetwork(random_graph(*graph), 4, 3, matrix=P, **options).double()
+    else:
+        normalise = name != "ngcf"
+        network = NGCFNetwork(
+            random_graph(*graph), 4, [5, 3], P=P, message_dropout=dropout, normalise_messages=normalise, **options
+        ).double()
+    draws = torch.Generator().manual_seed(graph[3])
+    users = torch.randint(network.n_users, (batch_size,), generator=draws)
+    i, j = torch.randint(network.n_items, (2, batch_size), generator=draws)
+    parameters = list(network.parameters())
+    found = []
+    for only_needed in (False, True):
+        network.only_needed = only_needed
+        bpr, norm = network.loss(users, i, j, step=7)
+        found.append((bpr, norm, *torch.autograd.grad(bpr + 0.1 * norm, parameters)))
+    for whole, pruned in zip(*found, strict=True):
+        scale = max(1.0, float(whole.detach().abs().max()))
+        torch.testing.assert_close(pruned, whole, rtol=1e-11, atol=1e-12 * scale)
+    rows = users.unique()
+    part, full = network(step=7, rows=rows), network(step=7)[rows]
+    torch.testing.assert_close(part, full, rtol=1e-12, atol=1e-12 * max(1.0, float(full.detach().abs().max())))
+
+
+def test_neighbourhoods() -> None:
+    """A path u0 - i0 - u1 - i1 - u2 - i2 and a user and an item that stand alone: nodes 0..3 and 4..7."""
+    graph = GraphIndices(InteractionGraph.from_arrays([0, 1, 1, 2, 2], [0, 0, 1, 1, 2], n_users=4, n_items=4))
+    assert graph.with_neighbours(torch.tensor([0])).tolist() == [0, 4]
+    assert graph.with_neighbours(torch.tensor([0, 4])).tolist() == [0, 1, 4]
+    assert graph.with_neighbours(torch.tensor([3, 5])).tolist() == [1, 2, 3, 5]
+    assert graph.with_neighbours(torch.tensor([], dtype=torch.int64)).tolist() == []
+    network = LightGCNNetwork(graph, 4, 3)
+    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighbourhoods(torch.tensor([0]))]
+    assert needed == [[0, 1, 4, 5], [0, 1, 4], [0, 4], [0]]
+    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighbourhoods(torch.tensor([1, 5]))]
+    assert needed == [None, None, [1, 2, 4, 5], [1, 5]]
+    assert network.neighbourhoods(None) == [None] * 4
 
 
 @impls

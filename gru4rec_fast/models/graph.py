@@ -306,6 +306,7 @@ class NGCF(GraphRecommender):
             node_dropout=p.node_dropout,
             message_dropout=p.mess_dropout,
             normalise_messages=p.normalise_messages,
+            only_needed=p.only_needed,
             seed=p.seed,
             impl=p.impl,
         )
@@ -332,6 +333,7 @@ class LightGCN(GraphRecommender):
             p.n_layers,
             matrix=p.adjacency,
             node_dropout=p.node_dropout,
+            only_needed=p.only_needed,
             seed=p.seed,
             impl=p.impl,
         )

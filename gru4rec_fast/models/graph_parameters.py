@@ -36,6 +36,8 @@ class GraphParameters:
         learning_rate: of Adam.
         batch_size: triples of a mini-batch; an epoch draws one triple per edge.
         n_epochs: epochs.
+        only_needed: compute in each step only what its batch needs, see `gru4rec_fast.nn.GraphNetwork`; the same
+            training, to rounding.
         draw: "users" (a user uniformly, then one of its items) or "interactions" (uniformly).
         evaluate_every: epochs between two validations.
         monitor: the validation metric that picks the best epoch, or "loss".
@@ -55,6 +57,7 @@ class GraphParameters:
     learning_rate: float = _rule(1e-3, _positive)
     batch_size: int = _rule(2048, _at_least(1))
     n_epochs: int = _rule(1000, _at_least(1))
+    only_needed: bool = True
     draw: str = _rule("users", lambda value: _choice(value, UNITS))
     evaluate_every: int = _rule(10, _at_least(1))
     monitor: str = "recall@20"

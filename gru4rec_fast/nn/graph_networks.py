@@ -9,18 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast.data.graph import InteractionGraph
-from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
+from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer, pick
 from gru4rec_fast.nn.session_gru import glorot_
+
+Nodes = Tensor | None
+
+# From this share of all nodes on, a layer is computed for all: choosing costs more than it saves.
+_MOST = 0.7
 
 
 class GraphNetwork(nn.Module):
     """What NGCF and LightGCN share: a table of node embeddings, final embeddings made of it, scores by dot product.
 
+    Args:
+        graph: an InteractionGraph, or its GraphIndices.
+        embedding_dim: width of the embeddings.
+        only_needed: `loss` computes the last layer for the nodes of the batch only and earlier ones for their
+            neighbourhoods only. Loss and gradients are the same; a compiled `loss` computes everything all the same.
+
     Parameters: embedding [n_nodes, embedding_dim], users before items.
     """
 
-    def __init__(self, graph: InteractionGraph | GraphIndices, embedding_dim: int) -> None:
+    n_layers: int
+
+    def __init__(self, graph: InteractionGraph | GraphIndices, embedding_dim: int, only_needed: bool) -> None:
         super().__init__()
+        self.only_needed = only_needed
         if embedding_dim < 1:
             raise ValueError(f"embedding_dim={embedding_dim}: must be at least 1")
         self.graph = GraphIndices.of(graph)
@@ -36,9 +50,22 @@ class GraphNetwork(nn.Module):
         """Number of items."""
         return self.graph.n_items
 
-    def forward(self, *, step: int = 0) -> Tensor:
-        """Final embeddings of all nodes, [n_nodes, D]. step: number of the training step; it keys the dropouts."""
+    def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
+        """Final embeddings of all nodes, [n_nodes, D], or of the nodes `rows` (int64, rising) only.
+
+        step: number of the training step; it keys the dropouts.
+        """
         raise NotImplementedError
+
+    def neighbourhoods(self, rows: Nodes) -> list[Nodes]:
+        """The nodes that each layer's output is needed of, the table's first, for the final embeddings of `rows`."""
+        needed: list[Nodes] = [rows]
+        for _ in range(self.n_layers):
+            if rows is not None:
+                rows = self.graph.with_neighbours(rows)
+                rows = rows if len(rows) < _MOST * self.graph.n_nodes else None
+            needed.insert(0, rows)
+        return needed
 
     def penalised(self, final: Tensor) -> Tensor:
         """The embeddings [n_nodes, ...] whose rows the regulariser penalises."""
@@ -57,14 +84,17 @@ class GraphNetwork(nn.Module):
             (bpr, norm), scalars: mean of -log sigmoid(x_ui - x_uj) over the triples; and the sum of the squares of the
             rows they penalise, divided by 2 B.
         """
-        final = self(step=step)
-        rows = (users, positives + self.n_users, negatives + self.n_users)
-        user, positive, negative = (final.index_select(0, row) for row in rows)
+        nodes = torch.cat([users, positives + self.n_users, negatives + self.n_users])
+        if self.only_needed and not torch.compiler.is_compiling():
+            needed, place = nodes.unique(return_inverse=True)
+            final = self(step=step, rows=needed)
+        else:
+            final, place = self(step=step), nodes
+        user, positive, negative = final.index_select(0, place).chunk(3)
         # Not softplus, which torch cuts off at 20: an error of 2e-9, in the gradient too.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
         source = self.penalised(final)
-        penalised = (user, positive, negative) if source is final else [source.index_select(0, row) for row in rows]
-        norm = sum((row.square().sum() for row in penalised), bpr.new_zeros(())) / (2 * len(users))
+        norm = source.index_select(0, place if source is final else nodes).square().sum() / (2 * len(users))
         return bpr, norm
 
 
@@ -80,6 +110,7 @@ class NGCFNetwork(GraphNetwork):
         layer_sizes: widths of the layers' outputs, first layer first.
         P, Q, activation, negative_slope, node_dropout, message_dropout: see `NGCFLayer`.
         normalise_messages: each layer reads the normalised output of the one before, as in some libraries.
+        only_needed: see `GraphNetwork`.
         seed: of the initial weights (Xavier uniform, users and items each on their own) and of the dropouts.
         impl: "auto", "native" or "reference".
 
@@ -99,14 +130,16 @@ class NGCFNetwork(GraphNetwork):
         node_dropout: float = 0.0,
         message_dropout: float = 0.0,
         normalise_messages: bool = False,
+        only_needed: bool = True,
         seed: int = 0,
         impl: str = "auto",
     ) -> None:
-        super().__init__(graph, embedding_dim)
+        super().__init__(graph, embedding_dim, only_needed)
         self.normalise_messages = normalise_messages
         generator = torch.Generator().manual_seed(seed)
         for table in self.embedding.data.split([self.n_users, self.n_items]):
             glorot_(table, embedding_dim, len(table), generator)
+        self.n_layers = len(layer_sizes)
         widths = [embedding_dim, *layer_sizes]
         self.layers = nn.ModuleList(
             NGCFLayer(
@@ -127,14 +160,18 @@ class NGCFNetwork(GraphNetwork):
             for layer in range(len(layer_sizes))
         )
 
-    def forward(self, *, step: int = 0) -> Tensor:
-        embeddings: Tensor = self.embedding
-        parts = [embeddings]
-        for layer in self.layers:
-            embeddings = layer(embeddings, step=step)
-            parts.append(F.normalize(embeddings, dim=1))
+    def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
+        before, *needed = self.neighbourhoods(rows)
+        embeddings = pick(self.embedding, before, None)
+        parts = [pick(embeddings, rows, before)]
+        for layer, nodes in zip(self.layers, needed, strict=True):
+            embeddings = layer(embeddings, step=step, rows=nodes, columns=before)
+            before = nodes
             if self.normalise_messages:
-                embeddings = parts[-1]
+                embeddings = F.normalize(embeddings, dim=1)
+                parts.append(pick(embeddings, rows, before))
+            else:
+                parts.append(F.normalize(pick(embeddings, rows, before), dim=1))
         return torch.cat(parts, dim=1)
 
     def penalised(self, final: Tensor) -> Tensor:
@@ -152,6 +189,7 @@ class LightGCNNetwork(GraphNetwork):
         n_layers: number of propagations.
         matrix: see `LaplacianPropagation`.
         node_dropout: probability in [0, 1) to drop an entry of the matrix, in training.
+        only_needed: see `GraphNetwork`.
         seed: of the initial embeddings (normal, standard deviation 0.1) and of the dropout.
         impl: "auto", "native" or "reference".
 
@@ -166,10 +204,11 @@ class LightGCNNetwork(GraphNetwork):
         *,
         matrix: str = "symmetric",
         node_dropout: float = 0.0,
+        only_needed: bool = True,
         seed: int = 0,
         impl: str = "auto",
     ) -> None:
-        super().__init__(graph, embedding_dim)
+        super().__init__(graph, embedding_dim, only_needed)
         if n_layers < 0:
             raise ValueError(f"n_layers={n_layers}: must not be negative")
         self.n_layers = n_layers
@@ -177,12 +216,14 @@ class LightGCNNetwork(GraphNetwork):
         with torch.no_grad():
             self.embedding.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
 
-    def forward(self, *, step: int = 0) -> Tensor:
-        embeddings: Tensor = self.embedding
-        total = embeddings
-        for _ in range(self.n_layers):
-            embeddings = self.propagation(embeddings, step=step)
-            total = total + embeddings
+    def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
+        before, *needed = self.neighbourhoods(rows)
+        embeddings = pick(self.embedding, before, None)
+        total = pick(embeddings, rows, before)
+        for nodes in needed:
+            embeddings = self.propagation(embeddings, step=step, rows=nodes, columns=before)
+            before = nodes
+            total = total + pick(embeddings, rows, before)
         return total / (self.n_layers + 1)
 
     def penalised(self, final: Tensor) -> Tensor:

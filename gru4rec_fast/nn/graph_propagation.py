@@ -32,6 +32,18 @@ class GraphIndices(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
 
+    def with_neighbours(self, rows: Tensor) -> Tensor:
+        """`rows` and all neighbours of these nodes, int64, rising."""
+        begins = self.offsets[rows]
+        counts = self.offsets[rows + 1] - begins
+        first = counts.cumsum(0) - counts
+        entries = torch.repeat_interleave(begins - first, counts)
+        entries += torch.arange(len(entries), device=entries.device)
+        reached = torch.zeros(self.n_nodes, dtype=torch.bool, device=rows.device)
+        reached[rows] = True
+        reached[self.neighbours[entries].long()] = True
+        return reached.nonzero()[:, 0]
+
     @staticmethod
     def of(graph: InteractionGraph | GraphIndices) -> GraphIndices:
         """`graph` itself, or a graph's indices."""
@@ -69,13 +81,19 @@ class LaplacianPropagation(nn.Module):
         self.matrix, self.adds_identity = split_matrix("matrix", matrix)
         self.dropout, self.seed, self.impl = dropout, seed, impl
 
-    def forward(self, embeddings: Tensor, *, step: int = 0) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
         """The product, [n_nodes, d], from embeddings [n_nodes, d], users before items.
 
-        step: number of the training step; with the seed it fixes which entries are dropped.
+        Args:
+            embeddings: of all nodes, or of `columns`.
+            step: number of the training step; with the seed it fixes which entries are dropped.
+            rows: int64, rising: the nodes to compute; None: all. columns: the nodes that `embeddings` are of, likewise;
+                among them must be `rows` and their neighbours.
         """
-        side = propagate(self, embeddings, self.matrix, step)
-        return side + embeddings if self.adds_identity else side
+        side = propagate(self, embeddings, self.matrix, step, rows, columns)
+        return side + pick(embeddings, rows, columns) if self.adds_identity else side
 
     def extra_repr(self) -> str:
         return f"{self.matrix}{'+I' if self.adds_identity else ''}, dropout={self.dropout}"
@@ -148,32 +166,34 @@ class NGCFLayer(nn.Module):
             glorot_(weight, in_features, out_features, generator)
             glorot_(bias, 1, out_features, generator)
 
-    def forward(self, embeddings: Tensor, *, step: int = 0) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
         """E' [n_nodes, out_features] from E [n_nodes, in_features], users before items.
 
-        step: number of the training step; with the seed it fixes what is dropped.
+        step, rows, columns: see `LaplacianPropagation.forward`.
         """
-        p = q = propagate(self, embeddings, self.p, step)
+        own = pick(embeddings, rows, columns)
+        p = q = propagate(self, embeddings, self.p, step, rows, columns)
         if self.q != self.p:
-            q = propagate(self, embeddings, self.q, step)
-        p = p + embeddings if self.p_adds_identity else p
-        q = q + embeddings if self.q_adds_identity else q
+            q = propagate(self, embeddings, self.q, step, rows, columns)
+        p = p + own if self.p_adds_identity else p
+        q = q + own if self.q_adds_identity else q
         first = torch.addmm(self.bias_1, p, self.weight_1)
-        second = torch.addmm(self.bias_2, q * embeddings, self.weight_2)
+        second = torch.addmm(self.bias_2, q * own, self.weight_2)
         if self.activation == "sum":
             out = F.leaky_relu(first + second, self.negative_slope)
         else:
             out = F.leaky_relu(first, self.negative_slope) + F.leaky_relu(second, self.negative_slope)
         if self.training and self.message_dropout:
-            out = out * self._message_mask(out, step)
+            out = out * pick(self._message_mask(out, step), rows, None)
         return F.normalize(out, dim=1) if self.normalise else out
 
     def _message_mask(self, out: Tensor, step: int) -> Tensor:
-        n_nodes, units = out.shape
         return ops.dropout_mask(
             1,
-            n_nodes,
-            units,
+            self.graph.n_nodes,
+            out.shape[1],
             self.message_dropout,
             seed=self.seed,
             stream=STREAM_MESSAGE_DROPOUT + self.layer,
@@ -189,18 +209,34 @@ class NGCFLayer(nn.Module):
         return f"{shape}, P={P}, Q={Q}, activation={self.activation}"
 
 
-def propagate(module: LaplacianPropagation | NGCFLayer, embeddings: Tensor, matrix: str, step: int) -> Tensor:
+def propagate(
+    module: LaplacianPropagation | NGCFLayer,
+    embeddings: Tensor,
+    matrix: str,
+    step: int,
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> Tensor:
     """The product with `matrix`, by the module's graph, seed and, in training, dropout."""
     return ops.laplacian(
         embeddings,
         module.graph.offsets,
         module.graph.neighbours,
         matrix,
+        rows=rows,
+        columns=columns,
         dropout=module.dropout if module.training else 0.0,
         seed=module.seed,
         step=step,
         impl=module.impl,
     )
+
+
+def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """The rows of the nodes `rows` from a table that has one for each of the nodes `columns`; None: all nodes."""
+    if rows is None:
+        return table
+    return table.index_select(0, rows if columns is None else torch.searchsorted(columns, rows))
 
 
 def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
