@@ -45,4 +45,14 @@ TORCH_LIBRARY(gru4rec_fast, m) {
   // ranking
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");
   m.def("top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");
+
+  // laplacian: the graph's structure is symmetric, so that the same operator, transposed, is its own backward
+  m.def(
+      "laplacian(Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, Tensor? columns, str matrix, "
+      "float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
+
+  // bpr_triples
+  m.def(
+      "bpr_triples(Tensor offsets, Tensor neighbours, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "
+      "SymInt n, SymInt seed, SymInt step) -> Tensor");
 }

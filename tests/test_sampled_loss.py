@@ -126,6 +126,17 @@ def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool, imp
         torch.testing.assert_close(ours, auto, rtol=1e-10, atol=1e-12)
 
 
+def test_a_row_with_nothing_to_smooth_over_has_no_gradient() -> None:
+    t = tensors()
+    ids = torch.full((M + N,), 7)
+    full = ("cross-entropy", True, 6.0, 0.0, 1.0, 0.2)
+    loss, *written = sampled_loss_and_gradients(*(x.detach() for x in t.values()), None, None, ids, *full)
+    value = ops.sampled_loss(**t, batch_size=6, ids=ids, label_smoothing=0.2, impl="reference")
+    assert loss == value == 0
+    for ours, auto in zip(written, torch.autograd.grad(value, list(t.values())), strict=True):
+        assert torch.count_nonzero(ours) == torch.count_nonzero(auto) == 0
+
+
 def test_all_items_as_negatives_are_the_full_softmax(impl: str) -> None:
     g = torch.Generator().manual_seed(2)
     table = torch.randn(11, H, generator=g, dtype=torch.float64)

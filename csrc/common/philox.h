@@ -20,6 +20,8 @@ namespace philox {
 constexpr uint32_t kStreamNegatives = 0;
 constexpr uint32_t kStreamEmbeddingDropout = 1;
 constexpr uint32_t kStreamHiddenDropout = 2;  // of the first GRU layer; layer l uses kStreamHiddenDropout + l
+constexpr uint32_t kStreamEdgeDropout = 1 << 16;
+constexpr uint32_t kStreamTriples = 1 << 18;
 
 struct Words {
   uint32_t w0, w1, w2, w3;

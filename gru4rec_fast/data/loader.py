@@ -94,7 +94,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
                 stacklevel=2,
             )
         self.device = torch.device(device)
-        self.items, self.offsets = _as_tensor(store.items), _as_tensor(store.offsets)
+        self.items, self.offsets = as_tensor(store.items), as_tensor(store.offsets)
         self.n_items, self._folder = store.n_items, store.folder
         self.n_sessions = store.n_sessions
         self.n_lanes = min(batch_size, n_playable)
@@ -195,7 +195,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         return tensor.to(self.device)
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
+def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor over the same memory, memory-mapped read-only arrays included: nothing here writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)

@@ -12,8 +12,9 @@ from typing import Any
 import polars as pl
 
 BATCH_ROWS = 1_000_000
-_DEFAULT_KEYS = ("SessionId", "ItemId", "Time")
-_RECBOLE_KEYS = ("session_id", "item_id", "timestamp")
+# What the columns are called by default, and in RecBole's files: of events, and of a graph's interactions.
+_DEFAULT_KEYS = {3: ("SessionId", "ItemId", "Time"), 2: ("UserId", "ItemId")}
+_RECBOLE_KEYS = {3: ("session_id", "item_id", "timestamp"), 2: ("user_id", "item_id")}
 _SEPARATORS = "\t,;| "
 _NO_SEPARATOR = "\x1f"  # ASCII "unit separator": in no text file
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # of the columns, in an error
@@ -25,21 +26,21 @@ class Source:
 
     Attributes:
         name: what error messages call it.
-        columns: the names of the session, item and time columns.
-        frames: yields frames of these three columns, in input order, at most `batch_rows` rows each.
+        columns: the names of the session, item and time columns, or of the user and item columns.
+        frames: yields frames of these columns, in input order, at most `batch_rows` rows each.
         is_text: an all-missing row is an empty line, to be passed over.
     """
 
     name: str
-    columns: tuple[str, str, str]
+    columns: tuple[str, ...]
     frames: Callable[[int], Iterator[pl.DataFrame]]
     is_text: bool = False
 
 
 def open_source(
-    source: Any, keys: tuple[str, str, str], *, separator: str | None = None, allow_pickle: bool = False
+    source: Any, keys: tuple[str, ...], *, separator: str | None = None, allow_pickle: bool = False
 ) -> Source:
-    """Open a path or a table and find its three columns.
+    """Open a path or a table and find its columns: session, item and time, or user and item.
 
     Raises:
         FileNotFoundError, ValueError: no such file; empty; a column is missing (the message lists those there are), or
@@ -64,7 +65,7 @@ def open_source(
     return _from_text(path, keys, "\t" if kind == ".inter" and separator is None else separator, kind == ".inter")
 
 
-def _from_text(path: Path, keys: tuple[str, str, str], separator: str | None, recbole: bool) -> Source:
+def _from_text(path: Path, keys: tuple[str, ...], separator: str | None, recbole: bool) -> Source:
     name = str(path)
     # Split at nothing, the header is one column: polars opens whatever is compressed.
     unsplit = pl.scan_csv(path, separator=_NO_SEPARATOR, infer_schema=False, quote_char=None, glob=False)
@@ -84,7 +85,7 @@ def _from_text(path: Path, keys: tuple[str, str, str], separator: str | None, re
     return source
 
 
-def _sniff(header: str, keys: tuple[str, str, str]) -> str:
+def _sniff(header: str, keys: tuple[str, ...]) -> str:
     """The separator under which the most of the wanted columns appear in the header; next, the most columns."""
 
     def score(separator: str) -> tuple[int, int]:
@@ -94,7 +95,7 @@ def _sniff(header: str, keys: tuple[str, str, str]) -> str:
     return max(_SEPARATORS, key=score)
 
 
-def _from_pickle(path: Path, keys: tuple[str, str, str], allow_pickle: bool) -> Source:
+def _from_pickle(path: Path, keys: tuple[str, ...], allow_pickle: bool) -> Source:
     if not allow_pickle:
         raise ValueError(
             f"{path} is a pickle, and loading one runs whatever code is in it: pass allow_pickle=True if you trust it, "
@@ -108,7 +109,7 @@ def _from_pickle(path: Path, keys: tuple[str, str, str], allow_pickle: bool) -> 
     return _from_table(table, keys, str(path))
 
 
-def _from_table(table: Any, keys: tuple[str, str, str], name: str) -> Source:
+def _from_table(table: Any, keys: tuple[str, ...], name: str) -> Source:
     if isinstance(table, pl.LazyFrame):
         return _from_lazy(table, keys, name)
     if isinstance(table, pl.DataFrame):
@@ -141,9 +142,7 @@ def _series(name: str, values: Any) -> pl.Series:
     return pl.Series(name, values)
 
 
-def _from_lazy(
-    frame: pl.LazyFrame, keys: tuple[str, str, str], name: str, hint: str = "", recbole: bool = False
-) -> Source:
+def _from_lazy(frame: pl.LazyFrame, keys: tuple[str, ...], name: str, hint: str = "", recbole: bool = False) -> Source:
     columns = _resolve(keys, _column_names(frame, name), name, hint, recbole)
     chosen = frame.select(columns)
 
@@ -168,12 +167,12 @@ def _column_names(frame: pl.LazyFrame, name: str) -> list[str]:
 
 
 def _resolve(
-    keys: tuple[str, str, str], names: list[str], source: str, hint: str = "", recbole: bool = False
-) -> tuple[str, str, str]:
+    keys: tuple[str, ...], names: list[str], source: str, hint: str = "", recbole: bool = False
+) -> tuple[str, ...]:
     """The column of each key: that name itself or, in a RecBole file, `name:type`."""
     bare = [column.split(":")[0] for column in names] if recbole else []
     found = []
-    for key, default, guess in zip(keys, _DEFAULT_KEYS, _RECBOLE_KEYS, strict=True):
+    for key, default, guess in zip(keys, _DEFAULT_KEYS[len(keys)], _RECBOLE_KEYS[len(keys)], strict=True):
         if key in names:
             _require_one(key, names, source)
             found.append(key)
@@ -183,9 +182,10 @@ def _resolve(
             raise ValueError(f"{source} has no column {key!r}; its columns are {_shown(names)}{hint}")
         _require_one(stem, bare, source)
         found.append(names[bare.index(stem)])
-    if len(set(found)) < 3:
-        raise ValueError(f"{source}: session, item and time must be three different columns, not {found}")
-    return found[0], found[1], found[2]
+    if len(set(found)) < len(keys):
+        what = "session, item and time must be three" if len(keys) == 3 else "user and item must be two"
+        raise ValueError(f"{source}: {what} different columns, not {found}")
+    return tuple(found)
 
 
 def _require_one(column: str, names: list[str], source: str) -> None:

@@ -198,7 +198,7 @@ _TRUE, _FALSE = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False"
 def _convert(name: str, kind: str, value: Any) -> Any:
     """A value, or its text as in a parameter string, as the type of its field."""
     try:
-        if name == "layers":
+        if name in ("layers", "layer_sizes"):
             parts = (
                 value.split("/") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
             )
@@ -221,7 +221,8 @@ def _convert(name: str, kind: str, value: Any) -> Any:
             return dict(json.loads(value) if isinstance(value, str) else value)
         return str(value)
     except (TypeError, ValueError):
-        wanted = {"layers": "sizes, as [512, 256] or 512/256", "embedding": f"a whole number or {LAYERSIZE!r}"}
+        sizes = "sizes, as [512, 256] or 512/256"
+        wanted = {"layers": sizes, "layer_sizes": sizes, "embedding": f"a whole number or {LAYERSIZE!r}"}
         kinds = {
             "int": "a whole number",
             "float": "a finite number",

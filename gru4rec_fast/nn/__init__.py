@@ -1,8 +1,24 @@
 """Modules for anybody's training loop."""
 
+from gru4rec_fast.nn.graph_networks import GraphNetwork, LightGCNNetwork, NGCFNetwork
+from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.sampled_loss import SampledLoss
 from gru4rec_fast.nn.session_gru import SessionGRU
 from gru4rec_fast.nn.session_network import ItemTable, OutputTable, SessionNetwork
 from gru4rec_fast.nn.tables import gather_live_rows, gather_rows
 
-__all__ = ["ItemTable", "OutputTable", "SampledLoss", "SessionGRU", "SessionNetwork", "gather_live_rows", "gather_rows"]
+__all__ = [
+    "GraphIndices",
+    "GraphNetwork",
+    "ItemTable",
+    "LaplacianPropagation",
+    "LightGCNNetwork",
+    "NGCFLayer",
+    "NGCFNetwork",
+    "OutputTable",
+    "SampledLoss",
+    "SessionGRU",
+    "SessionNetwork",
+    "gather_live_rows",
+    "gather_rows",
+]

@@ -1,7 +1,9 @@
 """Public operators: fused kernels behind plain functions on plain tensors, with `impl=` on each."""
 
+from gru4rec_fast.ops.bpr_triples import bpr_triples
 from gru4rec_fast.ops.dropout import dropout_mask
 from gru4rec_fast.ops.gru import gru
+from gru4rec_fast.ops.laplacian import laplacian
 from gru4rec_fast.ops.negative_sampling import (
     AliasTable,
     build_alias_table,
@@ -17,9 +19,11 @@ from gru4rec_fast.ops.sparse_update import sparse_adagrad
 
 __all__ = [
     "AliasTable",
+    "bpr_triples",
     "build_alias_table",
     "dropout_mask",
     "gru",
+    "laplacian",
     "negative_sampling",
     "sampled_loss",
     "session_batch",

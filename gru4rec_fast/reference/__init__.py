@@ -1,7 +1,9 @@
 """Pure PyTorch: what every operator computes; the specification, the fallback and the oracle at once."""
 
+from gru4rec_fast.reference.bpr_triples import bpr_triples
 from gru4rec_fast.reference.dropout import dropout_mask
 from gru4rec_fast.reference.gru import gru
+from gru4rec_fast.reference.laplacian import laplacian
 from gru4rec_fast.reference.negative_sampling import (
     AliasTable,
     build_alias_table,
@@ -17,9 +19,11 @@ from gru4rec_fast.reference.sparse_update import sparse_adagrad
 
 __all__ = [
     "AliasTable",
+    "bpr_triples",
     "build_alias_table",
     "dropout_mask",
     "gru",
+    "laplacian",
     "negative_sampling",
     "sampled_loss",
     "session_batch",

@@ -16,6 +16,9 @@ from torch import Tensor
 STREAM_NEGATIVES = 0
 STREAM_EMBEDDING_DROPOUT = 1
 STREAM_HIDDEN_DROPOUT = 2  # of the first GRU layer; layer l uses STREAM_HIDDEN_DROPOUT + l
+STREAM_EDGE_DROPOUT = 1 << 16  # counter (stream, step, row, column): one bit per entry of a graph's matrix
+STREAM_MESSAGE_DROPOUT = 1 << 17  # counter (stream, step, node, unit); graph layer l uses STREAM_MESSAGE_DROPOUT + l
+STREAM_TRIPLES = 1 << 18  # counter (stream, step, triple, 0 or 1): a user, one of its items, an item it has not
 
 MULTIPLIER_0 = 0xD2511F53
 MULTIPLIER_1 = 0xCD9E8D57

@@ -153,7 +153,7 @@ def _top1_max(y: Tensor, own: Tensor, seen: Tensor | None, **_: float) -> Tensor
 
 
 def _bpr(y: Tensor, own: Tensor, seen: Tensor | None, **_: float) -> Tensor:
-    return sum_seen(F.softplus(y - own_column(y, own)), seen).squeeze(1)
+    return sum_seen(-F.logsigmoid(own_column(y, own) - y), seen).squeeze(1)
 
 
 _ROW_LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -4,7 +4,7 @@ pass.
 Each rule returns a row's loss [M] and its gradient with respect to the scores, [M, n]; columns a row does not see get
 0. With x the (activated) scores, d = sigmoid', s the softmax without the own column, o the own column:
 
-cross-entropy  softmax(x) - target distribution
+cross-entropy  softmax(x) - target distribution (its sum times the softmax, where a row has nothing to smooth over)
 bpr-max        P = sum s sigmoid(x_o - x), R = sum s x^2:
                dx_j = s_j [(P - p_j + d_j) / (P + eps) + bpreg (x_j^2 - R + 2 x_j)],  dx_o = -sum s_j d_j / (P + eps)
 top1           dx_j = [d(x_j - x_o) + 2 x_j d(x_j^2)] / n,  dx_o = -sum_{j != o} d(x_j - x_o) / n
@@ -81,7 +81,9 @@ def _cross_entropy(
     rest = label_smoothing / count_others(y, seen) if label_smoothing else 0.0
     others = sum_seen(log_p, seen) - target if label_smoothing else torch.zeros_like(target)
     losses = -((1 - label_smoothing) * target + rest * others)
-    grad = _with_own(log_p.exp() - rest, own, seen, target.exp() - (1 - label_smoothing))
+    # What the target distribution sums to: 1, but for a row that sees nothing to smooth over.
+    mass = (1 - label_smoothing) + rest * (count_seen(y, seen) - 1)
+    grad = _with_own(mass * log_p.exp() - rest, own, seen, mass * target.exp() - (1 - label_smoothing))
     return losses.squeeze(1), grad
 
 
@@ -126,7 +128,7 @@ def _bpr(y: Tensor, own: Tensor, seen: Tensor | None, **_: float) -> tuple[Tenso
     target = own_column(y, own)
     grad = torch.sigmoid(y - target)
     grad_own = -(sum_seen(grad, seen) - own_column(grad, own))
-    return sum_seen(F.softplus(y - target), seen).squeeze(1), _with_own(grad, own, seen, grad_own)
+    return sum_seen(-F.logsigmoid(target - y), seen).squeeze(1), _with_own(grad, own, seen, grad_own)
 
 
 _RULES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

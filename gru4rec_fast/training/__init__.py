@@ -4,6 +4,7 @@ from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_c
 from gru4rec_fast.training.curves import write_curves
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.fingerprint import log_fingerprint
+from gru4rec_fast.training.graph_loop import GraphTrainer, GraphTrainingOptions
 from gru4rec_fast.training.interrupt import TrainingInterrupted
 from gru4rec_fast.training.loop import Trainer, fit
 from gru4rec_fast.training.options import TrainingOptions
@@ -15,6 +16,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "EarlyStopping",
+    "GraphTrainer",
+    "GraphTrainingOptions",
     "Place",
     "Progress",
     "Schedule",

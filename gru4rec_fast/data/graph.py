@@ -1,0 +1,335 @@
+"""InteractionGraph: who interacted with what, as one symmetric CSR, in memory or memory-mapped from one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from gru4rec_fast.data.files import open_array, read_meta, replace_folder, save_array, write_meta
+from gru4rec_fast.data.graph_assembly import BipartiteCsr, bipartite_block, checked_pairs, matrix_entries
+from gru4rec_fast.data.ids import as_ids, decode_ids, encode_ids, is_string
+from gru4rec_fast.data.loader import as_tensor
+from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from gru4rec_fast.data.graph_sources import Interactions
+
+FORMAT = "gru4rec_fast.interaction_graph"
+FORMAT_VERSION = 1
+_COUNTS = ("n_users", "n_items", "n_edges")
+
+
+class InteractionGraph:
+    """A bipartite graph of users and items. Node u is user u, node n_users + i is item i.
+
+    Build one with `from_text`, `from_table`, `from_scipy`, `from_store` or `from_arrays`, or `open` a saved one; arrays
+    are not to be written to. An interaction counts once, however often it occurs; repetitions are counted in
+    `meta["dropped"]`. Users and items without interactions are nodes without neighbours.
+
+    Attributes:
+        offsets: int64 [n_nodes + 1]; the neighbours of node r are `neighbours[offsets[r]:offsets[r + 1]]`, rising.
+        neighbours: int32 (int64 from 2^31 nodes on) [2 * n_edges]; each edge stands there in both directions.
+        users, items: ids by index.
+        meta: facts about the graph; `meta["dropped"]` counts what was left out, by reason.
+    """
+
+    def __init__(
+        self, offsets: np.ndarray, neighbours: np.ndarray, users: Vocabulary, items: Vocabulary, meta: dict[str, Any]
+    ) -> None:
+        self.offsets = offsets
+        self.neighbours = neighbours
+        self.users = users
+        self.items = items
+        self.meta = meta
+
+    @property
+    def n_users(self) -> int:
+        """Number of users, those without items included."""
+        return len(self.users)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items, those without users included."""
+        return len(self.items)
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of users and items."""
+        return self.n_users + self.n_items
+
+    @property
+    def n_edges(self) -> int:
+        """Number of different interactions; each is one undirected edge."""
+        return len(self.neighbours) // 2
+
+    def __repr__(self) -> str:
+        return f"InteractionGraph({self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges)"
+
+    def summary(self) -> str:
+        """What the graph holds and what was left out on the way, one fact per line."""
+        degrees = np.diff(self.offsets)
+        lonely = int((degrees[: self.n_users] == 0).sum()), int((degrees[self.n_users :] == 0).sum())
+        lines = [f"{self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges"]
+        lines += [f"  {n:,} {what} without edges" for n, what in zip(lonely, ("users", "items"), strict=True) if n]
+        dropped = self.meta.get("dropped", {})
+        lines += [f"  dropped: {count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
+        return "\n".join(lines)
+
+    def items_of(self, user: int) -> np.ndarray:
+        """Indices of the items that user `user` (an index) interacted with, int64 [degree], rising."""
+        if not 0 <= user < self.n_users:
+            raise IndexError(f"user {user}: the graph has users 0 to {self.n_users - 1}")
+        return self.neighbours[self.offsets[user] : self.offsets[user + 1]].astype(np.int64) - self.n_users
+
+    def interactions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the user and of the item of every edge, int64 [n_edges] each, ordered by user, then item."""
+        users = np.repeat(np.arange(self.n_users), np.diff(self.offsets[: self.n_users + 1]))
+        return users, self.neighbours[: self.n_edges].astype(np.int64) - self.n_users
+
+    def structure(self) -> tuple[Tensor, Tensor]:
+        """`offsets` and `neighbours` as tensors over the same memory, for `gru4rec_fast.ops.laplacian`."""
+        return as_tensor(self.offsets), as_tensor(self.neighbours)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        users: ArrayLike,
+        items: ArrayLike,
+        *,
+        n_users: int | None = None,
+        n_items: int | None = None,
+        user_ids: Vocabulary | None = None,
+        item_ids: Vocabulary | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> InteractionGraph:
+        """From aligned indices of users and items.
+
+        Args:
+            users, items: integer [n], indices from 0; interaction k is of `users[k]` with `items[k]`.
+            n_users, n_items: by default those of the vocabularies, else the largest index + 1.
+            user_ids, item_ids: ids by index; by default the indices themselves.
+            meta: kept; `meta["dropped"]` is added to.
+
+        Raises:
+            ValueError: no interactions, arrays that do not fit, an index out of range; the message names it.
+        """
+        user_index, n_users = checked_pairs(users, "users", n_users, user_ids)
+        item_index, n_items = checked_pairs(items, "items", n_items, item_ids)
+        if len(user_index) != len(item_index):
+            raise ValueError(f"users has {len(user_index)} elements and items {len(item_index)}: they must be aligned")
+        csr = BipartiteCsr.from_pairs(user_index, item_index, n_users, n_items)
+        meta = dict(meta or {})
+        meta["dropped"] = {**meta.get("dropped", {}), "duplicate_interactions": csr.n_duplicates}
+        return cls(
+            csr.offsets,
+            csr.neighbours,
+            Vocabulary(np.arange(n_users)) if user_ids is None else user_ids,
+            Vocabulary(np.arange(n_items)) if item_ids is None else item_ids,
+            meta,
+        )
+
+    @classmethod
+    def from_text(cls, path: str | Path, *, like: InteractionGraph | None = None) -> InteractionGraph:
+        """From lines of `user item item ...` (plain, .gz or .zst); a user may have no item, or several lines.
+
+        Args:
+            path: the file. Ids are integers, or any words without blanks; they are indexed in rising order.
+            like: the training graph, for a test file: its indices are used, and interactions of users and items that
+                it does not have are left out and counted in `meta["dropped"]`.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; no interactions; damaged.
+        """
+        from gru4rec_fast.data.graph_sources import read_adjacency_lists
+
+        return cls._from_ids(read_adjacency_lists(path), like)
+
+    @classmethod
+    def from_table(
+        cls,
+        source: Any,
+        *,
+        user_key: str = "UserId",
+        item_key: str = "ItemId",
+        separator: str | None = None,
+        allow_pickle: bool = False,
+        like: InteractionGraph | None = None,
+    ) -> InteractionGraph:
+        """From two columns of a table, one interaction per row; further columns are not read.
+
+        Args:
+            source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas, polars
+                or Arrow table; or a dict of columns.
+            user_key, item_key: names of the columns. With their defaults RecBole's user_id and item_id are found too in
+                a `.inter` file.
+            separator: of a text file; by default the one that splits its header.
+            allow_pickle: permit reading a pickle, which runs whatever code is in it.
+            like: as in `from_text`.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: no such file; no rows; a missing column; an id that is missing, or
+                no integer and no string, by its row.
+        """
+        from gru4rec_fast.data.graph_sources import read_columns
+
+        keys = (user_key, item_key)
+        return cls._from_ids(read_columns(source, keys, separator=separator, allow_pickle=allow_pickle), like)
+
+    @classmethod
+    def from_scipy(
+        cls, matrix: Any, *, n_users: int | None = None, like: InteractionGraph | None = None
+    ) -> InteractionGraph:
+        """From a scipy sparse matrix or array; every stored value other than 0 is an interaction.
+
+        Args:
+            matrix: users x items; or, with `n_users`, the symmetric adjacency matrix of users, then items.
+            n_users: of a square adjacency matrix.
+            like: a graph whose ids are taken over; the matrix must have as many users and items.
+
+        Raises:
+            TypeError: not a scipy sparse matrix.
+            ValueError: a NaN value; no interactions; or a square matrix that is not symmetric or joins two users or two
+                items, named.
+        """
+        rows, columns, shape, n_zeros = matrix_entries(matrix)
+        if n_users is not None:
+            rows, columns, shape = bipartite_block(rows, columns, shape, n_users)
+        meta = {"dropped": {"stored_zeros": n_zeros}}
+        if like is None:
+            return cls.from_arrays(rows, columns, n_users=shape[0], n_items=shape[1], meta=meta)
+        if tuple(shape) != (like.n_users, like.n_items):
+            raise ValueError(
+                f"the matrix has {shape[0]} users and {shape[1]} items, the graph given as like= {like.n_users} and "
+                f"{like.n_items}"
+            )
+        return cls.from_arrays(rows, columns, user_ids=like.users, item_ids=like.items, meta=meta)
+
+    @classmethod
+    def from_store(cls, store: SessionStore) -> InteractionGraph:
+        """From a session log: its sessions are the users; the items keep their indices and ids."""
+        sessions = np.repeat(np.arange(store.n_sessions), np.diff(store.offsets))
+        ids = Vocabulary(store.session_ids)
+        return cls.from_arrays(sessions, store.items, user_ids=ids, item_ids=store.vocabulary)
+
+    def extended(
+        self, users: ArrayLike | Iterable[int] | Iterable[str], items: ArrayLike | Iterable[int] | Iterable[str]
+    ) -> InteractionGraph:
+        """A new graph with further interactions, given as aligned ids; this one stays as it is.
+
+        New ids are indexed behind those there are, so that no index of a user or item changes (the *nodes* of items
+        move up by the number of new users). Interactions already there count as duplicates.
+
+        Raises:
+            TypeError, ValueError: ids of another kind than the graph's, or not aligned.
+        """
+        new_users, new_items = as_ids(users, "users"), as_ids(items, "items")
+        old = self.interactions()
+        more_users, more_items = _grown(self.users, new_users), _grown(self.items, new_items)
+        return InteractionGraph.from_arrays(
+            np.concatenate([old[0], more_users.index_of(new_users)]),
+            np.concatenate([old[1], more_items.index_of(new_items)]),
+            user_ids=more_users,
+            item_ids=more_items,
+        )
+
+    @classmethod
+    def _from_ids(cls, found: Interactions, like: InteractionGraph | None) -> InteractionGraph:
+        if like is None:
+            user_ids = Vocabulary(np.unique(np.concatenate([found.users, found.lonely_users])))
+            item_ids = Vocabulary(np.unique(found.items))
+        else:
+            user_ids, item_ids = like.users, like.items
+        users = _indices(user_ids, found.users, f"{found.name}: users")
+        items = _indices(item_ids, found.items, f"{found.name}: items")
+        known = (users >= 0) & (items >= 0)
+        dropped = {
+            "interactions_of_unknown_users": int((users < 0).sum()),
+            "interactions_with_unknown_items": int(((users >= 0) & (items < 0)).sum()),
+        }
+        if not known.any():
+            why = f"; left out: {dropped}" if len(known) else ""
+            raise ValueError(f"{found.name} holds no interactions{why}")
+        meta = {"dropped": dropped} if like is not None else {}
+        return cls.from_arrays(users[known], items[known], user_ids=user_ids, item_ids=item_ids, meta=meta)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the graph to a folder of plain .npy files: into a temporary sibling first, renamed when complete.
+
+        Raises:
+            FileExistsError: `folder` holds something other than a graph.
+            OSError: the disk is full; what stood at `folder` before is unchanged.
+        """
+        with replace_folder(folder, [FORMAT]) as partial:
+            save_array(partial / "offsets.npy", self.offsets)
+            save_array(partial / "neighbours.npy", self.neighbours)
+            for name in ("users", "items"):
+                for part, array in encode_ids(getattr(self, name).ids).items():
+                    save_array(partial / f"{name}.{part}.npy", array)
+            counts = {name: getattr(self, name) for name in _COUNTS}
+            write_meta(partial, {**self.meta, "format": FORMAT, "version": FORMAT_VERSION, **counts})
+
+    @classmethod
+    def open(cls, folder: str | Path) -> InteractionGraph:
+        """Open a saved graph, memory-mapped: nothing but the ids is read until it is used.
+
+        Raises:
+            FileNotFoundError: there is no graph in `folder`.
+            ValueError: the graph is damaged, or of a format this version does not know.
+        """
+        folder = Path(folder)
+        meta = _graph_meta(folder)
+        n_users, n_items, n_edges = (meta[name] for name in _COUNTS)
+        return cls(
+            open_array(folder / "offsets.npy", n_users + n_items + 1),
+            open_array(folder / "neighbours.npy", 2 * n_edges),
+            _open_vocabulary(folder, "users", n_users),
+            _open_vocabulary(folder, "items", n_items),
+            meta,
+        )
+
+
+def _indices(vocabulary: Vocabulary, ids: np.ndarray, what: str) -> np.ndarray:
+    if len(ids) and is_string(ids) != vocabulary.holds_strings:
+        held, given = ("strings", "integers") if vocabulary.holds_strings else ("integers", "strings")
+        raise ValueError(f"{what} are {given}, those of the graph given as like= are {held}")
+    return vocabulary.index_of(ids)
+
+
+def _grown(vocabulary: Vocabulary, ids: np.ndarray) -> Vocabulary:
+    unknown = np.unique(ids[vocabulary.index_of(ids) < 0])
+    return Vocabulary(np.concatenate([vocabulary.ids, unknown])) if len(unknown) else vocabulary
+
+
+def _open_vocabulary(folder: Path, name: str, count: int) -> Vocabulary:
+    if not (folder / f"{name}.utf8.npy").exists():
+        return Vocabulary(open_array(folder / f"{name}.ids.npy", count))
+    offsets = open_array(folder / f"{name}.offsets.npy", count + 1)
+    return Vocabulary(
+        decode_ids({"utf8": open_array(folder / f"{name}.utf8.npy", int(offsets[-1])), "offsets": offsets})
+    )
+
+
+def _graph_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a graph of the format that this version reads."""
+    try:
+        meta = read_meta(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{folder} is no interaction graph (it has no meta.json); save one first") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(f"{folder / 'meta.json'} is damaged ({error}); save the graph again") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ValueError(f"{folder} is no interaction graph, by its meta.json")
+    if meta.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} is of format {meta.get('version')}, this version reads {FORMAT_VERSION}; save the graph again"
+        )
+    missing = [name for name in _COUNTS if not isinstance(meta.get(name), int)]
+    if missing:
+        raise ValueError(f"{folder / 'meta.json'} is damaged: it lacks {missing[0]}; save the graph again")
+    return meta

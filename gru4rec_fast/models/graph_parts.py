@@ -1,0 +1,130 @@
+"""What the estimators of graph models are made of: their data, their checkpoints, and the search for best items."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from gru4rec_fast import _version, ops
+from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data.ids import as_ids
+from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.models.catalogue import pad
+from gru4rec_fast.models.graph_parameters import GraphParameters
+from gru4rec_fast.models.recommending import Recommendations
+from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from gru4rec_fast.training.run_folder import LAST
+
+# What may differ between a checkpoint and the model that resumes it: none of it changes what was computed so far.
+_FREE_ON_RESUME = {"n_epochs", "patience", "min_delta", "evaluate_every", "device", "impl"}
+
+
+def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = None) -> InteractionGraph:
+    """Interactions in any accepted form as a graph; with `like`, indexed as that one is."""
+    if isinstance(data, InteractionGraph):
+        return data
+    if isinstance(data, SessionStore):
+        return InteractionGraph.from_store(data)
+    if hasattr(data, "tocoo"):
+        return InteractionGraph.from_scipy(data, like=like)
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        if path.is_dir():
+            return InteractionGraph.open(path)
+        kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+        if kinds[-1:] == [".txt"]:
+            return InteractionGraph.from_text(path, like=like)
+    return InteractionGraph.from_table(data, user_key=keys[0], item_key=keys[1], like=like)
+
+
+def graph_of(checkpoint: Checkpoint) -> InteractionGraph:
+    """The training graph that a checkpoint holds."""
+    offsets, neighbours = (checkpoint.tensors[f"graph.{name}"].cpu().numpy() for name in ("offsets", "neighbours"))
+    users, items = (Vocabulary.from_arrays(checkpoint.group(side)) for side in ("users.", "items."))
+    return InteractionGraph(offsets, neighbours, users, items, {})
+
+
+def known(vocabulary: Vocabulary, ids: ArrayLike | Iterable[int] | Iterable[str], what: str) -> np.ndarray:
+    """Indices int64 [n]; ValueError names the first id that training did not see."""
+    wanted = as_ids(ids, f"{what}s")
+    index = vocabulary.index_of(wanted)
+    if (index < 0).any():
+        at = int((index < 0).argmax())
+        raise ValueError(f"{what} {wanted[at : at + 1].tolist()[0]!r} was not in the training data")
+    return index
+
+
+def identity(form: str, parameters: GraphParameters, graph: InteractionGraph) -> Checkpoint:
+    """What every checkpoint of a model holds besides weights: parameters, graph, ids."""
+    config = {"parameters": parameters.to_dict(), "gru4rec_fast": _version.__version__}
+    arrays = {"graph.offsets": graph.offsets, "graph.neighbours": graph.neighbours}
+    for side, ids in (("users.", graph.users), ("items.", graph.items)):
+        arrays |= {side + name: array for name, array in ids.to_arrays().items()}
+    return Checkpoint(form, config, tensors={name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+
+def resumed(
+    resume: bool | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    form: str,
+    parameters: GraphParameters,
+    graph: InteractionGraph,
+) -> Checkpoint | None:
+    """The checkpoint to go on from, checked against the model's parameters and graph; None for a new training."""
+    if resume is False:
+        return None
+    if resume is True and out is None:
+        raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
+    path = Path(out or "") / LAST if resume is True else Path(resume)
+    checkpoint = load_checkpoint(path, form)
+    saved, mine = checkpoint.config["parameters"], parameters.to_dict()
+    differing = [name for name in mine if name not in _FREE_ON_RESUME and saved.get(name) != mine[name]]
+    if differing:
+        changes = ", ".join(f"{name}={saved.get(name)!r} there, {mine[name]!r} here" for name in differing)
+        raise CheckpointError(f"{path} cannot be resumed with other parameters: {changes}")
+    before = graph_of(checkpoint)
+    same = np.array_equal(before.offsets, graph.offsets) and np.array_equal(before.neighbours, graph.neighbours)
+    if not same or before.users != graph.users or before.items != graph.items:
+        raise CheckpointError(f"{path} was trained on another graph; resume with the same data")
+    return checkpoint
+
+
+def best_rows(
+    queries: Tensor,
+    table: Tensor,
+    hidden: Sequence[np.ndarray],
+    k: int,
+    batch_size: int,
+    names: Sequence[str],
+    graph: InteractionGraph,
+    impl: str,
+) -> Recommendations:
+    """The k items whose rows of `table` fit each query best, its hidden ones left out.
+
+    Raises ValueError, with the query's name, where k is more than there are items left.
+    """
+    if not 1 <= k <= graph.n_items:
+        raise ValueError(f"k={k}: choose 1 to {graph.n_items}, the number of items")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    left = np.array([graph.n_items - len(row) for row in hidden], np.int64)
+    if (left < k).any():
+        at = int((left < k).argmax())
+        raise ValueError(f"{names[at]}: k={k}, but only {left[at]} items are left to choose from")
+    table = table.contiguous()
+    best = np.empty((len(names), k), np.int64)
+    scores = np.empty((len(names), k), np.float64 if table.dtype == torch.float64 else np.float32)
+    for begin in range(0, len(names), batch_size):
+        part = slice(begin, begin + batch_size)
+        seen = pad(hidden[part]).to(table.device)
+        found, items = ops.top_k(queries[part], table, None, k, seen, impl=impl)
+        scores[part], best[part] = found.cpu().numpy(), items.cpu().numpy()
+    return Recommendations(graph.items.ids[best], scores)

@@ -1,0 +1,251 @@
+"""Propagation over a user-item graph, and the NGCF layer built on it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gru4rec_fast import ops
+from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.nn.session_gru import glorot_
+from gru4rec_fast.reference.laplacian import MATRICES
+from gru4rec_fast.reference.philox import STREAM_MESSAGE_DROPOUT
+
+PROPAGATION_MATRICES = (*MATRICES, *(f"{matrix}+I" for matrix in MATRICES))
+ACTIVATIONS = ("sum", "per_term")
+
+
+class GraphIndices(nn.Module):
+    """The indices of a graph as buffers, so that they follow a network to its device; not part of a state dict.
+
+    Modules that are given one GraphIndices share its memory. Buffers: offsets int64 [n_nodes + 1], neighbours int32 or
+    int64 [n_entries].
+    """
+
+    def __init__(self, graph: InteractionGraph) -> None:
+        super().__init__()
+        self.n_users, self.n_items, self.n_nodes = graph.n_users, graph.n_items, graph.n_nodes
+        self.offsets: Tensor
+        self.neighbours: Tensor
+        offsets, neighbours = graph.structure()
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("neighbours", neighbours, persistent=False)
+
+    def with_neighbours(self, rows: Tensor) -> Tensor:
+        """`rows` and all neighbours of these nodes, int64, rising."""
+        begins = self.offsets[rows]
+        counts = self.offsets[rows + 1] - begins
+        first = counts.cumsum(0) - counts
+        entries = torch.repeat_interleave(begins - first, counts)
+        entries += torch.arange(len(entries), device=entries.device)
+        reached = torch.zeros(self.n_nodes, dtype=torch.bool, device=rows.device)
+        reached[rows] = True
+        reached[self.neighbours[entries].long()] = True
+        return reached.nonzero()[:, 0]
+
+    @staticmethod
+    def of(graph: InteractionGraph | GraphIndices) -> GraphIndices:
+        """`graph` itself, or a graph's indices."""
+        return graph if isinstance(graph, GraphIndices) else GraphIndices(graph)
+
+
+class LaplacianPropagation(nn.Module):
+    """Multiplies node embeddings by a propagation matrix of the graph; it has no parameters.
+
+    Args:
+        graph: an InteractionGraph, or its GraphIndices.
+        matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A; followed by "+I" the
+            identity is added: "symmetric+I" is L + I of the NGCF paper.
+        dropout: probability in [0, 1) to drop an entry of the matrix, in training ("node dropout" in published code);
+            the identity of "+I" is never dropped.
+        seed: of the dropout.
+        impl: "auto", "native" or "reference".
+
+    Raises:
+        ValueError: an unknown matrix, or a dropout out of range.
+    """
+
+    def __init__(
+        self,
+        graph: InteractionGraph | GraphIndices,
+        matrix: str = "symmetric",
+        *,
+        dropout: float = 0.0,
+        seed: int = 0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_probability("dropout", dropout)
+        self.graph = GraphIndices.of(graph)
+        self.matrix, self.adds_identity = split_matrix("matrix", matrix)
+        self.dropout, self.seed, self.impl = dropout, seed, impl
+
+    def forward(
+        self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
+        """The product, [n_nodes, d], from embeddings [n_nodes, d], users before items.
+
+        Args:
+            embeddings: of all nodes, or of `columns`.
+            step: number of the training step; with the seed it fixes which entries are dropped.
+            rows: int64, rising: the nodes to compute; None: all. columns: the nodes that `embeddings` are of, likewise;
+                among them must be `rows` and their neighbours.
+        """
+        side = propagate(self, embeddings, self.matrix, step, rows, columns)
+        return side + pick(embeddings, rows, columns) if self.adds_identity else side
+
+    def extra_repr(self) -> str:
+        return f"{self.matrix}{'+I' if self.adds_identity else ''}, dropout={self.dropout}"
+
+
+class NGCFLayer(nn.Module):
+    """One layer of neural graph collaborative filtering: Wang et al., SIGIR 2019 (arXiv 1905.08108), equation (7).
+
+        sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
+        per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
+
+    act is LeakyReLU, * element-wise. In training, entries of P and Q (the same ones) and units of E' are dropped.
+
+    Args:
+        graph: an InteractionGraph, or its GraphIndices.
+        in_features, out_features: widths of E and E'.
+        P, Q: propagation matrices, see `LaplacianPropagation`; the paper's by default. Where they differ only by "+I"
+            the product is computed once.
+        activation: "sum" or "per_term".
+        negative_slope: of the LeakyReLU.
+        node_dropout: probability in [0, 1) to drop an entry of P and Q.
+        message_dropout: probability in [0, 1) to drop a unit of E'.
+        normalise: L2-normalise the rows of E' (a row of zeros stays zero).
+        seed: of the dropouts and, unless `generator` is given, of the initial weights.
+        layer: number of this layer, from 0: layers of one seed drop different units.
+        impl: "auto", "native" or "reference".
+
+    Parameters: weight_1, weight_2 [in_features, out_features]; bias_1, bias_2 [out_features]. All begin Xavier uniform,
+    the biases as matrices of one row, as in the published code.
+
+    Raises:
+        ValueError: an argument out of range, named.
+    """
+
+    def __init__(
+        self,
+        graph: InteractionGraph | GraphIndices,
+        in_features: int,
+        out_features: int,
+        *,
+        P: str = "symmetric+I",
+        Q: str = "symmetric",
+        activation: str = "sum",
+        negative_slope: float = 0.2,
+        node_dropout: float = 0.0,
+        message_dropout: float = 0.0,
+        normalise: bool = False,
+        seed: int = 0,
+        layer: int = 0,
+        impl: str = "auto",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        _check_probability("node_dropout", node_dropout)
+        _check_probability("message_dropout", message_dropout)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"in_features={in_features}, out_features={out_features}: both must be at least 1")
+        self.graph = GraphIndices.of(graph)
+        self.p, self.p_adds_identity = split_matrix("P", P)
+        self.q, self.q_adds_identity = split_matrix("Q", Q)
+        self.activation, self.negative_slope = activation, negative_slope
+        self.dropout, self.message_dropout, self.normalise = node_dropout, message_dropout, normalise
+        self.seed, self.layer, self.impl = seed, layer, impl
+        generator = generator or torch.Generator().manual_seed(seed)
+        self.weight_1, self.weight_2 = (nn.Parameter(torch.empty(in_features, out_features)) for _ in range(2))
+        self.bias_1, self.bias_2 = (nn.Parameter(torch.empty(out_features)) for _ in range(2))
+        for weight, bias in ((self.weight_1, self.bias_1), (self.weight_2, self.bias_2)):
+            glorot_(weight, in_features, out_features, generator)
+            glorot_(bias, 1, out_features, generator)
+
+    def forward(
+        self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
+        """E' [n_nodes, out_features] from E [n_nodes, in_features], users before items.
+
+        step, rows, columns: see `LaplacianPropagation.forward`.
+        """
+        own = pick(embeddings, rows, columns)
+        p = q = propagate(self, embeddings, self.p, step, rows, columns)
+        if self.q != self.p:
+            q = propagate(self, embeddings, self.q, step, rows, columns)
+        p = p + own if self.p_adds_identity else p
+        q = q + own if self.q_adds_identity else q
+        first = torch.addmm(self.bias_1, p, self.weight_1)
+        second = torch.addmm(self.bias_2, q * own, self.weight_2)
+        if self.activation == "sum":
+            out = F.leaky_relu(first + second, self.negative_slope)
+        else:
+            out = F.leaky_relu(first, self.negative_slope) + F.leaky_relu(second, self.negative_slope)
+        if self.training and self.message_dropout:
+            out = out * pick(self._message_mask(out, step), rows, None)
+        return F.normalize(out, dim=1) if self.normalise else out
+
+    def _message_mask(self, out: Tensor, step: int) -> Tensor:
+        return ops.dropout_mask(
+            1,
+            self.graph.n_nodes,
+            out.shape[1],
+            self.message_dropout,
+            seed=self.seed,
+            stream=STREAM_MESSAGE_DROPOUT + self.layer,
+            step=step,
+            dtype=out.dtype,
+            device=out.device,
+            impl=self.impl,
+        )[0]
+
+    def extra_repr(self) -> str:
+        P, Q = (m + ("+I" if i else "") for m, i in ((self.p, self.p_adds_identity), (self.q, self.q_adds_identity)))
+        shape = f"{self.weight_1.shape[0]}, {self.weight_1.shape[1]}"
+        return f"{shape}, P={P}, Q={Q}, activation={self.activation}"
+
+
+def propagate(
+    module: LaplacianPropagation | NGCFLayer,
+    embeddings: Tensor,
+    matrix: str,
+    step: int,
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> Tensor:
+    """The product with `matrix`, by the module's graph, seed and, in training, dropout."""
+    return ops.laplacian(
+        embeddings,
+        module.graph.offsets,
+        module.graph.neighbours,
+        matrix,
+        rows=rows,
+        columns=columns,
+        dropout=module.dropout if module.training else 0.0,
+        seed=module.seed,
+        step=step,
+        impl=module.impl,
+    )
+
+
+def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """The rows of the nodes `rows` from a table that has one for each of the nodes `columns`; None: all nodes."""
+    if rows is None:
+        return table
+    return table.index_select(0, rows if columns is None else torch.searchsorted(columns, rows))
+
+
+def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
+    """ "mean+I" as ("mean", True): a matrix of `ops.laplacian`, and whether the identity is added."""
+    if matrix not in PROPAGATION_MATRICES:
+        raise ValueError(f"{name}={matrix!r}: choose one of {', '.join(PROPAGATION_MATRICES)}")
+    return matrix.removesuffix("+I"), matrix.endswith("+I")
+
+
+def _check_probability(name: str, p: float) -> None:
+    if not 0 <= p < 1:
+        raise ValueError(f"{name}={p}: the probability of dropping must be in [0, 1)")

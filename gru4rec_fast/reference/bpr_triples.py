@@ -1,0 +1,87 @@
+"""Triples for BPR: a user, an item that the user has, and an item that the user has not.
+
+Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009. All of it is done in integers, so
+that a seed means the same triples on every backend and for any thread count.
+
+Triple k of step t takes the words of two Philox counters, (STREAM_TRIPLES, t, k, 0) and (STREAM_TRIPLES, t, k, 1). Two
+words (high, low) make a number in [0, m): the product of m with (high * 2**32 + low) / 2**64, rounded down.
+
+    user      users[number below n_candidates]                            words 0, 1 of the first counter
+    positive  the user's items[number below the user's degree]            words 2, 3 of the first counter
+    negative  the items not the user's[number below n_items - degree]     words 0, 1 of the second counter
+
+With `starts`, interactions are drawn instead of users: words 0, 1 choose one of the candidates' interactions, which is
+user and positive at once. The negative is exact, not drawn again until it fits: among a user's rising items s_0, s_1,
+... there are s_k - k others before s_k, so the r-th other item is r + the number of k with s_k - k <= r.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gru4rec_fast.reference.philox import STREAM_TRIPLES, philox4x32
+
+
+def bpr_triples(
+    offsets: Tensor,
+    neighbours: Tensor,
+    users: Tensor,
+    starts: Tensor | None,
+    n_users: int,
+    n_items: int,
+    n: int,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """Return users, positives and negatives, int64 [3, n]; items are counted from 0.
+
+    offsets, neighbours: of the graph, users before items, the neighbours of a node rising. users: int64 [n_candidates],
+    users of more than none and fewer than all items. starts: int64 [n_candidates + 1], 0 and the running sum of the
+    candidates' degrees, or None.
+    """
+    device = offsets.device
+    stream, now, second = torch.tensor([STREAM_TRIPLES, step, 1], device=device).unbind()
+    draw = torch.arange(n, device=device)
+    words = philox4x32((stream, now, draw, torch.zeros_like(second)), seed)
+    if starts is None:
+        user = users[_below(words[0], words[1], users.shape[0])]
+        positive = _below(words[2], words[3], offsets[user + 1] - offsets[user])
+    else:
+        interaction = _below(words[0], words[1], starts[-1])
+        candidate = torch.searchsorted(starts, interaction, right=True) - 1
+        user, positive = users[candidate], interaction - starts[candidate]
+    begin, degree = offsets[user], offsets[user + 1] - offsets[user]
+    high, low, _, _ = philox4x32((stream, now, draw, second), seed)
+    rank = _below(high, low, n_items - degree)
+    negative = rank + _seen_before(neighbours, begin, degree, rank + n_users)
+    return torch.stack([user, neighbours[begin + positive].long() - n_users, negative])
+
+
+def _below(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
+    """A number in [0, limit), limit < 2**31, from two 32-bit words."""
+    return (high * limit + ((low * limit) >> 32)) >> 32
+
+
+def _seen_before(neighbours: Tensor, begin: Tensor, degree: Tensor, rank: Tensor) -> Tensor:
+    """For each user, how many k there are with neighbours[begin + k] - k <= rank, by bisection of all at once."""
+    low, high = torch.zeros_like(degree), degree
+    for _ in range(neighbours.shape[0].bit_length()):
+        middle = (low + high) >> 1
+        below = (low < high) & (neighbours[(begin + middle).clamp(max=neighbours.shape[0] - 1)] - middle <= rank)
+        low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+    return low
+
+
+def check_candidates(offsets: Tensor, neighbours: Tensor, users: Tensor, starts: Tensor | None, n_items: int) -> None:
+    """Raise ValueError unless every candidate is a user with an item and without another, and `starts` are theirs."""
+    in_range = bool(((users >= 0) & (users < offsets.shape[0] - 1 - n_items)).all())
+    degrees = offsets[users + 1] - offsets[users] if in_range else users
+    fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbours.shape[0]
+    if starts is not None:
+        fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < 1 << 31
+    if not fits:
+        raise ValueError(
+            "users and starts do not fit the graph: draw from users that have an item and have not all items, "
+            "starts being the running sum of their degrees, below 2**31"
+        )

@@ -1,0 +1,59 @@
+"""Dense propagation matrices and dropout masks, entry by entry, to hold the sparse ones against."""
+
+from __future__ import annotations
+
+import torch
+from oracle.philox import bernoulli_keep
+from torch import Tensor
+
+EDGE_STREAM = 1 << 16
+
+
+def random_graph(
+    n_users: int, n_items: int, n_draws: int, *, seed: int, dtype: torch.dtype = torch.int32, skewed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Offsets and neighbours of a bipartite graph with at most `n_draws` edges; nodes may stand alone.
+
+    skewed: low-numbered users and items have most of the edges.
+    """
+    draws = torch.rand(n_draws, 2, generator=torch.Generator().manual_seed(seed))
+    if skewed:
+        draws = draws**3
+    users, items = (draws[:, 0] * n_users).long(), (draws[:, 1] * n_items).long() + n_users
+    n_nodes = n_users + n_items
+    entries = torch.cat([users * n_nodes + items, items * n_nodes + users]).unique()
+    degrees = torch.bincount(entries // n_nodes, minlength=n_nodes)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), degrees.cumsum(0)])
+    return offsets, (entries % n_nodes).to(dtype)
+
+
+def dense_matrix(
+    offsets: Tensor, neighbours: Tensor, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0
+) -> Tensor:
+    """The propagation matrix, float64 [n_nodes, n_nodes], by matrix products as the formulas are written."""
+    n_nodes = len(offsets) - 1
+    adjacency = torch.zeros(n_nodes, n_nodes, dtype=torch.float64)
+    for row in range(n_nodes):
+        adjacency[row, neighbours[offsets[row] : offsets[row + 1]].long()] = 1
+    if matrix == "norm":
+        adjacency = adjacency + torch.eye(n_nodes, dtype=torch.float64)
+    degrees = adjacency.sum(1)
+
+    def power(exponent: float) -> Tensor:
+        return torch.diag(torch.tensor([d**exponent if d else 0.0 for d in degrees.tolist()], dtype=torch.float64))
+
+    if matrix == "symmetric":
+        adjacency = power(-0.5) @ adjacency @ power(-0.5)
+    elif matrix in ("mean", "norm"):
+        adjacency = power(-1.0) @ adjacency
+    else:
+        assert matrix == "plain"
+    if dropout:
+        adjacency = adjacency.masked_fill(dropped_entries(n_nodes, dropout, seed, step), 0) / (1 - dropout)
+    return adjacency
+
+
+def dropped_entries(n_nodes: int, dropout: float, seed: int, step: int) -> Tensor:
+    """Which entries (row, column) edge dropout drops, bool [n_nodes, n_nodes]."""
+    keep = bernoulli_keep(dropout, seed=seed, stream=EDGE_STREAM, step=step, lanes=n_nodes, units=n_nodes)
+    return ~torch.from_numpy(keep)

@@ -1,0 +1,237 @@
+"""Triples for BPR: the stated function of Philox, uniform, never an item that the user has; the same on every path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle.philox import philox4x32, seed_key
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from gru4rec_fast import InteractionGraph, _backend
+from gru4rec_fast.data import TripleSampler
+from gru4rec_fast.ops import bpr_triples
+
+native = pytest.mark.skipif(
+    _backend.resolve("auto", "bpr_triples", "cpu") != "native", reason="bpr_triples is not built natively"
+)
+impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+units = pytest.mark.parametrize("by", ["users", "interactions"])
+STREAM = 1 << 18
+
+
+def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> InteractionGraph:
+    draws = np.random.default_rng(seed)
+    users = (draws.random(n_draws) ** 2 * n_users).astype(np.int64)
+    items = (draws.random(n_draws) ** 2 * n_items).astype(np.int64)
+    return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
+
+
+def by_the_book(graph: InteractionGraph, by: str, n: int, seed: int, step: int) -> list[tuple[int, int, int]]:
+    """The specification in lists of plain integers."""
+    items = [graph.items_of(user).tolist() for user in range(graph.n_users)]
+    candidates = [user for user in range(graph.n_users) if 0 < len(items[user]) < graph.n_items]
+    pairs = [(user, item) for user in candidates for item in items[user]]
+    triples = []
+    for k in range(n):
+        first, second = (philox4x32((STREAM, step, k, part), seed_key(seed)).tolist() for part in (0, 1))
+
+        def below(limit: int, high: int, low: int) -> int:
+            return limit * (high * 2**32 + low) >> 64
+
+        if by == "users":
+            user = candidates[below(len(candidates), first[0], first[1])]
+            positive = items[user][below(len(items[user]), first[2], first[3])]
+        else:
+            user, positive = pairs[below(len(pairs), first[0], first[1])]
+        others = [item for item in range(graph.n_items) if item not in items[user]]
+        triples.append((user, positive, others[below(len(others), second[0], second[1])]))
+    return triples
+
+
+@impls
+@units
+@settings(max_examples=40, deadline=None)
+@given(
+    graph=st.tuples(st.integers(1, 8), st.integers(2, 9), st.integers(1, 40), st.integers(0, 10**6)),
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**32 - 1),
+)
+def test_triples_are_the_stated_function(
+    impl: str, by: str, graph: tuple[int, int, int, int], seed: int, step: int
+) -> None:
+    played = random_graph(*graph)
+    degrees = np.diff(played.offsets[: played.n_users + 1])
+    if not ((degrees > 0) & (degrees < played.n_items)).any():
+        with pytest.raises(ValueError, match="every user of the graph has all items, or none"):
+            TripleSampler(played, 4, by=by, impl=impl)
+        return
+    sampler = TripleSampler(played, 9, by=by, seed=seed, impl=impl)
+    triples = torch.stack(sampler.draw(step)).T.tolist()
+    assert [tuple(triple) for triple in triples] == by_the_book(played, by, 9, seed, step)
+
+
+@native
+@units
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_native_equals_reference(by: str, dtype: torch.dtype) -> None:
+    graph = random_graph(300, 500, 8000, 1)
+    graph.neighbours = graph.neighbours.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
+    ours, theirs = (
+        torch.stack(TripleSampler(graph, 5000, by=by, seed=2**50 + 1, impl=impl).draw(3))
+        for impl in ("native", "reference")
+    )
+    assert torch.equal(ours, theirs)
+
+
+@impls
+@units
+def test_draws_are_uniform_and_unseen(impl: str, by: str) -> None:
+    """Chi-square over users, over a user's items and over a user's unseen items, each beyond its 0.1 % point."""
+    graph = random_graph(6, 8, 20, 3)
+    users, positives, negatives = TripleSampler(graph, 40_000, by=by, seed=1, impl=impl).draw(0)
+    degrees = np.diff(graph.offsets[: graph.n_users + 1])
+    drawn = np.flatnonzero((degrees > 0) & (degrees < graph.n_items))
+    weight = np.ones(len(drawn)) if by == "users" else degrees[drawn]
+    assert_follows(users, drawn, weight / weight.sum())
+    for user in drawn.tolist():
+        own = graph.items_of(user)
+        mine = users == user
+        assert_follows(positives[mine], own, np.full(len(own), 1 / len(own)))
+        others = np.setdiff1d(np.arange(graph.n_items), own)
+        assert_follows(negatives[mine], others, np.full(len(others), 1 / len(others)))
+
+
+def assert_follows(values: Tensor, support: np.ndarray, share: np.ndarray) -> None:
+    critical = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32}
+    counts = torch.bincount(values, minlength=int(support.max()) + 1).numpy()
+    assert counts.sum() == counts[support].sum()
+    if len(support) > 1:
+        expected = share * len(values)
+        assert ((counts[support] - expected) ** 2 / expected).sum() < critical[len(support) - 1]
+
+
+@impls
+def test_a_batch_does_not_depend_on_what_is_drawn_beside_it(impl: str) -> None:
+    graph = random_graph(20, 30, 100, 0)
+    whole = torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(7))
+    assert torch.equal(whole[:, :10], torch.stack(TripleSampler(graph, 10, seed=5, impl=impl).draw(7)))
+    assert not torch.equal(whole, torch.stack(TripleSampler(graph, 64, seed=6, impl=impl).draw(7)))
+    assert not torch.equal(whole, torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(8)))
+
+
+def test_an_epoch_draws_as_often_as_there_are_edges() -> None:
+    graph = random_graph(20, 30, 100, 0)
+    sampler = TripleSampler(graph, 16)
+    assert sampler.n_batches == -(-graph.n_edges // 16)
+    assert [step for step, _ in sampler.epoch(2)] == list(range(2 * sampler.n_batches, 3 * sampler.n_batches))
+    assert TripleSampler(graph, 10**6).n_batches == 1
+
+
+@native
+@units
+def test_threads_do_not_change_the_triples(by: str) -> None:
+    sampler = TripleSampler(random_graph(300, 500, 8000, 1), 3000, by=by, impl="native")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = torch.stack(sampler.draw(0))
+        torch.set_num_threads(2)
+        assert torch.equal(one, torch.stack(sampler.draw(0)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+# users 0, 1, 2 and items 3, 4; user 0 has item 3, user 1 has both, user 2 none
+ARGUMENTS: dict[str, Any] = {
+    "offsets": torch.tensor([0, 1, 3, 3, 5, 6]),
+    "neighbours": torch.tensor([3, 3, 4, 0, 1, 1], dtype=torch.int32),
+    "users": torch.tensor([0]),
+    "n": 4,
+    "n_users": 3,
+    "n_items": 2,
+    "starts": None,
+    "seed": 0,
+    "step": 0,
+}
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"seed": -1}, "seed=-1"),
+    ({"step": 2**32}, f"step={2**32}"),
+    ({"n": -1}, "n=-1"),
+    ({"n_users": 0}, "n_users=0"),
+    ({"n_items": 2**31}, f"n_items={2**31}"),
+    ({"n_items": 3}, r"offsets must be int64 \[7\]"),
+    ({"neighbours": torch.zeros(6)}, "neighbours must be int32 or int64"),
+    ({"users": torch.tensor([], dtype=torch.int64)}, "users must be int64"),
+    ({"users": torch.tensor([0], dtype=torch.int32)}, "users must be int64"),
+    ({"starts": torch.tensor([0])}, r"starts must be int64 \[2\]"),
+    ({"users": torch.tensor([1])}, "do not fit the graph"),
+    ({"users": torch.tensor([2])}, "do not fit the graph"),
+    ({"users": torch.tensor([3])}, "do not fit the graph"),
+    ({"users": torch.tensor([-1])}, "do not fit the graph"),
+    ({"starts": torch.tensor([1, 2])}, "do not fit the graph"),
+    ({"starts": torch.tensor([0, 2**31])}, "do not fit the graph"),
+    ({"neighbours": torch.zeros(0, dtype=torch.int32)}, "do not fit the graph"),
+]
+
+
+@impls
+@pytest.mark.parametrize(("changed", "message"), BAD)
+def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bpr_triples(**{**ARGUMENTS, **changed}, impl=impl)
+
+
+@native
+@pytest.mark.parametrize(("changed", "message"), BAD)
+def test_the_operator_itself_checks(changed: dict[str, Any], message: str) -> None:
+    a = {**ARGUMENTS, **changed}
+    with pytest.raises(ValueError, match=message):
+        torch.ops.gru4rec_fast.bpr_triples(
+            a["offsets"], a["neighbours"], a["users"], a["starts"], a["n_users"], a["n_items"], a["n"], a["seed"],
+            a["step"],
+        )  # fmt: skip
+
+
+def test_bad_samplers() -> None:
+    graph = random_graph(3, 4, 6, 0)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        TripleSampler(graph, 0)
+    with pytest.raises(ValueError, match="by='items': choose one of users, interactions"):
+        TripleSampler(graph, 1, by="items")
+
+
+@native
+def test_opcheck() -> None:
+    a = ARGUMENTS
+    for starts in (None, torch.tensor([0, 1])):
+        torch.library.opcheck(
+            torch.ops.gru4rec_fast.bpr_triples, (a["offsets"], a["neighbours"], a["users"], starts, 3, 2, 5, 1, 2)
+        )
+
+
+@native
+def test_compiled_draws_serve_every_step() -> None:
+    counter = CompileCounter()
+    sampler = TripleSampler(random_graph(20, 30, 100, 0), 16)
+
+    def draw(step: int) -> Tensor:
+        return torch.stack(sampler.draw(step)) * 2
+
+    compiled = torch.compile(draw, fullgraph=True, backend=counter)
+    for step in range(5, 12):
+        assert torch.equal(compiled(step), draw(step))
+    assert counter.frame_count <= 2  # one for the first value, one for all others
+
+
+@impls
+def test_compiles_whole(impl: str) -> None:
+    def draw() -> Tensor:
+        return bpr_triples(**ARGUMENTS, impl=impl) + 1
+
+    assert torch.equal(torch.compile(draw, fullgraph=True)(), draw())

@@ -1,0 +1,318 @@
+"""InteractionGraph: what it holds from every source, how it is saved, and what it says to bad input."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.sparse as sp
+import torch
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gru4rec_fast import InteractionGraph
+from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.ops import laplacian
+
+GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
+TEXT = "7 30 10\n3 20 10 20\n5\n7 20\n"
+EDGES = {(3, 10), (3, 20), (7, 10), (7, 20), (7, 30)}
+
+
+def edges_by_id(graph: InteractionGraph) -> set[tuple[Any, Any]]:
+    users, items = graph.interactions()
+    return set(zip(graph.users.ids[users].tolist(), graph.items.ids[items].tolist(), strict=True))
+
+
+def assert_sound(graph: InteractionGraph) -> None:
+    """Every list rises, users list items only and items users only, and each edge is listed from both ends."""
+    listed = set()
+    for node in range(graph.n_nodes):
+        neighbours = graph.neighbours[graph.offsets[node] : graph.offsets[node + 1]].tolist()
+        assert neighbours == sorted(set(neighbours))
+        for other in neighbours:
+            assert (node < graph.n_users) != (other < graph.n_users) and 0 <= other < graph.n_nodes
+            listed.add((node, other))
+    assert listed == {(b, a) for a, b in listed} and len(listed) == 2 * graph.n_edges == len(graph.neighbours)
+
+
+def assert_same_graph(ours: InteractionGraph, theirs: InteractionGraph) -> None:
+    np.testing.assert_array_equal(ours.offsets, theirs.offsets)
+    np.testing.assert_array_equal(ours.neighbours, theirs.neighbours)
+    assert ours.users == theirs.users and ours.items == theirs.items
+    assert ours.meta.get("dropped") == theirs.meta.get("dropped")
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8)), min_size=1, max_size=60),
+    more_users=st.integers(0, 3),
+    more_items=st.integers(0, 3),
+)
+def test_it_holds_the_pairs_that_went_in(pairs: list[tuple[int, int]], more_users: int, more_items: int) -> None:
+    users, items = zip(*pairs, strict=True)
+    n_users, n_items = max(users) + 1 + more_users, max(items) + 1 + more_items
+    graph = InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
+    assert_sound(graph)
+    assert edges_by_id(graph) == set(pairs)
+    assert (graph.n_users, graph.n_items, graph.n_nodes) == (n_users, n_items, n_users + n_items)
+    assert graph.n_edges == len(set(pairs))
+    assert graph.meta["dropped"]["duplicate_interactions"] == len(pairs) - len(set(pairs))
+    assert graph.neighbours.dtype == np.int32 and graph.offsets.dtype == np.int64
+    for user in range(n_users):
+        assert graph.items_of(user).tolist() == sorted({item for u, item in pairs if u == user})
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+def test_from_text(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / f"train.txt{compression}"
+    data = TEXT.replace("3 20", "\n  3\t20").replace("5\n", "5 \r\n").encode()
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
+    path.write_bytes(compress(data))
+    graph = InteractionGraph.from_text(path)
+    assert_sound(graph)
+    assert edges_by_id(graph) == EDGES
+    assert graph.users.ids.tolist() == [3, 5, 7] and graph.items.ids.tolist() == [10, 20, 30]
+    assert graph.items_of(1).tolist() == []
+    assert repr(graph) == "InteractionGraph(3 users, 3 items, 5 edges)"
+    assert graph.summary().splitlines() == [
+        "3 users, 3 items, 5 edges",
+        "  1 users without edges",
+        "  dropped: 1 duplicate interactions",
+    ]
+
+
+def test_text_ids_may_be_words(tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("ann 007 7\nBjörk 7\n")
+    graph = InteractionGraph.from_text(tmp_path / "g.txt")
+    assert edges_by_id(graph) == {("ann", "007"), ("ann", "7"), ("Björk", "7")}
+
+
+def test_a_test_file_takes_the_training_indices(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text(TEXT)
+    (tmp_path / "test.txt").write_text("7 10 99\n8 10 20\n3 30\n9\n")
+    train = InteractionGraph.from_text(tmp_path / "train.txt")
+    test = InteractionGraph.from_text(tmp_path / "test.txt", like=train)
+    assert test.users is train.users and test.items is train.items
+    assert edges_by_id(test) == {(7, 10), (3, 30)}
+    assert test.meta["dropped"] == {
+        "interactions_of_unknown_users": 2,
+        "interactions_with_unknown_items": 1,
+        "duplicate_interactions": 0,
+    }
+
+
+@pytest.mark.parametrize("form", ["tsv", "parquet", "inter", "pandas", "polars", "dict"])
+def test_from_two_columns(tmp_path: Path, form: str) -> None:
+    keys = ("user_id", "item_id") if form == "inter" else ("UserId", "ItemId")
+    users, items = zip(*[(3, 10), (3, 20), (7, 10), (7, 20), (7, 30), (3, 10)], strict=True)
+    columns: dict[str, Sequence[Any]] = {"Extra": [0.5] * 6, keys[0]: users, keys[1]: items}
+    source: Any = {"pandas": pd.DataFrame, "polars": pl.DataFrame}.get(form, dict)(columns)
+    if form == "tsv":
+        pl.DataFrame(columns).write_csv(tmp_path / "log.tsv", separator="\t")
+        source = tmp_path / "log.tsv"
+    elif form == "parquet":
+        pl.DataFrame(columns).write_parquet(tmp_path / "log.parquet")
+        source = tmp_path / "log.parquet"
+    elif form == "inter":
+        frame = pl.DataFrame(columns).rename({"user_id": "user_id:token", "item_id": "item_id:token"})
+        frame.write_csv(tmp_path / "log.inter", separator="\t")
+        source = tmp_path / "log.inter"
+    graph = InteractionGraph.from_table(source)
+    assert_sound(graph)
+    assert edges_by_id(graph) == EDGES and graph.meta["dropped"] == {"duplicate_interactions": 1}
+
+
+def test_columns_of_words_and_of_gapped_integers() -> None:
+    graph = InteractionGraph.from_table(
+        {"who": ["b", "a", "b"], "what": [1.0, 2.0, 2.0]}, user_key="who", item_key="what"
+    )
+    assert edges_by_id(graph) == {("b", 1), ("a", 2), ("b", 2)}
+    assert graph.users.ids.tolist() == ["a", "b"]
+    again = InteractionGraph.from_table(
+        {"who": ["b", "zoe"], "what": [2, 2]}, user_key="who", item_key="what", like=graph
+    )
+    assert edges_by_id(again) == {("b", 2)}
+
+
+def test_from_scipy() -> None:
+    dense = np.array([[1, 0, 2.5], [0, 0, 0], [-1, 1, 0]])
+    matrix = sp.csr_array(dense)
+    expected = {(0, 0), (0, 2), (2, 0), (2, 1)}
+    graph = InteractionGraph.from_scipy(matrix)
+    assert_sound(graph)
+    assert edges_by_id(graph) == expected and (graph.n_users, graph.n_items) == (3, 3)
+    matrix.data[0] = 0
+    assert InteractionGraph.from_scipy(matrix).meta["dropped"]["stored_zeros"] == 1
+    square = sp.block_array([[None, sp.coo_array(dense)], [sp.coo_array(dense).T, None]])
+    assert_same_graph(InteractionGraph.from_scipy(square, n_users=3), graph)
+
+
+def test_the_sessions_of_a_store_are_users() -> None:
+    log = {"SessionId": ["b", "b", "a", "b"], "ItemId": [7, 9, 7, 7], "Time": [1, 2, 3, 4]}
+    store = SessionStore.from_events(log)
+    graph = InteractionGraph.from_store(store)
+    assert edges_by_id(graph) == {("b", 7), ("b", 9), ("a", 7)}
+    assert graph.items == store.vocabulary and graph.meta["dropped"]["duplicate_interactions"] == 1
+
+
+def test_extended_keeps_every_index() -> None:
+    graph = InteractionGraph.from_arrays(
+        [0, 1, 1], [0, 0, 1], user_ids=Vocabulary([3, 7]), item_ids=Vocabulary(["x", "y"])
+    )
+    wider = graph.extended([7, 1, 9, 9], ["x", "a", "y", "b"])
+    assert_sound(wider)
+    assert wider.users.ids.tolist() == [3, 7, 1, 9] and wider.items.ids.tolist() == ["x", "y", "a", "b"]
+    assert edges_by_id(wider) == edges_by_id(graph) | {(1, "a"), (9, "y"), (9, "b")}
+    assert wider.meta["dropped"] == {"duplicate_interactions": 1} and graph.n_edges == 3
+    with pytest.raises(TypeError, match="strings"):
+        graph.extended([7], [1])
+
+
+@pytest.mark.parametrize("strings", [False, True])
+def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, strings: bool) -> None:
+    ids = Vocabulary(["ü", "a"]) if strings else None
+    graph = InteractionGraph.from_arrays([0, 1, 1, 1], [2, 0, 1, 1], user_ids=ids, n_items=5, meta={"source": "x"})
+    graph.save(tmp_path / "graph")
+    opened = InteractionGraph.open(str(tmp_path / "graph"))
+    assert_same_graph(opened, graph)
+    assert opened.meta["source"] == "x" and opened.n_edges == 3
+    for array in (opened.offsets, opened.neighbours):
+        assert isinstance(array, np.memmap) and not array.flags.writeable
+    offsets, neighbours = opened.structure()
+    features = torch.randn(7, 3)
+    assert torch.equal(laplacian(features, offsets, neighbours), laplacian(features, *graph.structure()))
+    opened.save(tmp_path / "graph")  # onto the very files it is mapped from
+    assert_same_graph(InteractionGraph.open(tmp_path / "graph"), graph)
+
+
+def test_damaged_graphs_are_named(tmp_path: Path) -> None:
+    graph = InteractionGraph.from_arrays([0, 1], [0, 0])
+    folder = tmp_path / "graph"
+    with pytest.raises(FileNotFoundError, match="no interaction graph"):
+        InteractionGraph.open(folder)
+    graph.save(folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    for change, message in (
+        ({"format": "other"}, "is no interaction graph, by its meta.json"),
+        ({"version": 9}, "is of format 9, this version reads 1"),
+        ({"n_edges": None}, "lacks n_edges"),
+        ({"n_edges": 3}, r"neighbours.npy has shape \(4,\) where \(6,\)"),
+    ):
+        (folder / "meta.json").write_text(json.dumps({**meta, **change}))
+        with pytest.raises(ValueError, match=message):
+            InteractionGraph.open(folder)
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "neighbours.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match=r"neighbours\.npy is damaged"):
+        InteractionGraph.open(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(FileExistsError, match="holds no data written by"):
+        graph.save(tmp_path / "mine")
+
+
+def test_bad_text(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        InteractionGraph.from_text(tmp_path / "none.txt")
+    for text, message in (("", "is empty"), ("\n\n", "is empty|holds no interactions"), ("1\n2\n", "no interactions")):
+        (tmp_path / "g.txt").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            InteractionGraph.from_text(tmp_path / "g.txt")
+    (tmp_path / "g.txt.gz").write_bytes(gzip.compress(b"1 2 3\n" * 1000)[:20])
+    with pytest.raises(ValueError, match=r"g\.txt\.gz"):
+        InteractionGraph.from_text(tmp_path / "g.txt.gz")
+    train = InteractionGraph.from_arrays([0], [0])
+    (tmp_path / "g.txt").write_text("5 6\n")
+    with pytest.raises(ValueError, match=r"no interactions; left out: .*'interactions_of_unknown_users': 1"):
+        InteractionGraph.from_text(tmp_path / "g.txt", like=train)
+    (tmp_path / "g.txt").write_text("0 a\n")
+    with pytest.raises(ValueError, match=r"items are strings, those of the graph given as like= are integers"):
+        InteractionGraph.from_text(tmp_path / "g.txt", like=train)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"UserId": [1]}, r"no column 'ItemId'; its columns are \['UserId'\]"),
+        ({"UserId": [], "ItemId": []}, "holds no"),
+        ({"UserId": [1, None], "ItemId": [1, 2]}, "column 'UserId', row 2 .*an id is missing"),
+        ({"UserId": [1, 2], "ItemId": [1.0, 2.5]}, "column 'ItemId', row 2 .*value 2.5: ids must be integers"),
+        ({"UserId": [1, 2], "ItemId": [True, False]}, "ids must be integers or strings, not Boolean"),
+    ],
+)
+def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        InteractionGraph.from_table(table)
+    with pytest.raises(ValueError, match="user and item must be two different columns"):
+        InteractionGraph.from_table({"a": [1]}, user_key="a", item_key="a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"users": [], "items": []}, "the graph is empty"),
+        ({"users": [0, 1], "items": [0]}, "users has 2 elements and items 1"),
+        ({"users": [0, -1], "items": [0, 0]}, r"users\[1\]=-1 is out of range"),
+        ({"users": [0, 3], "items": [0, 0], "n_users": 3}, r"users\[1\]=3 is out of range: there are users 0 to 2"),
+        ({"users": [0], "items": [5], "item_ids": Vocabulary([9])}, r"items\[0\]=5 is out of range"),
+        ({"users": [0], "items": [0], "item_ids": Vocabulary([9]), "n_items": 2}, "n_items=2, but there are 1 ids"),
+        ({"users": [0.5], "items": [0]}, "users must be a one-dimensional integer array, not float64"),
+        ({"users": [0], "items": [0], "n_items": 2**32}, "fewer than 2\\*\\*32 nodes"),
+    ],
+)
+def test_bad_arrays(arguments: dict[str, Any], message: str) -> None:
+    if arguments.get("n_items") == 2**32:
+        from gru4rec_fast.data.graph_assembly import BipartiteCsr
+
+        with pytest.raises(ValueError, match=message):  # without the ids, which alone would take 32 GiB
+            BipartiteCsr.from_pairs(np.array([0]), np.array([0]), 1, 2**32)
+        return
+    with pytest.raises(ValueError, match=message):
+        InteractionGraph.from_arrays(**arguments)
+
+
+def test_bad_matrices() -> None:
+    def square(*entries: tuple[int, int]) -> Any:
+        rows, columns = zip(*entries, strict=True)
+        return sp.coo_array((np.ones(len(entries)), (rows, columns)), shape=(4, 4))
+
+    for matrix, message in (
+        (square((0, 1), (1, 0)), r"not bipartite: entry \(0, 1\) joins two users"),
+        (square((0, 2), (2, 0), (3, 3)), r"not bipartite: entry \(3, 3\) joins two items"),
+        (square((0, 2), (2, 0), (1, 3)), r"not symmetric: of the entries \(1, 3\) and \(3, 1\)"),
+        (sp.coo_array((2, 3)), "must be a square adjacency matrix, not"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            InteractionGraph.from_scipy(matrix, n_users=2)
+    with pytest.raises(ValueError, match="NaN at row 1, column 0"):
+        InteractionGraph.from_scipy(sp.coo_array([[1, 0], [np.nan, 0]]))
+    with pytest.raises(ValueError, match="the graph is empty"):
+        InteractionGraph.from_scipy(sp.csr_array((3, 4)))
+    with pytest.raises(TypeError, match="a scipy sparse matrix is needed, not ndarray"):
+        InteractionGraph.from_scipy(np.eye(2))
+
+
+def test_a_user_out_of_range_is_named() -> None:
+    with pytest.raises(IndexError, match="user 2: the graph has users 0 to 1"):
+        InteractionGraph.from_arrays([0, 1], [0, 0]).items_of(2)
+
+
+@pytest.mark.needs_shared
+@pytest.mark.skipif(not GOWALLA.is_dir(), reason="shared/data is not beside this checkout")
+def test_gowalla_is_as_published(tmp_path: Path) -> None:
+    train = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
+    test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=train)
+    assert (train.n_users, train.n_items) == (29_858, 40_981)
+    assert (train.n_edges, test.n_edges) == (810_128, 217_242)
+    assert set(train.meta["dropped"].values()) == set(test.meta["dropped"].values()) == {0}
+    assert train.users == Vocabulary(range(29_858)) and train.items == Vocabulary(range(40_981))
+    train.save(tmp_path / "gowalla")
+    assert_same_graph(InteractionGraph.open(tmp_path / "gowalla"), train)

@@ -1,0 +1,138 @@
+"""Full ranking for users: against a loop over plain lists, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gru4rec_fast import InteractionGraph, _backend
+from gru4rec_fast.evaluation import GRAPH_METRICS, evaluate_graph
+
+native = pytest.mark.skipif(_backend.resolve("auto", "top_k", "cpu") != "native", reason="top_k is not built natively")
+impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+
+
+def random_pair(n_users: int, n_items: int, n: int, seed: int) -> tuple[InteractionGraph, InteractionGraph]:
+    draws = np.random.default_rng(seed)
+    sides = [(draws.integers(n_users, size=n), draws.integers(n_items, size=n)) for _ in range(2)]
+    train, test = (InteractionGraph.from_arrays(u, i, n_users=n_users, n_items=n_items) for u, i in sides)
+    return train, InteractionGraph.from_arrays(*test.interactions(), user_ids=train.users, item_ids=train.items)
+
+
+def by_the_book(
+    embeddings: torch.Tensor, train: InteractionGraph, test: InteractionGraph, cutoffs: tuple[int, ...]
+) -> tuple[dict[str, float], int, int]:
+    users, items = embeddings.split([train.n_users, train.n_items])
+    rows: dict[str, list[float]] = {}
+    n_wanted = 0
+    for user in range(train.n_users):
+        seen = set(train.items_of(user).tolist())
+        wanted = set(test.items_of(user).tolist()) - seen
+        if not wanted:
+            continue
+        n_wanted += len(wanted)
+        score = (items @ users[user]).tolist()
+        ranking = sorted((i for i in range(train.n_items) if i not in seen), key=lambda i: (-score[i], i))
+        for k in cutoffs:
+            hits = [item in wanted for item in ranking[:k]]
+            ideal = sum(1 / math.log2(r + 2) for r in range(min(k, len(wanted))))
+            precisions = [sum(hits[: r + 1]) / (r + 1) for r in range(len(hits))]
+            one = {
+                "recall": sum(hits) / len(wanted),
+                "ndcg": sum(hit / math.log2(r + 2) for r, hit in enumerate(hits)) / ideal,
+                "precision": sum(hits) / k,
+                "hitrate": float(any(hits)),
+                "map": sum(p for p, hit in zip(precisions, hits, strict=True) if hit) / min(k, len(wanted)),
+            }
+            for name, value in one.items():
+                rows.setdefault(f"{name}@{k}", []).append(value)
+    n_users = len(rows.get(f"recall@{cutoffs[0]}", []))
+    return {name: sum(values) / n_users for name, values in rows.items()}, n_users, n_wanted
+
+
+@impls
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40), st.integers(0, 10**6)),
+    cutoffs=st.sets(st.integers(1, 15), min_size=1, max_size=4),
+    batch_size=st.integers(1, 9),
+)
+def test_metrics_are_those_of_a_loop(
+    impl: str, sizes: tuple[int, int, int, int], cutoffs: set[int], batch_size: int
+) -> None:
+    """Embeddings are whole numbers, so that scores are exact and often tie."""
+    train, test = random_pair(*sizes)
+    generator = torch.Generator().manual_seed(sizes[3])
+    embeddings = torch.randint(-2, 3, (train.n_nodes, 3), generator=generator).double()
+    expected, n_users, n_wanted = by_the_book(embeddings, train, test, tuple(sorted(cutoffs)))
+    options: dict[str, Any] = {"cutoffs": cutoffs, "batch_size": batch_size, "impl": impl}
+    if not n_users:
+        with pytest.raises(ValueError, match="no user has a test item"):
+            evaluate_graph(embeddings, train, test, **options)
+        return
+    report = evaluate_graph(embeddings, train, test, **options)
+    assert report.metrics == pytest.approx(expected, rel=1e-12)
+    assert list(report.metrics) == [f"{name}@{k}" for k in sorted(cutoffs) for name in GRAPH_METRICS]
+    assert (report.n_users, report.n_interactions, report.n_items) == (n_users, n_wanted, train.n_items)
+    already = report.dropped.get("interactions_already_in_training", 0)
+    assert n_wanted + already == test.n_edges
+    assert report.metrics == evaluate_graph(embeddings, train, test, cutoffs=cutoffs, impl=impl).metrics
+
+
+@impls
+def test_a_perfect_ranking_scores_one(impl: str) -> None:
+    """An embedding of items by one-hot vectors, of users by the sum of their test items'."""
+    train, test = random_pair(20, 60, 100, 0)
+    users, items = test.interactions()
+    embeddings = torch.zeros(80, 60)
+    embeddings[users, items] = 1
+    embeddings[20 + torch.arange(60), torch.arange(60)] = 1
+    metrics = evaluate_graph(embeddings, train, test, cutoffs=(20,), impl=impl).metrics
+    assert metrics["recall@20"] == metrics["ndcg@20"] == metrics["hitrate@20"] == metrics["map@20"] == 1
+
+
+def test_report() -> None:
+    train = InteractionGraph.from_arrays([0, 1], [0, 1], n_items=3)
+    test = InteractionGraph.from_arrays(
+        [0, 0, 1, 1],
+        [0, 2, 2, 2],
+        user_ids=train.users,
+        item_ids=train.items,
+        meta={"dropped": {"interactions_of_unknown_users": 4}},
+    )
+    report = evaluate_graph(torch.ones(5, 2), train, test, cutoffs=(1, 2))
+    assert report.n_users == 2 and report.n_interactions == 2
+    assert report.dropped == {
+        "interactions_of_unknown_users": 4,
+        "duplicate_interactions": 1,
+        "interactions_already_in_training": 1,
+    }
+    assert json.loads(report.to_json())["metrics"]["recall@2"] == 1.0
+    lines = report.table(terminal=False).splitlines()
+    assert lines[1].split() == ["recall@1", "0.0000"] and "4 interactions of unknown users" in lines[-1]
+    assert "recall@2" in report.table(terminal=True)
+
+
+def test_bad_input_is_named() -> None:
+    train, test = random_pair(4, 6, 12, 1)
+    embeddings = torch.ones(10, 2)
+    other = InteractionGraph.from_arrays([0], [0], n_users=4, n_items=7)
+    for changed, message in (
+        ({"cutoffs": ()}, r"cutoffs=\(\)"),
+        ({"cutoffs": (0, 5)}, r"cutoffs=\(0, 5\)"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"test": other}, "read it with like=train"),
+        ({"embeddings": torch.ones(9, 2)}, r"embeddings must be \[10, D\]"),
+        ({"embeddings": torch.full((10, 2), math.nan)}, "NaN score"),
+        ({"test": train}, "no user has a test item"),
+    ):
+        arguments: dict[str, Any] = {"embeddings": embeddings, "train": train, "test": test, **changed}
+        with pytest.raises(ValueError, match=message):
+            evaluate_graph(**arguments)

@@ -1,0 +1,421 @@
+"""Propagation modules, NGCF and LightGCN: recorded runs replayed, and dense float64 formulas on random graphs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import GoldenRun, golden_names, load
+from graph_oracle import dense_matrix
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle.philox import bernoulli_keep
+from torch import Tensor
+
+from gru4rec_fast import InteractionGraph, _backend
+from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
+from gru4rec_fast.nn.graph_propagation import PROPAGATION_MATRICES
+
+native = pytest.mark.skipif(
+    _backend.resolve("auto", "laplacian", "cpu") != "native", reason="laplacian is not built natively"
+)
+impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+MESSAGE_STREAM = 1 << 17
+
+
+def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> InteractionGraph:
+    draws = np.random.default_rng(seed)
+    users, items = draws.integers(n_users, size=n_draws), draws.integers(n_items, size=n_draws)
+    return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
+
+
+# Recorded runs
+
+
+def network_of(run: GoldenRun) -> NGCFNetwork:
+    arrays, config = run.arrays, run.config
+    users, items = arrays["interactions"].T
+    graph = InteractionGraph.from_arrays(users, items, n_users=int(arrays["n_users"]), n_items=int(arrays["n_items"]))
+    network = NGCFNetwork(
+        graph,
+        config["embedding_dim"],
+        config["layer_sizes"],
+        P=config["P"],
+        Q=config["Q"],
+        negative_slope=config["negative_slope"],
+    ).double()
+    network.load_state_dict(state_of(run, "before"))
+    return network
+
+
+def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
+    """Recorded weights under our names: gc is the first term, bi the second."""
+    stored = {key.removeprefix(f"{when}/"): value for key, value in run.arrays.items() if key.startswith(f"{when}/")}
+    tables = [stored["embedding_dict.user_emb"], stored["embedding_dict.item_emb"]]
+    state = {"embedding": np.concatenate(tables)}
+    for layer, (term, name) in itertools.product(range(len(run.config["layer_sizes"])), ((1, "gc"), (2, "bi"))):
+        state[f"layers.{layer}.weight_{term}"] = stored[f"weight_dict.W_{name}_{layer}"]
+        state[f"layers.{layer}.bias_{term}"] = stored[f"weight_dict.b_{name}_{layer}"][0]
+    return {name: torch.from_numpy(value.copy()) for name, value in state.items()}
+
+
+@pytest.mark.needs_shared
+@pytest.mark.skipif(not golden_names("ngcf_"), reason="shared/golden is not beside this checkout")
+@pytest.mark.parametrize("name", golden_names("ngcf_"))
+def test_recorded_runs_are_replayed(name: str) -> None:
+    run = load(name)
+    network = network_of(run)
+    offsets, neighbours = network.graph.offsets, network.graph.neighbours
+    matrix = dense_matrix(offsets, neighbours, run.config["P"])
+    np.testing.assert_allclose(matrix.numpy(), run.arrays["propagation"], rtol=0, atol=1e-12)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for step, triples in enumerate(run.arrays["triples"]):
+        users, positives, negatives = torch.from_numpy(triples.astype(np.int64)).unbind(1)
+        bpr, norm = network.loss(users, positives, negatives, step=step)
+        assert bpr.item() == pytest.approx(run.arrays["bpr_loss"][step], rel=0, abs=1e-9)
+        assert run.config["reg"] * norm.item() == pytest.approx(run.arrays["reg_loss"][step], rel=0, abs=1e-9)
+        optimizer.zero_grad()
+        (bpr + run.config["reg"] * norm).backward()
+        optimizer.step()
+    for key, expected in state_of(run, "after").items():
+        torch.testing.assert_close(network.state_dict()[key], expected, rtol=0, atol=1e-9)
+    final = network.eval()().detach()
+    expected = torch.from_numpy(np.concatenate([run.arrays["user_final"], run.arrays["item_final"]]))
+    torch.testing.assert_close(final, expected, rtol=0, atol=1e-9)
+
+
+# Dense formulas
+
+
+def dense(graph: GraphIndices, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0) -> Tensor:
+    out = dense_matrix(graph.offsets, graph.neighbours, matrix.removesuffix("+I"), dropout, seed, step)
+    return out + torch.eye(graph.n_nodes, dtype=torch.float64) if matrix.endswith("+I") else out
+
+
+def leaky(x: Tensor, slope: float) -> Tensor:
+    return torch.where(x > 0, x, slope * x)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def message_mask(p: float, seed: int, step: int, layer: int, shape: torch.Size) -> Tensor:
+    keep = bernoulli_keep(p, seed=seed, stream=MESSAGE_STREAM + layer, step=step, lanes=shape[0], units=shape[1])
+    return torch.from_numpy(keep).double() / (1 - p)
+
+
+matrices = st.sampled_from(PROPAGATION_MATRICES)
+graphs = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 25), st.integers(0, 10**6))
+
+
+@impls
+@settings(max_examples=60, deadline=None)
+@given(
+    graph=graphs,
+    P=matrices,
+    Q=matrices,
+    activation=st.sampled_from(["sum", "per_term"]),
+    node_dropout=st.sampled_from([0.0, 0.3]),
+    message_dropout=st.sampled_from([0.0, 0.4]),
+    normalise=st.booleans(),
+    training=st.booleans(),
+    step=st.integers(0, 2**32 - 1),
+    seed=st.integers(0, 2**31),
+)
+def test_ngcf_layer_is_the_dense_formula(
+    impl: str,
+    graph: tuple[int, int, int, int],
+    P: str,
+    Q: str,
+    activation: str,
+    node_dropout: float,
+    message_dropout: float,
+    normalise: bool,
+    training: bool,
+    step: int,
+    seed: int,
+) -> None:
+    layer = NGCFLayer(
+        random_graph(*graph),
+        5,
+        3,
+        P=P,
+        Q=Q,
+        activation=activation,
+        node_dropout=node_dropout,
+        message_dropout=message_dropout,
+        normalise=normalise,
+        seed=seed,
+        layer=2,
+        impl=impl,
+    ).double()
+    layer.train(training)
+    generator = torch.Generator().manual_seed(seed)
+    E = torch.randn(layer.graph.n_nodes, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    drop = {"dropout": node_dropout, "seed": seed, "step": step} if training else {}
+    first = dense(layer.graph, P, **drop) @ E @ layer.weight_1 + layer.bias_1
+    second = (dense(layer.graph, Q, **drop) @ E * E) @ layer.weight_2 + layer.bias_2
+    expected = leaky(first + second, 0.2) if activation == "sum" else leaky(first, 0.2) + leaky(second, 0.2)
+    if training:
+        expected = expected * message_mask(message_dropout, seed, step, 2, expected.shape)
+    if normalise:
+        expected = unit_rows(expected)
+    out = layer(E, step=step)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+    direction = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+    parameters = [E, *layer.parameters()]
+    ours = torch.autograd.grad(out, parameters, direction)
+    theirs = torch.autograd.grad(expected, parameters, direction)
+    for mine, oracle in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, oracle, rtol=1e-10, atol=1e-10)
+
+
+def dense_ngcf(network: NGCFNetwork, drop: dict[str, Any], message_dropout: float) -> Tensor:
+    E = network.embedding
+    parts: list[Tensor] = [E]
+    L = dense(network.graph, "symmetric", **drop)
+    for number, layer in enumerate(network.layers):
+        first = (L @ E + E) @ layer.weight_1 + layer.bias_1
+        second = (L @ E * E) @ layer.weight_2 + layer.bias_2
+        E = leaky(first + second, 0.2) * message_mask(message_dropout, drop["seed"], drop["step"], number, first.shape)
+        parts.append(unit_rows(E))
+        E = parts[-1] if network.normalise_messages else E
+    return torch.cat(parts, 1)
+
+
+@impls
+@settings(max_examples=20, deadline=None)
+@given(graph=graphs, normalise_messages=st.booleans(), step=st.integers(0, 1000))
+def test_ngcf_is_the_dense_formula(
+    impl: str, graph: tuple[int, int, int, int], normalise_messages: bool, step: int
+) -> None:
+    """Equation (7) stacked, its loss, and the gradients of both, in training with all dropouts."""
+    network = NGCFNetwork(
+        random_graph(*graph),
+        4,
+        [5, 3],
+        node_dropout=0.2,
+        message_dropout=0.1,
+        normalise_messages=normalise_messages,
+        seed=step + 1,
+        impl=impl,
+    ).double()
+    final = dense_ngcf(network, {"dropout": 0.2, "seed": step + 1, "step": step}, 0.1)
+    torch.testing.assert_close(network(step=step), final, rtol=0, atol=1e-10)
+    assert_loss_is_the_formula(network, final, final, step)
+
+
+@impls
+@settings(max_examples=40, deadline=None)
+@given(graph=graphs, matrix=matrices, n_layers=st.integers(0, 4), step=st.integers(0, 1000))
+def test_lightgcn_is_the_dense_formula(
+    impl: str, graph: tuple[int, int, int, int], matrix: str, n_layers: int, step: int
+) -> None:
+    network = LightGCNNetwork(
+        random_graph(*graph), 4, n_layers, matrix=matrix, node_dropout=0.2, seed=step, impl=impl
+    ).double()
+    L = dense(network.graph, matrix, 0.2, step, step)
+    powers = [torch.linalg.matrix_power(L, k) @ network.embedding for k in range(n_layers + 1)]
+    final = torch.stack(powers).mean(0)
+    scale = max(1.0, float(final.detach().abs().max()))
+    torch.testing.assert_close(network(step=step), final, rtol=0, atol=1e-10 * scale)
+    assert_loss_is_the_formula(network, final, network.embedding, step, atol=1e-10 * scale**2)
+
+
+def assert_loss_is_the_formula(network: Any, final: Tensor, penalised: Tensor, step: int, atol: float = 1e-10) -> None:
+    draws = torch.Generator().manual_seed(step)
+    users = torch.randint(network.n_users, (7,), generator=draws)
+    i, j = torch.randint(network.n_items, (2, 7), generator=draws)
+    u, p, n = (final[rows] for rows in (users, network.n_users + i, network.n_users + j))
+    bpr = -torch.log(torch.sigmoid((u * p).sum(1) - (u * n).sum(1))).mean()
+    rows = (users, network.n_users + i, network.n_users + j)
+    norm = sum((penalised[row] ** 2).sum() for row in rows) / 14
+    ours = network.loss(users, i, j, step=step)
+    parameters = list(network.parameters())
+    for mine, expected in zip(ours, (bpr, norm), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=atol)
+        grads = torch.autograd.grad(mine, parameters, retain_graph=True, allow_unused=True)
+        wanted = torch.autograd.grad(expected, parameters, retain_graph=True, allow_unused=True)
+        for grad, oracle in zip(grads, wanted, strict=True):
+            assert (grad is None) == (oracle is None)
+            if grad is not None and oracle is not None:
+                torch.testing.assert_close(grad, oracle, rtol=1e-10, atol=atol)
+
+
+@impls
+@pytest.mark.parametrize("most", [0.7, 2.0])
+@pytest.mark.parametrize("name", ["ngcf", "ngcf normalised", "lightgcn"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    graph=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 30), st.integers(0, 10**6)),
+    P=matrices,
+    batch_size=st.integers(1, 5),
+    dropout=st.sampled_from([0.0, 0.3]),
+)
+def test_only_what_the_batch_needs_gives_the_same(
+    impl: str,
+    name: str,
+    most: float,
+    graph: tuple[int, int, int, int],
+    P: str,
+    batch_size: int,
+    dropout: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Loss, penalty and gradients, whether nodes are chosen in every layer (most = 2) or until most are needed."""
+    monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MOST", most)
+    options: dict[str, Any] = {"node_dropout": dropout, "seed": 5, "impl": impl}
+    network: Any
+    if name == "lightgcn":
+        network = LightGCNNetwork(random_graph(*graph), 4, 3, matrix=P, **options).double()
+    else:
+        normalise = name != "ngcf"
+        network = NGCFNetwork(
+            random_graph(*graph), 4, [5, 3], P=P, message_dropout=dropout, normalise_messages=normalise, **options
+        ).double()
+    draws = torch.Generator().manual_seed(graph[3])
+    users = torch.randint(network.n_users, (batch_size,), generator=draws)
+    i, j = torch.randint(network.n_items, (2, batch_size), generator=draws)
+    parameters = list(network.parameters())
+    found = []
+    for only_needed in (False, True):
+        network.only_needed = only_needed
+        bpr, norm = network.loss(users, i, j, step=7)
+        found.append((bpr, norm, *torch.autograd.grad(bpr + 0.1 * norm, parameters)))
+    for whole, pruned in zip(*found, strict=True):
+        scale = max(1.0, float(whole.detach().abs().max()))
+        torch.testing.assert_close(pruned, whole, rtol=1e-11, atol=1e-12 * scale)
+    rows = users.unique()
+    part, full = network(step=7, rows=rows), network(step=7)[rows]
+    torch.testing.assert_close(part, full, rtol=1e-12, atol=1e-12 * max(1.0, float(full.detach().abs().max())))
+
+
+def test_neighbourhoods() -> None:
+    """A path u0 - i0 - u1 - i1 - u2 - i2 and a user and an item that stand alone: nodes 0..3 and 4..7."""
+    graph = GraphIndices(InteractionGraph.from_arrays([0, 1, 1, 2, 2], [0, 0, 1, 1, 2], n_users=4, n_items=4))
+    assert graph.with_neighbours(torch.tensor([0])).tolist() == [0, 4]
+    assert graph.with_neighbours(torch.tensor([0, 4])).tolist() == [0, 1, 4]
+    assert graph.with_neighbours(torch.tensor([3, 5])).tolist() == [1, 2, 3, 5]
+    assert graph.with_neighbours(torch.tensor([], dtype=torch.int64)).tolist() == []
+    network = LightGCNNetwork(graph, 4, 3)
+    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighbourhoods(torch.tensor([0]))]
+    assert needed == [[0, 1, 4, 5], [0, 1, 4], [0, 4], [0]]
+    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighbourhoods(torch.tensor([1, 5]))]
+    assert needed == [None, None, [1, 2, 4, 5], [1, 5]]
+    assert network.neighbourhoods(None) == [None] * 4
+
+
+@impls
+@pytest.mark.parametrize("matrix", PROPAGATION_MATRICES)
+def test_laplacian_propagation(impl: str, matrix: str) -> None:
+    module = LaplacianPropagation(random_graph(5, 6, 14, 0), matrix, dropout=0.5, seed=3, impl=impl)
+    E = torch.randn(11, 4, dtype=torch.float64)
+    torch.testing.assert_close(module(E, step=8), dense(module.graph, matrix, 0.5, 3, 8) @ E, rtol=0, atol=1e-12)
+    torch.testing.assert_close(module.eval()(E), dense(module.graph, matrix) @ E, rtol=0, atol=1e-12)
+    assert list(module.parameters()) == [] and module.state_dict() == {}
+
+
+@impls
+@pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
+def test_low_precision_follows_double(impl: str, network_class: Any) -> None:
+    """float32 throughout, bfloat16 through one propagation: as near to float64 as their roundings allow."""
+    graph = random_graph(40, 60, 400, 1)
+    network = network_class(graph, 32, seed=1, impl=impl).eval()
+    single = network().detach()
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), network.double()().detach(), rtol=0, atol=5e-6)
+    half = LaplacianPropagation(graph, impl=impl)(network.embedding.detach().bfloat16())
+    full = LaplacianPropagation(graph, impl=impl)(network.embedding.detach().bfloat16().double())
+    torch.testing.assert_close(half.double(), full, rtol=2**-8, atol=1e-6)
+
+
+@impls
+def test_gradcheck(impl: str) -> None:
+    layer = NGCFLayer(random_graph(4, 5, 11, 0), 3, 2, node_dropout=0.2, message_dropout=0.2, seed=1, impl=impl)
+    layer = layer.double()
+    E = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,), {"step": 4})
+
+    assert torch.autograd.gradcheck(run, (E, *layer.parameters()))
+
+
+@impls
+def test_a_training_step_compiles_whole(impl: str) -> None:
+    network = NGCFNetwork(
+        random_graph(6, 7, 20, 0), 4, [4], node_dropout=0.2, message_dropout=0.2, seed=1, impl=impl
+    ).double()
+    users, items = torch.tensor([0, 1, 5]), torch.tensor([2, 0, 6])
+
+    def step_loss() -> Tensor:
+        bpr, norm = network.loss(users, items, items.flip(0), step=3)
+        return bpr + norm
+
+    expected = torch.autograd.grad(step_loss(), list(network.parameters()))
+    grads = torch.autograd.grad(torch.compile(step_loss, fullgraph=True)(), list(network.parameters()))
+    for grad, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_layers_share_the_indices_of_the_graph() -> None:
+    graph = random_graph(6, 7, 20, 0)
+    network = NGCFNetwork(graph, 4, [4, 4])
+    assert all(layer.graph is network.graph for layer in network.layers)
+    assert network.graph.neighbours.data_ptr() == graph.neighbours.ctypes.data
+    assert "neighbours" not in str(list(network.state_dict()))
+
+
+def test_initial_weights() -> None:
+    graph = random_graph(300, 50, 2000, 0)
+    light = LightGCNNetwork(graph, 64, seed=4)
+    assert light.embedding.std().item() == pytest.approx(0.1, rel=0.02)
+    assert torch.equal(light.embedding, LightGCNNetwork(graph, 64, seed=4).embedding)
+    assert not torch.equal(light.embedding, LightGCNNetwork(graph, 64, seed=5).embedding)
+    network = NGCFNetwork(graph, 64, [32], seed=4)
+    layer = network.layers[0]
+    for tensor, bound in (
+        (network.embedding[:300], (6 / 364) ** 0.5),
+        (network.embedding[300:], (6 / 114) ** 0.5),
+        (layer.weight_1, (6 / 96) ** 0.5),
+        (layer.weight_2, (6 / 96) ** 0.5),
+        (layer.bias_1, (6 / 33) ** 0.5),
+        (layer.bias_2, (6 / 33) ** 0.5),
+    ):
+        assert 0.9 * bound < tensor.abs().max().item() <= bound
+        if tensor.numel() > 1000:
+            assert tensor.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"P": "laplacian"}, r"P='laplacian': choose one of symmetric, .*plain\+I"),
+        ({"Q": "norm+2I"}, r"Q='norm\+2I'"),
+        ({"activation": "relu"}, "activation='relu': choose one of sum, per_term"),
+        ({"node_dropout": 1.0}, "node_dropout=1.0"),
+        ({"message_dropout": -0.5}, "message_dropout=-0.5"),
+        ({"layer_sizes": [4, 0]}, "out_features=0"),
+        ({"embedding_dim": 0}, "embedding_dim=0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NGCFNetwork(random_graph(2, 2, 3, 0), **arguments)
+
+
+def test_more_bad_arguments() -> None:
+    graph = random_graph(2, 2, 3, 0)
+    with pytest.raises(ValueError, match="dropout=2"):
+        LaplacianPropagation(graph, dropout=2)
+    with pytest.raises(ValueError, match="matrix='x'"):
+        LaplacianPropagation(graph, "x")
+    with pytest.raises(ValueError, match="n_layers=-1"):
+        LightGCNNetwork(graph, 4, -1)
+    with pytest.raises(ValueError, match=r"offsets must be int64 \[n_nodes \+ 1\] beside features \[3, 2\]"):
+        LaplacianPropagation(graph)(torch.zeros(3, 2))

@@ -1,0 +1,377 @@
+"""L @ E: against dense float64 matrices on random graphs, forward, gradient, dropout; and the same on every path."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from graph_oracle import dense_matrix, dropped_entries, random_graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from gru4rec_fast import _backend
+from gru4rec_fast.ops import laplacian
+from gru4rec_fast.reference.laplacian import MATRICES
+
+native = pytest.mark.skipif(
+    _backend.resolve("auto", "laplacian", "cpu") != "native", reason="laplacian is not built natively"
+)
+impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+every_matrix = pytest.mark.parametrize("matrix", MATRICES)
+
+
+def features(n_nodes: int, width: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(n_nodes, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@impls
+@every_matrix
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
+    width=st.integers(0, 40),
+    wide=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.1, 0.5, 0.9]),
+    step=st.integers(0, 2**32 - 1),
+    seed=st.integers(0, 2**63 - 1),
+    transposed=st.booleans(),
+)
+def test_forward_and_gradient_equal_the_dense_matrix(
+    impl: str,
+    matrix: str,
+    sizes: tuple[int, int, int],
+    width: int,
+    wide: bool,
+    dropout: float,
+    step: int,
+    seed: int,
+    transposed: bool,
+) -> None:
+    offsets, neighbours = random_graph(*sizes, seed=seed % 1000, dtype=torch.int64 if wide else torch.int32)
+    x = features(len(offsets) - 1, width).requires_grad_()
+    dense = dense_matrix(offsets, neighbours, matrix, dropout, seed, step)
+    dense = dense.T if transposed else dense
+    options: dict[str, Any] = {"dropout": dropout, "seed": seed, "step": step, "transposed": transposed}
+    out = laplacian(x, offsets, neighbours, matrix, **options, impl=impl)
+    grad_out = features(len(offsets) - 1, width, seed=1)
+    (grad,) = torch.autograd.grad(out, x, grad_out)
+    torch.testing.assert_close(out, dense @ x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(grad, dense.T @ grad_out, rtol=0, atol=1e-10)
+
+
+def power_law_graph(dtype: torch.dtype = torch.int32) -> tuple[Tensor, Tensor]:
+    """400 nodes of very different degrees; the hub has more neighbours than a kernel looks up at a time."""
+    return random_graph(150, 250, 4000, seed=5, dtype=dtype, skewed=True)
+
+
+def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
+    """All nodes, none, one, or any number of them."""
+    draws = torch.Generator().manual_seed(seed)
+    if seed % 4 == 0:
+        return None
+    n = min(seed % 4 - 1, n_nodes) if seed % 4 < 3 else int(torch.randint(n_nodes + 1, (), generator=draws))
+    return torch.randperm(n_nodes, generator=draws)[:n].sort().values
+
+
+@impls
+@every_matrix
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
+    rows_seed=st.integers(0, 10**6),
+    columns_seed=st.integers(0, 10**6),
+    dropout=st.sampled_from([0.0, 0.3]),
+    transposed=st.booleans(),
+)
+def test_a_part_of_the_matrix(
+    impl: str,
+    matrix: str,
+    sizes: tuple[int, int, int],
+    rows_seed: int,
+    columns_seed: int,
+    dropout: float,
+    transposed: bool,
+) -> None:
+    """Chosen rows of the product with chosen nodes' features, forward and gradient."""
+    offsets, neighbours = random_graph(*sizes, seed=rows_seed)
+    n_nodes = len(offsets) - 1
+    rows, columns = some_nodes(n_nodes, rows_seed), some_nodes(n_nodes, columns_seed)
+    dense = dense_matrix(offsets, neighbours, matrix, dropout, 3, 4)
+    dense = dense.T if transposed else dense
+    dense = dense if rows is None else dense[rows]
+    dense = dense if columns is None else dense[:, columns]
+    x = features(dense.shape[1], 5).requires_grad_()
+    options: dict[str, Any] = {"dropout": dropout, "seed": 3, "step": 4, "transposed": transposed}
+    out = laplacian(x, offsets, neighbours, matrix, rows=rows, columns=columns, **options, impl=impl)
+    grad_out = features(dense.shape[0], 5, seed=1)
+    (grad,) = torch.autograd.grad(out, x, grad_out)
+    torch.testing.assert_close(out, dense @ x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(grad, dense.T @ grad_out, rtol=0, atol=1e-10)
+
+
+@native
+def test_a_row_has_the_same_bits_alone() -> None:
+    offsets, neighbours = power_law_graph()
+    x = features(400, 33, torch.float32)
+    whole = laplacian(x, offsets, neighbours, dropout=0.2, seed=1, impl="native")
+    rows = torch.arange(0, 400, 7)
+    assert torch.equal(laplacian(x, offsets, neighbours, rows=rows, dropout=0.2, seed=1, impl="native"), whole[rows])
+
+
+@native
+@every_matrix
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("width", [1, 3, 16, 31, 64, 100, 128])
+def test_native_equals_reference(matrix: str, dropout: float, width: int) -> None:
+    for dtype, transposed in itertools.product((torch.int32, torch.int64), (False, True)):
+        offsets, neighbours = power_law_graph(dtype)
+        x = features(400, width)
+        options: dict[str, Any] = {"dropout": dropout, "seed": 2**40 + 3, "step": 9, "transposed": transposed}
+        ours = laplacian(x, offsets, neighbours, matrix, **options, impl="native")
+        theirs = laplacian(x, offsets, neighbours, matrix, **options, impl="reference")
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+@impls
+@every_matrix
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: torch.dtype) -> None:
+    """A sum of n terms, each rounded, in float32; then one rounding to the dtype."""
+    offsets, neighbours = power_law_graph()
+    x = features(400, 64, dtype)
+    dense = dense_matrix(offsets, neighbours, matrix, 0.2, 1, 2)
+    out = laplacian(x, offsets, neighbours, matrix, dropout=0.2, seed=1, step=2, impl=impl)
+    assert out.dtype == dtype
+    terms = dense @ x.double().abs()  # what the errors of the terms are proportional to
+    n_terms = int(offsets.diff().max()) + 4
+    bound = n_terms * 2**-24 * terms + (dense @ x.double()).abs() * torch.finfo(dtype).eps
+    assert bool(((out.double() - dense @ x.double()).abs() <= bound + 1e-30).all())
+
+
+@native
+def test_integer_features_sum_exactly() -> None:
+    """Whole numbers are summed without rounding in any dtype and order, so all paths agree bit for bit."""
+    offsets, neighbours = power_law_graph()
+    x = torch.randint(-3, 4, (400, 37), generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.float64):
+        for dropout in (0.0, 0.5):  # 1 / (1 - 0.5) is a power of two
+            ours = laplacian(x.to(dtype), offsets, neighbours, "plain", dropout=dropout, seed=7, impl="native")
+            theirs = laplacian(x.to(dtype), offsets, neighbours, "plain", dropout=dropout, seed=7, impl="reference")
+            assert torch.equal(ours, theirs)
+
+
+@impls
+def test_each_direction_is_dropped_on_its_own(impl: str) -> None:
+    """Masks of (row, column) and (column, row) differ, hit their share, and change with step and seed alone."""
+    offsets, neighbours = power_law_graph()
+    x = torch.eye(400, dtype=torch.float64)
+
+    def kept(**changed: int) -> Tensor:
+        options: dict[str, Any] = {"seed": 3, "step": 4, **changed}
+        return laplacian(x, offsets, neighbours, "plain", dropout=0.3, **options, impl=impl) != 0
+
+    entries = laplacian(x, offsets, neighbours, "plain", impl=impl) != 0
+    mask = kept()
+    assert torch.equal(mask, kept()) and not bool((mask & ~entries).any())
+    n, share = int(entries.sum()), int(mask.sum())
+    assert abs(share - 0.7 * n) < 4 * math.sqrt(n * 0.3 * 0.7)  # 4 standard deviations, at a fixed seed
+    both = int((mask & mask.T).sum())
+    assert abs(both - 0.49 * n) < 4 * math.sqrt(n * 0.49 * 0.51 * 2)  # pairs are counted twice
+    for changed in ({"seed": 4}, {"step": 5}, {"seed": 3 + 2**32}):
+        assert not torch.equal(mask, kept(**changed))
+
+
+@impls
+def test_the_mask_is_the_stated_function(impl: str) -> None:
+    offsets, neighbours = random_graph(4, 5, 12, seed=2)
+    x = torch.eye(9, dtype=torch.float64)
+    kept = laplacian(x, offsets, neighbours, "norm", dropout=0.5, seed=11, step=6, impl=impl) != 0
+    entries = laplacian(x, offsets, neighbours, "norm", impl=impl) != 0
+    assert bool(entries.diagonal().all())
+    assert torch.equal(kept, entries & ~dropped_entries(9, 0.5, 11, 6))
+
+
+@impls
+def test_nodes_without_neighbours(impl: str) -> None:
+    offsets, neighbours = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])  # node 1 stands alone
+    x = features(3, 4)
+    for matrix in ("symmetric", "mean", "plain"):
+        out = laplacian(x, offsets, neighbours, matrix, impl=impl)
+        assert torch.equal(out, torch.stack([x[2], torch.zeros(4, dtype=torch.float64), x[0]]))
+    assert torch.equal(laplacian(x, offsets, neighbours, "norm", impl=impl)[1], x[1])
+
+
+@impls
+@pytest.mark.parametrize(("nodes", "width"), [(0, 3), (3, 0), (0, 0), (3, 2)])
+def test_no_entries(impl: str, nodes: int, width: int) -> None:
+    offsets = torch.zeros(nodes + 1, dtype=torch.int64)
+    x = features(nodes, width)
+    out = laplacian(x, offsets, torch.empty(0, dtype=torch.int32), "symmetric", dropout=0.1, impl=impl)
+    assert torch.equal(out, torch.zeros(nodes, width, dtype=torch.float64))
+
+
+@impls
+def test_nan_reaches_neighbours_only(impl: str) -> None:
+    offsets, neighbours = random_graph(6, 6, 12, seed=1)
+    x = features(12, 20)
+    x[3] = math.nan
+    reached = laplacian(x, offsets, neighbours, "mean", impl=impl).isnan().any(1)
+    adjacent = torch.zeros(12, dtype=torch.bool)
+    adjacent[neighbours[offsets[3] : offsets[4]].long()] = True
+    assert adjacent.any() and torch.equal(reached, adjacent)
+
+
+@impls
+def test_a_dropped_nan_is_gone(impl: str) -> None:
+    offsets, neighbours = random_graph(6, 6, 20, seed=1)
+    x = torch.full((12, 3), math.nan, dtype=torch.float64)
+    out = laplacian(x, offsets, neighbours, "mean", dropout=0.9, seed=1, impl=impl)
+    rows = dense_matrix(offsets, neighbours, "mean", 0.9, 1, 0).any(1)
+    assert 0 < int(rows.sum()) < 12 and torch.equal(out.isnan().any(1), rows)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
+    offsets, neighbours = random_graph(3000, 4000, 60_000, seed=3, skewed=True)
+    x = features(7000, 70, dtype)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = laplacian(x, offsets, neighbours, dropout=0.1, seed=1, impl="native")
+        torch.set_num_threads(2)
+        assert torch.equal(one, laplacian(x, offsets, neighbours, dropout=0.1, seed=1, impl="native"))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@impls
+@every_matrix
+def test_gradcheck(impl: str, matrix: str) -> None:
+    offsets, neighbours = random_graph(4, 5, 11, seed=4)
+
+    def product(x: Tensor) -> Tensor:
+        return laplacian(x, offsets, neighbours, matrix, dropout=0.3, seed=5, step=6, impl=impl)
+
+    x = features(9, 3).requires_grad_()
+    assert torch.autograd.gradcheck(product, (x,))
+    assert torch.autograd.gradgradcheck(product, (x,))
+    rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
+
+    def part(x: Tensor) -> Tensor:
+        return laplacian(x, offsets, neighbours, matrix, rows=rows, columns=columns, dropout=0.3, seed=5, impl=impl)
+
+    assert torch.autograd.gradcheck(part, (features(4, 3).requires_grad_(),))
+    assert torch.autograd.gradgradcheck(part, (features(4, 3).requires_grad_(),))
+
+
+@impls
+def test_features_may_lie_in_any_order(impl: str) -> None:
+    offsets, neighbours = power_law_graph()
+    x = features(64, 400).T
+    assert not x.is_contiguous()
+    got = laplacian(x, offsets, neighbours, impl=impl)
+    assert torch.equal(got, laplacian(x.contiguous(), offsets, neighbours, impl=impl))
+
+
+@native
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_opcheck(dropout: float) -> None:
+    offsets, neighbours = random_graph(4, 5, 12, seed=2)
+    for matrix, x in (("norm", features(9, 4).requires_grad_()), ("mean", features(4, 9, torch.bfloat16).T)):
+        torch.library.opcheck(
+            torch.ops.gru4rec_fast.laplacian, (x, offsets, neighbours, None, None, matrix, dropout, 3, 4, False)
+        )
+        rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
+        torch.library.opcheck(
+            torch.ops.gru4rec_fast.laplacian,
+            (x[:4].detach().requires_grad_(), offsets, neighbours, rows, columns, matrix, dropout, 3, 4, True),
+        )
+
+
+@native
+def test_compiled_step_serves_every_step() -> None:
+    counter = CompileCounter()
+    offsets, neighbours = power_law_graph()
+
+    def train_step(x: Tensor, step: int) -> Tensor:
+        return laplacian(x, offsets, neighbours, dropout=0.5, seed=2, step=step).relu()
+
+    compiled = torch.compile(train_step, fullgraph=True, backend=counter)
+    x = features(400, 8)
+    for step in range(5, 12):
+        assert torch.equal(compiled(x, step), train_step(x, step))
+    assert counter.frame_count <= 2  # one for the first value, one for all others
+
+
+@impls
+def test_compiles_whole(impl: str) -> None:
+    offsets, neighbours = power_law_graph()
+
+    def loss(x: Tensor) -> Tensor:
+        return (laplacian(x * 2, offsets, neighbours, "norm", dropout=0.2, seed=2, impl=impl) ** 2).sum()
+
+    x = features(400, 8).requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True)
+    (expected,) = torch.autograd.grad(loss(x), x)
+    (grad,) = torch.autograd.grad(compiled(x), x)
+    torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"matrix": "random-walk"}, "matrix='random-walk': choose one of symmetric, mean, norm, plain"),
+    ({"dropout": 1.0}, "dropout=1"),
+    ({"dropout": math.nan}, "dropout=nan"),
+    ({"seed": -1}, "seed=-1"),
+    ({"step": 2**32}, f"step={2**32}"),
+    ({"features": torch.zeros(3, 2, dtype=torch.int64)}, "features must be"),
+    ({"features": torch.zeros(3, dtype=torch.float32)}, "features must be"),
+    ({"offsets": torch.tensor([0, 1, 2])}, r"offsets must be int64 \[n_nodes \+ 1\]"),
+    ({"offsets": torch.tensor([0, 1, 1, 2], dtype=torch.int32)}, "offsets must be int64"),
+    ({"offsets": torch.tensor([0, 2, 1, 2])}, "offsets must rise from 0 to 2"),
+    ({"offsets": torch.tensor([0, 1, 1, 3])}, "offsets must rise from 0 to 2"),
+    ({"offsets": torch.tensor([1, 1, 1, 2])}, "offsets must rise from 0 to 2"),
+    ({"neighbours": torch.tensor([2, 3])}, r"neighbours\[1\]=3: the graph has nodes 0 to 2"),
+    ({"neighbours": torch.tensor([2, -1])}, r"neighbours\[1\]=-1: the graph has nodes 0 to 2"),
+    ({"neighbours": torch.tensor([2.0, 0.0])}, "neighbours must be int32 or int64"),
+    ({"rows": torch.tensor([0, 3])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([-1, 1])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([1, 1])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([1], dtype=torch.int32)}, "rows must be int64"),
+    ({"columns": torch.tensor([2, 1, 0])}, "columns must be nodes in 0 to 2, each rising"),
+    ({"columns": torch.tensor([0, 1])}, "features has 3 rows, but there are 2 columns"),
+]
+
+
+@impls
+@pytest.mark.parametrize(("changed", "message"), BAD)
+def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "features": torch.zeros(3, 2),
+        "offsets": torch.tensor([0, 1, 1, 2]),
+        "neighbours": torch.tensor([2, 0]),
+        **changed,
+    }
+    with pytest.raises(ValueError, match=message):
+        laplacian(**arguments, impl=impl)
+
+
+@native
+@pytest.mark.parametrize(("changed", "message"), BAD)
+def test_the_operator_itself_checks(changed: dict[str, Any], message: str) -> None:
+    names = ["features", "offsets", "neighbours", "rows", "columns", "matrix", "dropout", "seed", "step"]
+    defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
+    arguments = [changed.get(name, value) for name, value in zip(names, defaults, strict=True)]
+    with pytest.raises(ValueError, match=message):
+        torch.ops.gru4rec_fast.laplacian(*arguments, False)
+
+
+@impls
+def test_devices_must_agree(impl: str) -> None:
+    with pytest.raises(ValueError, match="neighbours is on meta"):
+        laplacian(torch.zeros(1, 2), torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int32, device="meta"), impl=impl)
