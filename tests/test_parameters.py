@@ -1,0 +1,134 @@
+"""Hyper-parameters: defaults, checks, and the texts and files they are read from."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gru4rec_fast import GRU4Rec
+from gru4rec_fast.models import GRU4RecParameters, parameter_names, parse_parameter_string, read_parameter_file
+
+
+def test_defaults_are_those_of_the_official_code():
+    assert GRU4Rec().get_params().items() >= {
+        "layers": [100], "loss": "cross-entropy", "batch_size": 64, "dropout_p_embed": 0.0, "dropout_p_hidden": 0.0,
+        "learning_rate": 0.05, "momentum": 0.0, "sample_alpha": 0.5, "n_sample": 2048, "embedding": 0,
+        "constrained_embedding": True, "n_epochs": 10, "bpreg": 1.0, "elu_param": 0.5, "logq": 0.0,
+    }.items()  # fmt: skip
+    assert list(inspect.signature(GRU4Rec).parameters) == parameter_names()
+
+
+BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"loss": "bpr-min"}, ValueError, "loss='bpr-min': choose one of cross-entropy, bpr-max, top1, top1-max, bpr"),
+    ({"batch_size": 0}, ValueError, "batch_size=0: must be at least 1"),
+    ({"batch_size": 1.5}, TypeError, "batch_size=1.5: must be a whole number"),
+    ({"batch_size": True}, TypeError, "batch_size=True: must be a whole number"),
+    ({"batch_size": "many"}, TypeError, "batch_size='many': must be a whole number"),
+    ({"layers": []}, ValueError, "layers=[]: give at least one layer"),
+    ({"layers": 0}, ValueError, "layers=[0]: give at least one layer, each of at least 1 unit"),
+    ({"layers": [8, 0]}, ValueError, "layers=[8, 0]"),
+    ({"layers": "8-4"}, TypeError, "layers='8-4': must be sizes, as [512, 256] or 512/256"),
+    ({"n_sample": -1}, ValueError, "n_sample=-1: must be at least 0"),
+    ({"n_sample": 0, "batch_size": 1}, ValueError, "leaves nothing to tell the target from"),
+    ({"n_epochs": 0}, ValueError, "n_epochs=0: must be at least 1"),
+    ({"dropout_p_embed": 1.0}, ValueError, "dropout_p_embed=1.0: must lie in [0, 1)"),
+    ({"dropout_p_hidden": -0.1}, ValueError, "dropout_p_hidden=-0.1: must lie in [0, 1)"),
+    ({"learning_rate": 0}, ValueError, "learning_rate=0.0: must be positive"),
+    ({"learning_rate": float("nan")}, TypeError, "learning_rate=nan: must be a finite number"),
+    ({"momentum": 1}, ValueError, "momentum=1.0: must lie in [0, 1)"),
+    ({"sample_alpha": -0.5}, ValueError, "sample_alpha=-0.5: must be at least 0"),
+    ({"embedding": "large"}, TypeError, "embedding='large': must be a whole number or 'layersize'"),
+    ({"embedding": -1}, ValueError, "embedding=-1: must be a width, 0 or 'layersize'"),
+    ({"constrained_embedding": "maybe"}, TypeError, "constrained_embedding='maybe': must be True or False"),
+    ({"logq": 1.0, "loss": "bpr-max"}, ValueError, "logq=1 belongs to loss='cross-entropy'; set it to 0 for bpr-max"),
+    ({"gru_form": "lstm"}, ValueError, "gru_form='lstm': choose one of reset_after, reset_before"),
+    ({"bptt": 0}, ValueError, "bptt=0: must be at least 1"),
+    ({"patience": 0}, ValueError, "patience=0: must be at least 1"),
+    ({"lr_scheduler": "warp"}, ValueError, "lr_scheduler='warp': choose one of step, cosine, plateau"),
+    ({"lr_scheduler_options": {"gamma": 0.5}}, ValueError, "give the lr_scheduler they belong to"),
+    (
+        {"monitor": "recal@20"},
+        ValueError,
+        "monitor='recal@20': choose 'loss', or recall, mrr, ndcg, map, precision, hitrate",
+    ),
+    ({"monitor": "recall@0"}, ValueError, "monitor='recall@0'"),
+    ({"monitor": "recall"}, ValueError, "monitor='recall'"),
+    ({"monitor": "loss@20"}, ValueError, "monitor='loss@20'"),
+    ({"dtype": "float8"}, ValueError, "dtype='float8': choose one of float32, float64"),
+    ({"device": "tpu9"}, ValueError, "device='tpu9'"),
+    ({"impl": "fast"}, ValueError, "impl='fast': choose one of auto, native, reference"),
+    ({"seed": None}, TypeError, "seed=None: must be a whole number"),
+    ({"layer": [100]}, TypeError, "unknown parameter layer; there are layers, loss, batch_size"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "error", "message"), BAD_PARAMETERS, ids=str)
+def test_bad_parameters(parameters: dict[str, Any], error: type[Exception], message: str):
+    with pytest.raises(error) as caught:
+        GRU4Rec(**parameters)
+    assert message in str(caught.value)
+
+
+def test_parameter_strings():
+    model = GRU4Rec.from_parameter_string(
+        "layers=512/256,loss=bpr-max, embedding=layersize,constrained_embedding=False,momentum=0.4,n_sample=64,"
+        "lr_scheduler=None,shuffle=1,",
+        seed=7,
+    )
+    p = model.parameters
+    assert (p.layers, p.loss, p.embedding, p.constrained_embedding) == ((512, 256), "bpr-max", "layersize", False)
+    assert (p.momentum, p.n_sample, p.lr_scheduler, p.shuffle, p.seed) == (0.4, 64, None, True, 7)
+    theano = parse_parameter_string("loss=bpr-max,final_act=elu-0.5,hidden_act=tanh,adapt=adagrad,layers=100")
+    assert theano == {"loss": "bpr-max", "layers": "100", "elu_param": 0.5}
+    assert parse_parameter_string("final_act=linear") == {"elu_param": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("layers", ValueError, "parameter string: 'layers' is not name=value"),
+        ("layers=", ValueError, "'layers=' is not name=value"),
+        ("seed=1,seed=2", ValueError, "seed is given twice"),
+        ("adapt=rmsprop", ValueError, "adapt can only be adagrad here"),
+        ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax or elu-X"),
+        ("layerz=100", TypeError, "unknown parameter layerz"),
+    ],
+)
+def test_bad_parameter_strings(text: str, error: type[Exception], message: str):
+    with pytest.raises(error) as caught:
+        parse_parameter_string(text)
+    assert message in str(caught.value)
+
+
+def test_parameter_files(tmp_path: Path):
+    (tmp_path / "p.toml").write_text('layers = [8, 4]\nloss = "top1"\n[lr_scheduler_options]\ngamma = 0.5\n')
+    (tmp_path / "p.json").write_text(json.dumps({"parameters": {"layers": [8, 4], "logq": 1}}))
+    p = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step").parameters
+    assert (p.layers, p.loss, p.lr_scheduler, p.lr_scheduler_options) == ((8, 4), "top1", "step", {"gamma": 0.5})
+    assert GRU4Rec.from_parameter_file(tmp_path / "p.json").parameters.logq == 1.0
+    (tmp_path / "bad.toml").write_text("layers = [8,")
+    (tmp_path / "unknown.toml").write_text("layerz = 8")
+    (tmp_path / "list.json").write_text("[1]")
+    for name, message in (("bad", "bad.toml: "), ("unknown", "unknown.toml: unknown parameter layerz")):
+        with pytest.raises(ValueError) as caught:
+            read_parameter_file(tmp_path / f"{name}.toml")
+        assert message in str(caught.value)
+    (tmp_path / "nested.json").write_text('{"parameters": [1]}')
+    with pytest.raises(ValueError, match=r'nested\.json: its "parameters" are \[1\], not parameters by name'):
+        read_parameter_file(tmp_path / "nested.json")
+    with pytest.raises(ValueError, match="holds a list"):
+        read_parameter_file(tmp_path / "list.json")
+    with pytest.raises(FileNotFoundError):
+        read_parameter_file(tmp_path / "missing.toml")
+
+
+def test_parameters_round_trip_through_json_and_repr():
+    p = GRU4RecParameters.create({"layers": [8, 4], "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}})
+    assert GRU4RecParameters.create(json.loads(json.dumps(p.to_dict()))) == p
+    model = GRU4Rec(layers=[8, 4], logq=1)
+    assert repr(model) == "GRU4Rec(layers=[8, 4], logq=1.0)"
+    assert model.set_params(seed=3).get_params()["seed"] == 3
+    with pytest.raises(TypeError, match="unknown parameter sead"):
+        model.set_params(sead=3)

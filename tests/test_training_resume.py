@@ -1,0 +1,134 @@
+"""Resuming a training: to the same bits, and not from what does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from markov import markov_store
+from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
+
+from gru4rec_fast.training import CheckpointError, TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training.progress import PlainProgress
+
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Two `last` checkpoints hold the same bits: weights, optimizer, history."""
+    a, b = (load_checkpoint(folder / "last.safetensors", FORMAT) for folder in (one, other))
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, tensor in a.tensors.items():
+        assert torch.equal(tensor, b.tensors[name]), name
+    assert without_seconds(a.progress["history"]) == without_seconds(b.progress["history"])
+    assert a.progress["schedule"] == b.progress["schedule"]
+    assert a.progress["early_stopping"] == b.progress["early_stopping"]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.3},
+    "dropout": {"dropout": 0.3},
+    "shuffle": {"shuffle": True},
+    "two layers": {"layers": (10, 6), "momentum": 0.2},
+    "separate": {"embedding": "separate"},
+    "one-hot": {"embedding": "none"},
+    "in-batch negatives only": {"n_sample": 0},
+    "step": {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}},
+    "schedule per update": {
+        "lr_scheduler": "OneCycleLR",
+        "lr_scheduler_options": {"max_lr": 0.2, "total_steps": 200, "interval": "update"},
+        "momentum": 0.1,
+    },
+    "plateau": {"lr_scheduler": "plateau", "lr_scheduler_options": {"patience": 0}, "monitor": "loss"},
+    "blocks": {"bptt": 4, "layers": (10, 6), "dropout": 0.2},
+    "accumulation": {"bptt": 2, "accumulate": 3},
+    "everything": {
+        "layers": (10, 6), "momentum": 0.2, "dropout": 0.2, "shuffle": True, "bptt": 3, "accumulate": 2,
+        "lr_scheduler": "cosine",
+    },
+    "a torch optimizer": {"embedding": "separate", "optimizer": lambda p: torch.optim.Adagrad(p, lr=0.05)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop_in_block", [1, 7, "last of epoch 1", "first of epoch 2"])
+@pytest.mark.parametrize("case", CASES)
+def test_resuming_ends_with_the_same_bits(tmp_path: Path, case: str, stop_in_block: int | str):
+    whole = make_trainer(out=tmp_path / "whole", **CASES[case])
+    blocks = -(-whole.run()[0]["mini_batches"] // CASES[case].get("bptt", 1))
+    number = {"last of epoch 1": blocks, "first of epoch 2": blocks + 1}.get(str(stop_in_block), stop_in_block)
+
+    stopped = make_trainer(out=tmp_path / "parts", **CASES[case])
+    at_block(stopped, int(number), press_ctrl_c)
+    with pytest.raises(TrainingInterrupted):
+        stopped.run()
+    resumed = make_trainer(out=tmp_path / "parts", **CASES[case])
+    before = weights(resumed)
+    resumed.run(load_checkpoint(tmp_path / "parts" / "last.safetensors", FORMAT))
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(resumed).items())
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_more_epochs_go_on_from_the_end(tmp_path: Path):
+    make_trainer(out=tmp_path / "whole", n_epochs=3, dropout=0.2, shuffle=True).run()
+    make_trainer(out=tmp_path / "parts", n_epochs=1, dropout=0.2, shuffle=True).run()
+    for epochs in (2, 3, 3):  # the last finds nothing left to do
+        checkpoint = load_checkpoint(tmp_path / "parts" / "last.safetensors", FORMAT)
+        make_trainer(out=tmp_path / "parts", n_epochs=epochs, dropout=0.2, shuffle=True).run(checkpoint)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_from_what_does_not_fit(tmp_path: Path):
+    make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
+    last, best = (load_checkpoint(tmp_path / f"{name}.safetensors", FORMAT) for name in ("last", "best"))
+    with pytest.raises(CheckpointError, match="holds a model but no training to go on with"):
+        make_trainer().run(best)
+    with pytest.raises(CheckpointError, match=r"trained on other data: {'sessions': 60.*not {'sessions': 61"):
+        make_trainer(store=markov_store(n_sessions=61)).run(last)
+    with pytest.raises(CheckpointError, match="another lr_scheduler"):
+        make_trainer(lr_scheduler="step").run(last)
+
+
+def test_a_cosine_that_ends_with_the_training_is_not_resumed_at_another_length(tmp_path: Path):
+    cosine: dict[str, Any] = {"lr_scheduler": "cosine", "n_epochs": 2}
+    make_trainer(out=tmp_path, **cosine).run()
+    last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    with pytest.raises(CheckpointError, match=r"which was to have n_epochs=2: resume with that, or .*'T_max'"):
+        make_trainer(**{**cosine, "n_epochs": 4}).run(last)
+    explicit = {**cosine, "lr_scheduler_options": {"T_max": 4}}
+    make_trainer(out=tmp_path, **explicit).run()
+    resumed = make_trainer(**{**explicit, "n_epochs": 4}).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    rates = [record["learning_rate"] for record in resumed]
+    assert rates == sorted(rates, reverse=True) and len(set(rates)) == 4
+
+
+def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_trainer(out=tmp_path).run()
+    last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    assert len(make_trainer(out=tmp_path, progress=PlainProgress()).run(last)) == 2
+    said = "nothing left to train: epoch 2 of n_epochs=2 is finished; raise n_epochs to go on\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_training_that_stopped_early_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    stopping: dict[str, Any] = {"out": tmp_path, "n_epochs": 9, "patience": 1, "min_delta": 100.0, "monitor": "loss"}
+    make_trainer(**stopping).run()
+    make_trainer(**stopping, progress=PlainProgress()).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    said = "nothing left to train: stopped after epoch 2 of n_epochs=9, with no gain for 1 epochs (patience=1)\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_log_is_told_from_others_once_and_only_where_it_matters(tmp_path: Path):
+    calls: list[int] = []
+
+    def fingerprint() -> str:
+        calls.append(1)
+        return "this log"
+
+    make_trainer(n_epochs=1, fingerprint=fingerprint).run()
+    assert not calls, "nothing was written"
+    make_trainer(out=tmp_path, fingerprint=fingerprint).run()
+    assert len(calls) == 1
+    last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    with pytest.raises(CheckpointError, match=r"trained on other data: .*this log.*another log"):
+        make_trainer(fingerprint=lambda: "another log").run(last)

@@ -1,0 +1,192 @@
+"""Trainings that end before their time: Ctrl-C, SIGTERM, and what is no number."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_c, weights
+
+from gru4rec_fast import ops
+from gru4rec_fast.training import TrainingDiverged, TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training.place import LOSSES_PER_LOOK, LossWatch, Place
+
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
+
+
+def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(out=tmp_path, accumulate=3)
+    at_block(trainer, 4, press_ctrl_c)
+    where = r"in epoch 1 after mini-batch 6 of it \(step 6 of the training\)"
+    message = where + r"; to go on from .*last\.safetensors, resume with the same out folder"
+    with pytest.raises(TrainingInterrupted, match=message) as caught:
+        trainer.run()
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["mini_batches"] == 6
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "Ctrl-C: finishing this step" in capfd.readouterr().err
+
+
+def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):
+    trainer = make_trainer(out=tmp_path, validate=lambda: press_ctrl_c() or {"recall@20": 0.5})
+    with pytest.raises(TrainingInterrupted, match=r"after epoch 1 \(step \d+ of the training\); to go on"):
+        trainer.run()
+    assert len(trainer.history) == 1
+    trainer = make_trainer()
+    at_block(trainer, 2, press_ctrl_c)
+    with pytest.raises(TrainingInterrupted, match="nothing was saved: no out folder was given"):
+        trainer.run()
+
+
+def test_sigterm_is_taken_as_ctrl_c_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    handler = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(out=tmp_path)
+    at_block(trainer, 4, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted, match="after mini-batch 4 of it") as caught:
+        trainer.run()
+    assert caught.value.signal_number == signal.SIGTERM
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["mini_batches"] == 4
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert "SIGTERM: finishing this step" in capfd.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(n_epochs=1)
+        at_block(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        assert len(trainer.run()) == 1
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
+    trainer = make_trainer(out=tmp_path)
+    at_block(trainer, 2, lambda: (press_ctrl_c(), press_ctrl_c()))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer.run()
+    assert not isinstance(caught.value, TrainingInterrupted)
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad: float):
+    trainer = make_trainer(out=tmp_path, n_epochs=5)
+    per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
+    forward = trainer.criterion.forward
+    at_bad: dict[str, torch.Tensor] = {}
+
+    def poison() -> None:
+        at_bad.update(weights(trainer))
+        trainer.criterion.forward = lambda *arguments: forward(*arguments) * bad  # type: ignore[method-assign]
+
+    at_block(trainer, per_epoch + 3, poison)
+    where = rf"in epoch 2, mini-batch 3 \(step {per_epoch + 3} of the training\)"
+    message = rf"the loss is {bad} {where}.*the last good checkpoint is .*last\.safetensors"
+    with pytest.raises(TrainingDiverged, match=message):
+        trainer.run()
+    for name, tensor in weights(trainer).items():
+        assert torch.equal(tensor, at_bad[name]), "the bad step must not move a weight"
+    kept = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    assert kept.progress["place"]["epoch"] == 2 and kept.progress["place"]["mini_batches"] == 0
+    resumed = make_trainer(out=tmp_path, n_epochs=2)
+    assert len(resumed.run(kept)) == 2
+
+
+def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
+    trainer = make_trainer(out=tmp_path)
+
+    def poison() -> dict[str, float]:
+        if len(trainer.history) == 1:
+            trainer.network.output.bias.data[3] = float("inf")
+        return {"recall@20": 0.5}
+
+    trainer.validate = poison
+    with pytest.raises(TrainingDiverged, match=r"output\.bias holds NaN or infinite weights.*last good checkpoint"):
+        trainer.run()
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).tensors["model.output.bias"].isfinite().all()
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_weights_that_the_last_update_of_an_epoch_spoils_are_neither_measured_nor_saved(
+    tmp_path: Path, with_folder: bool
+):
+    validated: list[int] = []
+    trainer = make_trainer(
+        out=tmp_path if with_folder else None, validate=lambda: {"recall@20": float(len(validated) + 1)}
+    )
+    per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
+    update, updates = trainer.optimizer.step, [0]
+
+    def spoil() -> None:
+        update()
+        updates[0] += 1
+        if updates[0] == 2 * per_epoch:
+            trainer.network.output.bias.data[3] = float("nan")
+
+    validate = trainer.validate
+    assert validate is not None
+    trainer.validate = lambda: validated.append(updates[0]) or validate()
+    trainer.optimizer.step = spoil  # type: ignore[method-assign]
+    kept = r"the last good checkpoint is .*last\.safetensors" if with_folder else "no checkpoint had been written yet"
+    where = rf"in epoch 2 after mini-batch {per_epoch} of it \(step {2 * per_epoch} of the training\)"
+    with pytest.raises(TrainingDiverged, match=rf"output\.bias holds NaN or infinite weights {where}.*{kept}"):
+        trainer.run()
+    assert validated == [per_epoch] and len(trainer.history) == 1
+    if with_folder:
+        saved = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+        assert saved.progress["place"]["epoch"] == 2 and saved.tensors["model.output.bias"].isfinite().all()
+
+
+@pytest.mark.parametrize("what", ["metric", "score"])
+def test_a_validation_that_is_no_number_is_a_divergence(tmp_path: Path, what: str):
+    def validate() -> dict[str, float]:
+        if len(trainer.history) == 1 and what == "score":
+            ops.target_rank(torch.full((1, 12), float("nan")), trainer.network.output.weight, None, torch.tensor([0]))
+        return {"mrr@20": 0.1, "recall@20": float("nan") if trainer.history else 0.5}
+
+    trainer = make_trainer(out=tmp_path, validate=validate)
+    said = "the validation metric recall@20 is nan" if what == "metric" else "validation found a NaN score"
+    message = rf"{said} in epoch 2 after .*the last good checkpoint is .*last\.safetensors"
+    with pytest.raises(TrainingDiverged, match=message):
+        trainer.run()
+    assert len(load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["history"]) == 1
+
+
+def test_a_resumed_run_that_diverges_names_what_it_was_resumed_from(tmp_path: Path):
+    make_trainer(out=tmp_path, n_epochs=1).run()
+    resumed = make_trainer(n_epochs=2)
+    resumed.restore(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    at_block(resumed, 1, lambda: resumed.network.output.bias.data.fill_(float("nan")))
+    with pytest.raises(TrainingDiverged, match=rf"the last good checkpoint is {tmp_path}/last\.safetensors"):
+        resumed.run()
+
+
+def test_a_diverging_run_without_a_checkpoint_says_so():
+    with pytest.raises(TrainingDiverged, match=r"in epoch 1, mini-batch \d+ .*no checkpoint had been written yet"):
+        make_trainer(learning_rate=1e38).run()
+
+
+def test_losses_on_an_accelerator_are_looked_at_in_bunches():
+    watch, place = LossWatch(torch.device("cuda")), Place(epoch=4)
+    for number in range(LOSSES_PER_LOOK - 1):
+        watch.add(place, torch.tensor(2.0), 1)
+        place.mini_batches += 1
+        place.step += 1
+        assert place.loss_sum == 0 and place.mean_loss is None, number
+    watch.add(place, torch.tensor(3.0), 1)
+    assert place.loss_sum == 2.0 * (LOSSES_PER_LOOK - 1) + 3.0
+    place.mini_batches = LOSSES_PER_LOOK
+    watch.add(place, torch.tensor(9.0), 1)
+    place.mini_batches += 1
+    assert place.mean_loss == pytest.approx(2.0 + 1.0 / LOSSES_PER_LOOK), "of the losses that were read"
+    watch = LossWatch(torch.device("cuda"))
+    place.mini_batches, place.step = LOSSES_PER_LOOK, 1000 + LOSSES_PER_LOOK
+    for value in (1.0, float("nan"), 1.0):
+        watch.add(place, torch.tensor(value), 2)
+        place.mini_batches += 2
+        place.step += 2
+    with pytest.raises(TrainingDiverged, match=r"epoch 4, mini-batches 67 to 68 \(step 1067 of the training\)"):
+        watch.look(place)
