@@ -24,6 +24,7 @@ def fill(n_bytes: int) -> torch.Tensor:
 @needs_exact_peaks
 def test_each_phase_has_its_own_peak():
     record = MemoryRecord("cpu")
+    before, _ = memory_meter().read()
     with record.phase("large"):
         block = fill(BIG)
         del block
@@ -31,8 +32,8 @@ def test_each_phase_has_its_own_peak():
         small = fill(MIB)
     summary = record.summary()
     assert list(summary) == ["large", "small"]
-    peak_above_end = summary["large"]["peak_bytes"] - summary["large"]["current_bytes"]
-    assert BIG * 0.9 < peak_above_end < BIG * 1.2
+    # Not above what is resident afterwards: meanwhile the system may have taken pages of this process back.
+    assert BIG * 0.9 < summary["large"]["peak_bytes"] - before < BIG * 1.2
     assert summary["small"]["peak_bytes"] < summary["large"]["peak_bytes"] - BIG * 0.8
     assert small.numel() == MIB
 
