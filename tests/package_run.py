@@ -85,6 +85,14 @@ class PackageRun:
             for name, parameter in self.network.named_parameters()
         }
 
+    def moments(self) -> Arrays:
+        """Accumulators and, with momentum, velocities, as "accumulator.<name>" and "velocity.<name>"."""
+        return {
+            f"{kind}.{name.removeprefix('gru.')}": tensor.numpy().copy()
+            for name, parameter in self.network.named_parameters()
+            for kind, tensor in self.optimizer.state[parameter].items()
+        }
+
     def train_block(self, steps: list, negatives: list[np.ndarray] | None, first_step: int) -> float:
         """One update from a block of steps; returns its loss before the update."""
         inputs, targets, reset = (torch.from_numpy(np.stack(part)) for part in zip(*steps, strict=True))

@@ -92,6 +92,19 @@ def test_n_live_given_or_counted_is_the_same() -> None:
     assert torch.equal(criterion(network, hidden, targets, negatives, [2, 1]), counted)
 
 
+def test_trains_under_autocast() -> None:
+    network, criterion = SessionNetwork(9, [8, 6]), SampledLoss(batch_size=2)
+    targets, negatives = (INPUTS + 1) % 9, torch.tensor([[7, 8]] * 3)
+    plain = criterion(network, network(INPUTS, network.initial_state(2))[0], targets, negatives)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden, state = network(INPUTS, network.initial_state(2))
+        loss = criterion(network, hidden, targets, negatives)
+    loss.backward()
+    assert hidden.dtype == state[0].dtype == torch.float32
+    assert loss.item() == pytest.approx(plain.item(), rel=0.02)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

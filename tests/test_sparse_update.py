@@ -119,6 +119,19 @@ def test_optimizer_treats_sparse_and_dense_gradients_alike(momentum: float, impl
     torch.testing.assert_close(parameters[0], parameters[1], rtol=1e-12, atol=1e-12)
 
 
+def test_momentum_set_later_counts_from_then() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    late, plain = (SparseAdagrad([p], lr=0.1) for p in parameters)
+    for step in range(3):
+        if step == 1:
+            late.param_groups[0]["momentum"] = 0.5
+        for parameter, optimizer in zip(parameters, (late, plain), strict=True):
+            optimizer.zero_grad()
+            gather_rows(parameter, torch.tensor([1])).sum().backward()
+            optimizer.step()
+        assert torch.equal(*parameters) == (step < 2)  # the first step with momentum has no velocity to add
+
+
 def test_optimizer_state_round_trips() -> None:
     parameter = torch.nn.Parameter(torch.randn(4, 2))
     optimizer = SparseAdagrad([parameter], lr=0.1, momentum=0.5)

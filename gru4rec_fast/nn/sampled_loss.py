@@ -39,7 +39,7 @@ class SampledLoss(nn.Module):
         loss: str = "cross-entropy",
         *,
         batch_size: int,
-        elu_param: float = 0.0,
+        elu_param: float = 0.5,
         bpreg: float = 1.0,
         label_smoothing: float = 0.0,
         logq: float = 0.0,

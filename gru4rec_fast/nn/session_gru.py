@@ -54,6 +54,7 @@ class SessionGRULayer(nn.Module):
     ) -> Tensor:
         """Outputs [T, B, H] from x [T, B, I] (or gate inputs [T, B, 3H]) and state [B, H]."""
         gate_inputs = x + self.bias_ih if self.weight_ih is None else F.linear(x, self.weight_ih, self.bias_ih)
+        gate_inputs = gate_inputs.to(state.dtype)  # autocast multiplies in less; the recurrence keeps the state's dtype
         return ops.gru(gate_inputs, state, self.weight_hh, self.bias_hh, reset, output_mask, self.form, impl=self.impl)
 
 

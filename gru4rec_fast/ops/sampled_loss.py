@@ -25,7 +25,7 @@ def sampled_loss(
     live: Tensor | None = None,
     log_q: Tensor | None = None,
     ids: Tensor | None = None,
-    elu_param: float = 0.0,
+    elu_param: float = 0.5,
     bpreg: float = 1.0,
     label_smoothing: float = 0.0,
     impl: str = "auto",

@@ -67,8 +67,8 @@ class SparseAdagrad(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["accumulator"] = torch.zeros_like(parameter)
-            if momentum:
-                state["velocity"] = torch.zeros_like(parameter)
+        if momentum and "velocity" not in state:  # from the start, or since momentum was set in the group
+            state["velocity"] = torch.zeros_like(parameter)
         accumulator, velocity = state["accumulator"], state.get("velocity")
         update = partial(ops.sparse_adagrad, lr=lr, momentum=momentum, eps=eps, impl=self.impl)
         if grad.is_sparse:
