@@ -38,10 +38,10 @@ def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], li
         group = []
         for block in blocks[start : start + accumulate]:
             steps = len(block.n_live)
-            negatives = ops.negative_sampling(trainer.sampler, 16, seed=3, step=step, steps=steps)[0]
+            negatives = ops.negative_sampling(trainer.player.sampler, 16, seed=3, step=step, steps=steps)[0]
             hidden, state = network(block.inputs, state, block.reset, step=step)
             state = [layer.detach() for layer in state]
-            group.append(trainer.criterion(network, hidden, block.targets, negatives, block.n_live))
+            group.append(trainer.player.criterion(network, hidden, block.targets, negatives, block.n_live))
             losses += [group[-1].item()] * steps
             step += steps
         torch.stack(group).mean().backward()
@@ -225,7 +225,9 @@ def test_parts_that_do_not_fit(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         if "sampler" in arguments:
             whole = make_trainer()
-            Trainer(whole.network, whole.loader, whole.options, criterion=whole.criterion, optimizer=whole.optimizer)
+            Trainer(
+                whole.network, whole.loader, whole.options, criterion=whole.player.criterion, optimizer=whole.optimizer
+            )
         else:
             make_trainer(**arguments)
 
@@ -251,7 +253,7 @@ def test_an_earlier_training_in_the_folder_is_announced(tmp_path: Path, capsys: 
 
 def test_fit_is_the_trainer_in_one_call():
     whole = make_trainer(n_epochs=1)
-    parts = {"criterion": whole.criterion, "optimizer": whole.optimizer, "sampler": whole.sampler}
+    parts = {"criterion": whole.player.criterion, "optimizer": whole.optimizer, "sampler": whole.player.sampler}
     history = fit(whole.network, whole.loader, whole.options, **parts)
     assert without_seconds(history) == without_seconds(make_trainer(n_epochs=1).run())
 

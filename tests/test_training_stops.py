@@ -75,12 +75,12 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
 def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad: float):
     trainer = make_trainer(out=tmp_path, n_epochs=5)
     per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
-    forward = trainer.criterion.forward
+    forward = trainer.player.criterion.forward
     at_bad: dict[str, torch.Tensor] = {}
 
     def poison() -> None:
         at_bad.update(weights(trainer))
-        trainer.criterion.forward = lambda *arguments: forward(*arguments) * bad  # type: ignore[method-assign]
+        trainer.player.criterion.forward = lambda *arguments: forward(*arguments) * bad  # type: ignore[method-assign]
 
     at_block(trainer, per_epoch + 3, poison)
     where = rf"in epoch 2, mini-batch 3 \(step {per_epoch + 3} of the training\)"

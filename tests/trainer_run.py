@@ -69,7 +69,7 @@ def make_trainer(
 
 def at_block(trainer: Trainer, number: int, act: Any) -> None:
     """Call `act` while the trainer plays its block `number`, counted from 1 over the whole run."""
-    play, played = trainer._play_block, [0]
+    play, played = trainer.player.play_block, [0]
 
     def counted(*arguments: Any) -> None:
         played[0] += 1
@@ -77,7 +77,7 @@ def at_block(trainer: Trainer, number: int, act: Any) -> None:
             act()
         play(*arguments)
 
-    trainer._play_block = counted  # type: ignore[method-assign]
+    trainer.player.play_block = counted  # type: ignore[method-assign]
 
 
 def press_ctrl_c() -> None:

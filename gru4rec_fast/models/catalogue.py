@@ -126,7 +126,7 @@ class Catalogue:
 
 
 def _listed(values: Any, what: str, form: str) -> list[Any]:
-    """The values of any iterable but a string, an array's as Python's own; ValueError, saying what, for anything else."""
+    """The values of any iterable but a string, an array's as Python's own; ValueError, saying what, for the rest."""
     listed = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
         raise ValueError(f"{what}{values!r}: {form}")

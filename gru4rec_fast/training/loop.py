@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast import ops
-from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
+from gru4rec_fast.data.loader import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.early_stopping import EarlyStopping
+from gru4rec_fast.training.epoch import EpochPlayer
 from gru4rec_fast.training.folder_lock import exclusive
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
 from gru4rec_fast.training.options import LOSS, TrainingOptions
-from gru4rec_fast.training.place import LossWatch, Place, TrainingDiverged, check_weights
+from gru4rec_fast.training.place import Place, TrainingDiverged, check_weights
 from gru4rec_fast.training.progress import Progress, Silent
 from gru4rec_fast.training.run_folder import LAST, PREVIOUS, RunFolder
 from gru4rec_fast.training.schedules import Schedule
@@ -31,10 +30,7 @@ from gru4rec_fast.training.state import HIDDEN, MODEL, OPTIMIZER, hidden_tensors
 
 
 class Trainer:
-    """Trains a SessionNetwork.
-
-    A mini-batch is one step of all lanes; a block is T of them (truncated backpropagation through T steps), each with
-    negatives of its own. The number of mini-batches since the training began keys negatives and dropout.
+    """Trains a SessionNetwork epoch by epoch (`EpochPlayer`): validates, keeps the best, saves, resumes.
 
     Args:
         network: in whatever state it is; trained in place.
@@ -85,26 +81,40 @@ class Trainer:
             raise ValueError(f"n_sample={options.n_sample} needs a sampler: ops.build_alias_table(support, alpha)")
         if options.patience is not None and validate is None and not watches_loss:
             raise ValueError(f"patience={options.patience} watches {options.monitor}, which needs validation data")
-        self.network, self.loader, self.options = network, loader, options
-        self.criterion, self.optimizer, self.sampler = criterion, optimizer, sampler
-        self.validate, self.memory, self.progress = validate, memory, progress or Silent()
+        self.network, self.loader, self.options, self.optimizer = network, loader, options, optimizer
+        self.validate, self.progress = validate, progress or Silent()
         self.folder = RunFolder(out, identity or Checkpoint("gru4rec_fast.SessionNetwork/1"))
         self.history: list[dict[str, Any]] = []
         self._fingerprint = fingerprint
         self._picks_best = validate is not None or watches_loss
         self._peak, self.peak_memory_bytes = peak, 0
         self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximise=not watches_loss)
-        self.schedule = options.lr_scheduler and Schedule(
-            optimizer,
-            options.lr_scheduler,
-            options.lr_scheduler_options,
-            n_epochs=options.n_epochs,
-            maximise=validate is not None and not watches_loss,
+        self.schedule: Schedule | None = None
+        if options.lr_scheduler:
+            self.schedule = Schedule(
+                optimizer,
+                options.lr_scheduler,
+                options.lr_scheduler_options,
+                n_epochs=options.n_epochs,
+                maximise=validate is not None and not watches_loss,
+            )
+        self.player = EpochPlayer(
+            network,
+            loader,
+            options,
+            criterion=criterion,
+            optimizer=optimizer,
+            sampler=sampler,
+            schedule=self.schedule,
+            memory=memory,
+            progress=self.progress,
         )
-        self.place = Place()
-        self._losses = LossWatch(loader.device)
-        self._hidden: list[Tensor] | None = None  # None between epochs
         self._saved_at = 0
+
+    @property
+    def place(self) -> Place:
+        """How far the training has come."""
+        return self.player.place
 
     @property
     def best_epoch(self) -> int | None:
@@ -131,7 +141,7 @@ class Trainer:
         try:
             with deferred_interrupt() as interrupt:
                 while not self._is_done:
-                    self._play_epoch(interrupt)
+                    self.player.play(partial(self._between_updates, interrupt))
                     self._finish_epoch()
                     self._stop_if(interrupt)
         except TrainingDiverged as error:
@@ -160,78 +170,11 @@ class Trainer:
                 f"{path} holds an earlier training; the first checkpoint of this one will move it to {path / PREVIOUS}"
             )
 
-    def _play_epoch(self, interrupt: InterruptRequest) -> None:
-        """Play the epoch, or what is left of it; the weights move after every `accumulate` blocks and at its end."""
-        place, accumulate, every = self.place, self.options.accumulate, self.options.checkpoint_every
-        self.network.train()
-        if self._hidden is None:
-            self.loader.set_epoch(place.epoch - 1)
-            self._hidden = self.network.initial_state(self.loader.n_lanes)
-        self.progress.begin_epoch(place.epoch, self.options.n_epochs, self.loader.n_targets, place.events)
-        started = time.perf_counter() - place.seconds
-        blocks = iter(self.loader)
-        pending = 0
-        while True:
-            with self.memory.phase("batch"):
-                block = next(blocks, None)
-                negatives = None if block is None else self._draw(len(block.n_live))
-            if block is None:
-                break
-            self._play_block(block, negatives)
-            pending += 1
-            if pending == accumulate:
-                pending = 0
-                self._update()
-                place.seconds = time.perf_counter() - started
-                self._stop_if(interrupt)
-                if every and place.step - self._saved_at >= every:
-                    self._save_last()
-        if pending:
-            self._update(scale=accumulate / pending)
-        self._losses.look(place)
-        place.seconds = time.perf_counter() - started
-        if not place.mini_batches:
-            raise ValueError(
-                f"an epoch has no mini-batch: with n_sample={self.options.n_sample} a step needs "
-                f"{self.loader.min_live} live lanes, and there are {self.loader.n_lanes}"
-            )
-
-    def _draw(self, steps: int) -> Tensor | None:
-        options = self.options
-        if not options.n_sample or self.sampler is None:
-            return None
-        return ops.negative_sampling(
-            self.sampler, options.n_sample, seed=options.seed, step=self.place.step, steps=steps, impl=options.impl
-        )[0]
-
-    def _play_block(self, block: SessionBlock, negatives: Tensor | None) -> None:
-        """Forward, loss and backward of one block; gradients add up until the next update."""
-        place, memory, steps, events = self.place, self.memory, len(block.n_live), block.n_events
-        assert self._hidden is not None
-        with memory.phase("forward"):
-            all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
-            output, hidden = self.network(block.inputs, self._hidden, block.reset, step=place.step, all_live=all_live)
-        with memory.phase("loss"):
-            loss = self.criterion(self.network, output, block.targets, negatives, block.n_live)
-            self._losses.add(place, loss, steps)
-        with memory.phase("backward"):
-            (loss if self.options.accumulate == 1 else loss / self.options.accumulate).backward()
-        self._hidden = [state.detach() for state in hidden]
-        place.step += steps
-        place.mini_batches += steps
-        place.events += events
-        self.progress.advance(events, place.mean_loss)
-
-    def _update(self, scale: float = 1.0) -> None:
-        with self.memory.phase("update"):
-            if scale != 1:
-                for parameter in self.network.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(scale)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        if self.schedule:
-            self.schedule.after_update()
+    def _between_updates(self, interrupt: InterruptRequest) -> None:
+        self._stop_if(interrupt)
+        every = self.options.checkpoint_every
+        if every and self.place.step - self._saved_at >= every:
+            self._save_last()
 
     def _finish_epoch(self) -> None:
         """Validate, write the history, move the learning rate, pick the best, save."""
@@ -255,11 +198,10 @@ class Trainer:
             self.schedule.after_epoch(watched)
         better = self._picks_best and self.early_stopping.update(place.epoch, watched)
         self.history.append(record)
-        self.place = Place(place.epoch + 1, place.step)
-        self._hidden = None
-        self._save_last()
-        if better:
+        self.player.end_epoch()
+        if better:  # before `last`, which says which epoch is the best: resumed from the one before, this is repeated
             self.folder.save_best(self.network, self.history)
+        self._save_last()
         self.folder.write_csv(self.history)
         self.progress.end_epoch(record)
 
@@ -289,20 +231,20 @@ class Trainer:
     def _save_last(self) -> Path | None:
         if self.folder.path is None:
             return None
-        self._losses.look(self.place)
+        self.player.look_at_losses()
         check_weights(self.network, self.place)
         state, values = optimizer_state(self.network, self.optimizer)
         progress = {
             "place": asdict(self.place),
             "history": self.history,
-            "loader": None if self._hidden is None else self.loader.state_dict(),
+            "loader": None if self.player.hidden is None else self.loader.state_dict(),
             "optimizer": values,
             "schedule": self.schedule.state_dict() if self.schedule else None,
             "early_stopping": self.early_stopping.state_dict(),
             "data": self._data,
         }
         self._saved_at = self.place.step
-        return self.folder.save_last(self.network, state | hidden_tensors(self._hidden), progress)
+        return self.folder.save_last(self.network, state | hidden_tensors(self.player.hidden), progress)
 
     @cached_property
     def _data(self) -> dict[str, int | str]:
@@ -329,14 +271,14 @@ class Trainer:
                 self.schedule.load_state_dict(progress["schedule"])
             except ValueError as error:
                 raise CheckpointError(str(error)) from None
-        self.place, self.history = Place(**progress["place"]), progress["history"]
+        self.player.place, self.history = Place(**progress["place"]), progress["history"]
         self.early_stopping.load_state_dict(progress["early_stopping"])
         self.network.load_state_dict(checkpoint.group(MODEL))
         load_optimizer(self.network, self.optimizer, checkpoint.group(OPTIMIZER), progress["optimizer"])
         if progress["loader"] is not None:
             self.loader.load_state_dict(progress["loader"])
             hidden = checkpoint.group(HIDDEN)
-            self._hidden = [hidden[str(layer)].to(self.loader.device) for layer in range(len(hidden))]
+            self.player.hidden = [hidden[str(layer)].to(self.loader.device) for layer in range(len(hidden))]
         self._saved_at = self.place.step
         self.folder.go_on_from(checkpoint.path)
 

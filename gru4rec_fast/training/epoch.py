@@ -1,0 +1,134 @@
+"""Playing one epoch: blocks in, updates of the weights out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gru4rec_fast import ops
+from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.profiling import MemoryRecord
+from gru4rec_fast.training.options import TrainingOptions
+from gru4rec_fast.training.place import LossWatch, Place
+from gru4rec_fast.training.progress import Progress
+from gru4rec_fast.training.schedules import Schedule
+
+
+class EpochPlayer:
+    """Plays the sessions and moves the weights.
+
+    A mini-batch is one step of all lanes; a block is T of them (truncated backpropagation through T steps), each with
+    negatives of its own. The number of mini-batches since the training began keys negatives and dropout.
+
+    Args: as those of `Trainer`, and its schedule.
+
+    Attributes:
+        place: how far the training has come.
+        hidden: the lanes' states, one tensor per layer; None between epochs.
+    """
+
+    def __init__(
+        self,
+        network: SessionNetwork,
+        loader: SessionParallelLoader,
+        options: TrainingOptions,
+        *,
+        criterion: SampledLoss,
+        optimizer: Optimizer,
+        sampler: ops.AliasTable | None,
+        schedule: Schedule | None,
+        memory: MemoryRecord,
+        progress: Progress,
+    ):
+        self.network, self.loader, self.options = network, loader, options
+        self.criterion, self.optimizer, self.sampler = criterion, optimizer, sampler
+        self.schedule, self.memory, self.progress = schedule, memory, progress
+        self.place = Place()
+        self.hidden: list[Tensor] | None = None
+        self._losses = LossWatch(loader.device)
+
+    def play(self, between_updates: Callable[[], None]) -> None:
+        """Play the epoch, or what is left of it; the weights move after every `accumulate` blocks and at its end.
+
+        `between_updates` is called after each update but one that only the end of the epoch brought.
+        """
+        place, accumulate = self.place, self.options.accumulate
+        self.network.train()
+        if self.hidden is None:
+            self.loader.set_epoch(place.epoch - 1)
+            self.hidden = self.network.initial_state(self.loader.n_lanes)
+        self.progress.begin_epoch(place.epoch, self.options.n_epochs, self.loader.n_targets, place.events)
+        started = time.perf_counter() - place.seconds
+        blocks = iter(self.loader)
+        pending = 0
+        while True:
+            with self.memory.phase("batch"):
+                block = next(blocks, None)
+                negatives = None if block is None else self._draw(len(block.n_live))
+            if block is None:
+                break
+            self.play_block(block, negatives)
+            pending += 1
+            if pending == accumulate:
+                pending = 0
+                self._update()
+                place.seconds = time.perf_counter() - started
+                between_updates()
+        if pending:
+            self._update(scale=accumulate / pending)
+        self.look_at_losses()
+        place.seconds = time.perf_counter() - started
+        if not place.mini_batches:
+            raise ValueError(
+                f"an epoch has no mini-batch: with n_sample={self.options.n_sample} a step needs "
+                f"{self.loader.min_live} live lanes, and there are {self.loader.n_lanes}"
+            )
+
+    def _draw(self, steps: int) -> Tensor | None:
+        options = self.options
+        if not options.n_sample or self.sampler is None:
+            return None
+        return ops.negative_sampling(
+            self.sampler, options.n_sample, seed=options.seed, step=self.place.step, steps=steps, impl=options.impl
+        )[0]
+
+    def play_block(self, block: SessionBlock, negatives: Tensor | None) -> None:
+        """Forward, loss and backward of one block; gradients add up until the next update."""
+        place, memory, steps, events = self.place, self.memory, len(block.n_live), block.n_events
+        assert self.hidden is not None
+        with memory.phase("forward"):
+            all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
+            output, hidden = self.network(block.inputs, self.hidden, block.reset, step=place.step, all_live=all_live)
+        with memory.phase("loss"):
+            loss = self.criterion(self.network, output, block.targets, negatives, block.n_live)
+            self._losses.add(place, loss, steps)
+        with memory.phase("backward"):
+            (loss if self.options.accumulate == 1 else loss / self.options.accumulate).backward()
+        self.hidden = [state.detach() for state in hidden]
+        place.step += steps
+        place.mini_batches += steps
+        place.events += events
+        self.progress.advance(events, place.mean_loss)
+
+    def _update(self, scale: float = 1.0) -> None:
+        with self.memory.phase("update"):
+            if scale != 1:
+                for parameter in self.network.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(scale)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule:
+            self.schedule.after_update()
+
+    def end_epoch(self) -> None:
+        """Stand before the next epoch."""
+        self.place, self.hidden = Place(self.place.epoch + 1, self.place.step), None
+
+    def look_at_losses(self) -> None:
+        """Take in every loss so far; TrainingDiverged where one is no number."""
+        self._losses.look(self.place)
