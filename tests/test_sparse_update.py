@@ -158,9 +158,9 @@ def test_operator_passes_opcheck_and_compiles(native_library: None) -> None:
     index, grad = torch.tensor([1, 1, 4]), torch.rand(3, 2)
     args = (torch.rand(5, 2), torch.rand(5, 2), torch.rand(5, 2), index, grad, 0.1, 0.3, 1e-6)
     torch.library.opcheck(torch.ops.gru4rec_fast.sparse_adagrad, args)
-    compiled = torch.compile(lambda *a: torch.ops.gru4rec_fast.sparse_adagrad(*a), fullgraph=True)
+    compiled = torch.compile(ops.sparse_adagrad, fullgraph=True)
     ours, theirs = [t.clone() for t in args[:3]], [t.clone() for t in args[:3]]
-    compiled(*ours, *args[3:])
+    compiled(*ours, index, grad, **RULE)
     ops.sparse_adagrad(*theirs, index, grad, **RULE, impl="reference")
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)

@@ -5,7 +5,7 @@
 //
 //     // csrc/cpu/ranking.cpp
 //     #include "common/simd.h"
-//     #define GRF_KERNEL "cpu/ranking_kernel.inc"   // defines count_above(...); includes nothing itself
+//     #define GRF_KERNEL "cpu/ranking_kernel.inc"   // defines count_above(...); includes no header itself
 //     #include "common/foreach_isa.h"               // at file scope
 //     ...
 //     GRF_DISPATCH(count_above)(scores, n, target); // baseline::, avx2:: or avx512::count_above

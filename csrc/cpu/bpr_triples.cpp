@@ -13,7 +13,7 @@
 #include <optional>
 #include <type_traits>
 
-#include "common/checks.h"
+#include "cpu/checks.h"
 #include "common/philox.h"
 
 namespace grf {

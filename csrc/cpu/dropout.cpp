@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/checks.h"
+#include "cpu/checks.h"
 #include "common/philox.h"
 
 #define GRF_KERNEL "cpu/dropout_kernel.inc"

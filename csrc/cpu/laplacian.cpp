@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "common/checks.h"
+#include "cpu/checks.h"
 #include "common/philox.h"
 
 namespace grf {

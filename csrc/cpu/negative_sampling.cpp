@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/checks.h"
+#include "cpu/checks.h"
 #include "common/philox.h"
 
 #define GRF_KERNEL "cpu/negative_sampling_kernel.inc"
