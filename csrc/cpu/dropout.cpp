@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/checks.h"
 #include "common/philox.h"
+#include "cpu/checks.h"
 
 #define GRF_KERNEL "cpu/dropout_kernel.inc"
 #include "common/foreach_isa.h"

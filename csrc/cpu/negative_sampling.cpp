@@ -8,8 +8,8 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/checks.h"
 #include "common/philox.h"
+#include "cpu/checks.h"
 
 #define GRF_KERNEL "cpu/negative_sampling_kernel.inc"
 #include "common/foreach_isa.h"
