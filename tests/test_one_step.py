@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from oracle import Dropout, Options, Trainer, play, zero_state
+from oracle import Dropout, Options, Trainer, play, random_weights, zero_state
 from package_run import PackageRun
 from plain_pytorch import plain_step
 
@@ -15,21 +15,7 @@ N_ITEMS, LANES, N_SAMPLE = 50, 6, 24
 
 
 def make_weights(mode: str, sizes: tuple[int, ...], form: str = "reset_after") -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    width = {"constrained": sizes[-1], "separate": 9, "none": 3 * sizes[0]}[mode]
-    shapes = {"output.weight": (N_ITEMS, sizes[-1]), "output.bias": (N_ITEMS,)}
-    if mode != "constrained":
-        shapes["embedding.weight"] = (N_ITEMS, width)
-    for layer, size in enumerate(sizes):
-        one_hot = mode == "none" and layer == 0
-        if not one_hot:
-            shapes[f"layers.{layer}.weight_ih"] = (3 * size, width)
-        shapes[f"layers.{layer}.weight_hh"] = (3 * size, size)
-        shapes[f"layers.{layer}.bias_ih"] = (3 * size,)
-        if form == "reset_after" and not one_hot:
-            shapes[f"layers.{layer}.bias_hh"] = (3 * size,)
-        width = size
-    return {name: rng.normal(scale=0.3, size=shape) for name, shape in shapes.items()}
+    return random_weights(N_ITEMS, mode, sizes, form, separate_width=9, scale=0.3)
 
 
 def make_sessions(n: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ units per layer:
     embedding.weight                 absent: constrained; [n_items, E]: separate; [n_items, 3H]: one-hot
 """
 
+from .examples import random_weights
 from .losses import LOSSES, SampledScores, sampled_loss
 from .network import Block, Dropout, embedding_mode, input_width, layer_sizes, run_backward, run_forward, zero_state
 from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, target_distribution
@@ -38,6 +39,7 @@ __all__ = [
     "metrics",
     "philox4x32",
     "play",
+    "random_weights",
     "ranks",
     "run_backward",
     "run_forward",

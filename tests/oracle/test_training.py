@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from .examples import random_weights
 from .losses import LOSSES
 from .network import Dropout, run_forward, zero_state
 from .philox import bernoulli_keep
@@ -13,22 +14,8 @@ N_ITEMS, LANES = 7, 3
 SESSIONS = [[0, 1, 2], [3, 4], [5, 1, 1, 6, 0], [2, 6, 3], [4, 0]]  # resets inside, a lane dead from step 4 on
 
 
-def make_weights(mode="constrained", sizes=(4, 3), form="reset_after", seed=0):
-    rng = np.random.default_rng(seed)
-    width = {"constrained": sizes[-1], "separate": 5, "none": 3 * sizes[0]}[mode]
-    shapes = {"output.weight": (N_ITEMS, sizes[-1]), "output.bias": (N_ITEMS,)}
-    if mode != "constrained":
-        shapes["embedding.weight"] = (N_ITEMS, width)
-    for layer, size in enumerate(sizes):
-        one_hot = mode == "none" and layer == 0
-        if not one_hot:
-            shapes[f"layers.{layer}.weight_ih"] = (3 * size, width)
-        shapes[f"layers.{layer}.weight_hh"] = (3 * size, size)
-        shapes[f"layers.{layer}.bias_ih"] = (3 * size,)
-        if form == "reset_after" and not one_hot:
-            shapes[f"layers.{layer}.bias_hh"] = (3 * size,)
-        width = size
-    return {name: rng.normal(scale=0.7, size=shape) for name, shape in shapes.items()}
+def make_weights(*model, **options):
+    return random_weights(N_ITEMS, *model, **options)
 
 
 def make_block(weights, first=0, length=5, samples=4):

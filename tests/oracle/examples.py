@@ -1,0 +1,31 @@
+"""Weights of small models for tests: every mode, form and size."""
+
+import numpy as np
+
+
+def random_weights(
+    n_items: int,
+    mode: str = "constrained",
+    sizes: tuple[int, ...] = (4, 3),
+    form: str = "reset_after",
+    *,
+    separate_width: int = 5,
+    scale: float = 0.7,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Normal weights and biases, float64, under the oracle's names; a bias that is not zero shows if it is left out."""
+    rng = np.random.default_rng(seed)
+    width = {"constrained": sizes[-1], "separate": separate_width, "none": 3 * sizes[0]}[mode]
+    shapes: dict[str, tuple[int, ...]] = {"output.weight": (n_items, sizes[-1]), "output.bias": (n_items,)}
+    if mode != "constrained":
+        shapes["embedding.weight"] = (n_items, width)
+    for layer, size in enumerate(sizes):
+        one_hot = mode == "none" and layer == 0
+        if not one_hot:
+            shapes[f"layers.{layer}.weight_ih"] = (3 * size, width)
+        shapes[f"layers.{layer}.weight_hh"] = (3 * size, size)
+        shapes[f"layers.{layer}.bias_ih"] = (3 * size,)
+        if form == "reset_after" and not one_hot:
+            shapes[f"layers.{layer}.bias_hh"] = (3 * size,)
+        width = size
+    return {name: rng.normal(scale=scale, size=shape) for name, shape in shapes.items()}
