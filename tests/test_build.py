@@ -54,12 +54,11 @@ class Place:
         self.python = self.home / "bin" / "python"
         (site_packages,) = self.home.glob("lib/python*/site-packages")
         self.package = site_packages / "gru4rec_fast"
-        visible = PURELIB
-        if not with_torch:
-            visible = root / "tools"
-            visible.mkdir()
-            for tool in (path for name in BUILD_TOOLS for path in PURELIB.glob(name)):
-                (visible / tool.name).symlink_to(tool)
+        visible = root / "visible"
+        visible.mkdir()
+        for path in (path for name in (["*"] if with_torch else BUILD_TOOLS) for path in PURELIB.glob(name)):
+            if not path.name.startswith(("gru4rec_fast", "__editable__")):  # the package under test is the place's own
+                (visible / path.name).symlink_to(path)
         (site_packages / "outer.pth").write_text(f"{visible}\n")
 
     def environment(self, **changes: str | None) -> Environment:
