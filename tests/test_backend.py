@@ -152,6 +152,7 @@ def library_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "kernels": lambda: {"target_rank": ["cpu"], "gru": []},
     }.items():
         monkeypatch.setattr(_backend, name, value)
+    monkeypatch.delenv("GRU4REC_FAST_BUILD", raising=False)  # who asks for none is told nothing
 
 
 def test_an_operator_without_a_kernel_beside_others_falls_back_in_silence(
