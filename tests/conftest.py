@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def is_installed() -> bool:
-    """Whether gru4rec_fast is installed in this environment as files of its own (an editable install is not)."""
-    try:
-        origin = distribution("gru4rec_fast").read_text("direct_url.json")
-    except PackageNotFoundError:
-        return False
-    return not json.loads(origin or "{}").get("dir_info", {}).get("editable", False)
+    """Whether gru4rec_fast is installed in this environment as files of its own (an editable install is not).
+
+    Not counted is the egg-info that `pip install .` leaves in a checkout, found where that is on sys.path.
+    """
+    for found in distributions(name="gru4rec_fast"):
+        if Path(str(found.locate_file(""))).resolve() != CHECKOUT:
+            return not json.loads(found.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable", False)
+    return False
 
 
 if is_installed():
