@@ -4,6 +4,8 @@
 // The positions in `index` are sorted by row, stably, so that a row's gradients stand together in the order in which
 // they came and are summed in that order; then one pass over each touched row (cpu/sparse_update_kernel.inc). Threads
 // share out the rows, and the columns of wide ones, so the result does not depend on their number.
+#include "cpu/sparse_update.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -14,8 +16,8 @@
 #include <cstdint>
 #include <numeric>
 #include <optional>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "cpu/scratch.h"
 #include "cpu/tensors.h"
@@ -23,14 +25,25 @@
 namespace grf {
 namespace {
 
-// Columns of one row: where the parameter and its state lie, and the gradients that are summed, in the order of
-// `position`, before they are used.
+// Columns of one row: where the parameter and its state lie (null: not kept), and its gradients: `grad`, and behind it
+// those in `more`, summed in the order of `position`.
 template <typename T>
 struct TouchedRow {
-  T *weight, *accumulator, *velocity;  // velocity may be null
-  const T* grad;                       // of position 0; position p is p * stride behind
-  int64_t stride, n_positions;
+  T *weight, *first, *second;
+  const T *grad, *more;  // more: of position 0; position p is p * stride behind
+  int64_t stride, n_more;
   const int64_t* position;
+
+  TouchedRow(const RowTable<T>& table, int64_t at, const T* grad, const T* more, int64_t n_more,
+             const int64_t* position)
+      : weight(table.weight + at),
+        first(table.first == nullptr ? nullptr : table.first + at),
+        second(table.second == nullptr ? nullptr : table.second + at),
+        grad(grad),
+        more(more),
+        stride(table.width),
+        n_more(n_more),
+        position(position) {}
 };
 
 }  // namespace
@@ -53,8 +66,27 @@ void check_index(const int64_t* index, int64_t n, int64_t n_rows) {
   }
 }
 
-// Puts into order [n] the positions in `index` sorted by row, equal rows by position: a counting sort by 11 bits of the
-// row at a time, lowest first. `other` has room for n numbers too; the sorted one is returned.
+constexpr int64_t kColumns = 4096;  // of a row, at most, in one piece of work
+
+// Calls update on the pieces of `n` rows, from one to the next; touched(u, column) is the u-th row from a column on.
+template <typename T, typename Options, typename Touched>
+void update_pieces(int64_t n, int64_t width, const Touched& touched, const Options& options) {
+  const int64_t per_row = (width + kColumns - 1) / kColumns;
+  const auto piece = [&](int64_t number) { return touched(number / per_row, number % per_row * kColumns); };
+  const auto update = GRF_DISPATCH(update_columns<T, Options>);
+  const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(std::min(width, kColumns), 1));
+  at::parallel_for(0, n * per_row, grain, [&](int64_t begin, int64_t end) {
+    TouchedRow<T> row = piece(begin);
+    for (int64_t number = begin; number < end; ++number) {
+      const TouchedRow<T> next = piece(std::min(number + 1, end - 1));
+      update(row, next, std::min(kColumns, width - number % per_row * kColumns), options);
+      row = next;
+    }
+  });
+}
+
+}  // namespace
+
 int64_t* sort_positions(const int64_t* index, int64_t n, int64_t n_rows, int64_t* order, int64_t* other) {
   constexpr int kBits = 11;
   std::iota(order, order + n, int64_t{0});
@@ -70,43 +102,54 @@ int64_t* sort_positions(const int64_t* index, int64_t n, int64_t n_rows, int64_t
   return order;
 }
 
-template <typename T>
-void update_rows(T* table, T* accumulator, T* velocity, int64_t n_rows, int64_t width, const int64_t* index,
-                 int64_t n_index, const T* grad, T lr, T momentum, T eps) {
+template <typename T, template <typename> class Options>
+void update_rows(const RowTable<T>& table, const int64_t* index, int64_t n_index, const T* grad,
+                 const Options<T>& options) {
+  if (n_index == 0 || table.width == 0) return;
   Scratch<int64_t, SortScratch> scratch(3 * n_index + 1);
   int64_t *first = scratch.take(n_index), *second = scratch.take(n_index), *start = scratch.take(n_index + 1);
-  const int64_t* order = sort_positions(index, n_index, n_rows, first, second);
+  const int64_t* order = sort_positions(index, n_index, table.n_rows, first, second);
   int64_t n_touched = 0;  // start[u] is where the u-th touched row begins in `order`
   for (int64_t i = 0; i < n_index; ++i) {
     if (i == 0 || index[order[i]] != index[order[i - 1]]) start[n_touched++] = i;
   }
   start[n_touched] = n_index;
-
-  constexpr int64_t kColumns = 4096;  // of a row, at most, in one piece of work
-  const int64_t pieces_per_row = (width + kColumns - 1) / kColumns;
-  const int64_t n_pieces = n_touched * pieces_per_row;
-  const auto piece = [&](int64_t number) {
-    const int64_t touched = number / pieces_per_row, column = number % pieces_per_row * kColumns;
-    const int64_t at = index[order[start[touched]]] * width + column;
-    return TouchedRow<T>{table + at,
-                         accumulator + at,
-                         velocity == nullptr ? nullptr : velocity + at,
-                         grad + column,
-                         width,
-                         start[touched + 1] - start[touched],
-                         order + start[touched]};
+  const auto touched = [&](int64_t u, int64_t column) {
+    const int64_t* position = order + start[u];
+    return TouchedRow<T>(table, index[*position] * table.width + column, grad + *position * table.width + column,
+                         grad + column, start[u + 1] - start[u] - 1, position + 1);
   };
-  const auto update = GRF_DISPATCH(adagrad_row<T>);
-  const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(std::min(width, kColumns), 1));
-  at::parallel_for(0, n_pieces, grain, [&](int64_t begin, int64_t end) {
-    TouchedRow<T> row = piece(begin);
-    for (int64_t number = begin; number < end; ++number) {
-      const TouchedRow<T> next = piece(std::min(number + 1, end - 1));
-      update(row, next, std::min(kColumns, width - number % pieces_per_row * kColumns), lr, momentum, eps);
-      row = next;
-    }
-  });
+  update_pieces<T>(n_touched, table.width, touched, options);
 }
+
+template <typename T, template <typename> class Options>
+void update_row(const RowTable<T>& table, int64_t row, const T* first, const T* grad, const int64_t* position,
+                int64_t n, const Options<T>& options, int64_t next_row) {
+  if (first == nullptr) first = grad + *position++ * table.width, --n;
+  const auto touched = [&](int64_t i) { return TouchedRow<T>(table, i * table.width, first, grad, n, position); };
+  const auto update = GRF_DISPATCH(update_columns<T, Options<T>>);
+  update(touched(row), touched(next_row < 0 ? row : next_row), table.width, options);
+}
+
+template <typename T, template <typename> class Options>
+void update_all(const RowTable<T>& table, const T* grad, const Options<T>& options) {
+  const RowTable<T> flat{table.weight, table.first, table.second, 1, table.n_rows * table.width};
+  const auto touched = [&](int64_t, int64_t column) {
+    return TouchedRow<T>(flat, column, grad + column, nullptr, 0, nullptr);
+  };
+  if (flat.width > 0) update_pieces<T>(1, flat.width, touched, options);
+}
+
+#define GRF_INSTANTIATE(T, Options)                                                                    \
+  template void update_rows(const RowTable<T>&, const int64_t*, int64_t, const T*, const Options<T>&); \
+  template void update_row(const RowTable<T>&, int64_t, const T*, const T*, const int64_t*, int64_t,   \
+                           const Options<T>&, int64_t);                                                \
+  template void update_all(const RowTable<T>&, const T*, const Options<T>&);
+GRF_INSTANTIATE(float, AdagradOptions)
+GRF_INSTANTIATE(double, AdagradOptions)
+#undef GRF_INSTANTIATE
+
+namespace {
 
 void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const std::optional<Tensor>& velocity,
                     const Tensor& index, const Tensor& grad, double lr, double momentum, double eps) {
@@ -124,10 +167,11 @@ void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const std::o
   check_index(i.const_data_ptr<int64_t>(), n_index, n_rows);
   if (g.numel() == 0) return;
   AT_DISPATCH_FLOATING_TYPES(dtype, "sparse_adagrad", [&] {
-    update_rows<scalar_t>(w.mutable_data_ptr<scalar_t>(), a.mutable_data_ptr<scalar_t>(),
-                          v.defined() ? v.mutable_data_ptr<scalar_t>() : nullptr, n_rows, w.numel() / n_rows,
-                          i.const_data_ptr<int64_t>(), n_index, g.const_data_ptr<scalar_t>(), static_cast<scalar_t>(lr),
-                          static_cast<scalar_t>(momentum), static_cast<scalar_t>(eps));
+    const RowTable<scalar_t> rows{w.mutable_data_ptr<scalar_t>(), a.mutable_data_ptr<scalar_t>(),
+                                  v.defined() ? v.mutable_data_ptr<scalar_t>() : nullptr, n_rows, w.numel() / n_rows};
+    const AdagradOptions<scalar_t> options{static_cast<scalar_t>(lr), static_cast<scalar_t>(momentum),
+                                           static_cast<scalar_t>(eps)};
+    update_rows(rows, i.const_data_ptr<int64_t>(), n_index, g.const_data_ptr<scalar_t>(), options);
   });
   // A table that is not contiguous was updated in a copy.
   if (!w.is_same(table)) table.copy_(w);
