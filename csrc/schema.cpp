@@ -33,9 +33,9 @@ TORCH_LIBRARY(gru4rec_fast, m) {
 
   // sampled_loss: the loss and, in the same pass, its gradients
   m.def(
-      "sampled_loss(Tensor hidden, Tensor rows, Tensor? bias, Tensor? live, Tensor? log_q, Tensor? ids, str loss, "
-      "bool in_batch, float batch_size, float elu_param, float bpreg, float label_smoothing) -> "
-      "(Tensor loss, Tensor grad_hidden, Tensor grad_rows, Tensor grad_bias)");
+      "sampled_loss(Tensor hidden, Tensor rows, Tensor? bias, Tensor? live, Tensor? log_q, Tensor? ids, "
+      "Tensor? count, str loss, bool in_batch, float batch_size, float elu_param, float bpreg, float label_smoothing)"
+      " -> (Tensor loss, Tensor grad_hidden, Tensor grad_rows, Tensor grad_bias)");
 
   // sparse_update
   m.def(

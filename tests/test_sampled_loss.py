@@ -29,7 +29,9 @@ OPTIONS = {
     "live": {"live": torch.tensor([True, True, False, True])},
     "log_q": {"log_q": torch.linspace(-1, 1, M + N, dtype=torch.float64)},
     "ids": {"ids": torch.tensor([7, 3, 7, 1, 3, 9, 7, 2, 9])},
+    "count": {"count": torch.tensor([1.0, 3.0, 1.0, 2.0, 5.0], dtype=torch.float64)},
     "all": {
+        "count": torch.tensor([2.0, 1.0, 4.0, 1.0, 3.0], dtype=torch.float64),
         "live": torch.tensor([True, True, False, True]),
         "log_q": torch.linspace(-1, 1, M + N, dtype=torch.float64),
         "ids": torch.tensor([7, 3, 7, 1, 3, 9, 7, 2, 9]),
@@ -61,7 +63,7 @@ def by_hand(
     bpreg=1.0,
     label_smoothing=0.0,
 ) -> list[float]:
-    """Each row's loss, in plain Python, over the columns `seen[i]` it sees (its own among them)."""
+    """Each row's loss, in plain Python, over the columns `seen[i]` it sees (its own among them; some repeatedly)."""
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -72,19 +74,21 @@ def by_hand(
             row = [v if v > 0 else elu_param * (math.exp(v) - 1) for v in row]
         others = [j for j in columns if j != o]
         total = sum(math.exp(row[j]) for j in others)
-        s = {j: math.exp(row[j]) / total for j in others}
+        s = [math.exp(row[j]) / total for j in others]
         if loss == "cross-entropy":
             z = math.log(sum(math.exp(row[j]) for j in columns))
             share = label_smoothing / len(others)
             losses.append(-(1 - label_smoothing) * (row[o] - z) - share * sum(row[j] - z for j in others))
         elif loss == "bpr-max":
-            better = sum(s[j] * sigmoid(row[o] - row[j]) for j in others)
-            losses.append(-math.log(better + 1e-24) + bpreg * sum(s[j] * row[j] ** 2 for j in others))
+            better = sum(w * sigmoid(row[o] - row[j]) for w, j in zip(s, others, strict=True))
+            penalty = sum(w * row[j] ** 2 for w, j in zip(s, others, strict=True))
+            losses.append(-math.log(better + 1e-24) + bpreg * penalty)
         elif loss == "top1":
             terms = [sigmoid(row[j] - row[o]) + sigmoid(row[j] ** 2) for j in columns]
             losses.append((sum(terms) - sigmoid(row[o] ** 2)) / len(columns))
         elif loss == "top1-max":
-            losses.append(sum(s[j] * (sigmoid(row[j] - row[o]) + sigmoid(row[j] ** 2)) for j in others))
+            terms = [sigmoid(row[j] - row[o]) + sigmoid(row[j] ** 2) for j in others]
+            losses.append(sum(w * term for w, term in zip(s, terms, strict=True)))
         else:
             losses.append(sum(-math.log(sigmoid(row[o] - row[j])) for j in columns))
     return losses
@@ -97,10 +101,11 @@ def test_value_is_the_formulas(loss: str, parameters: dict, option: str, in_batc
     log_q = given.get("log_q", torch.zeros(M + N, dtype=torch.float64))
     ids = given["ids"].tolist() if "ids" in given else list(range(100, 100 + M + N))
     scores = (t["hidden"] @ t["rows"].T + t["bias"] - log_q).tolist()
+    counts = given["count"].int().tolist() if "count" in given else [1] * N
     rows = [i for i in range(M) if live[i]]
     seen = []
     for i in rows:
-        columns = (rows if in_batch else [i]) + list(range(M, M + N))
+        columns = (rows if in_batch else [i]) + [M + j for j in range(N) for _ in range(counts[j])]
         seen.append([j for j in columns if j == i or ids[j] != ids[i]])
     expected = sum(by_hand([scores[i] for i in rows], rows, seen, loss, **parameters)) / 6
     value = ops.sampled_loss(**t, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **given, **parameters)
@@ -118,7 +123,7 @@ def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool, imp
 
     assert torch.autograd.gradcheck(value, tuple(t.values()))
     full = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters
-    masks = [given.get(name) for name in ("live", "log_q", "ids")]
+    masks = [given.get(name) for name in ("live", "log_q", "ids", "count")]
     with torch.no_grad():
         written = sampled_loss_and_gradients(*t.values(), *masks, loss, in_batch, 6.0, *full.values())
     torch.testing.assert_close(written[0], value(**t), rtol=1e-12, atol=1e-13)
@@ -130,7 +135,7 @@ def test_a_row_with_nothing_to_smooth_over_has_no_gradient() -> None:
     t = tensors()
     ids = torch.full((M + N,), 7)
     full = ("cross-entropy", True, 6.0, 0.0, 1.0, 0.2)
-    loss, *written = sampled_loss_and_gradients(*(x.detach() for x in t.values()), None, None, ids, *full)
+    loss, *written = sampled_loss_and_gradients(*(x.detach() for x in t.values()), None, None, ids, None, *full)
     value = ops.sampled_loss(**t, batch_size=6, ids=ids, label_smoothing=0.2, impl="reference")
     assert loss == value == 0
     for ours, auto in zip(written, torch.autograd.grad(value, list(t.values())), strict=True):
@@ -278,10 +283,27 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
+def test_a_count_stands_for_repeated_negatives(loss: str, in_batch: bool, impl: str) -> None:
+    """The loss and every gradient of rows that stand there three times, from one that counts three times."""
+    t, repeats = tensors(), torch.tensor([1, 3, 1, 2, 5])
+    ids = torch.tensor([7, 3, 7, 1, 3, 9, 7, 2, 9])
+    where = torch.cat([torch.arange(M), M + torch.arange(N).repeat_interleave(repeats)])
+    options = {"loss": loss, "in_batch": in_batch, "batch_size": 6, "impl": impl}
+    options |= {"label_smoothing": 0.1} if loss == "cross-entropy" else {}
+    long = ops.sampled_loss(t["hidden"], t["rows"][where], t["bias"][where], ids=ids[where], **options)
+    short = ops.sampled_loss(**t, ids=ids, count=repeats.double(), **options)
+    torch.testing.assert_close(short, long, rtol=1e-12, atol=0)
+    for ours, theirs in zip(*(torch.autograd.grad(loss, list(t.values())) for loss in (short, long)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("in_batch", [True, False])
 def test_operator_passes_opcheck_and_compiles(loss: str, in_batch: bool, native_library: None) -> None:
     t = tensors()
     masks = OPTIONS["all"]
-    args = (*t.values(), masks["live"], masks["log_q"], masks["ids"], loss, in_batch, 6.0, 0.5, 1.0, 0.0)
+    chosen = (masks[name] for name in ("live", "log_q", "ids", "count"))
+    args = (*t.values(), *chosen, loss, in_batch, 6.0, 0.5, 1.0, 0.0)
     torch.library.opcheck(torch.ops.gru4rec_fast.sampled_loss, args)
     compiled = torch.compile(lambda *a: torch.ops.gru4rec_fast.sampled_loss(*a)[0], fullgraph=True)
     expected = ops.sampled_loss(
@@ -304,6 +326,7 @@ def test_operator_passes_opcheck_and_compiles(loss: str, in_batch: bool, native_
         ({"bias": torch.zeros(3, dtype=torch.float64)}, r"bias must be \[9\]"),
         ({"log_q": torch.zeros(M + N)}, "log_q is torch.float32"),
         ({"live": torch.ones(M)}, "live must be bool"),
+        ({"count": torch.ones(M + N, dtype=torch.float64)}, r"count must be \[5\]"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"elu_param": -0.5}, "elu_param=-0.5"),
     ],

@@ -10,6 +10,7 @@
 
 #include "common/philox.h"
 #include "cpu/checks.h"
+#include "cpu/dropout.h"
 
 #define GRF_KERNEL "cpu/dropout_kernel.inc"
 #include "common/foreach_isa.h"
@@ -19,27 +20,32 @@ namespace {
 
 constexpr int64_t kWordRange = int64_t{1} << 32;
 
-// What every row of a mask shares.
-struct MaskParams {
-  int64_t lanes, units;
-  uint32_t stream, first_step;
-  uint64_t seed;
-  uint32_t threshold;
-};
+}  // namespace
 
 template <typename bits_t>
-void fill_mask(const at::Tensor& mask, const MaskParams& params, const at::Tensor& scale) {
+void fill_dropout_mask(const DropoutMask& mask, bits_t kept, bits_t* out) {
   const auto fill_row = GRF_DISPATCH(dropout_row<bits_t>);
-  const bits_t kept = *static_cast<const bits_t*>(scale.const_data_ptr());
-  auto* out = static_cast<bits_t*>(mask.mutable_data_ptr());
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, params.units));  // rows worth a thread
-  at::parallel_for(0, mask.size(0) * params.lanes, grain, [&](int64_t begin, int64_t end) {
+  const auto threshold = static_cast<uint32_t>(std::floor(mask.p * static_cast<double>(kWordRange)));
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, mask.units));  // rows worth a thread
+  at::parallel_for(0, mask.steps * mask.lanes, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      fill_row(out + row * params.units, static_cast<uint32_t>(params.units), params.stream,
-               params.first_step + static_cast<uint32_t>(row / params.lanes), static_cast<uint32_t>(row % params.lanes),
-               params.seed, params.threshold, kept);
+      fill_row(out + row * mask.units, static_cast<uint32_t>(mask.units), static_cast<uint32_t>(mask.stream),
+               static_cast<uint32_t>(mask.step + row / mask.lanes), static_cast<uint32_t>(row % mask.lanes),
+               static_cast<uint64_t>(mask.seed), threshold, kept);
     }
   });
+}
+
+template void fill_dropout_mask<uint16_t>(const DropoutMask&, uint16_t, uint16_t*);
+template void fill_dropout_mask<uint32_t>(const DropoutMask&, uint32_t, uint32_t*);
+template void fill_dropout_mask<uint64_t>(const DropoutMask&, uint64_t, uint64_t*);
+
+namespace {
+
+template <typename bits_t>
+void fill(const at::Tensor& tensor, const DropoutMask& mask, const at::Tensor& scale) {
+  fill_dropout_mask(mask, *static_cast<const bits_t*>(scale.const_data_ptr()),
+                    static_cast<bits_t*>(tensor.mutable_data_ptr()));
 }
 
 at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
@@ -55,18 +61,16 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   const auto options = at::TensorOptions().dtype(dtype).device(device);
   const at::Tensor mask = at::empty({steps, lanes, units}, options);
   const at::Tensor scale = at::full({}, 1.0 / (1.0 - p), options);
-  const auto threshold = static_cast<uint32_t>(std::floor(p * static_cast<double>(kWordRange)));
-  const MaskParams params{
-      lanes, units, static_cast<uint32_t>(stream), static_cast<uint32_t>(step), static_cast<uint64_t>(seed), threshold};
+  const DropoutMask params{steps, lanes, units, p, seed, stream, step};
   switch (mask.element_size()) {
     case 2:
-      fill_mask<uint16_t>(mask, params, scale);
+      fill<uint16_t>(mask, params, scale);
       break;
     case 4:
-      fill_mask<uint32_t>(mask, params, scale);
+      fill<uint32_t>(mask, params, scale);
       break;
     default:
-      fill_mask<uint64_t>(mask, params, scale);
+      fill<uint64_t>(mask, params, scale);
   }
   return mask;
 }

@@ -18,6 +18,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "cpu/gru.h"
 #include "cpu/product.h"
 #include "cpu/scratch.h"
 #include "cpu/tensors.h"
@@ -30,6 +31,163 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+// A layer with the rows that stand in for what is not there.
+template <typename T>
+struct WholeLayer : GruLayer<T> {
+  const T *zeros, *ones;  // [3H], [H]
+
+  // `constants` has room for 4H numbers.
+  WholeLayer(const GruLayer<T>& layer, T* constants)
+      : GruLayer<T>(layer), zeros(constants), ones(constants + 3 * layer.hidden) {
+    std::fill_n(constants, 3 * this->hidden, T{0});
+    std::fill_n(constants + 3 * this->hidden, this->hidden, T{1});
+    if (this->bias == nullptr) this->bias = zeros;
+  }
+
+  bool is_reset(int64_t t, int64_t lane) const { return this->reset != nullptr && this->reset[t * this->lanes + lane]; }
+  const T* mask_of(int64_t t, int64_t lane) const {
+    return this->mask == nullptr ? ones : this->mask + (t * this->lanes + lane) * this->hidden;
+  }
+  // The state that a lane enters step t with, given all steps' outputs.
+  const T* entering(const T* output, int64_t t, int64_t lane) const {
+    return is_reset(t, lane) ? zeros : before(output, t) + lane * this->hidden;
+  }
+  // All lanes' states before step t, resets not looked at.
+  const T* before(const T* output, int64_t t) const {
+    return t == 0 ? this->state : output + (t - 1) * this->lanes * this->hidden;
+  }
+
+  template <typename Pass>
+  void for_lanes(const Pass& pass) const {
+    const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(this->hidden, 1));  // lanes worth a thread
+    at::parallel_for(0, this->lanes, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t lane = begin; lane < end; ++lane) pass(lane);
+    });
+  }
+};
+
+struct ForwardScratch;
+struct BackwardScratch;
+
+// The weights' gradients, sums over all steps, from those of the gate inputs and of W s.
+template <typename T>
+void weight_gradients(const WholeLayer<T>& p, const T* output, const T* saved, const T* grad_a, const T* recurrent,
+                      const GruGradients<T>& grads) {
+  const int64_t lanes = p.lanes, hidden = p.hidden, rows = p.steps * lanes, width = (p.after ? 3 : 2) * hidden;
+  if (!grads.add) {
+    std::fill_n(grads.bias, 3 * hidden, T{0});
+    if (rows == 0) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});
+  }
+  if (rows == 0) return;
+  // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
+  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add);
+  if (rows > lanes) {
+    multiply<T>(width, hidden, rows - lanes, {recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,
+                hidden, true);
+  }
+  if (!p.after) {
+    multiply<T>(hidden, hidden, rows, {grad_a + 2 * hidden, 1, 3 * hidden}, {saved + 3 * hidden, 4 * hidden},
+                grads.weight + 2 * hidden * hidden, hidden, grads.add);
+  }
+  if (p.bias == p.zeros) return;
+  at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
+    GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_a, saved, grads.bias);
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* saved) {
+  const int64_t lanes = layer.lanes, hidden = layer.hidden, width = (layer.after ? 3 : 2) * hidden;
+  Scratch<T, ForwardScratch> scratch(4 * hidden + 3 * lanes * hidden);
+  const WholeLayer<T> p(layer, scratch.take(4 * hidden));
+  T* recurrent = scratch.take(3 * lanes * hidden);  // W s [B, 3H]; reset_before: W_rz s [B, 2H], W_n q [B, H]
+  T* recurrent_n = recurrent + 2 * lanes * hidden;
+  const auto after = GRF_DISPATCH(gru_after<T>);
+  const auto before_gates = GRF_DISPATCH(gru_before_gates<T>);
+  const auto before_output = GRF_DISPATCH(gru_before_output<T>);
+  for (int64_t t = 0; t < layer.steps; ++t) {
+    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
+      return block + (t * lanes + lane) * factor * hidden;
+    };
+    multiply<T>(lanes, width, hidden, {p.before(output, t), hidden}, {p.weight, 1, hidden}, recurrent, width);
+    if (layer.after) {
+      p.for_lanes([&](int64_t lane) {
+        const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
+        after(hidden, row(gate_inputs, 3, lane), product, p.bias, p.entering(output, t, lane), p.mask_of(t, lane),
+              row(saved, 4, lane), row(output, 1, lane));
+      });
+      continue;
+    }
+    p.for_lanes([&](int64_t lane) {
+      const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
+      before_gates(hidden, row(gate_inputs, 3, lane), product, p.entering(output, t, lane), row(saved, 4, lane));
+    });
+    multiply<T>(lanes, hidden, hidden, {row(saved, 4, 0) + 3 * hidden, 4 * hidden},
+                {p.weight + 2 * hidden * hidden, 1, hidden}, recurrent_n, hidden);
+    p.for_lanes([&](int64_t lane) {
+      before_output(hidden, row(gate_inputs, 3, lane), recurrent_n + lane * hidden, p.entering(output, t, lane),
+                    p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
+    });
+  }
+}
+
+template <typename T>
+void gru_backward(const GruLayer<T>& layer, const T* grad_output, const T* output, const T* saved,
+                  const GruGradients<T>& grads) {
+  const int64_t steps = layer.steps, lanes = layer.lanes, hidden = layer.hidden;
+  const int64_t width = (layer.after ? 3 : 2) * hidden;
+  Scratch<T, BackwardScratch> scratch(4 * hidden + steps * lanes * width + 2 * lanes * hidden);
+  const WholeLayer<T> p(layer, scratch.take(4 * hidden));
+  T* recurrent = scratch.take(steps * lanes * width);  // gradients of W s (reset_before: W_rz s), 0 in lanes reset
+  T* grad_q = scratch.take(lanes * hidden);
+  T* grad_a = grads.gate_inputs;
+  // What arrives from the next step, and in the end is the gradient of the state before the first.
+  T* carried = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
+  const T* weight_n = p.weight + 2 * hidden * hidden;
+  const auto after = GRF_DISPATCH(gru_after_backward<T>);
+  const auto before_output = GRF_DISPATCH(gru_before_backward_output<T>);
+  const auto before_gates = GRF_DISPATCH(gru_before_backward_gates<T>);
+  std::fill_n(carried, lanes * hidden, T{0});
+  for (int64_t t = steps - 1; t >= 0; --t) {
+    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
+      return block + (t * lanes + lane) * factor * hidden;
+    };
+    const auto keep = [&](int64_t lane) { return p.is_reset(t, lane) ? T{0} : T{1}; };
+    T* to = recurrent + t * lanes * width;
+    if (layer.after) {
+      p.for_lanes([&](int64_t lane) {
+        after(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane), p.entering(output, t, lane),
+              keep(lane), row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
+      });
+    } else {
+      p.for_lanes([&](int64_t lane) {
+        before_output(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
+                      p.entering(output, t, lane), row(grad_a, 3, lane), carried + lane * hidden);
+      });
+      multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
+                  hidden);
+      p.for_lanes([&](int64_t lane) {
+        before_gates(hidden, row(saved, 4, lane), p.entering(output, t, lane), grad_q + lane * hidden, keep(lane),
+                     row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
+      });
+    }
+    if (t == 0 && grads.state == nullptr) break;
+    multiply<T>(lanes, hidden, width, {to, width}, {p.weight, hidden}, carried, hidden, true);
+  }
+  weight_gradients(p, output, saved, grad_a, recurrent, grads);
+}
+
+#define GRF_INSTANTIATE(T)                                            \
+  template void gru_forward<T>(const GruLayer<T>&, const T*, T*, T*); \
+  template void gru_backward<T>(const GruLayer<T>&, const T*, const T*, const T*, const GruGradients<T>&);
+GRF_INSTANTIATE(float)
+GRF_INSTANTIATE(double)
+#undef GRF_INSTANTIATE
+
+namespace {
 
 // The arguments that both directions share, checked and contiguous.
 struct GruArguments {
@@ -60,157 +218,20 @@ struct GruArguments {
   Tensor block(const Tensor& tensor, const char* name, int64_t width) const {
     return contiguous(tensor, name, {steps, lanes, width * hidden}, state.scalar_type());
   }
+  template <typename T>
+  GruLayer<T> layer() const {
+    return {steps,
+            lanes,
+            hidden,
+            after,
+            state.const_data_ptr<T>(),
+            weight.const_data_ptr<T>(),
+            data_or_null<T>(bias),
+            data_or_null<bool>(reset),
+            data_or_null<T>(mask)};
+  }
   Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, state.options()); }
 };
-
-// The same as raw pointers, with the rows that stand in for what is not there.
-template <typename T>
-struct GruPointers {
-  int64_t steps, lanes, hidden;
-  const T *state, *weight, *bias, *mask;
-  const bool* reset;
-  const T *zeros, *ones;  // [3H], [H]
-
-  // `constants` has room for 4H numbers.
-  GruPointers(const GruArguments& given, T* constants)
-      : steps(given.steps),
-        lanes(given.lanes),
-        hidden(given.hidden),
-        state(given.state.const_data_ptr<T>()),
-        weight(given.weight.const_data_ptr<T>()),
-        bias(data_or_null<T>(given.bias)),
-        mask(data_or_null<T>(given.mask)),
-        reset(data_or_null<bool>(given.reset)),
-        zeros(constants),
-        ones(constants + 3 * given.hidden) {
-    std::fill_n(constants, 3 * hidden, T{0});
-    std::fill_n(constants + 3 * hidden, hidden, T{1});
-    if (bias == nullptr) bias = zeros;
-  }
-
-  bool is_reset(int64_t t, int64_t lane) const { return reset != nullptr && reset[t * lanes + lane]; }
-  const T* mask_of(int64_t t, int64_t lane) const {
-    return mask == nullptr ? ones : mask + (t * lanes + lane) * hidden;
-  }
-  // The state that a lane enters step t with, given all steps' outputs.
-  const T* entering(const T* output, int64_t t, int64_t lane) const {
-    return is_reset(t, lane) ? zeros : before(output, t) + lane * hidden;
-  }
-  // All lanes' states before step t, resets not looked at.
-  const T* before(const T* output, int64_t t) const { return t == 0 ? state : output + (t - 1) * lanes * hidden; }
-
-  template <typename Pass>
-  void for_lanes(const Pass& pass) const {
-    const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(hidden, 1));  // lanes worth a thread
-    at::parallel_for(0, lanes, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t lane = begin; lane < end; ++lane) pass(lane);
-    });
-  }
-};
-
-struct ForwardScratch;
-struct BackwardScratch;
-
-template <typename T>
-void forward(const GruArguments& given, const T* gate_inputs, T* output, T* saved) {
-  const int64_t lanes = given.lanes, hidden = given.hidden, width = (given.after ? 3 : 2) * hidden;
-  Scratch<T, ForwardScratch> scratch(4 * hidden + 3 * lanes * hidden);
-  const GruPointers<T> p(given, scratch.take(4 * hidden));
-  T* recurrent = scratch.take(3 * lanes * hidden);  // W s [B, 3H]; reset_before: W_rz s [B, 2H], W_n q [B, H]
-  T* recurrent_n = recurrent + 2 * lanes * hidden;
-  const auto after = GRF_DISPATCH(gru_after<T>);
-  const auto before_gates = GRF_DISPATCH(gru_before_gates<T>);
-  const auto before_output = GRF_DISPATCH(gru_before_output<T>);
-  for (int64_t t = 0; t < given.steps; ++t) {
-    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
-      return block + (t * lanes + lane) * factor * hidden;
-    };
-    multiply<T>(lanes, width, hidden, {p.before(output, t), hidden}, {p.weight, 1, hidden}, recurrent, width);
-    if (given.after) {
-      p.for_lanes([&](int64_t lane) {
-        const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
-        after(hidden, row(gate_inputs, 3, lane), product, p.bias, p.entering(output, t, lane), p.mask_of(t, lane),
-              row(saved, 4, lane), row(output, 1, lane));
-      });
-      continue;
-    }
-    p.for_lanes([&](int64_t lane) {
-      const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
-      before_gates(hidden, row(gate_inputs, 3, lane), product, p.entering(output, t, lane), row(saved, 4, lane));
-    });
-    multiply<T>(lanes, hidden, hidden, {row(saved, 4, 0) + 3 * hidden, 4 * hidden},
-                {p.weight + 2 * hidden * hidden, 1, hidden}, recurrent_n, hidden);
-    p.for_lanes([&](int64_t lane) {
-      before_output(hidden, row(gate_inputs, 3, lane), recurrent_n + lane * hidden, p.entering(output, t, lane),
-                    p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
-    });
-  }
-}
-
-// `carried` [B, H] ends as the gradient of the state before the first step.
-template <typename T>
-void backward(const GruArguments& given, const T* grad_output, const T* output, const T* saved, T* grad_a, T* carried,
-              T* grad_weight, T* grad_bias) {
-  const int64_t steps = given.steps, lanes = given.lanes, hidden = given.hidden;
-  const int64_t width = (given.after ? 3 : 2) * hidden;
-  Scratch<T, BackwardScratch> scratch(4 * hidden + steps * lanes * width + lanes * hidden);
-  const GruPointers<T> p(given, scratch.take(4 * hidden));
-  T* recurrent = scratch.take(steps * lanes * width);  // gradients of W s (reset_before: W_rz s), 0 in lanes reset
-  T* grad_q = scratch.take(lanes * hidden);
-  const T* weight_n = p.weight + 2 * hidden * hidden;
-  const auto after = GRF_DISPATCH(gru_after_backward<T>);
-  const auto before_output = GRF_DISPATCH(gru_before_backward_output<T>);
-  const auto before_gates = GRF_DISPATCH(gru_before_backward_gates<T>);
-  std::fill_n(carried, lanes * hidden, T{0});
-  for (int64_t t = steps - 1; t >= 0; --t) {
-    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
-      return block + (t * lanes + lane) * factor * hidden;
-    };
-    const auto keep = [&](int64_t lane) { return p.is_reset(t, lane) ? T{0} : T{1}; };
-    T* to = recurrent + t * lanes * width;
-    if (given.after) {
-      p.for_lanes([&](int64_t lane) {
-        after(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane), p.entering(output, t, lane),
-              keep(lane), row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
-      });
-    } else {
-      p.for_lanes([&](int64_t lane) {
-        before_output(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
-                      p.entering(output, t, lane), row(grad_a, 3, lane), carried + lane * hidden);
-      });
-      multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
-                  hidden);
-      p.for_lanes([&](int64_t lane) {
-        before_gates(hidden, row(saved, 4, lane), p.entering(output, t, lane), grad_q + lane * hidden, keep(lane),
-                     row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
-      });
-    }
-    multiply<T>(lanes, hidden, width, {to, width}, {p.weight, hidden}, carried, hidden, true);
-  }
-  if (steps == 0) {
-    std::fill_n(grad_weight, 3 * hidden * hidden, T{0});
-    std::fill_n(grad_bias, 3 * hidden, T{0});
-    return;
-  }
-  // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
-  const int64_t later = (steps - 1) * lanes;
-  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grad_weight, hidden);
-  if (later > 0) {
-    multiply<T>(width, hidden, later, {recurrent + lanes * width, 1, width}, {output, hidden}, grad_weight, hidden,
-                true);
-  }
-  if (!given.after) {
-    multiply<T>(hidden, hidden, steps * lanes, {grad_a + 2 * hidden, 1, 3 * hidden}, {saved + 3 * hidden, 4 * hidden},
-                grad_weight + 2 * hidden * hidden, hidden);
-  }
-  if (!given.bias.defined()) {
-    std::fill_n(grad_bias, 3 * hidden, T{0});
-    return;
-  }
-  at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
-    GRF_DISPATCH(gru_bias_gradient<T>)(hidden, steps * lanes, begin, end, grad_a, saved, grad_bias);
-  });
-}
 
 std::tuple<Tensor, Tensor> gru(const Tensor& gate_inputs, const Tensor& state, const Tensor& weight_hh,
                                const OptionalTensor& bias_hh, const OptionalTensor& reset,
@@ -220,8 +241,8 @@ std::tuple<Tensor, Tensor> gru(const Tensor& gate_inputs, const Tensor& state, c
   Tensor output = given.empty({given.steps, given.lanes, given.hidden});
   Tensor saved = given.empty({given.steps, given.lanes, 4 * given.hidden});
   AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru", [&] {
-    forward(given, a.const_data_ptr<scalar_t>(), output.mutable_data_ptr<scalar_t>(),
-            saved.mutable_data_ptr<scalar_t>());
+    gru_forward(given.layer<scalar_t>(), a.const_data_ptr<scalar_t>(), output.mutable_data_ptr<scalar_t>(),
+                saved.mutable_data_ptr<scalar_t>());
   });
   return {output, saved};
 }
@@ -238,9 +259,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
   Tensor grad_state = given.empty({given.lanes, given.hidden});
   Tensor grad_weight = given.empty({3 * given.hidden, given.hidden}), grad_bias = given.empty({3 * given.hidden});
   AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward", [&] {
-    backward(given, grad.const_data_ptr<scalar_t>(), h.const_data_ptr<scalar_t>(), gates.const_data_ptr<scalar_t>(),
-             grad_gate_inputs.mutable_data_ptr<scalar_t>(), grad_state.mutable_data_ptr<scalar_t>(),
-             grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>());
+    const GruGradients<scalar_t> grads{
+        grad_gate_inputs.mutable_data_ptr<scalar_t>(), grad_state.mutable_data_ptr<scalar_t>(),
+        grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>(), false};
+    gru_backward(given.layer<scalar_t>(), grad.const_data_ptr<scalar_t>(), h.const_data_ptr<scalar_t>(),
+                 gates.const_data_ptr<scalar_t>(), grads);
   });
   return {grad_gate_inputs, grad_state, grad_weight, grad_bias};
 }

@@ -10,6 +10,7 @@
 
 #include "common/philox.h"
 #include "cpu/checks.h"
+#include "cpu/negative_sampling.h"
 
 #define GRF_KERNEL "cpu/negative_sampling_kernel.inc"
 #include "common/foreach_isa.h"
@@ -64,6 +65,26 @@ std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
   return {threshold_tensor, alias_tensor};
 }
 
+}  // namespace
+
+void draw_negatives(const AliasTable& table, int64_t n, int64_t steps, int64_t seed, int64_t step, int64_t* items,
+                    float* log_prob) {
+  const auto draw = GRF_DISPATCH(draw_step);
+  at::parallel_for(0, steps * n, 4096, [&](int64_t begin, int64_t end) {
+    while (begin < end) {  // the range cut at the edges of steps
+      const int64_t t = begin / n;
+      const int64_t stop = std::min(end, (t + 1) * n);
+      const bool drawn = draw(items + t * n, log_prob == nullptr ? nullptr : log_prob + t * n, begin - t * n,
+                              stop - t * n, static_cast<uint32_t>(step + t), static_cast<uint64_t>(seed),
+                              table.threshold, table.alias, table.log_prob, static_cast<uint32_t>(table.n_items));
+      TORCH_CHECK_INDEX(drawn, "alias: holds numbers outside [0, ", table.n_items, ")");
+      begin = stop;
+    }
+  });
+}
+
+namespace {
+
 std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold, const at::Tensor& alias,
                                                      const at::Tensor& log_prob, int64_t n, int64_t seed, int64_t step,
                                                      int64_t steps) {
@@ -76,26 +97,12 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
   TORCH_CHECK_VALUE(n >= 0 && n <= int64_t{1} << 32, "n=", n, ": must be in [0, 2**32]");
 
   const at::Tensor thresholds = threshold.contiguous(), aliases = alias.contiguous(), log_probs = log_prob.contiguous();
-  const int64_t* threshold_data = thresholds.const_data_ptr<int64_t>();
-  const int64_t* alias_data = aliases.const_data_ptr<int64_t>();
-  const float* log_prob_data = log_probs.const_data_ptr<float>();
   const at::Tensor items = at::empty({steps, n}, threshold.options());
   const at::Tensor item_log_prob = at::empty({steps, n}, log_prob.options());
-  int64_t* items_out = items.mutable_data_ptr<int64_t>();
-  float* log_prob_out = item_log_prob.mutable_data_ptr<float>();
-
-  const auto draw = GRF_DISPATCH(draw_step);
-  at::parallel_for(0, steps * n, 4096, [&](int64_t begin, int64_t end) {
-    while (begin < end) {  // the range cut at the edges of steps
-      const int64_t t = begin / n;
-      const int64_t stop = std::min(end, (t + 1) * n);
-      const bool drawn =
-          draw(items_out + t * n, log_prob_out + t * n, begin - t * n, stop - t * n, static_cast<uint32_t>(step + t),
-               static_cast<uint64_t>(seed), threshold_data, alias_data, log_prob_data, static_cast<uint32_t>(n_items));
-      TORCH_CHECK_INDEX(drawn, "alias: holds numbers outside [0, ", n_items, ")");
-      begin = stop;
-    }
-  });
+  const AliasTable table{thresholds.const_data_ptr<int64_t>(), aliases.const_data_ptr<int64_t>(),
+                         log_probs.const_data_ptr<float>(), n_items};
+  draw_negatives(table, n, steps, seed, step, items.mutable_data_ptr<int64_t>(),
+                 item_log_prob.mutable_data_ptr<float>());
   return {items, item_log_prob};
 }
 

@@ -4,9 +4,8 @@
 // A tile of rows at a time: one product gives its scores, one pass over each row turns them into the gradient in place
 // (cpu/sampled_loss_kernel.inc), two products and a column sum carry that on. A tile is at most kTileBytes (or kMinRows
 // rows), so that its scores stay in cache however many rows there are.
-//
-// In-batch, a row's columns are those of `rows`, its own one among them. Otherwise they are the N shared negatives and,
-// behind them, the row's own target, whose score and gradient are no part of the products.
+#include "cpu/sampled_loss.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -23,22 +22,9 @@
 #include <type_traits>
 
 #include "cpu/product.h"
+#include "cpu/rows.h"
 #include "cpu/scratch.h"
 #include "cpu/tensors.h"
-
-namespace grf {
-namespace {
-
-enum class Loss { cross_entropy, bpr_max, top1, top1_max, bpr };
-
-template <typename T>
-struct LossParams {
-  Loss loss;
-  T elu, bpreg, smoothing, scale;  // scale: 1 / batch_size, on gradients
-};
-
-}  // namespace
-}  // namespace grf
 
 #define GRF_KERNEL "cpu/sampled_loss_kernel.inc"
 #include "common/foreach_isa.h"
@@ -53,6 +39,11 @@ constexpr int64_t kTileBytes = int64_t{4} << 20;
 constexpr int64_t kMinRows = 64;
 constexpr int64_t kAlignment = 64;  // bytes from row to row of scores: whole vectors of every instruction set
 
+struct TileScratch;
+struct RowScratch;
+
+}  // namespace
+
 Loss loss_named(std::string_view name) {
   if (name == "cross-entropy") return Loss::cross_entropy;
   if (name == "bpr-max") return Loss::bpr_max;
@@ -62,101 +53,116 @@ Loss loss_named(std::string_view name) {
   return Loss::bpr;
 }
 
-struct TileScratch;
-struct RowScratch;
-
-// The problem as raw pointers; bias, live, log_q and ids may be null.
 template <typename T>
-struct SampledLoss {
-  int64_t m, n, width;  // M, N, H
-  bool in_batch;
-  const T *hidden, *rows, *bias, *log_q;
-  const bool* live;
-  const int64_t* ids;
-  LossParams<T> params;
-  double scale;  // 1 / batch_size
-  T *grad_hidden, *grad_rows, *grad_bias;
+int64_t SampledLoss<T>::score_stride() const {
+  const int64_t multiple = kAlignment / static_cast<int64_t>(sizeof(T));
+  return std::max((columns() + (in_batch ? 0 : 1) + multiple - 1) / multiple, int64_t{1}) * multiple;
+}
 
-  // The columns that the products make: their number, and the row of `rows` they begin with.
-  int64_t columns() const { return in_batch ? m + n : n; }
-  int64_t first_row() const { return in_batch ? 0 : m; }
-  int64_t own_column(int64_t i) const { return in_batch ? i : n; }
-  bool is_live(int64_t i) const { return live == nullptr || live[i]; }
-
-  // What is added to the score of row `j` of `rows`.
-  T offset(int64_t j) const { return (bias == nullptr ? 0 : bias[j]) - (log_q == nullptr ? 0 : log_q[j]); }
-
-  // The offsets of a row's columns, -inf where no row sees them.
-  void fill_offsets(T* offsets, int64_t size) const {
-    std::fill_n(offsets, size, -std::numeric_limits<T>::infinity());
-    for (int64_t j = 0; j < columns(); ++j) {
-      if (!in_batch || j >= m || is_live(j)) offsets[j] = offset(first_row() + j);
-    }
+template <typename T>
+ScoreColumns<T> SampledLoss<T>::prepare_columns(T* room) const {
+  const int64_t size = score_stride(), targets = in_batch ? m : 0;
+  T *offsets = room, *counts = room + size;
+  std::fill_n(offsets, size, -std::numeric_limits<T>::infinity());
+  std::fill_n(counts, size, T{1});
+  for (int64_t j = 0; j < columns(); ++j) {
+    if (j >= targets || live == nullptr || live[j]) offsets[j] = offset(first_row() + j);
   }
+  if (count != nullptr) std::copy_n(count, n, counts + targets);
+  return {offsets, counts, size};
+}
 
-  T row(int64_t i, T* scores, const T* offsets, int64_t size, T* work) const {
-    if (!is_live(i)) {
-      std::fill_n(scores, size, T{0});
-      return 0;
-    }
-    const int64_t own = own_column(i);
-    const T product = in_batch ? scores[own] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
-    if (ids != nullptr) GRF_DISPATCH(hide_hits<T>)(scores, ids + first_row(), columns(), ids[i]);
-    return GRF_DISPATCH(loss_row<T>)(params, scores, offsets, size, own, product + offset(i), work);
-  }
+template <typename T>
+T SampledLoss<T>::offset(int64_t j) const {
+  return (bias == nullptr ? 0 : bias[j]) - (log_q == nullptr ? 0 : log_q[j]);
+}
 
-  // The gradients that run through the own columns where these are no part of the products.
-  void add_own(int64_t i, T grad) const {
-    const auto add = GRF_DISPATCH(add_scaled<T>);
-    add(grad_hidden + i * width, rows + i * width, grad, width);
-    std::fill_n(grad_rows + i * width, width, T{0});
-    add(grad_rows + i * width, hidden + i * width, grad, width);
-    grad_bias[i] = grad;
+template <typename T>
+T SampledLoss<T>::score_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const {
+  if (!is_live(i)) {
+    std::fill_n(scores, columns.size, T{0});
+    return 0;
   }
+  const int64_t own = in_batch ? i : n;
+  const T product = in_batch ? scores[own] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
+  if (ids != nullptr) GRF_DISPATCH(hide_hits<T>)(scores, ids + first_row(), this->columns(), ids[i]);
+  return GRF_DISPATCH(loss_row<T>)(params, scores, columns, own, product + offset(i), work);
+}
 
-  T run() const {
-    const int64_t columns = this->columns(), first_row = this->first_row();
-    const int64_t multiple = kAlignment / static_cast<int64_t>(sizeof(T));
-    const int64_t size = (columns + (in_batch ? 0 : 1) + multiple - 1) / multiple * multiple;
-    const int64_t fitting = kTileBytes / (static_cast<int64_t>(sizeof(T)) * std::max(size, multiple));
-    const int64_t tile = std::min(std::max(fitting, kMinRows), m);
-    Scratch<T, TileScratch> scratch(size + m + tile * size);
-    T *offsets = scratch.take(size), *scores = scratch.take(tile * size), *losses = scratch.take(m);
-    fill_offsets(offsets, size);
-    std::fill_n(grad_bias + first_row, columns, T{0});
-    if (m == 0) std::fill_n(grad_rows, n * width, T{0});
-    for (int64_t begin = 0; begin < m; begin += tile) {
-      const int64_t count = std::min(tile, m - begin);
-      const Matrix<T> h{hidden + begin * width, width}, r{rows + first_row * width, width};
-      multiply(count, columns, width, h, r.transposed(), scores, size);
-      at::parallel_for(0, count, std::max<int64_t>(1, 8192 / std::max(size, multiple)), [&](int64_t from, int64_t to) {
-        Scratch<T, RowScratch> work(2 * size);
-        T* room = work.take(2 * size);
-        for (int64_t i = from; i < to; ++i) losses[begin + i] = row(begin + i, scores + i * size, offsets, size, room);
-      });
-      const Matrix<T> grad{scores, size};
-      multiply(count, width, columns, grad, r, grad_hidden + begin * width, width);
-      multiply(columns, width, count, grad.transposed(), h, grad_rows + first_row * width, width, begin > 0);
-      at::parallel_for(0, columns, 512, [&](int64_t from, int64_t to) {
-        for (int64_t i = 0; i < count; ++i) {
-          GRF_DISPATCH(add_scaled<T>)(grad_bias + first_row + from, scores + i * size + from, T{1}, to - from);
-        }
-      });
-      if (!in_batch) {
-        for (int64_t i = 0; i < count; ++i) add_own(begin + i, scores[i * size + n]);
-      }
-    }
-    double sum = 0;  // one rounding, however many rows
-    for (int64_t i = 0; i < m; ++i) sum += losses[i];
-    return static_cast<T>(sum * scale);
-  }
+template <typename T>
+void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores,
+                                T* losses) const {
+  const int64_t size = columns.size;
+  const Matrix<T> h{hidden + begin * width, width}, r{rows + first_row() * width, width};
+  multiply(n_rows, this->columns(), width, h, r.transposed(), grad_scores, size);
+  at::parallel_for(0, n_rows, std::max<int64_t>(1, 8192 / size), [&](int64_t from, int64_t to) {
+    Scratch<T, RowScratch> work(2 * size);
+    T* room = work.take(2 * size);
+    for (int64_t i = from; i < to; ++i) losses[i] = score_row(begin + i, columns, grad_scores + i * size, room);
+  });
+}
+
+template <typename T>
+void SampledLoss<T>::hidden_gradient(int64_t n_rows, const T* grad_scores, T* grad_hidden) const {
+  const Matrix<T> grad{grad_scores, score_stride()}, r{rows + first_row() * width, width};
+  multiply(n_rows, width, columns(), grad, r, grad_hidden, width);
+}
+
+template struct SampledLoss<float>;
+template struct SampledLoss<double>;
+
+namespace {
+
+// Where the operator's gradients go.
+template <typename T>
+struct Gradients {
+  T *hidden, *rows, *bias;
 };
+
+// The gradients that run through row i's own column where this is no part of the products.
+template <typename T>
+void add_own(const SampledLoss<T>& problem, int64_t i, T grad, const Gradients<T>& to) {
+  const auto add = GRF_DISPATCH(add_scaled<T>);
+  const int64_t width = problem.width, at = i * width;
+  add(to.hidden + at, problem.rows + at, grad, width);
+  std::fill_n(to.rows + at, width, T{0});
+  add(to.rows + at, problem.hidden + at, grad, width);
+  to.bias[i] = grad;
+}
+
+template <typename T>
+T run(const SampledLoss<T>& problem, double scale, const Gradients<T>& to) {
+  const int64_t m = problem.m, n = problem.n, width = problem.width;
+  const int64_t columns = problem.columns(), first_row = problem.first_row(), size = problem.score_stride();
+  const int64_t fitting = kTileBytes / (static_cast<int64_t>(sizeof(T)) * size);
+  const int64_t tile = std::min(std::max(fitting, kMinRows), m);
+  Scratch<T, TileScratch> scratch(2 * size + m + tile * size);
+  const ScoreColumns<T> prepared = problem.prepare_columns(scratch.take(2 * size));
+  T *scores = scratch.take(tile * size), *losses = scratch.take(m);
+  std::fill_n(to.bias + first_row, columns, T{0});
+  if (m == 0) std::fill_n(to.rows, n * width, T{0});
+  for (int64_t begin = 0; begin < m; begin += tile) {
+    const int64_t count = std::min(tile, m - begin);
+    problem.score_rows(begin, count, prepared, scores, losses + begin);
+    problem.hidden_gradient(count, scores, to.hidden + begin * width);
+    const Matrix<T> grad{scores, size}, h{problem.hidden + begin * width, width};
+    multiply(columns, width, count, grad.transposed(), h, to.rows + first_row * width, width, begin > 0);
+    add_column_sums(scores, count, columns, size, to.bias + first_row);
+    if (!problem.in_batch) {
+      for (int64_t i = 0; i < count; ++i) add_own(problem, begin + i, scores[i * size + n], to);
+    }
+  }
+  double sum = 0;  // one rounding, however many rows
+  for (int64_t i = 0; i < m; ++i) sum += losses[i];
+  return static_cast<T>(sum * scale);
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, const Tensor& rows,
                                                         const OptionalTensor& bias, const OptionalTensor& live,
                                                         const OptionalTensor& log_q, const OptionalTensor& ids,
-                                                        std::string_view loss, bool in_batch, double batch_size,
-                                                        double elu_param, double bpreg, double label_smoothing) {
+                                                        const OptionalTensor& count, std::string_view loss,
+                                                        bool in_batch, double batch_size, double elu_param,
+                                                        double bpreg, double label_smoothing) {
   TORCH_CHECK_VALUE(hidden.dim() == 2 && rows.dim() == 2 && rows.size(0) >= hidden.size(0),
                     "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
   TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative");
@@ -166,6 +172,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
   const Tensor h = hidden.contiguous(), r = contiguous(rows, "rows", {columns, width}, dtype);
   const Tensor b = contiguous(bias, "bias", {columns}, dtype), l = contiguous(live, "live", {m}, at::kBool);
   const Tensor q = contiguous(log_q, "log_q", {columns}, dtype), i = contiguous(ids, "ids", {columns}, at::kLong);
+  const Tensor c = contiguous(count, "count", {columns - m}, dtype);
   Tensor value = at::empty({}, h.options()), grad_hidden = at::empty({m, width}, h.options());
   Tensor grad_rows = at::empty({columns, width}, h.options()), grad_bias = at::empty({columns}, h.options());
   AT_DISPATCH_FLOATING_TYPES(dtype, "sampled_loss", [&] {
@@ -179,14 +186,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                                         r.const_data_ptr<scalar_t>(),
                                         data_or_null<scalar_t>(b),
                                         data_or_null<scalar_t>(q),
+                                        data_or_null<scalar_t>(c),
                                         data_or_null<bool>(l),
                                         data_or_null<int64_t>(i),
-                                        params,
-                                        1 / batch_size,
-                                        grad_hidden.mutable_data_ptr<scalar_t>(),
-                                        grad_rows.mutable_data_ptr<scalar_t>(),
-                                        grad_bias.mutable_data_ptr<scalar_t>()};
-    *value.mutable_data_ptr<scalar_t>() = problem.run();
+                                        params};
+    const Gradients<scalar_t> to{grad_hidden.mutable_data_ptr<scalar_t>(), grad_rows.mutable_data_ptr<scalar_t>(),
+                                 grad_bias.mutable_data_ptr<scalar_t>()};
+    *value.mutable_data_ptr<scalar_t>() = run(problem, 1 / batch_size, to);
   });
   return {value, grad_hidden, grad_rows, grad_bias};
 }

@@ -44,4 +44,22 @@ class Scratch {
   int64_t used_ = 0;
 };
 
+// Memory that an object keeps from call to call, and that grows; not initialised, aligned to 64 bytes.
+template <typename T>
+class Buffer {
+ public:
+  // Room for `n` numbers; what an earlier call gave is lost where more are wanted than ever before.
+  T* room(int64_t n) {
+    if (n > size_) {
+      data_ = c10::GetCPUAllocator()->allocate(static_cast<size_t>(n) * sizeof(T));
+      size_ = n;
+    }
+    return static_cast<T*>(data_.get());
+  }
+
+ private:
+  c10::DataPtr data_;
+  int64_t size_ = 0;
+};
+
 }  // namespace grf

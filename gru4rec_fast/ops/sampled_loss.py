@@ -25,6 +25,7 @@ def sampled_loss(
     live: Tensor | None = None,
     log_q: Tensor | None = None,
     ids: Tensor | None = None,
+    count: Tensor | None = None,
     elu_param: float = 0.5,
     bpreg: float = 1.0,
     label_smoothing: float = 0.0,
@@ -39,11 +40,12 @@ def sampled_loss(
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr" (formulas and sources in the reference).
         batch_size: what the sum over rows is divided by, GRU4Rec's nominal batch size B; None: M.
         in_batch: True: every row's target is a negative of every other row (GRU4Rec). False: a row sees its own target
-            and the
-            N negatives only (padded trainers).
+            and the N negatives only (padded trainers).
         live: bool [M]; a row that is not live has no loss and is nobody's negative.
         log_q: [M + N], subtracted from the scores (the logQ correction, already times its strength).
         ids: int64 [M + N], the items behind `rows`. Given, a negative that equals a row's target is masked in that row.
+        count: [N], positive: how often each negative occurs. Negatives drawn with replacement repeat; each distinct one
+            computed once, with its count, is the same loss.
         elu_param: alpha of the elu on the scores, 0: none; bpr-max only.
         bpreg: weight of the score regularisation of bpr-max.
         label_smoothing: share of the target's mass spread over the other columns; cross-entropy only.
@@ -55,7 +57,7 @@ def sampled_loss(
     Raises:
         ValueError: an argument that does not fit, named.
     """
-    _check(hidden, rows, bias, live, log_q, ids, loss)
+    _check(hidden, rows, bias, live, log_q, ids, count, loss)
     divisor = float(hidden.shape[0] if batch_size is None else batch_size)
     if divisor <= 0:
         raise ValueError(f"batch_size={batch_size}: must be positive")
@@ -63,7 +65,7 @@ def sampled_loss(
         raise ValueError(f"elu_param={elu_param}: must not be negative")
     if resolve(impl, "sampled_loss", hidden.device.type) == "native":
         return torch.ops.gru4rec_fast.sampled_loss(
-            hidden, rows, bias, live, log_q, ids, loss, in_batch, divisor, elu_param, bpreg, label_smoothing
+            hidden, rows, bias, live, log_q, ids, count, loss, in_batch, divisor, elu_param, bpreg, label_smoothing
         )[0]
     return reference_loss(
         hidden,
@@ -75,6 +77,7 @@ def sampled_loss(
         live=live,
         log_q=log_q,
         ids=ids,
+        count=count,
         elu_param=elu_param,
         bpreg=bpreg,
         label_smoothing=label_smoothing,
@@ -88,6 +91,7 @@ def _check(
     live: Tensor | None,
     log_q: Tensor | None,
     ids: Tensor | None,
+    count: Tensor | None,
     loss: str,
 ) -> None:
     if loss not in LOSSES:
@@ -100,11 +104,12 @@ def _check(
         "live": (live, hidden.shape[0]),
         "log_q": (log_q, columns),
         "ids": (ids, columns),
+        "count": (count, columns - hidden.shape[0]),
     }
     for name, (tensor, length) in lengths.items():
         if tensor is not None and tensor.shape != (length,):
             raise ValueError(f"{name} must be [{length}], not {[*tensor.shape]}")
-    for name, tensor in {"rows": rows, "bias": bias, "log_q": log_q}.items():
+    for name, tensor in {"rows": rows, "bias": bias, "log_q": log_q, "count": count}.items():
         if tensor is not None and tensor.dtype != hidden.dtype:
             raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}: use one dtype")
     if live is not None and live.dtype != torch.bool:
@@ -120,12 +125,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 12
+        return (None,) * 13
     grads = ctx.saved_tensors
     if not _is_one(grad_loss):
         grads = tuple(grad_loss * g for g in grads)
     grad_hidden, grad_rows, grad_bias = grads
-    return grad_hidden, grad_rows, grad_bias if ctx.has_bias else None, *([None] * 9)
+    return grad_hidden, grad_rows, grad_bias if ctx.has_bias else None, *([None] * 10)
 
 
 def _is_one(grad_loss: Tensor) -> bool:

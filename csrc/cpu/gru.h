@@ -1,0 +1,37 @@
+// The GRU on raw pointers: what the operators of cpu/gru.cpp and the fused training step run. Specification:
+// gru4rec_fast/reference/gru.py, whose names these are.
+#pragma once
+
+#include <cstdint>
+
+namespace grf {
+
+// One layer over T steps of B lanes. Rows of gates stand in the order r, z, n.
+template <typename T>
+struct GruLayer {
+  int64_t steps, lanes, hidden;
+  bool after;         // the reset_after form, else reset_before
+  const T* state;     // [B, H], before the first step
+  const T* weight;    // [3H, H]
+  const T* bias;      // [3H], or null
+  const bool* reset;  // [T, B], or null
+  const T* mask;      // [T, B, H], scales the output, or null
+};
+
+// What backward writes: gate_inputs [T, B, 3H]; state [B, H], which may be null where nobody wants it, and at T = 1 is
+// a third of the products; weight [3H, H] and bias [3H], written or, with `add`, added to.
+template <typename T>
+struct GruGradients {
+  T *gate_inputs, *state, *weight, *bias;
+  bool add;
+};
+
+// output [T, B, H] and saved [T, B, 4H] from gate_inputs [T, B, 3H].
+template <typename T>
+void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* saved);
+
+template <typename T>
+void gru_backward(const GruLayer<T>& layer, const T* grad_output, const T* output, const T* saved,
+                  const GruGradients<T>& grads);
+
+}  // namespace grf
