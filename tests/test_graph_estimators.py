@@ -20,8 +20,13 @@ from gru4rec_fast import NGCF, InteractionGraph, LightGCN
 from gru4rec_fast.data import SessionStore, TripleSampler
 from gru4rec_fast.models import LightGCNParameters, NGCFParameters
 from gru4rec_fast.models.graph_parts import as_graph
-from gru4rec_fast.training import CheckpointError, GraphTrainer, GraphTrainingOptions, TrainingDiverged
-from gru4rec_fast.training.graph_loop import TrainingInterrupted
+from gru4rec_fast.training import (
+    CheckpointError,
+    GraphTrainer,
+    GraphTrainingOptions,
+    TrainingDiverged,
+    TrainingInterrupted,
+)
 from gru4rec_fast.training.progress import Silent
 
 SMALL: dict[str, Any] = {
