@@ -14,42 +14,48 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gru4rec_fast._backend import build_info
 from gru4rec_fast.data.graph import InteractionGraph
 from gru4rec_fast.data.triples import TripleSampler
 from gru4rec_fast.evaluation import GraphReport, evaluate_graph
+from gru4rec_fast.models.estimator import Estimator, resumed_file
 from gru4rec_fast.models.graph_parameters import GraphParameters, LightGCNParameters, NGCFParameters, split_adjacency
-from gru4rec_fast.models.graph_parts import as_graph, best_rows, graph_of, identity, known, resumed
+from gru4rec_fast.models.graph_parts import (
+    as_graph,
+    best_rows,
+    checkpoint_for,
+    graph_of,
+    identity,
+    known,
+    training_options,
+)
 from gru4rec_fast.models.parameters import DTYPES
 from gru4rec_fast.models.parts import find_device
 from gru4rec_fast.models.recommending import Recommendations
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.profiling import PeakMemory, process_baseline
 from gru4rec_fast.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from gru4rec_fast.training.graph_loop import GraphTrainer, GraphTrainingOptions
-from gru4rec_fast.training.options import LOSS
+from gru4rec_fast.training.folder_lock import exclusive
+from gru4rec_fast.training.graph_loop import GraphTrainer
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.state import MODEL, model_tensors
 
 
-class GraphRecommender:
+class GraphRecommender(Estimator):
     """What NGCF and LightGCN share; use one of these.
 
     Attributes:
         parameters: the hyper-parameters.
         graph, network: the training graph and the network; None before `fit` or `load`.
-        history: one dict per epoch, see `gru4rec_fast.training.GraphTrainer`.
-        peak_memory_bytes: of the last `fit`.
+        history, best_epoch, peak_memory_bytes: see `Estimator`.
     """
 
     parameter_class: ClassVar[type[GraphParameters]]
+    parameters: GraphParameters
 
     def __init__(self, **parameters: Any) -> None:
-        self.parameters = self.parameter_class().changed(parameters)
+        super().__init__(**parameters)
         self.graph: InteractionGraph | None = None
         self.network: GraphNetwork | None = None
-        self.history: list[dict[str, Any]] = []
-        self.peak_memory_bytes = 0
         self._final: Tensor | None = None
 
     def build_network(self, graph: InteractionGraph) -> GraphNetwork:
@@ -61,20 +67,6 @@ class GraphRecommender:
         """What the class's checkpoints are called."""
         return f"gru4rec_fast.{cls.__name__}/1"
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All parameters by name."""
-        return self.parameters.to_dict()
-
-    def set_params(self, **parameters: Any) -> Self:
-        """Change parameters by name; they count from the next `fit`."""
-        self.parameters = self.parameters.changed(parameters)
-        return self
-
-    def __repr__(self) -> str:
-        default = self.parameter_class().to_dict()
-        changed = {name: value for name, value in self.get_params().items() if value != default[name]}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
-
     def fit(
         self,
         data: Any,
@@ -82,6 +74,7 @@ class GraphRecommender:
         *,
         out: str | os.PathLike[str] | None = None,
         resume: bool | str | os.PathLike[str] = False,
+        checkpoint_every: int | None = None,
         progress: bool | None = None,
         user_key: str = "UserId",
         item_key: str = "ItemId",
@@ -96,39 +89,46 @@ class GraphRecommender:
             out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png.
             resume: True: go on from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as one that was never interrupted.
+            checkpoint_every: write last.safetensors every so many mini-batches too, not only after each epoch.
             progress: False shows nothing; by default a bar on a terminal, lines in a pipe, on stderr.
             user_key, item_key: column names, where `data` is a table.
 
         Raises:
             ValueError: bad input, named. CheckpointError: nothing to resume that fits.
             TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.GraphTrainer.run`.
+            After an error that comes before the first mini-batch the model is what it was.
         """
         peak = process_baseline() or PeakMemory()
         p, keys = self.parameters, (user_key, item_key)
-        if p.patience is not None and validation is None and p.monitor != LOSS:
-            raise ValueError(f"patience={p.patience} watches {p.monitor}: give validation=, or set monitor='loss'")
+        self._check_patience(validation)
         device = find_device(p.device)
+        resumed = resumed_file(resume, out)
         graph = as_graph(data, keys)
         held_out = None if validation is None else as_graph(validation, keys, like=graph)
-        checkpoint = resumed(resume, out, self.format(), p, graph)
-        self.graph, self._final = graph, None
-        network = self.network = self._build(graph, device)
-        trainer = GraphTrainer(
-            network,
-            TripleSampler(graph, p.batch_size, by=p.draw, seed=p.seed, device=device, impl=p.impl),
-            GraphTrainingOptions(p.n_epochs, p.reg, p.evaluate_every, p.monitor, p.patience, p.min_delta),
-            optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate),
-            validate=None if held_out is None else self._validator(network, graph, held_out),
-            out=None if out is None else Path(out),
-            identity=identity(self.format(), self.parameters, graph),
-            progress=make_progress(progress),
-            peak=peak,
-        )
-        try:
-            trainer.run(checkpoint)
-        finally:
-            network.eval()
-            self.history, self.peak_memory_bytes = trainer.history, trainer.peak_memory_bytes
+        with exclusive(out):
+            network = self._build(graph, device)
+            trainer = GraphTrainer(
+                network,
+                TripleSampler(graph, p.batch_size, by=p.draw, seed=p.seed, device=device, impl=p.impl),
+                training_options(p, checkpoint_every),
+                optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate),
+                validate=None if held_out is None else self._validator(network, graph, held_out),
+                out=out,
+                identity=identity(self.format(), p, graph),
+                progress=make_progress(progress),
+                peak=peak,
+            )
+            if resumed is not None:
+                trainer.restore(checkpoint_for(self.format(), p, graph, resumed))
+            # What can go wrong before the training has: the earlier model, if there was one, gives way as a whole.
+            self.graph, self.network, self._final = graph, network, None
+            self.history, self.best_epoch = trainer.history, None
+            try:
+                trainer.run()
+            finally:
+                network.eval()
+                self.history, self.best_epoch = trainer.history, trainer.best_epoch
+                self.peak_memory_bytes = trainer.peak_memory_bytes
         return self
 
     def evaluate(
@@ -198,19 +198,6 @@ class GraphRecommender:
         graph, final = self._fitted()
         return final[: graph.n_users], final[graph.n_users :]
 
-    def report(self, evaluation: GraphReport | None = None) -> dict[str, Any]:
-        """What there is to say about this model, as JSON values: `metrics` of an evaluation (else of the last
-        validation, else none), `epochs`, `peak_memory_bytes`, `build` and `parameters`."""
-        measured = [record["validation"] for record in self.history if "validation" in record]
-        metrics = measured[-1] if measured else {}
-        return {
-            "metrics": metrics if evaluation is None else evaluation.metrics,
-            "epochs": self.history,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "build": build_info(),
-            "parameters": self.get_params(),
-        }
-
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model to one safetensors file, graph and ids included; `load` needs nothing else.
 
@@ -224,8 +211,11 @@ class GraphRecommender:
         return save_checkpoint(path, replace(model, tensors=tensors, progress={"history": self.history}))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, impl: str = "auto") -> Self:
         """Read a model from `save`, or from the last or best checkpoint of a training, onto `device`.
+
+        Args:
+            impl: "auto", "native" or "reference", for every operator, whatever it was trained with.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -233,7 +223,7 @@ class GraphRecommender:
         """
         checkpoint = load_checkpoint(path, cls.format())
         try:
-            model = cls(**checkpoint.config["parameters"] | {"device": str(device)})
+            model = cls(**checkpoint.config["parameters"] | {"device": str(device), "impl": impl})
             model.graph = graph_of(checkpoint)
             model.network = model._build(model.graph, find_device(str(device)))
             model.network.load_state_dict(checkpoint.group(MODEL))

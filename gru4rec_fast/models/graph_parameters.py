@@ -9,12 +9,14 @@ from typing import Any, Self
 import torch
 
 from gru4rec_fast.data.triples import UNITS
+from gru4rec_fast.evaluation.graph import GRAPH_METRICS
 from gru4rec_fast.models.parameters import (
     DTYPES,
     IMPLEMENTATIONS,
     _at_least,
     _choice,
     _convert,
+    _monitored,
     _probability,
     _rule,
 )
@@ -60,7 +62,7 @@ class GraphParameters:
     only_needed: bool = True
     draw: str = _rule("users", lambda value: _choice(value, UNITS))
     evaluate_every: int = _rule(10, _at_least(1))
-    monitor: str = "recall@20"
+    monitor: str = _rule("recall@20", lambda value: _monitored(value, GRAPH_METRICS))
     patience: int | None = _rule(None, lambda value: None if value is None else _at_least(1)(value))
     min_delta: float = _rule(0.0, _at_least(0))
     seed: int = _rule(0, _at_least(0))
@@ -91,6 +93,11 @@ class GraphParameters:
         if unknown:
             raise TypeError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(names)}")
         return replace(self, **parameters)
+
+    @classmethod
+    def create(cls, parameters: Mapping[str, Any]) -> Self:
+        """From the default, with some parameters set; raises as `changed` and the class."""
+        return cls().changed(parameters)
 
 
 def split_adjacency(adjacency: str) -> tuple[str, str]:

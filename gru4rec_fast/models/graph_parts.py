@@ -18,13 +18,13 @@ from gru4rec_fast.data.ids import as_ids
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 from gru4rec_fast.models.catalogue import pad
+from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same_parameters
 from gru4rec_fast.models.graph_parameters import GraphParameters
 from gru4rec_fast.models.recommending import Recommendations
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from gru4rec_fast.training.run_folder import LAST
+from gru4rec_fast.training.graph_loop import GraphTrainingOptions
 
-# What may differ between a checkpoint and the model that resumes it: none of it changes what was computed so far.
-_FREE_ON_RESUME = {"n_epochs", "patience", "min_delta", "evaluate_every", "device", "impl"}
+_FREE_ON_RESUME = (*FREE_ON_RESUME, "evaluate_every")
 
 
 def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = None) -> InteractionGraph:
@@ -64,37 +64,40 @@ def known(vocabulary: Vocabulary, ids: ArrayLike | Iterable[int] | Iterable[str]
 
 def identity(form: str, parameters: GraphParameters, graph: InteractionGraph) -> Checkpoint:
     """What every checkpoint of a model holds besides weights: parameters, graph, ids."""
-    config = {"parameters": parameters.to_dict(), "gru4rec_fast": _version.__version__}
+    stored = {name: value for name, value in parameters.to_dict().items() if name not in NOT_STORED}
+    config = {"parameters": stored, "gru4rec_fast": _version.__version__}
     arrays = {"graph.offsets": graph.offsets, "graph.neighbours": graph.neighbours}
     for side, ids in (("users.", graph.users), ("items.", graph.items)):
         arrays |= {side + name: array for name, array in ids.to_arrays().items()}
     return Checkpoint(form, config, tensors={name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
 
-def resumed(
-    resume: bool | str | os.PathLike[str],
-    out: str | os.PathLike[str] | None,
-    form: str,
-    parameters: GraphParameters,
-    graph: InteractionGraph,
-) -> Checkpoint | None:
-    """The checkpoint to go on from, checked against the model's parameters and graph; None for a new training."""
-    if resume is False:
-        return None
-    if resume is True and out is None:
-        raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
-    path = Path(out or "") / LAST if resume is True else Path(resume)
+def checkpoint_for(form: str, parameters: GraphParameters, graph: InteractionGraph, path: Path) -> Checkpoint:
+    """The checkpoint in a file, for a training with these parameters on this graph to go on from.
+
+    Raises:
+        FileNotFoundError: there is no such file. CheckpointError: it is none, or one of other parameters or data.
+    """
     checkpoint = load_checkpoint(path, form)
-    saved, mine = checkpoint.config["parameters"], parameters.to_dict()
-    differing = [name for name in mine if name not in _FREE_ON_RESUME and saved.get(name) != mine[name]]
-    if differing:
-        changes = ", ".join(f"{name}={saved.get(name)!r} there, {mine[name]!r} here" for name in differing)
-        raise CheckpointError(f"{path} cannot be resumed with other parameters: {changes}")
+    check_same_parameters(path, checkpoint.config["parameters"], parameters.to_dict(), _FREE_ON_RESUME)
     before = graph_of(checkpoint)
     same = np.array_equal(before.offsets, graph.offsets) and np.array_equal(before.neighbours, graph.neighbours)
     if not same or before.users != graph.users or before.items != graph.items:
         raise CheckpointError(f"{path} was trained on another graph; resume with the same data")
     return checkpoint
+
+
+def training_options(p: GraphParameters, checkpoint_every: int | None) -> GraphTrainingOptions:
+    """What the training loop is told."""
+    return GraphTrainingOptions(
+        n_epochs=p.n_epochs,
+        reg=p.reg,
+        evaluate_every=p.evaluate_every,
+        monitor=p.monitor,
+        patience=p.patience,
+        min_delta=p.min_delta,
+        checkpoint_every=checkpoint_every,
+    )
 
 
 def best_rows(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gru4rec_fast._backend import build_info
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
+from gru4rec_fast.models.estimator import Estimator, resumed_file
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.models.parts import (
@@ -35,13 +35,11 @@ from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.folder_lock import exclusive
-from gru4rec_fast.training.options import LOSS
 from gru4rec_fast.training.progress import make_progress
-from gru4rec_fast.training.run_folder import checkpoint_to_resume
 from gru4rec_fast.training.state import MODEL, model_tensors
 
 
-class GRU4Rec:
+class GRU4Rec(Estimator):
     """Session-based recommender (Hidasi et al. 2016; Hidasi & Karatzoglou 2018; Hidasi & Czapp 2023).
 
         model = GRU4Rec(layers=[100], loss="cross-entropy", logq=1.0, n_epochs=5)
@@ -57,23 +55,20 @@ class GRU4Rec:
         parameters: a `GRU4RecParameters`.
         network, vocabulary, support: the SessionNetwork, the item ids by index and the items' occurrences in the
             training log; None before `fit` or `load`.
-        history: one dict per epoch, see `gru4rec_fast.training.Trainer`.
-        best_epoch: the epoch whose model the last `fit` put into best.safetensors; None where it picked none.
-        peak_memory_bytes: of the last `fit`: peak resident size above that at its beginning, or above the process's
-            baseline where `gru4rec_fast.profiling.set_baseline` took one.
+        history, best_epoch, peak_memory_bytes: see `Estimator`.
 
     Raises:
         TypeError: an unknown parameter or a value of the wrong type; ValueError: a value out of range.
     """
 
+    parameter_class = GRU4RecParameters
+    parameters: GRU4RecParameters
+
     def __init__(self, **parameters: Any) -> None:
-        self.parameters = GRU4RecParameters.create(parameters)
+        super().__init__(**parameters)
         self.network: SessionNetwork | None = None
         self.vocabulary: Vocabulary | None = None
         self.support: np.ndarray | None = None
-        self.history: list[dict[str, Any]] = []
-        self.best_epoch: int | None = None
-        self.peak_memory_bytes = 0
         self._identity: Checkpoint | None = None
 
     @classmethod
@@ -85,20 +80,6 @@ class GRU4Rec:
     def from_parameter_file(cls, path: str | os.PathLike[str], **parameters: Any) -> GRU4Rec:
         """From a TOML or JSON file; `parameters` come on top."""
         return cls(**{**read_parameter_file(Path(path)), **parameters})
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All parameters by name."""
-        return self.parameters.to_dict()
-
-    def set_params(self, **parameters: Any) -> GRU4Rec:
-        """Change parameters by name (values may be text, as in a parameter string); they count from the next `fit`."""
-        self.parameters = self.parameters.changed(parameters)
-        return self
-
-    def __repr__(self) -> str:
-        default = GRU4RecParameters().to_dict()
-        changed = {name: value for name, value in self.get_params().items() if value != default[name]}
-        return f"GRU4Rec({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     def fit(
         self,
@@ -140,10 +121,9 @@ class GRU4Rec:
         """
         peak = process_baseline() or PeakMemory()
         p, keys = self.parameters, (session_key, item_key, time_key)
-        if p.patience is not None and validation is None and p.monitor != LOSS:
-            raise ValueError(f"patience={p.patience} watches {p.monitor}: give validation=, or set monitor='loss'")
+        self._check_patience(validation)
         device = find_device(p.device)
-        resumed = None if resume is False else _resumed_file(resume, out)
+        resumed = resumed_file(resume, out)
         for reason in p.not_read:
             warnings.warn(reason, stacklevel=2)
         store = as_store(data, keys)
@@ -235,18 +215,6 @@ class GRU4Rec:
         network, vocabulary = self._fitted()
         return SessionRecommender(network, vocabulary, capacity, unknown=unknown, impl=self.parameters.impl)
 
-    def report(self, evaluation: Report | None = None) -> dict[str, Any]:
-        """What there is to say about this model, as JSON values: `metrics` of an evaluation (else of the last epoch's
-        validation, else none), `epochs`, `peak_memory_bytes`, `build` and `parameters`."""
-        metrics = self.history[-1].get("validation", {}) if self.history else {}
-        return {
-            "metrics": metrics if evaluation is None else evaluation.metrics,
-            "epochs": self.history,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "build": build_info(),
-            "parameters": self.get_params(),
-        }
-
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model to one safetensors file, catalogue included; `load` needs nothing else.
 
@@ -291,15 +259,6 @@ class GRU4Rec:
         if self.network is None or self.vocabulary is None:
             raise RuntimeError("this GRU4Rec has no weights yet: call fit, or GRU4Rec.load")
         return self.network, self.vocabulary
-
-
-def _resumed_file(resume: bool | str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
-    """The file that `fit` is to go on from."""
-    if resume is not True:
-        return Path(str(resume))
-    if out is None:
-        raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
-    return checkpoint_to_resume(out)
 
 
 GRU4Rec.__signature__ = inspect.signature(GRU4RecParameters)  # type: ignore[attr-defined]  # for help()

@@ -32,11 +32,11 @@ def _probability(value: float) -> str | None:
     return None if 0 <= value < 1 else "must lie in [0, 1)"
 
 
-def _monitored(value: str) -> str | None:
+def _monitored(value: str, metrics: tuple[str, ...] = METRICS) -> str | None:
     metric, at, cutoff = value.partition("@")
-    if value == LOSS or (metric in METRICS and at and cutoff.isdecimal() and int(cutoff) > 0):
+    if value == LOSS or (metric in metrics and at and cutoff.isdecimal() and int(cutoff) > 0):
         return None
-    return f"choose {LOSS!r}, or {', '.join(METRICS)} at a cut-off, as in 'recall@20'"
+    return f"choose {LOSS!r}, or {', '.join(metrics)} at a cut-off, as in 'recall@20'"
 
 
 def _rule(default: Any, check: Callable[[Any], str | None]) -> Any:

@@ -17,6 +17,7 @@ from gru4rec_fast.data.loader import SessionParallelLoader
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 from gru4rec_fast.evaluation import evaluate_sessions
+from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same_parameters
 from gru4rec_fast.models.parameters import DTYPES, GRU4RecParameters
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
@@ -27,8 +28,6 @@ from gru4rec_fast.training.options import TrainingOptions
 
 FORMAT = "gru4rec_fast.GRU4Rec/1"
 VOCABULARY = "vocabulary."
-NOT_STORED = ("device", "impl")  # where and how a model runs is no property of the model
-FREE_ON_RESUME = ("n_epochs", "patience", "min_delta", *NOT_STORED)  # what changes nothing of what was computed so far
 
 
 def find_device(name: str) -> torch.device:
@@ -149,11 +148,7 @@ def checkpoint_for(p: GRU4RecParameters, vocabulary: Vocabulary, path: Path) -> 
         FileNotFoundError: there is no such file. CheckpointError: it is none, or one of other parameters or items.
     """
     checkpoint = load_checkpoint(path, FORMAT)
-    saved, mine = checkpoint.config["parameters"], p.to_dict()
-    differing = [name for name in mine if name not in FREE_ON_RESUME and saved.get(name) != mine[name]]
-    if differing:
-        changes = ", ".join(f"{name}={saved.get(name)!r} there, {mine[name]!r} here" for name in differing)
-        raise CheckpointError(f"{path} cannot be resumed with other parameters: {changes}")
+    check_same_parameters(path, checkpoint.config["parameters"], p.to_dict(), FREE_ON_RESUME)
     if Vocabulary.from_arrays(checkpoint.group(VOCABULARY)) != vocabulary:
         raise CheckpointError(f"{path} was trained on another catalogue of items; resume with the same data")
     return checkpoint

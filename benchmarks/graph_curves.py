@@ -1,0 +1,97 @@
+"""Recall@20 and NDCG@20 on Gowalla by epoch, of NGCF-3 or LightGCN-3: the estimators, or plain PyTorch.
+
+    python benchmarks/graph_curves.py ngcf package --epochs 10
+    python benchmarks/graph_curves.py ngcf naive --epochs 4 --adjacency norm
+
+Both sides begin with the same weights, draw the same triples and are ranked by the same evaluation; hyper-parameters
+are the published ones. Only the dropout masks differ, since plain PyTorch draws its own. The plain side stores the
+transposed matrix too, or an epoch of it would take three times as long. After each epoch
+results/gowalla_<model>_<adjacency>_<side>.json is written anew. Needs shared/data/gowalla.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from naive_graph import NaiveLightGCN, NaiveNGCF
+
+from gru4rec_fast import NGCF, LightGCN
+from gru4rec_fast.data import InteractionGraph
+from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.evaluation import evaluate_graph
+
+GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
+RESULTS = Path(__file__).parent / "results"
+Record = dict[str, float]
+
+
+def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
+    """One record per epoch, each epoch a training of its own that goes on from the one before."""
+    with tempfile.TemporaryDirectory() as folder:
+        for epoch in range(1, n + 1):
+            model.set_params(n_epochs=epoch)
+            model.fit(graph, test, out=folder, resume=epoch > 1, progress=False)
+            last = model.history[-1]
+            yield {"epoch": epoch, "loss": last["loss"], **last["validation"], "seconds": last["seconds"]}
+
+
+def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
+    """The same in plain PyTorch, from the same weights and triples."""
+    p = model.parameters
+    weights = {name: value.detach() for name, value in model.build_network(graph).state_dict().items()}
+    network: NaiveNGCF | NaiveLightGCN = (
+        NaiveNGCF(graph, weights, adjacency=p.adjacency, transpose=True)
+        if isinstance(model, NGCF)
+        else NaiveLightGCN(graph, weights, transpose=True)
+    )
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate)
+    sampler = TripleSampler(graph, p.batch_size, seed=p.seed)
+    for epoch in range(n):
+        started, total = time.perf_counter(), 0.0
+        network.train()
+        for _, triples in sampler.epoch(epoch):
+            loss = network.loss(*triples, p.reg)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        seconds = time.perf_counter() - started
+        with torch.no_grad():
+            report = evaluate_graph(network.eval()(), graph, test)
+        measured = {name: report.metrics[name] for name in ("recall@20", "ndcg@20")}
+        yield {"epoch": epoch + 1, "loss": total / sampler.n_batches, **measured, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["ngcf", "lightgcn"])
+    parser.add_argument("side", choices=["package", "naive"])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--adjacency", default=None, help="of ngcf: paper (default) or norm")
+    asked = parser.parse_args()
+    graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
+    test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=graph)
+    chosen: dict[str, Any] = {"adjacency": asked.adjacency} if asked.adjacency else {}
+    model = (NGCF if asked.model == "ngcf" else LightGCN)(evaluate_every=1, **chosen)
+    path = RESULTS / f"gowalla_{asked.model}_{model.parameters.adjacency}_{asked.side}.json"
+    content = {"side": asked.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    content |= {"parameters": model.get_params() | {"n_epochs": asked.epochs}}
+    play = package_epochs if asked.side == "package" else naive_epochs
+    records: list[Record] = []
+    for record in play(model, graph, test, asked.epochs):
+        records.append(record)
+        print(", ".join(f"{name} {value:.4f}" for name, value in record.items()), flush=True)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"model": asked.model, **content, "epochs": records}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
