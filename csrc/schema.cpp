@@ -56,3 +56,9 @@ TORCH_LIBRARY(gru4rec_fast, m) {
       "bpr_triples(Tensor offsets, Tensor neighbours, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "
       "SymInt n, SymInt seed, SymInt step) -> Tensor");
 }
+
+// What operators call from C++ alone, opened to the tests of this repository.
+TORCH_LIBRARY(gru4rec_fast_private, m) {
+  // a [m, k] b [k, n] by csrc/cpu/product.h, added to `add_to` where that is given; each of a's and b's strides has a 1
+  m.def("product(Tensor a, Tensor b, Tensor? add_to, str precision, bool by_blocks) -> Tensor");
+}

@@ -1,0 +1,132 @@
+"""Matrix products of csrc/cpu/product.h, through the private operator: shapes, layouts, precision, threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native import LEVELS, assert_equal_bits, run_at_level, threads
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("native_library")
+
+SIZES = [1, 3, 8, 17, 33, 48, 100, 131]
+DEPTHS = [0, 1, 2, 31, 100, 257, 600]
+
+
+def product(
+    a: Tensor, b: Tensor, add_to: Tensor | None = None, precision: str = "full", blocks: bool = False
+) -> Tensor:
+    return torch.ops.gru4rec_fast_private.product(a, b, add_to, precision, blocks)
+
+
+def operands(m: int, n: int, k: int, layout: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Two matrices; layout "nt": a with contiguous rows, b with contiguous columns. Rows stand apart by more than k."""
+    g = torch.Generator().manual_seed(m * 10**6 + n * 10**3 + k)
+
+    def one(rows: int, columns: int, transposed: bool) -> Tensor:
+        if transposed:
+            return one(columns, rows, False).T
+        return torch.randn(rows, columns + 3, generator=g, dtype=dtype)[:, :columns]
+
+    return one(m, k, layout[0] == "t"), one(k, n, layout[1] == "t")
+
+
+def rounded(a: Tensor) -> Tensor:
+    return a.bfloat16().to(a.dtype) if a.dtype == torch.float32 else a
+
+
+def assert_is_product(ours: Tensor, a: Tensor, b: Tensor, add_to: Tensor | float = 0) -> None:
+    """Every element within the error of any chain of k + 2 multiply-adds: (k + 2) eps |a| |b| (Higham 2002, 3.1)."""
+    k, eps = a.shape[1], torch.finfo(ours.dtype).eps
+    start = add_to.double() if isinstance(add_to, Tensor) else add_to
+    size = a.double().abs() @ b.double().abs() + abs(start)
+    error = (ours.double() - (a.double() @ b.double() + start)).abs()
+    floor = torch.finfo(ours.dtype).tiny * (k + 2)  # of sums that were flushed
+    assert (error <= (k + 2) * eps * size + floor).all(), error.max()
+
+
+@pytest.mark.parametrize("precision", ["full", "bf16"])
+@pytest.mark.parametrize("layout", ["nn", "tn", "nt", "tt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_every_shape_and_layout(dtype: torch.dtype, layout: str, precision: str) -> None:
+    for m in SIZES:
+        for n in SIZES:
+            for k in DEPTHS:
+                a, b = operands(m, n, k, layout, dtype)
+                exact = (rounded(a), rounded(b)) if precision == "bf16" else (a, b)
+                whole = product(a, b, None, precision)
+                assert_is_product(whole, *exact)
+                assert_is_product(product(a, b, None, precision, True), *exact)
+                start = torch.ones(m, n, dtype=dtype)
+                assert_is_product(product(a, b, start, precision), *exact, start)
+
+
+@pytest.mark.parametrize("precision", ["full", "bf16"])
+@pytest.mark.parametrize("layout", ["nn", "tn", "nt", "tt"])
+@pytest.mark.parametrize("shape", [(48, 1500, 100), (1500, 100, 48), (48, 100, 1500), (300, 100, 33)], ids=str)
+def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], layout: str, precision: str) -> None:
+    a, b = operands(*shape, layout)
+    results = []
+    for n in (1, 2, 3):
+        with threads(n):
+            results.append([product(a, b, None, precision), product(a, b, None, precision, True)])
+    assert_equal_bits(results[1], results[0])
+    assert_equal_bits(results[2], results[0])
+
+
+def test_integers_are_exact_in_bf16() -> None:
+    """Numbers that bf16 holds, sums that float holds: nothing is rounded."""
+    g = torch.Generator().manual_seed(0)
+    for m, n, k in [(5, 40, 31), (40, 5, 300), (20, 50, 64)]:
+        a, b = (torch.randint(-8, 9, shape, generator=g).float() for shape in ((m, k), (k, n)))
+        for left in (a, a.T.contiguous().T):
+            for right in (b, b.T.contiguous().T):
+                assert torch.equal(product(left, right, None, "bf16"), a @ b)
+
+
+def test_rounding_to_bf16() -> None:
+    """To nearest, ties to even, as torch rounds; denormals to zero of their sign, infinities and NaN kept."""
+    tiny = torch.finfo(torch.float32).tiny
+    special = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 - 2**-9, 1 + 2**-8 + 2**-20, 3.4e38, tiny, -tiny])
+    values = torch.cat([special, torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100])
+    one = torch.ones(1, 1)
+    assert torch.equal(product(values[:, None], one, None, "bf16"), values.bfloat16().float()[:, None])
+    assert torch.equal(product(one, values[None], None, "bf16"), values.bfloat16().float()[None])
+    odd = torch.tensor([[tiny / 2], [-tiny / 4], [float("inf")], [-float("inf")], [float("nan")]])
+    answer = product(odd, one, None, "bf16")
+    assert answer[:4, 0].tolist() == [0, 0, float("inf"), -float("inf")] and answer[4].isnan()
+
+
+def test_what_does_not_count_is_not_read() -> None:
+    """Behind the last row, column and depth stands NaN."""
+    for m, n, k in [(5, 7, 3), (13, 35, 33), (50, 20, 101), (17, 40, 259)]:
+        a, b = (torch.full((size[0] + 40, size[1] + 40), float("nan")) for size in ((m, k), (k, n)))
+        a[:m, :k], b[:k, :n] = 1, 1
+        for left in (a[:m, :k], a.T.contiguous().T[:m, :k]):
+            for right in (b[:k, :n], b.T.contiguous().T[:k, :n]):
+                for precision in ("full", "bf16"):
+                    for blocks in (False, True):
+                        assert torch.equal(product(left, right, None, precision, blocks), torch.full((m, n), float(k)))
+
+
+def test_blocks_are_the_whole_product() -> None:
+    """To the bit where the kernels are our own, which GRU4REC_FAST_SIMD=avx512 says; see test_every_instruction_set."""
+    from gru4rec_fast import build_info
+
+    if build_info()["simd"] != "avx512":
+        pytest.skip("torch's BLAS may sum blocks in another order")
+    for m, n, k in [(1500, 100, 48), (30, 400, 64), (97, 33, 300)]:
+        for layout in ("nn", "tn", "nt", "tt"):
+            for precision in ("full", "bf16"):
+                a, b = operands(m, n, k, layout)
+                assert torch.equal(product(a, b, None, precision, True), product(a, b, None, precision))
+
+
+def test_an_unknown_precision_is_named() -> None:
+    with pytest.raises(ValueError, match="precision=fp8: choose full or bf16"):
+        product(torch.ones(1, 1), torch.ones(1, 1), None, "fp8")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_instruction_set(level: str) -> None:
+    run_at_level(level, __file__, "every_shape or do_not_depend or integers or rounding or not_read")
