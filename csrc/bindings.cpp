@@ -1,5 +1,5 @@
-// The Python module `gru4rec_fast._C`: facts about this build. Importing it also registers every operator of
-// schema.cpp.
+// The Python module `gru4rec_fast._C`: facts about this build, and the training step's classes. Importing it also
+// registers every operator of schema.cpp.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
@@ -9,6 +9,7 @@
 #include <string>
 #include <thread>
 
+#include "bindings_training.h"
 #include "common/simd.h"
 
 namespace {
@@ -59,4 +60,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "simd_level_detected", [] { return grf::simd_name(grf::detect_simd_level()); },
       "The widest instruction set this processor offers.");
   m.def("parallel_width", &parallel_width, "How many threads a parallel kernel really runs on.");
+  grf::bind_training(m);
 }

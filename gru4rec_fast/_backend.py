@@ -79,6 +79,14 @@ def _import_library(library: _build.Library) -> ModuleType:
     return module
 
 
+def native_module() -> ModuleType:
+    """The library's Python module, with the C++ classes; RuntimeError with the reason where there is none."""
+    if not load():
+        raise RuntimeError(f"no native kernels: {_why_not}")
+    assert _native is not None
+    return _native
+
+
 def resolve(impl: str, op: str, device_type: str) -> str:
     """Answer "native" or "reference" for operator `op` (its name in csrc/schema.cpp) on a device type.
 

@@ -52,6 +52,14 @@ def impl(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=["reference", "native", "fused"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How a `PackageRun` trains: through autograd with either implementation, or by the fused training step."""
+    if request.param != "reference":
+        request.getfixturevalue("native_library")
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
     """Forget what torch.compile learned in a test, so that its limit on recompilations counts within one test."""

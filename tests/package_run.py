@@ -9,6 +9,7 @@ from oracle import Options, embedding_mode, input_width, layer_sizes
 from gru4rec_fast import ops
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.fused import FusedTrainingStep
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,6 +32,9 @@ class PackageRun:
         dtype: torch.dtype = torch.float64,
         impl: str = "auto",
     ) -> None:
+        """`impl`: that of the operators, or "fused": native, and the fused training step in the place of autograd."""
+        self.fused = impl == "fused"
+        impl = "native" if self.fused else impl
         mode = embedding_mode(weights)
         last = len(layer_sizes(weights)) - 1
         reset_after = f"layers.{last}.bias_hh" in weights
@@ -97,6 +101,9 @@ class PackageRun:
         """One update from a block of steps; returns its loss before the update."""
         inputs, targets, reset = (torch.from_numpy(np.stack(part)) for part in zip(*steps, strict=True))
         drawn = None if negatives is None else torch.from_numpy(np.stack(negatives))
+        if self.fused:
+            step = FusedTrainingStep(self.network, self.criterion, self.optimizer)
+            return step.train_block(inputs, targets, reset, drawn, self.state, step=first_step)
         hidden, state = self.network(inputs, self.state, reset, step=first_step)
         loss = self.criterion(self.network, hidden, targets, drawn)
         self.optimizer.zero_grad()

@@ -12,6 +12,7 @@ from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.fused import FusedTrainingStep
 
 TOLERANCE = 1e-9
 
@@ -67,8 +68,8 @@ def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
     assert len(epoch) == len(run.losses)
 
 
-def test_every_loss_state_and_final_weight(run: GoldenRun, impl: str) -> None:
-    config = run.config
+def test_every_loss_state_and_final_weight(run: GoldenRun, way: str) -> None:
+    config, impl = run.config, "reference" if way == "reference" else "native"
     network = network_of(run, impl)
     criterion = SampledLoss(
         config["loss"],
@@ -82,19 +83,23 @@ def test_every_loss_state_and_final_weight(run: GoldenRun, impl: str) -> None:
         impl=impl,
     )
     optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
+    fused = FusedTrainingStep(network, criterion, optimizer) if way == "fused" else None
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):
-        hidden, state = network(block.inputs, state, block.reset)
+        negatives = torch.from_numpy(run.negatives[step : step + 1]) if config["n_sample"] else None
+        if fused:
+            loss = fused.train_block(block.inputs, block.targets, block.reset, negatives, state, step=step)
+        else:
+            hidden, state = network(block.inputs, state, block.reset)
+            tracked = criterion(network, hidden, block.targets, negatives, block.n_live)
+            optimizer.zero_grad()
+            tracked.backward()
+            optimizer.step()
+            state, loss = [layer.detach() for layer in state], tracked.item()
         live = block.inputs[0] >= 0
         squares = sum(float(layer[live].square().sum()) for layer in state)
         assert squares == pytest.approx(run.hidden_sq_norms[step], rel=TOLERANCE)
-        negatives = torch.from_numpy(run.negatives[step : step + 1]) if config["n_sample"] else None
-        loss = criterion(network, hidden, block.targets, negatives, block.n_live)
-        assert loss.item() == pytest.approx(run.losses[step], rel=TOLERANCE)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        state = [layer.detach() for layer in state]
+        assert loss == pytest.approx(run.losses[step], rel=TOLERANCE)
     for name, recorded in state_of(run, "after").items():
         torch.testing.assert_close(network.state_dict()[name], recorded, rtol=TOLERANCE, atol=TOLERANCE)
 

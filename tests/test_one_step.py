@@ -66,7 +66,7 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, fl
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, impl: str) -> None:
+def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, way: str) -> None:
     """From each of 200 float64 states: loss to 1e-5 relative; every tensor within twice plain PyTorch's own error."""
     options, mode, sizes = CASES[name]
     support = make_support()
@@ -74,7 +74,7 @@ def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, impl: str) -> N
     assert len(steps) == 200
     negatives = draws(200)
     oracle = Trainer(make_weights(mode, sizes), options, support=support)
-    ours = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=impl)
+    ours = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=way)
     log_support = np.log(support)
     moment_errors: dict[str, list[tuple[float, float]]] = {}
     for number, (step, drawn) in enumerate(zip(steps, negatives, strict=True)):
@@ -152,7 +152,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_float64_run_is_the_oracles(name: str, impl: str) -> None:
+def test_float64_run_is_the_oracles(name: str, way: str) -> None:
     """A short epoch, its tail of dying lanes included: every loss and the final weights to 1e-9."""
     options, mode, sizes, form, length = RUNS[name]
     support = make_support()
@@ -160,7 +160,7 @@ def test_float64_run_is_the_oracles(name: str, impl: str) -> None:
     assert not steps[-1].live.all()
     negatives = draws(len(steps))
     oracle = Trainer(make_weights(mode, sizes, form), options, support=support)
-    ours = PackageRun(oracle.weights, options, support=support, impl=impl)
+    ours = PackageRun(oracle.weights, options, support=support, impl=way)
     indices = iter(range(len(steps)))
     while block := list(islice(indices, length)):
         arguments = [steps[i] for i in block], [negatives[i] for i in block]
@@ -170,10 +170,10 @@ def test_float64_run_is_the_oracles(name: str, impl: str) -> None:
         np.testing.assert_allclose(value, oracle.weights[key], rtol=1e-9, atol=1e-9, err_msg=key)
 
 
-def test_dead_lanes_touch_nothing(impl: str) -> None:
+def test_dead_lanes_touch_nothing(way: str) -> None:
     """Rows that only a dead lane could name stay as they were, moments too, bit for bit."""
     oracle = Trainer(make_weights("separate", (8,)), MOMENTUM_XE)
-    ours = PackageRun(oracle.weights, MOMENTUM_XE, impl=impl)
+    ours = PackageRun(oracle.weights, MOMENTUM_XE, impl=way)
     steps = [step for step in steps_of(40, all_live=False) if not step.live.all()]
     before = ours.weights()
     ours.state = [torch.from_numpy(h) for h in zero_state(oracle.weights, LANES)]

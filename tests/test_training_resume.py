@@ -6,12 +6,21 @@ from typing import Any
 import pytest
 import torch
 from markov import markov_store
-from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
+from trainer_run import (
+    FORMAT,
+    at_block,
+    each_way,
+    make_trainer,
+    no_pictures,
+    press_ctrl_c,
+    weights,
+    without_seconds,
+)
 
 from gru4rec_fast.training import CheckpointError, TrainingInterrupted, load_checkpoint
 from gru4rec_fast.training.progress import PlainProgress
 
-pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
 
 
 def assert_same_end(one: Path, other: Path) -> None:

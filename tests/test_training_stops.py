@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_c, weights
+from trainer_run import FORMAT, at_block, each_way, make_trainer, no_pictures, press_ctrl_c, weights
 
 from gru4rec_fast import ops
 from gru4rec_fast.training import TrainingDiverged, TrainingInterrupted, load_checkpoint
 from gru4rec_fast.training.place import LOSSES_PER_LOOK, LossWatch, Place
 
-pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
 
 
 def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -73,7 +73,7 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad: float):
-    trainer = make_trainer(out=tmp_path, n_epochs=5)
+    trainer = make_trainer(out=tmp_path, n_epochs=5, fused=False)
     per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
     forward = trainer.player.criterion.forward
     at_bad: dict[str, torch.Tensor] = {}
@@ -93,6 +93,22 @@ def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: P
     assert kept.progress["place"]["epoch"] == 2 and kept.progress["place"]["mini_batches"] == 0
     resumed = make_trainer(out=tmp_path, n_epochs=2)
     assert len(resumed.run(kept)) == 2
+
+
+def test_a_block_whose_loss_is_no_number_moves_nothing(tmp_path: Path):
+    trainer = make_trainer(out=tmp_path, n_epochs=5, accumulate=2, momentum=0.1)
+    at_bad: dict[str, torch.Tensor] = {}
+
+    def poison() -> None:
+        trainer.network.output.bias.data.fill_(float("nan"))
+        at_bad.update(weights(trainer))
+
+    at_block(trainer, 3, poison)
+    with pytest.raises(TrainingDiverged, match=r"the loss is nan in epoch 1, mini-batch 3 \(step 3 of the training\)"):
+        trainer.run()
+    assert trainer.place.mini_batches == 2
+    for name, tensor in weights(trainer).items():
+        assert torch.equal(tensor.nan_to_num(), at_bad[name].nan_to_num()), name
 
 
 def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
@@ -115,7 +131,9 @@ def test_weights_that_the_last_update_of_an_epoch_spoils_are_neither_measured_no
 ):
     validated: list[int] = []
     trainer = make_trainer(
-        out=tmp_path if with_folder else None, validate=lambda: {"recall@20": float(len(validated) + 1)}
+        out=tmp_path if with_folder else None,
+        validate=lambda: {"recall@20": float(len(validated) + 1)},
+        fused=False,
     )
     per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
     update, updates = trainer.optimizer.step, [0]

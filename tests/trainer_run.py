@@ -30,6 +30,18 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "write_curves", lambda *_: None)
 
 
+DEFAULTS: dict[str, Any] = {}  # of arguments of make_trainer
+
+
+@pytest.fixture(params=["fused", "autograd"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every trainer of the test trains by the fused step, or else by autograd."""
+    if request.param == "fused":
+        request.getfixturevalue("native_library")
+    monkeypatch.setitem(DEFAULTS, "fused", request.param == "fused")
+    return request.param
+
+
 def make_trainer(
     *,
     store: Any = STORE,
@@ -47,6 +59,7 @@ def make_trainer(
     **arguments: Any,
 ) -> Trainer:
     """A trainer over the module's store; what is no argument of this function goes to the options or the trainer."""
+    arguments = DEFAULTS | arguments
     options = {name: arguments.pop(name) for name in list(arguments) if name in TrainingOptions.__dataclass_fields__}
     network = SessionNetwork(
         store.n_items, list(layers), embedding=embedding, embedding_dim=7, seed=3,
@@ -68,16 +81,34 @@ def make_trainer(
 
 
 def at_block(trainer: Trainer, number: int, act: Any) -> None:
-    """Call `act` while the trainer plays its block `number`, counted from 1 over the whole run."""
-    play, played = trainer.player.play_block, [0]
+    """Call `act` while the trainer plays its block `number`, counted from 1 over the whole run.
+
+    By the fused step: before the update that this block is part of.
+    """
+    player, played = trainer.player, [0]
+    play, begin = player.play_block, player.begin_fused
+
+    def count(blocks: int) -> None:
+        played[0] += blocks
+        if played[0] - blocks < number <= played[0]:
+            act()
 
     def counted(*arguments: Any) -> None:
-        played[0] += 1
-        if played[0] == number:
-            act()
+        count(1)
         play(*arguments)
 
-    trainer.player.play_block = counted  # type: ignore[method-assign]
+    def begun() -> Any:
+        fused = begin()
+        run = fused.run
+
+        def one_update(updates: int, *arguments: Any, **keywords: Any) -> Any:
+            count(trainer.options.accumulate)
+            return run(1, *arguments, **keywords)
+
+        fused.run = one_update
+        return fused
+
+    player.play_block, player.begin_fused = counted, begun  # type: ignore[method-assign]
 
 
 def press_ctrl_c() -> None:

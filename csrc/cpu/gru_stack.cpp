@@ -57,8 +57,15 @@ void GruStack<T>::forward(Layer& layer, size_t number, const T* x, const T* stat
   }
   layer.x = x;
   layer.output = layer.outputs.room(rows * hidden);
-  layer.problem = {range_.steps, range_.lanes, hidden, layer.after, state, layer.weight_hh.weight(),
-                   layer.bias_hh.weight(), reset, dropout_mask(layer, number)};
+  layer.problem = {range_.steps,
+                   range_.lanes,
+                   hidden,
+                   layer.after,
+                   state,
+                   layer.weight_hh.weight(),
+                   layer.bias_hh.weight(),
+                   reset,
+                   dropout_mask(layer, number)};
   gru_forward(layer.problem, gate_inputs, layer.output, layer.saved.room(rows * 4 * hidden));
 }
 
@@ -73,7 +80,7 @@ const T* GruStack<T>::forward(const StepRange& range, const T* x, const std::vec
 }
 
 template <typename T>
-const T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add) {
+T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add) {
   const int64_t rows = range_.rows(), hidden = layer.hidden, gates = 3 * hidden, input = layer.input;
   T* grad_gates = layer.grad_gate_inputs.room(rows * gates);
   // No gradient of the state: it does not cross the block's edge. The form of one bias has the other's room to spare.
@@ -89,7 +96,7 @@ const T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add) {
 }
 
 template <typename T>
-const T* GruStack<T>::backward(const T* grad_output, bool add) {
+T* GruStack<T>::backward(T* grad_output, bool add) {
   for (size_t number = layers_.size(); number-- > 0;) grad_output = backward(layers_[number], grad_output, add);
   return grad_output;
 }
@@ -99,6 +106,15 @@ void GruStack<T>::write_states(const std::vector<T*>& states) const {
   for (size_t number = 0; number < layers_.size(); ++number) {
     const int64_t size = range_.lanes * layers_[number].hidden;
     std::copy_n(layers_[number].output + (range_.steps - 1) * size, size, states[number]);
+  }
+}
+
+template <typename T>
+void GruStack<T>::scale_gradients(T factor) {
+  for (Layer& layer : layers_) {
+    for (DenseParameter<T>* parameter : {&layer.weight_ih, &layer.weight_hh, &layer.bias_ih, &layer.bias_hh}) {
+      parameter->scale_grad(factor);
+    }
   }
 }
 

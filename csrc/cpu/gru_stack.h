@@ -33,15 +33,17 @@ class GruStack {
   int64_t input_width() const { return layers_.front().input; }
   int64_t output_width() const { return layers_.back().hidden; }
 
-  // Outputs [T, B, H] of the last layer, from x [T, B, input_width()] and one state [B, H] per layer. All arguments have
-  // to stay as they are until `backward`.
+  // Outputs [T, B, H] of the last layer, from x [T, B, input_width()] and one state [B, H] per layer. All arguments
+  // have to stay as they are until `backward`.
   const T* forward(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
   // The gradient of x, from that of the outputs. Those of the parameters are kept, or with `add` added to those kept.
-  const T* backward(const T* grad_output, bool add);
+  T* backward(T* grad_output, bool add);
 
   // The states after the last step of `forward`.
   void write_states(const std::vector<T*>& states) const;
+
+  void scale_gradients(T factor);
 
   // Moves the parameters by the gradients kept.
   void update(const AdagradOptions<T>& options);
@@ -58,7 +60,7 @@ class GruStack {
   };
 
   void forward(Layer& layer, size_t number, const T* x, const T* state, const bool* reset);
-  const T* backward(Layer& layer, const T* grad_output, bool add);
+  T* backward(Layer& layer, const T* grad_output, bool add);
   const T* dropout_mask(Layer& layer, size_t number);
 
   std::vector<Layer> layers_;

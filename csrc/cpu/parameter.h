@@ -54,6 +54,11 @@ class DenseParameter {
     return grad();
   }
 
+  void scale_grad(T factor) {
+    if (!defined()) return;
+    for (int64_t i = 0; i < size(); ++i) grad()[i] *= factor;
+  }
+
   void update(const AdagradOptions<T>& options) {
     if (defined()) update_all(table_, grad(), options);
   }

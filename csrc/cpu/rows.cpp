@@ -13,7 +13,9 @@ namespace {
 
 constexpr int64_t kWork = 16384;  // numbers worth a thread
 
-int64_t rows_per_thread(int64_t width) { return std::max<int64_t>(1, kWork / std::max<int64_t>(1, width)); }
+int64_t rows_per_thread(int64_t width) {
+  return std::max<int64_t>(1, kWork / std::max<int64_t>(1, width));
+}
 
 }  // namespace
 
@@ -45,21 +47,21 @@ void repeat_row(const T* row, int64_t rows, int64_t width, T* to) {
 template <typename T>
 void multiply_by(const T* factors, int64_t n, T* to) {
   const auto multiply = GRF_DISPATCH(multiply_numbers<T>);
-  at::parallel_for(0, n, kWork, [&](int64_t begin, int64_t end) { multiply(to + begin, factors + begin, end - begin); });
+  at::parallel_for(0, n, kWork,
+                   [&](int64_t begin, int64_t end) { multiply(to + begin, factors + begin, end - begin); });
 }
 
 template <typename T>
 void add_column_sums(const T* from, int64_t rows, int64_t width, int64_t stride, T* sums) {
   const auto sum = GRF_DISPATCH(sum_columns<T>);
-  at::parallel_for(0, width, rows_per_thread(rows), [&](int64_t begin, int64_t end) {
-    sum(sums + begin, from + begin, rows, end - begin, stride);
-  });
+  at::parallel_for(0, width, rows_per_thread(rows),
+                   [&](int64_t begin, int64_t end) { sum(sums + begin, from + begin, rows, end - begin, stride); });
 }
 
-#define GRF_INSTANTIATE(T)                                                          \
-  template void gather_rows<T>(const T*, int64_t, const int64_t*, int64_t, T*);     \
-  template void repeat_row<T>(const T*, int64_t, int64_t, T*);                      \
-  template void multiply_by<T>(const T*, int64_t, T*);                              \
+#define GRF_INSTANTIATE(T)                                                      \
+  template void gather_rows<T>(const T*, int64_t, const int64_t*, int64_t, T*); \
+  template void repeat_row<T>(const T*, int64_t, int64_t, T*);                  \
+  template void multiply_by<T>(const T*, int64_t, T*);                          \
   template void add_column_sums<T>(const T*, int64_t, int64_t, int64_t, T*);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Steps played by one call of the operator: enough to make the call, and the copy to a device, free; few enough to stay
 # small.
 CHUNK_STEPS = 256
+LaneState = tuple[Tensor, Tensor, Tensor]  # as ops.session_batch_state makes it
 _BEGINNING: dict[str, Any] = {"blocks": 0, "lanes": None}
 
 
@@ -141,13 +142,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
                 f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, where its "
                 "place and the epoch of its shuffle are kept; a block takes microseconds: use num_workers=0"
             )
-        place, self._resume = self._resume or _BEGINNING, None
-        order = self._order()
-        lanes = ops.session_batch_state(self.n_lanes)
-        if place["lanes"] is not None:
-            for tensor, values in zip(lanes, place["lanes"], strict=True):
-                tensor.copy_(torch.tensor(values))
-        skip = place["blocks"]
+        order, lanes = self.begin()
         chunk = max(self.steps, CHUNK_STEPS // self.steps * self.steps)
         while True:
             at_start = [tensor.tolist() for tensor in lanes]
@@ -158,15 +153,37 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             playable = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
             inputs, targets, reset = (self._on_device(tensor) for tensor in (inputs, targets, reset))
             for number, start in enumerate(range(0, playable, self.steps)):
-                if number < skip:
-                    continue
                 stop = min(start + self.steps, playable)
                 self._position = {"blocks": number + 1, "lanes": at_start}
                 at = slice(start, stop)
                 yield SessionBlock(inputs[at], targets[at], reset[at], n_live[at])
-            skip = 0
             if playable < chunk:
                 break
+        self._end_epoch()
+
+    def begin(self) -> tuple[Tensor | None, LaneState]:
+        """The order in which this epoch's sessions are played, and the lanes' state before the next block.
+
+        Arguments of `ops.session_batch`, for who plays the sessions otherwise than by iterating, and tells `moved_to`.
+        """
+        place, self._resume = self._resume or _BEGINNING, None
+        order, lanes = self._order(), ops.session_batch_state(self.n_lanes)
+        if place["lanes"] is not None:
+            for tensor, values in zip(lanes, place["lanes"], strict=True):
+                tensor.copy_(torch.tensor(values))
+        if place["blocks"]:
+            past = place["blocks"] * self.steps
+            ops.session_batch(self.items, self.offsets, order, *lanes, past, impl=self.impl)
+        return order, lanes
+
+    def moved_to(self, lanes: LaneState, finished: bool) -> None:
+        """Take the state of the lanes that `begin` gave as the place of the next block, or the epoch as played."""
+        if finished:
+            self._end_epoch()
+        else:
+            self._position = {"blocks": 0, "lanes": [tensor.tolist() for tensor in lanes]}
+
+    def _end_epoch(self) -> None:
         self._epoch += 1
         self._position = _BEGINNING
 
@@ -184,9 +201,13 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         whole = torch.equal(live, targets >= 0) and not torch.any(reset & ~live)
         if whole and events.max() < self.n_items:
             return
-        raise ValueError(
-            f"{self._folder or 'the store'}: its items are no indices of its catalogue of {self.n_items} items (here "
-            f"{int(events.min())} to {int(events.max())}); it is damaged, prepare it again"
+        raise self.damage(f"here {int(events.min())} to {int(events.max())}")
+
+    def damage(self, what: str) -> ValueError:
+        """The error that says that the log is not what was prepared, and what was found."""
+        return ValueError(
+            f"{self._folder or 'the store'}: its items are no indices of its catalogue of {self.n_items} items "
+            f"({what}); it is damaged, prepare it again"
         )
 
     def _on_device(self, tensor: Tensor) -> Tensor:

@@ -63,13 +63,17 @@ class SparseAdagrad(torch.optim.Optimizer):
                     self._update(parameter, parameter.grad, float(group["lr"]), group["momentum"], group["eps"])
         return loss
 
-    def _update(self, parameter: Tensor, grad: Tensor, lr: float, momentum: float, eps: float) -> None:
+    def moments(self, parameter: Tensor, momentum: float) -> tuple[Tensor, Tensor | None]:
+        """A parameter's accumulator and velocity, made where they are not there yet."""
         state = self.state[parameter]
         if not state:
             state["accumulator"] = torch.zeros_like(parameter)
         if momentum and "velocity" not in state:  # from the start, or since momentum was set in the group
             state["velocity"] = torch.zeros_like(parameter)
-        accumulator, velocity = state["accumulator"], state.get("velocity")
+        return state["accumulator"], state.get("velocity")
+
+    def _update(self, parameter: Tensor, grad: Tensor, lr: float, momentum: float, eps: float) -> None:
+        accumulator, velocity = self.moments(parameter, momentum)
         update = partial(ops.sparse_adagrad, lr=lr, momentum=momentum, eps=eps, impl=self.impl)
         if grad.is_sparse:
             update(parameter, accumulator, velocity, grad._indices()[0], grad._values())

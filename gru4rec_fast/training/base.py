@@ -30,8 +30,11 @@ class Player(Protocol):
 
     place: Place
 
-    def play(self, between_updates: Callable[[], None]) -> None:
-        """Play the epoch, or what is left of it; call `between_updates` where the training may be saved or stopped."""
+    def play(self, between_updates: Callable[[], int | None]) -> None:
+        """Play the epoch, or what is left of it; call `between_updates` where the training may be saved or stopped.
+
+        It answers after how many steps at the latest it is to be called again; None: whenever it suits.
+        """
 
     def end_epoch(self) -> None:
         """Stand before the next epoch."""
@@ -148,11 +151,14 @@ class BaseTrainer:
                 f"{path} holds an earlier training; the first checkpoint of this one will move it to {path / PREVIOUS}"
             )
 
-    def _between_updates(self, interrupt: InterruptRequest) -> None:
+    def _between_updates(self, interrupt: InterruptRequest) -> int | None:
         self._stop_if(interrupt)
         every = self.options.checkpoint_every
-        if every and self.place.step - self._saved_at >= every:
+        if every is None:
+            return None
+        if self.place.step - self._saved_at >= every:
             self._save_last()
+        return every - (self.place.step - self._saved_at)
 
     def _finish_epoch(self) -> None:
         """Validate, write the history, move the learning rate, pick the best, save."""

@@ -1,4 +1,4 @@
-"""Playing one epoch: blocks in, updates of the weights out."""
+"""Playing one epoch: blocks in, updates of the weights out; by the fused step, or by autograd."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from torch.optim import Optimizer
 from gru4rec_fast import ops
 from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
-from gru4rec_fast.profiling import MemoryRecord
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.training.fused import FusedPlayer, FusedTrainingStep, why_not_fused
 from gru4rec_fast.training.options import TrainingOptions
-from gru4rec_fast.training.place import LossWatch, Place
+from gru4rec_fast.training.place import LossWatch, Place, add_loss
 from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
+
+# How long the fused step may be out of sight: Ctrl-C and the progress bar wait for it.
+_SECONDS_PER_CALL = 0.1
 
 
 class EpochPlayer:
@@ -23,6 +28,9 @@ class EpochPlayer:
 
     A mini-batch is one step of all lanes; a block is T of them (truncated backpropagation through T steps), each with
     negatives of its own. The number of mini-batches since the training began keys negatives and dropout.
+
+    Where the parts allow it, the fused step plays and moves the weights, many updates in one call; else autograd does,
+    a block at a time.
 
     Args: as those of `Trainer`, and its schedule.
 
@@ -51,18 +59,78 @@ class EpochPlayer:
         self.hidden: list[Tensor] | None = None
         self._losses = LossWatch(loader.device)
 
-    def play(self, between_updates: Callable[[], None]) -> None:
+    @property
+    def fused_is_unwanted(self) -> bool:
+        """Whether it was the caller who chose autograd."""
+        return not self.options.fused or "reference" in (self.options.impl, self.loader.impl, self.network.impl)
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Why autograd trains; None where the fused step does. Looked at anew at the beginning of each epoch."""
+        if self.fused_is_unwanted:
+            return "fused=False or impl='reference' was asked for"
+        if self.memory is not NULL_RECORD:
+            return "a memory record looks at the phases of a step one by one"
+        return why_not_fused(self.network, self.criterion, self.optimizer)
+
+    def play(self, between_updates: Callable[[], int | None]) -> None:
         """Play the epoch, or what is left of it; the weights move after every `accumulate` blocks and at its end.
 
-        `between_updates` is called after each update but one that only the end of the epoch brought.
+        `between_updates` is called between updates, and answers after how many mini-batches at the latest it is to be
+        called again (None: whenever it suits); not after an update that only the end of the epoch brought.
         """
-        place, accumulate = self.place, self.options.accumulate
+        place = self.place
         self.network.train()
         if self.hidden is None:
             self.loader.set_epoch(place.epoch - 1)
             self.hidden = self.network.initial_state(self.loader.n_lanes)
         self.progress.begin_epoch(place.epoch, self.options.n_epochs, self.loader.n_targets, place.events)
         started = time.perf_counter() - place.seconds
+        if self.why_not_fused is None:
+            self._play_fused(between_updates, started)
+        else:
+            self._play_blocks(between_updates, started)
+        place.seconds = time.perf_counter() - started
+        if not place.mini_batches:
+            raise ValueError(
+                f"an epoch has no mini-batch: with n_sample={self.options.n_sample} a step needs "
+                f"{self.loader.min_live} live lanes, and there are {self.loader.n_lanes}"
+            )
+
+    def _play_fused(self, between_updates: Callable[[], int | None], started: float) -> None:
+        place, player = self.place, self.begin_fused()
+        assert self.hidden is not None
+        per_update = self.loader.steps * self.options.accumulate
+        updates, finished = 1, False
+        while not finished:
+            called = time.perf_counter()
+            blocks, finished = player.run(updates, self.hidden, step=place.step)
+            for block in blocks:
+                add_loss(place, block.loss, block.steps, place.mini_batches)
+                place.step += block.steps
+                place.mini_batches += block.steps
+                place.events += block.events
+            self.progress.advance(sum(block.events for block in blocks), place.mean_loss)
+            place.seconds = time.perf_counter() - started
+            updates = min(2 * updates, max(1, int(updates * _SECONDS_PER_CALL / (time.perf_counter() - called))))
+            if self.schedule and blocks:
+                self.schedule.after_update()
+                updates = 1 if self.schedule.per_update else updates
+            if not finished:
+                until = between_updates()
+                updates = updates if until is None else min(updates, max(1, -(-until // per_update)))
+
+    def begin_fused(self) -> FusedPlayer:
+        """What plays by the fused step from where the loader stands."""
+        assert isinstance(self.optimizer, SparseAdagrad)
+        options, steps = self.options, self.loader.steps
+        step = FusedTrainingStep(
+            self.network, self.criterion, self.optimizer, steps=steps, accumulate=options.accumulate
+        )
+        return step.player(self.loader, self.sampler, options.n_sample, options.seed)
+
+    def _play_blocks(self, between_updates: Callable[[], int | None], started: float) -> None:
+        place, accumulate = self.place, self.options.accumulate
         blocks = iter(self.loader)
         pending = 0
         while True:
@@ -81,12 +149,6 @@ class EpochPlayer:
         if pending:
             self._update(scale=accumulate / pending)
         self.look_at_losses()
-        place.seconds = time.perf_counter() - started
-        if not place.mini_batches:
-            raise ValueError(
-                f"an epoch has no mini-batch: with n_sample={self.options.n_sample} a step needs "
-                f"{self.loader.min_live} live lanes, and there are {self.loader.n_lanes}"
-            )
 
     def _draw(self, steps: int) -> Tensor | None:
         options = self.options

@@ -74,7 +74,7 @@ class TriplePlayer:
         self.place = Place()
         self._losses = LossWatch(network.embedding.device)
 
-    def play(self, between_updates: Callable[[], None]) -> None:
+    def play(self, between_updates: Callable[[], int | None]) -> None:
         """Play the epoch, or what is left of it; `between_updates` is called after each batch."""
         place, size = self.place, self.sampler.batch_size
         self.network.train()

@@ -109,6 +109,11 @@ class Trainer(BaseTrainer):
             progress=self.progress,
         )
 
+    def _say_what_is_there(self) -> None:
+        super()._say_what_is_there()
+        if not self._is_done and (reason := self.player.why_not_fused) and not self.player.fused_is_unwanted:
+            self.progress.say(f"training by autograd, not by the fused step: {reason}")
+
     def _after_epoch(self, watched: float) -> None:
         if self.schedule:
             self.schedule.after_epoch(watched)

@@ -24,6 +24,7 @@ class TrainingOptions:
         patience: stop after this many epochs without a better value; None: never.
         min_delta: by how much a value must beat the best to count as better.
         checkpoint_every: also write the `last` checkpoint inside an epoch, every so many mini-batches; None: per epoch.
+        fused: train by the fused step (`gru4rec_fast.training.fused`) where it can, else by autograd, which says why.
         impl: implementation of the negative sampling, "auto", "native" or "reference".
 
     Raises:
@@ -40,6 +41,7 @@ class TrainingOptions:
     patience: int | None = None
     min_delta: float = 0.0
     checkpoint_every: int | None = None
+    fused: bool = True
     impl: str = "auto"
 
     def __post_init__(self) -> None:

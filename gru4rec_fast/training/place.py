@@ -68,14 +68,21 @@ class LossWatch:
         waiting, self._waiting = self._waiting, []
         values = [loss.item() for loss, _, _ in waiting[:1]] if len(waiting) < 2 else _read(waiting)
         for value, (_, steps, before) in zip(values, waiting, strict=True):
-            if not math.isfinite(value):
-                number = f"mini-batch {before + 1}" if steps == 1 else f"mini-batches {before + 1} to {before + steps}"
-                step = place.step - place.mini_batches + before + 1
-                raise TrainingDiverged(
-                    f"the loss is {value} in epoch {place.epoch}, {number} (step {step} of the training)"
-                )
-            place.loss_sum += value * steps
-            place.summed += steps
+            add_loss(place, value, steps, before)
+
+
+def add_loss(place: Place, value: float, steps: int, before: int) -> None:
+    """Add the mean loss of the `steps` mini-batches that follow the epoch's first `before` to the sum of `place`.
+
+    Raises:
+        TrainingDiverged: it is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        number = f"mini-batch {before + 1}" if steps == 1 else f"mini-batches {before + 1} to {before + steps}"
+        step = place.step - place.mini_batches + before + 1
+        raise TrainingDiverged(f"the loss is {value} in epoch {place.epoch}, {number} (step {step} of the training)")
+    place.loss_sum += value * steps
+    place.summed += steps
 
 
 def _read(waiting: list[tuple[Tensor, int, int]]) -> list[float]:

@@ -1,0 +1,265 @@
+#include "cpu/fused_training_step.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "common/philox.h"
+#include "cpu/checks.h"
+#include "cpu/rows.h"
+#include "cpu/tensors.h"
+
+namespace grf {
+namespace {
+
+// T steps of B lanes as they were played or given.
+struct Block {
+  StepRange range;
+  const int64_t *inputs, *targets;  // [T, B], -1 in dead lanes
+  const bool* reset;                // [T, B]
+  const int64_t* negatives;         // [T, n]
+  int64_t n;
+
+  int64_t n_events() const { return range.rows() - std::count(targets, targets + range.rows(), int64_t{-1}); }
+};
+
+void check_events(const Block& block, int64_t n_items) {
+  for (int64_t i = 0; i < block.range.rows(); ++i) {
+    const int64_t input = block.inputs[i], target = block.targets[i];
+    const bool dead = input == -1 && target == -1 && !block.reset[i];
+    TORCH_CHECK_VALUE(dead || (0 <= input && input < n_items && 0 <= target && target < n_items),
+                      "items are no indices of a catalogue of ", n_items, " items (here ", input, " and ", target, ")");
+  }
+}
+
+void check_negatives(const Block& block, int64_t n_items) {
+  for (int64_t i = 0; i < block.range.steps * block.n; ++i) {
+    TORCH_CHECK_VALUE(0 <= block.negatives[i] && block.negatives[i] < n_items, "negatives hold ", block.negatives[i],
+                      ", the catalogue has ", n_items, " items");
+  }
+}
+
+AliasTable table_of(const NegativeSource& source, int64_t n_items) {
+  if (source.n == 0) return {};
+  for (const at::Tensor* tensor : {&source.threshold, &source.alias, &source.log_prob}) {
+    TORCH_CHECK_VALUE(tensor->is_contiguous() && tensor->numel() == n_items, "the sampler is one of ", tensor->numel(),
+                      " items, the catalogue has ", n_items);
+  }
+  return {source.threshold.const_data_ptr<int64_t>(), source.alias.const_data_ptr<int64_t>(),
+          source.log_prob.const_data_ptr<float>(), n_items};
+}
+
+// Whether it is time to look at what goes on outside.
+class Clock {
+ public:
+  bool is_time() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return false;
+    last_ = now;
+    return true;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+template <typename T>
+class Step final : public FusedTrainingStep {
+ public:
+  Step(const NetworkParts& network, const ScoreOptions& options, const at::Tensor& log_support, int64_t steps,
+       int64_t accumulate)
+      : network_(network),
+        log_support_(log_support),
+        stack_(network.layers, network.dropout_p_hidden, network.dropout_seed),
+        output_(network.output_weight, network.output_bias, log_support, options),
+        embedding_(network.embedding.defined() ? network.embedding.rows<T>("embedding.weight") : output_.weight()),
+        steps_(steps),
+        accumulate_(accumulate) {
+    TORCH_CHECK_VALUE(embedding_.width == stack_.input_width(), "the first GRU layer takes ", stack_.input_width(),
+                      " inputs, the embedding has ", embedding_.width);
+    TORCH_CHECK_VALUE(output_.width() == stack_.output_width(), "output.weight must be as wide as the last layer, ",
+                      stack_.output_width(), ", not ", output_.width());
+    TORCH_CHECK_VALUE(steps > 0 && accumulate > 0, "steps=", steps, ", accumulate=", accumulate, ": must be positive");
+  }
+
+  double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
+                     const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
+                     const Adagrad& optimizer) override {
+    TORCH_CHECK_VALUE(inputs.dim() == 2, "inputs must be [T, B], not ", inputs.sizes());
+    const auto shape = inputs.sizes();
+    const at::Tensor in = contiguous(inputs, "inputs", shape, at::kLong);
+    const at::Tensor out = contiguous(targets, "targets", shape, at::kLong);
+    const at::Tensor starts = contiguous(reset, "reset", shape, at::kBool);
+    const int64_t n = negatives.defined() && negatives.dim() == 2 ? negatives.size(1) : 0;
+    const at::Tensor drawn =
+        negatives.defined() ? contiguous(negatives, "negatives", {shape[0], n}, at::kLong) : at::empty({0}, at::kLong);
+    const Block block{{shape[0], shape[1], first_step}, in.const_data_ptr<int64_t>(),    out.const_data_ptr<int64_t>(),
+                      starts.const_data_ptr<bool>(),    drawn.const_data_ptr<int64_t>(), n};
+    check_events(block, output_.n_items());
+    check_negatives(block, output_.n_items());
+    states_ = state_pointers(hidden, shape[1]);
+    alone_ = shape[0] == 1;
+    const double loss = forward(block, 1.0);
+    if (!std::isfinite(loss)) return loss;
+    backward(block, false);
+    update(block, options_of(optimizer));
+    return loss;
+  }
+
+  RunRecord run(SessionPlayer& player, const NegativeSource& source, int64_t min_live, int64_t first_step,
+                int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
+                const std::function<void()>& poll) override {
+    states_ = state_pointers(hidden, player.n_lanes());
+    alone_ = steps_ * accumulate_ == 1;
+    const AliasTable sampler = table_of(source, output_.n_items());
+    const AdagradOptions<T> options = options_of(optimizer);
+    RunRecord record{{}, false};
+    Clock clock;
+    for (int64_t number = 0; number < updates && !record.finished; ++number) {
+      Block block{};
+      int64_t pending = 0;  // blocks whose gradients wait for the update
+      while (pending < accumulate_ && !record.finished) {
+        const Block next = play(player, sampler, source, min_live, first_step);
+        record.finished = next.range.steps < steps_;
+        if (next.range.steps == 0) break;
+        block = next;
+        record.blocks.push_back(
+            {forward(block, 1.0 / static_cast<double>(accumulate_)), block.range.steps, block.n_events()});
+        if (!std::isfinite(record.blocks.back().loss)) return record;
+        backward(block, pending++ > 0);
+        first_step += block.range.steps;
+      }
+      if (pending > 0) {
+        if (pending < accumulate_) scale_gradients(static_cast<T>(accumulate_) / static_cast<T>(pending));
+        update(block, options);
+      }
+      player.write_state();
+      if (poll && clock.is_time()) poll();
+    }
+    return record;
+  }
+
+ private:
+  static AdagradOptions<T> options_of(const Adagrad& given) {
+    return {static_cast<T>(given.lr), static_cast<T>(given.momentum), static_cast<T>(given.eps)};
+  }
+
+  std::vector<T*> state_pointers(const std::vector<at::Tensor>& hidden, int64_t lanes) const {
+    TORCH_CHECK_VALUE(hidden.size() == network_.layers.size(), "hidden must hold one state per layer, ",
+                      network_.layers.size(), ", not ", hidden.size());
+    std::vector<T*> pointers;
+    for (size_t layer = 0; layer < hidden.size(); ++layer) {
+      const int64_t width = network_.layers[layer].weight_hh.weight.size(1);
+      const at::Tensor state = contiguous(hidden[layer], "hidden", {lanes, width}, c10::CppTypeToScalarType<T>::value);
+      TORCH_CHECK_VALUE(state.is_same(hidden[layer]), "hidden must be contiguous: it is updated in place");
+      pointers.push_back(state.template mutable_data_ptr<T>());
+    }
+    return pointers;
+  }
+
+  // The next T steps, or those of them with enough live lanes, and their negatives.
+  Block play(SessionPlayer& player, const AliasTable& sampler, const NegativeSource& source, int64_t min_live,
+             int64_t first_step) {
+    const int64_t lanes = player.n_lanes(), rows = steps_ * lanes;
+    int64_t *inputs = events_.room(2 * rows), *targets = inputs + rows;
+    bool* reset = reset_.room(rows);
+    player.play(steps_, inputs, targets, reset);
+    int64_t steps = 0;
+    while (steps < steps_ &&
+           lanes - std::count(targets + steps * lanes, targets + (steps + 1) * lanes, int64_t{-1}) >= min_live) {
+      ++steps;
+    }
+    int64_t* negatives = negatives_.room(steps * source.n);
+    const Block block{{steps, lanes, first_step}, inputs, targets, reset, negatives, source.n};
+    check_events(block, output_.n_items());
+    check_counters(source.seed, first_step, steps);
+    if (source.n > 0) draw_negatives(sampler, source.n, steps, source.seed, first_step, negatives, nullptr);
+    return block;
+  }
+
+  // The block's loss, the mean over its steps; `share`: of the update's loss.
+  double forward(const Block& block, double share) {
+    const StepRange& range = block.range;
+    const int64_t rows = range.rows(), width = embedding_.width, out = output_.width();
+    T* x = x_.room(rows * width);
+    gather_rows(embedding_.weight, width, block.inputs, rows, x);
+    mask_ = nullptr;
+    if (network_.dropout_p_embed > 0 && !network_.one_hot) {
+      mask_ = masks_.room(rows * width);
+      fill_mask(range, width, network_.dropout_p_embed, network_.dropout_seed, philox::kStreamEmbeddingDropout, mask_);
+      multiply_by(mask_, rows * width, x);
+    }
+    const T* hidden = stack_.forward(range, x, states_, block.reset);
+    T* grad = grad_hidden_.room(rows * out);
+    double sum = 0;
+    for (int64_t t = 0; t < range.steps; ++t) {
+      const int64_t at = t * range.lanes;
+      sum += output_.score(hidden + at * out, block.targets + at, range.lanes, block.negatives + t * block.n, block.n,
+                           share / static_cast<double>(range.steps), grad + at * out);
+      if (!alone_ && std::isfinite(sum)) output_.keep_gradient();
+    }
+    return static_cast<T>(sum / static_cast<double>(range.steps));
+  }
+
+  // Gradients of the parameters, the output table's excepted where the update makes them itself; `add`: to those kept.
+  void backward(const Block& block, bool add) {
+    const int64_t rows = block.range.rows(), width = embedding_.width;
+    grad_x_ = stack_.backward(grad_hidden_.room(rows * output_.width()), add);
+    if (mask_ != nullptr) multiply_by(mask_, rows * width, grad_x_);
+    stack_.write_states(states_);
+    if (network_.embedding.defined()) {
+      grad_embedding_.append_live(block.inputs, rows, width, grad_x_);
+    } else if (!alone_) {
+      output_.keep_input_gradient(block.inputs, rows, grad_x_);
+    }
+  }
+
+  // Moves every parameter; `block` is the last one.
+  void update(const Block& block, const AdagradOptions<T>& options) {
+    stack_.update(options);
+    if (network_.embedding.defined()) grad_embedding_.apply(embedding_, options);
+    if (!alone_) {
+      output_.apply(options);
+    } else if (network_.embedding.defined()) {
+      output_.update(nullptr, 0, nullptr, options);
+    } else {
+      output_.update(block.inputs, block.range.rows(), grad_x_, options);
+    }
+  }
+
+  void scale_gradients(T factor) {
+    stack_.scale_gradients(factor);
+    output_.scale_gradients(factor);
+    grad_embedding_.scale(factor);
+  }
+
+  NetworkParts network_;  // keeps the tensors alive, as does the next
+  at::Tensor log_support_;
+  GruStack<T> stack_;
+  OutputTable<T> output_;
+  RowTable<T> embedding_;
+  int64_t steps_, accumulate_;
+
+  bool alone_ = false;  // an update is made from one step alone: the table's gradients need not be kept
+  std::vector<T*> states_;
+  T *mask_ = nullptr, *grad_x_ = nullptr;
+  RowGradients<T> grad_embedding_;
+  Buffer<int64_t> events_, negatives_;
+  Buffer<bool> reset_;
+  Buffer<T> x_, masks_, grad_hidden_;
+};
+
+}  // namespace
+
+std::unique_ptr<FusedTrainingStep> FusedTrainingStep::make(const NetworkParts& network, const ScoreOptions& options,
+                                                           const at::Tensor& log_support, int64_t steps,
+                                                           int64_t accumulate) {
+  const auto dtype = network.output_weight.weight.scalar_type();
+  check_kernel_dtype("FusedTrainingStep", dtype);
+  if (dtype == at::kDouble) return std::make_unique<Step<double>>(network, options, log_support, steps, accumulate);
+  return std::make_unique<Step<float>>(network, options, log_support, steps, accumulate);
+}
+
+}  // namespace grf

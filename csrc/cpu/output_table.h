@@ -1,0 +1,96 @@
+// The output table of a network: what hidden states are scored with. One step's scores, loss and gradients, and the
+// table's update; sequences the functions of cpu/sampled_loss.h, cpu/product.h and cpu/sparse_update.h. Specification:
+// gru4rec_fast/nn/sampled_loss.py.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/parameter.h"
+#include "cpu/sampled_loss.h"
+#include "cpu/scratch.h"
+
+namespace grf {
+
+// Gradients of some rows of a table, gathered until the table is updated. A row may be there several times.
+template <typename T>
+class RowGradients {
+ public:
+  // Room for the gradients [n, width] of the rows named by index [n], behind what is there.
+  T* append(const int64_t* index, int64_t n, int64_t width);
+
+  // The same of the rows whose index is not negative, from grad [n, width].
+  void append_live(const int64_t* index, int64_t n, int64_t width, const T* grad);
+
+  void scale(T factor);
+
+  // Moves the rows, and forgets their gradients.
+  void apply(const RowTable<T>& table, const AdagradOptions<T>& options);
+
+ private:
+  std::vector<int64_t> index_;
+  std::vector<T> grad_;
+};
+
+// How a step is scored; names as in nn/sampled_loss.py.
+struct ScoreOptions {
+  Loss loss;
+  double batch_size, elu_param, bpreg, label_smoothing, logq, sample_alpha;
+  bool mask_accidental_hits;
+};
+
+template <typename T>
+class OutputTable {
+ public:
+  // log_support [n_items]: log of the items' occurrences in the training log; may be undefined where logq is 0. The
+  // tensors are to outlive this.
+  OutputTable(const Parameter& weight, const Parameter& bias, const at::Tensor& log_support,
+              const ScoreOptions& options);
+
+  int64_t n_items() const { return weight_.n_rows; }
+  int64_t width() const { return weight_.width; }
+  const RowTable<T>& weight() const { return weight_; }
+
+  // The loss of one step: hidden [B, H] against targets [B] (-1: a dead lane) and negatives [n], summed over live lanes
+  // and divided by batch_size; grad_hidden [B, H] is its gradient times `share`. All stay as they are until the table's
+  // gradient is taken, by one of the two functions below.
+  double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
+               double share, T* grad_hidden);
+
+  // Puts the last step's gradients to those that `apply` is to use; for updates from several steps.
+  void keep_gradient();
+
+  // Gradients [n, H] of rows that are inputs too, to go the same way.
+  void keep_input_gradient(const int64_t* inputs, int64_t n, const T* grad) {
+    kept_weight_.append_live(inputs, n, width(), grad);
+  }
+
+  void scale_gradients(T factor);
+
+  void apply(const AdagradOptions<T>& options);
+
+  // For an update from the last step alone: no table of gradients is made. A distinct negative's row moves as soon as
+  // its gradient leaves the product, with what it gets as a target and as an input [n]; rows that are no negatives
+  // follow.
+  void update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options);
+
+ private:
+  void take_live(const T* hidden, const int64_t* targets, int64_t lanes);
+  void take_distinct(const int64_t* negatives, int64_t n);
+  void gather_columns();
+
+  RowTable<T> weight_, bias_;
+  const T* log_support_;
+  ScoreOptions options_;
+
+  // The last step: m live lanes; the items of its columns, m targets and then the distinct negatives in rising order.
+  std::vector<int64_t> live_, items_;
+  std::vector<T> counts_, losses_;
+  SampledLoss<T> problem_{};
+  T* grad_scores_ = nullptr;
+  Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, extra_grad_, sums_;
+  Buffer<int64_t> order_;
+  RowGradients<T> kept_weight_, kept_bias_;
+};
+
+}  // namespace grf
