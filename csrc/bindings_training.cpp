@@ -40,7 +40,8 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
                                              double dropout_p_hidden, int64_t dropout_seed, const std::string& loss,
                                              double batch_size, double elu_param, double bpreg, double label_smoothing,
                                              double logq, double sample_alpha, bool mask_accidental_hits,
-                                             const OptionalTensor& log_support, int64_t steps, int64_t accumulate) {
+                                             const std::string& precision, const OptionalTensor& log_support,
+                                             int64_t steps, int64_t accumulate) {
   const NetworkParts network{embedding.value_or(Parameter{}),
                              one_hot,
                              layers,
@@ -49,8 +50,9 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
                              dropout_p_embed,
                              dropout_p_hidden,
                              dropout_seed};
-  const ScoreOptions options{loss_named(loss), batch_size, elu_param,    bpreg,
-                             label_smoothing,  logq,       sample_alpha, mask_accidental_hits};
+  const ScoreOptions options{loss_named(loss),          batch_size, elu_param,    bpreg,
+                             label_smoothing,           logq,       sample_alpha, mask_accidental_hits,
+                             precision_named(precision)};
   return FusedTrainingStep::make(network, options, log_support.value_or(at::Tensor()), steps, accumulate);
 }
 
@@ -93,7 +95,7 @@ void bind_training(py::module_& m) {
       .def(py::init(&make_step), py::kw_only(), "embedding"_a, "one_hot"_a, "layers"_a, "output_weight"_a,
            "output_bias"_a, "dropout_p_embed"_a, "dropout_p_hidden"_a, "dropout_seed"_a, "loss"_a, "batch_size"_a,
            "elu_param"_a, "bpreg"_a, "label_smoothing"_a, "logq"_a, "sample_alpha"_a, "mask_accidental_hits"_a,
-           "log_support"_a, "steps"_a, "accumulate"_a)
+           "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
       .def("run", &run, unlocked, py::kw_only(), "player"_a, "source"_a, "min_live"_a, "first_step"_a, "updates"_a,
            "hidden"_a, "lr"_a, "momentum"_a, "eps"_a,
            "Train on; returns (loss, steps, events) of each block and whether the epoch is over.")

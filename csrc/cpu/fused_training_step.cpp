@@ -72,7 +72,7 @@ class Step final : public FusedTrainingStep {
        int64_t accumulate)
       : network_(network),
         log_support_(log_support),
-        stack_(network.layers, network.dropout_p_hidden, network.dropout_seed),
+        stack_(network.layers, network.dropout_p_hidden, network.dropout_seed, options.precision),
         output_(network.output_weight, network.output_bias, log_support, options),
         embedding_(network.embedding.defined() ? network.embedding.rows<T>("embedding.weight") : output_.weight()),
         steps_(steps),

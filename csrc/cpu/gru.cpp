@@ -81,14 +81,15 @@ void weight_gradients(const WholeLayer<T>& p, const T* output, const T* saved, c
   }
   if (rows == 0) return;
   // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
-  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add);
+  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add,
+              p.precision);
   if (rows > lanes) {
     multiply<T>(width, hidden, rows - lanes, {recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,
-                hidden, true);
+                hidden, true, p.precision);
   }
   if (!p.after) {
     multiply<T>(hidden, hidden, rows, {grad_a + 2 * hidden, 1, 3 * hidden}, {saved + 3 * hidden, 4 * hidden},
-                grads.weight + 2 * hidden * hidden, hidden, grads.add);
+                grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);
   }
   if (p.bias == p.zeros) return;
   at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
@@ -112,7 +113,8 @@ void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* s
     const auto row = [&](auto* block, int64_t factor, int64_t lane) {
       return block + (t * lanes + lane) * factor * hidden;
     };
-    multiply<T>(lanes, width, hidden, {p.before(output, t), hidden}, {p.weight, 1, hidden}, recurrent, width);
+    multiply<T>(lanes, width, hidden, {p.before(output, t), hidden}, {p.weight, 1, hidden}, recurrent, width, false,
+                p.precision);
     if (layer.after) {
       p.for_lanes([&](int64_t lane) {
         const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
@@ -126,7 +128,7 @@ void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* s
       before_gates(hidden, row(gate_inputs, 3, lane), product, p.entering(output, t, lane), row(saved, 4, lane));
     });
     multiply<T>(lanes, hidden, hidden, {row(saved, 4, 0) + 3 * hidden, 4 * hidden},
-                {p.weight + 2 * hidden * hidden, 1, hidden}, recurrent_n, hidden);
+                {p.weight + 2 * hidden * hidden, 1, hidden}, recurrent_n, hidden, false, p.precision);
     p.for_lanes([&](int64_t lane) {
       before_output(hidden, row(gate_inputs, 3, lane), recurrent_n + lane * hidden, p.entering(output, t, lane),
                     p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
@@ -168,14 +170,14 @@ void gru_backward(const GruLayer<T>& layer, const T* grad_output, const T* outpu
                       p.entering(output, t, lane), row(grad_a, 3, lane), carried + lane * hidden);
       });
       multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
-                  hidden);
+                  hidden, false, p.precision);
       p.for_lanes([&](int64_t lane) {
         before_gates(hidden, row(saved, 4, lane), p.entering(output, t, lane), grad_q + lane * hidden, keep(lane),
                      row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
       });
     }
     if (t == 0 && grads.state == nullptr) break;
-    multiply<T>(lanes, hidden, width, {to, width}, {p.weight, hidden}, carried, hidden, true);
+    multiply<T>(lanes, hidden, width, {to, width}, {p.weight, hidden}, carried, hidden, true, p.precision);
   }
   weight_gradients(p, output, saved, grad_a, recurrent, grads);
 }

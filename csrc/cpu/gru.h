@@ -4,18 +4,21 @@
 
 #include <cstdint>
 
+#include "cpu/product.h"
+
 namespace grf {
 
 // One layer over T steps of B lanes. Rows of gates stand in the order r, z, n.
 template <typename T>
 struct GruLayer {
   int64_t steps, lanes, hidden;
-  bool after;         // the reset_after form, else reset_before
-  const T* state;     // [B, H], before the first step
-  const T* weight;    // [3H, H]
-  const T* bias;      // [3H], or null
-  const bool* reset;  // [T, B], or null
-  const T* mask;      // [T, B, H], scales the output, or null
+  bool after;                             // the reset_after form, else reset_before
+  const T* state;                         // [B, H], before the first step
+  const T* weight;                        // [3H, H]
+  const T* bias;                          // [3H], or null
+  const bool* reset;                      // [T, B], or null
+  const T* mask;                          // [T, B, H], scales the output, or null
+  Precision precision = Precision::full;  // of the products
 };
 
 // What backward writes: gate_inputs [T, B, 3H]; state [B, H], which may be null where nobody wants it, and at T = 1 is

@@ -22,8 +22,8 @@ void fill_mask(const StepRange& range, int64_t units, double p, int64_t seed, in
 }
 
 template <typename T>
-GruStack<T>::GruStack(const std::vector<GruParameters>& layers, double dropout, int64_t seed)
-    : layers_(layers.size()), dropout_(dropout), seed_(seed) {
+GruStack<T>::GruStack(const std::vector<GruParameters>& layers, double dropout, int64_t seed, Precision precision)
+    : layers_(layers.size()), dropout_(dropout), seed_(seed), precision_(precision) {
   for (size_t number = 0; number < layers.size(); ++number) {
     const GruParameters& given = layers[number];
     Layer& layer = layers_[number];
@@ -51,7 +51,7 @@ void GruStack<T>::forward(Layer& layer, size_t number, const T* x, const T* stat
   repeat_row(layer.bias_ih.weight(), rows, gates, gate_inputs);
   if (layer.weight_ih.defined()) {
     multiply<T>(rows, gates, layer.input, {x, layer.input}, {layer.weight_ih.weight(), 1, layer.input}, gate_inputs,
-                gates, true);
+                gates, true, precision_);
   } else {
     for (int64_t i = 0; i < rows * gates; ++i) gate_inputs[i] += x[i];
   }
@@ -65,7 +65,8 @@ void GruStack<T>::forward(Layer& layer, size_t number, const T* x, const T* stat
                    layer.weight_hh.weight(),
                    layer.bias_hh.weight(),
                    reset,
-                   dropout_mask(layer, number)};
+                   dropout_mask(layer, number),
+                   precision_};
   gru_forward(layer.problem, gate_inputs, layer.output, layer.saved.room(rows * 4 * hidden));
 }
 
@@ -89,9 +90,11 @@ T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add) {
                GruGradients<T>{grad_gates, nullptr, layer.weight_hh.grad(), grad_bias_hh, add});
   add_column_sums(grad_gates, rows, gates, gates, layer.bias_ih.open_grad(add));
   if (!layer.weight_ih.defined()) return grad_gates;
-  multiply<T>(gates, input, rows, {grad_gates, 1, gates}, {layer.x, input}, layer.weight_ih.grad(), input, add);
+  multiply<T>(gates, input, rows, {grad_gates, 1, gates}, {layer.x, input}, layer.weight_ih.grad(), input, add,
+              precision_);
   T* grad_x = layer.grad_inputs.room(rows * input);
-  multiply<T>(rows, input, gates, {grad_gates, gates}, {layer.weight_ih.weight(), input}, grad_x, input);
+  multiply<T>(rows, input, gates, {grad_gates, gates}, {layer.weight_ih.weight(), input}, grad_x, input, false,
+              precision_);
   return grad_x;
 }
 

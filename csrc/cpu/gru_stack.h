@@ -28,7 +28,7 @@ template <typename T>
 class GruStack {
  public:
   // The tensors behind the parameters are to outlive this.
-  GruStack(const std::vector<GruParameters>& layers, double dropout, int64_t seed);
+  GruStack(const std::vector<GruParameters>& layers, double dropout, int64_t seed, Precision precision);
 
   int64_t input_width() const { return layers_.front().input; }
   int64_t output_width() const { return layers_.back().hidden; }
@@ -66,6 +66,7 @@ class GruStack {
   std::vector<Layer> layers_;
   double dropout_;
   int64_t seed_;
+  Precision precision_;
   StepRange range_{};
 };
 

@@ -98,7 +98,7 @@ double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t la
                              int64_t n, double share, T* grad_hidden) {
   take_live(hidden, targets, lanes);
   take_distinct(negatives, n);
-  problem_.width = width(), problem_.in_batch = true;
+  problem_.width = width(), problem_.in_batch = true, problem_.precision = options_.precision;
   problem_.ids = options_.mask_accidental_hits ? items_.data() : nullptr;
   problem_.params = {options_.loss, static_cast<T>(options_.elu_param), static_cast<T>(options_.bpreg),
                      static_cast<T>(options_.label_smoothing), static_cast<T>(share / options_.batch_size)};
@@ -125,7 +125,7 @@ void OutputTable<T>::keep_gradient() {
   const int64_t columns = problem_.m + problem_.n, stride = problem_.score_stride();
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width()};
   multiply(columns, width(), problem_.m, grad.transposed(), h, kept_weight_.append(items_.data(), columns, width()),
-           width());
+           width(), false, options_.precision);
   add_column_sums(grad_scores_, problem_.m, columns, stride, kept_bias_.append(items_.data(), columns, 1));
 }
 
@@ -149,7 +149,7 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
   // What rows get as targets and as inputs: gradients [m + n, width], and their positions in the order of the rows.
   std::vector<int64_t> extra(items_.begin(), items_.begin() + m);
   T* extra_grad = extra_grad_.room((m + n) * width);
-  multiply(m, width, m, grad.transposed(), h, extra_grad, width);
+  multiply(m, width, m, grad.transposed(), h, extra_grad, width, false, options_.precision);
   for (int64_t i = 0; i < n; ++i) {
     if (inputs[i] < 0) continue;
     std::copy_n(grad_inputs + i * width, width, extra_grad + static_cast<int64_t>(extra.size()) * width);

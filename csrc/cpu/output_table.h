@@ -37,6 +37,7 @@ struct ScoreOptions {
   Loss loss;
   double batch_size, elu_param, bpreg, label_smoothing, logq, sample_alpha;
   bool mask_accidental_hits;
+  Precision precision;  // of the products
 };
 
 template <typename T>

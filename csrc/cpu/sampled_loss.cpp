@@ -94,7 +94,7 @@ void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumn
                                 T* losses) const {
   const int64_t size = columns.size;
   const Matrix<T> h{hidden + begin * width, width}, r{rows + first_row() * width, width};
-  multiply(n_rows, this->columns(), width, h, r.transposed(), grad_scores, size);
+  multiply(n_rows, this->columns(), width, h, r.transposed(), grad_scores, size, false, precision);
   at::parallel_for(0, n_rows, std::max<int64_t>(1, 8192 / size), [&](int64_t from, int64_t to) {
     Scratch<T, RowScratch> work(2 * size);
     T* room = work.take(2 * size);
@@ -105,7 +105,7 @@ void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumn
 template <typename T>
 void SampledLoss<T>::hidden_gradient(int64_t n_rows, const T* grad_scores, T* grad_hidden) const {
   const Matrix<T> grad{grad_scores, score_stride()}, r{rows + first_row() * width, width};
-  multiply(n_rows, width, columns(), grad, r, grad_hidden, width);
+  multiply(n_rows, width, columns(), grad, r, grad_hidden, width, false, precision);
 }
 
 template struct SampledLoss<float>;
@@ -146,7 +146,8 @@ T run(const SampledLoss<T>& problem, double scale, const Gradients<T>& to) {
     problem.score_rows(begin, count, prepared, scores, losses + begin);
     problem.hidden_gradient(count, scores, to.hidden + begin * width);
     const Matrix<T> grad{scores, size}, h{problem.hidden + begin * width, width};
-    multiply(columns, width, count, grad.transposed(), h, to.rows + first_row * width, width, begin > 0);
+    multiply(columns, width, count, grad.transposed(), h, to.rows + first_row * width, width, begin > 0,
+             problem.precision);
     add_column_sums(scores, count, columns, size, to.bias + first_row);
     if (!problem.in_batch) {
       for (int64_t i = 0; i < count; ++i) add_own(problem, begin + i, scores[i * size + n], to);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "cpu/product.h"
+
 namespace grf {
 
 enum class Loss { cross_entropy, bpr_max, top1, top1_max, bpr };
@@ -38,6 +40,7 @@ struct SampledLoss {
   const bool* live;        // [M], or null
   const int64_t* ids;      // [M + N], or null
   LossParams<T> params;
+  Precision precision = Precision::full;  // of the products
 
   // The columns that the products make: their number, and the row of `rows` they begin with.
   int64_t columns() const { return in_batch ? m + n : n; }

@@ -12,7 +12,7 @@ from gru4rec_fast.training.checkpoint import CheckpointError
 from gru4rec_fast.training.options import LOSS
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
 
-NOT_STORED = ("device", "impl")  # where and how a model runs is no property of the model
+NOT_STORED = ("device", "impl", "fused")  # where and how a model runs is no property of the model
 FREE_ON_RESUME = ("n_epochs", "patience", "min_delta", *NOT_STORED)  # what changes nothing of what was computed so far
 
 

@@ -18,6 +18,7 @@ LAYERSIZE = "layersize"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GRU_FORMS = ("reset_after", "reset_before")
 IMPLEMENTATIONS = ("auto", "native", "reference")
+PRECISIONS = ("full", "bf16")
 
 
 def _choice(value: Any, choices: tuple[str, ...]) -> str | None:
@@ -73,8 +74,12 @@ class GRU4RecParameters:
         eps: added to Adagrad's accumulator inside the root.
         seed: of weights, dropout, negatives and shuffle.
         dtype: "float32" or "float64".
+        precision: "full", or "bf16": training multiplies numbers rounded to bfloat16 and sums in float32; weights and
+            everything else stay in float32. Of the fused step, so on the CPU, with native kernels.
         device: "cpu", "cuda", "cuda:1" ...
         impl: "auto", "native" or "reference", for every operator.
+        fused: on the CPU, train by the fused step (`gru4rec_fast.training.fused`); False: through autograd. The same
+            training within rounding.
 
     Raises:
         TypeError: a value of the wrong type; ValueError: one out of range. Both name the parameter and the remedy.
@@ -110,8 +115,10 @@ class GRU4RecParameters:
     eps: float = _rule(1e-6, lambda value: None if value > 0 else "must be positive")
     seed: int = _rule(0, _at_least(0))
     dtype: str = _rule("float32", lambda value: _choice(value, tuple(DTYPES)))
+    precision: str = _rule("full", lambda value: _choice(value, PRECISIONS))
     device: str = "cpu"
     impl: str = _rule("auto", lambda value: _choice(value, IMPLEMENTATIONS))
+    fused: bool = True
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -138,6 +145,10 @@ class GRU4RecParameters:
             raise ValueError(f"lr_scheduler_options={self.lr_scheduler_options}: give the lr_scheduler they belong to")
         if self.lr_scheduler is not None and self.lr_scheduler not in scheduler_names():
             raise ValueError(f"lr_scheduler={self.lr_scheduler!r}: choose one of {', '.join(scheduler_names())}")
+        if self.precision == "bf16" and (self.dtype != "float32" or not self.fused or self.impl == "reference"):
+            raise ValueError(
+                "precision='bf16' belongs to the fused step in float32: leave dtype, fused and impl at their defaults"
+            )
         try:
             torch.device(self.device)
         except RuntimeError as error:

@@ -129,6 +129,8 @@ def training_options(p: GRU4RecParameters, checkpoint_every: int | None) -> Trai
         patience=p.patience,
         min_delta=p.min_delta,
         checkpoint_every=checkpoint_every,
+        fused=p.fused,
+        precision=p.precision,
         impl=p.impl,
     )
 

@@ -80,13 +80,16 @@ class EpochPlayer:
         called again (None: whenever it suits); not after an update that only the end of the epoch brought.
         """
         place = self.place
+        why_not_fused = self.why_not_fused
+        if why_not_fused and self.options.precision == "bf16":
+            raise ValueError(f"precision='bf16' is the fused training step's, which cannot train this: {why_not_fused}")
         self.network.train()
         if self.hidden is None:
             self.loader.set_epoch(place.epoch - 1)
             self.hidden = self.network.initial_state(self.loader.n_lanes)
         self.progress.begin_epoch(place.epoch, self.options.n_epochs, self.loader.n_targets, place.events)
         started = time.perf_counter() - place.seconds
-        if self.why_not_fused is None:
+        if why_not_fused is None:
             self._play_fused(between_updates, started)
         else:
             self._play_blocks(between_updates, started)
@@ -125,7 +128,12 @@ class EpochPlayer:
         assert isinstance(self.optimizer, SparseAdagrad)
         options, steps = self.options, self.loader.steps
         step = FusedTrainingStep(
-            self.network, self.criterion, self.optimizer, steps=steps, accumulate=options.accumulate
+            self.network,
+            self.criterion,
+            self.optimizer,
+            steps=steps,
+            accumulate=options.accumulate,
+            precision=options.precision,
         )
         return step.player(self.loader, self.sampler, options.n_sample, options.seed)
 

@@ -69,6 +69,8 @@ class FusedTrainingStep:
             replaced as long as this is used; the optimizer's are made where they are not there yet.
         steps: T, steps in a block (truncated backpropagation through time).
         accumulate: blocks per update.
+        precision: "full", or "bf16": products of float32 numbers rounded to bfloat16, summed in float32; weights,
+            optimizer state and everything between the products stay in float32. No effect on float64.
 
     Raises:
         ValueError: the parts cannot be trained by it; the message says why.
@@ -82,6 +84,7 @@ class FusedTrainingStep:
         *,
         steps: int = 1,
         accumulate: int = 1,
+        precision: str = "full",
     ) -> None:
         if reason := why_not_fused(network, criterion, optimizer):
             raise ValueError(f"no fused training step: {reason}")
@@ -98,6 +101,7 @@ class FusedTrainingStep:
             logq=criterion.logq,
             sample_alpha=criterion.sample_alpha,
             mask_accidental_hits=criterion.mask_accidental_hits,
+            precision=precision,
             log_support=criterion.log_support,
             steps=steps,
             accumulate=accumulate,

@@ -25,6 +25,7 @@ class TrainingOptions:
         min_delta: by how much a value must beat the best to count as better.
         checkpoint_every: also write the `last` checkpoint inside an epoch, every so many mini-batches; None: per epoch.
         fused: train by the fused step (`gru4rec_fast.training.fused`) where it can, else by autograd, which says why.
+        precision: "full" or "bf16", of the fused step's products; "bf16" is an error where autograd has to train.
         impl: implementation of the negative sampling, "auto", "native" or "reference".
 
     Raises:
@@ -42,6 +43,7 @@ class TrainingOptions:
     min_delta: float = 0.0
     checkpoint_every: int | None = None
     fused: bool = True
+    precision: str = "full"
     impl: str = "auto"
 
     def __post_init__(self) -> None:
@@ -50,3 +52,5 @@ class TrainingOptions:
         for name, least in smallest.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.precision not in ("full", "bf16"):
+            raise ValueError(f"precision={self.precision!r}: choose 'full' or 'bf16'")
