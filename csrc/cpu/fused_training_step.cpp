@@ -103,7 +103,7 @@ class Step final : public FusedTrainingStep {
     alone_ = shape[0] == 1;
     const double loss = forward(block, 1.0);
     if (!std::isfinite(loss)) return loss;
-    backward(block, false);
+    backward(block, false, options_of(optimizer));
     update(block, options_of(optimizer));
     return loss;
   }
@@ -128,7 +128,7 @@ class Step final : public FusedTrainingStep {
         record.blocks.push_back(
             {forward(block, 1.0 / static_cast<double>(accumulate_)), block.range.steps, block.n_events()});
         if (!std::isfinite(record.blocks.back().loss)) return record;
-        backward(block, pending++ > 0);
+        backward(block, pending++ > 0, options);
         first_step += block.range.steps;
       }
       if (pending > 0) {
@@ -203,10 +203,12 @@ class Step final : public FusedTrainingStep {
     return static_cast<T>(sum / static_cast<double>(range.steps));
   }
 
-  // Gradients of the parameters, the output table's excepted where the update makes them itself; `add`: to those kept.
-  void backward(const Block& block, bool add) {
+  // Gradients of the parameters, kept or, with `add`, added to those kept. Where an update is made from one step alone,
+  // the GRU's move here, and the output table's gradient is left to the update.
+  void backward(const Block& block, bool add, const AdagradOptions<T>& options) {
     const int64_t rows = block.range.rows(), width = embedding_.width;
-    grad_x_ = stack_.backward(grad_hidden_.room(rows * output_.width()), add);
+    T* grad_hidden = grad_hidden_.room(rows * output_.width());
+    grad_x_ = alone_ ? stack_.backward_and_update(grad_hidden, options) : stack_.backward(grad_hidden, add);
     if (mask_ != nullptr) multiply_by(mask_, rows * width, grad_x_);
     stack_.write_states(states_);
     if (network_.embedding.defined()) {
@@ -216,9 +218,9 @@ class Step final : public FusedTrainingStep {
     }
   }
 
-  // Moves every parameter; `block` is the last one.
+  // Moves the parameters that did not yet; `block` is the last one.
   void update(const Block& block, const AdagradOptions<T>& options) {
-    stack_.update(options);
+    if (!alone_) stack_.update(options);
     if (network_.embedding.defined()) grad_embedding_.apply(embedding_, options);
     if (!alone_) {
       output_.apply(options);

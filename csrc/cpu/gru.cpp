@@ -75,10 +75,24 @@ template <typename T>
 void weight_gradients(const WholeLayer<T>& p, const T* output, const T* saved, const T* grad_a, const T* recurrent,
                       const GruGradients<T>& grads) {
   const int64_t lanes = p.lanes, hidden = p.hidden, rows = p.steps * lanes, width = (p.after ? 3 : 2) * hidden;
-  if (!grads.add) {
-    std::fill_n(grads.bias, 3 * hidden, T{0});
-    if (rows == 0) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});
+  if (!grads.add) std::fill_n(grads.bias, 3 * hidden, T{0});
+  if (p.bias != p.zeros) {
+    at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
+      GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_a, saved, grads.bias);
+    });
   }
+  const Matrix<T> last{grad_a + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
+  if (grads.use_weight != nullptr) {
+    multiply_by_blocks<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, *grads.use_weight,
+                          p.precision);
+    if (p.after) return;
+    const auto use = [&](int64_t first, int64_t count, const T* block) {
+      (*grads.use_weight)(2 * hidden + first, count, block);
+    };
+    multiply_by_blocks<T>(hidden, hidden, lanes, last, q, use, p.precision);
+    return;
+  }
+  if (rows == 0 && !grads.add) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});
   if (rows == 0) return;
   // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
   multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add,
@@ -88,13 +102,8 @@ void weight_gradients(const WholeLayer<T>& p, const T* output, const T* saved, c
                 hidden, true, p.precision);
   }
   if (!p.after) {
-    multiply<T>(hidden, hidden, rows, {grad_a + 2 * hidden, 1, 3 * hidden}, {saved + 3 * hidden, 4 * hidden},
-                grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);
+    multiply<T>(hidden, hidden, rows, last, q, grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);
   }
-  if (p.bias == p.zeros) return;
-  at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
-    GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_a, saved, grads.bias);
-  });
 }
 
 }  // namespace
@@ -263,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
   AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward", [&] {
     const GruGradients<scalar_t> grads{
         grad_gate_inputs.mutable_data_ptr<scalar_t>(), grad_state.mutable_data_ptr<scalar_t>(),
-        grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>(), false};
+        grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>()};
     gru_backward(given.layer<scalar_t>(), grad.const_data_ptr<scalar_t>(), h.const_data_ptr<scalar_t>(),
                  gates.const_data_ptr<scalar_t>(), grads);
   });

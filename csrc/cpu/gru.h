@@ -22,11 +22,14 @@ struct GruLayer {
 };
 
 // What backward writes: gate_inputs [T, B, 3H]; state [B, H], which may be null where nobody wants it, and at T = 1 is
-// a third of the products; weight [3H, H] and bias [3H], written or, with `add`, added to.
+// a third of the products; weight [3H, H] and bias [3H], written or, with `add`, added to. At T = 1 `use_weight` may
+// take the weight's gradient in rows, as they leave the product and with the weight not read any more, in the place of
+// `weight`, which may then be null.
 template <typename T>
 struct GruGradients {
   T *gate_inputs, *state, *weight, *bias;
-  bool add;
+  bool add = false;
+  const UseBlock<T>* use_weight = nullptr;
 };
 
 // output [T, B, H] and saved [T, B, 4H] from gate_inputs [T, B, 3H].

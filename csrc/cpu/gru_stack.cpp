@@ -81,26 +81,41 @@ const T* GruStack<T>::forward(const StepRange& range, const T* x, const std::vec
 }
 
 template <typename T>
-T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add) {
+T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add, const AdagradOptions<T>* update) {
   const int64_t rows = range_.rows(), hidden = layer.hidden, gates = 3 * hidden, input = layer.input;
   T* grad_gates = layer.grad_gate_inputs.room(rows * gates);
   // No gradient of the state: it does not cross the block's edge. The form of one bias has the other's room to spare.
   T* grad_bias_hh = layer.bias_hh.defined() ? layer.bias_hh.grad() : layer.gate_inputs.room(gates);
-  gru_backward(layer.problem, grad_output, layer.output, layer.saved.room(rows * 4 * hidden),
-               GruGradients<T>{grad_gates, nullptr, layer.weight_hh.grad(), grad_bias_hh, add});
+  const auto move_hh = [&](int64_t first, int64_t count, const T* grad) {
+    layer.weight_hh.update_rows(first, count, grad, *update);
+  };
+  const UseBlock<T> use = move_hh;
+  const GruGradients<T> grads{grad_gates,   nullptr, update ? nullptr : layer.weight_hh.grad(),
+                              grad_bias_hh, add,     update ? &use : nullptr};
+  gru_backward(layer.problem, grad_output, layer.output, layer.saved.room(rows * 4 * hidden), grads);
   add_column_sums(grad_gates, rows, gates, gates, layer.bias_ih.open_grad(add));
+  if (update) layer.bias_ih.update(*update), layer.bias_hh.update(*update);
   if (!layer.weight_ih.defined()) return grad_gates;
-  multiply<T>(gates, input, rows, {grad_gates, 1, gates}, {layer.x, input}, layer.weight_ih.grad(), input, add,
-              precision_);
   T* grad_x = layer.grad_inputs.room(rows * input);
   multiply<T>(rows, input, gates, {grad_gates, gates}, {layer.weight_ih.weight(), input}, grad_x, input, false,
               precision_);
+  const Matrix<T> left{grad_gates, 1, gates}, x{layer.x, input};
+  if (update) {
+    const auto move_ih = [&](int64_t first, int64_t count, const T* grad) {
+      layer.weight_ih.update_rows(first, count, grad, *update);
+    };
+    multiply_by_blocks<T>(gates, input, rows, left, x, move_ih, precision_);
+  } else {
+    multiply<T>(gates, input, rows, left, x, layer.weight_ih.grad(), input, add, precision_);
+  }
   return grad_x;
 }
 
 template <typename T>
-T* GruStack<T>::backward(T* grad_output, bool add) {
-  for (size_t number = layers_.size(); number-- > 0;) grad_output = backward(layers_[number], grad_output, add);
+T* GruStack<T>::backward(T* grad_output, bool add, const AdagradOptions<T>* update) {
+  for (size_t number = layers_.size(); number-- > 0;) {
+    grad_output = backward(layers_[number], grad_output, add, update);
+  }
   return grad_output;
 }
 

@@ -38,7 +38,12 @@ class GruStack {
   const T* forward(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
   // The gradient of x, from that of the outputs. Those of the parameters are kept, or with `add` added to those kept.
-  T* backward(T* grad_output, bool add);
+  T* backward(T* grad_output, bool add) { return backward(grad_output, add, nullptr); }
+
+  // The same at T = 1 with the update in it: a weight's gradient moves it row by row, as it leaves its product.
+  T* backward_and_update(T* grad_output, const AdagradOptions<T>& options) {
+    return backward(grad_output, false, &options);
+  }
 
   // The states after the last step of `forward`.
   void write_states(const std::vector<T*>& states) const;
@@ -60,7 +65,8 @@ class GruStack {
   };
 
   void forward(Layer& layer, size_t number, const T* x, const T* state, const bool* reset);
-  T* backward(Layer& layer, const T* grad_output, bool add);
+  T* backward(T* grad_output, bool add, const AdagradOptions<T>* update);
+  T* backward(Layer& layer, const T* grad_output, bool add, const AdagradOptions<T>* update);
   const T* dropout_mask(Layer& layer, size_t number);
 
   std::vector<Layer> layers_;

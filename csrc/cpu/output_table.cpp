@@ -141,64 +141,67 @@ void OutputTable<T>::apply(const AdagradOptions<T>& options) {
   kept_bias_.apply(bias_, options);
 }
 
+// The gradients that rows get as targets and as inputs, and their positions in the order of the rows.
 template <typename T>
-void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options) {
-  const int64_t m = problem_.m, n_negatives = problem_.n, stride = problem_.score_stride(), width = this->width();
-  const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width};
-
-  // What rows get as targets and as inputs: gradients [m + n, width], and their positions in the order of the rows.
-  std::vector<int64_t> extra(items_.begin(), items_.begin() + m);
-  T* extra_grad = extra_grad_.room((m + n) * width);
-  multiply(m, width, m, grad.transposed(), h, extra_grad, width, false, options_.precision);
+void OutputTable<T>::take_extra(const int64_t* inputs, int64_t n, const T* grad_inputs) {
+  const int64_t m = problem_.m, width = this->width();
+  extra_.assign(items_.begin(), items_.begin() + m);
+  extra_grad_ = extra_room_.room((m + n) * width);
+  const Matrix<T> grad{grad_scores_, problem_.score_stride()}, h{problem_.hidden, width};
+  multiply(m, width, m, grad.transposed(), h, extra_grad_, width, false, options_.precision);
   for (int64_t i = 0; i < n; ++i) {
     if (inputs[i] < 0) continue;
-    std::copy_n(grad_inputs + i * width, width, extra_grad + static_cast<int64_t>(extra.size()) * width);
-    extra.push_back(inputs[i]);
+    std::copy_n(grad_inputs + i * width, width, extra_grad_ + static_cast<int64_t>(extra_.size()) * width);
+    extra_.push_back(inputs[i]);
   }
-  const int64_t n_extra = static_cast<int64_t>(extra.size());
-  int64_t* room = order_.room(2 * n_extra + n_negatives + 1);
-  int64_t* begin = room + 2 * n_extra;  // of a negative's positions in `order`
-  const int64_t* order = sort_positions(extra.data(), n_extra, n_items(), room, room + n_extra);
-  const int64_t* negatives = items_.data() + m;
-  const auto extra_row = [&](int64_t i) { return extra[order[i]]; };
+  const int64_t size = static_cast<int64_t>(extra_.size());
+  int64_t* room = order_.room(2 * size);
+  extra_order_ = sort_positions(extra_.data(), size, n_items(), room, room + size);
+}
 
-  // Both rise: the rows that are no negatives stand between those that are.
-  std::vector<int64_t> others;  // where each begins in `order`
-  std::vector<int64_t> count(static_cast<size_t>(n_negatives));
-  int64_t at = 0;
-  const auto skip_to = [&](int64_t row) {
-    for (; at < n_extra && extra_row(at) < row; ++at) {
-      if (at == 0 || extra_row(at) != extra_row(at - 1)) others.push_back(at);
+// Which positions belong to which negative, and which rows are none. Both rise, so that one walk along them is enough.
+template <typename T>
+void OutputTable<T>::match_extra() {
+  const size_t size = extra_.size();
+  size_t at = 0;
+  const auto row = [&](size_t i) { return extra_[extra_order_[i]]; };
+  const auto take = [&](std::vector<Extra>& to, int64_t wanted) {
+    const size_t begin = at;
+    while (at < size && row(at) == wanted) ++at;
+    to.push_back({wanted, extra_order_ + begin, static_cast<int64_t>(at - begin)});
+  };
+  of_negatives_.clear(), of_others_.clear();
+  for (int64_t d = 0; d < problem_.n; ++d) {
+    const int64_t negative = items_[static_cast<size_t>(problem_.m + d)];
+    while (at < size && row(at) < negative) take(of_others_, row(at));
+    take(of_negatives_, negative);
+  }
+  while (at < size) take(of_others_, row(at));
+}
+
+template <typename T>
+void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options) {
+  const int64_t m = problem_.m, columns = m + problem_.n, stride = problem_.score_stride(), width = this->width();
+  take_extra(inputs, n, grad_inputs);
+  match_extra();
+  const auto move = [&](const Extra& extra, const T* first, int64_t next) {
+    update_row(weight_, extra.row, first, extra_grad_, extra.position, extra.n, options, next);
+  };
+  const auto move_negatives = [&](int64_t first, int64_t rows, const T* block) {
+    for (int64_t i = 0; i < rows; ++i) {
+      move(of_negatives_[first + i], block + i * width, i + 1 < rows ? of_negatives_[first + i + 1].row : -1);
     }
   };
-  for (int64_t d = 0; d < n_negatives; ++d) {
-    skip_to(negatives[d]);
-    begin[d] = at;
-    while (at < n_extra && extra_row(at) == negatives[d]) ++at;
-    count[d] = at - begin[d];
-  }
-  skip_to(n_items());
-
-  multiply_by_blocks<T>(
-      n_negatives, width, m, grad.from(0, m).transposed(), h, [&](int64_t first, int64_t rows, const T* block) {
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t d = first + i, next = i + 1 < rows ? negatives[d + 1] : -1;
-          update_row(weight_, negatives[d], block + i * width, extra_grad, order + begin[d], count[d], options, next);
-        }
-      });
-  at::parallel_for(0, static_cast<int64_t>(others.size()), std::max<int64_t>(1, 8192 / width),
-                   [&](int64_t from, int64_t to) {
-                     for (int64_t i = from; i < to; ++i) {
-                       int64_t end = others[i] + 1;
-                       while (end < n_extra && extra_row(end) == extra_row(others[i])) ++end;
-                       update_row<T, AdagradOptions>(weight_, extra_row(others[i]), nullptr, extra_grad,
-                                                     order + others[i], end - others[i], options);
-                     }
-                   });
-  T* sums = sums_.room(m + n_negatives);
-  std::fill_n(sums, m + n_negatives, T{0});
-  add_column_sums(grad_scores_, m, m + n_negatives, stride, sums);
-  update_rows(bias_, items_.data(), m + n_negatives, sums, options);
+  const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width};
+  multiply_by_blocks<T>(problem_.n, width, m, grad.from(0, m).transposed(), h, move_negatives, options_.precision);
+  const int64_t n_others = static_cast<int64_t>(of_others_.size());
+  at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) move(of_others_[i], nullptr, i + 1 < to ? of_others_[i + 1].row : -1);
+  });
+  T* sums = sums_.room(columns);
+  std::fill_n(sums, columns, T{0});
+  add_column_sums(grad_scores_, m, columns, stride, sums);
+  update_rows(bias_, items_.data(), columns, sums, options);
 }
 
 template class RowGradients<float>;

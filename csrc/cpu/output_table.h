@@ -76,6 +76,15 @@ class OutputTable {
   void update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options);
 
  private:
+  // What a row gets besides as a negative: the rows position[0 .. n) of extra_grad_.
+  struct Extra {
+    int64_t row;
+    const int64_t* position;
+    int64_t n;
+  };
+
+  void take_extra(const int64_t* inputs, int64_t n, const T* grad_inputs);
+  void match_extra();
   void take_live(const T* hidden, const int64_t* targets, int64_t lanes);
   void take_distinct(const int64_t* negatives, int64_t n);
   void gather_columns();
@@ -89,8 +98,15 @@ class OutputTable {
   std::vector<T> counts_, losses_;
   SampledLoss<T> problem_{};
   T* grad_scores_ = nullptr;
-  Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, extra_grad_, sums_;
+  Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, extra_room_, sums_;
   Buffer<int64_t> order_;
+
+  // Of the update in the making.
+  std::vector<int64_t> extra_;
+  T* extra_grad_ = nullptr;
+  const int64_t* extra_order_ = nullptr;
+  std::vector<Extra> of_negatives_, of_others_;
+
   RowGradients<T> kept_weight_, kept_bias_;
 };
 

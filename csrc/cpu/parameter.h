@@ -59,6 +59,14 @@ class DenseParameter {
     for (int64_t i = 0; i < size(); ++i) grad()[i] *= factor;
   }
 
+  // Moves rows [first, first + count) by their gradient; may be called in parallel regions.
+  void update_rows(int64_t first, int64_t count, const T* grad, const AdagradOptions<T>& options) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = first + i, next = i + 1 < count ? row + 1 : -1;
+      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, nullptr, nullptr, 0, options, next);
+    }
+  }
+
   void update(const AdagradOptions<T>& options) {
     if (defined()) update_all(table_, grad(), options);
   }
