@@ -52,6 +52,21 @@ def rows(info: dict[str, Any]) -> Iterator[list[str]]:
             yield [info["row"], subject, ours, other, theirs, bracketed(ratios[other]), goal + met, limit]
 
 
+def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
+    """The table's rows of a comparison of memory, where less is better."""
+    *others, subject = memory["sides"]
+    ours = memory["sides"][subject]
+    for other in others:
+        theirs = memory["sides"][other]
+        share = ours["peak_bytes"] / theirs["peak_bytes"]
+        goal = ""
+        if other == "official":
+            goal = f"<= {memory['goal']:g} ({'met' if share <= memory['goal'] else 'missed'})"
+        cells = [f"{figures['peak_bytes'] / 2**20:.1f} MiB" for figures in (ours, theirs)]
+        held = f"{ours['loaded_bytes'] / 2**20:.1f} MiB of it model and log"
+        yield [memory["row"], subject, cells[0], other, cells[1], f"{share:.3f}", goal, held]
+
+
 def machine(facts: dict[str, Any]) -> str:
     """The machine and the versions in one line."""
     where = f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads"
@@ -66,6 +81,8 @@ def table(files: list[Path]) -> str:
     for file in files:
         for entry in json.loads(file.read_text())["benchmarks"]:
             info = entry["extra_info"]
+            if "memory" in info:
+                lines += ["| " + " | ".join(row) + " |" for row in memory_rows(info["memory"])]
             if "ratios" not in info:
                 continue
             lines += ["| " + " | ".join(row) + " |" for row in rows(info)]

@@ -72,6 +72,10 @@ class Comparison:
         self.note(row=row, unit=unit, seconds_per_unit=seconds, ratios=ratios, goals=goals, machine=facts())
         return seconds
 
+    def once(self, run: Callable[[], Any]) -> None:
+        """Run what is measured by other means."""
+        self._benchmark.pedantic(run, rounds=1, iterations=1)
+
     def note(self, **facts: Any) -> None:
         """Put further figures beside the row's."""
         self._benchmark.extra_info.update(facts)
