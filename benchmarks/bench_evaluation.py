@@ -136,7 +136,7 @@ def test_time(compare: Any, logs: LogShelf, official: Any) -> None:
     )
     work = [(train.n_items, LANES, WIDTH)]
     shares = {side: limits(taken["median"] * LANES, work) for side, taken in seconds.items()}
-    compare.note(limits=shares, metrics={side: dict(zip(("recall", "mrr"), two)) for side, two in found.items()})
+    compare.note(limits=shares, recall_and_mrr=found)
 
 
 def test_peak_memory(compare: Any, request: pytest.FixtureRequest, logs: LogShelf) -> None:

@@ -11,7 +11,6 @@ their size, run anywhere.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +19,13 @@ import torch
 from logs import LogShelf
 from machine import Shape, limits
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from turns import Side
+from playing import CPU, estimator_side
+from turns import Side, timed
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.models.parameters import GRU4RecParameters, parameter_names
-from gru4rec_fast.models.parts import build_criterion, build_network, build_trainer
+from gru4rec_fast.models.parts import build_criterion, build_network
 from gru4rec_fast.optim import SparseAdagrad
 
 GOALS = {
@@ -34,37 +34,6 @@ GOALS = {
     "bprmax-224": {"GRU4Rec": 8.0},
     "bprmax-512": {"GRU4Rec": 4.0, "GRU4Rec bf16": 7.0},
 }
-CPU = torch.device("cpu")
-
-
-class _Enough(Exception):
-    """Leaves an epoch that is being played."""
-
-
-def estimator_side(store: SessionStore, setting: Setting, **parameters: Any) -> Side:
-    """What `GRU4Rec(...).fit` plays, cut short after n mini-batches."""
-    p = GRU4RecParameters.create(setting.parameters() | parameters)
-    trainer = build_trainer(p, store, None, CPU, checkpoint_every=None)
-    player = trainer.player
-
-    def run(n: int) -> float:
-        played = 0
-
-        def stop_when_done() -> None:
-            if played + player.place.mini_batches - before >= n:
-                raise _Enough
-
-        started = time.perf_counter()
-        while True:
-            before = player.place.mini_batches
-            try:
-                player.play(stop_when_done)
-            except _Enough:
-                return (time.perf_counter() - started) / (played + player.place.mini_batches - before)
-            played += player.place.mini_batches - before
-            player.end_epoch()
-
-    return run
 
 
 def operators_side(store: SessionStore, setting: Setting, impl: str) -> Side:
@@ -97,18 +66,6 @@ def operators_side(store: SessionStore, setting: Setting, impl: str) -> Side:
     return timed(one)
 
 
-def timed(step: Callable[[], Any]) -> Side:
-    """A side from a function that does one unit of work."""
-
-    def run(n: int) -> float:
-        started = time.perf_counter()
-        for _ in range(n):
-            step()
-        return (time.perf_counter() - started) / n
-
-    return run
-
-
 def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callable[[], Any] | None) -> dict[str, Side]:
     """Every side that can run here."""
     sides: dict[str, Side] = {}
@@ -119,8 +76,8 @@ def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callab
     sides["reference"] = operators_side(store, setting, "reference")
     sides["operators"] = operators_side(store, setting, "auto")
     if "precision" in parameter_names():
-        sides["GRU4Rec bf16"] = estimator_side(store, setting, precision="bf16")
-    sides["GRU4Rec"] = estimator_side(store, setting)
+        sides["GRU4Rec bf16"] = estimator_side(store, setting.parameters() | {"precision": "bf16"})
+    sides["GRU4Rec"] = estimator_side(store, setting.parameters())
     return sides
 
 

@@ -1,7 +1,7 @@
 """Does the memory of training grow with the log? python benchmarks/bench_training_memory.py 20 40
 
-Each log (millions of events) is written, ingested in one fresh process and trained on for 1000 steps in another. Peak
-memory is a process's high-water mark of resident memory (VmHWM, Linux), pages of the memory-mapped store included, less
+Each log (millions of events) is written, ingested in one fresh process and trained on for 1000 steps, as GRU4Rec
+trains, in another. Peak memory is a process's high-water mark of resident memory (VmHWM, Linux), pages of the memory-mapped store included, less
 what was resident once everything was imported.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -20,41 +21,27 @@ N_ITEMS = 100_000
 N_STEPS = 1000
 
 _CHILD = """
-import itertools, json, sys, time
-import torch
+import json, sys, time
 from gru4rec_fast import ops, profiling
-from gru4rec_fast.data import SessionParallelLoader, SessionStore
-from gru4rec_fast.nn import SampledLoss, SessionNetwork
-from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.data import SessionStore
+from playing import estimator_side
 
 ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)  # the native library is loaded with the imports
-baseline = profiling.set_baseline()
+profiling.set_baseline()
 store, n_steps = SessionStore.open(sys.argv[1]), int(sys.argv[2])
-support = torch.tensor(store.support)
-network = SessionNetwork(store.n_items, [100], dropout_p_embed=0.1)
-criterion = SampledLoss(batch_size=64, logq=1.0, support=support)
-optimizer = SparseAdagrad(network.parameters(), 0.05)
-sampler = ops.build_alias_table(support, 0.5)
-loader = SessionParallelLoader(store, 64)
-state, start = network.initial_state(64), time.perf_counter()
-for step, block in enumerate(itertools.islice(loader, n_steps)):
-    negatives, _ = ops.negative_sampling(sampler, 2048, seed=0, step=step)
-    hidden, state = network(block.inputs, state, block.reset, step=step)
-    loss = criterion(network, hidden, block.targets, negatives, block.n_live)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    state = [layer.detach() for layer in state]
-assert step + 1 == n_steps and torch.isfinite(loss)
+side = estimator_side(store, {"layers": [100], "batch_size": 64, "dropout_p_embed": 0.1, "logq": 1.0})
+started = time.perf_counter()
+side(n_steps)
 print(json.dumps({"n_events": store.n_events, "n_sessions": store.n_sessions, "n_items": store.n_items,
-                  "seconds": time.perf_counter() - start, "peak_bytes": profiling.peak_memory_bytes()}))
+                  "seconds": time.perf_counter() - started, "peak_bytes": profiling.peak_memory_bytes()}))
 """
 
 
 def measure_training(store: Path, n_steps: int = N_STEPS) -> dict[str, Any]:
     """Train on a store in a fresh process; its counts, seconds and peak bytes above the post-import baseline."""
     command = [sys.executable, "-c", _CHILD, str(store), str(n_steps)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ lie side by side count, so a ratio here is the median over rounds of the two sid
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -16,6 +17,18 @@ from machine import facts
 Side = Callable[[int], float]  # does n units of work, returns seconds per unit
 
 WARMUP_ROUNDS = 1  # beside the turns that find out how long a unit takes
+
+
+def timed(step: Callable[[], Any]) -> Side:
+    """A side from a function that does one unit of work."""
+
+    def run(n: int) -> float:
+        started = time.perf_counter()
+        for _ in range(n):
+            step()
+        return (time.perf_counter() - started) / n
+
+    return run
 
 
 def units_per_turn(side: Side, turn_seconds: float) -> int:
