@@ -1,8 +1,8 @@
 """Does the memory of training grow with the log? python benchmarks/bench_training_memory.py 20 40
 
 Each log (millions of events) is written, ingested in one fresh process and trained on for 1000 steps, as GRU4Rec
-trains, in another. Peak memory is a process's high-water mark of resident memory (VmHWM, Linux), pages of the memory-mapped store included, less
-what was resident once everything was imported.
+trains, in another. Peak memory is a process's high-water mark of resident memory (VmHWM, Linux), pages of the
+memory-mapped store included, less what was resident once everything was imported.
 """
 
 from __future__ import annotations

@@ -56,9 +56,8 @@ def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
 
 def touched_trainer(n_items: int) -> Any:
     """A trainer whose tables lie in memory as after a long training: a fresh page costs a fault at its first touch."""
-    trainer = build_trainer(
-        GRU4RecParameters.create(PARAMETERS), catalogue_store(n_items), None, CPU, checkpoint_every=None
-    )
+    parameters = GRU4RecParameters.create(PARAMETERS)
+    trainer = build_trainer(parameters, catalogue_store(n_items), None, CPU, checkpoint_every=None)
     player_side(trainer.player)(10)
     for state in trainer.optimizer.state.values():
         for tensor in state.values():

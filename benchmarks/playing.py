@@ -23,9 +23,8 @@ class _Enough(Exception):
 
 def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:
     """What `GRU4Rec(**parameters).fit(store)` plays, n mini-batches at a time."""
-    return player_side(
-        build_trainer(GRU4RecParameters.create(parameters), store, None, CPU, checkpoint_every=None).player
-    )
+    trainer = build_trainer(GRU4RecParameters.create(parameters), store, None, CPU, checkpoint_every=None)
+    return player_side(trainer.player)
 
 
 def player_side(player: EpochPlayer) -> Side:

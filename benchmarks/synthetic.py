@@ -63,7 +63,7 @@ def synthetic_log(path: str | Path, n_events: int, n_items: int, seed: int = 0) 
 
 
 def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> SessionStore:
-    """Write a `SessionStore` of exactly `n_events` events straight to a folder and open it; everything chunk by chunk."""
+    """Write a `SessionStore` of exactly `n_events` events straight to a folder and open it, chunk by chunk."""
     support = np.zeros(n_items, np.int64)
     with replace_folder(path, [FORMAT]) as partial, TemporaryDirectory(dir=partial.parent) as scratch:
         offsets, sessions = _Growing(Path(scratch, "offsets")), _Growing(Path(scratch, "sessions"))
