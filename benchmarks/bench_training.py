@@ -19,7 +19,7 @@ import torch
 from logs import LogShelf
 from machine import Shape, limits
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from playing import CPU, estimator_side
+from playing import CPU, estimator_side, player_of
 from turns import Side, timed
 
 from gru4rec_fast import ops
@@ -118,6 +118,7 @@ def test_mini_batches(compare: Any, logs: LogShelf, official: Any, setting: Sett
     work = products(setting, setting.batch_size + n_negatives)
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
+        why_not_fused=player_of(store, setting.parameters()).why_not_fused,
         limits={name: limits(taken["median"], work, n_bytes) for name, taken in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},
     )

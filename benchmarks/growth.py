@@ -30,6 +30,7 @@ from turns import Side, spread, timed, units_per_turn
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionStore
+from gru4rec_fast.data.loader import as_tensor
 from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.models.parts import build_trainer
 
@@ -105,7 +106,7 @@ def grow_items(sizes: list[int], turn_seconds: float) -> dict[str, Any]:
 
 def batches_side(store: SessionStore) -> Side:
     """Session batches alone: whole epochs, in seconds per event."""
-    items, offsets = (torch.from_numpy(np.asarray(a)) for a in (store.items, store.offsets))
+    items, offsets = as_tensor(store.items), as_tensor(store.offsets)
 
     def epoch() -> None:
         state = ops.session_batch_state(PARAMETERS["batch_size"])

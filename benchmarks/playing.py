@@ -21,10 +21,14 @@ class _Enough(Exception):
     """Leaves an epoch that is being played."""
 
 
+def player_of(store: SessionStore, parameters: Mapping[str, Any]) -> EpochPlayer:
+    """What `GRU4Rec(**parameters).fit(store)` plays."""
+    return build_trainer(GRU4RecParameters.create(parameters), store, None, CPU, checkpoint_every=None).player
+
+
 def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:
     """What `GRU4Rec(**parameters).fit(store)` plays, n mini-batches at a time."""
-    trainer = build_trainer(GRU4RecParameters.create(parameters), store, None, CPU, checkpoint_every=None)
-    return player_side(trainer.player)
+    return player_side(player_of(store, parameters))
 
 
 def player_side(player: EpochPlayer) -> Side:
@@ -33,9 +37,11 @@ def player_side(player: EpochPlayer) -> Side:
     def run(n: int) -> float:
         played = 0
 
-        def stop_when_done() -> None:
-            if played + player.place.mini_batches - before >= n:
+        def stop_when_done() -> int:
+            left = n - (played + player.place.mini_batches - before)
+            if left <= 0:
                 raise _Enough
+            return left
 
         started = time.perf_counter()
         while True:
