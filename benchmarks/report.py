@@ -1,7 +1,7 @@
-"""One markdown table from the JSON of pytest-benchmark: python benchmarks/report.py results/*.json > table.md
+"""One markdown table from the JSON of pytest-benchmark: python benchmarks/report.py results/*.json
 
 A row per comparison: our side against another one, the ratio's median and quartiles over the rounds, the goal, and what
-share of the machine's own rates our side reached.
+share of the machine's own rates our side reached; a share above 1 of sgemm means that BLAS is no limit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+BEGIN, END = "<!-- cpu rows -->", "<!-- end of cpu rows -->"
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
@@ -90,11 +91,30 @@ def table(files: list[Path]) -> str:
     return "\n".join([*lines, "", *machines])
 
 
+def put_into(page: Path, text: str) -> None:
+    """Put the text between the page's markers.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no lines {BEGIN} and {END} for the table to stand between")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def main() -> None:
-    """Print the table of the files given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the table of the files given, or put it into a page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="JSON of pytest-benchmark")
-    print(table(parser.parse_args().files))
+    parser.add_argument("--into", type=Path, help=f"a page, to replace what stands between {BEGIN} and {END}")
+    arguments = parser.parse_args()
+    text = table(arguments.files)
+    if arguments.into:
+        put_into(arguments.into, text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":
