@@ -3,10 +3,9 @@
     pytest benchmarks/bench_training.py --peer official=PATH [--threads 1]
 
 A unit is one mini-batch, its session batch and negatives included. Sides: `official` (its own fit loop), `naive`
-(naive_pytorch.py), `torch.compile` of its tensor part, `reference` (the package's pure PyTorch), `operators` (the
-package's native operators in a loop of one's own, through autograd), `GRU4Rec` (what `GRU4Rec.fit` plays: the fused
-step where there is one) and `GRU4Rec bf16`. The real logs stand beside the checkout (../shared); the synthetic ones, of
-their size, run anywhere.
+(naive_pytorch.py), `torch.compile` of its tensor part, and what `GRU4Rec.fit` plays: the `reference` (pure PyTorch),
+the native operators through `autograd`, the `fused` step, and that in bf16. The real logs stand beside the checkout
+(../shared); the synthetic ones, of their size, run anywhere.
 """
 
 from __future__ import annotations
@@ -19,51 +18,18 @@ import torch
 from logs import LogShelf
 from machine import Shape, limits
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from playing import CPU, estimator_side, player_of
+from playing import estimator_side, player_of
 from turns import Side, timed
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
-from gru4rec_fast.models.parameters import GRU4RecParameters, parameter_names
-from gru4rec_fast.models.parts import build_criterion, build_network
-from gru4rec_fast.optim import SparseAdagrad
 
 GOALS = {
-    "xe-100": {"GRU4Rec": 10.0},
-    "xe-480": {"GRU4Rec": 5.0, "GRU4Rec bf16": 8.0},
-    "bprmax-224": {"GRU4Rec": 8.0},
-    "bprmax-512": {"GRU4Rec": 4.0, "GRU4Rec bf16": 7.0},
+    "xe-100": {"fused": 10.0},
+    "xe-480": {"fused": 5.0, "fused bf16": 8.0},
+    "bprmax-224": {"fused": 8.0},
+    "bprmax-512": {"fused": 4.0, "fused bf16": 7.0},
 }
-
-
-def operators_side(store: SessionStore, setting: Setting, impl: str) -> Side:
-    """The package's modules in a loop of one's own."""
-    p = GRU4RecParameters.create(setting.parameters() | {"impl": impl})
-    support = torch.tensor(store.support)
-    network, criterion = build_network(p, store.n_items, CPU), build_criterion(p, support)
-    optimizer = SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, impl=impl)
-    sampler = ops.build_alias_table(support, p.sample_alpha)
-    loader = SessionParallelLoader(store, p.batch_size, impl=impl)
-    blocks, state, step = iter(loader), network.initial_state(loader.n_lanes), 0
-
-    def one() -> None:
-        nonlocal blocks, state, step
-        block = next(blocks, None)
-        if block is None or block.n_live[0] < loader.n_lanes:  # the others stop at the first dead lane as well
-            blocks = iter(loader)
-            block = next(blocks)
-        negatives, _ = ops.negative_sampling(sampler, p.n_sample, seed=0, step=step, impl=impl)
-        hidden, state = network(block.inputs, state, block.reset, step=step, all_live=True)
-        loss = criterion(network, hidden, block.targets, negatives, block.n_live)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        state = [layer.detach() for layer in state]
-        step += 1
-        if not torch.isfinite(loss):
-            raise ArithmeticError(f"the loss is {loss.item()}")
-
-    return timed(one)
 
 
 def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callable[[], Any] | None) -> dict[str, Side]:
@@ -73,12 +39,13 @@ def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callab
         sides["official"] = official.training(frame(), **setting.parameters())
     sides["naive"] = timed(NaiveTraining(store, setting).step)
     sides["torch.compile"] = timed(NaiveTraining(store, setting, compiled=True).step)
-    sides["reference"] = operators_side(store, setting, "reference")
-    sides["operators"] = operators_side(store, setting, "auto")
-    if "precision" in parameter_names():
-        sides["GRU4Rec bf16"] = estimator_side(store, setting.parameters() | {"precision": "bf16"})
-    sides["GRU4Rec"] = estimator_side(store, setting.parameters())
-    return sides
+    ways: dict[str, dict[str, Any]] = {
+        "reference": {"impl": "reference"},
+        "autograd": {"fused": False},
+        "fused": {},
+        "fused bf16": {"precision": "bf16"},
+    }
+    return sides | {name: estimator_side(store, setting.parameters() | way) for name, way in ways.items()}
 
 
 def distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
@@ -111,7 +78,7 @@ def test_mini_batches(compare: Any, logs: LogShelf, official: Any, setting: Sett
     store = logs.store(setting.log) if real else logs.synthetic(setting.log)
     sides = sides_of(setting, store, official, (lambda: logs.frame(setting.log)) if real else None)
     goals = {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
-    goals = {"operators": {}, "GRU4Rec": {}} | goals
+    goals = {"autograd": {}, "fused": {}, "fused bf16": {}} | goals
     row = f"training, {setting.name}, {setting.log if real else 'synthetic log'}"
     seconds = compare(sides, row=row, unit="mini-batch", subjects=goals)
     n_negatives, n_rows = distinct_rows(store, setting)

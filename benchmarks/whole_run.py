@@ -21,7 +21,6 @@ from logs import SHARED
 from machine import facts
 
 from gru4rec_fast import GRU4Rec
-from gru4rec_fast.models.parameters import parameter_names
 
 LOG = SHARED / "diginetica"
 PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
@@ -73,9 +72,8 @@ def main() -> None:
         "GRU4Rec before": lambda: ours(arguments.epochs),
         "official": lambda: official(path, arguments.epochs),
         "GRU4Rec after": lambda: ours(arguments.epochs),
+        "GRU4Rec bf16": lambda: ours(arguments.epochs, precision="bf16"),
     }
-    if "precision" in parameter_names():
-        runs["GRU4Rec bf16"] = lambda: ours(arguments.epochs, precision="bf16")
     setting = {"epochs": arguments.epochs, "parameters": PARAMETERS, "machine": facts()}
     done = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     if {key: done.get(key) for key in setting} != setting:
