@@ -100,6 +100,7 @@ def limits(seconds: float, shapes: Iterable[Shape] = (), n_bytes: float = 0.0) -
         found |= {"sgemm_gflops": rate / 1e9, "gflops": flops(shapes) / seconds / 1e9}
         found["sgemm_share"] = found["gflops"] / found["sgemm_gflops"]
         found["bf16_gflops"] = product_rate(shapes, torch.bfloat16) / 1e9
+        found["bf16_share"] = found["gflops"] / found["bf16_gflops"]
     if n_bytes:
         found |= {"copy_gbytes": copy_bandwidth() / 1e9, "gbytes": n_bytes / seconds / 1e9}
         found["copy_share"] = found["gbytes"] / found["copy_gbytes"]

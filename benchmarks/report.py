@@ -27,11 +27,12 @@ def bracketed(values: dict[str, float]) -> str:
     return f"{values['median']:.2f} [{values['q1']:.2f}, {values['q3']:.2f}]"
 
 
-def shares(limits: dict[str, float]) -> str:
+def shares(limits: dict[str, float], bf16: bool) -> str:
     """The shares of the machine's rates, and these rates."""
     found = []
     if "sgemm_share" in limits:
-        found.append(f"{limits['sgemm_share']:.0%} of sgemm ({limits['sgemm_gflops']:.0f} GFLOP/s)")
+        products, name = ("bf16", "bf16 products") if bf16 else ("sgemm", "sgemm")
+        found.append(f"{limits[f'{products}_share']:.0%} of {name} ({limits[f'{products}_gflops']:.0f} GFLOP/s)")
     if "copy_share" in limits:
         found.append(f"{limits['copy_share']:.0%} of copy ({limits['copy_gbytes']:.1f} GB/s)")
     return ", ".join(found)
@@ -49,7 +50,7 @@ def rows(info: dict[str, Any]) -> Iterator[list[str]]:
                 continue
             met = "" if other not in goals else " (met)" if ratios[other]["median"] >= goals[other] else " (missed)"
             theirs = duration(info["seconds_per_unit"][other]["median"])
-            limit = shares(info.get("limits", {}).get(subject, {}))
+            limit = shares(info.get("limits", {}).get(subject, {}), "bf16" in subject)
             yield [info["row"], subject, ours, other, theirs, bracketed(ratios[other]), goal + met, limit]
 
 
