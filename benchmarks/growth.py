@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_training_memory import measure_training
 from machine import facts
 from playing import CPU, estimator_side, player_side
 from synthetic import ZIPF_EXPONENT, synthetic_store
@@ -38,7 +37,7 @@ PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 ROUNDS = 9
 N_ITEMS = 100_000  # where the log grows
 CLICKS = 10**8  # that the support of a growing catalogue is made of
-MEMORY_STEPS = 300
+MEMORY_STEPS, LOG_STEPS = 300, 1000
 CALL_STEPS = 256
 
 
@@ -81,24 +80,35 @@ def in_turns(sides: dict[int, Side], turn_seconds: float) -> dict[int, dict[str,
 
 def step_memory(n_items: int) -> dict[str, int]:
     """In this process: bytes that the model holds, and that steps need on top of them at their peak."""
-    ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)
-    profiling.set_baseline()
+    imports = after_the_imports()
     trainer = touched_trainer(n_items)
-    imports, during = profiling.process_baseline(), profiling.PeakMemory()
-    assert imports is not None
+    during = profiling.PeakMemory()
     player_side(trainer.player)(MEMORY_STEPS)
     return {"model_bytes": during.baseline - imports.baseline, "step_bytes": during.bytes}
 
 
-def in_a_process(n_items: int) -> dict[str, int]:
-    """`step_memory` in a fresh process."""
-    command = [sys.executable, __file__, "--one-size", str(n_items)]
+def log_memory(store: str) -> dict[str, int]:
+    """In this process: peak bytes of training on a store, its mapped pages included."""
+    peak = after_the_imports()
+    estimator_side(SessionStore.open(store), PARAMETERS)(LOG_STEPS)
+    return {"peak_bytes": peak.bytes}
+
+
+def after_the_imports() -> profiling.PeakMemory:
+    """The baseline: the native library is loaded with the imports."""
+    ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)
+    return profiling.PeakMemory()
+
+
+def in_a_process(option: str, value: object) -> dict[str, int]:
+    """This script with one of its hidden options, in a fresh process."""
+    command = [sys.executable, __file__, option, str(value)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def grow_items(sizes: list[int], turn_seconds: float) -> dict[str, Any]:
     """Seconds of a step and its memory, by size of the catalogue."""
-    memory = {n: in_a_process(n) for n in sizes}
+    memory = {n: in_a_process("--one-size", n) for n in sizes}
     seconds = in_turns({n: player_side(touched_trainer(n).player) for n in sizes}, turn_seconds)
     first, last = seconds[sizes[0]]["median"], seconds[sizes[-1]]["median"]
     return {"sizes": sizes, "seconds": seconds, "memory": memory, "ratio": last / first}
@@ -137,7 +147,7 @@ def grow_memory(millions: list[float], folder: Path) -> dict[str, Any]:
     for length in millions:
         store = folder / f"{length:g}M"
         synthetic_store(store, int(length * 1e6), N_ITEMS)
-        peaks[length] = measure_training(store)
+        peaks[length] = in_a_process("--one-log", store)
     return {"millions": millions, "peaks": peaks}
 
 
@@ -196,9 +206,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "growth.json")
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[1] / "docs" / "images" / "growth.png")
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one-log", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one_size:
-        print(json.dumps(step_memory(arguments.one_size)))
+    if arguments.one_size or arguments.one_log:
+        one = step_memory(arguments.one_size) if arguments.one_size else log_memory(arguments.one_log)
+        print(json.dumps(one))
         return
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
