@@ -3,8 +3,8 @@
     pytest benchmarks/bench_ranking.py --benchmark-group-by=func,param:case
 
 The plain composition holds queries x catalogue scores at once, as evaluation code usually does. 43,000 items of width
-100 is diginetica's catalogue at the published size; 8192 queries is a block of an evaluation, one query a live
-recommendation.
+100 is diginetica's catalogue at the published size; 512 queries is what an evaluation ranks at once on the CPU,
+one query a live recommendation.
 """
 
 from __future__ import annotations

@@ -1,33 +1,31 @@
-"""session_batch: one epoch of a log in events per second, against an iterator written as one would in NumPy.
+"""session_batch: epochs of a log, per event, against the official iterator and one as one would write it in NumPy.
 
-    pytest benchmarks/bench_session_batch.py --benchmark-group-by=param:n_lanes
+    pytest benchmarks/bench_session_batch.py --peer official=PATH
 
-The log is synthetic: 100,000 sessions, lengths 2 + geometric (mean 5), uniform items. `events` in extra_info is the
-number of (input, target) pairs of the epoch. Shapes: lanes of the published configurations.
+A unit is an event, a pair of input and target. Lanes are those of the published configurations and of an evaluation.
+`session_batch` is the operator called for 256 steps at a time, as the training does; `loader` a
+`SessionParallelLoader`, which hands them out one by one to a loop in Python. Negatives are left out on all sides. The
+real log is diginetica's, the synthetic one of its size.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from logs import LogShelf
+from machine import limits
+from turns import Side
 
+from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.ops import session_batch, session_batch_state
 
-N_SESSIONS = 100_000
-N_ITEMS = 40_000
 CALL_STEPS = 256  # rows per call of the operator
-
-
-@pytest.fixture(scope="module")
-def log() -> tuple[np.ndarray, np.ndarray]:
-    """items int32 [n_events], offsets int64 [n_sessions + 1]"""
-    generator = np.random.default_rng(0)
-    offsets = np.concatenate([[0], np.cumsum(1 + generator.geometric(0.25, N_SESSIONS))])
-    return generator.integers(0, N_ITEMS, offsets[-1], dtype=np.int32), offsets
+EVENT_BYTES = 4 + 8 + 8 + 1  # an item read; an input, a target and a reset flag written
 
 
 def naive_epoch(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> Iterator[tuple[np.ndarray, ...]]:
@@ -52,7 +50,7 @@ def run_naive(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> int:
 
 
 def run_operator(items: np.ndarray, offsets: np.ndarray, n_lanes: int, impl: str) -> int:
-    log = torch.from_numpy(items), torch.from_numpy(offsets), torch.arange(len(offsets) - 1)
+    log = torch.from_numpy(items), torch.from_numpy(offsets), None
     state = session_batch_state(n_lanes)
     events, live = 0, n_lanes
     while live:
@@ -62,15 +60,37 @@ def run_operator(items: np.ndarray, offsets: np.ndarray, n_lanes: int, impl: str
     return events
 
 
+def run_loader(store: SessionStore, n_lanes: int) -> int:
+    return sum(block.n_live[0] for block in SessionParallelLoader(store, n_lanes))
+
+
+def epochs(play: Callable[[], int], n_events: int) -> Side:
+    """A side from a function that plays an epoch and returns how many events it had."""
+
+    def run(n: int) -> float:
+        started = time.perf_counter()
+        for _ in range(n):
+            assert play() == n_events
+        return (time.perf_counter() - started) / n / n_events
+
+    return run
+
+
+@pytest.mark.parametrize("log", ["real", "synthetic"])
 @pytest.mark.parametrize("n_lanes", [32, 128, 512])
-@pytest.mark.parametrize("side", ["naive", "reference", "native"])
-def test_epoch(benchmark: Any, log: tuple[np.ndarray, np.ndarray], side: str, n_lanes: int) -> None:
-    items, offsets = log
-    epoch: Callable[[], int] = (
-        (lambda: run_naive(items, offsets, n_lanes))
-        if side == "naive"
-        else (lambda: run_operator(items, offsets, n_lanes, side))
-    )
-    events = benchmark.pedantic(epoch, rounds=7, warmup_rounds=1)
-    benchmark.extra_info["events"] = events
-    assert events == len(items) - N_SESSIONS
+def test_epoch(compare: Any, logs: LogShelf, official: Any, n_lanes: int, log: str) -> None:
+    store = logs.store("diginetica") if log == "real" else logs.synthetic("diginetica")
+    items, offsets, n_events = np.array(store.items), np.array(store.offsets), store.n_targets
+    sides: dict[str, Side] = {}
+    if official is not None and log == "real":
+        sides["official"] = official.session_batches(logs.frame("diginetica"), n_lanes)
+    sides["naive"] = epochs(lambda: run_naive(items, offsets, n_lanes), n_events)
+    sides["reference"] = epochs(lambda: run_operator(items, offsets, n_lanes, "reference"), n_events)
+    sides["loader"] = epochs(lambda: run_loader(store, n_lanes), n_events)
+    sides["session_batch"] = epochs(lambda: run_operator(items, offsets, n_lanes, "auto"), n_events)
+    goals: dict[str, dict[str, float]] = {"loader": {}, "session_batch": {}}
+    if log == "real":
+        goals["session_batch"]["official"] = 50.0
+    name = "diginetica" if log == "real" else "synthetic log"
+    seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", subjects=goals)
+    compare.note(limits={side: limits(taken["median"], n_bytes=EVENT_BYTES) for side, taken in seconds.items()})

@@ -1,10 +1,11 @@
-"""Training steps of the four published settings: the package against plain PyTorch, mini-batch by mini-batch.
+"""Training steps of the four published settings, the sides in turns: goals and limits beside each row.
 
-    pytest benchmarks/bench_training.py --benchmark-group-by=param:setting
+    pytest benchmarks/bench_training.py --peer official=PATH [--threads 1]
 
-A round is 20 mini-batches, the session batches and negatives included. The log is synthetic, of the published size:
-GRU4Rec's work per step depends on it only through the catalogue. Sides: `naive` (naive_pytorch.py), `reference` (the
-package's pure PyTorch), `auto` (whatever native kernels there are).
+A unit is one mini-batch, its session batch and negatives included. Sides: `official` (its own fit loop), `naive`
+(naive_pytorch.py), `torch.compile` of its tensor part, and what `GRU4Rec.fit` plays: the `reference` (pure PyTorch),
+the native operators through `autograd`, the `fused` step, and that in bf16. The real logs stand beside the checkout
+(../shared); the synthetic ones, of their size, run anywhere.
 """
 
 from __future__ import annotations
@@ -14,77 +15,77 @@ from typing import Any
 
 import pytest
 import torch
+from logs import LogShelf
+from machine import Shape, limits
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from synthetic import synthetic_store
+from playing import estimator_side, player_of
+from turns import Side, timed
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
-from gru4rec_fast.nn import SampledLoss, SessionNetwork
-from gru4rec_fast.optim import SparseAdagrad
 
-STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[int, SessionStore]:
-    folder = tmp_path_factory.mktemp("stores")
-    return {n: synthetic_store(folder / str(n), 500_000, n) for n in {s.n_items for s in SETTINGS}}
+GOALS = {
+    "xe-100": {"fused": 10.0},
+    "xe-480": {"fused": 5.0, "fused bf16": 8.0},
+    "bprmax-224": {"fused": 8.0},
+    "bprmax-512": {"fused": 4.0, "fused bf16": 7.0},
+}
 
 
-def package_steps(store: SessionStore, setting: Setting, impl: str) -> Callable[[], float]:
-    """A function that trains STEPS mini-batches and returns the last loss."""
-    support = torch.tensor(store.support).clamp(min=1)
-    network = SessionNetwork(
-        store.n_items,
-        [setting.width],
-        dropout_p_embed=setting.dropout_p_embed,
-        dropout_p_hidden=setting.dropout_p_hidden,
-        impl=impl,
+def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callable[[], Any] | None) -> dict[str, Side]:
+    """Every side that can run here."""
+    sides: dict[str, Side] = {}
+    if official is not None and frame is not None:
+        sides["official"] = official.training(frame(), **setting.parameters())
+    sides["naive"] = timed(NaiveTraining(store, setting).step)
+    sides["torch.compile"] = timed(NaiveTraining(store, setting, compiled=True).step)
+    ways: dict[str, dict[str, Any]] = {
+        "reference": {"impl": "reference"},
+        "autograd": {"fused": False},
+        "fused": {},
+        "fused bf16": {"precision": "bf16"},
+    }
+    return sides | {name: estimator_side(store, setting.parameters() | way) for name, way in ways.items()}
+
+
+def distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
+    """Mean numbers of distinct negatives, and of distinct rows that a mini-batch touches."""
+    blocks = list(zip(range(50), SessionParallelLoader(store, setting.batch_size), strict=False))
+    sampler = ops.build_alias_table(torch.tensor(store.support), setting.sample_alpha)
+    negatives, _ = ops.negative_sampling(sampler, setting.n_sample, seed=0, step=0, steps=len(blocks))
+    drawn = [len(row.unique()) for row in negatives]
+    touched = [len(torch.cat([b.inputs[0], b.targets[0], negatives[i]]).unique()) for i, b in blocks]
+    return sum(drawn) // len(drawn), sum(touched) // len(touched)
+
+
+def products(setting: Setting, n_columns: int) -> list[Shape]:
+    """The matrix products of one mini-batch: scores, GRU, and both gradients of each."""
+    b, h = setting.batch_size, setting.width
+    gates: list[Shape] = [(b, 3 * h, h), (b, h, 3 * h), (3 * h, h, b)]
+    return [(b, n_columns, h), (b, h, n_columns), (n_columns, h, b), *gates, *gates]
+
+
+def step_bytes(setting: Setting, n_rows: int) -> int:
+    """What the update has to read and write: weights and their moments, of the touched rows and of the GRU."""
+    arrays = 3 if setting.momentum else 2
+    return 2 * 4 * arrays * (n_rows * (setting.width + 1) + 6 * setting.width * (setting.width + 1))
+
+
+@pytest.mark.parametrize("log", ["real", "synthetic"])
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_mini_batches(compare: Any, logs: LogShelf, official: Any, setting: Setting, log: str) -> None:
+    real = log == "real"
+    store = logs.store(setting.log) if real else logs.synthetic(setting.log)
+    sides = sides_of(setting, store, official, (lambda: logs.frame(setting.log)) if real else None)
+    goals = {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
+    goals = {"autograd": {}, "fused": {}, "fused bf16": {}} | goals
+    row = f"training, {setting.name}, {setting.log if real else 'synthetic log'}"
+    seconds = compare(sides, row=row, unit="mini-batch", subjects=goals)
+    n_negatives, n_rows = distinct_rows(store, setting)
+    work = products(setting, setting.batch_size + n_negatives)
+    n_bytes = step_bytes(setting, n_rows)
+    compare.note(
+        why_not_fused=player_of(store, setting.parameters()).why_not_fused,
+        limits={name: limits(taken["median"], work, n_bytes) for name, taken in seconds.items()},
+        distinct={"negatives": n_negatives, "rows": n_rows},
     )
-    criterion = SampledLoss(
-        setting.loss,
-        batch_size=setting.batch_size,
-        elu_param=setting.elu_param,
-        bpreg=setting.bpreg,
-        logq=setting.logq,
-        sample_alpha=setting.sample_alpha,
-        support=support,
-        impl=impl,
-    )
-    optimizer = SparseAdagrad(network.parameters(), setting.learning_rate, setting.momentum, impl=impl)
-    sampler = ops.build_alias_table(support, setting.sample_alpha)
-    loader = SessionParallelLoader(store, setting.batch_size, impl=impl)
-    blocks, state, step = iter(loader), network.initial_state(loader.n_lanes), 0
-
-    def run() -> float:
-        nonlocal blocks, state, step
-        for _ in range(STEPS):
-            block = next(blocks, None)
-            if block is None:
-                blocks = iter(loader)
-                block = next(blocks)
-            negatives, _ = ops.negative_sampling(sampler, setting.n_sample, seed=0, step=step, impl=impl)
-            hidden, state = network(block.inputs, state, block.reset, step=step, all_live=True)
-            loss = criterion(network, hidden, block.targets, negatives, block.n_live)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            state = [layer.detach() for layer in state]
-            step += 1
-        return loss.item()
-
-    return run
-
-
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-@pytest.mark.parametrize("side", ["naive", "reference", "auto"])
-def test_steps(benchmark: Any, stores: dict[int, SessionStore], setting: Setting, side: str) -> None:
-    store = stores[setting.n_items]
-    if side == "naive":
-        training = NaiveTraining(store, setting)
-        run = lambda: [training.step() for _ in range(STEPS)][-1]  # noqa: E731
-    else:
-        run = package_steps(store, setting, side)
-    benchmark.extra_info["mini_batches"] = STEPS
-    loss = benchmark.pedantic(run, rounds=9, warmup_rounds=2)
-    assert 0 < loss < 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -62,28 +63,45 @@ def synthetic_log(path: str | Path, n_events: int, n_items: int, seed: int = 0) 
 
 
 def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> SessionStore:
-    """Write a `SessionStore` of exactly `n_events` events straight to a folder and open it; items chunk by chunk."""
-    lengths: list[np.ndarray] = []
+    """Write a `SessionStore` of exactly `n_events` events straight to a folder and open it, chunk by chunk."""
     support = np.zeros(n_items, np.int64)
+    with replace_folder(path, [FORMAT]) as partial, TemporaryDirectory(dir=partial.parent) as scratch:
+        offsets, sessions = _Growing(Path(scratch, "offsets")), _Growing(Path(scratch, "sessions"))
+        offsets.append(np.zeros(1, np.int64))
 
-    def items() -> Iterator[np.ndarray]:
-        for chunk in synthetic_chunks(n_events, n_items, seed):
-            lengths.append(chunk.lengths)
-            support[:] += np.bincount(chunk.items, minlength=n_items)
-            yield chunk.items
+        def items() -> Iterator[np.ndarray]:
+            n_written = 0
+            for chunk in synthetic_chunks(n_events, n_items, seed):
+                offsets.append(n_written + np.cumsum(chunk.lengths))
+                sessions.append(np.arange(chunk.first, chunk.first + len(chunk.lengths)))
+                support[:] += np.bincount(chunk.items, minlength=n_items)
+                n_written += len(chunk.items)
+                yield chunk.items
 
-    with replace_folder(path, [FORMAT]) as partial:
         write_npy(partial / "items.npy", items(), np.int32, n_events)
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-        sessions = np.arange(len(offsets) - 1)
+        numbers = sessions.mapped()
         SessionStore(
             items=open_array(partial / "items.npy"),
-            offsets=offsets,
-            start_times=sessions,
-            end_times=sessions,
+            offsets=offsets.mapped(),
+            start_times=numbers,
+            end_times=numbers,
             support=support,
             vocabulary=Vocabulary(np.arange(n_items)),
-            session_ids=sessions,
+            session_ids=numbers,
             meta={"synthetic": {"n_events": n_events, "n_items": n_items, "seed": seed}},
         ).write_all_but_items(partial)
     return SessionStore.open(path)
+
+
+class _Growing:
+    """An int64 array on disk, for what has one number per session."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, path.open("wb")
+
+    def append(self, numbers: np.ndarray) -> None:
+        self._file.write(numbers.astype(np.int64).tobytes())
+
+    def mapped(self) -> np.ndarray:
+        self._file.close()
+        return np.memmap(self._path, np.int64, "r")

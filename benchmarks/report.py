@@ -1,0 +1,122 @@
+"""One markdown table from the JSON of pytest-benchmark: python benchmarks/report.py results/*.json
+
+A row per comparison: our side against another one, the ratio's median and quartiles over the rounds, the goal, and what
+share of the machine's own rates our side reached; a share above 1 of sgemm means that BLAS is no limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- cpu rows -->", "<!-- end of cpu rows -->"
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    unit = next((name for name, size in UNITS.items() if seconds >= size), "ns")
+    return f"{seconds / UNITS[unit]:.3g} {unit}"
+
+
+def bracketed(values: dict[str, float]) -> str:
+    """Median and quartiles of a ratio."""
+    return f"{values['median']:.2f} [{values['q1']:.2f}, {values['q3']:.2f}]"
+
+
+def shares(limits: dict[str, float], bf16: bool) -> str:
+    """The shares of the machine's rates, and these rates."""
+    found = []
+    if "sgemm_share" in limits:
+        products, name = ("bf16", "bf16 products") if bf16 else ("sgemm", "sgemm")
+        found.append(f"{limits[f'{products}_share']:.0%} of {name} ({limits[f'{products}_gflops']:.0f} GFLOP/s)")
+    if "copy_share" in limits:
+        found.append(f"{limits['copy_share']:.0%} of copy ({limits['copy_gbytes']:.1f} GB/s)")
+    return ", ".join(found)
+
+
+def rows(info: dict[str, Any]) -> Iterator[list[str]]:
+    """The table's rows of one comparison."""
+    for subject, ratios in info["ratios"].items():
+        ours = duration(info["seconds_per_unit"][subject]["median"])
+        goals = info["goals"].get(subject, {})
+        for other in dict.fromkeys([*goals, *ratios]):
+            goal = f">= {goals[other]:g}" if other in goals else ""
+            if other not in ratios:
+                yield [info["row"], subject, ours, other, "", f"skipped: no --peer {other}=PATH", goal, ""]
+                continue
+            met = "" if other not in goals else " (met)" if ratios[other]["median"] >= goals[other] else " (missed)"
+            theirs = duration(info["seconds_per_unit"][other]["median"])
+            limit = shares(info.get("limits", {}).get(subject, {}), "bf16" in subject)
+            yield [info["row"], subject, ours, other, theirs, bracketed(ratios[other]), goal + met, limit]
+
+
+def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
+    """The table's rows of a comparison of memory, where less is better."""
+    *others, subject = memory["sides"]
+    ours = memory["sides"][subject]
+    for other in others:
+        theirs = memory["sides"][other]
+        share = ours["peak_bytes"] / theirs["peak_bytes"]
+        goal = ""
+        if other == "official":
+            goal = f"<= {memory['goal']:g} ({'met' if share <= memory['goal'] else 'missed'})"
+        cells = [f"{figures['peak_bytes'] / 2**20:.1f} MiB" for figures in (ours, theirs)]
+        held = f"{ours['loaded_bytes'] / 2**20:.1f} MiB of it model and log"
+        yield [memory["row"], subject, cells[0], other, cells[1], f"{share:.3f}", goal, held]
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """The machine and the versions in one line."""
+    where = f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads"
+    return f"{where}; torch {facts['torch']}, numpy {facts['numpy']}, Python {facts['python']}"
+
+
+def table(files: list[Path]) -> str:
+    """The markdown table of these files, and the machines they were made on."""
+    header = ["row", "ours", "takes", "against", "takes", "ratio", "goal", "ours reaches"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    machines: dict[str, None] = {}
+    for file in files:
+        for entry in json.loads(file.read_text())["benchmarks"]:
+            info = entry["extra_info"]
+            if "memory" in info:
+                lines += ["| " + " | ".join(row) + " |" for row in memory_rows(info["memory"])]
+            if "ratios" not in info:
+                continue
+            lines += ["| " + " | ".join(row) + " |" for row in rows(info)]
+            machines[machine(info["machine"])] = None
+    return "\n".join([*lines, "", *machines])
+
+
+def put_into(page: Path, text: str) -> None:
+    """Put the text between the page's markers.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no lines {BEGIN} and {END} for the table to stand between")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def main() -> None:
+    """Print the table of the files given, or put it into a page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, help="JSON of pytest-benchmark")
+    parser.add_argument("--into", type=Path, help=f"a page, to replace what stands between {BEGIN} and {END}")
+    arguments = parser.parse_args()
+    text = table(arguments.files)
+    if arguments.into:
+        put_into(arguments.into, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
