@@ -13,6 +13,7 @@ from native import threads
 
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.training.epoch import EpochPlayer
 
 # Lanes, units and items enough for every kernel to share its work out among three threads; ten steps or so.
 STORE = markov_store(n_sessions=260, n_items=3000, longest=5)
@@ -33,7 +34,13 @@ CASES: dict[str, dict[str, Any]] = {
     "bptt-accumulate-logq": {"bptt": 3, "accumulate": 2, "logq": 1.0},
     "float64-shuffle": {"dtype": "float64", "shuffle": True, "n_epochs": 2},
 }  # fmt: skip
-every_case = pytest.mark.parametrize("changed", CASES.values(), ids=CASES.keys())
+ONLY_FUSED: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}}
+every_case = pytest.mark.parametrize(
+    "changed",
+    [pytest.param({**options, "fused": fused}, id=f"{'fused' if fused else 'autograd'}-{name}")
+     for fused in (True, False)
+     for name, options in {**CASES, **(ONLY_FUSED if fused else {})}.items()],
+)  # fmt: skip
 
 
 @contextmanager
@@ -47,10 +54,12 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def train(n_threads: int, **changed: Any) -> dict[str, torch.Tensor]:
-    """Weights and losses of a training from scratch."""
-    with threads(n_threads):
-        model = GRU4Rec(**{**WIDE, **changed}).fit(STORE, progress=False)
+def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Tensor]:
+    """Weights and losses of a training from scratch, by the fused step or else by autograd."""
+    other_way = "_play_blocks" if fused else "_play_fused"
+    with threads(n_threads), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EpochPlayer, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        model = GRU4Rec(**{**WIDE, **changed, "fused": fused}).fit(STORE, progress=False)
     assert model.network is not None
     losses = torch.tensor([record["loss"] for record in model.history], dtype=torch.float64)
     return {**{name: p.detach().clone() for name, p in model.network.named_parameters()}, "losses": losses}
@@ -79,7 +88,8 @@ def test_where_determinism_is_asked_for_threads_do_not_change_a_bit(
             assert differing(train(n, **changed), one) == []
 
 
-def test_another_seed_gives_other_weights() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_another_seed_gives_other_weights(native_library: None, fused: bool) -> None:
     """Else the tests above could not fail."""
-    one, other = train(1), train(1, seed=6)
+    one, other = train(1, fused=fused), train(1, fused=fused, seed=6)
     assert "output.weight" in differing(one, other) and "losses" in differing(one, other)

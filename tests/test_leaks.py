@@ -35,33 +35,35 @@ class ResidentSize(Silent):
         self.samples.append(resident_bytes())
 
 
-def growth_per_step(steps: int, after_events: Callable[[int], object] = lambda _: None) -> float:
-    """Bytes that each of `steps` mini-batches of a small training adds to the resident size."""
-    n_epochs, lanes = 40, 4
+def growth_per_step(way: str, after_events: Callable[[int], object] = lambda _: None) -> float:
+    """Bytes that each mini-batch of a small training adds to the resident size."""
+    n_epochs, lanes, steps = 40, 4, STEPS[way]
     store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # 4.5 targets a session
     sizes = ResidentSize(after_events)
     trainer = make_trainer(
-        store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes
-    )
+        store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
+        fused=way == "fused",
+    )  # fmt: skip
+    assert (trainer.player.why_not_fused is None) == (way == "fused")
     with quick_collections():
         trainer.run()
     assert trainer.place.step >= steps and len(sizes.samples) == n_epochs
     return growth(sizes.samples) / (trainer.place.step / n_epochs)
 
 
-STEPS = 10_000
+STEPS = {"fused": 100_000, "autograd": 6_000}
 
 
-def test_training_steps_leave_nothing_behind() -> None:
-    assert growth_per_step(STEPS) < BYTES_PER_STEP
+@pytest.mark.parametrize("way", STEPS)
+def test_training_steps_leave_nothing_behind(way: str) -> None:
+    assert growth_per_step(way) < BYTES_PER_STEP
 
 
-def test_a_small_leak_in_training_is_seen() -> None:
-    """Some 64 bytes of a tensor for each event."""
+@pytest.mark.parametrize("way", STEPS)
+def test_a_small_leak_in_training_is_seen(way: str) -> None:
+    """64 bytes of a tensor for each event."""
     kept: list[torch.Tensor] = []
-    leak = growth_per_step(STEPS, lambda events: kept.append(torch.ones(16 * events)))
-    assert leak > 64
-    assert not leak < BYTES_PER_STEP
+    assert growth_per_step(way, lambda events: kept.append(torch.ones(16 * events))) > 64 > BYTES_PER_STEP
 
 
 def gru_call() -> Callable[[], object]:
