@@ -37,6 +37,13 @@ NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
 # at::parallel_for is a header: compiled without OpenMP it runs serially and says nothing.
 OPENMP_FLAGS = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
+SANITIZE_VARIABLE = "GRU4REC_FAST_SANITIZE"
+SANITIZERS = ("address", "undefined", "thread")
+SANITIZE_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS"]
+# ThreadSanitizer does not see the barriers of an OpenMP runtime that is not instrumented, as torch's is not, and would
+# report every loop: that build makes threads of its own.
+THREADS_OF_ITS_OWN = ["-include", "cpu/parallel_on_threads.h", "-pthread"]
+
 Record = dict[str, Any]
 
 
@@ -59,6 +66,31 @@ def build_mode(environment: Mapping[str, str] = os.environ) -> str | None:
     return mode or None
 
 
+def sanitizers(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What GRU4REC_FAST_SANITIZE asks for, in a fixed order: none, "thread", or "address", "undefined" or both.
+
+    ValueError for anything else. docs/building.md says how a sanitized library is run.
+    """
+    asked = [name.strip() for name in environment.get(SANITIZE_VARIABLE, "").split(",") if name.strip()]
+    if unknown := [name for name in asked if name not in SANITIZERS]:
+        raise ValueError(f"{SANITIZE_VARIABLE}: {unknown[0]} is none of {', '.join(SANITIZERS)}")
+    if "thread" in asked and len(asked) > 1:
+        raise ValueError(f"{SANITIZE_VARIABLE}={','.join(asked)}: thread goes with no other")
+    return [name for name in SANITIZERS if name in asked]
+
+
+def compile_flags(environment: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:
+    """Flags for the C++ compiler, and those of them that the linker needs too."""
+    asked = sanitizers(environment)
+    if not asked:
+        return CXX_FLAGS + OPENMP_FLAGS, OPENMP_FLAGS
+    sanitize = [f"-fsanitize={','.join(asked)}"]
+    kept = [flag for flag in CXX_FLAGS if flag not in ("-O3", "-g0")]
+    if asked == ["thread"]:
+        return kept + SANITIZE_FLAGS + sanitize + THREADS_OF_ITS_OWN, sanitize
+    return kept + SANITIZE_FLAGS + sanitize + OPENMP_FLAGS, sanitize + OPENMP_FLAGS
+
+
 def sources(csrc: Path, cuda: bool) -> list[Path]:
     """The files to compile, in a fixed order."""
     patterns = ["*.cpp", "cpu/*.cpp"] + (["cuda/*.cpp", "cuda/*.cu"] if cuda else [])
@@ -67,7 +99,7 @@ def sources(csrc: Path, cuda: bool) -> list[Path]:
 
 def identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str, str]:
     """What a library depends on: one whose recorded identity differs in any entry must not be loaded."""
-    digest = hashlib.sha256(repr((CXX_FLAGS, NVCC_FLAGS, OPENMP_FLAGS)).encode())
+    digest = hashlib.sha256(repr((compile_flags(), NVCC_FLAGS)).encode())
     for path in sorted(path for path in csrc.rglob("*") if path.suffix in {".cpp", ".cu", ".cuh", ".h", ".inc"}):
         digest.update(f"\0{path.relative_to(csrc).as_posix()}\0".encode() + path.read_bytes())
     return {
@@ -179,6 +211,7 @@ def _compile(csrc: Path, output: Path, cuda: bool) -> None:
     from torch.utils import cpp_extension
 
     (output / "lock").unlink(missing_ok=True)  # cpp_extension's own: left by a killed build, it would block for ever
+    flags, link_flags = compile_flags()
     staged = []
     for path in sources(csrc, cuda):
         # cpp_extension names objects by the file's last name alone, and cpu/<k>.cpp and cuda/<k>.cpp share it.
@@ -189,9 +222,9 @@ def _compile(csrc: Path, output: Path, cuda: bool) -> None:
     cpp_extension.load(
         name=LIBRARY.removesuffix(".so"),
         sources=staged,
-        extra_cflags=CXX_FLAGS + OPENMP_FLAGS + (["-DGRF_WITH_CUDA"] if cuda else []),
+        extra_cflags=flags + (["-DGRF_WITH_CUDA"] if cuda else []),
         extra_cuda_cflags=NVCC_FLAGS,
-        extra_ldflags=OPENMP_FLAGS,
+        extra_ldflags=link_flags,
         extra_include_paths=[str(csrc)],
         build_directory=str(output),
         with_cuda=cuda,
@@ -214,6 +247,8 @@ def main() -> int:
     arguments = parser.parse_args()
     csrc, output, mode = arguments.csrc, arguments.output, arguments.mode
 
+    if sanitizers():  # whose runtime is preloaded, to load the library with; the compiler runs without
+        os.environ.pop("LD_PRELOAD", None)
     import torch
 
     version, torch_cuda = str(torch.__version__), torch.version.cuda

@@ -45,8 +45,12 @@ def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None
     assert [torch.equal(one, two) for one, two in zip(first, second, strict=True)] == [True] * len(first)
 
 
-def run_at_level(level: str, file: str, chosen: str) -> None:
-    """Run the tests `chosen` (as pytest -k) of a file in a process of that instruction set; skip where it lacks."""
+def run_at_level(level: str, file: str | list[str], chosen: str) -> None:
+    """Run the tests `chosen` (as pytest -k) of a file, or of several, in a process of that instruction set.
+
+    Skips where the processor lacks it.
+    """
+    files = [file] if isinstance(file, str) else file
     env = os.environ | {"GRU4REC_FAST_SIMD": level}
     python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
     probe = [*python, "-c", "from gru4rec_fast import _backend; _backend.load()"]
@@ -54,8 +58,8 @@ def run_at_level(level: str, file: str, chosen: str) -> None:
     if "this processor offers" in answer.stderr:
         pytest.skip(f"this processor has no {level}")
     assert answer.returncode == 0, answer.stderr
-    folder = Path(file).resolve().parents[1]
-    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", chosen]
+    folder = Path(files[0]).resolve().parents[1]
+    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen]
     result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout and "passed" in result.stdout, result.stdout

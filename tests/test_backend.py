@@ -113,6 +113,30 @@ def test_tools_beside_the_interpreter_are_found_though_its_environment_is_not_ac
     assert "ninja is not on PATH" in str(_compile.missing_tool({"PATH": str(tmp_path / "bin")}))
 
 
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [("", []), ("thread", ["thread"]), ("undefined, address", ["address", "undefined"]), ("undefined", ["undefined"])],
+)
+def test_sanitizers_by_name(value: str, asked: list[str]) -> None:
+    assert _compile.sanitizers({_compile.SANITIZE_VARIABLE: value}) == asked
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("memory", "memory is none of address"), ("address,thread", "thread goes with no other")]
+)
+def test_sanitizers_that_there_are_not(value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{_compile.SANITIZE_VARIABLE}.*{message}"):
+        _compile.sanitizers({_compile.SANITIZE_VARIABLE: value})
+
+
+def test_a_sanitized_library_is_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for value in ("", "undefined", "address,undefined", "thread"):
+        monkeypatch.setenv(_compile.SANITIZE_VARIABLE, value)
+        seen.append(_compile.identity(_build.source_folder(), "2.13.0", None)["sources"])
+    assert len({*seen}) == len(seen)
+
+
 def test_build_info_keys_do_not_depend_on_the_build(no_library: str, request: pytest.FixtureRequest) -> None:
     without = set(gru4rec_fast.build_info())
     documented = (gru4rec_fast._backend.build_info.__doc__ or "").split("Keys:")[1]

@@ -1,0 +1,95 @@
+"""One seed, one result: the same bits again, and, where PyTorch is asked for determinism, for any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from markov import markov_store
+from native import threads
+
+from gru4rec_fast import GRU4Rec
+from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.training.epoch import EpochPlayer
+
+# Lanes, units and items enough for every kernel to share its work out among three threads; ten steps or so.
+STORE = markov_store(n_sessions=260, n_items=3000, longest=5)
+WIDE: dict[str, Any] = {"layers": [112], "batch_size": 120, "n_sample": 512, "n_epochs": 1, "seed": 5}
+
+MODES: dict[str, dict[str, Any]] = {
+    "constrained": {},
+    "separate": {"constrained_embedding": False, "embedding": 96},
+    "one-hot": {"constrained_embedding": False},
+}
+CASES: dict[str, dict[str, Any]] = {
+    **{f"loss={loss}": {"loss": loss} for loss in LOSSES},
+    **{f"{mode}-{form}": {**options, "gru_form": form} for mode, options in MODES.items()
+       for form in ("reset_after", "reset_before")},
+    "two-layers-dropout-momentum": {
+        "layers": [96, 112], "momentum": 0.4, "dropout_p_embed": 0.3, "dropout_p_hidden": 0.2, "loss": "bpr-max"
+    },
+    "bptt-accumulate-logq": {"bptt": 3, "accumulate": 2, "logq": 1.0},
+    "float64-shuffle": {"dtype": "float64", "shuffle": True, "n_epochs": 2},
+}  # fmt: skip
+ONLY_FUSED: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}}
+every_case = pytest.mark.parametrize(
+    "changed",
+    [pytest.param({**options, "fused": fused}, id=f"{'fused' if fused else 'autograd'}-{name}")
+     for fused in (True, False)
+     for name, options in {**CASES, **(ONLY_FUSED if fused else {})}.items()],
+)  # fmt: skip
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """As a user asks PyTorch for determinism; memory that nobody wrote to is then NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Tensor]:
+    """Weights and losses of a training from scratch, by the fused step or else by autograd."""
+    other_way = "_play_blocks" if fused else "_play_fused"
+    with threads(n_threads), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EpochPlayer, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        model = GRU4Rec(**{**WIDE, **changed, "fused": fused}).fit(STORE, progress=False)
+    assert model.network is not None
+    losses = torch.tensor([record["loss"] for record in model.history], dtype=torch.float64)
+    return {**{name: p.detach().clone() for name, p in model.network.named_parameters()}, "losses": losses}
+
+
+def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
+    """Names of what is not the same, bit for bit."""
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+@every_case
+def test_the_same_training_twice_gives_the_same_bits(native_library: None, changed: dict[str, Any]) -> None:
+    for n in (1, 2, 3):
+        assert differing(train(n, **changed), train(n, **changed)) == []
+
+
+@every_case
+def test_where_determinism_is_asked_for_threads_do_not_change_a_bit(
+    native_library: None, changed: dict[str, Any]
+) -> None:
+    with deterministic():
+        one = train(1, **changed)
+        assert all(tensor.isfinite().all() for tensor in one.values())
+        for n in (2, 3):
+            assert differing(train(n, **changed), one) == []
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_another_seed_gives_other_weights(native_library: None, fused: bool) -> None:
+    """Else the tests above could not fail."""
+    one, other = train(1, fused=fused), train(1, fused=fused, seed=6)
+    assert "output.weight" in differing(one, other) and "losses" in differing(one, other)

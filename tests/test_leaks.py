@@ -1,0 +1,173 @@
+"""Memory does not grow with the number of training steps or of calls; and what the tests would say if it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from graph_oracle import random_graph
+from markov import markov_store
+from memory_growth import growth, needs_plain_allocator, needs_statm, quick_collections, resident_bytes
+from trainer_run import make_trainer
+
+from gru4rec_fast import ops
+from gru4rec_fast.training.progress import Silent
+
+pytestmark = [needs_statm, needs_plain_allocator, pytest.mark.usefixtures("native_library")]
+
+BYTES_PER_STEP = 32  # less than any object, tensor or not, that a step could leave behind
+BYTES_PER_CALL = 256  # less than any tensor of `CALLS` holds
+
+
+class ResidentSize(Silent):
+    """Takes a sample after each epoch; what it does beside that, `after_events` says."""
+
+    def __init__(self, after_events: Callable[[int], object]) -> None:
+        self.samples: list[int] = []
+        self._after_events = after_events
+
+    def advance(self, events: int, loss: float | None) -> None:
+        self._after_events(events)
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        self.samples.append(resident_bytes())
+
+
+def growth_per_step(way: str, after_events: Callable[[int], object] = lambda _: None) -> float:
+    """Bytes that each mini-batch of a small training adds to the resident size."""
+    n_epochs, lanes, steps = 40, 4, STEPS[way]
+    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # 4.5 targets a session
+    sizes = ResidentSize(after_events)
+    trainer = make_trainer(
+        store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
+        fused=way == "fused",
+    )  # fmt: skip
+    assert (trainer.player.why_not_fused is None) == (way == "fused")
+    with quick_collections():
+        trainer.run()
+    assert trainer.place.step >= steps and len(sizes.samples) == n_epochs
+    return growth(sizes.samples) / (trainer.place.step / n_epochs)
+
+
+STEPS = {"fused": 100_000, "autograd": 6_000}
+
+
+@pytest.mark.parametrize("way", STEPS)
+def test_training_steps_leave_nothing_behind(way: str) -> None:
+    assert growth_per_step(way) < BYTES_PER_STEP
+
+
+@pytest.mark.parametrize("way", STEPS)
+def test_a_small_leak_in_training_is_seen(way: str) -> None:
+    """64 bytes of a tensor for each event."""
+    kept: list[torch.Tensor] = []
+    assert growth_per_step(way, lambda events: kept.append(torch.ones(16 * events))) > 64 > BYTES_PER_STEP
+
+
+def gru_call() -> Callable[[], object]:
+    a, state = torch.randn(3, 8, 96, requires_grad=True), torch.randn(8, 32, requires_grad=True)
+    weight, bias = torch.randn(96, 32, requires_grad=True), torch.randn(96, requires_grad=True)
+    reset, inputs = torch.rand(3, 8) < 0.3, [a, state, weight, bias]
+    return lambda: torch.autograd.grad(ops.gru(a, state, weight, bias, reset, impl="native").sum(), inputs)
+
+
+def loss_call() -> Callable[[], object]:
+    hidden, rows = torch.randn(16, 32, requires_grad=True), torch.randn(80, 32, requires_grad=True)
+    bias = torch.randn(80, requires_grad=True)
+    return lambda: torch.autograd.grad(
+        ops.sampled_loss(hidden, rows, bias, loss="bpr-max", batch_size=16, impl="native"), [hidden, rows, bias]
+    )
+
+
+def update_call() -> Callable[[], object]:
+    table, accumulator, velocity = torch.randn(500, 32), torch.zeros(500, 32), torch.zeros(500, 32)
+    index, grad = torch.randint(500, (100,)), torch.randn(100, 32)
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.1, "eps": 1e-6, "impl": "native"}
+    return lambda: ops.sparse_adagrad(table, accumulator, velocity, index, grad, **options)
+
+
+def ranking_call() -> Callable[[], object]:
+    hidden, weight, targets = torch.randn(100, 16), torch.randn(300, 16), torch.arange(100)
+    return lambda: (
+        ops.target_rank(hidden, weight, None, targets, impl="native"),
+        ops.top_k(hidden, weight, None, 20, impl="native"),
+    )
+
+
+def batch_call() -> Callable[[], object]:
+    items, offsets = torch.randint(50, (400,)), torch.arange(0, 401, 4)
+
+    def play() -> object:
+        lanes = torch.full((10,), -1), torch.zeros(10, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        return ops.session_batch(items, offsets, None, *lanes, 30, impl="native")
+
+    return play
+
+
+def draw_call() -> Callable[[], object]:
+    support = torch.randint(1, 99, (400,))
+
+    def draw() -> object:
+        table = ops.build_alias_table(support, 0.5, impl="native")
+        mask = ops.dropout_mask(2, 8, 32, 0.5, seed=1, stream=2, step=3, impl="native")
+        return mask, table, ops.negative_sampling(table, 200, seed=1, step=2, steps=3, impl="native")
+
+    return draw
+
+
+def graph_call() -> Callable[[], object]:
+    offsets, neighbours = random_graph(60, 80, 900, seed=1, dtype=torch.int32)
+    x, users = torch.randn(140, 16, requires_grad=True), torch.arange(60)[offsets[:61].diff() > 0][:20]
+    return lambda: (
+        torch.autograd.grad(ops.laplacian(x, offsets, neighbours, "norm", impl="native").sum(), x),
+        ops.bpr_triples(offsets, neighbours, users, 64, n_users=60, n_items=80, seed=1, step=2, impl="native"),
+    )
+
+
+def refused_call() -> Callable[[], object]:
+    """The way out of a kernel by an exception."""
+    hidden, weight = torch.randn(100, 16), torch.full((300, 16), torch.nan)
+
+    def refuse() -> None:
+        with pytest.raises(ValueError, match="NaN score"):
+            ops.top_k(hidden, weight, None, 20, impl="native")
+
+    return refuse
+
+
+CALLS = [gru_call, loss_call, update_call, ranking_call, batch_call, draw_call, graph_call, refused_call]
+
+
+def growth_per_call(call: Callable[[], object], keep: list[object] | None = None) -> float:
+    """Bytes that each call adds to the resident size."""
+    samples, calls = [], 100
+    with quick_collections():
+        for _ in range(24):
+            for _ in range(calls):
+                result = call()
+                if keep is not None:
+                    keep.append(result)
+            samples.append(resident_bytes())
+    return growth(samples) / calls
+
+
+@pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
+def test_calls_leave_nothing_behind(make: Callable[[], Callable[[], object]]) -> None:
+    assert growth_per_call(make()) < BYTES_PER_CALL
+
+
+@pytest.mark.parametrize("make", CALLS[:2], ids=lambda make: make.__name__)
+def test_a_call_whose_results_are_kept_is_seen(make: Callable[[], Callable[[], object]]) -> None:
+    kept: list[object] = []
+    assert not growth_per_call(make(), kept) < BYTES_PER_CALL
+
+
+def test_a_jump_is_no_growth() -> None:
+    """An allocator that takes its memory in large pieces, once or twice, leaks nothing."""
+    flat = [1000.0] * 40
+    for at in range(40):
+        jumped = [size + (10_000 if i >= at else 0) for i, size in enumerate(flat)]
+        assert growth(jumped) == 0
+        assert growth([size + 8 * i for i, size in enumerate(jumped)]) == 8
