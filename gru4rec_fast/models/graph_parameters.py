@@ -19,6 +19,7 @@ from gru4rec_fast.models.parameters import (
     _monitored,
     _probability,
     _rule,
+    refuse_unknown,
 )
 from gru4rec_fast.nn.graph_propagation import ACTIVATIONS, PROPAGATION_MATRICES
 
@@ -88,11 +89,13 @@ class GraphParameters:
 
     def changed(self, parameters: Mapping[str, Any]) -> Self:
         """A copy with some parameters set anew; TypeError where a name is unknown."""
-        names = [entry.name for entry in fields(self)]
-        unknown = [name for name in parameters if name not in names]
-        if unknown:
-            raise TypeError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(names)}")
+        refuse_unknown(parameters, self.names())
         return replace(self, **parameters)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all parameters."""
+        return [entry.name for entry in fields(cls)]
 
     @classmethod
     def create(cls, parameters: Mapping[str, Any]) -> Self:
