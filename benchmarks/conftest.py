@@ -10,7 +10,7 @@ import pytest
 import torch
 from turns import Comparison
 
-PEERS = ("official",)
+PEERS = ("official", "ngcf", "lightgcn")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

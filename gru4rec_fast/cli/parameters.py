@@ -97,6 +97,7 @@ GRAPH_FLAGS = {
         "A triple begins with a user, or an interaction, drawn evenly: users (default) or interactions.",
     ),
     "only_needed": Flag(_GRAPH, None, "BOOL", "Compute in each step only what its batch needs (True)."),
+    "reorder": Flag(_GRAPH, False, "", "Renumber the nodes first, so that neighbours stand close in memory."),
     "evaluate_every": Flag(_GRAPH, None, "N", "Epochs between two validations (10)."),
 }
 

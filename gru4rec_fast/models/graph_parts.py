@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gru4rec_fast import _version, ops
 from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data.graph_order import aligned
 from gru4rec_fast.data.ids import as_ids
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ _FREE_ON_RESUME = (*FREE_ON_RESUME, "evaluate_every")
 def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = None) -> InteractionGraph:
     """Interactions in any accepted form as a graph; with `like`, indexed as that one is."""
     if isinstance(data, InteractionGraph):
-        return data
+        return data if like is None else aligned(data, like)
     if isinstance(data, SessionStore):
         return InteractionGraph.from_store(data)
     if hasattr(data, "tocoo"):
@@ -38,7 +39,8 @@ def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = N
     if isinstance(data, str | os.PathLike):
         path = Path(data)
         if path.is_dir():
-            return InteractionGraph.open(path)
+            graph = InteractionGraph.open(path)
+            return graph if like is None else aligned(graph, like)
         kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
         if kinds[-1:] == [".txt"]:
             return InteractionGraph.from_text(path, like=like)
