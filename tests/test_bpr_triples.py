@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -235,3 +236,21 @@ def test_compiles_whole(impl: str) -> None:
         return bpr_triples(**ARGUMENTS, impl=impl) + 1
 
     assert torch.equal(torch.compile(draw, fullgraph=True)(), draw())
+
+
+@native
+def test_items_beyond_two_to_the_31st(tmp_path: Path) -> None:
+    """Items whose position needs more than 32 bits, in a file with a hole where user 0's would be."""
+    begin, n_items = 2**31 + 5, 9
+    with open(tmp_path / "neighbours", "wb") as file:
+        file.seek(begin * 4)
+        file.write(np.array([2, 5, 7], np.int32).tobytes())  # items 0, 3 and 5 of user 1; nodes 0 and 1 are users
+    neighbours = torch.from_file(str(tmp_path / "neighbours"), size=begin + 3, dtype=torch.int32)
+    offsets = torch.tensor([0, begin, begin + 3] + [begin + 3] * n_items)
+    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbours[begin:].clone()
+    drawn = [
+        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=impl)
+        for graph, impl in (((offsets, neighbours), "native"), (small, "reference"))
+    ]
+    assert torch.equal(*drawn) and set(drawn[0][1].tolist()) == {0, 3, 5}
+    assert not {0, 3, 5} & set(drawn[0][2].tolist())

@@ -15,11 +15,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.data.graph_order import aligned, reordered
 from gru4rec_fast.ops import laplacian
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
@@ -316,3 +317,29 @@ def test_gowalla_is_as_published(tmp_path: Path) -> None:
     assert train.users == Vocabulary(range(29_858)) and train.items == Vocabulary(range(40_981))
     train.save(tmp_path / "gowalla")
     assert_same_graph(InteractionGraph.open(tmp_path / "gowalla"), train)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=60), st.booleans())
+def test_reordered_graphs_have_the_same_interactions(pairs: list[tuple[int, int]], words: bool) -> None:
+    name = (lambda side, k: f"{side}{k}") if words else (lambda side, k: 10 * k)
+    table = {"UserId": [name("u", u) for u, _ in pairs], "ItemId": [name("i", i) for _, i in pairs]}
+    graph = InteractionGraph.from_table(table)
+    other = reordered(graph)
+
+    assert edges_by_id(other) == edges_by_id(graph) and other.n_edges == graph.n_edges
+    back = aligned(other, graph)
+    np.testing.assert_array_equal(back.neighbours, graph.neighbours)
+    assert back.users == graph.users and aligned(graph, graph) is graph
+    assert aligned(InteractionGraph.from_arrays([0], [0]), InteractionGraph.from_arrays([0], [1])).n_items == 1
+
+
+def test_reordering_brings_neighbours_together() -> None:
+    """Ten separate groups of 30 items: afterwards each user's items stand within the place of one group."""
+    draws = np.random.default_rng(0)
+    users = draws.integers(200, size=4000)
+    items = users % 10 + 10 * draws.integers(30, size=4000)
+    before = InteractionGraph.from_arrays(users, items)
+    after = reordered(before)
+    spreads = [[np.ptp(graph.items_of(user)) for user in range(graph.n_users)] for graph in (before, after)]
+    assert min(spreads[0]) > 100 and max(spreads[1]) < 30

@@ -88,13 +88,15 @@ def test_it_learns_the_tastes(estimator: Any) -> None:
     assert [(item - 1000) // 10 for item in items[1]].count(2) >= 4
 
 
-@pytest.mark.parametrize("draw", ["users", "interactions"])
-def test_training_is_that_of_plain_pytorch(draw: str) -> None:
+@pytest.mark.parametrize(("draw", "adjacency"), [("users", "paper"), ("interactions", "paper"), ("users", "norm")])
+def test_training_is_that_of_plain_pytorch(draw: str, adjacency: str) -> None:
     """Dense matrices, autograd and Adam on the same triples: the same weights after two epochs."""
-    model = small(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, mess_dropout=0.0, reg=0.01, seed=3, draw=draw)
+    chosen = {"reg": 0.01, "seed": 3, "draw": draw, "adjacency": adjacency}
+    model = small(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, mess_dropout=0.0, **chosen)
     start = {k: v.double().requires_grad_() for k, v in weights_of_new(model).items()}
     model.fit(TRAIN, progress=False)
-    L = dense_matrix(*TRAIN.structure(), "symmetric")
+    Q = dense_matrix(*TRAIN.structure(), "symmetric" if adjacency == "paper" else "norm")
+    P = Q + torch.eye(len(Q)) if adjacency == "paper" else Q
     optimizer = torch.optim.Adam(start.values(), lr=0.02)
     sampler = TripleSampler(TRAIN, 64, by=draw, seed=3)
     losses = []
@@ -103,7 +105,7 @@ def test_training_is_that_of_plain_pytorch(draw: str) -> None:
         parts = [E]
         for layer in range(2):
             W1, b1, W2, b2 = (start[f"layers.{layer}.{name}"] for name in ("weight_1", "bias_1", "weight_2", "bias_2"))
-            E = F.leaky_relu((L @ E + E) @ W1 + b1 + (L @ E * E) @ W2 + b2, 0.2)
+            E = F.leaky_relu(P @ E @ W1 + b1 + (Q @ E * E) @ W2 + b2, 0.2)
             parts.append(E / E.norm(dim=1, keepdim=True))
         users, items = torch.cat(parts, 1).split([TRAIN.n_users, TRAIN.n_items])
         u, i, j = sampler.draw(step)
@@ -206,6 +208,25 @@ def test_a_checkpoint_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last.safetensors", LightGCN.format()).progress["place"]["mini_batches"] == 8
     rest = small(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
+    assert_same_weights(rest, whole)
+
+
+@both
+def test_reordered_nodes_are_invisible(estimator: Any, tmp_path: Path) -> None:
+    model = small(estimator, reorder=True, n_epochs=2).fit(TRAIN, TEST, out=tmp_path, progress=False)
+    assert model.graph.users != TRAIN.users and model.graph.items != TRAIN.items
+    again = estimator.load(model.save(tmp_path / "model.safetensors"))
+    TEST.save(tmp_path / "test")
+    users, items = TEST.interactions()
+    table = {"UserId": TEST.users.ids[users], "ItemId": TEST.items.ids[items]}
+    measured = [played.evaluate(data).metrics for played in (model, again) for data in (TEST, table, tmp_path / "test")]
+    assert all(metrics == measured[0] for metrics in measured)
+    seen = {user: set(TRAIN.items.ids[TRAIN.items_of(index)]) for index, user in enumerate(TRAIN.users.ids.tolist())}
+    asked = TRAIN.users.ids.tolist()
+    for user, best in zip(asked, model.recommend(asked, k=5).items.tolist(), strict=True):
+        assert not seen[user] & set(best)
+    whole = small(estimator, reorder=True).fit(TRAIN, TEST, progress=False)
+    rest = small(estimator, reorder=True).fit(TRAIN, TEST, out=tmp_path, resume=True, progress=False)
     assert_same_weights(rest, whole)
 
 

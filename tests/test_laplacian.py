@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -375,3 +376,28 @@ def test_the_operator_itself_checks(changed: dict[str, Any], message: str) -> No
 def test_devices_must_agree(impl: str) -> None:
     with pytest.raises(ValueError, match="neighbours is on meta"):
         laplacian(torch.zeros(1, 2), torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int32, device="meta"), impl=impl)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_entries_beyond_two_to_the_31st(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Neighbours whose position needs more than 32 bits, in a file with a hole where node 0's would be."""
+    begin = 2**31 + 5
+    size = torch.iinfo(dtype).bits // 8
+    with open(tmp_path / "neighbours", "wb") as file:
+        file.seek(begin * size)
+        file.write(torch.tensor([3, 4, 3, 1, 2, 1], dtype=dtype).numpy().tobytes())
+    neighbours = torch.from_file(str(tmp_path / "neighbours"), size=begin + 6, dtype=dtype)
+    offsets = torch.tensor([0, begin, begin + 2, begin + 3, begin + 5, begin + 6])
+    small = torch.tensor([0, 0, 2, 3, 5, 6]), neighbours[begin:].clone()  # the same graph, without node 0's neighbours
+    nodes = torch.tensor([1, 2, 3, 4])
+    x, y = (features(4, 7).requires_grad_() for _ in range(2))
+    weights = features(4, 7, seed=1)
+    chosen: dict[str, Any] = {"rows": nodes, "columns": nodes, "dropout": 0.3, "seed": 5}
+    sides = ((x, (offsets, neighbours)), (y, small))
+    results = [laplacian(ours, *graph, impl="native", **chosen) for ours, graph in sides]
+    assert torch.equal(*results)
+    torch.testing.assert_close(results[0], laplacian(x, *small, impl="reference", **chosen), rtol=1e-13, atol=1e-13)
+    for result in results:
+        (result * weights).sum().backward()
+    assert x.grad is not None and x.grad.any() and torch.equal(x.grad, y.grad)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gru4rec_fast.cli.logs import open_sessions
+from gru4rec_fast.cli.kinds import load_model
+from gru4rec_fast.cli.logs import open_interactions, open_sessions
 from gru4rec_fast.cli.options import (
     Evaluation,
     JsonFile,
@@ -21,35 +22,24 @@ from gru4rec_fast.cli.options import (
 from gru4rec_fast.cli.output import make_room, write_json
 
 if TYPE_CHECKING:
-    from gru4rec_fast.models import GRU4Rec
+    from gru4rec_fast.evaluation import GraphReport, Report
 
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A .safetensors file, or the folder that train --out wrote.")
 ]
 
 
-def load_model(path: Path, running: Running) -> GRU4Rec:
-    """The model in a file, or in the folder of a training run. Raises as `GRU4Rec.load`."""
-    from gru4rec_fast.models import GRU4Rec
-    from gru4rec_fast.training.run_folder import LAST, MODEL_FILE
-
-    if path.is_dir():
-        folder, path = path, path / MODEL_FILE
-        if not path.exists() and (folder / LAST).exists():
-            raise FileNotFoundError(
-                f"no {MODEL_FILE} in {folder}: its training was not finished; go on with it (train ... --resume), or "
-                f"give {folder / LAST}, the model as it was left"
-            )
-    return GRU4Rec.load(path, running.device, impl=running.impl)
-
-
 @with_option_groups
 def evaluate(
     model: ModelPath,
-    test: Annotated[Path, typer.Argument(metavar="TEST", help="Test sessions: a log file, or a prepared folder.")],
+    test: Annotated[
+        Path, typer.Argument(metavar="TEST", help="Test sessions, or interactions: a log file, or a prepared folder.")
+    ],
     *,
     evaluation: Evaluation,
-    batch_size: Annotated[int, typer.Option(help="Sessions played in parallel.", rich_help_panel="Evaluation")] = 512,
+    batch_size: Annotated[
+        int, typer.Option(help="Sessions played, or users ranked, in parallel.", rich_help_panel="Evaluation")
+    ] = 512,
     running: Running,
     threads: Threads = None,
     json_file: JsonFile = None,
@@ -59,13 +49,22 @@ def evaluate(
 
     Test events of items that were not trained on are left out, then sessions of one event; both are counted.
 
+    With a graph model: rank for every user of the test interactions all items but those of training.
+
     Example: gru4rec-fast evaluate run test.tsv --cutoffs 20,5 --baselines
     """
+    from gru4rec_fast.models import GRU4Rec
+
     measured = evaluation.arguments()
     make_room(json_file)
     use_threads(threads)
     loaded = load_model(model, running)
-    report = loaded.evaluate(open_sessions(test, log, loaded.vocabulary), batch_size=batch_size, **measured)
+    report: Report | GraphReport
+    if isinstance(loaded, GRU4Rec):
+        report = loaded.evaluate(open_sessions(test, log, loaded.vocabulary), batch_size=batch_size, **measured)
+    else:
+        measured = evaluation.graph_arguments()
+        report = loaded.evaluate(open_interactions(test, log, loaded.graph), batch_size=batch_size, **measured)
     print(report.table())
     if json_file is not None:
         from gru4rec_fast import build_info

@@ -1,4 +1,4 @@
-"""Sessions from what is named on the command line: a log file or the folder of a prepared store."""
+"""Sessions and interactions from what is named on the command line: a log file or a prepared folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gru4rec_fast.cli.options import LogFormat
 from gru4rec_fast.cli.output import note, row_counter
 
 if TYPE_CHECKING:
-    from gru4rec_fast.data import SessionStore, Vocabulary
+    from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
 
 
 def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
@@ -27,3 +27,24 @@ def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = No
             store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **log.arguments())
     note(f"{path}: {store.summary()}")
     return store
+
+
+def open_interactions(path: Path, log: LogFormat, like: InteractionGraph | None = None) -> InteractionGraph:
+    """A prepared graph; or interactions from `user item item ...` lines (.txt) or two columns of a log file.
+
+    like: the training graph, for interactions held out from it.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
+    """
+    from gru4rec_fast.data import InteractionGraph
+
+    kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+    if path.is_dir():
+        graph = InteractionGraph.open(path)
+    elif kinds[-1:] == [".txt"]:
+        graph = InteractionGraph.from_text(path, like=like)
+    else:
+        graph = InteractionGraph.from_table(path, like=like, **log.graph_arguments())
+    note(f"{path}: {graph.summary()}")
+    return graph

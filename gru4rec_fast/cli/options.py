@@ -19,11 +19,14 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 @dataclass(frozen=True)
 class LogFormat:
-    """How log files are to be read; the attributes are named as in `SessionStore.from_events`."""
+    """How log files are to be read; named as in `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
     session_key: Annotated[
         str, typer.Option(metavar="NAME", help="Column of the session ids.", rich_help_panel=_LOG)
     ] = "SessionId"
+    user_key: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.", rich_help_panel=_LOG)
+    ] = "UserId"
     item_key: Annotated[str, typer.Option(metavar="NAME", help="Column of the item ids.", rich_help_panel=_LOG)] = (
         "ItemId"
     )
@@ -47,6 +50,13 @@ class LogFormat:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `SessionStore.from_events` and `prepare`."""
+        return {name: value for name, value in self._all().items() if name != "user_key"}
+
+    def graph_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `InteractionGraph.from_table`."""
+        return {name: value for name, value in self._all().items() if name not in ("session_key", "time_key")}
+
+    def _all(self) -> dict[str, Any]:
         separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
         return {**vars(self), "separator": separator}
 
@@ -77,17 +87,29 @@ class Evaluation:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `GRU4Rec.evaluate`; ValueError, before any work is done, for what cannot be."""
-        from gru4rec_fast.evaluation import RankMetrics, Ties
+        from gru4rec_fast.evaluation import Ties
 
         if self.ties not in get_args(Ties):
             raise ValueError(f"--ties {self.ties}: choose one of {', '.join(get_args(Ties))}")
+        return {"cutoffs": self._cutoffs(), "ties": self.ties, "baselines": self.baselines}
+
+    def graph_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the `evaluate` of graph models; ValueError for what these have not."""
+        given = {"--ties": self.ties != Evaluation.ties, "--baselines": self.baselines}
+        for flag in (flag for flag, is_given in given.items() if is_given):
+            raise ValueError(f"{flag}: ngcf and lightgcn are evaluated without; equal scores are ranked by item")
+        return {"cutoffs": self._cutoffs()}
+
+    def _cutoffs(self) -> tuple[int, ...]:
+        from gru4rec_fast.evaluation import RankMetrics
+
         try:
             cutoffs = [int(part) for part in self.cutoffs.split(",")]
         except ValueError:
             raise ValueError(
                 f"--cutoffs {self.cutoffs}: give whole numbers with commas between them, as in 20,5"
             ) from None
-        return {"cutoffs": RankMetrics(cutoffs).cutoffs, "ties": self.ties, "baselines": self.baselines}
+        return tuple(RankMetrics(cutoffs).cutoffs)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from gru4rec_fast.cli.kinds import estimator_class
 from gru4rec_fast.cli.options import with_signature
 
 if TYPE_CHECKING:
-    from gru4rec_fast.models import GRU4Rec
+    from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
 _NETWORK, _LOSS, _OPTIMIZER, _NEGATIVES = "Network", "Loss", "Optimizer", "Negative samples"
 _EPOCHS, _RUN = "Epochs and validation", "Running"
@@ -76,9 +77,35 @@ FLAGS = {
     "fused": Flag(_RUN, "True", "BOOL", "On the CPU, train by the fused step; False: through autograd."),
 }
 
+_GRAPH = "Graph models (--model ngcf, lightgcn)"
+
+# What only graph models have. Parameters they share with GRU4Rec are above; their defaults are in docs/graph_models.md.
+GRAPH_FLAGS = {
+    "embedding_dim": Flag(_GRAPH, None, "WIDTH", "Width of the node embeddings (64)."),
+    "layer_sizes": Flag(_GRAPH, None, "SIZE/SIZE/...", "ngcf: widths of the layers, first layer first (64/64/64)."),
+    "n_layers": Flag(_GRAPH, None, "N", "lightgcn: propagations (3)."),
+    "adjacency": Flag(
+        _GRAPH, None, "NAME", "Propagation matrix: paper (ngcf's), symmetric (lightgcn's), norm, mean, plain or P/Q."
+    ),
+    "activation": Flag(_GRAPH, None, "NAME", "ngcf: LeakyReLU of the terms' sum, or per_term (sum)."),
+    "node_dropout": Flag(_GRAPH, None, "P", "Probability to drop an entry of the matrix (ngcf 0.1, lightgcn 0)."),
+    "mess_dropout": Flag(_GRAPH, None, "P", "ngcf: probability to drop a unit of a layer's output (0.1)."),
+    "normalise_messages": Flag(_GRAPH, False, "", "ngcf: each layer reads the normalised output of the one before."),
+    "reg": Flag(_GRAPH, None, "STRENGTH", "L2 penalty (ngcf 1e-5, lightgcn 1e-4)."),
+    "draw": Flag(
+        _GRAPH,
+        None,
+        "UNIT",
+        "A triple begins with a user, or an interaction, drawn evenly: users (default) or interactions.",
+    ),
+    "only_needed": Flag(_GRAPH, None, "BOOL", "Compute in each step only what its batch needs (True)."),
+    "reorder": Flag(_GRAPH, False, "", "Renumber the nodes first, so that neighbours stand close in memory."),
+    "evaluate_every": Flag(_GRAPH, None, "N", "Epochs between two validations (10)."),
+}
+
 
 def with_parameter_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every flag of `FLAGS`; those that are used reach it as its argument `flags`, {name: value}.
+    """Give a command every flag of `FLAGS` and `GRAPH_FLAGS`; those used reach it as its `flags`, {name: value}.
 
     The command's own parameters must be keywords, as `with_option_groups` makes them.
     """
@@ -87,12 +114,13 @@ def with_parameter_flags(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(context: typer.Context, **values: Any) -> None:
-        given = {name: values.pop(name) for name in FLAGS}
+        given = {name: values.pop(name) for name in (*FLAGS, *GRAPH_FLAGS)}
         flags = {name: value for name, value in given.items() if _is_given(context, name)}
         command(**values, flags=flags)
 
     rest = [parameter for name, parameter in own.items() if name != "flags"]
-    return with_signature(wrapper, [context, *rest, *(_as_parameter(name, flag) for name, flag in FLAGS.items())])
+    flags = [_as_parameter(name, flag) for name, flag in (FLAGS | GRAPH_FLAGS).items()]
+    return with_signature(wrapper, [context, *rest, *flags])
 
 
 def _as_parameter(name: str, flag: Flag) -> inspect.Parameter:
@@ -112,28 +140,32 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def build_model(flags: dict[str, Any], parameter_string: str | None, parameter_file: Path | None) -> GRU4Rec:
-    """A GRU4Rec whose parameters come from the flags, else the string, else the file, else the defaults.
+def build_model(
+    kind: str, flags: dict[str, Any], parameter_string: str | None, parameter_file: Path | None
+) -> GRU4Rec | GraphRecommender:
+    """A model of a kind (see `cli.kinds`); its parameters come from the flags, else the string, else the file.
 
     Raises:
         ValueError: an unknown parameter, with the nearest known ones; or a value that cannot be.
         FileNotFoundError: there is no such file. RuntimeError: there is no such device here.
     """
-    from gru4rec_fast.models import GRU4Rec, parse_parameter_string, read_parameter_file
+    from gru4rec_fast.models import parse_parameter_string, read_parameter_file
     from gru4rec_fast.models.parts import find_device
 
+    found = estimator_class(kind)
+    names = list(found.parameter_class.create({}).to_dict())
     try:
-        from_file = read_parameter_file(parameter_file) if parameter_file else {}
-        from_string = parse_parameter_string(parameter_string) if parameter_string else {}
-        model = GRU4Rec(**{**from_file, **from_string, **flags})
+        from_file = read_parameter_file(parameter_file, names) if parameter_file else {}
+        from_string = parse_parameter_string(parameter_string, names) if parameter_string else {}
+        model = found(**{**from_file, **from_string, **flags})
     except (TypeError, ValueError) as error:
-        raise ValueError(_with_nearest(str(error))) from error
+        raise ValueError(_with_nearest(str(error), names)) from error
     find_device(model.parameters.device)  # before a log is read for nothing
     return model
 
 
-def _with_nearest(message: str) -> str:
+def _with_nearest(message: str, known: list[str]) -> str:
     unknown = re.search(r"unknown parameter ([^;]+);", message)
     names = unknown[1].split(", ") if unknown else []
-    nearest = list(dict.fromkeys(match for name in names for match in difflib.get_close_matches(name, FLAGS)))
+    nearest = list(dict.fromkeys(match for name in names for match in difflib.get_close_matches(name, known)))
     return f"{message} (did you mean {' or '.join(nearest)}?)" if nearest else message

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from gru4rec_fast.cli.logs import open_interactions
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
 _FILTERS = "Filters"
 _SPLITS = "Splits by time"
+_INTERACTIONS = "Interactions"
 
 
 @with_option_groups
@@ -54,9 +56,19 @@ def prepare(
         str,
         typer.Option(metavar="s|ms|us|ns", help="Unit of times that are numbers.", rich_help_panel=_SPLITS),
     ] = "s",
+    interactions: Annotated[
+        bool,
+        typer.Option(
+            "--interactions",
+            help='Store user-item interactions for graph models; LOG may also be a .txt of "user item item ..." lines. '
+            "--split and --validation-split are fraction=F, of each user's interactions.",
+            rich_help_panel=_INTERACTIONS,
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the draw of held-out interactions.", rich_help_panel=_INTERACTIONS)] = 0,
     log: LogFormat,
 ) -> None:
-    """Filter a click log, split it by time, and store the parts for training.
+    """Filter a click log, split it by time, and store the parts for training; or store interactions.
 
     Logs larger than memory go through. OUT_DIR/train is always written, OUT_DIR/test with --split, and OUT_DIR/train_tr
     and OUT_DIR/train_valid with --validation-split. Training reads these folders without holding them in memory.
@@ -65,6 +77,16 @@ def prepare(
     """
     from gru4rec_fast import data
 
+    if interactions:
+        given = {
+            "--min-item-support": min_item_support != 1,
+            "--min-session-length": min_session_length != 2,
+            "--collapse-repeats": collapse_repeats,
+        }
+        for flag in (flag for flag, is_given in given.items() if is_given):
+            raise ValueError(f"{flag} is for session logs, not for --interactions")
+        _prepare_interactions(source, out_dir, split, validation_split, seed, log)
+        return
     splits = [None if name is None else data.Split.parse(name, time_unit) for name in (split, validation_split)]
     with row_counter(source.name) as progress:
         stores = data.prepare(
@@ -81,3 +103,30 @@ def prepare(
         )
     for name, store in stores.items():
         print(f"{out_dir / name}: {store.summary()}")
+
+
+def _prepare_interactions(
+    source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log: LogFormat
+) -> None:
+    """Write OUT_DIR/train, and test, train_tr and train_valid where they were asked for, as graphs."""
+    from gru4rec_fast.data.graph_split import split_interactions
+
+    fractions = [None if text is None else _fraction(text) for text in (split, validation_split)]
+    graphs = {"train": open_interactions(source, log)}
+    if fractions[0] is not None:
+        graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
+    if fractions[1] is not None:
+        graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
+    for name, graph in graphs.items():
+        graph.save(out_dir / name)
+        print(f"{out_dir / name}: {graph.summary()}")
+
+
+def _fraction(text: str) -> float:
+    kind, _, value = text.partition("=")
+    try:
+        if kind == "fraction":
+            return float(value)
+    except ValueError:
+        pass
+    raise ValueError(f"split {text!r}: with --interactions choose fraction=F, as in fraction=0.2")

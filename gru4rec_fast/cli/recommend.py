@@ -11,27 +11,21 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from gru4rec_fast.cli.evaluate import ModelPath, load_model
+from gru4rec_fast.cli.evaluate import ModelPath
+from gru4rec_fast.cli.kinds import load_model
 from gru4rec_fast.cli.logs import open_sessions
 from gru4rec_fast.cli.options import LogFormat, Running, Threads, use_threads, with_option_groups
 from gru4rec_fast.cli.output import make_room, note, whole_file
+from gru4rec_fast.cli.recommend_users import Answer, to_users
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gru4rec_fast.data import Vocabulary
-    from gru4rec_fast.models import GRU4Rec
+    from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
 _SESSIONS_AT_ONCE = 8192
 JSON_LINES = (".jsonl", ".ndjson")
-
-
-class Answer(NamedTuple):
-    """What is recommended in one session, best first."""
-
-    session: Any
-    items: list[Any]
-    scores: list[float]
 
 
 class Sessions(NamedTuple):
@@ -49,24 +43,26 @@ def recommend(
         Path,
         typer.Argument(
             metavar="SESSIONS",
-            help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)} each.',
+            help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)} each. '
+            "For a graph model: a file with one user id per line.",
         ),
     ],
     *,
-    k: Annotated[int, typer.Option("--k", "-k", help="Items to recommend in each session.")] = 20,
+    k: Annotated[int, typer.Option("--k", "-k", help="Items to recommend in each session, to each user.")] = 20,
     exclude_seen: Annotated[
         bool,
         typer.Option(
             "--exclude-seen",
-            help="Not the items that the session already holds. A session with fewer than K others gets fewer.",
+            help="Not the items that the session already holds, or that the user has in training. Where fewer than K "
+            "are left, there are fewer.",
         ),
     ] = False,
     skip_unknown: Annotated[
         bool,
         typer.Option(
             "--skip-unknown",
-            help="Pass over items that the model was not trained on, and sessions of nothing else; otherwise the first "
-            "such item is an error.",
+            help="Pass over items that the model was not trained on, and sessions of nothing else, or over such users; "
+            "otherwise the first such item or user is an error.",
         ),
     ] = False,
     out: Annotated[
@@ -79,25 +75,38 @@ def recommend(
     threads: Threads = None,
     log: LogFormat,
 ) -> None:
-    """Recommend the next items of every session in a file, best first.
+    """Recommend the next items of every session in a file, or items to every user, best first.
 
-    The TSV has one row per recommended item: session, rank, item, score. Sessions come in order of their first event.
+    The TSV has one row per recommended item: session (user), rank, item, score. Sessions come in order of their first
+    event, users as they were given.
 
     Example: gru4rec-fast recommend run live_sessions.tsv --k 10 --exclude-seen --out recommended.tsv
     """
     make_room(out)
     use_threads(threads)
     loaded = load_model(model, running)
-    given = _read_json_lines(sessions) if sessions.suffix.lower() in JSON_LINES else _read_log(sessions, log)
-    known = _keep_known(given, _vocabulary_of(loaded), skip_unknown)
+    owner, answers = _answers(loaded, sessions, log, k, exclude_seen, skip_unknown)
     with nullcontext(sys.stdout) if out is None else whole_file(out) as file:
-        write = _json_line_writer(file) if out and out.suffix.lower() in JSON_LINES else _tsv_writer(file, log)
+        as_lines = out is not None and out.suffix.lower() in JSON_LINES
+        write = _json_line_writer(file, owner) if as_lines else _tsv_writer(file, owner, log)
         short = 0
-        for answer in _recommended(loaded, known, k, exclude_seen):
+        for answer in answers:
             write(answer)
             short += len(answer.items) < k
     if short:
-        note(f"sessions with fewer than {k} items left to recommend: {short:,}")
+        note(f"{owner}s with fewer than {k} items left to recommend: {short:,}")
+
+
+def _answers(
+    model: GRU4Rec | GraphRecommender, path: Path, log: LogFormat, k: int, exclude_seen: bool, skip_unknown: bool
+) -> tuple[str, Iterator[Answer]]:
+    """Whom the recommendations are for, "session" or "user", and what is recommended to each."""
+    from gru4rec_fast.models import GRU4Rec
+
+    if not isinstance(model, GRU4Rec):
+        return "user", to_users(model, path, k, exclude_seen, skip_unknown)
+    given = _read_json_lines(path) if path.suffix.lower() in JSON_LINES else _read_log(path, log)
+    return "session", _recommended(model, _keep_known(given, _vocabulary_of(model), skip_unknown), k, exclude_seen)
 
 
 def _vocabulary_of(model: GRU4Rec) -> Vocabulary:
@@ -187,21 +196,21 @@ def _recommended(model: GRU4Rec, sessions: Sessions, k: int, exclude_seen: bool)
             yield Answer(session, vocabulary.ids[best[there]].tolist(), its_scores[there].tolist())
 
 
-def _tsv_writer(file: IO[str], log: LogFormat) -> Callable[[Answer], None]:
-    header = f"{log.session_key}\tRank\t{log.item_key}\tScore\n"
+def _tsv_writer(file: IO[str], owner: str, log: LogFormat) -> Callable[[Answer], None]:
+    header = f"{log.session_key if owner == 'session' else log.user_key}\tRank\t{log.item_key}\tScore\n"
 
     def write(answer: Answer) -> None:
         nonlocal header
         file.write(header)  # with the first rows: where nothing can be recommended nothing is written
         header = ""
         for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
-            file.write(f"{answer.session}\t{rank}\t{item}\t{score:.6g}\n")
+            file.write(f"{answer.owner}\t{rank}\t{item}\t{score:.6g}\n")
 
     return write
 
 
-def _json_line_writer(file: IO[str]) -> Callable[[Answer], None]:
+def _json_line_writer(file: IO[str], owner: str) -> Callable[[Answer], None]:
     def write(answer: Answer) -> None:
-        file.write(json.dumps(answer._asdict()) + "\n")
+        file.write(json.dumps({owner: answer.owner, "items": answer.items, "scores": answer.scores}) + "\n")
 
     return write

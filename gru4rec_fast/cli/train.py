@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gru4rec_fast.cli.logs import open_sessions
+from gru4rec_fast.cli.kinds import GRU4REC
+from gru4rec_fast.cli.logs import open_interactions, open_sessions
 from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Threads, use_threads, with_option_groups
 from gru4rec_fast.cli.output import make_room, note, write_json
 from gru4rec_fast.cli.parameters import build_model, with_parameter_flags
 
 if TYPE_CHECKING:
-    from gru4rec_fast.data import SessionStore
-    from gru4rec_fast.evaluation import Report
-    from gru4rec_fast.models import GRU4Rec
+    from gru4rec_fast.data import InteractionGraph, SessionStore
+    from gru4rec_fast.evaluation import GraphReport, Report
+    from gru4rec_fast.models import GraphRecommender, GRU4Rec
+
+    Model = GRU4Rec | GraphRecommender
 
 _PARAMETERS = "Hyper-parameters (a flag wins over -ps, -ps over --params)"
 _EPOCHS, _RUN = "Epochs and validation", "Running"
@@ -31,6 +34,14 @@ def train(
         Path, typer.Argument(metavar="TRAIN", help="Training sessions: a log file, or a prepared folder.")
     ],
     *,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="gru4rec; or ngcf, lightgcn: graph models, trained on interactions of users with items.",
+        ),
+    ] = GRU4REC,
     test: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Test sessions, to evaluate the trained model on.")
     ] = None,
@@ -79,34 +90,37 @@ def train(
     log: LogFormat,
     flags: dict[str, Any] | None = None,
 ) -> None:
-    """Train GRU4Rec on a click log; with --test, evaluate it.
+    """Train GRU4Rec on a click log, or a graph model on interactions; with --test, evaluate it.
 
     With --validation (or --monitor loss) the model that is evaluated and saved is that of the best epoch, else that of
     the last one. Ctrl-C saves and stops (exit code 130), and so does SIGTERM (143); the same command with --resume goes
     on, on the CPU to the same bits. A loss that is not a number stops the training (exit code 3).
+
+    With --model ngcf or lightgcn, TRAIN, --test and --validation are interactions: .txt files of "user item item ..."
+    lines, log files with columns of users and items, or folders of prepare --interactions.
 
     Example: gru4rec-fast train train.tsv --test test.tsv -ps layers=100,logq=1 --n-epochs 5 --out run
     """
     from gru4rec_fast.training.folder_lock import exclusive
     from gru4rec_fast.training.run_folder import MODEL_FILE, REPORT_FILE, checkpoint_to_resume
 
-    measured = evaluation.arguments()
+    measured = evaluation.arguments() if kind == GRU4REC else evaluation.graph_arguments()
     if resume and out is None:
         raise ValueError("--resume needs --out, the folder of the training to go on with")
-    model = build_model(flags or {}, parameter_string, params)
+    model = build_model(kind, flags or {}, parameter_string, params)
     if resume and out is not None:
         checkpoint_to_resume(out)  # told before the logs are read
     make_room(json_file)
     use_threads(threads)
     with exclusive(out):
-        stores = _open_all(train, test, validation, log)
-        best = _trained(model, stores, out, resume, checkpoint_every)
+        logs = _open_all(kind, train, test, validation, log)
+        best = _trained(model, logs, out, resume, checkpoint_every)
         if out is not None:
             best.save(out / MODEL_FILE)
-        report = best.evaluate(stores["test"], **measured) if "test" in stores else None
+        report: Report | GraphReport | None = best.evaluate(logs["test"], **measured) if "test" in logs else None
         if report is not None:
             print(report.table())
-        content = _content(model, best, stores, report)
+        content = _content(model, best, logs, report)
         if out is not None:
             write_json(out / REPORT_FILE, content)
             note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
@@ -114,36 +128,36 @@ def train(
         write_json(json_file, content)
 
 
-def _open_all(train: Path, test: Path | None, validation: Path | None, log: LogFormat) -> dict[str, SessionStore]:
-    """The stores by name; memory is counted from here on."""
+def _open_all(
+    kind: str, train: Path, test: Path | None, validation: Path | None, log: LogFormat
+) -> dict[str, SessionStore] | dict[str, InteractionGraph]:
+    """The logs by name; memory is counted from here on."""
     from gru4rec_fast.profiling import set_baseline
 
     set_baseline()
-    stores = {"train": open_sessions(train, log)}
-    for name, path in (("validation", validation), ("test", test)):
-        if path is not None:
-            stores[name] = open_sessions(path, log, stores["train"].vocabulary)
-    return stores
+    held_out = {name: path for name, path in (("validation", validation), ("test", test)) if path is not None}
+    if kind != GRU4REC:
+        graph = open_interactions(train, log)
+        return {"train": graph} | {name: open_interactions(path, log, graph) for name, path in held_out.items()}
+    store = open_sessions(train, log)
+    return {"train": store} | {name: open_sessions(path, log, store.vocabulary) for name, path in held_out.items()}
 
 
-def _trained(
-    model: GRU4Rec, stores: dict[str, SessionStore], out: Path | None, resume: bool, checkpoint_every: int | None
-) -> GRU4Rec:
+def _trained(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, checkpoint_every: int | None) -> Model:
     """Train; the model of the best epoch where the training picked one, else the model as it is.
 
     Where a signal stops the training, says how to go on.
     """
-    from gru4rec_fast.models import GRU4Rec
     from gru4rec_fast.training import TrainingInterrupted
     from gru4rec_fast.training.run_folder import BEST
 
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))  # for the best epoch's weights
-        validation = stores.get("validation")
+        validation = logs.get("validation")
         writes = out is not None or validation is not None or model.parameters.monitor == "loss"
         try:
             model.fit(
-                stores["train"],
+                logs["train"],
                 validation,
                 out=folder if writes else None,
                 resume=resume,
@@ -157,19 +171,16 @@ def _trained(
         if model.best_epoch is None:
             return model
         note(f"the best epoch by {model.parameters.monitor} is {model.best_epoch} of {len(model.history)}")
-        return GRU4Rec.load(folder / BEST, model.parameters.device, impl=model.parameters.impl)
+        return type(model).load(folder / BEST, model.parameters.device, impl=model.parameters.impl)
 
 
-def _content(model: GRU4Rec, best: GRU4Rec, stores: dict[str, SessionStore], report: Report | None) -> dict[str, Any]:
+def _content(model: Model, best: Model, logs: dict[str, Any], report: Report | GraphReport | None) -> dict[str, Any]:
     """What report.json holds."""
+    counts = ("n_sessions", "n_users", "n_events", "n_edges", "n_items")
     data = {
-        name: {
-            "n_sessions": store.n_sessions,
-            "n_events": store.n_events,
-            "n_items": store.n_items,
-            "dropped": store.meta.get("dropped", {}),
-        }
-        for name, store in stores.items()
+        name: {count: getattr(log, count) for count in counts if hasattr(log, count)}
+        | {"dropped": log.meta.get("dropped", {})}
+        for name, log in logs.items()
     }
     return model.report(report) | {
         "metrics": best.report(report)["metrics"],

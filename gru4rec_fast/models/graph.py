@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data.graph_order import reordered
 from gru4rec_fast.data.triples import TripleSampler
 from gru4rec_fast.evaluation import GraphReport, evaluate_graph
 from gru4rec_fast.models.estimator import Estimator, resumed_file
@@ -104,6 +105,7 @@ class GraphRecommender(Estimator):
         device = find_device(p.device)
         resumed = resumed_file(resume, out)
         graph = as_graph(data, keys)
+        graph = reordered(graph) if p.reorder else graph
         held_out = None if validation is None else as_graph(validation, keys, like=graph)
         with exclusive(out):
             network = self._build(graph, device)

@@ -19,6 +19,7 @@ from gru4rec_fast.models.parameters import (
     _monitored,
     _probability,
     _rule,
+    refuse_unknown,
 )
 from gru4rec_fast.nn.graph_propagation import ACTIVATIONS, PROPAGATION_MATRICES
 
@@ -40,6 +41,8 @@ class GraphParameters:
         n_epochs: epochs.
         only_needed: compute in each step only what its batch needs, see `gru4rec_fast.nn.GraphNetwork`; the same
             training, to rounding.
+        reorder: renumber the graph's nodes first, so that neighbours stand close in memory
+            (`gru4rec_fast.data.graph_order`); ids are what they were, but another order draws other triples.
         draw: "users" (a user uniformly, then one of its items) or "interactions" (uniformly).
         evaluate_every: epochs between two validations.
         monitor: the validation metric that picks the best epoch, or "loss".
@@ -60,6 +63,7 @@ class GraphParameters:
     batch_size: int = _rule(2048, _at_least(1))
     n_epochs: int = _rule(1000, _at_least(1))
     only_needed: bool = True
+    reorder: bool = False
     draw: str = _rule("users", lambda value: _choice(value, UNITS))
     evaluate_every: int = _rule(10, _at_least(1))
     monitor: str = _rule("recall@20", lambda value: _monitored(value, GRAPH_METRICS))
@@ -88,11 +92,13 @@ class GraphParameters:
 
     def changed(self, parameters: Mapping[str, Any]) -> Self:
         """A copy with some parameters set anew; TypeError where a name is unknown."""
-        names = [entry.name for entry in fields(self)]
-        unknown = [name for name in parameters if name not in names]
-        if unknown:
-            raise TypeError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(names)}")
+        refuse_unknown(parameters, self.names())
         return replace(self, **parameters)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all parameters."""
+        return [entry.name for entry in fields(cls)]
 
     @classmethod
     def create(cls, parameters: Mapping[str, Any]) -> Self:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gru4rec_fast import _version, ops
 from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data.graph_order import aligned
 from gru4rec_fast.data.ids import as_ids
 from gru4rec_fast.data.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ _FREE_ON_RESUME = (*FREE_ON_RESUME, "evaluate_every")
 def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = None) -> InteractionGraph:
     """Interactions in any accepted form as a graph; with `like`, indexed as that one is."""
     if isinstance(data, InteractionGraph):
-        return data
+        return data if like is None else aligned(data, like)
     if isinstance(data, SessionStore):
         return InteractionGraph.from_store(data)
     if hasattr(data, "tocoo"):
@@ -38,7 +39,8 @@ def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = N
     if isinstance(data, str | os.PathLike):
         path = Path(data)
         if path.is_dir():
-            return InteractionGraph.open(path)
+            graph = InteractionGraph.open(path)
+            return graph if like is None else aligned(graph, like)
         kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
         if kinds[-1:] == [".txt"]:
             return InteractionGraph.from_text(path, like=like)
@@ -100,6 +102,29 @@ def training_options(p: GraphParameters, checkpoint_every: int | None) -> GraphT
     )
 
 
+def best_items(
+    queries: Tensor, table: Tensor, hidden: Sequence[np.ndarray], k: int, batch_size: int, impl: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and indices [n, k] of the k rows of `table` that fit each query best, its `hidden` ones left out.
+
+    Where fewer than k are left, the rest of the row is -1, at scores of -infinity. Raises ValueError: k or batch_size
+    out of range.
+    """
+    if not 1 <= k <= len(table):
+        raise ValueError(f"k={k}: choose 1 to {len(table)}, the number of items")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    table = table.contiguous()
+    best = np.empty((len(queries), k), np.int64)
+    scores = np.empty((len(queries), k), np.float64 if table.dtype == torch.float64 else np.float32)
+    for begin in range(0, len(queries), batch_size):
+        part = slice(begin, begin + batch_size)
+        seen = pad(hidden[part]).to(table.device)
+        found, items = ops.top_k(queries[part], table, None, k, seen, impl=impl)
+        scores[part], best[part] = found.cpu().numpy(), items.cpu().numpy()
+    return scores, best
+
+
 def best_rows(
     queries: Tensor,
     table: Tensor,
@@ -114,20 +139,10 @@ def best_rows(
 
     Raises ValueError, with the query's name, where k is more than there are items left.
     """
-    if not 1 <= k <= graph.n_items:
-        raise ValueError(f"k={k}: choose 1 to {graph.n_items}, the number of items")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    left = np.array([graph.n_items - len(row) for row in hidden], np.int64)
-    if (left < k).any():
-        at = int((left < k).argmax())
-        raise ValueError(f"{names[at]}: k={k}, but only {left[at]} items are left to choose from")
-    table = table.contiguous()
-    best = np.empty((len(names), k), np.int64)
-    scores = np.empty((len(names), k), np.float64 if table.dtype == torch.float64 else np.float32)
-    for begin in range(0, len(names), batch_size):
-        part = slice(begin, begin + batch_size)
-        seen = pad(hidden[part]).to(table.device)
-        found, items = ops.top_k(queries[part], table, None, k, seen, impl=impl)
-        scores[part], best[part] = found.cpu().numpy(), items.cpu().numpy()
+    scores, best = best_items(queries, table, hidden, k, batch_size, impl)
+    short = (best < 0).any(1)
+    if short.any():
+        at = int(short.argmax())
+        left = graph.n_items - len(hidden[at])
+        raise ValueError(f"{names[at]}: k={k}, but only {left} items are left to choose from")
     return Recommendations(graph.items.ids[best], scores)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gru4rec_fast.models.parameters import refuse_unknown, to_number
 
 
-def parse_parameter_string(text: str) -> dict[str, Any]:
+def parse_parameter_string(text: str, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Parameters from `name=value,name=value` as in the official code; lists are written with `/` (layers=512/256).
 
     What the Theano code writes is understood where it means the same here: final_act (linear, softmax, elu-X),
-    hidden_act=tanh and adapt=adagrad. Values stay text; `GRU4RecParameters` turns them into numbers.
+    hidden_act=tanh and adapt=adagrad. Values stay text; the class of the parameters turns them into numbers.
+    names: of the parameters there are; by default GRU4Rec's.
 
     Raises:
         TypeError: an unknown parameter.
@@ -34,7 +36,7 @@ def parse_parameter_string(text: str) -> dict[str, Any]:
     for name, only in (("hidden_act", "tanh"), ("adapt", "adagrad")):
         if parameters.pop(name, only) != only:
             raise ValueError(f"parameter string: {name} can only be {only} here")
-    refuse_unknown(parameters)
+    refuse_unknown(parameters, names)
     return parameters
 
 
@@ -47,8 +49,10 @@ def _elu_param(final_act: str) -> float:
     raise ValueError(f"parameter string: final_act={final_act}: choose linear, softmax or elu-X")
 
 
-def read_parameter_file(path: str | Path) -> dict[str, Any]:
+def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Parameters from a .toml or .json file: one table, or one named "parameters".
+
+    names: as in `parse_parameter_string`.
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it cannot be parsed, or holds unknown parameters.
@@ -65,7 +69,7 @@ def read_parameter_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise ValueError(f'{path}: its "parameters" are {parameters!r}, not parameters by name')
     try:
-        refuse_unknown(parameters)
+        refuse_unknown(parameters, names)
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from None
     return dict(parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -196,11 +196,12 @@ def parameter_names() -> list[str]:
     return [entry.name for entry in fields(GRU4RecParameters)]
 
 
-def refuse_unknown(parameters: Mapping[str, Any]) -> None:
-    """Raise TypeError where a name is no parameter."""
-    unknown = [name for name in parameters if name not in parameter_names()]
+def refuse_unknown(parameters: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+    """Raise TypeError where a name is not among `names`, by default those of GRU4Rec's parameters."""
+    names = names or parameter_names()
+    unknown = [name for name in parameters if name not in names]
     if unknown:
-        raise TypeError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(parameter_names())}")
+        raise TypeError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(names)}")
 
 
 _TRUE, _FALSE = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,16 @@ def save_checkpoint(
     return path
 
 
+def checkpoint_format(path: str | os.PathLike[str]) -> str:
+    """The format that a checkpoint says it is of, e.g. "gru4rec_fast.NGCF/1"; "" where the file says nothing.
+
+    Raises:
+        FileNotFoundError: there is no such file. CheckpointError: it is truncated, or no safetensors file.
+    """
+    with _opened(Path(path), "cpu") as file:
+        return str((file.metadata() or {}).get("format", ""))
+
+
 def load_checkpoint(
     path: str | os.PathLike[str], expected_format: str, device: torch.device | str = "cpu"
 ) -> Checkpoint:
@@ -106,22 +117,29 @@ def load_checkpoint(
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated or no checkpoint at all, or holds another model or layout version.
     """
+    path = Path(path)
+    with _opened(path, str(device)) as file:
+        header = file.metadata() or {}
+        _check_format(path, header.get("format", ""), expected_format)
+        config, progress = json.loads(header["config"]), json.loads(header["progress"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
+    return Checkpoint(expected_format, config, progress, tensors, path)
+
+
+@contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
+    """A safetensors file; what goes wrong while it is read is told of the file."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}" + (" (that is a folder)" if path.is_dir() else ""))
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            _check_format(path, header.get("format", ""), expected_format)
-            config, progress = json.loads(header["config"]), json.loads(header["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(
             f"{path} is truncated or not a checkpoint ({error}); save it again, or use an earlier one"
         ) from error
-    return Checkpoint(expected_format, config, progress, tensors, path)
 
 
 def _check_format(path: Path, found: str, expected: str) -> None:
