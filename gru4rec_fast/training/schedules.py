@@ -84,14 +84,20 @@ class Schedule:
     def after_update(self) -> None:
         """To be called after each update of the weights."""
         if self.per_update:
-            self._scheduler.step()
+            self._step()
 
     def after_epoch(self, watched: float) -> None:
         """To be called after each epoch with the value that "plateau" watches: the monitored metric or the loss."""
         if self.watches_metric:
-            self._scheduler.step(watched)
+            self._step(watched)
         elif not self.per_update:
-            self._scheduler.step()
+            self._step()
+
+    def _step(self, *watched: float) -> None:
+        # torch would warn where no `optimizer.step` came before: the updates before a resume and those of the fused
+        # step count as well.
+        self._scheduler.optimizer._opt_called = True
+        self._scheduler.step(*watched)
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's own state, as JSON values; what it was built from is not in it."""
@@ -111,8 +117,6 @@ class Schedule:
                 "lr_scheduler_options={'T_max': ...}"
             )
         self._scheduler.load_state_dict(state)
-        # The updates before the resume count: torch would else warn of a schedule that runs ahead of its optimizer.
-        self._scheduler.optimizer._opt_called = True
 
 
 def _is_json(value: Any) -> bool:

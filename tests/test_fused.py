@@ -1,0 +1,314 @@
+"""The fused training step: what autograd computes, alive to the outside, and by name where it cannot train."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from markov import markov_store
+from native import threads
+from trainer_run import FORMAT, make_trainer, no_pictures, weights, without_seconds
+
+from gru4rec_fast import GRU4Rec, ops
+from gru4rec_fast.data import SessionParallelLoader, SessionStore
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import MemoryRecord
+from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.training import TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training.fused import FusedTrainingStep, why_not_fused
+from gru4rec_fast.training.progress import Silent
+
+pytestmark = pytest.mark.usefixtures("native_library", no_pictures.__name__)
+
+STORE = markov_store(n_sessions=70, n_items=40)
+MODES: dict[str, dict[str, Any]] = {
+    "constrained": {},
+    "separate": {"constrained_embedding": False, "embedding": 9},
+    "one-hot": {"constrained_embedding": False},
+}
+CASES: dict[str, dict[str, Any]] = {
+    **{f"{loss}-{mode}": {"loss": loss, **options} for loss in LOSSES for mode, options in MODES.items()},
+    **{f"reset-before-{mode}": {"gru_form": "reset_before", **options} for mode, options in MODES.items()},
+    **{f"two-layers-{mode}": {"layers": [11, 7], "bptt": 3, **options} for mode, options in MODES.items()},
+    **{f"accumulate-{mode}": {"accumulate": 3, "bptt": 2, **options} for mode, options in MODES.items()},
+    "logq-smoothing-hits": {"logq": 1.0, "label_smoothing": 0.1, "mask_accidental_hits": True},
+    "in-batch negatives only": {"n_sample": 0},
+    "more negatives than items": {"n_sample": 300, "sample_alpha": 1.0},
+    "one lane": {"batch_size": 1},
+    "more lanes than sessions": {"batch_size": 100},
+    "schedule": {"lr_scheduler": "ExponentialLR", "lr_scheduler_options": {"gamma": 0.99, "interval": "update"}},
+    "shuffle": {"shuffle": True},
+}
+
+
+def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
+    """Two epochs in float64, with dropout and momentum."""
+    small = {"layers": [8], "batch_size": 6, "n_sample": 20, "n_epochs": 2, "seed": 3, "dtype": "float64",
+             "dropout_p_embed": 0.2, "dropout_p_hidden": 0.1, "momentum": 0.3, "learning_rate": 0.1}  # fmt: skip
+    return GRU4Rec(**small | changed).fit(store, progress=False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_trains_what_autograd_trains(case: str) -> None:
+    """Every weight to 1e-9 after two whole epochs, tails of dying lanes included; every epoch's loss too."""
+    one, other = fit(**CASES[case]), fit(**CASES[case], fused=False)
+    assert one.network is not None and other.network is not None
+    for (name, ours), theirs in zip(one.network.named_parameters(), other.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+    for ours, theirs in zip(without_seconds(one.history), without_seconds(other.history), strict=True):
+        assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-9)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("first_is_fused", [True, False])
+def test_a_training_changes_over_in_the_middle(tmp_path: Path, first_is_fused: bool) -> None:
+    """From one way to the other inside an epoch, by way of a checkpoint."""
+    whole = make_trainer(dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused)
+    whole.run()
+    first = make_trainer(
+        out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused, checkpoint_every=7
+    )
+    between = first.player.place.__class__
+    stop = first._between_updates
+    first._between_updates = lambda *a: _stop_after(stop(*a), first)  # type: ignore[method-assign]
+    with pytest.raises(_Enough):
+        first.run()
+    assert isinstance(first.place, between) and 0 < first.place.mini_batches < whole.history[0]["mini_batches"]
+    second = make_trainer(out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=not first_is_fused)
+    second.run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    for (name, ours), theirs in zip(weights(second).items(), weights(whole).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+
+
+class _Enough(Exception):
+    pass
+
+
+def _stop_after(answer: Any, trainer: Any) -> Any:
+    if trainer._saved_at:
+        raise _Enough
+    return answer
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_checkpoints_come_when_they_are_wanted(tmp_path: Path, every: int) -> None:
+    trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=every)
+    steps: list[int] = []
+    save = trainer._save_last
+    trainer._save_last = lambda: steps.append(trainer.place.step) or save()  # type: ignore[func-returns-value, method-assign]
+    n = trainer.run()[0]["mini_batches"]
+    assert steps[:-1] == list(range(every, steps[-2] + 1, every)) and steps[-1] == n and steps[-2] > n - every - 1
+
+
+def test_bf16_is_near_and_is_bf16() -> None:
+    """Products rounded to 8 bits: losses of an epoch within 1 %, and not the same weights."""
+    full, bf16 = fit(dtype="float32", layers=[32]), fit(dtype="float32", layers=[32], precision="bf16")
+    assert bf16.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=1e-2)
+    assert not torch.equal(bf16.network.output.weight, full.network.output.weight)
+    assert {p.dtype for p in bf16.network.parameters()} == {torch.float32}
+
+
+def test_bf16_products_are_those_of_rounded_numbers() -> None:
+    """One step from given weights that bf16 holds exactly: the loss is that of hidden states rounded before scoring."""
+    network, criterion, optimizer = parts(layers=[16], in_bf16=True)
+    step = FusedTrainingStep(network, criterion, optimizer, precision="bf16")
+    inputs, targets, negatives = (torch.tensor([row]) for row in ([3, 5, 7, 9], [4, 6, 8, 10], [1, 1, 2, 30]))
+    reset = torch.ones(1, 4, dtype=torch.bool)
+    with torch.no_grad():
+        hidden, _ = network(inputs, network.initial_state(4), reset)
+        items = torch.cat([targets[0], negatives[0]])
+        rows, bias = network.output_rows(items)
+        expected = ops.sampled_loss(hidden[0].bfloat16().float(), rows, bias, batch_size=4, impl="reference").item()
+        unrounded = ops.sampled_loss(hidden[0], rows, bias, batch_size=4, impl="reference").item()
+    loss = step.train_block(inputs, targets, reset, negatives, network.initial_state(4), step=0)
+    assert abs(loss - expected) < abs(unrounded - expected) / 4
+
+
+def parts(
+    layers: list[int] | None = None, in_bf16: bool = False, **changed: Any
+) -> tuple[SessionNetwork, SampledLoss, SparseAdagrad]:
+    network = SessionNetwork(40, layers or [8], **changed)
+    if in_bf16:
+        for parameter in network.parameters():
+            parameter.data = (8 * parameter.data).bfloat16().float()
+    return network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1)
+
+
+class _Own(SessionNetwork):
+    pass
+
+
+def spoiled(what: str) -> tuple[Any, Any, Any]:
+    network, criterion, optimizer = parts(dtype=torch.float16 if what == "dtype" else None)
+    if what == "network":
+        network = _Own(40, [8])
+    elif what == "optimizer":
+        return network, criterion, torch.optim.SGD(network.parameters(), 0.1)
+    elif what == "frozen":
+        network.gru.layers[0].weight_hh.requires_grad_(False)
+    elif what == "hooks":
+        network.gru.register_forward_hook(lambda *_: None)
+    elif what == "impl":
+        network.gru.layers[0].impl = "reference"
+    elif what == "groups":
+        optimizer = SparseAdagrad([{"params": [p]} for p in network.parameters()], 0.1)
+    return network, criterion, optimizer
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("network", "a plain SessionNetwork, not a _Own"),
+        ("optimizer", "a plain SparseAdagrad, not a SGD"),
+        ("frozen", r"gru\.layers\.0\.weight_hh is frozen"),
+        ("hooks", "a module has hooks"),
+        ("impl", "impl='reference' was asked for"),
+        ("groups", "one parameter group"),
+        ("dtype", r"float32 and float64; \S+ is torch\.float16"),
+    ],
+)
+def test_what_it_cannot_train_is_named(what: str, reason: str) -> None:
+    assert why_not_fused(*parts()) is None
+    with pytest.raises(ValueError, match=rf"no fused training step: .*{reason}"):
+        FusedTrainingStep(*spoiled(what))
+
+
+class _Lines(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.advances = 0
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def advance(self, events: int, loss: float | None) -> None:
+        self.advances += 1
+
+
+def test_autograd_that_nobody_asked_for_is_announced() -> None:
+    lines = _Lines()
+    make_trainer(n_epochs=1, progress=lines, memory=MemoryRecord("cpu")).run()
+    (line,) = lines.said
+    assert line.startswith("training by autograd, not by the fused step: a memory record looks at the phases")
+    for asked in ({"fused": False}, {"impl": "reference"}, {}):
+        lines = _Lines()
+        make_trainer(n_epochs=1, progress=lines, **asked).run()
+        assert lines.said == []
+
+
+def test_bf16_without_the_fused_step_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"precision='bf16' is the fused training step's, which cannot train this: a mem"
+    ):
+        make_trainer(precision="bf16", memory=MemoryRecord("cpu")).run()
+    for other in ({"fused": False}, {"dtype": "float64"}, {"impl": "reference"}):
+        with pytest.raises(ValueError, match="precision='bf16' belongs to the fused step in float32"):
+            GRU4Rec(precision="bf16", **other)
+
+
+def long_trainer(**arguments: Any) -> Any:
+    """One whose epoch takes many seconds."""
+    store = markov_store(n_sessions=60_000, n_items=3000)
+    return make_trainer(store=store, layers=(320,), n_sample=4096, lanes=128, n_epochs=1, **arguments)
+
+
+def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
+    """A signal ends a run within a fraction of its length; meanwhile progress is shown, and other threads go on."""
+    lines = _Lines()
+    trainer = long_trainer(out=tmp_path, progress=lines)
+    turns = [0]
+
+    def press() -> None:
+        end = time.monotonic() + 0.7
+        while time.monotonic() < end:
+            turns[0] += 1
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    with threads(1):
+        thread.start()
+        with pytest.raises(TrainingInterrupted, match=r"in epoch 1 after mini-batch \d+ of it"):
+            trainer.run()
+        thread.join()
+    assert turns[0] > 50, "the interpreter's lock was held"
+    assert lines.advances >= 4
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["step"] == trainer.place.step > 0
+
+
+def test_one_long_call_can_be_interrupted_too() -> None:
+    """Whoever asks for an epoch in one call, outside of a trainer, has the interpreter's own Ctrl-C."""
+    trainer = long_trainer()
+    player, network = trainer.player.begin_fused(), trainer.network
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with threads(1), pytest.raises(KeyboardInterrupt):
+        player.run(10**9, network.initial_state(128), step=0)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+def test_weights_are_known_to_have_changed() -> None:
+    """A graph that was made before the step does not take the new weights for the old ones."""
+    network, criterion, optimizer = parts()
+    square = (network.output.weight * network.output.weight).sum()
+    block = torch.tensor([[1, 2, 3, 4]])
+    fused = FusedTrainingStep(network, criterion, optimizer)
+    fused.train_block(block, block + 1, torch.ones(1, 4, dtype=torch.bool), None, network.initial_state(4), step=0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        square.backward()
+
+
+def test_a_loss_that_is_no_number_moves_nothing() -> None:
+    network, criterion, optimizer = parts()
+    network.output.bias.data[7] = float("nan")
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    state, block = network.initial_state(4), torch.tensor([[1, 2, 3, 7]])
+    fused = FusedTrainingStep(network, criterion, optimizer)
+    loss = fused.train_block(block, block, torch.ones(1, 4, dtype=torch.bool), None, state, step=0)
+    assert np.isnan(loss) and not any(layer.any() for layer in state)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": torch.tensor([[1, 2, 3, 40]])}, "items are no indices of a catalogue of 40 items"),
+        ({"targets": torch.tensor([[1, 2, 3, -1]])}, "items are no indices"),
+        ({"targets": torch.tensor([[1, 2, 3]])}, r"targets must be \[1, 4\]"),
+        ({"negatives": torch.tensor([[1, 41]])}, "negatives hold 41, the catalogue has 40 items"),
+        ({"negatives": torch.tensor([[1], [2]])}, r"negatives must be \[1, 1\]"),
+        ({"hidden": []}, "hidden must hold one state per layer, 1, not 0"),
+        ({"hidden": [torch.zeros(3, 8)]}, r"hidden must be \[4, 8\]"),
+        ({"hidden": [torch.zeros(8, 4).T]}, "hidden must be contiguous"),
+        ({"hidden": [torch.zeros(4, 8, dtype=torch.float64)]}, "hidden is Double, not Float"),
+    ],
+)
+def test_blocks_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    block = {
+        "inputs": torch.tensor([[1, 2, 3, 4]]),
+        "targets": torch.tensor([[2, 3, 4, 5]]),
+        "reset": torch.ones(1, 4, dtype=torch.bool),
+        "negatives": torch.tensor([[6, 7]]),
+        "hidden": [torch.zeros(4, 8)],
+    }
+    with pytest.raises(ValueError, match=message):
+        FusedTrainingStep(*parts()).train_block(**block | change, step=0)
+
+
+def test_a_damaged_store_is_named() -> None:
+    store = markov_store(n_sessions=20)
+    loader = SessionParallelLoader(store, 4)
+    loader.items = loader.items.clone()
+    loader.items[30] = 1000
+    network = SessionNetwork(store.n_items, [8])
+    fused = FusedTrainingStep(network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1))
+    with pytest.raises(ValueError, match=r"the store: its items .* 30 items \(.*1000.*it is damaged, prepare it again"):
+        fused.player(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)
