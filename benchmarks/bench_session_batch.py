@@ -88,7 +88,7 @@ def test_epoch(compare: Any, logs: LogShelf, official: Any, n_lanes: int, log: s
     sides["reference"] = epochs(lambda: run_operator(items, offsets, n_lanes, "reference"), n_events)
     sides["loader"] = epochs(lambda: run_loader(store, n_lanes), n_events)
     sides["session_batch"] = epochs(lambda: run_operator(items, offsets, n_lanes, "auto"), n_events)
-    goals: dict[str, dict[str, float]] = {"loader": {}, "session_batch": {}}
+    goals: dict[str, dict[str, float]] = {"session_batch": {}, "loader": {}}
     if log == "real":
         goals["session_batch"]["official"] = 50.0
     name = "diginetica" if log == "real" else "synthetic log"

@@ -78,7 +78,7 @@ def test_mini_batches(compare: Any, logs: LogShelf, official: Any, setting: Sett
     store = logs.store(setting.log) if real else logs.synthetic(setting.log)
     sides = sides_of(setting, store, official, (lambda: logs.frame(setting.log)) if real else None)
     goals = {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
-    goals = {"autograd": {}, "fused": {}, "fused bf16": {}} | goals
+    goals = {"fused": {}, "fused bf16": {}} | goals
     row = f"training, {setting.name}, {setting.log if real else 'synthetic log'}"
     seconds = compare(sides, row=row, unit="mini-batch", subjects=goals)
     n_negatives, n_rows = distinct_rows(store, setting)

@@ -1,7 +1,8 @@
 """One markdown table from the JSON of pytest-benchmark: python benchmarks/report.py results/*.json
 
-A row per comparison: our side against another one, the ratio's median and quartiles over the rounds, the goal, and what
-share of the machine's own rates our side reached; a share above 1 of sgemm means that BLAS is no limit.
+A row per comparison: our first side against all others, our further ones against those with a goal and against ours;
+the ratio's median and quartiles over the rounds, the goal, and what share of the machine's own rates our side reached.
+A share above 1 of sgemm means that BLAS is no limit.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ def shares(limits: dict[str, float], bf16: bool) -> str:
 
 def rows(info: dict[str, Any]) -> Iterator[list[str]]:
     """The table's rows of one comparison."""
+    subjects = list(info["ratios"])
     for subject, ratios in info["ratios"].items():
         ours = duration(info["seconds_per_unit"][subject]["median"])
         goals = info["goals"].get(subject, {})
-        for other in dict.fromkeys([*goals, *ratios]):
+        shown = [*ratios] if subject == subjects[0] else [other for other in ratios if other in subjects]
+        for other in dict.fromkeys([*goals, *shown]):
             goal = f">= {goals[other]:g}" if other in goals else ""
             if other not in ratios:
                 yield [info["row"], subject, ours, other, "", f"skipped: no --peer {other}=PATH", goal, ""]
