@@ -25,7 +25,7 @@ import pytest
 import torch
 from logs import LogShelf
 from machine import limits
-from turns import Side
+from turns import timed
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
@@ -84,16 +84,6 @@ def evaluation_of(
         estimator = official.with_weights(network.state_dict(), train.vocabulary.ids, WIDTH)
         return partial(official.evaluate, estimator, frame(), LANES)
     return partial(package_evaluation, network, test, "reference" if side == "reference" else "auto")
-
-
-def timed(evaluate: Evaluation, n_targets: int) -> Side:
-    def run(n: int) -> float:
-        started = time.perf_counter()
-        for _ in range(n):
-            evaluate()
-        return (time.perf_counter() - started) / n / n_targets
-
-    return run
 
 
 def thinned(test: SessionStore) -> SessionStore:

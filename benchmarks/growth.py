@@ -123,8 +123,7 @@ def batches_side(store: SessionStore) -> Side:
         while bool((ops.session_batch(items, offsets, None, *state, CALL_STEPS)[0][-1] >= 0).any()):
             pass
 
-    side = timed(epoch)
-    return lambda n: side(n) / store.n_targets
+    return timed(epoch, store.n_targets)
 
 
 def grow_events(sizes: list[int], folder: Path, turn_seconds: float) -> dict[str, Any]:

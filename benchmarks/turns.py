@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 from machine import facts
 
-Side = Callable[[int], float]  # does n units of work, returns seconds per unit
+# Does n units of work, or the nearest number that it can do at once, and returns seconds per unit.
+Side = Callable[[int], float]
 
 WARMUP_ROUNDS = 1  # beside the turns that find out how long a unit takes
 
 
-def timed(step: Callable[[], Any]) -> Side:
-    """A side from a function that does one unit of work."""
+def timed(play: Callable[[], Any], units: int = 1) -> Side:
+    """A side from a function that does so many units of work."""
 
     def run(n: int) -> float:
+        times = max(1, round(n / units))
         started = time.perf_counter()
-        for _ in range(n):
-            step()
-        return (time.perf_counter() - started) / n
+        for _ in range(times):
+            play()
+        return (time.perf_counter() - started) / times / units
 
     return run
 
@@ -34,11 +36,9 @@ def timed(step: Callable[[], Any]) -> Side:
 def units_per_turn(side: Side, turn_seconds: float) -> int:
     """How many units of work take about this long; warms the side up as well (torch.compile compiles here)."""
     side(1)
-    n, seconds = 1, side(1)
-    while n * seconds < turn_seconds / 4:
-        n *= 4
-        seconds = side(n)
-    return max(1, round(turn_seconds / min(seconds, side(n))))
+    seconds = side(1)
+    seconds = min(seconds, side(max(1, round(turn_seconds / 4 / seconds))))
+    return max(1, round(turn_seconds / seconds))
 
 
 def spread(values: list[float]) -> dict[str, float]:

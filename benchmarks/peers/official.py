@@ -85,17 +85,11 @@ class Official:
 
         return run
 
-    def session_batches(self, log: pd.DataFrame, batch_size: int) -> Callable[[int], float]:
-        """A function that plays n epochs of its session iterator, without negatives, and returns seconds per event."""
+    def session_batches(self, log: pd.DataFrame, batch_size: int) -> Callable[[], int]:
+        """A function that plays an epoch of its session iterator, without negatives, and returns its events."""
         with quiet():
             iterator = self.code.SessionDataIterator(log, batch_size, device=CPU)
-
-        def run(n: int) -> float:
-            started = time.perf_counter()
-            events = sum(len(inputs) for _ in range(n) for inputs, _ in iterator(enable_neg_samples=False))
-            return (time.perf_counter() - started) / events
-
-        return run
+        return lambda: sum(len(inputs) for inputs, _ in iterator(enable_neg_samples=False))
 
     def with_weights(self, weights: dict[str, Tensor], item_ids: np.ndarray, hidden: int) -> Any:
         """Its estimator holding the weights of a one-layer, constrained `SessionNetwork`, to be evaluated.
