@@ -16,9 +16,9 @@ from gru4rec_fast import ops
 if TYPE_CHECKING:
     from gru4rec_fast.data.store import SessionStore
 
-# Steps played by one call of the operator: enough to make the call, and the copy to a device, free; few enough to stay
-# small.
-CHUNK_STEPS = 256
+# Steps played by one call of the operator, and events of all lanes in them: enough to make the call, and the copy to a
+# device, free; few enough to stay small.
+CHUNK_STEPS, CHUNK_EVENTS = 256, 1 << 14
 LaneState = tuple[Tensor, Tensor, Tensor]  # as ops.session_batch_state makes it
 _BEGINNING: dict[str, Any] = {"blocks": 0, "lanes": None}
 
@@ -143,13 +143,11 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
                 "place and the epoch of its shuffle are kept; a block takes microseconds: use num_workers=0"
             )
         order, lanes = self.begin()
-        chunk = max(self.steps, CHUNK_STEPS // self.steps * self.steps)
+        chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_lanes) // self.steps * self.steps)
         while True:
             at_start = [tensor.tolist() for tensor in lanes]
             inputs, targets, reset = ops.session_batch(self.items, self.offsets, order, *lanes, chunk, impl=self.impl)
-            live = inputs >= 0
-            self._check_items(inputs, targets, reset, live)
-            n_live = live.sum(1).tolist()
+            n_live = self._count_live(inputs.numpy(), targets.numpy(), reset.numpy())
             playable = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
             inputs, targets, reset = (self._on_device(tensor) for tensor in (inputs, targets, reset))
             for number, start in enumerate(range(0, playable, self.steps)):
@@ -195,13 +193,13 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         )
         return torch.randperm(self.n_sessions, generator=generator)
 
-    def _check_items(self, inputs: Tensor, targets: Tensor, reset: Tensor, live: Tensor) -> None:
-        """Tell a damaged store here, where it can be named, not by an index out of range deep within a model."""
-        events = torch.cat([inputs, targets])
-        whole = torch.equal(live, targets >= 0) and not torch.any(reset & ~live)
-        if whole and events.max() < self.n_items:
-            return
-        raise self.damage(f"here {int(events.min())} to {int(events.max())}")
+    def _count_live(self, inputs: np.ndarray, targets: np.ndarray, reset: np.ndarray) -> list[int]:
+        """Live lanes of each step; a damaged store is told here, and not by an index out of range within a model."""
+        live = inputs >= 0
+        lowest, highest = min(inputs.min(), targets.min()), max(inputs.max(), targets.max())
+        if not np.array_equal(live, targets >= 0) or np.any(reset > live) or highest >= self.n_items:
+            raise self.damage(f"here {lowest} to {highest}")
+        return live.sum(1).tolist()
 
     def damage(self, what: str) -> ValueError:
         """The error that says that the log is not what was prepared, and what was found."""
