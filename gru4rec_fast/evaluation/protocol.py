@@ -18,8 +18,8 @@ from gru4rec_fast.evaluation.report import Report
 if TYPE_CHECKING:
     from gru4rec_fast.data.store import SessionStore
 
-# Hidden states that are ranked in one call: on the CPU as many as stay in a core's L2 cache beside a block of the table,
-# whose reading is a few per cent of the work then; elsewhere so many that the table is read seldom.
+# Hidden states that are ranked in one call: on the CPU as many as stay in a core's L2 cache beside a block of the
+# table, whose reading is a few per cent of the work then; elsewhere so many that the table is read seldom.
 _QUERIES_AT_ONCE = {"cpu": 512}
 _QUERIES_AT_ONCE_ELSEWHERE = 8192
 
