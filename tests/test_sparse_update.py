@@ -1,58 +1,127 @@
-"""Row update and SparseAdagrad: against the dense rule, duplicates, untouched rows, momentum."""
+"""Row updates: against each rule in plain Python, duplicates, untouched rows, threads, bad input."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from native import LEVELS, assert_equal_bits, run_at_level, threads
+from torch import Tensor
 
 from gru4rec_fast import ops
-from gru4rec_fast.nn import gather_live_rows, gather_rows
-from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.nn import gather_live_rows
+from gru4rec_fast.optim import SparseAdagrad, SparseAdam, SparseRMSprop, SparseSGD
 
-RULE = {"lr": 0.1, "momentum": 0.3, "eps": 1e-6}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sparse_sgd": {"lr": 0.1, "momentum": 0.3},
+    "sparse_adagrad": {"lr": 0.1, "momentum": 0.3, "eps": 1e-6},
+    "sparse_rmsprop": {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "momentum": 0.3},
+    "sparse_adam": {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "step": 3},
+}
+RULES = list(OPTIONS)
+RULE = OPTIONS["sparse_adagrad"]
 
 
-def by_hand(table, accumulator, velocity, index, grad, *, lr, momentum, eps):
+def update(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor, **options: Any) -> None:
+    """`tensors`: the table and its state."""
+    getattr(ops, rule)(*tensors, index, grad, **(OPTIONS[rule] | options))
+
+
+def fresh(rule: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    """A table and state as after some steps; sums of squares are positive."""
+    g = torch.Generator().manual_seed(seed)
+    return [torch.rand(shape, generator=g, dtype=dtype) for _ in range(2 if rule == "sparse_sgd" else 3)]
+
+
+def by_hand(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor) -> None:
     """Row by row, in plain Python."""
+    o = OPTIONS[rule]
+    table, first, second = (*tensors, None)[:3]
     for row in set(index.tolist()):
         g = grad[index == row].sum(0)
-        accumulator[row] += g**2
-        velocity[row] = momentum * velocity[row] - lr * g / (accumulator[row] + eps).sqrt()
-        table[row] += velocity[row]
+        if rule == "sparse_sgd":
+            first[row] = o["momentum"] * first[row] + g
+            table[row] -= o["lr"] * first[row]
+        elif rule == "sparse_adagrad":
+            first[row] += g**2
+            second[row] = o["momentum"] * second[row] - o["lr"] * g / (first[row] + o["eps"]).sqrt()
+            table[row] += second[row]
+        elif rule == "sparse_rmsprop":
+            first[row] = o["alpha"] * first[row] + (1 - o["alpha"]) * g**2
+            second[row] = o["momentum"] * second[row] + g / (first[row].sqrt() + o["eps"])
+            table[row] -= o["lr"] * second[row]
+        else:
+            first[row] = o["beta1"] * first[row] + (1 - o["beta1"]) * g
+            second[row] = o["beta2"] * second[row] + (1 - o["beta2"]) * g**2
+            corrected = o["lr"] * (1 - o["beta2"] ** o["step"]) ** 0.5 / (1 - o["beta1"] ** o["step"])
+            table[row] -= corrected * first[row] / (second[row].sqrt() + o["eps"])
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", [(7, 3), (7,), (7, 1), (7, 17), (7, 33), (7, 2, 50), (7, 5000)], ids=str)
-def test_rows_follow_the_rule(shape: tuple[int, ...], impl: str) -> None:
+def test_rows_follow_the_rule(shape: tuple[int, ...], rule: str, impl: str) -> None:
     g = torch.Generator().manual_seed(0)
-    ours = [torch.rand(shape, generator=g, dtype=torch.float64) for _ in range(3)]
+    ours = fresh(rule, shape)
     theirs = [t.clone() for t in ours]
     for _ in range(4):
         index = torch.randint(0, 6, (9,), generator=g)
         grad = torch.randn(9, *shape[1:], generator=g, dtype=torch.float64)
         grad[index == 2] = 0  # touched with a zero gradient: its momentum step all the same
-        ops.sparse_adagrad(*ours, index, grad, **RULE, impl=impl)
-        by_hand(*theirs, index, grad, **RULE)
+        update(rule, ours, index, grad, impl=impl)
+        by_hand(rule, theirs, index, grad)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
-def test_untouched_rows_keep_every_bit(impl: str) -> None:
-    table, accumulator, velocity = torch.rand(5, 2), torch.rand(5, 2), torch.rand(5, 2)
-    before = [t.clone() for t in (table, accumulator, velocity)]
-    ops.sparse_adagrad(table, accumulator, velocity, torch.tensor([1, 1]), torch.rand(2, 2), **RULE, impl=impl)
-    for now, then in zip((table, accumulator, velocity), before, strict=True):
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_rows_in_any_order(rule: str, native_library: None, data: st.DataObject) -> None:
+    """Native against plain Python: any number of rows, columns and positions, rows repeated or not."""
+    n_rows, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
+    index = torch.tensor(data.draw(st.lists(st.integers(0, n_rows - 1), max_size=60)), dtype=torch.int64)
+    grad = torch.randn(len(index), width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
+    ours = fresh(rule, (n_rows, width))
+    theirs = [t.clone() for t in ours]
+    update(rule, ours, index, grad, impl="native")
+    by_hand(rule, theirs, index, grad)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_float32_stays_close_to_float64(rule: str, impl: str) -> None:
+    """50 steps; 1 - beta is taken before it is rounded, else adam's and rmsprop's means are 1e-4 off."""
+    g = torch.Generator().manual_seed(1)
+    single, double = fresh(rule, (6, 20), torch.float32), [t.double() for t in fresh(rule, (6, 20), torch.float32)]
+    slow = {"sparse_adam": {"beta2": 0.999}, "sparse_rmsprop": {"alpha": 0.999}}.get(rule, {})
+    for _ in range(50):
+        index, grad = torch.randint(0, 6, (4,), generator=g), torch.randn(4, 20, generator=g)
+        update(rule, single, index, grad, **slow, impl=impl)
+        update(rule, double, index, grad.double(), **slow, impl="reference")
+    for a, b in zip(single, double, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_untouched_rows_keep_every_bit(rule: str, impl: str) -> None:
+    tensors = fresh(rule, (5, 2), torch.float32)
+    before = [t.clone() for t in tensors]
+    update(rule, tensors, torch.tensor([1, 1]), torch.rand(2, 2), impl=impl)
+    for now, then in zip(tensors, before, strict=True):
         assert torch.equal(now[[0, 2, 3, 4]], then[[0, 2, 3, 4]])
         assert not torch.equal(now[1], then[1])
 
 
-def test_nothing_touched_changes_nothing(impl: str) -> None:
-    table, accumulator = torch.rand(5, 2), torch.rand(5, 2)
-    before = table.clone()
-    ops.sparse_adagrad(
-        table, accumulator, None, torch.empty(0, dtype=torch.int64), torch.empty(0, 2), lr=0.1, impl=impl
-    )
-    assert torch.equal(table, before)
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_touched_changes_nothing(rule: str, impl: str) -> None:
+    tensors = fresh(rule, (5, 2), torch.float32)
+    before = [t.clone() for t in tensors]
+    update(rule, tensors, torch.empty(0, dtype=torch.int64), torch.empty(0, 2), impl=impl)
+    assert_equal_bits(tensors, before)
 
 
 @pytest.mark.parametrize("n_rows", [3, 2048, 2049, 5_000_000])
@@ -69,79 +138,40 @@ def test_many_duplicates_are_summed_in_order(n_rows: int, impl: str) -> None:
     torch.testing.assert_close(table, -total / (total.square() + 0.25).sqrt(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("width", [1, 16, 100, 9000])
-def test_bits_do_not_depend_on_threads_or_memory_layout(width: int, dtype: torch.dtype, native_library: None) -> None:
+def test_bits_do_not_depend_on_threads_or_memory_layout(
+    width: int, dtype: torch.dtype, rule: str, native_library: None
+) -> None:
     g = torch.Generator().manual_seed(width)
-    start = [torch.rand(40, width, generator=g, dtype=dtype) for _ in range(3)]
+    start = fresh(rule, (40, width), dtype)
     index, grad = torch.randint(0, 40, (300,), generator=g), torch.randn(300, width, generator=g, dtype=dtype)
     results = []
     for n, layout in ((1, torch.Tensor.clone), (2, torch.Tensor.clone), (2, lambda t: torch.stack([t, t], -1)[..., 0])):
         tensors = [layout(t) for t in start]
         with threads(n):
-            ops.sparse_adagrad(*tensors, layout(index), layout(grad), **RULE, impl="native")
+            update(rule, tensors, layout(index), layout(grad), impl="native")
         results.append(tensors)
     assert not results[2][0].is_contiguous()
     assert_equal_bits(results[1], results[0])
     assert_equal_bits(results[2], results[0])
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("bad", [-1, 5])
-def test_an_index_out_of_range_is_named_before_anything_is_written(bad: int, impl: str) -> None:
-    tensors = [torch.rand(5, 2) for _ in range(3)]
+def test_an_index_out_of_range_is_named_before_anything_is_written(bad: int, rule: str, impl: str) -> None:
+    tensors = fresh(rule, (5, 2), torch.float32)
     before = [t.clone() for t in tensors]
     message = rf"index\[2\] = {bad}, the table has 5 rows" if impl == "native" else "index"
     with pytest.raises(ValueError if impl == "native" else RuntimeError, match=message):
-        ops.sparse_adagrad(*tensors, torch.tensor([1, 2, bad]), torch.rand(3, 2), **RULE, impl=impl)
+        update(rule, tensors, torch.tensor([1, 2, bad]), torch.rand(3, 2), impl=impl)
     assert_equal_bits(tensors, before)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level: str, native_library: None) -> None:
-    run_at_level(level, __file__, "bits_do_not or (native and (follow_the_rule or duplicates or alike))")
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.4])
-def test_optimizer_treats_sparse_and_dense_gradients_alike(momentum: float, impl: str) -> None:
-    weight = torch.randn(6, 3, dtype=torch.float64)
-    index = torch.tensor([0, 1, 2, 3, 4, 5, 1, 1, 0])
-    target = torch.randn(9, 3, dtype=torch.float64)
-    parameters = [torch.nn.Parameter(weight.clone()) for _ in range(2)]
-    optimizers = [SparseAdagrad([p], lr=0.1, momentum=momentum, impl=impl) for p in parameters]
-    for _ in range(5):
-        for parameter, optimizer, gather in zip(parameters, optimizers, (gather_rows, torch.index_select), strict=True):
-            rows = gather(parameter, index) if gather is gather_rows else gather(parameter, 0, index)
-            optimizer.zero_grad()
-            (rows - target).square().sum().backward()
-            optimizer.step()
-    assert parameters[0].grad.is_sparse
-    assert not parameters[1].grad.is_sparse
-    torch.testing.assert_close(parameters[0], parameters[1], rtol=1e-12, atol=1e-12)
-
-
-def test_momentum_set_later_counts_from_then() -> None:
-    parameters = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
-    late, plain = (SparseAdagrad([p], lr=0.1) for p in parameters)
-    for step in range(3):
-        if step == 1:
-            late.param_groups[0]["momentum"] = 0.5
-        for parameter, optimizer in zip(parameters, (late, plain), strict=True):
-            optimizer.zero_grad()
-            gather_rows(parameter, torch.tensor([1])).sum().backward()
-            optimizer.step()
-        assert torch.equal(*parameters) == (step < 2)  # the first step with momentum has no velocity to add
-
-
-def test_optimizer_state_round_trips() -> None:
-    parameter = torch.nn.Parameter(torch.randn(4, 2))
-    optimizer = SparseAdagrad([parameter], lr=0.1, momentum=0.5)
-    gather_rows(parameter, torch.tensor([1, 3])).sum().backward()
-    optimizer.step()
-    other = SparseAdagrad([parameter], lr=0.7)
-    other.load_state_dict(optimizer.state_dict())
-    for name, tensor in optimizer.state[parameter].items():
-        assert torch.equal(other.state[parameter][name], tensor)
-    assert other.param_groups[0]["lr"] == 0.1
+    run_at_level(level, __file__, "bits_do_not or (native and (follow_the_rule or duplicates or float32_stays))")
 
 
 def test_gather_live_rows_reads_zeros_and_touches_nothing_for_dead_lanes() -> None:
@@ -154,16 +184,29 @@ def test_gather_live_rows_reads_zeros_and_touches_nothing_for_dead_lanes() -> No
     assert sorted(table.grad._indices()[0].tolist()) == [0, 3, 3]
 
 
-def test_operator_passes_opcheck_and_compiles(native_library: None) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_operator_passes_opcheck_and_compiles(rule: str, native_library: None) -> None:
     index, grad = torch.tensor([1, 1, 4]), torch.rand(3, 2)
-    args = (torch.rand(5, 2), torch.rand(5, 2), torch.rand(5, 2), index, grad, 0.1, 0.3, 1e-6)
-    torch.library.opcheck(torch.ops.gru4rec_fast.sparse_adagrad, args)
-    compiled = torch.compile(ops.sparse_adagrad, fullgraph=True)
-    ours, theirs = [t.clone() for t in args[:3]], [t.clone() for t in args[:3]]
-    compiled(*ours, index, grad, **RULE)
-    ops.sparse_adagrad(*theirs, index, grad, **RULE, impl="reference")
+    tensors = fresh(rule, (5, 2), torch.float32)
+    operator = getattr(torch.ops.gru4rec_fast, rule)
+    torch.library.opcheck(operator, (*[t.clone() for t in tensors], index, grad), OPTIONS[rule])
+    compiled = torch.compile(getattr(ops, rule), fullgraph=True)
+    ours, theirs = [t.clone() for t in tensors], [t.clone() for t in tensors]
+    compiled(*ours, index, grad, **OPTIONS[rule])
+    update(rule, theirs, index, grad, impl="reference")
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_state_may_be_missing_without_momentum(impl: str) -> None:
+    index, grad = torch.tensor([0, 2]), torch.rand(2, 2)
+    for rule in ("sparse_sgd", "sparse_adagrad", "sparse_rmsprop"):
+        full = fresh(rule, (3, 2))
+        full[-1].zero_()
+        less = [t.clone() for t in full[:-1]]
+        update(rule, full, index, grad.double(), momentum=0.0, impl=impl)
+        update(rule, [*less, None], index, grad.double(), momentum=0.0, impl=impl)
+        torch.testing.assert_close(less, full[:-1])
 
 
 @pytest.mark.parametrize(
@@ -172,12 +215,19 @@ def test_operator_passes_opcheck_and_compiles(native_library: None) -> None:
         (lambda p: SparseAdagrad([p], lr=0), "lr=0"),
         (lambda p: SparseAdagrad([p], momentum=1.0), "momentum=1.0"),
         (lambda p: SparseAdagrad([p], eps=-1.0), "eps=-1.0"),
+        (lambda p: SparseSGD([p], momentum=-0.1), "momentum=-0.1"),
+        (lambda p: SparseRMSprop([p], alpha=1.0), "alpha=1.0"),
+        (lambda p: SparseAdam([p], beta2=1.5), "beta2=1.5"),
         (lambda p: ops.sparse_adagrad(p, p, None, torch.tensor([0.0]), p[:1], lr=1), "index must be int64"),
         (
             lambda p: ops.sparse_adagrad(p, p[:1], None, torch.tensor([0]), p[:1], lr=1),
             "accumulator must be like table",
         ),
         (lambda p: ops.sparse_adagrad(p, p, None, torch.tensor([0]), p[:1], lr=1, momentum=0.5), "needs a velocity"),
+        (lambda p: ops.sparse_sgd(p, None, torch.tensor([0]), p[:1], lr=1, momentum=0.5), "needs a momentum_buffer"),
+        (lambda p: ops.sparse_rmsprop(p, p[:2], None, torch.tensor([0]), p[:1], lr=1), "square_avg must be like"),
+        (lambda p: ops.sparse_adam(p, p, p.double(), torch.tensor([0]), p[:1], lr=1, step=1), "exp_avg_sq must be"),
+        (lambda p: ops.sparse_adam(p, p, p, torch.tensor([0]), p[:1], lr=1, step=0), "step=0: counts from 1"),
     ],
 )
 def test_bad_arguments_are_named(call, message: str) -> None:

@@ -1,4 +1,4 @@
-// Adagrad with momentum on the touched rows of a table, on the CPU. Specification:
+// Optimizer steps on the touched rows of a table, on the CPU: SGD, Adagrad, RMSprop, Adam. Specification:
 // gru4rec_fast/reference/sparse_update.py.
 //
 // The positions in `index` are sorted by row, stably, so that a row's gradients stand together in the order in which
@@ -145,42 +145,95 @@ void update_all(const RowTable<T>& table, const T* grad, const Options<T>& optio
   template void update_row(const RowTable<T>&, int64_t, const T*, const T*, const int64_t*, int64_t,   \
                            const Options<T>&, int64_t);                                                \
   template void update_all(const RowTable<T>&, const T*, const Options<T>&);
+GRF_INSTANTIATE(float, SgdOptions)
+GRF_INSTANTIATE(double, SgdOptions)
 GRF_INSTANTIATE(float, AdagradOptions)
 GRF_INSTANTIATE(double, AdagradOptions)
+GRF_INSTANTIATE(float, RmspropOptions)
+GRF_INSTANTIATE(double, RmspropOptions)
+GRF_INSTANTIATE(float, AdamOptions)
+GRF_INSTANTIATE(double, AdamOptions)
 #undef GRF_INSTANTIATE
+
+double adam_step_size(double lr, double beta1, double beta2, int64_t step) {
+  const double count = static_cast<double>(step);
+  return lr * std::sqrt(1 - std::pow(beta2, count)) / (1 - std::pow(beta1, count));
+}
 
 namespace {
 
-void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const std::optional<Tensor>& velocity,
-                    const Tensor& index, const Tensor& grad, double lr, double momentum, double eps) {
+using OptionalTensor = std::optional<Tensor>;
+
+void copy_back(const Tensor& updated,
+               const OptionalTensor& given) {  // one that is not contiguous was updated in a copy
+  if (updated.defined() && !updated.is_same(*given)) given->copy_(updated);
+}
+
+// One operator: checks its tensors, whose names are those of its schema, and updates them.
+template <template <typename> class Options>
+void update(const char* op, const Tensor& table, const char* first_name, const OptionalTensor& first,
+            const char* second_name, const OptionalTensor& second, const Tensor& index, const Tensor& grad,
+            const Options<double>& options) {
   TORCH_CHECK_VALUE(table.dim() >= 1, "table must be [R, ...], not a scalar");
-  TORCH_CHECK_VALUE(velocity.has_value() || momentum == 0, "momentum=", momentum, " needs a velocity tensor");
   const auto dtype = table.scalar_type();
-  check_kernel_dtype("sparse_adagrad", dtype);
+  check_kernel_dtype(op, dtype);
   const int64_t n_rows = table.size(0), n_index = index.numel();
   auto grad_shape = table.sizes().vec();
   grad_shape[0] = n_index;
   const Tensor i = contiguous(index, "index", {n_index}, at::kLong), g = contiguous(grad, "grad", grad_shape, dtype);
   const Tensor w = contiguous(table, "table", table.sizes(), dtype);
-  const Tensor a = contiguous(accumulator, "accumulator", table.sizes(), dtype);
-  const Tensor v = contiguous(velocity, "velocity", table.sizes(), dtype);
+  const Tensor one = contiguous(first, first_name, table.sizes(), dtype);
+  const Tensor two = contiguous(second, second_name, table.sizes(), dtype);
   check_index(i.const_data_ptr<int64_t>(), n_index, n_rows);
   if (g.numel() == 0) return;
-  AT_DISPATCH_FLOATING_TYPES(dtype, "sparse_adagrad", [&] {
-    const RowTable<scalar_t> rows{w.mutable_data_ptr<scalar_t>(), a.mutable_data_ptr<scalar_t>(),
-                                  v.defined() ? v.mutable_data_ptr<scalar_t>() : nullptr, n_rows, w.numel() / n_rows};
-    const AdagradOptions<scalar_t> options{static_cast<scalar_t>(lr), static_cast<scalar_t>(momentum),
-                                           static_cast<scalar_t>(eps)};
-    update_rows(rows, i.const_data_ptr<int64_t>(), n_index, g.const_data_ptr<scalar_t>(), options);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "sparse_update", [&] {
+    const auto numbers = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar_t>() : nullptr; };
+    const RowTable<scalar_t> rows{numbers(w), numbers(one), numbers(two), n_rows, w.numel() / n_rows};
+    update_rows(rows, i.const_data_ptr<int64_t>(), n_index, g.const_data_ptr<scalar_t>(),
+                options.template as<scalar_t>());
   });
-  // A table that is not contiguous was updated in a copy.
-  if (!w.is_same(table)) table.copy_(w);
-  if (!a.is_same(accumulator)) accumulator.copy_(a);
-  if (v.defined() && !v.is_same(*velocity)) velocity->copy_(v);
+  copy_back(w, table);
+  copy_back(one, first);
+  copy_back(two, second);
+}
+
+void check_momentum(double momentum, const char* name, const OptionalTensor& state) {
+  TORCH_CHECK_VALUE(state.has_value() || momentum == 0, "momentum=", momentum, " needs a ", name, " tensor");
+}
+
+void sparse_sgd(const Tensor& table, const OptionalTensor& momentum_buffer, const Tensor& index, const Tensor& grad,
+                double lr, double momentum) {
+  check_momentum(momentum, "momentum_buffer", momentum_buffer);
+  update("sparse_sgd", table, "momentum_buffer", momentum_buffer, "", std::nullopt, index, grad,
+         SgdOptions<double>{lr, momentum});
+}
+
+void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const OptionalTensor& velocity, const Tensor& index,
+                    const Tensor& grad, double lr, double momentum, double eps) {
+  check_momentum(momentum, "velocity", velocity);
+  update("sparse_adagrad", table, "accumulator", accumulator, "velocity", velocity, index, grad,
+         AdagradOptions<double>{lr, momentum, eps});
+}
+
+void sparse_rmsprop(const Tensor& table, const Tensor& square_avg, const OptionalTensor& momentum_buffer,
+                    const Tensor& index, const Tensor& grad, double lr, double alpha, double eps, double momentum) {
+  check_momentum(momentum, "momentum_buffer", momentum_buffer);
+  update("sparse_rmsprop", table, "square_avg", square_avg, "momentum_buffer", momentum_buffer, index, grad,
+         RmspropOptions<double>{lr, 1 - alpha, eps, momentum});
+}
+
+void sparse_adam(const Tensor& table, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& index,
+                 const Tensor& grad, int64_t step, double lr, double beta1, double beta2, double eps) {
+  TORCH_CHECK_VALUE(step >= 1, "step=", step, ": counts from 1");
+  update("sparse_adam", table, "exp_avg", exp_avg, "exp_avg_sq", exp_avg_sq, index, grad,
+         AdamOptions<double>{adam_step_size(lr, beta1, beta2, step), 1 - beta1, 1 - beta2, eps});
 }
 
 TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
+  m.impl("sparse_sgd", &sparse_sgd);
   m.impl("sparse_adagrad", &sparse_adagrad);
+  m.impl("sparse_rmsprop", &sparse_rmsprop);
+  m.impl("sparse_adam", &sparse_adam);
 }
 
 }  // namespace

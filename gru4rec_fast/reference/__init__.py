@@ -15,7 +15,12 @@ from gru4rec_fast.reference.session_batch import (
     session_batch,
     session_batch_state,
 )
-from gru4rec_fast.reference.sparse_update import sparse_adagrad
+from gru4rec_fast.reference.sparse_update import (
+    sparse_adagrad,
+    sparse_adam,
+    sparse_rmsprop,
+    sparse_sgd,
+)
 
 __all__ = [
     "AliasTable",
@@ -29,6 +34,9 @@ __all__ = [
     "session_batch",
     "session_batch_state",
     "sparse_adagrad",
+    "sparse_adam",
+    "sparse_rmsprop",
+    "sparse_sgd",
     "target_rank",
     "top_k",
 ]

@@ -1,0 +1,147 @@
+"""Optimizers: dense and sparse gradients alike, and torch's own optimizers where they define the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from gru4rec_fast.nn import gather_rows
+from gru4rec_fast.optim import SparseAdagrad, SparseAdam, SparseRMSprop, SparseSGD
+
+OURS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "sgd": (SparseSGD, {"lr": 0.1}),
+    "sgd with momentum": (SparseSGD, {"lr": 0.1, "momentum": 0.4}),
+    "adagrad": (SparseAdagrad, {"lr": 0.1}),
+    "adagrad with momentum": (SparseAdagrad, {"lr": 0.1, "momentum": 0.4}),
+    "rmsprop": (SparseRMSprop, {"lr": 0.1}),
+    "rmsprop with momentum": (SparseRMSprop, {"lr": 0.1, "momentum": 0.4, "alpha": 0.8, "eps": 1e-3}),
+    "adam": (SparseAdam, {"lr": 0.1, "beta1": 0.8, "eps": 1e-3}),
+}
+
+
+def train(make: Callable[..., torch.optim.Optimizer], indices: list[torch.Tensor], sparse: bool) -> torch.Tensor:
+    """Rows of a table drawn to targets, a step for each index; the table."""
+    g = torch.Generator().manual_seed(0)
+    table = torch.nn.Parameter(torch.randn(6, 3, generator=g, dtype=torch.float64))
+    optimizer = make([table])
+    for index in indices:
+        target = torch.randn(len(index), 3, generator=g, dtype=torch.float64)
+        rows = gather_rows(table, index) if sparse else table.index_select(0, index)
+        optimizer.zero_grad()
+        (rows - target).square().sum().backward()
+        assert table.grad is not None and table.grad.is_sparse == sparse
+        optimizer.step()
+    return table.detach()
+
+
+ALL_ROWS = [torch.tensor([0, 1, 2, 3, 4, 5, 1, 1, 0])] * 5
+SOME_ROWS = [torch.tensor(rows) for rows in ([0, 3, 3], [5], [0, 1, 1], [3, 5, 0], [0])]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_sparse_and_dense_gradients_alike(name: str, impl: str) -> None:
+    make, options = OURS[name]
+    sparse, dense = (train(lambda p: make(p, **options, impl=impl), ALL_ROWS, kind) for kind in (True, False))
+    torch.testing.assert_close(sparse, dense, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "sparse", "indices"),
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1), True, SOME_ROWS),
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1), False, SOME_ROWS),
+        ("sgd with momentum", lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.4), True, ALL_ROWS),
+        ("sgd with momentum", lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.4), False, SOME_ROWS),
+        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.1), False, SOME_ROWS),
+        (
+            "rmsprop with momentum",
+            lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.4, alpha=0.8, eps=1e-3),
+            False,
+            SOME_ROWS,
+        ),
+        ("adam", lambda p: torch.optim.SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3), True, SOME_ROWS),
+    ],
+)
+def test_as_torch_where_it_has_the_same(
+    name: str, theirs: Callable[..., torch.optim.Optimizer], sparse: bool, indices: list[torch.Tensor], impl: str
+) -> None:
+    make, options = OURS[name]
+    ours = train(lambda p: make(p, **options, impl=impl), indices, sparse)
+    torch.testing.assert_close(ours, train(theirs, indices, sparse), rtol=1e-11, atol=1e-11)
+
+
+def test_dense_adam_differs_from_torch_by_where_eps_stands(impl: str) -> None:
+    def ours(eps: float) -> torch.Tensor:
+        return train(lambda p: SparseAdam(p, lr=0.1, eps=eps, impl=impl), SOME_ROWS[:1], False)
+
+    def theirs(eps: float) -> torch.Tensor:
+        return train(lambda p: torch.optim.Adam(p, lr=0.1, eps=eps), SOME_ROWS[:1], False)
+
+    torch.testing.assert_close(ours(1e-3 * (1 - 0.999) ** 0.5), theirs(1e-3), rtol=1e-11, atol=1e-11)
+    assert not torch.allclose(ours(1e-3), theirs(1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [SparseSGD, SparseAdagrad, SparseRMSprop])
+def test_momentum_set_later_counts_from_then(make: Callable[..., torch.optim.Optimizer]) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    late, plain = (make([p], lr=0.1) for p in parameters)
+    for step in range(3):
+        if step == 1:
+            late.param_groups[0]["momentum"] = 0.5
+        for parameter, optimizer in zip(parameters, (late, plain), strict=True):
+            optimizer.zero_grad()
+            gather_rows(parameter, torch.tensor([1])).sum().backward()
+            optimizer.step()
+        assert torch.equal(*parameters) == (step < 2)  # the first step with momentum has no velocity to add
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_state_round_trips(name: str, tmp_path) -> None:
+    """Two steps, saved and loaded with weights_only; the third step is the same as without."""
+    make, options = OURS[name]
+    parameters = [torch.nn.Parameter(torch.ones(4, 2)) for _ in range(2)]
+    optimizers = [make([p], **options) for p in parameters]
+
+    def step(which: int, k: int) -> None:
+        optimizers[which].zero_grad()
+        gather_rows(parameters[which], torch.tensor([1, 3])).mul(k).sum().backward()
+        optimizers[which].step()
+
+    for k in (1, -2):
+        step(0, k)
+        step(1, k)
+    torch.save(optimizers[0].state_dict(), tmp_path / "state.pt")
+    optimizers[1] = make([parameters[1]], lr=0.7)
+    optimizers[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for name_, tensor in optimizers[0].state[parameters[0]].items():
+        kept = optimizers[1].state[parameters[1]][name_]
+        assert torch.equal(kept, tensor) and kept.dtype == tensor.dtype
+    assert optimizers[1].param_groups[0]["lr"] == 0.1
+    step(0, 3)
+    step(1, 3)
+    assert torch.equal(*parameters)
+
+
+def test_a_closure_is_called_with_gradients_on() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = SparseSGD([parameter], lr=0.5)
+
+    def closure() -> torch.Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 2
+    assert parameter.tolist() == [0, 0]
+
+
+def test_parameters_without_a_gradient_stay() -> None:
+    touched, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = SparseAdam([touched, other])
+    touched.sum().backward()
+    optimizer.step()
+    assert torch.equal(other, torch.ones(2)) and not optimizer.state[other]
+    assert int(optimizer.state[touched]["step"]) == 1
