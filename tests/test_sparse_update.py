@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native import LEVELS, assert_equal_bits, run_at_level, threads
 from torch import Tensor
@@ -77,7 +77,7 @@ def test_rows_follow_the_rule(shape: tuple[int, ...], rule: str, impl: str) -> N
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_rows_in_any_order(rule: str, native_library: None, data: st.DataObject) -> None:
     """Native against plain Python: any number of rows, columns and positions, rows repeated or not."""
