@@ -162,16 +162,18 @@ def draw(found: dict[str, Any], path: Path) -> None:
         sizes = items["sizes"]
         _curve(axes[0], items["seconds"], 1e3, "training step")
         axes[0].set(title="Time of a training step", xlabel="items in the catalogue", ylabel="ms")
-        for what, name in (("model_bytes", "model"), ("step_bytes", "a step, on top")):
+        for what, name in (("model_bytes", "model and workspace"), ("step_bytes", "steps, on top")):
             values = [items["memory"][str(n)][what] / 2**20 for n in sizes]
             axes[1].plot(sizes, values, marker="o", label=name)
         axes[1].set(title="Memory", xlabel="items in the catalogue", ylabel="MiB", yscale="log")
         axes[1].legend()
     if events := found.get("events"):
-        _curve(axes[2], events["training"], 1e9, "training")
-        _curve(axes[2], events["session_batches"], 1e9, "session batches alone")
-        axes[2].set(title="Time per event", xlabel="events in the log", ylabel="ns", yscale="log")
-        axes[2].legend()
+        for what, name in (("training", "training"), ("session_batches", "session batches alone")):
+            first = next(iter(events[what].values()))["median"]
+            _curve(axes[2], events[what], 1 / first, f"{name}, {first * 1e9:.3g} ns at first")
+        axes[2].axhspan(0.9, 1.1, color="grey", alpha=0.2)
+        axes[2].set(title="Time per event", xlabel="events in the log", ylabel="of that in the shortest log")
+        axes[2].legend(loc="lower left")
     if memory := found.get("memory"):
         peaks = [memory["peaks"][str(length)]["peak_bytes"] / 2**20 for length in memory["millions"]]
         axes[3].bar([f"{length:g} M" for length in memory["millions"]], peaks, width=0.5)
@@ -179,8 +181,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for axis in axes[:3]:
         axis.set_xscale("log")
         axis.grid(alpha=0.3)
-    axes[0].set_ylim(bottom=0)
-    figure.suptitle(f"{found['machine']['processor']}, {found['machine']['threads']} threads")
+    for axis in (axes[0], axes[2]):
+        axis.set_ylim(bottom=0)
+    figure.suptitle(f"{found['machine']['processor']}, threads: {found['machine']['threads']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

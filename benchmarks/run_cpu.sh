@@ -3,8 +3,8 @@
 #
 #   benchmarks/run_cpu.sh [official=PATH] [ngcf=PATH] [lightgcn=PATH]
 #
-# THREADS (default: every core) and PYTHON may be set; WHOLE_RUN=1 adds the whole diginetica run, which takes long, and
-# GROWTH=1 the curves of benchmarks/growth.py.
+# THREADS (default: every core), PYTHON and OPTIONS (of pytest, e.g. "--rounds 7 --turn-seconds .2") may be set;
+# WHOLE_RUN=1 adds the whole diginetica run, which takes long, and GROWTH=1 the curves of benchmarks/growth.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -25,7 +25,8 @@ bench() {
   local name=$1
   shift
   printf '=== %s (%d s)\n' "$name" "$SECONDS"
-  "$python" -m pytest -q -p no:warnings "$@" "${peers[@]}" --threads "$threads" \
+  # shellcheck disable=SC2086
+  "$python" -m pytest -q -p no:warnings "$@" "${peers[@]}" --threads "$threads" ${OPTIONS:-} \
     --benchmark-columns=median,iqr,rounds --benchmark-json="$results/$name.json" || failed+=("$name")
 }
 
