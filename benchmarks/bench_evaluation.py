@@ -3,7 +3,7 @@
     pytest benchmarks/bench_evaluation.py --peer official=PATH
 
 A unit is a target. Sides: `official` (its batch_eval), `naive` (all scores of 512 lanes by one product, then compared),
-`reference` and `evaluate_sessions` (the package, pure PyTorch and native). Time is taken in turns, on every eighth
+`reference` and `evaluate_sessions` (the package, pure PyTorch and native). Time is taken in turns, on every sixteenth
 session; memory, above what the imports hold, in a process of its own for each side, on all of the test log. All sides
 rank by one and the same weights and have to find the same recall.
 """
@@ -33,7 +33,7 @@ from gru4rec_fast.evaluation import evaluate_sessions, evaluating
 from gru4rec_fast.nn import SessionNetwork
 
 LOG, WIDTH, LANES = "diginetica", 100, 512
-EVERY = 8  # of the test sessions, where time is taken
+EVERY = 16  # of the test sessions, where time is taken
 SIDES = ("official", "naive", "reference", "evaluate_sessions")
 Evaluation = Callable[[], tuple[float, float]]  # returns recall@20 and mrr@20
 
@@ -87,7 +87,7 @@ def evaluation_of(
 
 
 def thinned(test: SessionStore) -> SessionStore:
-    """Every eighth session."""
+    """Every sixteenth session."""
     kept = range(0, test.n_sessions, EVERY)
     events = [test.items[test.offsets[s] : test.offsets[s + 1]] for s in kept]
     offsets = [0, *torch.tensor([len(e) for e in events]).cumsum(0).tolist()]
