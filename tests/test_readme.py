@@ -75,13 +75,26 @@ def test_the_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.Mo
     page = (CHECKOUT / "docs/cli.md").read_text()
     (parameters,), (session,) = blocks(page, "toml"), blocks(page, "json")
     Path("parameters.toml").write_text(parameters)
-    commands = [*shown_commands(page), ["train", "train.tsv", "--params", "parameters.toml"]]
+    before_graphs = page.partition("## Graph models")[0]
+    commands = [*shown_commands(before_graphs), ["train", "train.tsv", "--params", "parameters.toml"]]
     assert len(commands) == 2
     for command in commands:
         ran = cli(*command, "--n-epochs", "1", "--threads", "1", "--out", "run")
         assert ran.code == 0, ran.err
     Path("sessions.jsonl").write_text(session)
     assert "the model was not trained on item 214536502" in cli("recommend", "run", "sessions.jsonl").error
+
+
+def test_the_graph_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{user},{(7 * user + item) % 60}" for user in range(40) for item in range(12)]
+    Path("interactions.csv").write_text("\n".join(["user,item", *rows]))
+    Path("users.txt").write_text("3\n17\n")
+    commands = shown_commands((CHECKOUT / "docs/cli.md").read_text().partition("## Graph models")[2])
+    assert [command[0] for command in commands] == ["prepare", "train", "evaluate", "recommend"]
+    for command in commands:
+        ran = cli(*command, *(["--threads", "1"] if command[0] == "train" else []))
+        assert ran.code == 0, ran.err
 
 
 @pytest.mark.parametrize("name", ["install-and-demo", "install-and-test"])

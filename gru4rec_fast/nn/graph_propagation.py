@@ -179,11 +179,12 @@ class NGCFLayer(nn.Module):
             q = propagate(self, embeddings, self.q, step, rows, columns)
         p = p + own if self.p_adds_identity else p
         q = q + own if self.q_adds_identity else q
-        first = torch.addmm(self.bias_1, p, self.weight_1)
-        second = torch.addmm(self.bias_2, q * own, self.weight_2)
-        if self.activation == "sum":
-            out = F.leaky_relu(first + second, self.negative_slope)
+        if self.activation == "sum":  # one pass over the rows after another, each in the place of the one before
+            first = torch.addmm(self.bias_1 + self.bias_2, p, self.weight_1)
+            out = F.leaky_relu_(torch.addmm(first, q * own, self.weight_2), self.negative_slope)
         else:
+            first = torch.addmm(self.bias_1, p, self.weight_1)
+            second = torch.addmm(self.bias_2, q * own, self.weight_2)
             out = F.leaky_relu(first, self.negative_slope) + F.leaky_relu(second, self.negative_slope)
         if self.training and self.message_dropout:
             out = out * pick(self._message_mask(out, step), rows, None)
