@@ -59,7 +59,7 @@ def test_training_steps_leave_nothing_behind(way: str) -> None:
     assert growth_per_step(way) < BYTES_PER_STEP
 
 
-@pytest.mark.parametrize("way", STEPS)
+@pytest.mark.parametrize("way", ["fused", pytest.param("autograd", marks=pytest.mark.slow)])
 def test_a_small_leak_in_training_is_seen(way: str) -> None:
     """64 bytes of a tensor for each event."""
     kept: list[torch.Tensor] = []
