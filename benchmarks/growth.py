@@ -66,8 +66,8 @@ def touched_trainer(n_items: int) -> Any:
     return trainer
 
 
-def in_turns(sides: dict[int, Side], turn_seconds: float) -> dict[int, dict[str, float]]:
-    """Median and quartiles of seconds per unit, of every size."""
+def in_turns(sides: dict[int, Side], turn_seconds: float) -> dict[str, dict[int, dict[str, float]]]:
+    """Medians and quartiles of every size: seconds per unit, and their ratio to the first size's in the same round."""
     n = {size: units_per_turn(side, turn_seconds) for size, side in sides.items()}
     taken: dict[int, list[float]] = {size: [] for size in sides}
     for turn in range(ROUNDS + 1):
@@ -75,7 +75,11 @@ def in_turns(sides: dict[int, Side], turn_seconds: float) -> dict[int, dict[str,
             seconds = side(n[size])
             if turn:
                 taken[size].append(seconds)
-    return {size: spread(times) for size, times in taken.items()}
+    first = taken[next(iter(sides))]
+    return {
+        "seconds": {size: spread(times) for size, times in taken.items()},
+        "ratio": {size: spread([t / f for t, f in zip(taken[size], first, strict=True)]) for size in sides},
+    }
 
 
 def step_memory(n_items: int) -> dict[str, int]:
@@ -109,9 +113,8 @@ def in_a_process(option: str, value: object) -> dict[str, int]:
 def grow_items(sizes: list[int], turn_seconds: float) -> dict[str, Any]:
     """Seconds of a step and its memory, by size of the catalogue."""
     memory = {n: in_a_process("--one-size", n) for n in sizes}
-    seconds = in_turns({n: player_side(touched_trainer(n).player) for n in sizes}, turn_seconds)
-    first, last = seconds[sizes[0]]["median"], seconds[sizes[-1]]["median"]
-    return {"sizes": sizes, "seconds": seconds, "memory": memory, "ratio": last / first}
+    times = in_turns({n: player_side(touched_trainer(n).player) for n in sizes}, turn_seconds)
+    return {"sizes": sizes, "memory": memory, **times}
 
 
 def batches_side(store: SessionStore) -> Side:
@@ -135,9 +138,14 @@ def grow_events(sizes: list[int], folder: Path, turn_seconds: float) -> dict[str
         started = time.perf_counter()
         sides[n] = estimator_side(SessionStore.open(folder / str(n)), PARAMETERS)
         ready[n] = time.perf_counter() - started
-    per_batch = in_turns(sides, turn_seconds)
-    training = {n: {k: s / PARAMETERS["batch_size"] for k, s in per_batch[n].items()} for n in sizes}
+    training = in_turns({n: per_event(side) for n, side in sides.items()}, turn_seconds)
     return {"sizes": sizes, "training": training, "session_batches": batches, "seconds_to_get_ready": ready}
+
+
+def per_event(side: Side) -> Side:
+    """A side of mini-batches as one of events; all lanes live."""
+    lanes = PARAMETERS["batch_size"]
+    return lambda n: side(max(1, n // lanes)) / lanes
 
 
 def grow_memory(millions: list[float], folder: Path) -> dict[str, Any]:
@@ -169,8 +177,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes[1].legend()
     if events := found.get("events"):
         for what, name in (("training", "training"), ("session_batches", "session batches alone")):
-            first = next(iter(events[what].values()))["median"]
-            _curve(axes[2], events[what], 1 / first, f"{name}, {first * 1e9:.3g} ns at first")
+            first = events[what]["seconds"][str(events["sizes"][0])]["median"]
+            _curve(axes[2], events[what]["ratio"], 1, f"{name}, {first * 1e9:.3g} ns at first")
         axes[2].axhspan(0.9, 1.1, color="grey", alpha=0.2)
         axes[2].set(title="Time per event", xlabel="events in the log", ylabel="of that in the shortest log")
         axes[2].legend(loc="lower left")
