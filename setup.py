@@ -117,7 +117,7 @@ setup(
     distclass=KernelDistribution,
     packages=[*find_packages(include=["gru4rec_fast", "gru4rec_fast.*"]), "gru4rec_fast.csrc"],
     package_dir={"gru4rec_fast.csrc": "csrc"},
-    package_data={"gru4rec_fast": ["py.typed"], "gru4rec_fast.csrc": ["*.cpp", "*/*"]},
+    package_data={"gru4rec_fast": ["py.typed"], "gru4rec_fast.csrc": ["*.cpp", "*.h", "*/*"]},
     include_package_data=False,
     ext_modules=[Extension("gru4rec_fast._C", [])],
     cmdclass={"build_py": BuildPython, "build_ext": BuildKernels},
