@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ import pytest
 import torch
 from markov import markov_store
 from native import threads
-from trainer_run import FORMAT, make_trainer, no_pictures, weights, without_seconds
+from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
 
 from gru4rec_fast import GRU4Rec, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
@@ -23,6 +24,7 @@ from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.reference.sampled_loss import LOSSES
 from gru4rec_fast.training import TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training.epoch import EpochPlayer
 from gru4rec_fast.training.fused import FusedTrainingStep, why_not_fused
 from gru4rec_fast.training.progress import Silent
 
@@ -56,10 +58,18 @@ def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
     return GRU4Rec(**small | changed).fit(store, progress=False)
 
 
+def fit_by(fused: bool, **changed: Any) -> GRU4Rec:
+    """The same, by no other way than that one."""
+    with pytest.MonkeyPatch.context() as patch:
+        other_way = "_play_blocks" if fused else "_play_fused"
+        patch.setattr(EpochPlayer, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        return fit(**changed, fused=fused)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_what_autograd_trains(case: str) -> None:
     """Every weight to 1e-9 after two whole epochs, tails of dying lanes included; every epoch's loss too."""
-    one, other = fit(**CASES[case]), fit(**CASES[case], fused=False)
+    one, other = fit_by(True, **CASES[case]), fit_by(False, **CASES[case])
     assert one.network is not None and other.network is not None
     for (name, ours), theirs in zip(one.network.named_parameters(), other.network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
@@ -76,13 +86,16 @@ def test_a_training_changes_over_in_the_middle(tmp_path: Path, first_is_fused: b
     first = make_trainer(
         out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused, checkpoint_every=7
     )
-    between = first.player.place.__class__
     stop = first._between_updates
     first._between_updates = lambda *a: _stop_after(stop(*a), first)  # type: ignore[method-assign]
     with pytest.raises(_Enough):
         first.run()
-    assert isinstance(first.place, between) and 0 < first.place.mini_batches < whole.history[0]["mini_batches"]
+    assert 0 < first.place.mini_batches < whole.history[0]["mini_batches"]
     second = make_trainer(out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=not first_is_fused)
+    assert (first.player.why_not_fused is None, second.player.why_not_fused is None) == (
+        first_is_fused,
+        not first_is_fused,
+    )
     second.run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
     for (name, ours), theirs in zip(weights(second).items(), weights(whole).values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
@@ -156,6 +169,16 @@ def spoiled(what: str) -> tuple[Any, Any, Any]:
         network.gru.layers[0].weight_hh.requires_grad_(False)
     elif what == "hooks":
         network.gru.register_forward_hook(lambda *_: None)
+    elif what == "parameter hook":
+        network.output.weight.register_hook(lambda grad: grad)
+    elif what == "optimizer hook":
+        optimizer.register_step_post_hook(lambda *_: None)
+    elif what == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(network.gru.layers[0], "weight_hh")
+    elif what == "tied":
+        network = SessionNetwork(40, [8], embedding="separate", embedding_dim=8)
+        network.embedding.weight = network.output.weight
+        optimizer = SparseAdagrad(network.parameters(), 0.1)
     elif what == "impl":
         network.gru.layers[0].impl = "reference"
     elif what == "groups":
@@ -169,7 +192,11 @@ def spoiled(what: str) -> tuple[Any, Any, Any]:
         ("network", "a plain SessionNetwork, not a _Own"),
         ("optimizer", "a plain SparseAdagrad, not a SGD"),
         ("frozen", r"gru\.layers\.0\.weight_hh is frozen"),
-        ("hooks", "a module has hooks"),
+        ("hooks", "there are hooks on a module, a parameter or the optimizer"),
+        ("parameter hook", "there are hooks"),
+        ("optimizer hook", "there are hooks"),
+        ("parametrized", "it does not know what ParametrizedSessionGRULayer computes"),
+        ("tied", "its weights are not plain parameters, each in one place"),
         ("impl", "impl='reference' was asked for"),
         ("groups", "one parameter group"),
         ("dtype", r"float32 and float64; \S+ is torch\.float16"),
@@ -265,16 +292,101 @@ def test_weights_are_known_to_have_changed() -> None:
         square.backward()
 
 
-def test_a_loss_that_is_no_number_moves_nothing() -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_loss_that_is_no_number_moves_nothing(steps: int) -> None:
+    """Nor does it later: what its block had gathered is forgotten."""
     network, criterion, optimizer = parts()
     network.output.bias.data[7] = float("nan")
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    state, block = network.initial_state(4), torch.tensor([[1, 2, 3, 7]])
-    fused = FusedTrainingStep(network, criterion, optimizer)
-    loss = fused.train_block(block, block, torch.ones(1, 4, dtype=torch.bool), None, state, step=0)
+    state, reset = network.initial_state(4), torch.ones(steps, 4, dtype=torch.bool)
+    bad = torch.tensor([[20, 21, 22, 23]] * (steps - 1) + [[1, 2, 3, 7]])
+    fused = FusedTrainingStep(network, criterion, optimizer, steps=steps)
+    loss = fused.train_block(bad, bad, reset, None, state, step=0)
     assert np.isnan(loss) and not any(layer.any() for layer in state)
     for name, parameter in network.named_parameters():
         assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
+    good = torch.tensor([[10, 11, 12, 13]] * steps)
+    assert np.isfinite(fused.train_block(good, good, reset, None, state, step=steps))
+    assert torch.equal(network.output.weight[20:24], before["output.weight"][20:24])
+    assert not torch.equal(network.output.weight[10:14], before["output.weight"][10:14])
+
+
+def test_it_takes_state_and_mode_as_they_are() -> None:
+    """Momentum switched on, optimizer state loaded, eval mode: what autograd would do at the next step."""
+    block, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
+    ends = []
+    for fused in (True, False):
+        network, criterion, optimizer = parts(dropout_p_hidden=0.3, dtype=torch.float64)
+        step = FusedTrainingStep(network, criterion, optimizer)
+        state = network.initial_state(4)
+        for number in range(4):
+            if number == 1:
+                optimizer.param_groups[0]["momentum"] = 0.5
+            elif number == 2:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            elif number == 3:
+                network.eval()
+            if fused:
+                step.train_block(block, block + number, reset, None, state, step=number)
+            else:
+                hidden, after = network(block, state, reset, step=number)
+                optimizer.zero_grad()
+                criterion(network, hidden, block + number, None).backward()
+                optimizer.step()
+                state = [layer.detach() for layer in after]
+        ends.append(network.state_dict())
+    for name, ours in ends[0].items():
+        torch.testing.assert_close(ours, ends[1][name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_loader_of_ones_own_is_played_by_autograd() -> None:
+    class Own(SessionParallelLoader):
+        pass
+
+    trainer = make_trainer(n_epochs=1)
+    trainer.loader.__class__ = Own
+    assert "a plain SessionParallelLoader, not a Own" in str(trainer.player.why_not_fused)
+    network, criterion, optimizer = parts()
+    with pytest.raises(ValueError, match="the loader plays blocks of 3 steps, this trains blocks of 1"):
+        FusedTrainingStep(network, criterion, optimizer).player(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_stood() -> None:
+    """By another `run` of the same trainer, without a checkpoint."""
+    whole, stopped = make_trainer(dtype=torch.float64), make_trainer(dtype=torch.float64)
+    whole.run()
+    at_block(stopped, 5, press_ctrl_c)
+    with pytest.raises(TrainingInterrupted):
+        stopped.run()
+    stopped.run()
+    assert without_seconds(stopped.history) == without_seconds(whole.history)
+    for (name, ours), theirs in zip(weights(stopped).items(), weights(whole).values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_checkpoint_can_be_resumed_from_twice(tmp_path: Path) -> None:
+    first = make_trainer(out=tmp_path, dtype=torch.float64)
+    at_block(first, 5, press_ctrl_c)
+    with pytest.raises(TrainingInterrupted):
+        first.run()
+    checkpoint = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    ends = [make_trainer(dtype=torch.float64) for _ in range(2)]
+    for trainer in ends:
+        trainer.run(checkpoint)
+    for (name, ours), theirs in zip(weights(ends[0]).items(), weights(ends[1]).values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_one_thread_at_a_time() -> None:
+    trainer = long_trainer()
+    player, network = trainer.player.begin_fused(), trainer.network
+    with threads(1):
+        running = threading.Thread(target=lambda: player.run(300, network.initial_state(128), step=0))
+        running.start()
+        time.sleep(0.2)
+        with pytest.raises(RuntimeError, match="a FusedTrainingStep is in use by another thread"):
+            player.run(1, network.initial_state(128), step=0)
+        running.join()
 
 
 @pytest.mark.parametrize(
@@ -285,6 +397,9 @@ def test_a_loss_that_is_no_number_moves_nothing() -> None:
         ({"targets": torch.tensor([[1, 2, 3]])}, r"targets must be \[1, 4\]"),
         ({"negatives": torch.tensor([[1, 41]])}, "negatives hold 41, the catalogue has 40 items"),
         ({"negatives": torch.tensor([[1], [2]])}, r"negatives must be \[1, 1\]"),
+        ({"negatives": torch.tensor([1, 2])}, r"negatives must be \[T, N\], not \[2\]"),
+        ({"inputs": torch.zeros(0, 4, dtype=torch.int64)}, r"inputs must be \[T, B\] with T > 0"),
+        ({"step": -5}, "step=-5"),
         ({"hidden": []}, "hidden must hold one state per layer, 1, not 0"),
         ({"hidden": [torch.zeros(3, 8)]}, r"hidden must be \[4, 8\]"),
         ({"hidden": [torch.zeros(8, 4).T]}, "hidden must be contiguous"),
@@ -300,15 +415,28 @@ def test_blocks_that_do_not_fit(change: dict[str, Any], message: str) -> None:
         "hidden": [torch.zeros(4, 8)],
     }
     with pytest.raises(ValueError, match=message):
-        FusedTrainingStep(*parts()).train_block(**block | change, step=0)
+        FusedTrainingStep(*parts()).train_block(**{"step": 0} | block | change)
 
 
-def test_a_damaged_store_is_named() -> None:
+def test_a_criterion_of_another_catalogue() -> None:
+    network, _, optimizer = parts()
+    criterion = SampledLoss(batch_size=4, logq=1.0, support=torch.ones(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"log_support must be \[40\], not \[5\]"):
+        FusedTrainingStep(network, criterion, optimizer)
+
+
+def test_bf16_goes_with_float32() -> None:
+    with pytest.raises(ValueError, match=r"precision='bf16' goes with float32, not with torch\.float64"):
+        FusedTrainingStep(*parts(dtype=torch.float64), precision="bf16")
+
+
+@pytest.mark.parametrize("item", [1000, -1])
+def test_a_damaged_store_is_named(item: int) -> None:
     store = markov_store(n_sessions=20)
     loader = SessionParallelLoader(store, 4)
     loader.items = loader.items.clone()
-    loader.items[30] = 1000
+    loader.items[30] = item
     network = SessionNetwork(store.n_items, [8])
     fused = FusedTrainingStep(network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1))
-    with pytest.raises(ValueError, match=r"the store: its items .* 30 items \(.*1000.*it is damaged, prepare it again"):
+    with pytest.raises(ValueError, match=r"the store: its items .* 30 items \(.*it is damaged, prepare it again"):
         fused.player(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)

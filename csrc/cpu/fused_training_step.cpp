@@ -43,10 +43,12 @@ void check_negatives(const Block& block, int64_t n_items) {
 
 AliasTable table_of(const NegativeSource& source, int64_t n_items) {
   if (source.n == 0) return {};
-  for (const at::Tensor* tensor : {&source.threshold, &source.alias, &source.log_prob}) {
-    TORCH_CHECK_VALUE(tensor->is_contiguous() && tensor->numel() == n_items, "the sampler is one of ", tensor->numel(),
-                      " items, the catalogue has ", n_items);
-  }
+  const auto check = [&](const at::Tensor& tensor, const char* name, at::ScalarType dtype) {
+    TORCH_CHECK_VALUE(contiguous(tensor, name, {n_items}, dtype).is_same(tensor), name, ": must be contiguous");
+  };
+  check(source.threshold, "the sampler's threshold", at::kLong);
+  check(source.alias, "the sampler's alias", at::kLong);
+  check(source.log_prob, "the sampler's log_prob", at::kFloat);
   return {source.threshold.const_data_ptr<int64_t>(), source.alias.const_data_ptr<int64_t>(),
           source.log_prob.const_data_ptr<float>(), n_items};
 }
@@ -87,12 +89,17 @@ class Step final : public FusedTrainingStep {
   double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                      const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
                      const Adagrad& optimizer) override {
-    TORCH_CHECK_VALUE(inputs.dim() == 2, "inputs must be [T, B], not ", inputs.sizes());
+    const Turn turn(*this);
+    TORCH_CHECK_VALUE(inputs.dim() == 2 && inputs.size(0) > 0, "inputs must be [T, B] with T > 0, not ",
+                      inputs.sizes());
+    TORCH_CHECK_VALUE(!negatives.defined() || negatives.dim() == 2, "negatives must be [T, N], not ",
+                      negatives.sizes());
+    check_counters(network_.dropout_seed, first_step, inputs.size(0));
     const auto shape = inputs.sizes();
     const at::Tensor in = contiguous(inputs, "inputs", shape, at::kLong);
     const at::Tensor out = contiguous(targets, "targets", shape, at::kLong);
     const at::Tensor starts = contiguous(reset, "reset", shape, at::kBool);
-    const int64_t n = negatives.defined() && negatives.dim() == 2 ? negatives.size(1) : 0;
+    const int64_t n = negatives.defined() ? negatives.size(1) : 0;
     const at::Tensor drawn =
         negatives.defined() ? contiguous(negatives, "negatives", {shape[0], n}, at::kLong) : at::empty({0}, at::kLong);
     const Block block{{shape[0], shape[1], first_step}, in.const_data_ptr<int64_t>(),    out.const_data_ptr<int64_t>(),
@@ -101,6 +108,7 @@ class Step final : public FusedTrainingStep {
     check_negatives(block, output_.n_items());
     states_ = state_pointers(hidden, shape[1]);
     alone_ = shape[0] == 1;
+    forget_gradients();
     const double loss = forward(block, 1.0);
     if (!std::isfinite(loss)) return loss;
     backward(block, false, options_of(optimizer));
@@ -111,6 +119,7 @@ class Step final : public FusedTrainingStep {
   RunRecord run(SessionPlayer& player, const NegativeSource& source, int64_t min_live, int64_t first_step,
                 int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                 const std::function<void()>& poll) override {
+    const Turn turn(*this);
     states_ = state_pointers(hidden, player.n_lanes());
     alone_ = steps_ * accumulate_ == 1;
     const AliasTable sampler = table_of(source, output_.n_items());
@@ -119,6 +128,7 @@ class Step final : public FusedTrainingStep {
     Clock clock;
     for (int64_t number = 0; number < updates && !record.finished; ++number) {
       Block block{};
+      forget_gradients();
       int64_t pending = 0;  // blocks whose gradients wait for the update
       while (pending < accumulate_ && !record.finished) {
         const Block next = play(player, sampler, source, min_live, first_step);
@@ -166,6 +176,7 @@ class Step final : public FusedTrainingStep {
     int64_t *inputs = events_.room(2 * rows), *targets = inputs + rows;
     bool* reset = reset_.room(rows);
     player.play(steps_, inputs, targets, reset);
+    check_events({{steps_, lanes, first_step}, inputs, targets, reset, nullptr, 0}, output_.n_items());
     int64_t steps = 0;
     while (steps < steps_ &&
            lanes - std::count(targets + steps * lanes, targets + (steps + 1) * lanes, int64_t{-1}) >= min_live) {
@@ -173,7 +184,6 @@ class Step final : public FusedTrainingStep {
     }
     int64_t* negatives = negatives_.room(steps * source.n);
     const Block block{{steps, lanes, first_step}, inputs, targets, reset, negatives, source.n};
-    check_events(block, output_.n_items());
     check_counters(source.seed, first_step, steps);
     if (source.n > 0) draw_negatives(sampler, source.n, steps, source.seed, first_step, negatives, nullptr);
     return block;
@@ -229,6 +239,12 @@ class Step final : public FusedTrainingStep {
     } else {
       output_.update(block.inputs, block.range.rows(), grad_x_, options);
     }
+  }
+
+  // Those kept: an update that did not come about leaves some behind.
+  void forget_gradients() {
+    output_.forget_gradients();
+    grad_embedding_.forget();
   }
 
   void scale_gradients(T factor) {

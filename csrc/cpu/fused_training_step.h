@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -50,6 +51,20 @@ struct RunRecord {
 
 class FusedTrainingStep {
  public:
+  // Held while one of the two functions below runs: the memory they keep is for one thread at a time.
+  class Turn {
+   public:
+    explicit Turn(FusedTrainingStep& step) : busy_(step.busy_) {
+      TORCH_CHECK(!busy_.exchange(true), "a FusedTrainingStep is in use by another thread");
+    }
+    ~Turn() { busy_ = false; }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    std::atomic<bool>& busy_;
+  };
+
   // `steps`: T, of a block; `accumulate`: blocks per update. ValueError names a part that does not fit.
   static std::unique_ptr<FusedTrainingStep> make(const NetworkParts& network, const ScoreOptions& options,
                                                  const at::Tensor& log_support, int64_t steps, int64_t accumulate);
@@ -68,6 +83,9 @@ class FusedTrainingStep {
   virtual RunRecord run(SessionPlayer& player, const NegativeSource& source, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                         const std::function<void()>& poll) = 0;
+
+ private:
+  std::atomic<bool> busy_{false};
 };
 
 }  // namespace grf

@@ -6,6 +6,7 @@
 
 #include "cpu/product.h"
 #include "cpu/rows.h"
+#include "cpu/tensors.h"
 
 namespace grf {
 
@@ -32,17 +33,17 @@ void RowGradients<T>::scale(T factor) {
 template <typename T>
 void RowGradients<T>::apply(const RowTable<T>& table, const AdagradOptions<T>& options) {
   update_rows(table, index_.data(), static_cast<int64_t>(index_.size()), grad_.data(), options);
-  index_.clear();
-  grad_.clear();
+  forget();
 }
 
 template <typename T>
 OutputTable<T>::OutputTable(const Parameter& weight, const Parameter& bias, const at::Tensor& log_support,
                             const ScoreOptions& options)
-    : weight_(weight.rows<T>("output.weight")),
-      bias_(bias.rows<T>("output.bias")),
-      log_support_(log_support.defined() ? log_support.const_data_ptr<T>() : nullptr),
-      options_(options) {}
+    : weight_(weight.rows<T>("output.weight")), bias_(bias.rows<T>("output.bias")), options_(options) {
+  if (log_support.defined()) {
+    log_support_ = contiguous(log_support, "log_support", {n_items()}, c10::CppTypeToScalarType<T>::value);
+  }
+}
 
 // The hidden states of live lanes, and their targets as the first columns.
 template <typename T>
@@ -87,9 +88,10 @@ void OutputTable<T>::gather_columns() {
   gather_rows(weight_.weight, width(), items_.data(), columns, rows);
   for (int64_t j = 0; j < columns; ++j) bias[j] = bias_.weight[items_[j]];
   problem_.rows = rows, problem_.bias = bias, problem_.log_q = nullptr;
-  if (log_support_ == nullptr) return;
+  if (!log_support_.defined()) return;
+  const T* log_support = log_support_.const_data_ptr<T>();
   const T logq = static_cast<T>(options_.logq), alpha = static_cast<T>(options_.sample_alpha);
-  for (int64_t j = 0; j < columns; ++j) log_q[j] = logq * log_support_[items_[j]] * (j < m ? T{1} : alpha);
+  for (int64_t j = 0; j < columns; ++j) log_q[j] = logq * log_support[items_[j]] * (j < m ? T{1} : alpha);
   problem_.log_q = log_q;
 }
 

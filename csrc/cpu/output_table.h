@@ -24,6 +24,11 @@ class RowGradients {
 
   void scale(T factor);
 
+  void forget() {
+    index_.clear();
+    grad_.clear();
+  }
+
   // Moves the rows, and forgets their gradients.
   void apply(const RowTable<T>& table, const AdagradOptions<T>& options);
 
@@ -67,6 +72,10 @@ class OutputTable {
   }
 
   void scale_gradients(T factor);
+  void forget_gradients() {
+    kept_weight_.forget();
+    kept_bias_.forget();
+  }
 
   void apply(const AdagradOptions<T>& options);
 
@@ -90,7 +99,7 @@ class OutputTable {
   void gather_columns();
 
   RowTable<T> weight_, bias_;
-  const T* log_support_;
+  at::Tensor log_support_;  // undefined where nothing is corrected
   ScoreOptions options_;
 
   // The last step: m live lanes; the items of its columns, m targets and then the distinct negatives in rising order.

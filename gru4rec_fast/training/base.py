@@ -251,7 +251,8 @@ class BaseTrainer:
         self.player.place, self.history = Place(**progress["place"]), progress["history"]
         self.early_stopping.load_state_dict(progress["early_stopping"])
         self.network.load_state_dict(checkpoint.group(MODEL))
-        load_optimizer(self.network, self.optimizer, checkpoint.group(OPTIMIZER), progress["optimizer"])
+        moments = {name: tensor.clone() for name, tensor in checkpoint.group(OPTIMIZER).items()}
+        load_optimizer(self.network, self.optimizer, moments, progress["optimizer"])
         self._saved_at = self.place.step
         self.folder.go_on_from(checkpoint.path)
 

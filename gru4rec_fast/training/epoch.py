@@ -71,6 +71,8 @@ class EpochPlayer:
             return "fused=False or impl='reference' was asked for"
         if self.memory is not NULL_RECORD:
             return "a memory record looks at the phases of a step one by one"
+        if type(self.loader) is not SessionParallelLoader:
+            return f"it plays a plain SessionParallelLoader, not a {type(self.loader).__name__}"
         return why_not_fused(self.network, self.criterion, self.optimizer)
 
     def play(self, between_updates: Callable[[], int | None]) -> None:
@@ -87,6 +89,8 @@ class EpochPlayer:
         if self.hidden is None:
             self.loader.set_epoch(place.epoch - 1)
             self.hidden = self.network.initial_state(self.loader.n_lanes)
+        else:  # after a stop, with or without a checkpoint between
+            self.loader.load_state_dict(self.loader.state_dict())
         self.progress.begin_epoch(place.epoch, self.options.n_epochs, self.loader.n_targets, place.events)
         started = time.perf_counter() - place.seconds
         if why_not_fused is None:

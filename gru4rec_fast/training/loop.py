@@ -144,7 +144,7 @@ class Trainer(BaseTrainer):
         if progress["loader"] is not None:
             self.loader.load_state_dict(progress["loader"])
             hidden = checkpoint.group(HIDDEN)
-            self.player.hidden = [hidden[str(layer)].to(self.loader.device) for layer in range(len(hidden))]
+            self.player.hidden = [hidden[str(layer)].to(self.loader.device, copy=True) for layer in range(len(hidden))]
 
 
 def fit(
