@@ -49,7 +49,7 @@ class Place:
         for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
             shutil.copy2(CHECKOUT / name, self.checkout / name)
         if not kernels:
-            shutil.rmtree(self.checkout / "csrc" / "cpu")
+            self._leave_out_kernels(self.checkout / "csrc")
         venv.create(self.home, with_pip=False, symlinks=True)
         self.python = self.home / "bin" / "python"
         (site_packages,) = self.home.glob("lib/python*/site-packages")
@@ -60,6 +60,15 @@ class Place:
             if not path.name.startswith(("gru4rec_fast", "__editable__")):  # the package under test is the place's own
                 (visible / path.name).symlink_to(path)
         (site_packages / "outer.pth").write_text(f"{visible}\n")
+
+    @staticmethod
+    def _leave_out_kernels(csrc: Path) -> None:
+        """Also the classes that are made of them."""
+        shutil.rmtree(csrc / "cpu")
+        for path in csrc.glob("bindings_training.*"):
+            path.unlink()
+        lines = (csrc / "bindings.cpp").read_text().splitlines(keepends=True)
+        (csrc / "bindings.cpp").write_text("".join(line for line in lines if "training" not in line))
 
     def environment(self, **changes: str | None) -> Environment:
         """This process's environment without the settings under test, and with `changes` (None removes a variable)."""
