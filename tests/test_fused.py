@@ -254,6 +254,8 @@ def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
     turns = [0]
 
     def press() -> None:
+        while not lines.advances:
+            time.sleep(0.01)
         end = time.monotonic() + 0.7
         while time.monotonic() < end:
             turns[0] += 1

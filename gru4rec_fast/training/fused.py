@@ -20,6 +20,8 @@ from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import ItemTable, OutputTable
 from gru4rec_fast.optim import SparseAdagrad
 
+NO_KERNELS = "there are no native kernels"  # which the first operator that runs announces
+
 
 def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
     """Why the fused step cannot train these parts; None where it can.
@@ -69,7 +71,7 @@ def _why_not_parameters(network: SessionNetwork, optimizer: torch.optim.Optimize
     if len({parameter.dtype for parameter in named.values()}) > 1:
         return "the parameters are of several dtypes"
     if _backend.resolve(impl, "gru", "cpu") != "native":
-        return "there are no native kernels"
+        return NO_KERNELS
     return None
 
 
