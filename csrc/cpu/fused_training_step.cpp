@@ -73,7 +73,6 @@ class Step final : public FusedTrainingStep {
   Step(const NetworkParts& network, const ScoreOptions& options, const at::Tensor& log_support, int64_t steps,
        int64_t accumulate)
       : network_(network),
-        log_support_(log_support),
         stack_(network.layers, network.dropout_p_hidden, network.dropout_seed, options.precision),
         output_(network.output_weight, network.output_bias, log_support, options),
         embedding_(network.embedding.defined() ? network.embedding.rows<T>("embedding.weight") : output_.weight()),
@@ -253,8 +252,7 @@ class Step final : public FusedTrainingStep {
     grad_embedding_.scale(factor);
   }
 
-  NetworkParts network_;  // keeps the tensors alive, as does the next
-  at::Tensor log_support_;
+  NetworkParts network_;  // keeps the tensors alive
   GruStack<T> stack_;
   OutputTable<T> output_;
   RowTable<T> embedding_;
