@@ -1,12 +1,13 @@
 """Recall@20 and NDCG@20 on Gowalla by epoch, of NGCF-3 or LightGCN-3: the estimators, or plain PyTorch.
 
     python benchmarks/graph_curves.py ngcf package --epochs 10
-    python benchmarks/graph_curves.py ngcf naive --epochs 4 --adjacency norm
+    python benchmarks/graph_curves.py ngcf naive --epochs 10 --batch-size 8192 --learning-rate 1e-3
 
 Both sides begin with the same weights, draw the same triples and are ranked by the same evaluation; hyper-parameters
-are the published ones. Only the dropout masks differ, since plain PyTorch draws its own. The plain side stores the
-transposed matrix too, or an epoch of it would take three times as long. After each epoch
-results/gowalla_<model>_<adjacency>_<side>.json is written anew. Needs shared/data/gowalla.
+are the published ones unless others are given. Only the dropout masks differ, since plain PyTorch draws its own. The
+plain side stores the transposed matrix too, or an epoch of it would take three times as long. After each epoch
+results/gowalla_<model>_<adjacency>_<side>.json is written anew (with the batch size in its name where one is given).
+Needs shared/data/gowalla.
 """
 
 from __future__ import annotations
@@ -76,12 +77,16 @@ def main() -> None:
     parser.add_argument("side", choices=["package", "naive"])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--adjacency", default=None, help="of ngcf: paper (default) or norm")
+    parser.add_argument("--batch-size", type=int, default=None)
+    parser.add_argument("--learning-rate", type=float, default=None)
     asked = parser.parse_args()
     graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=graph)
-    chosen: dict[str, Any] = {"adjacency": asked.adjacency} if asked.adjacency else {}
+    names = ("adjacency", "batch_size", "learning_rate")
+    chosen: dict[str, Any] = {name: vars(asked)[name] for name in names if vars(asked)[name] is not None}
     model = (NGCF if asked.model == "ngcf" else LightGCN)(evaluate_every=1, **chosen)
-    path = RESULTS / f"gowalla_{asked.model}_{model.parameters.adjacency}_{asked.side}.json"
+    size = f"_b{asked.batch_size}" if asked.batch_size else ""
+    path = RESULTS / f"gowalla_{asked.model}_{model.parameters.adjacency}{size}_{asked.side}.json"
     content = {"side": asked.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
     content |= {"parameters": model.get_params() | {"n_epochs": asked.epochs}}
     play = package_epochs if asked.side == "package" else naive_epochs

@@ -23,6 +23,9 @@
 #else
 #define GRF_X86_ISAS 0  // ARM and others: the baseline copy only, for which the compiler uses what the architecture has
 #endif
+#if GRF_X86_ISAS
+#include <immintrin.h>
+#endif
 
 namespace grf {
 

@@ -1,5 +1,6 @@
 #include "cpu/fused_training_step.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -7,12 +8,16 @@
 #include <cmath>
 
 #include "common/philox.h"
+#include "common/simd.h"
 #include "cpu/checks.h"
 #include "cpu/rows.h"
 #include "cpu/tensors.h"
 
 namespace grf {
 namespace {
+
+constexpr int64_t kLanesWorthAThread = 16;         // fewer do not fill the tiles of a product
+constexpr int64_t kCacheBytes = int64_t{1} << 20;  // of one core
 
 // T steps of B lanes as they were played or given.
 struct Block {
@@ -108,9 +113,9 @@ class Step final : public FusedTrainingStep {
     states_ = state_pointers(hidden, shape[1]);
     alone_ = shape[0] == 1;
     forget_gradients();
-    const double loss = forward(block, 1.0);
+    const double loss = through_lanes(block, 1.0);
     if (!std::isfinite(loss)) return loss;
-    backward(block, false, options_of(optimizer));
+    take_gradients(block, false, options_of(optimizer));
     update(block, options_of(optimizer));
     return loss;
   }
@@ -135,9 +140,9 @@ class Step final : public FusedTrainingStep {
         if (next.range.steps == 0) break;
         block = next;
         record.blocks.push_back(
-            {forward(block, 1.0 / static_cast<double>(accumulate_)), block.range.steps, block.n_events()});
+            {through_lanes(block, 1.0 / static_cast<double>(accumulate_)), block.range.steps, block.n_events()});
         if (!std::isfinite(record.blocks.back().loss)) return record;
-        backward(block, pending++ > 0, options);
+        take_gradients(block, pending++ > 0, options);
         first_step += block.range.steps;
       }
       if (pending > 0) {
@@ -188,42 +193,83 @@ class Step final : public FusedTrainingStep {
     return block;
   }
 
-  // The block's loss, the mean over its steps; `share`: of the update's loss.
-  double forward(const Block& block, double share) {
+  // The block's loss, the mean over its steps, and the gradients of all that goes lane by lane; `share`: of the
+  // update's loss.
+  double through_lanes(const Block& block, double share) {
     const StepRange& range = block.range;
-    const int64_t rows = range.rows(), width = embedding_.width, out = output_.width();
-    T* x = x_.room(rows * width);
-    gather_rows(embedding_.weight, width, block.inputs, rows, x);
+    const int64_t rows = range.rows(), width = embedding_.width;
+    T *x = x_.room(rows * width), *grad = grad_hidden_.room(rows * output_.width());
     mask_ = nullptr;
     if (network_.dropout_p_embed > 0 && !network_.one_hot) {
       mask_ = masks_.room(rows * width);
       fill_mask(range, width, network_.dropout_p_embed, network_.dropout_seed, philox::kStreamEmbeddingDropout, mask_);
-      multiply_by(mask_, rows * width, x);
     }
-    const T* hidden = stack_.forward(range, x, states_, block.reset);
-    T* grad = grad_hidden_.room(rows * out);
+    stack_.begin(range, x, states_, block.reset);
+    share /= static_cast<double>(range.steps);
+    if (!in_parts(block)) return through_all_lanes(block, share, x, grad);
+    output_.begin(stack_.output(), block.targets, range.lanes, block.negatives, block.n, share);
+    at::parallel_for(0, range.lanes, kLanesWorthAThread, [&](int64_t begin, int64_t end) {
+      const Lanes lanes{begin, end - begin};
+      enter(block, lanes, x);
+      output_.score_lanes(lanes.first, lanes.n, grad);
+      leave(block, lanes, grad);
+    });
+    return output_.loss();
+  }
+
+  double through_all_lanes(const Block& block, double share, T* x, T* grad) {
+    const StepRange& range = block.range;
+    const Lanes all{0, range.lanes};
+    enter(block, all, x);
     double sum = 0;
     for (int64_t t = 0; t < range.steps; ++t) {
-      const int64_t at = t * range.lanes;
-      sum += output_.score(hidden + at * out, block.targets + at, range.lanes, block.negatives + t * block.n, block.n,
-                           share / static_cast<double>(range.steps), grad + at * out);
+      const int64_t at = t * range.lanes, out = output_.width();
+      sum += output_.score(stack_.output() + at * out, block.targets + at, range.lanes, block.negatives + t * block.n,
+                           block.n, share, grad + at * out);
       if (!alone_ && std::isfinite(sum)) output_.keep_gradient();
     }
+    leave(block, all, grad);
     return static_cast<T>(sum / static_cast<double>(range.steps));
+  }
+
+  // Whether each thread takes a part of the lanes all the way, in one parallel region instead of ten: where all
+  // columns' rows fit its cache, since it reads them all. Only by products of our own, whose bits do not depend on how
+  // they are cut; those in bf16 round the rows, which each thread would do for itself.
+  bool in_parts(const Block& block) const {
+    const int64_t lanes = block.range.lanes, numbers = (lanes + block.n) * output_.width();
+    return block.range.steps == 1 && alone_ && lanes / at::get_num_threads() >= kLanesWorthAThread &&
+           numbers * static_cast<int64_t>(sizeof(T)) <= kCacheBytes && simd_level() == SimdLevel::avx512 &&
+           output_.precision() == Precision::full && std::count(block.targets, block.targets + lanes, int64_t{-1}) == 0;
+  }
+
+  // From the events to the hidden states, and back from their gradient.
+  void enter(const Block& block, const Lanes& lanes, T* x) {
+    const int64_t rows = block.range.steps * lanes.n, width = embedding_.width, at = lanes.first * width;
+    gather_rows(embedding_.weight, width, block.inputs + lanes.first, rows, x + at);
+    if (mask_ != nullptr) multiply_by(mask_ + at, rows * width, x + at);
+    stack_.forward(lanes);
+  }
+
+  void leave(const Block& block, const Lanes& lanes, const T* grad) {
+    const int64_t rows = block.range.steps * lanes.n, width = embedding_.width, at = lanes.first * width;
+    stack_.backward(lanes, grad);
+    if (mask_ != nullptr) multiply_by(mask_ + at, rows * width, stack_.grad_x() + at);
   }
 
   // Gradients of the parameters, kept or, with `add`, added to those kept. Where an update is made from one step alone,
   // the GRU's move here, and the output table's gradient is left to the update.
-  void backward(const Block& block, bool add, const AdagradOptions<T>& options) {
+  void take_gradients(const Block& block, bool add, const AdagradOptions<T>& options) {
     const int64_t rows = block.range.rows(), width = embedding_.width;
-    T* grad_hidden = grad_hidden_.room(rows * output_.width());
-    grad_x_ = alone_ ? stack_.backward_and_update(grad_hidden, options) : stack_.backward(grad_hidden, add);
-    if (mask_ != nullptr) multiply_by(mask_, rows * width, grad_x_);
-    stack_.write_states(states_);
+    if (alone_) {
+      stack_.take_gradients_and_update(options);
+    } else {
+      stack_.take_gradients(add);
+    }
+    stack_.write_states();
     if (network_.embedding.defined()) {
-      grad_embedding_.append_live(block.inputs, rows, width, grad_x_);
+      grad_embedding_.append_live(block.inputs, rows, width, stack_.grad_x());
     } else if (!alone_) {
-      output_.keep_input_gradient(block.inputs, rows, grad_x_);
+      output_.keep_input_gradient(block.inputs, rows, stack_.grad_x());
     }
   }
 
@@ -236,7 +282,7 @@ class Step final : public FusedTrainingStep {
     } else if (network_.embedding.defined()) {
       output_.update(nullptr, 0, nullptr, options);
     } else {
-      output_.update(block.inputs, block.range.rows(), grad_x_, options);
+      output_.update(block.inputs, block.range.rows(), stack_.grad_x(), options);
     }
   }
 
@@ -260,7 +306,7 @@ class Step final : public FusedTrainingStep {
 
   bool alone_ = false;  // an update is made from one step alone: the table's gradients need not be kept
   std::vector<T*> states_;
-  T *mask_ = nullptr, *grad_x_ = nullptr;
+  T* mask_ = nullptr;
   RowGradients<T> grad_embedding_;
   Buffer<int64_t> events_, negatives_;
   Buffer<bool> reset_;

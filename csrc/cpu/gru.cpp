@@ -69,42 +69,7 @@ struct WholeLayer : GruLayer<T> {
 
 struct ForwardScratch;
 struct BackwardScratch;
-
-// The weights' gradients, sums over all steps, from those of the gate inputs and of W s.
-template <typename T>
-void weight_gradients(const WholeLayer<T>& p, const T* output, const T* saved, const T* grad_a, const T* recurrent,
-                      const GruGradients<T>& grads) {
-  const int64_t lanes = p.lanes, hidden = p.hidden, rows = p.steps * lanes, width = (p.after ? 3 : 2) * hidden;
-  if (!grads.add) std::fill_n(grads.bias, 3 * hidden, T{0});
-  if (p.bias != p.zeros) {
-    at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
-      GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_a, saved, grads.bias);
-    });
-  }
-  const Matrix<T> last{grad_a + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
-  if (grads.use_weight != nullptr) {
-    multiply_by_blocks<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, *grads.use_weight,
-                          p.precision);
-    if (p.after) return;
-    const auto use = [&](int64_t first, int64_t count, const T* block) {
-      (*grads.use_weight)(2 * hidden + first, count, block);
-    };
-    multiply_by_blocks<T>(hidden, hidden, lanes, last, q, use, p.precision);
-    return;
-  }
-  if (rows == 0 && !grads.add) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});
-  if (rows == 0) return;
-  // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
-  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add,
-              p.precision);
-  if (rows > lanes) {
-    multiply<T>(width, hidden, rows - lanes, {recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,
-                hidden, true, p.precision);
-  }
-  if (!p.after) {
-    multiply<T>(hidden, hidden, rows, last, q, grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);
-  }
-}
+struct RecurrentScratch;
 
 }  // namespace
 
@@ -146,15 +111,14 @@ void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* s
 }
 
 template <typename T>
-void gru_backward(const GruLayer<T>& layer, const T* grad_output, const T* output, const T* saved,
-                  const GruGradients<T>& grads) {
+void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T* output, const T* saved,
+                        const GruLaneGradients<T>& grads) {
   const int64_t steps = layer.steps, lanes = layer.lanes, hidden = layer.hidden;
   const int64_t width = (layer.after ? 3 : 2) * hidden;
-  Scratch<T, BackwardScratch> scratch(4 * hidden + steps * lanes * width + 2 * lanes * hidden);
+  Scratch<T, BackwardScratch> scratch(4 * hidden + 2 * lanes * hidden);
   const WholeLayer<T> p(layer, scratch.take(4 * hidden));
-  T* recurrent = scratch.take(steps * lanes * width);  // gradients of W s (reset_before: W_rz s), 0 in lanes reset
   T* grad_q = scratch.take(lanes * hidden);
-  T* grad_a = grads.gate_inputs;
+  T *grad_a = grads.gate_inputs, *recurrent = grads.recurrent;  // recurrent: 0 in lanes that are reset
   // What arrives from the next step, and in the end is the gradient of the state before the first.
   T* carried = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
   const T* weight_n = p.weight + 2 * hidden * hidden;
@@ -188,12 +152,49 @@ void gru_backward(const GruLayer<T>& layer, const T* grad_output, const T* outpu
     if (t == 0 && grads.state == nullptr) break;
     multiply<T>(lanes, hidden, width, {to, width}, {p.weight, hidden}, carried, hidden, true, p.precision);
   }
-  weight_gradients(p, output, saved, grad_a, recurrent, grads);
 }
 
-#define GRF_INSTANTIATE(T)                                            \
-  template void gru_forward<T>(const GruLayer<T>&, const T*, T*, T*); \
-  template void gru_backward<T>(const GruLayer<T>&, const T*, const T*, const T*, const GruGradients<T>&);
+// Sums over all steps.
+template <typename T>
+void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved, const T* grad_a, const T* recurrent,
+                          const GruWeightGradients<T>& grads) {
+  const int64_t lanes = p.lanes, hidden = p.hidden, rows = p.steps * lanes, width = (p.after ? 3 : 2) * hidden;
+  if (!grads.add) std::fill_n(grads.bias, 3 * hidden, T{0});
+  if (p.bias != nullptr) {
+    at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
+      GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_a, saved, grads.bias);
+    });
+  }
+  const Matrix<T> last{grad_a + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
+  if (grads.use_weight != nullptr) {
+    multiply_by_blocks<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, *grads.use_weight,
+                          p.precision);
+    if (p.after) return;
+    const auto use = [&](int64_t first, int64_t count, const T* block) {
+      (*grads.use_weight)(2 * hidden + first, count, block);
+    };
+    multiply_by_blocks<T>(hidden, hidden, lanes, last, q, use, p.precision);
+    return;
+  }
+  if (rows == 0 && !grads.add) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});
+  if (rows == 0) return;
+  // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
+  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add,
+              p.precision);
+  if (rows > lanes) {
+    multiply<T>(width, hidden, rows - lanes, {recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,
+                hidden, true, p.precision);
+  }
+  if (!p.after) {
+    multiply<T>(hidden, hidden, rows, last, q, grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);
+  }
+}
+
+#define GRF_INSTANTIATE(T)                                                                                           \
+  template void gru_forward<T>(const GruLayer<T>&, const T*, T*, T*);                                                \
+  template void gru_backward_lanes<T>(const GruLayer<T>&, const T*, const T*, const T*, const GruLaneGradients<T>&); \
+  template void gru_backward_weights<T>(const GruLayer<T>&, const T*, const T*, const T*, const T*,                  \
+                                        const GruWeightGradients<T>&);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE
@@ -270,11 +271,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
   Tensor grad_state = given.empty({given.lanes, given.hidden});
   Tensor grad_weight = given.empty({3 * given.hidden, given.hidden}), grad_bias = given.empty({3 * given.hidden});
   AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward", [&] {
-    const GruGradients<scalar_t> grads{
-        grad_gate_inputs.mutable_data_ptr<scalar_t>(), grad_state.mutable_data_ptr<scalar_t>(),
-        grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>()};
-    gru_backward(given.layer<scalar_t>(), grad.const_data_ptr<scalar_t>(), h.const_data_ptr<scalar_t>(),
-                 gates.const_data_ptr<scalar_t>(), grads);
+    const auto layer = given.layer<scalar_t>();
+    const auto *outputs = h.const_data_ptr<scalar_t>(), *saved_gates = gates.const_data_ptr<scalar_t>();
+    Scratch<scalar_t, RecurrentScratch> scratch(3 * grad.numel());
+    const GruLaneGradients<scalar_t> lanes{grad_gate_inputs.mutable_data_ptr<scalar_t>(),
+                                           scratch.take(3 * grad.numel()), grad_state.mutable_data_ptr<scalar_t>()};
+    gru_backward_lanes(layer, grad.const_data_ptr<scalar_t>(), outputs, saved_gates, lanes);
+    gru_backward_weights(
+        layer, outputs, saved_gates, lanes.gate_inputs, lanes.recurrent,
+        GruWeightGradients<scalar_t>{grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>()});
   });
   return {grad_gate_inputs, grad_state, grad_weight, grad_bias};
 }

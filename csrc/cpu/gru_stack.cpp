@@ -36,18 +36,46 @@ GruStack<T>::GruStack(const std::vector<GruParameters>& layers, double dropout, 
 }
 
 template <typename T>
-const T* GruStack<T>::dropout_mask(Layer& layer, size_t number) {
-  if (dropout_ == 0) return nullptr;
-  T* mask = layer.masks.room(range_.rows() * layer.hidden);
-  const int64_t stream = philox::kStreamHiddenDropout + static_cast<int64_t>(number);
-  fill_mask(range_, layer.hidden, dropout_, seed_, stream, mask);
-  return mask;
+void GruStack<T>::begin(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset) {
+  const int64_t rows = range.rows();
+  range_ = range, reset_ = reset;
+  for (size_t number = 0; number < layers_.size(); ++number) {
+    Layer& layer = layers_[number];
+    const int64_t hidden = layer.hidden;
+    for (Buffer<T>* buffer : {&layer.gate_inputs, &layer.grad_gate_inputs, &layer.grad_recurrent}) {
+      buffer->room(rows * 3 * hidden);
+    }
+    layer.saved.room(rows * 4 * hidden), layer.grad_inputs.room(rows * layer.input);
+    layer.x = x, layer.state = states[number], layer.mask = nullptr;
+    x = layer.outputs.room(rows * hidden);
+    if (dropout_ == 0) continue;
+    T* mask = layer.masks.room(rows * hidden);
+    fill_mask(range, hidden, dropout_, seed_, philox::kStreamHiddenDropout + static_cast<int64_t>(number), mask);
+    layer.mask = mask;
+  }
+}
+
+// The layer as `lanes` of it see it.
+template <typename T>
+GruLayer<T> GruStack<T>::problem(Layer& layer, const Lanes& lanes) const {
+  const int64_t at = lanes.first * layer.hidden;
+  return {range_.steps,
+          lanes.n,
+          layer.hidden,
+          layer.after,
+          layer.state + at,
+          layer.weight_hh.weight(),
+          layer.bias_hh.weight(),
+          reset_ + lanes.first,
+          layer.mask == nullptr ? nullptr : layer.mask + at,
+          precision_};
 }
 
 template <typename T>
-void GruStack<T>::forward(Layer& layer, size_t number, const T* x, const T* state, const bool* reset) {
-  const int64_t rows = range_.rows(), hidden = layer.hidden, gates = 3 * hidden;
-  T* gate_inputs = layer.gate_inputs.room(rows * gates);
+void GruStack<T>::forward(Layer& layer, const Lanes& lanes) {
+  const int64_t rows = range_.steps * lanes.n, hidden = layer.hidden, gates = 3 * hidden;
+  T* gate_inputs = layer.gate_inputs.room(0) + lanes.first * gates;
+  const T* x = layer.x + lanes.first * layer.input;
   repeat_row(layer.bias_ih.weight(), rows, gates, gate_inputs);
   if (layer.weight_ih.defined()) {
     multiply<T>(rows, gates, layer.input, {x, layer.input}, {layer.weight_ih.weight(), 1, layer.input}, gate_inputs,
@@ -55,50 +83,56 @@ void GruStack<T>::forward(Layer& layer, size_t number, const T* x, const T* stat
   } else {
     for (int64_t i = 0; i < rows * gates; ++i) gate_inputs[i] += x[i];
   }
-  layer.x = x;
-  layer.output = layer.outputs.room(rows * hidden);
-  layer.problem = {range_.steps,
-                   range_.lanes,
-                   hidden,
-                   layer.after,
-                   state,
-                   layer.weight_hh.weight(),
-                   layer.bias_hh.weight(),
-                   reset,
-                   dropout_mask(layer, number),
-                   precision_};
-  gru_forward(layer.problem, gate_inputs, layer.output, layer.saved.room(rows * 4 * hidden));
+  gru_forward(problem(layer, lanes), gate_inputs, layer.outputs.room(0) + lanes.first * hidden,
+              layer.saved.room(0) + lanes.first * 4 * hidden);
 }
 
 template <typename T>
-const T* GruStack<T>::forward(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset) {
-  range_ = range;
-  for (size_t number = 0; number < layers_.size(); ++number) {
-    forward(layers_[number], number, x, states[number], reset);
-    x = layers_[number].output;
+void GruStack<T>::forward(const Lanes& lanes) {
+  for (Layer& layer : layers_) forward(layer, lanes);
+}
+
+template <typename T>
+void GruStack<T>::backward(Layer& layer, const Lanes& lanes, const T* grad_output) {
+  const int64_t rows = range_.steps * lanes.n, hidden = layer.hidden, gates = 3 * hidden, input = layer.input;
+  T* grad_gates = layer.grad_gate_inputs.room(0) + lanes.first * gates;
+  // No gradient of the state: it does not cross the block's edge.
+  const int64_t width = (layer.after ? 3 : 2) * hidden;
+  const GruLaneGradients<T> grads{grad_gates, layer.grad_recurrent.room(0) + lanes.first * width, nullptr};
+  gru_backward_lanes(problem(layer, lanes), grad_output + lanes.first * hidden,
+                     layer.outputs.room(0) + lanes.first * hidden, layer.saved.room(0) + lanes.first * 4 * hidden,
+                     grads);
+  if (!layer.weight_ih.defined()) return;
+  multiply<T>(rows, input, gates, {grad_gates, gates}, {layer.weight_ih.weight(), input},
+              layer.grad_inputs.room(0) + lanes.first * input, input, false, precision_);
+}
+
+template <typename T>
+void GruStack<T>::backward(const Lanes& lanes, const T* grad_output) {
+  for (size_t number = layers_.size(); number-- > 0;) {
+    backward(layers_[number], lanes, grad_output);
+    grad_output = layers_[number].grad_x();
   }
-  return x;
 }
 
 template <typename T>
-T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add, const AdagradOptions<T>* update) {
-  const int64_t rows = range_.rows(), hidden = layer.hidden, gates = 3 * hidden, input = layer.input;
-  T* grad_gates = layer.grad_gate_inputs.room(rows * gates);
-  // No gradient of the state: it does not cross the block's edge. The form of one bias has the other's room to spare.
-  T* grad_bias_hh = layer.bias_hh.defined() ? layer.bias_hh.grad() : layer.gate_inputs.room(gates);
+void GruStack<T>::take_gradients(Layer& layer, bool add, const AdagradOptions<T>* update) {
+  const int64_t rows = range_.rows(), gates = 3 * layer.hidden, input = layer.input;
+  const T* grad_gates = layer.grad_gate_inputs.room(0);
+  // The form of one bias has the other's room to spare.
+  T* grad_bias_hh = layer.bias_hh.defined() ? layer.bias_hh.grad() : layer.gate_inputs.room(0);
   const auto move_hh = [&](int64_t first, int64_t count, const T* grad) {
     layer.weight_hh.update_rows(first, count, grad, *update);
   };
   const UseBlock<T> use = move_hh;
-  const GruGradients<T> grads{grad_gates,   nullptr, update ? nullptr : layer.weight_hh.grad(),
-                              grad_bias_hh, add,     update ? &use : nullptr};
-  gru_backward(layer.problem, grad_output, layer.output, layer.saved.room(rows * 4 * hidden), grads);
+  const GruWeightGradients<T> grads{update ? nullptr : layer.weight_hh.grad(), grad_bias_hh, add,
+                                    update ? &use : nullptr};
+  gru_backward_weights(problem(layer, {0, range_.lanes}), static_cast<const T*>(layer.outputs.room(0)),
+                       static_cast<const T*>(layer.saved.room(0)), grad_gates,
+                       static_cast<const T*>(layer.grad_recurrent.room(0)), grads);
   add_column_sums(grad_gates, rows, gates, gates, layer.bias_ih.open_grad(add));
   if (update) layer.bias_ih.update(*update), layer.bias_hh.update(*update);
-  if (!layer.weight_ih.defined()) return grad_gates;
-  T* grad_x = layer.grad_inputs.room(rows * input);
-  multiply<T>(rows, input, gates, {grad_gates, gates}, {layer.weight_ih.weight(), input}, grad_x, input, false,
-              precision_);
+  if (!layer.weight_ih.defined()) return;
   const Matrix<T> left{grad_gates, 1, gates}, x{layer.x, input};
   if (update) {
     const auto move_ih = [&](int64_t first, int64_t count, const T* grad) {
@@ -108,22 +142,18 @@ T* GruStack<T>::backward(Layer& layer, const T* grad_output, bool add, const Ada
   } else {
     multiply<T>(gates, input, rows, left, x, layer.weight_ih.grad(), input, add, precision_);
   }
-  return grad_x;
 }
 
 template <typename T>
-T* GruStack<T>::backward(T* grad_output, bool add, const AdagradOptions<T>* update) {
-  for (size_t number = layers_.size(); number-- > 0;) {
-    grad_output = backward(layers_[number], grad_output, add, update);
-  }
-  return grad_output;
+void GruStack<T>::take_gradients(bool add, const AdagradOptions<T>* update) {
+  for (Layer& layer : layers_) take_gradients(layer, add, update);
 }
 
 template <typename T>
-void GruStack<T>::write_states(const std::vector<T*>& states) const {
-  for (size_t number = 0; number < layers_.size(); ++number) {
-    const int64_t size = range_.lanes * layers_[number].hidden;
-    std::copy_n(layers_[number].output + (range_.steps - 1) * size, size, states[number]);
+void GruStack<T>::write_states() {
+  for (Layer& layer : layers_) {
+    const int64_t size = range_.lanes * layer.hidden;
+    std::copy_n(layer.outputs.room(0) + (range_.steps - 1) * size, size, layer.state);
   }
 }
 

@@ -24,6 +24,11 @@ struct StepRange {
   int64_t rows() const { return steps * lanes; }
 };
 
+// Lanes first .. first + n - 1.
+struct Lanes {
+  int64_t first, n;
+};
+
 template <typename T>
 class GruStack {
  public:
@@ -33,20 +38,28 @@ class GruStack {
   int64_t input_width() const { return layers_.front().input; }
   int64_t output_width() const { return layers_.back().hidden; }
 
-  // Outputs [T, B, H] of the last layer, from x [T, B, input_width()] and one state [B, H] per layer. All arguments
-  // have to stay as they are until `backward`.
-  const T* forward(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
+  // Makes room for a block and draws its dropout masks. x [T, B, input_width()], the states, one [B, H] per layer, and
+  // `reset` have to stay as they are until the gradients are taken.
+  void begin(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
-  // The gradient of x, from that of the outputs. Those of the parameters are kept, or with `add` added to those kept.
-  T* backward(T* grad_output, bool add) { return backward(grad_output, add, nullptr); }
+  // From x to the last layer's outputs [T, B, H], of some lanes; where there is more than one step, of all. Different
+  // lanes may go in different threads.
+  void forward(const Lanes& lanes);
+
+  // Back again, from the outputs' gradient [T, B, H] to that of x.
+  void backward(const Lanes& lanes, const T* grad_output);
+
+  const T* output() { return layers_.back().outputs.room(0); }
+  T* grad_x() { return layers_.front().grad_x(); }
+
+  // The parameters' gradients, once all lanes went both ways; kept, or with `add` added to those kept.
+  void take_gradients(bool add) { take_gradients(add, nullptr); }
 
   // The same at T = 1 with the update in it: a weight's gradient moves it row by row, as it leaves its product.
-  T* backward_and_update(T* grad_output, const AdagradOptions<T>& options) {
-    return backward(grad_output, false, &options);
-  }
+  void take_gradients_and_update(const AdagradOptions<T>& options) { take_gradients(false, &options); }
 
-  // The states after the last step of `forward`.
-  void write_states(const std::vector<T*>& states) const;
+  // The states after the last step.
+  void write_states();
 
   void scale_gradients(T factor);
 
@@ -58,22 +71,25 @@ class GruStack {
     DenseParameter<T> weight_ih, weight_hh, bias_ih, bias_hh;
     int64_t input, hidden;
     bool after;
-    Buffer<T> gate_inputs, outputs, saved, masks, grad_gate_inputs, grad_inputs;
-    const T* x = nullptr;
-    T* output = nullptr;
-    GruLayer<T> problem{};
+    Buffer<T> gate_inputs, outputs, saved, masks, grad_gate_inputs, grad_recurrent, grad_inputs;
+    const T *x = nullptr, *mask = nullptr;
+    T* state = nullptr;
+
+    T* grad_x() { return (weight_ih.defined() ? grad_inputs : grad_gate_inputs).room(0); }
   };
 
-  void forward(Layer& layer, size_t number, const T* x, const T* state, const bool* reset);
-  T* backward(T* grad_output, bool add, const AdagradOptions<T>* update);
-  T* backward(Layer& layer, const T* grad_output, bool add, const AdagradOptions<T>* update);
-  const T* dropout_mask(Layer& layer, size_t number);
+  GruLayer<T> problem(Layer& layer, const Lanes& lanes) const;
+  void forward(Layer& layer, const Lanes& lanes);
+  void backward(Layer& layer, const Lanes& lanes, const T* grad_output);
+  void take_gradients(bool add, const AdagradOptions<T>* update);
+  void take_gradients(Layer& layer, bool add, const AdagradOptions<T>* update);
 
   std::vector<Layer> layers_;
   double dropout_;
   int64_t seed_;
   Precision precision_;
   StepRange range_{};
+  const bool* reset_ = nullptr;
 };
 
 // A mask [range.steps, range.lanes, units] of numbers of type T.

@@ -66,13 +66,13 @@ void OutputTable<T>::take_live(const T* hidden, const int64_t* targets, int64_t 
 template <typename T>
 void OutputTable<T>::take_distinct(const int64_t* negatives, int64_t n) {
   int64_t* room = order_.room(2 * n);
-  const int64_t* order = sort_positions(negatives, n, n_items(), room, room + n);
+  const int64_t* sorted = sort_rows(negatives, n, n_items(), room, room + n);
   counts_.clear();
   for (int64_t i = 0; i < n; ++i) {
-    if (i > 0 && negatives[order[i]] == items_.back()) {
+    if (i > 0 && sorted[i] == sorted[i - 1]) {
       counts_.back() += 1;
     } else {
-      items_.push_back(negatives[order[i]]);
+      items_.push_back(sorted[i]);
       counts_.push_back(1);
     }
   }
@@ -96,8 +96,8 @@ void OutputTable<T>::gather_columns() {
 }
 
 template <typename T>
-double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives,
-                             int64_t n, double share, T* grad_hidden) {
+void OutputTable<T>::begin(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
+                           double share) {
   take_live(hidden, targets, lanes);
   take_distinct(negatives, n);
   problem_.width = width(), problem_.in_batch = true, problem_.precision = options_.precision;
@@ -105,21 +105,40 @@ double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t la
   problem_.params = {options_.loss, static_cast<T>(options_.elu_param), static_cast<T>(options_.bpreg),
                      static_cast<T>(options_.label_smoothing), static_cast<T>(share / options_.batch_size)};
   gather_columns();
-  const int64_t m = problem_.m, stride = problem_.score_stride();
-  grad_scores_ = scores_.room(m * stride);
-  losses_.resize(static_cast<size_t>(m));
-  problem_.score_rows(0, m, problem_.prepare_columns(columns_.room(2 * stride)), grad_scores_, losses_.data());
-  if (m == lanes) {
-    problem_.hidden_gradient(m, grad_scores_, grad_hidden);
-  } else {
-    T* compact = live_grad_.room(m * width());
-    problem_.hidden_gradient(m, grad_scores_, compact);
-    std::fill_n(grad_hidden, lanes * width(), T{0});
-    for (int64_t i = 0; i < m; ++i) std::copy_n(compact + i * width(), width(), grad_hidden + live_[i] * width());
-  }
+  const int64_t stride = problem_.score_stride();
+  prepared_ = problem_.prepare_columns(columns_.room(2 * stride));
+  grad_scores_ = scores_.room(problem_.m * stride);
+  losses_.resize(static_cast<size_t>(problem_.m));
+}
+
+template <typename T>
+void OutputTable<T>::score_lanes(int64_t first, int64_t count, T* grad_hidden) {
+  T* scores = grad_scores_ + first * problem_.score_stride();
+  problem_.score_rows(first, count, prepared_, scores, losses_.data() + first);
+  problem_.hidden_gradient(count, scores, grad_hidden + first * width());
+}
+
+template <typename T>
+double OutputTable<T>::loss() const {
   double sum = 0;
   for (const T loss : losses_) sum += loss;
   return static_cast<T>(sum / options_.batch_size);
+}
+
+template <typename T>
+double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives,
+                             int64_t n, double share, T* grad_hidden) {
+  begin(hidden, targets, lanes, negatives, n, share);
+  const int64_t m = problem_.m;
+  if (m == lanes) {
+    score_lanes(0, m, grad_hidden);
+    return loss();
+  }
+  T* compact = live_grad_.room(m * width());
+  score_lanes(0, m, compact);
+  std::fill_n(grad_hidden, lanes * width(), T{0});
+  for (int64_t i = 0; i < m; ++i) std::copy_n(compact + i * width(), width(), grad_hidden + live_[i] * width());
+  return loss();
 }
 
 template <typename T>
@@ -186,24 +205,30 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
   const int64_t m = problem_.m, columns = m + problem_.n, stride = problem_.score_stride(), width = this->width();
   take_extra(inputs, n, grad_inputs);
   match_extra();
-  const auto move = [&](const Extra& extra, const T* first, int64_t next) {
+  T* sums = sums_.room(columns);
+  std::fill_n(sums, columns, T{0});
+  add_column_sums(grad_scores_, m, columns, stride, sums);
+  // `first` and `bias`: the gradients that a row gets as a negative, or null.
+  const auto move = [&](const Extra& extra, const T* first, const T* bias, int64_t next) {
     update_row(weight_, extra.row, first, extra_grad_, extra.position, extra.n, options, next);
+    int64_t n_targets = 0;
+    while (n_targets < extra.n && extra.position[n_targets] < m) ++n_targets;
+    if (bias != nullptr || n_targets > 0) {
+      update_row(bias_, extra.row, bias, sums, extra.position, n_targets, options);
+    }
   };
   const auto move_negatives = [&](int64_t first, int64_t rows, const T* block) {
     for (int64_t i = 0; i < rows; ++i) {
-      move(of_negatives_[first + i], block + i * width, i + 1 < rows ? of_negatives_[first + i + 1].row : -1);
+      const int64_t d = first + i;
+      move(of_negatives_[d], block + i * width, sums + m + d, i + 1 < rows ? of_negatives_[d + 1].row : -1);
     }
   };
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width};
   multiply_by_blocks<T>(problem_.n, width, m, grad.from(0, m).transposed(), h, move_negatives, options_.precision);
   const int64_t n_others = static_cast<int64_t>(of_others_.size());
   at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) move(of_others_[i], nullptr, i + 1 < to ? of_others_[i + 1].row : -1);
+    for (int64_t i = from; i < to; ++i) move(of_others_[i], nullptr, nullptr, i + 1 < to ? of_others_[i + 1].row : -1);
   });
-  T* sums = sums_.room(columns);
-  std::fill_n(sums, columns, T{0});
-  add_column_sums(grad_scores_, m, columns, stride, sums);
-  update_rows(bias_, items_.data(), columns, sums, options);
 }
 
 template class RowGradients<float>;

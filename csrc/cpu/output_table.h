@@ -55,6 +55,7 @@ class OutputTable {
 
   int64_t n_items() const { return weight_.n_rows; }
   int64_t width() const { return weight_.width; }
+  Precision precision() const { return options_.precision; }
   const RowTable<T>& weight() const { return weight_; }
 
   // The loss of one step: hidden [B, H] against targets [B] (-1: a dead lane) and negatives [n], summed over live lanes
@@ -62,6 +63,11 @@ class OutputTable {
   // gradient is taken, by one of the two functions below.
   double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
                double share, T* grad_hidden);
+
+  // The same in three parts, where every lane is live: `score_lanes` may run in different threads for different lanes.
+  void begin(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n, double share);
+  void score_lanes(int64_t first, int64_t count, T* grad_hidden);
+  double loss() const;
 
   // Puts the last step's gradients to those that `apply` is to use; for updates from several steps.
   void keep_gradient();
@@ -106,6 +112,7 @@ class OutputTable {
   std::vector<int64_t> live_, items_;
   std::vector<T> counts_, losses_;
   SampledLoss<T> problem_{};
+  ScoreColumns<T> prepared_{};
   T* grad_scores_ = nullptr;
   Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, extra_room_, sums_;
   Buffer<int64_t> order_;

@@ -87,19 +87,35 @@ void update_pieces(int64_t n, int64_t width, const Touched& touched, const Optio
 
 }  // namespace
 
+// Sorts the n numbers in `from` by their keys in [0, n_keys), stably: a counting sort of up to 11 bits of the key at a
+// time, lowest first. Returns which of `from` and `other` they ended in.
+template <typename Key>
+int64_t* counting_sort(int64_t* from, int64_t* other, int64_t n, int64_t n_keys, const Key& key) {
+  constexpr int kMostBits = 11;
+  const int bits = n_keys > 1 ? 64 - __builtin_clzll(static_cast<uint64_t>(n_keys - 1)) : 0;
+  const int passes = (bits + kMostBits - 1) / kMostBits, per_pass = passes > 0 ? (bits + passes - 1) / passes : 0;
+  int64_t start[(1 << kMostBits) + 1];
+  for (int shift = 0; shift < bits; shift += per_pass) {
+    const int64_t digits = int64_t{1} << per_pass;
+    const auto digit = [&](int64_t number) { return (key(number) >> shift) & (digits - 1); };
+    std::fill_n(start, digits + 1, int64_t{0});
+    for (int64_t i = 0; i < n; ++i) ++start[digit(from[i]) + 1];
+    std::partial_sum(start, start + digits, start);
+    for (int64_t i = 0; i < n; ++i) other[start[digit(from[i])]++] = from[i];
+    std::swap(from, other);
+  }
+  return from;
+}
+
 int64_t* sort_positions(const int64_t* index, int64_t n, int64_t n_rows, int64_t* order, int64_t* other) {
-  constexpr int kBits = 11;
   std::iota(order, order + n, int64_t{0});
   if (std::is_sorted(index, index + n)) return order;
-  for (int shift = 0; shift < 63 && (n_rows - 1) >> shift > 0; shift += kBits) {
-    const auto digit = [&](int64_t position) { return (index[position] >> shift) & ((1 << kBits) - 1); };
-    int64_t start[(1 << kBits) + 1] = {};
-    for (int64_t i = 0; i < n; ++i) ++start[digit(i) + 1];
-    std::partial_sum(start, start + (1 << kBits), start);
-    for (int64_t i = 0; i < n; ++i) other[start[digit(order[i])]++] = order[i];
-    std::swap(order, other);
-  }
-  return order;
+  return counting_sort(order, other, n, n_rows, [&](int64_t position) { return index[position]; });
+}
+
+int64_t* sort_rows(const int64_t* index, int64_t n, int64_t n_rows, int64_t* sorted, int64_t* other) {
+  std::copy_n(index, n, sorted);
+  return counting_sort(sorted, other, n, n_rows, [](int64_t row) { return row; });
 }
 
 template <typename T, template <typename> class Options>

@@ -67,9 +67,12 @@ struct RowTable {
   int64_t n_rows, width;
 };
 
-// Puts into order [n] the positions in `index` sorted by row, equal rows by position: a counting sort by 11 bits of the
-// row at a time, lowest first. `other` has room for n numbers too; the sorted one is returned.
+// Puts into order [n] the positions in `index` sorted by row, equal rows by position. `other` has room for n numbers
+// too; the one of both in which they end is returned.
 int64_t* sort_positions(const int64_t* index, int64_t n, int64_t n_rows, int64_t* order, int64_t* other);
+
+// The same of the rows themselves.
+int64_t* sort_rows(const int64_t* index, int64_t n, int64_t n_rows, int64_t* sorted, int64_t* other);
 
 // The rows named by index [n_index], with grad [n_index, width]; gradients of one row are summed in the order in which
 // they come. Threads as at::parallel_for.
