@@ -6,8 +6,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "common/checks.h"
 #include "common/philox.h"
-#include "cpu/checks.h"
 #include "cpu/rows.h"
 #include "cpu/tensors.h"
 
