@@ -13,12 +13,14 @@ void multiply_slices(const LaplacianProduct& product, cudaStream_t stream) {
 
 template <typename T, typename index_t>
 void multiply(const LaplacianProduct& product, cudaStream_t stream) {
-  if (product.width <= 32) {
+  if constexpr (sizeof(T) == 8) {
+    multiply_slices<T, index_t, 1>(product, stream);  // more do not fit in registers everywhere
+  } else if (product.width <= 32) {
     multiply_slices<T, index_t, 1>(product, stream);
-  } else if (product.width <= 64 || sizeof(T) == 8) {  // more would not fit in registers
+  } else if (product.width <= 64) {
     multiply_slices<T, index_t, 2>(product, stream);
   } else {
-    multiply_slices<T, index_t, sizeof(T) == 8 ? 2 : 4>(product, stream);
+    multiply_slices<T, index_t, 4>(product, stream);
   }
 }
 
