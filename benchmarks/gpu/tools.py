@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import sys
 
-WANTED = {"nvcc": "the CUDA toolkit", "compute-sanitizer": "the CUDA toolkit", "ninja": "python -m pip install ninja"}
+WANTED = {"nvcc": "the CUDA toolkit", "ninja": "python -m pip install ninja"}
 MODULES = ("torch", "numpy", "pytest", "hypothesis")
 
 

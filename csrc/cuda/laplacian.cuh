@@ -86,54 +86,56 @@ __global__ void __launch_bounds__(kLaplacianThreads) list_segments_kernel(Laplac
   }
 }
 
-// One lane's part of up to 32 entries of a row.
+// An entry of a row, looked up: where the neighbour's features stand, and right[neighbour].
 template <typename Sum>
-struct LaneEntry {
-  int64_t position;  // where its features stand
+struct RowEntry {
+  int64_t position;
   Sum scale;
-  bool kept;
 };
 
-template <typename Sum, typename index_t>
-__device__ __forceinline__ LaneEntry<Sum> look_up(const LaplacianProduct& product, int64_t row, int64_t column) {
-  LaneEntry<Sum> entry{column, static_cast<const Sum*>(product.right)[column], true};
+// Looks an entry up; false where it is dropped or its neighbour is left out.
+template <typename Sum>
+__device__ __forceinline__ bool look_up(const LaplacianProduct& product, int64_t row, int64_t column,
+                                        RowEntry<Sum>* entry) {
+  *entry = {column, static_cast<const Sum*>(product.right)[column]};
   if (product.positions != nullptr) {
-    entry.position = product.positions[column];
-    entry.kept = entry.position >= 0;
+    entry->position = product.positions[column];
+    if (entry->position < 0) return false;
   }
-  if (product.threshold > 0) {
-    const auto here = static_cast<uint32_t>(row), there = static_cast<uint32_t>(column);
-    const philox::Words counter{philox::kStreamEdgeDropout, product.step, product.transposed ? there : here,
-                                product.transposed ? here : there};
-    entry.kept = entry.kept && philox::philox4x32(counter, product.seed).w0 >= product.threshold;
-  }
-  return entry;
+  if (product.threshold == 0) return true;
+  const auto here = static_cast<uint32_t>(row), there = static_cast<uint32_t>(column);
+  const philox::Words counter{philox::kStreamEdgeDropout, product.step, product.transposed ? there : here,
+                              product.transposed ? here : there};
+  return philox::philox4x32(counter, product.seed).w0 >= product.threshold;
 }
 
-// Adds the kept entries of a warp's lanes, in order of the lanes, to sums[k] for column first + 32 k + lane.
+// Adds the entries that a warp's lanes have each looked up and kept, in order of the lanes, to sums[k] for column
+// first + 32 k + lane. staged: 32 entries of shared memory, the warp's own.
 template <typename T, int kColumns>
-__device__ __forceinline__ void add_entries(const LaplacianProduct& product,
-                                            const LaneEntry<typename Feature<T>::Sum>& mine, int64_t first,
+__device__ __forceinline__ void add_entries(const LaplacianProduct& product, bool keep,
+                                            const RowEntry<typename Feature<T>::Sum>& mine, int64_t first,
+                                            RowEntry<typename Feature<T>::Sum>* staged,
                                             typename Feature<T>::Sum (&sums)[kColumns]) {
-  using Sum = typename Feature<T>::Sum;
+  constexpr int kTogether = 4;  // entries whose features are loaded before any is added
   const auto* features = static_cast<const T*>(product.features);
-  const int64_t lane = threadIdx.x % 32;
-  unsigned kept = __ballot_sync(kAllLanes, mine.kept);
-  while (kept != 0) {
-    constexpr int kTogether = 4;  // loads in flight
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const unsigned kept = __ballot_sync(kAllLanes, keep);
+  const int n = __popc(kept);
+  __syncwarp();  // the entries before have been read
+  if (keep) staged[__popc(kept & ((1u << lane) - 1))] = mine;
+  __syncwarp();
+  for (int entry = 0; entry < n; entry += kTogether) {
     T loaded[kTogether][kColumns];
-    Sum scale[kTogether];
+    typename Feature<T>::Sum scale[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      const int source = kept != 0 ? __ffs(static_cast<int>(kept)) - 1 : -1;
-      kept &= kept - 1;
-      const int64_t position = __shfl_sync(kAllLanes, mine.position, source & 31);
-      scale[i] = __shfl_sync(kAllLanes, mine.scale, source & 31);
-      if (source < 0) scale[i] = 0;
+      const bool there = entry + i < n;
+      scale[i] = there ? staged[entry + i].scale : 0;
+      const T* from = features + (there ? staged[entry + i].position : 0) * product.width;
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         const int64_t column = first + 32 * k + lane;
-        loaded[i][k] = source >= 0 && column < product.width ? features[position * product.width + column] : T{0};
+        loaded[i][k] = there && column < product.width ? from[column] : T{0};
       }
     }
 #pragma unroll
@@ -147,25 +149,25 @@ __device__ __forceinline__ void add_entries(const LaplacianProduct& product,
 // Sums of columns first + 32 k + lane over the entries [begin, end) of a row, its diagonal before them if asked for.
 template <typename T, typename index_t, int kColumns>
 __device__ __forceinline__ void sum_entries(const LaplacianProduct& product, int64_t row, int64_t begin, int64_t end,
-                                            bool diagonal, int64_t first, typename Feature<T>::Sum (&sums)[kColumns]) {
-  using Sum = typename Feature<T>::Sum;
+                                            bool diagonal, int64_t first, RowEntry<typename Feature<T>::Sum>* staged,
+                                            typename Feature<T>::Sum (&sums)[kColumns]) {
   const auto* neighbours = static_cast<const index_t*>(product.neighbours);
   const int lane = static_cast<int>(threadIdx.x % 32);
+  RowEntry<typename Feature<T>::Sum> entry{0, 0};
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) sums[k] = 0;
   if (diagonal) {
-    LaneEntry<Sum> entry = look_up<Sum, index_t>(product, row, row);
-    entry.kept = entry.kept && lane == 0;
-    add_entries<T, kColumns>(product, entry, first, sums);
+    const bool keep = lane == 0 && look_up(product, row, row, &entry);
+    add_entries<T, kColumns>(product, keep, entry, first, staged, sums);
   }
   for (int64_t at = begin; at < end; at += 32) {
-    LaneEntry<Sum> entry{0, 0, false};
+    bool keep = false;
     if (at + lane < end) {
       const auto column = static_cast<int64_t>(neighbours[at + lane]);
       GRF_DEVICE_CHECK(column >= 0 && column < product.n_nodes, "neighbours: the graph has no such node");
-      entry = look_up<Sum, index_t>(product, row, column);
+      keep = look_up(product, row, column, &entry);
     }
-    add_entries<T, kColumns>(product, entry, first, sums);
+    add_entries<T, kColumns>(product, keep, entry, first, staged, sums);
   }
 }
 
@@ -173,7 +175,8 @@ __device__ __forceinline__ void sum_entries(const LaplacianProduct& product, int
 //
 // Launch: x over warps, any number of blocks of a multiple of 32 threads, which take segments and rows in strides of
 // the grid, the segments (the longest pieces of work) first; y over slices of 32 kColumns columns. A warp has a column
-// of E per lane and step: 32 entries are looked up at once, one per lane, and then added one after another.
+// of E per lane and step: 32 entries are looked up at once, one per lane, and then added one after another, from shared
+// memory.
 // Counted bytes, of all slices: n_entries * (width features + one sum + an index) at random, and n_rows * width
 // features written.
 template <typename T, typename index_t, int kColumns>
@@ -183,6 +186,8 @@ __global__ void __launch_bounds__(kLaplacianThreads) multiply_laplacian_kernel(L
   const int64_t first = static_cast<int64_t>(blockIdx.y) * (32 * kColumns), lane = threadIdx.x % 32;
   const int64_t n_work = n_segments + product.n_rows, warps = all_threads() / 32;
   Sum sums[kColumns];
+  GRF_SHARED(entries, RowEntry<Sum>[kLaplacianThreads]);
+  RowEntry<Sum>* const staged = entries + threadIdx.x / 32 * 32;
   for (int64_t work = global_thread() / 32; work < n_work; work += warps) {
     const bool is_segment = work < n_segments;
     const int64_t i = is_segment ? product.segments[2 * work] : work - n_segments;
@@ -192,7 +197,7 @@ __global__ void __launch_bounds__(kLaplacianThreads) multiply_laplacian_kernel(L
     if (!is_segment && end - begin > kLaplacianSegment) continue;
     begin += segment * kLaplacianSegment;
     end = min(end, begin + kLaplacianSegment);
-    sum_entries<T, index_t, kColumns>(product, row, begin, end, product.diagonal && segment == 0, first, sums);
+    sum_entries<T, index_t, kColumns>(product, row, begin, end, product.diagonal && segment == 0, first, staged, sums);
     const Sum scale = static_cast<const Sum*>(product.left)[row];
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
