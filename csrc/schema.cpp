@@ -3,9 +3,9 @@
 //
 // Families with no kernel for a device yet have a schema all the same: their composite implementation, in ops/, is the
 // reference, so that torch.compile and opcheck see the operator that the kernels will later stand behind.
-#include <torch/library.h>
+#include "library.h"
 
-TORCH_LIBRARY(gru4rec_fast, m) {
+GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   // session_batch
   m.def(
       "session_batch(Tensor items, Tensor offsets, Tensor? order, Tensor(a!) lane_session, Tensor(b!) lane_position, "
@@ -67,8 +67,10 @@ TORCH_LIBRARY(gru4rec_fast, m) {
       "SymInt n, SymInt seed, SymInt step) -> Tensor");
 }
 
+#ifndef GRF_EMULATED
 // What operators call from C++ alone, opened to the tests of this repository.
 TORCH_LIBRARY(gru4rec_fast_private, m) {
   // a [m, k] b [k, n] by csrc/cpu/product.h, added to `add_to` where that is given; each of a's and b's strides has a 1
   m.def("product(Tensor a, Tensor b, Tensor? add_to, str precision, bool by_blocks) -> Tensor");
 }
+#endif

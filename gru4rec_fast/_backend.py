@@ -19,13 +19,14 @@ import torch
 from gru4rec_fast import _build, _compile
 from gru4rec_fast._version import __version__
 
-Implementation = Literal["auto", "native", "reference"]
+Implementation = Literal["auto", "native", "reference", "emulated"]
 
 logger = logging.getLogger("gru4rec_fast")
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _lock = threading.Lock()
 _native: ModuleType | None = None
+_emulation: ModuleType | None = None
 _library: _build.Library | None = None
 _why_not: str | None = None
 _resolved: dict[tuple[str, str, str], str] = {}
@@ -48,24 +49,43 @@ def _look_for_library() -> None:
     global _native, _library, _why_not
     if _native is not None or _why_not is not None:
         return
-    from gru4rec_fast.ops._registry import run_callbacks
+    from gru4rec_fast.ops._registry import NATIVE, run_callbacks
 
     try:
         library = _build.find_or_compile()
-        module = _import_library(library)
+        module = _import_library(library, "gru4rec_fast._C")
     except _compile.BuildError as error:
         asked = _compile.build_mode()
         if asked in ("cpu", "cuda"):
             raise RuntimeError(f"{_compile.MODE_VARIABLE}={asked}: {error}") from error
         _why_not = str(error)
         return
-    run_callbacks()
+    module.simd_level()  # a bad GRU4REC_FAST_SIMD is told here, not in the middle of a kernel
+    run_callbacks(NATIVE)
     _native, _library = module, library  # last: other threads go ahead as soon as they see it
 
 
-def _import_library(library: _build.Library) -> ModuleType:
+def emulation() -> ModuleType:
+    """The emulated CUDA kernels, loaded and where need be compiled now: a tool for tests, never looked for unasked.
+
+    The module has the emulation's settings. Raises RuntimeError with the reason where it cannot be had.
+    """
+    global _emulation
+    with _lock:
+        if _emulation is None:
+            from gru4rec_fast.ops._registry import EMULATED, run_callbacks
+
+            try:
+                module = _import_library(_build.emulation(), "gru4rec_fast._emulated")
+            except _compile.BuildError as error:
+                raise RuntimeError(f"impl='emulated': {error}") from error
+            run_callbacks(EMULATED)
+            _emulation = module
+    return _emulation
+
+
+def _import_library(library: _build.Library, name: str) -> ModuleType:
     """Load a library that was found to fit, and with it the operators' schemas and kernels."""
-    name = "gru4rec_fast._C"
     spec = importlib.util.spec_from_file_location(name, library.path)
     if spec is None or spec.loader is None:
         raise _compile.BuildError(f"{library.path} is not a Python extension module")
@@ -74,7 +94,6 @@ def _import_library(library: _build.Library) -> ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise _compile.BuildError(f"{library.path} does not load: {error}") from error
-    module.simd_level()  # a bad GRU4REC_FAST_SIMD is told here, not in the middle of a kernel
     sys.modules[name] = module
     return module
 
@@ -88,10 +107,11 @@ def native_module() -> ModuleType:
 
 
 def resolve(impl: str, op: str, device_type: str) -> str:
-    """Answer "native" or "reference" for operator `op` (its name in csrc/schema.cpp) on a device type.
+    """Answer "native", "reference" or "emulated" for operator `op` (its name in csrc/schema.cpp) on a device type.
 
-    Raises ValueError for an unknown `impl`, KeyError for an operator that csrc/schema.cpp does not have, and
-    RuntimeError with the reason where "native" is asked for and missing.
+    "emulated" (the CUDA kernels, on CPU tensors, for tests) is the answer to nobody who does not ask for it. Raises
+    ValueError for an unknown `impl`, KeyError for an operator that csrc/schema.cpp does not have, and RuntimeError with
+    the reason where "native" or "emulated" is asked for and missing.
     """
     key = (impl, op, device_type)
     answer = _resolved.get(key)
@@ -106,10 +126,12 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decide(impl: str, op: str, device_type: str) -> str:
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"impl={impl!r}: choose one of 'auto', 'native', 'reference'")
+    if impl not in ("auto", "native", "reference", "emulated"):
+        raise ValueError(f"impl={impl!r}: choose one of 'auto', 'native', 'reference', 'emulated'")
     if impl == "reference":
         return "reference"
+    if impl == "emulated":
+        return _decide_emulated(op, device_type)
     loaded = load()
     if loaded and device_type in kernels()[op]:
         return "native"
@@ -121,6 +143,15 @@ def _decide(impl: str, op: str, device_type: str) -> str:
     elif not any(device_type in devices for devices in kernels().values()):
         _announce(f"on {device_type}, without native kernels: {_why_not_on(device_type)}")
     return "reference"
+
+
+def _decide_emulated(op: str, device_type: str) -> str:
+    if device_type != "cpu":
+        raise RuntimeError(f"impl='emulated' runs the CUDA kernels on CPU tensors, not on {device_type}")
+    emulation()
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"gru4rec_fast_emulated::{op}", "CPU"):
+        raise RuntimeError(f"impl='emulated': operator {op} has no CUDA kernel")
+    return "emulated"
 
 
 _announced: set[str] = set()

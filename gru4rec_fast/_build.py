@@ -56,6 +56,19 @@ def find_or_compile() -> Library:
         raise BuildError(f"{stale}, and {error}" if stale else str(error)) from error
 
 
+def emulation() -> Library:
+    """The library of the emulated CUDA kernels, compiled now where it is not in the cache. Raises BuildError.
+
+    Accesses of memory are checked for races; with GRU4REC_FAST_SANITIZE=address by AddressSanitizer instead.
+    """
+    if _compile.build_mode() == "none":
+        raise BuildError(f"{_compile.MODE_VARIABLE}=none in the environment")
+    mode = "emulated-addresses" if "address" in _compile.sanitizers() else "emulated"
+    csrc = source_folder()
+    wanted = _compile.identity(csrc, str(torch.__version__), torch.version.cuda, emulated=True)
+    return compile_once(csrc, wanted, mode, what="the CUDA kernels for their emulation")
+
+
 def source_folder() -> Path:
     """The C++ sources: inside the installed package, or beside it in a source tree."""
     for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
@@ -91,7 +104,9 @@ def cache_folder() -> Path:
         raise BuildError(f"this user has no home folder to compile kernels into; set {CACHE_VARIABLE}") from error
 
 
-def compile_once(csrc: Path, wanted: dict[str, str], mode: str, why: str | None = None) -> Library:
+def compile_once(
+    csrc: Path, wanted: dict[str, str], mode: str, why: str | None = None, what: str = "the native kernels"
+) -> Library:
     """The cached library for this identity, compiled first where the cache has none; one process compiles, others wait.
 
     The finished folder appears by one rename, so that a process killed half way leaves nothing that looks finished, and
@@ -99,35 +114,36 @@ def compile_once(csrc: Path, wanted: dict[str, str], mode: str, why: str | None 
     """
     key = hashlib.sha256(json.dumps([wanted, mode], sort_keys=True).encode()).hexdigest()[:16]
     finished = cache_folder() / key
-    if (finished / _compile.LIBRARY).exists():
-        return Library(finished / _compile.LIBRARY, "at first use", _compile.read_record(finished))
+    library = finished / _compile.library_of(mode)
+    if library.exists():
+        return Library(library, "at first use", _compile.read_record(finished))
     if reason := _compile.missing_tool():
         raise BuildError(reason)
     try:
         finished.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(finished.with_suffix(".lock")):
-            if not (finished / _compile.LIBRARY).exists():
-                _compile_into(finished, csrc, mode, why)
+            if not library.exists():
+                _compile_into(finished, csrc, mode, f"{f'{why}; ' if why else ''}compiling {what}")
     except OSError as error:
         raise BuildError(
             f"the cache folder {finished.parent} cannot be used ({error}); set {CACHE_VARIABLE}"
         ) from error
-    return Library(finished / _compile.LIBRARY, "at first use", _compile.read_record(finished))
+    return Library(library, "at first use", _compile.read_record(finished))
 
 
-def _compile_into(finished: Path, csrc: Path, mode: str, why: str | None) -> None:
+def _compile_into(finished: Path, csrc: Path, mode: str, what: str) -> None:
     """Compile under the lock; `finished` is there afterwards, or BuildError is raised."""
     log = finished.with_suffix(".log")  # left by a failure that would come again
     if log.exists():
         reason = log.read_text().splitlines()[0]
         raise BuildError(f"{reason} (as recorded in {log}; delete it to try again)")
     partial = Path(tempfile.mkdtemp(prefix=f"{finished.name}.partial-", dir=finished.parent))
-    say(f"{f'{why}; ' if why else ''}compiling the native kernels once, about a minute (into {finished})")
+    say(f"{what} once, about a minute (into {finished})")
     try:
         _compile.build(csrc, partial, mode)
         ready = partial / "ready"
         ready.mkdir()
-        for name in (_compile.LIBRARY, _compile.RECORD, _compile.LOG):
+        for name in (_compile.library_of(mode), _compile.RECORD, _compile.LOG):
             (partial / name).rename(ready / name)
         ready.rename(finished)
     except BuildError as error:

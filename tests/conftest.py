@@ -52,9 +52,9 @@ def native_library() -> None:
         stop(f"no native library: {_backend.build_info()['why_not']}")
 
 
-@pytest.fixture(params=["reference", "native"])
+@pytest.fixture
 def impl(request: pytest.FixtureRequest) -> str:
-    """Each test that takes it runs with both implementations."""
+    """Each test that takes it runs with the reference, the native kernels and the emulated CUDA kernels."""
     if request.param == "native":
         request.getfixturevalue("native_library")
     return request.param
@@ -66,6 +66,18 @@ def way(request: pytest.FixtureRequest) -> str:
     if request.param != "reference":
         request.getfixturevalue("native_library")
     return request.param
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The values of `impl`: "emulated" only in the tests of a family that has CUDA kernels."""
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "impl" not in metafunc.fixturenames or any("impl" in names for names in own):
+        return
+    from native import why_not_emulated
+
+    family = metafunc.module.__name__.rpartition(".")[2].removeprefix("test_")
+    emulated = [] if why_not_emulated(family) else ["emulated"]
+    metafunc.parametrize("impl", ["reference", "native", *emulated], indirect=True)
 
 
 @pytest.fixture(autouse=True)

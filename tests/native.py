@@ -1,19 +1,59 @@
-"""What the tests of native kernels share: the tolerance rule, thread counts, instruction sets."""
+"""What the tests of kernels share: their implementations, the tolerance rule, thread counts, instruction sets."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gru4rec_fast import _backend, _build, _compile
+from gru4rec_fast.ops._registry import operators
+
 LEVELS = ("baseline", "avx2", "avx512")
+
+
+def why_not_emulated(family: str) -> str:
+    """Why the CUDA kernels of a family do not run under emulation here; "" where they do."""
+    if _compile.build_mode() == "none":
+        return "no kernels are compiled here (GRU4REC_FAST_BUILD=none)"
+    if reason := _compile.missing_tool():
+        return reason
+    there = (_build.source_folder() / "cuda" / f"{family}.cu").exists()
+    return "" if there else f"{family} has no CUDA kernel"
+
+
+def native_and_emulated(op: str, family: str = "") -> pytest.MarkDecorator:
+    """Run a test with impl="native" and impl="emulated"; `family` names the files of `op` where these differ."""
+    is_native = _backend.resolve("auto", op, "cpu") == "native"
+    missing = why_not_emulated(family or op)
+    native = pytest.param("native", marks=pytest.mark.skipif(not is_native, reason=f"{op} is not built natively"))
+    emulated = pytest.param("emulated", marks=pytest.mark.skipif(bool(missing), reason=missing or "-"))
+    return pytest.mark.parametrize("impl", [native, emulated])
+
+
+def implementations(op: str, family: str = "") -> pytest.MarkDecorator:
+    """Run a test with the reference, too."""
+    mark = native_and_emulated(op, family)
+    return pytest.mark.parametrize("impl", ["reference", *mark.args[1]])
+
+
+def operators_of(impl: str, op: str) -> Any:
+    """torch.ops' namespace in which `op` runs the implementation, "native" or "emulated", loaded where need be."""
+    return operators(_backend.resolve(impl, op, "cpu"))
+
+
+def told(message: str, impl: str) -> str:
+    """The pattern of an error about what a tensor holds: on the device it names the argument, but no numbers."""
+    return message if impl != "emulated" else re.match(r"[a-z_]+", message)[0]  # type: ignore[index]
 
 
 def assert_as_close(ours: Sequence[Tensor], reference: Sequence[Tensor], oracle: Sequence[Tensor]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import implementations, native_and_emulated, operators_of
 from oracle.philox import philox4x32, seed_key
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -21,7 +22,8 @@ from gru4rec_fast.ops import bpr_triples
 native = pytest.mark.skipif(
     _backend.resolve("auto", "bpr_triples", "cpu") != "native", reason="bpr_triples is not built natively"
 )
-impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+impls = implementations("bpr_triples")
+kernels = native_and_emulated("bpr_triples")
 units = pytest.mark.parametrize("by", ["users", "interactions"])
 STREAM = 1 << 18
 
@@ -77,15 +79,14 @@ def test_triples_are_the_stated_function(
     assert [tuple(triple) for triple in triples] == by_the_book(played, by, 9, seed, step)
 
 
-@native
+@kernels
 @units
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_native_equals_reference(by: str, dtype: torch.dtype) -> None:
+def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None:
     graph = random_graph(300, 500, 8000, 1)
     graph.neighbours = graph.neighbours.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
     ours, theirs = (
-        torch.stack(TripleSampler(graph, 5000, by=by, seed=2**50 + 1, impl=impl).draw(3))
-        for impl in ("native", "reference")
+        torch.stack(TripleSampler(graph, 5000, by=by, seed=2**50 + 1, impl=how).draw(3)) for how in (impl, "reference")
     )
     assert torch.equal(ours, theirs)
 
@@ -188,12 +189,12 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
         bpr_triples(**{**ARGUMENTS, **changed}, impl=impl)
 
 
-@native
+@kernels
 @pytest.mark.parametrize(("changed", "message"), BAD)
-def test_the_operator_itself_checks(changed: dict[str, Any], message: str) -> None:
+def test_the_operator_itself_checks(impl: str, changed: dict[str, Any], message: str) -> None:
     a = {**ARGUMENTS, **changed}
     with pytest.raises(ValueError, match=message):
-        torch.ops.gru4rec_fast.bpr_triples(
+        operators_of(impl, "bpr_triples").bpr_triples(
             a["offsets"], a["neighbours"], a["users"], a["starts"], a["n_users"], a["n_items"], a["n"], a["seed"],
             a["step"],
         )  # fmt: skip
@@ -207,12 +208,13 @@ def test_bad_samplers() -> None:
         TripleSampler(graph, 1, by="items")
 
 
-@native
-def test_opcheck() -> None:
+@kernels
+def test_opcheck(impl: str) -> None:
     a = ARGUMENTS
     for starts in (None, torch.tensor([0, 1])):
         torch.library.opcheck(
-            torch.ops.gru4rec_fast.bpr_triples, (a["offsets"], a["neighbours"], a["users"], starts, 3, 2, 5, 1, 2)
+            operators_of(impl, "bpr_triples").bpr_triples,
+            (a["offsets"], a["neighbours"], a["users"], starts, 3, 2, 5, 1, 2),
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import implementations, native_and_emulated, operators_of
 from torch._dynamo.testing import CompileCounter
 
 from gru4rec_fast import _backend
@@ -18,7 +19,8 @@ from gru4rec_fast.reference.philox import philox4x32
 native = pytest.mark.skipif(
     _backend.resolve("auto", "dropout_mask", "cpu") != "native", reason="dropout_mask is not built natively"
 )
-impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+impls = implementations("dropout_mask", "dropout")
+kernels = native_and_emulated("dropout_mask", "dropout")
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -41,13 +43,13 @@ def test_elements_are_the_stated_function(impl: str, p: float, seed: int, stream
                 assert mask[t, lane, unit] == expected
 
 
-@native
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (1, 1, 1), (3, 5, 7), (2, 64, 100), (1, 3, 1000)])
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999])
-def test_native_equals_reference(shape: tuple[int, int, int], dtype: torch.dtype, p: float) -> None:
+def test_kernels_equal_reference(impl: str, shape: tuple[int, int, int], dtype: torch.dtype, p: float) -> None:
     options: dict[str, Any] = {"seed": 2**40 + 5, "stream": 1, "step": 17, "dtype": dtype}
-    ours = dropout_mask(*shape, p, **options, impl="native")
+    ours = dropout_mask(*shape, p, **options, impl=impl)
     theirs = dropout_mask(*shape, p, **options, impl="reference")
     assert ours.dtype == dtype and ours.shape == shape
     assert torch.equal(ours, theirs)
@@ -119,21 +121,21 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
         dropout_mask(**arguments, impl=impl)
 
 
-@native
+@kernels
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({0: -1}, "steps=-1"), ({1: -1}, "lanes=-1"), ({3: 1.0}, "p=1"), ({4: -1}, "seed=-1"), ({6: 2**32}, "step=")],
 )
-def test_the_operator_itself_checks(changed: dict[int, Any], message: str) -> None:
+def test_the_operator_itself_checks(impl: str, changed: dict[int, Any], message: str) -> None:
     arguments = [changed.get(i, value) for i, value in enumerate((1, 2, 3, 0.5, 0, 0, 0))]
     with pytest.raises(ValueError, match=message):
-        torch.ops.gru4rec_fast.dropout_mask(*arguments, dtype=torch.float32, device=torch.device("cpu"))
+        operators_of(impl, "dropout_mask").dropout_mask(*arguments, dtype=torch.float32, device=torch.device("cpu"))
 
 
-@native
-def test_opcheck() -> None:
+@kernels
+def test_opcheck(impl: str) -> None:
     torch.library.opcheck(
-        torch.ops.gru4rec_fast.dropout_mask,
+        operators_of(impl, "dropout_mask").dropout_mask,
         (2, 3, 4, 0.5, 1, 2, 3),
         {"dtype": torch.bfloat16, "device": torch.device("cpu")},
     )

@@ -22,14 +22,6 @@ shapes = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=["reference", "native"])
-def impl(request: pytest.FixtureRequest) -> str:
-    """Each test that takes it runs with both implementations."""
-    if request.param == "native":
-        request.getfixturevalue("native_library")
-    return request.param
-
-
 def problem(
     queries: int, items: int, width: int, dtype: torch.dtype, *, integers: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import implementations, native_and_emulated, operators_of, told
 from torch import Tensor
 
 from gru4rec_fast import _backend
@@ -19,7 +20,8 @@ from gru4rec_fast.ops import session_batch, session_batch_state
 native = pytest.mark.skipif(
     _backend.resolve("auto", "session_batch", "cpu") != "native", reason="session_batch is not built natively"
 )
-impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+impls = implementations("session_batch")
+kernels = native_and_emulated("session_batch")
 
 Block = tuple[Tensor, Tensor, Tensor]
 
@@ -112,15 +114,15 @@ def test_chunks_do_not_matter(
         assert torch.equal(a, b)
 
 
-@native
+@kernels
 @settings(max_examples=150, deadline=None)
 @given(
     log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), dtype=st.sampled_from([torch.int32, torch.int64])
 )
-def test_native_equals_reference(
-    log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, dtype: torch.dtype
+def test_kernels_equal_reference(
+    impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, dtype: torch.dtype
 ) -> None:
-    ours, our_state = play(*log, n_lanes, steps, 4, "native", dtype)
+    ours, our_state = play(*log, n_lanes, steps, 4, impl, dtype)
     theirs, their_state = play(*log, n_lanes, steps, 4, "reference", dtype)
     for a, b in zip((*ours, *our_state), (*theirs, *their_state), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
@@ -210,7 +212,7 @@ def good_arguments() -> dict[str, Any]:
 def test_bad_arguments_are_named_and_change_nothing(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments = {**good_arguments(), **changed}
     before = [arguments[name].clone() for name in ("lane_session", "lane_position", "cursor")]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=told(message, impl)):
         session_batch(**arguments, impl=impl)
     after = [arguments[name] for name in ("lane_session", "lane_position", "cursor")]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -224,16 +226,16 @@ def test_no_lanes() -> None:
 # The operator under torch's own checks
 
 
-@native
-def test_opcheck() -> None:
-    torch.library.opcheck(torch.ops.gru4rec_fast.session_batch, tuple(good_arguments().values()))
+@kernels
+def test_opcheck(impl: str) -> None:
+    torch.library.opcheck(operators_of(impl, "session_batch").session_batch, tuple(good_arguments().values()))
 
 
-@native
-def test_compiles_whole() -> None:
-    """Only the native operator: the reference reads numbers out of tensors, which a graph cannot hold."""
+@kernels
+def test_compiles_whole(impl: str) -> None:
+    """Only the kernels: the reference reads numbers out of tensors, which a graph cannot hold."""
     compiled = torch.compile(session_batch, fullgraph=True)
     ours, theirs = good_arguments(), good_arguments()
-    for a, b in zip(compiled(**ours), session_batch(**theirs), strict=True):
+    for a, b in zip(compiled(**ours, impl=impl), session_batch(**theirs, impl=impl), strict=True):
         assert torch.equal(a, b)
     assert all(torch.equal(ours[name], theirs[name]) for name in ("lane_session", "lane_position", "cursor"))

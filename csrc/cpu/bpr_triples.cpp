@@ -13,8 +13,8 @@
 #include <optional>
 #include <type_traits>
 
+#include "common/checks.h"
 #include "common/philox.h"
-#include "cpu/checks.h"
 
 namespace grf {
 namespace {

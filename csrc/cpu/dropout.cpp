@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/checks.h"
 #include "common/philox.h"
-#include "cpu/checks.h"
 #include "cpu/dropout.h"
 
 #define GRF_KERNEL "cpu/dropout_kernel.inc"
@@ -50,11 +50,7 @@ void fill(const at::Tensor& tensor, const DropoutMask& mask, const at::Tensor& s
 
 at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                         int64_t step, at::ScalarType dtype, at::Device device) {
-  check_counters(seed, step, steps);
-  TORCH_CHECK_VALUE(lanes >= 0 && lanes < kWordRange, "lanes=", lanes, ": must be in [0, 2**32)");
-  TORCH_CHECK_VALUE(units >= 0 && units < kWordRange, "units=", units, ": must be in [0, 2**32)");
-  TORCH_CHECK_VALUE(stream >= 0 && stream < kWordRange, "stream=", stream, ": must be in [0, 2**32)");
-  TORCH_CHECK_VALUE(p >= 0 && p < 1, "p=", p, ": the probability of dropping must be in [0, 1)");
+  check_mask(steps, lanes, units, p, seed, stream, step);
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "dtype=", dtype, ": choose one of float32, float64, float16, bfloat16");
 
@@ -75,20 +71,6 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   return mask;
 }
 
-// With no tensor among the arguments there is no backend to dispatch on: it is read off `device` here.
-at::Tensor select_backend(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
-                          int64_t step, at::ScalarType dtype, at::Device device) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gru4rec_fast::dropout_mask", "")
-                             .typed<at::Tensor(c10::SymInt, c10::SymInt, c10::SymInt, double, c10::SymInt, c10::SymInt,
-                                               c10::SymInt, at::ScalarType, at::Device)>();
-  const auto key = c10::DispatchKeySet(c10::computeDispatchKey(dtype, at::kStrided, device));
-  return op.redispatch(key, steps, lanes, units, p, seed, stream, step, dtype, device);
-}
-
-TORCH_LIBRARY_IMPL(gru4rec_fast, BackendSelect, m) {
-  m.impl("dropout_mask", &select_backend);
-}
 TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
   m.impl("dropout_mask", &dropout_mask);
 }

@@ -7,9 +7,9 @@
 #include <chrono>
 #include <cmath>
 
+#include "common/checks.h"
 #include "common/philox.h"
 #include "common/simd.h"
-#include "cpu/checks.h"
 #include "cpu/rows.h"
 #include "cpu/tensors.h"
 

@@ -17,8 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/philox.h"
-#include "cpu/checks.h"
 
 namespace grf {
 namespace {

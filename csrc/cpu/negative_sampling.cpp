@@ -8,8 +8,8 @@
 #include <tuple>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/philox.h"
-#include "cpu/checks.h"
 #include "cpu/negative_sampling.h"
 
 #define GRF_KERNEL "cpu/negative_sampling_kernel.inc"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators, register_composite
 from gru4rec_fast.reference.bpr_triples import bpr_triples as reference_bpr_triples
 from gru4rec_fast.reference.bpr_triples import check_candidates
 from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
@@ -41,7 +41,7 @@ def bpr_triples(
         n_users, n_items: both below 2**31.
         starts: None, or int64 [n_candidates + 1]: 0 and the running sum of the candidates' degrees, below 2**31.
         seed: in [0, 2**63). step: in [0, 2**32).
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Returns:
         int64 [3, n]: users, positives, negatives; items are counted from 0.
@@ -67,8 +67,9 @@ def bpr_triples(
         raise ValueError(f"users must be int64 [n_candidates], one at least, not {users.dtype} {[*users.shape]}")
     if starts is not None and (starts.dtype != torch.int64 or starts.shape != (users.shape[0] + 1,)):
         raise ValueError(f"starts must be int64 [{users.shape[0] + 1}], not {starts.dtype} {[*starts.shape]}")
-    if resolve(impl, "bpr_triples", offsets.device.type) == "native":
-        return torch.ops.gru4rec_fast.bpr_triples(offsets, neighbours, users, starts, n_users, n_items, n, seed, step)
+    chosen = resolve(impl, "bpr_triples", offsets.device.type)
+    if chosen != "reference":
+        return operators(chosen).bpr_triples(offsets, neighbours, users, starts, n_users, n_items, n, seed, step)
     if not torch.compiler.is_compiling():
         check_candidates(offsets, neighbours, users, starts, n_items)
     return reference_bpr_triples(offsets, neighbours, users, starts, n_users, n_items, n, seed, step)
@@ -89,6 +90,6 @@ def _fake(
 
 
 @on_load
-def _register() -> None:
-    torch.library.impl("gru4rec_fast::bpr_triples", "CompositeExplicitAutograd", reference_bpr_triples)
-    torch.library.register_fake("gru4rec_fast::bpr_triples", _fake)
+def _register(library: str) -> None:
+    register_composite(library, "bpr_triples", reference_bpr_triples)
+    torch.library.register_fake(f"{library}::bpr_triples", _fake)

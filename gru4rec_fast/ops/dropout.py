@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators
 from gru4rec_fast.reference.dropout import dropout_mask as reference_dropout_mask
 from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
 
@@ -36,7 +36,7 @@ def dropout_mask(
         step: number of the first step; step + steps must not exceed 2**32.
         dtype: of the mask: float32, float64, float16 or bfloat16.
         device: of the mask.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Returns:
         [steps, lanes, units] of 0 (dropped) or 1 / (1 - p) (kept); the same units on every backend.
@@ -55,10 +55,9 @@ def dropout_mask(
     if 1 / (1 - p) > torch.finfo(dtype).max:
         raise ValueError(f"p={p}: 1 / (1 - p) is more than {dtype} can hold")
     device = torch.device(device)
-    if resolve(impl, "dropout_mask", device.type) == "native":
-        return torch.ops.gru4rec_fast.dropout_mask(
-            steps, lanes, units, p, seed, stream, step, dtype=dtype, device=device
-        )
+    chosen = resolve(impl, "dropout_mask", device.type)
+    if chosen != "reference":
+        return operators(chosen).dropout_mask(steps, lanes, units, p, seed, stream, step, dtype=dtype, device=device)
     return reference_dropout_mask(
         steps, lanes, units, p, seed=seed, stream=stream, step=step, dtype=dtype, device=device
     )
@@ -80,5 +79,5 @@ def _fake(
 
 
 @on_load
-def _register() -> None:
-    torch.library.register_fake("gru4rec_fast::dropout_mask", _fake)
+def _register(library: str) -> None:
+    torch.library.register_fake(f"{library}::dropout_mask", _fake)

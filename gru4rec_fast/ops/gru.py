@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators, register_composite
 from gru4rec_fast.reference.gru import FORMS, gru_backward, gru_forward
 from gru4rec_fast.reference.gru import gru as reference_gru
 
@@ -35,7 +36,7 @@ def gru(
         output_mask: [T, B, H], multiplied into each step's new state, which is carried on (dropout as GRU4Rec publishes
             it).
         form: "reset_after" (torch.nn.GRUCell; two biases) or "reset_before" (Cho et al. 2014; one bias per gate).
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Returns:
         [T, B, H]; the last step's output is the next state.
@@ -44,8 +45,9 @@ def gru(
         ValueError: a shape, dtype or form that does not fit, named.
     """
     _check(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)
-    if resolve(impl, "gru", gate_inputs.device.type) == "native":
-        return torch.ops.gru4rec_fast.gru(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)[0]
+    chosen = resolve(impl, "gru", gate_inputs.device.type)
+    if chosen != "reference":
+        return operators(chosen).gru(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)[0]
     return reference_gru(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)
 
 
@@ -93,11 +95,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.form = form
 
 
-def _backward(ctx: Any, grad_output: Tensor | None, grad_saved: None) -> tuple[Tensor | None, ...]:
+def _backward(library: str, ctx: Any, grad_output: Tensor | None, grad_saved: None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
         return (None,) * 7
     output, saved, state, weight_hh, bias_hh, reset, output_mask = ctx.saved_tensors
-    grads = torch.ops.gru4rec_fast.gru_backward(
+    grads = getattr(torch.ops, library).gru_backward(
         grad_output, output, saved, state, weight_hh, bias_hh, reset, output_mask, ctx.form
     )
     return grads[0], grads[1], grads[2], grads[3] if bias_hh is not None else None, None, None, None
@@ -122,9 +124,9 @@ def _fake_backward(
 
 
 @on_load
-def _register() -> None:
-    torch.library.impl("gru4rec_fast::gru", "CompositeExplicitAutograd", gru_forward)
-    torch.library.impl("gru4rec_fast::gru_backward", "CompositeExplicitAutograd", gru_backward)
-    torch.library.register_fake("gru4rec_fast::gru", _fake)
-    torch.library.register_fake("gru4rec_fast::gru_backward", _fake_backward)
-    torch.library.register_autograd("gru4rec_fast::gru", _backward, setup_context=_setup_context)
+def _register(library: str) -> None:
+    register_composite(library, "gru", gru_forward)
+    register_composite(library, "gru_backward", gru_backward)
+    torch.library.register_fake(f"{library}::gru", _fake)
+    torch.library.register_fake(f"{library}::gru_backward", _fake_backward)
+    torch.library.register_autograd(f"{library}::gru", partial(_backward, library), setup_context=_setup_context)

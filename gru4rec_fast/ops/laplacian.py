@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators, register_composite
 from gru4rec_fast.reference.laplacian import MATRICES, check_graph, check_nodes
 from gru4rec_fast.reference.laplacian import laplacian as reference_laplacian
 from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
@@ -49,7 +50,7 @@ def laplacian(
             (seed, step, row, column), recomputed in the backward pass and never stored.
         seed: in [0, 2**63). step: in [0, 2**32).
         transposed: multiply by the transposed matrix, its mask transposed too.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Returns:
         [n_nodes, d], or [n_rows, d], in the dtype of `features`. Native: each row is summed in the order of its
@@ -59,8 +60,9 @@ def laplacian(
         ValueError: an argument that does not fit, named.
     """
     _check(features, offsets, neighbours, rows, columns, matrix, dropout, seed, step)
-    if resolve(impl, "laplacian", features.device.type) == "native":
-        return torch.ops.gru4rec_fast.laplacian(
+    chosen = resolve(impl, "laplacian", features.device.type)
+    if chosen != "reference":
+        return operators(chosen).laplacian(
             features, offsets, neighbours, rows, columns, matrix, dropout, seed, step, transposed
         )
     if not torch.compiler.is_compiling():
@@ -124,15 +126,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(offsets, neighbours, rows, columns)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     offsets, neighbours, rows, columns = ctx.saved_tensors
     *options, transposed = ctx.options
-    grad = torch.ops.gru4rec_fast.laplacian(grad, offsets, neighbours, columns, rows, *options, not transposed)
+    grad = getattr(torch.ops, library).laplacian(grad, offsets, neighbours, columns, rows, *options, not transposed)
     return grad, *[None] * 9
 
 
 @on_load
-def _register() -> None:
-    torch.library.impl("gru4rec_fast::laplacian", "CompositeExplicitAutograd", reference_laplacian)
-    torch.library.register_fake("gru4rec_fast::laplacian", _fake)
-    torch.library.register_autograd("gru4rec_fast::laplacian", _backward, setup_context=_setup_context)
+def _register(library: str) -> None:
+    register_composite(library, "laplacian", reference_laplacian)
+    torch.library.register_fake(f"{library}::laplacian", _fake)
+    torch.library.register_autograd(f"{library}::laplacian", partial(_backward, library), setup_context=_setup_context)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators
 from gru4rec_fast.reference.negative_sampling import COLUMN_MASS, AliasTable, alias_columns, alias_masses
 from gru4rec_fast.reference.negative_sampling import negative_sampling as reference_negative_sampling
 from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
@@ -23,7 +23,8 @@ def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> A
         support: integer [n_items], how often each item occurs; n_items in [1, 2**31).
         alpha: 0 for uniform, 1 for popularity, anything between or beyond. With alpha > 0 an item of support 0 is
             never drawn; with alpha 0 it is as likely as any other.
-        impl: "auto", "native" or "reference"; the tables are equal bit for bit.
+        impl: "auto", "native" or "reference"; the tables are equal bit for bit. "emulated" is "auto" here: no kernel
+            builds a table.
 
     Returns:
         The table, on the CPU: built there once, then moved with `.to(device)`.
@@ -44,8 +45,9 @@ def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> A
     if alpha > 0 and not support.any():
         raise ValueError(f"support is 0 for every item: with alpha={alpha} there is nothing to draw")
     mass, log_prob = alias_masses(support, alpha)
-    if resolve(impl, "build_alias_table", "cpu") == "native":
-        threshold, alias = torch.ops.gru4rec_fast.build_alias_table(mass)
+    chosen = resolve("auto" if impl == "emulated" else impl, "build_alias_table", "cpu")
+    if chosen != "reference":
+        threshold, alias = operators(chosen).build_alias_table(mass)
     else:
         threshold, alias = alias_columns(mass)
     return AliasTable(threshold, alias, log_prob, alpha)
@@ -62,7 +64,7 @@ def negative_sampling(
         seed: the key, in [0, 2**63).
         step: number of the first step; step + steps must not exceed 2**32.
         steps: how many steps to draw for. One call for T steps gives what T calls for one step give.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Returns:
         (items int64 [steps, n], log_prob float32 [steps, n]): log_prob is the natural logarithm of each drawn item's
@@ -75,10 +77,9 @@ def negative_sampling(
     if not 0 <= n <= WORD_RANGE:
         raise ValueError(f"n={n}: must be in [0, 2**32]")
     _check_table(table)
-    if resolve(impl, "negative_sampling", table.threshold.device.type) == "native":
-        return torch.ops.gru4rec_fast.negative_sampling(
-            table.threshold, table.alias, table.log_prob, n, seed, step, steps
-        )
+    chosen = resolve(impl, "negative_sampling", table.threshold.device.type)
+    if chosen != "reference":
+        return operators(chosen).negative_sampling(table.threshold, table.alias, table.log_prob, n, seed, step, steps)
     return reference_negative_sampling(table, n, seed=seed, step=step, steps=steps)
 
 
@@ -105,6 +106,6 @@ def _fake_draw(
 
 
 @on_load
-def _register() -> None:
-    torch.library.register_fake("gru4rec_fast::build_alias_table", _fake_build)
-    torch.library.register_fake("gru4rec_fast::negative_sampling", _fake_draw)
+def _register(library: str) -> None:
+    torch.library.register_fake(f"{library}::build_alias_table", _fake_build)
+    torch.library.register_fake(f"{library}::negative_sampling", _fake_draw)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators, register_composite
 from gru4rec_fast.reference import ranking as reference
 
 
@@ -23,9 +23,9 @@ def target_rank(
         weight: output table [I, H], I >= 1, dtype and device of `hidden`.
         bias: output bias [I], or None.
         targets: index of each query's true item, int64 [Q], 0 <= target < I.
-        impl: "auto", "native" or "reference". Native: every score, the target's too, is one chain of multiply-adds in
-            the order of the hidden units, so equal rows tie exactly and no score depends on the batch, the tile or the
-            number of threads; queries x catalogue scores are never held.
+        impl: "auto", "native", "reference" or "emulated". Native: every score, the target's too, is one chain of
+            multiply-adds in the order of the hidden units, so equal rows tie exactly and no score depends on the batch,
+            the tile or the number of threads; queries x catalogue scores are never held.
 
     Returns:
         (greater, equal), int64 [Q] each: how many *other* items score strictly higher than the target, and exactly as
@@ -36,8 +36,9 @@ def target_rank(
     """
     reference.check_table(hidden, weight, bias)
     reference.check_targets(hidden, targets)
-    if resolve(impl, "target_rank", hidden.device.type) == "native":
-        return torch.ops.gru4rec_fast.target_rank(hidden, weight, bias, targets)
+    chosen = resolve(impl, "target_rank", hidden.device.type)
+    if chosen != "reference":
+        return operators(chosen).target_rank(hidden, weight, bias, targets)
     return reference.target_rank(hidden, weight, bias, targets)
 
 
@@ -61,7 +62,7 @@ def top_k(
         bias: output bias [I], or None.
         k: how many items, 1 <= k <= I.
         exclude: items that a query must not be given, int64 [Q, E] padded with -1, or None.
-        impl: "auto", "native" or "reference", as in `target_rank`.
+        impl: "auto", "native", "reference" or "emulated", as in `target_rank`.
 
     Returns:
         (scores, items), [Q, k] in the dtype of `hidden` and int64. Where fewer than k items are left, because of
@@ -72,8 +73,9 @@ def top_k(
     """
     reference.check_table(hidden, weight, bias)
     reference.check_top_k(hidden, weight, k, exclude)
-    if resolve(impl, "top_k", hidden.device.type) == "native":
-        return torch.ops.gru4rec_fast.top_k(hidden, weight, bias, k, exclude)
+    chosen = resolve(impl, "top_k", hidden.device.type)
+    if chosen != "reference":
+        return operators(chosen).top_k(hidden, weight, bias, k, exclude)
     return reference.top_k(hidden, weight, bias, k, exclude)
 
 
@@ -89,8 +91,8 @@ def _fake_top_k(
 
 
 @on_load
-def _register() -> None:
-    torch.library.impl("gru4rec_fast::target_rank", "CompositeExplicitAutograd", reference.target_rank)
-    torch.library.impl("gru4rec_fast::top_k", "CompositeExplicitAutograd", reference.top_k)
-    torch.library.register_fake("gru4rec_fast::target_rank", _fake_target_rank)
-    torch.library.register_fake("gru4rec_fast::top_k", _fake_top_k)
+def _register(library: str) -> None:
+    register_composite(library, "target_rank", reference.target_rank)
+    register_composite(library, "top_k", reference.top_k)
+    torch.library.register_fake(f"{library}::target_rank", _fake_target_rank)
+    torch.library.register_fake(f"{library}::top_k", _fake_top_k)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators, register_composite
 from gru4rec_fast.reference.sampled_loss import LOSSES
 from gru4rec_fast.reference.sampled_loss import sampled_loss as reference_loss
 from gru4rec_fast.reference.sampled_loss_gradients import sampled_loss_and_gradients
@@ -49,7 +49,7 @@ def sampled_loss(
         elu_param: alpha of the elu on the scores, 0: none; bpr-max only.
         bpreg: weight of the score regularisation of bpr-max.
         label_smoothing: share of the target's mass spread over the other columns; cross-entropy only.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Returns:
         scalar; differentiable in hidden, rows and bias.
@@ -63,8 +63,9 @@ def sampled_loss(
         raise ValueError(f"batch_size={batch_size}: must be positive")
     if elu_param < 0:
         raise ValueError(f"elu_param={elu_param}: must not be negative")
-    if resolve(impl, "sampled_loss", hidden.device.type) == "native":
-        return torch.ops.gru4rec_fast.sampled_loss(
+    chosen = resolve(impl, "sampled_loss", hidden.device.type)
+    if chosen != "reference":
+        return operators(chosen).sampled_loss(
             hidden, rows, bias, live, log_q, ids, count, loss, in_batch, divisor, elu_param, bpreg, label_smoothing
         )[0]
     return reference_loss(
@@ -143,11 +144,7 @@ def _fake(hidden: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 @on_load
-def _register() -> None:
-    torch.library.impl(
-        "gru4rec_fast::sampled_loss",
-        "CompositeExplicitAutograd",
-        sampled_loss_and_gradients,
-    )
-    torch.library.register_fake("gru4rec_fast::sampled_loss", _fake)
-    torch.library.register_autograd("gru4rec_fast::sampled_loss", _backward, setup_context=_setup_context)
+def _register(library: str) -> None:
+    register_composite(library, "sampled_loss", sampled_loss_and_gradients)
+    torch.library.register_fake(f"{library}::sampled_loss", _fake)
+    torch.library.register_autograd(f"{library}::sampled_loss", _backward, setup_context=_setup_context)

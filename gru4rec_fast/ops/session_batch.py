@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators
 from gru4rec_fast.reference.session_batch import session_batch as reference_session_batch
 from gru4rec_fast.reference.session_batch import session_batch_state
 
@@ -39,7 +39,7 @@ def session_batch(
         lane_position: int64 [B], updated: index in `items` of the lane's next input.
         cursor: int64 [1], updated: the next place of `order` to be started. `session_batch_state` makes all three.
         steps: how many steps to play.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Returns:
         (inputs int64 [steps, B], targets int64 [steps, B], reset bool [steps, B]). A dead lane has input and target -1.
@@ -51,8 +51,9 @@ def session_batch(
             then as it was.
     """
     _check(items, offsets, order, lane_session, lane_position, cursor, steps)
-    if resolve(impl, "session_batch", items.device.type) == "native":
-        return torch.ops.gru4rec_fast.session_batch(items, offsets, order, lane_session, lane_position, cursor, steps)
+    chosen = resolve(impl, "session_batch", items.device.type)
+    if chosen != "reference":
+        return operators(chosen).session_batch(items, offsets, order, lane_session, lane_position, cursor, steps)
     return reference_session_batch(items, offsets, order, lane_session, lane_position, cursor, steps)
 
 
@@ -108,5 +109,5 @@ def _fake(
 
 
 @on_load
-def _register() -> None:
-    torch.library.register_fake("gru4rec_fast::session_batch", _fake)
+def _register(library: str) -> None:
+    torch.library.register_fake(f"{library}::session_batch", _fake)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators, register_composite
 from gru4rec_fast.reference import sparse_update as reference
 
 
@@ -30,14 +30,15 @@ def sparse_sgd(
         index: int64 [K], rows; one that occurs several times has its gradients summed first.
         grad: [K, ...].
         lr, momentum: v <- momentum * v + g; w -= lr * v, as torch.optim.SGD without dampening.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Raises:
         ValueError: an argument that does not fit, named.
     """
     _check(table, {"momentum_buffer": momentum_buffer}, index, grad, momentum)
-    if resolve(impl, "sparse_sgd", table.device.type) == "native":
-        torch.ops.gru4rec_fast.sparse_sgd(table, momentum_buffer, index, grad, lr, momentum)
+    chosen = resolve(impl, "sparse_sgd", table.device.type)
+    if chosen != "reference":
+        operators(chosen).sparse_sgd(table, momentum_buffer, index, grad, lr, momentum)
     else:
         reference.sparse_sgd(table, momentum_buffer, index, grad, lr=lr, momentum=momentum)
 
@@ -63,14 +64,15 @@ def sparse_adagrad(
         index: int64 [K], rows; one that occurs several times has its gradients summed first.
         grad: [K, ...].
         lr, momentum, eps: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Raises:
         ValueError: an argument that does not fit, named.
     """
     _check(table, {"accumulator": accumulator, "velocity": velocity}, index, grad, momentum)
-    if resolve(impl, "sparse_adagrad", table.device.type) == "native":
-        torch.ops.gru4rec_fast.sparse_adagrad(table, accumulator, velocity, index, grad, lr, momentum, eps)
+    chosen = resolve(impl, "sparse_adagrad", table.device.type)
+    if chosen != "reference":
+        operators(chosen).sparse_adagrad(table, accumulator, velocity, index, grad, lr, momentum, eps)
     else:
         reference.sparse_adagrad(table, accumulator, velocity, index, grad, lr=lr, momentum=momentum, eps=eps)
 
@@ -98,15 +100,16 @@ def sparse_rmsprop(
         grad: [K, ...].
         lr, alpha, eps, momentum: s <- alpha * s + (1 - alpha) * g^2; v <- momentum * v + g / (sqrt(s) + eps);
             w -= lr * v, as torch.optim.RMSprop, for the rows that are touched: the mean of others does not decay.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Raises:
         ValueError: an argument that does not fit, named.
     """
     _check(table, {"square_avg": square_avg, "momentum_buffer": momentum_buffer}, index, grad, momentum)
     options = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum}
-    if resolve(impl, "sparse_rmsprop", table.device.type) == "native":
-        torch.ops.gru4rec_fast.sparse_rmsprop(table, square_avg, momentum_buffer, index, grad, **options)
+    chosen = resolve(impl, "sparse_rmsprop", table.device.type)
+    if chosen != "reference":
+        operators(chosen).sparse_rmsprop(table, square_avg, momentum_buffer, index, grad, **options)
     else:
         reference.sparse_rmsprop(table, square_avg, momentum_buffer, index, grad, **options)
 
@@ -135,7 +138,7 @@ def sparse_adam(
         step: number of this step, from 1; all steps count, also those that did not touch a row.
         lr, beta1, beta2, eps: m <- beta1 * m + (1 - beta1) * g; s <- beta2 * s + (1 - beta2) * g^2; w -= lr *
             sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(s) + eps), as torch.optim.SparseAdam.
-        impl: "auto", "native" or "reference".
+        impl: "auto", "native", "reference" or "emulated".
 
     Raises:
         ValueError: an argument that does not fit, named.
@@ -143,8 +146,9 @@ def sparse_adam(
     _check(table, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, index, grad)
     if step < 1:
         raise ValueError(f"step={step}: counts from 1")
-    if resolve(impl, "sparse_adam", table.device.type) == "native":
-        torch.ops.gru4rec_fast.sparse_adam(table, exp_avg, exp_avg_sq, index, grad, step, lr, beta1, beta2, eps)
+    chosen = resolve(impl, "sparse_adam", table.device.type)
+    if chosen != "reference":
+        operators(chosen).sparse_adam(table, exp_avg, exp_avg_sq, index, grad, step, lr, beta1, beta2, eps)
     else:
         reference.sparse_adam(
             table, exp_avg, exp_avg_sq, index, grad, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps
@@ -168,7 +172,7 @@ def _check(table: Tensor, state: dict[str, Tensor | None], index: Tensor, grad: 
 
 
 @on_load
-def _register() -> None:
+def _register(library: str) -> None:
     """The reference as composite implementation: the same arguments, those of the schema by their order."""
     composites: dict[str, Callable[..., None]] = {
         "sparse_sgd": lambda w, v, i, g, lr, momentum: reference.sparse_sgd(w, v, i, g, lr=lr, momentum=momentum),
@@ -183,5 +187,5 @@ def _register() -> None:
         ),
     }
     for name, composite in composites.items():
-        torch.library.impl(f"gru4rec_fast::{name}", "CompositeExplicitAutograd", composite)
-        torch.library.register_fake(f"gru4rec_fast::{name}", lambda *_, **__: None)
+        register_composite(library, name, composite)
+        torch.library.register_fake(f"{library}::{name}", lambda *_, **__: None)

@@ -72,7 +72,7 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _has_kernel(self, parameter: Tensor) -> bool:
         """Whether the native row update takes the whole of a dense parameter."""
-        kernel = resolve(self.impl, self.operator, parameter.device.type) == "native"
+        kernel = resolve(self.impl, self.operator, parameter.device.type) != "reference"
         return kernel and parameter.is_contiguous() and parameter.dtype in (torch.float32, torch.float64)
 
 

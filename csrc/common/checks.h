@@ -16,4 +16,15 @@ inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
                     " with steps=", steps, ": step must not be negative, step + steps not exceed 2**32");
 }
 
+// Arguments of dropout_mask; a dtype is checked where its elements are written.
+inline void check_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
+                       int64_t step) {
+  constexpr int64_t kWordRange = int64_t{1} << 32;
+  check_counters(seed, step, steps);
+  TORCH_CHECK_VALUE(lanes >= 0 && lanes < kWordRange, "lanes=", lanes, ": must be in [0, 2**32)");
+  TORCH_CHECK_VALUE(units >= 0 && units < kWordRange, "units=", units, ": must be in [0, 2**32)");
+  TORCH_CHECK_VALUE(stream >= 0 && stream < kWordRange, "stream=", stream, ": must be in [0, 2**32)");
+  TORCH_CHECK_VALUE(p >= 0 && p < 1, "p=", p, ": the probability of dropping must be in [0, 1)");
+}
+
 }  // namespace grf

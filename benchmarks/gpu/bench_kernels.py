@@ -1,0 +1,146 @@
+"""Times the CUDA kernels beside what torch offers for the same work: medians of events, the two sides alternating.
+
+    python benchmarks/gpu/bench_kernels.py --out kernels.json [--folder FOLDER]
+
+Each row: ours and the other's microseconds (median and quartiles), their ratio (median of the rounds' ratios), counted
+bytes and the share of the copy bandwidth measured in the same run. FOLDER is taken for rows that need data or peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from gru4rec_fast import ops
+
+Work = Callable[[], object]
+Row = tuple[str, Work, str, Work, int]  # name, ours, the other's name, the other, counted bytes
+
+
+def microseconds(work: Work, calls: int) -> float:
+    """Of one of `calls` calls, on the GPU's own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / calls * 1e3
+
+
+def compare(ours: Work, other: Work, rounds: int = 15) -> dict[str, Any]:
+    """Both sides in turn, after warm-up, a round long enough for the clock."""
+    calls = {}
+    for side in (ours, other):
+        for _ in range(3):
+            side()
+        calls[side] = max(1, int(2000 / max(microseconds(side, 3), 1.0)))
+    times = [(microseconds(ours, calls[ours]), microseconds(other, calls[other])) for _ in range(rounds)]
+    ratios = [theirs / mine for mine, theirs in times]
+
+    def spread(values: list[float]) -> list[float]:
+        low, _, high = quantiles(values, n=4)
+        return [median(values), low, high]
+
+    return {
+        "ours_us": spread([mine for mine, _ in times]),
+        "other_us": spread([theirs for _, theirs in times]),
+        "ratio": spread(ratios),
+    }
+
+
+def copy_bandwidth() -> float:
+    """GB/s read and written by a copy of 1 GiB."""
+    source = torch.empty(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    times = [microseconds(lambda: target.copy_(source), 10) for _ in range(9)]
+    return 2 * source.numel() * 4 / median(times) / 1e3
+
+
+def power_law_graph(n_nodes: int, n_edges: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Offsets and neighbours of a symmetric graph whose degrees fall off as a power law."""
+    draws = torch.Generator().manual_seed(0)
+    ends = (torch.rand(2, n_edges, generator=draws) ** 2.5 * n_nodes).long()
+    pairs = torch.unique(torch.cat([ends, ends.flip(0)], dim=1), dim=1)
+    pairs = pairs[:, pairs[0] != pairs[1]]
+    counts = torch.bincount(pairs[0], minlength=n_nodes)
+    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]), pairs[1].int()
+
+
+def rows() -> Iterator[Row]:
+    table = ops.build_alias_table((1e7 / torch.arange(1, 100_001)).long() + 1, 0.75).to("cuda")
+    probability = torch.softmax(table.log_prob, 0)
+    yield (
+        "negatives, 2048 of 100k items",
+        lambda: ops.negative_sampling(table, 2048, seed=1, step=0, impl="native"),
+        "torch.multinomial",
+        lambda: torch.multinomial(probability, 2048, replacement=True),
+        2048 * (20 + 12),
+    )
+    for shape in ((1, 32, 100), (16, 128, 512)):
+        mask = torch.empty(shape, device="cuda")
+        yield (
+            f"dropout mask {shape}",
+            lambda shape=shape: ops.dropout_mask(*shape, 0.3, seed=1, stream=1, step=0, device="cuda", impl="native"),
+            "bernoulli_",
+            lambda mask=mask: mask.bernoulli_(0.7).div_(0.7),
+            mask.numel() * 4,
+        )
+    lengths = torch.randint(2, 9, (200_000,), generator=torch.Generator().manual_seed(1))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    log = torch.arange(int(offsets[-1]), dtype=torch.int32)
+    on_gpu, state = (log.cuda(), offsets.cuda()), ops.session_batch_state(128, "cuda")
+    cpu_state = ops.session_batch_state(128)
+    yield (
+        "session batch, 128 lanes, 16 steps",
+        lambda: ops.session_batch(*on_gpu, None, *state, 16, impl="native"),
+        "the CPU kernel and a copy",
+        lambda: [t.cuda() for t in ops.session_batch(log, offsets, None, *cpu_state, 16, impl="native")],
+        16 * 128 * (8 + 17),
+    )
+    graph = [t.cuda() for t in power_law_graph(500_000, 5_000_000)]
+    n_nodes, entries = graph[0].numel() - 1, graph[1].numel()
+    features = torch.randn(n_nodes, 64, device="cuda")
+    inverse = graph[0].diff().double().pow(-0.5).nan_to_num(posinf=0).float()
+    sources = torch.repeat_interleave(torch.arange(n_nodes, device="cuda"), graph[0].diff())
+    values = inverse[sources] * inverse[graph[1].long()]
+    sparse = torch.sparse_csr_tensor(graph[0], graph[1].long(), values, (n_nodes, n_nodes))
+    yield (
+        f"L @ E, {entries} entries, d = 64",
+        lambda: ops.laplacian(features, *graph, impl="native"),
+        "torch CSR",
+        lambda: sparse @ features,
+        entries * (64 * 4 + 8) + n_nodes * 64 * 4,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, help="holds peers/ and data/")
+    arguments = parser.parse_args()
+    bandwidth = copy_bandwidth()
+    found = []
+    for name, ours, other_name, other, counted in rows():
+        row = {"row": name, "other": other_name, **compare(ours, other), "bytes": counted}
+        row["copy_share"] = counted / row["ours_us"][0] / 1e3 / bandwidth
+        found.append(row)
+        print(json.dumps(row), flush=True)
+    answer = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "copy_gbytes": bandwidth,
+        "rows": found,
+    }
+    arguments.out.write_text(json.dumps(answer, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

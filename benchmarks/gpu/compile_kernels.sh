@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Compiles every csrc/cuda/*.cu for the supported architectures, without torch, and keeps what ptxas says of registers,
+# shared memory and spills: benchmarks/gpu/compile_kernels.sh FOLDER writes FOLDER/ptxas.txt. Fails where a kernel does
+# not compile or spills registers. For .ci/run and run_all.sh; needs nvcc, no GPU.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=$1
+mkdir -p "$out"
+nvcc=${NVCC:-nvcc}
+architectures=(-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90)
+# Newer ones where this nvcc knows them, and PTX of the newest named for those to come.
+if "$nvcc" --list-gpu-code | grep -qx sm_100; then
+  architectures+=(-gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100)
+else
+  architectures+=(-gencode arch=compute_90,code=compute_90)
+fi
+object=$(mktemp)
+trap 'rm -f "$object"' EXIT
+: >"$out/ptxas.txt"
+for source in csrc/cuda/*.cu; do
+  begin=$SECONDS
+  printf '# %s\n' "$source" >>"$out/ptxas.txt"
+  if ! "$nvcc" -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr -Xptxas -v -I csrc "${architectures[@]}" -c "$source" \
+    -o "$object" 2>>"$out/ptxas.txt"; then
+    cat "$out/ptxas.txt"
+    exit 1
+  fi
+  echo "$source: $((SECONDS - begin)) s"
+done
+if grep -E '[1-9][0-9]* bytes spill' "$out/ptxas.txt"; then
+  echo "a kernel spills registers ($out/ptxas.txt)"
+  exit 1
+fi
+echo "$(grep -c '^# ' "$out/ptxas.txt") sources, no register spills ($out/ptxas.txt)"

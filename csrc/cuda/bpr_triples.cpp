@@ -1,0 +1,61 @@
+// Triples for BPR on CUDA. Specification: gru4rec_fast/reference/bpr_triples.py. What users and starts hold is checked
+// on the device, once it is drawn.
+#include "cuda/bpr_triples.h"
+
+#include <ATen/ops/empty.h>
+
+#include <optional>
+
+#include "common/checks.h"
+#include "cuda/device.h"
+
+namespace grf::cuda {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kLimit = int64_t{1} << 31;
+
+Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbours, const Tensor& users,
+                   const std::optional<Tensor>& starts, int64_t n_users, int64_t n_items, int64_t n, int64_t seed,
+                   int64_t step) {
+  check_counters(seed, step, 1);
+  TORCH_CHECK_VALUE(n >= 0 && n < int64_t{1} << 32, "n=", n, ": must be in [0, 2**32)");
+  TORCH_CHECK_VALUE(n_users >= 1 && n_users < kLimit, "n_users=", n_users, ": must be in [1, 2**31)");
+  TORCH_CHECK_VALUE(n_items >= 1 && n_items < kLimit, "n_items=", n_items, ": must be in [1, 2**31)");
+  const at::Device device = offsets.device();
+  const Tensor o = contiguous_on(device, offsets, "offsets", {n_users + n_items + 1}, at::kLong);
+  TORCH_CHECK_VALUE(
+      neighbours.dim() == 1 && (neighbours.scalar_type() == at::kInt || neighbours.scalar_type() == at::kLong),
+      "neighbours must be int32 or int64 [n_entries]");
+  const Tensor i = contiguous_on(device, neighbours, "neighbours", neighbours.sizes(), neighbours.scalar_type());
+  TORCH_CHECK_VALUE(
+      users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kLimit && users.scalar_type() == at::kLong,
+      "users must be int64 [n_candidates], one at least");
+  const Tensor u = contiguous_on(device, users, "users", users.sizes(), at::kLong);
+  const Tensor s = starts ? contiguous_on(device, *starts, "starts", {u.size(0) + 1}, at::kLong) : Tensor();
+  const DeviceGuard guard(device);
+  const Tensor out = at::empty({3, n}, u.options());
+  const TripleDraws draws{o.const_data_ptr<int64_t>(),
+                          i.const_data_ptr(),
+                          i.scalar_type() == at::kLong,
+                          i.size(0),
+                          u.const_data_ptr<int64_t>(),
+                          u.size(0),
+                          starts ? s.const_data_ptr<int64_t>() : nullptr,
+                          n_users,
+                          n_items,
+                          static_cast<uint64_t>(seed),
+                          static_cast<uint32_t>(step),
+                          n,
+                          out.mutable_data_ptr<int64_t>()};
+  draw_triples(draws, current_stream(device));
+  return out;
+}
+
+GRF_DEVICE_IMPL(m) {
+  m.impl("bpr_triples", &bpr_triples);
+}
+
+}  // namespace
+}  // namespace grf::cuda

@@ -1,0 +1,17 @@
+// The namespace that operators are registered under: gru4rec_fast, or gru4rec_fast_emulated where the CUDA kernels are
+// compiled for the emulation. Both have the schemas of schema.cpp.
+#pragma once
+
+#include <torch/library.h>
+
+#ifdef GRF_EMULATED
+#define GRF_LIBRARY gru4rec_fast_emulated
+#define GRF_LIBRARY_NAME "gru4rec_fast_emulated"
+#else
+#define GRF_LIBRARY gru4rec_fast
+#define GRF_LIBRARY_NAME "gru4rec_fast"
+#endif
+
+// torch's macros with their first argument expanded.
+#define GRF_TORCH_LIBRARY(name, m) TORCH_LIBRARY(name, m)
+#define GRF_TORCH_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)
