@@ -61,6 +61,20 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "laplacian(Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, Tensor? columns, str matrix, "
       "float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
+  // ngcf_layer: E', and what its backward needs: the products with the matrices of P and of Q (empty where they are the
+  // same but for "+I"), and bits of each unit
+  m.def(
+      "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, Tensor? columns, Tensor weight_1, "
+      "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "
+      "float node_dropout, float message_dropout, SymInt seed, SymInt step, SymInt layer) -> (Tensor out, "
+      "Tensor side_p, Tensor side_q, Tensor code)");
+  m.def(
+      "ngcf_layer_backward(Tensor grad_out, Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, "
+      "Tensor? columns, Tensor weight_1, Tensor weight_2, Tensor side_p, Tensor side_q, Tensor code, str P, str Q, "
+      "bool per_term, float negative_slope, float node_dropout, float message_dropout, SymInt seed, SymInt step, "
+      "SymInt layer) -> (Tensor grad_features, Tensor grad_weight_1, Tensor grad_bias_1, Tensor grad_weight_2, "
+      "Tensor grad_bias_2)");
+
   // bpr_triples
   m.def(
       "bpr_triples(Tensor offsets, Tensor neighbours, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "

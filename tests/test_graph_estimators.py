@@ -350,9 +350,9 @@ def test_parameters() -> None:
     assert list(inspect.signature(LightGCN).parameters) == list(LightGCNParameters().to_dict())
     assert NGCF().set_params(n_epochs=2).get_params()["n_epochs"] == 2
     layer = NGCF(adjacency="mean+I/norm").build_network(TRAIN).layers[0]
-    assert (layer.p, layer.p_adds_identity, layer.q, layer.q_adds_identity) == ("mean", True, "norm", False)
+    assert (layer.P, layer.Q) == ("mean+I", "norm")
     layer = NGCF(adjacency="mean").build_network(TRAIN).layers[0]
-    assert (layer.p, layer.p_adds_identity, layer.q, layer.q_adds_identity) == ("mean", False, "mean", False)
+    assert (layer.P, layer.Q) == ("mean", "mean")
 
 
 @pytest.mark.parametrize(

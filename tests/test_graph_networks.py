@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
-from gru4rec_fast.nn.graph_propagation import PROPAGATION_MATRICES
+from gru4rec_fast.reference.ngcf_layer import PROPAGATION_MATRICES
 
 native = pytest.mark.skipif(
     _backend.resolve("auto", "laplacian", "cpu") != "native", reason="laplacian is not built natively"
@@ -268,6 +268,8 @@ def test_only_what_the_batch_needs_gives_the_same(
 ) -> None:
     """Loss, penalty and gradients, whether nodes are chosen in every layer (most = 2) or until most are needed."""
     monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MOST", most)
+    if most > 1:
+        monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MANY", most)
     options: dict[str, Any] = {"node_dropout": dropout, "seed": 5, "impl": impl}
     network: Any
     if name == "lightgcn":

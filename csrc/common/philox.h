@@ -21,6 +21,7 @@ constexpr uint32_t kStreamNegatives = 0;
 constexpr uint32_t kStreamEmbeddingDropout = 1;
 constexpr uint32_t kStreamHiddenDropout = 2;  // of the first GRU layer; layer l uses kStreamHiddenDropout + l
 constexpr uint32_t kStreamEdgeDropout = 1 << 16;
+constexpr uint32_t kStreamMessageDropout = 1 << 17;  // graph layer l uses kStreamMessageDropout + l
 constexpr uint32_t kStreamTriples = 1 << 18;
 
 struct Words {

@@ -10,7 +10,12 @@
 
 #include "common/checks.h"
 #include "common/philox.h"
+#include "common/simd.h"
 #include "cpu/dropout.h"
+
+#if GRF_X86_ISAS
+#include <immintrin.h>
+#endif
 
 #define GRF_KERNEL "cpu/dropout_kernel.inc"
 #include "common/foreach_isa.h"

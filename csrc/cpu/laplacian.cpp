@@ -19,6 +19,12 @@
 
 #include "common/checks.h"
 #include "common/philox.h"
+#include "common/simd.h"
+#include "cpu/laplacian.h"
+
+#if GRF_X86_ISAS
+#include <immintrin.h>
+#endif
 
 namespace grf {
 namespace {
@@ -27,20 +33,21 @@ namespace {
 template <typename T>
 using SumOf = std::conditional_t<std::is_same_v<T, uint16_t>, float, T>;
 
-// A product as raw pointers. Entry (row, column) of the matrix is left[row] * right[column] (right null: all 1), where
-// a Philox word reaches the threshold (0: no dropout).
+// A product as raw pointers. Entry (row, column) of the matrix is left[row] * scales[where column's features stand]
+// (scales null: left[row]), where a Philox word reaches the threshold (0: no dropout).
 template <typename T>
 struct Product {
   const T* features;  // [n_nodes, width], or of the chosen columns only
   int64_t n_nodes, width;
-  const int64_t* offsets;  // [n_nodes + 1]
-  const int64_t* rows;     // [n_rows] rows to compute, or null: all
-  const int32_t*
-      positions;  // [n_nodes] where a column's features stand, -1 where it is left out; or null: all, in order
+  const int64_t* offsets;    // [n_nodes + 1]
+  const int64_t* rows;       // [n_rows] rows to compute, or null: all
+  const int32_t* positions;  // [n_nodes] where a column's features stand, -1: left out; or null: all, in order
   const SumOf<T>* left;
-  const SumOf<T>* right;
-  bool diagonal;  // entries (row, row) beside those of the graph
+  const SumOf<T>* scales;
+  const T* added;  // like features: the row of a node is added to its result; or null
+  bool diagonal;   // entries (row, row) beside those of the graph
   bool transposed;
+  bool far;  // no cache holds the features: their rows are called for early
   uint32_t threshold, step;
   uint64_t seed;
 };
@@ -57,6 +64,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kGrain = 1 << 16;  // multiply-adds that are worth a thread
+constexpr int64_t kFar = int64_t{1} << 25;
 
 // One side of the matrix: degree to the power `exponent`, 0 for nodes without neighbours; D + I with `diagonal`.
 template <typename Sum>
@@ -113,12 +121,6 @@ void multiply(const Product<T>& product, const Work& work, const Tensor& neighbo
                     product.n_nodes - 1);
 }
 
-struct Dropout {
-  double p;
-  uint64_t seed;
-  uint32_t step;
-};
-
 // Which part of the matrix is multiplied by, as the kernel reads it.
 struct Part {
   const int64_t* rows = nullptr;
@@ -148,17 +150,22 @@ struct Part {
 
 template <typename T>
 void multiply(const Tensor& features, const Tensor& offsets, const Tensor& neighbours, const Part& part,
-              std::string_view matrix, const Dropout& dropout, bool transposed, Tensor& out) {
+              const std::optional<Tensor>& columns, const Propagation& how, const Tensor& added, Tensor& out) {
+  using Sum = SumOf<T>;
+  const std::string_view matrix = how.matrix;
   const bool diagonal = matrix == "norm";
   double exponents[2] = {matrix == "plain"       ? 0.0
                          : matrix == "symmetric" ? -0.5
                                                  : -1.0,
                          matrix == "symmetric" ? -0.5 : 0.0};
-  if (transposed) std::swap(exponents[0], exponents[1]);
-  const auto left = power_of_degrees<SumOf<T>>(offsets, exponents[0], diagonal, 1 / (1 - dropout.p));
-  const bool weighted = exponents[1] != 0;
-  const auto right =
-      weighted ? power_of_degrees<SumOf<T>>(offsets, exponents[1], diagonal, 1) : std::vector<SumOf<T>>();
+  if (how.transposed) std::swap(exponents[0], exponents[1]);
+  const auto left = power_of_degrees<Sum>(offsets, exponents[0], diagonal, 1 / (1 - how.dropout));
+  std::vector<Sum> scales;
+  if (exponents[1] != 0) scales = power_of_degrees<Sum>(offsets, exponents[1], diagonal, 1);
+  if (exponents[1] != 0 && columns.has_value()) {
+    const int64_t* column = columns->const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < columns->size(0); ++i) scales[i] = scales[column[i]];  // rising: none is overwritten early
+  }
   const Product<T> product{static_cast<const T*>(features.const_data_ptr()),
                            offsets.size(0) - 1,
                            features.size(1),
@@ -166,12 +173,14 @@ void multiply(const Tensor& features, const Tensor& offsets, const Tensor& neigh
                            part.rows,
                            part.positions.empty() ? nullptr : part.positions.data(),
                            left.data(),
-                           weighted ? right.data() : nullptr,
+                           scales.empty() ? nullptr : scales.data(),
+                           added.defined() ? static_cast<const T*>(added.const_data_ptr()) : nullptr,
                            diagonal,
-                           transposed,
-                           static_cast<uint32_t>(std::floor(dropout.p * 4294967296.0)),
-                           dropout.step,
-                           dropout.seed};
+                           how.transposed,
+                           features.nbytes() > kFar,
+                           static_cast<uint32_t>(std::floor(how.dropout * 4294967296.0)),
+                           how.step,
+                           how.seed};
   if (neighbours.scalar_type() == at::kInt) {
     multiply<T, int32_t>(product, part.work, neighbours, out);
   } else {
@@ -220,30 +229,38 @@ std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
 Tensor laplacian(const Tensor& features, const Tensor& offsets, const Tensor& neighbours,
                  const std::optional<Tensor>& rows, const std::optional<Tensor>& columns, c10::string_view matrix,
                  double p, int64_t seed, int64_t step, bool transposed) {
-  const Tensor e = features.contiguous(), o = offsets.contiguous(), n = neighbours.contiguous();
-  const std::optional<Tensor> r = contiguous(rows), c = contiguous(columns);
-  const std::string_view name(matrix.data(), matrix.size());
+  check_counters(seed, step, 1);
+  const Propagation how{std::string_view(matrix.data(), matrix.size()), p, static_cast<uint64_t>(seed),
+                        static_cast<uint32_t>(step), transposed};
+  return propagate(features, {offsets, neighbours, rows, columns}, how);
+}
+
+}  // namespace
+
+Tensor propagate(const Tensor& features, const GraphPart& graph, const Propagation& how, const Tensor& added) {
+  const Tensor e = features.contiguous(), o = graph.offsets.contiguous(), n = graph.neighbours.contiguous();
+  const std::optional<Tensor> r = contiguous(graph.rows), c = contiguous(graph.columns);
   check_nodes("rows", r, o.size(0) - 1);
   check_nodes("columns", c, o.size(0) - 1);
-  check(e, o, n, c, name, p);
-  check_counters(seed, step, 1);
-  const Dropout dropout{p, static_cast<uint64_t>(seed), static_cast<uint32_t>(step)};
+  check(e, o, n, c, how.matrix, how.dropout);
   const Part part(o, r, c);
   Tensor out = at::empty({part.work.n_rows, e.size(1)}, e.options());
   switch (e.scalar_type()) {
     case at::kFloat:
-      multiply<float>(e, o, n, part, name, dropout, transposed, out);
+      multiply<float>(e, o, n, part, c, how, added, out);
       break;
     case at::kDouble:
-      multiply<double>(e, o, n, part, name, dropout, transposed, out);
+      multiply<double>(e, o, n, part, c, how, added, out);
       break;
     default:
       TORCH_CHECK_VALUE(e.scalar_type() == at::kBFloat16, "features must be float32, float64 or bfloat16, not ",
                         e.scalar_type());
-      multiply<uint16_t>(e, o, n, part, name, dropout, transposed, out);
+      multiply<uint16_t>(e, o, n, part, c, how, added, out);
   }
   return out;
 }
+
+namespace {
 
 TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
   m.impl("laplacian", &laplacian);

@@ -113,7 +113,7 @@ class GraphRecommender(Estimator):
                 network,
                 TripleSampler(graph, p.batch_size, by=p.draw, seed=p.seed, device=device, impl=p.impl),
                 training_options(p, checkpoint_every),
-                optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate),
+                optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True),
                 validate=None if held_out is None else self._validator(network, graph, held_out),
                 out=out,
                 identity=identity(self.format(), p, graph),

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast.data.graph import InteractionGraph
-from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer, pick
+from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.session_gru import glorot_
+from gru4rec_fast.reference.ngcf_layer import pick
 
 Nodes = Tensor | None
 
 # From this share of all nodes on, a layer is computed for all: choosing costs more than it saves.
 _MOST = 0.7
+# From this share of all nodes on, their neighbours are taken to be most nodes: to look for them costs a layer's time.
+_MANY = 0.4
 
 
 class GraphNetwork(nn.Module):
@@ -62,8 +65,9 @@ class GraphNetwork(nn.Module):
         needed: list[Nodes] = [rows]
         for _ in range(self.n_layers):
             if rows is not None:
-                rows = self.graph.with_neighbours(rows)
-                rows = rows if len(rows) < _MOST * self.graph.n_nodes else None
+                n_nodes = self.graph.n_nodes
+                rows = self.graph.with_neighbours(rows) if len(rows) < _MANY * n_nodes else None
+                rows = None if rows is None or len(rows) >= _MOST * n_nodes else rows
             needed.insert(0, rows)
         return needed
 

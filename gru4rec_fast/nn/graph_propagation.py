@@ -9,11 +9,7 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.data.graph import InteractionGraph
 from gru4rec_fast.nn.session_gru import glorot_
-from gru4rec_fast.reference.laplacian import MATRICES
-from gru4rec_fast.reference.philox import STREAM_MESSAGE_DROPOUT
-
-PROPAGATION_MATRICES = (*MATRICES, *(f"{matrix}+I" for matrix in MATRICES))
-ACTIVATIONS = ("sum", "per_term")
+from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS, pick, split_matrix
 
 
 class GraphIndices(nn.Module):
@@ -92,7 +88,18 @@ class LaplacianPropagation(nn.Module):
             rows: int64, rising: the nodes to compute; None: all. columns: the nodes that `embeddings` are of, likewise;
                 among them must be `rows` and their neighbours.
         """
-        side = propagate(self, embeddings, self.matrix, step, rows, columns)
+        side = ops.laplacian(
+            embeddings,
+            self.graph.offsets,
+            self.graph.neighbours,
+            self.matrix,
+            rows=rows,
+            columns=columns,
+            dropout=self.dropout if self.training else 0.0,
+            seed=self.seed,
+            step=step,
+            impl=self.impl,
+        )
         return side + pick(embeddings, rows, columns) if self.adds_identity else side
 
     def extra_repr(self) -> str:
@@ -113,7 +120,7 @@ class NGCFLayer(nn.Module):
         P, Q: propagation matrices, see `LaplacianPropagation`; the paper's by default. Where they differ only by "+I"
             the product is computed once.
         activation: "sum" or "per_term".
-        negative_slope: of the LeakyReLU.
+        negative_slope: of the LeakyReLU, not negative.
         node_dropout: probability in [0, 1) to drop an entry of P and Q.
         message_dropout: probability in [0, 1) to drop a unit of E'.
         normalise: L2-normalise the rows of E' (a row of zeros stays zero).
@@ -154,8 +161,9 @@ class NGCFLayer(nn.Module):
         if in_features < 1 or out_features < 1:
             raise ValueError(f"in_features={in_features}, out_features={out_features}: both must be at least 1")
         self.graph = GraphIndices.of(graph)
-        self.p, self.p_adds_identity = split_matrix("P", P)
-        self.q, self.q_adds_identity = split_matrix("Q", Q)
+        split_matrix("P", P)
+        split_matrix("Q", Q)
+        self.P, self.Q = P, Q
         self.activation, self.negative_slope = activation, negative_slope
         self.dropout, self.message_dropout, self.normalise = node_dropout, message_dropout, normalise
         self.seed, self.layer, self.impl = seed, layer, impl
@@ -173,78 +181,33 @@ class NGCFLayer(nn.Module):
 
         step, rows, columns: see `LaplacianPropagation.forward`.
         """
-        own = pick(embeddings, rows, columns)
-        p = q = propagate(self, embeddings, self.p, step, rows, columns)
-        if self.q != self.p:
-            q = propagate(self, embeddings, self.q, step, rows, columns)
-        p = p + own if self.p_adds_identity else p
-        q = q + own if self.q_adds_identity else q
-        if self.activation == "sum":  # one pass over the rows after another, each in the place of the one before
-            first = torch.addmm(self.bias_1 + self.bias_2, p, self.weight_1)
-            out = F.leaky_relu_(torch.addmm(first, q * own, self.weight_2), self.negative_slope)
-        else:
-            first = torch.addmm(self.bias_1, p, self.weight_1)
-            second = torch.addmm(self.bias_2, q * own, self.weight_2)
-            out = F.leaky_relu(first, self.negative_slope) + F.leaky_relu(second, self.negative_slope)
-        if self.training and self.message_dropout:
-            out = out * pick(self._message_mask(out, step), rows, None)
+        training = self.training
+        out = ops.ngcf_layer(
+            embeddings,
+            self.graph.offsets,
+            self.graph.neighbours,
+            self.weight_1,
+            self.bias_1,
+            self.weight_2,
+            self.bias_2,
+            rows=rows,
+            columns=columns,
+            P=self.P,
+            Q=self.Q,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            node_dropout=self.dropout if training else 0.0,
+            message_dropout=self.message_dropout if training else 0.0,
+            seed=self.seed,
+            step=step,
+            layer=self.layer,
+            impl=self.impl,
+        )
         return F.normalize(out, dim=1) if self.normalise else out
 
-    def _message_mask(self, out: Tensor, step: int) -> Tensor:
-        return ops.dropout_mask(
-            1,
-            self.graph.n_nodes,
-            out.shape[1],
-            self.message_dropout,
-            seed=self.seed,
-            stream=STREAM_MESSAGE_DROPOUT + self.layer,
-            step=step,
-            dtype=out.dtype,
-            device=out.device,
-            impl=self.impl,
-        )[0]
-
     def extra_repr(self) -> str:
-        P, Q = (m + ("+I" if i else "") for m, i in ((self.p, self.p_adds_identity), (self.q, self.q_adds_identity)))
         shape = f"{self.weight_1.shape[0]}, {self.weight_1.shape[1]}"
-        return f"{shape}, P={P}, Q={Q}, activation={self.activation}"
-
-
-def propagate(
-    module: LaplacianPropagation | NGCFLayer,
-    embeddings: Tensor,
-    matrix: str,
-    step: int,
-    rows: Tensor | None,
-    columns: Tensor | None,
-) -> Tensor:
-    """The product with `matrix`, by the module's graph, seed and, in training, dropout."""
-    return ops.laplacian(
-        embeddings,
-        module.graph.offsets,
-        module.graph.neighbours,
-        matrix,
-        rows=rows,
-        columns=columns,
-        dropout=module.dropout if module.training else 0.0,
-        seed=module.seed,
-        step=step,
-        impl=module.impl,
-    )
-
-
-def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """The rows of the nodes `rows` from a table that has one for each of the nodes `columns`; None: all nodes."""
-    if rows is None:
-        return table
-    return table.index_select(0, rows if columns is None else torch.searchsorted(columns, rows))
-
-
-def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
-    """ "mean+I" as ("mean", True): a matrix of `ops.laplacian`, and whether the identity is added."""
-    if matrix not in PROPAGATION_MATRICES:
-        raise ValueError(f"{name}={matrix!r}: choose one of {', '.join(PROPAGATION_MATRICES)}")
-    return matrix.removesuffix("+I"), matrix.endswith("+I")
+        return f"{shape}, P={self.P}, Q={self.Q}, activation={self.activation}"
 
 
 def _check_probability(name: str, p: float) -> None:

@@ -9,6 +9,7 @@ from gru4rec_fast.reference.negative_sampling import (
     build_alias_table,
     negative_sampling,
 )
+from gru4rec_fast.reference.ngcf_layer import ngcf_layer
 from gru4rec_fast.reference.ranking import target_rank, top_k
 from gru4rec_fast.reference.sampled_loss import sampled_loss
 from gru4rec_fast.reference.session_batch import (
@@ -30,6 +31,7 @@ __all__ = [
     "gru",
     "laplacian",
     "negative_sampling",
+    "ngcf_layer",
     "sampled_loss",
     "session_batch",
     "session_batch_state",

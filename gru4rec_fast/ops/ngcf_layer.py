@@ -1,0 +1,211 @@
+"""One layer of neural graph collaborative filtering. Specification: `gru4rec_fast.reference.ngcf_layer`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gru4rec_fast._backend import resolve
+from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops.dropout import dropout_mask
+from gru4rec_fast.ops.laplacian import laplacian
+from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS, split_matrix
+from gru4rec_fast.reference.ngcf_layer import ngcf_layer as reference_ngcf_layer
+from gru4rec_fast.reference.philox import STREAM_MESSAGE_DROPOUT, STREAM_TRIPLES
+
+FUSED_DTYPES = (torch.float32, torch.float64)
+
+
+def ngcf_layer(
+    features: Tensor,
+    offsets: Tensor,
+    neighbours: Tensor,
+    weight_1: Tensor,
+    bias_1: Tensor,
+    weight_2: Tensor,
+    bias_2: Tensor,
+    *,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+    P: str = "symmetric+I",
+    Q: str = "symmetric",
+    activation: str = "sum",
+    negative_slope: float = 0.2,
+    node_dropout: float = 0.0,
+    message_dropout: float = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    layer: int = 0,
+    impl: str = "auto",
+) -> Tensor:
+    """Equation (7) of NGCF (Wang et al., SIGIR 2019, arXiv 1905.08108); differentiable in features, weights and biases.
+
+        sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
+        per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
+
+    act is LeakyReLU, * element-wise. Where there is no fused kernel (other devices, bfloat16) it is made of `laplacian`
+    and products of torch, with the same dropouts; the fused one is differentiable once.
+
+    Args:
+        features: E, floating [n_nodes, in] ([n_columns, in] with `columns`).
+        offsets, neighbours: the graph, see `laplacian`.
+        weight_1, weight_2: [in, out]. bias_1, bias_2: [out]; all in the dtype of `features`.
+        rows: int64 [n_rows], the nodes that E' is wanted of, rising; None: all.
+        columns: int64 [n_columns], the nodes that `features` are of, rising, among them `rows`, which must then be
+            given; None: all. The features of all others count as zero.
+        P, Q: "symmetric", "mean", "norm" or "plain" (see `laplacian`), each with or without "+I".
+        activation: "sum" or "per_term".
+        negative_slope: of the LeakyReLU, not negative.
+        node_dropout: probability in [0, 1) to drop an entry of P and Q.
+        message_dropout: probability in [0, 1) to drop a unit of E'; the rest is multiplied by 1 / (1 - p).
+        seed: in [0, 2**63). step: in [0, 2**32). layer: in [0, 2**17), so that layers drop different units.
+        impl: "auto", "native", "reference" or "emulated".
+
+    Returns:
+        E', [n_nodes, out], or [n_rows, out].
+
+    Raises:
+        ValueError: an argument that does not fit, named.
+    """
+    _check(features, weight_1, bias_1, weight_2, bias_2, rows, columns)
+    _check_options(P, Q, activation, negative_slope, message_dropout, layer)
+    if _is_fused(impl, features):
+        return torch.ops.gru4rec_fast.ngcf_layer(
+            features,
+            offsets,
+            neighbours,
+            rows,
+            columns,
+            weight_1,
+            bias_1,
+            weight_2,
+            bias_2,
+            P,
+            Q,
+            activation == "per_term",
+            negative_slope,
+            node_dropout,
+            message_dropout,
+            seed,
+            step,
+            layer,
+        )[0]
+    if rows is not None and columns is not None and not torch.compiler.is_compiling():
+        missing = ~torch.isin(rows, columns)
+        if bool(missing.any()):
+            raise ValueError(f"rows: node {int(rows[missing][0])} is not among the columns")
+    return reference_ngcf_layer(
+        features,
+        offsets,
+        neighbours,
+        weight_1,
+        bias_1,
+        weight_2,
+        bias_2,
+        rows,
+        columns,
+        P,
+        Q,
+        activation,
+        negative_slope,
+        node_dropout,
+        message_dropout,
+        seed,
+        step,
+        layer,
+        propagate=partial(laplacian, impl=impl),
+        draw_mask=partial(dropout_mask, impl=impl),
+    )
+
+
+def _is_fused(impl: str, features: Tensor) -> bool:
+    """Whether the fused kernel runs; "native" and "emulated" may do without it, being asked of what it is made of."""
+    if impl == "emulated" or features.dtype not in FUSED_DTYPES:
+        return False
+    return resolve("auto" if impl == "native" else impl, "ngcf_layer", features.device.type) == "native"
+
+
+def _check(
+    features: Tensor,
+    weight_1: Tensor,
+    bias_1: Tensor,
+    weight_2: Tensor,
+    bias_2: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> None:
+    if features.dim() != 2 or weight_1.dim() != 2:
+        raise ValueError(
+            f"features must be [n_nodes, in] and weight_1 [in, out], not {[*features.shape]} and {[*weight_1.shape]}"
+        )
+    width = weight_1.shape[1]
+    shapes = {
+        "weight_1": (weight_1, (features.shape[1], width)),
+        "bias_1": (bias_1, (width,)),
+        "weight_2": (weight_2, (features.shape[1], width)),
+        "bias_2": (bias_2, (width,)),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {[*shape]} beside features {[*features.shape]}, not {[*tensor.shape]}")
+        if tensor.dtype != features.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} but features are {features.dtype}: use one dtype")
+    if columns is not None and rows is None:
+        raise ValueError("columns: give rows too, which must be among them")
+
+
+def _check_options(P: str, Q: str, activation: str, negative_slope: float, message_dropout: float, layer: int) -> None:
+    split_matrix("P", P)
+    split_matrix("Q", Q)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    if not negative_slope >= 0:
+        raise ValueError(f"negative_slope={negative_slope}: must not be negative")
+    if not 0 <= message_dropout < 1:
+        raise ValueError(f"message_dropout={message_dropout}: the probability of dropping must be in [0, 1)")
+    if not 0 <= layer < STREAM_TRIPLES - STREAM_MESSAGE_DROPOUT:
+        raise ValueError(f"layer={layer}: must be in [0, {STREAM_TRIPLES - STREAM_MESSAGE_DROPOUT})")
+
+
+def _fake(
+    features: Tensor, offsets: Tensor, neighbours: Tensor, rows: Tensor | None, columns: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    weight, P, Q = rest[0], rest[4], rest[5]
+    n_rows = offsets.shape[0] - 1 if rows is None else rows.shape[0]
+    one_side = P.removesuffix("+I") == Q.removesuffix("+I")
+    return (
+        features.new_empty(n_rows, weight.shape[1]),
+        features.new_empty(n_rows, features.shape[1]),
+        features.new_empty(0) if one_side else features.new_empty(n_rows, features.shape[1]),
+        features.new_empty(n_rows, weight.shape[1], dtype=torch.uint8),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, offsets, neighbours, rows, columns, weight_1, _, weight_2, _, *ctx.options = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros in the shapes of what is kept
+    ctx.save_for_backward(features, offsets, neighbours, rows, columns, weight_1, weight_2, *output[1:])
+
+
+def _backward(library: str, ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 18
+    grads = getattr(torch.ops, library).ngcf_layer_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return grads[0], None, None, None, None, *grads[1:], *(None,) * 9
+
+
+def _fake_backward(grad: Tensor, features: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weight = rest[4]
+    bias = weight.new_empty(weight.shape[1])
+    return tuple(torch.empty_like(like) for like in (features, weight, bias, weight, bias))
+
+
+@on_load
+def _register(library: str) -> None:
+    torch.library.register_fake(f"{library}::ngcf_layer", _fake)
+    torch.library.register_fake(f"{library}::ngcf_layer_backward", _fake_backward)
+    torch.library.register_autograd(f"{library}::ngcf_layer", partial(_backward, library), setup_context=_setup_context)
