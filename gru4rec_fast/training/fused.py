@@ -80,7 +80,7 @@ def _why_not_parameters(
             return f"{name} is frozen or not contiguous"
     if len({parameter.dtype for parameter in named.values()}) > 1:
         return "the parameters are of several dtypes"
-    if _backend.resolve(impl, "gru", device_type) != "native":
+    if device_type == "cpu" and _backend.resolve(impl, "gru", "cpu") != "native":
         return NO_KERNELS
     return None
 
