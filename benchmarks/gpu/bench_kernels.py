@@ -27,7 +27,8 @@ from naive_pytorch import SETTINGS
 from playing import player_of, player_side
 
 Work = Callable[[], object]
-Row = tuple[str, Work, str, Work, int]  # name, ours, the other's name, the other, counted bytes
+# Name, ours, the other's name, the other, counted bytes (0: those of a whole training, which are not counted).
+Row = tuple[str, Work, str, Work, int]
 
 
 def microseconds(work: Work, calls: int) -> float:
@@ -189,7 +190,8 @@ def main() -> None:
     bandwidth = copy_bandwidth()
     found = []
     for name, ours, other_name, other, counted in chain(rows(), update_and_rank(), training_steps()):
-        row = {"row": name, "other": other_name, **compare(ours, other), "bytes": counted}
+        times = compare(ours, other, rounds=15 if counted else 7)
+        row = {"row": name, "other": other_name, **times, "bytes": counted}
         row["copy_share"] = counted / row["ours_us"][0] / 1e3 / bandwidth
         found.append(row)
         print(json.dumps(row), flush=True)
