@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gru4rec_fast import _backend, ops
-from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.nn import ItemTable, SampledLoss, SessionNetwork
 from gru4rec_fast.ops._registry import operators
 from gru4rec_fast.reference.gru import gru_backward, gru_forward
 from gru4rec_fast.reference.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
@@ -60,7 +60,7 @@ class Launch:
         if negatives is not None:
             self.negatives.copy_(negatives)
         network = self._step.network
-        lanes, width = self.inputs.shape[1], network.gru.layers[0].weight_ih.shape[1]  # type: ignore[union-attr]
+        lanes, width = self.inputs.shape[1], self._table().weight.shape[1]
         wanted = {STREAM_EMBEDDING_DROPOUT: (width, network.dropout_p_embed)}
         wanted |= {STREAM_HIDDEN_DROPOUT + i: (size, network.gru.dropout) for i, size in enumerate(network.gru.sizes)}
         for stream, (units, p) in wanted.items():
@@ -106,7 +106,7 @@ class Launch:
         n_live = live.sum()
         self.n_live[t].copy_(n_live)
         active = (n_live >= self._min_live) & ~step.stopped
-        table = network.output if network.embedding_mode == "constrained" else network.embedding
+        table = self._table()
         x = table.weight.index_select(0, inputs.clamp(min=0)).masked_fill_(~live.unsqueeze(1), 0)
         embedding_mask = self.masks.get(STREAM_EMBEDDING_DROPOUT)
         x = x if embedding_mask is None else x * embedding_mask[t]
@@ -130,11 +130,17 @@ class Launch:
         for state, output in zip(self.hidden, outputs, strict=True):
             state.copy_(torch.where(moves, output, state))
 
+    def _table(self) -> ItemTable:
+        """Of the input embedding."""
+        network = self._step.network
+        return network.output if network.embedding_mode == "constrained" else network.embedding
+
     def _forward(self, x: Tensor, t: int) -> list[Tensor]:
         """The layers' outputs; what the backward pass needs is kept."""
         self._kept = []
         outputs = []
-        for number, (layer, state) in enumerate(zip(self._step.network.gru.layers, self.hidden, strict=True)):
+        layers: Any = self._step.network.gru.layers
+        for number, (layer, state) in enumerate(zip(layers, self.hidden, strict=True)):
             forward, _ = _gru_operators(layer.impl, self._step.device)
             mask = self.masks.get(STREAM_HIDDEN_DROPOUT + number)
             mask = None if mask is None else mask[t : t + 1]

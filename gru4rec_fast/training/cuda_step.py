@@ -142,7 +142,8 @@ class CudaPlayer:
         device = step.device
         order, lanes = loader.begin()
         self._step, self._loader = step, loader
-        self._log = [None if t is None else t.to(device) for t in (loader.items, loader.offsets, order)]
+        self._items, self._offsets = loader.items.to(device), loader.offsets.to(device)
+        self._order = None if order is None else order.to(device)
         self._lanes = tuple(t.to(device, copy=True) for t in lanes)
         self._sampler = None if sampler is None else sampler.to(device)
         self._n_sample, self._seed, self._finished = n_sample, seed, False
@@ -170,7 +171,10 @@ class CudaPlayer:
 
     def _draw(self, n: int, step: int) -> tuple[Sequence[Tensor], Tensor | None]:
         """Blocks and negatives of the `n` steps from `step` on."""
-        block = ops.session_batch(*self._log, *self._lanes, n, impl=self._loader.impl)  # type: ignore[arg-type]
+        lane_session, lane_position, cursor = self._lanes
+        block = ops.session_batch(
+            self._items, self._offsets, self._order, lane_session, lane_position, cursor, n, impl=self._loader.impl
+        )
         if self._sampler is None:
             return block, None
         return block, ops.negative_sampling(
