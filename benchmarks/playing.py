@@ -21,9 +21,9 @@ class _Enough(Exception):
     """Leaves an epoch that is being played."""
 
 
-def player_of(store: SessionStore, parameters: Mapping[str, Any]) -> EpochPlayer:
+def player_of(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> EpochPlayer:
     """What `GRU4Rec(**parameters).fit(store)` plays."""
-    return build_trainer(GRU4RecParameters.create(parameters), store, None, CPU, checkpoint_every=None).player
+    return build_trainer(GRU4RecParameters.create(parameters), store, None, device, checkpoint_every=None).player
 
 
 def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from graph_oracle import random_graph
+from test_cuda_step import CASES, Parts, by_autograd
 from torch import Tensor
 
 from gru4rec_fast import _backend, ops
+from gru4rec_fast.training.cuda_step import CudaPlayer
 
 pytestmark = [
     pytest.mark.cuda,
@@ -78,7 +80,36 @@ def products(device: str, impl: str) -> Outputs:
     )
 
 
-cases = pytest.mark.parametrize("case", [masks, negatives, batches, triples, products])
+def updates(device: str, impl: str) -> Outputs:
+    """Whole numbers and powers of two: nothing is rounded, in whatever order; rows repeat, and -1 names none."""
+    draws = torch.Generator().manual_seed(0)
+    touched: list[Tensor] = []
+    for width in (1, 6, 100):
+        table, velocity = (torch.randint(-9, 9, (50, width), generator=draws).float().to(device) for _ in range(2))
+        index = torch.randint(-1, 50, (300,), generator=draws)
+        grad = torch.randint(-3, 4, (300, width), generator=draws)
+        on_device = (index.to(device), grad.float().to(device))
+        ops.sparse_sgd(table, velocity, *on_device, lr=0.5, momentum=0.5, impl=impl)
+        touched += [table, velocity]
+    return tuple(touched)
+
+
+def rankings(device: str, impl: str) -> Outputs:
+    """Whole numbers, whose products are exact; more queries and items than a tile has, ties in plenty."""
+    draws = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randint(-2, 3, shape, generator=draws) for shape in ((700, 17), (9001, 17), (9001,)))
+    table = [t.to(device, dtype) for dtype in (torch.float32, torch.float64) for t in (hidden, weight, bias)]
+    targets, exclude = torch.arange(700).to(device), torch.arange(2100).view(700, 3).to(device)
+    found: list[Tensor] = []
+    for part in (table[:3], table[3:]):
+        found += ops.target_rank(*part, targets, impl=impl)
+        for k in (1, 20, 700):
+            found += ops.top_k(*part, k, exclude, impl=impl)
+        found += ops.top_k(part[0][:1], *part[1:], 20, impl=impl)
+    return tuple(found)
+
+
+cases = pytest.mark.parametrize("case", [masks, negatives, batches, triples, products, updates, rankings])
 Case = Callable[[str, str], Outputs]
 
 
@@ -136,6 +167,53 @@ def test_batches_in_a_graph_go_on_at_every_replay() -> None:
         graph.replay()
         expected = ops.session_batch(*log, None, *expected_state, 3, impl="reference")
         assert all(torch.equal(a.cpu(), b) for a, b in zip(block, expected, strict=True))
+
+
+@pytest.mark.parametrize("rule", [ops.sparse_adagrad, ops.sparse_rmsprop, ops.sparse_adam])
+def test_updates_are_the_reference_s(rule: Callable[..., None]) -> None:
+    draws = torch.Generator().manual_seed(0)
+    tensors = [torch.rand(50, 33, generator=draws) for _ in range(3)]
+    index, grad = torch.randint(-1, 50, (300,), generator=draws), torch.randn(300, 33, generator=draws)
+    options = {"lr": 0.1, **({"step": 3} if rule is ops.sparse_adam else {"momentum": 0.3})}
+    on_device = [t.cuda() for t in (*tensors, index, grad)]
+    with no_synchronisation():
+        rule(*on_device, **options, impl="native")
+    rule(*tensors, index, grad, **options, impl="reference")
+    torch.testing.assert_close([t.cpu() for t in on_device[:3]], tensors, rtol=1e-5, atol=1e-6)
+
+
+def trained_on_the_gpu(case: str, per_launch: int = 4) -> tuple[Parts, CudaPlayer]:
+    parts = Parts("native", CASES[case])
+    parts.network.cuda()
+    parts.criterion.cuda()
+    return parts, parts.player(per_launch=per_launch)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_in_graphs_train_what_the_reference_trains_on_the_cpu(case: str) -> None:
+    theirs = Parts("reference", CASES[case])
+    expected = by_autograd(theirs)
+    ours, player = trained_on_the_gpu(case)
+    hidden, outcomes, finished = ours.network.initial_state(ours.loader.n_lanes), [], False
+    while not finished:
+        blocks, finished = player.run(9, hidden, step=len(outcomes))
+        outcomes += [tuple(block) for block in blocks]
+    assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
+    assert [block[0] for block in outcomes] == pytest.approx([block[0] for block in expected], rel=1e-9)
+    torch.testing.assert_close([w.cpu() for w in ours.weights()], theirs.weights(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
+    """Drawing, one step after another, and the replay of their graph."""
+    parts, player = trained_on_the_gpu(case, per_launch=2)
+    hidden = parts.network.initial_state(parts.loader.n_lanes)
+    player.run(6, hidden, step=0)  # twice as they are, of which the second captures
+    for n in (1, 2):
+        launch = player._step._launch(n, parts.loader.n_lanes, parts.n_sample, parts.loader.min_live)
+        with no_synchronisation():
+            launch.fill(*player._draw(n, 6), 6)
+            launch.run(hidden)
 
 
 def test_the_library_has_cuda_kernels() -> None:

@@ -12,6 +12,7 @@ from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.cuda_step import CudaTrainingStep
 from gru4rec_fast.training.fused import FusedTrainingStep
 
 TOLERANCE = 1e-9
@@ -38,6 +39,14 @@ def state_of(run: GoldenRun, when: str) -> dict[str, torch.Tensor]:
     """Recorded weights under the network's names."""
     named = {f"gru.{k}" if k.startswith("layers.") else k: v for k, v in run.weights(when).items()}
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in named.items()}
+
+
+@pytest.fixture(params=["reference", "native", "fused", "cuda step"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Those of conftest.py, and the sequence of the step on a GPU, here on the CPU and by the reference."""
+    if request.param in ("native", "fused"):
+        request.getfixturevalue("native_library")
+    return request.param
 
 
 @pytest.fixture(params=golden_names())
@@ -69,7 +78,9 @@ def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
 
 
 def test_every_loss_state_and_final_weight(run: GoldenRun, way: str) -> None:
-    config, impl = run.config, "reference" if way == "reference" else "native"
+    if way == "cuda step" and run.embedding_mode == "none":
+        pytest.skip("not on a GPU: the one-hot input")
+    config, impl = run.config, "native" if way in ("native", "fused") else "reference"
     network = network_of(run, impl)
     criterion = SampledLoss(
         config["loss"],
@@ -83,7 +94,8 @@ def test_every_loss_state_and_final_weight(run: GoldenRun, way: str) -> None:
         impl=impl,
     )
     optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
-    fused = FusedTrainingStep(network, criterion, optimizer) if way == "fused" else None
+    steps = {"fused": FusedTrainingStep, "cuda step": CudaTrainingStep}
+    fused = steps[way](network, criterion, optimizer) if way in steps else None
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):
         negatives = torch.from_numpy(run.negatives[step : step + 1]) if config["n_sample"] else None

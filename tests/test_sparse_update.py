@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import LEVELS, assert_equal_bits, run_at_level, threads
+from native import LEVELS, assert_equal_bits, run_at_level, threads, why_not_emulated
 from torch import Tensor
 
-from gru4rec_fast import ops
+from gru4rec_fast import _backend, ops
 from gru4rec_fast.nn import gather_live_rows
 from gru4rec_fast.optim import SparseAdagrad, SparseAdam, SparseRMSprop, SparseSGD
 
@@ -159,14 +159,65 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("bad", [-1, 5])
+@pytest.mark.parametrize("bad", [-2, 5])
 def test_an_index_out_of_range_is_named_before_anything_is_written(bad: int, rule: str, impl: str) -> None:
     tensors = fresh(rule, (5, 2), torch.float32)
     before = [t.clone() for t in tensors]
     message = rf"index\[2\] = {bad}, the table has 5 rows" if impl == "native" else "index"
-    with pytest.raises(ValueError if impl == "native" else RuntimeError, match=message):
+    with pytest.raises(RuntimeError if impl == "reference" else ValueError, match=message):
         update(rule, tensors, torch.tensor([1, 2, bad]), torch.rand(3, 2), impl=impl)
     assert_equal_bits(tensors, before)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_minus_one_names_no_row(rule: str, impl: str) -> None:
+    """As in dead lanes, whose gradient may be anything."""
+    g = torch.Generator().manual_seed(0)
+    index, grad = torch.tensor([-1, 3, -1, 1, 3, -1]), torch.randn(6, 33, generator=g)
+    live = index >= 0
+    ours, theirs = fresh(rule, (5, 33), torch.float32), fresh(rule, (5, 33), torch.float32)
+    grad[~live] = torch.nan
+    update(rule, ours, index, grad, impl=impl)
+    update(rule, theirs, index[live], grad[live], impl=impl)
+    assert_equal_bits(ours, theirs)
+    update(rule, ours, torch.full((3,), -1), grad[:3], impl=impl)
+    assert_equal_bits(ours, theirs)
+
+
+needs_emulation = pytest.mark.skipif(bool(why_not_emulated("sparse_update")), reason="no emulated kernels")
+
+
+@needs_emulation
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("width", [1, 4, 6, 100])
+def test_emulated_kernels_sum_and_step_as_the_reference(rule: str, width: int) -> None:
+    """Rows of one access or four, of any number of gradients, at addresses that do not allow for wide ones too."""
+    g = torch.Generator().manual_seed(width)
+    for first in (0, 1):
+        memory = [torch.rand(50 * width + 1, generator=g) for _ in fresh(rule, (1,))]
+        ours = [t[first : first + 50 * width].view(50, width) for t in memory]
+        theirs = [t.clone() for t in ours]
+        index, grad = torch.randint(-1, 50, (120,), generator=g), torch.randn(120, width, generator=g)
+        update(rule, ours, index, grad, impl="emulated")
+        update(rule, theirs, index, grad, impl="reference")
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@needs_emulation
+def test_rows_and_gradients_beyond_two_to_the_31st() -> None:
+    """Tables and gradients of more numbers than 32 bits count, of which what is touched alone takes memory."""
+    width = 2**22
+    table = torch.empty(2**9 + 2, width)
+    index, grad = torch.full((2**9 + 1,), -1), torch.empty(2**9 + 1, width)
+    index[-1], grad[-1, -300:], table[-1, -300:] = len(table) - 1, 1.5, 0.0
+    emulation = _backend.emulation()
+    emulation.set_block_limit(2)
+    try:
+        ops.sparse_sgd(table, None, index, grad, lr=0.5, impl="emulated")
+    finally:
+        emulation.set_block_limit(0)
+    assert table.numel() > 2**31 and grad.numel() > 2**31
+    assert bool((table[-1, -300:] == -0.75).all())
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -18,9 +20,15 @@ from typing import Any
 import torch
 
 from gru4rec_fast import ops
+from gru4rec_fast.data import SessionStore
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from naive_pytorch import SETTINGS
+from playing import player_of, player_side
 
 Work = Callable[[], object]
-Row = tuple[str, Work, str, Work, int]  # name, ours, the other's name, the other, counted bytes
+# Name, ours, the other's name, the other, counted bytes (0: those of a whole training, which are not counted).
+Row = tuple[str, Work, str, Work, int]
 
 
 def microseconds(work: Work, calls: int) -> float:
@@ -120,6 +128,60 @@ def rows() -> Iterator[Row]:
     )
 
 
+def update_and_rank() -> Iterator[Row]:
+    table, accumulator = torch.randn(43_000, 480, device="cuda"), torch.ones(43_000, 480, device="cuda")
+    index = (torch.rand(2144, device="cuda") ** 3 * 43_000).long()
+    grad, touched, row_bytes = torch.randn(2144, 480, device="cuda"), int(index.unique().numel()), 480 * 4
+
+    def update(impl: str) -> Work:
+        return lambda: ops.sparse_adagrad(table, accumulator, None, index, grad, lr=1e-6, impl=impl)
+
+    yield (
+        f"sparse_adagrad, 2144 gradients of {touched} rows, 480 wide",
+        update("native"),
+        "coalesce, gather, scatter",
+        update("reference"),
+        2144 * (row_bytes + 16) + 4 * touched * row_bytes,
+    )
+    hidden, weight = torch.randn(512, 256, device="cuda"), torch.randn(1_000_000, 256, device="cuda")
+    targets = torch.randint(1_000_000, (512,), device="cuda")
+
+    def compared() -> torch.Tensor:
+        scores = hidden @ weight.T
+        return (scores > scores.gather(1, targets[:, None])).sum(1)
+
+    yield (
+        "target_rank, 512 x 1M items, 256 wide",
+        lambda: ops.target_rank(hidden, weight, None, targets, impl="native"),
+        "matmul and compare",
+        compared,
+        weight.numel() * 4,
+    )
+    yield (
+        "top_k of 20, 512 x 1M items, 256 wide",
+        lambda: ops.top_k(hidden, weight, None, 20, impl="native"),
+        "matmul and topk",
+        lambda: (hidden @ weight.T).topk(20),
+        weight.numel() * 4,
+    )
+
+
+def training_steps() -> Iterator[Row]:
+    """What `GRU4Rec.fit` plays on a log of made-up sessions: by graphs, and by autograd with the reference."""
+    lengths = torch.randint(2, 9, (100_000,), generator=torch.Generator().manual_seed(1))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    items = (torch.rand(int(offsets[-1]), generator=torch.Generator().manual_seed(2)) ** 2 * 30_000).long()
+    store = SessionStore.from_arrays(items.numpy(), offsets.numpy(), n_items=30_000)
+    device = torch.device("cuda")
+    for setting in SETTINGS:
+        sides = [
+            player_side(player_of(store, setting.parameters() | way, device))
+            for way in ({}, {"fused": False, "impl": "reference"})
+        ]
+        ours, reference = (lambda side=side: side(256) for side in sides)
+        yield f"256 mini-batches, {setting}", ours, "autograd, reference", reference, 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -127,8 +189,9 @@ def main() -> None:
     arguments = parser.parse_args()
     bandwidth = copy_bandwidth()
     found = []
-    for name, ours, other_name, other, counted in rows():
-        row = {"row": name, "other": other_name, **compare(ours, other), "bytes": counted}
+    for name, ours, other_name, other, counted in chain(rows(), update_and_rank(), training_steps()):
+        times = compare(ours, other, rounds=15 if counted else 7)
+        row = {"row": name, "other": other_name, **times, "bytes": counted}
         row["copy_share"] = counted / row["ours_us"][0] / 1e3 / bandwidth
         found.append(row)
         print(json.dumps(row), flush=True)

@@ -62,7 +62,7 @@ for tool in memcheck racecheck; do
     "${pytest[@]}" -k "same_bits"
 done
 step 60 tests "${pytest[@]}"
-step 90 benchmarks "$python" benchmarks/gpu/bench_kernels.py --out "$out/kernels.json" ${folder:+--folder "$folder"}
+step 150 benchmarks "$python" benchmarks/gpu/bench_kernels.py --out "$out/kernels.json" ${folder:+--folder "$folder"}
 step 10 table "$python" benchmarks/gpu/table.py "$out"/*.json
 cp "$out/table.log" "$out/table.md"
 finish

@@ -9,6 +9,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/nonzero.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -59,9 +60,11 @@ using at::Tensor;
 
 struct SortScratch;
 
+constexpr int64_t kNoRow = -1;
+
 void check_index(const int64_t* index, int64_t n, int64_t n_rows) {
   for (int64_t i = 0; i < n; ++i) {
-    TORCH_CHECK_VALUE(0 <= index[i] && index[i] < n_rows, "index out of range: index[", i, "] = ", index[i],
+    TORCH_CHECK_VALUE(kNoRow <= index[i] && index[i] < n_rows, "index out of range: index[", i, "] = ", index[i],
                       ", the table has ", n_rows, " rows");
   }
 }
@@ -171,11 +174,6 @@ GRF_INSTANTIATE(float, AdamOptions)
 GRF_INSTANTIATE(double, AdamOptions)
 #undef GRF_INSTANTIATE
 
-double adam_step_size(double lr, double beta1, double beta2, int64_t step) {
-  const double count = static_cast<double>(step);
-  return lr * std::sqrt(1 - std::pow(beta2, count)) / (1 - std::pow(beta1, count));
-}
-
 namespace {
 
 using OptionalTensor = std::optional<Tensor>;
@@ -193,19 +191,24 @@ void update(const char* op, const Tensor& table, const char* first_name, const O
   TORCH_CHECK_VALUE(table.dim() >= 1, "table must be [R, ...], not a scalar");
   const auto dtype = table.scalar_type();
   check_kernel_dtype(op, dtype);
-  const int64_t n_rows = table.size(0), n_index = index.numel();
+  const int64_t n_rows = table.size(0);
   auto grad_shape = table.sizes().vec();
-  grad_shape[0] = n_index;
-  const Tensor i = contiguous(index, "index", {n_index}, at::kLong), g = contiguous(grad, "grad", grad_shape, dtype);
+  grad_shape[0] = index.numel();
+  Tensor i = contiguous(index, "index", {index.numel()}, at::kLong), g = contiguous(grad, "grad", grad_shape, dtype);
   const Tensor w = contiguous(table, "table", table.sizes(), dtype);
   const Tensor one = contiguous(first, first_name, table.sizes(), dtype);
   const Tensor two = contiguous(second, second_name, table.sizes(), dtype);
-  check_index(i.const_data_ptr<int64_t>(), n_index, n_rows);
+  const int64_t *first_index = i.const_data_ptr<int64_t>(), *end = first_index + i.numel();
+  check_index(first_index, i.numel(), n_rows);
+  if (std::find(first_index, end, kNoRow) != end) {
+    const Tensor live = at::nonzero(i.ne(kNoRow)).squeeze(1);
+    i = i.index_select(0, live), g = g.index_select(0, live);
+  }
   if (g.numel() == 0) return;
   AT_DISPATCH_FLOATING_TYPES(dtype, "sparse_update", [&] {
     const auto numbers = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar_t>() : nullptr; };
     const RowTable<scalar_t> rows{numbers(w), numbers(one), numbers(two), n_rows, w.numel() / n_rows};
-    update_rows(rows, i.const_data_ptr<int64_t>(), n_index, g.const_data_ptr<scalar_t>(),
+    update_rows(rows, i.const_data_ptr<int64_t>(), i.numel(), g.const_data_ptr<scalar_t>(),
                 options.template as<scalar_t>());
   });
   copy_back(w, table);

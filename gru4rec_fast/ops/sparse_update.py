@@ -27,7 +27,7 @@ def sparse_sgd(
     Args:
         table: [R, ...] floating, updated.
         momentum_buffer: like table, updated; None where momentum is 0.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first.
+        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
         grad: [K, ...].
         lr, momentum: v <- momentum * v + g; w -= lr * v, as torch.optim.SGD without dampening.
         impl: "auto", "native", "reference" or "emulated".
@@ -61,7 +61,7 @@ def sparse_adagrad(
         table: [R, ...] floating, updated.
         accumulator: like table, sums of squared gradients, updated.
         velocity: like table, updated; None where momentum is 0.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first.
+        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
         grad: [K, ...].
         lr, momentum, eps: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
         impl: "auto", "native", "reference" or "emulated".
@@ -96,7 +96,7 @@ def sparse_rmsprop(
         table: [R, ...] floating, updated.
         square_avg: like table, running mean of squared gradients, updated.
         momentum_buffer: like table, updated; None where momentum is 0.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first.
+        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
         grad: [K, ...].
         lr, alpha, eps, momentum: s <- alpha * s + (1 - alpha) * g^2; v <- momentum * v + g / (sqrt(s) + eps);
             w -= lr * v, as torch.optim.RMSprop, for the rows that are touched: the mean of others does not decay.
@@ -133,7 +133,7 @@ def sparse_adam(
     Args:
         table: [R, ...] floating, updated.
         exp_avg, exp_avg_sq: like table, running means of gradients and of their squares, updated.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first.
+        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
         grad: [K, ...].
         step: number of this step, from 1; all steps count, also those that did not touch a row.
         lr, beta1, beta2, eps: m <- beta1 * m + (1 - beta1) * g; s <- beta2 * s + (1 - beta2) * g^2; w -= lr *

@@ -14,7 +14,8 @@ GRU4Rec code trains; sgd and rmsprop (Tieleman & Hinton 2012) are torch.optim's 
 
 Gradients of a row that occurs several times are summed first. A touched row whose gradient is zero still takes its
 step of momentum; rows that are not touched do nothing at all: their state neither moves nor decays ("lazy"), however
-many steps have passed. `step` alone counts all steps.
+many steps have passed. `step` alone counts all steps. An index of -1, as dead lanes have, names no row: its gradient
+is left out.
 """
 
 from __future__ import annotations
@@ -82,7 +83,10 @@ def adam_rule(
 
 
 def update_rows(rule: Rule, table: Tensor, state: State, index: Tensor, grad: Tensor, **options: Any) -> None:
-    """Apply a rule to the rows of table and state [R, ...] that index [K] names; in place."""
+    """Apply a rule to the rows of table and state [R, ...] that index [K] names; in place. -1 names none."""
+    if (index == -1).any():
+        live = index != -1
+        index, grad = index[live], grad[live]
     summed = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=True).coalesce()
     rows = summed._indices()[0]
     change, new = rule(summed._values(), *(None if kept is None else kept[rows] for kept in state), **options)

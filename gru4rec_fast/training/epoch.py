@@ -1,4 +1,4 @@
-"""Playing one epoch: blocks in, updates of the weights out; by the fused step, or by autograd."""
+"""Playing one epoch: blocks in, updates of the weights out; by the fused step of the device, or by autograd."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.training.cuda_step import CudaPlayer, CudaTrainingStep, why_not_cuda_step
 from gru4rec_fast.training.fused import FusedPlayer, FusedTrainingStep, why_not_fused
 from gru4rec_fast.training.options import TrainingOptions
 from gru4rec_fast.training.place import LossWatch, Place, add_loss
@@ -58,6 +59,7 @@ class EpochPlayer:
         self.place = Place()
         self.hidden: list[Tensor] | None = None
         self._losses = LossWatch(loader.device)
+        self._cuda_step: CudaTrainingStep | None = None
 
     @property
     def fused_is_unwanted(self) -> bool:
@@ -73,7 +75,17 @@ class EpochPlayer:
             return "a memory record looks at the phases of a step one by one"
         if type(self.loader) is not SessionParallelLoader:
             return f"it plays a plain SessionParallelLoader, not a {type(self.loader).__name__}"
-        return why_not_fused(self.network, self.criterion, self.optimizer)
+        if self.loader.device.type != "cuda":
+            return why_not_fused(self.network, self.criterion, self.optimizer)
+        if self.options.precision != "full":
+            return "on a GPU its products are of full precision"
+        return why_not_cuda_step(
+            self.network,
+            self.criterion,
+            self.optimizer,
+            steps=self.loader.steps,
+            accumulate=self.options.accumulate,
+        )
 
     def play(self, between_updates: Callable[[], int | None]) -> None:
         """Play the epoch, or what is left of it; the weights move after every `accumulate` blocks and at its end.
@@ -127,10 +139,14 @@ class EpochPlayer:
                 until = between_updates()
                 updates = updates if until is None else min(updates, max(1, -(-until // per_update)))
 
-    def begin_fused(self) -> FusedPlayer:
+    def begin_fused(self) -> FusedPlayer | CudaPlayer:
         """What plays by the fused step from where the loader stands."""
         assert isinstance(self.optimizer, SparseAdagrad)
         options, steps = self.options, self.loader.steps
+        if self.loader.device.type == "cuda":
+            if self._cuda_step is None:  # kept from epoch to epoch, as its graphs are
+                self._cuda_step = CudaTrainingStep(self.network, self.criterion, self.optimizer)
+            return self._cuda_step.player(self.loader, self.sampler, options.n_sample, options.seed)
         step = FusedTrainingStep(
             self.network,
             self.criterion,

@@ -29,6 +29,13 @@ def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.opt
     Raises:
         RuntimeError: impl="native" was asked for, and there are no native kernels.
     """
+    return why_not_parts(network, criterion, optimizer, "cpu")
+
+
+def why_not_parts(
+    network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, device_type: str
+) -> str | None:
+    """Why no fused step, of any kind of device, can train these parts; errors as `why_not_fused`."""
     for part, kind in ((network, SessionNetwork), (criterion, SampledLoss), (optimizer, SparseAdagrad)):
         if type(part) is not kind:
             return f"it trains a plain {kind.__name__}, not a {type(part).__name__}"
@@ -42,9 +49,9 @@ def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.opt
     hooked: list[Any] = [*modules, *network.parameters(), optimizer]
     if any(getattr(part, hooks) for part in hooked for hooks in _HOOKS.get(type(part), ())):
         return "there are hooks on a module, a parameter or the optimizer, which would not be called"
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(device_type):
         return "autocast is on, which it would not follow"
-    return _why_not_parameters(network, optimizer, "native" if "native" in impls else "auto")
+    return _why_not_parameters(network, optimizer, "native" if "native" in impls else "auto", device_type)
 
 
 _KNOWN = {SessionNetwork, SessionGRU, SessionGRULayer, ItemTable, OutputTable, SampledLoss, nn.ModuleList}
@@ -56,7 +63,9 @@ _HOOKS: dict[type, tuple[str, ...]] = {
 }
 
 
-def _why_not_parameters(network: SessionNetwork, optimizer: torch.optim.Optimizer, impl: str) -> str | None:
+def _why_not_parameters(
+    network: SessionNetwork, optimizer: torch.optim.Optimizer, impl: str, device_type: str
+) -> str | None:
     named, used = dict(network.named_parameters()), _weights(network)
     plain = all(type(weight) is nn.Parameter for weight in used)
     if not plain or len({*map(id, used)}) < len(used) or {*map(id, used)} != {*map(id, named.values())}:
@@ -64,13 +73,14 @@ def _why_not_parameters(network: SessionNetwork, optimizer: torch.optim.Optimize
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group, all of the network's parameters"
     for name, parameter in named.items():
-        if parameter.device.type != "cpu" or parameter.dtype not in (torch.float32, torch.float64):
-            return f"it runs on the CPU in float32 and float64; {name} is {parameter.dtype} on {parameter.device}"
+        if parameter.device.type != device_type or parameter.dtype not in (torch.float32, torch.float64):
+            where = "the CPU" if device_type == "cpu" else "a GPU"
+            return f"it runs on {where} in float32 and float64; {name} is {parameter.dtype} on {parameter.device}"
         if not parameter.requires_grad or not parameter.is_contiguous():
             return f"{name} is frozen or not contiguous"
     if len({parameter.dtype for parameter in named.values()}) > 1:
         return "the parameters are of several dtypes"
-    if _backend.resolve(impl, "gru", "cpu") != "native":
+    if device_type == "cpu" and _backend.resolve(impl, "gru", "cpu") != "native":
         return NO_KERNELS
     return None
 

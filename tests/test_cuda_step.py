@@ -1,0 +1,155 @@
+"""The training step on a GPU, its sequence run on CPU tensors: it trains what autograd trains.
+
+By the reference's operators and by the emulated CUDA kernels; tests/test_cuda.py captures it where there is a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from markov import markov_store
+from native import why_not_emulated
+from torch import Tensor
+
+from gru4rec_fast import ops
+from gru4rec_fast.data import SessionParallelLoader
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.cuda_step import CudaPlayer, CudaTrainingStep, why_not_cuda_step
+
+STORE = markov_store(n_sessions=23, n_items=40)
+SUPPORT = torch.from_numpy(STORE.support)
+SEED = 5
+
+CASES: dict[str, dict[str, Any]] = {
+    "cross-entropy, logq": {"logq": 1.0, "momentum": 0.3, "dropout": 0.2},
+    "bpr-max": {"loss": "bpr-max", "elu_param": 0.5, "bpreg": 1.5, "dropout": 0.3},
+    "two layers, separate, reset before": {"layers": [9, 7], "embedding": "separate", "form": "reset_before"},
+    "accidental hits": {"loss": "top1-max", "mask_accidental_hits": True, "n_sample": 90},
+    "in-batch negatives only": {"n_sample": 0, "loss": "bpr"},
+    "one lane": {"lanes": 1},
+    "more lanes than sessions": {"lanes": 50},
+}
+
+
+def family_or_reference(family: str, impl: str) -> str:
+    """Emulated is what has CUDA kernels; the rest of such a step is the reference's."""
+    return "reference" if impl == "emulated" and why_not_emulated(family) else impl
+
+
+class Parts:
+    """All that trains, in float64."""
+
+    def __init__(self, impl: str, case: dict[str, Any]) -> None:
+        options = {
+            "layers": [8], "embedding": "constrained", "form": "reset_after", "dropout": 0.0, "loss": "cross-entropy",
+            "logq": 0.0, "elu_param": 0.0, "bpreg": 1.0, "mask_accidental_hits": False, "momentum": 0.0, "lanes": 6,
+            "n_sample": 11,
+        } | case  # fmt: skip
+        self.n_sample, lanes = options["n_sample"], options["lanes"]
+        self.network = SessionNetwork(
+            STORE.n_items, options["layers"], embedding=options["embedding"], embedding_dim=5, seed=3,
+            gru_form=options["form"], dropout_p_embed=options["dropout"], dropout_p_hidden=options["dropout"],
+            dtype=torch.float64, impl=family_or_reference("dropout", impl),
+        )  # fmt: skip
+        for layer in self.network.gru.layers:
+            layer.impl = family_or_reference("gru", impl)
+        loss = {name: options[name] for name in ("loss", "elu_param", "bpreg", "logq", "mask_accidental_hits")}
+        self.criterion = SampledLoss(
+            **loss, batch_size=lanes, sample_alpha=0.5, support=SUPPORT, dtype=torch.float64,
+            impl=family_or_reference("sampled_loss", impl),
+        )  # fmt: skip
+        self.optimizer = SparseAdagrad(
+            self.network.parameters(), 0.1, options["momentum"], impl=family_or_reference("sparse_update", impl)
+        )
+        self.loader = SessionParallelLoader(
+            STORE, lanes, min_live=1 if self.n_sample else 2, impl=family_or_reference("session_batch", impl)
+        )
+        self.sampler = ops.build_alias_table(SUPPORT, 0.5, impl="reference") if self.n_sample else None
+
+    def player(self, **options: Any) -> CudaPlayer:
+        step = CudaTrainingStep(self.network, self.criterion, self.optimizer, **options)
+        return step.player(self.loader, self.sampler, self.n_sample, SEED)
+
+    def weights(self) -> list[Tensor]:
+        return [weight.detach() for weight in self.network.parameters()]
+
+
+def by_autograd(parts: Parts) -> list[tuple[float, int, int]]:
+    """An epoch; each step's loss and number of events."""
+    network, outcomes = parts.network, []
+    hidden = network.initial_state(parts.loader.n_lanes)
+    for step, block in enumerate(parts.loader):
+        negatives = None
+        if parts.sampler is not None:
+            drawn = ops.negative_sampling(parts.sampler, parts.n_sample, seed=SEED, step=step, impl="reference")
+            negatives = drawn[0]
+        output, hidden = network(block.inputs, hidden, block.reset, step=step)
+        loss = parts.criterion(network, output, block.targets, negatives, block.n_live)
+        parts.optimizer.zero_grad()
+        loss.backward()
+        parts.optimizer.step()
+        hidden = [state.detach() for state in hidden]
+        outcomes.append((loss.item(), 1, block.n_events))
+    return outcomes
+
+
+@pytest.mark.parametrize("impl", ["reference", "emulated"])
+@pytest.mark.parametrize("case", CASES)
+def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
+    """Every weight and loss of an epoch, its tail of dying lanes included, in calls and launches of several lengths."""
+    if impl == "emulated" and (reason := why_not_emulated("sparse_update")):
+        pytest.skip(reason)
+    theirs, ours = Parts("reference", CASES[case]), Parts(impl, CASES[case])
+    expected = by_autograd(theirs)
+    player, outcomes, finished, updates = ours.player(per_launch=4), [], False, 1
+    hidden = ours.network.initial_state(ours.loader.n_lanes)
+    while not finished:
+        blocks, finished = player.run(updates, hidden, step=len(outcomes))
+        outcomes += [tuple(block) for block in blocks]
+        updates += 2
+    assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
+    losses = [[block[0] for block in blocks] for blocks in (outcomes, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    torch.testing.assert_close(ours.weights(), theirs.weights(), rtol=1e-9, atol=1e-9)
+    assert player.run(5, hidden, step=len(outcomes)) == ([], True)
+    assert ours.loader.state_dict() == theirs.loader.state_dict()
+
+
+def test_a_loss_that_is_no_number_moves_nothing() -> None:
+    parts = Parts("reference", {})
+    player, hidden = parts.player(per_launch=3), parts.network.initial_state(6)
+    assert len(player.run(4, hidden, step=0)[0]) == 4
+    with torch.no_grad():
+        parts.network.output.bias.fill_(torch.nan)
+    before = [t.clone() for t in (*parts.weights(), *hidden)]
+    blocks, finished = player.run(7, hidden, step=4)
+    assert len(blocks) == 1 and blocks[0].loss != blocks[0].loss and not finished
+    torch.testing.assert_close([*parts.weights(), *hidden], before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_run_goes_on_where_it_stood() -> None:
+    """By another player, from the loader's own place."""
+    whole, pieces = Parts("reference", {}), Parts("reference", {})
+    hidden = whole.network.initial_state(6)
+    n = len(whole.player().run(1000, hidden, step=0)[0])
+    hidden, done = pieces.network.initial_state(6), 0
+    while done < n:
+        pieces.loader.load_state_dict(pieces.loader.state_dict())
+        done += len(pieces.player().run(5, hidden, step=done)[0])
+    assert done == n
+    torch.testing.assert_close(pieces.weights(), whole.weights(), rtol=0, atol=0)
+
+
+def test_what_it_cannot_train_is_named() -> None:
+    parts = Parts("reference", {})
+    trained = (parts.network, parts.criterion, parts.optimizer)
+    assert why_not_cuda_step(*trained, steps=1, accumulate=1) == "impl='reference' was asked for"
+    for part in (*parts.network.modules(), parts.criterion, parts.optimizer):
+        part.impl = "auto"
+    reason = why_not_cuda_step(*trained, steps=1, accumulate=1)
+    assert reason is not None and reason.startswith("it runs on a GPU in float32 and float64; ")
+    with pytest.raises(ValueError, match="the loader plays blocks of 2 steps"):
+        CudaTrainingStep(*trained).player(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)
