@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden import GoldenRun, golden_names, load
+from native import why_not_emulated
 from oracle import play, split
 
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
@@ -69,7 +70,17 @@ def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
 
 
 def test_every_loss_state_and_final_weight(run: GoldenRun, way: str) -> None:
-    config, impl = run.config, "reference" if way == "reference" else "native"
+    replay(run, way)
+
+
+@pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
+def test_the_cuda_kernels_replay_it_under_emulation(run: GoldenRun) -> None:
+    replay(run, "emulated")
+
+
+def replay(run: GoldenRun, way: str) -> None:
+    """A recorded epoch's losses and states, step by step, and its final weights."""
+    config, impl = run.config, "native" if way == "fused" else way
     network = network_of(run, impl)
     criterion = SampledLoss(
         config["loss"],
@@ -82,7 +93,8 @@ def test_every_loss_state_and_final_weight(run: GoldenRun, way: str) -> None:
         dtype=torch.float64,
         impl=impl,
     )
-    optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
+    updates = "native" if why_not_emulated("sparse_update") and way == "emulated" else impl
+    optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=updates)
     fused = FusedTrainingStep(network, criterion, optimizer) if way == "fused" else None
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):

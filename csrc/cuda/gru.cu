@@ -6,8 +6,8 @@ namespace grf::cuda {
 namespace {
 
 #ifdef __CUDACC__
-// Up to so many lanes, each gets a block of its own; beyond, kGruMostLanes of them share one, and no more layers than
-// the largest GPU takes in a few waves of blocks run so.
+// Up to kGruLonelyLanes lanes each get a block of their own, which one wave of blocks does; beyond, kGruMostLanes share
+// one. More than kGruManyLanes are several waves, and work enough for torch's products.
 constexpr int64_t kGruLonelyLanes = 128, kGruManyLanes = 2048;
 
 // What a block of this GPU can have.

@@ -58,7 +58,7 @@ __host__ __device__ inline int64_t gru_shared_numbers(int hidden, int lanes) {
 // gru_shared_numbers(). Read once by each block are the 3H H weights, from L2, and once in all 3 gate inputs of each
 // unit and step; written are 5 numbers.
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kGruLanesThreads) gru_lanes_kernel(GruForward<T> p) {
+__global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForward<T> p) {
   const GruLayer<T>& layer = p.layer;
   const int hidden = static_cast<int>(layer.hidden), gates = 3 * hidden, stride = gru_weight_stride(hidden);
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kGruLanesThreads) gru_lanes_kernel(GruForward<
 //
 // Launch, shared memory: as above. Of each unit and step 7 numbers are read and 7 written.
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kGruLanesThreads) gru_lanes_backward_kernel(GruBackward<T> p) {
+__global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel(GruBackward<T> p) {
   const GruLayer<T>& layer = p.layer;
   const int hidden = static_cast<int>(layer.hidden), gates = 3 * hidden;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
