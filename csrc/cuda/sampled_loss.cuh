@@ -60,9 +60,9 @@ __device__ __forceinline__ void write_own_gradients(const ScoreRows<T>& p, int64
   if (threadIdx.x == 0) p.grad_bias[row] = grad;
 }
 
-// What the compiler may take of registers: of float64 more than it would take unasked, and then spill.
+// Blocks that share the registers: more threads than this and, on some GPU, some loss spills.
 template <typename T>
-constexpr int kBlocksAtOnce = sizeof(T) == 4 ? 6 : 2;
+constexpr int kBlocksAtOnce = sizeof(T) == 4 ? 5 : 2;
 
 // Row `row` of `hidden`: its products, in `scores`, become their gradients. x: room for a row, or `scores` itself.
 template <typename T, RankingLoss kLoss>
