@@ -62,7 +62,7 @@ __device__ __forceinline__ void write_own_gradients(const ScoreRows<T>& p, int64
 
 // Blocks that share the registers: more threads than this and, on some GPU, some loss spills.
 template <typename T>
-constexpr int kBlocksAtOnce = sizeof(T) == 4 ? 5 : 2;
+constexpr int kBlocksAtOnce = sizeof(T) == 4 ? 4 : 2;
 
 // Row `row` of `hidden`: its products, in `scores`, become their gradients. x: room for a row, or `scores` itself.
 template <typename T, RankingLoss kLoss>
