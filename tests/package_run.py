@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from native import why_not_emulated
 from oracle import Options, embedding_mode, input_width, layer_sizes
 
 from gru4rec_fast import ops
@@ -32,7 +33,10 @@ class PackageRun:
         dtype: torch.dtype = torch.float64,
         impl: str = "auto",
     ) -> None:
-        """`impl`: that of the operators, or "fused": native, and the fused training step in the place of autograd."""
+        """`impl`: that of the operators, or "fused": native, and the fused training step in the place of autograd.
+
+        Under "emulated", tables are updated natively where there are no CUDA kernels for that.
+        """
         self.fused = impl == "fused"
         impl = "native" if self.fused else impl
         mode = embedding_mode(weights)
@@ -63,7 +67,8 @@ class PackageRun:
             dtype=dtype,
             impl=impl,
         )
-        self.optimizer = SparseAdagrad(self.network.parameters(), options.learning_rate, options.momentum, impl=impl)
+        updates = "native" if why_not_emulated("sparse_update") and impl == "emulated" else impl
+        self.optimizer = SparseAdagrad(self.network.parameters(), options.learning_rate, options.momentum, impl=updates)
         self.dtype = dtype
         self.set_weights(weights)
         self.state = self.network.initial_state(options.batch_size)

@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import test_gru as gru
+import test_sampled_loss as loss
 import torch
 from graph_oracle import random_graph
+from native import assert_as_close, assert_equal_bits
 from test_cuda_step import CASES, Parts, by_autograd
 from torch import Tensor
 
 from gru4rec_fast import _backend, ops
+from gru4rec_fast.reference.gru import FORMS
+from gru4rec_fast.reference.sampled_loss import LOSSES
 from gru4rec_fast.training.cuda_step import CudaPlayer
 
 pytestmark = [
@@ -214,6 +219,64 @@ def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
         with no_synchronisation():
             launch.fill(*player._draw(n, 6), 6)
             launch.run(hidden)
+
+
+def on_gpu(argument: object) -> object:
+    return argument.detach().cuda().requires_grad_(argument.requires_grad) if isinstance(argument, Tensor) else argument
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("steps", "lanes", "hidden"),
+    [(1, 1, 1), (1, 32, 100), (3, 1, 17), (2, 300, 33), (4, 7, 128), (3, 7, 255), (5, 50, 512), (2, 3000, 20)],
+)
+def test_gru_is_as_close_as_the_reference(form: str, dtype: torch.dtype, steps: int, lanes: int, hidden: int) -> None:
+    args = gru.problem(form, steps, lanes, hidden, dtype)
+    oracle = gru.output_and_gradients(gru.as_dtype(args, torch.float64), "reference")
+    there = [on_gpu(argument) for argument in args]
+    ours = gru.output_and_gradients(there, "native")
+    assert_as_close([t.cpu() for t in ours], gru.output_and_gradients(args, "reference"), oracle)
+    assert_equal_bits(gru.output_and_gradients(there, "native"), ours)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [(name, p) for name in LOSSES for p in loss.PARAMETERS[name]])
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_losses_are_as_close_as_the_reference(name: str, parameters: dict, in_batch: bool, dtype: torch.dtype) -> None:
+    options = {"loss": name, "in_batch": in_batch, **parameters}
+    for m, n, h in ((1, 17, 1), (2, 0, 5), (5, 33, 0), (32, 2048, 100), (255, 31, 33), (700, 14_000, 16)):
+        for given in (True, False):
+            arguments = loss.problem(m, n, h, dtype, given=given)
+            oracle = loss.value_and_gradients(loss.as_float64(arguments), "reference", **options)
+            reference = loss.value_and_gradients(arguments, "reference", **options)
+            there = {key: on_gpu(argument) for key, argument in arguments.items()}
+            ours = loss.value_and_gradients(there, "native", **options)
+            assert_as_close([t.cpu() for t in ours], reference, oracle)
+            assert_equal_bits(loss.value_and_gradients(there, "native", **options), ours)
+
+
+@pytest.mark.parametrize("hidden", [100, 300])  # in one launch, and step by step
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_gru_and_loss_in_a_graph_without_synchronisation(hidden: int, in_batch: bool) -> None:
+    args = [on_gpu(argument) for argument in gru.problem("reset_after", 4, 20, hidden, torch.float32)]
+    rows = torch.randn(80 + 300, hidden, device="cuda")
+    live = torch.arange(80, device="cuda") % 9 > 0
+    library = torch.ops.gru4rec_fast
+
+    def step() -> Outputs:
+        with torch.no_grad():
+            output, saved = library.gru(*args)
+            options = ("cross-entropy", in_batch, 80.0, 0.0, 1.0, 0.0)
+            value, grad, *others = library.sampled_loss(
+                output.view(80, hidden), rows, None, live, None, None, None, *options
+            )
+            return value, *others, *library.gru_backward(grad.view_as(output), output, saved, *args[1:])
+
+    expected = step()
+    with no_synchronisation():
+        step()
+    assert_equal_bits(captured(step), expected)
 
 
 def test_the_library_has_cuda_kernels() -> None:

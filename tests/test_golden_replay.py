@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden import GoldenRun, golden_names, load
+from native import why_not_emulated
 from oracle import play, split
 
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
@@ -78,9 +79,19 @@ def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
 
 
 def test_every_loss_state_and_final_weight(run: GoldenRun, way: str) -> None:
+    replay(run, way)
+
+
+@pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
+def test_the_cuda_kernels_replay_it_under_emulation(run: GoldenRun) -> None:
+    replay(run, "emulated")
+
+
+def replay(run: GoldenRun, way: str) -> None:
+    """A recorded epoch's losses and states, step by step, and its final weights."""
     if way == "cuda step" and run.embedding_mode == "none":
         pytest.skip("not on a GPU: the one-hot input")
-    config, impl = run.config, "native" if way in ("native", "fused") else "reference"
+    config, impl = run.config, {"fused": "native", "cuda step": "reference"}.get(way, way)
     network = network_of(run, impl)
     criterion = SampledLoss(
         config["loss"],

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native import LEVELS, assert_as_close, assert_equal_bits, run_at_level, threads
+from native import (
+    LEVELS,
+    assert_as_close,
+    assert_equal_bits,
+    native_and_emulated,
+    operators_of,
+    run_at_level,
+    threads,
+    why_not_emulated,
+)
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.reference.gru import FORMS, gru_backward, gru_forward
 
 STEPS, LANES, HIDDEN = 5, 4, 6
+kernels = native_and_emulated("gru")
+emulated = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
 
 
 def arguments(form: str, *, reset: bool = True, mask: bool = True, dtype: torch.dtype = torch.float64) -> tuple:
@@ -70,7 +81,7 @@ def test_reset_starts_anew_and_no_gradient_crosses(form: str, impl: str) -> None
 @pytest.mark.parametrize(("reset", "mask"), [(True, True), (False, False)])
 def test_gradcheck(form: str, reset: bool, mask: bool, impl: str) -> None:
     *tensors, form = arguments(form, reset=reset, mask=mask)
-    assert torch.autograd.gradcheck(lambda *t: ops.gru(*t, form, impl=impl), tensors)
+    assert torch.autograd.gradcheck(lambda *t: ops.gru(*t, form, impl=impl), tensors, fast_mode=impl == "emulated")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -113,7 +124,7 @@ def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, 
 
 def output_and_gradients(args: list, impl: str) -> list[torch.Tensor]:
     output = ops.gru(*args, impl=impl)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).to(output.dtype).view(output.shape)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).to(output).view(output.shape)
     inputs = [t for t in args[:4] if t is not None]
     grads = torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
     return [output, *(torch.zeros_like(t) if grad is None else grad for t, grad in zip(inputs, grads, strict=True))]
@@ -126,6 +137,7 @@ def as_dtype(args: list, dtype: torch.dtype) -> list:
     ]
 
 
+@kernels
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -133,22 +145,24 @@ def as_dtype(args: list, dtype: torch.dtype) -> list:
     ("steps", "lanes", "hidden"),
     [(1, 1, 1), (4, 5, 1), (1, 32, 100), (3, 1, 17), (2, 33, 33), (3, 7, 255), (5, 50, 64)],
 )
-def test_native_is_as_close_as_the_reference(
-    form: str, given: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int, native_library: None
+def test_kernels_are_as_close_as_the_reference(
+    impl: str, form: str, given: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int
 ) -> None:
     args = problem(form, steps, lanes, hidden, dtype, given=given)
     oracle = output_and_gradients(as_dtype(args, torch.float64), "reference")
-    assert_as_close(output_and_gradients(args, "native"), output_and_gradients(args, "reference"), oracle)
+    assert_as_close(output_and_gradients(args, impl), output_and_gradients(args, "reference"), oracle)
 
 
+@kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_gates_are_accurate_and_saturate(dtype: torch.dtype, native_library: None) -> None:
+def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
     """Without products: sigmoid and tanh to 3 units in the last place of libm's, for small, large and infinite x."""
     tiny = torch.tensor([0.0, 1e-30, -1e-12, 1e-6, -1e-3, 80.0, -80.0, 1e4, -1e4, torch.inf, -torch.inf])
     x = torch.cat([tiny.to(dtype), torch.linspace(-20, 20, 10_001, dtype=dtype)])
     a, lanes = x.view(1, -1, 1).expand(-1, -1, 3), len(x)
     zeros = torch.zeros(lanes, 1, dtype=dtype), torch.zeros(3, 1, dtype=dtype)
-    saved = torch.ops.gru4rec_fast.gru(a, *zeros, None, None, None, "reset_after")[1][0]
+    gru = operators_of(impl, "gru").gru
+    saved = gru(a, *zeros, None, None, None, "reset_after")[1][0]
     exact = x.double()
     for gate, function in ((0, torch.sigmoid), (1, torch.sigmoid), (2, torch.tanh)):
         expected = function(exact)
@@ -158,7 +172,7 @@ def test_gates_are_accurate_and_saturate(dtype: torch.dtype, native_library: Non
         assert (saved[:, gate][~normal].abs() <= torch.finfo(dtype).tiny * 8).all()
     nan = torch.full((1, 1, 3), torch.nan, dtype=dtype)
     one = zeros[0][:1], zeros[1]
-    assert torch.ops.gru4rec_fast.gru(nan, *one, None, None, None, "reset_after")[0].isnan().all()
+    assert gru(nan, *one, None, None, None, "reset_after")[0].isnan().all()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -169,19 +183,80 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_librar
             one = output_and_gradients(args, "native")
         with threads(2):
             assert_equal_bits(output_and_gradients(args, "native"), one)
-        strided = [
-            torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad)
-            if isinstance(t, torch.Tensor)
-            else t
-            for t in args
-        ]
-        assert not strided[2].is_contiguous()
-        assert_equal_bits(output_and_gradients(strided, "native"), one)
+        assert_equal_bits(output_and_gradients(strided(args), "native"), one)
+
+
+def strided(args: list) -> list:
+    """The same numbers, no two of which are neighbours."""
+    tensors = [isinstance(t, torch.Tensor) for t in args]
+    apart = [
+        torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) if is_tensor else t
+        for t, is_tensor in zip(args, tensors, strict=True)
+    ]
+    assert not apart[2].is_contiguous()
+    return apart
+
+
+@emulated
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("hidden", [5, 90])  # in one launch, and step by step
+def test_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> None:
+    args = problem(form, 3, 7, hidden, torch.float32)
+    emulation = _backend.emulation()
+    emulation.set_seed(1)
+    one = output_and_gradients(args, "emulated")
+    launches = emulation.launches()
+    assert launches == (2 if hidden == 5 else 2 * 3 * (1 if form == "reset_after" else 2))
+    for seed in (2, 3):
+        emulation.set_seed(seed)
+        assert_equal_bits(output_and_gradients(strided(args), "emulated"), one)
+
+
+@kernels
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("hidden", [5, 90])
+def test_nothing_of_a_lane_outlives_its_reset(impl: str, form: str, hidden: int) -> None:
+    """A lane that is reset at every step, from a state that is not a number: gates of its inputs, finite gradients."""
+    a, state, weight, bias, _, mask, _ = problem(form, 3, 6, hidden, torch.float64)
+    with torch.no_grad():
+        state[2] = torch.inf
+        a[0, 4] = torch.inf  # a step whose output is then left behind
+    reset = torch.zeros(3, 6, dtype=torch.bool)
+    reset[:, 2] = reset[1, 4] = True
+    args = [a, state, weight, bias, reset, mask, form]
+    finite = [t.detach().nan_to_num(0, 0, 0).requires_grad_() if i < 2 else t for i, t in enumerate(args)]
+    ours, theirs = ops.gru(*args, impl=impl), ops.gru(*finite, impl="reference")
+    torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(ours[0, 2], theirs[0, 2], rtol=1e-12, atol=1e-13)
+
+
+@emulated
+def test_index_arithmetic_beyond_two_to_the_31() -> None:
+    """More than 2**31 numbers of gates, of which the first and the last lanes are computed; the others' memory is never
+    touched, and so takes none."""
+    lanes = 2**29 + 6
+    a, state = torch.empty(1, lanes, 3), torch.empty(lanes, 1)
+    ends = [*range(4), *range(lanes - 2, lanes)]
+    g = torch.Generator().manual_seed(0)
+    a[:, ends], state[ends] = torch.randn(1, 6, 3, generator=g), torch.randn(6, 1, generator=g)
+    weight, bias = torch.randn(3, 1, generator=g), torch.randn(3, generator=g)
+    emulation = _backend.emulation()
+    emulation.set_block_limit(2)
+    try:
+        output, saved = torch.ops.gru4rec_fast_emulated.gru(a, state, weight, bias, None, None, "reset_after")
+    finally:
+        emulation.set_block_limit(0)
+    assert saved.numel() > 2**31
+    expected = gru_forward(a[:, ends], state[ends], weight, bias, None, None, "reset_after")
+    for ours, theirs in zip((output, saved), expected, strict=True):
+        torch.testing.assert_close(ours[:, ends], theirs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level: str, native_library: None) -> None:
-    run_at_level(level, __file__, "native_is_as_close or gates_are or bits_do_not or (nothing_to_do and native)")
+    run_at_level(
+        level, __file__, "native and (are_as_close or gates_are or nothing_to_do) or (bits_do_not and memory_layout)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,13 +275,19 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
         ops.gru(**(dict(zip(names, arguments("reset_after"), strict=True)) | change))
 
 
+@kernels
 @pytest.mark.parametrize("form", FORMS)
-def test_operator_passes_opcheck_and_compiles(form: str, native_library: None) -> None:
-    args = arguments(form)
-    torch.library.opcheck(torch.ops.gru4rec_fast.gru, args)
+def test_operator_passes_opcheck(impl: str, form: str) -> None:
+    args, library = arguments(form), operators_of(impl, "gru")
+    torch.library.opcheck(library.gru, args)
     with torch.no_grad():
-        output, saved = torch.ops.gru4rec_fast.gru(*args)
-        torch.library.opcheck(torch.ops.gru4rec_fast.gru_backward, (torch.ones_like(output), output, saved, *args[1:]))
+        output, saved = library.gru(*args)
+        torch.library.opcheck(library.gru_backward, (torch.ones_like(output), output, saved, *args[1:]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_operator_compiles(form: str, native_library: None) -> None:
+    args = arguments(form)
     compiled = torch.compile(lambda *t: torch.ops.gru4rec_fast.gru(*t)[0], fullgraph=True)
     expected = ops.gru(*args, impl="reference")
     torch.testing.assert_close(compiled(*args), expected, rtol=1e-12, atol=1e-12)
@@ -219,10 +300,11 @@ def test_operator_passes_opcheck_and_compiles(form: str, native_library: None) -
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
-def test_operator_names_what_does_not_fit(native_library: None) -> None:
+@kernels
+def test_operator_names_what_does_not_fit(impl: str) -> None:
     a, state, weight, bias, reset, mask, form = (t.detach() if hasattr(t, "detach") else t for t in arguments(FORMS[0]))
-    call = torch.ops.gru4rec_fast.gru
-    with pytest.raises(ValueError, match="weight_hh is Float"):
+    call = operators_of(impl, "gru").gru
+    with pytest.raises(ValueError, match=r"weight_hh (is Float|must be float64)"):
         call(a, state, weight.float(), bias, reset, mask, form)
     with pytest.raises(ValueError, match="output_mask must be"):
         call(a, state, weight, bias, reset, mask[:1], form)

@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from native import why_not_emulated
 from oracle import Dropout, Options, Trainer, play, random_weights, zero_state
 from package_run import PackageRun
 from plain_pytorch import plain_step
@@ -70,11 +71,24 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, fl
 @pytest.mark.parametrize("name", CASES)
 def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, way: str) -> None:
     """From each of 200 float64 states: loss to 1e-5 relative; every tensor within twice plain PyTorch's own error."""
+    one_step_at_a_time(name, way, 200)
+
+
+emulated = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
+
+
+@emulated
+@pytest.mark.parametrize("name", ["xe-logq-dropout", "xe-momentum-one-hot", "bprmax-two-unequal-layers"])
+def test_the_cuda_kernels_are_as_close_under_emulation(name: str) -> None:
+    one_step_at_a_time(name, "emulated", 60)
+
+
+def one_step_at_a_time(name: str, way: str, n_steps: int) -> None:
     options, mode, sizes = CASES[name]
     support = make_support()
-    steps = steps_of(400, all_live=True)[:200]
-    assert len(steps) == 200
-    negatives = draws(200)
+    steps = steps_of(400, all_live=True)[:n_steps]
+    assert len(steps) == n_steps
+    negatives = draws(n_steps)
     oracle = Trainer(make_weights(mode, sizes), options, support=support)
     ours = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=way)
     log_support = np.log(support)
@@ -118,7 +132,7 @@ def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, way: str) -> No
             else:
                 assert error <= 2 * yardstick[key] + np.finfo(np.float32).eps * norm, (number, key)
     # A moment has no rounding of an older, larger value to hide behind: of a bias of a few units one step's ratio is
-    # chance, for plain PyTorch in another order of operations too. So it is taken over all 200 states. Likewise of the
+    # chance, for plain PyTorch in another order of operations too. So it is taken over all states. Likewise of the
     # output bias where kernels have no fused multiply-add: its first step is lr g / sqrt(g^2 + 1e-6), which takes a
     # rounding of a g near 1e-3 30 times as hard.
     for key, pairs in errors_of.items():
@@ -160,6 +174,16 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_float64_run_is_the_oracles(name: str, way: str) -> None:
     """A short epoch, its tail of dying lanes included: every loss and the final weights to 1e-9."""
+    short_epoch(name, way)
+
+
+@emulated
+@pytest.mark.parametrize("name", RUNS)
+def test_the_cuda_kernels_make_the_oracles_run_under_emulation(name: str) -> None:
+    short_epoch(name, "emulated")
+
+
+def short_epoch(name: str, way: str) -> None:
     options, mode, sizes, form, length = RUNS[name]
     support = make_support()
     steps = steps_of(40, all_live=False)

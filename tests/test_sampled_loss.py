@@ -6,13 +6,23 @@ import math
 
 import pytest
 import torch
-from native import LEVELS, assert_as_close, assert_equal_bits, run_at_level, threads
+from native import (
+    LEVELS,
+    assert_as_close,
+    assert_equal_bits,
+    native_and_emulated,
+    operators_of,
+    run_at_level,
+    threads,
+    why_not_emulated,
+)
 
-from gru4rec_fast import ops
+from gru4rec_fast import _backend, ops
 from gru4rec_fast.reference.sampled_loss import LOSSES
 from gru4rec_fast.reference.sampled_loss_gradients import sampled_loss_and_gradients
 
 M, N, H = 4, 5, 3
+kernels = native_and_emulated("sampled_loss")
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -121,7 +131,7 @@ def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool, imp
             hidden, rows, bias, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **given, **parameters
         )
 
-    assert torch.autograd.gradcheck(value, tuple(t.values()))
+    assert torch.autograd.gradcheck(value, tuple(t.values()), fast_mode=impl == "emulated")
     full = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters
     masks = [given.get(name) for name in ("live", "log_q", "ids", "count")]
     with torch.no_grad():
@@ -194,8 +204,9 @@ def as_float64(arguments: dict) -> dict:
 )
 @pytest.mark.parametrize("in_batch", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_native_is_as_close_as_the_reference(
-    loss: str, parameters: dict, in_batch: bool, dtype: torch.dtype, native_library: None
+@kernels
+def test_kernels_are_as_close_as_the_reference(
+    impl: str, loss: str, parameters: dict, in_batch: bool, dtype: torch.dtype
 ) -> None:
     options = {"loss": loss, "in_batch": in_batch, **parameters}
     for m, n, h in ((1, 17, 1), (2, 0, 5), (5, 33, 0), (33, 100, 17), (32, 2048, 100), (255, 31, 33)):
@@ -203,7 +214,7 @@ def test_native_is_as_close_as_the_reference(
             arguments = problem(m, n, h, dtype, given=given)
             oracle = value_and_gradients(as_float64(arguments), "reference", **options)
             reference = value_and_gradients(arguments, "reference", **options)
-            assert_as_close(value_and_gradients(arguments, "native", **options), reference, oracle)
+            assert_as_close(value_and_gradients(arguments, impl, **options), reference, oracle)
 
 
 @pytest.mark.parametrize("in_batch", [True, False])
@@ -226,9 +237,10 @@ def test_a_row_that_sees_nothing_but_its_own(loss: str, in_batch: bool, impl: st
     assert all(torch.count_nonzero(grad) == 0 for grad in grads)
 
 
+@kernels
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_no_rows(in_batch: bool, native_library: None) -> None:
-    value, *grads = value_and_gradients(problem(0, 6, 3, torch.float32), "native", in_batch=in_batch)
+def test_no_rows(impl: str, in_batch: bool) -> None:
+    value, *grads = value_and_gradients(problem(0, 6, 3, torch.float32), impl, in_batch=in_batch)
     assert value == 0
     assert [torch.count_nonzero(grad).item() for grad in grads] == [0, 0, 0]
 
@@ -252,12 +264,40 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(loss: str, in_batch: boo
             one = value_and_gradients(arguments, "native", **options)
         with threads(2):
             assert_equal_bits(value_and_gradients(arguments, "native", **options), one)
-        strided = {
-            name: torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad)
-            for name, t in arguments.items()
-        }
-        assert not strided["rows"].is_contiguous()
-        assert_equal_bits(value_and_gradients(strided, "native", **options), one)
+        assert_equal_bits(value_and_gradients(strided(arguments), "native", **options), one)
+
+
+def strided(arguments: dict) -> dict:
+    """The same numbers, no two of which are neighbours."""
+    apart = {
+        name: torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) for name, t in arguments.items()
+    }
+    assert not apart["rows"].is_contiguous()
+    return apart
+
+
+@pytest.mark.skipif(bool(why_not_emulated("sampled_loss")), reason=why_not_emulated("sampled_loss") or "-")
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_bits_do_not_depend_on_the_order_of_threads(loss: str, in_batch: bool) -> None:
+    emulation = _backend.emulation()
+    for m, n, h in ((6, 24, 12), (90, 300, 5)):  # the latter in two chunks of rows that shared memory does not hold
+        arguments = problem(m, n, h, torch.float32)
+        options = {"loss": loss, "in_batch": in_batch, "elu_param": 0.5}
+        emulation.set_seed(1)
+        one = value_and_gradients(arguments, "emulated", **options)
+        for seed in (2, 3):
+            emulation.set_seed(seed)
+            assert_equal_bits(value_and_gradients(strided(arguments), "emulated", **options), one)
+
+
+@kernels
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_all_rows_dead(impl: str, loss: str, in_batch: bool) -> None:
+    arguments = problem(5, 40, 3, torch.float32) | {"live": torch.zeros(5, dtype=torch.bool)}
+    value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch)
+    assert [torch.count_nonzero(t).item() for t in (value, *grads)] == [0, 0, 0, 0]
 
 
 def test_a_graph_that_is_kept_gives_its_gradients_again(impl: str) -> None:
@@ -278,7 +318,11 @@ def test_a_graph_that_is_kept_gives_its_gradients_again(impl: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level: str, native_library: None) -> None:
-    run_at_level(level, __file__, "native_is_as_close or beyond_one_tile or bits_do_not or (large_scores and native)")
+    run_at_level(
+        level,
+        __file__,
+        "native and (are_as_close or large_scores) or beyond_one_tile or (bits_do_not and memory_layout)",
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -297,14 +341,41 @@ def test_a_count_stands_for_repeated_negatives(loss: str, in_batch: bool, impl: 
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
 
 
+def operator_arguments(loss: str, in_batch: bool) -> tuple:
+    masks = [OPTIONS["all"][name] for name in ("live", "log_q", "ids", "count")]
+    return (*tensors().values(), *masks, loss, in_batch, 6.0, 0.5, 1.0, 0.0)
+
+
+@kernels
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_operator_passes_opcheck_and_compiles(loss: str, in_batch: bool, native_library: None) -> None:
-    t = tensors()
-    masks = OPTIONS["all"]
-    chosen = (masks[name] for name in ("live", "log_q", "ids", "count"))
-    args = (*t.values(), *chosen, loss, in_batch, 6.0, 0.5, 1.0, 0.0)
-    torch.library.opcheck(torch.ops.gru4rec_fast.sampled_loss, args)
+def test_operator_passes_opcheck(impl: str, loss: str, in_batch: bool) -> None:
+    torch.library.opcheck(operators_of(impl, "sampled_loss").sampled_loss, operator_arguments(loss, in_batch))
+
+
+@kernels
+def test_operator_names_what_does_not_fit(impl: str) -> None:
+    args = operator_arguments("bpr", True)
+    call = operators_of(impl, "sampled_loss").sampled_loss
+    for place, wrong, message in (
+        (1, torch.zeros(M + N, H), "rows (is Float|must be float64)"),
+        (3, torch.zeros(M + 1, dtype=torch.bool), "live must be"),
+        (5, torch.zeros(M + N), "ids (is Float|must be int64)"),
+        (7, "hinge", "loss=hinge: choose one of"),
+        (10, -1.0, "elu_param=-1: must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(*(wrong if i == place else arg for i, arg in enumerate(args)))
+    halved = (t.bfloat16() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args)
+    with pytest.raises(ValueError, match="float32 and float64, not BFloat16"):
+        call(*halved)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_operator_compiles(loss: str, in_batch: bool, native_library: None) -> None:
+    args, masks = operator_arguments(loss, in_batch), OPTIONS["all"]
+    t = dict(zip(("hidden", "rows", "bias"), args, strict=False))
     compiled = torch.compile(lambda *a: torch.ops.gru4rec_fast.sampled_loss(*a)[0], fullgraph=True)
     expected = ops.sampled_loss(
         **t, loss=loss, batch_size=6, in_batch=in_batch, **masks, elu_param=0.5, impl="reference"

@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/bench_kernels.py --out kernels.json [--folder FOLDER]
 
-Each row: ours and the other's microseconds (median and quartiles), their ratio (median of the rounds' ratios), counted
-bytes and the share of the copy bandwidth measured in the same run. FOLDER is taken for rows that need data or peers.
+Each row: ours and the other's microseconds (median and quartiles), their ratio (median of the rounds' ratios), what
+each allocates at most beyond its inputs (MiB), counted bytes and the share of the copy bandwidth measured in the same
+run. FOLDER is taken for rows that need data or peers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore
@@ -42,6 +44,15 @@ def microseconds(work: Work, calls: int) -> float:
     return start.elapsed_time(end) / calls * 1e3
 
 
+def peak_mib(work: Work) -> float:
+    """The most memory of a call beyond what was there before it."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def compare(ours: Work, other: Work, rounds: int = 15) -> dict[str, Any]:
     """Both sides in turn, after warm-up, a round long enough for the clock."""
     calls = {}
@@ -60,6 +71,8 @@ def compare(ours: Work, other: Work, rounds: int = 15) -> dict[str, Any]:
         "ours_us": spread([mine for mine, _ in times]),
         "other_us": spread([theirs for _, theirs in times]),
         "ratio": spread(ratios),
+        "ours_mib": peak_mib(ours),
+        "other_mib": peak_mib(other),
     }
 
 
@@ -81,7 +94,65 @@ def power_law_graph(n_nodes: int, n_edges: int) -> tuple[torch.Tensor, torch.Ten
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]), pairs[1].int()
 
 
+def gru_row(steps: int, lanes: int, hidden: int, device: str = "cuda") -> Row:
+    """Forward and backward from the inputs x, against torch.nn.GRU (cuDNN), whose weights ours shares."""
+    layer = torch.nn.GRU(hidden, hidden, device=device)
+    weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
+    x = torch.randn(steps, lanes, hidden, device=device, requires_grad=True)
+    state = torch.zeros(lanes, hidden, device=device)
+    grad = torch.randn(steps, lanes, hidden, device=device)
+    inputs = (x, *layer.parameters())
+    impl = "native" if device == "cuda" else "emulated"
+
+    def ours() -> object:
+        output = ops.gru(F.linear(x, weight_ih, bias_ih), state, weight_hh, bias_hh, impl=impl)
+        return torch.autograd.grad(output, inputs, grad)
+
+    def cudnn() -> object:
+        return torch.autograd.grad(layer(x)[0], inputs, grad)
+
+    units = steps * lanes * hidden
+    counted = 4 * (units * (13 + 16 + 2 * 4) + steps * 2 * weight_hh.numel())  # units, x and its products, weights
+    return f"GRU, T={steps} B={lanes} H={hidden}, forward and backward", ours, "torch.nn.GRU", cudnn, counted
+
+
+def plain_loss(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a row's own target against the negatives that all rows share."""
+    m = len(hidden)
+    scores = torch.cat([(hidden * rows[:m]).sum(1, keepdim=True), hidden @ rows[m:].T], dim=1)
+    return F.cross_entropy(scores, torch.zeros(m, dtype=torch.int64, device=hidden.device))
+
+
+def loss_row(m: int, n: int, width: int, *, in_batch: bool = False, device: str = "cuda") -> Row:
+    """Loss and its gradients, against the same in PyTorch under torch.compile."""
+    hidden = torch.randn(m, width, device=device, requires_grad=True)
+    rows = (torch.randn(m + n, width, device=device) / width**0.5).requires_grad_()
+    impl = "native" if device == "cuda" else "emulated"
+
+    def in_batch_loss(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(hidden @ rows.T, torch.arange(len(hidden), device=hidden.device))
+
+    compiled = torch.compile(in_batch_loss if in_batch else plain_loss)
+
+    def ours() -> object:
+        value = ops.sampled_loss(hidden, rows, in_batch=in_batch, impl=impl)
+        return torch.autograd.grad(value, (hidden, rows))
+
+    def other() -> object:
+        return torch.autograd.grad(compiled(hidden, rows), (hidden, rows))
+
+    columns = m + n if in_batch else n
+    counted = 4 * (
+        5 * m * columns + 6 * m * width + 3 * (m + n) * width
+    )  # scores: written, read, and thrice the gradient
+    return f"loss, {m} rows, {n} negatives, H={width}", ours, "torch.compile", other, counted
+
+
 def rows() -> Iterator[Row]:
+    for steps, lanes, hidden in ((1, 32, 100), (50, 128, 100), (50, 512, 512)):
+        yield gru_row(steps, lanes, hidden)
+    yield loss_row(32, 2048, 100, in_batch=True)
+    yield loss_row(6400, 8192, 512)
     table = ops.build_alias_table((1e7 / torch.arange(1, 100_001)).long() + 1, 0.75).to("cuda")
     probability = torch.softmax(table.log_prob, 0)
     yield (

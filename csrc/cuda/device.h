@@ -77,4 +77,22 @@ inline at::Tensor contiguous_on(const at::Device& device, const at::Tensor& tens
   return tensor.contiguous();
 }
 
+// The same of an optional argument; undefined where there is none.
+inline at::Tensor contiguous_on(const at::Device& device, const std::optional<at::Tensor>& tensor, const char* name,
+                                at::IntArrayRef shape, at::ScalarType dtype) {
+  return tensor.has_value() ? contiguous_on(device, *tensor, name, shape, dtype) : at::Tensor();
+}
+
+// The numbers of a tensor, or null where it is undefined.
+template <typename T>
+const T* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+inline void check_float_or_double(const char* op, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble, op,
+                    ": the CUDA kernel takes float32 and float64, not ", dtype,
+                    "; convert, or pass impl=\"reference\"");
+}
+
 }  // namespace grf

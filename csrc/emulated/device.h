@@ -184,8 +184,14 @@ GRF_ATOMIC_CAS(unsigned long long)
 #undef GRF_ATOMIC_CAS
 
 // Arithmetic
+using std::exp;
+using std::expm1;
+using std::fma;
 using std::isinf;
 using std::isnan;
+using std::log;
+using std::log1p;
+using std::tanh;
 template <typename T>
 T min(T a, T b) {
   return b < a ? b : a;

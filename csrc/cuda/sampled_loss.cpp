@@ -1,0 +1,169 @@
+// Loss over in-batch and sampled negatives with its gradients, on CUDA. Specification:
+// gru4rec_fast/reference/sampled_loss.py and sampled_loss_gradients.py.
+//
+// A chunk of rows at a time: one product by torch gives its scores, one kernel turns each row into its gradient in
+// place, two products and a column sum carry that on. Products follow torch's own settings: with TF32 allowed they use
+// it.
+#include "cuda/sampled_loss.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "cuda/device.h"
+
+namespace grf::cuda {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+RankingLoss loss_named(std::string_view name) {
+  if (name == "cross-entropy") return RankingLoss::cross_entropy;
+  if (name == "bpr-max") return RankingLoss::bpr_max;
+  if (name == "top1") return RankingLoss::top1;
+  if (name == "top1-max") return RankingLoss::top1_max;
+  TORCH_CHECK_VALUE(name == "bpr", "loss=", name, ": choose one of cross-entropy, bpr-max, top1, top1-max, bpr");
+  return RankingLoss::bpr;
+}
+
+// The tensors of a problem, checked and contiguous; those that are not given, undefined.
+struct LossTensors {
+  Tensor hidden, rows, bias, live, log_q, ids, count;
+  bool in_batch;
+
+  int64_t m() const { return hidden.size(0); }
+  int64_t n() const { return rows.size(0) - m(); }
+  int64_t columns() const { return in_batch ? m() + n() : n(); }
+  Tensor of_columns(const Tensor& tensor) const { return in_batch ? tensor : tensor.narrow(0, m(), n()); }
+};
+
+struct LossResults {
+  Tensor loss, hidden, rows, bias;
+};
+
+// bias - log_q, -inf for the dead rows' columns; the bias itself where that is all, and undefined where there is none.
+template <typename T>
+Tensor score_offsets(const LossTensors& given, cudaStream_t stream) {
+  if (!given.log_q.defined() && !(given.in_batch && given.live.defined())) return given.bias;
+  Tensor offsets = at::empty({given.rows.size(0)}, given.hidden.options());
+  const ScoreOffsets<T> columns{given.m(),
+                                given.n(),
+                                given.in_batch,
+                                data_or_null<T>(given.bias),
+                                data_or_null<T>(given.log_q),
+                                data_or_null<bool>(given.live),
+                                offsets.mutable_data_ptr<T>()};
+  make_score_offsets(columns, stream);
+  return offsets;
+}
+
+// Rows of a chunk: as many as fit, the chunks of about one size.
+int64_t chunk_rows(int64_t m, int64_t bytes_of_row) {
+  const int64_t fitting = std::max(kScoreBytes / bytes_of_row, kLeastScoreRows);
+  const int64_t chunks = std::max((m + fitting - 1) / fitting, int64_t{1});
+  return (m + chunks - 1) / chunks;
+}
+
+template <typename T>
+void run(const LossTensors& given, RankingLoss loss, const LossOptions<T>& options, LossResults& to) {
+  const cudaStream_t stream = current_stream(given.hidden.device());
+  const int64_t m = given.m(), n = given.n(), columns = given.columns();
+  const int64_t stride = std::max((columns + 3) / 4, int64_t{1}) * 4;  // rows on whole 16 bytes
+  const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T)));
+  const Tensor offsets = score_offsets<T>(given, stream);
+  Tensor room = at::empty({chunk, stride}, given.hidden.options()), losses = at::empty({m}, given.hidden.options());
+  const Tensor rows = given.of_columns(given.rows);
+  Tensor grad_rows = given.of_columns(to.rows), grad_bias = given.of_columns(to.bias);
+  if (m == 0) grad_rows.zero_(), grad_bias.zero_();
+  for (int64_t first = 0; first < m; first += chunk) {
+    const int64_t n_rows = std::min(chunk, m - first);
+    const Tensor h = given.hidden.narrow(0, first, n_rows);
+    Tensor scores = room.narrow(0, 0, n_rows).narrow(1, 0, columns), grad_h = to.hidden.narrow(0, first, n_rows);
+    at::mm_out(scores, h, rows.t());
+    make_losses<T>({loss,
+                    options,
+                    m,
+                    n,
+                    given.hidden.size(1),
+                    given.in_batch,
+                    first,
+                    n_rows,
+                    given.hidden.const_data_ptr<T>(),
+                    given.rows.const_data_ptr<T>(),
+                    data_or_null<T>(offsets),
+                    data_or_null<T>(given.count),
+                    data_or_null<bool>(given.live),
+                    data_or_null<int64_t>(given.ids),
+                    stride,
+                    room.mutable_data_ptr<T>(),
+                    losses.mutable_data_ptr<T>(),
+                    to.hidden.mutable_data_ptr<T>(),
+                    to.rows.mutable_data_ptr<T>(),
+                    to.bias.mutable_data_ptr<T>()},
+                   stream);
+    if (given.in_batch) {
+      at::mm_out(grad_h, scores, rows);
+    } else {
+      at::addmm_out(grad_h, grad_h, scores, rows);
+    }
+    if (first == 0) {
+      at::mm_out(grad_rows, scores.t(), h);
+      at::sum_out(grad_bias, scores, 0);
+    } else {
+      at::addmm_out(grad_rows, grad_rows, scores.t(), h);
+      grad_bias.add_(at::sum(scores, 0));
+    }
+  }
+  at::sum_out(to.loss, losses, 0);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, const Tensor& rows,
+                                                        const OptionalTensor& bias, const OptionalTensor& live,
+                                                        const OptionalTensor& log_q, const OptionalTensor& ids,
+                                                        const OptionalTensor& count, std::string_view loss,
+                                                        bool in_batch, double batch_size, double elu_param,
+                                                        double bpreg, double label_smoothing) {
+  TORCH_CHECK_VALUE(hidden.dim() == 2 && rows.dim() == 2 && rows.size(0) >= hidden.size(0),
+                    "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
+  TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative");
+  const auto dtype = hidden.scalar_type();
+  check_float_or_double("sampled_loss", dtype);
+  const at::Device device = hidden.device();
+  const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
+  const RankingLoss chosen = loss_named(loss);
+  const DeviceGuard guard(device);
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const LossTensors given{hidden.contiguous(),
+                          contiguous_on(device, rows, "rows", {columns, width}, dtype),
+                          contiguous_on(device, bias, "bias", {columns}, dtype),
+                          contiguous_on(device, live, "live", {m}, at::kBool),
+                          contiguous_on(device, log_q, "log_q", {columns}, dtype),
+                          contiguous_on(device, ids, "ids", {columns}, at::kLong),
+                          contiguous_on(device, count, "count", {columns - m}, dtype),
+                          in_batch};
+  LossResults to{at::empty({}, given.hidden.options()), at::empty({m, width}, given.hidden.options()),
+                 at::empty({columns, width}, given.hidden.options()), at::empty({columns}, given.hidden.options())};
+  AT_DISPATCH_FLOATING_TYPES(dtype, "sampled_loss", [&] {
+    const LossOptions<scalar_t> options{static_cast<scalar_t>(elu_param), static_cast<scalar_t>(bpreg),
+                                        static_cast<scalar_t>(label_smoothing), static_cast<scalar_t>(1 / batch_size)};
+    run<scalar_t>(given, chosen, options, to);
+  });
+  return {to.loss, to.hidden, to.rows, to.bias};
+}
+
+GRF_DEVICE_IMPL(m) {
+  m.impl("sampled_loss", &sampled_loss);
+}
+
+}  // namespace
+}  // namespace grf::cuda
