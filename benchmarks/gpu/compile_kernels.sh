@@ -14,19 +14,22 @@ if "$nvcc" --list-gpu-code | grep -qx sm_100; then
 else
   architectures+=(-gencode arch=compute_90,code=compute_90)
 fi
-object=$(mktemp)
-trap 'rm -f "$object"' EXIT
-: >"$out/ptxas.txt"
-for source in csrc/cuda/*.cu; do
-  begin=$SECONDS
-  printf '# %s\n' "$source" >>"$out/ptxas.txt"
-  if ! "$nvcc" -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr -Xptxas -v -I csrc "${architectures[@]}" -c "$source" \
-    -o "$object" 2>>"$out/ptxas.txt"; then
-    cat "$out/ptxas.txt"
-    exit 1
-  fi
-  echo "$source: $((SECONDS - begin)) s"
-done
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# Several at once, each with a report of its own.
+compile() {
+  local begin=$SECONDS report=$1/${2//\//.}
+  shift
+  printf '# %s\n' "$1" >"$report.txt"
+  "$nvcc" -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr -Xptxas -v -I csrc "${@:2}" -c "$1" -o "$report.o" \
+    2>>"$report.txt" || { cat "$report.txt"; return 1; }
+  echo "$1: $((SECONDS - begin)) s"
+}
+export -f compile
+export nvcc
+printf '%s\n' csrc/cuda/*.cu | xargs -P "$(nproc)" -I '{}' bash -c 'compile "$@"' - "$work" '{}' "${architectures[@]}"
+cat "$work"/*.txt >"$out/ptxas.txt"
 if grep -E '[1-9][0-9]* bytes spill' "$out/ptxas.txt"; then
   echo "a kernel spills registers ($out/ptxas.txt)"
   exit 1
