@@ -145,7 +145,8 @@ __device__ __forceinline__ void merge_waiting(Entry<T>* waiting, int n, const En
 // beats the k-th best so far, soon very little, waits in shared memory until that is nearly full, is sorted there and
 // merged into the block's own list in global memory.
 template <typename T>
-__global__ void __launch_bounds__(kBestThreads) find_best_kernel(ScoreTile<T> tile, BestLists<T> best) {
+__global__ void __launch_bounds__(kBestThreads, 1)  // 1: else ptxas spills to fit more blocks
+    find_best_kernel(ScoreTile<T> tile, BestLists<T> best) {
   GRF_SHARED(waiting, Entry<T>[kWaiting]);
   GRF_SHARED(n_waiting, int);
   const int64_t query = blockIdx.y, segment = blockIdx.x, k = best.k;
