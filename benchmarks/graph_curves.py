@@ -6,8 +6,8 @@
 Both sides begin with the same weights, draw the same triples and are ranked by the same evaluation; hyper-parameters
 are the published ones unless others are given. Only the dropout masks differ, since plain PyTorch draws its own. The
 plain side stores the transposed matrix too, or an epoch of it would take three times as long. After each epoch
-results/gowalla_<model>_<adjacency>_<side>.json is written anew (with the batch size in its name where one is given).
-Needs shared/data/gowalla.
+results/gowalla_<model>_<adjacency>_<side>.json is written anew (with the batch size and the seed in its
+name where they are given). Needs shared/data/gowalla.
 """
 
 from __future__ import annotations
@@ -79,14 +79,15 @@ def main() -> None:
     parser.add_argument("--adjacency", default=None, help="of ngcf: paper (default) or norm")
     parser.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--learning-rate", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=None)
     asked = parser.parse_args()
     graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=graph)
-    names = ("adjacency", "batch_size", "learning_rate")
+    names = ("adjacency", "batch_size", "learning_rate", "seed")
     chosen: dict[str, Any] = {name: vars(asked)[name] for name in names if vars(asked)[name] is not None}
     model = (NGCF if asked.model == "ngcf" else LightGCN)(evaluate_every=1, **chosen)
-    size = f"_b{asked.batch_size}" if asked.batch_size else ""
-    path = RESULTS / f"gowalla_{asked.model}_{model.parameters.adjacency}{size}_{asked.side}.json"
+    marks = "".join(f"_{mark}{value}" for mark, value in (("b", asked.batch_size), ("s", asked.seed)) if value)
+    path = RESULTS / f"gowalla_{asked.model}_{model.parameters.adjacency}{marks}_{asked.side}.json"
     content = {"side": asked.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
     content |= {"parameters": model.get_params() | {"n_epochs": asked.epochs}}
     play = package_epochs if asked.side == "package" else naive_epochs
