@@ -20,7 +20,9 @@ _COPIED = 64 * 2**20  # floats in an array that is copied: beyond every cache
 
 
 def facts() -> dict[str, Any]:
-    """The machine and the versions that a figure belongs to."""
+    """The machine and the versions that a figure belongs to; no path of the machine."""
+    info = gru4rec_fast.build_info()
+    library = info.get("library")
     return {
         "processor": processor(),
         "cores": torch.get_num_threads() if not hasattr(torch, "cpu") else len(_affinity()),
@@ -28,7 +30,7 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "gru4rec_fast": gru4rec_fast.build_info(),
+        "gru4rec_fast": info | {"library": library and Path(library).name},
     }
 
 
