@@ -252,6 +252,7 @@ def test_processes_that_start_together_compile_once(place: Place) -> None:
     processes = [
         subprocess.Popen(
             [place.python, "-c", INFO],
+            cwd=place.home,
             env=place.environment(**place.from_source()),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -269,6 +270,7 @@ def test_processes_that_start_together_compile_once(place: Place) -> None:
 def test_a_killed_compile_blocks_nobody(place: Place) -> None:
     killed = subprocess.Popen(
         [place.python, "-c", INFO],
+        cwd=place.home,
         env=place.environment(**place.from_source()),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
