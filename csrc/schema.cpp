@@ -52,6 +52,21 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "sparse_adagrad(Tensor(a!) table, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor index, Tensor grad, "
       "float lr, float momentum, float eps) -> ()");
 
+  // training_step: what a step does on a GPU between the operators above, with masks and numbers that only the device
+  // knows
+  m.def(
+      "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
+      "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
+      "Tensor biases, Tensor log_q)");
+  m.def("step_settle(Tensor losses, Tensor played, Tensor(a!) stopped, Tensor(b!) kept, Tensor(c!) moves) -> ()");
+  m.def(
+      "step_apply(Tensor(a!)[] weights, Tensor(b!)[] accumulators, Tensor(c!)[] velocities, Tensor[] grads, "
+      "Tensor(d!)[] states, Tensor[] outputs, Tensor moves, Tensor numbers) -> ()");
+  m.def(
+      "step_rows(Tensor(a!) weight, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor(d!)? bias, "
+      "Tensor(e!)? bias_accumulator, Tensor(f!)? bias_velocity, Tensor rows, Tensor positions, Tensor grad_inputs, "
+      "Tensor grad_items, Tensor? grad_bias, Tensor moves, Tensor numbers) -> ()");
+
   // ranking
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");
   m.def("top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");

@@ -201,7 +201,7 @@ def test_steps_in_graphs_train_what_the_reference_trains_on_the_cpu(case: str) -
     ours, player = trained_on_the_gpu(case)
     hidden, outcomes, finished = ours.network.initial_state(ours.loader.n_lanes), [], False
     while not finished:
-        blocks, finished = player.run(9, hidden, step=len(outcomes))
+        blocks, finished = player.run(9, hidden, step=sum(block[1] for block in outcomes))
         outcomes += [tuple(block) for block in blocks]
     assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
     assert [block[0] for block in outcomes] == pytest.approx([block[0] for block in expected], rel=1e-9)
@@ -213,11 +213,12 @@ def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
     """Drawing, one step after another, and the replay of their graph."""
     parts, player = trained_on_the_gpu(case, per_launch=2)
     hidden = parts.network.initial_state(parts.loader.n_lanes)
-    player.run(6, hidden, step=0)  # twice as they are, of which the second captures
-    for n in (1, 2):
-        launch = player._step._launch(n, parts.loader.n_lanes, parts.n_sample, parts.loader.min_live)
+    for number in range(4):  # launches of one and of two updates, twice each, of which the second captures
+        player.run(1 + number // 2, hidden, step=number)
+    for updates in (1, 2):
+        launch = player.next_launch(updates, parts.loader.n_lanes)
         with no_synchronisation():
-            launch.fill(*player._draw(n, 6), 6)
+            launch.fill(*player.draw(launch.extent.mini_batches, 100), 100)
             launch.run(hidden)
 
 

@@ -29,6 +29,11 @@ CASES: dict[str, dict[str, Any]] = {
     "two layers, separate, reset before": {"layers": [9, 7], "embedding": "separate", "form": "reset_before"},
     "accidental hits": {"loss": "top1-max", "mask_accidental_hits": True, "n_sample": 90},
     "in-batch negatives only": {"n_sample": 0, "loss": "bpr"},
+    "one-hot": {"embedding": "none", "layers": [8, 6], "dropout": 0.2, "momentum": 0.3},
+    "through three steps": {"steps": 3, "dropout": 0.2, "momentum": 0.3, "logq": 1.0},
+    "three blocks an update": {"accumulate": 3, "loss": "bpr-max"},
+    "two blocks of two steps, separate": {"steps": 2, "accumulate": 2, "embedding": "separate", "dropout": 0.2},
+    "through steps, in-batch negatives only": {"steps": 4, "accumulate": 2, "n_sample": 0, "loss": "top1"},
     "one lane": {"lanes": 1},
     "more lanes than sessions": {"lanes": 50},
 }
@@ -46,9 +51,10 @@ class Parts:
         options = {
             "layers": [8], "embedding": "constrained", "form": "reset_after", "dropout": 0.0, "loss": "cross-entropy",
             "logq": 0.0, "elu_param": 0.0, "bpreg": 1.0, "mask_accidental_hits": False, "momentum": 0.0, "lanes": 6,
-            "n_sample": 11,
+            "n_sample": 11, "steps": 1, "accumulate": 1,
         } | case  # fmt: skip
         self.n_sample, lanes = options["n_sample"], options["lanes"]
+        self.steps, self.accumulate = options["steps"], options["accumulate"]
         self.network = SessionNetwork(
             STORE.n_items, options["layers"], embedding=options["embedding"], embedding_dim=5, seed=3,
             gru_form=options["form"], dropout_p_embed=options["dropout"], dropout_p_hidden=options["dropout"],
@@ -62,15 +68,17 @@ class Parts:
             impl=family_or_reference("sampled_loss", impl),
         )  # fmt: skip
         self.optimizer = SparseAdagrad(
-            self.network.parameters(), 0.1, options["momentum"], impl=family_or_reference("sparse_update", impl)
+            self.network.parameters(), 0.1, options["momentum"], impl=family_or_reference("training_step", impl)
         )
         self.loader = SessionParallelLoader(
-            STORE, lanes, min_live=1 if self.n_sample else 2, impl=family_or_reference("session_batch", impl)
-        )
+            STORE, lanes, self.steps, min_live=1 if self.n_sample else 2,
+            impl=family_or_reference("session_batch", impl),
+        )  # fmt: skip
         self.sampler = ops.build_alias_table(SUPPORT, 0.5, impl="reference") if self.n_sample else None
 
     def player(self, **options: Any) -> CudaPlayer:
-        step = CudaTrainingStep(self.network, self.criterion, self.optimizer, **options)
+        parts = (self.network, self.criterion, self.optimizer)
+        step = CudaTrainingStep(*parts, steps=self.steps, accumulate=self.accumulate, **options)
         return step.player(self.loader, self.sampler, self.n_sample, SEED)
 
     def weights(self) -> list[Tensor]:
@@ -78,21 +86,34 @@ class Parts:
 
 
 def by_autograd(parts: Parts) -> list[tuple[float, int, int]]:
-    """An epoch; each step's loss and number of events."""
-    network, outcomes = parts.network, []
+    """An epoch; each block's loss, steps and number of events."""
+    network, optimizer, outcomes = parts.network, parts.optimizer, []
     hidden = network.initial_state(parts.loader.n_lanes)
-    for step, block in enumerate(parts.loader):
-        negatives = None
+    step, pending = 0, 0
+
+    def update() -> None:
+        for weight in network.parameters():
+            if weight.grad is not None:
+                weight.grad /= pending
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for block in parts.loader:
+        negatives, steps = None, len(block.n_live)
         if parts.sampler is not None:
-            drawn = ops.negative_sampling(parts.sampler, parts.n_sample, seed=SEED, step=step, impl="reference")
-            negatives = drawn[0]
+            options = {"seed": SEED, "step": step, "steps": steps, "impl": "reference"}
+            negatives = ops.negative_sampling(parts.sampler, parts.n_sample, **options)[0]
         output, hidden = network(block.inputs, hidden, block.reset, step=step)
         loss = parts.criterion(network, output, block.targets, negatives, block.n_live)
-        parts.optimizer.zero_grad()
         loss.backward()
-        parts.optimizer.step()
         hidden = [state.detach() for state in hidden]
-        outcomes.append((loss.item(), 1, block.n_events))
+        outcomes.append((loss.item(), steps, block.n_events))
+        step, pending = step + steps, pending + 1
+        if pending == parts.accumulate:
+            update()
+            pending = 0
+    if pending:
+        update()
     return outcomes
 
 
@@ -100,14 +121,14 @@ def by_autograd(parts: Parts) -> list[tuple[float, int, int]]:
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
     """Every weight and loss of an epoch, its tail of dying lanes included, in calls and launches of several lengths."""
-    if impl == "emulated" and (reason := why_not_emulated("sparse_update")):
+    if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     theirs, ours = Parts("reference", CASES[case]), Parts(impl, CASES[case])
     expected = by_autograd(theirs)
     player, outcomes, finished, updates = ours.player(per_launch=4), [], False, 1
     hidden = ours.network.initial_state(ours.loader.n_lanes)
     while not finished:
-        blocks, finished = player.run(updates, hidden, step=len(outcomes))
+        blocks, finished = player.run(updates, hidden, step=sum(block[1] for block in outcomes))
         outcomes += [tuple(block) for block in blocks]
         updates += 2
     assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
@@ -146,10 +167,10 @@ def test_a_run_goes_on_where_it_stood() -> None:
 def test_what_it_cannot_train_is_named() -> None:
     parts = Parts("reference", {})
     trained = (parts.network, parts.criterion, parts.optimizer)
-    assert why_not_cuda_step(*trained, steps=1, accumulate=1) == "impl='reference' was asked for"
+    assert why_not_cuda_step(*trained) == "impl='reference' was asked for"
     for part in (*parts.network.modules(), parts.criterion, parts.optimizer):
         part.impl = "auto"
-    reason = why_not_cuda_step(*trained, steps=1, accumulate=1)
+    reason = why_not_cuda_step(*trained)
     assert reason is not None and reason.startswith("it runs on a GPU in float32 and float64; ")
     with pytest.raises(ValueError, match="the loader plays blocks of 2 steps"):
         CudaTrainingStep(*trained).player(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)

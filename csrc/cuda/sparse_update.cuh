@@ -36,19 +36,35 @@ __device__ __forceinline__ void put_columns(T* first, const Columns<T, N>& colum
   *reinterpret_cast<Columns<T, N>*>(first) = columns;
 }
 
-// The gradient of a row in `columns` columns from `column` on: those that the places [begin, end) have, summed in the
-// order of their positions.
-template <typename T, int N>
-__device__ __forceinline__ Columns<T, N> summed(const TouchedRows<T>& touched, int64_t begin, int64_t end,
-                                                int64_t column) {
-  const T* grad = touched.grad + column;
-  Columns<T, N> sum = columns_at<T, N>(grad + touched.positions[begin] * touched.width);
+// The gradient of a row in N columns: those of the places [begin, end) summed in their order; `columns_of(place)` says
+// where those of a place begin.
+template <typename T, int N, typename ColumnsOf>
+__device__ __forceinline__ Columns<T, N> summed(int64_t begin, int64_t end, const ColumnsOf& columns_of) {
+  Columns<T, N> sum = columns_at<T, N>(columns_of(begin));
 #pragma unroll 4
   for (int64_t i = begin + 1; i < end; ++i) {
-    const Columns<T, N> more = columns_at<T, N>(grad + touched.positions[i] * touched.width);
+    const Columns<T, N> more = columns_at<T, N>(columns_of(i));
     for (int j = 0; j < N; ++j) sum.at[j] += more.at[j];
   }
   return sum;
+}
+
+// Moves N columns of a weight by their gradient, with the state that is kept of them; null where there is none.
+template <typename T, int N, typename Options>
+__device__ __forceinline__ void move_columns(const Options& options, const Columns<T, N>& grad, T* weight, T* first,
+                                             T* second) {
+  Columns<T, N> w = columns_at<T, N>(weight), one = {}, two = {};
+  if (first != nullptr) one = columns_at<T, N>(first);
+  if (second != nullptr) two = columns_at<T, N>(second);
+  for (int j = 0; j < N; ++j) w.at[j] += change(options, grad.at[j], one.at[j], two.at[j]);
+  if (first != nullptr) put_columns(first, one);
+  if (second != nullptr) put_columns(second, two);
+  put_columns(weight, w);
+}
+
+template <typename T>
+__device__ __forceinline__ T* at_or_null(T* numbers, int64_t i) {
+  return numbers == nullptr ? nullptr : numbers + i;
 }
 
 // Updates the rows, once each.
@@ -72,14 +88,10 @@ __global__ void __launch_bounds__(kUpdateThreads) update_rows_kernel(TouchedRows
     int64_t end = begin + 1;
     while (end < touched.n && touched.rows[end] == row) ++end;
     const int64_t column = (i - begin * per_row) * N, at = row * touched.width + column;
-    const Columns<T, N> grad = summed<T, N>(touched, begin, end, column);
-    Columns<T, N> weight = columns_at<T, N>(touched.weight + at), first = {}, second = {};
-    if (touched.first != nullptr) first = columns_at<T, N>(touched.first + at);
-    if (touched.second != nullptr) second = columns_at<T, N>(touched.second + at);
-    for (int j = 0; j < N; ++j) weight.at[j] += change(options, grad.at[j], first.at[j], second.at[j]);
-    if (touched.first != nullptr) put_columns(touched.first + at, first);
-    if (touched.second != nullptr) put_columns(touched.second + at, second);
-    put_columns(touched.weight + at, weight);
+    const Columns<T, N> grad = summed<T, N>(
+        begin, end, [&](int64_t place) { return touched.grad + touched.positions[place] * touched.width + column; });
+    move_columns<T, N>(options, grad, touched.weight + at, at_or_null(touched.first, at),
+                       at_or_null(touched.second, at));
   }
 }
 

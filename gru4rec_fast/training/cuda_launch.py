@@ -1,190 +1,169 @@
-"""Some training steps over memory that stays where it is: what `cuda_step.py` captures in one CUDA graph."""
+"""Some updates over memory that stays where it is: what `cuda_step.py` captures in one CUDA graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gru4rec_fast import _backend, ops
-from gru4rec_fast.nn import ItemTable, SampledLoss, SessionNetwork
-from gru4rec_fast.ops._registry import operators
-from gru4rec_fast.reference.gru import gru_backward, gru_forward
+from gru4rec_fast import ops
 from gru4rec_fast.reference.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
-from gru4rec_fast.reference.sampled_loss_gradients import sampled_loss_and_gradients
+from gru4rec_fast.training.cuda_update import Plan, Trained, play_update
 
 
-class Trained(Protocol):
-    """What is trained, and how it moves: a `CudaTrainingStep`."""
+@dataclass(frozen=True)
+class Extent:
+    """How much a launch plays: `updates` of `blocks` (accumulated) of `steps` (backpropagated through) mini-batches.
 
-    network: SessionNetwork
-    criterion: SampledLoss
-    device: torch.device
-    stopped: Tensor
+    A mini-batch is played where it has at least `min_live` live lanes.
+    """
 
-    def baked(self) -> tuple[Any, ...]:
-        """What a graph has taken hold of: where one of these is another, it is captured anew."""
+    updates: int
+    blocks: int
+    steps: int
+    lanes: int
+    n_sample: int
+    min_live: int
 
-    def update(self, weight: Tensor, index: Tensor, grad: Tensor, *, as_one_row: bool = False) -> None:
-        """Move the rows of a weight that `index` names; or all of it, as a table of one row, which is row 0."""
+    @property
+    def per_update(self) -> int:
+        return self.blocks * self.steps
+
+    @property
+    def mini_batches(self) -> int:
+        return self.updates * self.per_update
 
 
 class Launch:
-    """`n` steps, over memory of their own: played one by one at first, captured and replayed from then on."""
+    """Plays updates: one operator after the other at first, captured and replayed from then on.
 
-    def __init__(self, step: Trained, n: int, lanes: int, n_sample: int, min_live: int) -> None:
-        self.n, self._step, self._min_live = n, step, min_live
-        network, device = step.network, step.device
+    Attributes: losses [K], 0 where a mini-batch was not played, and n_live int64 [K], of the K mini-batches.
+    """
+
+    def __init__(self, trained: Trained, extent: Extent) -> None:
+        self.extent, self._trained = extent, trained
+        network, device = trained.network, trained.device
         like = network.output.weight
+        n, lanes, columns = extent.mini_batches, extent.lanes, extent.lanes + extent.n_sample
 
         def events(*shape: int) -> Tensor:
             return torch.full(shape, -1, dtype=torch.int64, device=device)
 
-        self.inputs, self.targets, self.n_live = events(n, lanes), events(n, lanes), events(n)
-        self.reset = torch.zeros(n, lanes, dtype=torch.bool, device=device)
-        self.negatives = events(n, n_sample)
-        self.losses = like.new_zeros(n)
-        self.hidden = [like.new_zeros(lanes, size) for size in network.gru.sizes]
-        self.masks: dict[int, Tensor] = {}  # by Philox stream
-        self._kept: list[tuple[Any, ...]] = []  # of each layer, for the backward pass
+        def flags(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.bool, device=device)
+
+        self.losses, self.n_live = like.new_zeros(n), events(n)
+        self._inputs, self._items = events(n, lanes), events(n, columns)
+        self._reset, self._live, self._played = flags(n, lanes), flags(n, lanes), flags(n)
+        self._share = like.new_ones(n) if extent.per_update > 1 else None
+        self._moves = flags(extent.updates, extent.blocks)
+        touched = [columns, lanes] if trained.table is not network.output else [lanes + columns]
+        self._sorted = [
+            (events(extent.updates, extent.per_update * width), events(extent.updates, extent.per_update * width))
+            for width in touched
+        ]
+        self._hidden = [like.new_zeros(lanes, size) for size in network.gru.sizes]
+        self._masks: dict[int, Tensor] = {}  # by Philox stream
         self._graph: torch.cuda.CUDAGraph | None = None
         self._baked: tuple[Any, ...] = ()
 
     def fill(self, block: Sequence[Tensor], negatives: Tensor | None, first_step: int) -> None:
-        """Take in the steps from `first_step` on, and draw their dropout masks."""
-        for kept, given in zip((self.inputs, self.targets, self.reset), block, strict=True):
-            kept.copy_(given)
+        """Take in the mini-batches from `first_step` on: inputs, targets [K, B], reset and negatives [K, N]."""
+        inputs, targets, reset = block
+        live = targets >= 0
+        torch.sum(live, 1, out=self.n_live)
+        torch.ge(self.n_live, self.extent.min_live, out=self._played)
+        torch.logical_and(live, self._played.unsqueeze(1), out=self._live)
+        self._reset.copy_(reset)
+        self._inputs.copy_(torch.where(self._live, inputs, -1))
+        lanes = self.extent.lanes
+        self._items[:, :lanes] = torch.where(self._live, targets, -1)
         if negatives is not None:
-            self.negatives.copy_(negatives)
-        network = self._step.network
-        lanes, width = self.inputs.shape[1], self._table().weight.shape[1]
-        wanted = {STREAM_EMBEDDING_DROPOUT: (width, network.dropout_p_embed)}
-        wanted |= {STREAM_HIDDEN_DROPOUT + i: (size, network.gru.dropout) for i, size in enumerate(network.gru.sizes)}
+            self._items[:, lanes:] = torch.where(self._played.unsqueeze(1), negatives, -1)
+        self._share_out()
+        self._sort()
+        self._draw_masks(first_step)
+
+    def _share_out(self) -> None:
+        """Losses are means over a block's steps, and over an update's blocks: over those that are played."""
+        if self._share is None:
+            return
+        extent = self.extent
+        steps = self._played.view(extent.updates, extent.blocks, extent.steps).sum(2)
+        blocks = (steps > 0).sum(1, keepdim=True)
+        share = (steps * blocks).clamp(min=1).to(self._share.dtype).reciprocal()
+        self._share.copy_(share.unsqueeze(2).expand(-1, -1, extent.steps).reshape(-1))
+
+    def _sort(self) -> None:
+        """The rows that each update touches. Known beforehand, so that no update waits for a sort of its own."""
+        inputs, items = (events.view(self.extent.updates, -1) for events in (self._inputs, self._items))
+        touched = [items, inputs] if len(self._sorted) == 2 else [torch.cat([inputs, items], 1)]
+        for rows, kept in zip(touched, self._sorted, strict=True):
+            torch.sort(rows, dim=1, stable=True, out=kept)
+
+    def _draw_masks(self, first_step: int) -> None:
+        trained, extent = self._trained, self.extent
+        network = trained.network
+        wanted = {STREAM_HIDDEN_DROPOUT + i: (size, network.gru.dropout) for i, size in enumerate(network.gru.sizes)}
+        if network.embedding_mode != "none":
+            wanted[STREAM_EMBEDDING_DROPOUT] = (trained.table.weight.shape[1], network.dropout_p_embed)
         for stream, (units, p) in wanted.items():
             if not (network.training and p):
-                self.masks.pop(stream, None)
+                self._masks.pop(stream, None)
                 continue
             mask = ops.dropout_mask(
-                self.n, lanes, units, p, seed=network.seed, stream=stream, step=first_step, dtype=self.losses.dtype,
-                device=self._step.device, impl=network.impl,
+                extent.mini_batches, extent.lanes, units, p, seed=network.seed, stream=stream, step=first_step,
+                dtype=self.losses.dtype, device=trained.device, impl=network.impl,
             )  # fmt: skip
-            self.masks.setdefault(stream, mask).copy_(mask)
+            self._masks.setdefault(stream, mask).copy_(mask)
 
     def run(self, hidden: Sequence[Tensor]) -> None:
-        """Play the steps; the states are updated."""
-        for kept, given in zip(self.hidden, hidden, strict=True):
+        """Play what was filled in; the states [B, H] of the layers are updated."""
+        for kept, given in zip(self._hidden, hidden, strict=True):
             kept.copy_(given)
         self._run()
-        for kept, given in zip(self.hidden, hidden, strict=True):
+        for kept, given in zip(self._hidden, hidden, strict=True):
             given.copy_(kept)
+        torch.autograd.graph.increment_version([*self._trained.network.parameters()])
 
     def _run(self) -> None:
-        baked = (self._step.baked(), [mask.data_ptr() for mask in self.masks.values()])
-        if baked != self._baked or self._step.device.type != "cuda":
+        baked = self._look_again()
+        if baked != self._baked or self._trained.device.type != "cuda":
             self._graph, self._baked = None, baked
             self._play()
             return
-        if self._graph is None:  # the second time with the same numbers: all that is made at first use is there by now
+        if self._graph is None:  # the second time on the same memory: all that is made at first use is there by now
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._play()
         self._graph.replay()
-        torch.autograd.graph.increment_version([*self._step.network.parameters()])
+
+    def _look_again(self) -> tuple[Any, ...]:
+        """What a graph has taken hold of: where one of these is another, it is captured anew."""
+        weights = [*self._trained.network.parameters()]
+        kept = [tensor for weight in weights for tensor in (weight, *self._trained.moments(weight))]
+        pointers = [tensor.data_ptr() for tensor in (*kept, *self._masks.values()) if tensor is not None]
+        return tuple(pointers), self._trained.network.training
 
     def _play(self) -> None:
-        for t in range(self.n):
-            self._play_step(t)
+        for update in range(self.extent.updates):
+            play_update(self._trained, self._plan(update))
 
-    @torch.no_grad()
-    def _play_step(self, t: int) -> None:
-        step, network = self._step, self._step.network
-        inputs, targets = self.inputs[t], self.targets[t]
-        live = targets >= 0
-        n_live = live.sum()
-        self.n_live[t].copy_(n_live)
-        active = (n_live >= self._min_live) & ~step.stopped
-        table = self._table()
-        x = table.weight.index_select(0, inputs.clamp(min=0)).masked_fill_(~live.unsqueeze(1), 0)
-        embedding_mask = self.masks.get(STREAM_EMBEDDING_DROPOUT)
-        x = x if embedding_mask is None else x * embedding_mask[t]
-        outputs = self._forward(x, t)
-
-        items = torch.cat([targets, self.negatives[t]])
-        loss, grad, grad_rows, grad_bias = self._score(outputs[-1], items, live & active)
-        self.losses[t].copy_(loss)
-        moves = active & loss.isfinite()
-        step.stopped.logical_or_(active & ~moves)
-
-        grad = self._backward(grad, moves)
-        grad = grad if embedding_mask is None else grad * embedding_mask[t]
-        inputs, items = inputs.masked_fill(~moves, -1), items.masked_fill(~moves, -1)
-        if table is network.output:
-            step.update(table.weight, torch.cat([inputs, items]), torch.cat([grad, grad_rows]))
-        else:
-            step.update(table.weight, inputs, grad)
-            step.update(network.output.weight, items, grad_rows)
-        step.update(network.output.bias, items, grad_bias)
-        for state, output in zip(self.hidden, outputs, strict=True):
-            state.copy_(torch.where(moves, output, state))
-
-    def _table(self) -> ItemTable:
-        """Of the input embedding."""
-        network = self._step.network
-        return network.output if network.embedding_mode == "constrained" else network.embedding
-
-    def _forward(self, x: Tensor, t: int) -> list[Tensor]:
-        """The layers' outputs; what the backward pass needs is kept."""
-        self._kept = []
-        outputs = []
-        layers: Any = self._step.network.gru.layers
-        for number, (layer, state) in enumerate(zip(layers, self.hidden, strict=True)):
-            forward, _ = _gru_operators(layer.impl, self._step.device)
-            mask = self.masks.get(STREAM_HIDDEN_DROPOUT + number)
-            mask = None if mask is None else mask[t : t + 1]
-            gates = F.linear(x, layer.weight_ih, layer.bias_ih).unsqueeze(0)
-            weights = (layer.weight_hh, layer.bias_hh, self.reset[t : t + 1], mask, layer.form)
-            output, saved = forward(gates, state, *weights)
-            self._kept.append((layer, x, output, saved, state, weights))
-            x = output[0]
-            outputs.append(x)
-        return outputs
-
-    def _score(self, hidden: Tensor, items: Tensor, live: Tensor) -> tuple[Tensor, ...]:
-        """Loss, and gradients of the states, the items' rows and their biases."""
-        step, criterion = self._step, self._step.criterion
-        output, known = step.network.output, items.clamp(min=0)
-        log_q = None
-        if criterion.log_support is not None:
-            log_q = criterion.logq * criterion.log_support.index_select(0, known)
-            log_q[len(live) :] *= criterion.sample_alpha
-        chosen = _backend.resolve(criterion.impl, "sampled_loss", step.device.type)
-        score = sampled_loss_and_gradients if chosen == "reference" else operators(chosen).sampled_loss
-        return score(
-            hidden, output.weight.index_select(0, known), output.bias.index_select(0, known), live, log_q,
-            items if criterion.mask_accidental_hits else None, None, criterion.loss, True, float(criterion.batch_size),
-            criterion.elu_param, criterion.bpreg, criterion.label_smoothing,
-        )  # fmt: skip
-
-    def _backward(self, grad: Tensor, moves: Tensor) -> Tensor:
-        """The gradient of the embedding; each layer's weights move once its own gradients are there."""
-        whole = (moves.long() - 1).view(1)  # row 0, which is all of a weight, or none
-        for layer, x, output, saved, state, weights in reversed(self._kept):
-            _, backward = _gru_operators(layer.impl, self._step.device)
-            gates, _, grad_hh, grad_bias_hh = backward(grad.unsqueeze(0), output, saved, state, *weights)
-            grad = gates[0] @ layer.weight_ih
-            grads = {"weight_ih": gates[0].T @ x, "bias_ih": gates[0].sum(0), "weight_hh": grad_hh}
-            if layer.bias_hh is not None:
-                grads["bias_hh"] = grad_bias_hh
-            for name, of_weight in grads.items():
-                self._step.update(getattr(layer, name), whole, of_weight, as_one_row=True)
-        return grad
-
-
-def _gru_operators(impl: str, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    chosen = _backend.resolve(impl, "gru", device.type)
-    if chosen == "reference":
-        return gru_forward, gru_backward
-    return operators(chosen).gru, operators(chosen).gru_backward
+    def _plan(self, update: int) -> Plan:
+        at = slice(update * self.extent.per_update, (update + 1) * self.extent.per_update)
+        return Plan(
+            inputs=self._inputs[at],
+            items=self._items[at],
+            reset=self._reset[at],
+            live=self._live[at],
+            played=self._played[at],
+            share=None if self._share is None else self._share[at],
+            sorted=[(rows[update], places[update]) for rows, places in self._sorted],
+            masks={stream: mask[at] for stream, mask in self._masks.items()},
+            moves=self._moves[update],
+            losses=self.losses[at],
+            hidden=self._hidden,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -77,15 +78,7 @@ class EpochPlayer:
             return f"it plays a plain SessionParallelLoader, not a {type(self.loader).__name__}"
         if self.loader.device.type != "cuda":
             return why_not_fused(self.network, self.criterion, self.optimizer)
-        if self.options.precision != "full":
-            return "on a GPU its products are of full precision"
-        return why_not_cuda_step(
-            self.network,
-            self.criterion,
-            self.optimizer,
-            steps=self.loader.steps,
-            accumulate=self.options.accumulate,
-        )
+        return why_not_cuda_step(self.network, self.criterion, self.optimizer)
 
     def play(self, between_updates: Callable[[], int | None]) -> None:
         """Play the epoch, or what is left of it; the weights move after every `accumulate` blocks and at its end.
@@ -142,19 +135,18 @@ class EpochPlayer:
     def begin_fused(self) -> FusedPlayer | CudaPlayer:
         """What plays by the fused step from where the loader stands."""
         assert isinstance(self.optimizer, SparseAdagrad)
-        options, steps = self.options, self.loader.steps
+        options, parts = self.options, (self.network, self.criterion, self.optimizer)
+        how: dict[str, Any] = {
+            "steps": self.loader.steps,
+            "accumulate": options.accumulate,
+            "precision": options.precision,
+        }
+        step: FusedTrainingStep | CudaTrainingStep
         if self.loader.device.type == "cuda":
-            if self._cuda_step is None:  # kept from epoch to epoch, as its graphs are
-                self._cuda_step = CudaTrainingStep(self.network, self.criterion, self.optimizer)
-            return self._cuda_step.player(self.loader, self.sampler, options.n_sample, options.seed)
-        step = FusedTrainingStep(
-            self.network,
-            self.criterion,
-            self.optimizer,
-            steps=steps,
-            accumulate=options.accumulate,
-            precision=options.precision,
-        )
+            # Kept from epoch to epoch, as its graphs are.
+            step = self._cuda_step = self._cuda_step or CudaTrainingStep(*parts, **how)
+        else:
+            step = FusedTrainingStep(*parts, **how)
         return step.player(self.loader, self.sampler, options.n_sample, options.seed)
 
     def _play_blocks(self, between_updates: Callable[[], int | None], started: float) -> None:
