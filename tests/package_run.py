@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from native import why_not_emulated
 from oracle import Options, embedding_mode, input_width, layer_sizes
 
 from gru4rec_fast import ops
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.cuda_step import CudaTrainingStep
 from gru4rec_fast.training.fused import FusedTrainingStep
 
 Arrays = dict[str, np.ndarray]
@@ -33,12 +33,11 @@ class PackageRun:
         dtype: torch.dtype = torch.float64,
         impl: str = "auto",
     ) -> None:
-        """`impl`: that of the operators, or "fused": native, and the fused training step in the place of autograd.
-
-        Under "emulated", tables are updated natively where there are no CUDA kernels for that.
+        """`impl`: that of the operators, which autograd differentiates; or a training step in the place of autograd:
+        "fused", with native kernels, or "emulated", that of a GPU with emulated ones.
         """
-        self.fused = impl == "fused"
-        impl = "native" if self.fused else impl
+        self.step = {"fused": FusedTrainingStep, "emulated": CudaTrainingStep}.get(impl)
+        impl = "native" if impl == "fused" else impl
         mode = embedding_mode(weights)
         last = len(layer_sizes(weights)) - 1
         reset_after = f"layers.{last}.bias_hh" in weights
@@ -67,8 +66,7 @@ class PackageRun:
             dtype=dtype,
             impl=impl,
         )
-        updates = "native" if why_not_emulated("sparse_update") and impl == "emulated" else impl
-        self.optimizer = SparseAdagrad(self.network.parameters(), options.learning_rate, options.momentum, impl=updates)
+        self.optimizer = SparseAdagrad(self.network.parameters(), options.learning_rate, options.momentum, impl=impl)
         self.dtype = dtype
         self.set_weights(weights)
         self.state = self.network.initial_state(options.batch_size)
@@ -106,8 +104,8 @@ class PackageRun:
         """One update from a block of steps; returns its loss before the update."""
         inputs, targets, reset = (torch.from_numpy(np.stack(part)) for part in zip(*steps, strict=True))
         drawn = None if negatives is None else torch.from_numpy(np.stack(negatives))
-        if self.fused:
-            step = FusedTrainingStep(self.network, self.criterion, self.optimizer)
+        if self.step:
+            step = self.step(self.network, self.criterion, self.optimizer)
             return step.train_block(inputs, targets, reset, drawn, self.state, step=first_step)
         hidden, state = self.network(inputs, self.state, reset, step=first_step)
         loss = self.criterion(self.network, hidden, targets, drawn)

@@ -83,15 +83,15 @@ def test_every_loss_state_and_final_weight(run: GoldenRun, way: str) -> None:
 
 
 @pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
-def test_the_cuda_kernels_replay_it_under_emulation(run: GoldenRun) -> None:
-    replay(run, "emulated")
+@pytest.mark.parametrize("emulated", ["emulated", "emulated cuda step"])
+def test_the_cuda_kernels_replay_it_under_emulation(run: GoldenRun, emulated: str) -> None:
+    replay(run, emulated)
 
 
 def replay(run: GoldenRun, way: str) -> None:
     """A recorded epoch's losses and states, step by step, and its final weights."""
-    if way == "cuda step" and run.embedding_mode == "none":
-        pytest.skip("not on a GPU: the one-hot input")
-    config, impl = run.config, {"fused": "native", "cuda step": "reference"}.get(way, way)
+    config = run.config
+    impl = {"fused": "native", "cuda step": "reference", "emulated cuda step": "emulated"}.get(way, way)
     network = network_of(run, impl)
     criterion = SampledLoss(
         config["loss"],
@@ -105,7 +105,7 @@ def replay(run: GoldenRun, way: str) -> None:
         impl=impl,
     )
     optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
-    steps = {"fused": FusedTrainingStep, "cuda step": CudaTrainingStep}
+    steps = dict.fromkeys(("cuda step", "emulated cuda step"), CudaTrainingStep) | {"fused": FusedTrainingStep}
     fused = steps[way](network, criterion, optimizer) if way in steps else None
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):
