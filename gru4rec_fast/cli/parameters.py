@@ -42,7 +42,7 @@ FLAGS = {
     "dropout_p_hidden": Flag(_NETWORK, "0.0", "P", "Probability to drop a unit of a layer's output."),
     "gru_form": Flag(_NETWORK, "reset_after", "FORM", "reset_after (as torch.nn.GRU) or reset_before."),
     "dtype": Flag(_NETWORK, "float32", "TYPE", "float32 or float64."),
-    "precision": Flag(_NETWORK, "full", "NAME", "full, or bf16: products of numbers rounded to bfloat16, on the CPU."),
+    "precision": Flag(_NETWORK, "full", "NAME", "full, or bf16: products of numbers rounded to bfloat16."),
     "loss": Flag(_LOSS, "cross-entropy", "NAME", "cross-entropy, bpr-max, top1, top1-max or bpr."),
     "logq": Flag(
         _LOSS, "0.0", "STRENGTH", "Correction of cross-entropy for sampling by popularity; 1 is the full one."
@@ -74,7 +74,7 @@ FLAGS = {
         "NAME",
         "Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
     ),
-    "fused": Flag(_RUN, "True", "BOOL", "On the CPU, train by the fused step; False: through autograd."),
+    "fused": Flag(_RUN, "True", "BOOL", "Train by the fused step; False: through autograd."),
 }
 
 _GRAPH = "Graph models (--model ngcf, lightgcn)"

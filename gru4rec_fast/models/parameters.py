@@ -75,11 +75,12 @@ class GRU4RecParameters:
         seed: of weights, dropout, negatives and shuffle.
         dtype: "float32" or "float64".
         precision: "full", or "bf16": training multiplies numbers rounded to bfloat16 and sums in float32; weights and
-            everything else stay in float32. Of the fused step, so on the CPU, with native kernels.
+            everything else stay in float32. Of the fused step, so with native kernels; on a GPU, the products with the
+            output table's rows.
         device: "cpu", "cuda", "cuda:1" ...
         impl: "auto", "native" or "reference", for every operator.
-        fused: on the CPU, train by the fused step (`gru4rec_fast.training.fused`); False: through autograd. The same
-            training within rounding.
+        fused: train by the fused step (`gru4rec_fast.training.fused`; on a GPU, `.cuda_step`); False: through autograd.
+            The same training within rounding.
 
     Raises:
         TypeError: a value of the wrong type; ValueError: one out of range. Both name the parameter and the remedy.

@@ -1,0 +1,86 @@
+"""Counts what a training step asks of a GPU, without one: launches of its own kernels and of torch's operators.
+
+    python benchmarks/gpu/count_launches.py
+
+The step runs on CPU tensors by the emulated kernels, which count themselves; of torch's operators those are counted
+that have none below them and do more than look at memory another way. A product may be more than one kernel on a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gru4rec_fast import _backend, ops
+from gru4rec_fast.data import SessionParallelLoader, SessionStore
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.cuda_step import CudaTrainingStep
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from naive_pytorch import SETTINGS, Setting
+
+FREE = {
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "contiguous", "detach", "empty", "empty_like",
+    "empty_strided", "expand", "flatten", "linear", "matmul", "narrow", "numpy_T", "permute", "reshape", "resize_", "resolve_conj", "select",
+    "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "where", "zeros",
+}  # fmt: skip
+N_ITEMS, N_SAMPLE, UPDATES = 500, 64, 2
+
+
+def operators_of(work: Callable[[], object]) -> Counter[str]:
+    """How often each operator of torch does something in `work`, and "own kernels"."""
+    emulation = _backend.emulation()
+    emulation.set_seed(0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+
+    def does_something(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
+        return event.name.startswith("aten::") and event.name.removeprefix("aten::") not in FREE
+
+    events = [e for e in profile.events() if does_something(e) and not any(map(does_something, e.cpu_children))]
+    counted = Counter(event.name.removeprefix("aten::") for event in events)
+    counted["own kernels"] = emulation.launches()
+    return counted
+
+
+def of_a_step(setting: Setting) -> tuple[float, Counter[str]]:
+    """What is asked for each step when its launch is filled, and by the captured step itself."""
+    lengths = torch.randint(2, 9, (4 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    items = torch.arange(int(offsets[-1])) % N_ITEMS
+    store = SessionStore.from_arrays(items.numpy(), offsets.numpy(), n_items=N_ITEMS)
+    support = torch.ones(N_ITEMS, dtype=torch.int64)
+    network = SessionNetwork(
+        N_ITEMS, [setting.width], dropout_p_embed=setting.dropout_p_embed, dropout_p_hidden=setting.dropout_p_hidden,
+        impl="emulated",
+    )  # fmt: skip
+    criterion = SampledLoss(
+        setting.loss, batch_size=setting.batch_size, logq=setting.logq, support=support, elu_param=setting.elu_param,
+        impl="emulated",
+    )  # fmt: skip
+    optimizer = SparseAdagrad(network.parameters(), 0.1, setting.momentum, impl="emulated")
+    step = CudaTrainingStep(network, criterion, optimizer, per_launch=UPDATES)
+    loader = SessionParallelLoader(store, setting.batch_size, impl="emulated")
+    player = step.player(loader, ops.build_alias_table(support, 0.5), N_SAMPLE, seed=0)
+    hidden = network.initial_state(loader.n_lanes)
+    player.run(UPDATES, hidden, step=0)  # what is made at first use
+    launch = player.next_launch(UPDATES, loader.n_lanes)
+    filled = operators_of(lambda: launch.fill(*player.draw(UPDATES, UPDATES), UPDATES))
+    played = operators_of(lambda: launch.run(hidden))
+    return filled.total() / 16, Counter({name: n // UPDATES for name, n in played.items() if n >= UPDATES})
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for setting in SETTINGS:
+        filled, played = of_a_step(setting)
+        print(f"{setting}: {played.total()} a step, and {filled:.1f} for its share of a launch of 16: {dict(played)}")
+
+
+if __name__ == "__main__":
+    main()
