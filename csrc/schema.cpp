@@ -28,7 +28,8 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "str form) -> (Tensor output, Tensor saved)");
   m.def(
       "gru_backward(Tensor grad_output, Tensor output, Tensor saved, Tensor state, Tensor weight_hh, Tensor? bias_hh, "
-      "Tensor? reset, Tensor? output_mask, str form) -> (Tensor grad_gate_inputs, Tensor grad_state, "
+      "Tensor? reset, Tensor? output_mask, str form, bool state_grad=True) -> (Tensor grad_gate_inputs, Tensor "
+      "grad_state, "
       "Tensor grad_weight_hh, Tensor grad_bias_hh)");
 
   // sampled_loss: the loss and, in the same pass, its gradients

@@ -100,6 +100,18 @@ def test_written_out_backward_is_autograds(form: str, reset: bool, mask: bool) -
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("steps", "hidden"), [(1, 5), (3, 5), (2, 80)])  # 80: beyond one launch, under emulation
+def test_a_state_that_wants_no_gradient_changes_no_other(form: str, steps: int, hidden: int, impl: str) -> None:
+    args = problem(form, steps, 3, hidden, torch.float64)
+    output, of_a, _, *of_weights = output_and_gradients(args, impl)
+    args[1] = args[1].detach()
+    ours = ops.gru(*args, impl=impl)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+    inputs = [t for t in (args[0], *args[2:4]) if t is not None]
+    assert_equal_bits(torch.autograd.grad((ours * weights).sum(), inputs), [of_a, *of_weights])
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("steps", "lanes", "hidden"), [(0, 4, 6), (3, 0, 6), (3, 4, 0)])
 def test_nothing_to_do(form: str, steps: int, lanes: int, hidden: int, impl: str) -> None:
     args = problem(form, steps, lanes, hidden, torch.float64)

@@ -263,19 +263,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
                                                         const Tensor& saved, const Tensor& state,
                                                         const Tensor& weight_hh, const OptionalTensor& bias_hh,
                                                         const OptionalTensor& reset, const OptionalTensor& output_mask,
-                                                        std::string_view form) {
+                                                        std::string_view form, bool state_grad) {
   const GruArguments given(saved, 4, state, weight_hh, bias_hh, reset, output_mask, form);
   const Tensor grad = given.block(grad_output, "grad_output", 1), h = given.block(output, "output", 1);
   const Tensor gates = given.block(saved, "saved", 4);
   Tensor grad_gate_inputs = given.empty({given.steps, given.lanes, 3 * given.hidden});
-  Tensor grad_state = given.empty({given.lanes, given.hidden});
+  Tensor grad_state = state_grad ? given.empty({given.lanes, given.hidden}) : given.empty({0});
   Tensor grad_weight = given.empty({3 * given.hidden, given.hidden}), grad_bias = given.empty({3 * given.hidden});
   AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward", [&] {
     const auto layer = given.layer<scalar_t>();
     const auto *outputs = h.const_data_ptr<scalar_t>(), *saved_gates = gates.const_data_ptr<scalar_t>();
     Scratch<scalar_t, RecurrentScratch> scratch(3 * grad.numel());
     const GruLaneGradients<scalar_t> lanes{grad_gate_inputs.mutable_data_ptr<scalar_t>(),
-                                           scratch.take(3 * grad.numel()), grad_state.mutable_data_ptr<scalar_t>()};
+                                           scratch.take(3 * grad.numel()),
+                                           state_grad ? grad_state.mutable_data_ptr<scalar_t>() : nullptr};
     gru_backward_lanes(layer, grad.const_data_ptr<scalar_t>(), outputs, saved_gates, lanes);
     gru_backward_weights(
         layer, outputs, saved_gates, lanes.gate_inputs, lanes.recurrent,

@@ -104,7 +104,7 @@ struct GruTensors {
 
 template <typename T>
 void run_backward(const GruArguments& given, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
-                  GruTensors& to) {
+                  bool state_grad, GruTensors& to) {
   const cudaStream_t stream = current_stream(given.device);
   GruBackward<T> backward{given.layer<T>(),
                           grad_output.const_data_ptr<T>(),
@@ -115,7 +115,10 @@ void run_backward(const GruArguments& given, const Tensor& grad_output, const Te
                           to.entering.mutable_data_ptr<T>(),
                           to.state.mutable_data_ptr<T>(),
                           nullptr};
-  if (given.in_one_launch()) return gru_all_steps(backward, stream);
+  if (given.in_one_launch()) {
+    if (!state_grad) backward.carried = nullptr;
+    return gru_all_steps(backward, stream);
+  }
   const Tensor weight = given.weight_of_gates(), weight_n = given.weight_n();
   Tensor grad_q = given.after ? Tensor() : given.empty({given.lanes, given.hidden});
   backward.grad_q = data_or_null<T>(grad_q);
@@ -126,9 +129,9 @@ void run_backward(const GruArguments& given, const Tensor& grad_output, const Te
       at::mm_out(grad_q, to.gate_inputs[t].narrow(1, 2 * given.hidden, given.hidden), weight_n);
       gru_one_step(backward, t, true, stream);
     }
-    at::addmm_out(to.state, to.state, to.recurrent[t], weight);
+    if (t > 0 || state_grad) at::addmm_out(to.state, to.state, to.recurrent[t], weight);
   }
-  if (given.steps > 0 && given.reset.defined()) to.state.masked_fill_(given.reset[0].unsqueeze(1), 0);
+  if (state_grad && given.steps > 0 && given.reset.defined()) to.state.masked_fill_(given.reset[0].unsqueeze(1), 0);
 }
 
 // Products and a sum over all steps and lanes, [T B, ...].
@@ -163,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
                                                         const Tensor& saved, const Tensor& state,
                                                         const Tensor& weight_hh, const OptionalTensor& bias_hh,
                                                         const OptionalTensor& reset, const OptionalTensor& output_mask,
-                                                        std::string_view form) {
+                                                        std::string_view form, bool state_grad) {
   const GruArguments given(saved, 4, state, weight_hh, bias_hh, reset, output_mask, form);
   const DeviceGuard guard(given.device);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
@@ -178,9 +181,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
                 given.empty({steps, lanes, hidden})};
   to.recurrent = given.after ? given.empty({steps, lanes, 3 * hidden}) : to.gate_inputs.narrow(2, 0, 2 * hidden);
   AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward",
-                             [&] { run_backward<scalar_t>(given, grad, h, gates, to); });
+                             [&] { run_backward<scalar_t>(given, grad, h, gates, state_grad, to); });
   weight_gradients(given, gates, to);
-  return {to.gate_inputs, to.state, to.weight, to.bias};
+  return {to.gate_inputs, state_grad ? to.state : given.empty({0}), to.weight, to.bias};
 }
 
 GRF_DEVICE_IMPL(m) {

@@ -117,8 +117,8 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForwa
   }
 }
 
-// Everything but the weights' gradients, which are products over all steps at the end; `carried` becomes the gradient
-// of the state before the first.
+// Everything but the weights' gradients, which are products over all steps at the end; `carried`, where it is not null,
+// becomes the gradient of the state before the first.
 //
 // Launch, shared memory: as above. Of each unit and step 7 numbers are read and 7 written.
 template <typename T, int kLanes>
@@ -173,6 +173,7 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
       });
       __syncthreads();
     }
+    if (t == 0 && p.carried == nullptr) return;
     multiply(0, layer.after ? 2 : 1);
     __syncthreads();
   }

@@ -100,9 +100,9 @@ def _backward(library: str, ctx: Any, grad_output: Tensor | None, grad_saved: No
         return (None,) * 7
     output, saved, state, weight_hh, bias_hh, reset, output_mask = ctx.saved_tensors
     grads = getattr(torch.ops, library).gru_backward(
-        grad_output, output, saved, state, weight_hh, bias_hh, reset, output_mask, ctx.form
+        grad_output, output, saved, state, weight_hh, bias_hh, reset, output_mask, ctx.form, ctx.needs_input_grad[1]
     )
-    return grads[0], grads[1], grads[2], grads[3] if bias_hh is not None else None, None, None, None
+    return grads[0], grads[1] if ctx.needs_input_grad[1] else None, grads[2], grads[3] if bias_hh is not None else None, None, None, None
 
 
 def _fake(gate_inputs: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -112,12 +112,21 @@ def _fake(gate_inputs: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_backward(
-    grad_output: Tensor, output: Tensor, saved: Tensor, state: Tensor, weight_hh: Tensor, *_: Any
+    grad_output: Tensor,
+    output: Tensor,
+    saved: Tensor,
+    state: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    reset: Tensor | None,
+    output_mask: Tensor | None,
+    form: str,
+    state_grad: bool = True,
 ) -> tuple[Tensor, ...]:
     steps, lanes, hidden = output.shape
     return (
         output.new_empty(steps, lanes, 3 * hidden),
-        state.new_empty(lanes, hidden),
+        state.new_empty((lanes, hidden) if state_grad else (0,)),
         weight_hh.new_empty(3 * hidden, hidden),
         weight_hh.new_empty(3 * hidden),
     )

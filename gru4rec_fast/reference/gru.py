@@ -77,8 +77,12 @@ def gru_backward(
     reset: Tensor | None,
     output_mask: Tensor | None,
     form: str,
+    state_grad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of gate_inputs [T, B, 3H], state [B, H], weight_hh [3H, H] and bias_hh [3H] (zeros without a bias)."""
+    """Gradients of gate_inputs [T, B, 3H], state [B, H], weight_hh [3H, H] and bias_hh [3H] (zeros without a bias).
+
+    The state's is empty, [0], without `state_grad`: where gradients end at a block's edge, nobody wants it.
+    """
     hidden = state.shape[1]
     grad_gate_inputs = saved.new_empty(*saved.shape[:2], 3 * hidden)
     grad_weight = torch.zeros_like(weight_hh)
@@ -109,7 +113,7 @@ def gru_backward(
             grad_weight[2 * hidden :] += a_n.T @ q
         grad_gate_inputs[t] = torch.cat([a_r, a_z, a_n], dim=1)
         carried = _entering(carried, reset, t)
-    return grad_gate_inputs, carried, grad_weight, grad_bias
+    return grad_gate_inputs, carried if state_grad else carried.new_empty(0), grad_weight, grad_bias
 
 
 def _entering(state: Tensor, reset: Tensor | None, t: int) -> Tensor:

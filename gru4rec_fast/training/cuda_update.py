@@ -199,7 +199,7 @@ def _backward(trained: Trained, passes: Sequence[_LayerPass], grad: Tensor, grad
     for done in reversed(passes):
         layer = done.layer
         _, backward = _gru_operators(layer.impl, trained.device)
-        gates, _, grad_hh, grad_bias_hh = backward(grad, done.output, done.saved, *done.arguments)
+        gates, _, grad_hh, grad_bias_hh = backward(grad, done.output, done.saved, *done.arguments, False)
         flat = gates.flatten(0, 1)
         grads.add(layer.weight_hh, grad_hh)
         grads.add(layer.bias_ih, flat.sum(0))
