@@ -240,8 +240,8 @@ def test_compiles_whole(impl: str) -> None:
     assert torch.equal(torch.compile(draw, fullgraph=True)(), draw())
 
 
-@native
-def test_items_beyond_two_to_the_31st(tmp_path: Path) -> None:
+@kernels
+def test_items_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
     """Items whose position needs more than 32 bits, in a file with a hole where user 0's would be."""
     begin, n_items = 2**31 + 5, 9
     with open(tmp_path / "neighbours", "wb") as file:
@@ -251,8 +251,8 @@ def test_items_beyond_two_to_the_31st(tmp_path: Path) -> None:
     offsets = torch.tensor([0, begin, begin + 3] + [begin + 3] * n_items)
     small = torch.tensor([0, 0, 3] + [3] * n_items), neighbours[begin:].clone()
     drawn = [
-        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=impl)
-        for graph, impl in (((offsets, neighbours), "native"), (small, "reference"))
+        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=way)
+        for graph, way in (((offsets, neighbours), impl), (small, "reference"))
     ]
     assert torch.equal(*drawn) and set(drawn[0][1].tolist()) == {0, 3, 5}
     assert not {0, 3, 5} & set(drawn[0][2].tolist())

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import implementations, native_and_emulated, operators_of
+from native import implementations, native_and_emulated, operators_of, why_not_emulated
 from scipy.stats import chisquare
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import AliasTable, build_alias_table, negative_sampling
@@ -142,6 +143,23 @@ def test_draws_of_kernels_equal_reference(impl: str, n_items: int, n: int, steps
     for a, b, dtype in zip(ours, theirs, (torch.int64, torch.float32), strict=True):
         assert a.shape == (steps, n) and a.dtype == b.dtype == dtype
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(bool(why_not_emulated("negative_sampling")), reason="negative_sampling is not emulated here")
+def test_index_arithmetic_beyond_two_to_the_31() -> None:
+    """Draws of more numbers than 32 bits count, of which those of the first and the last block are made."""
+    n, table = 2**30 + 300, build_alias_table(zipf_support(1000), 0.75, impl="reference")
+    with first_and_last_blocks():
+        items, log_prob = negative_sampling(table, n, seed=3, step=7, steps=2, impl="emulated")
+    last = items.numel() % 256 or 256
+    assert items.numel() > 2**31 + last
+    for t, draws in ((0, torch.arange(256)), (1, torch.arange(n - last, n))):
+        counter = (torch.tensor(0), torch.tensor(7 + t), draws, torch.tensor(0))
+        w0, w1, w2, _ = philox4x32(counter, 3)
+        column = (w0 * table.n_items + (w1 * table.n_items >> 32)) >> 32
+        expected = torch.where(w2 // 2 < table.threshold[column], column, table.alias[column])
+        assert torch.equal(items[t, draws], expected)
+        assert torch.equal(log_prob[t, draws], table.log_prob[expected])
 
 
 @impls

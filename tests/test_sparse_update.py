@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native import LEVELS, assert_equal_bits, run_at_level, threads, why_not_emulated
 from torch import Tensor
+from virtual_memory import first_and_last_blocks
 
-from gru4rec_fast import _backend, ops
+from gru4rec_fast import ops
 from gru4rec_fast.nn import gather_live_rows
 from gru4rec_fast.optim import SparseAdagrad, SparseAdam, SparseRMSprop, SparseSGD
 
@@ -210,12 +211,8 @@ def test_rows_and_gradients_beyond_two_to_the_31st() -> None:
     table = torch.empty(2**9 + 2, width)
     index, grad = torch.full((2**9 + 1,), -1), torch.empty(2**9 + 1, width)
     index[-1], grad[-1, -300:], table[-1, -300:] = len(table) - 1, 1.5, 0.0
-    emulation = _backend.emulation()
-    emulation.set_block_limit(2)
-    try:
+    with first_and_last_blocks():
         ops.sparse_sgd(table, None, index, grad, lr=0.5, impl="emulated")
-    finally:
-        emulation.set_block_limit(0)
     assert table.numel() > 2**31 and grad.numel() > 2**31
     assert bool((table[-1, -300:] == -0.75).all())
 
