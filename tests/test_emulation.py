@@ -128,14 +128,16 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_addresses_are_checked() -> None:
     """AddressSanitizer sees what a kernel touches beyond a tensor; sound kernels run clean under it."""
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
-    asan = Path(library.stdout.strip())
-    if library.returncode or not asan.is_absolute():
-        pytest.skip("no AddressSanitizer library beside g++")
+    runtimes = []
+    for name in ("asan", "ubsan"):
+        answer = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=False)
+        runtimes.append(Path(answer.stdout.strip()))
+    if not all(runtime.is_absolute() for runtime in runtimes):
+        pytest.skip("no sanitizers' libraries beside g++")
     options = {
-        "LD_PRELOAD": str(asan.resolve()),
+        "LD_PRELOAD": " ".join(str(runtime.resolve()) for runtime in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "GRU4REC_FAST_SANITIZE": "address",
+        "GRU4REC_FAST_SANITIZE": "address,undefined",  # as .ci/sanitize, whose library this is, too
     }
     code = """
 from gru4rec_fast import _backend

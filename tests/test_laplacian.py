@@ -12,7 +12,7 @@ import torch
 from graph_oracle import dense_matrix, dropped_entries, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import implementations, native_and_emulated, operators_of, told, why_not_emulated
+from native import compiler, examples, implementations, native_and_emulated, operators_of, told, why_not_emulated
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from virtual_memory import first_and_last_blocks
@@ -35,7 +35,7 @@ def features(n_nodes: int, width: int, dtype: torch.dtype = torch.float64, seed:
 
 @impls
 @every_matrix
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     width=st.integers(0, 40),
@@ -84,7 +84,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
 
 @impls
 @every_matrix
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     rows_seed=st.integers(0, 10**6),
@@ -322,7 +322,7 @@ def test_compiles_whole(impl: str) -> None:
         return (laplacian(x * 2, offsets, neighbours, "norm", dropout=0.2, seed=2, impl=impl) ** 2).sum()
 
     x = features(400, 8).requires_grad_()
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler(impl == "native"))
     (expected,) = torch.autograd.grad(loss(x), x)
     (grad,) = torch.autograd.grad(compiled(x), x)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)

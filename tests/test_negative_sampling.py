@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import implementations, native_and_emulated, operators_of, why_not_emulated
+from native import compiler, examples, implementations, native_and_emulated, operators_of, why_not_emulated
 from scipy.stats import chisquare
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -68,7 +68,7 @@ def test_table_holds_the_distribution(impl: str, alpha: float, n_items: int) -> 
 
 
 @impls
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3))
 def test_columns_hold_the_masses_exactly(impl: str, support: list[int], alpha: float) -> None:
     tensor = torch.tensor(support)
@@ -79,7 +79,7 @@ def test_columns_hold_the_masses_exactly(impl: str, support: list[int], alpha: f
 
 
 @native
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3), dtype=st.sampled_from([torch.int32, torch.int64]))
 def test_native_table_equals_reference(support: list[int], alpha: float, dtype: torch.dtype) -> None:
     tensor = torch.tensor(support, dtype=dtype)
@@ -111,7 +111,7 @@ def test_items_without_support(impl: str) -> None:
 
 
 @impls
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(support=supports, seed=st.integers(0, 2**63 - 1), step=st.integers(0, 2**32 - 2))
 def test_draws_are_the_stated_function(impl: str, support: list[int], seed: int, step: int) -> None:
     table = build_alias_table(torch.tensor(support), 0.5, impl=impl)
@@ -128,7 +128,7 @@ def test_draws_are_the_stated_function(impl: str, support: list[int], seed: int,
 
 
 @kernels
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     n_items=st.integers(1, 3000),
     n=st.integers(0, 400),
@@ -322,7 +322,7 @@ def test_compiled_step_serves_every_step() -> None:
 @impls
 def test_compiles_whole(impl: str) -> None:
     table = build_alias_table(zipf_support(40), 0.5)
-    compiled = torch.compile(negative_sampling, fullgraph=True)
+    compiled = torch.compile(negative_sampling, fullgraph=True, backend=compiler(impl == "native"))
     ours = compiled(table, 16, seed=1, step=2, steps=3, impl=impl)
     theirs = negative_sampling(table, 16, seed=1, step=2, steps=3, impl=impl)
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from native import told, why_not_emulated
+from native import LEVELS, run_at_level, told, why_not_emulated
 from torch import Tensor
 from virtual_memory import skipping_without_address_space, torch_runs, zeros
 
@@ -168,21 +164,9 @@ def test_native_bits_do_not_depend_on_threads_batch_or_place(dtype: torch.dtype)
 
 
 @native
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set_counts_alike(level: str) -> None:
-    """The integer and the tie tests again in a process that runs at that level."""
-    env = os.environ | {"GRU4REC_FAST_SIMD": level}
-    python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
-    probe = [*python, "-c", "from gru4rec_fast import _backend; _backend.load()"]
-    answer = subprocess.run(probe, env=env, capture_output=True, text=True, check=False)
-    if "this processor offers" in answer.stderr:
-        pytest.skip(f"this processor has no {level}")
-    assert answer.returncode == 0, answer.stderr
-    chosen = "native and (on_integers or tie_wherever or bits_do_not_depend)"
-    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
-    assert "skipped" not in result.stdout
+    run_at_level(level, __file__, "native and (on_integers or tie_wherever or bits_do_not_depend)")
 
 
 @pytest.mark.parametrize("place", ["hidden", "weight", "bias"])
