@@ -70,6 +70,18 @@ def assert_as_close(ours: Sequence[Tensor], reference: Sequence[Tensor], oracle:
         assert error <= 2 * yardstick + rounding, (number, error, yardstick, rounding)
 
 
+def compiler(chosen: bool) -> str:
+    """The backend of torch.compile: for the one case of a family that is `chosen` inductor, whose C++ takes up to a
+    minute. The others are captured whole, differentiated and run without it: to inductor an operator is a call."""
+    return "inductor" if chosen else "aot_eager"
+
+
+def examples(n: int) -> int:
+    """How many of hypothesis's examples to try, `n` of them but under sanitizers, where each takes many times as long:
+    what they look for, memory, depends on fewer of an example's choices than results do."""
+    return max(n // 4, 10) if _compile.sanitizers() else n
+
+
 @contextmanager
 def threads(n: int) -> Iterator[None]:
     """Run with `n` threads."""
@@ -88,17 +100,17 @@ def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None
 def run_at_level(level: str, file: str | list[str], chosen: str) -> None:
     """Run the tests `chosen` (as pytest -k) of a file, or of several, in a process of that instruction set.
 
-    Skips where the processor lacks it.
+    Skips where the processor lacks it, and where this process has run them at that level itself.
     """
+    info = _backend.build_info()
+    if LEVELS.index(level) > LEVELS.index(info["simd_detected"]):
+        pytest.skip(f"this processor has no {level}")
+    if level == info["simd"]:
+        pytest.skip(f"{level} is what this process itself runs at")
     files = [file] if isinstance(file, str) else file
     env = os.environ | {"GRU4REC_FAST_SIMD": level}
-    python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
-    probe = [*python, "-c", "from gru4rec_fast import _backend; _backend.load()"]
-    answer = subprocess.run(probe, env=env, capture_output=True, text=True, check=False)
-    if "this processor offers" in answer.stderr:
-        pytest.skip(f"this processor has no {level}")
-    assert answer.returncode == 0, answer.stderr
     folder = Path(files[0]).resolve().parents[1]
+    python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
     command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen]
     result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import implementations, native_and_emulated, operators_of
+from native import compiler, examples, implementations, native_and_emulated, operators_of
 from oracle.philox import philox4x32, seed_key
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -59,7 +59,7 @@ def by_the_book(graph: InteractionGraph, by: str, n: int, seed: int, step: int) 
 
 @impls
 @units
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     graph=st.tuples(st.integers(1, 8), st.integers(2, 9), st.integers(1, 40), st.integers(0, 10**6)),
     seed=st.integers(0, 2**63 - 1),
@@ -237,11 +237,12 @@ def test_compiles_whole(impl: str) -> None:
     def draw() -> Tensor:
         return bpr_triples(**ARGUMENTS, impl=impl) + 1
 
-    assert torch.equal(torch.compile(draw, fullgraph=True)(), draw())
+    compiled = torch.compile(draw, fullgraph=True, backend=compiler(impl == "native"))
+    assert torch.equal(compiled(), draw())
 
 
-@native
-def test_items_beyond_two_to_the_31st(tmp_path: Path) -> None:
+@kernels
+def test_items_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
     """Items whose position needs more than 32 bits, in a file with a hole where user 0's would be."""
     begin, n_items = 2**31 + 5, 9
     with open(tmp_path / "neighbours", "wb") as file:
@@ -251,8 +252,8 @@ def test_items_beyond_two_to_the_31st(tmp_path: Path) -> None:
     offsets = torch.tensor([0, begin, begin + 3] + [begin + 3] * n_items)
     small = torch.tensor([0, 0, 3] + [3] * n_items), neighbours[begin:].clone()
     drawn = [
-        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=impl)
-        for graph, impl in (((offsets, neighbours), "native"), (small, "reference"))
+        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=way)
+        for graph, way in (((offsets, neighbours), impl), (small, "reference"))
     ]
     assert torch.equal(*drawn) and set(drawn[0][1].tolist()) == {0, 3, 5}
     assert not {0, 3, 5} & set(drawn[0][2].tolist())

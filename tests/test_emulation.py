@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from native import why_not_emulated
+from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.reference.philox import philox4x32
@@ -127,14 +128,16 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_addresses_are_checked() -> None:
     """AddressSanitizer sees what a kernel touches beyond a tensor; sound kernels run clean under it."""
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
-    asan = Path(library.stdout.strip())
-    if library.returncode or not asan.is_absolute():
-        pytest.skip("no AddressSanitizer library beside g++")
+    runtimes = []
+    for name in ("asan", "ubsan"):
+        answer = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=False)
+        runtimes.append(Path(answer.stdout.strip()))
+    if not all(runtime.is_absolute() for runtime in runtimes):
+        pytest.skip("no sanitizers' libraries beside g++")
     options = {
-        "LD_PRELOAD": str(asan.resolve()),
+        "LD_PRELOAD": " ".join(str(runtime.resolve()) for runtime in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "GRU4REC_FAST_SANITIZE": "address",
+        "GRU4REC_FAST_SANITIZE": "address,undefined",  # as .ci/sanitize, whose library this is, too
     }
     code = """
 from gru4rec_fast import _backend
@@ -159,15 +162,12 @@ module.run_planted("{fault}")
         assert "AddressSanitizer: heap-buffer-overflow" in done.stderr and fault in done.stderr
 
 
-def test_index_arithmetic_beyond_two_to_the_31(emulation: ModuleType) -> None:
+def test_index_arithmetic_beyond_two_to_the_31() -> None:
     """A mask of more than 2**31 elements, of which only the first and the last block are computed: the pages between
     them are never touched, and so take no memory."""
     lanes, units = 3, 2**31 // 3 + 40
-    emulation.set_block_limit(2)
-    try:
+    with first_and_last_blocks():
         mask = ops.dropout_mask(1, lanes, units, 0.5, seed=1, stream=1, step=9, dtype=torch.float16, impl="emulated")
-    finally:
-        emulation.set_block_limit(0)
     assert mask.numel() > 2**31
     last = mask.numel() % 256 or 256
     for lane, first, got in ((0, 0, mask[0, 0, :256]), (2, units - last, mask[0, 2, -last:])):

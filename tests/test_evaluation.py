@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import examples
 from tiny_network import ExactNetwork
 
 from gru4rec_fast.data.store import SessionStore
@@ -128,7 +129,7 @@ def test_protocol_equals_a_loop_over_sessions(ties: str, batch_size: int) -> Non
     assert report.n_sessions == len(sessions)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, N_ITEMS - 1), min_size=2, max_size=12), min_size=1, max_size=12),
     st.integers(1, 14),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import examples
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.evaluation import GRAPH_METRICS, evaluate_graph
@@ -58,7 +59,7 @@ def by_the_book(
 
 
 @impls
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40), st.integers(0, 10**6)),
     cutoffs=st.sets(st.integers(1, 15), min_size=1, max_size=4),

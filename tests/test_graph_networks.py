@@ -12,6 +12,7 @@ from golden import GoldenRun, golden_names, load
 from graph_oracle import dense_matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native import compiler, examples
 from oracle.philox import bernoulli_keep
 from torch import Tensor
 
@@ -113,7 +114,7 @@ graphs = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 25), st.
 
 
 @impls
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     graph=graphs,
     P=matrices,
@@ -188,7 +189,7 @@ def dense_ngcf(network: NGCFNetwork, drop: dict[str, Any], message_dropout: floa
 
 
 @impls
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(graph=graphs, normalise_messages=st.booleans(), step=st.integers(0, 1000))
 def test_ngcf_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], normalise_messages: bool, step: int
@@ -210,7 +211,7 @@ def test_ngcf_is_the_dense_formula(
 
 
 @impls
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(graph=graphs, matrix=matrices, n_layers=st.integers(0, 4), step=st.integers(0, 1000))
 def test_lightgcn_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], matrix: str, n_layers: int, step: int
@@ -249,7 +250,7 @@ def assert_loss_is_the_formula(network: Any, final: Tensor, penalised: Tensor, s
 @impls
 @pytest.mark.parametrize("most", [0.7, 2.0])
 @pytest.mark.parametrize("name", ["ngcf", "ngcf normalised", "lightgcn"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     graph=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 30), st.integers(0, 10**6)),
     P=matrices,
@@ -360,7 +361,8 @@ def test_a_training_step_compiles_whole(impl: str) -> None:
         return bpr + norm
 
     expected = torch.autograd.grad(step_loss(), list(network.parameters()))
-    grads = torch.autograd.grad(torch.compile(step_loss, fullgraph=True)(), list(network.parameters()))
+    compiled = torch.compile(step_loss, fullgraph=True, backend=compiler(impl == "native"))
+    grads = torch.autograd.grad(compiled(), list(network.parameters()))
     for grad, wanted in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, wanted, rtol=1e-9, atol=1e-12)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from native import (
     LEVELS,
     assert_as_close,
     assert_equal_bits,
+    compiler,
     native_and_emulated,
     operators_of,
     run_at_level,
     threads,
     why_not_emulated,
 )
+from virtual_memory import first_and_last_blocks, torch_computes
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.reference.gru import FORMS, gru_backward, gru_forward
@@ -243,25 +248,40 @@ def test_nothing_of_a_lane_outlives_its_reset(impl: str, form: str, hidden: int)
 
 
 @emulated
-def test_index_arithmetic_beyond_two_to_the_31() -> None:
-    """More than 2**31 numbers of gates, of which the first and the last lanes are computed; the others' memory is never
-    touched, and so takes none."""
-    lanes = 2**29 + 6
-    a, state = torch.empty(1, lanes, 3), torch.empty(lanes, 1)
-    ends = [*range(4), *range(lanes - 2, lanes)]
-    g = torch.Generator().manual_seed(0)
-    a[:, ends], state[ends] = torch.randn(1, 6, 3, generator=g), torch.randn(6, 1, generator=g)
-    weight, bias = torch.randn(3, 1, generator=g), torch.randn(3, generator=g)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("hidden", [1, 64])  # all steps in one launch, and step by step
+def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
+    """More than 2**31 gate inputs, of which those of the first and the last lanes are used, forward and backward."""
+    steps = 2
+    lanes = 2**31 // (steps * 3 * hidden) // 4 * 4 + 6
+    ends = torch.tensor([0, 1, 2, 3, lanes - 2, lanes - 1])  # of the first block and the last one, four lanes each
+
+    def spread(small: torch.Tensor | None) -> torch.Tensor | None:
+        """Lanes, the last dimension but one (of resets the last), to where `ends` are among all."""
+        if small is None:
+            return None
+        dim = 1 if small.dtype == torch.bool else small.dim() - 2
+        shape = (*small.shape[:dim], lanes, *small.shape[dim + 1 :])
+        return torch.empty(shape, dtype=small.dtype).index_copy_(dim, ends, small)
+
+    def results(library: Any, grad: torch.Tensor, args: list) -> list[torch.Tensor]:
+        output, saved = library.gru(*args)
+        return [output, saved, *library.gru_backward(grad, output, saved, *args[1:])]
+
+    small = [t.detach() if isinstance(t, torch.Tensor) else t for t in problem(form, steps, 6, hidden, torch.float32)]
+    grad = torch.randn(steps, 6, hidden, generator=torch.Generator().manual_seed(0))
     emulation = _backend.emulation()
-    emulation.set_block_limit(2)
-    try:
-        output, saved = torch.ops.gru4rec_fast_emulated.gru(a, state, weight, bias, None, None, "reset_after")
-    finally:
-        emulation.set_block_limit(0)
-    assert saved.numel() > 2**31
-    expected = gru_forward(a[:, ends], state[ends], weight, bias, None, None, "reset_after")
-    for ours, theirs in zip((output, saved), expected, strict=True):
-        torch.testing.assert_close(ours[:, ends], theirs, rtol=1e-6, atol=1e-6)
+    emulation.set_seed(0)
+    with first_and_last_blocks(), torch_computes({lanes: ends, steps * lanes: torch.cat([ends, lanes + ends])}):
+        a, state, weight, bias, reset, mask, _ = small
+        large = [spread(a), spread(state), weight, bias, spread(reset), spread(mask), form]
+        ours = results(operators_of("emulated", "gru"), spread(grad), large)
+    assert emulation.launches() == (2 if hidden == 1 else 2 * steps * (1 if form == "reset_after" else 2))
+    assert ours[1].numel() > ours[2].numel() > 2**31
+    ours[:4] = [t.index_select(-2, ends) for t in ours[:4]]
+    reference = SimpleNamespace(gru=gru_forward, gru_backward=gru_backward)
+    exact = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in small]
+    assert_as_close(ours, results(reference, grad, small), results(reference, grad.double(), exact))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -300,7 +320,8 @@ def test_operator_passes_opcheck(impl: str, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_operator_compiles(form: str, native_library: None) -> None:
     args = arguments(form)
-    compiled = torch.compile(lambda *t: torch.ops.gru4rec_fast.gru(*t)[0], fullgraph=True)
+    backend = compiler(form == "reset_after")
+    compiled = torch.compile(lambda *t: torch.ops.gru4rec_fast.gru(*t)[0], fullgraph=True, backend=backend)
     expected = ops.gru(*args, impl="reference")
     torch.testing.assert_close(compiled(*args), expected, rtol=1e-12, atol=1e-12)
     inputs = [t for t in args[:4] if t is not None]
@@ -327,7 +348,7 @@ def test_operator_names_what_does_not_fit(impl: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_public_function_compiles_whole(form: str) -> None:
     args = arguments(form)
-    compiled = torch.compile(ops.gru, fullgraph=True)
+    compiled = torch.compile(ops.gru, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), ops.gru(*args), rtol=1e-12, atol=1e-12)
 
 

@@ -22,7 +22,7 @@ def test_a_fused_step_is_as_close_to_float64(native_library: None, level: str) -
     run_at_level(level, [str(HERE / "test_one_step.py")], "fused")
 
 
-@pytest.mark.parametrize("level", LEVELS[:-1])  # the widest: tests/test_determinism.py itself
+@pytest.mark.parametrize("level", LEVELS)
 def test_threads_do_not_change_a_bit_of_a_training(native_library: None, level: str) -> None:
     chosen = "threads_do_not and (bpr-max or two-layers or bf16)"
     run_at_level(level, [str(HERE / "test_determinism.py")], chosen)

@@ -12,9 +12,10 @@ import torch
 from graph_oracle import dense_matrix, dropped_entries, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import implementations, native_and_emulated, operators_of, told
+from native import compiler, examples, implementations, native_and_emulated, operators_of, told, why_not_emulated
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import laplacian
@@ -34,7 +35,7 @@ def features(n_nodes: int, width: int, dtype: torch.dtype = torch.float64, seed:
 
 @impls
 @every_matrix
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     width=st.integers(0, 40),
@@ -83,7 +84,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
 
 @impls
 @every_matrix
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     rows_seed=st.integers(0, 10**6),
@@ -321,7 +322,7 @@ def test_compiles_whole(impl: str) -> None:
         return (laplacian(x * 2, offsets, neighbours, "norm", dropout=0.2, seed=2, impl=impl) ** 2).sum()
 
     x = features(400, 8).requires_grad_()
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler(impl == "native"))
     (expected,) = torch.autograd.grad(loss(x), x)
     (grad,) = torch.autograd.grad(compiled(x), x)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
@@ -381,9 +382,9 @@ def test_devices_must_agree(impl: str) -> None:
         laplacian(torch.zeros(1, 2), torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int32, device="meta"), impl=impl)
 
 
-@native
+@kernels
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_entries_beyond_two_to_the_31st(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_entries_beyond_two_to_the_31st(impl: str, tmp_path: Path, dtype: torch.dtype) -> None:
     """Neighbours whose position needs more than 32 bits, in a file with a hole where node 0's would be."""
     begin = 2**31 + 5
     size = torch.iinfo(dtype).bits // 8
@@ -398,9 +399,31 @@ def test_entries_beyond_two_to_the_31st(tmp_path: Path, dtype: torch.dtype) -> N
     weights = features(4, 7, seed=1)
     chosen: dict[str, Any] = {"rows": nodes, "columns": nodes, "dropout": 0.3, "seed": 5}
     sides = ((x, (offsets, neighbours)), (y, small))
-    results = [laplacian(ours, *graph, impl="native", **chosen) for ours, graph in sides]
+    results = [laplacian(ours, *graph, impl=impl, **chosen) for ours, graph in sides]
     assert torch.equal(*results)
     torch.testing.assert_close(results[0], laplacian(x, *small, impl="reference", **chosen), rtol=1e-13, atol=1e-13)
     for result in results:
         (result * weights).sum().backward()
     assert x.grad is not None and x.grad.any() and torch.equal(x.grad, y.grad)
+
+
+@pytest.mark.skipif(bool(why_not_emulated("laplacian")), reason="laplacian is not emulated here")
+def test_features_beyond_two_to_the_31st() -> None:
+    """Features and a result of more numbers than 32 bits count: the first rows of the first columns, the last of the
+    last."""
+    offsets, neighbours = random_graph(8, 6, 45, seed=4)
+    between = 1020  # users without an item, so that the items are the last rows
+    offsets = torch.cat([offsets[:9], offsets[8].expand(between), offsets[9:]])
+    neighbours[: offsets[8]] += between
+    x, linked = torch.empty(len(offsets) - 1, 2**21 + 60), [*range(8), *range(-6, 0)]
+    n_columns = 128  # of a block
+    parts = (slice(0, 8), slice(0, n_columns)), (slice(-2, None), slice(x.shape[1] // n_columns * n_columns, None))
+    for seed, (_, columns) in enumerate(parts):
+        x[linked, columns] = features(len(linked), len(x[0, columns]), torch.float32, seed)
+    with first_and_last_blocks():
+        product = laplacian(x, offsets, neighbours, impl="emulated")
+    assert x[:-2].numel() > 2**31 and product[:-2].numel() > 2**31
+    for rows, columns in parts:
+        expected = laplacian(x[:, columns].contiguous(), offsets, neighbours, impl="reference")[rows]
+        assert expected.any(1).all()
+        torch.testing.assert_close(product[rows, columns], expected, rtol=1e-5, atol=1e-6)

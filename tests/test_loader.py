@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import examples
 
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 
@@ -35,7 +36,7 @@ def equal(ours: list[SessionBlock], theirs: list[SessionBlock]) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.lists(st.integers(1, 8), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1),
     st.integers(1, 5),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import implementations, native_and_emulated, operators_of
+from native import compiler, examples, implementations, native_and_emulated, operators_of, why_not_emulated
 from scipy.stats import chisquare
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import AliasTable, build_alias_table, negative_sampling
@@ -67,7 +68,7 @@ def test_table_holds_the_distribution(impl: str, alpha: float, n_items: int) -> 
 
 
 @impls
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3))
 def test_columns_hold_the_masses_exactly(impl: str, support: list[int], alpha: float) -> None:
     tensor = torch.tensor(support)
@@ -78,7 +79,7 @@ def test_columns_hold_the_masses_exactly(impl: str, support: list[int], alpha: f
 
 
 @native
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3), dtype=st.sampled_from([torch.int32, torch.int64]))
 def test_native_table_equals_reference(support: list[int], alpha: float, dtype: torch.dtype) -> None:
     tensor = torch.tensor(support, dtype=dtype)
@@ -110,7 +111,7 @@ def test_items_without_support(impl: str) -> None:
 
 
 @impls
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(support=supports, seed=st.integers(0, 2**63 - 1), step=st.integers(0, 2**32 - 2))
 def test_draws_are_the_stated_function(impl: str, support: list[int], seed: int, step: int) -> None:
     table = build_alias_table(torch.tensor(support), 0.5, impl=impl)
@@ -127,7 +128,7 @@ def test_draws_are_the_stated_function(impl: str, support: list[int], seed: int,
 
 
 @kernels
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     n_items=st.integers(1, 3000),
     n=st.integers(0, 400),
@@ -142,6 +143,23 @@ def test_draws_of_kernels_equal_reference(impl: str, n_items: int, n: int, steps
     for a, b, dtype in zip(ours, theirs, (torch.int64, torch.float32), strict=True):
         assert a.shape == (steps, n) and a.dtype == b.dtype == dtype
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(bool(why_not_emulated("negative_sampling")), reason="negative_sampling is not emulated here")
+def test_index_arithmetic_beyond_two_to_the_31() -> None:
+    """Draws of more numbers than 32 bits count, of which those of the first and the last block are made."""
+    n, table = 2**30 + 300, build_alias_table(zipf_support(1000), 0.75, impl="reference")
+    with first_and_last_blocks():
+        items, log_prob = negative_sampling(table, n, seed=3, step=7, steps=2, impl="emulated")
+    last = items.numel() % 256 or 256
+    assert items.numel() > 2**31 + last
+    for t, draws in ((0, torch.arange(256)), (1, torch.arange(n - last, n))):
+        counter = (torch.tensor(0), torch.tensor(7 + t), draws, torch.tensor(0))
+        w0, w1, w2, _ = philox4x32(counter, 3)
+        column = (w0 * table.n_items + (w1 * table.n_items >> 32)) >> 32
+        expected = torch.where(w2 // 2 < table.threshold[column], column, table.alias[column])
+        assert torch.equal(items[t, draws], expected)
+        assert torch.equal(log_prob[t, draws], table.log_prob[expected])
 
 
 @impls
@@ -304,7 +322,7 @@ def test_compiled_step_serves_every_step() -> None:
 @impls
 def test_compiles_whole(impl: str) -> None:
     table = build_alias_table(zipf_support(40), 0.5)
-    compiled = torch.compile(negative_sampling, fullgraph=True)
+    compiled = torch.compile(negative_sampling, fullgraph=True, backend=compiler(impl == "native"))
     ours = compiled(table, 16, seed=1, step=2, steps=3, impl=impl)
     theirs = negative_sampling(table, 16, seed=1, step=2, steps=3, impl=impl)
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])

@@ -10,6 +10,7 @@ import torch
 from graph_oracle import dense_matrix, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import compiler, examples
 from oracle.philox import bernoulli_keep
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -49,7 +50,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor:
 
 
 @impls
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     widths=st.tuples(st.integers(1, 20), st.integers(1, 40)),
@@ -299,7 +300,8 @@ def test_compiles_whole(impl: str) -> None:
         return out.square().sum()
 
     expected = torch.autograd.grad(loss(*inputs), inputs)
-    grads = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*inputs), inputs)
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler(impl == "native"))
+    grads = torch.autograd.grad(compiled(*inputs), inputs)
     for grad, wanted in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, wanted, rtol=1e-11, atol=1e-11)
 

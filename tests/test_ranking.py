@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from native import told
+from native import LEVELS, run_at_level, told, why_not_emulated
 from torch import Tensor
+from virtual_memory import skipping_without_address_space, torch_runs, zeros
 
 from gru4rec_fast.ops.ranking import target_rank, top_k
 from gru4rec_fast.reference import ranking as reference
 
 native = pytest.mark.usefixtures("native_library")
+emulated = pytest.mark.skipif(bool(why_not_emulated("ranking")), reason=why_not_emulated("ranking") or "-")
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 shapes = pytest.mark.parametrize(
     ("queries", "items", "width"),
@@ -166,21 +164,9 @@ def test_native_bits_do_not_depend_on_threads_batch_or_place(dtype: torch.dtype)
 
 
 @native
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set_counts_alike(level: str) -> None:
-    """The integer and the tie tests again in a process that runs at that level."""
-    env = os.environ | {"GRU4REC_FAST_SIMD": level}
-    python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
-    probe = [*python, "-c", "from gru4rec_fast import _backend; _backend.load()"]
-    answer = subprocess.run(probe, env=env, capture_output=True, text=True, check=False)
-    if "this processor offers" in answer.stderr:
-        pytest.skip(f"this processor has no {level}")
-    assert answer.returncode == 0, answer.stderr
-    chosen = "native and (on_integers or tie_wherever or bits_do_not_depend)"
-    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
-    assert "skipped" not in result.stdout
+    run_at_level(level, __file__, "native and (on_integers or tie_wherever or bits_do_not_depend)")
 
 
 @pytest.mark.parametrize("place", ["hidden", "weight", "bias"])
@@ -260,6 +246,33 @@ def test_strided_inputs_are_read_right(impl: str) -> None:
         impl=impl,
     )
     assert torch.equal(plain[0], copied[0])
+
+
+@emulated
+def test_catalogues_beyond_two_to_the_31st() -> None:
+    """A table of more numbers than 32 bits count, whose last row is the target: no other row but two is anything."""
+    items, width = 2**17 + 2, 2**14
+    with skipping_without_address_space():
+        weight = zeros(items, width)
+    weight[3], weight[9, 0], weight[-1, -1] = 1.0, 7.0, 7.0
+    greater, equal = target_rank(torch.ones(1, width), weight, None, torch.tensor([items - 1]), impl="emulated")
+    assert weight.numel() > 2**31
+    assert greater.tolist() == [1] and equal.tolist() == [1]
+
+
+@emulated
+def test_exclusions_beyond_two_to_the_31st() -> None:
+    """More excluded items than 32 bits count: item 0 for every query, and two more for the last of each tile of 32.
+    They are sorted already, and torch's sort, which would write as much again, is left out."""
+    queries, n = 33, 70_000_000
+    hidden, weight, bias, _ = problem(queries, 8, 3, torch.float32, integers=True)
+    with skipping_without_address_space(), torch_runs({"sort.stable": lambda given, **_: (given, given[:0])}):
+        exclude = zeros(queries, n, dtype=np.int64)
+        exclude[31, -2:], exclude[32, -2:] = torch.tensor([5, 7]), torch.tensor([1, 6])
+        found = top_k(hidden, weight, bias, 7, exclude, impl="emulated")
+    assert 31 * n > 2**31
+    expected = top_k(hidden, weight, bias, 7, exclude[:, -3:], impl="reference")
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
 @native

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import examples
 from tiny_network import ExactNetwork
 
 from gru4rec_fast.data.store import SessionStore
@@ -34,7 +35,7 @@ def loop_best(session: list[int], k: int, hidden_items: set[int]) -> tuple[list[
     return named(order), [scores[n] for n in order]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(indices, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.sampled_from("nsl"))
 def test_batches_equal_a_loop(sessions: list[list[int]], k: int, batch_size: int, kind: str) -> None:
     exclude = {"n": None, "s": "session", "l": ["item-3", "item-7"]}[kind]
@@ -136,7 +137,7 @@ def test_no_sessions_give_no_rows() -> None:
     assert found.items.shape == found.scores.shape == (0, 3)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, N_ITEMS - 1)), min_size=1, max_size=40))
 def test_the_stream_answers_as_the_batch_does(events: list[tuple[str, int]]) -> None:
     """One event at a time, and all in one call, for sessions whose events are mixed."""

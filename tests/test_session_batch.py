@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import implementations, native_and_emulated, operators_of, told
+from native import compiler, examples, implementations, native_and_emulated, operators_of, told
 from torch import Tensor
 
 from gru4rec_fast import _backend
@@ -72,7 +72,7 @@ cases = given(log=logs(), n_lanes=st.integers(1, 5), chunk=st.integers(1, 9))
 
 
 @impls
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @cases
 def test_equals_the_simulation(impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int) -> None:
     expected = simulate(*log, n_lanes)
@@ -83,7 +83,7 @@ def test_equals_the_simulation(impl: str, log: tuple[list[list[int]], list[int]]
 
 
 @impls
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @cases
 def test_every_event_once(impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int) -> None:
     sessions, order = log
@@ -103,7 +103,7 @@ def test_every_event_once(impl: str, log: tuple[list[list[int]], list[int]], n_l
 
 
 @impls
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), chunk=st.integers(1, 9))
 def test_chunks_do_not_matter(
     impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, chunk: int
@@ -115,7 +115,7 @@ def test_chunks_do_not_matter(
 
 
 @kernels
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), dtype=st.sampled_from([torch.int32, torch.int64])
 )
@@ -234,7 +234,7 @@ def test_opcheck(impl: str) -> None:
 @kernels
 def test_compiles_whole(impl: str) -> None:
     """Only the kernels: the reference reads numbers out of tensors, which a graph cannot hold."""
-    compiled = torch.compile(session_batch, fullgraph=True)
+    compiled = torch.compile(session_batch, fullgraph=True, backend=compiler(impl == "native"))
     ours, theirs = good_arguments(), good_arguments()
     for a, b in zip(compiled(**ours, impl=impl), session_batch(**theirs, impl=impl), strict=True):
         assert torch.equal(a, b)

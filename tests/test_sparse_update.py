@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import LEVELS, assert_equal_bits, run_at_level, threads, why_not_emulated
+from native import LEVELS, assert_equal_bits, compiler, examples, run_at_level, threads, why_not_emulated
 from torch import Tensor
+from virtual_memory import first_and_last_blocks
 
-from gru4rec_fast import _backend, ops
+from gru4rec_fast import ops
 from gru4rec_fast.nn import gather_live_rows
 from gru4rec_fast.optim import SparseAdagrad, SparseAdam, SparseRMSprop, SparseSGD
 
@@ -77,7 +78,7 @@ def test_rows_follow_the_rule(shape: tuple[int, ...], rule: str, impl: str) -> N
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_rows_in_any_order(rule: str, native_library: None, data: st.DataObject) -> None:
     """Native against plain Python: any number of rows, columns and positions, rows repeated or not."""
@@ -210,12 +211,8 @@ def test_rows_and_gradients_beyond_two_to_the_31st() -> None:
     table = torch.empty(2**9 + 2, width)
     index, grad = torch.full((2**9 + 1,), -1), torch.empty(2**9 + 1, width)
     index[-1], grad[-1, -300:], table[-1, -300:] = len(table) - 1, 1.5, 0.0
-    emulation = _backend.emulation()
-    emulation.set_block_limit(2)
-    try:
+    with first_and_last_blocks():
         ops.sparse_sgd(table, None, index, grad, lr=0.5, impl="emulated")
-    finally:
-        emulation.set_block_limit(0)
     assert table.numel() > 2**31 and grad.numel() > 2**31
     assert bool((table[-1, -300:] == -0.75).all())
 
@@ -241,7 +238,7 @@ def test_operator_passes_opcheck_and_compiles(rule: str, native_library: None) -
     tensors = fresh(rule, (5, 2), torch.float32)
     operator = getattr(torch.ops.gru4rec_fast, rule)
     torch.library.opcheck(operator, (*[t.clone() for t in tensors], index, grad), OPTIONS[rule])
-    compiled = torch.compile(getattr(ops, rule), fullgraph=True)
+    compiled = torch.compile(getattr(ops, rule), fullgraph=True, backend=compiler(rule == "sparse_adagrad"))
     ours, theirs = [t.clone() for t in tensors], [t.clone() for t in tensors]
     compiled(*ours, index, grad, **OPTIONS[rule])
     update(rule, theirs, index, grad, impl="reference")

@@ -100,17 +100,20 @@ std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weigh
   return {greater, equal};
 }
 
-// Blocks of a query: few queries would leave most of the device idle.
-int64_t segments_for(const Catalogue& catalogue) {
+// That the lists of a tile's queries have between them, unless k itself is more.
+constexpr int64_t kEntries = int64_t{1} << 22;
+
+// Blocks of a query, with a list each: few queries would leave most of the device idle.
+int64_t segments_for(const Catalogue& catalogue, int64_t k) {
   constexpr int64_t kBlocks = 1024;
-  const int64_t most = std::max<int64_t>(catalogue.tile_items / kSegmentColumns, 1);
-  return std::clamp<int64_t>(kBlocks / catalogue.tile_queries, 1, most);
+  const int64_t most = std::min(catalogue.tile_items / kSegmentColumns, kEntries / (catalogue.tile_queries * k));
+  return std::clamp<int64_t>(kBlocks / catalogue.tile_queries, 1, std::max<int64_t>(most, 1));
 }
 
 template <typename T>
 void find_best_of_all(const Catalogue& catalogue, const Tensor& exclude, const Tensor& scores, const Tensor& items,
                       cudaStream_t stream) {
-  const int64_t k = scores.size(1), n_exclude = exclude.size(1), segments = segments_for(catalogue);
+  const int64_t k = scores.size(1), n_exclude = exclude.size(1), segments = segments_for(catalogue, k);
   const int64_t entries = catalogue.tile_queries * segments * k;
   const Tensor lists = at::empty({2 * entries * static_cast<int64_t>(sizeof(Entry<T>)) / 8}, items.options());
   auto* const memory = static_cast<Entry<T>*>(lists.mutable_data_ptr());
@@ -134,7 +137,6 @@ void find_best_of_all(const Catalogue& catalogue, const Tensor& exclude, const T
 
 std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias, int64_t k,
                                  const OptionalTensor& exclude) {
-  constexpr int64_t kEntries = int64_t{1} << 22;  // that the lists of a tile's queries may have between them
   const DeviceGuard guard(hidden.device());
   const Catalogue catalogue(hidden, weight, bias,
                             std::clamp<int64_t>(kEntries / std::max<int64_t>(k, 1), 1, kTileQueries));
