@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def test_gradients_of_scores_are_rounded_once(impl: str, loss: str, parameters: 
     _, _, grad_rows, grad_bias = with_gradients(impl, arguments, **options)
     _, _, exact, _ = with_gradients("reference", as_float64(arguments), **options)
     assert torch.equal(grad_rows, grad_rows.bfloat16().float())
-    half_a_place = 2**-9 * exact.abs()
+    half_a_place = 2.0 ** (torch.frexp(exact).exponent - 9)  # of 8 digits, the first of which is 1/2 in frexp's terms
     of_float32 = 2**-18 * exact.abs() + 2**-20 * exact.abs().max()  # and of what cancels in it
     assert bool(((grad_rows - exact).abs() <= half_a_place + of_float32).all())
     assert bool(((grad_rows - exact).abs() > half_a_place / 2).any())  # it was rounded
@@ -85,7 +86,8 @@ def test_autograd_gives_the_inputs_dtypes(impl: str, in_batch: bool) -> None:
     assert [t.dtype for t in (value, *grads)] == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32]
     oracle = value_and_gradients(as_float64(arguments), "reference", in_batch=in_batch)
     reference = value_and_gradients(arguments, "reference", in_batch=in_batch)
-    assert_as_close([value, *grads], reference, oracle)
+    # Not the bias's: autograd through the reference leaves out the one rounding that it has.
+    assert_as_close([value, *grads[:2]], reference[:3], oracle[:3])
     if impl != "reference":
         raw = with_gradients(impl, arguments, "cross-entropy", in_batch)
         assert_equal_bits([value, *grads], [t.to(g.dtype) for t, g in zip(raw, (value, *grads), strict=True)])
@@ -173,8 +175,9 @@ def test_autocast_converts_what_products_multiply(impl: str, in_batch: bool) -> 
     options = {"in_batch": in_batch, "loss": "bpr-max"}
     narrow = {name: t.bfloat16() if name in ("hidden", "rows") else t for name, t in arguments.items()}
     with autocast():
-        ours = value_and_gradients(arguments, impl, **options)
+        value = ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options)
         mixed = ops.sampled_loss(**arguments | {"hidden": narrow["hidden"]}, batch_size=7, impl=impl, **options)
+    ours = [value.detach(), *torch.autograd.grad(value, [arguments[name] for name in ("hidden", "rows", "bias")])]
     explicit = {name: t.detach().requires_grad_(arguments[name].requires_grad) for name, t in narrow.items()}
     theirs = value_and_gradients(explicit, impl, **options)
     assert [t.dtype for t in ours] == [torch.float32] * 4
@@ -183,7 +186,7 @@ def test_autocast_converts_what_products_multiply(impl: str, in_batch: bool) -> 
     exact = value_and_gradients(arguments, impl, **options)
     assert not torch.equal(exact[0], ours[0])
     with autocast(torch.float16):
-        assert_equal_bits(value_and_gradients(arguments, impl, **options), exact)
+        assert ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options) == exact[0]
         narrow_hidden = arguments["hidden"].half()
         assert ops.sampled_loss(**arguments | {"hidden": narrow_hidden}, impl=impl).dtype == torch.float32
     with autocast(), torch.autocast("cpu", enabled=False):
@@ -200,13 +203,16 @@ def test_autocast_leaves_float64_alone(impl: str) -> None:
             ops.sampled_loss(**arguments | {"hidden": arguments["hidden"].float()}, impl=impl)
 
 
-def network_loss(impl: str, dtype: torch.dtype | None = None) -> tuple[Tensor, list[Tensor]]:
-    """A step of a network of float32 weights: its loss and all of its dense gradients."""
+def network_loss(
+    impl: str, dtype: torch.dtype | None = None, under: AbstractContextManager[object] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """A step of a network, its forward pass in a context: its loss and all of its gradients."""
     network = SessionNetwork(30, [8], seed=1, impl=impl, dtype=dtype)
     criterion = SampledLoss("cross-entropy", batch_size=4, logq=0.5, support=torch.arange(1, 31), impl=impl)
     inputs, targets = torch.randint(0, 30, (2, 1, 4), generator=torch.Generator().manual_seed(0))
-    hidden, _ = network(inputs, network.initial_state(4))
-    value = criterion(network, hidden, targets, torch.arange(0, 30, 2).unsqueeze(0))
+    with under or nullcontext():
+        hidden, _ = network(inputs, network.initial_state(4))
+        value = criterion(network, hidden, targets, torch.arange(0, 30, 2).unsqueeze(0))
     value.backward()
     grads = [p.grad for p in network.parameters()]
     return value.detach(), [g.to_dense() if g.is_sparse else g for g in grads]
@@ -215,10 +221,9 @@ def network_loss(impl: str, dtype: torch.dtype | None = None) -> tuple[Tensor, l
 @everywhere
 def test_a_network_trains_under_autocast(impl: str) -> None:
     exact, grads = network_loss(impl)
-    with autocast():
-        value, narrow = network_loss(impl)
+    value, narrow = network_loss(impl, under=autocast())
     assert {t.dtype for t in (value, *narrow)} == {torch.float32}
-    # bfloat16 keeps 2**-9 of a number; a gradient here has come through four products at most.
+    # A bfloat16 number is within 2**-9 to 2**-8 of what it stands for; a gradient here has come through few of them.
     assert value.item() != exact.item() and value.item() == pytest.approx(exact.item(), rel=2**-8)
     for ours, theirs in zip(narrow, grads, strict=True):
         assert (ours - theirs).norm() <= 2**-5 * theirs.norm()
