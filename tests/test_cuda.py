@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 import test_gru as gru
 import test_sampled_loss as loss
+import test_sampled_loss_bf16 as loss_bf16
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
@@ -255,6 +256,25 @@ def test_losses_are_as_close_as_the_reference(name: str, parameters: dict, in_ba
             ours = loss.value_and_gradients(there, "native", **options)
             assert_as_close([t.cpu() for t in ours], reference, oracle)
             assert_equal_bits(loss.value_and_gradients(there, "native", **options), ours)
+
+
+@loss_bf16.losses
+@loss_bf16.forms
+def test_losses_of_bfloat16_are_as_close_as_the_reference(loss: str, parameters: dict, in_batch: bool) -> None:
+    """Products of bfloat16 with float32 sums are torch's own on a GPU, and no other test runs them."""
+    options = {"loss": loss, "in_batch": in_batch, **parameters}
+    for m, n, h in (*loss_bf16.SIZES, (0, 6, 3), (32, 2048, 100), (700, 14_000, 16)):
+        for given in (True, False):
+            arguments = loss_bf16.bf16_problem(m, n, h, given=given)
+            oracle = loss_bf16.with_gradients("reference", loss_bf16.as_float64(arguments), **options)
+            reference = loss_bf16.with_gradients("reference", arguments, **options)
+            there = {key: on_gpu(argument) for key, argument in arguments.items()}
+            ours = loss_bf16.with_gradients("native", there, **options)
+            assert_as_close([t.cpu() for t in ours], reference, oracle)
+            with no_synchronisation():
+                assert_equal_bits(loss_bf16.with_gradients("native", there, **options), ours)
+            replayed = captured(lambda there=there: tuple(loss_bf16.with_gradients("native", there, **options)))
+            assert_equal_bits(replayed, ours)
 
 
 @pytest.mark.parametrize("hidden", [100, 300])  # in one launch, and step by step

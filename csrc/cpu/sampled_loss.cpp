@@ -3,7 +3,8 @@
 //
 // A tile of rows at a time: one product gives its scores, one pass over each row turns them into the gradient in place
 // (cpu/sampled_loss_kernel.inc), two products and a column sum carry that on. A tile is at most kTileBytes (or kMinRows
-// rows), so that its scores stay in cache however many rows there are.
+// rows), so that its scores stay in cache however many rows there are. bfloat16 operands are floats here, multiplied by
+// Precision::bf16.
 #include "cpu/sampled_loss.h"
 
 #include <ATen/Dispatch.h>
@@ -130,6 +131,13 @@ void add_own(const SampledLoss<T>& problem, int64_t i, T grad, const Gradients<T
   to.bias[i] = grad;
 }
 
+// Gradients of scores as bf16 numbers, from which all that follows is made.
+void round_to_bf16(float* grads, int64_t n) {
+  at::parallel_for(0, n, 1 << 15, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) grads[i] = static_cast<float>(at::BFloat16(grads[i]));
+  });
+}
+
 template <typename T>
 T run(const SampledLoss<T>& problem, double scale, const Gradients<T>& to) {
   const int64_t m = problem.m, n = problem.n, width = problem.width;
@@ -144,6 +152,9 @@ T run(const SampledLoss<T>& problem, double scale, const Gradients<T>& to) {
   for (int64_t begin = 0; begin < m; begin += tile) {
     const int64_t count = std::min(tile, m - begin);
     problem.score_rows(begin, count, prepared, scores, losses + begin);
+    if constexpr (std::is_same_v<T, float>) {
+      if (problem.precision == Precision::bf16) round_to_bf16(scores, count * size);
+    }
     problem.hidden_gradient(count, scores, to.hidden + begin * width);
     const Matrix<T> grad{scores, size}, h{problem.hidden + begin * width, width};
     multiply(columns, width, count, grad.transposed(), h, to.rows + first_row * width, width, begin > 0,
@@ -168,15 +179,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                     "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
   TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative");
   const auto dtype = hidden.scalar_type();
-  check_kernel_dtype("sampled_loss", dtype);
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
+                    "hidden must be float32, float64 or bfloat16, not ", dtype,
+                    "; convert, or pass impl=\"reference\"");
+  // bfloat16 numbers as floats, which the products round, to what they are.
+  const bool bf16 = dtype == at::kBFloat16;
+  const auto sums = bf16 ? at::kFloat : dtype;
   const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
-  const Tensor h = hidden.contiguous(), r = contiguous(rows, "rows", {columns, width}, dtype);
-  const Tensor b = contiguous(bias, "bias", {columns}, dtype), l = contiguous(live, "live", {m}, at::kBool);
-  const Tensor q = contiguous(log_q, "log_q", {columns}, dtype), i = contiguous(ids, "ids", {columns}, at::kLong);
-  const Tensor c = contiguous(count, "count", {columns - m}, dtype);
+  const Tensor h = hidden.to(sums).contiguous(), r = contiguous(rows, "rows", {columns, width}, dtype).to(sums);
+  const Tensor b = contiguous(bias, "bias", {columns}, sums), l = contiguous(live, "live", {m}, at::kBool);
+  const Tensor q = contiguous(log_q, "log_q", {columns}, sums), i = contiguous(ids, "ids", {columns}, at::kLong);
+  const Tensor c = contiguous(count, "count", {columns - m}, sums);
   Tensor value = at::empty({}, h.options()), grad_hidden = at::empty({m, width}, h.options());
   Tensor grad_rows = at::empty({columns, width}, h.options()), grad_bias = at::empty({columns}, h.options());
-  AT_DISPATCH_FLOATING_TYPES(dtype, "sampled_loss", [&] {
+  AT_DISPATCH_FLOATING_TYPES(sums, "sampled_loss", [&] {
     const LossParams<scalar_t> params{loss_named(loss), static_cast<scalar_t>(elu_param), static_cast<scalar_t>(bpreg),
                                       static_cast<scalar_t>(label_smoothing), static_cast<scalar_t>(1 / batch_size)};
     const SampledLoss<scalar_t> problem{m,
@@ -190,7 +206,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                                         data_or_null<scalar_t>(c),
                                         data_or_null<bool>(l),
                                         data_or_null<int64_t>(i),
-                                        params};
+                                        params,
+                                        bf16 ? Precision::bf16 : Precision::full};
     const Gradients<scalar_t> to{grad_hidden.mutable_data_ptr<scalar_t>(), grad_rows.mutable_data_ptr<scalar_t>(),
                                  grad_bias.mutable_data_ptr<scalar_t>()};
     *value.mutable_data_ptr<scalar_t>() = run(problem, 1 / batch_size, to);

@@ -23,4 +23,18 @@ GRF_HOST_DEVICE uint16_t narrow_bfloat16(float value) {
   return static_cast<uint16_t>((word + 0x7FFF + (word >> 16 & 1)) >> 16);
 }
 
+// A number as memory holds it, T, and what it is computed in: itself, or float where T is bfloat16's bits.
+template <typename T>
+struct Stored {
+  using Sum = T;
+  static GRF_HOST_DEVICE T widen(T value) { return value; }
+  static GRF_HOST_DEVICE T narrow(T value) { return value; }
+};
+template <>
+struct Stored<uint16_t> {
+  using Sum = float;
+  static GRF_HOST_DEVICE float widen(uint16_t bits) { return widen_bfloat16(bits); }
+  static GRF_HOST_DEVICE uint16_t narrow(float value) { return narrow_bfloat16(value); }
+};
+
 }  // namespace grf

@@ -62,6 +62,8 @@ inline const char* dtype_name(at::ScalarType dtype) {
       return "float32";
     case at::kDouble:
       return "float64";
+    case at::kBFloat16:
+      return "bfloat16";
     default:
       return c10::toString(dtype);
   }

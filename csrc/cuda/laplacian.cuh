@@ -15,17 +15,7 @@ constexpr int kLaplacianThreads = 256;
 
 // How features of type T are read, summed and written.
 template <typename T>
-struct Feature {
-  using Sum = T;
-  static __device__ __forceinline__ T widen(T value) { return value; }
-  static __device__ __forceinline__ T narrow(T value) { return value; }
-};
-template <>
-struct Feature<uint16_t> {
-  using Sum = float;
-  static __device__ __forceinline__ float widen(uint16_t bits) { return widen_bfloat16(bits); }
-  static __device__ __forceinline__ uint16_t narrow(float value) { return narrow_bfloat16(value); }
-};
+using Feature = Stored<T>;
 
 // left and right [n_nodes] of the matrix, and the check of the offsets.
 //

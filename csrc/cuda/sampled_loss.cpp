@@ -1,12 +1,11 @@
 // Loss over in-batch and sampled negatives with its gradients, on CUDA. Specification:
 // gru4rec_fast/reference/sampled_loss.py and sampled_loss_gradients.py.
 //
-// A chunk of rows at a time: one product by torch gives its scores, one kernel turns each row into its gradient in
-// place, two products and a column sum carry that on. Products follow torch's own settings: with TF32 allowed they use
-// it.
+// A chunk of rows at a time: one product by torch gives its scores, one kernel turns each row into its gradient, in
+// place or, where products are of bfloat16, beside it; two products and a column sum carry that on. Products of float32
+// follow torch's own setting: with TF32 allowed they use it.
 #include "cuda/sampled_loss.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -18,6 +17,7 @@
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 
 #include "cuda/device.h"
 
@@ -51,11 +51,30 @@ struct LossResults {
   Tensor loss, hidden, rows, bias;
 };
 
+// What products are summed in, and all else is of.
+at::ScalarType sum_dtype(at::ScalarType operands) {
+  return operands == at::kBFloat16 ? at::kFloat : operands;
+}
+
+// to = a b, or to += a b, summed in the dtype of `to`.
+void multiply(Tensor& to, Tensor a, Tensor b, bool add) {
+#ifdef GRF_EMULATED  // the products below are there on GPUs alone; those of operands converted are the same sums
+  a = a.to(to.scalar_type());
+  b = b.to(to.scalar_type());
+#else
+  if (a.scalar_type() != to.scalar_type()) {
+    add ? at::addmm_out(to, to, a, b, to.scalar_type()) : at::mm_out(to, a, b, to.scalar_type());
+    return;
+  }
+#endif
+  add ? at::addmm_out(to, to, a, b) : at::mm_out(to, a, b);
+}
+
 // bias - log_q, -inf for the dead rows' columns; the bias itself where that is all, and undefined where there is none.
 template <typename T>
-Tensor score_offsets(const LossTensors& given, cudaStream_t stream) {
+Tensor score_offsets(const LossTensors& given, const at::TensorOptions& sums, cudaStream_t stream) {
   if (!given.log_q.defined() && !(given.in_batch && given.live.defined())) return given.bias;
-  Tensor offsets = at::empty({given.rows.size(0)}, given.hidden.options());
+  Tensor offsets = at::empty({given.rows.size(0)}, sums);
   const ScoreOffsets<T> columns{given.m(),
                                 given.n(),
                                 given.in_batch,
@@ -74,54 +93,55 @@ int64_t chunk_rows(int64_t m, int64_t bytes_of_row) {
   return (m + chunks - 1) / chunks;
 }
 
-template <typename T>
+template <typename Operand, typename T = typename Stored<Operand>::Sum>
 void run(const LossTensors& given, RankingLoss loss, const LossOptions<T>& options, LossResults& to) {
+  constexpr bool in_place = std::is_same_v<Operand, T>;
   const cudaStream_t stream = current_stream(given.hidden.device());
+  const at::TensorOptions operands = given.hidden.options(), sums = to.hidden.options();
   const int64_t m = given.m(), n = given.n(), columns = given.columns();
-  const int64_t stride = std::max((columns + 3) / 4, int64_t{1}) * 4;  // rows on whole 16 bytes
-  const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T)));
-  const Tensor offsets = score_offsets<T>(given, stream);
-  Tensor room = at::empty({chunk, stride}, given.hidden.options()), losses = at::empty({m}, given.hidden.options());
+  constexpr int64_t whole = in_place ? 4 : 8;  // rows, of gradients too, on whole 16 bytes
+  const int64_t stride = std::max((columns + whole - 1) / whole, int64_t{1}) * whole;
+  const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T) + (in_place ? 0 : sizeof(Operand))));
+  const Tensor offsets = score_offsets<T>(given, sums, stream);
+  Tensor losses = at::empty({m}, sums), score_room = at::empty({chunk, stride}, sums);
+  const Tensor grad_room = in_place ? score_room : at::empty({chunk, stride}, operands);
   const Tensor rows = given.of_columns(given.rows);
   Tensor grad_rows = given.of_columns(to.rows), grad_bias = given.of_columns(to.bias);
   if (m == 0) grad_rows.zero_(), grad_bias.zero_();
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t n_rows = std::min(chunk, m - first);
     const Tensor h = given.hidden.narrow(0, first, n_rows);
-    Tensor scores = room.narrow(0, 0, n_rows).narrow(1, 0, columns), grad_h = to.hidden.narrow(0, first, n_rows);
-    at::mm_out(scores, h, rows.t());
-    make_losses<T>({loss,
-                    options,
-                    m,
-                    n,
-                    given.hidden.size(1),
-                    given.in_batch,
-                    first,
-                    n_rows,
-                    given.hidden.const_data_ptr<T>(),
-                    given.rows.const_data_ptr<T>(),
-                    data_or_null<T>(offsets),
-                    data_or_null<T>(given.count),
-                    data_or_null<bool>(given.live),
-                    data_or_null<int64_t>(given.ids),
-                    stride,
-                    room.mutable_data_ptr<T>(),
-                    losses.mutable_data_ptr<T>(),
-                    to.hidden.mutable_data_ptr<T>(),
-                    to.rows.mutable_data_ptr<T>(),
-                    to.bias.mutable_data_ptr<T>()},
-                   stream);
-    if (given.in_batch) {
-      at::mm_out(grad_h, scores, rows);
-    } else {
-      at::addmm_out(grad_h, grad_h, scores, rows);
-    }
+    const Tensor grads = grad_room.narrow(0, 0, n_rows).narrow(1, 0, columns);
+    Tensor scores = score_room.narrow(0, 0, n_rows).narrow(1, 0, columns), grad_h = to.hidden.narrow(0, first, n_rows);
+    multiply(scores, h, rows.t(), false);
+    make_losses<Operand>({loss,
+                          options,
+                          m,
+                          n,
+                          given.hidden.size(1),
+                          given.in_batch,
+                          first,
+                          n_rows,
+                          static_cast<const Operand*>(given.hidden.const_data_ptr()),
+                          static_cast<const Operand*>(given.rows.const_data_ptr()),
+                          data_or_null<T>(offsets),
+                          data_or_null<T>(given.count),
+                          data_or_null<bool>(given.live),
+                          data_or_null<int64_t>(given.ids),
+                          stride,
+                          score_room.mutable_data_ptr<T>(),
+                          static_cast<Operand*>(grad_room.mutable_data_ptr()),
+                          losses.mutable_data_ptr<T>(),
+                          to.hidden.mutable_data_ptr<T>(),
+                          to.rows.mutable_data_ptr<T>(),
+                          to.bias.mutable_data_ptr<T>()},
+                         stream);
+    multiply(grad_h, grads, rows, !given.in_batch);
+    multiply(grad_rows, grads.t(), h, first > 0);
     if (first == 0) {
-      at::mm_out(grad_rows, scores.t(), h);
-      at::sum_out(grad_bias, scores, 0);
+      at::sum_out(grad_bias, grads, 0, false, grad_bias.scalar_type());
     } else {
-      at::addmm_out(grad_rows, grad_rows, scores.t(), h);
-      grad_bias.add_(at::sum(scores, 0));
+      grad_bias.add_(at::sum(grads, 0, false, grad_bias.scalar_type()));
     }
   }
   at::sum_out(to.loss, losses, 0);
@@ -137,7 +157,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                     "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
   TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative");
   const auto dtype = hidden.scalar_type();
-  check_float_or_double("sampled_loss", dtype);
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
+                    "hidden must be float32, float64 or bfloat16, not ", dtype,
+                    "; convert, or pass impl=\"reference\"");
+  const auto sums = sum_dtype(dtype);
   const at::Device device = hidden.device();
   const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
   const RankingLoss chosen = loss_named(loss);
@@ -145,19 +168,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const LossTensors given{hidden.contiguous(),
                           contiguous_on(device, rows, "rows", {columns, width}, dtype),
-                          contiguous_on(device, bias, "bias", {columns}, dtype),
+                          contiguous_on(device, bias, "bias", {columns}, sums),
                           contiguous_on(device, live, "live", {m}, at::kBool),
-                          contiguous_on(device, log_q, "log_q", {columns}, dtype),
+                          contiguous_on(device, log_q, "log_q", {columns}, sums),
                           contiguous_on(device, ids, "ids", {columns}, at::kLong),
-                          contiguous_on(device, count, "count", {columns - m}, dtype),
+                          contiguous_on(device, count, "count", {columns - m}, sums),
                           in_batch};
-  LossResults to{at::empty({}, given.hidden.options()), at::empty({m, width}, given.hidden.options()),
-                 at::empty({columns, width}, given.hidden.options()), at::empty({columns}, given.hidden.options())};
-  AT_DISPATCH_FLOATING_TYPES(dtype, "sampled_loss", [&] {
-    const LossOptions<scalar_t> options{static_cast<scalar_t>(elu_param), static_cast<scalar_t>(bpreg),
-                                        static_cast<scalar_t>(label_smoothing), static_cast<scalar_t>(1 / batch_size)};
-    run<scalar_t>(given, chosen, options, to);
-  });
+  const auto options = given.hidden.options().dtype(sums);
+  LossResults to{at::empty({}, options), at::empty({m, width}, options), at::empty({columns, width}, options),
+                 at::empty({columns}, options)};
+  const auto run_on = [&](auto operand) {
+    using T = typename Stored<decltype(operand)>::Sum;
+    run<decltype(operand)>(given, chosen,
+                           LossOptions<T>{static_cast<T>(elu_param), static_cast<T>(bpreg),
+                                          static_cast<T>(label_smoothing), static_cast<T>(1 / batch_size)},
+                           to);
+  };
+  if (dtype == at::kFloat) run_on(float{});
+  if (dtype == at::kDouble) run_on(double{});
+  if (dtype == at::kBFloat16) run_on(uint16_t{});
   return {to.loss, to.hidden, to.rows, to.bias};
 }
 

@@ -40,22 +40,25 @@ __device__ __forceinline__ T activate(T y, T elu) {
 }
 
 // The product of a row with its own target.
-template <typename T>
-__device__ __forceinline__ T own_product(const ScoreRows<T>& p, int64_t row) {
-  RowSums<T, 0, 0> sums;
+template <typename Operand>
+__device__ __forceinline__ typename Stored<Operand>::Sum own_product(const ScoreRows<Operand>& p, int64_t row) {
+  using Number = Stored<Operand>;
+  RowSums<typename Number::Sum, 0, 0> sums;
   sums.clear();
   for (int64_t k = threadIdx.x; k < p.width; k += blockDim.x) {
-    sums.of[0] += p.hidden[row * p.width + k] * p.rows[row * p.width + k];
+    sums.of[0] += Number::widen(p.hidden[row * p.width + k]) * Number::widen(p.rows[row * p.width + k]);
   }
   return sums_of_block(sums).of[0];
 }
 
 // The gradients that run through a row's own target where this is no column of the products.
-template <typename T>
-__device__ __forceinline__ void write_own_gradients(const ScoreRows<T>& p, int64_t row, T grad) {
+template <typename Operand>
+__device__ __forceinline__ void write_own_gradients(const ScoreRows<Operand>& p, int64_t row, Operand of_score) {
+  using Number = Stored<Operand>;
+  const typename Number::Sum grad = Number::widen(of_score);
   for (int64_t k = row * p.width + threadIdx.x; k < (row + 1) * p.width; k += blockDim.x) {
-    p.grad_hidden[k] = grad * p.rows[k];
-    p.grad_rows[k] = grad * p.hidden[k];
+    p.grad_hidden[k] = grad * Number::widen(p.rows[k]);
+    p.grad_rows[k] = grad * Number::widen(p.hidden[k]);
   }
   if (threadIdx.x == 0) p.grad_bias[row] = grad;
 }
@@ -64,17 +67,18 @@ __device__ __forceinline__ void write_own_gradients(const ScoreRows<T>& p, int64
 template <typename T>
 constexpr int kBlocksAtOnce = sizeof(T) == 4 ? 4 : 2;
 
-// Row `row` of `hidden`: its products, in `scores`, become their gradients. x: room for a row, or `scores` itself.
-template <typename T, RankingLoss kLoss>
-__device__ __forceinline__ void make_loss(const ScoreRows<T>& p, int64_t row, T* scores, T* x) {
+// Row `row` of `hidden`: from its products, in `scores`, their gradients. x: room for a row, or `scores` itself.
+template <typename Operand, RankingLoss kLoss, typename T>
+__device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t row, T* scores, Operand* grads, T* x) {
+  using Number = Stored<Operand>;
   const T unseen = -static_cast<T>(INFINITY);
   const int64_t columns = p.columns(), first = p.first_column(), own_column = p.in_batch ? row : -1;
   const int64_t targets = p.in_batch ? p.m : 0;
   const auto offset = [&](int64_t j) { return p.offsets == nullptr ? T{0} : p.offsets[j]; };
   const auto count = [&](int64_t j) { return p.count == nullptr || j < targets ? T{1} : p.count[j - targets]; };
   if (p.live != nullptr && !p.live[row]) {
-    for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) scores[j] = 0;
-    if (!p.in_batch) write_own_gradients(p, row, T{0});
+    for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) grads[j] = Operand{0};
+    if (!p.in_batch) write_own_gradients(p, row, Operand{0});
     if (threadIdx.x == 0) p.losses[row] = 0;
     return;
   }
@@ -96,24 +100,27 @@ __device__ __forceinline__ void make_loss(const ScoreRows<T>& p, int64_t row, T*
   const Loss loss(sums_of_block(sums), own, p.options);
   for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) {
     if (j == own_column) continue;
-    scores[j] = x[j] == unseen ? T{0} : loss.gradient(x[j], count(j));
+    grads[j] = Number::narrow(x[j] == unseen ? T{0} : loss.gradient(x[j], count(j)));
   }
-  if (!p.in_batch) write_own_gradients(p, row, loss.grad_own);
+  if (!p.in_batch) write_own_gradients(p, row, Number::narrow(loss.grad_own));
   if (threadIdx.x != 0) return;
-  if (p.in_batch) scores[row] = loss.grad_own;
+  if (p.in_batch) grads[row] = Number::narrow(loss.grad_own);
   p.losses[row] = loss.loss * p.options.scale;
 }
 
 // Launch: x over the chunk's rows, any number of blocks of a multiple of 32 threads up to kLossThreads, which take rows
-// in strides of the grid; shared memory for one row of columns, or none. A row is read and written once where it is in
-// shared memory, else twice; its columns' offsets, counts and ids, the same for all rows, come from caches. In the
-// padded form two rows of H numbers are read and two written besides.
-template <typename T, RankingLoss kLoss>
-__global__ void __launch_bounds__(kLossThreads, kBlocksAtOnce<T>) loss_rows_kernel(ScoreRows<T> p, bool row_in_shared) {
+// in strides of the grid; shared memory for one row of columns, or none. A row of scores is read once and its gradients
+// are written once; where the row is not in shared memory, it is written and read once more between these. Its columns'
+// offsets, counts and ids, the same for all rows, come from caches. In the padded form two rows of H numbers are read
+// and two written besides.
+template <typename Operand, RankingLoss kLoss>
+__global__ void __launch_bounds__(kLossThreads, kBlocksAtOnce<typename Stored<Operand>::Sum>)
+    loss_rows_kernel(ScoreRows<Operand> p, bool row_in_shared) {
+  using T = typename Stored<Operand>::Sum;
   GRF_DYNAMIC_SHARED(room, T);
   for (int64_t i = blockIdx.x; i < p.n_rows; i += gridDim.x) {
     T* const scores = p.scores + i * p.stride;
-    make_loss<T, kLoss>(p, p.first + i, scores, row_in_shared ? room : scores);
+    make_loss<Operand, kLoss>(p, p.first + i, scores, p.grads + i * p.stride, row_in_shared ? room : scores);
   }
 }
 

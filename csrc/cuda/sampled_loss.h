@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/bfloat16.h"
 #include "cuda/stream.h"
 
 namespace grf::cuda {
@@ -42,20 +43,25 @@ struct ScoreOffsets {
 // A chunk of rows, whose scores become their gradients. In-batch, a row's columns are those of `rows`, its own one
 // among them. Otherwise they are the N negatives; its own target's score and gradients are made here, beside the
 // products.
-template <typename T>
+//
+// Operand: what products multiply, the numbers of `hidden` and `rows` and the scores' gradients. All else is of the
+// type they are summed in; gradients are made in it and rounded once.
+template <typename Operand>
 struct ScoreRows {
+  using T = typename Stored<Operand>::Sum;
   RankingLoss loss;
   LossOptions<T> options;
   int64_t m, n, width;  // M, N, H
   bool in_batch;
   int64_t first, n_rows;                   // the chunk's rows of `hidden`
-  const T *hidden, *rows;                  // [M, H], [M + N, H]
+  const Operand *hidden, *rows;            // [M, H], [M + N, H]
   const T* offsets;                        // [M + N], or null: none
   const T* count;                          // [N], how often each negative occurs; null: once
   const bool* live;                        // [M], or null
   const int64_t* ids;                      // [M + N], or null
-  int64_t stride;                          // numbers from row to row of scores
-  T* scores;                               // [n_rows, stride]: products, then gradients
+  int64_t stride;                          // numbers from row to row of scores and grads
+  T* scores;                               // [n_rows, stride]: products
+  Operand* grads;                          // [n_rows, stride], written; may be `scores`
   T* losses;                               // [M], written, scaled
   T *grad_hidden, *grad_rows, *grad_bias;  // not in-batch: those of the own target, written
 
@@ -66,7 +72,7 @@ struct ScoreRows {
 
 template <typename T>
 void make_score_offsets(const ScoreOffsets<T>& columns, cudaStream_t stream);
-template <typename T>
-void make_losses(const ScoreRows<T>& rows, cudaStream_t stream);
+template <typename Operand>
+void make_losses(const ScoreRows<Operand>& rows, cudaStream_t stream);
 
 }  // namespace grf::cuda

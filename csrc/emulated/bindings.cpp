@@ -1,8 +1,9 @@
-// The Python module `gru4rec_fast._emulated`: the emulation's settings and its planted faults. Importing it also
-// registers every CUDA operator, on CPU tensors, in the namespace gru4rec_fast_emulated.
+// The Python module `gru4rec_fast._emulated`: the emulation's settings, its planted faults, launchers alone. Importing
+// it also registers every CUDA operator, on CPU tensors, in the namespace gru4rec_fast_emulated.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "emulated/alone.h"
 #include "emulated/machine.h"
 #include "emulated/planted.h"
 
@@ -16,4 +17,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("launches", &grf::simt::launches, "Kernels launched since the seed was set.");
   m.def("planted_kernels", &grf::planted_kernels, "Names of the kernels with and without planted faults.");
   m.def("run_planted", &grf::run_planted, "Run one of them; RuntimeError or ValueError says what was found.");
+  m.def("make_losses", &grf::make_losses_alone, "The row kernel of sampled_loss alone, on tensors by address.");
+  m.def("make_score_offsets", &grf::make_score_offsets_alone, "The same of the kernel that makes its offsets.");
 }

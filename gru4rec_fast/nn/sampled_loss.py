@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gru4rec_fast import ops
 from gru4rec_fast.nn.session_network import SessionNetwork
-from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.reference.sampled_loss import LOSSES, widened
 
 
 class SampledLoss(nn.Module):
@@ -117,10 +117,10 @@ class SampledLoss(nn.Module):
         return ops.sampled_loss(
             hidden,
             rows,
-            bias,
+            widened(bias),
             loss=self.loss,
             batch_size=self.batch_size,
-            log_q=log_q,
+            log_q=None if log_q is None else widened(log_q),
             ids=items if self.mask_accidental_hits else None,
             elu_param=self.elu_param,
             bpreg=self.bpreg,

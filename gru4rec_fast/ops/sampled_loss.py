@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def sampled_loss(
     """Scores of M rows against their targets and N sampled negatives, turned into one of five losses.
 
     Args:
-        hidden: [M, H] floating.
+        hidden: [M, H] floating. With bfloat16 hidden and rows, bias, log_q and count are float32, sums are float32, and
+            so is the loss.
         rows: [M + N, H], output-table rows: row i's target at i, the N shared negatives behind.
         bias: [M + N] or None, their output biases.
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr" (formulas and sources in the reference).
@@ -51,12 +53,19 @@ def sampled_loss(
         label_smoothing: share of the target's mass spread over the other columns; cross-entropy only.
         impl: "auto", "native", "reference" or "emulated".
 
+    Under torch.autocast to bfloat16, hidden and rows are converted to bfloat16, and the rest to float32; to float16,
+    all is converted to float32. float64 is left alone, as autocast leaves it.
+
     Returns:
         scalar; differentiable in hidden, rows and bias.
 
     Raises:
         ValueError: an argument that does not fit, named.
     """
+    autocast = _autocast_dtype(hidden)
+    if autocast is not None:
+        hidden, rows = (_converted(t, autocast) for t in (hidden, rows))
+        bias, log_q, count = (None if t is None else _converted(t, torch.float32) for t in (bias, log_q, count))
     _check(hidden, rows, bias, live, log_q, ids, count, loss)
     divisor = float(hidden.shape[0] if batch_size is None else batch_size)
     if divisor <= 0:
@@ -68,21 +77,34 @@ def sampled_loss(
         return operators(chosen).sampled_loss(
             hidden, rows, bias, live, log_q, ids, count, loss, in_batch, divisor, elu_param, bpreg, label_smoothing
         )[0]
-    return reference_loss(
-        hidden,
-        rows,
-        bias,
-        loss=loss,
-        batch_size=divisor,
-        in_batch=in_batch,
-        live=live,
-        log_q=log_q,
-        ids=ids,
-        count=count,
-        elu_param=elu_param,
-        bpreg=bpreg,
-        label_smoothing=label_smoothing,
-    )
+    with nullcontext() if autocast is None else torch.autocast(hidden.device.type, enabled=False):
+        return reference_loss(
+            hidden,
+            rows,
+            bias,
+            loss=loss,
+            batch_size=divisor,
+            in_batch=in_batch,
+            live=live,
+            log_q=log_q,
+            ids=ids,
+            count=count,
+            elu_param=elu_param,
+            bpreg=bpreg,
+            label_smoothing=label_smoothing,
+        )
+
+
+def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
+    """What autocast makes of hidden and rows, None where it is off: float16 has no room for the scores' gradients."""
+    device = hidden.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.bfloat16 if torch.get_autocast_dtype(device) == torch.bfloat16 else torch.float32
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def _check(
@@ -110,11 +132,19 @@ def _check(
     for name, (tensor, length) in lengths.items():
         if tensor is not None and tensor.shape != (length,):
             raise ValueError(f"{name} must be [{length}], not {[*tensor.shape]}")
-    for name, tensor in {"rows": rows, "bias": bias, "log_q": log_q, "count": count}.items():
-        if tensor is not None and tensor.dtype != hidden.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}: use one dtype")
+    if rows.dtype != hidden.dtype:
+        raise ValueError(f"rows is {rows.dtype} but hidden is {hidden.dtype}: use one dtype")
+    sums = _sum_dtype(hidden)
+    for name, tensor in {"bias": bias, "log_q": log_q, "count": count}.items():
+        if tensor is not None and tensor.dtype != sums:
+            raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}: it has to be {sums}")
     if live is not None and live.dtype != torch.bool:
         raise ValueError(f"live must be bool, not {live.dtype}")
+
+
+def _sum_dtype(hidden: Tensor) -> torch.dtype:
+    """Of all floating numbers but hidden and rows."""
+    return torch.float32 if hidden.dtype == torch.bfloat16 else hidden.dtype
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -122,6 +152,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)  # no zeros in the shape of the gradients
     ctx.save_for_backward(*output[1:])
     ctx.has_bias = inputs[2] is not None
+    ctx.dtype = inputs[0].dtype
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -131,7 +162,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
     if not _is_one(grad_loss):
         grads = tuple(grad_loss * g for g in grads)
     grad_hidden, grad_rows, grad_bias = grads
-    return grad_hidden, grad_rows, grad_bias if ctx.has_bias else None, *([None] * 10)
+    return grad_hidden.to(ctx.dtype), grad_rows.to(ctx.dtype), grad_bias if ctx.has_bias else None, *([None] * 10)
 
 
 def _is_one(grad_loss: Tensor) -> bool:
@@ -140,7 +171,8 @@ def _is_one(grad_loss: Tensor) -> bool:
 
 
 def _fake(hidden: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return hidden.new_empty(()), hidden.new_empty(hidden.shape), rows.new_empty(rows.shape), rows.new_empty(len(rows))
+    shapes = ((), hidden.shape, rows.shape, rows.shape[:1])
+    return tuple(hidden.new_empty(shape, dtype=_sum_dtype(hidden)) for shape in shapes)
 
 
 @on_load

@@ -12,6 +12,12 @@ bpr            sum_j -log sigmoid(y_i - Y_ij), own column included
 
 Sources: Hidasi et al. 2016 (arXiv 1511.06939; BPR, TOP1), Hidasi & Karatzoglou 2018 (1706.03847, eqs. 4-9; the -max
 losses), Hidasi & Czapp 2023 (2307.14956; in-batch cross-entropy). logQ: Bengio & Senecal 2008; Yi et al. 2019.
+
+Where hidden and rows are bfloat16, bias, log_q and count are float32. Products are of bfloat16 numbers, summed in
+float32; scores, their sums and the loss are float32, and so are the scores' gradients as they are made. These are then
+rounded to bfloat16 once (to nearest, ties to even), and all else is made of the rounded ones G: grad_hidden = G rows
+and grad_rows = G^T hidden as products like the first, grad_bias as G's column sums, all three in float32. The function
+below leaves that one rounding out, since autograd goes through it; `sampled_loss_gradients` has it.
 """
 
 from __future__ import annotations
@@ -52,6 +58,11 @@ def sampled_loss(
     return losses.sum() / batch_size
 
 
+def widened(x: Tensor) -> Tensor:
+    """x in the dtype that products of it are summed in."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
 def score_matrix(
     hidden: Tensor,
     rows: Tensor,
@@ -64,6 +75,7 @@ def score_matrix(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scores [M, n], each row's own column [M], and which columns each row sees (bool [M, n]; None: all)."""
     m = hidden.shape[0]
+    hidden, rows = widened(hidden), widened(rows)
     if in_batch:
         y = F.linear(hidden, rows, bias)
         own = torch.arange(m, device=hidden.device)

@@ -12,6 +12,9 @@ top1-max       dx_j = s_j [f_j - L + d(x_j - x_o) + 2 x_j d(x_j^2)],  dx_o = -su
 bpr            dx_j = sigmoid(x_j - x_o),  dx_o = -sum_{j != o} sigmoid(x_j - x_o)
 
 A column that stands for c equal ones has c times the gradient of one; in s_j that factor is contained.
+
+With bfloat16 hidden and rows these gradients are rounded to bfloat16 before anything is made of them
+(`reference.sampled_loss` has the whole of it).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from gru4rec_fast.reference.sampled_loss import (
     own_column,
     score_matrix,
     sum_seen,
+    widened,
 )
 
 
@@ -50,7 +54,10 @@ def sampled_loss_and_gradients(
     bpreg: float,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss (scalar) and the gradients of hidden [M, H], rows [C, H] and bias [C] (zeros without a bias)."""
+    """Loss (scalar) and the gradients of hidden [M, H], rows [C, H] and bias [C] (as of zeros without a bias).
+
+    All in the dtype of hidden, or in float32 where that is bfloat16.
+    """
     y, own, seen = score_matrix(hidden, rows, bias, in_batch=in_batch, live=live, log_q=log_q, ids=ids)
     counts = column_counts(hidden.shape[0], count, in_batch=in_batch)
     options = {"elu_param": elu_param, "bpreg": bpreg, "label_smoothing": label_smoothing}
@@ -58,6 +65,9 @@ def sampled_loss_and_gradients(
     if live is not None:
         losses, grad = torch.where(live, losses, 0), torch.where(live.unsqueeze(1), grad, 0)
     grad = grad / batch_size
+    if hidden.dtype == torch.bfloat16:
+        grad = grad.bfloat16().float()
+    hidden, rows = widened(hidden), widened(rows)
     if in_batch:
         grad_hidden, grad_rows, grad_bias = grad @ rows, grad.T @ hidden, grad.sum(0)
     else:
