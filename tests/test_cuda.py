@@ -8,18 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import test_gru as gru
+import test_ngcf_layer as ngcf
 import test_sampled_loss as loss
 import test_sampled_loss_bf16 as loss_bf16
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
 from test_cuda_step import CASES, Parts, by_autograd
-from torch import Tensor
+from torch import Tensor, nn
 
-from gru4rec_fast import _backend, ops
+from gru4rec_fast import InteractionGraph, _backend, ops
+from gru4rec_fast.data import TripleSampler
+from gru4rec_fast.nn import LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.reference.gru import FORMS
+from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS
 from gru4rec_fast.reference.sampled_loss import LOSSES
 from gru4rec_fast.training.cuda_step import CudaPlayer
 
@@ -115,7 +120,19 @@ def rankings(device: str, impl: str) -> Outputs:
     return tuple(found)
 
 
-cases = pytest.mark.parametrize("case", [masks, negatives, batches, triples, products, updates, rankings])
+def layers(device: str, impl: str) -> Outputs:
+    """Whole numbers and halves: nothing is rounded, in whatever order."""
+    nodes = torch.arange(0, 50, 3, device=device)
+    parts: list[dict] = [{}, {"rows": nodes}, {"Q": "plain+I", "P": "plain", "dtype": torch.float64}]
+    found: list[Tensor] = []
+    for widths in ngcf.WHOLE:
+        for activation in ACTIVATIONS:
+            for part in parts:
+                found += ngcf.whole_layer(impl, widths, device, activation=activation, **part)
+    return tuple(found)
+
+
+cases = pytest.mark.parametrize("case", [masks, negatives, batches, triples, products, updates, rankings, layers])
 Case = Callable[[str, str], Outputs]
 
 
@@ -275,6 +292,72 @@ def test_losses_of_bfloat16_are_as_close_as_the_reference(loss: str, parameters:
                 assert_equal_bits(loss_bf16.with_gradients("native", there, **options), ours)
             replayed = captured(lambda there=there: tuple(loss_bf16.with_gradients("native", there, **options)))
             assert_equal_bits(replayed, ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("P", "Q"), [("norm", "norm"), ("symmetric+I", "symmetric"), ("mean", "plain+I")])
+def test_ngcf_layers_are_as_close_as_the_reference(dtype: torch.dtype, activation: str, P: str, Q: str) -> None:
+    """Whole and in part, by widths of whole accesses and others; the same bits each time."""
+    graph = ngcf.large()
+    n_nodes = len(graph[0]) - 1
+    rows = torch.arange(3, n_nodes, 2)
+    for nodes in ((None, None), (rows, torch.cat([rows, torch.arange(0, n_nodes, 4)]).unique())):
+        for widths in ((64, 32), (33, 70)):
+            E = ngcf.normal(n_nodes if nodes[1] is None else len(nodes[1]), widths[0], dtype=dtype)
+            given = [E, *ngcf.weights_of(*widths, dtype)]
+            options = {"P": P, "Q": Q, "activation": activation, "node_dropout": 0.1, "message_dropout": 0.2}
+
+            def run(impl: str, device: str, to: torch.dtype) -> list[Tensor]:
+                inputs = [t.detach().to(device, to).requires_grad_() for t in given]  # noqa: B023
+                at = [t if t is None else t.to(device) for t in (*graph, *nodes)]  # noqa: B023
+                chosen = {"rows": at[2], "columns": at[3], **options}  # noqa: B023
+                out = ops.ngcf_layer(inputs[0], at[0], at[1], *inputs[1:], **chosen, seed=7, step=5, impl=impl)
+                direction = ngcf.normal(*out.shape, seed=4, dtype=dtype).to(device, to)
+                return [out.detach(), *torch.autograd.grad(out, inputs, direction)]
+
+            ours = run("native", "cuda", dtype)
+            reference, oracle = run("reference", "cpu", dtype), run("reference", "cpu", torch.float64)
+            assert_as_close([t.cpu() for t in ours], reference, oracle)
+            assert_equal_bits(run("native", "cuda", dtype), ours)
+
+
+def test_an_ngcf_layer_in_a_graph_without_synchronisation() -> None:
+    graph = [t.cuda() for t in ngcf.large()]
+    columns = torch.arange(0, len(graph[0]) - 1, 2, device="cuda")
+    rows = columns[::3].contiguous()
+    E, W1, b1, W2, b2 = (t.float().cuda() for t in (ngcf.normal(len(columns), 20), *ngcf.weights_of(20, 24)))
+    options = ("symmetric+I", "mean", True, 0.2, 0.1, 0.1, 3, 4, 1)
+    library = torch.ops.gru4rec_fast
+
+    def step() -> Outputs:
+        with torch.no_grad():
+            out, *kept = library.ngcf_layer(E, *graph, rows, columns, W1, b1, W2, b2, *options)
+            return out, *kept, *library.ngcf_layer_backward(out, E, *graph, rows, columns, W1, W2, *kept, *options)
+
+    expected = step()
+    with no_synchronisation():
+        step()
+    assert_equal_bits(captured(step), expected)
+
+
+@pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
+def test_a_graph_model_s_step_for_all_nodes_never_waits(network_class: type[nn.Module]) -> None:
+    draws = np.random.default_rng(0)
+    graph = InteractionGraph.from_arrays(draws.integers(300, size=5000), draws.integers(400, size=5000))
+    network = network_class(graph, 64, node_dropout=0.1, only_needed=False).cuda()
+    sampler = TripleSampler(graph, 256, device="cuda")
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+
+    def train(step: int) -> None:
+        bpr, norm = network.loss(*sampler.draw(step), step=step)
+        optimizer.zero_grad(set_to_none=True)
+        (bpr + 1e-5 * norm).backward()
+        optimizer.step()
+
+    train(0)
+    with no_synchronisation():
+        train(1)
 
 
 @pytest.mark.parametrize("hidden", [100, 300])  # in one launch, and step by step

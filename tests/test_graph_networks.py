@@ -12,9 +12,10 @@ from golden import GoldenRun, golden_names, load
 from graph_oracle import dense_matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import compiler, examples
+from native import compiler, examples, implementations
 from oracle.philox import bernoulli_keep
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
@@ -36,7 +37,7 @@ def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> Interac
 # Recorded runs
 
 
-def network_of(run: GoldenRun) -> NGCFNetwork:
+def network_of(run: GoldenRun, impl: str) -> NGCFNetwork:
     arrays, config = run.arrays, run.config
     users, items = arrays["interactions"].T
     graph = InteractionGraph.from_arrays(users, items, n_users=int(arrays["n_users"]), n_items=int(arrays["n_items"]))
@@ -47,6 +48,7 @@ def network_of(run: GoldenRun) -> NGCFNetwork:
         P=config["P"],
         Q=config["Q"],
         negative_slope=config["negative_slope"],
+        impl=impl,
     ).double()
     network.load_state_dict(state_of(run, "before"))
     return network
@@ -65,10 +67,11 @@ def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
 
 @pytest.mark.needs_shared
 @pytest.mark.skipif(not golden_names("ngcf_"), reason="shared/golden is not beside this checkout")
+@implementations("ngcf_layer")
 @pytest.mark.parametrize("name", golden_names("ngcf_"))
-def test_recorded_runs_are_replayed(name: str) -> None:
+def test_recorded_runs_are_replayed(name: str, impl: str) -> None:
     run = load(name)
-    network = network_of(run)
+    network = network_of(run, impl)
     offsets, neighbours = network.graph.offsets, network.graph.neighbours
     matrix = dense_matrix(offsets, neighbours, run.config["P"])
     np.testing.assert_allclose(matrix.numpy(), run.arrays["propagation"], rtol=0, atol=1e-12)
@@ -295,6 +298,36 @@ def test_only_what_the_batch_needs_gives_the_same(
     rows = users.unique()
     part, full = network(step=7, rows=rows), network(step=7)[rows]
     torch.testing.assert_close(part, full, rtol=1e-12, atol=1e-12 * max(1.0, float(full.detach().abs().max())))
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operators after which a program on a GPU waits for it: their shape, or a number, is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(_backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="the reference may wait")
+@pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
+def test_a_step_for_all_nodes_asks_for_no_number(network_class: Any) -> None:
+    network = network_class(random_graph(30, 40, 200, 0), 8, node_dropout=0.1, only_needed=False)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    users, items = torch.arange(20), torch.arange(20, 40)
+    with Waits() as waits:
+        bpr, norm = network.loss(users, items, items.flip(0), step=3)
+        (bpr + norm).backward()
+        optimizer.step()
+    assert waits.seen == []
+    network.only_needed = True  # which it says it does
+    with Waits() as waits:
+        network.loss(users, items, items.flip(0), step=3)
+    assert waits.seen
 
 
 def test_neighbourhoods() -> None:

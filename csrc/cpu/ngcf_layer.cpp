@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "common/checks.h"
+#include "common/ngcf_layer.h"
 #include "common/philox.h"
 #include "common/simd.h"
 #include "cpu/laplacian.h"
@@ -37,8 +38,6 @@
 
 namespace grf {
 namespace {
-
-constexpr int kFirstPositive = 1, kSecondPositive = 2, kKept = 4;  // bits of a unit's code
 
 // A layer as raw pointers.
 template <typename T>

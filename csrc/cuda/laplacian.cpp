@@ -13,6 +13,7 @@
 
 #include "common/checks.h"
 #include "cuda/device.h"
+#include "cuda/propagate.h"
 
 namespace grf::cuda {
 namespace {
@@ -27,6 +28,8 @@ FeatureType feature_type(at::ScalarType dtype) {
                                 : FeatureType::bfloat16;
 }
 
+}  // namespace
+
 Tensor nodes_on(const at::Device& device, const std::optional<Tensor>& nodes, const char* name) {
   if (!nodes.has_value()) return Tensor();
   TORCH_CHECK_VALUE(nodes->dim() == 1 && nodes->scalar_type() == at::kLong && nodes->size(0) < int64_t{1} << 31, name,
@@ -34,10 +37,9 @@ Tensor nodes_on(const at::Device& device, const std::optional<Tensor>& nodes, co
   return contiguous_on(device, *nodes, name, nodes->sizes(), at::kLong);
 }
 
-Tensor laplacian(const Tensor& features, const Tensor& offsets, const Tensor& neighbours,
-                 const std::optional<Tensor>& rows, const std::optional<Tensor>& columns, c10::string_view matrix,
-                 double p, int64_t seed, int64_t step, bool transposed) {
-  const std::string_view name(matrix.data(), matrix.size());
+Tensor propagate(const Tensor& features, const GraphPart& graph, const Propagation& how, const Tensor& added) {
+  const auto& [offsets, neighbours, rows, columns] = graph;
+  const auto& [name, p, seed, step, transposed] = how;
   TORCH_CHECK_VALUE(name == "symmetric" || name == "mean" || name == "norm" || name == "plain", "matrix='", name,
                     "': choose one of symmetric, mean, norm, plain");
   TORCH_CHECK_VALUE(p >= 0 && p < 1, "dropout=", p, ": the probability of dropping must be in [0, 1)");
@@ -58,6 +60,7 @@ Tensor laplacian(const Tensor& features, const Tensor& offsets, const Tensor& ne
   const Tensor r = nodes_on(device, rows, "rows"), c = nodes_on(device, columns, "columns");
   TORCH_CHECK_VALUE(!c.defined() || c.size(0) == e.size(0), "features has ", e.size(0), " rows, but there are ",
                     c.defined() ? c.size(0) : 0, " columns");
+  if (added.defined()) contiguous_on(device, added, "added", e.sizes(), e.scalar_type());
 
   const DeviceGuard guard(device);
   const int64_t n_nodes = o.size(0) - 1, n_rows = r.defined() ? r.size(0) : n_nodes, width = e.size(1);
@@ -91,6 +94,7 @@ Tensor laplacian(const Tensor& features, const Tensor& offsets, const Tensor& ne
                                  static_cast<uint32_t>(std::floor(p * 4294967296.0)),
                                  static_cast<uint32_t>(step),
                                  static_cast<uint64_t>(seed),
+                                 added.defined() ? added.const_data_ptr() : nullptr,
                                  out.mutable_data_ptr(),
                                  scales[0].mutable_data_ptr(),
                                  scales[1].mutable_data_ptr(),
@@ -101,6 +105,14 @@ Tensor laplacian(const Tensor& features, const Tensor& offsets, const Tensor& ne
                                  reinterpret_cast<unsigned long long*>(counts.mutable_data_ptr<int64_t>())};
   multiply_laplacian(product, current_stream(device));
   return out;
+}
+
+namespace {
+
+Tensor laplacian(const Tensor& features, const Tensor& offsets, const Tensor& neighbours,
+                 const std::optional<Tensor>& rows, const std::optional<Tensor>& columns, std::string_view matrix,
+                 double dropout, int64_t seed, int64_t step, bool transposed) {
+  return propagate(features, {offsets, neighbours, rows, columns}, {matrix, dropout, seed, step, transposed});
 }
 
 GRF_DEVICE_IMPL(m) {

@@ -161,6 +161,23 @@ __device__ __forceinline__ void sum_entries(const LaplacianProduct& product, int
   }
 }
 
+// What is added to the result of node `row`; null where nothing is.
+template <typename T>
+__device__ __forceinline__ const T* added_to(const LaplacianProduct& product, int64_t row) {
+  if (product.added == nullptr) return nullptr;
+  const int64_t own = product.positions == nullptr ? row : product.positions[row];
+  return own < 0 ? nullptr : static_cast<const T*>(product.added) + own * product.width;
+}
+
+// Writes a column of row i of the result, that of node `row`, from its sum.
+template <typename T>
+__device__ __forceinline__ void put_result(const LaplacianProduct& product, int64_t i, int64_t row, int64_t column,
+                                           typename Feature<T>::Sum sum, const T* added) {
+  sum *= static_cast<const typename Feature<T>::Sum*>(product.left)[row];
+  if (added != nullptr) sum += Feature<T>::widen(added[column]);
+  static_cast<T*>(product.out)[i * product.width + column] = Feature<T>::narrow(sum);
+}
+
 // The rows of the result; of long rows, their segments' sums into `partials`.
 //
 // Launch: x over warps, any number of blocks of a multiple of 32 threads, which take segments and rows in strides of
@@ -168,7 +185,7 @@ __device__ __forceinline__ void sum_entries(const LaplacianProduct& product, int
 // of E per lane and step: 32 entries are looked up at once, one per lane, and then added one after another, from shared
 // memory.
 // Counted bytes, of all slices: n_entries * (width features + one sum + an index) at random, and n_rows * width
-// features written.
+// features written; what is added is read once.
 template <typename T, typename index_t, int kColumns>
 __global__ void __launch_bounds__(kLaplacianThreads) multiply_laplacian_kernel(LaplacianProduct product) {
   using Sum = typename Feature<T>::Sum;
@@ -188,7 +205,7 @@ __global__ void __launch_bounds__(kLaplacianThreads) multiply_laplacian_kernel(L
     begin += segment * kLaplacianSegment;
     end = min(end, begin + kLaplacianSegment);
     sum_entries<T, index_t, kColumns>(product, row, begin, end, product.diagonal && segment == 0, first, staged, sums);
-    const Sum scale = static_cast<const Sum*>(product.left)[row];
+    const T* const added = is_segment ? nullptr : added_to<T>(product, row);
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
       const int64_t column = first + 32 * k + lane;
@@ -196,7 +213,7 @@ __global__ void __launch_bounds__(kLaplacianThreads) multiply_laplacian_kernel(L
       if (is_segment) {
         static_cast<Sum*>(product.partials)[work * product.width + column] = sums[k];
       } else {
-        static_cast<T*>(product.out)[i * product.width + column] = Feature<T>::narrow(scale * sums[k]);
+        put_result<T>(product, i, row, column, sums[k], added);
       }
     }
   }
@@ -214,11 +231,11 @@ __global__ void __launch_bounds__(kLaplacianThreads) add_segments_kernel(Laplaci
     const int64_t i = product.long_rows[2 * number], first = product.long_rows[2 * number + 1];
     const int64_t row = product.rows == nullptr ? i : product.rows[i];
     const int64_t n = (product.offsets[row + 1] - product.offsets[row] - 1) / kLaplacianSegment + 1;
+    const T* const added = added_to<T>(product, row);
     for (int64_t column = threadIdx.x; column < product.width; column += blockDim.x) {
       Sum sum = partials[first * product.width + column];
       for (int64_t k = 1; k < n; ++k) sum += partials[(first + k) * product.width + column];
-      const Sum scale = static_cast<const Sum*>(product.left)[row];
-      static_cast<T*>(product.out)[i * product.width + column] = Feature<T>::narrow(scale * sum);
+      put_result<T>(product, i, row, column, sum, added);
     }
   }
 }

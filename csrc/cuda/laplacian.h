@@ -35,7 +35,8 @@ struct LaplacianProduct {
   bool transposed;                               // the mask of (column, row)
   uint32_t threshold, step;                      // threshold 0: nothing is dropped
   uint64_t seed;
-  void* out;  // [n_rows, width], written
+  const void* added;  // like features: the row of a node is added to its result; or null
+  void* out;          // [n_rows, width], written
 
   // Workspace; `sums` are double for float64 features, else float.
   void* left;                  // sums [n_nodes]

@@ -1,6 +1,7 @@
 // Optimizer steps on the touched rows of a table. Specification: gru4rec_fast/reference/sparse_update.py.
 #pragma once
 
+#include "cuda/columns.cuh"
 #include "cuda/simt.cuh"
 #include "cuda/sparse_update.h"
 
@@ -20,21 +21,6 @@ __device__ __forceinline__ T over_root(T x, T y) {
 }
 #define GRF_RULE __device__ __forceinline__
 #include "common/update_rules.inc"
-
-// N neighbouring columns, which are one access of memory.
-template <typename T, int N>
-struct alignas(N * sizeof(T)) Columns {
-  T at[N];
-};
-
-template <typename T, int N>
-__device__ __forceinline__ Columns<T, N> columns_at(const T* first) {
-  return *reinterpret_cast<const Columns<T, N>*>(first);
-}
-template <typename T, int N>
-__device__ __forceinline__ void put_columns(T* first, const Columns<T, N>& columns) {
-  *reinterpret_cast<Columns<T, N>*>(first) = columns;
-}
 
 // The gradient of a row in N columns: those of the places [begin, end) summed in their order; `columns_of(place)` says
 // where those of a place begin.

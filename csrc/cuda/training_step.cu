@@ -3,20 +3,10 @@
 namespace grf::cuda {
 namespace {
 
-constexpr int kWideBytes = 16;
-
-template <typename T>
-constexpr int kWide = kWideBytes / static_cast<int>(sizeof(T));
-
-// Whether rows of `width` numbers can be moved 16 bytes at a time, wherever they are.
-template <typename T, typename... Tensors>
-bool is_wide(int64_t width, const Tensors*... tensors) {
-  return width % kWide<T> == 0 && ((reinterpret_cast<uintptr_t>(tensors) % kWideBytes == 0) && ...);
-}
-
 template <typename T>
 bool is_wide(const GatheredRows<T>& gathered) {
-  return is_wide<T>(gathered.width, gathered.table, gathered.mask, gathered.rows, gathered.as_16);
+  return is_wide<T>(gathered.width, {gathered.table, gathered.mask, gathered.rows}) &&
+         is_aligned(gathered.as_16, kWideBytes / 2);
 }
 
 }  // namespace
@@ -26,8 +16,8 @@ void step_gather(const StepGather<T>& gather, cudaStream_t stream) {
   const int64_t numbers = gather.inputs.n * gather.inputs.width + gather.items.n * gather.items.width;
   if (numbers == 0) return;
   if (is_wide(gather.inputs) && is_wide(gather.items)) {
-    const unsigned blocks = blocks_for(numbers / kWide<T>, kStepThreads);
-    GRF_LAUNCH((step_gather_kernel<T, kWide<T>>), blocks, kStepThreads, 0, stream, gather);
+    const unsigned blocks = blocks_for(numbers / kWideColumns<T>, kStepThreads);
+    GRF_LAUNCH((step_gather_kernel<T, kWideColumns<T>>), blocks, kStepThreads, 0, stream, gather);
   } else {
     GRF_LAUNCH((step_gather_kernel<T, 1>), blocks_for(numbers, kStepThreads), kStepThreads, 0, stream, gather);
   }
@@ -48,13 +38,13 @@ void step_apply(const StepApply<T>& tensors, cudaStream_t stream) {
 template <typename T>
 void step_rows(const StepRows<T>& touched, cudaStream_t stream) {
   if (touched.n == 0) return;
-  const bool wide = is_wide<T>(touched.width, touched.grad_inputs, touched.grad_items, touched.weight,
-                               touched.accumulator, touched.velocity);
-  const int64_t per_row = touched.width / (wide ? kWide<T> : 1) + (touched.bias != nullptr);
+  const bool wide = is_wide<T>(
+      touched.width, {touched.grad_inputs, touched.grad_items, touched.weight, touched.accumulator, touched.velocity});
+  const int64_t per_row = touched.width / (wide ? kWideColumns<T> : 1) + (touched.bias != nullptr);
   if (per_row == 0) return;
   const unsigned blocks = blocks_for(touched.n * per_row, kStepThreads);
   if (wide) {
-    GRF_LAUNCH((step_rows_kernel<T, kWide<T>>), blocks, kStepThreads, 0, stream, touched);
+    GRF_LAUNCH((step_rows_kernel<T, kWideColumns<T>>), blocks, kStepThreads, 0, stream, touched);
   } else {
     GRF_LAUNCH((step_rows_kernel<T, 1>), blocks, kStepThreads, 0, stream, touched);
   }

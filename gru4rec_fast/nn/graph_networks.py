@@ -28,7 +28,8 @@ class GraphNetwork(nn.Module):
         graph: an InteractionGraph, or its GraphIndices.
         embedding_dim: width of the embeddings.
         only_needed: `loss` computes the last layer for the nodes of the batch only and earlier ones for their
-            neighbourhoods only. Loss and gradients are the same; a compiled `loss` computes everything all the same.
+            neighbourhoods only. Loss and gradients are the same; a compiled `loss` computes everything all the same. To
+            find the nodes the program waits for a GPU some times a step; without, a step never does.
 
     Parameters: embedding [n_nodes, embedding_dim], users before items.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, operators
 from gru4rec_fast.ops.dropout import dropout_mask
 from gru4rec_fast.ops.laplacian import laplacian
 from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS, split_matrix
@@ -46,8 +46,8 @@ def ngcf_layer(
         sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
         per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
 
-    act is LeakyReLU, * element-wise. Where there is no fused kernel (other devices, bfloat16) it is made of `laplacian`
-    and products of torch, with the same dropouts; the fused one is differentiable once.
+    act is LeakyReLU, * element-wise. The fused kernel is differentiable once. Where there is none (bfloat16) it is made
+    of `laplacian` and products of torch, with the same dropouts.
 
     Args:
         features: E, floating [n_nodes, in] ([n_columns, in] with `columns`).
@@ -72,8 +72,9 @@ def ngcf_layer(
     """
     _check(features, weight_1, bias_1, weight_2, bias_2, rows, columns)
     _check_options(P, Q, activation, negative_slope, message_dropout, layer)
-    if _is_fused(impl, features):
-        return torch.ops.gru4rec_fast.ngcf_layer(
+    chosen = resolve(impl, "ngcf_layer", features.device.type)
+    if chosen != "reference" and features.dtype in FUSED_DTYPES:
+        return operators(chosen).ngcf_layer(
             features,
             offsets,
             neighbours,
@@ -94,9 +95,7 @@ def ngcf_layer(
             layer,
         )[0]
     if rows is not None and columns is not None and not torch.compiler.is_compiling():
-        missing = ~torch.isin(rows, columns)
-        if bool(missing.any()):
-            raise ValueError(f"rows: node {int(rows[missing][0])} is not among the columns")
+        _check_rows_among(rows, columns)
     return reference_ngcf_layer(
         features,
         offsets,
@@ -121,11 +120,14 @@ def ngcf_layer(
     )
 
 
-def _is_fused(impl: str, features: Tensor) -> bool:
-    """Whether the fused kernel runs; "native" and "emulated" may do without it, being asked of what it is made of."""
-    if impl == "emulated" or features.dtype not in FUSED_DTYPES:
-        return False
-    return resolve("auto" if impl == "native" else impl, "ngcf_layer", features.device.type) == "native"
+def _check_rows_among(rows: Tensor, columns: Tensor) -> None:
+    """Both rise. On the CPU the error names a node; elsewhere the device checks, and nobody waits for it."""
+    beyond = columns.new_full((1,), -1)  # no node: what is found where all columns are smaller
+    found = torch.cat([columns, beyond]).index_select(0, torch.searchsorted(columns, rows)) == rows
+    if rows.device.type != "cpu":
+        torch._assert_async(found.all(), "rows: a node is not among the columns")
+    elif not bool(found.all()):
+        raise ValueError(f"rows: node {int(rows[~found][0])} is not among the columns")
 
 
 def _check(

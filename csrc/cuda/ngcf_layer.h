@@ -1,0 +1,69 @@
+// Launchers of the NGCF layer's passes between its products. Specification: gru4rec_fast/reference/ngcf_layer.py.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/stream.h"
+
+namespace grf::cuda {
+
+// The rows of a layer, and what its weights are multiplied by: `inputs`, P E and Q E * E beside each other.
+template <typename T>
+struct NgcfRows {
+  int64_t n_rows, width;
+  const T* features;         // [n_columns, width]
+  const int64_t* own_at;     // [n_rows]: which of the features are a row's own; or null: in order
+  const T *side_p, *side_q;  // [n_rows, width]: products with the matrices of P and Q without "+I"; one where equal
+  bool p_adds_identity, q_adds_identity;
+};
+
+// The units of a layer's result.
+template <typename T>
+struct NgcfUnits {
+  int64_t n_rows, width;
+  T slope, kept;  // kept: what units are multiplied by that are not dropped
+};
+
+// Which units are dropped.
+struct MessageDropout {
+  uint32_t threshold;  // a unit is kept where its word reaches this; 0: none is drawn
+  uint32_t stream, step;
+  uint64_t seed;
+  const int64_t* nodes;  // [n_rows], or null: in order
+};
+
+// What E' is made of; all but the biases [n_rows, width].
+template <typename T>
+struct NgcfSums {
+  const T *bias_1, *bias_2;  // [width]
+  const T* second;           // the second term's product; or null: its sum with the first's is in `out`
+  T* out;                    // the first term's product, replaced by E'
+  uint8_t* code;             // written: what became of a unit (common/ngcf_layer.h)
+};
+
+// found[i]: where rows[i] stands among the columns, which rise.
+void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* found,
+               cudaStream_t stream);
+
+// Writes inputs [n_rows, 2 width].
+template <typename T>
+void combine_sides(const NgcfRows<T>& rows, T* inputs, cudaStream_t stream);
+
+// Bias, activation and dropout.
+template <typename T>
+void activate_units(const NgcfUnits<T>& units, const MessageDropout& dropout, const NgcfSums<T>& sums,
+                    cudaStream_t stream);
+
+// Writes the gradients of the first term's sum and, unless it is null, of the second's, from that of E'. All
+// [n_rows, width].
+template <typename T>
+void unactivate_units(const NgcfUnits<T>& units, const T* grad, const uint8_t* code, T* first, T* second,
+                      cudaStream_t stream);
+
+// Writes gradients [n_rows, width] of the sides and of the rows' own features from grad_inputs [n_rows, 2 width].
+// grad_q null: P and Q have one side, whose gradient goes to grad_p.
+template <typename T>
+void separate_gradients(const NgcfRows<T>& rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_own,
+                        cudaStream_t stream);
+
+}  // namespace grf::cuda
