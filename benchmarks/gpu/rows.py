@@ -58,16 +58,17 @@ def measure(plan: Plan, place: Place, ceilings: dict[str, float]) -> dict[str, A
     """
     with precision(plan.precision):
         row = plan.build()
+        rounds, turn_seconds = (2, 0.0) if place.tiny else (row.rounds, row.turn_seconds)
         n: dict[str, int] = {}
         for name, side in row.sides.items():
             try:
-                n[name] = units_per_turn(side, row.turn_seconds)
+                n[name] = units_per_turn(side, turn_seconds)
             except Exception as error:
                 if name == OURS:
                     raise
                 row.notes.append(f"{name} failed: {told(error)}")
         times: dict[str, list[float]] = {name: [] for name in n}
-        for _ in range(row.rounds):
+        for _ in range(rounds):
             for name, units in n.items():
                 times[name].append(row.sides[name](units))
         # Of whole trainings it would say nothing: some of them make a model anew in every turn.

@@ -98,8 +98,8 @@ def step(place: Place, folder: Folder, name: str) -> Row:
     return Row(
         sides,
         unit="mini-batch",
-        rounds=place.size(7, 2),
-        turn_seconds=0.0 if place.tiny else 0.25,
+        rounds=7,
+        turn_seconds=0.25,
         notes=notes,
     )
 

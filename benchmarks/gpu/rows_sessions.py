@@ -50,8 +50,8 @@ def training(place: Place, folder: Folder, setting: Setting) -> Row:
         unit="mini-batch",
         n_bytes=step_bytes(setting, distinct_rows(store, setting)[1]),
         flops=flops(products(setting, n_columns)),
-        rounds=place.size(7, 2),
-        turn_seconds=0.0 if place.tiny else 0.25,
+        rounds=7,
+        turn_seconds=0.25,
         notes=notes,
     )
 

@@ -65,7 +65,7 @@ export GRU4REC_FAST_BUILD=cuda GRU4REC_FAST_REQUIRE_NATIVE=1
 
 # What needs no GPU: the tools are there, and every kernel compiles for the architectures that are supported.
 step 20 tools "$python" benchmarks/gpu/tools.py || finish
-step 120 kernels benchmarks/gpu/compile_kernels.sh "$out" || finish
+step "$((deadline / 3))" kernels benchmarks/gpu/compile_kernels.sh "$out" || finish
 
 # From here on a GPU is needed.
 SHOWN=1 step 20 gpu "$python" -c '
@@ -75,7 +75,7 @@ assert torch.cuda.is_available(), "there is no GPU here"
 print(torch.cuda.get_device_name(), "capability", "{}.{}".format(*torch.cuda.get_device_capability()))' || finish
 # The library is built for this GPU alone: the others were just compiled for.
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(awk '/ capability / { print $NF }' "$part")}
-step 200 build "$python" -c '
+step "$((deadline / 2))" build "$python" -c '
 import json, gru4rec_fast
 info = gru4rec_fast.build_info()
 print(json.dumps(info, indent=2))
