@@ -36,14 +36,43 @@ def up_to_the_gpu(out: Path, **environment: str) -> None:
     assert "=== kernels" in (out / "run.log").read_text()
 
 
+def stand_ins(folder: Path, **scripts: str) -> str:
+    """A PATH on which these programs come first; nvcc writes empty object files."""
+    scripts = {"nvcc": 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : >"$2"; shift; done'} | scripts
+    for name, script in scripts.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+    beside = Path(sys.executable).parent  # ninja, where the environment is not activated
+    return f"{folder}:{beside}:{os.environ['PATH']}"
+
+
 @no_gpu
 def test_run_all_up_to_the_first_line_that_needs_a_gpu(tmp_path: Path) -> None:
-    """With a stand-in for nvcc, which writes an empty object file."""
-    nvcc = tmp_path / "nvcc"
-    nvcc.write_text('#!/bin/bash\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && : >"$2"; shift; done\n')
-    nvcc.chmod(0o755)
-    beside = Path(sys.executable).parent  # ninja, where the environment is not activated
-    up_to_the_gpu(tmp_path / "out", PATH=f"{tmp_path}:{beside}:{os.environ['PATH']}")
+    up_to_the_gpu(tmp_path / "out", PATH=stand_ins(tmp_path))
+
+
+@no_gpu
+def test_run_all_after_that_line(tmp_path: Path) -> None:
+    """What the script does with a GPU, with stand-ins for what needs one."""
+    python = f"""case "$*" in
+      *get_device_name*) echo "Some GPU capability 9.0" ;;
+      *build_info*) echo "built for $TORCH_CUDA_ARCH_LIST" ;;
+      *gpu.bench*) unset GRU4REC_FAST_BUILD; exec {sys.executable} "$@" --device cpu --tiny --only "dropout mask" ;;
+      *) unset GRU4REC_FAST_BUILD; exec {sys.executable} "$@" ;;
+    esac"""
+    sanitizer = 'echo "under: $*"; shift 8; exec "$@"'
+    path = stand_ins(tmp_path, python_of_a_gpu=python, compute_sanitizer=sanitizer)
+    out = tmp_path / "out"
+    ran = script("run_all.sh", PATH=path, OUT=out, PYTHON="python-of-a-gpu")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    parts = [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("=== ")]
+    expected = "tools kernels gpu build tests rows table sanitizer_memcheck sanitizer_racecheck done"
+    assert parts == expected.split()
+    assert "built for 9.0" in ran.stdout and "dropout mask, 1 x 32 x 100: " in ran.stdout
+    assert sorted(file.name for file in out.iterdir()) == ["gpu.json", "ptxas.txt", "run.log", "table.md"]
+    log = (out / "run.log").read_text()
+    assert log.count("-m sanitizer") == 2 and log.count("--kernel-regex kns=grf") == 2
 
 
 @no_gpu

@@ -63,6 +63,10 @@ TARGETS = {
     "ngcf": Target("NGCF-3 training step, Gowalla", "public", (Goal("ratio", 10),)),
     "ngcf-run": Target("NGCF-3 to Recall@20 >= .1557 on Gowalla", "published log, 32,904 s", (Goal("seconds", 600),)),
     "lightgcn": Target("LightGCN-3 training step, Gowalla", "public"),
+    "small-gru": Target("GRU with resets, H=100, forward + backward", "nn.GRU (cuDNN) without resets"),
+    "small-loss": Target(
+        "sampled loss, in batch, 32 rows + 2048 negatives, H=100, forward + backward", "torch.compile"
+    ),
     "top-k": Target("top 20, 512 lanes x 1M items, H=256", "matmul + topk"),
     "update": Target("row update, 2144 gradients, 480 wide", "coalesce, gather, scatter"),
     "batches": Target("session batch, 128 lanes, 16 steps", "the CPU kernel and a copy"),

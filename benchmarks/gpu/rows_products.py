@@ -18,17 +18,20 @@ from gru4rec_fast import ops
 def plans(place: Place) -> Iterator[Plan]:
     """Each row with TF32 on both sides and with it off on both; the loss in bfloat16 too."""
     for precision in PRECISIONS:
-        yield Plan("loss", partial(loss, place, precision), precision=precision)
+        yield Plan("loss", partial(loss, place, precision, 6400, 8192, 512), precision=precision)
     for precision in ("fp32", "tf32"):
-        yield Plan("gru", partial(gru, place), precision=precision)
+        yield Plan("gru", partial(gru, place, 50, 512, 512), precision=precision)
     for precision in ("fp32", "tf32"):
         yield Plan("ranking", partial(ranking, place), precision=precision)
-    yield Plan("top-k", partial(top_k, place))
+    yield Plan("top-k", partial(top_k, place), precision="fp32")
+    for steps, lanes in ((1, 32), (50, 128)):
+        yield Plan("small-gru", partial(gru, place, steps, lanes, 100), f"T={steps} B={lanes}", "fp32")
+    yield Plan("small-loss", partial(loss, place, "fp32", 32, 2048, 100, in_batch=True), precision="fp32")
 
 
-def gru(place: Place) -> Row:
+def gru(place: Place, steps: int, lanes: int, hidden: int) -> Row:
     """From the inputs x to every gradient, a lane in ten reset at each step; nn.GRU has the same weights, no resets."""
-    steps, lanes, hidden = place.size(50, 3), place.size(512, 4), place.size(512, 6)
+    steps, lanes, hidden = place.size(steps, 3), place.size(lanes, 4), place.size(hidden, 6)
     layer = torch.nn.GRU(hidden, hidden, device=place.device)
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
     x, grad = torch.randn(2, steps, lanes, hidden, device=place.device)
@@ -60,16 +63,22 @@ def plain_loss(hidden: Tensor, rows: Tensor) -> Tensor:
     return F.cross_entropy(scores, torch.zeros(m, dtype=torch.int64, device=hidden.device))
 
 
-def loss(place: Place, precision: str) -> Row:
+def plain_in_batch_loss(hidden: Tensor, rows: Tensor) -> Tensor:
+    """Cross-entropy of a row's own target against all other rows."""
+    return F.cross_entropy((hidden @ rows.T).float(), torch.arange(len(hidden), device=hidden.device))
+
+
+def loss(place: Place, precision: str, m: int, n: int, width: int, *, in_batch: bool = False) -> Row:
     """The loss and the gradients of hidden states and rows."""
-    m, n, width = place.size(6400, 12), place.size(8192, 32), place.size(512, 8)
+    m, n, width = place.size(m, 12), place.size(n, 32), place.size(width, 8)
+    columns = m + n if in_batch else n
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     hidden = torch.randn(m, width, device=place.device).to(dtype).requires_grad_()
     rows = (torch.randn(m + n, width, device=place.device) / width**0.5).to(dtype).requires_grad_()
-    compiled = torch.compile(plain_loss)
+    compiled = torch.compile(plain_in_batch_loss if in_batch else plain_loss)
 
     def ours() -> object:
-        value = ops.sampled_loss(hidden, rows, in_batch=False, impl=place.impl)
+        value = ops.sampled_loss(hidden, rows, in_batch=in_batch, impl=place.impl)
         return torch.autograd.grad(value, (hidden, rows))
 
     def theirs() -> object:
@@ -79,8 +88,8 @@ def loss(place: Place, precision: str) -> Row:
     own = hidden.element_size() * (6 * m * width + 3 * (m + n) * width)
     return Row(
         {OURS: place.side(ours), "torch.compile": place.side(theirs)},
-        n_bytes=4 * 5 * m * n + own,
-        flops=3 * 2 * m * (n + 1) * width,
+        n_bytes=4 * 5 * m * columns + own,
+        flops=3 * 2 * m * columns * width,
     )
 
 
