@@ -53,6 +53,7 @@ def test_run_all_up_to_the_first_line_that_needs_a_gpu(tmp_path: Path) -> None:
 
 
 @no_gpu
+@pytest.mark.slow
 def test_run_all_after_that_line(tmp_path: Path) -> None:
     """What the script does with a GPU, with stand-ins for what needs one."""
     python = f"""case "$*" in
