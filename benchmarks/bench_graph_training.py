@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from naive_graph import NaiveLightGCN, NaiveNGCF
+from playing import graph_player, player_side
 from torch import Tensor
 from turns import Side
 
@@ -55,26 +56,15 @@ def timed(step: Callable[[int], Any]) -> Side:
     return run
 
 
-def ours(model: Model, graph: InteractionGraph) -> Side:
-    """The steps of `fit`."""
-    p, network = model.parameters, model.build_network(graph)
-    sampler = TripleSampler(graph, p.batch_size)
-    optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True)
-
-    def step(number: int) -> float:
-        bpr, norm = network.loss(*sampler.draw(number), step=number)
-        loss = bpr + p.reg * norm
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return timed(step)
-
-
-def naive(model: Model, graph: InteractionGraph, triples: list[tuple[Tensor, Tensor, Tensor]], transpose: bool) -> Side:
-    """The steps of naive_graph.py."""
-    weights = {name: value.detach() for name, value in model.build_network(graph).state_dict().items()}
+def naive(
+    model: Model,
+    graph: InteractionGraph,
+    triples: list[tuple[Tensor, Tensor, Tensor]],
+    transpose: bool,
+    device: torch.device | str = "cpu",
+) -> Side:
+    """The steps of naive_graph.py; the triples are on the device."""
+    weights = {name: value.detach().to(device) for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
         NaiveNGCF(graph, weights, adjacency=model.parameters.adjacency, transpose=transpose)
         if isinstance(model, NGCF)
@@ -109,7 +99,7 @@ def test_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionG
         sides["public"] = timed(lambda number: public(*triples[number % len(triples)]))
     sides["naive"] = naive(model(), graph, triples, False)
     sides["naive, transpose stored"] = naive(model(), graph, triples, True)
-    sides["everything"] = ours(model(only_needed=False), graph)
-    sides["ours"] = ours(model(), graph)
+    sides["everything"] = player_side(graph_player(model(only_needed=False), graph))
+    sides["ours"] = player_side(graph_player(model(), graph))
     compare(sides, row=f"{name} on {'Gowalla' if GOWALLA.exists() else 'a power-law graph'}", unit="mini-batch",
             subjects={"ours": {"public": GOALS[name]}})  # fmt: skip

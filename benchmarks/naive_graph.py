@@ -24,11 +24,18 @@ class NaiveMatrix:
     otherwise autograd transposes at every step, as it does for anyone who writes `matrix @ features`.
     """
 
-    def __init__(self, graph: InteractionGraph, matrix: str, dropout: float = 0.0, transpose: bool = False) -> None:
-        users, items = (torch.from_numpy(np.asarray(side)) for side in graph.interactions())
+    def __init__(
+        self,
+        graph: InteractionGraph,
+        matrix: str,
+        dropout: float = 0.0,
+        transpose: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        users, items = (torch.from_numpy(np.asarray(side)).to(device) for side in graph.interactions())
         rows, columns = torch.cat([users, items + graph.n_users]), torch.cat([items + graph.n_users, users])
         if matrix == "norm":
-            own = torch.arange(graph.n_nodes)
+            own = torch.arange(graph.n_nodes, device=device)
             rows, columns = torch.cat([rows, own]), torch.cat([columns, own])
         order = (rows * graph.n_nodes + columns).argsort()
         rows, self.columns = rows[order], columns[order]
@@ -40,13 +47,13 @@ class NaiveMatrix:
         # The structure is symmetric, so the transposed matrix has the same indices, and these values in their places.
         self.flipped = (self.columns * graph.n_nodes + rows).argsort()
         self.dropout, self.transpose, self.n_nodes = dropout, transpose, graph.n_nodes
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(device).manual_seed(0)
 
     def draw(self, training: bool) -> tuple[Tensor, Tensor]:
         """The matrix of a step and, where it is stored, its transpose (else the matrix again)."""
         values = self.values
         if training and self.dropout:
-            keep = torch.rand(len(values), generator=self.generator) >= self.dropout
+            keep = torch.rand(len(values), generator=self.generator, device=values.device) >= self.dropout
             values = values * keep / (1 - self.dropout)
         forward = self._csr(values)
         return forward, self._csr(values[self.flipped]) if self.transpose else forward
@@ -88,7 +95,7 @@ class NaiveNGCF(nn.Module):
     ) -> None:
         super().__init__()
         matrix = "symmetric" if adjacency == "paper" else adjacency
-        self.matrix = NaiveMatrix(graph, matrix, node_dropout, transpose)
+        self.matrix = NaiveMatrix(graph, matrix, node_dropout, transpose, weights["embedding"].device)
         self.adds_identity = adjacency == "paper"
         self.n_users, self.mess_dropout = graph.n_users, mess_dropout
         self.users = nn.Parameter(weights["embedding"][: graph.n_users].clone())
@@ -125,7 +132,7 @@ class NaiveLightGCN(nn.Module):
         self, graph: InteractionGraph, weights: dict[str, Tensor], *, n_layers: int = 3, transpose: bool = False
     ) -> None:
         super().__init__()
-        self.matrix = NaiveMatrix(graph, "symmetric", transpose=transpose)
+        self.matrix = NaiveMatrix(graph, "symmetric", transpose=transpose, device=weights["embedding"].device)
         self.n_users, self.n_layers = graph.n_users, n_layers
         self.embedding = nn.Parameter(weights["embedding"].clone())
 

@@ -75,18 +75,24 @@ def session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[Tens
 class NaiveTraining:
     """Train step by step: `for _ in range(n): training.step()`."""
 
-    def __init__(self, store: SessionStore, setting: Setting, compiled: bool = False) -> None:
-        self.store, self.setting = store, setting
-        self.table = nn.Embedding(store.n_items, setting.width, sparse=True)
-        self.bias = nn.Embedding(store.n_items, 1, sparse=True)
+    def __init__(
+        self,
+        store: SessionStore,
+        setting: Setting,
+        compiled: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.store, self.setting, self.device = store, setting, device
+        self.table = nn.Embedding(store.n_items, setting.width, sparse=True, device=device)
+        self.bias = nn.Embedding(store.n_items, 1, sparse=True, device=device)
         nn.init.uniform_(self.table.weight, -0.05, 0.05)
         nn.init.zeros_(self.bias.weight)
-        self.cell = nn.GRUCell(setting.width, setting.width)
+        self.cell = nn.GRUCell(setting.width, setting.width, device=device)
         parameters = [self.table.weight, self.bias.weight, *self.cell.parameters()]
         self.moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in parameters}
-        support = torch.tensor(store.support, dtype=torch.float32)
+        support = torch.tensor(store.support, dtype=torch.float32, device=device)
         self.p, self.log_support = support**setting.sample_alpha, support.log()
-        self.hidden = torch.zeros(setting.batch_size, setting.width)
+        self.hidden = torch.zeros(setting.batch_size, setting.width, device=device)
         self.batches = session_batches(store, setting.batch_size)
         self._tensor_part = torch.compile(self._forward, dynamic=False) if compiled else self._forward
 
@@ -97,7 +103,7 @@ class NaiveTraining:
         if batch is None:
             self.batches = session_batches(self.store, s.batch_size)
             batch = next(self.batches)
-        inputs, targets, reset = batch
+        inputs, targets, reset = (t.to(self.device) for t in batch)
         targets = targets.long()
         negatives = torch.multinomial(self.p, s.n_sample, replacement=True)
         columns = torch.cat([targets, negatives])
@@ -129,10 +135,11 @@ class NaiveTraining:
     def _loss(self, y: Tensor) -> Tensor:
         s, m = self.setting, y.shape[0]
         if s.loss == "cross-entropy":
-            return F.cross_entropy(y, torch.arange(m), reduction="sum")
+            return F.cross_entropy(y, torch.arange(m, device=y.device), reduction="sum")
         y = F.elu(y, s.elu_param)
         target = y.diagonal().unsqueeze(1)
-        weight = torch.softmax(y.masked_fill(torch.eye(m, y.shape[1], dtype=torch.bool), -torch.inf), 1)
+        own = torch.eye(m, y.shape[1], dtype=torch.bool, device=y.device)
+        weight = torch.softmax(y.masked_fill(own, -torch.inf), 1)
         better = (weight * torch.sigmoid(target - y)).sum(1)
         return (-torch.log(better + 1e-24) + s.bpreg * (weight * y * y).sum(1)).sum()
 

@@ -14,6 +14,7 @@ import test_gru as gru
 import test_ngcf_layer as ngcf
 import test_sampled_loss as loss
 import test_sampled_loss_bf16 as loss_bf16
+import test_training_step as training_step
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
@@ -105,16 +106,17 @@ def updates(device: str, impl: str) -> Outputs:
     return tuple(touched)
 
 
-def rankings(device: str, impl: str) -> Outputs:
-    """Whole numbers, whose products are exact; more queries and items than a tile has, ties in plenty."""
+def rankings(device: str, impl: str, n: int = 40, n_items: int = 701, most: int = 33) -> Outputs:
+    """Whole numbers, whose products are exact, ties in plenty; `n` queries, the best `most` of `n_items`."""
     draws = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (torch.randint(-2, 3, shape, generator=draws) for shape in ((700, 17), (9001, 17), (9001,)))
+    shapes = ((n, 17), (n_items, 17), (n_items,))
+    hidden, weight, bias = (torch.randint(-2, 3, shape, generator=draws) for shape in shapes)
     table = [t.to(device, dtype) for dtype in (torch.float32, torch.float64) for t in (hidden, weight, bias)]
-    targets, exclude = torch.arange(700).to(device), torch.arange(2100).view(700, 3).to(device)
+    targets, exclude = torch.arange(n).to(device), torch.arange(3 * n).view(n, 3).to(device)
     found: list[Tensor] = []
     for part in (table[:3], table[3:]):
         found += ops.target_rank(*part, targets, impl=impl)
-        for k in (1, 20, 700):
+        for k in (1, 20, most):
             found += ops.top_k(*part, k, exclude, impl=impl)
         found += ops.top_k(part[0][:1], *part[1:], 20, impl=impl)
     return tuple(found)
@@ -132,8 +134,41 @@ def layers(device: str, impl: str) -> Outputs:
     return tuple(found)
 
 
-cases = pytest.mark.parametrize("case", [masks, negatives, batches, triples, products, updates, rankings, layers])
-Case = Callable[[str, str], Outputs]
+def recurrences(device: str, impl: str, dtype: torch.dtype) -> Outputs:
+    """In one launch for all steps, and step by step."""
+    found: list[Tensor] = []
+    for form in FORMS:
+        for size in ((3, 7, 33), (2, 5, 140)):
+            args = gru.as_dtype(gru.problem(form, *size, torch.float32), dtype)
+            found += gru.output_and_gradients([on(device, argument) for argument in args], impl)
+    return tuple(found)
+
+
+def losses(device: str, impl: str, dtype: torch.dtype) -> Outputs:
+    """Each loss, in both forms, with every mask."""
+    found: list[Tensor] = []
+    for name in LOSSES:
+        for in_batch in (True, False):
+            arguments = loss.problem(33, 100, 17, torch.float32)
+            arguments = arguments if dtype == torch.float32 else loss.as_float64(arguments)
+            there = {key: on(device, argument) for key, argument in arguments.items()}
+            options = {"loss": name, "in_batch": in_batch, **loss.PARAMETERS[name][0]}
+            found += loss.value_and_gradients(there, impl, **options)
+    return tuple(found)
+
+
+# Small cases of every kernel family, by name: what compute-sanitizer runs (benchmarks/gpu/run_all.sh, -m sanitizer).
+EXACT = {
+    "dropout": masks,
+    "negative_sampling": negatives,
+    "session_batch": batches,
+    "bpr_triples": triples,
+    "laplacian": products,
+    "sparse_update": updates,
+    "ranking": rankings,
+    "ngcf_layer": layers,
+}
+CLOSE = {"gru": recurrences, "sampled_loss": losses, "training_step": training_step.everything}
 
 
 @contextmanager
@@ -145,10 +180,32 @@ def no_synchronisation() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@cases
-def test_same_bits_as_the_reference(case: Case) -> None:
-    for ours, theirs in zip(case("cuda", "native"), case("cpu", "reference"), strict=True):
-        assert ours.dtype == theirs.dtype and torch.equal(ours.cpu(), theirs)
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("family", EXACT)
+def test_same_bits_as_the_reference(family: str) -> None:
+    assert_family("cuda", "native", family)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("family", CLOSE)
+def test_small_ones_are_as_close_as_the_reference(family: str) -> None:
+    assert_family("cuda", "native", family)
+
+
+def test_ranking_of_several_tiles() -> None:
+    sizes = (700, 9001, 700)
+    assert_equal_bits([t.cpu() for t in rankings("cuda", "native", *sizes)], rankings("cpu", "reference", *sizes))
+
+
+def assert_family(device: str, impl: str, family: str) -> None:
+    """The small cases of a family, on that device by that implementation, against the reference on the CPU."""
+    if family in CLOSE:
+        run = CLOSE[family]
+        ours = [t.cpu() for t in run(device, impl, torch.float32)]
+        assert_as_close(ours, *(run("cpu", "reference", dtype) for dtype in (torch.float32, torch.float64)))
+        return
+    for mine, theirs in zip(EXACT[family](device, impl), EXACT[family]("cpu", "reference"), strict=True):
+        assert mine.dtype == theirs.dtype and torch.equal(mine.cpu(), theirs)
 
 
 def captured(run: Callable[[], Outputs]) -> Outputs:
@@ -240,8 +297,14 @@ def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
             launch.run(hidden)
 
 
+def on(device: str, argument: object) -> object:
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.detach().to(device).requires_grad_(argument.requires_grad)
+
+
 def on_gpu(argument: object) -> object:
-    return argument.detach().cuda().requires_grad_(argument.requires_grad) if isinstance(argument, Tensor) else argument
+    return on("cuda", argument)
 
 
 @pytest.mark.parametrize("form", FORMS)

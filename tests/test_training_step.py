@@ -23,8 +23,33 @@ needs_emulation = pytest.mark.skipif(
 both = pytest.mark.parametrize("impl", ["reference", pytest.param("emulated", marks=needs_emulation)])
 
 
-def run(name: str, impl: str, *arguments: Any) -> Any:
-    return step_operator(name, impl, CPU)(*arguments)
+def run(name: str, impl: str, *arguments: Any, device: str | torch.device = CPU) -> Any:
+    """On the device, to which tensors and lists of them are copied where they are elsewhere."""
+
+    def there(argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return argument.to(device)
+        return [*map(there, argument)] if isinstance(argument, list) else argument
+
+    return step_operator(name, impl, torch.device(device))(*map(there, arguments))
+
+
+def everything(device: str, impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """What all of them make of small problems, on a device: for tests/test_cuda.py."""
+    found: list[Tensor] = []
+    for widths in ((3, 5), (12, 20)):
+        found += gathered(impl, widths, dtype=dtype, mask=True, logq=1.0, device=device)[0]
+        rows = [tensor.to(device) for tensor in touched(widths[0], dtype).values()]
+        run("step_rows", impl, *rows, YES, NUMBERS, device=device)
+        found += rows[:6]
+    lists = [[tensor.to(device) for tensor in tensors] for tensors in dense([(3, 5), (1,), (64,)], dtype)]
+    run("step_apply", impl, *lists, YES, NUMBERS, device=device)
+    found += [tensor for tensors in lists for tensor in tensors]
+    flags = [flag.clone().to(device) for flag in (NO, NO)]
+    kept = torch.empty(3, dtype=dtype, device=device)
+    run("step_settle", impl, torch.rand(3, generator=draws(), dtype=dtype), YES.expand(3), flags[0], kept, flags[1],
+        device=device)  # fmt: skip
+    return (*found, *(flag.to(dtype) for flag in flags), kept)
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -43,8 +68,8 @@ def gathered(impl: str, widths: tuple[int, int], *, steps: int = 2, lanes: int =
     mask = torch.rand(steps, lanes, widths[0], generator=g, dtype=dtype) if options.get("mask") else None
     support = support if options.get("logq") else None
     given = (embedding, inputs, mask, weight, bias, support, items)
-    found = run("step_gather", impl, *given, lanes, options.get("logq", 0.0), 0.25, options.get("bf16", False))
-    return found, given
+    numbers = (lanes, options.get("logq", 0.0), 0.25, options.get("bf16", False))
+    return run("step_gather", impl, *given, *numbers, device=options.get("device", CPU)), given
 
 
 @both

@@ -1,33 +1,43 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare CUDA machine (torch with CUDA and nvcc there, no network), in under 9 minutes:
-# builds, runs the CUDA tests under compute-sanitizer and then plain, and times the kernels.
+# builds, runs the CUDA tests, measures every GPU row, and runs every kernel family under compute-sanitizer.
 #
 #   benchmarks/gpu/run_all.sh [FOLDER]
 #
-# FOLDER holds what is compared against and trained on: FOLDER/peers/<name> (checkouts) and FOLDER/data. Rows that need
-# what is not there are left out, which is said. Leaves JSON, logs and table.md in OUT (default benchmarks/gpu/results).
-# PYTHON names the interpreter. Ends with 0 only where everything passed.
+# FOLDER, made by prepare_folder.py, holds what is compared against and trained on; rows that need what is not there are
+# left out, which is said. Into OUT (default benchmarks/results/gpu) go four files: table.md, gpu.json, ptxas.txt and
+# run.log, which has the whole output of every part. PYTHON names the interpreter, SECONDS_ALL (530) the whole time: no
+# part runs beyond it. DEVICE=cpu tries out the parts that can run without a GPU, on small sizes.
+# Ends with 0 only where everything passed.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-}
 python=${PYTHON:-python3}
-out=${OUT:-benchmarks/gpu/results}
+device=${DEVICE:-cuda}
+deadline=${SECONDS_ALL:-530}
+out=${OUT:-benchmarks/results/gpu}
 mkdir -p "$out"
+: >"$out/run.log"
+part=$(mktemp)
+trap 'rm -f "$part"' EXIT
 # Not under `set -e`: what fails is named at the end, and what comes after it still runs.
 failed=()
-export PYTHONPATH=. GRU4REC_FAST_BUILD=cuda GRU4REC_FAST_REQUIRE_NATIVE=1 GRU4REC_FAST_CACHE=${GRU4REC_FAST_CACHE:-$PWD/$out/cache}
+export PYTHONPATH=.:benchmarks GRU4REC_FAST_CACHE=${GRU4REC_FAST_CACHE:-$PWD/build/gpu_cache}
 
-# step SECONDS NAME COMMAND...: one part, with a limit of time and a log.
+# step SECONDS NAME COMMAND...: one part, with a limit of time; its output goes to run.log, its last lines are shown.
 step() {
-  local limit=$1 name=$2
+  local limit=$1 name=$2 left=$((deadline - SECONDS))
   shift 2
-  printf '=== %s (at %d s)\n' "$name" "$SECONDS"
-  timeout "$limit" "$@" >"$out/$name.log" 2>&1
-  local code=$?
-  tail -n 3 "$out/$name.log"
-  if [ "$code" -ne 0 ]; then
-    failed+=("$name (code $code, $out/$name.log)")
+  if [ "$left" -lt "$limit" ]; then limit=$left; fi
+  printf '=== %s (at %d s, at most %d s)\n' "$name" "$SECONDS" "$limit" | tee -a "$out/run.log"
+  local code=124
+  if [ "$limit" -gt 0 ]; then
+    timeout --kill-after 5 "$limit" "$@" >"$part" 2>&1
+    code=$?
+    cat "$part" >>"$out/run.log"
+    tail -n "${SHOWN:-3}" "$part"
   fi
+  if [ "$code" -ne 0 ]; then failed+=("$name (code $code, see run.log)"); fi
   return "$code"
 }
 
@@ -37,32 +47,51 @@ finish() {
     printf 'FAILED: %s\n' "${failed[@]}"
     exit 1
   fi
+  exit 0
 }
+
+measure() {
+  SHOWN=60 step 240 rows "$python" -W ignore -m gpu.bench --out "$out/gpu.json" --seconds "$((deadline - SECONDS - 120))" \
+    ${folder:+--folder "$folder"} "$@"
+  step 20 table "$python" -m gpu.table "$out/gpu.json" --out "$out/table.md"
+}
+
+rm -f "$out/gpu.json"
+if [ "$device" = cpu ]; then
+  measure --device cpu --tiny
+  finish
+fi
+export GRU4REC_FAST_BUILD=cuda GRU4REC_FAST_REQUIRE_NATIVE=1
 
 # What needs no GPU: the tools are there, and every kernel compiles for the architectures that are supported.
 step 20 tools "$python" benchmarks/gpu/tools.py || finish
-step 120 kernels benchmarks/gpu/compile_kernels.sh "$out" || finish
+step "$((deadline / 3))" kernels benchmarks/gpu/compile_kernels.sh "$out" || finish
 
 # From here on a GPU is needed.
-step 10 gpu "$python" -c '
+SHOWN=1 step 20 gpu "$python" -c '
 import torch
 assert torch.version.cuda, f"torch {torch.__version__} is a build without CUDA"
 assert torch.cuda.is_available(), "there is no GPU here"
-print(torch.cuda.get_device_name(), torch.version.cuda)' || finish
-step 240 build "$python" -c '
+print(torch.cuda.get_device_name(), "capability", "{}.{}".format(*torch.cuda.get_device_capability()))' || finish
+# The library is built for this GPU alone: the others were just compiled for.
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(awk '/ capability / { print $NF }' "$part")}
+step "$((deadline / 2))" build "$python" -c '
 import json, gru4rec_fast
 info = gru4rec_fast.build_info()
 print(json.dumps(info, indent=2))
 assert info["native_cuda"], info["why_not_cuda"]' || finish
 
-pytest=("$python" -m pytest -q -p no:cacheprovider -m cuda tests)
-for tool in memcheck racecheck; do
-  # Graphs are left out: under the sanitizer their replay takes minutes, and the same kernels have run by then.
-  step 60 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-    "${pytest[@]}" -k "same_bits"
-done
-step 60 tests "${pytest[@]}"
-step 150 benchmarks "$python" benchmarks/gpu/bench_kernels.py --out "$out/kernels.json" ${folder:+--folder "$folder"}
-step 10 table "$python" benchmarks/gpu/table.py "$out"/*.json
-cp "$out/table.log" "$out/table.md"
+pytest=("$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py)
+step 60 tests "${pytest[@]}" -m cuda
+measure
+# Each family on small sizes: tests marked "sanitizer". Of the kernels only ours are looked at (namespace grf), and every
+# tensor is an allocation of its own, so that what lies beyond it is nobody's.
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step 60 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      --report-api-errors no --kernel-regex kns=grf "${pytest[@]}" -m sanitizer
+  done
+else
+  failed+=("sanitizer (compute-sanitizer, of the CUDA toolkit, is not on PATH)")
+fi
 finish

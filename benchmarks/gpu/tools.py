@@ -7,13 +7,16 @@ import shutil
 import sys
 
 WANTED = {"nvcc": "the CUDA toolkit", "ninja": "python -m pip install ninja"}
-MODULES = ("torch", "numpy", "pytest", "hypothesis")
+SANITIZER = "compute-sanitizer is not on PATH (it is part of the CUDA toolkit): kernels will not be run under it"
+MODULES = ("torch", "numpy", "pandas", "scipy", "pytest", "hypothesis", "safetensors")
 
 
 def main() -> int:
     missing = [f"{tool} is not on PATH ({where})" for tool, where in WANTED.items() if shutil.which(tool) is None]
     missing += [f"module {name} is not installed" for name in MODULES if importlib.util.find_spec(name) is None]
     print(*missing or ["all tools are there"], sep="\n")
+    if shutil.which("compute-sanitizer") is None:
+        print(SANITIZER)
     return bool(missing)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph
-from peers.official import quiet
+from peers.official import CPU, quiet
 
 Step = Callable[[Tensor, Tensor, Tensor], float]  # trains on a batch of triples and returns its loss
 
@@ -32,7 +32,7 @@ def adjacency(graph: InteractionGraph) -> sp.csr_array:
     return sp.csr_array((np.ones(len(graph.neighbours), np.float32), graph.neighbours, graph.offsets), shape=size)
 
 
-def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int) -> Step:
+def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
     """NGCF-3 as in its README: P = Q = (D + I)^-1 (A + I), dropouts 0.1, reg 1e-5, Adam at 1e-4.
 
     Raises:
@@ -42,7 +42,7 @@ def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int) -> Ste
     with_self = adjacency(graph) + sp.eye_array(graph.n_nodes, dtype=np.float32)
     norm = sp.diags_array(1 / with_self.sum(1)).dot(with_self)
     settings = Namespace(
-        device=torch.device("cpu"),
+        device=device,
         embed_size=64,
         batch_size=batch_size,
         node_dropout=[0.1],
@@ -50,7 +50,7 @@ def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int) -> Ste
         layer_size="[64,64,64]",
         regs="[1e-5]",
     )
-    model = code.NGCF(graph.n_users, graph.n_items, norm, settings)
+    model = code.NGCF(graph.n_users, graph.n_items, norm, settings).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step(users: Tensor, positives: Tensor, negatives: Tensor) -> float:
@@ -64,7 +64,7 @@ def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int) -> Ste
     return step
 
 
-def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int) -> Step:
+def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
     """LightGCN-3 as by default there: reg 1e-4, Adam at 1e-3. `batch_size` is that of the triples it is given.
 
     Raises:
@@ -76,11 +76,11 @@ def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int) ->
     entries = (scale @ adjacency(graph) @ scale).tocoo()
     indices = torch.from_numpy(np.stack([entries.row, entries.col]).astype(np.int64))
     values = torch.from_numpy(entries.data.astype(np.float32))
-    matrix = torch.sparse_coo_tensor(indices, values, entries.shape).coalesce()
+    matrix = torch.sparse_coo_tensor(indices, values, entries.shape).coalesce().to(device)
     dataset = SimpleNamespace(n_users=graph.n_users, m_items=graph.n_items, getSparseGraph=lambda: matrix)
     config = {"latent_dim_rec": 64, "lightGCN_n_layers": 3, "keep_prob": 0.6, "A_split": False, "dropout": 0}
     with quiet():
-        model = code.LightGCN({**config, "pretrain": 0}, dataset)
+        model = code.LightGCN({**config, "pretrain": 0}, dataset).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def step(users: Tensor, positives: Tensor, negatives: Tensor) -> float:

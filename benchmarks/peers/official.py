@@ -23,19 +23,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gru4rec_fast.data import SessionStore
+
 CPU = torch.device("cpu")
 CACHED_NEGATIVES = 3_000_000
 NOT_TIMED = 3  # mini-batches at the start of each fit, which pay for a new model's first gradients
 
 
 class Official:
-    """The modules of a checkout.
+    """The modules of a checkout, which train and rank on `device`.
 
     Raises:
         FileNotFoundError: the path holds no gru4rec_pytorch.py.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, device: torch.device = CPU) -> None:
+        self.device = device
         if not Path(path, "gru4rec_pytorch.py").exists():
             raise FileNotFoundError(f"--peer official={path}: there is no gru4rec_pytorch.py; give a checkout's folder")
         with mock.patch.object(sys, "path", [str(path), *sys.path]):
@@ -48,8 +51,8 @@ class Official:
             model._init_numpy_weights = mended
 
     def new(self, **parameters: Any) -> Any:
-        """Its estimator on the CPU, with these parameters."""
-        estimator = self.code.GRU4Rec(device=CPU)
+        """Its estimator, with these parameters."""
+        estimator = self.code.GRU4Rec(device=self.device)
         with quiet():
             estimator.set_params(**parameters)
         return estimator
@@ -71,9 +74,8 @@ class Official:
         """
         estimator = self.new(**parameters, n_epochs=1)
         with quiet():
-            iterator = self.code.SessionDataIterator(
-                log, estimator.batch_size, estimator.n_sample, estimator.sample_alpha, CACHED_NEGATIVES, device=CPU
-            )
+            sampling = (estimator.n_sample, estimator.sample_alpha, CACHED_NEGATIVES)
+            iterator = self.code.SessionDataIterator(log, estimator.batch_size, *sampling, device=self.device)
 
         def run(n: int) -> float:
             stopping = _StoppingIterator(iterator, n)
@@ -88,7 +90,7 @@ class Official:
     def session_batches(self, log: pd.DataFrame, batch_size: int) -> Callable[[], int]:
         """A function that plays an epoch of its session iterator, without negatives, and returns its events."""
         with quiet():
-            iterator = self.code.SessionDataIterator(log, batch_size, device=CPU)
+            iterator = self.code.SessionDataIterator(log, batch_size, device=self.device)
         return lambda: sum(len(inputs) for inputs, _ in iterator(enable_neg_samples=False))
 
     def with_weights(self, weights: dict[str, Tensor], item_ids: np.ndarray, hidden: int) -> Any:
@@ -107,7 +109,7 @@ class Official:
             }
         )
         index = pd.Series(np.arange(len(item_ids), dtype=np.int32), index=item_ids)
-        estimator.model, estimator.error_during_train = model.eval(), False
+        estimator.model, estimator.error_during_train = model.to(self.device).eval(), False
         estimator.data_iterator = types.SimpleNamespace(itemidmap=index)
         return estimator
 
@@ -116,6 +118,12 @@ class Official:
         with quiet():
             recall, mrr = self.evaluation.batch_eval(estimator, test, [20], batch_size, "conservative")
         return float(recall[20]), float(mrr[20])
+
+
+def frame_of(store: SessionStore) -> pd.DataFrame:
+    """A store's log as the data frame that its `fit` takes; sessions and events stand in the order of their times."""
+    sessions = np.repeat(np.arange(store.n_sessions), np.diff(store.offsets))
+    return pd.DataFrame({"SessionId": sessions, "ItemId": store.items, "Time": np.arange(store.n_events)})
 
 
 class _StoppingIterator:

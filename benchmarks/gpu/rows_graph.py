@@ -1,0 +1,122 @@
+"""GPU rows of graphs: L @ E on Gowalla and on a power-law graph, training steps of NGCF-3 and LightGCN-3 on Gowalla."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from bench_graph_training import Model, naive
+from playing import graph_player, player_side
+from torch import Tensor
+from turns import Side
+
+from gpu.clock import Place
+from gpu.folder import Folder, Missing
+from gpu.goals import TARGETS
+from gpu.rows import OURS, Plan, Row
+from gru4rec_fast import NGCF, LightGCN, ops
+from gru4rec_fast.data import InteractionGraph
+from gru4rec_fast.data.triples import TripleSampler
+
+WIDTH = 64
+
+
+def plans(place: Place, folder: Folder) -> Iterator[Plan]:
+    """Products first, forward alone and with the backward pass; then whole steps, with TF32 off and on."""
+    graphs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "gowalla": lambda: folder.graph("gowalla").structure(),
+        "power-law": lambda: power_law_graph(place.size(1_000_000, 60), place.size(10_000_000, 200), place.device),
+    }
+    for target, structure in graphs.items():
+        for backward in (False, True):
+            what = "forward + backward" if backward else "forward"
+            yield Plan(target, partial(product, place, structure, backward), what)
+    for precision in ("fp32", "tf32"):
+        for target in ("ngcf", "lightgcn"):
+            yield Plan(target, partial(step, place, folder, target), precision=precision)
+
+
+def power_law_graph(n_nodes: int, n_edges: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Offsets and neighbours of a graph of exactly so many edges, listed both ways; degrees fall as a power law."""
+    draws = torch.Generator(device).manual_seed(0)
+    edges = torch.empty(0, dtype=torch.int64, device=device)
+    while len(edges) < n_edges:
+        ends = (torch.rand(2, n_edges, generator=draws, device=device, dtype=torch.float64) ** 2.5 * n_nodes).long()
+        low, high = ends.amin(0), ends.amax(0)
+        edges = torch.cat([edges, (low * n_nodes + high)[low < high]]).unique()
+    edges = edges[torch.randperm(len(edges), generator=draws, device=device)[:n_edges]]
+    low, high = edges // n_nodes, edges % n_nodes
+    entries = torch.cat([edges, high * n_nodes + low]).sort().values
+    degrees = torch.bincount(entries // n_nodes, minlength=n_nodes)
+    return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)]), (entries % n_nodes).int()
+
+
+def product(place: Place, structure: Callable[[], tuple[Tensor, Tensor]], backward: bool) -> Row:
+    """The product, and with `backward` the gradient of the features; torch's matrices hold their values."""
+    offsets, neighbours = (t.to(place.device) for t in structure())
+    n_nodes, entries = len(offsets) - 1, len(neighbours)
+    features, grad = torch.randn(2, n_nodes, WIDTH, device=place.device)
+    scale = offsets.diff().clamp(min=1).double() ** -0.5
+    rows = torch.repeat_interleave(offsets.diff())
+    values = (scale[rows] * scale[neighbours.long()]).float()
+    indices = {"": (offsets, neighbours.long()), ", int32": (offsets.int(), neighbours)}
+    multiply: dict[str, Callable[[Tensor], Tensor]] = {
+        OURS: lambda x: ops.laplacian(x, offsets, neighbours, impl=place.impl)
+    }
+    for form, given in indices.items():
+        matrix = torch.sparse_csr_tensor(*given, values, (n_nodes, n_nodes), check_invariants=False)
+        multiply[TARGETS["gowalla"].against + form] = lambda x, matrix=matrix: matrix @ x  # type: ignore[misc]
+
+    def side(times: Callable[[Tensor], Tensor]) -> Side:
+        if not backward:
+            return place.side(torch.no_grad()(lambda: times(features)))
+        leaf = features.clone().requires_grad_()
+        return place.side(lambda: torch.autograd.grad(times(leaf), leaf, grad))
+
+    # Of an entry the row it names, its index and its scale, as if no cache held any; every row of the result once.
+    n_bytes = entries * (WIDTH * 4 + 4 + 4) + n_nodes * WIDTH * 4
+    return Row(
+        {name: side(times) for name, times in multiply.items()},
+        n_bytes=n_bytes * (2 if backward else 1),
+        notes=[f"{n_nodes} nodes, {entries} entries"],
+    )
+
+
+def step(place: Place, folder: Folder, name: str) -> Row:
+    """Mini-batches of what `fit` plays, triples included, of the public code and of plain PyTorch, on given triples."""
+    graph = folder.graph("gowalla")
+    model: Model = NGCF(adjacency="norm") if name == "ngcf" else LightGCN()
+    sampler = TripleSampler(graph, model.parameters.batch_size, device=place.device)
+    triples = [sampler.draw(number) for number in range(16)]
+    sides, notes = {OURS: player_side(graph_player(model, graph, place.device), place.wait)}, []
+    try:
+        sides["public"] = public(place, folder, name, graph, triples)
+    except Missing as missing:
+        notes.append(f"public left out: {missing}")
+    sides["plain PyTorch, transpose stored"] = naive(model, graph, triples, True, place.device)
+    return Row(
+        sides,
+        unit="mini-batch",
+        rounds=7,
+        turn_seconds=0.25,
+        notes=notes,
+    )
+
+
+def public(
+    place: Place, folder: Folder, name: str, graph: InteractionGraph, triples: list[tuple[Tensor, Tensor, Tensor]]
+) -> Side:
+    """The public code's own step."""
+    path = folder.peer(name)
+    from peers import graph as peers
+
+    start = {"ngcf": peers.ngcf_step, "lightgcn": peers.lightgcn_step}[name]
+    train, done = start(path, graph, len(triples[0][0]), place.device), 0
+
+    def train_on_the_next() -> None:
+        nonlocal done
+        train(*triples[done % len(triples)])
+        done += 1
+
+    return place.host_side(train_on_the_next)
