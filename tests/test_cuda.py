@@ -145,15 +145,15 @@ def recurrences(device: str, impl: str, dtype: torch.dtype) -> Outputs:
 
 
 def losses(device: str, impl: str, dtype: torch.dtype) -> Outputs:
-    """Each loss, in both forms, with every mask."""
+    """Each loss, in both forms, with every mask; of float32 and of bfloat16 operands."""
     found: list[Tensor] = []
     for name in LOSSES:
         for in_batch in (True, False):
-            arguments = loss.problem(33, 100, 17, torch.float32)
-            arguments = arguments if dtype == torch.float32 else loss.as_float64(arguments)
-            there = {key: on(device, argument) for key, argument in arguments.items()}
-            options = {"loss": name, "in_batch": in_batch, **loss.PARAMETERS[name][0]}
-            found += loss.value_and_gradients(there, impl, **options)
+            for given in (loss.problem(33, 100, 17, torch.float32), loss_bf16.bf16_problem(33, 100, 17)):
+                arguments = given if dtype == torch.float32 else loss.as_float64(given)
+                there = {key: on(device, argument) for key, argument in arguments.items()}
+                options = {"loss": name, "in_batch": in_batch, **loss.PARAMETERS[name][0]}
+                found += loss.value_and_gradients(there, impl, **options)
     return tuple(found)
 
 

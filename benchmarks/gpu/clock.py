@@ -82,13 +82,13 @@ class Place:
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Products of float32 numbers in TF32 where `name` is "tf32", else in full: torch's, and cuDNN's as well.
+    """Products of float32 numbers in TF32 where `name` is "tf32" or "bf16", else in full: torch's and cuDNN's.
 
     Their defaults differ: cuDNN takes TF32, torch's own products do not.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     kept = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = name == "tf32"
+    matmul.allow_tf32 = cudnn.allow_tf32 = name in ("tf32", "bf16")
     try:
         yield
     finally:

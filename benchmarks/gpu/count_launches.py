@@ -1,6 +1,6 @@
 """Counts what a training step asks of a GPU, without one: launches of its own kernels and of torch's operators.
 
-    python benchmarks/gpu/count_launches.py
+    PYTHONPATH=.:benchmarks python -m gpu.count_launches
 
 The step runs on CPU tensors by the emulated kernels, which count themselves; of torch's operators those are counted
 that have none below them and do more than look at memory another way. A product may be more than one kernel on a GPU.
@@ -8,21 +8,17 @@ that have none below them and do more than look at memory another way. A product
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from naive_pytorch import SETTINGS, Setting
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.cuda_step import CudaTrainingStep
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from naive_pytorch import SETTINGS, Setting
 
 FREE = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "contiguous", "detach", "empty", "empty_like",

@@ -12,7 +12,7 @@ from naive_pytorch import SETTINGS, NaiveTraining, Setting
 from playing import player_of, player_side
 from turns import Side
 
-from gpu.clock import Place
+from gpu.clock import PRECISIONS, Place
 from gpu.folder import Folder, Missing
 from gpu.rows import OURS, Plan, Row
 from gru4rec_fast import ops
@@ -20,10 +20,10 @@ from gru4rec_fast.data import SessionStore
 
 
 def plans(place: Place, folder: Folder) -> Iterator[Plan]:
-    """Training in float32 and in TF32, on both sides alike; then the parts."""
-    for precision in ("fp32", "tf32"):
+    """Training in float32 and in TF32, on both sides alike, and in bf16, which ours alone has; then the parts."""
+    for precision in PRECISIONS:
         for setting in SETTINGS:
-            yield Plan(setting.name, partial(training, place, folder, setting), precision=precision)
+            yield Plan(setting.name, partial(training, place, folder, precision, setting), precision=precision)
     for shape in ((1, 32, 100), (16, 128, 512)):
         yield Plan("masks", partial(masks, place, shape), " x ".join(map(str, shape)))
     yield Plan("negatives", partial(negatives, place))
@@ -31,11 +31,15 @@ def plans(place: Place, folder: Folder) -> Iterator[Plan]:
     yield Plan("update", partial(update, place))
 
 
-def training(place: Place, folder: Folder, setting: Setting) -> Row:
-    """Mini-batches of what `GRU4Rec.fit` plays, of the official code's own loop, and of plain PyTorch's."""
+def training(place: Place, folder: Folder, precision: str, setting: Setting) -> Row:
+    """Mini-batches of what `GRU4Rec.fit` plays, of the official code's own loop, and of plain PyTorch's.
+
+    In bf16 the others' products are TF32.
+    """
     store = folder.sessions(setting.log)
     notes: list[str] = []
-    player = player_of(store, setting.parameters() | {"impl": _of_the_estimator(place)}, place.device)
+    how = {"impl": _of_the_estimator(place)} | ({"precision": "bf16"} if precision == "bf16" else {})
+    player = player_of(store, setting.parameters() | how, place.device)
     if player.why_not_fused:
         notes.append(f"ours is not the fused step: {player.why_not_fused}")
     sides = {OURS: player_side(player, place.wait)}

@@ -102,7 +102,15 @@ def _backward(library: str, ctx: Any, grad_output: Tensor | None, grad_saved: No
     grads = getattr(torch.ops, library).gru_backward(
         grad_output, output, saved, state, weight_hh, bias_hh, reset, output_mask, ctx.form, ctx.needs_input_grad[1]
     )
-    return grads[0], grads[1] if ctx.needs_input_grad[1] else None, grads[2], grads[3] if bias_hh is not None else None, None, None, None
+    return (
+        grads[0],
+        grads[1] if ctx.needs_input_grad[1] else None,
+        grads[2],
+        grads[3] if bias_hh is not None else None,
+        None,
+        None,
+        None,
+    )
 
 
 def _fake(gate_inputs: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
