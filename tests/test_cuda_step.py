@@ -5,6 +5,7 @@ By the reference's operators and by the emulated CUDA kernels; tests/test_cuda.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -45,26 +46,26 @@ def family_or_reference(family: str, impl: str) -> str:
 
 
 class Parts:
-    """All that trains, in float64."""
+    """All that trains, in float64 where the case says nothing else."""
 
     def __init__(self, impl: str, case: dict[str, Any]) -> None:
         options = {
             "layers": [8], "embedding": "constrained", "form": "reset_after", "dropout": 0.0, "loss": "cross-entropy",
             "logq": 0.0, "elu_param": 0.0, "bpreg": 1.0, "mask_accidental_hits": False, "momentum": 0.0, "lanes": 6,
-            "n_sample": 11, "steps": 1, "accumulate": 1,
+            "n_sample": 11, "steps": 1, "accumulate": 1, "dtype": torch.float64,
         } | case  # fmt: skip
         self.n_sample, lanes = options["n_sample"], options["lanes"]
         self.steps, self.accumulate = options["steps"], options["accumulate"]
         self.network = SessionNetwork(
             STORE.n_items, options["layers"], embedding=options["embedding"], embedding_dim=5, seed=3,
             gru_form=options["form"], dropout_p_embed=options["dropout"], dropout_p_hidden=options["dropout"],
-            dtype=torch.float64, impl=family_or_reference("dropout", impl),
+            dtype=options["dtype"], impl=family_or_reference("dropout", impl),
         )  # fmt: skip
         for layer in self.network.gru.layers:
             layer.impl = family_or_reference("gru", impl)
         loss = {name: options[name] for name in ("loss", "elu_param", "bpreg", "logq", "mask_accidental_hits")}
         self.criterion = SampledLoss(
-            **loss, batch_size=lanes, sample_alpha=0.5, support=SUPPORT, dtype=torch.float64,
+            **loss, batch_size=lanes, sample_alpha=0.5, support=SUPPORT, dtype=options["dtype"],
             impl=family_or_reference("sampled_loss", impl),
         )  # fmt: skip
         self.optimizer = SparseAdagrad(
@@ -85,13 +86,15 @@ class Parts:
         return [weight.detach() for weight in self.network.parameters()]
 
 
-def by_autograd(parts: Parts) -> list[tuple[float, int, int]]:
-    """An epoch; each block's loss, steps and number of events."""
+def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
+    """An epoch; each block's loss, steps and number of events. The learning rates take turns, where they are given."""
     network, optimizer, outcomes = parts.network, parts.optimizer, []
     hidden = network.initial_state(parts.loader.n_lanes)
     step, pending = 0, 0
 
     def update() -> None:
+        if rates:
+            optimizer.param_groups[0]["lr"] = rates[(len(outcomes) - 1) % len(rates)]
         for weight in network.parameters():
             if weight.grad is not None:
                 weight.grad /= pending
@@ -137,6 +140,34 @@ def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
     torch.testing.assert_close(ours.weights(), theirs.weights(), rtol=1e-9, atol=1e-9)
     assert player.run(5, hidden, step=len(outcomes)) == ([], True)
     assert ours.loader.state_dict() == theirs.loader.state_dict()
+
+
+def test_a_schedule_changes_the_numbers_between_updates() -> None:
+    """Where they are on the device, since a captured graph is played on."""
+    theirs, ours = Parts("reference", {"momentum": 0.3}), Parts("reference", {"momentum": 0.3})
+    player, hidden = ours.player(), ours.network.initial_state(6)
+    expected = by_autograd(theirs, rates=[0.3, 0.02, 0.1])
+    losses = []
+    for step in range(len(expected)):
+        ours.optimizer.param_groups[0]["lr"] = [0.3, 0.02, 0.1][step % 3]
+        losses += [block.loss for block in player.run(1, hidden, step=step)[0]]
+    assert losses == pytest.approx([block[0] for block in expected], rel=1e-9)
+
+
+@pytest.mark.parametrize("impl", ["reference", "emulated"])
+def test_bf16_rounds_the_scores_products(impl: str) -> None:
+    """Scores of 2**-8 relative error at most, so losses near those in full precision, but not the same."""
+    if impl == "emulated" and (reason := why_not_emulated("training_step")):
+        pytest.skip(reason)
+    case = {"dtype": torch.float32, "logq": 1.0, "dropout": 0.2, "layers": [24]}
+    full, ours = (Parts(way, case) for way in ("reference", impl))
+    losses = []
+    for parts, precision in ((full, "full"), (ours, "bf16")):
+        hidden = parts.network.initial_state(6)
+        losses.append([block.loss for block in parts.player(precision=precision).run(12, hidden, step=0)[0]])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
+    with pytest.raises(ValueError, match="precision='bf16' goes with float32, not with"):
+        Parts("reference", {}).player(precision="bf16")
 
 
 def test_a_loss_that_is_no_number_moves_nothing() -> None:
