@@ -448,6 +448,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"neighbours": torch.tensor([2, 3])}, r"neighbours\[1\]=3: the graph has nodes 0 to 2"),
     ({"rows": torch.tensor([1, 1])}, "rows must be nodes in 0 to 2, each rising"),
     ({"columns": torch.tensor([0, 1, 2])}, "columns: give rows too"),
+    ({"bias_2": torch.zeros(4, device="meta")}, "bias_2 is on meta, features are on cpu"),
+    ({"offsets": torch.tensor([0, 1, 1, 2], device="meta")}, "offsets is on meta"),
 ]
 
 

@@ -70,7 +70,8 @@ def ngcf_layer(
     Raises:
         ValueError: an argument that does not fit, named.
     """
-    _check(features, weight_1, bias_1, weight_2, bias_2, rows, columns)
+    others = {"offsets": offsets, "neighbours": neighbours, "rows": rows, "columns": columns}
+    _check(features, weight_1, bias_1, weight_2, bias_2, others)
     _check_options(P, Q, activation, negative_slope, message_dropout, layer)
     chosen = resolve(impl, "ngcf_layer", features.device.type)
     if chosen != "reference" and features.dtype in FUSED_DTYPES:
@@ -136,8 +137,7 @@ def _check(
     bias_1: Tensor,
     weight_2: Tensor,
     bias_2: Tensor,
-    rows: Tensor | None,
-    columns: Tensor | None,
+    others: dict[str, Tensor | None],
 ) -> None:
     if features.dim() != 2 or weight_1.dim() != 2:
         raise ValueError(
@@ -155,7 +155,10 @@ def _check(
             raise ValueError(f"{name} must be {[*shape]} beside features {[*features.shape]}, not {[*tensor.shape]}")
         if tensor.dtype != features.dtype:
             raise ValueError(f"{name} is {tensor.dtype} but features are {features.dtype}: use one dtype")
-    if columns is not None and rows is None:
+    for name, other in {**others, **{name: tensor for name, (tensor, _) in shapes.items()}}.items():
+        if other is not None and other.device != features.device:
+            raise ValueError(f"{name} is on {other.device}, features are on {features.device}: use one device")
+    if others["columns"] is not None and others["rows"] is None:
         raise ValueError("columns: give rows too, which must be among them")
 
 
