@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from importlib.metadata import distributions
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,36 @@ def fresh_compiler() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test's emulated cases, which are slow, as many as have every two values of its parameters meet."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("impl") == "emulated":
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {item for cases in tests.values() for item in cases} - {
+        item for cases in tests.values() for item in pairwise(cases)
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pairwise(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Cases in which all pairs of parameters' values are that are in any, each time the one with most new pairs."""
+
+    def values(case: pytest.Item) -> list[tuple[str, int]]:  # which may be anything, but each is one object
+        params: dict[str, object] = case.callspec.params  # type: ignore[attr-defined]
+        return [(name, id(params[name])) for name in sorted(params)]
+
+    pairs = [set(combinations(values(case), 2)) for case in cases]
+    if not any(pairs):
+        return cases
+    chosen, missing = [], set().union(*pairs)
+    while missing:
+        best = max(range(len(cases)), key=lambda i: len(pairs[i] & missing))
+        chosen.append(cases[best])
+        missing -= pairs[best]
+    return chosen
