@@ -4,7 +4,7 @@ namespace grf::cuda {
 namespace {
 
 template <typename T>
-bool is_wide(const GatheredRows<T>& gathered) {
+bool has_wide_rows(const GatheredRows<T>& gathered) {
   return is_wide<T>(gathered.width, {gathered.table, gathered.mask, gathered.rows}) &&
          is_aligned(gathered.as_16, kWideBytes / 2);
 }
@@ -15,7 +15,7 @@ template <typename T>
 void step_gather(const StepGather<T>& gather, cudaStream_t stream) {
   const int64_t numbers = gather.inputs.n * gather.inputs.width + gather.items.n * gather.items.width;
   if (numbers == 0) return;
-  if (is_wide(gather.inputs) && is_wide(gather.items)) {
+  if (has_wide_rows(gather.inputs) && has_wide_rows(gather.items)) {
     const unsigned blocks = blocks_for(numbers / kWideColumns<T>, kStepThreads);
     GRF_LAUNCH((step_gather_kernel<T, kWideColumns<T>>), blocks, kStepThreads, 0, stream, gather);
   } else {
