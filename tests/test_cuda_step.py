@@ -13,6 +13,7 @@ import torch
 from markov import markov_store
 from native import why_not_emulated
 from torch import Tensor
+from waits import Waits
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader
@@ -140,6 +141,25 @@ def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
     torch.testing.assert_close(ours.weights(), theirs.weights(), rtol=1e-9, atol=1e-9)
     assert player.run(5, hidden, step=len(outcomes)) == ([], True)
     assert ours.loader.state_dict() == theirs.loader.state_dict()
+
+
+@pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
+@pytest.mark.parametrize("case", [case for case in CASES if "lane" not in case])
+def test_a_step_asks_the_device_for_nothing(case: str) -> None:
+    """Neither when blocks and negatives are drawn nor when they are played; once they are, for the losses."""
+    parts = Parts("emulated", CASES[case])
+    player, hidden = parts.player(per_launch=4), parts.network.initial_state(6)
+    player.run(1, hidden, step=0)
+    with Waits(copies=True) as waits:
+        player._step.begin()
+        launch = player.next_launch(1, 6)
+        launch.fill(*player.draw(launch.extent.mini_batches, 1), 1)
+        launch.run(hidden)
+    assert waits.seen == []
+    with Waits(copies=True) as waits:
+        torch.where(launch.n_live > 0, launch.n_live, -1)
+        launch.losses[0].item()
+    assert waits.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
 
 
 def test_a_schedule_changes_the_numbers_between_updates() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from native import compiler, examples, implementations
 from oracle.philox import bernoulli_keep
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
@@ -298,19 +298,6 @@ def test_only_what_the_batch_needs_gives_the_same(
     rows = users.unique()
     part, full = network(step=7, rows=rows), network(step=7)[rows]
     torch.testing.assert_close(part, full, rtol=1e-12, atol=1e-12 * max(1.0, float(full.detach().abs().max())))
-
-
-class Waits(TorchDispatchMode):
-    """Notes the operators after which a program on a GPU waits for it: their shape, or a number, is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
-            self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.skipif(_backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="the reference may wait")

@@ -78,11 +78,12 @@ class Launch:
         torch.ge(self.n_live, self.extent.min_live, out=self._played)
         torch.logical_and(live, self._played.unsqueeze(1), out=self._live)
         self._reset.copy_(reset)
-        self._inputs.copy_(torch.where(self._live, inputs, -1))
-        lanes = self.extent.lanes
-        self._items[:, :lanes] = torch.where(self._live, targets, -1)
+        # masked_fill takes -1 along with its kernel; torch.where would copy it from the host, and wait.
+        lanes, dead = self.extent.lanes, ~self._live
+        self._inputs.copy_(inputs.masked_fill(dead, -1))
+        self._items[:, :lanes] = targets.masked_fill(dead, -1)
         if negatives is not None:
-            self._items[:, lanes:] = torch.where(self._played.unsqueeze(1), negatives, -1)
+            self._items[:, lanes:] = negatives.masked_fill(~self._played.unsqueeze(1), -1)
         self._share_out()
         self._sort()
         self._draw_masks(first_step)
@@ -136,9 +137,10 @@ class Launch:
             self._play()
             return
         if self._graph is None:  # the second time on the same memory: all that is made at first use is there by now
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._play()
+            with torch.cuda.device(self._trained.device):  # whose stream captures
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph):
+                    self._play()
         self._graph.replay()
 
     def _look_again(self) -> tuple[Any, ...]:
