@@ -8,6 +8,7 @@ import pytest
 import torch
 from native import assert_equal_bits, implementations, why_not_emulated
 from torch import Tensor
+from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops.training_step import step_operator
@@ -243,26 +244,19 @@ def test_rows_of_one_kind_or_none(n_inputs: int, n_items: int) -> None:
 def test_beyond_two_to_the_31st() -> None:
     """Tables and gradients of more numbers than 32 bits count, of which what is touched alone takes memory."""
     width, n = 2**22, 2**9 + 2
-    table, accumulator = torch.empty(n, width), torch.empty(n, width)
-    index, grad = torch.full((n,), -1), torch.empty(n, width)
+    index, no_items = torch.full((n,), -1), torch.empty(1, 0, dtype=torch.int64)
     index[-1] = n - 1
-    grad[-1, -300:], table[-1, -300:], accumulator[-1, -300:] = 3.0, 1.0, 16.0
     rows, positions = index.sort(stable=True)
     numbers = torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
-    emulation = _backend.emulation()
-    emulation.set_block_limit(2)
-    try:
-        run(
-            "step_rows", "emulated", table, accumulator, None, None, None, None, rows, positions, grad[:0], grad, None,
-            YES, numbers,
-        )  # fmt: skip
-        no_items = torch.empty(1, 0, dtype=torch.int64)
+    with first_and_last_blocks():
+        table, accumulator, grad = (torch.empty(n, width) for _ in range(3))
+        grad[-1, -300:], table[-1, -300:], accumulator[-1, -300:] = 3.0, 1.0, 16.0
+        none = [None, None, None, None]
+        run("step_rows", "emulated", table, accumulator, *none, rows, positions, grad[:0], grad, None, YES, numbers)
         x = run(
             "step_gather", "emulated", table, index.view(1, -1), None, table[:1, :4], torch.zeros(1), None, no_items, 0,
             0.0, 0.0, False,
         )[0]  # fmt: skip
-    finally:
-        emulation.set_block_limit(0)
     assert table.numel() > 2**31
     assert bool((table[-1, -300:] == 1 - 0.5 * 3 / 5).all() and (accumulator[-1, -300:] == 25).all())
     assert torch.equal(x[0, -1, -300:], table[-1, -300:])  # columns of the last block, four a thread

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ASKED_FOR = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-# A tensor made of a number: on the host by torch.where, which then waits for its copy; on the device by some formulas of
-# autograd.
+# A tensor made of a number: on the host by torch.where, which then waits for its copy; on the device by some of
+# autograd's formulas.
 _MADE = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.lift_fresh.default}
 
 
