@@ -105,11 +105,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pairwise(cases: list[pytest.Item]) -> list[pytest.Item]:
-    """Cases in which all pairs of parameters' values are that are in any, each time the one with most new pairs."""
+    """Cases in which all pairs of parameters' values are that are in any, each time the one with most new pairs.
 
-    def values(case: pytest.Item) -> list[tuple[str, int]]:  # which may be anything, but each is one object
+    What one mark gives together, a size of several numbers, is one value: each of them stays.
+    """
+
+    def values(case: pytest.Item) -> list[tuple[str, tuple[int, ...]]]:  # anything, but each is one object
         params: dict[str, object] = case.callspec.params  # type: ignore[attr-defined]
-        return [(name, id(params[name])) for name in sorted(params)]
+        together = [mark.args[0] for mark in case.iter_markers("parametrize")]
+        groups = [names.split(",") if isinstance(names, str) else names for names in together]
+        groups = [[name.strip() for name in names] for names in groups]
+        groups += [[name] for name in params if not any(name in names for names in groups)]
+        return sorted((",".join(names), tuple(id(params[name]) for name in names)) for names in groups)
 
     pairs = [set(combinations(values(case), 2)) for case in cases]
     if not any(pairs):

@@ -108,7 +108,8 @@ def test_what_is_missing_or_fails_leaves_the_others_their_turn(tmp_path: Path) -
     assert row["goals"] == [{"of": "ratio", "limit": 1, "value": None, "met": None}]
     assert json.loads((tmp_path / "gpu.json").read_text()) == answer
     late = play(plans, TINY, -1, tmp_path / "late.json")
-    assert late["rows"] == [] and all(line.endswith("no time left") for line in late["left_out"])
+    assert late["rows"] == [] and late["failed"]  # those with goals
+    assert all(line.endswith("no time left") for line in (*late["left_out"], *late["failed"]))
 
 
 def test_goals() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,22 +17,22 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU he
 
 
 def script(name: str, *arguments: str | Path, **environment: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run benchmarks/gpu/<name>."""
-    env = os.environ | {"PYTHON": sys.executable} | {key: str(value) for key, value in environment.items()}
+    """Run benchmarks/gpu/<name>, which takes the source tree: in pure PyTorch, so that nothing is compiled for it."""
+    settings = {"PYTHON": sys.executable, "GRU4REC_FAST_BUILD": "none", "IMPL": "reference"}
+    env = os.environ | settings | {key: str(value) for key, value in environment.items()}
     command = ["bash", str(CHECKOUT / "benchmarks" / "gpu" / name), *map(str, arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
 def up_to_the_gpu(out: Path, **environment: str) -> None:
-    """run_all.sh compiles, and stops where a GPU is needed."""
+    """run_all.sh stops where a GPU is needed."""
     ran = script("run_all.sh", OUT=out, **environment)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     parts = [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("=== ")]
-    assert parts == ["tools", "kernels", "gpu", "done"], ran.stdout
+    assert parts == ["tools", "gpu", "done"], ran.stdout
     assert "there is no GPU here" in ran.stdout or "is a build without CUDA" in ran.stdout
     assert ran.stdout.splitlines()[-1] == "FAILED: gpu (code 1, see run.log)"
-    assert sorted(path.name for path in out.iterdir()) == ["ptxas.txt", "run.log"]
-    assert "=== kernels" in (out / "run.log").read_text()
+    assert [path.name for path in out.iterdir()] == ["run.log"]
 
 
 def stand_ins(folder: Path, **scripts: str) -> str:
@@ -57,18 +56,19 @@ def test_run_all_up_to_the_first_line_that_needs_a_gpu(tmp_path: Path) -> None:
 def test_run_all_after_that_line(tmp_path: Path) -> None:
     """What the script does with a GPU, with stand-ins for what needs one."""
     python = f"""case "$*" in
-      *get_device_name*) echo "Some GPU capability 9.0" ;;
-      *build_info*) echo "built for $TORCH_CUDA_ARCH_LIST" ;;
-      *gpu.bench*) unset GRU4REC_FAST_BUILD; exec {sys.executable} "$@" --device cpu --tiny --only "dropout mask" ;;
-      *) unset GRU4REC_FAST_BUILD; exec {sys.executable} "$@" ;;
-    esac"""
+      *get_device_name*) echo "Some GPU capability 9.0"; exit ;;
+      *build_info*) echo "built for $TORCH_CUDA_ARCH_LIST"; exit ;;
+      *gpu.bench*) set -- "$@" --device cpu --impl reference --tiny --only "dropout mask" ;;
+    esac
+    GRU4REC_FAST_BUILD=none exec {sys.executable} "$@"
+    """
     sanitizer = 'echo "under: $*"; shift 8; exec "$@"'
     path = stand_ins(tmp_path, python_of_a_gpu=python, compute_sanitizer=sanitizer)
     out = tmp_path / "out"
     ran = script("run_all.sh", PATH=path, OUT=out, PYTHON="python-of-a-gpu")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     parts = [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("=== ")]
-    expected = "tools kernels gpu build tests rows table sanitizer_memcheck sanitizer_racecheck done"
+    expected = "tools gpu build tests rows table sanitizer_memcheck sanitizer_racecheck kernels done"
     assert parts == expected.split()
     assert "built for 9.0" in ran.stdout and "dropout mask, 1 x 32 x 100: " in ran.stdout
     assert sorted(file.name for file in out.iterdir()) == ["gpu.json", "ptxas.txt", "run.log", "table.md"]
@@ -76,24 +76,14 @@ def test_run_all_after_that_line(tmp_path: Path) -> None:
     assert log.count("-m sanitizer") == 2 and log.count("--kernel-regex kns=grf") == 2
 
 
-@no_gpu
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
-def test_run_all_compiles_every_kernel(tmp_path: Path) -> None:
-    up_to_the_gpu(tmp_path / "out", SECONDS_ALL="1200")
-    report = (tmp_path / "out" / "ptxas.txt").read_text()
-    assert report.count("# csrc/cuda/") == len(list((CHECKOUT / "csrc" / "cuda").glob("*.cu")))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("native_library")
 def test_run_all_on_a_processor(tmp_path: Path) -> None:
     """The rows of the tiny sizes, and what leaves the machine."""
     ran = script("run_all.sh", tmp_path / "nothing", OUT=tmp_path / "out", DEVICE="cpu")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"gpu.json", "table.md", "run.log"}
     table = (tmp_path / "out" / "table.md").read_text()
     assert "TINY SIZES" in table and "left out: NGCF-3 training step, Gowalla, fp32: no data/gowalla/train" in table
-    assert all(", bf16: " in line for line in table.splitlines() if line.startswith("- failed")), ran.stdout
+    assert ran.returncode == 0 and "- failed" not in table, ran.stdout
 
 
 def test_long_says_what_it_lacks(tmp_path: Path) -> None:

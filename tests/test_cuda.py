@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import test_training_step as training_step
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
-from test_cuda_step import CASES, Parts, by_autograd
+from test_cuda_step import CASES, Parts, by_autograd, losses_by_schedule, poison
 from torch import Tensor, nn
 
 from gru4rec_fast import InteractionGraph, _backend, ops
@@ -149,11 +150,11 @@ def losses(device: str, impl: str, dtype: torch.dtype) -> Outputs:
     found: list[Tensor] = []
     for name in LOSSES:
         for in_batch in (True, False):
+            options = {"loss": name, "in_batch": in_batch, **loss.PARAMETERS[name][0]}
             for given in (loss.problem(33, 100, 17, torch.float32), loss_bf16.bf16_problem(33, 100, 17)):
                 arguments = given if dtype == torch.float32 else loss.as_float64(given)
                 there = {key: on(device, argument) for key, argument in arguments.items()}
-                options = {"loss": name, "in_batch": in_batch, **loss.PARAMETERS[name][0]}
-                found += loss.value_and_gradients(there, impl, **options)
+                found += loss_bf16.with_gradients(impl, there, **options)
     return tuple(found)
 
 
@@ -262,10 +263,15 @@ def test_updates_are_the_reference_s(rule: Callable[..., None]) -> None:
     torch.testing.assert_close([t.cpu() for t in on_device[:3]], tensors, rtol=1e-5, atol=1e-6)
 
 
-def trained_on_the_gpu(case: str, per_launch: int = 4) -> tuple[Parts, CudaPlayer]:
-    parts = Parts("native", CASES[case])
+def on_the_gpu(case: dict[str, Any]) -> Parts:
+    parts = Parts("native", case)
     parts.network.cuda()
     parts.criterion.cuda()
+    return parts
+
+
+def trained_on_the_gpu(case: str, per_launch: int = 4) -> tuple[Parts, CudaPlayer]:
+    parts = on_the_gpu(CASES[case])
     return parts, parts.player(per_launch=per_launch)
 
 
@@ -295,6 +301,38 @@ def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
         with no_synchronisation():
             launch.fill(*player.draw(launch.extent.mini_batches, 100), 100)
             launch.run(hidden)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("full", 1e-4), ("bf16", 2e-2)])
+def test_float32_steps_in_graphs_lose_what_those_of_float64_lose(precision: str, tolerance: float) -> None:
+    """Over 16 updates, those of four played in graphs."""
+    case = CASES["cross-entropy, logq"] | {"layers": [24]}
+    expected = by_autograd(Parts("reference", case))[:16]
+    ours = on_the_gpu(case | {"dtype": torch.float32})
+    player, hidden = ours.player(per_launch=4, precision=precision), ours.network.initial_state(6)
+    losses = [block.loss for step in range(0, 16, 4) for block in player.run(4, hidden, step=step)[0]]
+    assert losses == pytest.approx([block[0] for block in expected], rel=tolerance)
+
+
+def test_a_captured_graph_follows_the_schedule_and_a_state_that_was_loaded() -> None:
+    case = {"momentum": 0.3}
+    expected = by_autograd(Parts("reference", case), rates=[0.3, 0.02, 0.1])
+    losses = losses_by_schedule(on_the_gpu(case), [0.3, 0.02, 0.1], len(expected))
+    assert losses == pytest.approx([block[0] for block in expected], rel=1e-9)
+
+
+def test_a_captured_graph_stops_at_a_loss_that_is_no_number() -> None:
+    """In the third of four updates: it is the last one told, and the weights are those of the two before it."""
+    case = {"n_sample": 0, "loss": "bpr"}
+    ours, theirs = on_the_gpu(case), Parts("reference", case)
+    for parts in (ours, theirs):
+        poison(parts, 10)
+    player, hidden = ours.player(per_launch=4), ours.network.initial_state(6)
+    outcomes = [block for step in (0, 4, 8) for block in player.run(4, hidden, step=step)[0]]
+    assert [block.loss == block.loss for block in outcomes] == [True] * 10 + [False]
+    theirs.player().run(10, theirs.network.initial_state(6), step=0)
+    weights = [weight.cpu() for weight in ours.weights()]
+    torch.testing.assert_close(weights, theirs.weights(), rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 def on(device: str, argument: object) -> object:

@@ -162,15 +162,22 @@ def test_a_step_asks_the_device_for_nothing(case: str) -> None:
     assert waits.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
 
 
+def losses_by_schedule(parts: Parts, rates: Sequence[float], n: int) -> list[float]:
+    """Of the first `n` updates, each played alone; half way, the optimizer's state is saved and loaded."""
+    player, hidden, losses = parts.player(), parts.network.initial_state(6), []
+    for step in range(n):
+        if step == n // 2:
+            parts.optimizer.load_state_dict(parts.optimizer.state_dict())
+        parts.optimizer.param_groups[0]["lr"] = rates[step % len(rates)]
+        losses += [block.loss for block in player.run(1, hidden, step=step)[0]]
+    return losses
+
+
 def test_a_schedule_changes_the_numbers_between_updates() -> None:
     """Where they are on the device, since a captured graph is played on."""
     theirs, ours = Parts("reference", {"momentum": 0.3}), Parts("reference", {"momentum": 0.3})
-    player, hidden = ours.player(), ours.network.initial_state(6)
     expected = by_autograd(theirs, rates=[0.3, 0.02, 0.1])
-    losses = []
-    for step in range(len(expected)):
-        ours.optimizer.param_groups[0]["lr"] = [0.3, 0.02, 0.1][step % 3]
-        losses += [block.loss for block in player.run(1, hidden, step=step)[0]]
+    losses = losses_by_schedule(ours, [0.3, 0.02, 0.1], len(expected))
     assert losses == pytest.approx([block[0] for block in expected], rel=1e-9)
 
 
@@ -188,6 +195,31 @@ def test_bf16_rounds_the_scores_products(impl: str) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
     with pytest.raises(ValueError, match="precision='bf16' goes with float32, not with"):
         Parts("reference", {}).player(precision="bf16")
+
+
+def poison(parts: Parts, mini_batch: int) -> None:
+    """Let a target that comes up there, and in none before, have a bias that is no number. For in-batch negatives."""
+    played = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.begin()[1][0]))]
+    before = set(torch.cat(played[:mini_batch]).flatten().tolist())
+    item = next(item for item in played[mini_batch].flatten().tolist() if item not in before)
+    with torch.no_grad():
+        parts.network.output.bias[item] = torch.nan
+
+
+def test_a_bad_block_of_several_undoes_the_update() -> None:
+    """The states of the blocks before it have moved on, as by the fused step on the CPU; no weight has."""
+    parts = Parts("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
+    poison(parts, 2)
+    block = next(iter(SessionParallelLoader(STORE, 6, 2)))
+    hidden = parts.network.initial_state(6)
+    with torch.no_grad():
+        expected = parts.network(block.inputs, hidden, block.reset)[1]
+    before = [weight.clone() for weight in parts.weights()]
+    blocks, finished = parts.player().run(1, hidden, step=0)
+    assert [block.steps for block in blocks] == [2, 2] and not finished
+    assert blocks[0].loss == blocks[0].loss and blocks[1].loss != blocks[1].loss
+    torch.testing.assert_close(parts.weights(), before, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(hidden, expected)
 
 
 def test_a_loss_that_is_no_number_moves_nothing() -> None:

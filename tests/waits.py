@@ -16,7 +16,8 @@ _MADE = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.lift_fresh.default
 class Waits(TorchDispatchMode):
     """Notes the operators after which the host waits: their shape, or a number, is asked for.
 
-    copies: also those that make a tensor of a number; for work without autograd.
+    copies: also those that make a tensor of a number; for work without autograd. A copy of a tensor from one device to
+    another looks, on the CPU, like any other: tests/test_cuda.py sees that.
     """
 
     def __init__(self, *, copies: bool = False) -> None:

@@ -23,8 +23,7 @@ from gru4rec_fast.training.cuda_step import CudaTrainingStep
 FREE = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "contiguous", "detach", "empty", "empty_like",
     "empty_strided", "expand", "flatten", "linear", "matmul", "narrow", "numpy_T", "permute", "reshape", "resize_",
-    "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "where",
-    "zeros",
+    "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "zeros",
 }  # fmt: skip
 N_ITEMS, N_SAMPLE, UPDATES = 500, 64, 2
 

@@ -34,6 +34,11 @@ mkdir -p "$runs" "${OUT:=$runs}"
 export PYTHONPATH=.:benchmarks GRU4REC_FAST_CACHE=${GRU4REC_FAST_CACHE:-$PWD/build/gpu_cache}
 if [ "$device" != cpu ]; then
   "$python" -c 'import torch, sys; torch.cuda.is_available() or sys.exit("there is no GPU here")'
+  # As run_all.sh builds, whose library is found again; before the clock of a piece runs.
+  export GRU4REC_FAST_BUILD=cuda
+  : "${TORCH_CUDA_ARCH_LIST:=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')}"
+  export TORCH_CUDA_ARCH_LIST
+  "$python" -c 'from gru4rec_fast import _backend; _backend.load()'
 fi
 { read -r line && { read -r goal || true; }; } <"$given" || true
 read -r -a options <<<"${line//\{folder\}/$folder}"

@@ -146,17 +146,6 @@ void backward(const Layer<T>& layer, const T* transposed, bool per_term, const T
   std::copy_n(sums.data() + 2 * in * width, 2 * width, grads.bias);
 }
 
-// "mean+I" as "mean" and true.
-struct MatrixOf {
-  std::string name;
-  bool adds_identity;
-
-  explicit MatrixOf(std::string_view matrix)
-      : name(matrix), adds_identity(matrix.size() > 2 && matrix.substr(matrix.size() - 2) == "+I") {
-    if (adds_identity) name.resize(name.size() - 2);
-  }
-};
-
 // What forward and backward share of their arguments.
 struct Call {
   Tensor features, weight_1, weight_2;

@@ -15,11 +15,11 @@
 
 #include <cmath>
 #include <optional>
-#include <string>
 #include <string_view>
 #include <tuple>
 
 #include "common/checks.h"
+#include "common/ngcf_layer.h"
 #include "common/philox.h"
 #include "cuda/device.h"
 #include "cuda/propagate.h"
@@ -31,17 +31,6 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kMaxLayers = philox::kStreamTriples - philox::kStreamMessageDropout;
-
-// "mean+I" as "mean" and true.
-struct MatrixOf {
-  std::string name;
-  bool adds_identity;
-
-  explicit MatrixOf(std::string_view matrix)
-      : name(matrix), adds_identity(matrix.size() > 2 && matrix.substr(matrix.size() - 2) == "+I") {
-    if (adds_identity) name.resize(name.size() - 2);
-  }
-};
 
 // What forward and backward share of their arguments.
 struct NgcfCall {

@@ -137,18 +137,23 @@ class Launch:
             self._play()
             return
         if self._graph is None:  # the second time on the same memory: all that is made at first use is there by now
-            with torch.cuda.device(self._trained.device):  # whose stream captures
-                self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):
-                    self._play()
+            self._graph = self._captured()
         self._graph.replay()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """By a stream of this device: torch's own is on the first one that ever captured."""
+        device, graph = self._trained.device, torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+            self._play()
+        return graph
 
     def _look_again(self) -> tuple[Any, ...]:
         """What a graph has taken hold of: where one of these is another, it is captured anew."""
         weights = [*self._trained.network.parameters()]
         kept = [tensor for weight in weights for tensor in (weight, *self._trained.moments(weight))]
-        pointers = [tensor.data_ptr() for tensor in (*kept, *self._masks.values()) if tensor is not None]
-        return tuple(pointers), self._trained.network.training
+        kept += [*self._masks.values(), self._trained.criterion.log_support]
+        pointers = [tensor.data_ptr() for tensor in kept if tensor is not None]
+        return tuple(pointers), self._trained.network.training, torch.get_float32_matmul_precision()
 
     def _play(self) -> None:
         for update in range(self.extent.updates):

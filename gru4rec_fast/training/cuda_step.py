@@ -77,6 +77,7 @@ class CudaTrainingStep:
         self._trained = Trained(network, criterion, optimizer, precision, stopped, numbers)
         self._numbers: tuple[float, ...] = ()  # those that are on the device
         self._launches: dict[Extent, Launch] = {}
+        self._logs: dict[Tensor, tuple[Tensor, Tensor]] = {}  # by their items on the host
 
     def train_block(
         self,
@@ -106,7 +107,7 @@ class CudaTrainingStep:
         """What plays an epoch of `loader` from where it stands, with `n_sample` negatives a step from `sampler`.
 
         Raises:
-            ValueError: the loader plays other blocks than this step was made for.
+            ValueError: the loader plays other blocks than this step was made for, or an item is not in the catalogue.
         """
         if loader.steps != self.steps:
             raise ValueError(f"the loader plays blocks of {loader.steps} steps, this trains blocks of {self.steps}")
@@ -122,6 +123,20 @@ class CudaTrainingStep:
                 self._trained.numbers[place].fill_(number)  # by value: a copy from the host would wait
             self._numbers = numbers
 
+    def log(self, loader: SessionParallelLoader) -> tuple[Tensor, Tensor]:
+        """A loader's items and offsets on the device, copied and looked through once.
+
+        Raises:
+            ValueError: an item that is not in the catalogue.
+        """
+        if loader.items not in self._logs:
+            items, offsets = loader.items.to(self.device), loader.offsets.to(self.device)
+            lowest, highest = (int(item) for item in torch.aminmax(items)) if len(items) else (0, 0)
+            if lowest < 0 or highest >= loader.n_items:
+                raise loader.damage(f"here {lowest} and {highest}")
+            self._logs[loader.items] = items, offsets
+        return self._logs[loader.items]
+
     def launch(self, extent: Extent) -> Launch:
         """What plays so much at a time; kept, with its graph."""
         if extent not in self._launches:
@@ -130,7 +145,7 @@ class CudaTrainingStep:
 
 
 class CudaPlayer:
-    """Plays one epoch, some updates at a time; see `CudaTrainingStep.player`. The log is copied to the device."""
+    """Plays one epoch, some updates at a time; see `CudaTrainingStep.player`."""
 
     def __init__(
         self,
@@ -143,7 +158,7 @@ class CudaPlayer:
         device = step.device
         order, lanes = loader.begin()
         self._step, self._loader = step, loader
-        self._items, self._offsets = loader.items.to(device), loader.offsets.to(device)
+        self._items, self._offsets = step.log(loader)
         self._order = None if order is None else order.to(device)
         self._lanes = tuple(t.to(device, copy=True) for t in lanes)
         self._sampler = None if sampler is None else sampler.to(device)
@@ -151,9 +166,9 @@ class CudaPlayer:
         self._finished = False
 
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
-        """Train on for at most `updates` updates; arguments, result and errors as `FusedPlayer.run`.
+        """Train on for at most `updates` updates; arguments and result as `FusedPlayer.run`.
 
-        The host waits for the device once, at the end.
+        The host waits for the device at the end alone.
         """
         if self._finished:
             return [], True
