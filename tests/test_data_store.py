@@ -167,25 +167,29 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.fixture
+@contextmanager
 def files_of_at_most_20_kb() -> Iterator[None]:
-    """A write beyond the limit fails with EFBIG, at the place where it would fail with ENOSPC."""
+    """A write beyond the limit fails with EFBIG, at the place where it would fail with ENOSPC.
+
+    No fixture: pytest tells of a test before its fixtures end, into a file that may be longer.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_leaves_what_was_there(
-    tmp_path: Path, store: SessionStore, files_of_at_most_20_kb: None, writer: str, in_pieces: bool
-) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, store: SessionStore, writer: str, in_pieces: bool) -> None:
     store.save(tmp_path / "store")
     with (
         tiny_pieces(20_000) if in_pieces else tiny_pieces(10**6),
+        files_of_at_most_20_kb(),
         pytest.raises(OSError, match="disk is full") as caught,
     ):
         WRITERS[writer](tmp_path / "store")
@@ -194,8 +198,9 @@ def test_a_full_disk_leaves_what_was_there(
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
 
-def test_a_full_disk_while_preparing(tmp_path: Path, files_of_at_most_20_kb: None) -> None:
-    with pytest.raises(OSError, match=r"disk is full .* while writing .*prepared: free some space"):
+def test_a_full_disk_while_preparing(tmp_path: Path) -> None:
+    message = r"disk is full .* while writing .*prepared: free some space"
+    with files_of_at_most_20_kb(), pytest.raises(OSError, match=message):
         prepare(BIG, tmp_path / "prepared")
     assert not any(tmp_path.iterdir())
 
