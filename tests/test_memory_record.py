@@ -1,5 +1,6 @@
 """The memory record: phases, nesting, hooks, baselines, and that it is free and CUDA-less when off."""
 
+import mmap
 import subprocess
 import sys
 
@@ -18,7 +19,8 @@ needs_exact_peaks = pytest.mark.skipif(
 
 
 def fill(n_bytes: int) -> torch.Tensor:
-    return torch.ones(n_bytes, dtype=torch.uint8)
+    """Pages of its own, the system's again when the tensor is gone: malloc may keep what earlier tests left."""
+    return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8).fill_(1)
 
 
 @needs_exact_peaks
