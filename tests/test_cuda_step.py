@@ -247,6 +247,14 @@ def test_a_run_goes_on_where_it_stood() -> None:
     torch.testing.assert_close(pieces.weights(), whole.weights(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shift", [-1, STORE.n_items])
+def test_a_damaged_log_is_named_before_anything_is_played(shift: int) -> None:
+    parts = Parts("reference", {})
+    parts.loader.items = parts.loader.items + shift
+    with pytest.raises(ValueError, match="it is damaged, prepare it again"):
+        parts.player()
+
+
 def test_what_it_cannot_train_is_named() -> None:
     parts = Parts("reference", {})
     trained = (parts.network, parts.criterion, parts.optimizer)

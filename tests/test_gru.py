@@ -113,7 +113,7 @@ def test_a_state_that_wants_no_gradient_changes_no_other(form: str, steps: int, 
     ours = ops.gru(*args, impl=impl)
     weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
     inputs = [t for t in (args[0], *args[2:4]) if t is not None]
-    grads = [*torch.autograd.grad((ours * weights).sum(), inputs)]  # BLAS rounds by where its operands begin
+    grads = [*torch.autograd.grad((ours * weights).sum(), inputs)]  # from another buffer: seen to round otherwise
     torch.testing.assert_close(grads, [of_a, *of_weights], rtol=1e-13, atol=1e-14)
 
 
