@@ -11,31 +11,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu import reached, table
-from gpu.bench import all_plans, play
-from gpu.clock import Place, ceilings, precision
-from gpu.folder import Folder, Missing
-from gpu.goals import TARGETS, Goal
-from gpu.rows import OURS, Plan, Row, measure
+from gpu import facts, stages, table, training_runs
+from gpu.device import Device, ceilings, precision
+from gpu.folder import Folder
+from gpu.measure_row import BUILDERS
+from gpu.results import Missing, merge
+from gpu.rows import Row, built_at_first_use, measure
 from gpu.rows_graph import power_law_graph
+from gpu.targets import OURS, TARGETS, Goal, RowName, row_names
 from native import threads, why_not_emulated
 from synthetic import synthetic_store
 
 from gru4rec_fast.data import InteractionGraph
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-TINY = Place(torch.device("cpu"), tiny=True)
+TINY = Device(torch.device("cpu"), tiny=True)
 CEILINGS = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
 
 
-def named_plans() -> list[Any]:
+def named_rows() -> list[Any]:
     """A parameter per row of the table; torch.compile takes its time, and TF32 and bf16 run the same code again."""
-    names = [(plan.name, plan.target, plan.precision) for plan in all_plans(TINY, Folder(None))]
-    assert len(dict.fromkeys(names)) == len(names)
-    slow = ["loss" in key or precision in ("tf32", "bf16") for _, key, precision in names]
+    names = list(row_names())
+    assert len({str(name) for name in names}) == len(names) > 30
+    slow = ["loss" in name.target or name.precision in ("tf32", "bf16") for name in names]
     return [
-        pytest.param(name, marks=[pytest.mark.slow] if takes_long else [])
-        for name, takes_long in zip((name for name, *_ in names), slow, strict=True)
+        pytest.param(name, id=str(name), marks=[pytest.mark.slow] if takes_long else [])
+        for name, takes_long in zip(names, slow, strict=True)
     ]
 
 
@@ -60,62 +61,84 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.mark.usefixtures("native_library")
-@pytest.mark.parametrize("name", named_plans())
-def test_every_row_is_measured(folder: Folder, name: str) -> None:
-    (plan,) = [plan for plan in all_plans(TINY, folder) if plan.name == name]
-    row = measure(plan, TINY, CEILINGS)
+@pytest.mark.parametrize("name", named_rows())
+def test_every_row_is_measured(folder: Folder, name: RowName) -> None:
+    row = measure(name, BUILDERS[name.target], TINY, folder, [])
     peers = {"xe-100", "xe-480", "bprmax-224", "bprmax-512", "ngcf", "lightgcn"}
-    expected = TARGETS[plan.target].against
-    assert [note for note in row["notes"] if "failed" in note] == []
+    expected = TARGETS[name.target].against
+    assert row["failed"] == {}
     assert next(iter(row["seconds"])) == OURS and len(row["seconds"]) >= 2
-    assert (expected in row["seconds"]) == (plan.target not in peers)
-    assert any("left out: no peers/" in note for note in row["notes"]) == (plan.target in peers)
+    assert (expected in row["seconds"]) == (name.target not in peers)
+    assert any("left out: no peers/" in note for note in row["notes"]) == (name.target in peers)
     assert all(seconds["median"] > 0 for seconds in row["seconds"].values())
-    assert [goal["of"] for goal in row["goals"]] == [goal.of for goal in TARGETS[plan.target].goals]
     json.dumps(row)
+    without = measure(name, BUILDERS[name.target], TINY, folder, [OURS])
+    assert [*without["seconds"]] == [*row["seconds"]][1:] and without["ratios"] == {}
 
 
-def plan_of(sides: dict[str, Callable[[int], float]], target: str = "gru") -> Plan:
-    return Plan(target, lambda: Row(sides, rounds=3, n_bytes=5, flops=7), precision="tf32")
+def test_every_target_has_a_builder_and_every_row_a_call() -> None:
+    assert {name.target for name in row_names()} == set(BUILDERS) == set(TARGETS) - {"ngcf-run"}
+    by_call = [set(map(str, row_names(precisions))) for precisions in (("", "fp32"), ("tf32", "bf16"))]
+    assert by_call[0] | by_call[1] == set(map(str, row_names())) and not by_call[0] & by_call[1]
+
+
+def row_of(sides: dict[str, Callable[[int], float]], target: str = "gru", **counted: Any) -> dict[str, Any]:
+    row = Row(sides, rounds=3, **counted)
+    return measure(RowName(target, "", "tf32"), lambda *_: row, TINY, Folder(None), [])
 
 
 def test_figures_of_a_row() -> None:
     against = TARGETS["gowalla"].against
-    row = measure(plan_of({OURS: lambda n: 0.001, against: lambda n: 0.003}, "gowalla"), TINY, CEILINGS)
+    sides = {OURS: lambda n: 0.001, against: lambda n: 0.003}
+    row = row_of(sides, "gowalla", n_bytes=800_000, flops=7)
     assert row["ratios"][against] == pytest.approx({"median": 3.0, "q1": 3.0, "q3": 3.0})
-    assert row["copy_share"] == pytest.approx(5 / 0.001 / 1e9) and row["product_share"] == pytest.approx(7e-6)
-    assert [(goal["of"], goal["met"]) for goal in row["goals"]] == [("ratio", True), ("copy", False)]
+    assert table.goal_values(row, 1e9) == {
+        "ratio": pytest.approx(3), "memory": None, "copy": pytest.approx(0.8), "microseconds": pytest.approx(1000),
+        "seconds": pytest.approx(0.001),
+    }  # fmt: skip
+    assert table.goal_values(row, None)["copy"] is None
+    (line,) = [line for line in table.render([{"call": "A", "rows": [row], "ceilings": CEILINGS}]) if "3.00 [" in line]
+    assert line.endswith("| 80% of copy, 0% of tf32 products | >= 2x; >= 70% of copy bandwidth | yes; yes |")
 
 
 def broken(n: int) -> float:
     raise RuntimeError("no\nsuch kernel")
 
 
-def test_what_is_missing_or_fails_leaves_the_others_their_turn(tmp_path: Path) -> None:
-    def lacking() -> Row:
-        raise Missing("no data/x in FOLDER")
+def lacking() -> Any:
+    raise Missing("no data/x in FOLDER")
 
+
+def test_what_is_missing_or_fails_leaves_the_others_their_turn() -> None:
     fine, against = (lambda n: 0.001), TARGETS["gru"].against
-    plans = [Plan("ranking", lacking), plan_of({OURS: broken}), plan_of({OURS: fine, against: broken, "other": fine})]
-    answer = play(plans, TINY, 60, tmp_path / "gpu.json")
-    assert answer["left_out"] == [f"{TARGETS['ranking'].work}: no data/x in FOLDER"]
-    gru = f"{TARGETS['gru'].work}, tf32"
-    assert answer["failed"] == [
-        f"{gru}: RuntimeError: no such kernel",
-        f"{gru}: {against} failed: RuntimeError: no such kernel",
-    ]
-    (row,) = answer["rows"]
-    assert row["goals"] == [{"of": "ratio", "limit": 1, "value": None, "met": None}]
-    assert json.loads((tmp_path / "gpu.json").read_text()) == answer
-    late = play(plans, TINY, -1, tmp_path / "late.json")
-    assert late["rows"] == [] and late["failed"]  # those with goals
-    assert all(line.endswith("no time left") for line in (*late["left_out"], *late["failed"]))
+    row = row_of({OURS: broken, against: fine, "other": built_at_first_use(lacking)})
+    assert row["failed"] == {OURS: "RuntimeError: no such kernel"} and [*row["seconds"]] == [against]
+    assert row["notes"] == ["other left out: no data/x in FOLDER"] and row["ratios"] == {}
+    lines = table.render([{"call": "A", "rows": [row]}])
+    assert f"| {row['row']} | failed | {against} | 1 ms |  |  |  | >= 1x | not measured |" in lines
+    assert f"- ours failed: {row['row']}: RuntimeError: no such kernel" in lines
+    row = row_of({OURS: fine, against: broken, "other": fine})
+    assert row["failed"] == {against: "RuntimeError: no such kernel"}
+    lines = table.render([{"call": "A", "rows": [row]}])
+    assert f"| {row['row']} | 1 ms | {against} |  | left out |  |  | >= 1x | not measured |" in lines
+
+
+def test_fragments_are_merged() -> None:
+    into: dict[str, Any] = {"rows": [{"row": "a", "x": 1}], "facts": {"timeline": {"xe": 1}}}
+    merge(into, {"rows": [{"row": "b"}], "facts": {"timeline": {"ye": 2}, "ncu": {}}, "left_out": ["c"]})
+    merge(into, {"rows": [{"row": "a", "x": 2}], "left_out": ["d"], "device": "some GPU"})
+    assert into == {
+        "rows": [{"row": "b"}, {"row": "a", "x": 2}],
+        "facts": {"timeline": {"xe": 1, "ye": 2}, "ncu": {}},
+        "left_out": ["c", "d"],
+        "device": "some GPU",
+    }
 
 
 def test_goals() -> None:
     assert Goal("ratio", 2).met(2.0) and not Goal("ratio", 2).met(1.9)
     assert Goal("memory", 0.2).met(0.2) and not Goal("memory", 0.2).met(0.3)
-    assert {goal.of for target in TARGETS.values() for goal in target.goals} == {
+    assert {goal.kind for target in TARGETS.values() for goal in target.goals} == {
         "ratio", "copy", "memory", "microseconds", "seconds",
     }  # fmt: skip
 
@@ -140,18 +163,24 @@ def test_power_law_graph() -> None:
 
 def sample() -> dict[str, Any]:
     seconds = {OURS: 2e-5, "matmul + compare": 5e-5, "another": 1e-5}
-    row = {"row": "ranking, tf32", "target": "ranking", "precision": "tf32", "copy_share": 0.75, "product_share": 0.5}
+    row = {"row": "ranking, tf32", "target": "ranking", "precision": "tf32", "n_bytes": 60_000_000, "flops": 4e9}
     row["seconds"] = {name: dict.fromkeys(("median", "q1", "q3"), value) for name, value in seconds.items()}
     row["ratios"] = {name: {"median": value / 2e-5, "q1": 0.1, "q3": 9.0} for name, value in seconds.items()}
     del row["ratios"][OURS]
-    row["mib"] = {OURS: 10.0, "matmul + compare": 50.0, "another": None}
-    row["goals"] = [
-        {"of": "ratio", "limit": 2, "value": 2.5, "met": True},
-        {"of": "memory", "limit": 0.1, "value": 0.2, "met": False},
-    ]
-    machine = {"device": "some GPU", "torch": "2.11", "cuda": "13.0", "tiny": False}
-    rates = {"copy": 4e12, "fp32": 5e13, "tf32": 4e14, "bf16": 8e14}
-    return {**machine, "ceilings": rates, "rows": [row], "left_out": ["this: no peer"], "failed": ["that: broken"]}
+    row |= {"mib": {OURS: 10.0, "matmul + compare": 50.0, "another": None}, "failed": {}, "notes": []}
+    return {
+        "call": "B", "device": "some GPU", "torch": "2.11", "cuda": "13.0", "tiny": False,
+        "ceilings": {"copy": 4e12, "fp32": 5e13, "tf32": 4e14, "bf16": 8e14},
+        "rows": [row],
+        "left_out": ["this: no peer"],
+        "stages": {"rates": {"outcome": "ok"}, "ncu": {"outcome": "exit status 1"}},
+        "facts": {
+            "latencies": {"graph node": 1500.0},
+            "timeline": {"xe-100": facts.summary([("a|b", 0, 4), ("c", 5, 8), ("a|b", 10, 16)], 2)},
+            "ncu": {"xe-100": [{"kernel": "k", "us": 3.25, "load_sectors_per_request": None}]},
+            "cpu_engine": {"processor": "a CPU", "us_per_mini_batch": {"1": {"xe-100": 170.0}, "2": {}}},
+        },
+    }  # fmt: skip
 
 
 def test_the_table_can_be_read_alone() -> None:
@@ -162,11 +191,34 @@ def test_the_table_can_be_read_alone() -> None:
     ) in lines
     assert "| ranking, tf32 | 20 us | another | 10 us | 0.50 [0.10, 9.00] |  |  |  |  |" in lines
     assert sum("not measured yet" in line for line in lines) == len(TARGETS) - 1
-    assert lines[-3:] == [
-        "some GPU, torch 2.11, CUDA 13.0; measured: copy 4000 GB/s, products fp32 50.0, tf32 400.0, bf16 800.0 TFLOP/s",
-        "- left out: this: no peer",
-        "- failed: that: broken",
-    ]
+    text = "\n".join(lines)
+    for part in (
+        "some GPU, torch 2.11, CUDA 13.0, call B; measured: copy 4000 GB/s, products fp32 50.0, tf32 400.0, bf16 800.0",
+        "- left out: this: no peer\n- stage ncu: exit status 1\n",
+        "| graph node | 1.50 |",
+        "GPU timeline of xe-100, replayed: 8.0 us a mini-batch, 6.5 of them in 1.5 kernels; gaps in us: median 2.00",
+        "| `a/b` | 1 | 5.00 |\n| `c` | 0.5 | 3.00 |",
+        "| kernel of an uncaptured step, xe-100 | us | load sectors per request |",
+        "| `k` | 3.25 |  |",
+        "| CPU engine, us a mini-batch (a CPU) | 1 threads | 2 threads |",
+        "| xe-100 | 170 |  |",
+    ):
+        assert part in text, part
+
+
+def test_counters_of_ncu_are_read_and_the_longest_kernels_kept() -> None:
+    names = ["ID", "Kernel Name", *facts.METRICS.values()]
+    units = ["", "", "ns", "byte", "sector", "", "sector", "", "%", "register/thread"]
+    kernels = [["1", f"grf::k{n}(T1)", f"{n},000", "64", "8", "2", "0", "0", "12.5", "40"] for n in range(1, 8)]
+    csv = "\n".join(",".join(f'"{cell}"' for cell in line) for line in (names, units, *kernels))
+    found = facts.counters(f"==PROF== Connected\n{csv}\n")
+    assert [kernel["us"] for kernel in found] == [7.0, 6.0, 5.0, 4.0, 3.0]
+    assert found[0] == {
+        "kernel": "grf::k7(T1)", "us": 7.0, "dram_bytes": 64.0, "occupancy_percent": 12.5, "registers": 40.0,
+        "load_sectors_per_request": 4.0, "store_sectors_per_request": None,
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match="ncu counted no kernel: ==ERROR== no access"):
+        facts.counters("==ERROR== no access")
 
 
 def test_the_performance_page_has_the_table_of_the_results() -> None:
@@ -176,34 +228,48 @@ def test_the_performance_page_has_the_table_of_the_results() -> None:
     assert rest.partition("\n" + table.END)[0].splitlines() == expected
 
 
-def test_when_a_run_reached_its_metric(tmp_path: Path) -> None:
-    run = tmp_path / "ngcf"
-    run.mkdir()
-    rows = ["epoch,loss,seconds,validation_recall@20", "1,1,100,", "2,1,100,0.1", "3,1,100,0.16", "4,1,100,0.2"]
-    (run / "curves.csv").write_text("\n".join(rows))
-    (tmp_path / "ngcf.pieces").write_text("200\n300\n")
-    row = reached.reached(run, "ngcf-run", "recall@20", 0.1557)
-    assert row["goals"] == [{"of": "seconds", "limit": 600, "value": 300.0, "met": True}]
-    assert "(ngcf: after 300 s of training, epoch 3; 500 s in all pieces so far)" in row["row"]
-    assert any("109.68" in line for line in table.render([{"rows": [row], "device": "a", "torch": "b", "cuda": "c"}]))
-    missed = reached.reached(run, "ngcf-run", "recall@20", 0.5)
-    assert missed["goals"][0]["met"] is False and missed["ratios"] == {} and "0.2000 at best" in missed["row"]
+def test_when_a_run_reached_its_metric() -> None:
+    run = training_runs.RUNS["ngcf_gowalla"]
+    metrics = [{}, {"recall@20": 0.1}, {"recall@20": 0.16}, {"recall@20": 0.2}]
+    history = [{"epoch": n, "seconds": 100.0, "validation": found} for n, found in enumerate(metrics, 1)]
+    row = training_runs.row_of("ngcf_gowalla", run, history, 500)
+    assert row["seconds"][OURS]["median"] == 300.0 and row["ratios"][TARGETS["ngcf-run"].against]["median"] == 109.68
+    assert row["row"].endswith("(ngcf_gowalla: epoch 3; 500 s with evaluations)")
+    (line,) = [line for line in table.render([{"call": "B", "rows": [row]}]) if "109.68" in line]
+    assert line.endswith("| <= 600 s | yes |")
+    missed = training_runs.row_of("ngcf_gowalla", run, history[:2], 90)
+    assert missed["ratios"] == {} and "not reached: 0.1000 at best in 2 epochs" in missed["row"]
+    (line,) = [line for line in table.render([{"call": "B", "rows": [missed]}]) if "0.1000" in line]
+    assert line.endswith("| <= 600 s | no |")
 
 
-def test_the_sanitizer_has_a_case_of_every_family() -> None:
+def test_every_gpu_test_is_in_a_stage() -> None:
     import test_cuda
 
-    families = {path.stem for path in (CHECKOUT / "csrc" / "cuda").glob("*.cu")}
-    assert families == set(test_cuda.EXACT) | set(test_cuda.CLOSE)
+    assert set(stages.families()) == set(test_cuda.EXACT) | set(test_cuda.CLOSE)
+    functions = {name: value for name, value in vars(test_cuda).items() if name.startswith("test_") and callable(value)}
+    of_families = {
+        name for name, value in functions.items() if "sanitizer" in [m.name for m in getattr(value, "pytestmark", [])]
+    }
+    assert of_families == {"test_same_bits_as_the_reference", "test_small_ones_are_as_close_as_the_reference"}
+    others = stages.functions_without_families(CHECKOUT / "tests" / "test_cuda.py")
+    assert set(others) == set(functions) - of_families and len(others) > 15
+    elsewhere = {
+        f"tests/{path.name}"
+        for path in (CHECKOUT / "tests").glob("test_*.py")
+        if "skipif(not torch.cuda.is_available()" in path.read_text()
+        and path.name not in ("test_cuda.py", Path(__file__).name)
+    }
+    assert elsewhere == set(stages.OTHER_GPU_TESTS)
 
 
+@pytest.mark.parametrize("family", stages.families())
 @pytest.mark.slow
 @pytest.mark.skipif(bool(why_not_emulated("dropout")), reason=why_not_emulated("dropout") or "-")
-def test_the_sanitizer_s_cases_under_emulation() -> None:
+def test_the_sanitizer_s_cases_under_emulation(family: str) -> None:
     import test_cuda
 
-    for family in (*test_cuda.EXACT, *test_cuda.CLOSE):
-        test_cuda.assert_family("cpu", "emulated", family)
+    test_cuda.assert_family("cpu", "emulated", family)
 
 
 def test_the_official_code_gets_the_same_log(folder: Folder) -> None:

@@ -158,7 +158,7 @@ def losses(device: str, impl: str, dtype: torch.dtype) -> Outputs:
     return tuple(found)
 
 
-# Small cases of every kernel family, by name: what compute-sanitizer runs (benchmarks/gpu/run_all.sh, -m sanitizer).
+# Small cases of every kernel family, by name: what compute-sanitizer runs (benchmarks/gpu/call.py, -m sanitizer).
 EXACT = {
     "dropout": masks,
     "negative_sampling": negatives,

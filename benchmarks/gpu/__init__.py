@@ -1,1 +1,1 @@
-"""The GPU rows of the performance table; `run_all.sh` measures them in one call, by `python -m gpu.NAME`."""
+"""Benchmarks on a GPU, run by `call.py` in two calls; README.md tells how."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles every csrc/cuda/*.cu for the supported architectures, without torch, and keeps what ptxas says of registers,
 # shared memory and spills: benchmarks/gpu/compile_kernels.sh FOLDER writes FOLDER/ptxas.txt. Fails where a kernel does
-# not compile or spills registers. For .ci/run and run_all.sh; needs nvcc, no GPU.
+# not compile or spills registers. For .ci/run; needs nvcc, no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$1

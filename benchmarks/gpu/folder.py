@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpu.results import Missing
 from gru4rec_fast.data import InteractionGraph, SessionStore
-
-
-class Missing(Exception):
-    """Something that a row, or a side of one, cannot do without is not in the folder; the message says what."""
 
 
 class Folder:
@@ -21,9 +18,9 @@ class Folder:
         """The training log of that name."""
         return SessionStore.open(self._find("data", name, "train"))
 
-    def graph(self, name: str) -> InteractionGraph:
-        """The training graph of that name."""
-        return InteractionGraph.open(self._find("data", name, "train"))
+    def graph(self, name: str, part: str = "train") -> InteractionGraph:
+        """The graph of that name, of the training or of the test interactions."""
+        return InteractionGraph.open(self._find("data", name, part))
 
     def peer(self, name: str) -> Path:
         """A peer's checkout."""

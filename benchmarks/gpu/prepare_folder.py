@@ -1,11 +1,13 @@
-"""Makes the FOLDER that run_all.sh and long.sh take: prepared data, and the code of the peers, small enough to carry.
+"""Make what call.py takes along: prepared data, and the code of the peers. build_library.sh adds the library.
 
     python benchmarks/gpu/prepare_folder.py FOLDER [--data ../shared/data] [official=PATH] [ngcf=PATH] [lightgcn=PATH]
+    PYTHONPATH=benchmarks python benchmarks/gpu/prepare_folder.py FOLDER --stand-in
 
 PATH is a checkout: github.com/hidasib/GRU4Rec_PyTorch_Official, huangtinglin/NGCF-PyTorch, gusye1234/LightGCN-PyTorch.
 Of each only Python files and its license are taken, into FOLDER/peers/NAME; FOLDER/data/NAME/train and test are stores
 and graphs, which the package opens memory-mapped, without polars. FOLDER belongs outside of the project, or where git
-ignores it; nothing of it is ever committed.
+ignores it; nothing of it is ever committed. `--stand-in` makes a folder for `call.py --stand-in`: small made-up data,
+no peers, and in FOLDER/bin programs that answer in place of those that need a GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import argparse
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from gru4rec_fast.data import InteractionGraph, SessionStore
 
@@ -66,6 +70,47 @@ def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
         yield f"peers/{name}: {size_of(out):.1f} MiB"
 
 
+# Programs for a machine without a GPU: they answer as those of their names do, with made-up figures.
+STAND_INS = {
+    "latencies": """#!/bin/sh
+echo '{"graph node": 1500.0}'
+""",
+    "bin/compute-sanitizer": """#!/bin/sh
+shift 8  # its own options
+exec "$@"
+""",
+    "bin/ncu": """#!/usr/bin/env python3
+import csv, subprocess, sys
+options = dict(zip(sys.argv, sys.argv[1:]))
+after = sys.argv.index("--log-file") + 2
+code = subprocess.run(sys.argv[after:]).returncode
+metrics = options["--metrics"].split(",")
+with open(options["--log-file"], "w") as file:
+    print("==PROF== Connected", file=file)
+    rows = [["ID", "Kernel Name", *metrics], ["", "", *["ns"] * len(metrics)], ["1", "k", *["8"] * len(metrics)]]
+    csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
+sys.exit(code)
+""",
+}
+
+
+def prepare_stand_in(folder: Path) -> None:
+    """Write data and programs for a rehearsal without a GPU."""
+    from synthetic import synthetic_store
+
+    for name in LOGS:
+        synthetic_store(folder / "data" / name / "train", 6000, 400)
+    draws = np.random.default_rng(0).random((900, 2)) ** 2 * (50, 70)
+    graph = InteractionGraph.from_arrays(*draws.astype(np.int64).T, n_users=50, n_items=70)
+    for part in ("train", "test"):
+        graph.save(folder / "data" / "gowalla" / part)
+    for name, text in STAND_INS.items():
+        program = folder / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(text)
+        program.chmod(0o755)
+
+
 def size_of(folder: Path) -> float:
     """MiB of the files of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
@@ -76,16 +121,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("peers", nargs="*", metavar="NAME=PATH")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
-    asked = parser.parse_intermixed_args()
-    given = dict(peer.partition("=")[::2] for peer in asked.peers)
+    parser.add_argument("--stand-in", action="store_true")
+    given = parser.parse_intermixed_args()
+    if given.stand_in:
+        prepare_stand_in(given.folder)
+        return
+    paths = dict(peer.partition("=")[::2] for peer in given.peers)
     if unknown := [name for name, path in given.items() if name not in PEERS or not path]:
         parser.error(f"{unknown[0]}: give {' or '.join(f'{name}=PATH' for name in PEERS)}")
-    for line in prepare_data(asked.data, asked.folder):
+    for line in prepare_data(given.data, given.folder):
         print(line, flush=True)
-    for line in prepare_peers({name: Path(path) for name, path in given.items()}, asked.folder):
+    for line in prepare_peers({name: Path(path) for name, path in given.items()}, given.folder):
         print(line, flush=True)
-    total = size_of(asked.folder)
-    print(f"{asked.folder}: {total:.1f} MiB" + ("" if total < CARRIED / 2**20 else ", too much to be carried at once"))
+    total = size_of(given.folder)
+    print(f"{given.folder}: {total:.1f} MiB" + ("" if total < CARRIED / 2**20 else ", too much to be carried at once"))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""A row of the GPU table: its sides, and what is made of their times."""
+"""One row of the GPU table: its sides, timed in turns, and the JSON that they become."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from turns import Side, spread, units_per_turn
 
-from gpu.clock import Place, precision
-from gpu.goals import TARGETS
-
-OURS = "ours"
+from gpu.device import Device, precision
+from gpu.folder import Folder
+from gpu.results import Missing
+from gpu.targets import OURS, RowName
 
 
 @dataclass
 class Row:
     """What is compared.
 
-    sides: ours under that name, and the others. notes: what is left out of it, and why. n_bytes, flops: counted, of a
-    unit of work (0: not counted).
+    sides: ours under that name, and the others. n_bytes, flops: counted, per unit of work (0: not counted). notes: what
+    a reader of the figures has to know.
     """
 
     sides: dict[str, Side]
@@ -31,92 +31,70 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A row that may come to be: building it raises `folder.Missing` where there is nothing to build it of.
-
-    target: its key in `goals.TARGETS`. what: which of the target's rows. precision: of the products of all sides; ""
-    where there is nothing to choose.
-    """
-
-    target: str
-    build: Callable[[], Row]
-    what: str = ""
-    precision: str = ""
-
-    @property
-    def name(self) -> str:
-        """As the table has it."""
-        return ", ".join(part for part in (TARGETS[self.target].work, self.what, self.precision) if part)
+# Builds a row; raises `Missing` where the data are not there.
+Builder = Callable[[RowName, Device, Folder], Row]
 
 
-def measure(plan: Plan, place: Place, ceilings: dict[str, float]) -> dict[str, Any]:
-    """The figures of a row, its sides played in turns; a side of the others that fails is left out, and noted.
+def built_at_first_use(build: Callable[[], Side]) -> Side:
+    """Build a side when it is first timed, so that an error in building it is an error of that side alone."""
+    built: list[Side] = []
+
+    def run(n: int) -> float:
+        if not built:
+            built.append(build())
+        return built[0](n)
+
+    return run
+
+
+def measure(name: RowName, build: Builder, device: Device, folder: Folder, left_out: Collection[str]) -> dict[str, Any]:
+    """Time the sides of a row in turns. A side that fails, ours included, is noted, and the others are timed.
+
+    left_out: sides not to run.
 
     Raises:
-        Missing: the folder lacks its data; and whatever our own side raises.
+        Missing: the row's data are not in the folder.
     """
-    with precision(plan.precision):
-        row = plan.build()
-        rounds, turn_seconds = (2, 0.0) if place.tiny else (row.rounds, row.turn_seconds)
+    with precision(name.precision):
+        row = build(name, device, folder)
+        rounds, turn_seconds = (2, 0.0) if device.tiny else (row.rounds, row.turn_seconds)
+        sides = {side: run for side, run in row.sides.items() if side not in left_out}
         n: dict[str, int] = {}
-        for name, side in row.sides.items():
+        failed = {}
+        for side, run in sides.items():
             try:
-                n[name] = units_per_turn(side, turn_seconds)
+                n[side] = units_per_turn(run, turn_seconds)
+            except Missing as missing:
+                row.notes.append(f"{side} left out: {missing}")
             except Exception as error:
-                if name == OURS:
-                    raise
-                row.notes.append(f"{name} failed: {told(error)}")
-        times: dict[str, list[float]] = {name: [] for name in n}
+                failed[side] = one_line(error)
+        times: dict[str, list[float]] = {side: [] for side in n}
         for _ in range(rounds):
-            for name, units in n.items():
-                times[name].append(row.sides[name](units))
-        # Of whole trainings it would say nothing: some of them make a model anew in every turn.
-        mib = {name: place.peak_mib(row.sides[name]) for name in n if row.unit == "call"}
-    ours = times[OURS]
-    found = {
-        "row": plan.name,
-        "target": plan.target,
-        "precision": plan.precision,
+            for side, units in n.items():
+                times[side].append(sides[side](units))
+        # The peak of a whole training says nothing: some sides build a new model in every turn.
+        mib = {side: device.peak_mib(sides[side]) for side in n if row.unit == "call"}
+    ours = times.get(OURS)
+    return {
+        "row": str(name),
+        "target": name.target,
+        "precision": name.precision,
         "unit": row.unit,
         "units_per_turn": n,
-        "seconds": {name: spread(of_side) for name, of_side in times.items()},
+        "seconds": {side: spread(of_side) for side, of_side in times.items()},
         "ratios": {
-            name: spread([theirs / mine for theirs, mine in zip(of_side, ours, strict=True)])
-            for name, of_side in times.items()
-            if name != OURS
+            side: spread([theirs / mine for theirs, mine in zip(of_side, ours, strict=True)])
+            for side, of_side in times.items()
+            if ours and side != OURS
         },
         "mib": mib,
         "notes": row.notes,
+        "failed": failed,
         "n_bytes": row.n_bytes,
         "flops": row.flops,
     }
-    seconds = found["seconds"][OURS]["median"]
-    if row.n_bytes:
-        found["copy_share"] = row.n_bytes / seconds / ceilings["copy"]
-    if row.flops:
-        found["product_share"] = row.flops / seconds / ceilings[plan.precision or "fp32"]
-    return found | {"goals": reached(found)}
 
 
-def reached(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every goal of a row, with the value that was measured; None where its other side was left out."""
-    target = TARGETS[row["target"]]
-    ratio, mib = row["ratios"].get(target.against), row["mib"]
-    theirs = mib.get(target.against)
-    values = {
-        "ratio": None if ratio is None else ratio["median"],
-        "memory": mib[OURS] / theirs if theirs else None,
-        "copy": row.get("copy_share"),
-        "microseconds": row["seconds"][OURS]["median"] * 1e6,
-    }
-    return [
-        {"of": goal.of, "limit": goal.limit, "value": value, "met": None if value is None else goal.met(value)}
-        for goal in target.goals
-        for value in [values[goal.of]]
-    ]
-
-
-def told(error: BaseException) -> str:
-    """An error on one line."""
+def one_line(error: BaseException) -> str:
+    """Return the error's type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from bench_graph_training import Model, naive
@@ -11,30 +11,15 @@ from playing import graph_player, player_side
 from torch import Tensor
 from turns import Side
 
-from gpu.clock import Place
-from gpu.folder import Folder, Missing
-from gpu.goals import TARGETS
-from gpu.rows import OURS, Plan, Row
+from gpu.device import Device
+from gpu.folder import Folder
+from gpu.rows import Builder, Row, built_at_first_use
+from gpu.targets import OURS, TARGETS, RowName
 from gru4rec_fast import NGCF, LightGCN, ops
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.data.triples import TripleSampler
 
 WIDTH = 64
-
-
-def plans(place: Place, folder: Folder) -> Iterator[Plan]:
-    """Products first, forward alone and with the backward pass; then whole steps, with TF32 off and on."""
-    graphs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-        "gowalla": lambda: folder.graph("gowalla").structure(),
-        "power-law": lambda: power_law_graph(place.size(1_000_000, 60), place.size(10_000_000, 200), place.device),
-    }
-    for target, structure in graphs.items():
-        for backward in (False, True):
-            what = "forward + backward" if backward else "forward"
-            yield Plan(target, partial(product, place, structure, backward), what)
-    for precision in ("fp32", "tf32"):
-        for target in ("ngcf", "lightgcn"):
-            yield Plan(target, partial(step, place, folder, target), precision=precision)
 
 
 def power_law_graph(n_nodes: int, n_edges: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -52,17 +37,22 @@ def power_law_graph(n_nodes: int, n_edges: int, device: torch.device) -> tuple[T
     return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)]), (entries % n_nodes).int()
 
 
-def product(place: Place, structure: Callable[[], tuple[Tensor, Tensor]], backward: bool) -> Row:
-    """The product, and with `backward` the gradient of the features; torch's matrices hold their values."""
-    offsets, neighbours = (t.to(place.device) for t in structure())
+def product(name: RowName, device: Device, folder: Folder) -> Row:
+    """The product, or the product and the gradient of the features; torch's matrices hold their values."""
+    backward = name.case == "forward + backward"
+    if name.target == "gowalla":
+        structure = folder.graph("gowalla").structure()
+    else:
+        structure = power_law_graph(device.size(1_000_000, 60), device.size(10_000_000, 200), device.torch)
+    offsets, neighbours = (t.to(device.torch) for t in structure)
     n_nodes, entries = len(offsets) - 1, len(neighbours)
-    features, grad = torch.randn(2, n_nodes, WIDTH, device=place.device)
+    features, grad = torch.randn(2, n_nodes, WIDTH, device=device.torch)
     scale = offsets.diff().clamp(min=1).double() ** -0.5
     rows = torch.repeat_interleave(offsets.diff())
     values = (scale[rows] * scale[neighbours.long()]).float()
     indices = {"": (offsets, neighbours.long()), ", int32": (offsets.int(), neighbours)}
     multiply: dict[str, Callable[[Tensor], Tensor]] = {
-        OURS: lambda x: ops.laplacian(x, offsets, neighbours, impl=place.impl)
+        OURS: lambda x: ops.laplacian(x, offsets, neighbours, impl=device.impl)
     }
     for form, given in indices.items():
         matrix = torch.sparse_csr_tensor(*given, values, (n_nodes, n_nodes), check_invariants=False)
@@ -70,9 +60,9 @@ def product(place: Place, structure: Callable[[], tuple[Tensor, Tensor]], backwa
 
     def side(times: Callable[[Tensor], Tensor]) -> Side:
         if not backward:
-            return place.side(torch.no_grad()(lambda: times(features)))
+            return device.side(torch.no_grad()(lambda: times(features)))
         leaf = features.clone().requires_grad_()
-        return place.side(lambda: torch.autograd.grad(times(leaf), leaf, grad))
+        return device.side(lambda: torch.autograd.grad(times(leaf), leaf, grad))
 
     # Of an entry the row it names, its index and its scale, as if no cache held any; every row of the result once.
     n_bytes = entries * (WIDTH * 4 + 4 + 4) + n_nodes * WIDTH * 4
@@ -83,40 +73,47 @@ def product(place: Place, structure: Callable[[], tuple[Tensor, Tensor]], backwa
     )
 
 
-def step(place: Place, folder: Folder, name: str) -> Row:
-    """Mini-batches of what `fit` plays, triples included, of the public code and of plain PyTorch, on given triples."""
+def step(name: RowName, device: Device, folder: Folder) -> Row:
+    """Mini-batches of what `fit` trains, triples included; of the public code and of plain PyTorch on given triples."""
     graph = folder.graph("gowalla")
-    model: Model = NGCF(adjacency="norm") if name == "ngcf" else LightGCN()
-    sampler = TripleSampler(graph, model.parameters.batch_size, device=place.device)
-    triples = [sampler.draw(number) for number in range(16)]
-    sides, notes = {OURS: player_side(graph_player(model, graph, place.device), place.wait)}, []
-    try:
-        sides["public"] = public(place, folder, name, graph, triples)
-    except Missing as missing:
-        notes.append(f"public left out: {missing}")
-    sides["plain PyTorch, transpose stored"] = naive(model, graph, triples, True, place.device)
+    model: Model = NGCF(adjacency="norm") if name.target == "ngcf" else LightGCN()
+    batch_size = model.parameters.batch_size
+
+    @cache
+    def triples() -> list[tuple[Tensor, Tensor, Tensor]]:
+        sampler = TripleSampler(graph, batch_size, device=device.torch)
+        return [sampler.draw(number) for number in range(16)]
+
     return Row(
-        sides,
+        {
+            OURS: built_at_first_use(lambda: player_side(graph_player(model, graph, device.torch), device.wait)),
+            "public": built_at_first_use(lambda: public(device, folder, name.target, graph, triples())),
+            "plain PyTorch, transpose stored": built_at_first_use(
+                lambda: naive(model, graph, triples(), True, device.torch)
+            ),
+        },
         unit="mini-batch",
         rounds=7,
         turn_seconds=0.25,
-        notes=notes,
     )
 
 
 def public(
-    place: Place, folder: Folder, name: str, graph: InteractionGraph, triples: list[tuple[Tensor, Tensor, Tensor]]
+    device: Device, folder: Folder, name: str, graph: InteractionGraph, triples: list[tuple[Tensor, Tensor, Tensor]]
 ) -> Side:
     """The public code's own step."""
     path = folder.peer(name)
     from peers import graph as peers
 
     start = {"ngcf": peers.ngcf_step, "lightgcn": peers.lightgcn_step}[name]
-    train, done = start(path, graph, len(triples[0][0]), place.device), 0
+    train, done = start(path, graph, len(triples[0][0]), device.torch), 0
 
     def train_on_the_next() -> None:
         nonlocal done
         train(*triples[done % len(triples)])
         done += 1
 
-    return place.host_side(train_on_the_next)
+    return device.host_side(train_on_the_next)
+
+
+BUILDERS: dict[str, Builder] = {"gowalla": product, "power-law": product, "ngcf": step, "lightgcn": step}

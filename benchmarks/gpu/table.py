@@ -1,8 +1,8 @@
-"""The markdown table of the GPU rows: every row, its goals beside it, and what was not measured yet.
+"""Render the results of the GPU calls as markdown: the rows with their goals, then the facts of each call.
 
-    PYTHONPATH=.:benchmarks python -m gpu.table [gpu.json ...] [--out table.md] [--into docs/performance.md]
+    PYTHONPATH=benchmarks python -m gpu.table [results.json ...] [--into docs/performance.md]
 
-The JSON files are those of `gpu.bench` and of `long.sh`; without any, every row is "not measured yet".
+Without a file, every row is "not measured yet". Standard library only.
 """
 
 from __future__ import annotations
@@ -15,55 +15,98 @@ from typing import Any
 
 from report import bracketed, duration
 
-from gpu.goals import TARGETS, Goal
-from gpu.rows import OURS
+from gpu.targets import OURS, TARGETS, Goal
 
 BEGIN, END = "<!-- gpu rows -->", "<!-- end of gpu rows -->"
 COLUMNS = ["work", "ours", "against", "theirs", "ratio [quartiles]", "MiB ours / theirs", "ours reaches", "goal", "met"]
+SHOWN_KERNELS = 12
 
 
 def render(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of markdown; results: what the JSON files hold."""
+    """Return lines of markdown; results: what the files of `call.py` hold, in any state of completion."""
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    measured = [row for result in results for row in result["rows"]]
+    measured = [(row, result.get("ceilings", {})) for result in results for row in result.get("rows", [])]
     for key, target in TARGETS.items():
-        own = [row for row in measured if row["target"] == key]
-        lines += [_line(cells) for row in own for cells in _cells(row)]
+        own = [(row, ceilings) for row, ceilings in measured if row["target"] == key]
+        lines += [_line(cells) for row, ceilings in own for cells in _row(row, ceilings)]
         if not own:
             goals = "; ".join(goal.text() for goal in target.goals)
             lines.append(_line([target.work, "", target.against, "", "not measured yet", "", "", goals, ""]))
     for result in results:
         lines += ["", _machine(result)]
-        for what in ("left_out", "failed"):
-            lines += [f"- {what.replace('_', ' ')}: {line}" for line in result.get(what, [])]
+        lines += [f"- left out: {line}" for line in result.get("left_out", [])]
+        lines += [f"- {side} failed: {row['row']}: {error}" for row, side, error in _failures(result)]
+        stages = result.get("stages", {}).items()
+        lines += [f"- stage {name}: {stage['outcome']}" for name, stage in stages if stage["outcome"] != "ok"]
+        lines += _official(result["rows"])
+        lines += _facts(result.get("facts", {}))
     return lines
 
 
-def _cells(row: dict[str, Any]) -> Iterator[list[str]]:
-    """A line per other side; goals stand on the first, which is the side they are meant against."""
+def _row(row: dict[str, Any], ceilings: dict[str, float]) -> Iterator[list[str]]:
+    """Yield a line per other side; the first, which has the goals, is the one they are meant against."""
     target = TARGETS[row["target"]]
-    goals = "; ".join(Goal(goal["of"], goal["limit"]).text() for goal in row["goals"])
-    met = "; ".join({True: "yes", False: "no", None: "not measured"}[goal["met"]] for goal in row["goals"])
-    ours = duration(row["seconds"][OURS]["median"])
-    reaches = []
-    if "copy_share" in row:
-        reaches.append(f"{row['copy_share']:.0%} of copy")
-    if "product_share" in row:
-        reaches.append(f"{row['product_share']:.0%} of {row['precision'] or 'fp32'} products")
-    others = [name for name in row["ratios"] if name != target.against]
+    values = goal_values(row, ceilings.get("copy"))
+    ours = duration(row["seconds"][OURS]["median"]) if OURS in row["seconds"] else "failed"
+    others = [side for side in row["seconds"] if side not in (OURS, target.against)]
     for number, other in enumerate([target.against, *others]):
         theirs, ratio = "", "left out"
-        if other in row["ratios"]:
-            theirs, ratio = duration(row["seconds"][other]["median"]), bracketed(row["ratios"][other])
+        if other in row["seconds"]:
+            theirs = duration(row["seconds"][other]["median"])
+            ratio = bracketed(row["ratios"][other]) if other in row["ratios"] else ""
         memory = [row["mib"].get(side) for side in (OURS, other)]
-        mib = "" if None in memory else " / ".join(f"{value:.1f}" for value in memory)  # type: ignore[str-format]
-        first = [", ".join(reaches), goals, met] if number == 0 else ["", "", ""]
-        yield [row["row"], ours, other, theirs, ratio, mib, *first]
+        mib = "" if None in memory else " / ".join(f"{value:.1f}" for value in memory)
+        goals, met = ("", "")
+        if number == 0:
+            goals = "; ".join(goal.text() for goal in target.goals)
+            met = "; ".join(_met(goal, values[goal.kind]) for goal in target.goals)
+        yield [row["row"], ours, other, theirs, ratio, mib, _reached(row, ceilings) if number == 0 else "", goals, met]
+
+
+def goal_values(row: dict[str, Any], copy_rate: float | None) -> dict[str, float | None]:
+    """Return the value of each kind of goal that the row's figures give; None where a side or rate is missing."""
+    against = TARGETS[row["target"]].against
+    ours, ratio, mib = row["seconds"].get(OURS), row["ratios"].get(against), row["mib"]
+    seconds = ours["median"] if ours else None
+    memory = mib[OURS] / mib[against] if mib.get(OURS) is not None and mib.get(against) else None
+    return {
+        "ratio": ratio["median"] if ratio else None,
+        "memory": memory,
+        "copy": row["n_bytes"] / seconds / copy_rate if seconds and copy_rate and row["n_bytes"] else None,
+        "microseconds": seconds * 1e6 if seconds else None,
+        # Of a whole training: infinite until it has reached its metric.
+        "seconds": seconds if row.get("reached", True) else float("inf"),
+    }
+
+
+def _met(goal: Goal, value: float | None) -> str:
+    return "not measured" if value is None else "yes" if goal.met(value) else "no"
+
+
+def _reached(row: dict[str, Any], ceilings: dict[str, float]) -> str:
+    """Return the shares of the device's own rates that our side reached."""
+    shares = []
+    precision = row["precision"] or "fp32"
+    if OURS in row["seconds"]:
+        seconds = row["seconds"][OURS]["median"]
+        if row["n_bytes"] and "copy" in ceilings:
+            shares.append(f"{row['n_bytes'] / seconds / ceilings['copy']:.0%} of copy")
+        if row["flops"] and precision in ceilings:
+            shares.append(f"{row['flops'] / seconds / ceilings[precision]:.0%} of {precision} products")
+    return ", ".join(shares)
+
+
+def _failures(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    for row in result.get("rows", []):
+        for side, error in row["failed"].items():
+            yield row, side, error
 
 
 def _machine(result: dict[str, Any]) -> str:
-    """What the figures belong to, and its ceilings."""
-    named = f"{result['device']}, torch {result['torch']}, CUDA {result['cuda']}"
+    """Return the device that the figures are of, and its measured rates."""
+    if "device" not in result:
+        return f"call {result['call']}: its device is not known"
+    named = f"{result['device']}, torch {result['torch']}, CUDA {result['cuda']}, call {result['call']}"
     if result.get("tiny"):
         named += "; TINY SIZES, figures mean nothing"
     if "ceilings" not in result:
@@ -73,6 +116,54 @@ def _machine(result: dict[str, Any]) -> str:
     return f"{named}; measured: copy {found['copy'] / 1e9:.0f} GB/s, products {rates} TFLOP/s"
 
 
+def _official(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table of the official code's own rates, which are known where ours failed, too."""
+    rates = [
+        [row["row"], f"{1 / row['seconds']['official']['median']:.0f}"] for row in rows if "official" in row["seconds"]
+    ]
+    if rates:
+        yield from _table("official code", ["mini-batches/s"], rates)
+
+
+def _facts(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield a table per fact."""
+    if "latencies" in facts:
+        yield from _table("latency", ["us"], [[name, f"{ns / 1e3:.2f}"] for name, ns in facts["latencies"].items()])
+    for setting, found in facts.get("timeline", {}).items():
+        gaps = ", ".join(f"{name} {us:.2f}" for name, us in found["gaps_us"].items())
+        yield from [
+            "",
+            f"GPU timeline of {setting}, replayed: {found['us_per_mini_batch']:.1f} us a mini-batch, "
+            f"{found['busy_us_per_mini_batch']:.1f} of them in {found['events_per_mini_batch']:.1f} kernels; "
+            f"gaps in us: {gaps}",
+        ]
+        kernels = [[_code(name), f"{n:g}", f"{us:.2f}"] for name, n, us in found["kernels"][:SHOWN_KERNELS]]
+        yield from _table("kernel", ["per mini-batch", "mean us"], kernels)
+    for setting, kernels in facts.get("ncu", {}).items():
+        columns = [name for name in kernels[0] if name != "kernel"]
+        cells = [[_code(k["kernel"]), *(_number(k[name]) for name in columns)] for k in kernels]
+        yield from _table(f"kernel of an uncaptured step, {setting}", [c.replace("_", " ") for c in columns], cells)
+    if "cpu_engine" in facts:
+        by_threads = facts["cpu_engine"]["us_per_mini_batch"]
+        settings = list(dict.fromkeys(setting for found in by_threads.values() for setting in found))
+        cells = [[setting, *(_number(found.get(setting)) for found in by_threads.values())] for setting in settings]
+        title = f"CPU engine, us a mini-batch ({facts['cpu_engine']['processor']})"
+        yield from _table(title, [f"{threads} threads" for threads in by_threads], cells)
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> Iterator[str]:
+    yield from ["", _line([title, *columns]), _line(["---"] * (1 + len(columns))), *map(_line, rows)]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _code(name: str) -> str:
+    """Return a kernel's name so that markdown shows it as it is."""
+    return f"`{name.replace('|', '/')}`"
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -80,20 +171,17 @@ def _line(cells: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--into", type=Path, help="put the table between the marks in this file")
-    asked = parser.parse_args()
-    table = "\n".join(render([json.loads(path.read_text()) for path in asked.results]))
-    print(table)
-    if asked.out is not None:
-        asked.out.write_text(table + "\n")
-    if asked.into is None:
+    parser.add_argument("--into", type=Path, help="put the tables between the marks in this file")
+    given = parser.parse_args()
+    text = "\n".join(render([json.loads(path.read_text()) for path in given.results]))
+    if given.into is None:
+        print(text)
         return
-    before, _, rest = asked.into.read_text().partition(BEGIN)
+    before, _, rest = given.into.read_text().partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
-        raise SystemExit(f"{asked.into} has no lines {BEGIN} and {END}")
-    asked.into.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+        raise SystemExit(f"{given.into} has no lines {BEGIN} and {END}")
+    given.into.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

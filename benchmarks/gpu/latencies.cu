@@ -1,0 +1,188 @@
+// Measures what a launch, a graph node, a grid barrier and a cluster barrier cost, and prints them as JSON, in ns.
+//
+//   nvcc -std=c++17 -O3 -arch=sm_90 latencies.cu -o latencies && ./latencies
+//
+// They decide how a training step of some twenty small kernels is best built: nodes of a graph, with or without
+// programmatic dependent launch, or phases of one persistent kernel between grid barriers.
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace cg = cooperative_groups;
+
+#define CHECK(call)                                                                                  \
+  do {                                                                                               \
+    const cudaError_t error = (call);                                                                \
+    if (error != cudaSuccess) {                                                                      \
+      std::fprintf(stderr, "latencies.cu:%d: %s: %s\n", __LINE__, #call, cudaGetErrorString(error)); \
+      std::exit(1);                                                                                  \
+    }                                                                                                \
+  } while (0)
+
+constexpr int kNodes = 100, kBarriers = 1000, kRepeats = 21;
+
+// With a programmatic edge the next node is launched at the trigger; it then waits for this one to complete.
+__global__ void empty() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+#endif
+}
+
+__global__ void grid_barriers(int n) {
+  cg::grid_group grid = cg::this_grid();
+  for (int i = 0; i < n; ++i) grid.sync();
+}
+
+// The same by one counter: a thread of each block adds to it and spins until all blocks of this round have.
+__global__ void counter_barriers(int n, unsigned* counter) {
+  for (int i = 1; i <= n; ++i) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(counter, 1u);
+      while (*reinterpret_cast<volatile unsigned*>(counter) < static_cast<unsigned>(i) * gridDim.x) {
+      }
+      __threadfence();
+    }
+    __syncthreads();
+  }
+}
+
+__global__ void cluster_barriers(int n) {
+#if __CUDA_ARCH__ >= 900
+  cg::cluster_group cluster = cg::this_cluster();
+  for (int i = 0; i < n; ++i) cluster.sync();
+#endif
+}
+
+cudaStream_t stream;
+
+// Median device time of `work`, in ns.
+double device_ns(const std::function<void()>& work) {
+  cudaEvent_t start, end;
+  CHECK(cudaEventCreate(&start));
+  CHECK(cudaEventCreate(&end));
+  std::vector<float> ms(kRepeats);
+  for (int warm = 0; warm < 3; ++warm) work();
+  for (float& time : ms) {
+    CHECK(cudaEventRecord(start, stream));
+    work();
+    CHECK(cudaEventRecord(end, stream));
+    CHECK(cudaEventSynchronize(end));
+    CHECK(cudaEventElapsedTime(&time, start, end));
+  }
+  std::nth_element(ms.begin(), ms.begin() + kRepeats / 2, ms.end());
+  return ms[kRepeats / 2] * 1e6;
+}
+
+void launch_empty(int blocks, int threads, bool dependent) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks, config.blockDim = threads, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = dependent ? 1 : 0;
+  CHECK(cudaLaunchKernelEx(&config, empty));
+}
+
+// Per node of a chain of kNodes empty kernels, captured and replayed.
+double graph_node_ns(int blocks, int threads, bool dependent) {
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < kNodes; ++i) launch_empty(blocks, threads, dependent);
+  CHECK(cudaStreamEndCapture(stream, &graph));
+  CHECK(cudaGraphInstantiate(&ready, graph, 0));
+  const double ns = device_ns([&] { CHECK(cudaGraphLaunch(ready, stream)); }) / kNodes;
+  CHECK(cudaGraphExecDestroy(ready));
+  CHECK(cudaGraphDestroy(graph));
+  return ns;
+}
+
+// The host's time to enqueue one kernel, and one graph of kNodes.
+double host_ns(const std::function<void()>& enqueue) {
+  for (int warm = 0; warm < 3; ++warm) enqueue();
+  CHECK(cudaStreamSynchronize(stream));
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 50; ++i) enqueue();
+  const auto end = std::chrono::steady_clock::now();
+  CHECK(cudaStreamSynchronize(stream));
+  return std::chrono::duration<double, std::nano>(end - start).count() / 50;
+}
+
+double cluster_barrier_ns(int size, int clusters) {
+  if (size > 8) {
+    CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = size * clusters, config.blockDim = 256, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = 1;
+  const auto run = [&](int n) { return device_ns([&] { CHECK(cudaLaunchKernelEx(&config, cluster_barriers, n)); }); };
+  return (run(2 * kBarriers) - run(kBarriers)) / kBarriers;
+}
+
+int main() {
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const int sms = device.multiProcessorCount;
+  std::vector<std::string> out;
+  const auto note = [&](const std::string& name, double ns) {
+    char line[160];
+    std::snprintf(line, sizeof line, "  \"%s\": %.1f", name.c_str(), ns);
+    out.emplace_back(line);
+  };
+
+  for (const int blocks : {1, sms}) {
+    const std::string grid = std::to_string(blocks) + " x 256";
+    const double chain = device_ns([&] {
+      for (int i = 0; i < kNodes; ++i) launch_empty(blocks, 256, false);
+    });
+    note("kernel in a stream, " + grid, chain / kNodes);
+    note("graph node, " + grid, graph_node_ns(blocks, 256, false));
+    note("graph node with programmatic dependent launch, " + grid, graph_node_ns(blocks, 256, true));
+  }
+  note("host, enqueue a kernel", host_ns([&] { launch_empty(1, 256, false); }));
+
+  unsigned* counter;
+  CHECK(cudaMalloc(&counter, sizeof *counter));
+  for (const int threads : {128, 256}) {
+    // Time of 2n barriers less that of n: the launch is in both.
+    const auto grid = [&](int n) {
+      void* arguments[] = {&n};
+      return device_ns([&] {
+        CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(grid_barriers), sms, threads, arguments, 0, stream));
+      });
+    };
+    const auto counted = [&](int n) {
+      void* arguments[] = {&n, &counter};
+      return device_ns([&] {
+        CHECK(cudaMemsetAsync(counter, 0, sizeof *counter, stream));
+        CHECK(
+            cudaLaunchCooperativeKernel(reinterpret_cast<void*>(counter_barriers), sms, threads, arguments, 0, stream));
+      });
+    };
+    const std::string shape = std::to_string(sms) + " x " + std::to_string(threads);
+    note("grid barrier (cooperative groups), " + shape, (grid(2 * kBarriers) - grid(kBarriers)) / kBarriers);
+    note("grid barrier (one counter), " + shape, (counted(2 * kBarriers) - counted(kBarriers)) / kBarriers);
+  }
+  for (const int size : {2, 4, 8, 16}) {
+    note("cluster barrier, " + std::to_string(size) + " blocks x 256", cluster_barrier_ns(size, 4));
+  }
+
+  std::printf("{\n");
+  for (size_t i = 0; i < out.size(); ++i) std::printf("%s%s\n", out[i].c_str(), i + 1 < out.size() ? "," : "");
+  std::printf("}\n");
+  return 0;
+}

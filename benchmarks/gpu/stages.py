@@ -1,0 +1,200 @@
+"""What the two calls consist of: every stage is a process, with a time limit. Standard library only."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gpu.targets import BF16, FP32, TARGETS, TF32, RowName, row_names
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = "{out}"  # in a command: the JSON file that the stage writes
+PYTHON = (sys.executable, "-P", "-W", "ignore")
+PYTEST = (*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short")
+OTHER_GPU_TESTS = ("tests/test_loader.py", "tests/test_memory_record.py")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A process to run.
+
+    limit: seconds it may take. waits: it imports, and then waits for a line on its standard input before it uses the
+    device. otherwise: a command for the case that this one fails and leaves no figures. must_print: text without which
+    an exit status of 0 is a failure. interrupt: past its limit it gets SIGINT and time to write what it has. alone: it
+    needs the processor, so nothing imports meanwhile.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit: float
+    waits: bool = False
+    otherwise: tuple[str, ...] = ()
+    must_print: str = ""
+    interrupt: bool = False
+    alone: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def second_try(self) -> Stage:
+        """Return the stage that follows a failure: `otherwise`, without native kernels."""
+        environment = self.environment | {"GRU4REC_FAST_BUILD": "none"}
+        return Stage(f"{self.name}, again without ours", self.otherwise, self.limit, environment=environment)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the stages run. stand_in: on a processor, in small sizes, by the operators' implementation `impl`."""
+
+    folder: Path
+    stand_in: bool = False
+    impl: str = "native"
+
+    def seconds(self, limit: float) -> float:
+        """Return the limit of a stage; the stand-in may be a busy machine with two cores."""
+        return 5 * limit if self.stand_in else limit
+
+    @property
+    def path(self) -> str:
+        """Return PATH; the stand-in's programs come first."""
+        path = os.environ.get("PATH", os.defpath)
+        return f"{self.folder / 'bin'}{os.pathsep}{path}" if self.stand_in else path
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        given = ("--out", OUT, "--folder", str(self.folder))
+        return (*given, "--device", "cpu", "--tiny", "--impl", self.impl) if self.stand_in else given
+
+
+@dataclass(frozen=True)
+class Group:
+    """Stages that run `at_once` at a time."""
+
+    stages: tuple[Stage, ...]
+    at_once: int = 1
+
+
+def call_a(where: Setting) -> Iterator[Group]:
+    """Yield the first call: what there is, whether it is right, the facts, and the rows in fp32."""
+    rows = [*row_names(("", FP32))]
+    with_goals = [name for name in rows if TARGETS[name.target].goals]
+    yield Group((fact(where, "library", 150),))
+    yield Group(tuple(tests(where, 60)), at_once=at_once(where))
+    yield Group(
+        (
+            fact(where, "latencies", 20),
+            fact(where, "rates", 20),
+            fact(where, "timeline", 25, "--setting", "xe-100"),
+            fact(where, "timeline", 25, "--setting", "xe-480"),
+            *(row(where, name) for name in with_goals),
+            fact(where, "ncu", 45),
+            cpu_engine(where),
+            *(row(where, name) for name in rows if name not in with_goals),
+        )
+    )
+
+
+def call_b(where: Setting) -> Iterator[Group]:
+    """Yield the second call: the other precisions, all tests, a long run, and the sanitizers last."""
+    yield Group((fact(where, "library", 150), fact(where, "rates", 20)))
+    yield Group(tuple(row(where, name) for name in row_names((TF32, BF16))))
+    yield Group(tuple(tests(where, 120, everything=True)), at_once=at_once(where))
+    yield Group((long_run(where, "ngcf_gowalla_b8192", 120),))
+    yield Group(tuple(sanitizers(where, 60)), at_once=at_once(where))
+
+
+CALLS = {"A": call_a, "B": call_b}
+
+
+def at_once(where: Setting) -> int:
+    """Return how many stages of a group run together: the device machine has 16 cores."""
+    return 2 if where.stand_in else 12
+
+
+def fact(where: Setting, name: str, limit: float, *options: str) -> Stage:
+    """Return the stage of a fact of facts.py."""
+    shown = " ".join([name, *options[1::2]])
+    command = (*PYTHON, "-m", "gpu.facts", name, *options, *where.options)
+    return Stage(shown, command, where.seconds(limit), waits=name != "library")
+
+
+def cpu_engine(where: Setting) -> Stage:
+    """Return the stage that measures the CPU step, with each thread bound to a core."""
+    bound = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
+    return replace(fact(where, "cpu-engine", 40), environment=bound, alone=True)
+
+
+def row(where: Setting, name: RowName) -> Stage:
+    """Return the stage of a row; where it fails, the other sides are measured without native kernels of ours."""
+    command = (*PYTHON, "-m", "gpu.measure_row", str(name), *where.options)
+    limit = 75 if "loss" in name.target else 45  # torch.compile
+    return Stage(str(name), command, where.seconds(limit), waits=True, otherwise=(*command, "--without", "ours"))
+
+
+def tests(where: Setting, limit: float, everything: bool = False) -> Iterator[Stage]:
+    """Yield a stage per family of kernels, and per other function of tests/test_cuda.py; `everything`: and other files.
+
+    The stand-in runs the families' cases by the emulation, and no others.
+    """
+    if where.stand_in:
+        for family in families():
+            node = f"tests/test_benchmarks_gpu.py::test_the_sanitizer_s_cases_under_emulation[{family}]"
+            yield Stage(f"tests {family}", (*PYTEST, node), where.seconds(limit), must_print="1 passed")
+        return
+    file = "tests/test_cuda.py"
+    arguments = {family: (file, "-m", "sanitizer", "-k", family) for family in families()}
+    arguments |= {name: (f"{file}::{name}",) for name in functions_without_families(ROOT / file)}
+    if everything:
+        arguments |= {other: (other, "-k", "cuda or gpu") for other in OTHER_GPU_TESTS}
+    for name, chosen in arguments.items():
+        # Many run at once: two threads each for the references on the processor.
+        yield Stage(
+            f"tests {name}", (*PYTEST, *chosen), limit, must_print=" passed", environment={"OMP_NUM_THREADS": "2"}
+        )
+
+
+def families() -> list[str]:
+    """Return the families that have CUDA kernels."""
+    return sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
+
+
+def functions_without_families(path: Path) -> list[str]:
+    """Return the test functions of a file that are not marked "sanitizer", which are the families' own cases."""
+    return [
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+        and node.name.startswith("test_")
+        and "sanitizer" not in [ast.unparse(mark).rpartition(".")[2] for mark in node.decorator_list]
+    ]
+
+
+def long_run(where: Setting, name: str, limit: float) -> Stage:
+    """Return the stage of a whole training, interrupted at its limit; the epochs so far are measured."""
+    command = (*PYTHON, "-m", "gpu.training_runs", name, *where.options)
+    return Stage(name, command, limit, interrupt=True)
+
+
+def sanitizers(where: Setting, limit: float) -> Iterator[Stage]:
+    """Yield a stage per family and tool; call.py says where the tool is missing.
+
+    Only kernels of ours are watched (namespace grf), and every tensor is an allocation of its own, so that what lies
+    beyond it belongs to nobody.
+    """
+    if shutil.which("compute-sanitizer", path=where.path) is None:
+        return
+    for check in ("memcheck", "racecheck"):
+        for family in families():
+            yield Stage(
+                f"{check} {family}",
+                (
+                    "compute-sanitizer", "--tool", check, "--error-exitcode", "9", "--report-api-errors", "no",
+                    "--kernel-regex", "kns=grf", *PYTEST, "tests/test_cuda.py", "-m", "sanitizer", "-k", family,
+                ),
+                limit,
+                must_print="" if where.stand_in else " passed",
+                environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            )  # fmt: skip
