@@ -50,12 +50,17 @@ def test_a_stage_that_fails_costs_itself_alone(tmp_path: Path) -> None:
         "garbage": Stage("garbage", python("import sys; open(sys.argv[1], 'w').write('{')", OUT), 20),
         "silent": Stage("silent", python("print('1 skipped')"), 20, must_print=" passed"),
         "waits": Stage("waits", python(waits), 20, waits=True),
-        "fact": Stage("fact", writes({"facts": {"official": {}}, "device": "some GPU", "torch": "2.11", "cuda": "13.0"}), 20, waits=True),
+        "fact": Stage(
+            "fact",
+            writes({"facts": {"official": {}}, "device": "some GPU", "torch": "2.11", "cuda": "13.0"}),
+            20,
+            waits=True,
+        ),
     }
     call = called(tmp_path, Group(tuple(stages.values())))
     outcomes = {name: stage["outcome"] for name, stage in call.results["stages"].items()}
     assert outcomes["exits"] == "exit status 3" and outcomes["killed"] == "killed by signal 9"
-    assert outcomes["hangs"].startswith("stopped after 1") and outcomes["garbage"].startswith("wrote no JSON")
+    assert outcomes["hangs"].startswith("stopped after 1") and outcomes["garbage"].startswith("wrote no results")
     assert outcomes["silent"] == "did not print ' passed'" and outcomes["waits"] == outcomes["fact"] == "ok"
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == call.results and written["device"] == "some GPU"

@@ -173,8 +173,8 @@ class Call:
             if process.fragment.exists():
                 fragment = json.loads(process.fragment.read_text())
                 merge(self.results, fragment)
-        except ValueError as error:
-            outcome = f"wrote no JSON ({error})"
+        except (ValueError, AttributeError) as error:
+            outcome = f"wrote no results ({error})"
         self.results["stages"][process.stage.name] = {"outcome": outcome, "seconds": round(seconds, 1)}
         shown = process.tail[-4:] if outcome == "ok" else process.tail
         self.say(f"=== {process.stage.name}: {outcome}, {seconds:.1f} s, at {self._at():.0f} s")
@@ -195,7 +195,12 @@ class Call:
     def write(self) -> None:
         """Write the results and their table."""
         write_json(self._out / "results.json", self.results)
-        (self._out / "table.md").write_text("\n".join(table.render([self.results])) + "\n")
+        try:
+            text = "\n".join(table.render([self.results]))
+        except Exception as error:  # the table can be made later, the measurements cannot
+            text = f"no table: {type(error).__name__}: {error}"
+            self.say(text)
+        (self._out / "table.md").write_text(text + "\n")
 
     def failures(self) -> list[str]:
         """Return a line for each stage that did not pass."""

@@ -127,11 +127,11 @@ def main() -> None:
         prepare_stand_in(given.folder)
         return
     paths = dict(peer.partition("=")[::2] for peer in given.peers)
-    if unknown := [name for name, path in given.items() if name not in PEERS or not path]:
+    if unknown := [name for name, path in paths.items() if name not in PEERS or not path]:
         parser.error(f"{unknown[0]}: give {' or '.join(f'{name}=PATH' for name in PEERS)}")
     for line in prepare_data(given.data, given.folder):
         print(line, flush=True)
-    for line in prepare_peers({name: Path(path) for name, path in given.items()}, given.folder):
+    for line in prepare_peers({name: Path(path) for name, path in paths.items()}, given.folder):
         print(line, flush=True)
     total = size_of(given.folder)
     print(f"{given.folder}: {total:.1f} MiB" + ("" if total < CARRIED / 2**20 else ", too much to be carried at once"))
