@@ -149,15 +149,3 @@ class Trainer(BaseTrainer):
             self.loader.load_state_dict(progress["loader"])
             hidden = checkpoint.group(HIDDEN)
             self.player.hidden = [hidden[str(layer)].to(self.loader.device, copy=True) for layer in range(len(hidden))]
-
-
-def fit(
-    network: SessionNetwork,
-    loader: SessionParallelLoader,
-    options: TrainingOptions,
-    *,
-    resume: Checkpoint | None = None,
-    **parts: Any,
-) -> list[dict[str, Any]]:
-    """Train `network` in place and return the history; `parts` are the keyword arguments of `Trainer`."""
-    return Trainer(network, loader, options, **parts).run(resume)
