@@ -1,13 +1,12 @@
 """Recall@20 and NDCG@20 on Gowalla by epoch, of NGCF-3 or LightGCN-3: the estimators, or plain PyTorch.
 
-    python benchmarks/graph_curves.py ngcf package --epochs 10
+    python benchmarks/graph_curves.py ngcf package --epochs 10 --out build/benchmarks/ngcf.json
     python benchmarks/graph_curves.py ngcf naive --epochs 10 --batch-size 8192 --learning-rate 1e-3
 
 Both sides begin with the same weights, draw the same triples and are ranked by the same evaluation; hyper-parameters
 are the published ones unless others are given. Only the dropout masks differ, since plain PyTorch draws its own. The
 plain side stores the transposed matrix too, or an epoch of it would take three times as long. After each epoch
-results/gowalla_<model>_<adjacency>_<side>.json is written anew (with the batch size and the seed in its
-name where they are given). Needs shared/data/gowalla.
+its figures are printed and OUT, where one is given, is written anew. Needs shared/data/gowalla.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from gru4rec_fast.data.triples import TripleSampler
 from gru4rec_fast.evaluation import evaluate_graph
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
-RESULTS = Path(__file__).parent / "results"
 Record = dict[str, float]
 
 
@@ -80,14 +78,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None)
     asked = parser.parse_args()
     graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=graph)
     names = ("adjacency", "batch_size", "learning_rate", "seed")
     chosen: dict[str, Any] = {name: vars(asked)[name] for name in names if vars(asked)[name] is not None}
     model = (NGCF if asked.model == "ngcf" else LightGCN)(evaluate_every=1, **chosen)
-    marks = "".join(f"_{mark}{value}" for mark, value in (("b", asked.batch_size), ("s", asked.seed)) if value)
-    path = RESULTS / f"gowalla_{asked.model}_{model.parameters.adjacency}{marks}_{asked.side}.json"
     content = {"side": asked.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
     content |= {"parameters": model.get_params() | {"n_epochs": asked.epochs}}
     play = package_epochs if asked.side == "package" else naive_epochs
@@ -95,8 +92,9 @@ def main() -> None:
     for record in play(model, graph, test, asked.epochs):
         records.append(record)
         print(", ".join(f"{name} {value:.4f}" for name, value in record.items()), flush=True)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"model": asked.model, **content, "epochs": records}, indent=2) + "\n")
+        if asked.out is not None:
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            asked.out.write_text(json.dumps({"model": asked.model, **content, "epochs": records}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A power-law graph of 10 million nodes and 100 million interactions: built and propagated once, d=32, beside Gowalla.
 
-    python benchmarks/graph_scale.py --threads 1 --out benchmarks/results/graph_scale.json
+    python benchmarks/graph_scale.py --threads 1 --out build/benchmarks/graph_scale.json
 
 Time of the build and of the products, peak resident memory, and time per directed edge beside that of Gowalla's
 training graph (shared/data/gowalla; left out where it is not there) in the same run. Processor time is there beside the

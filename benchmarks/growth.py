@@ -1,6 +1,6 @@
 """How time and memory grow with the catalogue and with the log: python benchmarks/growth.py --folder SCRATCH
 
-Writes a JSON file and a picture. Three questions:
+Prints JSON and draws a picture. Three questions:
   items   time and memory of a training step from 10^4 to 10^7 items: no term of it may be linear in the catalogue
   events  time per event of training, and of session batches alone, from 10^5 to 10^8 events, memory-mapped
   memory  peak memory of training on 20 and 40 million events
@@ -204,7 +204,7 @@ def _curve(axis: Any, seconds: dict[str, dict[str, float]], scale: float, label:
 
 
 def main() -> None:
-    """Measure, print, write the JSON file and draw the picture."""
+    """Measure, print, write the JSON file that is asked for and draw the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=["items", "events", "memory"], action="append", help="one of the questions")
     parser.add_argument("--items", type=float, nargs="+", default=[1e4, 1e5, 1e6, 1e7], help="sizes of the catalogue")
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put logs while measuring")
     parser.add_argument("--turn-seconds", type=float, default=0.4, help="about how long one size's turn takes")
     parser.add_argument("--threads", type=int, help="by default torch's own choice")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "growth.json")
+    parser.add_argument("--json", type=Path, help="a file for what is printed, such as build/benchmarks/growth.json")
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[1] / "docs" / "images" / "growth.png")
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--one-log", help=argparse.SUPPRESS)
@@ -235,10 +235,12 @@ def main() -> None:
             found["events"] = grow_events([int(n) for n in arguments.events], folder, arguments.turn_seconds)
         if "memory" in wanted:
             found["memory"] = grow_memory(arguments.millions, folder)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    draw(json.loads(arguments.json.read_text()), arguments.plot)
-    print(json.dumps(found, indent=2))
+    text = json.dumps(found, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(text + "\n")
+    draw(json.loads(text), arguments.plot)
 
 
 if __name__ == "__main__":

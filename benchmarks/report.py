@@ -1,4 +1,4 @@
-"""One markdown table from the JSON of pytest-benchmark: python benchmarks/report.py results/*.json
+"""One markdown table from the JSON of pytest-benchmark: python benchmarks/report.py build/benchmarks/*.json
 
 A row per comparison: our first side against all others, our further ones against those with a goal and against ours;
 the ratio's median and quartiles over the rounds, the goal, and what share of the machine's own rates our side reached.
@@ -79,20 +79,28 @@ def machine(facts: dict[str, Any]) -> str:
 
 
 def table(files: list[Path]) -> str:
-    """The markdown table of these files, and the machines they were made on."""
+    """Return the markdown table of these files, and on which machines and days they were made.
+
+    Raises:
+        ValueError: the files hold no comparison.
+    """
     header = ["row", "ours", "takes", "against", "takes", "ratio", "goal", "ours reaches"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    machines: dict[str, None] = {}
+    machines: dict[str, set[str]] = {}
     for file in files:
-        for entry in json.loads(file.read_text())["benchmarks"]:
+        content = json.loads(file.read_text())
+        day, _, _ = content["datetime"].partition("T")
+        for entry in content["benchmarks"]:
             info = entry["extra_info"]
             if "memory" in info:
                 lines += ["| " + " | ".join(row) + " |" for row in memory_rows(info["memory"])]
             if "ratios" not in info:
                 continue
             lines += ["| " + " | ".join(row) + " |" for row in rows(info)]
-            machines[machine(info["machine"])] = None
-    return "\n".join([*lines, "", *machines])
+            machines.setdefault(machine(info["machine"]), set()).add(day)
+    if not machines:
+        raise ValueError(f"no comparison in {', '.join(map(str, files))}")
+    return "\n".join([*lines, "", *(f"{name}; {', '.join(sorted(days))}" for name, days in machines.items())])
 
 
 def put_into(page: Path, text: str) -> None:

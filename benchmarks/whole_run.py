@@ -1,6 +1,6 @@
 """A whole training with its evaluation, from the log's file to Recall@20.
 
-    python benchmarks/whole_run.py --peer official=PATH
+    python benchmarks/whole_run.py --peer official=PATH --json build/benchmarks/whole_run.json
 
 Diginetica, cross-entropy with logQ 1, L100 B64 N2048, 5 epochs, then the test log: everything both sides do is timed,
 the reading of the files included. Ours is run before and after the official code, whose run takes long, so that a drift
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--peer", required=True, metavar="official=PATH", help="a checkout of the official code")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, help="by default torch's own choice")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "whole_run.json")
+    parser.add_argument("--json", type=Path, required=True, help="what is done so far, read and written")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -21,9 +21,16 @@ def golden_folder() -> Path | None:
 
 
 def golden_names(prefix: str | tuple[str, ...] = PREFIXES) -> list[str]:
-    """Names of the recordings that begin so, by default every GRU4Rec one; empty where there are none."""
+    """Names of the recordings that begin so, by default every GRU4Rec one; empty where this machine has none at all.
+
+    FileNotFoundError where it has others only.
+    """
     folder = golden_folder()
-    return sorted(path.stem for path in folder.glob("*.npz") if path.stem.startswith(prefix)) if folder else []
+    if folder is None:
+        return []
+    if names := sorted(path.stem for path in folder.glob("*.npz") if path.stem.startswith(prefix)):
+        return names
+    raise FileNotFoundError(f"{folder} has no recording whose name begins with {prefix}")
 
 
 def load(name: str) -> "GoldenRun":

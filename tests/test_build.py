@@ -316,6 +316,7 @@ def test_sdist_and_wheel_carry_the_sources(place: Place) -> None:
     (wheel,) = (place.checkout / "dist").glob("*.whl")
     csrc = place.checkout / "csrc"
     wanted = {path.relative_to(csrc).as_posix() for path in csrc.rglob("*") if path.suffix in {".cpp", ".h", ".inc"}}
+    assert wanted
     with tarfile.open(sdist) as archive:
         in_sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     with zipfile.ZipFile(wheel) as archive:

@@ -117,6 +117,7 @@ def test_the_index_has_every_page() -> None:
     docs = CHECKOUT / "docs"
     index = (docs / "index.md").read_text()
     pages = [path.relative_to(docs).as_posix() for path in docs.rglob("*.md") if path.name != "index.md"]
+    assert pages
     assert [page for page in pages if f"({page})" not in index] == []
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from markov import markov_store
-from trainer_run import FORMAT, LANES, STORE, at_block, make_trainer, no_pictures, weights, without_seconds
+from trainer_run import FORMAT, LANES, STORE, at_block, make_trainer, no_pictures, weights
 
 from gru4rec_fast import ops
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import (
     Trainer,
     TrainingDiverged,
-    fit,
     load_checkpoint,
     make_progress,
     run_folder,
@@ -249,13 +248,6 @@ def test_an_earlier_training_in_the_folder_is_announced(tmp_path: Path, capsys: 
     assert announced == [
         f"{tmp_path} holds an earlier training; the first checkpoint of this one will move it to {tmp_path}/previous"
     ]
-
-
-def test_fit_is_the_trainer_in_one_call():
-    whole = make_trainer(n_epochs=1)
-    parts = {"criterion": whole.player.criterion, "optimizer": whole.optimizer, "sampler": whole.player.sampler}
-    history = fit(whole.network, whole.loader, whole.options, **parts)
-    assert without_seconds(history) == without_seconds(make_trainer(n_epochs=1).run())
 
 
 def test_plain_progress_prints_one_line_an_epoch(capsys: pytest.CaptureFixture[str]):

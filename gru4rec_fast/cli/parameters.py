@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -159,13 +158,18 @@ def build_model(
         from_string = parse_parameter_string(parameter_string, names) if parameter_string else {}
         model = found(**{**from_file, **from_string, **flags})
     except (TypeError, ValueError) as error:
-        raise ValueError(_with_nearest(str(error), names)) from error
+        raise ValueError(f"{error}{_nearest_names(error)}") from error
     find_device(model.parameters.device)  # before a log is read for nothing
     return model
 
 
-def _with_nearest(message: str, known: list[str]) -> str:
-    unknown = re.search(r"unknown parameter ([^;]+);", message)
-    names = unknown[1].split(", ") if unknown else []
-    nearest = list(dict.fromkeys(match for name in names for match in difflib.get_close_matches(name, known)))
-    return f"{message} (did you mean {' or '.join(nearest)}?)" if nearest else message
+def _nearest_names(error: Exception) -> str:
+    """Name the known parameters nearest to the unknown ones, where these are the error's reason."""
+    from gru4rec_fast.models.parameters import UnknownParameterError
+
+    reason = error if isinstance(error, UnknownParameterError) else error.__cause__  # a parameter file's
+    if not isinstance(reason, UnknownParameterError):
+        return ""
+    found = (match for name in reason.unknown for match in difflib.get_close_matches(name, reason.known))
+    nearest = list(dict.fromkeys(found))
+    return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""

@@ -71,5 +71,5 @@ def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) ->
     try:
         refuse_unknown(parameters, names)
     except TypeError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}") from error
     return dict(parameters)

@@ -197,12 +197,27 @@ def parameter_names() -> list[str]:
     return [entry.name for entry in fields(GRU4RecParameters)]
 
 
+class UnknownParameterError(TypeError):
+    """Parameters were given by names that the model does not have.
+
+    Attributes:
+        unknown: the names given; known: the names of the model's parameters.
+    """
+
+    def __init__(self, unknown: Sequence[str], known: Sequence[str]) -> None:
+        super().__init__(unknown, known)
+        self.unknown, self.known = unknown, known
+
+    def __str__(self) -> str:
+        return f"unknown parameter {', '.join(self.unknown)}; there are {', '.join(self.known)}"
+
+
 def refuse_unknown(parameters: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
-    """Raise TypeError where a name is not among `names`, by default those of GRU4Rec's parameters."""
+    """Raise UnknownParameterError where a name is not among `names`, by default those of GRU4Rec's parameters."""
     names = names or parameter_names()
     unknown = [name for name in parameters if name not in names]
     if unknown:
-        raise TypeError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(names)}")
+        raise UnknownParameterError(unknown, names)
 
 
 _TRUE, _FALSE = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False")

@@ -6,7 +6,7 @@ from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.fingerprint import log_fingerprint
 from gru4rec_fast.training.graph_loop import GraphTrainer, GraphTrainingOptions
 from gru4rec_fast.training.interrupt import TrainingInterrupted
-from gru4rec_fast.training.loop import Trainer, fit
+from gru4rec_fast.training.loop import Trainer
 from gru4rec_fast.training.options import TrainingOptions
 from gru4rec_fast.training.place import Place, TrainingDiverged
 from gru4rec_fast.training.progress import Progress, make_progress
@@ -25,7 +25,6 @@ __all__ = [
     "TrainingDiverged",
     "TrainingInterrupted",
     "TrainingOptions",
-    "fit",
     "load_checkpoint",
     "log_fingerprint",
     "make_progress",

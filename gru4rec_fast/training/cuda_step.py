@@ -22,7 +22,7 @@ from gru4rec_fast.ops.training_step import OPERATORS as STEP_OPERATORS
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.cuda_launch import Extent, Launch
 from gru4rec_fast.training.cuda_update import Trained
-from gru4rec_fast.training.fused import NO_KERNELS, BlockOutcome, why_not_parts
+from gru4rec_fast.training.fused import NO_KERNELS, BlockOutcome, outside_catalogue, why_not_parts
 
 _OPERATORS = ("session_batch", "negative_sampling", "dropout_mask", "gru", "sampled_loss", *STEP_OPERATORS)
 
@@ -131,9 +131,8 @@ class CudaTrainingStep:
         """
         if loader.items not in self._logs:
             items, offsets = loader.items.to(self.device), loader.offsets.to(self.device)
-            lowest, highest = (int(item) for item in torch.aminmax(items)) if len(items) else (0, 0)
-            if lowest < 0 or highest >= loader.n_items:
-                raise loader.damage(f"here {lowest} and {highest}")
+            if found := outside_catalogue(items, loader.n_items):
+                raise loader.damage(f"here {found[0]} and {found[1]}")
             self._logs[loader.items] = items, offsets
         return self._logs[loader.items]
 

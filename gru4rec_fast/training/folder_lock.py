@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 LOCK = ".lock"
+# Long enough for a second attempt, where the holder before removed the file between our opening and our locking it.
+SECONDS_TO_WAIT = 0.1
 
 logger = logging.getLogger("gru4rec_fast")
-_held = threading.local()  # .folders: those that this thread has to itself
 
 
 @contextmanager
@@ -21,57 +23,47 @@ def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Have `folder` for this thread alone, against other threads and processes; None: do nothing.
 
     The folder is made where it is missing, and removed again if nothing was written to it. Within one thread such
-    contexts nest. The lock is the kernel's (flock on a file in the folder) and dies with the process.
+    contexts nest. The lock is the kernel's (on a file in the folder) and dies with the process.
 
     Raises:
         OSError: another training has the folder, or it cannot be made or written to.
     """
-    held: set[Path] = _held.__dict__.setdefault("folders", set())
-    if folder is None or Path(folder).resolve() in held:
+    if folder is None:
         yield
         return
     folder = Path(folder)
-    key, is_new = folder.resolve(), not folder.is_dir()
+    is_new = not folder.is_dir()
+    path = folder.resolve() / LOCK
+    # One object per path, so that contexts nest. No soft lock where the file system has none: it outlives its process.
+    lock = FileLock(path, timeout=SECONDS_TO_WAIT, is_singleton=True, fallback_to_soft=False)
+    if lock.is_locked:  # by this thread
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(folder / LOCK):  # closing the file gives the lock up
-            held.add(key)
-            try:
-                yield
-            finally:
-                held.remove(key)
-                (folder / LOCK).unlink(missing_ok=True)  # while it is locked; see _is_at
+        _acquire(lock, folder)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows, which removes no open file
+                path.unlink()  # while it is locked: whoever waits for it then takes a new one
+            lock.release()
     finally:
         if is_new:
             with suppress(OSError):  # not empty
                 folder.rmdir()
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """The file, open and locked."""
+def _acquire(lock: FileLock, folder: Path) -> None:
+    open(folder / LOCK, "ab").close()  # an error here is one of the folder, not of the lock
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return open(path, "ab")
-    while True:
-        stream = open(path, "ab")  # noqa: SIM115 (handed on)
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            raise OSError(
-                f"another training is writing to {path.parent}: wait for its end, or choose another folder"
-            ) from None
-        except OSError as error:  # a file system that knows no locks
-            logger.warning("%s cannot be locked (%s): let no other training write there", path.parent, error)
-            return stream
-        if _is_at(stream, path):
-            return stream
-        stream.close()
+        lock.acquire()
+    except Timeout:
+        raise OSError(f"another training is writing to {folder}: wait for its end, or choose another folder") from None
+    except OSError as error:  # a file system that knows no locks
+        _warn(folder, str(error))
 
 
-def _is_at(stream: IO[bytes], path: Path) -> bool:
-    """False where the holder before removed the file between our opening and our locking it."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    return False
+@cache  # and not again for each context that nests
+def _warn(folder: Path, reason: str) -> None:
+    logger.warning("%s cannot be locked (%s): let no other training write there", folder, reason)

@@ -20,7 +20,12 @@ from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import ItemTable, OutputTable
 from gru4rec_fast.optim import SparseAdagrad
 
-NO_KERNELS = "there are no native kernels"  # which the first operator that runs announces
+
+class NoKernels(str):
+    """The reason that no native kernels are there, which the first operator that runs announces."""
+
+
+NO_KERNELS = NoKernels("there are no native kernels")
 
 
 def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
@@ -98,6 +103,12 @@ def _weights(network: SessionNetwork) -> list[Tensor]:
     return [weight for weight in weights if weight is not None]
 
 
+def outside_catalogue(items: Tensor, n_items: int) -> tuple[int, int] | None:
+    """Return the lowest and the highest of a log's items where one of them is no index of the catalogue; else None."""
+    lowest, highest = (int(item) for item in torch.aminmax(items)) if len(items) else (0, 0)
+    return (lowest, highest) if lowest < 0 or highest >= n_items else None
+
+
 class BlockOutcome(NamedTuple):
     """A block's loss (mean over its steps), its steps, and its targets in live lanes."""
 
@@ -135,7 +146,7 @@ class FusedTrainingStep:
             raise ValueError(f"no fused training step: {reason}")
         if precision == "bf16" and network.output.weight.dtype != torch.float32:
             raise ValueError(f"precision='bf16' goes with float32, not with {network.output.weight.dtype}")
-        self.steps = steps
+        self.steps, self.n_items = steps, network.n_items
         self._network, self._criterion, self._optimizer = network, criterion, optimizer
         self._options = {"steps": steps, "accumulate": accumulate, "precision": precision}
         self._native: Any = _backend.native_module()
@@ -310,7 +321,7 @@ class FusedPlayer:
                 **self._fused._optimizer_numbers(),
             )
         except ValueError as error:
-            if "items are no indices" in str(error):
+            if outside_catalogue(self._loader.items, self._fused.n_items):
                 raise self._loader.damage(str(error)) from None
             raise
         finally:

@@ -17,7 +17,7 @@ from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory
 from gru4rec_fast.training.base import BaseTrainer
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.epoch import EpochPlayer
-from gru4rec_fast.training.fused import NO_KERNELS
+from gru4rec_fast.training.fused import NoKernels
 from gru4rec_fast.training.options import TrainingOptions
 from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
@@ -115,7 +115,7 @@ class Trainer(BaseTrainer):
         if self._is_done or self.player.fused_is_unwanted:
             return
         reason = self.player.why_not_fused
-        if reason not in (None, NO_KERNELS):
+        if reason is not None and not isinstance(reason, NoKernels):
             self.progress.say(f"training by autograd, not by the fused step: {reason}")
 
     def _after_epoch(self, watched: float) -> None:
@@ -149,15 +149,3 @@ class Trainer(BaseTrainer):
             self.loader.load_state_dict(progress["loader"])
             hidden = checkpoint.group(HIDDEN)
             self.player.hidden = [hidden[str(layer)].to(self.loader.device, copy=True) for layer in range(len(hidden))]
-
-
-def fit(
-    network: SessionNetwork,
-    loader: SessionParallelLoader,
-    options: TrainingOptions,
-    *,
-    resume: Checkpoint | None = None,
-    **parts: Any,
-) -> list[dict[str, Any]]:
-    """Train `network` in place and return the history; `parts` are the keyword arguments of `Trainer`."""
-    return Trainer(network, loader, options, **parts).run(resume)
