@@ -63,16 +63,7 @@ def dropout_mask(
 
 
 def dropout_mask_reference(
-    steps: int,
-    lanes: int,
-    units: int,
-    p: float,
-    seed: int,
-    stream: int,
-    step: int,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
+    steps: int, lanes: int, units: int, p: float, seed: int, stream: int, step: int, *, dtype: torch.dtype, device: Any
 ) -> Tensor:
     """Keep element (t, lane, unit) where a random word of it is at least floor(p * 2**32).
 
