@@ -38,7 +38,7 @@ def gru(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """Outputs of a GRU over T steps whose lanes may be reset at any step.
+    """Return the outputs of a GRU over T steps whose lanes may be reset at any step.
 
     Args:
         gate_inputs: [T, B, 3H] floating: W_i x + b_i, gates in the order r, z, n (torch.nn.GRUCell's).
@@ -97,7 +97,7 @@ def gru_reference(
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs [T, B, H], differentiable by autograd, and what `gru_backward_reference` needs of them.
 
-    The latter is [T, B, 4H] holding r, z, n and q: W_hn s + b_hn (reset_after) or r * s (reset_before).
+    The latter is [T, B, 4H]: r, z, n and q, where q is W_hn s + b_hn (reset_after) or r * s (reset_before).
     """
     steps, lanes, _ = gate_inputs.shape
     if steps == 0:
@@ -124,7 +124,7 @@ def gru_backward_reference(
     form: str,
     state_grad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of gate_inputs [T, B, 3H], state [B, H], weight_hh [3H, H] and bias_hh [3H] (zeros without a bias).
+    """Return the gradients of gate_inputs, state, weight_hh and bias_hh [3H] (zeros without a bias).
 
     The state's is empty, [0], without `state_grad`: where gradients end at a block's edge, nobody wants it.
     """

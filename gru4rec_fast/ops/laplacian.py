@@ -53,7 +53,7 @@ def laplacian(
     transposed: bool = False,
     impl: str = "auto",
 ) -> Tensor:
-    """Product of a graph's propagation matrix with node features; differentiable with respect to the features.
+    """Return the product of a graph's propagation matrix with node features; differentiable in the features.
 
     The graph is undirected: whenever it lists c as a neighbour of r, it lists r as a neighbour of c. That is not
     checked here, and the gradient depends on it; `gru4rec_fast.data.InteractionGraph` gives such graphs.

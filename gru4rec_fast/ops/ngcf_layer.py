@@ -189,14 +189,14 @@ def ngcf_layer_reference(
 
 
 def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """The rows of the nodes `rows` from a table that has one for each of the nodes `columns`; None: all nodes."""
+    """Return the rows of the nodes `rows` from a table with a row for each of the nodes `columns`; None: all."""
     if rows is None:
         return table
     return table.index_select(0, rows if columns is None else torch.searchsorted(columns, rows))
 
 
 def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
-    """ "mean+I" as ("mean", True): a matrix of `laplacian`, and whether the identity is added."""
+    """Return a matrix of `laplacian` and whether the identity is added: ("mean", True) for "mean+I"."""
     if matrix not in PROPAGATION_MATRICES:
         raise ValueError(f"{name}={matrix!r}: choose one of {', '.join(PROPAGATION_MATRICES)}")
     return matrix.removesuffix("+I"), matrix.endswith("+I")

@@ -1,4 +1,4 @@
-"""Rank of a target in the whole catalogue by counting, and the k best items (semantics.md, "Evaluation").
+"""Rank of a target in the whole catalogue by counting, and the k best items.
 
 The score of item j for query q is `hidden[q] @ weight[j] + bias[j]`. A NaN score is an error, not a rank. The reference
 scores chunks of queries, at most `SCORES_PER_CHUNK` scores at a time, so memory does not grow with queries x catalogue.
@@ -30,9 +30,9 @@ def target_rank(
         weight: output table [I, H], I >= 1, dtype and device of `hidden`.
         bias: output bias [I], or None.
         targets: index of each query's true item, int64 [Q], 0 <= target < I.
-        impl: "auto", "native" or "reference". Native: every score, the target's too, is one chain of
-            multiply-adds in the order of the hidden units, so equal rows tie exactly and no score depends on the batch,
-            the tile or the number of threads; queries x catalogue scores are never held.
+        impl: "auto", "native" or "reference". Native: every score, the target's too, is one chain of multiply-adds in
+            the order of the hidden units, so equal rows tie exactly and no score depends on the batch, the tile or the
+            number of threads; queries x catalogue scores are never held.
 
     Returns:
         (greater, equal), int64 [Q] each: how many *other* items score strictly higher than the target, and exactly as
@@ -75,12 +75,13 @@ def top_k(
     _check_table(hidden, weight, bias)
     if not 1 <= k <= weight.shape[0]:
         raise ValueError(f"k={k}: choose 1 to {weight.shape[0]}, the number of items in the catalogue")
-    fits = exclude is None or (exclude.dim() == 2 and exclude.shape[0] == hidden.shape[0])
-    if exclude is not None and (exclude.dtype != torch.int64 or not fits or exclude.device != hidden.device):
-        raise ValueError(
-            f"exclude must be int64 [Q, E] with Q = {hidden.shape[0]} on {hidden.device}, "
-            f"got {exclude.dtype} {list(exclude.shape)} on {exclude.device}"
-        )
+    if exclude is not None:
+        fits = exclude.dim() == 2 and exclude.shape[0] == hidden.shape[0]
+        if exclude.dtype != torch.int64 or not fits or exclude.device != hidden.device:
+            raise ValueError(
+                f"exclude must be int64 [Q, E] with Q = {hidden.shape[0]} on {hidden.device}, "
+                f"got {exclude.dtype} {list(exclude.shape)} on {exclude.device}"
+            )
     find = implementation("top_k", impl, hidden.device, top_k_reference)
     return find(hidden, weight, bias, k, exclude)
 

@@ -177,7 +177,7 @@ def sampled_loss_reference(
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in the dtype that products of it are summed in."""
+    """Return x in the dtype that products of it are summed in."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
@@ -191,7 +191,7 @@ def score_matrix(
     log_q: Tensor | None,
     ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores [M, n], each row's own column [M], and which columns each row sees (bool [M, n]; None: all)."""
+    """Return scores [M, n], each row's own column [M], and which columns each row sees (bool [M, n]; None: all)."""
     m = hidden.shape[0]
     hidden, rows = widened(hidden), widened(rows)
     if in_batch:
