@@ -82,7 +82,7 @@ def gru(
         raise ValueError(f"reset must be bool, not {reset.dtype}")
     if form == "reset_before" and bias_hh is not None:
         raise ValueError("bias_hh: the reset_before form has one bias per gate, added to gate_inputs by the caller")
-    run = implementation("gru", impl, gate_inputs.device, gru_reference)
+    run = implementation("gru", impl, gate_inputs.device, partial(gru_reference, save=False))
     return run(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)[0]
 
 
@@ -94,22 +94,27 @@ def gru_reference(
     reset: Tensor | None,
     output_mask: Tensor | None,
     form: str,
-) -> tuple[Tensor, Tensor]:
+    *,
+    save: bool = True,
+) -> tuple[Tensor, ...]:
     """Return the outputs [T, B, H], differentiable by autograd, and what `gru_backward_reference` needs of them.
 
-    The latter is [T, B, 4H]: r, z, n and q, where q is W_hn s + b_hn (reset_after) or r * s (reset_before).
+    The latter is [T, B, 4H]: r, z, n and q, where q is W_hn s + b_hn (reset_after) or r * s (reset_before). Without
+    `save`: (outputs,).
     """
-    steps, lanes, _ = gate_inputs.shape
-    if steps == 0:
-        return gate_inputs.new_empty(0, *state.shape), gate_inputs.new_empty(0, lanes, 4 * state.shape[1])
+    lanes, hidden = state.shape
     outputs, saved = [], []
-    for t in range(steps):
+    for t in range(gate_inputs.shape[0]):
         state, *gates = _step(gate_inputs[t], _entering(state, reset, t), weight_hh, bias_hh, form)
         if output_mask is not None:
             state = state * output_mask[t]
         outputs.append(state)
-        saved.append(torch.cat(gates, dim=1))
-    return torch.stack(outputs), torch.stack(saved)
+        if save:
+            saved.append(torch.cat(gates, dim=1))
+    output = torch.stack(outputs) if outputs else gate_inputs.new_empty(0, lanes, hidden)
+    if not save:
+        return (output,)
+    return output, torch.stack(saved) if saved else gate_inputs.new_empty(0, lanes, 4 * hidden)
 
 
 def gru_backward_reference(
