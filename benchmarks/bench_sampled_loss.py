@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gru4rec_fast.ops import sampled_loss
-from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.ops.sampled_loss import LOSSES
 
 SHAPES = [(32, 2048, 100), (48, 2048, 480), (80, 2048, 224), (128, 2048, 512)]
 

@@ -3,7 +3,7 @@
     pytest benchmarks/bench_sparse_update.py --benchmark-group-by=param:rule,param:shape
 
 Shapes are touched rows x width x catalogue; indices follow a power law, so rows repeat. torch.optim.Adagrad has epsilon
-outside the root and no momentum; it is there for its speed only. torch.optim.RMSprop takes no sparse gradient.
+outside the root and no momentum; it is there for its speed only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from gru4rec_fast import ops
 
 SHAPES = [(2080, 100, 2933), (2096, 480, 43097), (2128, 224, 2933), (2304, 512, 43097)]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "sparse_sgd": {"lr": 0.05},
     "sparse_adagrad": {"lr": 0.05},
-    "sparse_rmsprop": {"lr": 0.05},
     "sparse_adam": {"lr": 0.05, "step": 10},
 }
 TORCH = {
-    "sparse_sgd": torch.optim.SGD,
     "sparse_adagrad": torch.optim.Adagrad,
     "sparse_adam": torch.optim.SparseAdam,
 }
@@ -34,8 +31,6 @@ TORCH = {
 @pytest.mark.parametrize("rule", OPTIONS)
 @pytest.mark.parametrize("side", ["torch.optim", "reference", "native"])
 def test_update(benchmark: Any, shape: tuple[int, int, int], rule: str, side: str) -> None:
-    if side == "torch.optim" and rule not in TORCH:
-        pytest.skip("torch has none for sparse gradients")
     touched, width, catalogue = shape
     index = torch.from_numpy(np.random.default_rng(0).zipf(1.3, touched).clip(1, catalogue) - 1)
     grad = torch.randn(touched, width)
@@ -45,7 +40,7 @@ def test_update(benchmark: Any, shape: tuple[int, int, int], rule: str, side: st
         table.grad = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=False)
         benchmark(optimizer.step)
     else:
-        state = [torch.zeros(catalogue, width) for _ in range({"sparse_sgd": 0, "sparse_adam": 2}.get(rule, 1))]
+        state = [torch.zeros(catalogue, width) for _ in range(2 if rule == "sparse_adam" else 1)]
         state += [None] * (rule != "sparse_adam")  # no momentum
 
         def ours() -> None:

@@ -36,7 +36,7 @@ _HOME_OF = {
     "Vocabulary": "data",
     "build_info": "_backend",
 }
-_ROOMS = ("data", "evaluation", "integrations", "models", "nn", "ops", "optim", "profiling", "reference", "training")
+_ROOMS = ("data", "evaluation", "integrations", "models", "nn", "ops", "optim", "profiling", "training")
 
 __all__ = [
     "NGCF",

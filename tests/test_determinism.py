@@ -12,7 +12,7 @@ from markov import markov_store
 from native import threads
 
 from gru4rec_fast import GRU4Rec
-from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.training.epoch import EpochPlayer
 
 # Lanes, units and items enough for every kernel to share its work out among three threads; ten steps or so.

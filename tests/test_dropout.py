@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import dropout_mask
-from gru4rec_fast.reference.philox import philox4x32
+from gru4rec_fast.ops.philox import philox4x32
 
 native = pytest.mark.skipif(
     _backend.resolve("auto", "dropout_mask", "cpu") != "native", reason="dropout_mask is not built natively"

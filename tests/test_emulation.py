@@ -15,7 +15,7 @@ from native import why_not_emulated
 from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend, ops
-from gru4rec_fast.reference.philox import philox4x32
+from gru4rec_fast.ops.philox import philox4x32
 
 pytestmark = pytest.mark.skipif(bool(why_not_emulated("dropout")), reason=why_not_emulated("dropout") or "-")
 

@@ -20,9 +20,9 @@ from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_
 from gru4rec_fast import GRU4Rec, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import MemoryRecord
-from gru4rec_fast.reference.sampled_loss import LOSSES
 from gru4rec_fast.training import TrainingInterrupted, load_checkpoint
 from gru4rec_fast.training.epoch import EpochPlayer
 from gru4rec_fast.training.fused import FusedTrainingStep, why_not_fused

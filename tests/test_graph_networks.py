@@ -19,7 +19,7 @@ from waits import Waits
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
-from gru4rec_fast.reference.ngcf_layer import PROPAGATION_MATRICES
+from gru4rec_fast.ops.ngcf_layer import PROPAGATION_MATRICES
 
 native = pytest.mark.skipif(
     _backend.resolve("auto", "laplacian", "cpu") != "native", reason="laplacian is not built natively"

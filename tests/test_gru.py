@@ -21,7 +21,7 @@ from native import (
 from virtual_memory import first_and_last_blocks, torch_computes
 
 from gru4rec_fast import _backend, ops
-from gru4rec_fast.reference.gru import FORMS, gru_backward, gru_forward
+from gru4rec_fast.ops.gru import FORMS, gru_backward_reference, gru_reference
 
 STEPS, LANES, HIDDEN = 5, 4, 6
 kernels = native_and_emulated("gru")
@@ -96,8 +96,8 @@ def test_written_out_backward_is_autograds(form: str, reset: bool, mask: bool) -
     expected = ops.gru(*args, impl="reference")
     grad = torch.randn_like(expected)
     with torch.no_grad():
-        output, saved = gru_forward(*args)
-        grads = gru_backward(grad, output, saved, *args[1:])
+        output, saved = gru_reference(*args)
+        grads = gru_backward_reference(grad, output, saved, *args[1:])
     torch.testing.assert_close(output, expected, rtol=1e-13, atol=1e-13)
     inputs = [t for t in args[:4] if t is not None]
     for written, auto in zip(grads, torch.autograd.grad(expected, inputs, grad), strict=False):
@@ -280,7 +280,7 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
     assert emulation.launches() == (2 if hidden == 1 else 2 * steps * (1 if form == "reset_after" else 2))
     assert ours[1].numel() > ours[2].numel() > 2**31
     ours[:4] = [t.index_select(-2, ends) for t in ours[:4]]
-    reference = SimpleNamespace(gru=gru_forward, gru_backward=gru_backward)
+    reference = SimpleNamespace(gru=gru_reference, gru_backward=gru_backward_reference)
     exact = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in small]
     assert_as_close(ours, results(reference, grad, small), results(reference, grad.double(), exact))
 

@@ -16,9 +16,8 @@ from tests.conftest import is_installed
 PACKAGE = Path(gru4rec_fast.__file__).parent
 
 # docs/architecture.md: a room imports from rooms of a lower level and from itself. The private modules at the root
-# decide which implementation runs; they stand between the specification and the operators.
+# decide which implementation of an operator runs.
 LEVEL = {
-    "reference": 0,
     "_root": 1,
     "ops": 2,
     "data": 3,
@@ -87,10 +86,69 @@ def test_every_room_has_its_level() -> None:
     assert rooms == set(LEVEL) - {"_root"}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "reference" in p.parts], ids=lambda path: path.name)
-def test_reference_knows_torch_alone(path: Path) -> None:
-    foreign = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
-    assert foreign <= {"torch", "gru4rec_fast"}
+OPERATORS = [path for path in FILES if path.parent.name == "ops"]
+
+
+@pytest.mark.parametrize("path", OPERATORS, ids=lambda path: path.name)
+def test_operators_import_torch_the_backend_and_each_other(path: Path) -> None:
+    for module in imported_modules(path):
+        top = module.split(".")[0]
+        known = top in sys.stdlib_module_names or top == "torch"
+        assert known or f"{module}.".startswith(("gru4rec_fast._backend.", "gru4rec_fast.ops.")), module
+
+
+def reached_by_references(paths: list[Path]) -> tuple[set[str], set[str]]:
+    """What files define as `*_reference`, and every name of a file or an import that these definitions lead to."""
+    uses: dict[str, set[str]] = {}
+    for path in paths:
+        tree, own = ast.parse(path.read_text()), f"gru4rec_fast.ops.{path.stem}"
+        names = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        definitions: dict[str, ast.stmt] = {}
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                definitions[node.name] = node
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                definitions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+        names |= {name: f"{own}.{name}" for name in definitions}
+        for name, node in definitions.items():
+            used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - {name}
+            uses[f"{own}.{name}"] = {names[other] for other in used & set(names)}
+    references = {name for name in uses if name.endswith("_reference")}
+    reached, pending = set(references), list(references)
+    while pending:
+        new = uses.get(pending.pop(), set()) - reached
+        reached |= new
+        pending += new
+    return references, reached
+
+
+DECIDES = ("gru4rec_fast._backend.", "gru4rec_fast.ops._dispatch.", "gru4rec_fast.ops._registry.")
+
+
+def test_references_use_torch_and_each_other_alone() -> None:
+    references, reached = reached_by_references(OPERATORS)
+    assert len(references) >= 17 and {"gru4rec_fast.ops.philox.philox4x32", "torch.Tensor"} <= reached
+    assert not [name for name in reached if name.startswith(DECIDES)]
+
+
+def test_a_reference_that_runs_an_operator_is_found(tmp_path: Path) -> None:
+    operator, helper = tmp_path / "operator.py", tmp_path / "helper.py"
+    operator.write_text(
+        "from gru4rec_fast.ops.helper import double\ndef k_reference(x):\n    return sorted([x], key=double)\n"
+    )
+    helper.write_text(
+        "from gru4rec_fast.ops._dispatch import implementation as run\n"
+        "def double(x):\n    return _twice(x)\n"
+        "def _twice(x):\n    return run('k', 'auto', x.device, None)(x)\n"
+    )
+    _, reached = reached_by_references([operator, helper])
+    assert "gru4rec_fast.ops._dispatch.implementation" in reached
 
 
 def run_python(code: str) -> str:

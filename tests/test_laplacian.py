@@ -19,7 +19,7 @@ from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import laplacian
-from gru4rec_fast.reference.laplacian import MATRICES
+from gru4rec_fast.ops.laplacian import MATRICES
 
 native = pytest.mark.skipif(
     _backend.resolve("auto", "laplacian", "cpu") != "native", reason="laplacian is not built natively"

@@ -19,8 +19,8 @@ from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import AliasTable, build_alias_table, negative_sampling
-from gru4rec_fast.reference.negative_sampling import COLUMN_MASS, alias_masses
-from gru4rec_fast.reference.philox import philox4x32
+from gru4rec_fast.ops.negative_sampling import COLUMN_MASS, alias_masses
+from gru4rec_fast.ops.philox import philox4x32
 
 native = pytest.mark.skipif(
     _backend.resolve("auto", "negative_sampling", "cpu") != "native", reason="negative_sampling is not built natively"

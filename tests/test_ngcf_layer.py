@@ -26,7 +26,7 @@ from torch._dynamo.testing import CompileCounter
 
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import ngcf_layer
-from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
+from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
 
 native = pytest.mark.skipif(
     _backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="ngcf_layer is not built natively"

@@ -9,8 +9,8 @@ from native import LEVELS, run_at_level, told, why_not_emulated
 from torch import Tensor
 from virtual_memory import skipping_without_address_space, torch_runs, zeros
 
-from gru4rec_fast.ops.ranking import target_rank, top_k
-from gru4rec_fast.reference import ranking as reference
+from gru4rec_fast.ops import ranking
+from gru4rec_fast.ops.ranking import target_rank, target_rank_reference, top_k, top_k_reference
 
 native = pytest.mark.usefixtures("native_library")
 emulated = pytest.mark.skipif(bool(why_not_emulated("ranking")), reason=why_not_emulated("ranking") or "-")
@@ -219,13 +219,13 @@ def test_bad_arguments_are_named(impl: str) -> None:
 
 def test_reference_is_the_same_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, bias, targets = problem(70, 100, 7, torch.float32, integers=True)
-    whole = [*reference.target_rank(hidden, weight, bias, targets), *reference.top_k(hidden, weight, bias, 9)]
-    monkeypatch.setattr(reference, "SCORES_PER_CHUNK", 300)
-    parts = [*reference.target_rank(hidden, weight, bias, targets), *reference.top_k(hidden, weight, bias, 9)]
+    whole = [*target_rank_reference(hidden, weight, bias, targets), *top_k_reference(hidden, weight, bias, 9, None)]
+    monkeypatch.setattr(ranking, "SCORES_PER_CHUNK", 300)
+    parts = [*target_rank_reference(hidden, weight, bias, targets), *top_k_reference(hidden, weight, bias, 9, None)]
     assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
     hidden[50] = torch.nan
     with pytest.raises(ValueError, match="query 50 has a NaN score"):
-        reference.target_rank(hidden, weight, bias, targets)
+        target_rank_reference(hidden, weight, bias, targets)
 
 
 def test_no_gradient_is_recorded(impl: str) -> None:

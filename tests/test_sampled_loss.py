@@ -19,8 +19,7 @@ from native import (
 )
 
 from gru4rec_fast import _backend, ops
-from gru4rec_fast.reference.sampled_loss import LOSSES
-from gru4rec_fast.reference.sampled_loss_gradients import sampled_loss_and_gradients
+from gru4rec_fast.ops.sampled_loss import LOSSES, sampled_loss_reference
 
 M, N, H = 4, 5, 3
 kernels = native_and_emulated("sampled_loss")
@@ -136,7 +135,7 @@ def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool, imp
     full = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters
     masks = [given.get(name) for name in ("live", "log_q", "ids", "count")]
     with torch.no_grad():
-        written = sampled_loss_and_gradients(*t.values(), *masks, loss, in_batch, 6.0, *full.values())
+        written = sampled_loss_reference(*t.values(), *masks, loss, in_batch, 6.0, *full.values())
     torch.testing.assert_close(written[0], value(**t), rtol=1e-12, atol=1e-13)
     for ours, auto in zip(written[1:], torch.autograd.grad(value(**t), list(t.values())), strict=True):
         torch.testing.assert_close(ours, auto, rtol=1e-10, atol=1e-12)
@@ -146,7 +145,7 @@ def test_a_row_with_nothing_to_smooth_over_has_no_gradient() -> None:
     t = tensors()
     ids = torch.full((M + N,), 7)
     full = ("cross-entropy", True, 6.0, 0.0, 1.0, 0.2)
-    loss, *written = sampled_loss_and_gradients(*(x.detach() for x in t.values()), None, None, ids, None, *full)
+    loss, *written = sampled_loss_reference(*(x.detach() for x in t.values()), None, None, ids, None, *full)
     value = ops.sampled_loss(**t, batch_size=6, ids=ids, label_smoothing=0.2, impl="reference")
     assert loss == value == 0
     for ours, auto in zip(written, torch.autograd.grad(value, list(t.values())), strict=True):

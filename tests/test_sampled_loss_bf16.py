@@ -13,8 +13,7 @@ from torch import Tensor
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
-from gru4rec_fast.reference.sampled_loss import LOSSES
-from gru4rec_fast.reference.sampled_loss_gradients import sampled_loss_and_gradients
+from gru4rec_fast.ops.sampled_loss import LOSSES, sampled_loss_reference
 
 kernels = native_and_emulated("sampled_loss")
 everywhere = implementations("sampled_loss")
@@ -36,7 +35,7 @@ def bf16_problem(m: int, n: int, h: int, *, given: bool = True) -> dict[str, Any
 
 def with_gradients(impl: str, arguments: dict, loss: str, in_batch: bool, **parameters: float) -> list[Tensor]:
     """Loss and gradients as the operator gives them, or, by "reference", as their specification does."""
-    operator = sampled_loss_and_gradients
+    operator = sampled_loss_reference
     if impl != "reference":
         operator = operators_of(impl, "sampled_loss").sampled_loss
     full = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters

@@ -204,7 +204,7 @@ def test_each_touched_row_moves_once_and_no_other(has_bias: bool, impl: str) -> 
 
 
 def check_row(after: dict, before: dict, prefix: str, row: int, grads: Tensor, chosen: Tensor) -> None:
-    """Against the formulas of `reference/sparse_update.py`."""
+    """Against the formulas of `ops/sparse_update.py`."""
     lr, momentum, eps = NUMBERS.tolist()
     weight, accumulator, velocity = (before[prefix + name][row] for name in ("weight", "accumulator", "velocity"))
     if chosen.any():

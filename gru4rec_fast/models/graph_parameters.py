@@ -21,7 +21,7 @@ from gru4rec_fast.models.parameters import (
     _rule,
     refuse_unknown,
 )
-from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
+from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
 
 
 def _positive(value: float) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gru4rec_fast.evaluation.metrics import METRICS
-from gru4rec_fast.reference.sampled_loss import LOSSES
+from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.training.options import LOSS
 from gru4rec_fast.training.schedules import scheduler_names
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.data.graph import InteractionGraph
 from gru4rec_fast.nn.session_gru import glorot_
-from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS, pick, split_matrix
+from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, pick, split_matrix
 
 
 class GraphIndices(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gru4rec_fast import ops
 from gru4rec_fast.nn.session_network import SessionNetwork
-from gru4rec_fast.reference.sampled_loss import LOSSES, widened
+from gru4rec_fast.ops.sampled_loss import LOSSES, widened
 
 
 class SampledLoss(nn.Module):

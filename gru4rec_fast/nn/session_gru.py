@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
-from gru4rec_fast.reference.philox import STREAM_HIDDEN_DROPOUT
+from gru4rec_fast.ops.philox import STREAM_HIDDEN_DROPOUT
 
 State = list[Tensor]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
 from gru4rec_fast.nn.tables import gather_live_rows, gather_rows
-from gru4rec_fast.reference.philox import STREAM_EMBEDDING_DROPOUT
+from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT
 
 EMBEDDINGS = ("constrained", "separate", "none")
 

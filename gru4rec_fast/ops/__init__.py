@@ -19,8 +19,6 @@ from gru4rec_fast.ops.session_batch import (
 from gru4rec_fast.ops.sparse_update import (
     sparse_adagrad,
     sparse_adam,
-    sparse_rmsprop,
-    sparse_sgd,
 )
 
 __all__ = [
@@ -37,8 +35,6 @@ __all__ = [
     "session_batch_state",
     "sparse_adagrad",
     "sparse_adam",
-    "sparse_rmsprop",
-    "sparse_sgd",
     "target_rank",
     "top_k",
 ]

@@ -1,15 +1,30 @@
-"""Triples for BPR, drawn from a graph. Specification: `gru4rec_fast.reference.bpr_triples`."""
+"""Triples for BPR: a user, an item that the user has, and an item that the user has not.
+
+Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009. All of it is done in integers, so
+that a seed means the same triples on every backend and for any thread count.
+
+Triple k of step t takes the words of two Philox counters, (STREAM_TRIPLES, t, k, 0) and (STREAM_TRIPLES, t, k, 1). Two
+words (high, low) make a number in [0, m): the product of m with (high * 2**32 + low) / 2**64, rounded down.
+
+    user      users[number below n_candidates]                            words 0, 1 of the first counter
+    positive  the user's items[number below the user's degree]            words 2, 3 of the first counter
+    negative  the items not the user's[number below n_items - degree]     words 0, 1 of the second counter
+
+With `starts`, interactions are drawn instead of users: words 0, 1 choose one of the candidates' interactions, which is
+user and positive at once. The negative is exact, not drawn again until it fits: among a user's rising items s_0, s_1,
+... there are s_k - k others before s_k, so the r-th other item is r + the number of k with s_k - k <= r.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load, operators, register_composite
-from gru4rec_fast.reference.bpr_triples import bpr_triples as reference_bpr_triples
-from gru4rec_fast.reference.bpr_triples import check_candidates
-from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
+from gru4rec_fast.ops._dispatch import implementation
+from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, check_counters, philox4x32
 
 _LIMIT = 1 << 31  # of what is drawn from: users, their interactions, items
 
@@ -41,7 +56,7 @@ def bpr_triples(
         n_users, n_items: both below 2**31.
         starts: None, or int64 [n_candidates + 1]: 0 and the running sum of the candidates' degrees, below 2**31.
         seed: in [0, 2**63). step: in [0, 2**32).
-        impl: "auto", "native", "reference" or "emulated".
+        impl: "auto", "native" or "reference".
 
     Returns:
         int64 [3, n]: users, positives, negatives; items are counted from 0.
@@ -67,15 +82,13 @@ def bpr_triples(
         raise ValueError(f"users must be int64 [n_candidates], one at least, not {users.dtype} {[*users.shape]}")
     if starts is not None and (starts.dtype != torch.int64 or starts.shape != (users.shape[0] + 1,)):
         raise ValueError(f"starts must be int64 [{users.shape[0] + 1}], not {starts.dtype} {[*starts.shape]}")
-    chosen = resolve(impl, "bpr_triples", offsets.device.type)
-    if chosen != "reference":
-        return operators(chosen).bpr_triples(offsets, neighbours, users, starts, n_users, n_items, n, seed, step)
-    if not torch.compiler.is_compiling():
+    draw = implementation("bpr_triples", impl, offsets.device, bpr_triples_reference)
+    if draw is bpr_triples_reference and not torch.compiler.is_compiling():
         check_candidates(offsets, neighbours, users, starts, n_items)
-    return reference_bpr_triples(offsets, neighbours, users, starts, n_users, n_items, n, seed, step)
+    return draw(offsets, neighbours, users, starts, n_users, n_items, n, seed, step)
 
 
-def _fake(
+def bpr_triples_reference(
     offsets: Tensor,
     neighbours: Tensor,
     users: Tensor,
@@ -86,10 +99,60 @@ def _fake(
     seed: int,
     step: int,
 ) -> Tensor:
+    """Return users, positives and negatives, int64 [3, n]; see the head of this file."""
+    device = offsets.device
+    stream, now, second = torch.tensor([STREAM_TRIPLES, step, 1], device=device).unbind()
+    draw = torch.arange(n, device=device)
+    words = philox4x32((stream, now, draw, torch.zeros_like(second)), seed)
+    if starts is None:
+        user = users[_below(words[0], words[1], users.shape[0])]
+        positive = _below(words[2], words[3], offsets[user + 1] - offsets[user])
+    else:
+        interaction = _below(words[0], words[1], starts[-1])
+        candidate = torch.searchsorted(starts, interaction, right=True) - 1
+        user, positive = users[candidate], interaction - starts[candidate]
+    begin, degree = offsets[user], offsets[user + 1] - offsets[user]
+    high, low, _, _ = philox4x32((stream, now, draw, second), seed)
+    rank = _below(high, low, n_items - degree)
+    negative = rank + _seen_before(neighbours, begin, degree, rank + n_users)
+    return torch.stack([user, neighbours[begin + positive].long() - n_users, negative])
+
+
+def _below(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
+    """A number in [0, limit), limit < 2**31, from two 32-bit words."""
+    return (high * limit + ((low * limit) >> 32)) >> 32
+
+
+def _seen_before(neighbours: Tensor, begin: Tensor, degree: Tensor, rank: Tensor) -> Tensor:
+    """For each user, how many k there are with neighbours[begin + k] - k <= rank, by bisection of all at once."""
+    low, high = torch.zeros_like(degree), degree
+    for _ in range(neighbours.shape[0].bit_length()):
+        middle = (low + high) >> 1
+        below = (low < high) & (neighbours[(begin + middle).clamp(max=neighbours.shape[0] - 1)] - middle <= rank)
+        low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+    return low
+
+
+def check_candidates(offsets: Tensor, neighbours: Tensor, users: Tensor, starts: Tensor | None, n_items: int) -> None:
+    """Raise ValueError unless every candidate is a user with an item and without another, and `starts` are theirs."""
+    in_range = bool(((users >= 0) & (users < offsets.shape[0] - 1 - n_items)).all())
+    degrees = offsets[users + 1] - offsets[users] if in_range else users
+    fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbours.shape[0]
+    if starts is not None:
+        fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < 1 << 31
+    if not fits:
+        raise ValueError(
+            "users and starts do not fit the graph: draw from users that have an item and have not all items, "
+            "starts being the running sum of their degrees, below 2**31"
+        )
+
+
+def _fake(offsets: Tensor, *rest: Any) -> Tensor:
+    *_, n, _seed, _step = rest
     return offsets.new_empty(3, n)
 
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "bpr_triples", reference_bpr_triples)
+    register_composite(library, "bpr_triples", bpr_triples_reference)
     torch.library.register_fake(f"{library}::bpr_triples", _fake)

@@ -1,4 +1,17 @@
-"""GRU over T steps with resets inside the sequence. Specification: `gru4rec_fast.reference.gru`."""
+"""GRU over T steps with a reset mask inside the sequence.
+
+Gate order everywhere is r, z, n, as in torch.nn.GRUCell. With s = the state entering a step (zero where `reset`):
+
+reset_after (Hidasi & Czapp 2023; torch.nn.GRUCell, two biases):
+    r = sigmoid(a_r + W_hr s + b_hr),  z = sigmoid(a_z + W_hz s + b_hz),  n = tanh(a_n + r * (W_hn s + b_hn))
+reset_before (Cho et al. 2014; Hidasi et al. 2016; one bias per gate, inside the gate inputs):
+    r = sigmoid(a_r + W_hr s),  z = sigmoid(a_z + W_hz s),  n = tanh(a_n + W_hn (r * s))
+both:
+    h = ((1 - z) * n + z * s) * output_mask;  h is the step's output and the next step's state.
+
+a = gate inputs, W_i x + b_i for all steps at once, which is the caller's matrix product (or, for one-hot inputs, table
+rows).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load, operators, register_composite
-from gru4rec_fast.reference.gru import FORMS, gru_backward, gru_forward
-from gru4rec_fast.reference.gru import gru as reference_gru
+from gru4rec_fast.ops._dispatch import implementation
+from gru4rec_fast.ops._registry import on_load, register_composite
+
+FORMS = ("reset_after", "reset_before")
 
 
 def gru(
@@ -25,7 +38,7 @@ def gru(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """Outputs of a GRU over T steps whose lanes may be reset at any step.
+    """Return the outputs of a GRU over T steps whose lanes may be reset at any step.
 
     Args:
         gate_inputs: [T, B, 3H] floating: W_i x + b_i, gates in the order r, z, n (torch.nn.GRUCell's).
@@ -36,7 +49,7 @@ def gru(
         output_mask: [T, B, H], multiplied into each step's new state, which is carried on (dropout as GRU4Rec publishes
             it).
         form: "reset_after" (torch.nn.GRUCell; two biases) or "reset_before" (Cho et al. 2014; one bias per gate).
-        impl: "auto", "native", "reference" or "emulated".
+        impl: "auto", "native" or "reference".
 
     Returns:
         [T, B, H]; the last step's output is the next state.
@@ -44,22 +57,6 @@ def gru(
     Raises:
         ValueError: a shape, dtype or form that does not fit, named.
     """
-    _check(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)
-    chosen = resolve(impl, "gru", gate_inputs.device.type)
-    if chosen != "reference":
-        return operators(chosen).gru(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)[0]
-    return reference_gru(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)
-
-
-def _check(
-    gate_inputs: Tensor,
-    state: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    reset: Tensor | None,
-    output_mask: Tensor | None,
-    form: str,
-) -> None:
     if form not in FORMS:
         raise ValueError(f"form={form!r}: choose one of {FORMS}")
     if gate_inputs.dim() != 3 or state.dim() != 2:
@@ -85,6 +82,109 @@ def _check(
         raise ValueError(f"reset must be bool, not {reset.dtype}")
     if form == "reset_before" and bias_hh is not None:
         raise ValueError("bias_hh: the reset_before form has one bias per gate, added to gate_inputs by the caller")
+    run = implementation("gru", impl, gate_inputs.device, partial(gru_reference, save=False))
+    return run(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)[0]
+
+
+def gru_reference(
+    gate_inputs: Tensor,
+    state: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    reset: Tensor | None,
+    output_mask: Tensor | None,
+    form: str,
+    *,
+    save: bool = True,
+) -> tuple[Tensor, ...]:
+    """Return the outputs [T, B, H], differentiable by autograd, and what `gru_backward_reference` needs of them.
+
+    The latter is [T, B, 4H]: r, z, n and q, where q is W_hn s + b_hn (reset_after) or r * s (reset_before). Without
+    `save`: (outputs,).
+    """
+    lanes, hidden = state.shape
+    outputs, saved = [], []
+    for t in range(gate_inputs.shape[0]):
+        state, *gates = _step(gate_inputs[t], _entering(state, reset, t), weight_hh, bias_hh, form)
+        if output_mask is not None:
+            state = state * output_mask[t]
+        outputs.append(state)
+        if save:
+            saved.append(torch.cat(gates, dim=1))
+    output = torch.stack(outputs) if outputs else gate_inputs.new_empty(0, lanes, hidden)
+    if not save:
+        return (output,)
+    return output, torch.stack(saved) if saved else gate_inputs.new_empty(0, lanes, 4 * hidden)
+
+
+def gru_backward_reference(
+    grad_output: Tensor,
+    output: Tensor,
+    saved: Tensor,
+    state: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    reset: Tensor | None,
+    output_mask: Tensor | None,
+    form: str,
+    state_grad: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of gate_inputs, state, weight_hh and bias_hh [3H] (zeros without a bias).
+
+    The state's is empty, [0], without `state_grad`: where gradients end at a block's edge, nobody wants it.
+    """
+    hidden = state.shape[1]
+    grad_gate_inputs = saved.new_empty(*saved.shape[:2], 3 * hidden)
+    grad_weight = torch.zeros_like(weight_hh)
+    grad_bias = weight_hh.new_zeros(3 * hidden)
+    carried = torch.zeros_like(state)
+    for t in reversed(range(saved.shape[0])):
+        entering = _entering(state if t == 0 else output[t - 1], reset, t)
+        r, z, n, q = saved[t].chunk(4, dim=1)
+        grad_h = grad_output[t] + carried
+        if output_mask is not None:
+            grad_h = grad_h * output_mask[t]
+        a_n = grad_h * (1 - z) * (1 - n * n)
+        a_z = grad_h * (entering - n) * z * (1 - z)
+        carried = grad_h * z
+        if form == "reset_after":
+            a_r = a_n * q * r * (1 - r)
+            recurrent = torch.cat([a_r, a_z, a_n * r], dim=1)
+            carried = carried + recurrent @ weight_hh
+            grad_weight += recurrent.T @ entering
+            if bias_hh is not None:
+                grad_bias += recurrent.sum(0)
+        else:
+            grad_q = a_n @ weight_hh[2 * hidden :]
+            a_r = grad_q * entering * r * (1 - r)
+            recurrent = torch.cat([a_r, a_z], dim=1)
+            carried = carried + grad_q * r + recurrent @ weight_hh[: 2 * hidden]
+            grad_weight[: 2 * hidden] += recurrent.T @ entering
+            grad_weight[2 * hidden :] += a_n.T @ q
+        grad_gate_inputs[t] = torch.cat([a_r, a_z, a_n], dim=1)
+        carried = _entering(carried, reset, t)
+    return grad_gate_inputs, carried if state_grad else carried.new_empty(0), grad_weight, grad_bias
+
+
+def _entering(state: Tensor, reset: Tensor | None, t: int) -> Tensor:
+    """The state a step starts from (and, in backward, the gradient that leaves it): zero in lanes that were reset."""
+    return state if reset is None else state.masked_fill(reset[t].unsqueeze(1), 0)
+
+
+def _step(a: Tensor, state: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, form: str) -> tuple[Tensor, ...]:
+    """One step from gate inputs a [B, 3H]: the new state, r, z, n and q."""
+    hidden = state.shape[1]
+    if form == "reset_after":
+        recurrent = torch.nn.functional.linear(state, weight_hh, bias_hh)
+        r, z = torch.sigmoid(a[:, : 2 * hidden] + recurrent[:, : 2 * hidden]).chunk(2, dim=1)
+        q = recurrent[:, 2 * hidden :]
+        n = torch.tanh(a[:, 2 * hidden :] + r * q)
+    else:
+        recurrent = torch.nn.functional.linear(state, weight_hh[: 2 * hidden])
+        r, z = torch.sigmoid(a[:, : 2 * hidden] + recurrent).chunk(2, dim=1)
+        q = r * state
+        n = torch.tanh(a[:, 2 * hidden :] + torch.nn.functional.linear(q, weight_hh[2 * hidden :]))
+    return n + z * (state - n), r, z, n, q
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -102,15 +202,8 @@ def _backward(library: str, ctx: Any, grad_output: Tensor | None, grad_saved: No
     grads = getattr(torch.ops, library).gru_backward(
         grad_output, output, saved, state, weight_hh, bias_hh, reset, output_mask, ctx.form, ctx.needs_input_grad[1]
     )
-    return (
-        grads[0],
-        grads[1] if ctx.needs_input_grad[1] else None,
-        grads[2],
-        grads[3] if bias_hh is not None else None,
-        None,
-        None,
-        None,
-    )
+    grad_state = grads[1] if ctx.needs_input_grad[1] else None
+    return grads[0], grad_state, grads[2], grads[3] if bias_hh is not None else None, None, None, None
 
 
 def _fake(gate_inputs: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -119,22 +212,12 @@ def _fake(gate_inputs: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return gate_inputs.new_empty(steps, lanes, hidden), gate_inputs.new_empty(steps, lanes, 4 * hidden)
 
 
-def _fake_backward(
-    grad_output: Tensor,
-    output: Tensor,
-    saved: Tensor,
-    state: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    reset: Tensor | None,
-    output_mask: Tensor | None,
-    form: str,
-    state_grad: bool = True,
-) -> tuple[Tensor, ...]:
+def _fake_backward(grad_output: Tensor, output: Tensor, saved: Tensor, state: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weight_hh, _bias_hh, _reset, _output_mask, _form, *state_grad = rest
     steps, lanes, hidden = output.shape
     return (
         output.new_empty(steps, lanes, 3 * hidden),
-        state.new_empty((lanes, hidden) if state_grad else (0,)),
+        state.new_empty((0,) if state_grad == [False] else (lanes, hidden)),
         weight_hh.new_empty(3 * hidden, hidden),
         weight_hh.new_empty(3 * hidden),
     )
@@ -142,8 +225,8 @@ def _fake_backward(
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "gru", gru_forward)
-    register_composite(library, "gru_backward", gru_backward)
+    register_composite(library, "gru", gru_reference)
+    register_composite(library, "gru_backward", gru_backward_reference)
     torch.library.register_fake(f"{library}::gru", _fake)
     torch.library.register_fake(f"{library}::gru_backward", _fake_backward)
     torch.library.register_autograd(f"{library}::gru", partial(_backward, library), setup_context=_setup_context)

@@ -1,20 +1,42 @@
-"""L @ E from CSR indices and degrees alone. Specification: `gru4rec_fast.reference.laplacian`."""
+"""L @ E for the propagation matrices of graph recommenders, from the graph's indices alone: no values are stored.
+
+Wang et al., "Neural graph collaborative filtering", SIGIR 2019 (arXiv 1905.08108), equation (8), and the variants of
+its published code; He et al., LightGCN, SIGIR 2020 (arXiv 2002.02126), equation (7).
+
+A is the symmetric 0/1 adjacency matrix of an undirected graph in CSR form, D its degrees. Every matrix below has
+entries `left[row] * right[column]`, so it needs nothing but the indices and one number per node and side:
+
+    symmetric  D^-1/2 A D^-1/2        left = right = D^-1/2
+    mean       D^-1 A                 left = D^-1
+    norm       (D + I)^-1 (A + I)     left = (D + 1)^-1, and a diagonal
+    plain      A
+
+A node without neighbours has a zero row and column (under norm: a 1 on the diagonal).
+
+Dropout drops each *entry* with probability p, so the two directions of an edge, and the diagonal, each on its own, and
+multiplies the rest by 1 / (1 - p); degrees stay those of the whole graph. Entry (row, column) is kept where the first
+Philox word of counter (STREAM_EDGE_DROPOUT, step, row, column) is at least floor(p * 2**32).
+
+The transposed matrix has left and right exchanged and the mask of (column, row) at (row, column); since A is symmetric,
+the same indices serve. So the gradient of L @ E with respect to E needs no transpose and no stored mask.
+"""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load, operators, register_composite
-from gru4rec_fast.reference.laplacian import MATRICES, check_graph, check_nodes
-from gru4rec_fast.reference.laplacian import laplacian as reference_laplacian
-from gru4rec_fast.reference.philox import WORD_RANGE, check_counters
+from gru4rec_fast.ops._dispatch import implementation
+from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops.philox import STREAM_EDGE_DROPOUT, WORD_RANGE, check_counters, philox4x32
 
+MATRICES = ("symmetric", "mean", "norm", "plain")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CHUNK = 1 << 22  # elements of messages that are held at a time
 
 
 def laplacian(
@@ -31,7 +53,7 @@ def laplacian(
     transposed: bool = False,
     impl: str = "auto",
 ) -> Tensor:
-    """Product of a graph's propagation matrix with node features; differentiable with respect to the features.
+    """Return the product of a graph's propagation matrix with node features; differentiable in the features.
 
     The graph is undirected: whenever it lists c as a neighbour of r, it lists r as a neighbour of c. That is not
     checked here, and the gradient depends on it; `gru4rec_fast.data.InteractionGraph` gives such graphs.
@@ -50,7 +72,7 @@ def laplacian(
             (seed, step, row, column), recomputed in the backward pass and never stored.
         seed: in [0, 2**63). step: in [0, 2**32).
         transposed: multiply by the transposed matrix, its mask transposed too.
-        impl: "auto", "native", "reference" or "emulated".
+        impl: "auto", "native" or "reference".
 
     Returns:
         [n_nodes, d], or [n_rows, d], in the dtype of `features`. Native: each row is summed in the order of its
@@ -59,31 +81,6 @@ def laplacian(
     Raises:
         ValueError: an argument that does not fit, named.
     """
-    _check(features, offsets, neighbours, rows, columns, matrix, dropout, seed, step)
-    chosen = resolve(impl, "laplacian", features.device.type)
-    if chosen != "reference":
-        return operators(chosen).laplacian(
-            features, offsets, neighbours, rows, columns, matrix, dropout, seed, step, transposed
-        )
-    if not torch.compiler.is_compiling():
-        check_graph(offsets, neighbours)
-        for name, nodes in (("rows", rows), ("columns", columns)):
-            if nodes is not None:
-                check_nodes(name, nodes, offsets.shape[0] - 1)
-    return reference_laplacian(features, offsets, neighbours, rows, columns, matrix, dropout, seed, step, transposed)
-
-
-def _check(
-    features: Tensor,
-    offsets: Tensor,
-    neighbours: Tensor,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    matrix: str,
-    dropout: float,
-    seed: int,
-    step: int,
-) -> None:
     if matrix not in MATRICES:
         raise ValueError(f"matrix={matrix!r}: choose one of {', '.join(MATRICES)}")
     if not 0 <= dropout < 1:
@@ -115,6 +112,88 @@ def _check(
     for name, tensor in (("offsets", offsets), ("neighbours", neighbours)):
         if tensor.device != features.device:
             raise ValueError(f"{name} is on {tensor.device}, features are on {features.device}: use one device")
+    propagate = implementation("laplacian", impl, features.device, laplacian_reference)
+    if propagate is laplacian_reference and not torch.compiler.is_compiling():
+        check_graph(offsets, neighbours)
+        for name, nodes in (("rows", rows), ("columns", columns)):
+            if nodes is not None:
+                check_nodes(name, nodes, offsets.shape[0] - 1)
+    return propagate(features, offsets, neighbours, rows, columns, matrix, dropout, seed, step, transposed)
+
+
+def laplacian_reference(
+    features: Tensor,
+    offsets: Tensor,
+    neighbours: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    matrix: str,
+    dropout: float,
+    seed: int,
+    step: int,
+    transposed: bool = False,
+) -> Tensor:
+    """Return L[rows][:, columns] @ features, or L^T's; bfloat16 is summed in float32."""
+    sums = torch.float32 if features.dtype == torch.bfloat16 else features.dtype
+    left, right = node_scales(offsets.diff(), matrix, sums)
+    if transposed:
+        left, right = right, left
+    if dropout:
+        left = left / (1 - dropout)
+    sources = torch.repeat_interleave(offsets.diff(), output_size=neighbours.shape[0])
+    wide = features.to(sums)
+    if columns is not None:
+        wide = wide.new_zeros(offsets.shape[0] - 1, wide.shape[1]).index_copy(0, columns, wide)
+
+    def messages(row: Tensor, column: Tensor) -> Tensor:
+        """What each entry (row, column) carries to its row, [n_entries, d]: `right[column] * wide[column]` or zeros."""
+        carried = wide.index_select(0, column) * right[column][:, None]
+        if not dropout:
+            return carried
+        stream, now = torch.tensor([STREAM_EDGE_DROPOUT, step], device=row.device).unbind()
+        entry = (column, row) if transposed else (row, column)
+        dropped = philox4x32((stream, now, *entry), seed)[0] < math.floor(dropout * WORD_RANGE)
+        return carried.masked_fill(dropped[:, None], 0)  # not times 0: a dropped NaN is gone
+
+    out = torch.zeros_like(wide)
+    if matrix == "norm":
+        nodes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+        out = out + messages(nodes, nodes)
+    chunk = max(1, _CHUNK // max(1, features.shape[1]))
+    for start in range(0, max(1, neighbours.shape[0]), chunk):  # once for no entries: the result has a gradient
+        row, column = sources[start : start + chunk], neighbours[start : start + chunk].long()
+        out = out.index_add(0, row, messages(row, column))
+    out = (out * left[:, None]).to(features.dtype)
+    return out if rows is None else out.index_select(0, rows)
+
+
+def node_scales(degrees: Tensor, matrix: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`left` and `right` [n_nodes] of a propagation matrix: its entries are left[row] * right[column]."""
+    ones = torch.ones_like(degrees, dtype=dtype)
+    if matrix == "plain":
+        return ones, ones
+    if matrix == "norm":
+        return ((degrees + 1).double() ** -1).to(dtype), ones
+    inverse = degrees.double() ** (-0.5 if matrix == "symmetric" else -1.0)
+    inverse = inverse.masked_fill(degrees == 0, 0).to(dtype)
+    return inverse, (inverse if matrix == "symmetric" else ones)
+
+
+def check_graph(offsets: Tensor, neighbours: Tensor) -> None:
+    """Raise ValueError unless `offsets` rise from 0 to the number of `neighbours`, which all name nodes."""
+    n_nodes, n_entries = offsets.shape[0] - 1, neighbours.shape[0]
+    if int(offsets[0]) != 0 or int(offsets[-1]) != n_entries or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets must rise from 0 to {n_entries}, the number of neighbours, and never fall")
+    outside = (neighbours < 0) | (neighbours >= n_nodes)
+    if bool(outside.any()):
+        at = int(outside.int().argmax())
+        raise ValueError(f"neighbours[{at}]={int(neighbours[at])}: the graph has nodes 0 to {n_nodes - 1}")
+
+
+def check_nodes(name: str, nodes: Tensor, n_nodes: int) -> None:
+    """Raise ValueError unless `nodes` are in range and strictly rising; reads them."""
+    if len(nodes) and (int(nodes[0]) < 0 or int(nodes[-1]) >= n_nodes or bool((nodes.diff() <= 0).any())):
+        raise ValueError(f"{name} must be nodes in 0 to {n_nodes - 1}, each rising above the one before")
 
 
 def _fake(features: Tensor, offsets: Tensor, neighbours: Tensor, rows: Tensor | None, *_: Any) -> Tensor:
@@ -135,6 +214,6 @@ def _backward(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "laplacian", reference_laplacian)
+    register_composite(library, "laplacian", laplacian_reference)
     torch.library.register_fake(f"{library}::laplacian", _fake)
     torch.library.register_autograd(f"{library}::laplacian", partial(_backward, library), setup_context=_setup_context)

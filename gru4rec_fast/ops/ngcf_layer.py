@@ -1,21 +1,36 @@
-"""One layer of neural graph collaborative filtering. Specification: `gru4rec_fast.reference.ngcf_layer`."""
+"""One layer of neural graph collaborative filtering.
+
+Wang et al., "Neural graph collaborative filtering", SIGIR 2019 (arXiv 1905.08108), equation (7), and the variants of
+its published code:
+
+    sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
+    per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
+
+act is LeakyReLU, * element-wise. P and Q are propagation matrices (`gru4rec_fast.ops.laplacian`), with "+I" behind its
+name the identity is added; where they differ by that alone the product is computed once. In training, entries of P and
+Q (the same ones) are dropped, the identity never, and units of E': unit k of node n is kept where the first Philox word
+of counter (STREAM_MESSAGE_DROPOUT + layer, step, n, k) is at least floor(message_dropout * 2**32), and multiplied by
+1 / (1 - message_dropout).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
 from gru4rec_fast.ops._registry import on_load, operators
-from gru4rec_fast.ops.dropout import dropout_mask
-from gru4rec_fast.ops.laplacian import laplacian
-from gru4rec_fast.reference.ngcf_layer import ACTIVATIONS, split_matrix
-from gru4rec_fast.reference.ngcf_layer import ngcf_layer as reference_ngcf_layer
-from gru4rec_fast.reference.philox import STREAM_MESSAGE_DROPOUT, STREAM_TRIPLES
+from gru4rec_fast.ops.dropout import dropout_mask, dropout_mask_reference
+from gru4rec_fast.ops.laplacian import MATRICES, laplacian, laplacian_reference
+from gru4rec_fast.ops.philox import STREAM_MESSAGE_DROPOUT, STREAM_TRIPLES
 
+PROPAGATION_MATRICES = (*MATRICES, *(f"{matrix}+I" for matrix in MATRICES))
+ACTIVATIONS = ("sum", "per_term")
 FUSED_DTYPES = (torch.float32, torch.float64)
 
 
@@ -41,13 +56,10 @@ def ngcf_layer(
     layer: int = 0,
     impl: str = "auto",
 ) -> Tensor:
-    """Equation (7) of NGCF (Wang et al., SIGIR 2019, arXiv 1905.08108); differentiable in features, weights and biases.
+    """Return E' of equation (7) of NGCF (see the head of this file); differentiable in features, weights and biases.
 
-        sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
-        per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
-
-    act is LeakyReLU, * element-wise. The fused kernel is differentiable once. Where there is none (bfloat16) it is made
-    of `laplacian` and products of torch, with the same dropouts.
+    The fused kernel is differentiable once. Where there is none (bfloat16) the layer is made of `laplacian` and torch's
+    products, with the same dropouts.
 
     Args:
         features: E, floating [n_nodes, in] ([n_columns, in] with `columns`).
@@ -62,7 +74,7 @@ def ngcf_layer(
         node_dropout: probability in [0, 1) to drop an entry of P and Q.
         message_dropout: probability in [0, 1) to drop a unit of E'; the rest is multiplied by 1 / (1 - p).
         seed: in [0, 2**63). step: in [0, 2**32). layer: in [0, 2**17), so that layers drop different units.
-        impl: "auto", "native", "reference" or "emulated".
+        impl: "auto", "native" or "reference".
 
     Returns:
         E', [n_nodes, out], or [n_rows, out].
@@ -70,92 +82,36 @@ def ngcf_layer(
     Raises:
         ValueError: an argument that does not fit, named.
     """
-    others = {"offsets": offsets, "neighbours": neighbours, "rows": rows, "columns": columns}
-    _check(features, weight_1, bias_1, weight_2, bias_2, others)
+    graph = {"offsets": offsets, "neighbours": neighbours, "rows": rows, "columns": columns}
+    weights = {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2}
+    _check(features, weights, graph)
     _check_options(P, Q, activation, negative_slope, message_dropout, layer)
+    options = (P, Q, activation == "per_term", negative_slope, node_dropout, message_dropout, seed, step, layer)
     chosen = resolve(impl, "ngcf_layer", features.device.type)
     if chosen != "reference" and features.dtype in FUSED_DTYPES:
-        return operators(chosen).ngcf_layer(
-            features,
-            offsets,
-            neighbours,
-            rows,
-            columns,
-            weight_1,
-            bias_1,
-            weight_2,
-            bias_2,
-            P,
-            Q,
-            activation == "per_term",
-            negative_slope,
-            node_dropout,
-            message_dropout,
-            seed,
-            step,
-            layer,
-        )[0]
+        return operators(chosen).ngcf_layer(features, *graph.values(), *weights.values(), *options)[0]
     if rows is not None and columns is not None and not torch.compiler.is_compiling():
         _check_rows_among(rows, columns)
-    return reference_ngcf_layer(
-        features,
-        offsets,
-        neighbours,
-        weight_1,
-        bias_1,
-        weight_2,
-        bias_2,
-        rows,
-        columns,
-        P,
-        Q,
-        activation,
-        negative_slope,
-        node_dropout,
-        message_dropout,
-        seed,
-        step,
-        layer,
-        propagate=partial(laplacian, impl=impl),
-        draw_mask=partial(dropout_mask, impl=impl),
+    run: Callable[..., Tensor] = partial(
+        ngcf_layer_reference, propagate=partial(laplacian, impl=impl), draw_mask=partial(dropout_mask, impl=impl)
     )
+    return run(features, *graph.values(), *weights.values(), *options)
 
 
-def _check_rows_among(rows: Tensor, columns: Tensor) -> None:
-    """Both rise. On the CPU the error names a node; elsewhere the device checks, and nobody waits for it."""
-    beyond = columns.new_full((1,), -1)  # no node: what is found where all columns are smaller
-    found = torch.cat([columns, beyond]).index_select(0, torch.searchsorted(columns, rows)) == rows
-    if rows.device.type != "cpu":
-        torch._assert_async(found.all(), "rows: a node is not among the columns")
-    elif not bool(found.all()):
-        raise ValueError(f"rows: node {int(rows[~found][0])} is not among the columns")
-
-
-def _check(
-    features: Tensor,
-    weight_1: Tensor,
-    bias_1: Tensor,
-    weight_2: Tensor,
-    bias_2: Tensor,
-    others: dict[str, Tensor | None],
-) -> None:
+def _check(features: Tensor, weights: dict[str, Tensor], others: dict[str, Tensor | None]) -> None:
+    weight_1 = weights["weight_1"]
     if features.dim() != 2 or weight_1.dim() != 2:
         raise ValueError(
             f"features must be [n_nodes, in] and weight_1 [in, out], not {[*features.shape]} and {[*weight_1.shape]}"
         )
     width = weight_1.shape[1]
-    shapes = {
-        "weight_1": (weight_1, (features.shape[1], width)),
-        "bias_1": (bias_1, (width,)),
-        "weight_2": (weight_2, (features.shape[1], width)),
-        "bias_2": (bias_2, (width,)),
-    }
-    for name, (tensor, shape) in shapes.items():
+    for name, tensor in weights.items():
+        shape = (features.shape[1], width) if name.startswith("weight") else (width,)
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {[*shape]} beside features {[*features.shape]}, not {[*tensor.shape]}")
         if tensor.dtype != features.dtype:
             raise ValueError(f"{name} is {tensor.dtype} but features are {features.dtype}: use one dtype")
-    for name, other in {**others, **{name: tensor for name, (tensor, _) in shapes.items()}}.items():
+    for name, other in (others | weights).items():
         if other is not None and other.device != features.device:
             raise ValueError(f"{name} is on {other.device}, features are on {features.device}: use one device")
     if others["columns"] is not None and others["rows"] is None:
@@ -173,6 +129,77 @@ def _check_options(P: str, Q: str, activation: str, negative_slope: float, messa
         raise ValueError(f"message_dropout={message_dropout}: the probability of dropping must be in [0, 1)")
     if not 0 <= layer < STREAM_TRIPLES - STREAM_MESSAGE_DROPOUT:
         raise ValueError(f"layer={layer}: must be in [0, {STREAM_TRIPLES - STREAM_MESSAGE_DROPOUT})")
+
+
+def _check_rows_among(rows: Tensor, columns: Tensor) -> None:
+    """Both rise. On the CPU the error names a node; elsewhere the device checks, and nobody waits for it."""
+    beyond = columns.new_full((1,), -1)  # no node: what is found where all columns are smaller
+    found = torch.cat([columns, beyond]).index_select(0, torch.searchsorted(columns, rows)) == rows
+    if rows.device.type != "cpu":
+        torch._assert_async(found.all(), "rows: a node is not among the columns")
+    elif not bool(found.all()):
+        raise ValueError(f"rows: node {int(rows[~found][0])} is not among the columns")
+
+
+def ngcf_layer_reference(
+    features: Tensor,
+    offsets: Tensor,
+    neighbours: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    weight_1: Tensor,
+    bias_1: Tensor,
+    weight_2: Tensor,
+    bias_2: Tensor,
+    P: str,
+    Q: str,
+    per_term: bool,
+    negative_slope: float,
+    node_dropout: float,
+    message_dropout: float,
+    seed: int,
+    step: int,
+    layer: int,
+    *,
+    propagate: Callable[..., Tensor] = laplacian_reference,
+    draw_mask: Callable[..., Tensor] = dropout_mask_reference,
+) -> Tensor:
+    """Return E' of the nodes `rows` from E of the nodes `columns`, by the operators `propagate` and `draw_mask`."""
+    own = pick(features, rows, columns)
+    drawn = {"seed": seed, "step": step}
+    side = partial(propagate, features, offsets, neighbours, rows=rows, columns=columns, dropout=node_dropout, **drawn)
+    (p_matrix, p_own), (q_matrix, q_own) = split_matrix("P", P), split_matrix("Q", Q)
+    p = q = side(matrix=p_matrix)
+    if q_matrix != p_matrix:
+        q = side(matrix=q_matrix)
+    p = p + own if p_own else p
+    q = q + own if q_own else q
+    if not per_term:  # one pass over the rows after another, each in the place of the one before
+        first = torch.addmm(bias_1 + bias_2, p, weight_1)
+        out = F.leaky_relu_(torch.addmm(first, q * own, weight_2), negative_slope)
+    else:
+        first = torch.addmm(bias_1, p, weight_1)
+        second = torch.addmm(bias_2, q * own, weight_2)
+        out = F.leaky_relu(first, negative_slope) + F.leaky_relu(second, negative_slope)
+    if message_dropout == 0:
+        return out
+    shape, stream = (1, offsets.shape[0] - 1, out.shape[1]), STREAM_MESSAGE_DROPOUT + layer
+    mask = draw_mask(*shape, message_dropout, stream=stream, **drawn, dtype=out.dtype, device=out.device)
+    return out * pick(mask[0], rows, None)
+
+
+def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """Return the rows of the nodes `rows` from a table with a row for each of the nodes `columns`; None: all."""
+    if rows is None:
+        return table
+    return table.index_select(0, rows if columns is None else torch.searchsorted(columns, rows))
+
+
+def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
+    """Return a matrix of `laplacian` and whether the identity is added: ("mean", True) for "mean+I"."""
+    if matrix not in PROPAGATION_MATRICES:
+        raise ValueError(f"{name}={matrix!r}: choose one of {', '.join(PROPAGATION_MATRICES)}")
+    return matrix.removesuffix("+I"), matrix.endswith("+I")
 
 
 def _fake(

@@ -1,46 +1,36 @@
-"""Optimizer steps on the touched rows of a table. Specification: `gru4rec_fast.reference.sparse_update`."""
+"""Optimizer steps on the touched rows of a table.
+
+Two rules, for the gradient g of a row, its weight w and the state kept with it:
+
+    adagrad  acc += g^2;   v <- momentum * v - lr * g / sqrt(acc + eps);   w += v
+    adam     m <- beta1 * m + (1 - beta1) * g;   s <- beta2 * s + (1 - beta2) * g^2;
+             w -= lr * sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(s) + eps)
+
+Adagrad (Duchi et al. 2011) has heavy-ball momentum (Polyak 1964) and epsilon inside the root, as the published GRU4Rec
+code trains; adam (Kingma & Ba 2015, algorithm 1 in the form at the end of their section 2) is torch.optim.SparseAdam's.
+
+Gradients of a row that occurs several times are summed first. A touched row whose gradient is zero still takes its
+step of momentum; rows that are not touched do nothing at all: their state neither moves nor decays ("lazy"), however
+many steps have passed. `step` alone counts all steps. An index of -1, as dead lanes have, names no row: its gradient
+is left out.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._registry import on_load, operators, register_composite
-from gru4rec_fast.reference import sparse_update as reference
+from gru4rec_fast.ops._dispatch import implementation
+from gru4rec_fast.ops._registry import on_load, register_composite
 
-
-def sparse_sgd(
-    table: Tensor,
-    momentum_buffer: Tensor | None,
-    index: Tensor,
-    grad: Tensor,
-    *,
-    lr: float,
-    momentum: float = 0.0,
-    impl: str = "auto",
-) -> None:
-    """SGD with momentum on the rows of `table` named by `index`, in place.
-
-    Args:
-        table: [R, ...] floating, updated.
-        momentum_buffer: like table, updated; None where momentum is 0.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
-        grad: [K, ...].
-        lr, momentum: v <- momentum * v + g; w -= lr * v, as torch.optim.SGD without dampening.
-        impl: "auto", "native", "reference" or "emulated".
-
-    Raises:
-        ValueError: an argument that does not fit, named.
-    """
-    _check(table, {"momentum_buffer": momentum_buffer}, index, grad, momentum)
-    chosen = resolve(impl, "sparse_sgd", table.device.type)
-    if chosen != "reference":
-        operators(chosen).sparse_sgd(table, momentum_buffer, index, grad, lr, momentum)
-    else:
-        reference.sparse_sgd(table, momentum_buffer, index, grad, lr=lr, momentum=momentum)
+State = tuple[Tensor | None, ...]
+# rule(gradient, *state, **options) -> (change of the weight, new state)
+Rule = Callable[..., tuple[Tensor, State]]
 
 
 def sparse_adagrad(
@@ -55,7 +45,7 @@ def sparse_adagrad(
     eps: float = 1e-6,
     impl: str = "auto",
 ) -> None:
-    """Adagrad with momentum on the rows of `table` named by `index`, in place.
+    """Update the rows of `table` named by `index` by Adagrad with momentum, in place.
 
     Args:
         table: [R, ...] floating, updated.
@@ -64,54 +54,14 @@ def sparse_adagrad(
         index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
         grad: [K, ...].
         lr, momentum, eps: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
-        impl: "auto", "native", "reference" or "emulated".
+        impl: "auto", "native" or "reference".
 
     Raises:
         ValueError: an argument that does not fit, named.
     """
     _check(table, {"accumulator": accumulator, "velocity": velocity}, index, grad, momentum)
-    chosen = resolve(impl, "sparse_adagrad", table.device.type)
-    if chosen != "reference":
-        operators(chosen).sparse_adagrad(table, accumulator, velocity, index, grad, lr, momentum, eps)
-    else:
-        reference.sparse_adagrad(table, accumulator, velocity, index, grad, lr=lr, momentum=momentum, eps=eps)
-
-
-def sparse_rmsprop(
-    table: Tensor,
-    square_avg: Tensor,
-    momentum_buffer: Tensor | None,
-    index: Tensor,
-    grad: Tensor,
-    *,
-    lr: float,
-    alpha: float = 0.99,
-    eps: float = 1e-8,
-    momentum: float = 0.0,
-    impl: str = "auto",
-) -> None:
-    """RMSprop with momentum on the rows of `table` named by `index`, in place.
-
-    Args:
-        table: [R, ...] floating, updated.
-        square_avg: like table, running mean of squared gradients, updated.
-        momentum_buffer: like table, updated; None where momentum is 0.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
-        grad: [K, ...].
-        lr, alpha, eps, momentum: s <- alpha * s + (1 - alpha) * g^2; v <- momentum * v + g / (sqrt(s) + eps);
-            w -= lr * v, as torch.optim.RMSprop, for the rows that are touched: the mean of others does not decay.
-        impl: "auto", "native", "reference" or "emulated".
-
-    Raises:
-        ValueError: an argument that does not fit, named.
-    """
-    _check(table, {"square_avg": square_avg, "momentum_buffer": momentum_buffer}, index, grad, momentum)
-    options = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum}
-    chosen = resolve(impl, "sparse_rmsprop", table.device.type)
-    if chosen != "reference":
-        operators(chosen).sparse_rmsprop(table, square_avg, momentum_buffer, index, grad, **options)
-    else:
-        reference.sparse_rmsprop(table, square_avg, momentum_buffer, index, grad, **options)
+    update = implementation("sparse_adagrad", impl, table.device, adagrad_reference)
+    update(table, accumulator, velocity, index, grad, lr, momentum, eps)
 
 
 def sparse_adam(
@@ -128,17 +78,14 @@ def sparse_adam(
     eps: float = 1e-8,
     impl: str = "auto",
 ) -> None:
-    """Adam on the rows of `table` named by `index`, in place.
+    """Update the rows of `table` named by `index` by Adam, in place.
 
     Args:
-        table: [R, ...] floating, updated.
+        table, index, grad, impl: as in `sparse_adagrad`.
         exp_avg, exp_avg_sq: like table, running means of gradients and of their squares, updated.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
-        grad: [K, ...].
         step: number of this step, from 1; all steps count, also those that did not touch a row.
         lr, beta1, beta2, eps: m <- beta1 * m + (1 - beta1) * g; s <- beta2 * s + (1 - beta2) * g^2; w -= lr *
             sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(s) + eps), as torch.optim.SparseAdam.
-        impl: "auto", "native", "reference" or "emulated".
 
     Raises:
         ValueError: an argument that does not fit, named.
@@ -146,13 +93,8 @@ def sparse_adam(
     _check(table, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, index, grad)
     if step < 1:
         raise ValueError(f"step={step}: counts from 1")
-    chosen = resolve(impl, "sparse_adam", table.device.type)
-    if chosen != "reference":
-        operators(chosen).sparse_adam(table, exp_avg, exp_avg_sq, index, grad, step, lr, beta1, beta2, eps)
-    else:
-        reference.sparse_adam(
-            table, exp_avg, exp_avg_sq, index, grad, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps
-        )
+    update = implementation("sparse_adam", impl, table.device, adam_reference)
+    update(table, exp_avg, exp_avg_sq, index, grad, step, lr, beta1, beta2, eps)
 
 
 def _check(table: Tensor, state: dict[str, Tensor | None], index: Tensor, grad: Tensor, momentum: float = 0.0) -> None:
@@ -171,21 +113,58 @@ def _check(table: Tensor, state: dict[str, Tensor | None], index: Tensor, grad: 
         raise ValueError(f"grad is {grad.dtype} but table is {table.dtype}: use one dtype")
 
 
+def adagrad_rule(
+    grad: Tensor, accumulator: Tensor, velocity: Tensor | None, lr: float, momentum: float, eps: float
+) -> tuple[Tensor, State]:
+    """Return the change and the new state; see the formulas above. Nothing is updated in place, here and below."""
+    accumulator = accumulator + grad * grad
+    step = grad.mul(-lr).div_(accumulator.add(eps).sqrt_())
+    if velocity is not None:
+        step = velocity = momentum * velocity + step
+    return step, (accumulator, velocity)
+
+
+def adam_rule(
+    grad: Tensor, mean: Tensor, square: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float
+) -> tuple[Tensor, State]:
+    """As `adagrad_rule`."""
+    mean, square = mean.lerp(grad, 1 - beta1), square.lerp(grad * grad, 1 - beta2)
+    size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    return mean.mul(-size).div_(square.sqrt().add_(eps)), (mean, square)
+
+
+def update_rows(
+    rule: Rule, table: Tensor, first: Tensor | None, second: Tensor | None, index: Tensor, grad: Tensor, *options: Any
+) -> None:
+    """Apply a rule to the rows of a table and its state, `first` and `second`, that `index` names; in place."""
+    if (index == -1).any():
+        live = index != -1
+        index, grad = index[live], grad[live]
+    summed = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=True).coalesce()
+    rows = summed._indices()[0]
+    state = (first, second)
+    change, new = rule(summed._values(), *(None if kept is None else kept[rows] for kept in state), *options)
+    for kept, values in zip(state, new, strict=True):
+        if kept is not None and values is not None:
+            kept[rows] = values
+    table[rows] += change
+
+
+adagrad_reference = partial(update_rows, adagrad_rule)
+adam_reference = partial(update_rows, adam_rule)
+
+
+def update_all(rule: Rule, weight: Tensor, state: State, grad: Tensor, **options: Any) -> None:
+    """Apply a rule to a parameter every entry of which is touched; in place."""
+    change, new = rule(grad, *state, **options)
+    for kept, values in zip(state, new, strict=True):
+        if kept is not None and values is not None:
+            kept.copy_(values)
+    weight.add_(change)
+
+
 @on_load
 def _register(library: str) -> None:
-    """The reference as composite implementation: the same arguments, those of the schema by their order."""
-    composites: dict[str, Callable[..., None]] = {
-        "sparse_sgd": lambda w, v, i, g, lr, momentum: reference.sparse_sgd(w, v, i, g, lr=lr, momentum=momentum),
-        "sparse_adagrad": lambda w, a, v, i, g, lr, momentum, eps: reference.sparse_adagrad(
-            w, a, v, i, g, lr=lr, momentum=momentum, eps=eps
-        ),
-        "sparse_rmsprop": lambda w, s, v, i, g, lr, alpha, eps, momentum: reference.sparse_rmsprop(
-            w, s, v, i, g, lr=lr, alpha=alpha, eps=eps, momentum=momentum
-        ),
-        "sparse_adam": lambda w, m, s, i, g, step, lr, beta1, beta2, eps: reference.sparse_adam(
-            w, m, s, i, g, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps
-        ),
-    }
-    for name, composite in composites.items():
-        register_composite(library, name, composite)
-        torch.library.register_fake(f"{library}::{name}", lambda *_, **__: None)
+    for name, reference in (("sparse_adagrad", adagrad_reference), ("sparse_adam", adam_reference)):
+        register_composite(library, name, reference)
+        torch.library.register_fake(f"{library}::{name}", lambda *_: None)

@@ -2,7 +2,5 @@
 
 from gru4rec_fast.optim.sparse_adagrad import SparseAdagrad
 from gru4rec_fast.optim.sparse_adam import SparseAdam
-from gru4rec_fast.optim.sparse_rmsprop import SparseRMSprop
-from gru4rec_fast.optim.sparse_sgd import SparseSGD
 
-__all__ = ["SparseAdagrad", "SparseAdam", "SparseRMSprop", "SparseSGD"]
+__all__ = ["SparseAdagrad", "SparseAdam"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gru4rec_fast import ops
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.reference.sparse_update import Rule, State, update_all
+from gru4rec_fast.ops.sparse_update import Rule, State, update_all
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -27,7 +27,7 @@ class RowOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], impl: str) -> None:
         if not defaults["lr"] > 0:
             raise ValueError(f"lr={defaults['lr']}: must be positive")
-        for name in ("momentum", "alpha", "beta1", "beta2"):
+        for name in ("momentum", "beta1", "beta2"):
             if not 0 <= defaults.get(name, 0) < 1:
                 raise ValueError(f"{name}={defaults[name]}: must lie in [0, 1)")
         if not defaults.get("eps", 0) >= 0:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops.sparse_update import State, adagrad_rule
 from gru4rec_fast.optim.row_optimizer import RowOptimizer, kept
-from gru4rec_fast.reference.sparse_update import State, adagrad_rule
 
 
 class SparseAdagrad(RowOptimizer):

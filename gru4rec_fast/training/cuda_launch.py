@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast import ops
-from gru4rec_fast.reference.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
+from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
 from gru4rec_fast.training.cuda_update import Plan, Trained, play_update
 
 

@@ -1,7 +1,7 @@
 """One update of the weights on a GPU, from operators that wait for nobody: what `cuda_launch.py` captures.
 
 A blocks of T steps: gather, forward, loss, backward, and the update at the end. What has to be known of the steps
-beforehand lies in a `Plan`; see `reference/training_step.py` for what stands between the operators of the families.
+beforehand lies in a `Plan`; see `ops/training_step.py` for what stands between the operators of the families.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from gru4rec_fast import _backend
 from gru4rec_fast.nn import ItemTable, SampledLoss, SessionNetwork
 from gru4rec_fast.ops._registry import operators
+from gru4rec_fast.ops.gru import gru_backward_reference, gru_reference
+from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
+from gru4rec_fast.ops.sampled_loss import sampled_loss_reference
 from gru4rec_fast.ops.training_step import step_operator
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.reference.gru import gru_backward, gru_forward
-from gru4rec_fast.reference.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
-from gru4rec_fast.reference.sampled_loss_gradients import sampled_loss_and_gradients
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _LayerPass:
 def _gru_operators(impl: str, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
     chosen = _backend.resolve(impl, "gru", device.type)
     if chosen == "reference":
-        return gru_forward, gru_backward
+        return gru_reference, gru_backward_reference
     return operators(chosen).gru, operators(chosen).gru_backward
 
 
@@ -187,7 +187,7 @@ def _score(
     """A step's loss, and the gradients of the states, the items' rows and their biases."""
     criterion = trained.criterion
     chosen = _backend.resolve(criterion.impl, "sampled_loss", trained.device.type)
-    score = sampled_loss_and_gradients if chosen == "reference" else operators(chosen).sampled_loss
+    score = sampled_loss_reference if chosen == "reference" else operators(chosen).sampled_loss
     return score(
         hidden, rows, bias, live, log_q, items if criterion.mask_accidental_hits else None, None, criterion.loss, True,
         float(criterion.batch_size), criterion.elu_param, criterion.bpreg, criterion.label_smoothing,

@@ -1,8 +1,8 @@
-"""Session-based ranking losses over in-batch and sampled negatives: specification, fallback and oracle.
+"""The losses of rows of scores, and their gradients with respect to the scores.
 
-Scores: Y_ij = hidden_i . rows_j + bias_j - log_q_j, y_i the score of row i's own target, s_ij the softmax of a row
-without its own target, n the number of columns a row sees. Each loss is summed over live rows and divided by
-`batch_size`. A negative that stands for c equal ones counts as c columns in every sum, in the softmax and in n.
+Y_ij is the score of column j in row i, y_i that of row i's own target, s_ij the softmax of a row without its own
+target, n the number of columns a row sees. A negative that stands for c equal ones counts as c columns in every sum, in
+the softmax and in n.
 
 cross-entropy  -log softmax(Y)_i,own; label smoothing e puts (1 - e) on the target and e / (n - 1) on each other column
 bpr-max        -log(sum_j s_ij sigmoid(y_i - Y_ij) + 1e-24) + bpreg sum_j s_ij Y_ij^2, on elu(Y, elu_param)
@@ -13,11 +13,17 @@ bpr            sum_j -log sigmoid(y_i - Y_ij), own column included
 Sources: Hidasi et al. 2016 (arXiv 1511.06939; BPR, TOP1), Hidasi & Karatzoglou 2018 (1706.03847, eqs. 4-9; the -max
 losses), Hidasi & Czapp 2023 (2307.14956; in-batch cross-entropy). logQ: Bengio & Senecal 2008; Yi et al. 2019.
 
-Where hidden and rows are bfloat16, bias, log_q and count are float32. Products are of bfloat16 numbers, summed in
-float32; scores, their sums and the loss are float32, and so are the scores' gradients as they are made. These are then
-rounded to bfloat16 once (to nearest, ties to even), and all else is made of the rounded ones G: grad_hidden = G rows
-and grad_rows = G^T hidden as products like the first, grad_bias as G's column sums, all three in float32. The function
-below leaves that one rounding out, since autograd goes through it; `sampled_loss_gradients` has it.
+The gradients are written out as the kernels form them, from the scores in one pass; columns a row does not see get 0.
+With x the (activated) scores, d = sigmoid', s the softmax without the own column, o the own column:
+
+cross-entropy  softmax(x) - target distribution (its sum times the softmax, where a row has nothing to smooth over)
+bpr-max        P = sum s sigmoid(x_o - x), R = sum s x^2:
+               dx_j = s_j [(P - p_j + d_j) / (P + eps) + bpreg (x_j^2 - R + 2 x_j)],  dx_o = -sum s_j d_j / (P + eps)
+top1           dx_j = [d(x_j - x_o) + 2 x_j d(x_j^2)] / n,  dx_o = -sum_{j != o} d(x_j - x_o) / n
+top1-max       dx_j = s_j [f_j - L + d(x_j - x_o) + 2 x_j d(x_j^2)],  dx_o = -sum s_j d(x_j - x_o)
+bpr            dx_j = sigmoid(x_j - x_o),  dx_o = -sum_{j != o} sigmoid(x_j - x_o)
+
+A column that stands for c equal ones has c times the gradient of one; in s_j that factor is contained.
 """
 
 from __future__ import annotations
@@ -28,85 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSSES = ("cross-entropy", "bpr-max", "top1", "top1-max", "bpr")
 BPR_MAX_EPS = 1e-24
-
-
-def sampled_loss(
-    hidden: Tensor,
-    rows: Tensor,
-    bias: Tensor | None = None,
-    *,
-    loss: str,
-    batch_size: float,
-    in_batch: bool = True,
-    live: Tensor | None = None,
-    log_q: Tensor | None = None,
-    ids: Tensor | None = None,
-    count: Tensor | None = None,
-    elu_param: float = 0.5,
-    bpreg: float = 1.0,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The loss, a scalar differentiable by autograd; arguments as `gru4rec_fast.ops.sampled_loss`."""
-    y, own, seen = score_matrix(hidden, rows, bias, in_batch=in_batch, live=live, log_q=log_q, ids=ids)
-    counts = column_counts(hidden.shape[0], count, in_batch=in_batch)
-    options = {"elu_param": elu_param, "bpreg": bpreg, "label_smoothing": label_smoothing}
-    losses = _ROW_LOSSES[loss](y, own, seen, counts, **options)
-    if live is not None:
-        losses = torch.where(live, losses, 0)
-    return losses.sum() / batch_size
-
-
-def widened(x: Tensor) -> Tensor:
-    """x in the dtype that products of it are summed in."""
-    return x.float() if x.dtype == torch.bfloat16 else x
-
-
-def score_matrix(
-    hidden: Tensor,
-    rows: Tensor,
-    bias: Tensor | None,
-    *,
-    in_batch: bool,
-    live: Tensor | None,
-    log_q: Tensor | None,
-    ids: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores [M, n], each row's own column [M], and which columns each row sees (bool [M, n]; None: all)."""
-    m = hidden.shape[0]
-    hidden, rows = widened(hidden), widened(rows)
-    if in_batch:
-        y = F.linear(hidden, rows, bias)
-        own = torch.arange(m, device=hidden.device)
-        columns = ids
-        if log_q is not None:
-            y = y - log_q
-    else:
-        target = (hidden * rows[:m]).sum(1) if bias is None else (hidden * rows[:m]).sum(1) + bias[:m]
-        negatives = F.linear(hidden, rows[m:], None if bias is None else bias[m:])
-        if log_q is not None:
-            target, negatives = target - log_q[:m], negatives - log_q[m:]
-        y = torch.cat([target.unsqueeze(1), negatives], dim=1)
-        own = torch.zeros(m, dtype=torch.int64, device=hidden.device)
-        columns = None if ids is None else ids[m:]
-    seen = None
-    if columns is not None and ids is not None:
-        hit = columns.unsqueeze(0) == ids[:m].unsqueeze(1)
-        if not in_batch:
-            hit = F.pad(hit, (1, 0))
-        seen = ~hit.scatter(1, own.unsqueeze(1), False)
-    if live is not None and in_batch:
-        alive = F.pad(live, (0, y.shape[1] - m), value=True).unsqueeze(0).expand_as(y)
-        # A dead row keeps its own column, so that nothing in it turns into 0/0; its loss is discarded later.
-        alive = alive.scatter(1, own.unsqueeze(1), True)
-        seen = alive if seen is None else seen & alive
-    return y, own, seen
-
-
-def column_counts(m: int, count: Tensor | None, *, in_batch: bool) -> Tensor | None:
-    """How often each column of the score matrix counts, [n]; None: once."""
-    return None if count is None else torch.cat([count.new_ones(m if in_batch else 1), count])
 
 
 def own_column(y: Tensor, own: Tensor) -> Tensor:
@@ -192,10 +120,81 @@ def _bpr(y: Tensor, own: Tensor, seen: Tensor | None, counts: Tensor | None, **_
     return sum_seen(-F.logsigmoid(own_column(y, own) - y), seen, counts).squeeze(1)
 
 
-_ROW_LOSSES: dict[str, Callable[..., Tensor]] = {
+def _d_sigmoid(x: Tensor) -> Tensor:
+    p = torch.sigmoid(x)
+    return p * (1 - p)
+
+
+def _counted(grad: Tensor, counts: Tensor | None) -> Tensor:
+    return grad if counts is None else counts * grad
+
+
+def _with_own(grad: Tensor, own: Tensor, seen: Tensor | None, grad_own: Tensor) -> Tensor:
+    grad = grad if seen is None else grad.masked_fill(~seen, 0)
+    return grad.scatter(1, own.unsqueeze(1), grad_own)
+
+
+def _cross_entropy_gradient(
+    y: Tensor, own: Tensor, seen: Tensor | None, counts: Tensor | None, *, label_smoothing: float, **_: float
+) -> Tensor:
+    log_p = y - log_total(y, seen, counts)
+    rest = label_smoothing / count_others(y, seen, counts) if label_smoothing else 0.0
+    # What the target distribution sums to: 1, but for a row that sees nothing to smooth over.
+    mass = (1 - label_smoothing) + rest * (count_seen(y, seen, counts) - 1)
+    grad_others = _counted(mass * log_p.exp() - rest, counts)
+    return _with_own(grad_others, own, seen, mass * own_column(log_p, own).exp() - (1 - label_smoothing))
+
+
+def _bpr_max_gradient(
+    y: Tensor, own: Tensor, seen: Tensor | None, counts: Tensor | None, *, elu_param: float, bpreg: float, **_: float
+) -> Tensor:
+    x = F.elu(y, elu_param) if elu_param else y
+    s = negative_softmax(x, own, seen, counts)
+    p = torch.sigmoid(own_column(x, own) - x)
+    d = p * (1 - p)
+    total = (s * p).sum(1, keepdim=True)
+    square = (s * x * x).sum(1, keepdim=True)
+    inverse = 1 / (total + BPR_MAX_EPS)
+    grad = s * ((total - p + d) * inverse + bpreg * (x * x - square + 2 * x))
+    grad = _with_own(grad, own, seen, -(s * d).sum(1, keepdim=True) * inverse)
+    return torch.where(y > 0, grad, grad * (x + elu_param)) if elu_param else grad
+
+
+def _top1_gradient(y: Tensor, own: Tensor, seen: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
+    n = count_seen(y, seen, counts)
+    pull = _d_sigmoid(y - own_column(y, own))
+    grad_own = -(sum_seen(pull, seen, counts) - own_column(pull, own)) / n
+    grad = _counted((pull + 2 * y * _d_sigmoid(y * y)) / n, counts)
+    return _with_own(grad, own, seen, grad_own)
+
+
+def _top1_max_gradient(y: Tensor, own: Tensor, seen: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
+    s = negative_softmax(y, own, seen, counts)
+    target = own_column(y, own)
+    pull = _d_sigmoid(y - target)
+    terms = torch.sigmoid(y - target) + torch.sigmoid(y * y)
+    loss = (s * terms).sum(1, keepdim=True)
+    grad = s * (terms - loss + pull + 2 * y * _d_sigmoid(y * y))
+    return _with_own(grad, own, seen, -(s * pull).sum(1, keepdim=True))
+
+
+def _bpr_gradient(y: Tensor, own: Tensor, seen: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
+    grad = torch.sigmoid(y - own_column(y, own))
+    grad_own = -(sum_seen(grad, seen, counts) - own_column(grad, own))
+    return _with_own(_counted(grad, counts), own, seen, grad_own)
+
+
+ROW_LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross-entropy": _cross_entropy,
     "bpr-max": _bpr_max,
     "top1": _top1,
     "top1-max": _top1_max,
     "bpr": _bpr,
+}
+ROW_GRADIENTS: dict[str, Callable[..., Tensor]] = {
+    "cross-entropy": _cross_entropy_gradient,
+    "bpr-max": _bpr_max_gradient,
+    "top1": _top1_gradient,
+    "top1-max": _top1_max_gradient,
+    "bpr": _bpr_gradient,
 }

@@ -1,0 +1,20 @@
+"""Which callable runs an operator: the library's operator or its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gru4rec_fast._backend import resolve
+from gru4rec_fast.ops._registry import operators
+
+
+def implementation(op: str, impl: str, device: torch.device, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what runs operator `op` on a device for a given `impl`: the library's operator, or `reference`.
+
+    Both take the arguments of the operator's schema in csrc/schema.cpp.
+    """
+    chosen = resolve(impl, op, device.type)
+    return reference if chosen == "reference" else getattr(operators(chosen), op)
