@@ -12,7 +12,7 @@ from cli_run import Ran, cli, write_logs
 
 from gru4rec_fast import NGCF, InteractionGraph, LightGCN
 from gru4rec_fast.cli.parameters import FLAGS, GRAPH_FLAGS
-from gru4rec_fast.data.graph_split import split_interactions
+from gru4rec_fast.data.graphs.split import split_interactions
 from gru4rec_fast.models import LightGCNParameters, NGCFParameters
 
 SMALL = "embedding_dim=8,batch_size=64,n_epochs=3,learning_rate=0.02,evaluate_every=1"

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gru4rec_fast.data import SessionStore, Vocabulary, prepare
-from gru4rec_fast.data.files import replace_folder
+from gru4rec_fast.data.array_folder import replace_folder
 
 LOG = {"SessionId": ["b", "b", "a", "é", "é"], "ItemId": [7, 9, 7, 11, 9], "Time": [1.0, 2.0, 3.0, 4.0, 5.0]}
 
@@ -262,7 +262,7 @@ def test_ctrl_c_leaves_no_half_store(
     if stage == "reading":
         progress = lambda rows: interrupt() if rows > 20_000 else None  # noqa: E731
     elif stage == "writing":
-        monkeypatch.setattr("gru4rec_fast.data.store.write_meta", interrupt)
+        monkeypatch.setattr("gru4rec_fast.data.array_folder.write_meta", interrupt)
     else:
         rename = os.rename
         monkeypatch.setattr(os, "rename", lambda a, b: interrupt() if ".partial" in str(a) else rename(a, b))

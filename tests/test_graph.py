@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary
-from gru4rec_fast.data.graph_order import aligned, reordered
+from gru4rec_fast.data.graphs.order import aligned, reordered
 from gru4rec_fast.ops import laplacian
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
@@ -271,10 +271,10 @@ def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
 )
 def test_bad_arrays(arguments: dict[str, Any], message: str) -> None:
     if arguments.get("n_items") == 2**32:
-        from gru4rec_fast.data.graph_assembly import BipartiteCsr
+        from gru4rec_fast.data.graphs.csr import bipartite_csr
 
         with pytest.raises(ValueError, match=message):  # without the ids, which alone would take 32 GiB
-            BipartiteCsr.from_pairs(np.array([0]), np.array([0]), 1, 2**32)
+            bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
         return
     with pytest.raises(ValueError, match=message):
         InteractionGraph.from_arrays(**arguments)

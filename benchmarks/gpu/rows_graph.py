@@ -16,8 +16,7 @@ from gpu.folder import Folder, Missing
 from gpu.goals import TARGETS
 from gpu.rows import OURS, Plan, Row
 from gru4rec_fast import NGCF, LightGCN, ops
-from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data import InteractionGraph, TripleSampler
 
 WIDTH = 64
 

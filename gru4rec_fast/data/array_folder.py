@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: .npy arrays written front to back, folders renamed into place."""
+"""Folders of memory-mapped .npy arrays with a meta.json: checked when opened, written aside and renamed into place."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
+from torch import Tensor
+
+from gru4rec_fast.data.vocabulary import Vocabulary, decode_ids, encode_ids
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -40,34 +46,178 @@ def save_array(path: Path, array: np.ndarray) -> None:
     write_npy(path, [array], array.dtype, len(array))
 
 
-def open_array(path: Path, length: int | None = None, dtypes: Iterable[DTypeLike] | None = None) -> np.ndarray:
-    """Open a one-dimensional .npy file memory-mapped, read-only.
+def open_array(path: Path, length: int, dtypes: Iterable[DTypeLike], advice: str) -> np.ndarray:
+    """Open a one-dimensional .npy file memory-mapped, read-only. Reads its header and nothing else.
 
-    Raises ValueError where it is missing, damaged, not of `length` or of none of `dtypes`.
+    Raises ValueError where it is missing, no regular file, damaged, not of `length` or of none of `dtypes`; the message
+    ends with `advice`.
     """
+    wanted = [np.dtype(dtype) for dtype in dtypes]
     try:
-        array = _map(path)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
+            raise ValueError("it is no regular file")
+        with open(path, "rb") as file:
+            npy_format.read_magic(file)
+            shape, _, dtype = npy_format.read_array_header_1_0(file)
+            start = file.tell()
+        if shape != (length,):
+            wrong = f"has shape {shape} where ({length},) was expected"
+        elif dtype not in wanted:  # a file of Python objects would turn its bytes into addresses
+            wrong = f"holds {dtype} where {' or '.join(map(str, wanted))} was expected"
+        else:  # a map cannot be empty
+            return np.memmap(path, dtype, "r", start, shape) if length else np.empty(0, dtype)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing, its folder is incomplete; prepare the store again") from None
+        wrong = "is missing, its folder is incomplete"
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or was cut short ({error}); prepare the store again") from error
-    if length is not None and array.shape != (length,):
-        raise ValueError(f"{path} has shape {array.shape} where ({length},) was expected; prepare the store again")
-    wanted = [np.dtype(dtype) for dtype in dtypes or [array.dtype]]
-    if array.dtype not in wanted:
-        expected = " or ".join(map(str, wanted))
-        raise ValueError(f"{path} holds {array.dtype} where {expected} was expected; prepare the store again")
-    return array
+        wrong = f"is damaged or was cut short ({error})"
+    raise ValueError(f"{path} {wrong}; {advice}")
 
 
-def _map(path: Path) -> np.ndarray:
-    with open(path, "rb") as file:
-        npy_format.read_magic(file)
-        shape, _, dtype = npy_format.read_array_header_1_0(file)
-        start = file.tell()
-    if shape == (0,):
-        return np.empty(shape, dtype)  # a map cannot be empty
-    return np.memmap(path, dtype, "r", start, shape)
+@dataclass(frozen=True)
+class FolderFormat:
+    """A kind of `ArrayFolder`.
+
+    Attributes:
+        name: "format" in its meta.json.
+        kind, noun, verb: what error messages call such a folder, and how to make one.
+        counts: sizes that its meta.json holds.
+        container: "format" of a folder of such folders, whose meta.json names them as "parts".
+        version: of the format, as this code reads and writes it.
+    """
+
+    name: str
+    kind: str
+    noun: str
+    verb: str
+    counts: tuple[str, ...]
+    container: str = ""
+    version: int = 1
+
+
+class ArrayFolder:
+    """A folder of one-dimensional .npy arrays, memory-mapped, and facts about them in meta.json.
+
+    Args:
+        path: the folder. form: its kind.
+
+    Attributes:
+        meta: what meta.json holds.
+        counts: the sizes that it states, in the order of `FolderFormat.counts`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no meta.json in it.
+        ValueError: meta.json is damaged, or of another format or version.
+    """
+
+    def __init__(self, path: str | Path, form: FolderFormat) -> None:
+        self.path, self._advice = Path(path), f"{form.verb} the {form.noun} again"
+        try:
+            meta = read_meta(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f"{path} is no {form.kind} (it has no meta.json); {form.verb} one first") from None
+        except ValueError as error:  # not UTF-8, or not JSON
+            raise ValueError(f"{self.path / 'meta.json'} is damaged ({error}); {self._advice}") from error
+        found = meta.get("format") if isinstance(meta, dict) else None
+        if found != form.name:
+            parts = meta.get("parts", {}) if found and found == form.container else {}
+            hint = f"; open {' or '.join(str(self.path / part) for part in parts)}" if parts else ""
+            raise ValueError(f"{path} is no {form.kind}, by its meta.json{hint}")
+        if meta.get("version") != form.version:
+            raise ValueError(
+                f"{path} is of format {meta.get('version')}, this version reads {form.version}; {form.verb} it again"
+            )
+        for name in form.counts:
+            if not isinstance(meta.get(name), int) or meta[name] < 0:
+                raise self.damage("meta.json", f"lacks {name}")
+        self.meta: dict[str, Any] = meta
+        self.counts: list[int] = [meta[name] for name in form.counts]
+
+    def damage(self, file: str, what: str) -> ValueError:
+        """The error that says what is wrong with a file."""
+        return ValueError(f"{self.path / file} is damaged: it {what}; {self._advice}")
+
+    def array(self, name: str, length: int, *dtypes: DTypeLike) -> np.ndarray:
+        """Open NAME.npy, which must have this length and one of these dtypes. See `open_array`."""
+        return open_array(self.path / f"{name}.npy", length, dtypes, self._advice)
+
+    def in_range(self, name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
+        """Return `array`, values of NAME.npy; ValueError unless all lie in low .. high - 1. Reads all of them."""
+        if len(array) and (array.min() < low or array.max() >= high):
+            raise self.damage(
+                f"{name}.npy", f"holds {array.min()} to {array.max()} where {low} to {high - 1} are allowed"
+            )
+        return array
+
+    def offsets(self, name: str, count: int, end: int | None = None) -> np.ndarray:
+        """Open NAME.npy, int64 [count + 1], from 0 to `end` (None: to anything) and never falling. Reads all of it."""
+        offsets = self.array(name, count + 1, np.int64)
+        end = int(offsets[-1]) if end is None else end
+        if offsets[0] != 0 or offsets[-1] != end:
+            raise self.damage(f"{name}.npy", f"goes from {offsets[0]} to {offsets[-1]} where 0 to {end} was expected")
+        if (offsets[1:] < offsets[:-1]).any():
+            raise self.damage(f"{name}.npy", "falls where offsets must rise")
+        return offsets
+
+    def ids(self, name: str, count: int) -> np.ndarray:
+        """Ids that `write_ids` wrote: int64, memory-mapped, or read as str (NumPy StringDType)."""
+        if not (self.path / f"{name}.utf8.npy").exists():
+            return decode_ids({"ids": self.array(f"{name}.ids", count, np.int64)})
+        offsets = self.offsets(f"{name}.offsets", count)
+        try:
+            return decode_ids({"utf8": self.array(f"{name}.utf8", int(offsets[-1]), np.uint8), "offsets": offsets})
+        except UnicodeDecodeError as error:
+            raise self.damage(f"{name}.utf8.npy", f"is no text ({error})") from error
+
+    def vocabulary(self, name: str, count: int) -> Vocabulary:
+        """Ids that `write_ids` wrote, as a vocabulary."""
+        ids = self.ids(name, count)
+        try:
+            return Vocabulary(ids)
+        except ValueError as error:
+            raise self.damage(f"{name}.*.npy", f"is no catalogue ({error})") from error
+
+
+def write_array_folder(
+    folder: Path,
+    form: FolderFormat,
+    meta: Mapping[str, Any],
+    counts: Iterable[int],
+    arrays: Mapping[str, np.ndarray],
+    ids: Mapping[str, np.ndarray],
+) -> None:
+    """Write arrays, arrays of ids and meta.json into an existing folder, for `ArrayFolder` to open."""
+    for name, array in arrays.items():
+        save_array(folder / f"{name}.npy", array)
+    for name, values in ids.items():
+        write_ids(folder, name, values)
+    numbers = zip(form.counts, counts, strict=True)
+    write_meta(folder, {**meta, "format": form.name, "version": form.version, **dict(numbers)})
+
+
+def write_ids(folder: Path, name: str, ids: np.ndarray) -> None:
+    """Write ids as NAME.ids.npy, or as NAME.utf8.npy and NAME.offsets.npy where they are strings."""
+    for part, array in encode_ids(ids).items():
+        save_array(folder / f"{name}.{part}.npy", array)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over the same memory, memory-mapped read-only arrays included: nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
+        return torch.from_numpy(np.asarray(array))
+
+
+def summary_lines(meta: Mapping[str, Any]) -> list[str]:
+    """Lines of a summary: how ids were read, by `meta["ids"]`, and what was removed, by `meta["dropped"]`."""
+    lines = []
+    for role, facts in meta.get("ids", {}).items():
+        if facts["kind"] == "str":
+            because = f" ({facts['because']} is no plain integer)" if facts["because"] else ""
+            lines.append(f"  {role} ids are strings{because}")
+        if facts["stripped"]:
+            lines.append(f"  {facts['stripped']:,} {role} ids had blanks around them, which were removed")
+    dropped = meta.get("dropped", {})
+    return lines + [f"  dropped: {count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
 
 
 @contextmanager

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gru4rec_fast.data.assembly import ItemIndex, assemble
-from gru4rec_fast.data.events import EventLog, Events
-from gru4rec_fast.data.files import disk_full_named, read_meta, replace_folder, write_meta
-from gru4rec_fast.data.split import Split
-from gru4rec_fast.data.store import FORMAT, SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary
-
-PREPARED_FORMAT = "gru4rec_fast.prepared_log"
+from gru4rec_fast.data.array_folder import read_meta, replace_folder, write_meta
+from gru4rec_fast.data.sessions.assembly import ItemIndex
+from gru4rec_fast.data.sessions.events import EventLog
+from gru4rec_fast.data.sessions.filters import Rules, drop_rare, drop_unseen, require_sessions
+from gru4rec_fast.data.sessions.split import Split
+from gru4rec_fast.data.sessions.store import PREPARED_FORMAT, SessionStore
 
 
 def prepare(
@@ -63,33 +58,28 @@ def prepare(
         ValueError, OSError, ImportError: as `SessionStore.from_events`; and where no session is left in a part.
         FileExistsError: `out` holds something other than a prepared log.
     """
+    from gru4rec_fast.data.sessions.ingest import ingest
+    from gru4rec_fast.data.tables import open_table
+
     for name, number in (("min_item_support", min_item_support), ("min_session_length", min_session_length)):
         if number < 1:
             raise ValueError(f"{name}={number}, but it must be at least 1")
     split, validation_split = (Split.parse(s) if isinstance(s, str) else s for s in (split, validation_split))
-    rules = _Rules(min_session_length, collapse_repeats)
-    dropped: Counter[str] = Counter()
+    rules = Rules(min_session_length, collapse_repeats)
+    keys = {"session": session_key, "item": item_key, "time": time_key}
     with replace_folder(out, [PREPARED_FORMAT]) as partial:
         with tempfile.TemporaryDirectory(dir=partial) as scratch:
-            log = _reader()(
-                source,
-                (session_key, item_key, time_key),
-                Path(scratch),
-                separator=separator,
-                allow_pickle=allow_pickle,
-                remove_duplicates=remove_duplicates,
-                dropped=dropped,
-                progress=progress,
-            )
-            _filter(log, min_item_support, rules, dropped)
-            parts = {}
-            train = log
+            table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
+            log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress)
+            drop_rare(log, min_item_support, rules)
+            dropped = log.dropped
+            parts: dict[str, dict[str, int]] = {}
             if split is None:
-                parts["train"] = _write(log, ItemIndex(log.item_ids), partial / "train", dropped)
+                parts["train"] = _write(log, ItemIndex(log.item_ids), partial / "train")
             else:
-                train = _write_split(log, split, ("train", "test"), partial, rules, dropped, parts)
+                log = _write_split(log, split, ("train", "test"), partial, rules, parts)
             if validation_split is not None:
-                _write_split(train, validation_split, ("train_tr", "train_valid"), partial, rules, dropped, parts)
+                _write_split(log, validation_split, ("train_tr", "train_valid"), partial, rules, parts)
         write_meta(partial, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
     return open_prepared(out)
 
@@ -104,97 +94,8 @@ def open_prepared(folder: str | Path) -> dict[str, SessionStore]:
     return {name: SessionStore.open(folder / name) for name in parts}
 
 
-def store_events(
-    source: Any,
-    keys: tuple[str, str, str],
-    *,
-    separator: str | None,
-    vocabulary: Vocabulary | None,
-    allow_pickle: bool,
-    out: str | Path | None,
-    progress: Callable[[int], None] | None,
-) -> SessionStore:
-    """What `SessionStore.from_events` says."""
-    dropped: Counter[str] = Counter()
-    with (
-        replace_folder(out, [FORMAT]) if out is not None else nullcontext() as partial,
-        tempfile.TemporaryDirectory(dir=partial) as scratch,
-        disk_full_named(Path(out or scratch)),
-    ):
-        log = _reader()(
-            source,
-            keys,
-            Path(scratch),
-            separator=separator,
-            vocabulary=vocabulary,
-            allow_pickle=allow_pickle,
-            dropped=dropped,
-            progress=progress,
-        )
-        index = ItemIndex(log.item_ids, vocabulary)
-        if vocabulary is not None:
-            _drop_unseen(log, index, _Rules(), dropped)
-            _require_sessions(log, "the log", dropped)
-        store = assemble(log, index, partial, {"dropped": dict(dropped)})
-    return store if out is None else SessionStore.open(out)
-
-
-def _reader() -> Callable[..., EventLog]:
-    try:
-        from gru4rec_fast.data.ingest import ingest
-    except ModuleNotFoundError as error:
-        if error.name != "polars":
-            raise
-        raise ImportError("reading a log needs polars: pip install polars (a prepared store opens without)") from error
-    return ingest
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """What holds for every session of a part."""
-
-    min_length: int = 2
-    collapse: bool = False
-
-    def apply(self, events: Events, wanted: np.ndarray, reason: str, dropped: Counter[str]) -> Events:
-        """Keep the wanted events [n_events], then what the rules let stand; count the rest."""
-        dropped[f"{reason}_events"] += int((~wanted).sum())
-        events = events.keep(wanted)
-        if self.collapse:
-            repeats = events.repeats()
-            dropped["repeat_events"] += int(repeats.sum())
-            events = events.keep(~repeats)
-        short = events.lengths < self.min_length
-        dropped["short_sessions"] += int(short.sum())
-        dropped["short_session_events"] += int(events.lengths[short].sum())
-        return events.select(~short)
-
-
-def _keep_items(log: EventLog, wanted: np.ndarray, rules: _Rules, reason: str, dropped: Counter[str]) -> None:
-    log.update(lambda events: rules.apply(events, wanted[events.items], reason, dropped))
-
-
-def _filter(log: EventLog, min_support: int, rules: _Rules, dropped: Counter[str]) -> None:
-    """Apply the rules and drop rare items until neither changes anything: each can make work for the other."""
-    support = log.support()
-    while True:
-        rare = (support > 0) & (support < min_support)
-        dropped["rare_items"] += int(rare.sum())
-        _keep_items(log, ~rare, rules, "rare_item", dropped)
-        support = log.support()
-        if not np.any((support > 0) & (support < min_support)):
-            break
-    _require_sessions(log, "the log", dropped)
-
-
 def _write_split(
-    log: EventLog,
-    split: Split,
-    names: tuple[str, str],
-    folder: Path,
-    rules: _Rules,
-    dropped: Counter[str],
-    parts: dict[str, dict[str, int]],
+    log: EventLog, split: Split, names: tuple[str, str], folder: Path, rules: Rules, parts: dict[str, dict[str, int]]
 ) -> EventLog:
     """Write what `split` keeps and what it holds out as two stores; returns the log of the former."""
     times = [(events.starts, events.ends, events.first_rows) for events in log]
@@ -203,33 +104,17 @@ def _write_split(
     del times
     index = ItemIndex(log.item_ids)
     kept = log.derived(lambda i, events: events.select(~held[i]), names[0])
-    parts[names[0]] = _write(kept, index, folder / names[0], dropped)
+    kept.dropped = log.dropped  # what was removed before the split
+    parts[names[0]] = _write(kept, index, folder / names[0])
     tested = log.derived(lambda i, events: events.select(held[i]), names[1])
-    unseen: Counter[str] = Counter()
     if tested.support().any():
-        _drop_unseen(tested, index, _Rules(max(2, rules.min_length), rules.collapse), unseen)
-    parts[names[1]] = _write(tested, index, folder / names[1], unseen)
+        drop_unseen(tested, index, Rules(max(2, rules.min_length), rules.collapse))
+    parts[names[1]] = _write(tested, index, folder / names[1])
     return kept
 
 
-def _drop_unseen(log: EventLog, index: ItemIndex, rules: _Rules, dropped: Counter[str]) -> None:
-    known = index.known()
-    support = log.support()
-    dropped["unseen_items"] += int(((support > 0) & ~known).sum())
-    if not support[known].any():
-        some = ", ".join(map(repr, log.item_ids[np.flatnonzero(support)[:3]].tolist()))
-        raise ValueError(f"none of the items (such as {some}) is in the training vocabulary; are the ids the same?")
-    _keep_items(log, known, rules, "unseen_item", dropped)
-
-
-def _write(log: EventLog, index: ItemIndex, folder: Path, dropped: Counter[str]) -> dict[str, int]:
-    _require_sessions(log, f"the part {folder.name!r}", dropped)
+def _write(log: EventLog, index: ItemIndex, folder: Path) -> dict[str, int]:
+    require_sessions(log, f"the part {folder.name!r}")
     folder.mkdir()
-    store = assemble(log, index, folder, {"dropped": dict(dropped)})
+    store = SessionStore.from_log(log, index, folder)
     return {"n_sessions": store.n_sessions, "n_events": store.n_events, "n_items": store.n_items}
-
-
-def _require_sessions(log: EventLog, what: str, dropped: Counter[str]) -> None:
-    if not any(len(events.items) for events in log):
-        counts = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
-        raise ValueError(f"no session is left in {what}; dropped: {counts or 'nothing'}")
