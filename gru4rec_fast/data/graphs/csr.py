@@ -43,8 +43,8 @@ def bipartite_csr(
 
 def checked_pairs(
     values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
-) -> tuple[np.ndarray, Vocabulary]:
-    """One side of the pairs as int64, and its users or items. ValueError names what does not fit."""
+) -> tuple[np.ndarray, int]:
+    """One side of the pairs as int64, and how many users or items there are. ValueError names what does not fit."""
     array = as_indices(values, name)
     if vocabulary is not None and count not in (None, len(vocabulary)):
         raise ValueError(f"n_{name}={count}, but there are {len(vocabulary)} ids of {name}")
@@ -56,7 +56,7 @@ def checked_pairs(
     if outside.any():
         at = int(outside.argmax())
         raise ValueError(f"{name}[{at}]={array[at]} is out of range: there are {name} 0 to {count - 1}")
-    return array, Vocabulary(np.arange(count)) if vocabulary is None else vocabulary
+    return array, count
 
 
 def matrix_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:

@@ -103,11 +103,13 @@ class InteractionGraph:
         Raises:
             ValueError: no interactions, arrays that do not fit, an index out of range; the message names it.
         """
-        user_index, user_ids = checked_pairs(users, "users", n_users, user_ids)
-        item_index, item_ids = checked_pairs(items, "items", n_items, item_ids)
+        user_index, n_users = checked_pairs(users, "users", n_users, user_ids)
+        item_index, n_items = checked_pairs(items, "items", n_items, item_ids)
         if len(user_index) != len(item_index):
             raise ValueError(f"users has {len(user_index)} elements and items {len(item_index)}: they must be aligned")
-        offsets, neighbours, n_repeated = bipartite_csr(user_index, item_index, len(user_ids), len(item_ids))
+        offsets, neighbours, n_repeated = bipartite_csr(user_index, item_index, n_users, n_items)
+        user_ids = Vocabulary(np.arange(n_users)) if user_ids is None else user_ids
+        item_ids = Vocabulary(np.arange(n_items)) if item_ids is None else item_ids
         meta = dict(meta or {})
         meta["dropped"] = {**meta.get("dropped", {}), "duplicate_interactions": n_repeated}
         return cls(offsets, neighbours, user_ids, item_ids, meta)
