@@ -143,9 +143,7 @@ class ArrayFolder:
     def in_range(self, name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
         """Return `array`, values of NAME.npy; ValueError unless all lie in low .. high - 1. Reads all of them."""
         if len(array) and (array.min() < low or array.max() >= high):
-            raise self.damage(
-                f"{name}.npy", f"holds {array.min()} to {array.max()} where {low} to {high - 1} are allowed"
-            )
+            raise self.damage(f"{name}.npy", f"holds {array.min()} to {array.max()}, not {low} to {high - 1}")
         return array
 
     def offsets(self, name: str, count: int, end: int | None = None) -> np.ndarray:
@@ -350,5 +348,7 @@ def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Read meta.json."""
+    """Read meta.json. Raises FileNotFoundError where there is no regular file of that name."""
+    if not (folder / "meta.json").is_file():
+        raise FileNotFoundError(folder / "meta.json")
     return json.loads((folder / "meta.json").read_text(encoding="utf-8"))

@@ -107,7 +107,7 @@ def _sniff(header: str, keys: Mapping[str, str]) -> str:
     """The separator under which the most of the wanted columns appear in the header; next, the most columns."""
 
     def score(separator: str) -> tuple[int, int]:
-        columns = [column.strip().strip('"') for column in header.split(separator)]
+        columns = [column.strip(" ").strip('"') for column in header.split(separator)]
         return sum(key in columns for key in keys.values()), len(columns)
 
     return max(_SEPARATORS, key=score)
