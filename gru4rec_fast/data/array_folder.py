@@ -81,6 +81,7 @@ class FolderFormat:
         name: "format" in its meta.json.
         kind, noun, verb: what error messages call such a folder, and how to make one.
         counts: sizes that its meta.json holds.
+        arrays: names of those that `write_array_folder` writes.
         container: "format" of a folder of such folders, whose meta.json names them as "parts".
         version: of the format, as this code reads and writes it.
     """
@@ -90,6 +91,7 @@ class FolderFormat:
     noun: str
     verb: str
     counts: tuple[str, ...]
+    arrays: tuple[str, ...]
     container: str = ""
     version: int = 1
 
@@ -175,21 +177,14 @@ class ArrayFolder:
             raise self.damage(f"{name}.*.npy", f"is no catalogue ({error})") from error
 
 
-def write_array_folder(
-    folder: Path,
-    form: FolderFormat,
-    meta: Mapping[str, Any],
-    counts: Iterable[int],
-    arrays: Mapping[str, np.ndarray],
-    ids: Mapping[str, np.ndarray],
-) -> None:
-    """Write arrays, arrays of ids and meta.json into an existing folder, for `ArrayFolder` to open."""
-    for name, array in arrays.items():
-        save_array(folder / f"{name}.npy", array)
+def write_array_folder(folder: Path, form: FolderFormat, data: Any, ids: Mapping[str, np.ndarray]) -> None:
+    """Write ids, and the arrays, counts and `meta` that `data` has as attributes, for `ArrayFolder` to open."""
+    for name in form.arrays:
+        save_array(folder / f"{name}.npy", getattr(data, name))
     for name, values in ids.items():
         write_ids(folder, name, values)
-    numbers = zip(form.counts, counts, strict=True)
-    write_meta(folder, {**meta, "format": form.name, "version": form.version, **dict(numbers)})
+    counts = {name: getattr(data, name) for name in form.counts}
+    write_meta(folder, {**data.meta, "format": form.name, "version": form.version, **counts})
 
 
 def write_ids(folder: Path, name: str, ids: np.ndarray) -> None:

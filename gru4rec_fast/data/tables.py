@@ -95,7 +95,7 @@ def _from_text(path: Path, keys: Mapping[str, str], separator: str | None, recbo
     quote = None if recbole else '"'
     frame = pl.scan_csv(path, separator=separator, infer_schema=False, quote_char=quote, glob=False)
     hint = f" (split at {separator!r}; give separator=... if that is wrong)"
-    table = _from_lazy(frame, keys, str(path), hint, is_text=True, recbole=recbole)
+    table = _from_lazy(frame, keys, str(path), "recbole" if recbole else "text", hint)
     # polars gives the second column of a name another one, and would read the first.
     names = header.split(separator) if recbole else next(csv.reader([header], delimiter=separator))
     for column in table.columns.values():
@@ -154,16 +154,9 @@ def _series(name: str, values: Any) -> pl.Series:
     return pl.Series(name, values)
 
 
-def _from_lazy(
-    frame: pl.LazyFrame,
-    keys: Mapping[str, str],
-    name: str,
-    hint: str = "",
-    *,
-    is_text: bool = False,
-    recbole: bool = False,
-) -> Table:
-    columns = _find_columns(keys, _column_names(frame, name), name, hint, is_text=is_text, recbole=recbole)
+def _from_lazy(frame: pl.LazyFrame, keys: Mapping[str, str], name: str, form: str = "table", hint: str = "") -> Table:
+    """A table of the form "table", "text", or "recbole", which is text with headers `name:type`."""
+    columns = _find_columns(keys, _column_names(frame, name), name, form, hint)
     chosen = frame.select(pl.col(column).alias(role) for role, column in columns.items())
 
     def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
@@ -174,7 +167,7 @@ def _from_lazy(
             reason = str(error).split("\n\n")[0]
             raise ValueError(f"{name} is damaged or not what it seems{hint}: {reason}") from error
 
-    return Table(name, columns, frames, is_text)
+    return Table(name, columns, frames, is_text=form != "table")
 
 
 def _column_names(frame: pl.LazyFrame, name: str) -> list[str]:
@@ -187,16 +180,11 @@ def _column_names(frame: pl.LazyFrame, name: str) -> list[str]:
 
 
 def _find_columns(
-    keys: Mapping[str, str],
-    names: list[str],
-    source: str,
-    hint: str = "",
-    *,
-    is_text: bool = False,
-    recbole: bool = False,
+    keys: Mapping[str, str], names: list[str], source: str, form: str = "table", hint: str = ""
 ) -> dict[str, str]:
     """The column of each role: that of the given name or, in a RecBole file, `name:type`."""
-    labels = [name.strip() for name in names] if is_text else names
+    recbole = form == "recbole"
+    labels = names if form == "table" else [name.strip() for name in names]
     bare = [label.split(":")[0] for label in labels] if recbole else labels
     found = {}
     for role, key in keys.items():

@@ -23,7 +23,9 @@ from gru4rec_fast.data.sessions.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, kind_of
 
 FORMAT = "gru4rec_fast.interaction_graph"
-_FOLDER = FolderFormat(FORMAT, "interaction graph", "graph", "save", ("n_users", "n_items", "n_edges"))
+_FOLDER = FolderFormat(
+    FORMAT, "interaction graph", "graph", "save", ("n_users", "n_items", "n_edges"), ("offsets", "neighbours")
+)
 
 
 class InteractionGraph:
@@ -255,10 +257,8 @@ class InteractionGraph:
             FileExistsError: `folder` holds something other than a graph.
             OSError: the disk is full; what stood at `folder` before is unchanged.
         """
-        arrays = {"offsets": self.offsets, "neighbours": self.neighbours}
-        ids = {"users": self.users.ids, "items": self.items.ids}
         with replace_folder(folder, [FORMAT]) as partial:
-            write_array_folder(partial, _FOLDER, self.meta, (self.n_users, self.n_items, self.n_edges), arrays, ids)
+            write_array_folder(partial, _FOLDER, self, {"users": self.users.ids, "items": self.items.ids})
 
     @classmethod
     def open(cls, folder: str | Path) -> InteractionGraph:

@@ -27,8 +27,15 @@ from gru4rec_fast.data.sessions.filters import Rules, drop_unseen, require_sessi
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices
 
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
-_COUNTS = ("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions")
-_FOLDER = FolderFormat(FORMAT, "session store", "store", "prepare", _COUNTS, container=PREPARED_FORMAT)
+_FOLDER = FolderFormat(
+    FORMAT,
+    "session store",
+    "store",
+    "prepare",
+    counts=("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions"),
+    arrays=("offsets", "start_times", "end_times", "support"),
+    container=PREPARED_FORMAT,
+)
 
 
 class SessionStore:
@@ -258,9 +265,8 @@ class SessionStore:
 
     def write_all_but_items(self, folder: Path) -> None:
         """Write every file of the store but items.npy, which ingest streams, into an existing folder."""
-        arrays = {name: getattr(self, name) for name in ("offsets", "start_times", "end_times", "support")}
         ids = {"vocabulary": self.vocabulary.ids, "session_ids": self.session_ids}
-        write_array_folder(folder, _FOLDER, self.meta, [getattr(self, name) for name in _COUNTS], arrays, ids)
+        write_array_folder(folder, _FOLDER, self, ids)
 
 
 def _time_dtype(times: np.ndarray) -> np.ndarray:
