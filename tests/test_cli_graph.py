@@ -121,6 +121,10 @@ def test_recommend(here: Path, tmp_path: Path) -> None:
     for answer in answers:
         assert len(answer["items"]) == 40 - len(train_graph.items_of(answer["user"]))
 
+    (tmp_path / "users.txt").write_text("7\n12\n", encoding="utf-8-sig")
+    ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--k", "1")
+    assert ran.code == 0 and [line.split("\t")[0] for line in ran.out.splitlines()] == ["UserId", "7", "12"]
+
     (tmp_path / "users.txt").write_text("7\n777\n")
     ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")
     assert ran.code == 0 and "unknown users 1" in ran.err and len(ran.out.splitlines()) == 3
