@@ -41,11 +41,7 @@ def ingest(
     while True:
         coder, spill = _ItemCoder(vocabulary, reader.kinds["item"]), _Spill(folder / "rows")
         try:
-            for frame in reader.frames():
-                if not frame.is_empty():
-                    spill.add(frame.with_columns(coder.encode(frame["item"])))
-                if progress:
-                    progress(reader.rows)
+            _read(reader, coder, spill, progress)
             break
         except Widened:
             spill.discard()
@@ -59,6 +55,15 @@ def ingest(
             log.dropped["duplicate_events"] += rows - frame.height
         log.append(_group(frame))
     return log
+
+
+def _read(reader: TableReader, coder: _ItemCoder, spill: _Spill, progress: Callable[[int], None] | None) -> None:
+    # In a function of its own, so that its last batch is let go before the first partition is read.
+    for frame in reader.frames():
+        if not frame.is_empty():
+            spill.add(frame.with_columns(coder.encode(frame["item"])))
+        if progress:
+            progress(reader.rows)
 
 
 def _group(frame: pl.DataFrame) -> Events:
