@@ -25,8 +25,7 @@ from torch import Tensor
 from turns import Side
 
 from gru4rec_fast import NGCF, LightGCN
-from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data import InteractionGraph, TripleSampler
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
 GOALS = {"ngcf": 20.0, "lightgcn": 10.0}

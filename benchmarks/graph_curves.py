@@ -23,8 +23,7 @@ import torch
 from naive_graph import NaiveLightGCN, NaiveNGCF
 
 from gru4rec_fast import NGCF, LightGCN
-from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data import InteractionGraph, TripleSampler
 from gru4rec_fast.evaluation import evaluate_graph
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"

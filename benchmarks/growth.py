@@ -29,7 +29,7 @@ from turns import Side, spread, timed, units_per_turn
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionStore
-from gru4rec_fast.data.loader import as_tensor
+from gru4rec_fast.data.array_folder import as_tensor
 from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.models.parts import build_trainer
 

@@ -10,8 +10,7 @@ import torch
 from turns import Side
 
 from gru4rec_fast import NGCF, LightGCN
-from gru4rec_fast.data import InteractionGraph, SessionStore
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data import InteractionGraph, SessionStore, TripleSampler
 from gru4rec_fast.models.graph_parts import training_options
 from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.models.parts import build_trainer

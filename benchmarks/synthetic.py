@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from gru4rec_fast.data import SessionStore, Vocabulary
-from gru4rec_fast.data.files import open_array, replace_folder, write_npy
-from gru4rec_fast.data.store import FORMAT
+from gru4rec_fast.data.array_folder import replace_folder, write_npy
+from gru4rec_fast.data.sessions.store import FORMAT
 
 CHUNK_EVENTS = 1_000_000
 MEAN_LENGTH = 4
@@ -81,7 +81,7 @@ def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0
         write_npy(partial / "items.npy", items(), np.int32, n_events)
         numbers = sessions.mapped()
         SessionStore(
-            items=open_array(partial / "items.npy"),
+            items=np.load(partial / "items.npy", mmap_mode="r"),
             offsets=offsets.mapped(),
             start_times=numbers,
             end_times=numbers,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gru4rec_fast.cli import main
-from gru4rec_fast.data.synthetic import markov_events
+from gru4rec_fast.data.sessions.synthetic import markov_events
 
 SMALL = "layers=16,batch_size=8,n_sample=16,learning_rate=0.1,n_epochs=2"
 

@@ -98,7 +98,7 @@ def assert_same_store(one: SessionStore, other: SessionStore) -> None:
 def tiny_pieces(batch_rows: int = 3, partitions: int = 4, block_events: int = 5) -> Iterator[None]:
     """Send even the smallest log through the path of a log larger than memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gru4rec_fast.data.ingest.BATCH_ROWS", batch_rows)
-        patch.setattr("gru4rec_fast.data.ingest.PARTITIONS", partitions)
-        patch.setattr("gru4rec_fast.data.assembly.BLOCK_EVENTS", block_events)
+        patch.setattr("gru4rec_fast.data.tables.BATCH_ROWS", batch_rows)
+        patch.setattr("gru4rec_fast.data.sessions.ingest.PARTITIONS", partitions)
+        patch.setattr("gru4rec_fast.data.sessions.assembly.BLOCK_EVENTS", block_events)
         yield

@@ -12,7 +12,7 @@ from cli_run import Ran, cli, write_logs
 
 from gru4rec_fast import NGCF, InteractionGraph, LightGCN
 from gru4rec_fast.cli.parameters import FLAGS, GRAPH_FLAGS
-from gru4rec_fast.data.graph_split import split_interactions
+from gru4rec_fast.data.graphs.split import split_interactions
 from gru4rec_fast.models import LightGCNParameters, NGCFParameters
 
 SMALL = "embedding_dim=8,batch_size=64,n_epochs=3,learning_rate=0.02,evaluate_every=1"
@@ -120,6 +120,10 @@ def test_recommend(here: Path, tmp_path: Path) -> None:
     assert [answer["user"] for answer in answers] == [7, 12, 3]
     for answer in answers:
         assert len(answer["items"]) == 40 - len(train_graph.items_of(answer["user"]))
+
+    (tmp_path / "users.txt").write_text("7\n12\n", encoding="utf-8-sig")
+    ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--k", "1")
+    assert ran.code == 0 and [line.split("\t")[0] for line in ran.out.splitlines()] == ["UserId", "7", "12"]
 
     (tmp_path / "users.txt").write_text("7\n777\n")
     ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")

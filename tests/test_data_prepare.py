@@ -32,7 +32,7 @@ rows_of = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(
 @pytest.fixture(autouse=True, scope="module")
 def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gru4rec_fast.data.files._sync", lambda path: None)
+        patch.setattr("gru4rec_fast.data.array_folder._sync", lambda path: None)
         yield
 
 

@@ -20,9 +20,11 @@ import pytest
 from data_oracle import assert_same_store, tiny_pieces
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.lib.format import write_array_header_1_0
 
+from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary, prepare
-from gru4rec_fast.data.files import replace_folder
+from gru4rec_fast.data.array_folder import replace_folder
 
 LOG = {"SessionId": ["b", "b", "a", "é", "é"], "ItemId": [7, 9, 7, 11, 9], "Time": [1.0, 2.0, 3.0, 4.0, 5.0]}
 
@@ -125,6 +127,22 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
             lambda path: np.save(path, np.arange(4)),
             r"offsets\.npy is damaged: it goes from 0 to 3 where 0 to 5 was expected; prepare the store again",
         ),
+        (
+            "offsets.npy",
+            lambda path: np.save(path, [0, 4, 3, 5]),
+            r"offsets\.npy is damaged: it falls where offsets must rise; prepare the store again",
+        ),
+        (
+            "support.npy",
+            lambda path: np.save(path, [3, -1, 3]),
+            r"support\.npy is damaged: it holds -1 to 3, not 0 to 5",
+        ),
+        (
+            "vocabulary.ids.npy",
+            lambda path: np.save(path, [7, 7, 9]),
+            r"vocabulary\S* is damaged: .*the id 7 occurs more",
+        ),
+        ("meta.json", change_meta(n_sessions=-1), r"meta\.json is damaged: it lacks n_sessions"),
         ("meta.json", cut, r"meta\.json is damaged"),
         ("meta.json", lambda path: path.write_text("[]"), "is no session store, by its meta.json"),
         ("meta.json", change_meta(version=9), "is of format 9, this version reads 1; prepare it again"),
@@ -140,8 +158,84 @@ def test_a_damaged_store_is_told_apart(
         SessionStore.open(tmp_path / "store")
 
 
+def objects_for_addresses(path: Path) -> None:
+    """Let the header say that the bytes are addresses of Python objects."""
+    header = {"descr": "|O", "fortran_order": False, "shape": np.load(path).shape}
+    with open(path, "wb") as file:
+        write_array_header_1_0(file, header)
+        file.write(b"\1" * 8 * header["shape"][0])
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "objects": lambda path: objects_for_addresses(path),
+    "a pipe": lambda path: path.unlink() or os.mkfifo(path),  # opening it would wait for ever
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+    "missing": Path.unlink,
+    "cut": cut,
+    "other type": as_dtype(np.float32),
+    "other byte order": lambda path: np.save(path, (array := np.load(path)).astype(array.dtype.newbyteorder())),
+    "one more": lambda path: np.save(path, np.append(np.load(path), np.load(path)[-1:])),
+    "two dimensions": lambda path: np.save(path, np.load(path)[:, None]),
+}
+ARRAYS = ["items", "offsets", "start_times", "end_times", "support"]
+IDS = ["ids", "utf8", "offsets"]
+KINDS: dict[str, tuple[Callable[[bool], Any], list[str], list[str]]] = {
+    "store": (lambda words: words_or_numbers(SessionStore.from_events, words), ARRAYS, ["vocabulary", "session_ids"]),
+    "graph": (
+        lambda words: words_or_numbers(InteractionGraph.from_table, words, user_key="SessionId"),
+        ["offsets", "neighbours"],
+        ["users", "items"],
+    ),
+}
+
+
+def words_or_numbers(read: Callable[..., Any], words: bool, **keys: str) -> Any:
+    name = (lambda letter, k: f"{letter}{k}") if words else (lambda letter, k: k)
+    columns = {"SessionId": [name("u", k // 2) for k in range(6)], "ItemId": [name("i", k % 4) for k in range(6)]}
+    return read({**columns, "Time": range(6)}, **keys)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_damaged_array_of_every_folder_is_one_line_that_names_it(
+    tmp_path: Path, kind: str, words: bool, damage: str
+) -> None:
+    build, arrays, ids = KINDS[kind]
+    whole = build(words)
+    whole.save(tmp_path / "whole")
+    names = [*arrays, *(f"{name}.{part}" for name in ids for part in (IDS[1:] if words else IDS[:1]))]
+    assert sorted(f"{name}.npy" for name in names) == sorted(p.name for p in (tmp_path / "whole").glob("*.npy"))
+    for name in names:
+        if damage == "other byte order" and name.endswith("utf8"):
+            continue  # bytes have none
+        shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "folder")
+        DAMAGES[damage](tmp_path / "folder" / f"{name}.npy")
+        wanted = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name  # the ids may be of two kinds
+        with pytest.raises(ValueError, match=rf"{wanted}\.npy [^\n]*; (prepare the store|save the graph) again$"):
+            getattr(type(whole).open(tmp_path / "folder"), "session_ids", None)
+
+
+@pytest.mark.parametrize("read", [SessionStore, InteractionGraph])
+def test_damaged_strings_are_named(tmp_path: Path, read: Any) -> None:
+    name = {SessionStore: "vocabulary", InteractionGraph: "items"}[read]
+    whole = KINDS["store" if read is SessionStore else "graph"][0](True)
+    whole.save(tmp_path / "folder")
+    path = tmp_path / "folder" / f"{name}.utf8.npy"
+    np.save(path, np.full_like(np.load(path), 0xFF))
+    with pytest.raises(ValueError, match=rf"{name}\.utf8\.npy is damaged: it is no text \(.*utf-8"):
+        read.open(tmp_path / "folder")
+    whole.save(tmp_path / "folder")
+    np.save(tmp_path / "folder" / f"{name}.offsets.npy", [0, 4, 2, 6, 8])
+    with pytest.raises(ValueError, match=rf"{name}\.offsets\.npy is damaged: it falls"):
+        read.open(tmp_path / "folder")
+
+
 def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nothing"):
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "meta.json")  # opening it would wait for ever
+    for folder in (tmp_path, tmp_path / "nothing", tmp_path / "pipe"):
         with pytest.raises(FileNotFoundError, match="is no session store"):
             SessionStore.open(folder)
     prepare({**LOG, "SessionId": [1] * 5}, tmp_path / "prepared")
@@ -262,7 +356,7 @@ def test_ctrl_c_leaves_no_half_store(
     if stage == "reading":
         progress = lambda rows: interrupt() if rows > 20_000 else None  # noqa: E731
     elif stage == "writing":
-        monkeypatch.setattr("gru4rec_fast.data.store.write_meta", interrupt)
+        monkeypatch.setattr("gru4rec_fast.data.array_folder.write_meta", interrupt)
     else:
         rename = os.rename
         monkeypatch.setattr(os, "rename", lambda a, b: interrupt() if ".partial" in str(a) else rename(a, b))

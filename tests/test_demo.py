@@ -11,7 +11,7 @@ from cli_run import cli
 from scipy.stats import chisquare
 
 from gru4rec_fast.data import SessionStore
-from gru4rec_fast.data.synthetic import EVENT_INTERVAL_S, markov_events, markov_sessions
+from gru4rec_fast.data.sessions.synthetic import EVENT_INTERVAL_S, markov_events, markov_sessions
 
 
 def transitions(events: dict[str, np.ndarray]) -> np.ndarray:

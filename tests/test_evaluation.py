@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from native import examples
 from tiny_network import ExactNetwork
 
-from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data import SessionStore
 from gru4rec_fast.evaluation import (
     METRICS,
     RankMetrics,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary
-from gru4rec_fast.data.graph_order import aligned, reordered
+from gru4rec_fast.data.graphs.order import aligned, reordered
 from gru4rec_fast.ops import laplacian
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
@@ -143,6 +143,53 @@ def test_columns_of_words_and_of_gapped_integers() -> None:
     assert edges_by_id(again) == {("b", 2)}
 
 
+DIRTY = " UserId\t ItemId \n 1 \t10\n1\t 10 \n   \n2\t10 \n"
+
+
+@pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz", "log.inter", "log.csv"])
+def test_blanks_mean_nothing_in_text_as_for_sessions(tmp_path: Path, name: str) -> None:
+    text = DIRTY.replace("\t", ",") if name == "log.csv" else DIRTY
+    text = text.replace("Id", "Id:token") if name == "log.inter" else text
+    data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    graph = InteractionGraph.from_table(tmp_path / name)
+    assert edges_by_id(graph) == {(1, 10), (2, 10)} and graph.users.ids.tolist() == [1, 2]
+    assert [graph.meta["ids"][role]["stripped"] for role in ("user", "item")] == [1, 2]
+    assert "  2 item ids had blanks around them, which were removed" in graph.summary().splitlines()
+    timed = text.replace("\t10", "\t 10").replace("\t", ",").splitlines()
+    (tmp_path / "timed.csv").write_text("\n".join(line + (",1" if line.strip() else "") for line in timed[1:]))
+    (tmp_path / "timed.csv").write_text("UserId, ItemId ,Time\n" + (tmp_path / "timed.csv").read_text())
+    store = SessionStore.from_events(tmp_path / "timed.csv", session_key="UserId")
+    assert store.session_ids.tolist() == [1, 2] and store.vocabulary.ids.tolist() == [10]
+
+
+def test_tables_mean_what_they_hold() -> None:
+    graph = InteractionGraph.from_table({"UserId": ["a", " a"], "ItemId": [1, 1]})
+    assert graph.users.ids.tolist() == [" a", "a"] and "blanks" not in graph.summary()
+
+
+def test_a_blank_id_is_missing_and_rows_are_counted_as_for_sessions(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("UserId,ItemId\n1,2\n\n3,  \n")
+    with pytest.raises(ValueError, match=r"column 'ItemId', row 3 .*None: an id is missing"):
+        InteractionGraph.from_table(tmp_path / "log.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_in_any_way_and_a_byte_order_mark_is_no_user(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "lists.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", end).encode())
+    graph = InteractionGraph.from_text(path)
+    assert edges_by_id(graph) == EDGES and graph.users.ids.tolist() == [3, 5, 7]
+
+
+def test_ids_that_fit_no_int64_are_read_as_for_sessions() -> None:
+    columns = {"UserId": np.array([2**63, 1], np.uint64), "ItemId": [1, 1]}
+    assert InteractionGraph.from_table(columns).users.ids.tolist() == ["1", str(2**63)]
+    for number in (np.inf, 1e20):
+        with pytest.raises(ValueError, match=r"column 'ItemId', row 2 .*: ids must be integers or strings"):
+            InteractionGraph.from_table({"UserId": [1, 1], "ItemId": [1.0, number]})
+
+
 def test_from_scipy() -> None:
     dense = np.array([[1, 0, 2.5], [0, 0, 0], [-1, 1, 0]])
     matrix = sp.csr_array(dense)
@@ -192,6 +239,38 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
     assert torch.equal(laplacian(features, offsets, neighbours), laplacian(features, *graph.structure()))
     opened.save(tmp_path / "graph")  # onto the very files it is mapped from
     assert_same_graph(InteractionGraph.open(tmp_path / "graph"), graph)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        (
+            "neighbours",
+            [2, 3, 3, 0, 0, -3],
+            r"neighbours\.npy is damaged: it holds -3 to 0, not 0 to 1; save the graph",
+        ),
+        ("neighbours", [2, 3, 10**6, 0, 0, 1], r"neighbours\.npy is damaged: it holds 2 to 1000000, not 2 to 3"),
+        (
+            "neighbours",
+            [1, 3, 3, 0, 0, 1],
+            r"neighbours\.npy is damaged: it holds 1 to 3, not 2 to 3",
+        ),  # joins two users
+        ("neighbours", [2, 3, 3, 0, 2, 1], r"neighbours\.npy is damaged: it holds 0 to 2, not 0 to 1"),  # or two items
+        ("offsets", [2**63 - 1, -(2**63), 3, 4, 6], r"offsets\.npy is damaged: it goes from 9223372036854775807 to 6"),
+        ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it falls where offsets must rise"),
+        ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it gives users 4 edges where 3 were expected"),
+        ("offsets", [0, 2, 3, 4, 5], r"offsets\.npy is damaged: it goes from 0 to 5 where 0 to 6 was expected"),
+        ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
+    ],
+)
+def test_values_out_of_range_are_told_when_a_graph_is_opened(
+    tmp_path: Path, file: str, values: list[int], message: str
+) -> None:
+    InteractionGraph.from_arrays([0, 0, 1], [0, 1, 1]).save(tmp_path / "graph")
+    path = tmp_path / "graph" / f"{file}.npy"
+    np.save(path, np.array(values, np.load(path).dtype))
+    with pytest.raises(ValueError, match=message):
+        InteractionGraph.open(tmp_path / "graph")
 
 
 def test_damaged_graphs_are_named(tmp_path: Path) -> None:
@@ -271,10 +350,10 @@ def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
 )
 def test_bad_arrays(arguments: dict[str, Any], message: str) -> None:
     if arguments.get("n_items") == 2**32:
-        from gru4rec_fast.data.graph_assembly import BipartiteCsr
+        from gru4rec_fast.data.graphs.csr import bipartite_csr
 
         with pytest.raises(ValueError, match=message):  # without the ids, which alone would take 32 GiB
-            BipartiteCsr.from_pairs(np.array([0]), np.array([0]), 1, 2**32)
+            bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
         return
     with pytest.raises(ValueError, match=message):
         InteractionGraph.from_arrays(**arguments)

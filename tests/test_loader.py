@@ -87,7 +87,7 @@ def test_min_live_ends_the_epoch_early() -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_state_dict_resumes_at_the_next_block(shuffle: bool, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gru4rec_fast.data.loader.CHUNK_STEPS", 4)
+    monkeypatch.setattr("gru4rec_fast.data.sessions.loader.CHUNK_STEPS", 4)
     arguments = {"store": store_of(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": shuffle, "seed": 5}
     loader = SessionParallelLoader(**arguments)
     next_epoch = [list(loader), list(loader), list(loader)][1:]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from native import examples
 from tiny_network import ExactNetwork
 
-from gru4rec_fast.data.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.models.recommending import SessionRecommender, best_items, recommend
 from gru4rec_fast.nn import SessionNetwork
 

@@ -16,8 +16,7 @@ from gpu.folder import Folder
 from gpu.rows import Builder, Row, built_at_first_use
 from gpu.targets import OURS, TARGETS, RowName
 from gru4rec_fast import NGCF, LightGCN, ops
-from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data import InteractionGraph, TripleSampler
 
 WIDTH = 64
 

@@ -45,7 +45,7 @@ def demo(
     Example: gru4rec-fast demo --out demo_run
     """
     from gru4rec_fast import GRU4Rec
-    from gru4rec_fast.data.synthetic import markov_sessions
+    from gru4rec_fast.data.sessions.synthetic import markov_sessions
     from gru4rec_fast.training.folder_lock import exclusive
     from gru4rec_fast.training.run_folder import MODEL_FILE
 

@@ -109,7 +109,7 @@ def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log: LogFormat
 ) -> None:
     """Write OUT_DIR/train, and test, train_tr and train_valid where they were asked for, as graphs."""
-    from gru4rec_fast.data.graph_split import split_interactions
+    from gru4rec_fast.data.graphs.split import split_interactions
 
     fractions = [None if text is None else _fraction(text) for text in (split, validation_split)]
     graphs = {"train": open_interactions(source, log)}

@@ -124,7 +124,7 @@ def _read_json_lines(path: Path) -> Sessions:
     """Raises ValueError, with the line's number, for a line that is no session."""
     import numpy as np
 
-    from gru4rec_fast.data.ids import as_ids
+    from gru4rec_fast.data.vocabulary import as_ids
 
     ids: list[Any] = []
     items: list[Any] = []

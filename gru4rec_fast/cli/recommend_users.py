@@ -60,7 +60,7 @@ def _read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> np.nd
     """Indices of the users in a file."""
     import numpy as np
 
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} names no user: give one id per line")

@@ -1,11 +1,11 @@
-"""Session logs: ingest, preparation, the memory-mapped store and the loader that plays it."""
+"""Session logs and interaction graphs: reading, preparation, memory-mapped stores, and loaders over them."""
 
-from gru4rec_fast.data.graph import InteractionGraph
-from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
-from gru4rec_fast.data.preparation import open_prepared, prepare
-from gru4rec_fast.data.split import Split
-from gru4rec_fast.data.store import SessionStore
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data.graphs.graph import InteractionGraph
+from gru4rec_fast.data.graphs.triples import TripleSampler
+from gru4rec_fast.data.sessions.loader import SessionBlock, SessionParallelLoader
+from gru4rec_fast.data.sessions.preparation import open_prepared, prepare
+from gru4rec_fast.data.sessions.split import Split
+from gru4rec_fast.data.sessions.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary
 
 __all__ = [

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, ranks_from_counts
 
 if TYPE_CHECKING:
-    from gru4rec_fast.data.store import SessionStore
+    from gru4rec_fast.data import SessionStore
 
 _EVENTS_AT_A_TIME = 1 << 22
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast import ops
-from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.evaluation.report import _plain_table, _rich_table
 
 GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")

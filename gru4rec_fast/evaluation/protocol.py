@@ -9,14 +9,14 @@ import torch
 from numpy.typing import ArrayLike
 
 from gru4rec_fast import ops
-from gru4rec_fast.data.loader import SessionParallelLoader
+from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
 from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties, ranks_from_counts
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.evaluation.report import Report
 
 if TYPE_CHECKING:
-    from gru4rec_fast.data.store import SessionStore
+    from gru4rec_fast.data import SessionStore
 
 # Hidden states that are ranked in one call: on the CPU as many as stay in a core's L2 cache beside a block of the
 # table, whose reading is a few per cent of the work then; elsewhere so many that the table is read seldom.

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gru4rec_fast.data.graph import InteractionGraph
-from gru4rec_fast.data.graph_order import reordered
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data import InteractionGraph, TripleSampler
+from gru4rec_fast.data.graphs.order import reordered
 from gru4rec_fast.evaluation import GraphReport, evaluate_graph
 from gru4rec_fast.models.estimator import Estimator, resumed_file
 from gru4rec_fast.models.graph_parameters import GraphParameters, LightGCNParameters, NGCFParameters, split_adjacency

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from gru4rec_fast.data.triples import UNITS
+from gru4rec_fast.data.graphs.triples import UNITS
 from gru4rec_fast.evaluation.graph import GRAPH_METRICS
 from gru4rec_fast.models.parameters import (
     DTYPES,
@@ -42,7 +42,7 @@ class GraphParameters:
         only_needed: compute in each step only what its batch needs, see `gru4rec_fast.nn.GraphNetwork`; the same
             training, to rounding.
         reorder: renumber the graph's nodes first, so that neighbours stand close in memory
-            (`gru4rec_fast.data.graph_order`); ids are what they were, but another order draws other triples.
+            (`gru4rec_fast.data.graphs.order`); ids are what they were, but another order draws other triples.
         draw: "users" (a user uniformly, then one of its items) or "interactions" (uniformly).
         evaluate_every: epochs between two validations.
         monitor: the validation metric that picks the best epoch, or "loss".

@@ -13,11 +13,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast import _version, ops
-from gru4rec_fast.data.graph import InteractionGraph
-from gru4rec_fast.data.graph_order import aligned
-from gru4rec_fast.data.ids import as_ids
-from gru4rec_fast.data.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
+from gru4rec_fast.data.graphs.order import aligned
+from gru4rec_fast.data.vocabulary import as_ids
 from gru4rec_fast.models.catalogue import pad
 from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same_parameters
 from gru4rec_fast.models.graph_parameters import GraphParameters

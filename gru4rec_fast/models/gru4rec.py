@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gru4rec_fast.data.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
 from gru4rec_fast.models.estimator import Estimator, resumed_file
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file

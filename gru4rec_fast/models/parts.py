@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast import _version, ops
-from gru4rec_fast.data.loader import SessionParallelLoader
-from gru4rec_fast.data.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.data import SessionParallelLoader, SessionStore, Vocabulary
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same_parameters
 from gru4rec_fast.models.parameters import DTYPES, GRU4RecParameters

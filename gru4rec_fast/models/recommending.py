@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gru4rec_fast.data.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.catalogue import Catalogue, Exclude, Unknown, pad
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.ops.ngcf_layer import pick

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import _backend, ops
-from gru4rec_fast.data.loader import SessionParallelLoader
+from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.training_step import OPERATORS as STEP_OPERATORS
 from gru4rec_fast.optim import SparseAdagrad

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast import ops
-from gru4rec_fast.data.loader import SessionBlock, SessionParallelLoader
+from gru4rec_fast.data import SessionBlock, SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord

@@ -8,7 +8,7 @@ from mmap import mmap
 
 import numpy as np
 
-from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data import SessionStore
 
 _CHUNK_BYTES = 1 << 20
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import _backend, ops
-from gru4rec_fast.data.loader import SessionParallelLoader
+from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionGRU, SessionNetwork
 from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import ItemTable, OutputTable

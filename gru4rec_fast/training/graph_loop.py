@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from gru4rec_fast.data.triples import TripleSampler
+from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.nn import GraphNetwork
 from gru4rec_fast.profiling import PeakMemory
 from gru4rec_fast.training.base import BaseTrainer

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast import ops
-from gru4rec_fast.data.loader import SessionParallelLoader
+from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory
 from gru4rec_fast.training.base import BaseTrainer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data.graphs.graph import InteractionGraph
 
 
 def split_interactions(

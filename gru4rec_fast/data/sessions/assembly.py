@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gru4rec_fast.data.events import EventLog
-from gru4rec_fast.data.files import open_array, save_array, write_npy
-from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data.array_folder import write_npy
+from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.vocabulary import Vocabulary
 
 BLOCK_EVENTS = 1_000_000  # events put in order at a time
@@ -50,25 +49,23 @@ class ItemIndex:
         return Vocabulary(self._item_ids[self._codes]) if self._vocabulary is None else self._vocabulary
 
 
-def assemble(log: EventLog, index: ItemIndex, folder: Path | None, meta: dict[str, Any]) -> SessionStore:
-    """The store of a log; its sessions stand in order of their first event's time, ties in input order.
+def assemble(log: EventLog, index: ItemIndex, folder: Path | None) -> dict[str, Any]:
+    """What a `SessionStore` of the log is made of, by argument; sessions stand in order of their first event's time.
 
-    Per-session arrays are held in memory, events only block by block.
+    Ties stand in input order. Per-session arrays are held in memory, events only block by block.
 
     Args:
         log: without empty sessions; temporary files go into its folder.
         index: gives the items their indices, and learns new ones.
-        folder: existing folder to write the store's files into; None builds it in memory.
-        meta: of the store, besides how its ids were read.
+        folder: existing folder to write items.npy into; None keeps the items in memory.
     """
     columns: list[_Column] = []
-    fields: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("starts", "first_rows", "lengths", "ends", "session_ids", "column_of")
-    }
+    names = ("starts", "first_rows", "lengths", "ends", "session_ids", "column_of")
+    fields: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for number, part in enumerate(log):
         events = part.in_start_order()
-        columns.append(_Column(events.items, log.folder / f"items-{number}.npy" if log.folder else None))
-        for name in ("starts", "first_rows", "lengths", "ends", "session_ids"):
+        columns.append(_Column(events.items, log.folder / f"items-{number}" if log.folder else None))
+        for name in names[:-1]:
             fields[name].append(getattr(events, name))
         fields["column_of"].append(np.full(len(events.lengths), number, np.int16))
 
@@ -93,21 +90,18 @@ def assemble(log: EventLog, index: ItemIndex, folder: Path | None, meta: dict[st
         items = np.concatenate(list(blocks()))
     else:
         write_npy(folder / "items.npy", blocks(), np.int32, int(offsets[-1]))
-        items = open_array(folder / "items.npy")
+        items = np.load(folder / "items.npy", mmap_mode="r")
     vocabulary = index.vocabulary()
-    store = SessionStore(
-        items=items,
-        offsets=offsets,
-        start_times=start_times,
-        end_times=joined("ends")[order],
-        support=support[: len(vocabulary)],
-        vocabulary=vocabulary,
-        session_ids=joined("session_ids")[order],
-        meta={"ids": log.id_facts, **meta},
-    )
-    if folder is not None:
-        store.write_all_but_items(folder)
-    return store
+    return {
+        "items": items,
+        "offsets": offsets,
+        "start_times": start_times,
+        "end_times": joined("ends")[order],
+        "support": support[: len(vocabulary)],
+        "vocabulary": vocabulary,
+        "session_ids": joined("session_ids")[order],
+        "meta": {"ids": log.id_facts, "dropped": dict(log.dropped)},
+    }
 
 
 class _Column:
@@ -115,16 +109,17 @@ class _Column:
 
     def __init__(self, items: np.ndarray, path: Path | None) -> None:
         self._source = items if path is None else path
-        self._position = 0
+        self._dtype, self._position = items.dtype, 0
         if path is not None:
-            save_array(path, items)
+            path.write_bytes(np.ascontiguousarray(items).data)
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` items."""
         start, self._position = self._position, self._position + count
-        items = open_array(self._source) if isinstance(self._source, Path) else self._source
-        # A copy, so that the map is closed again: pages of an open map count as memory held.
-        return np.array(items[start : self._position])
+        if isinstance(self._source, np.ndarray):
+            return self._source[start : self._position]
+        # Not memory-mapped: pages of an open map count as memory held.
+        return np.fromfile(self._source, self._dtype, count, offset=start * self._dtype.itemsize)
 
 
 def _merged(columns: list[_Column], column_of: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:

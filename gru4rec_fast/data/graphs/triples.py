@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast import ops
-from gru4rec_fast.data.graph import InteractionGraph
+from gru4rec_fast.data.graphs.graph import InteractionGraph
 
 UNITS = ("users", "interactions")
 

@@ -2,63 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.data.vocabulary import Vocabulary, as_indices
 
 _INT32_NODES = 1 << 31
 _MAX_NODES = 1 << 32  # a node's number is a word of the counter that edge dropout is drawn by
 
 
-@dataclass(frozen=True)
-class BipartiteCsr:
-    """The neighbours of users, then of items, as `InteractionGraph` holds them, and how many pairs were repeated."""
+def bipartite_csr(
+    users: np.ndarray, items: np.ndarray, n_users: int, n_items: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Offsets and neighbours of users, then of items, as `InteractionGraph` holds them; and how many pairs are repeats.
 
-    offsets: np.ndarray
-    neighbours: np.ndarray
-    n_duplicates: int
-
-    @classmethod
-    def from_pairs(cls, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> BipartiteCsr:
-        """From int64 indices [n] in range. ValueError: there are no pairs, or too many nodes."""
-        if len(users) == 0:
-            raise ValueError("the graph is empty: there are no interactions")
-        if n_users + n_items >= _MAX_NODES:
-            raise ValueError(f"{n_users} users and {n_items} items: there must be fewer than 2**32 nodes")
-        # One number per pair, below 2^62: sorted, it orders by user, then item; divided the other way, by item.
-        pairs = np.sort(users * n_items + items)
-        first = np.ones(len(pairs), bool)
-        np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
-        pairs = pairs[first]
-        users, items = np.divmod(pairs, n_items)
-        offsets = np.zeros(n_users + n_items + 1, np.int64)
-        offsets[1 : n_users + 1] = np.bincount(users, minlength=n_users)
-        offsets[n_users + 1 :] = np.bincount(items, minlength=n_items)
-        neighbours = np.empty(2 * len(pairs), np.int32 if n_users + n_items < _INT32_NODES else np.int64)
-        neighbours[: len(pairs)] = items + n_users
-        reversed_pairs = items * n_users + users
-        reversed_pairs.sort()
-        neighbours[len(pairs) :] = reversed_pairs % n_users
-        return cls(np.cumsum(offsets), neighbours, len(first) - len(pairs))
+    Takes int64 indices [n] in range. ValueError: there are no pairs, or too many nodes.
+    """
+    if len(users) == 0:
+        raise ValueError("the graph is empty: there are no interactions")
+    if n_users + n_items >= _MAX_NODES:
+        raise ValueError(f"{n_users} users and {n_items} items: there must be fewer than 2**32 nodes")
+    # One number per pair, below 2^62: sorted, it orders by user, then item; divided the other way, by item.
+    pairs = np.sort(users * n_items + items)
+    first = np.ones(len(pairs), bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
+    pairs = pairs[first]
+    users, items = np.divmod(pairs, n_items)
+    offsets = np.zeros(n_users + n_items + 1, np.int64)
+    offsets[1 : n_users + 1] = np.bincount(users, minlength=n_users)
+    offsets[n_users + 1 :] = np.bincount(items, minlength=n_items)
+    neighbours = np.empty(2 * len(pairs), np.int32 if n_users + n_items < _INT32_NODES else np.int64)
+    neighbours[: len(pairs)] = items + n_users
+    reversed_pairs = items * n_users + users
+    reversed_pairs.sort()
+    neighbours[len(pairs) :] = reversed_pairs % n_users
+    return np.cumsum(offsets), neighbours, len(first) - len(pairs)
 
 
 def checked_pairs(
     values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
 ) -> tuple[np.ndarray, int]:
     """One side of the pairs as int64, and how many users or items there are. ValueError names what does not fit."""
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be a one-dimensional integer array, not {array.dtype} of shape {array.shape}")
-    array = array.astype(np.int64, copy=False)
+    array = as_indices(values, name)
+    if vocabulary is not None and count not in (None, len(vocabulary)):
+        raise ValueError(f"n_{name}={count}, but there are {len(vocabulary)} ids of {name}")
     if vocabulary is not None:
-        if count not in (None, len(vocabulary)):
-            raise ValueError(f"n_{name}={count}, but there are {len(vocabulary)} ids of {name}")
         count = len(vocabulary)
     elif count is None:
         count = int(array.max()) + 1 if len(array) else 0

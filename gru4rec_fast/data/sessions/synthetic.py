@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data.sessions.store import SessionStore
 
 FIRST_TIME = 1_700_000_000  # seconds since 1970
 SESSION_INTERVAL_S = 60

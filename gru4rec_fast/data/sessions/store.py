@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gru4rec_fast.data.files import open_array, read_meta, replace_folder, save_array, write_meta
-from gru4rec_fast.data.ids import as_ids, decode_ids, encode_ids
-from gru4rec_fast.data.vocabulary import Vocabulary
+from gru4rec_fast.data.array_folder import (
+    ArrayFolder,
+    FolderFormat,
+    disk_full_named,
+    replace_folder,
+    save_array,
+    summary_lines,
+    write_array_folder,
+)
+from gru4rec_fast.data.sessions.assembly import ItemIndex, assemble
+from gru4rec_fast.data.sessions.events import EventLog
+from gru4rec_fast.data.sessions.filters import Rules, drop_unseen, require_sessions
+from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices
 
-FORMAT = "gru4rec_fast.session_store"
-FORMAT_VERSION = 1
-_COUNTS = ("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions")
+FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
+_FOLDER = FolderFormat(
+    FORMAT,
+    "session store",
+    "store",
+    "prepare",
+    counts=("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions"),
+    arrays=("offsets", "start_times", "end_times", "support"),
+    container=PREPARED_FORMAT,
+)
 
 
 class SessionStore:
@@ -31,6 +50,8 @@ class SessionStore:
             (seconds, UTC, where the log held dates).
         support: int64 [n_items], how often each item occurs in the log, one-event sessions included.
         vocabulary: item ids by index.
+        n_events, n_sessions, n_items: numbers of events, of sessions, those of one event included, and of items in the
+            catalogue.
         meta: facts about the log; `meta["dropped"]` counts what preparation removed, by reason, and `meta["ids"]` tells
             how the ids of its sessions and items were read.
         folder: where the store was opened; None where it is held in memory.
@@ -55,23 +76,9 @@ class SessionStore:
         self.support = support
         self.vocabulary = vocabulary
         self.meta = meta
+        self.n_events, self.n_sessions, self.n_items = len(items), len(offsets) - 1, len(vocabulary)
         self.folder: Path | None = None
         self._session_ids = session_ids
-
-    @property
-    def n_events(self) -> int:
-        """Number of events."""
-        return len(self.items)
-
-    @property
-    def n_sessions(self) -> int:
-        """Number of sessions, those of one event included."""
-        return len(self.offsets) - 1
-
-    @property
-    def n_items(self) -> int:
-        """Size of the catalogue."""
-        return len(self.vocabulary)
 
     @cached_property
     def n_targets(self) -> int:
@@ -93,16 +100,8 @@ class SessionStore:
 
     def summary(self) -> str:
         """What the store holds, and what was changed or dropped on the way, one fact per line."""
-        lines = [f"{self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items"]
-        for which, facts in self.meta.get("ids", {}).items():
-            if facts["kind"] == "str":
-                because = f" ({facts['because']} is no plain integer)" if facts["because"] else ""
-                lines.append(f"  {which} ids are strings{because}")
-            if facts["stripped"]:
-                lines.append(f"  {facts['stripped']:,} {which} ids had blanks around them, which were removed")
-        dropped = self.meta.get("dropped", {})
-        lines += [f"  dropped: {count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
-        return "\n".join(lines)
+        sizes = f"{self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items"
+        return "\n".join([sizes, *summary_lines(self.meta)])
 
     @classmethod
     def from_arrays(
@@ -131,7 +130,7 @@ class SessionStore:
         Raises:
             ValueError: the arrays do not fit each other; the message names the argument.
         """
-        items, offsets = _integers(items, "items"), _integers(offsets, "offsets")
+        items, offsets = as_indices(items, "items"), as_indices(offsets, "offsets")
         if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != len(items) or np.any(np.diff(offsets) < 0):
             raise ValueError(f"offsets must rise from 0 to the number of events ({len(items)}) and never fall")
         if vocabulary is None:
@@ -199,48 +198,58 @@ class SessionStore:
             OSError: the disk is full; nothing is left behind.
             ImportError: polars is not installed.
         """
-        from gru4rec_fast.data.preparation import store_events
+        from gru4rec_fast.data.sessions.ingest import ingest
+        from gru4rec_fast.data.tables import open_table
 
-        return store_events(
-            source,
-            (session_key, item_key, time_key),
-            separator=separator,
-            vocabulary=vocabulary,
-            allow_pickle=allow_pickle,
-            out=out,
-            progress=progress,
-        )
+        keys = {"session": session_key, "item": item_key, "time": time_key}
+        with (
+            replace_folder(out, [FORMAT]) if out is not None else nullcontext() as partial,
+            tempfile.TemporaryDirectory(dir=partial) as scratch,
+            disk_full_named(Path(out or scratch)),
+        ):
+            table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
+            log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress)
+            index = ItemIndex(log.item_ids, vocabulary)
+            if vocabulary is not None:
+                drop_unseen(log, index, Rules())
+                require_sessions(log, "the log")
+            store = cls.from_log(log, index, partial)
+        return store if out is None else cls.open(out)
+
+    @classmethod
+    def from_log(cls, log: EventLog, index: ItemIndex, folder: Path | None) -> SessionStore:
+        """The store of a grouped log, its files written into an existing folder; None builds it in memory."""
+        store = cls(**assemble(log, index, folder))
+        if folder is not None:
+            store.write_all_but_items(folder)
+        return store
 
     @classmethod
     def open(cls, folder: str | Path) -> SessionStore:
-        """Open a saved store, memory-mapped: nothing but the vocabulary is read until it is used.
+        """Open a saved store, memory-mapped.
+
+        Reads the vocabulary, and `offsets` and `support` to see whether they can be right; everything else when it is
+        used. That `items` lie in the catalogue is checked by who plays them.
 
         Raises:
             FileNotFoundError: there is no store in `folder`.
             ValueError: the store is damaged, or of a format this version does not know.
         """
-        folder = Path(folder)
-        meta = _store_meta(folder)
-        n_events, n_sessions, n_items = (meta[name] for name in ("n_events", "n_sessions", "n_items"))
-        offsets = open_array(folder / "offsets.npy", n_sessions + 1, [np.int64])
-        if offsets[0] != 0 or offsets[-1] != n_events:
-            raise ValueError(
-                f"{folder / 'offsets.npy'} is damaged: it goes from {offsets[0]} to {offsets[-1]} where 0 to "
-                f"{n_events} was expected; prepare the store again"
-            )
+        stored = ArrayFolder(folder, _FOLDER)
+        n_events, n_sessions, n_items, n_targets, n_short_sessions = stored.counts
         store = cls(
-            items=open_array(folder / "items.npy", n_events, [np.int32]),
-            offsets=offsets,
-            start_times=open_array(folder / "start_times.npy", n_sessions, [np.int64, np.float64]),
-            end_times=open_array(folder / "end_times.npy", n_sessions, [np.int64, np.float64]),
-            support=open_array(folder / "support.npy", n_items, [np.int64]),
-            vocabulary=Vocabulary.from_arrays(_open_ids(folder, "vocabulary", n_items)),
-            session_ids=lambda: decode_ids(_open_ids(folder, "session_ids", n_sessions)),
-            meta=meta,
+            offsets=stored.offsets("offsets", n_sessions, n_events),
+            items=stored.array("items", n_events, np.int32),
+            start_times=stored.array("start_times", n_sessions, np.int64, np.float64),
+            end_times=stored.array("end_times", n_sessions, np.int64, np.float64),
+            support=stored.in_range("support", stored.array("support", n_items, np.int64), 0, n_events + 1),
+            vocabulary=stored.vocabulary("vocabulary", n_items),
+            session_ids=lambda: stored.ids("session_ids", n_sessions),
+            meta=stored.meta,
         )
-        store.folder = folder
-        # Counted when the store was written, so that opening reads nothing of the offsets.
-        store.n_targets, store.n_short_sessions = meta["n_targets"], meta["n_short_sessions"]
+        store.folder = stored.path
+        # Counted when the store was written.
+        store.n_targets, store.n_short_sessions = n_targets, n_short_sessions
         return store
 
     def save(self, folder: str | Path) -> None:
@@ -256,51 +265,8 @@ class SessionStore:
 
     def write_all_but_items(self, folder: Path) -> None:
         """Write every file of the store but items.npy, which ingest streams, into an existing folder."""
-        for name in ("offsets", "start_times", "end_times", "support"):
-            save_array(folder / f"{name}.npy", getattr(self, name))
-        for name, ids in (("vocabulary", self.vocabulary.ids), ("session_ids", self.session_ids)):
-            for part, array in encode_ids(ids).items():
-                save_array(folder / f"{name}.{part}.npy", array)
-        counts = {name: getattr(self, name) for name in _COUNTS}
-        write_meta(folder, {**self.meta, "format": FORMAT, "version": FORMAT_VERSION, **counts})
-
-
-def _store_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a store of the format that this version reads."""
-    try:
-        meta = read_meta(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{folder} is no session store (it has no meta.json); prepare one first") from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{folder / 'meta.json'} is damaged ({error}); prepare the store again") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        parts = meta.get("parts", {}) if isinstance(meta, dict) else {}
-        hint = f"; open {' or '.join(str(folder / part) for part in parts)}" if parts else ""
-        raise ValueError(f"{folder} is no session store, by its meta.json{hint}")
-    if meta.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} is of format {meta.get('version')}, this version reads {FORMAT_VERSION}; prepare it again"
-        )
-    missing = [name for name in _COUNTS if not isinstance(meta.get(name), int)]
-    if missing:
-        raise ValueError(f"{folder / 'meta.json'} is damaged: it lacks {missing[0]}; prepare the store again")
-    return meta
-
-
-def _open_ids(folder: Path, name: str, count: int) -> dict[str, np.ndarray]:
-    if not (folder / f"{name}.utf8.npy").exists():
-        return {"ids": open_array(folder / f"{name}.ids.npy", count, [np.int64])}
-    offsets = open_array(folder / f"{name}.offsets.npy", count + 1, [np.int64])
-    return {"utf8": open_array(folder / f"{name}.utf8.npy", int(offsets[-1]), [np.uint8]), "offsets": offsets}
-
-
-def _integers(values: ArrayLike, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be a one-dimensional integer array, not {array.dtype} of shape {array.shape}")
-    return array.astype(np.int64, copy=False)
+        ids = {"vocabulary": self.vocabulary.ids, "session_ids": self.session_ids}
+        write_array_folder(folder, _FOLDER, self, ids)
 
 
 def _time_dtype(times: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gru4rec_fast.data.files import open_array, save_array
-from gru4rec_fast.data.ids import decode_ids, encode_ids
+from gru4rec_fast.data.array_folder import save_array, write_ids
+from gru4rec_fast.data.vocabulary import decode_ids
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,17 @@ class EventLog:
     Args:
         item_ids: id of each item code that occurs in `Events.items`.
         folder: an existing folder to keep the parts in; None keeps them in memory.
-        id_facts: of "session" and "item": {"kind": "int" or "str", "because": the value that made strings of them,
-            "stripped": how many had blanks around them}.
+        id_facts: of "session" and "item", see `TableReader.facts`.
+
+    Attributes:
+        dropped: how much was removed from the log, by reason.
     """
 
     def __init__(self, item_ids: np.ndarray, folder: Path | None, id_facts: dict[str, dict[str, Any]]) -> None:
         self.item_ids = item_ids
         self.folder = folder
         self.id_facts = id_facts
+        self.dropped: Counter[str] = Counter()
         self._parts: list[Events | Path] = []
         self._written = 0
 
@@ -132,13 +136,12 @@ class EventLog:
         self._written += 1
         for name in ("first_rows", "lengths", "items", "times"):
             save_array(path / f"{name}.npy", getattr(events, name))
-        for name, array in encode_ids(events.session_ids).items():
-            save_array(path / f"session_{name}.npy", array)
+        write_ids(path, "session_ids", events.session_ids)
         return path
 
 
 def _load(path: Path) -> Events:
-    # Copied out of the maps: a page of a map that stays open counts as memory held.
-    arrays = {file.stem: np.array(open_array(file)) for file in path.iterdir()}
-    ids = {name: arrays.pop(f"session_{name}") for name in ("ids", "utf8", "offsets") if f"session_{name}" in arrays}
+    # Not memory-mapped: a page of a map that stays open counts as memory held.
+    arrays = {file.stem: np.load(file) for file in path.iterdir()}
+    ids = {name.removeprefix("session_ids."): arrays.pop(name) for name in list(arrays) if "." in name}
     return Events(session_ids=decode_ids(ids), **arrays)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gru4rec_fast.data.files import open_array, read_meta, replace_folder, save_array, write_meta
-from gru4rec_fast.data.graph_assembly import BipartiteCsr, bipartite_block, checked_pairs, matrix_entries
-from gru4rec_fast.data.ids import as_ids, decode_ids, encode_ids, is_string
-from gru4rec_fast.data.loader import as_tensor
-from gru4rec_fast.data.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from gru4rec_fast.data.graph_sources import Interactions
+from gru4rec_fast.data.array_folder import (
+    ArrayFolder,
+    FolderFormat,
+    as_tensor,
+    replace_folder,
+    summary_lines,
+    write_array_folder,
+)
+from gru4rec_fast.data.graphs.csr import bipartite_block, bipartite_csr, checked_pairs, matrix_entries
+from gru4rec_fast.data.sessions.store import SessionStore
+from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, kind_of
 
 FORMAT = "gru4rec_fast.interaction_graph"
-FORMAT_VERSION = 1
-_COUNTS = ("n_users", "n_items", "n_edges")
+_FOLDER = FolderFormat(
+    FORMAT, "interaction graph", "graph", "save", ("n_users", "n_items", "n_edges"), ("offsets", "neighbours")
+)
 
 
 class InteractionGraph:
@@ -36,7 +39,10 @@ class InteractionGraph:
         offsets: int64 [n_nodes + 1]; the neighbours of node r are `neighbours[offsets[r]:offsets[r + 1]]`, rising.
         neighbours: int32 (int64 from 2^31 nodes on) [2 * n_edges]; each edge stands there in both directions.
         users, items: ids by index.
-        meta: facts about the graph; `meta["dropped"]` counts what was left out, by reason.
+        n_users, n_items, n_nodes, n_edges: numbers of users and of items, those without interactions included, of both
+            together, and of different interactions; each of these is one undirected edge.
+        meta: facts about the graph; `meta["dropped"]` counts what was left out, by reason, and `meta["ids"]` tells how
+            the ids of a table were read.
     """
 
     def __init__(
@@ -47,26 +53,8 @@ class InteractionGraph:
         self.users = users
         self.items = items
         self.meta = meta
-
-    @property
-    def n_users(self) -> int:
-        """Number of users, those without items included."""
-        return len(self.users)
-
-    @property
-    def n_items(self) -> int:
-        """Number of items, those without users included."""
-        return len(self.items)
-
-    @property
-    def n_nodes(self) -> int:
-        """Number of users and items."""
-        return self.n_users + self.n_items
-
-    @property
-    def n_edges(self) -> int:
-        """Number of different interactions; each is one undirected edge."""
-        return len(self.neighbours) // 2
+        self.n_users, self.n_items, self.n_edges = len(users), len(items), len(neighbours) // 2
+        self.n_nodes = self.n_users + self.n_items
 
     def __repr__(self) -> str:
         return f"InteractionGraph({self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges)"
@@ -77,9 +65,7 @@ class InteractionGraph:
         lonely = int((degrees[: self.n_users] == 0).sum()), int((degrees[self.n_users :] == 0).sum())
         lines = [f"{self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges"]
         lines += [f"  {n:,} {what} without edges" for n, what in zip(lonely, ("users", "items"), strict=True) if n]
-        dropped = self.meta.get("dropped", {})
-        lines += [f"  dropped: {count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
-        return "\n".join(lines)
+        return "\n".join(lines + summary_lines(self.meta))
 
     def items_of(self, user: int) -> np.ndarray:
         """Indices of the items that user `user` (an index) interacted with, int64 [degree], rising."""
@@ -123,16 +109,12 @@ class InteractionGraph:
         item_index, n_items = checked_pairs(items, "items", n_items, item_ids)
         if len(user_index) != len(item_index):
             raise ValueError(f"users has {len(user_index)} elements and items {len(item_index)}: they must be aligned")
-        csr = BipartiteCsr.from_pairs(user_index, item_index, n_users, n_items)
+        offsets, neighbours, n_repeated = bipartite_csr(user_index, item_index, n_users, n_items)
+        user_ids = Vocabulary(np.arange(n_users)) if user_ids is None else user_ids
+        item_ids = Vocabulary(np.arange(n_items)) if item_ids is None else item_ids
         meta = dict(meta or {})
-        meta["dropped"] = {**meta.get("dropped", {}), "duplicate_interactions": csr.n_duplicates}
-        return cls(
-            csr.offsets,
-            csr.neighbours,
-            Vocabulary(np.arange(n_users)) if user_ids is None else user_ids,
-            Vocabulary(np.arange(n_items)) if item_ids is None else item_ids,
-            meta,
-        )
+        meta["dropped"] = {**meta.get("dropped", {}), "duplicate_interactions": n_repeated}
+        return cls(offsets, neighbours, user_ids, item_ids, meta)
 
     @classmethod
     def from_text(cls, path: str | Path, *, like: InteractionGraph | None = None) -> InteractionGraph:
@@ -146,9 +128,10 @@ class InteractionGraph:
         Raises:
             FileNotFoundError, ValueError: no such file; no interactions; damaged.
         """
-        from gru4rec_fast.data.graph_sources import read_adjacency_lists
+        from gru4rec_fast.data.tables import read_adjacency_lists
 
-        return cls._from_ids(read_adjacency_lists(path), like)
+        listed, counts, items = read_adjacency_lists(path)
+        return cls._from_ids(str(path), np.repeat(listed, counts), items, like, {}, listed)
 
     @classmethod
     def from_table(
@@ -176,10 +159,12 @@ class InteractionGraph:
             FileNotFoundError, ValueError, TypeError: no such file; no rows; a missing column; an id that is missing, or
                 no integer and no string, by its row.
         """
-        from gru4rec_fast.data.graph_sources import read_columns
+        from gru4rec_fast.data.tables import TableReader, numpy_ids, open_table
 
-        keys = (user_key, item_key)
-        return cls._from_ids(read_columns(source, keys, separator=separator, allow_pickle=allow_pickle), like)
+        keys = {"user": user_key, "item": item_key}
+        reader = TableReader(open_table(source, keys, separator=separator, allow_pickle=allow_pickle))
+        users, items = map(numpy_ids, reader.read().select("user", "item"))
+        return cls._from_ids(reader.table.name, users, items, like, {"ids": reader.facts()}, users)
 
     @classmethod
     def from_scipy(
@@ -239,24 +224,31 @@ class InteractionGraph:
         )
 
     @classmethod
-    def _from_ids(cls, found: Interactions, like: InteractionGraph | None) -> InteractionGraph:
-        if like is None:
-            user_ids = Vocabulary(np.unique(np.concatenate([found.users, found.lonely_users])))
-            item_ids = Vocabulary(np.unique(found.items))
-        else:
-            user_ids, item_ids = like.users, like.items
-        users = _indices(user_ids, found.users, f"{found.name}: users")
-        items = _indices(item_ids, found.items, f"{found.name}: items")
-        known = (users >= 0) & (items >= 0)
+    def _from_ids(
+        cls,
+        name: str,
+        users: np.ndarray,
+        items: np.ndarray,
+        like: InteractionGraph | None,
+        meta: dict[str, Any],
+        listed_users: np.ndarray,
+    ) -> InteractionGraph:
+        """From aligned ids, which the source `name` holds, and the ids of its users, those without items included."""
+        user_ids = Vocabulary(np.unique(listed_users)) if like is None else like.users
+        item_ids = Vocabulary(np.unique(items)) if like is None else like.items
+        user_index = _indices(user_ids, users, f"{name}: users")
+        item_index = _indices(item_ids, items, f"{name}: items")
+        known = (user_index >= 0) & (item_index >= 0)
         dropped = {
-            "interactions_of_unknown_users": int((users < 0).sum()),
-            "interactions_with_unknown_items": int(((users >= 0) & (items < 0)).sum()),
+            "interactions_of_unknown_users": int((user_index < 0).sum()),
+            "interactions_with_unknown_items": int(((user_index >= 0) & (item_index < 0)).sum()),
         }
         if not known.any():
             why = f"; left out: {dropped}" if len(known) else ""
-            raise ValueError(f"{found.name} holds no interactions{why}")
-        meta = {"dropped": dropped} if like is not None else {}
-        return cls.from_arrays(users[known], items[known], user_ids=user_ids, item_ids=item_ids, meta=meta)
+            raise ValueError(f"{name} holds no interactions{why}")
+        if like is not None:
+            meta["dropped"] = dropped
+        return cls.from_arrays(user_index[known], item_index[known], user_ids=user_ids, item_ids=item_ids, meta=meta)
 
     def save(self, folder: str | Path) -> None:
         """Write the graph to a folder of plain .npy files: into a temporary sibling first, renamed when complete.
@@ -266,37 +258,31 @@ class InteractionGraph:
             OSError: the disk is full; what stood at `folder` before is unchanged.
         """
         with replace_folder(folder, [FORMAT]) as partial:
-            save_array(partial / "offsets.npy", self.offsets)
-            save_array(partial / "neighbours.npy", self.neighbours)
-            for name in ("users", "items"):
-                for part, array in encode_ids(getattr(self, name).ids).items():
-                    save_array(partial / f"{name}.{part}.npy", array)
-            counts = {name: getattr(self, name) for name in _COUNTS}
-            write_meta(partial, {**self.meta, "format": FORMAT, "version": FORMAT_VERSION, **counts})
+            write_array_folder(partial, _FOLDER, self, {"users": self.users.ids, "items": self.items.ids})
 
     @classmethod
     def open(cls, folder: str | Path) -> InteractionGraph:
-        """Open a saved graph, memory-mapped: nothing but the ids is read until it is used.
+        """Open a saved graph, memory-mapped. Reads all of it once, to see whether it can be right.
 
         Raises:
             FileNotFoundError: there is no graph in `folder`.
             ValueError: the graph is damaged, or of a format this version does not know.
         """
-        folder = Path(folder)
-        meta = _graph_meta(folder)
-        n_users, n_items, n_edges = (meta[name] for name in _COUNTS)
-        return cls(
-            open_array(folder / "offsets.npy", n_users + n_items + 1),
-            open_array(folder / "neighbours.npy", 2 * n_edges),
-            _open_vocabulary(folder, "users", n_users),
-            _open_vocabulary(folder, "items", n_items),
-            meta,
-        )
+        stored = ArrayFolder(folder, _FOLDER)
+        n_users, n_items, n_edges = stored.counts
+        neighbours = stored.array("neighbours", 2 * n_edges, np.int32, np.int64)
+        stored.in_range("neighbours", neighbours[:n_edges], n_users, n_users + n_items)  # those of users
+        stored.in_range("neighbours", neighbours[n_edges:], 0, n_users)
+        offsets = stored.offsets("offsets", n_users + n_items, 2 * n_edges)
+        if offsets[n_users] != n_edges:
+            raise stored.damage("offsets.npy", f"gives users {offsets[n_users]} edges where {n_edges} were expected")
+        users, items = stored.vocabulary("users", n_users), stored.vocabulary("items", n_items)
+        return cls(offsets, neighbours, users, items, stored.meta)
 
 
 def _indices(vocabulary: Vocabulary, ids: np.ndarray, what: str) -> np.ndarray:
-    if len(ids) and is_string(ids) != vocabulary.holds_strings:
-        held, given = ("strings", "integers") if vocabulary.holds_strings else ("integers", "strings")
+    held, given = kind_of(vocabulary.ids), kind_of(ids)
+    if len(ids) and given != held:
         raise ValueError(f"{what} are {given}, those of the graph given as like= are {held}")
     return vocabulary.index_of(ids)
 
@@ -304,32 +290,3 @@ def _indices(vocabulary: Vocabulary, ids: np.ndarray, what: str) -> np.ndarray:
 def _grown(vocabulary: Vocabulary, ids: np.ndarray) -> Vocabulary:
     unknown = np.unique(ids[vocabulary.index_of(ids) < 0])
     return Vocabulary(np.concatenate([vocabulary.ids, unknown])) if len(unknown) else vocabulary
-
-
-def _open_vocabulary(folder: Path, name: str, count: int) -> Vocabulary:
-    if not (folder / f"{name}.utf8.npy").exists():
-        return Vocabulary(open_array(folder / f"{name}.ids.npy", count))
-    offsets = open_array(folder / f"{name}.offsets.npy", count + 1)
-    return Vocabulary(
-        decode_ids({"utf8": open_array(folder / f"{name}.utf8.npy", int(offsets[-1])), "offsets": offsets})
-    )
-
-
-def _graph_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a graph of the format that this version reads."""
-    try:
-        meta = read_meta(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{folder} is no interaction graph (it has no meta.json); save one first") from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{folder / 'meta.json'} is damaged ({error}); save the graph again") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError(f"{folder} is no interaction graph, by its meta.json")
-    if meta.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} is of format {meta.get('version')}, this version reads {FORMAT_VERSION}; save the graph again"
-        )
-    missing = [name for name in _COUNTS if not isinstance(meta.get(name), int)]
-    if missing:
-        raise ValueError(f"{folder / 'meta.json'} is damaged: it lacks {missing[0]}; save the graph again")
-    return meta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gru4rec_fast import ops
-
-if TYPE_CHECKING:
-    from gru4rec_fast.data.store import SessionStore
+from gru4rec_fast.data.array_folder import as_tensor
+from gru4rec_fast.data.sessions.store import SessionStore
 
 # Steps played by one call of the operator, and events of all lanes in them: enough to make the call, and the copy to a
 # device, free; few enough to stay small.
@@ -212,10 +211,3 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         if self.device.type == "cuda":  # from pinned memory, so that the copy waits for nothing that runs there
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over the same memory, memory-mapped read-only arrays included: nothing here writes to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
-        return torch.from_numpy(np.asarray(array))

@@ -1,0 +1,1 @@
+"""Interaction graphs: who interacted with what, reordered, split, and drawn from."""
