@@ -570,8 +570,8 @@ def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> 
     return {"name": name, "seconds": seconds, "digests": [digest(tensor) for tensor in tensors]}
 
 
-def run_cases(impl: str, only: str, keep: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the records of the cases with `only` in their names; an error for a family that has none at all."""
+def run_cases(impl: str, only: list[str], keep: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the records of the cases with a text of `only` in their names; an error for a family without cases."""
     level = f"-{build_info()['simd']}" if impl == "native" else ""
     for threads in (1, 2) if impl != "emulated" else (1,):
         torch.set_num_threads(threads)
@@ -582,7 +582,7 @@ def run_cases(impl: str, only: str, keep: Path | None) -> Iterator[dict[str, Any
             for variant, values in cases.cases(impl):
                 case = f"{beginning}/{variant}"
                 try:
-                    if only in case:
+                    if not only or any(text in case for text in only):
                         yield record_of(case, lambda run=cases.run, v=values: run(implementation(impl), **v), keep)
                     found = True
                 except Inapplicable:
@@ -616,7 +616,7 @@ def main() -> None:
     parser.add_argument("what", choices=("describe", "run", "serve"))
     parser.add_argument("results", nargs="?", type=Path)
     parser.add_argument("--impl", default="native")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
     if given.what == "describe":
