@@ -94,7 +94,8 @@ def main() -> None:
         Build(name, python, path and str(Path(path).resolve()))
         for name, python, path in (("OLD", given.old, given.old_path), ("NEW", given.new, given.new_path))
     ]
-    facts = [build.describe() for build in builds]
+    with ThreadPoolExecutor() as pool:
+        facts = list(pool.map(Build.describe, builds))
     for build, fact in zip(builds, facts, strict=True):
         print(f"{build.name}: {', '.join(f'{name} {value}' for name, value in fact.items() if name != 'rows')}")
     if any(facts[0][name] != facts[1][name] for name in ("torch", "numpy")):
