@@ -122,7 +122,7 @@ def compare_bits(builds: list[Build], jobs: list[tuple[str, str | None]], only: 
             for job in jobs
             for build in builds
         }
-        results = {build.name: {} for build in builds}
+        results: dict[str, dict[str, Any]] = {build.name: {} for build in builds}
         for (name, job), future in running.items():
             records, failure = future.result()
             results[name] |= records
