@@ -1,0 +1,78 @@
+"""tools/compare_builds.py reports equal builds as equal, and every difference that is planted in a copy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gru4rec_fast
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "compare_builds.py"
+PACKAGE = Path(gru4rec_fast.__file__).parent
+
+TOP_K_RAISES = """
+
+def top_k(*_, **__):
+    raise ValueError("in both")
+"""
+ONE_ULP_AND_MORE = f"""
+from gru4rec_fast.ops import laplacian as _laplacian
+
+
+def laplacian(*args, **kwargs):
+    import torch
+
+    return torch.nextafter(_laplacian(*args, **kwargs), torch.tensor(9.0, dtype=args[0].dtype))
+
+
+def session_batch(*_, **__):
+    raise ValueError("in one")
+
+
+del bpr_triples
+{TOP_K_RAISES}"""
+
+
+def compare(old_path: Path, new_path: Path, *options: str) -> tuple[int, str]:
+    """Return the exit status and the output of a comparison by the reference, which needs no kernels."""
+    command = [sys.executable, "-P", str(TOOL), sys.executable, sys.executable, "--impl", "reference", *options]
+    paths = ["--old-path", str(old_path), "--new-path", str(new_path)]
+    run = subprocess.run([*command, *paths], capture_output=True, text=True, check=False)
+    return run.returncode, run.stdout + run.stderr
+
+
+def copy_with(code: str, folder: Path) -> Path:
+    """Copy the package into a folder and add code at the end of its ops/__init__.py."""
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / PACKAGE.name / "ops" / "__init__.py").open("a") as file:
+        file.write(code)
+    return folder
+
+
+def test_equal_builds_are_equal() -> None:
+    status, output = compare(PACKAGE.parent, PACKAGE.parent, "--only", "gru/", "--only", "optim.SparseAdam/")
+    assert status == 0, output
+    assert "gru                  32 equal\noptim.SparseAdam     16 equal" in output
+    assert "48 cases equal, 0 not" in output
+
+
+def test_planted_differences_are_reported(tmp_path: Path) -> None:
+    old, new = copy_with(TOP_K_RAISES, tmp_path / "old"), copy_with(ONE_ULP_AND_MORE, tmp_path / "new")
+    laplacian = "laplacian/reference/threads=1/small float64 matrix=plain nodes=all dropout=0.0"
+    chosen = [laplacian, *(f"{operator}/reference/threads=1/small" for operator in ("bpr_triples", "session_batch"))]
+    chosen += ["top_k/reference/threads=1/small", "dropout_mask/reference/threads=1/small"]
+    kept = "--keep", str(tmp_path / "kept")
+    status, output = compare(old, new, *(f"--only={text}" for text in chosen), *kept)
+    assert status == 1 and "8 cases equal, 17 not" in output, output
+    # The planted operator has the sound one's gradient.
+    assert f"different: {laplacian}: tensors [0] of 2, max abs difference " in output
+    assert output.count(": OLD returns, NEW ValueError: in one\n") == 4
+    assert output.count(": OLD returns, NEW AttributeError: ") == 4
+    assert output.count(": both raise ValueError: in both\n") == 8
+
+
+def test_a_comparison_of_nothing_fails() -> None:
+    status, output = compare(PACKAGE.parent, PACKAGE.parent, "--only", "no such case")
+    assert status == 1 and "0 cases equal, 0 not" in output, output

@@ -1,0 +1,633 @@
+"""Run the cases and timed rows of tools/compare_builds.py in one environment; it starts this file once per process.
+
+    python build_cases.py describe
+    python build_cases.py run RESULTS --impl native [--only TEXT] [--keep FOLDER]
+    python build_cases.py serve
+
+A case calls the public API with inputs made from fixed seeds and returns tensors. RESULTS gets one JSON line per case,
+with a digest of each tensor or with the error. `implementation`, `step_operator` and `own_product` hold what differs
+between versions of the package; all else has to run unchanged with both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import itertools
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN, SessionStore, build_info, ops, optim
+
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+INTEGERS, FLOATS, WITH_BF16 = (torch.int32, torch.int64), (F32, F64), (F32, F64, BF16)
+BOTH = (False, True)
+OPERATORS, MODELS = ("native", "reference", "emulated"), ("native", "reference")
+
+
+def implementation(name: str) -> str:
+    """Return the value of impl= that runs "native", "reference" or "emulated", and load what it needs."""
+    if name != "emulated":
+        return name
+    from gru4rec_fast import _backend
+
+    if hasattr(_backend, "emulation"):  # up to 0.1.0 the package itself loads the emulator
+        _backend.emulation()
+        return "emulated"
+    raise NotImplementedError("register the emulator of tools/cuda_emulator here and return its value of impl=")
+
+
+def step_operator(name: str, impl: str) -> Callable[..., Any]:
+    """Return an operator of the family training_step."""
+    from gru4rec_fast.ops.training_step import step_operator
+
+    return step_operator(name, impl, torch.device("cpu"))
+
+
+def own_product(*arguments: Any) -> Tensor:
+    """Multiply matrices with the package's own kernels."""
+    build_info()  # loads the library
+    return torch.ops.gru4rec_fast_private.product(*arguments)
+
+
+class Inapplicable(Exception):
+    """Raised for a combination of values that is no case."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A function of impl, large (the size of the inputs) and `axes`, called with every combination of their values."""
+
+    run: Callable[..., list[Tensor]]
+    impls: tuple[str, ...]
+    sizes: tuple[bool, ...]
+    axes: dict[str, tuple[Any, ...]]
+
+    def cases(self, impl: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for large, *values in itertools.product(self.sizes, *self.axes.values()):
+            named = dict(zip(self.axes, values, strict=True))
+            texts = [
+                str(value).removeprefix("torch.") if name == "dtype" else f"{name}={value}"
+                for name, value in named.items()
+            ]
+            yield " ".join(["large" if large else "small", *texts]), {"large": large, **named}
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(
+    name: str = "", impls: tuple[str, ...] = OPERATORS, sizes: tuple[bool, ...] = BOTH, **axes: tuple[Any, ...]
+) -> Any:
+    """Register a function as a family of cases, by its own name unless `name` is given."""
+
+    def register(run: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+        FAMILIES[name or run.__name__] = Family(run, impls, sizes, axes)
+        return run
+
+    return register
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=F64).to(dtype)
+
+
+def randint(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randint(low, high, shape, generator=seeded(seed))
+
+
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor | None) -> list[Tensor]:
+    """Return the output of a function and the gradients of its inputs, given a random gradient of the output."""
+    leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
+    output = function(*leaves)
+    output.backward(randn(tuple(output.shape), output.dtype, 99))
+    return [output, *(leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None)]
+
+
+def random_log(n_sessions: int, n_items: int, seed: int = 3) -> SessionStore:
+    """Make a log with Zipf popularity and sessions of at least 2 events, 5 on average."""
+    rng = np.random.default_rng(seed)
+    lengths = 1 + rng.geometric(1 / 4, n_sessions)
+    popularity = 1 / np.arange(1, n_items + 1)
+    items = rng.choice(n_items, lengths.sum(), p=popularity / popularity.sum())
+    return SessionStore.from_arrays(items, np.concatenate([[0], lengths.cumsum()]), n_items=n_items)
+
+
+def random_graph(n_users: int, n_items: int, n_edges: int) -> InteractionGraph:
+    rng = np.random.default_rng(5)
+    users, items = rng.integers(0, n_users, n_edges), (rng.random(n_edges) ** 2 * n_items).astype(np.int64)
+    return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
+
+
+# Operators ------------------------------------------------------------------------------------------------------------
+
+
+@family(dtype=INTEGERS, shuffled=BOTH)
+def session_batch(impl: str, large: bool, dtype: torch.dtype, shuffled: bool) -> list[Tensor]:
+    store, lanes, steps = random_log(2000 if large else 12, 50), 64 if large else 5, 40 if large else 4
+    order = torch.randperm(store.n_sessions, generator=seeded(0)) if shuffled else None
+    items, offsets, state = (
+        torch.tensor(store.items).to(dtype),
+        torch.tensor(store.offsets),
+        ops.session_batch_state(lanes),
+    )
+    blocks = [ops.session_batch(items, offsets, order, *state, steps, impl=impl) for _ in range(3)]
+    return [tensor for block in blocks for tensor in block] + list(state)
+
+
+@family(impls=MODELS, alpha=(0.0, 0.75, 1.0))
+def build_alias_table(impl: str, large: bool, alpha: float) -> list[Tensor]:
+    table = ops.build_alias_table(torch.from_numpy(random_log(3000, 4000 if large else 30).support), alpha, impl=impl)
+    return [table.threshold, table.alias, table.log_prob]
+
+
+@family(alpha=(0.0, 0.75))
+def negative_sampling(impl: str, large: bool, alpha: float) -> list[Tensor]:
+    table = ops.AliasTable(*build_alias_table("reference", large, alpha), alpha)
+    return list(ops.negative_sampling(table, 4099 if large else 37, seed=11, step=5, steps=3, impl=impl))
+
+
+@family(dtype=(*WITH_BF16, torch.float16), p=(0.0, 0.3))
+def dropout_mask(impl: str, large: bool, dtype: torch.dtype, p: float) -> list[Tensor]:
+    shape = (5, 64, 101) if large else (3, 5, 7)
+    return [ops.dropout_mask(*shape, p, seed=7, stream=2, step=9, dtype=dtype, impl=impl)]
+
+
+@family(dtype=FLOATS, form=("reset_after", "reset_before"), masked=BOTH)
+def gru(impl: str, large: bool, dtype: torch.dtype, form: str, masked: bool) -> list[Tensor]:
+    steps, lanes, hidden = (5, 67, 100) if large else (3, 5, 19)
+    shapes = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
+    inputs: list[Tensor | None] = [randn(shape, dtype, seed) / 4 for seed, shape in enumerate(shapes)]
+    if form == "reset_before":
+        inputs[3] = None
+    reset = torch.rand(steps, lanes, generator=seeded(5)) < 0.3 if masked else None
+    mask = (randn((steps, lanes, hidden), dtype, 6) > -1).to(dtype) * 1.25 if masked else None
+    return with_gradients(lambda *leaves: ops.gru(*leaves, reset, mask, form, impl=impl), *inputs)
+
+
+LOSSES = ("cross-entropy", "bpr-max", "top1", "top1-max", "bpr")
+
+
+@family(dtype=WITH_BF16, loss=LOSSES, options=("none", "all", "own targets only"))
+def sampled_loss(impl: str, large: bool, dtype: torch.dtype, loss: str, options: str) -> list[Tensor]:
+    m, n, hidden = (67, 1003, 100) if large else (6, 21, 13)
+    sums = F32 if dtype == BF16 else dtype
+    leaves = [randn((m, hidden), dtype, 1), randn((m + n, hidden), dtype, 2) / 3, randn((m + n,), sums, 3)]
+    given: dict[str, Any] = {"loss": loss, "impl": impl}
+    if options != "none":
+        given |= {"in_batch": options == "all", "batch_size": m + 2.0, "live": torch.arange(m) % 5 != 2}
+        given |= {"log_q": randn((m + n,), sums, 4).abs(), "ids": randint(0, m + n // 2, (m + n,), 5)}
+        given |= {"count": randint(1, 4, (n,), 6).to(sums), "elu_param": 0.0, "bpreg": 1.7}
+        given |= {"label_smoothing": 0.1} if loss == "cross-entropy" else {}
+    return with_gradients(lambda *inputs: ops.sampled_loss(*inputs, **given), *leaves)
+
+
+def sparse_update(
+    operator: str, n_state: int, impl: str, large: bool, dtype: torch.dtype, width: int, option: float
+) -> list[Tensor]:
+    rows, n = (5000, 4000) if large else (13, 20)
+    table, *state = (randn((rows, width), dtype, seed).abs() for seed in range(1 + n_state))
+    given = [None if option == 0 and tensor is state[-1] else tensor for tensor in state]
+    index, grad = randint(-1, rows // 2, (n,), 8), randn((n, width), dtype, 9)
+    options = {"step": option} if operator == "sparse_adam" else {"momentum": option}
+    getattr(ops, operator)(table, *given, index, grad, lr=0.1, impl=impl, **options)
+    return [table, *state]
+
+
+for _name, _state in {"sparse_sgd": 1, "sparse_rmsprop": 2, "sparse_adagrad": 2, "sparse_adam": 2}.items():
+    if hasattr(ops, _name):
+        _options = (1, 7) if _name == "sparse_adam" else (0.0, 0.3)
+        family(_name, dtype=FLOATS, width=(1, 7, 100), option=_options)(partial(sparse_update, _name, _state))
+
+
+def ranking_inputs(large: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    queries, items, hidden = (70, 3001, 100) if large else (5, 37, 13)
+    weight = randn((items, hidden), dtype, 2)
+    weight[items // 2 :] = weight[: items - items // 2].clone()  # equal rows, whose scores tie
+    return randn((queries, hidden), dtype, 1), weight, randn((items,), dtype, 3).round()
+
+
+@family(dtype=FLOATS, biased=BOTH)
+def target_rank(impl: str, large: bool, dtype: torch.dtype, biased: bool) -> list[Tensor]:
+    hidden, weight, bias = ranking_inputs(large, dtype)
+    targets = randint(0, len(weight), (len(hidden),), 4)
+    return list(ops.target_rank(hidden, weight, bias if biased else None, targets, impl=impl))
+
+
+@family(dtype=FLOATS, k=(1, 20), exclude=BOTH)
+def top_k(impl: str, large: bool, dtype: torch.dtype, k: int, exclude: bool) -> list[Tensor]:
+    hidden, weight, bias = ranking_inputs(large, dtype)
+    excluded = randint(-1, len(weight), (len(hidden), 9), 4) if exclude else None
+    return list(ops.top_k(hidden, weight, bias, k, excluded, impl=impl))
+
+
+def graph_of(large: bool, impl: str) -> InteractionGraph:
+    if not large:
+        return random_graph(9, 14, 40)
+    return random_graph(60, 90, 700) if impl == "emulated" else random_graph(700, 900, 15_000)  # emulation is slow
+
+
+def subset(graph: InteractionGraph, nodes: str) -> dict[str, Tensor | None]:
+    """Return the arguments rows and columns: all nodes, every second, or every third of every third but one."""
+    numbers = torch.arange(graph.n_nodes)
+    some = numbers[numbers % 3 != 0]
+    return {"rows": None if nodes == "all" else some[::2], "columns": some if nodes == "rows and columns" else None}
+
+
+NODES = ("all", "rows", "rows and columns")
+MATRICES = ("symmetric", "mean", "norm", "plain")
+
+
+@family(dtype=WITH_BF16, matrix=MATRICES, nodes=NODES, dropout=(0.0, 0.2))
+def laplacian(impl: str, large: bool, dtype: torch.dtype, matrix: str, nodes: str, dropout: float) -> list[Tensor]:
+    graph = graph_of(large, impl)
+    options = {
+        **subset(graph, nodes),
+        "dropout": dropout,
+        "seed": 3,
+        "step": 4,
+        "transposed": dropout > 0,
+        "impl": impl,
+    }
+    n_columns = graph.n_nodes if options["columns"] is None else len(options["columns"])
+    features = randn((n_columns, 65 if large else 7), dtype, 1)
+    return with_gradients(lambda x: ops.laplacian(x, *graph.structure(), matrix, **options), features)
+
+
+@family(
+    dtype=WITH_BF16, P=("symmetric+I", "norm"), Q=("symmetric", "plain"), activation=("sum", "per_term"), nodes=NODES,
+    dropout=(0.0, 0.2),
+)  # fmt: skip
+def ngcf_layer(impl: str, large: bool, dtype: torch.dtype, nodes: str, dropout: float, **options: Any) -> list[Tensor]:
+    graph, (width, out) = graph_of(large, impl), (48, 65) if large else (7, 5)
+    options |= {**subset(graph, nodes), "node_dropout": dropout, "message_dropout": dropout, "impl": impl}
+    n_columns = graph.n_nodes if options["columns"] is None else len(options["columns"])
+    shapes = [(n_columns, width), (width, out), (out,), (width, out), (out,)]
+    leaves = [randn(shape, dtype, seed) / 2 for seed, shape in enumerate(shapes)]
+    options |= {"seed": 3, "step": 4, "layer": 1}
+    return with_gradients(lambda x, *rest: ops.ngcf_layer(x, *graph.structure(), *rest, **options), *leaves)
+
+
+@family(dtype=INTEGERS, by_interaction=BOTH)
+def bpr_triples(impl: str, large: bool, dtype: torch.dtype, by_interaction: bool) -> list[Tensor]:
+    graph = graph_of(large, impl)
+    offsets, neighbours = graph.structure()
+    degrees = offsets[: graph.n_users + 1].diff()
+    users = ((degrees > 0) & (degrees < graph.n_items)).nonzero()[:, 0]
+    starts = torch.cat([degrees.new_zeros(1), degrees[users].cumsum(0)]) if by_interaction else None
+    options = {"n_users": graph.n_users, "n_items": graph.n_items, "starts": starts, "seed": 3, "step": 4, "impl": impl}
+    return [ops.bpr_triples(offsets, neighbours.to(dtype), users, 5001 if large else 33, **options)]
+
+
+@family(impls=("reference", "emulated"), dtype=FLOATS, operator=("gather", "gather bf16", "settle", "apply", "rows"))
+def training_step(impl: str, large: bool, dtype: torch.dtype, operator: str) -> list[Tensor]:
+    """The operators of a training step on a GPU; the CPU has none."""
+    if operator == "gather bf16" and dtype != F32:
+        raise Inapplicable
+    rows, width, lanes, n = (3000, 100, 64, 1000) if large else (11, 12, 5, 7)
+    call = step_operator(f"step_{operator.split()[0]}", impl)
+    yes, numbers = torch.tensor(True), torch.tensor([0.1, 0.3, 1e-6], dtype=F64)  # learning rate, momentum, eps
+    if operator.startswith("gather"):
+        inputs, items = randint(-1, rows, (2, lanes), 1), randint(-1, rows, (2, lanes + n), 2)
+        table, mask = randn((rows, width), dtype, 3), randn((2, lanes, width), dtype, 4)
+        biases = randn((rows,), dtype, 5), randn((rows,), dtype, 6)
+        return list(call(table, inputs, mask, table, *biases, items, lanes, 0.5, 0.75, operator.endswith("bf16")))
+    if operator == "settle":
+        results = [torch.tensor(False), torch.empty(9, dtype=dtype), torch.tensor(False)]
+        call(randn((9,), dtype, 1), torch.arange(9) < 7, *results)
+        return results
+    if operator == "apply":
+        shapes = [(3 * width, width), (1,), (width,)]
+        lists = [[randn(shape, dtype, 10 * i + j).abs() for j, shape in enumerate(shapes)] for i in range(6)]
+        call(*lists, yes, numbers)
+        return [tensor for tensors in lists for tensor in tensors]
+    tables = [randn((rows, width)[:dim], dtype, seed).abs() for seed, dim in enumerate((2, 2, 2, 1, 1, 1))]
+    grads = randn((lanes, width), dtype, 8), randn((n, width), dtype, 9), randn((n,), dtype, 10)
+    call(*tables, *randint(-1, rows, (lanes + n,), 7).sort(stable=True), *grads, yes, numbers)
+    return tables
+
+
+@family(impls=("native",), dtype=FLOATS, layout=("nn", "nt", "tn", "tt"), precision=("full", "bf16"))
+def product(impl: str, large: bool, dtype: torch.dtype, layout: str, precision: str) -> list[Tensor]:
+    m, n, k = (48, 1500, 100) if large else (5, 33, 31)
+    a = randn((m, k), dtype, 1) if layout[0] == "n" else randn((k, m), dtype, 1).T
+    b = randn((k, n), dtype, 2) if layout[1] == "n" else randn((n, k), dtype, 2).T
+    start = randn((m, n), dtype, 3)
+    return [own_product(a, b, s, precision, blocks) for s, blocks in ((None, False), (None, True), (start, False))]
+
+
+def optimizer(name: str, impl: str, large: bool, dtype: torch.dtype, sparse: bool) -> list[Tensor]:
+    rows, width = (3000, 64) if large else (20, 7)
+    table = torch.nn.Parameter(randn((rows, width), dtype, 1))
+    steps = getattr(optim, name)([table], lr=0.1, impl=impl)
+    for step in range(3):
+        values, index = randn((rows // 2, width), dtype, step), randint(0, rows, (1, rows // 2), step)
+        grad = torch.sparse_coo_tensor(index, values, (rows, width))
+        table.grad = grad if sparse else grad.to_dense()
+        steps.step()
+    return [table]
+
+
+for _name in ("SparseAdagrad", "SparseAdam", "SparseSGD", "SparseRMSprop"):
+    if hasattr(optim, _name):
+        family(f"optim.{_name}", MODELS, dtype=FLOATS, sparse=BOTH)(partial(optimizer, _name))
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+# The training rows of benchmarks/naive_pytorch.py.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "xe-100": {"layers": [100], "batch_size": 32, "sample_alpha": 0.75, "learning_rate": 0.1, "dropout_p_embed": 0.1,
+               "logq": 1.0},
+    "xe-480": {"layers": [480], "batch_size": 48, "sample_alpha": 0.2, "learning_rate": 0.07, "dropout_p_hidden": 0.2,
+               "logq": 1.0},
+    "bprmax-224": {"layers": [224], "loss": "bpr-max", "batch_size": 80, "sample_alpha": 0.4, "learning_rate": 0.05,
+                   "dropout_p_embed": 0.5, "dropout_p_hidden": 0.05, "momentum": 0.4, "bpreg": 1.95, "elu_param": 0.5},
+    "bprmax-512": {"layers": [512], "loss": "bpr-max", "batch_size": 128, "sample_alpha": 0.3, "learning_rate": 0.05,
+                   "dropout_p_embed": 0.5, "dropout_p_hidden": 0.3, "momentum": 0.15, "bpreg": 0.9, "elu_param": 1.0},
+}  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {"fused": {}, "autograd": {"fused": False}, "bf16": {"precision": "bf16"}}
+
+
+def results_of(model: Any) -> list[Tensor]:
+    """Return the losses of a model's epochs and its weights, in the order of their names."""
+    weights = model.network.state_dict()
+    return [
+        torch.tensor([record["loss"] for record in model.history], dtype=F64),
+        *(weights[k] for k in sorted(weights)),
+    ]
+
+
+@family("training row", ("native",), sizes=(True,), setting=tuple(SETTINGS), way=tuple(WAYS), steps=(20, 200))
+def training_row(impl: str, large: bool, setting: str, way: str, steps: int) -> list[Tensor]:
+    """Train for so many steps: 200 at the widest instruction set of the processor, 20 at others."""
+    if (steps == 200) != (build_info()["simd"] == build_info()["simd_detected"]):
+        raise Inapplicable
+    parameters = SETTINGS[setting]
+    store = random_log(steps * parameters["batch_size"] // 8 + 50, 3000)  # two epochs, 4 targets per session
+    model = GRU4Rec(**parameters, **WAYS[way], n_sample=2048, n_epochs=2, seed=1, impl=impl).fit(store, progress=False)
+    trained = sum(record["mini_batches"] for record in model.history)
+    if trained < steps:
+        raise AssertionError(f"{trained} steps instead of {steps}")
+    return results_of(model)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two layers": {
+        "layers": [13, 9],
+        "momentum": 0.2,
+        "dropout_p_embed": 0.2,
+        "dropout_p_hidden": 0.2,
+        "shuffle": True,
+    },
+    "through steps": {"bptt": 4, "accumulate": 2, "dropout_p_hidden": 0.2},
+    "separate": {"constrained_embedding": False, "embedding": 7, "gru_form": "reset_before"},
+    "one-hot": {"constrained_embedding": False, "momentum": 0.1, "lr_scheduler": "cosine"},
+    "smoothed": {"label_smoothing": 0.1, "mask_accidental_hits": True, "logq": 0.5},
+    "in-batch": {"n_sample": 0, "loss": "top1-max"},
+    "top1": {"loss": "top1"},
+    "bpr": {"loss": "bpr"},
+}
+SMALL_AXES = {"way": tuple(WAYS), "dtype": FLOATS}
+
+
+def small_model(impl: str, way: str, dtype: torch.dtype, options: str, n_epochs: int = 2) -> GRU4Rec:
+    if (impl == "reference" and way != "autograd") or (way == "bf16" and dtype != F32):
+        raise Inapplicable
+    options_given = {"layers": [13], "batch_size": 7, "n_sample": 50, "seed": 2, **SMALL[options], **WAYS[way]}
+    return GRU4Rec(**options_given, dtype=str(dtype).removeprefix("torch."), n_epochs=n_epochs, impl=impl)
+
+
+@family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=tuple(SMALL))
+def training(impl: str, large: bool, **case: Any) -> list[Tensor]:
+    return results_of(small_model(impl, **case).fit(random_log(60, 80), progress=False))
+
+
+@family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=("two layers", "through steps"))
+def resume(impl: str, large: bool, **case: Any) -> list[Tensor]:
+    """Train for an epoch, then go on with a new model for two more."""
+    log = random_log(60, 80)
+    with tempfile.TemporaryDirectory() as out:
+        small_model(impl, **case, n_epochs=1).fit(log, out=out, progress=False)
+        return results_of(small_model(impl, **case, n_epochs=3).fit(log, out=out, resume=True, progress=False))
+
+
+def values_of(metrics: dict[str, float]) -> Tensor:
+    return torch.tensor([metrics[name] for name in sorted(metrics)], dtype=F64)
+
+
+@family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=("plain",))
+def evaluation(impl: str, large: bool, **case: Any) -> list[Tensor]:
+    log, test = random_log(60, 80), random_log(100, 80, seed=8)
+    model = small_model(impl, **case, n_epochs=1).fit(log, progress=False)
+    ties = ("conservative", "standard", "median")
+    found = [values_of(model.evaluate(test, cutoffs=(1, 5, 20), ties=way).metrics) for way in ties]
+    lists = [model.recommend([[1, 2, 3], [5], [7, 1]], k=10, exclude=exclude) for exclude in (None, "session")]
+    return found + [torch.from_numpy(array) for best in lists for array in best]
+
+
+GRAPH_MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "NGCF": (NGCF, {"layer_sizes": [24, 16]}),
+    "NGCF per term": (NGCF, {"activation": "per_term", "adjacency": "norm", "only_needed": False}),
+    "NGCF normalised": (NGCF, {"adjacency": "mean+I/mean", "normalise_messages": True}),
+    "LightGCN": (LightGCN, {"n_layers": 2, "node_dropout": 0.1}),
+    "LightGCN reordered": (LightGCN, {"reorder": True, "draw": "interactions"}),
+}
+
+
+@family("graph training", MODELS, model=tuple(GRAPH_MODELS), dtype=FLOATS)
+def graph_training(impl: str, large: bool, model: str, dtype: torch.dtype) -> list[Tensor]:
+    graph = random_graph(500, 600, 6000) if large else random_graph(12, 17, 60)
+    kind, options = GRAPH_MODELS[model]
+    options = options | {"embedding_dim": 32 if large else 5, "batch_size": 512 if large else 16, "n_epochs": 2}
+    fitted = kind(**options, dtype=str(dtype).removeprefix("torch."), seed=4, impl=impl).fit(graph, progress=False)
+    lists = *fitted.recommend(range(5), k=3), *fitted.similar_items(range(5), k=3)
+    metrics = fitted.evaluate(random_graph(graph.n_users, graph.n_items, 200), cutoffs=(5, 20)).metrics
+    return [*results_of(fitted), *fitted.embeddings(), *map(torch.from_numpy, lists), values_of(metrics)]
+
+
+# Timed rows: a function makes the inputs and returns one that does n units of work and returns the seconds of one -----
+
+Row = Callable[[int], float]
+
+
+def epochs(setting: str, **way: Any) -> Row:
+    """Time the second of two epochs of some 50 mini-batches each, whatever n is."""
+    store = random_log(50 * SETTINGS[setting]["batch_size"] // 4, 20_000)
+
+    def run(n: int) -> float:
+        model = GRU4Rec(**SETTINGS[setting], **way, n_sample=2048, n_epochs=2, impl="native").fit(store, progress=False)
+        return model.history[-1]["seconds"] / model.history[-1]["mini_batches"]
+
+    return run
+
+
+def repeated(function: Callable[..., Any], *shapes: tuple[int, ...], backward: bool = True) -> Row:
+    """Time calls with random tensors of these shapes, and the gradients of the results."""
+    leaves = [randn(shape, F32, seed).requires_grad_(backward) for seed, shape in enumerate(shapes)]
+
+    def run(n: int) -> float:
+        started = time.perf_counter()
+        for _ in range(n):
+            output = function(*leaves)
+            if backward:
+                output.sum().backward()
+        return (time.perf_counter() - started) / n
+
+    return run
+
+
+def graph_row(operator: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Row:
+    structure = random_graph(3000, 4000, 100_000).structure()
+    return repeated(lambda x, *rest: operator(x, *structure, *rest, impl="native"), (7000, 64), *shapes)
+
+
+def target_rank_row() -> Row:
+    targets = torch.arange(64)
+    call = partial(ops.target_rank, impl="native")
+    return repeated(
+        lambda hidden, weight: call(hidden, weight, None, targets), (64, 100), (20_000, 100), backward=False
+    )
+
+
+def sparse_adagrad_row() -> Row:
+    index, accumulator = randint(0, 20_000, (2128,), 1), torch.ones(20_000, 224)
+    call = partial(ops.sparse_adagrad, lr=0.01, impl="native")
+    return repeated(lambda w, g: call(w, accumulator, None, index, g), (20_000, 224), (2128, 224), backward=False)
+
+
+def session_batch_row() -> Row:
+    store = random_log(20_000, 5000)
+    log, call = (
+        (torch.tensor(store.items), torch.tensor(store.offsets), None),
+        partial(ops.session_batch, impl="native"),
+    )
+    return repeated(lambda: call(*log, *ops.session_batch_state(128), 400), backward=False)
+
+
+def negative_sampling_row() -> Row:
+    table = ops.build_alias_table(torch.from_numpy(random_log(20_000, 20_000).support), 0.5, impl="native")
+    draw = partial(ops.negative_sampling, seed=0, step=0, steps=10, impl="native")
+    return repeated(lambda: draw(table, 2048), backward=False)
+
+
+ROWS: dict[str, Callable[[], Row]] = {
+    **{f"{setting} fused": partial(epochs, setting) for setting in SETTINGS},
+    "xe-100 autograd": partial(epochs, "xe-100", fused=False),
+    "gru": partial(repeated, partial(ops.gru, impl="native"), (1, 80, 672), (80, 224), (672, 224), (672,)),
+    "sampled_loss": partial(repeated, partial(ops.sampled_loss, impl="native"), (80, 224), (2128, 224), (2128,)),
+    "target_rank": target_rank_row,
+    "laplacian": partial(graph_row, ops.laplacian),
+    "ngcf_layer": partial(graph_row, ops.ngcf_layer, (64, 64), (64,), (64, 64), (64,)),
+    "sparse_adagrad": sparse_adagrad_row,
+    "session_batch": session_batch_row,
+    "negative_sampling": negative_sampling_row,
+}
+
+
+# The process ----------------------------------------------------------------------------------------------------------
+
+
+def digest(tensor: Tensor) -> str:
+    """Hash dtype, shape and bytes."""
+    tensor = tensor.detach().contiguous()
+    header = f"{tensor.dtype} {[*tensor.shape]} ".encode()
+    return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> dict[str, Any]:
+    """Run a case; return its name, processor time and digests, or its name and the error."""
+    started = time.process_time()
+    try:
+        tensors = run()
+        if not sum(tensor.numel() for tensor in tensors):
+            raise AssertionError("returned nothing to compare")
+    except Inapplicable:
+        raise
+    except Exception as error:  # the other build may raise the same
+        return {"name": name, "error": f"{type(error).__name__}: {error}"}
+    seconds = round(time.process_time() - started, 3)
+    if keep is not None:
+        torch.save([tensor.detach() for tensor in tensors], keep / f"{hashlib.sha256(name.encode()).hexdigest()}.pt")
+    return {"name": name, "seconds": seconds, "digests": [digest(tensor) for tensor in tensors]}
+
+
+def run_cases(impl: str, only: list[str], keep: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the records of the cases with a text of `only` in their names; an error for a family without cases."""
+    level = f"-{build_info()['simd']}" if impl == "native" else ""
+    for threads in (1, 2) if impl != "emulated" else (1,):
+        torch.set_num_threads(threads)
+        for name, cases in FAMILIES.items():
+            if impl not in cases.impls:
+                continue
+            beginning, found = f"{name}/{impl}{level}/threads={threads}", False
+            for variant, values in cases.cases(impl):
+                case = f"{beginning}/{variant}"
+                try:
+                    if not only or any(text in case for text in only):
+                        yield record_of(case, lambda run=cases.run, v=values: run(implementation(impl), **v), keep)
+                    found = True
+                except Inapplicable:
+                    continue
+            if not found:
+                yield {"name": beginning, "error": "there are no cases"}
+
+
+def serve() -> None:
+    """Time rows: answer each line {"row": name, "n": units, "threads": threads} by the seconds of a unit."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    name, run = "", epochs
+    for line in sys.stdin:
+        request = json.loads(line)
+        torch.set_num_threads(request["threads"])
+        if request["row"] != name:
+            name, run = request["row"], ROWS[request["row"]]()
+        print(run(request["n"]), file=answers, flush=True)
+
+
+def describe() -> dict[str, Any]:
+    """Return what the build is."""
+    info = build_info()
+    facts = {"torch": torch.__version__, "numpy": np.__version__, "package": str(Path(inspect.getfile(ops)).parents[1])}
+    return facts | {name: info[name] for name in ("version", "simd_detected", "why_not")} | {"rows": list(ROWS)}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("describe", "run", "serve"))
+    parser.add_argument("results", nargs="?", type=Path)
+    parser.add_argument("--impl", default="native")
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--keep", type=Path)
+    given = parser.parse_args()
+    if given.what == "describe":
+        print(json.dumps(describe()))
+    elif given.what == "serve":
+        serve()
+    else:
+        with given.results.open("w") as file:
+            for record in run_cases(given.impl, given.only, given.keep):
+                print(json.dumps(record), file=file, flush=True)
+
+
+if __name__ == "__main__":
+    main()
