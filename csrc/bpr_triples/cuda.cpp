@@ -1,13 +1,13 @@
 // Triples for BPR on CUDA. Specification: gru4rec_fast/reference/bpr_triples.py. What users and starts hold is checked
 // on the device, once it is drawn.
-#include "cuda/bpr_triples.h"
+#include "bpr_triples/cuda.h"
 
 #include <ATen/ops/empty.h>
 
 #include <optional>
 
 #include "common/checks.h"
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/bpr_triples.cuh"
+#include "bpr_triples/cuda.cuh"
 
 namespace grf::cuda {
 

@@ -1,9 +1,9 @@
 // Triples for BPR. Specification: gru4rec_fast/reference/bpr_triples.py.
 #pragma once
 
+#include "bpr_triples/cuda.h"
 #include "common/philox.h"
-#include "cuda/bpr_triples.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
 
 namespace grf::cuda {
 

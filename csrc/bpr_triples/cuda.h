@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 
 namespace grf::cuda {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
 
 namespace grf::cuda {
 

@@ -7,11 +7,11 @@
 
 #include <optional>
 
-#include "library.h"
+#include "common/library.h"
 
 #ifdef GRF_EMULATED
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 #define GRF_DEVICE_IMPL(m) GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m)
 
 namespace grf {

@@ -1,11 +1,11 @@
-#include "cpu/rows.h"
+#include "common/rows.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstdint>
 
-#define GRF_KERNEL "cpu/rows_kernel.inc"
+#define GRF_KERNEL "common/rows_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

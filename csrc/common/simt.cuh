@@ -1,5 +1,5 @@
 // What every kernel includes: CUDA's device language, and how a kernel is launched. Compiled by nvcc these are CUDA's
-// own; compiled by a C++17 compiler, kernels and launchers run under csrc/emulated/ on the processor.
+// own; compiled by a C++17 compiler, kernels and launchers run under tools/cuda_emulator/ on the processor.
 //
 //   GRF_SHARED(name, T[n]);           an array (or a number, T) in the block's shared memory
 //   GRF_DYNAMIC_SHARED(name, T);      T* const name, to the bytes that the launch asks for
@@ -51,7 +51,7 @@ void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
 
 #else
 
-#include "emulated/device.h"
+#include "cuda_emulator/device.h"
 
 #endif
 

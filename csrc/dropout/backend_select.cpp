@@ -2,7 +2,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include "library.h"
+#include "common/library.h"
 
 namespace grf {
 namespace {

@@ -11,13 +11,13 @@
 #include "common/checks.h"
 #include "common/philox.h"
 #include "common/simd.h"
-#include "cpu/dropout.h"
+#include "dropout/cpu.h"
 
 #if GRF_X86_ISAS
 #include <immintrin.h>
 #endif
 
-#define GRF_KERNEL "cpu/dropout_kernel.inc"
+#define GRF_KERNEL "dropout/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

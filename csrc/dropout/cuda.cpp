@@ -1,5 +1,5 @@
 // Counter-based dropout masks on CUDA. Specification: gru4rec_fast/reference/dropout.py.
-#include "cuda/dropout.h"
+#include "dropout/cuda.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "common/checks.h"
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/dropout.cuh"
+#include "dropout/cuda.cuh"
 
 namespace grf::cuda {
 namespace {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "common/philox.h"
-#include "cuda/dropout.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "dropout/cuda.h"
 
 namespace grf::cuda {
 

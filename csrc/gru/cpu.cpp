@@ -1,7 +1,7 @@
 // GRU with resets on the CPU, forward and backward. Specification: gru4rec_fast/reference/gru.py.
 //
 // Per step: one product of all lanes' states with the recurrent weights (two, one behind the other, in the reset_before
-// form), then one pass over each lane's gates (cpu/gru_kernel.inc). A lane that is reset reads a row of zeros in the
+// form), then one pass over each lane's gates (gru/cpu_kernel.inc). A lane that is reset reads a row of zeros in the
 // place of its state and of its product. The gradient of the weights is one product over all steps at the end.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -18,12 +18,12 @@
 #include <tuple>
 #include <type_traits>
 
-#include "cpu/gru.h"
-#include "cpu/product.h"
-#include "cpu/scratch.h"
-#include "cpu/tensors.h"
+#include "common/scratch.h"
+#include "common/tensors.h"
+#include "gru/cpu.h"
+#include "matrix/product.h"
 
-#define GRF_KERNEL "cpu/gru_kernel.inc"
+#define GRF_KERNEL "gru/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

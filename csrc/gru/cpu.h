@@ -1,10 +1,10 @@
-// The GRU on raw pointers: what the operators of cpu/gru.cpp and the fused training step run. Specification:
+// The GRU on raw pointers: what the operators of gru/cpu.cpp and the fused training step run. Specification:
 // gru4rec_fast/reference/gru.py, whose names these are.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/product.h"
+#include "matrix/product.h"
 
 namespace grf {
 

@@ -1,9 +1,9 @@
 // GRU with resets on CUDA, forward and backward. Specification: gru4rec_fast/reference/gru.py.
 //
-// A layer whose weights fit in a block's shared memory takes one launch for all its steps (cuda/gru_lanes.cuh). Another
+// A layer whose weights fit in a block's shared memory takes one launch for all its steps (gru/lanes.cuh). Another
 // takes, for each step, one matrix product by torch and one pass over all units (two of each in the reset_before form).
 // The gradients of weights and bias are one product and one sum over all steps at the end, in either case.
-#include "cuda/gru.h"
+#include "gru/cuda.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -17,7 +17,7 @@
 #include <string_view>
 #include <tuple>
 
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

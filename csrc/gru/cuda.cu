@@ -1,6 +1,6 @@
-#include "cuda/gru.cuh"
+#include "gru/cuda.cuh"
 
-#include "cuda/gru_lanes.cuh"
+#include "gru/lanes.cuh"
 
 namespace grf::cuda {
 namespace {

@@ -2,8 +2,8 @@
 // between matrix products. Specification: gru4rec_fast/reference/gru.py, whose names these are.
 #pragma once
 
-#include "cuda/gru.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "gru/cuda.h"
 
 namespace grf::cuda {
 

@@ -1,8 +1,8 @@
 // The GRU of all T steps in one launch, for weights that fit in a block's shared memory. A block owns some lanes and
-// waits for no other. Specification: gru4rec_fast/reference/gru.py; what a unit does in a step: cuda/gru.cuh.
+// waits for no other. Specification: gru4rec_fast/reference/gru.py; what a unit does in a step: gru/cuda.cuh.
 #pragma once
 
-#include "cuda/gru.cuh"
+#include "gru/cuda.cuh"
 
 namespace grf::cuda {
 

@@ -20,7 +20,7 @@
 #include "common/checks.h"
 #include "common/philox.h"
 #include "common/simd.h"
-#include "cpu/laplacian.h"
+#include "laplacian/cpu.h"
 
 #if GRF_X86_ISAS
 #include <immintrin.h>
@@ -55,7 +55,7 @@ struct Product {
 }  // namespace
 }  // namespace grf
 
-#define GRF_KERNEL "cpu/laplacian_kernel.inc"
+#define GRF_KERNEL "laplacian/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

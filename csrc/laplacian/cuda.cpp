@@ -1,6 +1,6 @@
 // L @ E on CUDA. Specification: gru4rec_fast/reference/laplacian.py. What offsets, neighbours, rows and columns hold is
 // checked on the device.
-#include "cuda/laplacian.h"
+#include "laplacian/cuda.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -12,8 +12,8 @@
 #include <string_view>
 
 #include "common/checks.h"
-#include "cuda/device.h"
-#include "cuda/propagate.h"
+#include "common/device.h"
+#include "laplacian/propagate.h"
 
 namespace grf::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/laplacian.cuh"
+#include "laplacian/cuda.cuh"
 
 namespace grf::cuda {
 namespace {

@@ -4,10 +4,10 @@
 // each of its segments, and then of these in order. Either way it depends neither on the other rows nor on the grid.
 #pragma once
 
+#include "common/bfloat16.h"
 #include "common/philox.h"
-#include "cuda/bfloat16.h"
-#include "cuda/laplacian.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "laplacian/cuda.h"
 
 namespace grf::cuda {
 

@@ -1,8 +1,8 @@
-// Matrix products: by kernels of our own (cpu/product_kernel.inc) where there is AVX-512, by torch's BLAS elsewhere.
+// Matrix products: by kernels of our own (matrix/product_kernel.inc) where there is AVX-512, by torch's BLAS elsewhere.
 //
 // Our own ones, because MKL seems to keep its AVX-512 code to Intel's processors, and because at a training step's
 // sizes it spends a share of its time on copying operands (docs/performance.md).
-#include "cpu/product.h"
+#include "matrix/product.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -21,12 +21,12 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/product_bf16.h"
-#include "cpu/product_pieces.h"
-#include "cpu/scratch.h"
-#include "cpu/tensors.h"
+#include "common/scratch.h"
+#include "common/tensors.h"
+#include "matrix/product_bf16.h"
+#include "matrix/product_pieces.h"
 
-#define GRF_KERNEL "cpu/product_kernel.inc"
+#define GRF_KERNEL "matrix/product_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

@@ -1,6 +1,6 @@
 // Products of bf16 numbers by AVX512-BF16. The one file that is compiled with it: nothing else may hold its
 // instructions, since nothing else asks has_bf16_products().
-#include "cpu/product_bf16.h"
+#include "matrix/product_bf16.h"
 
 #include "common/simd.h"
 
@@ -12,8 +12,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/product_pieces.h"
-#include "cpu/scratch.h"
+#include "common/scratch.h"
+#include "matrix/product_pieces.h"
 
 #define GRF_VECTOR_BYTES 64
 #if defined(__clang__)
@@ -27,7 +27,7 @@
 namespace grf {
 namespace {
 namespace bf16 {
-#include "cpu/product_bf16_kernel.inc"
+#include "matrix/product_bf16_kernel.inc"
 }  // namespace bf16
 }  // namespace
 }  // namespace grf

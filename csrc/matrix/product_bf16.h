@@ -1,10 +1,10 @@
-// Products of bf16 numbers by the processor's own instructions; for cpu/product.cpp, which has the interface. On x86
+// Products of bf16 numbers by the processor's own instructions; for matrix/product.cpp, which has the interface. On x86
 // alone (GRF_X86_ISAS).
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/product.h"
+#include "matrix/product.h"
 
 namespace grf {
 

@@ -10,9 +10,9 @@
 
 #include "common/checks.h"
 #include "common/philox.h"
-#include "cpu/negative_sampling.h"
+#include "negative_sampling/cpu.h"
 
-#define GRF_KERNEL "cpu/negative_sampling_kernel.inc"
+#define GRF_KERNEL "negative_sampling/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

@@ -1,13 +1,13 @@
 // Draws from an alias table on CUDA. Specification: gru4rec_fast/reference/negative_sampling.py. The table itself is
-// built on the CPU (cpu/negative_sampling.cpp), once.
-#include "cuda/negative_sampling.h"
+// built on the CPU (negative_sampling/cpu.cpp), once.
+#include "negative_sampling/cuda.h"
 
 #include <ATen/ops/empty.h>
 
 #include <tuple>
 
 #include "common/checks.h"
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/negative_sampling.cuh"
+#include "negative_sampling/cuda.cuh"
 
 namespace grf::cuda {
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "common/philox.h"
-#include "cuda/negative_sampling.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "negative_sampling/cuda.h"
 
 namespace grf::cuda {
 

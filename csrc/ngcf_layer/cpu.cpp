@@ -1,6 +1,6 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/reference/ngcf_layer.py.
 //
-// After the product with the graph's matrix (cpu/laplacian.h), rows are taken a block at a time, which stays in the
+// After the product with the graph's matrix (laplacian/cpu.h), rows are taken a block at a time, which stays in the
 // cache from what the weights are multiplied by to E', and in the backward pass from the gradient of E' to those of the
 // sides. Kept for the backward pass are the sides and a byte per unit; what the weights were multiplied by is made
 // again. Gradients of the weights are summed within parts that are cut by shape alone, and these in order: they have
@@ -24,13 +24,13 @@
 #include <vector>
 
 #include "common/checks.h"
-#include "common/ngcf_layer.h"
 #include "common/philox.h"
+#include "common/scratch.h"
 #include "common/simd.h"
-#include "cpu/laplacian.h"
-#include "cpu/product.h"
-#include "cpu/scratch.h"
-#include "cpu/tensors.h"
+#include "common/tensors.h"
+#include "laplacian/cpu.h"
+#include "matrix/product.h"
+#include "ngcf_layer/ngcf_layer.h"
 
 #if GRF_X86_ISAS
 #include <immintrin.h>
@@ -59,7 +59,7 @@ struct Layer {
 }  // namespace
 }  // namespace grf
 
-#define GRF_KERNEL "cpu/ngcf_layer_kernel.inc"
+#define GRF_KERNEL "ngcf_layer/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

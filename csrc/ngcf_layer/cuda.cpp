@@ -3,7 +3,7 @@
 // The product with the graph's matrix by the kernels of laplacian, products with the weights by torch, and one pass
 // over all rows before and after these. Kept for the backward pass are the sides and a byte per unit, as on the CPU;
 // what the weights are multiplied by is made again. Rows and columns are checked on the device.
-#include "cuda/ngcf_layer.h"
+#include "ngcf_layer/cuda.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -19,10 +19,10 @@
 #include <tuple>
 
 #include "common/checks.h"
-#include "common/ngcf_layer.h"
+#include "common/device.h"
 #include "common/philox.h"
-#include "cuda/device.h"
-#include "cuda/propagate.h"
+#include "laplacian/propagate.h"
+#include "ngcf_layer/ngcf_layer.h"
 
 namespace grf::cuda {
 namespace {

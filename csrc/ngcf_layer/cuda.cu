@@ -1,4 +1,4 @@
-#include "cuda/ngcf_layer.cuh"
+#include "ngcf_layer/cuda.cuh"
 
 namespace grf::cuda {
 namespace {

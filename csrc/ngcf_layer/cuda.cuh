@@ -6,11 +6,11 @@
 // division are not unrolled: most threads have one turn, and four divisions at once do not fit in registers.
 #pragma once
 
-#include "common/ngcf_layer.h"
+#include "common/columns.cuh"
 #include "common/philox.h"
-#include "cuda/columns.cuh"
-#include "cuda/ngcf_layer.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "ngcf_layer/cuda.h"
+#include "ngcf_layer/ngcf_layer.h"
 
 namespace grf::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 
 namespace grf::cuda {
 
@@ -38,7 +38,7 @@ struct NgcfSums {
   const T *bias_1, *bias_2;  // [width]
   const T* second;           // the second term's product; or null: its sum with the first's is in `out`
   T* out;                    // the first term's product, replaced by E'
-  uint8_t* code;             // written: what became of a unit (common/ngcf_layer.h)
+  uint8_t* code;             // written: what became of a unit (ngcf_layer/ngcf_layer.h)
 };
 
 // found[i]: where rows[i] stands among the columns, which rise.

@@ -89,7 +89,7 @@ class Best {
 }  // namespace
 }  // namespace grf
 
-#define GRF_KERNEL "cpu/ranking_kernel.inc"
+#define GRF_KERNEL "ranking/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

@@ -3,7 +3,7 @@
 //
 // Every product has the same shape and strides, the last tile's being filled up: BLAS then sums every score in the same
 // way, so that a target's score, which is one of a product of its own, is comparable bit by bit with any other's.
-#include "cuda/ranking.h"
+#include "ranking/cuda.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -17,7 +17,7 @@
 #include <optional>
 #include <tuple>
 
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

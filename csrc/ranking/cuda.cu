@@ -1,4 +1,4 @@
-#include "cuda/ranking.cuh"
+#include "ranking/cuda.cuh"
 
 namespace grf::cuda {
 

@@ -2,8 +2,8 @@
 // Specification: gru4rec_fast/reference/ranking.py.
 #pragma once
 
-#include "cuda/ranking.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "ranking/cuda.h"
 
 namespace grf::cuda {
 

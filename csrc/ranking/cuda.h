@@ -5,7 +5,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 
 namespace grf::cuda {
 

@@ -2,10 +2,10 @@
 // gru4rec_fast/reference/sampled_loss.py and sampled_loss_gradients.py.
 //
 // A tile of rows at a time: one product gives its scores, one pass over each row turns them into the gradient in place
-// (cpu/sampled_loss_kernel.inc), two products and a column sum carry that on. A tile is at most kTileBytes (or kMinRows
+// (sampled_loss/cpu_kernel.inc), two products and a column sum carry that on. A tile is at most kTileBytes (or kMinRows
 // rows), so that its scores stay in cache however many rows there are. bfloat16 operands are floats here, multiplied by
 // Precision::bf16.
-#include "cpu/sampled_loss.h"
+#include "sampled_loss/cpu.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -22,12 +22,12 @@
 #include <tuple>
 #include <type_traits>
 
-#include "cpu/product.h"
-#include "cpu/rows.h"
-#include "cpu/scratch.h"
-#include "cpu/tensors.h"
+#include "common/rows.h"
+#include "common/scratch.h"
+#include "common/tensors.h"
+#include "matrix/product.h"
 
-#define GRF_KERNEL "cpu/sampled_loss_kernel.inc"
+#define GRF_KERNEL "sampled_loss/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

@@ -1,11 +1,11 @@
-// Loss over in-batch and sampled negatives on raw pointers: what the operator of cpu/sampled_loss.cpp and the fused
+// Loss over in-batch and sampled negatives on raw pointers: what the operator of sampled_loss/cpu.cpp and the fused
 // training step run. Specification: gru4rec_fast/reference/sampled_loss.py and sampled_loss_gradients.py.
 #pragma once
 
 #include <cstdint>
 #include <string_view>
 
-#include "cpu/product.h"
+#include "matrix/product.h"
 
 namespace grf {
 

@@ -4,7 +4,7 @@
 // A chunk of rows at a time: one product by torch gives its scores, one kernel turns each row into its gradient, in
 // place or, where products are of bfloat16, beside it; two products and a column sum carry that on. Products of float32
 // follow torch's own setting: with TF32 allowed they use it.
-#include "cuda/sampled_loss.h"
+#include "sampled_loss/cuda.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
@@ -19,7 +19,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

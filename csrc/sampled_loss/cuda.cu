@@ -1,4 +1,4 @@
-#include "cuda/sampled_loss.cuh"
+#include "sampled_loss/cuda.cuh"
 
 namespace grf::cuda {
 namespace {

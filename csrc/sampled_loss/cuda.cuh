@@ -1,10 +1,10 @@
 // Rows of scores turned into their losses and gradients. Specification: gru4rec_fast/reference/sampled_loss.py and
-// sampled_loss_gradients.py; the losses themselves: cuda/row_losses.cuh.
+// sampled_loss_gradients.py; the losses themselves: sampled_loss/row_losses.cuh.
 #pragma once
 
-#include "cuda/row_losses.cuh"
-#include "cuda/sampled_loss.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "sampled_loss/cuda.h"
+#include "sampled_loss/row_losses.cuh"
 
 namespace grf::cuda {
 

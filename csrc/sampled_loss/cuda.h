@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "cuda/bfloat16.h"
-#include "cuda/stream.h"
+#include "common/bfloat16.h"
+#include "common/stream.h"
 
 namespace grf::cuda {
 

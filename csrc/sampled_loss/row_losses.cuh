@@ -5,8 +5,8 @@
 // kept relative to the largest x so far.
 #pragma once
 
-#include "cuda/sampled_loss.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "sampled_loss/cuda.h"
 
 namespace grf::cuda {
 

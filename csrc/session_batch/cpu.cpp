@@ -1,5 +1,5 @@
 // Session-parallel mini-batches on the CPU. Specification: gru4rec_fast/reference/session_batch.py.
-#include "cpu/session_batch.h"
+#include "session_batch/cpu.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

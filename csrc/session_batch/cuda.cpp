@@ -1,13 +1,13 @@
 // Session-parallel mini-batches on CUDA. Specification: gru4rec_fast/reference/session_batch.py. What order, offsets
 // and the state hold is checked on the device, which stops the kernel before the state is written.
-#include "cuda/session_batch.h"
+#include "session_batch/cuda.h"
 
 #include <ATen/ops/empty.h>
 
 #include <optional>
 #include <tuple>
 
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/session_batch.cuh"
+#include "session_batch/cuda.cuh"
 
 namespace grf::cuda {
 

@@ -2,8 +2,8 @@
 // gru4rec_fast/reference/session_batch.py.
 #pragma once
 
-#include "cuda/session_batch.h"
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
+#include "session_batch/cuda.h"
 
 namespace grf::cuda {
 

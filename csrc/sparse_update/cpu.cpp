@@ -2,9 +2,9 @@
 // gru4rec_fast/reference/sparse_update.py.
 //
 // The positions in `index` are sorted by row, stably, so that a row's gradients stand together in the order in which
-// they came and are summed in that order; then one pass over each touched row (cpu/sparse_update_kernel.inc). Threads
+// they came and are summed in that order; then one pass over each touched row (sparse_update/cpu_kernel.inc). Threads
 // share out the rows, and the columns of wide ones, so the result does not depend on their number.
-#include "cpu/sparse_update.h"
+#include "sparse_update/cpu.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -20,8 +20,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/scratch.h"
-#include "cpu/tensors.h"
+#include "common/scratch.h"
+#include "common/tensors.h"
 
 namespace grf {
 namespace {
@@ -50,7 +50,7 @@ struct TouchedRow {
 }  // namespace
 }  // namespace grf
 
-#define GRF_KERNEL "cpu/sparse_update_kernel.inc"
+#define GRF_KERNEL "sparse_update/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {

@@ -1,4 +1,4 @@
-// Optimizer steps on the rows of a table, on raw pointers: what the operators in cpu/sparse_update.cpp and anything
+// Optimizer steps on the rows of a table, on raw pointers: what the operators in sparse_update/cpu.cpp and anything
 // else that updates parameters on the CPU share. Specification: gru4rec_fast/reference/sparse_update.py.
 //
 // A rule is the type of its options; every function below is there for each rule, in float and double. None of the
@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "common/update_rules.h"
+#include "sparse_update/update_rules.h"
 
 namespace grf {
 

@@ -2,7 +2,7 @@
 //
 // The positions in `index` are sorted by row, stably, by torch; the rest is one kernel. How many rows there are stays
 // on the device. What `index` holds is checked there, which stops the kernel before anything is written.
-#include "cuda/sparse_update.h"
+#include "sparse_update/cuda.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/sort.h>
@@ -10,7 +10,7 @@
 #include <optional>
 #include <tuple>
 
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/sparse_update.cuh"
+#include "sparse_update/cuda.cuh"
 
 namespace grf::cuda {
 template <typename T, template <typename> class Options>

@@ -1,9 +1,9 @@
 // Optimizer steps on the touched rows of a table. Specification: gru4rec_fast/reference/sparse_update.py.
 #pragma once
 
-#include "cuda/columns.cuh"
-#include "cuda/simt.cuh"
-#include "cuda/sparse_update.h"
+#include "common/columns.cuh"
+#include "common/simt.cuh"
+#include "sparse_update/cuda.h"
 
 namespace grf::cuda {
 
@@ -20,7 +20,7 @@ __device__ __forceinline__ T over_root(T x, T y) {
   return x / root(y);
 }
 #define GRF_RULE __device__ __forceinline__
-#include "common/update_rules.inc"
+#include "sparse_update/update_rules.inc"
 
 // The gradient of a row in N columns: those of the places [begin, end) summed in their order; `columns_of(place)` says
 // where those of a place begin.

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "common/update_rules.h"
-#include "cuda/stream.h"
+#include "common/stream.h"
+#include "sparse_update/update_rules.h"
 
 namespace grf::cuda {
 

@@ -1,5 +1,5 @@
 // The numbers of the optimizer rules; a rule is the type of its options. Specification:
-// gru4rec_fast/reference/sparse_update.py; common/update_rules.inc has the formulas.
+// gru4rec_fast/reference/sparse_update.py; sparse_update/update_rules.inc has the formulas.
 #pragma once
 
 #include <cmath>

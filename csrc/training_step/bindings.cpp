@@ -1,5 +1,5 @@
 // The classes behind gru4rec_fast/training/fused.py, which is their one user and says what they mean.
-#include "bindings_training.h"
+#include "training_step/bindings.h"
 
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/fused_training_step.h"
+#include "training_step/fused_training_step.h"
 
 namespace grf {
 namespace {

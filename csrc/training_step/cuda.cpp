@@ -1,6 +1,6 @@
 // A training step between its products and kernels, on CUDA. Specification: gru4rec_fast/reference/training_step.py.
 // What a captured step must not hold on to, the optimizer's numbers, is read on the device.
-#include "cuda/training_step.h"
+#include "training_step/cuda.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda/device.h"
+#include "common/device.h"
 
 namespace grf::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/training_step.cuh"
+#include "training_step/cuda.cuh"
 
 namespace grf::cuda {
 namespace {

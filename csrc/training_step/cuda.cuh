@@ -1,10 +1,10 @@
 // A training step between its products and kernels. Specification: gru4rec_fast/reference/training_step.py.
 #pragma once
 
-#include "cuda/bfloat16.h"
-#include "cuda/simt.cuh"
-#include "cuda/sparse_update.cuh"
-#include "cuda/training_step.h"
+#include "common/bfloat16.h"
+#include "common/simt.cuh"
+#include "sparse_update/cuda.cuh"
+#include "training_step/cuda.h"
 
 namespace grf::cuda {
 
@@ -116,7 +116,7 @@ __device__ __forceinline__ void move_bias(const StepRows<T>& p, const AdagradOpt
 //
 // Launch: one dimension, any number of blocks of any size. A thread takes N columns, or the bias, of a place in `rows`
 // in strides of the grid, and has nothing to do where the place before it names the same row: as update_rows_kernel
-// (cuda/sparse_update.cuh), with the same counted bytes. Nothing, where nothing is to move.
+// (sparse_update/cuda.cuh), with the same counted bytes. Nothing, where nothing is to move.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocks) step_rows_kernel(StepRows<T> p) {
   if (!*p.moves) return;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 
 namespace grf::cuda {
 

@@ -1,4 +1,4 @@
-#include "cpu/fused_training_step.h"
+#include "training_step/fused_training_step.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -9,9 +9,9 @@
 
 #include "common/checks.h"
 #include "common/philox.h"
+#include "common/rows.h"
 #include "common/simd.h"
-#include "cpu/rows.h"
-#include "cpu/tensors.h"
+#include "common/tensors.h"
 
 namespace grf {
 namespace {

@@ -11,10 +11,10 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/gru_stack.h"
-#include "cpu/negative_sampling.h"
-#include "cpu/output_table.h"
-#include "cpu/session_batch.h"
+#include "negative_sampling/cpu.h"
+#include "session_batch/cpu.h"
+#include "training_step/gru_stack.h"
+#include "training_step/output_table.h"
 
 namespace grf {
 

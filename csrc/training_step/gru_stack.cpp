@@ -1,13 +1,13 @@
-#include "cpu/gru_stack.h"
+#include "training_step/gru_stack.h"
 
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 
 #include "common/philox.h"
-#include "cpu/dropout.h"
-#include "cpu/product.h"
-#include "cpu/rows.h"
+#include "common/rows.h"
+#include "dropout/cpu.h"
+#include "matrix/product.h"
 
 namespace grf {
 

@@ -1,13 +1,13 @@
 // The GRU layers of a network with their gradients and updates: the middle of a training step. Sequences the functions
-// of cpu/gru.h, cpu/dropout.h, cpu/product.h and cpu/sparse_update.h; specification: gru4rec_fast/nn/session_gru.py.
+// of gru/cpu.h, dropout/cpu.h, matrix/product.h and sparse_update/cpu.h; specification: gru4rec_fast/nn/session_gru.py.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "cpu/gru.h"
-#include "cpu/parameter.h"
-#include "cpu/scratch.h"
+#include "common/scratch.h"
+#include "gru/cpu.h"
+#include "training_step/parameter.h"
 
 namespace grf {
 

@@ -1,12 +1,12 @@
-#include "cpu/output_table.h"
+#include "training_step/output_table.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 
-#include "cpu/product.h"
-#include "cpu/rows.h"
-#include "cpu/tensors.h"
+#include "common/rows.h"
+#include "common/tensors.h"
+#include "matrix/product.h"
 
 namespace grf {
 

@@ -1,14 +1,14 @@
 // The output table of a network: what hidden states are scored with. One step's scores, loss and gradients, and the
-// table's update; sequences the functions of cpu/sampled_loss.h, cpu/product.h and cpu/sparse_update.h. Specification:
-// gru4rec_fast/nn/sampled_loss.py.
+// table's update; sequences the functions of sampled_loss/cpu.h, matrix/product.h and sparse_update/cpu.h.
+// Specification: gru4rec_fast/nn/sampled_loss.py.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "cpu/parameter.h"
-#include "cpu/sampled_loss.h"
-#include "cpu/scratch.h"
+#include "common/scratch.h"
+#include "sampled_loss/cpu.h"
+#include "training_step/parameter.h"
 
 namespace grf {
 

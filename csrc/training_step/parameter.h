@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/scratch.h"
-#include "cpu/sparse_update.h"
+#include "common/scratch.h"
+#include "sparse_update/cpu.h"
 
 namespace grf {
 

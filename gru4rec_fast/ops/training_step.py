@@ -1,6 +1,7 @@
 """A training step between its products and kernels. Specification: `gru4rec_fast.reference.training_step`.
 
-For `training/cuda_step.py`, which captures them; on the CPU there is `csrc/cpu/fused_training_step.cpp` instead.
+For `training/cuda_step.py`, which captures them; on the CPU there is the fused step instead
+(`csrc/training_step/fused_training_step.cpp`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-#include "emulated/alone.h"
+#include "cuda_emulator/alone.h"
 
-#include "cuda/sampled_loss.h"
+#include "sampled_loss/cuda.h"
 
 namespace grf {
 namespace {

@@ -1,4 +1,4 @@
-// The part of CUDA's device language that the kernels use, for a C++17 compiler. Included by cuda/simt.cuh alone.
+// The part of CUDA's device language that the kernels use, for a C++17 compiler. Included by common/simt.cuh alone.
 //
 // What a name does is what the CUDA C++ Programming Guide says of it; what that leaves undefined is an error here. A
 // name that is missing is added here once a kernel needs it. docs/architecture.md, "The emulation", is the long
@@ -12,7 +12,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "emulated/machine.h"
+#include "cuda_emulator/machine.h"
 
 #define __global__
 #define __device__

@@ -1,11 +1,11 @@
-#include "emulated/machine.h"
+#include "cuda_emulator/machine.h"
 
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
 
-#include "emulated/machine_parts.h"
+#include "cuda_emulator/machine_parts.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 asm(R"(

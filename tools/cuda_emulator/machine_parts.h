@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "emulated/fiber.h"
-#include "emulated/machine.h"
-#include "emulated/shadow.h"
+#include "cuda_emulator/fiber.h"
+#include "cuda_emulator/machine.h"
+#include "cuda_emulator/shadow.h"
 
 namespace grf {
 namespace simt {

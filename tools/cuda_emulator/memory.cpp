@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "emulated/machine_parts.h"
+#include "cuda_emulator/machine_parts.h"
 
 namespace grf {
 namespace simt {

@@ -1,10 +1,10 @@
-#include "emulated/planted.h"
+#include "cuda_emulator/planted.h"
 
 #include <functional>
 #include <map>
 #include <stdexcept>
 
-#include "cuda/simt.cuh"
+#include "common/simt.cuh"
 
 namespace grf {
 namespace {

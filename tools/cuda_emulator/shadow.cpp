@@ -1,4 +1,4 @@
-#include "emulated/shadow.h"
+#include "cuda_emulator/shadow.h"
 
 #include <algorithm>
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <array>
 
-#include "emulated/machine_parts.h"
+#include "cuda_emulator/machine_parts.h"
 
 namespace grf {
 namespace simt {
