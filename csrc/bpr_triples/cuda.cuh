@@ -1,7 +1,8 @@
 // Triples for BPR. Specification: gru4rec_fast/reference/bpr_triples.py.
 #pragma once
 
-#include "bpr_triples/cuda.h"
+#include "bpr_triples/bpr_triples.h"
+#include "common/partition_point.h"
 #include "common/philox.h"
 #include "common/simt.cuh"
 
@@ -17,31 +18,13 @@ __device__ __forceinline__ int64_t number_below(uint32_t high, uint32_t low, int
 
 // The last i < n with starts[i] <= value; starts rise from 0.
 __device__ __forceinline__ int64_t interval_of(const int64_t* starts, int64_t n, int64_t value) {
-  int64_t low = 0, high = n;
-  while (low + 1 < high) {
-    const int64_t middle = (low + high) >> 1;
-    if (starts[middle] <= value) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(n - 1, [&](int64_t i) { return starts[i + 1] <= value; });
 }
 
 // How many k < degree there are with items[k] - k <= rank; items rise.
 template <typename index_t>
 __device__ __forceinline__ int64_t seen_before(const index_t* items, int64_t degree, int64_t rank) {
-  int64_t low = 0, high = degree;
-  while (low < high) {
-    const int64_t middle = (low + high) >> 1;
-    if (static_cast<int64_t>(items[middle]) - middle <= rank) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(degree, [&](int64_t k) { return static_cast<int64_t>(items[k]) - k <= rank; });
 }
 
 // Writes triple k to out[k], out[n + k], out[2 n + k].

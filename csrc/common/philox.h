@@ -24,6 +24,11 @@ constexpr uint32_t kStreamEdgeDropout = 1 << 16;
 constexpr uint32_t kStreamMessageDropout = 1 << 17;  // graph layer l uses kStreamMessageDropout + l
 constexpr uint32_t kStreamTriples = 1 << 18;
 
+// A unit is dropped, with probability p, where its word is below this.
+inline uint32_t drop_threshold(double p) {
+  return static_cast<uint32_t>(p * 4294967296.0);
+}
+
 struct Words {
   uint32_t w0, w1, w2, w3;
 };

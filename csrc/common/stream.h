@@ -1,8 +1,8 @@
-// cudaStream_t, for the declarations of launchers that the ATen side includes.
+// cudaStream_t, for the declarations of launchers, which are read where there is no CUDA, too.
 #pragma once
 
-#ifdef GRF_EMULATED
-using cudaStream_t = void*;
-#else
+#if defined(__CUDACC__) || defined(GRF_WITH_CUDA)
 #include <cuda_runtime_api.h>
+#else
+using cudaStream_t = void*;
 #endif

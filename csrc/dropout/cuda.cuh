@@ -3,7 +3,7 @@
 
 #include "common/philox.h"
 #include "common/simt.cuh"
-#include "dropout/cuda.h"
+#include "dropout/dropout.h"
 
 namespace grf::cuda {
 

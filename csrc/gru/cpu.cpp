@@ -3,23 +3,13 @@
 // Per step: one product of all lanes' states with the recurrent weights (two, one behind the other, in the reset_before
 // form), then one pass over each lane's gates (gru/cpu_kernel.inc). A lane that is reset reads a row of zeros in the
 // place of its state and of its product. The gradient of the weights is one product over all steps at the end.
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <optional>
-#include <string_view>
-#include <tuple>
-#include <type_traits>
 
 #include "common/scratch.h"
-#include "common/tensors.h"
 #include "gru/cpu.h"
 #include "matrix/product.h"
 
@@ -28,9 +18,6 @@
 
 namespace grf {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // A layer with the rows that stand in for what is not there.
 template <typename T>
@@ -199,96 +186,4 @@ GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE
 
-namespace {
-
-// The arguments that both directions share, checked and contiguous.
-struct GruArguments {
-  int64_t steps, lanes, hidden;
-  bool after;
-  Tensor state, weight, bias, reset, mask;
-
-  GruArguments(const Tensor& block, int64_t width, const Tensor& state_, const Tensor& weight_,
-               const OptionalTensor& bias_, const OptionalTensor& reset_, const OptionalTensor& mask_,
-               std::string_view form) {
-    TORCH_CHECK_VALUE(state_.dim() == 2 && block.dim() == 3 && block.size(2) == width * state_.size(1),
-                      "state must be ", "[B, H] beside a last dimension of ", width, "H, not ", state_.sizes(),
-                      " beside ", block.sizes());
-    TORCH_CHECK_VALUE(form == "reset_after" || form == "reset_before", "form=", form,
-                      ": choose reset_after or reset_before");
-    steps = block.size(0), lanes = state_.size(0), hidden = state_.size(1);
-    after = form == "reset_after";
-    TORCH_CHECK_VALUE(after || !bias_.has_value(), "bias_hh: the reset_before form has none");
-    const auto dtype = state_.scalar_type();
-    check_kernel_dtype("gru", dtype);
-    state = contiguous(state_, "state", {lanes, hidden}, dtype);
-    weight = contiguous(weight_, "weight_hh", {3 * hidden, hidden}, dtype);
-    bias = contiguous(bias_, "bias_hh", {3 * hidden}, dtype);
-    reset = contiguous(reset_, "reset", {steps, lanes}, at::kBool);
-    mask = contiguous(mask_, "output_mask", {steps, lanes, hidden}, dtype);
-  }
-
-  Tensor block(const Tensor& tensor, const char* name, int64_t width) const {
-    return contiguous(tensor, name, {steps, lanes, width * hidden}, state.scalar_type());
-  }
-  template <typename T>
-  GruLayer<T> layer() const {
-    return {steps,
-            lanes,
-            hidden,
-            after,
-            state.const_data_ptr<T>(),
-            weight.const_data_ptr<T>(),
-            data_or_null<T>(bias),
-            data_or_null<bool>(reset),
-            data_or_null<T>(mask)};
-  }
-  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, state.options()); }
-};
-
-std::tuple<Tensor, Tensor> gru(const Tensor& gate_inputs, const Tensor& state, const Tensor& weight_hh,
-                               const OptionalTensor& bias_hh, const OptionalTensor& reset,
-                               const OptionalTensor& output_mask, std::string_view form) {
-  const GruArguments given(gate_inputs, 3, state, weight_hh, bias_hh, reset, output_mask, form);
-  const Tensor a = given.block(gate_inputs, "gate_inputs", 3);
-  Tensor output = given.empty({given.steps, given.lanes, given.hidden});
-  Tensor saved = given.empty({given.steps, given.lanes, 4 * given.hidden});
-  AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru", [&] {
-    gru_forward(given.layer<scalar_t>(), a.const_data_ptr<scalar_t>(), output.mutable_data_ptr<scalar_t>(),
-                saved.mutable_data_ptr<scalar_t>());
-  });
-  return {output, saved};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_output, const Tensor& output,
-                                                        const Tensor& saved, const Tensor& state,
-                                                        const Tensor& weight_hh, const OptionalTensor& bias_hh,
-                                                        const OptionalTensor& reset, const OptionalTensor& output_mask,
-                                                        std::string_view form, bool state_grad) {
-  const GruArguments given(saved, 4, state, weight_hh, bias_hh, reset, output_mask, form);
-  const Tensor grad = given.block(grad_output, "grad_output", 1), h = given.block(output, "output", 1);
-  const Tensor gates = given.block(saved, "saved", 4);
-  Tensor grad_gate_inputs = given.empty({given.steps, given.lanes, 3 * given.hidden});
-  Tensor grad_state = state_grad ? given.empty({given.lanes, given.hidden}) : given.empty({0});
-  Tensor grad_weight = given.empty({3 * given.hidden, given.hidden}), grad_bias = given.empty({3 * given.hidden});
-  AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward", [&] {
-    const auto layer = given.layer<scalar_t>();
-    const auto *outputs = h.const_data_ptr<scalar_t>(), *saved_gates = gates.const_data_ptr<scalar_t>();
-    Scratch<scalar_t, RecurrentScratch> scratch(3 * grad.numel());
-    const GruLaneGradients<scalar_t> lanes{grad_gate_inputs.mutable_data_ptr<scalar_t>(),
-                                           scratch.take(3 * grad.numel()),
-                                           state_grad ? grad_state.mutable_data_ptr<scalar_t>() : nullptr};
-    gru_backward_lanes(layer, grad.const_data_ptr<scalar_t>(), outputs, saved_gates, lanes);
-    gru_backward_weights(
-        layer, outputs, saved_gates, lanes.gate_inputs, lanes.recurrent,
-        GruWeightGradients<scalar_t>{grad_weight.mutable_data_ptr<scalar_t>(), grad_bias.mutable_data_ptr<scalar_t>()});
-  });
-  return {grad_gate_inputs, grad_state, grad_weight, grad_bias};
-}
-
-TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
-  m.impl("gru", &gru);
-  m.impl("gru_backward", &gru_backward);
-}
-
-}  // namespace
 }  // namespace grf

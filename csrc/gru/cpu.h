@@ -1,25 +1,10 @@
-// The GRU on raw pointers: what the operators of gru/cpu.cpp and the fused training step run. Specification:
-// gru4rec_fast/reference/gru.py, whose names these are.
+// The GRU on the CPU, on raw pointers: what the operators of gru/gru.cpp and the fused training step run.
 #pragma once
 
-#include <cstdint>
-
+#include "gru/gru.h"
 #include "matrix/product.h"
 
 namespace grf {
-
-// One layer over T steps of B lanes. Rows of gates stand in the order r, z, n.
-template <typename T>
-struct GruLayer {
-  int64_t steps, lanes, hidden;
-  bool after;                             // the reset_after form, else reset_before
-  const T* state;                         // [B, H], before the first step
-  const T* weight;                        // [3H, H]
-  const T* bias;                          // [3H], or null
-  const bool* reset;                      // [T, B], or null
-  const T* mask;                          // [T, B, H], scales the output, or null
-  Precision precision = Precision::full;  // of the products
-};
 
 // What the lanes' half of backward writes: gradients of the gate inputs [T, B, 3H]; of W s, the product of weight and
 // state, [T, B, 3H] ([T, B, 2H] of W_rz s in the reset_before form); of the state [B, H], which may be null where

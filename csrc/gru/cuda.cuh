@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common/simt.cuh"
-#include "gru/cuda.h"
+#include "gru/gru.h"
 
 namespace grf::cuda {
 

@@ -7,7 +7,7 @@
 #include "common/bfloat16.h"
 #include "common/philox.h"
 #include "common/simt.cuh"
-#include "laplacian/cuda.h"
+#include "laplacian/laplacian.h"
 
 namespace grf::cuda {
 

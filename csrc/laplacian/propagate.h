@@ -1,4 +1,4 @@
-// L @ E on CUDA, as other operators call it. Specification: gru4rec_fast/reference/laplacian.py.
+// L @ E, as other operators call it. Specification: gru4rec_fast/reference/laplacian.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +7,10 @@
 #include <optional>
 #include <string_view>
 
-namespace grf::cuda {
+#include "common/operator.h"
+#include "laplacian/laplacian.h"
+
+namespace grf {
 
 // A graph, and which part of its matrix is multiplied by: the rows wanted and the nodes whose features are given, both
 // rising; none: all.
@@ -28,11 +31,19 @@ struct Propagation {
 
 // The product, a new tensor [n_rows, d]. `added`, where defined, is contiguous and of the shape and dtype of
 // `features`: its row of a node is added to the node's result. ValueError: an argument that does not fit; what tensors
-// hold is checked on the device.
+// hold is checked here on the CPU, and by the kernels on CUDA.
+template <Kernels kernels>
 at::Tensor propagate(const at::Tensor& features, const GraphPart& graph, const Propagation& how,
                      const at::Tensor& added = {});
+
+namespace cuda {
+
+// Launches the kernels; they are given the workspace that `product` leaves open.
+void multiply_laplacian(LaplacianProduct product, const at::Tensor& features, const at::Tensor& offsets);
+
+}  // namespace cuda
 
 // Rows or columns of a graph part as contiguous memory on `device`; undefined where there are none. ValueError by name.
 at::Tensor nodes_on(const at::Device& device, const std::optional<at::Tensor>& nodes, const char* name);
 
-}  // namespace grf::cuda
+}  // namespace grf

@@ -21,8 +21,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/operator.h"
 #include "common/scratch.h"
-#include "common/tensors.h"
 #include "matrix/product_bf16.h"
 #include "matrix/product_pieces.h"
 

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "matrix/precision.h"
+
 namespace grf {
 
 // Where a matrix stands in memory: element (i, j) at i * row + j * column. One of the two is 1.
@@ -17,11 +19,6 @@ struct Matrix {
   Matrix transposed() const { return {data, column, row}; }
   Matrix from(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
 };
-
-// What float operands are multiplied as. `bf16`: both rounded to bfloat16 (to nearest, ties to even; denormals to 0),
-// their products summed in float. Where the processor has instructions for that, these flush denormal sums to 0 too;
-// elsewhere the rounded numbers go through the full product. No effect on double.
-enum class Precision { full, bf16 };
 
 // "full" or "bf16"; ValueError names any other.
 Precision precision_named(std::string_view name);

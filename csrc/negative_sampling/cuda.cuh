@@ -3,7 +3,7 @@
 
 #include "common/philox.h"
 #include "common/simt.cuh"
-#include "negative_sampling/cuda.h"
+#include "negative_sampling/negative_sampling.h"
 
 namespace grf::cuda {
 

@@ -7,9 +7,9 @@
 #pragma once
 
 #include "common/columns.cuh"
+#include "common/partition_point.h"
 #include "common/philox.h"
 #include "common/simt.cuh"
-#include "ngcf_layer/cuda.h"
 #include "ngcf_layer/ngcf_layer.h"
 
 namespace grf::cuda {
@@ -32,24 +32,10 @@ __global__ void __launch_bounds__(kNgcfThreads)
     find_rows_kernel(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* found) {
   for (int64_t i = global_thread(); i < n_rows; i += all_threads()) {
     const int64_t row = rows[i];
-    int64_t at = 0, end = n_columns;
-    while (at < end) {
-      const int64_t middle = at + (end - at) / 2;
-      if (columns[middle] < row) {
-        at = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
+    const int64_t at = partition_point(n_columns, [&](int64_t j) { return columns[j] < row; });
     GRF_DEVICE_CHECK(at < n_columns && columns[at] == row, "rows: a node is not among the columns");
     found[i] = at;
   }
-}
-
-// A row's own features.
-template <typename T>
-__device__ __forceinline__ const T* own_features(const NgcfRows<T>& rows, int64_t row) {
-  return rows.features + (rows.own_at == nullptr ? row : rows.own_at[row]) * rows.width;
 }
 
 // Counted bytes, of each row: 2 width numbers read (3, where the sides are two) and 2 width written; 8 of own_at.
@@ -60,7 +46,7 @@ __global__ void __launch_bounds__(kNgcfThreads) combine_sides_kernel(NgcfRows<T>
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const NgcfPlace<N> place(i, rows.width);
     const int64_t at = place.row * rows.width + place.column;
-    const auto own = columns_at<T, N>(own_features(rows, place.row) + place.column);
+    const auto own = columns_at<T, N>(rows.own(place.row) + place.column);
     auto p = columns_at<T, N>(rows.side_p + at);
     auto q = rows.side_q == rows.side_p ? p : columns_at<T, N>(rows.side_q + at);
     for (int j = 0; j < N; ++j) {
@@ -146,7 +132,7 @@ __global__ void __launch_bounds__(kNgcfThreads)
     const NgcfPlace<N> place(i, rows.width);
     const int64_t at = place.row * rows.width + place.column;
     const T* from = grad_inputs + place.row * 2 * rows.width + place.column;
-    const auto own = columns_at<T, N>(own_features(rows, place.row) + place.column);
+    const auto own = columns_at<T, N>(rows.own(place.row) + place.column);
     const auto side = columns_at<T, N>(rows.side_q + at);
     const auto both = columns_at<T, N>(from + rows.width);
     auto p = columns_at<T, N>(from);

@@ -4,18 +4,16 @@
 // The catalogue is cut into blocks of rows that stay in a core's L2 cache while all queries pass over them, panel by
 // panel; threads share out the blocks. Counts are integers and the best are totally ordered, so the result does not
 // depend on the number of threads.
-#include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
+#include "ranking/ranking.h"
+
 #include <ATen/Parallel.h>
-#include <torch/library.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <optional>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -95,8 +93,6 @@ class Best {
 namespace grf {
 namespace {
 
-using at::Tensor;
-
 constexpr int64_t kBlockBytes = 256 * 1024;  // rows of the table that stay in L2 while the queries pass
 constexpr int64_t kRowMultiple = 12;         // a multiple of every tile's rows
 
@@ -119,21 +115,20 @@ struct Problem {
 };
 
 template <typename T>
-Problem<T> pack(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias) {
+Problem<T> pack(const Catalogue<T>& catalogue) {
   Problem<T> problem;
-  problem.weight = weight.const_data_ptr<T>();
-  problem.bias = bias.has_value() ? bias->const_data_ptr<T>() : nullptr;
-  problem.n_items = weight.size(0);
-  problem.width = weight.size(1);
-  problem.n_queries = hidden.size(0);
+  problem.weight = catalogue.weight;
+  problem.bias = catalogue.bias;
+  problem.n_items = catalogue.n_items;
+  problem.width = catalogue.width;
+  problem.n_queries = catalogue.n_queries;
   const int64_t vector = GRF_DISPATCH(vector_bytes)() / static_cast<int64_t>(sizeof(T));
   problem.lanes = problem.n_queries > vector ? 2 * vector : vector;  // few queries: do not score padding
   problem.n_panels = (problem.n_queries + problem.lanes - 1) / problem.lanes;
   problem.panels.resize(problem.n_panels * problem.width * problem.lanes);
-  const T* from = hidden.const_data_ptr<T>();
   for (int64_t q = 0; q < problem.n_queries; ++q) {
     T* to = problem.panels.data() + q / problem.lanes * problem.width * problem.lanes + q % problem.lanes;
-    for (int64_t k = 0; k < problem.width; ++k) to[k * problem.lanes] = from[q * problem.width + k];
+    for (int64_t k = 0; k < problem.width; ++k) to[k * problem.lanes] = catalogue.hidden[q * problem.width + k];
   }
   return problem;
 }
@@ -152,28 +147,16 @@ int64_t count_blocks(const Problem<T>& problem) {
   return (problem.n_items + problem.block_rows() - 1) / problem.block_rows();
 }
 
-void check_table(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias) {
-  TORCH_CHECK_VALUE(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1),
-                    "hidden must be [Q, H] and weight [I, H], got shapes ", hidden.sizes(), " and ", weight.sizes());
-  TORCH_CHECK_VALUE(weight.size(0) > 0, "weight has no rows: the catalogue is empty");
-  TORCH_CHECK_VALUE(weight.scalar_type() == hidden.scalar_type(), "weight must have the dtype of hidden, ",
-                    hidden.scalar_type(), ", got ", weight.scalar_type());
-  TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
-                                          bias->scalar_type() == hidden.scalar_type()),
-                    "bias must be [I] in the dtype of hidden");
-}
-
 void check_no_nan(int64_t query) {
   TORCH_CHECK_VALUE(query < 0, "query ", query,
                     " has a NaN score: look for NaN or infinity in hidden, weight and bias");
 }
 
-std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? std::optional<Tensor>(tensor->contiguous()) : std::nullopt;
-}
+}  // namespace
 
 template <typename T>
-void count_targets(const Problem<T>& problem, const int64_t* targets, int64_t* greater, int64_t* equal) {
+void count_targets(const Catalogue<T>& catalogue, const int64_t* targets, int64_t* greater, int64_t* equal) {
+  const Problem<T> problem = pack(catalogue);
   const bool narrow = problem.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
   const auto score = narrow ? GRF_DISPATCH(score_targets<T, 1>) : GRF_DISPATCH(score_targets<T, 2>);
   const auto count = narrow ? GRF_DISPATCH(count_rows<T, 1>) : GRF_DISPATCH(count_rows<T, 2>);
@@ -211,25 +194,7 @@ void count_targets(const Problem<T>& problem, const int64_t* targets, int64_t* g
   }
 }
 
-std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       const Tensor& targets) {
-  check_table(hidden, weight, bias);
-  TORCH_CHECK_VALUE(targets.dim() == 1 && targets.size(0) == hidden.size(0) && targets.scalar_type() == at::kLong,
-                    "targets must be int64 [Q]");
-  const Tensor h = hidden.contiguous(), w = weight.contiguous(), t = targets.contiguous();
-  const std::optional<Tensor> b = contiguous(bias);
-  const int64_t* target = t.const_data_ptr<int64_t>();
-  for (int64_t q = 0; q < t.size(0); ++q) {
-    TORCH_CHECK_VALUE(0 <= target[q] && target[q] < w.size(0), "targets out of range: targets[", q, "] = ", target[q],
-                      ", the catalogue has ", w.size(0), " items");
-  }
-  Tensor greater = at::zeros_like(t), equal = at::zeros_like(t);
-  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "target_rank", [&] {
-    count_targets(pack<scalar_t>(h, w, b), target, greater.mutable_data_ptr<int64_t>(),
-                  equal.mutable_data_ptr<int64_t>());
-  });
-  return {greater, equal};
-}
+namespace {
 
 // The best of every query, and what they point into: one thread's share, or all of it.
 template <typename T>
@@ -245,9 +210,12 @@ struct AllBest {
   }
 };
 
+}  // namespace
+
 template <typename T>
-void find_best(const Problem<T>& problem, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
+void find_best(const Catalogue<T>& catalogue, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
                int64_t* items) {
+  const Problem<T> problem = pack(catalogue);
   const bool narrow = problem.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
   const auto offer = narrow ? GRF_DISPATCH(offer_rows<T, 1>) : GRF_DISPATCH(offer_rows<T, 2>);
   std::mutex merging;
@@ -269,36 +237,11 @@ void find_best(const Problem<T>& problem, int64_t k, const int64_t* exclude, int
   }
 }
 
-std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
-                                 int64_t k, const std::optional<Tensor>& exclude) {
-  check_table(hidden, weight, bias);
-  TORCH_CHECK_VALUE(1 <= k && k <= weight.size(0), "k=", k, ": choose 1 to ", weight.size(0),
-                    ", the number of items in the catalogue");
-  const int64_t n_queries = hidden.size(0);
-  Tensor excluded = at::empty({n_queries, 0}, hidden.options().dtype(at::kLong));
-  if (exclude.has_value()) {
-    TORCH_CHECK_VALUE(exclude->dim() == 2 && exclude->size(0) == n_queries && exclude->scalar_type() == at::kLong,
-                      "exclude must be int64 [Q, E]");
-    excluded = std::get<0>(exclude->sort(-1)).contiguous();
-    TORCH_CHECK_VALUE(excluded.numel() == 0 ||
-                          (excluded.min().item<int64_t>() >= -1 && excluded.max().item<int64_t>() < weight.size(0)),
-                      "exclude out of range: items are 0 to ", weight.size(0) - 1, ", padding is -1");
-  }
-  const Tensor h = hidden.contiguous(), w = weight.contiguous();
-  const std::optional<Tensor> b = contiguous(bias);
-  Tensor scores = at::empty({n_queries, k}, h.options());
-  Tensor items = at::empty({n_queries, k}, h.options().dtype(at::kLong));
-  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "top_k", [&] {
-    find_best(pack<scalar_t>(h, w, b), k, excluded.const_data_ptr<int64_t>(), excluded.size(1),
-              scores.mutable_data_ptr<scalar_t>(), items.mutable_data_ptr<int64_t>());
-  });
-  return {scores, items};
-}
+#define GRF_INSTANTIATE(T)                                                              \
+  template void count_targets(const Catalogue<T>&, const int64_t*, int64_t*, int64_t*); \
+  template void find_best(const Catalogue<T>&, int64_t, const int64_t*, int64_t, T*, int64_t*);
+GRF_INSTANTIATE(float)
+GRF_INSTANTIATE(double)
+#undef GRF_INSTANTIATE
 
-}  // namespace
 }  // namespace grf
-
-TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
-  m.impl("target_rank", &grf::target_rank);
-  m.impl("top_k", &grf::top_k);
-}

@@ -3,47 +3,40 @@
 //
 // Every product has the same shape and strides, the last tile's being filled up: BLAS then sums every score in the same
 // way, so that a target's score, which is one of a product of its own, is comparable bit by bit with any other's.
-#include "ranking/cuda.h"
-
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
-#include <optional>
-#include <tuple>
+#include <limits>
 
 #include "common/device.h"
+#include "common/operator.h"
+#include "ranking/arguments.h"
 
 namespace grf::cuda {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
-// Hidden states, catalogue and bias as contiguous memory on one device, and the memory that is kept for the products.
-struct Catalogue {
+// The catalogue in tiles, and the memory that is kept for the products.
+struct Tiles {
   at::Device device;
-  Tensor hidden, weight, bias;  // bias: undefined where there is none
+  Tensor hidden, weight, bias;
   int64_t n_queries, n_items, tile_queries, tile_items;
   Tensor products, filled;  // filled: rows [tile_items, width] that are not as they stand in the table
 
   // `most_queries`: of a tile.
-  Catalogue(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias, int64_t most_queries)
-      : device(hidden.device()), n_queries(hidden.size(0)), n_items(weight.size(0)) {
+  Tiles(const RankingTensors& given, int64_t most_queries)
+      : device(given.hidden.device()),
+        hidden(given.hidden),
+        weight(given.weight),
+        bias(given.bias),
+        n_queries(hidden.size(0)),
+        n_items(weight.size(0)) {
     const int64_t width = weight.size(1);
-    const auto dtype = hidden.scalar_type();
-    TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble, "hidden must be float32 or float64, not ",
-                      dtype_name(dtype));
-    TORCH_CHECK_VALUE(n_items > 0, "weight has no rows: the catalogue is empty");
     TORCH_CHECK_VALUE(n_items < kMostItems, "weight has ", n_items, " rows: must be fewer than ", kMostItems);
-    this->hidden = contiguous_on(device, hidden, "hidden", {n_queries, width}, dtype);
-    this->weight = contiguous_on(device, weight, "weight", {n_items, width}, dtype);
-    if (bias) this->bias = contiguous_on(device, *bias, "bias", {n_items}, dtype);
     tile_queries = std::max<int64_t>(std::min(n_queries, most_queries), 1);
     tile_items = std::max(std::min(kTileScores / tile_queries, n_items), tile_queries);
     products = at::empty({tile_queries * tile_items}, hidden.options());
@@ -72,7 +65,7 @@ struct Catalogue {
 };
 
 template <typename T>
-void count_targets(const Catalogue& catalogue, const Tensor& targets, const Tensor& greater, const Tensor& equal,
+void count_targets(const Tiles& catalogue, const Tensor& targets, const Tensor& greater, const Tensor& equal,
                    cudaStream_t stream) {
   const Tensor own = at::empty({catalogue.tile_queries}, catalogue.hidden.options());
   for (int64_t first = 0; first < catalogue.n_queries; first += catalogue.tile_queries) {
@@ -88,30 +81,18 @@ void count_targets(const Catalogue& catalogue, const Tensor& targets, const Tens
   }
 }
 
-std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
-                                       const Tensor& targets) {
-  const DeviceGuard guard(hidden.device());
-  const Catalogue catalogue(hidden, weight, bias, kTileQueries);
-  const Tensor of = contiguous_on(catalogue.device, targets, "targets", {catalogue.n_queries}, at::kLong);
-  const Tensor greater = at::zeros_like(of), equal = at::zeros_like(of);
-  AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "target_rank", [&] {
-    count_targets<scalar_t>(catalogue, of, greater, equal, current_stream(catalogue.device));
-  });
-  return {greater, equal};
-}
-
 // That the lists of a tile's queries have between them, unless k itself is more.
 constexpr int64_t kEntries = int64_t{1} << 22;
 
 // Blocks of a query, with a list each: few queries would leave most of the device idle.
-int64_t segments_for(const Catalogue& catalogue, int64_t k) {
+int64_t segments_for(const Tiles& catalogue, int64_t k) {
   constexpr int64_t kBlocks = 1024;
   const int64_t most = std::min(catalogue.tile_items / kSegmentColumns, kEntries / (catalogue.tile_queries * k));
   return std::clamp<int64_t>(kBlocks / catalogue.tile_queries, 1, std::max<int64_t>(most, 1));
 }
 
 template <typename T>
-void find_best_of_all(const Catalogue& catalogue, const Tensor& exclude, const Tensor& scores, const Tensor& items,
+void find_best_of_all(const Tiles& catalogue, const Tensor& exclude, const Tensor& scores, const Tensor& items,
                       cudaStream_t stream) {
   const int64_t k = scores.size(1), n_exclude = exclude.size(1), segments = segments_for(catalogue, k);
   const int64_t entries = catalogue.tile_queries * segments * k;
@@ -135,33 +116,24 @@ void find_best_of_all(const Catalogue& catalogue, const Tensor& exclude, const T
   }
 }
 
-std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias, int64_t k,
-                                 const OptionalTensor& exclude) {
-  const DeviceGuard guard(hidden.device());
-  const Catalogue catalogue(hidden, weight, bias,
-                            std::clamp<int64_t>(kEntries / std::max<int64_t>(k, 1), 1, kTileQueries));
-  TORCH_CHECK_VALUE(1 <= k && k <= catalogue.n_items, "k=", k, ": choose 1 to ", catalogue.n_items,
-                    ", the number of items in the catalogue");
-  const auto counts = hidden.options().dtype(at::kLong);
-  Tensor excluded = at::empty({catalogue.n_queries, 0}, counts);
-  if (exclude) {
-    TORCH_CHECK_VALUE(exclude->dim() == 2, "exclude must be int64 [Q, E]");
-    const Tensor given =
-        contiguous_on(catalogue.device, *exclude, "exclude", {catalogue.n_queries, exclude->size(1)}, at::kLong);
-    excluded = std::get<0>(at::sort(given, /*stable=*/false, /*dim=*/1, /*descending=*/false)).contiguous();
-  }
-  const Tensor scores = at::full({catalogue.n_queries, k}, -std::numeric_limits<double>::infinity(), hidden.options());
-  const Tensor items = at::full({catalogue.n_queries, k}, -1, counts);
-  AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "top_k", [&] {
-    find_best_of_all<scalar_t>(catalogue, excluded, scores, items, current_stream(catalogue.device));
-  });
-  return {scores, items};
-}
-
-GRF_DEVICE_IMPL(m) {
-  m.impl("target_rank", &target_rank);
-  m.impl("top_k", &top_k);
-}
-
 }  // namespace
+
+void target_rank(const RankingTensors& given, const Tensor& targets, const Tensor& greater, const Tensor& equal) {
+  const DeviceGuard guard(given.hidden.device());
+  const Tiles catalogue(given, kTileQueries);
+  AT_DISPATCH_FLOATING_TYPES(given.hidden.scalar_type(), "target_rank", [&] {
+    count_targets<scalar_t>(catalogue, targets, greater, equal, current_stream(catalogue.device));
+  });
+}
+
+void top_k(const RankingTensors& given, const Tensor& exclude, const Tensor& scores, const Tensor& items) {
+  const DeviceGuard guard(given.hidden.device());
+  const Tiles catalogue(given, std::clamp<int64_t>(kEntries / scores.size(1), 1, kTileQueries));
+  scores.fill_(-std::numeric_limits<double>::infinity());
+  items.fill_(-1);
+  AT_DISPATCH_FLOATING_TYPES(given.hidden.scalar_type(), "top_k", [&] {
+    find_best_of_all<scalar_t>(catalogue, exclude, scores, items, current_stream(catalogue.device));
+  });
+}
+
 }  // namespace grf::cuda

@@ -2,8 +2,9 @@
 // Specification: gru4rec_fast/reference/ranking.py.
 #pragma once
 
+#include "common/partition_point.h"
 #include "common/simt.cuh"
-#include "ranking/cuda.h"
+#include "ranking/ranking.h"
 
 namespace grf::cuda {
 
@@ -77,28 +78,11 @@ __device__ __forceinline__ bool better(const Entry<T>& a, const Entry<T>& b) {
 // How many of entries [n], best first, are better than one.
 template <typename T>
 __device__ __forceinline__ int64_t count_better(const Entry<T>* entries, int64_t n, const Entry<T>& than) {
-  int64_t begin = 0, end = n;
-  while (begin < end) {
-    const int64_t middle = (begin + end) / 2;
-    if (better(entries[middle], than)) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
+  return partition_point(n, [&](int64_t i) { return better(entries[i], than); });
 }
 
 __device__ __forceinline__ bool holds(const int64_t* rising, int64_t n, int64_t item) {
-  int64_t begin = 0, end = n;
-  while (begin < end) {
-    const int64_t middle = (begin + end) / 2;
-    if (rising[middle] < item) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
+  const int64_t begin = partition_point(n, [&](int64_t i) { return rising[i] < item; });
   return begin < n && rising[begin] == item;
 }
 

@@ -7,24 +7,17 @@
 // Precision::bf16.
 #include "sampled_loss/cpu.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
+#include <c10/util/BFloat16.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <optional>
-#include <string_view>
-#include <tuple>
 #include <type_traits>
 
 #include "common/rows.h"
 #include "common/scratch.h"
-#include "common/tensors.h"
 #include "matrix/product.h"
 
 #define GRF_KERNEL "sampled_loss/cpu_kernel.inc"
@@ -32,9 +25,6 @@
 
 namespace grf {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kTileBytes = int64_t{4} << 20;
 constexpr int64_t kMinRows = 64;
@@ -44,15 +34,6 @@ struct TileScratch;
 struct RowScratch;
 
 }  // namespace
-
-Loss loss_named(std::string_view name) {
-  if (name == "cross-entropy") return Loss::cross_entropy;
-  if (name == "bpr-max") return Loss::bpr_max;
-  if (name == "top1") return Loss::top1;
-  if (name == "top1-max") return Loss::top1_max;
-  TORCH_CHECK_VALUE(name == "bpr", "loss=", name, ": choose one of cross-entropy, bpr-max, top1, top1-max, bpr");
-  return Loss::bpr;
-}
 
 template <typename T>
 int64_t SampledLoss<T>::score_stride() const {
@@ -87,7 +68,7 @@ T SampledLoss<T>::score_row(int64_t i, const ScoreColumns<T>& columns, T* scores
   const int64_t own = in_batch ? i : n;
   const T product = in_batch ? scores[own] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
   if (ids != nullptr) GRF_DISPATCH(hide_hits<T>)(scores, ids + first_row(), this->columns(), ids[i]);
-  return GRF_DISPATCH(loss_row<T>)(params, scores, columns, own, product + offset(i), work);
+  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, own, product + offset(i), work);
 }
 
 template <typename T>
@@ -114,15 +95,9 @@ template struct SampledLoss<double>;
 
 namespace {
 
-// Where the operator's gradients go.
-template <typename T>
-struct Gradients {
-  T *hidden, *rows, *bias;
-};
-
 // The gradients that run through row i's own column where this is no part of the products.
 template <typename T>
-void add_own(const SampledLoss<T>& problem, int64_t i, T grad, const Gradients<T>& to) {
+void add_own(const SampledLoss<T>& problem, int64_t i, T grad, const LossGradients<T>& to) {
   const auto add = GRF_DISPATCH(add_scaled<T>);
   const int64_t width = problem.width, at = i * width;
   add(to.hidden + at, problem.rows + at, grad, width);
@@ -134,12 +109,14 @@ void add_own(const SampledLoss<T>& problem, int64_t i, T grad, const Gradients<T
 // Gradients of scores as bf16 numbers, from which all that follows is made.
 void round_to_bf16(float* grads, int64_t n) {
   at::parallel_for(0, n, 1 << 15, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) grads[i] = static_cast<float>(at::BFloat16(grads[i]));
+    for (int64_t i = from; i < to; ++i) grads[i] = static_cast<float>(c10::BFloat16(grads[i]));
   });
 }
 
+}  // namespace
+
 template <typename T>
-T run(const SampledLoss<T>& problem, double scale, const Gradients<T>& to) {
+T loss_and_gradients(const SampledLoss<T>& problem, double scale, const LossGradients<T>& to) {
   const int64_t m = problem.m, n = problem.n, width = problem.width;
   const int64_t columns = problem.columns(), first_row = problem.first_row(), size = problem.score_stride();
   const int64_t fitting = kTileBytes / (static_cast<int64_t>(sizeof(T)) * size);
@@ -169,55 +146,7 @@ T run(const SampledLoss<T>& problem, double scale, const Gradients<T>& to) {
   return static_cast<T>(sum * scale);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, const Tensor& rows,
-                                                        const OptionalTensor& bias, const OptionalTensor& live,
-                                                        const OptionalTensor& log_q, const OptionalTensor& ids,
-                                                        const OptionalTensor& count, std::string_view loss,
-                                                        bool in_batch, double batch_size, double elu_param,
-                                                        double bpreg, double label_smoothing) {
-  TORCH_CHECK_VALUE(hidden.dim() == 2 && rows.dim() == 2 && rows.size(0) >= hidden.size(0),
-                    "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
-  TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative");
-  const auto dtype = hidden.scalar_type();
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
-                    "hidden must be float32, float64 or bfloat16, not ", dtype,
-                    "; convert, or pass impl=\"reference\"");
-  // bfloat16 numbers as floats, which the products round, to what they are.
-  const bool bf16 = dtype == at::kBFloat16;
-  const auto sums = bf16 ? at::kFloat : dtype;
-  const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
-  const Tensor h = hidden.to(sums).contiguous(), r = contiguous(rows, "rows", {columns, width}, dtype).to(sums);
-  const Tensor b = contiguous(bias, "bias", {columns}, sums), l = contiguous(live, "live", {m}, at::kBool);
-  const Tensor q = contiguous(log_q, "log_q", {columns}, sums), i = contiguous(ids, "ids", {columns}, at::kLong);
-  const Tensor c = contiguous(count, "count", {columns - m}, sums);
-  Tensor value = at::empty({}, h.options()), grad_hidden = at::empty({m, width}, h.options());
-  Tensor grad_rows = at::empty({columns, width}, h.options()), grad_bias = at::empty({columns}, h.options());
-  AT_DISPATCH_FLOATING_TYPES(sums, "sampled_loss", [&] {
-    const LossParams<scalar_t> params{loss_named(loss), static_cast<scalar_t>(elu_param), static_cast<scalar_t>(bpreg),
-                                      static_cast<scalar_t>(label_smoothing), static_cast<scalar_t>(1 / batch_size)};
-    const SampledLoss<scalar_t> problem{m,
-                                        columns - m,
-                                        width,
-                                        in_batch,
-                                        h.const_data_ptr<scalar_t>(),
-                                        r.const_data_ptr<scalar_t>(),
-                                        data_or_null<scalar_t>(b),
-                                        data_or_null<scalar_t>(q),
-                                        data_or_null<scalar_t>(c),
-                                        data_or_null<bool>(l),
-                                        data_or_null<int64_t>(i),
-                                        params,
-                                        bf16 ? Precision::bf16 : Precision::full};
-    const Gradients<scalar_t> to{grad_hidden.mutable_data_ptr<scalar_t>(), grad_rows.mutable_data_ptr<scalar_t>(),
-                                 grad_bias.mutable_data_ptr<scalar_t>()};
-    *value.mutable_data_ptr<scalar_t>() = run(problem, 1 / batch_size, to);
-  });
-  return {value, grad_hidden, grad_rows, grad_bias};
-}
+template float loss_and_gradients(const SampledLoss<float>&, double, const LossGradients<float>&);
+template double loss_and_gradients(const SampledLoss<double>&, double, const LossGradients<double>&);
 
-TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
-  m.impl("sampled_loss", &sampled_loss);
-}
-
-}  // namespace
 }  // namespace grf

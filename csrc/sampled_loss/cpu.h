@@ -1,24 +1,11 @@
-// Loss over in-batch and sampled negatives on raw pointers: what the operator of sampled_loss/cpu.cpp and the fused
-// training step run. Specification: gru4rec_fast/reference/sampled_loss.py and sampled_loss_gradients.py.
+// Loss over in-batch and sampled negatives on the CPU, on raw pointers: what the operator of
+// sampled_loss/sampled_loss.cpp and the fused training step run.
 #pragma once
 
-#include <cstdint>
-#include <string_view>
-
 #include "matrix/product.h"
+#include "sampled_loss/sampled_loss.h"
 
 namespace grf {
-
-enum class Loss { cross_entropy, bpr_max, top1, top1_max, bpr };
-
-// ValueError where there is none of that name.
-Loss loss_named(std::string_view name);
-
-template <typename T>
-struct LossParams {
-  Loss loss;
-  T elu, bpreg, smoothing, scale;  // scale: on gradients, 1 / batch_size
-};
 
 // What is added to the scores of a row's columns (-inf: no row sees it), and how often each column counts; both [size],
 // whole vectors.
@@ -39,7 +26,7 @@ struct SampledLoss {
   const T* count;          // [N], how often each negative occurs; null: once
   const bool* live;        // [M], or null
   const int64_t* ids;      // [M + N], or null
-  LossParams<T> params;
+  LossOptions<T> options;
   Precision precision = Precision::full;  // of the products
 
   // The columns that the products make: their number, and the row of `rows` they begin with.
@@ -64,5 +51,15 @@ struct SampledLoss {
   // Scores of row i, whose products are in `scores`, into their gradient; returns its loss.
   T score_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const;
 };
+
+// Where the gradients of a whole problem go: [M, H], [M + N, H] and [M + N].
+template <typename T>
+struct LossGradients {
+  T *hidden, *rows, *bias;
+};
+
+// The loss of all rows times `scale`, and its gradients.
+template <typename T>
+T loss_and_gradients(const SampledLoss<T>& problem, double scale, const LossGradients<T>& to);
 
 }  // namespace grf

@@ -4,57 +4,23 @@
 // A chunk of rows at a time: one product by torch gives its scores, one kernel turns each row into its gradient, in
 // place or, where products are of bfloat16, beside it; two products and a column sum carry that on. Products of float32
 // follow torch's own setting: with TF32 allowed they use it.
-#include "sampled_loss/cuda.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <optional>
-#include <string_view>
-#include <tuple>
 #include <type_traits>
 
 #include "common/device.h"
+#include "common/operator.h"
+#include "sampled_loss/arguments.h"
 
 namespace grf::cuda {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-RankingLoss loss_named(std::string_view name) {
-  if (name == "cross-entropy") return RankingLoss::cross_entropy;
-  if (name == "bpr-max") return RankingLoss::bpr_max;
-  if (name == "top1") return RankingLoss::top1;
-  if (name == "top1-max") return RankingLoss::top1_max;
-  TORCH_CHECK_VALUE(name == "bpr", "loss=", name, ": choose one of cross-entropy, bpr-max, top1, top1-max, bpr");
-  return RankingLoss::bpr;
-}
-
-// The tensors of a problem, checked and contiguous; those that are not given, undefined.
-struct LossTensors {
-  Tensor hidden, rows, bias, live, log_q, ids, count;
-  bool in_batch;
-
-  int64_t m() const { return hidden.size(0); }
-  int64_t n() const { return rows.size(0) - m(); }
-  int64_t columns() const { return in_batch ? m() + n() : n(); }
-  Tensor of_columns(const Tensor& tensor) const { return in_batch ? tensor : tensor.narrow(0, m(), n()); }
-};
-
-struct LossResults {
-  Tensor loss, hidden, rows, bias;
-};
-
-// What products are summed in, and all else is of.
-at::ScalarType sum_dtype(at::ScalarType operands) {
-  return operands == at::kBFloat16 ? at::kFloat : operands;
-}
 
 // to = a b, or to += a b, summed in the dtype of `to`.
 void multiply(Tensor& to, Tensor a, Tensor b, bool add) {
@@ -94,7 +60,7 @@ int64_t chunk_rows(int64_t m, int64_t bytes_of_row) {
 }
 
 template <typename Operand, typename T = typename Stored<Operand>::Sum>
-void run(const LossTensors& given, RankingLoss loss, const LossOptions<T>& options, LossResults& to) {
+void run(const LossTensors& given, const LossOptions<T>& options, LossResults& to) {
   constexpr bool in_place = std::is_same_v<Operand, T>;
   const cudaStream_t stream = current_stream(given.hidden.device());
   const at::TensorOptions operands = given.hidden.options(), sums = to.hidden.options();
@@ -114,8 +80,7 @@ void run(const LossTensors& given, RankingLoss loss, const LossOptions<T>& optio
     const Tensor grads = grad_room.narrow(0, 0, n_rows).narrow(1, 0, columns);
     Tensor scores = score_room.narrow(0, 0, n_rows).narrow(1, 0, columns), grad_h = to.hidden.narrow(0, first, n_rows);
     multiply(scores, h, rows.t(), false);
-    make_losses<Operand>({loss,
-                          options,
+    make_losses<Operand>({options,
                           m,
                           n,
                           given.hidden.size(1),
@@ -147,52 +112,19 @@ void run(const LossTensors& given, RankingLoss loss, const LossOptions<T>& optio
   at::sum_out(to.loss, losses, 0);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, const Tensor& rows,
-                                                        const OptionalTensor& bias, const OptionalTensor& live,
-                                                        const OptionalTensor& log_q, const OptionalTensor& ids,
-                                                        const OptionalTensor& count, std::string_view loss,
-                                                        bool in_batch, double batch_size, double elu_param,
-                                                        double bpreg, double label_smoothing) {
-  TORCH_CHECK_VALUE(hidden.dim() == 2 && rows.dim() == 2 && rows.size(0) >= hidden.size(0),
-                    "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
-  TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative");
-  const auto dtype = hidden.scalar_type();
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
-                    "hidden must be float32, float64 or bfloat16, not ", dtype,
-                    "; convert, or pass impl=\"reference\"");
-  const auto sums = sum_dtype(dtype);
-  const at::Device device = hidden.device();
-  const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
-  const RankingLoss chosen = loss_named(loss);
-  const DeviceGuard guard(device);
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const LossTensors given{hidden.contiguous(),
-                          contiguous_on(device, rows, "rows", {columns, width}, dtype),
-                          contiguous_on(device, bias, "bias", {columns}, sums),
-                          contiguous_on(device, live, "live", {m}, at::kBool),
-                          contiguous_on(device, log_q, "log_q", {columns}, sums),
-                          contiguous_on(device, ids, "ids", {columns}, at::kLong),
-                          contiguous_on(device, count, "count", {columns - m}, sums),
-                          in_batch};
-  const auto options = given.hidden.options().dtype(sums);
-  LossResults to{at::empty({}, options), at::empty({m, width}, options), at::empty({columns, width}, options),
-                 at::empty({columns}, options)};
-  const auto run_on = [&](auto operand) {
-    using T = typename Stored<decltype(operand)>::Sum;
-    run<decltype(operand)>(given, chosen,
-                           LossOptions<T>{static_cast<T>(elu_param), static_cast<T>(bpreg),
-                                          static_cast<T>(label_smoothing), static_cast<T>(1 / batch_size)},
-                           to);
-  };
-  if (dtype == at::kFloat) run_on(float{});
-  if (dtype == at::kDouble) run_on(double{});
-  if (dtype == at::kBFloat16) run_on(uint16_t{});
-  return {to.loss, to.hidden, to.rows, to.bias};
-}
-
-GRF_DEVICE_IMPL(m) {
-  m.impl("sampled_loss", &sampled_loss);
-}
-
 }  // namespace
+
+void sampled_loss(const LossTensors& given, const LossOptions<double>& options, LossResults& to) {
+  const DeviceGuard guard(given.hidden.device());
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  switch (given.hidden.scalar_type()) {
+    case at::kFloat:
+      return run<float>(given, options.as<float>(), to);
+    case at::kDouble:
+      return run<double>(given, options.as<double>(), to);
+    default:
+      return run<uint16_t>(given, options.as<float>(), to);
+  }
+}
+
 }  // namespace grf::cuda

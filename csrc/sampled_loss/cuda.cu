@@ -25,7 +25,7 @@ void make_score_offsets(const ScoreOffsets<T>& columns, cudaStream_t stream) {
 template <typename Operand>
 void make_losses(const ScoreRows<Operand>& rows, cudaStream_t stream) {
   if (rows.n_rows == 0) return;
-  switch (rows.loss) {
+  switch (rows.options.loss) {
     case RankingLoss::cross_entropy:
       return launch<Operand, RankingLoss::cross_entropy>(rows, stream);
     case RankingLoss::bpr_max:

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/simt.cuh"
-#include "sampled_loss/cuda.h"
 #include "sampled_loss/row_losses.cuh"
+#include "sampled_loss/sampled_loss.h"
 
 namespace grf::cuda {
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "common/simt.cuh"
-#include "sampled_loss/cuda.h"
+#include "sampled_loss/sampled_loss.h"
 
 namespace grf::cuda {
 

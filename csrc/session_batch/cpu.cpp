@@ -1,37 +1,11 @@
 // Session-parallel mini-batches on the CPU. Specification: gru4rec_fast/reference/session_batch.py.
 #include "session_batch/cpu.h"
 
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
-#include <tuple>
-
 namespace grf {
-namespace {
-
-void check_indices(const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == at::kLong, name, ": must be a one-dimensional int64 ",
-                    "tensor, not ", tensor.scalar_type(), " ", tensor.sizes());
-}
-
-}  // namespace
-
 SessionPlayer::SessionPlayer(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                              const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor)
     : lane_session_(lane_session), lane_position_(lane_position), cursor_(cursor) {
-  TORCH_CHECK_VALUE(items.dim() == 1 && (items.scalar_type() == at::kInt || items.scalar_type() == at::kLong),
-                    "items: must be a one-dimensional int32 or int64 tensor, not ", items.scalar_type(), " ",
-                    items.sizes());
-  check_indices(offsets, "offsets");
-  if (order) check_indices(*order, "order");
-  check_indices(lane_session, "lane_session");
-  check_indices(lane_position, "lane_position");
-  check_indices(cursor, "cursor");
-  TORCH_CHECK_VALUE(offsets.numel() >= 1, "offsets: must hold at least the 0 that ends no session");
-  TORCH_CHECK_VALUE(lane_session.numel() >= 1, "lane_session: there must be at least one lane");
-  TORCH_CHECK_VALUE(lane_position.numel() == lane_session.numel(), "lane_position: must have the ",
-                    lane_session.numel(), " elements of lane_session, not ", lane_position.numel());
-  TORCH_CHECK_VALUE(cursor.numel() == 1, "cursor: must have one element, not ", cursor.numel());
+  check_sessions(items, offsets, order, lane_session, lane_position, cursor);
   items_ = items.contiguous(), offsets_ = offsets.contiguous();
   if (order) order_ = order->contiguous();
   bounds_ = offsets_.const_data_ptr<int64_t>();
@@ -83,7 +57,7 @@ void SessionPlayer::write_state() const {
 }
 
 // Gives the lane the next session of two or more events, or marks it dead; returns whether it lives.
-bool SessionPlayer::refill(Lane& lane) {
+bool SessionPlayer::refill(SessionLane& lane) {
   while (unstarted_ < n_played_) {
     const Range range = session(unstarted_);
     lane = {unstarted_++, range.begin, range.end};
@@ -96,7 +70,7 @@ bool SessionPlayer::refill(Lane& lane) {
 template <typename item_t>
 void SessionPlayer::play_items(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset) {
   for (int64_t t = 0; t < steps; ++t) {
-    for (Lane& lane : lanes_) {
+    for (SessionLane& lane : lanes_) {
       bool live = lane.place != n_played_;
       const bool starts = live && lane.position + 1 == lane.end;
       if (starts) live = refill(lane);
@@ -116,27 +90,4 @@ void SessionPlayer::play(int64_t steps, int64_t* inputs, int64_t* targets, bool*
   }
 }
 
-namespace {
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> session_batch(const at::Tensor& items, const at::Tensor& offsets,
-                                                             const std::optional<at::Tensor>& order,
-                                                             const at::Tensor& lane_session,
-                                                             const at::Tensor& lane_position, const at::Tensor& cursor,
-                                                             int64_t steps) {
-  SessionPlayer player(items, offsets, order, lane_session, lane_position, cursor);
-  TORCH_CHECK_VALUE(steps >= 0, "steps=", steps, ": must not be negative");
-  const at::Tensor inputs = at::empty({steps, player.n_lanes()}, offsets.options());
-  const at::Tensor targets = at::empty({steps, player.n_lanes()}, offsets.options());
-  const at::Tensor reset = at::empty({steps, player.n_lanes()}, offsets.options().dtype(at::kBool));
-  player.play(steps, inputs.mutable_data_ptr<int64_t>(), targets.mutable_data_ptr<int64_t>(),
-              reset.mutable_data_ptr<bool>());
-  player.write_state();
-  return {inputs, targets, reset};
-}
-
-TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
-  m.impl("session_batch", &session_batch);
-}
-
-}  // namespace
 }  // namespace grf

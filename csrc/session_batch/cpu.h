@@ -7,7 +7,13 @@
 #include <optional>
 #include <vector>
 
+#include "session_batch/session_batch.h"
+
 namespace grf {
+
+// Checks shapes, dtypes and devices of the operator's arguments; ValueError names one that does not fit.
+void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
+                    const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
 // Plays a log from the place that the operator's state tensors hold. Nothing is written to them before `write_state`,
 // so that a log found to be broken half way leaves them as they were.
@@ -28,14 +34,9 @@ class SessionPlayer {
   struct Range {
     int64_t begin, end;
   };
-  // What a lane plays: lane_session and lane_position of the specification, and where its session ends.
-  struct Lane {
-    int64_t place, position, end;
-  };
-
   Range session(int64_t place) const;
   void read_state();
-  bool refill(Lane& lane);
+  bool refill(SessionLane& lane);
   template <typename item_t>
   void play_items(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
 
@@ -44,7 +45,7 @@ class SessionPlayer {
   const int64_t *bounds_, *sequence_;  // of offsets; of order, or null
   int64_t n_sessions_, n_played_;
   int64_t unstarted_ = 0;
-  std::vector<Lane> lanes_;
+  std::vector<SessionLane> lanes_;
 };
 
 }  // namespace grf

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common/simt.cuh"
-#include "session_batch/cuda.h"
+#include "session_batch/session_batch.h"
 
 namespace grf::cuda {
 

@@ -6,22 +6,16 @@
 // share out the rows, and the columns of wide ones, so the result does not depend on their number.
 #include "sparse_update/cpu.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/nonzero.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
-#include <optional>
 #include <type_traits>
 #include <utility>
 
 #include "common/scratch.h"
-#include "common/tensors.h"
 
 namespace grf {
 namespace {
@@ -56,18 +50,7 @@ struct TouchedRow {
 namespace grf {
 namespace {
 
-using at::Tensor;
-
 struct SortScratch;
-
-constexpr int64_t kNoRow = -1;
-
-void check_index(const int64_t* index, int64_t n, int64_t n_rows) {
-  for (int64_t i = 0; i < n; ++i) {
-    TORCH_CHECK_VALUE(kNoRow <= index[i] && index[i] < n_rows, "index out of range: index[", i, "] = ", index[i],
-                      ", the table has ", n_rows, " rows");
-  }
-}
 
 constexpr int64_t kColumns = 4096;  // of a row, at most, in one piece of work
 
@@ -174,86 +157,4 @@ GRF_INSTANTIATE(float, AdamOptions)
 GRF_INSTANTIATE(double, AdamOptions)
 #undef GRF_INSTANTIATE
 
-namespace {
-
-using OptionalTensor = std::optional<Tensor>;
-
-void copy_back(const Tensor& updated,
-               const OptionalTensor& given) {  // one that is not contiguous was updated in a copy
-  if (updated.defined() && !updated.is_same(*given)) given->copy_(updated);
-}
-
-// One operator: checks its tensors, whose names are those of its schema, and updates them.
-template <template <typename> class Options>
-void update(const char* op, const Tensor& table, const char* first_name, const OptionalTensor& first,
-            const char* second_name, const OptionalTensor& second, const Tensor& index, const Tensor& grad,
-            const Options<double>& options) {
-  TORCH_CHECK_VALUE(table.dim() >= 1, "table must be [R, ...], not a scalar");
-  const auto dtype = table.scalar_type();
-  check_kernel_dtype(op, dtype);
-  const int64_t n_rows = table.size(0);
-  auto grad_shape = table.sizes().vec();
-  grad_shape[0] = index.numel();
-  Tensor i = contiguous(index, "index", {index.numel()}, at::kLong), g = contiguous(grad, "grad", grad_shape, dtype);
-  const Tensor w = contiguous(table, "table", table.sizes(), dtype);
-  const Tensor one = contiguous(first, first_name, table.sizes(), dtype);
-  const Tensor two = contiguous(second, second_name, table.sizes(), dtype);
-  const int64_t *first_index = i.const_data_ptr<int64_t>(), *end = first_index + i.numel();
-  check_index(first_index, i.numel(), n_rows);
-  if (std::find(first_index, end, kNoRow) != end) {
-    const Tensor live = at::nonzero(i.ne(kNoRow)).squeeze(1);
-    i = i.index_select(0, live), g = g.index_select(0, live);
-  }
-  if (g.numel() == 0) return;
-  AT_DISPATCH_FLOATING_TYPES(dtype, "sparse_update", [&] {
-    const auto numbers = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar_t>() : nullptr; };
-    const RowTable<scalar_t> rows{numbers(w), numbers(one), numbers(two), n_rows, w.numel() / n_rows};
-    update_rows(rows, i.const_data_ptr<int64_t>(), i.numel(), g.const_data_ptr<scalar_t>(),
-                options.template as<scalar_t>());
-  });
-  copy_back(w, table);
-  copy_back(one, first);
-  copy_back(two, second);
-}
-
-void check_momentum(double momentum, const char* name, const OptionalTensor& state) {
-  TORCH_CHECK_VALUE(state.has_value() || momentum == 0, "momentum=", momentum, " needs a ", name, " tensor");
-}
-
-void sparse_sgd(const Tensor& table, const OptionalTensor& momentum_buffer, const Tensor& index, const Tensor& grad,
-                double lr, double momentum) {
-  check_momentum(momentum, "momentum_buffer", momentum_buffer);
-  update("sparse_sgd", table, "momentum_buffer", momentum_buffer, "", std::nullopt, index, grad,
-         SgdOptions<double>{lr, momentum});
-}
-
-void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const OptionalTensor& velocity, const Tensor& index,
-                    const Tensor& grad, double lr, double momentum, double eps) {
-  check_momentum(momentum, "velocity", velocity);
-  update("sparse_adagrad", table, "accumulator", accumulator, "velocity", velocity, index, grad,
-         AdagradOptions<double>{lr, momentum, eps});
-}
-
-void sparse_rmsprop(const Tensor& table, const Tensor& square_avg, const OptionalTensor& momentum_buffer,
-                    const Tensor& index, const Tensor& grad, double lr, double alpha, double eps, double momentum) {
-  check_momentum(momentum, "momentum_buffer", momentum_buffer);
-  update("sparse_rmsprop", table, "square_avg", square_avg, "momentum_buffer", momentum_buffer, index, grad,
-         RmspropOptions<double>{lr, 1 - alpha, eps, momentum});
-}
-
-void sparse_adam(const Tensor& table, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& index,
-                 const Tensor& grad, int64_t step, double lr, double beta1, double beta2, double eps) {
-  TORCH_CHECK_VALUE(step >= 1, "step=", step, ": counts from 1");
-  update("sparse_adam", table, "exp_avg", exp_avg, "exp_avg_sq", exp_avg_sq, index, grad,
-         AdamOptions<double>{adam_step_size(lr, beta1, beta2, step), 1 - beta1, 1 - beta2, eps});
-}
-
-TORCH_LIBRARY_IMPL(gru4rec_fast, CPU, m) {
-  m.impl("sparse_sgd", &sparse_sgd);
-  m.impl("sparse_adagrad", &sparse_adagrad);
-  m.impl("sparse_rmsprop", &sparse_rmsprop);
-  m.impl("sparse_adam", &sparse_adam);
-}
-
-}  // namespace
 }  // namespace grf

@@ -1,23 +1,13 @@
-// Optimizer steps on the rows of a table, on raw pointers: what the operators in sparse_update/cpu.cpp and anything
-// else that updates parameters on the CPU share. Specification: gru4rec_fast/reference/sparse_update.py.
+// Optimizer steps on the rows of a table, on raw pointers: what the operators in sparse_update/sparse_update.cpp and
+// anything else that updates parameters on the CPU share. Specification: gru4rec_fast/reference/sparse_update.py.
 //
 // A rule is the type of its options; every function below is there for each rule, in float and double. None of the
 // results depends on the number of threads. Rows in `index` are not checked.
 #pragma once
 
-#include <cstdint>
-
-#include "sparse_update/update_rules.h"
+#include "sparse_update/sparse_update.h"
 
 namespace grf {
-
-// A parameter of `n_rows` rows of `width` numbers, and its state in the order that the rule states; null for what is
-// not kept.
-template <typename T>
-struct RowTable {
-  T *weight, *first, *second;
-  int64_t n_rows, width;
-};
 
 // Puts into order [n] the positions in `index` sorted by row, equal rows by position. `other` has room for n numbers
 // too; the one of both in which they end is returned.

@@ -3,11 +3,12 @@
 namespace grf::cuda {
 template <typename T, template <typename> class Options>
 void update_rows(const TouchedRows<T>& touched, const Options<T>& options, cudaStream_t stream) {
-  if (touched.n == 0 || touched.width == 0) return;
+  if (touched.n == 0 || touched.table.width == 0) return;
   constexpr int kWide = kWideColumns<T>;
-  const bool wide = is_wide<T>(touched.width, {touched.grad, touched.weight, touched.first, touched.second});
+  const bool wide =
+      is_wide<T>(touched.table.width, {touched.grad, touched.table.weight, touched.table.first, touched.table.second});
   const int columns = wide ? kWide : 1;
-  const unsigned blocks = blocks_for(touched.n * (touched.width / columns), kUpdateThreads);
+  const unsigned blocks = blocks_for(touched.n * (touched.table.width / columns), kUpdateThreads);
   if (columns == kWide) {
     GRF_LAUNCH((update_rows_kernel<T, kWide, Options>), blocks, kUpdateThreads, 0, stream, touched, options);
   } else {

@@ -3,7 +3,7 @@
 
 #include "common/columns.cuh"
 #include "common/simt.cuh"
-#include "sparse_update/cuda.h"
+#include "sparse_update/sparse_update.h"
 
 namespace grf::cuda {
 
@@ -65,19 +65,20 @@ __device__ __forceinline__ T* at_or_null(T* numbers, int64_t i) {
 // `rows` rises, so its two ends tell every thread whether all of it is in range, before anything is written.
 template <typename T, int N, template <typename> class Options>
 __global__ void __launch_bounds__(kUpdateThreads) update_rows_kernel(TouchedRows<T> touched, Options<T> options) {
-  GRF_DEVICE_CHECK(touched.rows[0] >= -1 && touched.rows[touched.n - 1] < touched.n_rows,
+  GRF_DEVICE_CHECK(touched.rows[0] >= -1 && touched.rows[touched.n - 1] < touched.table.n_rows,
                    "index: out of range, it names a row that the table does not have");
-  const int64_t per_row = touched.width / N, total = touched.n * per_row;
+  const int64_t per_row = touched.table.width / N, total = touched.n * per_row;
   for (int64_t i = global_thread(); i < total; i += all_threads()) {
     const int64_t begin = quotient(i, per_row), row = touched.rows[begin];
     if (row < 0 || (begin > 0 && touched.rows[begin - 1] == row)) continue;
     int64_t end = begin + 1;
     while (end < touched.n && touched.rows[end] == row) ++end;
-    const int64_t column = (i - begin * per_row) * N, at = row * touched.width + column;
-    const Columns<T, N> grad = summed<T, N>(
-        begin, end, [&](int64_t place) { return touched.grad + touched.positions[place] * touched.width + column; });
-    move_columns<T, N>(options, grad, touched.weight + at, at_or_null(touched.first, at),
-                       at_or_null(touched.second, at));
+    const int64_t column = (i - begin * per_row) * N, at = row * touched.table.width + column;
+    const Columns<T, N> grad = summed<T, N>(begin, end, [&](int64_t place) {
+      return touched.grad + touched.positions[place] * touched.table.width + column;
+    });
+    move_columns<T, N>(options, grad, touched.table.weight + at, at_or_null(touched.table.first, at),
+                       at_or_null(touched.table.second, at));
   }
 }
 

@@ -1,6 +1,6 @@
 // A training step between its products and kernels, on CUDA. Specification: gru4rec_fast/reference/training_step.py.
 // What a captured step must not hold on to, the optimizer's numbers, is read on the device.
-#include "training_step/cuda.h"
+#include "training_step/training_step.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/device.h"
+#include "common/operator.h"
 
 namespace grf::cuda {
 namespace {
@@ -18,20 +19,15 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // A tensor that is updated: contiguous, since a copy would be updated in its place.
-Tensor updated_on(const at::Device& device, const Tensor& tensor, const char* name, at::IntArrayRef shape,
-                  at::ScalarType dtype) {
+Tensor updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+               const at::Device& device) {
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous: it is updated in place");
-  return contiguous_on(device, tensor, name, shape, dtype);
+  return contiguous(tensor, name, shape, dtype, device);
 }
 
-Tensor updated_on(const at::Device& device, const OptionalTensor& tensor, const char* name, at::IntArrayRef shape,
-                  at::ScalarType dtype) {
-  return tensor.has_value() ? updated_on(device, *tensor, name, shape, dtype) : Tensor();
-}
-
-template <typename T>
-T* numbers_of(const Tensor& tensor) {
-  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+Tensor updated(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+               const at::Device& device) {
+  return tensor.has_value() ? updated(*tensor, name, shape, dtype, device) : Tensor();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const Tensor& inputs,
@@ -40,21 +36,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
                                                   double logq, double sample_alpha, bool bf16) {
   const at::Device device = embedding.device();
   const auto dtype = embedding.scalar_type();
-  check_float_or_double("step_gather", dtype);
+  check_kernel_dtype("step_gather", dtype);
   TORCH_CHECK_VALUE(embedding.dim() == 2 && weight.dim() == 2 && inputs.dim() == 2 && items.dim() == 2,
                     "embedding and weight must be [R, width], inputs [T, B] and items [T, lanes + N], not ",
                     embedding.sizes(), ", ", weight.sizes(), ", ", inputs.sizes(), " and ", items.sizes());
   const int64_t n_rows = weight.size(0), steps = items.size(0), columns = items.size(1);
   const int64_t in = embedding.size(1), out = weight.size(1);
   TORCH_CHECK_VALUE(lanes >= 0 && lanes <= columns, "lanes=", lanes, ": items has ", columns, " columns");
-  TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16: rounds float32, not ", dtype_name(dtype));
-  const Tensor from = contiguous_on(device, embedding, "embedding", embedding.sizes(), dtype);
-  const Tensor i = contiguous_on(device, inputs, "inputs", inputs.sizes(), at::kLong);
-  const Tensor m = contiguous_on(device, mask, "mask", {inputs.size(0), inputs.size(1), in}, dtype);
-  const Tensor w = contiguous_on(device, weight, "weight", weight.sizes(), dtype);
-  const Tensor b = contiguous_on(device, bias, "bias", {n_rows}, dtype);
-  const Tensor support = contiguous_on(device, log_support, "log_support", {n_rows}, dtype);
-  const Tensor j = contiguous_on(device, items, "items", items.sizes(), at::kLong);
+  TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16: rounds float32, not ", dtype);
+  const Tensor from = contiguous(embedding, "embedding", embedding.sizes(), dtype, device);
+  const Tensor i = contiguous(inputs, "inputs", inputs.sizes(), at::kLong, device);
+  const Tensor m = contiguous(mask, "mask", {inputs.size(0), inputs.size(1), in}, dtype, device);
+  const Tensor w = contiguous(weight, "weight", weight.sizes(), dtype, device);
+  const Tensor b = contiguous(bias, "bias", {n_rows}, dtype, device);
+  const Tensor support = contiguous(log_support, "log_support", {n_rows}, dtype, device);
+  const Tensor j = contiguous(items, "items", items.sizes(), at::kLong, device);
 
   const DeviceGuard guard(device);
   const auto options = embedding.options();
@@ -87,14 +83,14 @@ void settle(const Tensor& losses, const Tensor& played, const Tensor& stopped, c
             const Tensor& moves) {
   const at::Device device = losses.device();
   const auto dtype = losses.scalar_type();
-  check_float_or_double("step_settle", dtype);
+  check_kernel_dtype("step_settle", dtype);
   const int64_t steps = losses.numel();
   TORCH_CHECK_VALUE(steps > 0, "losses must be those of a step at least");
-  const Tensor given = contiguous_on(device, losses, "losses", {steps}, dtype);
-  const Tensor were_played = contiguous_on(device, played, "played", {steps}, at::kBool);
-  const Tensor stop = updated_on(device, stopped, "stopped", {}, at::kBool);
-  const Tensor kept_losses = updated_on(device, kept, "kept", {steps}, dtype);
-  const Tensor move = updated_on(device, moves, "moves", {}, at::kBool);
+  const Tensor given = contiguous(losses, "losses", {steps}, dtype, device);
+  const Tensor were_played = contiguous(played, "played", {steps}, at::kBool, device);
+  const Tensor stop = updated(stopped, "stopped", {}, at::kBool, device);
+  const Tensor kept_losses = updated(kept, "kept", {steps}, dtype, device);
+  const Tensor move = updated(moves, "moves", {}, at::kBool, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle", [&] {
     step_settle<scalar_t>(
@@ -113,9 +109,9 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
       "every weight has an accumulator, a gradient and, with momentum, a velocity; every state an output");
   if (weights.empty() && states.empty()) return;
   const auto dtype = (weights.empty() ? states : weights)[0].scalar_type();
-  check_float_or_double("step_apply", dtype);
-  const Tensor move = contiguous_on(device, moves, "moves", {}, at::kBool);
-  const Tensor options = contiguous_on(device, numbers, "numbers", {3}, at::kDouble);
+  check_kernel_dtype("step_apply", dtype);
+  const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
+  const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply", [&] {
     StepApply<scalar_t> launch{{}, 0, move.const_data_ptr<bool>(), options.const_data_ptr<double>()};
@@ -124,12 +120,13 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
                          const Tensor& grad) {
       if (launch.n == kWholeTensors) step_apply(launch, current_stream(device)), launch.n = 0;
       const auto shape = weight.sizes();
-      kept.push_back(contiguous_on(device, grad, "grads and outputs", shape, dtype));
+      kept.push_back(contiguous(grad, "grads and outputs", shape, dtype, device));
       const int64_t before = launch.n == 0 ? 0 : launch.of[launch.n - 1].end;
-      launch.of[launch.n++] = {numbers_of<scalar_t>(updated_on(device, weight, "weights and states", shape, dtype)),
-                               numbers_of<scalar_t>(updated_on(device, accumulator, "accumulators", shape, dtype)),
-                               numbers_of<scalar_t>(updated_on(device, velocity, "velocities", shape, dtype)),
-                               kept.back().template const_data_ptr<scalar_t>(), before + weight.numel()};
+      launch.of[launch.n++] = {
+          mutable_data_or_null<scalar_t>(updated(weight, "weights and states", shape, dtype, device)),
+          mutable_data_or_null<scalar_t>(updated(accumulator, "accumulators", shape, dtype, device)),
+          mutable_data_or_null<scalar_t>(updated(velocity, "velocities", shape, dtype, device)),
+          kept.back().template const_data_ptr<scalar_t>(), before + weight.numel()};
     };
     for (size_t i = 0; i < weights.size(); ++i) {
       add(weights[i], accumulators[i], velocities.empty() ? OptionalTensor() : OptionalTensor(velocities[i]), grads[i]);
@@ -145,7 +142,7 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
                const OptionalTensor& grad_bias, const Tensor& moves, const Tensor& numbers) {
   const at::Device device = weight.device();
   const auto dtype = weight.scalar_type();
-  check_float_or_double("step_rows", dtype);
+  check_kernel_dtype("step_rows", dtype);
   TORCH_CHECK_VALUE(weight.dim() == 2 && grad_inputs.dim() == 2 && grad_items.dim() == 2,
                     "weight, grad_inputs and grad_items must have two dimensions, not ", weight.sizes(), ", ",
                     grad_inputs.sizes(), " and ", grad_items.sizes());
@@ -153,31 +150,32 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
                     "bias, bias_accumulator and grad_bias go together");
   const int64_t n_rows = weight.size(0), width = weight.size(1);
   const int64_t n_inputs = grad_inputs.size(0), n_items = grad_items.size(0), n = n_inputs + n_items;
-  const Tensor w = updated_on(device, weight, "weight", {n_rows, width}, dtype);
-  const Tensor acc = updated_on(device, accumulator, "accumulator", {n_rows, width}, dtype);
-  const Tensor vel = updated_on(device, velocity, "velocity", {n_rows, width}, dtype);
-  const Tensor b = updated_on(device, bias, "bias", {n_rows}, dtype);
-  const Tensor b_acc = updated_on(device, bias_accumulator, "bias_accumulator", {n_rows}, dtype);
-  const Tensor b_vel = updated_on(device, bias_velocity, "bias_velocity", {n_rows}, dtype);
-  const Tensor sorted = contiguous_on(device, rows, "rows", {n}, at::kLong);
-  const Tensor order = contiguous_on(device, positions, "positions", {n}, at::kLong);
-  const Tensor of_inputs = contiguous_on(device, grad_inputs, "grad_inputs", {n_inputs, width}, dtype);
-  const Tensor of_items = contiguous_on(device, grad_items, "grad_items", {n_items, width}, dtype);
-  const Tensor of_bias = contiguous_on(device, grad_bias, "grad_bias", {n_items}, dtype);
-  const Tensor move = contiguous_on(device, moves, "moves", {}, at::kBool);
-  const Tensor options = contiguous_on(device, numbers, "numbers", {3}, at::kDouble);
+  const Tensor w = updated(weight, "weight", {n_rows, width}, dtype, device);
+  const Tensor acc = updated(accumulator, "accumulator", {n_rows, width}, dtype, device);
+  const Tensor vel = updated(velocity, "velocity", {n_rows, width}, dtype, device);
+  const Tensor b = updated(bias, "bias", {n_rows}, dtype, device);
+  const Tensor b_acc = updated(bias_accumulator, "bias_accumulator", {n_rows}, dtype, device);
+  const Tensor b_vel = updated(bias_velocity, "bias_velocity", {n_rows}, dtype, device);
+  const Tensor sorted = contiguous(rows, "rows", {n}, at::kLong, device);
+  const Tensor order = contiguous(positions, "positions", {n}, at::kLong, device);
+  const Tensor of_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
+  const Tensor of_items = contiguous(grad_items, "grad_items", {n_items, width}, dtype, device);
+  const Tensor of_bias = contiguous(grad_bias, "grad_bias", {n_items}, dtype, device);
+  const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
+  const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows", [&] {
     using T = scalar_t;
     step_rows<T>({sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), n, n_rows, width, n_inputs,
                   of_inputs.const_data_ptr<T>(), of_items.const_data_ptr<T>(), data_or_null<T>(of_bias),
-                  numbers_of<T>(w), numbers_of<T>(acc), numbers_of<T>(vel), numbers_of<T>(b), numbers_of<T>(b_acc),
-                  numbers_of<T>(b_vel), move.const_data_ptr<bool>(), options.const_data_ptr<double>()},
+                  mutable_data_or_null<T>(w), mutable_data_or_null<T>(acc), mutable_data_or_null<T>(vel),
+                  mutable_data_or_null<T>(b), mutable_data_or_null<T>(b_acc), mutable_data_or_null<T>(b_vel),
+                  move.const_data_ptr<bool>(), options.const_data_ptr<double>()},
                  current_stream(device));
   });
 }
 
-GRF_DEVICE_IMPL(m) {
+GRF_CUDA_IMPL(m) {
   m.impl("step_gather", &gather);
   m.impl("step_settle", &settle);
   m.impl("step_apply", &apply);

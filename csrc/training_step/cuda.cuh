@@ -4,7 +4,7 @@
 #include "common/bfloat16.h"
 #include "common/simt.cuh"
 #include "sparse_update/cuda.cuh"
-#include "training_step/cuda.h"
+#include "training_step/training_step.h"
 
 namespace grf::cuda {
 

@@ -8,10 +8,10 @@
 #include <cmath>
 
 #include "common/checks.h"
+#include "common/operator.h"
 #include "common/philox.h"
 #include "common/rows.h"
 #include "common/simd.h"
-#include "common/tensors.h"
 
 namespace grf {
 namespace {
@@ -46,7 +46,8 @@ void check_negatives(const Block& block, int64_t n_items) {
   }
 }
 
-AliasTable table_of(const NegativeSource& source, int64_t n_items) {
+// Draws of no steps yet.
+NegativeDraws draws_from(const NegativeSource& source, int64_t n_items) {
   if (source.n == 0) return {};
   const auto check = [&](const at::Tensor& tensor, const char* name, at::ScalarType dtype) {
     TORCH_CHECK_VALUE(contiguous(tensor, name, {n_items}, dtype).is_same(tensor), name, ": must be contiguous");
@@ -54,8 +55,16 @@ AliasTable table_of(const NegativeSource& source, int64_t n_items) {
   check(source.threshold, "the sampler's threshold", at::kLong);
   check(source.alias, "the sampler's alias", at::kLong);
   check(source.log_prob, "the sampler's log_prob", at::kFloat);
-  return {source.threshold.const_data_ptr<int64_t>(), source.alias.const_data_ptr<int64_t>(),
-          source.log_prob.const_data_ptr<float>(), n_items};
+  return {source.threshold.const_data_ptr<int64_t>(),
+          source.alias.const_data_ptr<int64_t>(),
+          source.log_prob.const_data_ptr<float>(),
+          n_items,
+          0,
+          source.n,
+          0,
+          static_cast<uint64_t>(source.seed),
+          nullptr,
+          nullptr};
 }
 
 // Whether it is time to look at what goes on outside.
@@ -126,7 +135,7 @@ class Step final : public FusedTrainingStep {
     const Turn turn(*this);
     states_ = state_pointers(hidden, player.n_lanes());
     alone_ = steps_ * accumulate_ == 1;
-    const AliasTable sampler = table_of(source, output_.n_items());
+    const NegativeDraws sampler = draws_from(source, output_.n_items());
     const AdagradOptions<T> options = options_of(optimizer);
     RunRecord record{{}, false};
     Clock clock;
@@ -174,7 +183,7 @@ class Step final : public FusedTrainingStep {
   }
 
   // The next T steps, or those of them with enough live lanes, and their negatives.
-  Block play(SessionPlayer& player, const AliasTable& sampler, const NegativeSource& source, int64_t min_live,
+  Block play(SessionPlayer& player, NegativeDraws sampler, const NegativeSource& source, int64_t min_live,
              int64_t first_step) {
     const int64_t lanes = player.n_lanes(), rows = steps_ * lanes;
     int64_t *inputs = events_.room(2 * rows), *targets = inputs + rows;
@@ -189,7 +198,10 @@ class Step final : public FusedTrainingStep {
     int64_t* negatives = negatives_.room(steps * source.n);
     const Block block{{steps, lanes, first_step}, inputs, targets, reset, negatives, source.n};
     check_counters(source.seed, first_step, steps);
-    if (source.n > 0) draw_negatives(sampler, source.n, steps, source.seed, first_step, negatives, nullptr);
+    sampler.steps = steps;
+    sampler.first_step = static_cast<uint32_t>(first_step);
+    sampler.items = negatives;
+    if (source.n > 0) draw_negatives(sampler);
     return block;
   }
 

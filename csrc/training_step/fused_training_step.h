@@ -11,7 +11,7 @@
 #include <memory>
 #include <vector>
 
-#include "negative_sampling/cpu.h"
+#include "negative_sampling/negative_sampling.h"
 #include "session_batch/cpu.h"
 #include "training_step/gru_stack.h"
 #include "training_step/output_table.h"

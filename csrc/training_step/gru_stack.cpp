@@ -2,23 +2,22 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "common/philox.h"
 #include "common/rows.h"
-#include "dropout/cpu.h"
+#include "dropout/dropout.h"
 #include "matrix/product.h"
 
 namespace grf {
 
 template <typename T>
 void fill_mask(const StepRange& range, int64_t units, double p, int64_t seed, int64_t stream, T* mask) {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
   const T kept = static_cast<T>(1.0 / (1.0 - p));
-  Bits bits;
+  uint64_t bits = 0;
   std::memcpy(&bits, &kept, sizeof(T));
-  fill_dropout_mask(DropoutMask{range.steps, range.lanes, units, p, seed, stream, range.first}, bits,
-                    reinterpret_cast<Bits*>(mask));
+  fill_dropout_mask({range.steps, range.lanes, units, static_cast<uint32_t>(stream), static_cast<uint32_t>(range.first),
+                     static_cast<uint64_t>(seed), philox::drop_threshold(p), bits, static_cast<int>(sizeof(T))},
+                    mask);
 }
 
 template <typename T>

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "common/operator.h"
 #include "common/rows.h"
-#include "common/tensors.h"
 #include "matrix/product.h"
 
 namespace grf {
@@ -102,8 +102,8 @@ void OutputTable<T>::begin(const T* hidden, const int64_t* targets, int64_t lane
   take_distinct(negatives, n);
   problem_.width = width(), problem_.in_batch = true, problem_.precision = options_.precision;
   problem_.ids = options_.mask_accidental_hits ? items_.data() : nullptr;
-  problem_.params = {options_.loss, static_cast<T>(options_.elu_param), static_cast<T>(options_.bpreg),
-                     static_cast<T>(options_.label_smoothing), static_cast<T>(share / options_.batch_size)};
+  problem_.options = {options_.loss, static_cast<T>(options_.elu_param), static_cast<T>(options_.bpreg),
+                      static_cast<T>(options_.label_smoothing), static_cast<T>(share / options_.batch_size)};
   gather_columns();
   const int64_t stride = problem_.score_stride();
   prepared_ = problem_.prepare_columns(columns_.room(2 * stride));

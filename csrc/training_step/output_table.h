@@ -39,7 +39,7 @@ class RowGradients {
 
 // How a step is scored; names as in nn/sampled_loss.py.
 struct ScoreOptions {
-  Loss loss;
+  RankingLoss loss;
   double batch_size, elu_param, bpreg, label_smoothing, logq, sample_alpha;
   bool mask_accidental_hits;
   Precision precision;  // of the products

@@ -139,5 +139,5 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
 
 
 def host_sources(csrc: Path) -> list[Path]:
-    """The ATen side of the CUDA kernels."""
-    return [csrc / "dropout" / "backend_select.cpp", *sorted(csrc.glob("*/cuda.cpp"))]
+    """The ATen side of the CUDA kernels: <k>/<k>.cpp and <k>/cuda.cpp."""
+    return [path for path in sorted(csrc.glob("*/*.cpp")) if path.stem in ("cuda", path.parent.name)]

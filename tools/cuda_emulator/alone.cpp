@@ -1,6 +1,6 @@
 #include "cuda_emulator/alone.h"
 
-#include "sampled_loss/cuda.h"
+#include "sampled_loss/sampled_loss.h"
 
 namespace grf {
 namespace {
@@ -14,7 +14,7 @@ T* at(const Addresses& tensors, const char* name) {
 template <typename Operand>
 void make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, const Addresses& tensors) {
   cuda::ScoreRows<Operand> rows{};
-  rows.options = {0, 0, 0, 1};
+  rows.options = {RankingLoss::cross_entropy, 0, 0, 0, 1};
   rows.m = rows.n_rows = m;
   rows.n = n;
   rows.width = width;

@@ -1,13 +1,32 @@
-// Launchers of the sampled loss's kernels. Specification: gru4rec_fast/reference/sampled_loss.py and
-// sampled_loss_gradients.py, whose names these are.
+// The sampled loss's options, and the launchers of its CUDA kernels. Specification:
+// gru4rec_fast/reference/sampled_loss.py and sampled_loss_gradients.py, whose names these are.
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "common/bfloat16.h"
 #include "common/stream.h"
 
-namespace grf::cuda {
+namespace grf {
+
+enum class RankingLoss { cross_entropy, bpr_max, top1, top1_max, bpr };
+
+// ValueError where there is none of that name.
+RankingLoss loss_named(std::string_view name);
+
+template <typename T>
+struct LossOptions {
+  RankingLoss loss;
+  T elu, bpreg, smoothing, scale;  // elu: 0 where there is none; scale: on gradients, 1 / batch_size
+
+  template <typename U>
+  LossOptions<U> as() const {
+    return {loss, static_cast<U>(elu), static_cast<U>(bpreg), static_cast<U>(smoothing), static_cast<U>(scale)};
+  }
+};
+
+namespace cuda {
 
 // How much of the score matrix is there at once, how long a row may be that a block keeps in shared memory, and the
 // threads of a block.
@@ -22,13 +41,6 @@ constexpr int64_t kLeastScoreRows = 128;            // fewer would leave a produ
 constexpr int64_t kSharedRowBytes = 44 << 10;  // with the sums of warps less than 48 KB: four rows and more on an SM
 constexpr int kLossThreads = 256;
 #endif
-
-enum class RankingLoss { cross_entropy, bpr_max, top1, top1_max, bpr };
-
-template <typename T>
-struct LossOptions {
-  T elu, bpreg, smoothing, scale;  // elu: 0 where there is none; scale: on loss and gradients, 1 / batch_size
-};
 
 // What is added to the score of each column.
 template <typename T>
@@ -49,7 +61,6 @@ struct ScoreOffsets {
 template <typename Operand>
 struct ScoreRows {
   using T = typename Stored<Operand>::Sum;
-  RankingLoss loss;
   LossOptions<T> options;
   int64_t m, n, width;  // M, N, H
   bool in_batch;
@@ -75,4 +86,5 @@ void make_score_offsets(const ScoreOffsets<T>& columns, cudaStream_t stream);
 template <typename Operand>
 void make_losses(const ScoreRows<Operand>& rows, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf

@@ -1,11 +1,11 @@
-// Launcher of the dropout kernel. Specification: gru4rec_fast/reference/dropout.py.
+// Dropout masks on raw pointers. Specification: gru4rec_fast/reference/dropout.py.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
 
-namespace grf::cuda {
+namespace grf {
 
 // A mask [steps, lanes, units], of elements of 2, 4 or 8 bytes that are written as bit patterns.
 struct DropoutMask {
@@ -17,6 +17,12 @@ struct DropoutMask {
   int element_bytes;
 };
 
+// On the CPU; threads share out the rows.
+void fill_dropout_mask(const DropoutMask& mask, void* out);
+
+namespace cuda {
+
 void fill_dropout_mask(const DropoutMask& mask, void* out, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf

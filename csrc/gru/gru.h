@@ -1,23 +1,28 @@
-// Launchers of the GRU's kernels. Specification: gru4rec_fast/reference/gru.py, whose names these are.
+// A GRU layer on raw pointers, and the launchers of the CUDA kernels. Specification: gru4rec_fast/reference/gru.py,
+// whose names these are.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
+#include "matrix/precision.h"
 
-namespace grf::cuda {
+namespace grf {
 
 // One layer over T steps of B lanes. Rows of gates stand in the order r, z, n.
 template <typename T>
 struct GruLayer {
   int64_t steps, lanes, hidden;
-  bool after;         // the reset_after form, else reset_before
-  const T* state;     // [B, H], before the first step
-  const T* weight;    // [3H, H]
-  const T* bias;      // [3H], or null
-  const bool* reset;  // [T, B], or null
-  const T* mask;      // [T, B, H], scales the output, or null
+  bool after;                             // the reset_after form, else reset_before
+  const T* state;                         // [B, H], before the first step
+  const T* weight;                        // [3H, H]
+  const T* bias;                          // [3H], or null
+  const bool* reset;                      // [T, B], or null
+  const T* mask;                          // [T, B, H], scales the output, or null
+  Precision precision = Precision::full;  // of the products on the CPU
 };
+
+namespace cuda {
 
 template <typename T>
 struct GruForward {
@@ -55,4 +60,5 @@ void gru_one_step(const GruForward<T>& forward, int64_t t, bool second, cudaStre
 template <typename T>
 void gru_one_step(const GruBackward<T>& backward, int64_t t, bool second, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf

@@ -1,11 +1,11 @@
-// Launcher of the draws of triples. Specification: gru4rec_fast/reference/bpr_triples.py.
+// Draws of triples for BPR on raw pointers. Specification: gru4rec_fast/reference/bpr_triples.py.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
 
-namespace grf::cuda {
+namespace grf {
 
 struct TripleDraws {
   const int64_t* offsets;  // [n_users + n_items + 1]
@@ -22,6 +22,12 @@ struct TripleDraws {
   int64_t* out;  // [3, n], written
 };
 
+// ValueError where users and starts do not fit the graph; on CUDA the kernel stops.
+void draw_triples(const TripleDraws& draws);
+
+namespace cuda {
+
 void draw_triples(const TripleDraws& draws, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf

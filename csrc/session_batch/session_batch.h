@@ -1,11 +1,11 @@
-// Launcher of the session-parallel schedule. Specification: gru4rec_fast/reference/session_batch.py.
+// The session-parallel schedule on raw pointers. Specification: gru4rec_fast/reference/session_batch.py.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
 
-namespace grf::cuda {
+namespace grf {
 
 // What a lane plays while a call lasts.
 struct SessionLane {
@@ -13,6 +13,8 @@ struct SessionLane {
   int64_t position;  // of its next input
   int64_t end;       // of its session
 };
+
+namespace cuda {
 
 struct SessionBatch {
   const void* items;  // [n_events] of int32 or int64
@@ -36,4 +38,5 @@ constexpr int64_t kSessionSharedBytes = 40 << 10;
 
 void play_sessions(const SessionBatch& batch, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf

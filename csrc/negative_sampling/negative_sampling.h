@@ -1,11 +1,11 @@
-// Launcher of the draws from an alias table. Specification: gru4rec_fast/reference/negative_sampling.py.
+// Draws from an alias table on raw pointers. Specification: gru4rec_fast/reference/negative_sampling.py.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
 
-namespace grf::cuda {
+namespace grf {
 
 struct NegativeDraws {
   const int64_t* threshold;     // [n_items]
@@ -16,9 +16,15 @@ struct NegativeDraws {
   uint32_t first_step;
   uint64_t seed;
   int64_t* items;   // [steps, n], written
-  float* log_prob;  // [steps, n], written
+  float* log_prob;  // [steps, n], written; on the CPU it may be null
 };
+
+// IndexError where an alias is no item; on CUDA the kernel stops.
+void draw_negatives(const NegativeDraws& draws);
+
+namespace cuda {
 
 void draw_negatives(const NegativeDraws& draws, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf

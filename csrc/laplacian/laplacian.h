@@ -1,19 +1,11 @@
-// Launcher of L @ E. Specification: gru4rec_fast/reference/laplacian.py.
+// L @ E on raw pointers. Specification: gru4rec_fast/reference/laplacian.py.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
 
-namespace grf::cuda {
-
-// Rows of more entries than this are cut into segments of so many, which different warps sum: else the hubs of a
-// power-law graph would hold up everything. A property of the row alone, so that its sum is, too.
-#ifdef GRF_EMULATED
-constexpr int64_t kLaplacianSegment = 96;  // small graphs have to have such rows
-#else
-constexpr int64_t kLaplacianSegment = 1024;
-#endif
+namespace grf {
 
 enum class FeatureType { float32, float64, bfloat16 };
 
@@ -38,7 +30,7 @@ struct LaplacianProduct {
   const void* added;  // like features: the row of a node is added to its result; or null
   void* out;          // [n_rows, width], written
 
-  // Workspace; `sums` are double for float64 features, else float.
+  // Workspace of the CUDA kernels, null on the CPU; `sums` are double for float64 features, else float.
   void* left;                  // sums [n_nodes]
   void* right;                 // sums [n_nodes]
   int32_t* positions;          // [n_nodes] of -1, where there are columns
@@ -48,6 +40,19 @@ struct LaplacianProduct {
   unsigned long long* counts;  // [2] of 0: segments, long rows
 };
 
+// Multiplies on the CPU. Checks the neighbours: ValueError.
+void multiply_laplacian(const LaplacianProduct& product);
+
+namespace cuda {
+
+// Rows of more entries than this are cut into segments of so many, which different warps sum: else the hubs of a
+// power-law graph would hold up everything. A property of the row alone, so that its sum is, too.
+#ifdef GRF_EMULATED
+constexpr int64_t kLaplacianSegment = 96;  // small graphs have to have such rows
+#else
+constexpr int64_t kLaplacianSegment = 1024;
+#endif
+
 // How many segments all rows together are cut into at most.
 inline int64_t most_segments(int64_t n_entries) {
   return 2 * (n_entries / kLaplacianSegment);
@@ -55,4 +60,5 @@ inline int64_t most_segments(int64_t n_entries) {
 
 void multiply_laplacian(const LaplacianProduct& product, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf

@@ -1,4 +1,5 @@
-// Launchers of the ranking by counting and of the k best items. Specification: gru4rec_fast/reference/ranking.py.
+// The ranking by counting and the k best items, on raw pointers: the CPU's functions, and the launchers of the CUDA
+// kernels. Specification: gru4rec_fast/reference/ranking.py.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,26 @@
 
 #include "common/stream.h"
 
-namespace grf::cuda {
+namespace grf {
+
+// Queries, and the catalogue that they are scored against.
+template <typename T>
+struct Catalogue {
+  const T *hidden, *weight;  // [n_queries, width], [n_items, width]
+  const T* bias;             // [n_items], or null
+  int64_t n_queries, n_items, width;
+};
+
+// How many items score more than each query's target, and as much, without the target itself; added to zeros.
+template <typename T>
+void count_targets(const Catalogue<T>& catalogue, const int64_t* targets, int64_t* greater, int64_t* equal);
+
+// The k best items of each query, best first, then -inf and -1. exclude [n_queries, n_exclude] rises.
+template <typename T>
+void find_best(const Catalogue<T>& catalogue, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
+               int64_t* items);
+
+namespace cuda {
 
 // Scores held at a time, and of how many queries at most. The emulation's are small, so that small problems have
 // several tiles in each direction.
@@ -84,4 +104,5 @@ void find_best(const ScoreTile<T>& tile, const BestLists<T>& best, cudaStream_t 
 template <typename T>
 void merge_segments(const BestLists<T>& best, int64_t n_queries, T* scores, int64_t* items, cudaStream_t stream);
 
-}  // namespace grf::cuda
+}  // namespace cuda
+}  // namespace grf
