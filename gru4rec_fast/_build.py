@@ -115,7 +115,7 @@ def compile_once(
         raise BuildError(reason)
     try:
         finished.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(finished.with_suffix(".lock")):
+        with _exclusive(finished.with_suffix(".lock")):
             if not library.exists():
                 _compile_into(finished, file, build, f"{f'{why}; ' if why else ''}compiling {what}")
     except OSError as error:
@@ -154,17 +154,20 @@ def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], wh
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def _exclusive(path: Path) -> Iterator[None]:
     """Hold a lock on the file `path`; it ends with the block or with the process, however that dies."""
-    import fcntl  # not on Windows, where nothing is compiled
+    from filelock import FileLock, Timeout  # here: it would cost every import of the package
 
-    with path.open("w") as stream:  # not inherited by the compiler, which may outlive a killed process
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process is compiling the native kernels; waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say("another process is compiling the native kernels; waiting for it")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def say(line: str) -> None:
