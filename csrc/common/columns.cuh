@@ -44,4 +44,17 @@ bool is_wide(int64_t width, std::initializer_list<const T*> matrices) {
   return true;
 }
 
+// Calls launch(N, blocks) for a kernel whose threads take N of `numbers` numbers each, or one of `others` other pieces
+// of work. N is a constant: kWideColumns where `wide`, else 1.
+template <typename T, typename Launch>
+void by_columns(bool wide, int64_t numbers, int threads, const Launch& launch, int64_t others = 0) {
+  if (numbers + others == 0) return;
+  constexpr int kWide = kWideColumns<T>;
+  if (wide) {
+    launch(std::integral_constant<int, kWide>(), blocks_for(numbers / kWide + others, threads));
+  } else {
+    launch(std::integral_constant<int, 1>(), blocks_for(numbers + others, threads));
+  }
+}
+
 }  // namespace grf::cuda

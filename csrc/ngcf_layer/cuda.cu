@@ -1,22 +1,6 @@
 #include "ngcf_layer/cuda.cuh"
 
 namespace grf::cuda {
-namespace {
-
-// Calls launch(columns of a thread, blocks), the former a constant.
-template <typename T, typename Launch>
-void by_columns(int64_t n_rows, int64_t width, bool wide, const Launch& launch) {
-  if (n_rows == 0 || width == 0) return;
-  constexpr int kWide = kWideColumns<T>;
-  if (wide) {
-    launch(std::integral_constant<int, kWide>(), blocks_for(n_rows * (width / kWide), kNgcfThreads));
-  } else {
-    launch(std::integral_constant<int, 1>(), blocks_for(n_rows * width, kNgcfThreads));
-  }
-}
-
-}  // namespace
-
 void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* found,
                cudaStream_t stream) {
   if (n_rows == 0) return;
@@ -27,7 +11,7 @@ void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int6
 template <typename T>
 void combine_sides(const NgcfRows<T>& rows, T* inputs, cudaStream_t stream) {
   const bool wide = is_wide<T>(rows.width, {rows.features, rows.side_p, rows.side_q, inputs});
-  by_columns<T>(rows.n_rows, rows.width, wide, [&](auto columns, unsigned blocks) {
+  by_columns<T>(wide, rows.n_rows * rows.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((combine_sides_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows, inputs);
   });
 }
@@ -37,7 +21,7 @@ void activate_units(const NgcfUnits<T>& units, const MessageDropout& dropout, co
                     cudaStream_t stream) {
   const bool wide = is_wide<T>(units.width, {sums.bias_1, sums.bias_2, sums.second, sums.out}) &&
                     is_aligned(sums.code, kWideColumns<T>);
-  by_columns<T>(units.n_rows, units.width, wide, [&](auto columns, unsigned blocks) {
+  by_columns<T>(wide, units.n_rows * units.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((activate_units_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units, dropout,
                sums);
   });
@@ -47,7 +31,7 @@ template <typename T>
 void unactivate_units(const NgcfUnits<T>& units, const T* grad, const uint8_t* code, T* first, T* second,
                       cudaStream_t stream) {
   const bool wide = is_wide<T>(units.width, {grad, first, second}) && is_aligned(code, kWideColumns<T>);
-  by_columns<T>(units.n_rows, units.width, wide, [&](auto columns, unsigned blocks) {
+  by_columns<T>(wide, units.n_rows * units.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((unactivate_units_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units, grad,
                code, first, second);
   });
@@ -57,7 +41,7 @@ template <typename T>
 void separate_gradients(const NgcfRows<T>& rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_own,
                         cudaStream_t stream) {
   const bool wide = is_wide<T>(rows.width, {rows.features, rows.side_q, grad_inputs, grad_p, grad_q, grad_own});
-  by_columns<T>(rows.n_rows, rows.width, wide, [&](auto columns, unsigned blocks) {
+  by_columns<T>(wide, rows.n_rows * rows.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((separate_gradients_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows,
                grad_inputs, grad_p, grad_q, grad_own);
   });

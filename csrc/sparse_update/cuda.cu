@@ -1,19 +1,15 @@
 #include "sparse_update/cuda.cuh"
 
 namespace grf::cuda {
+
 template <typename T, template <typename> class Options>
 void update_rows(const TouchedRows<T>& touched, const Options<T>& options, cudaStream_t stream) {
-  if (touched.n == 0 || touched.table.width == 0) return;
-  constexpr int kWide = kWideColumns<T>;
-  const bool wide =
-      is_wide<T>(touched.table.width, {touched.grad, touched.table.weight, touched.table.first, touched.table.second});
-  const int columns = wide ? kWide : 1;
-  const unsigned blocks = blocks_for(touched.n * (touched.table.width / columns), kUpdateThreads);
-  if (columns == kWide) {
-    GRF_LAUNCH((update_rows_kernel<T, kWide, Options>), blocks, kUpdateThreads, 0, stream, touched, options);
-  } else {
-    GRF_LAUNCH((update_rows_kernel<T, 1, Options>), blocks, kUpdateThreads, 0, stream, touched, options);
-  }
+  const RowTable<T>& table = touched.table;
+  const bool wide = is_wide<T>(table.width, {touched.grad, table.weight, table.first, table.second});
+  by_columns<T>(wide, touched.n * table.width, kUpdateThreads, [&](auto columns, unsigned blocks) {
+    GRF_LAUNCH((update_rows_kernel<T, decltype(columns)::value, Options>), blocks, kUpdateThreads, 0, stream, touched,
+               options);
+  });
 }
 
 #define GRF_INSTANTIATE(Options)                                                             \

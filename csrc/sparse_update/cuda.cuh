@@ -53,33 +53,40 @@ __device__ __forceinline__ T* at_or_null(T* numbers, int64_t i) {
   return numbers == nullptr ? nullptr : numbers + i;
 }
 
+// Calls visit(row, begin, end, part) for `parts` parts of each row that rows [n], rising, names: its places are
+// [begin, end). Of a place, `parts` threads look whether the one before it names the same row, and have then nothing to
+// do: the first one's threads take all of a row, so that the result does not depend on who is faster, and nobody needs
+// to know how many rows there are. -1 names none.
+template <typename Visit>
+__device__ __forceinline__ void for_touched_rows(const int64_t* rows, int64_t n, int64_t parts, const Visit& visit) {
+  for (int64_t i = global_thread(); i < n * parts; i += all_threads()) {
+    const int64_t begin = quotient(i, parts), row = rows[begin];
+    if (row < 0 || (begin > 0 && rows[begin - 1] == row)) continue;
+    int64_t end = begin + 1;
+    while (end < n && rows[end] == row) ++end;
+    visit(row, begin, end, i - begin * parts);
+  }
+}
+
 // Updates the rows, once each.
 //
-// Launch: one dimension, any number of blocks of any size. A thread takes N columns of a place in `rows` (in strides of
-// the grid), and has nothing to do where the place before it names the same row: the first one's threads sum all of a
-// row's gradients, in order, so that the result does not depend on who is faster, and nobody needs to know how many
-// rows there are. Counted bytes: every gradient read once, weight and kept state of a touched row read and written
-// once, 16 for each place. A row with very many gradients is summed by as many threads as it has columns, one gradient
-// after another.
+// Launch: one dimension, any number of blocks of any size. A thread takes N columns of a row in strides of the grid.
+// Counted bytes: every gradient read once, weight and kept state of a touched row read and written once, 16 for each
+// place. A row with very many gradients is summed by as many threads as it has columns, one gradient after another.
 //
 // `rows` rises, so its two ends tell every thread whether all of it is in range, before anything is written.
 template <typename T, int N, template <typename> class Options>
 __global__ void __launch_bounds__(kUpdateThreads) update_rows_kernel(TouchedRows<T> touched, Options<T> options) {
-  GRF_DEVICE_CHECK(touched.rows[0] >= -1 && touched.rows[touched.n - 1] < touched.table.n_rows,
+  const RowTable<T>& table = touched.table;
+  GRF_DEVICE_CHECK(touched.rows[0] >= -1 && touched.rows[touched.n - 1] < table.n_rows,
                    "index: out of range, it names a row that the table does not have");
-  const int64_t per_row = touched.table.width / N, total = touched.n * per_row;
-  for (int64_t i = global_thread(); i < total; i += all_threads()) {
-    const int64_t begin = quotient(i, per_row), row = touched.rows[begin];
-    if (row < 0 || (begin > 0 && touched.rows[begin - 1] == row)) continue;
-    int64_t end = begin + 1;
-    while (end < touched.n && touched.rows[end] == row) ++end;
-    const int64_t column = (i - begin * per_row) * N, at = row * touched.table.width + column;
-    const Columns<T, N> grad = summed<T, N>(begin, end, [&](int64_t place) {
-      return touched.grad + touched.positions[place] * touched.table.width + column;
-    });
-    move_columns<T, N>(options, grad, touched.table.weight + at, at_or_null(touched.table.first, at),
-                       at_or_null(touched.table.second, at));
-  }
+  for_touched_rows(
+      touched.rows, touched.n, table.width / N, [&](int64_t row, int64_t begin, int64_t end, int64_t part) {
+        const int64_t column = part * N, at = row * table.width + column;
+        const Columns<T, N> grad = summed<T, N>(
+            begin, end, [&](int64_t place) { return touched.grad + touched.positions[place] * table.width + column; });
+        move_columns<T, N>(options, grad, table.weight + at, at_or_null(table.first, at), at_or_null(table.second, at));
+      });
 }
 
 }  // namespace grf::cuda

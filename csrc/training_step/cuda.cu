@@ -14,13 +14,11 @@ bool has_wide_rows(const GatheredRows<T>& gathered) {
 template <typename T>
 void step_gather(const StepGather<T>& gather, cudaStream_t stream) {
   const int64_t numbers = gather.inputs.n * gather.inputs.width + gather.items.n * gather.items.width;
-  if (numbers == 0) return;
-  if (has_wide_rows(gather.inputs) && has_wide_rows(gather.items)) {
-    const unsigned blocks = blocks_for(numbers / kWideColumns<T>, kStepThreads);
-    GRF_LAUNCH((step_gather_kernel<T, kWideColumns<T>>), blocks, kStepThreads, 0, stream, gather);
-  } else {
-    GRF_LAUNCH((step_gather_kernel<T, 1>), blocks_for(numbers, kStepThreads), kStepThreads, 0, stream, gather);
-  }
+  by_columns<T>(has_wide_rows(gather.inputs) && has_wide_rows(gather.items), numbers, kStepThreads,
+                [&](auto columns, unsigned blocks) {
+                  GRF_LAUNCH((step_gather_kernel<T, decltype(columns)::value>), blocks, kStepThreads, 0, stream,
+                             gather);
+                });
 }
 
 template <typename T>
@@ -37,17 +35,15 @@ void step_apply(const StepApply<T>& tensors, cudaStream_t stream) {
 
 template <typename T>
 void step_rows(const StepRows<T>& touched, cudaStream_t stream) {
-  if (touched.n == 0) return;
   const bool wide = is_wide<T>(
       touched.width, {touched.grad_inputs, touched.grad_items, touched.weight, touched.accumulator, touched.velocity});
-  const int64_t per_row = touched.width / (wide ? kWideColumns<T> : 1) + (touched.bias != nullptr);
-  if (per_row == 0) return;
-  const unsigned blocks = blocks_for(touched.n * per_row, kStepThreads);
-  if (wide) {
-    GRF_LAUNCH((step_rows_kernel<T, kWideColumns<T>>), blocks, kStepThreads, 0, stream, touched);
-  } else {
-    GRF_LAUNCH((step_rows_kernel<T, 1>), blocks, kStepThreads, 0, stream, touched);
-  }
+  const int64_t biases = touched.bias != nullptr ? touched.n : 0;
+  by_columns<T>(
+      wide, touched.n * touched.width, kStepThreads,
+      [&](auto columns, unsigned blocks) {
+        GRF_LAUNCH((step_rows_kernel<T, decltype(columns)::value>), blocks, kStepThreads, 0, stream, touched);
+      },
+      biases);
 }
 
 #define GRF_INSTANTIATE(T)                                          \

@@ -114,25 +114,17 @@ __device__ __forceinline__ void move_bias(const StepRows<T>& p, const AdagradOpt
 
 // Moves the rows of a table, once each, and their biases.
 //
-// Launch: one dimension, any number of blocks of any size. A thread takes N columns, or the bias, of a place in `rows`
-// in strides of the grid, and has nothing to do where the place before it names the same row: as update_rows_kernel
-// (sparse_update/cuda.cuh), with the same counted bytes. Nothing, where nothing is to move.
+// Launch: one dimension, any number of blocks of any size. A thread takes N columns, or the bias, of a row in strides
+// of the grid; counted bytes as of update_rows_kernel (sparse_update/cuda.cuh). Nothing, where nothing is to move.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocks) step_rows_kernel(StepRows<T> p) {
   if (!*p.moves) return;
   GRF_DEVICE_CHECK(p.rows[0] >= -1 && p.rows[p.n - 1] < p.n_rows,
                    "rows: out of range, it names a row that the table does not have");
   const AdagradOptions<T> options = options_of<T>(p.numbers);
-  const int64_t of_weight = p.width / N, per_row = of_weight + (p.bias != nullptr), total = p.n * per_row;
-  for (int64_t k = global_thread(); k < total; k += all_threads()) {
-    const int64_t begin = quotient(k, per_row), part = k - begin * per_row, row = p.rows[begin];
-    if (row < 0 || (begin > 0 && p.rows[begin - 1] == row)) continue;
-    int64_t end = begin + 1;
-    while (end < p.n && p.rows[end] == row) ++end;
-    if (part == of_weight) {
-      move_bias(p, options, row, begin, end);
-      continue;
-    }
+  const int64_t of_weight = p.width / N, parts = of_weight + (p.bias != nullptr);
+  for_touched_rows(p.rows, p.n, parts, [&](int64_t row, int64_t begin, int64_t end, int64_t part) {
+    if (part == of_weight) return move_bias(p, options, row, begin, end);
     const int64_t column = part * N, at = row * p.width + column;
     const Columns<T, N> grad = summed<T, N>(begin, end, [&](int64_t place) {
       const int64_t position = p.positions[place];
@@ -140,7 +132,7 @@ __global__ void __launch_bounds__(kStepThreads, kStepBlocks) step_rows_kernel(St
                                    : p.grad_items + (position - p.n_inputs) * p.width + column;
     });
     move_columns<T, N>(options, grad, p.weight + at, p.accumulator + at, at_or_null(p.velocity, at));
-  }
+  });
 }
 
 }  // namespace grf::cuda
