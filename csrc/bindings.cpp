@@ -9,8 +9,8 @@
 #include <string>
 #include <thread>
 
-#include "bindings_training.h"
 #include "common/simd.h"
+#include "training_step/bindings.h"
 
 namespace {
 

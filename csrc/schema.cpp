@@ -1,9 +1,9 @@
 // Every operator's schema, on one page. Implementations stand beside their kernels (cpu/, cuda/), fake kernels and
-// autograd beside the Python wrappers (gru4rec_fast/ops/), the specification in gru4rec_fast/reference/.
+// autograd beside the Python wrappers (gru4rec_fast/ops/), the specification in gru4rec_fast/ops/.
 //
 // Families with no kernel for a device yet have a schema all the same: their composite implementation, in ops/, is the
 // reference, so that torch.compile and opcheck see the operator that the kernels will later stand behind.
-#include "library.h"
+#include "common/library.h"
 
 GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   // session_batch
@@ -100,7 +100,8 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 #ifndef GRF_EMULATED
 // What operators call from C++ alone, opened to the tests of this repository.
 TORCH_LIBRARY(gru4rec_fast_private, m) {
-  // a [m, k] b [k, n] by csrc/cpu/product.h, added to `add_to` where that is given; each of a's and b's strides has a 1
+  // a [m, k] b [k, n] by csrc/matrix/product.h, added to `add_to` where that is given; each of a's and b's strides has
+  // a 1
   m.def("product(Tensor a, Tensor b, Tensor? add_to, str precision, bool by_blocks) -> Tensor");
 }
 #endif

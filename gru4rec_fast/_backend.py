@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal
 
@@ -19,17 +20,17 @@ import torch
 from gru4rec_fast import _build, _compile
 from gru4rec_fast._version import __version__
 
-Implementation = Literal["auto", "native", "reference", "emulated"]
+Implementation = Literal["auto", "native", "reference"]
 
 logger = logging.getLogger("gru4rec_fast")
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _lock = threading.Lock()
 _native: ModuleType | None = None
-_emulation: ModuleType | None = None
 _library: _build.Library | None = None
 _why_not: str | None = None
 _resolved: dict[tuple[str, str, str], str] = {}
+_registered: dict[str, Callable[[str, str], None]] = {}
 
 
 def load() -> bool:
@@ -53,7 +54,7 @@ def _look_for_library() -> None:
 
     try:
         library = _build.find_or_compile()
-        module = _import_library(library, "gru4rec_fast._C")
+        module = import_library(library, "gru4rec_fast._C")
     except _compile.BuildError as error:
         asked = _compile.build_mode()
         if asked in ("cpu", "cuda"):
@@ -65,26 +66,7 @@ def _look_for_library() -> None:
     _native, _library = module, library  # last: other threads go ahead as soon as they see it
 
 
-def emulation() -> ModuleType:
-    """The emulated CUDA kernels, loaded and where need be compiled now: a tool for tests, never looked for unasked.
-
-    The module has the emulation's settings. Raises RuntimeError with the reason where it cannot be had.
-    """
-    global _emulation
-    with _lock:
-        if _emulation is None:
-            from gru4rec_fast.ops._registry import EMULATED, run_callbacks
-
-            try:
-                module = _import_library(_build.emulation(), "gru4rec_fast._emulated")
-            except _compile.BuildError as error:
-                raise RuntimeError(f"impl='emulated': {error}") from error
-            run_callbacks(EMULATED)
-            _emulation = module
-    return _emulation
-
-
-def _import_library(library: _build.Library, name: str) -> ModuleType:
+def import_library(library: _build.Library, name: str) -> ModuleType:
     """Load a library that was found to fit, and with it the operators' schemas and kernels."""
     spec = importlib.util.spec_from_file_location(name, library.path)
     if spec is None or spec.loader is None:
@@ -106,12 +88,21 @@ def native_module() -> ModuleType:
     return _native
 
 
-def resolve(impl: str, op: str, device_type: str) -> str:
-    """Answer "native", "reference" or "emulated" for operator `op` (its name in csrc/schema.cpp) on a device type.
+def register_implementation(name: str, prepare: Callable[[str, str], None]) -> None:
+    """Let tests ask for a further implementation by `impl=name`; its operators are torch.ops.gru4rec_fast_<name>.
 
-    "emulated" (the CUDA kernels, on CPU tensors, for tests) is the answer to nobody who does not ask for it. Raises
+    `prepare(op, device_type)` loads what the implementation needs, at the first call of an operator on a device type.
+    It raises RuntimeError with the reason where the operator cannot run there. "auto" never chooses `name`.
+    """
+    _registered[name] = prepare
+
+
+def resolve(impl: str, op: str, device_type: str) -> str:
+    """Return the implementation that runs operator `op` (its name in csrc/schema.cpp) on a device type.
+
+    The result is "native", "reference", or the name of a registered implementation that was asked for. Raises
     ValueError for an unknown `impl`, KeyError for an operator that csrc/schema.cpp does not have, and RuntimeError with
-    the reason where "native" or "emulated" is asked for and missing.
+    the reason where the implementation asked for is missing.
     """
     key = (impl, op, device_type)
     answer = _resolved.get(key)
@@ -126,12 +117,13 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decide(impl: str, op: str, device_type: str) -> str:
-    if impl not in ("auto", "native", "reference", "emulated"):
-        raise ValueError(f"impl={impl!r}: choose one of 'auto', 'native', 'reference', 'emulated'")
+    if impl in _registered:
+        _registered[impl](op, device_type)
+        return impl
+    if impl not in ("auto", "native", "reference"):
+        raise ValueError(f"impl={impl!r}: choose one of 'auto', 'native', 'reference'")
     if impl == "reference":
         return "reference"
-    if impl == "emulated":
-        return _decide_emulated(op, device_type)
     loaded = load()
     if loaded and device_type in kernels()[op]:
         return "native"
@@ -143,15 +135,6 @@ def _decide(impl: str, op: str, device_type: str) -> str:
     elif not any(device_type in devices for devices in kernels().values()):
         _announce(f"on {device_type}, without native kernels: {_why_not_on(device_type)}")
     return "reference"
-
-
-def _decide_emulated(op: str, device_type: str) -> str:
-    if device_type != "cpu":
-        raise RuntimeError(f"impl='emulated' runs the CUDA kernels on CPU tensors, not on {device_type}")
-    emulation()
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"gru4rec_fast_emulated::{op}", "CPU"):
-        raise RuntimeError(f"impl='emulated': operator {op} has no CUDA kernel")
-    return "emulated"
 
 
 _announced: set[str] = set()

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,23 +50,14 @@ def find_or_compile() -> Library:
         if record.get("identity") == wanted and (mode == "auto" or record.get("cuda") == (mode == "cuda")):
             return Library(path, "ahead of time", record)
         stale = difference(record, wanted)
+
+    def compile_native(folder: Path) -> Record:
+        return _compile.build(csrc, folder, mode)
+
     try:
-        return compile_once(csrc, wanted, mode, why=stale)
+        return compile_once(wanted, mode, _compile.LIBRARY, compile_native, "the native kernels", why=stale)
     except BuildError as error:
         raise BuildError(f"{stale}, and {error}" if stale else str(error)) from error
-
-
-def emulation() -> Library:
-    """The library of the emulated CUDA kernels, compiled now where it is not in the cache. Raises BuildError.
-
-    Accesses of memory are checked for races; with GRU4REC_FAST_SANITIZE=address by AddressSanitizer instead.
-    """
-    if _compile.build_mode() == "none":
-        raise BuildError(f"{_compile.MODE_VARIABLE}=none in the environment")
-    mode = "emulated-addresses" if "address" in _compile.sanitizers() else "emulated"
-    csrc = source_folder()
-    wanted = _compile.identity(csrc, str(torch.__version__), torch.version.cuda, emulated=True)
-    return compile_once(csrc, wanted, mode, what="the CUDA kernels for their emulation")
 
 
 def source_folder() -> Path:
@@ -105,25 +96,28 @@ def cache_folder() -> Path:
 
 
 def compile_once(
-    csrc: Path, wanted: dict[str, str], mode: str, why: str | None = None, what: str = "the native kernels"
+    wanted: dict[str, str], mode: str, file: str, build: Callable[[Path], Record], what: str, why: str | None = None
 ) -> Library:
     """The cached library for this identity, compiled first where the cache has none; one process compiles, others wait.
+
+    `build(folder)` compiles `what` into a folder (`file`, its record and its log) or raises BuildError; `why` is the
+    reason, where there is one to tell.
 
     The finished folder appears by one rename, so that a process killed half way leaves nothing that looks finished, and
     its lock, held by the kernel of the operating system, is gone with it. Raises BuildError.
     """
     key = hashlib.sha256(json.dumps([wanted, mode], sort_keys=True).encode()).hexdigest()[:16]
     finished = cache_folder() / key
-    library = finished / _compile.library_of(mode)
+    library = finished / file
     if library.exists():
         return Library(library, "at first use", _compile.read_record(finished))
     if reason := _compile.missing_tool():
         raise BuildError(reason)
     try:
         finished.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(finished.with_suffix(".lock")):
+        with _exclusive(finished.with_suffix(".lock")):
             if not library.exists():
-                _compile_into(finished, csrc, mode, f"{f'{why}; ' if why else ''}compiling {what}")
+                _compile_into(finished, file, build, f"{f'{why}; ' if why else ''}compiling {what}")
     except OSError as error:
         raise BuildError(
             f"the cache folder {finished.parent} cannot be used ({error}); set {CACHE_VARIABLE}"
@@ -131,7 +125,7 @@ def compile_once(
     return Library(library, "at first use", _compile.read_record(finished))
 
 
-def _compile_into(finished: Path, csrc: Path, mode: str, what: str) -> None:
+def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], what: str) -> None:
     """Compile under the lock; `finished` is there afterwards, or BuildError is raised."""
     log = finished.with_suffix(".log")  # left by a failure that would come again
     if log.exists():
@@ -140,12 +134,14 @@ def _compile_into(finished: Path, csrc: Path, mode: str, what: str) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f"{finished.name}.partial-", dir=finished.parent))
     say(f"{what} once, about a minute (into {finished})")
     try:
-        _compile.build(csrc, partial, mode)
+        record = build(partial)
         ready = partial / "ready"
         ready.mkdir()
-        for name in (_compile.library_of(mode), _compile.RECORD, _compile.LOG):
+        for name in (file, _compile.RECORD, _compile.LOG):
             (partial / name).rename(ready / name)
         ready.rename(finished)
+        if torch.version.cuda and record.get("mode") == "auto" and not record["cuda"]:
+            say(f"no CUDA kernels: {record['cuda_why_not']}")
     except BuildError as error:
         if not error.lasting:
             raise
@@ -158,17 +154,20 @@ def _compile_into(finished: Path, csrc: Path, mode: str, what: str) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def _exclusive(path: Path) -> Iterator[None]:
     """Hold a lock on the file `path`; it ends with the block or with the process, however that dies."""
-    import fcntl  # not on Windows, where nothing is compiled
+    from filelock import FileLock, Timeout  # here: it would cost every import of the package
 
-    with path.open("w") as stream:  # not inherited by the compiler, which may outlive a killed process
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process is compiling the native kernels; waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say("another process is compiling the native kernels; waiting for it")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def say(line: str) -> None:

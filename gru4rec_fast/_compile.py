@@ -21,17 +21,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 MODE_VARIABLE = "GRU4REC_FAST_BUILD"
 MODES = ("auto", "none", "cpu", "cuda")
-# Modes of `build` beside those: the CUDA kernels under emulation, every access of memory checked for races, or, where
-# GRU4REC_FAST_SANITIZE asks for it, by AddressSanitizer.
-EMULATIONS = ("emulated", "emulated-addresses")
 LIBRARY = "_C.so"
-EMULATED_LIBRARY = "_emulated.so"
 RECORD = "_build_record.json"
 LOG = "compile.log"
 
@@ -39,15 +34,6 @@ LOG = "compile.log"
 # common/simd.h picks the instruction set at run time.
 CXX_FLAGS = ["-O3", "-std=c++20", "-DNDEBUG", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
-# The compiler reports every access of memory to csrc/emulated/hooks.cpp; the sanitizer's own library is not linked.
-EMULATED_FLAGS = {
-    "emulated": ["-DGRF_EMULATED"],
-    "emulated-addresses": ["-DGRF_EMULATED", "-DGRF_EMULATED_ADDRESSES"],
-}
-EMULATED_KERNEL_FLAGS = {
-    "emulated": ["-fsanitize=thread"],
-    "emulated-addresses": ["-fsanitize=address", "-fno-omit-frame-pointer"],
-}
 # at::parallel_for is a header: compiled without OpenMP it runs serially and says nothing.
 OPENMP_FLAGS = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
@@ -56,7 +42,7 @@ SANITIZERS = ("address", "undefined", "thread")
 SANITIZE_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS"]
 # ThreadSanitizer does not see the barriers of an OpenMP runtime that is not instrumented, as torch's is not, and would
 # report every loop: that build makes threads of its own.
-THREADS_OF_ITS_OWN = ["-include", "cpu/parallel_on_threads.h", "-pthread"]
+THREADS_OF_ITS_OWN = ["-include", "common/parallel_on_threads.h", "-pthread"]
 
 Record = dict[str, Any]
 
@@ -105,27 +91,30 @@ def compile_flags(environment: Mapping[str, str] = os.environ) -> tuple[list[str
     return kept + SANITIZE_FLAGS + sanitize + OPENMP_FLAGS, sanitize + OPENMP_FLAGS
 
 
+def is_for_cuda(path: Path) -> bool:
+    """Return whether a file of csrc/ is compiled for CUDA only."""
+    return path.stem == "cuda" or path.suffix in {".cu", ".cuh"}
+
+
 def sources(csrc: Path, cuda: bool) -> list[Path]:
     """The files to compile, in a fixed order."""
-    patterns = ["*.cpp", "cpu/*.cpp"] + (["cuda/*.cpp", "cuda/*.cu"] if cuda else [])
-    return [path for pattern in patterns for path in sorted(csrc.glob(pattern))]
+    found = [path for pattern in ("*.cpp", "*/*.cpp", "*/*.cu") for path in sorted(csrc.glob(pattern))]
+    return [path for path in found if cuda or not is_for_cuda(path)]
 
 
-def emulated_sources(csrc: Path) -> tuple[list[Path], list[Path]]:
-    """The files of the emulation: the ATen side and the machine, and the kernels, which are watched as they run."""
-    host = [csrc / "schema.cpp", csrc / "backend_select.cpp", *sorted(csrc.glob("emulated/*.cpp"))]
-    return host + sorted(csrc.glob("cuda/*.cpp")), sorted(csrc.glob("emulated/*.cu")) + sorted(csrc.glob("cuda/*.cu"))
-
-
-def identity(csrc: Path, torch_version: str, torch_cuda: str | None, *, emulated: bool = False) -> dict[str, str]:
+def identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str, str]:
     """What a library depends on: one whose recorded identity differs in any entry must not be loaded."""
-    flags = (compile_flags(), NVCC_FLAGS, EMULATED_KERNEL_FLAGS if emulated else None)
+    files = [path for path in csrc.rglob("*") if torch_cuda or not is_for_cuda(path)]
+    return identity_of(csrc, files, (compile_flags(), NVCC_FLAGS, None), torch_version, torch_cuda)
+
+
+def identity_of(
+    root: Path, files: list[Path], flags: object, torch_version: str, torch_cuda: str | None
+) -> dict[str, str]:
+    """The identity of a library compiled with `flags` from those of `files` that are C++ or CUDA, below `root`."""
     digest = hashlib.sha256(repr(flags).encode())
-    foreign = {"cpu"} if emulated else {"emulated"} if torch_cuda else {"emulated", "cuda"}
-    for path in sorted(path for path in csrc.rglob("*") if path.suffix in {".cpp", ".cu", ".cuh", ".h", ".inc"}):
-        if path.relative_to(csrc).parts[0] in foreign:
-            continue
-        digest.update(f"\0{path.relative_to(csrc).as_posix()}\0".encode() + path.read_bytes())
+    for path in sorted(path for path in files if path.suffix in {".cpp", ".cu", ".cuh", ".h", ".inc"}):
+        digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
     return {
         "torch": torch_version,
         "torch_cuda": torch_cuda or "",
@@ -171,7 +160,7 @@ def cuda_obstacle(csrc: Path, torch_version: str, torch_cuda: str | None) -> str
     """Why CUDA kernels cannot be compiled: decided by torch's build and nvcc, never by a GPU being visible here."""
     if torch_cuda is None:
         return f"torch {torch_version} is a build without CUDA"
-    if not any(csrc.glob("cuda/*.cu")):
+    if not any(csrc.glob("*/cuda.cu")):
         return "this version has no CUDA kernels"
     home = cuda_home()
     if home is None:
@@ -185,10 +174,9 @@ def cuda_obstacle(csrc: Path, torch_version: str, torch_cuda: str | None) -> str
 
 
 def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str] | None = None) -> Record:
-    """Compile into the folder `output` (`library_of(mode)`, `RECORD` and `LOG`) and return the record.
+    """Compile into the folder `output` (`LIBRARY`, `RECORD` and `LOG`) and return the record.
 
-    `mode` is auto, cpu or cuda, or one of EMULATIONS; auto leaves CUDA out, with the reason in the record, where it
-    cannot be had.
+    `mode` is auto, cpu or cuda; auto leaves CUDA out, with the reason in the record, where it cannot be had.
     `environment` replaces os.environ for the compiling process. Raises BuildError.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -219,11 +207,6 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
     raise BuildError(answer["why_not"], answer["lasting"])
 
 
-def library_of(mode: str) -> str:
-    """The file that `build` makes in a mode."""
-    return EMULATED_LIBRARY if mode in EMULATIONS else LIBRARY
-
-
 def read_record(folder: Path) -> Record:
     """The record beside a library, {} where there is none or it cannot be read."""
     try:
@@ -238,52 +221,23 @@ def write_record(folder: Path, record: Record) -> None:
 
 def _compile(csrc: Path, output: Path, cuda: bool) -> None:
     """Compile and load the library with torch.utils.cpp_extension, in this process."""
-    flags, link_flags = compile_flags()
-    _load(LIBRARY, sources(csrc, cuda), csrc, output, flags + (["-DGRF_WITH_CUDA"] if cuda else []), link_flags, cuda)
-
-
-def _compile_emulated(csrc: Path, output: Path, mode: str) -> None:
-    """Compile and load the emulated CUDA kernels, in this process.
-
-    The kernels are compiled here, since cpp_extension has one set of flags for all of a library's C++: as C++17, and
-    with the instrumentation that lets every access of theirs be seen.
-    """
-    host, kernels = emulated_sources(csrc)
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    flags += [*EMULATED_FLAGS[mode], *EMULATED_KERNEL_FLAGS[mode], f"-I{csrc}"]
-    objects = [str(output / f"{kernel.parent.name}_{kernel.name}.o") for kernel in kernels]
-    commands = [
-        [*compiler, *flags, "-x", "c++", "-c", str(kernel), "-o", target]
-        for kernel, target in zip(kernels, objects, strict=True)
-    ]
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        done = list(pool.map(lambda command: subprocess.run(command, check=False).returncode, commands))
-    if any(done):
-        raise RuntimeError("a kernel does not compile as C++17")
-    host_flags = ["-O1", *(flag for flag in CXX_FLAGS if flag != "-O3"), *EMULATED_FLAGS[mode]]
-    _load(EMULATED_LIBRARY, host, csrc, output, host_flags, [*objects, "-ldl"], False)
-
-
-def _load(
-    library: str, files: list[Path], csrc: Path, output: Path, flags: list[str], linked: list[str], cuda: bool
-) -> None:
     from torch.utils import cpp_extension
 
     (output / "lock").unlink(missing_ok=True)  # cpp_extension's own: left by a killed build, it would block for ever
     staged = []
-    for path in files:
-        # cpp_extension names objects by the file's last name alone, and cpu/<k>.cpp and cuda/<k>.cpp share it.
+    for path in sources(csrc, cuda):
+        # cpp_extension names objects by the file's last name alone, and every <k>/ has a cpu.cpp.
         link = output / path.relative_to(csrc).as_posix().replace("/", "_")
         link.unlink(missing_ok=True)
         link.symlink_to(path)
         staged.append(str(link))
+    flags, link_flags = compile_flags()
     cpp_extension.load(
-        name=library.removesuffix(".so"),
+        name=LIBRARY.removesuffix(".so"),
         sources=staged,
-        extra_cflags=flags,
+        extra_cflags=flags + (["-DGRF_WITH_CUDA"] if cuda else []),
         extra_cuda_cflags=NVCC_FLAGS,
-        extra_ldflags=linked,
+        extra_ldflags=link_flags,
         extra_include_paths=[str(csrc)],
         build_directory=str(output),
         with_cuda=cuda,
@@ -291,7 +245,7 @@ def _load(
     )
 
 
-def _first_error(text: str) -> str:
+def first_error(text: str) -> str:
     """The line of a failed build's output that says why."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "undefined " in line]
@@ -300,7 +254,7 @@ def _first_error(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--mode", choices=[*MODES, *EMULATIONS], required=True)
+    parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--csrc", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -311,10 +265,8 @@ def main() -> int:
     import torch
 
     version, torch_cuda = str(torch.__version__), torch.version.cuda
-    emulated = mode in EMULATIONS
-    obstacle = "left out on request" if mode == "cpu" or emulated else cuda_obstacle(csrc, version, torch_cuda)
-    built_from = identity(csrc, version, torch_cuda, emulated=emulated)
-    record: Record = {"identity": built_from, "mode": mode, "cuda": obstacle is None}
+    obstacle = "left out on request" if mode == "cpu" else cuda_obstacle(csrc, version, torch_cuda)
+    record: Record = {"identity": identity(csrc, version, torch_cuda), "mode": mode, "cuda": obstacle is None}
     if mode == "cuda" and obstacle:
         write_record(output, record | {"why_not": f"CUDA kernels were asked for, but {obstacle}", "lasting": False})
         return 1
@@ -326,17 +278,14 @@ def main() -> int:
     else:
         record["cuda_why_not"] = obstacle
     try:
-        if emulated:
-            _compile_emulated(csrc, output, mode)
-        else:
-            _compile(csrc, output, cuda=obstacle is None)
+        _compile(csrc, output, cuda=obstacle is None)
     except ImportError as error:
         reason = f"the compiled library or torch's build tools do not load: {error}"
         write_record(output, record | {"why_not": reason, "lasting": False})
         raise
     except Exception:
         # A compiler's error comes again with the same sources; a full disk or a killed compiler need not.
-        reason = _first_error((output / LOG).read_text(errors="replace"))
+        reason = first_error((output / LOG).read_text(errors="replace"))
         lasting = "error:" in reason and not re.search("No space left|Killed|memory", reason)
         write_record(output, record | {"why_not": f"compiling failed: {reason}", "lasting": lasting})
         raise

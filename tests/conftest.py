@@ -33,6 +33,13 @@ if is_installed():
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
 
 
+def pytest_configure() -> None:
+    """Register the emulated CUDA kernels as an implementation."""
+    import cuda_emulator
+
+    cuda_emulator.register()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heard() -> None:
     """A shell starts what runs in the background with Ctrl-C ignored; the tests that press it want it heard."""
@@ -74,10 +81,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "impl" not in metafunc.fixturenames or any("impl" in names for names in own):
         return
-    from native import why_not_emulated
+    from native import CUDA_FAMILIES, why_not_emulated
 
     family = metafunc.module.__name__.rpartition(".")[2].removeprefix("test_")
-    emulated = [] if why_not_emulated(family) else ["emulated"]
+    emulated = ["emulated"] if family in CUDA_FAMILIES and not why_not_emulated(family) else []
     metafunc.parametrize("impl", ["reference", "native", *emulated], indirect=True)
 
 

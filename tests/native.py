@@ -11,24 +11,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cuda_emulator
 import pytest
 import torch
 from torch import Tensor
 
-from gru4rec_fast import _backend, _build, _compile
+from gru4rec_fast import _backend, _compile
 from gru4rec_fast.ops._registry import operators
 
 LEVELS = ("baseline", "avx2", "avx512")
 
 
+# Written out, so that a family whose CUDA kernels are not found fails, and is not skipped.
+CUDA_FAMILIES = {
+    *("session_batch", "negative_sampling", "gru", "sampled_loss", "sparse_update", "ranking", "laplacian"),
+    *("ngcf_layer", "bpr_triples", "dropout", "training_step"),
+}
+
+
 def why_not_emulated(family: str) -> str:
-    """Why the CUDA kernels of a family do not run under emulation here; "" where they do."""
-    if _compile.build_mode() == "none":
-        return "no kernels are compiled here (GRU4REC_FAST_BUILD=none)"
-    if reason := _compile.missing_tool():
-        return reason
-    there = (_build.source_folder() / "cuda" / f"{family}.cu").exists()
-    return "" if there else f"{family} has no CUDA kernel"
+    """Return why the CUDA kernels of a family do not run under emulation here; "" where they do.
+
+    That no kernels can be compiled is the only reason, and an error where GRU4REC_FAST_REQUIRE_NATIVE is set; so is a
+    family without CUDA kernels.
+    """
+    assert family in CUDA_FAMILIES and {*cuda_emulator.families()} == CUDA_FAMILIES, (family, cuda_emulator.families())
+    reason = cuda_emulator.why_not()
+    assert not (reason and os.environ.get("GRU4REC_FAST_REQUIRE_NATIVE")), reason
+    return reason
 
 
 def native_and_emulated(op: str, family: str = "") -> pytest.MarkDecorator:

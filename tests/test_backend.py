@@ -46,6 +46,21 @@ def test_unknown_impl_is_an_error() -> None:
         _backend.resolve("fast", "target_rank", "cpu")
 
 
+def test_a_registered_implementation_runs_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(op: str, device_type: str) -> None:
+        if device_type != "cpu":
+            raise RuntimeError(f"{op} does not run on {device_type}")
+
+    monkeypatch.setattr(_backend, "_registered", {})
+    monkeypatch.setattr(_backend, "_resolved", {})
+    with pytest.raises(ValueError, match=r"choose one of 'auto', 'native', 'reference'$"):
+        _backend.resolve("emulated", "gru", "cpu")
+    _backend.register_implementation("emulated", prepare)
+    assert _backend.resolve("emulated", "gru", "cpu") == "emulated"
+    with pytest.raises(RuntimeError, match="gru does not run on cuda"):
+        _backend.resolve("emulated", "gru", "cuda")
+
+
 def test_reference_never_looks_for_the_library(no_library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "load", lambda: pytest.fail("looked for the native library"))
     assert _backend.resolve("reference", "target_rank", "cpu") == "reference"
@@ -283,6 +298,32 @@ ops.target_rank(torch.ones(1, 2), torch.ones(3, 2), None, torch.zeros(1, dtype=t
     done = run_python(code, GRU4REC_FAST_BUILD="none")
     assert done.returncode != 0
     assert "impl='native': GRU4REC_FAST_BUILD=none in the environment" in done.stderr
+
+
+@pytest.mark.parametrize(("torch_cuda", "lines"), [("13.0", 2), (None, 1)])
+def test_a_compile_at_first_use_says_why_it_left_cuda_out(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    torch_cuda: str | None,
+    lines: int,
+) -> None:
+    """Where torch is a build without CUDA, nobody expects CUDA kernels, and nothing is said."""
+    record = {"mode": "auto", "cuda": False, "cuda_why_not": "nvcc is not there"}
+
+    def build(folder: Path) -> _compile.Record:
+        (folder / "lib.so").touch()
+        (folder / _compile.LOG).touch()
+        _compile.write_record(folder, record)
+        return record
+
+    monkeypatch.setenv(_build.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(_compile, "missing_tool", lambda: None)
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    assert _build.compile_once({}, "auto", "lib.so", build, "kernels").path.exists()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert torch_cuda is None or said[1] == "gru4rec_fast: no CUDA kernels: nvcc is not there"
 
 
 def test_cuda_kernels_that_do_not_compile_leave_those_for_the_cpu(

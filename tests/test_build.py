@@ -44,7 +44,7 @@ class Place:
         self.cache = root / "cache"
         self.home = root / "venv"
         left_out = ["__pycache__", "_C*.so", "_build_record.json", "build", "*.egg-info"]
-        for name in ("csrc", "gru4rec_fast"):
+        for name in ("csrc", "gru4rec_fast", "tools"):
             shutil.copytree(CHECKOUT / name, self.checkout / name, ignore=shutil.ignore_patterns(*left_out))
         for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
             shutil.copy2(CHECKOUT / name, self.checkout / name)
@@ -63,8 +63,7 @@ class Place:
     @staticmethod
     def _leave_out_kernels(csrc: Path) -> None:
         """Also the classes that are made of them."""
-        shutil.rmtree(csrc / "cpu")
-        for path in csrc.glob("bindings_training.*"):
+        for path in csrc.glob("*/*.cpp"):
             path.unlink()
         lines = (csrc / "bindings.cpp").read_text().splitlines(keepends=True)
         (csrc / "bindings.cpp").write_text("".join(line for line in lines if "training" not in line))
@@ -139,6 +138,7 @@ def test_pip_install_compiles_against_the_torch_that_is_there(place: Place) -> N
 def test_no_build_isolation_and_a_torch_upgraded_afterwards(place: Place) -> None:
     done = place.install()
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "gru4rec_fast: no CUDA kernels: " in done.stdout + done.stderr  # of which the checkout has none
     assert place.info()["how"] == "ahead of time"
 
     record_file = place.package / "_build_record.json"
@@ -324,6 +324,8 @@ def test_sdist_and_wheel_carry_the_sources(place: Place) -> None:
     assert {f"csrc/{name}" for name in wanted} | {"LICENSE", "setup.py", "gru4rec_fast/_compile.py"} <= in_sdist
     assert {f"gru4rec_fast/csrc/{name}" for name in wanted} | {"gru4rec_fast/_compile.py"} <= in_wheel
     assert not [name for name in in_sdist | in_wheel if name.endswith(".so")]
+    assert "tools/cuda_emulator/__init__.py" in in_sdist
+    assert not [name for name in in_wheel if "emulat" in name]
 
 
 def test_an_editable_install_is_built_in_place(place: Place) -> None:

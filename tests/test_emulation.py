@@ -1,4 +1,4 @@
-"""The emulation of CUDA kernels itself: it finds the faults planted in csrc/emulated/planted.cu, and no others."""
+"""The emulation of CUDA kernels itself: it finds the faults of tools/cuda_emulator/planted.cu, and no others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import cuda_emulator
 import pytest
 import torch
 from native import why_not_emulated
@@ -50,7 +51,7 @@ FOUND_BY_ADDRESSES = "beyond_global_array"  # test_addresses_are_checked
 
 @pytest.fixture
 def emulation() -> ModuleType:
-    return _backend.emulation()
+    return cuda_emulator.load()
 
 
 def test_every_planted_kernel_is_tested(emulation: ModuleType) -> None:
@@ -140,9 +141,10 @@ def test_addresses_are_checked() -> None:
         "GRU4REC_FAST_SANITIZE": "address,undefined",  # as .ci/sanitize, whose library this is, too
     }
     code = """
-from gru4rec_fast import _backend
+import cuda_emulator
 from gru4rec_fast.ops import dropout_mask
-module = _backend.emulation()
+cuda_emulator.register()
+module = cuda_emulator.load()
 assert module.checks() == "addresses"
 for name in {sound}:
     module.run_planted(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import cuda_emulator
 import pytest
 import torch
 from native import (
@@ -220,7 +221,7 @@ def strided(args: list) -> list:
 @pytest.mark.parametrize("hidden", [5, 90])  # in one launch, and step by step
 def test_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> None:
     args = problem(form, 3, 7, hidden, torch.float32)
-    emulation = _backend.emulation()
+    emulation = cuda_emulator.load()
     emulation.set_seed(1)
     one = output_and_gradients(args, "emulated")
     launches = emulation.launches()
@@ -271,7 +272,7 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
 
     small = [t.detach() if isinstance(t, torch.Tensor) else t for t in problem(form, steps, 6, hidden, torch.float32)]
     grad = torch.randn(steps, 6, hidden, generator=torch.Generator().manual_seed(0))
-    emulation = _backend.emulation()
+    emulation = cuda_emulator.load()
     emulation.set_seed(0)
     with first_and_last_blocks(), torch_computes({lanes: ends, steps * lanes: torch.cat([ends, lanes + ends])}):
         a, state, weight, bias, reset, mask, _ = small

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import cuda_emulator
 import pytest
 import torch
 from graph_oracle import dense_matrix, random_graph
@@ -261,7 +262,7 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(ac
         out = ngcf_layer(E, offsets, neighbours, *weights, rows=rows, columns=columns, **options, impl="emulated")
         return [out.detach(), *torch.autograd.grad(out.square().sum(), (E, *weights))]
 
-    emulation = _backend.emulation()
+    emulation = cuda_emulator.load()
     emulation.set_seed(1)
     one = run(given)
     for seed, inputs in ((2, given), (3, [shifted(tensor) for tensor in given])):
@@ -280,7 +281,7 @@ def test_features_beyond_two_to_the_31st() -> None:
     lonely = torch.zeros(n + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32)  # P E = E, Q E * E = E * E
     options = ("plain+I", "plain+I", False, 0.5, 0.0, 0.0, 0, 0, 0)
     library = operators_of("emulated", "ngcf_layer")
-    emulation = _backend.emulation()
+    emulation = cuda_emulator.load()
     emulation.set_block_limit(64)  # all that the chosen rows take, and the last of the gradient's
     try:
         out, *kept = library.ngcf_layer(E, *lonely, rows, None, W1, b1, W2, b2, *options)

@@ -1,4 +1,4 @@
-"""Matrix products of csrc/cpu/product.h, through the private operator: shapes, layouts, precision, threads."""
+"""Matrix products of csrc/matrix/product.h, through the private operator: shapes, layouts, precision, threads."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cuda_emulator
 import pytest
 import torch
 from native import (
@@ -18,7 +19,7 @@ from native import (
     why_not_emulated,
 )
 
-from gru4rec_fast import _backend, ops
+from gru4rec_fast import ops
 from gru4rec_fast.ops.sampled_loss import LOSSES, sampled_loss_reference
 
 M, N, H = 4, 5, 3
@@ -280,7 +281,7 @@ def strided(arguments: dict) -> dict:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_bits_do_not_depend_on_the_order_of_threads(loss: str, in_batch: bool) -> None:
-    emulation = _backend.emulation()
+    emulation = cuda_emulator.load()
     for m, n, h in ((6, 24, 12), (90, 300, 5)):  # the latter in two chunks of rows that shared memory does not hold
         arguments = problem(m, n, h, torch.float32)
         options = {"loss": loss, "in_batch": in_batch, "elu_param": 0.5}

@@ -8,13 +8,12 @@ its scores pass 2**31 too, as those of 128 rows of 2**24 columns would.
 
 from __future__ import annotations
 
+import cuda_emulator
 import pytest
 import torch
 from native import assert_equal_bits, why_not_emulated
 from torch import Tensor
 from virtual_memory import first_and_last_blocks, skipping_without_address_space
-
-from gru4rec_fast import _backend
 
 pytestmark = pytest.mark.skipif(bool(why_not_emulated("sampled_loss")), reason=why_not_emulated("sampled_loss") or "-")
 
@@ -40,7 +39,7 @@ def end_rows(m: int, dtype: torch.dtype) -> list[Tensor]:
         tensor[ends] = torch.randn(2, tensor.shape[1], generator=g).to(dtype).to(tensor.dtype)
     tensors = {**operands, "scores": scores, "grads": grads, **results}
     with first_and_last_blocks():
-        _backend.emulation().make_losses(m, N, H, STRIDE, dtype == torch.bfloat16, addresses(tensors))
+        cuda_emulator.load().make_losses(m, N, H, STRIDE, dtype == torch.bfloat16, addresses(tensors))
     return [grads[ends, :N], *(result[ends] for result in results.values())]
 
 
@@ -59,6 +58,6 @@ def test_columns_beyond_two_to_the_31() -> None:
     with first_and_last_blocks():
         bias, offsets = torch.empty(columns), torch.empty(columns)
         bias[:64], bias[-70:] = 1.5, -2.5
-        _backend.emulation().make_score_offsets(4, columns - 4, addresses({"bias": bias, "offsets": offsets}))
+        cuda_emulator.load().make_score_offsets(4, columns - 4, addresses({"bias": bias, "offsets": offsets}))
     assert bool((offsets[:64] == 1.5).all())
     assert bool((offsets[-6:] == -2.5).all())  # what the last of blocks of 64 has left

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import cuda_emulator
 import pytest
 import torch
 from native import assert_equal_bits, implementations, why_not_emulated
 from torch import Tensor
 from virtual_memory import first_and_last_blocks
 
-from gru4rec_fast import _backend
 from gru4rec_fast.ops.training_step import step_operator
 from gru4rec_fast.optim import SparseAdagrad
 
@@ -20,7 +20,7 @@ YES, NO = torch.tensor(True), torch.tensor(False)
 needs_emulation = pytest.mark.skipif(
     bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-"
 )
-# There is none for the CPU: its step is csrc/cpu/fused_training_step.cpp.
+# There is none for the CPU: its step is csrc/training_step/fused_training_step.cpp.
 both = pytest.mark.parametrize("impl", ["reference", pytest.param("emulated", marks=needs_emulation)])
 
 
@@ -221,7 +221,7 @@ def check_row(after: dict, before: dict, prefix: str, row: int, grads: Tensor, c
 def test_rows_do_not_depend_on_the_order_of_threads(width: int) -> None:
     results = []
     for seed in (1, 2):
-        _backend.emulation().set_seed(seed)
+        cuda_emulator.load().set_seed(seed)
         given = touched(width, torch.float32)
         run("step_rows", "emulated", *given.values(), YES, NUMBERS)
         results.append([*given.values()])

@@ -9,12 +9,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import cuda_emulator
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
-from gru4rec_fast import _backend
 
 
 def zeros(*shape: int, dtype: type = np.float32) -> Tensor:
@@ -36,7 +35,7 @@ def skipping_without_address_space() -> Iterator[None]:
 @contextmanager
 def first_and_last_blocks() -> Iterator[None]:
     """Of every emulated grid run these two."""
-    emulation = _backend.emulation()
+    emulation = cuda_emulator.load()
     emulation.set_block_limit(2)
     try:
         with skipping_without_address_space():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles every csrc/cuda/*.cu for the supported architectures, without torch, and keeps what ptxas says of registers,
+# Compiles every csrc/*/cuda.cu for the supported architectures, without torch, and keeps what ptxas says of registers,
 # shared memory and spills: benchmarks/gpu/compile_kernels.sh FOLDER writes FOLDER/ptxas.txt. Fails where a kernel does
 # not compile or spills registers. For .ci/run; needs nvcc, no GPU.
 set -euo pipefail
@@ -28,7 +28,7 @@ compile() {
 }
 export -f compile
 export nvcc
-printf '%s\n' csrc/cuda/*.cu | xargs -P "$(nproc)" -I '{}' bash -c 'compile "$@"' - "$work" '{}' "${architectures[@]}"
+printf '%s\n' csrc/*/cuda.cu | xargs -P "$(nproc)" -I '{}' bash -c 'compile "$@"' - "$work" '{}' "${architectures[@]}"
 cat "$work"/*.txt >"$out/ptxas.txt"
 if grep -E '[1-9][0-9]* bytes spill' "$out/ptxas.txt"; then
   echo "a kernel spills registers ($out/ptxas.txt)"

@@ -1,6 +1,6 @@
 """Counts what a training step asks of a GPU, without one: launches of its own kernels and of torch's operators.
 
-    PYTHONPATH=.:benchmarks python -m gpu.count_launches
+    PYTHONPATH=.:benchmarks:tools python -m gpu.count_launches
 
 The step runs on CPU tensors by the emulated kernels, which count themselves; of torch's operators those are counted
 that have none below them and do more than look at memory another way. A product may be more than one kernel on a GPU.
@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import cuda_emulator
 import torch
 from naive_pytorch import SETTINGS, Setting
 
-from gru4rec_fast import _backend, ops
+from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
@@ -30,7 +31,7 @@ N_ITEMS, N_SAMPLE, UPDATES = 500, 64, 2
 
 def operators_of(work: Callable[[], object]) -> Counter[str]:
     """How often each operator of torch does something in `work`, and "own kernels"."""
-    emulation = _backend.emulation()
+    emulation = cuda_emulator.load()
     emulation.set_seed(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
@@ -72,6 +73,7 @@ def of_a_step(setting: Setting) -> tuple[float, Counter[str]]:
 
 
 def main() -> None:
+    cuda_emulator.register()
     torch.set_num_threads(1)
     for setting in SETTINGS:
         filled, played = of_a_step(setting)

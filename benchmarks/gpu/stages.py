@@ -158,7 +158,7 @@ def tests(where: Setting, limit: float, everything: bool = False) -> Iterator[St
 
 def families() -> list[str]:
     """Return the families that have CUDA kernels."""
-    return sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
+    return sorted(path.parent.name for path in ROOT.glob("csrc/*/cuda.cu"))
 
 
 def functions_without_families(path: Path) -> list[str]:

@@ -1,6 +1,6 @@
 // Philox4x32-10: four random 32-bit words as a function of a 128-bit counter and a 64-bit key.
 // Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The specification is
-// gru4rec_fast/reference/philox.py; the two files hold the same constants.
+// gru4rec_fast/ops/philox.py; the two files hold the same constants.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,11 @@ constexpr uint32_t kStreamHiddenDropout = 2;  // of the first GRU layer; layer l
 constexpr uint32_t kStreamEdgeDropout = 1 << 16;
 constexpr uint32_t kStreamMessageDropout = 1 << 17;  // graph layer l uses kStreamMessageDropout + l
 constexpr uint32_t kStreamTriples = 1 << 18;
+
+// A unit is dropped, with probability p, where its word is below this.
+inline uint32_t drop_threshold(double p) {
+  return static_cast<uint32_t>(p * 4294967296.0);
+}
 
 struct Words {
   uint32_t w0, w1, w2, w3;

@@ -3,9 +3,9 @@
 // Nothing is compiled with -march=native. A kernel's inner loops live in a file of their own, which
 // common/foreach_isa.h compiles once per instruction set, each copy in a namespace of its own:
 //
-//     // csrc/cpu/ranking.cpp
+//     // csrc/ranking/cpu.cpp
 //     #include "common/simd.h"
-//     #define GRF_KERNEL "cpu/ranking_kernel.inc"   // defines count_above(...); includes no header itself
+//     #define GRF_KERNEL "ranking/cpu_kernel.inc"   // defines count_above(...); includes no header itself
 //     #include "common/foreach_isa.h"               // at file scope
 //     ...
 //     GRF_DISPATCH(count_above)(scores, n, target); // baseline::, avx2:: or avx512::count_above

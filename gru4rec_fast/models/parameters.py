@@ -17,7 +17,7 @@ from gru4rec_fast.training.schedules import scheduler_names
 LAYERSIZE = "layersize"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GRU_FORMS = ("reset_after", "reset_before")
-IMPLEMENTATIONS = ("auto", "native", "reference", "emulated")
+IMPLEMENTATIONS = ("auto", "native", "reference")
 PRECISIONS = ("full", "bf16")
 
 

@@ -1,9 +1,10 @@
 """Registrations that have to wait for a native library.
 
 The operators' schemas live in csrc/schema.cpp, so fake kernels, autograd formulas and composite implementations can be
-attached only once a library is loaded: at the first call that needs it, or never where there is none. There are two,
-each with all schemas in a namespace of its own: the kernels, and the CUDA kernels under emulation. A family hands its
-registrations to `on_load`; `_backend` calls `run_callbacks` right after a library is in.
+attached only once a library is loaded: at the first call that needs it, or never where there is none. A family hands
+its registrations to `on_load`; whoever loads a library calls `run_callbacks` with the library's namespace: `_backend`,
+and an implementation registered by `_backend.register_implementation`, whose library has all schemas in a namespace of
+its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 
 NATIVE = "gru4rec_fast"
-EMULATED = "gru4rec_fast_emulated"
 
 _callbacks: list[Callable[[str], None]] = []
 _loaded: list[str] = []
@@ -29,7 +29,7 @@ def on_load(callback: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def run_callbacks(library: str) -> None:
-    """Run everything handed to `on_load` so far, in that order; for `_backend`, after a successful load."""
+    """Run everything handed to `on_load` so far, in that order; after a successful load."""
     _loaded.append(library)
     for callback in _callbacks:
         callback(library)
@@ -38,12 +38,12 @@ def run_callbacks(library: str) -> None:
 def register_composite(library: str, op: str, function: Callable[..., Any]) -> None:
     """Let `function`, the reference, stand in on devices for which the library has no kernel.
 
-    Not in the emulated library: there an operator without a kernel is missing, and never runs something else.
+    Only in the native library: in that of a registered implementation an operator without a kernel is missing.
     """
     if library == NATIVE:
         torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", function)
 
 
 def operators(implementation: str) -> Any:
-    """The namespace whose operators run a resolved implementation, "native" or "emulated"."""
-    return torch.ops.gru4rec_fast_emulated if implementation == "emulated" else torch.ops.gru4rec_fast
+    """Return the namespace whose operators run an implementation, as `_backend.resolve` names it."""
+    return getattr(torch.ops, NATIVE if implementation in ("native", "reference") else f"{NATIVE}_{implementation}")

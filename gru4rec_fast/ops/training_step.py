@@ -10,7 +10,8 @@ masked rather than removed: items of -1 name no row. Whether an update moves any
     rows      Adagrad with momentum on the touched rows of a table and its bias, given which they are in sorted order
 
 Formulas: `gru4rec_fast.ops.sparse_update` (adagrad), `nn.SampledLoss` (the logQ correction). `training/cuda_step.py`
-captures these operators; on the CPU the whole step is one native operation.
+captures these operators; on the CPU there is the fused step instead
+(`csrc/training_step/fused_training_step.cpp`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fused training step: blocks, negatives, forward, loss, backward and update in C++, without the interpreter.
 
-`csrc/cpu/fused_training_step.cpp` sequences the kernels that the operators run too; what it computes is what
+`csrc/training_step/fused_training_step.cpp` sequences the kernels that the operators run too; what it computes is what
 `training/epoch.py` does through autograd. Weights and optimizer state stay the tensors they are, and are updated in
 place, so that a training can be saved, resumed, and changed over from one way to the other at any update.
 """

@@ -1,0 +1,75 @@
+// The operator of triples for BPR. Specification: gru4rec_fast/ops/bpr_triples.py. What users and starts hold is
+// checked once it is drawn.
+#include "bpr_triples/bpr_triples.h"
+
+#include <ATen/ops/empty.h>
+
+#include <optional>
+
+#include "common/checks.h"
+#include "common/device.h"
+#include "common/operator.h"
+
+namespace grf {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kLimit = int64_t{1} << 31;
+
+template <Kernels kernels>
+Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbours, const Tensor& users,
+                   const std::optional<Tensor>& starts, int64_t n_users, int64_t n_items, int64_t n, int64_t seed,
+                   int64_t step) {
+  check_counters(seed, step, 1);
+  TORCH_CHECK_VALUE(n >= 0 && n < int64_t{1} << 32, "n=", n, ": must be in [0, 2**32)");
+  TORCH_CHECK_VALUE(n_users >= 1 && n_users < kLimit, "n_users=", n_users, ": must be in [1, 2**31)");
+  TORCH_CHECK_VALUE(n_items >= 1 && n_items < kLimit, "n_items=", n_items, ": must be in [1, 2**31)");
+  const at::Device device = offsets.device();
+  TORCH_CHECK_VALUE(
+      offsets.dim() == 1 && offsets.size(0) == n_users + n_items + 1 && offsets.scalar_type() == at::kLong,
+      "offsets must be int64 [", n_users + n_items + 1, "]");
+  TORCH_CHECK_VALUE(
+      neighbours.dim() == 1 && (neighbours.scalar_type() == at::kInt || neighbours.scalar_type() == at::kLong),
+      "neighbours must be int32 or int64 [n_entries]");
+  TORCH_CHECK_VALUE(
+      users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kLimit && users.scalar_type() == at::kLong,
+      "users must be int64 [n_candidates], one at least");
+  TORCH_CHECK_VALUE(!starts.has_value() || (starts->dim() == 1 && starts->size(0) == users.size(0) + 1 &&
+                                            starts->scalar_type() == at::kLong),
+                    "starts must be int64 [", users.size(0) + 1, "]");
+  const Tensor o = contiguous(offsets, "offsets", offsets.sizes(), at::kLong, device);
+  const Tensor i = contiguous(neighbours, "neighbours", neighbours.sizes(), neighbours.scalar_type(), device);
+  const Tensor u = contiguous(users, "users", users.sizes(), at::kLong, device);
+  const Tensor s = contiguous(starts, "starts", {users.size(0) + 1}, at::kLong, device);
+  const Tensor out = at::empty({3, n}, u.options());
+  const TripleDraws draws{o.const_data_ptr<int64_t>(),
+                          i.const_data_ptr(),
+                          i.scalar_type() == at::kLong,
+                          i.size(0),
+                          u.const_data_ptr<int64_t>(),
+                          u.size(0),
+                          data_or_null<int64_t>(s),
+                          n_users,
+                          n_items,
+                          static_cast<uint64_t>(seed),
+                          static_cast<uint32_t>(step),
+                          n,
+                          out.mutable_data_ptr<int64_t>()};
+  if constexpr (kernels == Kernels::cuda) {
+    const DeviceGuard guard(device);
+    cuda::draw_triples(draws, current_stream(device));
+  } else {
+    draw_triples(draws);
+  }
+  return out;
+}
+
+template <Kernels kernels>
+void implement(torch::Library& m) {
+  m.impl("bpr_triples", &bpr_triples<kernels>);
+}
+GRF_REGISTER(implement)
+
+}  // namespace
+}  // namespace grf

@@ -1,0 +1,77 @@
+// What the ATen side of the operators (<k>/<k>.cpp) shares. It checks arguments and allocates results once, for the CPU
+// and for CUDA, and calls the functions of <k>/cpu.cpp or of <k>/cuda.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+#include "common/library.h"
+
+namespace grf {
+
+// Whose functions an operator calls.
+enum class Kernels { cpu, cuda };
+
+// GRF_CUDA_IMPL(m) { ... }: registers operators that have CUDA kernels only.
+// GRF_EACH_KERNELS(X): X(kernels) for each kind of kernels in this library. GRF_REGISTER(implement): registers a
+// family's operators by implement<kernels>(torch::Library&) for each. Under emulation the CUDA kernels run on CPU
+// tensors.
+#if defined(GRF_EMULATED)
+#define GRF_CUDA_IMPL(m) GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m)
+#define GRF_EACH_KERNELS(X) X(Kernels::cuda)
+#define GRF_REGISTER(implement)                 \
+  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m) { \
+    implement<Kernels::cuda>(m);                \
+  }
+#elif defined(GRF_WITH_CUDA)
+#define GRF_CUDA_IMPL(m) GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CUDA, m)
+#define GRF_EACH_KERNELS(X) X(Kernels::cpu) X(Kernels::cuda)
+#define GRF_REGISTER(implement)                  \
+  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m) {  \
+    implement<Kernels::cpu>(m);                  \
+  }                                              \
+  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CUDA, m) { \
+    implement<Kernels::cuda>(m);                 \
+  }
+#else
+#define GRF_EACH_KERNELS(X) X(Kernels::cpu)
+#define GRF_REGISTER(implement)                 \
+  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m) { \
+    implement<Kernels::cpu>(m);                 \
+  }
+#endif
+
+// A tensor argument as contiguous memory (a copy where it is not), of the shape and dtype and on the device that the
+// operator needs. ValueError names it otherwise.
+inline at::Tensor contiguous(const at::Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+                             const at::Device& device = at::kCPU) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", shape, ", not ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.scalar_type() == dtype, name, " is ", tensor.scalar_type(), ", not ", dtype);
+  TORCH_CHECK_VALUE(tensor.device() == device, name, " is on ", tensor.device(), ", not on ", device);
+  return tensor.contiguous();
+}
+
+// The same of an optional argument; undefined where there is none.
+inline at::Tensor contiguous(const std::optional<at::Tensor>& tensor, const char* name, at::IntArrayRef shape,
+                             at::ScalarType dtype, const at::Device& device = at::kCPU) {
+  return tensor.has_value() ? contiguous(*tensor, name, shape, dtype, device) : at::Tensor();
+}
+
+// The numbers of a tensor, or null where it is undefined.
+template <typename T>
+const T* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+template <typename T>
+T* mutable_data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+inline void check_kernel_dtype(const char* op, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble, op, ": the kernel takes float32 and float64, not ",
+                    dtype, "; convert, or pass impl=\"reference\"");
+}
+
+}  // namespace grf

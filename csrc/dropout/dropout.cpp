@@ -1,0 +1,68 @@
+// The operator of counter-based dropout masks. Specification: gru4rec_fast/ops/dropout.py.
+#include "dropout/dropout.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+
+#include <cstring>
+
+#include "common/checks.h"
+#include "common/device.h"
+#include "common/operator.h"
+#include "common/philox.h"
+
+namespace grf {
+namespace {
+
+template <Kernels kernels>
+at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
+                        int64_t step, at::ScalarType dtype, at::Device device) {
+  check_mask(steps, lanes, units, p, seed, stream, step);
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+                    "dtype=", dtype, ": choose one of float32, float64, float16, bfloat16");
+  const at::Tensor out = at::empty({steps, lanes, units}, at::TensorOptions().dtype(dtype).device(device));
+  const at::Tensor scale = at::full({}, 1.0 / (1.0 - p), at::TensorOptions().dtype(dtype));  // rounded as torch does
+  uint64_t kept = 0;
+  std::memcpy(&kept, scale.const_data_ptr(), scale.element_size());
+  const DropoutMask mask{steps,
+                         lanes,
+                         units,
+                         static_cast<uint32_t>(stream),
+                         static_cast<uint32_t>(step),
+                         static_cast<uint64_t>(seed),
+                         philox::drop_threshold(p),
+                         kept,
+                         static_cast<int>(out.element_size())};
+  if constexpr (kernels == Kernels::cuda) {
+    const DeviceGuard guard(out.device());
+    cuda::fill_dropout_mask(mask, out.mutable_data_ptr(), current_stream(out.device()));
+  } else {
+    fill_dropout_mask(mask, out.mutable_data_ptr());
+  }
+  return out;
+}
+
+// The operator has no tensor among its arguments: there is no backend to dispatch on, so it is read off `device`.
+at::Tensor select_backend(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
+                          int64_t step, at::ScalarType dtype, at::Device device) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow(GRF_LIBRARY_NAME "::dropout_mask", "")
+                             .typed<at::Tensor(c10::SymInt, c10::SymInt, c10::SymInt, double, c10::SymInt, c10::SymInt,
+                                               c10::SymInt, at::ScalarType, at::Device)>();
+  const auto key = c10::DispatchKeySet(c10::computeDispatchKey(dtype, at::kStrided, device));
+  return op.redispatch(key, steps, lanes, units, p, seed, stream, step, dtype, device);
+}
+
+GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, BackendSelect, m) {
+  m.impl("dropout_mask", &select_backend);
+}
+
+template <Kernels kernels>
+void implement(torch::Library& m) {
+  m.impl("dropout_mask", &dropout_mask<kernels>);
+}
+GRF_REGISTER(implement)
+
+}  // namespace
+}  // namespace grf

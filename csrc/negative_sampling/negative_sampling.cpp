@@ -1,0 +1,109 @@
+// The operators of the alias table, which is built on the CPU, and of draws from it. Specification:
+// gru4rec_fast/ops/negative_sampling.py.
+#include "negative_sampling/negative_sampling.h"
+
+#include <ATen/ops/empty.h>
+
+#include <tuple>
+#include <vector>
+
+#include "common/checks.h"
+#include "common/device.h"
+#include "common/operator.h"
+
+namespace grf {
+namespace {
+
+constexpr int64_t kColumnMass = int64_t{1} << 31;
+
+void check_column(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t n_items) {
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == dtype && tensor.size(0) == n_items, name, ": must be ",
+                    dtype, " [", n_items, "], not ", tensor.scalar_type(), " ", tensor.sizes());
+}
+
+void check_catalogue(int64_t n_items) {
+  TORCH_CHECK_VALUE(n_items >= 1 && n_items < kColumnMass, n_items,
+                    " items: an alias table needs at least one and fewer than 2**31");
+}
+
+std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
+  check_column(mass, "mass", at::kLong, mass.numel());
+  const int64_t n_items = mass.numel();
+  check_catalogue(n_items);
+  const at::Tensor threshold_tensor = mass.clone(at::MemoryFormat::Contiguous);
+  const at::Tensor alias_tensor = at::empty({n_items}, mass.options());
+  int64_t* threshold = threshold_tensor.mutable_data_ptr<int64_t>();
+  int64_t* alias = alias_tensor.mutable_data_ptr<int64_t>();
+
+  int64_t unassigned = n_items * kColumnMass;
+  std::vector<int64_t> small, large;
+  for (int64_t item = 0; item < n_items; ++item) {
+    TORCH_CHECK_VALUE(threshold[item] >= 0 && threshold[item] <= unassigned, "mass[", item, "]=", threshold[item],
+                      ": masses must not be negative and must sum to n_items * 2**31");
+    unassigned -= threshold[item];
+    alias[item] = item;
+    (threshold[item] < kColumnMass ? small : large).push_back(item);
+  }
+  TORCH_CHECK_VALUE(unassigned == 0, "mass: the sum falls short of n_items * 2**31 by ", unassigned);
+
+  // The masses left always sum to 2**31 per column left, so that while one column is short another has enough.
+  while (!small.empty()) {
+    const int64_t column = small.back();
+    const int64_t donor = large.back();
+    small.pop_back();
+    alias[column] = donor;
+    threshold[donor] -= kColumnMass - threshold[column];
+    if (threshold[donor] < kColumnMass) {
+      large.pop_back();
+      small.push_back(donor);
+    }
+  }
+  return {threshold_tensor, alias_tensor};
+}
+
+template <Kernels kernels>
+std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold, const at::Tensor& alias,
+                                                     const at::Tensor& log_prob, int64_t n, int64_t seed, int64_t step,
+                                                     int64_t steps) {
+  const at::Device device = threshold.device();
+  const int64_t n_items = threshold.numel();
+  check_catalogue(n_items);
+  check_column(threshold, "threshold", at::kLong, n_items);
+  check_column(alias, "alias", at::kLong, n_items);
+  check_column(log_prob, "log_prob", at::kFloat, n_items);
+  check_counters(seed, step, steps);
+  TORCH_CHECK_VALUE(n >= 0 && n <= int64_t{1} << 32, "n=", n, ": must be in [0, 2**32]");
+
+  const at::Tensor thresholds = threshold.contiguous();
+  const at::Tensor aliases = contiguous(alias, "alias", {n_items}, at::kLong, device);
+  const at::Tensor log_probs = contiguous(log_prob, "log_prob", {n_items}, at::kFloat, device);
+  const at::Tensor items = at::empty({steps, n}, threshold.options());
+  const at::Tensor item_log_prob = at::empty({steps, n}, log_prob.options());
+  const NegativeDraws draws{thresholds.const_data_ptr<int64_t>(),
+                            aliases.const_data_ptr<int64_t>(),
+                            log_probs.const_data_ptr<float>(),
+                            n_items,
+                            steps,
+                            n,
+                            static_cast<uint32_t>(step),
+                            static_cast<uint64_t>(seed),
+                            items.mutable_data_ptr<int64_t>(),
+                            item_log_prob.mutable_data_ptr<float>()};
+  if constexpr (kernels == Kernels::cuda) {
+    const DeviceGuard guard(device);
+    cuda::draw_negatives(draws, current_stream(device));
+  } else {
+    draw_negatives(draws);
+  }
+  return {items, item_log_prob};
+}
+
+template <Kernels kernels>
+void implement(torch::Library& m) {
+  if constexpr (kernels == Kernels::cpu) m.impl("build_alias_table", &build_alias_table);
+  m.impl("negative_sampling", &negative_sampling<kernels>);
+}
+GRF_REGISTER(implement)
+
+}  // namespace
+}  // namespace grf

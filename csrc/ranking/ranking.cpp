@@ -1,0 +1,118 @@
+// The operators target_rank and top_k. Specification: gru4rec_fast/ops/ranking.py. What targets and exclude hold
+// is checked here on the CPU, and by the kernels on CUDA.
+#include "ranking/ranking.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "common/operator.h"
+#include "ranking/arguments.h"
+
+namespace grf {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+RankingTensors checked(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias) {
+  TORCH_CHECK_VALUE(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1),
+                    "hidden must be [Q, H] and weight [I, H], got shapes ", hidden.sizes(), " and ", weight.sizes());
+  TORCH_CHECK_VALUE(weight.size(0) > 0, "weight has no rows: the catalogue is empty");
+  TORCH_CHECK_VALUE(weight.scalar_type() == hidden.scalar_type(), "weight must have the dtype of hidden, ",
+                    hidden.scalar_type(), ", got ", weight.scalar_type());
+  TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
+                                          bias->scalar_type() == hidden.scalar_type()),
+                    "bias must be [I] in the dtype of hidden");
+  const auto dtype = hidden.scalar_type();
+  const at::Device device = hidden.device();
+  return {hidden.contiguous(), contiguous(weight, "weight", weight.sizes(), dtype, device),
+          contiguous(bias, "bias", {weight.size(0)}, dtype, device)};
+}
+
+template <typename T>
+Catalogue<T> catalogue_of(const RankingTensors& given) {
+  return {given.hidden.const_data_ptr<T>(),
+          given.weight.const_data_ptr<T>(),
+          data_or_null<T>(given.bias),
+          given.hidden.size(0),
+          given.weight.size(0),
+          given.weight.size(1)};
+}
+
+void check_targets(const Tensor& targets, int64_t n_items) {
+  const int64_t* target = targets.const_data_ptr<int64_t>();
+  for (int64_t q = 0; q < targets.size(0); ++q) {
+    TORCH_CHECK_VALUE(0 <= target[q] && target[q] < n_items, "targets out of range: targets[", q, "] = ", target[q],
+                      ", the catalogue has ", n_items, " items");
+  }
+}
+
+template <Kernels kernels>
+std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
+                                       const Tensor& targets) {
+  const RankingTensors given = checked(hidden, weight, bias);
+  TORCH_CHECK_VALUE(targets.dim() == 1 && targets.size(0) == hidden.size(0) && targets.scalar_type() == at::kLong,
+                    "targets must be int64 [Q]");
+  const Tensor t = contiguous(targets, "targets", targets.sizes(), at::kLong, hidden.device());
+  Tensor greater = at::zeros_like(t), equal = at::zeros_like(t);
+  if constexpr (kernels == Kernels::cuda) {
+    cuda::target_rank(given, t, greater, equal);
+  } else {
+    check_targets(t, weight.size(0));
+    AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "target_rank", [&] {
+      count_targets(catalogue_of<scalar_t>(given), t.const_data_ptr<int64_t>(), greater.mutable_data_ptr<int64_t>(),
+                    equal.mutable_data_ptr<int64_t>());
+    });
+  }
+  return {greater, equal};
+}
+
+// The excluded items of each query, rising; [Q, 0] where there are none.
+Tensor sorted(const OptionalTensor& exclude, const RankingTensors& given) {
+  const int64_t n_queries = given.hidden.size(0);
+  const auto options = given.hidden.options().dtype(at::kLong);
+  if (!exclude.has_value()) return at::empty({n_queries, 0}, options);
+  TORCH_CHECK_VALUE(exclude->dim() == 2 && exclude->size(0) == n_queries && exclude->scalar_type() == at::kLong,
+                    "exclude must be int64 [Q, E]");
+  const Tensor items = contiguous(*exclude, "exclude", exclude->sizes(), at::kLong, given.hidden.device());
+  return std::get<0>(at::sort(items, /*stable=*/false, /*dim=*/1, /*descending=*/false)).contiguous();
+}
+
+template <Kernels kernels>
+std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias, int64_t k,
+                                 const OptionalTensor& exclude) {
+  const RankingTensors given = checked(hidden, weight, bias);
+  const int64_t n_queries = hidden.size(0), n_items = weight.size(0);
+  TORCH_CHECK_VALUE(1 <= k && k <= n_items, "k=", k, ": choose 1 to ", n_items,
+                    ", the number of items in the catalogue");
+  const Tensor excluded = sorted(exclude, given);
+  Tensor scores = at::empty({n_queries, k}, hidden.options());
+  Tensor items = at::empty({n_queries, k}, hidden.options().dtype(at::kLong));
+  if constexpr (kernels == Kernels::cuda) {
+    cuda::top_k(given, excluded, scores, items);
+  } else {
+    const int64_t* item = excluded.const_data_ptr<int64_t>();
+    TORCH_CHECK_VALUE(std::all_of(item, item + excluded.numel(), [&](int64_t i) { return i >= -1 && i < n_items; }),
+                      "exclude out of range: items are 0 to ", n_items - 1, ", padding is -1");
+    AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "top_k", [&] {
+      find_best(catalogue_of<scalar_t>(given), k, item, excluded.size(1), scores.mutable_data_ptr<scalar_t>(),
+                items.mutable_data_ptr<int64_t>());
+    });
+  }
+  return {scores, items};
+}
+
+template <Kernels kernels>
+void implement(torch::Library& m) {
+  m.impl("target_rank", &target_rank<kernels>);
+  m.impl("top_k", &top_k<kernels>);
+}
+GRF_REGISTER(implement)
+
+}  // namespace
+}  // namespace grf

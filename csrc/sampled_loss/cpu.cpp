@@ -1,0 +1,152 @@
+// Loss over in-batch and sampled negatives with its gradients, on the CPU. Specification:
+// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
+//
+// A tile of rows at a time: one product gives its scores, one pass over each row turns them into the gradient in place
+// (sampled_loss/cpu_kernel.inc), two products and a column sum carry that on. A tile is at most kTileBytes (or kMinRows
+// rows), so that its scores stay in cache however many rows there are. bfloat16 operands are floats here, multiplied by
+// Precision::bf16.
+#include "sampled_loss/cpu.h"
+
+#include <ATen/Parallel.h>
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "common/rows.h"
+#include "common/scratch.h"
+#include "matrix/product.h"
+
+#define GRF_KERNEL "sampled_loss/cpu_kernel.inc"
+#include "common/foreach_isa.h"
+
+namespace grf {
+namespace {
+
+constexpr int64_t kTileBytes = int64_t{4} << 20;
+constexpr int64_t kMinRows = 64;
+constexpr int64_t kAlignment = 64;  // bytes from row to row of scores: whole vectors of every instruction set
+
+struct TileScratch;
+struct RowScratch;
+
+}  // namespace
+
+template <typename T>
+int64_t SampledLoss<T>::score_stride() const {
+  const int64_t multiple = kAlignment / static_cast<int64_t>(sizeof(T));
+  return std::max((columns() + (in_batch ? 0 : 1) + multiple - 1) / multiple, int64_t{1}) * multiple;
+}
+
+template <typename T>
+ScoreColumns<T> SampledLoss<T>::prepare_columns(T* room) const {
+  const int64_t size = score_stride(), targets = in_batch ? m : 0;
+  T *offsets = room, *counts = room + size;
+  std::fill_n(offsets, size, -std::numeric_limits<T>::infinity());
+  std::fill_n(counts, size, T{1});
+  for (int64_t j = 0; j < columns(); ++j) {
+    if (j >= targets || live == nullptr || live[j]) offsets[j] = offset(first_row() + j);
+  }
+  if (count != nullptr) std::copy_n(count, n, counts + targets);
+  return {offsets, counts, size};
+}
+
+template <typename T>
+T SampledLoss<T>::offset(int64_t j) const {
+  return (bias == nullptr ? 0 : bias[j]) - (log_q == nullptr ? 0 : log_q[j]);
+}
+
+template <typename T>
+T SampledLoss<T>::score_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const {
+  if (!is_live(i)) {
+    std::fill_n(scores, columns.size, T{0});
+    return 0;
+  }
+  const int64_t own = in_batch ? i : n;
+  const T product = in_batch ? scores[own] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
+  if (ids != nullptr) GRF_DISPATCH(hide_hits<T>)(scores, ids + first_row(), this->columns(), ids[i]);
+  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, own, product + offset(i), work);
+}
+
+template <typename T>
+void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores,
+                                T* losses) const {
+  const int64_t size = columns.size;
+  const Matrix<T> h{hidden + begin * width, width}, r{rows + first_row() * width, width};
+  multiply(n_rows, this->columns(), width, h, r.transposed(), grad_scores, size, false, precision);
+  at::parallel_for(0, n_rows, std::max<int64_t>(1, 8192 / size), [&](int64_t from, int64_t to) {
+    Scratch<T, RowScratch> work(2 * size);
+    T* room = work.take(2 * size);
+    for (int64_t i = from; i < to; ++i) losses[i] = score_row(begin + i, columns, grad_scores + i * size, room);
+  });
+}
+
+template <typename T>
+void SampledLoss<T>::hidden_gradient(int64_t n_rows, const T* grad_scores, T* grad_hidden) const {
+  const Matrix<T> grad{grad_scores, score_stride()}, r{rows + first_row() * width, width};
+  multiply(n_rows, width, columns(), grad, r, grad_hidden, width, false, precision);
+}
+
+template struct SampledLoss<float>;
+template struct SampledLoss<double>;
+
+namespace {
+
+// The gradients that run through row i's own column where this is no part of the products.
+template <typename T>
+void add_own(const SampledLoss<T>& problem, int64_t i, T grad, const LossGradients<T>& to) {
+  const auto add = GRF_DISPATCH(add_scaled<T>);
+  const int64_t width = problem.width, at = i * width;
+  add(to.hidden + at, problem.rows + at, grad, width);
+  std::fill_n(to.rows + at, width, T{0});
+  add(to.rows + at, problem.hidden + at, grad, width);
+  to.bias[i] = grad;
+}
+
+// Gradients of scores as bf16 numbers, from which all that follows is made.
+void round_to_bf16(float* grads, int64_t n) {
+  at::parallel_for(0, n, 1 << 15, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) grads[i] = static_cast<float>(c10::BFloat16(grads[i]));
+  });
+}
+
+}  // namespace
+
+template <typename T>
+T loss_and_gradients(const SampledLoss<T>& problem, double scale, const LossGradients<T>& to) {
+  const int64_t m = problem.m, n = problem.n, width = problem.width;
+  const int64_t columns = problem.columns(), first_row = problem.first_row(), size = problem.score_stride();
+  const int64_t fitting = kTileBytes / (static_cast<int64_t>(sizeof(T)) * size);
+  const int64_t tile = std::min(std::max(fitting, kMinRows), m);
+  Scratch<T, TileScratch> scratch(2 * size + m + tile * size);
+  const ScoreColumns<T> prepared = problem.prepare_columns(scratch.take(2 * size));
+  T *scores = scratch.take(tile * size), *losses = scratch.take(m);
+  std::fill_n(to.bias + first_row, columns, T{0});
+  if (m == 0) std::fill_n(to.rows, n * width, T{0});
+  for (int64_t begin = 0; begin < m; begin += tile) {
+    const int64_t count = std::min(tile, m - begin);
+    problem.score_rows(begin, count, prepared, scores, losses + begin);
+    if constexpr (std::is_same_v<T, float>) {
+      if (problem.precision == Precision::bf16) round_to_bf16(scores, count * size);
+    }
+    problem.hidden_gradient(count, scores, to.hidden + begin * width);
+    const Matrix<T> grad{scores, size}, h{problem.hidden + begin * width, width};
+    multiply(columns, width, count, grad.transposed(), h, to.rows + first_row * width, width, begin > 0,
+             problem.precision);
+    add_column_sums(scores, count, columns, size, to.bias + first_row);
+    if (!problem.in_batch) {
+      for (int64_t i = 0; i < count; ++i) add_own(problem, begin + i, scores[i * size + n], to);
+    }
+  }
+  double sum = 0;  // one rounding, however many rows
+  for (int64_t i = 0; i < m; ++i) sum += losses[i];
+  return static_cast<T>(sum * scale);
+}
+
+template float loss_and_gradients(const SampledLoss<float>&, double, const LossGradients<float>&);
+template double loss_and_gradients(const SampledLoss<double>&, double, const LossGradients<double>&);
+
+}  // namespace grf

@@ -1,0 +1,106 @@
+// The classes behind gru4rec_fast/training/fused.py, which is their one user and says what they mean.
+#include "training_step/bindings.h"
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "training_step/fused_training_step.h"
+
+namespace grf {
+namespace {
+
+namespace py = pybind11;
+using OptionalTensor = std::optional<at::Tensor>;
+
+Parameter parameter(const at::Tensor& weight, const at::Tensor& accumulator, const OptionalTensor& velocity) {
+  return {weight, accumulator, velocity.value_or(at::Tensor())};
+}
+
+GruParameters gru_parameters(const std::optional<Parameter>& weight_ih, const Parameter& weight_hh,
+                             const Parameter& bias_ih, const std::optional<Parameter>& bias_hh,
+                             const std::string& form) {
+  return {weight_ih.value_or(Parameter{}), weight_hh, bias_ih, bias_hh.value_or(Parameter{}), form == "reset_after"};
+}
+
+// Signals are looked at by Python, which needs its lock for it.
+void poll_signals() {
+  const py::gil_scoped_acquire lock;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& embedding, bool one_hot,
+                                             const std::vector<GruParameters>& layers, const Parameter& output_weight,
+                                             const Parameter& output_bias, double dropout_p_embed,
+                                             double dropout_p_hidden, int64_t dropout_seed, const std::string& loss,
+                                             double batch_size, double elu_param, double bpreg, double label_smoothing,
+                                             double logq, double sample_alpha, bool mask_accidental_hits,
+                                             const std::string& precision, const OptionalTensor& log_support,
+                                             int64_t steps, int64_t accumulate) {
+  const NetworkParts network{embedding.value_or(Parameter{}),
+                             one_hot,
+                             layers,
+                             output_weight,
+                             output_bias,
+                             dropout_p_embed,
+                             dropout_p_hidden,
+                             dropout_seed};
+  const ScoreOptions options{loss_named(loss),          batch_size, elu_param,    bpreg,
+                             label_smoothing,           logq,       sample_alpha, mask_accidental_hits,
+                             precision_named(precision)};
+  return FusedTrainingStep::make(network, options, log_support.value_or(at::Tensor()), steps, accumulate);
+}
+
+using BlockTuple = std::tuple<double, int64_t, int64_t>;
+
+std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionPlayer& player,
+                                             const std::optional<NegativeSource>& source, int64_t min_live,
+                                             int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,
+                                             double lr, double momentum, double eps) {
+  const RunRecord record = step.run(player, source.value_or(NegativeSource{}), min_live, first_step, updates, hidden,
+                                    Adagrad{lr, momentum, eps}, poll_signals);
+  std::vector<BlockTuple> blocks;
+  for (const BlockRecord& block : record.blocks) blocks.emplace_back(block.loss, block.steps, block.events);
+  return {std::move(blocks), record.finished};
+}
+
+double train_block(FusedTrainingStep& step, const at::Tensor& inputs, const at::Tensor& targets,
+                   const at::Tensor& reset, const OptionalTensor& negatives, int64_t first_step,
+                   const std::vector<at::Tensor>& hidden, double lr, double momentum, double eps) {
+  return step.train_block(inputs, targets, reset, negatives.value_or(at::Tensor()), first_step, hidden,
+                          Adagrad{lr, momentum, eps});
+}
+
+}  // namespace
+
+void bind_training(py::module_& m) {
+  using namespace py::literals;
+  py::class_<Parameter>(m, "Parameter", "A parameter and its Adagrad state; velocity is None without momentum.")
+      .def(py::init(&parameter), "weight"_a, "accumulator"_a, "velocity"_a);
+  py::class_<GruParameters>(m, "GruParameters", "One GRU layer's parameters, as in nn.SessionGRULayer.")
+      .def(py::init(&gru_parameters), "weight_ih"_a, "weight_hh"_a, "bias_ih"_a, "bias_hh"_a, "form"_a);
+  py::class_<NegativeSource>(m, "NegativeSource", "An alias table, and how negatives are drawn from it.")
+      .def(py::init<at::Tensor, at::Tensor, at::Tensor, int64_t, int64_t>(), "threshold"_a, "alias"_a, "log_prob"_a,
+           "n"_a, "seed"_a);
+  py::class_<SessionPlayer>(m, "SessionPlayer", "The log, and the lanes' place in it, as in ops.session_batch.")
+      .def(py::init<at::Tensor, at::Tensor, OptionalTensor, at::Tensor, at::Tensor, at::Tensor>(), "items"_a,
+           "offsets"_a, "order"_a, "lane_session"_a, "lane_position"_a, "cursor"_a);
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  py::class_<FusedTrainingStep>(m, "FusedTrainingStep", "See gru4rec_fast.training.fused.")
+      .def(py::init(&make_step), py::kw_only(), "embedding"_a, "one_hot"_a, "layers"_a, "output_weight"_a,
+           "output_bias"_a, "dropout_p_embed"_a, "dropout_p_hidden"_a, "dropout_seed"_a, "loss"_a, "batch_size"_a,
+           "elu_param"_a, "bpreg"_a, "label_smoothing"_a, "logq"_a, "sample_alpha"_a, "mask_accidental_hits"_a,
+           "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
+      .def("run", &run, unlocked, py::kw_only(), "player"_a, "source"_a, "min_live"_a, "first_step"_a, "updates"_a,
+           "hidden"_a, "lr"_a, "momentum"_a, "eps"_a,
+           "Train on; returns (loss, steps, events) of each block and whether the epoch is over.")
+      .def("train_block", &train_block, unlocked, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,
+           "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "One update from a given block; its loss.");
+}
+
+}  // namespace grf

@@ -1,0 +1,186 @@
+// A training step between its products and kernels, on CUDA. Specification: gru4rec_fast/ops/training_step.py.
+// What a captured step must not hold on to, the optimizer's numbers, is read on the device.
+#include "training_step/training_step.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/device.h"
+#include "common/operator.h"
+
+namespace grf::cuda {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// A tensor that is updated: contiguous, since a copy would be updated in its place.
+Tensor updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+               const at::Device& device) {
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous: it is updated in place");
+  return contiguous(tensor, name, shape, dtype, device);
+}
+
+Tensor updated(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+               const at::Device& device) {
+  return tensor.has_value() ? updated(*tensor, name, shape, dtype, device) : Tensor();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const Tensor& inputs,
+                                                  const OptionalTensor& mask, const Tensor& weight, const Tensor& bias,
+                                                  const OptionalTensor& log_support, const Tensor& items, int64_t lanes,
+                                                  double logq, double sample_alpha, bool bf16) {
+  const at::Device device = embedding.device();
+  const auto dtype = embedding.scalar_type();
+  check_kernel_dtype("step_gather", dtype);
+  TORCH_CHECK_VALUE(embedding.dim() == 2 && weight.dim() == 2 && inputs.dim() == 2 && items.dim() == 2,
+                    "embedding and weight must be [R, width], inputs [T, B] and items [T, lanes + N], not ",
+                    embedding.sizes(), ", ", weight.sizes(), ", ", inputs.sizes(), " and ", items.sizes());
+  const int64_t n_rows = weight.size(0), steps = items.size(0), columns = items.size(1);
+  const int64_t in = embedding.size(1), out = weight.size(1);
+  TORCH_CHECK_VALUE(lanes >= 0 && lanes <= columns, "lanes=", lanes, ": items has ", columns, " columns");
+  TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16: rounds float32, not ", dtype);
+  const Tensor from = contiguous(embedding, "embedding", embedding.sizes(), dtype, device);
+  const Tensor i = contiguous(inputs, "inputs", inputs.sizes(), at::kLong, device);
+  const Tensor m = contiguous(mask, "mask", {inputs.size(0), inputs.size(1), in}, dtype, device);
+  const Tensor w = contiguous(weight, "weight", weight.sizes(), dtype, device);
+  const Tensor b = contiguous(bias, "bias", {n_rows}, dtype, device);
+  const Tensor support = contiguous(log_support, "log_support", {n_rows}, dtype, device);
+  const Tensor j = contiguous(items, "items", items.sizes(), at::kLong, device);
+
+  const DeviceGuard guard(device);
+  const auto options = embedding.options();
+  const Tensor x = at::empty({inputs.size(0), inputs.size(1), in}, options);
+  const Tensor rows = at::empty({steps, columns, out}, bf16 ? options.dtype(at::kBFloat16) : options);
+  const Tensor biases = at::empty({steps, columns}, options);
+  const Tensor log_q = support.defined() ? at::empty({steps, columns}, options) : at::empty({0}, options);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_gather", [&] {
+    using T = scalar_t;
+    const GatheredRows<T> of_inputs{from.const_data_ptr<T>(),    from.size(0), in,
+                                    i.const_data_ptr<int64_t>(), i.numel(),    data_or_null<T>(m),
+                                    x.mutable_data_ptr<T>(),     nullptr};
+    const GatheredRows<T> of_items{w.const_data_ptr<T>(),
+                                   n_rows,
+                                   out,
+                                   j.const_data_ptr<int64_t>(),
+                                   j.numel(),
+                                   nullptr,
+                                   bf16 ? nullptr : rows.mutable_data_ptr<T>(),
+                                   bf16 ? static_cast<uint16_t*>(rows.mutable_data_ptr()) : nullptr};
+    step_gather<T>({of_inputs, of_items, b.const_data_ptr<T>(), data_or_null<T>(support), static_cast<T>(logq),
+                    static_cast<T>(logq * sample_alpha), columns, lanes, biases.mutable_data_ptr<T>(),
+                    log_q.mutable_data_ptr<T>()},
+                   current_stream(device));
+  });
+  return {x, rows, biases, log_q};
+}
+
+void settle(const Tensor& losses, const Tensor& played, const Tensor& stopped, const Tensor& kept,
+            const Tensor& moves) {
+  const at::Device device = losses.device();
+  const auto dtype = losses.scalar_type();
+  check_kernel_dtype("step_settle", dtype);
+  const int64_t steps = losses.numel();
+  TORCH_CHECK_VALUE(steps > 0, "losses must be those of a step at least");
+  const Tensor given = contiguous(losses, "losses", {steps}, dtype, device);
+  const Tensor were_played = contiguous(played, "played", {steps}, at::kBool, device);
+  const Tensor stop = updated(stopped, "stopped", {}, at::kBool, device);
+  const Tensor kept_losses = updated(kept, "kept", {steps}, dtype, device);
+  const Tensor move = updated(moves, "moves", {}, at::kBool, device);
+  const DeviceGuard guard(device);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle", [&] {
+    step_settle<scalar_t>(
+        {given.const_data_ptr<scalar_t>(), were_played.const_data_ptr<bool>(), steps, stop.mutable_data_ptr<bool>(),
+         kept_losses.mutable_data_ptr<scalar_t>(), move.mutable_data_ptr<bool>()},
+        current_stream(device));
+  });
+}
+
+void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList velocities, at::TensorList grads,
+           at::TensorList states, at::TensorList outputs, const Tensor& moves, const Tensor& numbers) {
+  const at::Device device = moves.device();
+  TORCH_CHECK_VALUE(
+      accumulators.size() == weights.size() && grads.size() == weights.size() &&
+          (velocities.empty() || velocities.size() == weights.size()) && states.size() == outputs.size(),
+      "every weight has an accumulator, a gradient and, with momentum, a velocity; every state an output");
+  if (weights.empty() && states.empty()) return;
+  const auto dtype = (weights.empty() ? states : weights)[0].scalar_type();
+  check_kernel_dtype("step_apply", dtype);
+  const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
+  const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
+  const DeviceGuard guard(device);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply", [&] {
+    StepApply<scalar_t> launch{{}, 0, move.const_data_ptr<bool>(), options.const_data_ptr<double>()};
+    std::vector<Tensor> kept;  // copies of what is not contiguous, until their launch
+    const auto add = [&](const Tensor& weight, const OptionalTensor& accumulator, const OptionalTensor& velocity,
+                         const Tensor& grad) {
+      if (launch.n == kWholeTensors) step_apply(launch, current_stream(device)), launch.n = 0;
+      const auto shape = weight.sizes();
+      kept.push_back(contiguous(grad, "grads and outputs", shape, dtype, device));
+      const int64_t before = launch.n == 0 ? 0 : launch.of[launch.n - 1].end;
+      launch.of[launch.n++] = {
+          mutable_data_or_null<scalar_t>(updated(weight, "weights and states", shape, dtype, device)),
+          mutable_data_or_null<scalar_t>(updated(accumulator, "accumulators", shape, dtype, device)),
+          mutable_data_or_null<scalar_t>(updated(velocity, "velocities", shape, dtype, device)),
+          kept.back().template const_data_ptr<scalar_t>(), before + weight.numel()};
+    };
+    for (size_t i = 0; i < weights.size(); ++i) {
+      add(weights[i], accumulators[i], velocities.empty() ? OptionalTensor() : OptionalTensor(velocities[i]), grads[i]);
+    }
+    for (size_t i = 0; i < states.size(); ++i) add(states[i], std::nullopt, std::nullopt, outputs[i]);
+    step_apply(launch, current_stream(device));
+  });
+}
+
+void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTensor& velocity,
+               const OptionalTensor& bias, const OptionalTensor& bias_accumulator, const OptionalTensor& bias_velocity,
+               const Tensor& rows, const Tensor& positions, const Tensor& grad_inputs, const Tensor& grad_items,
+               const OptionalTensor& grad_bias, const Tensor& moves, const Tensor& numbers) {
+  const at::Device device = weight.device();
+  const auto dtype = weight.scalar_type();
+  check_kernel_dtype("step_rows", dtype);
+  TORCH_CHECK_VALUE(weight.dim() == 2 && grad_inputs.dim() == 2 && grad_items.dim() == 2,
+                    "weight, grad_inputs and grad_items must have two dimensions, not ", weight.sizes(), ", ",
+                    grad_inputs.sizes(), " and ", grad_items.sizes());
+  TORCH_CHECK_VALUE(bias.has_value() == grad_bias.has_value() && bias.has_value() == bias_accumulator.has_value(),
+                    "bias, bias_accumulator and grad_bias go together");
+  const int64_t n_rows = weight.size(0), width = weight.size(1);
+  const int64_t n_inputs = grad_inputs.size(0), n_items = grad_items.size(0), n = n_inputs + n_items;
+  const Tensor w = updated(weight, "weight", {n_rows, width}, dtype, device);
+  const Tensor acc = updated(accumulator, "accumulator", {n_rows, width}, dtype, device);
+  const Tensor vel = updated(velocity, "velocity", {n_rows, width}, dtype, device);
+  const Tensor b = updated(bias, "bias", {n_rows}, dtype, device);
+  const Tensor b_acc = updated(bias_accumulator, "bias_accumulator", {n_rows}, dtype, device);
+  const Tensor b_vel = updated(bias_velocity, "bias_velocity", {n_rows}, dtype, device);
+  const Tensor sorted = contiguous(rows, "rows", {n}, at::kLong, device);
+  const Tensor order = contiguous(positions, "positions", {n}, at::kLong, device);
+  const Tensor of_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
+  const Tensor of_items = contiguous(grad_items, "grad_items", {n_items, width}, dtype, device);
+  const Tensor of_bias = contiguous(grad_bias, "grad_bias", {n_items}, dtype, device);
+  const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
+  const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
+  const DeviceGuard guard(device);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows", [&] {
+    using T = scalar_t;
+    step_rows<T>({sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), n, n_rows, width, n_inputs,
+                  of_inputs.const_data_ptr<T>(), of_items.const_data_ptr<T>(), data_or_null<T>(of_bias),
+                  mutable_data_or_null<T>(w), mutable_data_or_null<T>(acc), mutable_data_or_null<T>(vel),
+                  mutable_data_or_null<T>(b), mutable_data_or_null<T>(b_acc), mutable_data_or_null<T>(b_vel),
+                  move.const_data_ptr<bool>(), options.const_data_ptr<double>()},
+                 current_stream(device));
+  });
+}
+
+GRF_CUDA_IMPL(m) {
+  m.impl("step_gather", &gather);
+  m.impl("step_settle", &settle);
+  m.impl("step_apply", &apply);
+  m.impl("step_rows", &move_rows);
+}
+
+}  // namespace
+}  // namespace grf::cuda

@@ -1,0 +1,81 @@
+// A parameter of a network with what its optimizer keeps of it, as tensors that Python owns and as raw pointers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/scratch.h"
+#include "sparse_update/cpu.h"
+
+namespace grf {
+
+// `velocity` is undefined where there is no momentum; all are where the network has no such parameter.
+struct Parameter {
+  at::Tensor weight, accumulator, velocity;
+
+  bool defined() const { return weight.defined(); }
+
+  // ValueError names the parameter where one of the tensors cannot be worked on in place.
+  template <typename T>
+  RowTable<T> rows(const char* name) const {
+    for (const at::Tensor* tensor : {&weight, &accumulator, &velocity}) {
+      if (tensor == &velocity && !velocity.defined()) continue;
+      TORCH_CHECK_VALUE(tensor->defined() && tensor->device().is_cpu() && tensor->is_contiguous(), name,
+                        ": must be contiguous, on the CPU, with an accumulator");
+      TORCH_CHECK_VALUE(tensor->scalar_type() == c10::CppTypeToScalarType<T>::value, name, " is ",
+                        tensor->scalar_type(), ", not ", c10::CppTypeToScalarType<T>::value);
+      TORCH_CHECK_VALUE(tensor->sizes() == weight.sizes(), name, ": its optimizer state is ", tensor->sizes(), ", not ",
+                        weight.sizes());
+    }
+    const int64_t n_rows = weight.size(0);
+    return {weight.mutable_data_ptr<T>(), accumulator.mutable_data_ptr<T>(),
+            velocity.defined() ? velocity.mutable_data_ptr<T>() : nullptr, n_rows, weight.numel() / n_rows};
+  }
+};
+
+// A parameter every entry of which is updated, with its gradient.
+template <typename T>
+class DenseParameter {
+ public:
+  DenseParameter() = default;
+  DenseParameter(const Parameter& parameter, const char* name) {
+    if (parameter.defined()) table_ = parameter.rows<T>(name);
+  }
+
+  bool defined() const { return table_.weight != nullptr; }
+  const T* weight() const { return table_.weight; }
+  T* grad() { return grad_.room(size()); }
+
+  // The gradient, ready to be added to: as it is with `keep`, else zeros.
+  T* open_grad(bool keep) {
+    if (!keep) std::fill_n(grad(), size(), T{0});
+    return grad();
+  }
+
+  void scale_grad(T factor) {
+    if (!defined()) return;
+    for (int64_t i = 0; i < size(); ++i) grad()[i] *= factor;
+  }
+
+  // Moves rows [first, first + count) by their gradient; may be called in parallel regions.
+  void update_rows(int64_t first, int64_t count, const T* grad, const AdagradOptions<T>& options) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = first + i, next = i + 1 < count ? row + 1 : -1;
+      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, nullptr, nullptr, 0, options, next);
+    }
+  }
+
+  void update(const AdagradOptions<T>& options) {
+    if (defined()) update_all(table_, grad(), options);
+  }
+
+ private:
+  int64_t size() const { return table_.n_rows * table_.width; }
+
+  RowTable<T> table_{};
+  Buffer<T> grad_;
+};
+
+}  // namespace grf
