@@ -40,12 +40,6 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 
   // sparse_update
   m.def(
-      "sparse_sgd(Tensor(a!) table, Tensor(b!)? momentum_buffer, Tensor index, Tensor grad, float lr, float momentum) "
-      "-> ()");
-  m.def(
-      "sparse_rmsprop(Tensor(a!) table, Tensor(b!) square_avg, Tensor(c!)? momentum_buffer, Tensor index, Tensor grad, "
-      "float lr, float alpha, float eps, float momentum) -> ()");
-  m.def(
       "sparse_adam(Tensor(a!) table, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor index, Tensor grad, SymInt "
       "step, "
       "float lr, float beta1, float beta2, float eps) -> ()");

@@ -113,7 +113,7 @@ struct Part {
   std::vector<int32_t> positions;
   Work work;
 
-  explicit Part(const LaplacianProduct& given) : work{given.offsets, given.n_nodes} {
+  explicit Part(const LaplacianProduct& given) : work{given.offsets, given.n_rows} {
     const int64_t* offset = given.offsets;
     if (given.rows != nullptr) {
       starts.resize(given.n_rows + 1);
@@ -122,7 +122,7 @@ struct Part {
       }
       work = {starts.data(), given.n_rows};
     }
-    if (given.columns != nullptr) {
+    if (given.n_columns >= 0) {
       positions.assign(given.n_nodes, -1);
       for (int64_t i = 0; i < given.n_columns; ++i) positions[given.columns[i]] = static_cast<int32_t>(i);
     }
@@ -136,11 +136,11 @@ void multiply(const LaplacianProduct& given) {
   const auto left = power_of_degrees<Sum>(given, given.left_exponent, given.factor);
   std::vector<Sum> scales;
   if (given.right_exponent != 0) scales = power_of_degrees<Sum>(given, given.right_exponent, 1);
-  if (given.right_exponent != 0 && given.columns != nullptr) {
+  if (given.right_exponent != 0 && given.n_columns >= 0) {
     // rising: none is overwritten early
     for (int64_t i = 0; i < given.n_columns; ++i) scales[i] = scales[given.columns[i]];
   }
-  const int64_t n_features = given.columns == nullptr ? given.n_nodes : given.n_columns;
+  const int64_t n_features = given.n_columns < 0 ? given.n_nodes : given.n_columns;
   const Product<T> product{static_cast<const T*>(given.features),
                            given.n_nodes,
                            given.width,

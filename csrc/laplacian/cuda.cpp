@@ -20,7 +20,7 @@ void multiply_laplacian(LaplacianProduct product, const Tensor& features, const 
   const Tensor lists = at::empty({2, n_segments, 2}, offsets.options());
   const Tensor counts = at::zeros({2}, offsets.options());
   const Tensor positions =
-      product.columns != nullptr ? at::full({product.n_nodes}, -1, offsets.options().dtype(at::kInt)) : Tensor();
+      product.n_columns >= 0 ? at::full({product.n_nodes}, -1, offsets.options().dtype(at::kInt)) : Tensor();
   product.left = scales[0].mutable_data_ptr();
   product.right = scales[1].mutable_data_ptr();
   product.positions = mutable_data_or_null<int32_t>(positions);

@@ -97,7 +97,7 @@ Tensor propagate(const Tensor& features, const GraphPart& graph, const Propagati
                                  data_or_null<int64_t>(r),
                                  n_rows,
                                  data_or_null<int64_t>(c),
-                                 c.defined() ? c.size(0) : 0,
+                                 c.defined() ? c.size(0) : -1,
                                  left,
                                  right,
                                  1 / (1 - how.dropout),

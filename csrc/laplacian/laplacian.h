@@ -20,8 +20,8 @@ struct LaplacianProduct {
   int64_t n_entries;
   const int64_t* rows;  // [n_rows], or null: all nodes
   int64_t n_rows;
-  const int64_t* columns;  // [n_columns], or null: all nodes
-  int64_t n_columns;
+  const int64_t* columns;                        // [n_columns]
+  int64_t n_columns;                             // -1: all nodes
   double left_exponent, right_exponent, factor;  // left: factor * degree ** exponent
   bool diagonal;                                 // of D + I, with an entry (row, row)
   bool transposed;                               // the mask of (column, row)

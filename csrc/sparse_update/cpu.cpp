@@ -1,4 +1,4 @@
-// Optimizer steps on the touched rows of a table, on the CPU: SGD, Adagrad, RMSprop, Adam. Specification:
+// Optimizer steps on the touched rows of a table, on the CPU: Adagrad and Adam. Specification:
 // gru4rec_fast/ops/sparse_update.py.
 //
 // The positions in `index` are sorted by row, stably, so that a row's gradients stand together in the order in which
@@ -147,12 +147,8 @@ void update_all(const RowTable<T>& table, const T* grad, const Options<T>& optio
   template void update_row(const RowTable<T>&, int64_t, const T*, const T*, const int64_t*, int64_t,   \
                            const Options<T>&, int64_t);                                                \
   template void update_all(const RowTable<T>&, const T*, const Options<T>&);
-GRF_INSTANTIATE(float, SgdOptions)
-GRF_INSTANTIATE(double, SgdOptions)
 GRF_INSTANTIATE(float, AdagradOptions)
 GRF_INSTANTIATE(double, AdagradOptions)
-GRF_INSTANTIATE(float, RmspropOptions)
-GRF_INSTANTIATE(double, RmspropOptions)
 GRF_INSTANTIATE(float, AdamOptions)
 GRF_INSTANTIATE(double, AdamOptions)
 #undef GRF_INSTANTIATE

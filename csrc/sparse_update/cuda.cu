@@ -15,9 +15,7 @@ void update_rows(const TouchedRows<T>& touched, const Options<T>& options, cudaS
 #define GRF_INSTANTIATE(Options)                                                             \
   template void update_rows(const TouchedRows<float>&, const Options<float>&, cudaStream_t); \
   template void update_rows(const TouchedRows<double>&, const Options<double>&, cudaStream_t);
-GRF_INSTANTIATE(SgdOptions)
 GRF_INSTANTIATE(AdagradOptions)
-GRF_INSTANTIATE(RmspropOptions)
 GRF_INSTANTIATE(AdamOptions)
 #undef GRF_INSTANTIATE
 

@@ -93,27 +93,11 @@ void check_momentum(double momentum, const char* name, const OptionalTensor& sta
 }
 
 template <Kernels kernels>
-void sparse_sgd(const Tensor& table, const OptionalTensor& momentum_buffer, const Tensor& index, const Tensor& grad,
-                double lr, double momentum) {
-  check_momentum(momentum, "momentum_buffer", momentum_buffer);
-  update<kernels>("sparse_sgd", table, "momentum_buffer", momentum_buffer, "", std::nullopt, index, grad,
-                  SgdOptions<double>{lr, momentum});
-}
-
-template <Kernels kernels>
 void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const OptionalTensor& velocity, const Tensor& index,
                     const Tensor& grad, double lr, double momentum, double eps) {
   check_momentum(momentum, "velocity", velocity);
   update<kernels>("sparse_adagrad", table, "accumulator", accumulator, "velocity", velocity, index, grad,
                   AdagradOptions<double>{lr, momentum, eps});
-}
-
-template <Kernels kernels>
-void sparse_rmsprop(const Tensor& table, const Tensor& square_avg, const OptionalTensor& momentum_buffer,
-                    const Tensor& index, const Tensor& grad, double lr, double alpha, double eps, double momentum) {
-  check_momentum(momentum, "momentum_buffer", momentum_buffer);
-  update<kernels>("sparse_rmsprop", table, "square_avg", square_avg, "momentum_buffer", momentum_buffer, index, grad,
-                  RmspropOptions<double>{lr, 1 - alpha, eps, momentum});
 }
 
 template <Kernels kernels>
@@ -126,9 +110,7 @@ void sparse_adam(const Tensor& table, const Tensor& exp_avg, const Tensor& exp_a
 
 template <Kernels kernels>
 void implement(torch::Library& m) {
-  m.impl("sparse_sgd", &sparse_sgd<kernels>);
   m.impl("sparse_adagrad", &sparse_adagrad<kernels>);
-  m.impl("sparse_rmsprop", &sparse_rmsprop<kernels>);
   m.impl("sparse_adam", &sparse_adam<kernels>);
 }
 GRF_REGISTER(implement)

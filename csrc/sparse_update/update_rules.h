@@ -7,17 +7,6 @@
 
 namespace grf {
 
-// v = momentum * v + g; w -= lr * v. State: v where there is momentum.
-template <typename T>
-struct SgdOptions {
-  T lr, momentum;
-
-  template <typename U>
-  SgdOptions<U> as() const {
-    return {static_cast<U>(lr), static_cast<U>(momentum)};
-  }
-};
-
 // acc += g^2; v = momentum * v - lr * g / sqrt(acc + eps); w += v. State: acc, and v where there is momentum.
 template <typename T>
 struct AdagradOptions {
@@ -29,20 +18,8 @@ struct AdagradOptions {
   }
 };
 
-// s += rest * (g^2 - s); v = momentum * v + g / (sqrt(s) + eps); w -= lr * v. State: s, and v where there is momentum.
-// `rest` is 1 - alpha, subtracted before it was rounded to T.
-template <typename T>
-struct RmspropOptions {
-  T lr, rest, eps, momentum;
-
-  template <typename U>
-  RmspropOptions<U> as() const {
-    return {static_cast<U>(lr), static_cast<U>(rest), static_cast<U>(eps), static_cast<U>(momentum)};
-  }
-};
-
-// m += rest1 * (g - m); s += rest2 * (g^2 - s); w -= size * m / (sqrt(s) + eps). State: m, s. `rest` is 1 - beta as
-// above, `size` adam_step_size.
+// m += rest1 * (g - m); s += rest2 * (g^2 - s); w -= size * m / (sqrt(s) + eps). State: m, s. `rest` is 1 - beta,
+// subtracted before it was rounded to T; `size` adam_step_size.
 template <typename T>
 struct AdamOptions {
   T size, rest1, rest2, eps;

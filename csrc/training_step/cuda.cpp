@@ -156,6 +156,8 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
   const Tensor b = updated(bias, "bias", {n_rows}, dtype, device);
   const Tensor b_acc = updated(bias_accumulator, "bias_accumulator", {n_rows}, dtype, device);
   const Tensor b_vel = updated(bias_velocity, "bias_velocity", {n_rows}, dtype, device);
+  TORCH_CHECK_VALUE(rows.dim() == 1 && rows.size(0) == n && rows.scalar_type() == at::kLong, "rows must be int64 [", n,
+                    "], not ", rows.scalar_type(), " ", rows.sizes());
   const Tensor sorted = contiguous(rows, "rows", {n}, at::kLong, device);
   const Tensor order = contiguous(positions, "positions", {n}, at::kLong, device);
   const Tensor of_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
