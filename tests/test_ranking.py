@@ -177,9 +177,9 @@ def test_nan_is_an_error_that_names_the_query(impl: str, place: str, at: int) ->
     first = at if place == "hidden" else 0
     message = told(f"query {first} has a NaN score", impl)
     for k in (1, 37):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ranking.NanScoreError, match=message):
             top_k(hidden, weight, bias, k, impl=impl)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ranking.NanScoreError, match=message):
         target_rank(hidden, weight, bias, targets, impl=impl)
 
 
@@ -194,15 +194,17 @@ def test_bad_arguments_are_named(impl: str) -> None:
     hidden, weight, bias, targets = problem(3, 10, 4, torch.float32)
     for target in (-1, 10):
         targets[1] = target
-        with pytest.raises(ValueError, match=told(rf"targets out of range: targets\[1\] = {target}", impl)):
+        with pytest.raises(ValueError, match=told(rf"targets out of range: targets\[1\] = {target}", impl)) as refused:
             target_rank(hidden, weight, bias, targets, impl=impl)
+        assert refused.type is ValueError
     with pytest.raises(ValueError, match=r"targets must be int64 \[Q\] = \[3\]"):
         target_rank(hidden, weight, bias, targets[:2], impl=impl)
     for k in (0, 11):
         with pytest.raises(ValueError, match=f"k={k}: choose 1 to 10"):
             top_k(hidden, weight, bias, k, impl=impl)
-    with pytest.raises(ValueError, match=told("exclude out of range", impl)):
+    with pytest.raises(ValueError, match=told("exclude out of range", impl)) as refused:
         top_k(hidden, weight, bias, 3, torch.full((3, 1), 10), impl=impl)
+    assert refused.type is ValueError
     with pytest.raises(ValueError, match=r"exclude must be int64 \[Q, E\]"):
         top_k(hidden, weight, bias, 3, torch.full((2, 1), 1), impl=impl)
     with pytest.raises(ValueError, match="hidden must be"):

@@ -6,7 +6,8 @@ scores chunks of queries, at most `SCORES_PER_CHUNK` scores at a time, so memory
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 
 SCORES_PER_CHUNK = 2**22
+
+
+class NanScoreError(ValueError):
+    """A query has a NaN score, which has no rank."""
 
 
 @torch.no_grad()
@@ -39,7 +44,8 @@ def target_rank(
         high. Rank, with ties counted not at all, whole or half: 1 + greater, + equal, + equal / 2.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, a target outside the catalogue, a NaN score.
+        ValueError: shapes, dtypes or devices that do not fit, a target outside the catalogue.
+        NanScoreError: a NaN score; a ValueError.
     """
     _check_table(hidden, weight, bias)
     if targets.dtype != torch.int64 or targets.shape != hidden.shape[:1] or targets.device != hidden.device:
@@ -48,7 +54,7 @@ def target_rank(
             f"got {targets.dtype} {list(targets.shape)} on {targets.device}"
         )
     count = implementation("target_rank", impl, hidden.device, target_rank_reference)
-    return count(hidden, weight, bias, targets)
+    return _run(count, targets, 0, hidden, weight, bias, targets)
 
 
 @torch.no_grad()
@@ -70,7 +76,8 @@ def top_k(
         `exclude` or because their score is -inf (which excludes an item too), the row ends in item -1, score -inf.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, k or an excluded item out of range, a NaN score.
+        ValueError: shapes, dtypes or devices that do not fit, k or an excluded item out of range.
+        NanScoreError: a NaN score; a ValueError.
     """
     _check_table(hidden, weight, bias)
     if not 1 <= k <= weight.shape[0]:
@@ -83,7 +90,22 @@ def top_k(
                 f"got {exclude.dtype} {list(exclude.shape)} on {exclude.device}"
             )
     find = implementation("top_k", impl, hidden.device, top_k_reference)
-    return find(hidden, weight, bias, k, exclude)
+    return _run(find, exclude, -1, hidden, weight, bias, k, exclude)
+
+
+def _run(
+    operator: Callable[..., Any], indices: Tensor | None, lowest: int, hidden: Tensor, weight: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    """Call the operator, whose kernels have one type of error: that of an index out of range and that of a NaN score.
+
+    Everything else was checked before, so that the indices tell which of them it is.
+    """
+    try:
+        return operator(hidden, weight, *others)
+    except ValueError as error:
+        if indices is not None and ((indices < lowest) | (indices >= len(weight))).any():
+            raise
+        raise NanScoreError(str(error)) from None
 
 
 def _check_table(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -147,14 +169,14 @@ def top_k_reference(
 
 
 def _score_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Scores [q, I] of successive slices of the queries; ValueError at the first query with a NaN score."""
+    """Scores [q, I] of successive slices of the queries; NanScoreError at the first query with a NaN score."""
     size = max(1, SCORES_PER_CHUNK // weight.shape[0])
     for begin in range(0, hidden.shape[0], size):
         queries = slice(begin, begin + size)
         scores = torch.nn.functional.linear(hidden[queries], weight, bias)
         nan = scores.amax(dim=1).isnan()  # amax hands NaN on
         if nan.any():
-            raise ValueError(
+            raise NanScoreError(
                 f"query {begin + int(nan.int().argmax())} has a NaN score: "
                 "look for NaN or infinity in hidden, weight and bias"
             )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.early_stopping import EarlyStopping
@@ -201,10 +202,8 @@ class BaseTrainer:
         self.network.eval()
         try:
             metrics = dict(validate())
-        except ValueError as error:
-            if "NaN score" in str(error):  # finite weights can overflow too
-                raise TrainingDiverged(f"validation found a NaN score {self.place}") from error
-            raise
+        except NanScoreError as error:  # finite weights can overflow too
+            raise TrainingDiverged(f"validation found a NaN score {self.place}") from error
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingDiverged(f"the validation metric {name} is {value} {self.place}")
