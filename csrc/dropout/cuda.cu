@@ -1,6 +1,29 @@
-#include "dropout/cuda.cuh"
+// Counter-based dropout masks. Specification: gru4rec_fast/ops/dropout.py.
+#include "common/philox.h"
+#include "common/simt.cuh"
+#include "dropout/dropout.h"
 
 namespace grf::cuda {
+
+constexpr int kDropoutThreads = 256;
+
+// Writes out [steps, lanes, units]: a bits_t of `kept` or of zero.
+//
+// Launch: one dimension, any number of blocks of any size; each thread takes elements in strides of the grid. Moves
+// sizeof(bits_t) bytes per element, written side by side by neighbouring threads, and reads none.
+template <typename bits_t>
+__global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMask mask, bits_t* __restrict__ out) {
+  const int64_t n = mask.steps * mask.lanes * mask.units;
+  for (int64_t i = global_thread(); i < n; i += all_threads()) {
+    const int64_t row = quotient(i, mask.units), step = quotient(row, mask.lanes);
+    const philox::Words counter{mask.stream, mask.first_step + static_cast<uint32_t>(step),
+                                static_cast<uint32_t>(row - step * mask.lanes),
+                                static_cast<uint32_t>(i - row * mask.units)};
+    const uint32_t word = philox::philox4x32(counter, mask.seed).w0;
+    out[i] = word >= mask.threshold ? static_cast<bits_t>(mask.kept) : bits_t{0};
+  }
+}
+
 namespace {
 
 template <typename bits_t>

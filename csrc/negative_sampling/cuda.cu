@@ -1,6 +1,34 @@
-#include "negative_sampling/cuda.cuh"
+// Draws from an alias table. Specification: gru4rec_fast/ops/negative_sampling.py.
+#include "common/philox.h"
+#include "common/simt.cuh"
+#include "negative_sampling/negative_sampling.h"
 
 namespace grf::cuda {
+
+constexpr int kNegativeThreads = 256;
+
+// Writes items and log_prob of every draw.
+//
+// Launch: one dimension, any number of blocks of any size; each thread takes draws in strides of the grid. A draw reads
+// two numbers of 8 bytes (at random, threshold and alias) and one of 4 (the item's), and writes 12 bytes in a row with
+// its neighbours.
+__global__ void __launch_bounds__(kNegativeThreads) draw_negatives_kernel(NegativeDraws draws) {
+  const int64_t total = draws.steps * draws.n;
+  const auto n_items = static_cast<uint32_t>(draws.n_items);
+  for (int64_t i = global_thread(); i < total; i += all_threads()) {
+    const int64_t t = quotient(i, draws.n);
+    const auto words = philox::philox4x32({philox::kStreamNegatives, draws.first_step + static_cast<uint32_t>(t),
+                                           static_cast<uint32_t>(i - t * draws.n), 0},
+                                          draws.seed);
+    const uint64_t high = static_cast<uint64_t>(words.w0) * n_items;
+    const uint64_t low = static_cast<uint64_t>(words.w1) * n_items;
+    const auto column = static_cast<int64_t>((high + (low >> 32)) >> 32);
+    const int64_t item = (words.w2 >> 1) < draws.threshold[column] ? column : draws.alias[column];
+    GRF_DEVICE_CHECK(item >= 0 && item < draws.n_items, "alias: holds numbers outside of the catalogue");
+    draws.items[i] = item;
+    draws.log_prob[i] = draws.table_log_prob[item];
+  }
+}
 
 void draw_negatives(const NegativeDraws& draws, cudaStream_t stream) {
   const int64_t total = draws.steps * draws.n;

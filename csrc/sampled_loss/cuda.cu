@@ -1,6 +1,127 @@
-#include "sampled_loss/cuda.cuh"
+// Rows of scores turned into their losses and gradients. Specification: gru4rec_fast/ops/sampled_loss.py and
+// sampled_loss_gradients.py; the losses themselves: sampled_loss/row_losses.cuh.
+#include "common/simt.cuh"
+#include "sampled_loss/row_losses.cuh"
+#include "sampled_loss/sampled_loss.h"
 
 namespace grf::cuda {
+
+// offsets [M + N].
+//
+// Launch: one dimension, any number of blocks of any size; threads take columns in strides of the grid. Of each column
+// two numbers and a flag are read, and one number written.
+template <typename T>
+__global__ void __launch_bounds__(kLossThreads) score_offsets_kernel(ScoreOffsets<T> p) {
+  for (int64_t j = global_thread(); j < p.m + p.n; j += all_threads()) {
+    const T bias = p.bias == nullptr ? T{0} : p.bias[j], log_q = p.log_q == nullptr ? T{0} : p.log_q[j];
+    const bool dead = p.in_batch && p.live != nullptr && j < p.m && !p.live[j];
+    p.offsets[j] = dead ? -static_cast<T>(INFINITY) : bias - log_q;
+  }
+}
+
+// Each thread's sums merged, in an order that is a function of the block's size alone.
+template <typename Sums>
+__device__ __forceinline__ Sums sums_of_block(Sums mine) {
+  GRF_SHARED(of_warps, Sums[kLossThreads / 32]);
+  for (int with = 16; with > 0; with /= 2) mine.merge(mine.shuffled(with));
+  __syncthreads();  // those of the call before have been read
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = mine;
+  __syncthreads();
+  Sums all = of_warps[0];
+  for (int warp = 1; warp < static_cast<int>(blockDim.x / 32); ++warp) all.merge(of_warps[warp]);
+  return all;
+}
+
+template <typename T>
+__device__ __forceinline__ T activate(T y, T elu) {
+  return elu == 0 || y > 0 ? y : elu * expm1(y);
+}
+
+// The product of a row with its own target.
+template <typename Operand>
+__device__ __forceinline__ typename Stored<Operand>::Sum own_product(const ScoreRows<Operand>& p, int64_t row) {
+  using Number = Stored<Operand>;
+  RowSums<typename Number::Sum, 0, 0> sums;
+  sums.clear();
+  for (int64_t k = threadIdx.x; k < p.width; k += blockDim.x) {
+    sums.of[0] += Number::widen(p.hidden[row * p.width + k]) * Number::widen(p.rows[row * p.width + k]);
+  }
+  return sums_of_block(sums).of[0];
+}
+
+// The gradients that run through a row's own target where this is no column of the products.
+template <typename Operand>
+__device__ __forceinline__ void write_own_gradients(const ScoreRows<Operand>& p, int64_t row, Operand of_score) {
+  using Number = Stored<Operand>;
+  const typename Number::Sum grad = Number::widen(of_score);
+  for (int64_t k = row * p.width + threadIdx.x; k < (row + 1) * p.width; k += blockDim.x) {
+    p.grad_hidden[k] = grad * Number::widen(p.rows[k]);
+    p.grad_rows[k] = grad * Number::widen(p.hidden[k]);
+  }
+  if (threadIdx.x == 0) p.grad_bias[row] = grad;
+}
+
+// Blocks that share the registers: more threads than this and, on some GPU, some loss spills.
+template <typename T>
+constexpr int kBlocksAtOnce = sizeof(T) == 4 ? 4 : 2;
+
+// Row `row` of `hidden`: from its products, in `scores`, their gradients. x: room for a row, or `scores` itself.
+template <typename Operand, RankingLoss kLoss, typename T>
+__device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t row, T* scores, Operand* grads, T* x) {
+  using Number = Stored<Operand>;
+  const T unseen = -static_cast<T>(INFINITY);
+  const int64_t columns = p.columns(), first = p.first_column(), own_column = p.in_batch ? row : -1;
+  const int64_t targets = p.in_batch ? p.m : 0;
+  const auto offset = [&](int64_t j) { return p.offsets == nullptr ? T{0} : p.offsets[j]; };
+  const auto count = [&](int64_t j) { return p.count == nullptr || j < targets ? T{1} : p.count[j - targets]; };
+  if (p.live != nullptr && !p.live[row]) {
+    for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) grads[j] = Operand{0};
+    if (!p.in_batch) write_own_gradients(p, row, Operand{0});
+    if (threadIdx.x == 0) p.losses[row] = 0;
+    return;
+  }
+  const T elu = kLoss == RankingLoss::bpr_max ? p.options.elu : T{0};
+  const T own = activate((p.in_batch ? scores[row] : own_product(p, row)) + offset(row), elu);
+  using Loss = RowLoss<T, kLoss>;
+  typename Loss::Sums sums;
+  sums.clear();
+  for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) {
+    if (j == own_column) continue;
+    const T shift = offset(first + j), y = scores[j] + shift;
+    const bool hit = p.ids != nullptr && p.ids[first + j] == p.ids[row];
+    const T value = hit || shift == unseen || y == unseen ? unseen : activate(y, elu);
+    x[j] = value;
+    if (value == unseen) continue;
+    sums.of[0] += count(j);
+    Loss::add(sums, value, count(j), own);
+  }
+  const Loss loss(sums_of_block(sums), own, p.options);
+  for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) {
+    if (j == own_column) continue;
+    grads[j] = Number::narrow(x[j] == unseen ? T{0} : loss.gradient(x[j], count(j)));
+  }
+  if (!p.in_batch) write_own_gradients(p, row, Number::narrow(loss.grad_own));
+  if (threadIdx.x != 0) return;
+  if (p.in_batch) grads[row] = Number::narrow(loss.grad_own);
+  p.losses[row] = loss.loss * p.options.scale;
+}
+
+// Launch: x over the chunk's rows, any number of blocks of a multiple of 32 threads up to kLossThreads, which take rows
+// in strides of the grid; shared memory for one row of columns, or none. A row of scores is read once and its gradients
+// are written once; where the row is not in shared memory, it is written and read once more between these. Its columns'
+// offsets, counts and ids, the same for all rows, come from caches. In the padded form two rows of H numbers are read
+// and two written besides.
+template <typename Operand, RankingLoss kLoss>
+__global__ void __launch_bounds__(kLossThreads, kBlocksAtOnce<typename Stored<Operand>::Sum>)
+    loss_rows_kernel(ScoreRows<Operand> p, bool row_in_shared) {
+  using T = typename Stored<Operand>::Sum;
+  GRF_DYNAMIC_SHARED(room, T);
+  for (int64_t i = blockIdx.x; i < p.n_rows; i += gridDim.x) {
+    T* const scores = p.scores + i * p.stride;
+    make_loss<Operand, kLoss>(p, p.first + i, scores, p.grads + i * p.stride, row_in_shared ? room : scores);
+  }
+}
+
 namespace {
 
 template <typename Operand, RankingLoss kLoss>
