@@ -61,7 +61,7 @@ class NaiveMatrix:
     def multiply(self, drawn: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
         """The product with a drawn matrix."""
         if self.transpose:
-            return _Product.apply(features, *drawn)  # type: ignore[no-any-return]
+            return Product.apply(features, *drawn)  # type: ignore[no-any-return]
         return drawn[0] @ features
 
     def _csr(self, values: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class NaiveMatrix:
         return torch.sparse_csr_tensor(self.offsets, self.columns, values, size, check_invariants=False)
 
 
-class _Product(torch.autograd.Function):
+class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:  # type: ignore[override]
         ctx.transposed = transposed

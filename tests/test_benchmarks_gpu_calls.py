@@ -93,6 +93,16 @@ def test_stages_in_parallel_and_the_end_of_the_time(tmp_path: Path) -> None:
     assert [stage["outcome"][:7] for stage in call.results["stages"].values()] == ["stopped"] + ["no time"] * 3
 
 
+def test_without_a_library_what_needs_it_is_left_out(tmp_path: Path) -> None:
+    """And nothing tries to compile it again."""
+    call = Call("A", tmp_path, dict(os.environ), 60, "")
+    call.run(Group((Stage("library", python("raise SystemExit(1)"), 20),)))
+    assert not call.has_library() and call.environment["GRU4REC_FAST_BUILD"] == "none"
+    call.skip(Group((Stage("tests gru", python("pass"), 20),), needs_library=True), "no native library")
+    call.close()
+    assert call.failures() == ["library: exit status 1", "tests gru: no native library"]
+
+
 def test_an_interrupted_stage_writes_what_it_measured(tmp_path: Path) -> None:
     code = """
 import sys, time
@@ -144,14 +154,13 @@ def test_call_a_on_a_stand_in(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("native_library")
-@pytest.mark.parametrize("call", ["A", "B"])
 @pytest.mark.parametrize("which", ["even", "odd"])
-def test_rows_that_fail_on_a_stand_in(tmp_path: Path, call: str, which: str) -> None:
+def test_rows_that_fail_on_a_stand_in(tmp_path: Path, which: str) -> None:
     """Of a few rows every other process fails; the other sides of these are measured, and the rest as it would be."""
     folder = tmp_path / "carried"
     prepare_stand_in(folder)
-    results = rehearse(call, folder, tmp_path / "out", "--only", "Gowalla", "--sabotage", which)
-    outcomes = {name: stage["outcome"] for name, stage in results["stages"].items()}
+    results = rehearse("A", folder, tmp_path / "out", "--only", "L @ E, Gowalla", "--sabotage", which)
+    outcomes = {name: stage["outcome"] for name, stage in results["stages"].items() if name != "library"}
     failed = [name for name, outcome in outcomes.items() if outcome != "ok"]
     assert failed and all(f"{name}, again without ours" in outcomes for name in failed)
     found = {row["row"]: OURS in row["seconds"] for row in results["rows"]}

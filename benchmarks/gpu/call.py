@@ -25,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from gpu import table  # noqa: E402
 from gpu.results import WAIT_VARIABLE, merge, write_json  # noqa: E402
-from gpu.stages import CALLS, OUT, ROOT, Group, Setting, Stage  # noqa: E402
+from gpu.stages import CALLS, LIBRARY, OUT, ROOT, Group, Setting, Stage  # noqa: E402
 
 SECONDS = {"A": 240.0, "B": 420.0}
 GRACE = 15.0  # seconds that an interrupted stage has to write what it measured
@@ -64,7 +65,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,  # and no session of its own, which would outlive this program where that is killed
         )
         self._reader = Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -93,14 +94,14 @@ class Process:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(GRACE)
             self.kill()
-        return self._process.poll() is not None
+        return self._stopped or self._process.poll() is not None
 
     def outcome(self) -> tuple[str, float]:
         """Return "ok" or the reason for the failure, and the seconds taken."""
         seconds = time.monotonic() - self._began
         self.kill()  # and what the process may have left running
         self._reader.join(2)
-        code = self._process.returncode
+        code = self._process.returncode or 0
         if self._stopped and not (self.stage.interrupt and code == 0):
             return f"stopped after {seconds:.0f} s", seconds
         if code:
@@ -111,7 +112,8 @@ class Process:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver can keep a process for ever
+            self._process.wait(10)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -127,9 +129,9 @@ class Call:
     def __init__(self, name: str, out: Path, environment: dict[str, str], seconds: float, sabotage: str) -> None:
         self.environment, self.results = environment, {"call": name, "stages": {}, "rows": []}
         self._out, self._seconds, self._sabotage = out, seconds, sabotage
+        self._fragments = Path(tempfile.mkdtemp())  # not in `out`, of which the first few files come back
         self._began, self._lock, self._n_started, self._n_first_tries = time.monotonic(), Lock(), 0, 0
-        shutil.rmtree(out / "fragments", ignore_errors=True)
-        (out / "fragments").mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         self._log = (out / "call.log").open("w")
 
     def run(self, group: Group) -> None:
@@ -157,7 +159,7 @@ class Call:
 
     def _start(self, stage: Stage, first_try: bool = True) -> Process:
         self._n_started += 1
-        fragment = self._out / "fragments" / f"{self._n_started}.json"
+        fragment = self._fragments / f"{self._n_started}.json"
         if first_try:
             self._n_first_tries += 1
             if self._sabotage and (self._n_first_tries % 2 == 0) == (self._sabotage == "even"):
@@ -180,8 +182,8 @@ class Call:
         self.say(f"=== {process.stage.name}: {outcome}, {seconds:.1f} s, at {self._at():.0f} s")
         for line in shown:
             print(f"    {line}"[:200], flush=True)
-        for trace in (self._out / "fragments").glob("*.gz"):
-            os.replace(trace, self._out / trace.name)
+        for trace in self._fragments.glob("*.gz"):
+            shutil.move(trace, self._out / trace.name)
         self.write()
         return outcome == "ok" or any(row["seconds"] for row in fragment.get("rows", []))
 
@@ -202,6 +204,18 @@ class Call:
             self.say(text)
         (self._out / "table.md").write_text(text + "\n")
 
+    def has_library(self) -> bool:
+        """Return whether the native library loads; where it does not, no later stage tries to compile it again."""
+        loads = bool(self._sabotage) or self.results["stages"].get(LIBRARY, {}).get("outcome") == "ok"
+        if not loads:
+            self.environment["GRU4REC_FAST_BUILD"] = "none"
+        return loads
+
+    def skip(self, group: Group, reason: str) -> None:
+        """Note that the stages of a group were not run."""
+        for stage in group.stages:
+            self.results["stages"][stage.name] = {"outcome": reason, "seconds": 0.0}
+
     def failures(self) -> list[str]:
         """Return a line for each stage that did not pass."""
         return [f"{name}: {s['outcome']}" for name, s in self.results["stages"].items() if s["outcome"] != "ok"]
@@ -215,7 +229,7 @@ class Call:
             print(line, file=self._log, flush=True)
 
     def close(self) -> None:
-        shutil.rmtree(self._out / "fragments")
+        shutil.rmtree(self._fragments)
         self._log.close()
 
     def _at(self) -> float:
@@ -232,11 +246,10 @@ def environment_of(where: Setting) -> dict[str, str]:
         paths.insert(0, str(ROOT))
     found = os.environ | {"PATH": where.path, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     if where.stand_in:
-        return found
+        return found | {"TORCH_COMPILE_DISABLE": "1"}  # half a minute a row
     # The carried library was compiled for this architecture.
     return found | {
         "GRU4REC_FAST_BUILD": "cuda",
-        "GRU4REC_FAST_REQUIRE_NATIVE": "1",
         "GRU4REC_FAST_CACHE": str(where.folder / "library"),
         "TORCH_CUDA_ARCH_LIST": "9.0",
     }
@@ -259,7 +272,11 @@ def main() -> int:
         if shutil.which(tool, path=where.path) is None:
             call.say(f"warning: {tool} is not on PATH")
     for group in CALLS[given.call](where):
-        call.run(replace(group, stages=tuple(stage for stage in group.stages if given.only in stage.name)))
+        if group.needs_library and not call.has_library():
+            call.skip(group, "no native library")
+            continue
+        chosen = tuple(stage for stage in group.stages if given.only in stage.name or stage.name == LIBRARY)
+        call.run(replace(group, stages=chosen))
     call.write()
     call.close()
     print((out / "table.md").read_text())

@@ -24,14 +24,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from gpu.results import WAIT_VARIABLE, Missing, wait_for_turn, write_json
 
 HERE = Path(__file__).parent
+CORES = len(os.sched_getaffinity(0))  # before torch is imported: OMP_PROC_BIND binds this thread to one of them
 REPLAYS = 2
+REBUILT = "GPU_CALL_REBUILT"  # set once a carried library has been replaced
 MEASURED_SECONDS = 0.5  # of one setting of the CPU engine
 CPU_THREADS = (1, 2, 4, 8, 16)
 LONGEST = 5
@@ -68,7 +70,15 @@ def library(given: argparse.Namespace) -> dict[str, Any]:
             reason = _build.difference(carried[0], wanted) if carried else f"{_build.cache_folder()} holds no library"
             print(f"compiling the library here: {reason}", flush=True)
             found["library"] = {"compiled_there": reason}
-        info = gru4rec_fast.build_info()
+        try:
+            info = gru4rec_fast.build_info()
+        except RuntimeError as error:
+            if REBUILT in os.environ:
+                raise
+            print(f"compiling the library here: {error}", flush=True)
+            shutil.rmtree(_build.cache_folder(), ignore_errors=True)
+            os.environ[REBUILT] = "1"
+            os.execv(sys.executable, [*sys.orig_argv])
         print(json.dumps({key: value for key, value in info.items() if key != "kernels"}, indent=1))
         assert info["native_cuda"], info["why_not_cuda"]
     return found
@@ -77,19 +87,28 @@ def library(given: argparse.Namespace) -> dict[str, Any]:
 def latencies(given: argparse.Namespace) -> dict[str, Any]:
     """Run the program that build_library.sh compiled; compile it here where it is missing or does not run."""
     program = given.folder / "latencies" if given.folder else None
-    if program and program.exists():
-        ran = subprocess.run([program.resolve()], capture_output=True, text=True, check=False)
-        if ran.returncode == 0:
-            return {"facts": {"latencies": json.loads(ran.stdout)}}
-        reason = f"{program} ended with code {ran.returncode}: {ran.stderr.strip()[-200:]}"
-    else:
-        reason = "FOLDER holds no program latencies"
-    print(f"compiling latencies.cu here: {reason}", flush=True)
-    with tempfile.TemporaryDirectory() as work:
-        compiled = Path(work, "latencies")
-        subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=sm_90", HERE / "latencies.cu", "-o", compiled], check=True)
-        ran = subprocess.run([compiled], stdout=subprocess.PIPE, text=True, check=True)
-    return {"facts": {"latencies": json.loads(ran.stdout)}}
+    found = latencies_of(program) if program and program.exists() else {}
+    if not found:
+        print("compiling latencies.cu here: FOLDER holds no program latencies that measures anything", flush=True)
+        with tempfile.TemporaryDirectory() as work:
+            compiled = Path(work, "latencies")
+            source = HERE / "latencies.cu"
+            subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=sm_90", source, "-o", compiled], check=True)
+            found = latencies_of(compiled)
+    if not found:
+        raise RuntimeError("no latency was measured")
+    return {"facts": {"latencies": found}}
+
+
+def latencies_of(program: Path) -> dict[str, float]:
+    """Run the program and return what it measured, which it prints even where it fails half-way."""
+    ran = subprocess.run([program.resolve()], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        print(f"{program} ended with code {ran.returncode}: {ran.stderr.strip()[-300:]}", flush=True)
+    try:
+        return dict(json.loads(ran.stdout))
+    except ValueError:
+        return {}
 
 
 def rates(given: argparse.Namespace) -> dict[str, Any]:
@@ -110,6 +129,10 @@ def timeline(given: argparse.Namespace) -> dict[str, Any]:
     for _ in range(4):  # the first launch is not captured, the second is
         run(per_replay)
     device.wait()
+    started = time.perf_counter()
+    run(REPLAYS * per_replay)
+    device.wait()
+    untraced = (time.perf_counter() - started) / (REPLAYS * per_replay)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.is_gpu else [])]
     with torch.profiler.profile(activities=activities) as profile:
         run(REPLAYS * per_replay)
@@ -124,7 +147,8 @@ def timeline(given: argparse.Namespace) -> dict[str, Any]:
         for event in profile.events()
         if event.device_type == kind and (device.is_gpu or event.cpu_parent is None)
     ]
-    return {"facts": {"timeline": {given.setting: summary(events, REPLAYS * per_replay)}}}
+    found = {"untraced_us_per_mini_batch": untraced * 1e6} | summary(events, REPLAYS * per_replay)
+    return {"facts": {"timeline": {given.setting: found}}}
 
 
 def summary(events: Iterable[tuple[str, float, float]], mini_batches: int) -> dict[str, Any]:
@@ -132,7 +156,8 @@ def summary(events: Iterable[tuple[str, float, float]], mini_batches: int) -> di
 
     Returns:
         us_per_mini_batch: from the first start to the last end. kernels: [name, count per mini-batch, mean us] by
-        total time. gaps_us: time between an event's end and the next one's start; negative where they overlap.
+        total time. gaps_us: time from the latest end so far to the next start; negative where events overlap.
+        Tracing lengthens gaps.
     """
     ordered = sorted(events, key=lambda event: event[1])
     if not ordered:
@@ -140,7 +165,8 @@ def summary(events: Iterable[tuple[str, float, float]], mini_batches: int) -> di
     by_name: dict[str, list[float]] = {}
     for name, start, end in ordered:
         by_name.setdefault(name[:120], []).append(end - start)
-    gaps = sorted(later[1] - earlier[2] for earlier, later in pairwise(ordered))
+    ends = accumulate((end for _, _, end in ordered), max)
+    gaps = sorted(event[1] - end for event, end in zip(ordered[1:], ends, strict=False))
     span = max(end for _, _, end in ordered) - ordered[0][1]
     return {
         "us_per_mini_batch": span / mini_batches,
@@ -178,17 +204,21 @@ def ncu(given: argparse.Namespace) -> dict[str, Any]:
         return {}
     with tempfile.TemporaryDirectory() as work:
         report = Path(work, "ncu.csv")
-        # The clocks are left as they are: the card is shared.
+        # Clocks are left as they are, since the card is shared; so are caches, in which a step finds its tables.
         command = [
-            program, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw",
+            program, "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv",
+            "--page", "raw",
             "--print-units", "base", "--metrics", ",".join(METRICS.values()), "--log-file", str(report),
             sys.executable, "-W", "ignore", "-m", "gpu.facts", "one-step", "--out", str(Path(work, "none.json")),
             "--setting", given.setting, "--device", given.device, *(["--tiny"] if given.tiny else []),
             *(["--folder", str(given.folder)] if given.folder else []),
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name != WAIT_VARIABLE}
-        subprocess.run(command, env=environment, check=True)
-        kernels = counters(report.read_text())
+        code = subprocess.run(command, env=environment, check=False).returncode
+        text = report.read_text() if report.exists() else ""
+        if code:
+            print(f"ncu ended with code {code}: {text.strip()[-1500:]}")
+        kernels = counters(text)
     return {"facts": {"ncu": {given.setting: kernels}}}
 
 
@@ -228,7 +258,7 @@ def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
     by_threads: dict[str, dict[str, float]] = {}
     found = {"facts": {"cpu_engine": {"processor": processor(), "us_per_mini_batch": by_threads}}}
     # In rising order: a thread of a larger team that has nothing to do would spin beside a smaller one.
-    for threads in [n for n in CPU_THREADS if n <= len(os.sched_getaffinity(0))]:
+    for threads in [n for n in CPU_THREADS if n <= CORES]:
         torch.set_num_threads(threads)
         for name, side in sides.items():
             seconds = side(5 if given.tiny else 50)
@@ -250,26 +280,14 @@ def device_of(given: argparse.Namespace) -> Any:
 
 
 def training_of(given: argparse.Namespace) -> Callable[[int], None]:
-    """Return a function that trains so many mini-batches of the setting by the fused step."""
+    """Return a function that trains so many mini-batches of a setting by the fused step."""
     from naive_pytorch import SETTINGS
 
     from gpu.folder import Folder
-    from gpu.rows_sessions import trainer_on
+    from gpu.rows_sessions import trainer_on, updates_of
 
     (setting,) = [setting for setting in SETTINGS if setting.name == given.setting]
-    trainer = trainer_on(device_of(given), Folder(given.folder).sessions(setting.log), setting)
-    if trainer.why_not_fused:
-        raise RuntimeError(f"no fused step: {trainer.why_not_fused}")
-    trainer.network.train()
-    trainer.loader.set_epoch(0)
-    hidden, runner, step = trainer.network.initial_state(trainer.loader.n_lanes), trainer.begin_fused(), 0
-
-    def run(updates: int) -> None:
-        nonlocal step
-        runner.run(updates, hidden, step=step)
-        step += updates
-
-    return run
+    return updates_of(trainer_on(device_of(given), Folder(given.folder).sessions(setting.log), setting))
 
 
 FACTS = {

@@ -64,6 +64,22 @@ __global__ void cluster_barriers(int n) {
 }
 
 cudaStream_t stream;
+std::vector<std::string> measured;  // lines of JSON
+
+// Also where a check ends the program: what was measured until then is kept.
+void print_measured() {
+  std::printf("{\n");
+  for (size_t i = 0; i < measured.size(); ++i) {
+    std::printf("%s%s\n", measured[i].c_str(), i + 1 < measured.size() ? "," : "");
+  }
+  std::printf("}\n");
+}
+
+void note(const std::string& name, double ns) {
+  char line[160];
+  std::snprintf(line, sizeof line, "  \"%s\": %.1f", name.c_str(), ns);
+  measured.emplace_back(line);
+}
 
 // Median device time of `work`, in ns.
 double device_ns(const std::function<void()>& work) {
@@ -93,21 +109,26 @@ void launch_empty(int blocks, int threads, bool dependent) {
   CHECK(cudaLaunchKernelEx(&config, empty));
 }
 
-// Per node of a chain of kNodes empty kernels, captured and replayed.
-double graph_node_ns(int blocks, int threads, bool dependent) {
+double host_ns(const std::function<void()>& enqueue);
+
+// Notes the time per node of a chain of kNodes empty kernels, captured and replayed, and the host's to launch the
+// graph.
+void note_graph(const std::string& grid, int blocks, int threads, bool dependent) {
   cudaGraph_t graph;
   cudaGraphExec_t ready;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   for (int i = 0; i < kNodes; ++i) launch_empty(blocks, threads, dependent);
   CHECK(cudaStreamEndCapture(stream, &graph));
   CHECK(cudaGraphInstantiate(&ready, graph, 0));
-  const double ns = device_ns([&] { CHECK(cudaGraphLaunch(ready, stream)); }) / kNodes;
+  const auto launch = [&] { CHECK(cudaGraphLaunch(ready, stream)); };
+  const std::string edges = dependent ? " with programmatic dependent launch, " : ", ";
+  note("graph node" + edges + grid, device_ns(launch) / kNodes);
+  note("host, launch a graph of 100" + edges + grid, host_ns(launch));
   CHECK(cudaGraphExecDestroy(ready));
   CHECK(cudaGraphDestroy(graph));
-  return ns;
 }
 
-// The host's time to enqueue one kernel, and one graph of kNodes.
+// The host's time to enqueue something.
 double host_ns(const std::function<void()>& enqueue) {
   for (int warm = 0; warm < 3; ++warm) enqueue();
   CHECK(cudaStreamSynchronize(stream));
@@ -118,9 +139,10 @@ double host_ns(const std::function<void()>& enqueue) {
   return std::chrono::duration<double, std::nano>(end - start).count() / 50;
 }
 
-double cluster_barrier_ns(int size, int clusters) {
+// Notes nothing where the device has no room for clusters of that size.
+void note_cluster_barrier(int size, int clusters) {
   if (size > 8) {
-    CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -128,21 +150,21 @@ double cluster_barrier_ns(int size, int clusters) {
   cudaLaunchConfig_t config{};
   config.gridDim = size * clusters, config.blockDim = 256, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = 1;
+  int fitting = 0;
+  if (cudaOccupancyMaxActiveClusters(&fitting, cluster_barriers, &config) != cudaSuccess || fitting < clusters) {
+    cudaGetLastError();
+    return;
+  }
   const auto run = [&](int n) { return device_ns([&] { CHECK(cudaLaunchKernelEx(&config, cluster_barriers, n)); }); };
-  return (run(2 * kBarriers) - run(kBarriers)) / kBarriers;
+  note("cluster barrier, " + std::to_string(size) + " blocks x 256", (run(2 * kBarriers) - run(kBarriers)) / kBarriers);
 }
 
 int main() {
+  std::atexit(print_measured);
   cudaDeviceProp device;
   CHECK(cudaGetDeviceProperties(&device, 0));
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   const int sms = device.multiProcessorCount;
-  std::vector<std::string> out;
-  const auto note = [&](const std::string& name, double ns) {
-    char line[160];
-    std::snprintf(line, sizeof line, "  \"%s\": %.1f", name.c_str(), ns);
-    out.emplace_back(line);
-  };
 
   for (const int blocks : {1, sms}) {
     const std::string grid = std::to_string(blocks) + " x 256";
@@ -150,8 +172,7 @@ int main() {
       for (int i = 0; i < kNodes; ++i) launch_empty(blocks, 256, false);
     });
     note("kernel in a stream, " + grid, chain / kNodes);
-    note("graph node, " + grid, graph_node_ns(blocks, 256, false));
-    note("graph node with programmatic dependent launch, " + grid, graph_node_ns(blocks, 256, true));
+    for (const bool dependent : {false, true}) note_graph(grid, blocks, 256, dependent);
   }
   note("host, enqueue a kernel", host_ns([&] { launch_empty(1, 256, false); }));
 
@@ -177,12 +198,6 @@ int main() {
     note("grid barrier (cooperative groups), " + shape, (grid(2 * kBarriers) - grid(kBarriers)) / kBarriers);
     note("grid barrier (one counter), " + shape, (counted(2 * kBarriers) - counted(kBarriers)) / kBarriers);
   }
-  for (const int size : {2, 4, 8, 16}) {
-    note("cluster barrier, " + std::to_string(size) + " blocks x 256", cluster_barrier_ns(size, 4));
-  }
-
-  std::printf("{\n");
-  for (size_t i = 0; i < out.size(); ++i) std::printf("%s%s\n", out[i].c_str(), i + 1 < out.size() ? "," : "");
-  std::printf("}\n");
+  for (const int size : {2, 4, 8, 16}) note_cluster_barrier(size, 4);
   return 0;
 }

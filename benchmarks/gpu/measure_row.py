@@ -37,7 +37,14 @@ def main() -> int:
     name, device = names[given.row], Device(torch.device(given.device), given.impl, given.tiny)
     wait_for_turn()
     try:
-        row = measure(name, BUILDERS[name.target], device, Folder(given.folder), given.without)
+        row = measure(
+            name,
+            BUILDERS[name.target],
+            device,
+            Folder(given.folder),
+            given.without,
+            save=lambda row: write_json(given.out, {"rows": [row]}),
+        )
     except Missing as missing:
         print(f"left out: {missing}")
         write_json(given.out, {"left_out": [f"{name}: {missing}"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from turns import Side, spread, units_per_turn
@@ -47,10 +48,17 @@ def built_at_first_use(build: Callable[[], Side]) -> Side:
     return run
 
 
-def measure(name: RowName, build: Builder, device: Device, folder: Folder, left_out: Collection[str]) -> dict[str, Any]:
+def measure(
+    name: RowName,
+    build: Builder,
+    device: Device,
+    folder: Folder,
+    left_out: Collection[str] = (),
+    save: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
     """Time the sides of a row in turns. A side that fails, ours included, is noted, and the others are timed.
 
-    left_out: sides not to run.
+    left_out: sides not to run. save: called with the row after every round, since the process may be stopped.
 
     Raises:
         Missing: the row's data are not in the folder.
@@ -60,20 +68,52 @@ def measure(name: RowName, build: Builder, device: Device, folder: Folder, left_
         rounds, turn_seconds = (2, 0.0) if device.tiny else (row.rounds, row.turn_seconds)
         sides = {side: run for side, run in row.sides.items() if side not in left_out}
         n: dict[str, int] = {}
-        failed = {}
-        for side, run in sides.items():
+        times: dict[str, list[float]] = {}
+        mib: dict[str, float | None] = {}
+        failed: dict[str, str] = {}
+
+        def attempt(side: str, work: Callable[[], None]) -> None:
             try:
-                n[side] = units_per_turn(run, turn_seconds)
+                work()
             except Missing as missing:
                 row.notes.append(f"{side} left out: {missing}")
+                del sides[side]
             except Exception as error:
                 failed[side] = one_line(error)
-        times: dict[str, list[float]] = {side: [] for side in n}
+                del sides[side]
+
+        def warm_up(side: str) -> None:
+            n[side] = units_per_turn(sides[side], turn_seconds)
+            for _ in range(2 if row.unit == "mini-batch" and not device.tiny else 0):  # first ones are slower
+                n[side] = max(n[side], round(turn_seconds / sides[side](n[side])))
+            times[side] = []
+
+        def take_turn(side: str) -> None:
+            times[side].append(sides[side](n[side]))
+
+        def measure_peak(side: str) -> None:
+            mib[side] = device.peak_mib(sides[side])
+
+        for side in [*sides]:
+            attempt(side, partial(warm_up, side))
         for _ in range(rounds):
-            for side, units in n.items():
-                times[side].append(sides[side](units))
-        # The peak of a whole training says nothing: some sides build a new model in every turn.
-        mib = {side: device.peak_mib(sides[side]) for side in n if row.unit == "call"}
+            for side in [*sides]:
+                attempt(side, partial(take_turn, side))
+            save(_row(name, row, n, {side: times[side] for side in sides}, mib, failed))
+        for side in [*sides] if row.unit == "call" else []:  # some sides build a new model in every turn
+            attempt(side, partial(measure_peak, side))
+    return _row(name, row, n, {side: times[side] for side in sides}, mib, failed)
+
+
+def _row(
+    name: RowName,
+    row: Row,
+    n: dict[str, int],
+    times: dict[str, list[float]],
+    mib: dict[str, float | None],
+    failed: dict[str, str],
+) -> dict[str, Any]:
+    """Return the row as JSON."""
     ours = times.get(OURS)
     return {
         "row": str(name),

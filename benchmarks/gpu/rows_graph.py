@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from bench_graph_training import Model, naive
+from naive_graph import Product
 from playing import graph_player, player_side
 from torch import Tensor
 from turns import Side
@@ -55,7 +56,9 @@ def product(name: RowName, device: Device, folder: Folder) -> Row:
     }
     for form, given in indices.items():
         matrix = torch.sparse_csr_tensor(*given, values, (n_nodes, n_nodes), check_invariants=False)
-        multiply[TARGETS["gowalla"].against + form] = lambda x, matrix=matrix: matrix @ x  # type: ignore[misc]
+        multiply[TARGETS["gowalla"].against + form] = partial(multiply_symmetric, matrix)
+    if backward:
+        multiply["torch CSR by autograd"] = lambda x, matrix=matrix: matrix @ x  # type: ignore[misc]
 
     def side(times: Callable[[Tensor], Tensor]) -> Side:
         if not backward:
@@ -70,6 +73,11 @@ def product(name: RowName, device: Device, folder: Folder) -> Row:
         n_bytes=n_bytes * (2 if backward else 1),
         notes=[f"{n_nodes} nodes, {entries} entries"],
     )
+
+
+def multiply_symmetric(matrix: Tensor, features: Tensor) -> Tensor:
+    """Multiply by a symmetric matrix; the backward pass takes it as it is, where autograd would transpose it anew."""
+    return Product.apply(features, matrix, matrix)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def step(name: RowName, device: Device, folder: Folder) -> Row:

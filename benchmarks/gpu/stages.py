@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = "{out}"  # in a command: the JSON file that the stage writes
 PYTHON = (sys.executable, "-P", "-W", "ignore")
 PYTEST = (*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short")
+LIBRARY = "library"  # the first stage of each call
+# Tests of many sizes against the reference on the processor: they take a minute and more.
+LONG_TESTS = (
+    "test_losses_are_as_close_as_the_reference",
+    "test_losses_of_bfloat16_are_as_close_as_the_reference",
+    "test_ngcf_layers_are_as_close_as_the_reference",
+    "test_gru_is_as_close_as_the_reference",
+)
 OTHER_GPU_TESTS = ("tests/test_loader.py", "tests/test_memory_record.py")
 
 
@@ -71,39 +79,41 @@ class Setting:
 
 @dataclass(frozen=True)
 class Group:
-    """Stages that run `at_once` at a time."""
+    """Stages that run `at_once` at a time; `needs_library`: they are skipped where the native library does not load."""
 
     stages: tuple[Stage, ...]
     at_once: int = 1
+    needs_library: bool = False
 
 
 def call_a(where: Setting) -> Iterator[Group]:
-    """Yield the first call: what there is, whether it is right, the facts, and the rows in fp32."""
+    """Yield the first call: what there is, whether it is right, the facts, and the rows in fp32. Time may run out."""
     rows = [*row_names(("", FP32))]
     with_goals = [name for name in rows if TARGETS[name.target].goals]
-    yield Group((fact(where, "library", 150),))
-    yield Group(tuple(tests(where, 60)), at_once=at_once(where))
+    yield Group((fact(where, LIBRARY, 150),))
+    yield Group(tuple(tests(where, 40, everything=False)), at_once(where), needs_library=True)
     yield Group(
         (
             fact(where, "latencies", 20),
             fact(where, "rates", 20),
             fact(where, "timeline", 25, "--setting", "xe-100"),
             fact(where, "timeline", 25, "--setting", "xe-480"),
-            *(row(where, name) for name in with_goals),
-            fact(where, "ncu", 45),
+            fact(where, "ncu", 40),
+            row(where, with_goals[0]),
             cpu_engine(where),
+            *(row(where, name) for name in with_goals[1:]),
             *(row(where, name) for name in rows if name not in with_goals),
         )
     )
 
 
 def call_b(where: Setting) -> Iterator[Group]:
-    """Yield the second call: the other precisions, all tests, a long run, and the sanitizers last."""
-    yield Group((fact(where, "library", 150), fact(where, "rates", 20)))
+    """Yield the second call: the other precisions, all tests, the sanitizers, and a long run in what time is left."""
+    yield Group((fact(where, LIBRARY, 150), fact(where, "rates", 20)))
     yield Group(tuple(row(where, name) for name in row_names((TF32, BF16))))
-    yield Group(tuple(tests(where, 120, everything=True)), at_once=at_once(where))
+    yield Group(tuple(tests(where, 100, everything=True)), at_once(where), needs_library=True)
+    yield Group(tuple(sanitizers(where, 60)), at_once(where) // 2, needs_library=True)
     yield Group((long_run(where, "ngcf_gowalla_b8192", 120),))
-    yield Group(tuple(sanitizers(where, 60)), at_once=at_once(where))
 
 
 CALLS = {"A": call_a, "B": call_b}
@@ -118,7 +128,7 @@ def fact(where: Setting, name: str, limit: float, *options: str) -> Stage:
     """Return the stage of a fact of facts.py."""
     shown = " ".join([name, *options[1::2]])
     command = (*PYTHON, "-m", "gpu.facts", name, *options, *where.options)
-    return Stage(shown, command, where.seconds(limit), waits=name != "library")
+    return Stage(shown, command, where.seconds(limit), waits=name != LIBRARY)
 
 
 def cpu_engine(where: Setting) -> Stage:
@@ -134,31 +144,38 @@ def row(where: Setting, name: RowName) -> Stage:
     return Stage(str(name), command, where.seconds(limit), waits=True, otherwise=(*command, "--without", "ours"))
 
 
-def tests(where: Setting, limit: float, everything: bool = False) -> Iterator[Stage]:
-    """Yield a stage per family of kernels, and per other function of tests/test_cuda.py; `everything`: and other files.
+def tests(where: Setting, limit: float, everything: bool) -> Iterator[Stage]:
+    """Yield a stage per family of kernels, and one per other function of tests/test_cuda.py.
 
-    The stand-in runs the families' cases by the emulation, and no others.
+    everything: the long ones, which start first, and the GPU tests of other files, too. On the stand-in all of them are
+    skipped by pytest, for want of a GPU; the families' cases run there by the emulation, in tests of their own.
     """
-    if where.stand_in:
-        for family in families():
-            node = f"tests/test_benchmarks_gpu.py::test_the_sanitizer_s_cases_under_emulation[{family}]"
-            yield Stage(f"tests {family}", (*PYTEST, node), where.seconds(limit), must_print="1 passed")
-        return
     file = "tests/test_cuda.py"
-    arguments = {family: (file, "-m", "sanitizer", "-k", family) for family in families()}
-    arguments |= {name: (f"{file}::{name}",) for name in functions_without_families(ROOT / file)}
+    functions = functions_without_families(ROOT / file)
+    arguments = {name: (f"{file}::{name}",) for name in LONG_TESTS if everything}
+    arguments |= {family: (file, "-m", "sanitizer", "-k", family) for family in families()}
+    arguments |= {name: (f"{file}::{name}",) for name in functions if name not in LONG_TESTS}
     if everything:
         arguments |= {other: (other, "-k", "cuda or gpu") for other in OTHER_GPU_TESTS}
     for name, chosen in arguments.items():
-        # Many run at once: two threads each for the references on the processor.
         yield Stage(
-            f"tests {name}", (*PYTEST, *chosen), limit, must_print=" passed", environment={"OMP_NUM_THREADS": "2"}
+            f"tests {name}",
+            (*PYTEST, *chosen),
+            where.seconds(limit),
+            must_print=" skipped" if where.stand_in else " passed",
+            environment={"OMP_NUM_THREADS": "2"},  # many run at once, with references on the processor
         )
 
 
 def families() -> list[str]:
     """Return the families that have CUDA kernels."""
     return sorted(path.parent.name for path in ROOT.glob("csrc/*/cuda.cu"))
+
+
+def uses_shared_memory(family: str) -> bool:
+    """Return whether a kernel of the family declares shared memory, which is all that racecheck looks at."""
+    sources = [path.read_text() for path in (ROOT / "csrc" / family).glob("*.cu*")]
+    return any("GRF_SHARED" in text or "GRF_DYNAMIC_SHARED" in text for text in sources)
 
 
 def functions_without_families(path: Path) -> list[str]:
@@ -188,6 +205,8 @@ def sanitizers(where: Setting, limit: float) -> Iterator[Stage]:
         return
     for check in ("memcheck", "racecheck"):
         for family in families():
+            if check == "racecheck" and not uses_shared_memory(family):
+                continue
             yield Stage(
                 f"{check} {family}",
                 (
@@ -195,6 +214,6 @@ def sanitizers(where: Setting, limit: float) -> Iterator[Stage]:
                     "--kernel-regex", "kns=grf", *PYTEST, "tests/test_cuda.py", "-m", "sanitizer", "-k", family,
                 ),
                 limit,
-                must_print="" if where.stand_in else " passed",
+                must_print=" skipped" if where.stand_in else " passed",
                 environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             )  # fmt: skip

@@ -133,7 +133,8 @@ def _facts(facts: dict[str, Any]) -> Iterator[str]:
         gaps = ", ".join(f"{name} {us:.2f}" for name, us in found["gaps_us"].items())
         yield from [
             "",
-            f"GPU timeline of {setting}, replayed: {found['us_per_mini_batch']:.1f} us a mini-batch, "
+            f"GPU timeline of {setting}, replayed: {found['untraced_us_per_mini_batch']:.1f} us a mini-batch untraced, "
+            f"{found['us_per_mini_batch']:.1f} traced, "
             f"{found['busy_us_per_mini_batch']:.1f} of them in {found['events_per_mini_batch']:.1f} kernels; "
             f"gaps in us: {gaps}",
         ]
