@@ -54,12 +54,14 @@ SABOTAGE = (
 class Process:
     """A started stage. Its output goes to the log line by line; the last lines are kept."""
 
-    def __init__(self, stage: Stage, fragment: Path, call: Call) -> None:
+    def __init__(self, stage: Stage, fragment: Path, call: Call, sabotage: str = "") -> None:
         self.stage, self.fragment = stage, fragment
+        command = (sys.executable, "-c", sabotage, OUT) if sabotage else stage.command
+        self._limit = 3 if sabotage else stage.limit
         self.tail: list[str] = []
         self._call, self._stopped, self._began = call, False, time.monotonic()
         self._process = subprocess.Popen(
-            [part.replace(OUT, str(fragment)) for part in stage.command],
+            [part.replace(OUT, str(fragment)) for part in command],
             cwd=ROOT,
             env=call.environment | stage.environment | ({WAIT_VARIABLE: "1"} if stage.waits else {}),
             stdin=subprocess.PIPE,
@@ -87,7 +89,7 @@ class Process:
 
     def has_ended(self, left: float) -> bool:
         """Return whether the process has ended. It is stopped at its limit, or when the call has no seconds left."""
-        if self._process.poll() is None and (time.monotonic() - self._began > self.stage.limit or left <= 0):
+        if self._process.poll() is None and (time.monotonic() - self._began > self._limit or left <= 0):
             self._stopped = True
             if self.stage.interrupt:
                 self._signal(signal.SIGINT)
@@ -159,13 +161,12 @@ class Call:
 
     def _start(self, stage: Stage, first_try: bool = True) -> Process:
         self._n_started += 1
-        fragment = self._fragments / f"{self._n_started}.json"
+        fragment, sabotage = self._fragments / f"{self._n_started}.json", ""
         if first_try:
             self._n_first_tries += 1
             if self._sabotage and (self._n_first_tries % 2 == 0) == (self._sabotage == "even"):
-                snippet = SABOTAGE[self._n_first_tries // 2 % len(SABOTAGE)]
-                stage = replace(stage, command=(sys.executable, "-c", snippet, OUT), limit=3)
-        return Process(stage, fragment, self)
+                sabotage = SABOTAGE[self._n_first_tries // 2 % len(SABOTAGE)]
+        return Process(stage, fragment, self, sabotage)
 
     def _settle(self, process: Process) -> bool:
         """Merge and report what a process has measured; return whether it passed or left figures."""

@@ -125,7 +125,7 @@ def timeline(given: argparse.Namespace) -> dict[str, Any]:
 
     device = device_of(given)
     run = training_of(given)
-    per_replay = 16
+    per_replay = device.size(16, 1)
     for _ in range(4):  # the first launch is not captured, the second is
         run(per_replay)
     device.wait()
@@ -185,7 +185,7 @@ def one_step(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     run = training_of(given)
-    run(16)  # loads the kernels
+    run(2 if given.tiny else 16)  # loads the kernels
     if given.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.start()

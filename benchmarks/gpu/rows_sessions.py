@@ -97,10 +97,11 @@ def updates_of(trainer: EpochPlayer) -> Callable[[int], None]:
 
 
 def updates_side(run: Callable[[int], None], device: Device) -> Side:
-    """Time updates by the host's clock, in multiples of a launch's 16."""
+    """Time updates by the host's clock, in whole launches."""
+    of_a_launch = device.size(16, 1)
 
     def side(n: int) -> float:
-        units = 16 * max(1, n // 16)
+        units = of_a_launch * max(1, n // of_a_launch)
         device.wait()
         started = time.perf_counter()
         run(units)
