@@ -100,9 +100,9 @@ def prepare_stand_in(folder: Path) -> None:
 
     for name in LOGS:
         synthetic_store(folder / "data" / name / "train", 6000, 400)
-    draws = np.random.default_rng(0).random((900, 2)) ** 2 * (50, 70)
-    graph = InteractionGraph.from_arrays(*draws.astype(np.int64).T, n_users=50, n_items=70)
-    for part in ("train", "test"):
+    draws = (np.random.default_rng(0).random((900, 2)) ** 2 * (50, 70)).astype(np.int64)
+    for part, chosen in (("train", draws[:700]), ("test", draws[700:])):
+        graph = InteractionGraph.from_arrays(*chosen.T, n_users=50, n_items=70)
         graph.save(folder / "data" / "gowalla" / part)
     for name, text in STAND_INS.items():
         program = folder / name
