@@ -17,7 +17,7 @@ from turns import Side
 from gpu.device import Device
 from gpu.folder import Folder
 from gpu.rows import Builder, Row, built_at_first_use
-from gpu.targets import OURS, RowName
+from gpu.targets import OURS, OURS_STEADY, RowName
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.training.epoch import EpochPlayer
@@ -46,7 +46,7 @@ def training(name: RowName, device: Device, folder: Folder) -> Row:
 
     sides = {
         OURS: built_at_first_use(ours),
-        "ours without the starts of epochs": built_at_first_use(whole_launches),
+        OURS_STEADY: built_at_first_use(whole_launches),
         "official": built_at_first_use(lambda: official(folder, store, setting, device)),
         "plain PyTorch": built_at_first_use(
             lambda: device.host_side(NaiveTraining(store, setting, device=device.torch).step)

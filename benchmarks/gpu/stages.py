@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gpu.targets import BF16, FP32, TARGETS, TF32, RowName, row_names
+from gpu.targets import BF16, FP32, OURS, OURS_STEADY, TARGETS, TF32, RowName, row_names
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = "{out}"  # in a command: the JSON file that the stage writes
@@ -140,8 +140,9 @@ def cpu_engine(where: Setting) -> Stage:
 def row(where: Setting, name: RowName) -> Stage:
     """Return the stage of a row; where it fails, the other sides are measured without native kernels of ours."""
     command = (*PYTHON, "-m", "gpu.measure_row", str(name), *where.options)
+    without_ours = ("--without", OURS, "--without", OURS_STEADY)
     limit = 75 if "loss" in name.target else 45  # torch.compile
-    return Stage(str(name), command, where.seconds(limit), waits=True, otherwise=(*command, "--without", "ours"))
+    return Stage(str(name), command, where.seconds(limit), waits=True, otherwise=(*command, *without_ours))
 
 
 def tests(where: Setting, limit: float, everything: bool) -> Iterator[Stage]:
