@@ -251,14 +251,14 @@ def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
     """A signal ends a run within a fraction of its length; meanwhile progress is shown, and other threads go on."""
     lines = _Lines()
     trainer = long_trainer(out=tmp_path, progress=lines)
-    turns = [0]
+    slept = [0]  # how often the other thread slept a millisecond while the training ran
 
     def press() -> None:
         while not lines.advances:
             time.sleep(0.01)
-        end = time.monotonic() + 0.7
-        while time.monotonic() < end:
-            turns[0] += 1
+        first = lines.advances
+        while lines.advances < first + 4:  # not a fixed time: under a sanitizer one call takes many times longer
+            slept[0] += 1
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -268,8 +268,7 @@ def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
         with pytest.raises(TrainingInterrupted, match=r"in epoch 1 after mini-batch \d+ of it"):
             trainer.run()
         thread.join()
-    assert turns[0] > 50, "the interpreter's lock was held"
-    assert lines.advances >= 4
+    assert slept[0] > 4 * 10, "the interpreter's lock was held: the other thread ran between calls alone"
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["step"] == trainer.place.step > 0
 
 
