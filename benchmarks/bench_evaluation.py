@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 import torch
-from logs import LogShelf
+from datasets import LogShelf
 from machine import limits
-from turns import timed
+from interleave import timed
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
@@ -115,7 +115,7 @@ def test_time(compare: Any, logs: LogShelf, official: Any) -> None:
     sides = [side for side in SIDES if side != "official" or official is not None]
     evaluations = {side: evaluation_of(side, train, test, official, lambda: frame_of(test)) for side in sides}
     found = {side: evaluate() for side, evaluate in evaluations.items()}
-    for recall, mrr in found.values():  # a score's rounding may swap two neighbours: a target or two
+    for recall, mrr in found.values():  # a score's rounding may swap two neighbors: a target or two
         assert recall == pytest.approx(found["naive"][0], abs=3 / test.n_targets)
         assert mrr == pytest.approx(found["naive"][1], abs=1e-4)
     seconds = compare(

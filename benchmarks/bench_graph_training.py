@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 from naive_graph import NaiveLightGCN, NaiveNGCF
-from playing import graph_player, player_side
+from trainers import graph_player, player_side
 from torch import Tensor
-from turns import Side
+from interleave import Side
 
 from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, TripleSampler
@@ -72,7 +72,7 @@ def naive(
     optimizer = torch.optim.Adam(network.parameters(), lr=model.parameters.learning_rate)
 
     def step(number: int) -> float:
-        loss = network.loss(*triples[number % len(triples)], model.parameters.reg)
+        loss = network.loss(*triples[number % len(triples)], model.parameters.reg_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

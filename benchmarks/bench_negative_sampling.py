@@ -21,7 +21,7 @@ n_items_cases = pytest.mark.parametrize("n_items", [43_000, 1_000_000])
 
 
 def zipf_support(n_items: int) -> Tensor:
-    """Popularity 1 / rank, the ranks shuffled: popular items are not neighbours in a real catalogue."""
+    """Popularity 1 / rank, the ranks shuffled: popular items are not neighbors in a real catalogue."""
     return ((1e6 / torch.arange(1, n_items + 1)).long() + 1)[torch.randperm(n_items)]
 
 

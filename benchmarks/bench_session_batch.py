@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from logs import LogShelf
+from datasets import LogShelf
 from machine import limits
-from turns import Side, timed
+from interleave import Side, timed
 
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.ops import session_batch, session_batch_state

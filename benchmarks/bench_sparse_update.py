@@ -18,12 +18,12 @@ from gru4rec_fast import ops
 
 SHAPES = [(2080, 100, 2933), (2096, 480, 43097), (2128, 224, 2933), (2304, 512, 43097)]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "sparse_adagrad": {"lr": 0.05},
-    "sparse_adam": {"lr": 0.05, "step": 10},
+    "sparse_adagrad_": {"lr": 0.05},
+    "sparse_adam_": {"lr": 0.05, "step": 10},
 }
 TORCH = {
-    "sparse_adagrad": torch.optim.Adagrad,
-    "sparse_adam": torch.optim.SparseAdam,
+    "sparse_adagrad_": torch.optim.Adagrad,
+    "sparse_adam_": torch.optim.SparseAdam,
 }
 
 
@@ -40,8 +40,8 @@ def test_update(benchmark: Any, shape: tuple[int, int, int], rule: str, side: st
         table.grad = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=False)
         benchmark(optimizer.step)
     else:
-        state = [torch.zeros(catalogue, width) for _ in range(2 if rule == "sparse_adam" else 1)]
-        state += [None] * (rule != "sparse_adam")  # no momentum
+        state = [torch.zeros(catalogue, width) for _ in range(2 if rule == "sparse_adam_" else 1)]
+        state += [None] * (rule != "sparse_adam_")  # no momentum
 
         def ours() -> None:
             with torch.no_grad():

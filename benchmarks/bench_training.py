@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from logs import LogShelf
+from datasets import LogShelf
 from machine import Shape, limits
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from playing import estimator_side, player_of
-from turns import Side, timed
+from trainers import estimator_side, player_of
+from interleave import Side, timed
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from turns import Comparison
+from interleave import Comparison
 
 PEERS = ("official", "ngcf", "lightgcn")
 
@@ -55,6 +55,6 @@ def compare(request: pytest.FixtureRequest, benchmark: Any) -> Comparison:
 @pytest.fixture(scope="session")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The real and the synthetic logs: `logs.LogShelf`."""
-    from logs import LogShelf
+    from datasets import LogShelf
 
     return LogShelf(tmp_path_factory.mktemp("logs"))

@@ -56,7 +56,7 @@ def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Interact
         started, total = time.perf_counter(), 0.0
         network.train()
         for _, triples in sampler.epoch(epoch):
-            loss = network.loss(*triples, p.reg)
+            loss = network.loss(*triples, p.reg_weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.ops import laplacian
+from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
 CHUNK = 1 << 22
@@ -53,12 +53,12 @@ def peak_gib() -> float:
 
 def measured(graph: InteractionGraph, width: int, repeats: int) -> dict[str, Any]:
     """Seconds of L @ E, once for the first use of the memory and then `repeats` times."""
-    offsets, neighbours = graph.structure()
+    offsets, neighbors = graph.structure()
     features = torch.rand(graph.n_nodes, width)
     seconds, busy = [], []
     for _ in range(repeats + 1):
         started, busy_before = time.perf_counter(), time.process_time()
-        out = laplacian(features, offsets, neighbours)
+        out = laplacian_propagation(features, offsets, neighbors)
         seconds.append(time.perf_counter() - started)
         busy.append(time.process_time() - busy_before)
     assert torch.isfinite(out).all()
@@ -66,13 +66,13 @@ def measured(graph: InteractionGraph, width: int, repeats: int) -> dict[str, Any
     return {
         "nodes": graph.n_nodes,
         "interactions": graph.n_edges,
-        "directed_edges": len(graph.neighbours),
+        "directed_edges": len(graph.neighbors),
         "largest_degree": int(degrees.max()),
         "median_degree": int(np.median(degrees)),
         "first_s": seconds[0],
         "median_s": float(np.median(seconds[1:])),
         "median_processor_s": float(np.median(busy[1:])),
-        "processor_ns_per_directed_edge": float(np.median(busy[1:])) / len(graph.neighbours) * 1e9,
+        "processor_ns_per_directed_edge": float(np.median(busy[1:])) / len(graph.neighbors) * 1e9,
     }
 
 

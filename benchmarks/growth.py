@@ -4,7 +4,7 @@ Prints JSON and draws a picture. Three questions:
   items   time and memory of a training step from 10^4 to 10^7 items: no term of it may be linear in the catalogue
   events  time per event of training, and of session batches alone, from 10^5 to 10^8 events, memory-mapped
   memory  peak memory of training on 20 and 40 million events
-Times are taken in turns of all sizes within one process (turns.py), memory in a process of its own for each size. All
+Times are taken in turns of all sizes within one process (interleave.py), memory in a process of its own for each size. All
 of it is what `GRU4Rec.fit` plays, at the default parameters, L100 B64 N2048.
 """
 
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from machine import facts
-from playing import CPU, estimator_side, player_side
+from trainers import CPU, estimator_side, player_side
 from synthetic import ZIPF_EXPONENT, synthetic_store
-from turns import Side, spread, timed, units_per_turn
+from interleave import Side, spread, timed, units_per_turn
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionStore
@@ -42,7 +42,7 @@ CALL_STEPS = 256
 
 
 def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
-    """Clicks by Zipf's law on a catalogue whose popular items are no neighbours; each item has a support."""
+    """Clicks by Zipf's law on a catalogue whose popular items are no neighbors; each item has a support."""
     rng = np.random.default_rng(0)
     weight = np.arange(1, n_items + 1) ** -ZIPF_EXPONENT
     place = rng.permutation(n_items)
@@ -179,7 +179,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for what, name in (("training", "training"), ("session_batches", "session batches alone")):
             first = events[what]["seconds"][str(events["sizes"][0])]["median"]
             _curve(axes[2], events[what]["ratio"], 1, f"{name}, {first * 1e9:.3g} ns at first")
-        axes[2].axhspan(0.9, 1.1, color="grey", alpha=0.2)
+        axes[2].axhspan(0.9, 1.1, color="gray", alpha=0.2)
         axes[2].set(title="Time per event", xlabel="events in the log", ylabel="of that in the shortest log")
         axes[2].legend(loc="lower left")
     if memory := found.get("memory"):

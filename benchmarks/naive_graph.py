@@ -18,7 +18,7 @@ from gru4rec_fast.data import InteractionGraph
 
 
 class NaiveMatrix:
-    """A propagation matrix of `ops.laplacian` as a stored sparse CSR tensor.
+    """A propagation matrix of `ops.laplacian_propagation` as a stored sparse CSR tensor.
 
     matrix: "symmetric" or "norm". transpose: also store the transposed matrix and multiply by it in the backward pass;
     otherwise autograd transposes at every step, as it does for anyone who writes `matrix @ features`.
@@ -90,14 +90,14 @@ class NaiveNGCF(nn.Module):
         *,
         adjacency: str = "paper",
         node_dropout: float = 0.1,
-        mess_dropout: float = 0.1,
+        message_dropout: float = 0.1,
         transpose: bool = False,
     ) -> None:
         super().__init__()
         matrix = "symmetric" if adjacency == "paper" else adjacency
         self.matrix = NaiveMatrix(graph, matrix, node_dropout, transpose, weights["embedding"].device)
         self.adds_identity = adjacency == "paper"
-        self.n_users, self.mess_dropout = graph.n_users, mess_dropout
+        self.n_users, self.message_dropout = graph.n_users, message_dropout
         self.users = nn.Parameter(weights["embedding"][: graph.n_users].clone())
         self.items = nn.Parameter(weights["embedding"][graph.n_users :].clone())
         self.layers = nn.ParameterList()
@@ -114,7 +114,7 @@ class NaiveNGCF(nn.Module):
             side = self.matrix.multiply(matrix, x)
             first = side + x if self.adds_identity else side
             x = F.leaky_relu(first @ weight_1 + bias_1 + (side * x) @ weight_2 + bias_2, 0.2)
-            x = F.dropout(x, self.mess_dropout, self.training)
+            x = F.dropout(x, self.message_dropout, self.training)
             parts.append(F.normalize(x))
         return torch.cat(parts, 1)
 

@@ -41,7 +41,7 @@ bench training -k real
 bench session_batch -k real
 bench evaluation
 bench graph_training
-bench laplacian
+bench laplacian_propagation
 "$python" benchmarks/report.py "${files[@]}" | tee "$out/cpu.md" || failed+=(table)
 if [ "${GROWTH:-}" = 1 ]; then
   "$python" benchmarks/growth.py --threads "$threads" --json "$out/growth.json" || failed+=(growth)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from logs import SHARED
+from datasets import SHARED
 from machine import facts
 
 from gru4rec_fast import GRU4Rec

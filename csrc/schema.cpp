@@ -40,11 +40,11 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 
   // sparse_update
   m.def(
-      "sparse_adam(Tensor(a!) table, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor index, Tensor grad, SymInt "
+      "sparse_adam_(Tensor(a!) table, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor index, Tensor grad, SymInt "
       "step, "
       "float lr, float beta1, float beta2, float eps) -> ()");
   m.def(
-      "sparse_adagrad(Tensor(a!) table, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor index, Tensor grad, "
+      "sparse_adagrad_(Tensor(a!) table, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor index, Tensor grad, "
       "float lr, float momentum, float eps) -> ()");
 
   // training_step: what a step does on a GPU between the operators above, with masks and numbers that only the device
@@ -53,12 +53,12 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
       "Tensor biases, Tensor log_q)");
-  m.def("step_settle(Tensor losses, Tensor played, Tensor(a!) stopped, Tensor(b!) kept, Tensor(c!) moves) -> ()");
+  m.def("step_settle_(Tensor losses, Tensor played, Tensor(a!) stopped, Tensor(b!) kept, Tensor(c!) moves) -> ()");
   m.def(
-      "step_apply(Tensor(a!)[] weights, Tensor(b!)[] accumulators, Tensor(c!)[] velocities, Tensor[] grads, "
+      "step_apply_(Tensor(a!)[] weights, Tensor(b!)[] accumulators, Tensor(c!)[] velocities, Tensor[] grads, "
       "Tensor(d!)[] states, Tensor[] outputs, Tensor moves, Tensor numbers) -> ()");
   m.def(
-      "step_rows(Tensor(a!) weight, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor(d!)? bias, "
+      "step_rows_(Tensor(a!) weight, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor(d!)? bias, "
       "Tensor(e!)? bias_accumulator, Tensor(f!)? bias_velocity, Tensor rows, Tensor positions, Tensor grad_inputs, "
       "Tensor grad_items, Tensor? grad_bias, Tensor moves, Tensor numbers) -> ()");
 
@@ -66,20 +66,20 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");
   m.def("top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");
 
-  // laplacian: the graph's structure is symmetric, so that the same operator, transposed, is its own backward
+  // laplacian_propagation: the graph's structure is symmetric, so that the same operator, transposed, is its own backward
   m.def(
-      "laplacian(Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, Tensor? columns, str matrix, "
+      "laplacian_propagation(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, str matrix, "
       "float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
   // ngcf_layer: E', and what its backward needs: the products with the matrices of P and of Q (empty where they are the
   // same but for "+I"), and bits of each unit
   m.def(
-      "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, Tensor? columns, Tensor weight_1, "
+      "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, Tensor weight_1, "
       "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "
       "float node_dropout, float message_dropout, SymInt seed, SymInt step, SymInt layer) -> (Tensor out, "
       "Tensor side_p, Tensor side_q, Tensor code)");
   m.def(
-      "ngcf_layer_backward(Tensor grad_out, Tensor features, Tensor offsets, Tensor neighbours, Tensor? rows, "
+      "ngcf_layer_backward(Tensor grad_out, Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, "
       "Tensor? columns, Tensor weight_1, Tensor weight_2, Tensor side_p, Tensor side_q, Tensor code, str P, str Q, "
       "bool per_term, float negative_slope, float node_dropout, float message_dropout, SymInt seed, SymInt step, "
       "SymInt layer) -> (Tensor grad_features, Tensor grad_weight_1, Tensor grad_bias_1, Tensor grad_weight_2, "
@@ -87,7 +87,7 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 
   // bpr_triples
   m.def(
-      "bpr_triples(Tensor offsets, Tensor neighbours, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "
+      "bpr_triples(Tensor offsets, Tensor neighbors, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "
       "SymInt n, SymInt seed, SymInt step) -> Tensor");
 }
 

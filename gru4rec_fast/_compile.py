@@ -30,7 +30,7 @@ LIBRARY = "_C.so"
 RECORD = "_build_record.json"
 LOG = "compile.log"
 
-# Value-preserving all of them: what torch itself is compiled with, and needed for comparisons to vectorise. No -march:
+# Value-preserving all of them: what torch itself is compiled with, and needed for comparisons to vectorize. No -march:
 # common/simd.h picks the instruction set at run time.
 CXX_FLAGS = ["-O3", "-std=c++20", "-DNDEBUG", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]

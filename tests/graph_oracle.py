@@ -12,7 +12,7 @@ EDGE_STREAM = 1 << 16
 def random_graph(
     n_users: int, n_items: int, n_draws: int, *, seed: int, dtype: torch.dtype = torch.int32, skewed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Offsets and neighbours of a bipartite graph with at most `n_draws` edges; nodes may stand alone.
+    """Offsets and neighbors of a bipartite graph with at most `n_draws` edges; nodes may stand alone.
 
     skewed: low-numbered users and items have most of the edges.
     """
@@ -28,13 +28,13 @@ def random_graph(
 
 
 def dense_matrix(
-    offsets: Tensor, neighbours: Tensor, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0
+    offsets: Tensor, neighbors: Tensor, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0
 ) -> Tensor:
     """The propagation matrix, float64 [n_nodes, n_nodes], by matrix products as the formulas are written."""
     n_nodes = len(offsets) - 1
     adjacency = torch.zeros(n_nodes, n_nodes, dtype=torch.float64)
     for row in range(n_nodes):
-        adjacency[row, neighbours[offsets[row] : offsets[row + 1]].long()] = 1
+        adjacency[row, neighbors[offsets[row] : offsets[row + 1]].long()] = 1
     if matrix == "norm":
         adjacency = adjacency + torch.eye(n_nodes, dtype=torch.float64)
     degrees = adjacency.sum(1)

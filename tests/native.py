@@ -24,7 +24,7 @@ LEVELS = ("baseline", "avx2", "avx512")
 
 # Written out, so that a family whose CUDA kernels are not found fails, and is not skipped.
 CUDA_FAMILIES = {
-    *("session_batch", "negative_sampling", "gru", "sampled_loss", "sparse_update", "ranking", "laplacian"),
+    *("session_batch", "negative_sampling", "gru", "sampled_loss", "sparse_update", "ranking", "laplacian_propagation"),
     *("ngcf_layer", "bpr_triples", "dropout", "training_step"),
 }
 

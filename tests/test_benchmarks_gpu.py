@@ -154,11 +154,11 @@ def test_ceilings_and_precision() -> None:
 
 
 def test_power_law_graph() -> None:
-    offsets, neighbours = power_law_graph(40, 200, torch.device("cpu"))
+    offsets, neighbors = power_law_graph(40, 200, torch.device("cpu"))
     rows = torch.repeat_interleave(offsets.diff())
-    assert len(neighbours) == 400 and neighbours.dtype == torch.int32
-    forth, back = rows * 40 + neighbours, neighbours * 40 + rows
-    assert torch.equal(forth, back.sort().values) and len(forth.unique()) == 400 and (rows != neighbours).all()
+    assert len(neighbors) == 400 and neighbors.dtype == torch.int32
+    forth, back = rows * 40 + neighbors, neighbors * 40 + rows
+    assert torch.equal(forth, back.sort().values) and len(forth.unique()) == 400 and (rows != neighbors).all()
 
 
 def sample() -> dict[str, Any]:

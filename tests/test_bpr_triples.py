@@ -72,9 +72,9 @@ def test_triples_are_the_stated_function(
     degrees = np.diff(played.offsets[: played.n_users + 1])
     if not ((degrees > 0) & (degrees < played.n_items)).any():
         with pytest.raises(ValueError, match="every user of the graph has all items, or none"):
-            TripleSampler(played, 4, by=by, impl=impl)
+            TripleSampler(played, 4, sample_by=by, impl=impl)
         return
-    sampler = TripleSampler(played, 9, by=by, seed=seed, impl=impl)
+    sampler = TripleSampler(played, 9, sample_by=by, seed=seed, impl=impl)
     triples = torch.stack(sampler.draw(step)).T.tolist()
     assert [tuple(triple) for triple in triples] == by_the_book(played, by, 9, seed, step)
 
@@ -84,9 +84,9 @@ def test_triples_are_the_stated_function(
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None:
     graph = random_graph(300, 500, 8000, 1)
-    graph.neighbours = graph.neighbours.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
+    graph.neighbors = graph.neighbors.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
     ours, theirs = (
-        torch.stack(TripleSampler(graph, 5000, by=by, seed=2**50 + 1, impl=how).draw(3)) for how in (impl, "reference")
+        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=how).draw(3)) for how in (impl, "reference")
     )
     assert torch.equal(ours, theirs)
 
@@ -96,7 +96,7 @@ def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None
 def test_draws_are_uniform_and_unseen(impl: str, by: str) -> None:
     """Chi-square over users, over a user's items and over a user's unseen items, each beyond its 0.1 % point."""
     graph = random_graph(6, 8, 20, 3)
-    users, positives, negatives = TripleSampler(graph, 40_000, by=by, seed=1, impl=impl).draw(0)
+    users, positives, negatives = TripleSampler(graph, 40_000, sample_by=by, seed=1, impl=impl).draw(0)
     degrees = np.diff(graph.offsets[: graph.n_users + 1])
     drawn = np.flatnonzero((degrees > 0) & (degrees < graph.n_items))
     weight = np.ones(len(drawn)) if by == "users" else degrees[drawn]
@@ -138,7 +138,7 @@ def test_an_epoch_draws_as_often_as_there_are_edges() -> None:
 @native
 @units
 def test_threads_do_not_change_the_triples(by: str) -> None:
-    sampler = TripleSampler(random_graph(300, 500, 8000, 1), 3000, by=by, impl="native")
+    sampler = TripleSampler(random_graph(300, 500, 8000, 1), 3000, sample_by=by, impl="native")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -152,7 +152,7 @@ def test_threads_do_not_change_the_triples(by: str) -> None:
 # users 0, 1, 2 and items 3, 4; user 0 has item 3, user 1 has both, user 2 none
 ARGUMENTS: dict[str, Any] = {
     "offsets": torch.tensor([0, 1, 3, 3, 5, 6]),
-    "neighbours": torch.tensor([3, 3, 4, 0, 1, 1], dtype=torch.int32),
+    "neighbors": torch.tensor([3, 3, 4, 0, 1, 1], dtype=torch.int32),
     "users": torch.tensor([0]),
     "n": 4,
     "n_users": 3,
@@ -168,7 +168,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"n_users": 0}, "n_users=0"),
     ({"n_items": 2**31}, f"n_items={2**31}"),
     ({"n_items": 3}, r"offsets must be int64 \[7\]"),
-    ({"neighbours": torch.zeros(6)}, "neighbours must be int32 or int64"),
+    ({"neighbors": torch.zeros(6)}, "neighbors must be int32 or int64"),
     ({"users": torch.tensor([], dtype=torch.int64)}, "users must be int64"),
     ({"users": torch.tensor([0], dtype=torch.int32)}, "users must be int64"),
     ({"starts": torch.tensor([0])}, r"starts must be int64 \[2\]"),
@@ -178,7 +178,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"users": torch.tensor([-1])}, "do not fit the graph"),
     ({"starts": torch.tensor([1, 2])}, "do not fit the graph"),
     ({"starts": torch.tensor([0, 2**31])}, "do not fit the graph"),
-    ({"neighbours": torch.zeros(0, dtype=torch.int32)}, "do not fit the graph"),
+    ({"neighbors": torch.zeros(0, dtype=torch.int32)}, "do not fit the graph"),
 ]
 
 
@@ -195,7 +195,7 @@ def test_the_operator_itself_checks(impl: str, changed: dict[str, Any], message:
     a = {**ARGUMENTS, **changed}
     with pytest.raises(ValueError, match=message):
         operators_of(impl, "bpr_triples").bpr_triples(
-            a["offsets"], a["neighbours"], a["users"], a["starts"], a["n_users"], a["n_items"], a["n"], a["seed"],
+            a["offsets"], a["neighbors"], a["users"], a["starts"], a["n_users"], a["n_items"], a["n"], a["seed"],
             a["step"],
         )  # fmt: skip
 
@@ -204,8 +204,8 @@ def test_bad_samplers() -> None:
     graph = random_graph(3, 4, 6, 0)
     with pytest.raises(ValueError, match="batch_size=0"):
         TripleSampler(graph, 0)
-    with pytest.raises(ValueError, match="by='items': choose one of users, interactions"):
-        TripleSampler(graph, 1, by="items")
+    with pytest.raises(ValueError, match="sample_by='items': choose one of users, interactions"):
+        TripleSampler(graph, 1, sample_by="items")
 
 
 @kernels
@@ -214,7 +214,7 @@ def test_opcheck(impl: str) -> None:
     for starts in (None, torch.tensor([0, 1])):
         torch.library.opcheck(
             operators_of(impl, "bpr_triples").bpr_triples,
-            (a["offsets"], a["neighbours"], a["users"], starts, 3, 2, 5, 1, 2),
+            (a["offsets"], a["neighbors"], a["users"], starts, 3, 2, 5, 1, 2),
         )
 
 
@@ -245,15 +245,15 @@ def test_compiles_whole(impl: str) -> None:
 def test_items_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
     """Items whose position needs more than 32 bits, in a file with a hole where user 0's would be."""
     begin, n_items = 2**31 + 5, 9
-    with open(tmp_path / "neighbours", "wb") as file:
+    with open(tmp_path / "neighbors", "wb") as file:
         file.seek(begin * 4)
         file.write(np.array([2, 5, 7], np.int32).tobytes())  # items 0, 3 and 5 of user 1; nodes 0 and 1 are users
-    neighbours = torch.from_file(str(tmp_path / "neighbours"), size=begin + 3, dtype=torch.int32)
+    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=begin + 3, dtype=torch.int32)
     offsets = torch.tensor([0, begin, begin + 3] + [begin + 3] * n_items)
-    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbours[begin:].clone()
+    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbors[begin:].clone()
     drawn = [
         bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=way)
-        for graph, way in (((offsets, neighbours), impl), (small, "reference"))
+        for graph, way in (((offsets, neighbors), impl), (small, "reference"))
     ]
     assert torch.equal(*drawn) and set(drawn[0][1].tolist()) == {0, 3, 5}
     assert not {0, 3, 5} & set(drawn[0][2].tolist())

@@ -73,14 +73,14 @@ def test_train_and_evaluate(here: Path, tmp_path: Path, name: str, estimator: An
 
 
 def test_flags_reach_the_model(here: Path, tmp_path: Path) -> None:
-    flags = ["--layer-sizes", "8/4", "--adjacency", "norm", "--mess-dropout", "0.2", "--reg", "0.5", "--draw"]
-    flags += ["interactions", "--normalise-messages", "--only-needed", "False", "--n-epochs", "1", "--seed", "4"]
+    flags = ["--layer-sizes", "8/4", "--adjacency", "norm", "--message-dropout", "0.2", "--reg-weight", "0.5", "--sample-by"]
+    flags += ["interactions", "--normalize-messages", "--only-needed", "False", "--n-epochs", "1", "--seed", "4"]
     ran = train(here, "--model", "ngcf", "-ps", SMALL, *flags, "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
     found = read_json(tmp_path / "r.json")["parameters"]
-    assert (found["layer_sizes"], found["adjacency"], found["draw"]) == ([8, 4], "norm", "interactions")
-    assert (found["mess_dropout"], found["reg"], found["n_epochs"], found["seed"]) == (0.2, 0.5, 1, 4)
-    assert found["normalise_messages"] is True and found["only_needed"] is False and found["embedding_dim"] == 8
+    assert (found["layer_sizes"], found["adjacency"], found["sample_by"]) == ([8, 4], "norm", "interactions")
+    assert (found["message_dropout"], found["reg_weight"], found["n_epochs"], found["seed"]) == (0.2, 0.5, 1, 4)
+    assert found["normalize_messages"] is True and found["only_needed"] is False and found["embedding_dim"] == 8
 
 
 def test_the_best_epoch_is_tested_and_resumed(here: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ REFUSED = [
     ("train train.txt --model ngcf -ps layers=10", "unknown parameter layers; there are embedding_dim"),
     ("train train.txt --model ngcf -ps layer_size=10", "(did you mean layer_sizes"),
     ("train train.txt --model lightgcn --layer-sizes 8", "unknown parameter layer_sizes"),
-    ("train train.txt --reg 1", "unknown parameter reg"),
+    ("train train.txt --regular 1", "unknown parameter regular"),
     ("train none.txt --model ngcf --monitor mrr@20", "monitor='mrr@20': choose 'loss', or recall, ndcg"),
     ("train none.txt --model ngcf", "none.txt: there is no such file"),
     ("train none.txt --model ngcf --ties median", "--ties: ngcf and lightgcn are evaluated without"),

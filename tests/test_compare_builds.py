@@ -18,10 +18,10 @@ def top_k(*_, **__):
     raise ValueError("in both")
 """
 ONE_ULP_AND_MORE = f"""
-from gru4rec_fast.ops import laplacian as _laplacian
+from gru4rec_fast.ops import laplacian_propagation as _laplacian
 
 
-def laplacian(*args, **kwargs):
+def laplacian_propagation(*args, **kwargs):
     import torch
 
     return torch.nextafter(_laplacian(*args, **kwargs), torch.tensor(9.0, dtype=args[0].dtype))
@@ -60,14 +60,14 @@ def test_equal_builds_are_equal() -> None:
 
 def test_planted_differences_are_reported(tmp_path: Path) -> None:
     old, new = copy_with(TOP_K_RAISES, tmp_path / "old"), copy_with(ONE_ULP_AND_MORE, tmp_path / "new")
-    laplacian = "laplacian/reference/threads=1/small float64 matrix=plain nodes=all dropout=0.0"
-    chosen = [laplacian, *(f"{operator}/reference/threads=1/small" for operator in ("bpr_triples", "session_batch"))]
+    laplacian_propagation = "laplacian_propagation/reference/threads=1/small float64 matrix=plain nodes=all dropout=0.0"
+    chosen = [laplacian_propagation, *(f"{operator}/reference/threads=1/small" for operator in ("bpr_triples", "session_batch"))]
     chosen += ["top_k/reference/threads=1/small", "dropout_mask/reference/threads=1/small"]
     kept = "--keep", str(tmp_path / "kept")
     status, output = compare(old, new, *(f"--only={text}" for text in chosen), *kept)
     assert status == 1 and "8 cases equal, 17 not" in output, output
     # The planted operator has the sound one's gradient.
-    assert f"different: {laplacian}: tensors [0] of 2, max abs difference " in output
+    assert f"different: {laplacian_propagation}: tensors [0] of 2, max abs difference " in output
     assert output.count(": OLD returns, NEW ValueError: in one\n") == 4
     assert output.count(": OLD returns, NEW AttributeError: ") == 4
     assert output.count(": both raise ValueError: in both\n") == 8

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU: the same bits as the reference on the CPU, no synchronisation, capturable in a graph.
+"""The CUDA kernels on a GPU: the same bits as the reference on the CPU, no synchronization, capturable in a graph.
 
 Without a GPU all of it is skipped; the kernels' own source then runs under impl="emulated", in the families' tests.
 """
@@ -66,13 +66,13 @@ def batches(device: str, impl: str) -> Outputs:
 
 
 def triples(device: str, impl: str) -> Outputs:
-    offsets, neighbours = (t.to(device) for t in random_graph(60, 40, 500, seed=1))
+    offsets, neighbors = (t.to(device) for t in random_graph(60, 40, 500, seed=1))
     degrees = offsets.diff()[:60].cpu()
     users = torch.arange(60)[(degrees > 0) & (degrees < 40)].to(device)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), degrees[users.cpu()].cumsum(0)]).to(device)
     options = {"n_users": 60, "n_items": 40, "seed": 9, "step": 2, "impl": impl}
     return tuple(
-        ops.bpr_triples(offsets, neighbours, users, 1001, starts=given, **options)  # type: ignore[arg-type]
+        ops.bpr_triples(offsets, neighbors, users, 1001, starts=given, **options)  # type: ignore[arg-type]
         for given in (None, starts)
     )
 
@@ -81,12 +81,12 @@ def products(device: str, impl: str) -> Outputs:
     """Whole numbers, summed without rounding in whatever order, with a hub that is cut into segments."""
     spokes = 3000
     offsets = torch.cat([torch.tensor([0]), torch.arange(spokes, 2 * spokes + 1)])
-    neighbours = torch.cat([torch.arange(1, spokes + 1), torch.zeros(spokes, dtype=torch.int64)])
-    graph = [t.to(device) for t in (offsets, neighbours)]
+    neighbors = torch.cat([torch.arange(1, spokes + 1), torch.zeros(spokes, dtype=torch.int64)])
+    graph = [t.to(device) for t in (offsets, neighbors)]
     whole = torch.randint(-3, 4, (spokes + 1, 70), generator=torch.Generator().manual_seed(0)).to(device)
     rows = torch.arange(0, spokes, 7, device=device)
     return tuple(
-        ops.laplacian(whole[:, :width].to(dtype), *graph, "plain", rows=chosen, dropout=0.5, seed=4, impl=impl)
+        ops.laplacian_propagation(whole[:, :width].to(dtype), *graph, "plain", rows=chosen, dropout=0.5, seed=4, impl=impl)
         for dtype in (torch.float32, torch.float64)
         for width in (1, 33, 64, 70)
         for chosen in (None, rows)
@@ -107,7 +107,7 @@ def updates(device: str, impl: str) -> Outputs:
         on_device = (index.to(device), grad.float().to(device))
         total = torch.zeros(51, width).index_add_(0, index % 51, grad.float())[:50]  # index -1 becomes row 50
         accumulator = (128**2 - total.square()).to(device)
-        ops.sparse_adagrad(table, accumulator, velocity, *on_device, lr=0.5, momentum=0.5, eps=0.0, impl=impl)
+        ops.sparse_adagrad_(table, accumulator, velocity, *on_device, lr=0.5, momentum=0.5, eps=0.0, impl=impl)
         touched += [table, accumulator, velocity]
     return tuple(touched)
 
@@ -169,7 +169,7 @@ EXACT = {
     "negative_sampling": negatives,
     "session_batch": batches,
     "bpr_triples": triples,
-    "laplacian": products,
+    "laplacian_propagation": products,
     "sparse_update": updates,
     "ranking": rankings,
     "ngcf_layer": layers,
@@ -178,7 +178,7 @@ CLOSE = {"gru": recurrences, "sampled_loss": losses, "training_step": training_s
 
 
 @contextmanager
-def no_synchronisation() -> Iterator[None]:
+def no_synchronization() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -223,7 +223,7 @@ def captured(run: Callable[[], Outputs]) -> Outputs:
     return outputs
 
 
-def test_masks_and_negatives_in_a_graph_without_synchronisation() -> None:
+def test_masks_and_negatives_in_a_graph_without_synchronization() -> None:
     table = ops.build_alias_table(torch.arange(1, 1000), 0.75, impl="reference")
     on_device = table.to("cuda")
 
@@ -232,7 +232,7 @@ def test_masks_and_negatives_in_a_graph_without_synchronisation() -> None:
         return mask, *ops.negative_sampling(on_device, 2048, seed=1, step=0, impl="native")
 
     draw()
-    with no_synchronisation():
+    with no_synchronization():
         draw()
     expected = (
         ops.dropout_mask(1, 32, 100, 0.1, seed=1, stream=1, step=0, impl="reference"),
@@ -255,14 +255,14 @@ def test_batches_in_a_graph_go_on_at_every_replay() -> None:
         assert all(torch.equal(a.cpu(), b) for a, b in zip(block, expected, strict=True))
 
 
-@pytest.mark.parametrize("rule", [ops.sparse_adagrad, ops.sparse_adam])
+@pytest.mark.parametrize("rule", [ops.sparse_adagrad_, ops.sparse_adam_])
 def test_updates_are_the_reference_s(rule: Callable[..., None]) -> None:
     draws = torch.Generator().manual_seed(0)
     tensors = [torch.rand(50, 33, generator=draws) for _ in range(3)]
     index, grad = torch.randint(-1, 50, (300,), generator=draws), torch.randn(300, 33, generator=draws)
-    options = {"lr": 0.1, **({"step": 3} if rule is ops.sparse_adam else {"momentum": 0.3})}
+    options = {"lr": 0.1, **({"step": 3} if rule is ops.sparse_adam_ else {"momentum": 0.3})}
     on_device = [t.cuda() for t in (*tensors, index, grad)]
-    with no_synchronisation():
+    with no_synchronization():
         rule(*on_device, **options, impl="native")
     rule(*tensors, index, grad, **options, impl="reference")
     torch.testing.assert_close([t.cpu() for t in on_device[:3]], tensors, rtol=1e-5, atol=1e-6)
@@ -303,7 +303,7 @@ def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
         player.run(1 + number // 2, hidden, step=number)
     for updates in (1, 2):
         launch = player.next_launch(updates, parts.loader.n_lanes)
-        with no_synchronisation():
+        with no_synchronization():
             launch.fill(*player.draw(launch.extent.mini_batches, 100), 100)
             launch.run(hidden)
 
@@ -394,7 +394,7 @@ def test_losses_of_bfloat16_are_as_close_as_the_reference(loss: str, parameters:
             there = {key: on_gpu(argument) for key, argument in arguments.items()}
             ours = loss_bf16.with_gradients("native", there, **options)
             assert_as_close([t.cpu() for t in ours], reference, oracle)
-            with no_synchronisation():
+            with no_synchronization():
                 assert_equal_bits(loss_bf16.with_gradients("native", there, **options), ours)
             replayed = captured(lambda there=there: tuple(loss_bf16.with_gradients("native", there, **options)))
             assert_equal_bits(replayed, ours)
@@ -428,7 +428,7 @@ def test_ngcf_layers_are_as_close_as_the_reference(dtype: torch.dtype, activatio
             assert_equal_bits(run("native", "cuda", dtype), ours)
 
 
-def test_an_ngcf_layer_in_a_graph_without_synchronisation() -> None:
+def test_an_ngcf_layer_in_a_graph_without_synchronization() -> None:
     graph = [t.cuda() for t in ngcf.large()]
     columns = torch.arange(0, len(graph[0]) - 1, 2, device="cuda")
     rows = columns[::3].contiguous()
@@ -442,7 +442,7 @@ def test_an_ngcf_layer_in_a_graph_without_synchronisation() -> None:
             return out, *kept, *library.ngcf_layer_backward(out, E, *graph, rows, columns, W1, W2, *kept, *options)
 
     expected = step()
-    with no_synchronisation():
+    with no_synchronization():
         step()
     assert_equal_bits(captured(step), expected)
 
@@ -462,13 +462,13 @@ def test_a_graph_model_s_step_for_all_nodes_never_waits(network_class: type[nn.M
         optimizer.step()
 
     train(0)
-    with no_synchronisation():
+    with no_synchronization():
         train(1)
 
 
 @pytest.mark.parametrize("hidden", [100, 300])  # in one launch, and step by step
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_gru_and_loss_in_a_graph_without_synchronisation(hidden: int, in_batch: bool) -> None:
+def test_gru_and_loss_in_a_graph_without_synchronization(hidden: int, in_batch: bool) -> None:
     args = [on_gpu(argument) for argument in gru.problem("reset_after", 4, 20, hidden, torch.float32)]
     rows = torch.randn(80 + 300, hidden, device="cuda")
     live = torch.arange(80, device="cuda") % 9 > 0
@@ -484,7 +484,7 @@ def test_gru_and_loss_in_a_graph_without_synchronisation(hidden: int, in_batch: 
             return value, *others, *library.gru_backward(grad.view_as(output), output, saved, *args[1:])
 
     expected = step()
-    with no_synchronisation():
+    with no_synchronization():
         step()
     assert_equal_bits(captured(step), expected)
 

@@ -13,7 +13,7 @@ import torch
 from markov import markov_store
 from native import why_not_emulated
 from torch import Tensor
-from waits import Waits
+from sync_detector import Waits
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader

@@ -53,7 +53,7 @@ def test_the_picture(tmp_path: Path, epochs: int, validation: bool, panels: int)
     for panel in range(panels):
         part = pixels[:, panel * 832 : (panel + 1) * 832, :3]
         saturated = (part.max(2) - part.min(2) > 0.3).mean()
-        assert saturated > 0.001, "a coloured line is drawn in every panel"
+        assert saturated > 0.001, "a colored line is drawn in every panel"
 
 
 def test_without_matplotlib_it_is_said_once(

@@ -124,7 +124,7 @@ def test_times_turn_into_floats_however_late_a_fraction_comes() -> None:
 
 
 def test_nanosecond_times_keep_their_order() -> None:
-    base = 1_700_000_000_000_000_000  # neighbours are one and the same as float64
+    base = 1_700_000_000_000_000_000  # neighbors are one and the same as float64
     store = SessionStore.from_events({"SessionId": [1, 1, 1], "ItemId": [3, 2, 1], "Time": [base + 2, base + 1, base]})
     assert store.vocabulary.ids.tolist() == [1, 2, 3]
     assert store.end_times.tolist() == [base + 2]

@@ -183,7 +183,7 @@ KINDS: dict[str, tuple[Callable[[bool], Any], list[str], list[str]]] = {
     "store": (lambda words: words_or_numbers(SessionStore.from_events, words), ARRAYS, ["vocabulary", "session_ids"]),
     "graph": (
         lambda words: words_or_numbers(InteractionGraph.from_table, words, user_key="SessionId"),
-        ["offsets", "neighbours"],
+        ["offsets", "neighbors"],
         ["users", "items"],
     ),
 }

@@ -1,4 +1,4 @@
-"""The emulation of CUDA kernels itself: it finds the faults of tools/cuda_emulator/planted.cu, and no others."""
+"""The emulation of CUDA kernels itself: it finds the faults of tools/cuda_emulator/seeded_faults.cu, and no others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOUND = [
     "count_atomically",
     "dynamic_sum",
     "last_block_sums",
-    "neighbouring_bytes",
+    "neighboring_bytes",
     "pass_on",
     "pass_on_in_warp",
     "shuffle_past_the_edges",

@@ -244,7 +244,7 @@ def test_a_fit_that_fails_before_training_leaves_the_earlier_model_as_it_was(tmp
             model.set_params(momentum=0.5)
         elif why == "bad schedule":
             arguments, error = {}, ValueError
-            model.set_params(lr_scheduler="step", lr_scheduler_options={"colour": "red"})
+            model.set_params(lr_scheduler="step", lr_scheduler_options={"color": "red"})
         elif why == "in use":
             thread = stack.enter_context(ThreadPoolExecutor(1))
             holder = exclusive(tmp_path / "run")

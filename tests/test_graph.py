@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.data.graphs.order import aligned, reordered
-from gru4rec_fast.ops import laplacian
+from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
 TEXT = "7 30 10\n3 20 10 20\n5\n7 20\n"
@@ -37,17 +37,17 @@ def assert_sound(graph: InteractionGraph) -> None:
     """Every list rises, users list items only and items users only, and each edge is listed from both ends."""
     listed = set()
     for node in range(graph.n_nodes):
-        neighbours = graph.neighbours[graph.offsets[node] : graph.offsets[node + 1]].tolist()
-        assert neighbours == sorted(set(neighbours))
-        for other in neighbours:
+        neighbors = graph.neighbors[graph.offsets[node] : graph.offsets[node + 1]].tolist()
+        assert neighbors == sorted(set(neighbors))
+        for other in neighbors:
             assert (node < graph.n_users) != (other < graph.n_users) and 0 <= other < graph.n_nodes
             listed.add((node, other))
-    assert listed == {(b, a) for a, b in listed} and len(listed) == 2 * graph.n_edges == len(graph.neighbours)
+    assert listed == {(b, a) for a, b in listed} and len(listed) == 2 * graph.n_edges == len(graph.neighbors)
 
 
 def assert_same_graph(ours: InteractionGraph, theirs: InteractionGraph) -> None:
     np.testing.assert_array_equal(ours.offsets, theirs.offsets)
-    np.testing.assert_array_equal(ours.neighbours, theirs.neighbours)
+    np.testing.assert_array_equal(ours.neighbors, theirs.neighbors)
     assert ours.users == theirs.users and ours.items == theirs.items
     assert ours.meta.get("dropped") == theirs.meta.get("dropped")
 
@@ -66,7 +66,7 @@ def test_it_holds_the_pairs_that_went_in(pairs: list[tuple[int, int]], more_user
     assert (graph.n_users, graph.n_items, graph.n_nodes) == (n_users, n_items, n_users + n_items)
     assert graph.n_edges == len(set(pairs))
     assert graph.meta["dropped"]["duplicate_interactions"] == len(pairs) - len(set(pairs))
-    assert graph.neighbours.dtype == np.int32 and graph.offsets.dtype == np.int64
+    assert graph.neighbors.dtype == np.int32 and graph.offsets.dtype == np.int64
     for user in range(n_users):
         assert graph.items_of(user).tolist() == sorted({item for u, item in pairs if u == user})
 
@@ -232,11 +232,11 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
     opened = InteractionGraph.open(str(tmp_path / "graph"))
     assert_same_graph(opened, graph)
     assert opened.meta["source"] == "x" and opened.n_edges == 3
-    for array in (opened.offsets, opened.neighbours):
+    for array in (opened.offsets, opened.neighbors):
         assert isinstance(array, np.memmap) and not array.flags.writeable
-    offsets, neighbours = opened.structure()
+    offsets, neighbors = opened.structure()
     features = torch.randn(7, 3)
-    assert torch.equal(laplacian(features, offsets, neighbours), laplacian(features, *graph.structure()))
+    assert torch.equal(laplacian_propagation(features, offsets, neighbors), laplacian_propagation(features, *graph.structure()))
     opened.save(tmp_path / "graph")  # onto the very files it is mapped from
     assert_same_graph(InteractionGraph.open(tmp_path / "graph"), graph)
 
@@ -245,17 +245,17 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
     ("file", "values", "message"),
     [
         (
-            "neighbours",
+            "neighbors",
             [2, 3, 3, 0, 0, -3],
-            r"neighbours\.npy is damaged: it holds -3 to 0, not 0 to 1; save the graph",
+            r"neighbors\.npy is damaged: it holds -3 to 0, not 0 to 1; save the graph",
         ),
-        ("neighbours", [2, 3, 10**6, 0, 0, 1], r"neighbours\.npy is damaged: it holds 2 to 1000000, not 2 to 3"),
+        ("neighbors", [2, 3, 10**6, 0, 0, 1], r"neighbors\.npy is damaged: it holds 2 to 1000000, not 2 to 3"),
         (
-            "neighbours",
+            "neighbors",
             [1, 3, 3, 0, 0, 1],
-            r"neighbours\.npy is damaged: it holds 1 to 3, not 2 to 3",
+            r"neighbors\.npy is damaged: it holds 1 to 3, not 2 to 3",
         ),  # joins two users
-        ("neighbours", [2, 3, 3, 0, 2, 1], r"neighbours\.npy is damaged: it holds 0 to 2, not 0 to 1"),  # or two items
+        ("neighbors", [2, 3, 3, 0, 2, 1], r"neighbors\.npy is damaged: it holds 0 to 2, not 0 to 1"),  # or two items
         ("offsets", [2**63 - 1, -(2**63), 3, 4, 6], r"offsets\.npy is damaged: it goes from 9223372036854775807 to 6"),
         ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it falls where offsets must rise"),
         ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it gives users 4 edges where 3 were expected"),
@@ -282,16 +282,16 @@ def test_damaged_graphs_are_named(tmp_path: Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
     for change, message in (
         ({"format": "other"}, "is no interaction graph, by its meta.json"),
-        ({"version": 9}, "is of format 9, this version reads 1"),
+        ({"version": 9}, "is of format 9, this version reads 2"),
         ({"n_edges": None}, "lacks n_edges"),
-        ({"n_edges": 3}, r"neighbours.npy has shape \(4,\) where \(6,\)"),
+        ({"n_edges": 3}, r"neighbors.npy has shape \(4,\) where \(6,\)"),
     ):
         (folder / "meta.json").write_text(json.dumps({**meta, **change}))
         with pytest.raises(ValueError, match=message):
             InteractionGraph.open(folder)
     (folder / "meta.json").write_text(json.dumps(meta))
-    (folder / "neighbours.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(ValueError, match=r"neighbours\.npy is damaged"):
+    (folder / "neighbors.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match=r"neighbors\.npy is damaged"):
         InteractionGraph.open(folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
@@ -408,12 +408,12 @@ def test_reordered_graphs_have_the_same_interactions(pairs: list[tuple[int, int]
 
     assert edges_by_id(other) == edges_by_id(graph) and other.n_edges == graph.n_edges
     back = aligned(other, graph)
-    np.testing.assert_array_equal(back.neighbours, graph.neighbours)
+    np.testing.assert_array_equal(back.neighbors, graph.neighbors)
     assert back.users == graph.users and aligned(graph, graph) is graph
     assert aligned(InteractionGraph.from_arrays([0], [0]), InteractionGraph.from_arrays([0], [1])).n_items == 1
 
 
-def test_reordering_brings_neighbours_together() -> None:
+def test_reordering_brings_neighbors_together() -> None:
     """Ten separate groups of 30 items: afterwards each user's items stand within the place of one group."""
     draws = np.random.default_rng(0)
     users = draws.integers(200, size=4000)

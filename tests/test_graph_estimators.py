@@ -91,14 +91,14 @@ def test_it_learns_the_tastes(estimator: Any) -> None:
 @pytest.mark.parametrize(("draw", "adjacency"), [("users", "paper"), ("interactions", "paper"), ("users", "norm")])
 def test_training_is_that_of_plain_pytorch(draw: str, adjacency: str) -> None:
     """Dense matrices, autograd and Adam on the same triples: the same weights after two epochs."""
-    chosen = {"reg": 0.01, "seed": 3, "draw": draw, "adjacency": adjacency}
-    model = small(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, mess_dropout=0.0, **chosen)
+    chosen = {"reg_weight": 0.01, "seed": 3, "sample_by": draw, "adjacency": adjacency}
+    model = small(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, message_dropout=0.0, **chosen)
     start = {k: v.double().requires_grad_() for k, v in weights_of_new(model).items()}
     model.fit(TRAIN, progress=False)
     Q = dense_matrix(*TRAIN.structure(), "symmetric" if adjacency == "paper" else "norm")
     P = Q + torch.eye(len(Q)) if adjacency == "paper" else Q
     optimizer = torch.optim.Adam(start.values(), lr=0.02)
-    sampler = TripleSampler(TRAIN, 64, by=draw, seed=3)
+    sampler = TripleSampler(TRAIN, 64, sample_by=draw, seed=3)
     losses = []
     for step in range(2 * sampler.n_batches):
         E = start["embedding"]
@@ -315,10 +315,10 @@ def test_every_form_of_data(tmp_path: Path) -> None:
     keys = ("UserId", "ItemId")
     for data in (TRAIN, table, tmp_path / "train.tsv", str(tmp_path / "train.txt"), tmp_path / "graph"):
         graph = as_graph(data, keys)
-        np.testing.assert_array_equal(graph.neighbours, TRAIN.neighbours)
+        np.testing.assert_array_equal(graph.neighbors, TRAIN.neighbors)
         assert graph.users == TRAIN.users and graph.items == TRAIN.items
     matrix = sp.coo_array((np.ones(len(users)), (users, items)), shape=(TRAIN.n_users, TRAIN.n_items))
-    np.testing.assert_array_equal(as_graph(matrix, keys).neighbours, TRAIN.neighbours)
+    np.testing.assert_array_equal(as_graph(matrix, keys).neighbors, TRAIN.neighbors)
     assert as_graph(matrix, keys, like=TRAIN).users is TRAIN.users
     store = SessionStore.from_events({"SessionId": [1, 1, 2], "ItemId": [5, 6, 5], "Time": [1, 2, 3]})
     assert as_graph(store, keys).n_edges == 3
@@ -340,10 +340,10 @@ def test_unseen_users_and_items_of_a_test_log_are_counted() -> None:
 
 
 def test_parameters() -> None:
-    published = {"embedding_dim": 64, "layer_sizes": [64, 64, 64], "batch_size": 1024, "reg": 1e-5}
-    published |= {"learning_rate": 1e-4, "node_dropout": 0.1, "mess_dropout": 0.1, "adjacency": "paper"}
+    published = {"embedding_dim": 64, "layer_sizes": [64, 64, 64], "batch_size": 1024, "reg_weight": 1e-5}
+    published |= {"learning_rate": 1e-4, "node_dropout": 0.1, "message_dropout": 0.1, "adjacency": "paper"}
     assert NGCF().get_params().items() >= published.items()
-    published = {"embedding_dim": 64, "n_layers": 3, "batch_size": 2048, "reg": 1e-4, "learning_rate": 1e-3}
+    published = {"embedding_dim": 64, "n_layers": 3, "batch_size": 2048, "reg_weight": 1e-4, "learning_rate": 1e-3}
     assert LightGCN().get_params().items() >= published.items()
     assert repr(NGCF(layer_sizes="32/16", seed=4)) == "NGCF(seed=4, layer_sizes=[32, 16])"
     assert list(inspect.signature(NGCF).parameters) == list(NGCFParameters().to_dict())
@@ -363,10 +363,10 @@ def test_parameters() -> None:
         ({"layer_sizes": "a/b"}, TypeError, "layer_sizes='a/b': must be sizes"),
         ({"adjacency": "laplace"}, ValueError, "adjacency='laplace': choose 'paper', one of symmetric"),
         ({"activation": "relu"}, ValueError, "activation='relu'"),
-        ({"mess_dropout": 1.0}, ValueError, r"mess_dropout=1.0: must lie in \[0, 1\)"),
-        ({"reg": -1}, ValueError, "reg=-1"),
+        ({"message_dropout": 1.0}, ValueError, r"message_dropout=1.0: must lie in \[0, 1\)"),
+        ({"reg_weight": -1}, ValueError, "reg_weight=-1"),
         ({"learning_rate": 0}, ValueError, "learning_rate=0.0: must be positive"),
-        ({"draw": "items"}, ValueError, "draw='items': choose one of users, interactions"),
+        ({"sample_by": "items"}, ValueError, "sample_by='items': choose one of users, interactions"),
         (
             {"monitor": "mrr@20"},
             ValueError,
@@ -418,7 +418,7 @@ def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
 
 
 def test_the_trainer_checks_its_parts() -> None:
-    for options, message in (({"n_epochs": 0}, "n_epochs=0"), ({"reg": -1.0}, "reg=-1"), ({"patience": 0}, "patience")):
+    for options, message in (({"n_epochs": 0}, "n_epochs=0"), ({"reg_weight": -1.0}, "reg_weight=-1"), ({"patience": 0}, "patience")):
         with pytest.raises(ValueError, match=message):
             GraphTrainingOptions(**options)
     network = LightGCN().build_network(TRAIN)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from native import compiler, examples, implementations
 from oracle.philox import bernoulli_keep
 from torch import Tensor
-from waits import Waits
+from sync_detector import Waits
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
 from gru4rec_fast.ops.ngcf_layer import PROPAGATION_MATRICES
 
 native = pytest.mark.skipif(
-    _backend.resolve("auto", "laplacian", "cpu") != "native", reason="laplacian is not built natively"
+    _backend.resolve("auto", "laplacian_propagation", "cpu") != "native", reason="laplacian_propagation is not built natively"
 )
 impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
 MESSAGE_STREAM = 1 << 17
@@ -72,8 +72,8 @@ def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
 def test_recorded_runs_are_replayed(name: str, impl: str) -> None:
     run = load(name)
     network = network_of(run, impl)
-    offsets, neighbours = network.graph.offsets, network.graph.neighbours
-    matrix = dense_matrix(offsets, neighbours, run.config["P"])
+    offsets, neighbors = network.graph.offsets, network.graph.neighbors
+    matrix = dense_matrix(offsets, neighbors, run.config["P"])
     np.testing.assert_allclose(matrix.numpy(), run.arrays["propagation"], rtol=0, atol=1e-12)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for step, triples in enumerate(run.arrays["triples"]):
@@ -95,7 +95,7 @@ def test_recorded_runs_are_replayed(name: str, impl: str) -> None:
 
 
 def dense(graph: GraphIndices, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0) -> Tensor:
-    out = dense_matrix(graph.offsets, graph.neighbours, matrix.removesuffix("+I"), dropout, seed, step)
+    out = dense_matrix(graph.offsets, graph.neighbors, matrix.removesuffix("+I"), dropout, seed, step)
     return out + torch.eye(graph.n_nodes, dtype=torch.float64) if matrix.endswith("+I") else out
 
 
@@ -125,7 +125,7 @@ graphs = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 25), st.
     activation=st.sampled_from(["sum", "per_term"]),
     node_dropout=st.sampled_from([0.0, 0.3]),
     message_dropout=st.sampled_from([0.0, 0.4]),
-    normalise=st.booleans(),
+    normalize=st.booleans(),
     training=st.booleans(),
     step=st.integers(0, 2**32 - 1),
     seed=st.integers(0, 2**31),
@@ -138,7 +138,7 @@ def test_ngcf_layer_is_the_dense_formula(
     activation: str,
     node_dropout: float,
     message_dropout: float,
-    normalise: bool,
+    normalize: bool,
     training: bool,
     step: int,
     seed: int,
@@ -152,7 +152,7 @@ def test_ngcf_layer_is_the_dense_formula(
         activation=activation,
         node_dropout=node_dropout,
         message_dropout=message_dropout,
-        normalise=normalise,
+        normalize=normalize,
         seed=seed,
         layer=2,
         impl=impl,
@@ -166,7 +166,7 @@ def test_ngcf_layer_is_the_dense_formula(
     expected = leaky(first + second, 0.2) if activation == "sum" else leaky(first, 0.2) + leaky(second, 0.2)
     if training:
         expected = expected * message_mask(message_dropout, seed, step, 2, expected.shape)
-    if normalise:
+    if normalize:
         expected = unit_rows(expected)
     out = layer(E, step=step)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
@@ -187,15 +187,15 @@ def dense_ngcf(network: NGCFNetwork, drop: dict[str, Any], message_dropout: floa
         second = (L @ E * E) @ layer.weight_2 + layer.bias_2
         E = leaky(first + second, 0.2) * message_mask(message_dropout, drop["seed"], drop["step"], number, first.shape)
         parts.append(unit_rows(E))
-        E = parts[-1] if network.normalise_messages else E
+        E = parts[-1] if network.normalize_messages else E
     return torch.cat(parts, 1)
 
 
 @impls
 @settings(max_examples=examples(20), deadline=None)
-@given(graph=graphs, normalise_messages=st.booleans(), step=st.integers(0, 1000))
+@given(graph=graphs, normalize_messages=st.booleans(), step=st.integers(0, 1000))
 def test_ngcf_is_the_dense_formula(
-    impl: str, graph: tuple[int, int, int, int], normalise_messages: bool, step: int
+    impl: str, graph: tuple[int, int, int, int], normalize_messages: bool, step: int
 ) -> None:
     """Equation (7) stacked, its loss, and the gradients of both, in training with all dropouts."""
     network = NGCFNetwork(
@@ -204,7 +204,7 @@ def test_ngcf_is_the_dense_formula(
         [5, 3],
         node_dropout=0.2,
         message_dropout=0.1,
-        normalise_messages=normalise_messages,
+        normalize_messages=normalize_messages,
         seed=step + 1,
         impl=impl,
     ).double()
@@ -230,14 +230,14 @@ def test_lightgcn_is_the_dense_formula(
     assert_loss_is_the_formula(network, final, network.embedding, step, atol=1e-10 * scale**2)
 
 
-def assert_loss_is_the_formula(network: Any, final: Tensor, penalised: Tensor, step: int, atol: float = 1e-10) -> None:
+def assert_loss_is_the_formula(network: Any, final: Tensor, penalized: Tensor, step: int, atol: float = 1e-10) -> None:
     draws = torch.Generator().manual_seed(step)
     users = torch.randint(network.n_users, (7,), generator=draws)
     i, j = torch.randint(network.n_items, (2, 7), generator=draws)
     u, p, n = (final[rows] for rows in (users, network.n_users + i, network.n_users + j))
     bpr = -torch.log(torch.sigmoid((u * p).sum(1) - (u * n).sum(1))).mean()
     rows = (users, network.n_users + i, network.n_users + j)
-    norm = sum((penalised[row] ** 2).sum() for row in rows) / 14
+    norm = sum((penalized[row] ** 2).sum() for row in rows) / 14
     ours = network.loss(users, i, j, step=step)
     parameters = list(network.parameters())
     for mine, expected in zip(ours, (bpr, norm), strict=True):
@@ -252,7 +252,7 @@ def assert_loss_is_the_formula(network: Any, final: Tensor, penalised: Tensor, s
 
 @impls
 @pytest.mark.parametrize("most", [0.7, 2.0])
-@pytest.mark.parametrize("name", ["ngcf", "ngcf normalised", "lightgcn"])
+@pytest.mark.parametrize("name", ["ngcf", "ngcf normalized", "lightgcn"])
 @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     graph=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 30), st.integers(0, 10**6)),
@@ -279,9 +279,9 @@ def test_only_what_the_batch_needs_gives_the_same(
     if name == "lightgcn":
         network = LightGCNNetwork(random_graph(*graph), 4, 3, matrix=P, **options).double()
     else:
-        normalise = name != "ngcf"
+        normalize = name != "ngcf"
         network = NGCFNetwork(
-            random_graph(*graph), 4, [5, 3], P=P, message_dropout=dropout, normalise_messages=normalise, **options
+            random_graph(*graph), 4, [5, 3], P=P, message_dropout=dropout, normalize_messages=normalize, **options
         ).double()
     draws = torch.Generator().manual_seed(graph[3])
     users = torch.randint(network.n_users, (batch_size,), generator=draws)
@@ -317,19 +317,19 @@ def test_a_step_for_all_nodes_asks_for_no_number(network_class: Any) -> None:
     assert waits.seen
 
 
-def test_neighbourhoods() -> None:
+def test_neighborhoods() -> None:
     """A path u0 - i0 - u1 - i1 - u2 - i2 and a user and an item that stand alone: nodes 0..3 and 4..7."""
     graph = GraphIndices(InteractionGraph.from_arrays([0, 1, 1, 2, 2], [0, 0, 1, 1, 2], n_users=4, n_items=4))
-    assert graph.with_neighbours(torch.tensor([0])).tolist() == [0, 4]
-    assert graph.with_neighbours(torch.tensor([0, 4])).tolist() == [0, 1, 4]
-    assert graph.with_neighbours(torch.tensor([3, 5])).tolist() == [1, 2, 3, 5]
-    assert graph.with_neighbours(torch.tensor([], dtype=torch.int64)).tolist() == []
+    assert graph.with_neighbors(torch.tensor([0])).tolist() == [0, 4]
+    assert graph.with_neighbors(torch.tensor([0, 4])).tolist() == [0, 1, 4]
+    assert graph.with_neighbors(torch.tensor([3, 5])).tolist() == [1, 2, 3, 5]
+    assert graph.with_neighbors(torch.tensor([], dtype=torch.int64)).tolist() == []
     network = LightGCNNetwork(graph, 4, 3)
-    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighbourhoods(torch.tensor([0]))]
+    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighborhoods(torch.tensor([0]))]
     assert needed == [[0, 1, 4, 5], [0, 1, 4], [0, 4], [0]]
-    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighbourhoods(torch.tensor([1, 5]))]
+    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighborhoods(torch.tensor([1, 5]))]
     assert needed == [None, None, [1, 2, 4, 5], [1, 5]]
-    assert network.neighbourhoods(None) == [None] * 4
+    assert network.neighborhoods(None) == [None] * 4
 
 
 @impls
@@ -391,8 +391,8 @@ def test_layers_share_the_indices_of_the_graph() -> None:
     graph = random_graph(6, 7, 20, 0)
     network = NGCFNetwork(graph, 4, [4, 4])
     assert all(layer.graph is network.graph for layer in network.layers)
-    assert network.graph.neighbours.data_ptr() == graph.neighbours.ctypes.data
-    assert "neighbours" not in str(list(network.state_dict()))
+    assert network.graph.neighbors.data_ptr() == graph.neighbors.ctypes.data
+    assert "neighbors" not in str(list(network.state_dict()))
 
 
 def test_initial_weights() -> None:

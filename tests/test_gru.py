@@ -206,7 +206,7 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_librar
 
 
 def strided(args: list) -> list:
-    """The same numbers, no two of which are neighbours."""
+    """The same numbers, no two of which are neighbors."""
     tensors = [isinstance(t, torch.Tensor) for t in args]
     apart = [
         torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) if is_tensor else t

@@ -8,7 +8,7 @@ import pytest
 from native import LEVELS, run_at_level
 
 HERE = Path(__file__).parent
-KERNELS = ("test_dropout.py", "test_negative_sampling.py", "test_laplacian.py", "test_ngcf_layer.py")
+KERNELS = ("test_dropout.py", "test_negative_sampling.py", "test_laplacian_propagation.py", "test_ngcf_layer.py")
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -85,7 +85,7 @@ def update_call() -> Callable[[], object]:
     table, accumulator, velocity = torch.randn(500, 32), torch.zeros(500, 32), torch.zeros(500, 32)
     index, grad = torch.randint(500, (100,)), torch.randn(100, 32)
     options: dict[str, Any] = {"lr": 0.1, "momentum": 0.1, "eps": 1e-6, "impl": "native"}
-    return lambda: ops.sparse_adagrad(table, accumulator, velocity, index, grad, **options)
+    return lambda: ops.sparse_adagrad_(table, accumulator, velocity, index, grad, **options)
 
 
 def ranking_call() -> Callable[[], object]:
@@ -118,11 +118,11 @@ def draw_call() -> Callable[[], object]:
 
 
 def graph_call() -> Callable[[], object]:
-    offsets, neighbours = random_graph(60, 80, 900, seed=1, dtype=torch.int32)
+    offsets, neighbors = random_graph(60, 80, 900, seed=1, dtype=torch.int32)
     x, users = torch.randn(140, 16, requires_grad=True), torch.arange(60)[offsets[:61].diff() > 0][:20]
     return lambda: (
-        torch.autograd.grad(ops.laplacian(x, offsets, neighbours, "norm", impl="native").sum(), x),
-        ops.bpr_triples(offsets, neighbours, users, 64, n_users=60, n_items=80, seed=1, step=2, impl="native"),
+        torch.autograd.grad(ops.laplacian_propagation(x, offsets, neighbors, "norm", impl="native").sum(), x),
+        ops.bpr_triples(offsets, neighbors, users, 64, n_users=60, n_items=80, seed=1, step=2, impl="native"),
     )
 
 

@@ -90,7 +90,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
     seed: int,
     step: int,
 ) -> None:
-    offsets, neighbours = random_graph(*sizes, seed=seed % 1000)
+    offsets, neighbors = random_graph(*sizes, seed=seed % 1000)
     n_nodes = len(offsets) - 1
     every = torch.arange(n_nodes)
     rows = every if part == "all" else some_nodes(n_nodes, seed)
@@ -100,7 +100,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
     W1, b1, W2, b2 = weights
 
     def matrix(name: str) -> Tensor:
-        dense = dense_matrix(offsets, neighbours, name.removesuffix("+I"), node_dropout, seed, step)
+        dense = dense_matrix(offsets, neighbors, name.removesuffix("+I"), node_dropout, seed, step)
         dense = dense + torch.eye(n_nodes, dtype=torch.float64) if name.endswith("+I") else dense
         return dense[rows][:, columns]
 
@@ -114,7 +114,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
     out = ngcf_layer(
         E,
         offsets,
-        neighbours,
+        neighbors,
         *weights,
         rows=None if part == "all" else rows,
         columns=columns if part == "rows and columns" else None,
@@ -153,7 +153,7 @@ def large(impl: str = "native") -> tuple[Tensor, Tensor]:
 def test_kernels_equal_the_composition(impl: str, dtype: torch.dtype, activation: str, P: str, Q: str) -> None:
     """Several blocks of rows, whole and in part; float32 as near to float64 as the composition is, and float64 within
     the rounding of sums over all rows."""
-    offsets, neighbours = large(impl)
+    offsets, neighbors = large(impl)
     n_nodes = len(offsets) - 1
     for rows in (None, torch.arange(3, n_nodes, 2)):
         columns = None if rows is None else torch.cat([rows, torch.arange(0, n_nodes, 4)]).unique()
@@ -164,7 +164,7 @@ def test_kernels_equal_the_composition(impl: str, dtype: torch.dtype, activation
             chosen = options["columns"]
             given = [normal(n_nodes if chosen is None else len(chosen), 20), *weights_of(20, 70)]
             inputs = [tensor.to(dtype).to(to).requires_grad_() for tensor in given]
-            out = ngcf_layer(inputs[0], offsets, neighbours, *inputs[1:], **options, impl=impl)
+            out = ngcf_layer(inputs[0], offsets, neighbors, *inputs[1:], **options, impl=impl)
             return [out, *torch.autograd.grad(out, inputs, normal(*out.shape, seed=4).to(dtype).to(to))]
 
         exact = run("reference", torch.float64)
@@ -177,7 +177,7 @@ def test_kernels_equal_the_composition(impl: str, dtype: torch.dtype, activation
 
 @native
 def test_threads_do_not_change_a_bit() -> None:
-    offsets, neighbours = large()
+    offsets, neighbors = large()
     inputs = [normal(len(offsets) - 1, 24, dtype=torch.float32), *weights_of(24, 40, torch.float32)]
     for tensor in inputs:
         tensor.requires_grad_()
@@ -186,7 +186,7 @@ def test_threads_do_not_change_a_bit() -> None:
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            out = ngcf_layer(inputs[0], offsets, neighbours, *inputs[1:], node_dropout=0.1, message_dropout=0.1, seed=1)
+            out = ngcf_layer(inputs[0], offsets, neighbors, *inputs[1:], node_dropout=0.1, message_dropout=0.1, seed=1)
             found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     finally:
         torch.set_num_threads(threads)
@@ -228,14 +228,14 @@ def test_whole_numbers_have_the_same_bits(impl: str, activation: str, widths: tu
 @kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_codes_say_what_became_of_a_unit(impl: str, activation: str) -> None:
-    offsets, neighbours = random_graph(20, 30, 200, seed=3)
+    offsets, neighbors = random_graph(20, 30, 200, seed=3)
     rows = torch.arange(1, 50, 3)
     E, W1, b1, W2, b2 = (whole_numbers(*shape) for shape in ((50, 3), (3, 8), (8,), (3, 8), (8,)))
     options = ("plain", "plain+I", activation == "per_term", 0.5, 0.0, 0.4, 5, 6, 7)
     _, p, q, code = operators_of(impl, "ngcf_layer").ngcf_layer(
-        E, offsets, neighbours, rows, None, W1, b1, W2, b2, *options
+        E, offsets, neighbors, rows, None, W1, b1, W2, b2, *options
     )
-    A = dense_matrix(offsets, neighbours, "plain")[rows].float()
+    A = dense_matrix(offsets, neighbors, "plain")[rows].float()
     assert torch.equal(p, A @ E) and q.numel() == 0
     first, second = A @ E @ W1 + b1, ((A @ E + E[rows]) * E[rows]) @ W2 + b2
     keep = bernoulli_keep(0.4, seed=5, stream=MESSAGE_STREAM + 7, step=6, lanes=50, units=8)
@@ -248,7 +248,7 @@ def test_codes_say_what_became_of_a_unit(impl: str, activation: str) -> None:
 @needs_emulation
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(activation: str) -> None:
-    offsets, neighbours = large("emulated")
+    offsets, neighbors = large("emulated")
     rows, columns = torch.arange(3, 150, 2), torch.arange(1, 150)
     given = [normal(149, 12, dtype=torch.float32), *weights_of(12, 8, torch.float32)]
 
@@ -259,7 +259,7 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(ac
     def run(inputs: list[Tensor]) -> list[Tensor]:
         E, *weights = (tensor.requires_grad_() for tensor in inputs)
         options: dict[str, Any] = {"Q": "mean+I", "activation": activation, "node_dropout": 0.1, "message_dropout": 0.2}
-        out = ngcf_layer(E, offsets, neighbours, *weights, rows=rows, columns=columns, **options, impl="emulated")
+        out = ngcf_layer(E, offsets, neighbors, *weights, rows=rows, columns=columns, **options, impl="emulated")
         return [out.detach(), *torch.autograd.grad(out.square().sum(), (E, *weights))]
 
     emulation = cuda_emulator.load()
@@ -303,35 +303,35 @@ def test_features_beyond_two_to_the_31st() -> None:
 @impls
 def test_a_unit_is_dropped_by_its_own_number(impl: str) -> None:
     """The mask of a node's units is the same whether the node is computed alone or with all others."""
-    offsets, neighbours = large(impl)
+    offsets, neighbors = large(impl)
     E, weights = normal(len(offsets) - 1, 6), weights_of(6, 100)
     options: dict[str, Any] = {"message_dropout": 0.3, "seed": 2, "step": 8, "layer": 1, "impl": impl}
-    whole = ngcf_layer(E, offsets, neighbours, *weights, **options)
+    whole = ngcf_layer(E, offsets, neighbors, *weights, **options)
     rows = torch.arange(5, len(offsets) - 1, 11)
-    some = ngcf_layer(E, offsets, neighbours, *weights, rows=rows, **options)
+    some = ngcf_layer(E, offsets, neighbors, *weights, rows=rows, **options)
     assert torch.equal(some == 0, whole[rows] == 0)
     assert abs(float((whole == 0).double().mean()) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / whole.numel())
-    other = ngcf_layer(E, offsets, neighbours, *weights, **(options | {"layer": 2}))
+    other = ngcf_layer(E, offsets, neighbors, *weights, **(options | {"layer": 2}))
     assert not torch.equal(whole == 0, other == 0)
 
 
 @impls
-def test_nan_reaches_its_neighbours_and_itself(impl: str) -> None:
-    offsets, neighbours = random_graph(6, 6, 12, seed=1)
+def test_nan_reaches_its_neighbors_and_itself(impl: str) -> None:
+    offsets, neighbors = random_graph(6, 6, 12, seed=1)
     E = normal(12, 5)
     E[3, 2] = math.nan
-    reached = ngcf_layer(E, offsets, neighbours, *weights_of(5, 4), message_dropout=0.2, impl=impl).isnan().any(1)
+    reached = ngcf_layer(E, offsets, neighbors, *weights_of(5, 4), message_dropout=0.2, impl=impl).isnan().any(1)
     expected = torch.zeros(12, dtype=torch.bool)
-    expected[neighbours[offsets[3] : offsets[4]].long()] = True
+    expected[neighbors[offsets[3] : offsets[4]].long()] = True
     expected[3] = True
     assert torch.equal(reached, expected)
 
 
 @impls
 def test_no_rows_and_no_nodes(impl: str) -> None:
-    offsets, neighbours = random_graph(3, 4, 9, seed=2)
+    offsets, neighbors = random_graph(3, 4, 9, seed=2)
     for E, rows, graph in (
-        (normal(7, 3), torch.empty(0, dtype=torch.int64), (offsets, neighbours)),
+        (normal(7, 3), torch.empty(0, dtype=torch.int64), (offsets, neighbors)),
         (normal(0, 3), None, (torch.zeros(1, dtype=torch.int64), torch.empty(0, dtype=torch.int64))),
     ):
         inputs = [tensor.requires_grad_() for tensor in (E, *weights_of(3, 2))]
@@ -344,13 +344,13 @@ def test_no_rows_and_no_nodes(impl: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("P", "Q"), [("norm", "norm"), ("symmetric+I", "symmetric"), ("mean+I", "plain+I")])
 def test_gradcheck(impl: str, activation: str, P: str, Q: str) -> None:
-    offsets, neighbours = random_graph(4, 5, 11, seed=4)
+    offsets, neighbors = random_graph(4, 5, 11, seed=4)
 
     def run(E: Tensor, *weights: Tensor) -> Tensor:
         return ngcf_layer(
             E,
             offsets,
-            neighbours,
+            neighbors,
             *weights,
             P=P,
             Q=Q,
@@ -367,11 +367,11 @@ def test_gradcheck(impl: str, activation: str, P: str, Q: str) -> None:
 
 @impls
 def test_bfloat16_is_made_of_other_operators(impl: str) -> None:
-    offsets, neighbours = random_graph(30, 40, 200, seed=3)
+    offsets, neighbors = random_graph(30, 40, 200, seed=3)
     inputs = [normal(70, 16), *weights_of(16, 8)]
     small = [tensor.bfloat16() for tensor in inputs]
-    out = ngcf_layer(small[0], offsets, neighbours, *small[1:], seed=1, impl=impl)
-    exact = ngcf_layer(small[0].double(), offsets, neighbours, *(t.double() for t in small[1:]), seed=1, impl=impl)
+    out = ngcf_layer(small[0], offsets, neighbors, *small[1:], seed=1, impl=impl)
+    exact = ngcf_layer(small[0].double(), offsets, neighbors, *(t.double() for t in small[1:]), seed=1, impl=impl)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=2**-5 * float(exact.abs().max()))
 
@@ -380,12 +380,12 @@ def test_bfloat16_is_made_of_other_operators(impl: str) -> None:
 @pytest.mark.parametrize(("P", "Q"), [("norm", "norm"), ("mean+I", "symmetric")])
 def test_opcheck(impl: str, P: str, Q: str) -> None:
     library = operators_of(impl, "ngcf_layer")
-    offsets, neighbours = random_graph(4, 5, 12, seed=2)
+    offsets, neighbors = random_graph(4, 5, 12, seed=2)
     options = (P, Q, True, 0.2, 0.1, 0.2, 3, 4, 1)
     W1, b1, W2, b2 = (weight.requires_grad_() for weight in weights_of(4, 3))
     rows, columns = torch.tensor([0, 2, 7]), torch.tensor([0, 2, 5, 6, 7])
     for E, chosen in ((normal(9, 4), (None, None)), (normal(5, 4), (rows, columns))):
-        graph = (E.requires_grad_(), offsets, neighbours, *chosen)
+        graph = (E.requires_grad_(), offsets, neighbors, *chosen)
         torch.library.opcheck(library.ngcf_layer, (*graph, W1, b1, W2, b2, *options))
         out, *kept = library.ngcf_layer(*graph, W1, b1, W2, b2, *options)
         given = (torch.ones_like(out), *graph, W1, W2, *kept, *options)
@@ -396,11 +396,11 @@ def test_opcheck(impl: str, P: str, Q: str) -> None:
 @native
 def test_compiled_step_serves_every_step() -> None:
     counter = CompileCounter()
-    offsets, neighbours = random_graph(20, 30, 90, seed=2)
+    offsets, neighbors = random_graph(20, 30, 90, seed=2)
     weights = weights_of(8, 6)
 
     def train_step(E: Tensor, step: int) -> Tensor:
-        return ngcf_layer(E, offsets, neighbours, *weights, message_dropout=0.5, seed=2, step=step).relu()
+        return ngcf_layer(E, offsets, neighbors, *weights, message_dropout=0.5, seed=2, step=step).relu()
 
     compiled = torch.compile(train_step, fullgraph=True, backend=counter)
     E = normal(50, 8)
@@ -411,12 +411,12 @@ def test_compiled_step_serves_every_step() -> None:
 
 @pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
 def test_compiles_whole(impl: str) -> None:
-    offsets, neighbours = random_graph(20, 30, 90, seed=2)
+    offsets, neighbors = random_graph(20, 30, 90, seed=2)
     inputs = [tensor.requires_grad_() for tensor in (normal(50, 8), *weights_of(8, 6))]
 
     def loss(*inputs: Tensor) -> Tensor:
         out = ngcf_layer(
-            inputs[0] * 2, offsets, neighbours, *inputs[1:], node_dropout=0.2, message_dropout=0.2, impl=impl
+            inputs[0] * 2, offsets, neighbors, *inputs[1:], node_dropout=0.2, message_dropout=0.2, impl=impl
         )
         return out.square().sum()
 
@@ -428,7 +428,7 @@ def test_compiles_whole(impl: str) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"P": "laplacian"}, "P='laplacian': choose one of symmetric, "),
+    ({"P": "laplacian_propagation"}, "P='laplacian_propagation': choose one of symmetric, "),
     ({"Q": "norm+2I"}, r"Q='norm\+2I'"),
     ({"activation": "relu"}, "activation='relu': choose one of sum, per_term"),
     ({"negative_slope": -0.1}, "negative_slope=-0.1"),
@@ -446,7 +446,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"weight_2": torch.zeros(2, 5)}, r"weight_2 must be \[2, 4\]"),
     ({"bias_1": torch.zeros(1, 4)}, r"bias_1 must be \[4\]"),
     ({"bias_2": torch.zeros(5)}, r"bias_2 must be \[4\]"),
-    ({"neighbours": torch.tensor([2, 3])}, r"neighbours\[1\]=3: the graph has nodes 0 to 2"),
+    ({"neighbors": torch.tensor([2, 3])}, r"neighbors\[1\]=3: the graph has nodes 0 to 2"),
     ({"rows": torch.tensor([1, 1])}, "rows must be nodes in 0 to 2, each rising"),
     ({"columns": torch.tensor([0, 1, 2])}, "columns: give rows too"),
     ({"bias_2": torch.zeros(4, device="meta")}, "bias_2 is on meta, features are on cpu"),
@@ -460,14 +460,14 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
     arguments: dict[str, Any] = {
         "features": torch.zeros(3, 2),
         "offsets": torch.tensor([0, 1, 1, 2]),
-        "neighbours": torch.tensor([2, 0]),
+        "neighbors": torch.tensor([2, 0]),
         "weight_1": torch.zeros(2, 4),
         "bias_1": torch.zeros(4),
         "weight_2": torch.zeros(2, 4),
         "bias_2": torch.zeros(4),
         **changed,
     }
-    with pytest.raises(ValueError, match=told(message, impl) if changed.keys() & {"neighbours", "rows"} else message):
+    with pytest.raises(ValueError, match=told(message, impl) if changed.keys() & {"neighbors", "rows"} else message):
         ngcf_layer(**arguments, impl=impl)
 
 

@@ -269,7 +269,7 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(loss: str, in_batch: boo
 
 
 def strided(arguments: dict) -> dict:
-    """The same numbers, no two of which are neighbours."""
+    """The same numbers, no two of which are neighbors."""
     apart = {
         name: torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) for name, t in arguments.items()
     }

@@ -78,10 +78,10 @@ def test_an_alias_is_the_torch_class_with_our_defaults():
 
 
 def test_plateau_follows_the_direction_of_the_watched_value():
-    for maximise, values in ((False, [3.0, 2.0, 1.0]), (True, [0.1, 0.2, 0.3])):
+    for maximize, values in ((False, [3.0, 2.0, 1.0]), (True, [0.1, 0.2, 0.3])):
         for watched, reduced in ((values, False), (values[::-1], True)):
             optimizer = an_optimizer()
-            schedule = Schedule(optimizer, "plateau", {"patience": 0}, n_epochs=3, maximise=maximise)
+            schedule = Schedule(optimizer, "plateau", {"patience": 0}, n_epochs=3, maximize=maximize)
             assert (rates(schedule, optimizer, watched)[-1] < 0.1) == reduced
 
 

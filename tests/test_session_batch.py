@@ -140,7 +140,7 @@ def test_no_order_is_the_logs_own(impl: str) -> None:
 
 @impls
 def test_strided_arguments(impl: str) -> None:
-    """Views with gaps read right, and a state that is a view is updated in place, its neighbours left alone."""
+    """Views with gaps read right, and a state that is a view is updated in place, its neighbors left alone."""
     items, offsets = as_tensors([[1, 2, 3], [4, 5], [6, 7, 8]], torch.int32)
     order = torch.tensor([2, 0, 1])
     plain = session_batch(items, offsets, order, *(state := session_batch_state(2)), 3, impl=impl)

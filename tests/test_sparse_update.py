@@ -17,11 +17,11 @@ from gru4rec_fast.nn import gather_live_rows
 from gru4rec_fast.optim import SparseAdagrad, SparseAdam
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "sparse_adagrad": {"lr": 0.1, "momentum": 0.3, "eps": 1e-6},
-    "sparse_adam": {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "step": 3},
+    "sparse_adagrad_": {"lr": 0.1, "momentum": 0.3, "eps": 1e-6},
+    "sparse_adam_": {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "step": 3},
 }
 RULES = list(OPTIONS)
-RULE = OPTIONS["sparse_adagrad"]
+RULE = OPTIONS["sparse_adagrad_"]
 
 
 def update(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor, **options: Any) -> None:
@@ -41,7 +41,7 @@ def by_hand(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor) -> No
     table, first, second = tensors
     for row in set(index.tolist()):
         g = grad[index == row].sum(0)
-        if rule == "sparse_adagrad":
+        if rule == "sparse_adagrad_":
             first[row] += g**2
             second[row] = o["momentum"] * second[row] - o["lr"] * g / (first[row] + o["eps"]).sqrt()
             table[row] += second[row]
@@ -89,7 +89,7 @@ def test_float32_stays_close_to_float64(rule: str, impl: str) -> None:
     """50 steps; 1 - beta is taken before it is rounded, else adam's means are 1e-4 off."""
     g = torch.Generator().manual_seed(1)
     single, double = fresh((6, 20), torch.float32), [t.double() for t in fresh((6, 20), torch.float32)]
-    slow = {"sparse_adam": {"beta2": 0.999}}.get(rule, {})
+    slow = {"sparse_adam_": {"beta2": 0.999}}.get(rule, {})
     for _ in range(50):
         index, grad = torch.randint(0, 6, (4,), generator=g), torch.randn(4, 20, generator=g)
         update(rule, single, index, grad, **slow, impl=impl)
@@ -124,7 +124,7 @@ def test_many_duplicates_are_summed_in_order(n_rows: int, impl: str) -> None:
     index = index[torch.randint(0, len(index), (3000,), generator=g)]
     grad = torch.randint(-4, 5, (3000, 2), generator=g).float()
     accumulator, table = torch.zeros(n_rows, 2), torch.zeros(n_rows, 2)
-    ops.sparse_adagrad(table, accumulator, None, index, grad, lr=1.0, eps=0.25, impl=impl)
+    ops.sparse_adagrad_(table, accumulator, None, index, grad, lr=1.0, eps=0.25, impl=impl)
     total = torch.zeros(n_rows, 2).index_add_(0, index, grad)
     assert torch.equal(accumulator, total.square())
     torch.testing.assert_close(table, -total / (total.square() + 0.25).sqrt(), rtol=1e-6, atol=0)
@@ -203,7 +203,7 @@ def test_rows_and_gradients_beyond_two_to_the_31st() -> None:
     index, grad = torch.full((2**9 + 1,), -1), torch.empty(2**9 + 1, width)
     index[-1], grad[-1, -300:], table[-1, -300:], accumulator[-1, -300:] = len(table) - 1, 1.5, 0.0, 0.0
     with first_and_last_blocks():
-        ops.sparse_adagrad(table, accumulator, None, index, grad, lr=0.75, eps=0.0, impl="emulated")
+        ops.sparse_adagrad_(table, accumulator, None, index, grad, lr=0.75, eps=0.0, impl="emulated")
     assert table.numel() > 2**31 and grad.numel() > 2**31
     assert bool((table[-1, -300:] == -0.75).all() and (accumulator[-1, -300:] == 2.25).all())
 
@@ -229,7 +229,7 @@ def test_operator_passes_opcheck_and_compiles(rule: str, native_library: None) -
     tensors = fresh((5, 2), torch.float32)
     operator = getattr(torch.ops.gru4rec_fast, rule)
     torch.library.opcheck(operator, (*[t.clone() for t in tensors], index, grad), OPTIONS[rule])
-    compiled = torch.compile(getattr(ops, rule), fullgraph=True, backend=compiler(rule == "sparse_adagrad"))
+    compiled = torch.compile(getattr(ops, rule), fullgraph=True, backend=compiler(rule == "sparse_adagrad_"))
     ours, theirs = [t.clone() for t in tensors], [t.clone() for t in tensors]
     compiled(*ours, index, grad, **OPTIONS[rule])
     update(rule, theirs, index, grad, impl="reference")
@@ -242,8 +242,8 @@ def test_state_may_be_missing_without_momentum(impl: str) -> None:
     full = fresh((3, 2))
     full[-1].zero_()
     less = [t.clone() for t in full[:-1]]
-    update("sparse_adagrad", full, index, grad.double(), momentum=0.0, impl=impl)
-    update("sparse_adagrad", [*less, None], index, grad.double(), momentum=0.0, impl=impl)
+    update("sparse_adagrad_", full, index, grad.double(), momentum=0.0, impl=impl)
+    update("sparse_adagrad_", [*less, None], index, grad.double(), momentum=0.0, impl=impl)
     torch.testing.assert_close(less, full[:-1])
 
 
@@ -255,14 +255,14 @@ def test_state_may_be_missing_without_momentum(impl: str) -> None:
         (lambda p: SparseAdagrad([p], eps=-1.0), "eps=-1.0"),
         (lambda p: SparseAdagrad([p], momentum=-0.1), "momentum=-0.1"),
         (lambda p: SparseAdam([p], beta2=1.5), "beta2=1.5"),
-        (lambda p: ops.sparse_adagrad(p, p, None, torch.tensor([0.0]), p[:1], lr=1), "index must be int64"),
+        (lambda p: ops.sparse_adagrad_(p, p, None, torch.tensor([0.0]), p[:1], lr=1), "index must be int64"),
         (
-            lambda p: ops.sparse_adagrad(p, p[:1], None, torch.tensor([0]), p[:1], lr=1),
+            lambda p: ops.sparse_adagrad_(p, p[:1], None, torch.tensor([0]), p[:1], lr=1),
             "accumulator must be like table",
         ),
-        (lambda p: ops.sparse_adagrad(p, p, None, torch.tensor([0]), p[:1], lr=1, momentum=0.5), "needs a velocity"),
-        (lambda p: ops.sparse_adam(p, p, p.double(), torch.tensor([0]), p[:1], lr=1, step=1), "exp_avg_sq must be"),
-        (lambda p: ops.sparse_adam(p, p, p, torch.tensor([0]), p[:1], lr=1, step=0), "step=0: counts from 1"),
+        (lambda p: ops.sparse_adagrad_(p, p, None, torch.tensor([0]), p[:1], lr=1, momentum=0.5), "needs a velocity"),
+        (lambda p: ops.sparse_adam_(p, p, p.double(), torch.tensor([0]), p[:1], lr=1, step=1), "exp_avg_sq must be"),
+        (lambda p: ops.sparse_adam_(p, p, p, torch.tensor([0]), p[:1], lr=1, step=0), "step=0: counts from 1"),
     ],
 )
 def test_bad_arguments_are_named(call, message: str) -> None:

@@ -41,14 +41,14 @@ def everything(device: str, impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]
     for widths in ((3, 5), (12, 20)):
         found += gathered(impl, widths, dtype=dtype, mask=True, logq=1.0, device=device)[0]
         rows = [tensor.to(device) for tensor in touched(widths[0], dtype).values()]
-        run("step_rows", impl, *rows, YES, NUMBERS, device=device)
+        run("step_rows_", impl, *rows, YES, NUMBERS, device=device)
         found += rows[:6]
     lists = [[tensor.to(device) for tensor in tensors] for tensors in dense([(3, 5), (1,), (64,)], dtype)]
-    run("step_apply", impl, *lists, YES, NUMBERS, device=device)
+    run("step_apply_", impl, *lists, YES, NUMBERS, device=device)
     found += [tensor for tensors in lists for tensor in tensors]
     flags = [flag.clone().to(device) for flag in (NO, NO)]
     kept = torch.empty(3, dtype=dtype, device=device)
-    run("step_settle", impl, torch.rand(3, generator=draws(), dtype=dtype), YES.expand(3), flags[0], kept, flags[1],
+    run("step_settle_", impl, torch.rand(3, generator=draws(), dtype=dtype), YES.expand(3), flags[0], kept, flags[1],
         device=device)  # fmt: skip
     return (*found, *(flag.to(dtype) for flag in flags), kept)
 
@@ -121,19 +121,19 @@ def test_a_row_that_the_table_does_not_have_is_an_error() -> None:
 def test_losses_are_kept_and_a_bad_one_stops(steps: int, impl: str) -> None:
     losses, played = torch.rand(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
     stopped, kept, moves = NO.clone(), torch.empty(steps, dtype=torch.float64), NO.clone()
-    run("step_settle", impl, losses, played, stopped, kept, moves)
+    run("step_settle_", impl, losses, played, stopped, kept, moves)
     assert torch.equal(kept, losses) and moves and not stopped
 
     for bad in (torch.nan, torch.inf, -torch.inf):
         stopped.fill_(False)
         losses[-1], played[-1] = bad, False  # of a step that is not played
-        run("step_settle", impl, losses, played, stopped, kept, moves)
+        run("step_settle_", impl, losses, played, stopped, kept, moves)
         assert kept[-1] == 0 and bool(moves) == (steps > 1) and not stopped
         played[-1] = True
-        run("step_settle", impl, losses, played, stopped, kept, moves)
+        run("step_settle_", impl, losses, played, stopped, kept, moves)
         assert stopped and not moves and not kept[-1].isfinite()
 
-    run("step_settle", impl, torch.ones_like(losses), played, stopped, kept, moves)
+    run("step_settle_", impl, torch.ones_like(losses), played, stopped, kept, moves)
     assert stopped and not moves, "once stopped, nothing moves"
 
 
@@ -157,9 +157,9 @@ def test_whole_weights_move_as_by_the_optimizer(shapes: list[tuple[int, ...]], m
     numbers = NUMBERS if momentum else NUMBERS * torch.tensor([1.0, 0.0, 1.0])
     arguments = (weights, accumulators, velocities if momentum else [], grads, states, outputs)
     before = [tensor.clone() for tensors in arguments for tensor in tensors]
-    run("step_apply", impl, *arguments, NO, numbers)
+    run("step_apply_", impl, *arguments, NO, numbers)
     assert_equal_bits([tensor for tensors in arguments for tensor in tensors], before)
-    run("step_apply", impl, *arguments, YES, numbers)
+    run("step_apply_", impl, *arguments, YES, numbers)
     optimizer.step()
     torch.testing.assert_close(weights, [p.detach() for p in parameters], rtol=1e-14, atol=1e-15)
     kept = [optimizer.state[parameter]["accumulator"] for parameter in parameters]
@@ -189,11 +189,11 @@ def test_each_touched_row_moves_once_and_no_other(has_bias: bool, impl: str) -> 
     if not has_bias:
         given |= dict.fromkeys(["bias_weight", "bias_accumulator", "bias_velocity", "grad_bias"])
     before = {name: None if tensor is None else tensor.clone() for name, tensor in given.items()}
-    run("step_rows", impl, *given.values(), NO, NUMBERS)
+    run("step_rows_", impl, *given.values(), NO, NUMBERS)
     kept = [tensor for tensor in given.values() if tensor is not None]
     assert_equal_bits(kept, [tensor for tensor in before.values() if tensor is not None])
 
-    run("step_rows", impl, *given.values(), YES, NUMBERS)
+    run("step_rows_", impl, *given.values(), YES, NUMBERS)
     index = torch.empty_like(given["rows"]).scatter_(0, given["positions"], given["rows"])
     grads = torch.cat([given["grad_inputs"], given["grad_items"]])
     of_bias = None if not has_bias else torch.cat([torch.zeros(6, dtype=torch.float64), given["grad_bias"]])
@@ -223,11 +223,11 @@ def test_rows_do_not_depend_on_the_order_of_threads(width: int) -> None:
     for seed in (1, 2):
         cuda_emulator.load().set_seed(seed)
         given = touched(width, torch.float32)
-        run("step_rows", "emulated", *given.values(), YES, NUMBERS)
+        run("step_rows_", "emulated", *given.values(), YES, NUMBERS)
         results.append([*given.values()])
     assert_equal_bits(*results)
     reference = touched(width, torch.float32)
-    run("step_rows", "reference", *reference.values(), YES, NUMBERS)
+    run("step_rows_", "reference", *reference.values(), YES, NUMBERS)
     torch.testing.assert_close(results[0], [*reference.values()], rtol=1e-5, atol=1e-6)
 
 
@@ -235,8 +235,8 @@ def test_rows_do_not_depend_on_the_order_of_threads(width: int) -> None:
 @pytest.mark.parametrize(("n_inputs", "n_items"), [(0, 9), (9, 0), (0, 0), (1, 0)])
 def test_rows_of_one_kind_or_none(n_inputs: int, n_items: int) -> None:
     ours, theirs = (touched(5, n_inputs=n_inputs, n_items=n_items) for _ in range(2))
-    run("step_rows", "emulated", *ours.values(), YES, NUMBERS)
-    run("step_rows", "reference", *theirs.values(), YES, NUMBERS)
+    run("step_rows_", "emulated", *ours.values(), YES, NUMBERS)
+    run("step_rows_", "reference", *theirs.values(), YES, NUMBERS)
     torch.testing.assert_close([*ours.values()], [*theirs.values()], rtol=1e-13, atol=1e-14)
 
 
@@ -252,7 +252,7 @@ def test_beyond_two_to_the_31st() -> None:
         table, accumulator, grad = (torch.empty(n, width) for _ in range(3))
         grad[-1, -300:], table[-1, -300:], accumulator[-1, -300:] = 3.0, 1.0, 16.0
         none = [None, None, None, None]
-        run("step_rows", "emulated", table, accumulator, *none, rows, positions, grad[:0], grad, None, YES, numbers)
+        run("step_rows_", "emulated", table, accumulator, *none, rows, positions, grad[:0], grad, None, YES, numbers)
         x = run(
             "step_gather", "emulated", table, index.view(1, -1), None, table[:1, :4], torch.zeros(1), None, no_items, 0,
             0.0, 0.0, False,
@@ -263,10 +263,10 @@ def test_beyond_two_to_the_31st() -> None:
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("step_rows", {"rows": torch.zeros(3, dtype=torch.int64)}, "rows must be int64"),
-    ("step_rows", {"grad_bias": None}, "go together"),
-    ("step_rows", {"weight": torch.rand(6, 30, dtype=torch.float64).T}, "weight must be contiguous"),
-    ("step_rows", {"weight": torch.rand(30, 6).half()}, "float32 and float64"),
+    ("step_rows_", {"rows": torch.zeros(3, dtype=torch.int64)}, "rows must be int64"),
+    ("step_rows_", {"grad_bias": None}, "go together"),
+    ("step_rows_", {"weight": torch.rand(6, 30, dtype=torch.float64).T}, "weight must be contiguous"),
+    ("step_rows_", {"weight": torch.rand(30, 6).half()}, "float32 and float64"),
 ]
 
 
@@ -281,7 +281,7 @@ def test_bad_arguments_are_named(name: str, change: dict[str, Any], message: str
 def test_no_other_implementation_is_taken_for_it(impl: str) -> None:
     """impl="native" on the CPU is an error, not the reference in silence."""
     if impl == "native":
-        with pytest.raises(RuntimeError, match="step_rows has no native kernel on cpu"):
-            step_operator("step_rows", impl, CPU)
+        with pytest.raises(RuntimeError, match="step_rows_ has no native kernel on cpu"):
+            step_operator("step_rows_", impl, CPU)
     else:
-        assert callable(step_operator("step_rows", impl, CPU))
+        assert callable(step_operator("step_rows_", impl, CPU))

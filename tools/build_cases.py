@@ -5,8 +5,8 @@
     python build_cases.py serve
 
 A case calls the public API with inputs made from fixed seeds and returns tensors. RESULTS gets one JSON line per case,
-with a digest of each tensor or with the error. `implementation`, `step_operator` and `own_product` hold what differs
-between versions of the package; all else has to run unchanged with both.
+with a digest of each tensor or with the error. The first functions, `implementation` to `own_product`, hold what
+differs between versions of the package; all else has to run unchanged with both.
 """
 
 from __future__ import annotations
@@ -59,7 +59,20 @@ def step_operator(name: str, impl: str) -> Callable[..., Any]:
     """Return an operator of the family training_step."""
     from gru4rec_fast.ops.training_step import step_operator
 
-    return step_operator(name, impl, torch.device("cpu"))
+    in_place = "_" if name != "step_gather" and hasattr(ops, "sparse_adam_") else ""
+    return step_operator(name + in_place, impl, torch.device("cpu"))
+
+
+def operator(name: str) -> Callable[..., Any]:
+    """Return a function of ops; up to 0.1.0 some have another name."""
+    old = "laplacian" if name == "laplacian_propagation" else name.removesuffix("_")
+    return getattr(ops, name if hasattr(ops, name) else old)
+
+
+def graph_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return a graph model's parameters under the names that this version gives them."""
+    old = {"sample_by": "draw", "message_dropout": "mess_dropout", "normalize_messages": "normalise_messages"}
+    return parameters if hasattr(ops, "sparse_adam_") else {old.get(n, n): value for n, value in parameters.items()}
 
 
 def own_product(*arguments: Any) -> Tensor:
@@ -205,21 +218,21 @@ def sampled_loss(impl: str, large: bool, dtype: torch.dtype, loss: str, options:
 
 
 def sparse_update(
-    operator: str, n_state: int, impl: str, large: bool, dtype: torch.dtype, width: int, option: float
+    name: str, n_state: int, impl: str, large: bool, dtype: torch.dtype, width: int, option: float
 ) -> list[Tensor]:
     rows, n = (5000, 4000) if large else (13, 20)
     table, *state = (randn((rows, width), dtype, seed).abs() for seed in range(1 + n_state))
     given = [None if option == 0 and tensor is state[-1] else tensor for tensor in state]
     index, grad = randint(-1, rows // 2, (n,), 8), randn((n, width), dtype, 9)
-    options = {"step": option} if operator == "sparse_adam" else {"momentum": option}
-    getattr(ops, operator)(table, *given, index, grad, lr=0.1, impl=impl, **options)
+    options = {"step": option} if name == "sparse_adam_" else {"momentum": option}
+    operator(name)(table, *given, index, grad, lr=0.1, impl=impl, **options)
     return [table, *state]
 
 
-for _name, _state in {"sparse_sgd": 1, "sparse_rmsprop": 2, "sparse_adagrad": 2, "sparse_adam": 2}.items():
-    if hasattr(ops, _name):
-        _options = (1, 7) if _name == "sparse_adam" else (0.0, 0.3)
-        family(_name, dtype=FLOATS, width=(1, 7, 100), option=_options)(partial(sparse_update, _name, _state))
+family("sparse_adagrad_", dtype=FLOATS, width=(1, 7, 100), option=(0.0, 0.3))(
+    partial(sparse_update, "sparse_adagrad_", 2)
+)
+family("sparse_adam_", dtype=FLOATS, width=(1, 7, 100), option=(1, 7))(partial(sparse_update, "sparse_adam_", 2))
 
 
 def ranking_inputs(large: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,7 +274,7 @@ MATRICES = ("symmetric", "mean", "norm", "plain")
 
 
 @family(dtype=WITH_BF16, matrix=MATRICES, nodes=NODES, dropout=(0.0, 0.2))
-def laplacian(impl: str, large: bool, dtype: torch.dtype, matrix: str, nodes: str, dropout: float) -> list[Tensor]:
+def laplacian_propagation(impl: str, large: bool, dtype: torch.dtype, matrix: str, nodes: str, dropout: float) -> list[Tensor]:
     graph = graph_of(large, impl)
     options = {
         **subset(graph, nodes),
@@ -273,7 +286,7 @@ def laplacian(impl: str, large: bool, dtype: torch.dtype, matrix: str, nodes: st
     }
     n_columns = graph.n_nodes if options["columns"] is None else len(options["columns"])
     features = randn((n_columns, 65 if large else 7), dtype, 1)
-    return with_gradients(lambda x: ops.laplacian(x, *graph.structure(), matrix, **options), features)
+    return with_gradients(lambda x: operator("laplacian_propagation")(x, *graph.structure(), matrix, **options), features)
 
 
 @family(
@@ -293,12 +306,12 @@ def ngcf_layer(impl: str, large: bool, dtype: torch.dtype, nodes: str, dropout: 
 @family(dtype=INTEGERS, by_interaction=BOTH)
 def bpr_triples(impl: str, large: bool, dtype: torch.dtype, by_interaction: bool) -> list[Tensor]:
     graph = graph_of(large, impl)
-    offsets, neighbours = graph.structure()
+    offsets, neighbors = graph.structure()
     degrees = offsets[: graph.n_users + 1].diff()
     users = ((degrees > 0) & (degrees < graph.n_items)).nonzero()[:, 0]
     starts = torch.cat([degrees.new_zeros(1), degrees[users].cumsum(0)]) if by_interaction else None
     options = {"n_users": graph.n_users, "n_items": graph.n_items, "starts": starts, "seed": 3, "step": 4, "impl": impl}
-    return [ops.bpr_triples(offsets, neighbours.to(dtype), users, 5001 if large else 33, **options)]
+    return [ops.bpr_triples(offsets, neighbors.to(dtype), users, 5001 if large else 33, **options)]
 
 
 @family(impls=("reference", "emulated"), dtype=FLOATS, operator=("gather", "gather bf16", "settle", "apply", "rows"))
@@ -350,9 +363,8 @@ def optimizer(name: str, impl: str, large: bool, dtype: torch.dtype, sparse: boo
     return [table]
 
 
-for _name in ("SparseAdagrad", "SparseAdam", "SparseSGD", "SparseRMSprop"):
-    if hasattr(optim, _name):
-        family(f"optim.{_name}", MODELS, dtype=FLOATS, sparse=BOTH)(partial(optimizer, _name))
+for _name in ("SparseAdagrad", "SparseAdam"):
+    family(f"optim.{_name}", MODELS, dtype=FLOATS, sparse=BOTH)(partial(optimizer, _name))
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -452,9 +464,9 @@ def evaluation(impl: str, large: bool, **case: Any) -> list[Tensor]:
 GRAPH_MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "NGCF": (NGCF, {"layer_sizes": [24, 16]}),
     "NGCF per term": (NGCF, {"activation": "per_term", "adjacency": "norm", "only_needed": False}),
-    "NGCF normalised": (NGCF, {"adjacency": "mean+I/mean", "normalise_messages": True}),
+    "NGCF normalized": (NGCF, {"adjacency": "mean+I/mean", "normalize_messages": True}),
     "LightGCN": (LightGCN, {"n_layers": 2, "node_dropout": 0.1}),
-    "LightGCN reordered": (LightGCN, {"reorder": True, "draw": "interactions"}),
+    "LightGCN reordered": (LightGCN, {"reorder": True, "sample_by": "interactions"}),
 }
 
 
@@ -463,6 +475,7 @@ def graph_training(impl: str, large: bool, model: str, dtype: torch.dtype) -> li
     graph = random_graph(500, 600, 6000) if large else random_graph(12, 17, 60)
     kind, options = GRAPH_MODELS[model]
     options = options | {"embedding_dim": 32 if large else 5, "batch_size": 512 if large else 16, "n_epochs": 2}
+    options = graph_parameters(options)
     fitted = kind(**options, dtype=str(dtype).removeprefix("torch."), seed=4, impl=impl).fit(graph, progress=False)
     lists = *fitted.recommend(range(5), k=3), *fitted.similar_items(range(5), k=3)
     metrics = fitted.evaluate(random_graph(graph.n_users, graph.n_items, 200), cutoffs=(5, 20)).metrics
@@ -515,7 +528,7 @@ def target_rank_row() -> Row:
 
 def sparse_adagrad_row() -> Row:
     index, accumulator = randint(0, 20_000, (2128,), 1), torch.ones(20_000, 224)
-    call = partial(ops.sparse_adagrad, lr=0.01, impl="native")
+    call = partial(operator("sparse_adagrad_"), lr=0.01, impl="native")
     return repeated(lambda w, g: call(w, accumulator, None, index, g), (20_000, 224), (2128, 224), backward=False)
 
 
@@ -540,9 +553,9 @@ ROWS: dict[str, Callable[[], Row]] = {
     "gru": partial(repeated, partial(ops.gru, impl="native"), (1, 80, 672), (80, 224), (672, 224), (672,)),
     "sampled_loss": partial(repeated, partial(ops.sampled_loss, impl="native"), (80, 224), (2128, 224), (2128,)),
     "target_rank": target_rank_row,
-    "laplacian": partial(graph_row, ops.laplacian),
+    "laplacian_propagation": lambda: graph_row(operator("laplacian_propagation")),
     "ngcf_layer": partial(graph_row, ops.ngcf_layer, (64, 64), (64,), (64, 64), (64,)),
-    "sparse_adagrad": sparse_adagrad_row,
+    "sparse_adagrad_": sparse_adagrad_row,
     "session_batch": session_batch_row,
     "negative_sampling": negative_sampling_row,
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from turns import Side
+from interleave import Side
 
 from gpu.targets import PRECISIONS
 

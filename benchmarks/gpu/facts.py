@@ -249,7 +249,7 @@ def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
     import torch
     from machine import processor
     from naive_pytorch import SETTINGS
-    from playing import player_of, player_side
+    from trainers import player_of, player_side
 
     from gpu.folder import Folder
 

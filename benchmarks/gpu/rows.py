@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from turns import Side, spread, units_per_turn
+from interleave import Side, spread, units_per_turn
 
 from gpu.device import Device, precision
 from gpu.folder import Folder

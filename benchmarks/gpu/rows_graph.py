@@ -8,9 +8,9 @@ from functools import cache, partial
 import torch
 from bench_graph_training import Model, naive
 from naive_graph import Product
-from playing import graph_player, player_side
+from trainers import graph_player, player_side
 from torch import Tensor
-from turns import Side
+from interleave import Side
 
 from gpu.device import Device
 from gpu.folder import Folder
@@ -23,7 +23,7 @@ WIDTH = 64
 
 
 def power_law_graph(n_nodes: int, n_edges: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Offsets and neighbours of a graph of exactly so many edges, listed both ways; degrees fall as a power law."""
+    """Offsets and neighbors of a graph of exactly so many edges, listed both ways; degrees fall as a power law."""
     draws = torch.Generator(device).manual_seed(0)
     edges = torch.empty(0, dtype=torch.int64, device=device)
     while len(edges) < n_edges:
@@ -44,15 +44,15 @@ def product(name: RowName, device: Device, folder: Folder) -> Row:
         structure = folder.graph("gowalla").structure()
     else:
         structure = power_law_graph(device.size(1_000_000, 60), device.size(10_000_000, 200), device.torch)
-    offsets, neighbours = (t.to(device.torch) for t in structure)
-    n_nodes, entries = len(offsets) - 1, len(neighbours)
+    offsets, neighbors = (t.to(device.torch) for t in structure)
+    n_nodes, entries = len(offsets) - 1, len(neighbors)
     features, grad = torch.randn(2, n_nodes, WIDTH, device=device.torch)
     scale = offsets.diff().clamp(min=1).double() ** -0.5
     rows = torch.repeat_interleave(offsets.diff())
-    values = (scale[rows] * scale[neighbours.long()]).float()
-    indices = {"": (offsets, neighbours.long()), ", int32": (offsets.int(), neighbours)}
+    values = (scale[rows] * scale[neighbors.long()]).float()
+    indices = {"": (offsets, neighbors.long()), ", int32": (offsets.int(), neighbors)}
     multiply: dict[str, Callable[[Tensor], Tensor]] = {
-        OURS: lambda x: ops.laplacian(x, offsets, neighbours, impl=device.impl)
+        OURS: lambda x: ops.laplacian_propagation(x, offsets, neighbors, impl=device.impl)
     }
     for form, given in indices.items():
         matrix = torch.sparse_csr_tensor(*given, values, (n_nodes, n_nodes), check_invariants=False)

@@ -10,9 +10,9 @@ import torch
 from bench_training import distinct_rows, products, step_bytes
 from machine import flops
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from playing import player_of, player_side
+from trainers import player_of, player_side
 from torch import Tensor
-from turns import Side
+from interleave import Side
 
 from gpu.device import Device
 from gpu.folder import Folder
@@ -194,7 +194,7 @@ def update(name: RowName, device: Device, folder: Folder) -> Row:
     index = (torch.rand(2144, device=device.torch) ** 3 * n_items).long()
     grad, touched = torch.randn(2144, width, device=device.torch), int(index.unique().numel())
     sides = {
-        name: device.side(partial(ops.sparse_adagrad, table, accumulator, None, index, grad, lr=1e-6, impl=impl))
+        name: device.side(partial(ops.sparse_adagrad_, table, accumulator, None, index, grad, lr=1e-6, impl=impl))
         for name, impl in ((OURS, device.impl), ("coalesce, gather, scatter", "reference"))
     }
     return Row(sides, n_bytes=2144 * (width * 4 + 16) + 4 * touched * width * 4)

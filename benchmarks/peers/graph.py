@@ -29,7 +29,7 @@ Step = Callable[[Tensor, Tensor, Tensor], float]  # trains on a batch of triples
 def adjacency(graph: InteractionGraph) -> sp.csr_array:
     """A, users before items, as a scipy matrix."""
     size = (graph.n_nodes, graph.n_nodes)
-    return sp.csr_array((np.ones(len(graph.neighbours), np.float32), graph.neighbours, graph.offsets), shape=size)
+    return sp.csr_array((np.ones(len(graph.neighbors), np.float32), graph.neighbors, graph.offsets), shape=size)
 
 
 def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
@@ -46,7 +46,7 @@ def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device
         embed_size=64,
         batch_size=batch_size,
         node_dropout=[0.1],
-        mess_dropout=[0.1, 0.1, 0.1],
+        message_dropout=[0.1, 0.1, 0.1],
         layer_size="[64,64,64]",
         regs="[1e-5]",
     )

@@ -70,7 +70,7 @@ class Official:
         """A function that trains n mini-batches by `fit`'s own loop and returns seconds per mini-batch.
 
         Each call is a `fit` of its own, over the first n mini-batches of an epoch; only its loop is timed. Its cache of
-        negatives is drawn beforehand, once, in its favour; 1464 mini-batches of 2048 fit.
+        negatives is drawn beforehand, once, in its favor; 1464 mini-batches of 2048 fit.
         """
         estimator = self.new(**parameters, n_epochs=1)
         with quiet():

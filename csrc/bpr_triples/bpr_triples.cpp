@@ -18,7 +18,7 @@ using at::Tensor;
 constexpr int64_t kLimit = int64_t{1} << 31;
 
 template <Kernels kernels>
-Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbours, const Tensor& users,
+Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor& users,
                    const std::optional<Tensor>& starts, int64_t n_users, int64_t n_items, int64_t n, int64_t seed,
                    int64_t step) {
   check_counters(seed, step, 1);
@@ -30,8 +30,8 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbours, const Tensor
       offsets.dim() == 1 && offsets.size(0) == n_users + n_items + 1 && offsets.scalar_type() == at::kLong,
       "offsets must be int64 [", n_users + n_items + 1, "]");
   TORCH_CHECK_VALUE(
-      neighbours.dim() == 1 && (neighbours.scalar_type() == at::kInt || neighbours.scalar_type() == at::kLong),
-      "neighbours must be int32 or int64 [n_entries]");
+      neighbors.dim() == 1 && (neighbors.scalar_type() == at::kInt || neighbors.scalar_type() == at::kLong),
+      "neighbors must be int32 or int64 [n_entries]");
   TORCH_CHECK_VALUE(
       users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kLimit && users.scalar_type() == at::kLong,
       "users must be int64 [n_candidates], one at least");
@@ -39,7 +39,7 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbours, const Tensor
                                             starts->scalar_type() == at::kLong),
                     "starts must be int64 [", users.size(0) + 1, "]");
   const Tensor o = contiguous(offsets, "offsets", offsets.sizes(), at::kLong, device);
-  const Tensor i = contiguous(neighbours, "neighbours", neighbours.sizes(), neighbours.scalar_type(), device);
+  const Tensor i = contiguous(neighbors, "neighbors", neighbors.sizes(), neighbors.scalar_type(), device);
   const Tensor u = contiguous(users, "users", users.sizes(), at::kLong, device);
   const Tensor s = contiguous(starts, "starts", {users.size(0) + 1}, at::kLong, device);
   const Tensor out = at::empty({3, n}, u.options());

@@ -9,8 +9,8 @@ namespace grf {
 
 struct TripleDraws {
   const int64_t* offsets;  // [n_users + n_items + 1]
-  const void* neighbours;  // [n_entries] of int32 or int64
-  bool neighbours_are_wide;
+  const void* neighbors;  // [n_entries] of int32 or int64
+  bool neighbors_are_wide;
   int64_t n_entries;
   const int64_t* users;  // [n_candidates]
   int64_t n_candidates;

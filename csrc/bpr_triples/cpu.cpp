@@ -14,7 +14,7 @@ namespace grf {
 constexpr int64_t kGrain = 256;  // triples per thread at least
 
 void draw_triples(const TripleDraws& draws) {
-  const auto draw_one = draws.neighbours_are_wide ? draw_triple<int64_t> : draw_triple<int32_t>;
+  const auto draw_one = draws.neighbors_are_wide ? draw_triple<int64_t> : draw_triple<int32_t>;
   std::atomic<bool> fits{true};
   at::parallel_for(0, draws.n, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {

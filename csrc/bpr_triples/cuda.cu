@@ -7,7 +7,7 @@ namespace grf::cuda {
 constexpr int kTripleThreads = 128;
 
 // Launch: one dimension, any number of blocks of any size; each thread takes triples in strides of the grid. A triple's
-// reads are at random; it writes 24 bytes, each 8 beside its neighbours'.
+// reads are at random; it writes 24 bytes, each 8 beside its neighbors'.
 template <typename index_t>
 __global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleDraws draws) {
   for (int64_t k = global_thread(); k < draws.n; k += all_threads()) {
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleDraw
 void draw_triples(const TripleDraws& draws, cudaStream_t stream) {
   if (draws.n == 0) return;
   const unsigned blocks = blocks_for(draws.n, kTripleThreads);
-  if (draws.neighbours_are_wide) {
+  if (draws.neighbors_are_wide) {
     GRF_LAUNCH((draw_triples_kernel<int64_t>), blocks, kTripleThreads, 0, stream, draws);
   } else {
     GRF_LAUNCH((draw_triples_kernel<int32_t>), blocks, kTripleThreads, 0, stream, draws);

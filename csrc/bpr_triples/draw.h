@@ -19,7 +19,7 @@ GRF_HOST_DEVICE int64_t number_below(uint32_t high, uint32_t low, int64_t limit)
 // a user, two offsets, an item and, by bisection, log2(degree) items and log2(n_candidates) starts.
 template <typename index_t>
 GRF_HOST_DEVICE bool draw_triple(const TripleDraws& draws, int64_t k) {
-  const auto* neighbours = static_cast<const index_t*>(draws.neighbours);
+  const auto* neighbors = static_cast<const index_t*>(draws.neighbors);
   const auto number = static_cast<uint32_t>(k);
   const auto first = philox::philox4x32({philox::kStreamTriples, draws.step, number, 0}, draws.seed);
   const auto second = philox::philox4x32({philox::kStreamTriples, draws.step, number, 1}, draws.seed);
@@ -43,7 +43,7 @@ GRF_HOST_DEVICE bool draw_triple(const TripleDraws& draws, int64_t k) {
   if (positive < 0 || positive >= degree) return false;
   // The rank-th item that is not among the user's: as many of these, which rise, lie before it as have a lower rank.
   const int64_t rank = number_below(second.w0, second.w1, draws.n_items - degree);
-  const index_t* items = neighbours + begin;
+  const index_t* items = neighbors + begin;
   const int64_t seen =
       partition_point(degree, [&](int64_t i) { return static_cast<int64_t>(items[i]) - draws.n_users - i <= rank; });
   draws.out[k] = user;

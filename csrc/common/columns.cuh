@@ -1,4 +1,4 @@
-// Neighbouring columns of a row that are read and written at once.
+// Neighboring columns of a row that are read and written at once.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ constexpr int kWideBytes = 16;  // the widest access of memory
 template <typename T>
 constexpr int kWideColumns = kWideBytes / static_cast<int>(sizeof(T));
 
-// N neighbouring columns, which are one access of memory.
+// N neighboring columns, which are one access of memory.
 template <typename T, int N>
 struct alignas(N * sizeof(T)) Columns {
   T at[N];

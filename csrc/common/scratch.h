@@ -9,7 +9,7 @@
 
 namespace grf {
 
-// Room for `n` numbers of type T, not initialised, aligned to 64 bytes. Each thread keeps one buffer for each Tag, up
+// Room for `n` numbers of type T, not initialized, aligned to 64 bytes. Each thread keeps one buffer for each Tag, up
 // to kKeptBytes, so two Scratches of one Tag must not be alive at once in a thread.
 template <typename T, typename Tag>
 class Scratch {
@@ -44,7 +44,7 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-// Memory that an object keeps from call to call, and that grows; not initialised, aligned to 64 bytes.
+// Memory that an object keeps from call to call, and that grows; not initialized, aligned to 64 bytes.
 template <typename T>
 class Buffer {
  public:

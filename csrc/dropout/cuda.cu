@@ -10,7 +10,7 @@ constexpr int kDropoutThreads = 256;
 // Writes out [steps, lanes, units]: a bits_t of `kept` or of zero.
 //
 // Launch: one dimension, any number of blocks of any size; each thread takes elements in strides of the grid. Moves
-// sizeof(bits_t) bytes per element, written side by side by neighbouring threads, and reads none.
+// sizeof(bits_t) bytes per element, written side by side by neighboring threads, and reads none.
 template <typename bits_t>
 __global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMask mask, bits_t* __restrict__ out) {
   const int64_t n = mask.steps * mask.lanes * mask.units;

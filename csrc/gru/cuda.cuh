@@ -146,7 +146,7 @@ __device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, c
 // Step t, reset_after: saved and output of all lanes from W s.
 //
 // Launch: one dimension, any number of blocks of any size; threads take units of lanes in strides of the grid. Of each
-// unit 3 gate inputs, 3 products, a state and a mask are read and 5 numbers written, all in a row with its neighbours'.
+// unit 3 gate inputs, 3 products, a state and a mask are read and 5 numbers written, all in a row with its neighbors'.
 template <typename T>
 __global__ void __launch_bounds__(kGruThreads) gru_after_kernel(GruForward<T> p, int64_t t) {
   const int64_t hidden = p.layer.hidden;

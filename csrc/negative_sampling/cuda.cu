@@ -11,7 +11,7 @@ constexpr int kNegativeThreads = 256;
 //
 // Launch: one dimension, any number of blocks of any size; each thread takes draws in strides of the grid. A draw reads
 // two numbers of 8 bytes (at random, threshold and alias) and one of 4 (the item's), and writes 12 bytes in a row with
-// its neighbours.
+// its neighbors.
 __global__ void __launch_bounds__(kNegativeThreads) draw_negatives_kernel(NegativeDraws draws) {
   const int64_t total = draws.steps * draws.n;
   const auto n_items = static_cast<uint32_t>(draws.n_items);

@@ -1,6 +1,6 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// After the product with the graph's matrix (laplacian/propagate.h), rows are taken a block at a time, which stays in
+// After the product with the graph's matrix (laplacian_propagation/propagate.h), rows are taken a block at a time, which stays in
 // the cache from what the weights are multiplied by to E', and in the backward pass from the gradient of E' to those of
 // the sides. Kept for the backward pass are the sides and a byte per unit; what the weights were multiplied by is made
 // again. Gradients of the weights are summed within parts that are cut by shape alone, and these in order: they have

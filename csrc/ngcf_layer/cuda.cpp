@@ -1,6 +1,6 @@
 // The NGCF layer on CUDA, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// The product with the graph's matrix by the kernels of laplacian, products with the weights by torch, and one pass
+// The product with the graph's matrix by the kernels of laplacian_propagation, products with the weights by torch, and one pass
 // over all rows before and after these. Kept for the backward pass are the sides and a byte per unit, as on the CPU;
 // what the weights are multiplied by is made again. Rows and columns are checked on the device.
 #include <ATen/Dispatch.h>

@@ -1,7 +1,7 @@
 // The NGCF layer's passes between its products. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// Launch, of all of them: one dimension, any number of blocks of any size. A thread takes N neighbouring columns of a
-// row, in strides of the grid, and reads and writes them at once; neighbouring threads take neighbouring columns, so
+// Launch, of all of them: one dimension, any number of blocks of any size. A thread takes N neighboring columns of a
+// row, in strides of the grid, and reads and writes them at once; neighboring threads take neighboring columns, so
 // that but for a row's own features, which begin anywhere, all of memory is passed through in order. Loops with a
 // division are not unrolled: most threads have one turn, and four divisions at once do not fit in registers.
 #include "common/columns.cuh"

@@ -81,7 +81,7 @@ Tensor own_at(const NgcfCall& call) {
 
 template <Kernels kernels>
 std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(
-    const Tensor& features, const Tensor& offsets, const Tensor& neighbours, const OptionalTensor& rows,
+    const Tensor& features, const Tensor& offsets, const Tensor& neighbors, const OptionalTensor& rows,
     const OptionalTensor& columns, const Tensor& weight_1, const Tensor& bias_1, const Tensor& weight_2,
     const Tensor& bias_2, std::string_view P, std::string_view Q, bool per_term, double negative_slope,
     double node_dropout, double message_dropout, int64_t seed, int64_t step, int64_t layer) {
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(
   const auto dtype = features.scalar_type();
   const Tensor b1 = contiguous(bias_1, "bias_1", {call.width}, dtype, call.device);
   const Tensor b2 = contiguous(bias_2, "bias_2", {call.width}, dtype, call.device);
-  const GraphPart graph{offsets, neighbours, rows, columns};
+  const GraphPart graph{offsets, neighbors, rows, columns};
   NgcfSides sides;
   sides.p = propagate<kernels>(call.features, graph, call.with(call.p, false));
   sides.q = call.one_side() ? call.empty({0}) : propagate<kernels>(call.features, graph, call.with(call.q, false));
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(
 
 template <Kernels kernels>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
-    const Tensor& grad_out, const Tensor& features, const Tensor& offsets, const Tensor& neighbours,
+    const Tensor& grad_out, const Tensor& features, const Tensor& offsets, const Tensor& neighbors,
     const OptionalTensor& rows, const OptionalTensor& columns, const Tensor& weight_1, const Tensor& weight_2,
     const Tensor& side_p, const Tensor& side_q, const Tensor& code, std::string_view P, std::string_view Q,
     bool per_term, double negative_slope, double node_dropout, double message_dropout, int64_t seed, int64_t step,
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
                     g.const_data_ptr<scalar_t>(), bits.const_data_ptr<uint8_t>(), to);
     });
   }
-  const GraphPart graph = GraphPart{offsets, neighbours, rows, columns}.transposed();
+  const GraphPart graph = GraphPart{offsets, neighbors, rows, columns}.transposed();
   Tensor grad_features = propagate<kernels>(grads.p, graph, call.with(call.p, true), grads.own);
   if (!call.one_side()) grad_features.add_(propagate<kernels>(grads.q, graph, call.with(call.q, true)));
   return {grad_features, grads.weights.narrow(0, 0, in).clone(), grads.bias_1, grads.weights.narrow(0, in, in).clone(),

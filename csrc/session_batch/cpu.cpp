@@ -2,7 +2,7 @@
 #include "session_batch/cpu.h"
 
 namespace grf {
-SessionPlayer::SessionPlayer(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
+SessionBatcher::SessionBatcher(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                              const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor)
     : lane_session_(lane_session), lane_position_(lane_position), cursor_(cursor) {
   check_sessions(items, offsets, order, lane_session, lane_position, cursor);
@@ -15,7 +15,7 @@ SessionPlayer::SessionPlayer(const at::Tensor& items, const at::Tensor& offsets,
   read_state();
 }
 
-SessionPlayer::Range SessionPlayer::session(int64_t place) const {
+SessionBatcher::Range SessionBatcher::session(int64_t place) const {
   const int64_t played = sequence_ == nullptr ? place : sequence_[place];
   TORCH_CHECK_VALUE(played >= 0 && played < n_sessions_, "order[", place, "]=", played, ": offsets hold ", n_sessions_,
                     " sessions");
@@ -26,7 +26,7 @@ SessionPlayer::Range SessionPlayer::session(int64_t place) const {
   return range;
 }
 
-void SessionPlayer::read_state() {
+void SessionBatcher::read_state() {
   unstarted_ = *cursor_.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(unstarted_ >= 0 && unstarted_ <= n_played_, "cursor=", unstarted_, ": must be in [0, ", n_played_,
                     "], the number of sessions to play");
@@ -46,7 +46,7 @@ void SessionPlayer::read_state() {
   }
 }
 
-void SessionPlayer::write_state() const {
+void SessionBatcher::write_state() const {
   int64_t* place = lane_session_.mutable_data_ptr<int64_t>();
   int64_t* position = lane_position_.mutable_data_ptr<int64_t>();
   for (size_t i = 0; i < lanes_.size(); ++i) {
@@ -57,7 +57,7 @@ void SessionPlayer::write_state() const {
 }
 
 // Gives the lane the next session of two or more events, or marks it dead; returns whether it lives.
-bool SessionPlayer::refill(SessionLane& lane) {
+bool SessionBatcher::refill(SessionLane& lane) {
   while (unstarted_ < n_played_) {
     const Range range = session(unstarted_);
     lane = {unstarted_++, range.begin, range.end};
@@ -68,7 +68,7 @@ bool SessionPlayer::refill(SessionLane& lane) {
 }
 
 template <typename item_t>
-void SessionPlayer::play_items(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset) {
+void SessionBatcher::play_items(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset) {
   for (int64_t t = 0; t < steps; ++t) {
     for (SessionLane& lane : lanes_) {
       bool live = lane.place != n_played_;
@@ -82,7 +82,7 @@ void SessionPlayer::play_items(const item_t* items, int64_t steps, int64_t* inpu
   }
 }
 
-void SessionPlayer::play(int64_t steps, int64_t* inputs, int64_t* targets, bool* reset) {
+void SessionBatcher::play(int64_t steps, int64_t* inputs, int64_t* targets, bool* reset) {
   if (items_.scalar_type() == at::kInt) {
     play_items(items_.const_data_ptr<int32_t>(), steps, inputs, targets, reset);
   } else {

@@ -17,10 +17,10 @@ void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const st
 
 // Plays a log from the place that the operator's state tensors hold. Nothing is written to them before `write_state`,
 // so that a log found to be broken half way leaves them as they were.
-class SessionPlayer {
+class SessionBatcher {
  public:
   // ValueError names an argument that does not fit.
-  SessionPlayer(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
+  SessionBatcher(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                 const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
   int64_t n_lanes() const { return static_cast<int64_t>(lanes_.size()); }

@@ -47,7 +47,7 @@ void play(const at::Tensor& items, const at::Tensor& offsets, const std::optiona
           const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor, int64_t steps,
           const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset) {
   if constexpr (kernels == Kernels::cpu) {
-    SessionPlayer player(items, offsets, order, lane_session, lane_position, cursor);
+    SessionBatcher player(items, offsets, order, lane_session, lane_position, cursor);
     player.play(steps, inputs.mutable_data_ptr<int64_t>(), targets.mutable_data_ptr<int64_t>(),
                 reset.mutable_data_ptr<bool>());
     player.write_state();

@@ -93,25 +93,25 @@ void check_momentum(double momentum, const char* name, const OptionalTensor& sta
 }
 
 template <Kernels kernels>
-void sparse_adagrad(const Tensor& table, const Tensor& accumulator, const OptionalTensor& velocity, const Tensor& index,
+void sparse_adagrad_(const Tensor& table, const Tensor& accumulator, const OptionalTensor& velocity, const Tensor& index,
                     const Tensor& grad, double lr, double momentum, double eps) {
   check_momentum(momentum, "velocity", velocity);
-  update<kernels>("sparse_adagrad", table, "accumulator", accumulator, "velocity", velocity, index, grad,
+  update<kernels>("sparse_adagrad_", table, "accumulator", accumulator, "velocity", velocity, index, grad,
                   AdagradOptions<double>{lr, momentum, eps});
 }
 
 template <Kernels kernels>
-void sparse_adam(const Tensor& table, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& index,
+void sparse_adam_(const Tensor& table, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& index,
                  const Tensor& grad, int64_t step, double lr, double beta1, double beta2, double eps) {
   TORCH_CHECK_VALUE(step >= 1, "step=", step, ": counts from 1");
-  update<kernels>("sparse_adam", table, "exp_avg", exp_avg, "exp_avg_sq", exp_avg_sq, index, grad,
+  update<kernels>("sparse_adam_", table, "exp_avg", exp_avg, "exp_avg_sq", exp_avg_sq, index, grad,
                   AdamOptions<double>{adam_step_size(lr, beta1, beta2, step), 1 - beta1, 1 - beta2, eps});
 }
 
 template <Kernels kernels>
 void implement(torch::Library& m) {
-  m.impl("sparse_adagrad", &sparse_adagrad<kernels>);
-  m.impl("sparse_adam", &sparse_adam<kernels>);
+  m.impl("sparse_adagrad_", &sparse_adagrad_<kernels>);
+  m.impl("sparse_adam_", &sparse_adam_<kernels>);
 }
 GRF_REGISTER(implement)
 

@@ -58,11 +58,11 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
 
 using BlockTuple = std::tuple<double, int64_t, int64_t>;
 
-std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionPlayer& player,
-                                             const std::optional<NegativeSource>& source, int64_t min_live,
+std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBatcher& player,
+                                             const std::optional<NegativeSampler>& source, int64_t min_live,
                                              int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,
                                              double lr, double momentum, double eps) {
-  const RunRecord record = step.run(player, source.value_or(NegativeSource{}), min_live, first_step, updates, hidden,
+  const RunRecord record = step.run(player, source.value_or(NegativeSampler{}), min_live, first_step, updates, hidden,
                                     Adagrad{lr, momentum, eps}, poll_signals);
   std::vector<BlockTuple> blocks;
   for (const BlockRecord& block : record.blocks) blocks.emplace_back(block.loss, block.steps, block.events);
@@ -84,10 +84,10 @@ void bind_training(py::module_& m) {
       .def(py::init(&parameter), "weight"_a, "accumulator"_a, "velocity"_a);
   py::class_<GruParameters>(m, "GruParameters", "One GRU layer's parameters, as in nn.SessionGRULayer.")
       .def(py::init(&gru_parameters), "weight_ih"_a, "weight_hh"_a, "bias_ih"_a, "bias_hh"_a, "form"_a);
-  py::class_<NegativeSource>(m, "NegativeSource", "An alias table, and how negatives are drawn from it.")
+  py::class_<NegativeSampler>(m, "NegativeSampler", "An alias table, and how negatives are drawn from it.")
       .def(py::init<at::Tensor, at::Tensor, at::Tensor, int64_t, int64_t>(), "threshold"_a, "alias"_a, "log_prob"_a,
            "n"_a, "seed"_a);
-  py::class_<SessionPlayer>(m, "SessionPlayer", "The log, and the lanes' place in it, as in ops.session_batch.")
+  py::class_<SessionBatcher>(m, "SessionBatcher", "The log, and the lanes' place in it, as in ops.session_batch.")
       .def(py::init<at::Tensor, at::Tensor, OptionalTensor, at::Tensor, at::Tensor, at::Tensor>(), "items"_a,
            "offsets"_a, "order"_a, "lane_session"_a, "lane_position"_a, "cursor"_a);
   const py::call_guard<py::gil_scoped_release> unlocked;

@@ -83,7 +83,7 @@ void settle(const Tensor& losses, const Tensor& played, const Tensor& stopped, c
             const Tensor& moves) {
   const at::Device device = losses.device();
   const auto dtype = losses.scalar_type();
-  check_kernel_dtype("step_settle", dtype);
+  check_kernel_dtype("step_settle_", dtype);
   const int64_t steps = losses.numel();
   TORCH_CHECK_VALUE(steps > 0, "losses must be those of a step at least");
   const Tensor given = contiguous(losses, "losses", {steps}, dtype, device);
@@ -92,8 +92,8 @@ void settle(const Tensor& losses, const Tensor& played, const Tensor& stopped, c
   const Tensor kept_losses = updated(kept, "kept", {steps}, dtype, device);
   const Tensor move = updated(moves, "moves", {}, at::kBool, device);
   const DeviceGuard guard(device);
-  AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle", [&] {
-    step_settle<scalar_t>(
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle_", [&] {
+    step_settle_<scalar_t>(
         {given.const_data_ptr<scalar_t>(), were_played.const_data_ptr<bool>(), steps, stop.mutable_data_ptr<bool>(),
          kept_losses.mutable_data_ptr<scalar_t>(), move.mutable_data_ptr<bool>()},
         current_stream(device));
@@ -109,16 +109,16 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
       "every weight has an accumulator, a gradient and, with momentum, a velocity; every state an output");
   if (weights.empty() && states.empty()) return;
   const auto dtype = (weights.empty() ? states : weights)[0].scalar_type();
-  check_kernel_dtype("step_apply", dtype);
+  check_kernel_dtype("step_apply_", dtype);
   const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
   const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
-  AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply", [&] {
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply_", [&] {
     StepApply<scalar_t> launch{{}, 0, move.const_data_ptr<bool>(), options.const_data_ptr<double>()};
     std::vector<Tensor> kept;  // copies of what is not contiguous, until their launch
     const auto add = [&](const Tensor& weight, const OptionalTensor& accumulator, const OptionalTensor& velocity,
                          const Tensor& grad) {
-      if (launch.n == kWholeTensors) step_apply(launch, current_stream(device)), launch.n = 0;
+      if (launch.n == kWholeTensors) step_apply_(launch, current_stream(device)), launch.n = 0;
       const auto shape = weight.sizes();
       kept.push_back(contiguous(grad, "grads and outputs", shape, dtype, device));
       const int64_t before = launch.n == 0 ? 0 : launch.of[launch.n - 1].end;
@@ -132,7 +132,7 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
       add(weights[i], accumulators[i], velocities.empty() ? OptionalTensor() : OptionalTensor(velocities[i]), grads[i]);
     }
     for (size_t i = 0; i < states.size(); ++i) add(states[i], std::nullopt, std::nullopt, outputs[i]);
-    step_apply(launch, current_stream(device));
+    step_apply_(launch, current_stream(device));
   });
 }
 
@@ -142,7 +142,7 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
                const OptionalTensor& grad_bias, const Tensor& moves, const Tensor& numbers) {
   const at::Device device = weight.device();
   const auto dtype = weight.scalar_type();
-  check_kernel_dtype("step_rows", dtype);
+  check_kernel_dtype("step_rows_", dtype);
   TORCH_CHECK_VALUE(weight.dim() == 2 && grad_inputs.dim() == 2 && grad_items.dim() == 2,
                     "weight, grad_inputs and grad_items must have two dimensions, not ", weight.sizes(), ", ",
                     grad_inputs.sizes(), " and ", grad_items.sizes());
@@ -166,9 +166,9 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
   const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
   const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
-  AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows", [&] {
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows_", [&] {
     using T = scalar_t;
-    step_rows<T>({sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), n, n_rows, width, n_inputs,
+    step_rows_<T>({sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), n, n_rows, width, n_inputs,
                   of_inputs.const_data_ptr<T>(), of_items.const_data_ptr<T>(), data_or_null<T>(of_bias),
                   mutable_data_or_null<T>(w), mutable_data_or_null<T>(acc), mutable_data_or_null<T>(vel),
                   mutable_data_or_null<T>(b), mutable_data_or_null<T>(b_acc), mutable_data_or_null<T>(b_vel),
@@ -179,9 +179,9 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
 
 GRF_CUDA_IMPL(m) {
   m.impl("step_gather", &gather);
-  m.impl("step_settle", &settle);
-  m.impl("step_apply", &apply);
-  m.impl("step_rows", &move_rows);
+  m.impl("step_settle_", &settle);
+  m.impl("step_apply_", &apply);
+  m.impl("step_rows_", &move_rows);
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ __device__ __forceinline__ void gather_numbers(const StepGather<T>& p, int64_t i
 
 // x, rows, biases and log_q of a block.
 //
-// Launch: one dimension, any number of blocks of any size; a thread takes N neighbouring columns of a row, of the
+// Launch: one dimension, any number of blocks of any size; a thread takes N neighboring columns of a row, of the
 // inputs' first, then of the items', in strides of the grid. Of each number one is read, and one written (half as many
 // bytes in bfloat16); of a mask one more is read.
 template <typename T, int N>
@@ -154,19 +154,19 @@ void step_gather(const StepGather<T>& gather, cudaStream_t stream) {
 }
 
 template <typename T>
-void step_settle(const StepSettle<T>& block, cudaStream_t stream) {
+void step_settle_(const StepSettle<T>& block, cudaStream_t stream) {
   GRF_LAUNCH((step_settle_kernel<T>), 1, 32, 0, stream, block);
 }
 
 template <typename T>
-void step_apply(const StepApply<T>& tensors, cudaStream_t stream) {
+void step_apply_(const StepApply<T>& tensors, cudaStream_t stream) {
   const int64_t numbers = tensors.n == 0 ? 0 : tensors.of[tensors.n - 1].end;
   if (numbers == 0) return;
   GRF_LAUNCH((step_apply_kernel<T>), blocks_for(numbers, kStepThreads), kStepThreads, 0, stream, tensors);
 }
 
 template <typename T>
-void step_rows(const StepRows<T>& touched, cudaStream_t stream) {
+void step_rows_(const StepRows<T>& touched, cudaStream_t stream) {
   const bool wide = is_wide<T>(
       touched.width, {touched.grad_inputs, touched.grad_items, touched.weight, touched.accumulator, touched.velocity});
   const int64_t biases = touched.bias != nullptr ? touched.n : 0;
@@ -180,9 +180,9 @@ void step_rows(const StepRows<T>& touched, cudaStream_t stream) {
 
 #define GRF_INSTANTIATE(T)                                          \
   template void step_gather<T>(const StepGather<T>&, cudaStream_t); \
-  template void step_settle<T>(const StepSettle<T>&, cudaStream_t); \
-  template void step_apply<T>(const StepApply<T>&, cudaStream_t);   \
-  template void step_rows<T>(const StepRows<T>&, cudaStream_t);
+  template void step_settle_<T>(const StepSettle<T>&, cudaStream_t); \
+  template void step_apply_<T>(const StepApply<T>&, cudaStream_t);   \
+  template void step_rows_<T>(const StepRows<T>&, cudaStream_t);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE

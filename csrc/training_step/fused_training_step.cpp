@@ -47,7 +47,7 @@ void check_negatives(const Block& block, int64_t n_items) {
 }
 
 // Draws of no steps yet.
-NegativeDraws draws_from(const NegativeSource& source, int64_t n_items) {
+NegativeDraws draws_from(const NegativeSampler& source, int64_t n_items) {
   if (source.n == 0) return {};
   const auto check = [&](const at::Tensor& tensor, const char* name, at::ScalarType dtype) {
     TORCH_CHECK_VALUE(contiguous(tensor, name, {n_items}, dtype).is_same(tensor), name, ": must be contiguous");
@@ -102,7 +102,7 @@ class Step final : public FusedTrainingStep {
   double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                      const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
                      const Adagrad& optimizer) override {
-    const Turn turn(*this);
+    const BusyGuard guard(*this);
     TORCH_CHECK_VALUE(inputs.dim() == 2 && inputs.size(0) > 0, "inputs must be [T, B] with T > 0, not ",
                       inputs.sizes());
     TORCH_CHECK_VALUE(!negatives.defined() || negatives.dim() == 2, "negatives must be [T, N], not ",
@@ -129,10 +129,10 @@ class Step final : public FusedTrainingStep {
     return loss;
   }
 
-  RunRecord run(SessionPlayer& player, const NegativeSource& source, int64_t min_live, int64_t first_step,
+  RunRecord run(SessionBatcher& player, const NegativeSampler& source, int64_t min_live, int64_t first_step,
                 int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                 const std::function<void()>& poll) override {
-    const Turn turn(*this);
+    const BusyGuard guard(*this);
     states_ = state_pointers(hidden, player.n_lanes());
     alone_ = steps_ * accumulate_ == 1;
     const NegativeDraws sampler = draws_from(source, output_.n_items());
@@ -183,7 +183,7 @@ class Step final : public FusedTrainingStep {
   }
 
   // The next T steps, or those of them with enough live lanes, and their negatives.
-  Block play(SessionPlayer& player, NegativeDraws sampler, const NegativeSource& source, int64_t min_live,
+  Block play(SessionBatcher& player, NegativeDraws sampler, const NegativeSampler& source, int64_t min_live,
              int64_t first_step) {
     const int64_t lanes = player.n_lanes(), rows = steps_ * lanes;
     int64_t *inputs = events_.room(2 * rows), *targets = inputs + rows;

@@ -29,7 +29,7 @@ struct NetworkParts {
 };
 
 // Where negatives come from; n = 0: the other lanes' targets are the only ones.
-struct NegativeSource {
+struct NegativeSampler {
   at::Tensor threshold, alias, log_prob;
   int64_t n, seed;
 };
@@ -52,14 +52,14 @@ struct RunRecord {
 class FusedTrainingStep {
  public:
   // Held while one of the two functions below runs: the memory they keep is for one thread at a time.
-  class Turn {
+  class BusyGuard {
    public:
-    explicit Turn(FusedTrainingStep& step) : busy_(step.busy_) {
+    explicit BusyGuard(FusedTrainingStep& step) : busy_(step.busy_) {
       TORCH_CHECK(!busy_.exchange(true), "a FusedTrainingStep is in use by another thread");
     }
-    ~Turn() { busy_ = false; }
-    Turn(const Turn&) = delete;
-    Turn& operator=(const Turn&) = delete;
+    ~BusyGuard() { busy_ = false; }
+    BusyGuard(const BusyGuard&) = delete;
+    BusyGuard& operator=(const BusyGuard&) = delete;
 
    private:
     std::atomic<bool>& busy_;
@@ -80,7 +80,7 @@ class FusedTrainingStep {
   // Plays on from where `player` stands, for at most `updates` updates or to the first step with fewer than `min_live`
   // live lanes, and stops before the update whose loss is no finite number (then the last block's). `poll` is called
   // between updates, every so many milliseconds; what it throws ends the run in good order.
-  virtual RunRecord run(SessionPlayer& player, const NegativeSource& source, int64_t min_live, int64_t first_step,
+  virtual RunRecord run(SessionBatcher& player, const NegativeSampler& source, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                         const std::function<void()>& poll) = 0;
 

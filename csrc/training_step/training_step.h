@@ -73,10 +73,10 @@ struct StepRows {
 template <typename T>
 void step_gather(const StepGather<T>& gather, cudaStream_t stream);
 template <typename T>
-void step_settle(const StepSettle<T>& block, cudaStream_t stream);
+void step_settle_(const StepSettle<T>& block, cudaStream_t stream);
 template <typename T>
-void step_apply(const StepApply<T>& tensors, cudaStream_t stream);
+void step_apply_(const StepApply<T>& tensors, cudaStream_t stream);
 template <typename T>
-void step_rows(const StepRows<T>& touched, cudaStream_t stream);
+void step_rows_(const StepRows<T>& touched, cudaStream_t stream);
 
 }  // namespace grf::cuda

@@ -47,7 +47,7 @@ FLAGS = {
         _LOSS, "0.0", "STRENGTH", "Correction of cross-entropy for sampling by popularity; 1 is the full one."
     ),
     "label_smoothing": Flag(_LOSS, "0.0", "SHARE", "Of cross-entropy."),
-    "bpreg": Flag(_LOSS, "1.0", "STRENGTH", "Score regularisation of bpr-max."),
+    "bpreg": Flag(_LOSS, "1.0", "STRENGTH", "Score regularization of bpr-max."),
     "elu_param": Flag(_LOSS, "0.5", "ALPHA", "Of the activation of bpr-max; 0: none."),
     "mask_accidental_hits": Flag(_LOSS, False, "", "A negative that is the target is no negative."),
     "n_sample": Flag(_NEGATIVES, "2048", "N", "Negatives per mini-batch, besides the other lanes' targets."),
@@ -88,17 +88,17 @@ GRAPH_FLAGS = {
     ),
     "activation": Flag(_GRAPH, None, "NAME", "ngcf: LeakyReLU of the terms' sum, or per_term (sum)."),
     "node_dropout": Flag(_GRAPH, None, "P", "Probability to drop an entry of the matrix (ngcf 0.1, lightgcn 0)."),
-    "mess_dropout": Flag(_GRAPH, None, "P", "ngcf: probability to drop a unit of a layer's output (0.1)."),
-    "normalise_messages": Flag(_GRAPH, False, "", "ngcf: each layer reads the normalised output of the one before."),
-    "reg": Flag(_GRAPH, None, "STRENGTH", "L2 penalty (ngcf 1e-5, lightgcn 1e-4)."),
-    "draw": Flag(
+    "message_dropout": Flag(_GRAPH, None, "P", "ngcf: probability to drop a unit of a layer's output (0.1)."),
+    "normalize_messages": Flag(_GRAPH, False, "", "ngcf: each layer reads the normalized output of the one before."),
+    "reg_weight": Flag(_GRAPH, None, "STRENGTH", "L2 penalty (ngcf 1e-5, lightgcn 1e-4)."),
+    "sample_by": Flag(
         _GRAPH,
         None,
         "UNIT",
         "A triple begins with a user, or an interaction, drawn evenly: users (default) or interactions.",
     ),
     "only_needed": Flag(_GRAPH, None, "BOOL", "Compute in each step only what its batch needs (True)."),
-    "reorder": Flag(_GRAPH, False, "", "Renumber the nodes first, so that neighbours stand close in memory."),
+    "reorder": Flag(_GRAPH, False, "", "Renumber the nodes first, so that neighbors stand close in memory."),
     "evaluate_every": Flag(_GRAPH, None, "N", "Epochs between two validations (10)."),
 }
 

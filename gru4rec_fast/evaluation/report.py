@@ -42,7 +42,7 @@ class Report:
     def table(self, *, terminal: bool | None = None) -> str:
         """One row per metric, one column per model, and the summary.
 
-        terminal: draw with rich (boxes and colours) or as plain text; by default whichever suits sys.stdout.
+        terminal: draw with rich (boxes and colors) or as plain text; by default whichever suits sys.stdout.
         """
         columns = {"model": self.metrics, **self.baselines}
         cells = [[name, *(f"{values[name]:.4f}" for values in columns.values())] for name in self.metrics]

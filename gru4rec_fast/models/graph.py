@@ -110,7 +110,7 @@ class GraphRecommender(Estimator):
             network = self._build(graph, device)
             trainer = GraphTrainer(
                 network,
-                TripleSampler(graph, p.batch_size, by=p.draw, seed=p.seed, device=device, impl=p.impl),
+                TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=p.seed, device=device, impl=p.impl),
                 training_options(p, checkpoint_every),
                 optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True),
                 validate=None if held_out is None else self._validator(network, graph, held_out),
@@ -295,8 +295,8 @@ class NGCF(GraphRecommender):
             Q=Q,
             activation=p.activation,
             node_dropout=p.node_dropout,
-            message_dropout=p.mess_dropout,
-            normalise_messages=p.normalise_messages,
+            message_dropout=p.message_dropout,
+            normalize_messages=p.normalize_messages,
             only_needed=p.only_needed,
             seed=p.seed,
             impl=p.impl,

@@ -35,15 +35,15 @@ class GraphParameters:
     Attributes:
         embedding_dim: width of the node embeddings.
         node_dropout: probability to drop an entry of the propagation matrix, in training.
-        reg: strength of the L2 penalty, reg * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).
+        reg_weight: strength of the L2 penalty, reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).
         learning_rate: of Adam.
         batch_size: triples of a mini-batch; an epoch draws one triple per edge.
         n_epochs: epochs.
         only_needed: compute in each step only what its batch needs, see `gru4rec_fast.nn.GraphNetwork`; the same
             training, to rounding.
-        reorder: renumber the graph's nodes first, so that neighbours stand close in memory
+        reorder: renumber the graph's nodes first, so that neighbors stand close in memory
             (`gru4rec_fast.data.graphs.order`); ids are what they were, but another order draws other triples.
-        draw: "users" (a user uniformly, then one of its items) or "interactions" (uniformly).
+        sample_by: "users" (a user uniformly, then one of its items) or "interactions" (uniformly).
         evaluate_every: epochs between two validations.
         monitor: the validation metric that picks the best epoch, or "loss".
         patience, min_delta: stop after `patience` validations without a gain above `min_delta`; None: never.
@@ -58,13 +58,13 @@ class GraphParameters:
 
     embedding_dim: int = _rule(64, _at_least(1))
     node_dropout: float = _rule(0.0, _probability)
-    reg: float = _rule(1e-4, _at_least(0))
+    reg_weight: float = _rule(1e-4, _at_least(0))
     learning_rate: float = _rule(1e-3, _positive)
     batch_size: int = _rule(2048, _at_least(1))
     n_epochs: int = _rule(1000, _at_least(1))
     only_needed: bool = True
     reorder: bool = False
-    draw: str = _rule("users", lambda value: _choice(value, UNITS))
+    sample_by: str = _rule("users", lambda value: _choice(value, UNITS))
     evaluate_every: int = _rule(10, _at_least(1))
     monitor: str = _rule("recall@20", lambda value: _monitored(value, GRAPH_METRICS))
     patience: int | None = _rule(None, lambda value: None if value is None else _at_least(1)(value))
@@ -133,17 +133,17 @@ class NGCFParameters(GraphParameters):
         adjacency: "paper" (equation (7): P = L + I, Q = L), one propagation matrix for both terms, e.g. "norm" (most
             published code), or "P/Q", e.g. "mean+I/mean".
         activation: "sum" (LeakyReLU of the two terms' sum) or "per_term" (of each).
-        mess_dropout: probability to drop a unit of a layer's output, in training.
-        normalise_messages: each layer reads the L2-normalised output of the one before.
+        message_dropout: probability to drop a unit of a layer's output, in training.
+        normalize_messages: each layer reads the L2-normalized output of the one before.
     """
 
     layer_sizes: tuple[int, ...] = _rule((64, 64, 64), _sizes)
     adjacency: str = _rule("paper", _adjacency)
     activation: str = _rule("sum", lambda value: _choice(value, ACTIVATIONS))
     node_dropout: float = _rule(0.1, _probability)
-    mess_dropout: float = _rule(0.1, _probability)
-    normalise_messages: bool = False
-    reg: float = _rule(1e-5, _at_least(0))
+    message_dropout: float = _rule(0.1, _probability)
+    normalize_messages: bool = False
+    reg_weight: float = _rule(1e-5, _at_least(0))
     learning_rate: float = _rule(1e-4, _positive)
     batch_size: int = _rule(1024, _at_least(1))
     n_epochs: int = _rule(400, _at_least(1))

@@ -47,9 +47,9 @@ def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = N
 
 def graph_of(checkpoint: Checkpoint) -> InteractionGraph:
     """The training graph that a checkpoint holds."""
-    offsets, neighbours = (checkpoint.tensors[f"graph.{name}"].cpu().numpy() for name in ("offsets", "neighbours"))
+    offsets, neighbors = (checkpoint.tensors[f"graph.{name}"].cpu().numpy() for name in ("offsets", "neighbors"))
     users, items = (Vocabulary.from_arrays(checkpoint.group(side)) for side in ("users.", "items."))
-    return InteractionGraph(offsets, neighbours, users, items, {})
+    return InteractionGraph(offsets, neighbors, users, items, {})
 
 
 def known(vocabulary: Vocabulary, ids: ArrayLike | Iterable[int] | Iterable[str], what: str) -> np.ndarray:
@@ -66,7 +66,7 @@ def identity(form: str, parameters: GraphParameters, graph: InteractionGraph) ->
     """What every checkpoint of a model holds besides weights: parameters, graph, ids."""
     stored = {name: value for name, value in parameters.to_dict().items() if name not in NOT_STORED}
     config = {"parameters": stored, "gru4rec_fast": _version.__version__}
-    arrays = {"graph.offsets": graph.offsets, "graph.neighbours": graph.neighbours}
+    arrays = {"graph.offsets": graph.offsets, "graph.neighbors": graph.neighbors}
     for side, ids in (("users.", graph.users), ("items.", graph.items)):
         arrays |= {side + name: array for name, array in ids.to_arrays().items()}
     return Checkpoint(form, config, tensors={name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
@@ -81,7 +81,7 @@ def checkpoint_for(form: str, parameters: GraphParameters, graph: InteractionGra
     checkpoint = load_checkpoint(path, form)
     check_same_parameters(path, checkpoint.config["parameters"], parameters.to_dict(), _FREE_ON_RESUME)
     before = graph_of(checkpoint)
-    same = np.array_equal(before.offsets, graph.offsets) and np.array_equal(before.neighbours, graph.neighbours)
+    same = np.array_equal(before.offsets, graph.offsets) and np.array_equal(before.neighbors, graph.neighbors)
     if not same or before.users != graph.users or before.items != graph.items:
         raise CheckpointError(f"{path} was trained on another graph; resume with the same data")
     return checkpoint
@@ -91,7 +91,7 @@ def training_options(p: GraphParameters, checkpoint_every: int | None) -> GraphT
     """What the training loop is told."""
     return GraphTrainingOptions(
         n_epochs=p.n_epochs,
-        reg=p.reg,
+        reg_weight=p.reg_weight,
         evaluate_every=p.evaluate_every,
         monitor=p.monitor,
         patience=p.patience,

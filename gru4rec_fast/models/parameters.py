@@ -61,7 +61,7 @@ class GRU4RecParameters:
             constrained_embedding is False; 0 is then one-hot input, whose first layer is always reset_before.
         constrained_embedding: the output table is the input embedding too.
         n_epochs: passes over the log.
-        bpreg, elu_param: score regularisation and activation of bpr-max (elu_param 0: none).
+        bpreg, elu_param: score regularization and activation of bpr-max (elu_param 0: none).
         logq: strength of the logQ correction of cross-entropy.
         label_smoothing: of cross-entropy.
         mask_accidental_hits: a negative that is the target is no negative.

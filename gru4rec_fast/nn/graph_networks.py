@@ -17,7 +17,7 @@ Nodes = Tensor | None
 
 # From this share of all nodes on, a layer is computed for all: choosing costs more than it saves.
 _MOST = 0.7
-# From this share of all nodes on, their neighbours are taken to be most nodes: to look for them costs a layer's time.
+# From this share of all nodes on, their neighbors are taken to be most nodes: to look for them costs a layer's time.
 _MANY = 0.4
 
 
@@ -28,7 +28,7 @@ class GraphNetwork(nn.Module):
         graph: an InteractionGraph, or its GraphIndices.
         embedding_dim: width of the embeddings.
         only_needed: `loss` computes the last layer for the nodes of the batch only and earlier ones for their
-            neighbourhoods only. Loss and gradients are the same; a compiled `loss` computes everything all the same. To
+            neighborhoods only. Loss and gradients are the same; a compiled `loss` computes everything all the same. To
             find the nodes the program waits for a GPU some times a step; without, a step never does.
 
     Parameters: embedding [n_nodes, embedding_dim], users before items.
@@ -61,23 +61,23 @@ class GraphNetwork(nn.Module):
         """
         raise NotImplementedError
 
-    def neighbourhoods(self, rows: Nodes) -> list[Nodes]:
+    def neighborhoods(self, rows: Nodes) -> list[Nodes]:
         """The nodes that each layer's output is needed of, the table's first, for the final embeddings of `rows`."""
         needed: list[Nodes] = [rows]
         for _ in range(self.n_layers):
             if rows is not None:
                 n_nodes = self.graph.n_nodes
-                rows = self.graph.with_neighbours(rows) if len(rows) < _MANY * n_nodes else None
+                rows = self.graph.with_neighbors(rows) if len(rows) < _MANY * n_nodes else None
                 rows = None if rows is None or len(rows) >= _MOST * n_nodes else rows
             needed.insert(0, rows)
         return needed
 
-    def penalised(self, final: Tensor) -> Tensor:
-        """The embeddings [n_nodes, ...] whose rows the regulariser penalises."""
+    def penalized(self, final: Tensor) -> Tensor:
+        """The embeddings [n_nodes, ...] whose rows the regularizer penalizes."""
         raise NotImplementedError
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        """BPR loss and squared norm of a batch of triples; what is minimised is `bpr + reg * norm`.
+        """BPR loss and squared norm of a batch of triples; what is minimized is `bpr + reg_weight * norm`.
 
         Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009.
 
@@ -87,7 +87,7 @@ class GraphNetwork(nn.Module):
 
         Returns:
             (bpr, norm), scalars: mean of -log sigmoid(x_ui - x_uj) over the triples; and the sum of the squares of the
-            rows they penalise, divided by 2 B.
+            rows they penalize, divided by 2 B.
         """
         nodes = torch.cat([users, positives + self.n_users, negatives + self.n_users])
         if self.only_needed and not torch.compiler.is_compiling():
@@ -98,7 +98,7 @@ class GraphNetwork(nn.Module):
         user, positive, negative = final.index_select(0, place).chunk(3)
         # Not softplus, which torch cuts off at 20: an error of 2e-9, in the gradient too.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
-        source = self.penalised(final)
+        source = self.penalized(final)
         norm = source.index_select(0, place if source is final else nodes).square().sum() / (2 * len(users))
         return bpr, norm
 
@@ -106,15 +106,15 @@ class GraphNetwork(nn.Module):
 class NGCFNetwork(GraphNetwork):
     """Neural graph collaborative filtering (Wang et al., SIGIR 2019, arXiv 1905.08108).
 
-    The final embedding of a node is its embedding followed by the L2-normalised output of every layer; each layer reads
-    the un-normalised output of the one before. The regulariser penalises final embeddings.
+    The final embedding of a node is its embedding followed by the L2-normalized output of every layer; each layer reads
+    the un-normalized output of the one before. The regularizer penalizes final embeddings.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
         embedding_dim: width of the embeddings.
         layer_sizes: widths of the layers' outputs, first layer first.
         P, Q, activation, negative_slope, node_dropout, message_dropout: see `NGCFLayer`.
-        normalise_messages: each layer reads the normalised output of the one before, as in some libraries.
+        normalize_messages: each layer reads the normalized output of the one before, as in some libraries.
         only_needed: see `GraphNetwork`.
         seed: of the initial weights (Xavier uniform, users and items each on their own) and of the dropouts.
         impl: "auto", "native" or "reference".
@@ -134,13 +134,13 @@ class NGCFNetwork(GraphNetwork):
         negative_slope: float = 0.2,
         node_dropout: float = 0.0,
         message_dropout: float = 0.0,
-        normalise_messages: bool = False,
+        normalize_messages: bool = False,
         only_needed: bool = True,
         seed: int = 0,
         impl: str = "auto",
     ) -> None:
         super().__init__(graph, embedding_dim, only_needed)
-        self.normalise_messages = normalise_messages
+        self.normalize_messages = normalize_messages
         generator = torch.Generator().manual_seed(seed)
         for table in self.embedding.data.split([self.n_users, self.n_items]):
             glorot_(table, embedding_dim, len(table), generator)
@@ -166,27 +166,27 @@ class NGCFNetwork(GraphNetwork):
         )
 
     def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
-        before, *needed = self.neighbourhoods(rows)
+        before, *needed = self.neighborhoods(rows)
         embeddings = pick(self.embedding, before, None)
         parts = [pick(embeddings, rows, before)]
         for layer, nodes in zip(self.layers, needed, strict=True):
             embeddings = layer(embeddings, step=step, rows=nodes, columns=before)
             before = nodes
-            if self.normalise_messages:
+            if self.normalize_messages:
                 embeddings = F.normalize(embeddings, dim=1)
                 parts.append(pick(embeddings, rows, before))
             else:
                 parts.append(F.normalize(pick(embeddings, rows, before), dim=1))
         return torch.cat(parts, dim=1)
 
-    def penalised(self, final: Tensor) -> Tensor:
+    def penalized(self, final: Tensor) -> Tensor:
         return final
 
 
 class LightGCNNetwork(GraphNetwork):
     """LightGCN (He et al., SIGIR 2020, arXiv 2002.02126): E_{k+1} = L E_k; the final embedding is the layers' mean.
 
-    The regulariser penalises the embeddings of layer 0, the only parameters.
+    The regularizer penalizes the embeddings of layer 0, the only parameters.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
@@ -222,7 +222,7 @@ class LightGCNNetwork(GraphNetwork):
             self.embedding.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
-        before, *needed = self.neighbourhoods(rows)
+        before, *needed = self.neighborhoods(rows)
         embeddings = pick(self.embedding, before, None)
         total = pick(embeddings, rows, before)
         for nodes in needed:
@@ -231,5 +231,5 @@ class LightGCNNetwork(GraphNetwork):
             total = total + pick(embeddings, rows, before)
         return total / (self.n_layers + 1)
 
-    def penalised(self, final: Tensor) -> Tensor:
+    def penalized(self, final: Tensor) -> Tensor:
         return self.embedding

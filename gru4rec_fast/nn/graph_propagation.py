@@ -15,7 +15,7 @@ from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, pick, split_matrix
 class GraphIndices(nn.Module):
     """The indices of a graph as buffers, so that they follow a network to its device; not part of a state dict.
 
-    Modules that are given one GraphIndices share its memory. Buffers: offsets int64 [n_nodes + 1], neighbours int32 or
+    Modules that are given one GraphIndices share its memory. Buffers: offsets int64 [n_nodes + 1], neighbors int32 or
     int64 [n_entries].
     """
 
@@ -23,13 +23,13 @@ class GraphIndices(nn.Module):
         super().__init__()
         self.n_users, self.n_items, self.n_nodes = graph.n_users, graph.n_items, graph.n_nodes
         self.offsets: Tensor
-        self.neighbours: Tensor
-        offsets, neighbours = graph.structure()
+        self.neighbors: Tensor
+        offsets, neighbors = graph.structure()
         self.register_buffer("offsets", offsets, persistent=False)
-        self.register_buffer("neighbours", neighbours, persistent=False)
+        self.register_buffer("neighbors", neighbors, persistent=False)
 
-    def with_neighbours(self, rows: Tensor) -> Tensor:
-        """`rows` and all neighbours of these nodes, int64, rising."""
+    def with_neighbors(self, rows: Tensor) -> Tensor:
+        """`rows` and all neighbors of these nodes, int64, rising."""
         begins = self.offsets[rows]
         counts = self.offsets[rows + 1] - begins
         first = counts.cumsum(0) - counts
@@ -37,7 +37,7 @@ class GraphIndices(nn.Module):
         entries += torch.arange(len(entries), device=entries.device)
         reached = torch.zeros(self.n_nodes, dtype=torch.bool, device=rows.device)
         reached[rows] = True
-        reached[self.neighbours[entries].long()] = True
+        reached[self.neighbors[entries].long()] = True
         return reached.nonzero()[:, 0]
 
     @staticmethod
@@ -86,12 +86,12 @@ class LaplacianPropagation(nn.Module):
             embeddings: of all nodes, or of `columns`.
             step: number of the training step; with the seed it fixes which entries are dropped.
             rows: int64, rising: the nodes to compute; None: all. columns: the nodes that `embeddings` are of, likewise;
-                among them must be `rows` and their neighbours.
+                among them must be `rows` and their neighbors.
         """
-        side = ops.laplacian(
+        side = ops.laplacian_propagation(
             embeddings,
             self.graph.offsets,
-            self.graph.neighbours,
+            self.graph.neighbors,
             self.matrix,
             rows=rows,
             columns=columns,
@@ -123,7 +123,7 @@ class NGCFLayer(nn.Module):
         negative_slope: of the LeakyReLU, not negative.
         node_dropout: probability in [0, 1) to drop an entry of P and Q.
         message_dropout: probability in [0, 1) to drop a unit of E'.
-        normalise: L2-normalise the rows of E' (a row of zeros stays zero).
+        normalize: L2-normalize the rows of E' (a row of zeros stays zero).
         seed: of the dropouts and, unless `generator` is given, of the initial weights.
         layer: number of this layer, from 0: layers of one seed drop different units.
         impl: "auto", "native" or "reference".
@@ -147,7 +147,7 @@ class NGCFLayer(nn.Module):
         negative_slope: float = 0.2,
         node_dropout: float = 0.0,
         message_dropout: float = 0.0,
-        normalise: bool = False,
+        normalize: bool = False,
         seed: int = 0,
         layer: int = 0,
         impl: str = "auto",
@@ -165,7 +165,7 @@ class NGCFLayer(nn.Module):
         split_matrix("Q", Q)
         self.P, self.Q = P, Q
         self.activation, self.negative_slope = activation, negative_slope
-        self.dropout, self.message_dropout, self.normalise = node_dropout, message_dropout, normalise
+        self.dropout, self.message_dropout, self.normalize = node_dropout, message_dropout, normalize
         self.seed, self.layer, self.impl = seed, layer, impl
         generator = generator or torch.Generator().manual_seed(seed)
         self.weight_1, self.weight_2 = (nn.Parameter(torch.empty(in_features, out_features)) for _ in range(2))
@@ -185,7 +185,7 @@ class NGCFLayer(nn.Module):
         out = ops.ngcf_layer(
             embeddings,
             self.graph.offsets,
-            self.graph.neighbours,
+            self.graph.neighbors,
             self.weight_1,
             self.bias_1,
             self.weight_2,
@@ -203,7 +203,7 @@ class NGCFLayer(nn.Module):
             layer=self.layer,
             impl=self.impl,
         )
-        return F.normalize(out, dim=1) if self.normalise else out
+        return F.normalize(out, dim=1) if self.normalize else out
 
     def extra_repr(self) -> str:
         shape = f"{self.weight_1.shape[0]}, {self.weight_1.shape[1]}"

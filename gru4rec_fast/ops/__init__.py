@@ -3,7 +3,7 @@
 from gru4rec_fast.ops.bpr_triples import bpr_triples
 from gru4rec_fast.ops.dropout import dropout_mask
 from gru4rec_fast.ops.gru import gru
-from gru4rec_fast.ops.laplacian import laplacian
+from gru4rec_fast.ops.laplacian_propagation import laplacian_propagation
 from gru4rec_fast.ops.negative_sampling import (
     AliasTable,
     build_alias_table,
@@ -17,8 +17,8 @@ from gru4rec_fast.ops.session_batch import (
     session_batch_state,
 )
 from gru4rec_fast.ops.sparse_update import (
-    sparse_adagrad,
-    sparse_adam,
+    sparse_adagrad_,
+    sparse_adam_,
 )
 
 __all__ = [
@@ -27,14 +27,14 @@ __all__ = [
     "build_alias_table",
     "dropout_mask",
     "gru",
-    "laplacian",
+    "laplacian_propagation",
     "negative_sampling",
     "ngcf_layer",
     "sampled_loss",
     "session_batch",
     "session_batch_state",
-    "sparse_adagrad",
-    "sparse_adam",
+    "sparse_adagrad_",
+    "sparse_adam_",
     "target_rank",
     "top_k",
 ]

@@ -31,7 +31,7 @@ _LIMIT = 1 << 31  # of what is drawn from: users, their interactions, items
 
 def bpr_triples(
     offsets: Tensor,
-    neighbours: Tensor,
+    neighbors: Tensor,
     users: Tensor,
     n: int,
     *,
@@ -49,8 +49,8 @@ def bpr_triples(
     arguments for an InteractionGraph.
 
     Args:
-        offsets: int64 [n_users + n_items + 1], neighbours: int32 or int64: the graph, users before items, the
-            neighbours of a node rising (that is not checked).
+        offsets: int64 [n_users + n_items + 1], neighbors: int32 or int64: the graph, users before items, the
+            neighbors of a node rising (that is not checked).
         users: int64 [n_candidates], the users to draw from: each has an item, and none has all items.
         n: number of triples, below 2**32.
         n_users, n_items: both below 2**31.
@@ -76,21 +76,21 @@ def bpr_triples(
             f"offsets must be int64 [{n_users + n_items + 1}] for {n_users} users and {n_items} items, "
             f"not {offsets.dtype} {[*offsets.shape]}"
         )
-    if neighbours.dtype not in (torch.int32, torch.int64) or neighbours.dim() != 1:
-        raise ValueError(f"neighbours must be int32 or int64 [n_entries], not {neighbours.dtype} {[*neighbours.shape]}")
+    if neighbors.dtype not in (torch.int32, torch.int64) or neighbors.dim() != 1:
+        raise ValueError(f"neighbors must be int32 or int64 [n_entries], not {neighbors.dtype} {[*neighbors.shape]}")
     if users.dtype != torch.int64 or users.dim() != 1 or not 1 <= users.shape[0] < _LIMIT:
         raise ValueError(f"users must be int64 [n_candidates], one at least, not {users.dtype} {[*users.shape]}")
     if starts is not None and (starts.dtype != torch.int64 or starts.shape != (users.shape[0] + 1,)):
         raise ValueError(f"starts must be int64 [{users.shape[0] + 1}], not {starts.dtype} {[*starts.shape]}")
     draw = implementation("bpr_triples", impl, offsets.device, bpr_triples_reference)
     if draw is bpr_triples_reference and not torch.compiler.is_compiling():
-        check_candidates(offsets, neighbours, users, starts, n_items)
-    return draw(offsets, neighbours, users, starts, n_users, n_items, n, seed, step)
+        check_candidates(offsets, neighbors, users, starts, n_items)
+    return draw(offsets, neighbors, users, starts, n_users, n_items, n, seed, step)
 
 
 def bpr_triples_reference(
     offsets: Tensor,
-    neighbours: Tensor,
+    neighbors: Tensor,
     users: Tensor,
     starts: Tensor | None,
     n_users: int,
@@ -114,8 +114,8 @@ def bpr_triples_reference(
     begin, degree = offsets[user], offsets[user + 1] - offsets[user]
     high, low, _, _ = philox4x32((stream, now, draw, second), seed)
     rank = _below(high, low, n_items - degree)
-    negative = rank + _seen_before(neighbours, begin, degree, rank + n_users)
-    return torch.stack([user, neighbours[begin + positive].long() - n_users, negative])
+    negative = rank + _seen_before(neighbors, begin, degree, rank + n_users)
+    return torch.stack([user, neighbors[begin + positive].long() - n_users, negative])
 
 
 def _below(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
@@ -123,21 +123,21 @@ def _below(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
     return (high * limit + ((low * limit) >> 32)) >> 32
 
 
-def _seen_before(neighbours: Tensor, begin: Tensor, degree: Tensor, rank: Tensor) -> Tensor:
-    """For each user, how many k there are with neighbours[begin + k] - k <= rank, by bisection of all at once."""
+def _seen_before(neighbors: Tensor, begin: Tensor, degree: Tensor, rank: Tensor) -> Tensor:
+    """For each user, how many k there are with neighbors[begin + k] - k <= rank, by bisection of all at once."""
     low, high = torch.zeros_like(degree), degree
-    for _ in range(neighbours.shape[0].bit_length()):
+    for _ in range(neighbors.shape[0].bit_length()):
         middle = (low + high) >> 1
-        below = (low < high) & (neighbours[(begin + middle).clamp(max=neighbours.shape[0] - 1)] - middle <= rank)
+        below = (low < high) & (neighbors[(begin + middle).clamp(max=neighbors.shape[0] - 1)] - middle <= rank)
         low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
     return low
 
 
-def check_candidates(offsets: Tensor, neighbours: Tensor, users: Tensor, starts: Tensor | None, n_items: int) -> None:
+def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: Tensor | None, n_items: int) -> None:
     """Raise ValueError unless every candidate is a user with an item and without another, and `starts` are theirs."""
     in_range = bool(((users >= 0) & (users < offsets.shape[0] - 1 - n_items)).all())
     degrees = offsets[users + 1] - offsets[users] if in_range else users
-    fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbours.shape[0]
+    fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbors.shape[0]
     if starts is not None:
         fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < 1 << 31
     if not fits:

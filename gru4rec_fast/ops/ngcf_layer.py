@@ -6,7 +6,7 @@ its published code:
     sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
     per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
 
-act is LeakyReLU, * element-wise. P and Q are propagation matrices (`gru4rec_fast.ops.laplacian`), with "+I" behind its
+act is LeakyReLU, * element-wise. P and Q are propagation matrices (`gru4rec_fast.ops.laplacian_propagation`), with "+I" behind its
 name the identity is added; where they differ by that alone the product is computed once. In training, entries of P and
 Q (the same ones) are dropped, the identity never, and units of E': unit k of node n is kept where the first Philox word
 of counter (STREAM_MESSAGE_DROPOUT + layer, step, n, k) is at least floor(message_dropout * 2**32), and multiplied by
@@ -26,7 +26,7 @@ from torch import Tensor
 from gru4rec_fast._backend import resolve
 from gru4rec_fast.ops._registry import on_load, operators
 from gru4rec_fast.ops.dropout import dropout_mask, dropout_mask_reference
-from gru4rec_fast.ops.laplacian import MATRICES, laplacian, laplacian_reference
+from gru4rec_fast.ops.laplacian_propagation import MATRICES, laplacian_propagation, laplacian_propagation_reference
 from gru4rec_fast.ops.philox import STREAM_MESSAGE_DROPOUT, STREAM_TRIPLES
 
 PROPAGATION_MATRICES = (*MATRICES, *(f"{matrix}+I" for matrix in MATRICES))
@@ -37,7 +37,7 @@ FUSED_DTYPES = (torch.float32, torch.float64)
 def ngcf_layer(
     features: Tensor,
     offsets: Tensor,
-    neighbours: Tensor,
+    neighbors: Tensor,
     weight_1: Tensor,
     bias_1: Tensor,
     weight_2: Tensor,
@@ -58,17 +58,17 @@ def ngcf_layer(
 ) -> Tensor:
     """Return E' of equation (7) of NGCF (see the head of this file); differentiable in features, weights and biases.
 
-    The fused kernel is differentiable once. Where there is none (bfloat16) the layer is made of `laplacian` and torch's
+    The fused kernel is differentiable once. Where there is none (bfloat16) the layer is made of `laplacian_propagation` and torch's
     products, with the same dropouts.
 
     Args:
         features: E, floating [n_nodes, in] ([n_columns, in] with `columns`).
-        offsets, neighbours: the graph, see `laplacian`.
+        offsets, neighbors: the graph, see `laplacian_propagation`.
         weight_1, weight_2: [in, out]. bias_1, bias_2: [out]; all in the dtype of `features`.
         rows: int64 [n_rows], the nodes that E' is wanted of, rising; None: all.
         columns: int64 [n_columns], the nodes that `features` are of, rising, among them `rows`, which must then be
             given; None: all. The features of all others count as zero.
-        P, Q: "symmetric", "mean", "norm" or "plain" (see `laplacian`), each with or without "+I".
+        P, Q: "symmetric", "mean", "norm" or "plain" (see `laplacian_propagation`), each with or without "+I".
         activation: "sum" or "per_term".
         negative_slope: of the LeakyReLU, not negative.
         node_dropout: probability in [0, 1) to drop an entry of P and Q.
@@ -82,7 +82,7 @@ def ngcf_layer(
     Raises:
         ValueError: an argument that does not fit, named.
     """
-    graph = {"offsets": offsets, "neighbours": neighbours, "rows": rows, "columns": columns}
+    graph = {"offsets": offsets, "neighbors": neighbors, "rows": rows, "columns": columns}
     weights = {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2}
     _check(features, weights, graph)
     _check_options(P, Q, activation, negative_slope, message_dropout, layer)
@@ -93,7 +93,7 @@ def ngcf_layer(
     if rows is not None and columns is not None and not torch.compiler.is_compiling():
         _check_rows_among(rows, columns)
     run: Callable[..., Tensor] = partial(
-        ngcf_layer_reference, propagate=partial(laplacian, impl=impl), draw_mask=partial(dropout_mask, impl=impl)
+        ngcf_layer_reference, propagate=partial(laplacian_propagation, impl=impl), draw_mask=partial(dropout_mask, impl=impl)
     )
     return run(features, *graph.values(), *weights.values(), *options)
 
@@ -144,7 +144,7 @@ def _check_rows_among(rows: Tensor, columns: Tensor) -> None:
 def ngcf_layer_reference(
     features: Tensor,
     offsets: Tensor,
-    neighbours: Tensor,
+    neighbors: Tensor,
     rows: Tensor | None,
     columns: Tensor | None,
     weight_1: Tensor,
@@ -161,13 +161,13 @@ def ngcf_layer_reference(
     step: int,
     layer: int,
     *,
-    propagate: Callable[..., Tensor] = laplacian_reference,
+    propagate: Callable[..., Tensor] = laplacian_propagation_reference,
     draw_mask: Callable[..., Tensor] = dropout_mask_reference,
 ) -> Tensor:
     """Return E' of the nodes `rows` from E of the nodes `columns`, by the operators `propagate` and `draw_mask`."""
     own = pick(features, rows, columns)
     drawn = {"seed": seed, "step": step}
-    side = partial(propagate, features, offsets, neighbours, rows=rows, columns=columns, dropout=node_dropout, **drawn)
+    side = partial(propagate, features, offsets, neighbors, rows=rows, columns=columns, dropout=node_dropout, **drawn)
     (p_matrix, p_own), (q_matrix, q_own) = split_matrix("P", P), split_matrix("Q", Q)
     p = q = side(matrix=p_matrix)
     if q_matrix != p_matrix:
@@ -196,14 +196,14 @@ def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
 
 
 def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
-    """Return a matrix of `laplacian` and whether the identity is added: ("mean", True) for "mean+I"."""
+    """Return a matrix of `laplacian_propagation` and whether the identity is added: ("mean", True) for "mean+I"."""
     if matrix not in PROPAGATION_MATRICES:
         raise ValueError(f"{name}={matrix!r}: choose one of {', '.join(PROPAGATION_MATRICES)}")
     return matrix.removesuffix("+I"), matrix.endswith("+I")
 
 
 def _fake(
-    features: Tensor, offsets: Tensor, neighbours: Tensor, rows: Tensor | None, columns: Tensor | None, *rest: Any
+    features: Tensor, offsets: Tensor, neighbors: Tensor, rows: Tensor | None, columns: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     weight, P, Q = rest[0], rest[4], rest[5]
     n_rows = offsets.shape[0] - 1 if rows is None else rows.shape[0]
@@ -217,10 +217,10 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, offsets, neighbours, rows, columns, weight_1, _, weight_2, _, *ctx.options = inputs
+    features, offsets, neighbors, rows, columns, weight_1, _, weight_2, _, *ctx.options = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros in the shapes of what is kept
-    ctx.save_for_backward(features, offsets, neighbours, rows, columns, weight_1, weight_2, *output[1:])
+    ctx.save_for_backward(features, offsets, neighbors, rows, columns, weight_1, weight_2, *output[1:])
 
 
 def _backward(library: str, ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

@@ -61,7 +61,7 @@ def sampled_loss(
         count: [N], positive: how often each negative occurs. Negatives drawn with replacement repeat; each distinct one
             computed once, with its count, is the same loss.
         elu_param: alpha of the elu on the scores, 0: none; bpr-max only.
-        bpreg: weight of the score regularisation of bpr-max.
+        bpreg: weight of the score regularization of bpr-max.
         label_smoothing: share of the target's mass spread over the other columns; cross-entropy only.
         impl: "auto", "native" or "reference".
 

@@ -33,7 +33,7 @@ State = tuple[Tensor | None, ...]
 Rule = Callable[..., tuple[Tensor, State]]
 
 
-def sparse_adagrad(
+def sparse_adagrad_(
     table: Tensor,
     accumulator: Tensor,
     velocity: Tensor | None,
@@ -60,11 +60,11 @@ def sparse_adagrad(
         ValueError: an argument that does not fit, named.
     """
     _check(table, {"accumulator": accumulator, "velocity": velocity}, index, grad, momentum)
-    update = implementation("sparse_adagrad", impl, table.device, adagrad_reference)
+    update = implementation("sparse_adagrad_", impl, table.device, adagrad_reference)
     update(table, accumulator, velocity, index, grad, lr, momentum, eps)
 
 
-def sparse_adam(
+def sparse_adam_(
     table: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
@@ -81,7 +81,7 @@ def sparse_adam(
     """Update the rows of `table` named by `index` by Adam, in place.
 
     Args:
-        table, index, grad, impl: as in `sparse_adagrad`.
+        table, index, grad, impl: as in `sparse_adagrad_`.
         exp_avg, exp_avg_sq: like table, running means of gradients and of their squares, updated.
         step: number of this step, from 1; all steps count, also those that did not touch a row.
         lr, beta1, beta2, eps: m <- beta1 * m + (1 - beta1) * g; s <- beta2 * s + (1 - beta2) * g^2; w -= lr *
@@ -93,7 +93,7 @@ def sparse_adam(
     _check(table, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, index, grad)
     if step < 1:
         raise ValueError(f"step={step}: counts from 1")
-    update = implementation("sparse_adam", impl, table.device, adam_reference)
+    update = implementation("sparse_adam_", impl, table.device, adam_reference)
     update(table, exp_avg, exp_avg_sq, index, grad, step, lr, beta1, beta2, eps)
 
 
@@ -165,6 +165,6 @@ def update_all(rule: Rule, weight: Tensor, state: State, grad: Tensor, **options
 
 @on_load
 def _register(library: str) -> None:
-    for name, reference in (("sparse_adagrad", adagrad_reference), ("sparse_adam", adam_reference)):
+    for name, reference in (("sparse_adagrad_", adagrad_reference), ("sparse_adam_", adam_reference)):
         register_composite(library, name, reference)
         torch.library.register_fake(f"{library}::{name}", lambda *_: None)

@@ -151,9 +151,9 @@ def step_rows_reference(
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     "step_gather": step_gather_reference,
-    "step_settle": step_settle_reference,
-    "step_apply": step_apply_reference,
-    "step_rows": step_rows_reference,
+    "step_settle_": step_settle_reference,
+    "step_apply_": step_apply_reference,
+    "step_rows_": step_rows_reference,
 }
 
 

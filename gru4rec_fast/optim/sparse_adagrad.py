@@ -30,7 +30,7 @@ class SparseAdagrad(RowOptimizer):
         ValueError: lr, momentum or eps out of range.
     """
 
-    operator = "sparse_adagrad"
+    operator = "sparse_adagrad_"
     rule = staticmethod(adagrad_rule)
 
     def __init__(

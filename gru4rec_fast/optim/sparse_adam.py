@@ -33,7 +33,7 @@ class SparseAdam(RowOptimizer):
         ValueError: lr, beta1, beta2 or eps out of range.
     """
 
-    operator = "sparse_adam"
+    operator = "sparse_adam_"
     rule = staticmethod(adam_rule)
 
     def __init__(

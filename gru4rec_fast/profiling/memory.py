@@ -39,7 +39,7 @@ class MemoryRecord:
         print(record.table())
 
     Phases may nest: what happens in an inner phase counts for the outer one too. Reading costs two small files of /proc
-    a phase (some 50 us), on CUDA two calls into the allocator and no synchronisation.
+    a phase (some 50 us), on CUDA two calls into the allocator and no synchronization.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):

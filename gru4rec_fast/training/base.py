@@ -88,7 +88,7 @@ class BaseTrainer:
         self.validate, self.progress = validate, progress or Silent()
         self.folder = RunFolder(out, identity)
         self.history: list[dict[str, Any]] = []
-        self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximise=not watches_loss)
+        self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximize=not watches_loss)
         self._picks_best = validate is not None or watches_loss
         self._peak, self.peak_memory_bytes = peak, 0
         self._saved_at = 0

@@ -141,7 +141,7 @@ def _play_block(trained: Trained, plan: Plan, at: slice, moves: Tensor, grads: _
         grad_hidden.append(of_step[0].unsqueeze(0))
         grads.rows.append(of_step[1])
         grads.bias.append(of_step[2])
-    trained.operator("step_settle")(_joined(losses), plan.played[at], trained.stopped, plan.losses[at], moves)
+    trained.operator("step_settle_")(_joined(losses), plan.played[at], trained.stopped, plan.losses[at], moves)
     grad = _backward(trained, kept, _joined(grad_hidden), grads)
     grads.inputs.append((grad if mask is None else grad * mask).flatten(0, 1))
     return [layer.output for layer in kept]
@@ -221,7 +221,7 @@ def _apply(
     """Move the GRU's weights by their gradients, and the states, in one launch."""
     moments = [trained.moments(weight) for weight in weights]
     velocities = [velocity for _, velocity in moments if velocity is not None]
-    trained.operator("step_apply")(
+    trained.operator("step_apply_")(
         [*weights], [accumulator for accumulator, _ in moments], velocities, [*weights.values()], *states, moves,
         trained.numbers,
     )  # fmt: skip
@@ -231,7 +231,7 @@ def _move_tables(trained: Trained, plan: Plan, grads: _Gradients, moves: Tensor)
     network, output = trained.network, trained.network.output
     inputs, rows, bias = _joined(grads.inputs), _joined(grads.rows), _joined(grads.bias)
     end = (moves, trained.numbers)
-    move = trained.operator("step_rows")
+    move = trained.operator("step_rows_")
     if network.embedding_mode != "constrained":
         table, nothing = network.embedding.weight, inputs[:0]
         move(table, *trained.moments(table), None, None, None, *plan.sorted[1], inputs, nothing, None, *end)

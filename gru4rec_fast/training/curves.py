@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gru4rec_fast")
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7ec"
-COLOURS = ("#0b6e99", "#d1603d", "#4c8b4a", "#8a5fa8", "#b08900", "#3a6ea5")
+COLORS = ("#0b6e99", "#d1603d", "#4c8b4a", "#8a5fa8", "#b08900", "#3a6ea5")
 
 _announced = False
 
@@ -49,15 +49,15 @@ def _style(axes: Axes, ylabel: str) -> None:
     axes.spines["bottom"].set_color(GRID)
 
 
-def _line(axes: Axes, epochs: list[int], values: list[float], colour: str, label: str) -> None:
-    axes.plot(epochs, values, color=colour, linewidth=2, marker="o", markersize=4.5, label=label)
+def _line(axes: Axes, epochs: list[int], values: list[float], color: str, label: str) -> None:
+    axes.plot(epochs, values, color=color, linewidth=2, marker="o", markersize=4.5, label=label)
     axes.annotate(
         f"{values[-1]:.4g}",
         (epochs[-1], values[-1]),
         xytext=(0, 8),
         textcoords="offset points",
         ha="center",
-        color=colour,
+        color=color,
         fontweight="bold",
     )
 
@@ -82,13 +82,13 @@ def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") ->
         _style(axes[0], "training loss")
         if history:
             losses = [record["loss"] for record in history]
-            _line(axes[0], [record["epoch"] for record in history], losses, COLOURS[0], "training loss")
+            _line(axes[0], [record["epoch"] for record in history], losses, COLORS[0], "training loss")
         if metrics:
             _style(axes[1], "validation")
             for position, name in enumerate(metrics):
                 points = [(record["epoch"], record["validation"][name]) for record in measured]
                 epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
-                _line(axes[1], epochs, values, COLOURS[(position + 1) % len(COLOURS)], name)
+                _line(axes[1], epochs, values, COLORS[(position + 1) % len(COLORS)], name)
             axes[1].legend(
                 frameon=False, labelcolor=INK, ncols=min(4, len(metrics)), loc="lower left", bbox_to_anchor=(0, 1)
             )

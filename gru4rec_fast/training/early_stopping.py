@@ -13,7 +13,7 @@ class EarlyStopping:
     Args:
         patience: stop after this many epochs without a better value; None: never stop, only remember the best.
         min_delta: by how much a value must beat the best one to count as better (in the metric's own unit, >= 0).
-        maximise: True for recall and its like, False for a loss.
+        maximize: True for recall and its like, False for a loss.
 
     Attributes:
         best: the best value so far; None before the first.
@@ -23,14 +23,14 @@ class EarlyStopping:
 
     patience: int | None = None
     min_delta: float = 0.0
-    maximise: bool = True
+    maximize: bool = True
     best: float | None = None
     best_epoch: int = 0
     waited: int = 0
 
     def update(self, epoch: int, value: float) -> bool:
         """Take in an epoch's value; True where it is the best so far."""
-        gain = float("inf") if self.best is None else (value - self.best) * (1 if self.maximise else -1)
+        gain = float("inf") if self.best is None else (value - self.best) * (1 if self.maximize else -1)
         if gain > self.min_delta:
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True

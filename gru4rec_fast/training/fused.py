@@ -286,11 +286,11 @@ class FusedPlayer:
         native = step._native
         order, self._lanes = loader.begin()
         self._fused, self._loader = step, loader
-        self._sessions = native.SessionPlayer(loader.items, loader.offsets, order, *self._lanes)
+        self._sessions = native.SessionBatcher(loader.items, loader.offsets, order, *self._lanes)
         self._source, self._finished = None, False
         if n_sample and sampler is not None:
             tables = (sampler.threshold, sampler.alias, sampler.log_prob)
-            self._source = native.NegativeSource(*tables, n=n_sample, seed=seed)
+            self._source = native.NegativeSampler(*tables, n=n_sample, seed=seed)
 
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
         """Train on for at most `updates` updates; what each block came to, and whether the epoch is over.

@@ -24,7 +24,7 @@ class GraphTrainingOptions:
 
     Attributes:
         n_epochs: epochs in all, those before a resume included; an epoch draws one triple per edge.
-        reg: strength of the L2 penalty.
+        reg_weight: strength of the L2 penalty.
         evaluate_every: epochs between two validations; the last epoch is always validated.
         monitor: the validation metric that picks the best epoch, e.g. "recall@20", larger is better; or "loss", the
             training loss, smaller is better.
@@ -37,7 +37,7 @@ class GraphTrainingOptions:
     """
 
     n_epochs: int = 10
-    reg: float = 0.0
+    reg_weight: float = 0.0
     evaluate_every: int = 1
     monitor: str = "recall@20"
     patience: int | None = None
@@ -45,7 +45,7 @@ class GraphTrainingOptions:
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        smallest: dict[str, float] = {"n_epochs": 1, "reg": 0, "evaluate_every": 1, "min_delta": 0}
+        smallest: dict[str, float] = {"n_epochs": 1, "reg_weight": 0, "evaluate_every": 1, "min_delta": 0}
         smallest |= {name: 1 for name in ("patience", "checkpoint_every") if getattr(self, name) is not None}
         for name, least in smallest.items():
             if not getattr(self, name) >= least:
@@ -83,7 +83,7 @@ class TriplePlayer:
         started = time.perf_counter() - place.seconds
         while place.mini_batches < self.sampler.n_batches:
             bpr, norm = self.network.loss(*self.sampler.draw(place.step), step=place.step)
-            loss = bpr + self.options.reg * norm
+            loss = bpr + self.options.reg_weight * norm
             self._losses.add(place, loss, 1)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -173,6 +173,6 @@ class GraphTrainer(BaseTrainer):
         return {
             "users": network.n_users,
             "items": network.n_items,
-            "entries": len(network.graph.neighbours),
+            "entries": len(network.graph.neighbors),
             "batches": self.sampler.n_batches,
         }

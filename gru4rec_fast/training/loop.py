@@ -96,7 +96,7 @@ class Trainer(BaseTrainer):
                 options.lr_scheduler,
                 options.lr_scheduler_options,
                 n_epochs=options.n_epochs,
-                maximise=validate is not None and self.early_stopping.maximise,
+                maximize=validate is not None and self.early_stopping.maximize,
             )
         self.player = EpochPlayer(
             network,

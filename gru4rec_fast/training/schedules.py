@@ -34,7 +34,7 @@ class Schedule:
             Defaults where torch has none: step, step_size = a third of the epochs; cosine, T_max = n_epochs (with
             `interval="epoch"`); plateau, mode = which way the watched value gets better.
         n_epochs: length of the training, for those defaults.
-        maximise: True where a larger watched value is better ("plateau").
+        maximize: True where a larger watched value is better ("plateau").
 
     Raises:
         ValueError: unknown name, interval or option, or options that the class refuses.
@@ -47,7 +47,7 @@ class Schedule:
         options: Mapping[str, Any] | None = None,
         *,
         n_epochs: int,
-        maximise: bool = False,
+        maximize: bool = False,
     ):
         if name not in scheduler_names():
             raise ValueError(f"lr_scheduler={name!r}: choose one of {', '.join(scheduler_names())}")
@@ -68,7 +68,7 @@ class Schedule:
         elif self._ends_with_the_training:
             arguments["T_max"] = n_epochs
         elif self.watches_metric:
-            arguments.setdefault("mode", "max" if maximise else "min")
+            arguments.setdefault("mode", "max" if maximize else "min")
         scheduler_class = getattr(lr_scheduler, kind)
         known = list(inspect.signature(scheduler_class).parameters)[1:]
         unknown = sorted(set(arguments) - set(known))

@@ -27,7 +27,7 @@ def test_known_answers(counter, key, result):
     assert tuple(philox4x32(counter, key)) == result
 
 
-def test_words_do_not_depend_on_their_neighbours():
+def test_words_do_not_depend_on_their_neighbors():
     words = philox4x32((7, np.arange(3)[:, None], np.arange(5), 9), (1, 2))
     assert words.shape == (3, 5, 4)
     assert np.array_equal(words[2, 4], philox4x32((7, 2, 4, 9), (1, 2)))

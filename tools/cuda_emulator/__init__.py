@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 LIBRARY = "_emulated.so"
 NAMESPACE = "gru4rec_fast_emulated"
 
-# The compiler reports each access of memory in a kernel: to hooks.cpp, which looks for races and takes the place of the
+# The compiler reports each access of memory in a kernel: to access_hooks.cpp, which looks for races and takes the place of the
 # sanitizer's own library; or to AddressSanitizer.
 KERNEL_FLAGS = {
     "races": ["-fsanitize=thread"],

@@ -3,9 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cuda_emulator/alone.h"
+#include "cuda_emulator/single_launch.h"
 #include "cuda_emulator/machine.h"
-#include "cuda_emulator/planted.h"
+#include "cuda_emulator/seeded_faults.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "CUDA kernels of gru4rec_fast under an emulation on the processor: a tool for tests.";

@@ -1,4 +1,4 @@
-// The machine from within: what machine.cpp (launches, blocks, who runs next), waiting.cpp (barriers, warps) and
+// The machine from within: what machine.cpp (launches, blocks, who runs next), barriers.cpp (barriers, warps) and
 // memory.cpp (shared memory, accesses) have in common.
 #pragma once
 

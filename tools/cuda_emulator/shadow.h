@@ -19,7 +19,7 @@ constexpr int kWarp = 32;
 
 // What a thread has done and knows, as far as order goes.
 struct Clock {
-  uint32_t now = 1;         // counts the synchronisations that the thread took part in
+  uint32_t now = 1;         // counts the synchronizations that the thread took part in
   uint32_t at_barrier = 0;  // `now` after the last __syncthreads: what others did before theirs is behind this one
   std::array<uint32_t, kWarp> known{};  // by lane of the warp: `now` of that thread at the last __syncwarp with it
 };

@@ -16,7 +16,7 @@ _MAX_NODES = 1 << 32  # a node's number is a word of the counter that edge dropo
 def bipartite_csr(
     users: np.ndarray, items: np.ndarray, n_users: int, n_items: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Offsets and neighbours of users, then of items, as `InteractionGraph` holds them; and how many pairs are repeats.
+    """Offsets and neighbors of users, then of items, as `InteractionGraph` holds them; and how many pairs are repeats.
 
     Takes int64 indices [n] in range. ValueError: there are no pairs, or too many nodes.
     """
@@ -33,12 +33,12 @@ def bipartite_csr(
     offsets = np.zeros(n_users + n_items + 1, np.int64)
     offsets[1 : n_users + 1] = np.bincount(users, minlength=n_users)
     offsets[n_users + 1 :] = np.bincount(items, minlength=n_items)
-    neighbours = np.empty(2 * len(pairs), np.int32 if n_users + n_items < _INT32_NODES else np.int64)
-    neighbours[: len(pairs)] = items + n_users
+    neighbors = np.empty(2 * len(pairs), np.int32 if n_users + n_items < _INT32_NODES else np.int64)
+    neighbors[: len(pairs)] = items + n_users
     reversed_pairs = items * n_users + users
     reversed_pairs.sort()
-    neighbours[len(pairs) :] = reversed_pairs % n_users
-    return np.cumsum(offsets), neighbours, len(first) - len(pairs)
+    neighbors[len(pairs) :] = reversed_pairs % n_users
+    return np.cumsum(offsets), neighbors, len(first) - len(pairs)
 
 
 def checked_pairs(

@@ -24,7 +24,8 @@ from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, kind_of
 
 FORMAT = "gru4rec_fast.interaction_graph"
 _FOLDER = FolderFormat(
-    FORMAT, "interaction graph", "graph", "save", ("n_users", "n_items", "n_edges"), ("offsets", "neighbours")
+    FORMAT, "interaction graph", "graph", "save", ("n_users", "n_items", "n_edges"),
+    ("offsets", "neighbors"), version=2,
 )
 
 
@@ -33,11 +34,11 @@ class InteractionGraph:
 
     Build one with `from_text`, `from_table`, `from_scipy`, `from_store` or `from_arrays`, or `open` a saved one; arrays
     are not to be written to. An interaction counts once, however often it occurs; repetitions are counted in
-    `meta["dropped"]`. Users and items without interactions are nodes without neighbours.
+    `meta["dropped"]`. Users and items without interactions are nodes without neighbors.
 
     Attributes:
-        offsets: int64 [n_nodes + 1]; the neighbours of node r are `neighbours[offsets[r]:offsets[r + 1]]`, rising.
-        neighbours: int32 (int64 from 2^31 nodes on) [2 * n_edges]; each edge stands there in both directions.
+        offsets: int64 [n_nodes + 1]; the neighbors of node r are `neighbors[offsets[r]:offsets[r + 1]]`, rising.
+        neighbors: int32 (int64 from 2^31 nodes on) [2 * n_edges]; each edge stands there in both directions.
         users, items: ids by index.
         n_users, n_items, n_nodes, n_edges: numbers of users and of items, those without interactions included, of both
             together, and of different interactions; each of these is one undirected edge.
@@ -46,14 +47,14 @@ class InteractionGraph:
     """
 
     def __init__(
-        self, offsets: np.ndarray, neighbours: np.ndarray, users: Vocabulary, items: Vocabulary, meta: dict[str, Any]
+        self, offsets: np.ndarray, neighbors: np.ndarray, users: Vocabulary, items: Vocabulary, meta: dict[str, Any]
     ) -> None:
         self.offsets = offsets
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         self.users = users
         self.items = items
         self.meta = meta
-        self.n_users, self.n_items, self.n_edges = len(users), len(items), len(neighbours) // 2
+        self.n_users, self.n_items, self.n_edges = len(users), len(items), len(neighbors) // 2
         self.n_nodes = self.n_users + self.n_items
 
     def __repr__(self) -> str:
@@ -71,16 +72,16 @@ class InteractionGraph:
         """Indices of the items that user `user` (an index) interacted with, int64 [degree], rising."""
         if not 0 <= user < self.n_users:
             raise IndexError(f"user {user}: the graph has users 0 to {self.n_users - 1}")
-        return self.neighbours[self.offsets[user] : self.offsets[user + 1]].astype(np.int64) - self.n_users
+        return self.neighbors[self.offsets[user] : self.offsets[user + 1]].astype(np.int64) - self.n_users
 
     def interactions(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the user and of the item of every edge, int64 [n_edges] each, ordered by user, then item."""
         users = np.repeat(np.arange(self.n_users), np.diff(self.offsets[: self.n_users + 1]))
-        return users, self.neighbours[: self.n_edges].astype(np.int64) - self.n_users
+        return users, self.neighbors[: self.n_edges].astype(np.int64) - self.n_users
 
     def structure(self) -> tuple[Tensor, Tensor]:
-        """`offsets` and `neighbours` as tensors over the same memory, for `gru4rec_fast.ops.laplacian`."""
-        return as_tensor(self.offsets), as_tensor(self.neighbours)
+        """`offsets` and `neighbors` as tensors over the same memory, for `gru4rec_fast.ops.laplacian_propagation`."""
+        return as_tensor(self.offsets), as_tensor(self.neighbors)
 
     @classmethod
     def from_arrays(
@@ -109,12 +110,12 @@ class InteractionGraph:
         item_index, n_items = checked_pairs(items, "items", n_items, item_ids)
         if len(user_index) != len(item_index):
             raise ValueError(f"users has {len(user_index)} elements and items {len(item_index)}: they must be aligned")
-        offsets, neighbours, n_repeated = bipartite_csr(user_index, item_index, n_users, n_items)
+        offsets, neighbors, n_repeated = bipartite_csr(user_index, item_index, n_users, n_items)
         user_ids = Vocabulary(np.arange(n_users)) if user_ids is None else user_ids
         item_ids = Vocabulary(np.arange(n_items)) if item_ids is None else item_ids
         meta = dict(meta or {})
         meta["dropped"] = {**meta.get("dropped", {}), "duplicate_interactions": n_repeated}
-        return cls(offsets, neighbours, user_ids, item_ids, meta)
+        return cls(offsets, neighbors, user_ids, item_ids, meta)
 
     @classmethod
     def from_text(cls, path: str | Path, *, like: InteractionGraph | None = None) -> InteractionGraph:
@@ -270,14 +271,14 @@ class InteractionGraph:
         """
         stored = ArrayFolder(folder, _FOLDER)
         n_users, n_items, n_edges = stored.counts
-        neighbours = stored.array("neighbours", 2 * n_edges, np.int32, np.int64)
-        stored.in_range("neighbours", neighbours[:n_edges], n_users, n_users + n_items)  # those of users
-        stored.in_range("neighbours", neighbours[n_edges:], 0, n_users)
+        neighbors = stored.array("neighbors", 2 * n_edges, np.int32, np.int64)
+        stored.in_range("neighbors", neighbors[:n_edges], n_users, n_users + n_items)  # those of users
+        stored.in_range("neighbors", neighbors[n_edges:], 0, n_users)
         offsets = stored.offsets("offsets", n_users + n_items, 2 * n_edges)
         if offsets[n_users] != n_edges:
             raise stored.damage("offsets.npy", f"gives users {offsets[n_users]} edges where {n_edges} were expected")
         users, items = stored.vocabulary("users", n_users), stored.vocabulary("items", n_items)
-        return cls(offsets, neighbours, users, items, stored.meta)
+        return cls(offsets, neighbors, users, items, stored.meta)
 
 
 def _indices(vocabulary: Vocabulary, ids: np.ndarray, what: str) -> np.ndarray:

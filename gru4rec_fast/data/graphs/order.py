@@ -1,4 +1,4 @@
-"""The same graph with its nodes in an order that brings neighbours closer together in memory."""
+"""The same graph with its nodes in an order that brings neighbors closer together in memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _SWEEPS = 20  # beyond these the order hardly moves
 
 
 def reordered(graph: InteractionGraph) -> InteractionGraph:
-    """The graph with users, and items, renumbered so that nodes with like neighbours stand close together.
+    """The graph with users, and items, renumbered so that nodes with like neighbors stand close together.
 
     Every id keeps its interactions; only the indices behind the ids change. Each sweep puts every node where its
-    neighbours are on average and sorts users and items by that (the barycentre heuristic of Sugiyama et al., "Methods
+    neighbors are on average and sorts users and items by that (the barycenter heuristic of Sugiyama et al., "Methods
     for visual understanding of hierarchical system structures", 1981). The result is a function of the graph alone.
     """
     n_users, degrees = graph.n_users, np.maximum(np.diff(graph.offsets), 1)
     sides = (slice(0, n_users), slice(n_users, None))
     place = np.random.default_rng(0).random(graph.n_nodes)
-    total = np.zeros(len(graph.neighbours) + 1)
+    total = np.zeros(len(graph.neighbors) + 1)
     for _ in range(_SWEEPS):
-        np.cumsum(place[graph.neighbours], out=total[1:])
+        np.cumsum(place[graph.neighbors], out=total[1:])
         place = np.diff(total[graph.offsets]) / degrees
         for side in sides:
             place[side] = _ranks(place[side]) / max(1, len(place[side]))

@@ -21,7 +21,7 @@ class TripleSampler:
     Args:
         graph: the training graph.
         batch_size: triples of a batch.
-        by: "users" (a user uniformly, then one of its items) or "interactions" (an interaction uniformly).
+        sample_by: "users" (a user uniformly, then one of its items) or "interactions" (an interaction uniformly).
         seed: of the draws, in [0, 2**63).
         device: of the triples.
         impl: "auto", "native" or "reference".
@@ -38,29 +38,29 @@ class TripleSampler:
         graph: InteractionGraph,
         batch_size: int,
         *,
-        by: str = "users",
+        sample_by: str = "users",
         seed: int = 0,
         device: torch.device | str = "cpu",
         impl: str = "auto",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        if by not in UNITS:
-            raise ValueError(f"by={by!r}: choose one of {', '.join(UNITS)}")
+        if sample_by not in UNITS:
+            raise ValueError(f"sample_by={sample_by!r}: choose one of {', '.join(UNITS)}")
         self.n_users, self.n_items = graph.n_users, graph.n_items
         self.batch_size, self.seed, self.impl = batch_size, seed, impl
         self.n_batches = -(-graph.n_edges // batch_size)
-        offsets, neighbours = graph.structure()
+        offsets, neighbors = graph.structure()
         degrees = offsets[: graph.n_users + 1].diff()
         users = ((degrees > 0) & (degrees < graph.n_items)).nonzero()[:, 0]
         if len(users) == 0:
             raise ValueError("there is nothing to learn: every user of the graph has all items, or none")
-        self._graph = offsets.to(device), neighbours.to(device), users.to(device)
+        self._graph = offsets.to(device), neighbors.to(device), users.to(device)
         self._starts: Tensor | None = None
-        if by == "interactions":
+        if sample_by == "interactions":
             starts = torch.cat([degrees.new_zeros(1), degrees[users].cumsum(0)])
             if starts[-1] >= 1 << 31:
-                raise ValueError(f"{int(starts[-1])} interactions are too many to draw by='interactions': use 'users'")
+                raise ValueError(f"{int(starts[-1])} interactions are too many to draw sample_by='interactions': use 'users'")
             self._starts = starts.to(device)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,9 +52,9 @@ def markov_events(
     if not mean_length > 2:
         raise ValueError(f"mean_length={mean_length}: must be above 2, the shortest session's length")
     rng = np.random.default_rng(seed)
-    popularity = _normalised(np.arange(1, n_items + 1) ** -zipf_exponent)
+    popularity = _normalized(np.arange(1, n_items + 1) ** -zipf_exponent)
     successors = rng.choice(n_items, (n_items, n_successors), p=popularity)
-    weights = _normalised(1 / np.arange(1, n_successors + 1))
+    weights = _normalized(1 / np.arange(1, n_successors + 1))
 
     lengths = 1 + rng.geometric(1 / (mean_length - 1), n_sessions)
     items = np.empty((n_sessions, lengths.max()), np.int64)
@@ -107,5 +107,5 @@ def markov_sessions(
     return tuple(stores)
 
 
-def _normalised(weights: np.ndarray) -> np.ndarray:
+def _normalized(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()

@@ -1,4 +1,4 @@
-#include "cuda_emulator/alone.h"
+#include "cuda_emulator/single_launch.h"
 
 #include "sampled_loss/sampled_loss.h"
 

@@ -11,7 +11,7 @@ entries `left[row] * right[column]`, so it needs nothing but the indices and one
     norm       (D + I)^-1 (A + I)     left = (D + 1)^-1, and a diagonal
     plain      A
 
-A node without neighbours has a zero row and column (under norm: a 1 on the diagonal).
+A node without neighbors has a zero row and column (under norm: a 1 on the diagonal).
 
 Dropout drops each *entry* with probability p, so the two directions of an edge, and the diagonal, each on its own, and
 multiplies the rest by 1 / (1 - p); degrees stay those of the whole graph. Entry (row, column) is kept where the first
@@ -39,10 +39,10 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _CHUNK = 1 << 22  # elements of messages that are held at a time
 
 
-def laplacian(
+def laplacian_propagation(
     features: Tensor,
     offsets: Tensor,
-    neighbours: Tensor,
+    neighbors: Tensor,
     matrix: str = "symmetric",
     *,
     rows: Tensor | None = None,
@@ -55,14 +55,14 @@ def laplacian(
 ) -> Tensor:
     """Return the product of a graph's propagation matrix with node features; differentiable in the features.
 
-    The graph is undirected: whenever it lists c as a neighbour of r, it lists r as a neighbour of c. That is not
+    The graph is undirected: whenever it lists c as a neighbor of r, it lists r as a neighbor of c. That is not
     checked here, and the gradient depends on it; `gru4rec_fast.data.InteractionGraph` gives such graphs.
 
     Args:
         features: float32, float64 or bfloat16 [n_nodes, d] ([n_columns, d] with `columns`); bfloat16 is summed in
-            float32. A NaN reaches the rows of the node's neighbours and no others.
+            float32. A NaN reaches the rows of the node's neighbors and no others.
         offsets: int64 [n_nodes + 1], from 0 to n_entries.
-        neighbours: int32 or int64 [n_entries]; those of node r are `neighbours[offsets[r]:offsets[r + 1]]`.
+        neighbors: int32 or int64 [n_entries]; those of node r are `neighbors[offsets[r]:offsets[r + 1]]`.
         matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A.
         rows: int64 [n_rows], the rows of the product that are wanted, as nodes in rising order; None: all.
         columns: int64 [n_columns], the nodes whose features are given, in rising order; None: all. The features of all
@@ -76,7 +76,7 @@ def laplacian(
 
     Returns:
         [n_nodes, d], or [n_rows, d], in the dtype of `features`. Native: each row is summed in the order of its
-        neighbours by one thread, so the result depends neither on the number of threads nor on `rows`.
+        neighbors by one thread, so the result depends neither on the number of threads nor on `rows`.
 
     Raises:
         ValueError: an argument that does not fit, named.
@@ -107,24 +107,24 @@ def laplacian(
             f"offsets must be int64 [n_nodes + 1] beside features {[*features.shape]}, "
             f"not {offsets.dtype} {[*offsets.shape]}"
         )
-    if neighbours.dtype not in (torch.int32, torch.int64) or neighbours.dim() != 1:
-        raise ValueError(f"neighbours must be int32 or int64 [n_entries], not {neighbours.dtype} {[*neighbours.shape]}")
-    for name, tensor in (("offsets", offsets), ("neighbours", neighbours)):
+    if neighbors.dtype not in (torch.int32, torch.int64) or neighbors.dim() != 1:
+        raise ValueError(f"neighbors must be int32 or int64 [n_entries], not {neighbors.dtype} {[*neighbors.shape]}")
+    for name, tensor in (("offsets", offsets), ("neighbors", neighbors)):
         if tensor.device != features.device:
             raise ValueError(f"{name} is on {tensor.device}, features are on {features.device}: use one device")
-    propagate = implementation("laplacian", impl, features.device, laplacian_reference)
-    if propagate is laplacian_reference and not torch.compiler.is_compiling():
-        check_graph(offsets, neighbours)
+    propagate = implementation("laplacian_propagation", impl, features.device, laplacian_propagation_reference)
+    if propagate is laplacian_propagation_reference and not torch.compiler.is_compiling():
+        check_graph(offsets, neighbors)
         for name, nodes in (("rows", rows), ("columns", columns)):
             if nodes is not None:
                 check_nodes(name, nodes, offsets.shape[0] - 1)
-    return propagate(features, offsets, neighbours, rows, columns, matrix, dropout, seed, step, transposed)
+    return propagate(features, offsets, neighbors, rows, columns, matrix, dropout, seed, step, transposed)
 
 
-def laplacian_reference(
+def laplacian_propagation_reference(
     features: Tensor,
     offsets: Tensor,
-    neighbours: Tensor,
+    neighbors: Tensor,
     rows: Tensor | None,
     columns: Tensor | None,
     matrix: str,
@@ -140,7 +140,7 @@ def laplacian_reference(
         left, right = right, left
     if dropout:
         left = left / (1 - dropout)
-    sources = torch.repeat_interleave(offsets.diff(), output_size=neighbours.shape[0])
+    sources = torch.repeat_interleave(offsets.diff(), output_size=neighbors.shape[0])
     wide = features.to(sums)
     if columns is not None:
         wide = wide.new_zeros(offsets.shape[0] - 1, wide.shape[1]).index_copy(0, columns, wide)
@@ -160,8 +160,8 @@ def laplacian_reference(
         nodes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
         out = out + messages(nodes, nodes)
     chunk = max(1, _CHUNK // max(1, features.shape[1]))
-    for start in range(0, max(1, neighbours.shape[0]), chunk):  # once for no entries: the result has a gradient
-        row, column = sources[start : start + chunk], neighbours[start : start + chunk].long()
+    for start in range(0, max(1, neighbors.shape[0]), chunk):  # once for no entries: the result has a gradient
+        row, column = sources[start : start + chunk], neighbors[start : start + chunk].long()
         out = out.index_add(0, row, messages(row, column))
     out = (out * left[:, None]).to(features.dtype)
     return out if rows is None else out.index_select(0, rows)
@@ -179,15 +179,15 @@ def node_scales(degrees: Tensor, matrix: str, dtype: torch.dtype) -> tuple[Tenso
     return inverse, (inverse if matrix == "symmetric" else ones)
 
 
-def check_graph(offsets: Tensor, neighbours: Tensor) -> None:
-    """Raise ValueError unless `offsets` rise from 0 to the number of `neighbours`, which all name nodes."""
-    n_nodes, n_entries = offsets.shape[0] - 1, neighbours.shape[0]
+def check_graph(offsets: Tensor, neighbors: Tensor) -> None:
+    """Raise ValueError unless `offsets` rise from 0 to the number of `neighbors`, which all name nodes."""
+    n_nodes, n_entries = offsets.shape[0] - 1, neighbors.shape[0]
     if int(offsets[0]) != 0 or int(offsets[-1]) != n_entries or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must rise from 0 to {n_entries}, the number of neighbours, and never fall")
-    outside = (neighbours < 0) | (neighbours >= n_nodes)
+        raise ValueError(f"offsets must rise from 0 to {n_entries}, the number of neighbors, and never fall")
+    outside = (neighbors < 0) | (neighbors >= n_nodes)
     if bool(outside.any()):
         at = int(outside.int().argmax())
-        raise ValueError(f"neighbours[{at}]={int(neighbours[at])}: the graph has nodes 0 to {n_nodes - 1}")
+        raise ValueError(f"neighbors[{at}]={int(neighbors[at])}: the graph has nodes 0 to {n_nodes - 1}")
 
 
 def check_nodes(name: str, nodes: Tensor, n_nodes: int) -> None:
@@ -196,24 +196,24 @@ def check_nodes(name: str, nodes: Tensor, n_nodes: int) -> None:
         raise ValueError(f"{name} must be nodes in 0 to {n_nodes - 1}, each rising above the one before")
 
 
-def _fake(features: Tensor, offsets: Tensor, neighbours: Tensor, rows: Tensor | None, *_: Any) -> Tensor:
+def _fake(features: Tensor, offsets: Tensor, neighbors: Tensor, rows: Tensor | None, *_: Any) -> Tensor:
     return features.new_empty(offsets.shape[0] - 1 if rows is None else rows.shape[0], features.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, offsets, neighbours, rows, columns, *ctx.options = inputs
-    ctx.save_for_backward(offsets, neighbours, rows, columns)
+    _, offsets, neighbors, rows, columns, *ctx.options = inputs
+    ctx.save_for_backward(offsets, neighbors, rows, columns)
 
 
 def _backward(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    offsets, neighbours, rows, columns = ctx.saved_tensors
+    offsets, neighbors, rows, columns = ctx.saved_tensors
     *options, transposed = ctx.options
-    grad = getattr(torch.ops, library).laplacian(grad, offsets, neighbours, columns, rows, *options, not transposed)
+    grad = getattr(torch.ops, library).laplacian_propagation(grad, offsets, neighbors, columns, rows, *options, not transposed)
     return grad, *[None] * 9
 
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "laplacian", laplacian_reference)
-    torch.library.register_fake(f"{library}::laplacian", _fake)
-    torch.library.register_autograd(f"{library}::laplacian", partial(_backward, library), setup_context=_setup_context)
+    register_composite(library, "laplacian_propagation", laplacian_propagation_reference)
+    torch.library.register_fake(f"{library}::laplacian_propagation", _fake)
+    torch.library.register_autograd(f"{library}::laplacian_propagation", partial(_backward, library), setup_context=_setup_context)

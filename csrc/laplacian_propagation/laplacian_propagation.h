@@ -1,4 +1,4 @@
-// L @ E on raw pointers. Specification: gru4rec_fast/ops/laplacian.py.
+// L @ E on raw pointers. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ struct LaplacianProduct {
   FeatureType type;
   int64_t n_nodes, width;
   const int64_t* offsets;  // [n_nodes + 1]
-  const void* neighbours;  // [n_entries] of int32 or int64
-  bool neighbours_are_wide;
+  const void* neighbors;  // [n_entries] of int32 or int64
+  bool neighbors_are_wide;
   int64_t n_entries;
   const int64_t* rows;  // [n_rows], or null: all nodes
   int64_t n_rows;
@@ -40,7 +40,7 @@ struct LaplacianProduct {
   unsigned long long* counts;  // [2] of 0: segments, long rows
 };
 
-// Multiplies on the CPU. Checks the neighbours: ValueError.
+// Multiplies on the CPU. Checks the neighbors: ValueError.
 void multiply_laplacian(const LaplacianProduct& product);
 
 namespace cuda {

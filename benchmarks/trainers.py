@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from turns import Side
+from interleave import Side
 
 from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, SessionStore, TripleSampler
@@ -39,7 +39,7 @@ def graph_player(model: NGCF | LightGCN, graph: InteractionGraph, device: torch.
     p, network = model.parameters, model.build_network(graph).to(device)
     return GraphTrainer(
         network,
-        TripleSampler(graph, p.batch_size, by=p.draw, seed=p.seed, device=device, impl=p.impl),
+        TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=p.seed, device=device, impl=p.impl),
         training_options(p, None),
         optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True),
     ).player

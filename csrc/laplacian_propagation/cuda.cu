@@ -1,11 +1,11 @@
-// L @ E from CSR indices and degrees alone. Specification: gru4rec_fast/ops/laplacian.py.
+// L @ E from CSR indices and degrees alone. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 //
-// A row's sum is one chain of multiply-adds per column of E, in the order of its neighbours; a long row's is that of
+// A row's sum is one chain of multiply-adds per column of E, in the order of its neighbors; a long row's is that of
 // each of its segments, and then of these in order. Either way it depends neither on the other rows nor on the grid.
 #include "common/bfloat16.h"
 #include "common/philox.h"
 #include "common/simt.cuh"
-#include "laplacian/laplacian.h"
+#include "laplacian_propagation/laplacian_propagation.h"
 
 namespace grf::cuda {
 
@@ -18,14 +18,14 @@ using Feature = Stored<T>;
 // left and right [n_nodes] of the matrix, and the check of the offsets.
 //
 // Launch: one dimension, any number of blocks of any size; threads take nodes in strides of the grid. Reads 16 bytes a
-// node (8 of them its neighbour's, from cache) and writes two sums.
+// node (8 of them its neighbor's, from cache) and writes two sums.
 template <typename Sum>
 __global__ void __launch_bounds__(kLaplacianThreads) node_scales_kernel(LaplacianProduct product) {
   for (int64_t node = global_thread(); node < product.n_nodes; node += all_threads()) {
     const int64_t begin = product.offsets[node], end = product.offsets[node + 1];
     GRF_DEVICE_CHECK(
         begin <= end && (node > 0 || begin == 0) && (node + 1 < product.n_nodes || end == product.n_entries),
-        "offsets must rise from 0 to the number of neighbours, and never fall");
+        "offsets must rise from 0 to the number of neighbors, and never fall");
     const auto degree = static_cast<double>(end - begin + (product.diagonal ? 1 : 0));
     const double exponents[2] = {product.left_exponent, product.right_exponent};
     for (int side = 0; side < 2; ++side) {
@@ -74,14 +74,14 @@ __global__ void __launch_bounds__(kLaplacianThreads) list_segments_kernel(Laplac
   }
 }
 
-// An entry of a row, looked up: where the neighbour's features stand, and right[neighbour].
+// An entry of a row, looked up: where the neighbor's features stand, and right[neighbor].
 template <typename Sum>
 struct RowEntry {
   int64_t position;
   Sum scale;
 };
 
-// Looks an entry up; false where it is dropped or its neighbour is left out.
+// Looks an entry up; false where it is dropped or its neighbor is left out.
 template <typename Sum>
 __device__ __forceinline__ bool look_up(const LaplacianProduct& product, int64_t row, int64_t column,
                                         RowEntry<Sum>* entry) {
@@ -139,7 +139,7 @@ template <typename T, typename index_t, int kColumns>
 __device__ __forceinline__ void sum_entries(const LaplacianProduct& product, int64_t row, int64_t begin, int64_t end,
                                             bool diagonal, int64_t first, RowEntry<typename Feature<T>::Sum>* staged,
                                             typename Feature<T>::Sum (&sums)[kColumns]) {
-  const auto* neighbours = static_cast<const index_t*>(product.neighbours);
+  const auto* neighbors = static_cast<const index_t*>(product.neighbors);
   const int lane = static_cast<int>(threadIdx.x % 32);
   RowEntry<typename Feature<T>::Sum> entry{0, 0};
 #pragma unroll
@@ -151,8 +151,8 @@ __device__ __forceinline__ void sum_entries(const LaplacianProduct& product, int
   for (int64_t at = begin; at < end; at += 32) {
     bool keep = false;
     if (at + lane < end) {
-      const auto column = static_cast<int64_t>(neighbours[at + lane]);
-      GRF_DEVICE_CHECK(column >= 0 && column < product.n_nodes, "neighbours: the graph has no such node");
+      const auto column = static_cast<int64_t>(neighbors[at + lane]);
+      GRF_DEVICE_CHECK(column >= 0 && column < product.n_nodes, "neighbors: the graph has no such node");
       keep = look_up(product, row, column, &entry);
     }
     add_entries<T, kColumns>(product, keep, entry, first, staged, sums);
@@ -274,7 +274,7 @@ void run(const LaplacianProduct& product, cudaStream_t stream) {
   if (product.n_rows == 0) return;
   GRF_LAUNCH(list_segments_kernel, over(product.n_rows), kLaplacianThreads, 0, stream, product);
   if (product.width == 0) return;
-  if (product.neighbours_are_wide) {
+  if (product.neighbors_are_wide) {
     multiply<T, int64_t>(product, stream);
   } else {
     multiply<T, int32_t>(product, stream);

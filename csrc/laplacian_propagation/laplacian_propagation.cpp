@@ -1,5 +1,5 @@
-// The operator L @ E. Specification: gru4rec_fast/ops/laplacian.py.
-#include "laplacian/laplacian.h"
+// The operator L @ E. Specification: gru4rec_fast/ops/laplacian_propagation.py.
+#include "laplacian_propagation/laplacian_propagation.h"
 
 #include <ATen/ops/empty.h>
 
@@ -8,7 +8,7 @@
 
 #include "common/checks.h"
 #include "common/philox.h"
-#include "laplacian/propagate.h"
+#include "laplacian_propagation/propagate.h"
 
 namespace grf {
 
@@ -33,7 +33,7 @@ FeatureType feature_type(at::ScalarType dtype) {
 }
 
 void check(const Tensor& features, const GraphPart& graph, const Propagation& how) {
-  const auto& [offsets, neighbours, rows, columns] = graph;
+  const auto& [offsets, neighbors, rows, columns] = graph;
   TORCH_CHECK_VALUE(how.matrix == "symmetric" || how.matrix == "mean" || how.matrix == "norm" || how.matrix == "plain",
                     "matrix='", how.matrix, "': choose one of symmetric, mean, norm, plain");
   TORCH_CHECK_VALUE(how.dropout >= 0 && how.dropout < 1, "dropout=", how.dropout,
@@ -45,8 +45,8 @@ void check(const Tensor& features, const GraphPart& graph, const Propagation& ho
                         (columns.has_value() || offsets.size(0) == features.size(0) + 1),
                     "offsets must be int64 [n_nodes + 1]");
   TORCH_CHECK_VALUE(
-      neighbours.dim() == 1 && (neighbours.scalar_type() == at::kInt || neighbours.scalar_type() == at::kLong),
-      "neighbours must be int32 or int64 [n_entries]");
+      neighbors.dim() == 1 && (neighbors.scalar_type() == at::kInt || neighbors.scalar_type() == at::kLong),
+      "neighbors must be int32 or int64 [n_entries]");
 }
 
 // Nodes that rise strictly: each at most once, all there.
@@ -63,7 +63,7 @@ void check_nodes(const char* name, const Tensor& nodes, int64_t n_nodes) {
 void check_offsets(const Tensor& offsets, int64_t n_entries) {
   const int64_t *offset = offsets.const_data_ptr<int64_t>(), *end = offset + offsets.size(0);
   TORCH_CHECK_VALUE(offset[0] == 0 && end[-1] == n_entries && std::is_sorted(offset, end),
-                    "offsets must rise from 0 to ", n_entries, ", the number of neighbours, and never fall");
+                    "offsets must rise from 0 to ", n_entries, ", the number of neighbors, and never fall");
 }
 
 }  // namespace
@@ -76,7 +76,7 @@ Tensor propagate(const Tensor& features, const GraphPart& graph, const Propagati
   const Tensor e = features.contiguous();
   const Tensor o = contiguous(graph.offsets, "offsets", graph.offsets.sizes(), at::kLong, device);
   const Tensor n =
-      contiguous(graph.neighbours, "neighbours", graph.neighbours.sizes(), graph.neighbours.scalar_type(), device);
+      contiguous(graph.neighbors, "neighbors", graph.neighbors.sizes(), graph.neighbors.scalar_type(), device);
   const Tensor r = nodes_on(device, graph.rows, "rows"), c = nodes_on(device, graph.columns, "columns");
   TORCH_CHECK_VALUE(!c.defined() || c.size(0) == e.size(0), "features has ", e.size(0), " rows, but there are ",
                     c.defined() ? c.size(0) : 0, " columns");
@@ -129,15 +129,15 @@ Tensor propagate(const Tensor& features, const GraphPart& graph, const Propagati
 namespace {
 
 template <Kernels kernels>
-Tensor laplacian(const Tensor& features, const Tensor& offsets, const Tensor& neighbours, const OptionalTensor& rows,
+Tensor laplacian_propagation(const Tensor& features, const Tensor& offsets, const Tensor& neighbors, const OptionalTensor& rows,
                  const OptionalTensor& columns, std::string_view matrix, double dropout, int64_t seed, int64_t step,
                  bool transposed) {
-  return propagate<kernels>(features, {offsets, neighbours, rows, columns}, {matrix, dropout, seed, step, transposed});
+  return propagate<kernels>(features, {offsets, neighbors, rows, columns}, {matrix, dropout, seed, step, transposed});
 }
 
 template <Kernels kernels>
 void implement(torch::Library& m) {
-  m.impl("laplacian", &laplacian<kernels>);
+  m.impl("laplacian_propagation", &laplacian_propagation<kernels>);
 }
 GRF_REGISTER(implement)
 

@@ -18,14 +18,14 @@ from torch._dynamo.testing import CompileCounter
 from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import _backend
-from gru4rec_fast.ops import laplacian
-from gru4rec_fast.ops.laplacian import MATRICES
+from gru4rec_fast.ops import laplacian_propagation
+from gru4rec_fast.ops.laplacian_propagation import MATRICES
 
 native = pytest.mark.skipif(
-    _backend.resolve("auto", "laplacian", "cpu") != "native", reason="laplacian is not built natively"
+    _backend.resolve("auto", "laplacian_propagation", "cpu") != "native", reason="laplacian_propagation is not built natively"
 )
-impls = implementations("laplacian")
-kernels = native_and_emulated("laplacian")
+impls = implementations("laplacian_propagation")
+kernels = native_and_emulated("laplacian_propagation")
 every_matrix = pytest.mark.parametrize("matrix", MATRICES)
 
 
@@ -56,12 +56,12 @@ def test_forward_and_gradient_equal_the_dense_matrix(
     seed: int,
     transposed: bool,
 ) -> None:
-    offsets, neighbours = random_graph(*sizes, seed=seed % 1000, dtype=torch.int64 if wide else torch.int32)
+    offsets, neighbors = random_graph(*sizes, seed=seed % 1000, dtype=torch.int64 if wide else torch.int32)
     x = features(len(offsets) - 1, width).requires_grad_()
-    dense = dense_matrix(offsets, neighbours, matrix, dropout, seed, step)
+    dense = dense_matrix(offsets, neighbors, matrix, dropout, seed, step)
     dense = dense.T if transposed else dense
     options: dict[str, Any] = {"dropout": dropout, "seed": seed, "step": step, "transposed": transposed}
-    out = laplacian(x, offsets, neighbours, matrix, **options, impl=impl)
+    out = laplacian_propagation(x, offsets, neighbors, matrix, **options, impl=impl)
     grad_out = features(len(offsets) - 1, width, seed=1)
     (grad,) = torch.autograd.grad(out, x, grad_out)
     torch.testing.assert_close(out, dense @ x, rtol=0, atol=1e-10)
@@ -69,7 +69,7 @@ def test_forward_and_gradient_equal_the_dense_matrix(
 
 
 def power_law_graph(dtype: torch.dtype = torch.int32) -> tuple[Tensor, Tensor]:
-    """400 nodes of very different degrees; the hub has more neighbours than a kernel looks up at a time."""
+    """400 nodes of very different degrees; the hub has more neighbors than a kernel looks up at a time."""
     return random_graph(20, 380, 800, seed=5, dtype=dtype, skewed=True)
 
 
@@ -102,16 +102,16 @@ def test_a_part_of_the_matrix(
     transposed: bool,
 ) -> None:
     """Chosen rows of the product with chosen nodes' features, forward and gradient."""
-    offsets, neighbours = random_graph(*sizes, seed=rows_seed)
+    offsets, neighbors = random_graph(*sizes, seed=rows_seed)
     n_nodes = len(offsets) - 1
     rows, columns = some_nodes(n_nodes, rows_seed), some_nodes(n_nodes, columns_seed)
-    dense = dense_matrix(offsets, neighbours, matrix, dropout, 3, 4)
+    dense = dense_matrix(offsets, neighbors, matrix, dropout, 3, 4)
     dense = dense.T if transposed else dense
     dense = dense if rows is None else dense[rows]
     dense = dense if columns is None else dense[:, columns]
     x = features(dense.shape[1], 5).requires_grad_()
     options: dict[str, Any] = {"dropout": dropout, "seed": 3, "step": 4, "transposed": transposed}
-    out = laplacian(x, offsets, neighbours, matrix, rows=rows, columns=columns, **options, impl=impl)
+    out = laplacian_propagation(x, offsets, neighbors, matrix, rows=rows, columns=columns, **options, impl=impl)
     grad_out = features(dense.shape[0], 5, seed=1)
     (grad,) = torch.autograd.grad(out, x, grad_out)
     torch.testing.assert_close(out, dense @ x, rtol=0, atol=1e-10)
@@ -120,11 +120,11 @@ def test_a_part_of_the_matrix(
 
 @kernels
 def test_a_row_has_the_same_bits_alone(impl: str) -> None:
-    offsets, neighbours = power_law_graph()
+    offsets, neighbors = power_law_graph()
     x = features(400, 33, torch.float32)
-    whole = laplacian(x, offsets, neighbours, dropout=0.2, seed=1, impl=impl)
+    whole = laplacian_propagation(x, offsets, neighbors, dropout=0.2, seed=1, impl=impl)
     rows = torch.arange(0, 400, 7)
-    assert torch.equal(laplacian(x, offsets, neighbours, rows=rows, dropout=0.2, seed=1, impl=impl), whole[rows])
+    assert torch.equal(laplacian_propagation(x, offsets, neighbors, rows=rows, dropout=0.2, seed=1, impl=impl), whole[rows])
 
 
 @kernels
@@ -133,11 +133,11 @@ def test_a_row_has_the_same_bits_alone(impl: str) -> None:
 @pytest.mark.parametrize("width", [1, 3, 16, 31, 64, 100, 128])
 def test_kernels_equal_reference(impl: str, matrix: str, dropout: float, width: int) -> None:
     for dtype, transposed in itertools.product((torch.int32, torch.int64), (False, True)):
-        offsets, neighbours = power_law_graph(dtype)
+        offsets, neighbors = power_law_graph(dtype)
         x = features(400, width)
         options: dict[str, Any] = {"dropout": dropout, "seed": 2**40 + 3, "step": 9, "transposed": transposed}
-        ours = laplacian(x, offsets, neighbours, matrix, **options, impl=impl)
-        theirs = laplacian(x, offsets, neighbours, matrix, **options, impl="reference")
+        ours = laplacian_propagation(x, offsets, neighbors, matrix, **options, impl=impl)
+        theirs = laplacian_propagation(x, offsets, neighbors, matrix, **options, impl="reference")
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
@@ -146,10 +146,10 @@ def test_kernels_equal_reference(impl: str, matrix: str, dropout: float, width: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: torch.dtype) -> None:
     """A sum of n terms, each rounded, in float32; then one rounding to the dtype."""
-    offsets, neighbours = power_law_graph()
+    offsets, neighbors = power_law_graph()
     x = features(400, 64, dtype)
-    dense = dense_matrix(offsets, neighbours, matrix, 0.2, 1, 2)
-    out = laplacian(x, offsets, neighbours, matrix, dropout=0.2, seed=1, step=2, impl=impl)
+    dense = dense_matrix(offsets, neighbors, matrix, 0.2, 1, 2)
+    out = laplacian_propagation(x, offsets, neighbors, matrix, dropout=0.2, seed=1, step=2, impl=impl)
     assert out.dtype == dtype
     terms = dense @ x.double().abs()  # what the errors of the terms are proportional to
     n_terms = int(offsets.diff().max()) + 4
@@ -160,26 +160,26 @@ def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: tor
 @kernels
 def test_integer_features_sum_exactly(impl: str) -> None:
     """Whole numbers are summed without rounding in any dtype and order, so all paths agree bit for bit."""
-    offsets, neighbours = power_law_graph()
+    offsets, neighbors = power_law_graph()
     x = torch.randint(-3, 4, (400, 37), generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, torch.float64):
         for dropout in (0.0, 0.5):  # 1 / (1 - 0.5) is a power of two
-            ours = laplacian(x.to(dtype), offsets, neighbours, "plain", dropout=dropout, seed=7, impl=impl)
-            theirs = laplacian(x.to(dtype), offsets, neighbours, "plain", dropout=dropout, seed=7, impl="reference")
+            ours = laplacian_propagation(x.to(dtype), offsets, neighbors, "plain", dropout=dropout, seed=7, impl=impl)
+            theirs = laplacian_propagation(x.to(dtype), offsets, neighbors, "plain", dropout=dropout, seed=7, impl="reference")
             assert torch.equal(ours, theirs)
 
 
 @impls
 def test_each_direction_is_dropped_on_its_own(impl: str) -> None:
     """Masks of (row, column) and (column, row) differ, hit their share, and change with step and seed alone."""
-    offsets, neighbours = power_law_graph()
+    offsets, neighbors = power_law_graph()
     x = torch.eye(400, dtype=torch.float64)
 
     def kept(**changed: int) -> Tensor:
         options: dict[str, Any] = {"seed": 3, "step": 4, **changed}
-        return laplacian(x, offsets, neighbours, "plain", dropout=0.3, **options, impl=impl) != 0
+        return laplacian_propagation(x, offsets, neighbors, "plain", dropout=0.3, **options, impl=impl) != 0
 
-    entries = laplacian(x, offsets, neighbours, "plain", impl=impl) != 0
+    entries = laplacian_propagation(x, offsets, neighbors, "plain", impl=impl) != 0
     mask = kept()
     assert torch.equal(mask, kept()) and not bool((mask & ~entries).any())
     n, share = int(entries.sum()), int(mask.sum())
@@ -192,22 +192,22 @@ def test_each_direction_is_dropped_on_its_own(impl: str) -> None:
 
 @impls
 def test_the_mask_is_the_stated_function(impl: str) -> None:
-    offsets, neighbours = random_graph(4, 5, 12, seed=2)
+    offsets, neighbors = random_graph(4, 5, 12, seed=2)
     x = torch.eye(9, dtype=torch.float64)
-    kept = laplacian(x, offsets, neighbours, "norm", dropout=0.5, seed=11, step=6, impl=impl) != 0
-    entries = laplacian(x, offsets, neighbours, "norm", impl=impl) != 0
+    kept = laplacian_propagation(x, offsets, neighbors, "norm", dropout=0.5, seed=11, step=6, impl=impl) != 0
+    entries = laplacian_propagation(x, offsets, neighbors, "norm", impl=impl) != 0
     assert bool(entries.diagonal().all())
     assert torch.equal(kept, entries & ~dropped_entries(9, 0.5, 11, 6))
 
 
 @impls
-def test_nodes_without_neighbours(impl: str) -> None:
-    offsets, neighbours = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])  # node 1 stands alone
+def test_nodes_without_neighbors(impl: str) -> None:
+    offsets, neighbors = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])  # node 1 stands alone
     x = features(3, 4)
     for matrix in ("symmetric", "mean", "plain"):
-        out = laplacian(x, offsets, neighbours, matrix, impl=impl)
+        out = laplacian_propagation(x, offsets, neighbors, matrix, impl=impl)
         assert torch.equal(out, torch.stack([x[2], torch.zeros(4, dtype=torch.float64), x[0]]))
-    assert torch.equal(laplacian(x, offsets, neighbours, "norm", impl=impl)[1], x[1])
+    assert torch.equal(laplacian_propagation(x, offsets, neighbors, "norm", impl=impl)[1], x[1])
 
 
 @impls
@@ -215,41 +215,41 @@ def test_nodes_without_neighbours(impl: str) -> None:
 def test_no_entries(impl: str, nodes: int, width: int) -> None:
     offsets = torch.zeros(nodes + 1, dtype=torch.int64)
     x = features(nodes, width)
-    out = laplacian(x, offsets, torch.empty(0, dtype=torch.int32), "symmetric", dropout=0.1, impl=impl)
+    out = laplacian_propagation(x, offsets, torch.empty(0, dtype=torch.int32), "symmetric", dropout=0.1, impl=impl)
     assert torch.equal(out, torch.zeros(nodes, width, dtype=torch.float64))
 
 
 @impls
-def test_nan_reaches_neighbours_only(impl: str) -> None:
-    offsets, neighbours = random_graph(6, 6, 12, seed=1)
+def test_nan_reaches_neighbors_only(impl: str) -> None:
+    offsets, neighbors = random_graph(6, 6, 12, seed=1)
     x = features(12, 20)
     x[3] = math.nan
-    reached = laplacian(x, offsets, neighbours, "mean", impl=impl).isnan().any(1)
+    reached = laplacian_propagation(x, offsets, neighbors, "mean", impl=impl).isnan().any(1)
     adjacent = torch.zeros(12, dtype=torch.bool)
-    adjacent[neighbours[offsets[3] : offsets[4]].long()] = True
+    adjacent[neighbors[offsets[3] : offsets[4]].long()] = True
     assert adjacent.any() and torch.equal(reached, adjacent)
 
 
 @impls
 def test_a_dropped_nan_is_gone(impl: str) -> None:
-    offsets, neighbours = random_graph(6, 6, 20, seed=1)
+    offsets, neighbors = random_graph(6, 6, 20, seed=1)
     x = torch.full((12, 3), math.nan, dtype=torch.float64)
-    out = laplacian(x, offsets, neighbours, "mean", dropout=0.9, seed=1, impl=impl)
-    rows = dense_matrix(offsets, neighbours, "mean", 0.9, 1, 0).any(1)
+    out = laplacian_propagation(x, offsets, neighbors, "mean", dropout=0.9, seed=1, impl=impl)
+    rows = dense_matrix(offsets, neighbors, "mean", 0.9, 1, 0).any(1)
     assert 0 < int(rows.sum()) < 12 and torch.equal(out.isnan().any(1), rows)
 
 
 @native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
-    offsets, neighbours = random_graph(3000, 4000, 60_000, seed=3, skewed=True)
+    offsets, neighbors = random_graph(3000, 4000, 60_000, seed=3, skewed=True)
     x = features(7000, 70, dtype)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = laplacian(x, offsets, neighbours, dropout=0.1, seed=1, impl="native")
+        one = laplacian_propagation(x, offsets, neighbors, dropout=0.1, seed=1, impl="native")
         torch.set_num_threads(2)
-        assert torch.equal(one, laplacian(x, offsets, neighbours, dropout=0.1, seed=1, impl="native"))
+        assert torch.equal(one, laplacian_propagation(x, offsets, neighbors, dropout=0.1, seed=1, impl="native"))
     finally:
         torch.set_num_threads(threads)
 
@@ -257,10 +257,10 @@ def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
 @impls
 @every_matrix
 def test_gradcheck(impl: str, matrix: str) -> None:
-    offsets, neighbours = random_graph(4, 5, 11, seed=4)
+    offsets, neighbors = random_graph(4, 5, 11, seed=4)
 
     def product(x: Tensor) -> Tensor:
-        return laplacian(x, offsets, neighbours, matrix, dropout=0.3, seed=5, step=6, impl=impl)
+        return laplacian_propagation(x, offsets, neighbors, matrix, dropout=0.3, seed=5, step=6, impl=impl)
 
     x = features(9, 3).requires_grad_()
     assert torch.autograd.gradcheck(product, (x,))
@@ -268,7 +268,7 @@ def test_gradcheck(impl: str, matrix: str) -> None:
     rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
 
     def part(x: Tensor) -> Tensor:
-        return laplacian(x, offsets, neighbours, matrix, rows=rows, columns=columns, dropout=0.3, seed=5, impl=impl)
+        return laplacian_propagation(x, offsets, neighbors, matrix, rows=rows, columns=columns, dropout=0.3, seed=5, impl=impl)
 
     assert torch.autograd.gradcheck(part, (features(4, 3).requires_grad_(),))
     assert torch.autograd.gradgradcheck(part, (features(4, 3).requires_grad_(),))
@@ -276,36 +276,36 @@ def test_gradcheck(impl: str, matrix: str) -> None:
 
 @impls
 def test_features_may_lie_in_any_order(impl: str) -> None:
-    offsets, neighbours = power_law_graph()
+    offsets, neighbors = power_law_graph()
     x = features(64, 400).T
     assert not x.is_contiguous()
-    got = laplacian(x, offsets, neighbours, impl=impl)
-    assert torch.equal(got, laplacian(x.contiguous(), offsets, neighbours, impl=impl))
+    got = laplacian_propagation(x, offsets, neighbors, impl=impl)
+    assert torch.equal(got, laplacian_propagation(x.contiguous(), offsets, neighbors, impl=impl))
 
 
 @kernels
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_opcheck(impl: str, dropout: float) -> None:
-    offsets, neighbours = random_graph(4, 5, 12, seed=2)
+    offsets, neighbors = random_graph(4, 5, 12, seed=2)
     for matrix, x in (("norm", features(9, 4).requires_grad_()), ("mean", features(4, 9, torch.bfloat16).T)):
         torch.library.opcheck(
-            operators_of(impl, "laplacian").laplacian,
-            (x, offsets, neighbours, None, None, matrix, dropout, 3, 4, False),
+            operators_of(impl, "laplacian_propagation").laplacian_propagation,
+            (x, offsets, neighbors, None, None, matrix, dropout, 3, 4, False),
         )
         rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
         torch.library.opcheck(
-            operators_of(impl, "laplacian").laplacian,
-            (x[:4].detach().requires_grad_(), offsets, neighbours, rows, columns, matrix, dropout, 3, 4, True),
+            operators_of(impl, "laplacian_propagation").laplacian_propagation,
+            (x[:4].detach().requires_grad_(), offsets, neighbors, rows, columns, matrix, dropout, 3, 4, True),
         )
 
 
 @native
 def test_compiled_step_serves_every_step() -> None:
     counter = CompileCounter()
-    offsets, neighbours = power_law_graph()
+    offsets, neighbors = power_law_graph()
 
     def train_step(x: Tensor, step: int) -> Tensor:
-        return laplacian(x, offsets, neighbours, dropout=0.5, seed=2, step=step).relu()
+        return laplacian_propagation(x, offsets, neighbors, dropout=0.5, seed=2, step=step).relu()
 
     compiled = torch.compile(train_step, fullgraph=True, backend=counter)
     x = features(400, 8)
@@ -316,10 +316,10 @@ def test_compiled_step_serves_every_step() -> None:
 
 @impls
 def test_compiles_whole(impl: str) -> None:
-    offsets, neighbours = power_law_graph()
+    offsets, neighbors = power_law_graph()
 
     def loss(x: Tensor) -> Tensor:
-        return (laplacian(x * 2, offsets, neighbours, "norm", dropout=0.2, seed=2, impl=impl) ** 2).sum()
+        return (laplacian_propagation(x * 2, offsets, neighbors, "norm", dropout=0.2, seed=2, impl=impl) ** 2).sum()
 
     x = features(400, 8).requires_grad_()
     compiled = torch.compile(loss, fullgraph=True, backend=compiler(impl == "native"))
@@ -341,9 +341,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"offsets": torch.tensor([0, 2, 1, 2])}, "offsets must rise from 0 to 2"),
     ({"offsets": torch.tensor([0, 1, 1, 3])}, "offsets must rise from 0 to 2"),
     ({"offsets": torch.tensor([1, 1, 1, 2])}, "offsets must rise from 0 to 2"),
-    ({"neighbours": torch.tensor([2, 3])}, r"neighbours\[1\]=3: the graph has nodes 0 to 2"),
-    ({"neighbours": torch.tensor([2, -1])}, r"neighbours\[1\]=-1: the graph has nodes 0 to 2"),
-    ({"neighbours": torch.tensor([2.0, 0.0])}, "neighbours must be int32 or int64"),
+    ({"neighbors": torch.tensor([2, 3])}, r"neighbors\[1\]=3: the graph has nodes 0 to 2"),
+    ({"neighbors": torch.tensor([2, -1])}, r"neighbors\[1\]=-1: the graph has nodes 0 to 2"),
+    ({"neighbors": torch.tensor([2.0, 0.0])}, "neighbors must be int32 or int64"),
     ({"rows": torch.tensor([0, 3])}, "rows must be nodes in 0 to 2, each rising"),
     ({"rows": torch.tensor([-1, 1])}, "rows must be nodes in 0 to 2, each rising"),
     ({"rows": torch.tensor([1, 1])}, "rows must be nodes in 0 to 2, each rising"),
@@ -359,71 +359,71 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
     arguments: dict[str, Any] = {
         "features": torch.zeros(3, 2),
         "offsets": torch.tensor([0, 1, 1, 2]),
-        "neighbours": torch.tensor([2, 0]),
+        "neighbors": torch.tensor([2, 0]),
         **changed,
     }
     with pytest.raises(ValueError, match=told(message, impl)):
-        laplacian(**arguments, impl=impl)
+        laplacian_propagation(**arguments, impl=impl)
 
 
 @kernels
 @pytest.mark.parametrize(("changed", "message"), BAD)
 def test_the_operator_itself_checks(impl: str, changed: dict[str, Any], message: str) -> None:
-    names = ["features", "offsets", "neighbours", "rows", "columns", "matrix", "dropout", "seed", "step"]
+    names = ["features", "offsets", "neighbors", "rows", "columns", "matrix", "dropout", "seed", "step"]
     defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
     arguments = [changed.get(name, value) for name, value in zip(names, defaults, strict=True)]
     with pytest.raises(ValueError, match=told(message, impl)):
-        operators_of(impl, "laplacian").laplacian(*arguments, False)
+        operators_of(impl, "laplacian_propagation").laplacian_propagation(*arguments, False)
 
 
 @impls
 def test_devices_must_agree(impl: str) -> None:
-    with pytest.raises(ValueError, match="neighbours is on meta"):
-        laplacian(torch.zeros(1, 2), torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int32, device="meta"), impl=impl)
+    with pytest.raises(ValueError, match="neighbors is on meta"):
+        laplacian_propagation(torch.zeros(1, 2), torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int32, device="meta"), impl=impl)
 
 
 @kernels
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_entries_beyond_two_to_the_31st(impl: str, tmp_path: Path, dtype: torch.dtype) -> None:
-    """Neighbours whose position needs more than 32 bits, in a file with a hole where node 0's would be."""
+    """Neighbors whose position needs more than 32 bits, in a file with a hole where node 0's would be."""
     begin = 2**31 + 5
     size = torch.iinfo(dtype).bits // 8
-    with open(tmp_path / "neighbours", "wb") as file:
+    with open(tmp_path / "neighbors", "wb") as file:
         file.seek(begin * size)
         file.write(torch.tensor([3, 4, 3, 1, 2, 1], dtype=dtype).numpy().tobytes())
-    neighbours = torch.from_file(str(tmp_path / "neighbours"), size=begin + 6, dtype=dtype)
+    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=begin + 6, dtype=dtype)
     offsets = torch.tensor([0, begin, begin + 2, begin + 3, begin + 5, begin + 6])
-    small = torch.tensor([0, 0, 2, 3, 5, 6]), neighbours[begin:].clone()  # the same graph, without node 0's neighbours
+    small = torch.tensor([0, 0, 2, 3, 5, 6]), neighbors[begin:].clone()  # the same graph, without node 0's neighbors
     nodes = torch.tensor([1, 2, 3, 4])
     x, y = (features(4, 7).requires_grad_() for _ in range(2))
     weights = features(4, 7, seed=1)
     chosen: dict[str, Any] = {"rows": nodes, "columns": nodes, "dropout": 0.3, "seed": 5}
-    sides = ((x, (offsets, neighbours)), (y, small))
-    results = [laplacian(ours, *graph, impl=impl, **chosen) for ours, graph in sides]
+    sides = ((x, (offsets, neighbors)), (y, small))
+    results = [laplacian_propagation(ours, *graph, impl=impl, **chosen) for ours, graph in sides]
     assert torch.equal(*results)
-    torch.testing.assert_close(results[0], laplacian(x, *small, impl="reference", **chosen), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(results[0], laplacian_propagation(x, *small, impl="reference", **chosen), rtol=1e-13, atol=1e-13)
     for result in results:
         (result * weights).sum().backward()
     assert x.grad is not None and x.grad.any() and torch.equal(x.grad, y.grad)
 
 
-@pytest.mark.skipif(bool(why_not_emulated("laplacian")), reason="laplacian is not emulated here")
+@pytest.mark.skipif(bool(why_not_emulated("laplacian_propagation")), reason="laplacian_propagation is not emulated here")
 def test_features_beyond_two_to_the_31st() -> None:
     """Features and a result of more numbers than 32 bits count: the first rows of the first columns, the last of the
     last."""
-    offsets, neighbours = random_graph(8, 6, 45, seed=4)
+    offsets, neighbors = random_graph(8, 6, 45, seed=4)
     between = 1020  # users without an item, so that the items are the last rows
     offsets = torch.cat([offsets[:9], offsets[8].expand(between), offsets[9:]])
-    neighbours[: offsets[8]] += between
+    neighbors[: offsets[8]] += between
     x, linked = torch.empty(len(offsets) - 1, 2**21 + 60), [*range(8), *range(-6, 0)]
     n_columns = 128  # of a block
     parts = (slice(0, 8), slice(0, n_columns)), (slice(-2, None), slice(x.shape[1] // n_columns * n_columns, None))
     for seed, (_, columns) in enumerate(parts):
         x[linked, columns] = features(len(linked), len(x[0, columns]), torch.float32, seed)
     with first_and_last_blocks():
-        product = laplacian(x, offsets, neighbours, impl="emulated")
+        product = laplacian_propagation(x, offsets, neighbors, impl="emulated")
     assert x[:-2].numel() > 2**31 and product[:-2].numel() > 2**31
     for rows, columns in parts:
-        expected = laplacian(x[:, columns].contiguous(), offsets, neighbours, impl="reference")[rows]
+        expected = laplacian_propagation(x[:, columns].contiguous(), offsets, neighbors, impl="reference")[rows]
         assert expected.any(1).all()
         torch.testing.assert_close(product[rows, columns], expected, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-// L @ E, as other operators call it. Specification: gru4rec_fast/ops/laplacian.py.
+// L @ E, as other operators call it. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,20 +8,20 @@
 #include <string_view>
 
 #include "common/operator.h"
-#include "laplacian/laplacian.h"
+#include "laplacian_propagation/laplacian_propagation.h"
 
 namespace grf {
 
 // A graph, and which part of its matrix is multiplied by: the rows wanted and the nodes whose features are given, both
 // rising; none: all.
 struct GraphPart {
-  const at::Tensor &offsets, &neighbours;
+  const at::Tensor &offsets, &neighbors;
   const std::optional<at::Tensor>&rows, &columns;
 
-  GraphPart transposed() const { return {offsets, neighbours, columns, rows}; }
+  GraphPart transposed() const { return {offsets, neighbors, columns, rows}; }
 };
 
-// Which matrix of the graph; see the operator `laplacian`.
+// Which matrix of the graph; see the operator `laplacian_propagation`.
 struct Propagation {
   std::string_view matrix;
   double dropout;

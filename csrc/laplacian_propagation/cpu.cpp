@@ -1,8 +1,8 @@
-// L @ E on the CPU from CSR indices and degrees alone. Specification: gru4rec_fast/ops/laplacian.py.
+// L @ E on the CPU from CSR indices and degrees alone. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 //
 // Threads share out the entries, not the rows, so that the degrees of a power law balance; a row is never divided, so
 // that the order of its sum, and with it every bit of the result, is that of one thread.
-#include "laplacian/laplacian.h"
+#include "laplacian_propagation/laplacian_propagation.h"
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
@@ -52,7 +52,7 @@ struct Product {
 }  // namespace
 }  // namespace grf
 
-#define GRF_KERNEL "laplacian/cpu_kernel.inc"
+#define GRF_KERNEL "laplacian_propagation/cpu_kernel.inc"
 #include "common/foreach_isa.h"
 
 namespace grf {
@@ -61,7 +61,7 @@ namespace {
 constexpr int64_t kGrain = 1 << 16;  // multiply-adds that are worth a thread
 constexpr int64_t kFar = int64_t{1} << 25;
 
-// One side of the matrix: degree to the power `exponent`, 0 for nodes without neighbours; D + I with `diagonal`.
+// One side of the matrix: degree to the power `exponent`, 0 for nodes without neighbors; D + I with `diagonal`.
 template <typename Sum>
 std::vector<Sum> power_of_degrees(const LaplacianProduct& given, double exponent, double factor) {
   const int64_t* offset = given.offsets;
@@ -88,9 +88,9 @@ struct Work {
 };
 
 template <typename T, typename index_t>
-void multiply(const Product<T>& product, const Work& work, const void* neighbours, void* out) {
+void multiply(const Product<T>& product, const Work& work, const void* neighbors, void* out) {
   const auto rows = GRF_DISPATCH(multiply_rows<T, index_t>);
-  const auto* columns = static_cast<const index_t*>(neighbours);
+  const auto* columns = static_cast<const index_t*>(neighbors);
   auto* to = static_cast<T*>(out);
   const int64_t total = work.starts[work.n_rows] + work.n_rows;  // a row costs about as much as an entry
   std::atomic<int64_t> bad{-1};
@@ -103,7 +103,7 @@ void multiply(const Product<T>& product, const Work& work, const void* neighbour
                      if (wrong >= 0) bad = wrong;
                    });
   const int64_t wrong = bad;
-  TORCH_CHECK_VALUE(wrong < 0, "neighbours[", wrong, "]=", columns[wrong], ": the graph has nodes 0 to ",
+  TORCH_CHECK_VALUE(wrong < 0, "neighbors[", wrong, "]=", columns[wrong], ": the graph has nodes 0 to ",
                     product.n_nodes - 1);
 }
 
@@ -156,10 +156,10 @@ void multiply(const LaplacianProduct& given) {
                            given.threshold,
                            given.step,
                            given.seed};
-  if (given.neighbours_are_wide) {
-    multiply<T, int64_t>(product, part.work, given.neighbours, given.out);
+  if (given.neighbors_are_wide) {
+    multiply<T, int64_t>(product, part.work, given.neighbors, given.out);
   } else {
-    multiply<T, int32_t>(product, part.work, given.neighbours, given.out);
+    multiply<T, int32_t>(product, part.work, given.neighbors, given.out);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "cuda_emulator/planted.h"
+#include "cuda_emulator/seeded_faults.h"
 
 #include <functional>
 #include <map>
@@ -134,7 +134,7 @@ __global__ void last_block_sums(int* numbers, int* finished, int* sum) {
 }
 
 // Blocks write next to each other, byte by byte: no fault.
-__global__ void neighbouring_bytes(bool* out) {
+__global__ void neighboring_bytes(bool* out) {
   out[global_thread()] = true;
 }
 
@@ -193,8 +193,8 @@ const std::map<std::string, std::function<void(int*)>>& planted() {
        }},
       {"last_block_without_fence",
        [](int* out) { GRF_LAUNCH(last_block_sums<false>, 6, kThreads, 0, nullptr, out + 2, out, out + 1); }},
-      {"neighbouring_bytes",
-       [](int* out) { GRF_LAUNCH(neighbouring_bytes, 4, 16, 0, nullptr, reinterpret_cast<bool*>(out)); }},
+      {"neighboring_bytes",
+       [](int* out) { GRF_LAUNCH(neighboring_bytes, 4, 16, 0, nullptr, reinterpret_cast<bool*>(out)); }},
       {"beyond_global_array", [](int* out) { GRF_LAUNCH(beyond_global_array, 1, kThreads, 0, nullptr, out); }},
       {"check_that_fails", [](int* out) { GRF_LAUNCH(check_that_fails, 1, kThreads, 0, nullptr, out); }},
       {"dynamic_sum", [](int* out) { GRF_LAUNCH(dynamic_sum, 2, kThreads, kThreads * sizeof(int), nullptr, out); }},

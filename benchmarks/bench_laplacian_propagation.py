@@ -1,6 +1,6 @@
-"""laplacian: L @ E against torch's sparse CSR and COO products, which store the values, the sides in turns.
+"""laplacian_propagation: L @ E against torch's sparse CSR and COO products, which store the values, the sides in turns.
 
-    pytest benchmarks/bench_laplacian.py [--threads 2]
+    pytest benchmarks/bench_laplacian_propagation.py [--threads 2]
 
 "Gowalla" is the training graph of shared/data/gowalla where that is there; "power law" a synthetic graph of about that
 size whose degrees follow a power law. Forward, and forward with backward from one given gradient, d = 64; dropout is
@@ -18,10 +18,10 @@ import pytest
 import torch
 from machine import limits
 from torch import Tensor
-from turns import Side, timed
+from interleave import Side, timed
 
 from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.ops import laplacian
+from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
 WIDTH = 64
@@ -29,7 +29,7 @@ GOALS = {"forward": {"csr": 1.3}, "forward + backward": {"csr": 7.0, "coo": 13.0
 
 
 def structure(case: str) -> tuple[Tensor, Tensor]:
-    """Offsets and int32 neighbours."""
+    """Offsets and int32 neighbors."""
     if case == "Gowalla":
         if not GOWALLA.exists():
             pytest.skip(f"{GOWALLA} is not there")
@@ -39,19 +39,19 @@ def structure(case: str) -> tuple[Tensor, Tensor]:
     return InteractionGraph.from_arrays(users.numpy(), items.numpy(), n_users=30_000, n_items=40_000).structure()
 
 
-def products(offsets: Tensor, neighbours: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+def products(offsets: Tensor, neighbors: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """Each side's product with features."""
     n_nodes = len(offsets) - 1
     scale = offsets.diff().clamp(min=1) ** -0.5
-    rows, columns = torch.repeat_interleave(offsets.diff()), neighbours.long()
+    rows, columns = torch.repeat_interleave(offsets.diff()), neighbors.long()
     values = scale[rows] * scale[columns]
     csr = torch.sparse_csr_tensor(offsets, columns, values, (n_nodes, n_nodes))
     coo = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (n_nodes, n_nodes), is_coalesced=True)
     return {
         "csr": lambda x: csr @ x,
         "coo": lambda x: coo @ x,
-        "reference": lambda x: laplacian(x, offsets, neighbours, impl="reference"),
-        "native": lambda x: laplacian(x, offsets, neighbours, impl="native"),
+        "reference": lambda x: laplacian_propagation(x, offsets, neighbors, impl="reference"),
+        "native": lambda x: laplacian_propagation(x, offsets, neighbors, impl="native"),
     }
 
 
@@ -75,13 +75,13 @@ def forward_and_backward(multiply: Callable[[Tensor], Tensor], features: Tensor,
 @pytest.mark.parametrize("what", GOALS)
 @pytest.mark.parametrize("case", ["Gowalla", "power law"])
 def test_product(compare: Any, case: str, what: str) -> None:
-    offsets, neighbours = structure(case)
+    offsets, neighbors = structure(case)
     features, grad = torch.randn(2, len(offsets) - 1, WIDTH, generator=torch.Generator().manual_seed(1))
     sides = {
         name: forward(multiply, features) if what == "forward" else forward_and_backward(multiply, features, grad)
-        for name, multiply in products(offsets, neighbours).items()
+        for name, multiply in products(offsets, neighbors).items()
     }
     seconds = compare(sides, row=f"L @ E, {case}, {what}", unit="product", subjects={"native": GOALS[what]})
-    rows_read = len(neighbours) * (1 if what == "forward" else 2)
+    rows_read = len(neighbors) * (1 if what == "forward" else 2)
     n_bytes = (rows_read + 2 * len(features)) * WIDTH * features.element_size()
     compare.note(limits={side: limits(taken["median"], n_bytes=n_bytes) for side, taken in seconds.items()})

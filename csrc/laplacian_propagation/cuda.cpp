@@ -4,7 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "common/device.h"
-#include "laplacian/propagate.h"
+#include "laplacian_propagation/propagate.h"
 
 namespace grf::cuda {
 
