@@ -1,11 +1,12 @@
-"""Recall@20 and MRR@20 of next items over diginetica's 43,097 items, L100: time and memory of a whole evaluation.
+"""Benchmark the evaluation of a GRU4Rec model on diginetica (43,097 items, hidden size 100): its time and its memory.
 
     pytest benchmarks/bench_evaluation.py --peer official=PATH
 
-A unit is a target. Sides: `official` (its batch_eval), `naive` (all scores of 512 lanes by one product, then compared),
-`reference` and `evaluate_sessions` (the package, pure PyTorch and native). Time is taken in turns, on every sixteenth
-session; memory, above what the imports hold, in a process of its own for each side, on all of the test log. All sides
-rank by one and the same weights and have to find the same recall.
+An evaluation computes Recall@20 and MRR@20 of the next items. A unit is one target, an item to predict. Sides (the
+implementations compared): `official` (batch_eval of the official code), `naive` (one product for all scores of 512
+lanes, then a comparison), `reference` and `evaluate_sessions` (this package, pure PyTorch and native). Time is measured
+on every sixteenth test session. Memory is measured on the whole test log, in a separate process per side, in addition
+to the memory of the imports. All sides use the same weights and must find the same recall.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import LogShelf
-from machine import limits
+from session_logs import SessionLogs
+from machine import rate_shares
 from interleave import timed
 
 from gru4rec_fast import ops, profiling
@@ -33,13 +34,13 @@ from gru4rec_fast.evaluation import evaluate_sessions, evaluating
 from gru4rec_fast.nn import SessionNetwork
 
 LOG, WIDTH, LANES = "diginetica", 100, 512
-EVERY = 16  # of the test sessions, where time is taken
+EVERY = 16  # time is measured on every sixteenth test session
 SIDES = ("official", "naive", "reference", "evaluate_sessions")
 Evaluation = Callable[[], tuple[float, float]]  # returns recall@20 and mrr@20
 
 
 def trained_network(store: SessionStore) -> SessionNetwork:
-    """Weights that tell items apart, without a training: popular items score higher."""
+    """Return a network that stands for a trained one: its scores differ between items, popular items score higher."""
     network = SessionNetwork(store.n_items, [WIDTH], seed=1)
     with torch.no_grad():
         network.output.weight.mul_(30)
@@ -49,7 +50,7 @@ def trained_network(store: SessionStore) -> SessionNetwork:
 
 @torch.no_grad()
 def naive_evaluation(network: SessionNetwork, test: SessionStore) -> tuple[float, float]:
-    """What one would write: all scores of a step at once."""
+    """Return recall@20 and mrr@20 by the straightforward method, which computes all scores of a step at once."""
     loader = SessionParallelLoader(test, LANES)
     recall = mrr = 0.0
     with evaluating(network):
@@ -65,18 +66,21 @@ def naive_evaluation(network: SessionNetwork, test: SessionStore) -> tuple[float
 
 
 def package_evaluation(network: SessionNetwork, test: SessionStore, impl: str) -> tuple[float, float]:
-    """The package's, with every operator of the network by `impl`."""
+    """Return recall@20 and mrr@20 by this package, with all operators by the implementation `impl`."""
     for module in network.modules():
         if hasattr(module, "impl"):
             module.impl = impl  # type: ignore[assignment]
-    found = evaluate_sessions(network, test, batch_size=LANES, impl=impl).metrics
-    return found["recall@20"], found["mrr@20"]
+    metrics = evaluate_sessions(network, test, batch_size=LANES, impl=impl).metrics
+    return metrics["recall@20"], metrics["mrr@20"]
 
 
 def evaluation_of(
     side: str, train: SessionStore, test: SessionStore, official: Any, frame: Callable[[], Any]
 ) -> Evaluation:
-    """One side's evaluation of the test sessions."""
+    """Return the function that evaluates the test sessions by the implementation `side`.
+
+    frame: returns the test sessions as a data frame, for the official code.
+    """
     network = trained_network(train)
     if side == "naive":
         return partial(naive_evaluation, network, test)
@@ -86,17 +90,16 @@ def evaluation_of(
     return partial(package_evaluation, network, test, "reference" if side == "reference" else "auto")
 
 
-def thinned(test: SessionStore) -> SessionStore:
-    """Every sixteenth session."""
-    kept = range(0, test.n_sessions, EVERY)
-    events = [test.items[test.offsets[s] : test.offsets[s + 1]] for s in kept]
+def every_sixteenth_session(test: SessionStore) -> SessionStore:
+    """Return a store of every sixteenth session."""
+    events = [test.items[test.offsets[s] : test.offsets[s + 1]] for s in range(0, test.n_sessions, EVERY)]
     offsets = [0, *torch.tensor([len(e) for e in events]).cumsum(0).tolist()]
     items = torch.cat([torch.tensor(e) for e in events]).numpy()
     return SessionStore.from_arrays(items, offsets, vocabulary=test.vocabulary)
 
 
-def frame_of(test: SessionStore) -> Any:
-    """The sessions as a data frame for the official code."""
+def to_data_frame(test: SessionStore) -> Any:
+    """Return the sessions as a data frame for the official code, with the items' ids."""
     import numpy as np
     import pandas as pd
 
@@ -104,20 +107,23 @@ def frame_of(test: SessionStore) -> Any:
     return pd.DataFrame({"SessionId": session, "ItemId": test.vocabulary.ids[test.items], "Time": range(test.n_events)})
 
 
-def peak_of(side: str, stores: list[Path], peer: list[str]) -> dict[str, Any]:
-    """Bytes, seconds and metrics of one side over the whole test log, in a fresh process."""
+def measure_in_process(side: str, stores: list[Path], peer: list[str]) -> dict[str, Any]:
+    """Measure memory, time and metrics of one side on the whole test log in a new process; `main` runs there.
+
+    stores: folders of the training and the test log. peer: command-line options that name the official checkout.
+    """
     command = [sys.executable, __file__, side, *map(str, stores), *peer, "--threads", str(torch.get_num_threads())]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def test_time(compare: Any, logs: LogShelf, official: Any) -> None:
-    train, test = logs.store(LOG), thinned(logs.store(LOG, "test"))
+def test_time(compare: Any, logs: SessionLogs, official: Any) -> None:
+    train, test = logs.store(LOG), every_sixteenth_session(logs.store(LOG, "test"))
     sides = [side for side in SIDES if side != "official" or official is not None]
-    evaluations = {side: evaluation_of(side, train, test, official, lambda: frame_of(test)) for side in sides}
-    found = {side: evaluate() for side, evaluate in evaluations.items()}
-    for recall, mrr in found.values():  # a score's rounding may swap two neighbors: a target or two
-        assert recall == pytest.approx(found["naive"][0], abs=3 / test.n_targets)
-        assert mrr == pytest.approx(found["naive"][1], abs=1e-4)
+    evaluations = {side: evaluation_of(side, train, test, official, lambda: to_data_frame(test)) for side in sides}
+    metrics = {side: evaluate() for side, evaluate in evaluations.items()}
+    for recall, mrr in metrics.values():  # rounding of the scores may swap the ranks of a few targets
+        assert recall == pytest.approx(metrics["naive"][0], abs=3 / test.n_targets)
+        assert mrr == pytest.approx(metrics["naive"][1], abs=1e-4)
     seconds = compare(
         {side: timed(evaluate, test.n_targets) for side, evaluate in evaluations.items()},
         row=f"evaluation, {LOG}, L{WIDTH}",
@@ -125,23 +131,23 @@ def test_time(compare: Any, logs: LogShelf, official: Any) -> None:
         subjects={"evaluate_sessions": {"official": 8.0}},
     )
     work = [(train.n_items, LANES, WIDTH)]
-    shares = {side: limits(taken["median"] * LANES, work) for side, taken in seconds.items()}
-    compare.note(limits=shares, recall_and_mrr=found)
+    shares = {side: rate_shares(taken["median"] * LANES, work) for side, taken in seconds.items()}
+    compare.note(limits=shares, recall_and_mrr=metrics)
 
 
-def test_peak_memory(compare: Any, request: pytest.FixtureRequest, logs: LogShelf) -> None:
+def test_peak_memory(compare: Any, request: pytest.FixtureRequest, logs: SessionLogs) -> None:
     stores = [folder for part in ("train", "test") if (folder := logs.store(LOG, part).folder)]
-    given = request.config.getoption("--peer")
-    peer = [part for one in given for part in ("--peer", one)]
-    sides = [side for side in SIDES if side != "official" or given]
-    found = {side: peak_of(side, stores, peer) for side in sides[:-1]}
-    compare.once(lambda: found.update({sides[-1]: peak_of(sides[-1], stores, peer)}))
-    compare.note(memory={"row": f"memory of an evaluation, {LOG}, L{WIDTH}", "goal": 0.1, "sides": found})
-    assert all(figures["peak_bytes"] > 0 for figures in found.values())
+    peers = request.config.getoption("--peer")
+    options = [text for peer in peers for text in ("--peer", peer)]
+    sides = [side for side in SIDES if side != "official" or peers]
+    figures = {side: measure_in_process(side, stores, options) for side in sides[:-1]}
+    compare.run_once(lambda: figures.update({sides[-1]: measure_in_process(sides[-1], stores, options)}))
+    compare.note(memory={"row": f"memory of an evaluation, {LOG}, L{WIDTH}", "goal": 0.1, "sides": figures})
+    assert all(of_side["peak_bytes"] > 0 for of_side in figures.values())
 
 
 def main() -> None:
-    """Measure one side in this process: what is held once model and log are there, and at the evaluation's peak."""
+    """Measure one side in this process: the memory once model and log are loaded, and the peak of the evaluation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("train", type=Path, help="the training log's store")
@@ -152,13 +158,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     official = None
     if arguments.side == "official":
-        from peers.official import Official
+        from peers.official import OfficialGRU4Rec
 
-        official = Official(arguments.peer.partition("=")[2])
-    ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)  # the native library is loaded with the imports
+        official = OfficialGRU4Rec(arguments.peer.partition("=")[2])
+    ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)  # loads the native library, which counts as an import
     profiling.set_baseline()
-    test = SessionStore.open(arguments.test)
-    evaluate = evaluation_of(arguments.side, SessionStore.open(arguments.train), test, official, lambda: frame_of(test))
+    train, test = SessionStore.open(arguments.train), SessionStore.open(arguments.test)
+    evaluate = evaluation_of(arguments.side, train, test, official, lambda: to_data_frame(test))
     gc.collect()
     imports, loaded = profiling.process_baseline(), profiling.PeakMemory()
     assert imports is not None

@@ -1,12 +1,12 @@
-"""Training steps of NGCF-3 and LightGCN-3 on Gowalla, the sides in turns.
+"""Benchmark training steps of NGCF and LightGCN with 3 layers on Gowalla.
 
     pytest benchmarks/bench_graph_training.py --peer ngcf=PATH --peer lightgcn=PATH [--threads 2]
 
-A unit is one mini-batch on triples drawn beforehand (1024 for NGCF, 2048 for LightGCN), with Adam. Sides: the public
-code (peers/graph.py), `naive` (naive_graph.py: a stored CSR matrix and autograd), `naive, transpose stored` (the same
-with a second matrix for the backward pass), `everything` (ours, only_needed=False) and `ours` (what `fit` plays, its
-triples included). Gowalla stands beside the checkout (../shared); elsewhere a power-law graph of its size takes its
-place.
+A unit is one mini-batch (1024 triples for NGCF, 2048 for LightGCN) with Adam. Sides (the implementations compared):
+`public` (the public code, peers/graph.py), `naive` (naive_graph.py: a stored CSR matrix and autograd), `naive,
+transpose stored` (with a second matrix for the backward pass), `ours` (the training of `fit`) and `everything` (ours
+with only_needed=False). Ours draws its triples within the measured time; for the others they are drawn beforehand.
+Gowalla is read from ../shared/data; without it, a power-law graph of its size is used.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ def graph() -> InteractionGraph:
     return InteractionGraph.from_arrays(*draws.astype(np.int64).T, n_users=30_000, n_items=40_000)
 
 
-def timed(step: Callable[[int], Any]) -> Side:
-    """A side from a function that trains on batch number i."""
-    done = 0
+def timed_steps(step: Callable[[int], Any]) -> Side:
+    """Return the side that calls step(0), step(1), ...; step(i) trains on mini-batch i."""
+    n_done = 0
 
     def run(n: int) -> float:
-        nonlocal done
+        nonlocal n_done
         started = time.perf_counter()
         for _ in range(n):
-            step(done)
-            done += 1
+            step(n_done)
+            n_done += 1
         return (time.perf_counter() - started) / n
 
     return run
 
 
-def naive(
+def naive_side(
     model: Model,
     graph: InteractionGraph,
     triples: list[tuple[Tensor, Tensor, Tensor]],
     transpose: bool,
     device: torch.device | str = "cpu",
 ) -> Side:
-    """The steps of naive_graph.py; the triples are on the device."""
+    """Return the side of naive_graph.py; it trains on the given triples, which are on the device, again and again."""
     weights = {name: value.detach().to(device) for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
         NaiveNGCF(graph, weights, adjacency=model.parameters.adjacency, transpose=transpose)
@@ -71,14 +71,14 @@ def naive(
     )
     optimizer = torch.optim.Adam(network.parameters(), lr=model.parameters.learning_rate)
 
-    def step(number: int) -> float:
-        loss = network.loss(*triples[number % len(triples)], model.parameters.reg_weight)
+    def step(i: int) -> float:
+        loss = network.loss(*triples[i % len(triples)], model.parameters.reg_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return float(loss.item())
 
-    return timed(step)
+    return timed_steps(step)
 
 
 @pytest.mark.parametrize("name", ["ngcf", "lightgcn"])
@@ -87,17 +87,17 @@ def test_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionG
         return NGCF(adjacency="norm", **parameters) if name == "ngcf" else LightGCN(**parameters)
 
     sampler = TripleSampler(graph, model().parameters.batch_size)
-    triples = [sampler.draw(number) for number in range(16)]
+    triples = [sampler.draw(i) for i in range(16)]
     sides: dict[str, Side] = {}
-    paths = dict(given.split("=", 1) for given in request.config.getoption("--peer"))
+    paths = dict(peer.split("=", 1) for peer in request.config.getoption("--peer"))
     if name in paths:
         from peers import graph as peers
 
-        start = {"ngcf": peers.ngcf_step, "lightgcn": peers.lightgcn_step}[name]
-        public = start(paths[name], graph, sampler.batch_size)
-        sides["public"] = timed(lambda number: public(*triples[number % len(triples)]))
-    sides["naive"] = naive(model(), graph, triples, False)
-    sides["naive, transpose stored"] = naive(model(), graph, triples, True)
+        build_step = {"ngcf": peers.ngcf_step, "lightgcn": peers.lightgcn_step}[name]
+        public_step = build_step(paths[name], graph, sampler.batch_size)
+        sides["public"] = timed_steps(lambda i: public_step(*triples[i % len(triples)]))
+    sides["naive"] = naive_side(model(), graph, triples, False)
+    sides["naive, transpose stored"] = naive_side(model(), graph, triples, True)
     sides["everything"] = player_side(graph_player(model(only_needed=False), graph))
     sides["ours"] = player_side(graph_player(model(), graph))
     compare(sides, row=f"{name} on {'Gowalla' if GOWALLA.exists() else 'a power-law graph'}", unit="mini-batch",

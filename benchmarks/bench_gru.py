@@ -1,8 +1,9 @@
-"""gru: forward and backward, native and reference against torch.nn.GRU without resets.
+"""Benchmark gru: forward and backward, compared with torch.nn.GRU.
 
     pytest benchmarks/bench_gru.py --benchmark-group-by=param:shape
 
-Shapes are T x B x H. torch.nn.GRU cannot reset a lane inside the sequence; it is what could be had without resets.
+Shapes are T steps x B lanes x hidden size H. torch.nn.GRU cannot reset the hidden state of a lane inside the sequence:
+it does less work than `gru`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""How much memory and time it takes to ingest logs of growing length: python benchmarks/bench_ingest_memory.py 20 40
+"""Measure the memory and the time that `SessionStore.from_events` needs for logs of growing length.
 
-Each log (millions of events) is written to a temporary folder and ingested in a process of its own. Peak memory is that
-process's high-water mark of resident memory (VmHWM, Linux) less what was resident once everything was imported.
+    python benchmarks/bench_ingest_memory.py 20 40
+
+The arguments are the lengths in million events. Each log is written to a temporary folder and ingested in a separate
+process. Peak memory is that process's high-water mark of resident memory (VmHWM, Linux) minus that after the imports.
 """
 
 from __future__ import annotations
@@ -35,20 +37,20 @@ print(json.dumps({"n_events": store.n_events, "n_sessions": store.n_sessions, "n
 
 
 def measure_ingest(log: Path, out: Path) -> dict[str, Any]:
-    """Ingest a log into a store in a fresh process; its counts, seconds, baseline and peak bytes above the baseline."""
-    done = subprocess.run([sys.executable, "-c", _CHILD, str(log), str(out)], stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    """Ingest a log in a new process; return the store's counts, the seconds, and the bytes before and at the peak."""
+    child = subprocess.run([sys.executable, "-c", _CHILD, str(log), str(out)], stdout=subprocess.PIPE, check=True)
+    return json.loads(child.stdout)
 
 
 def main() -> None:
-    """Measure and print one line per length; --json writes them to a file too."""
+    """Measure, print one line per length, and write the JSON file if one is given."""
     from synthetic import synthetic_log
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("millions", nargs="*", type=float, default=[20, 40], help="lengths in millions of events")
-    parser.add_argument("--items", type=int, default=N_ITEMS, help="size of the catalogue drawn from")
-    parser.add_argument("--folder", type=Path, help="where to put logs and stores while measuring")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("millions", nargs="*", type=float, default=[20, 40], help="lengths in million events")
+    parser.add_argument("--items", type=int, default=N_ITEMS, help="size of the catalogue")
+    parser.add_argument("--folder", type=Path, help="folder for temporary logs and stores")
+    parser.add_argument("--json", type=Path, help="a file for the results")
     arguments = parser.parse_args()
     results = []
     for millions in arguments.millions:

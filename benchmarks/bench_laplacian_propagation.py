@@ -1,11 +1,11 @@
-"""laplacian_propagation: L @ E against torch's sparse CSR and COO products, which store the values, the sides in turns.
+"""Benchmark laplacian_propagation (L @ E), compared with torch's sparse CSR and COO products, which store the values.
 
     pytest benchmarks/bench_laplacian_propagation.py [--threads 2]
 
-"Gowalla" is the training graph of shared/data/gowalla where that is there; "power law" a synthetic graph of about that
-size whose degrees follow a power law. Forward, and forward with backward from one given gradient, d = 64; dropout is
-left out, since torch has no counterpart that neither stores nor rebuilds a matrix. The share of the copy rate counts
-every row that an entry reads; most come from caches, so it may pass 100 %.
+"Gowalla" is the training graph of ../shared/data/gowalla (skipped if it does not exist); "power law" is a synthetic
+graph of about that size whose degrees follow a power law. Measured are the forward pass, and forward and backward pass,
+at width 64. Node dropout is left out: with torch it would mean a new matrix per step. The share of the copy rate counts
+the bytes of every row that an entry of L reads. Most of these rows are in a cache, so the share can exceed 100 %.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from machine import limits
+from machine import rate_shares
 from torch import Tensor
 from interleave import Side, timed
 
@@ -29,10 +29,10 @@ GOALS = {"forward": {"csr": 1.3}, "forward + backward": {"csr": 7.0, "coo": 13.0
 
 
 def structure(case: str) -> tuple[Tensor, Tensor]:
-    """Offsets and int32 neighbors."""
+    """Return offsets and int32 neighbors of the graph."""
     if case == "Gowalla":
         if not GOWALLA.exists():
-            pytest.skip(f"{GOWALLA} is not there")
+            pytest.skip(f"{GOWALLA} does not exist")
         return InteractionGraph.from_text(GOWALLA).structure()
     draws = torch.rand(1_000_000, 2, generator=torch.Generator().manual_seed(0)) ** 3
     users, items = (draws[:, 0] * 30_000).long(), (draws[:, 1] * 40_000).long()
@@ -40,7 +40,7 @@ def structure(case: str) -> tuple[Tensor, Tensor]:
 
 
 def products(offsets: Tensor, neighbors: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Each side's product with features."""
+    """Return, for each side, the function that multiplies features by L."""
     n_nodes = len(offsets) - 1
     scale = offsets.diff().clamp(min=1) ** -0.5
     rows, columns = torch.repeat_interleave(offsets.diff()), neighbors.long()
@@ -72,16 +72,16 @@ def forward_and_backward(multiply: Callable[[Tensor], Tensor], features: Tensor,
     return timed(step)
 
 
-@pytest.mark.parametrize("what", GOALS)
+@pytest.mark.parametrize("passes", GOALS)
 @pytest.mark.parametrize("case", ["Gowalla", "power law"])
-def test_product(compare: Any, case: str, what: str) -> None:
+def test_product(compare: Any, case: str, passes: str) -> None:
     offsets, neighbors = structure(case)
     features, grad = torch.randn(2, len(offsets) - 1, WIDTH, generator=torch.Generator().manual_seed(1))
     sides = {
-        name: forward(multiply, features) if what == "forward" else forward_and_backward(multiply, features, grad)
+        name: forward(multiply, features) if passes == "forward" else forward_and_backward(multiply, features, grad)
         for name, multiply in products(offsets, neighbors).items()
     }
-    seconds = compare(sides, row=f"L @ E, {case}, {what}", unit="product", subjects={"native": GOALS[what]})
-    rows_read = len(neighbors) * (1 if what == "forward" else 2)
+    seconds = compare(sides, row=f"L @ E, {case}, {passes}", unit="product", subjects={"native": GOALS[passes]})
+    rows_read = len(neighbors) * (1 if passes == "forward" else 2)
     n_bytes = (rows_read + 2 * len(features)) * WIDTH * features.element_size()
-    compare.note(limits={side: limits(taken["median"], n_bytes=n_bytes) for side, taken in seconds.items()})
+    compare.note(limits={side: rate_shares(taken["median"], n_bytes=n_bytes) for side, taken in seconds.items()})

@@ -1,9 +1,9 @@
-"""negative_sampling: building the table, and drawing one step's negatives, against torch.multinomial.
+"""Benchmark negative_sampling: building the alias table, and drawing negatives, compared with torch.multinomial.
 
     pytest benchmarks/bench_negative_sampling.py --benchmark-group-by=func,param:n_items
 
-Support is Zipf-like, as in click logs, so that look-ups hit the cache as unevenly as in training. N = 2048 is the
-published default; 64 steps of it show what a block of steps costs per step.
+The support of the items (their numbers of occurrences) follows Zipf's law, as in click logs, so that look-ups hit the
+cache as in training. 2048 negatives per step are the published default; they are drawn for 1 and for 64 steps per call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ n_items_cases = pytest.mark.parametrize("n_items", [43_000, 1_000_000])
 
 
 def zipf_support(n_items: int) -> Tensor:
-    """Popularity 1 / rank, the ranks shuffled: popular items are not neighbors in a real catalogue."""
+    """Return supports proportional to 1 / rank, in random order: a real catalogue is not sorted by popularity."""
     return ((1e6 / torch.arange(1, n_items + 1)).long() + 1)[torch.randperm(n_items)]
 
 

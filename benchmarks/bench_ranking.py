@@ -1,10 +1,10 @@
-"""ranking: rank of the target and top-k over the whole catalogue, against the plain PyTorch composition.
+"""Benchmark target_rank and top_k over the whole catalogue, compared with a plain PyTorch computation.
 
     pytest benchmarks/bench_ranking.py --benchmark-group-by=func,param:case
 
-The plain composition holds queries x catalogue scores at once, as evaluation code usually does. 43,000 items of width
-100 is diginetica's catalogue at the published size; 512 queries is what an evaluation ranks at once on the CPU,
-one query a live recommendation.
+A query is a hidden state. The plain computation stores the scores of all queries and items, as evaluation code usually
+does. 43,000 items of width 100 are diginetica's catalogue at a published hidden size. An evaluation on the CPU ranks
+512 queries per call; a live recommendation ranks one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gru4rec_fast.ops import target_rank, top_k
 
-CASES = {
+CASES = {  # queries, items, width
     "one": (1, 43_000, 100),
     "lanes": (512, 43_000, 100),
     "block": (8192, 43_000, 100),
@@ -28,7 +28,7 @@ sides = pytest.mark.parametrize("side", ["plain", "reference", "native"])
 
 
 def problem(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden, weight, bias, targets."""
+    """Return hidden states, item weights, item biases and targets."""
     torch.manual_seed(0)
     queries, items, width = CASES[case]
     return torch.randn(queries, width), torch.randn(items, width), torch.randn(items), torch.randint(items, (queries,))
@@ -42,8 +42,8 @@ def test_target_rank(benchmark: Any, case: str, side: str) -> None:
 
     def plain() -> tuple[Tensor, Tensor]:
         scores = torch.addmm(bias, hidden, weight.T)
-        own = scores.gather(1, targets[:, None])
-        return (scores > own).sum(1), (scores == own).sum(1) - 1
+        target_scores = scores.gather(1, targets[:, None])
+        return (scores > target_scores).sum(1), (scores == target_scores).sum(1) - 1
 
     def ours() -> tuple[Tensor, Tensor]:
         return target_rank(hidden, weight, bias, targets, impl=side)

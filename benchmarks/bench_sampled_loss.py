@@ -1,8 +1,8 @@
-"""sampled_loss: forward and backward of the five losses, native against the reference and torch.compile of it.
+"""Benchmark sampled_loss: forward and backward of the five losses, compared with the reference and its torch.compile.
 
     pytest benchmarks/bench_sampled_loss.py --benchmark-group-by=param:shape,param:loss
 
-Shapes are M x N x H of the published configurations.
+Shapes are M targets x N negatives x hidden size H, of the published configurations.
 """
 
 from __future__ import annotations

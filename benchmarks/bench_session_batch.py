@@ -1,11 +1,12 @@
-"""session_batch: epochs of a log, per event, against the official iterator and one as one would write it in NumPy.
+"""Benchmark session_batch: whole epochs of session batches, compared with the official iterator and a NumPy iterator.
 
     pytest benchmarks/bench_session_batch.py --peer official=PATH
 
-A unit is an event, a pair of input and target. Lanes are those of the published configurations and of an evaluation.
-`session_batch` is the operator called for 256 steps at a time, as the training does; `loader` a
-`SessionParallelLoader`, which hands them out one by one to a loop in Python. Negatives are left out on all sides. The
-real log is diginetica's, the synthetic one of its size.
+A lane is one of the B sessions processed in parallel; B is that of published configurations (32, 128) and of an
+evaluation (512). A unit is an event, a pair of input and target. Sides (the implementations compared): `official`,
+`naive` (NumPy), `reference` (the operator in pure PyTorch), `session_batch` (the native operator, 256 steps per call,
+as in training) and `loader` (a Python loop over a `SessionParallelLoader`, one step per iteration). No side draws
+negatives. The real log is diginetica's; the synthetic log has its size.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import LogShelf
-from machine import limits
+from session_logs import SessionLogs
+from machine import rate_shares
 from interleave import Side, timed
 
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.ops import session_batch, session_batch_state
 
-CALL_STEPS = 256  # rows per call of the operator
-EVENT_BYTES = 4 + 8 + 8 + 1  # an item read; an input, a target and a reset flag written
+CALL_STEPS = 256  # steps per call of the operator
+EVENT_BYTES = 4 + 8 + 8 + 1  # reads an item; writes an input, a target and a reset flag
 
 
 def naive_epoch(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Row by row with NumPy fancy indexing, dead lanes removed: what a loop without an operator would do."""
+    """Yield inputs, targets and reset flags of each step, by NumPy indexing; lanes without a session are removed."""
     lanes = np.arange(n_lanes)
     position, end = offsets[lanes], offsets[lanes + 1]
     started, reset = n_lanes, np.ones(n_lanes, dtype=bool)
@@ -63,18 +64,18 @@ def run_loader(store: SessionStore, n_lanes: int) -> int:
     return sum(block.n_live[0] for block in SessionParallelLoader(store, n_lanes))
 
 
-def epochs(play: Callable[[], int], n_events: int) -> Side:
-    """A side from a function that plays an epoch and returns how many events it had."""
+def epochs(run_epoch: Callable[[], int], n_events: int) -> Side:
+    """Return the side that calls `run_epoch`, which runs an epoch and returns its number of events."""
 
-    def checked() -> None:
-        assert play() == n_events
+    def run_checked() -> None:
+        assert run_epoch() == n_events
 
-    return timed(checked, n_events)
+    return timed(run_checked, n_events)
 
 
 @pytest.mark.parametrize("log", ["real", "synthetic"])
 @pytest.mark.parametrize("n_lanes", [32, 128, 512])
-def test_epoch(compare: Any, logs: LogShelf, official: Any, n_lanes: int, log: str) -> None:
+def test_epoch(compare: Any, logs: SessionLogs, official: Any, n_lanes: int, log: str) -> None:
     store = logs.store("diginetica") if log == "real" else logs.synthetic("diginetica")
     items, offsets, n_events = np.array(store.items), np.array(store.offsets), store.n_targets
     sides: dict[str, Side] = {}
@@ -89,4 +90,4 @@ def test_epoch(compare: Any, logs: LogShelf, official: Any, n_lanes: int, log: s
         goals["session_batch"]["official"] = 50.0
     name = "diginetica" if log == "real" else "synthetic log"
     seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", subjects=goals)
-    compare.note(limits={side: limits(taken["median"], n_bytes=EVENT_BYTES) for side, taken in seconds.items()})
+    compare.note(limits={side: rate_shares(taken["median"], n_bytes=EVENT_BYTES) for side, taken in seconds.items()})

@@ -1,9 +1,9 @@
-"""sparse_update: one update of the touched rows, native and reference, against torch with a sparse gradient.
+"""Benchmark sparse_update: an optimizer step on the rows with gradients, compared with torch.optim's sparse gradients.
 
     pytest benchmarks/bench_sparse_update.py --benchmark-group-by=param:rule,param:shape
 
-Shapes are touched rows x width x catalogue; indices follow a power law, so rows repeat. torch.optim.Adagrad has epsilon
-outside the root and no momentum; it is there for its speed only.
+Shapes are number of row gradients x width x catalogue; indices follow a power law, so rows repeat. torch.optim.Adagrad
+is compared in speed only: it adds epsilon outside the square root and has no momentum.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ TORCH = {
 @pytest.mark.parametrize("rule", OPTIONS)
 @pytest.mark.parametrize("side", ["torch.optim", "reference", "native"])
 def test_update(benchmark: Any, shape: tuple[int, int, int], rule: str, side: str) -> None:
-    touched, width, catalogue = shape
-    index = torch.from_numpy(np.random.default_rng(0).zipf(1.3, touched).clip(1, catalogue) - 1)
-    grad = torch.randn(touched, width)
+    n_gradients, width, catalogue = shape
+    index = torch.from_numpy(np.random.default_rng(0).zipf(1.3, n_gradients).clip(1, catalogue) - 1)
+    grad = torch.randn(n_gradients, width)
     table = torch.nn.Parameter(torch.randn(catalogue, width))
     if side == "torch.optim":
         optimizer = TORCH[rule]([table], lr=0.05)

@@ -1,11 +1,12 @@
-"""Training steps of the four published settings, the sides in turns: goals and limits beside each row.
+"""Benchmark GRU4Rec training steps of four published settings.
 
     pytest benchmarks/bench_training.py --peer official=PATH [--threads 1]
 
-A unit is one mini-batch, its session batch and negatives included. Sides: `official` (its own fit loop), `naive`
-(naive_pytorch.py), `torch.compile` of its tensor part, and what `GRU4Rec.fit` plays: the `reference` (pure PyTorch),
-the native operators through `autograd`, the `fused` step, and that in bf16. The real logs stand beside the checkout
-(../shared); the synthetic ones, of their size, run anywhere.
+A unit is one mini-batch, including its session batch and its negatives. Sides (the implementations compared):
+`official` (the loop of the official `fit`), `naive` (naive_pytorch.py), `torch.compile` (naive, compiled), and this
+package's `GRU4Rec.fit` in four ways: `reference` (pure PyTorch), `autograd` (native operators with autograd), `fused`
+(the C++ training step, the default) and `fused bf16`. The real logs are read from ../shared/data; the synthetic logs
+have their sizes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import LogShelf
-from machine import Shape, limits
+from session_logs import SessionLogs
+from machine import Shape, rate_shares
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
 from trainers import estimator_side, player_of
 from interleave import Side, timed
@@ -33,47 +34,47 @@ GOALS = {
 
 
 def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callable[[], Any] | None) -> dict[str, Side]:
-    """Every side that can run here."""
+    """Return every side that can run: the official code needs its checkout and a log as a data frame."""
     sides: dict[str, Side] = {}
     if official is not None and frame is not None:
         sides["official"] = official.training(frame(), **setting.parameters())
     sides["naive"] = timed(NaiveTraining(store, setting).step)
     sides["torch.compile"] = timed(NaiveTraining(store, setting, compiled=True).step)
-    ways: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, Any]] = {
         "reference": {"impl": "reference"},
         "autograd": {"fused": False},
         "fused": {},
         "fused bf16": {"precision": "bf16"},
     }
-    return sides | {name: estimator_side(store, setting.parameters() | way) for name, way in ways.items()}
+    return sides | {name: estimator_side(store, setting.parameters() | chosen) for name, chosen in variants.items()}
 
 
 def distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
-    """Mean numbers of distinct negatives, and of distinct rows that a mini-batch touches."""
+    """Return the mean number of distinct negatives of a mini-batch, and of distinct table rows that it updates."""
     blocks = list(zip(range(50), SessionParallelLoader(store, setting.batch_size), strict=False))
     sampler = ops.build_alias_table(torch.tensor(store.support), setting.sample_alpha)
     negatives, _ = ops.negative_sampling(sampler, setting.n_sample, seed=0, step=0, steps=len(blocks))
-    drawn = [len(row.unique()) for row in negatives]
-    touched = [len(torch.cat([b.inputs[0], b.targets[0], negatives[i]]).unique()) for i, b in blocks]
-    return sum(drawn) // len(drawn), sum(touched) // len(touched)
+    n_negatives = [len(of_step.unique()) for of_step in negatives]
+    n_rows = [len(torch.cat([b.inputs[0], b.targets[0], negatives[i]]).unique()) for i, b in blocks]
+    return sum(n_negatives) // len(n_negatives), sum(n_rows) // len(n_rows)
 
 
 def products(setting: Setting, n_columns: int) -> list[Shape]:
-    """The matrix products of one mini-batch: scores, GRU, and both gradients of each."""
+    """Return the shapes of a mini-batch's matrix products: scores, GRU, and two gradients of each product."""
     b, h = setting.batch_size, setting.width
     gates: list[Shape] = [(b, 3 * h, h), (b, h, 3 * h), (3 * h, h, b)]
     return [(b, n_columns, h), (b, h, n_columns), (n_columns, h, b), *gates, *gates]
 
 
 def step_bytes(setting: Setting, n_rows: int) -> int:
-    """What the update has to read and write: weights and their moments, of the touched rows and of the GRU."""
+    """Return the bytes that an update reads and writes: weights and optimizer state, of n_rows rows and of the GRU."""
     arrays = 3 if setting.momentum else 2
     return 2 * 4 * arrays * (n_rows * (setting.width + 1) + 6 * setting.width * (setting.width + 1))
 
 
 @pytest.mark.parametrize("log", ["real", "synthetic"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_mini_batches(compare: Any, logs: LogShelf, official: Any, setting: Setting, log: str) -> None:
+def test_mini_batches(compare: Any, logs: SessionLogs, official: Any, setting: Setting, log: str) -> None:
     real = log == "real"
     store = logs.store(setting.log) if real else logs.synthetic(setting.log)
     sides = sides_of(setting, store, official, (lambda: logs.frame(setting.log)) if real else None)
@@ -86,6 +87,6 @@ def test_mini_batches(compare: Any, logs: LogShelf, official: Any, setting: Sett
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
         why_not_fused=player_of(store, setting.parameters()).why_not_fused,
-        limits={name: limits(taken["median"], work, n_bytes) for name, taken in seconds.items()},
+        limits={name: rate_shares(taken["median"], work, n_bytes) for name, taken in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},
     )

@@ -1,4 +1,9 @@
-"""Options of the benchmarks, and the logs and peers they share."""
+"""Command-line options and fixtures of the benchmarks.
+
+A peer is other people's code that this package is compared with, in a checkout given by --peer NAME=PATH: "official"
+(hidasib/GRU4Rec_PyTorch_Official), "ngcf" (huangtinglin/NGCF-PyTorch) or "lightgcn" (gusye1234/LightGCN-PyTorch). A
+side is one of the implementations that a row compares; see interleave.py for turns and rounds.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +20,18 @@ PEERS = ("official", "ngcf", "lightgcn")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gru4rec_fast benchmarks")
-    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout to measure against")
-    group.addoption("--sides", metavar="A,B", help="measure these sides only, e.g. official,GRU4Rec")
-    group.addoption("--turn-seconds", type=float, default=0.4, help="about how long one side's turn takes")
-    group.addoption("--rounds", type=int, default=9, help="turns of each side that count")
-    group.addoption("--threads", type=int, help="threads of every side; by default torch's own choice")
+    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout to compare with")
+    group.addoption("--sides", metavar="A,B", help="measure these sides only, e.g. official,fused")
+    group.addoption("--turn-seconds", type=float, default=0.4, help="approximate duration of one turn of a side")
+    group.addoption("--rounds", type=int, default=9, help="number of counted turns of each side")
+    group.addoption("--threads", type=int, help="number of threads of every side (default: torch's own choice)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for given in config.getoption("--peer"):
-        if given.partition("=")[0] not in PEERS or not given.partition("=")[2]:
-            raise pytest.UsageError(f"--peer {given}: give {' or '.join(f'{name}=PATH' for name in PEERS)}")
+    for peer in config.getoption("--peer"):
+        name, _, path = peer.partition("=")
+        if name not in PEERS or not path:
+            raise pytest.UsageError(f"--peer {peer}: give {' or '.join(f'{name}=PATH' for name in PEERS)}")
     if (threads := config.getoption("--threads")) is not None:
         if threads < 1:
             raise pytest.UsageError(f"--threads {threads}: must be at least 1")
@@ -34,19 +40,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def official(request: pytest.FixtureRequest) -> Any:
-    """`peers.official.Official` of the checkout that was given, or None, with a warning that says so."""
-    paths = dict(given.split("=", 1) for given in request.config.getoption("--peer"))
+    """Return the `peers.official.OfficialGRU4Rec` of the given checkout; warn and return None if none was given."""
+    paths = dict(peer.split("=", 1) for peer in request.config.getoption("--peer"))
     if "official" not in paths:
-        warnings.warn("no --peer official=PATH: rows against the official code are left out", stacklevel=1)
+        warnings.warn("no --peer official=PATH: comparisons with the official code are left out", stacklevel=1)
         return None
-    from peers.official import Official
+    from peers.official import OfficialGRU4Rec
 
-    return Official(Path(paths["official"]))
+    return OfficialGRU4Rec(Path(paths["official"]))
 
 
 @pytest.fixture
 def compare(request: pytest.FixtureRequest, benchmark: Any) -> Comparison:
-    """Measures the sides of a row in turns."""
+    """Return the object that measures the sides of a row."""
     option = request.config.getoption
     only = None if option("--sides") is None else option("--sides").split(",")
     return Comparison(benchmark, only, option("--turn-seconds"), option("--rounds"))
@@ -54,7 +60,7 @@ def compare(request: pytest.FixtureRequest, benchmark: Any) -> Comparison:
 
 @pytest.fixture(scope="session")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The real and the synthetic logs: `logs.LogShelf`."""
-    from datasets import LogShelf
+    """Return the real and the synthetic logs, a `session_logs.SessionLogs`."""
+    from session_logs import SessionLogs
 
-    return LogShelf(tmp_path_factory.mktemp("logs"))
+    return SessionLogs(tmp_path_factory.mktemp("logs"))

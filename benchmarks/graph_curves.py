@@ -1,12 +1,13 @@
-"""Recall@20 and NDCG@20 on Gowalla by epoch, of NGCF-3 or LightGCN-3: the estimators, or plain PyTorch.
+"""Record Recall@20 and NDCG@20 on Gowalla after each epoch of NGCF-3 or LightGCN-3: this package's, or plain PyTorch's.
 
     python benchmarks/graph_curves.py ngcf package --epochs 10 --out build/benchmarks/ngcf.json
     python benchmarks/graph_curves.py ngcf naive --epochs 10 --batch-size 8192 --learning-rate 1e-3
 
-Both sides begin with the same weights, draw the same triples and are ranked by the same evaluation; hyper-parameters
-are the published ones unless others are given. Only the dropout masks differ, since plain PyTorch draws its own. The
-plain side stores the transposed matrix too, or an epoch of it would take three times as long. After each epoch
-its figures are printed and OUT, where one is given, is written anew. Needs shared/data/gowalla.
+"package" trains the estimators, "naive" trains naive_graph.py. Both start from the same weights, train on the same
+triples and are evaluated by `evaluate_graph`; only the dropout masks differ, since plain PyTorch draws its own. The
+hyper-parameters are the published ones unless others are given. "naive" stores the transposed matrix, without which an
+epoch takes three times as long. The figures are printed after each epoch, and written to the file of --out if there is
+one. Needs ../shared/data/gowalla.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Record = dict[str, float]
 
 
 def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
-    """One record per epoch, each epoch a training of its own that goes on from the one before."""
+    """Yield a record per epoch of the package's training. Each epoch is a call of `fit` that resumes the last one."""
     with tempfile.TemporaryDirectory() as folder:
         for epoch in range(1, n + 1):
             model.set_params(n_epochs=epoch)
@@ -41,7 +42,7 @@ def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Intera
 
 
 def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
-    """The same in plain PyTorch, from the same weights and triples."""
+    """Yield a record per epoch of the training in plain PyTorch, from the same weights and triples."""
     p = model.parameters
     weights = {name: value.detach() for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
@@ -64,8 +65,8 @@ def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Interact
         seconds = time.perf_counter() - started
         with torch.no_grad():
             report = evaluate_graph(network.eval()(), graph, test)
-        measured = {name: report.metrics[name] for name in ("recall@20", "ndcg@20")}
-        yield {"epoch": epoch + 1, "loss": total / sampler.n_batches, **measured, "seconds": seconds}
+        metrics = {name: report.metrics[name] for name in ("recall@20", "ndcg@20")}
+        yield {"epoch": epoch + 1, "loss": total / sampler.n_batches, **metrics, "seconds": seconds}
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("model", choices=["ngcf", "lightgcn"])
     parser.add_argument("side", choices=["package", "naive"])
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--adjacency", default=None, help="of ngcf: paper (default) or norm")
+    parser.add_argument("--adjacency", default=None, help="for ngcf: paper (default) or norm")
     parser.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--seed", type=int, default=None)
@@ -82,13 +83,13 @@ def main() -> None:
     graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=graph)
     names = ("adjacency", "batch_size", "learning_rate", "seed")
-    chosen: dict[str, Any] = {name: vars(asked)[name] for name in names if vars(asked)[name] is not None}
-    model = (NGCF if asked.model == "ngcf" else LightGCN)(evaluate_every=1, **chosen)
+    parameters: dict[str, Any] = {name: vars(asked)[name] for name in names if vars(asked)[name] is not None}
+    model = (NGCF if asked.model == "ngcf" else LightGCN)(evaluate_every=1, **parameters)
     content = {"side": asked.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
     content |= {"parameters": model.get_params() | {"n_epochs": asked.epochs}}
-    play = package_epochs if asked.side == "package" else naive_epochs
+    train = package_epochs if asked.side == "package" else naive_epochs
     records: list[Record] = []
-    for record in play(model, graph, test, asked.epochs):
+    for record in train(model, graph, test, asked.epochs):
         records.append(record)
         print(", ".join(f"{name} {value:.4f}" for name, value in record.items()), flush=True)
         if asked.out is not None:

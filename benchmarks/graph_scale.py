@@ -1,10 +1,10 @@
-"""A power-law graph of 10 million nodes and 100 million interactions: built and propagated once, d=32, beside Gowalla.
+"""Measure time and memory of L @ E on a power-law graph of 10 million nodes and 100 million interactions, width 32.
 
     python benchmarks/graph_scale.py --threads 1 --out build/benchmarks/graph_scale.json
 
-Time of the build and of the products, peak resident memory, and time per directed edge beside that of Gowalla's
-training graph (shared/data/gowalla; left out where it is not there) in the same run. Processor time is there beside the
-clock's, for machines that others use too: edges are compared by it.
+Reports the time to build the graph, the time of the products, the peak resident memory, and the time per directed edge
+relative to Gowalla's training graph in the same run (../shared/data/gowalla; left out if it does not exist). Times per
+edge are processor times, which do not count the waiting on a shared machine.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ CHUNK = 1 << 22
 
 
 def power_law_nodes(generator: np.random.Generator, n_draws: int, n_nodes: int, exponent: float) -> np.ndarray:
-    """int64 [n_draws]: node r (a random permutation away) is drawn with a density that falls as r^-(1 - 1/exponent)."""
-    names = generator.permutation(n_nodes).astype(np.int32)  # popular nodes stand anywhere, as in a real log
-    drawn = np.empty(n_draws, np.int64)
-    for begin in range(0, n_draws, CHUNK):
-        part = drawn[begin : begin + CHUNK]
-        ranks = (generator.random(len(part)) ** exponent * n_nodes).astype(np.int64)
-        part[:] = names[np.minimum(ranks, n_nodes - 1)]
-    return drawn
+    """Draw nodes, int64 [n_draws]: the node of rank r has a probability proportional to r^-(1 - 1/exponent)."""
+    node_of_rank = generator.permutation(n_nodes).astype(np.int32)  # popular nodes have any index, as in a real log
+    nodes = np.empty(n_draws, np.int64)
+    for start in range(0, n_draws, CHUNK):
+        chunk = nodes[start : start + CHUNK]
+        ranks = (generator.random(len(chunk)) ** exponent * n_nodes).astype(np.int64)
+        chunk[:] = node_of_rank[np.minimum(ranks, n_nodes - 1)]
+    return nodes
 
 
 def power_law_graph(n_nodes: int, n_interactions: int, exponent: float = 2.0) -> InteractionGraph:
-    """Half users, half items. Interactions drawn twice count once, so a few more are drawn and some are cut off."""
+    """Return a graph of half users, half items. 5% more interactions are drawn, because repeated ones count once."""
     generator, n_users = np.random.default_rng(0), n_nodes // 2
     n_draws = n_interactions + n_interactions // 20
     users = power_law_nodes(generator, n_draws, n_users, exponent)
@@ -47,20 +47,20 @@ def power_law_graph(n_nodes: int, n_interactions: int, exponent: float = 2.0) ->
 
 
 def peak_gib() -> float:
-    """Peak resident memory of this process so far."""
+    """Return the peak resident memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measured(graph: InteractionGraph, width: int, repeats: int) -> dict[str, Any]:
-    """Seconds of L @ E, once for the first use of the memory and then `repeats` times."""
+def measure_product(graph: InteractionGraph, width: int, repeats: int) -> dict[str, Any]:
+    """Time L @ E: once including the page faults of new memory, then `repeats` times."""
     offsets, neighbors = graph.structure()
     features = torch.rand(graph.n_nodes, width)
-    seconds, busy = [], []
+    seconds, processor_seconds = [], []
     for _ in range(repeats + 1):
-        started, busy_before = time.perf_counter(), time.process_time()
+        started, processor_started = time.perf_counter(), time.process_time()
         out = laplacian_propagation(features, offsets, neighbors)
         seconds.append(time.perf_counter() - started)
-        busy.append(time.process_time() - busy_before)
+        processor_seconds.append(time.process_time() - processor_started)
     assert torch.isfinite(out).all()
     degrees = np.diff(graph.offsets)
     return {
@@ -71,8 +71,8 @@ def measured(graph: InteractionGraph, width: int, repeats: int) -> dict[str, Any
         "median_degree": int(np.median(degrees)),
         "first_s": seconds[0],
         "median_s": float(np.median(seconds[1:])),
-        "median_processor_s": float(np.median(busy[1:])),
-        "processor_ns_per_directed_edge": float(np.median(busy[1:])) / len(graph.neighbors) * 1e9,
+        "median_processor_s": float(np.median(processor_seconds[1:])),
+        "processor_ns_per_directed_edge": float(np.median(processor_seconds[1:])) / len(graph.neighbors) * 1e9,
     }
 
 
@@ -89,13 +89,14 @@ def main() -> None:
         torch.set_num_threads(asked.threads)
     content: dict[str, Any] = {"width": asked.width, "threads": torch.get_num_threads(), "torch": torch.__version__}
     if GOWALLA.exists():
-        content["gowalla"] = measured(InteractionGraph.from_text(GOWALLA), asked.width, 7)
+        content["gowalla"] = measure_product(InteractionGraph.from_text(GOWALLA), asked.width, 7)
     content["before_gib"] = peak_gib()
-    started, busy_before = time.perf_counter(), time.process_time()
+    started, processor_started = time.perf_counter(), time.process_time()
     graph = power_law_graph(asked.nodes, asked.interactions)
-    content["build_s"], content["build_processor_s"] = time.perf_counter() - started, time.process_time() - busy_before
+    content["build_s"] = time.perf_counter() - started
+    content["build_processor_s"] = time.process_time() - processor_started
     content["peak_after_build_gib"] = peak_gib()
-    content["power_law"] = measured(graph, asked.width, asked.repeats)
+    content["power_law"] = measure_product(graph, asked.width, asked.repeats)
     content["peak_gib"] = peak_gib()
     if "gowalla" in content:
         name = "processor_ns_per_directed_edge"

@@ -1,7 +1,8 @@
-"""Sides of a comparison, measured in turns within one run.
+"""Time several implementations alternately within one process, so that a drift of the machine cancels in their ratios.
 
-Rates of one and the same program drift by a factor of two within an hour on a shared machine: only ratios of turns that
-lie side by side count, so a ratio here is the median over rounds of the two sides' times in the same round.
+A side is one of the implementations that a row of a table compares. A turn is one timed call of a side; a round is one
+turn of each side. The speed of a shared machine drifts by a factor of two within an hour, so a ratio of two sides is
+the median, over the rounds, of the ratio of their times in the same round.
 """
 
 from __future__ import annotations
@@ -12,29 +13,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machine import facts
+from machine import describe_machine
 
-# Does n units of work, or the nearest number that it can do at once, and returns seconds per unit.
+# side(n) runs about n units of work and returns the seconds per unit. A unit is a mini-batch, an event, a call, ...
 Side = Callable[[int], float]
 
-WARMUP_ROUNDS = 1  # beside the turns that find out how long a unit takes
+WARMUP_ROUNDS = 1  # in addition to the calls by which `units_per_turn` estimates the time of a unit
 
 
-def timed(play: Callable[[], Any], units: int = 1) -> Side:
-    """A side from a function that does so many units of work."""
+def timed(work: Callable[[], Any], units: int = 1) -> Side:
+    """Return the side whose work is calls of `work`; each call does `units` units."""
 
     def run(n: int) -> float:
-        times = max(1, round(n / units))
+        calls = max(1, round(n / units))
         started = time.perf_counter()
-        for _ in range(times):
-            play()
-        return (time.perf_counter() - started) / times / units
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - started) / calls / units
 
     return run
 
 
 def units_per_turn(side: Side, turn_seconds: float) -> int:
-    """How many units of work take about this long; warms the side up as well (torch.compile compiles here)."""
+    """Return the number of units that take about `turn_seconds`; also warm up (torch.compile compiles here)."""
     side(1)
     seconds = side(1)
     seconds = min(seconds, side(max(1, round(turn_seconds / 4 / seconds))))
@@ -42,18 +43,19 @@ def units_per_turn(side: Side, turn_seconds: float) -> int:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    q1, middle, q3 = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "q1": float(q1), "q3": float(q3)}
+    """Return the median and the quartiles of the values."""
+    q1, median, q3 = np.percentile(values, [25, 50, 75])
+    return {"median": float(median), "q1": float(q1), "q3": float(q3)}
 
 
 class Comparison:
-    """What the fixture `compare` is: a call measures the sides of one row in turns.
+    """Times the sides of one row in alternating turns and records the figures (fixture `compare`).
 
     Args:
-        benchmark: pytest-benchmark's fixture: its clock is on the last side, and the figures go to its extra_info.
-        only: names of the sides to be measured; None: all.
-        turn_seconds: about how long one side's turn takes.
+        benchmark: pytest-benchmark's fixture. It times the last side only; all figures go to its extra_info.
+        only: names of the sides to measure; None means all.
+        turn_seconds: approximate duration of a turn.
+        rounds: number of rounds that count, after the warm-up.
     """
 
     def __init__(self, benchmark: Any, only: Collection[str] | None, turn_seconds: float, rounds: int) -> None:
@@ -62,55 +64,61 @@ class Comparison:
     def __call__(
         self, sides: Mapping[str, Side], *, row: str, unit: str, subjects: Mapping[str, Mapping[str, float]]
     ) -> dict[str, dict[str, float]]:
-        """Median and quartiles of each side's seconds per unit.
+        """Measure the sides; return the median and the quartiles of each side's seconds per unit.
 
-        row, unit: what is measured, and what a unit of work is. subjects: of each of our sides, the ratio {other side:
-        goal} it is to reach; it is also held against those of ours that stand before it.
+        Args:
+            sides: the sides by name.
+            row: name of the row in the table.
+            unit: name of the unit of work.
+            subjects: for each side that is this package's, {other side: smallest ratio that is the goal}. The ratio is
+                the other side's time over the subject's. A subject is compared with all other sides and with the
+                subjects before it.
         """
         sides = {name: side for name, side in sides.items() if self._only is None or name in self._only}
         if not sides:
-            pytest.skip("none of its sides is among --sides")
-        taken = self._play(sides)
-        ours = [subject for subject in subjects if subject in sides]
+            pytest.skip("--sides names no side of this row")
+        times = self._measure(sides)
+        measured_subjects = [subject for subject in subjects if subject in sides]
         ratios = {
             subject: {
-                other: spread([theirs / mine for theirs, mine in zip(taken[other], taken[subject], strict=True)])
+                other: spread([theirs / ours for theirs, ours in zip(times[other], times[subject], strict=True)])
                 for other in sides
-                if other not in ours[ours.index(subject) :]
+                if other not in measured_subjects[measured_subjects.index(subject) :]
             }
-            for subject in ours
+            for subject in measured_subjects
         }
-        seconds = {name: spread(times) for name, times in taken.items()}
+        seconds = {name: spread(of_side) for name, of_side in times.items()}
         goals = {subject: dict(goals) for subject, goals in subjects.items()}
-        self.note(row=row, unit=unit, seconds_per_unit=seconds, ratios=ratios, goals=goals, machine=facts())
+        self.note(row=row, unit=unit, seconds_per_unit=seconds, ratios=ratios, goals=goals, machine=describe_machine())
         return seconds
 
-    def once(self, run: Callable[[], Any]) -> None:
-        """Run what is measured by other means."""
-        self._benchmark.pedantic(run, rounds=1, iterations=1)
+    def run_once(self, work: Callable[[], Any]) -> None:
+        """Run work that measures itself, such as a process that reports its memory."""
+        self._benchmark.pedantic(work, rounds=1, iterations=1)
 
-    def note(self, **facts: Any) -> None:
-        """Put further figures beside the row's."""
-        self._benchmark.extra_info.update(facts)
+    def note(self, **figures: Any) -> None:
+        """Record further figures of the row."""
+        self._benchmark.extra_info.update(figures)
 
-    def _play(self, sides: Mapping[str, Side]) -> dict[str, list[float]]:
-        n = {name: units_per_turn(side, self._turn_seconds) for name, side in sides.items()}
-        self.note(units_per_turn=n)
-        taken: dict[str, list[float]] = {name: [] for name in sides}
-        *others, last = sides
+    def _measure(self, sides: Mapping[str, Side]) -> dict[str, list[float]]:
+        """Return the seconds per unit of each side in each round."""
+        units = {name: units_per_turn(side, self._turn_seconds) for name, side in sides.items()}
+        self.note(units_per_turn=units)
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        *other_sides, last_side = sides
 
-        def turn(name: str) -> None:
-            taken[name].append(sides[name](n[name]))
+        def take_turn(name: str) -> None:
+            times[name].append(sides[name](units[name]))
 
-        def turns_of_the_others() -> None:
-            for name in others:
-                turn(name)
+        def take_turns_of_other_sides() -> None:
+            for name in other_sides:
+                take_turn(name)
 
         self._benchmark.pedantic(
-            lambda: turn(last),
-            setup=turns_of_the_others,
+            lambda: take_turn(last_side),
+            setup=take_turns_of_other_sides,
             rounds=self._rounds,
             iterations=1,
             warmup_rounds=WARMUP_ROUNDS,
         )
-        return {name: times[-self._rounds :] for name, times in taken.items()}
+        return {name: of_side[-self._rounds :] for name, of_side in times.items()}

@@ -1,4 +1,4 @@
-"""What this machine does by itself: its rate at a row's matrix products, its copy bandwidth, and its name."""
+"""This machine: its name and versions, its copy bandwidth, and its rate of matrix products of given shapes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import torch
 import gru4rec_fast
 
 Shape = tuple[int, int, int]  # m, n, k of [m, k] @ [k, n]
-_COPIED = 64 * 2**20  # floats in an array that is copied: beyond every cache
+_COPIED_FLOATS = 64 * 2**20  # larger than every cache
 
 
-def facts() -> dict[str, Any]:
-    """The machine and the versions that a figure belongs to; no path of the machine."""
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, the thread counts and the versions. Paths are left out: the result is published."""
     info = gru4rec_fast.build_info()
     library = info.get("library")
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": torch.get_num_threads() if not hasattr(torch, "cpu") else len(_affinity()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -40,43 +40,44 @@ def _affinity() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def processor() -> str:
-    """The processor's name, with its family and model, which virtual machines often leave out of the name."""
+def processor_name() -> str:
+    """Return the processor's name, with family and model: in a virtual machine the name alone is often generic."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or platform.machine()
-    found = dict(part for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if len(part := _pair(line)) == 2)
-    family = f"family {found['cpu family']}, model {found['model']}" if "cpu family" in found else platform.machine()
-    return f"{found.get('model name', platform.machine())} ({family})"
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()  # the first processor
+    fields = dict(pair for line in lines if len(pair := _split_field(line)) == 2)
+    family = f"family {fields['cpu family']}, model {fields['model']}" if "cpu family" in fields else platform.machine()
+    return f"{fields.get('model name', platform.machine())} ({family})"
 
 
-def _pair(line: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in line.split(":", 1))
+def _split_field(line: str) -> tuple[str, ...]:
+    return tuple(text.strip() for text in line.split(":", 1))
 
 
-def _seconds(run: Callable[[], Any], at_least: float = 0.02, repeats: int = 5) -> float:
-    """Median seconds of one call, over `repeats` stretches of at least `at_least` seconds."""
-    run()
+def _seconds(work: Callable[[], Any], min_seconds: float = 0.02, repeats: int = 5) -> float:
+    """Return the median seconds of a call, over `repeats` measurements of at least `min_seconds` each."""
+    work()
     started = time.perf_counter()
-    run()
-    calls = max(1, int(at_least / (time.perf_counter() - started)))
-    taken = []
+    work()
+    calls = max(1, int(min_seconds / (time.perf_counter() - started)))
+    seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         for _ in range(calls):
-            run()
-        taken.append((time.perf_counter() - started) / calls)
-    return median(taken)
+            work()
+        seconds.append((time.perf_counter() - started) / calls)
+    return median(seconds)
 
 
 def flops(shapes: Iterable[Shape]) -> int:
-    """Multiplications and additions of these products."""
+    """Return the number of multiplications and additions in matrix products of these shapes."""
     return sum(2 * m * n * k for m, n, k in shapes)
 
 
 @cache
 def product_rate(shapes: tuple[Shape, ...], dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s of torch's own products (BLAS; oneDNN for bf16) of these shapes, one after another."""
+    """Return the FLOP/s that torch.mm (BLAS; oneDNN for bf16) reaches on products of these shapes, in sequence."""
     seconds = 0.0
     for m, n, k in shapes:
         a, b, c = (torch.randn(shape).to(dtype) for shape in ((m, k), (k, n), (m, n)))
@@ -86,24 +87,24 @@ def product_rate(shapes: tuple[Shape, ...], dtype: torch.dtype = torch.float32) 
 
 @cache
 def copy_bandwidth() -> float:
-    """Bytes/s of a copy between arrays beyond every cache, read and written bytes both counted."""
-    source, target = torch.ones(_COPIED), torch.empty(_COPIED)
+    """Return the bytes/s of a copy between arrays larger than every cache; bytes read and bytes written both count."""
+    source, target = torch.ones(_COPIED_FLOATS), torch.empty(_COPIED_FLOATS)
     return 2 * source.nbytes / _seconds(lambda: target.copy_(source), 0.1)
 
 
-def limits(seconds: float, shapes: Iterable[Shape] = (), n_bytes: float = 0.0) -> dict[str, float]:
-    """The shares of this machine's rates that work done in `seconds` reached.
+def rate_shares(seconds: float, shapes: Iterable[Shape] = (), n_bytes: float = 0.0) -> dict[str, float]:
+    """Return the rates of work that takes `seconds`, this machine's own rates, and the share of them that it reaches.
 
-    shapes: of the matrix products the work cannot do without. n_bytes: what it has to read and write at least.
+    shapes: the matrix products that the work cannot avoid. n_bytes: the bytes that it must read and write.
     """
-    shapes, found = tuple(shapes), {}
+    shapes, figures = tuple(shapes), {}
     if shapes:
         rate = product_rate(shapes)
-        found |= {"sgemm_gflops": rate / 1e9, "gflops": flops(shapes) / seconds / 1e9}
-        found["sgemm_share"] = found["gflops"] / found["sgemm_gflops"]
-        found["bf16_gflops"] = product_rate(shapes, torch.bfloat16) / 1e9
-        found["bf16_share"] = found["gflops"] / found["bf16_gflops"]
+        figures |= {"sgemm_gflops": rate / 1e9, "gflops": flops(shapes) / seconds / 1e9}
+        figures["sgemm_share"] = figures["gflops"] / figures["sgemm_gflops"]
+        figures["bf16_gflops"] = product_rate(shapes, torch.bfloat16) / 1e9
+        figures["bf16_share"] = figures["gflops"] / figures["bf16_gflops"]
     if n_bytes:
-        found |= {"copy_gbytes": copy_bandwidth() / 1e9, "gbytes": n_bytes / seconds / 1e9}
-        found["copy_share"] = found["gbytes"] / found["copy_gbytes"]
-    return found
+        figures |= {"copy_gbytes": copy_bandwidth() / 1e9, "gbytes": n_bytes / seconds / 1e9}
+        figures["copy_share"] = figures["gbytes"] / figures["copy_gbytes"]
+    return figures

@@ -1,7 +1,7 @@
-"""NGCF and LightGCN as anyone would write them in plain PyTorch: the second baseline beside the published code.
+"""NGCF and LightGCN written simply in plain PyTorch: a second baseline, next to the public code.
 
-The propagation matrix is stored, values and all, as a sparse CSR tensor; every step propagates all nodes; autograd does
-the rest. Node dropout draws a fresh mask over the stored entries.
+The propagation matrix is a sparse CSR tensor with stored values; every step propagates the features of all nodes;
+gradients come from autograd. Node dropout draws a new mask over the matrix entries at every step.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gru4rec_fast.data import InteractionGraph
 
 
 class NaiveMatrix:
-    """A propagation matrix of `ops.laplacian_propagation` as a stored sparse CSR tensor.
+    """A propagation matrix of `ops.laplacian_propagation`, stored as a sparse CSR tensor.
 
-    matrix: "symmetric" or "norm". transpose: also store the transposed matrix and multiply by it in the backward pass;
-    otherwise autograd transposes at every step, as it does for anyone who writes `matrix @ features`.
+    matrix: "symmetric", D^-1/2 A D^-1/2, or "norm", (D + I)^-1 (A + I). transpose: also store the transposed matrix and
+    multiply by it in the backward pass; otherwise autograd of `matrix @ features` transposes the matrix at every step.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class NaiveMatrix:
         transpose: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        users, items = (torch.from_numpy(np.asarray(side)).to(device) for side in graph.interactions())
+        users, items = (torch.from_numpy(np.asarray(nodes)).to(device) for nodes in graph.interactions())
         rows, columns = torch.cat([users, items + graph.n_users]), torch.cat([items + graph.n_users, users])
         if matrix == "norm":
-            own = torch.arange(graph.n_nodes, device=device)
-            rows, columns = torch.cat([rows, own]), torch.cat([columns, own])
+            diagonal = torch.arange(graph.n_nodes, device=device)
+            rows, columns = torch.cat([rows, diagonal]), torch.cat([columns, diagonal])
         order = (rows * graph.n_nodes + columns).argsort()
         rows, self.columns = rows[order], columns[order]
         degrees = torch.bincount(rows, minlength=graph.n_nodes)
@@ -44,25 +44,25 @@ class NaiveMatrix:
         self.values = 1.0 / degrees[rows]
         if matrix == "symmetric":
             self.values = (degrees[rows].double() * degrees[self.columns]).pow(-0.5).float()
-        # The structure is symmetric, so the transposed matrix has the same indices, and these values in their places.
-        self.flipped = (self.columns * graph.n_nodes + rows).argsort()
+        # The sparsity pattern is symmetric: the transposed matrix has the same indices, and its values in this order.
+        self.transposed_order = (self.columns * graph.n_nodes + rows).argsort()
         self.dropout, self.transpose, self.n_nodes = dropout, transpose, graph.n_nodes
         self.generator = torch.Generator(device).manual_seed(0)
 
     def draw(self, training: bool) -> tuple[Tensor, Tensor]:
-        """The matrix of a step and, where it is stored, its transpose (else the matrix again)."""
+        """Return the matrix of a step, with a new dropout mask, and its transpose if stored (else the matrix again)."""
         values = self.values
         if training and self.dropout:
             keep = torch.rand(len(values), generator=self.generator, device=values.device) >= self.dropout
             values = values * keep / (1 - self.dropout)
         forward = self._csr(values)
-        return forward, self._csr(values[self.flipped]) if self.transpose else forward
+        return forward, self._csr(values[self.transposed_order]) if self.transpose else forward
 
-    def multiply(self, drawn: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
-        """The product with a drawn matrix."""
+    def multiply(self, matrices: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
+        """Multiply features by the matrix that `draw` returned."""
         if self.transpose:
-            return Product.apply(features, *drawn)  # type: ignore[no-any-return]
-        return drawn[0] @ features
+            return Product.apply(features, *matrices)  # type: ignore[no-any-return]
+        return matrices[0] @ features
 
     def _csr(self, values: Tensor) -> Tensor:
         size = (self.n_nodes, self.n_nodes)
@@ -70,6 +70,8 @@ class NaiveMatrix:
 
 
 class Product(torch.autograd.Function):
+    """matrix @ features, with a given transposed matrix for the gradient of the features."""
+
     @staticmethod
     def forward(ctx: Any, features: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:  # type: ignore[override]
         ctx.transposed = transposed
@@ -81,7 +83,10 @@ class Product(torch.autograd.Function):
 
 
 class NaiveNGCF(nn.Module):
-    """NGCF; equation (7) of the paper ("paper"), or P = Q = norm of the published code ("norm")."""
+    """NGCF from given weights.
+
+    adjacency: "paper" is equation (7) of the paper; "norm" has (D + I)^-1 (A + I) in both terms, as the public code.
+    """
 
     def __init__(
         self,
@@ -106,27 +111,27 @@ class NaiveNGCF(nn.Module):
                 self.layers.append(nn.Parameter(weights[f"layers.{layer}.{name}"].clone()))
 
     def forward(self) -> Tensor:
-        """Final embeddings of all nodes."""
+        """Return the final embeddings of all nodes."""
         x = torch.cat([self.users, self.items])
-        matrix, parts = self.matrix.draw(self.training), [x]
-        for at in range(0, len(self.layers), 4):
-            weight_1, bias_1, weight_2, bias_2 = self.layers[at : at + 4]
-            side = self.matrix.multiply(matrix, x)
-            first = side + x if self.adds_identity else side
-            x = F.leaky_relu(first @ weight_1 + bias_1 + (side * x) @ weight_2 + bias_2, 0.2)
+        matrices, outputs = self.matrix.draw(self.training), [x]
+        for i in range(0, len(self.layers), 4):
+            weight_1, bias_1, weight_2, bias_2 = self.layers[i : i + 4]
+            propagated = self.matrix.multiply(matrices, x)
+            first = propagated + x if self.adds_identity else propagated
+            x = F.leaky_relu(first @ weight_1 + bias_1 + (propagated * x) @ weight_2 + bias_2, 0.2)
             x = F.dropout(x, self.message_dropout, self.training)
-            parts.append(F.normalize(x))
-        return torch.cat(parts, 1)
+            outputs.append(F.normalize(x))
+        return torch.cat(outputs, 1)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, reg: float) -> Tensor:
-        """BPR, and the penalty on final embeddings."""
+        """Return the BPR loss plus the penalty on the final embeddings."""
         final = self()
         u, i, j = final[users], final[positives + self.n_users], final[negatives + self.n_users]
         return bpr(u, i, j) + reg * half_squares([u, i, j]) / len(users)
 
 
 class NaiveLightGCN(nn.Module):
-    """LightGCN."""
+    """LightGCN from given weights."""
 
     def __init__(
         self, graph: InteractionGraph, weights: dict[str, Tensor], *, n_layers: int = 3, transpose: bool = False
@@ -137,16 +142,16 @@ class NaiveLightGCN(nn.Module):
         self.embedding = nn.Parameter(weights["embedding"].clone())
 
     def forward(self) -> Tensor:
-        """Final embeddings of all nodes."""
-        x, matrix = self.embedding, self.matrix.draw(False)
-        parts = [x]
+        """Return the final embeddings of all nodes."""
+        x, matrices = self.embedding, self.matrix.draw(False)
+        outputs = [x]
         for _ in range(self.n_layers):
-            x = self.matrix.multiply(matrix, x)
-            parts.append(x)
-        return torch.stack(parts).mean(0)
+            x = self.matrix.multiply(matrices, x)
+            outputs.append(x)
+        return torch.stack(outputs).mean(0)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, reg: float) -> Tensor:
-        """BPR, and the penalty on the rows of layer 0."""
+        """Return the BPR loss plus the penalty on the embeddings of layer 0."""
         final = self()
         nodes = [users, positives + self.n_users, negatives + self.n_users]
         u, i, j = (final[node] for node in nodes)
@@ -154,10 +159,10 @@ class NaiveLightGCN(nn.Module):
 
 
 def bpr(u: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Mean of -log sigmoid(x_ui - x_uj)."""
+    """Return the mean of -log sigmoid(x_ui - x_uj)."""
     return -F.logsigmoid((u * i).sum(1) - (u * j).sum(1)).mean()
 
 
-def half_squares(parts: Sequence[Tensor]) -> Tensor:
-    """Half the sum of all squares."""
-    return sum(part.square().sum() for part in parts) / 2  # type: ignore[return-value]
+def half_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Return half the sum of the squares of all elements."""
+    return sum(tensor.square().sum() for tensor in tensors) / 2  # type: ignore[return-value]

@@ -1,8 +1,8 @@
-"""GRU4Rec training as anyone would write it in plain PyTorch: the second baseline beside the published code.
+"""GRU4Rec training written simply in plain PyTorch: a second baseline, next to the official code.
 
-One layer, constrained embedding: a Python session iterator, torch.multinomial for the negatives, F.dropout,
-nn.GRUCell, a sparse nn.Embedding for the item table, autograd, and an Adagrad over the touched rows. torch.compile
-takes what lies between the gathered rows and the loss.
+One layer, constrained embedding. The parts: a Python session iterator, torch.multinomial for the negatives, F.dropout,
+nn.GRUCell, a sparse nn.Embedding as the item table, autograd, and Adagrad on the rows with gradients. torch.compile, if
+wanted, compiles the computation from the gathered rows to the loss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gru4rec_fast.data import SessionStore
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the training table: what the published parameter strings say."""
+    """The hyper-parameters of one training row, from the published parameter files; `log` names the data set."""
 
     name: str
     loss: str
@@ -39,9 +39,9 @@ class Setting:
     log: str = "rsc15_100k"
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters by the names that the official code and GRU4Rec share."""
-        ours = {"layers": [self.width]}
-        return ours | {k: v for k, v in asdict(self).items() if k not in ("name", "log", "width")}
+        """Return the hyper-parameters by their names in the official code, which `GRU4Rec` takes, too."""
+        layers = {"layers": [self.width]}
+        return layers | {k: v for k, v in asdict(self).items() if k not in ("name", "log", "width")}
 
     def __str__(self) -> str:
         return self.name
@@ -56,7 +56,10 @@ SETTINGS = [
 
 
 def session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Inputs, targets and resets [B] of one step after another, while every lane lives."""
+    """Yield inputs, targets and reset flags [B] of each step, until a lane has no session left.
+
+    A lane is one of the B sessions processed in parallel; where a session ends, its lane continues with the next one.
+    """
     items, offsets = store.items, store.offsets
     position = offsets[:batch_size].copy()
     end = offsets[1 : batch_size + 1].copy()
@@ -97,7 +100,7 @@ class NaiveTraining:
         self._tensor_part = torch.compile(self._forward, dynamic=False) if compiled else self._forward
 
     def step(self) -> float:
-        """One mini-batch; returns its loss."""
+        """Train on one mini-batch and return its loss."""
         s = self.setting
         batch = next(self.batches, None)
         if batch is None:
@@ -124,7 +127,7 @@ class NaiveTraining:
     def _forward(
         self, x: Tensor, state: Tensor, rows: Tensor, bias: Tensor, log_q: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The loss and the next state, from rows of the table."""
+        """Return the loss and the next hidden state, from the gathered rows of the item table."""
         s = self.setting
         hidden = F.dropout(self.cell(F.dropout(x, s.dropout_p_embed), state), s.dropout_p_hidden)
         y = hidden @ rows.T + bias.T
@@ -138,8 +141,8 @@ class NaiveTraining:
             return F.cross_entropy(y, torch.arange(m, device=y.device), reduction="sum")
         y = F.elu(y, s.elu_param)
         target = y.diagonal().unsqueeze(1)
-        own = torch.eye(m, y.shape[1], dtype=torch.bool, device=y.device)
-        weight = torch.softmax(y.masked_fill(own, -torch.inf), 1)
+        is_target = torch.eye(m, y.shape[1], dtype=torch.bool, device=y.device)
+        weight = torch.softmax(y.masked_fill(is_target, -torch.inf), 1)
         better = (weight * torch.sigmoid(target - y)).sum(1)
         return (-torch.log(better + 1e-24) + s.bpreg * (weight * y * y).sum(1)).sum()
 

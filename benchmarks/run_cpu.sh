@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Every CPU row in one call: JSON files and one markdown table in OUT (default build/benchmarks).
+# Measures every CPU row: writes JSON files and one markdown table (cpu.md) to OUT (default build/benchmarks).
 #
 #   benchmarks/run_cpu.sh [official=PATH] [ngcf=PATH] [lightgcn=PATH]
 #
-# THREADS (default: every core), PYTHON and OPTIONS (of pytest, e.g. "--rounds 7 --turn-seconds .2") may be set;
-# WHOLE_RUN=1 adds the whole diginetica run, which takes long, and GROWTH=1 the curves of benchmarks/growth.py.
+# PATH is a checkout of that peer (benchmarks/conftest.py). Environment variables: THREADS (default: all cores), PYTHON,
+# OPTIONS (of pytest, e.g. "--rounds 7 --turn-seconds .2"). WHOLE_RUN=1 adds benchmarks/whole_run.py, which takes long;
+# GROWTH=1 adds the curves of benchmarks/growth.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -25,7 +26,7 @@ fi
 failed=()
 files=()
 
-# bench NAME [-k EXPRESSION]: one pytest run of bench_NAME.py, its JSON in OUT/NAME.json. Without a row there is none.
+# bench NAME [-k EXPRESSION] runs bench_NAME.py and writes OUT/NAME.json. If every row was skipped, no file is written.
 bench() {
   local name=$1 file=$out/$1.json
   shift
@@ -42,7 +43,7 @@ bench session_batch -k real
 bench evaluation
 bench graph_training
 bench laplacian_propagation
-"$python" benchmarks/report.py "${files[@]}" | tee "$out/cpu.md" || failed+=(table)
+"$python" benchmarks/cpu_table.py "${files[@]}" | tee "$out/cpu.md" || failed+=(table)
 if [ "${GROWTH:-}" = 1 ]; then
   "$python" benchmarks/growth.py --threads "$threads" --json "$out/growth.json" || failed+=(growth)
 fi

@@ -1,4 +1,7 @@
-"""Synthetic click logs of any length, written as they are drawn: Zipf items, sessions of four events on average."""
+"""Synthetic session logs of any length, written chunk by chunk so that they need not fit in memory.
+
+Items follow Zipf's law; sessions have four events on average.
+"""
 
 from __future__ import annotations
 
@@ -20,87 +23,91 @@ ZIPF_EXPONENT = 0.9
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole sessions: lengths int64 [n_sessions], items int32 [n_events]; the first session has the number `first`."""
+    """Consecutive whole sessions of a log.
 
-    first: int
+    first_session: index of the first session. lengths: int64 [n_sessions]. items: int32 [n_events].
+    """
+
+    first_session: int
     lengths: np.ndarray
     items: np.ndarray
 
 
 def synthetic_chunks(n_events: int, n_items: int, seed: int) -> Iterator[Chunk]:
-    """Draw sessions of at least two events (2 + geometric) until there are `n_events` events."""
+    """Yield sessions of at least two events (lengths follow a shifted geometric law), `n_events` events in total."""
     rng = np.random.default_rng(seed)
     cumulative = np.cumsum(np.arange(1, n_items + 1) ** -ZIPF_EXPONENT)
-    first = 0
+    first_session = 0
     while n_events > 0:
         size = n_events if n_events < CHUNK_EVENTS + 2 else CHUNK_EVENTS
         lengths = 1 + rng.geometric(1 / (MEAN_LENGTH - 1), size=size // 2 + 1)
         ends = np.cumsum(lengths)
-        lengths = lengths[: np.searchsorted(ends, size) + 1]  # the last one reaches the size; what is too much is cut
-        lengths[-1] -= lengths.sum() - size
+        lengths = lengths[: np.searchsorted(ends, size) + 1]
+        lengths[-1] -= lengths.sum() - size  # cut the last session, so that the chunk has exactly `size` events
         if lengths[-1] == 1 and len(lengths) > 1:
             lengths = np.append(lengths[:-2], lengths[-2] + 1)
         draws = rng.random(size) * cumulative[-1]
-        yield Chunk(first, lengths, np.searchsorted(cumulative, draws).astype(np.int32))
-        first += len(lengths)
+        yield Chunk(first_session, lengths, np.searchsorted(cumulative, draws).astype(np.int32))
+        first_session += len(lengths)
         n_events -= size
 
 
 def synthetic_log(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> None:
-    """Write a log `SessionId ItemId Time`, tab separated; sessions overlap in time, rows stand in order of session."""
+    """Write a tab-separated log with columns SessionId, ItemId, Time, sorted by session; sessions overlap in time."""
     import polars as pl
 
     rng = np.random.default_rng([seed, 1])
     with open(path, "wb") as file:
         file.write(b"SessionId\tItemId\tTime\n")
         for chunk in synthetic_chunks(n_events, n_items, seed):
-            sessions = np.repeat(np.arange(chunk.first, chunk.first + len(chunk.lengths)), chunk.lengths)
+            first = chunk.first_session
+            sessions = np.repeat(np.arange(first, first + len(chunk.lengths)), chunk.lengths)
             position = np.arange(len(sessions)) - np.repeat(np.cumsum(chunk.lengths) - chunk.lengths, chunk.lengths)
-            starts = 1_400_000_000 + rng.permutation(len(chunk.lengths)) + chunk.first
+            starts = 1_400_000_000 + rng.permutation(len(chunk.lengths)) + first
             times = np.repeat(starts, chunk.lengths) + 30 * position
             frame = pl.DataFrame({"session": sessions, "item": chunk.items, "time": times})
             frame.write_csv(file, include_header=False, separator="\t")
 
 
 def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> SessionStore:
-    """Write a `SessionStore` of exactly `n_events` events straight to a folder and open it, chunk by chunk."""
+    """Write a `SessionStore` of exactly `n_events` events to a folder, chunk by chunk, and open it."""
     support = np.zeros(n_items, np.int64)
     with replace_folder(path, [FORMAT]) as partial, TemporaryDirectory(dir=partial.parent) as scratch:
-        offsets, sessions = _Growing(Path(scratch, "offsets")), _Growing(Path(scratch, "sessions"))
+        offsets, sessions = _GrowingArray(Path(scratch, "offsets")), _GrowingArray(Path(scratch, "sessions"))
         offsets.append(np.zeros(1, np.int64))
 
         def items() -> Iterator[np.ndarray]:
             n_written = 0
             for chunk in synthetic_chunks(n_events, n_items, seed):
                 offsets.append(n_written + np.cumsum(chunk.lengths))
-                sessions.append(np.arange(chunk.first, chunk.first + len(chunk.lengths)))
+                sessions.append(np.arange(chunk.first_session, chunk.first_session + len(chunk.lengths)))
                 support[:] += np.bincount(chunk.items, minlength=n_items)
                 n_written += len(chunk.items)
                 yield chunk.items
 
         write_npy(partial / "items.npy", items(), np.int32, n_events)
-        numbers = sessions.mapped()
+        session_indices = sessions.mapped()
         SessionStore(
             items=np.load(partial / "items.npy", mmap_mode="r"),
             offsets=offsets.mapped(),
-            start_times=numbers,
-            end_times=numbers,
+            start_times=session_indices,
+            end_times=session_indices,
             support=support,
             vocabulary=Vocabulary(np.arange(n_items)),
-            session_ids=numbers,
+            session_ids=session_indices,
             meta={"synthetic": {"n_events": n_events, "n_items": n_items, "seed": seed}},
         ).write_all_but_items(partial)
     return SessionStore.open(path)
 
 
-class _Growing:
-    """An int64 array on disk, for what has one number per session."""
+class _GrowingArray:
+    """An int64 array on disk that grows by appending and is then memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path.open("wb")
 
-    def append(self, numbers: np.ndarray) -> None:
-        self._file.write(numbers.astype(np.int64).tobytes())
+    def append(self, values: np.ndarray) -> None:
+        self._file.write(values.astype(np.int64).tobytes())
 
     def mapped(self) -> np.ndarray:
         self._file.close()

@@ -1,10 +1,10 @@
-"""A whole training with its evaluation, from the log's file to Recall@20.
+"""Time a whole training with its evaluation, from reading the log to Recall@20, against the official code.
 
     python benchmarks/whole_run.py --peer official=PATH --json build/benchmarks/whole_run.json
 
-Diginetica, cross-entropy with logQ 1, L100 B64 N2048, 5 epochs, then the test log: everything both sides do is timed,
-the reading of the files included. Ours is run before and after the official code, whose run takes long, so that a drift
-of the machine shows. What is done stands in the JSON file, and is not done again when the script is started again.
+Diginetica, cross-entropy with logQ 1, hidden size 100, mini-batches of 64, 2048 negatives, 5 epochs, then the test log.
+The official code's run takes long, so GRU4Rec is run before and after it: a drift of the machine's speed shows in the
+difference. Each finished run is written to the JSON file; when the script is started again, it skips those runs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import SHARED
-from machine import facts
+from session_logs import SHARED
+from machine import describe_machine
 
 from gru4rec_fast import GRU4Rec
 
@@ -27,22 +27,22 @@ PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 
 
 def ours(n_epochs: int, **parameters: Any) -> dict[str, float]:
-    """Fit and evaluate."""
+    """Train and evaluate `GRU4Rec`."""
     started = time.perf_counter()
     model = GRU4Rec(**PARAMETERS, n_epochs=n_epochs, **parameters).fit(LOG / "train.tsv.gz", progress=False)
     trained = time.perf_counter()
-    found = model.evaluate(LOG / "test.tsv.gz").metrics
+    metrics = model.evaluate(LOG / "test.tsv.gz").metrics
     ended = time.perf_counter()
-    return figures(ended - started, ended - trained, found["recall@20"], found["mrr@20"])
+    return figures(ended - started, ended - trained, metrics["recall@20"], metrics["mrr@20"])
 
 
 def official(path: str, n_epochs: int) -> dict[str, float]:
-    """The same by the official code."""
+    """Train and evaluate the official code of the checkout `path`."""
     import pandas as pd
-    from peers.official import Official
+    from peers.official import OfficialGRU4Rec
 
-    peer, started = Official(path), time.perf_counter()
-    estimator = peer.new(**PARAMETERS, n_epochs=n_epochs)
+    peer, started = OfficialGRU4Rec(path), time.perf_counter()
+    estimator = peer.new_estimator(**PARAMETERS, n_epochs=n_epochs)
     peer.fit(estimator, pd.read_csv(LOG / "train.tsv.gz", sep="\t"))
     trained = time.perf_counter()
     recall, mrr = peer.evaluate(estimator, pd.read_csv(LOG / "test.tsv.gz", sep="\t"))
@@ -50,18 +50,18 @@ def official(path: str, n_epochs: int) -> dict[str, float]:
     return figures(ended - started, ended - trained, recall, mrr)
 
 
-def figures(seconds: float, evaluating: float, recall: float, mrr: float) -> dict[str, float]:
-    """What is kept of a run."""
-    return {"seconds": seconds, "seconds_of_evaluation": evaluating, "recall@20": recall, "mrr@20": mrr}
+def figures(seconds: float, evaluation_seconds: float, recall: float, mrr: float) -> dict[str, float]:
+    """Return the entry of a run in the JSON file."""
+    return {"seconds": seconds, "seconds_of_evaluation": evaluation_seconds, "recall@20": recall, "mrr@20": mrr}
 
 
 def main() -> None:
-    """Run what is not in the JSON file yet, and print the ratio."""
+    """Do the runs that are not in the JSON file yet, and print the ratio of the times."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", required=True, metavar="official=PATH", help="a checkout of the official code")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="by default torch's own choice")
-    parser.add_argument("--json", type=Path, required=True, help="what is done so far, read and written")
+    parser.add_argument("--threads", type=int, help="number of threads (default: torch's own choice)")
+    parser.add_argument("--json", type=Path, required=True, help="file of the finished runs, read and written")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -74,7 +74,7 @@ def main() -> None:
         "GRU4Rec after": lambda: ours(arguments.epochs),
         "GRU4Rec bf16": lambda: ours(arguments.epochs, precision="bf16"),
     }
-    setting = {"epochs": arguments.epochs, "parameters": PARAMETERS, "machine": facts()}
+    setting = {"epochs": arguments.epochs, "parameters": PARAMETERS, "machine": describe_machine()}
     done = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     if {key: done.get(key) for key in setting} != setting:
         done = {**setting, "runs": {}}
@@ -84,9 +84,9 @@ def main() -> None:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(done, indent=2) + "\n")
         print(side, done["runs"][side], flush=True)
-    found = done["runs"]
-    mine = (found["GRU4Rec before"]["seconds"] + found["GRU4Rec after"]["seconds"]) / 2
-    print(f"ratio {found['official']['seconds'] / mine:.2f} (goal >= 10)")
+    seconds = {side: run["seconds"] for side, run in done["runs"].items()}
+    ours_mean = (seconds["GRU4Rec before"] + seconds["GRU4Rec after"]) / 2
+    print(f"ratio {seconds['official'] / ours_mean:.2f} (goal >= 10)")
 
 
 if __name__ == "__main__":

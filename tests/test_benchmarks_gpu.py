@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu import facts, stages, table, training_runs
-from gpu.device import Device, ceilings, precision
-from gpu.folder import Folder
+from gpu import diagnostics, stages, table, training_runs
+from gpu.device import Device, measure_rates, precision
+from gpu.prepared_folder import PreparedFolder
 from gpu.measure_row import BUILDERS
-from gpu.results import Missing, merge
+from gpu.results import MissingInput, merge
 from gpu.rows import Row, built_at_first_use, measure
 from gpu.rows_graph import power_law_graph
-from gpu.targets import OURS, TARGETS, Goal, RowName, row_names
+from gpu.workloads import OURS, WORKLOADS, Goal, RowName, row_names
 from native import threads, why_not_emulated
 from synthetic import synthetic_store
 
@@ -26,14 +26,14 @@ from gru4rec_fast.data import InteractionGraph
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TINY = Device(torch.device("cpu"), tiny=True)
-CEILINGS = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
+RATES = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
 
 
 def named_rows() -> list[Any]:
     """A parameter per row of the table; torch.compile takes its time, and TF32 and bf16 run the same code again."""
     names = list(row_names())
     assert len({str(name) for name in names}) == len(names) > 30
-    slow = ["loss" in name.target or name.precision in ("tf32", "bf16") for name in names]
+    slow = ["loss" in name.workload or name.precision in ("tf32", "bf16") for name in names]
     return [
         pytest.param(name, id=str(name), marks=[pytest.mark.slow] if takes_long else [])
         for name, takes_long in zip(names, slow, strict=True)
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
     """Data of every name, made up; no peers."""
     path = tmp_path_factory.mktemp("folder")
     for name in ("rsc15_100k", "diginetica"):
@@ -57,47 +57,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     InteractionGraph.from_arrays(*draws.astype(np.int64).T, n_users=50, n_items=70).save(
         path / "data" / "gowalla" / "train"
     )
-    return Folder(path)
+    return PreparedFolder(path)
 
 
 @pytest.mark.usefixtures("native_library")
 @pytest.mark.parametrize("name", named_rows())
-def test_every_row_is_measured(folder: Folder, name: RowName) -> None:
-    row = measure(name, BUILDERS[name.target], TINY, folder, [])
+def test_every_row_is_measured(folder: PreparedFolder, name: RowName) -> None:
+    row = measure(name, BUILDERS[name.workload], TINY, folder, [])
     peers = {"xe-100", "xe-480", "bprmax-224", "bprmax-512", "ngcf", "lightgcn"}
-    expected = TARGETS[name.target].against
+    expected = WORKLOADS[name.workload].baseline
     assert row["failed"] == {}
     assert next(iter(row["seconds"])) == OURS and len(row["seconds"]) >= 2
-    assert (expected in row["seconds"]) == (name.target not in peers)
-    assert any("left out: no peers/" in note for note in row["notes"]) == (name.target in peers)
+    assert (expected in row["seconds"]) == (name.workload not in peers)
+    assert any("left out: no peers/" in note for note in row["notes"]) == (name.workload in peers)
     assert all(seconds["median"] > 0 for seconds in row["seconds"].values())
     json.dumps(row)
-    without = measure(name, BUILDERS[name.target], TINY, folder, [OURS])
+    without = measure(name, BUILDERS[name.workload], TINY, folder, [OURS])
     assert [*without["seconds"]] == [*row["seconds"]][1:] and without["ratios"] == {}
 
 
-def test_every_target_has_a_builder_and_every_row_a_call() -> None:
-    assert {name.target for name in row_names()} == set(BUILDERS) == set(TARGETS) - {"ngcf-run"}
+def test_every_workload_has_a_builder_and_every_row_a_call() -> None:
+    assert {name.workload for name in row_names()} == set(BUILDERS) == set(WORKLOADS) - {"ngcf-run"}
     by_call = [set(map(str, row_names(precisions))) for precisions in (("", "fp32"), ("tf32", "bf16"))]
     assert by_call[0] | by_call[1] == set(map(str, row_names())) and not by_call[0] & by_call[1]
 
 
-def row_of(sides: dict[str, Callable[[int], float]], target: str = "gru", **counted: Any) -> dict[str, Any]:
+def row_of(sides: dict[str, Callable[[int], float]], workload: str = "gru", **counted: Any) -> dict[str, Any]:
     row = Row(sides, rounds=3, **counted)
-    return measure(RowName(target, "", "tf32"), lambda *_: row, TINY, Folder(None), [])
+    return measure(RowName(workload, "", "tf32"), lambda *_: row, TINY, PreparedFolder(None), [])
 
 
 def test_figures_of_a_row() -> None:
-    against = TARGETS["gowalla"].against
-    sides = {OURS: lambda n: 0.001, against: lambda n: 0.003}
+    baseline = WORKLOADS["gowalla"].baseline
+    sides = {OURS: lambda n: 0.001, baseline: lambda n: 0.003}
     row = row_of(sides, "gowalla", n_bytes=800_000, flops=7)
-    assert row["ratios"][against] == pytest.approx({"median": 3.0, "q1": 3.0, "q3": 3.0})
+    assert row["ratios"][baseline] == pytest.approx({"median": 3.0, "q1": 3.0, "q3": 3.0})
     assert table.goal_values(row, 1e9) == {
         "ratio": pytest.approx(3), "memory": None, "copy": pytest.approx(0.8), "microseconds": pytest.approx(1000),
         "seconds": pytest.approx(0.001),
     }  # fmt: skip
     assert table.goal_values(row, None)["copy"] is None
-    (line,) = [line for line in table.render([{"call": "A", "rows": [row], "ceilings": CEILINGS}]) if "3.00 [" in line]
+    (line,) = [line for line in table.render([{"call": "A", "rows": [row], "ceilings": RATES}]) if "3.00 [" in line]
     assert line.endswith("| 80% of copy, 0% of tf32 products | >= 2x; >= 70% of copy bandwidth | yes; yes |")
 
 
@@ -106,21 +106,21 @@ def broken(n: int) -> float:
 
 
 def lacking() -> Any:
-    raise Missing("no data/x in FOLDER")
+    raise MissingInput("no data/x in FOLDER")
 
 
 def test_what_is_missing_or_fails_leaves_the_others_their_turn() -> None:
-    fine, against = (lambda n: 0.001), TARGETS["gru"].against
-    row = row_of({OURS: broken, against: fine, "other": built_at_first_use(lacking)})
-    assert row["failed"] == {OURS: "RuntimeError: no such kernel"} and [*row["seconds"]] == [against]
+    fine, baseline = (lambda n: 0.001), WORKLOADS["gru"].baseline
+    row = row_of({OURS: broken, baseline: fine, "other": built_at_first_use(lacking)})
+    assert row["failed"] == {OURS: "RuntimeError: no such kernel"} and [*row["seconds"]] == [baseline]
     assert row["notes"] == ["other left out: no data/x in FOLDER"] and row["ratios"] == {}
     lines = table.render([{"call": "A", "rows": [row]}])
-    assert f"| {row['row']} | failed | {against} | 1 ms |  |  |  | >= 1x | not measured |" in lines
+    assert f"| {row['row']} | failed | {baseline} | 1 ms |  |  |  | >= 1x | not measured |" in lines
     assert f"- ours failed: {row['row']}: RuntimeError: no such kernel" in lines
-    row = row_of({OURS: fine, against: broken, "other": fine})
-    assert row["failed"] == {against: "RuntimeError: no such kernel"}
+    row = row_of({OURS: fine, baseline: broken, "other": fine})
+    assert row["failed"] == {baseline: "RuntimeError: no such kernel"}
     lines = table.render([{"call": "A", "rows": [row]}])
-    assert f"| {row['row']} | 1 ms | {against} |  | left out |  |  | >= 1x | not measured |" in lines
+    assert f"| {row['row']} | 1 ms | {baseline} |  | left out |  |  | >= 1x | not measured |" in lines
 
 
 def test_fragments_are_merged() -> None:
@@ -138,13 +138,13 @@ def test_fragments_are_merged() -> None:
 def test_goals() -> None:
     assert Goal("ratio", 2).met(2.0) and not Goal("ratio", 2).met(1.9)
     assert Goal("memory", 0.2).met(0.2) and not Goal("memory", 0.2).met(0.3)
-    assert {goal.kind for target in TARGETS.values() for goal in target.goals} == {
+    assert {goal.kind for workload in WORKLOADS.values() for goal in workload.goals} == {
         "ratio", "copy", "memory", "microseconds", "seconds",
     }  # fmt: skip
 
 
-def test_ceilings_and_precision() -> None:
-    assert set(ceilings(TINY)) == {"copy", "fp32", "tf32", "bf16"}
+def test_rates_and_precision() -> None:
+    assert set(measure_rates(TINY)) == {"copy", "fp32", "tf32", "bf16"}
     cudnn = torch.backends.cudnn.allow_tf32
     with precision("tf32"):
         assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
@@ -168,7 +168,8 @@ def sample() -> dict[str, Any]:
     row["ratios"] = {name: {"median": value / 2e-5, "q1": 0.1, "q3": 9.0} for name, value in seconds.items()}
     del row["ratios"][OURS]
     row |= {"mib": {OURS: 10.0, "matmul + compare": 50.0, "another": None}, "failed": {}, "notes": []}
-    timeline = facts.summary([("a|b", 0, 4), ("c", 5, 8), ("a|b", 10, 16)], 2) | {"untraced_us_per_mini_batch": 7.0}
+    events = [("a|b", 0, 4), ("c", 5, 8), ("a|b", 10, 16)]
+    timeline = diagnostics.summarize(events, 2) | {"untraced_us_per_mini_batch": 7.0}
     return {
         "call": "B", "device": "some GPU", "torch": "2.11", "cuda": "13.0", "tiny": False,
         "ceilings": {"copy": 4e12, "fp32": 5e13, "tf32": 4e14, "bf16": 8e14},
@@ -191,7 +192,7 @@ def test_the_table_can_be_read_alone() -> None:
         "| 75% of copy, 50% of tf32 products | >= 2x; memory <= 0.1 of theirs | yes; no |"
     ) in lines
     assert "| ranking, tf32 | 20 us | another | 10 us | 0.50 [0.10, 9.00] |  |  |  |  |" in lines
-    assert sum("not measured yet" in line for line in lines) == len(TARGETS) - 1
+    assert sum("not measured yet" in line for line in lines) == len(WORKLOADS) - 1
     text = "\n".join(lines)
     for part in (
         "some GPU, torch 2.11, CUDA 13.0, call B; measured: copy 4000 GB/s, products fp32 50.0, tf32 400.0, bf16 800.0",
@@ -209,18 +210,18 @@ def test_the_table_can_be_read_alone() -> None:
 
 
 def test_counters_of_ncu_are_read_and_the_longest_kernels_kept() -> None:
-    names = ["ID", "Kernel Name", *facts.METRICS.values()]
+    names = ["ID", "Kernel Name", *diagnostics.METRICS.values()]
     units = ["", "", "ns", "byte", "sector", "", "sector", "", "%", "register/thread"]
     kernels = [["1", f"grf::k{n}(T1)", f"{n},000", "64", "8", "2", "0", "0", "12.5", "40"] for n in range(1, 8)]
     csv = "\n".join(",".join(f'"{cell}"' for cell in line) for line in (names, units, *kernels))
-    found = facts.counters(f"==PROF== Connected\n{csv}\n")
+    found = diagnostics.parse_counters(f"==PROF== Connected\n{csv}\n")
     assert [kernel["us"] for kernel in found] == [7.0, 6.0, 5.0, 4.0, 3.0]
     assert found[0] == {
         "kernel": "grf::k7(T1)", "us": 7.0, "dram_bytes": 64.0, "occupancy_percent": 12.5, "registers": 40.0,
         "load_sectors_per_request": 4.0, "store_sectors_per_request": None,
     }  # fmt: skip
     with pytest.raises(RuntimeError, match="ncu counted no kernel: ==ERROR== no access"):
-        facts.counters("==ERROR== no access")
+        diagnostics.parse_counters("==ERROR== no access")
 
 
 def test_the_performance_page_has_the_table_of_the_results() -> None:
@@ -235,7 +236,7 @@ def test_when_a_run_reached_its_metric() -> None:
     metrics = [{}, {"recall@20": 0.1}, {"recall@20": 0.16}, {"recall@20": 0.2}]
     history = [{"epoch": n, "seconds": 100.0, "validation": found} for n, found in enumerate(metrics, 1)]
     row = training_runs.row_of("ngcf_gowalla", run, history, 500)
-    assert row["seconds"][OURS]["median"] == 300.0 and row["ratios"][TARGETS["ngcf-run"].against]["median"] == 109.68
+    assert row["seconds"][OURS]["median"] == 300.0 and row["ratios"][WORKLOADS["ngcf-run"].baseline]["median"] == 109.68
     assert row["row"].endswith("(ngcf_gowalla: epoch 3; 500 s with evaluations)")
     (line,) = [line for line in table.render([{"call": "B", "rows": [row]}]) if "109.68" in line]
     assert line.endswith("| <= 600 s | yes |")
@@ -274,12 +275,12 @@ def test_the_sanitizer_s_cases_under_emulation(family: str) -> None:
     test_cuda.assert_family("cpu", "emulated", family)
 
 
-def test_the_official_code_gets_the_same_log(folder: Folder) -> None:
+def test_the_official_code_gets_the_same_log(folder: PreparedFolder) -> None:
     pytest.importorskip("pandas")
-    from peers.official import frame_of
+    from peers.official import to_data_frame
 
     store = folder.sessions("rsc15_100k")
-    frame = frame_of(store)
+    frame = to_data_frame(store)
     assert frame.columns.tolist() == ["SessionId", "ItemId", "Time"] and frame["Time"].is_monotonic_increasing
     assert frame.groupby("SessionId").size().tolist() == np.diff(store.offsets).tolist()
     assert frame["ItemId"].tolist() == store.items.tolist()
@@ -302,10 +303,10 @@ def test_a_folder_is_made_of_logs_and_checkouts(tmp_path: Path) -> None:
     out = tmp_path / "folder"
     said = [*prepare_data(tmp_path / "data", out), *prepare_peers({"official": checkout}, out)]
     assert sum("left out" in line for line in said) == 3  # diginetica, ngcf, lightgcn
-    made = Folder(out)
+    made = PreparedFolder(out)
     assert made.sessions("rsc15_100k").n_events == 3 and made.graph("gowalla").n_edges == 3
     assert sorted(path.name for path in made.peer("official").iterdir()) == ["LICENSE", "gru4rec_pytorch.py"]
-    with pytest.raises(Missing, match="no peers/ngcf in FOLDER"):
+    with pytest.raises(MissingInput, match="no peers/ngcf in FOLDER"):
         made.peer("ngcf")
     with pytest.raises(FileNotFoundError, match=r"there is no NGCF/NGCF\.py"):
         list(prepare_peers({"ngcf": checkout}, out))

@@ -13,8 +13,8 @@ import pytest
 from gpu import table
 from gpu.call import SABOTAGE, Call
 from gpu.prepare_folder import prepare_stand_in
-from gpu.stages import CALLS, OUT, Group, Setting, Stage
-from gpu.targets import OURS, row_names
+from gpu.stages import CALLS, OUT, Group, StageOptions, Stage
+from gpu.workloads import OURS, row_names
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -72,14 +72,14 @@ def test_a_stage_that_fails_costs_itself_alone(tmp_path: Path) -> None:
 
 def test_where_our_side_fails_the_others_are_measured(tmp_path: Path) -> None:
     again = writes({"rows": [row(["nn.GRU"])]})
-    crash = Stage("r", python("raise SystemExit(1)"), 20, otherwise=again)
+    crash = Stage("r", python("raise SystemExit(1)"), 20, fallback=again)
     call = called(tmp_path, Group((crash,)))
     assert [*call.results["rows"][0]["seconds"]] == ["nn.GRU"]
     assert call.results["stages"]["r, again without ours"]["outcome"] == "ok"
     assert call.failures() == ["r: exit status 1"]
     # A row that has figures of its own is not measured again.
     fails_late = python("import sys; open(sys.argv[1], 'w').write(sys.argv[2]); raise SystemExit(1)", OUT)
-    stage = Stage("r", (*fails_late, json.dumps({"rows": [row([OURS])]})), 20, otherwise=again)
+    stage = Stage("r", (*fails_late, json.dumps({"rows": [row([OURS])]})), 20, fallback=again)
     call = called(tmp_path, Group((stage,)))
     assert [*call.results["rows"][0]["seconds"]] == [OURS] and [*call.results["stages"]] == ["r"]
 
@@ -87,7 +87,7 @@ def test_where_our_side_fails_the_others_are_measured(tmp_path: Path) -> None:
 def test_stages_in_parallel_and_the_end_of_the_time(tmp_path: Path) -> None:
     sleep = [Stage(f"s{n}", python("import time; time.sleep(1)"), 20) for n in range(4)]
     call = called(tmp_path, Group(tuple(sleep), at_once=4))
-    assert call.failures() == [] and sum(s["seconds"] for s in call.results["stages"].values()) > 1.2 * call._at()
+    assert call.failures() == [] and sum(s["seconds"] for s in call.results["stages"].values()) > 1.2 * call._elapsed()
     late = [Stage(f"s{n}", python("import time; time.sleep(60)"), 90) for n in range(3)]
     call = called(tmp_path, Group(tuple(late)), Group((sleep[3],)), seconds=1)
     assert [stage["outcome"][:7] for stage in call.results["stages"].values()] == ["stopped"] + ["no time"] * 3
@@ -144,8 +144,8 @@ def test_call_a_on_a_stand_in(tmp_path: Path) -> None:
     folder = tmp_path / "carried"
     prepare_stand_in(folder)
     results = rehearse("A", folder, tmp_path / "out")
-    where = Setting(folder, stand_in=True)
-    names = [stage.name for group in CALLS["A"](where) for stage in group.stages]
+    options = StageOptions(folder, stand_in=True)
+    names = [stage.name for group in CALLS["A"](options) for stage in group.stages]
     assert {name: s["outcome"] for name, s in results["stages"].items()} == dict.fromkeys(names, "ok")
     assert [row["row"] for row in results["rows"]] == [name for name in names if name in map(str, row_names())]
     assert set(results["facts"]) == {"latencies", "timeline", "ncu", "cpu_engine"} and results["tiny"]

@@ -1,1 +1,1 @@
-"""Benchmarks on a GPU, run by `call.py` in two calls; README.md tells how."""
+"""Benchmarks on a GPU, run by two calls of `call.py`; README.md explains how."""

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Compiles every csrc/*/cuda.cu for the supported architectures, without torch, and keeps what ptxas says of registers,
-# shared memory and spills: benchmarks/gpu/compile_kernels.sh FOLDER writes FOLDER/ptxas.txt. Fails where a kernel does
-# not compile or spills registers. For .ci/run; needs nvcc, no GPU.
+# Compiles every csrc/*/cuda.cu for the supported GPU architectures: benchmarks/gpu/compile_kernels.sh FOLDER
+#
+# Writes the report of ptxas (registers, shared memory and spills of each kernel) to FOLDER/ptxas.txt. Fails if a kernel
+# does not compile or spills registers. Needs nvcc, but neither torch nor a GPU. .ci/run runs this script.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$1
 mkdir -p "$out"
 nvcc=${NVCC:-nvcc}
 architectures=(-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90)
-# Newer ones where this nvcc knows them, and PTX of the newest named for those to come.
+# Add sm_100 if this nvcc supports it, and PTX of the newest architecture, from which later GPUs compile.
 if "$nvcc" --list-gpu-code | grep -qx sm_100; then
   architectures+=(-gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100)
 else
@@ -17,14 +18,14 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Several at once, each with a report of its own.
+# compile FOLDER SOURCE OPTION...: writes the report of one source to FOLDER; runs in parallel for all sources.
 compile() {
-  local begin=$SECONDS report=$1/${2//\//.}
+  local started=$SECONDS report=$1/${2//\//.}
   shift
   printf '# %s\n' "$1" >"$report.txt"
   "$nvcc" -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr -Xptxas -v -I csrc "${@:2}" -c "$1" -o "$report.o" \
     2>>"$report.txt" || { cat "$report.txt"; return 1; }
-  echo "$1: $((SECONDS - begin)) s"
+  echo "$1: $((SECONDS - started)) s"
 }
 export -f compile
 export nvcc

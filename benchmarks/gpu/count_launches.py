@@ -1,9 +1,10 @@
-"""Counts what a training step asks of a GPU, without one: launches of its own kernels and of torch's operators.
+"""Count the kernel launches of the captured training step, without a GPU.
 
     PYTHONPATH=.:benchmarks:tools python -m gpu.count_launches
 
-The step runs on CPU tensors by the emulated kernels, which count themselves; of torch's operators those are counted
-that have none below them and do more than look at memory another way. A product may be more than one kernel on a GPU.
+The step runs on CPU tensors with emulated kernels, and the emulation counts the launches of this package's kernels. An
+operator of torch counts as one launch if it calls no other operator that counts and is not a view or an allocation
+(NO_LAUNCH). On a GPU a matrix product may launch more than one kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.cuda_step import CudaTrainingStep
 
-FREE = {
+NO_LAUNCH = {  # operators without a kernel: they return a view, allocate, or call another operator
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "contiguous", "detach", "empty", "empty_like",
     "empty_strided", "expand", "flatten", "linear", "matmul", "narrow", "numpy_T", "permute", "reshape", "resize_",
     "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "zeros",
@@ -30,23 +31,23 @@ N_ITEMS, N_SAMPLE, UPDATES = 500, 64, 2
 
 
 def operators_of(work: Callable[[], object]) -> Counter[str]:
-    """How often each operator of torch does something in `work`, and "own kernels"."""
+    """Return how many launches each operator of torch makes in `work`, and the launches of "own kernels"."""
     emulation = cuda_emulator.load()
     emulation.set_seed(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
 
-    def does_something(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
-        return event.name.startswith("aten::") and event.name.removeprefix("aten::") not in FREE
+    def launches(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
+        return event.name.startswith("aten::") and event.name.removeprefix("aten::") not in NO_LAUNCH
 
-    events = [e for e in profile.events() if does_something(e) and not any(map(does_something, e.cpu_children))]
-    counted = Counter(event.name.removeprefix("aten::") for event in events)
-    counted["own kernels"] = emulation.launches()
-    return counted
+    events = [e for e in profile.events() if launches(e) and not any(map(launches, e.cpu_children))]
+    counts = Counter(event.name.removeprefix("aten::") for event in events)
+    counts["own kernels"] = emulation.launches()
+    return counts
 
 
-def of_a_step(setting: Setting) -> tuple[float, Counter[str]]:
-    """What is asked for each step when its launch is filled, and by the captured step itself."""
+def count_step(setting: Setting) -> tuple[float, Counter[str]]:
+    """Return the launches per step that fill the inputs of a captured graph of 16 steps, and those of a step itself."""
     lengths = torch.randint(2, 9, (4 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     items = torch.arange(int(offsets[-1])) % N_ITEMS
@@ -76,7 +77,7 @@ def main() -> None:
     cuda_emulator.register()
     torch.set_num_threads(1)
     for setting in SETTINGS:
-        filled, played = of_a_step(setting)
+        filled, played = count_step(setting)
         print(f"{setting}: {played.total()} a step, and {filled:.1f} for its share of a launch of 16: {dict(played)}")
 
 

@@ -1,4 +1,4 @@
-"""The device that the GPU rows run on: timing, peak memory, precision of products, and its measured rates."""
+"""The device of the GPU rows: timing, peak memory, precision of products, and measured rates."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from statistics import median
 import torch
 from interleave import Side
 
-from gpu.targets import PRECISIONS
+from gpu.workloads import PRECISIONS
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device and the kernels to use on it.
+    """A device to measure on.
 
-    torch: the torch device. impl: of the operators. tiny: use small sizes, to try the same code out on a processor.
+    torch: the torch device. impl: implementation of this package's operators. tiny: use small sizes, to test the same
+    code on a processor.
     """
 
     torch: torch.device
@@ -30,7 +31,7 @@ class Device:
         return self.torch.type == "cuda"
 
     def size(self, full: int, tiny: int) -> int:
-        """Return the size of a dimension."""
+        """Return `tiny` if small sizes are used, else `full`."""
         return tiny if self.tiny else full
 
     def wait(self) -> None:
@@ -39,7 +40,10 @@ class Device:
             torch.cuda.synchronize(self.torch)
 
     def side(self, work: Callable[[], object]) -> Side:
-        """Time calls by CUDA events; host time counts where it is longer than the GPU's, as it does in use."""
+        """Return the side that calls `work`, timed by CUDA events.
+
+        The events also measure the host's time where enqueueing takes longer than the kernels, as it does in use.
+        """
         if not self.is_gpu:
             return self.host_side(work)
 
@@ -55,7 +59,7 @@ class Device:
         return run
 
     def host_side(self, work: Callable[[], object]) -> Side:
-        """Time calls by the host's clock, from an idle device to an idle device."""
+        """Return the side that calls `work`, timed by the host's clock from an idle device to an idle device."""
 
         def run(n: int) -> float:
             self.wait()
@@ -68,45 +72,45 @@ class Device:
         return run
 
     def peak_mib(self, side: Side) -> float | None:
-        """Return the peak memory of one unit of work beyond what was allocated before it; None on a processor."""
+        """Return the MiB that a unit of work allocates at its peak, in addition to its inputs; None on a processor."""
         if not self.is_gpu:
             return None
         self.wait()
-        before = torch.cuda.memory_allocated()
+        baseline = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         side(1)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - baseline) / 2**20
 
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Compute float32 products of torch and cuDNN in TF32 where `name` is "tf32" or "bf16", else in full.
+    """Set the precision of float32 products in torch and cuDNN: TF32 if `name` is "tf32" or "bf16", else full.
 
-    Their defaults differ: cuDNN uses TF32, torch's own products do not.
+    Both are set because their defaults differ: cuDNN uses TF32, torch's own products do not.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    kept = matmul.allow_tf32, cudnn.allow_tf32
+    previous = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = name in ("tf32", "bf16")
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = kept
+        matmul.allow_tf32, cudnn.allow_tf32 = previous
 
 
-def ceilings(device: Device) -> dict[str, float]:
-    """Measure the device's rates: "copy" in bytes/s (read plus written), products of 8192 x 8192 in FLOP/s."""
+def measure_rates(device: Device) -> dict[str, float]:
+    """Measure "copy" in bytes/s (bytes read plus bytes written), and 8192 x 8192 products per precision in FLOP/s."""
     source = torch.ones(device.size(1 << 28, 1 << 10), device=device.torch)
-    target = torch.empty_like(source)
-    found = {"copy": 2 * source.nbytes / _median(device.side(lambda: target.copy_(source)))}
+    destination = torch.empty_like(source)
+    rates = {"copy": 2 * source.nbytes / _median_seconds(device.side(lambda: destination.copy_(source)))}
     size = device.size(8192, 64)
     for name in PRECISIONS:
-        # Random numbers: products of zeros run faster than products of data.
+        # Random values, since products of zeros take less power and run faster.
         a, b = torch.randn(2, size, size, device=device.torch, dtype=torch.bfloat16 if name == "bf16" else None)
         with precision(name):
-            found[name] = 2 * size**3 / _median(device.side(lambda a=a, b=b: a @ b))
-    return found
+            rates[name] = 2 * size**3 / _median_seconds(device.side(lambda a=a, b=b: a @ b))
+    return rates
 
 
-def _median(side: Side) -> float:
+def _median_seconds(side: Side) -> float:
     side(3)
     return median(side(5) for _ in range(7))

@@ -1,9 +1,10 @@
-// Measures what a launch, a graph node, a grid barrier and a cluster barrier cost, and prints them as JSON, in ns.
+// Measures the latency of a kernel launch, a graph node, a grid barrier and a cluster barrier; prints JSON, in ns.
 //
 //   nvcc -std=c++17 -O3 -arch=sm_90 latencies.cu -o latencies && ./latencies
 //
-// They decide how a training step of some twenty small kernels is best built: nodes of a graph, with or without
-// programmatic dependent launch, or phases of one persistent kernel between grid barriers.
+// A training step consists of some twenty small kernels. These latencies decide how to run it: as nodes of a CUDA
+// graph, with or without programmatic dependent launch, or as phases of one persistent kernel, separated by grid
+// barriers.
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
@@ -28,7 +29,8 @@ namespace cg = cooperative_groups;
 
 constexpr int kNodes = 100, kBarriers = 1000, kRepeats = 21;
 
-// With a programmatic edge the next node is launched at the trigger; it then waits for this one to complete.
+// Does nothing. With programmatic dependent launch, the trigger lets the next kernel be launched before this one ends;
+// cudaGridDependencySynchronize then waits until the previous kernel has ended.
 __global__ void empty() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
@@ -36,12 +38,14 @@ __global__ void empty() {
 #endif
 }
 
+// n grid barriers of cooperative groups.
 __global__ void grid_barriers(int n) {
   cg::grid_group grid = cg::this_grid();
   for (int i = 0; i < n; ++i) grid.sync();
 }
 
-// The same by one counter: a thread of each block adds to it and spins until all blocks of this round have.
+// n grid barriers by one counter: in round i, one thread per block increments the counter and spins until it has
+// reached i * gridDim.x.
 __global__ void counter_barriers(int n, unsigned* counter) {
   for (int i = 1; i <= n; ++i) {
     __syncthreads();
@@ -56,6 +60,7 @@ __global__ void counter_barriers(int n, unsigned* counter) {
   }
 }
 
+// n barriers of the cluster.
 __global__ void cluster_barriers(int n) {
 #if __CUDA_ARCH__ >= 900
   cg::cluster_group cluster = cg::this_cluster();
@@ -66,7 +71,7 @@ __global__ void cluster_barriers(int n) {
 cudaStream_t stream;
 std::vector<std::string> measured;  // lines of JSON
 
-// Also where a check ends the program: what was measured until then is kept.
+// Registered with atexit, so that the figures measured so far are printed even if CHECK ends the program.
 void print_measured() {
   std::printf("{\n");
   for (size_t i = 0; i < measured.size(); ++i) {
@@ -75,13 +80,13 @@ void print_measured() {
   std::printf("}\n");
 }
 
-void note(const std::string& name, double ns) {
+void record(const std::string& name, double ns) {
   char line[160];
   std::snprintf(line, sizeof line, "  \"%s\": %.1f", name.c_str(), ns);
   measured.emplace_back(line);
 }
 
-// Median device time of `work`, in ns.
+// Returns the median device time of `work`, in ns.
 double device_ns(const std::function<void()>& work) {
   cudaEvent_t start, end;
   CHECK(cudaEventCreate(&start));
@@ -111,24 +116,24 @@ void launch_empty(int blocks, int threads, bool dependent) {
 
 double host_ns(const std::function<void()>& enqueue);
 
-// Notes the time per node of a chain of kNodes empty kernels, captured and replayed, and the host's to launch the
-// graph.
-void note_graph(const std::string& grid, int blocks, int threads, bool dependent) {
+// Records, for a graph captured from kNodes empty kernels in sequence, the device time per node and the host's time to
+// launch the graph.
+void record_graph(const std::string& grid, int blocks, int threads, bool dependent) {
   cudaGraph_t graph;
-  cudaGraphExec_t ready;
+  cudaGraphExec_t executable;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   for (int i = 0; i < kNodes; ++i) launch_empty(blocks, threads, dependent);
   CHECK(cudaStreamEndCapture(stream, &graph));
-  CHECK(cudaGraphInstantiate(&ready, graph, 0));
-  const auto launch = [&] { CHECK(cudaGraphLaunch(ready, stream)); };
+  CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  const auto launch = [&] { CHECK(cudaGraphLaunch(executable, stream)); };
   const std::string edges = dependent ? " with programmatic dependent launch, " : ", ";
-  note("graph node" + edges + grid, device_ns(launch) / kNodes);
-  note("host, launch a graph of 100" + edges + grid, host_ns(launch));
-  CHECK(cudaGraphExecDestroy(ready));
+  record("graph node" + edges + grid, device_ns(launch) / kNodes);
+  record("host, launch a graph of 100" + edges + grid, host_ns(launch));
+  CHECK(cudaGraphExecDestroy(executable));
   CHECK(cudaGraphDestroy(graph));
 }
 
-// The host's time to enqueue something.
+// Returns the mean host time of a call of `enqueue`, in ns.
 double host_ns(const std::function<void()>& enqueue) {
   for (int warm = 0; warm < 3; ++warm) enqueue();
   CHECK(cudaStreamSynchronize(stream));
@@ -139,8 +144,8 @@ double host_ns(const std::function<void()>& enqueue) {
   return std::chrono::duration<double, std::nano>(end - start).count() / 50;
 }
 
-// Notes nothing where the device has no room for clusters of that size.
-void note_cluster_barrier(int size, int clusters) {
+// Records the time of a barrier in clusters of `size` blocks; nothing if the device can't run `clusters` such clusters.
+void record_cluster_barrier(int size, int clusters) {
   if (size > 8) {
     cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
@@ -156,7 +161,8 @@ void note_cluster_barrier(int size, int clusters) {
     return;
   }
   const auto run = [&](int n) { return device_ns([&] { CHECK(cudaLaunchKernelEx(&config, cluster_barriers, n)); }); };
-  note("cluster barrier, " + std::to_string(size) + " blocks x 256", (run(2 * kBarriers) - run(kBarriers)) / kBarriers);
+  record("cluster barrier, " + std::to_string(size) + " blocks x 256",
+         (run(2 * kBarriers) - run(kBarriers)) / kBarriers);
 }
 
 int main() {
@@ -171,15 +177,15 @@ int main() {
     const double chain = device_ns([&] {
       for (int i = 0; i < kNodes; ++i) launch_empty(blocks, 256, false);
     });
-    note("kernel in a stream, " + grid, chain / kNodes);
-    for (const bool dependent : {false, true}) note_graph(grid, blocks, 256, dependent);
+    record("kernel in a stream, " + grid, chain / kNodes);
+    for (const bool dependent : {false, true}) record_graph(grid, blocks, 256, dependent);
   }
-  note("host, enqueue a kernel", host_ns([&] { launch_empty(1, 256, false); }));
+  record("host, enqueue a kernel", host_ns([&] { launch_empty(1, 256, false); }));
 
   unsigned* counter;
   CHECK(cudaMalloc(&counter, sizeof *counter));
   for (const int threads : {128, 256}) {
-    // Time of 2n barriers less that of n: the launch is in both.
+    // The time of 2n barriers minus that of n barriers: the launch overhead, which is in both, cancels.
     const auto grid = [&](int n) {
       void* arguments[] = {&n};
       return device_ns([&] {
@@ -195,9 +201,9 @@ int main() {
       });
     };
     const std::string shape = std::to_string(sms) + " x " + std::to_string(threads);
-    note("grid barrier (cooperative groups), " + shape, (grid(2 * kBarriers) - grid(kBarriers)) / kBarriers);
-    note("grid barrier (one counter), " + shape, (counted(2 * kBarriers) - counted(kBarriers)) / kBarriers);
+    record("grid barrier (cooperative groups), " + shape, (grid(2 * kBarriers) - grid(kBarriers)) / kBarriers);
+    record("grid barrier (one counter), " + shape, (counted(2 * kBarriers) - counted(kBarriers)) / kBarriers);
   }
-  for (const int size : {2, 4, 8, 16}) note_cluster_barrier(size, 4);
+  for (const int size : {2, 4, 8, 16}) record_cluster_barrier(size, 4);
   return 0;
 }

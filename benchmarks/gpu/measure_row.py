@@ -1,9 +1,9 @@
-"""Measure one row of the GPU table, in a process of its own, and write it to a JSON file.
+"""Measure one row of the GPU table and write it to a JSON file.
 
     PYTHONPATH=.:benchmarks python -m gpu.measure_row "dropout mask, 1 x 32 x 100" --out row.json [--folder FOLDER]
 
-FOLDER holds data and peers (prepare_folder.py). `--without SIDE` leaves a side out. `--device cpu --tiny` tries the
-same code out on a processor, with `--impl emulated` by the CUDA kernels' own source. Ends with 1 where a side failed.
+FOLDER is written by prepare_folder.py. `--without SIDE` leaves a side out. `--device cpu --tiny` tests the same code on
+a processor, with `--impl emulated` by emulation of the CUDA kernels. The exit status is 1 if a side failed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 from gpu import rows_graph, rows_products, rows_sessions
 from gpu.device import Device
-from gpu.folder import Folder
-from gpu.results import Missing, wait_for_turn, write_json
+from gpu.prepared_folder import PreparedFolder
+from gpu.results import MissingInput, wait_for_device, write_json
 from gpu.rows import Builder, measure
-from gpu.targets import row_names
+from gpu.workloads import row_names
 
 BUILDERS: dict[str, Builder] = rows_sessions.BUILDERS | rows_products.BUILDERS | rows_graph.BUILDERS
 
@@ -28,24 +28,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=names, metavar="ROW")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, help="holds data/ and peers/")
+    parser.add_argument("--folder", type=Path, help="written by prepare_folder.py; has data/ and peers/")
     parser.add_argument("--without", action="append", default=[], metavar="SIDE")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--impl", default="native")
-    parser.add_argument("--tiny", action="store_true", help="small sizes")
+    parser.add_argument("--tiny", action="store_true", help="use small sizes")
     given = parser.parse_args()
     name, device = names[given.row], Device(torch.device(given.device), given.impl, given.tiny)
-    wait_for_turn()
+    wait_for_device()
     try:
         row = measure(
             name,
-            BUILDERS[name.target],
+            BUILDERS[name.workload],
             device,
-            Folder(given.folder),
+            PreparedFolder(given.folder),
             given.without,
             save=lambda row: write_json(given.out, {"rows": [row]}),
         )
-    except Missing as missing:
+    except MissingInput as missing:
         print(f"left out: {missing}")
         write_json(given.out, {"left_out": [f"{name}: {missing}"]})
         return 0

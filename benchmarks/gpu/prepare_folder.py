@@ -1,13 +1,15 @@
-"""Make what call.py takes along: prepared data, and the code of the peers. build_library.sh adds the library.
+"""Write the folder that call.py needs on the GPU machine: prepared data, and the code of the peers.
 
     python benchmarks/gpu/prepare_folder.py FOLDER [--data ../shared/data] [official=PATH] [ngcf=PATH] [lightgcn=PATH]
     PYTHONPATH=benchmarks python benchmarks/gpu/prepare_folder.py FOLDER --stand-in
 
-PATH is a checkout: github.com/hidasib/GRU4Rec_PyTorch_Official, huangtinglin/NGCF-PyTorch, gusye1234/LightGCN-PyTorch.
-Of each only Python files and its license are taken, into FOLDER/peers/NAME; FOLDER/data/NAME/train and test are stores
-and graphs, which the package opens memory-mapped, without polars. FOLDER belongs outside of the project, or where git
-ignores it; nothing of it is ever committed. `--stand-in` makes a folder for `call.py --stand-in`: small made-up data,
-no peers, and in FOLDER/bin programs that answer in place of those that need a GPU.
+PATH is a checkout of a peer: github.com/hidasib/GRU4Rec_PyTorch_Official, huangtinglin/NGCF-PyTorch or
+gusye1234/LightGCN-PyTorch. Its Python files and its license are copied to FOLDER/peers/NAME. FOLDER/data/NAME/train and
+test are stores or graphs, which the package opens without polars. Choose a FOLDER that git ignores: it must not be
+committed. build_library.sh adds the native library.
+
+`--stand-in` writes a folder for the rehearsal, `call.py --stand-in`: small made-up data, no peers, and in FOLDER/bin
+scripts that replace the programs that need a GPU.
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ from gru4rec_fast.data import InteractionGraph, SessionStore
 
 LOGS, GRAPHS = ("rsc15_100k", "diginetica"), ("gowalla",)
 PEERS = {"official": "gru4rec_pytorch.py", "ngcf": "NGCF/NGCF.py", "lightgcn": "code/model.py"}
-CARRIED = 64 * 2**20  # what a lent machine takes at once
+MAX_MIB = 64  # largest upload to the GPU machine
 
 
 def prepare_data(source: Path, folder: Path) -> Iterator[str]:
-    """Write what there is of the logs and graphs; says what came of each."""
+    """Write the logs and graphs whose files exist; yield a line about each."""
     for name in LOGS:
         vocabulary = None
         for part in ("train", "test"):
             path, out = source / name / f"{part}.tsv.gz", folder / "data" / name / part
             if not path.exists():
-                yield f"left out: data/{name}/{part}, since {path} is not there"
+                yield f"left out: data/{name}/{part}, since {path} does not exist"
                 break
             vocabulary = SessionStore.from_events(path, vocabulary=vocabulary, out=out).vocabulary
             yield f"data/{name}/{part}: {size_of(out):.1f} MiB"
@@ -42,19 +44,19 @@ def prepare_data(source: Path, folder: Path) -> Iterator[str]:
         for part in ("train", "test"):
             path, out = source / name / f"{part}.txt.gz", folder / "data" / name / part
             if not path.exists():
-                yield f"left out: data/{name}/{part}, since {path} is not there"
+                yield f"left out: data/{name}/{part}, since {path} does not exist"
                 break
-            read = InteractionGraph.from_text(path, like=graph)
-            read.save(out)
-            graph = graph or read
+            part_graph = InteractionGraph.from_text(path, like=graph)
+            part_graph.save(out)
+            graph = graph or part_graph
             yield f"data/{name}/{part}: {size_of(out):.1f} MiB"
 
 
 def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
-    """Copy the code of the checkouts.
+    """Copy the code of the checkouts; yield a line about each peer.
 
     Raises:
-        FileNotFoundError: a path is no checkout of that peer.
+        FileNotFoundError: a path is not a checkout of that peer.
     """
     for name, module in PEERS.items():
         if name not in paths:
@@ -70,20 +72,20 @@ def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
         yield f"peers/{name}: {size_of(out):.1f} MiB"
 
 
-# Programs for a machine without a GPU: they answer as those of their names do, with made-up figures.
+# Scripts that replace programs which need a GPU; they print made-up figures in the format of these programs.
 STAND_INS = {
     "latencies": """#!/bin/sh
 echo '{"graph node": 1500.0}'
 """,
     "bin/compute-sanitizer": """#!/bin/sh
-shift 8  # its own options
+shift 8  # options of compute-sanitizer
 exec "$@"
 """,
     "bin/ncu": """#!/usr/bin/env python3
 import csv, subprocess, sys
 options = dict(zip(sys.argv, sys.argv[1:]))
-after = sys.argv.index("--log-file") + 2
-code = subprocess.run(sys.argv[after:]).returncode
+command = sys.argv[sys.argv.index("--log-file") + 2:]
+code = subprocess.run(command).returncode
 metrics = options["--metrics"].split(",")
 with open(options["--log-file"], "w") as file:
     print("==PROF== Connected", file=file)
@@ -95,7 +97,7 @@ sys.exit(code)
 
 
 def prepare_stand_in(folder: Path) -> None:
-    """Write data and programs for a rehearsal without a GPU."""
+    """Write the data and the scripts for a rehearsal without a GPU."""
     from synthetic import synthetic_store
 
     for name in LOGS:
@@ -112,7 +114,7 @@ def prepare_stand_in(folder: Path) -> None:
 
 
 def size_of(folder: Path) -> float:
-    """MiB of the files of a folder."""
+    """Return the size of a folder's files in MiB."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
@@ -134,7 +136,9 @@ def main() -> None:
     for line in prepare_peers({name: Path(path) for name, path in paths.items()}, given.folder):
         print(line, flush=True)
     total = size_of(given.folder)
-    print(f"{given.folder}: {total:.1f} MiB" + ("" if total < CARRIED / 2**20 else ", too much to be carried at once"))
+    print(f"{given.folder}: {total:.1f} MiB")
+    if total >= MAX_MIB:
+        print(f"warning: more than the {MAX_MIB} MiB of one upload")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The results of a call: JSON fragments written by its processes, merged as they come. Standard library only."""
+"""Results of a call: each process writes a JSON fragment, and call.py merges the fragments. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WAIT_VARIABLE = "GPU_CALL_WAITS"
+WAIT_VARIABLE = "GPU_CALL_WAITS"  # environment variable; see `wait_for_device`
 
 
-class Missing(Exception):
-    """Something that a measurement needs is not in FOLDER; the message says what."""
+class MissingInput(Exception):
+    """A measurement's data or peer is not in FOLDER; the message names it."""
 
 
-def wait_for_turn() -> None:
-    """Block until call.py lets this process use the device: it imports while the one before it measures."""
+def wait_for_device() -> None:
+    """Block until call.py writes a line to standard input, if WAIT_VARIABLE is set.
+
+    A process imports its modules while the previous process still measures; it then waits here for the device.
+    """
     if os.environ.get(WAIT_VARIABLE):
         sys.stdin.readline()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file whole or not at all: the process may be killed at any time."""
+    """Write a JSON file atomically, since the process may be killed at any time."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(partial, path)

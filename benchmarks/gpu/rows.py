@@ -1,4 +1,7 @@
-"""One row of the GPU table: its sides, timed in turns, and the JSON that they become."""
+"""Measurement of one row of the GPU table: times its sides in alternating turns and returns the figures as JSON.
+
+A side is one of the implementations that a row compares; interleave.py defines turns and rounds.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from typing import Any
 from interleave import Side, spread, units_per_turn
 
 from gpu.device import Device, precision
-from gpu.folder import Folder
-from gpu.results import Missing
-from gpu.targets import OURS, RowName
+from gpu.prepared_folder import PreparedFolder
+from gpu.results import MissingInput
+from gpu.workloads import OURS, RowName
 
 
 @dataclass
 class Row:
-    """What is compared.
+    """A comparison that is ready to be measured.
 
-    sides: ours under that name, and the others. n_bytes, flops: counted, per unit of work (0: not counted). notes: what
-    a reader of the figures has to know.
+    sides: the sides by name; this package's is OURS. unit: name of the unit of work. n_bytes, flops: bytes that a unit
+    of work must read and write, and its operations; 0 means not counted. notes: remarks for the results.
     """
 
     sides: dict[str, Side]
@@ -32,18 +35,18 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-# Builds a row; raises `Missing` where the data are not there.
-Builder = Callable[[RowName, Device, Folder], Row]
+# Builds a row; raises `MissingInput` if its data are not in the folder.
+Builder = Callable[[RowName, Device, PreparedFolder], Row]
 
 
 def built_at_first_use(build: Callable[[], Side]) -> Side:
-    """Build a side when it is first timed, so that an error in building it is an error of that side alone."""
-    built: list[Side] = []
+    """Return a side that is built at its first call, so that an error while building it fails this side only."""
+    side: Side | None = None
 
     def run(n: int) -> float:
-        if not built:
-            built.append(build())
-        return built[0](n)
+        nonlocal side
+        side = side or build()
+        return side(n)
 
     return run
 
@@ -52,16 +55,16 @@ def measure(
     name: RowName,
     build: Builder,
     device: Device,
-    folder: Folder,
+    folder: PreparedFolder,
     left_out: Collection[str] = (),
     save: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Time the sides of a row in turns. A side that fails, ours included, is noted, and the others are timed.
+    """Measure a row and return it as JSON. If a side fails, its error is recorded and the other sides are measured.
 
     left_out: sides not to run. save: called with the row after every round, since the process may be stopped.
 
     Raises:
-        Missing: the row's data are not in the folder.
+        MissingInput: the row's data are not in the folder.
     """
     with precision(name.precision):
         row = build(name, device, folder)
@@ -75,7 +78,7 @@ def measure(
         def attempt(side: str, work: Callable[[], None]) -> None:
             try:
                 work()
-            except Missing as missing:
+            except MissingInput as missing:
                 row.notes.append(f"{side} left out: {missing}")
                 del sides[side]
             except Exception as error:
@@ -84,7 +87,7 @@ def measure(
 
         def warm_up(side: str) -> None:
             n[side] = units_per_turn(sides[side], turn_seconds)
-            for _ in range(2 if row.unit == "mini-batch" and not device.tiny else 0):  # first ones are slower
+            for _ in range(2 if row.unit == "mini-batch" and not device.tiny else 0):  # the first mini-batches are slow
                 n[side] = max(n[side], round(turn_seconds / sides[side](n[side])))
             times[side] = []
 
@@ -100,7 +103,8 @@ def measure(
             for side in [*sides]:
                 attempt(side, partial(take_turn, side))
             save(_row(name, row, n, {side: times[side] for side in sides}, mib, failed))
-        for side in [*sides] if row.unit == "call" else []:  # some sides build a new model in every turn
+        # Not for mini-batches: some sides build a new model at every call.
+        for side in [*sides] if row.unit == "call" else []:
             attempt(side, partial(measure_peak, side))
     return _row(name, row, n, {side: times[side] for side in sides}, mib, failed)
 
@@ -117,13 +121,13 @@ def _row(
     ours = times.get(OURS)
     return {
         "row": str(name),
-        "target": name.target,
+        "target": name.workload,
         "precision": name.precision,
         "unit": row.unit,
         "units_per_turn": n,
         "seconds": {side: spread(of_side) for side, of_side in times.items()},
         "ratios": {
-            side: spread([theirs / mine for theirs, mine in zip(of_side, ours, strict=True)])
+            side: spread([their_time / our_time for their_time, our_time in zip(of_side, ours, strict=True)])
             for side, of_side in times.items()
             if ours and side != OURS
         },

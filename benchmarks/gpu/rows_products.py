@@ -1,4 +1,4 @@
-"""GPU rows that are bound by matrix products: the GRU, the sampled loss, ranking; each in several precisions."""
+"""GPU rows that are bound by matrix products: the GRU, the sampled loss and ranking."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu.device import Device
-from gpu.folder import Folder
+from gpu.prepared_folder import PreparedFolder
 from gpu.rows import Builder, Row
-from gpu.targets import OURS, TARGETS, RowName
+from gpu.workloads import OURS, WORKLOADS, RowName
 from gru4rec_fast import ops
 
 
 def gru(device: Device, steps: int, lanes: int, hidden: int) -> Row:
-    """From the inputs x to every gradient, a lane in ten reset at each step; nn.GRU has the same weights, no resets."""
+    """Build the row of the GRU: forward, and gradients of x, weights and biases.
+
+    A tenth of the lanes is reset at each step. The baseline, nn.GRU, has the same weights and no resets.
+    """
     steps, lanes, hidden = device.size(steps, 3), device.size(lanes, 4), device.size(hidden, 6)
     layer = torch.nn.GRU(hidden, hidden, device=device.torch)
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
@@ -31,29 +34,35 @@ def gru(device: Device, steps: int, lanes: int, hidden: int) -> Row:
     def theirs() -> object:
         return torch.autograd.grad(layer(x)[0], inputs, grad)
 
-    units = steps * lanes * hidden
+    n_units = steps * lanes * hidden
     return Row(
-        {OURS: device.side(ours), TARGETS["gru"].against: device.side(theirs)},
-        # Units of 4 bytes: 13 + 16 of the gates forward and backward, x and its products; the weights at every step.
-        n_bytes=4 * (units * (13 + 16 + 2 * 4) + steps * 2 * weight_hh.numel()),
+        {OURS: device.side(ours), WORKLOADS["gru"].baseline: device.side(theirs)},
+        # Floats per unit: 13 forward and 16 backward for the gates, 8 for x and its products. Weights at every step.
+        n_bytes=4 * (n_units * (13 + 16 + 2 * 4) + steps * 2 * weight_hh.numel()),
         flops=3 * 2 * (2 * steps * lanes * 3 * hidden * hidden),
     )
 
 
 def plain_loss(hidden: Tensor, rows: Tensor) -> Tensor:
-    """Cross-entropy of a row's own target against the negatives that all rows share; float32 from the scores on."""
+    """Return the cross-entropy of each hidden state's target among negatives shared by all; float32 from the scores on.
+
+    rows: the item rows of the targets, followed by those of the negatives.
+    """
     m = len(hidden)
     scores = torch.cat([(hidden * rows[:m]).sum(1, keepdim=True), hidden @ rows[m:].T], dim=1).float()
     return F.cross_entropy(scores, torch.zeros(m, dtype=torch.int64, device=hidden.device))
 
 
 def plain_in_batch_loss(hidden: Tensor, rows: Tensor) -> Tensor:
-    """Cross-entropy of a row's own target against all other rows."""
+    """Return the cross-entropy of each hidden state's target among all other item rows."""
     return F.cross_entropy((hidden @ rows.T).float(), torch.arange(len(hidden), device=hidden.device))
 
 
 def loss(device: Device, precision: str, m: int, n: int, width: int, *, in_batch: bool = False) -> Row:
-    """The loss and the gradients of hidden states and rows."""
+    """Build the row of the sampled loss: its value, and the gradients of hidden states and item rows.
+
+    m: number of targets. n: number of negatives. in_batch: the other targets are negatives, too.
+    """
     m, n, width = device.size(m, 12), device.size(n, 32), device.size(width, 8)
     columns = m + n if in_batch else n
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -68,41 +77,41 @@ def loss(device: Device, precision: str, m: int, n: int, width: int, *, in_batch
     def theirs() -> object:
         return torch.autograd.grad(compiled(hidden, rows), (hidden, rows))
 
-    # Scores are float32: written, read, and their gradient read by two products; states and rows read and written.
-    own = hidden.element_size() * (6 * m * width + 3 * (m + n) * width)
+    # The float32 scores and their gradient are read or written 5 times; hidden states and item rows 6 and 3 times.
+    input_bytes = hidden.element_size() * (6 * m * width + 3 * (m + n) * width)
     return Row(
         {OURS: device.side(ours), "torch.compile": device.side(theirs)},
-        n_bytes=4 * 5 * m * columns + own,
+        n_bytes=4 * 5 * m * columns + input_bytes,
         flops=3 * 2 * m * columns * width,
     )
 
 
 def _catalogue(device: Device) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, items, and each query's target."""
+    """Return hidden states (the queries), item weights, and the target item of each query."""
     queries, items, width = device.size(512, 8), device.size(1_000_000, 500), device.size(256, 16)
     hidden, weight = torch.randn(queries, width, device=device.torch), torch.randn(items, width, device=device.torch)
     return hidden, weight, torch.randint(items, (queries,), device=device.torch)
 
 
-def ranking(name: RowName, device: Device, folder: Folder) -> Row:
-    """How many items score above a query's target."""
+def ranking(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of target_rank: for each query, the number of items with a higher score than its target."""
     hidden, weight, targets = _catalogue(device)
 
     @torch.no_grad()
-    def compared() -> Tensor:
+    def compare_scores() -> Tensor:
         scores = hidden @ weight.T
         return (scores > scores.gather(1, targets[:, None])).sum(1)
 
     ours = device.side(lambda: ops.target_rank(hidden, weight, None, targets, impl=device.impl))
     return Row(
-        {OURS: ours, "matmul + compare": device.side(compared)},
+        {OURS: ours, "matmul + compare": device.side(compare_scores)},
         n_bytes=weight.nbytes,
         flops=2 * len(hidden) * weight.numel(),
     )
 
 
-def top_k(name: RowName, device: Device, folder: Folder) -> Row:
-    """A query's best 20."""
+def top_k(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of top_k: the 20 best items of each query."""
     hidden, weight, _ = _catalogue(device)
     return Row(
         {
@@ -114,9 +123,9 @@ def top_k(name: RowName, device: Device, folder: Folder) -> Row:
     )
 
 
-def gru_of_case(name: RowName, device: Device, folder: Folder) -> Row:
-    """The GRU at the case's T and B, H=100."""
-    steps, lanes = (int(part.partition("=")[2]) for part in name.case.split())
+def gru_of_case(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of the GRU with hidden size 100 and the T steps and B lanes of the case."""
+    steps, lanes = (int(text.partition("=")[2]) for text in name.case.split())
     return gru(device, steps, lanes, 100)
 
 

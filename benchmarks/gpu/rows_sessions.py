@@ -1,4 +1,4 @@
-"""GPU rows of training on session logs, and of what feeds it: session batches, negatives, masks, the row update."""
+"""GPU rows of GRU4Rec training, and of its smaller operators: session batches, negatives, masks, row updates."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 from interleave import Side
 
 from gpu.device import Device
-from gpu.folder import Folder
+from gpu.prepared_folder import PreparedFolder
 from gpu.rows import Builder, Row, built_at_first_use
-from gpu.targets import OURS, OURS_STEADY, RowName
+from gpu.workloads import OURS, OURS_STEADY, RowName
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.training.epoch import EpochPlayer
 
 
-def training(name: RowName, device: Device, folder: Folder) -> Row:
-    """Mini-batches of what `GRU4Rec.fit` trains, of the official code's own loop, and of plain PyTorch.
+def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of a training step: `GRU4Rec.fit`, the loop of the official `fit`, and plain PyTorch.
 
-    In bf16 the products of the others are TF32.
+    In bf16 only this package's side has bf16 products; those of the other sides are TF32.
     """
-    (setting,) = [setting for setting in SETTINGS if setting.name == name.target]
+    (setting,) = [setting for setting in SETTINGS if setting.name == name.workload]
     store = folder.sessions(setting.log)
     notes: list[str] = []
 
@@ -52,7 +52,7 @@ def training(name: RowName, device: Device, folder: Folder) -> Row:
             lambda: device.host_side(NaiveTraining(store, setting, device=device.torch).step)
         ),
     }
-    n_columns = setting.batch_size + setting.n_sample  # on a GPU repeated negatives are not merged
+    n_columns = setting.batch_size + setting.n_sample  # on a GPU, negatives drawn twice are computed twice
     return Row(
         sides,
         unit="mini-batch",
@@ -97,11 +97,11 @@ def updates_of(trainer: EpochPlayer) -> Callable[[int], None]:
 
 
 def updates_side(run: Callable[[int], None], device: Device) -> Side:
-    """Time updates by the host's clock, in whole launches."""
-    of_a_launch = device.size(16, 1)
+    """Return the side that makes updates, timed by the host's clock; n is rounded to whole graphs of 16 updates."""
+    per_graph = device.size(16, 1)
 
     def side(n: int) -> float:
-        units = of_a_launch * max(1, n // of_a_launch)
+        units = per_graph * max(1, n // per_graph)
         device.wait()
         started = time.perf_counter()
         run(units)
@@ -111,16 +111,16 @@ def updates_side(run: Callable[[int], None], device: Device) -> Side:
     return side
 
 
-def official(folder: Folder, store: SessionStore, setting: Setting, device: Device) -> Side:
-    """The official code on the same sessions, in the same order, on the same device."""
+def official(folder: PreparedFolder, store: SessionStore, setting: Setting, device: Device) -> Side:
+    """Return the side of the official code, on the same sessions, in the same order, on the same device."""
     path = folder.peer("official")
-    from peers.official import Official, frame_of
+    from peers.official import OfficialGRU4Rec, to_data_frame
 
-    return Official(path, device.torch).training(frame_of(store), **setting.parameters())
+    return OfficialGRU4Rec(path, device.torch).training(to_data_frame(store), **setting.parameters())
 
 
-def masks(name: RowName, device: Device, folder: Folder) -> Row:
-    """Counter-based masks, written once."""
+def masks(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of dropout masks."""
     shape = tuple(int(size) for size in name.case.split(" x "))
     mask = torch.empty(shape, device=device.torch)
     return Row(
@@ -136,8 +136,8 @@ def masks(name: RowName, device: Device, folder: Folder) -> Row:
     )
 
 
-def negatives(name: RowName, device: Device, folder: Folder) -> Row:
-    """Draws by popularity, and their log-probabilities."""
+def negatives(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of negative sampling: items drawn by popularity, with their log-probabilities."""
     support = (1e7 / torch.arange(1, device.size(100_001, 101))).long() + 1
     table = ops.build_alias_table(support, 0.75).to(device.torch)
     probability = torch.softmax(table.log_prob, 0)
@@ -150,54 +150,54 @@ def negatives(name: RowName, device: Device, folder: Folder) -> Row:
     )
 
 
-def batches(name: RowName, device: Device, folder: Folder) -> Row:
-    """Sessions into 16 x 128 blocks, from a log on the device."""
+def batches(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of session batches of 16 steps x 128 lanes (sessions processed in parallel), on the device."""
     lengths = torch.randint(2, 9, (device.size(200_000, 500),), generator=torch.Generator().manual_seed(1))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     log = torch.arange(int(offsets[-1]), dtype=torch.int32)
-    there = log.to(device.torch), offsets.to(device.torch)
+    device_log = log.to(device.torch), offsets.to(device.torch)
 
-    def on_the_device(state: list[Tensor]) -> object:
-        return ops.session_batch(*there, None, *state, 16, impl=device.impl)
+    def batch_on_device(state: list[Tensor]) -> object:
+        return ops.session_batch(*device_log, None, *state, 16, impl=device.impl)
 
-    def by_the_processor(state: list[Tensor]) -> object:
+    def batch_on_processor(state: list[Tensor]) -> object:
         return [t.to(device.torch) for t in ops.session_batch(log, offsets, None, *state, 16)]
 
-    def again_and_again(play: Callable[[list[Tensor]], object], where: torch.device | str) -> Callable[[], object]:
-        """Begin the log anew before it ends: after its end, lanes would be dead and cost nothing."""
-        start = ops.session_batch_state(128, where)
-        state, calls = [t.clone() for t in start], 0
+    def restarting(batch: Callable[[list[Tensor]], object], where: torch.device | str) -> Callable[[], object]:
+        """Return a function that calls `batch` and restarts the log before its end, since empty lanes cost nothing."""
+        initial = ops.session_batch_state(128, where)
+        state, n_calls = [t.clone() for t in initial], 0
 
         def run() -> object:
-            nonlocal calls
-            if calls % 256 == 0:
-                for now, first in zip(state, start, strict=True):
-                    now.copy_(first)
-            calls += 1
-            return play(state)
+            nonlocal n_calls
+            if n_calls % 256 == 0:
+                for tensor, initial_tensor in zip(state, initial, strict=True):
+                    tensor.copy_(initial_tensor)
+            n_calls += 1
+            return batch(state)
 
         return run
 
     return Row(
         {
-            OURS: device.side(again_and_again(on_the_device, device.torch)),
-            "the CPU kernel and a copy": device.side(again_and_again(by_the_processor, "cpu")),
+            OURS: device.side(restarting(batch_on_device, device.torch)),
+            "the CPU kernel and a copy": device.side(restarting(batch_on_processor, "cpu")),
         },
         n_bytes=16 * 128 * (8 + 17),
     )
 
 
-def update(name: RowName, device: Device, folder: Folder) -> Row:
-    """Adagrad on the touched rows of a table; a few of them take most of the gradients."""
+def update(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of an Adagrad step on the rows with gradients; some rows have many of the 2144 gradients."""
     n_items, width = device.size(43_000, 300), device.size(480, 12)
     table, accumulator = (torch.ones(n_items, width, device=device.torch) for _ in range(2))
     index = (torch.rand(2144, device=device.torch) ** 3 * n_items).long()
-    grad, touched = torch.randn(2144, width, device=device.torch), int(index.unique().numel())
+    grad, n_rows = torch.randn(2144, width, device=device.torch), int(index.unique().numel())
     sides = {
         name: device.side(partial(ops.sparse_adagrad_, table, accumulator, None, index, grad, lr=1e-6, impl=impl))
         for name, impl in ((OURS, device.impl), ("coalesce, gather, scatter", "reference"))
     }
-    return Row(sides, n_bytes=2144 * (width * 4 + 16) + 4 * touched * width * 4)
+    return Row(sides, n_bytes=2144 * (width * 4 + 16) + 4 * n_rows * width * 4)
 
 
 BUILDERS: dict[str, Builder] = {

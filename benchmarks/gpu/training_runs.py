@@ -1,9 +1,8 @@
-"""Train a whole model on the GPU and measure when it reaches a metric: a row of the GPU table.
+"""Train a whole model on the GPU and measure the training time until its validation metric reaches a given value.
 
     PYTHONPATH=.:benchmarks python -m gpu.training_runs ngcf_gowalla_b8192 --out row.json --folder FOLDER
 
-Seconds are those of training, without start-up, evaluation and checkpoints. SIGINT ends the run; the row then says how
-far it came.
+Start-up, evaluations and checkpoints do not count. SIGINT ends the training; the row has the best value until then.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu.folder import Folder
-from gpu.results import Missing, write_json
-from gpu.targets import OURS, TARGETS
+from gpu.prepared_folder import PreparedFolder
+from gpu.results import MissingInput, write_json
+from gpu.workloads import OURS, WORKLOADS
 from gru4rec_fast import NGCF
 from gru4rec_fast.training import TrainingInterrupted
 
-PUBLISHED_SECONDS = 32_904.0  # the public code's log of NGCF on Gowalla
+PUBLISHED_SECONDS = 32_904.0  # from the training log of NGCF on Gowalla that the public code's authors published
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training on Gowalla: its row, the metric that it has to reach, and its parameters."""
+    """A training on Gowalla: its workload (a key of WORKLOADS), the metric value to reach, and its parameters."""
 
-    target: str
+    workload: str
     metric: str
     value: float
     parameters: dict[str, Any]
@@ -42,26 +41,26 @@ RUNS = {
 
 
 def row_of(name: str, run: Run, history: list[dict[str, Any]], wall: float) -> dict[str, Any]:
-    """Return the row of a training with these epochs; `wall` is its time with evaluations and start-up, in seconds."""
-    seconds, best, arrived = 0.0, 0.0, None
+    """Return the row of a training with these epochs; `wall` is its total time in seconds, with evaluations."""
+    seconds, best, reached_in = 0.0, 0.0, None
     for epoch in history:
         seconds += epoch["seconds"]
-        measured = epoch.get("validation", {}).get(run.metric, 0.0)
-        best = max(best, measured)
-        if measured >= run.value:
-            arrived = epoch["epoch"]
+        value = epoch.get("validation", {}).get(run.metric, 0.0)
+        best = max(best, value)
+        if value >= run.value:
+            reached_in = epoch["epoch"]
             break
-    came = f"epoch {arrived}" if arrived else f"not reached: {best:.4f} at best in {len(history)} epochs"
-    against = TARGETS[run.target].against
-    times = {OURS: seconds, against: PUBLISHED_SECONDS}
-    ratio = PUBLISHED_SECONDS / seconds if arrived else None
+    outcome = f"epoch {reached_in}" if reached_in else f"not reached: {best:.4f} at best in {len(history)} epochs"
+    baseline = WORKLOADS[run.workload].baseline
+    times = {OURS: seconds, baseline: PUBLISHED_SECONDS}
+    ratio = PUBLISHED_SECONDS / seconds if reached_in else None
     return {
-        "row": f"{TARGETS[run.target].work} ({name}: {came}; {wall:.0f} s with evaluations)",
-        "target": run.target,
+        "row": f"{WORKLOADS[run.workload].description} ({name}: {outcome}; {wall:.0f} s with evaluations)",
+        "target": run.workload,
         "precision": "",
-        "reached": arrived is not None,
+        "reached": reached_in is not None,
         "seconds": {side: dict.fromkeys(("median", "q1", "q3"), value) for side, value in times.items()},
-        "ratios": {against: dict.fromkeys(("median", "q1", "q3"), ratio)} if ratio else {},
+        "ratios": {baseline: dict.fromkeys(("median", "q1", "q3"), ratio)} if ratio else {},
         "mib": {},
         "notes": [],
         "failed": {},
@@ -79,13 +78,13 @@ def main() -> int:
     parser.add_argument("--impl", default="native")
     parser.add_argument("--tiny", action="store_true", help="two epochs")
     given = parser.parse_args()
-    # A process started in the background of a shell has SIGINT ignored.
+    # A shell starts background processes with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    run, folder = RUNS[given.run], Folder(given.folder)
+    run, folder = RUNS[given.run], PreparedFolder(given.folder)
     parameters = run.parameters | {"device": given.device, "impl": "auto" if given.impl == "native" else given.impl}
     try:
         graphs = folder.graph("gowalla"), folder.graph("gowalla", "test")
-    except Missing as missing:
+    except MissingInput as missing:
         print(f"left out: {missing}")
         write_json(given.out, {"left_out": [f"{given.run}: {missing}"]})
         return 0

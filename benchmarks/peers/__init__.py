@@ -1,1 +1,1 @@
-"""Adapters of other people's code, which is imported from a checkout given by --peer NAME=PATH and never copied."""
+"""Adapters to other people's code, which is imported from a checkout (--peer NAME=PATH) and never copied."""

@@ -1,7 +1,8 @@
-"""The public NGCF-PyTorch and LightGCN-PyTorch, called from checkouts: `ngcf_step` and `lightgcn_step`.
+"""Training steps of the public NGCF-PyTorch and LightGCN-PyTorch, imported from checkouts.
 
-Their models and losses run as they are, on the graph they are given; their data loaders, which read fixed folders, are
-not used. A step is theirs: forward over the whole graph, loss, backward, Adam.
+`ngcf_step` and `lightgcn_step` run the unchanged models and losses of these checkouts on an `InteractionGraph`. Their
+data loaders, which read fixed folders, are not used. A step is that of the public training loop: forward pass over the
+whole graph, loss, backward pass, Adam.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from torch import Tensor
 from gru4rec_fast.data import InteractionGraph
 from peers.official import CPU, quiet
 
-Step = Callable[[Tensor, Tensor, Tensor], float]  # trains on a batch of triples and returns its loss
+Step = Callable[[Tensor, Tensor, Tensor], float]  # step(users, positives, negatives) trains and returns the loss
 
 
 def adjacency(graph: InteractionGraph) -> sp.csr_array:
-    """A, users before items, as a scipy matrix."""
+    """Return the adjacency matrix A as a scipy matrix; the nodes are the users, followed by the items."""
     size = (graph.n_nodes, graph.n_nodes)
     return sp.csr_array((np.ones(len(graph.neighbors), np.float32), graph.neighbors, graph.offsets), shape=size)
 
 
 def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
-    """NGCF-3 as in its README: P = Q = (D + I)^-1 (A + I), dropouts 0.1, reg 1e-5, Adam at 1e-4.
+    """Return the step of NGCF-3 as its README runs it: (D + I)^-1 (A + I), dropouts 0.1, reg 1e-5, Adam at 1e-4.
 
     Raises:
-        FileNotFoundError: the path holds no NGCF/NGCF.py.
+        FileNotFoundError: the checkout has no NGCF/NGCF.py.
     """
-    code = _module("ngcf", Path(path) / "NGCF", "NGCF")
+    code = _import_module("ngcf", Path(path) / "NGCF", "NGCF")
     with_self = adjacency(graph) + sp.eye_array(graph.n_nodes, dtype=np.float32)
     norm = sp.diags_array(1 / with_self.sum(1)).dot(with_self)
     settings = Namespace(
@@ -65,12 +66,14 @@ def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device
 
 
 def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
-    """LightGCN-3 as by default there: reg 1e-4, Adam at 1e-3. `batch_size` is that of the triples it is given.
+    """Return the step of LightGCN-3 with its defaults: reg 1e-4, Adam at 1e-3.
+
+    `batch_size` is not used: it is an argument because `ngcf_step` needs it.
 
     Raises:
-        FileNotFoundError: the path holds no code/model.py.
+        FileNotFoundError: the checkout has no code/model.py.
     """
-    code = _module("lightgcn", Path(path) / "code", "model")
+    code = _import_module("lightgcn", Path(path) / "code", "model")
     degrees = np.diff(graph.offsets)
     scale = sp.diags_array(np.divide(1, np.sqrt(degrees), where=degrees > 0, out=np.zeros(len(degrees))))
     entries = (scale @ adjacency(graph) @ scale).tocoo()
@@ -94,21 +97,21 @@ def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, de
     return step
 
 
-def _module(peer: str, folder: Path, name: str) -> ModuleType:
-    """A module of a checkout; what it imports from beside itself comes from there too.
+def _import_module(peer: str, folder: Path, name: str) -> ModuleType:
+    """Import a module from a folder of a checkout; its own imports are searched in that folder first.
 
-    LightGCN's modules read sys.argv, make a folder for its checkpoints and import a data loader: they get an empty
-    command line, no folder, and an empty stand-in.
+    LightGCN's modules parse sys.argv, create a folder for checkpoints and import a data loader. For them sys.argv is
+    emptied, os.makedirs does nothing, and `dataloader` is an empty module.
     """
     if not (folder / f"{name}.py").exists():
-        raise FileNotFoundError(f"--peer {peer}={folder.parent}: there is no {folder.name}/{name}.py in that checkout")
-    stand_in: dict[str, Any] = {"dataloader": ModuleType("dataloader")} if peer == "lightgcn" else {}
-    if stand_in:
-        stand_in["dataloader"].BasicDataset = object  # type: ignore[attr-defined]
+        raise FileNotFoundError(f"--peer {peer}={folder.parent}: no {folder.name}/{name}.py in it; give a checkout")
+    replaced: dict[str, Any] = {"dataloader": ModuleType("dataloader")} if peer == "lightgcn" else {}
+    if replaced:
+        replaced["dataloader"].BasicDataset = object  # type: ignore[attr-defined]
     with (
         mock.patch.object(sys, "path", [str(folder), *sys.path]),
         mock.patch.object(sys, "argv", [name]),
-        mock.patch.dict(sys.modules, stand_in),
+        mock.patch.dict(sys.modules, replaced),
         mock.patch("os.makedirs"),
     ):
         return importlib.import_module(name)

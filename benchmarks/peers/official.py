@@ -1,8 +1,7 @@
-"""The public official PyTorch GRU4Rec, called from a checkout: `Official(path)`.
+"""Adapter to the official code (GRU4Rec_PyTorch_Official, by GRU4Rec's author), imported from a checkout.
 
-Two mends let it run on today's NumPy and pandas; they are put in place around its calls, and its files stay as they
-are: a pandas Series handed to torch.tensor goes as its `.values`, and its NumPy initial weights, float64 under NumPy 2,
-are cast to float32.
+Two patches at run time let it work with today's NumPy and pandas; its files are not changed. A pandas Series passed to
+torch.tensor is replaced by its `.values`. The initial weights, float64 under NumPy 2, are cast to float32.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from gru4rec_fast.data import SessionStore
 
 CPU = torch.device("cpu")
 CACHED_NEGATIVES = 3_000_000
-NOT_TIMED = 3  # mini-batches at the start of each fit, which pay for a new model's first gradients
+WARMUP_BATCHES = 3  # not timed: the first mini-batches of a `fit` allocate the gradients of the new model
 
 
-class Official:
-    """The modules of a checkout, which train and rank on `device`.
+class OfficialGRU4Rec:
+    """The official GRU4Rec of a checkout, training and evaluating on `device`.
 
     Raises:
-        FileNotFoundError: the path holds no gru4rec_pytorch.py.
+        FileNotFoundError: the path has no gru4rec_pytorch.py.
     """
 
     def __init__(self, path: str | Path, device: torch.device = CPU) -> None:
@@ -45,60 +44,60 @@ class Official:
             self.code = importlib.import_module("gru4rec_pytorch")
             self.evaluation = importlib.import_module("evaluation")
         model, initial = self.code.GRU4RecModel, self.code.GRU4RecModel._init_numpy_weights
-        if not hasattr(initial, "mended"):
-            mended = lambda self, shape: initial(self, shape).astype(np.float32)  # noqa: E731
-            mended.mended = True  # type: ignore[attr-defined]
-            model._init_numpy_weights = mended
+        if not hasattr(initial, "is_patched"):
+            patched = lambda self, shape: initial(self, shape).astype(np.float32)  # noqa: E731
+            patched.is_patched = True  # type: ignore[attr-defined]
+            model._init_numpy_weights = patched
 
-    def new(self, **parameters: Any) -> Any:
-        """Its estimator, with these parameters."""
+    def new_estimator(self, **parameters: Any) -> Any:
+        """Return a new estimator of the official code with these parameters."""
         estimator = self.code.GRU4Rec(device=self.device)
         with quiet():
             estimator.set_params(**parameters)
         return estimator
 
     def fit(self, estimator: Any, log: pd.DataFrame, **arguments: Any) -> None:
-        """Its own `fit`."""
+        """Call the official `fit`."""
         tensor = torch.tensor
-        mended = types.ModuleType("torch")
-        mended.__dict__.update(torch.__dict__)
-        mended.tensor = lambda data, **k: tensor(data.values if isinstance(data, pd.Series) else data, **k)  # type: ignore[attr-defined]
-        with quiet(), mock.patch.object(self.code, "torch", mended):
+        patched = types.ModuleType("torch")
+        patched.__dict__.update(torch.__dict__)
+        patched.tensor = lambda data, **k: tensor(data.values if isinstance(data, pd.Series) else data, **k)  # type: ignore[attr-defined]
+        with quiet(), mock.patch.object(self.code, "torch", patched):
             estimator.fit(log, **arguments)
 
     def training(self, log: pd.DataFrame, **parameters: Any) -> Callable[[int], float]:
-        """A function that trains n mini-batches by `fit`'s own loop and returns seconds per mini-batch.
+        """Return a function that trains n mini-batches in the official `fit` and returns the seconds per mini-batch.
 
-        Each call is a `fit` of its own, over the first n mini-batches of an epoch; only its loop is timed. Its cache of
-        negatives is drawn beforehand, once, in its favor; 1464 mini-batches of 2048 fit.
+        Each call runs `fit` on the first n mini-batches of an epoch; only the loop over them is timed. The cache of
+        negatives, enough for 1464 mini-batches of 2048, is filled once and not timed, which favors the official code.
         """
-        estimator = self.new(**parameters, n_epochs=1)
+        estimator = self.new_estimator(**parameters, n_epochs=1)
         with quiet():
             sampling = (estimator.n_sample, estimator.sample_alpha, CACHED_NEGATIVES)
             iterator = self.code.SessionDataIterator(log, estimator.batch_size, *sampling, device=self.device)
 
         def run(n: int) -> float:
-            stopping = _StoppingIterator(iterator, n)
-            with mock.patch.object(self.code, "SessionDataIterator", lambda *a, **k: stopping):
+            limited = _LimitedIterator(iterator, n)
+            with mock.patch.object(self.code, "SessionDataIterator", lambda *a, **k: limited):
                 self.fit(estimator, log)
             if estimator.error_during_train:
-                raise ArithmeticError("the official code met a NaN loss")
-            return stopping.seconds / n
+                raise ArithmeticError("the loss of the official code is NaN")
+            return limited.seconds / n
 
         return run
 
     def session_batches(self, log: pd.DataFrame, batch_size: int) -> Callable[[], int]:
-        """A function that plays an epoch of its session iterator, without negatives, and returns its events."""
+        """Return a function that iterates over the session batches of an epoch and returns the number of events."""
         with quiet():
             iterator = self.code.SessionDataIterator(log, batch_size, device=self.device)
         return lambda: sum(len(inputs) for inputs, _ in iterator(enable_neg_samples=False))
 
     def with_weights(self, weights: dict[str, Tensor], item_ids: np.ndarray, hidden: int) -> Any:
-        """Its estimator holding the weights of a one-layer, constrained `SessionNetwork`, to be evaluated.
+        """Return an official estimator with the weights of a one-layer, constrained `SessionNetwork`, for evaluation.
 
-        weights: the network's state_dict. item_ids: the vocabulary's ids by index.
+        weights: the network's state_dict. item_ids: the item ids in the order of their indices. hidden: hidden size.
         """
-        estimator = self.new(layers=[hidden])
+        estimator = self.new_estimator(layers=[hidden])
         model = self.code.GRU4RecModel(len(item_ids), [hidden])
         layer = "gru.layers.0."
         model.load_state_dict(
@@ -114,20 +113,20 @@ class Official:
         return estimator
 
     def evaluate(self, estimator: Any, test: pd.DataFrame, batch_size: int = 512) -> tuple[float, float]:
-        """Recall@20 and MRR@20 by its own `batch_eval`."""
+        """Return Recall@20 and MRR@20 by the official `batch_eval`."""
         with quiet():
             recall, mrr = self.evaluation.batch_eval(estimator, test, [20], batch_size, "conservative")
         return float(recall[20]), float(mrr[20])
 
 
-def frame_of(store: SessionStore) -> pd.DataFrame:
-    """A store's log as the data frame that its `fit` takes; sessions and events stand in the order of their times."""
+def to_data_frame(store: SessionStore) -> pd.DataFrame:
+    """Return a store's log as a data frame for the official `fit`, with sessions and events in the order of time."""
     sessions = np.repeat(np.arange(store.n_sessions), np.diff(store.offsets))
     return pd.DataFrame({"SessionId": sessions, "ItemId": store.items, "Time": np.arange(store.n_events)})
 
 
-class _StoppingIterator:
-    """Its session iterator, which stops after n mini-batches and takes the time of them."""
+class _LimitedIterator:
+    """Wraps the official session iterator: stops after n mini-batches and measures their time in `seconds`."""
 
     def __init__(self, iterator: Any, n: int) -> None:
         self._iterator, self._n, self.seconds = iterator, n, 0.0
@@ -137,7 +136,7 @@ class _StoppingIterator:
 
     def __call__(self, *args: Any, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
         batches = self._iterator(*args, **options)
-        for _ in range(NOT_TIMED):
+        for _ in range(WARMUP_BATCHES):
             yield next(batches)
         started = time.perf_counter()
         for _ in range(self._n):
@@ -147,6 +146,6 @@ class _StoppingIterator:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Its prints go nowhere."""
+    """Discard what the official code prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,8 +1,11 @@
-"""One markdown table from the JSON of pytest-benchmark: python benchmarks/report.py build/benchmarks/*.json
+"""Render the JSON files of the CPU benchmarks as one markdown table.
 
-A row per comparison: our first side against all others, our further ones against those with a goal and against ours;
-the ratio's median and quartiles over the rounds, the goal, and what share of the machine's own rates our side reached.
-A share above 1 of sgemm means that BLAS is no limit.
+    python benchmarks/cpu_table.py build/benchmarks/*.json [--into docs/performance.md]
+
+A row compares one side of this package (the subject) with another side: times, ratio (median and quartiles over the
+rounds), goal, and the share of the machine's own rates that the subject reached. The first subject is compared with all
+other sides; the further subjects only with sides for which they have a goal and with the other subjects. A share of
+sgemm above 100% means that the package's products are faster than torch's BLAS.
 """
 
 from __future__ import annotations
@@ -18,29 +21,29 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Return a time with three digits and a unit."""
     unit = next((name for name, size in UNITS.items() if seconds >= size), "ns")
     return f"{seconds / UNITS[unit]:.3g} {unit}"
 
 
 def bracketed(values: dict[str, float]) -> str:
-    """Median and quartiles of a ratio."""
+    """Return a ratio's median, with its quartiles in brackets."""
     return f"{values['median']:.2f} [{values['q1']:.2f}, {values['q3']:.2f}]"
 
 
 def shares(limits: dict[str, float], bf16: bool) -> str:
-    """The shares of the machine's rates, and these rates."""
-    found = []
+    """Return the shares of the machine's rates that `machine.rate_shares` computed, and these rates."""
+    texts = []
     if "sgemm_share" in limits:
         products, name = ("bf16", "bf16 products") if bf16 else ("sgemm", "sgemm")
-        found.append(f"{limits[f'{products}_share']:.0%} of {name} ({limits[f'{products}_gflops']:.0f} GFLOP/s)")
+        texts.append(f"{limits[f'{products}_share']:.0%} of {name} ({limits[f'{products}_gflops']:.0f} GFLOP/s)")
     if "copy_share" in limits:
-        found.append(f"{limits['copy_share']:.0%} of copy ({limits['copy_gbytes']:.1f} GB/s)")
-    return ", ".join(found)
+        texts.append(f"{limits['copy_share']:.0%} of copy ({limits['copy_gbytes']:.1f} GB/s)")
+    return ", ".join(texts)
 
 
 def rows(info: dict[str, Any]) -> Iterator[list[str]]:
-    """The table's rows of one comparison."""
+    """Yield the table's rows of one comparison; `info` is what `interleave.Comparison` recorded."""
     subjects = list(info["ratios"])
     for subject, ratios in info["ratios"].items():
         ours = duration(info["seconds_per_unit"][subject]["median"])
@@ -58,7 +61,7 @@ def rows(info: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
-    """The table's rows of a comparison of memory, where less is better."""
+    """Yield the table's rows of a comparison of peak memory: the ratio is ours over theirs, and smaller is better."""
     *others, subject = memory["sides"]
     ours = memory["sides"][subject]
     for other in others:
@@ -68,21 +71,21 @@ def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
         if other == "official":
             goal = f"<= {memory['goal']:g} ({'met' if share <= memory['goal'] else 'missed'})"
         cells = [f"{figures['peak_bytes'] / 2**20:.1f} MiB" for figures in (ours, theirs)]
-        held = f"{ours['loaded_bytes'] / 2**20:.1f} MiB of it model and log"
-        yield [memory["row"], subject, cells[0], other, cells[1], f"{share:.3f}", goal, held]
+        loaded = f"{ours['loaded_bytes'] / 2**20:.1f} MiB of it model and log"
+        yield [memory["row"], subject, cells[0], other, cells[1], f"{share:.3f}", goal, loaded]
 
 
-def machine(facts: dict[str, Any]) -> str:
-    """The machine and the versions in one line."""
-    where = f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads"
-    return f"{where}; torch {facts['torch']}, numpy {facts['numpy']}, Python {facts['python']}"
+def machine_line(machine: dict[str, Any]) -> str:
+    """Return the machine and the versions in one line."""
+    processor = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"{processor}; torch {machine['torch']}, numpy {machine['numpy']}, Python {machine['python']}"
 
 
 def table(files: list[Path]) -> str:
-    """Return the markdown table of these files, and on which machines and days they were made.
+    """Return the markdown table of these files, followed by the machines and the days of the measurements.
 
     Raises:
-        ValueError: the files hold no comparison.
+        ValueError: the files contain no comparison.
     """
     header = ["row", "ours", "takes", "against", "takes", "ratio", "goal", "ours reaches"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -97,30 +100,30 @@ def table(files: list[Path]) -> str:
             if "ratios" not in info:
                 continue
             lines += ["| " + " | ".join(row) + " |" for row in rows(info)]
-            machines.setdefault(machine(info["machine"]), set()).add(day)
+            machines.setdefault(machine_line(info["machine"]), set()).add(day)
     if not machines:
         raise ValueError(f"no comparison in {', '.join(map(str, files))}")
     return "\n".join([*lines, "", *(f"{name}; {', '.join(sorted(days))}" for name, days in machines.items())])
 
 
 def put_into(page: Path, text: str) -> None:
-    """Put the text between the page's markers.
+    """Replace the text between the page's markers.
 
     Raises:
         ValueError: the page has no markers.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    head, begin, rest = page.read_text().partition(BEGIN)
+    _, end, tail = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{page} has no lines {BEGIN} and {END} for the table to stand between")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+        raise ValueError(f"{page} has no lines {BEGIN} and {END}; add them where the table should be")
+    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def main() -> None:
-    """Print the table of the files given, or put it into a page."""
+    """Print the table of the given files, or write it into a page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path, help="JSON of pytest-benchmark")
-    parser.add_argument("--into", type=Path, help=f"a page, to replace what stands between {BEGIN} and {END}")
+    parser.add_argument("files", nargs="+", type=Path, help="JSON files of pytest-benchmark")
+    parser.add_argument("--into", type=Path, help=f"a page; the text between {BEGIN} and {END} is replaced")
     arguments = parser.parse_args()
     text = table(arguments.files)
     if arguments.into:

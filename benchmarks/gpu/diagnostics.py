@@ -1,14 +1,17 @@
-"""Facts about the device that explain the rows; each is measured in a process of its own and written to a JSON file.
+"""Measure one fact that explains the rows of the GPU table, and write it to a JSON file.
 
-    PYTHONPATH=.:benchmarks python -m gpu.facts FACT --out fact.json [--folder FOLDER] [--setting xe-100]
+    PYTHONPATH=.:benchmarks python -m gpu.diagnostics FACT --out fact.json [--folder FOLDER] [--setting xe-100]
 
-library     the device, and whether the native library that FOLDER carries loads, or has to be compiled there and why
-latencies   launches, graph nodes, grid barriers and cluster barriers (latencies.cu)
-rates       copy bandwidth, and product rates in fp32, TF32 and bf16
-timeline    GPU timeline of two replays of the training graph: kernels, counts, mean times, gaps; writes a trace, too
+FACT is one of
+library     device and versions; loads the native library from FOLDER, or compiles it if that one does not fit
+latencies   latencies of kernel launches, graph nodes, grid barriers and cluster barriers (latencies.cu)
+rates       copy bandwidth, and rates of matrix products in fp32, TF32 and bf16
+timeline    GPU timeline of two replays of the captured training step: kernels, times and gaps; also writes a trace
 ncu         bytes, sectors per request and occupancy of the five longest kernels of one uncaptured training step
-one-step    that training step by itself: the program that ncu runs
-cpu-engine  this package's own training step on the processor, on 1 to 16 cores; threads are bound by the environment
+one-step    runs that training step; `ncu` profiles this program
+cpu-engine  time of the fused training step on the processor, with 1 to 16 threads
+
+--setting is a training setting of naive_pytorch.py.
 """
 
 from __future__ import annotations
@@ -28,16 +31,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from gpu.results import WAIT_VARIABLE, Missing, wait_for_turn, write_json
+from gpu.results import WAIT_VARIABLE, MissingInput, wait_for_device, write_json
 
 HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0))  # before torch is imported: OMP_PROC_BIND binds this thread to one of them
+CORES = len(os.sched_getaffinity(0))  # read before `import torch`: then OMP_PROC_BIND binds this thread to one core
 REPLAYS = 2
-REBUILT = "GPU_CALL_REBUILT"  # set once a carried library has been replaced
-MEASURED_SECONDS = 0.5  # of one setting of the CPU engine
+REBUILT = "GPU_CALL_REBUILT"  # environment variable, set when the library of FOLDER has been deleted
+MEASURED_SECONDS = 0.5  # duration of a measurement of the CPU engine
 CPU_THREADS = (1, 2, 4, 8, 16)
 LONGEST = 5
-# Raw counters by the name they have in the results. Sectors per request: 4 where a warp reads 128 contiguous bytes.
+# Names in the results, and the counters of ncu. A warp that reads 128 contiguous bytes has 4 sectors per request.
 METRICS = {
     "us": "gpu__time_duration.sum",
     "dram_bytes": "dram__bytes.sum",
@@ -51,82 +54,82 @@ METRICS = {
 
 
 def library(given: argparse.Namespace) -> dict[str, Any]:
-    """Load the native library; compile it here where the one that FOLDER carries does not fit."""
+    """Load the native library of FOLDER; compile it on this machine if it does not fit or does not load."""
     import torch
 
     if given.device == "cuda":
         assert torch.cuda.is_available(), f"torch {torch.__version__} sees no GPU here"
     name = torch.cuda.get_device_name() if given.device == "cuda" else "a processor"
-    found = {"device": name, "torch": str(torch.__version__), "cuda": torch.version.cuda, "tiny": given.tiny}
-    print(found, flush=True)
-    write_json(given.out, found)  # the rows of the peers need no more than this
+    result = {"device": name, "torch": str(torch.__version__), "cuda": torch.version.cuda, "tiny": given.tiny}
+    print(result, flush=True)
+    write_json(given.out, result)  # written now, since it stays valid if the library fails
     if given.device == "cuda":
         import gru4rec_fast
         from gru4rec_fast import _build, _compile
 
-        wanted = _compile.identity(_build.source_folder(), str(torch.__version__), torch.version.cuda)
-        carried = [_compile.read_record(path) for path in _build.cache_folder().glob("*/")]
-        if wanted not in [record.get("identity") for record in carried]:
-            reason = _build.difference(carried[0], wanted) if carried else f"{_build.cache_folder()} holds no library"
-            print(f"compiling the library here: {reason}", flush=True)
-            found["library"] = {"compiled_there": reason}
+        required = _compile.identity(_build.source_folder(), str(torch.__version__), torch.version.cuda)
+        cached = [_compile.read_record(path) for path in _build.cache_folder().glob("*/")]
+        if required not in [record.get("identity") for record in cached]:
+            reason = _build.difference(cached[0], required) if cached else f"{_build.cache_folder()} holds no library"
+            print(f"compiling the library on this machine: {reason}", flush=True)
+            result["library"] = {"compiled_there": reason}
         try:
             info = gru4rec_fast.build_info()
         except RuntimeError as error:
             if REBUILT in os.environ:
                 raise
-            print(f"compiling the library here: {error}", flush=True)
+            print(f"compiling the library on this machine: {error}", flush=True)
             shutil.rmtree(_build.cache_folder(), ignore_errors=True)
             os.environ[REBUILT] = "1"
             os.execv(sys.executable, [*sys.orig_argv])
         print(json.dumps({key: value for key, value in info.items() if key != "kernels"}, indent=1))
         assert info["native_cuda"], info["why_not_cuda"]
-    return found
+    return result
 
 
 def latencies(given: argparse.Namespace) -> dict[str, Any]:
-    """Run the program that build_library.sh compiled; compile it here where it is missing or does not run."""
+    """Run the compiled latencies.cu of FOLDER; compile it on this machine if it is missing or prints no figures."""
     program = given.folder / "latencies" if given.folder else None
-    found = latencies_of(program) if program and program.exists() else {}
-    if not found:
-        print("compiling latencies.cu here: FOLDER holds no program latencies that measures anything", flush=True)
+    measured = run_latencies(program) if program and program.exists() else {}
+    if not measured:
+        print("compiling latencies.cu on this machine: FOLDER/latencies is missing or printed no figures", flush=True)
         with tempfile.TemporaryDirectory() as work:
             compiled = Path(work, "latencies")
             source = HERE / "latencies.cu"
             subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=sm_90", source, "-o", compiled], check=True)
-            found = latencies_of(compiled)
-    if not found:
+            measured = run_latencies(compiled)
+    if not measured:
         raise RuntimeError("no latency was measured")
-    return {"facts": {"latencies": found}}
+    return {"facts": {"latencies": measured}}
 
 
-def latencies_of(program: Path) -> dict[str, float]:
-    """Run the program and return what it measured, which it prints even where it fails half-way."""
-    ran = subprocess.run([program.resolve()], capture_output=True, text=True, check=False)
-    if ran.returncode:
-        print(f"{program} ended with code {ran.returncode}: {ran.stderr.strip()[-300:]}", flush=True)
+def run_latencies(program: Path) -> dict[str, float]:
+    """Run the program and return its figures. It prints those measured so far even if it fails."""
+    process = subprocess.run([program.resolve()], capture_output=True, text=True, check=False)
+    if process.returncode:
+        print(f"{program} ended with code {process.returncode}: {process.stderr.strip()[-300:]}", flush=True)
     try:
-        return dict(json.loads(ran.stdout))
+        return dict(json.loads(process.stdout))
     except ValueError:
         return {}
 
 
 def rates(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure the ceilings that the rows' shares are of."""
-    from gpu.device import ceilings
+    """Measure the device's rates, to which the table relates the rows' figures."""
+    from gpu.device import measure_rates
 
-    return {"ceilings": ceilings(device_of(given))}
+    return {"ceilings": measure_rates(device_of(given))}
 
 
 def timeline(given: argparse.Namespace) -> dict[str, Any]:
-    """Profile replays of the captured training step of a setting."""
+    """Profile replays of the captured training step."""
     import torch
     from torch.profiler import ProfilerActivity
 
     device = device_of(given)
     run = training_of(given)
     per_replay = device.size(16, 1)
-    for _ in range(4):  # the first launch is not captured, the second is
+    for _ in range(4):  # the first run is not captured, the second one is
         run(per_replay)
     device.wait()
     started = time.perf_counter()
@@ -141,23 +144,23 @@ def timeline(given: argparse.Namespace) -> dict[str, Any]:
     profile.export_chrome_trace(str(trace))
     trace.with_suffix(".json.gz").write_bytes(gzip.compress(trace.read_bytes()))
     trace.unlink()
-    kind = torch.autograd.DeviceType.CUDA if device.is_gpu else torch.autograd.DeviceType.CPU
+    device_type = torch.autograd.DeviceType.CUDA if device.is_gpu else torch.autograd.DeviceType.CPU
     events = [
         (event.name, event.time_range.start, event.time_range.end)
         for event in profile.events()
-        if event.device_type == kind and (device.is_gpu or event.cpu_parent is None)
+        if event.device_type == device_type and (device.is_gpu or event.cpu_parent is None)
     ]
-    found = {"untraced_us_per_mini_batch": untraced * 1e6} | summary(events, REPLAYS * per_replay)
-    return {"facts": {"timeline": {given.setting: found}}}
+    figures = {"untraced_us_per_mini_batch": untraced * 1e6} | summarize(events, REPLAYS * per_replay)
+    return {"facts": {"timeline": {given.setting: figures}}}
 
 
-def summary(events: Iterable[tuple[str, float, float]], mini_batches: int) -> dict[str, Any]:
-    """Summarize GPU events (name, start, end, in microseconds) of so many mini-batches.
+def summarize(events: Iterable[tuple[str, float, float]], mini_batches: int) -> dict[str, Any]:
+    """Summarize the GPU events (name, start, end, in microseconds) of `mini_batches` mini-batches.
 
     Returns:
-        us_per_mini_batch: from the first start to the last end. kernels: [name, count per mini-batch, mean us] by
-        total time. gaps_us: time from the latest end so far to the next start; negative where events overlap.
-        Tracing lengthens gaps.
+        us_per_mini_batch: time from the first start to the last end. busy_us_per_mini_batch: sum of the events' times.
+        kernels: [name, count per mini-batch, mean us], the largest total time first. gaps_us: times from the latest
+        end so far to the next start, negative where events overlap; tracing makes gaps longer.
     """
     ordered = sorted(events, key=lambda event: event[1])
     if not ordered:
@@ -181,15 +184,15 @@ def summary(events: Iterable[tuple[str, float, float]], mini_batches: int) -> di
 
 
 def one_step(given: argparse.Namespace) -> dict[str, Any]:
-    """Train one mini-batch without a graph, between cudaProfilerStart and cudaProfilerStop."""
+    """Train one mini-batch without CUDA graph capture, between cudaProfilerStart and cudaProfilerStop."""
     import torch
 
     run = training_of(given)
-    run(2 if given.tiny else 16)  # loads the kernels
+    run(2 if given.tiny else 16)  # warm-up: CUDA loads kernels at first use
     if given.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-    run(1)  # the first launch of this size: not captured
+    run(1)  # not captured, since it is the first run of this number of mini-batches
     if given.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
@@ -197,19 +200,19 @@ def one_step(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def ncu(given: argparse.Namespace) -> dict[str, Any]:
-    """Count bytes, sectors and occupancy of every kernel of one step; keep the longest."""
+    """Count bytes, sectors and occupancy of every kernel of one training step by ncu; return the longest kernels."""
     program = shutil.which("ncu")
     if program is None:
-        print("warning: ncu is not on PATH, no counters")
+        print("warning: ncu is not on PATH, so no counters are measured")
         return {}
     with tempfile.TemporaryDirectory() as work:
         report = Path(work, "ncu.csv")
-        # Clocks are left as they are, since the card is shared; so are caches, in which a step finds its tables.
+        # ncu must not fix the clocks, since the GPU is shared, nor flush the caches, which hold tables between steps.
         command = [
             program, "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv",
             "--page", "raw",
             "--print-units", "base", "--metrics", ",".join(METRICS.values()), "--log-file", str(report),
-            sys.executable, "-W", "ignore", "-m", "gpu.facts", "one-step", "--out", str(Path(work, "none.json")),
+            sys.executable, "-W", "ignore", "-m", "gpu.diagnostics", "one-step", "--out", str(Path(work, "none.json")),
             "--setting", given.setting, "--device", given.device, *(["--tiny"] if given.tiny else []),
             *(["--folder", str(given.folder)] if given.folder else []),
         ]  # fmt: skip
@@ -218,17 +221,17 @@ def ncu(given: argparse.Namespace) -> dict[str, Any]:
         text = report.read_text() if report.exists() else ""
         if code:
             print(f"ncu ended with code {code}: {text.strip()[-1500:]}")
-        kernels = counters(text)
+        kernels = parse_counters(text)
     return {"facts": {"ncu": {given.setting: kernels}}}
 
 
-def counters(report: str) -> list[dict[str, Any]]:
-    """Read ncu's raw CSV page (a line of names, a line of units, a line per kernel); return the longest kernels."""
+def parse_counters(report: str) -> list[dict[str, Any]]:
+    """Parse ncu's raw CSV page (a line of names, a line of units, a line per kernel); return the longest kernels."""
     lines = [line for line in report.splitlines() if line.startswith('"')]
     if len(lines) < 3:
         raise RuntimeError(f"ncu counted no kernel: {report.strip()[-300:]}")
     names, units, *rows = csv.reader(lines)
-    found = []
+    kernels = []
     for row in rows:
         values = dict(zip(names, row, strict=True))
         kernel: dict[str, Any] = {"kernel": values["Kernel Name"][:120]}
@@ -240,24 +243,27 @@ def counters(report: str) -> list[dict[str, Any]]:
         for direction in ("load", "store"):
             sectors, requests = kernel.pop(f"{direction}_sectors"), kernel.pop(f"{direction}_requests")
             kernel[f"{direction}_sectors_per_request"] = sectors / requests if sectors and requests else None
-        found.append(kernel)
-    return sorted(found, key=lambda kernel: -(kernel["us"] or 0))[:LONGEST]
+        kernels.append(kernel)
+    return sorted(kernels, key=lambda kernel: -(kernel["us"] or 0))[:LONGEST]
 
 
 def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure the fused CPU step of the four settings on ever more cores; what was measured is kept."""
+    """Measure the fused training step of all settings on the processor, with more and more threads.
+
+    The figures are written after each number of threads, since the process may be stopped.
+    """
     import torch
-    from machine import processor
+    from machine import processor_name
     from naive_pytorch import SETTINGS
     from trainers import player_of, player_side
 
-    from gpu.folder import Folder
+    from gpu.prepared_folder import PreparedFolder
 
-    folder = Folder(given.folder)
+    folder = PreparedFolder(given.folder)
     sides = {s.name: player_side(player_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
-    found = {"facts": {"cpu_engine": {"processor": processor(), "us_per_mini_batch": by_threads}}}
-    # In rising order: a thread of a larger team that has nothing to do would spin beside a smaller one.
+    result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
+    # In increasing order: idle threads of an earlier, larger team would spin and slow the others down.
     for threads in [n for n in CPU_THREADS if n <= CORES]:
         torch.set_num_threads(threads)
         for name, side in sides.items():
@@ -266,12 +272,12 @@ def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
                 seconds = side(max(1, int(MEASURED_SECONDS / seconds)))
             by_threads.setdefault(str(threads), {})[name] = seconds * 1e6
             print(f"{name}, {threads} threads: {seconds * 1e6:.0f} us a mini-batch", flush=True)
-        write_json(given.out, found)
-    return found
+        write_json(given.out, result)
+    return result
 
 
 def device_of(given: argparse.Namespace) -> Any:
-    """Return the device as the rows see it."""
+    """Return the `gpu.device.Device` that the options name."""
     import torch
 
     from gpu.device import Device
@@ -280,17 +286,17 @@ def device_of(given: argparse.Namespace) -> Any:
 
 
 def training_of(given: argparse.Namespace) -> Callable[[int], None]:
-    """Return a function that trains so many mini-batches of a setting by the fused step."""
+    """Return a function that trains a number of mini-batches of the setting by the fused step."""
     from naive_pytorch import SETTINGS
 
-    from gpu.folder import Folder
+    from gpu.prepared_folder import PreparedFolder
     from gpu.rows_sessions import trainer_on, updates_of
 
     (setting,) = [setting for setting in SETTINGS if setting.name == given.setting]
-    return updates_of(trainer_on(device_of(given), Folder(given.folder).sessions(setting.log), setting))
+    return updates_of(trainer_on(device_of(given), PreparedFolder(given.folder).sessions(setting.log), setting))
 
 
-FACTS = {
+DIAGNOSTICS = {
     "library": library,
     "latencies": latencies,
     "rates": rates,
@@ -303,7 +309,7 @@ FACTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fact", choices=FACTS)
+    parser.add_argument("fact", choices=DIAGNOSTICS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--setting", default="xe-100")
@@ -311,15 +317,15 @@ def main() -> None:
     parser.add_argument("--impl", default="native")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    if given.fact not in ("library", "latencies", "ncu"):  # those import torch, if at all, in their own time
-        from gpu import rows_sessions  # noqa: F401
-    wait_for_turn()
+    if given.fact not in ("library", "latencies", "ncu"):
+        from gpu import rows_sessions  # noqa: F401  # imports torch and the package before `wait_for_device`
+    wait_for_device()
     started = time.perf_counter()
     try:
-        found = FACTS[given.fact](given)
-    except Missing as missing:
-        found = {"left_out": [f"{given.fact}: {missing}"]}
-    write_json(given.out, found)
+        result = DIAGNOSTICS[given.fact](given)
+    except MissingInput as missing:
+        result = {"left_out": [f"{given.fact}: {missing}"]}
+    write_json(given.out, result)
     print(f"{given.fact}: {time.perf_counter() - started:.1f} s", flush=True)
 
 

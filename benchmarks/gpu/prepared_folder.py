@@ -1,36 +1,39 @@
-"""What a comparison needs beside the package: FOLDER/data and FOLDER/peers, as prepare_folder.py makes them."""
+"""Access to the folder that prepare_folder.py writes: FOLDER/data (logs and graphs) and FOLDER/peers (checkouts)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from gpu.results import Missing
+from gpu.results import MissingInput
 from gru4rec_fast.data import InteractionGraph, SessionStore
 
 
-class Folder:
-    """Prepared data and checkouts of peers, looked for when a row asks; `path` None: there is nothing."""
+class PreparedFolder:
+    """Finds prepared data and checkouts in a folder. Each method raises `MissingInput` if the folder lacks them.
+
+    path: the folder; None means that there is none.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def sessions(self, name: str) -> SessionStore:
-        """The training log of that name."""
+        """Open a training log."""
         return SessionStore.open(self._find("data", name, "train"))
 
     def graph(self, name: str, part: str = "train") -> InteractionGraph:
-        """The graph of that name, of the training or of the test interactions."""
+        """Open a graph of interactions; `part` is "train" or "test"."""
         return InteractionGraph.open(self._find("data", name, part))
 
     def peer(self, name: str) -> Path:
-        """A peer's checkout."""
+        """Return the path of a peer's checkout."""
         return self._find("peers", name)
 
     def _find(self, *parts: str) -> Path:
         name = "/".join(parts)
         if self._path is None:
-            raise Missing(f"no FOLDER with {name}")
+            raise MissingInput(f"no FOLDER with {name}")
         path = self._path.joinpath(*parts)
         if not path.is_dir():
-            raise Missing(f"no {name} in FOLDER")
+            raise MissingInput(f"no {name} in FOLDER")
         return path

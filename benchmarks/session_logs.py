@@ -1,4 +1,4 @@
-"""The logs that benchmarks play: real ones from beside the checkout, synthetic ones of the same size anywhere."""
+"""The session logs of the benchmarks: real logs from ../shared/data, and synthetic logs of the same sizes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from synthetic import synthetic_store
 from gru4rec_fast.data import SessionStore
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-SIZES = {"rsc15_100k": (70_000, 2_933), "diginetica": (900_000, 43_097)}  # events and items of the training logs
+SIZES = {"rsc15_100k": (70_000, 2_933), "diginetica": (900_000, 43_097)}  # events, items of the training logs
 
 
-class LogShelf:
-    """Stores and data frames by name, read once; stores lie in `folder`."""
+class SessionLogs:
+    """Session logs by name, as stores or data frames. Each is read once; the stores are written to `folder`.
+
+    `part` is "train" or "test".
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._stores, self._frames = folder, {}, {}
 
     def path(self, name: str, part: str) -> Path:
-        """The real log; skips the calling test where it is not there."""
+        """Return the path of a real log; skip the calling test if the file does not exist."""
         path = SHARED / name / f"{part}.tsv.gz"
         if not path.exists():
-            pytest.skip(f"{path} is not there")
+            pytest.skip(f"{path} does not exist")
         return path
 
     def store(self, name: str, part: str = "train") -> SessionStore:
-        """The real log as a store, a test log by the vocabulary of its training log."""
+        """Return a real log as a store; a test log has the vocabulary of its training log."""
         if (name, part) not in self._stores:
             vocabulary = None if part == "train" else self.store(name).vocabulary
             self._stores[name, part] = SessionStore.from_events(
@@ -37,7 +40,7 @@ class LogShelf:
         return self._stores[name, part]
 
     def frame(self, name: str, part: str = "train") -> Any:
-        """The real log as a pandas data frame, for the official code."""
+        """Return a real log as a pandas data frame, which the official code reads."""
         import pandas as pd
 
         if (name, part) not in self._frames:
@@ -45,7 +48,7 @@ class LogShelf:
         return self._frames[name, part]
 
     def synthetic(self, name: str) -> SessionStore:
-        """A synthetic log of the real one's size."""
+        """Return a synthetic training log with as many events and items as the real one."""
         key = (name, "synthetic")
         if key not in self._stores:
             self._stores[key] = synthetic_store(self._folder / f"{name}-synthetic", *SIZES[name])
