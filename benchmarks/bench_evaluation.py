@@ -24,9 +24,9 @@ from typing import Any
 
 import pytest
 import torch
-from session_logs import SessionLogs
-from machine import rate_shares
 from interleave import timed
+from machine import rate_shares
+from session_logs import SessionLogs
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionParallelLoader, SessionStore

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive_graph import NaiveLightGCN, NaiveNGCF
-from trainers import graph_player, player_side
-from torch import Tensor
 from interleave import Side
+from naive_graph import NaiveLightGCN, NaiveNGCF
+from torch import Tensor
+from trainers import graph_player, player_side
 
 from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, TripleSampler

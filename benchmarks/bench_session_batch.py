@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from session_logs import SessionLogs
-from machine import rate_shares
 from interleave import Side, timed
+from machine import rate_shares
+from session_logs import SessionLogs
 
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.ops import session_batch, session_batch_state

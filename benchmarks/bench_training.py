@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from session_logs import SessionLogs
+from interleave import Side, timed
 from machine import Shape, rate_shares
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
+from session_logs import SessionLogs
 from trainers import estimator_side, player_of
-from interleave import Side, timed
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe_machine
-from trainers import CPU, estimator_side, player_side
-from synthetic import ZIPF_EXPONENT, synthetic_store
 from interleave import Side, spread, timed, units_per_turn
+from machine import describe_machine
+from synthetic import ZIPF_EXPONENT, synthetic_store
+from trainers import CPU, estimator_side, player_side
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionStore

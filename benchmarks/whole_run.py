@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from session_logs import SHARED
 from machine import describe_machine
+from session_logs import SHARED
 
 from gru4rec_fast import GRU4Rec
 

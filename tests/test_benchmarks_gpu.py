@@ -13,8 +13,8 @@ import pytest
 import torch
 from gpu import diagnostics, stages, table, training_runs
 from gpu.device import Device, measure_rates, precision
-from gpu.prepared_folder import PreparedFolder
 from gpu.measure_row import BUILDERS
+from gpu.prepared_folder import PreparedFolder
 from gpu.results import MissingInput, merge
 from gpu.rows import Row, built_at_first_use, measure
 from gpu.rows_graph import power_law_graph

@@ -13,7 +13,7 @@ import pytest
 from gpu import table
 from gpu.call import SABOTAGE, Call
 from gpu.prepare_folder import prepare_stand_in
-from gpu.stages import CALLS, OUT, Group, StageOptions, Stage
+from gpu.stages import CALLS, OUT, Group, Stage, StageOptions
 from gpu.workloads import OURS, row_names
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -37,7 +37,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from gpu import table  # noqa: E402
 from gpu.results import WAIT_VARIABLE, merge, write_json  # noqa: E402
-from gpu.stages import CALLS, LIBRARY, OUT, ROOT, Group, StageOptions, Stage  # noqa: E402
+from gpu.stages import CALLS, LIBRARY, OUT, ROOT, Group, Stage, StageOptions  # noqa: E402
 
 SECONDS = {"A": 240.0, "B": 420.0}
 GRACE = 15.0  # seconds between SIGINT and SIGKILL, in which a stage writes its figures

@@ -7,10 +7,10 @@ from functools import cache, partial
 
 import torch
 from bench_graph_training import Model, naive_side
-from naive_graph import Product
-from trainers import graph_player, player_side
-from torch import Tensor
 from interleave import Side
+from naive_graph import Product
+from torch import Tensor
+from trainers import graph_player, player_side
 
 from gpu.device import Device
 from gpu.prepared_folder import PreparedFolder

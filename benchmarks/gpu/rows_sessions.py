@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 from bench_training import distinct_rows, products, step_bytes
+from interleave import Side
 from machine import flops
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from trainers import player_of, player_side
 from torch import Tensor
-from interleave import Side
+from trainers import player_of, player_side
 
 from gpu.device import Device
 from gpu.prepared_folder import PreparedFolder

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gpu.workloads import BF16, FP32, OURS, OURS_STEADY, WORKLOADS, TF32, RowName, row_names
+from gpu.workloads import BF16, FP32, OURS, OURS_STEADY, TF32, WORKLOADS, RowName, row_names
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = "{out}"  # placeholder in a command: the path of the JSON file that the stage writes
