@@ -22,8 +22,9 @@ from gru4rec_fast.models import LightGCNParameters, NGCFParameters
 from gru4rec_fast.models.graph_parts import as_graph
 from gru4rec_fast.training import (
     CheckpointError,
-    GraphTrainer,
-    GraphTrainingOptions,
+    GraphEpochRunner,
+    Trainer,
+    TrainerOptions,
     TrainingDiverged,
     TrainingInterrupted,
     load_checkpoint,
@@ -206,7 +207,7 @@ def test_a_checkpoint_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConnectionError):
         small(LightGCN).fit(TRAIN, out=tmp_path, checkpoint_every=4)
     monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "last.safetensors", LightGCN.format()).progress["place"]["mini_batches"] == 8
+    assert load_checkpoint(tmp_path / "last.safetensors", LightGCN.format()).progress["position"]["mini_batches"] == 8
     rest = small(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
     assert_same_weights(rest, whole)
 
@@ -418,10 +419,17 @@ def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
 
 
 def test_the_trainer_checks_its_parts() -> None:
-    for options, message in (({"n_epochs": 0}, "n_epochs=0"), ({"reg_weight": -1.0}, "reg_weight=-1"), ({"patience": 0}, "patience")):
+    for options, message in (
+        ({"n_epochs": 0}, "n_epochs=0"),
+        ({"evaluate_every": 0}, "evaluate_every=0"),
+        ({"patience": 0}, "patience"),
+    ):
         with pytest.raises(ValueError, match=message):
-            GraphTrainingOptions(**options)
+            TrainerOptions(**options)
     network = LightGCN().build_network(TRAIN)
     optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(ValueError, match="reg_weight=-1"):
+        GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer, reg_weight=-1.0)
+    runner = GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer)
     with pytest.raises(ValueError, match="patience=2 watches recall@20, which needs validation data"):
-        GraphTrainer(network, TripleSampler(TRAIN, 8), GraphTrainingOptions(patience=2), optimizer=optimizer)
+        Trainer(runner, TrainerOptions(patience=2))

@@ -15,7 +15,7 @@ from trainer_run import FORMAT, LANES, STORE, at_block, make_trainer, no_picture
 from gru4rec_fast import ops
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import (
-    Trainer,
+    SessionEpochRunner,
     TrainingDiverged,
     load_checkpoint,
     make_progress,
@@ -32,15 +32,15 @@ def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], li
     trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []
     optimizer = torch.optim.Adagrad(network.parameters(), lr=0.1, eps=0.0, initial_accumulator_value=1e-6)
-    blocks = list(trainer.loader)
+    blocks = list(trainer.runner.loader)
     for start in range(0, len(blocks), accumulate):
         group = []
         for block in blocks[start : start + accumulate]:
             steps = len(block.n_live)
-            negatives = ops.negative_sampling(trainer.player.sampler, 16, seed=3, step=step, steps=steps)[0]
+            negatives = ops.negative_sampling(trainer.runner.sampler, 16, seed=3, step=step, steps=steps)[0]
             hidden, state = network(block.inputs, state, block.reset, step=step)
             state = [layer.detach() for layer in state]
-            group.append(trainer.player.criterion(network, hidden, block.targets, negatives, block.n_live))
+            group.append(trainer.runner.criterion(network, hidden, block.targets, negatives, block.n_live))
             losses += [group[-1].item()] * steps
             step += steps
         torch.stack(group).mean().backward()
@@ -57,7 +57,7 @@ def test_an_epoch_is_what_plain_pytorch_computes(bptt: int, accumulate: int):
     trainer = make_trainer(bptt=bptt, accumulate=accumulate, n_epochs=1, dtype=torch.float64)
     (record,) = trainer.run()
     expected, losses = plain_epoch(bptt, accumulate)
-    assert record["mini_batches"] == len(losses) == trainer.place.step
+    assert record["mini_batches"] == len(losses) == trainer.position.step
     group = bptt * accumulate
     assert group == 1 or record["mini_batches"] % group, "the epoch should end inside a group of blocks"
     assert record["events"] == STORE.n_targets
@@ -125,7 +125,7 @@ def test_checkpoints_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     save = trainer.folder.save_last
 
     def note(*arguments: Any) -> Any:
-        steps.append(trainer.place.step)
+        steps.append(trainer.position.step)
         return save(*arguments)
 
     monkeypatch.setattr(trainer.folder, "save_last", note)
@@ -147,7 +147,7 @@ def test_a_full_disk_ends_the_training_with_one_message(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match=r"could not write the checkpoint .*last\.safetensors.*No space left"):
         trainer.run()
-    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["epoch"] == 2
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["epoch"] == 2
 
 
 def test_what_a_run_writes_and_that_it_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -223,9 +223,9 @@ def test_the_global_random_state_is_left_alone():
 def test_parts_that_do_not_fit(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         if "sampler" in arguments:
-            whole = make_trainer()
-            Trainer(
-                whole.network, whole.loader, whole.options, criterion=whole.player.criterion, optimizer=whole.optimizer
+            runner = make_trainer().runner
+            SessionEpochRunner(
+                runner.network, runner.loader, criterion=runner.criterion, optimizer=runner.optimizer, n_sample=16
             )
         else:
             make_trainer(**arguments)
