@@ -30,6 +30,7 @@ from trainers import estimator_side, runner_of, runner_side
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.data.array_folder import as_tensor
+from gru4rec_fast.training import SessionEpochRunner
 
 PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 ROUNDS = 9

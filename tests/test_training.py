@@ -119,6 +119,26 @@ def test_plateau_watches_the_validation_metric():
     assert [record["learning_rate"] for record in trainer.run()] == pytest.approx([0.1, 0.1, 0.01])
 
 
+def test_validation_every_few_epochs():
+    """Early stopping counts validations; "plateau" is stepped by validations, other schedules by epochs."""
+    metrics = iter([0.5, 0.4, 0.3, 0.6])
+    trainer = make_trainer(
+        n_epochs=9, evaluate_every=2, patience=2, validate=lambda: {"recall@20": next(metrics)},
+        lr_scheduler="plateau", lr_scheduler_options={"patience": 0, "factor": 0.1},
+    )  # fmt: skip
+    history = trainer.run()
+    assert [record["epoch"] for record in history if "validation" in record] == [2, 4, 6] and len(history) == 6
+    assert trainer.best_epoch == 2
+    assert [record["learning_rate"] for record in history] == pytest.approx([0.1] * 4 + [0.01] * 2)
+    last_is_validated = make_trainer(n_epochs=3, evaluate_every=2, validate=lambda: {"recall@20": 0.5}).run()
+    assert ["validation" in record for record in last_is_validated] == [False, True, True]
+    stepped = make_trainer(
+        n_epochs=3, evaluate_every=3, validate=lambda: {"recall@20": 0.5},
+        lr_scheduler="ExponentialLR", lr_scheduler_options={"gamma": 0.5},
+    )  # fmt: skip
+    assert [record["learning_rate"] for record in stepped.run()] == pytest.approx([0.1, 0.05, 0.025])
+
+
 def test_checkpoints_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=10)
     steps: list[int] = []
@@ -215,6 +235,8 @@ def test_the_global_random_state_is_left_alone():
         ({"sampler": None}, "n_sample=16 needs a sampler"),
         ({"patience": 2}, "patience=2 watches recall@20, which needs validation data"),
         ({"n_epochs": 0}, "n_epochs=0: must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every=0: must be at least 1"),
+        ({"precision": "half"}, "precision='half': choose 'full' or 'bf16'"),
         ({"accumulate": 0}, "accumulate=0: must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0: must be at least 1"),
         ({"lr_scheduler": "warp"}, "lr_scheduler='warp': choose one of step, cosine, plateau"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph, TripleSampler
 from gru4rec_fast.data.graphs.order import reordered
-from gru4rec_fast.evaluation import GraphReport, evaluate_graph
+from gru4rec_fast.evaluation import Report, evaluate_graph
 from gru4rec_fast.models.estimator import Estimator, resumed_file
 from gru4rec_fast.models.graph_parameters import GraphParameters, LightGCNParameters, NGCFParameters, split_adjacency
 from gru4rec_fast.models.graph_parts import (
@@ -139,7 +139,7 @@ class GraphRecommender(Estimator):
         batch_size: int = 1024,
         user_key: str = "UserId",
         item_key: str = "ItemId",
-    ) -> GraphReport:
+    ) -> Report:
         """Rank all items that a user does not have in training, for every user with test items.
 
         Args:

@@ -1,8 +1,8 @@
 """The training step on a GPU: many updates per call, in CUDA graphs that read and write preallocated tensors.
 
-`fused_step.py` does the same on the CPU. Here the step consists of operators. For a number of updates, one operator each
-draws the blocks, the negatives and the dropout masks; a CUDA graph then runs forward, loss, backward and update of each
-(`graph_capture.py`, `captured_update.py`). There is no GPU synchronization until the end of `run`: dead lanes are
+`fused_step.py` does the same on the CPU. Here the step consists of operators. One operator each draws the blocks, the
+negatives and the dropout masks of a number of updates; a CUDA graph then runs forward, loss, backward and update of
+each (`graph_capture.py`, `captured_update.py`). There is no GPU synchronization until the end of `run`: dead lanes are
 masked, and a step that must not count, since the epoch is over or an earlier loss was not finite, updates nothing.
 
 A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it.

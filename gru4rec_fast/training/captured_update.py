@@ -159,7 +159,7 @@ def _run_block(
 
 @dataclass(frozen=True)
 class _LayerPass:
-    """A layer's forward pass, stored for its backward pass: x [T, B, I], and the GRU operator's arguments and results."""
+    """A layer's forward pass, stored for its backward pass: x [T, B, I], arguments and results of the GRU operator."""
 
     layer: Any
     x: Tensor

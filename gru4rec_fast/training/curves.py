@@ -63,7 +63,7 @@ def _line(axes: Axes, epochs: list[int], values: list[float], color: str, label:
 
 
 def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
-    """Draw training loss and validation metrics next to each other; without matplotlib return None, and log that once."""
+    """Draw training loss and validation metrics; without matplotlib return None, and log that once."""
     global _announced
     if find_spec("matplotlib") is None:
         if not _announced:

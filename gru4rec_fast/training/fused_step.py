@@ -276,7 +276,7 @@ class FusedTrainingStep:
         return {name: float(group[name]) for name in ("lr", "momentum", "eps")}
 
     def _mark_as_changed(self, hidden: Sequence[Tensor]) -> None:
-        """Increment the tensors' version counters, as an in-place operation does, so that autograd detects the change."""
+        """Increment the tensors' version counters, as in-place operations do, so that autograd detects the change."""
         changed = [tensor for tensor in self._bound if tensor is not None]
         torch.autograd.graph.increment_version([*changed, *hidden])
 

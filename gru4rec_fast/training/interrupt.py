@@ -40,8 +40,8 @@ class InterruptRequest:
 def deferred_interrupt() -> Iterator[InterruptRequest]:
     """Record the first Ctrl-C or SIGTERM inside the context instead of raising it; a second one acts at once.
 
-    Python handles signals in the main thread: in any other thread the context does nothing. It leaves signals alone that
-    are ignored or handled outside of Python.
+    Python handles signals in the main thread: in any other thread the context does nothing. Signals that are ignored or
+    handled outside of Python are left alone.
     """
     request = InterruptRequest()
     handlers: dict[int, Any] = {}

@@ -31,9 +31,9 @@ _SECONDS_PER_CALL = 0.1
 class SessionEpochRunner:
     """Trains a SessionNetwork on sessions, epoch by epoch; see `EpochRunner`.
 
-    The loader processes a batch of sessions in parallel, one per lane. A mini-batch is one step of all lanes. A block is
-    T consecutive mini-batches (truncated backpropagation through T steps), each with its own negatives. The number of
-    mini-batches since the training began is the random key of negatives and dropout.
+    The loader processes a number of sessions in parallel, one per lane. A mini-batch is one step of all lanes. A block
+    is T consecutive mini-batches (truncated backpropagation through T steps), each with its own negatives. The number
+    of mini-batches since the training began is the random key of negatives and dropout.
 
     The fused step runs many updates in one call. Where it cannot train the network, autograd does, a block at a time.
 

@@ -49,7 +49,7 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str,
 def load_optimizer(
     network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
-    """Restore the optimizer's state from the results of `optimizer_state`; `tensors` without the prefix "optimizer."."""
+    """Restore the state that `optimizer_state` returned; the names of `tensors` have no prefix "optimizer."."""
     names = _names(network, optimizer)
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
