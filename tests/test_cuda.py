@@ -19,7 +19,7 @@ import test_training_step as training_step
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
-from test_cuda_step import CASES, Parts, by_autograd, losses_by_schedule, poison
+from test_captured_step import CASES, Parts, by_autograd, losses_by_schedule, poison
 from torch import Tensor, nn
 
 from gru4rec_fast import InteractionGraph, _backend, ops
