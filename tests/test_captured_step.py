@@ -1,6 +1,6 @@
-"""The training step on a GPU, its sequence run on CPU tensors: it trains what autograd trains.
+"""The captured training step, compared with autograd, on CPU tensors and without a graph.
 
-By the reference's operators and by the emulated CUDA kernels; tests/test_cuda.py captures it where there is a GPU.
+It runs by the reference operators and by the emulated CUDA kernels; tests/test_cuda.py captures it on a GPU.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def family_or_reference(family: str, impl: str) -> str:
-    """Emulated is what has CUDA kernels; the rest of such a step is the reference's."""
+    """Return "emulated" for families with CUDA kernels, else "reference"."""
     return "reference" if impl == "emulated" and why_not_emulated(family) else impl
 
 
 class Parts:
-    """All that trains, in float64 where the case says nothing else."""
+    """Network, loss, optimizer, loader and sampler of a case; float64 unless the case has another dtype."""
 
     def __init__(self, impl: str, case: dict[str, Any]) -> None:
         options = {
@@ -88,7 +88,7 @@ class Parts:
 
 
 def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
-    """An epoch; each block's loss, steps and number of events. The learning rates take turns, where they are given."""
+    """Train an epoch by autograd; return loss, steps and events of each block. `rates`: learning rates, used in turn."""
     network, optimizer, outcomes = parts.network, parts.optimizer, []
     hidden = network.initial_state(parts.loader.n_lanes)
     step, pending = 0, 0
@@ -124,7 +124,7 @@ def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
-    """Every weight and loss of an epoch, its tail of dying lanes included, in calls and launches of several lengths."""
+    """Compare all weights and losses of an epoch, in calls and graphs of several lengths; lanes die towards its end."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     theirs, ours = Parts("reference", CASES[case]), Parts(impl, CASES[case])
@@ -145,8 +145,8 @@ def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
 
 @pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
 @pytest.mark.parametrize("case", [case for case in CASES if "lane" not in case])
-def test_a_step_asks_the_device_for_nothing(case: str) -> None:
-    """Neither when blocks and negatives are drawn nor when they are played; once they are, for the losses."""
+def test_a_step_does_not_synchronize(case: str) -> None:
+    """Drawing and training do not synchronize; the detector finds a synchronization that is there."""
     parts = Parts("emulated", CASES[case])
     epoch, hidden = parts.start_epoch(steps_per_graph=4), parts.network.initial_state(6)
     epoch.run(1, hidden, step=0)
@@ -163,7 +163,7 @@ def test_a_step_asks_the_device_for_nothing(case: str) -> None:
 
 
 def losses_by_schedule(parts: Parts, rates: Sequence[float], n: int) -> list[float]:
-    """Of the first `n` updates, each played alone; half way, the optimizer's state is saved and loaded."""
+    """Return the losses of `n` updates, one per call; half way, save and load the optimizer's state."""
     epoch, hidden, losses = parts.start_epoch(), parts.network.initial_state(6), []
     for step in range(n):
         if step == n // 2:
@@ -173,8 +173,8 @@ def losses_by_schedule(parts: Parts, rates: Sequence[float], n: int) -> list[flo
     return losses
 
 
-def test_a_schedule_changes_the_numbers_between_updates() -> None:
-    """Where they are on the device, since a captured graph is played on."""
+def test_a_schedule_changes_the_learning_rate_between_updates() -> None:
+    """It changes the device's copy, which a captured graph reads."""
     theirs, ours = Parts("reference", {"momentum": 0.3}), Parts("reference", {"momentum": 0.3})
     expected = by_autograd(theirs, rates=[0.3, 0.02, 0.1])
     losses = losses_by_schedule(ours, [0.3, 0.02, 0.1], len(expected))
@@ -183,7 +183,7 @@ def test_a_schedule_changes_the_numbers_between_updates() -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 def test_bf16_rounds_the_scores_products(impl: str) -> None:
-    """Scores of 2**-8 relative error at most, so losses near those in full precision, but not the same."""
+    """Scores have a relative error of at most 2**-8: losses are close to those in full precision, but not equal."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     case = {"dtype": torch.float32, "logq": 1.0, "dropout": 0.2, "layers": [24]}
@@ -198,16 +198,16 @@ def test_bf16_rounds_the_scores_products(impl: str) -> None:
 
 
 def poison(parts: Parts, mini_batch: int) -> None:
-    """Let a target that comes up there, and in none before, have a bias that is no number. For in-batch negatives."""
-    played = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.begin()[1][0]))]
-    before = set(torch.cat(played[:mini_batch]).flatten().tolist())
-    item = next(item for item in played[mini_batch].flatten().tolist() if item not in before)
+    """Make the bias of a target NaN that first occurs in this mini-batch. For in-batch negatives."""
+    targets = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.begin()[1][0]))]
+    earlier = set(torch.cat(targets[:mini_batch]).flatten().tolist())
+    item = next(item for item in targets[mini_batch].flatten().tolist() if item not in earlier)
     with torch.no_grad():
         parts.network.output.bias[item] = torch.nan
 
 
-def test_a_bad_block_of_several_undoes_the_update() -> None:
-    """The states of the blocks before it have moved on, as by the fused step on the CPU; no weight has."""
+def test_a_nan_loss_in_a_later_block_prevents_the_update() -> None:
+    """Earlier blocks of the update have changed the hidden states, as in the fused step on the CPU, but no weight."""
     parts = Parts("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
     poison(parts, 2)
     block = next(iter(SessionParallelLoader(STORE, 6, 2)))
@@ -222,7 +222,7 @@ def test_a_bad_block_of_several_undoes_the_update() -> None:
     torch.testing.assert_close(hidden, expected)
 
 
-def test_a_loss_that_is_no_number_moves_nothing() -> None:
+def test_a_nan_loss_updates_nothing() -> None:
     parts = Parts("reference", {})
     epoch, hidden = parts.start_epoch(steps_per_graph=3), parts.network.initial_state(6)
     assert len(epoch.run(4, hidden, step=0)[0]) == 4
@@ -234,8 +234,8 @@ def test_a_loss_that_is_no_number_moves_nothing() -> None:
     torch.testing.assert_close([*parts.weights(), *hidden], before, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_run_goes_on_where_it_stood() -> None:
-    """By another epoch object, from the loader's position."""
+def test_a_second_epoch_object_continues_from_the_position() -> None:
+    """The position is that of the loader."""
     whole, pieces = Parts("reference", {}), Parts("reference", {})
     hidden = whole.network.initial_state(6)
     n = len(whole.start_epoch().run(1000, hidden, step=0)[0])
@@ -248,7 +248,7 @@ def test_a_run_goes_on_where_it_stood() -> None:
 
 
 @pytest.mark.parametrize("shift", [-1, STORE.n_items])
-def test_a_damaged_log_is_named_before_anything_is_played(shift: int) -> None:
+def test_a_damaged_log_is_found_before_training(shift: int) -> None:
     parts = Parts("reference", {})
     parts.loader.items = parts.loader.items + shift
     with pytest.raises(ValueError, match="it is damaged, prepare it again"):

@@ -1,4 +1,4 @@
-"""The fused training step: what autograd computes, alive to the outside, and by name where it cannot train."""
+"""The fused training step: compared with autograd; Ctrl-C and progress during a call; reasons why it cannot train."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
-    """Two epochs in float64, with dropout and momentum."""
+    """Train two epochs in float64, with dropout and momentum."""
     small = {"layers": [8], "batch_size": 6, "n_sample": 20, "n_epochs": 2, "seed": 3, "dtype": "float64",
              "dropout_p_embed": 0.2, "dropout_p_hidden": 0.1, "momentum": 0.3, "learning_rate": 0.1}  # fmt: skip
     return GRU4Rec(**small | changed).fit(store, progress=False)
 
 
 def fit_by(fused: bool, **changed: Any) -> GRU4Rec:
-    """The same, by no other way than that one."""
+    """Train as `fit` does, by the fused step or by autograd; the other way is an error."""
     with pytest.MonkeyPatch.context() as patch:
         other_way = "_run_autograd" if fused else "_run_fused"
         patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
@@ -67,7 +67,7 @@ def fit_by(fused: bool, **changed: Any) -> GRU4Rec:
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_what_autograd_trains(case: str) -> None:
-    """Every weight to 1e-9 after two whole epochs, tails of dying lanes included; every epoch's loss too."""
+    """Compare all weights (to 1e-9) and losses after two epochs, whose ends have fewer and fewer live lanes."""
     one, other = fit_by(True, **CASES[case]), fit_by(False, **CASES[case])
     assert one.network is not None and other.network is not None
     for (name, ours), theirs in zip(one.network.named_parameters(), other.network.parameters(), strict=True):
@@ -78,8 +78,8 @@ def test_it_trains_what_autograd_trains(case: str) -> None:
 
 
 @pytest.mark.parametrize("first_is_fused", [True, False])
-def test_a_training_changes_over_in_the_middle(tmp_path: Path, first_is_fused: bool) -> None:
-    """From one way to the other inside an epoch, by way of a checkpoint."""
+def test_a_training_switches_inside_an_epoch(tmp_path: Path, first_is_fused: bool) -> None:
+    """Switch between the fused step and autograd by resuming from a checkpoint."""
     whole = make_trainer(dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused)
     whole.run()
     first = make_trainer(
@@ -111,7 +111,7 @@ def _stop_after(answer: Any, trainer: Any) -> Any:
 
 
 @pytest.mark.parametrize("every", [1, 7])
-def test_checkpoints_come_when_they_are_wanted(tmp_path: Path, every: int) -> None:
+def test_checkpoints_are_written_at_the_requested_steps(tmp_path: Path, every: int) -> None:
     trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=every)
     steps: list[int] = []
     save = trainer._save_last
@@ -120,8 +120,8 @@ def test_checkpoints_come_when_they_are_wanted(tmp_path: Path, every: int) -> No
     assert steps[:-1] == list(range(every, steps[-2] + 1, every)) and steps[-1] == n and steps[-2] > n - every - 1
 
 
-def test_bf16_is_near_and_is_bf16() -> None:
-    """Products rounded to 8 bits: losses of an epoch within 1 %, and not the same weights."""
+def test_bf16_is_close_to_float32_but_not_equal() -> None:
+    """Products have 8 bits: the losses of an epoch agree within 1 %, the weights are not equal."""
     full, bf16 = fit(dtype="float32", layers=[32]), fit(dtype="float32", layers=[32], precision="bf16")
     assert bf16.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=1e-2)
     assert not torch.equal(bf16.network.output.weight, full.network.output.weight)
@@ -129,7 +129,7 @@ def test_bf16_is_near_and_is_bf16() -> None:
 
 
 def test_bf16_products_are_those_of_rounded_numbers() -> None:
-    """One step from given weights that bf16 holds exactly: the loss is that of hidden states rounded before scoring."""
+    """Make one step from weights that are exact in bf16: the loss is that of hidden states rounded before scoring."""
     network, criterion, optimizer = parts(layers=[16], in_bf16=True)
     step = FusedTrainingStep(network, criterion, optimizer, precision="bf16")
     inputs, targets, negatives = (torch.tensor([row]) for row in ([3, 5, 7, 9], [4, 6, 8, 10], [1, 1, 2, 30]))
@@ -219,7 +219,7 @@ class _Lines(Silent):
         self.advances += 1
 
 
-def test_autograd_that_nobody_asked_for_is_announced() -> None:
+def test_autograd_that_was_not_requested_is_announced() -> None:
     lines = _Lines()
     make_trainer(n_epochs=1, progress=lines, memory=MemoryRecord("cpu")).run()
     (line,) = lines.said
@@ -241,16 +241,16 @@ def test_bf16_without_the_fused_step_is_an_error() -> None:
 
 
 def long_trainer(**arguments: Any) -> Any:
-    """One whose epoch takes many seconds."""
+    """Return a trainer whose epoch takes many seconds."""
     store = markov_store(n_sessions=60_000, n_items=3000)
     return make_trainer(store=store, layers=(320,), n_sample=4096, lanes=128, n_epochs=1, **arguments)
 
 
-def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
-    """A signal ends a run within a fraction of its length; meanwhile progress is shown, and other threads go on."""
+def test_ctrl_c_progress_and_other_threads_during_an_epoch(tmp_path: Path) -> None:
+    """A signal ends a run long before its end; progress is shown and other threads run meanwhile."""
     lines = _Lines()
     trainer = long_trainer(out=tmp_path, progress=lines)
-    slept = [0]  # how often the other thread slept a millisecond while the training ran
+    slept = [0]  # sleeps of 1 ms in the other thread during the training
 
     def press() -> None:
         while not lines.advances:
@@ -267,14 +267,14 @@ def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
         with pytest.raises(TrainingInterrupted, match=r"in epoch 1 after mini-batch \d+ of it"):
             trainer.run()
         thread.join()
-    assert slept[0] > 4 * 10, "the interpreter's lock was held: the other thread ran between calls alone"
+    assert slept[0] > 4 * 10, "the interpreter lock was not released: the other thread ran only between calls"
     assert (
         load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["step"] == trainer.position.step > 0
     )
 
 
 def test_one_long_call_can_be_interrupted_too() -> None:
-    """Whoever asks for an epoch in one call, outside of a trainer, has the interpreter's own Ctrl-C."""
+    """A call outside of a trainer that runs a whole epoch raises KeyboardInterrupt."""
     trainer = long_trainer()
     epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -283,8 +283,8 @@ def test_one_long_call_can_be_interrupted_too() -> None:
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-def test_weights_are_known_to_have_changed() -> None:
-    """A graph that was made before the step does not take the new weights for the old ones."""
+def test_autograd_detects_that_weights_have_changed() -> None:
+    """A backward pass through a graph that was recorded before the step is an error."""
     network, criterion, optimizer = parts()
     square = (network.output.weight * network.output.weight).sum()
     block = torch.tensor([[1, 2, 3, 4]])
@@ -295,8 +295,8 @@ def test_weights_are_known_to_have_changed() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_loss_that_is_no_number_moves_nothing(steps: int) -> None:
-    """Nor does it later: what its block had gathered is forgotten."""
+def test_a_nan_loss_updates_nothing(steps: int) -> None:
+    """The bad block's gradients are not applied by the next step either."""
     network, criterion, optimizer = parts()
     network.output.bias.data[7] = float("nan")
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -313,8 +313,8 @@ def test_a_loss_that_is_no_number_moves_nothing(steps: int) -> None:
     assert not torch.equal(network.output.weight[10:14], before["output.weight"][10:14])
 
 
-def test_it_takes_state_and_mode_as_they_are() -> None:
-    """Momentum switched on, optimizer state loaded, eval mode: what autograd would do at the next step."""
+def test_it_uses_the_current_state_and_mode() -> None:
+    """Switch momentum on, load optimizer state, switch to eval mode: the next step is that of autograd."""
     block, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
     ends = []
     for fused in (True, False):
@@ -341,7 +341,7 @@ def test_it_takes_state_and_mode_as_they_are() -> None:
         torch.testing.assert_close(ours, ends[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_a_loader_of_ones_own_is_played_by_autograd() -> None:
+def test_a_subclass_of_the_loader_is_trained_by_autograd() -> None:
     class Own(SessionParallelLoader):
         pass
 
@@ -353,8 +353,8 @@ def test_a_loader_of_ones_own_is_played_by_autograd() -> None:
         FusedTrainingStep(network, criterion, optimizer).start_epoch(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_stood() -> None:
-    """By another `run` of the same trainer, without a checkpoint."""
+def test_a_stopped_run_continues_from_its_position() -> None:
+    """Call `run` again on the same trainer, without a checkpoint."""
     whole, stopped = make_trainer(dtype=torch.float64), make_trainer(dtype=torch.float64)
     whole.run()
     at_block(stopped, 5, press_ctrl_c)

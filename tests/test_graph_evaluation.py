@@ -1,4 +1,4 @@
-"""Full ranking for users: against a loop over plain lists, and what it says to bad input."""
+"""Evaluation of graph models: compared with a loop over plain lists, and errors for wrong input."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def by_the_book(
 def test_metrics_are_those_of_a_loop(
     impl: str, sizes: tuple[int, int, int, int], cutoffs: set[int], batch_size: int
 ) -> None:
-    """Embeddings are whole numbers, so that scores are exact and often tie."""
+    """Embeddings are integers, so that scores are exact and often equal."""
     train, test = random_pair(*sizes)
     generator = torch.Generator().manual_seed(sizes[3])
     embeddings = torch.randint(-2, 3, (train.n_nodes, 3), generator=generator).double()
@@ -89,7 +89,7 @@ def test_metrics_are_those_of_a_loop(
 
 @impls
 def test_a_perfect_ranking_scores_one(impl: str) -> None:
-    """An embedding of items by one-hot vectors, of users by the sum of their test items'."""
+    """Item embeddings are one-hot vectors; a user's is the sum of those of the test items."""
     train, test = random_pair(20, 60, 100, 0)
     users, items = test.interactions()
     embeddings = torch.zeros(80, 60)

@@ -1,4 +1,4 @@
-"""The training loop: what an epoch is, accumulation, early stopping, its files, its lines."""
+"""The trainer on sessions: epochs, accumulation, early stopping, files and progress lines."""
 
 import os
 import re
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
 
 def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """One epoch of plain PyTorch over the same batches: losses of `accumulate` blocks averaged, one update."""
+    """Train one epoch on the same batches in plain PyTorch: average the losses of `accumulate` blocks, then update."""
     trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []
     optimizer = torch.optim.Adagrad(network.parameters(), lr=0.1, eps=0.0, initial_accumulator_value=1e-6)
@@ -67,7 +67,7 @@ def test_an_epoch_is_what_plain_pytorch_computes(bptt: int, accumulate: int):
 
 
 def test_accumulation_is_bptt_without_the_gradient_between_steps():
-    """With the recurrent path cut off, and held so, there is no such gradient and the two agree."""
+    """Compare the two on a network whose recurrent path is cut off, so that there is no such gradient."""
     store = markov_store(n_sessions=LANES, longest=5)
     with_bptt, accumulated = (
         make_trainer(store=store, bptt=4, n_epochs=1),
@@ -76,7 +76,7 @@ def test_accumulation_is_bptt_without_the_gradient_between_steps():
     for trainer in (with_bptt, accumulated):
         with torch.no_grad():
             trainer.network.gru.layers[0].weight_hh.zero_()
-            trainer.network.gru.layers[0].bias_ih[12:24] = -1e9  # update gate shut: h' = n, nothing of h goes on
+            trainer.network.gru.layers[0].bias_ih[12:24] = -1e9  # update gate closed: h' = n, independent of h
             trainer.network.gru.layers[0].weight_hh.requires_grad_(False)
             trainer.network.gru.layers[0].bias_hh.requires_grad_(False)
         trainer.run()
@@ -112,7 +112,7 @@ def test_patience_on_the_training_loss_needs_no_validation(tmp_path: Path):
     assert len(load_checkpoint(tmp_path / "best.safetensors", FORMAT).progress["history"]) == 1
 
 
-def test_plateau_watches_the_validation_metric():
+def test_plateau_monitors_the_validation_metric():
     metrics = iter([0.5, 0.4, 0.6])
     options = {"lr_scheduler": "plateau", "lr_scheduler_options": {"patience": 0, "factor": 0.1}}
     trainer = make_trainer(n_epochs=3, validate=lambda: {"recall@20": next(metrics)}, **options)
@@ -170,7 +170,7 @@ def test_a_full_disk_ends_the_training_with_one_message(tmp_path: Path, monkeypa
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["epoch"] == 2
 
 
-def test_what_a_run_writes_and_that_it_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_files_of_a_run_and_of_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_folder, "write_curves", write_curves)
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "curves.csv", "curves.png", "last.safetensors"]
@@ -242,7 +242,7 @@ def test_the_global_random_state_is_left_alone():
         ({"lr_scheduler": "warp"}, "lr_scheduler='warp': choose one of step, cosine, plateau"),
     ],
 )
-def test_parts_that_do_not_fit(arguments: dict[str, Any], message: str):
+def test_wrong_arguments(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         if "sampler" in arguments:
             runner = make_trainer().runner

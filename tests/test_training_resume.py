@@ -1,4 +1,4 @@
-"""Resuming a training: to the same bits, and not from what does not fit."""
+"""Resuming a training: the same bits at the end, and errors for a checkpoint that does not fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Two `last` checkpoints hold the same bits: weights, optimizer, history."""
+    """Assert that two `last` checkpoints have the same bits: weights, optimizer, history."""
     a, b = (load_checkpoint(folder / "last.safetensors", FORMAT) for folder in (one, other))
     assert a.tensors.keys() == b.tensors.keys()
     for name, tensor in a.tensors.items():
@@ -80,17 +80,17 @@ def test_resuming_ends_with_the_same_bits(tmp_path: Path, case: str, stop_in_blo
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_more_epochs_go_on_from_the_end(tmp_path: Path):
+def test_more_epochs_continue_from_the_end(tmp_path: Path):
     make_trainer(out=tmp_path / "whole", n_epochs=3, dropout=0.2, shuffle=True).run()
     make_trainer(out=tmp_path / "parts", n_epochs=1, dropout=0.2, shuffle=True).run()
-    for epochs in (2, 3, 3):  # the last finds nothing left to do
+    for epochs in (2, 3, 3):  # the last one has nothing left to train
         checkpoint = load_checkpoint(tmp_path / "parts" / "last.safetensors", FORMAT)
         make_trainer(out=tmp_path / "parts", n_epochs=epochs, dropout=0.2, shuffle=True).run(checkpoint)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
-    """Its layout is made from a checkpoint of today."""
+    """Convert a current checkpoint to the old layout, then resume from it."""
     schedule: dict[str, Any] = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
     make_trainer(out=tmp_path / "whole", **schedule).run()
     stopped = make_trainer(out=tmp_path / "parts", **schedule)
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_resuming_from_what_does_not_fit(tmp_path: Path):
+def test_resuming_from_a_checkpoint_that_does_not_fit(tmp_path: Path):
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     last, best = (load_checkpoint(tmp_path / f"{name}.safetensors", FORMAT) for name in ("last", "best"))
     with pytest.raises(CheckpointError, match="holds a model but no training to go on with"):
@@ -154,7 +154,7 @@ def test_a_training_that_stopped_early_says_so(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == said
 
 
-def test_the_log_is_told_from_others_once_and_only_where_it_matters(tmp_path: Path):
+def test_the_fingerprint_is_computed_once_and_only_for_checkpoints(tmp_path: Path):
     calls: list[int] = []
 
     def fingerprint() -> str:

@@ -1,4 +1,4 @@
-"""Trainings that end before their time: Ctrl-C, SIGTERM, and what is no number."""
+"""Trainings that end early: by Ctrl-C, by SIGTERM, and by NaN or infinite values."""
 
 import signal
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):
         trainer.run()
 
 
-def test_sigterm_is_taken_as_ctrl_c_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     handler = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer(out=tmp_path)
     at_block(trainer, 4, lambda: signal.raise_signal(signal.SIGTERM))
@@ -88,14 +88,14 @@ def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: P
     with pytest.raises(TrainingDiverged, match=message):
         trainer.run()
     for name, tensor in weights(trainer).items():
-        assert torch.equal(tensor, at_bad[name]), "the bad step must not move a weight"
+        assert torch.equal(tensor, at_bad[name]), "the bad step must not update a weight"
     kept = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
     assert kept.progress["position"]["epoch"] == 2 and kept.progress["position"]["mini_batches"] == 0
     resumed = make_trainer(out=tmp_path, n_epochs=2)
     assert len(resumed.run(kept)) == 2
 
 
-def test_a_block_whose_loss_is_no_number_moves_nothing(tmp_path: Path):
+def test_a_block_with_a_nan_loss_updates_nothing(tmp_path: Path):
     trainer = make_trainer(out=tmp_path, n_epochs=5, accumulate=2, momentum=0.1)
     at_bad: dict[str, torch.Tensor] = {}
 
@@ -126,7 +126,7 @@ def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
 
 
 @pytest.mark.parametrize("with_folder", [True, False])
-def test_weights_that_the_last_update_of_an_epoch_spoils_are_neither_measured_nor_saved(
+def test_weights_made_nan_by_the_last_update_of_an_epoch_are_neither_validated_nor_saved(
     tmp_path: Path, with_folder: bool
 ):
     validated: list[int] = []
@@ -159,7 +159,7 @@ def test_weights_that_the_last_update_of_an_epoch_spoils_are_neither_measured_no
 
 
 @pytest.mark.parametrize("what", ["metric", "score"])
-def test_a_validation_that_is_no_number_is_a_divergence(tmp_path: Path, what: str):
+def test_a_nan_in_the_validation_is_a_divergence(tmp_path: Path, what: str):
     def validate() -> dict[str, float]:
         if len(trainer.history) == 1 and what == "score":
             ops.target_rank(torch.full((1, 12), float("nan")), trainer.network.output.weight, None, torch.tensor([0]))
@@ -187,7 +187,7 @@ def test_a_diverging_run_without_a_checkpoint_says_so():
         make_trainer(learning_rate=1e38).run()
 
 
-def test_losses_on_an_accelerator_are_looked_at_in_bunches():
+def test_losses_on_an_accelerator_are_read_in_groups():
     losses, position = LossMonitor(torch.device("cuda")), TrainingPosition(epoch=4)
     for number in range(LOSSES_PER_READ - 1):
         losses.add(position, torch.tensor(2.0), 1)
