@@ -258,10 +258,10 @@ def test_a_damaged_log_is_found_before_training(shift: int) -> None:
 def test_what_it_cannot_train_is_named() -> None:
     parts = Parts("reference", {})
     trained = (parts.network, parts.criterion, parts.optimizer)
-    assert why_not_captured(*trained) == "impl='reference' was asked for"
+    assert why_not_captured(*trained) == "impl='reference' was requested"
     for part in (*parts.network.modules(), parts.criterion, parts.optimizer):
         part.impl = "auto"
     reason = why_not_captured(*trained)
-    assert reason is not None and reason.startswith("it runs on a GPU in float32 and float64; ")
-    with pytest.raises(ValueError, match="the loader plays blocks of 2 steps"):
+    assert reason is not None and reason.startswith("it supports float32 and float64 on a GPU; ")
+    with pytest.raises(ValueError, match="the loader has blocks of 2 steps"):
         CapturedTrainingStep(*trained).start_epoch(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)

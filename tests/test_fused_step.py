@@ -188,17 +188,17 @@ def spoiled(what: str) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("network", "a plain SessionNetwork, not a _Own"),
-        ("optimizer", "a plain SparseAdagrad, not a SGD"),
+        ("network", "exactly SessionNetwork, not _Own"),
+        ("optimizer", "exactly SparseAdagrad, not SGD"),
         ("frozen", r"gru\.layers\.0\.weight_hh is frozen"),
         ("hooks", "there are hooks on a module, a parameter or the optimizer"),
         ("parameter hook", "there are hooks"),
         ("optimizer hook", "there are hooks"),
-        ("parametrized", "it does not know what ParametrizedSessionGRULayer computes"),
-        ("tied", "its weights are not plain parameters, each in one place"),
-        ("impl", "impl='reference' was asked for"),
+        ("parametrized", "it does not support a module of class ParametrizedSessionGRULayer"),
+        ("tied", "a weight is not exactly an nn.Parameter, or is used twice"),
+        ("impl", "impl='reference' was requested"),
         ("groups", "one parameter group"),
-        ("dtype", r"float32 and float64; \S+ is torch\.float16"),
+        ("dtype", r"float32 and float64 on the CPU; \S+ is torch\.float16"),
     ],
 )
 def test_what_it_cannot_train_is_named(what: str, reason: str) -> None:
@@ -223,7 +223,7 @@ def test_autograd_that_was_not_requested_is_announced() -> None:
     lines = _Lines()
     make_trainer(n_epochs=1, progress=lines, memory=MemoryRecord("cpu")).run()
     (line,) = lines.said
-    assert line.startswith("training by autograd, not by the fused step: a memory record looks at the phases")
+    assert line.startswith("training by autograd, not by the fused step: a memory record needs the phases")
     for asked in ({"fused": False}, {"impl": "reference"}, {}):
         lines = _Lines()
         make_trainer(n_epochs=1, progress=lines, **asked).run()
@@ -232,7 +232,7 @@ def test_autograd_that_was_not_requested_is_announced() -> None:
 
 def test_bf16_without_the_fused_step_is_an_error() -> None:
     with pytest.raises(
-        ValueError, match=r"precision='bf16' is the fused training step's, which cannot train this: a mem"
+        ValueError, match=r"precision='bf16' needs the fused training step, which cannot train this: a mem"
     ):
         make_trainer(precision="bf16", memory=MemoryRecord("cpu")).run()
     for other in ({"fused": False}, {"dtype": "float64"}, {"impl": "reference"}):
@@ -347,9 +347,9 @@ def test_a_subclass_of_the_loader_is_trained_by_autograd() -> None:
 
     trainer = make_trainer(n_epochs=1)
     trainer.runner.loader.__class__ = Own
-    assert "a plain SessionParallelLoader, not a Own" in str(trainer.runner.why_not_fused)
+    assert "exactly a SessionParallelLoader, not a Own" in str(trainer.runner.why_not_fused)
     network, criterion, optimizer = parts()
-    with pytest.raises(ValueError, match="the loader plays blocks of 3 steps, this trains blocks of 1"):
+    with pytest.raises(ValueError, match="the loader has blocks of 3 steps, the training step has steps=1"):
         FusedTrainingStep(network, criterion, optimizer).start_epoch(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
 
 

@@ -462,5 +462,5 @@ def test_the_trainer_checks_its_parts() -> None:
     with pytest.raises(ValueError, match="reg_weight=-1"):
         GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer, reg_weight=-1.0)
     runner = GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer)
-    with pytest.raises(ValueError, match="patience=2 watches recall@20, which needs validation data"):
+    with pytest.raises(ValueError, match="patience=2 monitors recall@20, which needs validation data"):
         Trainer(runner, TrainerOptions(patience=2))

@@ -233,7 +233,7 @@ def test_the_global_random_state_is_left_alone():
     ("arguments", "message"),
     [
         ({"sampler": None}, "n_sample=16 needs a sampler"),
-        ({"patience": 2}, "patience=2 watches recall@20, which needs validation data"),
+        ({"patience": 2}, "patience=2 monitors recall@20, which needs validation data"),
         ({"n_epochs": 0}, "n_epochs=0: must be at least 1"),
         ({"evaluate_every": 0}, "evaluate_every=0: must be at least 1"),
         ({"precision": "half"}, "precision='half': choose 'full' or 'bf16'"),

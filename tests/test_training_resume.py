@@ -117,7 +117,7 @@ def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
 def test_resuming_from_a_checkpoint_that_does_not_fit(tmp_path: Path):
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     last, best = (load_checkpoint(tmp_path / f"{name}.safetensors", FORMAT) for name in ("last", "best"))
-    with pytest.raises(CheckpointError, match="holds a model but no training to go on with"):
+    with pytest.raises(CheckpointError, match="has a model but no training state"):
         make_trainer().run(best)
     with pytest.raises(CheckpointError, match=r"trained on other data: {'sessions': 60.*not {'sessions': 61"):
         make_trainer(store=markov_store(n_sessions=61)).run(last)
@@ -129,7 +129,7 @@ def test_a_cosine_that_ends_with_the_training_is_not_resumed_at_another_length(t
     cosine: dict[str, Any] = {"lr_scheduler": "cosine", "n_epochs": 2}
     make_trainer(out=tmp_path, **cosine).run()
     last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
-    with pytest.raises(CheckpointError, match=r"which was to have n_epochs=2: resume with that, or .*'T_max'"):
+    with pytest.raises(CheckpointError, match=r"ends after n_epochs, which was 2: resume with n_epochs=2, or .*'T_max'"):
         make_trainer(**{**cosine, "n_epochs": 4}).run(last)
     explicit = {**cosine, "lr_scheduler_options": {"T_max": 4}}
     make_trainer(out=tmp_path, **explicit).run()

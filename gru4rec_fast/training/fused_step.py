@@ -49,19 +49,19 @@ def why_not_on(
     """
     for value, expected in ((network, SessionNetwork), (criterion, SampledLoss), (optimizer, SparseAdagrad)):
         if type(value) is not expected:
-            return f"it trains a plain {expected.__name__}, not a {type(value).__name__}"
+            return f"it supports exactly {expected.__name__}, not {type(value).__name__}"
     assert isinstance(network, SessionNetwork)
     modules = [*network.modules(), *criterion.modules()]
     if unknown := [type(module).__name__ for module in modules if type(module) not in _KNOWN]:
-        return f"it does not know what {unknown[0]} computes"
+        return f"it does not support a module of class {unknown[0]}"
     impls = {module.impl for module in (*modules, optimizer) if hasattr(module, "impl")}
     if "reference" in impls:
-        return "impl='reference' was asked for"
+        return "impl='reference' was requested"
     owners: list[Any] = [*modules, *network.parameters(), optimizer]
     if any(getattr(owner, hooks) for owner in owners for hooks in _HOOKS.get(type(owner), ())):
         return "there are hooks on a module, a parameter or the optimizer, which would not be called"
     if torch.is_autocast_enabled(device_type):
-        return "autocast is on, which it would not follow"
+        return "autocast is on, which it does not support"
     return _why_not_parameters(network, optimizer, "native" if "native" in impls else "auto", device_type)
 
 
@@ -81,13 +81,13 @@ def _why_not_parameters(
     are_plain = all(type(weight) is nn.Parameter for weight in weights)
     distinct = {*map(id, weights)}
     if not are_plain or len(distinct) < len(weights) or distinct != {*map(id, named.values())}:
-        return "its weights are not plain parameters, each in one place"
+        return "a weight is not exactly an nn.Parameter, or is used twice"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
-        return "the optimizer must have one parameter group, all of the network's parameters"
+        return "the optimizer must have one parameter group with all parameters of the network"
     for name, parameter in named.items():
         if parameter.device.type != device_type or parameter.dtype not in (torch.float32, torch.float64):
             where = "the CPU" if device_type == "cpu" else "a GPU"
-            return f"it runs on {where} in float32 and float64; {name} is {parameter.dtype} on {parameter.device}"
+            return f"it supports float32 and float64 on {where}; {name} is {parameter.dtype} on {parameter.device}"
         if not parameter.requires_grad or not parameter.is_contiguous():
             return f"{name} is frozen or not contiguous"
     if len({parameter.dtype for parameter in named.values()}) > 1:
@@ -284,7 +284,7 @@ class FusedTrainingStep:
 def check_steps(loader: SessionParallelLoader, steps: int) -> None:
     """Raise ValueError unless the loader's blocks have this many steps."""
     if loader.steps != steps:
-        raise ValueError(f"the loader plays blocks of {loader.steps} steps, this trains blocks of {steps}")
+        raise ValueError(f"the loader has blocks of {loader.steps} steps, the training step has steps={steps}")
 
 
 class FusedEpoch:

@@ -60,7 +60,7 @@ class Schedule:
         self.per_update = interval == "update"
         if self._monitors_metric and self.per_update:
             raise ValueError(
-                "lr_scheduler='plateau' watches a value that exists once an epoch; interval='update' cannot be"
+                "lr_scheduler='plateau' monitors a value that exists once an epoch: choose interval='epoch'"
             )
         self._ends_with_training = kind == "CosineAnnealingLR" and not self.per_update and "T_max" not in arguments
         if kind == "StepLR":
@@ -115,9 +115,8 @@ class Schedule:
         """
         if self._ends_with_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
             raise ValueError(
-                "lr_scheduler='cosine' reaches its end with the training, which was to have "
-                f"n_epochs={state['T_max']}: resume with that, or train anew with a length of its own in "
-                "lr_scheduler_options={'T_max': ...}"
+                f"lr_scheduler='cosine' ends after n_epochs, which was {state['T_max']}: resume with n_epochs="
+                f"{state['T_max']}, or start a new training with lr_scheduler_options={{'T_max': ...}}"
             )
         self._scheduler.load_state_dict(state)
 

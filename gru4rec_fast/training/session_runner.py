@@ -116,11 +116,11 @@ class SessionEpochRunner:
     def why_not_fused(self) -> str | None:
         """The reason why autograd trains; None where the fused step does. Evaluated at the start of each epoch."""
         if self._autograd_was_requested:
-            return "fused=False or impl='reference' was asked for"
+            return "fused=False or impl='reference' was requested"
         if self.memory is not NULL_RECORD:
-            return "a memory record looks at the phases of a step one by one"
+            return "a memory record needs the phases of a step one by one"
         if type(self.loader) is not SessionParallelLoader:
-            return f"it plays a plain SessionParallelLoader, not a {type(self.loader).__name__}"
+            return f"the loader must be exactly a SessionParallelLoader, not a {type(self.loader).__name__}"
         if self.loader.device.type != "cuda":
             return why_not_fused(self.network, self.criterion, self.optimizer)
         return why_not_captured(self.network, self.criterion, self.optimizer)
@@ -141,7 +141,9 @@ class SessionEpochRunner:
         position = self.position
         why_not_fused = self.why_not_fused
         if why_not_fused and self.precision == "bf16":
-            raise ValueError(f"precision='bf16' is the fused training step's, which cannot train this: {why_not_fused}")
+            raise ValueError(
+                f"precision='bf16' needs the fused training step, which cannot train this: {why_not_fused}"
+            )
         self.network.train()
         if self.hidden is None:
             self.loader.set_epoch(position.epoch - 1)

@@ -114,7 +114,7 @@ class Trainer:
     ) -> None:
         monitors_loss = options.monitor == LOSS
         if options.patience is not None and validate is None and not monitors_loss:
-            raise ValueError(f"patience={options.patience} watches {options.monitor}, which needs validation data")
+            raise ValueError(f"patience={options.patience} monitors {options.monitor}, which needs validation data")
         self.runner, self.options = runner, options
         self.network, self.optimizer = runner.network, runner.optimizer
         self.validate, self.progress = validate, progress or Silent()
@@ -282,7 +282,7 @@ class Trainer:
         """
         progress = checkpoint.progress
         if "position" not in progress:
-            raise CheckpointError(f"the checkpoint holds a model but no training to go on with; resume from {LAST}")
+            raise CheckpointError(f"the checkpoint has a model but no training state; resume from {LAST}")
         data = self.runner.data_identity
         if progress["data"] != data:
             raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {data}")
