@@ -88,7 +88,7 @@ class Parts:
 
 
 def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
-    """Train an epoch by autograd; return loss, steps and events of each block. `rates`: learning rates, used in turn."""
+    """Train an epoch by autograd; return loss, steps and events of each block. `rates` are cycled learning rates."""
     network, optimizer, outcomes = parts.network, parts.optimizer, []
     hidden = network.initial_state(parts.loader.n_lanes)
     step, pending = 0, 0

@@ -139,11 +139,9 @@ class SessionEpochRunner:
         returns the maximum number of mini-batches until the next call; None means no limit.
         """
         position = self.position
-        why_not_fused = self.why_not_fused
-        if why_not_fused and self.precision == "bf16":
-            raise ValueError(
-                f"precision='bf16' needs the fused training step, which cannot train this: {why_not_fused}"
-            )
+        reason = self.why_not_fused
+        if reason and self.precision == "bf16":
+            raise ValueError(f"precision='bf16' needs the fused training step, which cannot train this: {reason}")
         self.network.train()
         if self.hidden is None:
             self.loader.set_epoch(position.epoch - 1)
@@ -151,7 +149,7 @@ class SessionEpochRunner:
         else:  # the epoch was interrupted: the loader resumes from its own state, restored from a checkpoint or not
             self.loader.load_state_dict(self.loader.state_dict())
         started = time.perf_counter() - position.seconds
-        if why_not_fused is None:
+        if reason is None:
             self._run_fused(progress, between_updates, started)
         else:
             self._run_autograd(progress, between_updates, started)
