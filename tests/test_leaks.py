@@ -127,7 +127,7 @@ def graph_call() -> Callable[[], object]:
 
 
 def refused_call() -> Callable[[], object]:
-    """Call an operator that raises an exception."""
+    """Return a function that calls an operator that raises an exception."""
     hidden, weight = torch.randn(100, 16), torch.full((300, 16), torch.nan)
 
     def refuse() -> None:

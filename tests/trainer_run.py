@@ -61,7 +61,7 @@ def make_trainer(
     `arguments` are those of SessionEpochRunner, TrainerOptions and Trainer, and lr_scheduler and lr_scheduler_options.
     """
     arguments = {"seed": 3} | DEFAULTS | arguments
-    of_runner = {name: arguments.pop(name) for name in RUNNER_ARGUMENTS if name in arguments}
+    runner_arguments = {name: arguments.pop(name) for name in RUNNER_ARGUMENTS if name in arguments}
     fields = [name for name in TrainerOptions.__dataclass_fields__ if name in arguments]
     options = TrainerOptions(**{"n_epochs": 2} | {name: arguments.pop(name) for name in fields})
     scheduler, scheduler_options = (arguments.pop(f"lr_scheduler{suffix}", None) for suffix in ("", "_options"))
@@ -72,22 +72,22 @@ def make_trainer(
     loader = SessionParallelLoader(store, lanes, bptt, shuffle=shuffle, seed=3, min_live=1 if n_sample else 2)
     support = torch.from_numpy(store.support)
     parameters = network.parameters()
-    the_optimizer = optimizer(parameters) if optimizer else SparseAdagrad(parameters, learning_rate, momentum)
+    trained_by = optimizer(parameters) if optimizer else SparseAdagrad(parameters, learning_rate, momentum)
     schedule = None
     if scheduler is not None:
         maximize = "validate" in arguments and options.monitor != "loss"
         schedule = Schedule(
-            the_optimizer, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize
+            trained_by, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize
         )  # fmt: skip
     sampler = ops.build_alias_table(support, 0.5) if n_sample else None
     runner = SessionEpochRunner(
         network,
         loader,
         criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support, dtype=dtype),
-        optimizer=the_optimizer,
+        optimizer=trained_by,
         n_sample=n_sample,
         schedule=schedule,
-        **{"sampler": sampler} | of_runner,
+        **{"sampler": sampler} | runner_arguments,
     )
     return Trainer(runner, options, **arguments)
 
