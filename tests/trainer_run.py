@@ -76,9 +76,7 @@ def make_trainer(
     schedule = None
     if scheduler is not None:
         maximize = "validate" in arguments and options.monitor != "loss"
-        schedule = Schedule(
-            trained_by, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize
-        )  # fmt: skip
+        schedule = Schedule(trained_by, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize)
     sampler = ops.build_alias_table(support, 0.5) if n_sample else None
     runner = SessionEpochRunner(
         network,
