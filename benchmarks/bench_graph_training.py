@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive_graph import NaiveLightGCN, NaiveNGCF
-from trainers import graph_player, player_side
-from torch import Tensor
 from interleave import Side
+from naive_graph import NaiveLightGCN, NaiveNGCF
+from torch import Tensor
+from trainers import graph_runner, runner_side
 
 from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, TripleSampler
@@ -98,7 +98,7 @@ def test_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionG
         sides["public"] = timed(lambda number: public(*triples[number % len(triples)]))
     sides["naive"] = naive(model(), graph, triples, False)
     sides["naive, transpose stored"] = naive(model(), graph, triples, True)
-    sides["everything"] = player_side(graph_player(model(only_needed=False), graph))
-    sides["ours"] = player_side(graph_player(model(), graph))
+    sides["everything"] = runner_side(graph_runner(model(only_needed=False), graph))
+    sides["ours"] = runner_side(graph_runner(model(), graph))
     compare(sides, row=f"{name} on {'Gowalla' if GOWALLA.exists() else 'a power-law graph'}", unit="mini-batch",
             subjects={"ours": {"public": GOALS[name]}})  # fmt: skip

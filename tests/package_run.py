@@ -1,4 +1,4 @@
-"""The package's own modules put together for one training step at a time, from the oracle's names and options."""
+"""One training step at a time by the package's modules, with the oracle's names and options."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from oracle import Options, embedding_mode, input_width, layer_sizes
 from gru4rec_fast import ops
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaTrainingStep
-from gru4rec_fast.training.fused import FusedTrainingStep
+from gru4rec_fast.training.captured_step import CapturedTrainingStep
+from gru4rec_fast.training.fused_step import FusedTrainingStep
 
 Arrays = dict[str, np.ndarray]
 
 
 def network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
-    """The oracle's arrays as tensors under SessionNetwork's parameter names."""
+    """Return the oracle's arrays as tensors by SessionNetwork's parameter names."""
     named = {f"gru.{name}" if name.startswith("layers.") else name: value for name, value in arrays.items()}
     return {name: torch.from_numpy(np.array(value)) for name, value in named.items()}
 
 
 class PackageRun:
-    """Network, loss, optimizer and hidden state of a run, whose whole state can be set."""
+    """Network, loss, optimizer and hidden state of a training; all of its state can be set."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class PackageRun:
         """`impl`: that of the operators, which autograd differentiates; or a training step in the place of autograd:
         "fused", with native kernels, or "emulated", that of a GPU with emulated ones.
         """
-        self.step = {"fused": FusedTrainingStep, "emulated": CudaTrainingStep}.get(impl)
+        self.step = {"fused": FusedTrainingStep, "emulated": CapturedTrainingStep}.get(impl)
         impl = "native" if impl == "fused" else impl
         mode = embedding_mode(weights)
         last = len(layer_sizes(weights)) - 1
@@ -86,14 +86,14 @@ class PackageRun:
         self.state = [torch.from_numpy(layer.copy()).to(self.dtype) for layer in state]
 
     def weights(self) -> Arrays:
-        """Parameters under the oracle's names."""
+        """Return the parameters by the oracle's names."""
         return {
             name.removeprefix("gru."): parameter.detach().numpy().copy()
             for name, parameter in self.network.named_parameters()
         }
 
     def moments(self) -> Arrays:
-        """Accumulators and, with momentum, velocities, as "accumulator.<name>" and "velocity.<name>"."""
+        """Return accumulators and, with momentum, velocities by "accumulator.<name>" and "velocity.<name>"."""
         return {
             f"{kind}.{name.removeprefix('gru.')}": tensor.numpy().copy()
             for name, parameter in self.network.named_parameters()
@@ -101,7 +101,7 @@ class PackageRun:
         }
 
     def train_block(self, steps: list, negatives: list[np.ndarray] | None, first_step: int) -> float:
-        """One update from a block of steps; returns its loss before the update."""
+        """Update the weights from a block of steps; return the loss before the update."""
         inputs, targets, reset = (torch.from_numpy(np.stack(part)) for part in zip(*steps, strict=True))
         drawn = None if negatives is None else torch.from_numpy(np.stack(negatives))
         if self.step:
@@ -116,7 +116,7 @@ class PackageRun:
         return loss.item()
 
     def dropout_masks(self, lanes: int, step: int) -> list[torch.Tensor | None]:
-        """Masks of one step: the input embedding's, then each layer's; None where nothing is dropped."""
+        """Return the dropout masks of a step, of the input embedding and of each layer; None without dropout."""
         network, gru = self.network, self.network.gru
         widths = [gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0]
         widths += [layer.hidden_size for layer in gru.layers]

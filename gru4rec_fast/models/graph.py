@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph, TripleSampler
 from gru4rec_fast.data.graphs.order import reordered
-from gru4rec_fast.evaluation import GraphReport, evaluate_graph
+from gru4rec_fast.evaluation import Report, evaluate_graph
 from gru4rec_fast.models.estimator import Estimator, resumed_file
 from gru4rec_fast.models.graph_parameters import GraphParameters, LightGCNParameters, NGCFParameters, split_adjacency
 from gru4rec_fast.models.graph_parts import (
@@ -26,7 +26,7 @@ from gru4rec_fast.models.graph_parts import (
     graph_of,
     identity,
     known,
-    training_options,
+    trainer_options,
 )
 from gru4rec_fast.models.parameters import DTYPES
 from gru4rec_fast.models.parts import find_device
@@ -35,9 +35,10 @@ from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.profiling import PeakMemory, process_baseline
 from gru4rec_fast.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.folder_lock import exclusive
-from gru4rec_fast.training.graph_loop import GraphTrainer
+from gru4rec_fast.training.graph_runner import GraphEpochRunner
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.state import MODEL, model_tensors
+from gru4rec_fast.training.trainer import Trainer
 
 
 class GraphRecommender(Estimator):
@@ -95,7 +96,7 @@ class GraphRecommender(Estimator):
 
         Raises:
             ValueError: bad input, named. CheckpointError: nothing to resume that fits.
-            TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.GraphTrainer.run`.
+            TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
             After an error that comes before the first mini-batch the model is what it was.
         """
         peak = process_baseline() or PeakMemory()
@@ -108,11 +109,9 @@ class GraphRecommender(Estimator):
         held_out = None if validation is None else as_graph(validation, keys, like=graph)
         with exclusive(out):
             network = self._build(graph, device)
-            trainer = GraphTrainer(
-                network,
-                TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=p.seed, device=device, impl=p.impl),
-                training_options(p, checkpoint_every),
-                optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True),
+            trainer = Trainer(
+                self.build_runner(network, graph, device),
+                trainer_options(p, checkpoint_every),
                 validate=None if held_out is None else self._validator(network, graph, held_out),
                 out=out,
                 identity=identity(self.format(), p, graph),
@@ -140,7 +139,7 @@ class GraphRecommender(Estimator):
         batch_size: int = 1024,
         user_key: str = "UserId",
         item_key: str = "ItemId",
-    ) -> GraphReport:
+    ) -> Report:
         """Rank all items that a user does not have in training, for every user with test items.
 
         Args:
@@ -233,6 +232,16 @@ class GraphRecommender(Estimator):
         model.network.eval()
         model.history = checkpoint.progress["history"]
         return model
+
+    def build_runner(self, network: GraphNetwork, graph: InteractionGraph, device: torch.device) -> GraphEpochRunner:
+        """Return what trains the network on the graph."""
+        p = self.parameters
+        return GraphEpochRunner(
+            network,
+            TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=p.seed, device=device, impl=p.impl),
+            optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True),
+            reg_weight=p.reg_weight,
+        )
 
     def _build(self, graph: InteractionGraph, device: torch.device) -> GraphNetwork:
         return self.build_network(graph).to(device=device, dtype=DTYPES[self.parameters.dtype])

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from gru4rec_fast.data.graphs.triples import UNITS
-from gru4rec_fast.evaluation.graph import GRAPH_METRICS
+from gru4rec_fast.evaluation.graphs import GRAPH_METRICS
 from gru4rec_fast.models.parameters import (
     DTYPES,
     IMPLEMENTATIONS,

@@ -21,7 +21,7 @@ from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same
 from gru4rec_fast.models.graph_parameters import GraphParameters
 from gru4rec_fast.models.recommending import Recommendations
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from gru4rec_fast.training.graph_loop import GraphTrainingOptions
+from gru4rec_fast.training.options import TrainerOptions
 
 _FREE_ON_RESUME = (*FREE_ON_RESUME, "evaluate_every")
 
@@ -87,11 +87,10 @@ def checkpoint_for(form: str, parameters: GraphParameters, graph: InteractionGra
     return checkpoint
 
 
-def training_options(p: GraphParameters, checkpoint_every: int | None) -> GraphTrainingOptions:
-    """What the training loop is told."""
-    return GraphTrainingOptions(
+def trainer_options(p: GraphParameters, checkpoint_every: int | None) -> TrainerOptions:
+    """Return the trainer's options."""
+    return TrainerOptions(
         n_epochs=p.n_epochs,
-        reg_weight=p.reg_weight,
         evaluate_every=p.evaluate_every,
         monitor=p.monitor,
         patience=p.patience,

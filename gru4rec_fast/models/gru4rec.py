@@ -142,6 +142,7 @@ class GRU4Rec(Estimator):
             if resumed is not None:
                 trainer.restore(checkpoint_for(p, store.vocabulary, resumed))
             # What can go wrong before the training has: the earlier model, if there was one, gives way as a whole.
+            assert isinstance(trainer.network, SessionNetwork)
             self.network, self.vocabulary, self.support = trainer.network, store.vocabulary, np.array(store.support)
             self._identity, self.history, self.best_epoch = trainer.folder.identity, trainer.history, None
             try:

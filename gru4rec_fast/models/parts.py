@@ -19,10 +19,13 @@ from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same
 from gru4rec_fast.models.parameters import DTYPES, GRU4RecParameters
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from gru4rec_fast.training.fingerprint import log_fingerprint
-from gru4rec_fast.training.loop import Trainer
-from gru4rec_fast.training.options import TrainingOptions
+from gru4rec_fast.training.options import LOSS, TrainerOptions
+from gru4rec_fast.training.schedules import Schedule
+from gru4rec_fast.training.session_runner import SessionEpochRunner
+from gru4rec_fast.training.trainer import Trainer
 
 FORMAT = "gru4rec_fast.GRU4Rec/1"
 VOCABULARY = "vocabulary."
@@ -91,45 +94,64 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
     )
 
 
-def build_trainer(
-    p: GRU4RecParameters, store: SessionStore, validation: SessionStore | None, device: torch.device, **loop: Any
-) -> Trainer:
-    """A trainer of a new network on `store`; `loop`: further keyword arguments of `Trainer`, and `checkpoint_every`."""
+def build_runner(
+    p: GRU4RecParameters, store: SessionStore, device: torch.device, memory: MemoryRecord = NULL_RECORD
+) -> SessionEpochRunner:
+    """Return what trains a new network on `store`, without a schedule."""
     loader = SessionParallelLoader(
         store, p.batch_size, p.bptt, device, p.shuffle, p.seed, min_live=1 if p.n_sample else 2, impl=p.impl
     )
     network = build_network(p, len(store.vocabulary), device)
     support = torch.from_numpy(np.array(store.support))
-    return Trainer(
+    return SessionEpochRunner(
         network,
         loader,
-        training_options(p, loop.pop("checkpoint_every")),
         criterion=build_criterion(p, support).to(device),
         optimizer=SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl),
         sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
-        validate=None if validation is None else lambda: validation_metrics(network, validation, p),
-        identity=identity(p, store.vocabulary, store.support),
-        fingerprint=lambda: log_fingerprint(store),
-        **loop,
-    )
-
-
-def training_options(p: GRU4RecParameters, checkpoint_every: int | None) -> TrainingOptions:
-    """What the training loop is told."""
-    return TrainingOptions(
-        n_epochs=p.n_epochs,
         n_sample=p.n_sample,
         accumulate=p.accumulate,
         seed=p.seed,
-        lr_scheduler=p.lr_scheduler,
-        lr_scheduler_options=p.lr_scheduler_options or {},
-        monitor=p.monitor,
-        patience=p.patience,
-        min_delta=p.min_delta,
-        checkpoint_every=checkpoint_every,
         fused=p.fused,
         precision=p.precision,
+        fingerprint=lambda: log_fingerprint(store),
+        memory=memory,
         impl=p.impl,
+    )
+
+
+def build_trainer(
+    p: GRU4RecParameters,
+    store: SessionStore,
+    validation: SessionStore | None,
+    device: torch.device,
+    *,
+    checkpoint_every: int | None = None,
+    memory: MemoryRecord = NULL_RECORD,
+    **arguments: Any,
+) -> Trainer:
+    """Return a trainer of a new network on `store`; `arguments`: further keyword arguments of `Trainer`."""
+    runner = build_runner(p, store, device, memory)
+    if p.lr_scheduler:
+        runner.schedule = Schedule(
+            runner.optimizer,
+            p.lr_scheduler,
+            p.lr_scheduler_options,
+            n_epochs=p.n_epochs,
+            maximize=validation is not None and p.monitor != LOSS,
+        )
+    return Trainer(
+        runner,
+        TrainerOptions(
+            n_epochs=p.n_epochs,
+            monitor=p.monitor,
+            patience=p.patience,
+            min_delta=p.min_delta,
+            checkpoint_every=checkpoint_every,
+        ),
+        validate=None if validation is None else lambda: validation_metrics(runner.network, validation, p),
+        identity=identity(p, store.vocabulary, store.support),
+        **arguments,
     )
 
 

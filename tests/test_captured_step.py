@@ -1,6 +1,6 @@
-"""The training step on a GPU, its sequence run on CPU tensors: it trains what autograd trains.
+"""The captured training step, compared with autograd, on CPU tensors and without a graph.
 
-By the reference's operators and by the emulated CUDA kernels; tests/test_cuda.py captures it where there is a GPU.
+It runs by the reference operators and by the emulated CUDA kernels; tests/test_cuda.py captures it on a GPU.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import pytest
 import torch
 from markov import markov_store
 from native import why_not_emulated
-from torch import Tensor
 from sync_detector import Waits
+from torch import Tensor
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaPlayer, CudaTrainingStep, why_not_cuda_step
+from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
 
 STORE = markov_store(n_sessions=23, n_items=40)
 SUPPORT = torch.from_numpy(STORE.support)
@@ -42,12 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def family_or_reference(family: str, impl: str) -> str:
-    """Emulated is what has CUDA kernels; the rest of such a step is the reference's."""
+    """Return "emulated" for families with CUDA kernels, else "reference"."""
     return "reference" if impl == "emulated" and why_not_emulated(family) else impl
 
 
 class Parts:
-    """All that trains, in float64 where the case says nothing else."""
+    """Network, loss, optimizer, loader and sampler of a case; float64 unless the case has another dtype."""
 
     def __init__(self, impl: str, case: dict[str, Any]) -> None:
         options = {
@@ -78,17 +78,17 @@ class Parts:
         )  # fmt: skip
         self.sampler = ops.build_alias_table(SUPPORT, 0.5, impl="reference") if self.n_sample else None
 
-    def player(self, **options: Any) -> CudaPlayer:
+    def start_epoch(self, **options: Any) -> CapturedEpoch:
         parts = (self.network, self.criterion, self.optimizer)
-        step = CudaTrainingStep(*parts, steps=self.steps, accumulate=self.accumulate, **options)
-        return step.player(self.loader, self.sampler, self.n_sample, SEED)
+        step = CapturedTrainingStep(*parts, steps=self.steps, accumulate=self.accumulate, **options)
+        return step.start_epoch(self.loader, self.sampler, self.n_sample, SEED)
 
     def weights(self) -> list[Tensor]:
         return [weight.detach() for weight in self.network.parameters()]
 
 
 def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
-    """An epoch; each block's loss, steps and number of events. The learning rates take turns, where they are given."""
+    """Train an epoch by autograd; return loss, steps and events of each block. `rates` are cycled learning rates."""
     network, optimizer, outcomes = parts.network, parts.optimizer, []
     hidden = network.initial_state(parts.loader.n_lanes)
     step, pending = 0, 0
@@ -124,57 +124,57 @@ def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
-    """Every weight and loss of an epoch, its tail of dying lanes included, in calls and launches of several lengths."""
+    """Compare all weights and losses of an epoch, in calls and graphs of several lengths; lanes die towards its end."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     theirs, ours = Parts("reference", CASES[case]), Parts(impl, CASES[case])
     expected = by_autograd(theirs)
-    player, outcomes, finished, updates = ours.player(per_launch=4), [], False, 1
+    epoch, outcomes, finished, updates = ours.start_epoch(steps_per_graph=4), [], False, 1
     hidden = ours.network.initial_state(ours.loader.n_lanes)
     while not finished:
-        blocks, finished = player.run(updates, hidden, step=sum(block[1] for block in outcomes))
+        blocks, finished = epoch.run(updates, hidden, step=sum(block[1] for block in outcomes))
         outcomes += [tuple(block) for block in blocks]
         updates += 2
     assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
     losses = [[block[0] for block in blocks] for blocks in (outcomes, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     torch.testing.assert_close(ours.weights(), theirs.weights(), rtol=1e-9, atol=1e-9)
-    assert player.run(5, hidden, step=len(outcomes)) == ([], True)
+    assert epoch.run(5, hidden, step=len(outcomes)) == ([], True)
     assert ours.loader.state_dict() == theirs.loader.state_dict()
 
 
 @pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
 @pytest.mark.parametrize("case", [case for case in CASES if "lane" not in case])
-def test_a_step_asks_the_device_for_nothing(case: str) -> None:
-    """Neither when blocks and negatives are drawn nor when they are played; once they are, for the losses."""
+def test_a_step_does_not_synchronize(case: str) -> None:
+    """Drawing and training do not synchronize; the detector finds a synchronization that is there."""
     parts = Parts("emulated", CASES[case])
-    player, hidden = parts.player(per_launch=4), parts.network.initial_state(6)
-    player.run(1, hidden, step=0)
+    epoch, hidden = parts.start_epoch(steps_per_graph=4), parts.network.initial_state(6)
+    epoch.run(1, hidden, step=0)
     with Waits(copies=True) as waits:
-        player._step.begin()
-        launch = player.next_launch(1, 6)
-        launch.fill(*player.draw(launch.extent.mini_batches, 1), 1)
-        launch.run(hidden)
+        epoch._step.prepare()
+        captured = epoch.next_updates(1, 6)
+        captured.fill(*epoch.draw(captured.shape.mini_batches, 1), 1)
+        captured.run(hidden)
     assert waits.seen == []
     with Waits(copies=True) as waits:
-        torch.where(launch.n_live > 0, launch.n_live, -1)
-        launch.losses[0].item()
+        torch.where(captured.n_live > 0, captured.n_live, -1)
+        captured.losses[0].item()
     assert waits.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
 
 
 def losses_by_schedule(parts: Parts, rates: Sequence[float], n: int) -> list[float]:
-    """Of the first `n` updates, each played alone; half way, the optimizer's state is saved and loaded."""
-    player, hidden, losses = parts.player(), parts.network.initial_state(6), []
+    """Return the losses of `n` updates, one per call; half way, save and load the optimizer's state."""
+    epoch, hidden, losses = parts.start_epoch(), parts.network.initial_state(6), []
     for step in range(n):
         if step == n // 2:
             parts.optimizer.load_state_dict(parts.optimizer.state_dict())
         parts.optimizer.param_groups[0]["lr"] = rates[step % len(rates)]
-        losses += [block.loss for block in player.run(1, hidden, step=step)[0]]
+        losses += [block.loss for block in epoch.run(1, hidden, step=step)[0]]
     return losses
 
 
-def test_a_schedule_changes_the_numbers_between_updates() -> None:
-    """Where they are on the device, since a captured graph is played on."""
+def test_a_schedule_changes_the_learning_rate_between_updates() -> None:
+    """It changes the device's copy, which a captured graph reads."""
     theirs, ours = Parts("reference", {"momentum": 0.3}), Parts("reference", {"momentum": 0.3})
     expected = by_autograd(theirs, rates=[0.3, 0.02, 0.1])
     losses = losses_by_schedule(ours, [0.3, 0.02, 0.1], len(expected))
@@ -183,7 +183,7 @@ def test_a_schedule_changes_the_numbers_between_updates() -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 def test_bf16_rounds_the_scores_products(impl: str) -> None:
-    """Scores of 2**-8 relative error at most, so losses near those in full precision, but not the same."""
+    """Scores have a relative error of at most 2**-8: losses are close to those in full precision, but not equal."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     case = {"dtype": torch.float32, "logq": 1.0, "dropout": 0.2, "layers": [24]}
@@ -191,23 +191,23 @@ def test_bf16_rounds_the_scores_products(impl: str) -> None:
     losses = []
     for parts, precision in ((full, "full"), (ours, "bf16")):
         hidden = parts.network.initial_state(6)
-        losses.append([block.loss for block in parts.player(precision=precision).run(12, hidden, step=0)[0]])
+        losses.append([block.loss for block in parts.start_epoch(precision=precision).run(12, hidden, step=0)[0]])
     assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
     with pytest.raises(ValueError, match="precision='bf16' goes with float32, not with"):
-        Parts("reference", {}).player(precision="bf16")
+        Parts("reference", {}).start_epoch(precision="bf16")
 
 
 def poison(parts: Parts, mini_batch: int) -> None:
-    """Let a target that comes up there, and in none before, have a bias that is no number. For in-batch negatives."""
-    played = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.begin()[1][0]))]
-    before = set(torch.cat(played[:mini_batch]).flatten().tolist())
-    item = next(item for item in played[mini_batch].flatten().tolist() if item not in before)
+    """Make the bias of a target NaN that first occurs in this mini-batch. For in-batch negatives."""
+    targets = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.begin()[1][0]))]
+    earlier = set(torch.cat(targets[:mini_batch]).flatten().tolist())
+    item = next(item for item in targets[mini_batch].flatten().tolist() if item not in earlier)
     with torch.no_grad():
         parts.network.output.bias[item] = torch.nan
 
 
-def test_a_bad_block_of_several_undoes_the_update() -> None:
-    """The states of the blocks before it have moved on, as by the fused step on the CPU; no weight has."""
+def test_a_nan_loss_in_a_later_block_prevents_the_update() -> None:
+    """Earlier blocks of the update have changed the hidden states, as in the fused step on the CPU, but no weight."""
     parts = Parts("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
     poison(parts, 2)
     block = next(iter(SessionParallelLoader(STORE, 6, 2)))
@@ -215,53 +215,53 @@ def test_a_bad_block_of_several_undoes_the_update() -> None:
     with torch.no_grad():
         expected = parts.network(block.inputs, hidden, block.reset)[1]
     before = [weight.clone() for weight in parts.weights()]
-    blocks, finished = parts.player().run(1, hidden, step=0)
+    blocks, finished = parts.start_epoch().run(1, hidden, step=0)
     assert [block.steps for block in blocks] == [2, 2] and not finished
     assert blocks[0].loss == blocks[0].loss and blocks[1].loss != blocks[1].loss
     torch.testing.assert_close(parts.weights(), before, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(hidden, expected)
 
 
-def test_a_loss_that_is_no_number_moves_nothing() -> None:
+def test_a_nan_loss_updates_nothing() -> None:
     parts = Parts("reference", {})
-    player, hidden = parts.player(per_launch=3), parts.network.initial_state(6)
-    assert len(player.run(4, hidden, step=0)[0]) == 4
+    epoch, hidden = parts.start_epoch(steps_per_graph=3), parts.network.initial_state(6)
+    assert len(epoch.run(4, hidden, step=0)[0]) == 4
     with torch.no_grad():
         parts.network.output.bias.fill_(torch.nan)
     before = [t.clone() for t in (*parts.weights(), *hidden)]
-    blocks, finished = player.run(7, hidden, step=4)
+    blocks, finished = epoch.run(7, hidden, step=4)
     assert len(blocks) == 1 and blocks[0].loss != blocks[0].loss and not finished
     torch.testing.assert_close([*parts.weights(), *hidden], before, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_run_goes_on_where_it_stood() -> None:
-    """By another player, from the loader's own place."""
+def test_a_second_epoch_object_continues_from_the_position() -> None:
+    """The position is that of the loader."""
     whole, pieces = Parts("reference", {}), Parts("reference", {})
     hidden = whole.network.initial_state(6)
-    n = len(whole.player().run(1000, hidden, step=0)[0])
+    n = len(whole.start_epoch().run(1000, hidden, step=0)[0])
     hidden, done = pieces.network.initial_state(6), 0
     while done < n:
         pieces.loader.load_state_dict(pieces.loader.state_dict())
-        done += len(pieces.player().run(5, hidden, step=done)[0])
+        done += len(pieces.start_epoch().run(5, hidden, step=done)[0])
     assert done == n
     torch.testing.assert_close(pieces.weights(), whole.weights(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shift", [-1, STORE.n_items])
-def test_a_damaged_log_is_named_before_anything_is_played(shift: int) -> None:
+def test_a_damaged_log_is_found_before_training(shift: int) -> None:
     parts = Parts("reference", {})
     parts.loader.items = parts.loader.items + shift
     with pytest.raises(ValueError, match="it is damaged, prepare it again"):
-        parts.player()
+        parts.start_epoch()
 
 
 def test_what_it_cannot_train_is_named() -> None:
     parts = Parts("reference", {})
     trained = (parts.network, parts.criterion, parts.optimizer)
-    assert why_not_cuda_step(*trained) == "impl='reference' was asked for"
+    assert why_not_captured(*trained) == "impl='reference' was requested"
     for part in (*parts.network.modules(), parts.criterion, parts.optimizer):
         part.impl = "auto"
-    reason = why_not_cuda_step(*trained)
-    assert reason is not None and reason.startswith("it runs on a GPU in float32 and float64; ")
-    with pytest.raises(ValueError, match="the loader plays blocks of 2 steps"):
-        CudaTrainingStep(*trained).player(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)
+    reason = why_not_captured(*trained)
+    assert reason is not None and reason.startswith("it supports float32 and float64 on a GPU; ")
+    with pytest.raises(ValueError, match="the loader has blocks of 2 steps"):
+        CapturedTrainingStep(*trained).start_epoch(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)

@@ -1,4 +1,4 @@
-"""The fused training step: what autograd computes, alive to the outside, and by name where it cannot train."""
+"""The fused training step: compared with autograd; Ctrl-C and progress during a call; reasons why it cannot train."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import MemoryRecord
-from gru4rec_fast.training import TrainingInterrupted, load_checkpoint
-from gru4rec_fast.training.epoch import EpochPlayer
-from gru4rec_fast.training.fused import FusedTrainingStep, why_not_fused
+from gru4rec_fast.training import SessionEpochRunner, TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training.fused_step import FusedTrainingStep, why_not_fused
 from gru4rec_fast.training.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("native_library", no_pictures.__name__)
@@ -52,23 +51,23 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
-    """Two epochs in float64, with dropout and momentum."""
+    """Train two epochs in float64, with dropout and momentum."""
     small = {"layers": [8], "batch_size": 6, "n_sample": 20, "n_epochs": 2, "seed": 3, "dtype": "float64",
              "dropout_p_embed": 0.2, "dropout_p_hidden": 0.1, "momentum": 0.3, "learning_rate": 0.1}  # fmt: skip
     return GRU4Rec(**small | changed).fit(store, progress=False)
 
 
 def fit_by(fused: bool, **changed: Any) -> GRU4Rec:
-    """The same, by no other way than that one."""
+    """Train as `fit` does, by the fused step or by autograd; the other way is an error."""
     with pytest.MonkeyPatch.context() as patch:
-        other_way = "_play_blocks" if fused else "_play_fused"
-        patch.setattr(EpochPlayer, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        other_way = "_run_autograd" if fused else "_run_fused"
+        patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
         return fit(**changed, fused=fused)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_what_autograd_trains(case: str) -> None:
-    """Every weight to 1e-9 after two whole epochs, tails of dying lanes included; every epoch's loss too."""
+    """Compare all weights (to 1e-9) and losses after two epochs, whose ends have fewer and fewer live lanes."""
     one, other = fit_by(True, **CASES[case]), fit_by(False, **CASES[case])
     assert one.network is not None and other.network is not None
     for (name, ours), theirs in zip(one.network.named_parameters(), other.network.parameters(), strict=True):
@@ -79,8 +78,8 @@ def test_it_trains_what_autograd_trains(case: str) -> None:
 
 
 @pytest.mark.parametrize("first_is_fused", [True, False])
-def test_a_training_changes_over_in_the_middle(tmp_path: Path, first_is_fused: bool) -> None:
-    """From one way to the other inside an epoch, by way of a checkpoint."""
+def test_a_training_switches_inside_an_epoch(tmp_path: Path, first_is_fused: bool) -> None:
+    """Switch between the fused step and autograd by resuming from a checkpoint."""
     whole = make_trainer(dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused)
     whole.run()
     first = make_trainer(
@@ -90,9 +89,9 @@ def test_a_training_changes_over_in_the_middle(tmp_path: Path, first_is_fused: b
     first._between_updates = lambda *a: _stop_after(stop(*a), first)  # type: ignore[method-assign]
     with pytest.raises(_Enough):
         first.run()
-    assert 0 < first.place.mini_batches < whole.history[0]["mini_batches"]
+    assert 0 < first.position.mini_batches < whole.history[0]["mini_batches"]
     second = make_trainer(out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=not first_is_fused)
-    assert (first.player.why_not_fused is None, second.player.why_not_fused is None) == (
+    assert (first.runner.why_not_fused is None, second.runner.why_not_fused is None) == (
         first_is_fused,
         not first_is_fused,
     )
@@ -106,23 +105,23 @@ class _Enough(Exception):
 
 
 def _stop_after(answer: Any, trainer: Any) -> Any:
-    if trainer._saved_at:
+    if trainer._saved_at_step:
         raise _Enough
     return answer
 
 
 @pytest.mark.parametrize("every", [1, 7])
-def test_checkpoints_come_when_they_are_wanted(tmp_path: Path, every: int) -> None:
+def test_checkpoints_are_written_at_the_requested_steps(tmp_path: Path, every: int) -> None:
     trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=every)
     steps: list[int] = []
     save = trainer._save_last
-    trainer._save_last = lambda: steps.append(trainer.place.step) or save()  # type: ignore[func-returns-value, method-assign]
+    trainer._save_last = lambda: steps.append(trainer.position.step) or save()  # type: ignore[func-returns-value, method-assign]
     n = trainer.run()[0]["mini_batches"]
     assert steps[:-1] == list(range(every, steps[-2] + 1, every)) and steps[-1] == n and steps[-2] > n - every - 1
 
 
-def test_bf16_is_near_and_is_bf16() -> None:
-    """Products rounded to 8 bits: losses of an epoch within 1 %, and not the same weights."""
+def test_bf16_is_close_to_float32_but_not_equal() -> None:
+    """Products have 8 bits: the losses of an epoch agree within 1 %, the weights are not equal."""
     full, bf16 = fit(dtype="float32", layers=[32]), fit(dtype="float32", layers=[32], precision="bf16")
     assert bf16.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=1e-2)
     assert not torch.equal(bf16.network.output.weight, full.network.output.weight)
@@ -130,7 +129,7 @@ def test_bf16_is_near_and_is_bf16() -> None:
 
 
 def test_bf16_products_are_those_of_rounded_numbers() -> None:
-    """One step from given weights that bf16 holds exactly: the loss is that of hidden states rounded before scoring."""
+    """Make one step from weights that are exact in bf16: the loss is that of hidden states rounded before scoring."""
     network, criterion, optimizer = parts(layers=[16], in_bf16=True)
     step = FusedTrainingStep(network, criterion, optimizer, precision="bf16")
     inputs, targets, negatives = (torch.tensor([row]) for row in ([3, 5, 7, 9], [4, 6, 8, 10], [1, 1, 2, 30]))
@@ -189,17 +188,17 @@ def spoiled(what: str) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("network", "a plain SessionNetwork, not a _Own"),
-        ("optimizer", "a plain SparseAdagrad, not a SGD"),
+        ("network", "exactly SessionNetwork, not _Own"),
+        ("optimizer", "exactly SparseAdagrad, not SGD"),
         ("frozen", r"gru\.layers\.0\.weight_hh is frozen"),
         ("hooks", "there are hooks on a module, a parameter or the optimizer"),
         ("parameter hook", "there are hooks"),
         ("optimizer hook", "there are hooks"),
-        ("parametrized", "it does not know what ParametrizedSessionGRULayer computes"),
-        ("tied", "its weights are not plain parameters, each in one place"),
-        ("impl", "impl='reference' was asked for"),
+        ("parametrized", "it does not support a module of class ParametrizedSessionGRULayer"),
+        ("tied", "a weight is not exactly an nn.Parameter, or is used twice"),
+        ("impl", "impl='reference' was requested"),
         ("groups", "one parameter group"),
-        ("dtype", r"float32 and float64; \S+ is torch\.float16"),
+        ("dtype", r"float32 and float64 on the CPU; \S+ is torch\.float16"),
     ],
 )
 def test_what_it_cannot_train_is_named(what: str, reason: str) -> None:
@@ -220,11 +219,11 @@ class _Lines(Silent):
         self.advances += 1
 
 
-def test_autograd_that_nobody_asked_for_is_announced() -> None:
+def test_autograd_that_was_not_requested_is_announced() -> None:
     lines = _Lines()
     make_trainer(n_epochs=1, progress=lines, memory=MemoryRecord("cpu")).run()
     (line,) = lines.said
-    assert line.startswith("training by autograd, not by the fused step: a memory record looks at the phases")
+    assert line.startswith("training by autograd, not by the fused step: a memory record needs the phases")
     for asked in ({"fused": False}, {"impl": "reference"}, {}):
         lines = _Lines()
         make_trainer(n_epochs=1, progress=lines, **asked).run()
@@ -233,7 +232,7 @@ def test_autograd_that_nobody_asked_for_is_announced() -> None:
 
 def test_bf16_without_the_fused_step_is_an_error() -> None:
     with pytest.raises(
-        ValueError, match=r"precision='bf16' is the fused training step's, which cannot train this: a mem"
+        ValueError, match=r"precision='bf16' needs the fused training step, which cannot train this: a mem"
     ):
         make_trainer(precision="bf16", memory=MemoryRecord("cpu")).run()
     for other in ({"fused": False}, {"dtype": "float64"}, {"impl": "reference"}):
@@ -242,16 +241,16 @@ def test_bf16_without_the_fused_step_is_an_error() -> None:
 
 
 def long_trainer(**arguments: Any) -> Any:
-    """One whose epoch takes many seconds."""
+    """Return a trainer whose epoch takes many seconds."""
     store = markov_store(n_sessions=60_000, n_items=3000)
     return make_trainer(store=store, layers=(320,), n_sample=4096, lanes=128, n_epochs=1, **arguments)
 
 
-def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
-    """A signal ends a run within a fraction of its length; meanwhile progress is shown, and other threads go on."""
+def test_ctrl_c_progress_and_other_threads_during_an_epoch(tmp_path: Path) -> None:
+    """A signal ends a run long before its end; progress is shown and other threads run meanwhile."""
     lines = _Lines()
     trainer = long_trainer(out=tmp_path, progress=lines)
-    slept = [0]  # how often the other thread slept a millisecond while the training ran
+    slept = [0]  # sleeps of 1 ms in the other thread during the training
 
     def press() -> None:
         while not lines.advances:
@@ -268,22 +267,24 @@ def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
         with pytest.raises(TrainingInterrupted, match=r"in epoch 1 after mini-batch \d+ of it"):
             trainer.run()
         thread.join()
-    assert slept[0] > 4 * 10, "the interpreter's lock was held: the other thread ran between calls alone"
-    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["step"] == trainer.place.step > 0
+    assert slept[0] > 4 * 10, "the interpreter lock was not released: the other thread ran only between calls"
+    assert (
+        load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["step"] == trainer.position.step > 0
+    )
 
 
 def test_one_long_call_can_be_interrupted_too() -> None:
-    """Whoever asks for an epoch in one call, outside of a trainer, has the interpreter's own Ctrl-C."""
+    """A call outside of a trainer that runs a whole epoch raises KeyboardInterrupt."""
     trainer = long_trainer()
-    player, network = trainer.player.begin_fused(), trainer.network
+    epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with threads(1), pytest.raises(KeyboardInterrupt):
-        player.run(10**9, network.initial_state(128), step=0)
+        epoch.run(10**9, network.initial_state(128), step=0)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-def test_weights_are_known_to_have_changed() -> None:
-    """A graph that was made before the step does not take the new weights for the old ones."""
+def test_autograd_detects_that_weights_have_changed() -> None:
+    """A backward pass through a graph that was recorded before the step is an error."""
     network, criterion, optimizer = parts()
     square = (network.output.weight * network.output.weight).sum()
     block = torch.tensor([[1, 2, 3, 4]])
@@ -294,8 +295,8 @@ def test_weights_are_known_to_have_changed() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_loss_that_is_no_number_moves_nothing(steps: int) -> None:
-    """Nor does it later: what its block had gathered is forgotten."""
+def test_a_nan_loss_updates_nothing(steps: int) -> None:
+    """The bad block's gradients are not applied by the next step either."""
     network, criterion, optimizer = parts()
     network.output.bias.data[7] = float("nan")
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -312,8 +313,8 @@ def test_a_loss_that_is_no_number_moves_nothing(steps: int) -> None:
     assert not torch.equal(network.output.weight[10:14], before["output.weight"][10:14])
 
 
-def test_it_takes_state_and_mode_as_they_are() -> None:
-    """Momentum switched on, optimizer state loaded, eval mode: what autograd would do at the next step."""
+def test_it_uses_the_current_state_and_mode() -> None:
+    """Switch momentum on, load optimizer state, switch to eval mode: the next step is that of autograd."""
     block, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
     ends = []
     for fused in (True, False):
@@ -340,20 +341,20 @@ def test_it_takes_state_and_mode_as_they_are() -> None:
         torch.testing.assert_close(ours, ends[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_a_loader_of_ones_own_is_played_by_autograd() -> None:
+def test_a_subclass_of_the_loader_is_trained_by_autograd() -> None:
     class Own(SessionParallelLoader):
         pass
 
     trainer = make_trainer(n_epochs=1)
-    trainer.loader.__class__ = Own
-    assert "a plain SessionParallelLoader, not a Own" in str(trainer.player.why_not_fused)
+    trainer.runner.loader.__class__ = Own
+    assert "exactly a SessionParallelLoader, not a Own" in str(trainer.runner.why_not_fused)
     network, criterion, optimizer = parts()
-    with pytest.raises(ValueError, match="the loader plays blocks of 3 steps, this trains blocks of 1"):
-        FusedTrainingStep(network, criterion, optimizer).player(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
+    with pytest.raises(ValueError, match="the loader has blocks of 3 steps, the training step has steps=1"):
+        FusedTrainingStep(network, criterion, optimizer).start_epoch(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_stood() -> None:
-    """By another `run` of the same trainer, without a checkpoint."""
+def test_a_stopped_run_continues_from_its_position() -> None:
+    """Call `run` again on the same trainer, without a checkpoint."""
     whole, stopped = make_trainer(dtype=torch.float64), make_trainer(dtype=torch.float64)
     whole.run()
     at_block(stopped, 5, press_ctrl_c)
@@ -380,13 +381,13 @@ def test_a_checkpoint_can_be_resumed_from_twice(tmp_path: Path) -> None:
 
 def test_one_thread_at_a_time() -> None:
     trainer = long_trainer()
-    player, network = trainer.player.begin_fused(), trainer.network
+    epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     with threads(1):
-        running = threading.Thread(target=lambda: player.run(300, network.initial_state(128), step=0))
+        running = threading.Thread(target=lambda: epoch.run(300, network.initial_state(128), step=0))
         running.start()
         time.sleep(0.2)
         with pytest.raises(RuntimeError, match="a FusedTrainingStep is in use by another thread"):
-            player.run(1, network.initial_state(128), step=0)
+            epoch.run(1, network.initial_state(128), step=0)
         running.join()
 
 
@@ -440,4 +441,4 @@ def test_a_damaged_store_is_named(item: int) -> None:
     network = SessionNetwork(store.n_items, [8])
     fused = FusedTrainingStep(network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1))
     with pytest.raises(ValueError, match=r"the store: its items .* 30 items \(.*it is damaged, prepare it again"):
-        fused.player(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)
+        fused.start_epoch(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)
