@@ -18,7 +18,6 @@ from gru4rec_fast.data import InteractionGraph, TripleSampler
 from gru4rec_fast.data.graphs.order import reordered
 from gru4rec_fast.evaluation import GraphReport, evaluate_graph
 from gru4rec_fast.models.estimator import Estimator, resumed_file
-from gru4rec_fast.models.graph_parameters import GraphParameters, LightGCNParameters, NGCFParameters, split_adjacency
 from gru4rec_fast.models.graph_parts import (
     as_graph,
     best_rows,
@@ -28,7 +27,7 @@ from gru4rec_fast.models.graph_parts import (
     known,
     training_options,
 )
-from gru4rec_fast.models.parameters import DTYPES
+from gru4rec_fast.models.parameters import GraphParameters, LightGCNParameters, NGCFParameters, split_adjacency
 from gru4rec_fast.models.parts import find_device
 from gru4rec_fast.models.recommending import Recommendations
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
@@ -235,7 +234,7 @@ class GraphRecommender(Estimator):
         return model
 
     def _build(self, graph: InteractionGraph, device: torch.device) -> GraphNetwork:
-        return self.build_network(graph).to(device=device, dtype=DTYPES[self.parameters.dtype])
+        return self.build_network(graph).to(device=device, dtype=getattr(torch, self.parameters.dtype))
 
     def _fitted(self) -> tuple[InteractionGraph, Tensor]:
         """The training graph and the final embeddings of its nodes."""

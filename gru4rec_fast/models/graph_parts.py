@@ -18,7 +18,7 @@ from gru4rec_fast.data.graphs.order import aligned
 from gru4rec_fast.data.vocabulary import as_ids
 from gru4rec_fast.models.catalogue import pad
 from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same_parameters
-from gru4rec_fast.models.graph_parameters import GraphParameters
+from gru4rec_fast.models.parameters import GraphParameters
 from gru4rec_fast.models.recommending import Recommendations
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from gru4rec_fast.training.graph_loop import GraphTrainingOptions

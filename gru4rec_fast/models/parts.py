@@ -16,7 +16,7 @@ from gru4rec_fast import _version, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore, Vocabulary
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same_parameters
-from gru4rec_fast.models.parameters import DTYPES, GRU4RecParameters
+from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -69,7 +69,7 @@ def build_network(p: GRU4RecParameters, n_items: int, device: torch.device) -> S
         dropout_p_hidden=p.dropout_p_hidden,
         seed=p.seed,
         impl=p.impl,
-        dtype=DTYPES[p.dtype],
+        dtype=getattr(torch, p.dtype),
         device=device,
     )
 
@@ -87,7 +87,7 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
         support=support.clamp(min=1),  # an item of the vocabulary that the log lacks must not become -inf
         mask_accidental_hits=p.mask_accidental_hits,
         impl=p.impl,
-        dtype=DTYPES[p.dtype],
+        dtype=getattr(torch, p.dtype),
     )
 
 
