@@ -165,7 +165,7 @@ def build_model(
 
 def _nearest_names(error: Exception) -> str:
     """Name the known parameters nearest to the unknown ones, where these are the error's reason."""
-    from gru4rec_fast.models.parameters import UnknownParameterError
+    from gru4rec_fast.models.parameter_fields import UnknownParameterError
 
     reason = error if isinstance(error, UnknownParameterError) else error.__cause__  # a parameter file's
     if not isinstance(reason, UnknownParameterError):

@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore, TripleSampler, Vocabulary
 from gru4rec_fast.data.graphs.order import aligned
+from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import (
     TRAINING_LOSS,
     GraphParameters,
     GRU4RecParameters,
     LightGCNParameters,
     NGCFParameters,
-    Parameters,
     split_adjacency,
 )
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork, SampledLoss, SessionNetwork

@@ -16,7 +16,8 @@ from torch import nn
 from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
 from gru4rec_fast.models.builders import build_trainer, find_device
-from gru4rec_fast.models.parameters import TRAINING_LOSS, Parameters
+from gru4rec_fast.models.parameter_fields import Parameters
+from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.folder_lock import exclusive
