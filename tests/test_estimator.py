@@ -237,7 +237,9 @@ def test_one_event_sessions_only():
 
 
 def test_validation_and_report(tmp_path: Path):
-    model = small(n_epochs=2, monitor="ndcg@5").fit(STORE, validation=markov_store(seed=1), out=tmp_path, progress=False)
+    model = small(n_epochs=2, monitor="ndcg@5").fit(
+        STORE, validation=markov_store(seed=1), out=tmp_path, progress=False
+    )
     assert [list(record["validation"]) for record in model.history] == [["recall@5", "mrr@5", "ndcg@5"]] * 2
     best = GRU4Rec.load(tmp_path / "best.safetensors")
     picked = max(model.history, key=lambda record: record["validation"]["ndcg@5"])

@@ -207,7 +207,9 @@ def test_a_checkpoint_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConnectionError):
         small(LightGCN).fit(TRAIN, out=tmp_path, checkpoint_every=4)
     monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "last.safetensors", LightGCN.file_format).progress["position"]["mini_batches"] == 8
+    assert (
+        load_checkpoint(tmp_path / "last.safetensors", LightGCN.file_format).progress["position"]["mini_batches"] == 8
+    )
     rest = small(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
     assert_same_weights(rest, whole)
 
@@ -467,7 +469,11 @@ def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
 
 
 def test_the_trainer_checks_its_parts() -> None:
-    for options, message in (({"n_epochs": 0}, "n_epochs=0"), ({"reg_weight": -1.0}, "reg_weight=-1"), ({"patience": 0}, "patience")):
+    for options, message in (
+        ({"n_epochs": 0}, "n_epochs=0"),
+        ({"reg_weight": -1.0}, "reg_weight=-1"),
+        ({"patience": 0}, "patience"),
+    ):
         with pytest.raises(ValueError, match=message):
             GraphTrainingOptions(**options)
     network = LightGCN().build_network(TRAIN)

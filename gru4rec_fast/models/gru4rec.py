@@ -14,8 +14,8 @@ from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
 from gru4rec_fast.models.builders import build_session_network, build_session_runner, open_sessions, running_by
 from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import Unknown
-from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 from gru4rec_fast.models.parameter_fields import document
+from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.models.recommend import Recommendations, recommend
 from gru4rec_fast.models.session_recommender import SessionRecommender
