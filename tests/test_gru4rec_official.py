@@ -27,7 +27,7 @@ def test_the_official_call_runs_as_it_stands(tmp_path: Path) -> None:
     model.savemodel(tmp_path / "model.safetensors")
     loaded = GRU4Rec.loadmodel(tmp_path / "model.safetensors", device="cpu")
     assert isinstance(loaded, GRU4Rec) and loaded.layers == (16,)
-    ours = gru4rec_fast.GRU4Rec(**TEXTS).fit(STORE, progress=False)  # type: ignore[arg-type]
+    ours = gru4rec_fast.GRU4Rec(**TEXTS).fit(as_table(STORE), progress=False)  # type: ignore[arg-type]
     for other in (loaded, gru4rec_fast.GRU4Rec.load(tmp_path / "model.safetensors")):
         np.testing.assert_array_equal(other.recommend([[5]], 3).scores, ours.recommend([[5]], 3).scores)
 

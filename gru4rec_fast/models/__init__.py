@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gru4rec_fast.models.parameters import GRU4RecParameters as GRU4RecParameters
     from gru4rec_fast.models.parameters import LightGCNParameters as LightGCNParameters
     from gru4rec_fast.models.parameters import NGCFParameters as NGCFParameters
-    from gru4rec_fast.models.recommend import Recommendations as Recommendations
-    from gru4rec_fast.models.recommend import recommend as recommend
+    from gru4rec_fast.models.recommendations import Recommendations as Recommendations
+    from gru4rec_fast.models.recommendations import recommend as recommend
     from gru4rec_fast.models.session_recommender import SessionRecommender as SessionRecommender
 
 _MODULES = {
@@ -28,7 +28,7 @@ _MODULES = {
     "gru4rec": ("GRU4Rec",),
     "parameter_text": ("parse_parameter_string", "read_parameter_file"),
     "parameters": ("GRU4RecParameters", "GraphParameters", "LightGCNParameters", "NGCFParameters"),
-    "recommend": ("Recommendations", "recommend"),
+    "recommendations": ("Recommendations", "recommend"),
     "session_recommender": ("SessionRecommender",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

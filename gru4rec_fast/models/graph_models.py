@@ -24,7 +24,7 @@ from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
 from gru4rec_fast.models.parameter_fields import document
 from gru4rec_fast.models.parameters import GraphParameters, LightGCNParameters, NGCFParameters
-from gru4rec_fast.models.recommend import Batch, Recommendations, search_top_k
+from gru4rec_fast.models.recommendations import Batch, Recommendations, search_top_k
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, GraphEpochRunner

@@ -17,7 +17,7 @@ from gru4rec_fast.models.id_encoder import Unknown
 from gru4rec_fast.models.parameter_fields import document
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 from gru4rec_fast.models.parameters import GRU4RecParameters
-from gru4rec_fast.models.recommend import Recommendations, recommend
+from gru4rec_fast.models.recommendations import Recommendations, recommend
 from gru4rec_fast.models.session_recommender import SessionRecommender
 from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.profiling import MemoryRecord

@@ -13,7 +13,7 @@ import torch
 from gru4rec_fast.data import Vocabulary
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.id_encoder import Unknown
-from gru4rec_fast.models.recommend import Batch, Recommendations, item_encoder, search_top_k
+from gru4rec_fast.models.recommendations import Batch, Recommendations, item_encoder, search_top_k
 
 logger = logging.getLogger("gru4rec_fast")
 
