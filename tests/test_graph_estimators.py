@@ -23,8 +23,9 @@ from gru4rec_fast.models.builders import open_graph
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import (
     CheckpointError,
-    GraphTrainer,
-    GraphTrainingOptions,
+    GraphEpochRunner,
+    Trainer,
+    TrainerOptions,
     TrainingDiverged,
     TrainingInterrupted,
     load_checkpoint,
@@ -474,12 +475,15 @@ def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
 def test_the_trainer_checks_its_parts() -> None:
     for options, message in (
         ({"n_epochs": 0}, "n_epochs=0"),
-        ({"reg_weight": -1.0}, "reg_weight=-1"),
+        ({"evaluate_every": 0}, "evaluate_every=0"),
         ({"patience": 0}, "patience"),
     ):
         with pytest.raises(ValueError, match=message):
-            GraphTrainingOptions(**options)
+            TrainerOptions(**options)
     network = LightGCN().build_network(TRAIN)
     optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(ValueError, match="reg_weight=-1"):
+        GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer, reg_weight=-1.0)
+    runner = GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer)
     with pytest.raises(ValueError, match="patience=2 watches recall@20, which needs validation data"):
-        GraphTrainer(network, TripleSampler(TRAIN, 8), GraphTrainingOptions(patience=2), optimizer=optimizer)
+        Trainer(runner, TrainerOptions(patience=2))
