@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import LogShelf
+from interleave import Side, timed
 from machine import Shape, limits
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
-from trainers import estimator_side, player_of
-from interleave import Side, timed
+from trainers import estimator_side, runner_of
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
@@ -85,7 +85,7 @@ def test_mini_batches(compare: Any, logs: LogShelf, official: Any, setting: Sett
     work = products(setting, setting.batch_size + n_negatives)
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
-        why_not_fused=player_of(store, setting.parameters()).why_not_fused,
+        why_not_fused=runner_of(store, setting.parameters()).why_not_fused,
         limits={name: limits(taken["median"], work, n_bytes) for name, taken in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},
     )

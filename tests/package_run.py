@@ -9,8 +9,8 @@ from oracle import Options, embedding_mode, input_width, layer_sizes
 from gru4rec_fast import ops
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaTrainingStep
-from gru4rec_fast.training.fused import FusedTrainingStep
+from gru4rec_fast.training.captured_step import CapturedTrainingStep
+from gru4rec_fast.training.fused_step import FusedTrainingStep
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,7 +36,7 @@ class PackageRun:
         """`impl`: that of the operators, which autograd differentiates; or a training step in the place of autograd:
         "fused", with native kernels, or "emulated", that of a GPU with emulated ones.
         """
-        self.step = {"fused": FusedTrainingStep, "emulated": CudaTrainingStep}.get(impl)
+        self.step = {"fused": FusedTrainingStep, "emulated": CapturedTrainingStep}.get(impl)
         impl = "native" if impl == "fused" else impl
         mode = embedding_mode(weights)
         last = len(layer_sizes(weights)) - 1

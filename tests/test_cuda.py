@@ -19,7 +19,7 @@ import test_training_step as training_step
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
-from test_cuda_step import CASES, Parts, by_autograd, losses_by_schedule, poison
+from test_captured_step import CASES, Parts, by_autograd, losses_by_schedule, poison
 from torch import Tensor, nn
 
 from gru4rec_fast import InteractionGraph, _backend, ops
@@ -28,7 +28,7 @@ from gru4rec_fast.nn import LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS
 from gru4rec_fast.ops.sampled_loss import LOSSES
-from gru4rec_fast.training.cuda_step import CudaPlayer
+from gru4rec_fast.training.captured_step import CapturedEpoch
 
 pytestmark = [
     pytest.mark.cuda,
@@ -86,7 +86,9 @@ def products(device: str, impl: str) -> Outputs:
     whole = torch.randint(-3, 4, (spokes + 1, 70), generator=torch.Generator().manual_seed(0)).to(device)
     rows = torch.arange(0, spokes, 7, device=device)
     return tuple(
-        ops.laplacian_propagation(whole[:, :width].to(dtype), *graph, "plain", rows=chosen, dropout=0.5, seed=4, impl=impl)
+        ops.laplacian_propagation(
+            whole[:, :width].to(dtype), *graph, "plain", rows=chosen, dropout=0.5, seed=4, impl=impl
+        )
         for dtype in (torch.float32, torch.float64)
         for width in (1, 33, 64, 70)
         for chosen in (None, rows)
@@ -275,19 +277,19 @@ def on_the_gpu(case: dict[str, Any]) -> Parts:
     return parts
 
 
-def trained_on_the_gpu(case: str, per_launch: int = 4) -> tuple[Parts, CudaPlayer]:
+def trained_on_the_gpu(case: str, steps_per_graph: int = 4) -> tuple[Parts, CapturedEpoch]:
     parts = on_the_gpu(CASES[case])
-    return parts, parts.player(per_launch=per_launch)
+    return parts, parts.start_epoch(steps_per_graph=steps_per_graph)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_steps_in_graphs_train_what_the_reference_trains_on_the_cpu(case: str) -> None:
     theirs = Parts("reference", CASES[case])
     expected = by_autograd(theirs)
-    ours, player = trained_on_the_gpu(case)
+    ours, epoch = trained_on_the_gpu(case)
     hidden, outcomes, finished = ours.network.initial_state(ours.loader.n_lanes), [], False
     while not finished:
-        blocks, finished = player.run(9, hidden, step=sum(block[1] for block in outcomes))
+        blocks, finished = epoch.run(9, hidden, step=sum(block[1] for block in outcomes))
         outcomes += [tuple(block) for block in blocks]
     assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
     assert [block[0] for block in outcomes] == pytest.approx([block[0] for block in expected], rel=1e-9)
@@ -297,15 +299,15 @@ def test_steps_in_graphs_train_what_the_reference_trains_on_the_cpu(case: str) -
 @pytest.mark.parametrize("case", CASES)
 def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
     """Drawing, one step after another, and the replay of their graph."""
-    parts, player = trained_on_the_gpu(case, per_launch=2)
+    parts, epoch = trained_on_the_gpu(case, steps_per_graph=2)
     hidden = parts.network.initial_state(parts.loader.n_lanes)
     for number in range(4):  # launches of one and of two updates, twice each, of which the second captures
-        player.run(1 + number // 2, hidden, step=number)
+        epoch.run(1 + number // 2, hidden, step=number)
     for updates in (1, 2):
-        launch = player.next_launch(updates, parts.loader.n_lanes)
+        captured = epoch.next_updates(updates, parts.loader.n_lanes)
         with no_synchronization():
-            launch.fill(*player.draw(launch.extent.mini_batches, 100), 100)
-            launch.run(hidden)
+            captured.fill(*epoch.draw(captured.shape.mini_batches, 100), 100)
+            captured.run(hidden)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("full", 1e-4), ("bf16", 2e-2)])
@@ -314,8 +316,8 @@ def test_float32_steps_in_graphs_lose_what_those_of_float64_lose(precision: str,
     case = CASES["cross-entropy, logq"] | {"layers": [24]}
     expected = by_autograd(Parts("reference", case))[:16]
     ours = on_the_gpu(case | {"dtype": torch.float32})
-    player, hidden = ours.player(per_launch=4, precision=precision), ours.network.initial_state(6)
-    losses = [block.loss for step in range(0, 16, 4) for block in player.run(4, hidden, step=step)[0]]
+    epoch, hidden = ours.start_epoch(steps_per_graph=4, precision=precision), ours.network.initial_state(6)
+    losses = [block.loss for step in range(0, 16, 4) for block in epoch.run(4, hidden, step=step)[0]]
     assert losses == pytest.approx([block[0] for block in expected], rel=tolerance)
 
 
@@ -332,10 +334,10 @@ def test_a_captured_graph_stops_at_a_loss_that_is_no_number() -> None:
     ours, theirs = on_the_gpu(case), Parts("reference", case)
     for parts in (ours, theirs):
         poison(parts, 10)
-    player, hidden = ours.player(per_launch=4), ours.network.initial_state(6)
-    outcomes = [block for step in (0, 4, 8) for block in player.run(4, hidden, step=step)[0]]
+    epoch, hidden = ours.start_epoch(steps_per_graph=4), ours.network.initial_state(6)
+    outcomes = [block for step in (0, 4, 8) for block in epoch.run(4, hidden, step=step)[0]]
     assert [block.loss == block.loss for block in outcomes] == [True] * 10 + [False]
-    theirs.player().run(10, theirs.network.initial_state(6), step=0)
+    theirs.start_epoch().run(10, theirs.network.initial_state(6), step=0)
     weights = [weight.cpu() for weight in ours.weights()]
     torch.testing.assert_close(weights, theirs.weights(), rtol=1e-9, atol=1e-9, equal_nan=True)
 

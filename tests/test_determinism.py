@@ -13,7 +13,7 @@ from native import threads
 
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.ops.sampled_loss import LOSSES
-from gru4rec_fast.training.epoch import EpochPlayer
+from gru4rec_fast.training import SessionEpochRunner
 
 # Lanes, units and items enough for every kernel to share its work out among three threads; ten steps or so.
 STORE = markov_store(n_sessions=260, n_items=3000, longest=5)
@@ -56,9 +56,9 @@ def deterministic() -> Iterator[None]:
 
 def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Tensor]:
     """Weights and losses of a training from scratch, by the fused step or else by autograd."""
-    other_way = "_play_blocks" if fused else "_play_fused"
+    other_way = "_run_autograd" if fused else "_run_fused"
     with threads(n_threads), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EpochPlayer, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
         model = GRU4Rec(**{**WIDE, **changed, "fused": fused}).fit(STORE, progress=False)
     assert model.network is not None
     losses = torch.tensor([record["loss"] for record in model.history], dtype=torch.float64)

@@ -13,8 +13,8 @@ from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaTrainingStep
-from gru4rec_fast.training.fused import FusedTrainingStep
+from gru4rec_fast.training.captured_step import CapturedTrainingStep
+from gru4rec_fast.training.fused_step import FusedTrainingStep
 
 TOLERANCE = 1e-9
 
@@ -105,7 +105,7 @@ def replay(run: GoldenRun, way: str) -> None:
         impl=impl,
     )
     optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
-    steps = dict.fromkeys(("cuda step", "emulated cuda step"), CudaTrainingStep) | {"fused": FusedTrainingStep}
+    steps = dict.fromkeys(("cuda step", "emulated cuda step"), CapturedTrainingStep) | {"fused": FusedTrainingStep}
     fused = steps[way](network, criterion, optimizer) if way in steps else None
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):

@@ -24,6 +24,7 @@ from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import (
     CheckpointError,
     GraphEpochRunner,
+    Schedule,
     Trainer,
     TrainerOptions,
     TrainingDiverged,
@@ -208,9 +209,8 @@ def test_a_checkpoint_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConnectionError):
         small(LightGCN).fit(TRAIN, out=tmp_path, checkpoint_every=4)
     monkeypatch.undo()
-    assert (
-        load_checkpoint(tmp_path / "last.safetensors", LightGCN.file_format).progress["position"]["mini_batches"] == 8
-    )
+    checkpoint = load_checkpoint(tmp_path / "last.safetensors", LightGCN.file_format)
+    assert checkpoint.progress["position"]["mini_batches"] == 8
     rest = small(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
     assert_same_weights(rest, whole)
 
@@ -470,6 +470,35 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
 def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"training stopped; .*try a smaller learning_rate"):
         small(estimator, learning_rate=1e30, n_epochs=20).fit(TRAIN, out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("interval", ["epoch", "update"])
+def test_a_schedule_and_memory_phases_in_graph_training(tmp_path: Path, interval: str) -> None:
+    """A resumed training has the learning rates and the weights of one that was not interrupted."""
+
+    def trainer(n_epochs: int, out: Path | None = None) -> Trainer:
+        network = LightGCN(embedding_dim=8).build_network(TRAIN)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+        schedule = Schedule(optimizer, "ExponentialLR", {"gamma": 0.9, "interval": interval}, n_epochs=n_epochs)
+        memory = MemoryRecord("cpu")
+        sampler = TripleSampler(TRAIN, 64)
+        runner = GraphEpochRunner(network, sampler, optimizer=optimizer, schedule=schedule, memory=memory)
+        return Trainer(runner, TrainerOptions(n_epochs=n_epochs), out=out)
+
+    whole = trainer(4)
+    rates = [record["learning_rate"] for record in whole.run()]
+    n = whole.runner.sampler.n_batches
+    # With interval="update" the history's rate is that at the end of the epoch, after its updates.
+    exponents = range(4) if interval == "epoch" else range(n, 5 * n, n)
+    assert rates == pytest.approx([0.1 * 0.9**exponent for exponent in exponents])
+    assert {name: phase["calls"] for name, phase in whole.runner.memory.summary().items()} == dict.fromkeys(
+        ("batch", "forward", "backward", "update"), 4 * n
+    )
+    trainer(2, tmp_path).run()
+    resumed = trainer(4, tmp_path)
+    resumed.run(load_checkpoint(tmp_path / "last.safetensors", "gru4rec_fast.LightGCNNetwork/2"))
+    assert [record["learning_rate"] for record in resumed.history] == rates
+    assert torch.equal(resumed.network.embedding, whole.network.embedding)
 
 
 def test_the_trainer_checks_its_parts() -> None:

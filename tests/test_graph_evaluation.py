@@ -81,7 +81,7 @@ def test_metrics_are_those_of_a_loop(
     report = evaluate_graph(embeddings, train, test, **options)
     assert report.metrics == pytest.approx(expected, rel=1e-12)
     assert list(report.metrics) == [f"{name}@{k}" for k in sorted(cutoffs) for name in GRAPH_METRICS]
-    assert (report.n_users, report.n_interactions, report.n_items) == (n_users, n_wanted, train.n_items)
+    assert (report.n_users, report.n_targets, report.n_items) == (n_users, n_wanted, train.n_items)
     already = report.dropped.get("interactions_already_in_training", 0)
     assert n_wanted + already == test.n_edges
     assert report.metrics == evaluate_graph(embeddings, train, test, cutoffs=cutoffs, impl=impl).metrics
@@ -109,7 +109,7 @@ def test_report() -> None:
         meta={"dropped": {"interactions_of_unknown_users": 4}},
     )
     report = evaluate_graph(torch.ones(5, 2), train, test, cutoffs=(1, 2))
-    assert report.n_users == 2 and report.n_interactions == 2
+    assert report.n_users == 2 and report.n_targets == 2
     assert report.dropped == {
         "interactions_of_unknown_users": 4,
         "duplicate_interactions": 1,

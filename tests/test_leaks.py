@@ -44,11 +44,11 @@ def growth_per_step(way: str, after_events: Callable[[int], object] = lambda _: 
         store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
         fused=way == "fused",
     )  # fmt: skip
-    assert (trainer.player.why_not_fused is None) == (way == "fused")
+    assert (trainer.runner.why_not_fused is None) == (way == "fused")
     with quick_collections():
         trainer.run()
-    assert trainer.place.step >= steps and len(sizes.samples) == n_epochs
-    return growth(sizes.samples) / (trainer.place.step / n_epochs)
+    assert trainer.position.step >= steps and len(sizes.samples) == n_epochs
+    return growth(sizes.samples) / (trainer.position.step / n_epochs)
 
 
 STEPS = {"fused": 100_000, "autograd": 6_000}

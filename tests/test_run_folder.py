@@ -86,7 +86,7 @@ def test_a_first_checkpoint_that_fails_moves_nothing(tmp_path: Path, monkeypatch
 def test_going_on_in_the_same_folder_moves_nothing(tmp_path: Path):
     fill(tmp_path)
     folder = a_folder(tmp_path)
-    folder.go_on_from(tmp_path / "last.safetensors")
+    folder.continue_from(tmp_path / "last.safetensors")
     assert not folder.holds_another
     write(folder, 2)
     assert not (tmp_path / PREVIOUS).exists()
@@ -97,7 +97,7 @@ def test_going_on_from_elsewhere_is_a_training_that_is_new_here(tmp_path: Path):
     fill(tmp_path / "here", 1)
     fill(tmp_path / "there", 2)
     folder = a_folder(tmp_path / "here")
-    folder.go_on_from(tmp_path / "there" / "last.safetensors")
+    folder.continue_from(tmp_path / "there" / "last.safetensors")
     assert folder.last_saved == tmp_path / "there" / "last.safetensors"
     write(folder, 3)
     assert [epoch_in(tmp_path / name) for name in ("here", "here/previous", "there")] == [3, 1, 2]

@@ -15,7 +15,7 @@ from trainer_run import FORMAT, LANES, STORE, at_block, make_trainer, no_picture
 from gru4rec_fast import ops
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import (
-    Trainer,
+    SessionEpochRunner,
     TrainingDiverged,
     load_checkpoint,
     make_progress,
@@ -32,15 +32,15 @@ def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], li
     trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []
     optimizer = torch.optim.Adagrad(network.parameters(), lr=0.1, eps=0.0, initial_accumulator_value=1e-6)
-    blocks = list(trainer.loader)
+    blocks = list(trainer.runner.loader)
     for start in range(0, len(blocks), accumulate):
         group = []
         for block in blocks[start : start + accumulate]:
             steps = len(block.n_live)
-            negatives = ops.negative_sampling(trainer.player.sampler, 16, seed=3, step=step, steps=steps)[0]
+            negatives = ops.negative_sampling(trainer.runner.sampler, 16, seed=3, step=step, steps=steps)[0]
             hidden, state = network(block.inputs, state, block.reset, step=step)
             state = [layer.detach() for layer in state]
-            group.append(trainer.player.criterion(network, hidden, block.targets, negatives, block.n_live))
+            group.append(trainer.runner.criterion(network, hidden, block.targets, negatives, block.n_live))
             losses += [group[-1].item()] * steps
             step += steps
         torch.stack(group).mean().backward()
@@ -57,7 +57,7 @@ def test_an_epoch_is_what_plain_pytorch_computes(bptt: int, accumulate: int):
     trainer = make_trainer(bptt=bptt, accumulate=accumulate, n_epochs=1, dtype=torch.float64)
     (record,) = trainer.run()
     expected, losses = plain_epoch(bptt, accumulate)
-    assert record["mini_batches"] == len(losses) == trainer.place.step
+    assert record["mini_batches"] == len(losses) == trainer.position.step
     group = bptt * accumulate
     assert group == 1 or record["mini_batches"] % group, "the epoch should end inside a group of blocks"
     assert record["events"] == STORE.n_targets
@@ -119,13 +119,33 @@ def test_plateau_watches_the_validation_metric():
     assert [record["learning_rate"] for record in trainer.run()] == pytest.approx([0.1, 0.1, 0.01])
 
 
+def test_validation_every_few_epochs():
+    """Early stopping counts validations; "plateau" is stepped by validations, other schedules by epochs."""
+    metrics = iter([0.5, 0.4, 0.3, 0.6])
+    trainer = make_trainer(
+        n_epochs=9, evaluate_every=2, patience=2, validate=lambda: {"recall@20": next(metrics)},
+        lr_scheduler="plateau", lr_scheduler_options={"patience": 0, "factor": 0.1},
+    )  # fmt: skip
+    history = trainer.run()
+    assert [record["epoch"] for record in history if "validation" in record] == [2, 4, 6] and len(history) == 6
+    assert trainer.best_epoch == 2
+    assert [record["learning_rate"] for record in history] == pytest.approx([0.1] * 4 + [0.01] * 2)
+    last_is_validated = make_trainer(n_epochs=3, evaluate_every=2, validate=lambda: {"recall@20": 0.5}).run()
+    assert ["validation" in record for record in last_is_validated] == [False, True, True]
+    stepped = make_trainer(
+        n_epochs=3, evaluate_every=3, validate=lambda: {"recall@20": 0.5},
+        lr_scheduler="ExponentialLR", lr_scheduler_options={"gamma": 0.5},
+    )  # fmt: skip
+    assert [record["learning_rate"] for record in stepped.run()] == pytest.approx([0.1, 0.05, 0.025])
+
+
 def test_checkpoints_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=10)
     steps: list[int] = []
     save = trainer.folder.save_last
 
     def note(*arguments: Any) -> Any:
-        steps.append(trainer.place.step)
+        steps.append(trainer.position.step)
         return save(*arguments)
 
     monkeypatch.setattr(trainer.folder, "save_last", note)
@@ -147,7 +167,7 @@ def test_a_full_disk_ends_the_training_with_one_message(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match=r"could not write the checkpoint .*last\.safetensors.*No space left"):
         trainer.run()
-    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["epoch"] == 2
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["epoch"] == 2
 
 
 def test_what_a_run_writes_and_that_it_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -215,6 +235,8 @@ def test_the_global_random_state_is_left_alone():
         ({"sampler": None}, "n_sample=16 needs a sampler"),
         ({"patience": 2}, "patience=2 watches recall@20, which needs validation data"),
         ({"n_epochs": 0}, "n_epochs=0: must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every=0: must be at least 1"),
+        ({"precision": "half"}, "precision='half': choose 'full' or 'bf16'"),
         ({"accumulate": 0}, "accumulate=0: must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0: must be at least 1"),
         ({"lr_scheduler": "warp"}, "lr_scheduler='warp': choose one of step, cosine, plateau"),
@@ -223,9 +245,9 @@ def test_the_global_random_state_is_left_alone():
 def test_parts_that_do_not_fit(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         if "sampler" in arguments:
-            whole = make_trainer()
-            Trainer(
-                whole.network, whole.loader, whole.options, criterion=whole.player.criterion, optimizer=whole.optimizer
+            runner = make_trainer().runner
+            SessionEpochRunner(
+                runner.network, runner.loader, criterion=runner.criterion, optimizer=runner.optimizer, n_sample=16
             )
         else:
             make_trainer(**arguments)

@@ -1,5 +1,6 @@
 """Resuming a training: to the same bits, and not from what does not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from trainer_run import (
     without_seconds,
 )
 
-from gru4rec_fast.training import CheckpointError, TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training import CheckpointError, TrainingInterrupted, load_checkpoint, save_checkpoint
+from gru4rec_fast.training.checkpoint import convert_progress
 from gru4rec_fast.training.progress import PlainProgress
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
@@ -84,6 +86,31 @@ def test_more_epochs_go_on_from_the_end(tmp_path: Path):
     for epochs in (2, 3, 3):  # the last finds nothing left to do
         checkpoint = load_checkpoint(tmp_path / "parts" / "last.safetensors", FORMAT)
         make_trainer(out=tmp_path / "parts", n_epochs=epochs, dropout=0.2, shuffle=True).run(checkpoint)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
+    """Its layout is made from a checkpoint of today."""
+    schedule: dict[str, Any] = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
+    make_trainer(out=tmp_path / "whole", **schedule).run()
+    stopped = make_trainer(out=tmp_path / "parts", **schedule)
+    at_block(stopped, 7, press_ctrl_c)
+    with pytest.raises(TrainingInterrupted):
+        stopped.run()
+    path = tmp_path / "parts" / "last.safetensors"
+    current = load_checkpoint(path, FORMAT)
+    place = {"summed" if name == "loss_count" else name: n for name, n in current.progress["position"].items()}
+    optimizer = current.progress["optimizer"]
+    progress = {name: value for name, value in current.progress.items() if name != "position"}
+    progress |= {"place": place, "optimizer": {"groups": optimizer["groups"], "numbers": optimizer["scalars"]}}
+    old = FORMAT.replace("/2", "/1")
+    save_checkpoint(path, replace(current, format=old, progress=progress))
+    with pytest.raises(CheckpointError, match="of layout version 1; this gru4rec_fast reads version 2"):
+        load_checkpoint(path, FORMAT)
+    convert = {old: lambda checkpoint: replace(checkpoint, progress=convert_progress(checkpoint.progress))}
+    checkpoint = load_checkpoint(path, FORMAT, convert=convert)
+    assert checkpoint.format == FORMAT
+    make_trainer(out=tmp_path / "parts", **schedule).run(checkpoint)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 

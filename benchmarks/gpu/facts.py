@@ -249,12 +249,12 @@ def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
     import torch
     from machine import processor
     from naive_pytorch import SETTINGS
-    from trainers import player_of, player_side
+    from trainers import runner_of, runner_side
 
     from gpu.folder import Folder
 
     folder = Folder(given.folder)
-    sides = {s.name: player_side(player_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
+    sides = {s.name: runner_side(runner_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
     found = {"facts": {"cpu_engine": {"processor": processor(), "us_per_mini_batch": by_threads}}}
     # In rising order: a thread of a larger team that has nothing to do would spin beside a smaller one.

@@ -7,10 +7,10 @@ from functools import cache, partial
 
 import torch
 from bench_graph_training import Model, naive
-from naive_graph import Product
-from trainers import graph_player, player_side
-from torch import Tensor
 from interleave import Side
+from naive_graph import Product
+from torch import Tensor
+from trainers import graph_runner, runner_side
 
 from gpu.device import Device
 from gpu.folder import Folder
@@ -84,7 +84,7 @@ def step(name: RowName, device: Device, folder: Folder) -> Row:
     """Mini-batches of what `fit` trains, triples included; of the public code and of plain PyTorch on given triples."""
     graph = folder.graph("gowalla")
     model: Model = NGCF(adjacency="norm") if name.target == "ngcf" else LightGCN()
-    batch_size = model.parameters.batch_size
+    batch_size = model.batch_size
 
     @cache
     def triples() -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -93,7 +93,7 @@ def step(name: RowName, device: Device, folder: Folder) -> Row:
 
     return Row(
         {
-            OURS: built_at_first_use(lambda: player_side(graph_player(model, graph, device.torch), device.wait)),
+            OURS: built_at_first_use(lambda: runner_side(graph_runner(model, graph, device.torch), device.wait)),
             "public": built_at_first_use(lambda: public(device, folder, name.target, graph, triples())),
             "plain PyTorch, transpose stored": built_at_first_use(
                 lambda: naive(model, graph, triples(), True, device.torch)

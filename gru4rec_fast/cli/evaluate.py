@@ -22,7 +22,7 @@ from gru4rec_fast.cli.options import (
 from gru4rec_fast.cli.output import make_room, write_json
 
 if TYPE_CHECKING:
-    from gru4rec_fast.evaluation import GraphReport, Report
+    from gru4rec_fast.evaluation import Report
 
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A .safetensors file, or the folder that train --out wrote.")
@@ -59,7 +59,7 @@ def evaluate(
     make_room(json_file)
     use_threads(threads)
     loaded = load_model(model, running)
-    report: Report | GraphReport
+    report: Report
     if isinstance(loaded, GRU4Rec):
         report = loaded.evaluate(open_sessions(test, log, loaded.vocabulary), batch_size=batch_size, **measured)
     else:

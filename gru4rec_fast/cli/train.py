@@ -18,7 +18,7 @@ from gru4rec_fast.cli.parameters import build_model, with_parameter_flags
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import InteractionGraph, SessionStore
-    from gru4rec_fast.evaluation import GraphReport, Report
+    from gru4rec_fast.evaluation import Report
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
     Model = GRU4Rec | GraphRecommender
@@ -117,7 +117,7 @@ def train(
         best = _trained(model, logs, out, resume, checkpoint_every)
         if out is not None:
             best.save(out / MODEL_FILE)
-        report: Report | GraphReport | None = best.evaluate(logs["test"], **measured) if "test" in logs else None
+        report: Report | None = best.evaluate(logs["test"], **measured) if "test" in logs else None
         if report is not None:
             print(report.table())
         content = _content(model, best, logs, report)
@@ -174,7 +174,7 @@ def _trained(model: Model, logs: dict[str, Any], out: Path | None, resume: bool,
         return type(model).load(folder / BEST, model.parameters.device, impl=model.parameters.impl)
 
 
-def _content(model: Model, best: Model, logs: dict[str, Any], report: Report | GraphReport | None) -> dict[str, Any]:
+def _content(model: Model, best: Model, logs: dict[str, Any], report: Report | None) -> dict[str, Any]:
     """What report.json holds."""
     counts = ("n_sessions", "n_users", "n_events", "n_edges", "n_items")
     data = {

@@ -20,6 +20,7 @@ from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
+from gru4rec_fast.training.checkpoint import convert_progress
 from gru4rec_fast.training.folder_lock import exclusive
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
@@ -168,8 +169,8 @@ class Estimator(Parameters):
             FileNotFoundError: there is no such file.
             CheckpointError: the file is truncated, or not a checkpoint of this class.
         """
-        checkpoint = cls._read_checkpoint(path)
         try:
+            checkpoint = cls._read_checkpoint(path)
             model = cls(**checkpoint.config["parameters"] | {"device": str(device), "impl": impl})
             model._restore_index(checkpoint)
             network = model.network = model._build_network()
@@ -287,13 +288,8 @@ def convert_format_1(checkpoint: Checkpoint) -> Checkpoint:
     saved = checkpoint.config["parameters"]
     parameters = {RENAMED_PARAMETERS.get(name, name): value for name, value in saved.items()}
     tensors = {"graph.neighbors" if n == "graph.neighbours" else n: t for n, t in checkpoint.tensors.items()}
-    progress = {"schedule": None, **checkpoint.progress}
-    if "place" in progress:  # of a training; the file of a model has no position
-        position, optimizer = progress.pop("place"), progress["optimizer"]
-        progress["position"] = {"loss_count" if n == "summed" else n: value for n, value in position.items()}
-        progress["optimizer"] = {"groups": optimizer["groups"], "scalars": optimizer["numbers"]}
     config = checkpoint.config | {"parameters": parameters}
-    return replace(checkpoint, config=config, progress=progress, tensors=tensors)
+    return replace(checkpoint, config=config, progress=convert_progress(checkpoint.progress), tensors=tensors)
 
 
 def _path_to_resume(resume: bool | str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path | None:

@@ -23,9 +23,8 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import MemoryRecord
-from gru4rec_fast.training import TrainingInterrupted, load_checkpoint
-from gru4rec_fast.training.epoch import EpochPlayer
-from gru4rec_fast.training.fused import FusedTrainingStep, why_not_fused
+from gru4rec_fast.training import SessionEpochRunner, TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training.fused_step import FusedTrainingStep, why_not_fused
 from gru4rec_fast.training.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("native_library", no_pictures.__name__)
@@ -61,8 +60,8 @@ def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
 def fit_by(fused: bool, **changed: Any) -> GRU4Rec:
     """The same, by no other way than that one."""
     with pytest.MonkeyPatch.context() as patch:
-        other_way = "_play_blocks" if fused else "_play_fused"
-        patch.setattr(EpochPlayer, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        other_way = "_run_autograd" if fused else "_run_fused"
+        patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
         return fit(**changed, fused=fused)
 
 
@@ -90,9 +89,9 @@ def test_a_training_changes_over_in_the_middle(tmp_path: Path, first_is_fused: b
     first._between_updates = lambda *a: _stop_after(stop(*a), first)  # type: ignore[method-assign]
     with pytest.raises(_Enough):
         first.run()
-    assert 0 < first.place.mini_batches < whole.history[0]["mini_batches"]
+    assert 0 < first.position.mini_batches < whole.history[0]["mini_batches"]
     second = make_trainer(out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=not first_is_fused)
-    assert (first.player.why_not_fused is None, second.player.why_not_fused is None) == (
+    assert (first.runner.why_not_fused is None, second.runner.why_not_fused is None) == (
         first_is_fused,
         not first_is_fused,
     )
@@ -106,7 +105,7 @@ class _Enough(Exception):
 
 
 def _stop_after(answer: Any, trainer: Any) -> Any:
-    if trainer._saved_at:
+    if trainer._saved_at_step:
         raise _Enough
     return answer
 
@@ -116,7 +115,7 @@ def test_checkpoints_come_when_they_are_wanted(tmp_path: Path, every: int) -> No
     trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=every)
     steps: list[int] = []
     save = trainer._save_last
-    trainer._save_last = lambda: steps.append(trainer.place.step) or save()  # type: ignore[func-returns-value, method-assign]
+    trainer._save_last = lambda: steps.append(trainer.position.step) or save()  # type: ignore[func-returns-value, method-assign]
     n = trainer.run()[0]["mini_batches"]
     assert steps[:-1] == list(range(every, steps[-2] + 1, every)) and steps[-1] == n and steps[-2] > n - every - 1
 
@@ -269,16 +268,18 @@ def test_ctrl_c_progress_and_other_threads_stay_alive(tmp_path: Path) -> None:
             trainer.run()
         thread.join()
     assert slept[0] > 4 * 10, "the interpreter's lock was held: the other thread ran between calls alone"
-    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["step"] == trainer.place.step > 0
+    assert (
+        load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["step"] == trainer.position.step > 0
+    )
 
 
 def test_one_long_call_can_be_interrupted_too() -> None:
     """Whoever asks for an epoch in one call, outside of a trainer, has the interpreter's own Ctrl-C."""
     trainer = long_trainer()
-    player, network = trainer.player.begin_fused(), trainer.network
+    epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with threads(1), pytest.raises(KeyboardInterrupt):
-        player.run(10**9, network.initial_state(128), step=0)
+        epoch.run(10**9, network.initial_state(128), step=0)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
@@ -345,11 +346,11 @@ def test_a_loader_of_ones_own_is_played_by_autograd() -> None:
         pass
 
     trainer = make_trainer(n_epochs=1)
-    trainer.loader.__class__ = Own
-    assert "a plain SessionParallelLoader, not a Own" in str(trainer.player.why_not_fused)
+    trainer.runner.loader.__class__ = Own
+    assert "a plain SessionParallelLoader, not a Own" in str(trainer.runner.why_not_fused)
     network, criterion, optimizer = parts()
     with pytest.raises(ValueError, match="the loader plays blocks of 3 steps, this trains blocks of 1"):
-        FusedTrainingStep(network, criterion, optimizer).player(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
+        FusedTrainingStep(network, criterion, optimizer).start_epoch(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_stood() -> None:
@@ -380,13 +381,13 @@ def test_a_checkpoint_can_be_resumed_from_twice(tmp_path: Path) -> None:
 
 def test_one_thread_at_a_time() -> None:
     trainer = long_trainer()
-    player, network = trainer.player.begin_fused(), trainer.network
+    epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     with threads(1):
-        running = threading.Thread(target=lambda: player.run(300, network.initial_state(128), step=0))
+        running = threading.Thread(target=lambda: epoch.run(300, network.initial_state(128), step=0))
         running.start()
         time.sleep(0.2)
         with pytest.raises(RuntimeError, match="a FusedTrainingStep is in use by another thread"):
-            player.run(1, network.initial_state(128), step=0)
+            epoch.run(1, network.initial_state(128), step=0)
         running.join()
 
 
@@ -440,4 +441,4 @@ def test_a_damaged_store_is_named(item: int) -> None:
     network = SessionNetwork(store.n_items, [8])
     fused = FusedTrainingStep(network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1))
     with pytest.raises(ValueError, match=r"the store: its items .* 30 items \(.*it is damaged, prepare it again"):
-        fused.player(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)
+        fused.start_epoch(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)

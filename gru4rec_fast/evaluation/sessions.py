@@ -1,11 +1,10 @@
-"""Next-item evaluation over the whole catalogue (semantics.md, "Evaluation")."""
+"""Next-item evaluation of session models over the whole catalogue."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-import torch
 from numpy.typing import ArrayLike
 
 from gru4rec_fast import ops
@@ -18,10 +17,10 @@ from gru4rec_fast.evaluation.report import Report
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
 
-# Hidden states that are ranked in one call: on the CPU as many as stay in a core's L2 cache beside a block of the
-# table, whose reading is a few per cent of the work then; elsewhere so many that the table is read seldom.
-_QUERIES_AT_ONCE = {"cpu": 512}
-_QUERIES_AT_ONCE_ELSEWHERE = 8192
+# Hidden states that are ranked in one call. On the CPU they should fit into a core's L2 cache together with a block of
+# the table. A GPU reads the whole table in every call, so that fewer calls are faster.
+_QUERIES_PER_CALL = {"cpu": 512}
+_QUERIES_PER_CALL_ON_GPU = 8192
 
 
 def evaluate_sessions(
@@ -31,32 +30,31 @@ def evaluate_sessions(
     cutoffs: Iterable[int] = (20,),
     ties: Ties = "conservative",
     batch_size: int = 512,
-    device: torch.device | str | None = None,
-    impl: str = "auto",
     baselines: bool = False,
     support: ArrayLike | None = None,
     progress: Callable[[int], None] | None = None,
+    impl: str = "auto",
 ) -> Report:
-    """Rank the true next item of every event of the test sessions but the last among the whole catalogue.
+    """Rank the true next item after each event of the test sessions among the whole catalogue.
 
-    Every event is fed in order; the hidden state starts at zero in each session and dropout is off. The result does not
-    depend on `batch_size`, but for rounding in the network.
+    The network receives the events of a session in order, from a hidden state of zero, without dropout. The last event
+    of a session has no next item. `batch_size` changes the result by rounding in the network alone.
 
     Args:
-        network: see `NextItemNetwork`; its mode (train or eval) is the same afterwards.
+        network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards.
         store: test sessions, indexed by the training vocabulary (`SessionStore.from_events(..., vocabulary=...)`).
-        cutoffs: the k of "recall@k" and the others, all in one pass.
-        ties: the rank is 1 + the number of other items that score strictly higher ("standard"), + all that score
-            exactly as high ("conservative"), + half of these ("median").
-        batch_size: sessions played in parallel.
-        device: where to evaluate; it must be the network's device, the default.
-        impl: "auto", "native" or "reference", for playing the sessions and for ranking.
-        baselines: add popularity and a random order to the report; needs `support`.
-        support: int [n_items], how often each item occurs in training.
+        cutoffs: the values of k in "recall@k" and the other metrics.
+        ties: the rank of an item is 1 + the number of other items with a higher score ("standard"), plus the number of
+            other items with the same score ("conservative"), or plus half of it ("median").
+        batch_size: sessions processed in parallel.
+        baselines: whether to add the metrics of popularity and of a random order to the report; needs `support`.
+        support: int [n_items], number of each item's occurrences in the training log.
         progress: called after each block with the number of targets ranked so far.
+        impl: "auto", "native" or "reference", for the data loader and the ranking.
 
     Raises:
-        ValueError: an argument that does not fit, a store of another catalogue, no session of two events, a NaN score.
+        ValueError: an argument is out of range, the store has another catalogue or no session of two events, or a score
+            is NaN.
     """
     check_ties(ties)
     metrics = RankMetrics(cutoffs)
@@ -66,24 +64,22 @@ def evaluate_sessions(
             f"the store has {store.n_items} items, the network {len(weight)}: read the test log with vocabulary= of "
             "the training store"
         )
-    if device is not None and torch.zeros(0, device=device).device != weight.device:
-        raise ValueError(f"device={str(device)!r}, but the network is on {weight.device}: move it there first")
     if baselines and support is None:
         raise ValueError("baselines=True needs support=, the support of the items in the training store")
-    # With a support at hand the baselines cost nothing beside the model: find what is wrong with it first.
-    found = {}
+    # Before the model, so that a wrong support is reported early; the baselines take little time.
+    baseline_metrics = {}
     if baselines and support is not None:
-        found["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)
-        found["random"] = random_metrics(store.n_items, metrics.cutoffs)
-    at_once = _QUERIES_AT_ONCE.get(weight.device.type, _QUERIES_AT_ONCE_ELSEWHERE)
-    steps = max(1, at_once // batch_size) if batch_size > 0 else 1
+        baseline_metrics["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)
+        baseline_metrics["random"] = random_metrics(store.n_items, metrics.cutoffs)
+    per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
+    steps = max(1, per_call // batch_size) if batch_size > 0 else 1
     loader = SessionParallelLoader(store, batch_size, steps=steps, device=weight.device, impl=impl)
     with evaluating(network):
         state = network.initial_state(loader.n_lanes)
         for block in loader:
             hidden, state = network(block.inputs, state, block.reset)
             live = block.inputs >= 0
-            queries = hidden[live].to(weight.dtype)  # under autocast they may be narrower
+            queries = hidden[live].to(weight.dtype)  # autocast may have made them bfloat16 or float16
             greater, equal = ops.target_rank(queries, weight, bias, block.targets[live], impl=impl)
             metrics.update(ranks_from_counts(greater, equal, ties))
             if progress is not None:
@@ -94,9 +90,9 @@ def evaluate_sessions(
     return Report(
         metrics=metrics.compute(),
         n_targets=metrics.n_targets,
-        n_sessions=store.n_sessions - loader.n_skipped,
         n_items=store.n_items,
+        n_sessions=store.n_sessions - loader.n_skipped,
         ties=ties,
         dropped=dropped,
-        baselines=found,
+        baselines=baseline_metrics,
     )

@@ -1,8 +1,10 @@
-"""The fused training step: blocks, negatives, forward, loss, backward and update in C++, without the interpreter.
+"""The fused training step: blocks, negatives, forward, loss, backward and update in one call into C++, on the CPU.
 
-`csrc/training_step/fused_training_step.cpp` sequences the kernels that the operators run too; what it computes is what
-`training/epoch.py` does through autograd. Weights and optimizer state stay the tensors they are, and are updated in
-place, so that a training can be saved, resumed, and changed over from one way to the other at any update.
+`csrc/training_step/fused_training_step.cpp` calls the kernels of the operators one after another. It computes what
+`training/session_runner.py` computes by autograd. Weights and optimizer state are updated in place, so that a training
+can be saved, resumed, or switched between the fused step and autograd after any update.
+
+A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it.
 """
 
 from __future__ import annotations
@@ -22,37 +24,41 @@ from gru4rec_fast.optim import SparseAdagrad
 
 
 class NoKernels(str):
-    """The reason that no native kernels are there, which the first operator that runs announces."""
+    """The reason "there are no native kernels", which the first operator that runs announces anyway."""
 
 
 NO_KERNELS = NoKernels("there are no native kernels")
 
 
 def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """Why the fused step cannot train these parts; None where it can.
+    """Return the reason why the fused step cannot train this network; None if it can.
 
     Raises:
-        RuntimeError: impl="native" was asked for, and there are no native kernels.
+        RuntimeError: impl="native" was requested, and there are no native kernels.
     """
-    return why_not_parts(network, criterion, optimizer, "cpu")
+    return why_not_on(network, criterion, optimizer, "cpu")
 
 
-def why_not_parts(
+def why_not_on(
     network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, device_type: str
 ) -> str | None:
-    """Why no fused step, of any kind of device, can train these parts; errors as `why_not_fused`."""
-    for part, kind in ((network, SessionNetwork), (criterion, SampledLoss), (optimizer, SparseAdagrad)):
-        if type(part) is not kind:
-            return f"it trains a plain {kind.__name__}, not a {type(part).__name__}"
+    """Return the reason why no training step but autograd can train this network on this type of device, or None.
+
+    Raises:
+        RuntimeError: as `why_not_fused`.
+    """
+    for value, expected in ((network, SessionNetwork), (criterion, SampledLoss), (optimizer, SparseAdagrad)):
+        if type(value) is not expected:
+            return f"it trains a plain {expected.__name__}, not a {type(value).__name__}"
     assert isinstance(network, SessionNetwork)
     modules = [*network.modules(), *criterion.modules()]
-    if strange := [type(module).__name__ for module in modules if type(module) not in _KNOWN]:
-        return f"it does not know what {strange[0]} computes"
+    if unknown := [type(module).__name__ for module in modules if type(module) not in _KNOWN]:
+        return f"it does not know what {unknown[0]} computes"
     impls = {module.impl for module in (*modules, optimizer) if hasattr(module, "impl")}
     if "reference" in impls:
         return "impl='reference' was asked for"
-    hooked: list[Any] = [*modules, *network.parameters(), optimizer]
-    if any(getattr(part, hooks) for part in hooked for hooks in _HOOKS.get(type(part), ())):
+    owners: list[Any] = [*modules, *network.parameters(), optimizer]
+    if any(getattr(owner, hooks) for owner in owners for hooks in _HOOKS.get(type(owner), ())):
         return "there are hooks on a module, a parameter or the optimizer, which would not be called"
     if torch.is_autocast_enabled(device_type):
         return "autocast is on, which it would not follow"
@@ -71,9 +77,10 @@ _HOOKS: dict[type, tuple[str, ...]] = {
 def _why_not_parameters(
     network: SessionNetwork, optimizer: torch.optim.Optimizer, impl: str, device_type: str
 ) -> str | None:
-    named, used = dict(network.named_parameters()), _weights(network)
-    plain = all(type(weight) is nn.Parameter for weight in used)
-    if not plain or len({*map(id, used)}) < len(used) or {*map(id, used)} != {*map(id, named.values())}:
+    named, weights = dict(network.named_parameters()), _weights(network)
+    are_plain = all(type(weight) is nn.Parameter for weight in weights)
+    distinct = {*map(id, weights)}
+    if not are_plain or len(distinct) < len(weights) or distinct != {*map(id, named.values())}:
         return "its weights are not plain parameters, each in one place"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group, all of the network's parameters"
@@ -95,7 +102,7 @@ def _layer_weights(layer: Any) -> list[Tensor | None]:
 
 
 def _weights(network: SessionNetwork) -> list[Tensor]:
-    """Every weight that the step reads and moves."""
+    """Return every weight that the step updates."""
     tables = [network.output.weight, network.output.bias]
     if network.embedding_mode != "constrained":
         tables.append(network.embedding.weight)
@@ -104,13 +111,13 @@ def _weights(network: SessionNetwork) -> list[Tensor]:
 
 
 def outside_catalogue(items: Tensor, n_items: int) -> tuple[int, int] | None:
-    """Return the lowest and the highest of a log's items where one of them is no index of the catalogue; else None."""
+    """Return the lowest and the highest item of a log if one of them is out of range for the catalogue; else None."""
     lowest, highest = (int(item) for item in torch.aminmax(items)) if len(items) else (0, 0)
     return (lowest, highest) if lowest < 0 or highest >= n_items else None
 
 
 class BlockOutcome(NamedTuple):
-    """A block's loss (mean over its steps), its steps, and its targets in live lanes."""
+    """A block's loss (mean over its steps), number of steps, and number of events (targets in live lanes)."""
 
     loss: float
     steps: int
@@ -118,18 +125,21 @@ class BlockOutcome(NamedTuple):
 
 
 class FusedTrainingStep:
-    """Training steps of a SessionNetwork under a SampledLoss and a SparseAdagrad, on the CPU.
+    """Trains a SessionNetwork with a SampledLoss and a SparseAdagrad on the CPU, many updates per call.
+
+    Each call uses the weights, optimizer state, hyperparameters and train or eval mode that network and optimizer have
+    at that time. The criterion's options are read once, by the constructor.
 
     Args:
-        network, criterion, optimizer: parts for which `why_not_fused` has no objection. The optimizer's state is made
-            where it is not there yet. The criterion's options are read once, here.
+        network, criterion, optimizer: what to train, and by what; `why_not_fused` must return None for them. Missing
+            optimizer state is created.
         steps: T, steps in a block (truncated backpropagation through time).
         accumulate: blocks per update.
-        precision: "full", or "bf16": products of float32 numbers rounded to bfloat16, summed in float32; weights,
+        precision: "full", or "bf16": inputs of matrix products are rounded to bfloat16 and summed in float32; weights,
             optimizer state and everything between the products stay in float32.
 
     Raises:
-        ValueError: the parts cannot be trained by it; the message says why.
+        ValueError: the fused step cannot train the network; the message says why.
     """
 
     def __init__(
@@ -153,11 +163,11 @@ class FusedTrainingStep:
         self._bind()
 
     def _bind(self) -> None:
-        """Take hold of the tensors as they are now."""
+        """Create the C++ step, which holds references to the current tensors."""
         self._bound: list[Tensor | None] = []
         criterion = self._criterion
-        self._step = self._native.FusedTrainingStep(
-            **self._network_parts(self._network, self._optimizer),
+        self._native_step = self._native.FusedTrainingStep(
+            **self._network_arguments(),
             loss=criterion.loss,
             batch_size=criterion.batch_size,
             elu_param=criterion.elu_param,
@@ -171,19 +181,21 @@ class FusedTrainingStep:
         )
         self._training = self._network.training
 
-    def _look_again(self) -> None:
-        """Take hold anew where state was loaded, momentum switched on, or train and eval mode changed since."""
+    def _rebind_if_changed(self) -> None:
+        """Bind again if state was loaded, momentum switched on, or the train or eval mode changed."""
         momentum = self._optimizer.param_groups[0]["momentum"]
-        now = [
+        current = [
             tensor
             for weight in _weights(self._network)
             for tensor in (weight, *self._optimizer.moments(weight, momentum))
         ]
-        same = len(now) == len(self._bound) and {*map(id, now)} == {*map(id, self._bound)}
+        same = len(current) == len(self._bound) and {*map(id, current)} == {*map(id, self._bound)}
         if not same or self._training != self._network.training:
             self._bind()
 
-    def _network_parts(self, network: SessionNetwork, optimizer: SparseAdagrad) -> dict[str, Any]:
+    def _network_arguments(self) -> dict[str, Any]:
+        network, optimizer = self._network, self._optimizer
+
         def with_state(parameter: Any) -> Any:
             if parameter is None:
                 return None
@@ -195,9 +207,9 @@ class FusedTrainingStep:
             self._native.GruParameters(*map(with_state, _layer_weights(layer)), layer.form)
             for layer in network.gru.layers
         ]
-        own_table = network.embedding_mode != "constrained"
+        has_input_table = network.embedding_mode != "constrained"
         return {
-            "embedding": with_state(network.embedding.weight if own_table else None),
+            "embedding": with_state(network.embedding.weight if has_input_table else None),
             "one_hot": network.embedding_mode == "none",
             "layers": layers,
             "output_weight": with_state(network.output.weight),
@@ -217,63 +229,66 @@ class FusedTrainingStep:
         *,
         step: int,
     ) -> float:
-        """One update of the weights from a block that is given; for who brings batches and negatives along.
+        """Update the weights once, from a block that the caller provides.
 
         Args:
-            inputs, targets: int64 [T, B], items; -1 in dead lanes.
-            reset: bool [T, B].
-            negatives: int64 [T, N], each step's own; None: the other lanes' targets only.
-            hidden: one state [B, H] per layer, updated in place.
-            step: number of the first step in the whole training, which keys the dropout.
-
-        Weights, state and mode are those that network and optimizer have at the time of the call.
+            inputs, targets: items, int64 [T, B]; -1 in dead lanes.
+            reset: bool [T, B], True where a session begins and the hidden state is zeroed.
+            negatives: int64 [T, N], of each step; None: the other lanes' targets are the only negatives.
+            hidden: one hidden state [B, H] per layer, updated in place.
+            step: mini-batches of the training before this block; the random key of dropout.
 
         Returns:
-            the loss before the update; where it is no finite number, nothing was updated.
+            the loss before the update; if it is not finite, nothing was updated.
 
         Raises:
-            ValueError: an argument that does not fit, named.
+            ValueError: an argument has the wrong shape, dtype or range.
         """
-        self._look_again()
+        self._rebind_if_changed()
         try:
             return float(
-                self._step.train_block(
+                self._native_step.train_block(
                     inputs=inputs,
                     targets=targets,
                     reset=reset,
                     negatives=negatives,
                     first_step=step,
                     hidden=list(hidden),
-                    **self._optimizer_numbers(),
+                    **self._hyperparameters(),
                 )
             )
         finally:
             self._mark_as_changed(hidden)
 
-    def player(
+    def start_epoch(
         self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
-    ) -> FusedPlayer:
-        """What plays an epoch of `loader` from where it stands, with `n_sample` negatives a step from `sampler`.
+    ) -> FusedEpoch:
+        """Return an epoch of `loader` from its current position, with `n_sample` negatives per step from `sampler`.
 
         Raises:
-            ValueError: the loader plays other blocks than this step was made for.
+            ValueError: the loader's blocks have another number of steps.
         """
-        if loader.steps != self.steps:
-            raise ValueError(f"the loader plays blocks of {loader.steps} steps, this trains blocks of {self.steps}")
-        return FusedPlayer(self, loader, sampler, n_sample, seed)
+        check_steps(loader, self.steps)
+        return FusedEpoch(self, loader, sampler, n_sample, seed)
 
-    def _optimizer_numbers(self) -> dict[str, float]:
+    def _hyperparameters(self) -> dict[str, float]:
         group = self._optimizer.param_groups[0]
         return {name: float(group[name]) for name in ("lr", "momentum", "eps")}
 
     def _mark_as_changed(self, hidden: Sequence[Tensor]) -> None:
-        """Let autograd know, as an in-place operation would."""
+        """Increment the tensors' version counters, as in-place operations do, so that autograd detects the change."""
         changed = [tensor for tensor in self._bound if tensor is not None]
         torch.autograd.graph.increment_version([*changed, *hidden])
 
 
-class FusedPlayer:
-    """Plays one epoch, some updates at a time; see `FusedTrainingStep.player`."""
+def check_steps(loader: SessionParallelLoader, steps: int) -> None:
+    """Raise ValueError unless the loader's blocks have this many steps."""
+    if loader.steps != steps:
+        raise ValueError(f"the loader plays blocks of {loader.steps} steps, this trains blocks of {steps}")
+
+
+class FusedEpoch:
+    """One epoch by the fused step, some updates per call; see `FusedTrainingStep.start_epoch`."""
 
     def __init__(
         self,
@@ -285,46 +300,46 @@ class FusedPlayer:
     ) -> None:
         native = step._native
         order, self._lanes = loader.begin()
-        self._fused, self._loader = step, loader
-        self._sessions = native.SessionBatcher(loader.items, loader.offsets, order, *self._lanes)
+        self._step, self._loader = step, loader
+        self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lanes)
         self._source, self._finished = None, False
         if n_sample and sampler is not None:
             tables = (sampler.threshold, sampler.alias, sampler.log_prob)
             self._source = native.NegativeSampler(*tables, n=n_sample, seed=seed)
 
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
-        """Train on for at most `updates` updates; what each block came to, and whether the epoch is over.
+        """Make at most `updates` updates; return the outcome of each block, and whether the epoch is over.
 
-        Stops before the update of a block whose loss is no finite number, which is then the last of those returned. An
-        exception, Ctrl-C among them, comes between two updates; how many there were is not known then, and the player
-        is of no further use.
+        Stops before the update if the loss of a block is not finite; that block is the last one returned. An exception,
+        Ctrl-C included, is raised between two updates. How many updates were made is unknown then, and this object
+        cannot be used any longer.
 
         Args:
             updates: at least 1.
-            hidden: one state [B, H] per layer, updated in place.
-            step: number of the next step in the whole training; with the seeds it fixes negatives and dropout.
+            hidden: one hidden state [B, H] per layer, updated in place.
+            step: mini-batches of the training so far; with the seeds, the random key of negatives and dropout.
 
         Raises:
-            ValueError: an item that is not in the catalogue.
+            ValueError: an item is out of range for the catalogue.
         """
         if self._finished:
             return [], True
-        self._fused._look_again()
+        self._step._rebind_if_changed()
         try:
-            blocks, self._finished = self._fused._step.run(
-                player=self._sessions,
+            blocks, self._finished = self._step._native_step.run(
+                player=self._batcher,
                 source=self._source,
                 min_live=self._loader.min_live,
                 first_step=step,
                 updates=updates,
                 hidden=list(hidden),
-                **self._fused._optimizer_numbers(),
+                **self._step._hyperparameters(),
             )
         except ValueError as error:
-            if outside_catalogue(self._loader.items, self._fused.n_items):
+            if outside_catalogue(self._loader.items, self._step.n_items):
                 raise self._loader.damage(str(error)) from None
             raise
         finally:
-            self._fused._mark_as_changed(hidden)
+            self._step._mark_as_changed(hidden)
         self._loader.moved_to(self._lanes, self._finished)
         return [BlockOutcome(*block) for block in blocks], self._finished

@@ -12,14 +12,14 @@ import pytest
 import torch
 from markov import markov_store
 from native import why_not_emulated
-from torch import Tensor
 from sync_detector import Waits
+from torch import Tensor
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaPlayer, CudaTrainingStep, why_not_cuda_step
+from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
 
 STORE = markov_store(n_sessions=23, n_items=40)
 SUPPORT = torch.from_numpy(STORE.support)
@@ -78,10 +78,10 @@ class Parts:
         )  # fmt: skip
         self.sampler = ops.build_alias_table(SUPPORT, 0.5, impl="reference") if self.n_sample else None
 
-    def player(self, **options: Any) -> CudaPlayer:
+    def start_epoch(self, **options: Any) -> CapturedEpoch:
         parts = (self.network, self.criterion, self.optimizer)
-        step = CudaTrainingStep(*parts, steps=self.steps, accumulate=self.accumulate, **options)
-        return step.player(self.loader, self.sampler, self.n_sample, SEED)
+        step = CapturedTrainingStep(*parts, steps=self.steps, accumulate=self.accumulate, **options)
+        return step.start_epoch(self.loader, self.sampler, self.n_sample, SEED)
 
     def weights(self) -> list[Tensor]:
         return [weight.detach() for weight in self.network.parameters()]
@@ -129,17 +129,17 @@ def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
         pytest.skip(reason)
     theirs, ours = Parts("reference", CASES[case]), Parts(impl, CASES[case])
     expected = by_autograd(theirs)
-    player, outcomes, finished, updates = ours.player(per_launch=4), [], False, 1
+    epoch, outcomes, finished, updates = ours.start_epoch(steps_per_graph=4), [], False, 1
     hidden = ours.network.initial_state(ours.loader.n_lanes)
     while not finished:
-        blocks, finished = player.run(updates, hidden, step=sum(block[1] for block in outcomes))
+        blocks, finished = epoch.run(updates, hidden, step=sum(block[1] for block in outcomes))
         outcomes += [tuple(block) for block in blocks]
         updates += 2
     assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
     losses = [[block[0] for block in blocks] for blocks in (outcomes, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     torch.testing.assert_close(ours.weights(), theirs.weights(), rtol=1e-9, atol=1e-9)
-    assert player.run(5, hidden, step=len(outcomes)) == ([], True)
+    assert epoch.run(5, hidden, step=len(outcomes)) == ([], True)
     assert ours.loader.state_dict() == theirs.loader.state_dict()
 
 
@@ -148,28 +148,28 @@ def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
 def test_a_step_asks_the_device_for_nothing(case: str) -> None:
     """Neither when blocks and negatives are drawn nor when they are played; once they are, for the losses."""
     parts = Parts("emulated", CASES[case])
-    player, hidden = parts.player(per_launch=4), parts.network.initial_state(6)
-    player.run(1, hidden, step=0)
+    epoch, hidden = parts.start_epoch(steps_per_graph=4), parts.network.initial_state(6)
+    epoch.run(1, hidden, step=0)
     with Waits(copies=True) as waits:
-        player._step.begin()
-        launch = player.next_launch(1, 6)
-        launch.fill(*player.draw(launch.extent.mini_batches, 1), 1)
-        launch.run(hidden)
+        epoch._step.prepare()
+        captured = epoch.next_updates(1, 6)
+        captured.fill(*epoch.draw(captured.shape.mini_batches, 1), 1)
+        captured.run(hidden)
     assert waits.seen == []
     with Waits(copies=True) as waits:
-        torch.where(launch.n_live > 0, launch.n_live, -1)
-        launch.losses[0].item()
+        torch.where(captured.n_live > 0, captured.n_live, -1)
+        captured.losses[0].item()
     assert waits.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
 
 
 def losses_by_schedule(parts: Parts, rates: Sequence[float], n: int) -> list[float]:
     """Of the first `n` updates, each played alone; half way, the optimizer's state is saved and loaded."""
-    player, hidden, losses = parts.player(), parts.network.initial_state(6), []
+    epoch, hidden, losses = parts.start_epoch(), parts.network.initial_state(6), []
     for step in range(n):
         if step == n // 2:
             parts.optimizer.load_state_dict(parts.optimizer.state_dict())
         parts.optimizer.param_groups[0]["lr"] = rates[step % len(rates)]
-        losses += [block.loss for block in player.run(1, hidden, step=step)[0]]
+        losses += [block.loss for block in epoch.run(1, hidden, step=step)[0]]
     return losses
 
 
@@ -191,10 +191,10 @@ def test_bf16_rounds_the_scores_products(impl: str) -> None:
     losses = []
     for parts, precision in ((full, "full"), (ours, "bf16")):
         hidden = parts.network.initial_state(6)
-        losses.append([block.loss for block in parts.player(precision=precision).run(12, hidden, step=0)[0]])
+        losses.append([block.loss for block in parts.start_epoch(precision=precision).run(12, hidden, step=0)[0]])
     assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
     with pytest.raises(ValueError, match="precision='bf16' goes with float32, not with"):
-        Parts("reference", {}).player(precision="bf16")
+        Parts("reference", {}).start_epoch(precision="bf16")
 
 
 def poison(parts: Parts, mini_batch: int) -> None:
@@ -215,7 +215,7 @@ def test_a_bad_block_of_several_undoes_the_update() -> None:
     with torch.no_grad():
         expected = parts.network(block.inputs, hidden, block.reset)[1]
     before = [weight.clone() for weight in parts.weights()]
-    blocks, finished = parts.player().run(1, hidden, step=0)
+    blocks, finished = parts.start_epoch().run(1, hidden, step=0)
     assert [block.steps for block in blocks] == [2, 2] and not finished
     assert blocks[0].loss == blocks[0].loss and blocks[1].loss != blocks[1].loss
     torch.testing.assert_close(parts.weights(), before, rtol=0, atol=0, equal_nan=True)
@@ -224,25 +224,25 @@ def test_a_bad_block_of_several_undoes_the_update() -> None:
 
 def test_a_loss_that_is_no_number_moves_nothing() -> None:
     parts = Parts("reference", {})
-    player, hidden = parts.player(per_launch=3), parts.network.initial_state(6)
-    assert len(player.run(4, hidden, step=0)[0]) == 4
+    epoch, hidden = parts.start_epoch(steps_per_graph=3), parts.network.initial_state(6)
+    assert len(epoch.run(4, hidden, step=0)[0]) == 4
     with torch.no_grad():
         parts.network.output.bias.fill_(torch.nan)
     before = [t.clone() for t in (*parts.weights(), *hidden)]
-    blocks, finished = player.run(7, hidden, step=4)
+    blocks, finished = epoch.run(7, hidden, step=4)
     assert len(blocks) == 1 and blocks[0].loss != blocks[0].loss and not finished
     torch.testing.assert_close([*parts.weights(), *hidden], before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_run_goes_on_where_it_stood() -> None:
-    """By another player, from the loader's own place."""
+    """By another epoch object, from the loader's position."""
     whole, pieces = Parts("reference", {}), Parts("reference", {})
     hidden = whole.network.initial_state(6)
-    n = len(whole.player().run(1000, hidden, step=0)[0])
+    n = len(whole.start_epoch().run(1000, hidden, step=0)[0])
     hidden, done = pieces.network.initial_state(6), 0
     while done < n:
         pieces.loader.load_state_dict(pieces.loader.state_dict())
-        done += len(pieces.player().run(5, hidden, step=done)[0])
+        done += len(pieces.start_epoch().run(5, hidden, step=done)[0])
     assert done == n
     torch.testing.assert_close(pieces.weights(), whole.weights(), rtol=0, atol=0)
 
@@ -252,16 +252,16 @@ def test_a_damaged_log_is_named_before_anything_is_played(shift: int) -> None:
     parts = Parts("reference", {})
     parts.loader.items = parts.loader.items + shift
     with pytest.raises(ValueError, match="it is damaged, prepare it again"):
-        parts.player()
+        parts.start_epoch()
 
 
 def test_what_it_cannot_train_is_named() -> None:
     parts = Parts("reference", {})
     trained = (parts.network, parts.criterion, parts.optimizer)
-    assert why_not_cuda_step(*trained) == "impl='reference' was asked for"
+    assert why_not_captured(*trained) == "impl='reference' was asked for"
     for part in (*parts.network.modules(), parts.criterion, parts.optimizer):
         part.impl = "auto"
-    reason = why_not_cuda_step(*trained)
+    reason = why_not_captured(*trained)
     assert reason is not None and reason.startswith("it runs on a GPU in float32 and float64; ")
     with pytest.raises(ValueError, match="the loader plays blocks of 2 steps"):
-        CudaTrainingStep(*trained).player(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)
+        CapturedTrainingStep(*trained).start_epoch(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)
