@@ -147,7 +147,7 @@ class SessionRecommender:
         return session is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ids, states [n, H_l] per layer and items of the live sessions, least recently used first; `n_evicted`."""
+        """Return ids, states per layer and items of the live sessions, least recently used first, and `n_evicted`."""
         rows = [session.row for session in self._live.values()]
         return {
             "session_ids": list(self._live),
