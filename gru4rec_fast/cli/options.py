@@ -1,4 +1,4 @@
-"""Options that several commands share, in groups: a parameter of such a type stands for one option per field."""
+"""Options that several commands share, as dataclasses: each field is an option."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from gru4rec_fast.models.parameters import RUNNING
+
 _LOG = "Reading log files"
-_RUN = "Running"
 _EVALUATION = "Evaluation"
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True)
 class LogFormat:
-    """How log files are to be read; named as in `SessionStore.from_events` and `InteractionGraph.from_table`."""
+    """Format of log files; options are named as in `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
     session_key: Annotated[
         str, typer.Option(metavar="NAME", help="Column of the session ids.", rich_help_panel=_LOG)
@@ -37,23 +38,23 @@ class LogFormat:
         str | None,
         typer.Option(
             metavar="CHARACTER",
-            help="Between the columns of a text file; 'tab' for a tab. By default the one that splits its header.",
+            help="Separator of a text file's columns; 'tab' for a tab. By default the one that splits the header.",
             rich_help_panel=_LOG,
         ),
     ] = None
     allow_pickle: Annotated[
         bool,
         typer.Option(
-            "--allow-pickle", help="Read .pickle files too. Reading one runs the code in it.", rich_help_panel=_LOG
+            "--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.", rich_help_panel=_LOG
         ),
     ] = False
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `SessionStore.from_events` and `prepare`."""
+        """Return keyword arguments for `SessionStore.from_events` and `prepare`."""
         return {name: value for name, value in self._all().items() if name != "user_key"}
 
     def graph_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `InteractionGraph.from_table`."""
+        """Return keyword arguments for `InteractionGraph.from_table`."""
         return {name: value for name, value in self._all().items() if name not in ("session_key", "time_key")}
 
     def _all(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class LogFormat:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured on test sessions."""
+    """Options of an evaluation."""
 
     cutoffs: Annotated[
         str,
@@ -73,20 +74,18 @@ class Evaluation:
         str,
         typer.Option(
             metavar="MODE",
-            help="Rank of a target whose score others share: behind all of them (conservative), before them "
-            "(standard), in the middle (median).",
+            help="Rank of a target among items of the same score: last (conservative), first (standard) or in the "
+            "middle (median).",
             rich_help_panel=_EVALUATION,
         ),
     ] = "conservative"
     baselines: Annotated[
         bool,
-        typer.Option(
-            "--baselines", help="Put popularity and a random order beside the model.", rich_help_panel=_EVALUATION
-        ),
+        typer.Option("--baselines", help="Evaluate popularity and a random order too.", rich_help_panel=_EVALUATION),
     ] = False
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `GRU4Rec.evaluate`; ValueError, before any work is done, for what cannot be."""
+        """Return keyword arguments for `GRU4Rec.evaluate`; ValueError for a wrong option."""
         from gru4rec_fast.evaluation import Ties
 
         if self.ties not in get_args(Ties):
@@ -94,10 +93,10 @@ class Evaluation:
         return {"cutoffs": self._cutoffs(), "ties": self.ties, "baselines": self.baselines}
 
     def graph_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the `evaluate` of graph models; ValueError for what these have not."""
+        """Return keyword arguments for the `evaluate` of graph models; ValueError for options that these lack."""
         given = {"--ties": self.ties != Evaluation.ties, "--baselines": self.baselines}
         for flag in (flag for flag, is_given in given.items() if is_given):
-            raise ValueError(f"{flag}: ngcf and lightgcn are evaluated without; equal scores are ranked by item")
+            raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._cutoffs()}
 
     def _cutoffs(self) -> tuple[int, ...]:
@@ -114,29 +113,30 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Running:
-    """Where and how a stored model runs."""
+    """Device and kernels that a loaded model runs with."""
 
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = "cpu"
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...", rich_help_panel=RUNNING)] = "cpu"
     impl: Annotated[
         str,
         typer.Option(
             metavar="NAME",
             help="Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUNNING,
         ),
     ] = "auto"
 
 
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON too.", rich_help_panel=_RUN)
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the results to this file as JSON.", rich_help_panel=RUNNING),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice.", rich_help_panel=_RUN)
+    int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice.", rich_help_panel=RUNNING)
 ]
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command have the options of every group, a dataclass, that one of its parameters is annotated with."""
+    """Replace each parameter of a command that is annotated with a dataclass by the options in that dataclass."""
     own = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
         name: parameter.annotation for name, parameter in own.items() if is_dataclass(parameter.annotation)
@@ -164,14 +164,14 @@ def _as_parameters(group: type) -> list[inspect.Parameter]:
 
 
 def with_signature(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
-    """Let a function show these parameters to Typer."""
+    """Set the signature that Typer reads."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
 def use_threads(threads: int | None) -> None:
-    """Let PyTorch and the kernels use that many CPU threads."""
+    """Set the number of CPU threads of PyTorch and the kernels; None keeps PyTorch's choice."""
     if threads is not None:
         import torch
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gru4rec_fast.cli.logs import open_interactions
+from gru4rec_fast.cli.inputs import open_interactions
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
@@ -22,7 +22,7 @@ def prepare(
         Path, typer.Argument(metavar="LOG", help="TSV or CSV (also .gz, .zst), Parquet or RecBole .inter file.")
     ],
     out_dir: Annotated[
-        Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; a prepared log in it is replaced.")
+        Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; an earlier prepared log in it is replaced.")
     ],
     *,
     min_item_support: Annotated[
@@ -32,11 +32,12 @@ def prepare(
         int, typer.Option(help="Keep sessions of at least this many events.", rich_help_panel=_FILTERS)
     ] = 2,
     remove_duplicates: Annotated[
-        bool, typer.Option(help="Of rows with the same session, item and time keep one.", rich_help_panel=_FILTERS)
+        bool,
+        typer.Option(help="Keep one of several rows with the same session, item and time.", rich_help_panel=_FILTERS),
     ] = True,
     collapse_repeats: Annotated[
         bool,
-        typer.Option(help="Of consecutive events of a session with the same item keep one.", rich_help_panel=_FILTERS),
+        typer.Option(help="Keep one of consecutive events with the same item in a session.", rich_help_panel=_FILTERS),
     ] = False,
     split: Annotated[
         str | None,
@@ -48,7 +49,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="last-day|days=N|fraction=F",
-            help="Sessions of the training part to hold out once more.",
+            help="Sessions of the training part to hold out for validation.",
             rich_help_panel=_SPLITS,
         ),
     ] = None,
@@ -61,17 +62,19 @@ def prepare(
         typer.Option(
             "--interactions",
             help='Store user-item interactions for graph models; LOG may also be a .txt of "user item item ..." lines. '
-            "--split and --validation-split are fraction=F, of each user's interactions.",
+            "--split and --validation-split are then fraction=F of each user's interactions.",
             rich_help_panel=_INTERACTIONS,
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the draw of held-out interactions.", rich_help_panel=_INTERACTIONS)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the random choice of held-out interactions.", rich_help_panel=_INTERACTIONS)
+    ] = 0,
     log: LogFormat,
 ) -> None:
     """Filter a click log, split it by time, and store the parts for training; or store interactions.
 
-    Logs larger than memory go through. OUT_DIR/train is always written, OUT_DIR/test with --split, and OUT_DIR/train_tr
-    and OUT_DIR/train_valid with --validation-split. Training reads these folders without holding them in memory.
+    The log may be larger than memory. OUT_DIR/train is always written, OUT_DIR/test with --split, and OUT_DIR/train_tr
+    and OUT_DIR/train_valid with --validation-split. Training memory-maps these folders.
 
     Example: gru4rec-fast prepare clicks.csv data --min-item-support 5 --split last-day
     """
@@ -108,7 +111,7 @@ def prepare(
 def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log: LogFormat
 ) -> None:
-    """Write OUT_DIR/train, and test, train_tr and train_valid where they were asked for, as graphs."""
+    """Write OUT_DIR/train, and with the splits test, train_tr and train_valid, as graphs."""
     from gru4rec_fast.data.graphs.split import split_interactions
 
     fractions = [None if text is None else _fraction(text) for text in (split, validation_split)]

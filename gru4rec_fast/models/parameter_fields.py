@@ -60,6 +60,9 @@ class Parameters:
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    device: str
+    impl: str
+    monitor: str
     lr_scheduler: str | None
     lr_scheduler_options: Mapping[str, Any] | None
 
