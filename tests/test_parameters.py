@@ -172,12 +172,11 @@ def test_every_field_has_its_help(cls: type[Any]):
 
 
 def test_parameter_strings():
-    model = GRU4Rec.from_parameter_string(
+    p = GRU4Rec.from_parameter_string(
         "layers=512/256,loss=bpr-max, embedding=layersize,constrained_embedding=False,momentum=0.4,n_sample=64,"
         "lr_scheduler=None,shuffle=1,",
         seed=7,
     )
-    p = model.parameters
     assert (p.layers, p.loss, p.embedding, p.constrained_embedding) == ((512, 256), "bpr-max", "layersize", False)
     assert (p.momentum, p.n_sample, p.lr_scheduler, p.shuffle, p.seed) == (0.4, 64, None, True, 7)
     theano = parse_parameter_string("loss=bpr-max,final_act=elu-0.5,hidden_act=tanh,adapt=adagrad,layers=100")
@@ -205,9 +204,9 @@ def test_bad_parameter_strings(text: str, error: type[Exception], message: str):
 def test_parameter_files(tmp_path: Path):
     (tmp_path / "p.toml").write_text('layers = [8, 4]\nloss = "top1"\n[lr_scheduler_options]\ngamma = 0.5\n')
     (tmp_path / "p.json").write_text(json.dumps({"parameters": {"layers": [8, 4], "logq": 1}}))
-    p = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step").parameters
+    p = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step")
     assert (p.layers, p.loss, p.lr_scheduler, p.lr_scheduler_options) == ((8, 4), "top1", "step", {"gamma": 0.5})
-    assert GRU4Rec.from_parameter_file(tmp_path / "p.json").parameters.logq == 1.0
+    assert GRU4Rec.from_parameter_file(tmp_path / "p.json").logq == 1.0
     (tmp_path / "bad.toml").write_text("layers = [8,")
     (tmp_path / "unknown.toml").write_text("layerz = 8")
     (tmp_path / "list.json").write_text("[1]")

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gru4rec_fast.models.graph import NGCF as NGCF
-    from gru4rec_fast.models.graph import GraphRecommender as GraphRecommender
-    from gru4rec_fast.models.graph import LightGCN as LightGCN
+    from gru4rec_fast.models.graph_models import NGCF as NGCF
+    from gru4rec_fast.models.graph_models import GraphRecommender as GraphRecommender
+    from gru4rec_fast.models.graph_models import LightGCN as LightGCN
     from gru4rec_fast.models.gru4rec import GRU4Rec as GRU4Rec
     from gru4rec_fast.models.parameter_text import parse_parameter_string as parse_parameter_string
     from gru4rec_fast.models.parameter_text import read_parameter_file as read_parameter_file
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from gru4rec_fast.models.parameters import GRU4RecParameters as GRU4RecParameters
     from gru4rec_fast.models.parameters import LightGCNParameters as LightGCNParameters
     from gru4rec_fast.models.parameters import NGCFParameters as NGCFParameters
-    from gru4rec_fast.models.recommending import Recommendations as Recommendations
-    from gru4rec_fast.models.recommending import SessionRecommender as SessionRecommender
-    from gru4rec_fast.models.recommending import recommend as recommend
+    from gru4rec_fast.models.recommendations import Recommendations as Recommendations
+    from gru4rec_fast.models.recommendations import recommend as recommend
+    from gru4rec_fast.models.session_recommender import SessionRecommender as SessionRecommender
 
 _MODULES = {
-    "graph": ("NGCF", "GraphRecommender", "LightGCN"),
+    "graph_models": ("NGCF", "GraphRecommender", "LightGCN"),
     "gru4rec": ("GRU4Rec",),
     "parameter_text": ("parse_parameter_string", "read_parameter_file"),
     "parameters": ("GRU4RecParameters", "GraphParameters", "LightGCNParameters", "NGCFParameters"),
-    "recommending": ("Recommendations", "SessionRecommender", "recommend"),
+    "recommendations": ("Recommendations", "recommend"),
+    "session_recommender": ("SessionRecommender",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -60,11 +60,15 @@ class Parameters:
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-    device: str
-    impl: str
-    monitor: str
+    n_epochs: int
     lr_scheduler: str | None
     lr_scheduler_options: Mapping[str, Any] | None
+    evaluate_every: int
+    monitor: str
+    patience: int | None
+    min_delta: float
+    device: str
+    impl: str
 
     def __post_init__(self) -> None:
         self._convert_and_check()
@@ -100,6 +104,11 @@ class Parameters:
             vars(self).update(earlier)
             raise
         return self
+
+    @property
+    def not_read(self) -> list[str]:
+        """Parameters that have no effect because of other parameters, each with the reason."""
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """Return all parameters as JSON values."""
