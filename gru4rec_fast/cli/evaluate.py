@@ -61,9 +61,8 @@ def evaluate(
     loaded = load_model(model, running)
     report: Report
     if isinstance(loaded, GRU4Rec):
-        report = loaded.evaluate(
-            open_sessions(test, log, loaded.vocabulary), batch_size=batch_size, **evaluation.arguments()
-        )
+        sessions = open_sessions(test, log, loaded.vocabulary)
+        report = loaded.evaluate(sessions, batch_size=batch_size, **evaluation.arguments())
     else:
         options = evaluation.graph_arguments()
         report = loaded.evaluate(open_interactions(test, log, loaded.graph), batch_size=batch_size, **options)

@@ -89,7 +89,7 @@ def build_model(
         parameters = cls.create({**from_file, **from_string, **options})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{error}{_nearest_names(error)}") from error
-    from gru4rec_fast.models.parts import find_device
+    from gru4rec_fast.models.builders import find_device
 
     find_device(parameters.device)  # an error before the logs are read
     return estimator_class(name)(**vars(parameters)), parameters

@@ -45,8 +45,8 @@ def load_model(path: Path, running: Running) -> GRU4Rec | GraphRecommender:
         folder, path = path, path / MODEL_FILE
         if not path.exists() and (folder / LAST).exists():
             raise FileNotFoundError(
-                f"no {MODEL_FILE} in {folder}: its training was not finished; continue it (train ... --resume), or give "
-                f"{folder / LAST}, the latest state of the model"
+                f"no {MODEL_FILE} in {folder}: the training was not finished; continue it (train ... --resume), or "
+                f"give {folder / LAST}, the latest state of the model"
             )
     saved = checkpoint_format(path).partition("/")[0].removeprefix("gru4rec_fast.")  # the estimator's name
     name = next((name for name, estimator in _ESTIMATORS.items() if estimator == saved), GRU4REC)
