@@ -162,7 +162,7 @@ REFUSED = [
     ("train train.txt --model ngcf -ps layers=10", "unknown parameter layers; there are embedding_dim"),
     ("train train.txt --model ngcf -ps layer_size=10", "(did you mean layer_sizes"),
     ("train train.txt --model lightgcn --layer-sizes 8", "unknown parameter layer_sizes"),
-    ("train train.txt --regular 1", "unknown parameter regular"),
+    ("train train.txt --reg-weight 1", "unknown parameter reg_weight; there are layers"),
     ("train none.txt --model ngcf --monitor mrr@20", "monitor='mrr@20': choose 'loss', or recall, ndcg"),
     ("train none.txt --model ngcf", "none.txt: there is no such file"),
     ("train none.txt --model ngcf --ties median", "--ties is for gru4rec"),
