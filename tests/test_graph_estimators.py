@@ -19,12 +19,13 @@ from graph_oracle import dense_matrix
 from gru4rec_fast import NGCF, InteractionGraph, LightGCN
 from gru4rec_fast.data import SessionStore, TripleSampler
 from gru4rec_fast.models import LightGCNParameters, NGCFParameters, graph_models
-from gru4rec_fast.models.builders import build_graph_runner, build_trainer, open_graph
+from gru4rec_fast.models.builders import open_graph
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import (
     CheckpointError,
-    GraphTrainer,
-    GraphTrainingOptions,
+    GraphEpochRunner,
+    Trainer,
+    TrainerOptions,
     TrainingDiverged,
     TrainingInterrupted,
     load_checkpoint,
@@ -315,19 +316,22 @@ def test_impl_of_one_call(estimator: Any, native_library: None, monkeypatch: pyt
     called: list[str] = []
     search, forward = graph_models.search_top_k, type(model.network).forward
 
+    def implementations() -> list[str]:
+        return sorted({module.impl for module in model.network.modules() if hasattr(module, "impl")})
+
     def noted_search(*arguments: Any, impl: str, **options: Any) -> Any:
         called.append(impl)
         return search(*arguments, impl=impl, **options)
 
     def noted_forward(network: Any, **options: Any) -> Any:
-        called.append(network.impl)
+        called.extend(implementations())
         return forward(network, **options)
 
     monkeypatch.setattr(graph_models, "search_top_k", noted_search)
     monkeypatch.setattr(type(model.network), "forward", noted_forward)
     found = model.recommend([5, 25], k=3, impl="reference")
     model.similar_items([1003], impl="reference")
-    assert called == ["reference"] * 3 and model.network.impl == "native"
+    assert called == ["reference"] * 3 and implementations() == ["native"]
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
     assert model.evaluate(TEST, impl="reference").metrics == pytest.approx(model.evaluate(TEST).metrics)
@@ -471,12 +475,15 @@ def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
 def test_the_trainer_checks_its_parts() -> None:
     for options, message in (
         ({"n_epochs": 0}, "n_epochs=0"),
-        ({"reg_weight": -1.0}, "reg_weight=-1"),
+        ({"evaluate_every": 0}, "evaluate_every=0"),
         ({"patience": 0}, "patience"),
     ):
         with pytest.raises(ValueError, match=message):
-            GraphTrainingOptions(**options)
+            TrainerOptions(**options)
     network = LightGCN().build_network(TRAIN)
     optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(ValueError, match="reg_weight=-1"):
+        GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer, reg_weight=-1.0)
+    runner = GraphEpochRunner(network, TripleSampler(TRAIN, 8), optimizer=optimizer)
     with pytest.raises(ValueError, match="patience=2 watches recall@20, which needs validation data"):
-        GraphTrainer(network, TripleSampler(TRAIN, 8), GraphTrainingOptions(patience=2), optimizer=optimizer)
+        Trainer(runner, TrainerOptions(patience=2))

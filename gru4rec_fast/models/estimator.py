@@ -287,11 +287,11 @@ def convert_format_1(checkpoint: Checkpoint) -> Checkpoint:
     saved = checkpoint.config["parameters"]
     parameters = {RENAMED_PARAMETERS.get(name, name): value for name, value in saved.items()}
     tensors = {"graph.neighbors" if n == "graph.neighbours" else n: t for n, t in checkpoint.tensors.items()}
-    progress = dict(checkpoint.progress)
-    if "place" in progress:
-        position = dict(progress.pop("place"))
-        position["loss_count"] = position.pop("summed")
-        progress["position"] = position
+    progress = {"schedule": None, **checkpoint.progress}
+    if "place" in progress:  # of a training; the file of a model has no position
+        position, optimizer = progress.pop("place"), progress["optimizer"]
+        progress["position"] = {"loss_count" if n == "summed" else n: value for n, value in position.items()}
+        progress["optimizer"] = {"groups": optimizer["groups"], "scalars": optimizer["numbers"]}
     config = checkpoint.config | {"parameters": parameters}
     return replace(checkpoint, config=config, progress=progress, tensors=tensors)
 
