@@ -13,8 +13,9 @@ import typer
 
 from gru4rec_fast.models.parameters import RUNNING
 
-_LOG = "Reading log files"
-_EVALUATION = "Evaluation"
+_log = functools.partial(typer.Option, rich_help_panel="Reading log files")
+_evaluation = functools.partial(typer.Option, rich_help_panel="Evaluation")
+running_option = functools.partial(typer.Option, rich_help_panel=RUNNING)
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -22,31 +23,20 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 class LogFormat:
     """Format of log files; options are named as in `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
-    session_key: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the session ids.", rich_help_panel=_LOG)
-    ] = "SessionId"
-    user_key: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.", rich_help_panel=_LOG)
-    ] = "UserId"
-    item_key: Annotated[str, typer.Option(metavar="NAME", help="Column of the item ids.", rich_help_panel=_LOG)] = (
-        "ItemId"
-    )
-    time_key: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the times: numbers or dates.", rich_help_panel=_LOG)
-    ] = "Time"
+    session_key: Annotated[str, _log(metavar="NAME", help="Column of the session ids.")] = "SessionId"
+    user_key: Annotated[str, _log(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.")] = "UserId"
+    item_key: Annotated[str, _log(metavar="NAME", help="Column of the item ids.")] = "ItemId"
+    time_key: Annotated[str, _log(metavar="NAME", help="Column of the times: numbers or dates.")] = "Time"
     separator: Annotated[
         str | None,
-        typer.Option(
+        _log(
             metavar="CHARACTER",
             help="Separator of a text file's columns; 'tab' for a tab. By default the one that splits the header.",
-            rich_help_panel=_LOG,
         ),
     ] = None
     allow_pickle: Annotated[
         bool,
-        typer.Option(
-            "--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.", rich_help_panel=_LOG
-        ),
+        _log("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it."),
     ] = False
 
     def arguments(self) -> dict[str, Any]:
@@ -68,20 +58,19 @@ class Evaluation:
 
     cutoffs: Annotated[
         str,
-        typer.Option(metavar="K,K,...", help="The k of recall@k and the other metrics.", rich_help_panel=_EVALUATION),
+        _evaluation(metavar="K,K,...", help="The k of recall@k and the other metrics."),
     ] = "20"
     ties: Annotated[
         str,
-        typer.Option(
+        _evaluation(
             metavar="MODE",
             help="Rank of a target among items of the same score: last (conservative), first (standard) or in the "
             "middle (median).",
-            rich_help_panel=_EVALUATION,
         ),
     ] = "conservative"
     baselines: Annotated[
         bool,
-        typer.Option("--baselines", help="Evaluate popularity and a random order too.", rich_help_panel=_EVALUATION),
+        _evaluation("--baselines", help="Evaluate popularity and a random order too."),
     ] = False
 
     def arguments(self) -> dict[str, Any]:
@@ -115,24 +104,21 @@ class Evaluation:
 class Running:
     """Device and kernels that a loaded model runs with."""
 
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...", rich_help_panel=RUNNING)] = "cpu"
+    device: Annotated[str, running_option(metavar="NAME", help="cpu, cuda, cuda:1, ...")] = "cpu"
     impl: Annotated[
         str,
-        typer.Option(
+        running_option(
             metavar="NAME",
             help="Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
-            rich_help_panel=RUNNING,
         ),
     ] = "auto"
 
 
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the results to this file as JSON.", rich_help_panel=RUNNING),
+    running_option("--json", metavar="FILE", help="Write the results to this file as JSON."),
 ]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice.", rich_help_panel=RUNNING)
-]
+Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by default PyTorch's choice.")]
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,9 @@ from gru4rec_fast.cli.inputs import open_interactions
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
-_FILTERS = "Filters"
-_SPLITS = "Splits by time"
-_INTERACTIONS = "Interactions"
+_filter = partial(typer.Option, rich_help_panel="Filters")
+_split = partial(typer.Option, rich_help_panel="Splits by time")
+_interactions = partial(typer.Option, rich_help_panel="Interactions")
 
 
 @with_option_groups
@@ -25,50 +26,37 @@ def prepare(
         Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; an earlier prepared log in it is replaced.")
     ],
     *,
-    min_item_support: Annotated[
-        int, typer.Option(help="Keep items that occur at least this often.", rich_help_panel=_FILTERS)
-    ] = 1,
-    min_session_length: Annotated[
-        int, typer.Option(help="Keep sessions of at least this many events.", rich_help_panel=_FILTERS)
-    ] = 2,
+    min_item_support: Annotated[int, _filter(help="Keep items that occur at least this often.")] = 1,
+    min_session_length: Annotated[int, _filter(help="Keep sessions of at least this many events.")] = 2,
     remove_duplicates: Annotated[
         bool,
-        typer.Option(help="Keep one of several rows with the same session, item and time.", rich_help_panel=_FILTERS),
+        _filter(help="Keep one of several rows with the same session, item and time."),
     ] = True,
     collapse_repeats: Annotated[
         bool,
-        typer.Option(help="Keep one of consecutive events with the same item in a session.", rich_help_panel=_FILTERS),
+        _filter(help="Keep one of consecutive events with the same item in a session."),
     ] = False,
     split: Annotated[
         str | None,
-        typer.Option(
-            metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing.", rich_help_panel=_SPLITS
-        ),
+        _split(metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing."),
     ] = None,
     validation_split: Annotated[
         str | None,
-        typer.Option(
-            metavar="last-day|days=N|fraction=F",
-            help="Sessions of the training part to hold out for validation.",
-            rich_help_panel=_SPLITS,
-        ),
+        _split(metavar="last-day|days=N|fraction=F", help="Sessions of the training part to hold out for validation."),
     ] = None,
     time_unit: Annotated[
         str,
-        typer.Option(metavar="s|ms|us|ns", help="Unit of times that are numbers.", rich_help_panel=_SPLITS),
+        _split(metavar="s|ms|us|ns", help="Unit of times that are numbers."),
     ] = "s",
     interactions: Annotated[
         bool,
-        typer.Option(
+        _interactions(
             "--interactions",
             help='Store user-item interactions for graph models; LOG may also be a .txt of "user item item ..." lines. '
             "--split and --validation-split are then fraction=F of each user's interactions.",
-            rich_help_panel=_INTERACTIONS,
         ),
     ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the random choice of held-out interactions.", rich_help_panel=_INTERACTIONS)
-    ] = 0,
+    seed: Annotated[int, _interactions(help="Seed of the random choice of held-out interactions.")] = 0,
     log: LogFormat,
 ) -> None:
     """Filter a click log, split it by time, and store the parts for training; or store interactions.

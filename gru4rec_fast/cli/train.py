@@ -5,18 +5,27 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gru4rec_fast.cli.inputs import open_interactions, open_sessions
-from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Threads, use_threads, with_option_groups
+from gru4rec_fast.cli.options import (
+    Evaluation,
+    JsonFile,
+    LogFormat,
+    Threads,
+    running_option,
+    use_threads,
+    with_option_groups,
+)
 from gru4rec_fast.cli.output import make_room, note, write_json
 from gru4rec_fast.cli.parameters import build_model, with_parameter_options
 from gru4rec_fast.cli.registry import GRU4REC
 from gru4rec_fast.models.parameter_fields import Parameters
-from gru4rec_fast.models.parameters import EPOCHS, RUNNING
+from gru4rec_fast.models.parameters import EPOCHS
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import InteractionGraph, SessionStore
@@ -25,7 +34,8 @@ if TYPE_CHECKING:
 
     Model = GRU4Rec | GraphRecommender
 
-_PARAMETERS = "Hyper-parameters (an option wins over -ps, -ps over --params)"
+_parameters = partial(typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)")
+_epochs = partial(typer.Option, rich_help_panel=EPOCHS)
 
 
 @with_parameter_options
@@ -48,41 +58,34 @@ def train(
     ] = None,
     parameter_string: Annotated[
         str | None,
-        typer.Option(
+        _parameters(
             "-ps",
             "--parameter-string",
             metavar="NAME=VALUE,...",
             help="As in the official code: layers=512/256,loss=bpr-max.",
-            rich_help_panel=_PARAMETERS,
         ),
     ] = None,
     params: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A .toml or .json file with name = value.", rich_help_panel=_PARAMETERS),
+        _parameters(metavar="FILE", help="A .toml or .json file with name = value."),
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Sessions to evaluate on during training.", rich_help_panel=EPOCHS),
+        _epochs(metavar="PATH", help="Sessions to evaluate on during training."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        running_option(
             metavar="RUN_DIR",
             help="Folder for model, checkpoints, curves and report.json. An earlier training in it is moved to "
             "RUN_DIR/previous.",
-            rich_help_panel=RUNNING,
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the training in --out.", rich_help_panel=RUNNING)
-    ] = False,
+    resume: Annotated[bool, running_option("--resume", help="Resume the training in --out.")] = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Write the last checkpoint every N mini-batches in addition to each epoch's end.",
-            rich_help_panel=RUNNING,
+        running_option(
+            min=1, metavar="N", help="Write the last checkpoint every N mini-batches in addition to each epoch's end."
         ),
     ] = None,
     threads: Threads = None,
