@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 N_ITEMS = 2000
 METRICS = ("recall@20", "mrr@20")
-PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "layers": [64],
     "loss": "cross-entropy",
     "logq": 1.0,

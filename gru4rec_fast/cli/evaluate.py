@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gru4rec_fast.cli.inputs import open_interactions, open_sessions
-from gru4rec_fast.cli.options import (
-    Evaluation,
-    JsonFile,
-    LogFormat,
-    Running,
-    Threads,
-    use_threads,
-    with_option_groups,
-)
+from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Running, Threads, use_threads, with_option_groups
 from gru4rec_fast.cli.output import make_room, write_json
 from gru4rec_fast.cli.registry import load_model
 

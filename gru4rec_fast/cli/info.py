@@ -10,9 +10,7 @@ import typer
 from gru4rec_fast.cli.output import print_facts
 
 
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """Show version, torch, native kernels and instruction set.
 
     Compiles the native kernels if that was not done yet, as training does.

@@ -35,8 +35,7 @@ class LogFormat:
         ),
     ] = None
     allow_pickle: Annotated[
-        bool,
-        _log("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it."),
+        bool, _log("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
 
     def arguments(self) -> dict[str, Any]:
@@ -56,10 +55,7 @@ class LogFormat:
 class Evaluation:
     """Options of an evaluation."""
 
-    cutoffs: Annotated[
-        str,
-        _evaluation(metavar="K,K,...", help="The k of recall@k and the other metrics."),
-    ] = "20"
+    cutoffs: Annotated[str, _evaluation(metavar="K,K,...", help="The k of recall@k and the other metrics.")] = "20"
     ties: Annotated[
         str,
         _evaluation(
@@ -68,10 +64,7 @@ class Evaluation:
             "middle (median).",
         ),
     ] = "conservative"
-    baselines: Annotated[
-        bool,
-        _evaluation("--baselines", help="Evaluate popularity and a random order too."),
-    ] = False
+    baselines: Annotated[bool, _evaluation("--baselines", help="Evaluate popularity and a random order too.")] = False
 
     def arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `GRU4Rec.evaluate`; ValueError for a wrong option."""
@@ -115,8 +108,7 @@ class Running:
 
 
 JsonFile = Annotated[
-    Path | None,
-    running_option("--json", metavar="FILE", help="Write the results to this file as JSON."),
+    Path | None, running_option("--json", metavar="FILE", help="Write the results to this file as JSON.")
 ]
 Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by default PyTorch's choice.")]
 

@@ -29,25 +29,19 @@ def prepare(
     min_item_support: Annotated[int, _filter(help="Keep items that occur at least this often.")] = 1,
     min_session_length: Annotated[int, _filter(help="Keep sessions of at least this many events.")] = 2,
     remove_duplicates: Annotated[
-        bool,
-        _filter(help="Keep one of several rows with the same session, item and time."),
+        bool, _filter(help="Keep one of several rows with the same session, item and time.")
     ] = True,
     collapse_repeats: Annotated[
-        bool,
-        _filter(help="Keep one of consecutive events with the same item in a session."),
+        bool, _filter(help="Keep one of consecutive events with the same item in a session.")
     ] = False,
     split: Annotated[
-        str | None,
-        _split(metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing."),
+        str | None, _split(metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing.")
     ] = None,
     validation_split: Annotated[
         str | None,
         _split(metavar="last-day|days=N|fraction=F", help="Sessions of the training part to hold out for validation."),
     ] = None,
-    time_unit: Annotated[
-        str,
-        _split(metavar="s|ms|us|ns", help="Unit of times that are numbers."),
-    ] = "s",
+    time_unit: Annotated[str, _split(metavar="s|ms|us|ns", help="Unit of times that are numbers.")] = "s",
     interactions: Annotated[
         bool,
         _interactions(

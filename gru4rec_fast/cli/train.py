@@ -65,14 +65,8 @@ def train(
             help="As in the official code: layers=512/256,loss=bpr-max.",
         ),
     ] = None,
-    params: Annotated[
-        Path | None,
-        _parameters(metavar="FILE", help="A .toml or .json file with name = value."),
-    ] = None,
-    validation: Annotated[
-        Path | None,
-        _epochs(metavar="PATH", help="Sessions to evaluate on during training."),
-    ] = None,
+    params: Annotated[Path | None, _parameters(metavar="FILE", help="A .toml or .json file with name = value.")] = None,
+    validation: Annotated[Path | None, _epochs(metavar="PATH", help="Sessions to evaluate on during training.")] = None,
     out: Annotated[
         Path | None,
         running_option(
