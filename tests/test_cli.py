@@ -116,24 +116,24 @@ def test_train_writes_a_report(logs: Path, run_folder: Path) -> None:
 
 
 def test_options_string_and_file_have_the_same_effect(logs: Path, tmp_path: Path) -> None:
-    given = {"loss": "bpr-max", "layers": [8, 4], "batch_size": 16, "n_sample": 8, "constrained_embedding": False}
-    given |= {"embedding": "layersize", "n_epochs": 1, "seed": 3, "elu_param": 1, "momentum": 0.1, "bpreg": 0.5}
-    text = {name: "/".join(map(str, value)) if name == "layers" else str(value) for name, value in given.items()}
-    (tmp_path / "given.json").write_text(json.dumps(given))
-    toml = [f"{name} = {json.dumps(value)}" for name, value in given.items()]
-    (tmp_path / "given.toml").write_text("\n".join(["[parameters]", *toml]))
+    values = {"loss": "bpr-max", "layers": [8, 4], "batch_size": 16, "n_sample": 8, "constrained_embedding": False}
+    values |= {"embedding": "layersize", "n_epochs": 1, "seed": 3, "elu_param": 1, "momentum": 0.1, "bpreg": 0.5}
+    text = {name: "/".join(map(str, value)) if name == "layers" else str(value) for name, value in values.items()}
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    toml = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    (tmp_path / "values.toml").write_text("\n".join(["[parameters]", *toml]))
     ways = {
         "options": [word for name, value in text.items() for word in (f"--{name.replace('_', '-')}", value)],
         "string": ["-ps", ",".join(f"{name}={value}" for name, value in text.items())],
-        "json": ["--params", tmp_path / "given.json"],
-        "toml": ["--params", tmp_path / "given.toml"],
+        "json": ["--params", tmp_path / "values.json"],
+        "toml": ["--params", tmp_path / "values.toml"],
     }
     reports = {}
     for way, arguments in ways.items():
         ran = train(logs, *arguments, "--json", tmp_path / "report.json")
         assert ran.code == 0, ran.err
         reports[way] = read_json(tmp_path / "report.json")
-    assert reports["options"]["parameters"] == GRU4RecParameters.create(given).to_dict()
+    assert reports["options"]["parameters"] == GRU4RecParameters.create(values).to_dict()
     for report in reports.values():
         assert report["parameters"] == reports["options"]["parameters"]
         assert report["metrics"] == reports["options"]["metrics"]
@@ -146,15 +146,15 @@ def test_options_win_over_the_string_and_the_string_over_the_file(logs: Path, tm
         "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    found = read_json(tmp_path / "r.json")["parameters"]
-    assert (found["layers"], found["n_sample"], found["batch_size"], found["shuffle"]) == ([16], 8, 4, True)
+    result = read_json(tmp_path / "r.json")["parameters"]
+    assert (result["layers"], result["n_sample"], result["batch_size"], result["shuffle"]) == ([16], 8, 4, True)
 
 
 def test_an_option_at_its_default_still_wins(logs: Path, tmp_path: Path) -> None:
     ran = train(logs, "-ps", f"{SMALL},bpreg=2,momentum=0.3", "--momentum", "0.0", "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
-    found = read_json(tmp_path / "r.json")["parameters"]
-    assert (found["momentum"], found["bpreg"]) == (0.0, 2.0)
+    result = read_json(tmp_path / "r.json")["parameters"]
+    assert (result["momentum"], result["bpreg"]) == (0.0, 2.0)
 
 
 def test_validation_selects_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_resumed_without_validation_the_model_is_the_last(logs: Path, tmp_path: 
     ran = train(logs, *arguments, "--n-epochs", "3", "--resume")
     assert ran.code == 0, ran.err
     assert read_json(tmp_path / "run/report.json")["model_of_epoch"] == 3
-    model, last = (GRU4Rec.load(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
-    assert model.history == last.history and len(model.history) == 3
+    model, latest = (GRU4Rec.load(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
+    assert model.history == latest.history and len(model.history) == 3
 
 
 def test_trained_into_a_used_folder(logs: Path, tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ def test_skipped_sessions_are_counted(tmp_path: Path) -> None:
 def test_evaluate_agrees_with_train(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("evaluate", run_folder, logs / "test.tsv", "--cutoffs", "5,20", "--baselines", "--json", tmp_path / "e")
     assert ran.code == 0, ran.err
-    found, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
-    assert found["metrics"] == trained["metrics"]
-    assert found["metrics"]["mrr@20"] > found["baselines"]["popularity"]["mrr@20"]
-    assert set(found["baselines"]) == {"popularity", "random"}
+    result, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
+    assert result["metrics"] == trained["metrics"]
+    assert result["metrics"]["mrr@20"] > result["baselines"]["popularity"]["mrr@20"]
+    assert set(result["baselines"]) == {"popularity", "random"}
     table = {line.split()[0]: line.split()[1:] for line in ran.out.splitlines()}
     assert table["recall@20"][0] == f"{trained['metrics']['recall@20']:.4f}"
 
@@ -259,8 +259,8 @@ def test_recommend_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
 
 def test_a_session_with_fewer_than_k_items_left_gets_fewer_rows(run_folder: Path, tmp_path: Path) -> None:
     ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids.tolist()
-    given = [{"session": name, "items": ids[:n]} for name, n in (("few", 58), ("many", 2), ("all", 60))]
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, given)))
+    sessions = [{"session": name, "items": ids[:n]} for name, n in (("few", 58), ("many", 2), ("all", 60))]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)))
     arguments = ["--k", "5", "--exclude-seen", "--out"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.jsonl")
     assert ran.code == 0, ran.err
@@ -293,12 +293,12 @@ def test_device_and_kernels_come_from_the_command(
 
 def test_recommend_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids[:3].tolist()
-    given = [
+    sessions = [
         {"session": "one event", "items": ids[:1]},
         {"session": "b", "items": [*ids, -1]},
         {"session": "c", "items": [-1]},
     ]
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, given)) + "\n\n")
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n\n")
     refused = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
     assert refused.code == 2 and "session b: the model was not trained on item -1" in refused.error
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
@@ -318,9 +318,9 @@ def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
         "--min-item-support", "5", "--min-session-length", "3", "--no-remove-duplicates", "--collapse-repeats",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    for part in ("train", "test", "train_tr", "train_valid"):
-        store = SessionStore.open(tmp_path / "data" / part)
-        assert f"{tmp_path / 'data' / part}: {store.n_sessions:,} sessions" in ran.out
+    for name in ("train", "test", "train_tr", "train_valid"):
+        store = SessionStore.open(tmp_path / "data" / name)
+        assert f"{tmp_path / 'data' / name}: {store.n_sessions:,} sessions" in ran.out
         assert np.diff(store.offsets).min() >= 3
         first = store.offsets[1:-1]  # of every session but the first: the event before it is another session's
         repeated = store.items[1:] == store.items[:-1]

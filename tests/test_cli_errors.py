@@ -95,12 +95,12 @@ def _names_a_file(word: str) -> bool:
 
 @pytest.mark.parametrize(("command", "rest", "message"), REFUSED, ids=[f"{c} {rest}" for c, rest, _ in REFUSED])
 def test_refused_in_one_line(folder: Path, command: str, rest: str, message: str) -> None:
-    before = sorted(folder.iterdir())
+    files = sorted(folder.iterdir())
     words = [folder / word if _names_a_file(word) else word for word in [command, *rest.split()] if word]
     ran = cli(*words)
     assert ran.code == 2
     assert message in ran.error
-    assert sorted(folder.iterdir()) == before  # and nothing is left behind
+    assert sorted(folder.iterdir()) == files
 
 
 def test_a_json_file_that_is_a_folder_is_an_error_before_training(folder: Path) -> None:

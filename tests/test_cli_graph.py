@@ -80,10 +80,23 @@ def test_options_reach_the_model(folder: Path, tmp_path: Path) -> None:
     options += ["interactions", "--normalize-messages", "--only-needed", "False", "--n-epochs", "1", "--seed", "4"]
     ran = train(folder, "--model", "ngcf", "-ps", SMALL, *options, "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
-    found = read_json(tmp_path / "r.json")["parameters"]
-    assert (found["layer_sizes"], found["adjacency"], found["sample_by"]) == ([8, 4], "norm", "interactions")
-    assert (found["message_dropout"], found["reg_weight"], found["n_epochs"], found["seed"]) == (0.2, 0.5, 1, 4)
-    assert found["normalize_messages"] is True and found["only_needed"] is False and found["embedding_dim"] == 8
+    parameters = read_json(tmp_path / "r.json")["parameters"]
+    assert (parameters["layer_sizes"], parameters["adjacency"], parameters["sample_by"]) == (
+        [8, 4],
+        "norm",
+        "interactions",
+    )
+    assert (parameters["message_dropout"], parameters["reg_weight"], parameters["n_epochs"], parameters["seed"]) == (
+        0.2,
+        0.5,
+        1,
+        4,
+    )
+    assert (
+        parameters["normalize_messages"] is True
+        and parameters["only_needed"] is False
+        and parameters["embedding_dim"] == 8
+    )
 
 
 def test_the_best_epoch_is_tested_and_resumed(folder: Path, tmp_path: Path) -> None:
@@ -148,8 +161,8 @@ def test_prepare_interactions(folder: Path, tmp_path: Path) -> None:
         together = whole if name == "whole" else parts[name]
         fraction = 0.25 if name == "whole" else 0.5
         for user in range(together.n_users):
-            kept, held_out = parts[left].items_of(user), parts[right].items_of(user)
-            assert sorted([*kept, *held_out]) == together.items_of(user).tolist()
+            remaining, held_out = parts[left].items_of(user), parts[right].items_of(user)
+            assert sorted([*remaining, *held_out]) == together.items_of(user).tolist()
             assert len(held_out) == int(fraction * len(together.items_of(user)))
     ran = cli("train", tmp_path / "train_tr", "--model", "lightgcn", "-ps", SMALL, "--validation",
               tmp_path / "train_valid", "--test", tmp_path / "test", "--threads", "1")  # fmt: skip

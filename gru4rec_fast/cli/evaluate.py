@@ -10,7 +10,7 @@ import typer
 
 from gru4rec_fast.cli.inputs import open_interactions, open_sessions
 from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Running, Threads, use_threads, with_option_groups
-from gru4rec_fast.cli.output import make_room, write_json
+from gru4rec_fast.cli.output import make_parent_folders, write_json
 from gru4rec_fast.cli.registry import load_model
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def evaluate(
     from gru4rec_fast.models import GRU4Rec
 
     evaluation.arguments()  # an error before the model is loaded
-    make_room(json_file)
+    make_parent_folders(json_file)
     use_threads(threads)
     loaded = load_model(model, running)
     report: Report

@@ -76,8 +76,8 @@ class Evaluation:
 
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for the `evaluate` of graph models; ValueError for options that these lack."""
-        given = {"--ties": self.ties != Evaluation.ties, "--baselines": self.baselines}
-        for flag in (flag for flag, is_given in given.items() if is_given):
+        in_use = {"--ties": self.ties != Evaluation.ties, "--baselines": self.baselines}
+        for flag in (flag for flag, is_used in in_use.items() if is_used):
             raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._cutoffs()}
 
@@ -85,7 +85,7 @@ class Evaluation:
         from gru4rec_fast.evaluation import RankMetrics
 
         try:
-            cutoffs = [int(part) for part in self.cutoffs.split(",")]
+            cutoffs = [int(cutoff) for cutoff in self.cutoffs.split(",")]
         except ValueError:
             raise ValueError(
                 f"--cutoffs {self.cutoffs}: give whole numbers with commas between them, as in 20,5"
@@ -115,9 +115,9 @@ Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by defa
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of a command that is annotated with a dataclass by the options in that dataclass."""
-    own = inspect.signature(command, eval_str=True).parameters
+    signature = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
-        name: parameter.annotation for name, parameter in own.items() if is_dataclass(parameter.annotation)
+        name: parameter.annotation for name, parameter in signature.items() if is_dataclass(parameter.annotation)
     }
     options = {name: _as_parameters(group) for name, group in groups.items()}
 
@@ -128,7 +128,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         command(**values)
 
     expanded = (
-        [parameter.replace(kind=_KEYWORD)] if name not in groups else options[name] for name, parameter in own.items()
+        [parameter.replace(kind=_KEYWORD)] if name not in groups else options[name]
+        for name, parameter in signature.items()
     )
     return with_signature(wrapper, [parameter for parameters in expanded for parameter in parameters])
 

@@ -48,7 +48,7 @@ def row_counter(name: str) -> Iterator[Callable[[int], None] | None]:
         yield lambda rows: status.update(f"reading {escape(name)}: {rows:,} rows")
 
 
-def make_room(*paths: Path | None) -> None:
+def make_parent_folders(*paths: Path | None) -> None:
     """Make the folders of files that are written at the end, so that a wrong path is an error at the beginning.
 
     Raises:
@@ -67,7 +67,7 @@ def make_room(*paths: Path | None) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
+def open_atomically(path: Path) -> Iterator[IO[str]]:
     """Open a text file that is written under another name and renamed when it is complete."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -80,5 +80,5 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON values as a file."""
-    with whole_file(path) as file:
+    with open_atomically(path) as file:
         file.write(json.dumps(content, indent=2) + "\n")

@@ -26,16 +26,16 @@ def with_parameter_options(command: Callable[..., None]) -> Callable[..., None]:
     The command receives the options in use as `parameters`, {name: value}. Its own parameters must be keywords, as
     `with_option_groups` makes them.
     """
-    own = inspect.signature(command, eval_str=True).parameters
+    signature = inspect.signature(command, eval_str=True).parameters
     names = dict.fromkeys(name for cls in PARAMETERS.values() for name in cls.names())
     options = [_parameter_option(name) for name in names]
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        given = {name: values.pop(name) for name in names}
-        command(**values, parameters={name: value for name, value in given.items() if value is not None})
+        values_by_name = {name: values.pop(name) for name in names}
+        command(**values, parameters={name: value for name, value in values_by_name.items() if value is not None})
 
-    return with_signature(wrapper, [*(own[name] for name in own if name != "parameters"), *options])
+    return with_signature(wrapper, [*(signature[name] for name in signature if name != "parameters"), *options])
 
 
 def _parameter_option(name: str) -> inspect.Parameter:

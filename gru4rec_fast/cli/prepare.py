@@ -63,12 +63,12 @@ def prepare(
     from gru4rec_fast import data
 
     if interactions:
-        given = {
+        in_use = {
             "--min-item-support": min_item_support != 1,
             "--min-session-length": min_session_length != 2,
             "--collapse-repeats": collapse_repeats,
         }
-        for flag in (flag for flag, is_given in given.items() if is_given):
+        for flag in (flag for flag, is_used in in_use.items() if is_used):
             raise ValueError(f"{flag} is for session logs, not for --interactions")
         _prepare_interactions(source, out_dir, split, validation_split, seed, log)
         return

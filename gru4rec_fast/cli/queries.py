@@ -62,18 +62,18 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     import numpy as np
 
     with open(path, encoding="utf-8-sig") as file:
-        lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
+        lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} names no user: give one id per line")
     ids: list[Any] = [text for _, text in lines]
     if not vocabulary.holds_strings:
-        ids = [_integer(path, number, text) for number, text in lines]
+        ids = [_integer(path, line_number, text) for line_number, text in lines]
     users = np.array(ids, dtype=vocabulary.ids.dtype)
     known = vocabulary.index_of(users) >= 0
     if not known.all() and not skip_unknown:
-        number, text = lines[int(known.argmin())]
+        line_number, text = lines[int(known.argmin())]
         raise ValueError(
-            f"{path}, line {number}: the model was not trained on user {text}; --skip-unknown skips such users"
+            f"{path}, line {line_number}: the model was not trained on user {text}; --skip-unknown skips such users"
         )
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these users")
@@ -82,11 +82,11 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     return Users(users[known])
 
 
-def _integer(path: Path, number: int, text: str) -> int:
+def _integer(path: Path, line_number: int, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{path}, line {number}: {text!r} is no user id; the model's are integers") from None
+        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's are integers") from None
 
 
 def read_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
@@ -113,16 +113,16 @@ def _read_json_lines(path: Path) -> Sessions:
     items: list[Any] = []
     offsets = [0]
     with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+        for line_number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 session = json.loads(line)
                 ids.append(session["session"])
-                items += as_ids(session["items"], f"{path}, line {number}: items").tolist()
+                items += as_ids(session["items"], f"{path}, line {line_number}: items").tolist()
             except (ValueError, TypeError, KeyError) as error:
                 form = '{"session": "a", "items": [1, 2]}'
-                raise ValueError(f"{path}, line {number}: not a session such as {form} ({error})") from None
+                raise ValueError(f"{path}, line {line_number}: not a session such as {form} ({error})") from None
             offsets.append(len(items))
     if not ids:
         raise ValueError(f"{path} is empty")

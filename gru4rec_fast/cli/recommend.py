@@ -13,7 +13,7 @@ import typer
 
 from gru4rec_fast.cli.evaluate import ModelPath
 from gru4rec_fast.cli.options import LogFormat, Running, Threads, use_threads, with_option_groups
-from gru4rec_fast.cli.output import make_room, note, whole_file
+from gru4rec_fast.cli.output import make_parent_folders, note, open_atomically
 from gru4rec_fast.cli.queries import JSON_LINES, Sessions, Users, read_sessions, read_users
 from gru4rec_fast.cli.registry import load_model
 
@@ -77,11 +77,11 @@ def recommend(
 
     Example: gru4rec-fast recommend run live_sessions.tsv --k 10 --exclude-seen --out recommended.tsv
     """
-    make_room(out)
+    make_parent_folders(out)
     use_threads(threads)
     loaded = load_model(model, running)
     queries = _read_queries(loaded, sessions, log, skip_unknown)
-    with nullcontext(sys.stdout) if out is None else whole_file(out) as file:
+    with nullcontext(sys.stdout) if out is None else open_atomically(out) as file:
         as_lines = out is not None and out.suffix.lower() in JSON_LINES
         write = _json_line_writer(file, queries.kind) if as_lines else _tsv_writer(file, queries.kind, log)
         n_short = 0

@@ -21,7 +21,7 @@ from gru4rec_fast.cli.options import (
     use_threads,
     with_option_groups,
 )
-from gru4rec_fast.cli.output import make_room, note, write_json
+from gru4rec_fast.cli.output import make_parent_folders, note, write_json
 from gru4rec_fast.cli.parameters import build_model, with_parameter_options
 from gru4rec_fast.cli.registry import GRU4REC
 from gru4rec_fast.models.parameter_fields import Parameters
@@ -108,7 +108,7 @@ def train(
     model, p = build_model(model_name, parameters or {}, parameter_string, params)
     if resume and out is not None:
         checkpoint_to_resume(out)  # an error before the logs are read
-    make_room(json_file)
+    make_parent_folders(json_file)
     use_threads(threads)
     with exclusive(out):
         logs = _open_all(model_name, train, test, validation, log)

@@ -40,8 +40,8 @@ EPOCHS, RUNNING = "Epochs and validation", "Running"
 
 def _monitored(*metrics: str) -> Check:
     def check(value: str) -> str | None:
-        metric, at, cutoff = value.partition("@")
-        if value == TRAINING_LOSS or (metric in metrics and at and cutoff.isdecimal() and int(cutoff) > 0):
+        metric, separator, cutoff = value.partition("@")
+        if value == TRAINING_LOSS or (metric in metrics and separator and cutoff.isdecimal() and int(cutoff) > 0):
             return None
         return f"choose {TRAINING_LOSS!r}, or {', '.join(metrics)} at a cut-off, as in 'recall@20'"
 
