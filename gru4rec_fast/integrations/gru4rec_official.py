@@ -22,7 +22,7 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
     Parameters and their defaults are those of the official code. All methods of `gru4rec_fast.GRU4Rec` are there too.
     """
 
-    def fit(
+    def fit(  # type: ignore[override]  # the official arguments are positional
         self,
         data: Any,
         sample_cache_max_size: int = 10_000_000,
