@@ -12,8 +12,7 @@ import pytest
 
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.data.graphs.triples import UNITS
-from gru4rec_fast.evaluation.graph import GRAPH_METRICS
-from gru4rec_fast.evaluation.metrics import METRICS
+from gru4rec_fast.evaluation import GRAPH_METRICS, METRICS
 from gru4rec_fast.models import (
     GraphParameters,
     GRU4RecParameters,
