@@ -12,8 +12,7 @@ import pytest
 
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.data.graphs.triples import UNITS
-from gru4rec_fast.evaluation.graph import GRAPH_METRICS
-from gru4rec_fast.evaluation.metrics import METRICS
+from gru4rec_fast.evaluation import GRAPH_METRICS, METRICS
 from gru4rec_fast.models import (
     GraphParameters,
     GRU4RecParameters,
@@ -116,10 +115,10 @@ def test_all_classes_have_the_same_common_options():
 
 def test_a_value_of_the_right_type_stays_the_same_object():
     """As scikit-learn's clone demands."""
-    given = {"layers": (8, 4), "learning_rate": 0.25, "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}}
-    given |= {"loss": "bpr-max", "batch_size": 1000, "embedding": "layersize", "shuffle": True}
-    p = GRU4RecParameters(**given)
-    assert all(getattr(p, name) is value for name, value in given.items())
+    values = {"layers": (8, 4), "learning_rate": 0.25, "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}}
+    values |= {"loss": "bpr-max", "batch_size": 1000, "embedding": "layersize", "shuffle": True}
+    p = GRU4RecParameters(**values)
+    assert all(getattr(p, name) is value for name, value in values.items())
     again = GRU4RecParameters(**copy.copy(vars(p)))
     assert all(vars(again)[name] is value for name, value in vars(p).items())
     sizes = (8, 4)
@@ -189,7 +188,7 @@ def test_parameter_strings():
     [
         ("layers", ValueError, "parameter string: 'layers' is not name=value"),
         ("layers=", ValueError, "'layers=' is not name=value"),
-        ("seed=1,seed=2", ValueError, "seed is given twice"),
+        ("seed=1,seed=2", ValueError, "seed is values twice"),
         ("adapt=rmsprop", ValueError, "adapt can only be adagrad here"),
         ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax or elu-X"),
         ("layerz=100", TypeError, "unknown parameter layerz"),

@@ -9,19 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gru4rec_fast.models.graph_models import NGCF as NGCF
-    from gru4rec_fast.models.graph_models import GraphRecommender as GraphRecommender
-    from gru4rec_fast.models.graph_models import LightGCN as LightGCN
-    from gru4rec_fast.models.gru4rec import GRU4Rec as GRU4Rec
-    from gru4rec_fast.models.parameter_text import parse_parameter_string as parse_parameter_string
-    from gru4rec_fast.models.parameter_text import read_parameter_file as read_parameter_file
-    from gru4rec_fast.models.parameters import GraphParameters as GraphParameters
-    from gru4rec_fast.models.parameters import GRU4RecParameters as GRU4RecParameters
-    from gru4rec_fast.models.parameters import LightGCNParameters as LightGCNParameters
-    from gru4rec_fast.models.parameters import NGCFParameters as NGCFParameters
-    from gru4rec_fast.models.recommendations import Recommendations as Recommendations
-    from gru4rec_fast.models.recommendations import recommend as recommend
-    from gru4rec_fast.models.session_recommender import SessionRecommender as SessionRecommender
+    from gru4rec_fast.models.graph_models import NGCF, GraphRecommender, LightGCN
+    from gru4rec_fast.models.gru4rec import GRU4Rec
+    from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
+    from gru4rec_fast.models.parameters import GraphParameters, GRU4RecParameters, LightGCNParameters, NGCFParameters
+    from gru4rec_fast.models.recommendations import Recommendations, recommend
+    from gru4rec_fast.models.session_recommender import SessionRecommender
 
 _MODULES = {
     "graph_models": ("NGCF", "GraphRecommender", "LightGCN"),

@@ -166,17 +166,17 @@ def _convert(name: str, kind: str, value: Any) -> Any:
 
 def to_number(value: Any) -> float:
     """Return a finite float from a number or its text. Raises ValueError or TypeError for anything else."""
-    number = float(value)
-    if isinstance(value, bool) or number - number != 0:
+    converted = float(value)
+    if isinstance(value, bool) or converted - converted != 0:
         raise ValueError
-    return number
+    return converted
 
 
 def _integer(value: Any) -> int:
-    number = int(value)
-    if isinstance(value, bool) or (not isinstance(value, str) and number != value):
+    converted = int(value)
+    if isinstance(value, bool) or (not isinstance(value, str) and converted != value):
         raise ValueError
-    return number
+    return converted
 
 
 def _boolean(value: Any) -> bool:

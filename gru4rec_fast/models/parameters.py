@@ -40,8 +40,8 @@ EPOCHS, RUNNING = "Epochs and validation", "Running"
 
 def _monitored(*metrics: str) -> Check:
     def check(value: str) -> str | None:
-        metric, at, cutoff = value.partition("@")
-        if value == TRAINING_LOSS or (metric in metrics and at and cutoff.isdecimal() and int(cutoff) > 0):
+        metric, separator, cutoff = value.partition("@")
+        if value == TRAINING_LOSS or (metric in metrics and separator and cutoff.isdecimal() and int(cutoff) > 0):
             return None
         return f"choose {TRAINING_LOSS!r}, or {', '.join(metrics)} at a cut-off, as in 'recall@20'"
 
@@ -182,7 +182,7 @@ class GRU4RecParameters(Parameters):
         "full",
         NETWORK,
         "NAME",
-        "full, or bf16: the fused step multiplies values rounded to bfloat16 and sums in float32, the weights' dtype.",
+        "full, or bf16: the fused step multiplies values rounded to bfloat16; sums and weights stay float32.",
         one_of(*PRECISIONS),
     )
     device: str = option("cpu", RUNNING, "NAME", "cpu, cuda, cuda:1, ...", _device)
@@ -266,7 +266,7 @@ class GraphParameters(Parameters):
         True,
         RUNNING,
         "BOOL",
-        "Compute in each step only the embeddings that its mini-batch needs; the result is equal.",
+        "Compute in each step only the embeddings that its mini-batch needs; with the same results, up to rounding.",
     )
     reorder: bool = option(
         False,
