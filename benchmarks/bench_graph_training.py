@@ -65,14 +65,14 @@ def naive(
     """The steps of naive_graph.py; the triples are on the device."""
     weights = {name: value.detach().to(device) for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
-        NaiveNGCF(graph, weights, adjacency=model.parameters.adjacency, transpose=transpose)
+        NaiveNGCF(graph, weights, adjacency=model.adjacency, transpose=transpose)
         if isinstance(model, NGCF)
         else NaiveLightGCN(graph, weights, transpose=transpose)
     )
-    optimizer = torch.optim.Adam(network.parameters(), lr=model.parameters.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=model.learning_rate)
 
     def step(number: int) -> float:
-        loss = network.loss(*triples[number % len(triples)], model.parameters.reg_weight)
+        loss = network.loss(*triples[number % len(triples)], model.reg_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -86,7 +86,7 @@ def test_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionG
     def model(**parameters: Any) -> Model:
         return NGCF(adjacency="norm", **parameters) if name == "ngcf" else LightGCN(**parameters)
 
-    sampler = TripleSampler(graph, model().parameters.batch_size)
+    sampler = TripleSampler(graph, model().batch_size)
     triples = [sampler.draw(number) for number in range(16)]
     sides: dict[str, Side] = {}
     paths = dict(given.split("=", 1) for given in request.config.getoption("--peer"))

@@ -11,8 +11,8 @@ from interleave import Side
 
 from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, SessionStore
+from gru4rec_fast.models.builders import build_graph_runner, build_session_network, build_session_runner
 from gru4rec_fast.models.parameters import GRU4RecParameters
-from gru4rec_fast.models.parts import build_runner
 from gru4rec_fast.training import EpochRunner, GraphEpochRunner, SessionEpochRunner
 from gru4rec_fast.training.progress import Silent
 
@@ -25,7 +25,8 @@ class _EnoughSteps(Exception):
 
 def runner_of(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> SessionEpochRunner:
     """Return the epoch runner of `GRU4Rec(**parameters).fit(store)`."""
-    return build_runner(GRU4RecParameters.create(parameters), store, device)
+    p = GRU4RecParameters.create({**parameters, "device": str(device)})
+    return build_session_runner(p, build_session_network(p, store.n_items), store)
 
 
 def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:
@@ -35,7 +36,8 @@ def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:
 
 def graph_runner(model: NGCF | LightGCN, graph: InteractionGraph, device: torch.device = CPU) -> GraphEpochRunner:
     """Return the epoch runner of `model.fit(graph)`."""
-    return model.build_runner(model.build_network(graph).to(device), graph, device)
+    model = type(model)(**model.get_params() | {"device": str(device)})
+    return build_graph_runner(model, model.build_network(graph), graph)
 
 
 def runner_side(runner: EpochRunner, synchronize: Callable[[], None] = lambda: None) -> Side:

@@ -257,6 +257,12 @@ def test_nothing_heavy_is_imported(what: str) -> None:
     assert not set(HEAVY) & set(names)
 
 
+@pytest.mark.parametrize("module", ["models.parameters", "models.parameter_text", "cli.train"])
+def test_parameters_and_commands_are_imported_without_torch(module: str) -> None:
+    names = run_python(f"import sys, gru4rec_fast.{module}\nprint(*sys.modules)").split()
+    assert f"gru4rec_fast.{module}" in names and not {"torch", "numpy", "polars"} & set(names)
+
+
 def test_importing_costs_little_more_than_torch() -> None:
     seconds = run_python(
         "import time, torch\nstart = time.process_time()\n"

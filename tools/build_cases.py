@@ -75,6 +75,15 @@ def graph_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters if hasattr(ops, "sparse_adam_") else {old.get(n, n): value for n, value in parameters.items()}
 
 
+def next_items(model: GRU4Rec, sessions: list[list[int]], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items and scores of GRU4Rec.recommend."""
+    options: dict[str, Any] = {"exclude_seen": exclude_seen}
+    if "exclude_seen" not in inspect.signature(model.recommend).parameters:  # up to 0.1.0
+        options = {"exclude": "session" if exclude_seen else None}
+    items, scores = model.recommend(sessions, k, **options)[:2]
+    return items, scores
+
+
 def own_product(*arguments: Any) -> Tensor:
     """Multiply matrices with the package's own kernels."""
     build_info()  # loads the library
@@ -457,7 +466,7 @@ def evaluation(impl: str, large: bool, **case: Any) -> list[Tensor]:
     model = small_model(impl, **case, n_epochs=1).fit(log, progress=False)
     ties = ("conservative", "standard", "median")
     found = [values_of(model.evaluate(test, cutoffs=(1, 5, 20), ties=way).metrics) for way in ties]
-    lists = [model.recommend([[1, 2, 3], [5], [7, 1]], k=10, exclude=exclude) for exclude in (None, "session")]
+    lists = [next_items(model, [[1, 2, 3], [5], [7, 1]], 10, exclude_seen) for exclude_seen in BOTH]
     return found + [torch.from_numpy(array) for best in lists for array in best]
 
 
@@ -477,7 +486,7 @@ def graph_training(impl: str, large: bool, model: str, dtype: torch.dtype) -> li
     options = options | {"embedding_dim": 32 if large else 5, "batch_size": 512 if large else 16, "n_epochs": 2}
     options = graph_parameters(options)
     fitted = kind(**options, dtype=str(dtype).removeprefix("torch."), seed=4, impl=impl).fit(graph, progress=False)
-    lists = *fitted.recommend(range(5), k=3), *fitted.similar_items(range(5), k=3)
+    lists = *fitted.recommend(range(5), k=3)[:2], *fitted.similar_items(range(5), k=3)[:2]  # items and scores
     metrics = fitted.evaluate(random_graph(graph.n_users, graph.n_items, 200), cutoffs=(5, 20)).metrics
     return [*results_of(fitted), *fitted.embeddings(), *map(torch.from_numpy, lists), values_of(metrics)]
 

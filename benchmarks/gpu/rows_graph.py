@@ -84,7 +84,7 @@ def step(name: RowName, device: Device, folder: Folder) -> Row:
     """Mini-batches of what `fit` trains, triples included; of the public code and of plain PyTorch on given triples."""
     graph = folder.graph("gowalla")
     model: Model = NGCF(adjacency="norm") if name.target == "ngcf" else LightGCN()
-    batch_size = model.parameters.batch_size
+    batch_size = model.batch_size
 
     @cache
     def triples() -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Sessions and interactions from what is named on the command line: a log file or a prepared folder."""
+"""Sessions and interactions from the log files and prepared folders that are named on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
-    """A prepared store, or a log file read into memory (with `vocabulary`: of a log held out from that one).
+    """Return the sessions in a prepared folder, or in a log file, which is read into memory.
+
+    Args:
+        path: the folder or file.
+        log: format of a log file.
+        vocabulary: that of the training log, for a log file of held-out sessions.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
@@ -30,9 +35,12 @@ def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = No
 
 
 def open_interactions(path: Path, log: LogFormat, like: InteractionGraph | None = None) -> InteractionGraph:
-    """A prepared graph; or interactions from `user item item ...` lines (.txt) or two columns of a log file.
+    """Return the interactions in a prepared folder, in `user item item ...` lines (.txt) or in a log file.
 
-    like: the training graph, for interactions held out from it.
+    Args:
+        path: the folder or file.
+        log: format of a log file.
+        like: the training graph, for held-out interactions.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.

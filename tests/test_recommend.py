@@ -14,7 +14,7 @@ from native import examples
 from tiny_network import ExactNetwork
 
 from gru4rec_fast.data import SessionStore, Vocabulary
-from gru4rec_fast.models.recommending import SessionRecommender, best_items, recommend
+from gru4rec_fast.models import SessionRecommender, recommend
 from gru4rec_fast.nn import SessionNetwork
 
 N_ITEMS = 13
@@ -35,13 +35,22 @@ def loop_best(session: list[int], k: int, hidden_items: set[int]) -> tuple[list[
 
 
 @settings(deadline=None, max_examples=examples(50))
-@given(st.lists(indices, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.sampled_from("nsl"))
+@given(st.lists(indices, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.sampled_from("nslb"))
 def test_batches_equal_a_loop(sessions: list[list[int]], k: int, batch_size: int, kind: str) -> None:
-    exclude = {"n": None, "s": "session", "l": ["item-3", "item-7"]}[kind]
-    found = recommend(NETWORK, VOCABULARY, [named(s) for s in sessions], k, exclude=exclude, batch_size=batch_size)
-    for session, items, scores in zip(sessions, found.items, found.scores, strict=True):
-        hidden = {"n": set(), "s": set(session), "l": {3, 7}}[kind]
-        assert (items.tolist(), scores.tolist()) == loop_best(session, k, hidden)
+    exclude = ["item-3", "item-7"] if kind in "lb" else None
+    found = recommend(
+        NETWORK,
+        VOCABULARY,
+        [named(s) for s in sessions],
+        k,
+        exclude_seen=kind in "sb",
+        exclude=exclude,
+        batch_size=batch_size,
+    )
+    for session, items, scores, count in zip(sessions, *found, strict=True):
+        hidden = {"n": set(), "s": set(session), "l": {3, 7}, "b": {3, 7, *session}}[kind]
+        assert (items[:count].tolist(), scores[:count].tolist()) == loop_best(session, k, hidden)
+        assert count == min(k, N_ITEMS - len(hidden))
 
 
 def test_long_sessions_are_fed_in_parts() -> None:
@@ -68,8 +77,10 @@ def test_unknown_items_are_refused_or_skipped() -> None:
         recommend(NETWORK, VOCABULARY, sessions, 3)
     found = recommend(NETWORK, VOCABULARY, sessions, 3, unknown="skip")
     assert found.items[1].tolist() == loop_best([2, 3], 3, set())[0]
-    with pytest.raises(ValueError, match="session 1 is empty, or holds no item of the vocabulary"):
-        recommend(NETWORK, VOCABULARY, [["item-1"], ["item-99"]], 3, unknown="skip")
+    found = recommend(NETWORK, VOCABULARY, [["item-1"], ["item-99"], []], 3, unknown="skip")
+    assert found.counts.tolist() == [3, 0, 0]
+    assert found.items[0].tolist() == loop_best([1], 3, set())[0]
+    assert (found.items[1:] == "").all() and (found.scores[1:] == -np.inf).all()
     with pytest.raises(ValueError, match="'exclude': item 'item-99' is not in the vocabulary"):
         recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"])
     kept = recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"], unknown="skip")
@@ -84,11 +95,9 @@ def test_bad_arguments_are_named() -> None:
     for k in (0, 14):
         with pytest.raises(ValueError, match=f"k={k}: choose 1 to 13"):
             recommend(NETWORK, VOCABULARY, [["item-1"]], k)
-    with pytest.raises(ValueError, match="session 1: k=12, but only 11 items are left"):
-        recommend(NETWORK, VOCABULARY, [["item-1"], ["item-1", "item-2"]], 12, exclude="session")
-    for exclude in ("seen", "item-1", 3, np.int64(3), b"item-1"):
+    for exclude in ("session", "item-1", 3, np.int64(3), b"item-1"):
         with pytest.raises(
-            ValueError, match=r"exclude=.*: choose None, 'session' or a list \(or set, or array\) of item"
+            ValueError, match=r"exclude=.*: give a list \(or set, or array\) of item ids, or exclude_seen=True"
         ):
             recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=exclude)  # type: ignore[arg-type]
     for sessions in (["item-1", "item-2"], [3, 4], np.array([3, 4])):
@@ -121,19 +130,32 @@ def test_sessions_and_exclude_come_in_any_iterable() -> None:
         assert found.items[0].tolist() == expected
 
 
-def test_by_index_a_short_row_is_padded() -> None:
-    sessions = [named([n % N_ITEMS for n in range(size)]) for size in (1, 11, 12, 13)]
-    scores, items = best_items(NETWORK, VOCABULARY, sessions, 3, exclude="session")
-    assert (items >= 0).sum(axis=1).tolist() == [3, 2, 1, 0]
-    assert np.array_equal(items < 0, scores == -np.inf)
-    for size, row in zip((1, 11, 12, 13), items, strict=True):
+@pytest.mark.parametrize("kind", ["strings", "integers"])
+def test_a_row_with_fewer_than_k_items_is_short(kind: str) -> None:
+    vocabulary = VOCABULARY if kind == "strings" else Vocabulary(np.arange(N_ITEMS) * 10)
+    sizes = (1, 11, 12, 13)
+    sessions = [vocabulary.ids[:size].tolist() for size in sizes]
+    items, scores, counts = recommend(NETWORK, vocabulary, sessions, 3, exclude_seen=True)
+    assert counts.dtype == np.int64 and counts.tolist() == [3, 2, 1, 0]
+    valid = np.arange(3) < counts[:, None]
+    assert np.array_equal(~valid, scores == -np.inf)
+    assert (items[~valid] == ("" if kind == "strings" else -1)).all()
+    for size, row, count in zip(sizes, items, counts, strict=True):
         expected = loop_best(list(range(size)), 3, set(range(size)))[0]
-        assert named(row[row >= 0].tolist()) == expected
+        indices = vocabulary.index_of(row[:count]).tolist()
+        assert named(indices) == expected
+    live = SessionRecommender(NETWORK, vocabulary)
+    for name, session in enumerate(sessions):
+        live.observe_many([name] * len(session), session)
+    streamed = live.recommend(range(4), 3, exclude_seen=True)
+    for batch_array, live_array in zip((items, scores, counts), streamed, strict=True):
+        np.testing.assert_array_equal(batch_array, live_array)
 
 
 def test_no_sessions_give_no_rows() -> None:
     found = recommend(NETWORK, VOCABULARY, [], 3)
     assert found.items.shape == found.scores.shape == (0, 3)
+    assert found.counts.shape == (0,)
 
 
 @settings(deadline=None, max_examples=examples(50))
@@ -145,9 +167,9 @@ def test_the_stream_answers_as_the_batch_does(events: list[tuple[str, int]]) -> 
         single.observe(name, f"item-{item}")
     together.observe_many([name for name, _ in events], named([item for _, item in events]))
     sessions = {name: [item for other, item in events if other == name] for name, _ in events}
-    batch = recommend(NETWORK, VOCABULARY, [named(s) for s in sessions.values()], 4, exclude="session")
+    batch = recommend(NETWORK, VOCABULARY, [named(s) for s in sessions.values()], 4, exclude_seen=True)
     for streamed in (single, together):
-        found = streamed.recommend(sessions, 4, exclude="session")
+        found = streamed.recommend(sessions, 4, exclude_seen=True)
         np.testing.assert_array_equal(found.items, batch.items)
         np.testing.assert_array_equal(found.scores, batch.scores)
 
@@ -164,7 +186,7 @@ def test_the_least_recently_used_session_is_forgotten(caplog: pytest.LogCaptureF
         live.observe_many("ec", named([6, 7]))  # a, then b
         assert [name in live for name in "abcde"] == [False, False, True, True, True]
     assert live.n_evicted == 3
-    assert len([r for r in caplog.records if "all 3 places are taken" in r.message]) == 1
+    assert len([r for r in caplog.records if "all 3 rows are in use" in r.message]) == 1
     assert live.recommend(["c"], 3).items[0].tolist() == loop_best([7], 3, set())[0]  # it started anew
     with pytest.raises(ValueError, match="session 'a' is not live"):
         live.recommend(["c", "a"], 3)
@@ -205,8 +227,8 @@ def test_state_survives_saving() -> None:
     assert len(again) == 3 and "z" not in again and again.n_evicted == live.n_evicted == 1
     for recommender in (live, again):
         recommender.observe_many("ae", named([7, 8]))
-    for exclude in (None, "session"):
-        found = [recommender.recommend("ade", 4, exclude=exclude) for recommender in (live, again)]
+    for exclude_seen in (False, True):
+        found = [recommender.recommend("ade", 4, exclude_seen=exclude_seen) for recommender in (live, again)]
         np.testing.assert_array_equal(found[0].items, found[1].items)
         np.testing.assert_array_equal(found[0].scores, found[1].scores)
     assert "c" not in live and "c" in again  # the saved order decides who is forgotten
@@ -246,12 +268,12 @@ def test_with_the_session_network(embedding: str) -> None:
     vocabulary = Vocabulary(np.arange(300) * 10)
     generator = np.random.default_rng(0)
     sessions = [(10 * generator.integers(300, size=size)).tolist() for size in (1, 7, 70, 2, 5)]
-    batch = recommend(network, vocabulary, sessions, 20, exclude="session")
+    batch = recommend(network, vocabulary, sessions, 20, exclude_seen=True)
     live = SessionRecommender(network, vocabulary)
     for step in range(70):
         going = [s for s, session in enumerate(sessions) if step < len(session)]
         live.observe_many(going, [sessions[s][step] for s in going])
-    found = live.recommend(range(len(sessions)), 20, exclude="session")
+    found = live.recommend(range(len(sessions)), 20, exclude_seen=True)
     np.testing.assert_array_equal(found.items, batch.items)
     np.testing.assert_allclose(
         found.scores, batch.scores, rtol=0, atol=1e-14
