@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from gru4rec_fast.models.parameters import RUNNING
+from gru4rec_fast.models.parameters import RUNNING, GRU4RecParameters
 
 _log = functools.partial(typer.Option, rich_help_panel="Reading log files")
 _evaluation = functools.partial(typer.Option, rich_help_panel="Evaluation")
@@ -93,18 +93,16 @@ class Evaluation:
         return tuple(RankMetrics(cutoffs).cutoffs)
 
 
+def _help_of(parameter: str) -> str:
+    return str(GRU4RecParameters.__dataclass_fields__[parameter].metadata["help"])
+
+
 @dataclass(frozen=True)
 class Running:
     """Device and kernels that a loaded model runs with."""
 
-    device: Annotated[str, running_option(metavar="NAME", help="cpu, cuda, cuda:1, ...")] = "cpu"
-    impl: Annotated[
-        str,
-        running_option(
-            metavar="NAME",
-            help="Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
-        ),
-    ] = "auto"
+    device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
+    impl: Annotated[str, running_option(metavar="NAME", help=_help_of("impl"))] = "auto"
 
 
 JsonFile = Annotated[

@@ -6,7 +6,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, asdict, field, fields, replace
+from dataclasses import Field, asdict, field, fields
 from typing import Any, ClassVar, Self, TypeVar
 
 LAYERSIZE = "layersize"
@@ -113,11 +113,6 @@ class Parameters:
     def to_dict(self) -> dict[str, Any]:
         """Return all parameters as JSON values."""
         return {name: _json_value(value) for name, value in asdict(self).items()}
-
-    def changed(self, parameters: Mapping[str, Any]) -> Self:
-        """Return a copy with some parameters changed. Raises as `set_params`."""
-        refuse_unknown(parameters, self.names())
-        return replace(self, **parameters)
 
     @classmethod
     def names(cls) -> list[str]:
