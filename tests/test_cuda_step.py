@@ -12,8 +12,8 @@ import pytest
 import torch
 from markov import markov_store
 from native import why_not_emulated
-from torch import Tensor
 from sync_detector import Waits
+from torch import Tensor
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader
@@ -108,7 +108,8 @@ def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, 
             options = {"seed": SEED, "step": step, "steps": steps, "impl": "reference"}
             negatives = ops.negative_sampling(parts.sampler, parts.n_sample, **options)[0]
         output, hidden = network(block.inputs, hidden, block.reset, step=step)
-        loss = parts.criterion(network, output, block.targets, negatives, block.n_live)
+        table = network.output_weight, network.output_bias
+        loss = parts.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
         loss.backward()
         hidden = [state.detach() for state in hidden]
         outcomes.append((loss.item(), steps, block.n_events))

@@ -186,7 +186,8 @@ class EpochPlayer:
             all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
             output, hidden = self.network(block.inputs, self.hidden, block.reset, step=place.step, all_live=all_live)
         with memory.phase("loss"):
-            loss = self.criterion(self.network, output, block.targets, negatives, block.n_live)
+            table = self.network.output_weight, self.network.output_bias
+            loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
             self._losses.add(place, loss, steps)
         with memory.phase("backward"):
             (loss if self.options.accumulate == 1 else loss / self.options.accumulate).backward()
