@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gru4rec_fast import ops
 from gru4rec_fast.nn.tables import gather_rows
+from gru4rec_fast.ops._checks import check_choice
 from gru4rec_fast.ops.sampled_loss import LOSSES, widened
 
 
@@ -52,8 +53,7 @@ class SampledLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"loss={loss!r}: choose one of {', '.join(LOSSES)}")
+        check_choice("loss", loss, LOSSES)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if logq and loss != "cross-entropy":
