@@ -97,8 +97,9 @@ def ngcf_layer(
         return operators(chosen).ngcf_layer(features, *graph.values(), *weights.values(), *options)[0]
     if rows is not None and columns is not None and not torch.compiler.is_compiling():
         _check_rows_among(rows, columns)
-    unfused = {"propagate": partial(laplacian_propagation, impl=impl), "draw_mask": partial(dropout_mask, impl=impl)}
-    return ngcf_layer_reference(features, *graph.values(), *weights.values(), *options, **unfused)
+    propagate, draw_mask = partial(laplacian_propagation, impl=impl), partial(dropout_mask, impl=impl)
+    run: Callable[..., Tensor] = partial(ngcf_layer_reference, propagate=propagate, draw_mask=draw_mask)
+    return run(features, *graph.values(), *weights.values(), *options)
 
 
 def _check(features: Tensor, weights: dict[str, Tensor], graph: dict[str, Tensor | None]) -> None:
