@@ -1,8 +1,8 @@
 """Compilation of the native library: sources, flags and tools.
 
-`pip install` (setup.py) and the compilation at first use (_build.py) both call `build`, which runs this file as a script
-in a new process, with the interpreter and the torch that will use the library. That process also loads the new library
-once, so that `build` fails if the library does not load, and so that the library is not loaded into the caller.
+`pip install` (setup.py) and the compilation at first use (_build.py) both call `build`, which runs this file as a
+script in a new process, with the interpreter and the torch that will use the library. That process also loads the new
+library once, so that `build` fails if the library does not load, without loading it into the caller.
 
 This file imports only the standard library at module level, because setup.py loads it in environments that have neither
 torch nor gru4rec_fast.
@@ -147,7 +147,7 @@ def missing_tool(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def cuda_home() -> Path | None:
-    """Return the root of the CUDA toolkit: CUDA_HOME, or what nvcc, which may be a wrapper script, prints as its root."""
+    """Return the root of the CUDA toolkit: CUDA_HOME, or what nvcc (which may be a wrapper script) reports."""
     if folder := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         return Path(folder) if (Path(folder) / "bin" / "nvcc").exists() else None
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -263,9 +263,7 @@ def main() -> int:
     arguments = parser.parse_args()
     csrc, output, mode = arguments.csrc, arguments.output, arguments.mode
 
-    if (
-        sanitizers()
-    ):  # their runtime is preloaded so that this process can load the library; the compiler must not have it
+    if sanitizers():  # their runtime is preloaded for loading the library; the compiler runs without it
         os.environ.pop("LD_PRELOAD", None)
     import torch
 
@@ -289,8 +287,8 @@ def main() -> int:
         write_record(output, record | {"why_not": reason, "lasting": False})
         raise
     except Exception:
-        # An error in the sources is lasting; a full disk or a compiler killed for lack of memory is not. The text of the
-        # log decides, since the compiler, ninja and cpp_extension exit with the same codes and exceptions in all cases.
+        # An error in the sources is lasting; a full disk or a compiler killed for lack of memory is not. Only the text
+        # tells them apart: the exit codes of compiler and ninja, and the exception of cpp_extension, are the same.
         reason = first_error((output / LOG).read_text(errors="replace"))
         lasting = "error:" in reason and not re.search("No space left|Killed|memory", reason)
         write_record(output, record | {"why_not": f"compiling failed: {reason}", "lasting": lasting})
