@@ -219,7 +219,7 @@ def test_bad_arguments_are_named_and_change_nothing(impl: str, changed: dict[str
 
 
 def test_no_lanes() -> None:
-    with pytest.raises(ValueError, match="n_lanes=0"):
+    with pytest.raises(ValueError, match="lanes=0"):
         session_batch_state(0)
 
 

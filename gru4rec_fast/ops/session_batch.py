@@ -19,19 +19,19 @@ from gru4rec_fast.ops._checks import check_tensor
 from gru4rec_fast.ops._registry import on_load, operators
 
 
-def session_batch_state(n_lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Return the state at the start of an epoch: (lane_session [n_lanes], lane_position [n_lanes], cursor [1]), int64.
+def session_batch_state(lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Return the state at the start of an epoch: (lane_session [lanes], lane_position [lanes], cursor [1]), int64.
 
     lane_session: index in `order` of the session of the lane; -1 before the first step, len(order) if no session is
     left for the lane (it is not live any more).
     lane_position: index in `items` of the next input of the lane.
     cursor: index in `order` of the next session to start.
     """
-    if n_lanes < 1:
-        raise ValueError(f"n_lanes={n_lanes}: must be at least 1")
+    if lanes < 1:
+        raise ValueError(f"lanes={lanes}: must be at least 1")
     return (
-        torch.full((n_lanes,), -1, dtype=torch.int64, device=device),
-        torch.zeros(n_lanes, dtype=torch.int64, device=device),
+        torch.full((lanes,), -1, dtype=torch.int64, device=device),
+        torch.zeros(lanes, dtype=torch.int64, device=device),
         torch.zeros(1, dtype=torch.int64, device=device),
     )
 
