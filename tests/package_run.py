@@ -108,7 +108,8 @@ class PackageRun:
             step = self.step(self.network, self.criterion, self.optimizer)
             return step.train_block(inputs, targets, reset, drawn, self.state, step=first_step)
         hidden, state = self.network(inputs, self.state, reset, step=first_step)
-        loss = self.criterion(self.network, hidden, targets, drawn)
+        table = self.network.output_weight, self.network.output_bias
+        loss = self.criterion(hidden, *table, targets, drawn)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

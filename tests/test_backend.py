@@ -137,7 +137,7 @@ def test_sanitizers_by_name(value: str, asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("memory", "memory is none of address"), ("address,thread", "thread goes with no other")]
+    ("value", "message"), [("memory", "memory is none of address"), ("address,thread", "thread cannot be combined with others")]
 )
 def test_sanitizers_that_there_are_not(value: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"{_compile.SANITIZE_VARIABLE}.*{message}"):
@@ -285,7 +285,7 @@ def test_cuda_where_there_is_none_is_an_error() -> None:
     assert done.returncode != 0
     error = done.stderr.splitlines()[-1]  # in front of the reason it may say that the installed kernels are the CPU's
     assert "GRU4REC_FAST_BUILD=cuda: " in error
-    assert f"CUDA kernels were asked for, but torch {torch.__version__} is a build without CUDA" in error
+    assert f"CUDA kernels were requested, but torch {torch.__version__} is a build without CUDA" in error
 
 
 def test_operators_say_why_native_is_missing() -> None:

@@ -185,7 +185,7 @@ def test_mode_none_installs_pure_python_and_stays_so(place: Place) -> None:
     ("mode", "hidden", "reason"),
     [
         ("cpu", True, "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler"),
-        ("cuda", False, "GRU4REC_FAST_BUILD=cuda: CUDA kernels were asked for, but torch"),
+        ("cuda", False, "GRU4REC_FAST_BUILD=cuda: CUDA kernels were requested, but torch"),
         ("fast", False, "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda"),
     ],
 )

@@ -108,7 +108,8 @@ def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, 
             options = {"seed": SEED, "step": step, "steps": steps, "impl": "reference"}
             negatives = ops.negative_sampling(parts.sampler, parts.n_sample, **options)[0]
         output, hidden = network(block.inputs, hidden, block.reset, step=step)
-        loss = parts.criterion(network, output, block.targets, negatives, block.n_live)
+        table = network.output_weight, network.output_bias
+        loss = parts.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
         loss.backward()
         hidden = [state.detach() for state in hidden]
         outcomes.append((loss.item(), steps, block.n_events))

@@ -137,7 +137,7 @@ def test_bf16_products_are_those_of_rounded_numbers() -> None:
     with torch.no_grad():
         hidden, _ = network(inputs, network.initial_state(4), reset)
         items = torch.cat([targets[0], negatives[0]])
-        rows, bias = network.output_rows(items)
+        rows, bias = network.output_weight[items], network.output_bias[items]
         expected = ops.sampled_loss(hidden[0].bfloat16().float(), rows, bias, batch_size=4, impl="reference").item()
         unrounded = ops.sampled_loss(hidden[0], rows, bias, batch_size=4, impl="reference").item()
     loss = step.train_block(inputs, targets, reset, negatives, network.initial_state(4), step=0)
@@ -333,7 +333,7 @@ def test_it_uses_the_current_state_and_mode() -> None:
             else:
                 hidden, after = network(block, state, reset, step=number)
                 optimizer.zero_grad()
-                criterion(network, hidden, block + number, None).backward()
+                criterion(hidden, network.output_weight, network.output_bias, block + number).backward()
                 optimizer.step()
                 state = [layer.detach() for layer in after]
         ends.append(network.state_dict())

@@ -114,7 +114,8 @@ def replay(run: GoldenRun, way: str) -> None:
             loss = fused.train_block(block.inputs, block.targets, block.reset, negatives, state, step=step)
         else:
             hidden, state = network(block.inputs, state, block.reset)
-            tracked = criterion(network, hidden, block.targets, negatives, block.n_live)
+            table = network.output_weight, network.output_bias
+            tracked = criterion(hidden, *table, block.targets, negatives, n_live=block.n_live)
             optimizer.zero_grad()
             tracked.backward()
             optimizer.step()

@@ -299,7 +299,7 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
         ({"form": "lstm"}, "form='lstm'"),
         ({"weight_hh": torch.zeros(3, 3)}, "weight_hh must be"),
         ({"reset": torch.zeros(STEPS, LANES)}, "reset must be bool"),
-        ({"bias_hh": torch.zeros(3 * HIDDEN)}, "bias_hh is torch.float32"),
+        ({"bias_hh": torch.zeros(3 * HIDDEN)}, "bias_hh must be float64"),
         ({"gate_inputs": torch.zeros(3, 3)}, "gate_inputs must be"),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gru4rec_fast.ops.philox import check_counters, philox4x32
+from gru4rec_fast.ops._checks import check_counters
+from gru4rec_fast.ops.philox import philox4x32
 
 words = st.integers(0, 2**32 - 1)
 

@@ -396,10 +396,10 @@ def test_operator_compiles(loss: str, in_batch: bool, native_library: None) -> N
     [
         ({"loss": "hinge"}, "loss='hinge': choose one of cross-entropy"),
         ({"rows": torch.zeros(2, H, dtype=torch.float64)}, "rows"),
-        ({"bias": torch.zeros(3, dtype=torch.float64)}, r"bias must be \[9\]"),
-        ({"log_q": torch.zeros(M + N)}, "log_q is torch.float32"),
+        ({"bias": torch.zeros(3, dtype=torch.float64)}, r"bias must be float64 \[9\]"),
+        ({"log_q": torch.zeros(M + N)}, r"log_q must be float64 .*, not float32"),
         ({"live": torch.ones(M)}, "live must be bool"),
-        ({"count": torch.ones(M + N, dtype=torch.float64)}, r"count must be \[5\]"),
+        ({"count": torch.ones(M + N, dtype=torch.float64)}, r"count must be float64 \[5\]"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"elu_param": -0.5}, "elu_param=-0.5"),
     ],

@@ -190,9 +190,9 @@ def good_arguments() -> dict[str, Any]:
         ({"offsets": torch.zeros(3, dtype=torch.int32)}, "offsets must be"),
         ({"offsets": torch.zeros(0, dtype=torch.int64)}, "offsets must have"),
         ({"order": torch.zeros(1, 2, dtype=torch.int64)}, "order must be"),
-        ({"lane_session": torch.zeros(0, dtype=torch.int64)}, "lane_session and lane_position"),
-        ({"lane_position": torch.zeros(3, dtype=torch.int64)}, "lane_session and lane_position"),
-        ({"cursor": torch.zeros(2, dtype=torch.int64)}, "cursor must have one element"),
+        ({"lane_session": torch.zeros(0, dtype=torch.int64)}, "lane_session must have at least one lane"),
+        ({"lane_position": torch.zeros(3, dtype=torch.int64)}, r"lane_position must be int64 \[2\]"),
+        ({"cursor": torch.zeros(2, dtype=torch.int64)}, r"cursor must be int64 \[1\]"),
         ({"steps": -1}, "steps=-1"),
         ({"order": torch.tensor([0, 2])}, r"order\[1\]=2: offsets hold 2 sessions"),
         ({"order": torch.tensor([0, -1])}, r"order\[1\]=-1"),
@@ -219,7 +219,7 @@ def test_bad_arguments_are_named_and_change_nothing(impl: str, changed: dict[str
 
 
 def test_no_lanes() -> None:
-    with pytest.raises(ValueError, match="n_lanes=0"):
+    with pytest.raises(ValueError, match="lanes=0"):
         session_batch_state(0)
 
 

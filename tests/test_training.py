@@ -40,7 +40,9 @@ def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], li
             negatives = ops.negative_sampling(trainer.runner.sampler, 16, seed=3, step=step, steps=steps)[0]
             hidden, state = network(block.inputs, state, block.reset, step=step)
             state = [layer.detach() for layer in state]
-            group.append(trainer.runner.criterion(network, hidden, block.targets, negatives, block.n_live))
+            table = network.output_weight, network.output_bias
+            loss = trainer.runner.criterion(hidden, *table, block.targets, negatives, n_live=block.n_live)
+            group.append(loss)
             losses += [group[-1].item()] * steps
             step += steps
         torch.stack(group).mean().backward()

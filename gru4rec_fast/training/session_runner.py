@@ -235,7 +235,8 @@ class SessionEpochRunner:
             all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
             output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step, all_live=all_live)
         with memory.phase("loss"):
-            loss = self.criterion(self.network, output, block.targets, negatives, block.n_live)
+            table = self.network.output_weight, self.network.output_bias
+            loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
             self._losses.add(position, loss, steps)
         with memory.phase("backward"):
             (loss if self.accumulate == 1 else loss / self.accumulate).backward()
