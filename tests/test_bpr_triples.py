@@ -86,7 +86,8 @@ def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None
     graph = random_graph(300, 500, 8000, 1)
     graph.neighbors = graph.neighbors.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
     ours, theirs = (
-        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=how).draw(3)) for how in (impl, "reference")
+        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=how).draw(3))
+        for how in (impl, "reference")
     )
     assert torch.equal(ours, theirs)
 

@@ -161,9 +161,9 @@ REFUSED = [
     ("train none.txt --model ngcf --ties median", "--ties: ngcf and lightgcn are evaluated without"),
     ("train log.tsv --model ngcf", "no column 'UserId'"),
     ("train empty.txt --model ngcf", "empty.txt is empty"),
-    ("train sessions/train --model ngcf", "train is no interaction graph, by its meta.json"),
+    ("train sessions/train --model ngcf", "train is no interaction graph: its meta.json states"),
     ("evaluate run_lightgcn test.txt --baselines", "--baselines: ngcf and lightgcn are evaluated without"),
-    ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, those of the graph"),
+    ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, but the training graph"),
     ("recommend run_lightgcn users.txt --k 41", "k=41: choose 1 to 40"),
     ("recommend run_lightgcn strangers.txt", "line 2: the model was not trained on user 99"),
     ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the model's are integers"),
@@ -171,7 +171,7 @@ REFUSED = [
     ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "choose fraction=F"),
     (
         "prepare log.tsv out --interactions --user-key Who --item-key What --split fraction=2",
-        "must lie between 0 and 1",
+        "must be between 0 and 1",
     ),
     ("prepare log.tsv out --interactions --collapse-repeats", "--collapse-repeats is for session logs"),
 ]

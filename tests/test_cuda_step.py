@@ -199,7 +199,7 @@ def test_bf16_rounds_the_scores_products(impl: str) -> None:
 
 def poison(parts: Parts, mini_batch: int) -> None:
     """Let a target that comes up there, and in none before, have a bias that is no number. For in-batch negatives."""
-    played = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.begin()[1][0]))]
+    played = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.start_epoch()[1][0]))]
     before = set(torch.cat(played[:mini_batch]).flatten().tolist())
     item = next(item for item in played[mini_batch].flatten().tolist() if item not in before)
     with torch.no_grad():
@@ -251,7 +251,7 @@ def test_a_run_goes_on_where_it_stood() -> None:
 def test_a_damaged_log_is_named_before_anything_is_played(shift: int) -> None:
     parts = Parts("reference", {})
     parts.loader.items = parts.loader.items + shift
-    with pytest.raises(ValueError, match="it is damaged, prepare it again"):
+    with pytest.raises(ValueError, match="is damaged: item indices .*; prepare the store again"):
         parts.player()
 
 

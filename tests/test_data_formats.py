@@ -186,19 +186,19 @@ BAD_FILES = {
     "number among dates": (
         "log.csv",
         b"SessionId,ItemId,Time\n1,2,2020-01-01\n1,2,17\n",
-        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, as the first row has",
+        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, unlike the first row",
     ),
     "missing id": ("log.tsv", LOG.replace("1\t6", "1\t").encode(), r"column 'ItemId', row 2 .*None: an id is missing"),
     "short row": ("log.tsv", LOG.replace("1\t6\t1", "1").encode(), r"column 'ItemId', row 2"),
     "long row": (
         "log.tsv",
         LOG.replace("6\t1", "6\t1\t1\t1").encode(),
-        r"log\.tsv is damaged or not what it seems \(split at '\\t'",
+        r"log\.tsv is damaged, or its format is not what its name says \(split at '\\t'",
     ),
     "not UTF-8": (
         "log.tsv",
         LOG.encode().replace(b"6\t1", b"\xff\xfe\t1"),
-        r"log\.tsv is damaged or not what it seems .*utf-8",
+        r"log\.tsv is damaged, or its format is not what its name says .*utf-8",
     ),
     "cut short": (
         "log.tsv.gz",

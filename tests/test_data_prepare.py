@@ -191,14 +191,14 @@ def test_days_are_counted_in_the_unit_of_the_times(tmp_path: Path, unit: str, fa
         warnings.simplefilter("error")
         assert prepare(log, tmp_path / "p", split=Split(days=1, time_unit=unit))["train"].session_ids.tolist() == [1]
         prepare(log, tmp_path / "q", split="fraction=0.5")  # asks for no unit
-    advice = rf"times reach \S+, beyond the year 2200 in the unit 's': if they are in '{unit}', give time_unit='{unit}'"
+    advice = rf"times reach \S+, after the year 2200 in the unit 's'; if they are in '{unit}', give time_unit='{unit}'"
     with pytest.warns(UserWarning, match=advice):
         prepare(log, tmp_path / "p", split="last-day")
 
 
 def test_times_that_fit_no_unit_are_doubted(tmp_path: Path) -> None:
     log = {"SessionId": [1, 1, 2, 2], "ItemId": [5, 6, 5, 6], "Time": [0.0, 1.0, 2.0, 1e19]}
-    with pytest.warns(UserWarning, match="beyond the year 2200 in the unit 'ns': check the time column"):
+    with pytest.warns(UserWarning, match="after the year 2200 in the unit 'ns'; check the time column"):
         prepare(log, tmp_path / "p", split=Split(days=1, time_unit="ns"))
 
 

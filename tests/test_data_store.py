@@ -65,19 +65,19 @@ def test_from_arrays_fills_in_what_is_not_given() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"offsets": [0, 2]}, r"offsets must rise from 0 to the number of events \(3\)"),
-        ({"offsets": [1, 3]}, "offsets must rise"),
-        ({"offsets": [0, 2, 1, 3]}, "offsets must rise"),
-        ({"offsets": []}, "offsets must rise"),
+        ({"offsets": [0, 2]}, r"offsets must be non-decreasing, from 0 to the number of events \(3\)"),
+        ({"offsets": [1, 3]}, "offsets must be non-decreasing"),
+        ({"offsets": [0, 2, 1, 3]}, "offsets must be non-decreasing"),
+        ({"offsets": []}, "offsets must be non-decreasing"),
         ({"offsets": [0.0, 3.0]}, "offsets must be a one-dimensional integer array, not float64"),
         ({"items": [[0, 1, 1]]}, r"items must be a one-dimensional integer array, not int64 of shape \(1, 3\)"),
-        ({"items": [0, -1, 1]}, r"items\[1\] = -1 is no index"),
-        ({"n_items": 1}, r"items\[1\] = 1 is no index of a catalogue of 1 items"),
+        ({"items": [0, -1, 1]}, r"items\[1\]=-1 is out of range"),
+        ({"n_items": 1}, r"items\[1\]=1 is out of range for a catalogue of 1 items"),
         ({"vocabulary": Vocabulary(["x", "y"]), "n_items": 3}, "n_items=3, but the vocabulary holds 2 ids"),
         ({"start_times": [0, 1]}, r"start_times has shape \(2,\), but there are 1 sessions"),
         ({"session_ids": ["a", "b"]}, r"session_ids has shape \(2,\)"),
         ({"end_times": [np.nan]}, "end_times must be finite"),
-        ({"offsets": [0, 1, 3], "start_times": [2, 1]}, "start_times must never fall"),
+        ({"offsets": [0, 1, 3], "start_times": [2, 1]}, "start_times must be non-decreasing"),
     ],
 )
 def test_from_arrays_checks_what_it_gets(arguments: dict[str, Any], message: str) -> None:
@@ -103,7 +103,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     "file, damage, message",
     [
-        ("items.npy", cut, r"items\.npy is damaged or was cut short .*prepare the store again"),
+        ("items.npy", cut, r"items\.npy is damaged or was cut short .*prepare the session store again"),
         ("offsets.npy", lambda path: path.write_bytes(b""), r"offsets\.npy is damaged"),
         ("support.npy", Path.unlink, r"support\.npy is missing"),
         ("vocabulary.ids.npy", Path.unlink, r"vocabulary\.ids\.npy is missing"),
@@ -112,7 +112,11 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
             lambda path: np.save(path, np.arange(9.0)),
             r"start_times\.npy has shape \(9,\) where \(3,\)",
         ),
-        ("items.npy", as_dtype(np.int64), r"items\.npy holds int64 where int32 was expected; prepare the store again"),
+        (
+            "items.npy",
+            as_dtype(np.int64),
+            r"items\.npy holds int64 where int32 was expected; prepare the session store",
+        ),
         ("offsets.npy", as_dtype(">i8"), r"offsets\.npy holds >i8 where int64 was expected"),
         ("support.npy", as_dtype(np.float64), r"support\.npy holds float64 where int64 was expected"),
         ("end_times.npy", as_dtype(np.int32), r"end_times\.npy holds int32 where int64 or float64 was expected"),
@@ -125,17 +129,17 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         (
             "offsets.npy",
             lambda path: np.save(path, np.arange(4)),
-            r"offsets\.npy is damaged: it goes from 0 to 3 where 0 to 5 was expected; prepare the store again",
+            r"offsets\.npy is damaged: it goes from 0 to 3 where 0 to 5 was expected; prepare the session store again",
         ),
         (
             "offsets.npy",
             lambda path: np.save(path, [0, 4, 3, 5]),
-            r"offsets\.npy is damaged: it falls where offsets must rise; prepare the store again",
+            r"offsets\.npy is damaged: it holds decreasing offsets; prepare the session store again",
         ),
         (
             "support.npy",
             lambda path: np.save(path, [3, -1, 3]),
-            r"support\.npy is damaged: it holds -1 to 3, not 0 to 5",
+            r"support\.npy is damaged: it holds values from -1 to 3, but 0 to 5 are allowed",
         ),
         (
             "vocabulary.ids.npy",
@@ -144,8 +148,12 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         ),
         ("meta.json", change_meta(n_sessions=-1), r"meta\.json is damaged: it lacks n_sessions"),
         ("meta.json", cut, r"meta\.json is damaged"),
-        ("meta.json", lambda path: path.write_text("[]"), "is no session store, by its meta.json"),
-        ("meta.json", change_meta(version=9), "is of format 9, this version reads 1; prepare it again"),
+        ("meta.json", lambda path: path.write_text("[]"), "is no session store: its meta.json states the format None"),
+        (
+            "meta.json",
+            change_meta(version=9),
+            "has format version 9, this release of gru4rec_fast reads version 1; prepare",
+        ),
         ("meta.json", change_meta(n_targets=None), r"meta\.json is damaged: it lacks n_targets"),
     ],
 )
@@ -213,7 +221,8 @@ def test_every_damaged_array_of_every_folder_is_one_line_that_names_it(
         shutil.copytree(tmp_path / "whole", tmp_path / "folder")
         DAMAGES[damage](tmp_path / "folder" / f"{name}.npy")
         wanted = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name  # the ids may be of two kinds
-        with pytest.raises(ValueError, match=rf"{wanted}\.npy [^\n]*; (prepare the store|save the graph) again$"):
+        advice = "(prepare the session store|save the interaction graph) again"
+        with pytest.raises(ValueError, match=rf"{wanted}\.npy [^\n]*; {advice}$"):
             getattr(type(whole).open(tmp_path / "folder"), "session_ids", None)
 
 
@@ -224,11 +233,11 @@ def test_damaged_strings_are_named(tmp_path: Path, read: Any) -> None:
     whole.save(tmp_path / "folder")
     path = tmp_path / "folder" / f"{name}.utf8.npy"
     np.save(path, np.full_like(np.load(path), 0xFF))
-    with pytest.raises(ValueError, match=rf"{name}\.utf8\.npy is damaged: it is no text \(.*utf-8"):
+    with pytest.raises(ValueError, match=rf"{name}\.utf8\.npy is damaged: it is not UTF-8 text \(.*utf-8"):
         read.open(tmp_path / "folder")
     whole.save(tmp_path / "folder")
     np.save(tmp_path / "folder" / f"{name}.offsets.npy", [0, 4, 2, 6, 8])
-    with pytest.raises(ValueError, match=rf"{name}\.offsets\.npy is damaged: it falls"):
+    with pytest.raises(ValueError, match=rf"{name}\.offsets\.npy is damaged: it holds decreasing offsets"):
         read.open(tmp_path / "folder")
 
 
@@ -239,7 +248,8 @@ def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="is no session store"):
             SessionStore.open(folder)
     prepare({**LOG, "SessionId": [1] * 5}, tmp_path / "prepared")
-    with pytest.raises(ValueError, match=r"prepared is no session store, by its meta\.json; open .*prepared/train"):
+    message = r"prepared is no session store: its meta\.json states .*prepared_log'; open .*prepared/train"
+    with pytest.raises(ValueError, match=message):
         SessionStore.open(tmp_path / "prepared")
 
 
@@ -385,7 +395,7 @@ def test_a_store_opens_where_polars_is_missing(tmp_path: Path, store: SessionSto
     )
     assert done.stdout.splitlines() == [
         "SessionStore(3 sessions, 5 events, 3 items)",
-        "reading a log needs polars: pip install polars (a prepared store opens without)",
+        "reading a log needs polars: pip install polars (a prepared store opens without it)",
     ]
 
 
@@ -428,7 +438,7 @@ def test_a_vocabulary_checks_what_it_gets() -> None:
             Vocabulary(mixture)
     with pytest.raises(TypeError, match="must fit int64"):
         Vocabulary(np.array([2**63], np.uint64))
-    with pytest.raises(TypeError, match="holds strings as item ids, but integers were asked for"):
+    with pytest.raises(TypeError, match="holds strings as ids, but integers were given"):
         Vocabulary(["1"]).index_of([1])
     assert Vocabulary([1, 2]) != Vocabulary(["1", "2"]) and Vocabulary([1, 2]) != [1, 2]
 

@@ -212,7 +212,7 @@ def test_an_item_out_of_range_names_the_store(tmp_path: Path, value: int, event:
     items[event] = value
     items.flush()
     store = SessionStore.open(tmp_path / "store")
-    with pytest.raises(ValueError, match=rf"{tmp_path}/store: its items are no indices of its catalogue of 37 items"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/store is damaged: item indices are out of range .* 37 items"):
         list(SessionParallelLoader(store, 3))
 
 

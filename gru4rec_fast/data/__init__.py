@@ -1,4 +1,4 @@
-"""Session logs and interaction graphs: reading, preparation, memory-mapped stores, and loaders over them."""
+"""Session logs and interaction graphs: reading, preparation, memory-mapped stores, data loaders and samplers."""
 
 from gru4rec_fast.data.graphs.graph import InteractionGraph
 from gru4rec_fast.data.graphs.triples import TripleSampler

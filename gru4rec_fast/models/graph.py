@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph, TripleSampler
-from gru4rec_fast.data.graphs.order import reordered
+from gru4rec_fast.data.graphs.order import reorder
 from gru4rec_fast.evaluation import GraphReport, evaluate_graph
 from gru4rec_fast.models.estimator import Estimator, resumed_file
 from gru4rec_fast.models.graph_parameters import GraphParameters, LightGCNParameters, NGCFParameters, split_adjacency
@@ -104,7 +104,7 @@ class GraphRecommender(Estimator):
         device = find_device(p.device)
         resumed = resumed_file(resume, out)
         graph = as_graph(data, keys)
-        graph = reordered(graph) if p.reorder else graph
+        graph = reorder(graph) if p.reorder else graph
         held_out = None if validation is None else as_graph(validation, keys, like=graph)
         with exclusive(out):
             network = self._build(graph, device)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from gru4rec_fast.data.graphs.triples import UNITS
+from gru4rec_fast.data.graphs.triples import SAMPLE_BY
 from gru4rec_fast.evaluation.graph import GRAPH_METRICS
 from gru4rec_fast.models.parameters import (
     DTYPES,
@@ -64,7 +64,7 @@ class GraphParameters:
     n_epochs: int = _rule(1000, _at_least(1))
     only_needed: bool = True
     reorder: bool = False
-    sample_by: str = _rule("users", lambda value: _choice(value, UNITS))
+    sample_by: str = _rule("users", lambda value: _choice(value, SAMPLE_BY))
     evaluate_every: int = _rule(10, _at_least(1))
     monitor: str = _rule("recall@20", lambda value: _monitored(value, GRAPH_METRICS))
     patience: int | None = _rule(None, lambda value: None if value is None else _at_least(1)(value))

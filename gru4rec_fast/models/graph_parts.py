@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gru4rec_fast import _version, ops
 from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
-from gru4rec_fast.data.graphs.order import aligned
+from gru4rec_fast.data.graphs.order import align_indices
 from gru4rec_fast.data.vocabulary import as_ids
 from gru4rec_fast.models.catalogue import pad
 from gru4rec_fast.models.estimator import FREE_ON_RESUME, NOT_STORED, check_same_parameters
@@ -29,7 +29,7 @@ _FREE_ON_RESUME = (*FREE_ON_RESUME, "evaluate_every")
 def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = None) -> InteractionGraph:
     """Interactions in any accepted form as a graph; with `like`, indexed as that one is."""
     if isinstance(data, InteractionGraph):
-        return data if like is None else aligned(data, like)
+        return data if like is None else align_indices(data, like)
     if isinstance(data, SessionStore):
         return InteractionGraph.from_store(data)
     if hasattr(data, "tocoo"):
@@ -38,7 +38,7 @@ def as_graph(data: Any, keys: tuple[str, str], like: InteractionGraph | None = N
         path = Path(data)
         if path.is_dir():
             graph = InteractionGraph.open(path)
-            return graph if like is None else aligned(graph, like)
+            return graph if like is None else align_indices(graph, like)
         kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
         if kinds[-1:] == [".txt"]:
             return InteractionGraph.from_text(path, like=like)

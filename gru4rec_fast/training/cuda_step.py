@@ -132,7 +132,7 @@ class CudaTrainingStep:
         if loader.items not in self._logs:
             items, offsets = loader.items.to(self.device), loader.offsets.to(self.device)
             if found := outside_catalogue(items, loader.n_items):
-                raise loader.damage(f"here {found[0]} and {found[1]}")
+                raise loader.damage_error(f"values from {found[0]} to {found[1]}")
             self._logs[loader.items] = items, offsets
         return self._logs[loader.items]
 
@@ -155,7 +155,7 @@ class CudaPlayer:
         seed: int,
     ) -> None:
         device = step.device
-        order, lanes = loader.begin()
+        order, lanes = loader.start_epoch()
         self._step, self._loader = step, loader
         self._items, self._offsets = step.log(loader)
         self._order = None if order is None else order.to(device)
@@ -181,7 +181,7 @@ class CudaPlayer:
             played.append(torch.stack([launch.losses.double(), launch.n_live.double()], 1))
             updates, step = updates - launch.extent.updates, step + n
         blocks = self._outcomes(torch.cat(played).tolist())
-        self._loader.moved_to(tuple(t.cpu() for t in self._lanes), self._finished)  # type: ignore[arg-type]
+        self._loader.set_position(tuple(t.cpu() for t in self._lanes), self._finished)  # type: ignore[arg-type]
         return blocks, self._finished
 
     def next_launch(self, updates: int, lanes: int) -> Launch:
