@@ -129,7 +129,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         (
             "offsets.npy",
             lambda path: np.save(path, np.arange(4)),
-            r"offsets\.npy is damaged: it goes from 0 to 3 where 0 to 5 was expected; prepare the session store again",
+            r"offsets\.npy is damaged: it goes from 0 to 3, not from 0 to 5; prepare the session store again",
         ),
         (
             "offsets.npy",
@@ -139,7 +139,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         (
             "support.npy",
             lambda path: np.save(path, [3, -1, 3]),
-            r"support\.npy is damaged: it holds values from -1 to 3, but 0 to 5 are allowed",
+            r"support\.npy is damaged: it holds -1 to 3, not 0 to 5",
         ),
         (
             "vocabulary.ids.npy",

@@ -148,9 +148,7 @@ class ArrayFolder:
     def check_range(self, name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
         """Return `array`, the values of NAME.npy. Raises ValueError unless all are in [low, high). Reads all values."""
         if len(array) and (array.min() < low or array.max() >= high):
-            raise self.damage_error(
-                f"{name}.npy", f"holds values from {array.min()} to {array.max()}, but {low} to {high - 1} are allowed"
-            )
+            raise self.damage_error(f"{name}.npy", f"holds {array.min()} to {array.max()}, not {low} to {high - 1}")
         return array
 
     def open_offsets(self, name: str, count: int, end: int | None = None) -> np.ndarray:
@@ -158,9 +156,7 @@ class ArrayFolder:
         offsets = self.open_array(name, count + 1, np.int64)
         end = int(offsets[-1]) if end is None else end
         if offsets[0] != 0 or offsets[-1] != end:
-            raise self.damage_error(
-                f"{name}.npy", f"goes from {offsets[0]} to {offsets[-1]} where 0 to {end} was expected"
-            )
+            raise self.damage_error(f"{name}.npy", f"goes from {offsets[0]} to {offsets[-1]}, not from 0 to {end}")
         if (offsets[1:] < offsets[:-1]).any():
             raise self.damage_error(f"{name}.npy", "holds decreasing offsets")
         return offsets
@@ -170,9 +166,8 @@ class ArrayFolder:
         if not (self.path / f"{name}.utf8.npy").exists():
             return decode_ids({"ids": self.open_array(f"{name}.ids", count, np.int64)})
         offsets = self.open_offsets(f"{name}.offsets", count)
-        utf8 = self.open_array(f"{name}.utf8", int(offsets[-1]), np.uint8)
         try:
-            return decode_ids({"utf8": utf8, "offsets": offsets})
+            return decode_ids({"utf8": self.open_array(f"{name}.utf8", int(offsets[-1]), np.uint8), "offsets": offsets})
         except UnicodeDecodeError as error:
             raise self.damage_error(f"{name}.utf8.npy", f"is not UTF-8 text ({error})") from error
 

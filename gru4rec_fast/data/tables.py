@@ -297,11 +297,11 @@ class TableReader:
             ids = ids.cast(pl.String)
         if ids.dtype.is_float():
             ids = ids.fill_nan(None)
-        self._raise_if_any(frame, role, ids.is_null(), "an id is missing")
+        self._raise_if(frame, role, ids.is_null(), "an id is missing")
         if ids.dtype.is_float():  # pandas stores an integer column as floats if it has, or once had, missing values
             integers = ids.cast(pl.Int64, strict=False)
             is_whole = (integers.cast(pl.Float64) == ids).fill_null(False)
-            self._raise_if_any(frame, role, ~is_whole, "ids must be integers or strings")
+            self._raise_if(frame, role, ~is_whole, "ids must be integers or strings")
             ids = integers
         if not (ids.dtype.is_integer() or ids.dtype == pl.String):
             raise ValueError(f"{self._label(role)}: ids must be integers or strings, not {ids.dtype}")
@@ -316,18 +316,18 @@ class TableReader:
 
     def _times(self, frame: pl.DataFrame) -> pl.Series:
         times = frame["time"]
-        self._raise_if_any(frame, "time", times.is_null(), "a time is missing")
+        self._raise_if(frame, "time", times.is_null(), "a time is missing")
         if times.dtype == pl.String:
             return self._parsed_times(frame)
         if times.dtype in (pl.Date, pl.Datetime):
             return times.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
         if times.dtype.is_integer():
             integers = times.cast(pl.Int64, strict=False)
-            self._raise_if_any(frame, "time", integers.is_null(), "the number does not fit int64")
+            self._raise_if(frame, "time", integers.is_null(), "the number does not fit int64")
             return integers
         if times.dtype.is_float() or times.dtype.is_decimal():
             floats = times.cast(pl.Float64)
-            self._raise_if_any(frame, "time", ~floats.is_finite(), "a time must be finite")
+            self._raise_if(frame, "time", ~floats.is_finite(), "a time must be finite")
             return floats
         raise ValueError(f"{self._label('time')}: times must be numbers, dates or ISO 8601 strings, not {times.dtype}")
 
@@ -335,25 +335,23 @@ class TableReader:
         times, kind = frame["time"], self.kinds["time"]
         if kind == "date":
             seconds = pl.Series("time", [_seconds(text) for text in times], dtype=pl.Float64)
-            self._raise_if_any(
-                frame, "time", seconds.is_null(), "this is no ISO 8601 date or time, unlike the first row"
-            )
+            self._raise_if(frame, "time", seconds.is_null(), "this is no ISO 8601 date or time, unlike the first row")
             return seconds
         numbers = times.cast(pl.Int64 if kind == "int" else pl.Float64, strict=False)
         if kind == "int" and numbers.null_count():
             if _seconds(times[0]) is not None and self.rows == 0 and numbers[0] is None:
                 self._change_kind("time", "date")
             is_finite = times.cast(pl.Float64, strict=False).is_finite().fill_null(False)
-            self._raise_if_any(frame, "time", ~is_finite, "neither a number nor an ISO 8601 time")
+            self._raise_if(frame, "time", ~is_finite, "neither a number nor an ISO 8601 time")
             self._change_kind("time", "float")
-        self._raise_if_any(frame, "time", ~numbers.is_finite().fill_null(False), "this is no finite number")
+        self._raise_if(frame, "time", ~numbers.is_finite().fill_null(False), "this is no finite number")
         return numbers
 
     def _change_kind(self, role: str, kind: str) -> None:
         self.kinds[role] = kind
         raise RereadRequired
 
-    def _raise_if_any(self, frame: pl.DataFrame, role: str, mask: pl.Series, problem: str) -> None:
+    def _raise_if(self, frame: pl.DataFrame, role: str, mask: pl.Series, problem: str) -> None:
         if mask.any():
             first = frame.filter(mask).row(0, named=True)
             raise ValueError(

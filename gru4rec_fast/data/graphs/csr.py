@@ -92,9 +92,7 @@ def bipartite_block(
     """
     n_nodes = shape[0]
     if shape[0] != shape[1] or not 0 <= n_users <= n_nodes:
-        raise ValueError(
-            f"with n_users={n_users} the matrix must be square, with at least n_users rows, but its shape is {shape}"
-        )
+        raise ValueError(f"with n_users={n_users} the matrix must be square, over users and items, not {shape}")
     is_user_row = rows < n_users
     same_kind = is_user_row == (columns < n_users)
     if same_kind.any():

@@ -151,8 +151,8 @@ class InteractionGraph:
         Args:
             source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas, polars
                 or Arrow table; or a dict of columns.
-            user_key, item_key: names of the columns. With their defaults RecBole's user_id and item_id are found too in
-                a `.inter` file.
+            user_key, item_key: names of the columns. In a `.inter` file, the defaults also find RecBole's user_id and
+                item_id.
             separator: column separator of a text file; by default found in the header.
             allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
             like: as in `from_text`.
@@ -282,9 +282,7 @@ class InteractionGraph:
         stored.check_range("neighbors", neighbors[n_edges:], 0, n_users)
         offsets = stored.open_offsets("offsets", n_users + n_items, 2 * n_edges)
         if offsets[n_users] != n_edges:
-            raise stored.damage_error(
-                "offsets.npy", f"gives users {offsets[n_users]} edges where {n_edges} were expected"
-            )
+            raise stored.damage_error("offsets.npy", f"gives users {offsets[n_users]} edges, not {n_edges}")
         users, items = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
         return cls(offsets, neighbors, users, items, stored.meta)
 

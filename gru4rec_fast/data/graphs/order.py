@@ -41,7 +41,7 @@ def align_indices(graph: InteractionGraph, like: InteractionGraph) -> Interactio
     """Return `graph` with the indices of `like` if both have the same ids in different orders, else `graph` itself."""
     if graph.users == like.users and graph.items == like.items:
         return graph
-    if len(graph.users) != len(like.users) or len(graph.items) != len(like.items):
+    if (len(graph.users), len(graph.items)) != (len(like.users), len(like.items)):
         return graph
     vocabularies = ((graph.users, like.users), (graph.items, like.items))
     if any(old.holds_strings != new.holds_strings for old, new in vocabularies):

@@ -61,8 +61,7 @@ class TripleSampler:
             starts = torch.cat([degrees.new_zeros(1), degrees[users].cumsum(0)])
             if starts[-1] >= 1 << 31:
                 raise ValueError(
-                    f"sample_by='interactions' needs fewer than 2**31 interactions, the graph has {int(starts[-1])}; "
-                    "use sample_by='users'"
+                    f"{starts[-1]} interactions: sample_by='interactions' allows at most 2**31 - 1; use 'users'"
                 )
             self._starts = starts.to(device)
 

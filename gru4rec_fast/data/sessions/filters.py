@@ -12,8 +12,8 @@ from gru4rec_fast.data.sessions.events import EventLog, Events
 
 
 @dataclass(frozen=True)
-class SessionFilter:
-    """Removes sessions of fewer than `min_length` events and, if wanted, repeats: events with the previous item."""
+class SessionRules:
+    """Rules for sessions: at least `min_length` events and, with `collapse_repeats`, no item twice in a row."""
 
     min_length: int = 2
     collapse_repeats: bool = False
@@ -40,15 +40,15 @@ class SessionFilter:
         log.update(filtered)
 
 
-def drop_rare(log: EventLog, min_support: int, session_filter: SessionFilter) -> None:
-    """Drop items that occur fewer than `min_support` times and apply the filter, until nothing changes.
+def drop_rare(log: EventLog, min_support: int, rules: SessionRules) -> None:
+    """Drop items that occur fewer than `min_support` times and apply the rules, until nothing changes.
 
     Both are repeated because dropped items shorten sessions, and dropped sessions lower the support of items.
     """
     rare = _rare(log, min_support)
     while True:
         log.dropped["rare_items"] += int(rare.sum())
-        session_filter.apply(log, ~rare, "rare_item")
+        rules.apply(log, ~rare, "rare_item")
         rare = _rare(log, min_support)
         if not rare.any():
             break
@@ -60,8 +60,8 @@ def _rare(log: EventLog, min_support: int) -> np.ndarray:
     return (support > 0) & (support < min_support)
 
 
-def drop_unseen(log: EventLog, renumbering: ItemRenumbering, session_filter: SessionFilter) -> None:
-    """Drop items that are not in the training data (that have no index yet), then apply the filter.
+def drop_unseen(log: EventLog, renumbering: ItemRenumbering, rules: SessionRules) -> None:
+    """Drop items that are not in the training data (that have no index yet), then apply the rules.
 
     Raises ValueError if all items would be dropped.
     """
@@ -70,10 +70,8 @@ def drop_unseen(log: EventLog, renumbering: ItemRenumbering, session_filter: Ses
     log.dropped["unseen_items"] += int(((support > 0) & ~known).sum())
     if not support[known].any():
         examples = ", ".join(map(repr, log.item_ids[np.flatnonzero(support)[:3]].tolist()))
-        raise ValueError(
-            f"none of the items (such as {examples}) is in the training vocabulary; do both logs use the same item ids?"
-        )
-    session_filter.apply(log, known, "unseen_item")
+        raise ValueError(f"none of the items (such as {examples}) is in the training vocabulary; do the ids match?")
+    rules.apply(log, known, "unseen_item")
 
 
 def require_sessions(log: EventLog, name: str) -> None:

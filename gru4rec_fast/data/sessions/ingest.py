@@ -40,7 +40,7 @@ def ingest(
     """
     reader = TableReader(table, item="str" if vocabulary is not None and vocabulary.holds_strings else "int")
     while True:
-        coder, partitions = _ItemCoder(vocabulary, reader.kinds["item"]), _PartitionedRows(folder / "rows")
+        coder, partitions = _ItemCoder(vocabulary, reader.kinds["item"]), _RowPartitions(folder / "rows")
         try:
             _read(reader, coder, partitions, progress)
             break
@@ -58,13 +58,11 @@ def ingest(
     return log
 
 
-def _read(
-    reader: TableReader, coder: _ItemCoder, partitions: _PartitionedRows, progress: Callable[[int], None] | None
-) -> None:
+def _read(reader: TableReader, coder: _ItemCoder, rows: _RowPartitions, progress: Callable[[int], None] | None) -> None:
     # A function, so that the last frame is freed before the first partition is read.
     for frame in reader.frames():
         if not frame.is_empty():
-            partitions.add(frame.with_columns(coder.encode(frame["item"])))
+            rows.add(frame.with_columns(coder.encode(frame["item"])))
         if progress:
             progress(reader.rows)
 
@@ -107,7 +105,7 @@ def _with_codes(ids: pl.Series) -> pl.DataFrame:
     return pl.DataFrame({"item": ids, "code": pl.int_range(len(ids), dtype=pl.Int32, eager=True)})
 
 
-class _PartitionedRows:
+class _RowPartitions:
     """Collects frames. A single frame stays in memory; two or more are distributed to one file per partition each."""
 
     def __init__(self, folder: Path) -> None:

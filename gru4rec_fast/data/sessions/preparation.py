@@ -13,7 +13,7 @@ import numpy as np
 from gru4rec_fast.data.array_folder import read_meta, replace_folder, write_meta
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering
 from gru4rec_fast.data.sessions.events import EventLog
-from gru4rec_fast.data.sessions.filters import SessionFilter, drop_rare, drop_unseen, require_sessions
+from gru4rec_fast.data.sessions.filters import SessionRules, drop_rare, drop_unseen, require_sessions
 from gru4rec_fast.data.sessions.split import Split
 from gru4rec_fast.data.sessions.store import PREPARED_FORMAT, SessionStore
 
@@ -67,21 +67,21 @@ def prepare(
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
     split, validation_split = (Split.parse(s) if isinstance(s, str) else s for s in (split, validation_split))
-    session_filter = SessionFilter(min_session_length, collapse_repeats)
+    rules = SessionRules(min_session_length, collapse_repeats)
     keys = {"session": session_key, "item": item_key, "time": time_key}
     with replace_folder(out, [PREPARED_FORMAT]) as partial:
         with tempfile.TemporaryDirectory(dir=partial) as scratch:
             table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress)
-            drop_rare(log, min_item_support, session_filter)
+            drop_rare(log, min_item_support, rules)
             dropped = log.dropped
             parts: dict[str, dict[str, int]] = {}
             if split is None:
                 parts["train"] = _write(log, ItemRenumbering(log.item_ids), partial / "train")
             else:
-                log = _write_split(log, split, ("train", "test"), partial, session_filter, parts)
+                log = _write_split(log, split, ("train", "test"), partial, rules, parts)
             if validation_split is not None:
-                _write_split(log, validation_split, ("train_tr", "train_valid"), partial, session_filter, parts)
+                _write_split(log, validation_split, ("train_tr", "train_valid"), partial, rules, parts)
         write_meta(partial, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
     return open_prepared(out)
 
@@ -97,12 +97,7 @@ def open_prepared(folder: str | Path) -> dict[str, SessionStore]:
 
 
 def _write_split(
-    log: EventLog,
-    split: Split,
-    names: tuple[str, str],
-    folder: Path,
-    session_filter: SessionFilter,
-    parts: dict[str, dict[str, int]],
+    log: EventLog, split: Split, names: tuple[str, str], folder: Path, rules: SessionRules, parts: dict[str, Any]
 ) -> EventLog:
     """Split a log, write both parts as stores and add their sizes to `parts`. Returns the log of the training part.
 
@@ -118,8 +113,7 @@ def _write_split(
     parts[names[0]] = _write(train, renumbering, folder / names[0])
     test = log.derive(lambda i, events: events.select_sessions(held_out[i]), names[1])
     if test.support().any():
-        test_filter = replace(session_filter, min_length=max(2, session_filter.min_length))
-        drop_unseen(test, renumbering, test_filter)
+        drop_unseen(test, renumbering, replace(rules, min_length=max(2, rules.min_length)))
     parts[names[1]] = _write(test, renumbering, folder / names[1])
     return train
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_UNITS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_RATES = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # units per second
 _YEAR_2200 = 7_258_118_400  # seconds since 1970
 
 
@@ -32,9 +32,8 @@ class Split:
             raise ValueError(f"Split: days={self.days}: must be positive")
         if self.fraction is not None and not 0 < self.fraction < 1:
             raise ValueError(f"Split: fraction={self.fraction}: must be between 0 and 1")
-        if self.time_unit not in _UNITS_PER_SECOND:
-            choices = ", ".join(map(repr, _UNITS_PER_SECOND))
-            raise ValueError(f"Split: time_unit={self.time_unit!r}: choose one of {choices}")
+        if self.time_unit not in _RATES:
+            raise ValueError(f"Split: time_unit={self.time_unit!r}: choose one of {', '.join(map(repr, _RATES))}")
 
     @classmethod
     def parse(cls, text: str, time_unit: str = "s") -> Split:
@@ -56,7 +55,7 @@ class Split:
         """
         if self.days is not None:
             self._warn_about_unit(float(ends.max()))
-            length = self.days * 86400 * _UNITS_PER_SECOND[self.time_unit]
+            length = self.days * 86400 * _RATES[self.time_unit]
             # Integer times stay integers: nanoseconds since 1970 are not exact in float64.
             return ends >= ends.max() - (length if ends.dtype.kind == "f" else round(length))
         assert self.fraction is not None
@@ -66,9 +65,9 @@ class Split:
         return mask
 
     def _warn_about_unit(self, latest: float) -> None:
-        if latest <= _YEAR_2200 * _UNITS_PER_SECOND[self.time_unit]:
+        if latest <= _YEAR_2200 * _RATES[self.time_unit]:
             return
-        finer = [unit for unit, rate in _UNITS_PER_SECOND.items() if latest <= _YEAR_2200 * rate]
+        finer = [unit for unit, rate in _RATES.items() if latest <= _YEAR_2200 * rate]
         advice = f"if they are in {finer[0]!r}, give time_unit={finer[0]!r}" if finer else "check the time column"
         warnings.warn(
             f"the log's times reach {latest:.16g}, after the year 2200 in the unit {self.time_unit!r}; {advice}",

@@ -23,7 +23,7 @@ from gru4rec_fast.data.array_folder import (
 )
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_partitions
 from gru4rec_fast.data.sessions.events import EventLog
-from gru4rec_fast.data.sessions.filters import SessionFilter, drop_unseen, require_sessions
+from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices
 
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
@@ -212,7 +212,7 @@ class SessionStore:
             log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress)
             renumbering = ItemRenumbering(log.item_ids, vocabulary)
             if vocabulary is not None:
-                drop_unseen(log, renumbering, SessionFilter())
+                drop_unseen(log, renumbering, SessionRules())
                 require_sessions(log, "the log")
             store = cls.from_log(log, renumbering, partial)
         return store if out is None else cls.open(out)
