@@ -33,6 +33,11 @@ if is_installed():
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option with which .ci/full runs the emulated cases that are otherwise left out."""
+    parser.addoption("--all-emulated", action="store_true", help="run all emulated cases, not a pairwise choice of them")
+
+
 def pytest_configure() -> None:
     """Register the emulated CUDA kernels as an implementation."""
     import cuda_emulator
@@ -99,6 +104,8 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a test's emulated cases, which are slow, as many as have every two values of its parameters meet."""
+    if config.getoption("all_emulated"):
+        return
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         callspec = getattr(item, "callspec", None)

@@ -138,7 +138,7 @@ def test_addresses_are_checked() -> None:
     options = {
         "LD_PRELOAD": " ".join(str(runtime.resolve()) for runtime in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "GRU4REC_FAST_SANITIZE": "address,undefined",  # as .ci/sanitize, whose library this is, too
+        "GRU4REC_FAST_SANITIZE": "address,undefined",  # as .ci/full, whose library this is, too
     }
     code = """
 import cuda_emulator
