@@ -1,4 +1,4 @@
-"""SessionStore and Vocabulary: what they hold, how they are saved, and that nothing half-written is ever seen."""
+"""SessionStore and Vocabulary: contents, saving and opening, damaged folders, and interrupted writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_oracle import assert_same_store, tiny_pieces
+from data_oracle import assert_same_store, tiny_batches
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.format import write_array_header_1_0
@@ -44,7 +44,7 @@ def test_a_store_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, store:
     assert (opened.n_targets, opened.n_short_sessions) == (store.n_targets, store.n_short_sessions) == (2, 1)
     assert opened.session_ids.tolist() == ["b", "a", "é"]
     assert repr(opened) == "SessionStore(3 sessions, 5 events, 3 items)"
-    opened.save(tmp_path / "store")  # onto the very files it is mapped from
+    opened.save(tmp_path / "store")  # replaces the files that `opened` maps
     assert_same_store(SessionStore.open(tmp_path / "store"), opened)
 
 
@@ -157,7 +157,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         ("meta.json", change_meta(n_targets=None), r"meta\.json is damaged: it lacks n_targets"),
     ],
 )
-def test_a_damaged_store_is_told_apart(
+def test_a_damaged_store_is_an_error(
     tmp_path: Path, store: SessionStore, file: str, damage: Callable[[Path], Any], message: str
 ) -> None:
     store.save(tmp_path / "store")
@@ -167,7 +167,7 @@ def test_a_damaged_store_is_told_apart(
 
 
 def objects_for_addresses(path: Path) -> None:
-    """Let the header say that the bytes are addresses of Python objects."""
+    """Change the dtype in the header to object, so that bytes would be read as pointers."""
     header = {"descr": "|O", "fortran_order": False, "shape": np.load(path).shape}
     with open(path, "wb") as file:
         write_array_header_1_0(file, header)
@@ -176,7 +176,7 @@ def objects_for_addresses(path: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "objects": lambda path: objects_for_addresses(path),
-    "a pipe": lambda path: path.unlink() or os.mkfifo(path),  # opening it would wait for ever
+    "a pipe": lambda path: path.unlink() or os.mkfifo(path),  # opening a named pipe would block
     "a folder": lambda path: path.unlink() or path.mkdir(),
     "missing": Path.unlink,
     "cut": cut,
@@ -216,11 +216,12 @@ def test_every_damaged_array_of_every_folder_is_one_line_that_names_it(
     assert sorted(f"{name}.npy" for name in names) == sorted(p.name for p in (tmp_path / "whole").glob("*.npy"))
     for name in names:
         if damage == "other byte order" and name.endswith("utf8"):
-            continue  # bytes have none
+            continue  # any uint8 is in range
         shutil.rmtree(tmp_path / "folder", ignore_errors=True)
         shutil.copytree(tmp_path / "whole", tmp_path / "folder")
         DAMAGES[damage](tmp_path / "folder" / f"{name}.npy")
-        wanted = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name  # the ids may be of two kinds
+        # If NAME.utf8.npy is missing, the ids could also be integers, in NAME.ids.npy.
+        wanted = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name
         advice = "(prepare the session store|save the interaction graph) again"
         with pytest.raises(ValueError, match=rf"{wanted}\.npy [^\n]*; {advice}$"):
             getattr(type(whole).open(tmp_path / "folder"), "session_ids", None)
@@ -243,7 +244,7 @@ def test_damaged_strings_are_named(tmp_path: Path, read: Any) -> None:
 
 def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "pipe").mkdir()
-    os.mkfifo(tmp_path / "pipe" / "meta.json")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "pipe" / "meta.json")  # opening a named pipe would block
     for folder in (tmp_path, tmp_path / "nothing", tmp_path / "pipe"):
         with pytest.raises(FileNotFoundError, match="is no session store"):
             SessionStore.open(folder)
@@ -274,9 +275,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 @contextmanager
 def files_of_at_most_20_kb() -> Iterator[None]:
-    """A write beyond the limit fails with EFBIG, at the place where it would fail with ENOSPC.
+    """Make writes beyond 20 kB fail with EFBIG, in place of ENOSPC on a full disk.
 
-    No fixture: pytest tells of a test before its fixtures end, into a file that may be longer.
+    A context manager, not a fixture: pytest itself writes longer files before fixtures are torn down.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -288,12 +289,12 @@ def files_of_at_most_20_kb() -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("in_batches", [False, True])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, store: SessionStore, writer: str, in_pieces: bool) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, store: SessionStore, writer: str, in_batches: bool) -> None:
     store.save(tmp_path / "store")
     with (
-        tiny_pieces(20_000) if in_pieces else tiny_pieces(10**6),
+        tiny_batches(20_000) if in_batches else tiny_batches(10**6),
         files_of_at_most_20_kb(),
         pytest.raises(OSError, match="disk is full") as caught,
     ):
@@ -333,7 +334,7 @@ SessionStore.from_events({"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
 """
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, store: SessionStore) -> None:
+def test_temporary_folders_of_killed_writers_are_removed(tmp_path: Path, store: SessionStore) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "store")], env={**os.environ, "PYTHONPATH": paths}, check=False
@@ -341,13 +342,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, store:
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".store.partial-") and any(left.iterdir())
-    store.save(tmp_path / "store2")  # another target's is none of its business
+    store.save(tmp_path / "store2")  # must not remove temporary folders of another target
     assert left.exists()
     with replace_folder(tmp_path / "store", []) as partial:
         assert not left.exists()
         (partial / "written").touch()
         store.save(tmp_path / "store.2")
-        with replace_folder(tmp_path / "store", []):  # this process is alive and still writing
+        with replace_folder(tmp_path / "store", []):  # locked by this running process
             assert (partial / "written").exists()
         shutil.rmtree(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]
@@ -370,7 +371,7 @@ def test_ctrl_c_leaves_no_half_store(
     else:
         rename = os.rename
         monkeypatch.setattr(os, "rename", lambda a, b: interrupt() if ".partial" in str(a) else rename(a, b))
-    with tiny_pieces(10_000), pytest.raises(KeyboardInterrupt):
+    with tiny_batches(10_000), pytest.raises(KeyboardInterrupt):
         SessionStore.from_events(BIG, out=tmp_path / "store", progress=progress)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
@@ -385,7 +386,7 @@ def test_a_store_opens_where_polars_is_missing(tmp_path: Path, store: SessionSto
         "try: SessionStore.from_events({})\n"
         "except ImportError as error: print(error)\n"
     )
-    paths = os.pathsep.join(path for path in sys.path if path)  # the package under test, wherever this process found it
+    paths = os.pathsep.join(path for path in sys.path if path)  # so that the child process imports the same package
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "store")],
         capture_output=True,

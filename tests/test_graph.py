@@ -1,4 +1,4 @@
-"""InteractionGraph: what it holds from every source, how it is saved, and what it says to bad input."""
+"""InteractionGraph: reading from every source, saving and opening, errors for bad input, reordering."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def edges_by_id(graph: InteractionGraph) -> set[tuple[Any, Any]]:
 
 
 def assert_sound(graph: InteractionGraph) -> None:
-    """Every list rises, users list items only and items users only, and each edge is listed from both ends."""
+    """Assert that neighbors are increasing, that edges connect users with items, and that they are stored both ways."""
     listed = set()
     for node in range(graph.n_nodes):
         neighbors = graph.neighbors[graph.offsets[node] : graph.offsets[node + 1]].tolist()
@@ -147,7 +147,7 @@ DIRTY = " UserId\t ItemId \n 1 \t10\n1\t 10 \n   \n2\t10 \n"
 
 
 @pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz", "log.inter", "log.csv"])
-def test_blanks_mean_nothing_in_text_as_for_sessions(tmp_path: Path, name: str) -> None:
+def test_blanks_in_text_are_removed_as_for_sessions(tmp_path: Path, name: str) -> None:
     text = DIRTY.replace("\t", ",") if name == "log.csv" else DIRTY
     text = text.replace("Id", "Id:token") if name == "log.inter" else text
     data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
@@ -163,7 +163,7 @@ def test_blanks_mean_nothing_in_text_as_for_sessions(tmp_path: Path, name: str) 
     assert store.session_ids.tolist() == [1, 2] and store.vocabulary.ids.tolist() == [10]
 
 
-def test_tables_mean_what_they_hold() -> None:
+def test_blanks_in_tables_are_kept() -> None:
     graph = InteractionGraph.from_table({"UserId": ["a", " a"], "ItemId": [1, 1]})
     assert graph.users.ids.tolist() == [" a", "a"] and "blanks" not in graph.summary()
 
@@ -239,7 +239,7 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
     assert torch.equal(
         laplacian_propagation(features, offsets, neighbors), laplacian_propagation(features, *graph.structure())
     )
-    opened.save(tmp_path / "graph")  # onto the very files it is mapped from
+    opened.save(tmp_path / "graph")  # replaces the files that `opened` maps
     assert_same_graph(InteractionGraph.open(tmp_path / "graph"), graph)
 
 
@@ -260,12 +260,12 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
             "neighbors",
             [1, 3, 3, 0, 0, 1],
             r"neighbors\.npy is damaged: it holds 1 to 3, not 2 to 3",
-        ),  # connects two users
+        ),  # an edge between two users
         (
             "neighbors",
             [2, 3, 3, 0, 2, 1],
             r"neighbors\.npy is damaged: it holds 0 to 2, not 0 to 1",
-        ),  # or two items
+        ),  # or between two items
         ("offsets", [2**63 - 1, -(2**63), 3, 4, 6], r"offsets\.npy is damaged: it goes from 9223372036854775807 to 6"),
         ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it holds decreasing offsets"),
         ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it gives users 4 edges, not 3"),
@@ -273,9 +273,7 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
         ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
     ],
 )
-def test_values_out_of_range_are_told_when_a_graph_is_opened(
-    tmp_path: Path, file: str, values: list[int], message: str
-) -> None:
+def test_values_out_of_range_are_an_error_at_open(tmp_path: Path, file: str, values: list[int], message: str) -> None:
     InteractionGraph.from_arrays([0, 0, 1], [0, 1, 1]).save(tmp_path / "graph")
     path = tmp_path / "graph" / f"{file}.npy"
     np.save(path, np.array(values, np.load(path).dtype))
@@ -362,7 +360,7 @@ def test_bad_arrays(arguments: dict[str, Any], message: str) -> None:
     if arguments.get("n_items") == 2**32:
         from gru4rec_fast.data.graphs.csr import bipartite_csr
 
-        with pytest.raises(ValueError, match=message):  # without the ids, which alone would take 32 GiB
+        with pytest.raises(ValueError, match=message):  # not from_arrays, whose ids would need 32 GiB
             bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
         return
     with pytest.raises(ValueError, match=message):
@@ -424,7 +422,7 @@ def test_reordered_graphs_have_the_same_interactions(pairs: list[tuple[int, int]
 
 
 def test_reordering_brings_neighbors_together() -> None:
-    """Ten separate groups of 30 items: afterwards each user's items stand within the place of one group."""
+    """Ten disconnected groups of 30 items: after reordering, the items of each user are within 30 indices."""
     draws = np.random.default_rng(0)
     users = draws.integers(200, size=4000)
     items = users % 10 + 10 * draws.integers(30, size=4000)
