@@ -1,4 +1,4 @@
-"""Session-parallel batches and ranks on examples small enough to check by eye."""
+"""Session-parallel mini-batches and ranks, on examples that can be checked by hand."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_lanes_refill_in_order_and_die():
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 5, 40])
-def test_an_epoch_plays_every_event_once(lanes):
+def test_every_event_occurs_once_per_epoch(lanes):
     rng = np.random.default_rng(lanes)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 9, size=30))])
     steps = list(play(split(np.arange(offsets[-1]), offsets), lanes))
