@@ -1,8 +1,8 @@
-"""Every way to a native library, and every way to do without, done for real in throw-away environments.
+"""Every way to install and compile the package, or to use it without a native library, in temporary environments.
 
-The environments see this one's packages (torch among them) or its build tools alone, through a .pth file, and are
-offline but for the one test that goes through pip's isolated build. They compile a checkout whose kernels are left out,
-so that a compile takes seconds; all of it is what README.md's own commands install, in .ci/run.
+A .pth file gives each environment the packages of this one (with torch), or only its build tools. All tests are offline
+except the one of pip's isolated build. They compile a copy of the checkout without kernels, which takes seconds. .ci/run
+runs the complete build, by the commands of README.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Environment = dict[str, str]
 
 
 class Place:
-    """A checkout, a virtual environment and a cache of one test's own."""
+    """A checkout, a virtual environment and a cache for one test."""
 
     def __init__(self, root: Path, *, with_torch: bool) -> None:
         self.checkout = root / "checkout"
@@ -56,20 +56,20 @@ class Place:
         visible = root / "visible"
         visible.mkdir()
         for path in (path for name in (["*"] if with_torch else BUILD_TOOLS) for path in PURELIB.glob(name)):
-            if not path.name.startswith(("gru4rec_fast", "__editable__")):  # the package under test is the place's own
+            if not path.name.startswith(("gru4rec_fast", "__editable__")):  # not the installed package
                 (visible / path.name).symlink_to(path)
         (site_packages / "outer.pth").write_text(f"{visible}\n")
 
     @staticmethod
     def _leave_out_kernels(csrc: Path) -> None:
-        """Also the classes that are made of them."""
+        """Remove the kernels from a checkout, and the bindings of classes that use them."""
         for path in csrc.glob("*/*.cpp"):
             path.unlink()
         lines = (csrc / "bindings.cpp").read_text().splitlines(keepends=True)
         (csrc / "bindings.cpp").write_text("".join(line for line in lines if "training" not in line))
 
     def environment(self, **changes: str | None) -> Environment:
-        """This process's environment without the settings under test, and with `changes` (None removes a variable)."""
+        """Return the environment variables without those under test, and with `changes` (None removes one)."""
         settings = {"PYTHONPATH": None, "GRU4REC_FAST_BUILD": None, "GRU4REC_FAST_CACHE": str(self.cache), "CXX": None}
         merged = os.environ | settings | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | changes
         return {name: value for name, value in merged.items() if value is not None}
@@ -77,7 +77,7 @@ class Place:
     def run(self, *command: str | Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(part) for part in command],
-            cwd=self.home,  # not the checkout: its source tree must not be importable
+            cwd=self.home,  # not the checkout, whose source tree would be importable
             env=self.environment(**changes),
             capture_output=True,
             text=True,
@@ -85,7 +85,7 @@ class Place:
         )
 
     def install(self, *options: str, isolated: bool = False, **changes: str | None) -> subprocess.CompletedProcess[str]:
-        """`pip install .` without dependencies."""
+        """Run `pip install .` without dependencies."""
         if not isolated:
             options = ("--no-build-isolation", "--no-index", *options)
         return self.run(
@@ -94,13 +94,13 @@ class Place:
         )
 
     def info(self, **changes: str | None) -> dict[str, object]:
-        """What the installed package says of itself, in a fresh process."""
+        """Return `build_info()` of the installed package, from a new process."""
         done = self.run(self.python, "-c", INFO, **changes)
         assert done.returncode == 0, done.stderr
         return {**json.loads(done.stdout), "stderr": done.stderr}
 
     def from_source(self) -> dict[str, str]:
-        """Settings with which the checkout is used as it lies, not installed."""
+        """Return environment variables with which the checkout is used without installation."""
         return {"PYTHONPATH": str(self.checkout)}
 
 
@@ -115,7 +115,7 @@ def place_without_torch(tmp_path: Path) -> Place:
 
 
 def path_without_compiler(folder: Path) -> str:
-    """A PATH with a shell's tools and no compiler."""
+    """Create a folder for PATH with the tools of a shell, without a compiler."""
     folder.mkdir()
     for tool in ("sh", "env", "ninja"):
         if found := shutil.which(tool):
@@ -124,7 +124,7 @@ def path_without_compiler(folder: Path) -> str:
 
 
 def test_pip_install_compiles_against_the_torch_that_is_there(place: Place) -> None:
-    """pip's isolated build: needs setuptools and ninja from the package index."""
+    """pip's isolated build, which downloads setuptools and ninja from the package index."""
     done = place.install(isolated=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Collecting torch" not in done.stdout
@@ -143,7 +143,7 @@ def test_no_build_isolation_and_a_torch_upgraded_afterwards(place: Place) -> Non
 
     record_file = place.package / "_build_record.json"
     record = json.loads(record_file.read_text())
-    record["identity"]["torch"] = "2.10.0"  # what an upgrade looks like from the library's side
+    record["identity"]["torch"] = "2.10.0"  # as if torch had been upgraded after the build
     record_file.write_text(json.dumps(record))
     (library,) = place.package.glob("_C*.so")
     library.write_bytes(b"loading this would fail: not a library")
@@ -232,7 +232,7 @@ def test_without_torch_it_installs_and_compiles_at_first_use(place_without_torch
 
 
 def test_ninja_of_an_environment_that_is_not_activated(place: Place) -> None:
-    """pip puts it beside the interpreter, where PATH finds nothing."""
+    """pip installs ninja next to the interpreter, which need not be in PATH."""
     tools = place.home / "tools"
     tools.mkdir()
     for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
@@ -274,7 +274,7 @@ def test_a_killed_compile_blocks_nobody(place: Place) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not list(place.cache.glob("*.partial-*/*.d")):  # the compiler is at work
+    while not list(place.cache.glob("*.partial-*/*.d")):  # until the compiler has started
         assert time.monotonic() < deadline and killed.poll() is None
         time.sleep(0.1)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -305,7 +305,7 @@ def test_a_cache_that_cannot_be_written_is_named(place: Place) -> None:
 
 
 def test_sdist_and_wheel_carry_the_sources(place: Place) -> None:
-    """What a first use needs is in both, and nothing built on this machine is."""
+    """Both contain all sources for a compile at first use, and no files built on this machine."""
     code = "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
     environment = place.environment(GRU4REC_FAST_BUILD="none")
     done = subprocess.run(

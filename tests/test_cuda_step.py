@@ -12,8 +12,8 @@ import pytest
 import torch
 from markov import markov_store
 from native import why_not_emulated
+from sync_detector import SyncDetector
 from torch import Tensor
-from sync_detector import Waits
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader
@@ -150,13 +150,13 @@ def test_a_step_asks_the_device_for_nothing(case: str) -> None:
     parts = Parts("emulated", CASES[case])
     player, hidden = parts.player(per_launch=4), parts.network.initial_state(6)
     player.run(1, hidden, step=0)
-    with Waits(copies=True) as waits:
+    with SyncDetector(copies=True) as waits:
         player._step.begin()
         launch = player.next_launch(1, 6)
         launch.fill(*player.draw(launch.extent.mini_batches, 1), 1)
         launch.run(hidden)
     assert waits.seen == []
-    with Waits(copies=True) as waits:
+    with SyncDetector(copies=True) as waits:
         torch.where(launch.n_live > 0, launch.n_live, -1)
         launch.losses[0].item()
     assert waits.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
