@@ -86,8 +86,8 @@ def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None
     graph = random_graph(300, 500, 8000, 1)
     graph.neighbors = graph.neighbors.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
     ours, theirs = (
-        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=how).draw(3))
-        for how in (impl, "reference")
+        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=each).draw(3))
+        for each in (impl, "reference")
     )
     assert torch.equal(ours, theirs)
 
@@ -103,11 +103,11 @@ def test_draws_are_uniform_and_unseen(impl: str, by: str) -> None:
     weight = np.ones(len(drawn)) if by == "users" else degrees[drawn]
     assert_follows(users, drawn, weight / weight.sum())
     for user in drawn.tolist():
-        own = graph.items_of(user)
-        mine = users == user
-        assert_follows(positives[mine], own, np.full(len(own), 1 / len(own)))
-        others = np.setdiff1d(np.arange(graph.n_items), own)
-        assert_follows(negatives[mine], others, np.full(len(others), 1 / len(others)))
+        items = graph.items_of(user)
+        mask = users == user
+        assert_follows(positives[mask], items, np.full(len(items), 1 / len(items)))
+        others = np.setdiff1d(np.arange(graph.n_items), items)
+        assert_follows(negatives[mask], others, np.full(len(others), 1 / len(others)))
 
 
 def assert_follows(values: Tensor, support: np.ndarray, share: np.ndarray) -> None:
@@ -245,16 +245,16 @@ def test_compiles_whole(impl: str) -> None:
 @kernels
 def test_items_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
     """Positions in `neighbors` beyond 2^31: the array is a sparse file with a hole in place of the items of user 0."""
-    begin, n_items = 2**31 + 5, 9
+    start, n_items = 2**31 + 5, 9
     with open(tmp_path / "neighbors", "wb") as file:
-        file.seek(begin * 4)
+        file.seek(start * 4)
         file.write(np.array([2, 5, 7], np.int32).tobytes())  # items 0, 3 and 5 of user 1; nodes 0 and 1 are users
-    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=begin + 3, dtype=torch.int32)
-    offsets = torch.tensor([0, begin, begin + 3] + [begin + 3] * n_items)
-    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbors[begin:].clone()
+    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=start + 3, dtype=torch.int32)
+    offsets = torch.tensor([0, start, start + 3] + [start + 3] * n_items)
+    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbors[start:].clone()
     drawn = [
-        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=way)
-        for graph, way in (((offsets, neighbors), impl), (small, "reference"))
+        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=each)
+        for graph, each in (((offsets, neighbors), impl), (small, "reference"))
     ]
     assert torch.equal(*drawn) and set(drawn[0][1].tolist()) == {0, 3, 5}
     assert not {0, 3, 5} & set(drawn[0][2].tolist())

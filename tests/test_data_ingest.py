@@ -26,7 +26,7 @@ text_rows = st.lists(
     min_size=1,
     max_size=40,
 )
-pieces = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
+batch_sizes = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
 
 
 def columns(rows: list[Row]) -> dict[str, list[object]]:
@@ -34,36 +34,36 @@ def columns(rows: list[Row]) -> dict[str, list[object]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows=st.one_of(integer_rows, text_rows), cut=pieces)
-def test_ingest_groups_and_orders_as_the_oracle(rows: list[Row], cut: tuple[int, int, int] | None) -> None:
-    with tiny_batches(*cut) if cut else nullcontext():
+@given(rows=st.one_of(integer_rows, text_rows), sizes=batch_sizes)
+def test_ingest_groups_and_orders_as_the_oracle(rows: list[Row], sizes: tuple[int, int, int] | None) -> None:
+    with tiny_batches(*sizes) if sizes else nullcontext():
         store = SessionStore.from_events(columns(rows))
     assert_store_is(store, grouped(rows))
     assert store.start_times.dtype == (np.int64 if isinstance(rows[0][2], int) else np.float64)
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=integer_rows, known=st.lists(st.integers(0, 6), min_size=1, unique=True), cut=pieces)
+@given(rows=integer_rows, known=st.lists(st.integers(0, 6), min_size=1, unique=True), sizes=batch_sizes)
 def test_unknown_items_are_dropped_and_counted(
-    rows: list[Row], known: list[int], cut: tuple[int, int, int] | None
+    rows: list[Row], known: list[int], sizes: tuple[int, int, int] | None
 ) -> None:
-    with tiny_batches(*cut) if cut else nullcontext():
+    with tiny_batches(*sizes) if sizes else nullcontext():
         if not {item for _, item, _ in rows} & set(known):
             with pytest.raises(ValueError, match="training vocabulary"):
                 SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
             return
-        kept = without_unseen(grouped(rows), set(known), 2, False)
-        if not kept:
+        expected = without_unseen(grouped(rows), set(known), 2, False)
+        if not expected:
             with pytest.raises(ValueError, match="no session is left in the log"):
                 SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
             return
         store = SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
-    assert_store_is(store, kept, known)
+    assert_store_is(store, expected, known)
     dropped = store.meta["dropped"]
     unseen = [item for _, item, _ in rows if item not in known]
     assert dropped["unseen_item_events"] == len(unseen)
     assert dropped["unseen_items"] == len(set(unseen))
-    assert dropped["short_sessions"] == len({session for session, _, _ in rows}) - len(kept)
+    assert dropped["short_sessions"] == len({session for session, _, _ in rows}) - len(expected)
     assert dropped["short_session_events"] == len(rows) - len(unseen) - store.n_events
 
 

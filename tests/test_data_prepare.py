@@ -85,28 +85,28 @@ def test_filters_reach_the_fixpoint_of_the_oracle(
 
 
 def by_day(days: float) -> Callable[[list[Session]], list[bool]]:
-    def held(sessions: list[Session]) -> list[bool]:
-        last = max(s.events[-1][0] for s in sessions)
-        return [s.events[-1][0] >= last - days * DAY for s in sessions]
+    def held_out(sessions: list[Session]) -> list[bool]:
+        latest_time = max(s.events[-1][0] for s in sessions)
+        return [s.events[-1][0] >= latest_time - days * DAY for s in sessions]
 
-    return held
+    return held_out
 
 
 def by_fraction(fraction: float) -> Callable[[list[Session]], list[bool]]:
-    def held(sessions: list[Session]) -> list[bool]:
+    def held_out(sessions: list[Session]) -> list[bool]:
         order = sorted(range(len(sessions)), key=lambda s: (sessions[s].events[-1][0], *sessions[s].key()))
         latest = set(order[len(order) - round(fraction * len(order)) :])
         return [s in latest for s in range(len(sessions))]
 
-    return held
+    return held_out
 
 
 def divided(
-    sessions: list[Session], held: list[bool], min_length: int, collapse: bool
+    sessions: list[Session], held_out: list[bool], min_length: int, collapse: bool
 ) -> tuple[list[Session], list[Session]]:
-    kept = [s for s, out in zip(sessions, held, strict=True) if not out]
-    tested = [s for s, out in zip(sessions, held, strict=True) if out]
-    return kept, without_unseen(tested, set(items_of(kept)), min_length, collapse)
+    train = [s for s, out in zip(sessions, held_out, strict=True) if not out]
+    test = [s for s, out in zip(sessions, held_out, strict=True) if out]
+    return train, without_unseen(test, set(items_of(train)), min_length, collapse)
 
 
 @settings(max_examples=40, deadline=None)
@@ -276,20 +276,20 @@ def test_a_large_log_is_filtered_as_pandas_would(tmp_path: Path) -> None:
     frame = pandas.DataFrame(
         {"SessionId": rng.integers(0, 4000, n), "ItemId": rng.zipf(1.4, n) % 3000, "Time": rng.integers(0, 10**6, n)}
     )
-    kept = frame.drop_duplicates()
+    clean = frame.drop_duplicates()
     while True:
-        size = len(kept)
-        kept = kept[kept.groupby("ItemId")["ItemId"].transform("size") >= 5]
-        kept = kept[kept.groupby("SessionId")["SessionId"].transform("size") >= 3]
-        if len(kept) == size:
+        size = len(clean)
+        clean = clean[clean.groupby("ItemId")["ItemId"].transform("size") >= 5]
+        clean = clean[clean.groupby("SessionId")["SessionId"].transform("size") >= 3]
+        if len(clean) == size:
             break
     with tiny_batches(batch_rows=3000, partitions=8, block_events=500):
         store = prepare(frame, tmp_path / "p", min_item_support=5, min_session_length=3)["train"]
     assert (store.n_events, store.n_sessions, store.n_items) == (
-        len(kept), kept["SessionId"].nunique(), kept["ItemId"].nunique(),
+        len(clean), clean["SessionId"].nunique(), clean["ItemId"].nunique(),
     )  # fmt: skip
-    ordered = kept.sort_values(["SessionId", "Time"], kind="stable").groupby("SessionId")["ItemId"].agg(list)
-    edges = store.offsets.tolist()
+    ordered = clean.sort_values(["SessionId", "Time"], kind="stable").groupby("SessionId")["ItemId"].agg(list)
+    bounds = store.offsets.tolist()
     items = store.vocabulary.ids[store.items].tolist()
-    for session, begin, end in zip(store.session_ids.tolist(), edges, edges[1:], strict=False):
-        assert items[begin:end] == ordered[session]
+    for session, start, end in zip(store.session_ids.tolist(), bounds, bounds[1:], strict=False):
+        assert items[start:end] == ordered[session]

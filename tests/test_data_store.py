@@ -410,10 +410,10 @@ def test_a_vocabulary_finds_what_it_holds_and_nothing_else(ids: list[Any], data:
     vocabulary = Vocabulary(ids)
     assert len(vocabulary) == len(ids) and vocabulary.ids.tolist() == ids
     other = st.text(max_size=6) if vocabulary.holds_strings else st.integers(-(2**63), 2**63 - 1)
-    asked = data.draw(st.lists(st.one_of(other, st.sampled_from(ids)) if ids else other, max_size=30))
-    expected = [ids.index(value) if value in ids else -1 for value in asked]
-    found = vocabulary.index_of(asked)
-    assert found.dtype == np.int64 and found.tolist() == expected
+    queries = data.draw(st.lists(st.one_of(other, st.sampled_from(ids)) if ids else other, max_size=30))
+    expected = [ids.index(value) if value in ids else -1 for value in queries]
+    index = vocabulary.index_of(queries)
+    assert index.dtype == np.int64 and index.tolist() == expected
     arrays = vocabulary.to_arrays()
     assert all(array.dtype.kind in "iu" for array in arrays.values())
     assert Vocabulary.from_arrays(arrays) == vocabulary

@@ -426,7 +426,7 @@ def test_reordering_brings_neighbors_together() -> None:
     draws = np.random.default_rng(0)
     users = draws.integers(200, size=4000)
     items = users % 10 + 10 * draws.integers(30, size=4000)
-    before = InteractionGraph.from_arrays(users, items)
-    after = reorder(before)
-    spreads = [[np.ptp(graph.items_of(user)) for user in range(graph.n_users)] for graph in (before, after)]
+    graph = InteractionGraph.from_arrays(users, items)
+    reordered = reorder(graph)
+    spreads = [[np.ptp(each.items_of(user)) for user in range(each.n_users)] for each in (graph, reordered)]
     assert min(spreads[0]) > 100 and max(spreads[1]) < 30
