@@ -60,7 +60,7 @@ def operators_of(impl: str, op: str) -> Any:
     return operators(_backend.resolve(impl, op, "cpu"))
 
 
-def told(message: str, impl: str) -> str:
+def error_pattern(message: str, impl: str) -> str:
     """Return the expected pattern of an error about values of a tensor. CUDA kernels report the argument, no values."""
     return message if impl != "emulated" else re.match(r"[a-z_]+", message)[0]  # type: ignore[index]
 

@@ -17,7 +17,7 @@ from .losses import LOSSES, SampledScores, sampled_loss
 from .network import Block, Dropout, embedding_mode, input_width, layer_sizes, run_backward, run_forward, zero_state
 from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, target_distribution
 from .ranking import evaluate, metrics, ranks
-from .sessions import Step, play, split
+from .sessions import Step, session_steps, split
 from .training import Adagrad, Options, Trainer, block_gradients
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "layer_sizes",
     "metrics",
     "philox4x32",
-    "play",
+    "session_steps",
     "random_weights",
     "ranks",
     "run_backward",

@@ -25,7 +25,7 @@ def split(items: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
     return [[int(i) for i in items[start:end]] for start, end in pairwise(offsets)]
 
 
-def play(sessions: Sequence[Sequence[int]], lanes: int, min_live: int = 1) -> Iterator[Step]:
+def session_steps(sessions: Sequence[Sequence[int]], lanes: int, min_live: int = 1) -> Iterator[Step]:
     """Yield the steps of one epoch, until fewer than min_live lanes are live. Sessions must have two events or more."""
     remaining = [list(session) for session in sessions]
     current: list[list[int]] = [[] for _ in range(lanes)]

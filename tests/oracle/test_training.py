@@ -7,7 +7,7 @@ from .examples import random_weights
 from .losses import LOSSES
 from .network import Dropout, run_forward, zero_state
 from .philox import bernoulli_keep
-from .sessions import Step, play
+from .sessions import Step, session_steps
 from .training import Adagrad, Options, Trainer, block_gradients
 
 N_ITEMS, LANES = 7, 3
@@ -26,7 +26,7 @@ def make_weights(*model, **options):
 
 def make_block(weights, first=0, length=5, samples=4):
     rng = np.random.default_rng(1)
-    steps = list(play(SESSIONS, LANES))[first : first + length]
+    steps = list(session_steps(SESSIONS, LANES))[first : first + length]
     state = [rng.normal(size=h.shape) for h in zero_state(weights, LANES)]
     return steps, [rng.integers(0, N_ITEMS, size=samples) for _ in steps], state
 
