@@ -349,7 +349,7 @@ def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
         ({"users": [], "items": []}, "the graph is empty"),
         ({"users": [0, 1], "items": [0]}, "users has 2 elements, items has 1"),
         ({"users": [0, -1], "items": [0, 0]}, r"users\[1\]=-1 is out of range"),
-        ({"users": [0, 3], "items": [0, 0], "n_users": 3}, r"users\[1\]=3 is out of range: there are users 0 to 2"),
+        ({"users": [0, 3], "items": [0, 0], "n_users": 3}, r"users\[1\]=3 is out of range: there are 3 users"),
         ({"users": [0], "items": [5], "item_ids": Vocabulary([9])}, r"items\[0\]=5 is out of range"),
         ({"users": [0], "items": [0], "item_ids": Vocabulary([9]), "n_items": 2}, "n_items=2, but there are 1 ids"),
         ({"users": [0.5], "items": [0]}, "users must be a one-dimensional integer array, not float64"),

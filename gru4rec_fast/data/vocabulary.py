@@ -161,3 +161,24 @@ class Vocabulary:
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Vocabulary:
         """Return the vocabulary of arrays from `to_arrays`; the values may be NumPy arrays or CPU tensors."""
         return cls(decode_ids(arrays))
+
+
+def check_indices(
+    values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
+) -> tuple[np.ndarray, int]:
+    """Return indices of users or items as int64, and the number of users or items. `name` is "users" or "items".
+
+    The number is `count` or the length of `vocabulary`, by default the largest index + 1. Raises ValueError if an index
+    is out of range, or if `count` and `vocabulary` disagree.
+    """
+    array = as_indices(values, name)
+    if vocabulary is not None and count not in (None, len(vocabulary)):
+        raise ValueError(f"n_{name}={count}, but there are {len(vocabulary)} ids of {name}")
+    if vocabulary is not None:
+        count = len(vocabulary)
+    elif count is None:
+        count = int(array.max()) + 1 if len(array) else 0
+    if len(array) and (array.min() < 0 or array.max() >= count):
+        i = int(((array < 0) | (array >= count)).argmax())
+        raise ValueError(f"{name}[{i}]={array[i]} is out of range: there are {count} {name}, counted from 0")
+    return array, count

@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-from gru4rec_fast.data.vocabulary import Vocabulary, as_indices
 
 _INT32_NODES = 1 << 31
 _MAX_NODES = 1 << 32  # edge dropout uses the node index as one 32-bit word of its random-number counter
@@ -40,28 +37,6 @@ def bipartite_csr(
     reversed_pairs.sort()
     neighbors[len(pairs) :] = reversed_pairs % n_users
     return np.cumsum(offsets), neighbors, len(is_first) - len(pairs)
-
-
-def check_indices(
-    values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
-) -> tuple[np.ndarray, int]:
-    """Return indices of users or items as int64, and the number of users or items. `name` is "users" or "items".
-
-    The number is `count` or the length of `vocabulary`, by default the largest index + 1. Raises ValueError if an index
-    is out of range, or if `count` and `vocabulary` disagree.
-    """
-    array = as_indices(values, name)
-    if vocabulary is not None and count not in (None, len(vocabulary)):
-        raise ValueError(f"n_{name}={count}, but there are {len(vocabulary)} ids of {name}")
-    if vocabulary is not None:
-        count = len(vocabulary)
-    elif count is None:
-        count = int(array.max()) + 1 if len(array) else 0
-    out_of_range = (array < 0) | (array >= count)
-    if out_of_range.any():
-        i = int(out_of_range.argmax())
-        raise ValueError(f"{name}[{i}]={array[i]} is out of range: there are {name} 0 to {count - 1}")
-    return array, count
 
 
 def matrix_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:

@@ -19,9 +19,9 @@ from gru4rec_fast.data.array_folder import (
     summary_lines,
     write_array_folder,
 )
-from gru4rec_fast.data.graphs.csr import bipartite_block, bipartite_csr, check_indices, matrix_entries
+from gru4rec_fast.data.graphs.csr import bipartite_block, bipartite_csr, matrix_entries
 from gru4rec_fast.data.sessions.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, kind_of
+from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices, kind_of
 
 FORMAT = "gru4rec_fast.interaction_graph"
 _FOLDER = FolderFormat(

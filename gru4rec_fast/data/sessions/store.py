@@ -24,7 +24,7 @@ from gru4rec_fast.data.array_folder import (
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_partitions
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions
-from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices
+from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices, check_indices
 
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
 _FOLDER = FolderFormat(
@@ -130,17 +130,11 @@ class SessionStore:
         Raises:
             ValueError: an array has a wrong shape, dtype or value; the message names the argument.
         """
-        items, offsets = as_indices(items, "items"), as_indices(offsets, "offsets")
+        items, n_items = check_indices(items, "items", n_items, vocabulary)
+        offsets = as_indices(offsets, "offsets")
         if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != len(items) or np.any(np.diff(offsets) < 0):
             raise ValueError(f"offsets must be non-decreasing, from 0 to the number of events ({len(items)})")
-        if vocabulary is None:
-            size = int(items.max()) + 1 if len(items) else 0
-            vocabulary = Vocabulary(np.arange(size if n_items is None else n_items))
-        elif n_items is not None and n_items != len(vocabulary):
-            raise ValueError(f"n_items={n_items}, but the vocabulary holds {len(vocabulary)} ids")
-        if len(items) and (items.min() < 0 or items.max() >= len(vocabulary)):
-            i = int(np.flatnonzero((items < 0) | (items >= len(vocabulary)))[0])
-            raise ValueError(f"items[{i}]={items[i]} is out of range for a catalogue of {len(vocabulary)} items")
+        vocabulary = Vocabulary(np.arange(n_items)) if vocabulary is None else vocabulary
         n_sessions = len(offsets) - 1
         starts = np.arange(n_sessions) if start_times is None else np.asarray(start_times)
         ends = starts if end_times is None else np.asarray(end_times)
