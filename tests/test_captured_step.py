@@ -12,7 +12,7 @@ import pytest
 import torch
 from markov import markov_store
 from native import why_not_emulated
-from sync_detector import Waits
+from sync_detector import SyncDetector
 from torch import Tensor
 
 from gru4rec_fast import ops
@@ -151,13 +151,13 @@ def test_a_step_does_not_synchronize(case: str) -> None:
     parts = Parts("emulated", CASES[case])
     epoch, hidden = parts.start_epoch(steps_per_graph=4), parts.network.initial_state(6)
     epoch.run(1, hidden, step=0)
-    with Waits(copies=True) as waits:
+    with SyncDetector(copies=True) as waits:
         epoch._step.prepare()
         captured = epoch.next_updates(1, 6)
         captured.fill(*epoch.draw(captured.shape.mini_batches, 1), 1)
         captured.run(hidden)
     assert waits.seen == []
-    with Waits(copies=True) as waits:
+    with SyncDetector(copies=True) as waits:
         torch.where(captured.n_live > 0, captured.n_live, -1)
         captured.losses[0].item()
     assert waits.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
@@ -200,7 +200,7 @@ def test_bf16_rounds_the_scores_products(impl: str) -> None:
 
 def poison(parts: Parts, mini_batch: int) -> None:
     """Make the bias of a target NaN that first occurs in this mini-batch. For in-batch negatives."""
-    targets = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.begin()[1][0]))]
+    targets = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.start_epoch()[1][0]))]
     earlier = set(torch.cat(targets[:mini_batch]).flatten().tolist())
     item = next(item for item in targets[mini_batch].flatten().tolist() if item not in earlier)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_a_second_epoch_object_continues_from_the_position() -> None:
 def test_a_damaged_log_is_found_before_training(shift: int) -> None:
     parts = Parts("reference", {})
     parts.loader.items = parts.loader.items + shift
-    with pytest.raises(ValueError, match="it is damaged, prepare it again"):
+    with pytest.raises(ValueError, match="is damaged: item indices .*; prepare the store again"):
         parts.start_epoch()
 
 

@@ -181,7 +181,7 @@ REFUSED = [
     ("train none.txt --model ngcf --ties median", "--ties is for gru4rec"),
     ("train log.tsv --model ngcf", "no column 'UserId'"),
     ("train empty.txt --model ngcf", "empty.txt is empty"),
-    ("train sessions/train --model ngcf", "train is no interaction graph, by its meta.json"),
+    ("train sessions/train --model ngcf", "train is no interaction graph: its meta.json states"),
     ("evaluate run_lightgcn test.txt --baselines", "--baselines is for gru4rec"),
     ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, those of the graph"),
     ("recommend run_lightgcn users.txt --k 41", "k=41: choose 1 to 40"),
@@ -191,7 +191,7 @@ REFUSED = [
     ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "choose fraction=F"),
     (
         "prepare log.tsv out --interactions --user-key Who --item-key What --split fraction=2",
-        "must lie between 0 and 1",
+        "must be between 0 and 1",
     ),
     ("prepare log.tsv out --interactions --collapse-repeats", "--collapse-repeats is for session logs"),
 ]

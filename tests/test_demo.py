@@ -70,8 +70,8 @@ def test_parts_follow_each_other_in_time() -> None:
         ({"n_successors": 0}, "n_successors=0"),
         ({"p_follow": 1.5}, "p_follow=1.5"),
         ({"mean_length": 2}, "mean_length=2"),
-        ({"parts": (1, 0)}, "each must get at least one"),
-        ({"n_sessions": 3, "parts": (0.99, 0.01)}, "each must get at least one"),
+        ({"parts": (1, 0)}, "each part must get at least one"),
+        ({"n_sessions": 3, "parts": (0.99, 0.01)}, "each part must get at least one"),
     ],
 )
 def test_impossible_sessions_are_refused(arguments: dict[str, float], message: str) -> None:

@@ -15,7 +15,7 @@ from gru4rec_fast import GRU4Rec
 from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.training import SessionEpochRunner
 
-# Lanes, units and items enough for every kernel to share its work out among three threads; ten steps or so.
+# Large enough that every kernel uses three threads; about ten steps.
 STORE = markov_store(n_sessions=260, n_items=3000, longest=5)
 WIDE: dict[str, Any] = {"layers": [112], "batch_size": 120, "n_sample": 512, "n_epochs": 1, "seed": 5}
 
@@ -45,13 +45,13 @@ every_case = pytest.mark.parametrize(
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """As a user asks PyTorch for determinism; memory that nobody wrote to is then NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Enable PyTorch's deterministic mode, which also fills uninitialized memory with NaN."""
+    previous = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(previous)
 
 
 def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The emulation of CUDA kernels itself: it finds the faults of tools/cuda_emulator/seeded_faults.cu, and no others."""
+"""The emulator of CUDA kernels detects all faults of tools/cuda_emulator/seeded_faults.cu, and reports no others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def emulation() -> ModuleType:
     return cuda_emulator.load()
 
 
-def test_every_planted_kernel_is_tested(emulation: ModuleType) -> None:
+def test_every_seeded_kernel_is_tested(emulation: ModuleType) -> None:
     assert set(emulation.planted_kernels()) == {*SOUND, *FAULTS, "check_that_fails", FOUND_BY_ADDRESSES}
 
 
@@ -102,7 +102,7 @@ def test_emulated_is_only_for_the_cpu_and_only_where_there_is_a_kernel() -> None
         _backend.resolve("emulated", "build_alias_table", "cpu")
 
 
-def test_nobody_gets_it_unasked() -> None:
+def test_auto_never_chooses_emulation() -> None:
     code = (
         "import sys, torch\nfrom gru4rec_fast import ops\n"
         "ops.dropout_mask(1, 2, 3, 0.5, seed=0, stream=0, step=0)\n"
@@ -116,7 +116,7 @@ def test_nobody_gets_it_unasked() -> None:
 def test_a_limit_of_blocks_runs_the_ends_of_a_grid(emulation: ModuleType) -> None:
     emulation.set_block_limit(3)
     try:
-        with pytest.raises(RuntimeError, match="of another block"):  # all blocks count in one number
+        with pytest.raises(RuntimeError, match="of another block"):  # all blocks increment one counter
             emulation.run_planted("count_without_atomics")
     finally:
         emulation.set_block_limit(0)
@@ -128,7 +128,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_addresses_are_checked() -> None:
-    """AddressSanitizer sees what a kernel touches beyond a tensor; sound kernels run clean under it."""
+    """AddressSanitizer detects accesses of a kernel beyond a tensor, and reports nothing for correct kernels."""
     runtimes = []
     for name in ("asan", "ubsan"):
         answer = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=False)
@@ -138,7 +138,7 @@ def test_addresses_are_checked() -> None:
     options = {
         "LD_PRELOAD": " ".join(str(runtime.resolve()) for runtime in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "GRU4REC_FAST_SANITIZE": "address,undefined",  # as .ci/full, whose library this is, too
+        "GRU4REC_FAST_SANITIZE": "address,undefined",  # the same as in .ci/full, so that both use one library
     }
     code = """
 import cuda_emulator
@@ -165,8 +165,7 @@ module.run_planted("{fault}")
 
 
 def test_index_arithmetic_beyond_two_to_the_31() -> None:
-    """A mask of more than 2**31 elements, of which only the first and the last block are computed: the pages between
-    them are never touched, and so take no memory."""
+    """A mask of more than 2**31 elements. Only the first and last block run, so the pages between take no memory."""
     lanes, units = 3, 2**31 // 3 + 40
     with first_and_last_blocks():
         mask = ops.dropout_mask(1, lanes, units, 0.5, seed=1, stream=1, step=9, dtype=torch.float16, impl="emulated")

@@ -440,5 +440,5 @@ def test_a_damaged_store_is_named(item: int) -> None:
     loader.items[30] = item
     network = SessionNetwork(store.n_items, [8])
     fused = FusedTrainingStep(network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1))
-    with pytest.raises(ValueError, match=r"the store: its items .* 30 items \(.*it is damaged, prepare it again"):
+    with pytest.raises(ValueError, match=r"the store is damaged: .* 30 items \(.*; prepare the store again"):
         fused.start_epoch(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)

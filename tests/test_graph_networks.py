@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native import compiler, examples, implementations
 from oracle.philox import bernoulli_keep
-from sync_detector import Waits
+from sync_detector import SyncDetector
 from torch import Tensor
 
 from gru4rec_fast import InteractionGraph, _backend
@@ -307,13 +307,13 @@ def test_a_step_for_all_nodes_asks_for_no_number(network_class: Any) -> None:
     network = network_class(random_graph(30, 40, 200, 0), 8, node_dropout=0.1, only_needed=False)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     users, items = torch.arange(20), torch.arange(20, 40)
-    with Waits() as waits:
+    with SyncDetector() as waits:
         bpr, norm = network.loss(users, items, items.flip(0), step=3)
         (bpr + norm).backward()
         optimizer.step()
     assert waits.seen == []
     network.only_needed = True  # which it says it does
-    with Waits() as waits:
+    with SyncDetector() as waits:
         network.loss(users, items, items.flip(0), step=3)
     assert waits.seen
 

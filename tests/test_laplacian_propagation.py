@@ -12,7 +12,15 @@ import torch
 from graph_oracle import dense_matrix, dropped_entries, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations, native_and_emulated, operators_of, told, why_not_emulated
+from native import (
+    compiler,
+    error_pattern,
+    examples,
+    implementations,
+    native_and_emulated,
+    operators_of,
+    why_not_emulated,
+)
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from virtual_memory import first_and_last_blocks
@@ -369,7 +377,7 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
         "neighbors": torch.tensor([2, 0]),
         **changed,
     }
-    with pytest.raises(ValueError, match=told(message, impl)):
+    with pytest.raises(ValueError, match=error_pattern(message, impl)):
         laplacian_propagation(**arguments, impl=impl)
 
 
@@ -379,7 +387,7 @@ def test_the_operator_itself_checks(impl: str, changed: dict[str, Any], message:
     names = ["features", "offsets", "neighbors", "rows", "columns", "matrix", "dropout", "seed", "step"]
     defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
     arguments = [changed.get(name, value) for name, value in zip(names, defaults, strict=True)]
-    with pytest.raises(ValueError, match=told(message, impl)):
+    with pytest.raises(ValueError, match=error_pattern(message, impl)):
         operators_of(impl, "laplacian_propagation").laplacian_propagation(*arguments, False)
 
 

@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of training steps or calls; planted leaks show that the tests can fail."""
+"""Memory does not grow with the number of training steps or calls, and these tests detect seeded leaks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gru4rec_fast.training.progress import Silent
 
 pytestmark = [needs_statm, needs_plain_allocator, pytest.mark.usefixtures("native_library")]
 
-BYTES_PER_STEP = 32  # less than any object that a step could leak
-BYTES_PER_CALL = 256  # less than any tensor of `CALLS` has
+BYTES_PER_STEP = 32  # smaller than any Python object that a step could leak
+BYTES_PER_CALL = 256  # smaller than every tensor in `CALLS`
 
 
 class ResidentSize(Silent):
-    """Samples the resident size after each epoch, and calls `after_events` after events."""
+    """Progress that records the resident size after each epoch and calls `after_events` after each block."""
 
     def __init__(self, after_events: Callable[[int], object]) -> None:
         self.samples: list[int] = []
@@ -36,9 +36,9 @@ class ResidentSize(Silent):
 
 
 def growth_per_step(way: str, after_events: Callable[[int], object] = lambda _: None) -> float:
-    """Return the bytes that each mini-batch of a small training adds to the resident size."""
+    """Return by how many bytes each mini-batch of a small training increases the resident size."""
     n_epochs, lanes, steps = 40, 4, STEPS[way]
-    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # 4.5 targets a session
+    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # 4.5 targets per session
     sizes = ResidentSize(after_events)
     trainer = make_trainer(
         store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
@@ -61,7 +61,7 @@ def test_training_steps_do_not_leak(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["fused", pytest.param("autograd", marks=pytest.mark.slow)])
 def test_a_small_leak_in_training_is_seen(way: str) -> None:
-    """The leak is 64 bytes of a tensor per event."""
+    """A tensor of 64 bytes is kept for each event."""
     kept: list[torch.Tensor] = []
     assert growth_per_step(way, lambda events: kept.append(torch.ones(16 * events))) > 64 > BYTES_PER_STEP
 
@@ -127,7 +127,7 @@ def graph_call() -> Callable[[], object]:
 
 
 def refused_call() -> Callable[[], object]:
-    """Return a function that calls an operator that raises an exception."""
+    """A call that raises an exception within a kernel."""
     hidden, weight = torch.randn(100, 16), torch.full((300, 16), torch.nan)
 
     def refuse() -> None:
@@ -141,7 +141,7 @@ CALLS = [gru_call, loss_call, update_call, ranking_call, batch_call, draw_call, 
 
 
 def growth_per_call(call: Callable[[], object], keep: list[object] | None = None) -> float:
-    """Return the bytes that each call adds to the resident size."""
+    """Return by how many bytes each call increases the resident size."""
     samples, calls = [], 100
     with quick_collections():
         for _ in range(24):
@@ -165,9 +165,9 @@ def test_a_call_whose_results_are_kept_is_seen(make: Callable[[], Callable[[], o
 
 
 def test_a_jump_is_no_growth() -> None:
-    """An allocator that requests memory in a few large steps does not leak."""
+    """Allocators request memory in large blocks: a single jump is not a leak."""
     flat = [1000.0] * 40
-    for at in range(40):
-        jumped = [size + (10_000 if i >= at else 0) for i, size in enumerate(flat)]
+    for jump in range(40):
+        jumped = [size + (10_000 if i >= jump else 0) for i, size in enumerate(flat)]
         assert growth(jumped) == 0
         assert growth([size + 8 * i for i, size in enumerate(jumped)]) == 8

@@ -55,7 +55,7 @@ def oracle_moments(trainer: Trainer) -> tuple[dict, dict]:
 
 
 def steps_of(n_sessions: int, *, all_live: bool) -> list:
-    steps = play(as_items(make_sessions(n_sessions)), LANES)
+    steps = session_steps(as_items(make_sessions(n_sessions)), LANES)
     return [step for step in steps if step.live.all() or not all_live]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gru4rec_fast import GRU4Rec
-from gru4rec_fast.data.graphs.triples import UNITS
+from gru4rec_fast.data.graphs.triples import SAMPLE_BY
 from gru4rec_fast.evaluation import GRAPH_METRICS, METRICS
 from gru4rec_fast.models import (
     GraphParameters,
@@ -149,7 +149,7 @@ def test_parameters_are_as_they_were_after_a_failing_change():
         (parameters.GRU_FORMS, FORMS),
         (parameters.MATRICES, PROPAGATION_MATRICES),
         (parameters.ACTIVATIONS, ACTIVATIONS),
-        (parameters.SAMPLING_UNITS, UNITS),
+        (parameters.SAMPLING_UNITS, SAMPLE_BY),
         (parameters.SESSION_METRICS, METRICS),
         (parameters.GRAPH_METRICS, GRAPH_METRICS),
         ((parameters.TRAINING_LOSS,), (LOSS,)),

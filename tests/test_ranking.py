@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from native import LEVELS, run_at_level, told, why_not_emulated
+from native import LEVELS, error_pattern, run_at_level, why_not_emulated
 from torch import Tensor
 from virtual_memory import skipping_without_address_space, torch_runs, zeros
 
@@ -175,7 +175,7 @@ def test_nan_is_an_error_that_names_the_query(impl: str, place: str, at: int) ->
     hidden, weight, bias, targets = problem(37, 37, 7, torch.float32)
     {"hidden": hidden, "weight": weight, "bias": bias}[place][at] = torch.nan
     first = at if place == "hidden" else 0
-    message = told(f"query {first} has a NaN score", impl)
+    message = error_pattern(f"query {first} has a NaN score", impl)
     for k in (1, 37):
         with pytest.raises(ranking.NanScoreError, match=message):
             top_k(hidden, weight, bias, k, impl=impl)
@@ -194,7 +194,9 @@ def test_bad_arguments_are_named(impl: str) -> None:
     hidden, weight, bias, targets = problem(3, 10, 4, torch.float32)
     for target in (-1, 10):
         targets[1] = target
-        with pytest.raises(ValueError, match=told(rf"targets out of range: targets\[1\] = {target}", impl)) as refused:
+        with pytest.raises(
+            ValueError, match=error_pattern(rf"targets out of range: targets\[1\] = {target}", impl)
+        ) as refused:
             target_rank(hidden, weight, bias, targets, impl=impl)
         assert refused.type is ValueError
     with pytest.raises(ValueError, match=r"targets must be int64 \[3\]"):
@@ -202,7 +204,7 @@ def test_bad_arguments_are_named(impl: str) -> None:
     for k in (0, 11):
         with pytest.raises(ValueError, match=f"k={k}: choose 1 to 10"):
             top_k(hidden, weight, bias, k, impl=impl)
-    with pytest.raises(ValueError, match=told("exclude out of range", impl)) as refused:
+    with pytest.raises(ValueError, match=error_pattern("exclude out of range", impl)) as refused:
         top_k(hidden, weight, bias, 3, torch.full((3, 1), 10), impl=impl)
     assert refused.type is ValueError
     with pytest.raises(ValueError, match=r"exclude must be int64 \[3, E\]"):

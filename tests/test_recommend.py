@@ -85,7 +85,7 @@ def test_unknown_items_are_refused_or_skipped() -> None:
         recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"])
     kept = recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"], unknown="skip")
     assert kept.items[0].tolist() == loop_best([1], 3, set())[0]
-    with pytest.raises(TypeError, match="holds strings as item ids, but integers"):
+    with pytest.raises(TypeError, match="holds strings as ids, but integers"):
         recommend(NETWORK, VOCABULARY, [[1, 2]], 3)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations, native_and_emulated, operators_of, told
+from native import compiler, error_pattern, examples, implementations, native_and_emulated, operators_of
 from torch import Tensor
 
 from gru4rec_fast import _backend
@@ -212,7 +212,7 @@ def good_arguments() -> dict[str, Any]:
 def test_bad_arguments_are_named_and_change_nothing(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments = {**good_arguments(), **changed}
     before = [arguments[name].clone() for name in ("lane_session", "lane_position", "cursor")]
-    with pytest.raises(ValueError, match=told(message, impl)):
+    with pytest.raises(ValueError, match=error_pattern(message, impl)):
         session_batch(**arguments, impl=impl)
     after = [arguments[name] for name in ("lane_session", "lane_position", "cursor")]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

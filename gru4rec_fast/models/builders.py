@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore, TripleSampler, Vocabulary
-from gru4rec_fast.data.graphs.order import aligned
+from gru4rec_fast.data.graphs.order import align_indices
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import (
     TRAINING_LOSS,
@@ -85,7 +85,7 @@ def open_graph(
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         data = InteractionGraph.open(Path(data))
     if isinstance(data, InteractionGraph):
-        return data if like is None else aligned(data, like)
+        return data if like is None else align_indices(data, like)
     if isinstance(data, SessionStore):
         return InteractionGraph.from_store(data)
     if hasattr(data, "tocoo"):

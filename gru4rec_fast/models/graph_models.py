@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph, Vocabulary
-from gru4rec_fast.data.graphs.order import reordered
+from gru4rec_fast.data.graphs.order import reorder
 from gru4rec_fast.evaluation import Report, evaluate_graph
 from gru4rec_fast.models.builders import (
     build_graph_runner,
@@ -158,7 +158,7 @@ class GraphRecommender(Estimator, GraphParameters):
 
     def _open(self, data: Any, **columns: str) -> InteractionGraph:
         graph = open_graph(data, self.graph, **columns)
-        return reordered(graph) if self.graph is None and self.reorder else graph
+        return reorder(graph) if self.graph is None and self.reorder else graph
 
     def _set_index(self, data: InteractionGraph) -> None:
         self.graph = data

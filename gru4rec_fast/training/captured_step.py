@@ -134,7 +134,7 @@ class CapturedTrainingStep:
         if loader.items not in self._logs:
             items, offsets = loader.items.to(self.device), loader.offsets.to(self.device)
             if extremes := outside_catalogue(items, loader.n_items):
-                raise loader.damage(f"here {extremes[0]} and {extremes[1]}")
+                raise loader.damage_error(f"here {extremes[0]} and {extremes[1]}")
             self._logs[loader.items] = items, offsets
         return self._logs[loader.items]
 
@@ -157,7 +157,7 @@ class CapturedEpoch:
         seed: int,
     ) -> None:
         device = step.device
-        order, lanes = loader.begin()
+        order, lanes = loader.start_epoch()
         self._step, self._loader = step, loader
         self._items, self._offsets = step.device_log(loader)
         self._order = None if order is None else order.to(device)
@@ -180,7 +180,7 @@ class CapturedEpoch:
             outcomes.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
             updates, step = updates - captured.shape.updates, step + n
         blocks = self._block_outcomes(torch.cat(outcomes).tolist())
-        self._loader.moved_to(tuple(t.cpu() for t in self._lanes), self._finished)  # type: ignore[arg-type]
+        self._loader.set_position(tuple(t.cpu() for t in self._lanes), self._finished)  # type: ignore[arg-type]
         return blocks, self._finished
 
     def next_updates(self, updates: int, lanes: int) -> CapturedUpdates:

@@ -299,7 +299,7 @@ class FusedEpoch:
         seed: int,
     ) -> None:
         native = step._native
-        order, self._lanes = loader.begin()
+        order, self._lanes = loader.start_epoch()
         self._step, self._loader = step, loader
         self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lanes)
         self._source, self._finished = None, False
@@ -337,9 +337,9 @@ class FusedEpoch:
             )
         except ValueError as error:
             if outside_catalogue(self._loader.items, self._step.n_items):
-                raise self._loader.damage(str(error)) from None
+                raise self._loader.damage_error(str(error)) from None
             raise
         finally:
             self._step._mark_as_changed(hidden)
-        self._loader.moved_to(self._lanes, self._finished)
+        self._loader.set_position(self._lanes, self._finished)
         return [BlockOutcome(*block) for block in blocks], self._finished
