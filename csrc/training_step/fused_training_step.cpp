@@ -258,14 +258,14 @@ class Step final : public FusedTrainingStep {
   void enter(const Block& block, const Lanes& lanes, T* x) {
     const int64_t rows = block.range.steps * lanes.n, width = embedding_.width, at = lanes.first * width;
     gather_rows(embedding_.weight, width, block.inputs + lanes.first, rows, x + at);
-    if (mask_ != nullptr) multiply_by(mask_ + at, rows * width, x + at);
+    if (mask_ != nullptr) multiply_in_place(mask_ + at, rows * width, x + at);
     stack_.forward(lanes);
   }
 
   void leave(const Block& block, const Lanes& lanes, const T* grad) {
     const int64_t rows = block.range.steps * lanes.n, width = embedding_.width, at = lanes.first * width;
     stack_.backward(lanes, grad);
-    if (mask_ != nullptr) multiply_by(mask_ + at, rows * width, stack_.grad_x() + at);
+    if (mask_ != nullptr) multiply_in_place(mask_ + at, rows * width, stack_.grad_x() + at);
   }
 
   // Gradients of the parameters, kept or, with `add`, added to those kept. Where an update is made from one step alone,

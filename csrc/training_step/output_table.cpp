@@ -224,7 +224,7 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
     }
   };
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width};
-  multiply_by_blocks<T>(problem_.n, width, m, grad.from(0, m).transposed(), h, move_negatives, options_.precision);
+  multiply_by_blocks<T>(problem_.n, width, m, grad.skip(0, m).transposed(), h, move_negatives, options_.precision);
   const int64_t n_others = static_cast<int64_t>(of_others_.size());
   at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) move(of_others_[i], nullptr, nullptr, i + 1 < to ? of_others_[i + 1].row : -1);
