@@ -57,13 +57,13 @@ void run_forward(const GruArguments& args, const Tensor& gate_inputs, Tensor& ou
 }
 
 // The factors of the weights' gradient: the gradient of W s + b, and the previous states s of all steps.
-struct WeightGradientFactors {
+struct GradientFactors {
   Tensor grad, prev_states;
 };
 
 template <typename T>
 void run_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
-                  GruGradients& grads, const WeightGradientFactors& factors) {
+                  GruGradients& grads, const GradientFactors& factors) {
   const cudaStream_t stream = current_stream(args.device);
   const bool state_grad = grads.state.defined();
   Tensor grad_state = state_grad ? grads.state : args.empty({args.lanes, args.hidden});
@@ -96,7 +96,7 @@ void run_backward(const GruArguments& args, const Tensor& grad_output, const Ten
 }
 
 // Computes the gradients of weights and bias, sums over all steps and lanes.
-void weight_gradients(const GruArguments& args, const Tensor& saved, const WeightGradientFactors& factors,
+void weight_gradients(const GruArguments& args, const Tensor& saved, const GradientFactors& factors,
                       GruGradients& grads) {
   const int64_t hidden = args.hidden;
   const auto rows = [](const Tensor& tensor) { return tensor.flatten(0, 1); };
@@ -125,7 +125,7 @@ void gru_backward(const GruArguments& args, const Tensor& grad_output, const Ten
   const DeviceGuard guard(args.device);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const int64_t steps = args.steps, lanes = args.lanes, hidden = args.hidden;
-  const WeightGradientFactors factors{
+  const GradientFactors factors{
       args.reset_after ? args.empty({steps, lanes, 3 * hidden}) : grads.gate_inputs.narrow(2, 0, 2 * hidden),
       args.empty({steps, lanes, hidden})};
   AT_DISPATCH_FLOATING_TYPES(args.state.scalar_type(), "gru_backward",

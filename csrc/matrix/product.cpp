@@ -37,8 +37,7 @@ struct BlockScratch;
 struct RoundedScratch;
 
 template <typename T>
-void multiply_by_own_kernels(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride,
-                             bool add) {
+void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
   if (k == 0 && !add) {
     for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * c_stride, n, T{0});
   } else if (b.column_stride == 1 && m > n) {
@@ -142,7 +141,7 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, i
       return multiply(m, n, k, rounded.a, rounded.b, c, c_stride, add);
     }
   }
-  const auto implementation = simd_level() == SimdLevel::avx512 ? multiply_by_own_kernels<T> : multiply_by_blas<T>;
+  const auto implementation = simd_level() == SimdLevel::avx512 ? multiply_by_tiles<T> : multiply_by_blas<T>;
   implementation(m, n, k, a, b, c, c_stride, add);
 }
 

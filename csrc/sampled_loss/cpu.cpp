@@ -66,11 +66,10 @@ T SampledLoss<T>::score_row(int64_t i, const ScoreColumns<T>& columns, T* scores
     std::fill_n(scores, columns.size, T{0});
     return 0;
   }
-  const int64_t target_column = in_batch ? i : n;
-  const T product =
-      in_batch ? scores[target_column] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
+  const int64_t target = in_batch ? i : n;
+  const T product = in_batch ? scores[target] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
   if (ids != nullptr) GRF_DISPATCH(mask_hits<T>)(scores, ids + first_row(), this->columns(), ids[i]);
-  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, target_column, product + offset(i), work);
+  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, target, product + offset(i), work);
 }
 
 template <typename T>

@@ -120,8 +120,8 @@ struct RowLoss<T, RankingLoss::bpr_max> {
     sums.scaled(2) += e * x * x;
     sums.scaled(3) += e * p.slope;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T target_score, const LossOptions<T>& options)
-      : highest(sums.highest), target(target_score), elu(options.elu), bpreg(options.bpreg) {
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
+      : highest(sums.highest), target(target_), elu(options.elu), bpreg(options.bpreg) {
     constexpr T kEps = static_cast<T>(1e-24);
     const T inverse = inverse_or_zero(sums.scaled(0));
     share = inverse * options.scale;
@@ -149,8 +149,7 @@ struct RowLoss<T, RankingLoss::top1> {
     sums.plain(0) += count * (p.value + square.value);
     sums.plain(1) += count * p.slope;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T target_score, const LossOptions<T>& options)
-      : target(target_score) {
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options) : target(target_) {
     const T n = sums.values[0] + 1;
     share = options.scale / n;
     loss = (sums.plain(0) + static_cast<T>(0.5)) / n;  // 0.5: the own target's sigmoid(0)
@@ -174,8 +173,8 @@ struct RowLoss<T, RankingLoss::top1_max> {
     sums.scaled(1) += e * (p.value + square.value);
     sums.scaled(2) += e * p.slope;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T target_score, const LossOptions<T>& options)
-      : highest(sums.highest), target(target_score) {
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
+      : highest(sums.highest), target(target_) {
     const T inverse = inverse_or_zero(sums.scaled(0));
     share = inverse * options.scale;
     loss = sums.scaled(1) * inverse;
@@ -198,8 +197,8 @@ struct RowLoss<T, RankingLoss::bpr> {
     sums.plain(0) += count * ((above > 0 ? above : T{0}) + log1p(exp(above > 0 ? -above : above)));
     sums.plain(1) += count * Sigmoid<T>(above).value;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T target_score, const LossOptions<T>& options)
-      : target(target_score), scale(options.scale) {
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
+      : target(target_), scale(options.scale) {
     loss = sums.plain(0) + static_cast<T>(0.69314718055994530942);  // the own target's log 2
     grad_target = -sums.plain(1) * scale;
   }

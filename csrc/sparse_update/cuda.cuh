@@ -54,20 +54,20 @@ __device__ __forceinline__ T* offset_or_null(T* pointer, int64_t offset) {
   return pointer == nullptr ? nullptr : pointer + offset;
 }
 
-// Calls visit(row, begin, end, task) for `tasks_per_row` tasks of each distinct row in rows [n], which are increasing.
+// Calls visit(row, begin, end, task) for `tasks` tasks of each distinct row in rows [n], which are increasing.
 // [begin, end) is the range of i with rows[i] == row; rows of -1 are skipped.
 //
-// There are n * tasks_per_row threads' worth of work: those of the first i of each range process the whole row, those
-// of any other i do nothing. So no sum depends on the order of threads, and the number of distinct rows stays unknown.
+// The grid loops over n * tasks pairs of an i and a task. If i is the first of its range, the pair's thread processes
+// the whole range, else it does nothing. So no sum depends on the order of threads, and the number of distinct rows is
+// not needed.
 template <typename Visit>
-__device__ __forceinline__ void for_touched_rows(const int64_t* rows, int64_t n, int64_t tasks_per_row,
-                                                 const Visit& visit) {
-  for (int64_t i = global_thread(); i < n * tasks_per_row; i += all_threads()) {
-    const int64_t begin = quotient(i, tasks_per_row), row = rows[begin];
+__device__ __forceinline__ void for_touched_rows(const int64_t* rows, int64_t n, int64_t tasks, const Visit& visit) {
+  for (int64_t i = global_thread(); i < n * tasks; i += all_threads()) {
+    const int64_t begin = quotient(i, tasks), row = rows[begin];
     if (row < 0 || (begin > 0 && rows[begin - 1] == row)) continue;
     int64_t end = begin + 1;
     while (end < n && rows[end] == row) ++end;
-    visit(row, begin, end, i - begin * tasks_per_row);
+    visit(row, begin, end, i - begin * tasks);
   }
 }
 

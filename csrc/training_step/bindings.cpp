@@ -87,8 +87,7 @@ void bind_training(py::module_& m) {
   py::class_<NegativeSampler>(m, "NegativeSampler", "An alias table with the number and the seed of negatives.")
       .def(py::init<at::Tensor, at::Tensor, at::Tensor, int64_t, int64_t>(), "threshold"_a, "alias"_a, "log_prob"_a,
            "n"_a, "seed"_a);
-  py::class_<SessionBatcher>(m, "SessionBatcher",
-                             "The training log and the lanes' positions in it, as in ops.session_batch.")
+  py::class_<SessionBatcher>(m, "SessionBatcher", "The log and the lanes' positions in it, as in ops.session_batch.")
       .def(py::init<at::Tensor, at::Tensor, OptionalTensor, at::Tensor, at::Tensor, at::Tensor>(), "items"_a,
            "offsets"_a, "order"_a, "lane_session"_a, "lane_position"_a, "cursor"_a);
   const py::call_guard<py::gil_scoped_release> unlocked;

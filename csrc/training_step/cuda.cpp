@@ -21,8 +21,7 @@ using OptionalTensor = std::optional<Tensor>;
 // Checks a tensor that is updated in place. It must be contiguous: otherwise a copy would be updated.
 Tensor updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                const at::Device& device) {
-  TORCH_CHECK_VALUE(tensor.is_contiguous(), name,
-                    " must be contiguous, because it is updated in place; pass tensor.contiguous()");
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
   return contiguous(tensor, name, shape, dtype, device);
 }
 
@@ -43,11 +42,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
                     embedding.sizes(), ", ", weight.sizes(), ", ", inputs.sizes(), " and ", items.sizes());
   const int64_t n_rows = weight.size(0), steps = items.size(0), columns = items.size(1);
   const int64_t in_width = embedding.size(1), out_width = weight.size(1);
-  TORCH_CHECK_VALUE(lanes >= 0 && lanes <= columns, "lanes=", lanes, ": must be in [0, ", columns,
-                    "], the columns of items");
+  TORCH_CHECK_VALUE(lanes >= 0 && lanes <= columns, "lanes=", lanes, ": items has only ", columns, " columns");
   TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16=True needs float32 tensors, not ", dtype);
   const Tensor table = contiguous(embedding, "embedding", embedding.sizes(), dtype, device);
-  const Tensor input_index = contiguous(inputs, "inputs", inputs.sizes(), at::kLong, device);
+  const Tensor index = contiguous(inputs, "inputs", inputs.sizes(), at::kLong, device);
   const Tensor factors = contiguous(mask, "mask", {inputs.size(0), inputs.size(1), in_width}, dtype, device);
   const Tensor w = contiguous(weight, "weight", weight.sizes(), dtype, device);
   const Tensor b = contiguous(bias, "bias", {n_rows}, dtype, device);
@@ -62,14 +60,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
   const Tensor log_q = support.defined() ? at::empty({steps, columns}, options) : at::empty({0}, options);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_gather", [&] {
     using T = scalar_t;
-    const GatheredRows<T> input_rows{table.const_data_ptr<T>(),
-                                     table.size(0),
-                                     in_width,
-                                     input_index.const_data_ptr<int64_t>(),
-                                     input_index.numel(),
-                                     data_or_null<T>(factors),
-                                     x.mutable_data_ptr<T>(),
-                                     nullptr};
+    const GatheredRows<T> input_rows{table.const_data_ptr<T>(),       table.size(0), in_width,
+                                     index.const_data_ptr<int64_t>(), index.numel(), data_or_null<T>(factors),
+                                     x.mutable_data_ptr<T>(),         nullptr};
     const GatheredRows<T> item_rows{w.const_data_ptr<T>(),
                                     n_rows,
                                     out_width,
@@ -113,9 +106,7 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
   TORCH_CHECK_VALUE(
       accumulators.size() == weights.size() && grads.size() == weights.size() &&
           (velocities.empty() || velocities.size() == weights.size()) && states.size() == outputs.size(),
-      "every weight needs an accumulator, a gradient and, with momentum, a velocity, and every state an output; got ",
-      weights.size(), " weights, ", accumulators.size(), " accumulators, ", grads.size(), " grads, ", velocities.size(),
-      " velocities, ", states.size(), " states and ", outputs.size(), " outputs");
+      "every weight needs an accumulator, a gradient and, with momentum, a velocity; every state needs an output");
   if (weights.empty() && states.empty()) return;
   const auto dtype = (weights.empty() ? states : weights)[0].scalar_type();
   check_kernel_dtype("step_apply_", dtype);
@@ -145,11 +136,11 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
   });
 }
 
-void update_table_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTensor& velocity,
-                       const OptionalTensor& bias, const OptionalTensor& bias_accumulator,
-                       const OptionalTensor& bias_velocity, const Tensor& rows, const Tensor& positions,
-                       const Tensor& grad_inputs, const Tensor& grad_items, const OptionalTensor& grad_bias,
-                       const Tensor& moves, const Tensor& numbers) {
+void update_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTensor& velocity,
+                 const OptionalTensor& bias, const OptionalTensor& bias_accumulator,
+                 const OptionalTensor& bias_velocity, const Tensor& rows, const Tensor& positions,
+                 const Tensor& grad_inputs, const Tensor& grad_items, const OptionalTensor& grad_bias,
+                 const Tensor& moves, const Tensor& numbers) {
   const at::Device device = weight.device();
   const auto dtype = weight.scalar_type();
   check_kernel_dtype("step_rows_", dtype);
@@ -191,7 +182,7 @@ GRF_CUDA_IMPL(m) {
   m.impl("step_gather", &gather);
   m.impl("step_settle_", &settle);
   m.impl("step_apply_", &apply);
-  m.impl("step_rows_", &update_table_rows);
+  m.impl("step_rows_", &update_rows);
 }
 
 }  // namespace

@@ -36,8 +36,7 @@ void check_events(const Block& block, int64_t n_items) {
     const bool dead = input == -1 && target == -1 && !block.reset[i];
     TORCH_CHECK_VALUE(dead || (0 <= input && input < n_items && 0 <= target && target < n_items), "item index ",
                       0 <= input && input < n_items ? target : input, " is out of range for a catalogue of ", n_items,
-                      " items; a dead lane has -1 as input and target,"
-                      " and no reset");
+                      " items");
   }
 }
 
@@ -85,10 +84,10 @@ class PollTimer {
 
 // The fused training step for parameters of type T.
 template <typename T>
-class TypedTrainingStep final : public FusedTrainingStep {
+class StepImpl final : public FusedTrainingStep {
  public:
-  TypedTrainingStep(const NetworkParameters& network, const ScoreOptions& options, const at::Tensor& log_support,
-                    int64_t steps, int64_t accumulate)
+  StepImpl(const NetworkParameters& network, const ScoreOptions& options, const at::Tensor& log_support, int64_t steps,
+           int64_t accumulate)
       : network_(network),
         stack_(network.layers, network.dropout_p_hidden, network.dropout_seed, options.precision),
         output_(network.output_weight, network.output_bias, log_support, options),
@@ -280,9 +279,9 @@ class TypedTrainingStep final : public FusedTrainingStep {
   void compute_gradients(const Block& block, bool add, const AdagradOptions<T>& options) {
     const int64_t rows = block.range.rows(), width = embedding_.width;
     if (single_step_) {
-      stack_.compute_weight_gradients_and_update(options);
+      stack_.compute_gradients_and_update(options);
     } else {
-      stack_.compute_weight_gradients(add);
+      stack_.compute_gradients(add);
     }
     stack_.write_states();
     if (network_.embedding.defined()) {
@@ -339,9 +338,8 @@ std::unique_ptr<FusedTrainingStep> FusedTrainingStep::make(const NetworkParamete
                                                            int64_t steps, int64_t accumulate) {
   const auto dtype = network.output_weight.weight.scalar_type();
   check_kernel_dtype("FusedTrainingStep", dtype);
-  if (dtype == at::kDouble)
-    return std::make_unique<TypedTrainingStep<double>>(network, options, log_support, steps, accumulate);
-  return std::make_unique<TypedTrainingStep<float>>(network, options, log_support, steps, accumulate);
+  if (dtype == at::kDouble) return std::make_unique<StepImpl<double>>(network, options, log_support, steps, accumulate);
+  return std::make_unique<StepImpl<float>>(network, options, log_support, steps, accumulate);
 }
 
 }  // namespace grf

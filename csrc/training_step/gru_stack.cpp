@@ -114,7 +114,7 @@ void GruStack<T>::backward(const Lanes& lanes, const T* grad_output) {
 }
 
 template <typename T>
-void GruStack<T>::compute_weight_gradients(Layer& layer, bool add, const AdagradOptions<T>* update) {
+void GruStack<T>::compute_gradients(Layer& layer, bool add, const AdagradOptions<T>* update) {
   const int64_t rows = range_.rows(), gates = 3 * layer.hidden, input = layer.input;
   const T* grad_gates = layer.grad_gate_inputs.data();
   // gru_backward_weights writes the gradient of a bias even if the layer has none; it then goes to unused memory.
@@ -143,8 +143,8 @@ void GruStack<T>::compute_weight_gradients(Layer& layer, bool add, const Adagrad
 }
 
 template <typename T>
-void GruStack<T>::compute_weight_gradients(bool add, const AdagradOptions<T>* update) {
-  for (Layer& layer : layers_) compute_weight_gradients(layer, add, update);
+void GruStack<T>::compute_gradients(bool add, const AdagradOptions<T>* update) {
+  for (Layer& layer : layers_) compute_gradients(layer, add, update);
 }
 
 template <typename T>

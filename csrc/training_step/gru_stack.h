@@ -42,7 +42,7 @@ class GruStack {
   int64_t output_width() const { return layers_.back().hidden; }
 
   // Allocates memory for a block and computes its dropout masks. The caller must not change x [T, B, input_width()],
-  // the states, one [B, H] per layer, and `reset` [T, B] until it has called compute_weight_gradients.
+  // the states, one [B, H] per layer, and `reset` [T, B] until it has called compute_gradients.
   void prepare(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
   // Computes output() [T, B, H] from x. With T = 1, `lanes` may be some of the lanes, and several threads may process
@@ -56,20 +56,18 @@ class GruStack {
   T* grad_x() { return layers_.front().grad_x(); }
 
   // Computes the gradients of all parameters, or adds to them with `add`. `backward` must have run for all lanes.
-  void compute_weight_gradients(bool add) { compute_weight_gradients(add, nullptr); }
+  void compute_gradients(bool add) { compute_gradients(add, nullptr); }
 
   // The same at T = 1, but updates the parameters at once and does not store the gradients of the weights: their rows
   // are used as they are computed.
-  void compute_weight_gradients_and_update(const AdagradOptions<T>& options) {
-    compute_weight_gradients(false, &options);
-  }
+  void compute_gradients_and_update(const AdagradOptions<T>& options) { compute_gradients(false, &options); }
 
   // Copies the outputs of the last step to the states.
   void write_states();
 
   void scale_gradients(T factor);
 
-  // Updates the parameters by the gradients of compute_weight_gradients.
+  // Updates the parameters by the gradients of compute_gradients.
   void update(const AdagradOptions<T>& options);
 
  private:
@@ -87,8 +85,8 @@ class GruStack {
   GruLayer<T> gru_layer(Layer& layer, const Lanes& lanes) const;
   void forward(Layer& layer, const Lanes& lanes);
   void backward(Layer& layer, const Lanes& lanes, const T* grad_output);
-  void compute_weight_gradients(bool add, const AdagradOptions<T>* update);
-  void compute_weight_gradients(Layer& layer, bool add, const AdagradOptions<T>* update);
+  void compute_gradients(bool add, const AdagradOptions<T>* update);
+  void compute_gradients(Layer& layer, bool add, const AdagradOptions<T>* update);
 
   std::vector<Layer> layers_;
   double dropout_;

@@ -228,8 +228,9 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
   multiply_by_blocks<T>(problem_.n, width, m, grad.skip(0, m).transposed(), h, update_negatives, options_.precision);
   const int64_t n_others = static_cast<int64_t>(for_other_rows_.size());
   at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
+    for (int64_t i = begin; i < end; ++i) {
       update_item(for_other_rows_[i], nullptr, nullptr, i + 1 < end ? for_other_rows_[i + 1].row : -1);
+    }
   });
 }
 

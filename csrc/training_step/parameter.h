@@ -22,10 +22,8 @@ struct Parameter {
   RowTable<T> rows(const char* name) const {
     for (const at::Tensor* tensor : {&weight, &accumulator, &velocity}) {
       if (tensor == &velocity && !velocity.defined()) continue;
-      TORCH_CHECK_VALUE(
-          tensor->defined() && tensor->device().is_cpu() && tensor->is_contiguous(), name,
-          ": its weight and optimizer state must be contiguous tensors on the CPU, and the accumulator must"
-          " exist");
+      TORCH_CHECK_VALUE(tensor->defined() && tensor->device().is_cpu() && tensor->is_contiguous(), name,
+                        ": needs an accumulator, and all its tensors must be contiguous and on the CPU");
       TORCH_CHECK_VALUE(tensor->scalar_type() == c10::CppTypeToScalarType<T>::value, name, " is ",
                         tensor->scalar_type(), ", not ", c10::CppTypeToScalarType<T>::value);
       TORCH_CHECK_VALUE(tensor->sizes() == weight.sizes(), name, ": its optimizer state is ", tensor->sizes(), ", not ",
