@@ -18,7 +18,7 @@ struct GruArguments {
   bool reset_after;
   at::Tensor state, weight, bias, reset, mask;
 
-  // `block` is the argument that gives T, of shape [T, B, width * H].
+  // `block` [T, B, width * H] is a tensor of the operator that determines T.
   GruArguments(const at::Tensor& block, int64_t width, const at::Tensor& state, const at::Tensor& weight_hh,
                const std::optional<at::Tensor>& bias_hh, const std::optional<at::Tensor>& reset,
                const std::optional<at::Tensor>& output_mask, std::string_view form);

@@ -18,7 +18,7 @@ struct GruLaneGradients {
 
 // The gradients that gru_backward_weights writes or, with `add`, adds to: weight [3H, H] and bias [3H]. At T = 1
 // `use_weight` may be given; `weight` is then ignored, and the callback receives the weight's gradient in blocks of
-// rows as they are computed. It may overwrite the weight, which is not read any more.
+// rows as they are computed. It may update the layer's weight, which is not read any more.
 template <typename T>
 struct GruWeightGradients {
   T *weight, *bias;

@@ -22,12 +22,11 @@ bool runs_in_one_launch(const GruArguments& args) {
          gru_runs_in_one_launch(args.lanes, args.hidden, static_cast<int64_t>(args.state.element_size()));
 }
 
-// The rows of the recurrent weights that multiply the previous state: all in the reset_after form, else those of r and
-// z.
+// Rows of the recurrent weights that multiply the previous state: all in the reset_after form, else those of r and z.
 Tensor weight_of_state(const GruArguments& args, const Tensor& weight) {
   return weight.narrow(0, 0, (args.reset_after ? 3 : 2) * args.hidden);
 }
-// The rows of the gate n.
+// Rows of the recurrent weights of gate n.
 Tensor weight_of_n(const GruArguments& args, const Tensor& weight) {
   return weight.narrow(0, 2 * args.hidden, args.hidden);
 }

@@ -8,8 +8,8 @@ namespace {
 
 #ifdef __CUDACC__
 // Up to kMaxSingleLaneBlocks lanes, each lane gets a block, and all blocks run at once. With more, kLanesPerBlock lanes
-// share a block. More than kMaxLanesInOneLaunch lanes would need several waves of blocks, and suffice to make torch's
-// matrix products efficient.
+// share a block. With more than kMaxLanesInOneLaunch lanes, blocks would run in several waves, while torch's matrix
+// products are efficient.
 constexpr int64_t kMaxSingleLaneBlocks = 128, kMaxLanesInOneLaunch = 2048;
 
 // Returns the largest shared memory of a block on the current GPU, in bytes.

@@ -179,7 +179,7 @@ class StepImpl final : public FusedTrainingStep {
     for (size_t layer = 0; layer < hidden.size(); ++layer) {
       const int64_t width = network_.layers[layer].weight_hh.weight.size(1);
       const at::Tensor state = contiguous(hidden[layer], "hidden", {lanes, width}, c10::CppTypeToScalarType<T>::value);
-      TORCH_CHECK_VALUE(state.is_same(hidden[layer]), "hidden must be contiguous: it is updated in place");
+      TORCH_CHECK_VALUE(state.is_same(hidden[layer]), "hidden must be contiguous, since it is updated in place");
       pointers.push_back(state.template mutable_data_ptr<T>());
     }
     return pointers;
