@@ -394,10 +394,10 @@ def test_one_thread_at_a_time() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inputs": torch.tensor([[1, 2, 3, 40]])}, "items are no indices of a catalogue of 40 items"),
-        ({"targets": torch.tensor([[1, 2, 3, -1]])}, "items are no indices"),
+        ({"inputs": torch.tensor([[1, 2, 3, 40]])}, "item index 40 is out of range for a catalogue of 40 items"),
+        ({"targets": torch.tensor([[1, 2, 3, -1]])}, "item index -1 is out of range"),
         ({"targets": torch.tensor([[1, 2, 3]])}, r"targets must be \[1, 4\]"),
-        ({"negatives": torch.tensor([[1, 41]])}, "negatives hold 41, the catalogue has 40 items"),
+        ({"negatives": torch.tensor([[1, 41]])}, "negative 41 is out of range for a catalogue of 40 items"),
         ({"negatives": torch.tensor([[1], [2]])}, r"negatives must be \[1, 1\]"),
         ({"negatives": torch.tensor([1, 2])}, r"negatives must be \[T, N\], not \[2\]"),
         ({"inputs": torch.zeros(0, 4, dtype=torch.int64)}, r"inputs must be \[T, B\] with T > 0"),

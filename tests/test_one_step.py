@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from native import why_not_emulated
-from oracle import Dropout, Options, Trainer, play, random_weights, zero_state
+from oracle import Dropout, Options, Trainer, random_weights, session_steps, zero_state
 from package_run import PackageRun
 from plain_pytorch import plain_step
 
