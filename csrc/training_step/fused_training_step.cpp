@@ -188,7 +188,7 @@ class Step final : public FusedTrainingStep {
     const int64_t lanes = player.n_lanes(), rows = steps_ * lanes;
     int64_t *inputs = events_.room(2 * rows), *targets = inputs + rows;
     bool* reset = reset_.room(rows);
-    player.play(steps_, inputs, targets, reset);
+    player.make_steps(steps_, inputs, targets, reset);
     check_events({{steps_, lanes, first_step}, inputs, targets, reset, nullptr, 0}, output_.n_items());
     int64_t steps = 0;
     while (steps < steps_ &&

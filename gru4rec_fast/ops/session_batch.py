@@ -113,25 +113,25 @@ def session_batch_reference(
     n_played = n_sessions if order is None else len(order)
     session, position, unstarted = lane_session.tolist(), lane_position.tolist(), int(cursor)
     if not 0 <= unstarted <= n_played:
-        raise ValueError(f"cursor={unstarted}: must be in [0, {n_played}], the number of sessions to play")
+        raise ValueError(f"cursor={unstarted}: must be in [0, {n_played}], the length of order")
 
     def bounds(place: int) -> tuple[int, int]:
         played = place if order is None else int(order[place])
         if not 0 <= played < n_sessions:
-            raise ValueError(f"order[{place}]={played}: offsets hold {n_sessions} sessions")
+            raise ValueError(f"order[{place}]={played}: the log has sessions 0 to {n_sessions - 1}")
         begin, end = int(offsets[played]), int(offsets[played + 1])
         if not 0 <= begin <= end <= n_events:
-            raise ValueError(f"offsets[{played}:{played + 2}]=[{begin}, {end}]: no range of the {n_events} items")
+            raise ValueError(f"offsets[{played}:{played + 2}]=[{begin}, {end}]: not a range of the {n_events} items")
         return begin, end
 
     ends = [0] * n_lanes  # one past the last event of each lane's session
     for lane, place in enumerate(session):
         if not -1 <= place <= n_played:
-            raise ValueError(f"lane_session[{lane}]={place}: must be in [-1, {n_played}]")
+            raise ValueError(f"lane_session[{lane}]={place}: must be in [-1, {n_played}], where {n_played} is the length of order")
         if 0 <= place < n_played:
             begin, ends[lane] = bounds(place)
             if not begin <= position[lane] < ends[lane]:
-                raise ValueError(f"lane_position[{lane}]={position[lane]}: its session is [{begin}, {ends[lane]})")
+                raise ValueError(f"lane_position[{lane}]={position[lane]}: the events of its session are [{begin}, {ends[lane]})")
 
     event = [[-1] * n_lanes for _ in range(steps)]  # index of the input event
     reset = [[False] * n_lanes for _ in range(steps)]
