@@ -205,7 +205,7 @@ def good_arguments() -> dict[str, Any]:
         ({"lane_session": torch.tensor([-2, 0])}, r"lane_session\[0\]=-2"),
         (
             {"lane_session": torch.tensor([0, 1]), "lane_position": torch.tensor([2, 2])},
-            r"lane_position\[1\]=2: the events of its session are \[3, 5\)",
+            r"lane_position\[1\]=2: its session is items\[3:5\]",
         ),
     ],
 )

@@ -41,13 +41,13 @@ void SessionBatcher::read_state() {
   lanes_.resize(sessions.numel());
   for (size_t i = 0; i < lanes_.size(); ++i) {
     TORCH_CHECK_VALUE(order_index[i] >= -1 && order_index[i] <= order_length_, "lane_session[", i, "]=", order_index[i],
-                      ": must be in [-1, ", order_length_, "], where ", order_length_, " is the length of order");
+                      ": must be in [-1, ", order_length_, "], the length of order");
     // A lane without a session has no next event (end = position + 1), so it starts a session at the next step.
     lanes_[i] = {order_index[i], position[i], position[i] + 1};
     if (order_index[i] == -1 || order_index[i] == order_length_) continue;
     const EventRange range = session_events(order_index[i]);
     TORCH_CHECK_VALUE(range.begin <= position[i] && position[i] < range.end, "lane_position[", i, "]=", position[i],
-                      ": the events of its session are [", range.begin, ", ", range.end, ")");
+                      ": its session is items[", range.begin, ":", range.end, "]");
     lanes_[i].end = range.end;
   }
 }

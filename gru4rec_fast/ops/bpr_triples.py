@@ -142,8 +142,8 @@ def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: 
         fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < 1 << 31
     if not fits:
         raise ValueError(
-            "users and starts do not fit the graph: draw from users that have an item and have not all items, "
-            "starts being the running sum of their degrees, below 2**31"
+            "users and starts do not fit the graph: each user must have at least one item but not all of them, "
+            "and starts must be the cumulative sum of their degrees, below 2**31"
         )
 
 

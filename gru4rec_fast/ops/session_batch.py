@@ -127,11 +127,11 @@ def session_batch_reference(
     ends = [0] * n_lanes  # one past the last event of each lane's session
     for lane, place in enumerate(session):
         if not -1 <= place <= n_played:
-            raise ValueError(f"lane_session[{lane}]={place}: must be in [-1, {n_played}], where {n_played} is the length of order")
+            raise ValueError(f"lane_session[{lane}]={place}: must be in [-1, {n_played}], the length of order")
         if 0 <= place < n_played:
             begin, ends[lane] = bounds(place)
             if not begin <= position[lane] < ends[lane]:
-                raise ValueError(f"lane_position[{lane}]={position[lane]}: the events of its session are [{begin}, {ends[lane]})")
+                raise ValueError(f"lane_position[{lane}]={position[lane]}: its session is items[{begin}:{ends[lane]}]")
 
     event = [[-1] * n_lanes for _ in range(steps)]  # index of the input event
     reset = [[False] * n_lanes for _ in range(steps)]
