@@ -447,7 +447,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"bias_1": torch.zeros(1, 4)}, r"bias_1 must be float32 \[4\]"),
     ({"bias_2": torch.zeros(5)}, r"bias_2 must be float32 \[4\]"),
     ({"neighbors": torch.tensor([2, 3])}, r"neighbors\[1\]=3: the graph has nodes 0 to 2"),
-    ({"rows": torch.tensor([1, 1])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([1, 1])}, "rows must be strictly increasing nodes from 0 to 2"),
     ({"columns": torch.tensor([0, 1, 2])}, "columns: give rows too"),
     ({"bias_2": torch.zeros(4, device="meta")}, r"bias_2 must be float32 \[4\] on cpu, not float32 \[4\] on meta"),
     ({"offsets": torch.tensor([0, 1, 1, 2], device="meta")}, "offsets is on meta"),

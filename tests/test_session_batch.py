@@ -194,9 +194,9 @@ def good_arguments() -> dict[str, Any]:
         ({"lane_position": torch.zeros(3, dtype=torch.int64)}, r"lane_position must be int64 \[2\]"),
         ({"cursor": torch.zeros(2, dtype=torch.int64)}, r"cursor must be int64 \[1\]"),
         ({"steps": -1}, "steps=-1"),
-        ({"order": torch.tensor([0, 2])}, r"order\[1\]=2: offsets hold 2 sessions"),
+        ({"order": torch.tensor([0, 2])}, r"order\[1\]=2: the log has sessions 0 to 1"),
         ({"order": torch.tensor([0, -1])}, r"order\[1\]=-1"),
-        ({"offsets": torch.tensor([0, 3, 6])}, r"offsets\[1:3\]=\[3, 6\]: no range of the 5 items"),
+        ({"offsets": torch.tensor([0, 3, 6])}, r"offsets\[1:3\]=\[3, 6\]: not a range of the 5 items"),
         ({"offsets": torch.tensor([0, 3, 2])}, r"offsets\[1:3\]=\[3, 2\]"),
         ({"offsets": torch.tensor([-1, 3, 5])}, r"offsets\[0:2\]=\[-1, 3\]"),
         ({"cursor": torch.tensor([3])}, "cursor=3"),
@@ -205,7 +205,7 @@ def good_arguments() -> dict[str, Any]:
         ({"lane_session": torch.tensor([-2, 0])}, r"lane_session\[0\]=-2"),
         (
             {"lane_session": torch.tensor([0, 1]), "lane_position": torch.tensor([2, 2])},
-            r"lane_position\[1\]=2: its session is \[3, 5\)",
+            r"lane_position\[1\]=2: its session is items\[3:5\]",
         ),
     ],
 )

@@ -192,7 +192,7 @@ class StepImpl final : public FusedTrainingStep {
     const int64_t lanes = batcher.n_lanes(), rows = steps_ * lanes;
     int64_t *inputs = events_.reserve(2 * rows), *targets = inputs + rows;
     bool* reset = reset_.reserve(rows);
-    batcher.play(steps_, inputs, targets, reset);
+    batcher.make_steps(steps_, inputs, targets, reset);
     check_events({{steps_, lanes, first_step}, inputs, targets, reset, nullptr, 0}, output_.n_items());
     int64_t steps = 0;
     while (steps < steps_ &&

@@ -144,8 +144,8 @@ def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: 
         fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < _LIMIT
     if not fits:
         raise ValueError(
-            "users and starts do not fit the graph: every user must have at least one item and not all of them, "
-            "and starts must be the cumulative sum of their degrees, less than 2**31"
+            "users and starts do not fit the graph: each user must have at least one item but not all of them, "
+            "and starts must be the cumulative sum of their degrees, below 2**31"
         )
 
 

@@ -177,7 +177,7 @@ def check_graph(offsets: Tensor, neighbors: Tensor) -> None:
     """Raise ValueError unless `offsets` increase from 0 to the number of `neighbors`, and all neighbors are nodes."""
     n_nodes, n_entries = offsets.shape[0] - 1, neighbors.shape[0]
     if int(offsets[0]) != 0 or int(offsets[-1]) != n_entries or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must rise from 0 to {n_entries}, the number of neighbors, and never fall")
+        raise ValueError(f"offsets must increase from 0 to {n_entries}, the number of neighbors")
     outside = (neighbors < 0) | (neighbors >= n_nodes)
     if bool(outside.any()):
         entry = int(outside.int().argmax())
@@ -187,7 +187,7 @@ def check_graph(offsets: Tensor, neighbors: Tensor) -> None:
 def check_nodes(name: str, nodes: Tensor, n_nodes: int) -> None:
     """Raise ValueError unless `nodes` are in range and strictly increasing; synchronizes with a GPU."""
     if len(nodes) and (int(nodes[0]) < 0 or int(nodes[-1]) >= n_nodes or bool((nodes.diff() <= 0).any())):
-        raise ValueError(f"{name} must be nodes in 0 to {n_nodes - 1}, each rising above the one before")
+        raise ValueError(f"{name} must be strictly increasing nodes from 0 to {n_nodes - 1}")
 
 
 def _fake(features: Tensor, offsets: Tensor, neighbors: Tensor, rows: Tensor | None, *_: Any) -> Tensor:

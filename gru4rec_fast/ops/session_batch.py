@@ -104,27 +104,27 @@ def session_batch_reference(
     n_ordered = n_sessions if order is None else len(order)
     session, position, next_session = lane_session.tolist(), lane_position.tolist(), int(cursor)
     if not 0 <= next_session <= n_ordered:
-        raise ValueError(f"cursor={next_session}: must be in [0, {n_ordered}], the number of sessions of the epoch")
+        raise ValueError(f"cursor={next_session}: must be in [0, {n_ordered}], the length of order")
 
     def bounds(index: int) -> tuple[int, int]:
         """Return the first event of session order[index], and the event after its last one."""
         s = index if order is None else int(order[index])
         if not 0 <= s < n_sessions:
-            raise ValueError(f"order[{index}]={s}: offsets hold {n_sessions} sessions")
+            raise ValueError(f"order[{index}]={s}: the log has sessions 0 to {n_sessions - 1}")
         start, end = int(offsets[s]), int(offsets[s + 1])
         if not 0 <= start <= end <= n_events:
-            raise ValueError(f"offsets[{s}:{s + 2}]=[{start}, {end}]: no range of the {n_events} items")
+            raise ValueError(f"offsets[{s}:{s + 2}]=[{start}, {end}]: not a range of the {n_events} items")
         return start, end
 
     session_end = [0] * n_lanes
     for lane, index in enumerate(session):
         if not -1 <= index <= n_ordered:
-            raise ValueError(f"lane_session[{lane}]={index}: must be in [-1, {n_ordered}]")
+            raise ValueError(f"lane_session[{lane}]={index}: must be in [-1, {n_ordered}], the length of order")
         if 0 <= index < n_ordered:
             start, session_end[lane] = bounds(index)
             if not start <= position[lane] < session_end[lane]:
                 raise ValueError(
-                    f"lane_position[{lane}]={position[lane]}: its session is [{start}, {session_end[lane]})"
+                    f"lane_position[{lane}]={position[lane]}: its session is items[{start}:{session_end[lane]}]"
                 )
 
     event = [[-1] * n_lanes for _ in range(steps)]  # index in `items` of the input

@@ -1,11 +1,12 @@
-#include "cuda_emulator/machine.h"
+// Launches, blocks, and the choice of the thread that runs next.
+#include "cuda_emulator/interface.h"
 
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
 
-#include "cuda_emulator/machine_parts.h"
+#include "cuda_emulator/emulator.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 asm(R"(
@@ -36,47 +37,47 @@ grf_fiber_switch:
 namespace grf {
 namespace simt {
 
-Machine& machine() {
-  static Machine* only = new Machine;  // never destroyed: kernels may run while the process ends
-  return *only;
+Emulator& emulator() {
+  static Emulator* instance = new Emulator;  // never destroyed: kernels may run while the process ends
+  return *instance;
 }
 
-thread_local bool inside = false;
+thread_local bool in_kernel = false;
 
-void Machine::run(const Launch& launch, void (*body)(const void*), const void* of) {
+void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure) {
   const std::lock_guard<std::mutex> guard(mutex_);
   launch_ = launch;
-  body_ = body;
-  of_ = of;
-  const auto refuse = [&](const char* why) {
-    throw std::runtime_error(std::string(launch.kernel) + ": invalid launch configuration: " + why);
+  thread_body_ = thread_body;
+  closure_ = closure;
+  const auto refuse = [&](const char* reason) {
+    throw std::runtime_error(std::string(launch.kernel) + ": invalid launch configuration: " + reason);
   };
   const dim3 &grid = launch.grid, &block = launch.block;
-  if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) refuse("an extent of 0");
-  if (grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) refuse("too many blocks");
-  if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads");
-  if (launch.shared_bytes > kSharedLimit) refuse("more shared memory than a block has");
+  if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) refuse("a dimension of 0");
+  if (grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) refuse("more blocks than (2^31 - 1, 65535, 65535)");
+  if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or 64 in z");
+  if (launch.shared_bytes > kSharedLimit) refuse("more than 227 KB of shared memory");
   n_threads_ = size_t{block.x} * block.y * block.z;
   random_.state = seed * 0x2545F4914F6CDD1Du + static_cast<uint64_t>(++launches);
-  failed_ = failed_check_ = false;
-  shadow_.begin_launch();
-  block_number_ = 0;
-  for (const uint64_t number : blocks_to_run()) {
-    begin_block(number);
+  failed_ = failed_in_check_ = false;
+  shadow_memory_.start_launch();
+  run_index_ = 0;
+  for (const uint64_t flat_index : blocks_to_run()) {
+    start_block(flat_index);
     run_block();
-    ++block_number_;
+    ++run_index_;
     if (failed_) break;
   }
   if (!failed_) return;
   std::ostringstream text;
   text << failure_;
-  if (failed_check_) throw std::invalid_argument(text.str());
-  text << " [kernel " << launch_.kernel << ", block " << where(block_) << ", emulation seed " << seed << ", launch "
-       << launches << "]";
+  if (failed_in_check_) throw std::invalid_argument(text.str());
+  text << " [kernel " << launch_.kernel << ", block " << format_index(block_) << ", emulation seed " << seed
+       << ", launch " << launches << "]";
   throw std::runtime_error(text.str());
 }
 
-std::vector<uint64_t> Machine::blocks_to_run() {
+std::vector<uint64_t> Emulator::blocks_to_run() {
   const uint64_t total = uint64_t{launch_.grid.x} * launch_.grid.y * launch_.grid.z;
   std::vector<uint64_t> blocks;
   if (block_limit > 0 && total > static_cast<uint64_t>(block_limit)) {
@@ -92,8 +93,8 @@ std::vector<uint64_t> Machine::blocks_to_run() {
   return blocks;
 }
 
-void Machine::begin_block(uint64_t number) {
-  block_ = unflatten(number, launch_.grid);
+void Emulator::start_block(uint64_t flat_index) {
+  block_ = unflatten(flat_index, launch_.grid);
   barriers_ = 0;
   at_barrier_ = 0;
   unfinished_ = n_threads_;
@@ -104,42 +105,42 @@ void Machine::begin_block(uint64_t number) {
     ready_[i] = i;
     threads_[i] = Thread();
     threads_[i].index = unflatten(i, launch_.block);
-    threads_[i].fiber.prepare(stacks_.stack(i), Stacks::bytes(i), &Machine::entry);
+    threads_[i].fiber.prepare(stacks_.stack(i), FiberStacks::bytes(i), &Emulator::entry);
   }
   if (arena_used_ > 0) {
     std::memset(arena_state_.get(), 0, arena_used_);
-    shadow_.forget(reinterpret_cast<uintptr_t>(arena_.get()), arena_used_);
+    shadow_memory_.forget(reinterpret_cast<uintptr_t>(arena_.get()), arena_used_);
   }
   arena_used_ = shared_used_ = 0;
   arrays_.clear();
   allocations_.clear();
   dynamic_ = launch_.shared_bytes > 0 ? allocate_shared(launch_.shared_bytes, 16) : nullptr;
-  shadow_.begin_block(&clocks_);
+  shadow_memory_.start_block(&clocks_);
 }
 
-void Machine::run_block() {
+void Emulator::run_block() {
   while (unfinished_ > 0 && !failed_) {
     if (ready_.empty()) {
       if (at_barrier_ == unfinished_) {
         release_barrier();
       } else {
-        explain_standstill();
+        report_deadlock();
       }
       continue;
     }
-    const size_t pick = random_.below(ready_.size());
-    std::swap(ready_[pick], ready_.back());
+    const size_t chosen = random_.below(ready_.size());
+    std::swap(ready_[chosen], ready_.back());
     const size_t thread = ready_.back();
     ready_.pop_back();
     resume(thread);
   }
 }
 
-void Machine::resume(size_t thread) {
+void Emulator::resume(size_t thread) {
   running_ = thread;
-  inside = true;
+  in_kernel = true;
   scheduler_.switch_to(threads_[thread].fiber);
-  inside = false;
+  in_kernel = false;
   if (failed_) return;
   switch (threads_[thread].state) {
     case State::ready:
@@ -148,8 +149,8 @@ void Machine::resume(size_t thread) {
     case State::at_barrier:
       ++at_barrier_;
       break;
-    case State::in_exchange:
-      try_exchange(thread / kWarp);
+    case State::in_warp_operation:
+      try_warp_operation(thread / kWarpSize);
       break;
     case State::finished:
       --unfinished_;
@@ -157,69 +158,69 @@ void Machine::resume(size_t thread) {
   }
 }
 
-void Machine::entry() {
-  machine().start_thread();
+void Emulator::entry() {
+  emulator().start_thread();
 }
 
-void Machine::start_thread() {
-  Fiber::arrived(here().fiber, &scheduler_);
+void Emulator::start_thread() {
+  Fiber::finish_switch(running_thread().fiber, &scheduler_);
   try {
-    body_(of_);
+    thread_body_(closure_);
   } catch (const std::exception& error) {
-    stop(error.what());
+    record_failure(error.what());
   }
   while (true) wait(State::finished);
 }
 
-void Machine::wait(State state) {
-  inside = false;
-  Thread& thread = here();
+void Emulator::wait(State state) {
+  in_kernel = false;
+  Thread& thread = running_thread();
   thread.state = state;
   thread.fiber.switch_to(scheduler_);
-  inside = true;
+  in_kernel = true;
 }
 
-void Machine::make_ready(size_t thread) {
+void Emulator::make_ready(size_t thread) {
   threads_[thread].state = State::ready;
   ready_.push_back(thread);
 }
 
-void Machine::fail(const std::string& message, bool of_check) {
-  failed_check_ = of_check;
-  stop(message);
-  while (true) wait(State::finished);  // never comes back
+void Emulator::fail(const std::string& message, bool in_check) {
+  failed_in_check_ = in_check;
+  record_failure(message);
+  while (true) wait(State::finished);  // the scheduler never resumes this thread
 }
 
-// What the device language calls, and what tests set.
+// Functions of interface.h
 
 dim3 thread_index() {
-  return machine().here().index;
+  return emulator().running_thread().index;
 }
 dim3 block_index() {
-  return machine().block();
+  return emulator().block();
 }
 dim3 block_extent() {
-  return machine().launch().block;
+  return emulator().launch().block;
 }
 dim3 grid_extent() {
-  return machine().launch().grid;
+  return emulator().launch().grid;
 }
 
-void run(const Launch& launch, void (*body)(const void*), const void* of) {
-  machine().run(launch, body, of);
+void run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure) {
+  emulator().run(launch, thread_body, closure);
 }
 void set_seed(uint64_t seed) {
-  machine().seed = seed;
-  machine().launches = 0;
+  emulator().seed = seed;
+  emulator().launches = 0;
 }
 void set_block_limit(int64_t blocks) {
-  machine().block_limit = blocks;
+  emulator().block_limit = blocks;
 }
 int64_t most_blocks() {
-  return machine().block_limit > 0 ? int64_t{0x7FFFFFFF} : 16;
+  return emulator().block_limit > 0 ? int64_t{0x7FFFFFFF} : 16;
 }
 int64_t launches() {
-  return machine().launches;
+  return emulator().launches;
 }
 
 const char* checks() {
