@@ -131,9 +131,9 @@ def rehearse(name: str, folder: Path, out: Path, *options: str) -> dict[str, Any
     command += ["--seconds", "3000", *options]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     results = json.loads((out / "results.json").read_text())
-    told = ran.stdout[-3000:] + ran.stderr
-    assert ran.returncode == any(s["outcome"] != "ok" for s in results["stages"].values()), told
-    assert (out / "table.md").read_text().splitlines() == table.render([results]), told
+    output = ran.stdout[-3000:] + ran.stderr
+    assert ran.returncode == any(s["outcome"] != "ok" for s in results["stages"].values()), output
+    assert (out / "table.md").read_text().splitlines() == table.render([results]), output
     return results
 
 

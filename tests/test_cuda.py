@@ -56,13 +56,13 @@ def batches(device: str, impl: str) -> Outputs:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     order = torch.randperm(300, generator=torch.Generator().manual_seed(2))
     log = [t.to(device) for t in (torch.arange(int(offsets[-1]), dtype=torch.int32), offsets, order)]
-    played: list[Tensor] = []
+    outputs: list[Tensor] = []
     for lanes in (1, 37, 700, 3000):  # the last is too large for shared memory
         state = ops.session_batch_state(lanes, device)
         for steps in (1, 7):
-            played += ops.session_batch(*log, *state, steps, impl=impl)
-        played += state
-    return tuple(played)
+            outputs += ops.session_batch(*log, *state, steps, impl=impl)
+        outputs += state
+    return tuple(outputs)
 
 
 def triples(device: str, impl: str) -> Outputs:
@@ -121,48 +121,48 @@ def rankings(device: str, impl: str, n: int = 40, n_items: int = 701, most: int 
     hidden, weight, bias = (torch.randint(-2, 3, shape, generator=draws) for shape in shapes)
     table = [t.to(device, dtype) for dtype in (torch.float32, torch.float64) for t in (hidden, weight, bias)]
     targets, exclude = torch.arange(n).to(device), torch.arange(3 * n).view(n, 3).to(device)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for part in (table[:3], table[3:]):
-        found += ops.target_rank(*part, targets, impl=impl)
+        outputs += ops.target_rank(*part, targets, impl=impl)
         for k in (1, 20, most):
-            found += ops.top_k(*part, k, exclude, impl=impl)
-        found += ops.top_k(part[0][:1], *part[1:], 20, impl=impl)
-    return tuple(found)
+            outputs += ops.top_k(*part, k, exclude, impl=impl)
+        outputs += ops.top_k(part[0][:1], *part[1:], 20, impl=impl)
+    return tuple(outputs)
 
 
 def layers(device: str, impl: str) -> Outputs:
     """NGCF layers with integers and halves, which are exact in any order."""
     nodes = torch.arange(0, 50, 3, device=device)
     parts: list[dict] = [{}, {"rows": nodes}, {"Q": "plain+I", "P": "plain", "dtype": torch.float64}]
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for widths in ngcf.WHOLE:
         for activation in ACTIVATIONS:
             for part in parts:
-                found += ngcf.whole_layer(impl, widths, device, activation=activation, **part)
-    return tuple(found)
+                outputs += ngcf.whole_layer(impl, widths, device, activation=activation, **part)
+    return tuple(outputs)
 
 
 def recurrences(device: str, impl: str, dtype: torch.dtype) -> Outputs:
     """GRU with one launch for all steps, and with one launch per step."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for form in FORMS:
         for size in ((3, 7, 33), (2, 5, 140)):
             args = gru.as_dtype(gru.problem(form, *size, torch.float32), dtype)
-            found += gru.output_and_gradients([on(device, argument) for argument in args], impl)
-    return tuple(found)
+            outputs += gru.output_and_gradients([on(device, argument) for argument in args], impl)
+    return tuple(outputs)
 
 
 def losses(device: str, impl: str, dtype: torch.dtype) -> Outputs:
     """Each loss, with and without in-batch negatives, with every mask, in float32 and bfloat16."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for name in LOSSES:
         for in_batch in (True, False):
             options = {"loss": name, "in_batch": in_batch, **loss.PARAMETERS[name][0]}
             for given in (loss.problem(33, 100, 17, torch.float32), loss_bf16.bf16_problem(33, 100, 17)):
                 arguments = given if dtype == torch.float32 else loss.as_float64(given)
                 there = {key: on(device, argument) for key, argument in arguments.items()}
-                found += loss_bf16.with_gradients(impl, there, **options)
-    return tuple(found)
+                outputs += loss_bf16.with_gradients(impl, there, **options)
+    return tuple(outputs)
 
 
 # Small cases of every kernel family by name, which compute-sanitizer runs (benchmarks/gpu/call.py, -m sanitizer).

@@ -394,7 +394,7 @@ def test_a_user_out_of_range_is_named() -> None:
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not GOWALLA.is_dir(), reason="shared/data is not beside this checkout")
+@pytest.mark.skipif(not GOWALLA.is_dir(), reason="shared/data is missing next to this checkout")
 def test_gowalla_is_as_published(tmp_path: Path) -> None:
     train = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=train)

@@ -99,11 +99,11 @@ def ranking_call() -> Callable[[], object]:
 def batch_call() -> Callable[[], object]:
     items, offsets = torch.randint(50, (400,)), torch.arange(0, 401, 4)
 
-    def play() -> object:
+    def batch() -> object:
         lanes = torch.full((10,), -1), torch.zeros(10, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         return ops.session_batch(items, offsets, None, *lanes, 30, impl="native")
 
-    return play
+    return batch
 
 
 def draw_call() -> Callable[[], object]:
