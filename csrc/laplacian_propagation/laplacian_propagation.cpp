@@ -111,14 +111,7 @@ Tensor propagate(const Tensor& features, const Submatrix& graph, const Propagati
                                   static_cast<uint32_t>(options.step),
                                   static_cast<uint64_t>(options.seed),
                                   addend.defined() ? addend.const_data_ptr() : nullptr,
-                                  out.mutable_data_ptr(),
-                                  nullptr,
-                                  nullptr,
-                                  nullptr,
-                                  nullptr,
-                                  nullptr,
-                                  nullptr,
-                                  nullptr};
+                                  out.mutable_data_ptr()};
   if constexpr (kernels == Kernels::cuda) {
     cuda::multiply_matrix(args, e, offsets);
   } else {

@@ -36,13 +36,13 @@ struct PropagationArguments {
   void* out;           // [n_rows, width], written
 
   // Workspace of the CUDA kernels; null on the CPU.
-  void* row_scale;             // Sum [n_nodes]
-  void* column_scale;          // Sum [n_nodes]
-  int32_t* feature_rows;       // [n_nodes]: each node's row in `features`, -1 if not given; null without `columns`
-  void* segment_sums;          // Sum [max_segments(n_entries), width]
-  int64_t* segments;           // [max_segments, 2]: row of the result, index of the segment within this row
-  int64_t* long_rows;          // [max_segments, 2]: row of the result, index of its first segment in `segments`
-  unsigned long long* counts;  // [2], zero at first: segments, long rows
+  void* row_scale = nullptr;        // Sum [n_nodes]
+  void* column_scale = nullptr;     // Sum [n_nodes]
+  int32_t* feature_rows = nullptr;  // [n_nodes]: each node's row in `features`, -1 if not given; null without `columns`
+  void* segment_sums = nullptr;     // Sum [max_segments(n_entries), width]
+  int64_t* segments = nullptr;      // [max_segments, 2]: row of the result, index of the segment within this row
+  int64_t* long_rows = nullptr;     // [max_segments, 2]: row of the result, index of its first segment in `segments`
+  unsigned long long* counts = nullptr;  // [2], zero at first: segments, long rows
 };
 
 // Multiplies on the CPU. Raises ValueError where a neighbor is no node of the graph.

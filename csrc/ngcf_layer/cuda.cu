@@ -2,8 +2,8 @@
 //
 // Launch of all kernels: one dimension, any number of blocks of kNgcfThreads, no shared memory. A thread takes groups
 // of N neighboring columns of a row, in strides of the grid, and accesses each group at once. Neighboring threads take
-// neighboring groups, so all accesses are coalesced, except that the rows of self_features may be anywhere. Loops that
-// divide are not unrolled: most threads run one iteration, and four divisions at once would spill registers.
+// neighboring groups, so all accesses are coalesced, except that the rows of a node's own features may be anywhere.
+// Loops that divide are not unrolled: most threads run one iteration, and four divisions at once would spill registers.
 //
 // Times in the comments are estimates for an H200 (4.8 TB/s) and all 71,000 nodes of Gowalla, n_in = n_out = 64,
 // float32: a matrix [n_rows, 64] is 18 MB. Every kernel is bound by memory bandwidth unless its comment says otherwise.
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kNgcfThreads) make_inputs_kernel(NgcfRows<T> r
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const ColumnGroup<N> group(i, rows.n_in);
     const int64_t offset = group.row * rows.n_in + group.column;
-    const auto self = columns_at<T, N>(rows.self_features(group.row) + group.column);
+    const auto self = columns_at<T, N>(rows.self_row(group.row) + group.column);
     auto p = columns_at<T, N>(rows.propagated_p + offset);
     auto q = rows.propagated_q == rows.propagated_p ? p : columns_at<T, N>(rows.propagated_q + offset);
     for (int j = 0; j < N; ++j) {
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kNgcfThreads)
     const ColumnGroup<N> group(i, rows.n_in);
     const int64_t offset = group.row * rows.n_in + group.column;
     const T* grad_input = grad_inputs + group.row * 2 * rows.n_in + group.column;
-    const auto self = columns_at<T, N>(rows.self_features(group.row) + group.column);
+    const auto self = columns_at<T, N>(rows.self_row(group.row) + group.column);
     const auto propagated_q = columns_at<T, N>(rows.propagated_q + offset);
     const auto grad_product = columns_at<T, N>(grad_input + rows.n_in);
     auto p = columns_at<T, N>(grad_input);

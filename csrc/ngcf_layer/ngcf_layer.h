@@ -13,9 +13,8 @@ namespace grf {
 
 // Flags of a unit (one element of E'), which the forward pass saves for the backward pass. Without per_term,
 // kFirstPositive refers to the one sum.
-constexpr int kFirstPositive = 1;   // the first term's sum is positive
-constexpr int kSecondPositive = 2;  // the second term's sum is positive
-constexpr int kKept = 4;            // message dropout keeps the unit
+constexpr int kFirstPositive = 1, kSecondPositive = 2;  // the sum of the first, or of the second, term is positive
+constexpr int kKept = 4;                                // message dropout keeps the unit
 
 // What the inputs are computed from.
 template <typename T>
@@ -27,17 +26,14 @@ struct NgcfRows {
   const T *propagated_p, *propagated_q;
   bool p_adds_identity, q_adds_identity;
 
-  constexpr const T* self_features(int64_t row) const {
-    return features + (self_index == nullptr ? row : self_index[row]) * n_in;
-  }
+  constexpr const T* self_row(int64_t row) const { return features + (self_index ? self_index[row] : row) * n_in; }
 };
 
 // Activation and scale of the units.
 template <typename T>
 struct NgcfUnits {
   int64_t n_rows, n_out;
-  T slope;       // of LeakyReLU
-  T keep_scale;  // 1 / (1 - message_dropout)
+  T slope, keep_scale;  // of LeakyReLU; 1 / (1 - message_dropout)
 };
 
 // Random numbers of message dropout.

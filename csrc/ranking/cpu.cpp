@@ -99,30 +99,22 @@ constexpr int64_t kRowMultiple = 12;         // a multiple of kTileRows of every
 
 // The catalogue, and the queries packed in panels [n_panels][width][lanes]: a lane is a query's position in its panel.
 template <typename T>
-struct PackedArguments {
-  const T* weight;
-  const T* bias;  // or null
-  int64_t n_items, width, n_queries;
+struct PackedArguments : RankingArguments<T> {
   int64_t lanes, n_panels;
   std::vector<T> panels;
 
-  const T* panel(int64_t p) const { return panels.data() + p * width * lanes; }
-  const T* bias_from(int64_t item) const { return bias == nullptr ? nullptr : bias + item; }
-  int64_t queries_in(int64_t p) const { return std::min(lanes, n_queries - p * lanes); }
+  const T* panel(int64_t p) const { return panels.data() + p * this->width * lanes; }
+  const T* bias_from(int64_t item) const { return this->bias == nullptr ? nullptr : this->bias + item; }
+  int64_t queries_in(int64_t p) const { return std::min(lanes, this->n_queries - p * lanes); }
   int64_t rows_per_block() const {
-    const int64_t fit = kBlockBytes / (std::max<int64_t>(width, 1) * static_cast<int64_t>(sizeof(T)));
+    const int64_t fit = kBlockBytes / (std::max<int64_t>(this->width, 1) * static_cast<int64_t>(sizeof(T)));
     return std::max<int64_t>(fit / kRowMultiple, 1) * kRowMultiple;
   }
 };
 
 template <typename T>
 PackedArguments<T> pack_queries(const RankingArguments<T>& args) {
-  PackedArguments<T> packed;
-  packed.weight = args.weight;
-  packed.bias = args.bias;
-  packed.n_items = args.n_items;
-  packed.width = args.width;
-  packed.n_queries = args.n_queries;
+  PackedArguments<T> packed{args, 0, 0, {}};
   const int64_t vector_lanes = GRF_DISPATCH(vector_bytes)() / static_cast<int64_t>(sizeof(T));
   packed.lanes = packed.n_queries > vector_lanes ? 2 * vector_lanes : vector_lanes;  // few queries: less padding
   packed.n_panels = (packed.n_queries + packed.lanes - 1) / packed.lanes;

@@ -87,9 +87,9 @@ struct TopKLists {
   const int64_t* exclude;  // [n_queries, n_exclude], increasing; -1: padding
   int64_t n_exclude, n_catalogue;
   int64_t n_segments, k;
-  bool is_first_tile;      // `best` is uninitialized
-  ScoredItem<T>* best;     // [n_queries, n_segments, k], best first, then {-inf, kNone}
-  ScoredItem<T>* scratch;  // the same shape
+  bool is_first_tile;  // `best` is uninitialized
+  // [n_queries, n_segments, k] each. `best` is sorted, best first, and padded with {-inf, kNone}.
+  ScoredItem<T>*best, *scratch;
 };
 
 // Copies the target rows.

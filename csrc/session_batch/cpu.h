@@ -43,8 +43,7 @@ class SessionBatcher {
 
   at::Tensor items_, offsets_, order_;  // order_ is undefined if all sessions are used, in the log's order
   at::Tensor lane_session_, lane_position_, cursor_;
-  const int64_t* offsets_data_;
-  const int64_t* order_data_;  // null without order
+  const int64_t *offsets_data_, *order_data_;  // order_data_ is null without order
   int64_t n_sessions_, order_length_;
   int64_t next_order_index_ = 0;  // of the first session that no lane has started; the cursor
   std::vector<SessionLane> lanes_;

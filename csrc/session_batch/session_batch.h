@@ -27,14 +27,11 @@ struct SessionBatchArguments {
   int64_t n_events, n_sessions, order_length;
   int64_t n_lanes, steps;
   // The operator's state, updated in place. lane_session and lane_position are [n_lanes] with strides, cursor is [1].
-  int64_t* lane_session;
-  int64_t* lane_position;
-  int64_t* cursor;
+  int64_t *lane_session, *lane_position, *cursor;
   int64_t session_stride, position_stride;
-  SessionLane* scratch;  // [n_lanes]; null: the lanes fit in shared memory
-  int64_t* inputs;       // [steps, n_lanes], written, as are the next two
-  int64_t* targets;
-  bool* reset;
+  SessionLane* scratch;       // [n_lanes]; null: the lanes fit in shared memory
+  int64_t *inputs, *targets;  // [steps, n_lanes], written
+  bool* reset;                // [steps, n_lanes], written
 };
 
 // Lanes of more than this many bytes use `scratch`.
