@@ -36,7 +36,7 @@ def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> Interac
 
 
 def by_the_book(graph: InteractionGraph, by: str, n: int, seed: int, step: int) -> list[tuple[int, int, int]]:
-    """The specification in lists of plain integers."""
+    """Return the triples by the specification, in plain Python integers."""
     items = [graph.items_of(user).tolist() for user in range(graph.n_users)]
     candidates = [user for user in range(graph.n_users) if 0 < len(items[user]) < graph.n_items]
     pairs = [(user, item) for user in candidates for item in items[user]]
@@ -86,7 +86,8 @@ def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None
     graph = random_graph(300, 500, 8000, 1)
     graph.neighbors = graph.neighbors.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
     ours, theirs = (
-        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=how).draw(3)) for how in (impl, "reference")
+        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=how).draw(3))
+        for how in (impl, "reference")
     )
     assert torch.equal(ours, theirs)
 
@@ -94,7 +95,7 @@ def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None
 @impls
 @units
 def test_draws_are_uniform_and_unseen(impl: str, by: str) -> None:
-    """Chi-square over users, over a user's items and over a user's unseen items, each beyond its 0.1 % point."""
+    """Chi-square tests over users, positives of a user and negatives of a user, at the 0.1 % level."""
     graph = random_graph(6, 8, 20, 3)
     users, positives, negatives = TripleSampler(graph, 40_000, sample_by=by, seed=1, impl=impl).draw(0)
     degrees = np.diff(graph.offsets[: graph.n_users + 1])
@@ -119,7 +120,7 @@ def assert_follows(values: Tensor, support: np.ndarray, share: np.ndarray) -> No
 
 
 @impls
-def test_a_batch_does_not_depend_on_what_is_drawn_beside_it(impl: str) -> None:
+def test_a_triple_does_not_depend_on_the_number_of_triples(impl: str) -> None:
     graph = random_graph(20, 30, 100, 0)
     whole = torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(7))
     assert torch.equal(whole[:, :10], torch.stack(TripleSampler(graph, 10, seed=5, impl=impl).draw(7)))
@@ -243,7 +244,7 @@ def test_compiles_whole(impl: str) -> None:
 
 @kernels
 def test_items_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
-    """Items whose position needs more than 32 bits, in a file with a hole where user 0's would be."""
+    """Positions of items need more than 32 bits; the items are in a sparse file with a hole for user 0."""
     begin, n_items = 2**31 + 5, 9
     with open(tmp_path / "neighbors", "wb") as file:
         file.seek(begin * 4)
