@@ -56,7 +56,7 @@ def network_of(run: GoldenRun, impl: str) -> NGCFNetwork:
 
 
 def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
-    """Recorded weights under our names: gc is the first term, bi the second."""
+    """Return recorded weights by the names of this package: gc is the first term, bi the second."""
     stored = {key.removeprefix(f"{when}/"): value for key, value in run.arrays.items() if key.startswith(f"{when}/")}
     tables = [stored["embedding_dict.user_emb"], stored["embedding_dict.item_emb"]]
     state = {"embedding": np.concatenate(tables)}
@@ -198,7 +198,7 @@ def dense_ngcf(network: NGCFNetwork, drop: dict[str, Any], message_dropout: floa
 def test_ngcf_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], normalize_messages: bool, step: int
 ) -> None:
-    """Equation (7) stacked, its loss, and the gradients of both, in training with all dropouts."""
+    """Layers of equation (7), their loss and gradients, in training with all kinds of dropout."""
     network = NGCFNetwork(
         random_graph(*graph),
         4,
@@ -319,7 +319,7 @@ def test_a_step_for_all_nodes_asks_for_no_number(network_class: Any) -> None:
 
 
 def test_neighborhoods() -> None:
-    """A path u0 - i0 - u1 - i1 - u2 - i2 and a user and an item that stand alone: nodes 0..3 and 4..7."""
+    """Return the graph of the path u0 - i0 - u1 - i1 - u2 - i2, and one user and one item without edges."""
     graph = GraphIndices(InteractionGraph.from_arrays([0, 1, 1, 2, 2], [0, 0, 1, 1, 2], n_users=4, n_items=4))
     assert graph.with_neighbors(torch.tensor([0])).tolist() == [0, 4]
     assert graph.with_neighbors(torch.tensor([0, 4])).tolist() == [0, 1, 4]
@@ -346,7 +346,7 @@ def test_laplacian_propagation(impl: str, matrix: str) -> None:
 @impls
 @pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
 def test_low_precision_follows_double(impl: str, network_class: Any) -> None:
-    """float32 throughout, bfloat16 through one propagation: as near to float64 as their roundings allow."""
+    """Errors against float64 are within rounding, for float32 networks and for one propagation in bfloat16."""
     graph = random_graph(40, 60, 400, 1)
     network = network_class(graph, 32, seed=1, impl=impl).eval()
     single = network().detach()

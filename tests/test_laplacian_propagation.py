@@ -78,12 +78,12 @@ def test_forward_and_gradient_equal_the_dense_matrix(
 
 
 def power_law_graph(dtype: torch.dtype = torch.int32) -> tuple[Tensor, Tensor]:
-    """400 nodes of very different degrees; the hub has more neighbors than a kernel looks up at a time."""
+    """Return a graph of 400 nodes; one of them has more neighbors than a kernel reads at once."""
     return random_graph(20, 380, 800, seed=5, dtype=dtype, skewed=True)
 
 
 def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
-    """All nodes, none, one, or any number of them."""
+    """Draw None, no node, one node, or any number of nodes."""
     draws = torch.Generator().manual_seed(seed)
     if seed % 4 == 0:
         return None
@@ -110,7 +110,7 @@ def test_a_part_of_the_matrix(
     dropout: float,
     transposed: bool,
 ) -> None:
-    """Chosen rows of the product with chosen nodes' features, forward and gradient."""
+    """Selected rows of the product with the features of selected nodes, and the gradient."""
     offsets, neighbors = random_graph(*sizes, seed=rows_seed)
     n_nodes = len(offsets) - 1
     rows, columns = some_nodes(n_nodes, rows_seed), some_nodes(n_nodes, columns_seed)
@@ -156,7 +156,7 @@ def test_kernels_equal_reference(impl: str, matrix: str, dropout: float, width: 
 @every_matrix
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: torch.dtype) -> None:
-    """A sum of n terms, each rounded, in float32; then one rounding to the dtype."""
+    """The tolerance is that of a float32 sum of n rounded terms, and of a rounding to the dtype."""
     offsets, neighbors = power_law_graph()
     x = features(400, 64, dtype)
     dense = dense_matrix(offsets, neighbors, matrix, 0.2, 1, 2)
@@ -170,7 +170,7 @@ def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: tor
 
 @kernels
 def test_integer_features_sum_exactly(impl: str) -> None:
-    """Whole numbers are summed without rounding in any dtype and order, so all paths agree bit for bit."""
+    """Sums of integers are exact in any dtype and order, so all implementations return the same bits."""
     offsets, neighbors = power_law_graph()
     x = torch.randint(-3, 4, (400, 37), generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, torch.float64):
@@ -184,7 +184,7 @@ def test_integer_features_sum_exactly(impl: str) -> None:
 
 @impls
 def test_each_direction_is_dropped_on_its_own(impl: str) -> None:
-    """Masks of (row, column) and (column, row) differ, hit their share, and change with step and seed alone."""
+    """Masks of (row, column) and (column, row) differ, have the right rate, and depend only on step and seed."""
     offsets, neighbors = power_law_graph()
     x = torch.eye(400, dtype=torch.float64)
 
@@ -402,7 +402,7 @@ def test_devices_must_agree(impl: str) -> None:
 @kernels
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_entries_beyond_two_to_the_31st(impl: str, tmp_path: Path, dtype: torch.dtype) -> None:
-    """Neighbors whose position needs more than 32 bits, in a file with a hole where node 0's would be."""
+    """Positions of neighbors need more than 32 bits; they are in a sparse file with a hole for node 0."""
     begin = 2**31 + 5
     size = torch.iinfo(dtype).bits // 8
     with open(tmp_path / "neighbors", "wb") as file:

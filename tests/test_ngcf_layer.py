@@ -44,7 +44,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def weights_of(width: int, units: int, dtype: torch.dtype = torch.float64) -> Weights:
-    """W1, b1, W2, b2."""
+    """Return W1, b1, W2, b2."""
     shapes = ((width, units), (units,), (width, units), (units,))
     first, bias, second, other = (normal(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes, 1))
     return first, bias, second, other
@@ -55,7 +55,7 @@ def leaky(x: Tensor, slope: float) -> Tensor:
 
 
 def some_nodes(n_nodes: int, seed: int) -> Tensor:
-    """Any number of nodes, rising."""
+    """Draw any number of nodes, increasing."""
     draws = torch.Generator().manual_seed(seed)
     n = int(torch.randint(n_nodes + 1, (), generator=draws))
     return torch.randperm(n_nodes, generator=draws)[:n].sort().values
@@ -140,7 +140,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
 
 
 def large(impl: str = "native") -> tuple[Tensor, Tensor]:
-    """A graph whose rows make several blocks and parts; its hub has more entries than are looked at together."""
+    """Return a graph with several blocks of rows; one node has more entries than a kernel reads at once."""
     if impl == "emulated":  # the blocks are smaller there
         return random_graph(60, 90, 900, seed=5, skewed=True)
     return random_graph(900, 1300, 30_000, seed=5, skewed=True)
@@ -202,7 +202,7 @@ def whole_numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32
 
 
 def whole_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **changed: Any) -> list[Tensor]:
-    """E' and the gradients of a layer of whole numbers and halves, where nothing is rounded in whatever order."""
+    """Return E' and the gradients of a layer of multiples of 1/2, whose sums are exact in any order."""
     graph = [t.to(device) for t in random_graph(20, 30, 200, seed=3)]
     dtype = changed.pop("dtype", torch.float32)
     shapes = ((50, widths[0]), widths, (widths[1],), widths, (widths[1],))
@@ -253,7 +253,7 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(ac
     given = [normal(149, 12, dtype=torch.float32), *weights_of(12, 8, torch.float32)]
 
     def shifted(tensor: Tensor) -> Tensor:
-        """The same numbers, each in memory that ends one access of several and begins another."""
+        """Return a copy at an address that is not aligned for wide loads."""
         return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
     def run(inputs: list[Tensor]) -> list[Tensor]:
@@ -272,7 +272,7 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(ac
 
 @needs_emulation
 def test_features_beyond_two_to_the_31st() -> None:
-    """Features and their gradients of more numbers than 32 bits count, of which the last rows alone take memory."""
+    """More than 2**32 features and gradients, of which only the last rows use memory."""
     n, width = 2**19 + 6, 2**12
     E = torch.empty(n, width)
     rows = torch.tensor([n - 3, n - 1])

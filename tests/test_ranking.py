@@ -24,7 +24,7 @@ shapes = pytest.mark.parametrize(
 def problem(
     queries: int, items: int, width: int, dtype: torch.dtype, *, integers: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden, weight, bias, targets. Small integers make every sum exact, in whatever order, and ties plentiful."""
+    """Return hidden, weight, bias, targets. With small integers, sums are exact in any order and many scores tie."""
     generator = torch.Generator().manual_seed(queries * 7919 + items * 31 + width)
 
     def draw(*shape: int) -> Tensor:
@@ -37,7 +37,7 @@ def problem(
 
 
 def brute_force(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> np.ndarray:
-    """Scores [Q, I] in float64, by NumPy."""
+    """Return the scores [Q, I] in float64, by NumPy."""
     scores = np.einsum("qh,ih->qi", hidden.double().numpy(), weight.double().numpy())
     return scores if bias is None else scores + bias.double().numpy()
 
@@ -61,7 +61,7 @@ def test_target_rank_counts_exactly_on_integers(
 @dtypes
 @shapes
 def test_target_rank_of_real_numbers(impl: str, dtype: torch.dtype, queries: int, items: int, width: int) -> None:
-    """Only items whose score lies within rounding of the target's may be counted on either side."""
+    """Only items whose score is within rounding of the score of the target may be counted differently."""
     hidden, weight, bias, targets = problem(queries, items, width, dtype)
     scores = brute_force(hidden, weight, bias)
     gap = scores - scores[np.arange(queries), targets.numpy()][:, None]
@@ -114,7 +114,7 @@ def test_top_k_pads_where_too_few_items_are_left(impl: str) -> None:
 
 @dtypes
 def test_equal_rows_tie_wherever_they_stand(impl: str, dtype: torch.dtype) -> None:
-    """Copies of the target's row all over the catalogue; natively with any numbers, by BLAS with exact ones."""
+    """The catalogue has many copies of the target's row; the native kernel finds all ties, BLAS those of exact sums."""
     queries, n = (5, 301) if impl == "emulated" else (40, 3001)
     hidden, weight, bias, _ = problem(queries, n, 101, dtype, integers=impl != "native")
     copies = torch.tensor([0, 5, 6, 11, 12, n // 2 - 1, n - 13, n - 2, n - 1])
