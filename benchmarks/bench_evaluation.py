@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import LogShelf
-from machine import limits
 from interleave import timed
+from machine import limits
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionParallelLoader, SessionStore

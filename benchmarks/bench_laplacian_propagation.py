@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from interleave import Side, timed
 from machine import limits
 from torch import Tensor
-from interleave import Side, timed
 
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.ops import laplacian_propagation

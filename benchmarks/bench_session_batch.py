@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import LogShelf
-from machine import limits
 from interleave import Side, timed
+from machine import limits
 
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.ops import session_batch, session_batch_state

@@ -252,7 +252,7 @@ def test_a_second_epoch_object_continues_from_the_position() -> None:
 def test_a_damaged_log_is_found_before_training(shift: int) -> None:
     parts = Parts("reference", {})
     parts.loader.items = parts.loader.items + shift
-    with pytest.raises(ValueError, match="is damaged: item indices .*; prepare the store again"):
+    with pytest.raises(ValueError, match=r"is damaged: item indices .*; prepare the store again"):
         parts.start_epoch()
 
 

@@ -70,7 +70,9 @@ def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
     for step, block in enumerate(blocks_of(run)):
         for ours, recorded in ((block.inputs[0], run.inputs[step]), (block.targets[0], run.targets[step])):
             assert ours[ours >= 0].tolist() == recorded[recorded >= 0].tolist()
-    simulated = session_steps(split(run.items, run.offsets), run.config["batch_size"], 1 if run.config["n_sample"] else 2)
+    simulated = session_steps(
+        split(run.items, run.offsets), run.config["batch_size"], 1 if run.config["n_sample"] else 2
+    )
     for block, step in zip(epoch, simulated, strict=True):  # the lanes' sessions, and where new sessions begin
         assert all(np.array_equal(ours[0], theirs) for ours, theirs in zip(block[:3], step, strict=True))
     if run.name == "xe_logq":

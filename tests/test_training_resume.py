@@ -129,7 +129,9 @@ def test_a_cosine_that_ends_with_the_training_is_not_resumed_at_another_length(t
     cosine: dict[str, Any] = {"lr_scheduler": "cosine", "n_epochs": 2}
     make_trainer(out=tmp_path, **cosine).run()
     last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
-    with pytest.raises(CheckpointError, match=r"ends after n_epochs, which was 2: resume with n_epochs=2, or .*'T_max'"):
+    with pytest.raises(
+        CheckpointError, match=r"ends after n_epochs, which was 2: resume with n_epochs=2, or .*'T_max'"
+    ):
         make_trainer(**{**cosine, "n_epochs": 4}).run(last)
     explicit = {**cosine, "lr_scheduler_options": {"T_max": 4}}
     make_trainer(out=tmp_path, **explicit).run()
