@@ -43,7 +43,7 @@ def sub_package_of(module: str) -> str:
         return "_root"
     if parts[1] in LEVEL:
         return parts[1]
-    home = gru4rec_fast._HOME_OF.get(parts[1], "")  # a public name, imported from the package itself
+    home = gru4rec_fast._SUBPACKAGE_OF.get(parts[1], "")  # a public name, imported from the package itself
     return home if home in LEVEL else "_root"
 
 
@@ -75,7 +75,8 @@ def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     def run_by(imported: str, importer: str) -> set[str]:
-        home = gru4rec_fast._HOME_OF.get(imported.removeprefix(f"{package.name}."))  # a public name of the package
+        name = imported.removeprefix(f"{package.name}.")
+        home = gru4rec_fast._SUBPACKAGE_OF.get(name)  # None unless it is a public name of the package
         parts = (imported if home is None else f"{package.name}.{home}").split(".")
         prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
         return {name for name in prefixes & names if name == imported or not f"{importer}.".startswith(f"{name}.")}
