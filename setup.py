@@ -1,7 +1,8 @@
-"""Compiles csrc/ against the torch of the environment that is installed into; pyproject.toml holds everything else.
+"""Compiles csrc/ against the torch of the target environment; all other settings are in pyproject.toml.
 
-GRU4REC_FAST_BUILD = auto (default: native where torch and a compiler are there, else pure Python, and says so), none,
-cpu or cuda (what they say, or fail with the reason). docs/building.md is the long version.
+GRU4REC_FAST_BUILD = auto (default: compiles kernels if there are torch and a compiler, else installs pure Python and
+prints the reason), none (compiles nothing), cpu or cuda (compiles these kernels, or fails with the reason). See
+docs/building.md.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ def say(line: str) -> None:
 
 
 def environment_with_torch() -> dict[str, str] | None:
-    """The environment in which this interpreter finds torch, None where it finds none.
+    """Return the environment variables with which this interpreter finds torch, None if it does not find it.
 
-    pip's isolated build runs the interpreter that is installed into, and hides that one's packages by PYTHONPATH alone:
-    a process started without it sees them, so that the torch compiled against is the one that will be used.
+    The isolated build of pip runs the interpreter of the target environment, and hides its packages by PYTHONPATH only.
+    A process without PYTHONPATH finds them, so the kernels are compiled against the torch that will be used.
     """
-    as_it_is = dict(os.environ)
-    outside_isolation = {name: value for name, value in as_it_is.items() if name != "PYTHONPATH"}
+    current = dict(os.environ)
+    outside_isolation = {name: value for name, value in current.items() if name != "PYTHONPATH"}
     probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
-    for environment in (as_it_is, outside_isolation):
+    for environment in (current, outside_isolation):
         if subprocess.run([sys.executable, "-P", "-c", probe], env=environment, check=False).returncode == 0:
             return environment
     return None
 
 
 class KernelDistribution(Distribution):
-    """Decides once whether there is anything to compile; a wheel without kernels is tagged as pure Python."""
+    """Decides whether kernels are compiled; a wheel without kernels is tagged as pure Python."""
 
     def __init__(self, *arguments: object, **keywords: object) -> None:
         super().__init__(*arguments, **keywords)
@@ -66,26 +67,26 @@ class KernelDistribution(Distribution):
 
 
 class BuildPython(build_py):
-    """Copies the Python files and records why there are no kernels; `BuildKernels` replaces the record with its own."""
+    """Copies the Python files and records why there are no kernels; `BuildKernels` replaces this record."""
 
     def run(self) -> None:
         super().run()
         distribution = self.distribution
         target = ROOT / "gru4rec_fast" if self.editable_mode else Path(self.build_lib) / "gru4rec_fast"
-        for left in [*target.glob("_C*.so"), target / compiling.RECORD]:  # an earlier build's
-            left.unlink(missing_ok=True)
+        for path in [*target.glob("_C*.so"), target / compiling.RECORD]:  # of an earlier build
+            path.unlink(missing_ok=True)
         if distribution.why_not is None:
             return
         if distribution.mode in ("cpu", "cuda"):
             raise SystemExit(f"{compiling.MODE_VARIABLE}={distribution.mode}: {distribution.why_not}")
-        later = "" if distribution.mode == "none" else "; they will be compiled at first use where that is possible"
-        say(f"installing without native kernels: {distribution.why_not}{later}")
+        note = "" if distribution.mode == "none" else "; they will be compiled at first use if that is possible"
+        say(f"installing without native kernels: {distribution.why_not}{note}")
         target.mkdir(parents=True, exist_ok=True)
         compiling.write_record(target, {"mode": distribution.mode, "why_not": distribution.why_not})
 
 
 class BuildKernels(build_ext):
-    """Compiles the one extension module by gru4rec_fast/_compile.py, and puts its record beside it."""
+    """Compiles the extension module by gru4rec_fast/_compile.py, and writes its record to the same folder."""
 
     def run(self) -> None:
         in_place = self.inplace or self.editable_mode
@@ -107,7 +108,7 @@ class BuildKernels(build_ext):
         compiling.write_record(target, record)
 
     def get_outputs(self) -> list[str]:
-        return []  # the wheel takes the folder as it is, and an editable install is built in place
+        return []  # the wheel contains the whole folder, and an editable install is built in place
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

@@ -22,7 +22,7 @@ import torch
 from interleave import Side
 from naive_graph import NaiveLightGCN, NaiveNGCF
 from torch import Tensor
-from trainers import graph_player, player_side
+from trainers import graph_runner, runner_side
 
 from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, TripleSampler
@@ -65,14 +65,14 @@ def naive_side(
     """Return the side of naive_graph.py; it trains on the given triples, which are on the device, again and again."""
     weights = {name: value.detach().to(device) for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
-        NaiveNGCF(graph, weights, adjacency=model.parameters.adjacency, transpose=transpose)
+        NaiveNGCF(graph, weights, adjacency=model.adjacency, transpose=transpose)
         if isinstance(model, NGCF)
         else NaiveLightGCN(graph, weights, transpose=transpose)
     )
-    optimizer = torch.optim.Adam(network.parameters(), lr=model.parameters.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=model.learning_rate)
 
     def step(i: int) -> float:
-        loss = network.loss(*triples[i % len(triples)], model.parameters.reg_weight)
+        loss = network.loss(*triples[i % len(triples)], model.reg_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -86,7 +86,7 @@ def test_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionG
     def model(**parameters: Any) -> Model:
         return NGCF(adjacency="norm", **parameters) if name == "ngcf" else LightGCN(**parameters)
 
-    sampler = TripleSampler(graph, model().parameters.batch_size)
+    sampler = TripleSampler(graph, model().batch_size)
     triples = [sampler.draw(i) for i in range(16)]
     sides: dict[str, Side] = {}
     paths = dict(peer.split("=", 1) for peer in request.config.getoption("--peer"))
@@ -98,7 +98,7 @@ def test_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionG
         sides["public"] = timed_steps(lambda i: public_step(*triples[i % len(triples)]))
     sides["naive"] = naive_side(model(), graph, triples, False)
     sides["naive, transpose stored"] = naive_side(model(), graph, triples, True)
-    sides["everything"] = player_side(graph_player(model(only_needed=False), graph))
-    sides["ours"] = player_side(graph_player(model(), graph))
+    sides["everything"] = runner_side(graph_runner(model(only_needed=False), graph))
+    sides["ours"] = runner_side(graph_runner(model(), graph))
     compare(sides, row=f"{name} on {'Gowalla' if GOWALLA.exists() else 'a power-law graph'}", unit="mini-batch",
             subjects={"ours": {"public": GOALS[name]}})  # fmt: skip

@@ -20,7 +20,7 @@ from interleave import Side, timed
 from machine import Shape, rate_shares
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
 from session_logs import SessionLogs
-from trainers import estimator_side, player_of
+from trainers import estimator_side, runner_of
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
@@ -86,7 +86,7 @@ def test_mini_batches(compare: Any, logs: SessionLogs, official: Any, setting: S
     work = products(setting, setting.batch_size + n_negatives)
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
-        why_not_fused=player_of(store, setting.parameters()).why_not_fused,
+        why_not_fused=runner_of(store, setting.parameters()).why_not_fused,
         limits={name: rate_shares(taken["median"], work, n_bytes) for name, taken in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},
     )

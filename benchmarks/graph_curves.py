@@ -36,28 +36,27 @@ def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Intera
     with tempfile.TemporaryDirectory() as folder:
         for epoch in range(1, n + 1):
             model.set_params(n_epochs=epoch)
-            model.fit(graph, test, out=folder, resume=epoch > 1, progress=False)
+            model.fit(graph, validation=test, out=folder, resume=epoch > 1, progress=False)
             last = model.history[-1]
             yield {"epoch": epoch, "loss": last["loss"], **last["validation"], "seconds": last["seconds"]}
 
 
 def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
     """Yield a record per epoch of the training in plain PyTorch, from the same weights and triples."""
-    p = model.parameters
     weights = {name: value.detach() for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
-        NaiveNGCF(graph, weights, adjacency=p.adjacency, transpose=True)
+        NaiveNGCF(graph, weights, adjacency=model.adjacency, transpose=True)
         if isinstance(model, NGCF)
         else NaiveLightGCN(graph, weights, transpose=True)
     )
     torch.manual_seed(0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate)
-    sampler = TripleSampler(graph, p.batch_size, seed=p.seed)
+    optimizer = torch.optim.Adam(network.parameters(), lr=model.learning_rate)
+    sampler = TripleSampler(graph, model.batch_size, seed=model.seed)
     for epoch in range(n):
         started, total = time.perf_counter(), 0.0
         network.train()
         for _, triples in sampler.epoch(epoch):
-            loss = network.loss(*triples, p.reg_weight)
+            loss = network.loss(*triples, model.reg_weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

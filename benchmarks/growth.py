@@ -27,13 +27,12 @@ import torch
 from interleave import Side, spread, timed, units_per_turn
 from machine import describe_machine
 from synthetic import ZIPF_EXPONENT, synthetic_store
-from trainers import CPU, estimator_side, player_side
+from trainers import estimator_side, runner_of, runner_side
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.data.array_folder import as_tensor
-from gru4rec_fast.models.parameters import GRU4RecParameters
-from gru4rec_fast.models.parts import build_trainer
+from gru4rec_fast.training import SessionEpochRunner
 
 PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 ROUNDS = 9
@@ -59,16 +58,15 @@ def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
     return store
 
 
-def touched_trainer(n_items: int) -> Any:
-    """A trainer whose tables lie in memory as after a long training: a fresh page costs a fault at its first touch."""
-    parameters = GRU4RecParameters.create(PARAMETERS)
-    trainer = build_trainer(parameters, catalogue_store(n_items), None, CPU, checkpoint_every=None)
-    player_side(trainer.player)(10)
-    for state in trainer.optimizer.state.values():
+def touched_runner(n_items: int) -> SessionEpochRunner:
+    """Return a runner whose optimizer state was written once: the first write to a fresh page costs a page fault."""
+    runner = runner_of(catalogue_store(n_items), PARAMETERS)
+    runner_side(runner)(10)
+    for state in runner.optimizer.state.values():
         for tensor in state.values():
             if torch.is_tensor(tensor):
                 tensor.add_(0)
-    return trainer
+    return runner
 
 
 def time_sizes(sides: dict[int, Side], turn_seconds: float) -> dict[str, dict[int, dict[str, float]]]:
@@ -94,9 +92,9 @@ def time_sizes(sides: dict[int, Side], turn_seconds: float) -> dict[str, dict[in
 def step_memory(n_items: int) -> dict[str, int]:
     """Return the bytes of the model, and the peak bytes of training steps in addition, in this process."""
     imports = baseline_with_library()
-    trainer = touched_trainer(n_items)
+    runner = touched_runner(n_items)
     during = profiling.PeakMemory()
-    player_side(trainer.player)(MEMORY_STEPS)
+    runner_side(runner)(MEMORY_STEPS)
     return {"model_bytes": during.baseline - imports.baseline, "step_bytes": during.bytes}
 
 
@@ -122,7 +120,7 @@ def run_in_process(option: str, value: object) -> dict[str, int]:
 def grow_items(sizes: list[int], turn_seconds: float) -> dict[str, Any]:
     """Measure the time and the memory of training steps with catalogues of these sizes."""
     memory = {n: run_in_process("--one-size", n) for n in sizes}
-    times = time_sizes({n: player_side(touched_trainer(n).player) for n in sizes}, turn_seconds)
+    times = time_sizes({n: runner_side(touched_runner(n)) for n in sizes}, turn_seconds)
     return {"sizes": sizes, "memory": memory, **times}
 
 

@@ -1,4 +1,4 @@
-"""What `fit` plays, of GRU4Rec and of the graph models, cut into turns."""
+"""Training by `fit`, of GRU4Rec and of the graph models, timed some mini-batches at a time."""
 
 from __future__ import annotations
 
@@ -10,66 +10,63 @@ import torch
 from interleave import Side
 
 from gru4rec_fast import NGCF, LightGCN
-from gru4rec_fast.data import InteractionGraph, SessionStore, TripleSampler
-from gru4rec_fast.models.graph_parts import training_options
+from gru4rec_fast.data import InteractionGraph, SessionStore
+from gru4rec_fast.models.builders import build_graph_runner, build_session_network, build_session_runner
 from gru4rec_fast.models.parameters import GRU4RecParameters
-from gru4rec_fast.models.parts import build_trainer
-from gru4rec_fast.training.epoch import EpochPlayer
-from gru4rec_fast.training.graph_loop import GraphTrainer, TriplePlayer
+from gru4rec_fast.training import EpochRunner, GraphEpochRunner, SessionEpochRunner
+from gru4rec_fast.training.progress import Silent
 
 CPU = torch.device("cpu")
 
 
-class _Enough(Exception):
-    """Leaves an epoch that is being played."""
+class _EnoughSteps(Exception):
+    """Raised to leave `run_epoch`."""
 
 
-def player_of(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> EpochPlayer:
-    """What `GRU4Rec(**parameters).fit(store)` plays."""
-    return build_trainer(GRU4RecParameters.create(parameters), store, None, device, checkpoint_every=None).player
+def runner_of(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> SessionEpochRunner:
+    """Return the epoch runner of `GRU4Rec(**parameters).fit(store)`."""
+    p = GRU4RecParameters.create({**parameters, "device": str(device)})
+    return build_session_runner(p, build_session_network(p, store.n_items), store)
 
 
 def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:
-    """What `GRU4Rec(**parameters).fit(store)` plays, n mini-batches at a time."""
-    return player_side(player_of(store, parameters))
+    """Return a function that trains n mini-batches as `GRU4Rec(**parameters).fit(store)` does."""
+    return runner_side(runner_of(store, parameters))
 
 
-def graph_player(model: NGCF | LightGCN, graph: InteractionGraph, device: torch.device = CPU) -> TriplePlayer:
-    """What `model.fit(graph)` plays on the device."""
-    p, network = model.parameters, model.build_network(graph).to(device)
-    return GraphTrainer(
-        network,
-        TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=p.seed, device=device, impl=p.impl),
-        training_options(p, None),
-        optimizer=torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True),
-    ).player
+def graph_runner(model: NGCF | LightGCN, graph: InteractionGraph, device: torch.device = CPU) -> GraphEpochRunner:
+    """Return the epoch runner of `model.fit(graph)`."""
+    model = type(model)(**model.get_params() | {"device": str(device)})
+    return build_graph_runner(model, model.build_network(graph), graph)
 
 
-def player_side(player: EpochPlayer | TriplePlayer, wait: Callable[[], None] = lambda: None) -> Side:
-    """A trainer's player, n mini-batches at a time; each turn of GRU4Rec's begins an epoch's sessions anew.
+def runner_side(runner: EpochRunner, synchronize: Callable[[], None] = lambda: None) -> Side:
+    """Return a function that trains n mini-batches, over epochs as needed; it returns the seconds per mini-batch.
 
-    wait: until the device has done all it was given.
+    synchronize: waits until the device is idle.
     """
 
     def run(n: int) -> float:
-        played = 0
+        in_finished_epochs = 0
+
+        def steps_done() -> int:
+            return in_finished_epochs + runner.position.mini_batches - at_start
 
         def stop_when_done() -> int:
-            left = n - (played + player.place.mini_batches - before)
-            if left <= 0:
-                raise _Enough
-            return left
+            if steps_done() >= n:
+                raise _EnoughSteps
+            return n - steps_done()
 
-        wait()
+        synchronize()
         started = time.perf_counter()
         while True:
-            before = player.place.mini_batches
+            at_start = runner.position.mini_batches
             try:
-                player.play(stop_when_done)
-            except _Enough:
-                wait()
-                return (time.perf_counter() - started) / (played + player.place.mini_batches - before)
-            played += player.place.mini_batches - before
-            player.end_epoch()
+                runner.run_epoch(Silent(), stop_when_done)
+            except _EnoughSteps:
+                synchronize()
+                return (time.perf_counter() - started) / steps_done()
+            in_finished_epochs = steps_done()
+            runner.start_next_epoch()
 
     return run

@@ -1,5 +1,5 @@
-// The Python module `gru4rec_fast._C`: facts about this build, and the training step's classes. Importing it also
-// registers every operator of schema.cpp.
+// The Python module `gru4rec_fast._C`: facts about this build, and the classes of the fused training step. Importing it
+// also registers the operators of schema.cpp.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
@@ -24,8 +24,8 @@ std::string compiler() {
 #endif
 }
 
-// How many threads at::parallel_for really uses here: 1 in a build whose OpenMP was forgotten, whatever torch is set
-// to.
+// Returns the number of threads that at::parallel_for uses in this library. It is 1 if the library was compiled without
+// OpenMP, whatever torch.set_num_threads says.
 int parallel_width() {
   std::mutex mutex;
   std::set<std::thread::id> seen;
@@ -40,7 +40,8 @@ int parallel_width() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() =
-      "Native kernels of gru4rec_fast. Loaded by gru4rec_fast._backend, which checks first that they fit this torch.";
+      "Native kernels of gru4rec_fast. gru4rec_fast._backend loads them after checking that they were built for this "
+      "torch.";
   m.attr("torch_version") = TORCH_VERSION;
   m.attr("compiler") = compiler();
 #ifdef _OPENMP
@@ -55,10 +56,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #endif
   m.def(
       "simd_level", [] { return grf::simd_name(grf::simd_level()); },
-      "The instruction set in use: baseline, avx2 or avx512. RuntimeError for a bad GRU4REC_FAST_SIMD.");
+      "Return the instruction set in use: baseline, avx2 or avx512. RuntimeError for an unknown GRU4REC_FAST_SIMD.");
   m.def(
       "simd_level_detected", [] { return grf::simd_name(grf::detect_simd_level()); },
-      "The widest instruction set this processor offers.");
-  m.def("parallel_width", &parallel_width, "How many threads a parallel kernel really runs on.");
+      "Return the widest instruction set of this processor.");
+  m.def("parallel_width", &parallel_width, "Return the number of threads that a parallel kernel runs on.");
   grf::bind_training(m);
 }

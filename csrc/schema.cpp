@@ -1,8 +1,8 @@
-// Every operator's schema, on one page. Implementations stand beside their kernels (cpu/, cuda/), fake kernels and
-// autograd beside the Python wrappers (gru4rec_fast/ops/), the specification in gru4rec_fast/ops/.
+// The schemas of all operators. Each family's implementation is registered in csrc/<family>/<family>.cpp; its fake
+// kernels, its autograd formulas and its reference, which is the specification, are in gru4rec_fast/ops/<family>.py.
 //
-// Families with no kernel for a device yet have a schema all the same: their composite implementation, in ops/, is the
-// reference, so that torch.compile and opcheck see the operator that the kernels will later stand behind.
+// On a device without kernels of its own, an operator runs its reference, registered as the composite implementation,
+// so that torch.compile and opcheck see the same operator everywhere.
 #include "common/library.h"
 
 GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
@@ -11,7 +11,8 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "session_batch(Tensor items, Tensor offsets, Tensor? order, Tensor(a!) lane_session, Tensor(b!) lane_position, "
       "Tensor(c!) cursor, SymInt steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
 
-  // negative_sampling: sizes and counters are SymInt, since a plain int would recompile a compiled step at every step
+  // negative_sampling: sizes and counters are SymInt; with plain ints, torch.compile would recompile for every step
+  // number
   m.def("build_alias_table(Tensor mass) -> (Tensor threshold, Tensor alias)");
   m.def(
       "negative_sampling(Tensor threshold, Tensor alias, Tensor log_prob, SymInt n, SymInt seed, SymInt step, "
@@ -28,11 +29,10 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "str form) -> (Tensor output, Tensor saved)");
   m.def(
       "gru_backward(Tensor grad_output, Tensor output, Tensor saved, Tensor state, Tensor weight_hh, Tensor? bias_hh, "
-      "Tensor? reset, Tensor? output_mask, str form, bool state_grad=True) -> (Tensor grad_gate_inputs, Tensor "
-      "grad_state, "
-      "Tensor grad_weight_hh, Tensor grad_bias_hh)");
+      "Tensor? reset, Tensor? output_mask, str form, bool state_grad=True) -> (Tensor grad_gate_inputs, "
+      "Tensor grad_state, Tensor grad_weight_hh, Tensor grad_bias_hh)");
 
-  // sampled_loss: the loss and, in the same pass, its gradients
+  // sampled_loss: computes the gradients in the same pass as the loss
   m.def(
       "sampled_loss(Tensor hidden, Tensor rows, Tensor? bias, Tensor? live, Tensor? log_q, Tensor? ids, "
       "Tensor? count, str loss, bool in_batch, float batch_size, float elu_param, float bpreg, float label_smoothing)"
@@ -40,15 +40,14 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 
   // sparse_update
   m.def(
-      "sparse_adam_(Tensor(a!) table, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor index, Tensor grad, SymInt "
-      "step, "
-      "float lr, float beta1, float beta2, float eps) -> ()");
+      "sparse_adam_(Tensor(a!) table, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor index, Tensor grad, "
+      "SymInt step, float lr, float beta1, float beta2, float eps) -> ()");
   m.def(
       "sparse_adagrad_(Tensor(a!) table, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor index, Tensor grad, "
       "float lr, float momentum, float eps) -> ()");
 
-  // training_step: what a step does on a GPU between the operators above, with masks and numbers that only the device
-  // knows
+  // training_step: the steps of a captured training step between the operators above. What depends on values on the
+  // device (which lanes are live, whether the run has stopped) is decided there, by masks.
   m.def(
       "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
@@ -66,13 +65,14 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");
   m.def("top_k(Tensor hidden, Tensor weight, Tensor? bias, int k, Tensor? exclude) -> (Tensor scores, Tensor items)");
 
-  // laplacian_propagation: the graph's structure is symmetric, so that the same operator, transposed, is its own backward
+  // laplacian_propagation: the graph is symmetric, so the backward pass is the same operator with `transposed` flipped
   m.def(
-      "laplacian_propagation(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, str matrix, "
-      "float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
+      "laplacian_propagation(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, "
+      "str matrix, float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
-  // ngcf_layer: E', and what its backward needs: the products with the matrices of P and of Q (empty where they are the
-  // same but for "+I"), and bits of each unit
+  // ngcf_layer: out is E'. The other results are saved for the backward pass: side_p and side_q, the features
+  // multiplied by the matrices of P and of Q (side_q is empty if these differ in "+I" only), and code, a byte of flags
+  // per unit.
   m.def(
       "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, Tensor weight_1, "
       "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "
@@ -92,10 +92,10 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 }
 
 #ifndef GRF_EMULATED
-// What operators call from C++ alone, opened to the tests of this repository.
+// For tests only: a function that operators call in C++.
 TORCH_LIBRARY(gru4rec_fast_private, m) {
-  // a [m, k] b [k, n] by csrc/matrix/product.h, added to `add_to` where that is given; each of a's and b's strides has
-  // a 1
+  // Returns a [m, k] @ b [k, n] by csrc/matrix/product.h, plus `add_to` if given. One stride of a and one of b must
+  // be 1.
   m.def("product(Tensor a, Tensor b, Tensor? add_to, str precision, bool by_blocks) -> Tensor");
 }
 #endif

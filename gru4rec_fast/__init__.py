@@ -1,10 +1,10 @@
-"""GRU4Rec for PyTorch, with C++ kernels where they exist and a pure-PyTorch reference for everything.
+"""Train session-based recommenders (GRU4Rec) and graph recommenders (NGCF, LightGCN) in PyTorch.
 
-Three doors, each complete in itself: `gru4rec_fast.ops` and `gru4rec_fast.nn` for somebody else's training loop, the
-estimators (`GRU4Rec`, `NGCF`, `LightGCN`) with fit / evaluate / recommend / save / load, and `gru4rec-fast` on the
-command line.
+There are three ways to use it: the estimators `GRU4Rec`, `NGCF` and `LightGCN` with fit, evaluate, recommend, save and
+load; the operators in `gru4rec_fast.ops` and modules in `gru4rec_fast.nn` in a training loop of your own; and the
+command `gru4rec-fast`. Native C++ and CUDA kernels run where they can be compiled, pure PyTorch elsewhere.
 
-Every name below is imported when it is first used, so that `import gru4rec_fast` costs next to nothing.
+Every name is imported when it is first used, so that `import gru4rec_fast` is fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gru4rec_fast.models import GRU4Rec as GRU4Rec
     from gru4rec_fast.models import LightGCN as LightGCN
 
-_HOME_OF = {
+_SUBPACKAGE_OF = {
     "GRU4Rec": "models",
     "InteractionGraph": "data",
     "LightGCN": "models",
@@ -36,7 +36,7 @@ _HOME_OF = {
     "Vocabulary": "data",
     "build_info": "_backend",
 }
-_ROOMS = ("data", "evaluation", "integrations", "models", "nn", "ops", "optim", "profiling", "training")
+_SUBPACKAGES = ("data", "evaluation", "integrations", "models", "nn", "ops", "optim", "profiling", "training")
 
 __all__ = [
     "NGCF",
@@ -53,14 +53,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    if name in _SUBPACKAGE_OF:
+        value = getattr(import_module(f"{__name__}.{_SUBPACKAGE_OF[name]}"), name)
         globals()[name] = value
         return value
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

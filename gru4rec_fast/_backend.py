@@ -1,8 +1,8 @@
-"""Which implementation of an operator runs, and why: the only place that decides.
+"""Choice of the implementation of an operator: the native library or the pure-PyTorch reference.
 
-The native library is looked for at the first call that could use it, never at import. Where it cannot be had, the
-reason is kept, shown by `build_info()`, and said once, in one line, when an operator first falls back; likewise where
-the library has no kernels for a kind of device. An operator that has no kernel yet beside others that do is not told.
+The native library is loaded at the first call that can use it, not at import. If there is none, or if it has no kernels
+for a type of device, the first operator that falls back to the reference logs a warning with the reason, once;
+`build_info()` returns the reason too. A single operator without a kernel falls back without a warning.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _registered: dict[str, Callable[[str, str], None]] = {}
 
 
 def load() -> bool:
-    """Load the native library if there is one that fits this torch, compiling it where need be; True where it is in.
+    """Load the native library, compiling it if necessary; return whether it is loaded.
 
-    Looked for once per process. Raises RuntimeError where GRU4REC_FAST_BUILD is cpu or cuda and that cannot be had, and
-    ValueError where it has an unknown value.
+    Later calls return the result of the first one. Raises RuntimeError if GRU4REC_FAST_BUILD is cpu or cuda and there
+    is no such library, and ValueError if it has an unknown value.
     """
     if _native is None and _why_not is None:
         with _lock:
-            _look_for_library()
+            _load_library()
     return _native is not None
 
 
-def _look_for_library() -> None:
-    """Set `_native` and `_library`, or `_why_not`; does nothing where another thread was first."""
+def _load_library() -> None:
+    """Set `_native` and `_library`, or `_why_not`; do nothing if another thread has done it."""
     global _native, _library, _why_not
     if _native is not None or _why_not is not None:
         return
@@ -56,18 +56,18 @@ def _look_for_library() -> None:
         library = _build.find_or_compile()
         module = import_library(library, "gru4rec_fast._C")
     except _compile.BuildError as error:
-        asked = _compile.build_mode()
-        if asked in ("cpu", "cuda"):
-            raise RuntimeError(f"{_compile.MODE_VARIABLE}={asked}: {error}") from error
+        mode = _compile.build_mode()
+        if mode in ("cpu", "cuda"):
+            raise RuntimeError(f"{_compile.MODE_VARIABLE}={mode}: {error}") from error
         _why_not = str(error)
         return
-    module.simd_level()  # a bad GRU4REC_FAST_SIMD is told here, not in the middle of a kernel
+    module.simd_level()  # raises an error for a bad GRU4REC_FAST_SIMD, which a kernel would do later
     run_callbacks(NATIVE)
-    _native, _library = module, library  # last: other threads go ahead as soon as they see it
+    _native, _library = module, library  # last, because other threads use the library as soon as these are set
 
 
 def import_library(library: _build.Library, name: str) -> ModuleType:
-    """Load a library that was found to fit, and with it the operators' schemas and kernels."""
+    """Load a library that fits this torch; this registers the schemas and kernels of its operators."""
     spec = importlib.util.spec_from_file_location(name, library.path)
     if spec is None or spec.loader is None:
         raise _compile.BuildError(f"{library.path} is not a Python extension module")
@@ -81,7 +81,7 @@ def import_library(library: _build.Library, name: str) -> ModuleType:
 
 
 def native_module() -> ModuleType:
-    """The library's Python module, with the C++ classes; RuntimeError with the reason where there is none."""
+    """Return the Python module of the native library; raise RuntimeError with the reason if there is none."""
     if not load():
         raise RuntimeError(f"no native kernels: {_why_not}")
     assert _native is not None
@@ -89,10 +89,10 @@ def native_module() -> ModuleType:
 
 
 def register_implementation(name: str, prepare: Callable[[str, str], None]) -> None:
-    """Let tests ask for a further implementation by `impl=name`; its operators are torch.ops.gru4rec_fast_<name>.
+    """Register a further implementation for tests, `impl=name`, whose operators are in torch.ops.gru4rec_fast_<name>.
 
-    `prepare(op, device_type)` loads what the implementation needs, at the first call of an operator on a device type.
-    It raises RuntimeError with the reason where the operator cannot run there. "auto" never chooses `name`.
+    `prepare(op, device_type)` is called before the first call of an operator on a device type. It loads the library
+    and raises RuntimeError with the reason if the operator cannot run there. "auto" never chooses `name`.
     """
     _registered[name] = prepare
 
@@ -100,23 +100,23 @@ def register_implementation(name: str, prepare: Callable[[str, str], None]) -> N
 def resolve(impl: str, op: str, device_type: str) -> str:
     """Return the implementation that runs operator `op` (its name in csrc/schema.cpp) on a device type.
 
-    The result is "native", "reference", or the name of a registered implementation that was asked for. Raises
-    ValueError for an unknown `impl`, KeyError for an operator that csrc/schema.cpp does not have, and RuntimeError with
-    the reason where the implementation asked for is missing.
+    The result is "native", "reference", or `impl` if that is a registered implementation. Raises ValueError for an
+    unknown `impl`, KeyError for an operator that is not in csrc/schema.cpp, and RuntimeError with the reason if the
+    requested implementation is missing.
     """
     key = (impl, op, device_type)
-    answer = _resolved.get(key)
-    if answer is None:
-        answer = _resolved[key] = _decide(impl, op, device_type)
-    return answer
+    chosen = _resolved.get(key)
+    if chosen is None:
+        chosen = _resolved[key] = _choose(impl, op, device_type)
+    return chosen
 
 
-# torch.compile calls `resolve` as it stands and keeps the answer. What torch.compiler.assume_constant_result sets, set
-# by hand: that decorator imports the whole compiler at once.
+# Makes torch.compile call `resolve` while tracing and use the result as a constant. This is what the decorator
+# torch.compiler.assume_constant_result does, but using that decorator would import the whole compiler.
 resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _decide(impl: str, op: str, device_type: str) -> str:
+def _choose(impl: str, op: str, device_type: str) -> str:
     if impl in _registered:
         _registered[impl](op, device_type)
         return impl
@@ -140,15 +140,15 @@ def _decide(impl: str, op: str, device_type: str) -> str:
 _announced: set[str] = set()
 
 
-def _announce(what: str) -> None:
-    """Say once what runs on the reference, and why; not to someone who just asked for that."""
-    if what not in _announced and _compile.build_mode() != "none":
-        logger.warning("gru4rec_fast: running the pure-PyTorch reference %s", what)
-    _announced.add(what)
+def _announce(reason: str) -> None:
+    """Log once that the reference runs, and why; not if GRU4REC_FAST_BUILD=none requested it."""
+    if reason not in _announced and _compile.build_mode() != "none":
+        logger.warning("gru4rec_fast: running the pure-PyTorch reference %s", reason)
+    _announced.add(reason)
 
 
 def _why_not_on(device_type: str) -> str:
-    """Why the library that is loaded has no kernels at all for a device type."""
+    """Return why the loaded library has no kernels for a device type."""
     why_not_cuda = _library.record.get("cuda_why_not") if _library is not None else None
     if device_type == "cuda" and why_not_cuda:
         return str(why_not_cuda)
@@ -156,7 +156,7 @@ def _why_not_on(device_type: str) -> str:
 
 
 def kernels() -> dict[str, list[str]]:
-    """The device types on which each operator has a native kernel; {} where the native library is not loaded."""
+    """Return {operator: device types on which it has a native kernel}; {} if the native library is not loaded."""
     if _native is None:
         return {}
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("gru4rec_fast::")]
@@ -171,12 +171,13 @@ def kernels() -> dict[str, list[str]]:
 
 
 def build_info() -> dict[str, Any]:
-    """How this installation runs, as plain values that JSON can hold; looks for the native library as `load` does.
+    """Return facts about the native library as JSON values; loads the library, as `load` does.
 
-    Keys: version; native_cpu, native_cuda (bool); how ("ahead of time", "at first use", "none"); why_not (None, or why
-    there are no native kernels); why_not_cuda (the same for CUDA kernels); library (path); torch, built_for_torch; cuda
-    (torch's CUDA version or None); simd (instruction set in use); simd_detected; compiler; parallel ("openmp" or
-    "serial"); threads (that a parallel kernel really runs on); kernels ({operator: [device types]}).
+    Keys: version; native_cpu, native_cuda (bool); how (the library was compiled "ahead of time", "at first use", or
+    "none"); why_not (None, or why there are no native kernels); why_not_cuda (the same for CUDA kernels); library
+    (path); torch, built_for_torch; cuda (torch's CUDA version or None); simd (instruction set in use); simd_detected;
+    compiler; parallel ("openmp" or "serial"); threads (number of threads that a parallel kernel used); kernels
+    ({operator: [device types]}).
     """
     load()
     info: dict[str, Any] = {

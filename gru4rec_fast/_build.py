@@ -1,7 +1,8 @@
-"""Where the native library comes from: installed ahead of time, or compiled at first use, its cache and its lock.
+"""Finding the native library: installed ahead of time, or compiled at first use into a cache that is locked.
 
-Nothing is loaded here. A library counts only if its record (`_build_record.json`, beside it) states the torch, the
-Python and the sources that are in use now; anything else is compiled anew or done without.
+This module does not load the library. The record of a library (`_build_record.json`, in the same folder) names the
+torch, the Python and the sources for which it was compiled. A library whose record differs from what is in use is
+ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CACHE_VARIABLE = "GRU4REC_FAST_CACHE"
 
 @dataclass(frozen=True)
 class Library:
-    """A native library that fits the running torch: its file, how it was made, and its record."""
+    """A native library that fits the running torch: its file, how it was compiled, and its record."""
 
     path: Path
     how: str
@@ -36,77 +37,77 @@ class Library:
 
 
 def find_or_compile() -> Library:
-    """The library to load, compiled now where none that fits is at hand. BuildError says why there is none."""
-    asked = _compile.build_mode()
-    mode = asked or str(_compile.read_record(PACKAGE).get("mode", "auto"))
+    """Return the library to load, compiling it if none fits. Raises BuildError with the reason if there is none."""
+    requested = _compile.build_mode()
+    mode = requested or str(_compile.read_record(PACKAGE).get("mode", "auto"))
     if mode == "none":
-        where = "in the environment" if asked else "when this package was installed"
-        raise BuildError(f"{_compile.MODE_VARIABLE}=none {where}")
+        origin = "in the environment" if requested else "when this package was installed"
+        raise BuildError(f"{_compile.MODE_VARIABLE}=none {origin}")
     csrc = source_folder()
-    wanted = _compile.identity(csrc, str(torch.__version__), torch.version.cuda)
+    required = _compile.identity(csrc, str(torch.__version__), torch.version.cuda)
     stale = None
     for path in sorted(PACKAGE.glob("_C*.so")):
         record = _compile.read_record(PACKAGE)
-        if record.get("identity") == wanted and (mode == "auto" or record.get("cuda") == (mode == "cuda")):
+        if record.get("identity") == required and (mode == "auto" or record.get("cuda") == (mode == "cuda")):
             return Library(path, "ahead of time", record)
-        stale = difference(record, wanted)
+        stale = difference(record, required)
 
     def compile_native(folder: Path) -> Record:
         return _compile.build(csrc, folder, mode)
 
     try:
-        return compile_once(wanted, mode, _compile.LIBRARY, compile_native, "the native kernels", why=stale)
+        return compile_once(required, mode, _compile.LIBRARY, compile_native, "the native kernels", why=stale)
     except BuildError as error:
         raise BuildError(f"{stale}, and {error}" if stale else str(error)) from error
 
 
 def source_folder() -> Path:
-    """The C++ sources: inside the installed package, or beside it in a source tree."""
+    """Return the folder of the C++ sources: in the installed package, or next to it in a source tree."""
     for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
         if (folder / "schema.cpp").exists():
             return folder
     raise BuildError("the C++ sources are missing from this installation; reinstall gru4rec_fast")
 
 
-def difference(record: Record, wanted: dict[str, str]) -> str:
-    """In words, why the library installed ahead of time does not fit."""
+def difference(record: Record, required: dict[str, str]) -> str:
+    """Return, as a sentence, why the library that was installed ahead of time does not fit."""
     built: dict[str, str] = record.get("identity", {})
     if not built:
         return "the installed kernels have no record of the torch they were built for"
-    if built.get("torch") != wanted["torch"] or built.get("torch_cuda") != wanted["torch_cuda"]:
-        return f"the installed kernels were built for torch {built.get('torch')} and this is torch {wanted['torch']}"
-    if built != wanted:
+    if built.get("torch") != required["torch"] or built.get("torch_cuda") != required["torch_cuda"]:
+        return f"the installed kernels were built for torch {built.get('torch')} and this is torch {required['torch']}"
+    if built != required:
         return "the installed kernels were built from other sources or for another Python"
-    return "the installed kernels are of the other kind (CPU or CUDA) than GRU4REC_FAST_BUILD asks for"
+    return "the installed kernels are not those (CPU or CUDA) that GRU4REC_FAST_BUILD requires"
 
 
 def cache_folder() -> Path:
-    """GRU4REC_FAST_CACHE, else gru4rec_fast/ in the platform's cache folder. Not created here.
+    """Return GRU4REC_FAST_CACHE, else gru4rec_fast/ in the cache folder of the platform; does not create it.
 
-    Raises BuildError where neither that is set nor this user has a home folder.
+    Raises BuildError if the variable is not set and this user has no home folder.
     """
     try:
-        if named := os.environ.get(CACHE_VARIABLE):
-            return Path(named).expanduser()
+        if folder := os.environ.get(CACHE_VARIABLE):
+            return Path(folder).expanduser()
         if sys.platform == "darwin":
             return Path.home() / "Library" / "Caches" / "gru4rec_fast"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gru4rec_fast"
-    except RuntimeError as error:  # a user id without an entry, as containers have, and no HOME
+    except RuntimeError as error:  # in containers: no HOME, and a user id without an entry in /etc/passwd
         raise BuildError(f"this user has no home folder to compile kernels into; set {CACHE_VARIABLE}") from error
 
 
 def compile_once(
-    wanted: dict[str, str], mode: str, file: str, build: Callable[[Path], Record], what: str, why: str | None = None
+    required: dict[str, str], mode: str, file: str, build: Callable[[Path], Record], name: str, why: str | None = None
 ) -> Library:
-    """The cached library for this identity, compiled first where the cache has none; one process compiles, others wait.
+    """Return the cached library of this identity, compiling it if the cache has none; other processes wait meanwhile.
 
-    `build(folder)` compiles `what` into a folder (`file`, its record and its log) or raises BuildError; `why` is the
-    reason, where there is one to tell.
+    `build(folder)` compiles a library into a folder (`file`, its record and its log) or raises BuildError. `name` and
+    the reason `why` are for the progress message.
 
-    The finished folder appears by one rename, so that a process killed half way leaves nothing that looks finished, and
-    its lock, held by the kernel of the operating system, is gone with it. Raises BuildError.
+    The library is compiled in a temporary folder, which is renamed when it is complete, so a killed process leaves no
+    incomplete library. The lock is released by the operating system when its process ends. Raises BuildError.
     """
-    key = hashlib.sha256(json.dumps([wanted, mode], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([required, mode], sort_keys=True).encode()).hexdigest()[:16]
     finished = cache_folder() / key
     library = finished / file
     if library.exists():
@@ -117,7 +118,7 @@ def compile_once(
         finished.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(finished.with_suffix(".lock")):
             if not library.exists():
-                _compile_into(finished, file, build, f"{f'{why}; ' if why else ''}compiling {what}")
+                _compile_into(finished, file, build, f"{f'{why}; ' if why else ''}compiling {name}")
     except OSError as error:
         raise BuildError(
             f"the cache folder {finished.parent} cannot be used ({error}); set {CACHE_VARIABLE}"
@@ -125,14 +126,14 @@ def compile_once(
     return Library(library, "at first use", _compile.read_record(finished))
 
 
-def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], what: str) -> None:
-    """Compile under the lock; `finished` is there afterwards, or BuildError is raised."""
-    log = finished.with_suffix(".log")  # left by a failure that would come again
+def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], message: str) -> None:
+    """Compile into the folder `finished`; the caller holds the lock. Raises BuildError."""
+    log = finished.with_suffix(".log")  # of an earlier lasting failure
     if log.exists():
         reason = log.read_text().splitlines()[0]
         raise BuildError(f"{reason} (as recorded in {log}; delete it to try again)")
     partial = Path(tempfile.mkdtemp(prefix=f"{finished.name}.partial-", dir=finished.parent))
-    say(f"{what} once, about a minute (into {finished})")
+    say(f"{message} once, about a minute (into {finished})")
     try:
         record = build(partial)
         ready = partial / "ready"
@@ -149,14 +150,14 @@ def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], wh
         log.write_text(f"{error}\n\n{output}")
         raise BuildError(f"{error} (full output: {log})") from error
     finally:
-        for left in finished.parent.glob(f"{finished.name}.partial-*"):  # this one, and those of killed processes
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in finished.parent.glob(f"{finished.name}.partial-*"):  # also those of killed processes
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock on the file `path`; it ends with the block or with the process, however that dies."""
-    from filelock import FileLock, Timeout  # here: it would cost every import of the package
+    """Hold a lock on the file `path`; it is released at the end of the block or of the process."""
+    from filelock import FileLock, Timeout  # not at module level, where it would slow down the import of the package
 
     lock = FileLock(path)
     try:
@@ -171,5 +172,5 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """One line of progress, on standard error."""
+    """Print a line of progress on standard error."""
     print(f"gru4rec_fast: {line}", file=sys.stderr, flush=True)

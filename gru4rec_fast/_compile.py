@@ -1,11 +1,11 @@
-"""What is compiled, with which flags and which tools. Run as a script, it compiles.
+"""Compilation of the native library: sources, flags and tools.
 
-Both ways to a native library, `pip install` (setup.py) and the compile at first use (_build.py), go through `build`,
-which runs this file in a process of its own, under the interpreter and the torch that the library is for. That process
-also loads the new library once, so that one which does not load is never handed on, and the caller's registry of
-operators stays clean.
+`pip install` (setup.py) and the compilation at first use (_build.py) both call `build`, which runs this file as a
+script in a new process, with the interpreter and the torch that will use the library. That process also loads the new
+library once, so that `build` fails if the library does not load, without loading it into the caller.
 
-Standard library only at module level: setup.py loads this file where neither torch nor gru4rec_fast can be imported.
+This file imports only the standard library at module level, because setup.py loads it in environments that have neither
+torch nor gru4rec_fast.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ LIBRARY = "_C.so"
 RECORD = "_build_record.json"
 LOG = "compile.log"
 
-# Value-preserving all of them: what torch itself is compiled with, and needed for comparisons to vectorize. No -march:
-# common/simd.h picks the instruction set at run time.
+# -fno-math-errno and -fno-trapping-math do not change results; torch itself is compiled with them, and loops with
+# comparisons vectorize only with them. There is no -march: common/simd.h chooses the instruction set at run time.
 CXX_FLAGS = ["-O3", "-std=c++20", "-DNDEBUG", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
-# at::parallel_for is a header: compiled without OpenMP it runs serially and says nothing.
+# at::parallel_for is defined in a header, and without OpenMP it runs serially without a warning.
 OPENMP_FLAGS = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 SANITIZE_VARIABLE = "GRU4REC_FAST_SANITIZE"
 SANITIZERS = ("address", "undefined", "thread")
 SANITIZE_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS"]
-# ThreadSanitizer does not see the barriers of an OpenMP runtime that is not instrumented, as torch's is not, and would
-# report every loop: that build makes threads of its own.
-THREADS_OF_ITS_OWN = ["-include", "common/parallel_on_threads.h", "-pthread"]
+# ThreadSanitizer does not see the barriers of torch's OpenMP runtime, which is not instrumented, and would report every
+# parallel loop. So this build uses threads of its own.
+OWN_THREADS_FLAGS = ["-include", "common/parallel_on_threads.h", "-pthread"]
 
 Record = dict[str, Any]
 
 
 class BuildError(RuntimeError):
-    """No native library could be made; the message is the reason, in one line.
+    """Raised if no native library can be compiled; the message is the reason, in one line.
 
-    `lasting` is True where trying again with the same sources and tools gives the same result.
+    `lasting` is True if the same sources and tools are expected to fail again.
     """
 
     def __init__(self, reason: str, lasting: bool = False) -> None:
@@ -59,7 +59,7 @@ class BuildError(RuntimeError):
 
 
 def build_mode(environment: Mapping[str, str] = os.environ) -> str | None:
-    """What GRU4REC_FAST_BUILD asks for; None where it is not set. ValueError for an unknown value."""
+    """Return the value of GRU4REC_FAST_BUILD, None if it is not set. Raises ValueError for an unknown value."""
     mode = environment.get(MODE_VARIABLE, "").strip()
     if mode and mode not in MODES:
         raise ValueError(f"{MODE_VARIABLE}={mode}: choose one of {', '.join(MODES)}")
@@ -67,28 +67,28 @@ def build_mode(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def sanitizers(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """What GRU4REC_FAST_SANITIZE asks for, in a fixed order: none, "thread", or "address", "undefined" or both.
+    """Return the sanitizers that GRU4REC_FAST_SANITIZE names: none, "thread", or "address", "undefined" or both.
 
-    ValueError for anything else. docs/building.md says how a sanitized library is run.
+    Raises ValueError for other values. docs/building.md describes how to run a sanitized library.
     """
-    asked = [name.strip() for name in environment.get(SANITIZE_VARIABLE, "").split(",") if name.strip()]
-    if unknown := [name for name in asked if name not in SANITIZERS]:
+    names = [name.strip() for name in environment.get(SANITIZE_VARIABLE, "").split(",") if name.strip()]
+    if unknown := [name for name in names if name not in SANITIZERS]:
         raise ValueError(f"{SANITIZE_VARIABLE}: {unknown[0]} is none of {', '.join(SANITIZERS)}")
-    if "thread" in asked and len(asked) > 1:
-        raise ValueError(f"{SANITIZE_VARIABLE}={','.join(asked)}: thread goes with no other")
-    return [name for name in SANITIZERS if name in asked]
+    if "thread" in names and len(names) > 1:
+        raise ValueError(f"{SANITIZE_VARIABLE}={','.join(names)}: thread cannot be combined with others")
+    return [name for name in SANITIZERS if name in names]
 
 
 def compile_flags(environment: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:
-    """Flags for the C++ compiler, and those of them that the linker needs too."""
-    asked = sanitizers(environment)
-    if not asked:
+    """Return the flags of the C++ compiler, and the flags of the linker."""
+    names = sanitizers(environment)
+    if not names:
         return CXX_FLAGS + OPENMP_FLAGS, OPENMP_FLAGS
-    sanitize = [f"-fsanitize={','.join(asked)}"]
-    kept = [flag for flag in CXX_FLAGS if flag not in ("-O3", "-g0")]
-    if asked == ["thread"]:
-        return kept + SANITIZE_FLAGS + sanitize + THREADS_OF_ITS_OWN, sanitize
-    return kept + SANITIZE_FLAGS + sanitize + OPENMP_FLAGS, sanitize + OPENMP_FLAGS
+    sanitize = [f"-fsanitize={','.join(names)}"]
+    flags = [flag for flag in CXX_FLAGS if flag not in ("-O3", "-g0")]
+    if names == ["thread"]:
+        return flags + SANITIZE_FLAGS + sanitize + OWN_THREADS_FLAGS, sanitize
+    return flags + SANITIZE_FLAGS + sanitize + OPENMP_FLAGS, sanitize + OPENMP_FLAGS
 
 
 def is_for_cuda(path: Path) -> bool:
@@ -97,13 +97,13 @@ def is_for_cuda(path: Path) -> bool:
 
 
 def sources(csrc: Path, cuda: bool) -> list[Path]:
-    """The files to compile, in a fixed order."""
+    """Return the files to compile, in a fixed order."""
     found = [path for pattern in ("*.cpp", "*/*.cpp", "*/*.cu") for path in sorted(csrc.glob(pattern))]
     return [path for path in found if cuda or not is_for_cuda(path)]
 
 
 def identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str, str]:
-    """What a library depends on: one whose recorded identity differs in any entry must not be loaded."""
+    """Return all that a library depends on; a library whose recorded identity differs must not be loaded."""
     files = [path for path in csrc.rglob("*") if torch_cuda or not is_for_cuda(path)]
     return identity_of(csrc, files, (compile_flags(), NVCC_FLAGS, None), torch_version, torch_cuda)
 
@@ -111,7 +111,7 @@ def identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str
 def identity_of(
     root: Path, files: list[Path], flags: object, torch_version: str, torch_cuda: str | None
 ) -> dict[str, str]:
-    """The identity of a library compiled with `flags` from those of `files` that are C++ or CUDA, below `root`."""
+    """Return the identity of a library that is compiled with `flags` from the C++ and CUDA files among `files`."""
     digest = hashlib.sha256(repr(flags).encode())
     for path in sorted(path for path in files if path.suffix in {".cpp", ".cu", ".cuh", ".h", ".inc"}):
         digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
@@ -125,14 +125,16 @@ def identity_of(
 
 
 def with_scripts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """A copy of `environment` whose PATH ends with this interpreter's scripts: an environment that is not activated
-    has the tools that pip installed there and nowhere else."""
+    """Return a copy of `environment` with the scripts of this interpreter at the end of PATH.
+
+    They contain the tools that pip installed, which are not on PATH if the virtual environment is not activated.
+    """
     path = [entry for entry in (environment.get("PATH"), sysconfig.get_path("scripts")) if entry]
     return {**environment, "PATH": os.pathsep.join(path)}
 
 
 def missing_tool(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Why nothing can be compiled in this environment; None where a C++ compiler and ninja are there."""
+    """Return why nothing can be compiled in this environment; None if there are a C++ compiler and ninja."""
     if not sys.platform.startswith(("linux", "darwin")):
         return f"kernels are compiled on Linux and macOS only, not on {sys.platform}"
     compiler = shlex.split(environment.get("CXX", "c++"))[0]
@@ -145,39 +147,39 @@ def missing_tool(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def cuda_home() -> Path | None:
-    """Root of the CUDA toolkit whose nvcc would run: by CUDA_HOME, or by asking nvcc, which may be a wrapper script."""
-    if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
-        return Path(named) if (Path(named) / "bin" / "nvcc").exists() else None
+    """Return the root of the CUDA toolkit: CUDA_HOME, or what nvcc (which may be a wrapper script) reports."""
+    if folder := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return Path(folder) if (Path(folder) / "bin" / "nvcc").exists() else None
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
         return None
-    plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True).stderr
-    top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
+    output = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", output, re.MULTILINE)
     return Path(top[1]).resolve() if top else Path(nvcc).resolve().parents[1]
 
 
 def cuda_obstacle(csrc: Path, torch_version: str, torch_cuda: str | None) -> str | None:
-    """Why CUDA kernels cannot be compiled: decided by torch's build and nvcc, never by a GPU being visible here."""
+    """Return why CUDA kernels cannot be compiled, or None; depends on torch and nvcc, not on a visible GPU."""
     if torch_cuda is None:
         return f"torch {torch_version} is a build without CUDA"
     if not any(csrc.glob("*/cuda.cu")):
         return "this version has no CUDA kernels"
     home = cuda_home()
     if home is None:
-        return f"nvcc is not there (torch was built with CUDA {torch_cuda}; install that toolkit or set CUDA_HOME)"
-    answer = subprocess.run([str(home / "bin" / "nvcc"), "--version"], capture_output=True, text=True).stdout
-    release = re.search(r"release (\d+)\.(\d+)", answer)
+        return f"there is no nvcc (torch was built with CUDA {torch_cuda}; install that toolkit or set CUDA_HOME)"
+    version = subprocess.run([str(home / "bin" / "nvcc"), "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", version)
     if release is None or release[1] != torch_cuda.split(".")[0]:
-        found = f"{release[1]}.{release[2]}" if release else "of an unknown version"
-        return f"nvcc is {found} and torch was built with CUDA {torch_cuda}; their major versions must agree"
+        name = f"{release[1]}.{release[2]}" if release else "of an unknown version"
+        return f"nvcc is {name} and torch was built with CUDA {torch_cuda}; their major versions must agree"
     return None
 
 
 def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str] | None = None) -> Record:
     """Compile into the folder `output` (`LIBRARY`, `RECORD` and `LOG`) and return the record.
 
-    `mode` is auto, cpu or cuda; auto leaves CUDA out, with the reason in the record, where it cannot be had.
-    `environment` replaces os.environ for the compiling process. Raises BuildError.
+    `mode` is auto, cpu or cuda. If CUDA kernels cannot be compiled, auto compiles without them, and the record has the
+    reason. `environment` replaces os.environ for the compiling process. Raises BuildError.
     """
     output.mkdir(parents=True, exist_ok=True)
     environment = os.environ if environment is None else environment
@@ -196,19 +198,20 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
         )
     if done.returncode == 0:
         return read_record(output)
-    answer = read_record(output) or {
+    record = read_record(output) or {
         "why_not": f"the compiling process ended with code {done.returncode}",
         "lasting": False,
     }
-    if mode == "auto" and answer.get("cuda"):
-        record = build(csrc, output, "cpu", environment=environment) | {"mode": mode, "cuda_why_not": answer["why_not"]}
-        write_record(output, record)
-        return record
-    raise BuildError(answer["why_not"], answer["lasting"])
+    if mode == "auto" and record.get("cuda"):
+        cpu_record = build(csrc, output, "cpu", environment=environment)
+        cpu_record |= {"mode": mode, "cuda_why_not": record["why_not"]}
+        write_record(output, cpu_record)
+        return cpu_record
+    raise BuildError(record["why_not"], record["lasting"])
 
 
 def read_record(folder: Path) -> Record:
-    """The record beside a library, {} where there is none or it cannot be read."""
+    """Return the record of the library in a folder, {} if there is none or it cannot be read."""
     try:
         return dict(json.loads((folder / RECORD).read_text()))
     except (OSError, ValueError):
@@ -220,13 +223,13 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def _compile(csrc: Path, output: Path, cuda: bool) -> None:
-    """Compile and load the library with torch.utils.cpp_extension, in this process."""
+    """Compile and load the library with torch.utils.cpp_extension in this process."""
     from torch.utils import cpp_extension
 
-    (output / "lock").unlink(missing_ok=True)  # cpp_extension's own: left by a killed build, it would block for ever
+    (output / "lock").unlink(missing_ok=True)  # the lock of cpp_extension: after a killed build it would block forever
     staged = []
     for path in sources(csrc, cuda):
-        # cpp_extension names objects by the file's last name alone, and every <k>/ has a cpu.cpp.
+        # cpp_extension names object files by the name of the source without its folder, and many are called cpu.cpp.
         link = output / path.relative_to(csrc).as_posix().replace("/", "_")
         link.unlink(missing_ok=True)
         link.symlink_to(path)
@@ -246,10 +249,10 @@ def _compile(csrc: Path, output: Path, cuda: bool) -> None:
 
 
 def first_error(text: str) -> str:
-    """The line of a failed build's output that says why."""
+    """Return the line of the output of a failed build that gives the reason."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line or "undefined " in line]
-    return (telling or lines[-1:] or ["no output"])[0]
+    errors = [line for line in lines if "error:" in line or "undefined " in line]
+    return (errors or lines[-1:] or ["no output"])[0]
 
 
 def main() -> int:
@@ -260,7 +263,7 @@ def main() -> int:
     arguments = parser.parse_args()
     csrc, output, mode = arguments.csrc, arguments.output, arguments.mode
 
-    if sanitizers():  # whose runtime is preloaded, to load the library with; the compiler runs without
+    if sanitizers():  # their runtime is preloaded for loading the library; the compiler runs without it
         os.environ.pop("LD_PRELOAD", None)
     import torch
 
@@ -268,11 +271,11 @@ def main() -> int:
     obstacle = "left out on request" if mode == "cpu" else cuda_obstacle(csrc, version, torch_cuda)
     record: Record = {"identity": identity(csrc, version, torch_cuda), "mode": mode, "cuda": obstacle is None}
     if mode == "cuda" and obstacle:
-        write_record(output, record | {"why_not": f"CUDA kernels were asked for, but {obstacle}", "lasting": False})
+        write_record(output, record | {"why_not": f"CUDA kernels were requested, but {obstacle}", "lasting": False})
         return 1
     if obstacle is None:
         os.environ["CUDA_HOME"] = str(cuda_home())
-        # Unset, cpp_extension would compile for the GPUs it sees on this host; take those that torch was built for.
+        # By default cpp_extension compiles for the GPUs of this host; compile for those that torch was built for.
         architectures = re.findall(r"sm_(\d+)(\d)\b", torch._C._cuda_getArchFlags() or "")
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(f"{a}.{b}" for a, b in architectures) + "+PTX")
     else:
@@ -284,7 +287,8 @@ def main() -> int:
         write_record(output, record | {"why_not": reason, "lasting": False})
         raise
     except Exception:
-        # A compiler's error comes again with the same sources; a full disk or a killed compiler need not.
+        # An error in the sources is lasting; a full disk or a compiler killed for lack of memory is not. Only the text
+        # tells them apart: the exit codes of compiler and ninja, and the exception of cpp_extension, are the same.
         reason = first_error((output / LOG).read_text(errors="replace"))
         lasting = "error:" in reason and not re.search("No space left|Killed|memory", reason)
         write_record(output, record | {"why_not": f"compiling failed: {reason}", "lasting": lasting})

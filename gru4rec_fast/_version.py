@@ -1,3 +1,3 @@
-"""The version, kept here and nowhere else: setup reads it without importing the package."""
+"""The version of the package; the build reads it from this file without importing the package."""
 
 __version__ = "0.1.0"

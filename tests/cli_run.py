@@ -1,4 +1,4 @@
-"""Runs gru4rec-fast for the tests, in this process or in one of its own, and makes a small log for it."""
+"""Helpers that run gru4rec-fast, in this process or in a new one, and write a small log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]")
 
 @dataclass(frozen=True)
 class Ran:
-    """Exit code and what was written."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The error, once it is sure that it is one line, the last, and that nothing was printed as a result."""
+        """The error. Asserts that it is one line, the last on stderr, and that stdout is empty."""
         lines = self.err.splitlines()
         assert lines[-1].startswith("error: "), self.err
         assert sum(line.startswith(("error", "Traceback")) for line in lines) == 1, self.err
@@ -41,21 +41,21 @@ class Ran:
 
 
 def cli(*arguments: str | Path) -> Ran:
-    """Run a command in this process; stdout and stderr are no terminals."""
+    """Run a command in this process. Its stdout and stderr are not terminals."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         code = main([str(argument) for argument in arguments])
     return Ran(code, out.getvalue(), err.getvalue())
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """Start a command in a process of its own that imports what this one imports; its outputs are pipes."""
+    """Start a command in a new process with the module path of this one. Its outputs are pipes."""
     code = f"import sys; sys.path[:] = {sys.path!r}\nfrom gru4rec_fast.cli import main\nsys.exit(main())"
     command = [sys.executable, "-u", "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def write_logs(folder: Path) -> None:
-    """Write train.tsv (500 sessions of 60 items) and test.tsv (100 sessions that come after them)."""
+    """Write train.tsv (500 sessions of 60 items) and test.tsv (100 later sessions)."""
     events = markov_events(600, 60, seed=1)
     for name, chosen in (("train", events["SessionId"] <= 500), ("test", events["SessionId"] > 500)):
         rows = zip(*(column[chosen].tolist() for column in events.values()), strict=True)

@@ -1,4 +1,4 @@
-"""What several test files share, and the rule that an installed package is tested as installed."""
+"""Shared fixtures and hooks. If the package is installed, the tests import the installed files, not the checkout."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def is_installed() -> bool:
-    """Whether gru4rec_fast is installed in this environment as files of its own (an editable install is not).
+    """Return True if gru4rec_fast is installed in this environment, and not as an editable install.
 
-    Not counted is the egg-info that `pip install .` leaves in a checkout, found where that is on sys.path.
+    The egg-info that `pip install .` leaves in the checkout does not count.
     """
-    for found in distributions(name="gru4rec_fast"):
-        if Path(str(found.locate_file(""))).resolve() != CHECKOUT:
-            return not json.loads(found.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable", False)
+    for distribution in distributions(name="gru4rec_fast"):
+        if Path(str(distribution.locate_file(""))).resolve() != CHECKOUT:
+            origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+            return not origin.get("dir_info", {}).get("editable", False)
     return False
 
 
 if is_installed():
-    # `python -m pytest` and PYTHONPATH=. put the checkout first, whose source tree would hide the installed package.
+    # `python -m pytest` and PYTHONPATH=. put the checkout on sys.path, where it would hide the installed package.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option with which .ci/full runs the emulated cases that are otherwise left out."""
-    parser.addoption("--all-emulated", action="store_true", help="run all emulated cases, not a pairwise choice of them")
+    """Add an option to run all emulated cases, which .ci/full uses. By default some of them are deselected."""
+    parser.addoption("--all-emulated", action="store_true", help="run all emulated cases, not a pairwise cover")
 
 
 def pytest_configure() -> None:
-    """Register the emulated CUDA kernels as an implementation."""
+    """Register the emulated CUDA kernels as the implementation "emulated"."""
     import cuda_emulator
 
     cuda_emulator.register()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_heard() -> None:
-    """A shell starts what runs in the background with Ctrl-C ignored; the tests that press it want it heard."""
+def restore_ctrl_c() -> None:
+    """Restore the default action of Ctrl-C, which some tests send. Shells ignore it in background processes."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def native_library() -> None:
-    """Skip where the native library is not to be had; its operators are registered afterwards.
+    """Load the native library, or skip the test if there is none.
 
-    GRU4REC_FAST_REQUIRE_NATIVE=1 makes a failure of it, so that a broken build cannot hide behind what was skipped.
+    With GRU4REC_FAST_REQUIRE_NATIVE=1 the test fails instead, so that a broken build cannot go unnoticed.
     """
     from gru4rec_fast import _backend
 
@@ -67,7 +68,7 @@ def native_library() -> None:
 
 @pytest.fixture
 def impl(request: pytest.FixtureRequest) -> str:
-    """Each test that takes it runs with the reference, the native kernels and the emulated CUDA kernels."""
+    """Run the test with the reference, the native kernels and, in families with CUDA kernels, the emulated ones."""
     if request.param == "native":
         request.getfixturevalue("native_library")
     return request.param
@@ -75,16 +76,16 @@ def impl(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["reference", "native", "fused"])
 def way(request: pytest.FixtureRequest) -> str:
-    """How a `PackageRun` trains: through autograd with either implementation, or by the fused training step."""
+    """Train a `PackageRun` by autograd with either implementation, or by the fused training step."""
     if request.param != "reference":
         request.getfixturevalue("native_library")
     return request.param
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The values of `impl`: "emulated" only in the tests of a family that has CUDA kernels."""
-    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    if "impl" not in metafunc.fixturenames or any("impl" in names for names in own):
+    """Parametrize the fixture `impl`; "emulated" is added in tests of families that have CUDA kernels."""
+    parametrized = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "impl" not in metafunc.fixturenames or any("impl" in names for names in parametrized):
         return
     from native import CUDA_FAMILIES, why_not_emulated
 
@@ -95,7 +96,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """Forget what torch.compile learned in a test, so that its limit on recompilations counts within one test."""
+    """Reset torch.compile after each test: its limit on recompilations would otherwise count over all tests."""
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
@@ -103,7 +104,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test's emulated cases, which are slow, as many as have every two values of its parameters meet."""
+    """Reduce the emulated cases of each test, which are slow, to a choice that covers all pairs of parameter values."""
     if config.getoption("all_emulated"):
         return
     tests: dict[str, list[pytest.Item]] = {}
@@ -111,23 +112,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("impl") == "emulated":
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out = {item for cases in tests.values() for item in cases} - {
-        item for cases in tests.values() for item in pairwise(cases)
+    deselected = {item for cases in tests.values() for item in cases} - {
+        item for cases in tests.values() for item in pairwise_cover(cases)
     }
-    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=[item for item in items if item in deselected])
+    items[:] = [item for item in items if item not in deselected]
 
 
-def pairwise(cases: list[pytest.Item]) -> list[pytest.Item]:
-    """Cases in which all pairs of parameters' values are that are in any, each time the one with most new pairs.
+def pairwise_cover(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Return cases that together contain every pair of parameter values, chosen greedily by the number of new pairs.
 
-    What one mark gives together, a size of several numbers, is one value: each of them stays.
+    Parameters of one mark, such as ("rows", "columns"), count as one parameter.
     """
 
-    def values(case: pytest.Item) -> list[tuple[str, tuple[int, ...]]]:  # anything, but each is one object
+    def values(case: pytest.Item) -> list[tuple[str, tuple[int, ...]]]:
+        """Return the parameters of a case and their values, by id(), because values need not be hashable."""
         params: dict[str, object] = case.callspec.params  # type: ignore[attr-defined]
-        together = [mark.args[0] for mark in case.iter_markers("parametrize")]
-        groups = [names.split(",") if isinstance(names, str) else names for names in together]
+        marked_names = [mark.args[0] for mark in case.iter_markers("parametrize")]
+        groups = [names.split(",") if isinstance(names, str) else names for names in marked_names]
         groups = [[name.strip() for name in names] for names in groups]
         groups += [[name] for name in params if not any(name in names for names in groups)]
         return sorted((",".join(names), tuple(id(params[name]) for name in names)) for names in groups)

@@ -1,4 +1,4 @@
-"""What ingest and preparation should yield, in plain Python, and how tests compare a store with it."""
+"""A plain-Python specification of ingest and preparation, and assertions that compare a store with its results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,7 @@ Row = tuple[object, object, float]  # session id, item id, time
 
 @dataclass
 class Session:
-    """One session: its id, the row it first appeared in, and its (time, row, item) events in order."""
+    """A session: its id, the first input row it appears in, and its events (time, row, item), sorted by time."""
 
     id: object
     row: int
@@ -27,7 +28,7 @@ class Session:
 
 
 def grouped(rows: list[Row]) -> list[Session]:
-    """Sessions by time of their first event, ties in input order; events by time, equal times in input order."""
+    """Group rows by session. Sessions are sorted by their first event, events by time; ties keep the input order."""
     sessions: dict[object, Session] = {}
     for row, (session, item, time) in enumerate(rows):
         sessions.setdefault(session, Session(session, row, [])).events.append((time, row, item))
@@ -39,7 +40,7 @@ def grouped(rows: list[Row]) -> list[Session]:
 def filtered(
     sessions: list[Session], min_support: int, min_length: int, duplicates: bool, collapse: bool
 ) -> list[Session]:
-    """What stays when no further rule removes anything."""
+    """Apply the filters until nothing changes, and return the remaining sessions."""
     kept = sessions
     if duplicates:
         kept = [
@@ -48,46 +49,46 @@ def filtered(
         for session in kept:
             session.events.sort(key=lambda event: event[:2])
     while True:
-        before = sum(len(s.events) for s in kept)
+        n_events = sum(len(s.events) for s in kept)
         support = Counter(item for s in kept for _, _, item in s.events)
         kept = [Session(s.id, s.row, [e for e in s.events if support[e[2]] >= min_support]) for s in kept]
         if collapse:
             kept = [Session(s.id, s.row, [e for j, e in enumerate(s.events) if j == 0 or s.events[j - 1][2] != e[2]])
                     for s in kept]  # fmt: skip
         kept = [s for s in kept if len(s.events) >= max(min_length, 1)]
-        if sum(len(s.events) for s in kept) == before:
+        if sum(len(s.events) for s in kept) == n_events:
             return sorted(kept, key=Session.key)
 
 
 def without_unseen(sessions: list[Session], known: set[object], min_length: int, collapse: bool) -> list[Session]:
-    """A held-out part: items of the training part only, then sessions that are long enough."""
+    """Filter a held-out part: remove items that are not in `known`, then sessions that are too short."""
     kept = [Session(s.id, s.row, [e for e in s.events if e[2] in known]) for s in sessions]
     return filtered(kept, 1, max(2, min_length), False, collapse)
 
 
 def items_of(sessions: list[Session]) -> list[object]:
-    """The catalogue in order of first appearance."""
+    """Return the catalogue in order of first appearance."""
     return list(dict.fromkeys(item for s in sessions for _, _, item in s.events))
 
 
 def assert_store_is(store: SessionStore, sessions: list[Session], catalogue: list[object] | None = None) -> None:
-    """The store holds exactly these sessions, in this order, with this catalogue (default: by first appearance)."""
+    """Assert that the store holds these sessions in this order. Default catalogue: `items_of(sessions)`."""
     catalogue = items_of(sessions) if catalogue is None else catalogue
     assert store.vocabulary.ids.tolist() == catalogue
     assert store.session_ids.tolist() == [s.id for s in sessions]
     assert store.start_times.tolist() == [s.events[0][0] for s in sessions]
     assert store.end_times.tolist() == [s.events[-1][0] for s in sessions]
-    found = [catalogue[i] for i in store.items.tolist()]
-    edges = store.offsets.tolist()
-    assert edges[0] == 0 and edges[-1] == len(found)
-    assert [found[a:b] for a, b in zip(edges, edges[1:])] == [[e[2] for e in s.events] for s in sessions]  # noqa: B905, RUF007
-    support = Counter(found)
+    items = [catalogue[i] for i in store.items.tolist()]
+    bounds = store.offsets.tolist()
+    assert bounds[0] == 0 and bounds[-1] == len(items)
+    assert [items[a:b] for a, b in pairwise(bounds)] == [[e[2] for e in s.events] for s in sessions]
+    support = Counter(items)
     assert store.support.tolist() == [support[item] for item in catalogue]
     assert store.n_targets == sum(len(s.events) - 1 for s in sessions)
 
 
 def assert_same_store(one: SessionStore, other: SessionStore) -> None:
-    """The two stores hold the same, down to the types."""
+    """Assert that two stores are equal, including dtypes."""
     for name in ("items", "offsets", "start_times", "end_times", "support", "session_ids"):
         a, b = getattr(one, name), getattr(other, name)
         assert a.dtype == b.dtype and a.tolist() == b.tolist(), name
@@ -95,8 +96,8 @@ def assert_same_store(one: SessionStore, other: SessionStore) -> None:
 
 
 @contextmanager
-def tiny_pieces(batch_rows: int = 3, partitions: int = 4, block_events: int = 5) -> Iterator[None]:
-    """Send even the smallest log through the path of a log larger than memory."""
+def tiny_batches(batch_rows: int = 3, partitions: int = 4, block_events: int = 5) -> Iterator[None]:
+    """Process even a tiny log as one that is larger than memory: in several batches, partitions and blocks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gru4rec_fast.data.tables.BATCH_ROWS", batch_rows)
         patch.setattr("gru4rec_fast.data.sessions.ingest.PARTITIONS", partitions)

@@ -1,4 +1,4 @@
-"""Dense propagation matrices and dropout masks, entry by entry, to hold the sparse ones against."""
+"""Random graphs, and dense propagation matrices and dropout masks to compare the sparse ones with."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ EDGE_STREAM = 1 << 16
 def random_graph(
     n_users: int, n_items: int, n_draws: int, *, seed: int, dtype: torch.dtype = torch.int32, skewed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Offsets and neighbors of a bipartite graph with at most `n_draws` edges; nodes may stand alone.
+    """Return offsets and neighbors of a random bipartite graph with at most `n_draws` edges.
 
-    skewed: low-numbered users and items have most of the edges.
+    Some nodes may have no edge. With `skewed`, users and items with low indices have most of the edges.
     """
     draws = torch.rand(n_draws, 2, generator=torch.Generator().manual_seed(seed))
     if skewed:
@@ -30,7 +30,7 @@ def random_graph(
 def dense_matrix(
     offsets: Tensor, neighbors: Tensor, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0
 ) -> Tensor:
-    """The propagation matrix, float64 [n_nodes, n_nodes], by matrix products as the formulas are written."""
+    """Return the propagation matrix, float64 [n_nodes, n_nodes], computed by dense matrix products."""
     n_nodes = len(offsets) - 1
     adjacency = torch.zeros(n_nodes, n_nodes, dtype=torch.float64)
     for row in range(n_nodes):
@@ -54,6 +54,6 @@ def dense_matrix(
 
 
 def dropped_entries(n_nodes: int, dropout: float, seed: int, step: int) -> Tensor:
-    """Which entries (row, column) edge dropout drops, bool [n_nodes, n_nodes]."""
+    """Return the entries (row, column) that edge dropout drops, bool [n_nodes, n_nodes]."""
     keep = bernoulli_keep(dropout, seed=seed, stream=EDGE_STREAM, step=step, lanes=n_nodes, units=n_nodes)
     return ~torch.from_numpy(keep)

@@ -1,4 +1,4 @@
-"""Small synthetic session logs with something to learn."""
+"""Small synthetic session logs with predictable next items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gru4rec_fast.data import SessionStore, Vocabulary
 def markov_store(
     n_sessions: int = 200, n_items: int = 30, seed: int = 0, vocabulary: Vocabulary | None = None, longest: int = 9
 ) -> SessionStore:
-    """Sessions of 2 to `longest` events: item i is followed by i + 1, 2 i or i * i (mod n_items), mostly the first."""
+    """Draw sessions of 2 to `longest` events. Item i is followed by i + 1 (80 %), 2 i or i * i, modulo n_items."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, longest + 1, n_sessions)
     items = []

@@ -1,4 +1,4 @@
-"""Whether the memory of this process keeps growing: a slope that one-off growth does not move."""
+"""Measure whether the memory of this process keeps growing. A single jump of its size does not count."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from statistics import median
 import pytest
 
 STATM = Path("/proc/self/statm")
-needs_statm = pytest.mark.skipif(not STATM.exists(), reason="the resident size is read from /proc, which Linux has")
-# A sanitizer's allocator keeps what was freed for a while, to find uses of it.
+needs_statm = pytest.mark.skipif(not STATM.exists(), reason="needs /proc/self/statm (Linux)")
+# The allocator of a sanitizer keeps freed memory for a while, to detect use after free.
 needs_plain_allocator = pytest.mark.skipif(
-    bool(os.environ.get("GRU4REC_FAST_SANITIZE")), reason="a sanitizer's allocator holds on to freed memory"
+    bool(os.environ.get("GRU4REC_FAST_SANITIZE")), reason="the allocator of a sanitizer keeps freed memory"
 )
 
 
 @contextmanager
 def quick_collections() -> Iterator[None]:
-    """What Python holds already is not looked through again by each collection inside the block."""
+    """Make garbage collections within the block skip all objects that exist before it."""
     gc.collect()
     gc.freeze()
     try:
@@ -32,7 +32,7 @@ def quick_collections() -> Iterator[None]:
 
 
 def resident_bytes() -> int:
-    """The resident size, with what is free given back first: a leak must not hide in room that others left."""
+    """Return the resident size after freed memory is returned to the system, so that it cannot hide a leak."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
@@ -41,12 +41,12 @@ def resident_bytes() -> int:
 
 
 def growth(samples: Sequence[int]) -> float:
-    """By how much the samples grow from one to the next, once the first third has passed.
+    """Return the growth from one sample to the next. The first third of the samples is ignored.
 
-    The median over all pairs a quarter of the samples apart: one jump, wherever it is, touches a third of the pairs at
-    most, and leaves the median alone; a leak is in every pair.
+    It is the median over all pairs of samples at a distance of a quarter of them. A single jump changes at most a third
+    of these pairs and so not the median; a leak changes all pairs.
     """
     settled = samples[len(samples) // 3 :]
-    apart = len(settled) // 4
-    assert apart >= 2, f"{len(samples)} samples are too few to tell a leak from a jump"
-    return median(later - earlier for earlier, later in zip(settled, settled[apart:], strict=False)) / apart
+    distance = len(settled) // 4
+    assert distance >= 2, f"{len(samples)} samples are too few to tell a leak from a jump"
+    return median(later - earlier for earlier, later in zip(settled, settled[distance:], strict=False)) / distance

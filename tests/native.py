@@ -1,4 +1,4 @@
-"""What the tests of kernels share: their implementations, the tolerance rule, thread counts, instruction sets."""
+"""Helpers for tests of kernels: marks for implementations, tolerances, thread counts, instruction sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gru4rec_fast.ops._registry import operators
 LEVELS = ("baseline", "avx2", "avx512")
 
 
-# Written out, so that a family whose CUDA kernels are not found fails, and is not skipped.
+# A constant, so that tests fail, and are not skipped, if the CUDA kernels of a family are not found.
 CUDA_FAMILIES = {
     *("session_batch", "negative_sampling", "gru", "sampled_loss", "sparse_update", "ranking", "laplacian_propagation"),
     *("ngcf_layer", "bpr_triples", "dropout", "training_step"),
@@ -30,10 +30,9 @@ CUDA_FAMILIES = {
 
 
 def why_not_emulated(family: str) -> str:
-    """Return why the CUDA kernels of a family do not run under emulation here; "" where they do.
+    """Return why the CUDA kernels of a family cannot be emulated here: they cannot be compiled. "" if they can.
 
-    That no kernels can be compiled is the only reason, and an error where GRU4REC_FAST_REQUIRE_NATIVE is set; so is a
-    family without CUDA kernels.
+    Raises AssertionError for a family without CUDA kernels; with GRU4REC_FAST_REQUIRE_NATIVE also if there is a reason.
     """
     assert family in CUDA_FAMILIES and {*cuda_emulator.families()} == CUDA_FAMILIES, (family, cuda_emulator.families())
     reason = cuda_emulator.why_not()
@@ -42,7 +41,7 @@ def why_not_emulated(family: str) -> str:
 
 
 def native_and_emulated(op: str, family: str = "") -> pytest.MarkDecorator:
-    """Run a test with impl="native" and impl="emulated"; `family` names the files of `op` where these differ."""
+    """Run a test with impl="native" and impl="emulated". `family` is the family of `op` if its name differs."""
     is_native = _backend.resolve("auto", op, "cpu") == "native"
     missing = why_not_emulated(family or op)
     native = pytest.param("native", marks=pytest.mark.skipif(not is_native, reason=f"{op} is not built natively"))
@@ -51,56 +50,61 @@ def native_and_emulated(op: str, family: str = "") -> pytest.MarkDecorator:
 
 
 def implementations(op: str, family: str = "") -> pytest.MarkDecorator:
-    """Run a test with the reference, too."""
+    """Run a test with impl="reference", "native" and "emulated". See `native_and_emulated`."""
     mark = native_and_emulated(op, family)
     return pytest.mark.parametrize("impl", ["reference", *mark.args[1]])
 
 
 def operators_of(impl: str, op: str) -> Any:
-    """torch.ops' namespace in which `op` runs the implementation, "native" or "emulated", loaded where need be."""
+    """Return the namespace of torch.ops in which `op` has the implementation "native" or "emulated", and load it."""
     return operators(_backend.resolve(impl, op, "cpu"))
 
 
-def told(message: str, impl: str) -> str:
-    """The pattern of an error about what a tensor holds: on the device it names the argument, but no numbers."""
+def error_pattern(message: str, impl: str) -> str:
+    """Return the expected pattern of an error about values of a tensor. CUDA kernels report the argument, no values."""
     return message if impl != "emulated" else re.match(r"[a-z_]+", message)[0]  # type: ignore[index]
 
 
 def assert_as_close(ours: Sequence[Tensor], reference: Sequence[Tensor], oracle: Sequence[Tensor]) -> None:
-    """Each tensor is within twice the reference's own error of the float64 oracle, plus 4 roundings of its norm.
+    """Assert that each tensor is nearly as close to the float64 oracle as the reference, which has the same dtype.
 
-    Errors are Euclidean norms of whole tensors; the reference is in the dtype of `ours`. Where that is float64, oracle
-    and reference are one, which leaves 1e-13 of the norm: room for sums that cancel.
+    Errors are Euclidean norms of the difference to the oracle. Allowed are twice the error of the reference plus 4 eps
+    of the oracle's norm. In float64, oracle and reference are equal; 1e-13 of the norm is allowed for cancellation.
     """
-    for number, (mine, theirs, truth) in enumerate(zip(ours, reference, oracle, strict=True)):
-        assert mine.shape == truth.shape and mine.dtype == theirs.dtype
-        error, yardstick = ((t.double() - truth).norm().item() for t in (mine, theirs))
-        allowed = 1e-13 if mine.dtype == torch.float64 else 4 * torch.finfo(mine.dtype).eps
-        rounding = allowed * truth.norm().item()
-        assert error <= 2 * yardstick + rounding, (number, error, yardstick, rounding)
+    for i, (ours_i, reference_i, oracle_i) in enumerate(zip(ours, reference, oracle, strict=True)):
+        assert ours_i.shape == oracle_i.shape and ours_i.dtype == reference_i.dtype
+        error, reference_error = ((t.double() - oracle_i).norm().item() for t in (ours_i, reference_i))
+        relative = 1e-13 if ours_i.dtype == torch.float64 else 4 * torch.finfo(ours_i.dtype).eps
+        rounding = relative * oracle_i.norm().item()
+        assert error <= 2 * reference_error + rounding, (i, error, reference_error, rounding)
 
 
 def compiler(chosen: bool) -> str:
-    """The backend of torch.compile: for the one case of a family that is `chosen` inductor, whose C++ takes up to a
-    minute. The others are captured whole, differentiated and run without it: to inductor an operator is a call."""
+    """Return the backend of torch.compile: "inductor" for the one `chosen` case of a family, else "aot_eager".
+
+    Inductor compiles C++ for up to a minute. "aot_eager" traces and differentiates the same graph, and an operator is
+    only a call to inductor.
+    """
     return "inductor" if chosen else "aot_eager"
 
 
 def examples(n: int) -> int:
-    """How many of hypothesis's examples to try, `n` of them but under sanitizers, where each takes many times as long:
-    what they look for, memory, depends on fewer of an example's choices than results do."""
+    """Return the number of hypothesis examples: `n`, but fewer under sanitizers, where each takes many times as long.
+
+    Memory errors depend on fewer choices of an example than results do.
+    """
     return max(n // 4, 10) if _compile.sanitizers() else n
 
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
     """Run with `n` threads."""
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
@@ -108,19 +112,19 @@ def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None
 
 
 def run_at_level(level: str, file: str | list[str], chosen: str) -> None:
-    """Run the tests `chosen` (as pytest -k) of a file, or of several, in a process of that instruction set.
+    """Run the tests `chosen` (a pytest -k expression) of one or more files in a process with that instruction set.
 
-    Skips where the processor lacks it, and where this process has run them at that level itself.
+    Skips if the processor lacks it, or if this process uses it, because then the tests run here anyway.
     """
     info = _backend.build_info()
     if LEVELS.index(level) > LEVELS.index(info["simd_detected"]):
         pytest.skip(f"this processor has no {level}")
     if level == info["simd"]:
-        pytest.skip(f"{level} is what this process itself runs at")
+        pytest.skip(f"this process itself uses {level}")
     files = [file] if isinstance(file, str) else file
     env = os.environ | {"GRU4REC_FAST_SIMD": level}
     folder = Path(files[0]).resolve().parents[1]
-    python = [sys.executable, "-P"]  # as this process: no folder on the path that was not asked for
+    python = [sys.executable, "-P"]  # -P: does not add the current folder to sys.path
     command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen]
     result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout

@@ -1,4 +1,4 @@
-"""The package's own modules put together for one training step at a time, from the oracle's names and options."""
+"""PackageRun: a model of the package that trains step by step, built from weights and options of tests/oracle."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from oracle import Options, embedding_mode, input_width, layer_sizes
 from gru4rec_fast import ops
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaTrainingStep
-from gru4rec_fast.training.fused import FusedTrainingStep
+from gru4rec_fast.training.captured_step import CapturedTrainingStep
+from gru4rec_fast.training.fused_step import FusedTrainingStep
 
 Arrays = dict[str, np.ndarray]
 
 
 def network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
-    """The oracle's arrays as tensors under SessionNetwork's parameter names."""
+    """Convert arrays with the oracle's names to tensors with the parameter names of SessionNetwork."""
     named = {f"gru.{name}" if name.startswith("layers.") else name: value for name, value in arrays.items()}
     return {name: torch.from_numpy(np.array(value)) for name, value in named.items()}
 
 
 class PackageRun:
-    """Network, loss, optimizer and hidden state of a run, whose whole state can be set."""
+    """Network, loss, optimizer and hidden state of a training, all of which tests can set."""
 
     def __init__(
         self,
@@ -33,10 +33,11 @@ class PackageRun:
         dtype: torch.dtype = torch.float64,
         impl: str = "auto",
     ) -> None:
-        """`impl`: that of the operators, which autograd differentiates; or a training step in the place of autograd:
-        "fused", with native kernels, or "emulated", that of a GPU with emulated ones.
+        """Build the model. `impl` "reference" or "native" trains by autograd with these operators.
+
+        "fused" trains by the fused step of the CPU, "emulated" by the step of the GPU with emulated kernels.
         """
-        self.step = {"fused": FusedTrainingStep, "emulated": CudaTrainingStep}.get(impl)
+        self.step = {"fused": FusedTrainingStep, "emulated": CapturedTrainingStep}.get(impl)
         impl = "native" if impl == "fused" else impl
         mode = embedding_mode(weights)
         last = len(layer_sizes(weights)) - 1
@@ -86,14 +87,14 @@ class PackageRun:
         self.state = [torch.from_numpy(layer.copy()).to(self.dtype) for layer in state]
 
     def weights(self) -> Arrays:
-        """Parameters under the oracle's names."""
+        """Return the parameters with the oracle's names."""
         return {
             name.removeprefix("gru."): parameter.detach().numpy().copy()
             for name, parameter in self.network.named_parameters()
         }
 
     def moments(self) -> Arrays:
-        """Accumulators and, with momentum, velocities, as "accumulator.<name>" and "velocity.<name>"."""
+        """Return accumulators and, with momentum, velocities, as "accumulator.<name>" and "velocity.<name>"."""
         return {
             f"{kind}.{name.removeprefix('gru.')}": tensor.numpy().copy()
             for name, parameter in self.network.named_parameters()
@@ -101,14 +102,15 @@ class PackageRun:
         }
 
     def train_block(self, steps: list, negatives: list[np.ndarray] | None, first_step: int) -> float:
-        """One update from a block of steps; returns its loss before the update."""
-        inputs, targets, reset = (torch.from_numpy(np.stack(part)) for part in zip(*steps, strict=True))
+        """Make one update from a block of steps, and return its loss before the update."""
+        inputs, targets, reset = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*steps, strict=True))
         drawn = None if negatives is None else torch.from_numpy(np.stack(negatives))
         if self.step:
             step = self.step(self.network, self.criterion, self.optimizer)
             return step.train_block(inputs, targets, reset, drawn, self.state, step=first_step)
         hidden, state = self.network(inputs, self.state, reset, step=first_step)
-        loss = self.criterion(self.network, hidden, targets, drawn)
+        table = self.network.output_weight, self.network.output_bias
+        loss = self.criterion(hidden, *table, targets, drawn)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -116,7 +118,7 @@ class PackageRun:
         return loss.item()
 
     def dropout_masks(self, lanes: int, step: int) -> list[torch.Tensor | None]:
-        """Masks of one step: the input embedding's, then each layer's; None where nothing is dropped."""
+        """Return the dropout masks of one step: of the input embedding, then of each layer; None without dropout."""
         network, gru = self.network, self.network.gru
         widths = [gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0]
         widths += [layer.hidden_size for layer in gru.layers]

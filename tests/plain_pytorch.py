@@ -1,7 +1,7 @@
-"""A GRU4Rec training step as anyone would compose it from plain PyTorch: GRUCell, matmul, autograd, dense gradients.
+"""A GRU4Rec training step in plain PyTorch: GRUCell, matmul, autograd, dense gradients.
 
-The second baseline beside the published code: what its own fp32 error is, any faster path has to keep to. It knows
-every embedding mode, momentum, logQ and dropout, all lanes alive; dropout masks are given.
+The fp32 error of this step is the bound for the errors of the package. It supports every embedding mode, momentum, logQ
+and dropout (masks are arguments); all lanes are live.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def gru_cell(weights: Weights, layer: int, x: Tensor, h: Tensor) -> Tensor:
 
 
 def loss_of_scores(y: Tensor, loss: str, elu_param: float, bpreg: float) -> Tensor:
-    """Sum over rows; the targets are the diagonal."""
+    """Return the loss summed over rows; the targets are on the diagonal."""
     m = y.shape[0]
     if loss == "cross-entropy":
         return F.cross_entropy(y, torch.arange(m), reduction="sum")
@@ -56,7 +56,7 @@ def plain_step(
     elu_param: float = 0.5,
     bpreg: float = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """One step, weights and moments updated in place; returns its loss and the new hidden states."""
+    """Make one step, updating weights and moments in place; return its loss and the new hidden states."""
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     table = "embedding.weight" if "embedding.weight" in leaves else "output.weight"
     x = F.embedding(inputs, leaves[table])

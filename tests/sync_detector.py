@@ -1,4 +1,4 @@
-"""What would make a program on a GPU wait for it, seen on the CPU."""
+"""Detect, on the CPU, operators that would cause a GPU synchronization."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_ASKED_FOR = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-# A tensor made of a number: on the host by torch.where, which then waits for its copy; on the device by some of
-# autograd's formulas.
-_MADE = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.lift_fresh.default}
+_SYNCHRONIZING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+# These create a tensor from a Python number. torch.where does so on the CPU, and then waits for the copy to the GPU.
+# Some formulas of autograd do so on the GPU, without a copy.
+_FROM_NUMBER = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.lift_fresh.default}
 
 
-class Waits(TorchDispatchMode):
-    """Notes the operators after which the host waits: their shape, or a number, is asked for.
+class SyncDetector(TorchDispatchMode):
+    """Records in `seen` the operators whose result shape, or whose value, the CPU would have to wait for.
 
-    copies: also those that make a tensor of a number; for work without autograd. A copy of a tensor from one device to
-    another looks, on the CPU, like any other: tests/test_cuda.py sees that.
+    With `copies`, also operators that create a tensor from a Python number; use it for code without autograd. Copies
+    between devices cannot be detected on the CPU; tests/test_cuda.py does.
     """
 
     def __init__(self, *, copies: bool = False) -> None:
@@ -26,6 +26,6 @@ class Waits(TorchDispatchMode):
         self._copies = copies
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (self._copies and func in _MADE) or _ASKED_FOR & set(func.tags):
+        if (self._copies and func in _FROM_NUMBER) or _SYNCHRONIZING & set(func.tags):
             self.seen.append(str(func))
         return func(*args, **(kwargs or {}))

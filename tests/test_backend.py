@@ -1,4 +1,4 @@
-"""Which implementation runs, and how the choice and its reason are told."""
+"""Choice of the implementation, and the messages about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gru4rec_fast import _backend, _build, _compile
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A process in which the native library could not be had; the reason."""
+    """Simulate a process without a native library; return the reason."""
     reason = "there is no C++ compiler"
     monkeypatch.delenv(_compile.MODE_VARIABLE, raising=False)
     for name, value in {
@@ -34,7 +34,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a fresh interpreter that sees what this one sees, with `environment` on top of this one's."""
+    """Run `code` in a new interpreter with the same sys.path and additional environment variables."""
     code = f"import sys; sys.path[:] = {sys.path!r}\n" + code
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
@@ -97,7 +97,7 @@ def test_build_info_without_the_library(no_library: str) -> None:
 def test_a_user_without_a_home_folder_runs_the_reference(
     no_library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container that runs under a user id of its own."""
+    """In a container, the user id may have no home folder."""
 
     def nobody(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
@@ -137,7 +137,8 @@ def test_sanitizers_by_name(value: str, asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("memory", "memory is none of address"), ("address,thread", "thread goes with no other")]
+    ("value", "message"),
+    [("memory", "memory is none of address"), ("address,thread", "thread cannot be combined with others")],
 )
 def test_sanitizers_that_there_are_not(value: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"{_compile.SANITIZE_VARIABLE}.*{message}"):
@@ -181,7 +182,7 @@ def test_the_library_is_the_one_for_this_torch(native_library: None) -> None:
 
 @pytest.fixture
 def library_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which a library was loaded that has one kernel, for the CPU, of two operators."""
+    """Simulate a process whose library has two operators, one of which has a CPU kernel."""
     record = {"cuda_why_not": "this version has no CUDA kernels"}
     for name, value in {
         "_library": _build.Library(Path("_C.so"), "ahead of time", record),
@@ -222,7 +223,7 @@ def test_a_device_without_kernels_is_announced_once_with_its_reason(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_kernels_run_on_as_many_threads_as_torch(native_library: None, threads: int) -> None:
-    """A library compiled without OpenMP would answer 1, whatever torch is set to."""
+    """A library compiled without OpenMP would return 1 for any number of threads of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -242,7 +243,7 @@ print(json.dumps([gru4rec_fast.build_info()["simd"], greater.tolist(), equal.tol
 
 
 def test_every_instruction_set_gives_the_same_ranks(native_library: None) -> None:
-    """Integer-valued factors: every sum is exact in whatever order, so the counts must agree to the last one."""
+    """With integer factors all sums are exact in any order, so the counts must be equal."""
     widest = gru4rec_fast.build_info()["simd_detected"]
     seen = {}
     for level in LEVELS[: LEVELS.index(widest) + 1]:
@@ -260,7 +261,7 @@ def test_an_unknown_instruction_set_is_an_error(native_library: None) -> None:
 
 
 def test_resolving_works_under_torch_compile_from_cold(native_library: None) -> None:
-    """The library is first looked for while torch.compile is tracing, and the trace has no break."""
+    """Loading the library while torch.compile is tracing does not break the graph."""
     code = """
 import torch
 from gru4rec_fast import _backend
@@ -285,11 +286,11 @@ def test_cuda_where_there_is_none_is_an_error() -> None:
     assert done.returncode != 0
     error = done.stderr.splitlines()[-1]  # in front of the reason it may say that the installed kernels are the CPU's
     assert "GRU4REC_FAST_BUILD=cuda: " in error
-    assert f"CUDA kernels were asked for, but torch {torch.__version__} is a build without CUDA" in error
+    assert f"CUDA kernels were requested, but torch {torch.__version__} is a build without CUDA" in error
 
 
 def test_operators_say_why_native_is_missing() -> None:
-    """End to end, from a public operator to the reason."""
+    """A public operator raises an error with the reason."""
     code = """
 import torch
 from gru4rec_fast import ops
@@ -308,7 +309,7 @@ def test_a_compile_at_first_use_says_why_it_left_cuda_out(
     torch_cuda: str | None,
     lines: int,
 ) -> None:
-    """Where torch is a build without CUDA, nobody expects CUDA kernels, and nothing is said."""
+    """No message about CUDA kernels is printed if torch is built without CUDA."""
     record = {"mode": "auto", "cuda": False, "cuda_why_not": "nvcc is not there"}
 
     def build(folder: Path) -> _compile.Record:
@@ -329,7 +330,7 @@ def test_a_compile_at_first_use_says_why_it_left_cuda_out(
 def test_cuda_kernels_that_do_not_compile_leave_those_for_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """GRU4REC_FAST_BUILD=auto, with the compiling process played by a function."""
+    """GRU4REC_FAST_BUILD=auto, with a function in place of the compiling process."""
 
     def compile_in_a_child(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         mode = command[command.index("--mode") + 1]

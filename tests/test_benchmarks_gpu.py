@@ -1,4 +1,4 @@
-"""benchmarks/gpu on a processor: every row in small, goals, the table, the sanitizer's cases."""
+"""benchmarks/gpu on the CPU: every row with small data, goals, the table, the cases of the sanitizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RATES = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
 
 
 def named_rows() -> list[Any]:
-    """A parameter per row of the table; torch.compile takes its time, and TF32 and bf16 run the same code again."""
+    """Return a pytest parameter for each row. Rows that compile or repeat code (TF32, bf16) are marked slow."""
     names = list(row_names())
     assert len({str(name) for name in names}) == len(names) > 30
     slow = ["loss" in name.workload or name.precision in ("tf32", "bf16") for name in names]
@@ -42,14 +42,14 @@ def named_rows() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Nothing here is large enough for two, and waiting for each other takes long where others work too."""
+    """Use one thread: the data are small, and threads that wait for each other are slow on a busy machine."""
     with threads(1):
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
-    """Data of every name, made up; no peers."""
+    """Create a data folder with synthetic data of every name and without peers."""
     path = tmp_path_factory.mktemp("folder")
     for name in ("rsc15_100k", "diginetica"):
         synthetic_store(path / "data" / name / "train", 6000, 400)

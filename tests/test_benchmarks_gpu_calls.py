@@ -1,4 +1,4 @@
-"""benchmarks/gpu/call.py on stages that fail in every way, and both calls to their end on a stand-in for the device."""
+"""benchmarks/gpu/call.py: stages that fail in every way, and complete runs of both calls without a GPU."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_where_our_side_fails_the_others_are_measured(tmp_path: Path) -> None:
     assert [*call.results["rows"][0]["seconds"]] == ["nn.GRU"]
     assert call.results["stages"]["r, again without ours"]["outcome"] == "ok"
     assert call.failures() == ["r: exit status 1"]
-    # A row that has figures of its own is not measured again.
+    # A row that has results already is not measured again.
     fails_late = python("import sys; open(sys.argv[1], 'w').write(sys.argv[2]); raise SystemExit(1)", OUT)
     stage = Stage("r", (*fails_late, json.dumps({"rows": [row([OURS])]})), 20, fallback=again)
     call = called(tmp_path, Group((stage,)))
@@ -94,7 +94,7 @@ def test_stages_in_parallel_and_the_end_of_the_time(tmp_path: Path) -> None:
 
 
 def test_without_a_library_what_needs_it_is_left_out(tmp_path: Path) -> None:
-    """And nothing tries to compile it again."""
+    """Nothing tries to compile the library again."""
     call = Call("A", tmp_path, dict(os.environ), 60, "")
     call.run(Group((Stage("library", python("raise SystemExit(1)"), 20),)))
     assert not call.has_library() and call.environment["GRU4REC_FAST_BUILD"] == "none"
@@ -126,21 +126,21 @@ def test_sabotage_makes_each_stage_fail_once(tmp_path: Path) -> None:
 
 
 def rehearse(name: str, folder: Path, out: Path, *options: str) -> dict[str, Any]:
-    """Run a call to its end on the stand-in and return its results, of which a table can be made in any case."""
+    """Run a whole call without a GPU and return its results. Checks that a table can be made of them."""
     command = [sys.executable, CHECKOUT / "benchmarks" / "gpu" / "call.py", name, folder, "--out", out, "--stand-in"]
     command += ["--seconds", "3000", *options]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     results = json.loads((out / "results.json").read_text())
-    told = ran.stdout[-3000:] + ran.stderr
-    assert ran.returncode == any(s["outcome"] != "ok" for s in results["stages"].values()), told
-    assert (out / "table.md").read_text().splitlines() == table.render([results]), told
+    output = ran.stdout[-3000:] + ran.stderr
+    assert ran.returncode == any(s["outcome"] != "ok" for s in results["stages"].values()), output
+    assert (out / "table.md").read_text().splitlines() == table.render([results]), output
     return results
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("native_library")
 def test_call_a_on_a_stand_in(tmp_path: Path) -> None:
-    """The whole call: every row, fact and family, by the commands that the GPU gets."""
+    """Run the whole call A, with every row, fact and family, by the commands that run on the GPU."""
     folder = tmp_path / "carried"
     prepare_stand_in(folder)
     results = rehearse("A", folder, tmp_path / "out")
@@ -156,7 +156,7 @@ def test_call_a_on_a_stand_in(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("native_library")
 @pytest.mark.parametrize("which", ["even", "odd"])
 def test_rows_that_fail_on_a_stand_in(tmp_path: Path, which: str) -> None:
-    """Of a few rows every other process fails; the other sides of these are measured, and the rest as it would be."""
+    """Some processes of a few rows fail. The other implementations of these rows, and all other rows, are measured."""
     folder = tmp_path / "carried"
     prepare_stand_in(folder)
     results = rehearse("A", folder, tmp_path / "out", "--only", "L @ E, Gowalla", "--sabotage", which)

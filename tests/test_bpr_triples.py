@@ -1,4 +1,4 @@
-"""Triples for BPR: the stated function of Philox, uniform, never an item that the user has; the same on every path."""
+"""BPR triples: the documented function of Philox on every path, uniform, no negative is an item of the user."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> Interac
     return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
 
 
-def by_the_book(graph: InteractionGraph, by: str, n: int, seed: int, step: int) -> list[tuple[int, int, int]]:
-    """The specification in lists of plain integers."""
+def specified_triples(graph: InteractionGraph, by: str, n: int, seed: int, step: int) -> list[tuple[int, int, int]]:
+    """Compute the documented triples with lists of plain integers."""
     items = [graph.items_of(user).tolist() for user in range(graph.n_users)]
     candidates = [user for user in range(graph.n_users) if 0 < len(items[user]) < graph.n_items]
     pairs = [(user, item) for user in candidates for item in items[user]]
@@ -68,15 +68,15 @@ def by_the_book(graph: InteractionGraph, by: str, n: int, seed: int, step: int) 
 def test_triples_are_the_stated_function(
     impl: str, by: str, graph: tuple[int, int, int, int], seed: int, step: int
 ) -> None:
-    played = random_graph(*graph)
-    degrees = np.diff(played.offsets[: played.n_users + 1])
-    if not ((degrees > 0) & (degrees < played.n_items)).any():
+    drawn_graph = random_graph(*graph)
+    degrees = np.diff(drawn_graph.offsets[: drawn_graph.n_users + 1])
+    if not ((degrees > 0) & (degrees < drawn_graph.n_items)).any():
         with pytest.raises(ValueError, match="every user of the graph has all items, or none"):
-            TripleSampler(played, 4, sample_by=by, impl=impl)
+            TripleSampler(drawn_graph, 4, sample_by=by, impl=impl)
         return
-    sampler = TripleSampler(played, 9, sample_by=by, seed=seed, impl=impl)
+    sampler = TripleSampler(drawn_graph, 9, sample_by=by, seed=seed, impl=impl)
     triples = torch.stack(sampler.draw(step)).T.tolist()
-    assert [tuple(triple) for triple in triples] == by_the_book(played, by, 9, seed, step)
+    assert [tuple(triple) for triple in triples] == specified_triples(drawn_graph, by, 9, seed, step)
 
 
 @kernels
@@ -86,7 +86,8 @@ def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None
     graph = random_graph(300, 500, 8000, 1)
     graph.neighbors = graph.neighbors.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
     ours, theirs = (
-        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=how).draw(3)) for how in (impl, "reference")
+        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=each).draw(3))
+        for each in (impl, "reference")
     )
     assert torch.equal(ours, theirs)
 
@@ -94,7 +95,7 @@ def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None
 @impls
 @units
 def test_draws_are_uniform_and_unseen(impl: str, by: str) -> None:
-    """Chi-square over users, over a user's items and over a user's unseen items, each beyond its 0.1 % point."""
+    """Chi-square tests at the 0.1 % level: of users, of the items of a user, and of the other items."""
     graph = random_graph(6, 8, 20, 3)
     users, positives, negatives = TripleSampler(graph, 40_000, sample_by=by, seed=1, impl=impl).draw(0)
     degrees = np.diff(graph.offsets[: graph.n_users + 1])
@@ -102,11 +103,11 @@ def test_draws_are_uniform_and_unseen(impl: str, by: str) -> None:
     weight = np.ones(len(drawn)) if by == "users" else degrees[drawn]
     assert_follows(users, drawn, weight / weight.sum())
     for user in drawn.tolist():
-        own = graph.items_of(user)
-        mine = users == user
-        assert_follows(positives[mine], own, np.full(len(own), 1 / len(own)))
-        others = np.setdiff1d(np.arange(graph.n_items), own)
-        assert_follows(negatives[mine], others, np.full(len(others), 1 / len(others)))
+        items = graph.items_of(user)
+        mask = users == user
+        assert_follows(positives[mask], items, np.full(len(items), 1 / len(items)))
+        others = np.setdiff1d(np.arange(graph.n_items), items)
+        assert_follows(negatives[mask], others, np.full(len(others), 1 / len(others)))
 
 
 def assert_follows(values: Tensor, support: np.ndarray, share: np.ndarray) -> None:
@@ -119,7 +120,7 @@ def assert_follows(values: Tensor, support: np.ndarray, share: np.ndarray) -> No
 
 
 @impls
-def test_a_batch_does_not_depend_on_what_is_drawn_beside_it(impl: str) -> None:
+def test_a_triple_does_not_depend_on_the_batch_size(impl: str) -> None:
     graph = random_graph(20, 30, 100, 0)
     whole = torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(7))
     assert torch.equal(whole[:, :10], torch.stack(TripleSampler(graph, 10, seed=5, impl=impl).draw(7)))
@@ -149,7 +150,7 @@ def test_threads_do_not_change_the_triples(by: str) -> None:
         torch.set_num_threads(threads)
 
 
-# users 0, 1, 2 and items 3, 4; user 0 has item 3, user 1 has both, user 2 none
+# users 0, 1, 2 and items 3, 4; user 0 has item 3, user 1 both items, user 2 none
 ARGUMENTS: dict[str, Any] = {
     "offsets": torch.tensor([0, 1, 3, 3, 5, 6]),
     "neighbors": torch.tensor([3, 3, 4, 0, 1, 1], dtype=torch.int32),
@@ -229,7 +230,7 @@ def test_compiled_draws_serve_every_step() -> None:
     compiled = torch.compile(draw, fullgraph=True, backend=counter)
     for step in range(5, 12):
         assert torch.equal(compiled(step), draw(step))
-    assert counter.frame_count <= 2  # one for the first value, one for all others
+    assert counter.frame_count <= 2  # one compilation for the first step, one for all others
 
 
 @impls
@@ -243,17 +244,17 @@ def test_compiles_whole(impl: str) -> None:
 
 @kernels
 def test_items_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
-    """Items whose position needs more than 32 bits, in a file with a hole where user 0's would be."""
-    begin, n_items = 2**31 + 5, 9
+    """Positions in `neighbors` beyond 2^31: the array is a sparse file with a hole in place of the items of user 0."""
+    start, n_items = 2**31 + 5, 9
     with open(tmp_path / "neighbors", "wb") as file:
-        file.seek(begin * 4)
+        file.seek(start * 4)
         file.write(np.array([2, 5, 7], np.int32).tobytes())  # items 0, 3 and 5 of user 1; nodes 0 and 1 are users
-    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=begin + 3, dtype=torch.int32)
-    offsets = torch.tensor([0, begin, begin + 3] + [begin + 3] * n_items)
-    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbors[begin:].clone()
+    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=start + 3, dtype=torch.int32)
+    offsets = torch.tensor([0, start, start + 3] + [start + 3] * n_items)
+    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbors[start:].clone()
     drawn = [
-        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=way)
-        for graph, way in (((offsets, neighbors), impl), (small, "reference"))
+        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=each)
+        for graph, each in (((offsets, neighbors), impl), (small, "reference"))
     ]
     assert torch.equal(*drawn) and set(drawn[0][1].tolist()) == {0, 3, 5}
     assert not {0, 3, 5} & set(drawn[0][2].tolist())

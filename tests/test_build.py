@@ -1,8 +1,8 @@
-"""Every way to a native library, and every way to do without, done for real in throw-away environments.
+"""Every way to install and compile the package, or to use it without a native library, in temporary environments.
 
-The environments see this one's packages (torch among them) or its build tools alone, through a .pth file, and are
-offline but for the one test that goes through pip's isolated build. They compile a checkout whose kernels are left out,
-so that a compile takes seconds; all of it is what README.md's own commands install, in .ci/run.
+A .pth file gives each environment the packages of this one (with torch), or only its build tools. All tests are offline
+except the one of pip's isolated build. They compile a copy of the checkout without kernels, which takes seconds. The
+complete build runs in .ci/run, by the commands of README.md.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ INFO = "import json, gru4rec_fast; print(json.dumps(gru4rec_fast.build_info()))"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHECKOUT / "setup.py").exists(), reason="the tests do not stand in a checkout"),
+    pytest.mark.skipif(not (CHECKOUT / "setup.py").exists(), reason="the tests are not in a checkout"),
     pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here"),
 ]
 
 Environment = dict[str, str]
 
 
-class Place:
-    """A checkout, a virtual environment and a cache of one test's own."""
+class Installation:
+    """A checkout, a virtual environment and a cache for one test."""
 
     def __init__(self, root: Path, *, with_torch: bool) -> None:
         self.checkout = root / "checkout"
         self.cache = root / "cache"
         self.home = root / "venv"
-        left_out = ["__pycache__", "_C*.so", "_build_record.json", "build", "*.egg-info"]
+        ignored = ["__pycache__", "_C*.so", "_build_record.json", "build", "*.egg-info"]
         for name in ("csrc", "gru4rec_fast", "tools"):
-            shutil.copytree(CHECKOUT / name, self.checkout / name, ignore=shutil.ignore_patterns(*left_out))
+            shutil.copytree(CHECKOUT / name, self.checkout / name, ignore=shutil.ignore_patterns(*ignored))
         for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
             shutil.copy2(CHECKOUT / name, self.checkout / name)
-        self._leave_out_kernels(self.checkout / "csrc")
+        self._remove_kernels(self.checkout / "csrc")
         venv.create(self.home, with_pip=False, symlinks=True)
         self.python = self.home / "bin" / "python"
         (site_packages,) = self.home.glob("lib/python*/site-packages")
@@ -56,20 +56,20 @@ class Place:
         visible = root / "visible"
         visible.mkdir()
         for path in (path for name in (["*"] if with_torch else BUILD_TOOLS) for path in PURELIB.glob(name)):
-            if not path.name.startswith(("gru4rec_fast", "__editable__")):  # the package under test is the place's own
+            if not path.name.startswith(("gru4rec_fast", "__editable__")):  # not the installed package
                 (visible / path.name).symlink_to(path)
         (site_packages / "outer.pth").write_text(f"{visible}\n")
 
     @staticmethod
-    def _leave_out_kernels(csrc: Path) -> None:
-        """Also the classes that are made of them."""
+    def _remove_kernels(csrc: Path) -> None:
+        """Remove the kernels from a checkout, and the bindings of classes that use them."""
         for path in csrc.glob("*/*.cpp"):
             path.unlink()
         lines = (csrc / "bindings.cpp").read_text().splitlines(keepends=True)
         (csrc / "bindings.cpp").write_text("".join(line for line in lines if "training" not in line))
 
     def environment(self, **changes: str | None) -> Environment:
-        """This process's environment without the settings under test, and with `changes` (None removes a variable)."""
+        """Return the environment variables without those under test, and with `changes` (None removes one)."""
         settings = {"PYTHONPATH": None, "GRU4REC_FAST_BUILD": None, "GRU4REC_FAST_CACHE": str(self.cache), "CXX": None}
         merged = os.environ | settings | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | changes
         return {name: value for name, value in merged.items() if value is not None}
@@ -77,7 +77,7 @@ class Place:
     def run(self, *command: str | Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(part) for part in command],
-            cwd=self.home,  # not the checkout: its source tree must not be importable
+            cwd=self.home,  # not the checkout, whose source tree would be importable
             env=self.environment(**changes),
             capture_output=True,
             text=True,
@@ -85,7 +85,7 @@ class Place:
         )
 
     def install(self, *options: str, isolated: bool = False, **changes: str | None) -> subprocess.CompletedProcess[str]:
-        """`pip install .` without dependencies."""
+        """Run `pip install .` without dependencies."""
         if not isolated:
             options = ("--no-build-isolation", "--no-index", *options)
         return self.run(
@@ -94,28 +94,28 @@ class Place:
         )
 
     def info(self, **changes: str | None) -> dict[str, object]:
-        """What the installed package says of itself, in a fresh process."""
+        """Return `build_info()` of the installed package, from a new process."""
         done = self.run(self.python, "-c", INFO, **changes)
         assert done.returncode == 0, done.stderr
         return {**json.loads(done.stdout), "stderr": done.stderr}
 
     def from_source(self) -> dict[str, str]:
-        """Settings with which the checkout is used as it lies, not installed."""
+        """Return environment variables with which the checkout is used without installation."""
         return {"PYTHONPATH": str(self.checkout)}
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, with_torch=True)
+def installation(tmp_path: Path) -> Installation:
+    return Installation(tmp_path, with_torch=True)
 
 
 @pytest.fixture
-def place_without_torch(tmp_path: Path) -> Place:
-    return Place(tmp_path, with_torch=False)
+def installation_without_torch(tmp_path: Path) -> Installation:
+    return Installation(tmp_path, with_torch=False)
 
 
 def path_without_compiler(folder: Path) -> str:
-    """A PATH with a shell's tools and no compiler."""
+    """Create a folder for PATH with the tools of a shell, without a compiler."""
     folder.mkdir()
     for tool in ("sh", "env", "ninja"):
         if found := shutil.which(tool):
@@ -123,61 +123,71 @@ def path_without_compiler(folder: Path) -> str:
     return str(folder)
 
 
-def test_pip_install_compiles_against_the_torch_that_is_there(place: Place) -> None:
-    """pip's isolated build: needs setuptools and ninja from the package index."""
-    done = place.install(isolated=True)
+def test_pip_install_compiles_against_the_torch_that_is_there(installation: Installation) -> None:
+    """pip's isolated build, which downloads setuptools and ninja from the package index."""
+    done = installation.install(isolated=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Collecting torch" not in done.stdout
-    info = place.info()
+    info = installation.info()
     assert info["how"] == "ahead of time" and info["native_cpu"] is True
     assert info["built_for_torch"] == torch.__version__
-    assert str(info["library"]).startswith(str(place.package))
-    assert not place.cache.exists() and "compiling" not in str(info["stderr"])
+    assert str(info["library"]).startswith(str(installation.package))
+    assert not installation.cache.exists() and "compiling" not in str(info["stderr"])
 
 
-def test_no_build_isolation_and_a_torch_upgraded_afterwards(place: Place) -> None:
-    done = place.install()
+def test_no_build_isolation_and_a_torch_upgraded_afterwards(installation: Installation) -> None:
+    done = installation.install()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gru4rec_fast: no CUDA kernels: " in done.stdout + done.stderr  # of which the checkout has none
-    assert place.info()["how"] == "ahead of time"
+    assert installation.info()["how"] == "ahead of time"
 
-    record_file = place.package / "_build_record.json"
+    record_file = installation.package / "_build_record.json"
     record = json.loads(record_file.read_text())
-    record["identity"]["torch"] = "2.10.0"  # what an upgrade looks like from the library's side
+    record["identity"]["torch"] = "2.10.0"  # as if torch had been upgraded after the build
     record_file.write_text(json.dumps(record))
-    (library,) = place.package.glob("_C*.so")
+    (library,) = installation.package.glob("_C*.so")
     library.write_bytes(b"loading this would fail: not a library")
-    no_compiler = place.info(PATH=path_without_compiler(place.home / "tools"))
+    no_compiler = installation.info(PATH=path_without_compiler(installation.home / "tools"))
     assert no_compiler["how"] == "none"
     assert (
         f"built for torch 2.10.0 and this is torch {torch.__version__}, and there is no C++" in no_compiler["why_not"]
     )  # type: ignore[operator]
 
-    rebuilt = place.info()
+    rebuilt = installation.info()
     assert rebuilt["how"] == "at first use" and rebuilt["built_for_torch"] == torch.__version__
     (line,) = [line for line in str(rebuilt["stderr"]).splitlines() if "gru4rec_fast:" in line]
     assert "built for torch 2.10.0" in line and "compiling the native kernels once" in line
 
 
-def test_a_library_without_a_record_is_not_loaded(place: Place) -> None:
-    (place.checkout / "gru4rec_fast" / "_C.so").write_bytes(b"not a library")
-    info = place.info(**place.from_source(), PATH=path_without_compiler(place.home / "tools"))
+def test_a_library_without_a_record_is_not_loaded(installation: Installation) -> None:
+    (installation.checkout / "gru4rec_fast" / "_C.so").write_bytes(b"not a library")
+    info = installation.info(**installation.from_source(), PATH=path_without_compiler(installation.home / "tools"))
     assert "no record of the torch they were built for" in info["why_not"]  # type: ignore[operator]
 
 
-def test_mode_none_installs_pure_python_and_stays_so(place: Place) -> None:
-    done = place.install(GRU4REC_FAST_BUILD="none")
+def test_mode_none_installs_pure_python_and_stays_so(installation: Installation) -> None:
+    done = installation.install(GRU4REC_FAST_BUILD="none")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not list(place.package.glob("_C*"))
-    info = place.info()
+    assert not list(installation.package.glob("_C*"))
+    info = installation.info()
     assert info["how"] == "none" and "GRU4REC_FAST_BUILD=none when this package was installed" in info["why_not"]  # type: ignore[operator]
-    assert not place.cache.exists()
-    wheel = place.run(
-        *(place.python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", place.home, place.checkout),
+    assert not installation.cache.exists()
+    wheel = installation.run(
+        *(
+            installation.python,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            installation.home,
+            installation.checkout,
+        ),
         GRU4REC_FAST_BUILD="none",
     )
     assert wheel.returncode == 0, wheel.stderr
-    (file,) = place.home.glob("*.whl")
+    (file,) = installation.home.glob("*.whl")
     assert file.name.endswith("-py3-none-any.whl")
 
 
@@ -185,72 +195,74 @@ def test_mode_none_installs_pure_python_and_stays_so(place: Place) -> None:
     ("mode", "hidden", "reason"),
     [
         ("cpu", True, "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler"),
-        ("cuda", False, "GRU4REC_FAST_BUILD=cuda: CUDA kernels were asked for, but torch"),
+        ("cuda", False, "GRU4REC_FAST_BUILD=cuda: CUDA kernels were requested, but torch"),
         ("fast", False, "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda"),
     ],
 )
-def test_a_mode_that_cannot_be_had_fails_with_the_reason(place: Place, mode: str, hidden: bool, reason: str) -> None:
+def test_a_mode_that_cannot_be_had_fails_with_the_reason(
+    installation: Installation, mode: str, hidden: bool, reason: str
+) -> None:
     if mode == "cuda" and torch.version.cuda is not None:
         pytest.skip("this torch has CUDA")
-    path = path_without_compiler(place.home / "tools") if hidden else os.environ["PATH"]
-    done = place.install(GRU4REC_FAST_BUILD=mode, PATH=path)
+    path = path_without_compiler(installation.home / "tools") if hidden else os.environ["PATH"]
+    done = installation.install(GRU4REC_FAST_BUILD=mode, PATH=path)
     assert done.returncode != 0
     assert reason in done.stdout + done.stderr
-    assert not place.package.exists()
+    assert not installation.package.exists()
 
 
-def test_without_a_compiler_auto_degrades_and_says_so(place: Place) -> None:
-    path = path_without_compiler(place.home / "tools")
-    done = place.install(PATH=path)
+def test_without_a_compiler_auto_degrades_and_says_so(installation: Installation) -> None:
+    path = path_without_compiler(installation.home / "tools")
+    done = installation.install(PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gru4rec_fast: installing without native kernels: there is no C++ compiler" in done.stdout + done.stderr
     code = "from gru4rec_fast._backend import resolve; print(resolve('auto', 'top_k', 'cpu'))"
-    used = place.run(place.python, "-c", code, PATH=path)
+    used = installation.run(installation.python, "-c", code, PATH=path)
     assert used.stdout.strip() == "reference"
     (line,) = used.stderr.splitlines()
     assert "running the pure-PyTorch reference" in line and "no C++ compiler" in line
-    asked = place.run(place.python, "-c", INFO, PATH=path, GRU4REC_FAST_BUILD="cpu")
+    asked = installation.run(installation.python, "-c", INFO, PATH=path, GRU4REC_FAST_BUILD="cpu")
     assert asked.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler" in asked.stderr
 
 
-def test_without_torch_it_installs_and_compiles_at_first_use(place_without_torch: Place) -> None:
-    place = place_without_torch
-    done = place.install()
+def test_without_torch_it_installs_and_compiles_at_first_use(installation_without_torch: Installation) -> None:
+    installation = installation_without_torch
+    done = installation.install()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installing without native kernels: torch is not installed" in done.stdout + done.stderr
-    refused = place.install(GRU4REC_FAST_BUILD="cpu")
+    refused = installation.install(GRU4REC_FAST_BUILD="cpu")
     assert (
         refused.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: torch is not installed" in refused.stdout + refused.stderr
     )
 
-    (place.package.parent / "torch_arrives.pth").write_text(f"{PURELIB}\n")
-    first = place.info()
-    assert first["how"] == "at first use" and str(first["library"]).startswith(str(place.cache))
+    (installation.package.parent / "torch_arrives.pth").write_text(f"{PURELIB}\n")
+    first = installation.info()
+    assert first["how"] == "at first use" and str(first["library"]).startswith(str(installation.cache))
     assert str(first["stderr"]).count("compiling the native kernels once") == 1
-    second = place.info()
+    second = installation.info()
     assert second["library"] == first["library"] and second["stderr"] == ""
 
 
-def test_ninja_of_an_environment_that_is_not_activated(place: Place) -> None:
-    """pip puts it beside the interpreter, where PATH finds nothing."""
-    tools = place.home / "tools"
+def test_ninja_of_an_environment_that_is_not_activated(installation: Installation) -> None:
+    """pip installs ninja next to the interpreter, which need not be in PATH."""
+    tools = installation.home / "tools"
     tools.mkdir()
     for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
         for tool in folder.iterdir() if folder.is_dir() else ():
             if tool.name != "ninja" and not os.path.lexists(tools / tool.name):
                 (tools / tool.name).symlink_to(tool)
-    here = {"PATH": str(tools), **place.from_source()}
-    assert "ninja is not on PATH" in str(place.info(**here)["why_not"])
-    (place.home / "bin" / "ninja").symlink_to(str(shutil.which("ninja")))
-    assert place.info(**here)["how"] == "at first use"
+    here = {"PATH": str(tools), **installation.from_source()}
+    assert "ninja is not on PATH" in str(installation.info(**here)["why_not"])
+    (installation.home / "bin" / "ninja").symlink_to(str(shutil.which("ninja")))
+    assert installation.info(**here)["how"] == "at first use"
 
 
-def test_processes_that_start_together_compile_once(place: Place) -> None:
+def test_processes_that_start_together_compile_once(installation: Installation) -> None:
     processes = [
         subprocess.Popen(
-            [place.python, "-c", INFO],
-            cwd=place.home,
-            env=place.environment(**place.from_source()),
+            [installation.python, "-c", INFO],
+            cwd=installation.home,
+            env=installation.environment(**installation.from_source()),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -259,62 +271,62 @@ def test_processes_that_start_together_compile_once(place: Place) -> None:
     ]
     answers = [process.communicate() for process in processes]
     assert all(process.returncode == 0 for process in processes), answers
-    assert {json.loads(out)["library"] for out, _ in answers} == {str(next(place.cache.glob("*/_C.so")))}
+    assert {json.loads(out)["library"] for out, _ in answers} == {str(next(installation.cache.glob("*/_C.so")))}
     assert sum("compiling the native kernels once" in err for _, err in answers) == 1
-    assert not list(place.cache.glob("*.partial-*"))
+    assert not list(installation.cache.glob("*.partial-*"))
 
 
-def test_a_killed_compile_blocks_nobody(place: Place) -> None:
+def test_a_killed_compile_blocks_nobody(installation: Installation) -> None:
     killed = subprocess.Popen(
-        [place.python, "-c", INFO],
-        cwd=place.home,
-        env=place.environment(**place.from_source()),
+        [installation.python, "-c", INFO],
+        cwd=installation.home,
+        env=installation.environment(**installation.from_source()),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not list(place.cache.glob("*.partial-*/*.d")):  # the compiler is at work
+    while not list(installation.cache.glob("*.partial-*/*.d")):  # until the compiler has started
         assert time.monotonic() < deadline and killed.poll() is None
         time.sleep(0.1)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert list(place.cache.glob("*.partial-*")) and not list(place.cache.glob("*/_C.so"))
-    info = place.info(**place.from_source())
+    assert list(installation.cache.glob("*.partial-*")) and not list(installation.cache.glob("*/_C.so"))
+    info = installation.info(**installation.from_source())
     assert info["how"] == "at first use" and "waiting" not in str(info["stderr"])
 
 
-def test_a_compile_error_is_told_once_and_not_tried_again(place: Place) -> None:
-    with (place.checkout / "csrc" / "schema.cpp").open("a") as stream:
+def test_a_compile_error_is_told_once_and_not_tried_again(installation: Installation) -> None:
+    with (installation.checkout / "csrc" / "schema.cpp").open("a") as stream:
         stream.write("\nint broken = no_such_name;\n")
-    first = place.info(**place.from_source())
+    first = installation.info(**installation.from_source())
     assert first["how"] == "none" and "compiling failed" in first["why_not"]  # type: ignore[operator]
     assert "no_such_name" in first["why_not"]  # type: ignore[operator]
-    (log,) = place.cache.glob("*.log")
+    (log,) = installation.cache.glob("*.log")
     assert str(log) in first["why_not"] and "no_such_name" in log.read_text()  # type: ignore[operator]
-    second = place.info(**place.from_source())
+    second = installation.info(**installation.from_source())
     assert second["how"] == "none" and "delete it to try again" in second["why_not"]  # type: ignore[operator]
     assert "compiling" not in str(second["stderr"])
 
 
-def test_a_cache_that_cannot_be_written_is_named(place: Place) -> None:
-    place.cache.write_text("a file where the folder should be")
-    info = place.info(**place.from_source())
+def test_a_cache_that_cannot_be_written_is_named(installation: Installation) -> None:
+    installation.cache.write_text("a file where the folder should be")
+    info = installation.info(**installation.from_source())
     assert info["how"] == "none"
-    assert str(place.cache) in info["why_not"] and "GRU4REC_FAST_CACHE" in info["why_not"]  # type: ignore[operator]
+    assert str(installation.cache) in info["why_not"] and "GRU4REC_FAST_CACHE" in info["why_not"]  # type: ignore[operator]
 
 
-def test_sdist_and_wheel_carry_the_sources(place: Place) -> None:
-    """What a first use needs is in both, and nothing built on this machine is."""
+def test_sdist_and_wheel_carry_the_sources(installation: Installation) -> None:
+    """Both contain all sources for a compile at first use, and no files built on this machine."""
     code = "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
-    environment = place.environment(GRU4REC_FAST_BUILD="none")
+    environment = installation.environment(GRU4REC_FAST_BUILD="none")
     done = subprocess.run(
-        [place.python, "-c", code], cwd=place.checkout, env=environment, capture_output=True, text=True
+        [installation.python, "-c", code], cwd=installation.checkout, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    (sdist,) = (place.checkout / "dist").glob("*.tar.gz")
-    (wheel,) = (place.checkout / "dist").glob("*.whl")
-    csrc = place.checkout / "csrc"
+    (sdist,) = (installation.checkout / "dist").glob("*.tar.gz")
+    (wheel,) = (installation.checkout / "dist").glob("*.whl")
+    csrc = installation.checkout / "csrc"
     wanted = {path.relative_to(csrc).as_posix() for path in csrc.rglob("*") if path.suffix in {".cpp", ".h", ".inc"}}
     assert wanted
     with tarfile.open(sdist) as archive:
@@ -328,9 +340,9 @@ def test_sdist_and_wheel_carry_the_sources(place: Place) -> None:
     assert not [name for name in in_wheel if "emulat" in name]
 
 
-def test_an_editable_install_is_built_in_place(place: Place) -> None:
-    done = place.install("--editable")
+def test_an_editable_install_is_built_in_place(installation: Installation) -> None:
+    done = installation.install("--editable")
     assert done.returncode == 0, done.stdout + done.stderr
-    info = place.info()
+    info = installation.info()
     assert info["how"] == "ahead of time"
-    assert str(info["library"]).startswith(str(place.checkout / "gru4rec_fast"))
+    assert str(info["library"]).startswith(str(installation.checkout / "gru4rec_fast"))

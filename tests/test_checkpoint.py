@@ -17,7 +17,7 @@ FORMAT = "gru4rec_fast.Example/1"
 def example(seed: int = 0, size: int = 100) -> Checkpoint:
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        "model.weight": torch.randn(size, size, generator=generator).T,  # not contiguous, as a caller may have it
+        "model.weight": torch.randn(size, size, generator=generator).T,  # not contiguous
         "model.bias": torch.randn(size, generator=generator, dtype=torch.float64),
         "ids": torch.arange(5),
         "mask": torch.tensor([True, False]),
@@ -38,7 +38,7 @@ def test_round_trip(tmp_path: Path):
     assert os.listdir(path.parent) == ["model.safetensors"]
     other = tmp_path / "any file"
     other.touch()
-    assert path.stat().st_mode == other.stat().st_mode, "readable by whom the umask says, like any other file"
+    assert path.stat().st_mode == other.stat().st_mode, "permissions follow the umask, as for any other file"
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path):
@@ -75,7 +75,7 @@ def test_another_model_and_another_layout_version(tmp_path: Path):
         load_checkpoint(path, "gru4rec_fast.Example/2")
 
 
-def test_what_a_file_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path):
+def test_values_that_cannot_be_stored_are_refused_before_writing(tmp_path: Path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path / "model.safetensors", Checkpoint(FORMAT, {"x": object()}))
     with pytest.raises(TypeError, match=r"dense tensors only, not model\.weight"):
@@ -98,7 +98,7 @@ def test_a_failing_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the file size with setrlimit")
 def test_a_full_disk(tmp_path: Path):
-    """A process that may write no more than 100 kB per file: the write fails half-way, as on a full disk."""
+    """In a process limited to files of 100 kB the write fails half-way, as on a full disk."""
     path = save_checkpoint(tmp_path / "model.safetensors", example(size=10))
     code = (
         "import resource, sys, torch\n"

@@ -1,8 +1,11 @@
-"""gru4rec-fast: what it answers, writes and refuses."""
+"""gru4rec-fast: results, files and help of every command."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from cli_run import SMALL, Ran, cli, write_logs
 
 from gru4rec_fast import GRU4Rec, build_info
 from gru4rec_fast.cli import main
-from gru4rec_fast.cli.parameters import FLAGS
+from gru4rec_fast.cli.registry import PARAMETERS
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.models import GRU4RecParameters
 
@@ -62,12 +65,36 @@ def test_the_installed_command_is_main() -> None:
     assert project["scripts"] == {"gru4rec-fast": f"{main.__module__}:{main.__name__}"}
 
 
-def test_every_parameter_has_its_flag_and_shows_its_default() -> None:
-    """The defaults in --help are written out by hand: they must be those of the parameters."""
-    assert set(FLAGS) == set(GRU4RecParameters().to_dict())
-    shown = {name: flag.default for name, flag in FLAGS.items() if flag.default is not None}
-    assert GRU4RecParameters.create(shown) == GRU4RecParameters()
-    assert {name for name, value in GRU4RecParameters().to_dict().items() if value is None} == set(FLAGS) - set(shown)
+def help_by_option(monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, str]:
+    """Return the help of each option of a command, in one line."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    lines = [line.strip("│ ") for line in cli(command, "--help").out.splitlines() if line.startswith("│")]
+    return {line.split()[0]: " ".join(line.split()) for line in lines}
+
+
+def test_every_parameter_has_its_option_and_shows_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = help_by_option(monkeypatch, "train")
+    for model, cls in PARAMETERS.items():
+        for name, value in cls().to_dict().items():
+            text = options[f"--{name.replace('_', '-')}"]
+            owners = [other for other, owner in PARAMETERS.items() if name in owner.names()]
+            if len(owners) < len(PARAMETERS):
+                assert re.search(rf"\b{model}\b[a-z0-9, ]*: ", text), text
+            if value not in (None, False):
+                default = re.escape("/".join(map(str, value)) if isinstance(value, list) else str(value))
+                assert re.search(rf"Default: ({default}\.$|.*\b{default} \([a-z0-9, ]*{model})", text), (name, text)
+            elif value is False:
+                assert "Default" not in text
+    assert "Default: 64 (gru4rec), 1024 (ngcf), 2048 (lightgcn)." in options["--batch-size"]
+    assert "Default: 1 (gru4rec), 10 (ngcf, lightgcn)." in options["--evaluate-every"]
+    assert "--lr-scheduler NAME Learning-rate schedule: " in options["--lr-scheduler"]
+
+
+def test_help_needs_no_torch() -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom gru4rec_fast.cli import main\n"
+    code += "assert main(['train', '--help']) == 0\nassert not {'torch', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--layer-sizes" in done.stdout, done.stderr
 
 
 def test_train_writes_a_report(logs: Path, run_folder: Path) -> None:
@@ -88,49 +115,49 @@ def test_train_writes_a_report(logs: Path, run_folder: Path) -> None:
     assert names <= {path.name for path in run_folder.iterdir()}
 
 
-def test_flags_string_and_file_say_the_same(logs: Path, tmp_path: Path) -> None:
-    given = {"loss": "bpr-max", "layers": [8, 4], "batch_size": 16, "n_sample": 8, "constrained_embedding": False}
-    given |= {"embedding": "layersize", "n_epochs": 1, "seed": 3, "elu_param": 1, "momentum": 0.1, "bpreg": 0.5}
-    text = {name: "/".join(map(str, value)) if name == "layers" else str(value) for name, value in given.items()}
-    (tmp_path / "given.json").write_text(json.dumps(given))
-    toml = [f"{name} = {json.dumps(value)}" for name, value in given.items()]
-    (tmp_path / "given.toml").write_text("\n".join(["[parameters]", *toml]))
+def test_options_string_and_file_have_the_same_effect(logs: Path, tmp_path: Path) -> None:
+    values = {"loss": "bpr-max", "layers": [8, 4], "batch_size": 16, "n_sample": 8, "constrained_embedding": False}
+    values |= {"embedding": "layersize", "n_epochs": 1, "seed": 3, "elu_param": 1, "momentum": 0.1, "bpreg": 0.5}
+    text = {name: "/".join(map(str, value)) if name == "layers" else str(value) for name, value in values.items()}
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    toml = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    (tmp_path / "values.toml").write_text("\n".join(["[parameters]", *toml]))
     ways = {
-        "flags": [word for name, value in text.items() for word in (f"--{name.replace('_', '-')}", value)],
+        "options": [word for name, value in text.items() for word in (f"--{name.replace('_', '-')}", value)],
         "string": ["-ps", ",".join(f"{name}={value}" for name, value in text.items())],
-        "json": ["--params", tmp_path / "given.json"],
-        "toml": ["--params", tmp_path / "given.toml"],
+        "json": ["--params", tmp_path / "values.json"],
+        "toml": ["--params", tmp_path / "values.toml"],
     }
     reports = {}
     for way, arguments in ways.items():
         ran = train(logs, *arguments, "--json", tmp_path / "report.json")
         assert ran.code == 0, ran.err
         reports[way] = read_json(tmp_path / "report.json")
-    assert reports["flags"]["parameters"] == GRU4RecParameters.create(given).to_dict()
+    assert reports["options"]["parameters"] == GRU4RecParameters.create(values).to_dict()
     for report in reports.values():
-        assert report["parameters"] == reports["flags"]["parameters"]
-        assert report["metrics"] == reports["flags"]["metrics"]
+        assert report["parameters"] == reports["options"]["parameters"]
+        assert report["metrics"] == reports["options"]["metrics"]
 
 
-def test_flags_win_over_the_string_and_that_over_the_file(logs: Path, tmp_path: Path) -> None:
+def test_options_win_over_the_string_and_the_string_over_the_file(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text("layers = [4]\nn_sample = 4\nbatch_size = 4\nn_epochs = 1\n")
     ran = train(
         logs, "--params", tmp_path / "p.toml", "-ps", "layers=8,n_sample=8", "--layers", "16", "--shuffle",
         "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    found = read_json(tmp_path / "r.json")["parameters"]
-    assert (found["layers"], found["n_sample"], found["batch_size"], found["shuffle"]) == ([16], 8, 4, True)
+    result = read_json(tmp_path / "r.json")["parameters"]
+    assert (result["layers"], result["n_sample"], result["batch_size"], result["shuffle"]) == ([16], 8, 4, True)
 
 
-def test_a_flag_at_its_default_still_wins(logs: Path, tmp_path: Path) -> None:
+def test_an_option_at_its_default_still_wins(logs: Path, tmp_path: Path) -> None:
     ran = train(logs, "-ps", f"{SMALL},bpreg=2,momentum=0.3", "--momentum", "0.0", "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
-    found = read_json(tmp_path / "r.json")["parameters"]
-    assert (found["momentum"], found["bpreg"]) == (0.0, 2.0)
+    result = read_json(tmp_path / "r.json")["parameters"]
+    assert (result["momentum"], result["bpreg"]) == (0.0, 2.0)
 
 
-def test_validation_picks_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -> None:
+def test_validation_selects_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -> None:
     arguments = ["-ps", SMALL, "--n-epochs", "4", "--validation", logs / "test.tsv", "--monitor", "mrr@20"]
     ran = train(logs, *arguments, "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
@@ -146,18 +173,18 @@ def test_validation_picks_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -
 
 
 def test_resumed_without_validation_the_model_is_the_last(logs: Path, tmp_path: Path) -> None:
-    """The best epoch of the part that was validated is not the best of the whole."""
+    """The best of the validated epochs is not the best of all epochs."""
     arguments = ["-ps", SMALL, "--out", tmp_path / "run"]
     assert train(logs, *arguments, "--n-epochs", "1", "--validation", logs / "test.tsv").code == 0
     ran = train(logs, *arguments, "--n-epochs", "3", "--resume")
     assert ran.code == 0, ran.err
     assert read_json(tmp_path / "run/report.json")["model_of_epoch"] == 3
-    model, last = (GRU4Rec.load(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
-    assert model.history == last.history and len(model.history) == 3
+    model, latest = (GRU4Rec.load(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
+    assert model.history == latest.history and len(model.history) == 3
 
 
 def test_trained_into_a_used_folder(logs: Path, tmp_path: Path) -> None:
-    """One training to a folder: the earlier one is moved as a whole, and only once there is another to show."""
+    """The files of the earlier training are moved together, when the first checkpoint of the new one is complete."""
 
     def files(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -192,7 +219,7 @@ def test_training_in_a_pipe_is_plain_lines(run_folder: Path, logs: Path) -> None
     assert ran.out.split()[:4] == ["metric", "model", "popularity", "random"]
 
 
-def test_what_is_skipped_is_said(tmp_path: Path) -> None:
+def test_skipped_sessions_are_counted(tmp_path: Path) -> None:
     rows = ["SessionId,ItemId,Time", "9,1,0", *(f"{session},{item},{item}" for session in (1, 2, 3) for item in (1, 2))]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     ran = cli("train", tmp_path / "log.csv", "-ps", "layers=4,batch_size=2,n_sample=2,n_epochs=1")
@@ -203,10 +230,10 @@ def test_what_is_skipped_is_said(tmp_path: Path) -> None:
 def test_evaluate_agrees_with_train(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("evaluate", run_folder, logs / "test.tsv", "--cutoffs", "5,20", "--baselines", "--json", tmp_path / "e")
     assert ran.code == 0, ran.err
-    found, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
-    assert found["metrics"] == trained["metrics"]
-    assert found["metrics"]["mrr@20"] > found["baselines"]["popularity"]["mrr@20"]
-    assert set(found["baselines"]) == {"popularity", "random"}
+    result, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
+    assert result["metrics"] == trained["metrics"]
+    assert result["metrics"]["mrr@20"] > result["baselines"]["popularity"]["mrr@20"]
+    assert set(result["baselines"]) == {"popularity", "random"}
     table = {line.split()[0]: line.split()[1:] for line in ran.out.splitlines()}
     assert table["recall@20"][0] == f"{trained['metrics']['recall@20']:.4f}"
 
@@ -223,17 +250,17 @@ def test_recommend_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     assert header == ["SessionId", "Rank", "ItemId", "Score"]
     store = SessionStore.from_events(logs / "test.tsv")
     sessions = np.split(store.vocabulary.ids[store.items], store.offsets[1:-1])
-    expected = GRU4Rec.load(run_folder / "model.safetensors").recommend(sessions, 3, exclude="session")
+    expected = GRU4Rec.load(run_folder / "model.safetensors").recommend(sessions, 3, exclude_seen=True)
     assert [row[0] for row in rows] == [str(session) for session in store.session_ids for _ in range(3)]
     assert [row[1] for row in rows] == ["1", "2", "3"] * store.n_sessions
     assert [int(row[2]) for row in rows] == expected.items.ravel().tolist()
     np.testing.assert_allclose([float(row[3]) for row in rows], expected.scores.ravel(), rtol=1e-5)
 
 
-def test_where_fewer_than_k_items_are_left_the_rows_are_fewer(run_folder: Path, tmp_path: Path) -> None:
+def test_a_session_with_fewer_than_k_items_left_gets_fewer_rows(run_folder: Path, tmp_path: Path) -> None:
     ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids.tolist()
-    given = [{"session": name, "items": ids[:n]} for name, n in (("few", 58), ("many", 2), ("all", 60))]
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, given)))
+    sessions = [{"session": name, "items": ids[:n]} for name, n in (("few", 58), ("many", 2), ("all", 60))]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)))
     arguments = ["--k", "5", "--exclude-seen", "--out"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.jsonl")
     assert ran.code == 0, ran.err
@@ -246,32 +273,32 @@ def test_where_fewer_than_k_items_are_left_the_rows_are_fewer(run_folder: Path, 
     assert rows == [["few", "1"], ["few", "2"], *(["many", str(rank)] for rank in range(1, 6))]
 
 
-def test_how_a_model_runs_is_asked_of_the_command(
+def test_device_and_kernels_come_from_the_command(
     logs: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    impls: list[str] = []
     load = GRU4Rec.load
 
-    def noted(*arguments: Any, **others: Any) -> GRU4Rec:
-        asked.append(others["impl"])
+    def load_and_record(*arguments: Any, **others: Any) -> GRU4Rec:
+        impls.append(others["impl"])
         return load(*arguments, **others)
 
-    monkeypatch.setattr(GRU4Rec, "load", noted)
+    monkeypatch.setattr(GRU4Rec, "load", load_and_record)
     for impl in ([], ["--impl", "reference"]):
         assert cli("evaluate", run_folder, logs / "test.tsv", *impl).code == 0
         assert cli("recommend", run_folder, logs / "test.tsv", "--k", "2", *impl).code == 0
-    assert asked == ["auto", "auto", "reference", "reference"]
+    assert impls == ["auto", "auto", "reference", "reference"]
     assert "gru4rec-fast info" in " ".join(cli("evaluate", "--help").out.split())
 
 
 def test_recommend_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids[:3].tolist()
-    given = [
+    sessions = [
         {"session": "one event", "items": ids[:1]},
         {"session": "b", "items": [*ids, -1]},
         {"session": "c", "items": [-1]},
     ]
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, given)) + "\n\n")
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n\n")
     refused = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
     assert refused.code == 2 and "session b: the model was not trained on item -1" in refused.error
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
@@ -291,11 +318,11 @@ def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
         "--min-item-support", "5", "--min-session-length", "3", "--no-remove-duplicates", "--collapse-repeats",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    for part in ("train", "test", "train_tr", "train_valid"):
-        store = SessionStore.open(tmp_path / "data" / part)
-        assert f"{tmp_path / 'data' / part}: {store.n_sessions:,} sessions" in ran.out
+    for name in ("train", "test", "train_tr", "train_valid"):
+        store = SessionStore.open(tmp_path / "data" / name)
+        assert f"{tmp_path / 'data' / name}: {store.n_sessions:,} sessions" in ran.out
         assert np.diff(store.offsets).min() >= 3
-        first = store.offsets[1:-1]  # of every session but the first: what stands before it is another session's
+        first = store.offsets[1:-1]  # of every session but the first: the event before it is another session's
         repeated = store.items[1:] == store.items[:-1]
         assert not np.delete(repeated, first - 1).any()
     assert SessionStore.open(tmp_path / "data" / "train").support.min() > 0

@@ -1,4 +1,4 @@
-"""gru4rec-fast when something is wrong: one line, an exit code, and nothing lost."""
+"""Errors of gru4rec-fast: one line, an exit code, and no loss of data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gru4rec_fast.cli import main
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.tsv, test.tsv, a model, and files that are wrong."""
     folder = tmp_path_factory.mktemp("errors")
     write_logs(folder)
@@ -34,7 +34,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# A command, its arguments (words that name files are put into the folder above), what the line on stderr must say.
+# A command, its arguments (names of files are completed with the folder above), and a part of the line on stderr.
 REFUSED = [
     ("", "nosuch", "No such command 'nosuch'"),
     ("train", "", "Missing argument"),
@@ -93,28 +93,28 @@ def _names_a_file(word: str) -> bool:
     return word in ("run", "nowhere") or Path(word).suffix in (".tsv", ".toml", ".jsonl", ".safetensors", ".out")
 
 
-@pytest.mark.parametrize(("command", "rest", "said"), REFUSED, ids=[f"{c} {rest}" for c, rest, _ in REFUSED])
-def test_refused_in_one_line(here: Path, command: str, rest: str, said: str) -> None:
-    before = sorted(here.iterdir())
-    words = [here / word if _names_a_file(word) else word for word in [command, *rest.split()] if word]
+@pytest.mark.parametrize(("command", "rest", "message"), REFUSED, ids=[f"{c} {rest}" for c, rest, _ in REFUSED])
+def test_refused_in_one_line(folder: Path, command: str, rest: str, message: str) -> None:
+    files = sorted(folder.iterdir())
+    words = [folder / word if _names_a_file(word) else word for word in [command, *rest.split()] if word]
     ran = cli(*words)
     assert ran.code == 2
-    assert said in ran.error
-    assert sorted(here.iterdir()) == before  # and nothing is left behind
+    assert message in ran.error
+    assert sorted(folder.iterdir()) == files
 
 
-def test_a_json_file_that_cannot_be_is_told_before_training(here: Path) -> None:
-    ran = cli("train", here / "train.tsv", "-ps", SMALL, "--json", here)
+def test_a_json_file_that_is_a_folder_is_an_error_before_training(folder: Path) -> None:
+    ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--json", folder)
     assert ran.code == 2 and "is a folder" in ran.error and "epoch" not in ran.err
 
 
-def test_a_json_file_that_cannot_be_written_is_told_before_training(here: Path) -> None:
-    ran = cli("train", here / "none.tsv", "--json", "/proc/report.json")
+def test_a_json_file_that_cannot_be_written_is_an_error_before_training(folder: Path) -> None:
+    ran = cli("train", folder / "none.tsv", "--json", "/proc/report.json")
     assert ran.code == 2 and ran.error.startswith("error: /proc/report.json cannot be written: ")
 
 
-def test_a_folder_that_another_training_writes_to(here: Path, tmp_path: Path) -> None:
-    command = [here / "train.tsv", "-ps", SMALL, "--n-epochs", "10000", "--threads", "1", "--out", tmp_path / "run"]
+def test_a_folder_that_another_training_writes_to(folder: Path, tmp_path: Path) -> None:
+    command = [folder / "train.tsv", "-ps", SMALL, "--n-epochs", "10000", "--threads", "1", "--out", tmp_path / "run"]
     process = start("train", *command)
     assert process.stderr is not None
     assert any(line.startswith("epoch 1/") for line in iter(process.stderr.readline, ""))
@@ -126,19 +126,19 @@ def test_a_folder_that_another_training_writes_to(here: Path, tmp_path: Path) ->
     assert process.returncode == 143
     assert err.splitlines()[-1].endswith("resume with the same out folder: the same command with --resume")
 
-    unfinished = cli("evaluate", tmp_path / "run", here / "test.tsv")
+    unfinished = cli("evaluate", tmp_path / "run", folder / "test.tsv")
     assert unfinished.code == 2
-    assert "its training was not finished; go on with it (train ... --resume), or give " in unfinished.error
-    assert cli("evaluate", tmp_path / "run/last.safetensors", here / "test.tsv").code == 0
+    assert "the training was not finished; continue it (train ... --resume), or give " in unfinished.error
+    assert cli("evaluate", tmp_path / "run/last.safetensors", folder / "test.tsv").code == 0
 
 
-def test_debug_shows_where(here: Path) -> None:
+def test_debug_shows_where(folder: Path) -> None:
     for arguments in (["--debug", "evaluate"], ["evaluate", "--debug"]):
         with pytest.raises(FileNotFoundError):
-            main([*arguments, str(here / "none.safetensors"), str(here / "test.tsv")])
+            main([*arguments, str(folder / "none.safetensors"), str(folder / "test.tsv")])
 
 
-def test_a_bug_is_not_dressed_as_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_has_a_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise KeyError("a bug")
 
@@ -147,15 +147,15 @@ def test_a_bug_is_not_dressed_as_an_error(here: Path, monkeypatch: pytest.Monkey
         cli("info")
 
 
-def test_divergence_has_its_own_exit_code(here: Path) -> None:
-    ran = cli("train", here / "train.tsv", "-ps", SMALL, "--learning-rate", "1e38", "--out", here / "diverged")
+def test_divergence_has_its_own_exit_code(folder: Path) -> None:
+    ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--learning-rate", "1e38", "--out", folder / "diverged")
     assert ran.code == 3
-    assert not (here / "diverged").exists(), "there was nothing to keep"
+    assert not (folder / "diverged").exists(), "nothing to save"
     assert "the loss is" in ran.error and "epoch 1" in ran.error
 
 
-def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(here: Path, tmp_path: Path) -> None:
-    common = ["train", here / "train.tsv", "-ps", SMALL, "--threads", "1"]
+def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    common = ["train", folder / "train.tsv", "-ps", SMALL, "--threads", "1"]
     process = start(*common, "--n-epochs", "10000", "--out", tmp_path / "run")
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
@@ -186,25 +186,34 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(here: Path, tmp_path: 
     assert all(torch.equal(resumed_model[name], tensor) for name, tensor in straight_model.items())
 
 
-def test_a_closed_pipe_is_no_error(here: Path) -> None:
-    process = start("recommend", here / "run", here / "train.tsv", "--k", "60")
+def test_a_closed_pipe_is_no_error(folder: Path) -> None:
+    process = start("recommend", folder / "run", folder / "train.tsv", "--k", "60")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("SessionId")
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait(timeout=60) == 1
-    assert err.splitlines() == [f"{here / 'train.tsv'}: 500 sessions, 3,149 events, 60 items"]
+    assert err.splitlines() == [f"{folder / 'train.tsv'}: 500 sessions, 3,149 events, 60 items"]
 
 
-def test_a_process_of_its_own(here: Path, tmp_path: Path) -> None:
+def test_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     """Outputs that are pipes carry no control characters, and exit codes reach the shell."""
-    arguments = ["train", here / "train.tsv", "--test", here / "test.tsv", "-ps", SMALL, "--json", tmp_path / "r.json"]
+    arguments = [
+        "train",
+        folder / "train.tsv",
+        "--test",
+        folder / "test.tsv",
+        "-ps",
+        SMALL,
+        "--json",
+        tmp_path / "r.json",
+    ]
     process = start(*arguments)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert set(out + err) <= {"\n", *map(chr, range(32, 127))}
     assert json.loads((tmp_path / "r.json").read_text())["metrics"]["recall@20"] > 0.5
-    process = start("evaluate", here / "none.safetensors", here / "test.tsv")
+    process = start("evaluate", folder / "none.safetensors", folder / "test.tsv")
     assert process.communicate(timeout=120)[1].startswith("error: ")
     assert process.returncode == 2
 

@@ -1,4 +1,4 @@
-"""gru4rec-fast with graph models: prepare, train, evaluate, recommend, and what it refuses."""
+"""gru4rec-fast with graph models: prepare, train, evaluate, recommend, and errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import pytest
 from cli_run import Ran, cli, write_logs
 
 from gru4rec_fast import NGCF, InteractionGraph, LightGCN
-from gru4rec_fast.cli.parameters import FLAGS, GRAPH_FLAGS
 from gru4rec_fast.data.graphs.split import split_interactions
-from gru4rec_fast.models import LightGCNParameters, NGCFParameters
 
 SMALL = "embedding_dim=8,batch_size=64,n_epochs=3,learning_rate=0.02,evaluate_every=1"
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a log of 40 users of 4 tastes and 40 items, text lists of a split of it, and two run folders."""
     folder = tmp_path_factory.mktemp("graphs")
     draws = np.random.default_rng(0)
@@ -45,47 +43,65 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_every_parameter_has_its_flag() -> None:
-    for parameters in (NGCFParameters(), LightGCNParameters()):
-        assert set(parameters.to_dict()) <= {*FLAGS, *GRAPH_FLAGS}
-    assert set(GRAPH_FLAGS) <= {*NGCFParameters().to_dict(), *LightGCNParameters().to_dict()}
-    assert not set(GRAPH_FLAGS) & set(FLAGS)
-
-
 @pytest.mark.parametrize(("name", "estimator"), [("ngcf", NGCF), ("lightgcn", LightGCN)])
-def test_train_and_evaluate(here: Path, tmp_path: Path, name: str, estimator: Any) -> None:
-    report = read_json(here / f"run_{name}" / "report.json")
+def test_train_and_evaluate(folder: Path, tmp_path: Path, name: str, estimator: Any) -> None:
+    report = read_json(folder / f"run_{name}" / "report.json")
     assert set(report["metrics"]) == {
         f"{m}@{k}" for m in ("recall", "ndcg", "precision", "hitrate", "map") for k in (5, 20)
     }
     assert [epoch["epoch"] for epoch in report["epochs"]] == [1, 2, 3]
-    train_graph = InteractionGraph.from_text(here / "train.txt")
+    train_graph = InteractionGraph.from_text(folder / "train.txt")
     data = report["data"]["train"]
     assert (data["n_users"], data["n_items"], data["n_edges"]) == (40, 40, train_graph.n_edges)
     assert report["parameters"]["embedding_dim"] == 8
 
-    model = estimator.load(here / f"run_{name}" / "model.safetensors")
-    assert model.evaluate(here / "test.txt", cutoffs=(5, 20)).metrics == report["metrics"]
-    ran = cli("evaluate", here / f"run_{name}", here / "test.txt", "--cutoffs", "5,20", "--json", tmp_path / "e.json")
+    model = estimator.load(folder / f"run_{name}" / "model.safetensors")
+    assert model.evaluate(folder / "test.txt", cutoffs=(5, 20)).metrics == report["metrics"]
+    ran = cli(
+        "evaluate", folder / f"run_{name}", folder / "test.txt", "--cutoffs", "5,20", "--json", tmp_path / "e.json"
+    )
     assert ran.code == 0, ran.err
     assert read_json(tmp_path / "e.json")["metrics"] == report["metrics"]
     assert ["recall@20", f"{report['metrics']['recall@20']:.4f}"] in [line.split() for line in ran.out.splitlines()]
 
 
-def test_flags_reach_the_model(here: Path, tmp_path: Path) -> None:
-    flags = ["--layer-sizes", "8/4", "--adjacency", "norm", "--message-dropout", "0.2", "--reg-weight", "0.5", "--sample-by"]
-    flags += ["interactions", "--normalize-messages", "--only-needed", "False", "--n-epochs", "1", "--seed", "4"]
-    ran = train(here, "--model", "ngcf", "-ps", SMALL, *flags, "--json", tmp_path / "r.json")
+def test_options_reach_the_model(folder: Path, tmp_path: Path) -> None:
+    options = [
+        "--layer-sizes",
+        "8/4",
+        "--adjacency",
+        "norm",
+        "--message-dropout",
+        "0.2",
+        "--reg-weight",
+        "0.5",
+        "--sample-by",
+    ]
+    options += ["interactions", "--normalize-messages", "--only-needed", "False", "--n-epochs", "1", "--seed", "4"]
+    ran = train(folder, "--model", "ngcf", "-ps", SMALL, *options, "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
-    found = read_json(tmp_path / "r.json")["parameters"]
-    assert (found["layer_sizes"], found["adjacency"], found["sample_by"]) == ([8, 4], "norm", "interactions")
-    assert (found["message_dropout"], found["reg_weight"], found["n_epochs"], found["seed"]) == (0.2, 0.5, 1, 4)
-    assert found["normalize_messages"] is True and found["only_needed"] is False and found["embedding_dim"] == 8
+    parameters = read_json(tmp_path / "r.json")["parameters"]
+    assert (parameters["layer_sizes"], parameters["adjacency"], parameters["sample_by"]) == (
+        [8, 4],
+        "norm",
+        "interactions",
+    )
+    assert (parameters["message_dropout"], parameters["reg_weight"], parameters["n_epochs"], parameters["seed"]) == (
+        0.2,
+        0.5,
+        1,
+        4,
+    )
+    assert (
+        parameters["normalize_messages"] is True
+        and parameters["only_needed"] is False
+        and parameters["embedding_dim"] == 8
+    )
 
 
-def test_the_best_epoch_is_tested_and_resumed(here: Path, tmp_path: Path) -> None:
-    arguments = ["--model", "lightgcn", "-ps", SMALL, "--validation", here / "test.txt"]
-    ran = train(here, *arguments, "--json", tmp_path / "whole.json")
+def test_the_best_epoch_is_tested_and_resumed(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--model", "lightgcn", "-ps", SMALL, "--validation", folder / "test.txt"]
+    ran = train(folder, *arguments, "--json", tmp_path / "whole.json")
     assert ran.code == 0, ran.err
     whole = read_json(tmp_path / "whole.json")
     measured = [epoch["validation"]["recall@20"] for epoch in whole["epochs"]]
@@ -93,77 +109,81 @@ def test_the_best_epoch_is_tested_and_resumed(here: Path, tmp_path: Path) -> Non
     assert whole["metrics"]["recall@20"] == max(measured)
 
     run = [*arguments, "--out", tmp_path / "run"]
-    assert train(here, *run, "--n-epochs", "1").code == 0
-    ran = train(here, *run, "--resume", "--json", tmp_path / "resumed.json")
+    assert train(folder, *run, "--n-epochs", "1").code == 0
+    ran = train(folder, *run, "--resume", "--json", tmp_path / "resumed.json")
     assert ran.code == 0, ran.err
     resumed = read_json(tmp_path / "resumed.json")
     assert resumed["metrics"] == whole["metrics"] and len(resumed["epochs"]) == 3
 
 
-def test_recommend(here: Path, tmp_path: Path) -> None:
+def test_recommend(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "users.txt").write_text("7\n\n12\n3\n")
-    ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--k", "4", "--exclude-seen")
+    ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "4", "--exclude-seen")
     assert ran.code == 0, ran.err
     header, *rows = [line.split("\t") for line in ran.out.splitlines()]
     assert header == ["UserId", "Rank", "ItemId", "Score"]
-    model = LightGCN.load(here / "run_lightgcn/model.safetensors")
-    items, scores = model.recommend([7, 12, 3], k=4)
-    assert [int(row[2]) for row in rows] == items.ravel().tolist()
+    model = LightGCN.load(folder / "run_lightgcn/model.safetensors")
+    best = model.recommend([7, 12, 3], k=4)
+    assert [int(row[2]) for row in rows] == best.items.ravel().tolist()
     assert [row[0] for row in rows] == ["7"] * 4 + ["12"] * 4 + ["3"] * 4
-    np.testing.assert_allclose([float(row[3]) for row in rows], scores.ravel(), rtol=1e-5)
+    np.testing.assert_allclose([float(row[3]) for row in rows], best.scores.ravel(), rtol=1e-5)
+    by_default = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "4")
+    assert by_default.code == 0 and by_default.out == ran.out
+    ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "40", "--no-exclude-seen")
+    assert ran.code == 0 and len(ran.out.splitlines()) == 1 + 3 * 40
 
     out = tmp_path / "all.jsonl"
-    ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--k", "40", "--exclude-seen", "--out", out)
+    ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "40", "--exclude-seen", "--out", out)
     assert ran.code == 0 and "users with fewer than 40 items left to recommend: 3" in ran.err
     answers = [json.loads(line) for line in out.read_text().splitlines()]
-    train_graph = InteractionGraph.from_text(here / "train.txt")
+    train_graph = InteractionGraph.from_text(folder / "train.txt")
     assert [answer["user"] for answer in answers] == [7, 12, 3]
     for answer in answers:
         assert len(answer["items"]) == 40 - len(train_graph.items_of(answer["user"]))
 
     (tmp_path / "users.txt").write_text("7\n12\n", encoding="utf-8-sig")
-    ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--k", "1")
+    ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "1")
     assert ran.code == 0 and [line.split("\t")[0] for line in ran.out.splitlines()] == ["UserId", "7", "12"]
 
     (tmp_path / "users.txt").write_text("7\n777\n")
-    ran = cli("recommend", here / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")
+    ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")
     assert ran.code == 0 and "unknown users 1" in ran.err and len(ran.out.splitlines()) == 3
 
 
-def test_prepare_interactions(here: Path, tmp_path: Path) -> None:
+def test_prepare_interactions(folder: Path, tmp_path: Path) -> None:
     keys = ["--user-key", "Who", "--item-key", "What"]
-    ran = cli("prepare", here / "log.tsv", tmp_path, "--interactions", *keys, "--split", "fraction=0.25",
+    ran = cli("prepare", folder / "log.tsv", tmp_path, "--interactions", *keys, "--split", "fraction=0.25",
               "--validation-split", "fraction=0.5", "--seed", "3")  # fmt: skip
     assert ran.code == 0, ran.err
-    whole = InteractionGraph.from_table(here / "log.tsv", user_key="Who", item_key="What")
+    whole = InteractionGraph.from_table(folder / "log.tsv", user_key="Who", item_key="What")
     parts = {name: InteractionGraph.open(tmp_path / name) for name in ("train", "test", "train_tr", "train_valid")}
     for name, (left, right) in {"whole": ("train", "test"), "train": ("train_tr", "train_valid")}.items():
         together = whole if name == "whole" else parts[name]
         fraction = 0.25 if name == "whole" else 0.5
         for user in range(together.n_users):
-            kept, held_out = parts[left].items_of(user), parts[right].items_of(user)
-            assert sorted([*kept, *held_out]) == together.items_of(user).tolist()
+            remaining, held_out = parts[left].items_of(user), parts[right].items_of(user)
+            assert sorted([*remaining, *held_out]) == together.items_of(user).tolist()
             assert len(held_out) == int(fraction * len(together.items_of(user)))
     ran = cli("train", tmp_path / "train_tr", "--model", "lightgcn", "-ps", SMALL, "--validation",
               tmp_path / "train_valid", "--test", tmp_path / "test", "--threads", "1")  # fmt: skip
     assert ran.code == 0 and "recall@20" in ran.out, ran.err
 
 
-# Arguments (words that name files are put into the folder above), and what the line on stderr must say.
+# Arguments (names of files are completed with the folder above), and a part of the line on stderr.
 REFUSED = [
     ("train train.txt --model svd", "--model svd: choose one of gru4rec, ngcf, lightgcn"),
     ("train train.txt --model ngcf -ps layers=10", "unknown parameter layers; there are embedding_dim"),
     ("train train.txt --model ngcf -ps layer_size=10", "(did you mean layer_sizes"),
     ("train train.txt --model lightgcn --layer-sizes 8", "unknown parameter layer_sizes"),
-    ("train train.txt --regular 1", "unknown parameter regular"),
+    ("train train.txt --reg-weight 1", "unknown parameter reg_weight; there are layers"),
     ("train none.txt --model ngcf --monitor mrr@20", "monitor='mrr@20': choose 'loss', or recall, ndcg"),
     ("train none.txt --model ngcf", "none.txt: there is no such file"),
-    ("train none.txt --model ngcf --ties median", "--ties: ngcf and lightgcn are evaluated without"),
+    ("train none.txt --model ngcf --ties median", "--ties is for gru4rec"),
     ("train log.tsv --model ngcf", "no column 'UserId'"),
     ("train empty.txt --model ngcf", "empty.txt is empty"),
-    ("train sessions/train --model ngcf", "train is no interaction graph, by its meta.json"),
-    ("evaluate run_lightgcn test.txt --baselines", "--baselines: ngcf and lightgcn are evaluated without"),
-    ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, those of the graph"),
+    ("train sessions/train --model ngcf", "train is no interaction graph: its meta.json states"),
+    ("evaluate run_lightgcn test.txt --baselines", "--baselines is for gru4rec"),
+    ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, but the training graph"),
     ("recommend run_lightgcn users.txt --k 41", "k=41: choose 1 to 40"),
     ("recommend run_lightgcn strangers.txt", "line 2: the model was not trained on user 99"),
     ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the model's are integers"),
@@ -171,24 +191,24 @@ REFUSED = [
     ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "choose fraction=F"),
     (
         "prepare log.tsv out --interactions --user-key Who --item-key What --split fraction=2",
-        "must lie between 0 and 1",
+        "must be between 0 and 1",
     ),
     ("prepare log.tsv out --interactions --collapse-repeats", "--collapse-repeats is for session logs"),
 ]
 
 
 @pytest.mark.parametrize(("line", "message"), REFUSED, ids=[line for line, _ in REFUSED])
-def test_refused(here: Path, line: str, message: str) -> None:
-    (here / "empty.txt").write_text("")
-    (here / "users.txt").write_text("7\n")
-    (here / "strangers.txt").write_text("7\n99\n")
-    (here / "words.txt").write_text("bob\n")
-    if not (here / "sessions").exists():
-        (here / "tmp").mkdir()
-        write_logs(here / "tmp")
-        assert cli("prepare", here / "tmp/test.tsv", here / "sessions").code == 0
-    there = {path.name for path in here.iterdir()} | {"none.txt", "out", "sessions/train"}
-    words = [here / word if word in there else word for word in line.split()]
+def test_refused(folder: Path, line: str, message: str) -> None:
+    (folder / "empty.txt").write_text("")
+    (folder / "users.txt").write_text("7\n")
+    (folder / "strangers.txt").write_text("7\n99\n")
+    (folder / "words.txt").write_text("bob\n")
+    if not (folder / "sessions").exists():
+        (folder / "tmp").mkdir()
+        write_logs(folder / "tmp")
+        assert cli("prepare", folder / "tmp/test.tsv", folder / "sessions").code == 0
+    names = {path.name for path in folder.iterdir()} | {"none.txt", "out", "sessions/train"}
+    words = [folder / word if word in names else word for word in line.split()]
     ran = cli(*words)
     assert ran.code == 2 and message in ran.error
 

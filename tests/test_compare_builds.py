@@ -1,4 +1,4 @@
-"""tools/compare_builds.py reports equal builds as equal, and every difference that is planted in a copy."""
+"""tools/compare_builds.py reports equal builds as equal, and every difference that is seeded in a copy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ del bpr_triples
 
 
 def compare(old_path: Path, new_path: Path, *options: str) -> tuple[int, str]:
-    """Return the exit status and the output of a comparison by the reference, which needs no kernels."""
+    """Compare with impl="reference", which needs no kernels, and return the exit status and the output."""
     command = [sys.executable, "-P", str(TOOL), sys.executable, sys.executable, "--impl", "reference", *options]
     paths = ["--old-path", str(old_path), "--new-path", str(new_path)]
     run = subprocess.run([*command, *paths], capture_output=True, text=True, check=False)
@@ -58,15 +58,15 @@ def test_equal_builds_are_equal() -> None:
     assert "48 cases equal, 0 not" in output
 
 
-def test_planted_differences_are_reported(tmp_path: Path) -> None:
+def test_seeded_differences_are_reported(tmp_path: Path) -> None:
     old, new = copy_with(TOP_K_RAISES, tmp_path / "old"), copy_with(ONE_ULP_AND_MORE, tmp_path / "new")
     laplacian_propagation = "laplacian_propagation/reference/threads=1/small float64 matrix=plain nodes=all dropout=0.0"
-    chosen = [laplacian_propagation, *(f"{operator}/reference/threads=1/small" for operator in ("bpr_triples", "session_batch"))]
-    chosen += ["top_k/reference/threads=1/small", "dropout_mask/reference/threads=1/small"]
-    kept = "--keep", str(tmp_path / "kept")
-    status, output = compare(old, new, *(f"--only={text}" for text in chosen), *kept)
+    operators = ("bpr_triples", "session_batch", "top_k", "dropout_mask")
+    chosen = [laplacian_propagation, *(f"{operator}/reference/threads=1/small" for operator in operators)]
+    keep = "--keep", str(tmp_path / "kept")
+    status, output = compare(old, new, *(f"--only={text}" for text in chosen), *keep)
     assert status == 1 and "8 cases equal, 17 not" in output, output
-    # The planted operator has the sound one's gradient.
+    # The seeded operator has the same gradient as the original, so only tensor 0 differs.
     assert f"different: {laplacian_propagation}: tensors [0] of 2, max abs difference " in output
     assert output.count(": OLD returns, NEW ValueError: in one\n") == 4
     assert output.count(": OLD returns, NEW AttributeError: ") == 4

@@ -1,6 +1,6 @@
-"""The CUDA kernels on a GPU: the same bits as the reference on the CPU, no synchronization, capturable in a graph.
+"""The CUDA kernels on a GPU: the same bits as the reference on the CPU, no GPU synchronization, capture in CUDA graphs.
 
-Without a GPU all of it is skipped; the kernels' own source then runs under impl="emulated", in the families' tests.
+Without a GPU all tests are skipped. The tests of each kernel family run the same kernels with impl="emulated".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import test_training_step as training_step
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
-from test_cuda_step import CASES, Parts, by_autograd, losses_by_schedule, poison
+from test_captured_step import CASES, Parts, by_autograd, losses_by_schedule, poison
 from torch import Tensor, nn
 
 from gru4rec_fast import InteractionGraph, _backend, ops
@@ -28,7 +28,7 @@ from gru4rec_fast.nn import LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS
 from gru4rec_fast.ops.sampled_loss import LOSSES
-from gru4rec_fast.training.cuda_step import CudaPlayer
+from gru4rec_fast.training.captured_step import CapturedEpoch
 
 pytestmark = [
     pytest.mark.cuda,
@@ -56,13 +56,13 @@ def batches(device: str, impl: str) -> Outputs:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     order = torch.randperm(300, generator=torch.Generator().manual_seed(2))
     log = [t.to(device) for t in (torch.arange(int(offsets[-1]), dtype=torch.int32), offsets, order)]
-    played: list[Tensor] = []
-    for lanes in (1, 37, 700, 3000):  # the last beyond what shared memory holds
+    outputs: list[Tensor] = []
+    for lanes in (1, 37, 700, 3000):  # the last is too large for shared memory
         state = ops.session_batch_state(lanes, device)
         for steps in (1, 7):
-            played += ops.session_batch(*log, *state, steps, impl=impl)
-        played += state
-    return tuple(played)
+            outputs += ops.session_batch(*log, *state, steps, impl=impl)
+        outputs += state
+    return tuple(outputs)
 
 
 def triples(device: str, impl: str) -> Outputs:
@@ -78,7 +78,7 @@ def triples(device: str, impl: str) -> Outputs:
 
 
 def products(device: str, impl: str) -> Outputs:
-    """Whole numbers, summed without rounding in whatever order, with a hub that is cut into segments."""
+    """Products with integers, whose sums are exact in any order. One node has so many neighbors that it is split up."""
     spokes = 3000
     offsets = torch.cat([torch.tensor([0]), torch.arange(spokes, 2 * spokes + 1)])
     neighbors = torch.cat([torch.arange(1, spokes + 1), torch.zeros(spokes, dtype=torch.int64)])
@@ -86,7 +86,9 @@ def products(device: str, impl: str) -> Outputs:
     whole = torch.randint(-3, 4, (spokes + 1, 70), generator=torch.Generator().manual_seed(0)).to(device)
     rows = torch.arange(0, spokes, 7, device=device)
     return tuple(
-        ops.laplacian_propagation(whole[:, :width].to(dtype), *graph, "plain", rows=chosen, dropout=0.5, seed=4, impl=impl)
+        ops.laplacian_propagation(
+            whole[:, :width].to(dtype), *graph, "plain", rows=chosen, dropout=0.5, seed=4, impl=impl
+        )
         for dtype in (torch.float32, torch.float64)
         for width in (1, 33, 64, 70)
         for chosen in (None, rows)
@@ -94,9 +96,9 @@ def products(device: str, impl: str) -> Outputs:
 
 
 def updates(device: str, impl: str) -> Outputs:
-    """Whole numbers and powers of two: nothing is rounded, in whatever order; rows repeat, and -1 names none.
+    """Updates with integers and powers of two, which are exact in any order. Rows repeat; index -1 is ignored.
 
-    The accumulator and a row's squared gradient sum to 128^2, whose root is exact.
+    The accumulator and the squared gradient of a row sum to 128^2, which has an exact square root.
     """
     draws = torch.Generator().manual_seed(0)
     touched: list[Tensor] = []
@@ -105,7 +107,7 @@ def updates(device: str, impl: str) -> Outputs:
         index = torch.randint(-1, 50, (300,), generator=draws)
         grad = torch.randint(-3, 4, (300, width), generator=draws)
         on_device = (index.to(device), grad.float().to(device))
-        total = torch.zeros(51, width).index_add_(0, index % 51, grad.float())[:50]  # index -1 becomes row 50
+        total = torch.zeros(51, width).index_add_(0, index % 51, grad.float())[:50]  # -1 % 51 is row 50
         accumulator = (128**2 - total.square()).to(device)
         ops.sparse_adagrad_(table, accumulator, velocity, *on_device, lr=0.5, momentum=0.5, eps=0.0, impl=impl)
         touched += [table, accumulator, velocity]
@@ -113,57 +115,57 @@ def updates(device: str, impl: str) -> Outputs:
 
 
 def rankings(device: str, impl: str, n: int = 40, n_items: int = 701, most: int = 33) -> Outputs:
-    """Whole numbers, whose products are exact, ties in plenty; `n` queries, the best `most` of `n_items`."""
+    """Rank with integers, whose products are exact, and many ties: `n` queries, top `most` of `n_items` items."""
     draws = torch.Generator().manual_seed(0)
     shapes = ((n, 17), (n_items, 17), (n_items,))
     hidden, weight, bias = (torch.randint(-2, 3, shape, generator=draws) for shape in shapes)
     table = [t.to(device, dtype) for dtype in (torch.float32, torch.float64) for t in (hidden, weight, bias)]
     targets, exclude = torch.arange(n).to(device), torch.arange(3 * n).view(n, 3).to(device)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for part in (table[:3], table[3:]):
-        found += ops.target_rank(*part, targets, impl=impl)
+        outputs += ops.target_rank(*part, targets, impl=impl)
         for k in (1, 20, most):
-            found += ops.top_k(*part, k, exclude, impl=impl)
-        found += ops.top_k(part[0][:1], *part[1:], 20, impl=impl)
-    return tuple(found)
+            outputs += ops.top_k(*part, k, exclude, impl=impl)
+        outputs += ops.top_k(part[0][:1], *part[1:], 20, impl=impl)
+    return tuple(outputs)
 
 
 def layers(device: str, impl: str) -> Outputs:
-    """Whole numbers and halves: nothing is rounded, in whatever order."""
+    """NGCF layers with integers and halves, which are exact in any order."""
     nodes = torch.arange(0, 50, 3, device=device)
     parts: list[dict] = [{}, {"rows": nodes}, {"Q": "plain+I", "P": "plain", "dtype": torch.float64}]
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for widths in ngcf.WHOLE:
         for activation in ACTIVATIONS:
             for part in parts:
-                found += ngcf.whole_layer(impl, widths, device, activation=activation, **part)
-    return tuple(found)
+                outputs += ngcf.whole_layer(impl, widths, device, activation=activation, **part)
+    return tuple(outputs)
 
 
 def recurrences(device: str, impl: str, dtype: torch.dtype) -> Outputs:
-    """In one launch for all steps, and step by step."""
-    found: list[Tensor] = []
+    """GRU with one launch for all steps, and with one launch per step."""
+    outputs: list[Tensor] = []
     for form in FORMS:
         for size in ((3, 7, 33), (2, 5, 140)):
             args = gru.as_dtype(gru.problem(form, *size, torch.float32), dtype)
-            found += gru.output_and_gradients([on(device, argument) for argument in args], impl)
-    return tuple(found)
+            outputs += gru.output_and_gradients([on(device, argument) for argument in args], impl)
+    return tuple(outputs)
 
 
 def losses(device: str, impl: str, dtype: torch.dtype) -> Outputs:
-    """Each loss, in both forms, with every mask; of float32 and of bfloat16 operands."""
-    found: list[Tensor] = []
+    """Each loss, with and without in-batch negatives, with every mask, in float32 and bfloat16."""
+    outputs: list[Tensor] = []
     for name in LOSSES:
         for in_batch in (True, False):
             options = {"loss": name, "in_batch": in_batch, **loss.PARAMETERS[name][0]}
             for given in (loss.problem(33, 100, 17, torch.float32), loss_bf16.bf16_problem(33, 100, 17)):
                 arguments = given if dtype == torch.float32 else loss.as_float64(given)
                 there = {key: on(device, argument) for key, argument in arguments.items()}
-                found += loss_bf16.with_gradients(impl, there, **options)
-    return tuple(found)
+                outputs += loss_bf16.with_gradients(impl, there, **options)
+    return tuple(outputs)
 
 
-# Small cases of every kernel family, by name: what compute-sanitizer runs (benchmarks/gpu/call.py, -m sanitizer).
+# Small cases of every kernel family by name, which compute-sanitizer runs (benchmarks/gpu/call.py, -m sanitizer).
 EXACT = {
     "dropout": masks,
     "negative_sampling": negatives,
@@ -204,7 +206,7 @@ def test_ranking_of_several_tiles() -> None:
 
 
 def assert_family(device: str, impl: str, family: str) -> None:
-    """The small cases of a family, on that device by that implementation, against the reference on the CPU."""
+    """Assert that the small cases of a family give the results of the reference on the CPU."""
     if family in CLOSE:
         run = CLOSE[family]
         ours = [t.cpu() for t in run(device, impl, torch.float32)]
@@ -215,7 +217,7 @@ def assert_family(device: str, impl: str, family: str) -> None:
 
 
 def captured(run: Callable[[], Outputs]) -> Outputs:
-    """What `run` gives when it is captured in a graph and replayed."""
+    """Capture `run` in a CUDA graph, replay it, and return its result."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         outputs = run()
@@ -275,19 +277,19 @@ def on_the_gpu(case: dict[str, Any]) -> Parts:
     return parts
 
 
-def trained_on_the_gpu(case: str, per_launch: int = 4) -> tuple[Parts, CudaPlayer]:
+def trained_on_the_gpu(case: str, steps_per_graph: int = 4) -> tuple[Parts, CapturedEpoch]:
     parts = on_the_gpu(CASES[case])
-    return parts, parts.player(per_launch=per_launch)
+    return parts, parts.start_epoch(steps_per_graph=steps_per_graph)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_steps_in_graphs_train_what_the_reference_trains_on_the_cpu(case: str) -> None:
     theirs = Parts("reference", CASES[case])
     expected = by_autograd(theirs)
-    ours, player = trained_on_the_gpu(case)
+    ours, epoch = trained_on_the_gpu(case)
     hidden, outcomes, finished = ours.network.initial_state(ours.loader.n_lanes), [], False
     while not finished:
-        blocks, finished = player.run(9, hidden, step=sum(block[1] for block in outcomes))
+        blocks, finished = epoch.run(9, hidden, step=sum(block[1] for block in outcomes))
         outcomes += [tuple(block) for block in blocks]
     assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
     assert [block[0] for block in outcomes] == pytest.approx([block[0] for block in expected], rel=1e-9)
@@ -297,25 +299,25 @@ def test_steps_in_graphs_train_what_the_reference_trains_on_the_cpu(case: str) -
 @pytest.mark.parametrize("case", CASES)
 def test_a_whole_step_never_waits_for_the_device(case: str) -> None:
     """Drawing, one step after another, and the replay of their graph."""
-    parts, player = trained_on_the_gpu(case, per_launch=2)
+    parts, epoch = trained_on_the_gpu(case, steps_per_graph=2)
     hidden = parts.network.initial_state(parts.loader.n_lanes)
     for number in range(4):  # launches of one and of two updates, twice each, of which the second captures
-        player.run(1 + number // 2, hidden, step=number)
+        epoch.run(1 + number // 2, hidden, step=number)
     for updates in (1, 2):
-        launch = player.next_launch(updates, parts.loader.n_lanes)
+        captured = epoch.next_updates(updates, parts.loader.n_lanes)
         with no_synchronization():
-            launch.fill(*player.draw(launch.extent.mini_batches, 100), 100)
-            launch.run(hidden)
+            captured.fill(*epoch.draw(captured.shape.mini_batches, 100), 100)
+            captured.run(hidden)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("full", 1e-4), ("bf16", 2e-2)])
 def test_float32_steps_in_graphs_lose_what_those_of_float64_lose(precision: str, tolerance: float) -> None:
-    """Over 16 updates, those of four played in graphs."""
+    """16 updates, four of which are in each graph."""
     case = CASES["cross-entropy, logq"] | {"layers": [24]}
     expected = by_autograd(Parts("reference", case))[:16]
     ours = on_the_gpu(case | {"dtype": torch.float32})
-    player, hidden = ours.player(per_launch=4, precision=precision), ours.network.initial_state(6)
-    losses = [block.loss for step in range(0, 16, 4) for block in player.run(4, hidden, step=step)[0]]
+    epoch, hidden = ours.start_epoch(steps_per_graph=4, precision=precision), ours.network.initial_state(6)
+    losses = [block.loss for step in range(0, 16, 4) for block in epoch.run(4, hidden, step=step)[0]]
     assert losses == pytest.approx([block[0] for block in expected], rel=tolerance)
 
 
@@ -327,15 +329,15 @@ def test_a_captured_graph_follows_the_schedule_and_a_state_that_was_loaded() -> 
 
 
 def test_a_captured_graph_stops_at_a_loss_that_is_no_number() -> None:
-    """In the third of four updates: it is the last one told, and the weights are those of the two before it."""
+    """The loss is NaN in the third of four updates: it is the last loss reported; the weights have two updates."""
     case = {"n_sample": 0, "loss": "bpr"}
     ours, theirs = on_the_gpu(case), Parts("reference", case)
     for parts in (ours, theirs):
         poison(parts, 10)
-    player, hidden = ours.player(per_launch=4), ours.network.initial_state(6)
-    outcomes = [block for step in (0, 4, 8) for block in player.run(4, hidden, step=step)[0]]
+    epoch, hidden = ours.start_epoch(steps_per_graph=4), ours.network.initial_state(6)
+    outcomes = [block for step in (0, 4, 8) for block in epoch.run(4, hidden, step=step)[0]]
     assert [block.loss == block.loss for block in outcomes] == [True] * 10 + [False]
-    theirs.player().run(10, theirs.network.initial_state(6), step=0)
+    theirs.start_epoch().run(10, theirs.network.initial_state(6), step=0)
     weights = [weight.cpu() for weight in ours.weights()]
     torch.testing.assert_close(weights, theirs.weights(), rtol=1e-9, atol=1e-9, equal_nan=True)
 
@@ -384,7 +386,7 @@ def test_losses_are_as_close_as_the_reference(name: str, parameters: dict, in_ba
 @loss_bf16.losses
 @loss_bf16.forms
 def test_losses_of_bfloat16_are_as_close_as_the_reference(loss: str, parameters: dict, in_batch: bool) -> None:
-    """Products of bfloat16 with float32 sums are torch's own on a GPU, and no other test runs them."""
+    """On a GPU, torch computes bfloat16 products with float32 sums; no other test runs them."""
     options = {"loss": loss, "in_batch": in_batch, **parameters}
     for m, n, h in (*loss_bf16.SIZES, (0, 6, 3), (32, 2048, 100), (700, 14_000, 16)):
         for given in (True, False):
@@ -404,7 +406,7 @@ def test_losses_of_bfloat16_are_as_close_as_the_reference(loss: str, parameters:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("P", "Q"), [("norm", "norm"), ("symmetric+I", "symmetric"), ("mean", "plain+I")])
 def test_ngcf_layers_are_as_close_as_the_reference(dtype: torch.dtype, activation: str, P: str, Q: str) -> None:
-    """Whole and in part, by widths of whole accesses and others; the same bits each time."""
+    """All nodes and some; widths that allow vectorized loads and others. Repeated calls give the same bits."""
     graph = ngcf.large()
     n_nodes = len(graph[0]) - 1
     rows = torch.arange(3, n_nodes, 2)
@@ -466,7 +468,7 @@ def test_a_graph_model_s_step_for_all_nodes_never_waits(network_class: type[nn.M
         train(1)
 
 
-@pytest.mark.parametrize("hidden", [100, 300])  # in one launch, and step by step
+@pytest.mark.parametrize("hidden", [100, 300])  # one launch for all steps, and one per step
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_gru_and_loss_in_a_graph_without_synchronization(hidden: int, in_batch: bool) -> None:
     args = [on_gpu(argument) for argument in gru.problem("reset_after", 4, 20, hidden, torch.float32)]

@@ -1,4 +1,4 @@
-"""Curves: the CSV holds the history, the picture is drawn where matplotlib is, and its absence is said once."""
+"""Curves: the CSV has the history, the picture is drawn with matplotlib, and its absence is logged once."""
 
 import csv
 import logging
@@ -22,7 +22,7 @@ def history(n_epochs: int, validation: bool = True) -> list[dict[str, Any]]:
     return records
 
 
-def test_the_csv_holds_the_history(tmp_path: Path):
+def test_the_csv_has_the_history(tmp_path: Path):
     write_curves(history(3), tmp_path / "run")
     with open(tmp_path / "run" / "curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -56,7 +56,7 @@ def test_the_picture(tmp_path: Path, epochs: int, validation: bool, panels: int)
         assert saturated > 0.001, "a colored line is drawn in every panel"
 
 
-def test_without_matplotlib_it_is_said_once(
+def test_without_matplotlib_a_warning_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def find(name: str) -> ModuleSpec | None:

@@ -1,4 +1,4 @@
-"""Every format gives the same store; bad input gives one error that names the file, the column and the row."""
+"""All input formats give the same store. Bad input raises an error that names the file, the column and the row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from data_oracle import assert_same_store, tiny_pieces
+from data_oracle import assert_same_store, tiny_batches
 
 from gru4rec_fast.data import SessionStore
 
@@ -77,9 +77,9 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("in_batches", [False, True])
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_format_gives_the_same_store(tmp_path: Path, name: str, in_pieces: bool) -> None:
+def test_every_format_gives_the_same_store(tmp_path: Path, name: str, in_batches: bool) -> None:
     expected = SessionStore.from_arrays(
         [0, 1, 2, 2, 0, 0, 2],
         [0, 3, 5, 7],
@@ -87,7 +87,7 @@ def test_every_format_gives_the_same_store(tmp_path: Path, name: str, in_pieces:
         end_times=[3.0, 8.0, 6.25],
         session_ids=[1, 2, 3],
     )
-    with tiny_pieces() if in_pieces else tiny_pieces(1000, 1, 1000):
+    with tiny_batches() if in_batches else tiny_batches(1000, 1, 1000):
         store = SessionStore.from_events(SOURCES[name](tmp_path))
     assert store.vocabulary.ids.tolist() == [10, 30, 20]
     store.vocabulary = expected.vocabulary
@@ -101,14 +101,14 @@ def test_any_column_names_and_any_separator(tmp_path: Path) -> None:
     assert SessionStore.from_events(path, separator="~", **keys).n_events == 7
 
 
-def test_other_columns_are_passed_over(tmp_path: Path) -> None:
+def test_other_columns_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("Price,Time,ItemId,SessionId\nx,1,7,5\n,2,8,5\n")
     store = SessionStore.from_events(path)
     assert store.vocabulary.ids.tolist() == [7, 8] and store.session_ids.tolist() == [5]
 
 
-def test_pickles_are_loaded_only_on_demand(tmp_path: Path) -> None:
+def test_pickles_need_allow_pickle(tmp_path: Path) -> None:
     path = tmp_path / "log.pickle"
     path.write_bytes(pickle.dumps(pandas_frame()))
     with pytest.raises(ValueError, match=r"log\.pickle is a pickle, and loading one runs.*allow_pickle=True"):
@@ -136,7 +136,7 @@ def test_dates_become_seconds(times: list[Any], expected: list[float]) -> None:
         pytest.importorskip("pandas").DataFrame({"s": 1, "i": 2, "t": times}),
     ):
         if not isinstance(table, dict) and isinstance(times[0], date) and not isinstance(times[0], datetime):
-            continue  # pandas holds bare dates as Python objects, polars then does too
+            continue  # dates without a time are Python objects in pandas, and so in polars
         store = SessionStore.from_events(table, session_key="s", item_key="i", time_key="t")
         assert [store.start_times[0], store.end_times[0]] == expected
 
@@ -153,7 +153,7 @@ def test_pandas_columns_of_every_kind() -> None:
     store = SessionStore.from_events(frame)
     assert store.session_ids.tolist() == [1, 2] and store.vocabulary.ids.tolist() == ["a", "b"]
     assert store.start_times.tolist() == [3.0 - 3600, 5.0 - 3600]
-    frame["SessionId"] = [1.0, 1.0, 2.0]  # what pandas makes of integers with gaps
+    frame["SessionId"] = [1.0, 1.0, 2.0]  # pandas converts integers to floats if some are missing
     assert SessionStore.from_events(frame).session_ids.tolist() == [1, 2]
     frame.loc[1, "SessionId"] = np.nan
     with pytest.raises(ValueError, match=r"column 'SessionId', row 2 .*: an id is missing"):
@@ -186,19 +186,19 @@ BAD_FILES = {
     "number among dates": (
         "log.csv",
         b"SessionId,ItemId,Time\n1,2,2020-01-01\n1,2,17\n",
-        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, as the first row has",
+        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, unlike the first row",
     ),
     "missing id": ("log.tsv", LOG.replace("1\t6", "1\t").encode(), r"column 'ItemId', row 2 .*None: an id is missing"),
     "short row": ("log.tsv", LOG.replace("1\t6\t1", "1").encode(), r"column 'ItemId', row 2"),
     "long row": (
         "log.tsv",
         LOG.replace("6\t1", "6\t1\t1\t1").encode(),
-        r"log\.tsv is damaged or not what it seems \(split at '\\t'",
+        r"log\.tsv is damaged, or its format is not what its name says \(split at '\\t'",
     ),
     "not UTF-8": (
         "log.tsv",
         LOG.encode().replace(b"6\t1", b"\xff\xfe\t1"),
-        r"log\.tsv is damaged or not what it seems .*utf-8",
+        r"log\.tsv is damaged, or its format is not what its name says .*utf-8",
     ),
     "cut short": (
         "log.tsv.gz",
@@ -241,7 +241,7 @@ WITH_A_COLUMN_TWICE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("name", WITH_A_COLUMN_TWICE)
-def test_a_column_that_is_there_twice_is_named_with_its_source(tmp_path: Path, name: str) -> None:
+def test_duplicate_columns_are_an_error(tmp_path: Path, name: str) -> None:
     source_name, source = WITH_A_COLUMN_TWICE[name]
     column = "item_id" if name == "inter" else "ItemId"
     with pytest.raises(ValueError, match=rf"{source_name} .*'{column}'"):
@@ -275,17 +275,17 @@ def test_blanks_around_values_of_text_are_removed_and_counted(tmp_path: Path) ->
     path.write_text("SessionId,ItemId,Time\n1,2,1\n1,  ,2\n")
     with pytest.raises(ValueError, match=r"column 'ItemId', row 2 .*an id is missing"):
         SessionStore.from_events(path)
-    table = {"SessionId": [1, 1], "ItemId": ["a", " a"], "Time": [1, 2]}  # a table means what it holds
+    table = {"SessionId": [1, 1], "ItemId": ["a", " a"], "Time": [1, 2]}  # values of data frames are not stripped
     assert SessionStore.from_events(table).vocabulary.ids.tolist() == ["a", " a"]
 
 
-@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("in_batches", [False, True])
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, in_pieces: bool) -> None:
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, in_batches: bool) -> None:
     file_name, data, message = BAD_FILES[name]
     (tmp_path / file_name).write_bytes(data)
     with (
-        tiny_pieces(2) if in_pieces else tiny_pieces(1000, 1, 1000),
+        tiny_batches(2) if in_batches else tiny_batches(1000, 1, 1000),
         pytest.raises(ValueError, match=message) as caught,
     ):
         SessionStore.from_events(tmp_path / file_name, out=tmp_path / "store")
@@ -293,15 +293,15 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, in_pi
     assert [path.name for path in tmp_path.iterdir()] == [file_name]
 
 
-def test_the_row_of_a_bad_value_counts_over_all_pieces_and_empty_lines(tmp_path: Path) -> None:
+def test_row_numbers_count_all_batches_and_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     path.write_text("SessionId\tItemId\tTime\n" + "1\t2\t3\n" * 10 + "\n" + "1\t2\tx\n")
-    with tiny_pieces(4), pytest.raises(ValueError, match=r"row 12 \(the first after the header is 1\), value 'x'"):
+    with tiny_batches(4), pytest.raises(ValueError, match=r"row 12 \(the first after the header is 1\), value 'x'"):
         SessionStore.from_events(path)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "|"])
-def test_a_wrong_separator_shows_the_columns_it_gives(tmp_path: Path, separator: str) -> None:
+def test_a_wrong_separator_is_an_error_that_lists_the_columns(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "log.tsv"
     path.write_text(LOG)
     columns = r"\['SessionId\\tItemId\\tTime'\]"

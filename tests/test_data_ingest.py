@@ -1,4 +1,4 @@
-"""Ingest against a plain Python oracle, in one piece and in many, and the counts of the real logs."""
+"""Ingest equals the plain-Python oracle, in one batch and in many; published sizes of the real logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_oracle import Row, assert_same_store, assert_store_is, grouped, tiny_pieces, without_unseen
+from data_oracle import Row, assert_same_store, assert_store_is, grouped, tiny_batches, without_unseen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ text_rows = st.lists(
     min_size=1,
     max_size=40,
 )
-pieces = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
+batch_sizes = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
 
 
 def columns(rows: list[Row]) -> dict[str, list[object]]:
@@ -34,36 +34,36 @@ def columns(rows: list[Row]) -> dict[str, list[object]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows=st.one_of(integer_rows, text_rows), cut=pieces)
-def test_ingest_groups_and_orders_as_the_oracle(rows: list[Row], cut: tuple[int, int, int] | None) -> None:
-    with tiny_pieces(*cut) if cut else nullcontext():
+@given(rows=st.one_of(integer_rows, text_rows), sizes=batch_sizes)
+def test_ingest_groups_and_orders_as_the_oracle(rows: list[Row], sizes: tuple[int, int, int] | None) -> None:
+    with tiny_batches(*sizes) if sizes else nullcontext():
         store = SessionStore.from_events(columns(rows))
     assert_store_is(store, grouped(rows))
     assert store.start_times.dtype == (np.int64 if isinstance(rows[0][2], int) else np.float64)
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=integer_rows, known=st.lists(st.integers(0, 6), min_size=1, unique=True), cut=pieces)
-def test_a_vocabulary_drops_and_counts_what_it_does_not_hold(
-    rows: list[Row], known: list[int], cut: tuple[int, int, int] | None
+@given(rows=integer_rows, known=st.lists(st.integers(0, 6), min_size=1, unique=True), sizes=batch_sizes)
+def test_unknown_items_are_dropped_and_counted(
+    rows: list[Row], known: list[int], sizes: tuple[int, int, int] | None
 ) -> None:
-    with tiny_pieces(*cut) if cut else nullcontext():
+    with tiny_batches(*sizes) if sizes else nullcontext():
         if not {item for _, item, _ in rows} & set(known):
             with pytest.raises(ValueError, match="training vocabulary"):
                 SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
             return
-        kept = without_unseen(grouped(rows), set(known), 2, False)
-        if not kept:
+        expected = without_unseen(grouped(rows), set(known), 2, False)
+        if not expected:
             with pytest.raises(ValueError, match="no session is left in the log"):
                 SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
             return
         store = SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
-    assert_store_is(store, kept, known)
+    assert_store_is(store, expected, known)
     dropped = store.meta["dropped"]
     unseen = [item for _, item, _ in rows if item not in known]
     assert dropped["unseen_item_events"] == len(unseen)
     assert dropped["unseen_items"] == len(set(unseen))
-    assert dropped["short_sessions"] == len({session for session, _, _ in rows}) - len(kept)
+    assert dropped["short_sessions"] == len({session for session, _, _ in rows}) - len(expected)
     assert dropped["short_session_events"] == len(rows) - len(unseen) - store.n_events
 
 
@@ -71,28 +71,28 @@ def test_a_vocabulary_drops_and_counts_what_it_does_not_hold(
 @given(rows=integer_rows)
 def test_a_store_on_disk_equals_the_one_in_memory(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
     out = tmp_path_factory.mktemp("out")
-    with tiny_pieces():
+    with tiny_batches():
         on_disk = SessionStore.from_events(columns(rows), out=out / "store")
     assert_same_store(on_disk, SessionStore.from_events(columns(rows)))
     assert [path.name for path in out.iterdir()] == ["store"]
 
 
-def test_a_text_log_in_many_pieces_equals_one_piece(tmp_path: Path) -> None:
+def test_a_text_log_in_many_batches_equals_one_batch(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = zip(rng.integers(0, 300, 2000), rng.zipf(1.5, 2000) % 97, rng.integers(0, 500, 2000), strict=True)
     path = tmp_path / "log.tsv"
     path.write_text("SessionId\tItemId\tTime\n" + "".join(f"{s}\t{i}\t{t}\n" for s, i, t in rows))
     whole = SessionStore.from_events(path)
-    with tiny_pieces(batch_rows=101, partitions=7, block_events=50):
+    with tiny_batches(batch_rows=101, partitions=7, block_events=50):
         assert_same_store(SessionStore.from_events(path), whole)
 
 
 @pytest.mark.parametrize("column", ["SessionId", "ItemId"])
-def test_an_id_that_is_no_integer_makes_strings_of_all_however_late_it_comes(column: str) -> None:
+def test_one_id_that_is_no_integer_makes_all_ids_strings(column: str) -> None:
     table: dict[str, list[object]] = {"SessionId": [*"11122"], "ItemId": [*"12321"], "Time": [0, 1, 2, 3, 4]}
     table[column][-1] = "u7"
     strings = [str(value) for value in table[column]]
-    with tiny_pieces(batch_rows=2):
+    with tiny_batches(batch_rows=2):
         store = SessionStore.from_events(table)
     ids = store.session_ids if column == "SessionId" else store.vocabulary.ids
     assert ids.tolist() == list(dict.fromkeys(strings))
@@ -105,7 +105,7 @@ def test_integers_written_as_fractions_are_strings_and_the_store_says_so(tmp_pat
     path = tmp_path / "log.csv"
     path.write_text("SessionId,ItemId,Time\n1,1,0\n1,2.0,1\n2,1,2\n2,2.0,3\n")
     read = SessionStore.from_events(path)
-    with tiny_pieces(batch_rows=1):
+    with tiny_batches(batch_rows=1):
         parts = prepare(path, tmp_path / "prepared", split="fraction=0.5")
     for store in (read, *parts.values()):
         assert store.vocabulary.ids.tolist() == ["1", "2.0"]
@@ -116,21 +116,21 @@ def test_integers_written_as_fractions_are_strings_and_the_store_says_so(tmp_pat
     assert "  item ids are strings" in test.summary().splitlines()
 
 
-def test_times_turn_into_floats_however_late_a_fraction_comes() -> None:
+def test_one_fractional_time_makes_all_times_floats() -> None:
     table = {"SessionId": [1, 1, 2, 2], "ItemId": [1, 2, 3, 4], "Time": ["5", "6", "7", "7.5"]}
-    with tiny_pieces(batch_rows=1):
+    with tiny_batches(batch_rows=1):
         store = SessionStore.from_events(table)
     assert store.end_times.tolist() == [6.0, 7.5] and store.start_times.dtype == np.float64
 
 
 def test_nanosecond_times_keep_their_order() -> None:
-    base = 1_700_000_000_000_000_000  # neighbors are one and the same as float64
+    base = 1_700_000_000_000_000_000  # consecutive integers of this size are equal as float64
     store = SessionStore.from_events({"SessionId": [1, 1, 1], "ItemId": [3, 2, 1], "Time": [base + 2, base + 1, base]})
     assert store.vocabulary.ids.tolist() == [1, 2, 3]
     assert store.end_times.tolist() == [base + 2]
 
 
-def test_a_vocabulary_of_integers_meets_a_log_of_strings_and_the_other_way_round() -> None:
+def test_vocabulary_and_log_with_different_kinds_of_ids() -> None:
     log = {"SessionId": [1, 1, 1], "ItemId": ["7", "new", "8"], "Time": [0, 1, 2]}
     store = SessionStore.from_events(log, vocabulary=Vocabulary([8, 7]))
     assert store.items.tolist() == [1, 0] and store.vocabulary.ids.tolist() == [8, 7]

@@ -1,4 +1,4 @@
-"""Preparation: filters to their fixpoint, collapse, temporal splits, and what is counted as dropped."""
+"""Preparation: filters repeated until nothing changes, collapsed repeats, temporal splits, counts of dropped events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_oracle import (
     filtered,
     grouped,
     items_of,
-    tiny_pieces,
+    tiny_batches,
     without_unseen,
 )
 from hypothesis import given, settings
@@ -80,33 +80,33 @@ def test_filters_reach_the_fixpoint_of_the_oracle(
     gone = sum(count for reason, count in dropped.items() if reason.endswith("_events"))
     assert gone == len(rows) - whole.n_events
     assert dropped["short_sessions"] == len(grouped(rows)) - whole.n_sessions
-    with tiny_pieces():
+    with tiny_batches():
         assert_same_store(run()["train"], whole)
 
 
 def by_day(days: float) -> Callable[[list[Session]], list[bool]]:
-    def held(sessions: list[Session]) -> list[bool]:
-        last = max(s.events[-1][0] for s in sessions)
-        return [s.events[-1][0] >= last - days * DAY for s in sessions]
+    def held_out(sessions: list[Session]) -> list[bool]:
+        latest_time = max(s.events[-1][0] for s in sessions)
+        return [s.events[-1][0] >= latest_time - days * DAY for s in sessions]
 
-    return held
+    return held_out
 
 
 def by_fraction(fraction: float) -> Callable[[list[Session]], list[bool]]:
-    def held(sessions: list[Session]) -> list[bool]:
+    def held_out(sessions: list[Session]) -> list[bool]:
         order = sorted(range(len(sessions)), key=lambda s: (sessions[s].events[-1][0], *sessions[s].key()))
         latest = set(order[len(order) - round(fraction * len(order)) :])
         return [s in latest for s in range(len(sessions))]
 
-    return held
+    return held_out
 
 
 def divided(
-    sessions: list[Session], held: list[bool], min_length: int, collapse: bool
+    sessions: list[Session], held_out: list[bool], min_length: int, collapse: bool
 ) -> tuple[list[Session], list[Session]]:
-    kept = [s for s, out in zip(sessions, held, strict=True) if not out]
-    tested = [s for s, out in zip(sessions, held, strict=True) if out]
-    return kept, without_unseen(tested, set(items_of(kept)), min_length, collapse)
+    train = [s for s, out in zip(sessions, held_out, strict=True) if not out]
+    test = [s for s, out in zip(sessions, held_out, strict=True) if out]
+    return train, without_unseen(test, set(items_of(train)), min_length, collapse)
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,14 +125,14 @@ def divided(
         ]
     ),
     collapse=st.booleans(),
-    in_pieces=st.booleans(),
+    in_batches=st.booleans(),
 )
 def test_splits_are_those_of_the_oracle(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[Row],
     rule: tuple[str | Split, Callable[[list[Session]], list[bool]]],
     collapse: bool,
-    in_pieces: bool,
+    in_batches: bool,
 ) -> None:
     split, held = rule
     sessions = filtered(grouped(rows), 2, 2, True, collapse)
@@ -145,7 +145,7 @@ def test_splits_are_those_of_the_oracle(
         parts["train_tr"], parts["train_valid"] = divided(train, by_fraction(0.4)(train), 2, collapse)
     out = tmp_path_factory.mktemp("out") / "prepared"
     options = {"min_item_support": 2, "collapse_repeats": collapse, "split": split, "validation_split": "fraction=0.4"}
-    with tiny_pieces() if in_pieces else tiny_pieces(1000, 1, 1000):
+    with tiny_batches() if in_batches else tiny_batches(1000, 1, 1000):
         if not (len(parts) == 4 and all(parts.values())):
             with pytest.raises(ValueError, match=r"no session is left|none of the items"):
                 prepare(columns(rows), out, **options)
@@ -169,7 +169,7 @@ def test_splits_are_those_of_the_oracle(
 
 
 def test_a_session_belongs_to_the_part_of_its_last_event(tmp_path: Path) -> None:
-    # Session 2 begins long before the last day and ends exactly 24 hours before the last event.
+    # Session 2 starts long before the last day and ends exactly 24 hours before the last event.
     log = {
         "SessionId": [1, 1, 2, 2, 3, 3],
         "ItemId": [5, 6, 5, 6, 6, 5],
@@ -190,19 +190,19 @@ def test_days_are_counted_in_the_unit_of_the_times(tmp_path: Path, unit: str, fa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert prepare(log, tmp_path / "p", split=Split(days=1, time_unit=unit))["train"].session_ids.tolist() == [1]
-        prepare(log, tmp_path / "q", split="fraction=0.5")  # asks for no unit
-    advice = rf"times reach \S+, beyond the year 2200 in the unit 's': if they are in '{unit}', give time_unit='{unit}'"
+        prepare(log, tmp_path / "q", split="fraction=0.5")  # does not depend on the unit
+    advice = rf"times reach \S+, after the year 2200 in the unit 's'; if they are in '{unit}', give time_unit='{unit}'"
     with pytest.warns(UserWarning, match=advice):
         prepare(log, tmp_path / "p", split="last-day")
 
 
-def test_times_that_fit_no_unit_are_doubted(tmp_path: Path) -> None:
+def test_times_that_fit_no_unit_are_warned_about(tmp_path: Path) -> None:
     log = {"SessionId": [1, 1, 2, 2], "ItemId": [5, 6, 5, 6], "Time": [0.0, 1.0, 2.0, 1e19]}
-    with pytest.warns(UserWarning, match="beyond the year 2200 in the unit 'ns': check the time column"):
+    with pytest.warns(UserWarning, match="after the year 2200 in the unit 'ns'; check the time column"):
         prepare(log, tmp_path / "p", split=Split(days=1, time_unit="ns"))
 
 
-def test_what_was_dropped_is_told(tmp_path: Path) -> None:
+def test_dropped_counts_and_summary(tmp_path: Path) -> None:
     # A duplicate and a repeat in session 1; item 9 is rare, which leaves session 3 with one event.
     log = {"SessionId": [1, 1, 1, 1, 2, 2, 3, 3], "ItemId": [5, 5, 5, 6, 5, 6, 5, 9], "Time": [0, 0, 1, 2, 3, 4, 5, 6]}
     store = prepare(log, tmp_path / "p", min_item_support=2, collapse_repeats=True)["train"]
@@ -244,7 +244,7 @@ def test_one_event_sessions_only_leave_nothing(tmp_path: Path) -> None:
     log = {"SessionId": [1, 2, 3], "ItemId": [5, 6, 7], "Time": [0, 1, 2]}
     with pytest.raises(ValueError, match=r"no session is left in the log; dropped: 3 short sessions, 3 short session"):
         prepare(log, tmp_path / "p")
-    store = SessionStore.from_events(log)  # as it is: the sessions stay, and are counted
+    store = SessionStore.from_events(log)  # nothing is filtered: the sessions of one event are kept
     assert (store.n_sessions, store.n_targets, store.n_short_sessions) == (3, 0, 3)
 
 
@@ -276,20 +276,20 @@ def test_a_large_log_is_filtered_as_pandas_would(tmp_path: Path) -> None:
     frame = pandas.DataFrame(
         {"SessionId": rng.integers(0, 4000, n), "ItemId": rng.zipf(1.4, n) % 3000, "Time": rng.integers(0, 10**6, n)}
     )
-    kept = frame.drop_duplicates()
+    clean = frame.drop_duplicates()
     while True:
-        size = len(kept)
-        kept = kept[kept.groupby("ItemId")["ItemId"].transform("size") >= 5]
-        kept = kept[kept.groupby("SessionId")["SessionId"].transform("size") >= 3]
-        if len(kept) == size:
+        size = len(clean)
+        clean = clean[clean.groupby("ItemId")["ItemId"].transform("size") >= 5]
+        clean = clean[clean.groupby("SessionId")["SessionId"].transform("size") >= 3]
+        if len(clean) == size:
             break
-    with tiny_pieces(batch_rows=3000, partitions=8, block_events=500):
+    with tiny_batches(batch_rows=3000, partitions=8, block_events=500):
         store = prepare(frame, tmp_path / "p", min_item_support=5, min_session_length=3)["train"]
     assert (store.n_events, store.n_sessions, store.n_items) == (
-        len(kept), kept["SessionId"].nunique(), kept["ItemId"].nunique(),
+        len(clean), clean["SessionId"].nunique(), clean["ItemId"].nunique(),
     )  # fmt: skip
-    ordered = kept.sort_values(["SessionId", "Time"], kind="stable").groupby("SessionId")["ItemId"].agg(list)
-    edges = store.offsets.tolist()
+    ordered = clean.sort_values(["SessionId", "Time"], kind="stable").groupby("SessionId")["ItemId"].agg(list)
+    bounds = store.offsets.tolist()
     items = store.vocabulary.ids[store.items].tolist()
-    for session, begin, end in zip(store.session_ids.tolist(), edges, edges[1:], strict=False):
-        assert items[begin:end] == ordered[session]
+    for session, start, end in zip(store.session_ids.tolist(), bounds, bounds[1:], strict=False):
+        assert items[start:end] == ordered[session]

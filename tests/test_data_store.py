@@ -1,4 +1,4 @@
-"""SessionStore and Vocabulary: what they hold, how they are saved, and that nothing half-written is ever seen."""
+"""SessionStore and Vocabulary: contents, saving and opening, damaged folders, and interrupted writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_oracle import assert_same_store, tiny_pieces
+from data_oracle import assert_same_store, tiny_batches
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.format import write_array_header_1_0
@@ -44,7 +44,7 @@ def test_a_store_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, store:
     assert (opened.n_targets, opened.n_short_sessions) == (store.n_targets, store.n_short_sessions) == (2, 1)
     assert opened.session_ids.tolist() == ["b", "a", "é"]
     assert repr(opened) == "SessionStore(3 sessions, 5 events, 3 items)"
-    opened.save(tmp_path / "store")  # onto the very files it is mapped from
+    opened.save(tmp_path / "store")  # replaces the files that `opened` maps
     assert_same_store(SessionStore.open(tmp_path / "store"), opened)
 
 
@@ -65,19 +65,19 @@ def test_from_arrays_fills_in_what_is_not_given() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"offsets": [0, 2]}, r"offsets must rise from 0 to the number of events \(3\)"),
-        ({"offsets": [1, 3]}, "offsets must rise"),
-        ({"offsets": [0, 2, 1, 3]}, "offsets must rise"),
-        ({"offsets": []}, "offsets must rise"),
+        ({"offsets": [0, 2]}, r"offsets must be non-decreasing, from 0 to the number of events \(3\)"),
+        ({"offsets": [1, 3]}, "offsets must be non-decreasing"),
+        ({"offsets": [0, 2, 1, 3]}, "offsets must be non-decreasing"),
+        ({"offsets": []}, "offsets must be non-decreasing"),
         ({"offsets": [0.0, 3.0]}, "offsets must be a one-dimensional integer array, not float64"),
         ({"items": [[0, 1, 1]]}, r"items must be a one-dimensional integer array, not int64 of shape \(1, 3\)"),
-        ({"items": [0, -1, 1]}, r"items\[1\] = -1 is no index"),
-        ({"n_items": 1}, r"items\[1\] = 1 is no index of a catalogue of 1 items"),
-        ({"vocabulary": Vocabulary(["x", "y"]), "n_items": 3}, "n_items=3, but the vocabulary holds 2 ids"),
+        ({"items": [0, -1, 1]}, r"items\[1\]=-1 is out of range"),
+        ({"n_items": 1}, r"items\[1\]=1 is out of range: there are 1 items, counted from 0"),
+        ({"vocabulary": Vocabulary(["x", "y"]), "n_items": 3}, "n_items=3, but there are 2 ids of items"),
         ({"start_times": [0, 1]}, r"start_times has shape \(2,\), but there are 1 sessions"),
         ({"session_ids": ["a", "b"]}, r"session_ids has shape \(2,\)"),
         ({"end_times": [np.nan]}, "end_times must be finite"),
-        ({"offsets": [0, 1, 3], "start_times": [2, 1]}, "start_times must never fall"),
+        ({"offsets": [0, 1, 3], "start_times": [2, 1]}, "start_times must be non-decreasing"),
     ],
 )
 def test_from_arrays_checks_what_it_gets(arguments: dict[str, Any], message: str) -> None:
@@ -103,7 +103,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     "file, damage, message",
     [
-        ("items.npy", cut, r"items\.npy is damaged or was cut short .*prepare the store again"),
+        ("items.npy", cut, r"items\.npy is damaged or was cut short .*prepare the session store again"),
         ("offsets.npy", lambda path: path.write_bytes(b""), r"offsets\.npy is damaged"),
         ("support.npy", Path.unlink, r"support\.npy is missing"),
         ("vocabulary.ids.npy", Path.unlink, r"vocabulary\.ids\.npy is missing"),
@@ -112,7 +112,11 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
             lambda path: np.save(path, np.arange(9.0)),
             r"start_times\.npy has shape \(9,\) where \(3,\)",
         ),
-        ("items.npy", as_dtype(np.int64), r"items\.npy holds int64 where int32 was expected; prepare the store again"),
+        (
+            "items.npy",
+            as_dtype(np.int64),
+            r"items\.npy holds int64 where int32 was expected; prepare the session store",
+        ),
         ("offsets.npy", as_dtype(">i8"), r"offsets\.npy holds >i8 where int64 was expected"),
         ("support.npy", as_dtype(np.float64), r"support\.npy holds float64 where int64 was expected"),
         ("end_times.npy", as_dtype(np.int32), r"end_times\.npy holds int32 where int64 or float64 was expected"),
@@ -125,12 +129,12 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         (
             "offsets.npy",
             lambda path: np.save(path, np.arange(4)),
-            r"offsets\.npy is damaged: it goes from 0 to 3 where 0 to 5 was expected; prepare the store again",
+            r"offsets\.npy is damaged: it goes from 0 to 3, not from 0 to 5; prepare the session store again",
         ),
         (
             "offsets.npy",
             lambda path: np.save(path, [0, 4, 3, 5]),
-            r"offsets\.npy is damaged: it falls where offsets must rise; prepare the store again",
+            r"offsets\.npy is damaged: it holds decreasing offsets; prepare the session store again",
         ),
         (
             "support.npy",
@@ -144,12 +148,16 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         ),
         ("meta.json", change_meta(n_sessions=-1), r"meta\.json is damaged: it lacks n_sessions"),
         ("meta.json", cut, r"meta\.json is damaged"),
-        ("meta.json", lambda path: path.write_text("[]"), "is no session store, by its meta.json"),
-        ("meta.json", change_meta(version=9), "is of format 9, this version reads 1; prepare it again"),
+        ("meta.json", lambda path: path.write_text("[]"), "is no session store: its meta.json states the format None"),
+        (
+            "meta.json",
+            change_meta(version=9),
+            "has format version 9, this release of gru4rec_fast reads version 1; prepare",
+        ),
         ("meta.json", change_meta(n_targets=None), r"meta\.json is damaged: it lacks n_targets"),
     ],
 )
-def test_a_damaged_store_is_told_apart(
+def test_a_damaged_store_is_an_error(
     tmp_path: Path, store: SessionStore, file: str, damage: Callable[[Path], Any], message: str
 ) -> None:
     store.save(tmp_path / "store")
@@ -159,7 +167,7 @@ def test_a_damaged_store_is_told_apart(
 
 
 def objects_for_addresses(path: Path) -> None:
-    """Let the header say that the bytes are addresses of Python objects."""
+    """Change the dtype in the header to object, so that bytes would be read as pointers."""
     header = {"descr": "|O", "fortran_order": False, "shape": np.load(path).shape}
     with open(path, "wb") as file:
         write_array_header_1_0(file, header)
@@ -168,7 +176,7 @@ def objects_for_addresses(path: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "objects": lambda path: objects_for_addresses(path),
-    "a pipe": lambda path: path.unlink() or os.mkfifo(path),  # opening it would wait for ever
+    "a pipe": lambda path: path.unlink() or os.mkfifo(path),  # opening a named pipe would block
     "a folder": lambda path: path.unlink() or path.mkdir(),
     "missing": Path.unlink,
     "cut": cut,
@@ -208,12 +216,14 @@ def test_every_damaged_array_of_every_folder_is_one_line_that_names_it(
     assert sorted(f"{name}.npy" for name in names) == sorted(p.name for p in (tmp_path / "whole").glob("*.npy"))
     for name in names:
         if damage == "other byte order" and name.endswith("utf8"):
-            continue  # bytes have none
+            continue  # any uint8 is in range
         shutil.rmtree(tmp_path / "folder", ignore_errors=True)
         shutil.copytree(tmp_path / "whole", tmp_path / "folder")
         DAMAGES[damage](tmp_path / "folder" / f"{name}.npy")
-        wanted = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name  # the ids may be of two kinds
-        with pytest.raises(ValueError, match=rf"{wanted}\.npy [^\n]*; (prepare the store|save the graph) again$"):
+        # If NAME.utf8.npy is missing, the ids could also be integers, in NAME.ids.npy.
+        wanted = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name
+        advice = "(prepare the session store|save the interaction graph) again"
+        with pytest.raises(ValueError, match=rf"{wanted}\.npy [^\n]*; {advice}$"):
             getattr(type(whole).open(tmp_path / "folder"), "session_ids", None)
 
 
@@ -224,22 +234,23 @@ def test_damaged_strings_are_named(tmp_path: Path, read: Any) -> None:
     whole.save(tmp_path / "folder")
     path = tmp_path / "folder" / f"{name}.utf8.npy"
     np.save(path, np.full_like(np.load(path), 0xFF))
-    with pytest.raises(ValueError, match=rf"{name}\.utf8\.npy is damaged: it is no text \(.*utf-8"):
+    with pytest.raises(ValueError, match=rf"{name}\.utf8\.npy is damaged: it is not UTF-8 text \(.*utf-8"):
         read.open(tmp_path / "folder")
     whole.save(tmp_path / "folder")
     np.save(tmp_path / "folder" / f"{name}.offsets.npy", [0, 4, 2, 6, 8])
-    with pytest.raises(ValueError, match=rf"{name}\.offsets\.npy is damaged: it falls"):
+    with pytest.raises(ValueError, match=rf"{name}\.offsets\.npy is damaged: it holds decreasing offsets"):
         read.open(tmp_path / "folder")
 
 
 def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "pipe").mkdir()
-    os.mkfifo(tmp_path / "pipe" / "meta.json")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "pipe" / "meta.json")  # opening a named pipe would block
     for folder in (tmp_path, tmp_path / "nothing", tmp_path / "pipe"):
         with pytest.raises(FileNotFoundError, match="is no session store"):
             SessionStore.open(folder)
     prepare({**LOG, "SessionId": [1] * 5}, tmp_path / "prepared")
-    with pytest.raises(ValueError, match=r"prepared is no session store, by its meta\.json; open .*prepared/train"):
+    message = r"prepared is no session store: its meta\.json states .*prepared_log'; open .*prepared/train"
+    with pytest.raises(ValueError, match=message):
         SessionStore.open(tmp_path / "prepared")
 
 
@@ -264,9 +275,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 @contextmanager
 def files_of_at_most_20_kb() -> Iterator[None]:
-    """A write beyond the limit fails with EFBIG, at the place where it would fail with ENOSPC.
+    """Make writes beyond 20 kB fail with EFBIG, in place of ENOSPC on a full disk.
 
-    No fixture: pytest tells of a test before its fixtures end, into a file that may be longer.
+    A context manager, not a fixture: pytest itself writes longer files before fixtures are torn down.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -278,12 +289,12 @@ def files_of_at_most_20_kb() -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("in_batches", [False, True])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, store: SessionStore, writer: str, in_pieces: bool) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, store: SessionStore, writer: str, in_batches: bool) -> None:
     store.save(tmp_path / "store")
     with (
-        tiny_pieces(20_000) if in_pieces else tiny_pieces(10**6),
+        tiny_batches(20_000) if in_batches else tiny_batches(10**6),
         files_of_at_most_20_kb(),
         pytest.raises(OSError, match="disk is full") as caught,
     ):
@@ -323,7 +334,7 @@ SessionStore.from_events({"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
 """
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, store: SessionStore) -> None:
+def test_temporary_folders_of_killed_writers_are_removed(tmp_path: Path, store: SessionStore) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "store")], env={**os.environ, "PYTHONPATH": paths}, check=False
@@ -331,13 +342,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, store:
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".store.partial-") and any(left.iterdir())
-    store.save(tmp_path / "store2")  # another target's is none of its business
+    store.save(tmp_path / "store2")  # must not remove temporary folders of another target
     assert left.exists()
     with replace_folder(tmp_path / "store", []) as partial:
         assert not left.exists()
         (partial / "written").touch()
         store.save(tmp_path / "store.2")
-        with replace_folder(tmp_path / "store", []):  # this process is alive and still writing
+        with replace_folder(tmp_path / "store", []):  # locked by this running process
             assert (partial / "written").exists()
         shutil.rmtree(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]
@@ -360,7 +371,7 @@ def test_ctrl_c_leaves_no_half_store(
     else:
         rename = os.rename
         monkeypatch.setattr(os, "rename", lambda a, b: interrupt() if ".partial" in str(a) else rename(a, b))
-    with tiny_pieces(10_000), pytest.raises(KeyboardInterrupt):
+    with tiny_batches(10_000), pytest.raises(KeyboardInterrupt):
         SessionStore.from_events(BIG, out=tmp_path / "store", progress=progress)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
@@ -375,7 +386,7 @@ def test_a_store_opens_where_polars_is_missing(tmp_path: Path, store: SessionSto
         "try: SessionStore.from_events({})\n"
         "except ImportError as error: print(error)\n"
     )
-    paths = os.pathsep.join(path for path in sys.path if path)  # the package under test, wherever this process found it
+    paths = os.pathsep.join(path for path in sys.path if path)  # so that the child process imports the same package
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "store")],
         capture_output=True,
@@ -385,7 +396,7 @@ def test_a_store_opens_where_polars_is_missing(tmp_path: Path, store: SessionSto
     )
     assert done.stdout.splitlines() == [
         "SessionStore(3 sessions, 5 events, 3 items)",
-        "reading a log needs polars: pip install polars (a prepared store opens without)",
+        "reading a log needs polars: pip install polars (a prepared store opens without it)",
     ]
 
 
@@ -399,10 +410,10 @@ def test_a_vocabulary_finds_what_it_holds_and_nothing_else(ids: list[Any], data:
     vocabulary = Vocabulary(ids)
     assert len(vocabulary) == len(ids) and vocabulary.ids.tolist() == ids
     other = st.text(max_size=6) if vocabulary.holds_strings else st.integers(-(2**63), 2**63 - 1)
-    asked = data.draw(st.lists(st.one_of(other, st.sampled_from(ids)) if ids else other, max_size=30))
-    expected = [ids.index(value) if value in ids else -1 for value in asked]
-    found = vocabulary.index_of(asked)
-    assert found.dtype == np.int64 and found.tolist() == expected
+    queries = data.draw(st.lists(st.one_of(other, st.sampled_from(ids)) if ids else other, max_size=30))
+    expected = [ids.index(value) if value in ids else -1 for value in queries]
+    index = vocabulary.index_of(queries)
+    assert index.dtype == np.int64 and index.tolist() == expected
     arrays = vocabulary.to_arrays()
     assert all(array.dtype.kind in "iu" for array in arrays.values())
     assert Vocabulary.from_arrays(arrays) == vocabulary
@@ -428,7 +439,7 @@ def test_a_vocabulary_checks_what_it_gets() -> None:
             Vocabulary(mixture)
     with pytest.raises(TypeError, match="must fit int64"):
         Vocabulary(np.array([2**63], np.uint64))
-    with pytest.raises(TypeError, match="holds strings as item ids, but integers were asked for"):
+    with pytest.raises(TypeError, match="holds strings as ids, but integers were given"):
         Vocabulary(["1"]).index_of([1])
     assert Vocabulary([1, 2]) != Vocabulary(["1", "2"]) and Vocabulary([1, 2]) != [1, 2]
 

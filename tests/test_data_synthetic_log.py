@@ -1,4 +1,4 @@
-"""The synthetic logs that the memory benchmarks ingest and train on are what they say."""
+"""The synthetic logs of the memory benchmarks have the requested sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def synthetic(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("synthetic", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "synthetic", module)  # its dataclass looks itself up
+    monkeypatch.setitem(sys.modules, "synthetic", module)  # dataclasses look up their module there
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "CHUNK_EVENTS", 1000)
     return module

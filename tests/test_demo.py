@@ -1,4 +1,4 @@
-"""The demo, and the sessions it is trained on."""
+"""gru4rec-fast demo, and the synthetic sessions that it trains on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gru4rec_fast.data.sessions.synthetic import EVENT_INTERVAL_S, markov_events
 
 
 def transitions(events: dict[str, np.ndarray]) -> np.ndarray:
-    """Pairs of items that follow each other in a session, [n, 2]."""
+    """Return the pairs of consecutive items in sessions, [n, 2]."""
     pairs = np.stack([events["ItemId"][:-1], events["ItemId"][1:]], axis=1)
     return pairs[events["SessionId"][:-1] == events["SessionId"][1:]]
 
 
-def test_events_have_the_promised_form() -> None:
+def test_events_have_the_documented_form() -> None:
     events = markov_events(2000, 50, mean_length=5, seed=3)
     lengths = np.bincount(events["SessionId"])[1:]
     assert len(lengths) == 2000 and lengths.min() == 2
@@ -63,19 +63,19 @@ def test_parts_follow_each_other_in_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"n_sessions": 0}, "n_sessions=0"),
         ({"n_items": 0}, "n_items=0"),
         ({"n_successors": 0}, "n_successors=0"),
         ({"p_follow": 1.5}, "p_follow=1.5"),
         ({"mean_length": 2}, "mean_length=2"),
-        ({"parts": (1, 0)}, "each must get at least one"),
-        ({"n_sessions": 3, "parts": (0.99, 0.01)}, "each must get at least one"),
+        ({"parts": (1, 0)}, "each part must get at least one"),
+        ({"n_sessions": 3, "parts": (0.99, 0.01)}, "each part must get at least one"),
     ],
 )
-def test_impossible_sessions_are_refused(arguments: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_impossible_sessions_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         markov_sessions(**{"n_sessions": 10, **arguments})
 
 
@@ -99,7 +99,7 @@ def test_the_demo_beats_popularity(tmp_path: Path) -> None:
     assert again.out.splitlines()[:3] == ran.out.splitlines()[:3]
 
 
-def test_what_the_demo_suggests_next_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_that_the_demo_suggests_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ran = cli("demo", "--sessions", "300", "--epochs", "1")
     assert ran.code == 0, ran.err

@@ -1,4 +1,4 @@
-"""One seed, one result: the same bits again, and, where PyTorch is asked for determinism, for any number of threads."""
+"""The same seed gives the same bits; with PyTorch's deterministic algorithms also for any number of threads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from native import threads
 
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.ops.sampled_loss import LOSSES
-from gru4rec_fast.training.epoch import EpochPlayer
+from gru4rec_fast.training import SessionEpochRunner
 
-# Lanes, units and items enough for every kernel to share its work out among three threads; ten steps or so.
+# Large enough that every kernel uses three threads; about ten steps.
 STORE = markov_store(n_sessions=260, n_items=3000, longest=5)
 WIDE: dict[str, Any] = {"layers": [112], "batch_size": 120, "n_sample": 512, "n_epochs": 1, "seed": 5}
 
@@ -45,20 +45,20 @@ every_case = pytest.mark.parametrize(
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """As a user asks PyTorch for determinism; memory that nobody wrote to is then NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Enable PyTorch's deterministic mode, which also fills uninitialized memory with NaN."""
+    previous = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(previous)
 
 
 def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Tensor]:
-    """Weights and losses of a training from scratch, by the fused step or else by autograd."""
-    other_way = "_play_blocks" if fused else "_play_fused"
+    """Return weights and losses of a training from scratch, by the fused step or by autograd."""
+    other_way = "_run_autograd" if fused else "_run_fused"
     with threads(n_threads), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EpochPlayer, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
         model = GRU4Rec(**{**WIDE, **changed, "fused": fused}).fit(STORE, progress=False)
     assert model.network is not None
     losses = torch.tensor([record["loss"] for record in model.history], dtype=torch.float64)
@@ -66,7 +66,7 @@ def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Ten
 
 
 def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
-    """Names of what is not the same, bit for bit."""
+    """Return the names of the tensors whose bits differ."""
     assert first.keys() == second.keys()
     return [name for name in first if not torch.equal(first[name], second[name])]
 
@@ -78,7 +78,7 @@ def test_the_same_training_twice_gives_the_same_bits(native_library: None, chang
 
 
 @every_case
-def test_where_determinism_is_asked_for_threads_do_not_change_a_bit(
+def test_with_deterministic_algorithms_threads_do_not_change_a_bit(
     native_library: None, changed: dict[str, Any]
 ) -> None:
     with deterministic():
@@ -90,6 +90,6 @@ def test_where_determinism_is_asked_for_threads_do_not_change_a_bit(
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_another_seed_gives_other_weights(native_library: None, fused: bool) -> None:
-    """Else the tests above could not fail."""
+    """Without a difference here the tests above could not fail."""
     one, other = train(1, fused=fused), train(1, fused=fused, seed=6)
     assert "output.weight" in differing(one, other) and "losses" in differing(one, other)

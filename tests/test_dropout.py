@@ -71,7 +71,7 @@ def test_nothing_dropped_at_zero(impl: str) -> None:
 
 
 @impls
-def test_a_mask_does_not_depend_on_what_is_asked_beside_it(impl: str) -> None:
+def test_a_mask_does_not_depend_on_the_shape(impl: str) -> None:
     def mask(steps: int, lanes: int, units: int, **changed: int) -> torch.Tensor:
         return dropout_mask(steps, lanes, units, 0.5, **{"seed": 9, "stream": 2, "step": 40, **changed}, impl=impl)
 
@@ -143,7 +143,7 @@ def test_opcheck(impl: str) -> None:
 
 @native
 def test_compiled_step_serves_every_step() -> None:
-    """`step` is a number that grows: a compiled step must take it as a variable, not once per value."""
+    """A compiled function must not be compiled again for each value of `step`, which changes with each call."""
     counter = CompileCounter()
 
     def train_step(x: torch.Tensor, step: int) -> torch.Tensor:

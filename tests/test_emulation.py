@@ -1,4 +1,4 @@
-"""The emulation of CUDA kernels itself: it finds the faults of tools/cuda_emulator/seeded_faults.cu, and no others."""
+"""The emulator of CUDA kernels detects all faults of tools/cuda_emulator/seeded_faults.cu, and reports no others."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ FAULTS = {
     "barrier_forgotten_in_loop": r"race: .* shared memory .* with no barrier between",
     "count_without_atomics": r"race: .* global memory .* of another block wrote",
     "last_block_without_fence": r"race: thread \(1\) reads global memory .* of another block wrote",
-    "some_leave_before_barrier": r"divergent barrier: .* thread \(40\) has left the kernel",
+    "some_leave_before_barrier": r"divergent barrier: .* thread \(40\) has returned from the kernel",
     "two_barriers_in_branches": r"divergent barrier: thread \(0\) waits .* but thread \(32\) at that of line",
-    "barrier_against_shuffle": r"divergent barrier: no thread can go on;.* thread \(3\) waits at the __syncthreads",
-    "shuffle_from_absent_lane": r"thread \(\d+\) shuffles from lane 20, which takes no part",
-    "shuffle_outside_of_mask": r"mask 0xffff leaves its lane \d+ out",
-    "beyond_shared_array": r"thread \(63\) reaches beyond its array in shared memory",
+    "barrier_against_shuffle": r"divergent barrier: no thread can continue;.* thread \(3\) waits at the __syncthreads",
+    "shuffle_from_absent_lane": r"thread \(\d+\) shuffles from lane 20, which does not take part",
+    "shuffle_outside_of_mask": r"mask 0xffff does not include its lane \d+",
+    "beyond_shared_array": r"thread \(63\) accesses shared memory outside of its arrays",
     "shared_never_written": r"thread \(7\) reads shared memory that no thread has written",
-    "no_blocks": "invalid launch configuration: an extent of 0",
+    "no_blocks": "invalid launch configuration: a dimension of 0",
     "too_many_threads": "invalid launch configuration: more than 1024 threads",
-    "too_much_shared_memory": "invalid launch configuration: more shared memory than a block has",
+    "too_much_shared_memory": "invalid launch configuration: more than 227 KB of shared memory",
 }
 FOUND_BY_ADDRESSES = "beyond_global_array"  # test_addresses_are_checked
 
@@ -54,15 +54,15 @@ def emulation() -> ModuleType:
     return cuda_emulator.load()
 
 
-def test_every_planted_kernel_is_tested(emulation: ModuleType) -> None:
-    assert set(emulation.planted_kernels()) == {*SOUND, *FAULTS, "check_that_fails", FOUND_BY_ADDRESSES}
+def test_every_test_kernel_is_used(emulation: ModuleType) -> None:
+    assert set(emulation.test_kernels()) == {*SOUND, *FAULTS, "check_that_fails", FOUND_BY_ADDRESSES}
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_kernels_pass_in_every_order(emulation: ModuleType, name: str) -> None:
     for seed in range(20):
         emulation.set_seed(seed)
-        emulation.run_planted(name)
+        emulation.run_test_kernel(name)
 
 
 @pytest.mark.parametrize(("name", "message"), FAULTS.items())
@@ -70,13 +70,13 @@ def test_faults_are_found_in_every_order(emulation: ModuleType, name: str, messa
     for seed in range(20):
         emulation.set_seed(seed)
         with pytest.raises(RuntimeError, match=message):
-            emulation.run_planted(name)
+            emulation.run_test_kernel(name)
 
 
 def test_a_failed_check_is_a_value_error_and_leaves_the_machine_usable(emulation: ModuleType) -> None:
     with pytest.raises(ValueError, match="argument: must not be 5"):
-        emulation.run_planted("check_that_fails")
-    emulation.run_planted("pass_on")
+        emulation.run_test_kernel("check_that_fails")
+    emulation.run_test_kernel("pass_on")
 
 
 def test_a_seed_repeats_the_order(emulation: ModuleType) -> None:
@@ -84,7 +84,7 @@ def test_a_seed_repeats_the_order(emulation: ModuleType) -> None:
         found = []
         for _ in range(5):
             with pytest.raises(RuntimeError) as error:
-                emulation.run_planted("missing_barrier")
+                emulation.run_test_kernel("missing_barrier")
             found.append(re.sub("0x[0-9a-f]+", "", str(error.value)).partition("[kernel")[0])
         return found
 
@@ -102,7 +102,7 @@ def test_emulated_is_only_for_the_cpu_and_only_where_there_is_a_kernel() -> None
         _backend.resolve("emulated", "build_alias_table", "cpu")
 
 
-def test_nobody_gets_it_unasked() -> None:
+def test_auto_never_chooses_emulation() -> None:
     code = (
         "import sys, torch\nfrom gru4rec_fast import ops\n"
         "ops.dropout_mask(1, 2, 3, 0.5, seed=0, stream=0, step=0)\n"
@@ -117,7 +117,7 @@ def test_a_limit_of_blocks_runs_the_ends_of_a_grid(emulation: ModuleType) -> Non
     emulation.set_block_limit(3)
     try:
         with pytest.raises(RuntimeError, match="of another block"):  # all blocks count in one number
-            emulation.run_planted("count_without_atomics")
+            emulation.run_test_kernel("count_without_atomics")
     finally:
         emulation.set_block_limit(0)
 
@@ -128,7 +128,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_addresses_are_checked() -> None:
-    """AddressSanitizer sees what a kernel touches beyond a tensor; sound kernels run clean under it."""
+    """AddressSanitizer detects accesses of a kernel beyond a tensor, and reports nothing for correct kernels."""
     runtimes = []
     for name in ("asan", "ubsan"):
         answer = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=False)
@@ -138,7 +138,7 @@ def test_addresses_are_checked() -> None:
     options = {
         "LD_PRELOAD": " ".join(str(runtime.resolve()) for runtime in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "GRU4REC_FAST_SANITIZE": "address,undefined",  # as .ci/full, whose library this is, too
+        "GRU4REC_FAST_SANITIZE": "address,undefined",  # the same as in .ci/full, so that both use one library
     }
     code = """
 import cuda_emulator
@@ -147,10 +147,10 @@ cuda_emulator.register()
 module = cuda_emulator.load()
 assert module.checks() == "addresses"
 for name in {sound}:
-    module.run_planted(name)
+    module.run_test_kernel(name)
 dropout_mask(3, 5, 7, 0.5, seed=1, stream=1, step=0, impl="emulated")
 print("sound", flush=True)
-module.run_planted("{fault}")
+module.run_test_kernel("{fault}")
 """
     for fault in (FOUND_BY_ADDRESSES, "beyond_shared_array"):
         done = subprocess.run(
@@ -165,8 +165,7 @@ module.run_planted("{fault}")
 
 
 def test_index_arithmetic_beyond_two_to_the_31() -> None:
-    """A mask of more than 2**31 elements, of which only the first and the last block are computed: the pages between
-    them are never touched, and so take no memory."""
+    """A mask of more than 2**31 elements. Only the first and last block run, so the pages between take no memory."""
     lanes, units = 3, 2**31 // 3 + 40
     with first_and_last_blocks():
         mask = ops.dropout_mask(1, lanes, units, 0.5, seed=1, stream=1, step=9, dtype=torch.float16, impl="emulated")

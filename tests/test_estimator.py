@@ -1,9 +1,11 @@
 """GRU4Rec the estimator: fitting in every mode, evaluating, saving, loading, resuming, bad input."""
 
+import inspect
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from markov import markov_store
 
-from gru4rec_fast import GRU4Rec
+from gru4rec_fast import NGCF, GRU4Rec, LightGCN
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.models import gru4rec
 from gru4rec_fast.training import Checkpoint, CheckpointError, TrainingDiverged, save_checkpoint
@@ -78,7 +80,7 @@ def test_every_mode_learns_and_survives_a_round_trip(tmp_path: Path, parameters:
     model = small(n_epochs=4, **parameters).fit(STORE, progress=False)
     report = model.evaluate(markov_store(seed=1), cutoffs=(5,), baselines=True)
     assert report.metrics["recall@5"] > 1.5 * report.baselines["popularity"]["recall@5"]
-    loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"), impl=model.parameters.impl)
+    loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"), impl=model.impl)
     assert loaded.get_params() == model.get_params()
     assert loaded.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics == report.metrics
 
@@ -101,12 +103,12 @@ def test_a_loaded_model_needs_no_training_data(tmp_path: Path, ids: str):
     loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.vocabulary == model.vocabulary and loaded.history == model.history
     sessions = [[names[3], names[4]], [names[7]]]
-    ours, theirs = (m.recommend(sessions, k=5, exclude="session") for m in (model, loaded))
+    ours, theirs = (m.recommend(sessions, k=5, exclude_seen=True) for m in (model, loaded))
     assert ours.items.tolist() == theirs.items.tolist() and np.array_equal(ours.scores, theirs.scores)
     live = loaded.recommender(capacity=2)
     for item in sessions[0]:
         live.observe("a", item)
-    assert live.recommend(["a"], 5, exclude="session").items.tolist() == ours.items[:1].tolist()
+    assert live.recommend(["a"], 5, exclude_seen=True).items.tolist() == ours.items[:1].tolist()
     again = GRU4Rec.load(loaded.save(tmp_path / "again.safetensors"))
     assert again.get_params() == model.get_params()
 
@@ -127,14 +129,74 @@ def test_data_in_every_form_gives_the_same_model(tmp_path: Path):
         assert other.vocabulary == from_table.vocabulary
 
 
-def test_the_official_call_runs_as_it_stands():
-    model = GRU4Rec(device=torch.device("cpu"))
-    model.set_params(
-        **{"layers": "16", "batch_size": "8", "n_sample": "32", "n_epochs": "1", "constrained_embedding": "True"}
-    )
-    model.fit(as_table(STORE), sample_cache_max_size=10000000, compatibility_mode=True, item_key="ItemId",
-              session_key="SessionId", time_key="Time")  # fmt: skip
-    assert model.history[0]["mini_batches"] > 0
+def clone(model: Any) -> Any:
+    """What sklearn.base.clone does, with its check that the constructor stores each value as it is."""
+    given = {name: deepcopy(value) for name, value in model.get_params(deep=False).items()}
+    copied = type(model)(**given)
+    for name, value in copied.get_params(deep=False).items():
+        assert value is given[name], name
+    return copied
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small(lr_scheduler="step", lr_scheduler_options={"step_size": 2}, embedding="layersize", patience=3),
+        NGCF(layer_sizes="32/16", learning_rate=1, adjacency="mean"),
+        LightGCN(n_layers=2, monitor="loss"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_clone_has_the_same_parameters(model: Any):
+    assert clone(model) == model and clone(model).network is None
+    assert clone(model).set_params(n_epochs=77) != model
+    assert repr(clone(model)) == repr(model)
+    assert inspect.signature(type(model)).parameters.keys() == model.get_params().keys()
+
+
+def test_parameters_are_attributes_and_keyword_arguments():
+    model = GRU4Rec(layers="20/10", n_sample="5")
+    assert (model.layers, model.n_sample, model.loss) == ((20, 10), 5, "cross-entropy")
+    with pytest.raises(TypeError, match="'layer'"):
+        GRU4Rec(layer=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="takes 1 positional argument"):
+        GRU4Rec([5])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("change", [{"n_epochs": 0}, {"batch_size": "x"}, {"logq": 1}, {"layer": 5}], ids=str)
+def test_refused_parameters_change_nothing(change: dict[str, Any]):
+    model = small(loss="bpr-max")
+    earlier = model.get_params()
+    with pytest.raises((TypeError, ValueError), match=next(iter(change))):
+        model.set_params(layers=[5], **change)
+    assert all(value is earlier[name] for name, value in model.get_params().items())
+
+
+def test_a_grid_search(fitted: GRU4Rec):
+    """As scikit-learn does: clone, set_params, fit and score for every point of a grid."""
+    base, scores = small(n_epochs=2), {}
+    for learning_rate in (1e-6, 0.1):
+        model = clone(base).set_params(learning_rate=learning_rate)
+        model.fit(STORE, progress=False)
+        scores[learning_rate] = model.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics["recall@5"]
+    assert base == small(n_epochs=2) and base.network is None
+    assert scores[0.1] > scores[1e-6]
+
+
+def test_parameters_set_after_a_fit_do_not_change_its_file(tmp_path: Path):
+    model = small().fit(STORE, progress=False)
+    sessions = [[5, 15]]
+    before = model.recommend(sessions, 3)
+    model.set_params(layers=[99])
+    loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"))
+    assert loaded.layers == (16,)
+    np.testing.assert_array_equal(loaded.recommend(sessions, 3).scores, before.scores)
+
+
+def test_a_wrong_column_is_an_error(fitted: GRU4Rec):
+    for call in (small().fit, fitted.evaluate):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'user_key'"):
+            call(STORE, user_key="UserId")  # type: ignore[operator]
 
 
 def test_items_unseen_in_training_are_dropped_and_counted(fitted: GRU4Rec):
@@ -175,7 +237,9 @@ def test_one_event_sessions_only():
 
 
 def test_validation_and_report(tmp_path: Path):
-    model = small(n_epochs=2, monitor="ndcg@5").fit(STORE, markov_store(seed=1), out=tmp_path, progress=False)
+    model = small(n_epochs=2, monitor="ndcg@5").fit(
+        STORE, validation=markov_store(seed=1), out=tmp_path, progress=False
+    )
     assert [list(record["validation"]) for record in model.history] == [["recall@5", "mrr@5", "ndcg@5"]] * 2
     best = GRU4Rec.load(tmp_path / "best.safetensors")
     picked = max(model.history, key=lambda record: record["validation"]["ndcg@5"])
@@ -265,7 +329,7 @@ def test_a_fit_that_fails_before_training_leaves_the_earlier_model_as_it_was(tmp
 
 
 def test_the_best_epoch_is_that_of_a_training_that_picks_one(tmp_path: Path):
-    model = small(n_epochs=2).fit(STORE, markov_store(seed=1), out=tmp_path, progress=False)
+    model = small(n_epochs=2).fit(STORE, validation=markov_store(seed=1), out=tmp_path, progress=False)
     assert model.best_epoch in (1, 2)
     assert small(n_epochs=3).fit(STORE, out=tmp_path, resume=True, progress=False).best_epoch is None
     assert small(monitor="loss").fit(STORE, progress=False).best_epoch == 1
@@ -274,7 +338,7 @@ def test_the_best_epoch_is_that_of_a_training_that_picks_one(tmp_path: Path):
 def test_how_a_model_runs_is_not_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = small(impl="reference").fit(STORE, progress=False)
     path = model.save(tmp_path / "model.safetensors")
-    assert GRU4Rec.load(path).parameters.impl == "auto"
+    assert GRU4Rec.load(path).impl == "auto"
     loaded = GRU4Rec.load(path, impl="reference")
     assert loaded.network is not None and loaded.network.impl == "reference"
     with pytest.raises(ValueError, match="impl='fast'"):
@@ -332,7 +396,7 @@ def test_loading_what_is_no_model(tmp_path: Path, fitted: GRU4Rec, kind: str):
     elif kind == "missing":
         error, message = FileNotFoundError, "no checkpoint at"
     else:
-        save_checkpoint(path, Checkpoint("gru4rec_fast.GRU4Rec/1", {"parameters": {}}))
+        save_checkpoint(path, Checkpoint("gru4rec_fast.GRU4Rec/2", {"parameters": {}}))
         message = "lacks a part of a GRU4Rec checkpoint"
     with pytest.raises(error, match=message):
         GRU4Rec.load(path)
@@ -350,7 +414,7 @@ def test_a_model_that_was_not_fitted():
 
 
 def test_a_prepared_test_log_of_another_catalogue(fitted: GRU4Rec):
-    with pytest.raises(ValueError, match="another catalogue than the training data"):
+    with pytest.raises(ValueError, match="another vocabulary than the training data"):
         fitted.evaluate(markov_store(n_items=31))
 
 

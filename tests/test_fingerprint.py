@@ -1,4 +1,4 @@
-"""What tells one log from another: the same wherever a log is held, another for any other, and no memory of its own."""
+"""The fingerprint of a log: equal in memory and on disk, different for other logs, and without memory of its own."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from gru4rec_fast.profiling.meter import memory_meter
 from gru4rec_fast.training import log_fingerprint
 
 
-def test_a_saved_log_is_the_same_log(tmp_path: Path):
+def test_a_saved_log_has_the_same_fingerprint(tmp_path: Path):
     store = markov_store()
     store.save(tmp_path / "store")
     opened = SessionStore.open(tmp_path / "store")
@@ -20,17 +20,17 @@ def test_a_saved_log_is_the_same_log(tmp_path: Path):
     assert log_fingerprint(opened) == log_fingerprint(store) == log_fingerprint(markov_store())
 
 
-def test_any_other_log_is_another():
+def test_other_logs_have_other_fingerprints():
     items, offsets = np.array([0, 1, 2, 0, 2, 1]), np.array([0, 3, 6])
     store = SessionStore.from_arrays(items, offsets)
     swapped = SessionStore.from_arrays(items[[0, 1, 2, 0, 1, 2]], offsets)
     cut = SessionStore.from_arrays(items, np.array([0, 2, 6]))
     counted = SessionStore.from_arrays(items, offsets)
-    counted.support = counted.support + 1  # one-event sessions that were left out count for it
+    counted.support = counted.support + 1  # dropped one-event sessions count in the support
     assert len({log_fingerprint(other) for other in (store, swapped, cut, counted)}) == 4
 
 
-def test_a_part_of_a_map_is_read_as_the_part_it_is(tmp_path: Path):
+def test_a_slice_of_a_memory_map(tmp_path: Path):
     store = SessionStore.from_arrays([0, 1, 2, 0, 2, 1], [0, 3, 6])
     store.save(tmp_path / "store")
     opened, part = SessionStore.open(tmp_path / "store"), SessionStore.from_arrays([0, 2, 1], [0, 3])
@@ -39,12 +39,12 @@ def test_a_part_of_a_map_is_read_as_the_part_it_is(tmp_path: Path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_mapped_log_costs_no_memory(tmp_path: Path):
+def test_a_memory_mapped_log_uses_no_memory(tmp_path: Path):
     n_events = 1 << 24  # 64 MiB of items
     SessionStore.from_arrays(np.arange(n_events) % 7, np.arange(0, n_events + 1, 16)).save(tmp_path / "store")
     store = SessionStore.open(tmp_path / "store")
     before = memory_meter().reset()[0]
     log_fingerprint(store)
     assert memory_meter().read()[1] - before < 16 << 20
-    assert int(np.asarray(store.items).max()) == 6  # and now through the map: the figure can show it
+    assert int(np.asarray(store.items).max()) == 6  # reads through the map, which the meter must show
     assert memory_meter().read()[0] - before > 48 << 20

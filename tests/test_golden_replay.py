@@ -1,4 +1,4 @@
-"""The recorded runs of the published code, replayed in float64 through loader, network, loss and optimizer."""
+"""Recorded runs of the published code, repeated in float64 with loader, network, loss and optimizer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pytest
 import torch
 from golden import GoldenRun, golden_names, load
 from native import why_not_emulated
-from oracle import play, split
+from oracle import session_steps, split
 
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaTrainingStep
-from gru4rec_fast.training.fused import FusedTrainingStep
+from gru4rec_fast.training.captured_step import CapturedTrainingStep
+from gru4rec_fast.training.fused_step import FusedTrainingStep
 
 TOLERANCE = 1e-9
 
@@ -37,14 +37,14 @@ def network_of(run: GoldenRun, impl: str = "auto") -> SessionNetwork:
 
 
 def state_of(run: GoldenRun, when: str) -> dict[str, torch.Tensor]:
-    """Recorded weights under the network's names."""
+    """Return the recorded weights by the network's parameter names."""
     named = {f"gru.{k}" if k.startswith("layers.") else k: v for k, v in run.weights(when).items()}
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in named.items()}
 
 
 @pytest.fixture(params=["reference", "native", "fused", "cuda step"])
 def way(request: pytest.FixtureRequest) -> str:
-    """Those of conftest.py, and the sequence of the step on a GPU, here on the CPU and by the reference."""
+    """Add to the ways of conftest.py the captured step, on the CPU by the reference."""
     if request.param in ("native", "fused"):
         request.getfixturevalue("native_library")
     return request.param
@@ -61,7 +61,7 @@ def epoch_of(run: GoldenRun) -> list[SessionBlock]:
 
 
 def blocks_of(run: GoldenRun) -> list[SessionBlock]:
-    """The recorded part of the epoch: xe_logq was recorded only while all lanes live."""
+    """Return the recorded part of the epoch: xe_logq was recorded only while all lanes were live."""
     return epoch_of(run)[: len(run.losses)]
 
 
@@ -70,8 +70,10 @@ def test_batches_and_lanes_are_exact(run: GoldenRun) -> None:
     for step, block in enumerate(blocks_of(run)):
         for ours, recorded in ((block.inputs[0], run.inputs[step]), (block.targets[0], run.targets[step])):
             assert ours[ours >= 0].tolist() == recorded[recorded >= 0].tolist()
-    simulated = play(split(run.items, run.offsets), run.config["batch_size"], 1 if run.config["n_sample"] else 2)
-    for block, step in zip(epoch, simulated, strict=True):  # the lanes themselves, and where they begin anew
+    simulated = session_steps(
+        split(run.items, run.offsets), run.config["batch_size"], 1 if run.config["n_sample"] else 2
+    )
+    for block, step in zip(epoch, simulated, strict=True):  # the lanes' sessions, and where new sessions begin
         assert all(np.array_equal(ours[0], theirs) for ours, theirs in zip(block[:3], step, strict=True))
     if run.name == "xe_logq":
         epoch = [block for block in epoch if block.n_live == [run.config["batch_size"]]]
@@ -89,7 +91,7 @@ def test_the_cuda_kernels_replay_it_under_emulation(run: GoldenRun, emulated: st
 
 
 def replay(run: GoldenRun, way: str) -> None:
-    """A recorded epoch's losses and states, step by step, and its final weights."""
+    """Compare losses and states of a recorded epoch step by step, and the final weights."""
     config = run.config
     impl = {"fused": "native", "cuda step": "reference", "emulated cuda step": "emulated"}.get(way, way)
     network = network_of(run, impl)
@@ -105,7 +107,7 @@ def replay(run: GoldenRun, way: str) -> None:
         impl=impl,
     )
     optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
-    steps = dict.fromkeys(("cuda step", "emulated cuda step"), CudaTrainingStep) | {"fused": FusedTrainingStep}
+    steps = dict.fromkeys(("cuda step", "emulated cuda step"), CapturedTrainingStep) | {"fused": FusedTrainingStep}
     fused = steps[way](network, criterion, optimizer) if way in steps else None
     state = network.initial_state(config["batch_size"])
     for step, block in enumerate(blocks_of(run)):
@@ -114,7 +116,8 @@ def replay(run: GoldenRun, way: str) -> None:
             loss = fused.train_block(block.inputs, block.targets, block.reset, negatives, state, step=step)
         else:
             hidden, state = network(block.inputs, state, block.reset)
-            tracked = criterion(network, hidden, block.targets, negatives, block.n_live)
+            table = network.output_weight, network.output_bias
+            tracked = criterion(hidden, *table, block.targets, negatives, n_live=block.n_live)
             optimizer.zero_grad()
             tracked.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""InteractionGraph: what it holds from every source, how it is saved, and what it says to bad input."""
+"""InteractionGraph: reading from every source, saving and opening, errors for bad input, reordering."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary
-from gru4rec_fast.data.graphs.order import aligned, reordered
+from gru4rec_fast.data.graphs.order import align_indices, reorder
 from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
@@ -34,7 +34,7 @@ def edges_by_id(graph: InteractionGraph) -> set[tuple[Any, Any]]:
 
 
 def assert_sound(graph: InteractionGraph) -> None:
-    """Every list rises, users list items only and items users only, and each edge is listed from both ends."""
+    """Assert that neighbors are increasing, that edges connect users with items, and that they are stored both ways."""
     listed = set()
     for node in range(graph.n_nodes):
         neighbors = graph.neighbors[graph.offsets[node] : graph.offsets[node + 1]].tolist()
@@ -147,7 +147,7 @@ DIRTY = " UserId\t ItemId \n 1 \t10\n1\t 10 \n   \n2\t10 \n"
 
 
 @pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz", "log.inter", "log.csv"])
-def test_blanks_mean_nothing_in_text_as_for_sessions(tmp_path: Path, name: str) -> None:
+def test_blanks_in_text_are_removed_as_for_sessions(tmp_path: Path, name: str) -> None:
     text = DIRTY.replace("\t", ",") if name == "log.csv" else DIRTY
     text = text.replace("Id", "Id:token") if name == "log.inter" else text
     data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
@@ -163,7 +163,7 @@ def test_blanks_mean_nothing_in_text_as_for_sessions(tmp_path: Path, name: str) 
     assert store.session_ids.tolist() == [1, 2] and store.vocabulary.ids.tolist() == [10]
 
 
-def test_tables_mean_what_they_hold() -> None:
+def test_blanks_in_tables_are_kept() -> None:
     graph = InteractionGraph.from_table({"UserId": ["a", " a"], "ItemId": [1, 1]})
     assert graph.users.ids.tolist() == [" a", "a"] and "blanks" not in graph.summary()
 
@@ -236,8 +236,10 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
         assert isinstance(array, np.memmap) and not array.flags.writeable
     offsets, neighbors = opened.structure()
     features = torch.randn(7, 3)
-    assert torch.equal(laplacian_propagation(features, offsets, neighbors), laplacian_propagation(features, *graph.structure()))
-    opened.save(tmp_path / "graph")  # onto the very files it is mapped from
+    assert torch.equal(
+        laplacian_propagation(features, offsets, neighbors), laplacian_propagation(features, *graph.structure())
+    )
+    opened.save(tmp_path / "graph")  # replaces the files that `opened` maps
     assert_same_graph(InteractionGraph.open(tmp_path / "graph"), graph)
 
 
@@ -247,25 +249,31 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
         (
             "neighbors",
             [2, 3, 3, 0, 0, -3],
-            r"neighbors\.npy is damaged: it holds -3 to 0, not 0 to 1; save the graph",
+            r"neighbors\.npy is damaged: it holds -3 to 0, not 0 to 1; save the interaction graph",
         ),
-        ("neighbors", [2, 3, 10**6, 0, 0, 1], r"neighbors\.npy is damaged: it holds 2 to 1000000, not 2 to 3"),
+        (
+            "neighbors",
+            [2, 3, 10**6, 0, 0, 1],
+            r"neighbors\.npy is damaged: it holds 2 to 1000000, not 2 to 3",
+        ),
         (
             "neighbors",
             [1, 3, 3, 0, 0, 1],
             r"neighbors\.npy is damaged: it holds 1 to 3, not 2 to 3",
-        ),  # joins two users
-        ("neighbors", [2, 3, 3, 0, 2, 1], r"neighbors\.npy is damaged: it holds 0 to 2, not 0 to 1"),  # or two items
+        ),  # an edge between two users
+        (
+            "neighbors",
+            [2, 3, 3, 0, 2, 1],
+            r"neighbors\.npy is damaged: it holds 0 to 2, not 0 to 1",
+        ),  # or between two items
         ("offsets", [2**63 - 1, -(2**63), 3, 4, 6], r"offsets\.npy is damaged: it goes from 9223372036854775807 to 6"),
-        ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it falls where offsets must rise"),
-        ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it gives users 4 edges where 3 were expected"),
-        ("offsets", [0, 2, 3, 4, 5], r"offsets\.npy is damaged: it goes from 0 to 5 where 0 to 6 was expected"),
+        ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it holds decreasing offsets"),
+        ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it gives users 4 edges, not 3"),
+        ("offsets", [0, 2, 3, 4, 5], r"offsets\.npy is damaged: it goes from 0 to 5, not from 0 to 6"),
         ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
     ],
 )
-def test_values_out_of_range_are_told_when_a_graph_is_opened(
-    tmp_path: Path, file: str, values: list[int], message: str
-) -> None:
+def test_values_out_of_range_are_an_error_at_open(tmp_path: Path, file: str, values: list[int], message: str) -> None:
     InteractionGraph.from_arrays([0, 0, 1], [0, 1, 1]).save(tmp_path / "graph")
     path = tmp_path / "graph" / f"{file}.npy"
     np.save(path, np.array(values, np.load(path).dtype))
@@ -281,8 +289,8 @@ def test_damaged_graphs_are_named(tmp_path: Path) -> None:
     graph.save(folder)
     meta = json.loads((folder / "meta.json").read_text())
     for change, message in (
-        ({"format": "other"}, "is no interaction graph, by its meta.json"),
-        ({"version": 9}, "is of format 9, this version reads 2"),
+        ({"format": "other"}, "is no interaction graph: its meta.json states the format 'other'"),
+        ({"version": 9}, "has format version 9, this release of gru4rec_fast reads version 2"),
         ({"n_edges": None}, "lacks n_edges"),
         ({"n_edges": 3}, r"neighbors.npy has shape \(4,\) where \(6,\)"),
     ):
@@ -311,10 +319,10 @@ def test_bad_text(tmp_path: Path) -> None:
         InteractionGraph.from_text(tmp_path / "g.txt.gz")
     train = InteractionGraph.from_arrays([0], [0])
     (tmp_path / "g.txt").write_text("5 6\n")
-    with pytest.raises(ValueError, match=r"no interactions; left out: .*'interactions_of_unknown_users': 1"):
+    with pytest.raises(ValueError, match=r"no interactions; dropped: 1 interactions of unknown users"):
         InteractionGraph.from_text(tmp_path / "g.txt", like=train)
     (tmp_path / "g.txt").write_text("0 a\n")
-    with pytest.raises(ValueError, match=r"items are strings, those of the graph given as like= are integers"):
+    with pytest.raises(ValueError, match=r"items are strings, but the training graph \(like=\) has integers"):
         InteractionGraph.from_text(tmp_path / "g.txt", like=train)
 
 
@@ -339,9 +347,9 @@ def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
     ("arguments", "message"),
     [
         ({"users": [], "items": []}, "the graph is empty"),
-        ({"users": [0, 1], "items": [0]}, "users has 2 elements and items 1"),
+        ({"users": [0, 1], "items": [0]}, "users has 2 elements, items has 1"),
         ({"users": [0, -1], "items": [0, 0]}, r"users\[1\]=-1 is out of range"),
-        ({"users": [0, 3], "items": [0, 0], "n_users": 3}, r"users\[1\]=3 is out of range: there are users 0 to 2"),
+        ({"users": [0, 3], "items": [0, 0], "n_users": 3}, r"users\[1\]=3 is out of range: there are 3 users"),
         ({"users": [0], "items": [5], "item_ids": Vocabulary([9])}, r"items\[0\]=5 is out of range"),
         ({"users": [0], "items": [0], "item_ids": Vocabulary([9]), "n_items": 2}, "n_items=2, but there are 1 ids"),
         ({"users": [0.5], "items": [0]}, "users must be a one-dimensional integer array, not float64"),
@@ -352,7 +360,7 @@ def test_bad_arrays(arguments: dict[str, Any], message: str) -> None:
     if arguments.get("n_items") == 2**32:
         from gru4rec_fast.data.graphs.csr import bipartite_csr
 
-        with pytest.raises(ValueError, match=message):  # without the ids, which alone would take 32 GiB
+        with pytest.raises(ValueError, match=message):  # not from_arrays, whose ids would need 32 GiB
             bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
         return
     with pytest.raises(ValueError, match=message):
@@ -365,10 +373,10 @@ def test_bad_matrices() -> None:
         return sp.coo_array((np.ones(len(entries)), (rows, columns)), shape=(4, 4))
 
     for matrix, message in (
-        (square((0, 1), (1, 0)), r"not bipartite: entry \(0, 1\) joins two users"),
-        (square((0, 2), (2, 0), (3, 3)), r"not bipartite: entry \(3, 3\) joins two items"),
+        (square((0, 1), (1, 0)), r"not bipartite: entry \(0, 1\) connects two users"),
+        (square((0, 2), (2, 0), (3, 3)), r"not bipartite: entry \(3, 3\) connects two items"),
         (square((0, 2), (2, 0), (1, 3)), r"not symmetric: of the entries \(1, 3\) and \(3, 1\)"),
-        (sp.coo_array((2, 3)), "must be a square adjacency matrix, not"),
+        (sp.coo_array((2, 3)), "the matrix must be square"),
     ):
         with pytest.raises(ValueError, match=message):
             InteractionGraph.from_scipy(matrix, n_users=2)
@@ -381,12 +389,12 @@ def test_bad_matrices() -> None:
 
 
 def test_a_user_out_of_range_is_named() -> None:
-    with pytest.raises(IndexError, match="user 2: the graph has users 0 to 1"):
+    with pytest.raises(IndexError, match="user 2 is out of range: the graph has users 0 to 1"):
         InteractionGraph.from_arrays([0, 1], [0, 0]).items_of(2)
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not GOWALLA.is_dir(), reason="shared/data is not beside this checkout")
+@pytest.mark.skipif(not GOWALLA.is_dir(), reason="shared/data is missing next to this checkout")
 def test_gowalla_is_as_published(tmp_path: Path) -> None:
     train = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=train)
@@ -404,21 +412,21 @@ def test_reordered_graphs_have_the_same_interactions(pairs: list[tuple[int, int]
     name = (lambda side, k: f"{side}{k}") if words else (lambda side, k: 10 * k)
     table = {"UserId": [name("u", u) for u, _ in pairs], "ItemId": [name("i", i) for _, i in pairs]}
     graph = InteractionGraph.from_table(table)
-    other = reordered(graph)
+    other = reorder(graph)
 
     assert edges_by_id(other) == edges_by_id(graph) and other.n_edges == graph.n_edges
-    back = aligned(other, graph)
+    back = align_indices(other, graph)
     np.testing.assert_array_equal(back.neighbors, graph.neighbors)
-    assert back.users == graph.users and aligned(graph, graph) is graph
-    assert aligned(InteractionGraph.from_arrays([0], [0]), InteractionGraph.from_arrays([0], [1])).n_items == 1
+    assert back.users == graph.users and align_indices(graph, graph) is graph
+    assert align_indices(InteractionGraph.from_arrays([0], [0]), InteractionGraph.from_arrays([0], [1])).n_items == 1
 
 
 def test_reordering_brings_neighbors_together() -> None:
-    """Ten separate groups of 30 items: afterwards each user's items stand within the place of one group."""
+    """Ten disconnected groups of 30 items: after reordering, the items of each user are within 30 indices."""
     draws = np.random.default_rng(0)
     users = draws.integers(200, size=4000)
     items = users % 10 + 10 * draws.integers(30, size=4000)
-    before = InteractionGraph.from_arrays(users, items)
-    after = reordered(before)
-    spreads = [[np.ptp(graph.items_of(user)) for user in range(graph.n_users)] for graph in (before, after)]
+    graph = InteractionGraph.from_arrays(users, items)
+    reordered = reorder(graph)
+    spreads = [[np.ptp(each.items_of(user)) for user in range(each.n_users)] for each in (graph, reordered)]
     assert min(spreads[0]) > 100 and max(spreads[1]) < 30

@@ -1,4 +1,4 @@
-"""Full ranking for users: against a loop over plain lists, and what it says to bad input."""
+"""Evaluation of graph models: compared with a loop over plain lists, and errors for wrong input."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def by_the_book(
 def test_metrics_are_those_of_a_loop(
     impl: str, sizes: tuple[int, int, int, int], cutoffs: set[int], batch_size: int
 ) -> None:
-    """Embeddings are whole numbers, so that scores are exact and often tie."""
+    """Embeddings are integers, so that scores are exact and often equal."""
     train, test = random_pair(*sizes)
     generator = torch.Generator().manual_seed(sizes[3])
     embeddings = torch.randint(-2, 3, (train.n_nodes, 3), generator=generator).double()
@@ -81,7 +81,7 @@ def test_metrics_are_those_of_a_loop(
     report = evaluate_graph(embeddings, train, test, **options)
     assert report.metrics == pytest.approx(expected, rel=1e-12)
     assert list(report.metrics) == [f"{name}@{k}" for k in sorted(cutoffs) for name in GRAPH_METRICS]
-    assert (report.n_users, report.n_interactions, report.n_items) == (n_users, n_wanted, train.n_items)
+    assert (report.n_users, report.n_targets, report.n_items) == (n_users, n_wanted, train.n_items)
     already = report.dropped.get("interactions_already_in_training", 0)
     assert n_wanted + already == test.n_edges
     assert report.metrics == evaluate_graph(embeddings, train, test, cutoffs=cutoffs, impl=impl).metrics
@@ -89,7 +89,7 @@ def test_metrics_are_those_of_a_loop(
 
 @impls
 def test_a_perfect_ranking_scores_one(impl: str) -> None:
-    """An embedding of items by one-hot vectors, of users by the sum of their test items'."""
+    """Item embeddings are one-hot vectors; a user's is the sum of those of the test items."""
     train, test = random_pair(20, 60, 100, 0)
     users, items = test.interactions()
     embeddings = torch.zeros(80, 60)
@@ -109,7 +109,7 @@ def test_report() -> None:
         meta={"dropped": {"interactions_of_unknown_users": 4}},
     )
     report = evaluate_graph(torch.ones(5, 2), train, test, cutoffs=(1, 2))
-    assert report.n_users == 2 and report.n_interactions == 2
+    assert report.n_users == 2 and report.n_targets == 2
     assert report.dropped == {
         "interactions_of_unknown_users": 4,
         "duplicate_interactions": 1,

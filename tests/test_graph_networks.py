@@ -14,15 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native import compiler, examples, implementations
 from oracle.philox import bernoulli_keep
+from sync_detector import SyncDetector
 from torch import Tensor
-from sync_detector import Waits
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
 from gru4rec_fast.ops.ngcf_layer import PROPAGATION_MATRICES
 
 native = pytest.mark.skipif(
-    _backend.resolve("auto", "laplacian_propagation", "cpu") != "native", reason="laplacian_propagation is not built natively"
+    _backend.resolve("auto", "laplacian_propagation", "cpu") != "native",
+    reason="no native laplacian_propagation",
 )
 impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
 MESSAGE_STREAM = 1 << 17
@@ -55,7 +56,7 @@ def network_of(run: GoldenRun, impl: str) -> NGCFNetwork:
 
 
 def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
-    """Recorded weights under our names: gc is the first term, bi the second."""
+    """Return recorded weights by the names of this package: gc is the first term, bi the second."""
     stored = {key.removeprefix(f"{when}/"): value for key, value in run.arrays.items() if key.startswith(f"{when}/")}
     tables = [stored["embedding_dict.user_emb"], stored["embedding_dict.item_emb"]]
     state = {"embedding": np.concatenate(tables)}
@@ -197,7 +198,7 @@ def dense_ngcf(network: NGCFNetwork, drop: dict[str, Any], message_dropout: floa
 def test_ngcf_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], normalize_messages: bool, step: int
 ) -> None:
-    """Equation (7) stacked, its loss, and the gradients of both, in training with all dropouts."""
+    """Layers of equation (7), their loss and gradients, in training with all kinds of dropout."""
     network = NGCFNetwork(
         random_graph(*graph),
         4,
@@ -306,19 +307,19 @@ def test_a_step_for_all_nodes_asks_for_no_number(network_class: Any) -> None:
     network = network_class(random_graph(30, 40, 200, 0), 8, node_dropout=0.1, only_needed=False)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     users, items = torch.arange(20), torch.arange(20, 40)
-    with Waits() as waits:
+    with SyncDetector() as waits:
         bpr, norm = network.loss(users, items, items.flip(0), step=3)
         (bpr + norm).backward()
         optimizer.step()
     assert waits.seen == []
     network.only_needed = True  # which it says it does
-    with Waits() as waits:
+    with SyncDetector() as waits:
         network.loss(users, items, items.flip(0), step=3)
     assert waits.seen
 
 
 def test_neighborhoods() -> None:
-    """A path u0 - i0 - u1 - i1 - u2 - i2 and a user and an item that stand alone: nodes 0..3 and 4..7."""
+    """Return the graph of the path u0 - i0 - u1 - i1 - u2 - i2, and one user and one item without edges."""
     graph = GraphIndices(InteractionGraph.from_arrays([0, 1, 1, 2, 2], [0, 0, 1, 1, 2], n_users=4, n_items=4))
     assert graph.with_neighbors(torch.tensor([0])).tolist() == [0, 4]
     assert graph.with_neighbors(torch.tensor([0, 4])).tolist() == [0, 1, 4]
@@ -345,7 +346,7 @@ def test_laplacian_propagation(impl: str, matrix: str) -> None:
 @impls
 @pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
 def test_low_precision_follows_double(impl: str, network_class: Any) -> None:
-    """float32 throughout, bfloat16 through one propagation: as near to float64 as their roundings allow."""
+    """Errors against float64 are within rounding, for float32 networks and for one propagation in bfloat16."""
     graph = random_graph(40, 60, 400, 1)
     network = network_class(graph, 32, seed=1, impl=impl).eval()
     single = network().detach()
@@ -441,5 +442,5 @@ def test_more_bad_arguments() -> None:
         LaplacianPropagation(graph, "x")
     with pytest.raises(ValueError, match="n_layers=-1"):
         LightGCNNetwork(graph, 4, -1)
-    with pytest.raises(ValueError, match=r"offsets must be int64 \[n_nodes \+ 1\] beside features \[3, 2\]"):
+    with pytest.raises(ValueError, match=r"offsets must be int64 \[n_nodes \+ 1\] .*, not \[5\] and \[3, 2\]"):
         LaplacianPropagation(graph)(torch.zeros(3, 2))

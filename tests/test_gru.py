@@ -128,7 +128,7 @@ def test_nothing_to_do(form: str, steps: int, lanes: int, hidden: int, impl: str
 
 
 def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, given: bool = True) -> list:
-    """Arguments of any size; with resets (the first lane at once), mask and bias where `given`."""
+    """Return arguments of any size; with resets (including the first lane at step 0), mask and bias if `given`."""
     g = torch.Generator().manual_seed(steps + 10 * lanes + 100 * hidden)
     shapes = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
     a, state, weight, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
@@ -175,7 +175,7 @@ def test_kernels_are_as_close_as_the_reference(
 @kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
-    """Without products: sigmoid and tanh to 3 units in the last place of libm's, for small, large and infinite x."""
+    """With zero weights: sigmoid and tanh are within 3 ulp of libm, for small, large and infinite x."""
     tiny = torch.tensor([0.0, 1e-30, -1e-12, 1e-6, -1e-3, 80.0, -80.0, 1e4, -1e4, torch.inf, -torch.inf])
     x = torch.cat([tiny.to(dtype), torch.linspace(-20, 20, 10_001, dtype=dtype)])
     a, lanes = x.view(1, -1, 1).expand(-1, -1, 3), len(x)
@@ -206,7 +206,7 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_librar
 
 
 def strided(args: list) -> list:
-    """The same numbers, no two of which are neighbors."""
+    """Return a copy that is not contiguous."""
     tensors = [isinstance(t, torch.Tensor) for t in args]
     apart = [
         torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) if is_tensor else t
@@ -235,7 +235,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> N
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [5, 90])
 def test_nothing_of_a_lane_outlives_its_reset(impl: str, form: str, hidden: int) -> None:
-    """A lane that is reset at every step, from a state that is not a number: gates of its inputs, finite gradients."""
+    """A lane that is reset at every step does not read its state, even if that is NaN; gradients are finite."""
     a, state, weight, bias, _, mask, _ = problem(form, 3, 6, hidden, torch.float64)
     with torch.no_grad():
         state[2] = torch.inf
@@ -253,7 +253,7 @@ def test_nothing_of_a_lane_outlives_its_reset(impl: str, form: str, hidden: int)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [1, 64])  # all steps in one launch, and step by step
 def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
-    """More than 2**31 gate inputs, of which those of the first and the last lanes are used, forward and backward."""
+    """Forward and backward with more than 2**31 gate inputs; only the first and the last lanes are checked."""
     steps = 2
     lanes = 2**31 // (steps * 3 * hidden) // 4 * 4 + 6
     ends = torch.tensor([0, 1, 2, 3, lanes - 2, lanes - 1])  # of the first block and the last one, four lanes each
@@ -299,7 +299,7 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
         ({"form": "lstm"}, "form='lstm'"),
         ({"weight_hh": torch.zeros(3, 3)}, "weight_hh must be"),
         ({"reset": torch.zeros(STEPS, LANES)}, "reset must be bool"),
-        ({"bias_hh": torch.zeros(3 * HIDDEN)}, "bias_hh is torch.float32"),
+        ({"bias_hh": torch.zeros(3 * HIDDEN)}, "bias_hh must be float64"),
         ({"gate_inputs": torch.zeros(3, 3)}, "gate_inputs must be"),
     ],
 )

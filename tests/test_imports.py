@@ -15,8 +15,8 @@ from tests.conftest import is_installed
 
 PACKAGE = Path(gru4rec_fast.__file__).parent
 
-# docs/architecture.md: a room imports from rooms of a lower level and from itself. The private modules at the root
-# decide which implementation of an operator runs.
+# A sub-package imports only from sub-packages of a lower level and from itself (docs/architecture.md). "_root" are the
+# private modules of the package itself, which choose the implementation of an operator.
 LEVEL = {
     "_root": 1,
     "ops": 2,
@@ -30,25 +30,25 @@ LEVEL = {
     "integrations": 7,
     "cli": 8,
 }
-# Imports that may point back, by file and module. A circle that cannot be broken yet is entered here, with its reason.
-# The backend runs what the operators registered, at the time of loading.
+# Imports from a higher level that are allowed, by file and module: the backend calls the registrations of the operators
+# when it loads a library.
 EXCEPTIONS = {("_backend.py", "gru4rec_fast.ops._registry")}
-STANDS_BELOW_TRAINING = "profiling"
+USED_FROM_TRAINING_ON = "profiling"
 
 
-def room_of(module: str) -> str:
-    """The room of a dotted module name below gru4rec_fast."""
+def sub_package_of(module: str) -> str:
+    """Return the sub-package of a dotted module name of gru4rec_fast."""
     parts = module.split(".")
     if len(parts) == 1:
         return "_root"
     if parts[1] in LEVEL:
         return parts[1]
-    home = gru4rec_fast._HOME_OF.get(parts[1], "")  # a public name, imported from the package itself
+    home = gru4rec_fast._SUBPACKAGE_OF.get(parts[1], "")  # a public name, imported from the package itself
     return home if home in LEVEL else "_root"
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it; `from a import b` gives a.b."""
+    """Return all modules that a file imports, also in functions; `from a import b` gives a.b."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -60,14 +60,14 @@ def imported_modules(path: Path) -> set[str]:
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-# The package's public names come from every room, each at its first use: its own imports are left out of all below.
+# The package imports its public names from all sub-packages at first use, so its own imports are not checked.
 ROOT = PACKAGE / "__init__.py"
 
 
 def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
-    """The modules of a package that each of its modules imports, in functions and for type checkers too.
+    """Return for each module of a package the modules of the package that it imports, also in functions.
 
-    Importing a.b.c from outside of a.b runs the package a.b first, and is an import of that as well.
+    Importing a.b.c from outside of a.b runs the package a.b first, so it counts as an import of a.b too.
     """
 
     def name_of(path: Path) -> str:
@@ -75,7 +75,8 @@ def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     def run_by(imported: str, importer: str) -> set[str]:
-        home = gru4rec_fast._HOME_OF.get(imported.removeprefix(f"{package.name}."))  # a public name of the package
+        name = imported.removeprefix(f"{package.name}.")
+        home = gru4rec_fast._SUBPACKAGE_OF.get(name)  # None unless it is a public name of the package
         parts = (imported if home is None else f"{package.name}.{home}").split(".")
         prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
         return {name for name in prefixes & names if name == imported or not f"{importer}.".startswith(f"{name}.")}
@@ -91,7 +92,7 @@ def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """Groups of modules each of which imports, by way of others, every other one."""
+    """Return the groups of modules that import each other, directly or through others."""
 
     def reached(start: str) -> set[str]:
         found: set[str] = set()
@@ -142,27 +143,27 @@ def test_a_circle_is_found_by_way_of_a_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_one_way(path: Path) -> None:
-    here = room_of(".".join(["gru4rec_fast", *path.relative_to(PACKAGE).parts]))
+    importer = sub_package_of(".".join(["gru4rec_fast", *path.relative_to(PACKAGE).parts]))
     if path == ROOT:
-        pytest.skip("the package's public names come from every room, each at its first use")
+        pytest.skip("the package imports its public names from all sub-packages at first use")
     for module in imported_modules(path):
         if not module.startswith("gru4rec_fast"):
             continue
         if any(path.name == file and module.startswith(name) for file, name in EXCEPTIONS):
             continue
-        there = room_of(module)
-        if there == here:
+        imported = sub_package_of(module)
+        if imported == importer:
             continue
-        assert LEVEL[there] < LEVEL[here], (
-            f"{path}: {here} must not import {module} ({there} stands above or beside it)"
+        assert LEVEL[imported] < LEVEL[importer], (
+            f"{path}: {importer} must not import {module} ({imported} is not on a lower level)"
         )
-        if there == STANDS_BELOW_TRAINING:
-            assert LEVEL[here] >= LEVEL["training"], f"{path}: {module} is used from training on"
+        if imported == USED_FROM_TRAINING_ON:
+            assert LEVEL[importer] >= LEVEL["training"], f"{path}: {module} is used from training on"
 
 
-def test_every_room_has_its_level() -> None:
-    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms == set(LEVEL) - {"_root"}
+def test_every_sub_package_has_a_level() -> None:
+    sub_packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert sub_packages == set(LEVEL) - {"_root"}
 
 
 OPERATORS = [path for path in FILES if path.parent.name == "ops"]
@@ -177,7 +178,7 @@ def test_operators_import_torch_the_backend_and_each_other(path: Path) -> None:
 
 
 def reached_by_references(paths: list[Path]) -> tuple[set[str], set[str]]:
-    """What files define as `*_reference`, and every name of a file or an import that these definitions lead to."""
+    """Return the functions `*_reference` of files, and all names that they use, directly or through others."""
     uses: dict[str, set[str]] = {}
     for path in paths:
         tree, own = ast.parse(path.read_text()), f"gru4rec_fast.ops.{path.stem}"
@@ -231,7 +232,7 @@ def test_a_reference_that_runs_an_operator_is_found(tmp_path: Path) -> None:
 
 
 def run_python(code: str) -> str:
-    """Standard output of `code` in a fresh interpreter that sees what this one sees."""
+    """Run `code` in a new interpreter with the same sys.path; return its standard output."""
     code = f"import sys; sys.path[:] = {sys.path!r}\n" + code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -257,6 +258,12 @@ def test_nothing_heavy_is_imported(what: str) -> None:
     assert not set(HEAVY) & set(names)
 
 
+@pytest.mark.parametrize("module", ["models.parameters", "models.parameter_text", "cli.train"])
+def test_parameters_and_commands_are_imported_without_torch(module: str) -> None:
+    names = run_python(f"import sys, gru4rec_fast.{module}\nprint(*sys.modules)").split()
+    assert f"gru4rec_fast.{module}" in names and not {"torch", "numpy", "polars"} & set(names)
+
+
 def test_importing_costs_little_more_than_torch() -> None:
     seconds = run_python(
         "import time, torch\nstart = time.process_time()\n"
@@ -266,7 +273,7 @@ def test_importing_costs_little_more_than_torch() -> None:
     assert float(seconds) < 0.5  # torch itself takes some two seconds here
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in gru4rec_fast.__all__:
         assert getattr(gru4rec_fast, name) is not None
     assert set(gru4rec_fast.__all__) <= set(dir(gru4rec_fast))

@@ -1,4 +1,4 @@
-"""Whole training steps, and the kernels whose own files do not, at every instruction set."""
+"""Training steps at every instruction set, and kernels whose own test files do not cover instruction sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of training steps or of calls; and what the tests would say if it did."""
+"""Memory does not grow with the number of training steps or calls, and these tests detect seeded leaks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gru4rec_fast.training.progress import Silent
 
 pytestmark = [needs_statm, needs_plain_allocator, pytest.mark.usefixtures("native_library")]
 
-BYTES_PER_STEP = 32  # less than any object, tensor or not, that a step could leave behind
-BYTES_PER_CALL = 256  # less than any tensor of `CALLS` holds
+BYTES_PER_STEP = 32  # smaller than any Python object that a step could leak
+BYTES_PER_CALL = 256  # smaller than every tensor in `CALLS`
 
 
 class ResidentSize(Silent):
-    """Takes a sample after each epoch; what it does beside that, `after_events` says."""
+    """Progress that records the resident size after each epoch and calls `after_events` after each block."""
 
     def __init__(self, after_events: Callable[[int], object]) -> None:
         self.samples: list[int] = []
@@ -36,32 +36,32 @@ class ResidentSize(Silent):
 
 
 def growth_per_step(way: str, after_events: Callable[[int], object] = lambda _: None) -> float:
-    """Bytes that each mini-batch of a small training adds to the resident size."""
+    """Return by how many bytes each mini-batch of a small training increases the resident size."""
     n_epochs, lanes, steps = 40, 4, STEPS[way]
-    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # 4.5 targets a session
+    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # 4.5 targets per session
     sizes = ResidentSize(after_events)
     trainer = make_trainer(
         store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
         fused=way == "fused",
     )  # fmt: skip
-    assert (trainer.player.why_not_fused is None) == (way == "fused")
+    assert (trainer.runner.why_not_fused is None) == (way == "fused")
     with quick_collections():
         trainer.run()
-    assert trainer.place.step >= steps and len(sizes.samples) == n_epochs
-    return growth(sizes.samples) / (trainer.place.step / n_epochs)
+    assert trainer.position.step >= steps and len(sizes.samples) == n_epochs
+    return growth(sizes.samples) / (trainer.position.step / n_epochs)
 
 
 STEPS = {"fused": 100_000, "autograd": 6_000}
 
 
 @pytest.mark.parametrize("way", STEPS)
-def test_training_steps_leave_nothing_behind(way: str) -> None:
+def test_training_steps_do_not_leak(way: str) -> None:
     assert growth_per_step(way) < BYTES_PER_STEP
 
 
 @pytest.mark.parametrize("way", ["fused", pytest.param("autograd", marks=pytest.mark.slow)])
 def test_a_small_leak_in_training_is_seen(way: str) -> None:
-    """64 bytes of a tensor for each event."""
+    """A tensor of 64 bytes is kept for each event."""
     kept: list[torch.Tensor] = []
     assert growth_per_step(way, lambda events: kept.append(torch.ones(16 * events))) > 64 > BYTES_PER_STEP
 
@@ -99,11 +99,11 @@ def ranking_call() -> Callable[[], object]:
 def batch_call() -> Callable[[], object]:
     items, offsets = torch.randint(50, (400,)), torch.arange(0, 401, 4)
 
-    def play() -> object:
+    def batch() -> object:
         lanes = torch.full((10,), -1), torch.zeros(10, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         return ops.session_batch(items, offsets, None, *lanes, 30, impl="native")
 
-    return play
+    return batch
 
 
 def draw_call() -> Callable[[], object]:
@@ -127,7 +127,7 @@ def graph_call() -> Callable[[], object]:
 
 
 def refused_call() -> Callable[[], object]:
-    """The way out of a kernel by an exception."""
+    """A call that raises an exception within a kernel."""
     hidden, weight = torch.randn(100, 16), torch.full((300, 16), torch.nan)
 
     def refuse() -> None:
@@ -141,7 +141,7 @@ CALLS = [gru_call, loss_call, update_call, ranking_call, batch_call, draw_call, 
 
 
 def growth_per_call(call: Callable[[], object], keep: list[object] | None = None) -> float:
-    """Bytes that each call adds to the resident size."""
+    """Return by how many bytes each call increases the resident size."""
     samples, calls = [], 100
     with quick_collections():
         for _ in range(24):
@@ -154,7 +154,7 @@ def growth_per_call(call: Callable[[], object], keep: list[object] | None = None
 
 
 @pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
-def test_calls_leave_nothing_behind(make: Callable[[], Callable[[], object]]) -> None:
+def test_calls_do_not_leak(make: Callable[[], Callable[[], object]]) -> None:
     assert growth_per_call(make()) < BYTES_PER_CALL
 
 
@@ -165,9 +165,9 @@ def test_a_call_whose_results_are_kept_is_seen(make: Callable[[], Callable[[], o
 
 
 def test_a_jump_is_no_growth() -> None:
-    """An allocator that takes its memory in large pieces, once or twice, leaks nothing."""
+    """Allocators request memory in large blocks: a single jump is not a leak."""
     flat = [1000.0] * 40
-    for at in range(40):
-        jumped = [size + (10_000 if i >= at else 0) for i, size in enumerate(flat)]
+    for jump in range(40):
+        jumped = [size + (10_000 if i >= jump else 0) for i, size in enumerate(flat)]
         assert growth(jumped) == 0
         assert growth([size + 8 * i for i, size in enumerate(jumped)]) == 8

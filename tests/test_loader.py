@@ -1,4 +1,4 @@
-"""SessionParallelLoader: an epoch plays every event once; blocks, resuming, shuffling, DataLoader."""
+"""SessionParallelLoader: every event occurs once per epoch; blocks, resuming, shuffling, use in a DataLoader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LENGTHS = [3, 2, 7, 4, 2, 2, 9, 5, 3]
 
 
 def store_of(lengths: list[int]) -> SessionStore:
-    """Sessions of distinct items, so that an item tells the event."""
+    """Return a store in which every event has an item of its own, so that items identify events."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return SessionStore.from_arrays(np.arange(offsets[-1]), offsets)
 
@@ -43,7 +43,7 @@ def equal(ours: list[SessionBlock], theirs: list[SessionBlock]) -> bool:
     st.integers(1, 4),
     st.booleans(),
 )
-def test_an_epoch_plays_every_event_once(lengths: list[int], batch_size: int, steps: int, shuffle: bool) -> None:
+def test_every_event_occurs_once_per_epoch(lengths: list[int], batch_size: int, steps: int, shuffle: bool) -> None:
     store = store_of(lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -65,11 +65,11 @@ def test_an_epoch_plays_every_event_once(lengths: list[int], batch_size: int, st
 
 def test_lanes_by_hand() -> None:
     inputs, _, reset = rows(list(SessionParallelLoader(store_of([3, 2, 2]), 2)))
-    assert inputs.tolist() == [[0, 3], [1, 5]]  # lane 1 runs out first and takes the third session
+    assert inputs.tolist() == [[0, 3], [1, 5]]  # the session of lane 1 ends first, so lane 1 takes the third session
     assert reset.tolist() == [[True, True], [False, True]]
 
 
-def test_long_blocks_are_short_blocks_joined() -> None:
+def test_long_blocks_equal_concatenated_short_blocks() -> None:
     single = rows(list(SessionParallelLoader(store_of(LENGTHS), 3)))
     for steps in (2, 5, 300):
         joined = rows(list(SessionParallelLoader(store_of(LENGTHS), 3, steps)))
@@ -124,7 +124,7 @@ def test_works_inside_torch_dataloader() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_process_is_refused(workers: int) -> None:
-    """The epoch would be counted in the worker's copy: each would play the first order again."""
+    """A worker would advance its own copy of the epoch, so every epoch would have the order of the first."""
     wrapped = torch.utils.data.DataLoader(
         SessionParallelLoader(store_of(LENGTHS), 3, shuffle=True), batch_size=None, num_workers=workers
     )
@@ -181,18 +181,18 @@ def test_a_state_of_another_loader_is_refused(change: dict[str, Any], message: s
     assert same.state_dict() == state
 
 
-def test_the_log_stays_where_it_is_and_blocks_go_to_the_device(tmp_path: Path) -> None:
-    """The meta device stands for one with a memory of its own, on which nothing can be looked up."""
+def test_the_log_is_not_copied_and_blocks_are_on_the_device(tmp_path: Path) -> None:
+    """The meta device replaces a GPU: it has its own memory, and the loader must not read values from it."""
     store_of(LENGTHS).save(tmp_path / "store")
     store = SessionStore.open(tmp_path / "store")
     loader = SessionParallelLoader(store, 3, 2, device="meta", shuffle=True)
     assert loader.items.data_ptr() == store.items.ctypes.data  # not even copied
-    here = SessionParallelLoader(store, 3, 2, shuffle=True)
-    for block, same in zip(loader, here, strict=True):
+    on_cpu = SessionParallelLoader(store, 3, 2, shuffle=True)
+    for block, same in zip(loader, on_cpu, strict=True):
         assert all(tensor.device.type == "meta" for tensor in block[:3])
         assert [tensor.shape for tensor in block[:3]] == [tensor.shape for tensor in same[:3]]
         assert block.n_live == same.n_live
-        assert loader.state_dict() == here.state_dict()
+        assert loader.state_dict() == on_cpu.state_dict()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -212,7 +212,7 @@ def test_an_item_out_of_range_names_the_store(tmp_path: Path, value: int, event:
     items[event] = value
     items.flush()
     store = SessionStore.open(tmp_path / "store")
-    with pytest.raises(ValueError, match=rf"{tmp_path}/store: its items are no indices of its catalogue of 37 items"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/store is damaged: item indices are out of range .* 37 items"):
         list(SessionParallelLoader(store, 3))
 
 

@@ -1,4 +1,4 @@
-"""The memory record: phases, nesting, hooks, baselines, and that it is free and CUDA-less when off."""
+"""The memory record: phases, nesting, hooks, baselines; switched off it does nothing and does not start CUDA."""
 
 import mmap
 import subprocess
@@ -11,7 +11,7 @@ from torch import nn
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, memory_meter
 
 MIB = 2**20
-BIG = 64 * MIB  # far above the noise of an interpreter's resident size
+BIG = 64 * MIB  # much more than the resident size of an interpreter varies
 
 needs_exact_peaks = pytest.mark.skipif(
     not (memory_meter().reset() and memory_meter().exact), reason="/proc/self/clear_refs cannot be written here"
@@ -19,7 +19,7 @@ needs_exact_peaks = pytest.mark.skipif(
 
 
 def fill(n_bytes: int) -> torch.Tensor:
-    """Pages of its own, the system's again when the tensor is gone: malloc may keep what earlier tests left."""
+    """Return a tensor on pages of its own, which are unmapped with it; malloc might reuse memory of earlier tests."""
     return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8).fill_(1)
 
 
@@ -34,7 +34,7 @@ def test_each_phase_has_its_own_peak():
         small = fill(MIB)
     summary = record.summary()
     assert list(summary) == ["large", "small"]
-    # Not above what is resident afterwards: meanwhile the system may have taken pages of this process back.
+    # Compared with the size before, since the system may have reclaimed pages of this process meanwhile.
     assert BIG * 0.9 < summary["large"]["peak_bytes"] - before < BIG * 1.2
     assert summary["small"]["peak_bytes"] < summary["large"]["peak_bytes"] - BIG * 0.8
     assert small.numel() == MIB
@@ -64,7 +64,7 @@ def test_an_exception_closes_the_phase():
 
 
 class Wasteful(nn.Module):
-    """Needs BIG bytes for a moment in forward, and keeps BIG bytes for backward."""
+    """Uses BIG bytes temporarily in forward, and saves BIG bytes for backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_hooks_record_forward_and_backward_of_any_module():
     assert summary["net.forward"]["calls"] == summary["net.backward"]["calls"] == 2
     assert summary["net.forward"]["peak_bytes"] - memory_meter().read()[0] > BIG * 0.8
     assert summary["net.backward"]["peak_bytes"] - summary["net.backward"]["current_bytes"] > BIG * 0.8
-    with pytest.raises(ValueError, match="attached already"):
+    with pytest.raises(ValueError, match="already attached"):
         record.attach(module)
     record.detach()
     module(x).backward()
@@ -116,7 +116,7 @@ def test_peak_above_a_baseline_survives_the_resets_of_a_record():
     assert later.bytes < BIG * 0.3
 
 
-def test_the_table_names_every_phase():
+def test_the_table_has_every_phase():
     record = MemoryRecord("cpu")
     with record.phase("a long phase name"):
         pass

@@ -32,7 +32,7 @@ supports = st.lists(st.integers(0, 10**6), min_size=1, max_size=60).filter(any)
 
 
 def zipf_support(n_items: int) -> Tensor:
-    """Popularity as in click logs: a few items make up most events."""
+    """Return a support as in click logs: a few items have most of the events."""
     return (1e5 / torch.arange(1, n_items + 1)).long() + 1
 
 
@@ -42,7 +42,7 @@ def probabilities(support: Tensor, alpha: float) -> np.ndarray:
 
 
 def mass_of(table: AliasTable) -> Tensor:
-    """What the columns of the table give each item, in units of 1 / (n_items * 2**31)."""
+    """Return the probability of each item by the columns of the table, in units of 1 / (n_items * 2**31)."""
     return table.threshold.clone().scatter_add_(0, table.alias, COLUMN_MASS - table.threshold)
 
 
@@ -147,7 +147,7 @@ def test_draws_of_kernels_equal_reference(impl: str, n_items: int, n: int, steps
 
 @pytest.mark.skipif(bool(why_not_emulated("negative_sampling")), reason="negative_sampling is not emulated here")
 def test_index_arithmetic_beyond_two_to_the_31() -> None:
-    """Draws of more numbers than 32 bits count, of which those of the first and the last block are made."""
+    """More than 2**32 draws; only the first and the last block are computed."""
     n, table = 2**30 + 300, build_alias_table(zipf_support(1000), 0.75, impl="reference")
     with first_and_last_blocks():
         items, log_prob = negative_sampling(table, n, seed=3, step=7, steps=2, impl="emulated")
@@ -165,7 +165,7 @@ def test_index_arithmetic_beyond_two_to_the_31() -> None:
 @impls
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_frequencies_pass_a_chi_square_test(impl: str, alpha: float) -> None:
-    """p-value above 1e-3 at a fixed seed; frequencies off by 2 % come out below 1e-15."""
+    """Check that the p-value is above 1e-3 at a fixed seed; frequencies wrong by 2 % give less than 1e-15."""
     support = zipf_support(500)
     table = build_alias_table(support, alpha, impl=impl)
     items, _ = negative_sampling(table, 20_000, seed=11, step=0, steps=50, impl=impl)
@@ -187,7 +187,7 @@ def test_more_draws_than_items_and_a_catalogue_of_one(impl: str) -> None:
 
 
 @impls
-def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl: str) -> None:
+def test_a_draw_does_not_depend_on_the_number_of_draws(impl: str) -> None:
     table = build_alias_table(zipf_support(800), 0.5)
 
     def draw(n: int, **changed: int) -> Tensor:

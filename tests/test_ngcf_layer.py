@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from native import (
     assert_equal_bits,
     compiler,
+    error_pattern,
     examples,
     implementations,
     native_and_emulated,
     operators_of,
-    told,
     why_not_emulated,
 )
 from oracle.philox import bernoulli_keep
@@ -44,7 +44,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def weights_of(width: int, units: int, dtype: torch.dtype = torch.float64) -> Weights:
-    """W1, b1, W2, b2."""
+    """Return W1, b1, W2, b2."""
     shapes = ((width, units), (units,), (width, units), (units,))
     first, bias, second, other = (normal(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes, 1))
     return first, bias, second, other
@@ -55,7 +55,7 @@ def leaky(x: Tensor, slope: float) -> Tensor:
 
 
 def some_nodes(n_nodes: int, seed: int) -> Tensor:
-    """Any number of nodes, rising."""
+    """Draw any number of nodes, increasing."""
     draws = torch.Generator().manual_seed(seed)
     n = int(torch.randint(n_nodes + 1, (), generator=draws))
     return torch.randperm(n_nodes, generator=draws)[:n].sort().values
@@ -140,7 +140,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
 
 
 def large(impl: str = "native") -> tuple[Tensor, Tensor]:
-    """A graph whose rows make several blocks and parts; its hub has more entries than are looked at together."""
+    """Return a graph with several blocks of rows; one node has more entries than a kernel reads at once."""
     if impl == "emulated":  # the blocks are smaller there
         return random_graph(60, 90, 900, seed=5, skewed=True)
     return random_graph(900, 1300, 30_000, seed=5, skewed=True)
@@ -202,7 +202,7 @@ def whole_numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32
 
 
 def whole_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **changed: Any) -> list[Tensor]:
-    """E' and the gradients of a layer of whole numbers and halves, where nothing is rounded in whatever order."""
+    """Return E' and the gradients of a layer of multiples of 1/2, whose sums are exact in any order."""
     graph = [t.to(device) for t in random_graph(20, 30, 200, seed=3)]
     dtype = changed.pop("dtype", torch.float32)
     shapes = ((50, widths[0]), widths, (widths[1],), widths, (widths[1],))
@@ -253,7 +253,7 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(ac
     given = [normal(149, 12, dtype=torch.float32), *weights_of(12, 8, torch.float32)]
 
     def shifted(tensor: Tensor) -> Tensor:
-        """The same numbers, each in memory that ends one access of several and begins another."""
+        """Return a copy at an address that is not aligned for wide loads."""
         return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
     def run(inputs: list[Tensor]) -> list[Tensor]:
@@ -272,7 +272,7 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(ac
 
 @needs_emulation
 def test_features_beyond_two_to_the_31st() -> None:
-    """Features and their gradients of more numbers than 32 bits count, of which the last rows alone take memory."""
+    """More than 2**32 features and gradients, of which only the last rows use memory."""
     n, width = 2**19 + 6, 2**12
     E = torch.empty(n, width)
     rows = torch.tensor([n - 3, n - 1])
@@ -441,15 +441,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"layer": -1}, "layer=-1"),
     ({"layer": 2**17}, f"layer={2**17}"),
     ({"features": torch.zeros(3)}, "features must be"),
-    ({"features": torch.zeros(3, 2, dtype=torch.float64)}, "weight_1 is torch.float32 but features are torch.float64"),
-    ({"weight_1": torch.zeros(3, 4)}, r"weight_1 must be \[2, 4\]"),
-    ({"weight_2": torch.zeros(2, 5)}, r"weight_2 must be \[2, 4\]"),
-    ({"bias_1": torch.zeros(1, 4)}, r"bias_1 must be \[4\]"),
-    ({"bias_2": torch.zeros(5)}, r"bias_2 must be \[4\]"),
+    ({"features": torch.zeros(3, 2, dtype=torch.float64)}, "weight_1 must be float64 .*, not float32"),
+    ({"weight_1": torch.zeros(3, 4)}, r"weight_1 must be float32 \[2, 4\]"),
+    ({"weight_2": torch.zeros(2, 5)}, r"weight_2 must be float32 \[2, 4\]"),
+    ({"bias_1": torch.zeros(1, 4)}, r"bias_1 must be float32 \[4\]"),
+    ({"bias_2": torch.zeros(5)}, r"bias_2 must be float32 \[4\]"),
     ({"neighbors": torch.tensor([2, 3])}, r"neighbors\[1\]=3: the graph has nodes 0 to 2"),
-    ({"rows": torch.tensor([1, 1])}, "rows must be nodes in 0 to 2, each rising"),
+    ({"rows": torch.tensor([1, 1])}, "rows must be strictly increasing nodes from 0 to 2"),
     ({"columns": torch.tensor([0, 1, 2])}, "columns: give rows too"),
-    ({"bias_2": torch.zeros(4, device="meta")}, "bias_2 is on meta, features are on cpu"),
+    ({"bias_2": torch.zeros(4, device="meta")}, r"bias_2 must be float32 \[4\] on cpu, not float32 \[4\] on meta"),
     ({"offsets": torch.tensor([0, 1, 1, 2], device="meta")}, "offsets is on meta"),
 ]
 
@@ -467,7 +467,8 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
         "bias_2": torch.zeros(4),
         **changed,
     }
-    with pytest.raises(ValueError, match=told(message, impl) if changed.keys() & {"neighbors", "rows"} else message):
+    pattern = error_pattern(message, impl) if changed.keys() & {"neighbors", "rows"} else message
+    with pytest.raises(ValueError, match=pattern):
         ngcf_layer(**arguments, impl=impl)
 
 
@@ -476,7 +477,7 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
 @pytest.mark.parametrize(("columns", "missing"), [([0, 2], 1), ([0], 1), ([], 0)])
 def test_rows_must_be_among_the_columns(impl: str, dtype: torch.dtype, columns: list[int], missing: int) -> None:
     graph = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])
-    with pytest.raises(ValueError, match=told(f"rows: node {missing} is not among the columns", impl)):
+    with pytest.raises(ValueError, match=error_pattern(f"rows: node {missing} is not among the columns", impl)):
         ngcf_layer(
             torch.zeros(len(columns), 2, dtype=dtype),
             *graph,

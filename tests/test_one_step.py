@@ -1,4 +1,4 @@
-"""Whole training steps against the oracle: float64 runs, and fp32 one step at a time from the states of such a run."""
+"""Training steps compared with the oracle: whole runs in float64, and single fp32 steps from states of such a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from native import why_not_emulated
-from oracle import Dropout, Options, Trainer, play, random_weights, zero_state
+from oracle import Dropout, Options, Trainer, random_weights, session_steps, zero_state
 from package_run import PackageRun
 from plain_pytorch import plain_step
 
@@ -55,7 +55,7 @@ def oracle_moments(trainer: Trainer) -> tuple[dict, dict]:
 
 
 def steps_of(n_sessions: int, *, all_live: bool) -> list:
-    steps = play(as_items(make_sessions(n_sessions)), LANES)
+    steps = session_steps(as_items(make_sessions(n_sessions)), LANES)
     return [step for step in steps if step.live.all() or not all_live]
 
 
@@ -70,7 +70,7 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, fl
 
 @pytest.mark.parametrize("name", CASES)
 def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, way: str) -> None:
-    """From each of 200 float64 states: loss to 1e-5 relative; every tensor within twice plain PyTorch's own error."""
+    """From each of 200 float64 states, the loss agrees to 1e-5, and no tensor's error is over twice plain PyTorch's."""
     one_step_at_a_time(name, way, 200)
 
 
@@ -121,7 +121,7 @@ def one_step_at_a_time(name: str, way: str, n_steps: int) -> None:
         our_loss = ours.train_block([step], [drawn], number)
         loss, _ = oracle.train_block([step], [drawn])
         assert our_loss == pytest.approx(loss, rel=1e-5)
-        assert plain_loss.item() == pytest.approx(loss, rel=1e-4)  # the yardstick itself computes the same thing
+        assert plain_loss.item() == pytest.approx(loss, rel=1e-4)  # plain PyTorch computes the same loss
         truth = everything(oracle.weights, *oracle_moments(oracle), oracle.state, options)
         yardstick = distance(everything(*plain, plain_state, options), truth)
         errors = distance(ours.weights() | ours.moments() | state_dict(ours.state), truth)
@@ -131,10 +131,10 @@ def one_step_at_a_time(name: str, way: str, n_steps: int) -> None:
                 errors_of.setdefault(key, []).append((error / norm, yardstick[key] / norm))
             else:
                 assert error <= 2 * yardstick[key] + np.finfo(np.float32).eps * norm, (number, key)
-    # A moment has no rounding of an older, larger value to hide behind: of a bias of a few units one step's ratio is
-    # chance, for plain PyTorch in another order of operations too. So it is taken over all states. Likewise of the
-    # output bias where kernels have no fused multiply-add: its first step is lr g / sqrt(g^2 + 1e-6), which takes a
-    # rounding of a g near 1e-3 30 times as hard.
+    # The error of a moment is that of one step alone. For a bias with a few values the ratio of two such errors is
+    # chance, also between two orders of operations in plain PyTorch. So the errors of all states are averaged. The
+    # same holds for the output bias if kernels have no fused multiply-add: its first step is lr g / sqrt(g^2 + 1e-6),
+    # which magnifies a rounding of g near 1e-3 by 30.
     for key, pairs in errors_of.items():
         error, own_error = np.sqrt(np.mean(np.square(pairs), axis=0))
         assert error <= 2 * own_error, key
@@ -143,7 +143,7 @@ def one_step_at_a_time(name: str, way: str, n_steps: int) -> None:
 def everything(
     weights: dict, accumulators: dict, velocities: dict, state: list, options: Options
 ) -> dict[str, np.ndarray]:
-    """Every tensor that a step updates, by name."""
+    """Return every tensor that a step updates, by name."""
     moments = {"accumulator": accumulators} | ({"velocity": velocities} if options.momentum else {})
     named = {f"{kind}.{name}": value for kind, part in moments.items() for name, value in part.items()}
     return {name: np.asarray(value) for name, value in (weights | named).items()} | state_dict(state)
@@ -173,7 +173,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_float64_run_is_the_oracles(name: str, way: str) -> None:
-    """A short epoch, its tail of dying lanes included: every loss and the final weights to 1e-9."""
+    """Compare all losses and the final weights of a short epoch, to 1e-9; lanes die towards its end."""
     short_epoch(name, way)
 
 
@@ -200,8 +200,8 @@ def short_epoch(name: str, way: str) -> None:
         np.testing.assert_allclose(value, oracle.weights[key], rtol=1e-9, atol=1e-9, err_msg=key)
 
 
-def test_dead_lanes_touch_nothing(way: str) -> None:
-    """Rows that only a dead lane could name stay as they were, moments too, bit for bit."""
+def test_dead_lanes_update_nothing(way: str) -> None:
+    """Rows and moments of items that only dead lanes could have are unchanged, bit for bit."""
     oracle = Trainer(make_weights("separate", (8,)), MOMENTUM_XE)
     ours = PackageRun(oracle.weights, MOMENTUM_XE, impl=way)
     steps = [step for step in steps_of(40, all_live=False) if not step.live.all()]

@@ -14,12 +14,12 @@ from gru4rec_fast.optim import SparseAdagrad, SparseAdam
 OURS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "adagrad": (SparseAdagrad, {"lr": 0.1}),
     "adagrad with momentum": (SparseAdagrad, {"lr": 0.1, "momentum": 0.4}),
-    "adam": (SparseAdam, {"lr": 0.1, "beta1": 0.8, "eps": 1e-3}),
+    "adam": (SparseAdam, {"lr": 0.1, "betas": (0.8, 0.999), "eps": 1e-3}),
 }
 
 
 def train(make: Callable[..., torch.optim.Optimizer], indices: list[torch.Tensor], sparse: bool) -> torch.Tensor:
-    """Rows of a table drawn to targets, a step for each index; the table."""
+    """Train rows of a table towards random targets, one step for each index; return the table."""
     g = torch.Generator().manual_seed(0)
     table = torch.nn.Parameter(torch.randn(6, 3, generator=g, dtype=torch.float64))
     optimizer = make([table])
@@ -45,12 +45,12 @@ def test_sparse_and_dense_gradients_alike(name: str, impl: str) -> None:
 
 
 def test_sparse_adam_as_torch(impl: str) -> None:
-    ours = train(lambda p: SparseAdam(p, lr=0.1, beta1=0.8, eps=1e-3, impl=impl), SOME_ROWS, True)
+    ours = train(lambda p: SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3, impl=impl), SOME_ROWS, True)
     theirs = train(lambda p: torch.optim.SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3), SOME_ROWS, True)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_dense_adam_differs_from_torch_by_where_eps_stands(impl: str) -> None:
+def test_dense_adam_differs_from_torch_in_where_eps_is_added(impl: str) -> None:
     def ours(eps: float) -> torch.Tensor:
         return train(lambda p: SparseAdam(p, lr=0.1, eps=eps, impl=impl), SOME_ROWS[:1], False)
 
@@ -93,12 +93,22 @@ def test_state_round_trips(name: str, tmp_path) -> None:
     optimizers[1] = make([parameters[1]], lr=0.7)
     optimizers[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for name_, tensor in optimizers[0].state[parameters[0]].items():
-        kept = optimizers[1].state[parameters[1]][name_]
-        assert torch.equal(kept, tensor) and kept.dtype == tensor.dtype
+        loaded = optimizers[1].state[parameters[1]][name_]
+        assert torch.equal(loaded, tensor) and loaded.dtype == tensor.dtype
     assert optimizers[1].param_groups[0]["lr"] == 0.1
     step(0, 3)
     step(1, 3)
     assert torch.equal(*parameters)
+
+
+def test_adam_loads_a_state_of_version_0_1() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer, loaded = (SparseAdam([parameter], betas=betas) for betas in ((0.8, 0.95), (0, 0)))
+    state = optimizer.state_dict()
+    (group,) = state["param_groups"]
+    group["beta1"], group["beta2"] = group.pop("betas")
+    loaded.load_state_dict(state)
+    assert loaded.param_groups[0]["betas"] == (0.8, 0.95) and "beta1" not in loaded.param_groups[0]
 
 
 def test_a_closure_is_called_with_gradients_on() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from golden import golden_folder, golden_names, load
-from oracle import Options, Trainer, evaluate, metrics, play, split
+from oracle import Options, Trainer, evaluate, metrics, session_steps, split
 
 pytestmark = pytest.mark.skipif(golden_folder() is None, reason="shared/golden is not beside this checkout")
 
@@ -13,7 +13,7 @@ NAMES = golden_names() or ["absent"]
 
 def _steps(run):
     n_sample, lanes = run.config["n_sample"], run.config["batch_size"]
-    steps = list(play(split(run.items, run.offsets), lanes, min_live=1 if n_sample else 2))
+    steps = list(session_steps(split(run.items, run.offsets), lanes, min_live=1 if n_sample else 2))
     if run.config.get("logq"):  # recorded while all lanes live
         steps = [step for step in steps if step.live.all()]
     return steps

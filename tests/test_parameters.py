@@ -1,23 +1,42 @@
-"""Hyper-parameters: defaults, checks, and the texts and files they are read from."""
+"""Hyper-parameters: defaults, checks, help, and the texts and files they are read from."""
 
+import copy
 import inspect
 import json
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gru4rec_fast import GRU4Rec
-from gru4rec_fast.models import GRU4RecParameters, parameter_names, parse_parameter_string, read_parameter_file
+from gru4rec_fast.data.graphs.triples import SAMPLE_BY
+from gru4rec_fast.evaluation import GRAPH_METRICS, METRICS
+from gru4rec_fast.models import (
+    GraphParameters,
+    GRU4RecParameters,
+    LightGCNParameters,
+    NGCFParameters,
+    parameters,
+    parse_parameter_string,
+    read_parameter_file,
+)
+from gru4rec_fast.ops.gru import FORMS
+from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
+from gru4rec_fast.ops.sampled_loss import LOSSES
+from gru4rec_fast.training.options import LOSS
+
+CLASSES = (GRU4RecParameters, GraphParameters, NGCFParameters, LightGCNParameters)
 
 
 def test_defaults_are_those_of_the_official_code():
-    assert GRU4Rec().get_params().items() >= {
+    assert GRU4RecParameters().to_dict().items() >= {
         "layers": [100], "loss": "cross-entropy", "batch_size": 64, "dropout_p_embed": 0.0, "dropout_p_hidden": 0.0,
         "learning_rate": 0.05, "momentum": 0.0, "sample_alpha": 0.5, "n_sample": 2048, "embedding": 0,
         "constrained_embedding": True, "n_epochs": 10, "bpreg": 1.0, "elu_param": 0.5, "logq": 0.0,
     }.items()  # fmt: skip
-    assert list(inspect.signature(GRU4Rec).parameters) == parameter_names()
+    assert list(inspect.signature(GRU4Rec).parameters) == GRU4RecParameters.names()
 
 
 BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -31,7 +50,7 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"layers": [8, 0]}, ValueError, "layers=[8, 0]"),
     ({"layers": "8-4"}, TypeError, "layers='8-4': must be sizes, as [512, 256] or 512/256"),
     ({"n_sample": -1}, ValueError, "n_sample=-1: must be at least 0"),
-    ({"n_sample": 0, "batch_size": 1}, ValueError, "leaves nothing to tell the target from"),
+    ({"n_sample": 0, "batch_size": 1}, ValueError, "gives mini-batches without negatives; increase one of them"),
     ({"n_epochs": 0}, ValueError, "n_epochs=0: must be at least 1"),
     ({"dropout_p_embed": 1.0}, ValueError, "dropout_p_embed=1.0: must lie in [0, 1)"),
     ({"dropout_p_hidden": -0.1}, ValueError, "dropout_p_hidden=-0.1: must lie in [0, 1)"),
@@ -60,7 +79,8 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"device": "tpu9"}, ValueError, "device='tpu9'"),
     ({"impl": "fast"}, ValueError, "impl='fast': choose one of auto, native, reference"),
     ({"seed": None}, TypeError, "seed=None: must be a whole number"),
-    ({"layer": [100]}, TypeError, "unknown parameter layer; there are layers, loss, batch_size"),
+    ({"evaluate_every": 0}, ValueError, "evaluate_every=0: must be at least 1"),
+    ({"n_sample": float("inf")}, TypeError, "n_sample=inf: must be a whole number"),
 ]
 
 
@@ -71,13 +91,91 @@ def test_bad_parameters(parameters: dict[str, Any], error: type[Exception], mess
     assert message in str(caught.value)
 
 
+def test_unknown_parameters():
+    with pytest.raises(TypeError) as caught:
+        GRU4RecParameters.create({"layer": [100]})
+    assert "unknown parameter layer; there are layers, loss, batch_size" in str(caught.value)
+
+
+def test_all_classes_have_the_same_common_options():
+    common = {"lr_scheduler", "lr_scheduler_options", "evaluate_every", "monitor", "patience", "min_delta", "seed"}
+    common |= {"dtype", "device", "impl", "n_epochs", "batch_size", "learning_rate"}
+    for cls in CLASSES:
+        assert common <= set(cls.names())
+        for values, message in (
+            ({"lr_scheduler": "warp"}, "lr_scheduler='warp': choose one of step, cosine, plateau"),
+            ({"lr_scheduler_options": {"gamma": 0.5}}, "give the lr_scheduler they belong to"),
+            ({"device": "cuda:x"}, "device='cuda:x': choose 'cpu', 'cuda', 'cuda:1'"),
+        ):
+            with pytest.raises(ValueError) as caught:
+                cls(**values)
+            assert message in str(caught.value)
+        assert cls(lr_scheduler="step", device="cuda:1").device == "cuda:1"
+
+
+def test_a_value_of_the_right_type_stays_the_same_object():
+    """As scikit-learn's clone demands."""
+    values = {"layers": (8, 4), "learning_rate": 0.25, "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}}
+    values |= {"loss": "bpr-max", "batch_size": 1000, "embedding": "layersize", "shuffle": True}
+    p = GRU4RecParameters(**values)
+    assert all(getattr(p, name) is value for name, value in values.items())
+    again = GRU4RecParameters(**copy.copy(vars(p)))
+    assert all(vars(again)[name] is value for name, value in vars(p).items())
+    sizes = (8, 4)
+    assert NGCFParameters(layer_sizes=sizes).layer_sizes is sizes
+
+
+def test_parameters_are_as_they_were_after_a_failing_change():
+    p = GRU4RecParameters(layers=[8], batch_size=16)
+    earlier = dict(vars(p))
+    for values in (
+        {"batch_size": 4, "layers": 0},
+        {"n_epochs": "3", "loss": "hinge"},
+        {"loss": "bpr", "logq": 1},
+        {"seed": "x"},
+        {"seed": 4, "sead": 3},
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            p.set_params(**values)
+        assert vars(p) == earlier
+    assert p.set_params(layers="4/2", seed="3") is p
+    assert (p.layers, p.seed, p.batch_size) == ((4, 2), 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("literals", "originals"),
+    [
+        (parameters.LOSSES, LOSSES),
+        (parameters.GRU_FORMS, FORMS),
+        (parameters.MATRICES, PROPAGATION_MATRICES),
+        (parameters.ACTIVATIONS, ACTIVATIONS),
+        (parameters.SAMPLING_UNITS, SAMPLE_BY),
+        (parameters.SESSION_METRICS, METRICS),
+        (parameters.GRAPH_METRICS, GRAPH_METRICS),
+        ((parameters.TRAINING_LOSS,), (LOSS,)),
+    ],
+    ids=["losses", "forms", "matrices", "activations", "units", "metrics", "graph metrics", "loss"],
+)
+def test_allowed_values_are_those_of_the_modules_that_implement_them(literals: Sequence[str], originals: Sequence[str]):
+    assert tuple(literals) == tuple(originals)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_field_has_its_help(cls: type[Any]):
+    """In the docstring too; without square brackets, which rich would take for markup."""
+    for entry in fields(cls):
+        text = entry.metadata["help"]
+        assert text.endswith(".") and "[" not in text, entry.name
+        assert entry.metadata["panel"] and entry.metadata["metavar"]
+        assert f"\n    {entry.name}: {text[:40]}" in cls.__doc__
+
+
 def test_parameter_strings():
-    model = GRU4Rec.from_parameter_string(
+    p = GRU4Rec.from_parameter_string(
         "layers=512/256,loss=bpr-max, embedding=layersize,constrained_embedding=False,momentum=0.4,n_sample=64,"
         "lr_scheduler=None,shuffle=1,",
         seed=7,
     )
-    p = model.parameters
     assert (p.layers, p.loss, p.embedding, p.constrained_embedding) == ((512, 256), "bpr-max", "layersize", False)
     assert (p.momentum, p.n_sample, p.lr_scheduler, p.shuffle, p.seed) == (0.4, 64, None, True, 7)
     theano = parse_parameter_string("loss=bpr-max,final_act=elu-0.5,hidden_act=tanh,adapt=adagrad,layers=100")
@@ -105,9 +203,9 @@ def test_bad_parameter_strings(text: str, error: type[Exception], message: str):
 def test_parameter_files(tmp_path: Path):
     (tmp_path / "p.toml").write_text('layers = [8, 4]\nloss = "top1"\n[lr_scheduler_options]\ngamma = 0.5\n')
     (tmp_path / "p.json").write_text(json.dumps({"parameters": {"layers": [8, 4], "logq": 1}}))
-    p = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step").parameters
+    p = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step")
     assert (p.layers, p.loss, p.lr_scheduler, p.lr_scheduler_options) == ((8, 4), "top1", "step", {"gamma": 0.5})
-    assert GRU4Rec.from_parameter_file(tmp_path / "p.json").parameters.logq == 1.0
+    assert GRU4Rec.from_parameter_file(tmp_path / "p.json").logq == 1.0
     (tmp_path / "bad.toml").write_text("layers = [8,")
     (tmp_path / "unknown.toml").write_text("layerz = 8")
     (tmp_path / "list.json").write_text("[1]")

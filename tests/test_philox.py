@@ -1,4 +1,4 @@
-"""Philox4x32-10 in torch against the authors' known answers and against plain Python integers."""
+"""Philox4x32-10 in torch equals the published test vectors and an implementation with Python integers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gru4rec_fast.ops.philox import check_counters, philox4x32
+from gru4rec_fast.ops._checks import check_counters
+from gru4rec_fast.ops.philox import philox4x32
 
 words = st.integers(0, 2**32 - 1)
 
-# From kat_vectors of the authors' Random123: counter, key, answer.
+# From kat_vectors of Random123 (by the authors of Philox): counter, key, answer.
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((2**32 - 1,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -24,7 +25,7 @@ KNOWN_ANSWERS = [
 
 
 def philox_integers(counter: tuple[int, ...], seed: int) -> tuple[int, ...]:
-    """The same in plain Python integers; the key is (seed low 32 bits, seed high 32 bits)."""
+    """Compute Philox4x32-10 with Python integers. The key is (low 32 bits, high 32 bits) of the seed."""
     a, b, c, d = counter
     key0, key1 = seed % 2**32, seed // 2**32
     for _ in range(10):

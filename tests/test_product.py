@@ -1,4 +1,4 @@
-"""Matrix products of csrc/matrix/product.h, through the private operator: shapes, layouts, precision, threads."""
+"""Matrix products of csrc/matrix/product.h by a private operator: shapes, layouts, precision, threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("native_library")
 
 SIZES = [1, 3, 8, 17, 33, 48, 100, 131]
 DEPTHS = [0, 1, 2, 31, 100, 257, 600]
-if os.environ.get("GRU4REC_FAST_SANITIZE"):  # 50 times slower
+if os.environ.get("GRU4REC_FAST_SANITIZE"):  # a sanitizer makes them 50 times slower
     SIZES, DEPTHS = SIZES[::3], DEPTHS[::2]
 
 
@@ -24,7 +24,7 @@ def product(
 
 
 def operands(m: int, n: int, k: int, layout: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Two matrices; layout "nt": a with contiguous rows, b with contiguous columns. Rows stand apart by more than k."""
+    """Return a and b. Layout "nt": a has contiguous rows, b contiguous columns. Strides are larger than the sizes."""
     g = torch.Generator().manual_seed(m * 10**6 + n * 10**3 + k)
 
     def one(rows: int, columns: int, transposed: bool) -> Tensor:
@@ -40,12 +40,12 @@ def rounded(a: Tensor) -> Tensor:
 
 
 def assert_is_product(ours: Tensor, a: Tensor, b: Tensor, add_to: Tensor | float = 0) -> None:
-    """Every element within the error of any chain of k + 2 multiply-adds: (k + 2) eps |a| |b| (Higham 2002, 3.1)."""
+    """Assert the error bound of k + 2 multiply-adds in any order: (k + 2) eps |a| |b| (Higham 2002, section 3.1)."""
     k, eps = a.shape[1], torch.finfo(ours.dtype).eps
     start = add_to.double() if isinstance(add_to, Tensor) else add_to
     size = a.double().abs() @ b.double().abs() + abs(start)
     error = (ours.double() - (a.double() @ b.double() + start)).abs()
-    floor = torch.finfo(ours.dtype).tiny * (k + 2)  # of sums that were flushed
+    floor = torch.finfo(ours.dtype).tiny * (k + 2)  # denormal sums may be flushed to zero
     assert (error <= (k + 2) * eps * size + floor).all(), error.max()
 
 
@@ -79,7 +79,7 @@ def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], layout: str,
 
 
 def test_integers_are_exact_in_bf16() -> None:
-    """Numbers that bf16 holds, sums that float holds: nothing is rounded."""
+    """Products are exact if bf16 represents all inputs and float all sums."""
     g = torch.Generator().manual_seed(0)
     for m, n, k in [(5, 40, 31), (40, 5, 300), (20, 50, 64)]:
         a, b = (torch.randint(-8, 9, shape, generator=g).float() for shape in ((m, k), (k, n)))
@@ -89,7 +89,7 @@ def test_integers_are_exact_in_bf16() -> None:
 
 
 def test_rounding_to_bf16() -> None:
-    """To nearest, ties to even, as torch rounds; denormals to zero of their sign, infinities and NaN kept."""
+    """To nearest, ties to even, as torch; denormals become zeros with their sign; infinities and NaN stay."""
     tiny = torch.finfo(torch.float32).tiny
     special = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 - 2**-9, 1 + 2**-8 + 2**-20, 3.4e38, tiny, -tiny])
     values = torch.cat([special, torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100])
@@ -101,8 +101,8 @@ def test_rounding_to_bf16() -> None:
     assert answer[:4, 0].tolist() == [0, 0, float("inf"), -float("inf")] and answer[4].isnan()
 
 
-def test_what_does_not_count_is_not_read() -> None:
-    """Behind the last row, column and depth stands NaN."""
+def test_elements_beyond_the_operands_are_not_read() -> None:
+    """Elements beyond the last row, column and depth are NaN, and must not be read."""
     for m, n, k in [(5, 7, 3), (13, 35, 33), (50, 20, 101), (17, 40, 259)]:
         a, b = (torch.full((size[0] + 40, size[1] + 40), float("nan")) for size in ((m, k), (k, n)))
         a[:m, :k], b[:k, :n] = 1, 1
@@ -114,7 +114,7 @@ def test_what_does_not_count_is_not_read() -> None:
 
 
 def test_blocks_are_the_whole_product() -> None:
-    """To the bit where the kernels are our own, which GRU4REC_FAST_SIMD=avx512 says; see test_every_instruction_set."""
+    """Equal bit by bit if this package's kernels run (GRU4REC_FAST_SIMD=avx512, see test_every_instruction_set)."""
     from gru4rec_fast import build_info
 
     if build_info()["simd"] != "avx512":

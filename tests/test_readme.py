@@ -1,4 +1,4 @@
-"""What README.md and docs/cli.md show is what runs."""
+"""The samples and commands of README.md and docs/cli.md run; links and pages exist."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ README = (CHECKOUT / "README.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
+    """Return the fenced code blocks of a language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def shown_commands(text: str) -> list[list[str]]:
-    """Command lines of gru4rec-fast, without the program's name."""
+    """Return the gru4rec-fast command lines of a page, split into arguments, without the program name."""
     lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("gru4rec-fast ")]
 
 
 @pytest.fixture(scope="module")
-def after_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a short demo was run."""
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run a short demo in a folder and return the folder."""
     folder = tmp_path_factory.mktemp("readme")
     ran = cli("demo", "--sessions", "500", "--epochs", "1", "--out", folder / "demo_run")
     assert ran.code == 0, ran.err
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
-def test_python_samples_run(after_the_demo: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.chdir(after_the_demo)
-    exec(compile(blocks(README, "python")[number], f"README.md, python block {number + 1}", "exec"), {})
+@pytest.mark.parametrize("i", range(len(blocks(README, "python"))))
+def test_python_samples_run(demo_folder: Path, monkeypatch: pytest.MonkeyPatch, i: int) -> None:
+    monkeypatch.chdir(demo_folder)
+    exec(compile(blocks(README, "python")[i], f"README.md, python block {i + 1}", "exec"), {})
 
 
 def test_there_are_python_samples() -> None:
     assert len(blocks(README, "python")) == 2
 
 
-def test_the_commands_run(after_the_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(after_the_demo)
+def test_the_commands_run(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo_folder)
     commands = [command for command in shown_commands(README) if not {"--seed"} & set(command)]
     assert [command[0] for command in commands] == ["train", "evaluate", "recommend", "info"]
     for command in commands:
@@ -53,7 +53,7 @@ def test_the_commands_run(after_the_demo: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_accuracy_commands_are_well_formed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a small log in place of the real ones, for one epoch."""
+    """The commands run on a small log in place of the real logs, for one epoch."""
     monkeypatch.chdir(tmp_path)
     (accuracy,) = re.findall(r"<!-- accuracy -->(.*?)^## ", README, re.DOTALL | re.MULTILINE)
     commands = shown_commands(accuracy)
@@ -62,8 +62,8 @@ def test_the_accuracy_commands_are_well_formed(tmp_path: Path, monkeypatch: pyte
     for command in commands:
         log, test = command[1], command[command.index("--test") + 1]
         Path(log).parent.mkdir()
-        for to, name in ((log, "train.tsv"), (test, "test.tsv")):
-            Path(to.removesuffix(".gz")).write_text((tmp_path / name).read_text())
+        for path, name in ((log, "train.tsv"), (test, "test.tsv")):
+            Path(path.removesuffix(".gz")).write_text((tmp_path / name).read_text())
         ran = cli(*[word.removesuffix(".gz") for word in command], "--n-epochs", "1", "--threads", "1")
         assert ran.code == 0, ran.err
         assert "conservative ties" in ran.out
@@ -75,8 +75,8 @@ def test_the_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.Mo
     page = (CHECKOUT / "docs/cli.md").read_text()
     (parameters,), (session,) = blocks(page, "toml"), blocks(page, "json")
     Path("parameters.toml").write_text(parameters)
-    before_graphs = page.partition("## Graph models")[0]
-    commands = [*shown_commands(before_graphs), ["train", "train.tsv", "--params", "parameters.toml"]]
+    session_part = page.partition("## Graph models")[0]
+    commands = [*shown_commands(session_part), ["train", "train.tsv", "--params", "parameters.toml"]]
     assert len(commands) == 2
     for command in commands:
         ran = cli(*command, "--n-epochs", "1", "--threads", "1", "--out", "run")

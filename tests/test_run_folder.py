@@ -1,4 +1,4 @@
-"""The run folder: one training in it at a time, an earlier one moved aside, two concurrent ones refused."""
+"""The run folder: files of an earlier training are moved, and a concurrent training is refused."""
 
 import logging
 import os
@@ -24,13 +24,13 @@ def a_folder(path: Path) -> RunFolder:
 
 
 def write(folder: RunFolder, epoch: int) -> None:
-    """What a training writes after an epoch."""
+    """Write what a training writes after an epoch."""
     folder.save_last(NETWORK, {}, {"epoch": epoch})
     folder.write_csv([{"epoch": epoch, "loss": 1.0}])
 
 
 def fill(path: Path, epoch: int = 1) -> None:
-    """A finished training of the command line."""
+    """Write the files of a finished training of the command line."""
     write(a_folder(path), epoch)
     for name in ("model.safetensors", "report.json"):
         (path / name).write_text(f"{name} of {epoch}")
@@ -62,7 +62,7 @@ def test_an_earlier_training_stays_until_the_first_checkpoint_and_is_then_moved_
     assert epoch_in(tmp_path) == 8 and epoch_in(tmp_path / PREVIOUS) == 1
 
 
-def test_previous_holds_one_training(tmp_path: Path):
+def test_previous_has_the_files_of_one_training(tmp_path: Path):
     fill(tmp_path, 1)
     for epoch in (2, 3):
         write(a_folder(tmp_path), epoch)
@@ -83,21 +83,21 @@ def test_a_first_checkpoint_that_fails_moves_nothing(tmp_path: Path, monkeypatch
     assert content(tmp_path) == earlier and not (tmp_path / PREVIOUS).exists()
 
 
-def test_going_on_in_the_same_folder_moves_nothing(tmp_path: Path):
+def test_resuming_in_the_same_folder_moves_nothing(tmp_path: Path):
     fill(tmp_path)
     folder = a_folder(tmp_path)
-    folder.go_on_from(tmp_path / "last.safetensors")
+    folder.continue_from(tmp_path / "last.safetensors")
     assert not folder.holds_another
     write(folder, 2)
     assert not (tmp_path / PREVIOUS).exists()
     assert set(content(tmp_path)) == {"last.safetensors", "curves.csv", "model.safetensors", "report.json"}
 
 
-def test_going_on_from_elsewhere_is_a_training_that_is_new_here(tmp_path: Path):
+def test_resuming_from_another_folder_moves_the_files_of_this_one(tmp_path: Path):
     fill(tmp_path / "here", 1)
     fill(tmp_path / "there", 2)
     folder = a_folder(tmp_path / "here")
-    folder.go_on_from(tmp_path / "there" / "last.safetensors")
+    folder.continue_from(tmp_path / "there" / "last.safetensors")
     assert folder.last_saved == tmp_path / "there" / "last.safetensors"
     write(folder, 3)
     assert [epoch_in(tmp_path / name) for name in ("here", "here/previous", "there")] == [3, 1, 2]
@@ -117,7 +117,7 @@ def test_nothing_to_resume(tmp_path: Path):
         checkpoint_to_resume(tmp_path)
 
 
-def test_a_folder_is_for_one_thread_at_a_time(tmp_path: Path):
+def test_one_thread_at_a_time_can_lock_a_folder(tmp_path: Path):
     refused: list[str] = []
 
     def other() -> None:
@@ -151,7 +151,7 @@ def test_a_folder_that_stays_empty_is_removed_again(tmp_path: Path):
         pass
 
 
-def test_the_lock_dies_with_its_process(tmp_path: Path):
+def test_the_lock_ends_with_its_process(tmp_path: Path):
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from gru4rec_fast.training.folder_lock import exclusive\n"
@@ -170,8 +170,8 @@ def test_the_lock_dies_with_its_process(tmp_path: Path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_that_was_taken_away_under_us_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The holder before removes the file after we opened it: a lock on that one would keep nobody out."""
+def test_a_lock_file_that_was_removed_meanwhile_is_locked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The previous holder removes the file after we opened it: a lock on this file would exclude nobody."""
     import fcntl
 
     flock, calls = fcntl.flock, [0]
@@ -187,7 +187,7 @@ def test_a_lock_that_was_taken_away_under_us_is_taken_anew(tmp_path: Path, monke
         assert calls == [2] and (tmp_path / ".lock").exists()
 
 
-def test_a_file_system_without_locks_is_said(
+def test_a_file_system_without_locks_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     import fcntl
@@ -200,8 +200,8 @@ def test_a_file_system_without_locks_is_said(
         assert "cannot be locked" in caplog.text and str(tmp_path) in caplog.text
 
 
-def test_room_is_made_while_the_old_checkpoint_still_stands(tmp_path: Path):
-    """`before_rename` runs with the new file complete and the old one still in its place."""
+def test_before_rename_runs_while_the_old_checkpoint_exists(tmp_path: Path):
+    """At that time the new file is complete and the old one is unchanged."""
     path = save_checkpoint(tmp_path / "a", Checkpoint(FORMAT, {"n": 1}))
     seen: list[int] = []
     save_checkpoint(path, Checkpoint(FORMAT, {"n": 2}), lambda: seen.append(load_checkpoint(path, FORMAT).config["n"]))

@@ -74,7 +74,7 @@ def by_hand(
     bpreg=1.0,
     label_smoothing=0.0,
 ) -> list[float]:
-    """Each row's loss, in plain Python, over the columns `seen[i]` it sees (its own among them; some repeatedly)."""
+    """Return the loss of each row in plain Python, over its columns `seen[i]` (including its own; some repeated)."""
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -172,7 +172,7 @@ def test_large_scores_stay_finite(loss: str, impl: str) -> None:
 
 
 def problem(m: int, n: int, h: int, dtype: torch.dtype, *, given: bool = True) -> dict:
-    """Arguments of any size; with bias and every mask where `given`. Scores stay small enough for exact softplus."""
+    """Return arguments of any size, with bias and all masks if `given`; scores are small enough for exact softplus."""
     g = torch.Generator().manual_seed(m + 10 * n + 100 * h)
     hidden, rows, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((m, h), (m + n, h), (m + n,)))
     hidden /= max(h, 1) ** 0.5
@@ -220,7 +220,7 @@ def test_kernels_are_as_close_as_the_reference(
 
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_rows_beyond_one_tile_of_scores(in_batch: bool, native_library: None) -> None:
-    """More scores than the kernel holds at once: 600 x 9000 in tiles of 4 MiB."""
+    """600 x 9000 scores are more than one tile (4 MiB) of the kernel."""
     arguments = problem(600, 9000, 8, torch.float32)
     options = {"loss": "cross-entropy", "in_batch": in_batch}
     oracle = value_and_gradients(as_float64(arguments), "reference", **options)
@@ -231,7 +231,7 @@ def test_rows_beyond_one_tile_of_scores(in_batch: bool, native_library: None) ->
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_a_row_that_sees_nothing_but_its_own(loss: str, in_batch: bool, impl: str) -> None:
-    """Every negative is an accidental hit: nothing is NaN, and cross-entropy has nothing to push."""
+    """If all negatives are masked, the loss is finite and all gradients are zero."""
     arguments = problem(1, 4, 3, torch.float64) | {"ids": torch.full((5,), 3), "live": None}
     value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch, label_smoothing=0.1)
     assert torch.isfinite(value)
@@ -269,7 +269,7 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(loss: str, in_batch: boo
 
 
 def strided(arguments: dict) -> dict:
-    """The same numbers, no two of which are neighbors."""
+    """Return a copy that is not contiguous."""
     apart = {
         name: torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) for name, t in arguments.items()
     }
@@ -302,7 +302,7 @@ def test_all_rows_dead(impl: str, loss: str, in_batch: bool) -> None:
 
 
 def test_a_graph_that_is_kept_gives_its_gradients_again(impl: str) -> None:
-    """Backward hands its saved gradients out; what a caller does to them must not show, unless as an error."""
+    """Backward returns its saved gradients; changing them in place must raise an error or have no effect."""
     arguments = problem(4, 9, 3, torch.float64)
     value = ops.sampled_loss(**arguments, impl=impl)
     value.backward(retain_graph=True)
@@ -329,7 +329,7 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_a_count_stands_for_repeated_negatives(loss: str, in_batch: bool, impl: str) -> None:
-    """The loss and every gradient of rows that stand there three times, from one that counts three times."""
+    """A negative of count 3 has the loss and the gradients of three equal negatives."""
     t, repeats = tensors(), torch.tensor([1, 3, 1, 2, 5])
     ids = torch.tensor([7, 3, 7, 1, 3, 9, 7, 2, 9])
     where = torch.cat([torch.arange(M), M + torch.arange(N).repeat_interleave(repeats)])
@@ -396,10 +396,10 @@ def test_operator_compiles(loss: str, in_batch: bool, native_library: None) -> N
     [
         ({"loss": "hinge"}, "loss='hinge': choose one of cross-entropy"),
         ({"rows": torch.zeros(2, H, dtype=torch.float64)}, "rows"),
-        ({"bias": torch.zeros(3, dtype=torch.float64)}, r"bias must be \[9\]"),
-        ({"log_q": torch.zeros(M + N)}, "log_q is torch.float32"),
+        ({"bias": torch.zeros(3, dtype=torch.float64)}, r"bias must be float64 \[9\]"),
+        ({"log_q": torch.zeros(M + N)}, r"log_q must be float64 .*, not float32"),
         ({"live": torch.ones(M)}, "live must be bool"),
-        ({"count": torch.ones(M + N, dtype=torch.float64)}, r"count must be \[5\]"),
+        ({"count": torch.ones(M + N, dtype=torch.float64)}, r"count must be float64 \[5\]"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"elu_param": -0.5}, "elu_param=-0.5"),
     ],

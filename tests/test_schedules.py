@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name, against torch's own, and their state through JSON."""
+"""Learning-rate schedules by name: compared with torch's, and resumed from JSON state."""
 
 import json
 from typing import Any
@@ -43,7 +43,7 @@ def rates(schedule: Schedule, optimizer: torch.optim.Optimizer, watched: list[fl
     return found
 
 
-def test_every_offered_scheduler_is_tried_here():
+def test_every_scheduler_has_an_example():
     assert set(scheduler_names()) == set(EXAMPLES)
 
 
@@ -77,7 +77,7 @@ def test_an_alias_is_the_torch_class_with_our_defaults():
     assert found[-1] == pytest.approx(0)
 
 
-def test_plateau_follows_the_direction_of_the_watched_value():
+def test_plateau_follows_the_direction_of_the_monitored_value():
     for maximize, values in ((False, [3.0, 2.0, 1.0]), (True, [0.1, 0.2, 0.3])):
         for watched, reduced in ((values, False), (values[::-1], True)):
             optimizer = an_optimizer()

@@ -72,9 +72,10 @@ def test_dropout_is_off_in_evaluation() -> None:
 
 def test_gradients_of_tables_are_sparse_and_name_the_touched_rows() -> None:
     network = SessionNetwork(40, [8], embedding="separate", embedding_dim=4)
-    loss = SampledLoss(batch_size=2)
+    criterion = SampledLoss(batch_size=2)
     hidden, _ = network(INPUTS, network.initial_state(2))
-    loss(network, hidden, INPUTS + 5, torch.tensor([[30], [31], [32]])).backward()
+    negatives = torch.tensor([[30], [31], [32]])
+    criterion(hidden, network.output_weight, network.output_bias, INPUTS + 5, negatives).backward()
     touched = {name: set(p.grad._indices()[0].tolist()) for name, p in network.named_parameters() if p.grad.is_sparse}
     assert touched == {
         "embedding.weight": {0, 1, 2, 3, 4},
@@ -88,17 +89,51 @@ def test_n_live_given_or_counted_is_the_same() -> None:
     inputs, targets = torch.tensor([[1, 2], [3, -1]]), torch.tensor([[4, 5], [6, -1]])
     hidden, _ = network(inputs, network.initial_state(2))
     negatives = torch.tensor([[7, 8], [7, 7]])
-    counted = criterion(network, hidden, targets, negatives)
-    assert torch.equal(criterion(network, hidden, targets, negatives, [2, 1]), counted)
+    arguments = (hidden, network.output_weight, network.output_bias, targets, negatives)
+    assert torch.equal(criterion(*arguments, n_live=[2, 1]), criterion(*arguments))
+
+
+def test_loss_of_a_table_that_belongs_to_no_session_network(impl: str) -> None:
+    """The weight of an nn.Embedding without a bias is scored as an OutputTable whose biases are zero."""
+    embedding, network = torch.nn.Embedding(9, 8), SessionNetwork(9, [8])
+    embedding.load_state_dict({"weight": network.output_weight.detach()})
+    criterion = SampledLoss("bpr-max", batch_size=2, impl=impl)
+    hidden, targets = torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(0)), (INPUTS + 1) % 9
+    without_bias = criterion(hidden, embedding.weight, None, targets)
+    with_bias = criterion(hidden, network.output_weight, network.output_bias, targets)
+    without_bias.backward()
+    with_bias.backward()
+    assert torch.equal(without_bias, with_bias)
+    assert embedding.weight.grad.is_sparse
+    assert torch.equal(embedding.weight.grad.to_dense(), network.output_weight.grad.to_dense())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": (3, 8)}, r"hidden must be \[T, B, H\] and targets \[T, B\], not \[3, 8\] and \[3, 2\]"),
+        ({"targets": (2, 3)}, r"hidden must be \[T, B, H\] and targets \[T, B\]"),
+        ({"weight": (9, 7)}, r"weight must be \[n_items, H\] with H = 8, not \[9, 7\]"),
+        ({"bias": (8,)}, r"bias must be \[n_items\] with n_items = 9, not \[8\]"),
+        ({"negatives": (5,)}, r"negatives must be \[T, N\] with T = 3, not \[5\]"),
+    ],
+)
+def test_shapes_that_the_loss_refuses(change: dict, message: str) -> None:
+    shapes = {"hidden": (3, 2, 8), "weight": (9, 8), "bias": (9,), "targets": (3, 2), "negatives": (3, 5)} | change
+    dtypes = {"targets": torch.int64, "negatives": torch.int64}
+    tensors = {name: torch.zeros(shape, dtype=dtypes.get(name)) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match=message):
+        SampledLoss(batch_size=2)(**tensors)
 
 
 def test_trains_under_autocast() -> None:
     network, criterion = SessionNetwork(9, [8, 6]), SampledLoss(batch_size=2)
     targets, negatives = (INPUTS + 1) % 9, torch.tensor([[7, 8]] * 3)
-    plain = criterion(network, network(INPUTS, network.initial_state(2))[0], targets, negatives)
+    table = network.output_weight, network.output_bias
+    plain = criterion(network(INPUTS, network.initial_state(2))[0], *table, targets, negatives)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, state = network(INPUTS, network.initial_state(2))
-        loss = criterion(network, hidden, targets, negatives)
+        loss = criterion(hidden, *table, targets, negatives)
     loss.backward()
     assert hidden.dtype == state[0].dtype == torch.float32
     assert loss.item() == pytest.approx(plain.item(), rel=0.02)

@@ -1,4 +1,4 @@
-"""The training loop: what an epoch is, accumulation, early stopping, its files, its lines."""
+"""The trainer on sessions: epochs, accumulation, early stopping, files and progress lines."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from trainer_run import FORMAT, LANES, STORE, at_block, make_trainer, no_picture
 from gru4rec_fast import ops
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import (
-    Trainer,
+    SessionEpochRunner,
     TrainingDiverged,
     load_checkpoint,
     make_progress,
@@ -28,19 +28,21 @@ pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
 
 def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """One epoch of plain PyTorch over the same batches: losses of `accumulate` blocks averaged, one update."""
+    """Train one epoch on the same batches in plain PyTorch: average the losses of `accumulate` blocks, then update."""
     trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []
     optimizer = torch.optim.Adagrad(network.parameters(), lr=0.1, eps=0.0, initial_accumulator_value=1e-6)
-    blocks = list(trainer.loader)
+    blocks = list(trainer.runner.loader)
     for start in range(0, len(blocks), accumulate):
         group = []
         for block in blocks[start : start + accumulate]:
             steps = len(block.n_live)
-            negatives = ops.negative_sampling(trainer.player.sampler, 16, seed=3, step=step, steps=steps)[0]
+            negatives = ops.negative_sampling(trainer.runner.sampler, 16, seed=3, step=step, steps=steps)[0]
             hidden, state = network(block.inputs, state, block.reset, step=step)
             state = [layer.detach() for layer in state]
-            group.append(trainer.player.criterion(network, hidden, block.targets, negatives, block.n_live))
+            table = network.output_weight, network.output_bias
+            loss = trainer.runner.criterion(hidden, *table, block.targets, negatives, n_live=block.n_live)
+            group.append(loss)
             losses += [group[-1].item()] * steps
             step += steps
         torch.stack(group).mean().backward()
@@ -57,7 +59,7 @@ def test_an_epoch_is_what_plain_pytorch_computes(bptt: int, accumulate: int):
     trainer = make_trainer(bptt=bptt, accumulate=accumulate, n_epochs=1, dtype=torch.float64)
     (record,) = trainer.run()
     expected, losses = plain_epoch(bptt, accumulate)
-    assert record["mini_batches"] == len(losses) == trainer.place.step
+    assert record["mini_batches"] == len(losses) == trainer.position.step
     group = bptt * accumulate
     assert group == 1 or record["mini_batches"] % group, "the epoch should end inside a group of blocks"
     assert record["events"] == STORE.n_targets
@@ -67,7 +69,7 @@ def test_an_epoch_is_what_plain_pytorch_computes(bptt: int, accumulate: int):
 
 
 def test_accumulation_is_bptt_without_the_gradient_between_steps():
-    """With the recurrent path cut off, and held so, there is no such gradient and the two agree."""
+    """Compare the two on a network whose recurrent path is cut off, so that there is no such gradient."""
     store = markov_store(n_sessions=LANES, longest=5)
     with_bptt, accumulated = (
         make_trainer(store=store, bptt=4, n_epochs=1),
@@ -76,7 +78,7 @@ def test_accumulation_is_bptt_without_the_gradient_between_steps():
     for trainer in (with_bptt, accumulated):
         with torch.no_grad():
             trainer.network.gru.layers[0].weight_hh.zero_()
-            trainer.network.gru.layers[0].bias_ih[12:24] = -1e9  # update gate shut: h' = n, nothing of h goes on
+            trainer.network.gru.layers[0].bias_ih[12:24] = -1e9  # update gate closed: h' = n, independent of h
             trainer.network.gru.layers[0].weight_hh.requires_grad_(False)
             trainer.network.gru.layers[0].bias_hh.requires_grad_(False)
         trainer.run()
@@ -112,11 +114,31 @@ def test_patience_on_the_training_loss_needs_no_validation(tmp_path: Path):
     assert len(load_checkpoint(tmp_path / "best.safetensors", FORMAT).progress["history"]) == 1
 
 
-def test_plateau_watches_the_validation_metric():
+def test_plateau_monitors_the_validation_metric():
     metrics = iter([0.5, 0.4, 0.6])
     options = {"lr_scheduler": "plateau", "lr_scheduler_options": {"patience": 0, "factor": 0.1}}
     trainer = make_trainer(n_epochs=3, validate=lambda: {"recall@20": next(metrics)}, **options)
     assert [record["learning_rate"] for record in trainer.run()] == pytest.approx([0.1, 0.1, 0.01])
+
+
+def test_validation_every_few_epochs():
+    """Early stopping counts validations; "plateau" is stepped by validations, other schedules by epochs."""
+    metrics = iter([0.5, 0.4, 0.3, 0.6])
+    trainer = make_trainer(
+        n_epochs=9, evaluate_every=2, patience=2, validate=lambda: {"recall@20": next(metrics)},
+        lr_scheduler="plateau", lr_scheduler_options={"patience": 0, "factor": 0.1},
+    )  # fmt: skip
+    history = trainer.run()
+    assert [record["epoch"] for record in history if "validation" in record] == [2, 4, 6] and len(history) == 6
+    assert trainer.best_epoch == 2
+    assert [record["learning_rate"] for record in history] == pytest.approx([0.1] * 4 + [0.01] * 2)
+    last_is_validated = make_trainer(n_epochs=3, evaluate_every=2, validate=lambda: {"recall@20": 0.5}).run()
+    assert ["validation" in record for record in last_is_validated] == [False, True, True]
+    stepped = make_trainer(
+        n_epochs=3, evaluate_every=3, validate=lambda: {"recall@20": 0.5},
+        lr_scheduler="ExponentialLR", lr_scheduler_options={"gamma": 0.5},
+    )  # fmt: skip
+    assert [record["learning_rate"] for record in stepped.run()] == pytest.approx([0.1, 0.05, 0.025])
 
 
 def test_checkpoints_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -125,7 +147,7 @@ def test_checkpoints_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     save = trainer.folder.save_last
 
     def note(*arguments: Any) -> Any:
-        steps.append(trainer.place.step)
+        steps.append(trainer.position.step)
         return save(*arguments)
 
     monkeypatch.setattr(trainer.folder, "save_last", note)
@@ -147,10 +169,10 @@ def test_a_full_disk_ends_the_training_with_one_message(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match=r"could not write the checkpoint .*last\.safetensors.*No space left"):
         trainer.run()
-    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["epoch"] == 2
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["epoch"] == 2
 
 
-def test_what_a_run_writes_and_that_it_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_files_of_a_run_and_of_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_folder, "write_curves", write_curves)
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "curves.csv", "curves.png", "last.safetensors"]
@@ -213,19 +235,21 @@ def test_the_global_random_state_is_left_alone():
     ("arguments", "message"),
     [
         ({"sampler": None}, "n_sample=16 needs a sampler"),
-        ({"patience": 2}, "patience=2 watches recall@20, which needs validation data"),
+        ({"patience": 2}, "patience=2 monitors recall@20, which needs validation data"),
         ({"n_epochs": 0}, "n_epochs=0: must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every=0: must be at least 1"),
+        ({"precision": "half"}, "precision='half': choose 'full' or 'bf16'"),
         ({"accumulate": 0}, "accumulate=0: must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0: must be at least 1"),
         ({"lr_scheduler": "warp"}, "lr_scheduler='warp': choose one of step, cosine, plateau"),
     ],
 )
-def test_parts_that_do_not_fit(arguments: dict[str, Any], message: str):
+def test_wrong_arguments(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         if "sampler" in arguments:
-            whole = make_trainer()
-            Trainer(
-                whole.network, whole.loader, whole.options, criterion=whole.player.criterion, optimizer=whole.optimizer
+            runner = make_trainer().runner
+            SessionEpochRunner(
+                runner.network, runner.loader, criterion=runner.criterion, optimizer=runner.optimizer, n_sample=16
             )
         else:
             make_trainer(**arguments)

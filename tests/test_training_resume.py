@@ -1,5 +1,6 @@
-"""Resuming a training: to the same bits, and not from what does not fit."""
+"""Resuming a training: the same bits at the end, and errors for a checkpoint that does not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from trainer_run import (
     without_seconds,
 )
 
-from gru4rec_fast.training import CheckpointError, TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training import CheckpointError, TrainingInterrupted, load_checkpoint, save_checkpoint
+from gru4rec_fast.training.checkpoint import convert_progress
 from gru4rec_fast.training.progress import PlainProgress
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Two `last` checkpoints hold the same bits: weights, optimizer, history."""
+    """Assert that two `last` checkpoints have the same bits: weights, optimizer, history."""
     a, b = (load_checkpoint(folder / "last.safetensors", FORMAT) for folder in (one, other))
     assert a.tensors.keys() == b.tensors.keys()
     for name, tensor in a.tensors.items():
@@ -78,19 +80,44 @@ def test_resuming_ends_with_the_same_bits(tmp_path: Path, case: str, stop_in_blo
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_more_epochs_go_on_from_the_end(tmp_path: Path):
+def test_more_epochs_continue_from_the_end(tmp_path: Path):
     make_trainer(out=tmp_path / "whole", n_epochs=3, dropout=0.2, shuffle=True).run()
     make_trainer(out=tmp_path / "parts", n_epochs=1, dropout=0.2, shuffle=True).run()
-    for epochs in (2, 3, 3):  # the last finds nothing left to do
+    for epochs in (2, 3, 3):  # the last one has nothing left to train
         checkpoint = load_checkpoint(tmp_path / "parts" / "last.safetensors", FORMAT)
         make_trainer(out=tmp_path / "parts", n_epochs=epochs, dropout=0.2, shuffle=True).run(checkpoint)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_resuming_from_what_does_not_fit(tmp_path: Path):
+def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
+    """Convert a current checkpoint to the old layout, then resume from it."""
+    schedule: dict[str, Any] = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
+    make_trainer(out=tmp_path / "whole", **schedule).run()
+    stopped = make_trainer(out=tmp_path / "parts", **schedule)
+    at_block(stopped, 7, press_ctrl_c)
+    with pytest.raises(TrainingInterrupted):
+        stopped.run()
+    path = tmp_path / "parts" / "last.safetensors"
+    current = load_checkpoint(path, FORMAT)
+    place = {"summed" if name == "loss_count" else name: n for name, n in current.progress["position"].items()}
+    optimizer = current.progress["optimizer"]
+    progress = {name: value for name, value in current.progress.items() if name != "position"}
+    progress |= {"place": place, "optimizer": {"groups": optimizer["groups"], "numbers": optimizer["scalars"]}}
+    old = FORMAT.replace("/2", "/1")
+    save_checkpoint(path, replace(current, format=old, progress=progress))
+    with pytest.raises(CheckpointError, match="of layout version 1; this gru4rec_fast reads version 2"):
+        load_checkpoint(path, FORMAT)
+    convert = {old: lambda checkpoint: replace(checkpoint, progress=convert_progress(checkpoint.progress))}
+    checkpoint = load_checkpoint(path, FORMAT, convert=convert)
+    assert checkpoint.format == FORMAT
+    make_trainer(out=tmp_path / "parts", **schedule).run(checkpoint)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_from_a_checkpoint_that_does_not_fit(tmp_path: Path):
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     last, best = (load_checkpoint(tmp_path / f"{name}.safetensors", FORMAT) for name in ("last", "best"))
-    with pytest.raises(CheckpointError, match="holds a model but no training to go on with"):
+    with pytest.raises(CheckpointError, match="has a model but no training state"):
         make_trainer().run(best)
     with pytest.raises(CheckpointError, match=r"trained on other data: {'sessions': 60.*not {'sessions': 61"):
         make_trainer(store=markov_store(n_sessions=61)).run(last)
@@ -102,7 +129,9 @@ def test_a_cosine_that_ends_with_the_training_is_not_resumed_at_another_length(t
     cosine: dict[str, Any] = {"lr_scheduler": "cosine", "n_epochs": 2}
     make_trainer(out=tmp_path, **cosine).run()
     last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
-    with pytest.raises(CheckpointError, match=r"which was to have n_epochs=2: resume with that, or .*'T_max'"):
+    with pytest.raises(
+        CheckpointError, match=r"ends after n_epochs, which was 2: resume with n_epochs=2, or .*'T_max'"
+    ):
         make_trainer(**{**cosine, "n_epochs": 4}).run(last)
     explicit = {**cosine, "lr_scheduler_options": {"T_max": 4}}
     make_trainer(out=tmp_path, **explicit).run()
@@ -127,7 +156,7 @@ def test_a_training_that_stopped_early_says_so(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == said
 
 
-def test_the_log_is_told_from_others_once_and_only_where_it_matters(tmp_path: Path):
+def test_the_fingerprint_is_computed_once_and_only_for_checkpoints(tmp_path: Path):
     calls: list[int] = []
 
     def fingerprint() -> str:

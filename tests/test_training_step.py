@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("impl", ["reference", pytest.param("emulated", ma
 
 
 def run(name: str, impl: str, *arguments: Any, device: str | torch.device = CPU) -> Any:
-    """On the device, to which tensors and lists of them are copied where they are elsewhere."""
+    """Run an operator on a device; copy the tensors, and lists of tensors, that are on another device."""
 
     def there(argument: Any) -> Any:
         if isinstance(argument, Tensor):
@@ -36,7 +36,7 @@ def run(name: str, impl: str, *arguments: Any, device: str | torch.device = CPU)
 
 
 def everything(device: str, impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What all of them make of small problems, on a device: for tests/test_cuda.py."""
+    """Return the results of all operators for small problems on a device, for tests/test_cuda.py."""
     found: list[Tensor] = []
     for widths in ((3, 5), (12, 20)):
         found += gathered(impl, widths, dtype=dtype, mask=True, logq=1.0, device=device)[0]
@@ -58,7 +58,7 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 def gathered(impl: str, widths: tuple[int, int], *, steps: int = 2, lanes: int = 5, n: int = 7, **options: Any) -> Any:
-    """All that is gathered, and from what; one lane is dead, and one step is not played."""
+    """Return what step_gather returns, and its arguments; one lane is padding, and one step is masked."""
     g, dtype = draws(), options.get("dtype", torch.float64)
     embedding, weight = (torch.randn(11, width, generator=g, dtype=dtype) for width in widths)
     bias, support = (torch.rand(11, generator=g, dtype=dtype) for _ in range(2))
@@ -138,7 +138,7 @@ def test_losses_are_kept_and_a_bad_one_stops(steps: int, impl: str) -> None:
 
 
 def dense(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], ...]:
-    """Weights, accumulators, velocities, gradients, states and outputs."""
+    """Return weights, accumulators, velocities, gradients, states and outputs."""
     g = draws()
     return tuple([torch.rand(shape, generator=g, dtype=dtype) for shape in shapes] for _ in range(6))
 
@@ -168,7 +168,7 @@ def test_whole_weights_move_as_by_the_optimizer(shapes: list[tuple[int, ...]], m
 
 
 def touched(width: int, dtype: torch.dtype = torch.float64, n_inputs: int = 6, n_items: int = 40) -> dict[str, Any]:
-    """A table with a bias, and gradients of its rows: some several times, some of inputs alone, some of none (-1)."""
+    """Return a table with a bias, and gradients of rows: repeated rows, rows that are only inputs, and padding (-1)."""
     g = draws()
     tables = {name: torch.rand(30, width, generator=g, dtype=dtype) for name in ("weight", "accumulator", "velocity")}
     biases = {f"bias_{name}": torch.rand(30, generator=g, dtype=dtype) for name in tables}
@@ -204,7 +204,7 @@ def test_each_touched_row_moves_once_and_no_other(has_bias: bool, impl: str) -> 
 
 
 def check_row(after: dict, before: dict, prefix: str, row: int, grads: Tensor, chosen: Tensor) -> None:
-    """Against the formulas of `ops/sparse_update.py`."""
+    """The result follows the formulas of `ops/sparse_update.py`."""
     lr, momentum, eps = NUMBERS.tolist()
     weight, accumulator, velocity = (before[prefix + name][row] for name in ("weight", "accumulator", "velocity"))
     if chosen.any():
@@ -242,7 +242,7 @@ def test_rows_of_one_kind_or_none(n_inputs: int, n_items: int) -> None:
 
 @needs_emulation
 def test_beyond_two_to_the_31st() -> None:
-    """Tables and gradients of more numbers than 32 bits count, of which what is touched alone takes memory."""
+    """More than 2**32 weights and gradients, of which only the updated ones use memory."""
     width, n = 2**22, 2**9 + 2
     index, no_items = torch.full((n,), -1), torch.empty(1, 0, dtype=torch.int64)
     index[-1] = n - 1
@@ -279,7 +279,7 @@ def test_bad_arguments_are_named(name: str, change: dict[str, Any], message: str
 
 @implementations("session_batch")
 def test_no_other_implementation_is_taken_for_it(impl: str) -> None:
-    """impl="native" on the CPU is an error, not the reference in silence."""
+    """impl="native" on the CPU raises an error and does not run the reference."""
     if impl == "native":
         with pytest.raises(RuntimeError, match="step_rows_ has no native kernel on cpu"):
             step_operator("step_rows_", impl, CPU)

@@ -1,4 +1,4 @@
-"""Trainings that end before their time: Ctrl-C, SIGTERM, and what is no number."""
+"""Trainings that end early: by Ctrl-C, by SIGTERM, and by NaN or infinite values."""
 
 import signal
 from pathlib import Path
@@ -9,7 +9,7 @@ from trainer_run import FORMAT, at_block, each_way, make_trainer, no_pictures, p
 
 from gru4rec_fast import ops
 from gru4rec_fast.training import TrainingDiverged, TrainingInterrupted, load_checkpoint
-from gru4rec_fast.training.place import LOSSES_PER_LOOK, LossWatch, Place
+from gru4rec_fast.training.position import LOSSES_PER_READ, LossMonitor, TrainingPosition
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
 
@@ -23,7 +23,7 @@ def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(TrainingInterrupted, match=message) as caught:
         trainer.run()
     assert isinstance(caught.value, KeyboardInterrupt)
-    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["mini_batches"] == 6
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["mini_batches"] == 6
     assert signal.getsignal(signal.SIGINT) is handler
     assert "Ctrl-C: finishing this step" in capfd.readouterr().err
 
@@ -39,14 +39,14 @@ def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):
         trainer.run()
 
 
-def test_sigterm_is_taken_as_ctrl_c_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     handler = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer(out=tmp_path)
     at_block(trainer, 4, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(TrainingInterrupted, match="after mini-batch 4 of it") as caught:
         trainer.run()
     assert caught.value.signal_number == signal.SIGTERM
-    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["place"]["mini_batches"] == 4
+    assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["mini_batches"] == 4
     assert signal.getsignal(signal.SIGTERM) is handler
     assert "SIGTERM: finishing this step" in capfd.readouterr().err
 
@@ -75,12 +75,12 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
 def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad: float):
     trainer = make_trainer(out=tmp_path, n_epochs=5, fused=False)
     per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
-    forward = trainer.player.criterion.forward
+    forward = trainer.runner.criterion.forward
     at_bad: dict[str, torch.Tensor] = {}
 
     def poison() -> None:
         at_bad.update(weights(trainer))
-        trainer.player.criterion.forward = lambda *arguments: forward(*arguments) * bad  # type: ignore[method-assign]
+        trainer.runner.criterion.forward = lambda *arguments: forward(*arguments) * bad  # type: ignore[method-assign]
 
     at_block(trainer, per_epoch + 3, poison)
     where = rf"in epoch 2, mini-batch 3 \(step {per_epoch + 3} of the training\)"
@@ -88,14 +88,14 @@ def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: P
     with pytest.raises(TrainingDiverged, match=message):
         trainer.run()
     for name, tensor in weights(trainer).items():
-        assert torch.equal(tensor, at_bad[name]), "the bad step must not move a weight"
+        assert torch.equal(tensor, at_bad[name]), "the bad step must not update a weight"
     kept = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
-    assert kept.progress["place"]["epoch"] == 2 and kept.progress["place"]["mini_batches"] == 0
+    assert kept.progress["position"]["epoch"] == 2 and kept.progress["position"]["mini_batches"] == 0
     resumed = make_trainer(out=tmp_path, n_epochs=2)
     assert len(resumed.run(kept)) == 2
 
 
-def test_a_block_whose_loss_is_no_number_moves_nothing(tmp_path: Path):
+def test_a_block_with_a_nan_loss_updates_nothing(tmp_path: Path):
     trainer = make_trainer(out=tmp_path, n_epochs=5, accumulate=2, momentum=0.1)
     at_bad: dict[str, torch.Tensor] = {}
 
@@ -106,7 +106,7 @@ def test_a_block_whose_loss_is_no_number_moves_nothing(tmp_path: Path):
     at_block(trainer, 3, poison)
     with pytest.raises(TrainingDiverged, match=r"the loss is nan in epoch 1, mini-batch 3 \(step 3 of the training\)"):
         trainer.run()
-    assert trainer.place.mini_batches == 2
+    assert trainer.position.mini_batches == 2
     for name, tensor in weights(trainer).items():
         assert torch.equal(tensor.nan_to_num(), at_bad[name].nan_to_num()), name
 
@@ -126,7 +126,7 @@ def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
 
 
 @pytest.mark.parametrize("with_folder", [True, False])
-def test_weights_that_the_last_update_of_an_epoch_spoils_are_neither_measured_nor_saved(
+def test_weights_made_nan_by_the_last_update_of_an_epoch_are_neither_validated_nor_saved(
     tmp_path: Path, with_folder: bool
 ):
     validated: list[int] = []
@@ -155,11 +155,11 @@ def test_weights_that_the_last_update_of_an_epoch_spoils_are_neither_measured_no
     assert validated == [per_epoch] and len(trainer.history) == 1
     if with_folder:
         saved = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
-        assert saved.progress["place"]["epoch"] == 2 and saved.tensors["model.output.bias"].isfinite().all()
+        assert saved.progress["position"]["epoch"] == 2 and saved.tensors["model.output.bias"].isfinite().all()
 
 
 @pytest.mark.parametrize("what", ["metric", "score"])
-def test_a_validation_that_is_no_number_is_a_divergence(tmp_path: Path, what: str):
+def test_a_nan_in_the_validation_is_a_divergence(tmp_path: Path, what: str):
     def validate() -> dict[str, float]:
         if len(trainer.history) == 1 and what == "score":
             ops.target_rank(torch.full((1, 12), float("nan")), trainer.network.output.weight, None, torch.tensor([0]))
@@ -187,24 +187,24 @@ def test_a_diverging_run_without_a_checkpoint_says_so():
         make_trainer(learning_rate=1e38).run()
 
 
-def test_losses_on_an_accelerator_are_looked_at_in_bunches():
-    watch, place = LossWatch(torch.device("cuda")), Place(epoch=4)
-    for number in range(LOSSES_PER_LOOK - 1):
-        watch.add(place, torch.tensor(2.0), 1)
-        place.mini_batches += 1
-        place.step += 1
-        assert place.loss_sum == 0 and place.mean_loss is None, number
-    watch.add(place, torch.tensor(3.0), 1)
-    assert place.loss_sum == 2.0 * (LOSSES_PER_LOOK - 1) + 3.0
-    place.mini_batches = LOSSES_PER_LOOK
-    watch.add(place, torch.tensor(9.0), 1)
-    place.mini_batches += 1
-    assert place.mean_loss == pytest.approx(2.0 + 1.0 / LOSSES_PER_LOOK), "of the losses that were read"
-    watch = LossWatch(torch.device("cuda"))
-    place.mini_batches, place.step = LOSSES_PER_LOOK, 1000 + LOSSES_PER_LOOK
+def test_losses_on_an_accelerator_are_read_in_groups():
+    losses, position = LossMonitor(torch.device("cuda")), TrainingPosition(epoch=4)
+    for number in range(LOSSES_PER_READ - 1):
+        losses.add(position, torch.tensor(2.0), 1)
+        position.mini_batches += 1
+        position.step += 1
+        assert position.loss_sum == 0 and position.mean_loss is None, number
+    losses.add(position, torch.tensor(3.0), 1)
+    assert position.loss_sum == 2.0 * (LOSSES_PER_READ - 1) + 3.0
+    position.mini_batches = LOSSES_PER_READ
+    losses.add(position, torch.tensor(9.0), 1)
+    position.mini_batches += 1
+    assert position.mean_loss == pytest.approx(2.0 + 1.0 / LOSSES_PER_READ), "of the losses that were read"
+    losses = LossMonitor(torch.device("cuda"))
+    position.mini_batches, position.step = LOSSES_PER_READ, 1000 + LOSSES_PER_READ
     for value in (1.0, float("nan"), 1.0):
-        watch.add(place, torch.tensor(value), 2)
-        place.mini_batches += 2
-        place.step += 2
+        losses.add(position, torch.tensor(value), 2)
+        position.mini_batches += 2
+        position.step += 2
     with pytest.raises(TrainingDiverged, match=r"epoch 4, mini-batches 67 to 68 \(step 1067 of the training\)"):
-        watch.look(place)
+        losses.read(position)

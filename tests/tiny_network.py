@@ -1,4 +1,4 @@
-"""A recurrent network whose arithmetic is exact: h' = E[item] - h, in small integers."""
+"""ExactNetwork: a recurrent network on small integers, whose arithmetic is exact: h' = E[item] - h."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ExactNetwork(nn.Module):
-    """Scores of few distinct values, so ranks, ties included, can be compared without a tolerance.
+    """A network whose scores have few distinct values, so that ranks and ties can be compared without tolerance.
 
     In training mode it adds noise, as dropout would.
     """
@@ -34,19 +34,19 @@ class ExactNetwork(nn.Module):
         for t, items in enumerate(inputs):
             if reset is not None:
                 hidden = torch.where(reset[t, :, None], 0.0, hidden)
-            hidden = self.table[items] - hidden  # -1 reads the last row: what a dead lane says means nothing
+            hidden = self.table[items] - hidden  # -1 reads the last row; results of dead lanes are ignored
             if self.training:
                 hidden = hidden + torch.rand_like(hidden)
             outputs.append(hidden)
         return torch.stack(outputs), [hidden]
 
     def hidden_after(self, session: list[int]) -> Tensor:
-        """[H] after the events of one session, by a loop."""
+        """Return the hidden state after the events of one session, [H]."""
         hidden = torch.zeros_like(self.table[0])
         for item in session:
             hidden = self.table[item] - hidden
         return hidden.detach()
 
     def scores_after(self, session: list[int]) -> Tensor:
-        """[n_items] after the events of one session."""
+        """Return the scores after the events of one session, [n_items]."""
         return (self.table.detach() * self.hidden_after(session)).sum(dim=1) + self.bias.detach()

@@ -1,4 +1,4 @@
-"""A small trainer for the tests, and what they do to it."""
+"""A small trainer for the tests, and functions that interrupt it."""
 
 import signal
 from typing import Any
@@ -11,22 +11,20 @@ from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training import (
-    Trainer,
-    TrainingOptions,
-    run_folder,
-)
+from gru4rec_fast.training import Schedule, SessionEpochRunner, Trainer, TrainerOptions, run_folder
 
 STORE = markov_store(n_sessions=60)
 
 LANES = 8
 
-FORMAT = "gru4rec_fast.SessionNetwork/1"
+FORMAT = "gru4rec_fast.SessionNetwork/2"
+
+RUNNER_ARGUMENTS = ("sampler", "accumulate", "seed", "fused", "precision", "fingerprint", "memory", "impl")
 
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing would take most of the time of these tests."""
+    """Do not draw curves, which would take most of the time of these tests."""
     monkeypatch.setattr(run_folder, "write_curves", lambda *_: None)
 
 
@@ -58,57 +56,69 @@ def make_trainer(
     optimizer: Any = None,
     **arguments: Any,
 ) -> Trainer:
-    """A trainer over the module's store; what is no argument of this function goes to the options or the trainer."""
-    arguments = DEFAULTS | arguments
-    options = {name: arguments.pop(name) for name in list(arguments) if name in TrainingOptions.__dataclass_fields__}
+    """Return a trainer over the module's store.
+
+    `arguments` are those of SessionEpochRunner, TrainerOptions and Trainer, and lr_scheduler and lr_scheduler_options.
+    """
+    arguments = {"seed": 3} | DEFAULTS | arguments
+    runner_arguments = {name: arguments.pop(name) for name in RUNNER_ARGUMENTS if name in arguments}
+    fields = [name for name in TrainerOptions.__dataclass_fields__ if name in arguments]
+    options = TrainerOptions(**{"n_epochs": 2} | {name: arguments.pop(name) for name in fields})
+    scheduler, scheduler_options = (arguments.pop(f"lr_scheduler{suffix}", None) for suffix in ("", "_options"))
     network = SessionNetwork(
         store.n_items, list(layers), embedding=embedding, embedding_dim=7, seed=3,
         dropout_p_embed=dropout, dropout_p_hidden=dropout, dtype=dtype,
     )  # fmt: skip
     loader = SessionParallelLoader(store, lanes, bptt, shuffle=shuffle, seed=3, min_live=1 if n_sample else 2)
     support = torch.from_numpy(store.support)
-    return Trainer(
+    parameters = network.parameters()
+    trained_by = optimizer(parameters) if optimizer else SparseAdagrad(parameters, learning_rate, momentum)
+    schedule = None
+    if scheduler is not None:
+        maximize = "validate" in arguments and options.monitor != "loss"
+        schedule = Schedule(trained_by, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize)
+    sampler = ops.build_alias_table(support, 0.5) if n_sample else None
+    runner = SessionEpochRunner(
         network,
         loader,
-        TrainingOptions(**{"n_epochs": 2, "n_sample": n_sample, "seed": 3, **options}),
         criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support, dtype=dtype),
-        optimizer=optimizer(network.parameters())
-        if optimizer
-        else SparseAdagrad(network.parameters(), learning_rate, momentum),
-        sampler=ops.build_alias_table(support, 0.5) if n_sample else None,
-        **arguments,
+        optimizer=trained_by,
+        n_sample=n_sample,
+        schedule=schedule,
+        **{"sampler": sampler} | runner_arguments,
     )
+    return Trainer(runner, options, **arguments)
 
 
-def at_block(trainer: Trainer, number: int, act: Any) -> None:
-    """Call `act` while the trainer plays its block `number`, counted from 1 over the whole run.
+def at_block(trainer: Trainer, block_number: int, act: Any) -> None:
+    """Call `act` before the trainer processes a block, counted from 1 over the whole run.
 
-    By the fused step: before the update that this block is part of.
+    With the fused step: before the update that has this block.
     """
-    player, played = trainer.player, [0]
-    play, begin = player.play_block, player.begin_fused
+    runner, n_blocks = trainer.runner, [0]
+    backpropagate, start_fused_epoch = runner.backpropagate, runner.start_fused_epoch
 
     def count(blocks: int) -> None:
-        played[0] += blocks
-        if played[0] - blocks < number <= played[0]:
+        n_blocks[0] += blocks
+        if n_blocks[0] - blocks < block_number <= n_blocks[0]:
             act()
 
     def counted(*arguments: Any) -> None:
         count(1)
-        play(*arguments)
+        backpropagate(*arguments)
 
-    def begun() -> Any:
-        fused = begin()
-        run = fused.run
+    def start() -> Any:
+        epoch = start_fused_epoch()
+        run = epoch.run
 
         def one_update(updates: int, *arguments: Any, **keywords: Any) -> Any:
-            count(trainer.options.accumulate)
+            count(runner.accumulate)
             return run(1, *arguments, **keywords)
 
-        fused.run = one_update
-        return fused
+        epoch.run = one_update
+        return epoch
 
-    player.play_block, player.begin_fused = counted, begun  # type: ignore[method-assign]
+    runner.backpropagate, runner.start_fused_epoch = counted, start
 
 
 def press_ctrl_c() -> None:

@@ -1,6 +1,6 @@
-"""Problems of more than 2**31 numbers, of which a test touches a few: the pages of all others are never made.
+"""Test tensors of more than 2**31 elements without the memory for them: pages that are never written take none.
 
-Kernels run the first and the last block of their grids, torch's own operators what they are told to.
+Emulated kernels run only the first and the last block of their grids, and torch's operators only chosen elements.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 def zeros(*shape: int, dtype: type = np.float32) -> Tensor:
-    """Zeros that nobody has written, as torch.zeros does: all that is read of them is one page of the system's."""
+    """Return zeros that take no memory: unlike torch.zeros, np.zeros does not write them."""
     return torch.from_numpy(np.zeros(shape, dtype))
 
 
 @contextmanager
 def skipping_without_address_space() -> Iterator[None]:
-    """Linux refuses a piece that is larger than all memory, though it were never touched."""
+    """Skip the test if Linux refuses an allocation that is larger than the memory of the machine."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -34,7 +34,7 @@ def skipping_without_address_space() -> Iterator[None]:
 
 @contextmanager
 def first_and_last_blocks() -> Iterator[None]:
-    """Of every emulated grid run these two."""
+    """Run only the first and the last block of every emulated grid."""
     emulation = cuda_emulator.load()
     emulation.set_block_limit(2)
     try:
@@ -46,11 +46,11 @@ def first_and_last_blocks() -> Iterator[None]:
 
 @contextmanager
 def torch_runs(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
-    """Instead of torch's own operators of these names on the CPU, where C++ calls them too."""
+    """Replace torch's CPU operators of these names, also for calls from C++."""
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that these are there already
+            warnings.simplefilter("ignore")  # torch warns that the operators exist
             for name, function in functions.items():
                 library.impl(name, function, "CPU")
         yield
@@ -60,24 +60,24 @@ def torch_runs(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]
 
 @contextmanager
 def torch_computes(chosen: Mapping[int, Tensor]) -> Iterator[None]:
-    """Products and sums that a C++ operator has from torch take, of a dimension of size n, only places chosen[n]."""
+    """Make torch's matrix products and sums compute only the indices chosen[n] of each dimension of size n."""
 
-    def of(*sizes: int) -> tuple[Tensor, ...]:
+    def index(*sizes: int) -> tuple[Tensor, ...]:
         return torch.meshgrid(*(chosen[n] if n in chosen else torch.arange(n) for n in sizes), indexing="ij")
 
     def mm(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
         (m, k), n = a.shape, b.shape[1]
-        out[of(m, n)] = a[of(m, k)] @ b[of(k, n)]
+        out[index(m, n)] = a[index(m, k)] @ b[index(k, n)]
         return out
 
     def addmm(base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1, out: Tensor) -> Tensor:
         (m, k), n = a.shape, b.shape[1]
-        out[of(m, n)] = beta * base[of(m, n)] + alpha * a[of(m, k)] @ b[of(k, n)]
+        out[index(m, n)] = beta * base[index(m, n)] + alpha * a[index(m, k)] @ b[index(k, n)]
         return out
 
     def column_sums(a: Tensor, dim: list[int], *_: object, out: Tensor, **__: object) -> Tensor:
         assert dim == [0] and a.dim() == 2
-        return out.copy_(a[of(*a.shape)].sum(0))
+        return out.copy_(a[index(*a.shape)].sum(0))
 
     with torch_runs({"mm.out": mm, "addmm.out": addmm, "sum.IntList_out": column_sums}):
         yield

@@ -5,8 +5,8 @@
     python build_cases.py serve
 
 A case calls the public API with inputs made from fixed seeds and returns tensors. RESULTS gets one JSON line per case,
-with a digest of each tensor or with the error. The first functions, `implementation` to `own_product`, hold what
-differs between versions of the package; all else has to run unchanged with both.
+with a digest of each tensor or with the error. Only the first functions, `implementation` to `own_product`, depend on
+the version of the package; everything else must run unchanged with both versions.
 """
 
 from __future__ import annotations
@@ -75,6 +75,15 @@ def graph_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters if hasattr(ops, "sparse_adam_") else {old.get(n, n): value for n, value in parameters.items()}
 
 
+def next_items(model: GRU4Rec, sessions: list[list[int]], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items and scores of GRU4Rec.recommend."""
+    options: dict[str, Any] = {"exclude_seen": exclude_seen}
+    if "exclude_seen" not in inspect.signature(model.recommend).parameters:  # up to 0.1.0
+        options = {"exclude": "session" if exclude_seen else None}
+    items, scores = model.recommend(sessions, k, **options)[:2]
+    return items, scores
+
+
 def own_product(*arguments: Any) -> Tensor:
     """Multiply matrices with the package's own kernels."""
     build_info()  # loads the library
@@ -82,12 +91,12 @@ def own_product(*arguments: Any) -> Tensor:
 
 
 class Inapplicable(Exception):
-    """Raised for a combination of values that is no case."""
+    """Raised by a family for a combination of values that is not a case."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A function of impl, large (the size of the inputs) and `axes`, called with every combination of their values."""
+    """A function that is called with every combination of `impls`, `sizes` (large inputs or not) and `axes`."""
 
     run: Callable[..., list[Tensor]]
     impls: tuple[str, ...]
@@ -132,7 +141,7 @@ def randint(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor | None) -> list[Tensor]:
-    """Return the output of a function and the gradients of its inputs, given a random gradient of the output."""
+    """Return the output of a function, and the gradients of its inputs for a random gradient of the output."""
     leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
     output = function(*leaves)
     output.backward(randn(tuple(output.shape), output.dtype, 99))
@@ -140,7 +149,7 @@ def with_gradients(function: Callable[..., Tensor], *inputs: Tensor | None) -> l
 
 
 def random_log(n_sessions: int, n_items: int, seed: int = 3) -> SessionStore:
-    """Make a log with Zipf popularity and sessions of at least 2 events, 5 on average."""
+    """Draw a log with Zipf popularity and sessions of at least 2 events, 5 on average."""
     rng = np.random.default_rng(seed)
     lengths = 1 + rng.geometric(1 / 4, n_sessions)
     popularity = 1 / np.arange(1, n_items + 1)
@@ -263,9 +272,9 @@ def graph_of(large: bool, impl: str) -> InteractionGraph:
 
 
 def subset(graph: InteractionGraph, nodes: str) -> dict[str, Tensor | None]:
-    """Return the arguments rows and columns: all nodes, every second, or every third of every third but one."""
-    numbers = torch.arange(graph.n_nodes)
-    some = numbers[numbers % 3 != 0]
+    """Return the arguments rows and columns for one of `NODES`: None for all nodes, or indices of some of them."""
+    index = torch.arange(graph.n_nodes)
+    some = index[index % 3 != 0]
     return {"rows": None if nodes == "all" else some[::2], "columns": some if nodes == "rows and columns" else None}
 
 
@@ -274,7 +283,9 @@ MATRICES = ("symmetric", "mean", "norm", "plain")
 
 
 @family(dtype=WITH_BF16, matrix=MATRICES, nodes=NODES, dropout=(0.0, 0.2))
-def laplacian_propagation(impl: str, large: bool, dtype: torch.dtype, matrix: str, nodes: str, dropout: float) -> list[Tensor]:
+def laplacian_propagation(
+    impl: str, large: bool, dtype: torch.dtype, matrix: str, nodes: str, dropout: float
+) -> list[Tensor]:
     graph = graph_of(large, impl)
     options = {
         **subset(graph, nodes),
@@ -286,7 +297,9 @@ def laplacian_propagation(impl: str, large: bool, dtype: torch.dtype, matrix: st
     }
     n_columns = graph.n_nodes if options["columns"] is None else len(options["columns"])
     features = randn((n_columns, 65 if large else 7), dtype, 1)
-    return with_gradients(lambda x: operator("laplacian_propagation")(x, *graph.structure(), matrix, **options), features)
+    return with_gradients(
+        lambda x: operator("laplacian_propagation")(x, *graph.structure(), matrix, **options), features
+    )
 
 
 @family(
@@ -384,7 +397,7 @@ WAYS: dict[str, dict[str, Any]] = {"fused": {}, "autograd": {"fused": False}, "b
 
 
 def results_of(model: Any) -> list[Tensor]:
-    """Return the losses of a model's epochs and its weights, in the order of their names."""
+    """Return the loss of each epoch, and the weights of a model sorted by name."""
     weights = model.network.state_dict()
     return [
         torch.tensor([record["loss"] for record in model.history], dtype=F64),
@@ -394,7 +407,7 @@ def results_of(model: Any) -> list[Tensor]:
 
 @family("training row", ("native",), sizes=(True,), setting=tuple(SETTINGS), way=tuple(WAYS), steps=(20, 200))
 def training_row(impl: str, large: bool, setting: str, way: str, steps: int) -> list[Tensor]:
-    """Train for so many steps: 200 at the widest instruction set of the processor, 20 at others."""
+    """Train 200 steps with the widest instruction set of the processor, 20 with others."""
     if (steps == 200) != (build_info()["simd"] == build_info()["simd_detected"]):
         raise Inapplicable
     parameters = SETTINGS[setting]
@@ -440,7 +453,7 @@ def training(impl: str, large: bool, **case: Any) -> list[Tensor]:
 
 @family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=("two layers", "through steps"))
 def resume(impl: str, large: bool, **case: Any) -> list[Tensor]:
-    """Train for an epoch, then go on with a new model for two more."""
+    """Train one epoch, then resume with a new model for two more."""
     log = random_log(60, 80)
     with tempfile.TemporaryDirectory() as out:
         small_model(impl, **case, n_epochs=1).fit(log, out=out, progress=False)
@@ -457,7 +470,7 @@ def evaluation(impl: str, large: bool, **case: Any) -> list[Tensor]:
     model = small_model(impl, **case, n_epochs=1).fit(log, progress=False)
     ties = ("conservative", "standard", "median")
     found = [values_of(model.evaluate(test, cutoffs=(1, 5, 20), ties=way).metrics) for way in ties]
-    lists = [model.recommend([[1, 2, 3], [5], [7, 1]], k=10, exclude=exclude) for exclude in (None, "session")]
+    lists = [next_items(model, [[1, 2, 3], [5], [7, 1]], 10, exclude_seen) for exclude_seen in BOTH]
     return found + [torch.from_numpy(array) for best in lists for array in best]
 
 
@@ -477,18 +490,18 @@ def graph_training(impl: str, large: bool, model: str, dtype: torch.dtype) -> li
     options = options | {"embedding_dim": 32 if large else 5, "batch_size": 512 if large else 16, "n_epochs": 2}
     options = graph_parameters(options)
     fitted = kind(**options, dtype=str(dtype).removeprefix("torch."), seed=4, impl=impl).fit(graph, progress=False)
-    lists = *fitted.recommend(range(5), k=3), *fitted.similar_items(range(5), k=3)
+    lists = *fitted.recommend(range(5), k=3)[:2], *fitted.similar_items(range(5), k=3)[:2]  # items and scores
     metrics = fitted.evaluate(random_graph(graph.n_users, graph.n_items, 200), cutoffs=(5, 20)).metrics
     return [*results_of(fitted), *fitted.embeddings(), *map(torch.from_numpy, lists), values_of(metrics)]
 
 
-# Timed rows: a function makes the inputs and returns one that does n units of work and returns the seconds of one -----
+# Timed rows: a function makes the inputs and returns a function that runs n units and returns seconds per unit ------
 
 Row = Callable[[int], float]
 
 
 def epochs(setting: str, **way: Any) -> Row:
-    """Time the second of two epochs of some 50 mini-batches each, whatever n is."""
+    """Time the second of two epochs of about 50 mini-batches each, and ignore n."""
     store = random_log(50 * SETTINGS[setting]["batch_size"] // 4, 20_000)
 
     def run(n: int) -> float:
@@ -499,7 +512,7 @@ def epochs(setting: str, **way: Any) -> Row:
 
 
 def repeated(function: Callable[..., Any], *shapes: tuple[int, ...], backward: bool = True) -> Row:
-    """Time calls with random tensors of these shapes, and the gradients of the results."""
+    """Time a function of random tensors with these shapes, and its gradients."""
     leaves = [randn(shape, F32, seed).requires_grad_(backward) for seed, shape in enumerate(shapes)]
 
     def run(n: int) -> float:
@@ -565,14 +578,14 @@ ROWS: dict[str, Callable[[], Row]] = {
 
 
 def digest(tensor: Tensor) -> str:
-    """Hash dtype, shape and bytes."""
+    """Return a hash of dtype, shape and bytes of a tensor."""
     tensor = tensor.detach().contiguous()
     header = f"{tensor.dtype} {[*tensor.shape]} ".encode()
     return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> dict[str, Any]:
-    """Run a case; return its name, processor time and digests, or its name and the error."""
+    """Run a case. Return its name and the error, or its name, processor time and digests."""
     started = time.process_time()
     try:
         tensors = run()
@@ -580,7 +593,7 @@ def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> 
             raise AssertionError("returned nothing to compare")
     except Inapplicable:
         raise
-    except Exception as error:  # the other build may raise the same
+    except Exception as error:  # recorded: the other build may raise the same error
         return {"name": name, "error": f"{type(error).__name__}: {error}"}
     seconds = round(time.process_time() - started, 3)
     if keep is not None:
@@ -589,7 +602,7 @@ def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> 
 
 
 def run_cases(impl: str, only: list[str], keep: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the records of the cases with a text of `only` in their names; an error for a family without cases."""
+    """Yield the records of cases whose names contain a text of `only`. A family without cases yields an error."""
     level = f"-{build_info()['simd']}" if impl == "native" else ""
     for threads in (1, 2) if impl != "emulated" else (1,):
         torch.set_num_threads(threads)
@@ -610,7 +623,7 @@ def run_cases(impl: str, only: list[str], keep: Path | None) -> Iterator[dict[st
 
 
 def serve() -> None:
-    """Time rows: answer each line {"row": name, "n": units, "threads": threads} by the seconds of a unit."""
+    """Read lines {"row": name, "n": units, "threads": threads} and print the seconds per unit of each row."""
     answers, sys.stdout = sys.stdout, sys.stderr
     name, run = "", epochs
     for line in sys.stdin:
@@ -622,7 +635,7 @@ def serve() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Return what the build is."""
+    """Return the versions and the instruction set of the build, and the names of its timed rows."""
     info = build_info()
     facts = {"torch": torch.__version__, "numpy": np.__version__, "package": str(Path(inspect.getfile(ops)).parents[1])}
     return facts | {name: info[name] for name in ("version", "simd_detected", "why_not")} | {"rows": list(ROWS)}

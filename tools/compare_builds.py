@@ -1,4 +1,4 @@
-"""Compare two builds of the package on this machine: are all results equal bit for bit, and is anything slower?
+"""Compare the results of two builds of the package bit by bit, or compare their speed, on this machine.
 
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] [--impl native] [--only TEXT] [--keep FOLDER]
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] --time [--only TEXT] [--rounds 7]
@@ -13,9 +13,9 @@ Each environment runs tools/build_cases.py of this checkout, once per implementa
 every operator with its gradients (all data types, 1 and 2 threads), training, resuming, evaluating and recommending.
 The environment's PYTHONPATH is not used; --old-path and --new-path replace it.
 
-The exit status is 0 if every case is equal, or is in OLD only and named in `REMOVED`. A case that raises the same error
-in both environments has compared nothing and counts as different. With --time, the exit status is 0 if no row is
-slower: the quartiles of new / old all above 1.05.
+The exit status is 0 if every case is equal, or exists in OLD only and is named in `REMOVED`. A case that raises the
+same error in both environments compares nothing and counts as different. With --time, the exit status is 0 if no row is
+slower. A row is slower if all quartiles of new / old are above 1.05.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from typing import Any
 
 CASES = Path(__file__).with_name("build_cases.py")
 IMPLEMENTATIONS = ("native", "reference", "emulated")
-LEVELS = ("avx512", "avx2", "baseline")  # the slowest process first
+LEVELS = ("avx512", "avx2", "baseline")  # the slowest process is started first
 SLOWER = 1.05
 TURN_SECONDS = 0.3
 
-# Beginnings of the names of cases that only the older build has, each with the reason.
+# Name prefixes of cases that only the older build has, each with the reason.
 REMOVED: dict[str, str] = {
     "sparse_sgd/": "deleted after 0.1.0: no model of the package trains with SGD",
     "sparse_rmsprop/": "deleted after 0.1.0: no model of the package trains with RMSprop",
@@ -51,7 +51,7 @@ REMOVED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Build:
-    """An environment with the package: its interpreter, and what is put on its PYTHONPATH."""
+    """An environment with the package: its Python interpreter and its PYTHONPATH."""
 
     name: str
     python: str
@@ -61,7 +61,7 @@ class Build:
         return [self.python, "-P", str(CASES), *arguments]
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return this process's environment, but with the build's own PYTHONPATH and choice of kernels."""
+        """Return the environment variables of this process with the PYTHONPATH of the build, and with `more`."""
         left_out = ("PYTHONPATH", "GRU4REC_FAST_SIMD")
         kept = {name: value for name, value in os.environ.items() if name not in left_out}
         return kept | ({"PYTHONPATH": self.path} if self.path else {}) | more
@@ -86,8 +86,8 @@ def main() -> None:
     )
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, action="append", help="cases of this implementation")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the tensors here and measure differences")
-    parser.add_argument("--time", action="store_true", help="time rows in turns instead of comparing bits")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each build per row")
+    parser.add_argument("--time", action="store_true", help="compare the speed of rows instead of bits")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each row in each build")
     parser.add_argument("--threads", type=int, default=2, help="threads of the timed rows")
     given = parser.parse_args()
     builds = [
@@ -99,7 +99,7 @@ def main() -> None:
     for build, fact in zip(builds, facts, strict=True):
         print(f"{build.name}: {', '.join(f'{name} {value}' for name, value in fact.items() if name != 'rows')}")
     if any(facts[0][name] != facts[1][name] for name in ("torch", "numpy")):
-        raise SystemExit("OLD and NEW have to run the same versions of torch and numpy")
+        raise SystemExit("OLD and NEW must have the same versions of torch and numpy")
     if given.time:
         rows = [row for row in facts[0]["rows"] if not given.only or any(text in row for text in given.only)]
         raise SystemExit(not compare_times(builds, rows, given.rounds, given.threads))
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def compare_bits(builds: list[Build], jobs: list[tuple[str, str | None]], only: list[str], keep: Path | None) -> bool:
-    """Run the cases of all jobs in both builds, as many processes at a time as there are cores; report."""
+    """Run the cases of all jobs in both builds, one process per core, and print a report. See `report`."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         running = {
             (build.name, job): pool.submit(run_cases, build, *job, only, keep, Path(folder))
@@ -135,7 +135,7 @@ def compare_bits(builds: list[Build], jobs: list[tuple[str, str | None]], only: 
 def run_cases(
     build: Build, impl: str, level: str | None, only: list[str], keep: Path | None, folder: Path
 ) -> tuple[dict[str, Any], str]:
-    """Return the records of a process's cases by name, and how the process failed ("" if it did not)."""
+    """Run the cases of one job. Return their records by name, and how the process failed ("" if it did not)."""
     results = folder / f"{build.name}-{impl}-{level}.jsonl"
     command = build.command("run", str(results), "--impl", impl, *(f"--only={text}" for text in only))
     if keep is not None:
@@ -151,24 +151,24 @@ def run_cases(
 
 
 def report(old: dict[str, Any], new: dict[str, Any], keep: Path | None) -> bool:
-    """Print a line per family, then a line per difference; return whether all is equal or explained."""
+    """Print a line per family and a line per difference. Return True if all cases are equal or named in `REMOVED`."""
     counts: dict[str, Counter[str]] = {}
     lines: list[str] = []
     removed: Counter[str] = Counter()
     for name in old | new:
         verdict, detail = judge(name, old.get(name), new.get(name), keep)
-        beginning = next((b for b in REMOVED if name.startswith(b)), None)
-        if verdict == "only in OLD" and beginning is not None:
+        prefix = next((b for b in REMOVED if name.startswith(b)), None)
+        if verdict == "only in OLD" and prefix is not None:
             verdict = "removed"
-            removed[beginning] += 1
+            removed[prefix] += 1
         elif verdict != "equal":
             lines.append(f"{verdict}: {name}{detail}")
         counts.setdefault(name.split("/")[0], Counter())[verdict] += 1
     for family, verdicts in counts.items():
         print(f"{family:20} {', '.join(f'{n} {verdict}' for verdict, n in verdicts.items())}")
     print("\n".join(lines))
-    for beginning, n in removed.items():
-        print(f"removed: {beginning}, {n} cases: {REMOVED[beginning]}")
+    for prefix, n in removed.items():
+        print(f"removed: {prefix}, {n} cases: {REMOVED[prefix]}")
     total = sum(counts.values(), Counter())
     bad = total.total() - total["equal"] - total["removed"] - total["only in NEW"]
     seconds = [sum(record.get("seconds", 0) for record in side.values()) for side in (old, new)]
@@ -177,7 +177,7 @@ def report(old: dict[str, Any], new: dict[str, Any], keep: Path | None) -> bool:
 
 
 def judge(name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, keep: Path | None) -> tuple[str, str]:
-    """Return the verdict on a case, and what there is to say about it."""
+    """Return the verdict on a case, such as "equal" or "different", and details as text."""
     if old is None or new is None:
         found = old or new or {}
         return "only in " + ("NEW" if old is None else "OLD"), f": {found['error']}" if "error" in found else ""
@@ -190,12 +190,12 @@ def judge(name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, kee
         return "equal", ""
     if len(old["digests"]) != len(new["digests"]):
         return "different", f": {len(old['digests'])} tensors in OLD, {len(new['digests'])} in NEW"
-    places = [i for i, pair in enumerate(zip(old["digests"], new["digests"], strict=True)) if pair[0] != pair[1]]
-    return "different", f": tensors {places} of {len(old['digests'])}{measured(name, places, keep)}"
+    different = [i for i, pair in enumerate(zip(old["digests"], new["digests"], strict=True)) if pair[0] != pair[1]]
+    return "different", f": tensors {different} of {len(old['digests'])}{differences(name, different, keep)}"
 
 
-def measured(name: str, places: list[int], keep: Path | None) -> str:
-    """Say how far the tensors of a case at these places are apart, where they were kept."""
+def differences(name: str, indices: list[int], keep: Path | None) -> str:
+    """Return the maximum differences of the tensors with these indices as text, or "" without --keep."""
     if keep is None:
         return ""
     import torch
@@ -203,12 +203,12 @@ def measured(name: str, places: list[int], keep: Path | None) -> str:
     file = f"{hashlib.sha256(name.encode()).hexdigest()}.pt"
     old, new = (torch.load(keep / side / file, weights_only=True) for side in ("OLD", "NEW"))
     found = []
-    for i in places:
+    for i in indices:
         if old[i].shape != new[i].shape or old[i].dtype != new[i].dtype:
             found.append(f"{old[i].dtype} {[*old[i].shape]} and {new[i].dtype} {[*new[i].shape]}")
         else:
-            apart = (old[i].double() - new[i].double()).abs().max()
-            found.append(f"{apart:.3g} where the largest is {old[i].double().abs().max():.3g}")
+            difference = (old[i].double() - new[i].double()).abs().max()
+            found.append(f"{difference:.3g} where the largest is {old[i].double().abs().max():.3g}")
     return f", max abs difference {'; '.join(found)}"
 
 
@@ -216,7 +216,7 @@ def measured(name: str, places: list[int], keep: Path | None) -> str:
 
 
 class TimedProcess:
-    """A process of a build that stays alive and times a row when asked to."""
+    """A process of a build that keeps running and times rows on request."""
 
     def __init__(self, build: Build, threads: int) -> None:
         environment = build.environment(OMP_PROC_BIND="true")
@@ -226,7 +226,7 @@ class TimedProcess:
         )
 
     def seconds(self, row: str, n: int) -> float:
-        """Return the seconds per unit of n units of work."""
+        """Run n units of work of a row and return the seconds per unit."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"row": row, "n": n, "threads": self.threads}) + "\n")
         self.process.stdin.flush()
@@ -240,7 +240,7 @@ class TimedProcess:
 
 
 def compare_times(builds: list[Build], rows: list[str], rounds: int, threads: int) -> bool:
-    """Time the rows in turns and print a table; return whether none is slower. Times are microseconds per unit."""
+    """Time the rows, both builds alternately, and print a table. Return True if no row is slower."""
     processes = [TimedProcess(build, threads) for build in builds]
     print(f"{'row':36} {'old us [quartiles]':>30} {'new us [quartiles]':>30}   new / old [quartiles]")
     slower = []

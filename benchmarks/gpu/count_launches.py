@@ -20,7 +20,7 @@ from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.training.cuda_step import CudaTrainingStep
+from gru4rec_fast.training import CapturedTrainingStep
 
 NO_LAUNCH = {  # operators without a kernel: they return a view, allocate, or call another operator
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "contiguous", "detach", "empty", "empty_like",
@@ -62,15 +62,15 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
         impl="emulated",
     )  # fmt: skip
     optimizer = SparseAdagrad(network.parameters(), 0.1, setting.momentum, impl="emulated")
-    step = CudaTrainingStep(network, criterion, optimizer, per_launch=UPDATES)
+    step = CapturedTrainingStep(network, criterion, optimizer, steps_per_graph=UPDATES)
     loader = SessionParallelLoader(store, setting.batch_size, impl="emulated")
-    player = step.player(loader, ops.build_alias_table(support, 0.5), N_SAMPLE, seed=0)
+    epoch = step.start_epoch(loader, ops.build_alias_table(support, 0.5), N_SAMPLE, seed=0)
     hidden = network.initial_state(loader.n_lanes)
-    player.run(UPDATES, hidden, step=0)  # what is made at first use
-    launch = player.next_launch(UPDATES, loader.n_lanes)
-    filled = operators_of(lambda: launch.fill(*player.draw(UPDATES, UPDATES), UPDATES))
-    played = operators_of(lambda: launch.run(hidden))
-    return filled.total() / 16, Counter({name: n // UPDATES for name, n in played.items() if n >= UPDATES})
+    epoch.run(UPDATES, hidden, step=0)  # creates what is created at first use
+    updates = epoch.next_updates(UPDATES, loader.n_lanes)
+    in_fill = operators_of(lambda: updates.fill(*epoch.draw(UPDATES, UPDATES), UPDATES))
+    in_run = operators_of(lambda: updates.run(hidden))
+    return in_fill.total() / 16, Counter({name: n // UPDATES for name, n in in_run.items() if n >= UPDATES})
 
 
 def main() -> None:

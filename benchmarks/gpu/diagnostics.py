@@ -255,12 +255,12 @@ def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
     import torch
     from machine import processor_name
     from naive_pytorch import SETTINGS
-    from trainers import player_of, player_side
+    from trainers import runner_of, runner_side
 
     from gpu.prepared_folder import PreparedFolder
 
     folder = PreparedFolder(given.folder)
-    sides = {s.name: player_side(player_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
+    sides = {s.name: runner_side(runner_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
     result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
     # In increasing order: idle threads of an earlier, larger team would spin and slow the others down.
@@ -290,10 +290,10 @@ def training_of(given: argparse.Namespace) -> Callable[[int], None]:
     from naive_pytorch import SETTINGS
 
     from gpu.prepared_folder import PreparedFolder
-    from gpu.rows_sessions import trainer_on, updates_of
+    from gpu.rows_sessions import runner_on, updates_of
 
     (setting,) = [setting for setting in SETTINGS if setting.name == given.setting]
-    return updates_of(trainer_on(device_of(given), PreparedFolder(given.folder).sessions(setting.log), setting))
+    return updates_of(runner_on(device_of(given), PreparedFolder(given.folder).sessions(setting.log), setting))
 
 
 DIAGNOSTICS = {

@@ -10,7 +10,7 @@ from bench_graph_training import Model, naive_side
 from interleave import Side
 from naive_graph import Product
 from torch import Tensor
-from trainers import graph_player, player_side
+from trainers import graph_runner, runner_side
 
 from gpu.device import Device
 from gpu.prepared_folder import PreparedFolder
@@ -84,7 +84,7 @@ def step(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a training step: `fit`, which draws its triples in the measured time, and two other codes."""
     graph = folder.graph("gowalla")
     model: Model = NGCF(adjacency="norm") if name.workload == "ngcf" else LightGCN()
-    batch_size = model.parameters.batch_size
+    batch_size = model.batch_size
 
     @cache
     def triples() -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -93,7 +93,7 @@ def step(name: RowName, device: Device, folder: PreparedFolder) -> Row:
 
     return Row(
         {
-            OURS: built_at_first_use(lambda: player_side(graph_player(model, graph, device.torch), device.wait)),
+            OURS: built_at_first_use(lambda: runner_side(graph_runner(model, graph, device.torch), device.wait)),
             "public": built_at_first_use(lambda: public(device, folder, name.workload, graph, triples())),
             "plain PyTorch, transpose stored": built_at_first_use(
                 lambda: naive_side(model, graph, triples(), True, device.torch)

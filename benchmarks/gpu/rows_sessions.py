@@ -12,7 +12,7 @@ from interleave import Side
 from machine import flops
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
 from torch import Tensor
-from trainers import player_of, player_side
+from trainers import runner_of, runner_side
 
 from gpu.device import Device
 from gpu.prepared_folder import PreparedFolder
@@ -20,7 +20,7 @@ from gpu.rows import Builder, Row, built_at_first_use
 from gpu.workloads import OURS, OURS_STEADY, RowName
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore
-from gru4rec_fast.training.epoch import EpochPlayer
+from gru4rec_fast.training import SessionEpochRunner
 
 
 def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
@@ -33,16 +33,16 @@ def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     notes: list[str] = []
 
     def ours() -> Side:
-        trainer = trainer_on(device, store, setting, bf16=name.precision == "bf16")
-        if trainer.why_not_fused:
-            notes.append(f"ours is not the fused step: {trainer.why_not_fused}")
-        side = player_side(trainer, device.wait)
+        runner = runner_on(device, store, setting, bf16=name.precision == "bf16")
+        if runner.why_not_fused:
+            notes.append(f"ours is not the fused step: {runner.why_not_fused}")
+        side = runner_side(runner, device.wait)
         for _ in range(2 if device.is_gpu else 0):  # the graphs are captured on the way
             side(200)
         return side
 
     def whole_launches() -> Side:
-        return updates_side(updates_of(trainer_on(device, store, setting, bf16=name.precision == "bf16")), device)
+        return updates_side(updates_of(runner_on(device, store, setting, bf16=name.precision == "bf16")), device)
 
     sides = {
         OURS: built_at_first_use(ours),
@@ -64,34 +64,34 @@ def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def trainer_on(device: Device, store: SessionStore, setting: Setting, bf16: bool = False) -> EpochPlayer:
-    """Return what `GRU4Rec.fit` trains a setting with on the device."""
+def runner_on(device: Device, store: SessionStore, setting: Setting, bf16: bool = False) -> SessionEpochRunner:
+    """Return the epoch runner of `GRU4Rec.fit` for a setting on the device."""
     impl = "auto" if device.impl == "native" else "reference"  # the estimator has no emulation
     how = {"impl": impl} | ({"precision": "bf16"} if bf16 else {})
-    return player_of(store, setting.parameters() | how, device.torch)
+    return runner_of(store, setting.parameters() | how, device.torch)
 
 
-def updates_of(trainer: EpochPlayer) -> Callable[[int], None]:
-    """Return a function that makes so many updates by the fused step, in as few calls as it can; epochs follow on.
+def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
+    """Return a function that makes n updates by the fused step, in as few calls as possible, over epochs as needed.
 
     Raises:
         RuntimeError: there is no fused step, with the reason.
     """
-    if trainer.why_not_fused:
-        raise RuntimeError(f"no fused step: {trainer.why_not_fused}")
-    trainer.network.train()
-    hidden = trainer.network.initial_state(trainer.loader.n_lanes)
-    runner, epoch, step = None, 0, 0
+    if runner.why_not_fused:
+        raise RuntimeError(f"no fused step: {runner.why_not_fused}")
+    runner.network.train()
+    hidden = runner.network.initial_state(runner.loader.n_lanes)
+    epoch, n_epochs, step = None, 0, 0
 
     def run(updates: int) -> None:
-        nonlocal runner, epoch, step
+        nonlocal epoch, n_epochs, step
         while updates > 0:
-            if runner is None:
-                trainer.loader.set_epoch(epoch)
-                runner, epoch = trainer.begin_fused(), epoch + 1
-            blocks, finished = runner.run(updates, hidden, step=step)
+            if epoch is None:
+                runner.loader.set_epoch(n_epochs)
+                epoch, n_epochs = runner.start_fused_epoch(), n_epochs + 1
+            blocks, finished = epoch.run(updates, hidden, step=step)
             step, updates = step + len(blocks), updates - len(blocks)
-            runner = None if finished else runner
+            epoch = None if finished else epoch
 
     return run
 

@@ -83,7 +83,7 @@ def main() -> int:
     run, folder = RUNS[given.run], PreparedFolder(given.folder)
     parameters = run.parameters | {"device": given.device, "impl": "auto" if given.impl == "native" else given.impl}
     try:
-        graphs = folder.graph("gowalla"), folder.graph("gowalla", "test")
+        train, test = folder.graph("gowalla"), folder.graph("gowalla", "test")
     except MissingInput as missing:
         print(f"left out: {missing}")
         write_json(given.out, {"left_out": [f"{given.run}: {missing}"]})
@@ -91,7 +91,7 @@ def main() -> int:
     model = NGCF(**parameters | ({"n_epochs": 2, "evaluate_every": 1} if given.tiny else {}))
     started = time.perf_counter()
     try:
-        model.fit(*graphs, progress=True)
+        model.fit(train, validation=test, progress=True)
     except (KeyboardInterrupt, TrainingInterrupted):
         print("interrupted")
     row = row_of(given.run, run, model.history, time.perf_counter() - started)

@@ -1,5 +1,5 @@
-// The operator of triples for BPR. Specification: gru4rec_fast/ops/bpr_triples.py. What users and starts hold is
-// checked once it is drawn.
+// The operator bpr_triples: checks arguments and allocates the result. Specification: gru4rec_fast/ops/bpr_triples.py.
+// Only the values of users and starts that a draw reads are checked, when it reads them.
 #include "bpr_triples/bpr_triples.h"
 
 #include <ATen/ops/empty.h>
@@ -28,39 +28,41 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
   const at::Device device = offsets.device();
   TORCH_CHECK_VALUE(
       offsets.dim() == 1 && offsets.size(0) == n_users + n_items + 1 && offsets.scalar_type() == at::kLong,
-      "offsets must be int64 [", n_users + n_items + 1, "]");
+      "offsets must be int64 [", n_users + n_items + 1, "] for ", n_users, " users and ", n_items, " items, not ",
+      offsets.scalar_type(), " ", offsets.sizes());
   TORCH_CHECK_VALUE(
       neighbors.dim() == 1 && (neighbors.scalar_type() == at::kInt || neighbors.scalar_type() == at::kLong),
-      "neighbors must be int32 or int64 [n_entries]");
+      "neighbors must be int32 or int64 [n_entries], not ", neighbors.scalar_type(), " ", neighbors.sizes());
   TORCH_CHECK_VALUE(
       users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kLimit && users.scalar_type() == at::kLong,
-      "users must be int64 [n_candidates], one at least");
+      "users must be int64 [n_candidates], one at least, not ", users.scalar_type(), " ", users.sizes());
   TORCH_CHECK_VALUE(!starts.has_value() || (starts->dim() == 1 && starts->size(0) == users.size(0) + 1 &&
                                             starts->scalar_type() == at::kLong),
-                    "starts must be int64 [", users.size(0) + 1, "]");
-  const Tensor o = contiguous(offsets, "offsets", offsets.sizes(), at::kLong, device);
-  const Tensor i = contiguous(neighbors, "neighbors", neighbors.sizes(), neighbors.scalar_type(), device);
-  const Tensor u = contiguous(users, "users", users.sizes(), at::kLong, device);
-  const Tensor s = contiguous(starts, "starts", {users.size(0) + 1}, at::kLong, device);
-  const Tensor out = at::empty({3, n}, u.options());
-  const TripleDraws draws{o.const_data_ptr<int64_t>(),
-                          i.const_data_ptr(),
-                          i.scalar_type() == at::kLong,
-                          i.size(0),
-                          u.const_data_ptr<int64_t>(),
-                          u.size(0),
-                          data_or_null<int64_t>(s),
-                          n_users,
-                          n_items,
-                          static_cast<uint64_t>(seed),
-                          static_cast<uint32_t>(step),
-                          n,
-                          out.mutable_data_ptr<int64_t>()};
+                    "starts must be int64 [", users.size(0) + 1, "], the number of users + 1");
+  const Tensor contiguous_offsets = contiguous(offsets, "offsets", offsets.sizes(), at::kLong, device);
+  const Tensor contiguous_neighbors =
+      contiguous(neighbors, "neighbors", neighbors.sizes(), neighbors.scalar_type(), device);
+  const Tensor contiguous_users = contiguous(users, "users", users.sizes(), at::kLong, device);
+  const Tensor contiguous_starts = contiguous(starts, "starts", {users.size(0) + 1}, at::kLong, device);
+  const Tensor out = at::empty({3, n}, users.options());
+  const TripleArguments args{contiguous_offsets.const_data_ptr<int64_t>(),
+                             contiguous_neighbors.const_data_ptr(),
+                             contiguous_neighbors.scalar_type() == at::kLong,
+                             contiguous_neighbors.size(0),
+                             contiguous_users.const_data_ptr<int64_t>(),
+                             contiguous_users.size(0),
+                             data_or_null<int64_t>(contiguous_starts),
+                             n_users,
+                             n_items,
+                             static_cast<uint64_t>(seed),
+                             static_cast<uint32_t>(step),
+                             n,
+                             out.mutable_data_ptr<int64_t>()};
   if constexpr (kernels == Kernels::cuda) {
     const DeviceGuard guard(device);
-    cuda::draw_triples(draws, current_stream(device));
+    cuda::draw_triples(args, current_stream(device));
   } else {
-    draw_triples(draws);
+    draw_triples(args);
   }
   return out;
 }

@@ -1,4 +1,4 @@
-// Triples for BPR on CUDA. Specification: gru4rec_fast/ops/bpr_triples.py.
+// BPR triples on CUDA. Specification: gru4rec_fast/ops/bpr_triples.py.
 #include "bpr_triples/draw.h"
 #include "common/simt.cuh"
 
@@ -6,25 +6,29 @@ namespace grf::cuda {
 
 constexpr int kTripleThreads = 128;
 
-// Launch: one dimension, any number of blocks of any size; each thread takes triples in strides of the grid. A triple's
-// reads are at random; it writes 24 bytes, each 8 beside its neighbors'.
+// Draws triples.
+//
+// Launch: one dimension, any number of blocks of kTripleThreads; threads take triples in strides of the grid. Bytes per
+// triple: some ten reads at random, of a 32-byte sector each, and 24 bytes written, coalesced. 2048 triples: 0.7 MB,
+// 0.15 us at the H200's 4.8 TB/s. Bottleneck: the latency of the chain of reads, about 5 us (estimated).
 template <typename index_t>
-__global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleDraws draws) {
-  for (int64_t k = global_thread(); k < draws.n; k += all_threads()) {
-    const bool fits = draw_triple<index_t>(draws, k);  // not within the check, which a build may leave out
-    GRF_DEVICE_CHECK(fits,
-                     "users and starts do not fit the graph: draw from users that have an item and have not all "
-                     "items, starts being the running sum of their degrees, below 2**31");
+__global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleArguments args) {
+  for (int64_t k = global_thread(); k < args.n; k += all_threads()) {
+    const bool fits = draw_triple<index_t>(args, k);  // outside the check, which a build may omit
+    GRF_DEVICE_CHECK(
+        fits,
+        "users and starts do not fit the graph: each user must have at least one item but not all of them, "
+        "and starts must be the cumulative sum of their degrees, below 2**31");
   }
 }
 
-void draw_triples(const TripleDraws& draws, cudaStream_t stream) {
-  if (draws.n == 0) return;
-  const unsigned blocks = blocks_for(draws.n, kTripleThreads);
-  if (draws.neighbors_are_wide) {
-    GRF_LAUNCH((draw_triples_kernel<int64_t>), blocks, kTripleThreads, 0, stream, draws);
+void draw_triples(const TripleArguments& args, cudaStream_t stream) {
+  if (args.n == 0) return;
+  const unsigned blocks = blocks_for(args.n, kTripleThreads);
+  if (args.neighbors_are_int64) {
+    GRF_LAUNCH((draw_triples_kernel<int64_t>), blocks, kTripleThreads, 0, stream, args);
   } else {
-    GRF_LAUNCH((draw_triples_kernel<int32_t>), blocks, kTripleThreads, 0, stream, draws);
+    GRF_LAUNCH((draw_triples_kernel<int32_t>), blocks, kTripleThreads, 0, stream, args);
   }
 }
 

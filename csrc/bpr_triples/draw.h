@@ -1,4 +1,4 @@
-// One draw of a triple for BPR, on the CPU and in the CUDA kernel. Specification: gru4rec_fast/ops/bpr_triples.py.
+// The draw of one BPR triple, for the CPU and for the CUDA kernel. Specification: gru4rec_fast/ops/bpr_triples.py.
 #pragma once
 
 #include <cstdint>
@@ -9,46 +9,47 @@
 
 namespace grf {
 
-// Returns a number in [0, limit), limit < 2**31, from two words.
-GRF_HOST_DEVICE int64_t number_below(uint32_t high, uint32_t low, int64_t limit) {
+// Returns a uniform integer in [0, limit), limit < 2**31, from two random words.
+GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit) {
   const auto range = static_cast<uint64_t>(limit);
   return static_cast<int64_t>((high * range + (low * range >> 32)) >> 32);
 }
 
-// Writes triple k to out[k], out[n + k], out[2 n + k]; false where its candidate does not fit the graph. A triple reads
-// a user, two offsets, an item and, by bisection, log2(degree) items and log2(n_candidates) starts.
+// Writes triple k to out[k], out[n + k], out[2 n + k]. Returns false if its candidate does not fit the graph. Reads a
+// user, two offsets, an item, and by bisection log2(degree) items and log2(n_candidates) starts.
 template <typename index_t>
-GRF_HOST_DEVICE bool draw_triple(const TripleDraws& draws, int64_t k) {
-  const auto* neighbors = static_cast<const index_t*>(draws.neighbors);
-  const auto number = static_cast<uint32_t>(k);
-  const auto first = philox::philox4x32({philox::kStreamTriples, draws.step, number, 0}, draws.seed);
-  const auto second = philox::philox4x32({philox::kStreamTriples, draws.step, number, 1}, draws.seed);
+GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
+  const auto* neighbors = static_cast<const index_t*>(args.neighbors);
+  const auto triple = static_cast<uint32_t>(k);
+  const auto words_0 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 0}, args.seed);
+  const auto words_1 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 1}, args.seed);
   int64_t candidate, positive = 0;
-  if (draws.starts == nullptr) {
-    candidate = number_below(first.w0, first.w1, draws.n_candidates);
+  if (args.starts == nullptr) {
+    candidate = uniform_below(words_0.w0, words_0.w1, args.n_candidates);
   } else {
-    const int64_t* starts = draws.starts;
-    const int64_t total = starts[draws.n_candidates];
+    const int64_t* starts = args.starts;
+    const int64_t total = starts[args.n_candidates];
     if (starts[0] != 0 || total < 1 || total >= int64_t{1} << 31) return false;
-    const int64_t interaction = number_below(first.w0, first.w1, total);
-    // The last candidate whose interactions start at or before this one.
-    candidate = partition_point(draws.n_candidates - 1, [&](int64_t i) { return starts[i + 1] <= interaction; });
+    const int64_t interaction = uniform_below(words_0.w0, words_0.w1, total);
+    // The candidate that has this interaction: the last one whose interactions start at or before it.
+    candidate = partition_point(args.n_candidates - 1, [&](int64_t i) { return starts[i + 1] <= interaction; });
     positive = interaction - starts[candidate];
   }
-  const int64_t user = draws.users[candidate];
-  if (user < 0 || user >= draws.n_users) return false;
-  const int64_t begin = draws.offsets[user], degree = draws.offsets[user + 1] - begin;
-  if (begin < 0 || degree < 1 || degree >= draws.n_items || begin + degree > draws.n_entries) return false;
-  if (draws.starts == nullptr) positive = number_below(first.w2, first.w3, degree);
+  const int64_t user = args.users[candidate];
+  if (user < 0 || user >= args.n_users) return false;
+  const int64_t begin = args.offsets[user], degree = args.offsets[user + 1] - begin;
+  if (begin < 0 || degree < 1 || degree >= args.n_items || begin + degree > args.n_entries) return false;
+  if (args.starts == nullptr) positive = uniform_below(words_0.w2, words_0.w3, degree);
   if (positive < 0 || positive >= degree) return false;
-  // The rank-th item that is not among the user's: as many of these, which rise, lie before it as have a lower rank.
-  const int64_t rank = number_below(second.w0, second.w1, draws.n_items - degree);
+  // The rank-th item that the user does not have. items[i] - n_users - i such items precede the user's i-th item, and
+  // this number increases with i, so bisection counts the user's items that precede the result.
+  const int64_t rank = uniform_below(words_1.w0, words_1.w1, args.n_items - degree);
   const index_t* items = neighbors + begin;
-  const int64_t seen =
-      partition_point(degree, [&](int64_t i) { return static_cast<int64_t>(items[i]) - draws.n_users - i <= rank; });
-  draws.out[k] = user;
-  draws.out[draws.n + k] = static_cast<int64_t>(items[positive]) - draws.n_users;
-  draws.out[2 * draws.n + k] = rank + seen;
+  const int64_t n_lower_items =
+      partition_point(degree, [&](int64_t i) { return static_cast<int64_t>(items[i]) - args.n_users - i <= rank; });
+  args.out[k] = user;
+  args.out[args.n + k] = static_cast<int64_t>(items[positive]) - args.n_users;
+  args.out[2 * args.n + k] = rank + n_lower_items;
   return true;
 }
 

@@ -1,4 +1,4 @@
-// bfloat16, which travels as its bits.
+// Conversions between float and bfloat16, on the CPU and in CUDA kernels. A bfloat16 number is passed as its bits.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ GRF_HOST_DEVICE float widen_bfloat16(uint16_t bits) {
   return value;
 }
 
-// To the nearest, ties to even; every NaN becomes the one that torch writes.
+// Rounds to nearest, ties to even. Every NaN becomes 0x7FC0, as in torch.
 GRF_HOST_DEVICE uint16_t narrow_bfloat16(float value) {
   uint32_t word;
   memcpy(&word, &value, sizeof(word));
@@ -23,7 +23,8 @@ GRF_HOST_DEVICE uint16_t narrow_bfloat16(float value) {
   return static_cast<uint16_t>((word + 0x7FFF + (word >> 16 & 1)) >> 16);
 }
 
-// A number as memory holds it, T, and what it is computed in: itself, or float where T is bfloat16's bits.
+// How an element stored as T is computed with: as it is, or as float where T holds the bits of a bfloat16 number. Sums
+// have the type Sum.
 template <typename T>
 struct Stored {
   using Sum = T;

@@ -1,4 +1,4 @@
-// Checks of scalar arguments that several operators share. The message names the argument.
+// Checks of scalar arguments that several operators share. Errors name the argument and its value.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -7,7 +7,8 @@
 
 namespace grf {
 
-// The key is 64 bits of which the sign bit stays clear; a counter word has 32 bits.
+// Checks the arguments of a random stream (common/philox.h): the seed is a non-negative 64-bit key, and the number of
+// every step fits in one 32-bit word of the counter.
 inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
   constexpr int64_t kWordRange = int64_t{1} << 32;
   TORCH_CHECK_VALUE(seed >= 0, "seed=", seed, ": must be in [0, 2**63)");
@@ -16,7 +17,7 @@ inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
                     " with steps=", steps, ": step must not be negative, step + steps not exceed 2**32");
 }
 
-// Arguments of dropout_mask; a dtype is checked where its elements are written.
+// Checks the arguments of the operator dropout_mask, except the dtype.
 inline void check_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                        int64_t step) {
   constexpr int64_t kWordRange = int64_t{1} << 32;

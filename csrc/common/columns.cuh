@@ -1,4 +1,4 @@
-// Neighboring columns of a row that are read and written at once.
+// Vectorized access to neighboring columns of a row: up to 16 bytes in one load or store.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,13 @@
 
 namespace grf::cuda {
 
-constexpr int kWideBytes = 16;  // the widest access of memory
+constexpr int kWideBytes = 16;  // the largest load or store of one thread
 
-// Columns of type T that are kWideBytes together.
+// The number of columns of type T in kWideBytes.
 template <typename T>
 constexpr int kWideColumns = kWideBytes / static_cast<int>(sizeof(T));
 
-// N neighboring columns, which are one access of memory.
+// N neighboring columns, which are loaded and stored together.
 template <typename T, int N>
 struct alignas(N * sizeof(T)) Columns {
   T at[N];
@@ -29,12 +29,12 @@ __device__ __forceinline__ void put_columns(T* first, const Columns<T, N>& colum
   *reinterpret_cast<Columns<T, N>*>(first) = columns;
 }
 
-// Whether memory (null, too) may be accessed `bytes` at once.
+// Returns whether a pointer is a multiple of `bytes`; null is.
 inline bool is_aligned(const void* memory, size_t bytes) {
   return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
 }
 
-// Whether kWideColumns may be accessed at once in matrices of `width` columns.
+// Returns whether kernels may load kWideColumns at once from contiguous matrices of `width` columns.
 template <typename T>
 bool is_wide(int64_t width, std::initializer_list<const T*> matrices) {
   if (width % kWideColumns<T> != 0) return false;
@@ -44,16 +44,16 @@ bool is_wide(int64_t width, std::initializer_list<const T*> matrices) {
   return true;
 }
 
-// Calls launch(N, blocks) for a kernel whose threads take N of `numbers` numbers each, or one of `others` other pieces
-// of work. N is a constant: kWideColumns where `wide`, else 1.
-template <typename T, typename Launch>
-void by_columns(bool wide, int64_t numbers, int threads, const Launch& launch, int64_t others = 0) {
-  if (numbers + others == 0) return;
+// Calls launch(N, blocks) for a kernel each of whose threads processes N of `n_elements` elements, or one of
+// `extra_tasks` further tasks. N is a compile-time constant: kWideColumns if `wide`, else 1.
+template <typename T, typename LaunchKernel>
+void by_columns(bool wide, int64_t n_elements, int threads, const LaunchKernel& launch, int64_t extra_tasks = 0) {
+  if (n_elements + extra_tasks == 0) return;
   constexpr int kWide = kWideColumns<T>;
   if (wide) {
-    launch(std::integral_constant<int, kWide>(), blocks_for(numbers / kWide + others, threads));
+    launch(std::integral_constant<int, kWide>(), blocks_for(n_elements / kWide + extra_tasks, threads));
   } else {
-    launch(std::integral_constant<int, 1>(), blocks_for(numbers + others, threads));
+    launch(std::integral_constant<int, 1>(), blocks_for(n_elements + extra_tasks, threads));
   }
 }
 

@@ -1,5 +1,5 @@
-// The guard and the stream of the device that CUDA kernels run on. c10/cuda only: ATen/cuda wants headers of libraries
-// that a machine without a GPU lacks. Compiled for the emulation, or without CUDA, there is neither.
+// The device guard and the current stream for CUDA kernels. Both do nothing in the emulation and in builds without
+// CUDA. Only c10/cuda is included: ATen/cuda needs library headers that a machine without a GPU lacks.
 #pragma once
 
 #include <c10/core/Device.h>

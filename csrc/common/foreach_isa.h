@@ -1,9 +1,10 @@
 // Compiles the file named by GRF_KERNEL once per instruction set: into grf::baseline, grf::avx2 and grf::avx512.
-// Include at file scope, after every header that the kernel file needs; common/simd.h states the pattern.
+// Include at file scope, after every header that the kernel file needs; common/simd.h has an example.
 //
-// No include guard: a source file includes this once for each of its kernel files. The unnamed namespace keeps each
-// copy to its own object file, so that the linker cannot put a wide copy of an inline function in the place of a narrow
-// one. Inside the kernel file, GRF_VECTOR_BYTES is the width of a vector register.
+// There is no include guard: a source file includes this header once for each of its kernel files. The unnamed
+// namespace makes each copy local to its object file. Otherwise the linker could replace the baseline copy of an inline
+// function by the AVX-512 copy, which crashes on older processors. Inside the kernel file, GRF_VECTOR_BYTES is the
+// width of a vector register.
 #include "common/simd.h"
 
 #ifndef GRF_KERNEL

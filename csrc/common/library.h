@@ -1,5 +1,5 @@
 // The namespace that operators are registered under: gru4rec_fast, or gru4rec_fast_emulated where the CUDA kernels are
-// compiled for the emulation. Both have the schemas of schema.cpp.
+// compiled to run on the CPU (tools/cuda_emulator). Both have the schemas of schema.cpp.
 #pragma once
 
 #include <torch/library.h>
@@ -12,6 +12,6 @@
 #define GRF_LIBRARY_NAME "gru4rec_fast"
 #endif
 
-// torch's macros with their first argument expanded.
+// torch's registration macros; the indirection expands GRF_LIBRARY first.
 #define GRF_TORCH_LIBRARY(name, m) TORCH_LIBRARY(name, m)
 #define GRF_TORCH_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)

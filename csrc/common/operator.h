@@ -1,5 +1,5 @@
-// What the ATen side of the operators (<k>/<k>.cpp) shares. It checks arguments and allocates results once, for the CPU
-// and for CUDA, and calls the functions of <k>/cpu.cpp or of <k>/cuda.cpp.
+// Registration of operators and checks of their tensor arguments, for <family>/<family>.cpp. That file checks arguments
+// and allocates results for both devices, then calls the functions of <family>/cpu.cpp or <family>/cuda.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,13 +11,13 @@
 
 namespace grf {
 
-// Whose functions an operator calls.
+// Which implementation of a family an operator calls.
 enum class Kernels { cpu, cuda };
 
-// GRF_CUDA_IMPL(m) { ... }: registers operators that have CUDA kernels only.
-// GRF_EACH_KERNELS(X): X(kernels) for each kind of kernels in this library. GRF_REGISTER(implement): registers a
-// family's operators by implement<kernels>(torch::Library&) for each. Under emulation the CUDA kernels run on CPU
-// tensors.
+// GRF_CUDA_IMPL(m) { ... } registers operators that have only CUDA kernels.
+// GRF_EACH_KERNELS(X) expands to X(kernels) for each kind of kernels in this library.
+// GRF_REGISTER(implement) registers a family: it calls implement<kernels>(torch::Library&) for each kind.
+// In the emulation, CUDA kernels run on CPU tensors and are registered for the CPU.
 #if defined(GRF_EMULATED)
 #define GRF_CUDA_IMPL(m) GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m)
 #define GRF_EACH_KERNELS(X) X(Kernels::cuda)
@@ -43,8 +43,8 @@ enum class Kernels { cpu, cuda };
   }
 #endif
 
-// A tensor argument as contiguous memory (a copy where it is not), of the shape and dtype and on the device that the
-// operator needs. ValueError names it otherwise.
+// Returns a tensor argument, copied if it is not contiguous. ValueError if its shape, dtype or device is not the given
+// one.
 inline at::Tensor contiguous(const at::Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                              const at::Device& device = at::kCPU) {
   TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", shape, ", not ", tensor.sizes());
@@ -53,13 +53,13 @@ inline at::Tensor contiguous(const at::Tensor& tensor, const char* name, at::Int
   return tensor.contiguous();
 }
 
-// The same of an optional argument; undefined where there is none.
+// The same for an optional argument. The result is undefined if the argument is None.
 inline at::Tensor contiguous(const std::optional<at::Tensor>& tensor, const char* name, at::IntArrayRef shape,
                              at::ScalarType dtype, const at::Device& device = at::kCPU) {
   return tensor.has_value() ? contiguous(*tensor, name, shape, dtype, device) : at::Tensor();
 }
 
-// The numbers of a tensor, or null where it is undefined.
+// The data pointer of a tensor, or null if the tensor is undefined.
 template <typename T>
 const T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;

@@ -1,5 +1,5 @@
-// at::parallel_for on threads made for each call: for ThreadSanitizer, which sees their beginning and end. In front of
-// every source of that build (gru4rec_fast/_compile.py) and of no other.
+// at::parallel_for on threads created for each call. ThreadSanitizer sees such threads start and join; it cannot follow
+// OpenMP's. Included before every source of the ThreadSanitizer build (gru4rec_fast/_compile.py), and nowhere else.
 #pragma once
 
 #include <ATen/Config.h>
@@ -21,11 +21,11 @@ void invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f)
 #include <thread>
 #include <vector>
 
-// As in ATen/ParallelOpenMP.h: the same chunks, the caller being thread 0, and one of the exceptions thrown again.
+// As in ATen/ParallelOpenMP.h: the same chunks, the caller runs chunk 0, and one of the exceptions is rethrown.
 template <typename F>
 void at::internal::invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f) {
-  const int64_t wanted = grain_size > 0 ? divup(end - begin, grain_size) : end - begin;
-  const int64_t size = divup(end - begin, std::min<int64_t>(get_num_threads(), wanted));
+  const int64_t max_chunks = grain_size > 0 ? divup(end - begin, grain_size) : end - begin;
+  const int64_t size = divup(end - begin, std::min<int64_t>(get_num_threads(), max_chunks));
   const int64_t chunks = divup(end - begin, size);
   std::vector<std::exception_ptr> errors(chunks);
   const auto run = [&](int64_t chunk) {
@@ -36,10 +36,10 @@ void at::internal::invoke_parallel(int64_t begin, int64_t end, int64_t grain_siz
       errors[chunk] = std::current_exception();
     }
   };
-  std::vector<std::thread> others;
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) others.emplace_back(run, chunk);
+  std::vector<std::thread> threads;
+  for (int64_t chunk = 1; chunk < chunks; ++chunk) threads.emplace_back(run, chunk);
   run(0);
-  for (std::thread& other : others) other.join();
+  for (std::thread& thread : threads) thread.join();
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);
   }

@@ -1,4 +1,4 @@
-// Bisection, on the CPU and in CUDA kernels.
+// Binary search, on the CPU and in CUDA kernels.
 #pragma once
 
 #include <cstdint>
@@ -7,19 +7,20 @@
 
 namespace grf {
 
-// The first i of [0, n) for which `before(i)` is false, n where there is none; before it all are true.
-template <typename Before>
-GRF_HOST_DEVICE int64_t partition_point(int64_t n, const Before& before) {
-  int64_t begin = 0, end = n;
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (before(middle)) {
-      begin = middle + 1;
+// Returns the first i of [0, n) for which `predicate(i)` is false, or n if there is none. `predicate` must be true for
+// every smaller i and false for every larger one.
+template <typename Predicate>
+GRF_HOST_DEVICE int64_t partition_point(int64_t n, const Predicate& predicate) {
+  int64_t low = 0, high = n;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (predicate(middle)) {
+      low = middle + 1;
     } else {
-      end = middle;
+      high = middle;
     }
   }
-  return begin;
+  return low;
 }
 
 }  // namespace grf

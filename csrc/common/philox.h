@@ -1,11 +1,11 @@
 // Philox4x32-10: four random 32-bit words as a function of a 128-bit counter and a 64-bit key.
 // Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The specification is
-// gru4rec_fast/ops/philox.py; the two files hold the same constants.
+// gru4rec_fast/ops/philox.py; both files define the same constants.
 #pragma once
 
 #include <cstdint>
 
-// Forced inline, so that a copy compiled for a wide instruction set never stands in for a narrow one at link time.
+// Always inlined: the linker merges out-of-line copies, and could keep one compiled for AVX-512 (common/foreach_isa.h).
 #if defined(__CUDACC__)
 #define GRF_HOST_DEVICE __host__ __device__ __forceinline__
 #elif defined(__GNUC__) || defined(__clang__)
@@ -24,7 +24,7 @@ constexpr uint32_t kStreamEdgeDropout = 1 << 16;
 constexpr uint32_t kStreamMessageDropout = 1 << 17;  // graph layer l uses kStreamMessageDropout + l
 constexpr uint32_t kStreamTriples = 1 << 18;
 
-// A unit is dropped, with probability p, where its word is below this.
+// A unit is dropped if its random 32-bit word is below this threshold, which happens with probability p.
 inline uint32_t drop_threshold(double p) {
   return static_cast<uint32_t>(p * 4294967296.0);
 }

@@ -11,17 +11,18 @@
 namespace grf {
 namespace {
 
-constexpr int64_t kWork = 16384;  // numbers worth a thread
+constexpr int64_t kGrainSize = 16384;  // elements; fewer are not worth another thread
 
 int64_t rows_per_thread(int64_t width) {
-  return std::max<int64_t>(1, kWork / std::max<int64_t>(1, width));
+  return std::max<int64_t>(1, kGrainSize / std::max<int64_t>(1, width));
 }
 
 }  // namespace
 
 template <typename T>
-void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n, T* to) {
-  constexpr int64_t kAhead = 4, kLine = 64 / static_cast<int64_t>(sizeof(T));  // rows come from anywhere in memory
+void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n, T* out) {
+  // Rows are scattered in memory, so the row needed kAhead iterations later is prefetched, one cache line at a time.
+  constexpr int64_t kAhead = 4, kLine = 64 / static_cast<int64_t>(sizeof(T));
   at::parallel_for(0, n, rows_per_thread(width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (i + kAhead < end && index[i + kAhead] >= 0) {
@@ -29,39 +30,39 @@ void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n,
         for (int64_t j = 0; j < width; j += kLine) __builtin_prefetch(next + j);
       }
       if (index[i] < 0) {
-        std::fill_n(to + i * width, width, T{0});
+        std::fill_n(out + i * width, width, T{0});
       } else {
-        std::copy_n(table + index[i] * width, width, to + i * width);
+        std::copy_n(table + index[i] * width, width, out + i * width);
       }
     }
   });
 }
 
 template <typename T>
-void repeat_row(const T* row, int64_t rows, int64_t width, T* to) {
+void repeat_row(const T* row, int64_t rows, int64_t width, T* out) {
   at::parallel_for(0, rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) std::copy_n(row, width, to + i * width);
+    for (int64_t i = begin; i < end; ++i) std::copy_n(row, width, out + i * width);
   });
 }
 
 template <typename T>
-void multiply_by(const T* factors, int64_t n, T* to) {
-  const auto multiply = GRF_DISPATCH(multiply_numbers<T>);
-  at::parallel_for(0, n, kWork,
-                   [&](int64_t begin, int64_t end) { multiply(to + begin, factors + begin, end - begin); });
+void multiply_in_place(const T* factors, int64_t n, T* values) {
+  const auto multiply = GRF_DISPATCH(multiply_elements<T>);
+  at::parallel_for(0, n, kGrainSize,
+                   [&](int64_t begin, int64_t end) { multiply(values + begin, factors + begin, end - begin); });
 }
 
 template <typename T>
-void add_column_sums(const T* from, int64_t rows, int64_t width, int64_t stride, T* sums) {
+void add_column_sums(const T* matrix, int64_t rows, int64_t width, int64_t stride, T* sums) {
   const auto sum = GRF_DISPATCH(sum_columns<T>);
   at::parallel_for(0, width, rows_per_thread(rows),
-                   [&](int64_t begin, int64_t end) { sum(sums + begin, from + begin, rows, end - begin, stride); });
+                   [&](int64_t begin, int64_t end) { sum(sums + begin, matrix + begin, rows, end - begin, stride); });
 }
 
 #define GRF_INSTANTIATE(T)                                                      \
   template void gather_rows<T>(const T*, int64_t, const int64_t*, int64_t, T*); \
   template void repeat_row<T>(const T*, int64_t, int64_t, T*);                  \
-  template void multiply_by<T>(const T*, int64_t, T*);                          \
+  template void multiply_in_place<T>(const T*, int64_t, T*);                    \
   template void add_column_sums<T>(const T*, int64_t, int64_t, int64_t, T*);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)

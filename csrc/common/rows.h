@@ -1,24 +1,25 @@
-// Small passes over rows of numbers that a training step needs between its products.
+// Operations on the rows of matrices, parallelized with at::parallel_for. A CPU training step uses them between its
+// matrix products.
 #pragma once
 
 #include <cstdint>
 
 namespace grf {
 
-// to [n, width] = the rows of `table` named by index [n]; zeros where an index is negative. Indices are not checked.
+// out [n, width] = the rows of `table` at index [n]; zeros where an index is negative. Indices are not checked.
 template <typename T>
-void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n, T* to);
+void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n, T* out);
 
-// Each of the rows of to [rows, width] = row [width].
+// Copies row [width] to each row of out [rows, width].
 template <typename T>
-void repeat_row(const T* row, int64_t rows, int64_t width, T* to);
+void repeat_row(const T* row, int64_t rows, int64_t width, T* out);
 
-// to [n] *= factors [n].
+// values [n] *= factors [n].
 template <typename T>
-void multiply_by(const T* factors, int64_t n, T* to);
+void multiply_in_place(const T* factors, int64_t n, T* values);
 
-// sums [width] += the rows of from [rows, width], which stand `stride` numbers apart; in the order of the rows.
+// Adds the rows of a matrix [rows, width] to sums [width], in their order. Rows are `stride` elements apart.
 template <typename T>
-void add_column_sums(const T* from, int64_t rows, int64_t width, int64_t stride, T* sums);
+void add_column_sums(const T* matrix, int64_t rows, int64_t width, int64_t stride, T* sums);
 
 }  // namespace grf

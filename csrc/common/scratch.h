@@ -1,5 +1,5 @@
-// Memory that a kernel keeps between calls: a fresh large buffer costs page faults, 20 to 40 % of a small training
-// step.
+// Memory that CPU kernels reuse between calls. Page faults of newly allocated large buffers take 20 to 40 % of a small
+// training step.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -9,33 +9,34 @@
 
 namespace grf {
 
-// Room for `n` numbers of type T, not initialized, aligned to 64 bytes. Each thread keeps one buffer for each Tag, up
-// to kKeptBytes, so two Scratches of one Tag must not be alive at once in a thread.
+// Uninitialized memory for `n` elements of type T, aligned to 64 bytes. Each thread keeps one buffer per Tag, of at
+// most kMaxCachedBytes, for later calls. Hence two Scratch objects with the same T and Tag must not be alive at once in
+// a thread.
 template <typename T, typename Tag>
 class Scratch {
  public:
   explicit Scratch(int64_t n) {
-    static constexpr size_t kKeptBytes = size_t{16} << 20;
-    static thread_local c10::DataPtr kept;
-    static thread_local size_t kept_bytes = 0;
+    static constexpr size_t kMaxCachedBytes = size_t{16} << 20;
+    static thread_local c10::DataPtr cached;
+    static thread_local size_t cached_bytes = 0;
     const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-    if (bytes > kKeptBytes) {
+    if (bytes > kMaxCachedBytes) {
       own_ = c10::GetCPUAllocator()->allocate(bytes);
       data_ = static_cast<T*>(own_.get());
       return;
     }
-    if (bytes > kept_bytes) {
-      kept = c10::GetCPUAllocator()->allocate(bytes);
-      kept_bytes = bytes;
+    if (bytes > cached_bytes) {
+      cached = c10::GetCPUAllocator()->allocate(bytes);
+      cached_bytes = bytes;
     }
-    data_ = static_cast<T*>(kept.get());
+    data_ = static_cast<T*>(cached.get());
   }
 
-  // The next `n` numbers of the room.
+  // Returns the next `n` elements that no earlier call returned.
   T* take(int64_t n) {
-    T* taken = data_ + used_;
+    T* start = data_ + used_;
     used_ += n;
-    return taken;
+    return start;
   }
 
  private:
@@ -44,17 +45,19 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-// Memory that an object keeps from call to call, and that grows; not initialized, aligned to 64 bytes.
+// Uninitialized memory of an object, aligned to 64 bytes, which grows on demand and is kept between calls.
 template <typename T>
 class Buffer {
  public:
-  // Room for `n` numbers; what an earlier call gave is lost where more are wanted than ever before.
-  T* room(int64_t n) {
+  T* data() const { return static_cast<T*>(data_.get()); }
+
+  // Returns memory for at least `n` elements. The earlier content is lost when the buffer grows.
+  T* reserve(int64_t n) {
     if (n > size_) {
       data_ = c10::GetCPUAllocator()->allocate(static_cast<size_t>(n) * sizeof(T));
       size_ = n;
     }
-    return static_cast<T*>(data_.get());
+    return data();
   }
 
  private:

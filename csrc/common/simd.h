@@ -1,7 +1,7 @@
-// Which instruction set a kernel runs with: chosen at run time, so that a wheel built on one machine runs on another.
+// Selection of the instruction set at run time, so that a wheel built on one machine runs on another.
 //
-// Nothing is compiled with -march=native. A kernel's inner loops live in a file of their own, which
-// common/foreach_isa.h compiles once per instruction set, each copy in a namespace of its own:
+// Nothing is compiled with -march=native. A kernel's inner loops are in a separate file, which common/foreach_isa.h
+// compiles once per instruction set, each time in another namespace:
 //
 //     // csrc/ranking/cpu.cpp
 //     #include "common/simd.h"
@@ -10,7 +10,7 @@
 //     ...
 //     GRF_DISPATCH(count_above)(scores, n, target); // baseline::, avx2:: or avx512::count_above
 //
-// docs/building.md ("A kernel for several instruction sets") states the rules a kernel file keeps.
+// docs/building.md ("A kernel for several instruction sets") has the rules for kernel files.
 #pragma once
 
 #include <cstdlib>
@@ -21,7 +21,7 @@
 #if (defined(__x86_64__) || defined(__amd64__)) && (defined(__GNUC__) || defined(__clang__))
 #define GRF_X86_ISAS 1
 #else
-#define GRF_X86_ISAS 0  // ARM and others: the baseline copy only, for which the compiler uses what the architecture has
+#define GRF_X86_ISAS 0  // ARM and others: only the baseline copy, compiled for the architecture's default instructions
 #endif
 #if GRF_X86_ISAS
 #include <immintrin.h>
@@ -42,7 +42,7 @@ inline const char* simd_name(SimdLevel level) {
   }
 }
 
-// The widest level that this processor and its operating system offer.
+// Returns the widest instruction set that the processor and the operating system support.
 inline SimdLevel detect_simd_level() {
 #if GRF_X86_ISAS
   __builtin_cpu_init();
@@ -57,22 +57,23 @@ inline SimdLevel detect_simd_level() {
   return SimdLevel::baseline;
 }
 
-// The level kernels run at: the detected one, or a lower one asked for by GRU4REC_FAST_SIMD=baseline|avx2|avx512.
-// Throws std::runtime_error where the variable names no level or one that this processor lacks.
+// Returns the instruction set for kernels: the widest supported one, or the one that the environment variable
+// GRU4REC_FAST_SIMD=baseline|avx2|avx512 selects. Throws std::runtime_error if the variable has another value or the
+// processor lacks that instruction set.
 inline SimdLevel choose_simd_level() {
   const SimdLevel detected = detect_simd_level();
-  const char* wanted = std::getenv("GRU4REC_FAST_SIMD");
-  if (wanted == nullptr || *wanted == '\0') return detected;
+  const char* requested = std::getenv("GRU4REC_FAST_SIMD");
+  if (requested == nullptr || *requested == '\0') return detected;
   for (const SimdLevel level : {SimdLevel::baseline, SimdLevel::avx2, SimdLevel::avx512}) {
-    if (std::string(wanted) != simd_name(level)) continue;
+    if (std::string(requested) != simd_name(level)) continue;
     if (level <= detected) return level;
-    throw std::runtime_error(std::string("GRU4REC_FAST_SIMD=") + wanted + ": this processor offers " +
+    throw std::runtime_error(std::string("GRU4REC_FAST_SIMD=") + requested + ": this processor offers " +
                              simd_name(detected) + " at most");
   }
-  throw std::runtime_error(std::string("GRU4REC_FAST_SIMD=") + wanted + ": choose one of baseline, avx2, avx512");
+  throw std::runtime_error(std::string("GRU4REC_FAST_SIMD=") + requested + ": choose one of baseline, avx2, avx512");
 }
 
-// Read once per process: changing the variable later has no effect.
+// The result of choose_simd_level, computed once per process: changing the variable later has no effect.
 inline SimdLevel simd_level() {
   static const SimdLevel level = choose_simd_level();
   return level;
@@ -80,7 +81,8 @@ inline SimdLevel simd_level() {
 
 }  // namespace grf
 
-// The copy of `function` (a function, or a template with its arguments) for the running level, as a function pointer.
+// A pointer to the copy of a kernel function for simd_level(). The argument is a function, or a template with its
+// arguments.
 #if GRF_X86_ISAS
 #define GRF_DISPATCH(...)                                                        \
   (::grf::simd_level() == ::grf::SimdLevel::avx512 ? &::grf::avx512::__VA_ARGS__ \

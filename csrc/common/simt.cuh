@@ -1,10 +1,10 @@
-// What every kernel includes: CUDA's device language, and how a kernel is launched. Compiled by nvcc these are CUDA's
-// own; compiled by a C++17 compiler, kernels and launchers run under tools/cuda_emulator/ on the processor.
+// CUDA's device language and launch macros, for every kernel file. With nvcc they are CUDA's own; a C++17 compiler
+// takes them from tools/cuda_emulator, which runs the kernels on the CPU.
 //
-//   GRF_SHARED(name, T[n]);           an array (or a number, T) in the block's shared memory
-//   GRF_DYNAMIC_SHARED(name, T);      T* const name, to the bytes that the launch asks for
-//   GRF_DEVICE_CHECK(condition, "argument: what is wrong with it");  stops the kernel
-//   GRF_LAUNCH((kernel<T>), grid, block, shared_bytes, stream, arguments...);  throws where it cannot be launched
+//   GRF_SHARED(name, T[n]);           declares an array (or, with T, one variable) in the block's shared memory
+//   GRF_DYNAMIC_SHARED(name, T);      declares T* name, a pointer to the launch's `shared_bytes` of shared memory
+//   GRF_DEVICE_CHECK(condition, "argument: what is wrong with it");  stops the kernel if the condition is false
+//   GRF_LAUNCH((kernel<T>), grid, block, shared_bytes, stream, arguments...);  throws if the launch fails
 #pragma once
 
 #ifdef __CUDACC__
@@ -15,7 +15,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#undef NDEBUG  // checks of what a kernel reads guard its memory
+#undef NDEBUG  // assert() checks indices before kernels read or write memory, so it stays on in release builds
 #include <cassert>
 
 #define GRF_SHARED(name, ...)      \
@@ -32,7 +32,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// A block may take more than 48 KB of shared memory only once its kernel has been told so.
+// Raises the kernel's limit of dynamic shared memory, which CUDA sets to 48 KB unless the kernel opts in to more.
 template <typename Kernel>
 void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
   if (bytes <= size_t{48} << 10) return;
@@ -59,19 +59,19 @@ namespace grf {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// Blocks of `per_block` threads for `n` threads' worth of work, n >= 1. There may be fewer than that takes: a kernel's
-// threads go on from `global_thread()` in strides of `all_threads()`.
+// Returns the grid size for `n` >= 1 tasks, one task per thread and `per_block` threads per block. The grid size is
+// limited, so kernels loop: a thread starts at task global_thread() and advances by all_threads().
 inline unsigned blocks_for(int64_t n, int64_t per_block) {
 #ifdef __CUDACC__
-  constexpr int64_t most = int64_t{1} << 16;  // fills any GPU many times over
+  constexpr int64_t max_blocks = int64_t{1} << 16;  // far more than any GPU runs at once
 #else
-  const int64_t most = simt::most_blocks();
+  const int64_t max_blocks = simt::most_blocks();
 #endif
   const int64_t blocks = (n - 1) / per_block + 1;
-  return static_cast<unsigned>(blocks < most ? blocks : most);
+  return static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks);
 }
 
-// Number of this thread in a grid of one dimension, and how many there are.
+// The index of this thread in a one-dimensional grid, and the number of threads of that grid.
 __device__ __forceinline__ int64_t global_thread() {
   return static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(blockDim.x) + static_cast<int64_t>(threadIdx.x);
 }
@@ -79,7 +79,7 @@ __device__ __forceinline__ int64_t all_threads() {
   return static_cast<int64_t>(gridDim.x) * static_cast<int64_t>(blockDim.x);
 }
 
-// a / b of numbers that are not negative, by 32-bit division, several times faster, wherever they allow it.
+// a / b for non-negative integers. Divides in 32 bits if both fit, which is several times faster.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;

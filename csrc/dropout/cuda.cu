@@ -1,4 +1,4 @@
-// Counter-based dropout masks. Specification: gru4rec_fast/ops/dropout.py.
+// Counter-based dropout masks on CUDA. Specification: gru4rec_fast/ops/dropout.py.
 #include "common/philox.h"
 #include "common/simt.cuh"
 #include "dropout/dropout.h"
@@ -7,10 +7,11 @@ namespace grf::cuda {
 
 constexpr int kDropoutThreads = 256;
 
-// Writes out [steps, lanes, units]: a bits_t of `kept` or of zero.
+// Fills a mask, out [steps, lanes, units]; each element is keep_bits or 0.
 //
-// Launch: one dimension, any number of blocks of any size; each thread takes elements in strides of the grid. Moves
-// sizeof(bits_t) bytes per element, written side by side by neighboring threads, and reads none.
+// Launch: one dimension, any number of blocks of kDropoutThreads; threads take elements in strides of the grid. Bytes:
+// every element written once, coalesced. 50 steps x 512 lanes x 512 units of float32: 52 MB, 11 us at the H200's 4.8
+// TB/s. Bottleneck: ten rounds of Philox per element, some 80 integer instructions: about 60 us (both estimated).
 template <typename bits_t>
 __global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMask mask, bits_t* __restrict__ out) {
   const int64_t n = mask.steps * mask.lanes * mask.units;
@@ -20,7 +21,7 @@ __global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMa
                                 static_cast<uint32_t>(row - step * mask.lanes),
                                 static_cast<uint32_t>(i - row * mask.units)};
     const uint32_t word = philox::philox4x32(counter, mask.seed).w0;
-    out[i] = word >= mask.threshold ? static_cast<bits_t>(mask.kept) : bits_t{0};
+    out[i] = word >= mask.threshold ? static_cast<bits_t>(mask.keep_bits) : bits_t{0};
   }
 }
 

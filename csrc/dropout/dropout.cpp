@@ -1,4 +1,4 @@
-// The operator of counter-based dropout masks. Specification: gru4rec_fast/ops/dropout.py.
+// The operator dropout_mask: checks arguments and allocates the result. Specification: gru4rec_fast/ops/dropout.py.
 #include "dropout/dropout.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -22,9 +22,10 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "dtype=", dtype, ": choose one of float32, float64, float16, bfloat16");
   const at::Tensor out = at::empty({steps, lanes, units}, at::TensorOptions().dtype(dtype).device(device));
-  const at::Tensor scale = at::full({}, 1.0 / (1.0 - p), at::TensorOptions().dtype(dtype));  // rounded as torch does
-  uint64_t kept = 0;
-  std::memcpy(&kept, scale.const_data_ptr(), scale.element_size());
+  const at::Tensor scale =
+      at::full({}, 1.0 / (1.0 - p), at::TensorOptions().dtype(dtype));  // rounded to the dtype by torch
+  uint64_t keep_bits = 0;
+  std::memcpy(&keep_bits, scale.const_data_ptr(), scale.element_size());
   const DropoutMask mask{steps,
                          lanes,
                          units,
@@ -32,7 +33,7 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
                          static_cast<uint32_t>(step),
                          static_cast<uint64_t>(seed),
                          philox::drop_threshold(p),
-                         kept,
+                         keep_bits,
                          static_cast<int>(out.element_size())};
   if constexpr (kernels == Kernels::cuda) {
     const DeviceGuard guard(out.device());
@@ -43,7 +44,8 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   return out;
 }
 
-// The operator has no tensor among its arguments: there is no backend to dispatch on, so it is read off `device`.
+// The operator has no tensor argument from which the dispatcher could take the backend, so the argument `device`
+// selects it.
 at::Tensor select_backend(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                           int64_t step, at::ScalarType dtype, at::Device device) {
   static const auto op = c10::Dispatcher::singleton()

@@ -7,17 +7,17 @@
 
 namespace grf {
 
-// A mask [steps, lanes, units], of elements of 2, 4 or 8 bytes that are written as bit patterns.
+// A mask [steps, lanes, units]. Elements of 2, 4 or 8 bytes are written as bit patterns, so the kernels need no dtype.
 struct DropoutMask {
   int64_t steps, lanes, units;
   uint32_t stream, first_step;
   uint64_t seed;
-  uint32_t threshold;  // a unit is kept where its word reaches this
-  uint64_t kept;       // the bits of 1 / (1 - p) in the mask's dtype
+  uint32_t threshold;  // a unit is kept if its Philox word is at least this
+  uint64_t keep_bits;  // bit pattern of 1 / (1 - p) in the mask's dtype
   int element_bytes;
 };
 
-// On the CPU; threads share out the rows.
+// Writes the mask, on the CPU.
 void fill_dropout_mask(const DropoutMask& mask, void* out);
 
 namespace cuda {

@@ -1,4 +1,4 @@
-// The tensors of the GRU's operators: what gru/gru.cpp checks and allocates, and gru/cuda.cpp works on.
+// The tensors of the GRU's operators. gru/gru.cpp checks and allocates them, gru/cuda.cpp computes with them.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -11,14 +11,14 @@
 
 namespace grf {
 
-// The arguments that both directions share, checked and contiguous.
+// The arguments that `gru` and `gru_backward` share, checked and contiguous. Optional tensors may be undefined.
 struct GruArguments {
   at::Device device;
   int64_t steps, lanes, hidden;
-  bool after;
+  bool reset_after;
   at::Tensor state, weight, bias, reset, mask;
 
-  // `block` is [T, B, width * H].
+  // `block` [T, B, width * H] is a tensor of the operator that determines T.
   GruArguments(const at::Tensor& block, int64_t width, const at::Tensor& state, const at::Tensor& weight_hh,
                const std::optional<at::Tensor>& bias_hh, const std::optional<at::Tensor>& reset,
                const std::optional<at::Tensor>& output_mask, std::string_view form);
@@ -32,7 +32,7 @@ struct GruArguments {
     return {steps,
             lanes,
             hidden,
-            after,
+            reset_after,
             state.const_data_ptr<T>(),
             weight.const_data_ptr<T>(),
             data_or_null<T>(bias),
@@ -41,15 +41,15 @@ struct GruArguments {
   }
 };
 
-// The results of backward; `state` is undefined where nobody wants it.
+// The results of `gru_backward`. `state` is undefined if its gradient is not needed.
 struct GruGradients {
   at::Tensor gate_inputs, state, weight, bias;
 };
 
 namespace cuda {
 
-void gru_forward(const GruArguments& given, const at::Tensor& gate_inputs, at::Tensor& output, at::Tensor& saved);
-void gru_backward(const GruArguments& given, const at::Tensor& grad_output, const at::Tensor& output,
+void gru_forward(const GruArguments& args, const at::Tensor& gate_inputs, at::Tensor& output, at::Tensor& saved);
+void gru_backward(const GruArguments& args, const at::Tensor& grad_output, const at::Tensor& output,
                   const at::Tensor& saved, GruGradients& grads);
 
 }  // namespace cuda

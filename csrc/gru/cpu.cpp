@@ -1,8 +1,9 @@
 // GRU with resets on the CPU, forward and backward. Specification: gru4rec_fast/ops/gru.py.
 //
-// Per step: one product of all lanes' states with the recurrent weights (two, one behind the other, in the reset_before
-// form), then one pass over each lane's gates (gru/cpu_kernel.inc). A lane that is reset reads a row of zeros in the
-// place of its state and of its product. The gradient of the weights is one product over all steps at the end.
+// Each step is one matrix product of all lanes' states with the recurrent weights, then one pass over each lane's gates
+// (gru/cpu_kernel.inc). The reset_before form takes two products and two passes. A lane that is reset reads zeros
+// instead of its state and of its product. The gradient of the weights is one product over all steps at the end. The
+// matrix products are the bottleneck.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -19,13 +20,13 @@
 namespace grf {
 namespace {
 
-// A layer with the rows that stand in for what is not there.
+// A layer with rows of zeros and ones that replace a missing bias, a missing mask and the state of a reset lane.
 template <typename T>
-struct WholeLayer : GruLayer<T> {
+struct PaddedLayer : GruLayer<T> {
   const T *zeros, *ones;  // [3H], [H]
 
-  // `constants` has room for 4H numbers.
-  WholeLayer(const GruLayer<T>& layer, T* constants)
+  // `constants` has space for 4H elements.
+  PaddedLayer(const GruLayer<T>& layer, T* constants)
       : GruLayer<T>(layer), zeros(constants), ones(constants + 3 * layer.hidden) {
     std::fill_n(constants, 3 * this->hidden, T{0});
     std::fill_n(constants + 3 * this->hidden, this->hidden, T{1});
@@ -36,19 +37,19 @@ struct WholeLayer : GruLayer<T> {
   const T* mask_of(int64_t t, int64_t lane) const {
     return this->mask == nullptr ? ones : this->mask + (t * this->lanes + lane) * this->hidden;
   }
-  // The state that a lane enters step t with, given all steps' outputs.
-  const T* entering(const T* output, int64_t t, int64_t lane) const {
-    return is_reset(t, lane) ? zeros : before(output, t) + lane * this->hidden;
+  // The previous state s of a lane in step t: zeros if the lane is reset. `output` holds the outputs of earlier steps.
+  const T* prev_state(const T* output, int64_t t, int64_t lane) const {
+    return is_reset(t, lane) ? zeros : prev_output(output, t) + lane * this->hidden;
   }
-  // All lanes' states before step t, resets not looked at.
-  const T* before(const T* output, int64_t t) const {
+  // All lanes' states before step t, without resets.
+  const T* prev_output(const T* output, int64_t t) const {
     return t == 0 ? this->state : output + (t - 1) * this->lanes * this->hidden;
   }
 
   template <typename Pass>
   void for_lanes(const Pass& pass) const {
-    const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(this->hidden, 1));  // lanes worth a thread
-    at::parallel_for(0, this->lanes, grain, [&](int64_t begin, int64_t end) {
+    const int64_t grain_size = std::max<int64_t>(1, 8192 / std::max<int64_t>(this->hidden, 1));
+    at::parallel_for(0, this->lanes, grain_size, [&](int64_t begin, int64_t end) {
       for (int64_t lane = begin; lane < end; ++lane) pass(lane);
     });
   }
@@ -62,37 +63,38 @@ struct RecurrentScratch;
 
 template <typename T>
 void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* saved) {
-  const int64_t lanes = layer.lanes, hidden = layer.hidden, width = (layer.after ? 3 : 2) * hidden;
+  const int64_t lanes = layer.lanes, hidden = layer.hidden, width = (layer.reset_after ? 3 : 2) * hidden;
   Scratch<T, ForwardScratch> scratch(4 * hidden + 3 * lanes * hidden);
-  const WholeLayer<T> p(layer, scratch.take(4 * hidden));
-  T* recurrent = scratch.take(3 * lanes * hidden);  // W s [B, 3H]; reset_before: W_rz s [B, 2H], W_n q [B, H]
-  T* recurrent_n = recurrent + 2 * lanes * hidden;
-  const auto after = GRF_DISPATCH(gru_after<T>);
-  const auto before_gates = GRF_DISPATCH(gru_before_gates<T>);
-  const auto before_output = GRF_DISPATCH(gru_before_output<T>);
+  const PaddedLayer<T> p(layer, scratch.take(4 * hidden));
+  T* products = scratch.take(3 * lanes * hidden);  // W s [B, 3H]; reset_before: W_rz s [B, 2H], W_n q [B, H]
+  T* products_n = products + 2 * lanes * hidden;
+  const auto reset_after_step = GRF_DISPATCH(gru_reset_after<T>);
+  const auto reset_before_gates = GRF_DISPATCH(gru_reset_before_gates<T>);
+  const auto reset_before_output = GRF_DISPATCH(gru_reset_before_output<T>);
   for (int64_t t = 0; t < layer.steps; ++t) {
     const auto row = [&](auto* block, int64_t factor, int64_t lane) {
       return block + (t * lanes + lane) * factor * hidden;
     };
-    multiply<T>(lanes, width, hidden, {p.before(output, t), hidden}, {p.weight, 1, hidden}, recurrent, width, false,
+    multiply<T>(lanes, width, hidden, {p.prev_output(output, t), hidden}, {p.weight, 1, hidden}, products, width, false,
                 p.precision);
-    if (layer.after) {
+    if (layer.reset_after) {
       p.for_lanes([&](int64_t lane) {
-        const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
-        after(hidden, row(gate_inputs, 3, lane), product, p.bias, p.entering(output, t, lane), p.mask_of(t, lane),
-              row(saved, 4, lane), row(output, 1, lane));
+        const T* product = p.is_reset(t, lane) ? p.zeros : products + lane * width;
+        reset_after_step(hidden, row(gate_inputs, 3, lane), product, p.bias, p.prev_state(output, t, lane),
+                         p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
       });
       continue;
     }
     p.for_lanes([&](int64_t lane) {
-      const T* product = p.is_reset(t, lane) ? p.zeros : recurrent + lane * width;
-      before_gates(hidden, row(gate_inputs, 3, lane), product, p.entering(output, t, lane), row(saved, 4, lane));
+      const T* product = p.is_reset(t, lane) ? p.zeros : products + lane * width;
+      reset_before_gates(hidden, row(gate_inputs, 3, lane), product, p.prev_state(output, t, lane),
+                         row(saved, 4, lane));
     });
     multiply<T>(lanes, hidden, hidden, {row(saved, 4, 0) + 3 * hidden, 4 * hidden},
-                {p.weight + 2 * hidden * hidden, 1, hidden}, recurrent_n, hidden, false, p.precision);
+                {p.weight + 2 * hidden * hidden, 1, hidden}, products_n, hidden, false, p.precision);
     p.for_lanes([&](int64_t lane) {
-      before_output(hidden, row(gate_inputs, 3, lane), recurrent_n + lane * hidden, p.entering(output, t, lane),
-                    p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
+      reset_before_output(hidden, row(gate_inputs, 3, lane), products_n + lane * hidden, p.prev_state(output, t, lane),
+                          p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
     });
   }
 }
@@ -101,79 +103,80 @@ template <typename T>
 void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T* output, const T* saved,
                         const GruLaneGradients<T>& grads) {
   const int64_t steps = layer.steps, lanes = layer.lanes, hidden = layer.hidden;
-  const int64_t width = (layer.after ? 3 : 2) * hidden;
+  const int64_t width = (layer.reset_after ? 3 : 2) * hidden;
   Scratch<T, BackwardScratch> scratch(4 * hidden + 2 * lanes * hidden);
-  const WholeLayer<T> p(layer, scratch.take(4 * hidden));
+  const PaddedLayer<T> p(layer, scratch.take(4 * hidden));
   T* grad_q = scratch.take(lanes * hidden);
-  T *grad_a = grads.gate_inputs, *recurrent = grads.recurrent;  // recurrent: 0 in lanes that are reset
-  // What arrives from the next step, and in the end is the gradient of the state before the first.
-  T* carried = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
+  T *grad_a = grads.gate_inputs, *grad_recurrent = grads.recurrent;  // grad_recurrent is 0 in lanes that are reset
+  // The gradient of the state between two steps; at the end, that of the state before the first step.
+  T* grad_state = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
   const T* weight_n = p.weight + 2 * hidden * hidden;
-  const auto after = GRF_DISPATCH(gru_after_backward<T>);
-  const auto before_output = GRF_DISPATCH(gru_before_backward_output<T>);
-  const auto before_gates = GRF_DISPATCH(gru_before_backward_gates<T>);
-  std::fill_n(carried, lanes * hidden, T{0});
+  const auto reset_after_step = GRF_DISPATCH(gru_reset_after_backward<T>);
+  const auto reset_before_output = GRF_DISPATCH(gru_reset_before_backward_output<T>);
+  const auto reset_before_gates = GRF_DISPATCH(gru_reset_before_backward_gates<T>);
+  std::fill_n(grad_state, lanes * hidden, T{0});
   for (int64_t t = steps - 1; t >= 0; --t) {
     const auto row = [&](auto* block, int64_t factor, int64_t lane) {
       return block + (t * lanes + lane) * factor * hidden;
     };
-    const auto keep = [&](int64_t lane) { return p.is_reset(t, lane) ? T{0} : T{1}; };
-    T* to = recurrent + t * lanes * width;
-    if (layer.after) {
+    const auto not_reset = [&](int64_t lane) { return p.is_reset(t, lane) ? T{0} : T{1}; };
+    T* grad_product = grad_recurrent + t * lanes * width;
+    if (layer.reset_after) {
       p.for_lanes([&](int64_t lane) {
-        after(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane), p.entering(output, t, lane),
-              keep(lane), row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
+        reset_after_step(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
+                         p.prev_state(output, t, lane), not_reset(lane), row(grad_a, 3, lane),
+                         grad_product + lane * width, grad_state + lane * hidden);
       });
     } else {
       p.for_lanes([&](int64_t lane) {
-        before_output(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
-                      p.entering(output, t, lane), row(grad_a, 3, lane), carried + lane * hidden);
+        reset_before_output(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
+                            p.prev_state(output, t, lane), row(grad_a, 3, lane), grad_state + lane * hidden);
       });
       multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
                   hidden, false, p.precision);
       p.for_lanes([&](int64_t lane) {
-        before_gates(hidden, row(saved, 4, lane), p.entering(output, t, lane), grad_q + lane * hidden, keep(lane),
-                     row(grad_a, 3, lane), to + lane * width, carried + lane * hidden);
+        reset_before_gates(hidden, row(saved, 4, lane), p.prev_state(output, t, lane), grad_q + lane * hidden,
+                           not_reset(lane), row(grad_a, 3, lane), grad_product + lane * width,
+                           grad_state + lane * hidden);
       });
     }
     if (t == 0 && grads.state == nullptr) break;
-    multiply<T>(lanes, hidden, width, {to, width}, {p.weight, hidden}, carried, hidden, true, p.precision);
+    multiply<T>(lanes, hidden, width, {grad_product, width}, {p.weight, hidden}, grad_state, hidden, true, p.precision);
   }
 }
 
-// Sums over all steps.
 template <typename T>
-void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved, const T* grad_a, const T* recurrent,
-                          const GruWeightGradients<T>& grads) {
-  const int64_t lanes = p.lanes, hidden = p.hidden, rows = p.steps * lanes, width = (p.after ? 3 : 2) * hidden;
+void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved, const T* grad_a,
+                          const T* grad_recurrent, const GruWeightGradients<T>& grads) {
+  const int64_t lanes = p.lanes, hidden = p.hidden, rows = p.steps * lanes, width = (p.reset_after ? 3 : 2) * hidden;
   if (!grads.add) std::fill_n(grads.bias, 3 * hidden, T{0});
   if (p.bias != nullptr) {
     at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
       GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_a, saved, grads.bias);
     });
   }
-  const Matrix<T> last{grad_a + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
+  const Matrix<T> grad_n{grad_a + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
   if (grads.use_weight != nullptr) {
-    multiply_by_blocks<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, *grads.use_weight,
+    multiply_by_blocks<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {p.state, hidden}, *grads.use_weight,
                           p.precision);
-    if (p.after) return;
+    if (p.reset_after) return;
     const auto use = [&](int64_t first, int64_t count, const T* block) {
       (*grads.use_weight)(2 * hidden + first, count, block);
     };
-    multiply_by_blocks<T>(hidden, hidden, lanes, last, q, use, p.precision);
+    multiply_by_blocks<T>(hidden, hidden, lanes, grad_n, q, use, p.precision);
     return;
   }
   if (rows == 0 && !grads.add) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});
   if (rows == 0) return;
-  // The states before the steps stand in two places: the first step's in `state`, the others' in `output`.
-  multiply<T>(width, hidden, lanes, {recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add,
+  // Two products, because the previous state is in `state` for the first step and in `output` for all others.
+  multiply<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add,
               p.precision);
   if (rows > lanes) {
-    multiply<T>(width, hidden, rows - lanes, {recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,
+    multiply<T>(width, hidden, rows - lanes, {grad_recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,
                 hidden, true, p.precision);
   }
-  if (!p.after) {
-    multiply<T>(hidden, hidden, rows, last, q, grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);
+  if (!p.reset_after) {
+    multiply<T>(hidden, hidden, rows, grad_n, q, grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);
   }
 }
 

@@ -1,8 +1,8 @@
 // GRU with resets on CUDA, forward and backward. Specification: gru4rec_fast/ops/gru.py.
 //
-// A layer whose weights fit in a block's shared memory takes one launch for all its steps (gru/lanes.cuh). Another
-// takes, for each step, one matrix product by torch and one pass over all units (two of each in the reset_before form).
-// The gradients of weights and bias are one product and one sum over all steps at the end, in either case.
+// If a layer's weights fit into a block's shared memory, one launch processes all steps (gru/lanes.cuh). Otherwise each
+// step takes one matrix product by torch and one kernel over all units (gru/cuda.cuh), two of each in the reset_before
+// form. Either way the gradients of weights and bias are one product and one sum over all steps at the end.
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
@@ -17,93 +17,94 @@ namespace {
 
 using at::Tensor;
 
-bool in_one_launch(const GruArguments& given) {
-  return given.steps > 0 &&
-         gru_in_one_launch(given.lanes, given.hidden, static_cast<int64_t>(given.state.element_size()));
+bool runs_in_one_launch(const GruArguments& args) {
+  return args.steps > 0 &&
+         gru_runs_in_one_launch(args.lanes, args.hidden, static_cast<int64_t>(args.state.element_size()));
 }
 
-// The rows of the recurrent weights that multiply the state, and those of the gate n.
-Tensor weight_of_gates(const GruArguments& given, const Tensor& weight) {
-  return weight.narrow(0, 0, (given.after ? 3 : 2) * given.hidden);
+// Rows of the recurrent weights that multiply the previous state: all in the reset_after form, else those of r and z.
+Tensor weight_of_state(const GruArguments& args, const Tensor& weight) {
+  return weight.narrow(0, 0, (args.reset_after ? 3 : 2) * args.hidden);
 }
-Tensor weight_n(const GruArguments& given, const Tensor& weight) {
-  return weight.narrow(0, 2 * given.hidden, given.hidden);
+// Rows of the recurrent weights of gate n.
+Tensor weight_of_n(const GruArguments& args, const Tensor& weight) {
+  return weight.narrow(0, 2 * args.hidden, args.hidden);
 }
 
 template <typename T>
-void run_forward(const GruArguments& given, const Tensor& gate_inputs, Tensor& output, Tensor& saved) {
-  const cudaStream_t stream = current_stream(given.device);
-  GruForward<T> forward{given.layer<T>(),
+void run_forward(const GruArguments& args, const Tensor& gate_inputs, Tensor& output, Tensor& saved) {
+  const cudaStream_t stream = current_stream(args.device);
+  GruForward<T> forward{args.layer<T>(),
                         gate_inputs.const_data_ptr<T>(),
                         output.mutable_data_ptr<T>(),
                         saved.mutable_data_ptr<T>(),
                         nullptr,
                         nullptr};
-  if (in_one_launch(given)) return gru_all_steps(forward, stream);
-  const Tensor weight = weight_of_gates(given, given.weight).t(), of_n = weight_n(given, given.weight).t();
-  Tensor product = given.empty({given.lanes, weight.size(1)});
-  Tensor product_n = given.after ? Tensor() : given.empty({given.lanes, given.hidden});
+  if (runs_in_one_launch(args)) return launch_gru_all_steps(forward, stream);
+  const Tensor weight = weight_of_state(args, args.weight).t(), weight_n = weight_of_n(args, args.weight).t();
+  Tensor product = args.empty({args.lanes, weight.size(1)});
+  Tensor product_n = args.reset_after ? Tensor() : args.empty({args.lanes, args.hidden});
   forward.product = product.const_data_ptr<T>();
   forward.product_n = data_or_null<T>(product_n);
-  for (int64_t t = 0; t < given.steps; ++t) {
-    at::mm_out(product, t == 0 ? given.state : output[t - 1], weight);
-    gru_one_step(forward, t, false, stream);
-    if (given.after) continue;
-    at::mm_out(product_n, saved[t].narrow(1, 3 * given.hidden, given.hidden), of_n);
-    gru_one_step(forward, t, true, stream);
+  for (int64_t t = 0; t < args.steps; ++t) {
+    at::mm_out(product, t == 0 ? args.state : output[t - 1], weight);
+    launch_gru_step(forward, t, false, stream);
+    if (args.reset_after) continue;
+    at::mm_out(product_n, saved[t].narrow(1, 3 * args.hidden, args.hidden), weight_n);
+    launch_gru_step(forward, t, true, stream);
   }
 }
 
-// What the gradients of weights and bias are products of: the gradient of W s + b, and the states s that the steps
-// began with.
-struct Recurrent {
-  Tensor grad, entering;
+// The factors of the weights' gradient: the gradient of W s + b, and the previous states s of all steps.
+struct GradientFactors {
+  Tensor grad, prev_states;
 };
 
 template <typename T>
-void run_backward(const GruArguments& given, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
-                  GruGradients& grads, const Recurrent& recurrent) {
-  const cudaStream_t stream = current_stream(given.device);
+void run_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
+                  GruGradients& grads, const GradientFactors& factors) {
+  const cudaStream_t stream = current_stream(args.device);
   const bool state_grad = grads.state.defined();
-  Tensor carried = state_grad ? grads.state : given.empty({given.lanes, given.hidden});
-  GruBackward<T> backward{given.layer<T>(),
+  Tensor grad_state = state_grad ? grads.state : args.empty({args.lanes, args.hidden});
+  GruBackward<T> backward{args.layer<T>(),
                           grad_output.const_data_ptr<T>(),
                           output.const_data_ptr<T>(),
                           saved.const_data_ptr<T>(),
                           grads.gate_inputs.mutable_data_ptr<T>(),
-                          given.after ? recurrent.grad.mutable_data_ptr<T>() : nullptr,
-                          recurrent.entering.mutable_data_ptr<T>(),
-                          carried.mutable_data_ptr<T>(),
+                          args.reset_after ? factors.grad.mutable_data_ptr<T>() : nullptr,
+                          factors.prev_states.mutable_data_ptr<T>(),
+                          grad_state.mutable_data_ptr<T>(),
                           nullptr};
-  if (in_one_launch(given)) {
-    if (!state_grad) backward.carried = nullptr;
-    return gru_all_steps(backward, stream);
+  if (runs_in_one_launch(args)) {
+    if (!state_grad) backward.grad_state = nullptr;
+    return launch_gru_all_steps(backward, stream);
   }
-  const Tensor weight = weight_of_gates(given, given.weight), of_n = weight_n(given, given.weight);
-  Tensor grad_q = given.after ? Tensor() : given.empty({given.lanes, given.hidden});
+  const Tensor weight = weight_of_state(args, args.weight), weight_n = weight_of_n(args, args.weight);
+  Tensor grad_q = args.reset_after ? Tensor() : args.empty({args.lanes, args.hidden});
   backward.grad_q = data_or_null<T>(grad_q);
-  if (given.steps == 0) carried.zero_();
-  for (int64_t t = given.steps - 1; t >= 0; --t) {
-    gru_one_step(backward, t, false, stream);
-    if (!given.after) {
-      at::mm_out(grad_q, grads.gate_inputs[t].narrow(1, 2 * given.hidden, given.hidden), of_n);
-      gru_one_step(backward, t, true, stream);
+  if (args.steps == 0) grad_state.zero_();
+  for (int64_t t = args.steps - 1; t >= 0; --t) {
+    launch_gru_step(backward, t, false, stream);
+    if (!args.reset_after) {
+      at::mm_out(grad_q, grads.gate_inputs[t].narrow(1, 2 * args.hidden, args.hidden), weight_n);
+      launch_gru_step(backward, t, true, stream);
     }
-    if (t > 0 || state_grad) at::addmm_out(carried, carried, recurrent.grad[t], weight);
+    if (t > 0 || state_grad) at::addmm_out(grad_state, grad_state, factors.grad[t], weight);
   }
-  if (state_grad && given.steps > 0 && given.reset.defined()) carried.masked_fill_(given.reset[0].unsqueeze(1), 0);
+  if (state_grad && args.steps > 0 && args.reset.defined()) grad_state.masked_fill_(args.reset[0].unsqueeze(1), 0);
 }
 
-// Products and a sum over all steps and lanes, [T B, ...].
-void weight_gradients(const GruArguments& given, const Tensor& saved, const Recurrent& recurrent, GruGradients& grads) {
-  const int64_t hidden = given.hidden;
+// Computes the gradients of weights and bias, sums over all steps and lanes.
+void weight_gradients(const GruArguments& args, const Tensor& saved, const GradientFactors& factors,
+                      GruGradients& grads) {
+  const int64_t hidden = args.hidden;
   const auto rows = [](const Tensor& tensor) { return tensor.flatten(0, 1); };
-  Tensor of_gates = weight_of_gates(given, grads.weight), of_n = weight_n(given, grads.weight);
-  at::mm_out(of_gates, rows(recurrent.grad).t(), rows(recurrent.entering));
-  if (given.after) {
-    at::sum_out(grads.bias, rows(recurrent.grad), 0);
+  Tensor grad_weight_state = weight_of_state(args, grads.weight), grad_weight_n = weight_of_n(args, grads.weight);
+  at::mm_out(grad_weight_state, rows(factors.grad).t(), rows(factors.prev_states));
+  if (args.reset_after) {
+    at::sum_out(grads.bias, rows(factors.grad), 0);
   } else {
-    at::mm_out(of_n, rows(grads.gate_inputs).narrow(1, 2 * hidden, hidden).t(),
+    at::mm_out(grad_weight_n, rows(grads.gate_inputs).narrow(1, 2 * hidden, hidden).t(),
                rows(saved).narrow(1, 3 * hidden, hidden));
     grads.bias.zero_();
   }
@@ -111,24 +112,24 @@ void weight_gradients(const GruArguments& given, const Tensor& saved, const Recu
 
 }  // namespace
 
-void gru_forward(const GruArguments& given, const Tensor& gate_inputs, Tensor& output, Tensor& saved) {
-  const DeviceGuard guard(given.device);
+void gru_forward(const GruArguments& args, const Tensor& gate_inputs, Tensor& output, Tensor& saved) {
+  const DeviceGuard guard(args.device);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  AT_DISPATCH_FLOATING_TYPES(given.state.scalar_type(), "gru",
-                             [&] { run_forward<scalar_t>(given, gate_inputs, output, saved); });
+  AT_DISPATCH_FLOATING_TYPES(args.state.scalar_type(), "gru",
+                             [&] { run_forward<scalar_t>(args, gate_inputs, output, saved); });
 }
 
-void gru_backward(const GruArguments& given, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
+void gru_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
                   GruGradients& grads) {
-  const DeviceGuard guard(given.device);
+  const DeviceGuard guard(args.device);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const int64_t steps = given.steps, lanes = given.lanes, hidden = given.hidden;
-  const Recurrent recurrent{
-      given.after ? given.empty({steps, lanes, 3 * hidden}) : grads.gate_inputs.narrow(2, 0, 2 * hidden),
-      given.empty({steps, lanes, hidden})};
-  AT_DISPATCH_FLOATING_TYPES(given.state.scalar_type(), "gru_backward",
-                             [&] { run_backward<scalar_t>(given, grad_output, output, saved, grads, recurrent); });
-  weight_gradients(given, saved, recurrent, grads);
+  const int64_t steps = args.steps, lanes = args.lanes, hidden = args.hidden;
+  const GradientFactors factors{
+      args.reset_after ? args.empty({steps, lanes, 3 * hidden}) : grads.gate_inputs.narrow(2, 0, 2 * hidden),
+      args.empty({steps, lanes, hidden})};
+  AT_DISPATCH_FLOATING_TYPES(args.state.scalar_type(), "gru_backward",
+                             [&] { run_backward<scalar_t>(args, grad_output, output, saved, grads, factors); });
+  weight_gradients(args, saved, factors, grads);
 }
 
 }  // namespace grf::cuda

@@ -1,5 +1,11 @@
-// What one unit of a GRU does in a step, forward and backward, and the kernels that do it for all units of a step,
-// between matrix products. Specification: gru4rec_fast/ops/gru.py, whose names these are.
+// The computation of one GRU unit in one step, forward and backward, and the kernels that run it for all units of a
+// step, between matrix products. gru/gru.h explains s, W_rz and q. Specification: gru4rec_fast/ops/gru.py.
+//
+// All kernels here have the same launch shape: one dimension, any number of blocks of up to kGruThreads threads, no
+// shared memory; threads take units of all lanes in strides of the grid. Neighboring threads read and write neighboring
+// elements. Expected times are estimates for an H200 (4.8 TB/s), B = 512, H = 256, float32, without reset and bias.
+// They are shorter than a launch, about 3 us, and most of the data comes from L2: the launch is the bottleneck. For
+// larger layers it is memory.
 #pragma once
 
 #include "common/simt.cuh"
@@ -24,10 +30,9 @@ __device__ __forceinline__ bool is_reset(const GruLayer<T>& layer, int64_t t, in
   return layer.reset != nullptr && layer.reset[t * layer.lanes + lane];
 }
 
-// Unit j of the state that a lane enters step t with, given all steps' outputs.
+// Unit j of the lane's previous state s in step t: 0 if the lane is reset.
 template <typename T>
-__device__ __forceinline__ T entering_state(const GruLayer<T>& layer, const T* output, int64_t t, int64_t lane,
-                                            int64_t j) {
+__device__ __forceinline__ T prev_state(const GruLayer<T>& layer, const T* output, int64_t t, int64_t lane, int64_t j) {
   if (is_reset(layer, t, lane)) return 0;
   return t == 0 ? layer.state[lane * layer.hidden + j] : output[((t - 1) * layer.lanes + lane) * layer.hidden + j];
 }
@@ -37,9 +42,9 @@ __device__ __forceinline__ T bias_of(const GruLayer<T>& layer, int64_t gate_unit
   return layer.bias == nullptr ? T{0} : layer.bias[gate_unit];
 }
 
-// Gates of the reset_after form from gate inputs a and w = W s + b, each of r, z, n.
+// reset_after: the gates of a unit from the gate inputs a and w = W s + b, each for r, z, n.
 template <typename T>
-__device__ __forceinline__ GruGates<T> gates_after(const T (&a)[3], const T (&w)[3]) {
+__device__ __forceinline__ GruGates<T> gates_reset_after(const T (&a)[3], const T (&w)[3]) {
   GruGates<T> gates;
   gates.r = logistic(a[0] + w[0]);
   gates.z = logistic(a[1] + w[1]);
@@ -48,7 +53,7 @@ __device__ __forceinline__ GruGates<T> gates_after(const T (&a)[3], const T (&w)
   return gates;
 }
 
-// Writes a unit's gates and output; returns the output. `row` is t B + lane.
+// Writes a unit's gates and output, and returns the output. `row` is t * B + lane.
 template <typename T>
 __device__ __forceinline__ T write_unit(const GruForward<T>& p, int64_t row, int64_t j, const GruGates<T>& gates, T s) {
   const int64_t hidden = p.layer.hidden;
@@ -63,19 +68,21 @@ __device__ __forceinline__ T write_unit(const GruForward<T>& p, int64_t row, int
   return h;
 }
 
-// Gradients of a unit's gate inputs, and what of the state's gradient passes by the products.
+// Gradients of a unit's three gate inputs and of its previous state, the latter without the part through the matrix
+// products.
 template <typename T>
 struct GruUnitGradient {
   T r, z, n, state;
 };
 
-// Of z, n and the state, from `arriving`, the gradient that comes from the next step.
+// Returns the gradients of z, n and the previous state; that of r is 0. `grad_next` is the gradient of this step's
+// state from the next step.
 template <typename T>
 __device__ __forceinline__ GruUnitGradient<T> output_gradient(const GruBackward<T>& p, int64_t row, int64_t j,
-                                                              T arriving, T s) {
+                                                              T grad_next, T s) {
   const int64_t hidden = p.layer.hidden;
   const T *saved = p.saved + row * 4 * hidden + j, z = saved[hidden], n = saved[2 * hidden];
-  T grad_h = p.grad_output[row * hidden + j] + arriving;
+  T grad_h = p.grad_output[row * hidden + j] + grad_next;
   if (p.layer.mask != nullptr) grad_h *= p.layer.mask[row * hidden + j];
   GruUnitGradient<T> grad;
   grad.r = 0;
@@ -85,88 +92,91 @@ __device__ __forceinline__ GruUnitGradient<T> output_gradient(const GruBackward<
   return grad;
 }
 
-// The same with r's, reset_after; writes all that the products after the last step take. Returns what W s + b gets.
+// reset_after: computes all gradients of a unit, `grad` and that of W s + b, `grad_recurrent`. Writes what the matrix
+// products after the last step need.
 template <typename T>
-__device__ __forceinline__ void backward_after(const GruBackward<T>& p, int64_t row, int64_t j, T arriving, T s,
-                                               GruUnitGradient<T>* grad, T (&recurrent)[3]) {
+__device__ __forceinline__ void backward_reset_after(const GruBackward<T>& p, int64_t row, int64_t j, T grad_next, T s,
+                                                     GruUnitGradient<T>* grad, T (&grad_recurrent)[3]) {
   const int64_t hidden = p.layer.hidden;
   const T *saved = p.saved + row * 4 * hidden + j, r = saved[0], q = saved[3 * hidden];
-  *grad = output_gradient(p, row, j, arriving, s);
+  *grad = output_gradient(p, row, j, grad_next, s);
   grad->r = grad->n * q * r * (1 - r);
-  recurrent[0] = grad->r;
-  recurrent[1] = grad->z;
-  recurrent[2] = grad->n * r;
-  T* to_a = p.grad_gate_inputs + row * 3 * hidden + j;
-  T* to_recurrent = p.recurrent + row * 3 * hidden + j;
-  to_a[0] = grad->r;
-  to_a[hidden] = grad->z;
-  to_a[2 * hidden] = grad->n;
-  for (int gate = 0; gate < 3; ++gate) to_recurrent[gate * hidden] = recurrent[gate];
-  p.entering[row * hidden + j] = s;
+  grad_recurrent[0] = grad->r;
+  grad_recurrent[1] = grad->z;
+  grad_recurrent[2] = grad->n * r;
+  T* grad_a = p.grad_gate_inputs + row * 3 * hidden + j;
+  T* grad_products = p.grad_recurrent + row * 3 * hidden + j;
+  grad_a[0] = grad->r;
+  grad_a[hidden] = grad->z;
+  grad_a[2 * hidden] = grad->n;
+  for (int gate = 0; gate < 3; ++gate) grad_products[gate * hidden] = grad_recurrent[gate];
+  p.prev_states[row * hidden + j] = s;
 }
 
-// First half of the reset_before form: z and n.
+// reset_before, first half: returns and writes the gradients of z and n, and returns that of the previous state without
+// the part through q.
 template <typename T>
-__device__ __forceinline__ GruUnitGradient<T> backward_before_output(const GruBackward<T>& p, int64_t row, int64_t j,
-                                                                     T arriving, T s) {
+__device__ __forceinline__ GruUnitGradient<T> backward_reset_before_output(const GruBackward<T>& p, int64_t row,
+                                                                           int64_t j, T grad_next, T s) {
   const int64_t hidden = p.layer.hidden;
-  const GruUnitGradient<T> grad = output_gradient(p, row, j, arriving, s);
-  T* to_a = p.grad_gate_inputs + row * 3 * hidden + j;
-  to_a[hidden] = grad.z;
-  to_a[2 * hidden] = grad.n;
-  p.entering[row * hidden + j] = s;
+  const GruUnitGradient<T> grad = output_gradient(p, row, j, grad_next, s);
+  T* grad_a = p.grad_gate_inputs + row * 3 * hidden + j;
+  grad_a[hidden] = grad.z;
+  grad_a[2 * hidden] = grad.n;
+  p.prev_states[row * hidden + j] = s;
   return grad;
 }
 
-// Second half: r, through q = r s, whose gradient is given; adds to the state's.
+// reset_before, second half, through q = r s: writes and returns the gradient of r, and adds the part through q to that
+// of the previous state.
 template <typename T>
-__device__ __forceinline__ T backward_before_reset(const GruBackward<T>& p, int64_t row, int64_t j, T grad_q, T s,
-                                                   T* state) {
+__device__ __forceinline__ T backward_reset_before_gates(const GruBackward<T>& p, int64_t row, int64_t j, T grad_q, T s,
+                                                         T* grad_state) {
   const int64_t hidden = p.layer.hidden;
   const T r = p.saved[row * 4 * hidden + j], grad_r = grad_q * s * r * (1 - r);
   p.grad_gate_inputs[row * 3 * hidden + j] = grad_r;
-  *state += grad_q * r;
+  *grad_state += grad_q * r;
   return grad_r;
 }
 
-// A unit in step t: j of its lane; number i of all lanes'; of row t B + lane in what has all steps.
+// A unit of step t: unit j of its lane, i = lane * H + j, row = t * B + lane.
 struct GruUnit {
   int64_t i, lane, j, row;
 };
 
-// Calls use(unit) for the units that are this thread's.
-template <typename T, typename Use>
-__device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, const Use& use) {
+// Calls visit(unit) for each unit of this thread.
+template <typename T, typename Visit>
+__device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, const Visit& visit) {
   for (int64_t i = global_thread(); i < layer.lanes * layer.hidden; i += all_threads()) {
     const int64_t lane = quotient(i, layer.hidden);
-    use(GruUnit{i, lane, i - lane * layer.hidden, t * layer.lanes + lane});
+    visit(GruUnit{i, lane, i - lane * layer.hidden, t * layer.lanes + lane});
   }
 }
 
-// Step t, reset_after: saved and output of all lanes from W s.
+// Step t, reset_after: computes `saved` and `output` of all lanes from W s.
 //
-// Launch: one dimension, any number of blocks of any size; threads take units of lanes in strides of the grid. Of each
-// unit 3 gate inputs, 3 products, a state and a mask are read and 5 numbers written, all in a row with its neighbors'.
+// Launch: see the top of the file. Per unit it reads 3 gate inputs, 3 products, the previous state and the mask, and
+// writes 5 elements: 6.8 MB, 1.4 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_after_kernel(GruForward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_after_kernel(GruForward<T> p, int64_t t) {
   const int64_t hidden = p.layer.hidden;
   for_units(p.layer, t, [&](const GruUnit& u) {
     const bool reset = is_reset(p.layer, t, u.lane);
     T a[3], w[3];
     for (int gate = 0; gate < 3; ++gate) {
-      const int64_t at = gate * hidden + u.j;
-      a[gate] = p.gate_inputs[u.row * 3 * hidden + at];
-      w[gate] = (reset ? T{0} : p.product[u.lane * 3 * hidden + at]) + bias_of(p.layer, at);
+      const int64_t gate_unit = gate * hidden + u.j;
+      a[gate] = p.gate_inputs[u.row * 3 * hidden + gate_unit];
+      w[gate] = (reset ? T{0} : p.product[u.lane * 3 * hidden + gate_unit]) + bias_of(p.layer, gate_unit);
     }
-    write_unit(p, u.row, u.j, gates_after(a, w), entering_state(p.layer, p.output, t, u.lane, u.j));
+    write_unit(p, u.row, u.j, gates_reset_after(a, w), prev_state(p.layer, p.output, t, u.lane, u.j));
   });
 }
 
-// Step t, reset_before, first half: r, z and q = r s into `saved`, from W_rz s.
+// Step t, reset_before, first half: computes r, z and q = r s in `saved` from W_rz s.
 //
-// Launch: as above; of each unit 5 numbers are read and 3 written.
+// Launch: see the top of the file. Per unit it reads 5 elements and writes 3: 4.2 MB, 0.9 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_before_gates_kernel(GruForward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_before_gates_kernel(GruForward<T> p, int64_t t) {
   const int64_t hidden = p.layer.hidden;
   for_units(p.layer, t, [&](const GruUnit& u) {
     const bool reset = is_reset(p.layer, t, u.lane);
@@ -176,64 +186,64 @@ __global__ void __launch_bounds__(kGruThreads) gru_before_gates_kernel(GruForwar
       gates[gate] = logistic(p.gate_inputs[u.row * 3 * hidden + gate * hidden + u.j] + w);
       p.saved[u.row * 4 * hidden + gate * hidden + u.j] = gates[gate];
     }
-    p.saved[u.row * 4 * hidden + 3 * hidden + u.j] = gates[0] * entering_state(p.layer, p.output, t, u.lane, u.j);
+    p.saved[u.row * 4 * hidden + 3 * hidden + u.j] = gates[0] * prev_state(p.layer, p.output, t, u.lane, u.j);
   });
 }
 
-// Step t, reset_before, second half: n and the output, from W_n q.
+// Step t, reset_before, second half: computes n and the output from W_n q.
 //
-// Launch: as above; of each unit 7 numbers are read and 5 written.
+// Launch: see the top of the file. Per unit it reads 7 elements and writes 5: 6.3 MB, 1.3 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_before_output_kernel(GruForward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_before_output_kernel(GruForward<T> p, int64_t t) {
   const int64_t hidden = p.layer.hidden;
   for_units(p.layer, t, [&](const GruUnit& u) {
     const T* saved = p.saved + u.row * 4 * hidden + u.j;
     const T n = tanh(p.gate_inputs[u.row * 3 * hidden + 2 * hidden + u.j] + p.product_n[u.i]);
     const GruGates<T> gates{saved[0], saved[hidden], n, saved[3 * hidden]};
-    write_unit(p, u.row, u.j, gates, entering_state(p.layer, p.output, t, u.lane, u.j));
+    write_unit(p, u.row, u.j, gates, prev_state(p.layer, p.output, t, u.lane, u.j));
   });
 }
 
-// What arrives in a unit from step t + 1, where `carried` is what left that step.
+// The gradient of a unit's state in step t from step t + 1: 0 after the last step and at a reset.
 template <typename T>
-__device__ __forceinline__ T arriving_gradient(const GruBackward<T>& p, int64_t t, const GruUnit& u) {
-  return t + 1 == p.layer.steps || is_reset(p.layer, t + 1, u.lane) ? T{0} : p.carried[u.i];
+__device__ __forceinline__ T next_step_gradient(const GruBackward<T>& p, int64_t t, const GruUnit& u) {
+  return t + 1 == p.layer.steps || is_reset(p.layer, t + 1, u.lane) ? T{0} : p.grad_state[u.i];
 }
 
-// Step t backward, reset_after, up to the product that adds `recurrent` W to `carried`.
+// Step t backward, reset_after. The caller then adds grad_recurrent[t] W to `grad_state`.
 //
-// Launch: as above; of each unit 8 numbers are read and 8 written.
+// Launch: see the top of the file. Per unit it reads 8 elements and writes 8: 8.4 MB, 1.7 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_after_backward_kernel(GruBackward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_after_backward_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {
     GruUnitGradient<T> grad;
-    T recurrent[3];
-    const T s = entering_state(p.layer, p.output, t, u.lane, u.j);
-    backward_after(p, u.row, u.j, arriving_gradient(p, t, u), s, &grad, recurrent);
-    p.carried[u.i] = grad.state;
+    T grad_recurrent[3];
+    const T s = prev_state(p.layer, p.output, t, u.lane, u.j);
+    backward_reset_after(p, u.row, u.j, next_step_gradient(p, t, u), s, &grad, grad_recurrent);
+    p.grad_state[u.i] = grad.state;
   });
 }
 
-// Step t backward, reset_before, up to the product that makes grad_q of the gradient of n.
+// Step t backward, reset_before, first half. The caller then computes grad_q from the gradient of n.
 //
-// Launch: as above; of each unit 6 numbers are read and 4 written.
+// Launch: see the top of the file. Per unit it reads 6 elements and writes 4: 5.2 MB, 1.1 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_before_backward_output_kernel(GruBackward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_output_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {
-    const T s = entering_state(p.layer, p.output, t, u.lane, u.j);
-    p.carried[u.i] = backward_before_output(p, u.row, u.j, arriving_gradient(p, t, u), s).state;
+    const T s = prev_state(p.layer, p.output, t, u.lane, u.j);
+    p.grad_state[u.i] = backward_reset_before_output(p, u.row, u.j, next_step_gradient(p, t, u), s).state;
   });
 }
 
-// And from there up to the product that adds that of r and z to `carried`.
+// Step t backward, reset_before, second half. The caller then adds the gradients of r and z times W_rz to `grad_state`.
 //
-// Launch: as above; of each unit 4 numbers are read and 2 written.
+// Launch: see the top of the file. Per unit it reads 4 elements and writes 2: 3.1 MB, 0.7 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_before_backward_reset_kernel(GruBackward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_gates_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {
-    T carried = p.carried[u.i];
-    backward_before_reset(p, u.row, u.j, p.grad_q[u.i], p.entering[u.row * p.layer.hidden + u.j], &carried);
-    p.carried[u.i] = carried;
+    T grad_state = p.grad_state[u.i];
+    backward_reset_before_gates(p, u.row, u.j, p.grad_q[u.i], p.prev_states[u.row * p.layer.hidden + u.j], &grad_state);
+    p.grad_state[u.i] = grad_state;
   });
 }
 

@@ -1,5 +1,9 @@
-// A GRU layer on raw pointers, and the launchers of the CUDA kernels. Specification: gru4rec_fast/ops/gru.py,
-// whose names these are.
+// A GRU layer on raw pointers, and the functions that launch its CUDA kernels. Specification: gru4rec_fast/ops/gru.py,
+// which uses the same names.
+//
+// A lane is one of the B sessions of a mini-batch. s is the previous state of a lane, zero if the lane is reset before
+// the step; W the recurrent weights, W_rz their rows of the gates r and z, W_n those of n; q = W_n s + b_n in the
+// reset_after form, r * s in the reset_before form.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +13,17 @@
 
 namespace grf {
 
-// One layer over T steps of B lanes. Rows of gates stand in the order r, z, n.
+// One layer over T steps of B lanes. The 3H gate units are in the order r, z, n.
 template <typename T>
 struct GruLayer {
   int64_t steps, lanes, hidden;
-  bool after;                             // the reset_after form, else reset_before
-  const T* state;                         // [B, H], before the first step
+  bool reset_after;                       // true: the reset_after form; false: reset_before
+  const T* state;                         // [B, H], the state before the first step
   const T* weight;                        // [3H, H]
   const T* bias;                          // [3H], or null
   const bool* reset;                      // [T, B], or null
-  const T* mask;                          // [T, B, H], scales the output, or null
-  Precision precision = Precision::full;  // of the products on the CPU
+  const T* mask;                          // [T, B, H], factors of the output, or null
+  Precision precision = Precision::full;  // of the matrix products on the CPU
 };
 
 namespace cuda {
@@ -30,7 +34,8 @@ struct GruForward {
   const T* gate_inputs;  // [T, B, 3H]
   T* output;             // [T, B, H], written
   T* saved;              // [T, B, 4H], written: r, z, n, q
-  // Products of the step that is launched, resets not looked at: W s [B, 3H], or W_rz s [B, 2H] and W_n q [B, H].
+  // Matrix products of the current step, computed as if no lane were reset. reset_after: W s [B, 3H] and null;
+  // reset_before: W_rz s [B, 2H] and W_n q [B, H].
   const T *product, *product_n;
 };
 
@@ -39,26 +44,28 @@ struct GruBackward {
   GruLayer<T> layer;
   const T *grad_output, *output, *saved;  // [T, B, H], [T, B, H], [T, B, 4H]
   T* grad_gate_inputs;                    // [T, B, 3H], written
-  T* recurrent;                           // [T, B, 3H], written: gradient of W s + b; null in the reset_before form
-  T* entering;                            // [T, B, H], written: the states s that the steps began with
-  T* carried;       // [B, H]: gradient of the state between steps, before the reset; in the end that of `state`
-  const T* grad_q;  // [B, H]: gradient of q in the step that is launched, reset_before
+  T* grad_recurrent;                      // [T, B, 3H], written: gradient of W s + b; null in the reset_before form
+  T* prev_states;                         // [T, B, H], written: s of every step
+  T* grad_state;    // [B, H]: gradient of the state between two steps; after step 0, that of `layer.state`
+  const T* grad_q;  // [B, H]: gradient of q in the current step, reset_before
 };
 
-// Whether a layer runs in one launch for all its steps, or in one or two for each, between matrix products: by shape
-// alone. Weights are to fit in a block's shared memory, and blocks should not wait for others to end.
-bool gru_in_one_launch(int64_t lanes, int64_t hidden, int64_t bytes_of_number);
+// Returns whether one launch processes all steps of a layer, which depends only on its shape: the weights must fit into
+// a block's shared memory, and there must be few enough lanes for all blocks to run at once. Otherwise every step takes
+// one launch after its matrix product, two in the reset_before form.
+bool gru_runs_in_one_launch(int64_t lanes, int64_t hidden, int64_t element_bytes);
 
 template <typename T>
-void gru_all_steps(const GruForward<T>& forward, cudaStream_t stream);
+void launch_gru_all_steps(const GruForward<T>& forward, cudaStream_t stream);
 template <typename T>
-void gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream);
+void launch_gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream);
 
-// Step t, after its products. `second`: of the two launches that the reset_before form takes.
+// Launches step t, after its matrix product. The reset_before form takes a second launch, with `second`, after its
+// second product.
 template <typename T>
-void gru_one_step(const GruForward<T>& forward, int64_t t, bool second, cudaStream_t stream);
+void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second, cudaStream_t stream);
 template <typename T>
-void gru_one_step(const GruBackward<T>& backward, int64_t t, bool second, cudaStream_t stream);
+void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace grf

@@ -1,7 +1,7 @@
-// L @ E on the CPU from CSR indices and degrees alone. Specification: gru4rec_fast/ops/laplacian_propagation.py.
+// The product L @ E on the CPU. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 //
-// Threads share out the entries, not the rows, so that the degrees of a power law balance; a row is never divided, so
-// that the order of its sum, and with it every bit of the result, is that of one thread.
+// Threads divide the entries among themselves, not the rows: otherwise the thread of a power-law graph's hub would
+// finish last. A row is never divided, so its sum has the order, and the bits, of a run with one thread.
 #include "laplacian_propagation/laplacian_propagation.h"
 
 #include <ATen/Parallel.h>
@@ -26,26 +26,25 @@
 namespace grf {
 namespace {
 
-// What bfloat16 bits (as uint16_t) and other features are summed in.
+// The type that sums have: float for bfloat16 (stored as uint16_t bits), else T.
 template <typename T>
 using SumOf = std::conditional_t<std::is_same_v<T, uint16_t>, float, T>;
 
-// A product as raw pointers. Entry (row, column) of the matrix is left[row] * scales[where column's features stand]
-// (scales null: left[row]), where a Philox word reaches the threshold (0: no dropout).
+// PropagationArguments as the kernel reads them: typed, the scales of rows and columns computed.
 template <typename T>
-struct Product {
-  const T* features;  // [n_nodes, width], or of the chosen columns only
+struct KernelArguments {
+  const T* features;  // [n_nodes, width], or [n_columns, width]
   int64_t n_nodes, width;
-  const int64_t* offsets;    // [n_nodes + 1]
-  const int64_t* rows;       // [n_rows] rows to compute, or null: all
-  const int32_t* positions;  // [n_nodes] where a column's features stand, -1: left out; or null: all, in order
-  const SumOf<T>* left;
-  const SumOf<T>* scales;
-  const T* added;  // like features: the row of a node is added to its result; or null
-  bool diagonal;   // entries (row, row) beside those of the graph
+  const int64_t* offsets;         // [n_nodes + 1]
+  const int64_t* rows;            // [n_rows] nodes whose results are computed; null: all nodes
+  const int32_t* feature_rows;    // [n_nodes] each node's row in `features`, -1 if not given; null: all, in order
+  const SumOf<T>* row_scale;      // [n_nodes]
+  const SumOf<T>* feature_scale;  // the column scale of the node of each row of `features`; null: 1
+  const T* addend;                // null, or as `features`
+  bool adds_identity;
   bool transposed;
-  bool far;  // no cache holds the features: their rows are called for early
-  uint32_t threshold, step;
+  bool prefetches;  // features are larger than any cache: prefetch the rows of a chunk of entries before adding them
+  uint32_t drop_threshold, step;
   uint64_t seed;
 };
 
@@ -58,17 +57,17 @@ struct Product {
 namespace grf {
 namespace {
 
-constexpr int64_t kGrain = 1 << 16;  // multiply-adds that are worth a thread
-constexpr int64_t kFar = int64_t{1} << 25;
+constexpr int64_t kGrain = 1 << 16;                       // multiply-adds: the least work for a thread
+constexpr int64_t kPrefetchFromBytes = int64_t{1} << 25;  // size of the features
 
-// One side of the matrix: degree to the power `exponent`, 0 for nodes without neighbors; D + I with `diagonal`.
+// Returns factor * degree ** exponent for each node, 0 for nodes of degree 0 (unless the exponent is 0).
 template <typename Sum>
-std::vector<Sum> power_of_degrees(const LaplacianProduct& given, double exponent, double factor) {
-  const int64_t* offset = given.offsets;
-  std::vector<Sum> scale(given.n_nodes);
+std::vector<Sum> scales_from_degrees(const PropagationArguments& args, double exponent, double factor) {
+  const int64_t* offset = args.offsets;
+  std::vector<Sum> scale(args.n_nodes);
   at::parallel_for(0, static_cast<int64_t>(scale.size()), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t node = begin; node < end; ++node) {
-      const auto degree = static_cast<double>(offset[node + 1] - offset[node] + (given.diagonal ? 1 : 0));
+      const auto degree = static_cast<double>(offset[node + 1] - offset[node] + (args.adds_identity ? 1 : 0));
       const double power = exponent == 0 ? 1 : exponent == -1 ? 1 / degree : 1 / std::sqrt(degree);
       scale[node] = static_cast<Sum>(degree == 0 && exponent != 0 ? 0 : factor * power);
     }
@@ -76,103 +75,103 @@ std::vector<Sum> power_of_degrees(const LaplacianProduct& given, double exponent
   return scale;
 }
 
-// The first row whose entries, counted together with the rows before it, begin at `position` or later.
-int64_t row_from(const int64_t* starts, int64_t n_rows, int64_t position) {
-  return partition_point(n_rows, [&](int64_t row) { return starts[row] + row < position; });
-}
-
-// How the work is shared out: row i of the result begins at starts[i], which counts entries.
-struct Work {
+// The rows to compute, and where each begins in the total of their entries.
+struct RowStarts {
   const int64_t* starts;  // [n_rows + 1]
   int64_t n_rows;
 };
 
-template <typename T, typename index_t>
-void multiply(const Product<T>& product, const Work& work, const void* neighbors, void* out) {
-  const auto rows = GRF_DISPATCH(multiply_rows<T, index_t>);
-  const auto* columns = static_cast<const index_t*>(neighbors);
-  auto* to = static_cast<T*>(out);
-  const int64_t total = work.starts[work.n_rows] + work.n_rows;  // a row costs about as much as an entry
-  std::atomic<int64_t> bad{-1};
-  at::parallel_for(0, total, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, product.width)),
-                   [&](int64_t begin, int64_t end) {
-                     std::vector<SumOf<T>> sums(product.width);
-                     const int64_t first = row_from(work.starts, work.n_rows, begin);
-                     const int64_t last = row_from(work.starts, work.n_rows, end);
-                     const int64_t wrong = rows(product, columns, first, last, sums.data(), to);
-                     if (wrong >= 0) bad = wrong;
-                   });
-  const int64_t wrong = bad;
-  TORCH_CHECK_VALUE(wrong < 0, "neighbors[", wrong, "]=", columns[wrong], ": the graph has nodes 0 to ",
-                    product.n_nodes - 1);
+// Returns the first row that begins at unit `unit` of work or later. A row counts as one unit more than its entries.
+int64_t first_row_from(const RowStarts& rows, int64_t unit) {
+  return partition_point(rows.n_rows, [&](int64_t row) { return rows.starts[row] + row < unit; });
 }
 
-// Which part of the matrix is multiplied by, as the kernel reads it.
-struct Part {
-  std::vector<int64_t> starts;
-  std::vector<int32_t> positions;
-  Work work;
+template <typename T, typename index_t>
+void multiply(const KernelArguments<T>& args, const RowStarts& rows, const void* neighbors, void* out) {
+  const auto multiply_range = GRF_DISPATCH(multiply_rows<T, index_t>);
+  const auto* columns = static_cast<const index_t*>(neighbors);
+  auto* results = static_cast<T*>(out);
+  const int64_t n_units = rows.starts[rows.n_rows] + rows.n_rows;  // a row costs about as much as an entry
+  std::atomic<int64_t> invalid{-1};
+  at::parallel_for(0, n_units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, args.width)),
+                   [&](int64_t first_unit, int64_t end_unit) {
+                     std::vector<SumOf<T>> sums(args.width);
+                     const int64_t begin = first_row_from(rows, first_unit);
+                     const int64_t end = first_row_from(rows, end_unit);
+                     const int64_t entry = multiply_range(args, columns, begin, end, sums.data(), results);
+                     if (entry >= 0) invalid = entry;
+                   });
+  const int64_t entry = invalid;
+  TORCH_CHECK_VALUE(entry < 0, "neighbors[", entry, "]=", columns[entry], ": the graph has nodes 0 to ",
+                    args.n_nodes - 1);
+}
 
-  explicit Part(const LaplacianProduct& given) : work{given.offsets, given.n_rows} {
-    const int64_t* offset = given.offsets;
-    if (given.rows != nullptr) {
-      starts.resize(given.n_rows + 1);
-      for (int64_t i = 0; i < given.n_rows; ++i) {
-        starts[i + 1] = starts[i] + offset[given.rows[i] + 1] - offset[given.rows[i]];
+// The index arrays of a submatrix that the kernel needs; empty where all rows or all columns are used.
+struct SubmatrixIndex {
+  std::vector<int64_t> starts;
+  std::vector<int32_t> feature_rows;
+  RowStarts rows;
+
+  explicit SubmatrixIndex(const PropagationArguments& args) : rows{args.offsets, args.n_rows} {
+    const int64_t* offset = args.offsets;
+    if (args.rows != nullptr) {
+      starts.resize(args.n_rows + 1);
+      for (int64_t i = 0; i < args.n_rows; ++i) {
+        starts[i + 1] = starts[i] + offset[args.rows[i] + 1] - offset[args.rows[i]];
       }
-      work = {starts.data(), given.n_rows};
+      rows = {starts.data(), args.n_rows};
     }
-    if (given.n_columns >= 0) {
-      positions.assign(given.n_nodes, -1);
-      for (int64_t i = 0; i < given.n_columns; ++i) positions[given.columns[i]] = static_cast<int32_t>(i);
+    if (args.n_columns >= 0) {
+      feature_rows.assign(args.n_nodes, -1);
+      for (int64_t i = 0; i < args.n_columns; ++i) feature_rows[args.columns[i]] = static_cast<int32_t>(i);
     }
   }
 };
 
 template <typename T>
-void multiply(const LaplacianProduct& given) {
+void multiply(const PropagationArguments& args) {
   using Sum = SumOf<T>;
-  const Part part(given);
-  const auto left = power_of_degrees<Sum>(given, given.left_exponent, given.factor);
-  std::vector<Sum> scales;
-  if (given.right_exponent != 0) scales = power_of_degrees<Sum>(given, given.right_exponent, 1);
-  if (given.right_exponent != 0 && given.n_columns >= 0) {
-    // rising: none is overwritten early
-    for (int64_t i = 0; i < given.n_columns; ++i) scales[i] = scales[given.columns[i]];
+  const SubmatrixIndex index(args);
+  const auto row_scale = scales_from_degrees<Sum>(args, args.row_exponent, args.dropout_scale);
+  std::vector<Sum> feature_scale;
+  if (args.column_exponent != 0) feature_scale = scales_from_degrees<Sum>(args, args.column_exponent, 1);
+  if (args.column_exponent != 0 && args.n_columns >= 0) {
+    // In place: columns increase, so that columns[i] >= i, and no scale is overwritten before it is read.
+    for (int64_t i = 0; i < args.n_columns; ++i) feature_scale[i] = feature_scale[args.columns[i]];
   }
-  const int64_t n_features = given.n_columns < 0 ? given.n_nodes : given.n_columns;
-  const Product<T> product{static_cast<const T*>(given.features),
-                           given.n_nodes,
-                           given.width,
-                           given.offsets,
-                           given.rows,
-                           part.positions.empty() ? nullptr : part.positions.data(),
-                           left.data(),
-                           scales.empty() ? nullptr : scales.data(),
-                           static_cast<const T*>(given.added),
-                           given.diagonal,
-                           given.transposed,
-                           n_features * given.width * static_cast<int64_t>(sizeof(T)) > kFar,
-                           given.threshold,
-                           given.step,
-                           given.seed};
-  if (given.neighbors_are_wide) {
-    multiply<T, int64_t>(product, part.work, given.neighbors, given.out);
+  const int64_t n_features = args.n_columns < 0 ? args.n_nodes : args.n_columns;
+  const KernelArguments<T> kernel_args{static_cast<const T*>(args.features),
+                                       args.n_nodes,
+                                       args.width,
+                                       args.offsets,
+                                       args.rows,
+                                       index.feature_rows.empty() ? nullptr : index.feature_rows.data(),
+                                       row_scale.data(),
+                                       feature_scale.empty() ? nullptr : feature_scale.data(),
+                                       static_cast<const T*>(args.addend),
+                                       args.adds_identity,
+                                       args.transposed,
+                                       n_features * args.width * static_cast<int64_t>(sizeof(T)) > kPrefetchFromBytes,
+                                       args.drop_threshold,
+                                       args.step,
+                                       args.seed};
+  if (args.neighbors_are_int64) {
+    multiply<T, int64_t>(kernel_args, index.rows, args.neighbors, args.out);
   } else {
-    multiply<T, int32_t>(product, part.work, given.neighbors, given.out);
+    multiply<T, int32_t>(kernel_args, index.rows, args.neighbors, args.out);
   }
 }
 
 }  // namespace
 
-void multiply_laplacian(const LaplacianProduct& product) {
-  switch (product.type) {
-    case FeatureType::float32:
-      return multiply<float>(product);
-    case FeatureType::float64:
-      return multiply<double>(product);
-    case FeatureType::bfloat16:
-      return multiply<uint16_t>(product);
+void multiply_matrix(const PropagationArguments& args) {
+  switch (args.dtype) {
+    case FeatureDtype::float32:
+      return multiply<float>(args);
+    case FeatureDtype::float64:
+      return multiply<double>(args);
+    case FeatureDtype::bfloat16:
+      return multiply<uint16_t>(args);
   }
 }
 

@@ -1,4 +1,5 @@
-// L @ E on raw pointers. Specification: gru4rec_fast/ops/laplacian_propagation.py.
+// The product L @ E of a graph's propagation matrix and its nodes' features, on raw pointers. Specification:
+// gru4rec_fast/ops/laplacian_propagation.py.
 #pragma once
 
 #include <cstdint>
@@ -7,58 +8,63 @@
 
 namespace grf {
 
-enum class FeatureType { float32, float64, bfloat16 };
+enum class FeatureDtype { float32, float64, bfloat16 };
 
-// Entry (row, column) of the matrix is left[row] * right[column], where a Philox word reaches the threshold.
-struct LaplacianProduct {
-  const void* features;  // [n_nodes, width], or [n_columns, width]
-  FeatureType type;
+// Computes out = L[rows][:, columns] @ features (+ addend). Entry (r, c) of L is row_scale[r] * column_scale[c] for
+// each edge (r, c) that edge dropout keeps, else 0. "Sum" is the type that sums and scales have: double for float64
+// features, else float.
+struct PropagationArguments {
+  const void* features;  // [n_nodes, width]; with `columns`: [n_columns, width]
+  FeatureDtype dtype;
   int64_t n_nodes, width;
   const int64_t* offsets;  // [n_nodes + 1]
-  const void* neighbors;  // [n_entries] of int32 or int64
-  bool neighbors_are_wide;
+  const void* neighbors;   // [n_entries], int32 or int64
+  bool neighbors_are_int64;
   int64_t n_entries;
-  const int64_t* rows;  // [n_rows], or null: all nodes
+  const int64_t* rows;  // [n_rows] nodes whose results are computed; null: all nodes
   int64_t n_rows;
-  const int64_t* columns;                        // [n_columns]
-  int64_t n_columns;                             // -1: all nodes
-  double left_exponent, right_exponent, factor;  // left: factor * degree ** exponent
-  bool diagonal;                                 // of D + I, with an entry (row, row)
-  bool transposed;                               // the mask of (column, row)
-  uint32_t threshold, step;                      // threshold 0: nothing is dropped
+  const int64_t* columns;  // [n_columns] nodes whose features are given
+  int64_t n_columns;       // -1: the features of all nodes are given
+  // row_scale = dropout_scale * degree ** row_exponent; column_scale = degree ** column_exponent
+  double row_exponent, column_exponent, dropout_scale;
+  bool adds_identity;       // the graph is A + I: each node is also its own neighbor, and its degree is one more
+  bool transposed;          // entry (r, c) has the dropout mask of (c, r)
+  uint32_t drop_threshold;  // an entry is kept where its Philox word is at least this; 0: no dropout
+  uint32_t step;
   uint64_t seed;
-  const void* added;  // like features: the row of a node is added to its result; or null
-  void* out;          // [n_rows, width], written
+  const void* addend;  // null, or as `features`: the addend's row of a node is added to the node's result
+  void* out;           // [n_rows, width], written
 
-  // Workspace of the CUDA kernels, null on the CPU; `sums` are double for float64 features, else float.
-  void* left;                  // sums [n_nodes]
-  void* right;                 // sums [n_nodes]
-  int32_t* positions;          // [n_nodes] of -1, where there are columns
-  void* partials;              // sums [most_segments(n_entries), width]
-  int64_t* segments;           // [most_segments, 2]: row of the result, number of the segment
-  int64_t* long_rows;          // [most_segments, 2]: row of the result, its first segment
-  unsigned long long* counts;  // [2] of 0: segments, long rows
+  // Workspace of the CUDA kernels; null on the CPU.
+  void* row_scale = nullptr;        // Sum [n_nodes]
+  void* column_scale = nullptr;     // Sum [n_nodes]
+  int32_t* feature_rows = nullptr;  // [n_nodes]: each node's row in `features`, -1 if not given; null without `columns`
+  void* segment_sums = nullptr;     // Sum [max_segments(n_entries), width]
+  int64_t* segments = nullptr;      // [max_segments, 2]: row of the result, index of the segment within this row
+  int64_t* long_rows = nullptr;     // [max_segments, 2]: row of the result, index of its first segment in `segments`
+  unsigned long long* counts = nullptr;  // [2], zero at first: segments, long rows
 };
 
-// Multiplies on the CPU. Checks the neighbors: ValueError.
-void multiply_laplacian(const LaplacianProduct& product);
+// Multiplies on the CPU. Raises ValueError where a neighbor is no node of the graph.
+void multiply_matrix(const PropagationArguments& args);
 
 namespace cuda {
 
-// Rows of more entries than this are cut into segments of so many, which different warps sum: else the hubs of a
-// power-law graph would hold up everything. A property of the row alone, so that its sum is, too.
+// A row of more entries than this is long: it is cut into segments of this many entries, which different warps sum.
+// Otherwise one warp would sum a hub of a power-law graph long after all others have finished. The cut depends on
+// nothing but the row's length, so a row has the same bits in every call.
 #ifdef GRF_EMULATED
-constexpr int64_t kLaplacianSegment = 96;  // small graphs have to have such rows
+constexpr int64_t kSegmentEntries = 96;  // so that the small graphs of tests have long rows
 #else
-constexpr int64_t kLaplacianSegment = 1024;
+constexpr int64_t kSegmentEntries = 1024;
 #endif
 
-// How many segments all rows together are cut into at most.
-inline int64_t most_segments(int64_t n_entries) {
-  return 2 * (n_entries / kLaplacianSegment);
+// Upper bound of the number of segments of all rows together.
+inline int64_t max_segments(int64_t n_entries) {
+  return 2 * (n_entries / kSegmentEntries);
 }
 
-void multiply_laplacian(const LaplacianProduct& product, cudaStream_t stream);
+void multiply_matrix(const PropagationArguments& args, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace grf

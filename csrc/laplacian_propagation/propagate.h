@@ -1,4 +1,4 @@
-// L @ E, as other operators call it. Specification: gru4rec_fast/ops/laplacian_propagation.py.
+// The product L @ E for other operators (ngcf_layer). Specification: gru4rec_fast/ops/laplacian_propagation.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,38 +12,38 @@
 
 namespace grf {
 
-// A graph, and which part of its matrix is multiplied by: the rows wanted and the nodes whose features are given, both
-// rising; none: all.
-struct GraphPart {
+// L[rows][:, columns] of a graph in CSR form. Rows and columns are increasing node indices; absent: all nodes.
+struct Submatrix {
   const at::Tensor &offsets, &neighbors;
   const std::optional<at::Tensor>&rows, &columns;
 
-  GraphPart transposed() const { return {offsets, neighbors, columns, rows}; }
+  Submatrix transposed() const { return {offsets, neighbors, columns, rows}; }
 };
 
-// Which matrix of the graph; see the operator `laplacian_propagation`.
-struct Propagation {
+// Options of the operator `laplacian_propagation`.
+struct PropagationOptions {
   std::string_view matrix;
   double dropout;
   int64_t seed, step;
   bool transposed;
 };
 
-// The product, a new tensor [n_rows, d]. `added`, where defined, is contiguous and of the shape and dtype of
-// `features`: its row of a node is added to the node's result. ValueError: an argument that does not fit; what tensors
-// hold is checked here on the CPU, and by the kernels on CUDA.
+// Returns the product, a new tensor [n_rows, d]. `addend`, where defined, is contiguous and has the shape and dtype of
+// `features`: its row of a node is added to the node's result. Raises ValueError for invalid arguments. The values of
+// index tensors are checked here on the CPU, and by the kernels on CUDA.
 template <Kernels kernels>
-at::Tensor propagate(const at::Tensor& features, const GraphPart& graph, const Propagation& how,
-                     const at::Tensor& added = {});
+at::Tensor propagate(const at::Tensor& features, const Submatrix& graph, const PropagationOptions& options,
+                     const at::Tensor& addend = {});
 
 namespace cuda {
 
-// Launches the kernels; they are given the workspace that `product` leaves open.
-void multiply_laplacian(LaplacianProduct product, const at::Tensor& features, const at::Tensor& offsets);
+// Allocates the workspace that `args` has null pointers for, and launches the kernels.
+void multiply_matrix(PropagationArguments args, const at::Tensor& features, const at::Tensor& offsets);
 
 }  // namespace cuda
 
-// Rows or columns of a graph part as contiguous memory on `device`; undefined where there are none. ValueError by name.
-at::Tensor nodes_on(const at::Device& device, const std::optional<at::Tensor>& nodes, const char* name);
+// Returns row or column indices as contiguous memory on `device`; undefined where they are absent. `name` is the
+// argument's name in error messages.
+at::Tensor contiguous_nodes(const at::Device& device, const std::optional<at::Tensor>& nodes, const char* name);
 
 }  // namespace grf

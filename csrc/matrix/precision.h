@@ -1,11 +1,12 @@
-// The precision of a matrix product's operands.
+// The precision that a matrix product rounds its operands to.
 #pragma once
 
 namespace grf {
 
-// What float operands are multiplied as. `bf16`: both rounded to bfloat16 (to nearest, ties to even; denormals to 0),
-// their products summed in float. Where the processor has instructions for that, these flush denormal sums to 0 too;
-// elsewhere the rounded numbers go through the full product. No effect on double.
+// `full`: operands are multiplied as they are. `bf16`: float operands are rounded to bfloat16 (to nearest, ties to
+// even; denormals to 0) and their products are summed in float; double operands are multiplied as they are. A processor
+// with bfloat16 instructions uses them, and they also flush denormal sums to 0. Any other runs the float product on the
+// rounded operands.
 enum class Precision { full, bf16 };
 
 }  // namespace grf

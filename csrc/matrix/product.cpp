@@ -1,7 +1,7 @@
-// Matrix products: by kernels of our own (matrix/product_kernel.inc) where there is AVX-512, by torch's BLAS elsewhere.
+// Matrix products: by our own kernels (matrix/product_kernel.inc) with AVX-512, by torch's BLAS without it.
 //
-// Our own ones, because MKL seems to keep its AVX-512 code to Intel's processors, and because at a training step's
-// sizes it spends a share of its time on copying operands (docs/performance.md).
+// We have our own kernels because MKL seems to use AVX-512 only on Intel's processors, and because at the sizes of a
+// training step it spends a notable part of its time on copying operands (docs/performance.md).
 #include "matrix/product.h"
 
 #include <ATen/Dispatch.h>
@@ -24,7 +24,7 @@
 #include "common/operator.h"
 #include "common/scratch.h"
 #include "matrix/product_bf16.h"
-#include "matrix/product_pieces.h"
+#include "matrix/split_among_threads.h"
 
 #define GRF_KERNEL "matrix/product_kernel.inc"
 #include "common/foreach_isa.h"
@@ -37,80 +37,81 @@ struct BlockScratch;
 struct RoundedScratch;
 
 template <typename T>
-void multiply_here(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
+void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
   if (k == 0 && !add) {
     for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * c_stride, n, T{0});
-  } else if (b.column == 1 && m > n) {
-    share_out(m, kRowUnit, n * k, [&](int64_t first, int64_t count) {
-      const Matrix<T> rows = a.from(first, 0);
+  } else if (b.column_stride == 1 && m > n) {
+    split_among_threads(m, kRowUnit, n * k, [&](int64_t first, int64_t count) {
+      const Matrix<T> rows = a.skip(first, 0);
       GRF_DISPATCH(multiply_rows<T>)
-      (count, n, k, rows.data, rows.row, rows.column, b.data, b.row, c + first * c_stride, c_stride, add);
+      (count, n, k, rows.data, rows.row_stride, rows.column_stride, b.data, b.row_stride, c + first * c_stride,
+       c_stride, add);
     });
-  } else if (b.column == 1) {
-    share_out(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
+  } else if (b.column_stride == 1) {
+    split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
       GRF_DISPATCH(multiply_rows<T>)
-      (m, count, k, a.data, a.row, a.column, b.data + first, b.row, c + first, c_stride, add);
+      (m, count, k, a.data, a.row_stride, a.column_stride, b.data + first, b.row_stride, c + first, c_stride, add);
     });
   } else {
     const int64_t lanes = GRF_DISPATCH(panel_width<T>)(), padded = (m + lanes - 1) / lanes * lanes;
     Scratch<T, PanelScratch> scratch(padded * k);
     T* panels = scratch.take(padded * k);
-    GRF_DISPATCH(pack_panels<T, T>)(m, k, a.data, a.row, a.column, panels);
-    share_out(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
+    GRF_DISPATCH(pack_panels<T, T>)(m, k, a.data, a.row_stride, a.column_stride, panels);
+    split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
       GRF_DISPATCH(multiply_transposed<T>)
-      (m, count, k, panels, b.from(0, first).data, b.column, c + first, c_stride, add);
+      (m, count, k, panels, b.skip(0, first).data, b.column_stride, c + first, c_stride, add);
     });
   }
 }
 
-// BLAS shares a product out among threads by their number, and may then sum in another order. Here the cuts are made by
-// shape alone, along the longer side of c, and each piece runs in a parallel region, where BLAS uses one thread. A
-// product too small to be cut enters one too.
+// BLAS splits a product by the number of threads and may sum in an order that depends on it. To get the same bits with
+// any number of threads, this function splits the product itself, by shape alone, along the longer dimension of c. Each
+// part runs inside a parallel region, where BLAS uses one thread; so does a product too small to be split.
 template <typename T>
 void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
-  constexpr int64_t kMaxPieces = 16;  // each copies the shorter operand anew
-  constexpr int64_t kMultiple = 48;   // of rows or columns: fills the tiles of BLAS
-  const auto view = [](const T* data, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+  constexpr int64_t kMaxSlices = 16;  // BLAS copies the smaller operand once per slice
+  constexpr int64_t kMultiple = 48;   // a slice has a multiple of 48 rows or columns, which fills the tiles of BLAS
+  const auto view = [](const T* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    return at::from_blob(const_cast<T*>(data), {rows, columns}, {row, column}, options);
+    return at::from_blob(const_cast<T*>(data), {rows, columns}, {row_stride, column_stride}, options);
   };
   const bool by_rows = m > n;
   const int64_t length = by_rows ? m : n;
-  int64_t wanted = 1;
-  while (2 * wanted <= kMaxPieces && 4 * wanted * kWork / m / n < k) wanted *= 2;
-  const int64_t size = ((length + wanted - 1) / wanted + kMultiple - 1) / kMultiple * kMultiple;
-  const int64_t pieces = (length + size - 1) / size;
-  at::parallel_for(0, std::max<int64_t>(pieces, 2), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < std::min(end, pieces); ++piece) {
-      const int64_t first = piece * size, count = std::min(size, length - first);
+  int64_t target = 1;
+  while (2 * target <= kMaxSlices && 4 * target * kGrainSize / m / n < k) target *= 2;
+  const int64_t size = ((length + target - 1) / target + kMultiple - 1) / kMultiple * kMultiple;
+  const int64_t n_slices = (length + size - 1) / size;
+  at::parallel_for(0, std::max<int64_t>(n_slices, 2), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t slice = begin; slice < std::min(end, n_slices); ++slice) {
+      const int64_t first = slice * size, count = std::min(size, length - first);
       const int64_t i = by_rows ? first : 0, j = by_rows ? 0 : first;
       const int64_t rows = by_rows ? count : m, columns = by_rows ? n : count;
-      const at::Tensor left = view(a.from(i, 0).data, rows, k, a.row, a.column);
-      const at::Tensor right = view(b.from(0, j).data, k, columns, b.row, b.column);
-      at::Tensor to = view(c + i * c_stride + j, rows, columns, c_stride, 1);
+      const at::Tensor a_slice = view(a.skip(i, 0).data, rows, k, a.row_stride, a.column_stride);
+      const at::Tensor b_slice = view(b.skip(0, j).data, k, columns, b.row_stride, b.column_stride);
+      at::Tensor c_slice = view(c + i * c_stride + j, rows, columns, c_stride, 1);
       if (add) {
-        at::cpu::addmm_out(to, to, left, right);
+        at::cpu::addmm_out(c_slice, c_slice, a_slice, b_slice);
       } else {
-        at::cpu::mm_out(to, left, right);
+        at::cpu::mm_out(c_slice, a_slice, b_slice);
       }
     }
   });
 }
 
-// The operands rounded to bf16, as floats, each laid out as it was.
+// Copies of both operands, rounded to bfloat16 and stored as floats, with unchanged layout.
 class Rounded {
  public:
   Rounded(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b)
       : scratch_(m * k + k * n), a(round(m, k, a)), b(round(k, n, b)) {}
 
  private:
-  Matrix<float> round(int64_t rows, int64_t columns, Matrix<float> from) {
-    if (from.column != 1) return round(columns, rows, from.transposed()).transposed();
-    float* to = scratch_.take(rows * columns);
+  Matrix<float> round(int64_t rows, int64_t columns, Matrix<float> matrix) {
+    if (matrix.column_stride != 1) return round(columns, rows, matrix.transposed()).transposed();
+    float* rounded = scratch_.take(rows * columns);
     for (int64_t i = 0; i < rows; ++i) {
-      GRF_DISPATCH(round_to_bf16)(columns, from.data + i * from.row, to + i * columns);
+      GRF_DISPATCH(round_to_bf16)(columns, matrix.data + i * matrix.row_stride, rounded + i * columns);
     }
-    return {to, columns};
+    return {rounded, columns};
   }
 
   Scratch<float, RoundedScratch> scratch_;
@@ -140,8 +141,8 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, i
       return multiply(m, n, k, rounded.a, rounded.b, c, c_stride, add);
     }
   }
-  const auto how = simd_level() == SimdLevel::avx512 ? multiply_here<T> : multiply_by_blas<T>;
-  how(m, n, k, a, b, c, c_stride, add);
+  const auto implementation = simd_level() == SimdLevel::avx512 ? multiply_by_tiles<T> : multiply_by_blas<T>;
+  implementation(m, n, k, a, b, c, c_stride, add);
 }
 
 template <typename T>
@@ -151,16 +152,16 @@ void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> 
   if constexpr (std::is_same_v<T, float>) {
     if (precision == Precision::bf16 && k > 0) {
 #if GRF_X86_ISAS
-      if (has_bf16_products() && b.column == 1) return multiply_by_blocks_bf16(m, n, k, a, b, use);
+      if (has_bf16_products() && b.column_stride == 1) return multiply_by_blocks_bf16(m, n, k, a, b, use);
 #endif
     }
   }
-  share_out(m, kBlockRows, n * k, [&](int64_t begin, int64_t size) {
+  split_among_threads(m, kBlockRows, n * k, [&](int64_t begin, int64_t size) {
     Scratch<T, BlockScratch> scratch(kBlockRows * n);
     T* block = scratch.take(kBlockRows * n);
     for (int64_t first = begin; first < begin + size; first += kBlockRows) {
       const int64_t count = std::min(kBlockRows, begin + size - first);
-      multiply(count, n, k, a.from(first, 0), b, block, n, false, precision);
+      multiply(count, n, k, a.skip(first, 0), b, block, n, false, precision);
       use(first, count, block);
     }
   });
@@ -179,28 +180,29 @@ using at::Tensor;
 
 template <typename T>
 Matrix<T> matrix(const Tensor& tensor, const char* name) {
-  TORCH_CHECK_VALUE(tensor.dim() == 2 && (tensor.stride(0) == 1 || tensor.stride(1) == 1), name,
-                    " must be a matrix with rows or columns contiguous");
+  TORCH_CHECK_VALUE(tensor.dim() == 2 && (tensor.stride(0) == 1 || tensor.stride(1) == 1), name, " has shape ",
+                    tensor.sizes(), " and strides ", tensor.strides(), ": must be a matrix of which one stride is 1");
   return {tensor.const_data_ptr<T>(), tensor.stride(0), tensor.stride(1)};
 }
 
 Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& add_to, std::string_view precision,
                bool by_blocks) {
   const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
-  TORCH_CHECK_VALUE(b.size(0) == k && b.scalar_type() == a.scalar_type(), "b must fit a");
-  TORCH_CHECK_VALUE(!add_to.has_value() || !by_blocks, "add_to: not by blocks");
+  TORCH_CHECK_VALUE(b.size(0) == k && b.scalar_type() == a.scalar_type(), "b must be ", a.scalar_type(), " [", k,
+                    ", N], not ", b.scalar_type(), " ", b.sizes());
+  TORCH_CHECK_VALUE(!add_to.has_value() || !by_blocks, "add_to must be None with by_blocks=True");
   const Tensor c = add_to.has_value() ? contiguous(*add_to, "add_to", {m, n}, a.scalar_type()).clone()
                                       : at::empty({m, n}, a.options());
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "product", [&] {
-    const auto left = matrix<scalar_t>(a, "a"), right = matrix<scalar_t>(b, "b");
-    scalar_t* to = c.mutable_data_ptr<scalar_t>();
+    const auto a_view = matrix<scalar_t>(a, "a"), b_view = matrix<scalar_t>(b, "b");
+    scalar_t* c_data = c.mutable_data_ptr<scalar_t>();
     if (by_blocks) {
       const auto use = [&](int64_t first, int64_t count, const scalar_t* block) {
-        std::copy_n(block, count * n, to + first * n);
+        std::copy_n(block, count * n, c_data + first * n);
       };
-      multiply_by_blocks<scalar_t>(m, n, k, left, right, use, precision_named(precision));
+      multiply_by_blocks<scalar_t>(m, n, k, a_view, b_view, use, precision_named(precision));
     } else {
-      multiply(m, n, k, left, right, to, n, add_to.has_value(), precision_named(precision));
+      multiply(m, n, k, a_view, b_view, c_data, n, add_to.has_value(), precision_named(precision));
     }
   });
   return c;

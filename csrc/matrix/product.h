@@ -10,34 +10,39 @@
 
 namespace grf {
 
-// Where a matrix stands in memory: element (i, j) at i * row + j * column. One of the two is 1.
+// A read-only view of a matrix: element (i, j) is data[i * row_stride + j * column_stride]. One of the strides is 1.
 template <typename T>
 struct Matrix {
   const T* data;
-  int64_t row, column = 1;
+  int64_t row_stride, column_stride = 1;
 
-  Matrix transposed() const { return {data, column, row}; }
-  Matrix from(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
+  Matrix transposed() const { return {data, column_stride, row_stride}; }
+  // The view without the first i rows and j columns.
+  Matrix skip(int64_t i, int64_t j) const {
+    return {data + i * row_stride + j * column_stride, row_stride, column_stride};
+  }
 };
 
-// "full" or "bf16"; ValueError names any other.
+// Converts "full" or "bf16"; ValueError for any other name.
 Precision precision_named(std::string_view name);
 
-// c [m, n] (c_stride from row to row) = a [m, k] b [k, n], or c += a b; of float or double. Threads as
-// at::parallel_for.
+// c [m, n] = a [m, k] b [k, n], or c += a b with `add`, for float or double. Rows of c are c_stride elements apart.
+// Runs on the threads of at::parallel_for.
 template <typename T>
 void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add = false,
               Precision precision = Precision::full);
 
 constexpr int64_t kBlockRows = 48;
 
-// Takes rows [first, first + count) of a product as block [count, n], contiguous; see multiply_by_blocks.
+// The callback of multiply_by_blocks: receives rows [first, first + count) of the product as a contiguous block
+// [count, n].
 template <typename T>
 using UseBlock = c10::function_ref<void(int64_t first, int64_t count, const T* block)>;
 
-// The same product, never stored: `use` is given at most kBlockRows rows at a time, each block once, in any order, by
-// the thread that made it, while it is in that thread's cache. It may not call a product itself. Threads as
-// at::parallel_for. The numbers are those of `multiply` where there is AVX-512, elsewhere equal within rounding.
+// Computes a b as `multiply` does, but does not store it. Calls `use` once for each block of at most kBlockRows rows,
+// in any order, on the thread that computed the block, while the block is in that core's cache. `use` must not compute
+// matrix products itself. Runs on the threads of at::parallel_for. The blocks have the same bits as the result of
+// `multiply` with AVX-512, and are equal within rounding without it.
 template <typename T>
 void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, UseBlock<T> use,
                         Precision precision = Precision::full);

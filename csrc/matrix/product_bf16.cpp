@@ -1,5 +1,5 @@
-// Products of bf16 numbers by AVX512-BF16. The one file that is compiled with it: nothing else may hold its
-// instructions, since nothing else asks has_bf16_products().
+// Matrix products by AVX512-BF16. Only this file is compiled with that instruction set: its functions run only if
+// has_bf16_products(), and no other code checks that.
 #include "matrix/product_bf16.h"
 
 #include "common/simd.h"
@@ -13,7 +13,7 @@
 #include <utility>
 
 #include "common/scratch.h"
-#include "matrix/product_pieces.h"
+#include "matrix/split_among_threads.h"
 
 #define GRF_VECTOR_BYTES 64
 #if defined(__clang__)
@@ -41,8 +41,8 @@ namespace bf16 {
 namespace grf {
 namespace {
 
-struct LeftScratch;
-struct RightScratch;
+struct PackedAScratch;
+struct PackedBScratch;
 struct RowsScratch;
 struct BlockScratch;
 
@@ -50,44 +50,46 @@ int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// Pairs of all of a [m, k], laid out as a is. `room` is for room_for_pairs(m, k) of them.
-int64_t room_for_pairs(int64_t m, int64_t k) {
+// The number of pairs that `pack` may write for a matrix [m, k].
+int64_t packed_size(int64_t m, int64_t k) {
   return round_up(m, 16) * round_up((k + 1) / 2, 16);
 }
 
-Matrix<uint32_t> pack(int64_t m, int64_t k, Matrix<float> a, uint32_t* room) {
-  if (a.column == 1) {
+// Converts a [m, k] into pairs of bfloat16 numbers, with a's layout, and returns a view of them.
+Matrix<uint32_t> pack(int64_t m, int64_t k, Matrix<float> a, uint32_t* pairs) {
+  if (a.column_stride == 1) {
     const int64_t stride = round_up((k + 1) / 2, 16);
-    bf16::pack_along(m, k, a.data, a.row, room, stride);
-    return {room, stride, 1};
+    bf16::pack_along(m, k, a.data, a.row_stride, pairs, stride);
+    return {pairs, stride, 1};
   }
-  bf16::pack_across(k, m, a.data, a.column, room, round_up(m, 16));
-  return {room, 1, round_up(m, 16)};
+  bf16::pack_across(k, m, a.data, a.column_stride, pairs, round_up(m, 16));
+  return {pairs, 1, round_up(m, 16)};
 }
 
-// Products by blocks of a's rows, for b whose rows are contiguous: b is packed once, each block of a by the thread that
-// multiplies it. place(first, count, product) calls product(c, c_stride, add) with where the block goes.
-template <typename Place>
-void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, const Place& place) {
+// Multiplies by blocks of a's rows; the rows of b must be contiguous. b is packed once, and each block of a by the
+// thread that multiplies it. For each block, calls visit(first, count, product); the callback calls product(c,
+// c_stride, add) to compute the block into c.
+template <typename Visit>
+void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, const Visit& visit) {
   constexpr int64_t kPanel = bf16::kPanel;
   const int64_t pairs = (k + 1) / 2, n_panels = (n + kPanel - 1) / kPanel;
-  Scratch<uint32_t, RightScratch> right(n_panels * kPanel * pairs);
-  uint32_t* panels = right.take(n_panels * kPanel * pairs);
-  share_out(n_panels, 1, kPanel * k, [&](int64_t begin, int64_t count) {
+  Scratch<uint32_t, PackedBScratch> packed_b(n_panels * kPanel * pairs);
+  uint32_t* panels = packed_b.take(n_panels * kPanel * pairs);
+  split_among_threads(n_panels, 1, kPanel * k, [&](int64_t begin, int64_t count) {
     for (int64_t j = begin; j < begin + count; ++j) {
       const int64_t width = std::min(kPanel, n - j * kPanel);
-      // The last panel's second vector is not read where it has no columns.
-      bf16::pack_across(k, width, b.data + j * kPanel, b.row, panels + j * kPanel * pairs, kPanel);
+      // With at most 16 columns, the last panel's second vector stays unset; the product does not read it.
+      bf16::pack_across(k, width, b.data + j * kPanel, b.row_stride, panels + j * kPanel * pairs, kPanel);
     }
   });
-  share_out(m, kBlockRows, n * k, [&](int64_t begin, int64_t size) {
-    Scratch<uint32_t, LeftScratch> left(room_for_pairs(kBlockRows, k));
-    uint32_t* room = left.take(room_for_pairs(kBlockRows, k));
+  split_among_threads(m, kBlockRows, n * k, [&](int64_t begin, int64_t size) {
+    Scratch<uint32_t, PackedAScratch> packed_a(packed_size(kBlockRows, k));
+    uint32_t* packed = packed_a.take(packed_size(kBlockRows, k));
     for (int64_t first = begin; first < begin + size; first += kBlockRows) {
       const int64_t count = std::min(kBlockRows, begin + size - first);
-      const Matrix<uint32_t> block = pack(count, k, a.from(first, 0), room);
-      place(first, count, [&](float* c, int64_t c_stride, bool add) {
-        bf16::multiply_packed(count, n, k, block.data, block.row, block.column, panels, c, c_stride, add);
+      const Matrix<uint32_t> block = pack(count, k, a.skip(first, 0), packed);
+      visit(first, count, [&](float* c, int64_t c_stride, bool add) {
+        bf16::multiply_packed(count, n, k, block.data, block.row_stride, block.column_stride, panels, c, c_stride, add);
       });
     }
   });
@@ -102,28 +104,28 @@ bool has_bf16_products() {
 
 void multiply_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, float* c, int64_t c_stride,
                    bool add) {
-  if (b.column == 1 && m > n) {
+  if (b.column_stride == 1 && m > n) {
     multiply_row_blocks(m, n, k, a, b, [&](int64_t first, int64_t, const auto& product) {
       product(c + first * c_stride, c_stride, add);
     });
     return;
   }
-  Scratch<uint32_t, LeftScratch> left(2 * room_for_pairs(m, k));
-  const Matrix<uint32_t> pairs = pack(m, k, a, left.take(room_for_pairs(m, k)));
-  if (b.column == 1) {
-    share_out(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
-      bf16::multiply_rows(m, count, k, pairs.data, pairs.row, pairs.column, b.data + first, b.row, c + first, c_stride,
-                          add);
+  Scratch<uint32_t, PackedAScratch> packed_a(2 * packed_size(m, k));
+  const Matrix<uint32_t> pairs = pack(m, k, a, packed_a.take(packed_size(m, k)));
+  if (b.column_stride == 1) {
+    split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
+      bf16::multiply_rows(m, count, k, pairs.data, pairs.row_stride, pairs.column_stride, b.data + first, b.row_stride,
+                          c + first, c_stride, add);
     });
     return;
   }
-  uint32_t* panels = left.take(room_for_pairs(m, k));
-  bf16::pack_panels<float>(m, (k + 1) / 2, pairs.data, pairs.row, pairs.column, panels);
-  share_out(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
+  uint32_t* panels = packed_a.take(packed_size(m, k));
+  bf16::pack_panels<float>(m, (k + 1) / 2, pairs.data, pairs.row_stride, pairs.column_stride, panels);
+  split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
     const int64_t stride = round_up((k + 1) / 2, 16);
-    Scratch<uint32_t, RowsScratch> rows(bf16::kRowsAtOnce * stride);
-    bf16::multiply_transposed(m, count, k, panels, b.from(0, first).data, b.column,
-                              rows.take(bf16::kRowsAtOnce * stride), stride, c + first, c_stride, add);
+    Scratch<uint32_t, RowsScratch> rows(bf16::kPackedRows * stride);
+    bf16::multiply_transposed(m, count, k, panels, b.skip(0, first).data, b.column_stride,
+                              rows.take(bf16::kPackedRows * stride), stride, c + first, c_stride, add);
   });
 }
 

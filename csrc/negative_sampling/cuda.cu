@@ -1,4 +1,4 @@
-// Draws from an alias table. Specification: gru4rec_fast/ops/negative_sampling.py.
+// Negative items drawn from an alias table, on CUDA. Specification: gru4rec_fast/ops/negative_sampling.py.
 #include "common/philox.h"
 #include "common/simt.cuh"
 #include "negative_sampling/negative_sampling.h"
@@ -7,11 +7,12 @@ namespace grf::cuda {
 
 constexpr int kNegativeThreads = 256;
 
-// Writes items and log_prob of every draw.
+// Draws items and writes their log-probabilities.
 //
-// Launch: one dimension, any number of blocks of any size; each thread takes draws in strides of the grid. A draw reads
-// two numbers of 8 bytes (at random, threshold and alias) and one of 4 (the item's), and writes 12 bytes in a row with
-// its neighbors.
+// Launch: one dimension, any number of blocks of kNegativeThreads; threads take draws in strides of the grid. Bytes per
+// draw: threshold, alias and log-probability read at random, a 32-byte sector each, and 12 written, coalesced. 50 steps
+// of 2048 draws: 11 MB, 2.3 us at the H200's 4.8 TB/s (estimated). Bottleneck: these reads where the table (20 bytes
+// per item) exceeds the L2 cache; for a single step the launch itself.
 __global__ void __launch_bounds__(kNegativeThreads) draw_negatives_kernel(NegativeDraws draws) {
   const int64_t total = draws.steps * draws.n;
   const auto n_items = static_cast<uint32_t>(draws.n_items);
@@ -24,7 +25,7 @@ __global__ void __launch_bounds__(kNegativeThreads) draw_negatives_kernel(Negati
     const uint64_t low = static_cast<uint64_t>(words.w1) * n_items;
     const auto column = static_cast<int64_t>((high + (low >> 32)) >> 32);
     const int64_t item = (words.w2 >> 1) < draws.threshold[column] ? column : draws.alias[column];
-    GRF_DEVICE_CHECK(item >= 0 && item < draws.n_items, "alias: holds numbers outside of the catalogue");
+    GRF_DEVICE_CHECK(item >= 0 && item < draws.n_items, "alias: holds numbers outside [0, n_items)");
     draws.items[i] = item;
     draws.log_prob[i] = draws.table_log_prob[item];
   }

@@ -1,5 +1,5 @@
-// The operators of the alias table, which is built on the CPU, and of draws from it. Specification:
-// gru4rec_fast/ops/negative_sampling.py.
+// The operators build_alias_table (CPU only) and negative_sampling: check arguments and allocate results.
+// Specification: gru4rec_fast/ops/negative_sampling.py.
 #include "negative_sampling/negative_sampling.h"
 
 #include <ATen/ops/empty.h>
@@ -14,16 +14,16 @@
 namespace grf {
 namespace {
 
-constexpr int64_t kColumnMass = int64_t{1} << 31;
+constexpr int64_t kColumnMass = int64_t{1} << 31;  // a column of the alias table is one item's threshold and alias
 
 void check_column(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t n_items) {
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == dtype && tensor.size(0) == n_items, name, ": must be ",
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == dtype && tensor.size(0) == n_items, name, " must be ",
                     dtype, " [", n_items, "], not ", tensor.scalar_type(), " ", tensor.sizes());
 }
 
 void check_catalogue(int64_t n_items) {
   TORCH_CHECK_VALUE(n_items >= 1 && n_items < kColumnMass, n_items,
-                    " items: an alias table needs at least one and fewer than 2**31");
+                    " items: an alias table must have at least one and fewer than 2**31");
 }
 
 std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
@@ -44,9 +44,10 @@ std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
     alias[item] = item;
     (threshold[item] < kColumnMass ? small : large).push_back(item);
   }
-  TORCH_CHECK_VALUE(unassigned == 0, "mass: the sum falls short of n_items * 2**31 by ", unassigned);
+  TORCH_CHECK_VALUE(unassigned == 0, "mass: the sum must be n_items * 2**31, but falls short of it by ", unassigned);
 
-  // The masses left always sum to 2**31 per column left, so that while one column is short another has enough.
+  // Vose's method: a column below kColumnMass is filled up from one that has at least that much, which becomes its
+  // alias. The masses of unfinished columns average kColumnMass, so while `small` has a column, so has `large`.
   while (!small.empty()) {
     const int64_t column = small.back();
     const int64_t donor = large.back();

@@ -1,4 +1,4 @@
-// Draws from an alias table on raw pointers. Specification: gru4rec_fast/ops/negative_sampling.py.
+// Negative items drawn from an alias table, on raw pointers. Specification: gru4rec_fast/ops/negative_sampling.py.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +12,14 @@ struct NegativeDraws {
   const int64_t* alias;         // [n_items]
   const float* table_log_prob;  // [n_items]
   int64_t n_items;
-  int64_t steps, n;
+  int64_t steps, n;  // n draws per step
   uint32_t first_step;
   uint64_t seed;
   int64_t* items;   // [steps, n], written
-  float* log_prob;  // [steps, n], written; on the CPU it may be null
+  float* log_prob;  // [steps, n], written; may be null on the CPU
 };
 
-// IndexError where an alias is no item; on CUDA the kernel stops.
+// Raises IndexError if an alias is not an item. On CUDA, a device-side assertion fails instead.
 void draw_negatives(const NegativeDraws& draws);
 
 namespace cuda {

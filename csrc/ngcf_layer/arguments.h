@@ -1,5 +1,4 @@
-// The tensors of the NGCF layer's operators: what ngcf_layer/ngcf_layer.cpp checks and allocates, and
-// ngcf_layer/cuda.cpp works on.
+// Checked arguments of the NGCF layer's operators: ngcf_layer/ngcf_layer.cpp makes them, ngcf_layer/cuda.cpp uses them.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -14,68 +13,71 @@
 
 namespace grf {
 
-// "mean+I" as "mean" and true.
-struct MatrixOf {
+// The name of a matrix taken apart: "mean+I" is "mean", and adds the identity.
+struct NgcfMatrix {
   std::string name;
   bool adds_identity;
 
-  explicit MatrixOf(std::string_view matrix)
+  explicit NgcfMatrix(std::string_view matrix)
       : name(matrix), adds_identity(matrix.size() > 2 && matrix.substr(matrix.size() - 2) == "+I") {
     if (adds_identity) name.resize(name.size() - 2);
   }
 };
 
-// The products with the matrices of P and Q, and which of the features are the rows' own (undefined: in order).
-struct NgcfSides {
-  at::Tensor p, q, own_at;
+// The features multiplied by the matrices of P and of Q (without "+I"), and the row in `features` of each row's own
+// node (undefined: in order).
+struct NgcfPropagated {
+  at::Tensor p, q, self_index;
 };
 
-// What forward and backward share of their arguments, checked and contiguous.
-struct NgcfCall {
+// The arguments that forward and backward share, checked and contiguous.
+struct NgcfArguments {
   at::Device device;
-  at::Tensor features, weights;  // weights [2 in, width]: W1, and W2 below
+  at::Tensor features, weights;  // weights [2 n_in, n_out]: W1 on top of W2
   at::Tensor rows, columns;
-  MatrixOf p, q;
+  NgcfMatrix p, q;
   bool per_term;
   double slope, message_dropout, node_dropout;
-  int64_t seed, step, layer, n_rows, in, width;
+  int64_t seed, step, layer_index, n_rows, n_in, n_out;
 
-  NgcfCall(const at::Tensor& features, const at::Tensor& offsets, const std::optional<at::Tensor>& rows,
-           const std::optional<at::Tensor>& columns, const at::Tensor& weight_1, const at::Tensor& weight_2,
-           std::string_view P, std::string_view Q, bool per_term, double negative_slope, double node_dropout,
-           double message_dropout, int64_t seed, int64_t step, int64_t layer);
+  NgcfArguments(const at::Tensor& features, const at::Tensor& offsets, const std::optional<at::Tensor>& rows,
+                const std::optional<at::Tensor>& columns, const at::Tensor& weight_1, const at::Tensor& weight_2,
+                std::string_view P, std::string_view Q, bool per_term, double negative_slope, double node_dropout,
+                double message_dropout, int64_t seed, int64_t step, int64_t layer_index);
 
-  bool one_side() const { return p.name == q.name; }
+  bool shares_matrix() const { return p.name == q.name; }
   int n_terms() const { return per_term ? 2 : 1; }
-  int64_t term_width() const { return per_term ? in : 2 * in; }  // of the inputs that a term is made of
+  int64_t term_width() const { return per_term ? n_in : 2 * n_in; }  // columns of the inputs in one product
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, features.options()); }
-  Propagation with(const MatrixOf& matrix, bool transposed) const {
+  PropagationOptions propagation(const NgcfMatrix& matrix, bool transposed) const {
     return {matrix.name, node_dropout, seed, step, transposed};
   }
   template <typename T>
-  NgcfLayer<T> of(const NgcfSides& sides) const {
-    return {{n_rows, in, features.const_data_ptr<T>(), data_or_null<int64_t>(sides.own_at), sides.p.const_data_ptr<T>(),
-             (one_side() ? sides.p : sides.q).const_data_ptr<T>(), p.adds_identity, q.adds_identity},
-            {n_rows, width, static_cast<T>(slope), static_cast<T>(1 / (1 - message_dropout))},
+  NgcfLayer<T> layer(const NgcfPropagated& propagated) const {
+    return {{n_rows, n_in, features.const_data_ptr<T>(), data_or_null<int64_t>(propagated.self_index),
+             propagated.p.const_data_ptr<T>(), (shares_matrix() ? propagated.p : propagated.q).const_data_ptr<T>(),
+             p.adds_identity, q.adds_identity},
+            {n_rows, n_out, static_cast<T>(slope), static_cast<T>(1 / (1 - message_dropout))},
             dropout()};
   }
   MessageDropout dropout() const;
 };
 
-// The results of backward before the product with the graph's matrix: gradients of the sides (q undefined where there
-// is one), of the rows' own features, of the weights [2 in, width], and of the biases.
+// The gradients that the backward pass computes before it multiplies by the graph's matrices. propagated_q is undefined
+// where P and Q have one matrix.
 struct NgcfGradientTensors {
-  at::Tensor p, q, own, weights, bias_1, bias_2;
+  at::Tensor propagated_p, propagated_q, self_features;  // [n_rows, n_in]
+  at::Tensor weights, bias_1, bias_2;                    // [2 n_in, n_out], [n_out], [n_out]
 };
 
 namespace cuda {
 
-// own_at [n_rows]: where the rows stand among the columns.
-void find_rows(const NgcfCall& call, at::Tensor& own_at);
-void ngcf_forward(const NgcfCall& call, const NgcfSides& sides, const at::Tensor& bias_1, const at::Tensor& bias_2,
-                  at::Tensor& out, at::Tensor& code);
-void ngcf_backward(const NgcfCall& call, const NgcfSides& sides, const at::Tensor& grad_out, const at::Tensor& code,
-                   NgcfGradientTensors& grads);
+// Writes the index of each row among the columns to self_index [n_rows].
+void find_rows(const NgcfArguments& args, at::Tensor& self_index);
+void ngcf_forward(const NgcfArguments& args, const NgcfPropagated& propagated, const at::Tensor& bias_1,
+                  const at::Tensor& bias_2, at::Tensor& out, at::Tensor& flags);
+void ngcf_backward(const NgcfArguments& args, const NgcfPropagated& propagated, const at::Tensor& grad_out,
+                   const at::Tensor& flags, NgcfGradientTensors& grads);
 
 }  // namespace cuda
 }  // namespace grf

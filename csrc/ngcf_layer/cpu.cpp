@@ -1,10 +1,11 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// After the product with the graph's matrix (laplacian_propagation/propagate.h), rows are taken a block at a time, which stays in
-// the cache from what the weights are multiplied by to E', and in the backward pass from the gradient of E' to those of
-// the sides. Kept for the backward pass are the sides and a byte per unit; what the weights were multiplied by is made
-// again. Gradients of the weights are summed within parts that are cut by shape alone, and these in order: they have
-// the same bits for any number of threads.
+// After the product with the graph's matrix (laplacian_propagation/propagate.h), threads take blocks of rows. A block
+// stays in the cache from the inputs of the weights to E', and in the backward pass from the gradient of E' to those of
+// the propagated features. The forward pass saves the propagated features and a byte of flags per unit; the backward
+// pass recomputes the inputs. Gradients of the weights are summed within chunks of rows, whose number depends on n_rows
+// alone, then over the chunks in order, so they have the same bits for any number of threads. Bottleneck: the products
+// with the weights.
 #include "ngcf_layer/ngcf_layer.h"
 
 #include <ATen/Parallel.h>
@@ -28,78 +29,82 @@
 namespace grf {
 namespace {
 
-constexpr int64_t kRows = 192;     // of a block
-constexpr int64_t kMaxParts = 16;  // of the rows, for the gradients of the weights
+constexpr int64_t kRowsPerBlock = 192;
+constexpr int64_t kMaxChunks = 16;  // of rows, for the gradients of the weights
 
 struct ForwardScratch;
 struct BackwardScratch;
 
-// Calls run(first, count) for blocks of rows, on all threads.
+// Calls run(first row, number of rows) for each block of rows, on all threads.
 template <typename Run>
 void for_blocks(int64_t n_rows, const Run& run) {
-  at::parallel_for(0, (n_rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) run(block * kRows, std::min(kRows, n_rows - block * kRows));
+  at::parallel_for(0, (n_rows + kRowsPerBlock - 1) / kRowsPerBlock, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      run(block * kRowsPerBlock, std::min(kRowsPerBlock, n_rows - block * kRowsPerBlock));
+    }
   });
 }
 
 }  // namespace
 
 template <typename T>
-void ngcf_forward(const NgcfLayer<T>& layer, const T* weights, const T* bias, bool per_term, T* out, uint8_t* code) {
-  const int64_t in = layer.rows.width, width = layer.units.width;
-  const Matrix<T> first{weights, width}, second{weights + in * width, width};
+void ngcf_forward(const NgcfLayer<T>& layer, const T* weights, const T* bias, bool per_term, T* out, uint8_t* flags) {
+  const int64_t n_in = layer.rows.n_in, n_out = layer.units.n_out;
+  const Matrix<T> weights_1{weights, n_out}, weights_2{weights + n_in * n_out, n_out};
   for_blocks(layer.rows.n_rows, [&](int64_t begin, int64_t count) {
-    Scratch<T, ForwardScratch> scratch(kRows * (2 * in + 2 * width));
-    T* inputs = scratch.take(kRows * 2 * in);
-    T* sums = scratch.take(kRows * width);
-    T* second_sums = per_term ? scratch.take(kRows * width) : nullptr;
-    GRF_DISPATCH(combine_rows<T>)(layer, begin, count, inputs);
-    multiply<T>(count, width, per_term ? in : 2 * in, {inputs, 2 * in}, first, sums, width);
-    if (per_term) multiply<T>(count, width, in, {inputs + in, 2 * in}, second, second_sums, width);
-    GRF_DISPATCH(activate_rows<T>)(layer, bias, begin, count, sums, second_sums, out, code);
+    Scratch<T, ForwardScratch> scratch(kRowsPerBlock * (2 * n_in + 2 * n_out));
+    T* inputs = scratch.take(kRowsPerBlock * 2 * n_in);
+    T* product_1 = scratch.take(kRowsPerBlock * n_out);
+    T* product_2 = per_term ? scratch.take(kRowsPerBlock * n_out) : nullptr;
+    GRF_DISPATCH(make_inputs<T>)(layer, begin, count, inputs);
+    multiply<T>(count, n_out, per_term ? n_in : 2 * n_in, {inputs, 2 * n_in}, weights_1, product_1, n_out);
+    if (per_term) multiply<T>(count, n_out, n_in, {inputs + n_in, 2 * n_in}, weights_2, product_2, n_out);
+    GRF_DISPATCH(activate<T>)(layer, bias, begin, count, product_1, product_2, out, flags);
   });
 }
 
 template <typename T>
-void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed, bool per_term, const T* grad_out,
-                   const uint8_t* code, const NgcfGradients<T>& grads) {
-  const int64_t in = layer.rows.width, width = layer.units.width, n_rows = layer.rows.n_rows;
-  const int64_t size = 2 * in * width + 2 * width;
-  const int64_t n_blocks = (n_rows + kRows - 1) / kRows, n_parts = std::min(kMaxParts, n_blocks);
-  std::vector<T> sums(std::max<int64_t>(n_parts, 1) * size);
+void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool per_term, const T* grad_out,
+                   const uint8_t* flags, const NgcfGradients<T>& grads) {
+  const int64_t n_in = layer.rows.n_in, n_out = layer.units.n_out, n_rows = layer.rows.n_rows;
+  const int64_t size = 2 * n_in * n_out + 2 * n_out;
+  const int64_t n_blocks = (n_rows + kRowsPerBlock - 1) / kRowsPerBlock, n_chunks = std::min(kMaxChunks, n_blocks);
+  std::vector<T> sums(std::max<int64_t>(n_chunks, 1) * size);
   const auto run = [&](int64_t begin, int64_t count, T* grad_weights) {
-    T* grad_bias = grad_weights + 2 * in * width;
-    Scratch<T, BackwardScratch> scratch(kRows * (4 * in + 2 * width));
-    T* inputs = scratch.take(kRows * 2 * in);
-    T* grad_inputs = scratch.take(kRows * 2 * in);
-    GRF_DISPATCH(combine_rows<T>)(layer, begin, count, inputs);
+    T* grad_bias = grad_weights + 2 * n_in * n_out;
+    Scratch<T, BackwardScratch> scratch(kRowsPerBlock * (4 * n_in + 2 * n_out));
+    T* inputs = scratch.take(kRowsPerBlock * 2 * n_in);
+    T* grad_inputs = scratch.take(kRowsPerBlock * 2 * n_in);
+    GRF_DISPATCH(make_inputs<T>)(layer, begin, count, inputs);
     const int n_terms = per_term ? 2 : 1;
     for (int term = 0; term < n_terms; ++term) {
-      T* before = scratch.take(kRows * width);
-      GRF_DISPATCH(unactivate_rows<T>)
-      (layer, count, grad_out + begin * width, code + begin * width, term == 0 ? kFirstPositive : kSecondPositive,
-       before, grad_bias + term * width);
-      const int64_t from = term * in, n = per_term ? in : 2 * in;  // which of the inputs this term is made of
-      multiply<T>(count, n, width, {before, width}, {transposed + from, 2 * in}, grad_inputs + from, 2 * in);
-      multiply<T>(n, width, count, {inputs + from, 1, 2 * in}, {before, width}, grad_weights + from * width, width,
-                  true);
+      T* grad_sums = scratch.take(kRowsPerBlock * n_out);
+      GRF_DISPATCH(activate_backward<T>)
+      (layer, count, grad_out + begin * n_out, flags + begin * n_out, term == 0 ? kFirstPositive : kSecondPositive,
+       grad_sums, grad_bias + term * n_out);
+      const int64_t first_column = term * n_in, n = per_term ? n_in : 2 * n_in;  // the columns of this product's inputs
+      multiply<T>(count, n, n_out, {grad_sums, n_out}, {transposed_weights + first_column, 2 * n_in},
+                  grad_inputs + first_column, 2 * n_in);
+      multiply<T>(n, n_out, count, {inputs + first_column, 1, 2 * n_in}, {grad_sums, n_out},
+                  grad_weights + first_column * n_out, n_out, true);
     }
-    GRF_DISPATCH(separate_rows<T>)(layer, begin, count, grad_inputs, grads.p, grads.q, grads.own);
+    GRF_DISPATCH(make_inputs_backward<T>)(layer, begin, count, grad_inputs, grads.propagated_p, grads.propagated_q,
+                                          grads.self_features);
   };
-  at::parallel_for(0, n_parts, 1, [&](int64_t first_part, int64_t end_part) {
-    for (int64_t part = first_part; part < end_part; ++part) {
-      for (int64_t block = part * n_blocks / n_parts; block < (part + 1) * n_blocks / n_parts; ++block) {
-        run(block * kRows, std::min(kRows, n_rows - block * kRows), sums.data() + part * size);
+  at::parallel_for(0, n_chunks, 1, [&](int64_t first_chunk, int64_t end_chunk) {
+    for (int64_t chunk = first_chunk; chunk < end_chunk; ++chunk) {
+      for (int64_t block = chunk * n_blocks / n_chunks; block < (chunk + 1) * n_blocks / n_chunks; ++block) {
+        run(block * kRowsPerBlock, std::min(kRowsPerBlock, n_rows - block * kRowsPerBlock), sums.data() + chunk * size);
       }
     }
   });
-  for (int64_t part = 1; part < n_parts; ++part) {
-    for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
+  for (int64_t chunk = 1; chunk < n_chunks; ++chunk) {
+    for (int64_t i = 0; i < size; ++i) sums[i] += sums[chunk * size + i];
   }
-  std::copy_n(sums.data(), 2 * in * width, grads.weights);
-  const T* bias = sums.data() + 2 * in * width;  // in one sum, both biases have one gradient
-  std::copy_n(bias, width, grads.bias_1);
-  std::copy_n(bias + (per_term ? width : 0), width, grads.bias_2);
+  std::copy_n(sums.data(), 2 * n_in * n_out, grads.weights);
+  const T* bias = sums.data() + 2 * n_in * n_out;  // without per_term, both biases have the same gradient
+  std::copy_n(bias, n_out, grads.bias_1);
+  std::copy_n(bias + (per_term ? n_out : 0), n_out, grads.bias_2);
 }
 
 #define GRF_INSTANTIATE(T)                                                                 \

@@ -1,8 +1,8 @@
 // The NGCF layer on CUDA, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// The product with the graph's matrix by the kernels of laplacian_propagation, products with the weights by torch, and one pass
-// over all rows before and after these. Kept for the backward pass are the sides and a byte per unit, as on the CPU;
-// what the weights are multiplied by is made again. Rows and columns are checked on the device.
+// laplacian_propagation multiplies by the graph's matrices, torch by the weights; the kernels of cuda.cu do the
+// element-wise passes between these products, each over all rows. The forward pass saves the propagated features and a
+// byte of flags per unit; the backward pass recomputes the inputs of the weights. Kernels check rows and columns.
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
@@ -16,60 +16,63 @@ namespace grf::cuda {
 
 using at::Tensor;
 
-void find_rows(const NgcfCall& call, Tensor& own_at) {
-  const DeviceGuard guard(call.device);
-  find_rows(call.rows.const_data_ptr<int64_t>(), call.n_rows, call.columns.const_data_ptr<int64_t>(),
-            call.columns.size(0), own_at.mutable_data_ptr<int64_t>(), current_stream(call.device));
+void find_rows(const NgcfArguments& args, Tensor& self_index) {
+  const DeviceGuard guard(args.device);
+  find_rows(args.rows.const_data_ptr<int64_t>(), args.n_rows, args.columns.const_data_ptr<int64_t>(),
+            args.columns.size(0), self_index.mutable_data_ptr<int64_t>(), current_stream(args.device));
 }
 
-void ngcf_forward(const NgcfCall& call, const NgcfSides& sides, const Tensor& bias_1, const Tensor& bias_2, Tensor& out,
-                  Tensor& code) {
-  const DeviceGuard guard(call.device);
+void ngcf_forward(const NgcfArguments& args, const NgcfPropagated& propagated, const Tensor& bias_1,
+                  const Tensor& bias_2, Tensor& out, Tensor& flags) {
+  const DeviceGuard guard(args.device);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const cudaStream_t stream = current_stream(call.device);
-  Tensor inputs = call.empty({call.n_rows, 2 * call.in});
-  Tensor second = call.per_term ? at::empty_like(out) : Tensor();
-  AT_DISPATCH_FLOATING_TYPES(call.features.scalar_type(), "ngcf_layer", [&] {
-    const auto layer = call.of<scalar_t>(sides);
-    combine_sides(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
-    for (int term = 0; term < call.n_terms(); ++term) {
-      const int64_t from = term * call.in, n = call.term_width();
-      at::mm_out(term == 0 ? out : second, inputs.narrow(1, from, n), call.weights.narrow(0, from, n));
+  const cudaStream_t stream = current_stream(args.device);
+  Tensor inputs = args.empty({args.n_rows, 2 * args.n_in});
+  Tensor product_2 = args.per_term ? at::empty_like(out) : Tensor();
+  AT_DISPATCH_FLOATING_TYPES(args.features.scalar_type(), "ngcf_layer", [&] {
+    const auto layer = args.layer<scalar_t>(propagated);
+    make_inputs(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
+    for (int term = 0; term < args.n_terms(); ++term) {
+      const int64_t first_column = term * args.n_in, n = args.term_width();
+      at::mm_out(term == 0 ? out : product_2, inputs.narrow(1, first_column, n),
+                 args.weights.narrow(0, first_column, n));
     }
-    const NgcfSums<scalar_t> sums{bias_1.const_data_ptr<scalar_t>(), bias_2.const_data_ptr<scalar_t>(),
-                                  data_or_null<scalar_t>(second), out.mutable_data_ptr<scalar_t>(),
-                                  code.mutable_data_ptr<uint8_t>()};
-    activate_units(layer.units, layer.dropout, sums, stream);
+    const ActivationOperands<scalar_t> operands{bias_1.const_data_ptr<scalar_t>(), bias_2.const_data_ptr<scalar_t>(),
+                                                data_or_null<scalar_t>(product_2), out.mutable_data_ptr<scalar_t>(),
+                                                flags.mutable_data_ptr<uint8_t>()};
+    activate(layer.units, layer.dropout, operands, stream);
   });
 }
 
-void ngcf_backward(const NgcfCall& call, const NgcfSides& sides, const Tensor& grad_out, const Tensor& code,
-                   NgcfGradientTensors& grads) {
-  const DeviceGuard guard(call.device);
+void ngcf_backward(const NgcfArguments& args, const NgcfPropagated& propagated, const Tensor& grad_out,
+                   const Tensor& flags, NgcfGradientTensors& grads) {
+  const DeviceGuard guard(args.device);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const cudaStream_t stream = current_stream(call.device);
-  const int64_t n_rows = call.n_rows, in = call.in, width = call.width;
-  Tensor before = call.empty({call.n_terms(), n_rows, width}), inputs = call.empty({n_rows, 2 * in});
-  AT_DISPATCH_FLOATING_TYPES(call.features.scalar_type(), "ngcf_layer_backward", [&] {
-    const auto layer = call.of<scalar_t>(sides);
-    auto* const first = before.mutable_data_ptr<scalar_t>();
-    unactivate_units(layer.units, grad_out.const_data_ptr<scalar_t>(), code.const_data_ptr<uint8_t>(), first,
-                     call.per_term ? first + n_rows * width : nullptr, stream);
-    combine_sides(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
-    for (int term = 0; term < call.n_terms(); ++term) {
-      const int64_t from = term * in, n = call.term_width();
-      Tensor of_inputs = inputs.narrow(1, from, n), of_weights = grads.weights.narrow(0, from, n);
-      at::mm_out(of_weights, of_inputs.t(), before[term]);
-      at::mm_out(of_inputs, before[term], call.weights.narrow(0, from, n).t());  // in place of what it is a gradient of
+  const cudaStream_t stream = current_stream(args.device);
+  const int64_t n_rows = args.n_rows, n_in = args.n_in, n_out = args.n_out;
+  Tensor grad_sums = args.empty({args.n_terms(), n_rows, n_out}), inputs = args.empty({n_rows, 2 * n_in});
+  AT_DISPATCH_FLOATING_TYPES(args.features.scalar_type(), "ngcf_layer_backward", [&] {
+    const auto layer = args.layer<scalar_t>(propagated);
+    auto* const grad_sum_1 = grad_sums.mutable_data_ptr<scalar_t>();
+    activate_backward(layer.units, grad_out.const_data_ptr<scalar_t>(), flags.const_data_ptr<uint8_t>(), grad_sum_1,
+                      args.per_term ? grad_sum_1 + n_rows * n_out : nullptr, stream);
+    make_inputs(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
+    for (int term = 0; term < args.n_terms(); ++term) {
+      const int64_t first_column = term * n_in, n = args.term_width();
+      Tensor term_inputs = inputs.narrow(1, first_column, n), grad_weights = grads.weights.narrow(0, first_column, n);
+      at::mm_out(grad_weights, term_inputs.t(), grad_sums[term]);
+      // The gradient of the inputs overwrites the inputs, which nothing reads again.
+      at::mm_out(term_inputs, grad_sums[term], args.weights.narrow(0, first_column, n).t());
     }
-    separate_gradients(layer.rows, inputs.const_data_ptr<scalar_t>(), grads.p.mutable_data_ptr<scalar_t>(),
-                       mutable_data_or_null<scalar_t>(grads.q), grads.own.mutable_data_ptr<scalar_t>(), stream);
+    make_inputs_backward(layer.rows, inputs.const_data_ptr<scalar_t>(), grads.propagated_p.mutable_data_ptr<scalar_t>(),
+                         mutable_data_or_null<scalar_t>(grads.propagated_q),
+                         grads.self_features.mutable_data_ptr<scalar_t>(), stream);
   });
-  at::sum_out(grads.bias_1, before[0], 0);
-  if (call.per_term) {
-    at::sum_out(grads.bias_2, before[1], 0);
+  at::sum_out(grads.bias_1, grad_sums[0], 0);
+  if (args.per_term) {
+    at::sum_out(grads.bias_2, grad_sums[1], 0);
   } else {
-    grads.bias_2.copy_(grads.bias_1);  // in one sum, both biases have one gradient
+    grads.bias_2.copy_(grads.bias_1);  // both biases are added to one sum
   }
 }
 

@@ -1,9 +1,12 @@
-// The NGCF layer's passes between its products. Specification: gru4rec_fast/ops/ngcf_layer.py.
+// The element-wise passes of the NGCF layer. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// Launch, of all of them: one dimension, any number of blocks of any size. A thread takes N neighboring columns of a
-// row, in strides of the grid, and reads and writes them at once; neighboring threads take neighboring columns, so
-// that but for a row's own features, which begin anywhere, all of memory is passed through in order. Loops with a
-// division are not unrolled: most threads have one turn, and four divisions at once do not fit in registers.
+// Launch of all kernels: one dimension, any number of blocks of kNgcfThreads, no shared memory. A thread takes groups
+// of N neighboring columns of a row, in strides of the grid, and accesses each group at once. Neighboring threads take
+// neighboring groups, so all accesses are coalesced, except that the rows of a node's own features may be anywhere.
+// Loops that divide are not unrolled: most threads run one iteration, and four divisions at once would spill registers.
+//
+// Times in the comments are estimates for an H200 (4.8 TB/s) and all 71,000 nodes of Gowalla, n_in = n_out = 64,
+// float32: a matrix [n_rows, 64] is 18 MB. Every kernel is bound by memory bandwidth unless its comment says otherwise.
 #include "common/columns.cuh"
 #include "common/partition_point.h"
 #include "common/philox.h"
@@ -14,190 +17,199 @@ namespace grf::cuda {
 
 constexpr int kNgcfThreads = 256;
 
-// Where the i-th N columns of a matrix stand.
+// Position of the i-th group of N columns in a matrix of `width` columns.
 template <int N>
-struct NgcfPlace {
+struct ColumnGroup {
   int64_t row, column;
 
-  __device__ __forceinline__ NgcfPlace(int64_t i, int64_t width) {
+  __device__ __forceinline__ ColumnGroup(int64_t i, int64_t width) {
     row = quotient(i, width / N);
     column = (i - row * (width / N)) * N;
   }
 };
 
-// Launch: one dimension, a thread per row. Counted bytes: 16 a row, and some 8 log2(n_columns), from cache.
+// Writes the index of each row among the columns, by bisection, and checks that it is there. A thread takes a row.
+// Bytes: 16 per row, 1.1 MB, 0.2 us, and 8 log2(n_columns) from the cache. Bottleneck: the latency of log2(n_columns)
+// dependent reads.
 __global__ void __launch_bounds__(kNgcfThreads)
-    find_rows_kernel(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* found) {
+    find_rows_kernel(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* indices) {
   for (int64_t i = global_thread(); i < n_rows; i += all_threads()) {
     const int64_t row = rows[i];
-    const int64_t at = partition_point(n_columns, [&](int64_t j) { return columns[j] < row; });
-    GRF_DEVICE_CHECK(at < n_columns && columns[at] == row, "rows: a node is not among the columns");
-    found[i] = at;
+    const int64_t index = partition_point(n_columns, [&](int64_t j) { return columns[j] < row; });
+    GRF_DEVICE_CHECK(index < n_columns && columns[index] == row, "rows: a node is not among the columns");
+    indices[i] = index;
   }
 }
 
-// Counted bytes, of each row: 2 width numbers read (3, where the sides are two) and 2 width written; 8 of own_at.
+// Computes inputs = [P E, Q E * E].
+// Bytes: two matrices read (three where P and Q differ) and two written: 73 MB, 15 us.
 template <typename T, int N>
-__global__ void __launch_bounds__(kNgcfThreads) combine_sides_kernel(NgcfRows<T> rows, T* inputs) {
-  const int64_t n = rows.n_rows * (rows.width / N);
+__global__ void __launch_bounds__(kNgcfThreads) make_inputs_kernel(NgcfRows<T> rows, T* inputs) {
+  const int64_t n = rows.n_rows * (rows.n_in / N);
 #pragma unroll 1
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
-    const NgcfPlace<N> place(i, rows.width);
-    const int64_t at = place.row * rows.width + place.column;
-    const auto own = columns_at<T, N>(rows.own(place.row) + place.column);
-    auto p = columns_at<T, N>(rows.side_p + at);
-    auto q = rows.side_q == rows.side_p ? p : columns_at<T, N>(rows.side_q + at);
+    const ColumnGroup<N> group(i, rows.n_in);
+    const int64_t offset = group.row * rows.n_in + group.column;
+    const auto self = columns_at<T, N>(rows.self_row(group.row) + group.column);
+    auto p = columns_at<T, N>(rows.propagated_p + offset);
+    auto q = rows.propagated_q == rows.propagated_p ? p : columns_at<T, N>(rows.propagated_q + offset);
     for (int j = 0; j < N; ++j) {
-      if (rows.p_adds_identity) p.at[j] += own.at[j];
-      if (rows.q_adds_identity) q.at[j] += own.at[j];
-      q.at[j] *= own.at[j];
+      if (rows.p_adds_identity) p.at[j] += self.at[j];
+      if (rows.q_adds_identity) q.at[j] += self.at[j];
+      q.at[j] *= self.at[j];
     }
-    T* to = inputs + place.row * 2 * rows.width + place.column;
-    put_columns(to, p);
-    put_columns(to + rows.width, q);
+    T* input = inputs + group.row * 2 * rows.n_in + group.column;
+    put_columns(input, p);
+    put_columns(input + rows.n_in, q);
   }
 }
 
-// LeakyReLU; a NaN stays one.
+// LeakyReLU; NaN for NaN.
 template <typename T>
-__device__ __forceinline__ T leaky(T x, T slope) {
+__device__ __forceinline__ T leaky_relu(T x, T slope) {
   return x > 0 ? x : slope * x;
 }
 
-// Counted bytes, of each unit: a number read (two, where the terms are) and written, and a byte written. Where units
-// are dropped their words take longer than that: each unit has one of its own, ten rounds of Philox.
+// Adds the biases, applies LeakyReLU and message dropout, and writes E' and the flags.
+// Bytes: a matrix read (two with per_term) and written, and a byte per unit written: 41 MB, 9 us. Bottleneck with
+// dropout: ten rounds of Philox per unit, some 80 integer instructions: about 20 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
-    activate_units_kernel(NgcfUnits<T> units, MessageDropout dropout, NgcfSums<T> sums) {
-  const int64_t n = units.n_rows * (units.width / N);
+    activate_kernel(NgcfUnits<T> units, MessageDropout dropout, ActivationOperands<T> operands) {
+  const int64_t n = units.n_rows * (units.n_out / N);
 #pragma unroll 1
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
-    const NgcfPlace<N> place(i, units.width);
-    const auto node = static_cast<uint32_t>(dropout.nodes == nullptr ? place.row : dropout.nodes[place.row]);
-    const auto bias_1 = columns_at<T, N>(sums.bias_1 + place.column);
-    const auto bias_2 = columns_at<T, N>(sums.bias_2 + place.column);
-    auto out = columns_at<T, N>(sums.out + i * N);
-    Columns<T, N> second = {};
-    if (sums.second != nullptr) second = columns_at<T, N>(sums.second + i * N);
-    Columns<uint8_t, N> code;
+    const ColumnGroup<N> group(i, units.n_out);
+    const auto node = static_cast<uint32_t>(dropout.nodes == nullptr ? group.row : dropout.nodes[group.row]);
+    const auto bias_1 = columns_at<T, N>(operands.bias_1 + group.column);
+    const auto bias_2 = columns_at<T, N>(operands.bias_2 + group.column);
+    auto out = columns_at<T, N>(operands.out + i * N);
+    Columns<T, N> product_2 = {};
+    if (operands.product_2 != nullptr) product_2 = columns_at<T, N>(operands.product_2 + i * N);
+    Columns<uint8_t, N> flags;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const philox::Words counter{dropout.stream, dropout.step, node, static_cast<uint32_t>(place.column + j)};
-      const bool keeps = dropout.threshold == 0 || philox::philox4x32(counter, dropout.seed).w0 >= dropout.threshold;
-      const T x = out.at[j] + (sums.second == nullptr ? bias_1.at[j] + bias_2.at[j] : bias_1.at[j]);
-      T sum = leaky(x, units.slope);
-      int bits = (x > 0 ? kFirstPositive : 0) | (keeps ? kKept : 0);
-      if (sums.second != nullptr) {
-        const T y = second.at[j] + bias_2.at[j];
-        sum += leaky(y, units.slope);
-        if (y > 0) bits |= kSecondPositive;
+      const philox::Words counter{dropout.stream, dropout.step, node, static_cast<uint32_t>(group.column + j)};
+      const bool keeps =
+          dropout.drop_threshold == 0 || philox::philox4x32(counter, dropout.seed).w0 >= dropout.drop_threshold;
+      const T sum_1 = out.at[j] + (operands.product_2 == nullptr ? bias_1.at[j] + bias_2.at[j] : bias_1.at[j]);
+      T result = leaky_relu(sum_1, units.slope);
+      int unit_flags = (sum_1 > 0 ? kFirstPositive : 0) | (keeps ? kKept : 0);
+      if (operands.product_2 != nullptr) {
+        const T sum_2 = product_2.at[j] + bias_2.at[j];
+        result += leaky_relu(sum_2, units.slope);
+        if (sum_2 > 0) unit_flags |= kSecondPositive;
       }
-      out.at[j] = sum * (keeps ? units.kept : T{0});
-      code.at[j] = static_cast<uint8_t>(bits);
+      out.at[j] = result * (keeps ? units.keep_scale : T{0});
+      flags.at[j] = static_cast<uint8_t>(unit_flags);
     }
-    put_columns(sums.out + i * N, out);
-    put_columns(sums.code + i * N, code);
+    put_columns(operands.out + i * N, out);
+    put_columns(operands.flags + i * N, flags);
   }
 }
 
-// Counted bytes, of each unit: a number and a byte read, a number written (two, where `second` is given).
+// Computes the gradients of the terms' sums before the activation from the gradient of E'.
+// Bytes: a matrix and a byte per unit read, a matrix written (two with per_term): 41 MB, 9 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
-    unactivate_units_kernel(NgcfUnits<T> units, const T* grad, const uint8_t* code, T* first, T* second) {
-  const int64_t n = units.n_rows * (units.width / N);
-  const T leaks = units.kept * units.slope;
+    activate_backward_kernel(NgcfUnits<T> units, const T* grad_out, const uint8_t* flags, T* grad_sum_1,
+                             T* grad_sum_2) {
+  const int64_t n = units.n_rows * (units.n_out / N);
+  const T scale = units.keep_scale, leak_scale = scale * units.slope;
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
-    const auto g = columns_at<T, N>(grad + i * N);
-    const auto bits = columns_at<uint8_t, N>(code + i * N);
-    Columns<T, N> x, y;
+    const auto grad = columns_at<T, N>(grad_out + i * N);
+    const auto unit_flags = columns_at<uint8_t, N>(flags + i * N);
+    Columns<T, N> grad_1, grad_2;
     for (int j = 0; j < N; ++j) {
-      const bool keeps = (bits.at[j] & kKept) != 0;
-      x.at[j] = g.at[j] * (!keeps ? T{0} : (bits.at[j] & kFirstPositive) != 0 ? units.kept : leaks);
-      y.at[j] = g.at[j] * (!keeps ? T{0} : (bits.at[j] & kSecondPositive) != 0 ? units.kept : leaks);
+      const bool keeps = (unit_flags.at[j] & kKept) != 0;
+      grad_1.at[j] = grad.at[j] * (!keeps ? T{0} : (unit_flags.at[j] & kFirstPositive) != 0 ? scale : leak_scale);
+      grad_2.at[j] = grad.at[j] * (!keeps ? T{0} : (unit_flags.at[j] & kSecondPositive) != 0 ? scale : leak_scale);
     }
-    put_columns(first + i * N, x);
-    if (second != nullptr) put_columns(second + i * N, y);
+    put_columns(grad_sum_1 + i * N, grad_1);
+    if (grad_sum_2 != nullptr) put_columns(grad_sum_2 + i * N, grad_2);
   }
 }
 
-// Counted bytes, of each row: 4 width numbers read and 2 width written (3, where the sides are two); 8 of own_at.
+// Computes the gradients of the propagated features and of the rows' own features from the gradient of the inputs.
+// Bytes: four matrices read, two written (three where P and Q differ): 109 MB, 23 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
-    separate_gradients_kernel(NgcfRows<T> rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_own) {
-  const int64_t n = rows.n_rows * (rows.width / N);
+    make_inputs_backward_kernel(NgcfRows<T> rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_self) {
+  const int64_t n = rows.n_rows * (rows.n_in / N);
 #pragma unroll 1
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
-    const NgcfPlace<N> place(i, rows.width);
-    const int64_t at = place.row * rows.width + place.column;
-    const T* from = grad_inputs + place.row * 2 * rows.width + place.column;
-    const auto own = columns_at<T, N>(rows.own(place.row) + place.column);
-    const auto side = columns_at<T, N>(rows.side_q + at);
-    const auto both = columns_at<T, N>(from + rows.width);
-    auto p = columns_at<T, N>(from);
-    Columns<T, N> q, grad;
+    const ColumnGroup<N> group(i, rows.n_in);
+    const int64_t offset = group.row * rows.n_in + group.column;
+    const T* grad_input = grad_inputs + group.row * 2 * rows.n_in + group.column;
+    const auto self = columns_at<T, N>(rows.self_row(group.row) + group.column);
+    const auto propagated_q = columns_at<T, N>(rows.propagated_q + offset);
+    const auto grad_product = columns_at<T, N>(grad_input + rows.n_in);
+    auto p = columns_at<T, N>(grad_input);
+    Columns<T, N> q, self_sum;
     for (int j = 0; j < N; ++j) {
-      q.at[j] = both.at[j] * own.at[j];
-      grad.at[j] = both.at[j] * (rows.q_adds_identity ? side.at[j] + 2 * own.at[j] : side.at[j]);
-      if (rows.p_adds_identity) grad.at[j] += p.at[j];
+      q.at[j] = grad_product.at[j] * self.at[j];
+      self_sum.at[j] =
+          grad_product.at[j] * (rows.q_adds_identity ? propagated_q.at[j] + 2 * self.at[j] : propagated_q.at[j]);
+      if (rows.p_adds_identity) self_sum.at[j] += p.at[j];
       if (grad_q == nullptr) p.at[j] += q.at[j];
     }
-    put_columns(grad_p + at, p);
-    put_columns(grad_own + at, grad);
-    if (grad_q != nullptr) put_columns(grad_q + at, q);
+    put_columns(grad_p + offset, p);
+    put_columns(grad_self + offset, self_sum);
+    if (grad_q != nullptr) put_columns(grad_q + offset, q);
   }
 }
 
-void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* found,
+void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* indices,
                cudaStream_t stream) {
   if (n_rows == 0) return;
   GRF_LAUNCH(find_rows_kernel, blocks_for(n_rows, kNgcfThreads), kNgcfThreads, 0, stream, rows, n_rows, columns,
-             n_columns, found);
+             n_columns, indices);
 }
 
 template <typename T>
-void combine_sides(const NgcfRows<T>& rows, T* inputs, cudaStream_t stream) {
-  const bool wide = is_wide<T>(rows.width, {rows.features, rows.side_p, rows.side_q, inputs});
-  by_columns<T>(wide, rows.n_rows * rows.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
-    GRF_LAUNCH((combine_sides_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows, inputs);
+void make_inputs(const NgcfRows<T>& rows, T* inputs, cudaStream_t stream) {
+  const bool wide = is_wide<T>(rows.n_in, {rows.features, rows.propagated_p, rows.propagated_q, inputs});
+  by_columns<T>(wide, rows.n_rows * rows.n_in, kNgcfThreads, [&](auto columns, unsigned blocks) {
+    GRF_LAUNCH((make_inputs_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows, inputs);
   });
 }
 
 template <typename T>
-void activate_units(const NgcfUnits<T>& units, const MessageDropout& dropout, const NgcfSums<T>& sums,
-                    cudaStream_t stream) {
-  const bool wide = is_wide<T>(units.width, {sums.bias_1, sums.bias_2, sums.second, sums.out}) &&
-                    is_aligned(sums.code, kWideColumns<T>);
-  by_columns<T>(wide, units.n_rows * units.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
-    GRF_LAUNCH((activate_units_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units, dropout,
-               sums);
+void activate(const NgcfUnits<T>& units, const MessageDropout& dropout, const ActivationOperands<T>& operands,
+              cudaStream_t stream) {
+  const bool wide = is_wide<T>(units.n_out, {operands.bias_1, operands.bias_2, operands.product_2, operands.out}) &&
+                    is_aligned(operands.flags, kWideColumns<T>);
+  by_columns<T>(wide, units.n_rows * units.n_out, kNgcfThreads, [&](auto columns, unsigned blocks) {
+    GRF_LAUNCH((activate_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units, dropout,
+               operands);
   });
 }
 
 template <typename T>
-void unactivate_units(const NgcfUnits<T>& units, const T* grad, const uint8_t* code, T* first, T* second,
-                      cudaStream_t stream) {
-  const bool wide = is_wide<T>(units.width, {grad, first, second}) && is_aligned(code, kWideColumns<T>);
-  by_columns<T>(wide, units.n_rows * units.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
-    GRF_LAUNCH((unactivate_units_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units, grad,
-               code, first, second);
+void activate_backward(const NgcfUnits<T>& units, const T* grad_out, const uint8_t* flags, T* grad_sum_1, T* grad_sum_2,
+                       cudaStream_t stream) {
+  const bool wide = is_wide<T>(units.n_out, {grad_out, grad_sum_1, grad_sum_2}) && is_aligned(flags, kWideColumns<T>);
+  by_columns<T>(wide, units.n_rows * units.n_out, kNgcfThreads, [&](auto columns, unsigned blocks) {
+    GRF_LAUNCH((activate_backward_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units,
+               grad_out, flags, grad_sum_1, grad_sum_2);
   });
 }
 
 template <typename T>
-void separate_gradients(const NgcfRows<T>& rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_own,
-                        cudaStream_t stream) {
-  const bool wide = is_wide<T>(rows.width, {rows.features, rows.side_q, grad_inputs, grad_p, grad_q, grad_own});
-  by_columns<T>(wide, rows.n_rows * rows.width, kNgcfThreads, [&](auto columns, unsigned blocks) {
-    GRF_LAUNCH((separate_gradients_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows,
-               grad_inputs, grad_p, grad_q, grad_own);
+void make_inputs_backward(const NgcfRows<T>& rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_self,
+                          cudaStream_t stream) {
+  const bool wide = is_wide<T>(rows.n_in, {rows.features, rows.propagated_q, grad_inputs, grad_p, grad_q, grad_self});
+  by_columns<T>(wide, rows.n_rows * rows.n_in, kNgcfThreads, [&](auto columns, unsigned blocks) {
+    GRF_LAUNCH((make_inputs_backward_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows,
+               grad_inputs, grad_p, grad_q, grad_self);
   });
 }
 
-#define GRF_INSTANTIATE(T)                                                                                    \
-  template void combine_sides(const NgcfRows<T>&, T*, cudaStream_t);                                          \
-  template void activate_units(const NgcfUnits<T>&, const MessageDropout&, const NgcfSums<T>&, cudaStream_t); \
-  template void unactivate_units(const NgcfUnits<T>&, const T*, const uint8_t*, T*, T*, cudaStream_t);        \
-  template void separate_gradients(const NgcfRows<T>&, const T*, T*, T*, T*, cudaStream_t);
+#define GRF_INSTANTIATE(T)                                                                                        \
+  template void make_inputs(const NgcfRows<T>&, T*, cudaStream_t);                                                \
+  template void activate(const NgcfUnits<T>&, const MessageDropout&, const ActivationOperands<T>&, cudaStream_t); \
+  template void activate_backward(const NgcfUnits<T>&, const T*, const uint8_t*, T*, T*, cudaStream_t);           \
+  template void make_inputs_backward(const NgcfRows<T>&, const T*, T*, T*, T*, cudaStream_t);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE

@@ -1,5 +1,4 @@
-// The tensors of the operators target_rank and top_k, which ranking/ranking.cpp checks and allocates, and
-// ranking/cuda.cpp works on.
+// Checked arguments of the operators target_rank and top_k: ranking/ranking.cpp makes them, ranking/cuda.cpp uses them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,18 +7,18 @@
 
 namespace grf {
 
-// Hidden states, catalogue and bias, contiguous on one device; bias undefined where there is none.
+// Queries [Q, H], item vectors [I, H] and bias [I] (undefined if None), contiguous on one device.
 struct RankingTensors {
   at::Tensor hidden, weight, bias;
 };
 
 namespace cuda {
 
-// greater and equal: zeros.
-void target_rank(const RankingTensors& given, const at::Tensor& targets, const at::Tensor& greater,
+// Adds the counts to greater and equal [Q], which are zero.
+void target_rank(const RankingTensors& tensors, const at::Tensor& targets, const at::Tensor& greater,
                  const at::Tensor& equal);
-// exclude [Q, E], each row rising.
-void top_k(const RankingTensors& given, const at::Tensor& exclude, const at::Tensor& scores, const at::Tensor& items);
+// Writes scores and items [Q, k]. Each row of exclude [Q, E] is in increasing order.
+void top_k(const RankingTensors& tensors, const at::Tensor& exclude, const at::Tensor& scores, const at::Tensor& items);
 
 }  // namespace cuda
 }  // namespace grf

@@ -1,9 +1,9 @@
-// Ranking on the CPU: the rank of each query's target in the whole catalogue by counting, and the k best items, without
-// ever holding queries x catalogue scores. Specification: gru4rec_fast/ops/ranking.py.
+// Ranks of targets and top-k on the CPU, without storing queries x catalogue scores. Specification:
+// gru4rec_fast/ops/ranking.py.
 //
-// The catalogue is cut into blocks of rows that stay in a core's L2 cache while all queries pass over them, panel by
-// panel; threads share out the blocks. Counts are integers and the best are totally ordered, so the result does not
-// depend on the number of threads.
+// Loop order: threads take blocks of catalogue rows; all panels of queries pass over a block, which stays in the L2
+// cache meanwhile; within a panel, tiles of rows (ranking/cpu_kernel.inc). Counts are integers and scored items are
+// totally ordered, so results do not depend on the number of threads. Bottleneck: the multiply-adds of the scores.
 #include "ranking/ranking.h"
 
 #include <ATen/Parallel.h>
@@ -22,41 +22,42 @@
 namespace grf {
 namespace {
 
-// The k best items offered to one query: a heap of (score, item) whose front is the worst of them.
+// The k best items of one query so far: a heap whose front is the worst of them.
 template <typename T>
-class Best {
+class TopK {
  public:
-  struct Entry {
+  struct ScoredItem {
     T score;
     int64_t item;
-    bool operator<(const Entry& other) const {  // "is better than": the order of std::sort and, reversed, of the heap
+    bool operator<(const ScoredItem& other) const {  // true: this item is better, so std::sort puts the best first
       return score > other.score || (score == other.score && item < other.item);
     }
   };
 
-  // `storage` [k] and the sorted `exclude` [n_exclude] outlive this object.
-  Best(Entry* storage, int64_t k, const int64_t* exclude, int64_t n_exclude)
+  // `storage` [k] and `exclude` [n_exclude], in increasing order, must outlive this object.
+  TopK(ScoredItem* storage, int64_t k, const int64_t* exclude, int64_t n_exclude)
       : entries_(storage), k_(k), exclude_(exclude), n_exclude_(n_exclude) {}
 
-  // A later item is taken when its score beats this one, the k-th best so far. An item scored -inf never is.
+  // Returns the score that a later item must exceed: the k-th best so far. At first that is -inf, which keeps out items
+  // scored -inf.
   T threshold() const { return n_ < k_ ? -std::numeric_limits<T>::infinity() : entries_[0].score; }
 
-  // Takes an item that beats the threshold, or that ties with it and has a lower index; returns the new threshold.
-  T offer(T score, int64_t item) {
+  // Adds an item if it is better than the worst of k and not excluded. Returns the new threshold.
+  T add_item(T score, int64_t item) {
     if (score != score) {
-      nan_ = true;
+      has_nan_ = true;
     } else if (!std::binary_search(exclude_, exclude_ + n_exclude_, item)) {
-      take({score, item});
+      add({score, item});
     }
     return threshold();
   }
 
-  void merge(const Best& other) {
-    nan_ |= other.nan_;
-    for (int64_t i = 0; i < other.n_; ++i) take(other.entries_[i]);
+  void merge(const TopK& other) {
+    has_nan_ |= other.has_nan_;
+    for (int64_t i = 0; i < other.n_; ++i) add(other.entries_[i]);
   }
 
-  // Writes the entries best first, then padding (-inf, -1). Spoils the heap.
+  // Writes the items best first, then padding (-inf, -1). The object must not be used afterwards.
   void write(T* scores, int64_t* items) {
     std::sort(entries_, entries_ + n_);
     for (int64_t i = 0; i < k_; ++i) {
@@ -65,10 +66,10 @@ class Best {
     }
   }
 
-  bool nan() const { return nan_; }
+  bool has_nan() const { return has_nan_; }
 
  private:
-  void take(Entry entry) {
+  void add(ScoredItem entry) {
     if (n_ == k_) {
       if (!(entry < entries_[0])) return;
       std::pop_heap(entries_, entries_ + n_--);
@@ -77,11 +78,11 @@ class Best {
     std::push_heap(entries_, entries_ + n_);
   }
 
-  Entry* entries_;
+  ScoredItem* entries_;
   int64_t k_, n_ = 0;
   const int64_t* exclude_;
   int64_t n_exclude_;
-  bool nan_ = false;
+  bool has_nan_ = false;
 };
 
 }  // namespace
@@ -93,116 +94,107 @@ class Best {
 namespace grf {
 namespace {
 
-constexpr int64_t kBlockBytes = 256 * 1024;  // rows of the table that stay in L2 while the queries pass
-constexpr int64_t kRowMultiple = 12;         // a multiple of every tile's rows
+constexpr int64_t kBlockBytes = 256 * 1024;  // of catalogue rows; fits in the L2 cache
+constexpr int64_t kRowMultiple = 12;         // a multiple of kTileRows of every instruction set
 
-// The problem as raw pointers: a table of n_items rows, queries packed in panels [n_panels][width][lanes].
+// The catalogue, and the queries packed in panels [n_panels][width][lanes]: a lane is a query's position in its panel.
 template <typename T>
-struct Problem {
-  const T* weight;
-  const T* bias;  // or null
-  int64_t n_items, width, n_queries;
+struct PackedArguments : RankingArguments<T> {
   int64_t lanes, n_panels;
   std::vector<T> panels;
 
-  const T* panel(int64_t p) const { return panels.data() + p * width * lanes; }
-  const T* bias_from(int64_t item) const { return bias == nullptr ? nullptr : bias + item; }
-  int64_t queries_in(int64_t p) const { return std::min(lanes, n_queries - p * lanes); }
-  int64_t block_rows() const {
-    const int64_t fit = kBlockBytes / (std::max<int64_t>(width, 1) * static_cast<int64_t>(sizeof(T)));
+  const T* panel(int64_t p) const { return panels.data() + p * this->width * lanes; }
+  const T* bias_from(int64_t item) const { return this->bias == nullptr ? nullptr : this->bias + item; }
+  int64_t queries_in(int64_t p) const { return std::min(lanes, this->n_queries - p * lanes); }
+  int64_t rows_per_block() const {
+    const int64_t fit = kBlockBytes / (std::max<int64_t>(this->width, 1) * static_cast<int64_t>(sizeof(T)));
     return std::max<int64_t>(fit / kRowMultiple, 1) * kRowMultiple;
   }
 };
 
 template <typename T>
-Problem<T> pack(const Catalogue<T>& catalogue) {
-  Problem<T> problem;
-  problem.weight = catalogue.weight;
-  problem.bias = catalogue.bias;
-  problem.n_items = catalogue.n_items;
-  problem.width = catalogue.width;
-  problem.n_queries = catalogue.n_queries;
-  const int64_t vector = GRF_DISPATCH(vector_bytes)() / static_cast<int64_t>(sizeof(T));
-  problem.lanes = problem.n_queries > vector ? 2 * vector : vector;  // few queries: do not score padding
-  problem.n_panels = (problem.n_queries + problem.lanes - 1) / problem.lanes;
-  problem.panels.resize(problem.n_panels * problem.width * problem.lanes);
-  for (int64_t q = 0; q < problem.n_queries; ++q) {
-    T* to = problem.panels.data() + q / problem.lanes * problem.width * problem.lanes + q % problem.lanes;
-    for (int64_t k = 0; k < problem.width; ++k) to[k * problem.lanes] = catalogue.hidden[q * problem.width + k];
+PackedArguments<T> pack_queries(const RankingArguments<T>& args) {
+  PackedArguments<T> packed{args, 0, 0, {}};
+  const int64_t vector_lanes = GRF_DISPATCH(vector_bytes)() / static_cast<int64_t>(sizeof(T));
+  packed.lanes = packed.n_queries > vector_lanes ? 2 * vector_lanes : vector_lanes;  // few queries: less padding
+  packed.n_panels = (packed.n_queries + packed.lanes - 1) / packed.lanes;
+  packed.panels.resize(packed.n_panels * packed.width * packed.lanes);
+  for (int64_t q = 0; q < packed.n_queries; ++q) {
+    T* column = packed.panels.data() + q / packed.lanes * packed.width * packed.lanes + q % packed.lanes;
+    for (int64_t k = 0; k < packed.width; ++k) column[k * packed.lanes] = args.hidden[q * packed.width + k];
   }
-  return problem;
+  return packed;
 }
 
-// Calls visit(first_item, n_rows) for the blocks of the catalogue that lie in [begin, end) block numbers.
+// Calls visit(first item, number of rows) for blocks [begin, end) of the catalogue.
 template <typename T, typename Visit>
-void for_blocks(const Problem<T>& problem, int64_t begin, int64_t end, const Visit& visit) {
+void for_blocks(const PackedArguments<T>& packed, int64_t begin, int64_t end, const Visit& visit) {
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t first = block * problem.block_rows();
-    visit(first, std::min(problem.block_rows(), problem.n_items - first));
+    const int64_t first = block * packed.rows_per_block();
+    visit(first, std::min(packed.rows_per_block(), packed.n_items - first));
   }
 }
 
 template <typename T>
-int64_t count_blocks(const Problem<T>& problem) {
-  return (problem.n_items + problem.block_rows() - 1) / problem.block_rows();
+int64_t n_blocks(const PackedArguments<T>& packed) {
+  return (packed.n_items + packed.rows_per_block() - 1) / packed.rows_per_block();
 }
 
-void check_no_nan(int64_t query) {
-  TORCH_CHECK_VALUE(query < 0, "query ", query,
-                    " has a NaN score: look for NaN or infinity in hidden, weight and bias");
+void check_no_nan(bool has_nan, int64_t query) {
+  TORCH_CHECK_VALUE(!has_nan, "query ", query, " has a NaN score: look for NaN or infinity in hidden, weight and bias");
 }
 
 }  // namespace
 
 template <typename T>
-void count_targets(const Catalogue<T>& catalogue, const int64_t* targets, int64_t* greater, int64_t* equal) {
-  const Problem<T> problem = pack(catalogue);
-  const bool narrow = problem.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
-  const auto score = narrow ? GRF_DISPATCH(score_targets<T, 1>) : GRF_DISPATCH(score_targets<T, 2>);
-  const auto count = narrow ? GRF_DISPATCH(count_rows<T, 1>) : GRF_DISPATCH(count_rows<T, 2>);
-  const int64_t n = problem.n_panels * problem.lanes;  // with the last panel's unused lanes
+void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64_t* greater, int64_t* equal) {
+  const PackedArguments<T> packed = pack_queries(args);
+  const bool one_vector = packed.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
+  const auto score = one_vector ? GRF_DISPATCH(score_targets<T, 1>) : GRF_DISPATCH(score_targets<T, 2>);
+  const auto count = one_vector ? GRF_DISPATCH(count_rows<T, 1>) : GRF_DISPATCH(count_rows<T, 2>);
+  const int64_t n = packed.n_panels * packed.lanes;  // includes the unused lanes of the last panel
   std::vector<T> target_scores(n);
-  at::parallel_for(0, problem.n_panels, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, packed.n_panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t q = p * problem.lanes;
-      score(problem.panel(p), problem.weight, problem.bias, problem.width, targets + q, problem.queries_in(p),
+      const int64_t q = p * packed.lanes;
+      score(packed.panel(p), packed.weight, packed.bias, packed.width, targets + q, packed.queries_in(p),
             target_scores.data() + q);
     }
   });
-  std::mutex adding;
-  std::vector<uint8_t> nan(n);
-  at::parallel_for(0, count_blocks(problem), 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> my_greater(n), my_equal(n);
-    const auto my_nan = std::make_unique<bool[]>(n);
-    for_blocks(problem, begin, end, [&](int64_t first, int64_t n_rows) {
-      for (int64_t p = 0; p < problem.n_panels; ++p) {
-        const int64_t q = p * problem.lanes;
-        count(problem.panel(p), problem.weight + first * problem.width, problem.bias_from(first), n_rows, problem.width,
-              target_scores.data() + q, my_greater.data() + q, my_equal.data() + q, my_nan.get() + q);
+  std::mutex mutex;
+  std::vector<uint8_t> has_nan(n);
+  at::parallel_for(0, n_blocks(packed), 1, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> thread_greater(n), thread_equal(n);
+    const auto thread_has_nan = std::make_unique<bool[]>(n);
+    for_blocks(packed, begin, end, [&](int64_t first, int64_t n_rows) {
+      for (int64_t p = 0; p < packed.n_panels; ++p) {
+        const int64_t q = p * packed.lanes;
+        count(packed.panel(p), packed.weight + first * packed.width, packed.bias_from(first), n_rows, packed.width,
+              target_scores.data() + q, thread_greater.data() + q, thread_equal.data() + q, thread_has_nan.get() + q);
       }
     });
-    const std::lock_guard<std::mutex> lock(adding);
-    for (int64_t q = 0; q < problem.n_queries; ++q) {
-      greater[q] += my_greater[q];
-      equal[q] += my_equal[q];
-      nan[q] |= static_cast<uint8_t>(my_nan[q]);
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (int64_t q = 0; q < packed.n_queries; ++q) {
+      greater[q] += thread_greater[q];
+      equal[q] += thread_equal[q];
+      has_nan[q] |= static_cast<uint8_t>(thread_has_nan[q]);
     }
   });
-  for (int64_t q = 0; q < problem.n_queries; ++q) {
-    check_no_nan(nan[q] != 0 ? q : -1);
-    equal[q] -= 1;  // the target ties with itself
+  for (int64_t q = 0; q < packed.n_queries; ++q) {
+    check_no_nan(has_nan[q] != 0, q);
+    equal[q] -= 1;  // count_rows has counted the target itself
   }
 }
 
 namespace {
 
-// The best of every query, and what they point into: one thread's share, or all of it.
+// A TopK for each query, and the memory that they use.
 template <typename T>
-struct AllBest {
-  std::vector<typename Best<T>::Entry> storage;
-  std::vector<Best<T>> queries;
+struct QueriesTopK {
+  std::vector<typename TopK<T>::ScoredItem> storage;
+  std::vector<TopK<T>> queries;
 
-  AllBest(int64_t n_queries, int64_t k, const int64_t* exclude, int64_t n_exclude) : storage(n_queries * k) {
+  QueriesTopK(int64_t n_queries, int64_t k, const int64_t* exclude, int64_t n_exclude) : storage(n_queries * k) {
     queries.reserve(n_queries);
     for (int64_t q = 0; q < n_queries; ++q) {
       queries.emplace_back(storage.data() + q * k, k, exclude + q * n_exclude, n_exclude);
@@ -213,33 +205,33 @@ struct AllBest {
 }  // namespace
 
 template <typename T>
-void find_best(const Catalogue<T>& catalogue, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
-               int64_t* items) {
-  const Problem<T> problem = pack(catalogue);
-  const bool narrow = problem.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
-  const auto offer = narrow ? GRF_DISPATCH(offer_rows<T, 1>) : GRF_DISPATCH(offer_rows<T, 2>);
-  std::mutex merging;
-  AllBest<T> best(problem.n_queries, k, exclude, n_exclude);
-  at::parallel_for(0, count_blocks(problem), 1, [&](int64_t begin, int64_t end) {
-    AllBest<T> mine(problem.n_queries, k, exclude, n_exclude);
-    for_blocks(problem, begin, end, [&](int64_t first, int64_t n_rows) {
-      for (int64_t p = 0; p < problem.n_panels; ++p) {
-        offer(problem.panel(p), problem.weight + first * problem.width, problem.bias_from(first), n_rows, problem.width,
-              first, problem.queries_in(p), mine.queries.data() + p * problem.lanes);
+void select_top_k(const RankingArguments<T>& args, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
+                  int64_t* items) {
+  const PackedArguments<T> packed = pack_queries(args);
+  const bool one_vector = packed.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
+  const auto add_rows_of_panel = one_vector ? GRF_DISPATCH(add_rows<T, 1>) : GRF_DISPATCH(add_rows<T, 2>);
+  std::mutex mutex;
+  QueriesTopK<T> best(packed.n_queries, k, exclude, n_exclude);
+  at::parallel_for(0, n_blocks(packed), 1, [&](int64_t begin, int64_t end) {
+    QueriesTopK<T> thread_best(packed.n_queries, k, exclude, n_exclude);
+    for_blocks(packed, begin, end, [&](int64_t first, int64_t n_rows) {
+      for (int64_t p = 0; p < packed.n_panels; ++p) {
+        add_rows_of_panel(packed.panel(p), packed.weight + first * packed.width, packed.bias_from(first), n_rows,
+                          packed.width, first, packed.queries_in(p), thread_best.queries.data() + p * packed.lanes);
       }
     });
-    const std::lock_guard<std::mutex> lock(merging);
-    for (int64_t q = 0; q < problem.n_queries; ++q) best.queries[q].merge(mine.queries[q]);
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (int64_t q = 0; q < packed.n_queries; ++q) best.queries[q].merge(thread_best.queries[q]);
   });
-  for (int64_t q = 0; q < problem.n_queries; ++q) {
-    check_no_nan(best.queries[q].nan() ? q : -1);
+  for (int64_t q = 0; q < packed.n_queries; ++q) {
+    check_no_nan(best.queries[q].has_nan(), q);
     best.queries[q].write(scores + q * k, items + q * k);
   }
 }
 
-#define GRF_INSTANTIATE(T)                                                              \
-  template void count_targets(const Catalogue<T>&, const int64_t*, int64_t*, int64_t*); \
-  template void find_best(const Catalogue<T>&, int64_t, const int64_t*, int64_t, T*, int64_t*);
+#define GRF_INSTANTIATE(T)                                                                    \
+  template void rank_targets(const RankingArguments<T>&, const int64_t*, int64_t*, int64_t*); \
+  template void select_top_k(const RankingArguments<T>&, int64_t, const int64_t*, int64_t, T*, int64_t*);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE

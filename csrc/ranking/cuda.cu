@@ -1,5 +1,9 @@
-// The rank of each query's target by counting, and the k best items, from tiles of scores that torch multiplies.
-// Specification: gru4rec_fast/ops/ranking.py.
+// Ranks of targets by counting, and top-k, from tiles of scores that torch multiplies. Specification:
+// gru4rec_fast/ops/ranking.py.
+//
+// Times in the comments are estimates for an H200 (4.8 TB/s), 512 queries and 43,000 items, float32: 6 tiles of [512,
+// 8192] scores, 17 MB each, in all 88 MB, 18 us. A tile is still in the L2 cache after its product, so these reads may
+// be faster than memory.
 #include "common/partition_point.h"
 #include "common/simt.cuh"
 #include "ranking/ranking.h"
@@ -7,10 +11,10 @@
 namespace grf::cuda {
 
 constexpr int kRankingThreads = 256;
-constexpr int kBestThreads = 128;
-constexpr int kBestEach = 4;  // columns that a thread looks at between two barriers
-constexpr int kChunk = kBestThreads * kBestEach;
-constexpr int kWaiting = 2 * kChunk;  // candidates in shared memory; a power of two
+constexpr int kTopKThreads = 128;
+constexpr int kColumnsPerThread = 4;  // between two barriers
+constexpr int kChunk = kTopKThreads * kColumnsPerThread;
+constexpr int kMaxCandidates = 2 * kChunk;  // in shared memory; a power of two
 
 template <typename T>
 __device__ __forceinline__ T score_of(const ScoreTile<T>& tile, int64_t query, int64_t column) {
@@ -20,10 +24,10 @@ __device__ __forceinline__ T score_of(const ScoreTile<T>& tile, int64_t query, i
   return score;
 }
 
-// Copies the targets' rows.
+// Copies the targets' rows of the item vectors.
 //
-// Launch: one dimension, any number of blocks of any size; a thread takes numbers in strides of the grid. Counted
-// bytes: every number read and written once.
+// Launch: one dimension, any number of blocks of kRankingThreads; threads take elements in strides of the grid. Bytes:
+// every element read and written once; 512 x 100 float32: 0.4 MB, 0.1 us. Bottleneck: the launch itself, a few us.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads) gather_targets_kernel(TargetRows<T> rows) {
   for (int64_t i = global_thread(); i < rows.n * rows.width; i += all_threads()) {
@@ -33,172 +37,184 @@ __global__ void __launch_bounds__(kRankingThreads) gather_targets_kernel(TargetR
   }
 }
 
-// Launch: one dimension, a thread for each query, in strides of the grid.
+// Writes the score of each query's target: the diagonal of the product of the queries with the targets' rows.
+//
+// Launch: one dimension, any number of blocks of kRankingThreads; threads take queries in strides of the grid. Bytes:
+// 12 to 24 per query. Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads)
-    take_own_scores_kernel(ScoreTile<T> tile, const int64_t* targets, T* own) {
+    extract_target_scores_kernel(ScoreTile<T> tile, const int64_t* targets, T* target_scores) {
   for (int64_t query = global_thread(); query < tile.n_queries; query += all_threads()) {
     const T product = tile.products[query * tile.width + query];
-    own[query] = tile.bias == nullptr ? product : product + tile.bias[targets[query]];
+    target_scores[query] = tile.bias == nullptr ? product : product + tile.bias[targets[query]];
   }
 }
 
-// Adds what a tile has to the counts of items above and beside each target.
+// Adds to the counts of each query the items of a tile that score higher than its target, and those that score the
+// same.
 //
-// Launch: x: blocks that share a query's columns, y: queries; any multiple of 32 threads. Counted bytes: each score
-// once. A warp adds its sums, which are whole numbers, by two atomics.
+// Launch: x: blocks that share a query's columns, y: queries; kRankingThreads threads. A warp sums its counts, then
+// adds them by two atomics; integers, so their order does not matter. Bytes: each score once: 17 MB per tile, 3.5 us.
+// Bottleneck: these reads.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads) count_scores_kernel(ScoreTile<T> tile, TargetCounts<T> counts) {
   const int64_t query = blockIdx.y, target = counts.targets[query] - tile.first_item;
-  const T own = counts.own[query];
+  const T target_score = counts.target_scores[query];
   unsigned greater = 0, equal = 0;
   for (int64_t column = global_thread(); column < tile.n_items; column += all_threads()) {
     const T score = score_of(tile, query, column);
     if (column == target) continue;
-    greater += score > own;
-    equal += score == own;
+    greater += score > target_score;
+    equal += score == target_score;
   }
-  for (int with = 16; with > 0; with /= 2) {
-    greater += __shfl_xor_sync(kAllLanes, greater, with);
-    equal += __shfl_xor_sync(kAllLanes, equal, with);
+  for (int offset = 16; offset > 0; offset /= 2) {
+    greater += __shfl_xor_sync(kAllLanes, greater, offset);
+    equal += __shfl_xor_sync(kAllLanes, equal, offset);
   }
   if (threadIdx.x % 32 != 0) return;
   if (greater > 0) atomicAdd(reinterpret_cast<unsigned long long*>(counts.greater + query), greater);
   if (equal > 0) atomicAdd(reinterpret_cast<unsigned long long*>(counts.equal + query), equal);
 }
 
-// A total order: no two items of a query are equal in it.
+// A total order: of two different items of a query, one is better.
 template <typename T>
-__device__ __forceinline__ bool better(const Entry<T>& a, const Entry<T>& b) {
+__device__ __forceinline__ bool better(const ScoredItem<T>& a, const ScoredItem<T>& b) {
   return a.score > b.score || (a.score == b.score && a.item < b.item);
 }
 
-// How many of entries [n], best first, are better than one.
+// Returns how many of the items [n], best first, are better than `item`.
 template <typename T>
-__device__ __forceinline__ int64_t count_better(const Entry<T>* entries, int64_t n, const Entry<T>& than) {
-  return partition_point(n, [&](int64_t i) { return better(entries[i], than); });
+__device__ __forceinline__ int64_t count_better(const ScoredItem<T>* items, int64_t n, const ScoredItem<T>& item) {
+  return partition_point(n, [&](int64_t i) { return better(items[i], item); });
 }
 
-__device__ __forceinline__ bool holds(const int64_t* rising, int64_t n, int64_t item) {
-  const int64_t begin = partition_point(n, [&](int64_t i) { return rising[i] < item; });
-  return begin < n && rising[begin] == item;
+__device__ __forceinline__ bool contains(const int64_t* sorted, int64_t n, int64_t item) {
+  const int64_t index = partition_point(n, [&](int64_t i) { return sorted[i] < item; });
+  return index < n && sorted[index] == item;
 }
 
-// Sorts the first `n` of the waiting entries, best first, by a bitonic network; those behind them up to the next power
-// of two are overwritten. All threads call it, and a barrier comes before and after.
+// Sorts n candidates, best first, by a bitonic network. Overwrites the memory behind them up to the next power of two.
+// Every thread of the block must call it. It begins and ends with a barrier.
 template <typename T>
-__device__ __forceinline__ void sort_waiting(Entry<T>* waiting, int n) {
+__device__ __forceinline__ void sort_candidates(ScoredItem<T>* candidates, int n) {
   int size = 1;
   while (size < n) size *= 2;
-  const T lowest = -std::numeric_limits<T>::infinity();
-  for (int i = n + static_cast<int>(threadIdx.x); i < size; i += kBestThreads) waiting[i] = {lowest, Entry<T>::kNone};
+  const ScoredItem<T> none{-std::numeric_limits<T>::infinity(), ScoredItem<T>::kNone};
+  for (int i = n + static_cast<int>(threadIdx.x); i < size; i += kTopKThreads) candidates[i] = none;
   __syncthreads();
-  for (int run = 2; run <= size; run *= 2) {
-    for (int apart = run / 2; apart > 0; apart /= 2) {
-      for (int i = static_cast<int>(threadIdx.x); i < size / 2; i += kBestThreads) {
-        const int one = i / apart * 2 * apart + i % apart, other = one + apart;
-        const Entry<T> a = waiting[one], b = waiting[other];
-        if (better(b, a) == ((one & run) == 0)) waiting[one] = b, waiting[other] = a;
+  for (int length = 2; length <= size; length *= 2) {
+    for (int distance = length / 2; distance > 0; distance /= 2) {
+      for (int i = static_cast<int>(threadIdx.x); i < size / 2; i += kTopKThreads) {
+        const int first = i / distance * 2 * distance + i % distance, second = first + distance;
+        const ScoredItem<T> a = candidates[first], b = candidates[second];
+        if (better(b, a) == ((first & length) == 0)) candidates[first] = b, candidates[second] = a;
       }
       __syncthreads();
     }
   }
 }
 
-// Merges `n` waiting entries into the list `from` [k], as `to`; what falls behind the k-th is lost. Every entry's place
-// is the number of those before it, in its own list and in the other.
+// Merges n candidates into `list` [k]: writes the k best of both to `merged` [k]. The position of an item in the result
+// is the number of better ones: its index in its own list, plus a bisection of the other.
 template <typename T>
-__device__ __forceinline__ void merge_waiting(Entry<T>* waiting, int n, const Entry<T>* from, Entry<T>* to, int64_t k) {
-  sort_waiting(waiting, n);
-  for (int64_t i = threadIdx.x; i < n; i += kBestThreads) {
-    const int64_t place = i + count_better(from, k, waiting[i]);
-    if (place < k) to[place] = waiting[i];
+__device__ __forceinline__ void merge_candidates(ScoredItem<T>* candidates, int n, const ScoredItem<T>* list,
+                                                 ScoredItem<T>* merged, int64_t k) {
+  sort_candidates(candidates, n);
+  for (int64_t i = threadIdx.x; i < n; i += kTopKThreads) {
+    const int64_t position = i + count_better(list, k, candidates[i]);
+    if (position < k) merged[position] = candidates[i];
   }
-  for (int64_t i = threadIdx.x; i < k; i += kBestThreads) {
-    const int64_t place = i + count_better<T>(waiting, n, from[i]);
-    if (place < k) to[place] = from[i];
+  for (int64_t i = threadIdx.x; i < k; i += kTopKThreads) {
+    const int64_t position = i + count_better<T>(candidates, n, list[i]);
+    if (position < k) merged[position] = list[i];
   }
   __syncthreads();
 }
 
-// Offers a tile's items to the lists.
+// Adds the items of a tile to the lists of the k best.
 //
-// Launch: x: segments of a query's columns, y: queries; kBestThreads threads. Counted bytes: each score once; what
-// beats the k-th best so far, soon very little, waits in shared memory until that is nearly full, is sorted there and
-// merged into the block's own list in global memory.
+// Launch: x: segments of a query's columns, y: queries; kTopKThreads threads; static shared memory: kMaxCandidates
+// ScoredItems (8 KB for float). Scores that exceed the k-th best so far become candidates in shared memory; when that
+// is nearly full, or the segment ends, they are sorted there and merged into the block's list in global memory. Bytes:
+// each score once: 17 MB per tile, 3.5 us. Bottleneck: these reads, since few scores become candidates once the lists
+// are full; in the first tile, and for large k, sorting and merging. Hazard: a fast thread could append a candidate of
+// the next chunk before a slow thread has read n_candidates, and the block would split at the `continue`; a barrier
+// follows the read.
 template <typename T>
-__global__ void __launch_bounds__(kBestThreads, 1)  // 1: else ptxas spills to fit more blocks
-    find_best_kernel(ScoreTile<T> tile, BestLists<T> best) {
-  GRF_SHARED(waiting, Entry<T>[kWaiting]);
-  GRF_SHARED(n_waiting, int);
-  const int64_t query = blockIdx.y, segment = blockIdx.x, k = best.k;
-  Entry<T>* const kept = best.lists[0] + (query * best.n_segments + segment) * k;
-  Entry<T>* from = kept;
-  Entry<T>* to = best.lists[1] + (query * best.n_segments + segment) * k;
-  const int64_t* exclude = best.exclude + query * best.n_exclude;
-  GRF_DEVICE_CHECK(best.n_exclude == 0 || (exclude[0] >= -1 && exclude[best.n_exclude - 1] < best.n_catalogue),
+__global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to fit more blocks
+    select_top_k_kernel(ScoreTile<T> tile, TopKLists<T> lists) {
+  GRF_SHARED(candidates, ScoredItem<T>[kMaxCandidates]);
+  GRF_SHARED(n_candidates, int);
+  const int64_t query = blockIdx.y, segment = blockIdx.x, k = lists.k;
+  ScoredItem<T>* const result = lists.best + (query * lists.n_segments + segment) * k;
+  ScoredItem<T>* list = result;
+  ScoredItem<T>* merged = lists.scratch + (query * lists.n_segments + segment) * k;
+  const int64_t* exclude = lists.exclude + query * lists.n_exclude;
+  GRF_DEVICE_CHECK(lists.n_exclude == 0 || (exclude[0] >= -1 && exclude[lists.n_exclude - 1] < lists.n_catalogue),
                    "exclude: out of range, an item is not in the catalogue and not the padding, -1");
   const T lowest = -std::numeric_limits<T>::infinity();
-  if (best.fresh) {
-    for (int64_t i = threadIdx.x; i < k; i += kBestThreads) kept[i] = {lowest, Entry<T>::kNone};
+  if (lists.is_first_tile) {
+    for (int64_t i = threadIdx.x; i < k; i += kTopKThreads) result[i] = {lowest, ScoredItem<T>::kNone};
   }
-  if (threadIdx.x == 0) n_waiting = 0;
+  if (threadIdx.x == 0) n_candidates = 0;
   __syncthreads();
 
-  const int64_t share = (tile.n_items - 1) / best.n_segments + 1;
-  const int64_t begin = segment * share, end = min(begin + share, tile.n_items);
-  Entry<T> last = kept[k - 1];  // of the list: what does not beat it cannot come in
+  const int64_t segment_columns = (tile.n_items - 1) / lists.n_segments + 1;
+  const int64_t begin = segment * segment_columns, end = min(begin + segment_columns, tile.n_items);
+  ScoredItem<T> worst = result[k - 1];  // of the list
   for (int64_t first = begin; first < end; first += kChunk) {
-    T scores[kBestEach];
+    T scores[kColumnsPerThread];
 #pragma unroll
-    for (int i = 0; i < kBestEach; ++i) {
-      const int64_t column = first + i * kBestThreads + threadIdx.x;
+    for (int i = 0; i < kColumnsPerThread; ++i) {
+      const int64_t column = first + i * kTopKThreads + threadIdx.x;
       scores[i] = column < end ? score_of(tile, query, column) : lowest;
     }
 #pragma unroll
-    for (int i = 0; i < kBestEach; ++i) {
-      const int64_t item = tile.first_item + first + i * kBestThreads + threadIdx.x;
-      const Entry<T> entry{scores[i], static_cast<typename Entry<T>::Item>(item)};
-      if (entry.score > lowest && better(entry, last) && !holds(exclude, best.n_exclude, entry.item)) {
-        waiting[atomicAdd(&n_waiting, 1)] = entry;
+    for (int i = 0; i < kColumnsPerThread; ++i) {
+      const int64_t item = tile.first_item + first + i * kTopKThreads + threadIdx.x;
+      const ScoredItem<T> candidate{scores[i], static_cast<typename ScoredItem<T>::Item>(item)};
+      if (candidate.score > lowest && better(candidate, worst) && !contains(exclude, lists.n_exclude, candidate.item)) {
+        candidates[atomicAdd(&n_candidates, 1)] = candidate;
       }
     }
     __syncthreads();
-    const int n = n_waiting;
-    __syncthreads();  // before it is counted up again
-    if (n + kChunk <= kWaiting && first + kChunk < end) continue;
+    const int n = n_candidates;
+    __syncthreads();
+    if (n + kChunk <= kMaxCandidates && first + kChunk < end) continue;
     if (n == 0) continue;
-    merge_waiting(waiting, n, from, to, k);
-    Entry<T>* const merged = to;
-    to = from, from = merged;
-    last = from[k - 1];
-    if (threadIdx.x == 0) n_waiting = 0;
+    merge_candidates(candidates, n, list, merged, k);
+    ScoredItem<T>* const swapped = merged;
+    merged = list, list = swapped;
+    worst = list[k - 1];
+    if (threadIdx.x == 0) n_candidates = 0;
     __syncthreads();
   }
-  if (from == kept) return;
-  for (int64_t i = threadIdx.x; i < k; i += kBestThreads) kept[i] = from[i];
+  if (list == result) return;
+  for (int64_t i = threadIdx.x; i < k; i += kTopKThreads) result[i] = list[i];
 }
 
-// Writes the k best of a query's segments.
+// Writes the k best items of each query's segments.
 //
-// Launch: one dimension, any number of blocks of any size; a thread takes entries of the lists, in strides of the grid.
-// An entry's place is the number of better ones, which the other segments' lists tell by bisection.
+// Launch: one dimension, any number of blocks of kRankingThreads; a thread takes items of the lists in strides of the
+// grid. The position of an item in the result is the number of better ones: its index in its own list, plus bisections
+// of the lists of the other segments. Bytes: 8 per list item, and what the bisections read from the cache; 512 queries
+// x 2 segments x k = 20: 0.2 MB. Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads)
-    merge_segments_kernel(BestLists<T> best, int64_t n_queries, T* scores, int64_t* items) {
-  const int64_t k = best.k, per_query = best.n_segments * k;
+    merge_segments_kernel(TopKLists<T> lists, int64_t n_queries, T* scores, int64_t* items) {
+  const int64_t k = lists.k, per_query = lists.n_segments * k;
   for (int64_t i = global_thread(); i < n_queries * per_query; i += all_threads()) {
-    const Entry<T> entry = best.lists[0][i];
-    if (entry.item == Entry<T>::kNone) continue;
+    const ScoredItem<T> item = lists.best[i];
+    if (item.item == ScoredItem<T>::kNone) continue;
     const int64_t query = quotient(i, per_query), segment = quotient(i - query * per_query, k);
-    const Entry<T>* lists = best.lists[0] + query * per_query;
-    int64_t place = 0;
-    for (int64_t s = 0; s < best.n_segments; ++s) {
-      place += s == segment ? i - query * per_query - segment * k : count_better(lists + s * k, k, entry);
+    const ScoredItem<T>* query_lists = lists.best + query * per_query;
+    int64_t position = 0;
+    for (int64_t s = 0; s < lists.n_segments; ++s) {
+      position += s == segment ? i - query * per_query - segment * k : count_better(query_lists + s * k, k, item);
     }
-    if (place >= k) continue;
-    scores[query * k + place] = entry.score;
-    items[query * k + place] = entry.item;
+    if (position >= k) continue;
+    scores[query * k + position] = item.score;
+    items[query * k + position] = item.item;
   }
 }
 
@@ -210,36 +226,36 @@ void gather_targets(const TargetRows<T>& rows, cudaStream_t stream) {
 }
 
 template <typename T>
-void take_own_scores(const ScoreTile<T>& tile, const int64_t* targets, T* own, cudaStream_t stream) {
+void extract_target_scores(const ScoreTile<T>& tile, const int64_t* targets, T* target_scores, cudaStream_t stream) {
   const unsigned blocks = blocks_for(tile.n_queries, kRankingThreads);
-  GRF_LAUNCH((take_own_scores_kernel<T>), blocks, kRankingThreads, 0, stream, tile, targets, own);
+  GRF_LAUNCH((extract_target_scores_kernel<T>), blocks, kRankingThreads, 0, stream, tile, targets, target_scores);
 }
 
 template <typename T>
 void count_scores(const ScoreTile<T>& tile, const TargetCounts<T>& counts, cudaStream_t stream) {
-  constexpr int64_t kEach = 8;  // scores of a thread
-  const dim3 grid(blocks_for(tile.n_items, kEach * kRankingThreads), static_cast<unsigned>(tile.n_queries));
+  constexpr int64_t kScoresPerThread = 8;
+  const dim3 grid(blocks_for(tile.n_items, kScoresPerThread * kRankingThreads), static_cast<unsigned>(tile.n_queries));
   GRF_LAUNCH((count_scores_kernel<T>), grid, kRankingThreads, 0, stream, tile, counts);
 }
 
 template <typename T>
-void find_best(const ScoreTile<T>& tile, const BestLists<T>& best, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(best.n_segments), static_cast<unsigned>(tile.n_queries));
-  GRF_LAUNCH((find_best_kernel<T>), grid, kBestThreads, 0, stream, tile, best);
+void select_top_k(const ScoreTile<T>& tile, const TopKLists<T>& lists, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(lists.n_segments), static_cast<unsigned>(tile.n_queries));
+  GRF_LAUNCH((select_top_k_kernel<T>), grid, kTopKThreads, 0, stream, tile, lists);
 }
 
 template <typename T>
-void merge_segments(const BestLists<T>& best, int64_t n_queries, T* scores, int64_t* items, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(n_queries * best.n_segments * best.k, kRankingThreads);
-  GRF_LAUNCH((merge_segments_kernel<T>), blocks, kRankingThreads, 0, stream, best, n_queries, scores, items);
+void merge_segments(const TopKLists<T>& lists, int64_t n_queries, T* scores, int64_t* items, cudaStream_t stream) {
+  const unsigned blocks = blocks_for(n_queries * lists.n_segments * lists.k, kRankingThreads);
+  GRF_LAUNCH((merge_segments_kernel<T>), blocks, kRankingThreads, 0, stream, lists, n_queries, scores, items);
 }
 
-#define GRF_INSTANTIATE(T)                                                               \
-  template void gather_targets(const TargetRows<T>&, cudaStream_t);                      \
-  template void take_own_scores(const ScoreTile<T>&, const int64_t*, T*, cudaStream_t);  \
-  template void count_scores(const ScoreTile<T>&, const TargetCounts<T>&, cudaStream_t); \
-  template void find_best(const ScoreTile<T>&, const BestLists<T>&, cudaStream_t);       \
-  template void merge_segments(const BestLists<T>&, int64_t, T*, int64_t*, cudaStream_t);
+#define GRF_INSTANTIATE(T)                                                                    \
+  template void gather_targets(const TargetRows<T>&, cudaStream_t);                           \
+  template void extract_target_scores(const ScoreTile<T>&, const int64_t*, T*, cudaStream_t); \
+  template void count_scores(const ScoreTile<T>&, const TargetCounts<T>&, cudaStream_t);      \
+  template void select_top_k(const ScoreTile<T>&, const TopKLists<T>&, cudaStream_t);         \
+  template void merge_segments(const TopKLists<T>&, int64_t, T*, int64_t*, cudaStream_t);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE

@@ -1,5 +1,6 @@
-// The operators target_rank and top_k. Specification: gru4rec_fast/ops/ranking.py. What targets and exclude hold
-// is checked here on the CPU, and by the kernels on CUDA.
+// The operators target_rank and top_k: check arguments and allocate results. Specification:
+// gru4rec_fast/ops/ranking.py. The values of targets and exclude are checked here on the CPU, and by the kernels on
+// CUDA.
 #include "ranking/ranking.h"
 
 #include <ATen/Dispatch.h>
@@ -19,7 +20,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-RankingTensors checked(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias) {
+RankingTensors check_tensors(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias) {
   TORCH_CHECK_VALUE(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1),
                     "hidden must be [Q, H] and weight [I, H], got shapes ", hidden.sizes(), " and ", weight.sizes());
   TORCH_CHECK_VALUE(weight.size(0) > 0, "weight has no rows: the catalogue is empty");
@@ -27,7 +28,8 @@ RankingTensors checked(const Tensor& hidden, const Tensor& weight, const Optiona
                     hidden.scalar_type(), ", got ", weight.scalar_type());
   TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
                                           bias->scalar_type() == hidden.scalar_type()),
-                    "bias must be [I] in the dtype of hidden");
+                    "bias must be [I] = [", weight.size(0), "] in the dtype of hidden, ", hidden.scalar_type(),
+                    ", got ", bias.has_value() ? bias->sizes() : at::IntArrayRef());
   const auto dtype = hidden.scalar_type();
   const at::Device device = hidden.device();
   return {hidden.contiguous(), contiguous(weight, "weight", weight.sizes(), dtype, device),
@@ -35,13 +37,13 @@ RankingTensors checked(const Tensor& hidden, const Tensor& weight, const Optiona
 }
 
 template <typename T>
-Catalogue<T> catalogue_of(const RankingTensors& given) {
-  return {given.hidden.const_data_ptr<T>(),
-          given.weight.const_data_ptr<T>(),
-          data_or_null<T>(given.bias),
-          given.hidden.size(0),
-          given.weight.size(0),
-          given.weight.size(1)};
+RankingArguments<T> ranking_arguments(const RankingTensors& tensors) {
+  return {tensors.hidden.const_data_ptr<T>(),
+          tensors.weight.const_data_ptr<T>(),
+          data_or_null<T>(tensors.bias),
+          tensors.hidden.size(0),
+          tensors.weight.size(0),
+          tensors.weight.size(1)};
 }
 
 void check_targets(const Tensor& targets, int64_t n_items) {
@@ -55,53 +57,55 @@ void check_targets(const Tensor& targets, int64_t n_items) {
 template <Kernels kernels>
 std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
                                        const Tensor& targets) {
-  const RankingTensors given = checked(hidden, weight, bias);
+  const RankingTensors tensors = check_tensors(hidden, weight, bias);
   TORCH_CHECK_VALUE(targets.dim() == 1 && targets.size(0) == hidden.size(0) && targets.scalar_type() == at::kLong,
-                    "targets must be int64 [Q]");
-  const Tensor t = contiguous(targets, "targets", targets.sizes(), at::kLong, hidden.device());
-  Tensor greater = at::zeros_like(t), equal = at::zeros_like(t);
+                    "targets must be int64 [Q] = [", hidden.size(0), "], got ", targets.scalar_type(), " ",
+                    targets.sizes());
+  const Tensor target_items = contiguous(targets, "targets", targets.sizes(), at::kLong, hidden.device());
+  Tensor greater = at::zeros_like(target_items), equal = at::zeros_like(target_items);
   if constexpr (kernels == Kernels::cuda) {
-    cuda::target_rank(given, t, greater, equal);
+    cuda::target_rank(tensors, target_items, greater, equal);
   } else {
-    check_targets(t, weight.size(0));
+    check_targets(target_items, weight.size(0));
     AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "target_rank", [&] {
-      count_targets(catalogue_of<scalar_t>(given), t.const_data_ptr<int64_t>(), greater.mutable_data_ptr<int64_t>(),
-                    equal.mutable_data_ptr<int64_t>());
+      rank_targets(ranking_arguments<scalar_t>(tensors), target_items.const_data_ptr<int64_t>(),
+                   greater.mutable_data_ptr<int64_t>(), equal.mutable_data_ptr<int64_t>());
     });
   }
   return {greater, equal};
 }
 
-// The excluded items of each query, rising; [Q, 0] where there are none.
-Tensor sorted(const OptionalTensor& exclude, const RankingTensors& given) {
-  const int64_t n_queries = given.hidden.size(0);
-  const auto options = given.hidden.options().dtype(at::kLong);
+// Returns the excluded items of each query in increasing order; [Q, 0] without `exclude`.
+Tensor sort_excluded(const OptionalTensor& exclude, const RankingTensors& tensors) {
+  const int64_t n_queries = tensors.hidden.size(0);
+  const auto options = tensors.hidden.options().dtype(at::kLong);
   if (!exclude.has_value()) return at::empty({n_queries, 0}, options);
   TORCH_CHECK_VALUE(exclude->dim() == 2 && exclude->size(0) == n_queries && exclude->scalar_type() == at::kLong,
-                    "exclude must be int64 [Q, E]");
-  const Tensor items = contiguous(*exclude, "exclude", exclude->sizes(), at::kLong, given.hidden.device());
+                    "exclude must be int64 [Q, E] with Q = ", n_queries, ", got ", exclude->scalar_type(), " ",
+                    exclude->sizes());
+  const Tensor items = contiguous(*exclude, "exclude", exclude->sizes(), at::kLong, tensors.hidden.device());
   return std::get<0>(at::sort(items, /*stable=*/false, /*dim=*/1, /*descending=*/false)).contiguous();
 }
 
 template <Kernels kernels>
 std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias, int64_t k,
                                  const OptionalTensor& exclude) {
-  const RankingTensors given = checked(hidden, weight, bias);
+  const RankingTensors tensors = check_tensors(hidden, weight, bias);
   const int64_t n_queries = hidden.size(0), n_items = weight.size(0);
   TORCH_CHECK_VALUE(1 <= k && k <= n_items, "k=", k, ": choose 1 to ", n_items,
                     ", the number of items in the catalogue");
-  const Tensor excluded = sorted(exclude, given);
+  const Tensor excluded = sort_excluded(exclude, tensors);
   Tensor scores = at::empty({n_queries, k}, hidden.options());
   Tensor items = at::empty({n_queries, k}, hidden.options().dtype(at::kLong));
   if constexpr (kernels == Kernels::cuda) {
-    cuda::top_k(given, excluded, scores, items);
+    cuda::top_k(tensors, excluded, scores, items);
   } else {
     const int64_t* item = excluded.const_data_ptr<int64_t>();
     TORCH_CHECK_VALUE(std::all_of(item, item + excluded.numel(), [&](int64_t i) { return i >= -1 && i < n_items; }),
                       "exclude out of range: items are 0 to ", n_items - 1, ", padding is -1");
     AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "top_k", [&] {
-      find_best(catalogue_of<scalar_t>(given), k, item, excluded.size(1), scores.mutable_data_ptr<scalar_t>(),
-                items.mutable_data_ptr<int64_t>());
+      select_top_k(ranking_arguments<scalar_t>(tensors), k, item, excluded.size(1), scores.mutable_data_ptr<scalar_t>(),
+                   items.mutable_data_ptr<int64_t>());
     });
   }
   return {scores, items};

@@ -1,5 +1,5 @@
-// The ranking by counting and the k best items, on raw pointers: the CPU's functions, and the launchers of the CUDA
-// kernels. Specification: gru4rec_fast/ops/ranking.py.
+// Ranks of targets, and top-k, on raw pointers: the CPU's functions, and the launchers of the CUDA kernels.
+// Specification: gru4rec_fast/ops/ranking.py.
 #pragma once
 
 #include <cstdint>
@@ -10,47 +10,50 @@
 
 namespace grf {
 
-// Queries, and the catalogue that they are scored against.
+// Queries and the catalogue. The score of item j for query q is hidden[q] @ weight[j] + bias[j].
 template <typename T>
-struct Catalogue {
+struct RankingArguments {
   const T *hidden, *weight;  // [n_queries, width], [n_items, width]
   const T* bias;             // [n_items], or null
   int64_t n_queries, n_items, width;
 };
 
-// How many items score more than each query's target, and as much, without the target itself; added to zeros.
+// Adds to greater[q] and equal[q], which are zero, the number of items other than the target that score higher than
+// query q's target, and exactly as high.
 template <typename T>
-void count_targets(const Catalogue<T>& catalogue, const int64_t* targets, int64_t* greater, int64_t* equal);
+void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64_t* greater, int64_t* equal);
 
-// The k best items of each query, best first, then -inf and -1. exclude [n_queries, n_exclude] rises.
+// Writes the k best items of each query, best first; where fewer are left, score -inf and item -1. Each row of exclude
+// [n_queries, n_exclude] is in increasing order.
 template <typename T>
-void find_best(const Catalogue<T>& catalogue, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
-               int64_t* items);
+void select_top_k(const RankingArguments<T>& args, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
+                  int64_t* items);
 
 namespace cuda {
 
-// Scores held at a time, and of how many queries at most. The emulation's are small, so that small problems have
-// several tiles in each direction.
+// Maximum number of scores in memory, maximum number of queries they belong to, and minimum number of columns of a
+// segment (see TopKLists). The emulation has small ones, so that small tests have several tiles in each direction.
 #ifdef GRF_EMULATED
 constexpr int64_t kTileScores = 1 << 12;
 constexpr int64_t kTileQueries = 32;
 constexpr int64_t kSegmentColumns = 50;
 #else
-constexpr int64_t kTileScores = 1 << 22;  // which, in float32, a second-level cache has room for
+constexpr int64_t kTileScores = 1 << 22;  // 16 MB of float32, which fit in the L2 cache
 constexpr int64_t kTileQueries = 512;
-constexpr int64_t kSegmentColumns = 1024;  // of a tile at least, for a block of their own
+constexpr int64_t kSegmentColumns = 1024;
 #endif
 
-// A tile of products, queries x items; bias is not added yet, and columns from n_items on mean nothing.
+// A tile: the matrix products of some queries with `width` consecutive items, without bias. Columns from n_items on are
+// padding.
 template <typename T>
 struct ScoreTile {
   const T* products;  // [n_queries, width]
-  const T* bias;      // [n_items], of these items, or null
+  const T* bias;      // [n_items] of the tile's items; null: none
   int64_t n_queries, n_items, width;
   int64_t first_item;
 };
 
-// The rows of the targets, to be multiplied as the tiles of the catalogue are.
+// The rows of `weight` that belong to the targets.
 template <typename T>
 struct TargetRows {
   const T* weight;         // [n_catalogue, width]
@@ -62,47 +65,53 @@ struct TargetRows {
 template <typename T>
 struct TargetCounts {
   const int64_t* targets;  // [n_queries]
-  const T* own;            // [n_queries], the targets' scores
+  const T* target_scores;  // [n_queries]
   int64_t* greater;        // [n_queries], added to
   int64_t* equal;
 };
 
-// A scored item: 8 bytes, or 16, and none that mean nothing.
+// An item and its score in 8 bytes (float) or 16 (double). Item kNone: no item.
 template <typename T>
-struct Entry {
+struct ScoredItem {
   using Item = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   static constexpr Item kNone = std::numeric_limits<Item>::max();
   T score;
   Item item;
 };
-constexpr int64_t kMostItems = Entry<float>::kNone;  // of a catalogue
+constexpr int64_t kMaxItems = ScoredItem<float>::kNone;  // in a catalogue
 
-// The k best of each query among the items seen so far, kept apart for `n_segments` parts of its row.
+// The k best items of each query among the tiles seen so far. The columns of a tile are divided into segments; each
+// segment of a query has a list of its own, which one block updates.
 template <typename T>
-struct BestLists {
-  const int64_t* exclude;  // [n_queries, n_exclude], rising; -1: none
+struct TopKLists {
+  const int64_t* exclude;  // [n_queries, n_exclude], increasing; -1: padding
   int64_t n_exclude, n_catalogue;
   int64_t n_segments, k;
-  bool fresh;          // nothing was seen yet, and lists[0] is not to be read
-  Entry<T>* lists[2];  // [n_queries, n_segments, k] each, best first, then {-inf, kNone}; lists[0] is kept
+  bool is_first_tile;  // `best` is uninitialized
+  // [n_queries, n_segments, k] each. `best` is sorted, best first, and padded with {-inf, kNone}.
+  ScoredItem<T>*best, *scratch;
 };
 
+// Copies the target rows.
 template <typename T>
 void gather_targets(const TargetRows<T>& rows, cudaStream_t stream);
 
-// own[q]: the score of query q's target, which is column q of products with gathered rows; bias: [n_catalogue] or null.
+// Writes the target's score of each query q, which is column q of a tile of gathered rows. tile.bias is [n_catalogue]
+// here, or null.
 template <typename T>
-void take_own_scores(const ScoreTile<T>& tile, const int64_t* targets, T* own, cudaStream_t stream);
+void extract_target_scores(const ScoreTile<T>& tile, const int64_t* targets, T* target_scores, cudaStream_t stream);
 
+// Adds the counts of a tile.
 template <typename T>
 void count_scores(const ScoreTile<T>& tile, const TargetCounts<T>& counts, cudaStream_t stream);
 
+// Adds the items of a tile to the lists.
 template <typename T>
-void find_best(const ScoreTile<T>& tile, const BestLists<T>& best, cudaStream_t stream);
+void select_top_k(const ScoreTile<T>& tile, const TopKLists<T>& lists, cudaStream_t stream);
 
-// The k best of all segments into scores and items [n_queries, k], where -inf and -1 stand already.
+// Writes the k best items of all segments to scores and items [n_queries, k], which hold -inf and -1.
 template <typename T>
-void merge_segments(const BestLists<T>& best, int64_t n_queries, T* scores, int64_t* items, cudaStream_t stream);
+void merge_segments(const TopKLists<T>& lists, int64_t n_queries, T* scores, int64_t* items, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace grf

@@ -1,10 +1,11 @@
-// Loss over in-batch and sampled negatives with its gradients, on the CPU. Specification:
+// The loss over in-batch and sampled negatives with its gradients, on the CPU. Specification:
 // gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
 //
-// A tile of rows at a time: one product gives its scores, one pass over each row turns them into the gradient in place
-// (sampled_loss/cpu_kernel.inc), two products and a column sum carry that on. A tile is at most kTileBytes (or kMinRows
-// rows), so that its scores stay in cache however many rows there are. bfloat16 operands are floats here, multiplied by
-// Precision::bf16.
+// The outer loop is over tiles of rows. For each tile, one matrix product computes the scores, the row kernel
+// (sampled_loss/cpu_kernel.inc) replaces them by their gradients, and two products and a column sum compute the
+// gradients of `hidden`, `rows` and `bias`. A tile has at most kTileBytes of scores (but at least kMinRows rows), so
+// that scores stay in cache with any number of rows. The bottleneck is the three matrix products. bfloat16 operands are
+// passed as floats and multiplied with Precision::bf16.
 #include "sampled_loss/cpu.h"
 
 #include <ATen/Parallel.h>
@@ -28,7 +29,7 @@ namespace {
 
 constexpr int64_t kTileBytes = int64_t{4} << 20;
 constexpr int64_t kMinRows = 64;
-constexpr int64_t kAlignment = 64;  // bytes from row to row of scores: whole vectors of every instruction set
+constexpr int64_t kAlignment = 64;  // bytes; rows of scores are padded to it, to whole vectors of any instruction set
 
 struct TileScratch;
 struct RowScratch;
@@ -42,9 +43,9 @@ int64_t SampledLoss<T>::score_stride() const {
 }
 
 template <typename T>
-ScoreColumns<T> SampledLoss<T>::prepare_columns(T* room) const {
+ScoreColumns<T> SampledLoss<T>::prepare_columns(T* memory) const {
   const int64_t size = score_stride(), targets = in_batch ? m : 0;
-  T *offsets = room, *counts = room + size;
+  T *offsets = memory, *counts = memory + size;
   std::fill_n(offsets, size, -std::numeric_limits<T>::infinity());
   std::fill_n(counts, size, T{1});
   for (int64_t j = 0; j < columns(); ++j) {
@@ -65,10 +66,10 @@ T SampledLoss<T>::score_row(int64_t i, const ScoreColumns<T>& columns, T* scores
     std::fill_n(scores, columns.size, T{0});
     return 0;
   }
-  const int64_t own = in_batch ? i : n;
-  const T product = in_batch ? scores[own] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
-  if (ids != nullptr) GRF_DISPATCH(hide_hits<T>)(scores, ids + first_row(), this->columns(), ids[i]);
-  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, own, product + offset(i), work);
+  const int64_t target = in_batch ? i : n;
+  const T product = in_batch ? scores[target] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
+  if (ids != nullptr) GRF_DISPATCH(mask_hits<T>)(scores, ids + first_row(), this->columns(), ids[i]);
+  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, target, product + offset(i), work);
 }
 
 template <typename T>
@@ -77,10 +78,10 @@ void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumn
   const int64_t size = columns.size;
   const Matrix<T> h{hidden + begin * width, width}, r{rows + first_row() * width, width};
   multiply(n_rows, this->columns(), width, h, r.transposed(), grad_scores, size, false, precision);
-  at::parallel_for(0, n_rows, std::max<int64_t>(1, 8192 / size), [&](int64_t from, int64_t to) {
+  at::parallel_for(0, n_rows, std::max<int64_t>(1, 8192 / size), [&](int64_t first, int64_t last) {
     Scratch<T, RowScratch> work(2 * size);
-    T* room = work.take(2 * size);
-    for (int64_t i = from; i < to; ++i) losses[i] = score_row(begin + i, columns, grad_scores + i * size, room);
+    T* memory = work.take(2 * size);
+    for (int64_t i = first; i < last; ++i) losses[i] = score_row(begin + i, columns, grad_scores + i * size, memory);
   });
 }
 
@@ -95,53 +96,54 @@ template struct SampledLoss<double>;
 
 namespace {
 
-// The gradients that run through row i's own column where this is no part of the products.
+// Adds the gradients through row i's own target if the target is not a column of the matrix products. `grad` is the
+// gradient of its score.
 template <typename T>
-void add_own(const SampledLoss<T>& problem, int64_t i, T grad, const LossGradients<T>& to) {
+void add_target_gradients(const SampledLoss<T>& problem, int64_t i, T grad, const LossGradients<T>& grads) {
   const auto add = GRF_DISPATCH(add_scaled<T>);
-  const int64_t width = problem.width, at = i * width;
-  add(to.hidden + at, problem.rows + at, grad, width);
-  std::fill_n(to.rows + at, width, T{0});
-  add(to.rows + at, problem.hidden + at, grad, width);
-  to.bias[i] = grad;
+  const int64_t width = problem.width, offset = i * width;
+  add(grads.hidden + offset, problem.rows + offset, grad, width);
+  std::fill_n(grads.rows + offset, width, T{0});
+  add(grads.rows + offset, problem.hidden + offset, grad, width);
+  grads.bias[i] = grad;
 }
 
-// Gradients of scores as bf16 numbers, from which all that follows is made.
+// Rounds the gradients of scores to bfloat16. All other gradients are computed from the rounded ones.
 void round_to_bf16(float* grads, int64_t n) {
-  at::parallel_for(0, n, 1 << 15, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) grads[i] = static_cast<float>(c10::BFloat16(grads[i]));
+  at::parallel_for(0, n, 1 << 15, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) grads[i] = static_cast<float>(c10::BFloat16(grads[i]));
   });
 }
 
 }  // namespace
 
 template <typename T>
-T loss_and_gradients(const SampledLoss<T>& problem, double scale, const LossGradients<T>& to) {
+T loss_and_gradients(const SampledLoss<T>& problem, double scale, const LossGradients<T>& grads) {
   const int64_t m = problem.m, n = problem.n, width = problem.width;
   const int64_t columns = problem.columns(), first_row = problem.first_row(), size = problem.score_stride();
-  const int64_t fitting = kTileBytes / (static_cast<int64_t>(sizeof(T)) * size);
-  const int64_t tile = std::min(std::max(fitting, kMinRows), m);
+  const int64_t cached_rows = kTileBytes / (static_cast<int64_t>(sizeof(T)) * size);
+  const int64_t tile = std::min(std::max(cached_rows, kMinRows), m);
   Scratch<T, TileScratch> scratch(2 * size + m + tile * size);
-  const ScoreColumns<T> prepared = problem.prepare_columns(scratch.take(2 * size));
+  const ScoreColumns<T> score_columns = problem.prepare_columns(scratch.take(2 * size));
   T *scores = scratch.take(tile * size), *losses = scratch.take(m);
-  std::fill_n(to.bias + first_row, columns, T{0});
-  if (m == 0) std::fill_n(to.rows, n * width, T{0});
+  std::fill_n(grads.bias + first_row, columns, T{0});
+  if (m == 0) std::fill_n(grads.rows, n * width, T{0});
   for (int64_t begin = 0; begin < m; begin += tile) {
     const int64_t count = std::min(tile, m - begin);
-    problem.score_rows(begin, count, prepared, scores, losses + begin);
+    problem.score_rows(begin, count, score_columns, scores, losses + begin);
     if constexpr (std::is_same_v<T, float>) {
       if (problem.precision == Precision::bf16) round_to_bf16(scores, count * size);
     }
-    problem.hidden_gradient(count, scores, to.hidden + begin * width);
-    const Matrix<T> grad{scores, size}, h{problem.hidden + begin * width, width};
-    multiply(columns, width, count, grad.transposed(), h, to.rows + first_row * width, width, begin > 0,
+    problem.hidden_gradient(count, scores, grads.hidden + begin * width);
+    const Matrix<T> grad_scores{scores, size}, h{problem.hidden + begin * width, width};
+    multiply(columns, width, count, grad_scores.transposed(), h, grads.rows + first_row * width, width, begin > 0,
              problem.precision);
-    add_column_sums(scores, count, columns, size, to.bias + first_row);
+    add_column_sums(scores, count, columns, size, grads.bias + first_row);
     if (!problem.in_batch) {
-      for (int64_t i = 0; i < count; ++i) add_own(problem, begin + i, scores[i * size + n], to);
+      for (int64_t i = 0; i < count; ++i) add_target_gradients(problem, begin + i, scores[i * size + n], grads);
     }
   }
-  double sum = 0;  // one rounding, however many rows
+  double sum = 0;  // in double, so that the rounding error does not grow with the number of rows
   for (int64_t i = 0; i < m; ++i) sum += losses[i];
   return static_cast<T>(sum * scale);
 }

@@ -1,9 +1,10 @@
-// Loss over in-batch and sampled negatives with its gradients, on CUDA. Specification:
+// The loss over in-batch and sampled negatives with its gradients, on CUDA. Specification:
 // gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
 //
-// A chunk of rows at a time: one product by torch gives its scores, one kernel turns each row into its gradient, in
-// place or, where products are of bfloat16, beside it; two products and a column sum carry that on. Products of float32
-// follow torch's own setting: with TF32 allowed they use it.
+// The loop is over chunks of rows. For each chunk, a matrix product by torch computes the scores, one kernel computes
+// the gradients of the scores, and two products and a column sum compute the gradients of `hidden`, `rows` and `bias`.
+// The kernel works in place, except for bfloat16, where scores are float32 and gradients bfloat16. Products of float32
+// follow torch's setting: they use TF32 if that is allowed.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -22,86 +23,87 @@ namespace {
 
 using at::Tensor;
 
-// to = a b, or to += a b, summed in the dtype of `to`.
-void multiply(Tensor& to, Tensor a, Tensor b, bool add) {
-#ifdef GRF_EMULATED  // the products below are there on GPUs alone; those of operands converted are the same sums
-  a = a.to(to.scalar_type());
-  b = b.to(to.scalar_type());
+// c = a b, or c += a b, summed in the dtype of c.
+void multiply(Tensor& c, Tensor a, Tensor b, bool add) {
+#ifdef GRF_EMULATED  // the CPU has no product with another output dtype; converting the operands gives the same sums
+  a = a.to(c.scalar_type());
+  b = b.to(c.scalar_type());
 #else
-  if (a.scalar_type() != to.scalar_type()) {
-    add ? at::addmm_out(to, to, a, b, to.scalar_type()) : at::mm_out(to, a, b, to.scalar_type());
+  if (a.scalar_type() != c.scalar_type()) {
+    add ? at::addmm_out(c, c, a, b, c.scalar_type()) : at::mm_out(c, a, b, c.scalar_type());
     return;
   }
 #endif
-  add ? at::addmm_out(to, to, a, b) : at::mm_out(to, a, b);
+  add ? at::addmm_out(c, c, a, b) : at::mm_out(c, a, b);
 }
 
-// bias - log_q, -inf for the dead rows' columns; the bias itself where that is all, and undefined where there is none.
+// Returns bias - log_q, with -inf for the columns of dead rows: [M + N], or undefined if there is nothing to add.
 template <typename T>
-Tensor score_offsets(const LossTensors& given, const at::TensorOptions& sums, cudaStream_t stream) {
-  if (!given.log_q.defined() && !(given.in_batch && given.live.defined())) return given.bias;
-  Tensor offsets = at::empty({given.rows.size(0)}, sums);
-  const ScoreOffsets<T> columns{given.m(),
-                                given.n(),
-                                given.in_batch,
-                                data_or_null<T>(given.bias),
-                                data_or_null<T>(given.log_q),
-                                data_or_null<bool>(given.live),
+Tensor score_offsets(const LossTensors& args, const at::TensorOptions& options, cudaStream_t stream) {
+  if (!args.log_q.defined() && !(args.in_batch && args.live.defined())) return args.bias;
+  Tensor offsets = at::empty({args.rows.size(0)}, options);
+  const ScoreOffsets<T> columns{args.m(),
+                                args.n(),
+                                args.in_batch,
+                                data_or_null<T>(args.bias),
+                                data_or_null<T>(args.log_q),
+                                data_or_null<bool>(args.live),
                                 offsets.mutable_data_ptr<T>()};
   make_score_offsets(columns, stream);
   return offsets;
 }
 
-// Rows of a chunk: as many as fit, the chunks of about one size.
-int64_t chunk_rows(int64_t m, int64_t bytes_of_row) {
-  const int64_t fitting = std::max(kScoreBytes / bytes_of_row, kLeastScoreRows);
-  const int64_t chunks = std::max((m + fitting - 1) / fitting, int64_t{1});
+// Returns the number of rows of a chunk: as many as fit into kScoreBytes, with chunks of about equal size.
+int64_t chunk_rows(int64_t m, int64_t row_bytes) {
+  const int64_t max_rows = std::max(kScoreBytes / row_bytes, kMinScoreRows);
+  const int64_t chunks = std::max((m + max_rows - 1) / max_rows, int64_t{1});
   return (m + chunks - 1) / chunks;
 }
 
 template <typename Operand, typename T = typename Stored<Operand>::Sum>
-void run(const LossTensors& given, const LossOptions<T>& options, LossResults& to) {
+void run(const LossTensors& args, const LossOptions<T>& options, LossResults& results) {
   constexpr bool in_place = std::is_same_v<Operand, T>;
-  const cudaStream_t stream = current_stream(given.hidden.device());
-  const at::TensorOptions operands = given.hidden.options(), sums = to.hidden.options();
-  const int64_t m = given.m(), n = given.n(), columns = given.columns();
-  constexpr int64_t whole = in_place ? 4 : 8;  // rows, of gradients too, on whole 16 bytes
-  const int64_t stride = std::max((columns + whole - 1) / whole, int64_t{1}) * whole;
+  const cudaStream_t stream = current_stream(args.hidden.device());
+  const at::TensorOptions operand_options = args.hidden.options(), sum_options = results.hidden.options();
+  const int64_t m = args.m(), n = args.n(), columns = args.columns();
+  constexpr int64_t multiple = in_place ? 4 : 8;  // rows of scores and of gradients start at multiples of 16 bytes
+  const int64_t stride = std::max((columns + multiple - 1) / multiple, int64_t{1}) * multiple;
   const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T) + (in_place ? 0 : sizeof(Operand))));
-  const Tensor offsets = score_offsets<T>(given, sums, stream);
-  Tensor losses = at::empty({m}, sums), score_room = at::empty({chunk, stride}, sums);
-  const Tensor grad_room = in_place ? score_room : at::empty({chunk, stride}, operands);
-  const Tensor rows = given.of_columns(given.rows);
-  Tensor grad_rows = given.of_columns(to.rows), grad_bias = given.of_columns(to.bias);
+  const Tensor offsets = score_offsets<T>(args, sum_options, stream);
+  Tensor losses = at::empty({m}, sum_options), all_scores = at::empty({chunk, stride}, sum_options);
+  const Tensor all_grads = in_place ? all_scores : at::empty({chunk, stride}, operand_options);
+  const Tensor rows = args.column_entries(args.rows);
+  Tensor grad_rows = args.column_entries(results.rows), grad_bias = args.column_entries(results.bias);
   if (m == 0) grad_rows.zero_(), grad_bias.zero_();
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t n_rows = std::min(chunk, m - first);
-    const Tensor h = given.hidden.narrow(0, first, n_rows);
-    const Tensor grads = grad_room.narrow(0, 0, n_rows).narrow(1, 0, columns);
-    Tensor scores = score_room.narrow(0, 0, n_rows).narrow(1, 0, columns), grad_h = to.hidden.narrow(0, first, n_rows);
+    const Tensor h = args.hidden.narrow(0, first, n_rows);
+    const Tensor grads = all_grads.narrow(0, 0, n_rows).narrow(1, 0, columns);
+    Tensor scores = all_scores.narrow(0, 0, n_rows).narrow(1, 0, columns),
+           grad_h = results.hidden.narrow(0, first, n_rows);
     multiply(scores, h, rows.t(), false);
     make_losses<Operand>({options,
                           m,
                           n,
-                          given.hidden.size(1),
-                          given.in_batch,
+                          args.hidden.size(1),
+                          args.in_batch,
                           first,
                           n_rows,
-                          static_cast<const Operand*>(given.hidden.const_data_ptr()),
-                          static_cast<const Operand*>(given.rows.const_data_ptr()),
+                          static_cast<const Operand*>(args.hidden.const_data_ptr()),
+                          static_cast<const Operand*>(args.rows.const_data_ptr()),
                           data_or_null<T>(offsets),
-                          data_or_null<T>(given.count),
-                          data_or_null<bool>(given.live),
-                          data_or_null<int64_t>(given.ids),
+                          data_or_null<T>(args.count),
+                          data_or_null<bool>(args.live),
+                          data_or_null<int64_t>(args.ids),
                           stride,
-                          score_room.mutable_data_ptr<T>(),
-                          static_cast<Operand*>(grad_room.mutable_data_ptr()),
+                          all_scores.mutable_data_ptr<T>(),
+                          static_cast<Operand*>(all_grads.mutable_data_ptr()),
                           losses.mutable_data_ptr<T>(),
-                          to.hidden.mutable_data_ptr<T>(),
-                          to.rows.mutable_data_ptr<T>(),
-                          to.bias.mutable_data_ptr<T>()},
+                          results.hidden.mutable_data_ptr<T>(),
+                          results.rows.mutable_data_ptr<T>(),
+                          results.bias.mutable_data_ptr<T>()},
                          stream);
-    multiply(grad_h, grads, rows, !given.in_batch);
+    multiply(grad_h, grads, rows, !args.in_batch);
     multiply(grad_rows, grads.t(), h, first > 0);
     if (first == 0) {
       at::sum_out(grad_bias, grads, 0, false, grad_bias.scalar_type());
@@ -109,21 +111,21 @@ void run(const LossTensors& given, const LossOptions<T>& options, LossResults& t
       grad_bias.add_(at::sum(grads, 0, false, grad_bias.scalar_type()));
     }
   }
-  at::sum_out(to.loss, losses, 0);
+  at::sum_out(results.loss, losses, 0);
 }
 
 }  // namespace
 
-void sampled_loss(const LossTensors& given, const LossOptions<double>& options, LossResults& to) {
-  const DeviceGuard guard(given.hidden.device());
+void sampled_loss(const LossTensors& args, const LossOptions<double>& options, LossResults& results) {
+  const DeviceGuard guard(args.hidden.device());
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  switch (given.hidden.scalar_type()) {
+  switch (args.hidden.scalar_type()) {
     case at::kFloat:
-      return run<float>(given, options.as<float>(), to);
+      return run<float>(args, options.as<float>(), results);
     case at::kDouble:
-      return run<double>(given, options.as<double>(), to);
+      return run<double>(args, options.as<double>(), results);
     default:
-      return run<uint16_t>(given, options.as<float>(), to);
+      return run<uint16_t>(args, options.as<float>(), results);
   }
 }
 

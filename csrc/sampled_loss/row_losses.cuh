@@ -1,8 +1,8 @@
-// The five losses of a row of scores: what is summed over its columns, and from that its loss and its gradient.
-// Formulas: gru4rec_fast/ops/row_losses.py, whose names are used here.
+// The five losses of a row of scores: the sums over its columns, and the loss and gradients computed from them.
+// Formulas: gru4rec_fast/ops/row_losses.py, which uses the same names.
 //
-// Sums are over the columns that the row sees but its own, each as often as it counts, in one pass: weights e^x are
-// kept relative to the largest x so far.
+// Sums run over all columns that are not masked, except the own target's, and count each column `count` times. They
+// need only one pass: weights e^x are kept relative to the largest x so far, as in an online softmax.
 #pragma once
 
 #include "common/simt.cuh"
@@ -10,23 +10,23 @@
 
 namespace grf::cuda {
 
-// of[0]: how many columns; further plain sums; then kScaled sums weighted by e^(x - highest).
+// values[0] is the number of columns; then follow kPlain plain sums and kScaled sums weighted by e^(x - highest).
 template <typename T, int kPlain, int kScaled>
 struct RowSums {
   T highest;
-  T of[1 + kPlain + kScaled];
+  T values[1 + kPlain + kScaled];
 
   __device__ __forceinline__ void clear() {
     highest = -INFINITY;
 #pragma unroll
-    for (T& sum : of) sum = 0;
+    for (T& sum : values) sum = 0;
   }
-  __device__ __forceinline__ T& plain(int k) { return of[1 + k]; }
-  __device__ __forceinline__ T& scaled(int k) { return of[1 + kPlain + k]; }
-  __device__ __forceinline__ T plain(int k) const { return of[1 + k]; }
-  __device__ __forceinline__ T scaled(int k) const { return of[1 + kPlain + k]; }
+  __device__ __forceinline__ T& plain(int k) { return values[1 + k]; }
+  __device__ __forceinline__ T& scaled(int k) { return values[1 + kPlain + k]; }
+  __device__ __forceinline__ T plain(int k) const { return values[1 + k]; }
+  __device__ __forceinline__ T scaled(int k) const { return values[1 + kPlain + k]; }
 
-  // e^(x - highest), where highest is made to be no less than x.
+  // Raises `highest` to at least x, rescales the sums and returns e^(x - highest).
   __device__ __forceinline__ T weight(T x) {
     if (x > highest) {
       const T shrink = exp(highest - x);
@@ -36,28 +36,30 @@ struct RowSums {
     }
     return exp(x - highest);
   }
-  // Equal exponents first: -inf - -inf would be NaN, and a NaN that is there has to stay.
+  // Adds the sums of other columns. Equal `highest` are handled first, because -inf - -inf would be NaN; a NaN from the
+  // scores must stay in the sums.
   __device__ __forceinline__ void merge(const RowSums& other) {
     const T top = other.highest > highest ? other.highest : highest;
-    const T mine = highest == top ? T{1} : exp(highest - top);
-    const T theirs = other.highest == top ? T{1} : exp(other.highest - top);
+    const T scale = highest == top ? T{1} : exp(highest - top);
+    const T other_scale = other.highest == top ? T{1} : exp(other.highest - top);
     highest = top;
 #pragma unroll
-    for (int k = 0; k <= kPlain; ++k) of[k] += other.of[k];
+    for (int k = 0; k <= kPlain; ++k) values[k] += other.values[k];
 #pragma unroll
-    for (int k = 0; k < kScaled; ++k) scaled(k) = scaled(k) * mine + other.scaled(k) * theirs;
+    for (int k = 0; k < kScaled; ++k) scaled(k) = scaled(k) * scale + other.scaled(k) * other_scale;
   }
-  // Those of the lane whose number differs in the bits `with`.
-  __device__ __forceinline__ RowSums shuffled(int with) const {
+  // Returns the sums of the thread whose index in the warp differs in one bit.
+  __device__ __forceinline__ RowSums shuffled(int bit) const {
     RowSums other;
-    other.highest = __shfl_xor_sync(kAllLanes, highest, with);
+    other.highest = __shfl_xor_sync(kAllLanes, highest, bit);
 #pragma unroll
-    for (int k = 0; k <= kPlain + kScaled; ++k) other.of[k] = __shfl_xor_sync(kAllLanes, of[k], with);
+    for (int k = 0; k <= kPlain + kScaled; ++k) other.values[k] = __shfl_xor_sync(kAllLanes, values[k], bit);
     return other;
   }
 };
 
-// Nothing cancels in the slope, value * (1 - value), however close to 1 the value.
+// sigmoid(x) and its derivative. The derivative is not computed as value * (1 - value), which loses all digits if the
+// value is close to 1.
 template <typename T>
 struct Sigmoid {
   T value, slope;
@@ -68,36 +70,39 @@ struct Sigmoid {
   }
 };
 
-// 1 / total, and 0 where nothing was summed: what is shared out among no columns is 0.
+// Returns 1 / total, or 0 if all columns are masked and the total is therefore 0.
 template <typename T>
 __device__ __forceinline__ T inverse_or_zero(T total) {
   return total == 0 ? T{0} : 1 / total;
 }
 
-// Each of these has: Sums, and add(), which adds a column of score x that counts `count` times; a constructor from all
-// sums, after which `loss` and `grad_own` are there and gradient() gives that of a column. x and own are activated.
-// Losses are not scaled, gradients are.
+// Each specialization has
+//   Sums      the type of its sums
+//   add       adds a column of score x that counts `count` times
+//   RowLoss   the constructor, which computes `loss` and `grad_target`, the gradient of the own target's score
+//   gradient  returns the gradient of a column's score
+// x and `target`, the own target's score, are activated. Gradients contain options.scale, losses do not.
 template <typename T, RankingLoss kLoss>
 struct RowLoss;
 
 template <typename T>
 struct RowLoss<T, RankingLoss::cross_entropy> {
   using Sums = RowSums<T, 1, 1>;
-  T highest, share, rest, loss, grad_own;
+  T highest, share, rest, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T) {
     sums.scaled(0) += count * sums.weight(x);
     sums.plain(0) += count * x;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T own, const LossOptions<T>& options) {
-    const T n_others = sums.of[0], smoothing = n_others > 0 ? options.smoothing / n_others : T{0};
-    highest = own > sums.highest ? own : sums.highest;
-    const T others = sums.scaled(0) * exp(sums.highest - highest), total = others + exp(own - highest);
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target, const LossOptions<T>& options) {
+    const T n_others = sums.values[0], smoothing = n_others > 0 ? options.smoothing / n_others : T{0};
+    highest = target > sums.highest ? target : sums.highest;
+    const T others = sums.scaled(0) * exp(sums.highest - highest), total = others + exp(target - highest);
     const T log_total = highest + log(total);
     share = options.scale / total;
     rest = smoothing * options.scale;
-    loss = (1 - options.smoothing) * (log_total - own) + smoothing * (n_others * log_total - sums.plain(0));
-    grad_own = (smoothing * n_others - others / total) * options.scale;
+    loss = (1 - options.smoothing) * (log_total - target) + smoothing * (n_others * log_total - sums.plain(0));
+    grad_target = (smoothing * n_others - others / total) * options.scale;
   }
   __device__ __forceinline__ T gradient(T x, T count) const { return count * (exp(x - highest) * share - rest); }
 };
@@ -105,18 +110,18 @@ struct RowLoss<T, RankingLoss::cross_entropy> {
 template <typename T>
 struct RowLoss<T, RankingLoss::bpr_max> {
   using Sums = RowSums<T, 0, 4>;
-  T highest, own, elu, bpreg, share, total, square, pull, loss, grad_own;
+  T highest, target, elu, bpreg, share, total, square, pull, loss, grad_target;
 
-  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T own) {
+  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
     const T e = count * sums.weight(x);
-    const Sigmoid<T> p(own - x);
+    const Sigmoid<T> p(target - x);
     sums.scaled(0) += e;
     sums.scaled(1) += e * p.value;
     sums.scaled(2) += e * x * x;
     sums.scaled(3) += e * p.slope;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T own_, const LossOptions<T>& options)
-      : highest(sums.highest), own(own_), elu(options.elu), bpreg(options.bpreg) {
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
+      : highest(sums.highest), target(target_), elu(options.elu), bpreg(options.bpreg) {
     constexpr T kEps = static_cast<T>(1e-24);
     const T inverse = inverse_or_zero(sums.scaled(0));
     share = inverse * options.scale;
@@ -124,10 +129,10 @@ struct RowLoss<T, RankingLoss::bpr_max> {
     square = sums.scaled(2) * inverse;
     pull = 1 / (total + kEps);
     loss = -log(total + kEps) + bpreg * square;
-    grad_own = through_elu(-sums.scaled(3) * inverse * pull * options.scale, own);
+    grad_target = through_elu(-sums.scaled(3) * inverse * pull * options.scale, target);
   }
   __device__ __forceinline__ T gradient(T x, T count) const {
-    const Sigmoid<T> p(own - x);
+    const Sigmoid<T> p(target - x);
     const T s = count * exp(x - highest) * share;
     return through_elu(s * ((total + (p.slope - p.value)) * pull + bpreg * (x * x - square + 2 * x)), x);
   }
@@ -137,21 +142,21 @@ struct RowLoss<T, RankingLoss::bpr_max> {
 template <typename T>
 struct RowLoss<T, RankingLoss::top1> {
   using Sums = RowSums<T, 2, 0>;
-  T own, share, loss, grad_own;
+  T target, share, loss, grad_target;
 
-  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T own) {
-    const Sigmoid<T> p(x - own), square(x * x);
+  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
+    const Sigmoid<T> p(x - target), square(x * x);
     sums.plain(0) += count * (p.value + square.value);
     sums.plain(1) += count * p.slope;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T own_, const LossOptions<T>& options) : own(own_) {
-    const T n = sums.of[0] + 1;
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options) : target(target_) {
+    const T n = sums.values[0] + 1;
     share = options.scale / n;
-    loss = (sums.plain(0) + static_cast<T>(0.5)) / n;  // 0.5: the own column's sigmoid(0)
-    grad_own = -sums.plain(1) * share;
+    loss = (sums.plain(0) + static_cast<T>(0.5)) / n;  // 0.5: the own target's sigmoid(0)
+    grad_target = -sums.plain(1) * share;
   }
   __device__ __forceinline__ T gradient(T x, T count) const {
-    const Sigmoid<T> p(x - own), square(x * x);
+    const Sigmoid<T> p(x - target), square(x * x);
     return count * (p.slope + 2 * x * square.slope) * share;
   }
 };
@@ -159,24 +164,24 @@ struct RowLoss<T, RankingLoss::top1> {
 template <typename T>
 struct RowLoss<T, RankingLoss::top1_max> {
   using Sums = RowSums<T, 0, 3>;
-  T highest, own, share, loss, grad_own;
+  T highest, target, share, loss, grad_target;
 
-  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T own) {
+  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
     const T e = count * sums.weight(x);
-    const Sigmoid<T> p(x - own), square(x * x);
+    const Sigmoid<T> p(x - target), square(x * x);
     sums.scaled(0) += e;
     sums.scaled(1) += e * (p.value + square.value);
     sums.scaled(2) += e * p.slope;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T own_, const LossOptions<T>& options)
-      : highest(sums.highest), own(own_) {
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
+      : highest(sums.highest), target(target_) {
     const T inverse = inverse_or_zero(sums.scaled(0));
     share = inverse * options.scale;
     loss = sums.scaled(1) * inverse;
-    grad_own = -sums.scaled(2) * share;
+    grad_target = -sums.scaled(2) * share;
   }
   __device__ __forceinline__ T gradient(T x, T count) const {
-    const Sigmoid<T> p(x - own), square(x * x);
+    const Sigmoid<T> p(x - target), square(x * x);
     const T slopes = p.slope + 2 * x * square.slope;
     return count * exp(x - highest) * share * (p.value + square.value - loss + slopes);
   }
@@ -185,19 +190,19 @@ struct RowLoss<T, RankingLoss::top1_max> {
 template <typename T>
 struct RowLoss<T, RankingLoss::bpr> {
   using Sums = RowSums<T, 2, 0>;
-  T own, scale, loss, grad_own;
+  T target, scale, loss, grad_target;
 
-  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T own) {
-    const T above = x - own;  // softplus(above), exact for every argument, and its slope
+  static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
+    const T above = x - target;  // softplus(above), exact for every argument, and its slope
     sums.plain(0) += count * ((above > 0 ? above : T{0}) + log1p(exp(above > 0 ? -above : above)));
     sums.plain(1) += count * Sigmoid<T>(above).value;
   }
-  __device__ __forceinline__ RowLoss(const Sums& sums, T own_, const LossOptions<T>& options)
-      : own(own_), scale(options.scale) {
-    loss = sums.plain(0) + static_cast<T>(0.69314718055994530942);  // the own column's log 2
-    grad_own = -sums.plain(1) * scale;
+  __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
+      : target(target_), scale(options.scale) {
+    loss = sums.plain(0) + static_cast<T>(0.69314718055994530942);  // the own target's log 2
+    grad_target = -sums.plain(1) * scale;
   }
-  __device__ __forceinline__ T gradient(T x, T count) const { return count * scale * Sigmoid<T>(x - own).value; }
+  __device__ __forceinline__ T gradient(T x, T count) const { return count * scale * Sigmoid<T>(x - target).value; }
 };
 
 }  // namespace grf::cuda

@@ -1,5 +1,5 @@
-// The operator of the loss over in-batch and sampled negatives with its gradients. Specification:
-// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
+// The operator sampled_loss: checks of arguments and allocation. It computes the loss over in-batch and sampled
+// negatives together with its gradients. Specification: gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
 #include "sampled_loss/sampled_loss.h"
 
 #include <ATen/Dispatch.h>
@@ -27,27 +27,28 @@ RankingLoss loss_named(std::string_view name) {
 
 namespace {
 
-// bfloat16 operands go to the products as floats, which Precision::bf16 rounds to what they were.
+// Converts bfloat16 operands to float. The products with Precision::bf16 round them back to the same numbers.
 template <typename T>
-void run_on_cpu(const LossTensors& given, const LossOptions<double>& options, LossResults& to) {
-  const bool bf16 = given.hidden.scalar_type() == at::kBFloat16;
-  const Tensor hidden = given.hidden.to(to.hidden.scalar_type()), rows = given.rows.to(to.rows.scalar_type());
-  const SampledLoss<T> problem{given.m(),
-                               given.n(),
+void run_on_cpu(const LossTensors& args, const LossOptions<double>& options, LossResults& results) {
+  const bool bf16 = args.hidden.scalar_type() == at::kBFloat16;
+  const Tensor hidden = args.hidden.to(results.hidden.scalar_type()), rows = args.rows.to(results.rows.scalar_type());
+  const SampledLoss<T> problem{args.m(),
+                               args.n(),
                                hidden.size(1),
-                               given.in_batch,
+                               args.in_batch,
                                hidden.const_data_ptr<T>(),
                                rows.const_data_ptr<T>(),
-                               data_or_null<T>(given.bias),
-                               data_or_null<T>(given.log_q),
-                               data_or_null<T>(given.count),
-                               data_or_null<bool>(given.live),
-                               data_or_null<int64_t>(given.ids),
+                               data_or_null<T>(args.bias),
+                               data_or_null<T>(args.log_q),
+                               data_or_null<T>(args.count),
+                               data_or_null<bool>(args.live),
+                               data_or_null<int64_t>(args.ids),
                                options.as<T>(),
                                bf16 ? Precision::bf16 : Precision::full};
-  *to.loss.mutable_data_ptr<T>() = loss_and_gradients(
-      problem, options.scale,
-      LossGradients<T>{to.hidden.mutable_data_ptr<T>(), to.rows.mutable_data_ptr<T>(), to.bias.mutable_data_ptr<T>()});
+  *results.loss.mutable_data_ptr<T>() =
+      loss_and_gradients(problem, options.scale,
+                         LossGradients<T>{results.hidden.mutable_data_ptr<T>(), results.rows.mutable_data_ptr<T>(),
+                                          results.bias.mutable_data_ptr<T>()});
 }
 
 template <Kernels kernels>
@@ -59,32 +60,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                                                         double bpreg, double label_smoothing) {
   TORCH_CHECK_VALUE(hidden.dim() == 2 && rows.dim() == 2 && rows.size(0) >= hidden.size(0),
                     "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
-  TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative");
+  TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative; 0 means no ELU");
   const auto dtype = hidden.scalar_type();
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
                     "hidden must be float32, float64 or bfloat16, not ", dtype,
                     "; convert, or pass impl=\"reference\"");
-  const auto sums = dtype == at::kBFloat16 ? at::kFloat : dtype;
+  const auto sum_dtype = dtype == at::kBFloat16 ? at::kFloat : dtype;
   const at::Device device = hidden.device();
   const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
-  const LossTensors given{hidden.contiguous(),
-                          contiguous(rows, "rows", {columns, width}, dtype, device),
-                          contiguous(bias, "bias", {columns}, sums, device),
-                          contiguous(live, "live", {m}, at::kBool, device),
-                          contiguous(log_q, "log_q", {columns}, sums, device),
-                          contiguous(ids, "ids", {columns}, at::kLong, device),
-                          contiguous(count, "count", {columns - m}, sums, device),
-                          in_batch};
+  const LossTensors args{hidden.contiguous(),
+                         contiguous(rows, "rows", {columns, width}, dtype, device),
+                         contiguous(bias, "bias", {columns}, sum_dtype, device),
+                         contiguous(live, "live", {m}, at::kBool, device),
+                         contiguous(log_q, "log_q", {columns}, sum_dtype, device),
+                         contiguous(ids, "ids", {columns}, at::kLong, device),
+                         contiguous(count, "count", {columns - m}, sum_dtype, device),
+                         in_batch};
   const LossOptions<double> options{loss_named(loss), elu_param, bpreg, label_smoothing, 1 / batch_size};
-  const auto results = hidden.options().dtype(sums);
-  LossResults to{at::empty({}, results), at::empty({m, width}, results), at::empty({columns, width}, results),
-                 at::empty({columns}, results)};
+  const auto sum_options = hidden.options().dtype(sum_dtype);
+  LossResults results{at::empty({}, sum_options), at::empty({m, width}, sum_options),
+                      at::empty({columns, width}, sum_options), at::empty({columns}, sum_options)};
   if constexpr (kernels == Kernels::cuda) {
-    cuda::sampled_loss(given, options, to);
+    cuda::sampled_loss(args, options, results);
   } else {
-    AT_DISPATCH_FLOATING_TYPES(sums, "sampled_loss", [&] { run_on_cpu<scalar_t>(given, options, to); });
+    AT_DISPATCH_FLOATING_TYPES(sum_dtype, "sampled_loss", [&] { run_on_cpu<scalar_t>(args, options, results); });
   }
-  return {to.loss, to.hidden, to.rows, to.bias};
+  return {results.loss, results.hidden, results.rows, results.bias};
 }
 
 template <Kernels kernels>

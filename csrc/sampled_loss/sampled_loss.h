@@ -1,5 +1,8 @@
-// The sampled loss's options, and the launchers of its CUDA kernels. Specification:
-// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py, whose names these are.
+// Options of the sampled loss, and the functions that launch its CUDA kernels. Specification:
+// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py, which use the same names.
+//
+// The M rows of `hidden` are scored against columns. Column j's item embedding is row j of `rows` [M + N, H]: first the
+// targets of the M rows, then the N negatives.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +15,13 @@ namespace grf {
 
 enum class RankingLoss { cross_entropy, bpr_max, top1, top1_max, bpr };
 
-// ValueError where there is none of that name.
+// Converts a loss's name as in the Python interface; ValueError for an unknown one.
 RankingLoss loss_named(std::string_view name);
 
 template <typename T>
 struct LossOptions {
   RankingLoss loss;
-  T elu, bpreg, smoothing, scale;  // elu: 0 where there is none; scale: on gradients, 1 / batch_size
+  T elu, bpreg, smoothing, scale;  // elu: 0 for none; scale: factor of loss and gradients, 1 / batch_size
 
   template <typename U>
   LossOptions<U> as() const {
@@ -28,36 +31,38 @@ struct LossOptions {
 
 namespace cuda {
 
-// How much of the score matrix is there at once, how long a row may be that a block keeps in shared memory, and the
-// threads of a block.
+// kScoreBytes, kMinScoreRows: the size of the part of the score matrix that exists at a time, at least so many rows.
+// kSharedRowBytes: the longest row that a block keeps in shared memory. kLossThreads: the threads of a block.
 #ifdef GRF_EMULATED
-constexpr int64_t kScoreBytes = int64_t{96} << 10;  // small problems have to have several chunks, and long rows
-constexpr int64_t kLeastScoreRows = 16;
+constexpr int64_t kScoreBytes = int64_t{96} << 10;  // all small, so that small tests have several chunks and long rows
+constexpr int64_t kMinScoreRows = 16;
 constexpr int64_t kSharedRowBytes = 1 << 10;
 constexpr int kLossThreads = 64;
 #else
-constexpr int64_t kScoreBytes = int64_t{32} << 20;  // stays in L2 between the products and passes over it
-constexpr int64_t kLeastScoreRows = 128;            // fewer would leave a product without work for all of a GPU
-constexpr int64_t kSharedRowBytes = 44 << 10;  // with the sums of warps less than 48 KB: four rows and more on an SM
+constexpr int64_t kScoreBytes = int64_t{32} << 20;  // stays in L2 between matrix products and the row kernel
+constexpr int64_t kMinScoreRows = 128;              // with fewer rows, a matrix product would not fill a GPU
+constexpr int64_t kSharedRowBytes = 44 << 10;       // with the warps' sums less than 48 KB: four blocks fit on an SM
 constexpr int kLossThreads = 256;
 #endif
 
-// What is added to the score of each column.
+// Computes what is added to each column's scores: bias - log_q, or -inf for a column that no row may use.
 template <typename T>
 struct ScoreOffsets {
   int64_t m, n;           // M, N
-  bool in_batch;          // a column whose row is dead is seen by none
+  bool in_batch;          // true: the column of a dead row's target gets -inf
   const T *bias, *log_q;  // [M + N], or null
   const bool* live;       // [M], or null
-  T* offsets;             // [M + N], written: -inf where no row sees the column
+  T* offsets;             // [M + N], written
 };
 
-// A chunk of rows, whose scores become their gradients. In-batch, a row's columns are those of `rows`, its own one
-// among them. Otherwise they are the N negatives; its own target's score and gradients are made here, beside the
-// products.
+// A chunk of rows of the score matrix. The kernel replaces scores by their gradients.
 //
-// Operand: what products multiply, the numbers of `hidden` and `rows` and the scores' gradients. All else is of the
-// type they are summed in; gradients are made in it and rounded once.
+// In-batch, the columns are all M + N rows of `rows`, and include each row's own target. Otherwise the columns are the
+// N negatives; the kernel then also computes the score of each row's own target and all gradients through it, which the
+// matrix products leave out.
+//
+// Operand is the type that matrix products multiply: that of `hidden`, `rows` and the gradients of scores. Everything
+// else has the type T of their sums. Gradients are computed in T and rounded to Operand once.
 template <typename Operand>
 struct ScoreRows {
   using T = typename Stored<Operand>::Sum;
@@ -66,17 +71,17 @@ struct ScoreRows {
   bool in_batch;
   int64_t first, n_rows;                   // the chunk's rows of `hidden`
   const Operand *hidden, *rows;            // [M, H], [M + N, H]
-  const T* offsets;                        // [M + N], or null: none
+  const T* offsets;                        // [M + N], added to scores, or null
   const T* count;                          // [N], how often each negative occurs; null: once
-  const bool* live;                        // [M], or null
-  const int64_t* ids;                      // [M + N], or null
-  int64_t stride;                          // numbers from row to row of scores and grads
-  T* scores;                               // [n_rows, stride]: products
-  Operand* grads;                          // [n_rows, stride], written; may be `scores`
-  T* losses;                               // [M], written, scaled
-  T *grad_hidden, *grad_rows, *grad_bias;  // not in-batch: those of the own target, written
+  const bool* live;                        // [M], or null: all rows are live
+  const int64_t* ids;                      // [M + N], items whose accidental hits are masked, or null
+  int64_t stride;                          // elements from row to row of scores and grads
+  T* scores;                               // [n_rows, stride]: the matrix product; overwritten
+  Operand* grads;                          // [n_rows, stride], written; may be the same memory as `scores`
+  T* losses;                               // [M], written, times options.scale
+  T *grad_hidden, *grad_rows, *grad_bias;  // not in-batch: the gradients through the own target, written
 
-  // The columns that the products make, and the row of `rows` they begin with.
+  // The number of columns, and the row of `rows` that is the first column.
   constexpr int64_t columns() const { return in_batch ? m + n : n; }
   constexpr int64_t first_column() const { return in_batch ? 0 : m; }
 };

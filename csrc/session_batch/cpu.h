@@ -1,4 +1,5 @@
-// Session-parallel mini-batches, played block after block. Specification: gru4rec_fast/ops/session_batch.py.
+// Session-parallel mini-batches on the CPU, for the operator and for the fused training step. Specification:
+// gru4rec_fast/ops/session_batch.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,40 +12,40 @@
 
 namespace grf {
 
-// Checks shapes, dtypes and devices of the operator's arguments; ValueError names one that does not fit.
+// Checks shapes, dtypes and devices of the operator's arguments. Raises ValueError.
 void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                     const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
-// Plays a log from the place that the operator's state tensors hold. Nothing is written to them before `write_state`,
-// so that a log found to be broken half way leaves them as they were.
+// Makes the mini-batches of an epoch, from the position that the operator's state tensors hold. Writes the state
+// tensors in `write_state` only, so that an error in the log leaves them unchanged.
 class SessionBatcher {
  public:
-  // ValueError names an argument that does not fit.
+  // Arguments as in the operator. Raises ValueError.
   SessionBatcher(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
-                const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
+                 const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
   int64_t n_lanes() const { return static_cast<int64_t>(lanes_.size()); }
 
-  // The next `steps` steps: inputs, targets and reset [steps, n_lanes]; -1 and false in dead lanes.
-  void play(int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
+  // Writes inputs, targets and reset [steps, n_lanes] of the next `steps` steps; -1 and false in dead lanes.
+  void make_steps(int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
 
   void write_state() const;
 
  private:
-  struct Range {
+  struct EventRange {
     int64_t begin, end;
   };
-  Range session(int64_t place) const;
+  EventRange session_events(int64_t order_index) const;
   void read_state();
-  bool refill(SessionLane& lane);
+  bool start_next_session(SessionLane& lane);
   template <typename item_t>
-  void play_items(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
+  void make_steps_of(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
 
-  at::Tensor items_, offsets_, order_;  // order: undefined where every session is played, in the log's own order
+  at::Tensor items_, offsets_, order_;  // order_ is undefined if all sessions are used, in the log's order
   at::Tensor lane_session_, lane_position_, cursor_;
-  const int64_t *bounds_, *sequence_;  // of offsets; of order, or null
-  int64_t n_sessions_, n_played_;
-  int64_t unstarted_ = 0;
+  const int64_t *offsets_data_, *order_data_;  // order_data_ is null without order
+  int64_t n_sessions_, order_length_;
+  int64_t next_order_index_ = 0;  // of the first session that no lane has started; the cursor
   std::vector<SessionLane> lanes_;
 };
 

@@ -1,5 +1,5 @@
-// The operator of session-parallel mini-batches. Specification: gru4rec_fast/ops/session_batch.py. What order,
-// offsets and the state hold is checked on the device, before the state is written.
+// The operator session_batch: checks arguments and allocates results. Specification: gru4rec_fast/ops/session_batch.py.
+// The values of order, offsets and state are checked where they are used, before the state is written.
 #include "session_batch/session_batch.h"
 
 #include <ATen/ops/empty.h>
@@ -15,7 +15,7 @@ namespace {
 
 void check_indices(const at::Tensor& tensor, const char* name, const at::Device& device) {
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == at::kLong, name,
-                    ": must be a one-dimensional int64 tensor, not ", tensor.scalar_type(), " ", tensor.sizes());
+                    " must be a one-dimensional int64 tensor, not ", tensor.scalar_type(), " ", tensor.sizes());
   TORCH_CHECK_VALUE(tensor.device() == device, name, " is on ", tensor.device(), ", not on ", device);
 }
 
@@ -25,61 +25,62 @@ void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const st
                     const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor) {
   const at::Device device = items.device();
   TORCH_CHECK_VALUE(items.dim() == 1 && (items.scalar_type() == at::kInt || items.scalar_type() == at::kLong),
-                    "items: must be a one-dimensional int32 or int64 tensor, not ", items.scalar_type(), " ",
+                    "items must be a one-dimensional int32 or int64 tensor, not ", items.scalar_type(), " ",
                     items.sizes());
   check_indices(offsets, "offsets", device);
   if (order) check_indices(*order, "order", device);
   check_indices(lane_session, "lane_session", device);
   check_indices(lane_position, "lane_position", device);
   check_indices(cursor, "cursor", device);
-  TORCH_CHECK_VALUE(offsets.numel() >= 1, "offsets: must hold at least the 0 that ends no session");
-  TORCH_CHECK_VALUE(lane_session.numel() >= 1, "lane_session: there must be at least one lane");
-  TORCH_CHECK_VALUE(lane_position.numel() == lane_session.numel(), "lane_position: must have the ",
-                    lane_session.numel(), " elements of lane_session, not ", lane_position.numel());
-  TORCH_CHECK_VALUE(cursor.numel() == 1, "cursor: must have one element, not ", cursor.numel());
+  TORCH_CHECK_VALUE(offsets.numel() >= 1, "offsets must have n_sessions + 1 elements, not 0");
+  TORCH_CHECK_VALUE(lane_session.numel() >= 1,
+                    "lane_session must have at least one element: a mini-batch needs a lane");
+  TORCH_CHECK_VALUE(lane_position.numel() == lane_session.numel(), "lane_position must have ", lane_session.numel(),
+                    " elements, as lane_session has, not ", lane_position.numel());
+  TORCH_CHECK_VALUE(cursor.numel() == 1, "cursor must have one element, not ", cursor.numel());
 }
 
 namespace {
 
-// Launches the CUDA kernel.
 template <Kernels kernels>
-void play(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
-          const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor, int64_t steps,
-          const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset) {
+void run(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
+         const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor, int64_t steps,
+         const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset) {
   if constexpr (kernels == Kernels::cpu) {
-    SessionBatcher player(items, offsets, order, lane_session, lane_position, cursor);
-    player.play(steps, inputs.mutable_data_ptr<int64_t>(), targets.mutable_data_ptr<int64_t>(),
-                reset.mutable_data_ptr<bool>());
-    player.write_state();
+    SessionBatcher batcher(items, offsets, order, lane_session, lane_position, cursor);
+    batcher.make_steps(steps, inputs.mutable_data_ptr<int64_t>(), targets.mutable_data_ptr<int64_t>(),
+                       reset.mutable_data_ptr<bool>());
+    batcher.write_state();
   } else {
     using namespace cuda;
     const at::Device device = items.device();
     const int64_t n_lanes = lane_session.numel();
     const DeviceGuard guard(device);
-    const at::Tensor log = items.contiguous(), bounds = offsets.contiguous();
-    const at::Tensor sessions = order ? order->contiguous() : at::Tensor();
+    const at::Tensor contiguous_items = items.contiguous(), contiguous_offsets = offsets.contiguous();
+    const at::Tensor contiguous_order = order ? order->contiguous() : at::Tensor();
     const auto lane_bytes = n_lanes * static_cast<int64_t>(sizeof(SessionLane));
     const at::Tensor scratch =
         lane_bytes > kSessionSharedBytes ? at::empty({lane_bytes / 8}, offsets.options()) : at::Tensor();
-    const SessionBatch batch{log.const_data_ptr(),
-                             log.scalar_type() == at::kLong,
-                             bounds.const_data_ptr<int64_t>(),
-                             order ? sessions.const_data_ptr<int64_t>() : nullptr,
-                             log.numel(),
-                             bounds.numel() - 1,
-                             order ? sessions.numel() : bounds.numel() - 1,
-                             n_lanes,
-                             steps,
-                             lane_session.mutable_data_ptr<int64_t>(),
-                             lane_position.mutable_data_ptr<int64_t>(),
-                             cursor.mutable_data_ptr<int64_t>(),
-                             lane_session.stride(0),
-                             lane_position.stride(0),
-                             scratch.defined() ? static_cast<SessionLane*>(scratch.mutable_data_ptr()) : nullptr,
-                             inputs.mutable_data_ptr<int64_t>(),
-                             targets.mutable_data_ptr<int64_t>(),
-                             reset.mutable_data_ptr<bool>()};
-    play_sessions(batch, current_stream(device));
+    const SessionBatchArguments args{
+        contiguous_items.const_data_ptr(),
+        contiguous_items.scalar_type() == at::kLong,
+        contiguous_offsets.const_data_ptr<int64_t>(),
+        order ? contiguous_order.const_data_ptr<int64_t>() : nullptr,
+        contiguous_items.numel(),
+        contiguous_offsets.numel() - 1,
+        order ? contiguous_order.numel() : contiguous_offsets.numel() - 1,
+        n_lanes,
+        steps,
+        lane_session.mutable_data_ptr<int64_t>(),
+        lane_position.mutable_data_ptr<int64_t>(),
+        cursor.mutable_data_ptr<int64_t>(),
+        lane_session.stride(0),
+        lane_position.stride(0),
+        scratch.defined() ? static_cast<SessionLane*>(scratch.mutable_data_ptr()) : nullptr,
+        inputs.mutable_data_ptr<int64_t>(),
+        targets.mutable_data_ptr<int64_t>(),
+        reset.mutable_data_ptr<bool>()};
+    run_session_batch(args, current_stream(device));
   }
 }
 
@@ -95,7 +96,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> session_batch(const at::Tensor& i
   const at::Tensor inputs = at::empty({steps, n_lanes}, offsets.options());
   const at::Tensor targets = at::empty({steps, n_lanes}, offsets.options());
   const at::Tensor reset = at::empty({steps, n_lanes}, offsets.options().dtype(at::kBool));
-  play<kernels>(items, offsets, order, lane_session, lane_position, cursor, steps, inputs, targets, reset);
+  run<kernels>(items, offsets, order, lane_session, lane_position, cursor, steps, inputs, targets, reset);
   return {inputs, targets, reset};
 }
 

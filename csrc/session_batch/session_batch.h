@@ -1,4 +1,7 @@
-// The session-parallel schedule on raw pointers. Specification: gru4rec_fast/ops/session_batch.py.
+// Session-parallel mini-batches on raw pointers. Specification: gru4rec_fast/ops/session_batch.py.
+//
+// A lane is one of the B columns of a mini-batch; it processes one session after another. `order` lists the sessions in
+// the order in which lanes start them.
 #pragma once
 
 #include <cstdint>
@@ -7,36 +10,34 @@
 
 namespace grf {
 
-// What a lane plays while a call lasts.
+// State of a lane during a call.
 struct SessionLane {
-  int64_t place;     // in the order of the epoch; -1 before its first step, n_played when it is dead
-  int64_t position;  // of its next input
-  int64_t end;       // of its session
+  int64_t order_index;  // index in `order` of its session; -1 before its first step, order_length when it is dead
+  int64_t position;     // index in `items` of its next input
+  int64_t end;          // one past the last event of its session
 };
 
 namespace cuda {
 
-struct SessionBatch {
-  const void* items;  // [n_events] of int32 or int64
-  bool items_are_wide;
+struct SessionBatchArguments {
+  const void* items;  // [n_events], int32 or int64
+  bool items_are_int64;
   const int64_t* offsets;  // [n_sessions + 1]
-  const int64_t* order;    // [n_played], or null: every session, as they stand
-  int64_t n_events, n_sessions, n_played;
+  const int64_t* order;    // [order_length]; null: all sessions, in the log's order
+  int64_t n_events, n_sessions, order_length;
   int64_t n_lanes, steps;
-  int64_t* lane_session;  // [n_lanes], strided; updated, as are the next two
-  int64_t* lane_position;
-  int64_t* cursor;
+  // The operator's state, updated in place. lane_session and lane_position are [n_lanes] with strides, cursor is [1].
+  int64_t *lane_session, *lane_position, *cursor;
   int64_t session_stride, position_stride;
-  SessionLane* scratch;  // [n_lanes], or null where they fit in shared memory
-  int64_t* inputs;       // [steps, n_lanes], written
-  int64_t* targets;
-  bool* reset;
+  SessionLane* scratch;       // [n_lanes]; null: the lanes fit in shared memory
+  int64_t *inputs, *targets;  // [steps, n_lanes], written
+  bool* reset;                // [steps, n_lanes], written
 };
 
-// Lanes of more than this many bytes are kept in `scratch`.
+// Lanes of more than this many bytes use `scratch`.
 constexpr int64_t kSessionSharedBytes = 40 << 10;
 
-void play_sessions(const SessionBatch& batch, cudaStream_t stream);
+void run_session_batch(const SessionBatchArguments& args, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace grf

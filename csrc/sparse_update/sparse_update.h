@@ -1,4 +1,4 @@
-// A table whose rows an optimizer updates, and the launcher of the CUDA kernel. Specification:
+// A table whose rows an optimizer updates, and the function that launches the CUDA kernel. Specification:
 // gru4rec_fast/ops/sparse_update.py.
 #pragma once
 
@@ -9,20 +9,21 @@
 
 namespace grf {
 
-// A parameter of `n_rows` rows of `width` numbers, and its state in the order that the rule states; null for what is
-// not kept.
+// A parameter [n_rows, width] and its optimizer state of the same shape, in the order of sparse_update/update_rules.h.
+// State that is not kept is null.
 template <typename T>
 struct RowTable {
-  T *weight, *first, *second;
+  T *weight, *state_1, *state_2;
   int64_t n_rows, width;
 };
 
 namespace cuda {
 
+// The rows to update and their gradients: that of rows[i] is row positions[i] of `grad`.
 template <typename T>
 struct TouchedRows {
-  const int64_t* rows;       // [n], rising; -1: none
-  const int64_t* positions;  // [n], where in `grad` each row's is; of equal rows rising
+  const int64_t* rows;       // [n], increasing, may repeat; -1 is skipped
+  const int64_t* positions;  // [n], increasing within equal rows
   const T* grad;             // [n, width]
   int64_t n;
   RowTable<T> table;  // updated

@@ -1,5 +1,5 @@
-// The numbers of the optimizer rules; a rule is the type of its options. Specification:
-// gru4rec_fast/ops/sparse_update.py; sparse_update/update_rules.inc has the formulas.
+// The hyperparameters of the optimizers. Each optimizer has one options type, and templates select its formula
+// (sparse_update/update_rules.inc) by that type. Specification: gru4rec_fast/ops/sparse_update.py.
 #pragma once
 
 #include <cmath>
@@ -7,7 +7,7 @@
 
 namespace grf {
 
-// acc += g^2; v = momentum * v - lr * g / sqrt(acc + eps); w += v. State: acc, and v where there is momentum.
+// Adagrad: acc += g^2; v = momentum * v - lr * g / sqrt(acc + eps); w += v. State: acc, and v with momentum.
 template <typename T>
 struct AdagradOptions {
   T lr, momentum, eps;
@@ -18,23 +18,23 @@ struct AdagradOptions {
   }
 };
 
-// m += rest1 * (g - m); s += rest2 * (g^2 - s); w -= size * m / (sqrt(s) + eps). State: m, s. `rest` is 1 - beta,
-// subtracted before it was rounded to T; `size` adam_step_size.
+// Adam: m += mean_weight * (g - m); s += square_weight * (g^2 - s); w -= step_size * m / (sqrt(s) + eps). State: m, s.
+// mean_weight = 1 - beta1 and square_weight = 1 - beta2 are computed in double, then rounded to T. adam_step_size
+// returns step_size.
 template <typename T>
 struct AdamOptions {
-  T size, rest1, rest2, eps;
+  T step_size, mean_weight, square_weight, eps;
 
   template <typename U>
   AdamOptions<U> as() const {
-    return {static_cast<U>(size), static_cast<U>(rest1), static_cast<U>(rest2), static_cast<U>(eps)};
+    return {static_cast<U>(step_size), static_cast<U>(mean_weight), static_cast<U>(square_weight), static_cast<U>(eps)};
   }
 };
 
-// The learning rate with both bias corrections at a step, which counts from 1: lr sqrt(1 - beta2^step) / (1 -
-// beta1^step).
+// Returns the learning rate with both bias corrections: lr sqrt(1 - beta2^step) / (1 - beta1^step), for step >= 1.
 inline double adam_step_size(double lr, double beta1, double beta2, int64_t step) {
-  const double count = static_cast<double>(step);
-  return lr * std::sqrt(1 - std::pow(beta2, count)) / (1 - std::pow(beta1, count));
+  const double t = static_cast<double>(step);
+  return lr * std::sqrt(1 - std::pow(beta2, t)) / (1 - std::pow(beta1, t));
 }
 
 }  // namespace grf

@@ -1,4 +1,4 @@
-// The classes behind gru4rec_fast/training/fused.py, which is their one user and says what they mean.
+// Binds the classes that gru4rec_fast/training/fused.py uses to Python. That file documents them.
 #include "training_step/bindings.h"
 
 #include <pybind11/functional.h>
@@ -28,7 +28,7 @@ GruParameters gru_parameters(const std::optional<Parameter>& weight_ih, const Pa
   return {weight_ih.value_or(Parameter{}), weight_hh, bias_ih, bias_hh.value_or(Parameter{}), form == "reset_after"};
 }
 
-// Signals are looked at by Python, which needs its lock for it.
+// Lets Python handle pending signals such as Ctrl-C, for which it needs the GIL.
 void poll_signals() {
   const py::gil_scoped_acquire lock;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -42,14 +42,14 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
                                              double logq, double sample_alpha, bool mask_accidental_hits,
                                              const std::string& precision, const OptionalTensor& log_support,
                                              int64_t steps, int64_t accumulate) {
-  const NetworkParts network{embedding.value_or(Parameter{}),
-                             one_hot,
-                             layers,
-                             output_weight,
-                             output_bias,
-                             dropout_p_embed,
-                             dropout_p_hidden,
-                             dropout_seed};
+  const NetworkParameters network{embedding.value_or(Parameter{}),
+                                  one_hot,
+                                  layers,
+                                  output_weight,
+                                  output_bias,
+                                  dropout_p_embed,
+                                  dropout_p_hidden,
+                                  dropout_seed};
   const ScoreOptions options{loss_named(loss),          batch_size, elu_param,    bpreg,
                              label_smoothing,           logq,       sample_alpha, mask_accidental_hits,
                              precision_named(precision)};
@@ -58,11 +58,11 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
 
 using BlockTuple = std::tuple<double, int64_t, int64_t>;
 
-std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBatcher& player,
-                                             const std::optional<NegativeSampler>& source, int64_t min_live,
+std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBatcher& batcher,
+                                             const std::optional<NegativeSampler>& sampler, int64_t min_live,
                                              int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,
                                              double lr, double momentum, double eps) {
-  const RunRecord record = step.run(player, source.value_or(NegativeSampler{}), min_live, first_step, updates, hidden,
+  const RunRecord record = step.run(batcher, sampler.value_or(NegativeSampler{}), min_live, first_step, updates, hidden,
                                     Adagrad{lr, momentum, eps}, poll_signals);
   std::vector<BlockTuple> blocks;
   for (const BlockRecord& block : record.blocks) blocks.emplace_back(block.loss, block.steps, block.events);
@@ -84,10 +84,10 @@ void bind_training(py::module_& m) {
       .def(py::init(&parameter), "weight"_a, "accumulator"_a, "velocity"_a);
   py::class_<GruParameters>(m, "GruParameters", "One GRU layer's parameters, as in nn.SessionGRULayer.")
       .def(py::init(&gru_parameters), "weight_ih"_a, "weight_hh"_a, "bias_ih"_a, "bias_hh"_a, "form"_a);
-  py::class_<NegativeSampler>(m, "NegativeSampler", "An alias table, and how negatives are drawn from it.")
+  py::class_<NegativeSampler>(m, "NegativeSampler", "An alias table with the number and the seed of negatives.")
       .def(py::init<at::Tensor, at::Tensor, at::Tensor, int64_t, int64_t>(), "threshold"_a, "alias"_a, "log_prob"_a,
            "n"_a, "seed"_a);
-  py::class_<SessionBatcher>(m, "SessionBatcher", "The log, and the lanes' place in it, as in ops.session_batch.")
+  py::class_<SessionBatcher>(m, "SessionBatcher", "The log and the lanes' positions in it, as in ops.session_batch.")
       .def(py::init<at::Tensor, at::Tensor, OptionalTensor, at::Tensor, at::Tensor, at::Tensor>(), "items"_a,
            "offsets"_a, "order"_a, "lane_session"_a, "lane_position"_a, "cursor"_a);
   const py::call_guard<py::gil_scoped_release> unlocked;
@@ -98,9 +98,9 @@ void bind_training(py::module_& m) {
            "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
       .def("run", &run, unlocked, py::kw_only(), "player"_a, "source"_a, "min_live"_a, "first_step"_a, "updates"_a,
            "hidden"_a, "lr"_a, "momentum"_a, "eps"_a,
-           "Train on; returns (loss, steps, events) of each block and whether the epoch is over.")
+           "Run updates; return (loss, steps, events) of each block and whether the epoch is over.")
       .def("train_block", &train_block, unlocked, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,
-           "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "One update from a given block; its loss.");
+           "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "Run one update on a block; return its loss.");
 }
 
 }  // namespace grf

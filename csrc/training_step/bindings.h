@@ -1,4 +1,4 @@
-// Puts the training step's classes into the Python module.
+// Binds the fused training step's classes to Python.
 #pragma once
 
 #include <pybind11/pybind11.h>

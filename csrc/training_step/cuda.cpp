@@ -1,5 +1,5 @@
-// A training step between its products and kernels, on CUDA. Specification: gru4rec_fast/ops/training_step.py.
-// What a captured step must not hold on to, the optimizer's numbers, is read on the device.
+// The operators of a captured training step on CUDA: checks of arguments and allocation. Specification:
+// gru4rec_fast/ops/training_step.py.
 #include "training_step/training_step.h"
 
 #include <ATen/Dispatch.h>
@@ -18,10 +18,10 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// A tensor that is updated: contiguous, since a copy would be updated in its place.
+// Checks a tensor that is updated in place. It must be contiguous: otherwise a copy would be updated.
 Tensor updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                const at::Device& device) {
-  TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous: it is updated in place");
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
   return contiguous(tensor, name, shape, dtype, device);
 }
 
@@ -41,37 +41,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
                     "embedding and weight must be [R, width], inputs [T, B] and items [T, lanes + N], not ",
                     embedding.sizes(), ", ", weight.sizes(), ", ", inputs.sizes(), " and ", items.sizes());
   const int64_t n_rows = weight.size(0), steps = items.size(0), columns = items.size(1);
-  const int64_t in = embedding.size(1), out = weight.size(1);
-  TORCH_CHECK_VALUE(lanes >= 0 && lanes <= columns, "lanes=", lanes, ": items has ", columns, " columns");
-  TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16: rounds float32, not ", dtype);
-  const Tensor from = contiguous(embedding, "embedding", embedding.sizes(), dtype, device);
-  const Tensor i = contiguous(inputs, "inputs", inputs.sizes(), at::kLong, device);
-  const Tensor m = contiguous(mask, "mask", {inputs.size(0), inputs.size(1), in}, dtype, device);
+  const int64_t in_width = embedding.size(1), out_width = weight.size(1);
+  TORCH_CHECK_VALUE(lanes >= 0 && lanes <= columns, "lanes=", lanes, ": items has only ", columns, " columns");
+  TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16=True needs float32 tensors, not ", dtype);
+  const Tensor table = contiguous(embedding, "embedding", embedding.sizes(), dtype, device);
+  const Tensor index = contiguous(inputs, "inputs", inputs.sizes(), at::kLong, device);
+  const Tensor factors = contiguous(mask, "mask", {inputs.size(0), inputs.size(1), in_width}, dtype, device);
   const Tensor w = contiguous(weight, "weight", weight.sizes(), dtype, device);
   const Tensor b = contiguous(bias, "bias", {n_rows}, dtype, device);
   const Tensor support = contiguous(log_support, "log_support", {n_rows}, dtype, device);
-  const Tensor j = contiguous(items, "items", items.sizes(), at::kLong, device);
+  const Tensor item_index = contiguous(items, "items", items.sizes(), at::kLong, device);
 
   const DeviceGuard guard(device);
   const auto options = embedding.options();
-  const Tensor x = at::empty({inputs.size(0), inputs.size(1), in}, options);
-  const Tensor rows = at::empty({steps, columns, out}, bf16 ? options.dtype(at::kBFloat16) : options);
+  const Tensor x = at::empty({inputs.size(0), inputs.size(1), in_width}, options);
+  const Tensor rows = at::empty({steps, columns, out_width}, bf16 ? options.dtype(at::kBFloat16) : options);
   const Tensor biases = at::empty({steps, columns}, options);
   const Tensor log_q = support.defined() ? at::empty({steps, columns}, options) : at::empty({0}, options);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_gather", [&] {
     using T = scalar_t;
-    const GatheredRows<T> of_inputs{from.const_data_ptr<T>(),    from.size(0), in,
-                                    i.const_data_ptr<int64_t>(), i.numel(),    data_or_null<T>(m),
-                                    x.mutable_data_ptr<T>(),     nullptr};
-    const GatheredRows<T> of_items{w.const_data_ptr<T>(),
-                                   n_rows,
-                                   out,
-                                   j.const_data_ptr<int64_t>(),
-                                   j.numel(),
-                                   nullptr,
-                                   bf16 ? nullptr : rows.mutable_data_ptr<T>(),
-                                   bf16 ? static_cast<uint16_t*>(rows.mutable_data_ptr()) : nullptr};
-    step_gather<T>({of_inputs, of_items, b.const_data_ptr<T>(), data_or_null<T>(support), static_cast<T>(logq),
+    const GatheredRows<T> input_rows{table.const_data_ptr<T>(),       table.size(0), in_width,
+                                     index.const_data_ptr<int64_t>(), index.numel(), data_or_null<T>(factors),
+                                     x.mutable_data_ptr<T>(),         nullptr};
+    const GatheredRows<T> item_rows{w.const_data_ptr<T>(),
+                                    n_rows,
+                                    out_width,
+                                    item_index.const_data_ptr<int64_t>(),
+                                    item_index.numel(),
+                                    nullptr,
+                                    bf16 ? nullptr : rows.mutable_data_ptr<T>(),
+                                    bf16 ? static_cast<uint16_t*>(rows.mutable_data_ptr()) : nullptr};
+    step_gather<T>({input_rows, item_rows, b.const_data_ptr<T>(), data_or_null<T>(support), static_cast<T>(logq),
                     static_cast<T>(logq * sample_alpha), columns, lanes, biases.mutable_data_ptr<T>(),
                     log_q.mutable_data_ptr<T>()},
                    current_stream(device));
@@ -85,18 +85,18 @@ void settle(const Tensor& losses, const Tensor& played, const Tensor& stopped, c
   const auto dtype = losses.scalar_type();
   check_kernel_dtype("step_settle_", dtype);
   const int64_t steps = losses.numel();
-  TORCH_CHECK_VALUE(steps > 0, "losses must be those of a step at least");
-  const Tensor given = contiguous(losses, "losses", {steps}, dtype, device);
-  const Tensor were_played = contiguous(played, "played", {steps}, at::kBool, device);
-  const Tensor stop = updated(stopped, "stopped", {}, at::kBool, device);
-  const Tensor kept_losses = updated(kept, "kept", {steps}, dtype, device);
-  const Tensor move = updated(moves, "moves", {}, at::kBool, device);
+  TORCH_CHECK_VALUE(steps > 0, "losses must hold the loss of at least one step, not ", losses.sizes());
+  const Tensor block_losses = contiguous(losses, "losses", {steps}, dtype, device);
+  const Tensor is_played = contiguous(played, "played", {steps}, at::kBool, device);
+  const Tensor stop_flag = updated(stopped, "stopped", {}, at::kBool, device);
+  const Tensor step_losses = updated(kept, "kept", {steps}, dtype, device);
+  const Tensor update_flag = updated(moves, "moves", {}, at::kBool, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle_", [&] {
-    step_settle_<scalar_t>(
-        {given.const_data_ptr<scalar_t>(), were_played.const_data_ptr<bool>(), steps, stop.mutable_data_ptr<bool>(),
-         kept_losses.mutable_data_ptr<scalar_t>(), move.mutable_data_ptr<bool>()},
-        current_stream(device));
+    step_settle_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), is_played.const_data_ptr<bool>(), steps,
+                            stop_flag.mutable_data_ptr<bool>(), step_losses.mutable_data_ptr<scalar_t>(),
+                            update_flag.mutable_data_ptr<bool>()},
+                           current_stream(device));
   });
 }
 
@@ -106,40 +106,41 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
   TORCH_CHECK_VALUE(
       accumulators.size() == weights.size() && grads.size() == weights.size() &&
           (velocities.empty() || velocities.size() == weights.size()) && states.size() == outputs.size(),
-      "every weight has an accumulator, a gradient and, with momentum, a velocity; every state an output");
+      "every weight needs an accumulator, a gradient and, with momentum, a velocity; every state needs an output");
   if (weights.empty() && states.empty()) return;
   const auto dtype = (weights.empty() ? states : weights)[0].scalar_type();
   check_kernel_dtype("step_apply_", dtype);
-  const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
-  const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
+  const Tensor update_flag = contiguous(moves, "moves", {}, at::kBool, device);
+  const Tensor hyperparameters = contiguous(numbers, "numbers", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply_", [&] {
-    StepApply<scalar_t> launch{{}, 0, move.const_data_ptr<bool>(), options.const_data_ptr<double>()};
-    std::vector<Tensor> kept;  // copies of what is not contiguous, until their launch
+    StepApply<scalar_t> batch{{}, 0, update_flag.const_data_ptr<bool>(), hyperparameters.const_data_ptr<double>()};
+    std::vector<Tensor> contiguous_grads;  // keeps copies alive until their launch
     const auto add = [&](const Tensor& weight, const OptionalTensor& accumulator, const OptionalTensor& velocity,
                          const Tensor& grad) {
-      if (launch.n == kWholeTensors) step_apply_(launch, current_stream(device)), launch.n = 0;
+      if (batch.n == kMaxTensors) step_apply_(batch, current_stream(device)), batch.n = 0;
       const auto shape = weight.sizes();
-      kept.push_back(contiguous(grad, "grads and outputs", shape, dtype, device));
-      const int64_t before = launch.n == 0 ? 0 : launch.of[launch.n - 1].end;
-      launch.of[launch.n++] = {
+      contiguous_grads.push_back(contiguous(grad, "grads and outputs", shape, dtype, device));
+      const int64_t start = batch.n == 0 ? 0 : batch.tensors[batch.n - 1].end;
+      batch.tensors[batch.n++] = {
           mutable_data_or_null<scalar_t>(updated(weight, "weights and states", shape, dtype, device)),
           mutable_data_or_null<scalar_t>(updated(accumulator, "accumulators", shape, dtype, device)),
           mutable_data_or_null<scalar_t>(updated(velocity, "velocities", shape, dtype, device)),
-          kept.back().template const_data_ptr<scalar_t>(), before + weight.numel()};
+          contiguous_grads.back().template const_data_ptr<scalar_t>(), start + weight.numel()};
     };
     for (size_t i = 0; i < weights.size(); ++i) {
       add(weights[i], accumulators[i], velocities.empty() ? OptionalTensor() : OptionalTensor(velocities[i]), grads[i]);
     }
     for (size_t i = 0; i < states.size(); ++i) add(states[i], std::nullopt, std::nullopt, outputs[i]);
-    step_apply_(launch, current_stream(device));
+    step_apply_(batch, current_stream(device));
   });
 }
 
-void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTensor& velocity,
-               const OptionalTensor& bias, const OptionalTensor& bias_accumulator, const OptionalTensor& bias_velocity,
-               const Tensor& rows, const Tensor& positions, const Tensor& grad_inputs, const Tensor& grad_items,
-               const OptionalTensor& grad_bias, const Tensor& moves, const Tensor& numbers) {
+void update_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTensor& velocity,
+                 const OptionalTensor& bias, const OptionalTensor& bias_accumulator,
+                 const OptionalTensor& bias_velocity, const Tensor& rows, const Tensor& positions,
+                 const Tensor& grad_inputs, const Tensor& grad_items, const OptionalTensor& grad_bias,
+                 const Tensor& moves, const Tensor& numbers) {
   const at::Device device = weight.device();
   const auto dtype = weight.scalar_type();
   check_kernel_dtype("step_rows_", dtype);
@@ -147,7 +148,7 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
                     "weight, grad_inputs and grad_items must have two dimensions, not ", weight.sizes(), ", ",
                     grad_inputs.sizes(), " and ", grad_items.sizes());
   TORCH_CHECK_VALUE(bias.has_value() == grad_bias.has_value() && bias.has_value() == bias_accumulator.has_value(),
-                    "bias, bias_accumulator and grad_bias go together");
+                    "bias, bias_accumulator and grad_bias go together: pass all three, or None for each");
   const int64_t n_rows = weight.size(0), width = weight.size(1);
   const int64_t n_inputs = grad_inputs.size(0), n_items = grad_items.size(0), n = n_inputs + n_items;
   const Tensor w = updated(weight, "weight", {n_rows, width}, dtype, device);
@@ -160,20 +161,20 @@ void move_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTe
                     "], not ", rows.scalar_type(), " ", rows.sizes());
   const Tensor sorted = contiguous(rows, "rows", {n}, at::kLong, device);
   const Tensor order = contiguous(positions, "positions", {n}, at::kLong, device);
-  const Tensor of_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
-  const Tensor of_items = contiguous(grad_items, "grad_items", {n_items, width}, dtype, device);
-  const Tensor of_bias = contiguous(grad_bias, "grad_bias", {n_items}, dtype, device);
-  const Tensor move = contiguous(moves, "moves", {}, at::kBool, device);
-  const Tensor options = contiguous(numbers, "numbers", {3}, at::kDouble, device);
+  const Tensor g_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
+  const Tensor g_items = contiguous(grad_items, "grad_items", {n_items, width}, dtype, device);
+  const Tensor g_bias = contiguous(grad_bias, "grad_bias", {n_items}, dtype, device);
+  const Tensor update_flag = contiguous(moves, "moves", {}, at::kBool, device);
+  const Tensor hyperparameters = contiguous(numbers, "numbers", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows_", [&] {
     using T = scalar_t;
     step_rows_<T>({sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), n, n_rows, width, n_inputs,
-                  of_inputs.const_data_ptr<T>(), of_items.const_data_ptr<T>(), data_or_null<T>(of_bias),
-                  mutable_data_or_null<T>(w), mutable_data_or_null<T>(acc), mutable_data_or_null<T>(vel),
-                  mutable_data_or_null<T>(b), mutable_data_or_null<T>(b_acc), mutable_data_or_null<T>(b_vel),
-                  move.const_data_ptr<bool>(), options.const_data_ptr<double>()},
-                 current_stream(device));
+                   g_inputs.const_data_ptr<T>(), g_items.const_data_ptr<T>(), data_or_null<T>(g_bias),
+                   mutable_data_or_null<T>(w), mutable_data_or_null<T>(acc), mutable_data_or_null<T>(vel),
+                   mutable_data_or_null<T>(b), mutable_data_or_null<T>(b_acc), mutable_data_or_null<T>(b_vel),
+                   update_flag.const_data_ptr<bool>(), hyperparameters.const_data_ptr<double>()},
+                  current_stream(device));
   });
 }
 
@@ -181,7 +182,7 @@ GRF_CUDA_IMPL(m) {
   m.impl("step_gather", &gather);
   m.impl("step_settle_", &settle);
   m.impl("step_apply_", &apply);
-  m.impl("step_rows_", &move_rows);
+  m.impl("step_rows_", &update_rows);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
-// Training steps of GRU4Rec with nothing between them but C++: sessions, negatives, forward, loss, backward and update,
-// one after the other over kept memory. It only sequences the families' own functions, so that the maths stands once;
-// the specification is what gru4rec_fast/training/epoch.py does through autograd.
+// The fused training step of GRU4Rec on the CPU: mini-batches, negatives, forward, loss, backward and update without
+// Python in between, in memory that is reused. It calls the functions of the operators' families and has no formulas of
+// its own. Specification: gru4rec_fast/training/epoch.py, which does the same by autograd.
+//
+// A lane is one of the B sessions processed in parallel; a dead lane has no session left. A block is T steps.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,44 +20,46 @@
 
 namespace grf {
 
-// A SessionNetwork's parameters and what it does with them; the tensors stay Python's, and are updated in place.
-struct NetworkParts {
-  Parameter embedding;  // undefined where the output table is the input embedding too
-  bool one_hot;         // `embedding` holds gate inputs
+// The parameters of a SessionNetwork, which are updated in place, and its dropout.
+struct NetworkParameters {
+  Parameter embedding;  // undefined if the output table is also the input embedding
+  bool one_hot;         // true: rows of `embedding` are gate inputs of the first layer
   std::vector<GruParameters> layers;
   Parameter output_weight, output_bias;
   double dropout_p_embed, dropout_p_hidden;
   int64_t dropout_seed;
 };
 
-// Where negatives come from; n = 0: the other lanes' targets are the only ones.
+// The alias table that n negatives per step are sampled from. With n = 0 the other lanes' targets are the only
+// negatives.
 struct NegativeSampler {
   at::Tensor threshold, alias, log_prob;
   int64_t n, seed;
 };
 
+// The hyperparameters of the optimizer.
 struct Adagrad {
   double lr, momentum, eps;
 };
 
-// What one block of steps came to.
+// The result of one block.
 struct BlockRecord {
-  double loss;  // mean over its steps
-  int64_t steps, events;
+  double loss;            // mean over the steps
+  int64_t steps, events;  // events: pairs of input and target
 };
 
 struct RunRecord {
   std::vector<BlockRecord> blocks;
-  bool finished;  // the epoch is over
+  bool finished;  // true at the end of the epoch
 };
 
 class FusedTrainingStep {
  public:
-  // Held while one of the two functions below runs: the memory they keep is for one thread at a time.
+  // Held while train_block or `run` executes: both use the same memory, so only one thread may call them at a time.
   class BusyGuard {
    public:
     explicit BusyGuard(FusedTrainingStep& step) : busy_(step.busy_) {
-      TORCH_CHECK(!busy_.exchange(true), "a FusedTrainingStep is in use by another thread");
+      TORCH_CHECK(!busy_.exchange(true), "a FusedTrainingStep is in use by another thread; use one step per thread");
     }
     ~BusyGuard() { busy_ = false; }
     BusyGuard(const BusyGuard&) = delete;
@@ -65,22 +69,22 @@ class FusedTrainingStep {
     std::atomic<bool>& busy_;
   };
 
-  // `steps`: T, of a block; `accumulate`: blocks per update. ValueError names a part that does not fit.
-  static std::unique_ptr<FusedTrainingStep> make(const NetworkParts& network, const ScoreOptions& options,
+  // `steps` is T, `accumulate` the number of blocks per update. ValueError names an argument that does not fit.
+  static std::unique_ptr<FusedTrainingStep> make(const NetworkParameters& network, const ScoreOptions& options,
                                                  const at::Tensor& log_support, int64_t steps, int64_t accumulate);
   virtual ~FusedTrainingStep() = default;
 
-  // One update from a block that is given: inputs and targets int64 [T, B], reset bool [T, B], negatives int64 [T, N]
-  // or undefined; `first_step` is its number in the whole training, `hidden` one state [B, H] per layer, updated.
-  // Nothing is updated where the loss is no finite number. Returns the loss.
+  // Runs one update on a block: inputs and targets int64 [T, B], reset bool [T, B], negatives int64 [T, N] or
+  // undefined. `first_step` is the number of its first step, counted from the start of training; `hidden` has one state
+  // [B, H] per layer, which is updated. Returns the loss. If it is infinite or NaN, nothing is updated.
   virtual double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                              const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
                              const Adagrad& optimizer) = 0;
 
-  // Plays on from where `player` stands, for at most `updates` updates or to the first step with fewer than `min_live`
-  // live lanes, and stops before the update whose loss is no finite number (then the last block's). `poll` is called
-  // between updates, every so many milliseconds; what it throws ends the run in good order.
-  virtual RunRecord run(SessionBatcher& player, const NegativeSampler& source, int64_t min_live, int64_t first_step,
+  // Trains on the batcher's next mini-batches, for at most `updates` updates or until a step has fewer than `min_live`
+  // live lanes. Stops before an update whose loss is infinite or NaN; that loss is then in the last BlockRecord.
+  // `poll` is called between updates, about every 50 ms. If it throws, the run ends after a complete update.
+  virtual RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                         const std::function<void()>& poll) = 0;
 

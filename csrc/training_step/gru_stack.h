@@ -1,5 +1,6 @@
-// The GRU layers of a network with their gradients and updates: the middle of a training step. Sequences the functions
-// of gru/cpu.h, dropout/cpu.h, matrix/product.h and sparse_update/cpu.h; specification: gru4rec_fast/nn/session_gru.py.
+// The GRU layers of a network, with their gradients and updates, for the fused training step. Calls the functions of
+// gru/cpu.h, dropout/dropout.h, matrix/product.h and sparse_update/cpu.h. Specification:
+// gru4rec_fast/nn/session_gru.py.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +12,22 @@
 
 namespace grf {
 
-// One layer's tensors. weight_ih is undefined where the layer is fed its gate inputs, bias_hh in the reset_before form.
+// The parameters of one layer. weight_ih is undefined if the layer's input is the gate inputs themselves (one-hot
+// mode), bias_hh in the reset_before form.
 struct GruParameters {
   Parameter weight_ih, weight_hh, bias_ih, bias_hh;
-  bool after;
+  bool reset_after;
 };
 
-// T steps of B lanes, and the number of the first in the whole training.
+// T steps of B lanes. A lane is one of the B sessions processed in parallel; `first` is the number of the first step,
+// counted from the start of training.
 struct StepRange {
   int64_t steps, lanes, first;
 
   int64_t rows() const { return steps * lanes; }
 };
 
-// Lanes first .. first + n - 1.
+// The lanes [first, first + n).
 struct Lanes {
   int64_t first, n;
 };
@@ -32,57 +35,58 @@ struct Lanes {
 template <typename T>
 class GruStack {
  public:
-  // The tensors behind the parameters are to outlive this.
+  // The tensors of the parameters must outlive this object.
   GruStack(const std::vector<GruParameters>& layers, double dropout, int64_t seed, Precision precision);
 
   int64_t input_width() const { return layers_.front().input; }
   int64_t output_width() const { return layers_.back().hidden; }
 
-  // Makes room for a block and draws its dropout masks. x [T, B, input_width()], the states, one [B, H] per layer, and
-  // `reset` have to stay as they are until the gradients are taken.
-  void begin(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
+  // Allocates memory for a block and computes its dropout masks. The caller must not change x [T, B, input_width()],
+  // the states, one [B, H] per layer, and `reset` [T, B] until it has called compute_gradients.
+  void prepare(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
-  // From x to the last layer's outputs [T, B, H], of some lanes; where there is more than one step, of all. Different
-  // lanes may go in different threads.
+  // Computes output() [T, B, H] from x. With T = 1, `lanes` may be some of the lanes, and several threads may process
+  // different lanes; otherwise it must be all lanes. The same holds for `backward`.
   void forward(const Lanes& lanes);
 
-  // Back again, from the outputs' gradient [T, B, H] to that of x.
+  // Computes grad_x() [T, B, input_width()] from the gradient of the output [T, B, H].
   void backward(const Lanes& lanes, const T* grad_output);
 
-  const T* output() { return layers_.back().outputs.room(0); }
+  const T* output() { return layers_.back().outputs.data(); }
   T* grad_x() { return layers_.front().grad_x(); }
 
-  // The parameters' gradients, once all lanes went both ways; kept, or with `add` added to those kept.
-  void take_gradients(bool add) { take_gradients(add, nullptr); }
+  // Computes the gradients of all parameters, or adds to them with `add`. `backward` must have run for all lanes.
+  void compute_gradients(bool add) { compute_gradients(add, nullptr); }
 
-  // The same at T = 1 with the update in it: a weight's gradient moves it row by row, as it leaves its product.
-  void take_gradients_and_update(const AdagradOptions<T>& options) { take_gradients(false, &options); }
+  // The same at T = 1, but updates the parameters at once and does not store the gradients of the weights: their rows
+  // are used as they are computed.
+  void compute_gradients_and_update(const AdagradOptions<T>& options) { compute_gradients(false, &options); }
 
-  // The states after the last step.
+  // Copies the outputs of the last step to the states.
   void write_states();
 
   void scale_gradients(T factor);
 
-  // Moves the parameters by the gradients kept.
+  // Updates the parameters by the gradients of compute_gradients.
   void update(const AdagradOptions<T>& options);
 
  private:
   struct Layer {
     DenseParameter<T> weight_ih, weight_hh, bias_ih, bias_hh;
     int64_t input, hidden;
-    bool after;
+    bool reset_after;
     Buffer<T> gate_inputs, outputs, saved, masks, grad_gate_inputs, grad_recurrent, grad_inputs;
     const T *x = nullptr, *mask = nullptr;
     T* state = nullptr;
 
-    T* grad_x() { return (weight_ih.defined() ? grad_inputs : grad_gate_inputs).room(0); }
+    T* grad_x() { return (weight_ih.defined() ? grad_inputs : grad_gate_inputs).data(); }
   };
 
-  GruLayer<T> problem(Layer& layer, const Lanes& lanes) const;
+  GruLayer<T> gru_layer(Layer& layer, const Lanes& lanes) const;
   void forward(Layer& layer, const Lanes& lanes);
   void backward(Layer& layer, const Lanes& lanes, const T* grad_output);
-  void take_gradients(bool add, const AdagradOptions<T>* update);
-  void take_gradients(Layer& layer, bool add, const AdagradOptions<T>* update);
+  void compute_gradients(bool add, const AdagradOptions<T>* update);
+  void compute_gradients(Layer& layer, bool add, const AdagradOptions<T>* update);
 
   std::vector<Layer> layers_;
   double dropout_;
@@ -92,7 +96,7 @@ class GruStack {
   const bool* reset_ = nullptr;
 };
 
-// A mask [range.steps, range.lanes, units] of numbers of type T.
+// Computes a dropout mask [range.steps, range.lanes, units].
 template <typename T>
 void fill_mask(const StepRange& range, int64_t units, double p, int64_t seed, int64_t stream, T* mask);
 

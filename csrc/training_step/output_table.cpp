@@ -12,10 +12,10 @@ namespace grf {
 
 template <typename T>
 T* RowGradients<T>::append(const int64_t* index, int64_t n, int64_t width) {
-  const size_t before = grad_.size();
+  const size_t start = grad_.size();
   index_.insert(index_.end(), index, index + n);
-  grad_.resize(before + static_cast<size_t>(n * width));
-  return grad_.data() + before;
+  grad_.resize(start + static_cast<size_t>(n * width));
+  return grad_.data() + start;
 }
 
 template <typename T>
@@ -27,13 +27,13 @@ void RowGradients<T>::append_live(const int64_t* index, int64_t n, int64_t width
 
 template <typename T>
 void RowGradients<T>::scale(T factor) {
-  for (T& number : grad_) number *= factor;
+  for (T& value : grad_) value *= factor;
 }
 
 template <typename T>
 void RowGradients<T>::apply(const RowTable<T>& table, const AdagradOptions<T>& options) {
   update_rows(table, index_.data(), static_cast<int64_t>(index_.size()), grad_.data(), options);
-  forget();
+  clear();
 }
 
 template <typename T>
@@ -45,9 +45,9 @@ OutputTable<T>::OutputTable(const Parameter& weight, const Parameter& bias, cons
   }
 }
 
-// The hidden states of live lanes, and their targets as the first columns.
+// Sets the rows of the loss to the hidden states of live lanes, and the first columns to their targets.
 template <typename T>
-void OutputTable<T>::take_live(const T* hidden, const int64_t* targets, int64_t lanes) {
+void OutputTable<T>::select_live(const T* hidden, const int64_t* targets, int64_t lanes) {
   live_.clear(), items_.clear();
   for (int64_t lane = 0; lane < lanes; ++lane) {
     if (targets[lane] < 0) continue;
@@ -57,16 +57,16 @@ void OutputTable<T>::take_live(const T* hidden, const int64_t* targets, int64_t 
   problem_.m = static_cast<int64_t>(live_.size());
   problem_.hidden = hidden;
   if (problem_.m == lanes) return;
-  T* compact = live_hidden_.room(problem_.m * width());
+  T* compact = live_hidden_.reserve(problem_.m * width());
   gather_rows(hidden, width(), live_.data(), problem_.m, compact);
   problem_.hidden = compact;
 }
 
-// The distinct negatives as further columns, and how often each was drawn.
+// Appends the distinct negatives to the columns, with the number of times each was drawn.
 template <typename T>
-void OutputTable<T>::take_distinct(const int64_t* negatives, int64_t n) {
-  int64_t* room = order_.room(2 * n);
-  const int64_t* sorted = sort_rows(negatives, n, n_items(), room, room + n);
+void OutputTable<T>::select_distinct(const int64_t* negatives, int64_t n) {
+  int64_t* buffer = order_.reserve(2 * n);
+  const int64_t* sorted = sort_rows(negatives, n, n_items(), buffer, buffer + n);
   counts_.clear();
   for (int64_t i = 0; i < n; ++i) {
     if (i > 0 && sorted[i] == sorted[i - 1]) {
@@ -80,11 +80,11 @@ void OutputTable<T>::take_distinct(const int64_t* negatives, int64_t n) {
   problem_.count = counts_.data();
 }
 
-// The columns' rows of the table, biases and corrections.
+// Copies the columns' rows of the table and biases, and computes their logQ corrections.
 template <typename T>
 void OutputTable<T>::gather_columns() {
   const int64_t m = problem_.m, columns = problem_.m + problem_.n;
-  T *rows = rows_.room(columns * width()), *bias = bias_and_log_q_.room(2 * columns), *log_q = bias + columns;
+  T *rows = rows_.reserve(columns * width()), *bias = bias_and_log_q_.reserve(2 * columns), *log_q = bias + columns;
   gather_rows(weight_.weight, width(), items_.data(), columns, rows);
   for (int64_t j = 0; j < columns; ++j) bias[j] = bias_.weight[items_[j]];
   problem_.rows = rows, problem_.bias = bias, problem_.log_q = nullptr;
@@ -96,25 +96,25 @@ void OutputTable<T>::gather_columns() {
 }
 
 template <typename T>
-void OutputTable<T>::begin(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
-                           double share) {
-  take_live(hidden, targets, lanes);
-  take_distinct(negatives, n);
+void OutputTable<T>::prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives,
+                             int64_t n, double loss_scale) {
+  select_live(hidden, targets, lanes);
+  select_distinct(negatives, n);
   problem_.width = width(), problem_.in_batch = true, problem_.precision = options_.precision;
   problem_.ids = options_.mask_accidental_hits ? items_.data() : nullptr;
   problem_.options = {options_.loss, static_cast<T>(options_.elu_param), static_cast<T>(options_.bpreg),
-                      static_cast<T>(options_.label_smoothing), static_cast<T>(share / options_.batch_size)};
+                      static_cast<T>(options_.label_smoothing), static_cast<T>(loss_scale / options_.batch_size)};
   gather_columns();
   const int64_t stride = problem_.score_stride();
-  prepared_ = problem_.prepare_columns(columns_.room(2 * stride));
-  grad_scores_ = scores_.room(problem_.m * stride);
+  score_columns_ = problem_.prepare_columns(columns_.reserve(2 * stride));
+  grad_scores_ = scores_.reserve(problem_.m * stride);
   losses_.resize(static_cast<size_t>(problem_.m));
 }
 
 template <typename T>
 void OutputTable<T>::score_lanes(int64_t first, int64_t count, T* grad_hidden) {
   T* scores = grad_scores_ + first * problem_.score_stride();
-  problem_.score_rows(first, count, prepared_, scores, losses_.data() + first);
+  problem_.score_rows(first, count, score_columns_, scores, losses_.data() + first);
   problem_.hidden_gradient(count, scores, grad_hidden + first * width());
 }
 
@@ -127,14 +127,14 @@ double OutputTable<T>::loss() const {
 
 template <typename T>
 double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives,
-                             int64_t n, double share, T* grad_hidden) {
-  begin(hidden, targets, lanes, negatives, n, share);
+                             int64_t n, double loss_scale, T* grad_hidden) {
+  prepare(hidden, targets, lanes, negatives, n, loss_scale);
   const int64_t m = problem_.m;
   if (m == lanes) {
     score_lanes(0, m, grad_hidden);
     return loss();
   }
-  T* compact = live_grad_.room(m * width());
+  T* compact = live_grad_.reserve(m * width());
   score_lanes(0, m, compact);
   std::fill_n(grad_hidden, lanes * width(), T{0});
   for (int64_t i = 0; i < m; ++i) std::copy_n(compact + i * width(), width(), grad_hidden + live_[i] * width());
@@ -142,92 +142,95 @@ double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t la
 }
 
 template <typename T>
-void OutputTable<T>::keep_gradient() {
+void OutputTable<T>::store_gradient() {
   const int64_t columns = problem_.m + problem_.n, stride = problem_.score_stride();
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width()};
-  multiply(columns, width(), problem_.m, grad.transposed(), h, kept_weight_.append(items_.data(), columns, width()),
+  multiply(columns, width(), problem_.m, grad.transposed(), h, stored_weight_.append(items_.data(), columns, width()),
            width(), false, options_.precision);
-  add_column_sums(grad_scores_, problem_.m, columns, stride, kept_bias_.append(items_.data(), columns, 1));
+  add_column_sums(grad_scores_, problem_.m, columns, stride, stored_bias_.append(items_.data(), columns, 1));
 }
 
 template <typename T>
 void OutputTable<T>::scale_gradients(T factor) {
-  kept_weight_.scale(factor);
-  kept_bias_.scale(factor);
+  stored_weight_.scale(factor);
+  stored_bias_.scale(factor);
 }
 
 template <typename T>
-void OutputTable<T>::apply(const AdagradOptions<T>& options) {
-  kept_weight_.apply(weight_, options);
-  kept_bias_.apply(bias_, options);
+void OutputTable<T>::apply_stored(const AdagradOptions<T>& options) {
+  stored_weight_.apply(weight_, options);
+  stored_bias_.apply(bias_, options);
 }
 
-// The gradients that rows get as targets and as inputs, and their positions in the order of the rows.
+// Collects the gradients of rows as targets and as inputs, and sorts their positions by row.
 template <typename T>
-void OutputTable<T>::take_extra(const int64_t* inputs, int64_t n, const T* grad_inputs) {
+void OutputTable<T>::collect_other_gradients(const int64_t* inputs, int64_t n, const T* grad_inputs) {
   const int64_t m = problem_.m, width = this->width();
-  extra_.assign(items_.begin(), items_.begin() + m);
-  extra_grad_ = extra_room_.room((m + n) * width);
+  other_rows_.assign(items_.begin(), items_.begin() + m);
+  other_grad_ = other_grad_buffer_.reserve((m + n) * width);
   const Matrix<T> grad{grad_scores_, problem_.score_stride()}, h{problem_.hidden, width};
-  multiply(m, width, m, grad.transposed(), h, extra_grad_, width, false, options_.precision);
+  multiply(m, width, m, grad.transposed(), h, other_grad_, width, false, options_.precision);
   for (int64_t i = 0; i < n; ++i) {
     if (inputs[i] < 0) continue;
-    std::copy_n(grad_inputs + i * width, width, extra_grad_ + static_cast<int64_t>(extra_.size()) * width);
-    extra_.push_back(inputs[i]);
+    std::copy_n(grad_inputs + i * width, width, other_grad_ + static_cast<int64_t>(other_rows_.size()) * width);
+    other_rows_.push_back(inputs[i]);
   }
-  const int64_t size = static_cast<int64_t>(extra_.size());
-  int64_t* room = order_.room(2 * size);
-  extra_order_ = sort_positions(extra_.data(), size, n_items(), room, room + size);
+  const int64_t size = static_cast<int64_t>(other_rows_.size());
+  int64_t* buffer = order_.reserve(2 * size);
+  other_order_ = sort_positions(other_rows_.data(), size, n_items(), buffer, buffer + size);
 }
 
-// Which positions belong to which negative, and which rows are none. Both rise, so that one walk along them is enough.
+// Groups the collected gradients by row, separately for the distinct negatives and for all other rows. Both the
+// negatives and the sorted positions are in increasing order of rows, so one pass over both is enough.
 template <typename T>
-void OutputTable<T>::match_extra() {
-  const size_t size = extra_.size();
-  size_t at = 0;
-  const auto row = [&](size_t i) { return extra_[extra_order_[i]]; };
-  const auto take = [&](std::vector<Extra>& to, int64_t wanted) {
-    const size_t begin = at;
-    while (at < size && row(at) == wanted) ++at;
-    to.push_back({wanted, extra_order_ + begin, static_cast<int64_t>(at - begin)});
+void OutputTable<T>::group_other_gradients() {
+  const size_t size = other_rows_.size();
+  size_t i = 0;
+  const auto row = [&](size_t position) { return other_rows_[other_order_[position]]; };
+  const auto append_group = [&](std::vector<OtherGradients>& groups, int64_t group_row) {
+    const size_t begin = i;
+    while (i < size && row(i) == group_row) ++i;
+    groups.push_back({group_row, other_order_ + begin, static_cast<int64_t>(i - begin)});
   };
-  of_negatives_.clear(), of_others_.clear();
+  for_negatives_.clear(), for_other_rows_.clear();
   for (int64_t d = 0; d < problem_.n; ++d) {
     const int64_t negative = items_[static_cast<size_t>(problem_.m + d)];
-    while (at < size && row(at) < negative) take(of_others_, row(at));
-    take(of_negatives_, negative);
+    while (i < size && row(i) < negative) append_group(for_other_rows_, row(i));
+    append_group(for_negatives_, negative);
   }
-  while (at < size) take(of_others_, row(at));
+  while (i < size) append_group(for_other_rows_, row(i));
 }
 
 template <typename T>
 void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options) {
   const int64_t m = problem_.m, columns = m + problem_.n, stride = problem_.score_stride(), width = this->width();
-  take_extra(inputs, n, grad_inputs);
-  match_extra();
-  T* sums = sums_.room(columns);
+  collect_other_gradients(inputs, n, grad_inputs);
+  group_other_gradients();
+  T* sums = sums_.reserve(columns);
   std::fill_n(sums, columns, T{0});
   add_column_sums(grad_scores_, m, columns, stride, sums);
-  // `first` and `bias`: the gradients that a row gets as a negative, or null.
-  const auto move = [&](const Extra& extra, const T* first, const T* bias, int64_t next) {
-    update_row(weight_, extra.row, first, extra_grad_, extra.position, extra.n, options, next);
+  // Updates an item's row and its bias. grad and grad_bias: the row's gradients as a negative, or null.
+  const auto update_item = [&](const OtherGradients& others, const T* grad, const T* grad_bias, int64_t next_row) {
+    update_row(weight_, others.row, grad, other_grad_, others.position, others.n, options, next_row);
     int64_t n_targets = 0;
-    while (n_targets < extra.n && extra.position[n_targets] < m) ++n_targets;
-    if (bias != nullptr || n_targets > 0) {
-      update_row(bias_, extra.row, bias, sums, extra.position, n_targets, options);
+    while (n_targets < others.n && others.position[n_targets] < m) ++n_targets;
+    if (grad_bias != nullptr || n_targets > 0) {
+      update_row(bias_, others.row, grad_bias, sums, others.position, n_targets, options);
     }
   };
-  const auto move_negatives = [&](int64_t first, int64_t rows, const T* block) {
+  const auto update_negatives = [&](int64_t first, int64_t rows, const T* block) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t d = first + i;
-      move(of_negatives_[d], block + i * width, sums + m + d, i + 1 < rows ? of_negatives_[d + 1].row : -1);
+      update_item(for_negatives_[d], block + i * width, sums + m + d, i + 1 < rows ? for_negatives_[d + 1].row : -1);
     }
   };
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width};
-  multiply_by_blocks<T>(problem_.n, width, m, grad.from(0, m).transposed(), h, move_negatives, options_.precision);
-  const int64_t n_others = static_cast<int64_t>(of_others_.size());
-  at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) move(of_others_[i], nullptr, nullptr, i + 1 < to ? of_others_[i + 1].row : -1);
+  multiply_by_blocks<T>(problem_.n, width, m, grad.skip(0, m).transposed(), h, update_negatives, options_.precision);
+  const int64_t n_others = static_cast<int64_t>(for_other_rows_.size());
+  at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      update_item(for_other_rows_[i], nullptr, nullptr, i + 1 < end ? for_other_rows_[i + 1].row : -1);
+    }
   });
 }
 

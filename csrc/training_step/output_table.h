@@ -1,6 +1,6 @@
-// The output table of a network: what hidden states are scored with. One step's scores, loss and gradients, and the
-// table's update; sequences the functions of sampled_loss/cpu.h, matrix/product.h and sparse_update/cpu.h.
-// Specification: gru4rec_fast/nn/sampled_loss.py.
+// The output table of a network, one row and one bias per item, by which hidden states are scored. Computes one step's
+// scores, loss and gradients, and updates the table, for the fused training step. Calls the functions of
+// sampled_loss/cpu.h, matrix/product.h and sparse_update/cpu.h. Specification: gru4rec_fast/nn/sampled_loss.py.
 #pragma once
 
 #include <cstdint>
@@ -12,24 +12,24 @@
 
 namespace grf {
 
-// Gradients of some rows of a table, gathered until the table is updated. A row may be there several times.
+// Gradients of rows of a table, collected until the table is updated. A row may have several.
 template <typename T>
 class RowGradients {
  public:
-  // Room for the gradients [n, width] of the rows named by index [n], behind what is there.
+  // Appends n gradients, of the rows index [n], and returns memory [n, width] to write them to.
   T* append(const int64_t* index, int64_t n, int64_t width);
 
-  // The same of the rows whose index is not negative, from grad [n, width].
+  // Appends those of the gradients grad [n, width] whose index is not negative.
   void append_live(const int64_t* index, int64_t n, int64_t width, const T* grad);
 
   void scale(T factor);
 
-  void forget() {
+  void clear() {
     index_.clear();
     grad_.clear();
   }
 
-  // Moves the rows, and forgets their gradients.
+  // Updates the rows by the sums of their gradients, and clears these.
   void apply(const RowTable<T>& table, const AdagradOptions<T>& options);
 
  private:
@@ -37,19 +37,19 @@ class RowGradients {
   std::vector<T> grad_;
 };
 
-// How a step is scored; names as in nn/sampled_loss.py.
+// The options of the loss, named as in nn/sampled_loss.py.
 struct ScoreOptions {
   RankingLoss loss;
   double batch_size, elu_param, bpreg, label_smoothing, logq, sample_alpha;
   bool mask_accidental_hits;
-  Precision precision;  // of the products
+  Precision precision;  // of the matrix products
 };
 
 template <typename T>
 class OutputTable {
  public:
-  // log_support [n_items]: log of the items' occurrences in the training log; may be undefined where logq is 0. The
-  // tensors are to outlive this.
+  // log_support [n_items]: log of each item's number of occurrences in the training log; may be undefined if logq is 0.
+  // The tensors must outlive this object.
   OutputTable(const Parameter& weight, const Parameter& bias, const at::Tensor& log_support,
               const ScoreOptions& options);
 
@@ -58,72 +58,76 @@ class OutputTable {
   Precision precision() const { return options_.precision; }
   const RowTable<T>& weight() const { return weight_; }
 
-  // The loss of one step: hidden [B, H] against targets [B] (-1: a dead lane) and negatives [n], summed over live lanes
-  // and divided by batch_size; grad_hidden [B, H] is its gradient times `share`. All stay as they are until the table's
-  // gradient is taken, by one of the two functions below.
+  // Scores one step: hidden [B, H] against targets [B] (-1 in dead lanes, which have no session left) and negatives
+  // [n]. Returns the loss, summed over live lanes and divided by batch_size, and computes grad_hidden [B, H], its
+  // gradient times `loss_scale`. The arguments must not change until store_gradient or `update`.
   double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
-               double share, T* grad_hidden);
+               double loss_scale, T* grad_hidden);
 
-  // The same in three parts, where every lane is live: `score_lanes` may run in different threads for different lanes.
-  void begin(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n, double share);
+  // The same in three calls, for steps without dead lanes: `prepare`, then `score_lanes` for all lanes, then `loss`.
+  // Several threads may call `score_lanes` for different lanes.
+  void prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
+               double loss_scale);
   void score_lanes(int64_t first, int64_t count, T* grad_hidden);
   double loss() const;
 
-  // Puts the last step's gradients to those that `apply` is to use; for updates from several steps.
-  void keep_gradient();
+  // For an update from several steps: adds the last step's gradients of the table to those for apply_stored.
+  void store_gradient();
 
-  // Gradients [n, H] of rows that are inputs too, to go the same way.
-  void keep_input_gradient(const int64_t* inputs, int64_t n, const T* grad) {
-    kept_weight_.append_live(inputs, n, width(), grad);
+  // If the table also embeds the inputs: adds their gradients grad [n, H] to those for apply_stored.
+  void store_input_gradient(const int64_t* inputs, int64_t n, const T* grad) {
+    stored_weight_.append_live(inputs, n, width(), grad);
   }
 
   void scale_gradients(T factor);
-  void forget_gradients() {
-    kept_weight_.forget();
-    kept_bias_.forget();
+  void clear_gradients() {
+    stored_weight_.clear();
+    stored_bias_.clear();
   }
 
-  void apply(const AdagradOptions<T>& options);
+  void apply_stored(const AdagradOptions<T>& options);
 
-  // For an update from the last step alone: no table of gradients is made. A distinct negative's row moves as soon as
-  // its gradient leaves the product, with what it gets as a target and as an input [n]; rows that are no negatives
-  // follow.
+  // For an update from the last step only: updates the table without storing its gradients. The row of each distinct
+  // negative is updated as soon as its gradient as a negative is computed, together with its gradients as a target and
+  // as one of the `inputs` [n]; rows that are not negatives follow.
   void update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options);
 
  private:
-  // What a row gets besides as a negative: the rows position[0 .. n) of extra_grad_.
-  struct Extra {
+  // The gradients of a row as a target and as an input: the rows position[0 .. n) of other_grad_.
+  struct OtherGradients {
     int64_t row;
     const int64_t* position;
     int64_t n;
   };
 
-  void take_extra(const int64_t* inputs, int64_t n, const T* grad_inputs);
-  void match_extra();
-  void take_live(const T* hidden, const int64_t* targets, int64_t lanes);
-  void take_distinct(const int64_t* negatives, int64_t n);
+  void collect_other_gradients(const int64_t* inputs, int64_t n, const T* grad_inputs);
+  void group_other_gradients();
+  void select_live(const T* hidden, const int64_t* targets, int64_t lanes);
+  void select_distinct(const int64_t* negatives, int64_t n);
   void gather_columns();
 
   RowTable<T> weight_, bias_;
-  at::Tensor log_support_;  // undefined where nothing is corrected
+  at::Tensor log_support_;  // undefined without the logQ correction
   ScoreOptions options_;
 
-  // The last step: m live lanes; the items of its columns, m targets and then the distinct negatives in rising order.
+  // The last step: its live lanes, and the items of its columns: their targets, then the distinct negatives,
+  // increasing.
   std::vector<int64_t> live_, items_;
   std::vector<T> counts_, losses_;
   SampledLoss<T> problem_{};
-  ScoreColumns<T> prepared_{};
+  ScoreColumns<T> score_columns_{};
   T* grad_scores_ = nullptr;
-  Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, extra_room_, sums_;
+  Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, other_grad_buffer_, sums_;
   Buffer<int64_t> order_;
 
-  // Of the update in the making.
-  std::vector<int64_t> extra_;
-  T* extra_grad_ = nullptr;
-  const int64_t* extra_order_ = nullptr;
-  std::vector<Extra> of_negatives_, of_others_;
+  // Used by `update`: the rows of the other gradients, the gradients, their positions sorted by row, and the same
+  // grouped by row, for the distinct negatives and for all other rows.
+  std::vector<int64_t> other_rows_;
+  T* other_grad_ = nullptr;
+  const int64_t* other_order_ = nullptr;
+  std::vector<OtherGradients> for_negatives_, for_other_rows_;
 
-  RowGradients<T> kept_weight_, kept_bias_;
+  RowGradients<T> stored_weight_, stored_bias_;
 };
 
 }  // namespace grf

@@ -1,4 +1,4 @@
-// A parameter of a network with what its optimizer keeps of it, as tensors that Python owns and as raw pointers.
+// A parameter of a network with its optimizer state: as tensors that Python owns, and as raw pointers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,19 +11,19 @@
 
 namespace grf {
 
-// `velocity` is undefined where there is no momentum; all are where the network has no such parameter.
+// `velocity` is undefined without momentum. All three are undefined if the network lacks the parameter.
 struct Parameter {
   at::Tensor weight, accumulator, velocity;
 
   bool defined() const { return weight.defined(); }
 
-  // ValueError names the parameter where one of the tensors cannot be worked on in place.
+  // Returns pointers to the tensors. ValueError names the parameter if a tensor cannot be updated in place.
   template <typename T>
   RowTable<T> rows(const char* name) const {
     for (const at::Tensor* tensor : {&weight, &accumulator, &velocity}) {
       if (tensor == &velocity && !velocity.defined()) continue;
       TORCH_CHECK_VALUE(tensor->defined() && tensor->device().is_cpu() && tensor->is_contiguous(), name,
-                        ": must be contiguous, on the CPU, with an accumulator");
+                        ": needs an accumulator, and all its tensors must be contiguous and on the CPU");
       TORCH_CHECK_VALUE(tensor->scalar_type() == c10::CppTypeToScalarType<T>::value, name, " is ",
                         tensor->scalar_type(), ", not ", c10::CppTypeToScalarType<T>::value);
       TORCH_CHECK_VALUE(tensor->sizes() == weight.sizes(), name, ": its optimizer state is ", tensor->sizes(), ", not ",
@@ -35,7 +35,7 @@ struct Parameter {
   }
 };
 
-// A parameter every entry of which is updated, with its gradient.
+// A parameter with its dense gradient, for updates of all elements.
 template <typename T>
 class DenseParameter {
  public:
@@ -46,11 +46,11 @@ class DenseParameter {
 
   bool defined() const { return table_.weight != nullptr; }
   const T* weight() const { return table_.weight; }
-  T* grad() { return grad_.room(size()); }
+  T* grad() { return grad_.reserve(size()); }
 
-  // The gradient, ready to be added to: as it is with `keep`, else zeros.
-  T* open_grad(bool keep) {
-    if (!keep) std::fill_n(grad(), size(), T{0});
+  // Returns the gradient to add to. Sets it to zeros first, except with `add`.
+  T* start_grad(bool add) {
+    if (!add) std::fill_n(grad(), size(), T{0});
     return grad();
   }
 
@@ -59,11 +59,11 @@ class DenseParameter {
     for (int64_t i = 0; i < size(); ++i) grad()[i] *= factor;
   }
 
-  // Moves rows [first, first + count) by their gradient; may be called in parallel regions.
+  // Updates rows [first, first + count) by their gradient grad [count, width]. May be called in parallel regions.
   void update_rows(int64_t first, int64_t count, const T* grad, const AdagradOptions<T>& options) {
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = first + i, next = i + 1 < count ? row + 1 : -1;
-      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, nullptr, nullptr, 0, options, next);
+      const int64_t row = first + i, next_row = i + 1 < count ? row + 1 : -1;
+      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, nullptr, nullptr, 0, options, next_row);
     }
   }
 

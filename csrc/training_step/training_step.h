@@ -1,5 +1,8 @@
-// Launchers of what a training step does between its products and kernels. Specification:
-// gru4rec_fast/ops/training_step.py, whose names these are.
+// The arguments of the training step's CUDA kernels, and the functions that launch them. Specification:
+// gru4rec_fast/ops/training_step.py.
+//
+// A block is T steps of a mini-batch. A dead lane is one without a session left. `apply_update` and `hyperparameters`
+// are on the device, so that a captured CUDA graph reads their current values.
 #pragma once
 
 #include <cstdint>
@@ -8,75 +11,80 @@
 
 namespace grf::cuda {
 
-// Rows of a table at [n] indices; of an index of -1, zeros.
+// Copies rows of a table; an index of -1 gives zeros.
 template <typename T>
 struct GatheredRows {
   const T* table;  // [n_rows, width]
   int64_t n_rows, width;
   const int64_t* index;  // [n]
   int64_t n;
-  const T* mask;    // [n, width], multiplied, or null
-  T* rows;          // [n, width], written; or
-  uint16_t* as_16;  // the same rounded to bfloat16
+  const T* mask;        // [n, width], factors, or null
+  T* rows;              // [n, width], written if bf16_rows is null
+  uint16_t* bf16_rows;  // [n, width], written rounded to bfloat16, or null
 };
 
-// What a block takes from the tables. Its items are `columns` of each step, `lanes` targets first.
+// What a block reads from the tables: embeddings of its inputs, and output rows of its items. Each step has `columns`
+// items, first the targets of `lanes` lanes, then negatives.
 template <typename T>
 struct StepGather {
   GatheredRows<T> inputs, items;
-  const T *bias, *log_support;  // [items.n_rows]; log_support may be null
-  T logq, logq_negatives;       // strength of the correction, of targets and of negatives
+  const T *bias, *log_support;  // [items.n_rows]; log_support (log of an item's count in the training log) may be null
+  T logq, logq_negatives;       // strength of the logQ correction for targets and for negatives
   int64_t columns, lanes;
   T *biases, *log_q;  // [items.n], written
 };
 
+// The losses of a block, and whether they allow an update.
 template <typename T>
 struct StepSettle {
   const T* losses;     // [steps]
-  const bool* played;  // [steps]
+  const bool* played;  // [steps], false for steps without enough live lanes
   int64_t steps;
-  bool* stopped;  // [], updated
-  T* kept;        // [steps], written
-  bool* moves;    // [], written
+  bool* stopped;       // [], updated: true once a loss was infinite or NaN
+  T* step_losses;      // [steps], written: the losses, 0 for steps that are not played
+  bool* apply_update;  // [], written
 };
 
-// A weight, whose gradient moves it; or, without an accumulator, a state that becomes its `grad`.
+// A weight to update by its gradient or, if the accumulator is null, a hidden state to overwrite with `grad`.
 template <typename T>
-struct WholeTensor {
+struct DenseUpdate {
   T *weight, *accumulator, *velocity;
   const T* grad;
-  int64_t end;  // how many numbers it and those before it have
+  int64_t end;  // number of elements of this tensor and of all tensors before it
 };
 
-constexpr int kWholeTensors = 16;  // of a launch
+constexpr int kMaxTensors = 16;  // per launch
 
+// Updates of whole tensors, skipped unless `apply_update`.
 template <typename T>
 struct StepApply {
-  WholeTensor<T> of[kWholeTensors];
+  DenseUpdate<T> tensors[kMaxTensors];
   int n;
-  const bool* moves;
-  const double* numbers;  // learning rate, momentum, epsilon
+  const bool* apply_update;
+  const double* hyperparameters;  // [3]: learning rate, momentum, epsilon
 };
 
+// Updates of the touched rows of a table and of their biases, skipped unless `apply_update`. The gradient of rows[i] is
+// row positions[i] of grad_inputs followed by grad_items; only items have a gradient of the bias.
 template <typename T>
 struct StepRows {
-  const int64_t *rows, *positions;  // [n]: rising, -1 names none; and of each its place among the gradients
+  const int64_t *rows, *positions;  // [n]; rows are increasing, -1 is skipped
   int64_t n, n_rows, width;
-  int64_t n_inputs;                               // of the gradients are in grad_inputs, the others in the rest
+  int64_t n_inputs;
   const T *grad_inputs, *grad_items, *grad_bias;  // [n_inputs, width], [n - n_inputs, width], [n - n_inputs]
   T *weight, *accumulator, *velocity;             // [n_rows, width], updated; the velocity may be null
-  T *bias, *bias_accumulator, *bias_velocity;     // [n_rows], or null
-  const bool* moves;
-  const double* numbers;
+  T *bias, *bias_accumulator, *bias_velocity;     // [n_rows], updated, or null
+  const bool* apply_update;
+  const double* hyperparameters;  // [3]: learning rate, momentum, epsilon
 };
 
 template <typename T>
 void step_gather(const StepGather<T>& gather, cudaStream_t stream);
 template <typename T>
-void step_settle_(const StepSettle<T>& block, cudaStream_t stream);
+void step_settle_(const StepSettle<T>& block_losses, cudaStream_t stream);
 template <typename T>
-void step_apply_(const StepApply<T>& tensors, cudaStream_t stream);
+void step_apply_(const StepApply<T>& update, cudaStream_t stream);
 template <typename T>
-void step_rows_(const StepRows<T>& touched, cudaStream_t stream);
+void step_rows_(const StepRows<T>& update, cudaStream_t stream);
 
 }  // namespace grf::cuda

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 output closed, 2 error, 3 diverged, 130 Ctrl-C, 143 SIGTERM.
 
-    Every problem with what was asked for or given is one line on stderr; with --debug it is a traceback.
+    An error is one line on stderr; with --debug it is a traceback.
 
     Args:
         arguments: without the program's name; by default those of this process.

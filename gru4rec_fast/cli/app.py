@@ -1,4 +1,4 @@
-"""The commands under one roof, and how whatever goes wrong in them is told."""
+"""The Typer application with all commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def _root(
 
 
 def run(arguments: list[str]) -> int:
-    """What `gru4rec_fast.cli.main` says."""
-    debug = DEBUG in arguments  # wherever it stands: it is added to a command line that just failed
+    """Implements `gru4rec_fast.cli.main`."""
+    debug = DEBUG in arguments  # at any position, since it is added to a command line that just failed
     arguments = [argument for argument in arguments if argument != DEBUG] or ["--help"]
     with _warnings_in_one_line():
         try:
-            # Not through Typer's own main, which has other ways (they differ by version) to tell of errors and Ctrl-C.
+            # Typer's own main reports errors and Ctrl-C in other ways, which differ by version.
             with typer.main.get_command(app).make_context(PROGRAM, arguments) as context:
                 context.command.invoke(context)
             sys.stdout.flush()
@@ -71,17 +71,17 @@ def run(arguments: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
             return OUTPUT_CLOSED
         except (KeyboardInterrupt, Exception) as error:
-            told = _told(error)
-            if debug or told is None:
+            report = _report(error)
+            if debug or report is None:
                 raise
-            message, code = told
+            message, code = report
             print(message, file=sys.stderr)
             return code
     return 0
 
 
-def _told(error: BaseException) -> tuple[str, int] | None:
-    """The line and the exit code of a problem; None for what only a bug can raise."""
+def _report(error: BaseException) -> tuple[str, int] | None:
+    """Return the message and the exit code for an error; None for an error that only a bug can raise."""
     if isinstance(error, KeyboardInterrupt):
         code = BY_SIGNAL + getattr(error, "signal_number", signal.SIGINT)
         return f"interrupted: {_one_line(error)}" if error.args else "interrupted", code
@@ -104,7 +104,7 @@ def _one_line(problem: Any) -> str:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Python's warnings and the package's log as `warning: ...` lines on stderr."""
+    """Print Python's warnings and the package's log as `warning: ...` lines on stderr."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"warning: {_one_line(message)}", file=sys.stderr)

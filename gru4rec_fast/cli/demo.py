@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 N_ITEMS = 2000
 METRICS = ("recall@20", "mrr@20")
-PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "layers": [64],
     "loss": "cross-entropy",
     "logq": 1.0,
@@ -30,17 +30,15 @@ PARAMETERS = {
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for sessions, model and curves.")] = Path("demo_run"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the sessions and the model.")] = 0,
-    sessions: Annotated[int, typer.Option(min=100, help="How many sessions to make.")] = 20_000,
-    epochs: Annotated[int, typer.Option(min=1, help="How often to train on them.")] = 5,
-    threads: Annotated[
-        int, typer.Option(min=1, help="CPU threads; at this size one is enough, and other work hardly slows it down.")
-    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sessions and the model.")] = 0,
+    sessions: Annotated[int, typer.Option(min=100, help="Number of sessions to generate.")] = 20_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of epochs.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; one is enough for a model of this size.")] = 1,
 ) -> None:
     """Train on synthetic sessions and compare with popularity: half a minute, no data needed.
 
-    The sessions are made in memory: a few items are popular (Zipf), and each item has others that tend to follow it (a
-    Markov chain), which is what the model can learn and popularity cannot.
+    The sessions are generated in memory. A few items are popular (Zipf), and each item is often followed by certain
+    other items (a Markov chain): the model can learn that, popularity cannot.
 
     Example: gru4rec-fast demo --out demo_run
     """
@@ -56,7 +54,7 @@ def demo(
         for name, store in (("train", train), ("validation", validation), ("test", test)):
             store.save(out / name)
         model = GRU4Rec(**PARAMETERS, n_epochs=epochs, seed=seed)
-        model.fit(train, validation, out=out)
+        model.fit(train, validation=validation, out=out)
         model.save(out / MODEL_FILE)
     report = model.evaluate(test, cutoffs=(20,), baselines=True)
     print(_only(report, METRICS).table())
@@ -65,6 +63,6 @@ def demo(
 
 
 def _only(report: Report, names: Iterable[str]) -> Report:
-    """The report with some of its metrics."""
+    """Return the report with these metrics only."""
     chosen = [{name: metrics[name] for name in names} for metrics in (report.metrics, *report.baselines.values())]
     return replace(report, metrics=chosen[0], baselines=dict(zip(report.baselines, chosen[1:], strict=True)))

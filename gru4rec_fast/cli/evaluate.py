@@ -8,21 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gru4rec_fast.cli.kinds import load_model
-from gru4rec_fast.cli.logs import open_interactions, open_sessions
-from gru4rec_fast.cli.options import (
-    Evaluation,
-    JsonFile,
-    LogFormat,
-    Running,
-    Threads,
-    use_threads,
-    with_option_groups,
-)
-from gru4rec_fast.cli.output import make_room, write_json
+from gru4rec_fast.cli.inputs import open_interactions, open_sessions
+from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Running, Threads, use_threads, with_option_groups
+from gru4rec_fast.cli.output import make_parent_folders, write_json
+from gru4rec_fast.cli.registry import load_model
 
 if TYPE_CHECKING:
-    from gru4rec_fast.evaluation import GraphReport, Report
+    from gru4rec_fast.evaluation import Report
 
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A .safetensors file, or the folder that train --out wrote.")
@@ -38,33 +30,34 @@ def evaluate(
     *,
     evaluation: Evaluation,
     batch_size: Annotated[
-        int, typer.Option(help="Sessions played, or users ranked, in parallel.", rich_help_panel="Evaluation")
+        int, typer.Option(help="Sessions or users that are processed in parallel.", rich_help_panel="Evaluation")
     ] = 512,
     running: Running,
     threads: Threads = None,
     json_file: JsonFile = None,
     log: LogFormat,
 ) -> None:
-    """Rank the true next item of every event of the test sessions among the whole catalogue.
+    """Rank the true next item of every event of the test sessions among all items.
 
-    Test events of items that were not trained on are left out, then sessions of one event; both are counted.
+    Test events of items that were not trained on are dropped, then sessions of one event; the report counts both.
 
-    With a graph model: rank for every user of the test interactions all items but those of training.
+    With a graph model: rank all items for every test user, except the user's items in training.
 
     Example: gru4rec-fast evaluate run test.tsv --cutoffs 20,5 --baselines
     """
     from gru4rec_fast.models import GRU4Rec
 
-    measured = evaluation.arguments()
-    make_room(json_file)
+    evaluation.arguments()  # an error before the model is loaded
+    make_parent_folders(json_file)
     use_threads(threads)
     loaded = load_model(model, running)
-    report: Report | GraphReport
+    report: Report
     if isinstance(loaded, GRU4Rec):
-        report = loaded.evaluate(open_sessions(test, log, loaded.vocabulary), batch_size=batch_size, **measured)
+        sessions = open_sessions(test, log, loaded.vocabulary)
+        report = loaded.evaluate(sessions, batch_size=batch_size, **evaluation.arguments())
     else:
-        measured = evaluation.graph_arguments()
-        report = loaded.evaluate(open_interactions(test, log, loaded.graph), batch_size=batch_size, **measured)
+        options = evaluation.graph_arguments()
+        report = loaded.evaluate(open_interactions(test, log, loaded.graph), batch_size=batch_size, **options)
     print(report.table())
     if json_file is not None:
         from gru4rec_fast import build_info

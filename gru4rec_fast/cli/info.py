@@ -10,12 +10,10 @@ import typer
 from gru4rec_fast.cli.output import print_facts
 
 
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Show how this installation runs: version, torch, native kernels, instruction set.
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """Show version, torch, native kernels and instruction set.
 
-    Looks for the native kernels just as training does, and compiles them where need be.
+    Compiles the native kernels if that was not done yet, as training does.
 
     Example: gru4rec-fast info --json
     """

@@ -1,4 +1,4 @@
-"""Options that several commands share, in groups: a parameter of such a type stands for one option per field."""
+"""Options that several commands share, as dataclasses: each field is an option."""
 
 from __future__ import annotations
 
@@ -11,49 +11,39 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-_LOG = "Reading log files"
-_RUN = "Running"
-_EVALUATION = "Evaluation"
+from gru4rec_fast.models.parameters import RUNNING, GRU4RecParameters
+
+_log = functools.partial(typer.Option, rich_help_panel="Reading log files")
+_evaluation = functools.partial(typer.Option, rich_help_panel="Evaluation")
+running_option = functools.partial(typer.Option, rich_help_panel=RUNNING)
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True)
 class LogFormat:
-    """How log files are to be read; named as in `SessionStore.from_events` and `InteractionGraph.from_table`."""
+    """Format of log files; options are named as in `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
-    session_key: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the session ids.", rich_help_panel=_LOG)
-    ] = "SessionId"
-    user_key: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.", rich_help_panel=_LOG)
-    ] = "UserId"
-    item_key: Annotated[str, typer.Option(metavar="NAME", help="Column of the item ids.", rich_help_panel=_LOG)] = (
-        "ItemId"
-    )
-    time_key: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the times: numbers or dates.", rich_help_panel=_LOG)
-    ] = "Time"
+    session_key: Annotated[str, _log(metavar="NAME", help="Column of the session ids.")] = "SessionId"
+    user_key: Annotated[str, _log(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.")] = "UserId"
+    item_key: Annotated[str, _log(metavar="NAME", help="Column of the item ids.")] = "ItemId"
+    time_key: Annotated[str, _log(metavar="NAME", help="Column of the times: numbers or dates.")] = "Time"
     separator: Annotated[
         str | None,
-        typer.Option(
+        _log(
             metavar="CHARACTER",
-            help="Between the columns of a text file; 'tab' for a tab. By default the one that splits its header.",
-            rich_help_panel=_LOG,
+            help="Separator of a text file's columns; 'tab' for a tab. By default the one that splits the header.",
         ),
     ] = None
     allow_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pickle", help="Read .pickle files too. Reading one runs the code in it.", rich_help_panel=_LOG
-        ),
+        bool, _log("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `SessionStore.from_events` and `prepare`."""
+        """Return keyword arguments for `SessionStore.from_events` and `prepare`."""
         return {name: value for name, value in self._all().items() if name != "user_key"}
 
     def graph_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `InteractionGraph.from_table`."""
+        """Return keyword arguments for `InteractionGraph.from_table`."""
         return {name: value for name, value in self._all().items() if name not in ("session_key", "time_key")}
 
     def _all(self) -> dict[str, Any]:
@@ -63,30 +53,21 @@ class LogFormat:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured on test sessions."""
+    """Options of an evaluation."""
 
-    cutoffs: Annotated[
-        str,
-        typer.Option(metavar="K,K,...", help="The k of recall@k and the other metrics.", rich_help_panel=_EVALUATION),
-    ] = "20"
+    cutoffs: Annotated[str, _evaluation(metavar="K,K,...", help="The k of recall@k and the other metrics.")] = "20"
     ties: Annotated[
         str,
-        typer.Option(
+        _evaluation(
             metavar="MODE",
-            help="Rank of a target whose score others share: behind all of them (conservative), before them "
-            "(standard), in the middle (median).",
-            rich_help_panel=_EVALUATION,
+            help="Rank of a target among items of the same score: last (conservative), first (standard) or in the "
+            "middle (median).",
         ),
     ] = "conservative"
-    baselines: Annotated[
-        bool,
-        typer.Option(
-            "--baselines", help="Put popularity and a random order beside the model.", rich_help_panel=_EVALUATION
-        ),
-    ] = False
+    baselines: Annotated[bool, _evaluation("--baselines", help="Evaluate popularity and a random order too.")] = False
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `GRU4Rec.evaluate`; ValueError, before any work is done, for what cannot be."""
+        """Return keyword arguments for `GRU4Rec.evaluate`; ValueError for a wrong option."""
         from gru4rec_fast.evaluation import Ties
 
         if self.ties not in get_args(Ties):
@@ -94,17 +75,17 @@ class Evaluation:
         return {"cutoffs": self._cutoffs(), "ties": self.ties, "baselines": self.baselines}
 
     def graph_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the `evaluate` of graph models; ValueError for what these have not."""
-        given = {"--ties": self.ties != Evaluation.ties, "--baselines": self.baselines}
-        for flag in (flag for flag, is_given in given.items() if is_given):
-            raise ValueError(f"{flag}: ngcf and lightgcn are evaluated without; equal scores are ranked by item")
+        """Return keyword arguments for the `evaluate` of graph models; ValueError for options that these lack."""
+        in_use = {"--ties": self.ties != Evaluation.ties, "--baselines": self.baselines}
+        for flag in (flag for flag, is_used in in_use.items() if is_used):
+            raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._cutoffs()}
 
     def _cutoffs(self) -> tuple[int, ...]:
         from gru4rec_fast.evaluation import RankMetrics
 
         try:
-            cutoffs = [int(part) for part in self.cutoffs.split(",")]
+            cutoffs = [int(cutoff) for cutoff in self.cutoffs.split(",")]
         except ValueError:
             raise ValueError(
                 f"--cutoffs {self.cutoffs}: give whole numbers with commas between them, as in 20,5"
@@ -112,34 +93,29 @@ class Evaluation:
         return tuple(RankMetrics(cutoffs).cutoffs)
 
 
+def _help_of(parameter: str) -> str:
+    return str(GRU4RecParameters.__dataclass_fields__[parameter].metadata["help"])
+
+
 @dataclass(frozen=True)
 class Running:
-    """Where and how a stored model runs."""
+    """Device and kernels that a loaded model runs with."""
 
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = "cpu"
-    impl: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
-            rich_help_panel=_RUN,
-        ),
-    ] = "auto"
+    device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
+    impl: Annotated[str, running_option(metavar="NAME", help=_help_of("impl"))] = "auto"
 
 
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON too.", rich_help_panel=_RUN)
+    Path | None, running_option("--json", metavar="FILE", help="Write the results to this file as JSON.")
 ]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice.", rich_help_panel=_RUN)
-]
+Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by default PyTorch's choice.")]
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command have the options of every group, a dataclass, that one of its parameters is annotated with."""
-    own = inspect.signature(command, eval_str=True).parameters
+    """Replace each parameter of a command that is annotated with a dataclass by the options in that dataclass."""
+    signature = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
-        name: parameter.annotation for name, parameter in own.items() if is_dataclass(parameter.annotation)
+        name: parameter.annotation for name, parameter in signature.items() if is_dataclass(parameter.annotation)
     }
     options = {name: _as_parameters(group) for name, group in groups.items()}
 
@@ -150,7 +126,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         command(**values)
 
     expanded = (
-        [parameter.replace(kind=_KEYWORD)] if name not in groups else options[name] for name, parameter in own.items()
+        [parameter.replace(kind=_KEYWORD)] if name not in groups else options[name]
+        for name, parameter in signature.items()
     )
     return with_signature(wrapper, [parameter for parameters in expanded for parameter in parameters])
 
@@ -164,14 +141,14 @@ def _as_parameters(group: type) -> list[inspect.Parameter]:
 
 
 def with_signature(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
-    """Let a function show these parameters to Typer."""
+    """Set the signature that Typer reads."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
 def use_threads(threads: int | None) -> None:
-    """Let PyTorch and the kernels use that many CPU threads."""
+    """Set the number of CPU threads of PyTorch and the kernels; None keeps PyTorch's choice."""
     if threads is not None:
         import torch
 

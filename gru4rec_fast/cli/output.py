@@ -1,4 +1,4 @@
-"""What commands write: tables and notes on the terminal or in a pipe, JSON files."""
+"""Output of the commands: tables and notes on the terminal or in a pipe, JSON files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import IO, Any
 
 
 def note(message: str) -> None:
-    """One line beside the results, on stderr."""
+    """Print one line on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Names and values on stdout: a table on a terminal, aligned lines in a pipe."""
+    """Print names and values on stdout: a table on a terminal, aligned lines in a pipe."""
     facts = list(facts)
     if sys.stdout.isatty():
         from rich.console import Console
@@ -36,20 +36,20 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 @contextmanager
-def row_counter(what: str) -> Iterator[Callable[[int], None] | None]:
-    """On a terminal, a spinner with the number of rows read so far; in a pipe, nothing."""
+def row_counter(name: str) -> Iterator[Callable[[int], None] | None]:
+    """Show the number of rows read so far on a terminal; yields None in a pipe, where nothing is shown."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status(f"reading {escape(what)}") as status:
-        yield lambda rows: status.update(f"reading {escape(what)}: {rows:,} rows")
+    with Console(stderr=True).status(f"reading {escape(name)}") as status:
+        yield lambda rows: status.update(f"reading {escape(name)}: {rows:,} rows")
 
 
-def make_room(*paths: Path | None) -> None:
-    """Make the folders that files will be written to at the end, so that a wrong path is told at the beginning.
+def make_parent_folders(*paths: Path | None) -> None:
+    """Make the folders of files that are written at the end, so that a wrong path is an error at the beginning.
 
     Raises:
         IsADirectoryError: a path is a folder itself. OSError: its folder cannot be made or written to.
@@ -67,8 +67,8 @@ def make_room(*paths: Path | None) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A text file that is written under another name and renamed when complete, so that there is never half of one."""
+def open_atomically(path: Path) -> Iterator[IO[str]]:
+    """Open a text file that is written under another name and renamed when it is complete."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -80,5 +80,5 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON values as a file."""
-    with whole_file(path) as file:
+    with open_atomically(path) as file:
         file.write(json.dumps(content, indent=2) + "\n")

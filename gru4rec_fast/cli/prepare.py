@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gru4rec_fast.cli.logs import open_interactions
+from gru4rec_fast.cli.inputs import open_interactions
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
-_FILTERS = "Filters"
-_SPLITS = "Splits by time"
-_INTERACTIONS = "Interactions"
+_filter = partial(typer.Option, rich_help_panel="Filters")
+_split = partial(typer.Option, rich_help_panel="Splits by time")
+_interactions = partial(typer.Option, rich_help_panel="Interactions")
 
 
 @with_option_groups
@@ -22,68 +23,52 @@ def prepare(
         Path, typer.Argument(metavar="LOG", help="TSV or CSV (also .gz, .zst), Parquet or RecBole .inter file.")
     ],
     out_dir: Annotated[
-        Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; a prepared log in it is replaced.")
+        Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; an earlier prepared log in it is replaced.")
     ],
     *,
-    min_item_support: Annotated[
-        int, typer.Option(help="Keep items that occur at least this often.", rich_help_panel=_FILTERS)
-    ] = 1,
-    min_session_length: Annotated[
-        int, typer.Option(help="Keep sessions of at least this many events.", rich_help_panel=_FILTERS)
-    ] = 2,
+    min_item_support: Annotated[int, _filter(help="Keep items that occur at least this often.")] = 1,
+    min_session_length: Annotated[int, _filter(help="Keep sessions of at least this many events.")] = 2,
     remove_duplicates: Annotated[
-        bool, typer.Option(help="Of rows with the same session, item and time keep one.", rich_help_panel=_FILTERS)
+        bool, _filter(help="Keep one of several rows with the same session, item and time.")
     ] = True,
     collapse_repeats: Annotated[
-        bool,
-        typer.Option(help="Of consecutive events of a session with the same item keep one.", rich_help_panel=_FILTERS),
+        bool, _filter(help="Keep one of consecutive events with the same item in a session.")
     ] = False,
     split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing.", rich_help_panel=_SPLITS
-        ),
+        str | None, _split(metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing.")
     ] = None,
     validation_split: Annotated[
         str | None,
-        typer.Option(
-            metavar="last-day|days=N|fraction=F",
-            help="Sessions of the training part to hold out once more.",
-            rich_help_panel=_SPLITS,
-        ),
+        _split(metavar="last-day|days=N|fraction=F", help="Sessions of the training part to hold out for validation."),
     ] = None,
-    time_unit: Annotated[
-        str,
-        typer.Option(metavar="s|ms|us|ns", help="Unit of times that are numbers.", rich_help_panel=_SPLITS),
-    ] = "s",
+    time_unit: Annotated[str, _split(metavar="s|ms|us|ns", help="Unit of times that are numbers.")] = "s",
     interactions: Annotated[
         bool,
-        typer.Option(
+        _interactions(
             "--interactions",
             help='Store user-item interactions for graph models; LOG may also be a .txt of "user item item ..." lines. '
-            "--split and --validation-split are fraction=F, of each user's interactions.",
-            rich_help_panel=_INTERACTIONS,
+            "--split and --validation-split are then fraction=F of each user's interactions.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the draw of held-out interactions.", rich_help_panel=_INTERACTIONS)] = 0,
+    seed: Annotated[int, _interactions(help="Seed of the random choice of held-out interactions.")] = 0,
     log: LogFormat,
 ) -> None:
     """Filter a click log, split it by time, and store the parts for training; or store interactions.
 
-    Logs larger than memory go through. OUT_DIR/train is always written, OUT_DIR/test with --split, and OUT_DIR/train_tr
-    and OUT_DIR/train_valid with --validation-split. Training reads these folders without holding them in memory.
+    The log may be larger than memory. OUT_DIR/train is always written, OUT_DIR/test with --split, and OUT_DIR/train_tr
+    and OUT_DIR/train_valid with --validation-split. Training memory-maps these folders.
 
     Example: gru4rec-fast prepare clicks.csv data --min-item-support 5 --split last-day
     """
     from gru4rec_fast import data
 
     if interactions:
-        given = {
+        in_use = {
             "--min-item-support": min_item_support != 1,
             "--min-session-length": min_session_length != 2,
             "--collapse-repeats": collapse_repeats,
         }
-        for flag in (flag for flag, is_given in given.items() if is_given):
+        for flag in (flag for flag, is_used in in_use.items() if is_used):
             raise ValueError(f"{flag} is for session logs, not for --interactions")
         _prepare_interactions(source, out_dir, split, validation_split, seed, log)
         return
@@ -108,7 +93,7 @@ def prepare(
 def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log: LogFormat
 ) -> None:
-    """Write OUT_DIR/train, and test, train_tr and train_valid where they were asked for, as graphs."""
+    """Write OUT_DIR/train, and with the splits test, train_tr and train_valid, as graphs."""
     from gru4rec_fast.data.graphs.split import split_interactions
 
     fractions = [None if text is None else _fraction(text) for text in (split, validation_split)]

@@ -5,41 +5,52 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gru4rec_fast.cli.kinds import GRU4REC
-from gru4rec_fast.cli.logs import open_interactions, open_sessions
-from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Threads, use_threads, with_option_groups
-from gru4rec_fast.cli.output import make_room, note, write_json
-from gru4rec_fast.cli.parameters import build_model, with_parameter_flags
+from gru4rec_fast.cli.inputs import open_interactions, open_sessions
+from gru4rec_fast.cli.options import (
+    Evaluation,
+    JsonFile,
+    LogFormat,
+    Threads,
+    running_option,
+    use_threads,
+    with_option_groups,
+)
+from gru4rec_fast.cli.output import make_parent_folders, note, write_json
+from gru4rec_fast.cli.parameters import build_model, with_parameter_options
+from gru4rec_fast.cli.registry import GRU4REC
+from gru4rec_fast.models.parameter_fields import Parameters
+from gru4rec_fast.models.parameters import EPOCHS
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import InteractionGraph, SessionStore
-    from gru4rec_fast.evaluation import GraphReport, Report
+    from gru4rec_fast.evaluation import Report
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
     Model = GRU4Rec | GraphRecommender
 
-_PARAMETERS = "Hyper-parameters (a flag wins over -ps, -ps over --params)"
-_EPOCHS, _RUN = "Epochs and validation", "Running"
+_parameters = partial(typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)")
+_epochs = partial(typer.Option, rich_help_panel=EPOCHS)
 
 
-@with_parameter_flags
+@with_parameter_options
 @with_option_groups
 def train(
     train: Annotated[
         Path, typer.Argument(metavar="TRAIN", help="Training sessions: a log file, or a prepared folder.")
     ],
     *,
-    kind: Annotated[
+    model_name: Annotated[
         str,
         typer.Option(
             "--model",
             metavar="NAME",
-            help="gru4rec; or ngcf, lightgcn: graph models, trained on interactions of users with items.",
+            help="gru4rec, or a graph model of interactions of users with items: ngcf, lightgcn.",
         ),
     ] = GRU4REC,
     test: Annotated[
@@ -47,54 +58,41 @@ def train(
     ] = None,
     parameter_string: Annotated[
         str | None,
-        typer.Option(
+        _parameters(
             "-ps",
             "--parameter-string",
             metavar="NAME=VALUE,...",
             help="As in the official code: layers=512/256,loss=bpr-max.",
-            rich_help_panel=_PARAMETERS,
         ),
     ] = None,
-    params: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A .toml or .json file with name = value.", rich_help_panel=_PARAMETERS),
-    ] = None,
-    validation: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Sessions to measure after each epoch.", rich_help_panel=_EPOCHS),
-    ] = None,
+    params: Annotated[Path | None, _parameters(metavar="FILE", help="A .toml or .json file with name = value.")] = None,
+    validation: Annotated[Path | None, _epochs(metavar="PATH", help="Sessions to evaluate on during training.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        running_option(
             metavar="RUN_DIR",
-            help="Folder for model, checkpoints, curves and report.json. An earlier training there is moved to "
+            help="Folder for model, checkpoints, curves and report.json. An earlier training in it is moved to "
             "RUN_DIR/previous.",
-            rich_help_panel=_RUN,
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training in --out.", rich_help_panel=_RUN)
-    ] = False,
+    resume: Annotated[bool, running_option("--resume", help="Resume the training in --out.")] = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Write the last checkpoint every N mini-batches too, not only after each epoch.",
-            rich_help_panel=_RUN,
+        running_option(
+            min=1, metavar="N", help="Write the last checkpoint every N mini-batches in addition to each epoch's end."
         ),
     ] = None,
     threads: Threads = None,
     json_file: JsonFile = None,
     evaluation: Evaluation,
     log: LogFormat,
-    flags: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None,
 ) -> None:
     """Train GRU4Rec on a click log, or a graph model on interactions; with --test, evaluate it.
 
-    With --validation (or --monitor loss) the model that is evaluated and saved is that of the best epoch, else that of
-    the last one. Ctrl-C saves and stops (exit code 130), and so does SIGTERM (143); the same command with --resume goes
-    on, on the CPU to the same bits. A loss that is not a number stops the training (exit code 3).
+    With --validation (or --monitor loss) the model of the best epoch is evaluated and saved, else that of the last
+    epoch. Ctrl-C (exit code 130) and SIGTERM (143) save and stop. The same command with --resume continues; on the CPU
+    the result has the same bits. A loss that is NaN or infinite stops the training (exit code 3).
 
     With --model ngcf or lightgcn, TRAIN, --test and --validation are interactions: .txt files of "user item item ..."
     lines, log files with columns of users and items, or folders of prepare --interactions.
@@ -104,20 +102,20 @@ def train(
     from gru4rec_fast.training.folder_lock import exclusive
     from gru4rec_fast.training.run_folder import MODEL_FILE, REPORT_FILE, checkpoint_to_resume
 
-    measured = evaluation.arguments() if kind == GRU4REC else evaluation.graph_arguments()
+    options = evaluation.arguments() if model_name == GRU4REC else evaluation.graph_arguments()
     if resume and out is None:
-        raise ValueError("--resume needs --out, the folder of the training to go on with")
-    model = build_model(kind, flags or {}, parameter_string, params)
+        raise ValueError("--resume needs --out, the folder of the training to resume")
+    model, p = build_model(model_name, parameters or {}, parameter_string, params)
     if resume and out is not None:
-        checkpoint_to_resume(out)  # told before the logs are read
-    make_room(json_file)
+        checkpoint_to_resume(out)  # an error before the logs are read
+    make_parent_folders(json_file)
     use_threads(threads)
     with exclusive(out):
-        logs = _open_all(kind, train, test, validation, log)
-        best = _trained(model, logs, out, resume, checkpoint_every)
+        logs = _open_all(model_name, train, test, validation, log)
+        best = _trained(model, p, logs, out, resume, checkpoint_every)
         if out is not None:
             best.save(out / MODEL_FILE)
-        report: Report | GraphReport | None = best.evaluate(logs["test"], **measured) if "test" in logs else None
+        report: Report | None = best.evaluate(logs["test"], **options) if "test" in logs else None
         if report is not None:
             print(report.table())
         content = _content(model, best, logs, report)
@@ -129,24 +127,26 @@ def train(
 
 
 def _open_all(
-    kind: str, train: Path, test: Path | None, validation: Path | None, log: LogFormat
+    model_name: str, train: Path, test: Path | None, validation: Path | None, log: LogFormat
 ) -> dict[str, SessionStore] | dict[str, InteractionGraph]:
-    """The logs by name; memory is counted from here on."""
+    """Return the logs by name. The peak of memory is measured from here on."""
     from gru4rec_fast.profiling import set_baseline
 
     set_baseline()
     held_out = {name: path for name, path in (("validation", validation), ("test", test)) if path is not None}
-    if kind != GRU4REC:
+    if model_name != GRU4REC:
         graph = open_interactions(train, log)
         return {"train": graph} | {name: open_interactions(path, log, graph) for name, path in held_out.items()}
     store = open_sessions(train, log)
     return {"train": store} | {name: open_sessions(path, log, store.vocabulary) for name, path in held_out.items()}
 
 
-def _trained(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, checkpoint_every: int | None) -> Model:
-    """Train; the model of the best epoch where the training picked one, else the model as it is.
+def _trained(
+    model: Model, p: Parameters, logs: dict[str, Any], out: Path | None, resume: bool, checkpoint_every: int | None
+) -> Model:
+    """Train the model, and return that of the best epoch if one was selected, else that of the last epoch.
 
-    Where a signal stops the training, says how to go on.
+    Raises TrainingInterrupted, which says how to continue, where a signal stops the training.
     """
     from gru4rec_fast.training import TrainingInterrupted
     from gru4rec_fast.training.run_folder import BEST
@@ -154,28 +154,28 @@ def _trained(model: Model, logs: dict[str, Any], out: Path | None, resume: bool,
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))  # for the best epoch's weights
         validation = logs.get("validation")
-        writes = out is not None or validation is not None or model.parameters.monitor == "loss"
+        writes = out is not None or validation is not None or p.monitor == "loss"
         try:
             model.fit(
                 logs["train"],
-                validation,
+                validation=validation,
                 out=folder if writes else None,
                 resume=resume,
                 checkpoint_every=checkpoint_every,
             )
         except TrainingInterrupted as error:
-            then = f"{error}: the same command with --resume"
+            message = f"{error}: the same command with --resume"
             if out is None:
-                then = "training interrupted; nothing was saved, since no --out was given"
-            raise TrainingInterrupted(then, error.signal_number) from None
+                message = "training interrupted; nothing was saved, since no --out was given"
+            raise TrainingInterrupted(message, error.signal_number) from None
         if model.best_epoch is None:
             return model
-        note(f"the best epoch by {model.parameters.monitor} is {model.best_epoch} of {len(model.history)}")
-        return type(model).load(folder / BEST, model.parameters.device, impl=model.parameters.impl)
+        note(f"the best epoch by {p.monitor} is {model.best_epoch} of {len(model.history)}")
+        return type(model).load(folder / BEST, p.device, impl=p.impl)
 
 
-def _content(model: Model, best: Model, logs: dict[str, Any], report: Report | GraphReport | None) -> dict[str, Any]:
-    """What report.json holds."""
+def _content(model: Model, best: Model, logs: dict[str, Any], report: Report | None) -> dict[str, Any]:
+    """Return the content of report.json."""
     counts = ("n_sessions", "n_users", "n_events", "n_edges", "n_items")
     data = {
         name: {count: getattr(log, count) for count in counts if hasattr(log, count)}

@@ -1,6 +1,7 @@
-"""Session logs and interaction graphs: reading, preparation, memory-mapped stores, and loaders over them."""
+"""Session logs and interaction graphs: reading, preparation, memory-mapped stores, data loaders and samplers."""
 
 from gru4rec_fast.data.graphs.graph import InteractionGraph
+from gru4rec_fast.data.graphs.split import split_interactions
 from gru4rec_fast.data.graphs.triples import TripleSampler
 from gru4rec_fast.data.sessions.loader import SessionBlock, SessionParallelLoader
 from gru4rec_fast.data.sessions.preparation import open_prepared, prepare
@@ -18,4 +19,5 @@ __all__ = [
     "Vocabulary",
     "open_prepared",
     "prepare",
+    "split_interactions",
 ]

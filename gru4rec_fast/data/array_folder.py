@@ -1,4 +1,4 @@
-"""Folders of memory-mapped .npy arrays with a meta.json: checked when opened, written aside and renamed into place."""
+"""Folders of memory-mapped .npy arrays with a meta.json: checked when opened, replaced as a whole when written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def write_npy(path: Path, blocks: Iterable[np.ndarray], dtype: DTypeLike, length: int) -> None:
     """Write a one-dimensional .npy file of `length` elements from consecutive blocks.
 
-    Not through a memory map: a disk that fills up under a map kills the process with SIGBUS, a write raises OSError.
+    Uses ordinary writes, which raise OSError when the disk is full; a memory map would kill the process with SIGBUS.
     """
     written = 0
     with open(path, "wb") as file:
@@ -38,7 +38,7 @@ def write_npy(path: Path, blocks: Iterable[np.ndarray], dtype: DTypeLike, length
             file.write(np.ascontiguousarray(block, dtype).view(np.uint8).data)
             written += block.size
     if written != length:
-        raise RuntimeError(f"{path.name}: {written} elements were written where {length} were announced")
+        raise RuntimeError(f"{path.name}: length={length}, but the blocks hold {written} elements")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -46,49 +46,49 @@ def save_array(path: Path, array: np.ndarray) -> None:
     write_npy(path, [array], array.dtype, len(array))
 
 
-def open_array(path: Path, length: int, dtypes: Iterable[DTypeLike], advice: str) -> np.ndarray:
-    """Open a one-dimensional .npy file memory-mapped, read-only. Reads its header and nothing else.
+def open_npy(path: Path, length: int, dtypes: Iterable[DTypeLike], advice: str) -> np.ndarray:
+    """Open a one-dimensional .npy file as a read-only memory map. Only the header is read.
 
-    Raises ValueError where it is missing, no regular file, damaged, not of `length` or of none of `dtypes`; the message
-    ends with `advice`.
+    Raises ValueError if the file is missing, not a regular file, damaged, or has another length or a dtype that is not
+    in `dtypes`. The message ends with `advice`.
     """
-    wanted = [np.dtype(dtype) for dtype in dtypes]
+    allowed = [np.dtype(dtype) for dtype in dtypes]
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
-            raise ValueError("it is no regular file")
+        if path.exists() and not path.is_file():  # opening a named pipe would block
+            raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
             npy_format.read_magic(file)
             shape, _, dtype = npy_format.read_array_header_1_0(file)
             start = file.tell()
         if shape != (length,):
-            wrong = f"has shape {shape} where ({length},) was expected"
-        elif dtype not in wanted:  # a file of Python objects would turn its bytes into addresses
-            wrong = f"holds {dtype} where {' or '.join(map(str, wanted))} was expected"
-        else:  # a map cannot be empty
+            problem = f"has shape {shape} where ({length},) was expected"
+        elif dtype not in allowed:  # with dtype object, NumPy would use the file's bytes as pointers
+            problem = f"holds {dtype} where {' or '.join(map(str, allowed))} was expected"
+        else:  # np.memmap refuses an empty array
             return np.memmap(path, dtype, "r", start, shape) if length else np.empty(0, dtype)
     except FileNotFoundError:
-        wrong = "is missing, its folder is incomplete"
+        problem = "is missing"
     except (ValueError, EOFError) as error:
-        wrong = f"is damaged or was cut short ({error})"
-    raise ValueError(f"{path} {wrong}; {advice}")
+        problem = f"is damaged or was cut short ({error})"
+    raise ValueError(f"{path} {problem}; {advice}")
 
 
 @dataclass(frozen=True)
 class FolderFormat:
-    """A kind of `ArrayFolder`.
+    """Describes one kind of `ArrayFolder`, such as session stores.
 
     Attributes:
-        name: "format" in its meta.json.
-        kind, noun, verb: what error messages call such a folder, and how to make one.
-        counts: sizes that its meta.json holds.
-        arrays: names of those that `write_array_folder` writes.
-        container: "format" of a folder of such folders, whose meta.json names them as "parts".
-        version: of the format, as this code reads and writes it.
+        name: value of "format" in meta.json.
+        title: name of the kind in error messages.
+        verb: what a user does to write such a folder, for error messages: "prepare" or "save".
+        counts: keys of meta.json that hold sizes.
+        arrays: names of the arrays that `write_array_folder` writes.
+        container: "format" of a parent folder that holds several such folders and lists them as "parts" in meta.json.
+        version: format version that this code reads and writes.
     """
 
     name: str
-    kind: str
-    noun: str
+    title: str
     verb: str
     counts: tuple[str, ...]
     arrays: tuple[str, ...]
@@ -97,111 +97,114 @@ class FolderFormat:
 
 
 class ArrayFolder:
-    """A folder of one-dimensional .npy arrays, memory-mapped, and facts about them in meta.json.
+    """A folder of one-dimensional, memory-mapped .npy arrays with a meta.json.
 
     Args:
-        path: the folder. form: its kind.
+        path: the folder.
+        folder_format: the kind of folder that is expected.
 
     Attributes:
-        meta: what meta.json holds.
-        counts: the sizes that it states, in the order of `FolderFormat.counts`.
+        meta: contents of meta.json.
+        counts: the sizes in meta.json, in the order of `FolderFormat.counts`.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no meta.json in it.
-        ValueError: meta.json is damaged, or of another format or version.
+        FileNotFoundError: the folder does not exist, or has no meta.json.
+        ValueError: meta.json is damaged, or states another format or version.
     """
 
-    def __init__(self, path: str | Path, form: FolderFormat) -> None:
-        self.path, self._advice = Path(path), f"{form.verb} the {form.noun} again"
+    def __init__(self, path: str | Path, folder_format: FolderFormat) -> None:
+        title, verb = folder_format.title, folder_format.verb
+        self.path, self._advice = Path(path), f"{verb} the {title} again"
         try:
             meta = read_meta(self.path)
         except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(f"{path} is no {form.kind} (it has no meta.json); {form.verb} one first") from None
+            raise FileNotFoundError(f"{path} is no {title} (it has no meta.json); {verb} one first") from None
         except ValueError as error:  # not UTF-8, or not JSON
             raise ValueError(f"{self.path / 'meta.json'} is damaged ({error}); {self._advice}") from error
-        found = meta.get("format") if isinstance(meta, dict) else None
-        if found != form.name:
-            parts = meta.get("parts", {}) if found and found == form.container else {}
+        stated = meta.get("format") if isinstance(meta, dict) else None
+        if stated != folder_format.name:
+            parts = meta.get("parts", {}) if stated and stated == folder_format.container else {}
             hint = f"; open {' or '.join(str(self.path / part) for part in parts)}" if parts else ""
-            raise ValueError(f"{path} is no {form.kind}, by its meta.json{hint}")
-        if meta.get("version") != form.version:
+            raise ValueError(f"{path} is no {title}: its meta.json states the format {stated!r}{hint}")
+        if meta.get("version") != folder_format.version:
             raise ValueError(
-                f"{path} is of format {meta.get('version')}, this version reads {form.version}; {form.verb} it again"
+                f"{path} has format version {meta.get('version')}, this release of gru4rec_fast reads version "
+                f"{folder_format.version}; {self._advice}"
             )
-        for name in form.counts:
+        for name in folder_format.counts:
             if not isinstance(meta.get(name), int) or meta[name] < 0:
-                raise self.damage("meta.json", f"lacks {name}")
+                raise self.damage_error("meta.json", f"lacks {name}")
         self.meta: dict[str, Any] = meta
-        self.counts: list[int] = [meta[name] for name in form.counts]
+        self.counts: list[int] = [meta[name] for name in folder_format.counts]
 
-    def damage(self, file: str, what: str) -> ValueError:
-        """The error that says what is wrong with a file."""
-        return ValueError(f"{self.path / file} is damaged: it {what}; {self._advice}")
+    def damage_error(self, file: str, problem: str) -> ValueError:
+        """Return a ValueError: FILE is damaged: it PROBLEM."""
+        return ValueError(f"{self.path / file} is damaged: it {problem}; {self._advice}")
 
-    def array(self, name: str, length: int, *dtypes: DTypeLike) -> np.ndarray:
-        """Open NAME.npy, which must have this length and one of these dtypes. See `open_array`."""
-        return open_array(self.path / f"{name}.npy", length, dtypes, self._advice)
+    def open_array(self, name: str, length: int, *dtypes: DTypeLike) -> np.ndarray:
+        """Open NAME.npy, which must have this length and one of these dtypes. See `open_npy`."""
+        return open_npy(self.path / f"{name}.npy", length, dtypes, self._advice)
 
-    def in_range(self, name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
-        """Return `array`, values of NAME.npy; ValueError unless all lie in low .. high - 1. Reads all of them."""
+    def check_range(self, name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
+        """Return `array`, the values of NAME.npy. Raises ValueError unless all are in [low, high). Reads all values."""
         if len(array) and (array.min() < low or array.max() >= high):
-            raise self.damage(f"{name}.npy", f"holds {array.min()} to {array.max()}, not {low} to {high - 1}")
+            raise self.damage_error(f"{name}.npy", f"holds {array.min()} to {array.max()}, not {low} to {high - 1}")
         return array
 
-    def offsets(self, name: str, count: int, end: int | None = None) -> np.ndarray:
-        """Open NAME.npy, int64 [count + 1], from 0 to `end` (None: to anything) and never falling. Reads all of it."""
-        offsets = self.array(name, count + 1, np.int64)
+    def open_offsets(self, name: str, count: int, end: int | None = None) -> np.ndarray:
+        """Open NAME.npy, int64 [count + 1], non-decreasing from 0 to `end` (None: any end). Checks all values."""
+        offsets = self.open_array(name, count + 1, np.int64)
         end = int(offsets[-1]) if end is None else end
         if offsets[0] != 0 or offsets[-1] != end:
-            raise self.damage(f"{name}.npy", f"goes from {offsets[0]} to {offsets[-1]} where 0 to {end} was expected")
+            raise self.damage_error(f"{name}.npy", f"goes from {offsets[0]} to {offsets[-1]}, not from 0 to {end}")
         if (offsets[1:] < offsets[:-1]).any():
-            raise self.damage(f"{name}.npy", "falls where offsets must rise")
+            raise self.damage_error(f"{name}.npy", "holds decreasing offsets")
         return offsets
 
-    def ids(self, name: str, count: int) -> np.ndarray:
-        """Ids that `write_ids` wrote: int64, memory-mapped, or read as str (NumPy StringDType)."""
+    def read_ids(self, name: str, count: int) -> np.ndarray:
+        """Return the ids that `write_ids` wrote: memory-mapped int64, or str (NumPy StringDType) in memory."""
         if not (self.path / f"{name}.utf8.npy").exists():
-            return decode_ids({"ids": self.array(f"{name}.ids", count, np.int64)})
-        offsets = self.offsets(f"{name}.offsets", count)
+            return decode_ids({"ids": self.open_array(f"{name}.ids", count, np.int64)})
+        offsets = self.open_offsets(f"{name}.offsets", count)
         try:
-            return decode_ids({"utf8": self.array(f"{name}.utf8", int(offsets[-1]), np.uint8), "offsets": offsets})
+            return decode_ids({"utf8": self.open_array(f"{name}.utf8", int(offsets[-1]), np.uint8), "offsets": offsets})
         except UnicodeDecodeError as error:
-            raise self.damage(f"{name}.utf8.npy", f"is no text ({error})") from error
+            raise self.damage_error(f"{name}.utf8.npy", f"is not UTF-8 text ({error})") from error
 
-    def vocabulary(self, name: str, count: int) -> Vocabulary:
-        """Ids that `write_ids` wrote, as a vocabulary."""
-        ids = self.ids(name, count)
+    def read_vocabulary(self, name: str, count: int) -> Vocabulary:
+        """Return the ids that `write_ids` wrote as a `Vocabulary`."""
+        ids = self.read_ids(name, count)
         try:
             return Vocabulary(ids)
         except ValueError as error:
-            raise self.damage(f"{name}.*.npy", f"is no catalogue ({error})") from error
+            raise self.damage_error(f"{name}.*.npy", f"is not a valid vocabulary ({error})") from error
 
 
-def write_array_folder(folder: Path, form: FolderFormat, data: Any, ids: Mapping[str, np.ndarray]) -> None:
-    """Write ids, and the arrays, counts and `meta` that `data` has as attributes, for `ArrayFolder` to open."""
-    for name in form.arrays:
+def write_array_folder(folder: Path, folder_format: FolderFormat, data: Any, ids: Mapping[str, np.ndarray]) -> None:
+    """Write a folder that `ArrayFolder` opens, of `ids` and the attributes of `data`: arrays, counts and `meta`."""
+    for name in folder_format.arrays:
         save_array(folder / f"{name}.npy", getattr(data, name))
     for name, values in ids.items():
         write_ids(folder, name, values)
-    counts = {name: getattr(data, name) for name in form.counts}
-    write_meta(folder, {**data.meta, "format": form.name, "version": form.version, **counts})
+    counts = {name: getattr(data, name) for name in folder_format.counts}
+    write_meta(folder, {**data.meta, "format": folder_format.name, "version": folder_format.version, **counts})
 
 
 def write_ids(folder: Path, name: str, ids: np.ndarray) -> None:
-    """Write ids as NAME.ids.npy, or as NAME.utf8.npy and NAME.offsets.npy where they are strings."""
-    for part, array in encode_ids(ids).items():
-        save_array(folder / f"{name}.{part}.npy", array)
+    """Write integer ids as NAME.ids.npy, string ids as NAME.utf8.npy and NAME.offsets.npy."""
+    for suffix, array in encode_ids(ids).items():
+        save_array(folder / f"{name}.{suffix}.npy", array)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over the same memory, memory-mapped read-only arrays included: nothing here writes to it."""
+    """Return a tensor that shares the array's memory. Do not write to it: the array may be a read-only memory map."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
         return torch.from_numpy(np.asarray(array))
 
 
 def summary_lines(meta: Mapping[str, Any]) -> list[str]:
-    """Lines of a summary: how ids were read, by `meta["ids"]`, and what was removed, by `meta["dropped"]`."""
+    """Return summary lines: how ids were read (`meta["ids"]`) and what was removed (`meta["dropped"]`)."""
     lines = []
     for role, facts in meta.get("ids", {}).items():
         if facts["kind"] == "str":
@@ -209,13 +212,17 @@ def summary_lines(meta: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {role} ids are strings{because}")
         if facts["stripped"]:
             lines.append(f"  {facts['stripped']:,} {role} ids had blanks around them, which were removed")
-    dropped = meta.get("dropped", {})
-    return lines + [f"  dropped: {count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
+    return lines + [f"  dropped: {count}" for count in dropped_counts(meta.get("dropped", {}))]
+
+
+def dropped_counts(dropped: Mapping[str, int]) -> list[str]:
+    """Return the counts other than 0 as text, such as "3 short sessions" of {"short_sessions": 3}."""
+    return [f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
 
 
 @contextmanager
-def disk_full_named(path: Path) -> Iterator[None]:
-    """Turn "no space left" inside the block into one OSError that names what was being written and what to do."""
+def explain_disk_full(path: Path) -> Iterator[None]:
+    """Replace a "no space left" error within the block by one that names `path` and says what to do."""
     try:
         yield
     except OSError as error:
@@ -224,19 +231,19 @@ def disk_full_named(path: Path) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"the disk is full (or a size limit is reached) while writing {path}: free some space or choose another "
-            "place; nothing was saved, and what stood there before is unchanged",
+            "folder; nothing was saved, and an earlier version is unchanged",
         ) from error
 
 
 @contextmanager
 def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]:
-    """Yield an empty temporary sibling of `folder` to write into; on success rename it to `folder`, else remove it.
+    """Yield an empty temporary folder to write into, and rename it to `folder` at the end of the block.
 
-    A folder that is there already is replaced only if it is empty or its meta.json names one of `formats`. What a
-    process that was killed left of its temporary folder is removed first.
+    If the block raises, the temporary folder is removed. An existing `folder` is replaced only if it is empty or its
+    meta.json states one of `formats`. Temporary folders that killed processes left behind are removed, too.
 
     Raises:
-        FileExistsError: something else stands at `folder`.
+        FileExistsError: `folder` exists and may not be replaced.
         OSError: the disk is full; the message names `folder`.
     """
     folder = Path(folder).resolve()
@@ -245,10 +252,10 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
     prefix = f".{folder.name}.partial-"
     partial = folder.parent / f"{prefix}{secrets.token_hex(4)}"
     try:
-        with disk_full_named(folder), _locked_folder(partial):
-            for other in folder.parent.iterdir():
-                if other.name.startswith(prefix) and other != partial:
-                    _remove_if_left(other)
+        with explain_disk_full(folder), _locked_folder(partial):
+            for sibling in folder.parent.iterdir():
+                if sibling.name.startswith(prefix) and sibling != partial:
+                    _remove_if_unlocked(sibling)
             yield partial
             for path in partial.rglob("*"):
                 if path.is_file():
@@ -260,9 +267,10 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
 
 @contextmanager
 def _locked_folder(path: Path) -> Iterator[None]:
-    """Make the folder `path` and keep it locked; the lock ends with the block or with the process, however that dies.
+    """Create the folder `path` and keep it locked until the block or the process ends, even if the process is killed.
 
-    It is locked before it has its name, so that a folder of that name which is not locked was left behind.
+    The folder is locked under a random name and renamed to `path` afterwards. So an unlocked folder with the name
+    `path` always belongs to a process that has ended.
     """
     unnamed = path.with_name(f".{secrets.token_hex(8)}")
     unnamed.mkdir(parents=True)
@@ -275,11 +283,11 @@ def _locked_folder(path: Path) -> Iterator[None]:
             os.close(lock)
 
 
-def _remove_if_left(folder: Path) -> None:
-    """Remove the temporary folder of a process that is gone."""
+def _remove_if_unlocked(folder: Path) -> None:
+    """Remove a temporary folder unless a running process holds its lock."""
     try:
         lock = _lock(folder)
-    except OSError:  # a living process holds it, or it is gone by now
+    except OSError:  # locked, or removed in the meantime
         return
     if lock is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -287,9 +295,9 @@ def _remove_if_left(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of a folder, until it is closed; None where this system has no such locks.
+    """Lock a folder and return the file descriptor that holds the lock; None where the system has no such locks.
 
-    Raises BlockingIOError where another one holds it.
+    Closing the descriptor releases the lock. Raises BlockingIOError if the folder is locked already.
     """
     try:
         import fcntl
@@ -307,7 +315,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file is on the disk: a rename must not outlive the data it names."""
+    """Flush a file to the disk. Otherwise a crash after the rename could leave a named file without its data."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -343,7 +351,7 @@ def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Read meta.json. Raises FileNotFoundError where there is no regular file of that name."""
+    """Read meta.json. Raises FileNotFoundError if it is missing or not a regular file."""
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(folder / "meta.json")
     return json.loads((folder / "meta.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Item, session and user ids: int64 or strings; as one NumPy array, as numeric arrays for a file, and by index."""
+"""Ids of items, sessions and users (int64 or strings): checks, encoding for files, and lookup of their indices."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 STRING = np.dtypes.StringDType()
-_BLOCK = 1 << 20  # strings turned into Python objects at a time
+_BLOCK = 1 << 20  # strings that are converted to Python objects at a time
 
 
-def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], what: str = "ids") -> np.ndarray:
-    """A one-dimensional array of ids: int64 where they are integers, StringDType where they are strings.
+def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids") -> np.ndarray:
+    """Convert ids to a one-dimensional array: int64 if they are integers, StringDType if they are strings.
 
-    Raises TypeError for anything else (floats, booleans, mixtures, missing values).
+    Raises TypeError for anything else (floats, booleans, mixtures, missing values), and ValueError for arrays of
+    another number of dimensions. Messages begin with `name`.
     """
     if isinstance(values, np.ndarray):
         array = values
     else:
         listed: Any = values if hasattr(values, "__len__") else list(values)  # type: ignore[arg-type]
         if len(listed) and all(isinstance(value, str) for value in listed):
-            return np.array(list(listed), STRING)  # np.asarray would cut zero characters off the ends
+            return np.array(list(listed), STRING)  # np.asarray would strip trailing NUL characters
         array = np.asarray(listed)
     if array.ndim != 1:
-        raise ValueError(f"{what}: a one-dimensional sequence of ids is needed, this one has shape {array.shape}")
+        raise ValueError(f"{name}: a one-dimensional sequence of ids is needed, this one has shape {array.shape}")
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
         return np.empty(0, np.int64)
     if array.dtype.kind in "iu":
         if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-            raise TypeError(f"{what}: integer ids must fit int64; give them as strings")
+            raise TypeError(f"{name}: integer ids must fit int64; give them as strings")
         return array.astype(np.int64, copy=False)
     if array.dtype.kind == "T":
         return array
     if array.dtype.kind == "U":
-        if not isinstance(values, np.ndarray):  # NumPy turns a mixture such as [1, "a"] into strings without a word
-            raise TypeError(f"{what}: all ids must be integers, or all strings")
+        if not isinstance(values, np.ndarray):  # NumPy silently converts a mixture such as [1, "a"] to strings
+            raise TypeError(f"{name}: ids must be all integers or all strings, not a mixture")
         return array.astype(STRING)
     if array.dtype.kind == "O":
         if all(isinstance(v, str) for v in array):
             return array.astype(STRING)
         if all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in array):
             return array.astype(np.int64)
-    raise TypeError(f"{what}: ids must be all integers or all strings, not {array.dtype}")
+    raise TypeError(f"{name}: ids must be all integers or all strings, not {array.dtype}")
 
 
 def as_indices(values: ArrayLike, name: str) -> np.ndarray:
-    """A one-dimensional int64 array of indices or offsets; ValueError names any other argument."""
+    """Convert indices or offsets to a one-dimensional int64 array. Anything else raises a ValueError with `name`."""
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
@@ -59,12 +60,12 @@ def as_indices(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def kind_of(ids: np.ndarray) -> str:
-    """What an array of ids holds, for an error: "strings" or "integers"."""
+    """Return "strings" or "integers", for error messages."""
     return "strings" if ids.dtype.kind == "T" else "integers"
 
 
 def encode_ids(ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Ids as plain numeric arrays: {"ids": int64 [n]}, or {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}."""
+    """Convert ids to numeric arrays: {"ids": int64 [n]}, or {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}."""
     if ids.dtype.kind != "T":
         return {"ids": ids}
     offsets = np.zeros(len(ids) + 1, np.int64)
@@ -77,23 +78,25 @@ def encode_ids(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def decode_ids(arrays: Mapping[str, Any]) -> np.ndarray:
-    """The inverse of `encode_ids`; takes arrays or anything `np.asarray` takes."""
+    """Invert `encode_ids`. The values may be anything that `np.asarray` accepts, such as CPU tensors."""
     if "ids" in arrays:
         return np.asarray(arrays["ids"])
     offsets = np.asarray(arrays["offsets"])
     utf8 = np.asarray(arrays["utf8"]).tobytes()
     ids = np.empty(len(offsets) - 1, STRING)
     for start in range(0, len(ids), _BLOCK):
-        edges = offsets[start : start + _BLOCK + 1].tolist()
-        ids[start : start + _BLOCK] = [utf8[a:b].decode() for a, b in pairwise(edges)]
+        bounds = offsets[start : start + _BLOCK + 1].tolist()
+        ids[start : start + _BLOCK] = [utf8[first:end].decode() for first, end in pairwise(bounds)]
     return ids
 
 
 class Vocabulary:
-    """Item ids in index order: item `i` of every table and every `SessionStore.items` has the id `ids[i]`.
+    """Maps ids to indices and back: the item with index `i`, as in `SessionStore.items`, has the id `ids[i]`.
+
+    Graphs have a vocabulary of users, too.
 
     Args:
-        ids: unique integer or string ids; position is index.
+        ids: unique integer or string ids in the order of their indices.
 
     Raises:
         TypeError: ids are neither all integers nor all strings.
@@ -117,44 +120,65 @@ class Vocabulary:
             return NotImplemented
         return self.ids.dtype == other.ids.dtype and np.array_equal(self.ids, other.ids)
 
-    __hash__ = None  # type: ignore[assignment]  # it compares by value and holds arrays
+    __hash__ = None  # type: ignore[assignment]  # equality compares arrays, which cannot be hashed
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self):,} {'string' if self.holds_strings else 'integer'} ids)"
 
     @property
     def holds_strings(self) -> bool:
-        """True where the ids are strings, False where they are int64."""
+        """True if the ids are strings, False if they are int64."""
         return self.ids.dtype.kind == "T"
 
     def index_of(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> np.ndarray:
-        """Index of each id, int64 [n]; -1 where the vocabulary does not hold it.
+        """Return the index of each id, int64 [n], or -1 for an id that the vocabulary does not hold.
 
-        Raises TypeError where integers are asked of a vocabulary of strings, or the other way round.
+        Raises TypeError for integer ids if the vocabulary holds strings, and for strings if it holds integers.
         """
-        wanted = as_ids(ids)
-        if wanted.size == 0 or len(self) == 0:
-            return np.full(wanted.shape, -1, np.int64)
-        held, given = kind_of(self.ids), kind_of(wanted)
-        if held != given:
-            raise TypeError(f"the vocabulary holds {held} as item ids, but {given} were asked for")
+        queries = as_ids(ids)
+        if queries.size == 0 or len(self) == 0:
+            return np.full(queries.shape, -1, np.int64)
+        if kind_of(queries) != kind_of(self.ids):
+            raise TypeError(f"the vocabulary holds {kind_of(self.ids)} as ids, but {kind_of(queries)} were given")
         if self.holds_strings:
-            return np.array([self._index.get(text, -1) for text in wanted.tolist()], np.int64)
-        # Searching sorted queries walks the table once, front to back; random ones would miss the cache each time.
-        unique, inverse = np.unique(wanted, return_inverse=True)
+            return np.array([self._index.get(text, -1) for text in queries.tolist()], np.int64)
+        # Sorted queries read the sorted ids front to back; queries in random order would miss the cache each time.
+        unique, inverse = np.unique(queries, return_inverse=True)
         slot = np.minimum(np.searchsorted(self._sorted, unique), len(self) - 1)
         return np.where(self._sorted[slot] == unique, self._order[slot], -1)[inverse]
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        # NumPy 2.4 searches an array of strings for those of another array in the wrong arena (MemoryError, or worse).
+        # A dict, because np.searchsorted of one StringDType array in another is broken in NumPy 2.4: it reads the
+        # strings of one array from the memory of the other (MemoryError, or worse).
         return {text: index for index, text in enumerate(self.ids.tolist())}
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The ids as numeric arrays, for a checkpoint: {"ids": int64} or {"utf8": uint8, "offsets": int64}."""
+        """Return the ids as numeric arrays, for a checkpoint: {"ids": int64} or {"utf8": uint8, "offsets": int64}."""
         return encode_ids(self.ids)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Vocabulary:
-        """The vocabulary that `to_arrays` wrote; values may be NumPy arrays or CPU tensors."""
+        """Return the vocabulary of arrays from `to_arrays`; the values may be NumPy arrays or CPU tensors."""
         return cls(decode_ids(arrays))
+
+
+def check_indices(
+    values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
+) -> tuple[np.ndarray, int]:
+    """Return indices of users or items as int64, and the number of users or items. `name` is "users" or "items".
+
+    The number is `count` or the length of `vocabulary`, by default the largest index + 1. Raises ValueError if an index
+    is out of range, or if `count` and `vocabulary` disagree.
+    """
+    array = as_indices(values, name)
+    if vocabulary is not None and count not in (None, len(vocabulary)):
+        raise ValueError(f"n_{name}={count}, but there are {len(vocabulary)} ids of {name}")
+    if vocabulary is not None:
+        count = len(vocabulary)
+    elif count is None:
+        count = int(array.max()) + 1 if len(array) else 0
+    if len(array) and (array.min() < 0 or array.max() >= count):
+        i = int(((array < 0) | (array >= count)).argmax())
+        raise ValueError(f"{name}[{i}]={array[i]} is out of range: there are {count} {name}, counted from 0")
+    return array, count

@@ -1,16 +1,15 @@
-"""Evaluation: the next-item protocol, its metrics, and the baselines a model has to beat."""
+"""Evaluation of session and graph models: metrics, reports, and baselines to compare with."""
 
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
-from gru4rec_fast.evaluation.graph import GRAPH_METRICS, GraphReport, evaluate_graph
+from gru4rec_fast.evaluation.graphs import GRAPH_METRICS, evaluate_graph
 from gru4rec_fast.evaluation.metrics import METRICS, RankMetrics, Ties, metrics_from_ranks, ranks_from_counts
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
-from gru4rec_fast.evaluation.protocol import evaluate_sessions
 from gru4rec_fast.evaluation.report import Report
+from gru4rec_fast.evaluation.sessions import evaluate_sessions
 
 __all__ = [
     "GRAPH_METRICS",
     "METRICS",
-    "GraphReport",
     "NextItemNetwork",
     "RankMetrics",
     "Report",

@@ -1,4 +1,4 @@
-"""Baselines that a model has to beat: popularity and chance, under the model's own protocol and tie rules."""
+"""Baselines to compare a model with: popularity and a random order, with the same metrics and rule for ties."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, ranks_from_counts
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
 
-_EVENTS_AT_A_TIME = 1 << 22
+_CHUNK_EVENTS = 1 << 22
 
 
 def count_targets(store: SessionStore) -> np.ndarray:
-    """How often each item is a next-item target, int64 [n_items]: every event of a session but the first."""
+    """Return how often each item is a target, int64 [n_items]: every event but a session's first is one."""
     counts = np.zeros(store.n_items, np.int64)
-    for begin in range(0, store.n_events, _EVENTS_AT_A_TIME):
-        counts += np.bincount(store.items[begin : begin + _EVENTS_AT_A_TIME], minlength=store.n_items)
+    for start in range(0, store.n_events, _CHUNK_EVENTS):
+        counts += np.bincount(store.items[start : start + _CHUNK_EVENTS], minlength=store.n_items)
     starts = store.offsets[:-1][np.diff(store.offsets) > 0]
     return counts - np.bincount(store.items[starts], minlength=store.n_items)
 
@@ -29,31 +29,32 @@ def count_targets(store: SessionStore) -> np.ndarray:
 def popularity_metrics(
     store: SessionStore, support: ArrayLike, cutoffs: Iterable[int] = (20,), ties: Ties = "conservative"
 ) -> dict[str, float]:
-    """Metrics of ranking items by their support in the training log.
+    """Return the metrics of ranking items by their support, the number of their occurrences in the training log.
 
     Args:
         store: the test sessions.
-        support: int [n_items], how often each item occurs in training (`SessionStore.support` of the training store).
+        support: int [n_items], `SessionStore.support` of the training store.
         cutoffs, ties: as in `evaluate_sessions`.
 
     Raises:
-        ValueError: support does not fit the catalogue, or the store has no target.
+        ValueError: support has another number of items, or the store has no target.
     """
     popularity = np.asarray(support)
     if popularity.shape != (store.n_items,):
         raise ValueError(f"support must have one number per item, [{store.n_items}], got shape {popularity.shape}")
     ascending = np.sort(popularity)
-    lower = np.searchsorted(ascending, popularity, side="left")
-    up_to = np.searchsorted(ascending, popularity, side="right")
-    greater, equal = torch.from_numpy(store.n_items - up_to), torch.from_numpy(up_to - lower - 1)
+    n_lower = np.searchsorted(ascending, popularity, side="left")
+    n_lower_or_equal = np.searchsorted(ascending, popularity, side="right")
+    greater = torch.from_numpy(store.n_items - n_lower_or_equal)
+    equal = torch.from_numpy(n_lower_or_equal - n_lower - 1)
     metrics = RankMetrics(cutoffs)
     metrics.update(ranks_from_counts(greater, equal, ties), torch.from_numpy(count_targets(store)))
     return metrics.compute()
 
 
 def random_metrics(n_items: int, cutoffs: Iterable[int] = (20,)) -> dict[str, float]:
-    """Expected metrics of a random order of the catalogue, exactly: every rank from 1 to n_items is equally likely."""
+    """Return the expected metrics of a random order of the catalogue: all ranks are equally likely."""
     metrics = RankMetrics(cutoffs)
     metrics.update(torch.arange(1, min(n_items, metrics.cutoffs[-1]) + 1))
-    metrics.n_targets = n_items  # lower ranks add nothing but themselves
+    metrics.n_targets = n_items  # the ranks beyond the largest cut-off are misses
     return metrics.compute()

@@ -1,4 +1,4 @@
-"""Ranking metrics of next-item prediction: one relevant item per target, several cut-offs in one pass."""
+"""Ranking metrics of next-item prediction, with one relevant item per ranking, at several cut-offs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 Ties = Literal["standard", "conservative", "median"]
 
-_TIED_SHARE = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
+_TIE_WEIGHT = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
 
-# What a target of rank r <= k adds; a rank beyond k adds nothing. With a single relevant item average precision is the
-# reciprocal rank, the hit rate is the recall, and the ideal DCG is 1.
+# The gain of a target of rank r <= k; a rank beyond k gains 0. With a single relevant item, average precision is the
+# reciprocal rank, hit rate is recall, and the ideal DCG is 1.
 _GAIN: dict[str, Callable[[float, int], float]] = {
     "recall": lambda rank, k: 1.0,
     "mrr": lambda rank, k: 1.0 / rank,
@@ -28,31 +28,32 @@ METRICS = tuple(_GAIN)
 
 
 def check_ties(ties: str) -> None:
-    """Raise ValueError for an unknown tie mode."""
-    if ties not in _TIED_SHARE:
-        raise ValueError(f"ties={ties!r}: choose one of {', '.join(_TIED_SHARE)}")
+    """Raise ValueError for an unknown rule for ties."""
+    if ties not in _TIE_WEIGHT:
+        raise ValueError(f"ties={ties!r}: choose one of {', '.join(_TIE_WEIGHT)}")
 
 
 def ranks_from_counts(greater: Tensor, equal: Tensor, ties: Ties = "conservative") -> Tensor:
-    """Ranks, float64, from how many other items score strictly higher (`greater`) and exactly as high (`equal`).
+    """Return ranks, float64, from the numbers of other items with a higher and with the same score.
 
-    "standard": 1 + greater; "conservative": + equal; "median": + equal / 2.
+    The rank is 1 + greater with ties="standard", 1 + greater + equal with "conservative", and 1 + greater + equal / 2
+    with "median".
     """
     check_ties(ties)
-    return 1.0 + greater.double() + _TIED_SHARE[ties] * equal.double()
+    return 1.0 + greater.double() + _TIE_WEIGHT[ties] * equal.double()
 
 
 class RankMetrics:
-    """Recall, MRR, NDCG, MAP, precision and hit rate at several cut-offs, from a stream of ranks.
+    """Accumulates recall, MRR, NDCG, MAP, precision and hit rate at several cut-offs from batches of ranks.
 
-    Ranks are counted in a histogram up to the largest cut-off, so memory does not grow with the number of targets and
-    the result does not depend, not even in its last bit, on how the stream is cut into batches.
+    Ranks up to the largest cut-off are counted in a histogram. Memory does not grow with the number of targets, and no
+    bit of the result depends on the batches.
 
     Args:
-        cutoffs: the k of "@k", each at least 1.
+        cutoffs: the values of k in "recall@k" and the others, each at least 1.
 
     Raises:
-        ValueError: no cut-off, or one below 1.
+        ValueError: there is no cut-off, or one is below 1.
     """
 
     def __init__(self, cutoffs: Iterable[int] = (20,)) -> None:
@@ -66,34 +67,34 @@ class RankMetrics:
         """Add targets.
 
         Args:
-            ranks: whole or half numbers [n] from 1 up.
-            counts: int64 [n], how many targets have each rank; one each by default.
+            ranks: multiples of 1/2 [n], at least 1.
+            counts: int64 [n], number of targets with each rank; by default 1.
 
         Raises:
-            ValueError: a rank below 1, or not a multiple of 1/2 (NaN is none).
+            ValueError: a rank is below 1, or not a multiple of 1/2 (NaN included).
         """
         halves = 2 * ranks.detach().to("cpu", torch.float64)
         if not bool(((halves >= 2) & (halves == halves.round())).all()):
             raise ValueError("ranks must be whole or half numbers from 1 up")
         counts = torch.ones(halves.shape, dtype=torch.int64) if counts is None else counts.to("cpu", torch.int64)
-        near = halves < len(self._by_half_rank)
-        self._by_half_rank.index_add_(0, halves[near].long(), counts[near])
+        in_histogram = halves < len(self._by_half_rank)
+        self._by_half_rank.index_add_(0, halves[in_histogram].long(), counts[in_histogram])
         self.n_targets += int(counts.sum())
 
     def compute(self) -> dict[str, float]:
-        """Means over all targets so far: {"recall@20": ..., "mrr@20": ..., ...}. ValueError where there were none."""
+        """Return means over all targets, {"recall@20": ..., "mrr@20": ..., ...}. Raises ValueError without a target."""
         if self.n_targets == 0:
             raise ValueError("no target was ranked, so there is nothing to average")
-        counted = [(half / 2, count) for half, count in enumerate(self._by_half_rank.tolist()) if count]
+        histogram = [(half / 2, count) for half, count in enumerate(self._by_half_rank.tolist()) if count]
         return {
-            f"{name}@{k}": math.fsum(count * gain(rank, k) for rank, count in counted if rank <= k) / self.n_targets
+            f"{name}@{k}": math.fsum(count * gain(rank, k) for rank, count in histogram if rank <= k) / self.n_targets
             for k in self.cutoffs
             for name, gain in _GAIN.items()
         }
 
 
 def metrics_from_ranks(ranks: Tensor, cutoffs: Iterable[int] = (20,)) -> dict[str, float]:
-    """`RankMetrics` of ranks [n] that are all at hand."""
+    """Return the metrics of ranks [n], see `RankMetrics`."""
     metrics = RankMetrics(cutoffs)
     metrics.update(ranks)
     return metrics.compute()

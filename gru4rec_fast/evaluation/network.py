@@ -1,4 +1,4 @@
-"""What evaluation and recommending need of a network."""
+"""The protocol of a network that can be evaluated and can recommend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class NextItemNetwork(Protocol):
-    """A recurrent network that scores every item of a catalogue; `gru4rec_fast.nn.SessionNetwork` is one.
+    """A recurrent network that scores every item of a catalogue, e.g. `gru4rec_fast.nn.SessionNetwork`.
 
     The score of item j after a step is `hidden @ output_weight[j] + output_bias[j]`.
     """
@@ -20,28 +20,29 @@ class NextItemNetwork(Protocol):
 
     @property
     def output_weight(self) -> Tensor:
-        """[n_items, H]."""
+        """Weights of the scores, [n_items, H]."""
 
     @property
     def output_bias(self) -> Tensor | None:
-        """[n_items], or None."""
+        """Biases of the scores, [n_items], or None."""
 
     def initial_state(self, lanes: int) -> list[Tensor]:
-        """The state before a session's first event, [lanes, H_l] for each layer."""
+        """Return the hidden state before a session's first event, [lanes, H_l] for each layer."""
 
     def train(self, mode: bool = True) -> Any:
         """Switch dropout on (True) or off (False)."""
 
     def __call__(self, inputs: Tensor, state: list[Tensor], reset: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Feed items, int64 [T, B] with -1 in dead lanes; return hidden [T, B, H] and the state after the last step.
+        """Process items, int64 [T, B]; return hidden [T, B, H] and the hidden state of each layer after the last step.
 
-        `reset`, bool [T, B], zeroes a lane's state before a step. The state's last tensor is hidden[-1].
+        T is the number of steps, B the number of lanes (sessions processed in parallel). Items are -1 in lanes without
+        a session. `reset`, bool [T, B], zeroes a lane's state before a step. The state's last tensor is hidden[-1].
         """
 
 
 @contextmanager
 def evaluating(network: NextItemNetwork) -> Iterator[None]:
-    """Dropout off and no gradients recorded inside the block; the network's mode is put back afterwards."""
+    """Turn dropout and gradients off inside the context; restore the network's mode (train or eval) afterwards."""
     training = network.training
     network.train(False)
     try:

@@ -1,4 +1,4 @@
-"""What an evaluation found, as a table and as JSON."""
+"""The result of an evaluation, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,39 +10,42 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a model and of the baselines beside it.
+    """The metrics of a model, and of baselines to compare it with.
 
     Attributes:
-        metrics: the model's, {"recall@20": ..., "mrr@20": ..., ...}.
-        n_targets: next-item targets that were ranked.
-        n_sessions: sessions they came from.
-        n_items: size of the catalogue each was ranked in.
-        ties: how equal scores were ranked.
-        dropped: events and sessions of the log that were not evaluated, {reason: count}.
+        metrics: of the model, {"recall@20": ..., "ndcg@20": ..., ...}.
+        n_targets: number of test items that were ranked: next items of sessions, or interactions of users.
+        n_items: size of the catalogue. A user's training items are not ranked.
+        n_sessions: number of sessions that the targets are from; None for a graph model.
+        n_users: number of users that the targets are from; None for a session model.
+        ties: how equal scores were ranked, see `evaluate_sessions`; None for a graph model, which ranks them by index.
+        dropped: number of test events, sessions or interactions that were not evaluated, {reason: count}.
         baselines: {"popularity": metrics, "random": metrics}, or {}.
     """
 
     metrics: dict[str, float]
     n_targets: int
-    n_sessions: int
     n_items: int
-    ties: str
+    n_sessions: int | None = None
+    n_users: int | None = None
+    ties: str | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """What was evaluated and what was not, in one line."""
-        line = (
-            f"{self.n_targets:,} targets of {self.n_sessions:,} sessions, "
-            f"each ranked among {self.n_items:,} items, {self.ties} ties"
-        )
+        """Return one line about what was evaluated and what was dropped."""
+        of_users = self.n_users is not None
+        owners = f"{self.n_users:,} users" if of_users else f"{self.n_sessions:,} sessions"
+        candidates = f"{'the unseen of ' if of_users else ''}{self.n_items:,} items"
+        line = f"{self.n_targets:,} targets of {owners}, each ranked among {candidates}"
+        line += f", {self.ties} ties" if self.ties else ""
         dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in self.dropped.items() if count]
         return f"{line}; dropped: {', '.join(dropped)}" if dropped else line
 
     def table(self, *, terminal: bool | None = None) -> str:
-        """One row per metric, one column per model, and the summary.
+        """Return a table with a row per metric and a column per model, and the summary.
 
-        terminal: draw with rich (boxes and colors) or as plain text; by default whichever suits sys.stdout.
+        terminal: True: drawn by rich, with boxes and colors; False: plain text; None: rich if stdout is a terminal.
         """
         columns = {"model": self.metrics, **self.baselines}
         cells = [[name, *(f"{values[name]:.4f}" for values in columns.values())] for name in self.metrics]
@@ -50,7 +53,7 @@ class Report:
         return draw(["metric", *columns], cells, self.summary())
 
     def to_json(self) -> str:
-        """All fields as a JSON object."""
+        """Return all fields as a JSON object."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -70,8 +73,8 @@ def _rich_table(header: list[str], cells: list[list[str]], summary: str) -> str:
     from rich.table import Table
 
     table = Table(caption=summary)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", style="bold" if number == 1 else None)
+    for column, name in enumerate(header):
+        table.add_column(name, justify="right" if column else "left", style="bold" if column == 1 else None)
     for row in cells:
         table.add_row(*row)
     text = io.StringIO()

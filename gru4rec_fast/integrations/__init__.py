@@ -1,1 +1,1 @@
-"""."""
+"""Adapters to other code: one module each, imported by its own name."""

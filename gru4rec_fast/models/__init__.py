@@ -1,11 +1,30 @@
-"""Estimators: fit, evaluate, recommend, save, load."""
+"""Estimators: fit, evaluate, recommend, save, load.
 
-from gru4rec_fast.models.graph import NGCF, GraphRecommender, LightGCN
-from gru4rec_fast.models.graph_parameters import GraphParameters, LightGCNParameters, NGCFParameters
-from gru4rec_fast.models.gru4rec import GRU4Rec
-from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
-from gru4rec_fast.models.parameters import GRU4RecParameters, parameter_names
-from gru4rec_fast.models.recommending import Recommendations, SessionRecommender, recommend
+Each name is imported when it is first used, so that the parameter classes can be read without importing torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gru4rec_fast.models.graph_models import NGCF, GraphRecommender, LightGCN
+    from gru4rec_fast.models.gru4rec import GRU4Rec
+    from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
+    from gru4rec_fast.models.parameters import GraphParameters, GRU4RecParameters, LightGCNParameters, NGCFParameters
+    from gru4rec_fast.models.recommendations import Recommendations, recommend
+    from gru4rec_fast.models.session_recommender import SessionRecommender
+
+_MODULES = {
+    "graph_models": ("NGCF", "GraphRecommender", "LightGCN"),
+    "gru4rec": ("GRU4Rec",),
+    "parameter_text": ("parse_parameter_string", "read_parameter_file"),
+    "parameters": ("GRU4RecParameters", "GraphParameters", "LightGCNParameters", "NGCFParameters"),
+    "recommendations": ("Recommendations", "recommend"),
+    "session_recommender": ("SessionRecommender",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "NGCF",
@@ -18,8 +37,18 @@ __all__ = [
     "NGCFParameters",
     "Recommendations",
     "SessionRecommender",
-    "parameter_names",
     "parse_parameter_string",
     "read_parameter_file",
     "recommend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

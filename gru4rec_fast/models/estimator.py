@@ -1,38 +1,40 @@
-"""What every estimator has: parameters by name, a history, a report."""
+"""The base class of all estimators: fit, save, load, parameters by name, report."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
+import torch
+from torch import nn
+
+from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
-from gru4rec_fast.training.checkpoint import CheckpointError
-from gru4rec_fast.training.options import LOSS
+from gru4rec_fast.models.builders import build_trainer, find_device
+from gru4rec_fast.models.parameter_fields import Parameters
+from gru4rec_fast.models.parameters import TRAINING_LOSS
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
+from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
+from gru4rec_fast.training.checkpoint import convert_progress
+from gru4rec_fast.training.folder_lock import exclusive
+from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
+from gru4rec_fast.training.state import MODEL, model_tensors
 
-NOT_STORED = ("device", "impl", "fused")  # where and how a model runs is no property of the model
-FREE_ON_RESUME = ("n_epochs", "patience", "min_delta", *NOT_STORED)  # what changes nothing of what was computed so far
-
-
-class Parameters(Protocol):
-    """Hyper-parameters: a frozen dataclass that checks itself."""
-
-    @property
-    def monitor(self) -> str: ...
-    @property
-    def patience(self) -> int | None: ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """All parameters as JSON values."""
-
-    def changed(self, parameters: Mapping[str, Any]) -> Any:
-        """A copy with some parameters set anew."""
-
-    @classmethod
-    def create(cls, parameters: Mapping[str, Any]) -> Any:
-        """From the default, with some parameters set."""
+NOT_STORED = ("device", "impl", "fused")  # where and how a model runs is not part of its file
+# A resumed training may change these: nothing that was computed so far depends on them.
+FREE_ON_RESUME = ("n_epochs", "evaluate_every", "patience", "min_delta", *NOT_STORED)
+RENAMED_PARAMETERS = {
+    "draw": "sample_by",
+    "mess_dropout": "message_dropout",
+    "normalise_messages": "normalize_messages",
+    "reg": "reg_weight",
+}
 
 
 class Metrics(Protocol):
@@ -42,64 +44,259 @@ class Metrics(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
-class Estimator:
-    """What GRU4Rec, NGCF and LightGCN share.
+class Estimator(Parameters):
+    """Base class of GRU4Rec, NGCF and LightGCN. Its parameters are keyword arguments and attributes.
 
     Attributes:
-        parameters: the hyper-parameters, of `parameter_class`.
-        history: one dict per epoch, see the trainers in `gru4rec_fast.training`.
-        best_epoch: the epoch whose model the last `fit` put into best.safetensors; None where it picked none.
-        peak_memory_bytes: of the last `fit`: peak resident size above that at its beginning, or above the process's
-            baseline where `gru4rec_fast.profiling.set_baseline` took one.
+        network: the network; None before `fit` or `load`.
+        history: one dict per epoch, see `gru4rec_fast.training.Trainer`.
+        best_epoch: the epoch whose model the last `fit` wrote to best.safetensors; None if there is none.
+        peak_memory_bytes: of the last `fit`: peak resident size above that at its start, or above the process's
+            baseline if `gru4rec_fast.profiling.set_baseline` took one.
     """
 
-    parameter_class: ClassVar[type[Parameters]]
-    parameters: Any
+    file_format: ClassVar[str]
+    """Format of the model's files, with its version."""
+    _validation_metrics: ClassVar[tuple[str, ...]]
+    _index_name: ClassVar[str]
+    network: nn.Module | None
 
-    def __init__(self, **parameters: Any) -> None:
-        self.parameters = self.parameter_class.create(parameters)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.network = None
         self.history: list[dict[str, Any]] = []
         self.best_epoch: int | None = None
         self.peak_memory_bytes = 0
+        self._fitted_parameters: dict[str, Any] = {}
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All parameters by name."""
-        return dict(self.parameters.to_dict())
+    def fit(
+        self,
+        data: Any,
+        *,
+        validation: Any = None,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool | str | os.PathLike[str] = False,
+        checkpoint_every: int | None = None,
+        memory: MemoryRecord = NULL_RECORD,
+        progress: bool | None = None,
+        **columns: str,
+    ) -> Self:
+        """Train from scratch, or resume a training.
 
-    def set_params(self, **parameters: Any) -> Self:
-        """Change parameters by name (values may be text, as in a parameter string); they count from the next `fit`."""
-        self.parameters = self.parameters.changed(parameters)
+        Args:
+            data: for GRU4Rec a SessionStore, the folder of one, or whatever `SessionStore.from_events` reads (a TSV,
+                CSV or Parquet file, a pandas, polars or Arrow table). For graph models an InteractionGraph, the folder
+                of one, a .txt file of `user item item ...` lines, a log file or table with a column of users and a
+                column of items, a scipy sparse matrix or a SessionStore.
+            validation: data in the same forms, evaluated after every `evaluate_every` epochs; `monitor` selects the
+                best epoch by it. Graph models take interactions of the same users.
+            out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png. Files of an
+                earlier training are moved to out/previous when the first checkpoint of this training is written.
+            resume: True: resume from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
+                ends with the same bits as an uninterrupted one.
+            checkpoint_every: write last.safetensors every so many mini-batches too, not only after each epoch.
+            memory: a MemoryRecord that records the phases of each step.
+            progress: False shows nothing; by default a bar on a terminal, lines in a pipe, on stderr.
+            columns: names of the columns where data is a table: `session_key` ("SessionId"), `item_key` ("ItemId") and
+                `time_key` ("Time"); for graph models `user_key` ("UserId") and `item_key`.
+
+        Raises:
+            ValueError: bad input; the message names it. CheckpointError: the checkpoint does not fit.
+            TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
+            An error before the first mini-batch leaves the model unchanged.
+        """
+        peak = process_baseline() or PeakMemory()
+        model = type(self)(**self.get_params())  # replaces this one as a whole once everything is set up
+        if model.patience is not None and validation is None and model.monitor != TRAINING_LOSS:
+            raise ValueError(
+                f"patience={model.patience} watches {model.monitor}: give validation=, or set monitor='loss'"
+            )
+        find_device(model.device)
+        resumed = _path_to_resume(resume, out)
+        for reason in model.not_read:
+            warnings.warn(reason, stacklevel=2)
+        train = model._open(data, **columns)
+        model._set_index(train)
+        model._fitted_parameters = model._stored_parameters()
+        held_out = None if validation is None else model._open(validation, **columns)
+        with exclusive(out):
+            network = model.network = model._build_network()
+            identity = model._identity()
+            trainer = build_trainer(
+                model,
+                model._build_runner(train, validated=validation is not None, memory=memory),
+                checkpoint_every,
+                validate=None if held_out is None else lambda: model._validate(held_out),
+                out=out,
+                identity=identity,
+                progress=make_progress(progress),
+                peak=peak,
+            )
+            if resumed is not None:
+                trainer.restore(model._checkpoint_to_resume(resumed, identity))
+            model.history = trainer.history
+            vars(self).update(vars(model))
+            try:
+                trainer.run()
+            finally:
+                network.eval()
+                self.history, self.best_epoch = trainer.history, trainer.best_epoch
+                self.peak_memory_bytes = trainer.peak_memory_bytes
         return self
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model to a safetensors file, ids included; `load` needs nothing else.
+
+        Raises:
+            RuntimeError: the model is not fitted yet.
+            OSError: the file cannot be written; an earlier file is unchanged.
+        """
+        network, identity = self._fitted_network(), self._identity()
+        tensors = identity.tensors | model_tensors(network)
+        return save_checkpoint(path, replace(identity, tensors=tensors, progress={"history": self.history}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, impl: str = "auto") -> Self:
+        """Read a model from `save`, or from the last or best checkpoint of a training, onto `device`.
+
+        Args:
+            path: the file.
+            device: where the model runs, whatever it was trained on.
+            impl: "auto", "native" or "reference", for every operator, whatever it was trained with.
+
+        Raises:
+            ValueError, RuntimeError: there is no such device or implementation.
+            FileNotFoundError: there is no such file.
+            CheckpointError: the file is truncated, or not a checkpoint of this class.
+        """
+        try:
+            checkpoint = cls._read_checkpoint(path)
+            model = cls(**checkpoint.config["parameters"] | {"device": str(device), "impl": impl})
+            model._restore_index(checkpoint)
+            network = model.network = model._build_network()
+            network.load_state_dict(checkpoint.group(MODEL))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} lacks a part of a {cls.__name__} checkpoint: {error}") from error
+        network.eval()
+        model._fitted_parameters = model._stored_parameters()
+        model.history = checkpoint.progress["history"]
+        return model
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters by name. `deep` has no effect; scikit-learn passes it."""
+        return {name: getattr(self, name) for name in self.names()}
+
     def __repr__(self) -> str:
-        default = self.parameter_class.create({}).to_dict()
-        changed = {name: value for name, value in self.get_params().items() if value != default[name]}
+        defaults = type(self)().to_dict()
+        changed = {name: value for name, value in self.to_dict().items() if value != defaults[name]}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     def report(self, evaluation: Metrics | None = None) -> dict[str, Any]:
-        """What there is to say about this model, as JSON values: `metrics` of an evaluation (else of the last
-        validation, else none), `epochs`, `peak_memory_bytes`, `build` and `parameters`."""
+        """Return a report as JSON values: `metrics`, `epochs`, `peak_memory_bytes`, `build` and `parameters`.
+
+        evaluation: the evaluation whose metrics are reported; by default those of the last validation, if there is one.
+        """
         measured = [record["validation"] for record in self.history if "validation" in record]
         return {
             "metrics": evaluation.metrics if evaluation is not None else measured[-1] if measured else {},
             "epochs": self.history,
             "peak_memory_bytes": self.peak_memory_bytes,
             "build": build_info(),
-            "parameters": self.get_params(),
+            "parameters": self.to_dict(),
         }
 
-    def _check_patience(self, validation: Any) -> None:
-        """ValueError where there is patience, but nothing to be patient by."""
-        p = self.parameters
-        if p.patience is not None and validation is None and p.monitor != LOSS:
-            raise ValueError(f"patience={p.patience} watches {p.monitor}: give validation=, or set monitor='loss'")
+    # What each estimator implements.
+
+    def _open(self, data: Any, **columns: str) -> Any:
+        """Return the data as a store or graph; with the ids of the training data if the model has them already."""
+        raise NotImplementedError
+
+    def _set_index(self, data: Any) -> None:
+        """Take over the ids of the training data, and what else the model needs of it."""
+        raise NotImplementedError
+
+    def _index_arrays(self) -> dict[str, np.ndarray]:
+        """Return what `_set_index` took over, as numeric arrays for a checkpoint."""
+        raise NotImplementedError
+
+    def _restore_index(self, checkpoint: Checkpoint) -> None:
+        """Restore what `_index_arrays` returned."""
+        raise NotImplementedError
+
+    def _build_network(self) -> nn.Module:
+        """Return the network with its initial weights, on the model's device."""
+        raise NotImplementedError
+
+    def _build_runner(self, data: Any, *, validated: bool, memory: MemoryRecord) -> EpochRunner:
+        """Return the runner that trains the network on the data."""
+        raise NotImplementedError
+
+    def _evaluate_held_out(self, data: Any, cutoff: int) -> Metrics:
+        """Evaluate the network in its current state on opened validation data."""
+        raise NotImplementedError
+
+    # Checkpoints and validation.
+
+    def _validate(self, held_out: Any) -> Mapping[str, float]:
+        """Return the usual metrics and the monitored metric, at the cut-off of `monitor`."""
+        digits = self.monitor.partition("@")[2]
+        cutoff = int(digits) if digits.isdigit() else 20
+        metrics = self._evaluate_held_out(held_out, cutoff).metrics
+        names = dict.fromkeys([*(f"{name}@{cutoff}" for name in self._validation_metrics), self.monitor])
+        return {name: metrics[name] for name in names if name in metrics}
+
+    def _fitted_network(self) -> Any:
+        if self.network is None:
+            name = type(self).__name__
+            raise RuntimeError(f"this {name} has no weights yet: call fit, or {name}.load")
+        return self.network
+
+    def _stored_parameters(self) -> dict[str, Any]:
+        return {name: value for name, value in self.to_dict().items() if name not in NOT_STORED}
+
+    def _identity(self) -> Checkpoint:
+        """Return what every checkpoint of this model stores in addition to weights."""
+        config = {"parameters": self._fitted_parameters, "gru4rec_fast": _version.__version__}
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in self._index_arrays().items()}
+        return Checkpoint(self.file_format, config, tensors=tensors)
+
+    @classmethod
+    def _read_checkpoint(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        format_1 = cls.file_format.rpartition("/")[0] + "/1"
+        return load_checkpoint(path, cls.file_format, convert={format_1: convert_format_1})
+
+    def _checkpoint_to_resume(self, path: Path, identity: Checkpoint) -> Checkpoint:
+        """Return the checkpoint at `path`; CheckpointError if it has other parameters or other ids than `identity`."""
+        checkpoint = self._read_checkpoint(path)
+        saved = type(self)().to_dict() | checkpoint.config["parameters"]
+        differing = [
+            f"{name}={saved[name]!r} there, {value!r} here"
+            for name, value in self.to_dict().items()
+            if name not in FREE_ON_RESUME and saved[name] != value
+        ]
+        if differing:
+            raise CheckpointError(f"{path} cannot be resumed with other parameters: {', '.join(differing)}")
+        for name, tensor in identity.tensors.items():
+            # The trainer compares the log itself, whose fingerprint covers the support.
+            if name != "support" and not np.array_equal(checkpoint.tensors.get(name, []), tensor):
+                raise CheckpointError(f"{path} was trained on another {self._index_name}; resume with the same data")
+        return checkpoint
 
 
-def resumed_file(resume: bool | str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path | None:
-    """The file that `fit` is to go on from; None for a new training.
+def convert_format_1(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint of version 0.1 (format 1) in format 2."""
+    saved = checkpoint.config["parameters"]
+    parameters = {RENAMED_PARAMETERS.get(name, name): value for name, value in saved.items()}
+    tensors = {"graph.neighbors" if n == "graph.neighbours" else n: t for n, t in checkpoint.tensors.items()}
+    config = checkpoint.config | {"parameters": parameters}
+    return replace(checkpoint, config=config, progress=convert_progress(checkpoint.progress), tensors=tensors)
+
+
+def _path_to_resume(resume: bool | str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path | None:
+    """Return the checkpoint that `fit` resumes from; None for a new training.
 
     Raises:
-        ValueError: resume=True without a folder. FileNotFoundError: there is no checkpoint in it.
+        ValueError: resume=True without a folder. FileNotFoundError: there is no checkpoint in the folder.
     """
     if resume is False:
         return None
@@ -108,11 +305,3 @@ def resumed_file(resume: bool | str | os.PathLike[str], out: str | os.PathLike[s
     if out is None:
         raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
     return checkpoint_to_resume(out)
-
-
-def check_same_parameters(path: Path, saved: Mapping[str, Any], mine: Mapping[str, Any], free: Collection[str]) -> None:
-    """Raise CheckpointError where a parameter that is not `free` differs from that of the checkpoint at `path`."""
-    differing = [name for name in mine if name not in free and saved.get(name) != mine[name]]
-    if differing:
-        changes = ", ".join(f"{name}={saved.get(name)!r} there, {mine[name]!r} here" for name in differing)
-        raise CheckpointError(f"{path} cannot be resumed with other parameters: {changes}")

@@ -8,35 +8,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gru4rec_fast.models.parameters import refuse_unknown, to_number
+from gru4rec_fast.models.parameter_fields import refuse_unknown, to_number
+from gru4rec_fast.models.parameters import GRU4RecParameters
 
 
 def parse_parameter_string(text: str, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Parameters from `name=value,name=value` as in the official code; lists are written with `/` (layers=512/256).
+    """Return the parameters of a string `name=value,name=value`, as in the official code.
 
-    What the Theano code writes is understood where it means the same here: final_act (linear, softmax, elu-X),
-    hidden_act=tanh and adapt=adagrad. Values stay text; the class of the parameters turns them into numbers.
-    names: of the parameters there are; by default GRU4Rec's.
+    Lists are written with `/` (layers=512/256). Three parameters of the Theano code are accepted: final_act (linear,
+    softmax, elu-X), which sets elu_param, hidden_act=tanh and adapt=adagrad, which change nothing. Values stay text;
+    the parameter class converts them.
+
+    Args:
+        text: the parameter string.
+        names: allowed names; by default those of GRU4Rec's parameters.
 
     Raises:
         TypeError: an unknown parameter.
-        ValueError: a part that is no name=value, a name given twice, an activation or optimizer that is not here.
+        ValueError: text that is not name=value, a name given twice, an unsupported activation or optimizer.
     """
     parameters: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (word.strip() for word in part.partition("="))
+    for assignment in filter(None, (assignment.strip() for assignment in text.split(","))):
+        name, equals, value = (word.strip() for word in assignment.partition("="))
         if not equals or not name or not value:
-            raise ValueError(f"parameter string: {part!r} is not name=value")
+            raise ValueError(f"parameter string: {assignment!r} is not name=value")
         if name in parameters:
             raise ValueError(f"parameter string: {name} is given twice")
         parameters[name] = value
-    final = parameters.pop("final_act", None)
-    if final is not None:
-        parameters.setdefault("elu_param", _elu_param(final))
-    for name, only in (("hidden_act", "tanh"), ("adapt", "adagrad")):
-        if parameters.pop(name, only) != only:
-            raise ValueError(f"parameter string: {name} can only be {only} here")
-    refuse_unknown(parameters, names)
+    final_act = parameters.pop("final_act", None)
+    if final_act is not None:
+        parameters.setdefault("elu_param", _elu_param(final_act))
+    for name, supported in (("hidden_act", "tanh"), ("adapt", "adagrad")):
+        if parameters.pop(name, supported) != supported:
+            raise ValueError(f"parameter string: {name} can only be {supported} here")
+    refuse_unknown(parameters, names or GRU4RecParameters.names())
     return parameters
 
 
@@ -50,12 +55,14 @@ def _elu_param(final_act: str) -> float:
 
 
 def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Parameters from a .toml or .json file: one table, or one named "parameters".
+    """Return the parameters in a .toml or .json file: at its top, or in a table "parameters".
 
-    names: as in `parse_parameter_string`.
+    Args:
+        path: the file.
+        names: allowed names; by default those of GRU4Rec's parameters.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it cannot be parsed, or holds unknown parameters.
+        FileNotFoundError: there is no such file. ValueError: it cannot be parsed, or has unknown parameters.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
@@ -69,7 +76,7 @@ def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) ->
     if not isinstance(parameters, dict):
         raise ValueError(f'{path}: its "parameters" are {parameters!r}, not parameters by name')
     try:
-        refuse_unknown(parameters, names)
+        refuse_unknown(parameters, names or GRU4RecParameters.names())
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
     return dict(parameters)

@@ -1,279 +1,342 @@
-"""Hyper-parameters of GRU4Rec: names, defaults and checks."""
+"""Hyper-parameters of GRU4Rec, NGCF and LightGCN: names, defaults, checks and help. Imports no torch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
+from gru4rec_fast.models.parameter_fields import (
+    LAYERSIZE,
+    Check,
+    Parameters,
+    at_least,
+    document,
+    one_of,
+    option,
+    option_of,
+    positive,
+    probability,
+)
 
-from gru4rec_fast.evaluation.metrics import METRICS
-from gru4rec_fast.ops.sampled_loss import LOSSES
-from gru4rec_fast.training.options import LOSS
-from gru4rec_fast.training.schedules import scheduler_names
-
-LAYERSIZE = "layersize"
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Allowed values. The modules that implement them import torch; a test compares these copies with the originals.
+LOSSES = ("cross-entropy", "bpr-max", "top1", "top1-max", "bpr")
 GRU_FORMS = ("reset_after", "reset_before")
-IMPLEMENTATIONS = ("auto", "native", "reference")
+MATRICES = ("symmetric", "mean", "norm", "plain", "symmetric+I", "mean+I", "norm+I", "plain+I")
+ACTIVATIONS = ("sum", "per_term")
+SAMPLING_UNITS = ("users", "interactions")
+DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "bf16")
+IMPLEMENTATIONS = ("auto", "native", "reference")
+SESSION_METRICS = ("recall", "mrr", "ndcg", "map", "precision", "hitrate")
+GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
+TRAINING_LOSS = "loss"
+
+# Groups of options in `gru4rec-fast train --help`.
+NETWORK, LOSS, SAMPLING, OPTIMIZER = "Network", "Loss", "Sampling", "Optimizer"
+EPOCHS, RUNNING = "Epochs and validation", "Running"
 
 
-def _choice(value: Any, choices: tuple[str, ...]) -> str | None:
-    return None if value in choices else f"choose one of {', '.join(choices)}"
+def _monitored(*metrics: str) -> Check:
+    def check(value: str) -> str | None:
+        metric, separator, cutoff = value.partition("@")
+        if value == TRAINING_LOSS or (metric in metrics and separator and cutoff.isdecimal() and int(cutoff) > 0):
+            return None
+        return f"choose {TRAINING_LOSS!r}, or {', '.join(metrics)} at a cut-off, as in 'recall@20'"
+
+    return check
 
 
-def _at_least(least: float) -> Callable[[Any], str | None]:
-    return lambda value: None if value >= least else f"must be at least {least:g}"
+def _layers(value: tuple[int, ...]) -> str | None:
+    return None if value and min(value) >= 1 else "give at least one layer, each of at least 1 unit"
 
 
-def _probability(value: float) -> str | None:
-    return None if 0 <= value < 1 else "must lie in [0, 1)"
+def _width(value: int | str) -> str | None:
+    return None if isinstance(value, str) or value >= 0 else f"must be a width, 0 or {LAYERSIZE!r}"
 
 
-def _monitored(value: str, metrics: tuple[str, ...] = METRICS) -> str | None:
-    metric, at, cutoff = value.partition("@")
-    if value == LOSS or (metric in metrics and at and cutoff.isdecimal() and int(cutoff) > 0):
+def _scheduler(value: str | None) -> str | None:
+    if value is None:
         return None
-    return f"choose {LOSS!r}, or {', '.join(metrics)} at a cut-off, as in 'recall@20'"
+    from gru4rec_fast.training.schedules import scheduler_names
+
+    return one_of(*scheduler_names())(value)
 
 
-def _rule(default: Any, check: Callable[[Any], str | None]) -> Any:
-    """A field with a check: called with the value, it returns what is wrong with it, or None."""
-    return field(default=default, metadata={"check": check})
+def _device(value: str) -> str | None:
+    return None if re.fullmatch(r"(cpu|cuda)(:\d+)?", value) else "choose 'cpu', 'cuda', 'cuda:1' ..."
 
 
-@dataclass(frozen=True, kw_only=True)
-class GRU4RecParameters:
-    """Hyper-parameters, named and set by default as in the official PyTorch code; the second group is ours.
+def split_adjacency(adjacency: str) -> tuple[str, str]:
+    """Return the propagation matrices P and Q of NGCF's two terms.
 
-    Attributes:
-        layers: units of each GRU layer, first layer first.
-        loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr".
-        batch_size: lanes, sessions played in parallel.
-        dropout_p_embed, dropout_p_hidden: probability to drop a unit of the input embedding, of each layer's output.
-        learning_rate, momentum: of Adagrad.
-        n_sample, sample_alpha: negatives per mini-batch, drawn with p ~ support^sample_alpha, with replacement: more
-            than there are items is legal. 0: the other lanes' targets are the only negatives.
-        embedding: width of a separate input embedding, or "layersize": as wide as the first layer. Read where
-            constrained_embedding is False; 0 is then one-hot input, whose first layer is always reset_before.
-        constrained_embedding: the output table is the input embedding too.
-        n_epochs: passes over the log.
-        bpreg, elu_param: score regularization and activation of bpr-max (elu_param 0: none).
-        logq: strength of the logQ correction of cross-entropy.
-        label_smoothing: of cross-entropy.
-        mask_accidental_hits: a negative that is the target is no negative.
-        bptt: steps the gradient goes back; accumulate: blocks of that many steps per update.
-        gru_form: "reset_after" (as torch.nn.GRU) or "reset_before" (the original form).
-        shuffle: play the sessions in a new order each epoch, instead of by time.
-        lr_scheduler, lr_scheduler_options: see `gru4rec_fast.training.Schedule`.
-        monitor: the validation metric that picks the best epoch, or "loss".
-        patience, min_delta: stop after `patience` epochs without a gain above `min_delta`; None: never.
-        eps: added to Adagrad's accumulator inside the root.
-        seed: of weights, dropout, negatives and shuffle.
-        dtype: "float32" or "float64".
-        precision: "full", or "bf16": training multiplies numbers rounded to bfloat16 and sums in float32; weights and
-            everything else stay in float32. Of the fused step, so with native kernels; on a GPU, the products with the
-            output table's rows.
-        device: "cpu", "cuda", "cuda:1" ...
-        impl: "auto", "native" or "reference", for every operator.
-        fused: train by the fused step (`gru4rec_fast.training.fused`; on a GPU, `.cuda_step`); False: through autograd.
-            The same training within rounding.
-
-    Raises:
-        TypeError: a value of the wrong type; ValueError: one out of range. Both name the parameter and the remedy.
+    "paper" is P = L + I and Q = L of equation (7), "P/Q" names both, any other name is used for both.
     """
+    if adjacency == "paper":
+        return "symmetric+I", "symmetric"
+    p, _, q = adjacency.partition("/")
+    return p, q or p
 
-    layers: tuple[int, ...] = (100,)
-    loss: str = _rule("cross-entropy", lambda value: _choice(value, LOSSES))
-    batch_size: int = _rule(64, _at_least(1))
-    dropout_p_embed: float = _rule(0.0, _probability)
-    dropout_p_hidden: float = _rule(0.0, _probability)
-    learning_rate: float = _rule(0.05, lambda value: None if value > 0 else "must be positive")
-    momentum: float = _rule(0.0, _probability)
-    sample_alpha: float = _rule(0.5, _at_least(0))
-    n_sample: int = _rule(2048, _at_least(0))
-    embedding: int | str = 0
-    constrained_embedding: bool = True
-    n_epochs: int = _rule(10, _at_least(1))
-    bpreg: float = _rule(1.0, _at_least(0))
-    elu_param: float = _rule(0.5, _at_least(0))
-    logq: float = _rule(0.0, _at_least(0))
 
-    label_smoothing: float = _rule(0.0, _probability)
-    mask_accidental_hits: bool = False
-    bptt: int = _rule(1, _at_least(1))
-    accumulate: int = _rule(1, _at_least(1))
-    gru_form: str = _rule("reset_after", lambda value: _choice(value, GRU_FORMS))
-    shuffle: bool = False
-    lr_scheduler: str | None = None
-    lr_scheduler_options: dict[str, Any] | None = None
-    monitor: str = _rule("recall@20", _monitored)
-    patience: int | None = _rule(None, lambda value: None if value is None else _at_least(1)(value))
-    min_delta: float = _rule(0.0, _at_least(0))
-    eps: float = _rule(1e-6, lambda value: None if value > 0 else "must be positive")
-    seed: int = _rule(0, _at_least(0))
-    dtype: str = _rule("float32", lambda value: _choice(value, tuple(DTYPES)))
-    precision: str = _rule("full", lambda value: _choice(value, PRECISIONS))
-    device: str = "cpu"
-    impl: str = _rule("auto", lambda value: _choice(value, IMPLEMENTATIONS))
-    fused: bool = True
+def _adjacency(value: str) -> str | None:
+    if all(matrix in MATRICES for matrix in split_adjacency(value)):
+        return None
+    return f"choose 'paper', one of {', '.join(MATRICES)}, or two of these as P/Q"
 
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = _convert(entry.name, str(entry.type), getattr(self, entry.name))
-            object.__setattr__(self, entry.name, value)
-            wrong = entry.metadata["check"](value) if "check" in entry.metadata else None
-            if wrong:
-                raise ValueError(f"{entry.name}={value!r}: {wrong}")
-        self._check_together()
 
-    def _check_together(self) -> None:
-        if not self.layers or min(self.layers) < 1:
-            raise ValueError(f"layers={list(self.layers)}: give at least one layer, each of at least 1 unit")
-        if isinstance(self.embedding, int) and self.embedding < 0:
-            raise ValueError(f"embedding={self.embedding}: must be a width, 0 or {LAYERSIZE!r}")
+@document
+@dataclass(kw_only=True)
+class GRU4RecParameters(Parameters):
+    """Hyper-parameters of GRU4Rec. Names and defaults down to `logq` are those of the official PyTorch code."""
+
+    layers: tuple[int, ...] = option(
+        (100,), NETWORK, "SIZE/SIZE/...", "Units of each GRU layer, first layer first.", _layers
+    )
+    loss: str = option("cross-entropy", LOSS, "NAME", f"One of {', '.join(LOSSES)}.", one_of(*LOSSES))
+    batch_size: int = option(64, OPTIMIZER, "N", "Sessions processed in parallel.", at_least(1))
+    dropout_p_embed: float = option(
+        0.0, NETWORK, "P", "Probability to drop a unit of the input embedding.", probability
+    )
+    dropout_p_hidden: float = option(0.0, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability)
+    learning_rate: float = option(0.05, OPTIMIZER, "RATE", "Learning rate of Adagrad.", positive)
+    momentum: float = option(0.0, OPTIMIZER, "M", "Momentum of Adagrad.", probability)
+    sample_alpha: float = option(
+        0.5,
+        SAMPLING,
+        "ALPHA",
+        "Negatives are drawn with probability ~ occurrences^ALPHA: 0 uniformly, 1 by popularity.",
+        at_least(0),
+    )
+    n_sample: int = option(
+        2048,
+        SAMPLING,
+        "N",
+        "Negatives per mini-batch, drawn with replacement, in addition to the targets of the other sessions.",
+        at_least(0),
+    )
+    embedding: int | str = option(
+        0,
+        NETWORK,
+        "WIDTH",
+        "Width of a separate input embedding, or 'layersize' for that of the first layer. 0 is one-hot input, whose "
+        "first layer always has the form reset_before. Without effect where constrained_embedding is True.",
+        _width,
+    )
+    constrained_embedding: bool = option(True, NETWORK, "BOOL", "Use the output table as input embedding too.")
+    n_epochs: int = option(10, EPOCHS, "N", "Number of epochs.", at_least(1))
+    bpreg: float = option(1.0, LOSS, "STRENGTH", "Score regularization of bpr-max.", at_least(0))
+    elu_param: float = option(0.5, LOSS, "ALPHA", "Parameter of bpr-max's ELU activation; 0 is none.", at_least(0))
+    logq: float = option(
+        0.0,
+        LOSS,
+        "STRENGTH",
+        "Strength of cross-entropy's logQ correction for sampling by popularity; 1 is the full correction.",
+        at_least(0),
+    )
+
+    label_smoothing: float = option(0.0, LOSS, "SHARE", "Label smoothing of cross-entropy.", probability)
+    mask_accidental_hits: bool = option(False, LOSS, "BOOL", "Ignore a negative that is the session's target.")
+    bptt: int = option(
+        1, OPTIMIZER, "STEPS", "Time steps per block, through which the gradient is propagated back.", at_least(1)
+    )
+    accumulate: int = option(1, OPTIMIZER, "N", "Blocks of bptt steps per update of the weights.", at_least(1))
+    gru_form: str = option(
+        "reset_after",
+        NETWORK,
+        "FORM",
+        "reset_after (as torch.nn.GRU) or reset_before (the original form).",
+        one_of(*GRU_FORMS),
+    )
+    shuffle: bool = option(False, EPOCHS, "BOOL", "Shuffle the sessions each epoch; otherwise their order is by time.")
+    lr_scheduler: str | None = option(
+        None,
+        OPTIMIZER,
+        "NAME",
+        "Learning-rate schedule: step, cosine, plateau, or a class of torch.optim.lr_scheduler.",
+        _scheduler,
+    )
+    lr_scheduler_options: Mapping[str, Any] | None = option(
+        None, OPTIMIZER, "JSON", "Arguments of the scheduler's class, and interval: 'epoch' (default) or 'update'."
+    )
+    evaluate_every: int = option(
+        1, EPOCHS, "N", "Epochs between two validations; the last epoch is always validated.", at_least(1)
+    )
+    monitor: str = option(
+        "recall@20",
+        EPOCHS,
+        "METRIC",
+        "Validation metric that selects the best epoch, or 'loss' for the training loss.",
+        _monitored(*SESSION_METRICS),
+    )
+    patience: int | None = option(
+        None, EPOCHS, "N", "Stop after N validations without an improvement; by default never.", at_least(1)
+    )
+    min_delta: float = option(
+        0.0, EPOCHS, "DELTA", "Smallest change of the monitored value that is an improvement.", at_least(0)
+    )
+    eps: float = option(1e-6, OPTIMIZER, "EPS", "Term that Adagrad adds to its accumulator, in the root.", positive)
+    seed: int = option(0, RUNNING, "SEED", "Seed of weights, dropout, sampling and shuffling.", at_least(0))
+    dtype: str = option("float32", NETWORK, "TYPE", f"{' or '.join(DTYPES)}.", one_of(*DTYPES))
+    precision: str = option(
+        "full",
+        NETWORK,
+        "NAME",
+        "full, or bf16: the fused step multiplies values rounded to bfloat16; sums and weights stay float32.",
+        one_of(*PRECISIONS),
+    )
+    device: str = option("cpu", RUNNING, "NAME", "cpu, cuda, cuda:1, ...", _device)
+    impl: str = option(
+        "auto",
+        RUNNING,
+        "NAME",
+        "Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
+        one_of(*IMPLEMENTATIONS),
+    )
+    fused: bool = option(
+        True, RUNNING, "BOOL", "Train by the fused step, else by autograd; the results are equal up to rounding."
+    )
+
+    def _convert_and_check(self) -> None:
+        super()._convert_and_check()
         for name in ("logq", "label_smoothing"):
             if getattr(self, name) and self.loss != "cross-entropy":
                 raise ValueError(
                     f"{name}={getattr(self, name):g} belongs to loss='cross-entropy'; set it to 0 for {self.loss}"
                 )
         if self.n_sample == 0 and self.batch_size == 1:
-            raise ValueError("n_sample=0 with batch_size=1 leaves nothing to tell the target from; raise either")
-        if self.lr_scheduler_options and self.lr_scheduler is None:
-            raise ValueError(f"lr_scheduler_options={self.lr_scheduler_options}: give the lr_scheduler they belong to")
-        if self.lr_scheduler is not None and self.lr_scheduler not in scheduler_names():
-            raise ValueError(f"lr_scheduler={self.lr_scheduler!r}: choose one of {', '.join(scheduler_names())}")
+            raise ValueError("n_sample=0 with batch_size=1 gives mini-batches without negatives; increase one of them")
         if self.precision == "bf16" and (self.dtype != "float32" or not self.fused or self.impl == "reference"):
             raise ValueError(
                 "precision='bf16' belongs to the fused step in float32: leave dtype, fused and impl at their defaults"
             )
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device={self.device!r}: {str(error).splitlines()[0]}") from None
 
     @property
     def embedding_mode(self) -> str:
-        """What SessionNetwork calls it: "constrained", "separate" or "none"."""
+        """The `embedding` argument of SessionNetwork: "constrained", "separate" or "none"."""
         return "constrained" if self.constrained_embedding else "separate" if self.embedding else "none"
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the separate embedding; 0 where there is none."""
+        """Width of the separate embedding; 0 without one."""
         if self.embedding_mode != "separate":
             return 0
         return self.layers[0] if isinstance(self.embedding, str) else self.embedding
 
     @property
     def not_read(self) -> list[str]:
-        """What was set and has no effect beside the other parameters, each with its reason."""
+        """Parameters that have no effect because of other parameters, each with the reason."""
         reasons = []
         if self.constrained_embedding and self.embedding != 0:
-            reasons.append(f"embedding={self.embedding!r} has no effect: constrained_embedding=True takes its place")
+            reasons.append(f"embedding={self.embedding!r} has no effect: constrained_embedding=True replaces it")
         if self.embedding_mode == "none" and self.dropout_p_embed:
             reasons.append(f"dropout_p_embed={self.dropout_p_embed:g} has no effect: one-hot input has no embedding")
         return reasons
 
-    def to_dict(self) -> dict[str, Any]:
-        """All parameters as JSON values."""
-        return {**asdict(self), "layers": list(self.layers)}
 
-    def changed(self, parameters: Mapping[str, Any]) -> GRU4RecParameters:
-        """A copy with some parameters set anew; TypeError where a name is unknown."""
-        refuse_unknown(parameters)
-        return replace(self, **parameters)
+@document
+@dataclass(kw_only=True)
+class GraphParameters(Parameters):
+    """Hyper-parameters that NGCF and LightGCN share."""
 
-    @classmethod
-    def create(cls, parameters: Mapping[str, Any]) -> GRU4RecParameters:
-        """From a mapping; TypeError where a name is unknown."""
-        return cls().changed(parameters)
-
-
-def parameter_names() -> list[str]:
-    """Names of all parameters."""
-    return [entry.name for entry in fields(GRU4RecParameters)]
-
-
-class UnknownParameterError(TypeError):
-    """Parameters were given by names that the model does not have.
-
-    Attributes:
-        unknown: the names given; known: the names of the model's parameters.
-    """
-
-    def __init__(self, unknown: Sequence[str], known: Sequence[str]) -> None:
-        super().__init__(unknown, known)
-        self.unknown, self.known = unknown, known
-
-    def __str__(self) -> str:
-        return f"unknown parameter {', '.join(self.unknown)}; there are {', '.join(self.known)}"
-
-
-def refuse_unknown(parameters: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
-    """Raise UnknownParameterError where a name is not among `names`, by default those of GRU4Rec's parameters."""
-    names = names or parameter_names()
-    unknown = [name for name in parameters if name not in names]
-    if unknown:
-        raise UnknownParameterError(unknown, names)
-
-
-_TRUE, _FALSE = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False")
-
-
-def _convert(name: str, kind: str, value: Any) -> Any:
-    """A value, or its text as in a parameter string, as the type of its field."""
-    try:
-        if name in ("layers", "layer_sizes"):
-            parts = (
-                value.split("/") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-            )
-            return tuple(_integer(part) for part in parts)
-        if name == "embedding":
-            return value if value == LAYERSIZE else _integer(value)
-        if value is None or (value == "None" and "None" in kind):
-            if "None" in kind:
-                return None
-            raise ValueError
-        if kind == "bool":
-            if value not in (*_TRUE, *_FALSE):
-                raise ValueError
-            return value in _TRUE
-        if kind.startswith("int"):
-            return _integer(value)
-        if kind == "float":
-            return to_number(value)
-        if kind.startswith("dict"):
-            return dict(json.loads(value) if isinstance(value, str) else value)
-        return str(value)
-    except (TypeError, ValueError):
-        sizes = "sizes, as [512, 256] or 512/256"
-        wanted = {"layers": sizes, "layer_sizes": sizes, "embedding": f"a whole number or {LAYERSIZE!r}"}
-        kinds = {
-            "int": "a whole number",
-            "float": "a finite number",
-            "bool": "True or False",
-            "dict": "a mapping",
-            "str": "text",
-        }
-        what = wanted.get(name) or next(text for start, text in kinds.items() if kind.startswith(start))
-        raise TypeError(f"{name}={value!r}: must be {what}") from None
+    embedding_dim: int = option(64, NETWORK, "WIDTH", "Width of the node embeddings.", at_least(1))
+    node_dropout: float = option(
+        0.0, NETWORK, "P", "Probability to drop an entry of the propagation matrix.", probability
+    )
+    reg_weight: float = option(
+        1e-4,
+        LOSS,
+        "STRENGTH",
+        "Strength of the L2 penalty on the initial embeddings of each triple (u, i, j): "
+        "reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
+        at_least(0),
+    )
+    learning_rate: float = option(1e-3, OPTIMIZER, "RATE", "Learning rate of Adam.", positive)
+    batch_size: int = option(
+        2048,
+        OPTIMIZER,
+        "N",
+        "Triples (user, positive, negative) per mini-batch; an epoch has one triple per interaction.",
+        at_least(1),
+    )
+    n_epochs: int = option_of(GRU4RecParameters, "n_epochs", 1000)
+    lr_scheduler: str | None = option_of(GRU4RecParameters, "lr_scheduler", None)
+    lr_scheduler_options: Mapping[str, Any] | None = option_of(GRU4RecParameters, "lr_scheduler_options", None)
+    only_needed: bool = option(
+        True,
+        RUNNING,
+        "BOOL",
+        "Compute in each step only the embeddings that its mini-batch needs; with the same results, up to rounding.",
+    )
+    reorder: bool = option(
+        False,
+        RUNNING,
+        "BOOL",
+        "Renumber the nodes first, so that neighbors are close in memory; another order draws other triples.",
+    )
+    sample_by: str = option(
+        "users",
+        SAMPLING,
+        "UNIT",
+        "Draw uniformly a user and then one of the user's items (users), or an interaction (interactions).",
+        one_of(*SAMPLING_UNITS),
+    )
+    evaluate_every: int = option_of(GRU4RecParameters, "evaluate_every", 10)
+    monitor: str = option(
+        "recall@20",
+        EPOCHS,
+        "METRIC",
+        GRU4RecParameters.__dataclass_fields__["monitor"].metadata["help"],
+        _monitored(*GRAPH_METRICS),
+    )
+    patience: int | None = option_of(GRU4RecParameters, "patience", None)
+    min_delta: float = option_of(GRU4RecParameters, "min_delta", 0.0)
+    seed: int = option_of(GRU4RecParameters, "seed", 0)
+    dtype: str = option_of(GRU4RecParameters, "dtype", "float32")
+    device: str = option_of(GRU4RecParameters, "device", "cpu")
+    impl: str = option_of(GRU4RecParameters, "impl", "auto")
 
 
-def _integer(value: Any) -> int:
-    if isinstance(value, bool):
-        raise ValueError
-    number = int(value)
-    if not isinstance(value, str) and number != value:
-        raise ValueError
-    return number
+@document
+@dataclass(kw_only=True)
+class NGCFParameters(GraphParameters):
+    """Hyper-parameters of NGCF. Defaults are those of the paper's run on Gowalla."""
+
+    layer_sizes: tuple[int, ...] = option(
+        (64, 64, 64), NETWORK, "SIZE/SIZE/...", "Output widths of the layers, first layer first.", _layers
+    )
+    adjacency: str = option(
+        "paper",
+        NETWORK,
+        "NAME",
+        "Propagation matrices: paper (equation 7: P = L + I, Q = L), one matrix for both terms, as norm (most "
+        "published code), or P/Q, as mean+I/mean.",
+        _adjacency,
+    )
+    activation: str = option(
+        "sum",
+        NETWORK,
+        "NAME",
+        "LeakyReLU of the sum of the two terms (sum) or of each term (per_term).",
+        one_of(*ACTIVATIONS),
+    )
+    node_dropout: float = option_of(GraphParameters, "node_dropout", 0.1)
+    message_dropout: float = option(0.1, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability)
+    normalize_messages: bool = option(
+        False, NETWORK, "BOOL", "Give each layer the L2-normalized output of the previous layer."
+    )
+    reg_weight: float = option_of(GraphParameters, "reg_weight", 1e-5)
+    learning_rate: float = option_of(GraphParameters, "learning_rate", 1e-4)
+    batch_size: int = option_of(GraphParameters, "batch_size", 1024)
+    n_epochs: int = option_of(GraphParameters, "n_epochs", 400)
 
 
-def to_number(value: Any) -> float:
-    """A finite float from a number or its text; ValueError or TypeError where it is none."""
-    number = float(value)
-    if isinstance(value, bool) or number - number != 0:
-        raise ValueError
-    return number
+@document
+@dataclass(kw_only=True)
+class LightGCNParameters(GraphParameters):
+    """Hyper-parameters of LightGCN. Defaults are those of the paper's run on Gowalla."""
+
+    n_layers: int = option(3, NETWORK, "N", "Number of propagations.", at_least(0))
+    adjacency: str = option(
+        "symmetric", NETWORK, "NAME", f"Propagation matrix: {', '.join(MATRICES)}.", one_of(*MATRICES)
+    )

@@ -1,4 +1,4 @@
-"""Modules for anybody's training loop."""
+"""Modules: networks, layers and losses for use in any PyTorch training loop."""
 
 from gru4rec_fast.nn.graph_networks import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer

@@ -1,4 +1,4 @@
-"""NGCF and LightGCN: node embeddings, their propagation, and the loss of a batch of triples."""
+"""NGCF and LightGCN: node embeddings, their propagation, and the BPR loss of a mini-batch of triples."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from gru4rec_fast.ops.ngcf_layer import pick
 
 Nodes = Tensor | None
 
-# From this share of all nodes on, a layer is computed for all: choosing costs more than it saves.
-_MOST = 0.7
-# From this share of all nodes on, their neighbors are taken to be most nodes: to look for them costs a layer's time.
-_MANY = 0.4
+# A layer that needs more than this fraction of the nodes is computed for all: selecting would cost more than it saves.
+_MAX_SELECTED = 0.7
+# The neighbors of more than this fraction of the nodes are not searched, which takes as long as computing a layer: they
+# are assumed to be more than _MAX_SELECTED.
+_MAX_SEARCHED = 0.4
 
 
 class GraphNetwork(nn.Module):
-    """What NGCF and LightGCN share: a table of node embeddings, final embeddings made of it, scores by dot product.
+    """Base class of NGCF and LightGCN: a table of node embeddings, final embeddings, and the BPR loss.
+
+    The score of an item for a user is the dot product of their final embeddings.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
         embedding_dim: width of the embeddings.
-        only_needed: `loss` computes the last layer for the nodes of the batch only and earlier ones for their
-            neighborhoods only. Loss and gradients are the same; a compiled `loss` computes everything all the same. To
-            find the nodes the program waits for a GPU some times a step; without, a step never does.
+        only_needed: whether `loss` computes the last layer only for the nodes of the mini-batch, and earlier layers
+            only for their neighborhoods. Loss and gradients are the same. Finding the nodes synchronizes with a GPU
+            several times per step. Under torch.compile, all nodes are computed.
 
     Parameters: embedding [n_nodes, embedding_dim], users before items.
     """
@@ -46,7 +49,7 @@ class GraphNetwork(nn.Module):
 
     @property
     def n_users(self) -> int:
-        """Number of users; their rows come first."""
+        """Number of users, which are the first nodes."""
         return self.graph.n_users
 
     @property
@@ -55,68 +58,69 @@ class GraphNetwork(nn.Module):
         return self.graph.n_items
 
     def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
-        """Final embeddings of all nodes, [n_nodes, D], or of the nodes `rows` (int64, rising) only.
+        """Return the final embeddings of all nodes, [n_nodes, D], or only of the nodes `rows` (int64, increasing).
 
-        step: number of the training step; it keys the dropouts.
+        step: number of the training step; with the seed it determines the dropout masks.
         """
         raise NotImplementedError
 
     def neighborhoods(self, rows: Nodes) -> list[Nodes]:
-        """The nodes that each layer's output is needed of, the table's first, for the final embeddings of `rows`."""
+        """Return the nodes needed of the embedding table and of each layer for the final embeddings of `rows`."""
         needed: list[Nodes] = [rows]
         for _ in range(self.n_layers):
             if rows is not None:
                 n_nodes = self.graph.n_nodes
-                rows = self.graph.with_neighbors(rows) if len(rows) < _MANY * n_nodes else None
-                rows = None if rows is None or len(rows) >= _MOST * n_nodes else rows
+                rows = self.graph.with_neighbors(rows) if len(rows) < _MAX_SEARCHED * n_nodes else None
+                rows = None if rows is None or len(rows) >= _MAX_SELECTED * n_nodes else rows
             needed.insert(0, rows)
         return needed
 
     def penalized(self, final: Tensor) -> Tensor:
-        """The embeddings [n_nodes, ...] whose rows the regularizer penalizes."""
+        """Return the embeddings [n_nodes, ...] whose rows are penalized by the regularization."""
         raise NotImplementedError
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        """BPR loss and squared norm of a batch of triples; what is minimized is `bpr + reg_weight * norm`.
+        """Return the BPR loss and the squared norm of a mini-batch of triples; minimize `bpr + reg_weight * norm`.
 
         Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009.
 
         Args:
-            users, positives, negatives: int64 [B], indices of users and of items (items counted from 0).
-            step: number of the training step.
+            users, positives, negatives: int64 [B], indices of users and of items (items are numbered from 0).
+            step: number of the training step; with the seed it determines the dropout masks.
 
         Returns:
-            (bpr, norm), scalars: mean of -log sigmoid(x_ui - x_uj) over the triples; and the sum of the squares of the
-            rows they penalize, divided by 2 B.
+            (bpr, norm), scalars: the mean of -log sigmoid(x_ui - x_uj) over the triples, and the sum of the squares of
+            the penalized embeddings of their nodes, divided by 2 B.
         """
         nodes = torch.cat([users, positives + self.n_users, negatives + self.n_users])
         if self.only_needed and not torch.compiler.is_compiling():
-            needed, place = nodes.unique(return_inverse=True)
-            final = self(step=step, rows=needed)
+            unique_nodes, index = nodes.unique(return_inverse=True)
+            final = self(step=step, rows=unique_nodes)
         else:
-            final, place = self(step=step), nodes
-        user, positive, negative = final.index_select(0, place).chunk(3)
-        # Not softplus, which torch cuts off at 20: an error of 2e-9, in the gradient too.
+            final, index = self(step=step), nodes
+        user, positive, negative = final.index_select(0, index).chunk(3)
+        # torch.nn.functional.softplus is linear from 20 on, an error of 2e-9 that also affects the gradient.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
-        source = self.penalized(final)
-        norm = source.index_select(0, place if source is final else nodes).square().sum() / (2 * len(users))
+        penalized = self.penalized(final)
+        norm = penalized.index_select(0, index if penalized is final else nodes).square().sum() / (2 * len(users))
         return bpr, norm
 
 
 class NGCFNetwork(GraphNetwork):
     """Neural graph collaborative filtering (Wang et al., SIGIR 2019, arXiv 1905.08108).
 
-    The final embedding of a node is its embedding followed by the L2-normalized output of every layer; each layer reads
-    the un-normalized output of the one before. The regularizer penalizes final embeddings.
+    The final embedding of a node is the concatenation of its embedding and the L2-normalized outputs of all layers. The
+    input of a layer is the output of the previous layer, not normalized. The regularization penalizes final embeddings.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
         embedding_dim: width of the embeddings.
-        layer_sizes: widths of the layers' outputs, first layer first.
+        layer_sizes: widths of the outputs of the layers, first layer first.
         P, Q, activation, negative_slope, node_dropout, message_dropout: see `NGCFLayer`.
-        normalize_messages: each layer reads the normalized output of the one before, as in some libraries.
+        normalize_messages: whether the input of a layer is the normalized output of the previous layer, as in some
+            libraries.
         only_needed: see `GraphNetwork`.
-        seed: of the initial weights (Xavier uniform, users and items each on their own) and of the dropouts.
+        seed: seed of the initial weights (Xavier uniform, separately for users and items) and of the dropout.
         impl: "auto", "native" or "reference".
 
     Parameters: embedding [n_nodes, embedding_dim]; layers.<l>.{weight_1, bias_1, weight_2, bias_2}.
@@ -166,36 +170,36 @@ class NGCFNetwork(GraphNetwork):
         )
 
     def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
-        before, *needed = self.neighborhoods(rows)
-        embeddings = pick(self.embedding, before, None)
-        parts = [pick(embeddings, rows, before)]
-        for layer, nodes in zip(self.layers, needed, strict=True):
-            embeddings = layer(embeddings, step=step, rows=nodes, columns=before)
-            before = nodes
+        nodes, *nodes_of_layers = self.neighborhoods(rows)
+        embeddings = pick(self.embedding, nodes, None)
+        outputs = [pick(embeddings, rows, nodes)]
+        for layer, layer_nodes in zip(self.layers, nodes_of_layers, strict=True):
+            embeddings = layer(embeddings, step=step, rows=layer_nodes, columns=nodes)
+            nodes = layer_nodes
             if self.normalize_messages:
                 embeddings = F.normalize(embeddings, dim=1)
-                parts.append(pick(embeddings, rows, before))
+                outputs.append(pick(embeddings, rows, nodes))
             else:
-                parts.append(F.normalize(pick(embeddings, rows, before), dim=1))
-        return torch.cat(parts, dim=1)
+                outputs.append(F.normalize(pick(embeddings, rows, nodes), dim=1))
+        return torch.cat(outputs, dim=1)
 
     def penalized(self, final: Tensor) -> Tensor:
         return final
 
 
 class LightGCNNetwork(GraphNetwork):
-    """LightGCN (He et al., SIGIR 2020, arXiv 2002.02126): E_{k+1} = L E_k; the final embedding is the layers' mean.
+    """LightGCN (He et al., SIGIR 2020, arXiv 2002.02126): E_{k+1} = L E_k; the final embedding is the mean of all E_k.
 
-    The regularizer penalizes the embeddings of layer 0, the only parameters.
+    The regularization penalizes E_0, the only parameters.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
         embedding_dim: width of the embeddings.
         n_layers: number of propagations.
         matrix: see `LaplacianPropagation`.
-        node_dropout: probability in [0, 1) to drop an entry of the matrix, in training.
+        node_dropout: probability in [0, 1) of dropping an entry of the matrix, in training.
         only_needed: see `GraphNetwork`.
-        seed: of the initial embeddings (normal, standard deviation 0.1) and of the dropout.
+        seed: seed of the initial embeddings (normal, standard deviation 0.1) and of the dropout.
         impl: "auto", "native" or "reference".
 
     Parameters: embedding [n_nodes, embedding_dim].
@@ -222,13 +226,13 @@ class LightGCNNetwork(GraphNetwork):
             self.embedding.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
-        before, *needed = self.neighborhoods(rows)
-        embeddings = pick(self.embedding, before, None)
-        total = pick(embeddings, rows, before)
-        for nodes in needed:
-            embeddings = self.propagation(embeddings, step=step, rows=nodes, columns=before)
-            before = nodes
-            total = total + pick(embeddings, rows, before)
+        nodes, *nodes_of_layers = self.neighborhoods(rows)
+        embeddings = pick(self.embedding, nodes, None)
+        total = pick(embeddings, rows, nodes)
+        for layer_nodes in nodes_of_layers:
+            embeddings = self.propagation(embeddings, step=step, rows=layer_nodes, columns=nodes)
+            nodes = layer_nodes
+            total = total + pick(embeddings, rows, nodes)
         return total / (self.n_layers + 1)
 
     def penalized(self, final: Tensor) -> Tensor:

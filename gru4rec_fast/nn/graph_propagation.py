@@ -1,4 +1,4 @@
-"""Propagation over a user-item graph, and the NGCF layer built on it."""
+"""Propagation of node embeddings over a user-item graph, and the NGCF layer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.nn.session_gru import glorot_
+from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, pick, split_matrix
 
 
 class GraphIndices(nn.Module):
-    """The indices of a graph as buffers, so that they follow a network to its device; not part of a state dict.
+    """The CSR indices of a graph as buffers, so that `to(device)` moves them with a network; not in the state dict.
 
-    Modules that are given one GraphIndices share its memory. Buffers: offsets int64 [n_nodes + 1], neighbors int32 or
+    Modules that get the same GraphIndices share its memory. Buffers: offsets int64 [n_nodes + 1], neighbors int32 or
     int64 [n_entries].
     """
 
@@ -29,11 +30,11 @@ class GraphIndices(nn.Module):
         self.register_buffer("neighbors", neighbors, persistent=False)
 
     def with_neighbors(self, rows: Tensor) -> Tensor:
-        """`rows` and all neighbors of these nodes, int64, rising."""
-        begins = self.offsets[rows]
-        counts = self.offsets[rows + 1] - begins
+        """Return the nodes `rows` and all their neighbors, int64, increasing."""
+        starts = self.offsets[rows]
+        counts = self.offsets[rows + 1] - starts
         first = counts.cumsum(0) - counts
-        entries = torch.repeat_interleave(begins - first, counts)
+        entries = torch.repeat_interleave(starts - first, counts)
         entries += torch.arange(len(entries), device=entries.device)
         reached = torch.zeros(self.n_nodes, dtype=torch.bool, device=rows.device)
         reached[rows] = True
@@ -42,24 +43,24 @@ class GraphIndices(nn.Module):
 
     @staticmethod
     def of(graph: InteractionGraph | GraphIndices) -> GraphIndices:
-        """`graph` itself, or a graph's indices."""
+        """Return the GraphIndices of a graph; `graph` itself if it is one."""
         return graph if isinstance(graph, GraphIndices) else GraphIndices(graph)
 
 
 class LaplacianPropagation(nn.Module):
-    """Multiplies node embeddings by a propagation matrix of the graph; it has no parameters.
+    """Multiplies node embeddings by a propagation matrix of a graph; has no parameters.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
-        matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A; followed by "+I" the
-            identity is added: "symmetric+I" is L + I of the NGCF paper.
-        dropout: probability in [0, 1) to drop an entry of the matrix, in training ("node dropout" in published code);
-            the identity of "+I" is never dropped.
-        seed: of the dropout.
+        matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A. The suffix "+I" adds
+            the identity: "symmetric+I" is L + I of the NGCF paper.
+        dropout: probability in [0, 1) of dropping an entry of the matrix, in training ("node dropout" in published
+            code); the identity of "+I" is never dropped.
+        seed: seed of the dropout.
         impl: "auto", "native" or "reference".
 
     Raises:
-        ValueError: an unknown matrix, or a dropout out of range.
+        ValueError: the matrix is unknown, or the dropout is out of range.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class LaplacianPropagation(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        _check_probability("dropout", dropout)
+        check_probability("dropout", dropout)
         self.graph = GraphIndices.of(graph)
         self.matrix, self.adds_identity = split_matrix("matrix", matrix)
         self.dropout, self.seed, self.impl = dropout, seed, impl
@@ -80,15 +81,16 @@ class LaplacianPropagation(nn.Module):
     def forward(
         self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
     ) -> Tensor:
-        """The product, [n_nodes, d], from embeddings [n_nodes, d], users before items.
+        """Return the product of the matrix with the embeddings, [n_nodes, d], or [n_rows, d] with `rows`.
 
         Args:
-            embeddings: of all nodes, or of `columns`.
-            step: number of the training step; with the seed it fixes which entries are dropped.
-            rows: int64, rising: the nodes to compute; None: all. columns: the nodes that `embeddings` are of, likewise;
-                among them must be `rows` and their neighbors.
+            embeddings: [n_nodes, d], users before items; [n_columns, d] with `columns`.
+            step: number of the training step; with the seed it determines which entries are dropped.
+            rows: int64 [n_rows], increasing: the nodes to compute; None: all.
+            columns: int64 [n_columns], increasing: the nodes whose embeddings are given; None: all. They must include
+                `rows` and their neighbors.
         """
-        side = ops.laplacian_propagation(
+        product = ops.laplacian_propagation(
             embeddings,
             self.graph.offsets,
             self.graph.neighbors,
@@ -100,39 +102,40 @@ class LaplacianPropagation(nn.Module):
             step=step,
             impl=self.impl,
         )
-        return side + pick(embeddings, rows, columns) if self.adds_identity else side
+        return product + pick(embeddings, rows, columns) if self.adds_identity else product
 
     def extra_repr(self) -> str:
         return f"{self.matrix}{'+I' if self.adds_identity else ''}, dropout={self.dropout}"
 
 
 class NGCFLayer(nn.Module):
-    """One layer of neural graph collaborative filtering: Wang et al., SIGIR 2019 (arXiv 1905.08108), equation (7).
+    """Layer of neural graph collaborative filtering: Wang et al., SIGIR 2019 (arXiv 1905.08108), equation (7).
 
         sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
         per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
 
-    act is LeakyReLU, * element-wise. In training, entries of P and Q (the same ones) and units of E' are dropped.
+    act is LeakyReLU, and * is element-wise. Dropout drops the same entries of P and Q, and units of E', in training.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
         in_features, out_features: widths of E and E'.
-        P, Q: propagation matrices, see `LaplacianPropagation`; the paper's by default. Where they differ only by "+I"
-            the product is computed once.
+        P, Q: propagation matrices, see `LaplacianPropagation`; by default those of the paper. If they differ only by
+            "+I", the product is computed once.
         activation: "sum" or "per_term".
-        negative_slope: of the LeakyReLU, not negative.
-        node_dropout: probability in [0, 1) to drop an entry of P and Q.
-        message_dropout: probability in [0, 1) to drop a unit of E'.
-        normalize: L2-normalize the rows of E' (a row of zeros stays zero).
-        seed: of the dropouts and, unless `generator` is given, of the initial weights.
-        layer: number of this layer, from 0: layers of one seed drop different units.
+        negative_slope: slope of the LeakyReLU, not negative.
+        node_dropout: probability in [0, 1) of dropping an entry of P and Q, in training.
+        message_dropout: probability in [0, 1) of dropping a unit of E', in training.
+        normalize: whether to L2-normalize the rows of E' (a row of zeros stays zero).
+        seed: seed of the dropout and, unless `generator` is given, of the initial weights.
+        layer: number of the layer, from 0, so that layers with the same seed drop different units.
+        generator: generator of the initial weights.
         impl: "auto", "native" or "reference".
 
-    Parameters: weight_1, weight_2 [in_features, out_features]; bias_1, bias_2 [out_features]. All begin Xavier uniform,
-    the biases as matrices of one row, as in the published code.
+    Parameters: weight_1, weight_2 [in_features, out_features]; bias_1, bias_2 [out_features]. The initial weights are
+    Xavier uniform; as in the published code, so are the biases, as matrices with one row.
 
     Raises:
-        ValueError: an argument out of range, named.
+        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -150,14 +153,13 @@ class NGCFLayer(nn.Module):
         normalize: bool = False,
         seed: int = 0,
         layer: int = 0,
-        impl: str = "auto",
         generator: torch.Generator | None = None,
+        impl: str = "auto",
     ) -> None:
         super().__init__()
-        _check_probability("node_dropout", node_dropout)
-        _check_probability("message_dropout", message_dropout)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        check_probability("node_dropout", node_dropout)
+        check_probability("message_dropout", message_dropout)
+        check_choice("activation", activation, ACTIVATIONS)
         if in_features < 1 or out_features < 1:
             raise ValueError(f"in_features={in_features}, out_features={out_features}: both must be at least 1")
         self.graph = GraphIndices.of(graph)
@@ -177,11 +179,10 @@ class NGCFLayer(nn.Module):
     def forward(
         self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
     ) -> Tensor:
-        """E' [n_nodes, out_features] from E [n_nodes, in_features], users before items.
+        """Return E' [n_nodes, out_features] from E [n_nodes, in_features], users before items.
 
         step, rows, columns: see `LaplacianPropagation.forward`.
         """
-        training = self.training
         out = ops.ngcf_layer(
             embeddings,
             self.graph.offsets,
@@ -196,8 +197,8 @@ class NGCFLayer(nn.Module):
             Q=self.Q,
             activation=self.activation,
             negative_slope=self.negative_slope,
-            node_dropout=self.dropout if training else 0.0,
-            message_dropout=self.message_dropout if training else 0.0,
+            node_dropout=self.dropout if self.training else 0.0,
+            message_dropout=self.message_dropout if self.training else 0.0,
             seed=self.seed,
             step=step,
             layer=self.layer,
@@ -208,8 +209,3 @@ class NGCFLayer(nn.Module):
     def extra_repr(self) -> str:
         shape = f"{self.weight_1.shape[0]}, {self.weight_1.shape[1]}"
         return f"{shape}, P={self.P}, Q={self.Q}, activation={self.activation}"
-
-
-def _check_probability(name: str, p: float) -> None:
-    if not 0 <= p < 1:
-        raise ValueError(f"{name}={p}: the probability of dropping must be in [0, 1)")

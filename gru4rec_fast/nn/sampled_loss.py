@@ -1,4 +1,4 @@
-"""The loss of a session-parallel block."""
+"""The loss of a session-parallel mini-batch."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
-from gru4rec_fast.nn.session_network import SessionNetwork
+from gru4rec_fast.nn.tables import gather_rows
+from gru4rec_fast.ops._checks import check_choice
 from gru4rec_fast.ops.sampled_loss import LOSSES, widened
 
 
 class SampledLoss(nn.Module):
-    """Loss of T steps of session-parallel lanes against in-batch and sampled negatives
-    (`gru4rec_fast.ops.sampled_loss`).
+    """Ranking loss over in-batch and sampled negatives, for T steps of B lanes (`gru4rec_fast.ops.sampled_loss`).
+
+    A lane is one of the B sessions that are processed in parallel.
 
     Args:
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr".
-        batch_size: B; each step's sum over live lanes is divided by it, also where fewer lanes live.
-        elu_param, bpreg: of bpr-max.
-        label_smoothing, logq: of cross-entropy; logq is the strength of the logQ correction, which subtracts
-            logq * log support(item) from in-batch columns and logq * sample_alpha * log support(item) from sampled
-            ones.
-        sample_alpha: exponent of the sampler that draws the negatives.
-        support: int64 [n_items], occurrences in the training log; needed where logq is not 0.
-        mask_accidental_hits: mask negatives that equal the row's target.
+        batch_size: B; the sum over the live lanes of a step is divided by B, even if fewer lanes are live.
+        elu_param, bpreg: parameters of bpr-max.
+        label_smoothing, logq: parameters of cross-entropy. logq is the strength of the logQ correction, which subtracts
+            logq * log support(item) from the scores of targets and logq * sample_alpha * log support(item) from the
+            scores of sampled negatives.
+        sample_alpha: exponent of the distribution from which the negatives are sampled.
+        support: int64 [n_items], number of occurrences of each item in the training log; needed where logq is not 0.
+        mask_accidental_hits: leave out negatives that equal the target of the lane.
+        dtype: dtype of the logQ correction; None: torch's default.
         impl: "auto", "native" or "reference".
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument is out of range; the message names it.
     """
 
     log_support: Tensor | None
@@ -46,12 +49,11 @@ class SampledLoss(nn.Module):
         sample_alpha: float = 0.5,
         support: Tensor | None = None,
         mask_accidental_hits: bool = False,
-        impl: str = "auto",
         dtype: torch.dtype | None = None,
+        impl: str = "auto",
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"loss={loss!r}: choose one of {', '.join(LOSSES)}")
+        check_choice("loss", loss, LOSSES)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if logq and loss != "cross-entropy":
@@ -59,9 +61,9 @@ class SampledLoss(nn.Module):
         if label_smoothing and loss != "cross-entropy":
             raise ValueError(f"label_smoothing={label_smoothing}: belongs to cross-entropy, not to {loss}")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing}: must lie in [0, 1)")
+            raise ValueError(f"label_smoothing={label_smoothing}: must be in [0, 1)")
         if logq and support is None:
-            raise ValueError(f"logq={logq}: give support, the items' occurrences in the training log")
+            raise ValueError(f"logq={logq}: give support, the number of occurrences of each item in the training log")
         self.loss = loss
         self.batch_size = batch_size
         self.elu_param = elu_param
@@ -78,46 +80,56 @@ class SampledLoss(nn.Module):
 
     def forward(
         self,
-        network: SessionNetwork,
         hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
         targets: Tensor,
-        negatives: Tensor | None,
+        negatives: Tensor | None = None,
+        *,
         n_live: Sequence[int] | None = None,
     ) -> Tensor:
-        """Mean over the block's T steps of (sum over live lanes) / batch_size, a scalar.
+        """Return the mean over T steps of (sum over live lanes) / batch_size, a scalar.
+
+        The gradients of `weight` and `bias` are sparse (COO).
 
         Args:
-            network: whose output table is scored.
-            hidden: [T, B, H].
-            targets: int64 [T, B], -1 in dead lanes.
-            negatives: int64 [T, N], each step's own; None: in-batch negatives only.
-            n_live: live lanes of each step, if the caller knows; None: counted (a host sync on a GPU).
+            hidden: hidden states, [T, B, H].
+            weight: output table [n_items, H]: a parameter, the weight of an nn.Embedding, or a tied input embedding.
+            bias: output bias [n_items], or None.
+            targets: int64 [T, B]; -1 where a position is padding.
+            negatives: int64 [T, N], the sampled negatives of each step; None: in-batch negatives only.
+            n_live: number of targets of each step that are not padding, if the caller has these numbers on the CPU;
+                None: counts them, which synchronizes with a GPU.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
         """
+        _check_shapes(hidden, weight, bias, targets, negatives)
         steps, lanes = targets.shape
         if n_live is None:
             n_live = (targets >= 0).sum(1).tolist()
-        losses = [
-            self._step(network, hidden[t], targets[t], None if negatives is None else negatives[t], n_live[t] == lanes)
-            for t in range(steps)
-        ]
+        losses = []
+        for t in range(steps):
+            step_hidden, step_targets = hidden[t], targets[t]
+            if n_live[t] != lanes:
+                live = step_targets >= 0
+                step_hidden, step_targets = step_hidden[live], step_targets[live]
+            step_negatives = None if negatives is None else negatives[t]
+            losses.append(self._step(step_hidden, weight, bias, step_targets, step_negatives))
         return losses[0] if steps == 1 else torch.stack(losses).mean()
 
     def _step(
-        self, network: SessionNetwork, hidden: Tensor, targets: Tensor, negatives: Tensor | None, all_live: bool
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, negatives: Tensor | None
     ) -> Tensor:
-        if not all_live:
-            live = targets >= 0
-            hidden, targets = hidden[live], targets[live]
         items = targets if negatives is None else torch.cat([targets, negatives])
-        rows, bias = network.output_rows(items)
         log_q = None
         if self.log_support is not None:
             log_q = self.logq * self.log_support[items]
             log_q[targets.shape[0] :] *= self.sample_alpha
         return ops.sampled_loss(
             hidden,
-            rows,
-            widened(bias),
+            gather_rows(weight, items),
+            None if bias is None else widened(gather_rows(bias, items)),
             loss=self.loss,
             batch_size=self.batch_size,
             log_q=None if log_q is None else widened(log_q),
@@ -127,3 +139,16 @@ class SampledLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             impl=self.impl,
         )
+
+
+def _check_shapes(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, negatives: Tensor | None
+) -> None:
+    if hidden.dim() != 3 or targets.shape != hidden.shape[:2]:
+        raise ValueError(f"hidden must be [T, B, H] and targets [T, B], not {[*hidden.shape]} and {[*targets.shape]}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[2]:
+        raise ValueError(f"weight must be [n_items, H] with H = {hidden.shape[2]}, not {[*weight.shape]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [n_items] with n_items = {weight.shape[0]}, not {[*bias.shape]}")
+    if negatives is not None and (negatives.dim() != 2 or negatives.shape[0] != targets.shape[0]):
+        raise ValueError(f"negatives must be [T, N] with T = {targets.shape[0]}, not {[*negatives.shape]}")

@@ -1,4 +1,7 @@
-"""A stack of GRU layers over session-parallel blocks."""
+"""A stack of GRU layers for session-parallel mini-batches.
+
+A lane is one of the B sessions that are processed in parallel; `reset` marks the steps at which it starts a session.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,18 @@ State = list[Tensor]
 
 
 def glorot_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    """Fill in place from uniform(+-sqrt(6 / (fan_in + fan_out)))."""
+    """Fill a tensor in place from the uniform distribution on +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010)."""
     bound = math.sqrt(6 / (fan_in + fan_out))
     with torch.no_grad():
         weight.copy_(torch.empty(weight.shape, dtype=weight.dtype).uniform_(-bound, bound, generator=generator))
 
 
 class SessionGRULayer(nn.Module):
-    """One GRU layer with resets inside the sequence.
+    """GRU layer with a reset mask inside the sequence.
 
-    Parameters: weight_ih [3H, I] (absent where `input_size` is None: the input then is the gate inputs themselves, rows
-    of a one-hot table), weight_hh [3H, H], bias_ih [3H] and, in the reset_after form, bias_hh [3H]; gate order r, z, n.
+    Parameters: weight_ih [3H, I] (None if `input_size` is None: the inputs are then the gate inputs, which one-hot
+    inputs gather from a table), weight_hh [3H, H], bias_ih [3H] and, in the reset_after form, bias_hh [3H]; the gate
+    order is r, z, n.
     """
 
     def __init__(
@@ -52,22 +56,23 @@ class SessionGRULayer(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor, reset: Tensor | None = None, output_mask: Tensor | None = None
     ) -> Tensor:
-        """Outputs [T, B, H] from x [T, B, I] (or gate inputs [T, B, 3H]) and state [B, H]."""
+        """Return outputs [T, B, H] from x [T, B, I] (or gate inputs [T, B, 3H]) and the hidden state [B, H]."""
         gate_inputs = x + self.bias_ih if self.weight_ih is None else F.linear(x, self.weight_ih, self.bias_ih)
-        gate_inputs = gate_inputs.to(state.dtype)  # autocast multiplies in less; the recurrence keeps the state's dtype
+        gate_inputs = gate_inputs.to(state.dtype)  # under autocast, the product above has a lower precision
         return ops.gru(gate_inputs, state, self.weight_hh, self.bias_hh, reset, output_mask, self.form, impl=self.impl)
 
 
 class SessionGRU(nn.Module):
-    """GRU layers of any sizes, each followed by dropout; the dropped-out state is what is carried on, as GRU4Rec
-    publishes it.
+    """Stack of GRU layers, each followed by dropout; as in GRU4Rec, the state after dropout is the next step's state.
 
     Args:
-        input_size: width of the input, or None where the first layer is fed its gate inputs (one-hot mode).
+        input_size: width of the input; None if the inputs are the gate inputs of the first layer (one-hot inputs).
         layers: hidden sizes, first layer first.
-        form: "reset_after" or "reset_before"; the first layer of one-hot mode is always reset_before.
-        dropout: probability to drop a unit of a layer's output, in training.
-        seed: of the initial weights and of the dropout masks.
+        form: "reset_after" or "reset_before" (`gru4rec_fast.ops.gru`); the first layer for one-hot inputs is always
+            reset_before.
+        dropout: probability in [0, 1) of dropping a unit of the output of a layer, in training.
+        seed: seed of the dropout masks and, unless `generator` is given, of the initial weights.
+        generator: generator of the initial weights.
         impl: "auto", "native" or "reference".
     """
 
@@ -79,8 +84,8 @@ class SessionGRU(nn.Module):
         form: str = "reset_after",
         dropout: float = 0.0,
         seed: int = 0,
-        impl: str = "auto",
         generator: torch.Generator | None = None,
+        impl: str = "auto",
     ) -> None:
         super().__init__()
         self.dropout = dropout
@@ -95,34 +100,34 @@ class SessionGRU(nn.Module):
         )
 
     def initial_state(self, lanes: int) -> State:
-        """Zero states, [lanes, H] for each layer."""
+        """Return hidden states of zeros, [lanes, H] for each layer."""
         like = next(self.parameters())
         return [like.new_zeros(lanes, size) for size in self.sizes]
 
     def forward(self, x: Tensor, state: State, reset: Tensor | None = None, *, step: int = 0) -> tuple[Tensor, State]:
-        """Outputs [T, B, H] of the last layer and the state after the last step.
+        """Return the outputs [T, B, H] of the last layer, and the hidden states after the last step.
 
         Args:
-            x: [T, B, I] (one-hot mode: [T, B, 3H] gate inputs without bias).
-            state: one [B, H] for each layer.
-            reset: bool [T, B].
-            step: number of the first step in the whole training; with the seed it fixes the dropout masks.
+            x: [T, B, I], or the gate inputs [T, B, 3H] without bias for one-hot inputs.
+            state: hidden states before the first step, one [B, H] for each layer.
+            reset: bool [T, B]; True sets the state of a lane to zero before that step.
+            step: number of the first step since the training began; with the seed it determines the dropout masks.
         """
-        after = []
-        for number, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
-            mask = self._dropout_mask(x, number, step) if self.training and self.dropout else None
-            x = layer(x, before, reset, mask)
-            after.append(x[-1])
-        return x, after
+        new_state = []
+        for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
+            mask = self._dropout_mask(x, index, step) if self.training and self.dropout else None
+            x = layer(x, layer_state, reset, mask)
+            new_state.append(x[-1])
+        return x, new_state
 
-    def _dropout_mask(self, x: Tensor, number: int, step: int) -> Tensor:
+    def _dropout_mask(self, x: Tensor, layer: int, step: int) -> Tensor:
         return ops.dropout_mask(
             x.shape[0],
             x.shape[1],
-            self.sizes[number],
+            self.sizes[layer],
             self.dropout,
             seed=self.seed,
-            stream=STREAM_HIDDEN_DROPOUT + number,
+            stream=STREAM_HIDDEN_DROPOUT + layer,
             step=step,
             dtype=x.dtype,
             device=x.device,

@@ -1,4 +1,4 @@
-"""The whole GRU4Rec model: input embedding, GRU stack, output table."""
+"""The GRU4Rec network: input embedding, GRU layers, output table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
 from gru4rec_fast.nn.tables import gather_live_rows, gather_rows
+from gru4rec_fast.ops._checks import check_choice, check_probability
+from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT
 
 EMBEDDINGS = ("constrained", "separate", "none")
 
 
 class ItemTable(nn.Module):
-    """A table with one row per item: weight [n_items, width]; its gradients are sparse."""
+    """Table with one row for each item: weight [n_items, width]; its gradients are sparse."""
 
     def __init__(self, n_items: int, width: int) -> None:
         super().__init__()
@@ -22,7 +24,7 @@ class ItemTable(nn.Module):
 
 
 class OutputTable(ItemTable):
-    """What items are scored with: weight [n_items, width] and bias [n_items], zero at first; gradients are sparse."""
+    """Table with which items are scored: weight [n_items, width] and bias [n_items]; their gradients are sparse."""
 
     def __init__(self, n_items: int, width: int) -> None:
         super().__init__(n_items, width)
@@ -30,27 +32,27 @@ class OutputTable(ItemTable):
 
 
 class SessionNetwork(nn.Module):
-    """GRU4Rec (Hidasi et al. 2016, 2018; Hidasi & Czapp 2023).
+    """GRU4Rec network (Hidasi et al. 2016, 2018; Hidasi & Czapp 2023).
 
     Args:
-        n_items: size of the catalogue.
+        n_items: number of items in the catalogue.
         layers: hidden sizes of the GRU layers, first layer first.
-        embedding: "constrained" (the output table is the input embedding too), "separate" (own table, `embedding_dim`
-            wide) or
-            "none" (one-hot: a table of 3 * layers[0] gate inputs; the first layer is then of the reset_before form).
-        embedding_dim: width of the separate table.
-        gru_form: "reset_after" or "reset_before".
-        dropout_p_embed: probability to drop a unit of the input embedding, in training ("none" has no embedding to
-            drop).
-        dropout_p_hidden: probability to drop a unit of each GRU layer's output, in training.
-        seed: of the initial weights (uniform +-sqrt(6 / (fan_in + fan_out)), biases zero) and the dropout masks.
-        impl: "auto", "native" or "reference", for every operator.
+        embedding: "constrained" (the output table is also the input embedding), "separate" (a table of its own of width
+            `embedding_dim`) or "none" (one-hot inputs: a table of 3 * layers[0] gate inputs for each item; the first
+            layer is then of the reset_before form).
+        embedding_dim: width of the separate embedding.
+        gru_form: "reset_after" or "reset_before" (`gru4rec_fast.ops.gru`).
+        dropout_p_embed: probability of dropping a unit of the input embedding, in training; no effect with "none".
+        dropout_p_hidden: probability of dropping a unit of the output of each GRU layer, in training.
+        seed: seed of the initial weights (uniform +-sqrt(6 / (fan_in + fan_out)), biases zero) and the dropout masks.
+        dtype, device: dtype and device of the parameters.
+        impl: "auto", "native" or "reference", for all operators.
 
     Parameters: output.weight [n_items, H], output.bias [n_items], embedding.weight (separate: [n_items, embedding_dim];
     none: [n_items, 3 * layers[0]], gate order r, z, n), layers.<l>.{weight_ih, weight_hh, bias_ih, bias_hh}.
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -64,9 +66,9 @@ class SessionNetwork(nn.Module):
         dropout_p_embed: float = 0.0,
         dropout_p_hidden: float = 0.0,
         seed: int = 0,
-        impl: str = "auto",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        impl: str = "auto",
     ) -> None:
         super().__init__()
         _check(n_items, layers, embedding, embedding_dim, gru_form, dropout_p_embed, dropout_p_hidden)
@@ -92,30 +94,31 @@ class SessionNetwork(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """[n_items, H]."""
+        """The output table, [n_items, H]."""
         return self.output.weight
 
     @property
     def output_bias(self) -> Tensor:
-        """[n_items]."""
+        """The output bias, [n_items]."""
         return self.output.bias
 
     def initial_state(self, lanes: int) -> State:
-        """Zero states, [lanes, H] for each layer."""
+        """Return hidden states of zeros, [lanes, H] for each layer."""
         return self.gru.initial_state(lanes)
 
     def forward(
         self, inputs: Tensor, state: State, reset: Tensor | None = None, *, step: int = 0, all_live: bool | None = None
     ) -> tuple[Tensor, State]:
-        """Hidden states [T, B, H] and the state after the last step.
+        """Return the hidden states [T, B, H] of the last layer, and the state of all layers after the last step.
+
+        A lane is one of the B sessions that are processed in parallel.
 
         Args:
-            inputs: int64 [T, B], items; -1 in dead lanes, whose outputs mean nothing and which touch no row of any
-                table.
-            state: one [B, H] for each layer, from `initial_state` or the previous call; not detached here.
-            reset: bool [T, B]; True zeroes a lane's state before that step.
-            step: number of the first step in the whole training; with the seed it fixes the dropout masks.
-            all_live: whether no lane is dead, if the caller knows; None: looked up in `inputs` (a host sync on a GPU).
+            inputs: int64 [T, B], items; -1 for padding, whose outputs are meaningless.
+            state: one [B, H] for each layer, from `initial_state` or the previous call; it is not detached.
+            reset: bool [T, B]; True sets the state of a lane to zero before that step.
+            step: number of the first step since the training began; with the seed it determines the dropout masks.
+            all_live: whether `inputs` has no padding; None: looks it up, which synchronizes with a GPU.
         """
         table = self.output.weight if self.embedding_mode == "constrained" else self.embedding.weight
         if all_live is None:
@@ -139,10 +142,6 @@ class SessionNetwork(nn.Module):
             )
         return self.gru(x, state, reset, step=step)
 
-    def output_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [K, H] and biases [K] of int64 `items` [K] in the output table, with sparse gradients."""
-        return gather_rows(self.output.weight, items), gather_rows(self.output.bias, items)
-
 
 def _check(
     n_items: int,
@@ -154,15 +153,12 @@ def _check(
     dropout_p_hidden: float,
 ) -> None:
     if n_items < 1:
-        raise ValueError(f"n_items={n_items}: the catalogue is empty")
+        raise ValueError(f"n_items={n_items}: must be at least 1")
     if not layers or any(size < 1 for size in layers):
-        raise ValueError(f"layers={layers}: give at least one hidden size, each at least 1")
-    if embedding not in EMBEDDINGS:
-        raise ValueError(f"embedding={embedding!r}: choose one of {', '.join(EMBEDDINGS)}")
+        raise ValueError(f"layers={layers}: give at least one hidden size, all at least 1")
+    check_choice("embedding", embedding, EMBEDDINGS)
+    check_choice("gru_form", gru_form, FORMS)
     if embedding == "separate" and embedding_dim < 1:
-        raise ValueError(f"embedding_dim={embedding_dim}: a separate embedding needs a width of at least 1")
-    if gru_form not in ("reset_after", "reset_before"):
-        raise ValueError(f"gru_form={gru_form!r}: choose reset_after or reset_before")
-    for name, p in {"dropout_p_embed": dropout_p_embed, "dropout_p_hidden": dropout_p_hidden}.items():
-        if not 0 <= p < 1:
-            raise ValueError(f"{name}={p}: must lie in [0, 1)")
+        raise ValueError(f"embedding_dim={embedding_dim}: must be at least 1 for a separate embedding")
+    check_probability("dropout_p_embed", dropout_p_embed)
+    check_probability("dropout_p_hidden", dropout_p_hidden)

@@ -1,4 +1,4 @@
-"""Tables of which a step touches few rows."""
+"""Reading rows of tables, with sparse gradients."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows [K, ...] of `table` [R, ...] named by int64 `index` [K], with a sparse (COO) gradient for the table.
+    """Return the rows [K, ...] of `table` [R, ...] that int64 `index` [K] names; the table's gradient is sparse (COO).
 
-    torch.nn.functional.embedding(sparse=True) for tables of any number of dimensions, so for biases [R] too.
+    As torch.nn.functional.embedding(sparse=True), but for tables of any number of dimensions, for example biases [R].
     """
     return _GatherRows.apply(table, index)
 
 
 def gather_live_rows(table: Tensor, index: Tensor) -> Tensor:
-    """As `gather_rows` for an index of any shape that holds -1 in dead lanes: those read zeros and touch no row."""
+    """Return rows as `gather_rows`, for an index of any shape; -1 (padding) gives zeros and names no row."""
     live = index >= 0
     rows = gather_rows(table, index[live])
     return table.new_zeros(*index.shape, *table.shape[1:]).masked_scatter(

@@ -1,4 +1,4 @@
-"""Public operators: fused kernels behind plain functions on plain tensors, with `impl=` on each."""
+"""Operators: functions on tensors, with fused kernels and a pure-PyTorch reference that `impl` chooses between."""
 
 from gru4rec_fast.ops.bpr_triples import bpr_triples
 from gru4rec_fast.ops.dropout import dropout_mask

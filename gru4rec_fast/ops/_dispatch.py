@@ -1,4 +1,4 @@
-"""Which callable runs an operator: the library's operator or its reference."""
+"""Choice between the native operator and its reference."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gru4rec_fast.ops._registry import operators
 
 
 def implementation(op: str, impl: str, device: torch.device, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what runs operator `op` on a device for a given `impl`: the library's operator, or `reference`.
+    """Return the callable that runs operator `op` on a device: the native operator, or `reference`.
 
-    Both take the arguments of the operator's schema in csrc/schema.cpp.
+    The callable takes the arguments of the operator's schema in csrc/schema.cpp.
     """
     chosen = resolve(impl, op, device.type)
     return reference if chosen == "reference" else getattr(operators(chosen), op)

@@ -1,10 +1,10 @@
-"""Registrations that have to wait for a native library.
+"""Registrations that are deferred until a native library is loaded.
 
-The operators' schemas live in csrc/schema.cpp, so fake kernels, autograd formulas and composite implementations can be
-attached only once a library is loaded: at the first call that needs it, or never where there is none. A family hands
-its registrations to `on_load`; whoever loads a library calls `run_callbacks` with the library's namespace: `_backend`,
-and an implementation registered by `_backend.register_implementation`, whose library has all schemas in a namespace of
-its own.
+The schemas of the operators are compiled into the native library (csrc/schema.cpp), and the library is loaded at the
+first call that needs it. Fake kernels, autograd formulas and composite implementations can be registered only after
+that. So each module of operators passes its registrations to `on_load`, and the code that loads a library calls
+`run_callbacks` with the namespace of the library's operators. That code is `_backend` for the native library, and the
+test code that calls `_backend.register_implementation` for a further library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _loaded: list[str] = []
 
 
 def on_load(callback: Callable[[str], None]) -> Callable[[str], None]:
-    """Call `callback(library)` once for each library's namespace, when it has been loaded; a decorator."""
+    """Call `callback(library)` once for each loaded library; a decorator."""
     _callbacks.append(callback)
     for library in _loaded:
         callback(library)
@@ -29,21 +29,21 @@ def on_load(callback: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def run_callbacks(library: str) -> None:
-    """Run everything handed to `on_load` so far, in that order; after a successful load."""
+    """Run all callbacks that were passed to `on_load`, in that order; call it after a library was loaded."""
     _loaded.append(library)
     for callback in _callbacks:
         callback(library)
 
 
 def register_composite(library: str, op: str, function: Callable[..., Any]) -> None:
-    """Let `function`, the reference, stand in on devices for which the library has no kernel.
+    """Register `function`, the reference, for devices for which the native library has no kernel.
 
-    Only in the native library: in that of a registered implementation an operator without a kernel is missing.
+    Does nothing for other libraries: there, an operator without a kernel is missing.
     """
     if library == NATIVE:
         torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", function)
 
 
 def operators(implementation: str) -> Any:
-    """Return the namespace whose operators run an implementation, as `_backend.resolve` names it."""
+    """Return the torch.ops namespace of an implementation that `_backend.resolve` returned."""
     return getattr(torch.ops, NATIVE if implementation in ("native", "reference") else f"{NATIVE}_{implementation}")

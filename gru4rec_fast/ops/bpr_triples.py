@@ -1,18 +1,21 @@
-"""Triples for BPR: a user, an item that the user has, and an item that the user has not.
+"""Triples for BPR: a user, an item of the user (positive), and an item that is not of the user (negative).
 
-Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009. All of it is done in integers, so
-that a seed means the same triples on every backend and for any thread count.
+Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009. The draws are computed in
+integers, so a seed gives the same triples on every backend and for any number of threads.
 
-Triple k of step t takes the words of two Philox counters, (STREAM_TRIPLES, t, k, 0) and (STREAM_TRIPLES, t, k, 1). Two
-words (high, low) make a number in [0, m): the product of m with (high * 2**32 + low) / 2**64, rounded down.
+Triple k of training step t uses the words of two Philox counters, (STREAM_TRIPLES, t, k, 0) and
+(STREAM_TRIPLES, t, k, 1). Two words (high, low) give a random number in [0, m): m * (high * 2**32 + low) / 2**64,
+rounded down.
 
-    user      users[number below n_candidates]                            words 0, 1 of the first counter
-    positive  the user's items[number below the user's degree]            words 2, 3 of the first counter
-    negative  the items not the user's[number below n_items - degree]     words 0, 1 of the second counter
+    user      users[random number in [0, n_candidates)]                     words 0, 1 of the first counter
+    positive  items of the user[random number in [0, degree of the user)]   words 2, 3 of the first counter
+    negative  other items[random number in [0, n_items - degree)]           words 0, 1 of the second counter
 
-With `starts`, interactions are drawn instead of users: words 0, 1 choose one of the candidates' interactions, which is
-user and positive at once. The negative is exact, not drawn again until it fits: among a user's rising items s_0, s_1,
-... there are s_k - k others before s_k, so the r-th other item is r + the number of k with s_k - k <= r.
+With `starts`, an interaction is drawn instead of a user: words 0, 1 choose one of the candidates' interactions, which
+gives the user and the positive.
+
+The negative needs no rejection. Let s_0 < s_1 < ... be the items of a user. Then s_k - k other items are smaller than
+s_k, so the other item of rank r is r + (number of k with s_k - k <= r).
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_counters, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
-from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, check_counters, philox4x32
+from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, philox4x32
 
-_LIMIT = 1 << 31  # of what is drawn from: users, their interactions, items
+_LIMIT = 1 << 31  # users, their interactions and items must be fewer
 
 
 def bpr_triples(
@@ -42,28 +46,30 @@ def bpr_triples(
     step: int,
     impl: str = "auto",
 ) -> Tensor:
-    """Draw triples (user, item it has, item it has not), each a function of (seed, step, number of the triple) alone.
+    """Draw triples (user, positive, negative); each depends only on seed, step and the index of the triple.
 
-    A user is drawn uniformly, with replacement, then one of its items, then one of all other items, uniformly. With
-    `starts` an interaction is drawn uniformly instead of user and item. `gru4rec_fast.data.TripleSampler` prepares the
-    arguments for an InteractionGraph.
+    A user is drawn uniformly with replacement, then one of the user's items (positive), then one of all other items
+    (negative), uniformly. With `starts`, an interaction (user and positive) is drawn uniformly instead.
+    `gru4rec_fast.data.TripleSampler` prepares the arguments for an InteractionGraph.
 
     Args:
-        offsets: int64 [n_users + n_items + 1], neighbors: int32 or int64: the graph, users before items, the
-            neighbors of a node rising (that is not checked).
-        users: int64 [n_candidates], the users to draw from: each has an item, and none has all items.
-        n: number of triples, below 2**32.
-        n_users, n_items: both below 2**31.
-        starts: None, or int64 [n_candidates + 1]: 0 and the running sum of the candidates' degrees, below 2**31.
-        seed: in [0, 2**63). step: in [0, 2**32).
+        offsets: int64 [n_users + n_items + 1], and
+        neighbors: int32 or int64 [n_entries]: the graph in CSR form, users before items. The neighbors of a node must
+            be in increasing order, which is not checked.
+        users: int64 [n_candidates], the users to draw from: each has at least one item, and none has all items.
+        n: number of triples, less than 2**32.
+        n_users, n_items: both less than 2**31.
+        starts: None, or int64 [n_candidates + 1]: 0 and the cumulative sum of the candidates' degrees, less than 2**31.
+        seed: in [0, 2**63).
+        step: number of the training step, in [0, 2**32).
         impl: "auto", "native" or "reference".
 
     Returns:
-        int64 [3, n]: users, positives, negatives; items are counted from 0.
+        int64 [3, n]: users, positives, negatives; items are numbered from 0.
 
     Raises:
-        ValueError: an argument that does not fit, named; a candidate without items or with all of them (native: once
-            it is drawn).
+        ValueError: an argument is out of range or does not fit the others; a candidate has no items or all of them
+            (native: raised only if that candidate is drawn).
     """
     check_counters(seed, step, 1)
     if not 0 <= n < WORD_RANGE:
@@ -71,18 +77,14 @@ def bpr_triples(
     for name, count in (("n_users", n_users), ("n_items", n_items)):
         if not 1 <= count < _LIMIT:
             raise ValueError(f"{name}={count}: must be in [1, 2**31)")
-    if offsets.dtype != torch.int64 or offsets.shape != (n_users + n_items + 1,):
-        raise ValueError(
-            f"offsets must be int64 [{n_users + n_items + 1}] for {n_users} users and {n_items} items, "
-            f"not {offsets.dtype} {[*offsets.shape]}"
-        )
-    if neighbors.dtype not in (torch.int32, torch.int64) or neighbors.dim() != 1:
-        raise ValueError(f"neighbors must be int32 or int64 [n_entries], not {neighbors.dtype} {[*neighbors.shape]}")
-    if users.dtype != torch.int64 or users.dim() != 1 or not 1 <= users.shape[0] < _LIMIT:
-        raise ValueError(f"users must be int64 [n_candidates], one at least, not {users.dtype} {[*users.shape]}")
-    if starts is not None and (starts.dtype != torch.int64 or starts.shape != (users.shape[0] + 1,)):
-        raise ValueError(f"starts must be int64 [{users.shape[0] + 1}], not {starts.dtype} {[*starts.shape]}")
-    draw = implementation("bpr_triples", impl, offsets.device, bpr_triples_reference)
+    device = offsets.device
+    check_tensor("offsets", offsets, torch.int64, (n_users + n_items + 1,), device)
+    check_tensor("neighbors", neighbors, (torch.int32, torch.int64), ("n_entries",), device)
+    check_tensor("users", users, torch.int64, ("n_candidates",), device)
+    if not 1 <= users.shape[0] < _LIMIT:
+        raise ValueError(f"users must be int64 [n_candidates] with 1 <= n_candidates < 2**31, not {[*users.shape]}")
+    check_tensor("starts", starts, torch.int64, (users.shape[0] + 1,), device)
+    draw = implementation("bpr_triples", impl, device, bpr_triples_reference)
     if draw is bpr_triples_reference and not torch.compiler.is_compiling():
         check_candidates(offsets, neighbors, users, starts, n_items)
     return draw(offsets, neighbors, users, starts, n_users, n_items, n, seed, step)
@@ -99,51 +101,51 @@ def bpr_triples_reference(
     seed: int,
     step: int,
 ) -> Tensor:
-    """Return users, positives and negatives, int64 [3, n]; see the head of this file."""
+    """Return users, positives and negatives, int64 [3, n], by the formulas at the top of this file."""
     device = offsets.device
-    stream, now, second = torch.tensor([STREAM_TRIPLES, step, 1], device=device).unbind()
+    stream, step_word, one = torch.tensor([STREAM_TRIPLES, step, 1], device=device).unbind()
     draw = torch.arange(n, device=device)
-    words = philox4x32((stream, now, draw, torch.zeros_like(second)), seed)
+    words = philox4x32((stream, step_word, draw, torch.zeros_like(one)), seed)
     if starts is None:
-        user = users[_below(words[0], words[1], users.shape[0])]
-        positive = _below(words[2], words[3], offsets[user + 1] - offsets[user])
+        user = users[_scale(words[0], words[1], users.shape[0])]
+        positive = _scale(words[2], words[3], offsets[user + 1] - offsets[user])
     else:
-        interaction = _below(words[0], words[1], starts[-1])
+        interaction = _scale(words[0], words[1], starts[-1])
         candidate = torch.searchsorted(starts, interaction, right=True) - 1
         user, positive = users[candidate], interaction - starts[candidate]
-    begin, degree = offsets[user], offsets[user + 1] - offsets[user]
-    high, low, _, _ = philox4x32((stream, now, draw, second), seed)
-    rank = _below(high, low, n_items - degree)
-    negative = rank + _seen_before(neighbors, begin, degree, rank + n_users)
-    return torch.stack([user, neighbors[begin + positive].long() - n_users, negative])
+    first, degree = offsets[user], offsets[user + 1] - offsets[user]
+    high, low, _, _ = philox4x32((stream, step_word, draw, one), seed)
+    rank = _scale(high, low, n_items - degree)
+    negative = rank + _count_smaller(neighbors, first, degree, rank + n_users)
+    return torch.stack([user, neighbors[first + positive].long() - n_users, negative])
 
 
-def _below(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
-    """A number in [0, limit), limit < 2**31, from two 32-bit words."""
+def _scale(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
+    """Return a random number in [0, limit), limit < 2**31, from two random 32-bit words."""
     return (high * limit + ((low * limit) >> 32)) >> 32
 
 
-def _seen_before(neighbors: Tensor, begin: Tensor, degree: Tensor, rank: Tensor) -> Tensor:
-    """For each user, how many k there are with neighbors[begin + k] - k <= rank, by bisection of all at once."""
+def _count_smaller(neighbors: Tensor, first: Tensor, degree: Tensor, rank: Tensor) -> Tensor:
+    """Return for each user the number of k with neighbors[first + k] - k <= rank, by bisection."""
     low, high = torch.zeros_like(degree), degree
     for _ in range(neighbors.shape[0].bit_length()):
         middle = (low + high) >> 1
-        below = (low < high) & (neighbors[(begin + middle).clamp(max=neighbors.shape[0] - 1)] - middle <= rank)
+        below = (low < high) & (neighbors[(first + middle).clamp(max=neighbors.shape[0] - 1)] - middle <= rank)
         low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
     return low
 
 
 def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: Tensor | None, n_items: int) -> None:
-    """Raise ValueError unless every candidate is a user with an item and without another, and `starts` are theirs."""
+    """Raise ValueError unless every candidate has an item and lacks an item, and `starts` are the sums of degrees."""
     in_range = bool(((users >= 0) & (users < offsets.shape[0] - 1 - n_items)).all())
     degrees = offsets[users + 1] - offsets[users] if in_range else users
     fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbors.shape[0]
     if starts is not None:
-        fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < 1 << 31
+        fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < _LIMIT
     if not fits:
         raise ValueError(
-            "users and starts do not fit the graph: draw from users that have an item and have not all items, "
-            "starts being the running sum of their degrees, below 2**31"
+            "users and starts do not fit the graph: each user must have at least one item but not all of them, "
+            "and starts must be the cumulative sum of their degrees, below 2**31"
         )
 
 

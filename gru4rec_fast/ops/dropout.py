@@ -1,4 +1,4 @@
-"""Counter-based dropout masks: the same units are dropped on every backend."""
+"""Dropout masks from counter-based random numbers: the same on every backend."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_counters, check_probability
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load
-from gru4rec_fast.ops.philox import WORD_RANGE, check_counters, philox4x32
+from gru4rec_fast.ops.philox import WORD_RANGE, philox4x32
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -28,31 +29,31 @@ def dropout_mask(
     device: torch.device | str = "cpu",
     impl: str = "auto",
 ) -> Tensor:
-    """Return a mask of inverted dropout; each element is a function of (seed, stream, step, lane, unit) alone.
+    """Return masks of inverted dropout; each element depends only on seed, stream, step, lane and unit.
 
     Args:
-        steps, lanes, units: the shape, each in [0, 2**32). A block of T steps holds the masks of T blocks of one step.
+        steps, lanes, units: the shape, each in [0, 2**32). One call for T steps returns the masks of T calls for one
+            step. A lane is one of the sessions that are processed in parallel.
         p: probability of dropping a unit, in [0, 1).
-        seed: the key, in [0, 2**63).
-        stream: which use of the seed this is: 1 the input embedding, 2 + l the output of GRU layer l (see
-            `gru4rec_fast.ops.philox`).
-        step: number of the first step; step + steps must not exceed 2**32.
-        dtype: of the mask: float32, float64, float16 or bfloat16.
-        device: of the mask.
+        seed: the key of the random numbers, in [0, 2**63).
+        stream: what the mask is used for, as a Philox stream (`gru4rec_fast.ops.philox`): 1 for the input embedding,
+            2 + l for the output of GRU layer l.
+        step: number of the first training step; step + steps must not exceed 2**32.
+        dtype: dtype of the mask: float32, float64, float16 or bfloat16.
+        device: device of the mask.
         impl: "auto", "native" or "reference".
 
     Returns:
-        [steps, lanes, units] of 0 (dropped) or 1 / (1 - p) (kept); the same units on every backend.
+        [steps, lanes, units]: 0 where a unit is dropped, else 1 / (1 - p).
 
     Raises:
-        ValueError: an argument outside its range, or a p so close to 1 that 1 / (1 - p) overflows the dtype, named.
+        ValueError: an argument is out of range, or 1 / (1 - p) overflows the dtype.
     """
     check_counters(seed, step, steps)
     for name, value in (("lanes", lanes), ("units", units), ("stream", stream)):
         if not 0 <= value < WORD_RANGE:
             raise ValueError(f"{name}={value}: must be in [0, 2**32)")
-    if not 0 <= p < 1:
-        raise ValueError(f"p={p}: the probability of dropping must be in [0, 1)")
+    check_probability("p", p)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: choose one of float32, float64, float16, bfloat16")
     if 1 / (1 - p) > torch.finfo(dtype).max:
@@ -65,9 +66,10 @@ def dropout_mask(
 def dropout_mask_reference(
     steps: int, lanes: int, units: int, p: float, seed: int, stream: int, step: int, *, dtype: torch.dtype, device: Any
 ) -> Tensor:
-    """Keep element (t, lane, unit) where a random word of it is at least floor(p * 2**32).
+    """Return masks [steps, lanes, units] of inverted dropout.
 
-    The word is the first of Philox4x32-10 counter (stream, step + t, lane, unit) under key `seed`.
+    Element (t, lane, unit) is dropped if its random word is less than floor(p * 2**32). The word is the first output
+    word of Philox4x32-10 for the counter (stream, step + t, lane, unit) under the key `seed`.
     """
     counter = (
         torch.tensor(stream, device=device),
@@ -76,8 +78,8 @@ def dropout_mask_reference(
         torch.arange(units, device=device),
     )
     word = philox4x32(counter, seed)[0]
-    kept = word >= math.floor(p * WORD_RANGE)
-    return kept.to(dtype) * (1.0 / (1.0 - p))
+    mask = word >= math.floor(p * WORD_RANGE)
+    return mask.to(dtype) * (1.0 / (1.0 - p))
 
 
 def _fake(steps: int, lanes: int, units: int, *_: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,16 +1,18 @@
 """GRU over T steps with a reset mask inside the sequence.
 
-Gate order everywhere is r, z, n, as in torch.nn.GRUCell. With s = the state entering a step (zero where `reset`):
+A lane is one of the B sessions that are processed in parallel; `reset` marks the steps at which a lane starts a new
+session. The order of the gates is r, z, n, as in torch.nn.GRUCell. Let s be the hidden state before a step (zero where
+`reset` is True):
 
 reset_after (Hidasi & Czapp 2023; torch.nn.GRUCell, two biases):
     r = sigmoid(a_r + W_hr s + b_hr),  z = sigmoid(a_z + W_hz s + b_hz),  n = tanh(a_n + r * (W_hn s + b_hn))
 reset_before (Cho et al. 2014; Hidasi et al. 2016; one bias per gate, inside the gate inputs):
     r = sigmoid(a_r + W_hr s),  z = sigmoid(a_z + W_hz s),  n = tanh(a_n + W_hn (r * s))
-both:
-    h = ((1 - z) * n + z * s) * output_mask;  h is the step's output and the next step's state.
+both forms:
+    h = ((1 - z) * n + z * s) * output_mask;  h is the output of the step and the state before the next step.
 
-a = gate inputs, W_i x + b_i for all steps at once, which is the caller's matrix product (or, for one-hot inputs, table
-rows).
+a are the gate inputs W_i x + b_i. The caller computes them for all steps in one matrix product, or gathers them from a
+table for one-hot inputs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_choice, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 
@@ -38,50 +41,41 @@ def gru(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """Return the outputs of a GRU over T steps whose lanes may be reset at any step.
+    """Return the outputs of a GRU over T steps, with a mask that resets lanes to a zero state.
 
     Args:
-        gate_inputs: [T, B, 3H] floating: W_i x + b_i, gates in the order r, z, n (torch.nn.GRUCell's).
-        state: [B, H], the state before the first step.
+        gate_inputs: floating [T, B, 3H]: W_i x + b_i, gates in the order r, z, n.
+        state: [B, H], the hidden state before the first step.
         weight_hh: [3H, H].
-        bias_hh: [3H]; form "reset_after" only.
-        reset: bool [T, B]; True zeroes the lane's state before that step, and no gradient crosses it.
-        output_mask: [T, B, H], multiplied into each step's new state, which is carried on (dropout as GRU4Rec publishes
-            it).
+        bias_hh: [3H]; only for form "reset_after".
+        reset: bool [T, B]; True sets the lane's state to zero before that step, and stops the gradient there.
+        output_mask: [T, B, H], multiplied into the new state of each step; the masked state is the input of the next
+            step (dropout as in the published GRU4Rec code).
         form: "reset_after" (torch.nn.GRUCell; two biases) or "reset_before" (Cho et al. 2014; one bias per gate).
         impl: "auto", "native" or "reference".
 
     Returns:
-        [T, B, H]; the last step's output is the next state.
+        [T, B, H]; the output of the last step is the state after it.
 
     Raises:
-        ValueError: a shape, dtype or form that does not fit, named.
+        ValueError: the form is unknown, or a shape, dtype or device does not fit.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r}: choose one of {FORMS}")
+    check_choice("form", form, FORMS)
     if gate_inputs.dim() != 3 or state.dim() != 2:
         raise ValueError(
             f"gate_inputs must be [T, B, 3H] and state [B, H], not {[*gate_inputs.shape]} and {[*state.shape]}"
         )
     steps, lanes, _ = gate_inputs.shape
     hidden = state.shape[1]
-    shapes = {
-        "gate_inputs": (gate_inputs, (steps, lanes, 3 * hidden)),
-        "state": (state, (lanes, hidden)),
-        "weight_hh": (weight_hh, (3 * hidden, hidden)),
-        "bias_hh": (bias_hh, (3 * hidden,)),
-        "reset": (reset, (steps, lanes)),
-        "output_mask": (output_mask, (steps, lanes, hidden)),
-    }
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must be {[*shape]} beside state {[*state.shape]}, not {[*tensor.shape]}")
-        if tensor is not None and name != "reset" and tensor.dtype != state.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but state is {state.dtype}: use one dtype")
-    if reset is not None and reset.dtype != torch.bool:
-        raise ValueError(f"reset must be bool, not {reset.dtype}")
+    dtype, device = state.dtype, state.device
+    check_tensor("gate_inputs", gate_inputs, dtype, (steps, lanes, 3 * hidden), device)
+    check_tensor("state", state, dtype, (lanes, hidden), device)
+    check_tensor("weight_hh", weight_hh, dtype, (3 * hidden, hidden), device)
+    check_tensor("bias_hh", bias_hh, dtype, (3 * hidden,), device)
+    check_tensor("reset", reset, torch.bool, (steps, lanes), device)
+    check_tensor("output_mask", output_mask, dtype, (steps, lanes, hidden), device)
     if form == "reset_before" and bias_hh is not None:
-        raise ValueError("bias_hh: the reset_before form has one bias per gate, added to gate_inputs by the caller")
+        raise ValueError("bias_hh: must be None for form='reset_before'; add the only bias of each gate to gate_inputs")
     run = implementation("gru", impl, gate_inputs.device, partial(gru_reference, save=False))
     return run(gate_inputs, state, weight_hh, bias_hh, reset, output_mask, form)[0]
 
@@ -97,15 +91,15 @@ def gru_reference(
     *,
     save: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return the outputs [T, B, H], differentiable by autograd, and what `gru_backward_reference` needs of them.
+    """Return the outputs [T, B, H], differentiable by autograd, and the tensor that `gru_backward_reference` needs.
 
-    The latter is [T, B, 4H]: r, z, n and q, where q is W_hn s + b_hn (reset_after) or r * s (reset_before). Without
-    `save`: (outputs,).
+    That tensor is [T, B, 4H] and holds r, z, n and q; q is W_hn s + b_hn (reset_after) or r * s (reset_before). Without
+    `save`, return (outputs,).
     """
     lanes, hidden = state.shape
     outputs, saved = [], []
     for t in range(gate_inputs.shape[0]):
-        state, *gates = _step(gate_inputs[t], _entering(state, reset, t), weight_hh, bias_hh, form)
+        state, *gates = _step(gate_inputs[t], _zero_where_reset(state, reset, t), weight_hh, bias_hh, form)
         if output_mask is not None:
             state = state * output_mask[t]
         outputs.append(state)
@@ -129,50 +123,50 @@ def gru_backward_reference(
     form: str,
     state_grad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of gate_inputs, state, weight_hh and bias_hh [3H] (zeros without a bias).
+    """Return the gradients of gate_inputs, state, weight_hh and bias_hh ([3H], zeros without a bias).
 
-    The state's is empty, [0], without `state_grad`: where gradients end at a block's edge, nobody wants it.
+    Without `state_grad` the gradient of the state is an empty tensor; truncated backpropagation does not need it.
     """
     hidden = state.shape[1]
     grad_gate_inputs = saved.new_empty(*saved.shape[:2], 3 * hidden)
     grad_weight = torch.zeros_like(weight_hh)
     grad_bias = weight_hh.new_zeros(3 * hidden)
-    carried = torch.zeros_like(state)
+    grad_state = torch.zeros_like(state)
     for t in reversed(range(saved.shape[0])):
-        entering = _entering(state if t == 0 else output[t - 1], reset, t)
+        entering = _zero_where_reset(state if t == 0 else output[t - 1], reset, t)
         r, z, n, q = saved[t].chunk(4, dim=1)
-        grad_h = grad_output[t] + carried
+        grad_h = grad_output[t] + grad_state
         if output_mask is not None:
             grad_h = grad_h * output_mask[t]
-        a_n = grad_h * (1 - z) * (1 - n * n)
-        a_z = grad_h * (entering - n) * z * (1 - z)
-        carried = grad_h * z
+        grad_a_n = grad_h * (1 - z) * (1 - n * n)
+        grad_a_z = grad_h * (entering - n) * z * (1 - z)
+        grad_state = grad_h * z
         if form == "reset_after":
-            a_r = a_n * q * r * (1 - r)
-            recurrent = torch.cat([a_r, a_z, a_n * r], dim=1)
-            carried = carried + recurrent @ weight_hh
-            grad_weight += recurrent.T @ entering
+            grad_a_r = grad_a_n * q * r * (1 - r)
+            grad_recurrent = torch.cat([grad_a_r, grad_a_z, grad_a_n * r], dim=1)
+            grad_state = grad_state + grad_recurrent @ weight_hh
+            grad_weight += grad_recurrent.T @ entering
             if bias_hh is not None:
-                grad_bias += recurrent.sum(0)
+                grad_bias += grad_recurrent.sum(0)
         else:
-            grad_q = a_n @ weight_hh[2 * hidden :]
-            a_r = grad_q * entering * r * (1 - r)
-            recurrent = torch.cat([a_r, a_z], dim=1)
-            carried = carried + grad_q * r + recurrent @ weight_hh[: 2 * hidden]
-            grad_weight[: 2 * hidden] += recurrent.T @ entering
-            grad_weight[2 * hidden :] += a_n.T @ q
-        grad_gate_inputs[t] = torch.cat([a_r, a_z, a_n], dim=1)
-        carried = _entering(carried, reset, t)
-    return grad_gate_inputs, carried if state_grad else carried.new_empty(0), grad_weight, grad_bias
+            grad_q = grad_a_n @ weight_hh[2 * hidden :]
+            grad_a_r = grad_q * entering * r * (1 - r)
+            grad_recurrent = torch.cat([grad_a_r, grad_a_z], dim=1)
+            grad_state = grad_state + grad_q * r + grad_recurrent @ weight_hh[: 2 * hidden]
+            grad_weight[: 2 * hidden] += grad_recurrent.T @ entering
+            grad_weight[2 * hidden :] += grad_a_n.T @ q
+        grad_gate_inputs[t] = torch.cat([grad_a_r, grad_a_z, grad_a_n], dim=1)
+        grad_state = _zero_where_reset(grad_state, reset, t)
+    return grad_gate_inputs, grad_state if state_grad else grad_state.new_empty(0), grad_weight, grad_bias
 
 
-def _entering(state: Tensor, reset: Tensor | None, t: int) -> Tensor:
-    """The state a step starts from (and, in backward, the gradient that leaves it): zero in lanes that were reset."""
+def _zero_where_reset(state: Tensor, reset: Tensor | None, t: int) -> Tensor:
+    """Return a state [B, H], or its gradient, with zeros in the lanes that are reset before step t."""
     return state if reset is None else state.masked_fill(reset[t].unsqueeze(1), 0)
 
 
 def _step(a: Tensor, state: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, form: str) -> tuple[Tensor, ...]:
-    """One step from gate inputs a [B, 3H]: the new state, r, z, n and q."""
+    """Return the new state, r, z, n and q of one step from gate inputs a [B, 3H]."""
     hidden = state.shape[1]
     if form == "reset_after":
         recurrent = torch.nn.functional.linear(state, weight_hh, bias_hh)
@@ -190,7 +184,7 @@ def _step(a: Tensor, state: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, f
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, state, weight_hh, bias_hh, reset, output_mask, form = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros in the shape of `saved`
+    ctx.set_materialize_grads(False)  # else autograd allocates zeros as the gradient of `saved`
     ctx.save_for_backward(*output, state, weight_hh, bias_hh, reset, output_mask)
     ctx.form = form
 

@@ -1,8 +1,10 @@
-"""Negative sampling: items drawn with replacement, p(item) proportional to support ** alpha, by an alias table.
+"""Negative sampling: draws items with replacement, p(item) proportional to support ** alpha, from an alias table.
+
+The support of an item is the number of its occurrences in the training log.
 
 Walker, "An efficient method for generating discrete random variables with general distributions", ACM TOMS 3 (1977);
-table construction after Vose, IEEE TSE 17 (1991). All of it is done in integers, so that a seed means the same
-negatives on every backend and for any thread count.
+the table is constructed as by Vose, IEEE TSE 17 (1991). The draws are computed in integers, so a seed gives the same
+negatives on every backend and for any number of threads.
 """
 
 from __future__ import annotations
@@ -13,21 +15,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_counters, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load
-from gru4rec_fast.ops.philox import STREAM_NEGATIVES, WORD_RANGE, check_counters, philox4x32
+from gru4rec_fast.ops.philox import STREAM_NEGATIVES, WORD_RANGE, philox4x32
 
-COLUMN_MASS = 1 << 31  # what one column of the table holds: one unit per value of the 31-bit number that is drawn
+COLUMN_MASS = 1 << 31  # probability mass of a column of the table: one unit for each value of a 31-bit random number
 
 
 @dataclass(frozen=True)
 class AliasTable:
-    """A distribution over items 0 .. n_items - 1, from which one item is drawn in constant time.
+    """A distribution over items 0 .. n_items - 1, from which an item is drawn in constant time.
 
-    threshold: int64 [n_items] in [0, 2**31]. Column c, each as likely as any other, yields item c for `threshold[c]` of
-    the 2**31 values of a random number, else item alias[c].
-    alias: int64 [n_items]. log_prob: float32 [n_items], natural logarithm of p, -inf where p is 0.
-    alpha: the exponent that the table was built with.
+    A draw chooses a column c uniformly and a 31-bit random number; the item is c if the number is less than
+    threshold[c], else alias[c].
+
+    threshold: int64 [n_items], in [0, 2**31].
+    alias: int64 [n_items].
+    log_prob: float32 [n_items], natural logarithm of the probability of each item, -inf for probability 0.
+    alpha: the exponent with which the table was built.
     """
 
     threshold: Tensor
@@ -37,43 +43,44 @@ class AliasTable:
 
     @property
     def n_items(self) -> int:
-        """Number of items, those of probability 0 included."""
+        """Number of items, including items of probability 0."""
         return self.threshold.shape[0]
 
     def to(self, device: torch.device | str) -> AliasTable:
-        """Return this table on another device."""
+        """Return a copy of this table on a device."""
         return AliasTable(self.threshold.to(device), self.alias.to(device), self.log_prob.to(device), self.alpha)
 
 
 def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> AliasTable:
-    """Build the table from which negatives with p(item) proportional to support ** alpha are drawn.
+    """Return the alias table for drawing negatives with p(item) proportional to support ** alpha.
 
     Args:
-        support: integer [n_items], how often each item occurs; n_items in [1, 2**31).
-        alpha: 0 for uniform, 1 for popularity, anything between or beyond. With alpha > 0 an item of support 0 is
-            never drawn; with alpha 0 it is as likely as any other.
-        impl: "auto", "native" or "reference"; the tables are equal bit for bit.
+        support: integer [n_items], the number of occurrences of each item in the training log; n_items in [1, 2**31).
+        alpha: exponent, not negative: 0 draws uniformly, 1 by popularity. With alpha > 0 an item of support 0 is never
+            drawn; with alpha = 0 it is as likely as any other item.
+        impl: "auto", "native" or "reference"; all return the same bits.
 
     Returns:
-        The table, on the CPU: built there once, then moved with `.to(device)`.
+        The table, on the CPU; copy it to a GPU with `.to(device)`.
 
     Raises:
-        ValueError: an empty catalogue, a negative support, no support at all, an alpha that is negative or not finite.
+        ValueError: the catalogue is empty, a support is negative, every support is 0, or alpha is negative or not
+            finite.
     """
     if support.dim() != 1 or support.is_floating_point() or support.is_complex() or support.dtype == torch.bool:
         raise ValueError(f"support must be a one-dimensional integer tensor, not {support.dtype} {[*support.shape]}")
     if not 1 <= support.shape[0] < COLUMN_MASS:
         raise ValueError(f"support of {support.shape[0]} items: there must be at least one and fewer than 2**31")
     if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha={alpha}: must be a finite number, 0 (uniform) or more")
+        raise ValueError(f"alpha={alpha}: must be finite and not negative (0 draws uniformly)")
     support = support.cpu()
     if support.min() < 0:
         item = int(support.argmin())
-        raise ValueError(f"support[{item}]={int(support[item])}: an item cannot occur a negative number of times")
+        raise ValueError(f"support[{item}]={int(support[item])}: must not be negative")
     if alpha > 0 and not support.any():
-        raise ValueError(f"support is 0 for every item: with alpha={alpha} there is nothing to draw")
+        raise ValueError(f"support is 0 for every item: with alpha={alpha} no item can be drawn")
     mass, log_prob = alias_masses(support, alpha)
-    # No CUDA kernel builds a table, so there is none to emulate.
+    # The table is always built by the CPU kernel, which the emulated CUDA kernels do not include.
     impl = "auto" if impl == "emulated" else impl
     threshold, alias = implementation("build_alias_table", impl, support.device, build_alias_table_reference)(mass)
     return AliasTable(threshold, alias, log_prob, alpha)
@@ -82,12 +89,12 @@ def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> A
 def alias_masses(support: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Return (mass int64 [n_items], log_prob float32 [n_items]) of p proportional to support ** alpha.
 
-    The masses are p in units of 1 / (n_items * 2**31) and sum to n_items * 2**31 exactly: each is rounded down, to no
-    less than 1 where p is positive, and the most probable item (the first of equals) takes the difference.
+    The masses are p in units of 1 / (n_items * 2**31). Each mass is rounded down, but to at least 1 where p is
+    positive; then the difference to the sum n_items * 2**31 is added to the most probable item (the first of equals).
 
-    Powers and their sum are taken over the distinct supports: few enough for torch to compute them in one thread, so
-    that not a bit of the table depends on the number of threads. Supports are divided by the largest one first, so that
-    no power overflows.
+    Powers and their sum are computed over the distinct supports. These are so few that torch uses a single thread, so
+    the bits of the table do not depend on the number of threads. Supports are first divided by the largest support, so
+    that no power overflows.
     """
     distinct, index, count = torch.unique(support, return_inverse=True, return_counts=True)
     relative = distinct.double() / distinct.max().clamp(min=1)
@@ -97,14 +104,15 @@ def alias_masses(support: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     total = support.shape[0] * COLUMN_MASS
     mass = ((weight / weight_sum * total).floor().long().clamp(min=1) * possible)[index]
     mass[mass.argmax()] += total - mass.sum()
-    log_prob = torch.xlogy(alpha, relative) - weight_sum.log()  # xlogy: 0 * log(0) is 0
+    log_prob = torch.xlogy(alpha, relative) - weight_sum.log()  # xlogy returns 0 for 0 * log(0)
     return mass, log_prob.float()[index]
 
 
 def build_alias_table_reference(mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (threshold, alias), both int64 [n_items], of int64 masses that sum to n_items * 2**31.
+    """Return (threshold, alias), both int64 [n_items], from int64 masses that sum to n_items * 2**31.
 
-    Vose's construction: a column short of mass is filled up from the item that is then last among those with enough.
+    Vose's construction: a column whose item has less mass than COLUMN_MASS is filled up with mass of the last item of
+    the list of items that have at least COLUMN_MASS.
     """
     threshold = mass.tolist()
     alias = list(range(len(threshold)))
@@ -122,46 +130,43 @@ def build_alias_table_reference(mass: Tensor) -> tuple[Tensor, Tensor]:
 def negative_sampling(
     table: AliasTable, n: int, *, seed: int, step: int, steps: int = 1, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Draw items with replacement; each draw is a function of (seed, step, number of the draw) alone.
+    """Draw items with replacement; each draw depends only on seed, step and the index of the draw.
 
     Args:
-        table: from `build_alias_table`, on the device on which to draw.
-        n: draws per step, shared by the lanes of a step; may exceed the number of items.
-        seed: the key, in [0, 2**63).
-        step: number of the first step; step + steps must not exceed 2**32.
-        steps: how many steps to draw for. One call for T steps gives what T calls for one step give.
+        table: the result of `build_alias_table`, on the device on which to draw.
+        n: number of draws per training step; may exceed the number of items. All lanes of a step share its negatives.
+        seed: the key of the random numbers, in [0, 2**63).
+        step: number of the first training step; step + steps must not exceed 2**32.
+        steps: number of steps. One call for T steps returns the draws of T calls for one step.
         impl: "auto", "native" or "reference".
 
     Returns:
-        (items int64 [steps, n], log_prob float32 [steps, n]): log_prob is the natural logarithm of each drawn item's
-        probability.
+        (items int64 [steps, n], log_prob float32 [steps, n]): log_prob is the natural logarithm of the probability of
+        each drawn item.
 
     Raises:
-        ValueError: an argument outside its range, or tensors of the table that do not fit each other, named.
+        ValueError: an argument is out of range, or the tensors of the table do not fit each other.
     """
     check_counters(seed, step, steps)
     if not 0 <= n <= WORD_RANGE:
         raise ValueError(f"n={n}: must be in [0, 2**32]")
     if not 1 <= table.n_items < COLUMN_MASS:
         raise ValueError(f"table of {table.n_items} items: there must be at least one and fewer than 2**31")
+    device = table.threshold.device
     for name, dtype in (("threshold", torch.int64), ("alias", torch.int64), ("log_prob", torch.float32)):
-        tensor = getattr(table, name)
-        if tensor.dtype != dtype or tensor.shape != (table.n_items,) or tensor.device != table.threshold.device:
-            raise ValueError(
-                f"table.{name} must be {dtype} [{table.n_items}] on {table.threshold.device}, "
-                f"not {tensor.dtype} {[*tensor.shape]} on {tensor.device}"
-            )
-    draw = implementation("negative_sampling", impl, table.threshold.device, negative_sampling_reference)
+        check_tensor(f"table.{name}", getattr(table, name), dtype, (table.n_items,), device)
+    draw = implementation("negative_sampling", impl, device, negative_sampling_reference)
     return draw(table.threshold, table.alias, table.log_prob, n, seed, step, steps)
 
 
 def negative_sampling_reference(
     threshold: Tensor, alias: Tensor, log_prob: Tensor, n: int, seed: int, step: int, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the items drawn and their log-probabilities, [steps, n].
+    """Return the drawn items and their log-probabilities, [steps, n].
 
-    Draw d of step t takes the Philox4x32-10 words w0, w1, w2 of counter (0, step + t, d, 0) under key `seed`. w0 and
-    w1, read as a 64-bit fraction, choose the column; the upper 31 bits of w2 choose its item or its alias.
+    Draw d of step t uses the Philox4x32-10 words w0, w1, w2 of the counter (STREAM_NEGATIVES, step + t, d, 0) under the
+    key `seed`. w0 and w1, as a 64-bit fraction, choose the column; the upper 31 bits of w2 choose between the item of
+    the column and its alias.
     """
     device, n_items = threshold.device, threshold.shape[0]
     zero = torch.tensor(0, device=device)

@@ -6,11 +6,12 @@ its published code:
     sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
     per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
 
-act is LeakyReLU, * element-wise. P and Q are propagation matrices (`gru4rec_fast.ops.laplacian_propagation`), with "+I" behind its
-name the identity is added; where they differ by that alone the product is computed once. In training, entries of P and
-Q (the same ones) are dropped, the identity never, and units of E': unit k of node n is kept where the first Philox word
-of counter (STREAM_MESSAGE_DROPOUT + layer, step, n, k) is at least floor(message_dropout * 2**32), and multiplied by
-1 / (1 - message_dropout).
+act is LeakyReLU, and * is element-wise. P and Q are propagation matrices (`gru4rec_fast.ops.laplacian_propagation`); a
+name that ends in "+I" adds the identity. If P and Q differ only by the identity, the product is computed once.
+
+Node dropout drops the same entries of P and Q, and never the identity. Message dropout drops units of E': unit k of
+node n is dropped if the first Philox word of the counter (STREAM_MESSAGE_DROPOUT + layer, step, n, k) is less than
+floor(message_dropout * 2**32), else multiplied by 1 / (1 - message_dropout) (`gru4rec_fast.ops.philox`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
+from gru4rec_fast.ops._checks import check_choice, check_probability, check_tensor
 from gru4rec_fast.ops._registry import on_load, operators
 from gru4rec_fast.ops.dropout import dropout_mask, dropout_mask_reference
 from gru4rec_fast.ops.laplacian_propagation import MATRICES, laplacian_propagation, laplacian_propagation_reference
@@ -56,31 +58,34 @@ def ngcf_layer(
     layer: int = 0,
     impl: str = "auto",
 ) -> Tensor:
-    """Return E' of equation (7) of NGCF (see the head of this file); differentiable in features, weights and biases.
+    """Return the output E' of an NGCF layer (formulas at the top of this file).
 
-    The fused kernel is differentiable once. Where there is none (bfloat16) the layer is made of `laplacian_propagation` and torch's
-    products, with the same dropouts.
+    Differentiable in features, weights and biases; the fused kernel only once. For dtypes without a fused kernel
+    (bfloat16), the layer is computed by `laplacian_propagation` and matrix products of torch, with the same dropout.
 
     Args:
         features: E, floating [n_nodes, in] ([n_columns, in] with `columns`).
         offsets, neighbors: the graph, see `laplacian_propagation`.
-        weight_1, weight_2: [in, out]. bias_1, bias_2: [out]; all in the dtype of `features`.
-        rows: int64 [n_rows], the nodes that E' is wanted of, rising; None: all.
-        columns: int64 [n_columns], the nodes that `features` are of, rising, among them `rows`, which must then be
-            given; None: all. The features of all others count as zero.
+        weight_1, weight_2: [in, out], in the dtype of `features`.
+        bias_1, bias_2: [out], in the dtype of `features`.
+        rows: int64 [n_rows], the nodes of which E' is computed, increasing; None: all.
+        columns: int64 [n_columns], the nodes whose features are given, increasing; None: all. They must include `rows`,
+            which must then be given. The features of all other nodes are taken as zero.
         P, Q: "symmetric", "mean", "norm" or "plain" (see `laplacian_propagation`), each with or without "+I".
         activation: "sum" or "per_term".
-        negative_slope: of the LeakyReLU, not negative.
-        node_dropout: probability in [0, 1) to drop an entry of P and Q.
-        message_dropout: probability in [0, 1) to drop a unit of E'; the rest is multiplied by 1 / (1 - p).
-        seed: in [0, 2**63). step: in [0, 2**32). layer: in [0, 2**17), so that layers drop different units.
+        negative_slope: slope of the LeakyReLU, not negative.
+        node_dropout: probability in [0, 1) of dropping an entry of P and Q.
+        message_dropout: probability in [0, 1) of dropping a unit of E'.
+        seed: in [0, 2**63).
+        step: number of the training step, in [0, 2**32).
+        layer: number of the layer, in [0, 2**17), so that layers drop different units.
         impl: "auto", "native" or "reference".
 
     Returns:
         E', [n_nodes, out], or [n_rows, out].
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument is out of range or does not fit the others.
     """
     graph = {"offsets": offsets, "neighbors": neighbors, "rows": rows, "columns": columns}
     weights = {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2}
@@ -92,53 +97,47 @@ def ngcf_layer(
         return operators(chosen).ngcf_layer(features, *graph.values(), *weights.values(), *options)[0]
     if rows is not None and columns is not None and not torch.compiler.is_compiling():
         _check_rows_among(rows, columns)
-    run: Callable[..., Tensor] = partial(
-        ngcf_layer_reference, propagate=partial(laplacian_propagation, impl=impl), draw_mask=partial(dropout_mask, impl=impl)
-    )
+    propagate, draw_mask = partial(laplacian_propagation, impl=impl), partial(dropout_mask, impl=impl)
+    run: Callable[..., Tensor] = partial(ngcf_layer_reference, propagate=propagate, draw_mask=draw_mask)
     return run(features, *graph.values(), *weights.values(), *options)
 
 
-def _check(features: Tensor, weights: dict[str, Tensor], others: dict[str, Tensor | None]) -> None:
+def _check(features: Tensor, weights: dict[str, Tensor], graph: dict[str, Tensor | None]) -> None:
     weight_1 = weights["weight_1"]
     if features.dim() != 2 or weight_1.dim() != 2:
         raise ValueError(
             f"features must be [n_nodes, in] and weight_1 [in, out], not {[*features.shape]} and {[*weight_1.shape]}"
         )
-    width = weight_1.shape[1]
+    n_in, n_out = features.shape[1], weight_1.shape[1]
     for name, tensor in weights.items():
-        shape = (features.shape[1], width) if name.startswith("weight") else (width,)
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must be {[*shape]} beside features {[*features.shape]}, not {[*tensor.shape]}")
-        if tensor.dtype != features.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but features are {features.dtype}: use one dtype")
-    for name, other in (others | weights).items():
-        if other is not None and other.device != features.device:
-            raise ValueError(f"{name} is on {other.device}, features are on {features.device}: use one device")
-    if others["columns"] is not None and others["rows"] is None:
+        shape = (n_in, n_out) if name.startswith("weight") else (n_out,)
+        check_tensor(name, tensor, features.dtype, shape, features.device)
+    for name, indices in graph.items():
+        if indices is not None and indices.device != features.device:
+            raise ValueError(f"{name} is on {indices.device}, features are on {features.device}: use one device")
+    if graph["columns"] is not None and graph["rows"] is None:
         raise ValueError("columns: give rows too, which must be among them")
 
 
 def _check_options(P: str, Q: str, activation: str, negative_slope: float, message_dropout: float, layer: int) -> None:
     split_matrix("P", P)
     split_matrix("Q", Q)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    check_choice("activation", activation, ACTIVATIONS)
     if not negative_slope >= 0:
         raise ValueError(f"negative_slope={negative_slope}: must not be negative")
-    if not 0 <= message_dropout < 1:
-        raise ValueError(f"message_dropout={message_dropout}: the probability of dropping must be in [0, 1)")
+    check_probability("message_dropout", message_dropout)
     if not 0 <= layer < STREAM_TRIPLES - STREAM_MESSAGE_DROPOUT:
         raise ValueError(f"layer={layer}: must be in [0, {STREAM_TRIPLES - STREAM_MESSAGE_DROPOUT})")
 
 
 def _check_rows_among(rows: Tensor, columns: Tensor) -> None:
-    """Both rise. On the CPU the error names a node; elsewhere the device checks, and nobody waits for it."""
-    beyond = columns.new_full((1,), -1)  # no node: what is found where all columns are smaller
-    found = torch.cat([columns, beyond]).index_select(0, torch.searchsorted(columns, rows)) == rows
+    """Raise ValueError unless all `rows` are in `columns`; on a GPU, assert it without synchronizing."""
+    no_node = columns.new_full((1,), -1)  # for rows that are greater than all columns
+    is_column = torch.cat([columns, no_node]).index_select(0, torch.searchsorted(columns, rows)) == rows
     if rows.device.type != "cpu":
-        torch._assert_async(found.all(), "rows: a node is not among the columns")
-    elif not bool(found.all()):
-        raise ValueError(f"rows: node {int(rows[~found][0])} is not among the columns")
+        torch._assert_async(is_column.all(), "rows: a node is not among the columns")
+    elif not bool(is_column.all()):
+        raise ValueError(f"rows: node {int(rows[~is_column][0])} is not among the columns")
 
 
 def ngcf_layer_reference(
@@ -164,41 +163,42 @@ def ngcf_layer_reference(
     propagate: Callable[..., Tensor] = laplacian_propagation_reference,
     draw_mask: Callable[..., Tensor] = dropout_mask_reference,
 ) -> Tensor:
-    """Return E' of the nodes `rows` from E of the nodes `columns`, by the operators `propagate` and `draw_mask`."""
-    own = pick(features, rows, columns)
-    drawn = {"seed": seed, "step": step}
-    side = partial(propagate, features, offsets, neighbors, rows=rows, columns=columns, dropout=node_dropout, **drawn)
-    (p_matrix, p_own), (q_matrix, q_own) = split_matrix("P", P), split_matrix("Q", Q)
-    p = q = side(matrix=p_matrix)
+    """Return E' of the nodes `rows` from E of the nodes `columns`, computed by `propagate` and `draw_mask`."""
+    row_features = pick(features, rows, columns)
+    counters = {"seed": seed, "step": step}
+    multiply = partial(
+        propagate, features, offsets, neighbors, rows=rows, columns=columns, dropout=node_dropout, **counters
+    )
+    (p_matrix, p_identity), (q_matrix, q_identity) = split_matrix("P", P), split_matrix("Q", Q)
+    p = q = multiply(matrix=p_matrix)
     if q_matrix != p_matrix:
-        q = side(matrix=q_matrix)
-    p = p + own if p_own else p
-    q = q + own if q_own else q
-    if not per_term:  # one pass over the rows after another, each in the place of the one before
+        q = multiply(matrix=q_matrix)
+    p = p + row_features if p_identity else p
+    q = q + row_features if q_identity else q
+    if not per_term:
         first = torch.addmm(bias_1 + bias_2, p, weight_1)
-        out = F.leaky_relu_(torch.addmm(first, q * own, weight_2), negative_slope)
+        out = F.leaky_relu_(torch.addmm(first, q * row_features, weight_2), negative_slope)
     else:
         first = torch.addmm(bias_1, p, weight_1)
-        second = torch.addmm(bias_2, q * own, weight_2)
+        second = torch.addmm(bias_2, q * row_features, weight_2)
         out = F.leaky_relu(first, negative_slope) + F.leaky_relu(second, negative_slope)
     if message_dropout == 0:
         return out
     shape, stream = (1, offsets.shape[0] - 1, out.shape[1]), STREAM_MESSAGE_DROPOUT + layer
-    mask = draw_mask(*shape, message_dropout, stream=stream, **drawn, dtype=out.dtype, device=out.device)
+    mask = draw_mask(*shape, message_dropout, stream=stream, **counters, dtype=out.dtype, device=out.device)
     return out * pick(mask[0], rows, None)
 
 
 def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Return the rows of the nodes `rows` from a table with a row for each of the nodes `columns`; None: all."""
+    """Return the rows of the nodes `rows` from a table with one row for each of the nodes `columns`; None: all."""
     if rows is None:
         return table
     return table.index_select(0, rows if columns is None else torch.searchsorted(columns, rows))
 
 
 def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
-    """Return a matrix of `laplacian_propagation` and whether the identity is added: ("mean", True) for "mean+I"."""
-    if matrix not in PROPAGATION_MATRICES:
-        raise ValueError(f"{name}={matrix!r}: choose one of {', '.join(PROPAGATION_MATRICES)}")
+    """Return the matrix for `laplacian_propagation` and whether the identity is added: ("mean", True) for "mean+I"."""
+    check_choice(name, matrix, PROPAGATION_MATRICES)
     return matrix.removesuffix("+I"), matrix.endswith("+I")
 
 
@@ -207,11 +207,11 @@ def _fake(
 ) -> tuple[Tensor, ...]:
     weight, P, Q = rest[0], rest[4], rest[5]
     n_rows = offsets.shape[0] - 1 if rows is None else rows.shape[0]
-    one_side = P.removesuffix("+I") == Q.removesuffix("+I")
+    one_product = P.removesuffix("+I") == Q.removesuffix("+I")
     return (
         features.new_empty(n_rows, weight.shape[1]),
         features.new_empty(n_rows, features.shape[1]),
-        features.new_empty(0) if one_side else features.new_empty(n_rows, features.shape[1]),
+        features.new_empty(0) if one_product else features.new_empty(n_rows, features.shape[1]),
         features.new_empty(n_rows, weight.shape[1], dtype=torch.uint8),
     )
 
@@ -219,7 +219,7 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, offsets, neighbors, rows, columns, weight_1, _, weight_2, _, *ctx.options = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no zeros in the shapes of what is kept
+    ctx.set_materialize_grads(False)  # else autograd allocates zeros as gradients of the saved tensors
     ctx.save_for_backward(features, offsets, neighbors, rows, columns, weight_1, weight_2, *output[1:])
 
 

@@ -1,7 +1,7 @@
-"""Rank of a target in the whole catalogue by counting, and the k best items.
+"""Rank of a target item in the whole catalogue, and the k items with the highest scores.
 
-The score of item j for query q is `hidden[q] @ weight[j] + bias[j]`. A NaN score is an error, not a rank. The reference
-scores chunks of queries, at most `SCORES_PER_CHUNK` scores at a time, so memory does not grow with queries x catalogue.
+The score of item j for query q (a hidden state) is `hidden[q] @ weight[j] + bias[j]`. A NaN score raises an error. The
+reference computes at most `SCORES_PER_CHUNK` scores at a time, so its memory does not grow with queries x catalogue.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 
@@ -19,40 +20,37 @@ SCORES_PER_CHUNK = 2**22
 
 
 class NanScoreError(ValueError):
-    """A query has a NaN score, which has no rank."""
+    """Raised where a query has a NaN score, for which no rank is defined."""
 
 
 @torch.no_grad()
 def target_rank(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Count the items that outscore each query's target; the score of item j is `hidden[q] @ weight[j] + bias[j]`.
+    """Count for each query the items whose score is greater than, or equal to, the score of the target.
 
-    Not differentiable: no gradient is recorded.
+    The score of item j is `hidden[q] @ weight[j] + bias[j]`. Not differentiable.
 
     Args:
         hidden: queries, float32 or float64 [Q, H].
-        weight: output table [I, H], I >= 1, dtype and device of `hidden`.
+        weight: output table [I, H], I >= 1, with the dtype and device of `hidden`.
         bias: output bias [I], or None.
-        targets: index of each query's true item, int64 [Q], 0 <= target < I.
-        impl: "auto", "native" or "reference". Native: every score, the target's too, is one chain of multiply-adds in
-            the order of the hidden units, so equal rows tie exactly and no score depends on the batch, the tile or the
-            number of threads; queries x catalogue scores are never held.
+        targets: int64 [Q], the item that is the target of each query, 0 <= target < I.
+        impl: "auto", "native" or "reference". Native: every score is one chain of multiply-adds in the order of the
+            hidden units. So equal rows of the table tie exactly, a score does not depend on the batch, the tile or the
+            number of threads, and the Q x I scores are never stored.
 
     Returns:
-        (greater, equal), int64 [Q] each: how many *other* items score strictly higher than the target, and exactly as
-        high. Rank, with ties counted not at all, whole or half: 1 + greater, + equal, + equal / 2.
+        (greater, equal), int64 [Q] each: the number of other items that score higher than the target, and the number
+        that score the same. The rank of the target is 1 + greater (optimistic), 1 + greater + equal (conservative) or
+        1 + greater + equal / 2 (mean of both).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, a target outside the catalogue.
-        NanScoreError: a NaN score; a ValueError.
+        ValueError: a shape, dtype or device does not fit, or a target is not in the catalogue.
+        NanScoreError: a score is NaN; a subclass of ValueError.
     """
     _check_table(hidden, weight, bias)
-    if targets.dtype != torch.int64 or targets.shape != hidden.shape[:1] or targets.device != hidden.device:
-        raise ValueError(
-            f"targets must be int64 [Q] = [{hidden.shape[0]}] on {hidden.device}, "
-            f"got {targets.dtype} {list(targets.shape)} on {targets.device}"
-        )
+    check_tensor("targets", targets, torch.int64, (hidden.shape[0],), hidden.device)
     count = implementation("target_rank", impl, hidden.device, target_rank_reference)
     return _run(count, targets, 0, hidden, weight, bias, targets)
 
@@ -61,34 +59,28 @@ def target_rank(
 def top_k(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, exclude: Tensor | None = None, *, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Return the k best items of each query, best first; equal scores are ordered by item index.
+    """Return the k items with the highest scores for each query, highest first; equal scores in order of item index.
 
-    Not differentiable: no gradient is recorded.
+    Not differentiable.
 
     Args:
         hidden, weight, bias: queries, output table and output bias, as in `target_rank`.
-        k: how many items, 1 <= k <= I.
-        exclude: items that a query must not be given, int64 [Q, E] padded with -1, or None.
+        k: number of items, 1 <= k <= I.
+        exclude: int64 [Q, E], items that are left out for each query, padded with -1; or None.
         impl: "auto", "native" or "reference", as in `target_rank`.
 
     Returns:
-        (scores, items), [Q, k] in the dtype of `hidden` and int64. Where fewer than k items are left, because of
-        `exclude` or because their score is -inf (which excludes an item too), the row ends in item -1, score -inf.
+        (scores, items): [Q, k] in the dtype of `hidden`, and int64 [Q, k]. An item whose score is -inf is left out too.
+        A row in which fewer than k items are left is filled up with item -1 and score -inf.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, k or an excluded item out of range.
-        NanScoreError: a NaN score; a ValueError.
+        ValueError: a shape, dtype or device does not fit, or k or an excluded item is out of range.
+        NanScoreError: a score is NaN; a subclass of ValueError.
     """
     _check_table(hidden, weight, bias)
     if not 1 <= k <= weight.shape[0]:
         raise ValueError(f"k={k}: choose 1 to {weight.shape[0]}, the number of items in the catalogue")
-    if exclude is not None:
-        fits = exclude.dim() == 2 and exclude.shape[0] == hidden.shape[0]
-        if exclude.dtype != torch.int64 or not fits or exclude.device != hidden.device:
-            raise ValueError(
-                f"exclude must be int64 [Q, E] with Q = {hidden.shape[0]} on {hidden.device}, "
-                f"got {exclude.dtype} {list(exclude.shape)} on {exclude.device}"
-            )
+    check_tensor("exclude", exclude, torch.int64, (hidden.shape[0], "E"), hidden.device)
     find = implementation("top_k", impl, hidden.device, top_k_reference)
     return _run(find, exclude, -1, hidden, weight, bias, k, exclude)
 
@@ -96,9 +88,9 @@ def top_k(
 def _run(
     operator: Callable[..., Any], indices: Tensor | None, lowest: int, hidden: Tensor, weight: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
-    """Call the operator, whose kernels have one type of error: that of an index out of range and that of a NaN score.
+    """Call the operator; turn its ValueError into NanScoreError unless an index is out of range.
 
-    Everything else was checked before, so that the indices tell which of them it is.
+    The kernels raise ValueError for an index out of range and for a NaN score. All other arguments were checked before.
     """
     try:
         return operator(hidden, weight, *others)
@@ -109,46 +101,36 @@ def _run(
 
 
 def _check_table(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError unless hidden [Q, H], weight [I >= 1, H] and bias [I] fit each other (float32 or float64)."""
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"hidden must be [Q, H] and weight [I, H], got shapes {list(hidden.shape)} and {list(weight.shape)}"
-        )
+    """Raise ValueError unless hidden [Q, H], weight [I >= 1, H] and bias [I] fit each other."""
+    check_tensor("hidden", hidden, (torch.float32, torch.float64), ("Q", "H"), hidden.device)
+    check_tensor("weight", weight, hidden.dtype, ("I", hidden.shape[1]), hidden.device)
     if weight.shape[0] == 0:
         raise ValueError("weight has no rows: the catalogue is empty")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [I] = [{weight.shape[0]}], got shape {list(bias.shape)}")
-    if hidden.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"hidden must be float32 or float64, got {hidden.dtype}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != hidden.dtype or tensor.device != hidden.device):
-            raise ValueError(
-                f"{name} must match hidden ({hidden.dtype} on {hidden.device}), got {tensor.dtype} on {tensor.device}"
-            )
+    check_tensor("bias", bias, hidden.dtype, (weight.shape[0],), hidden.device)
 
 
 def target_rank_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return how many other items score higher than each query's target, and how many exactly as high."""
-    outside = ((targets < 0) | (targets >= weight.shape[0])).nonzero()
-    if len(outside):
-        q = int(outside[0])
+    """Return for each query the number of other items that score higher than its target, and the number that tie."""
+    out_of_range = ((targets < 0) | (targets >= weight.shape[0])).nonzero()
+    if len(out_of_range):
+        q = int(out_of_range[0])
         raise ValueError(
             f"targets out of range: targets[{q}] = {int(targets[q])}, the catalogue has {len(weight)} items"
         )
     greater, equal = torch.empty_like(targets), torch.empty_like(targets)
     for queries, scores in _score_chunks(hidden, weight, bias):
-        own = scores.gather(1, targets[queries, None])
-        greater[queries] = (scores > own).sum(dim=1)
-        equal[queries] = (scores == own).sum(dim=1) - 1  # the target ties with itself
+        target_score = scores.gather(1, targets[queries, None])
+        greater[queries] = (scores > target_score).sum(dim=1)
+        equal[queries] = (scores == target_score).sum(dim=1) - 1  # minus the target itself
     return greater, equal
 
 
 def top_k_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return scores and items of the k best, best first, equal scores by item index."""
+    """Return scores and items of the k highest scores, highest first, equal scores in order of item index."""
     if exclude is not None and exclude.numel() and not (exclude.min() >= -1 and exclude.max() < weight.shape[0]):
         raise ValueError(f"exclude out of range: items are 0 to {weight.shape[0] - 1}, padding is -1")
     best = hidden.new_empty(hidden.shape[0], k)
@@ -158,10 +140,10 @@ def top_k_reference(
             row, column = (exclude[queries] >= 0).nonzero(as_tuple=True)
             scores[row, exclude[queries][row, column]] = -torch.inf
         values, chosen = scores.topk(min(k + 1, scores.shape[1]))
-        tied = (values[:, k - 1, None] == values[:, k:]).any(dim=1)  # with the next: topk takes any of equals
+        tied = (values[:, k - 1, None] == values[:, k:]).any(dim=1)  # torch.topk returns arbitrary ones of equal scores
         chosen = chosen[:, :k]
         if tied.any():
-            chosen[tied] = _lowest_of_equals(scores[tied], values[tied, k - 1, None], k)
+            chosen[tied] = _top_k_by_index(scores[tied], values[tied, k - 1, None], k)
         chosen = chosen.sort(dim=1).values
         best[queries], order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
         items[queries] = chosen.gather(1, order)
@@ -169,25 +151,25 @@ def top_k_reference(
 
 
 def _score_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Scores [q, I] of successive slices of the queries; NanScoreError at the first query with a NaN score."""
+    """Yield slices of the queries and their scores [q, I]; raise NanScoreError at the first query with a NaN score."""
     size = max(1, SCORES_PER_CHUNK // weight.shape[0])
-    for begin in range(0, hidden.shape[0], size):
-        queries = slice(begin, begin + size)
+    for start in range(0, hidden.shape[0], size):
+        queries = slice(start, start + size)
         scores = torch.nn.functional.linear(hidden[queries], weight, bias)
-        nan = scores.amax(dim=1).isnan()  # amax hands NaN on
+        nan = scores.amax(dim=1).isnan()  # amax propagates NaN
         if nan.any():
             raise NanScoreError(
-                f"query {begin + int(nan.int().argmax())} has a NaN score: "
-                "look for NaN or infinity in hidden, weight and bias"
+                f"query {start + int(nan.int().argmax())} has a NaN score: "
+                "check hidden, weight and bias for NaN or infinity"
             )
         yield queries, scores
 
 
-def _lowest_of_equals(scores: Tensor, kth: Tensor, k: int) -> Tensor:
-    """Items [q, k] of all scores above the k-th best, kth [q, 1], and of those equal to it the ones of lowest index."""
-    above, level = scores > kth, scores == kth
-    free = k - above.sum(dim=1, keepdim=True)
-    return (above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= free))).nonzero()[:, 1].view(-1, k)
+def _top_k_by_index(scores: Tensor, kth: Tensor, k: int) -> Tensor:
+    """Return items [q, k]: those that score above `kth` [q, 1], and the first of those that tie with it."""
+    above, tied = scores > kth, scores == kth
+    n_tied = k - above.sum(dim=1, keepdim=True)
+    return (above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= n_tied))).nonzero()[:, 1].view(-1, k)
 
 
 def _fake_target_rank(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:

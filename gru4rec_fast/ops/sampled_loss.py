@@ -1,13 +1,13 @@
-"""Session-based ranking losses over in-batch and sampled negatives.
+"""Ranking losses of session-based models over in-batch and sampled negatives.
 
-The scores are Y_ij = hidden_i . rows_j + bias_j - log_q_j. `gru4rec_fast.ops.row_losses` turns a row of them into its
-loss; the losses are summed over live rows and divided by `batch_size`.
+The scores are Y_ij = hidden_i . rows_j + bias_j - log_q_j. The loss of a row of scores is defined in
+`gru4rec_fast.ops.row_losses`; the result is the sum over the live rows, divided by `batch_size`.
 
-Where hidden and rows are bfloat16, bias, log_q and count are float32. Products are of bfloat16 numbers, summed in
-float32; scores, their sums and the loss are float32, and so are the scores' gradients as they are made. These are then
-rounded to bfloat16 once (to nearest, ties to even), and all else is made of the rounded ones G: grad_hidden = G rows
-and grad_rows = G^T hidden as products like the first, grad_bias as G's column sums, all three in float32. Only the
-gradients that the reference writes out have that one rounding; autograd, through its loss, leaves it out.
+If hidden and rows are bfloat16, then bias, log_q and count are float32. The matrix products multiply bfloat16 numbers
+and sum in float32. The scores, the loss and the gradients of the scores are float32. These gradients are rounded to
+bfloat16 (to nearest, ties to even); let G be the rounded ones. Then grad_hidden = G rows and grad_rows = G^T hidden are
+products like the first, and grad_bias is the column sum of G, all in float32. The reference rounds only in the
+gradients that it returns; autograd through the loss of the reference does not round.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_choice, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 from gru4rec_fast.ops.row_losses import ROW_GRADIENTS, ROW_LOSSES
@@ -44,77 +45,65 @@ def sampled_loss(
     label_smoothing: float = 0.0,
     impl: str = "auto",
 ) -> Tensor:
-    """Return the loss of M rows, each scored against its target and N sampled negatives.
+    """Return the loss of M hidden states, each with a target item, against in-batch and N sampled negatives.
 
     Args:
-        hidden: [M, H] floating. With bfloat16 hidden and rows, bias, log_q and count are float32, sums are float32, and
-            so is the loss.
-        rows: [M + N, H], output-table rows: row i's target at i, the N shared negatives behind.
-        bias: [M + N] or None, their output biases.
+        hidden: floating [M, H], the hidden states: one for each lane (session processed in parallel) of a step. With
+            bfloat16 hidden and rows, bias, log_q and count are float32, and so is the loss.
+        rows: [M + N, H], rows of the output table: first the target of each hidden state, then the N sampled negatives,
+            which all hidden states share.
+        bias: [M + N] or None, the output biases of these rows.
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr" (formulas: `gru4rec_fast.ops.row_losses`).
-        batch_size: what the sum over rows is divided by, GRU4Rec's nominal batch size B; None: M.
-        in_batch: True: every row's target is a negative of every other row (GRU4Rec). False: a row sees its own target
-            and the N negatives only (padded trainers).
-        live: bool [M]; a row that is not live has no loss and is nobody's negative.
-        log_q: [M + N], subtracted from the scores (the logQ correction, already times its strength).
-        ids: int64 [M + N], the items behind `rows`. Given, a negative that equals a row's target is masked in that row.
-        count: [N], positive: how often each negative occurs. Negatives drawn with replacement repeat; each distinct one
-            computed once, with its count, is the same loss.
-        elu_param: alpha of the elu on the scores, 0: none; bpr-max only.
-        bpreg: weight of the score regularization of bpr-max.
-        label_smoothing: share of the target's mass spread over the other columns; cross-entropy only.
+        batch_size: divisor of the sum of losses, in GRU4Rec the nominal batch size B; None: M.
+        in_batch: True: every target is a negative of every other hidden state (GRU4Rec). False: the negatives are only
+            the N sampled ones (for padded sequences).
+        live: bool [M]; a hidden state that is not live has no loss, and its target is no negative of others.
+        log_q: [M + N], subtracted from the scores: the logQ correction, already multiplied by its strength.
+        ids: int64 [M + N], the item of each of the `rows`. If given, a negative that equals the target is masked.
+        count: [N], positive, the number of times that each negative occurs. Negatives drawn with replacement may occur
+            several times; distinct negatives with counts give the same loss.
+        elu_param: alpha of the elu on the scores; 0: no elu. bpr-max only.
+        bpreg: weight of the score regularization; bpr-max only.
+        label_smoothing: probability that is moved from the target to the other columns; cross-entropy only.
         impl: "auto", "native" or "reference".
 
-    Under torch.autocast to bfloat16, hidden and rows are converted to bfloat16, and the rest to float32; to float16,
-    all is converted to float32. float64 is left alone, as autocast leaves it.
+    Under torch.autocast to bfloat16, hidden and rows are converted to bfloat16 and the other tensors to float32. Under
+    autocast to float16, all tensors are converted to float32. float64 tensors are not converted.
 
     Returns:
-        scalar; differentiable in hidden, rows and bias.
+        A scalar, differentiable in hidden, rows and bias.
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument is out of range or does not fit the others.
     """
     autocast = _autocast_dtype(hidden)
     if autocast is not None:
         hidden, rows = (_converted(t, autocast) for t in (hidden, rows))
         bias, log_q, count = (None if t is None else _converted(t, torch.float32) for t in (bias, log_q, count))
-    if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r}: choose one of {', '.join(LOSSES)}")
+    check_choice("loss", loss, LOSSES)
     if hidden.dim() != 2 or rows.dim() != 2 or rows.shape[1] != hidden.shape[1] or rows.shape[0] < hidden.shape[0]:
         raise ValueError(f"hidden must be [M, H] and rows [M + N, H], not {[*hidden.shape]} and {[*rows.shape]}")
-    columns = rows.shape[0]
-    lengths = {
-        "bias": (bias, columns),
-        "live": (live, hidden.shape[0]),
-        "log_q": (log_q, columns),
-        "ids": (ids, columns),
-        "count": (count, columns - hidden.shape[0]),
-    }
-    for name, (tensor, length) in lengths.items():
-        if tensor is not None and tensor.shape != (length,):
-            raise ValueError(f"{name} must be [{length}], not {[*tensor.shape]}")
-    if rows.dtype != hidden.dtype:
-        raise ValueError(f"rows is {rows.dtype} but hidden is {hidden.dtype}: use one dtype")
-    sums = _sum_dtype(hidden)
-    for name, tensor in {"bias": bias, "log_q": log_q, "count": count}.items():
-        if tensor is not None and tensor.dtype != sums:
-            raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}: it has to be {sums}")
-    if live is not None and live.dtype != torch.bool:
-        raise ValueError(f"live must be bool, not {live.dtype}")
-    divisor = float(hidden.shape[0] if batch_size is None else batch_size)
+    m, n_columns, device, sum_dtype = hidden.shape[0], rows.shape[0], hidden.device, _sum_dtype(hidden)
+    check_tensor("rows", rows, hidden.dtype, ("M + N", hidden.shape[1]), device)
+    check_tensor("bias", bias, sum_dtype, (n_columns,), device)
+    check_tensor("live", live, torch.bool, (m,), device)
+    check_tensor("log_q", log_q, sum_dtype, (n_columns,), device)
+    check_tensor("ids", ids, torch.int64, (n_columns,), device)
+    check_tensor("count", count, sum_dtype, (n_columns - m,), device)
+    divisor = float(m if batch_size is None else batch_size)
     if divisor <= 0:
         raise ValueError(f"batch_size={batch_size}: must be positive")
     if elu_param < 0:
         raise ValueError(f"elu_param={elu_param}: must not be negative")
-    run = implementation("sampled_loss", impl, hidden.device, partial(sampled_loss_reference, gradients=False))
-    with nullcontext() if autocast is None else torch.autocast(hidden.device.type, enabled=False):
+    run = implementation("sampled_loss", impl, device, partial(sampled_loss_reference, gradients=False))
+    with nullcontext() if autocast is None else torch.autocast(device.type, enabled=False):
         return run(
             hidden, rows, bias, live, log_q, ids, count, loss, in_batch, divisor, elu_param, bpreg, label_smoothing
         )[0]
 
 
 def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
-    """What autocast makes of hidden and rows, None where it is off: float16 has no room for the scores' gradients."""
+    """Return the dtype for hidden and rows under autocast, or None; in float16 gradients of scores would underflow."""
     device = hidden.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
@@ -126,7 +115,7 @@ def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _sum_dtype(hidden: Tensor) -> torch.dtype:
-    """Of all floating numbers but hidden and rows."""
+    """Return the dtype of all floating tensors other than hidden and rows."""
     return torch.float32 if hidden.dtype == torch.bfloat16 else hidden.dtype
 
 
@@ -147,21 +136,22 @@ def sampled_loss_reference(
     *,
     gradients: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return the loss, differentiable by autograd, and the gradients of hidden, rows and bias (as of zeros without it).
+    """Return the loss, differentiable by autograd, and the gradients of hidden, rows and bias.
 
-    All are in the dtype of hidden, or in float32 where that is bfloat16. Without `gradients`: (loss,).
+    Without a bias, the last one is the gradient of a bias of zeros. All are in the dtype of hidden, or in float32 if
+    that is bfloat16. Without `gradients`, return (loss,).
     """
     m = hidden.shape[0]
-    y, own, seen = score_matrix(hidden, rows, bias, in_batch=in_batch, live=live, log_q=log_q, ids=ids)
+    y, own, used = score_matrix(hidden, rows, bias, in_batch=in_batch, live=live, log_q=log_q, ids=ids)
     counts = None if count is None else torch.cat([count.new_ones(m if in_batch else 1), count])  # [n]
     options = {"elu_param": elu_param, "bpreg": bpreg, "label_smoothing": label_smoothing}
-    losses = ROW_LOSSES[loss](y, own, seen, counts, **options)
+    losses = ROW_LOSSES[loss](y, own, used, counts, **options)
     if live is not None:
         losses = torch.where(live, losses, 0)
     mean = losses.sum() / batch_size
     if not gradients:
         return (mean,)
-    grad = ROW_GRADIENTS[loss](y, own, seen, counts, **options)
+    grad = ROW_GRADIENTS[loss](y, own, used, counts, **options)
     if live is not None:
         grad = torch.where(live.unsqueeze(1), grad, 0)
     grad = grad / batch_size
@@ -177,7 +167,7 @@ def sampled_loss_reference(
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return x in the dtype that products of it are summed in."""
+    """Return x in the dtype in which its products are summed: float32 for bfloat16."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
@@ -191,7 +181,7 @@ def score_matrix(
     log_q: Tensor | None,
     ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return scores [M, n], each row's own column [M], and which columns each row sees (bool [M, n]; None: all)."""
+    """Return the scores [M, n], the own column of each row [M], and the used columns (bool [M, n]; None: all)."""
     m = hidden.shape[0]
     hidden, rows = widened(hidden), widened(rows)
     if in_batch:
@@ -208,23 +198,23 @@ def score_matrix(
         y = torch.cat([target.unsqueeze(1), negatives], dim=1)
         own = torch.zeros(m, dtype=torch.int64, device=hidden.device)
         columns = None if ids is None else ids[m:]
-    seen = None
+    used = None
     if columns is not None and ids is not None:
         hit = columns.unsqueeze(0) == ids[:m].unsqueeze(1)
         if not in_batch:
             hit = F.pad(hit, (1, 0))
-        seen = ~hit.scatter(1, own.unsqueeze(1), False)
+        used = ~hit.scatter(1, own.unsqueeze(1), False)
     if live is not None and in_batch:
-        alive = F.pad(live, (0, y.shape[1] - m), value=True).unsqueeze(0).expand_as(y)
-        # A dead row keeps its own column, so that nothing in it turns into 0/0; its loss is discarded later.
-        alive = alive.scatter(1, own.unsqueeze(1), True)
-        seen = alive if seen is None else seen & alive
-    return y, own, seen
+        live_columns = F.pad(live, (0, y.shape[1] - m), value=True).unsqueeze(0).expand_as(y)
+        # A row that is not live uses its own column all the same, else it would compute 0/0; its loss is masked later.
+        live_columns = live_columns.scatter(1, own.unsqueeze(1), True)
+        used = live_columns if used is None else used & live_columns
+    return y, own, used
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no zeros in the shape of the gradients
+    ctx.set_materialize_grads(False)  # else autograd allocates zeros as gradients of the outputs that are gradients
     ctx.save_for_backward(*output[1:])
     ctx.has_bias = inputs[2] is not None
     ctx.dtype = inputs[0].dtype
@@ -241,7 +231,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
 
 
 def _is_one(grad_loss: Tensor) -> bool:
-    """Whether there is nothing to scale, as far as looking is free: on the CPU, outside of a compiler's tracing."""
+    """Return whether a CPU tensor is 1.0; False on a GPU, where the test would synchronize, and under tracing."""
     return type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0
 
 

@@ -1,4 +1,7 @@
-"""Session-parallel mini-batches: lanes that play sessions one after another.
+"""Session-parallel mini-batches.
+
+A lane is one of the B sessions that are processed in parallel: a column of the mini-batch, which goes through one
+session after another.
 
 Hidasi, Karatzoglou, Baltrunas and Tikk, "Session-based recommendations with recurrent neural networks", ICLR 2016
 (arXiv 1511.06939), section 3.1.1 and figure 2.
@@ -12,21 +15,23 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
+from gru4rec_fast.ops._checks import check_tensor
 from gru4rec_fast.ops._registry import on_load, operators
 
 
-def session_batch_state(n_lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Return the state of an epoch that has not begun: (lane_session [n_lanes], lane_position [n_lanes], cursor [1]).
+def session_batch_state(lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Return the state at the start of an epoch: (lane_session [lanes], lane_position [lanes], cursor [1]), int64.
 
-    All int64. lane_session: which place of `order` the lane plays; -1 before its first step, len(order) when it is
-    dead. lane_position: index in `items` of the event that is its next input. cursor: the next place of `order` to be
-    started.
+    lane_session: index in `order` of the session of the lane; -1 before the first step, len(order) if no session is
+    left for the lane (it is not live any more).
+    lane_position: index in `items` of the next input of the lane.
+    cursor: index in `order` of the next session to start.
     """
-    if n_lanes < 1:
-        raise ValueError(f"n_lanes={n_lanes}: must be at least 1")
+    if lanes < 1:
+        raise ValueError(f"lanes={lanes}: must be at least 1")
     return (
-        torch.full((n_lanes,), -1, dtype=torch.int64, device=device),
-        torch.zeros(n_lanes, dtype=torch.int64, device=device),
+        torch.full((lanes,), -1, dtype=torch.int64, device=device),
+        torch.zeros(lanes, dtype=torch.int64, device=device),
         torch.zeros(1, dtype=torch.int64, device=device),
     )
 
@@ -42,63 +47,49 @@ def session_batch(
     *,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the next `steps` steps of B lanes, each of which goes through sessions one after another.
+    """Return the next `steps` steps of B lanes, and advance the state of the lanes in place.
 
-    At each step a live lane has its current event as input and the next event of the same session as target. A lane
-    whose session has no next event first takes the next session of `order` not yet started; lanes that run out at the
-    same step are refilled in lane order. Sessions of fewer than two events are passed over. Where no session is left
-    the lane is dead for the rest of the epoch. An epoch so has sum(max(length - 1, 0)) targets, whatever the number of
-    lanes. The state tensors carry on from call to call: one call for T steps gives what T calls for one step give.
+    The input of a live lane at a step is the current event of its session; the target is the next event of the same
+    session. A lane whose session has no next event first takes the next session of `order` that no lane has started. If
+    several lanes need a session at the same step, they take sessions in the order of the lanes. Sessions of fewer than
+    two events are skipped. If no session is left, the lane is not live for the rest of the epoch. So an epoch has
+    sum(max(length - 1, 0)) targets for any number of lanes. One call for T steps returns the steps of T calls for one
+    step.
 
     Args:
-        items: int32 or int64 [n_events], the log.
+        items: int32 or int64 [n_events], the events of all sessions.
         offsets: int64 [n_sessions + 1]; session s is items[offsets[s]:offsets[s + 1]].
-        order: int64 [n_played], the sessions of this epoch in the order they are started; None: all, as they stand.
-        lane_session: int64 [B], updated: which place of `order` the lane plays; -1 before its first step, n_played when
-            it is dead.
-        lane_position: int64 [B], updated: index in `items` of the lane's next input.
-        cursor: int64 [1], updated: the next place of `order` to be started. `session_batch_state` makes all three.
-        steps: how many steps to play.
+        order: int64 [n_ordered], the sessions of this epoch in the order in which they are started; None: all sessions
+            in the order of `offsets`.
+        lane_session, lane_position, cursor: the state of the lanes, int64 [B], [B] and [1], from `session_batch_state`
+            or the previous call; updated in place.
+        steps: number of steps.
         impl: "auto", "native" or "reference".
 
     Returns:
-        (inputs int64 [steps, B], targets int64 [steps, B], reset bool [steps, B]). A dead lane has input and target -1.
-        reset is True where a lane begins a session, so that its hidden state must be zero before that step. Rows after
-        the end of the epoch are all dead.
+        (inputs int64 [steps, B], targets int64 [steps, B], reset bool [steps, B]). Inputs and targets are -1 where a
+        lane is not live. reset is True where a lane starts a session: the hidden state must be zero before that step.
+        No lane is live in the steps after the end of the epoch.
 
     Raises:
-        ValueError: an argument that does not fit, named; an `order` or a state that does not fit the log. The state is
-            then as it was.
+        ValueError: an argument is out of range, or `order` or the state does not fit the sessions. The state is then
+            unchanged.
     """
-    if items.dim() != 1 or items.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"items must be int32 or int64 [n_events], not {items.dtype} {[*items.shape]}")
-    indices = {
-        "offsets": offsets,
-        "order": order,
-        "lane_session": lane_session,
-        "lane_position": lane_position,
-        "cursor": cursor,
-    }
-    for name, tensor in indices.items():
-        if tensor is None:
-            continue
-        if tensor.dim() != 1 or tensor.dtype != torch.int64:
-            raise ValueError(f"{name} must be a one-dimensional int64 tensor, not {tensor.dtype} {[*tensor.shape]}")
-        if tensor.device != items.device:
-            raise ValueError(f"{name} is on {tensor.device} but items is on {items.device}: use one device")
+    device = items.device
+    check_tensor("items", items, (torch.int32, torch.int64), ("n_events",), device)
+    check_tensor("offsets", offsets, torch.int64, ("n_sessions + 1",), device)
     if offsets.shape[0] < 1:
         raise ValueError("offsets must have n_sessions + 1 elements, not 0")
-    if lane_session.shape[0] < 1 or lane_position.shape != lane_session.shape:
-        raise ValueError(
-            "lane_session and lane_position must have one element per lane and at least one lane, "
-            f"not {lane_session.shape[0]} and {lane_position.shape[0]}"
-        )
-    if cursor.shape[0] != 1:
-        raise ValueError(f"cursor must have one element, not {cursor.shape[0]}")
+    check_tensor("order", order, torch.int64, ("n_ordered",), device)
+    check_tensor("lane_session", lane_session, torch.int64, ("B",), device)
+    if lane_session.shape[0] < 1:
+        raise ValueError("lane_session must have at least one lane")
+    check_tensor("lane_position", lane_position, torch.int64, (lane_session.shape[0],), device)
+    check_tensor("cursor", cursor, torch.int64, (1,), device)
     if steps < 0:
         raise ValueError(f"steps={steps}: must not be negative")
     state = (lane_session, lane_position, cursor)
-    chosen = resolve(impl, "session_batch", items.device.type)
+    chosen = resolve(impl, "session_batch", device.type)
     if chosen != "reference":
         return operators(chosen).session_batch(items, offsets, order, *state, steps)
     return session_batch_reference(items, offsets, order, state, steps)
@@ -107,46 +98,49 @@ def session_batch(
 def session_batch_reference(
     items: Tensor, offsets: Tensor, order: Tensor | None, state: tuple[Tensor, Tensor, Tensor], steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (inputs, targets, reset) of `steps` steps, and update `state`: lane_session, lane_position and cursor."""
+    """Return (inputs, targets, reset) and update `state` (lane_session, lane_position, cursor) in place."""
     lane_session, lane_position, cursor = state
     n_events, n_sessions, n_lanes = len(items), len(offsets) - 1, len(lane_session)
-    n_played = n_sessions if order is None else len(order)
-    session, position, unstarted = lane_session.tolist(), lane_position.tolist(), int(cursor)
-    if not 0 <= unstarted <= n_played:
-        raise ValueError(f"cursor={unstarted}: must be in [0, {n_played}], the number of sessions to play")
+    n_ordered = n_sessions if order is None else len(order)
+    session, position, next_session = lane_session.tolist(), lane_position.tolist(), int(cursor)
+    if not 0 <= next_session <= n_ordered:
+        raise ValueError(f"cursor={next_session}: must be in [0, {n_ordered}], the length of order")
 
-    def bounds(place: int) -> tuple[int, int]:
-        played = place if order is None else int(order[place])
-        if not 0 <= played < n_sessions:
-            raise ValueError(f"order[{place}]={played}: offsets hold {n_sessions} sessions")
-        begin, end = int(offsets[played]), int(offsets[played + 1])
-        if not 0 <= begin <= end <= n_events:
-            raise ValueError(f"offsets[{played}:{played + 2}]=[{begin}, {end}]: no range of the {n_events} items")
-        return begin, end
+    def bounds(index: int) -> tuple[int, int]:
+        """Return the first event of session order[index], and the event after its last one."""
+        s = index if order is None else int(order[index])
+        if not 0 <= s < n_sessions:
+            raise ValueError(f"order[{index}]={s}: the log has sessions 0 to {n_sessions - 1}")
+        start, end = int(offsets[s]), int(offsets[s + 1])
+        if not 0 <= start <= end <= n_events:
+            raise ValueError(f"offsets[{s}:{s + 2}]=[{start}, {end}]: not a range of the {n_events} items")
+        return start, end
 
-    ends = [0] * n_lanes  # one past the last event of each lane's session
-    for lane, place in enumerate(session):
-        if not -1 <= place <= n_played:
-            raise ValueError(f"lane_session[{lane}]={place}: must be in [-1, {n_played}]")
-        if 0 <= place < n_played:
-            begin, ends[lane] = bounds(place)
-            if not begin <= position[lane] < ends[lane]:
-                raise ValueError(f"lane_position[{lane}]={position[lane]}: its session is [{begin}, {ends[lane]})")
+    session_end = [0] * n_lanes
+    for lane, index in enumerate(session):
+        if not -1 <= index <= n_ordered:
+            raise ValueError(f"lane_session[{lane}]={index}: must be in [-1, {n_ordered}], the length of order")
+        if 0 <= index < n_ordered:
+            start, session_end[lane] = bounds(index)
+            if not start <= position[lane] < session_end[lane]:
+                raise ValueError(
+                    f"lane_position[{lane}]={position[lane]}: its session is items[{start}:{session_end[lane]}]"
+                )
 
-    event = [[-1] * n_lanes for _ in range(steps)]  # index of the input event
+    event = [[-1] * n_lanes for _ in range(steps)]  # index in `items` of the input
     reset = [[False] * n_lanes for _ in range(steps)]
     for t in range(steps):
         for lane in range(n_lanes):
-            if session[lane] == n_played:
+            if session[lane] == n_ordered:
                 continue
-            if session[lane] == -1 or position[lane] + 1 == ends[lane]:
+            if session[lane] == -1 or position[lane] + 1 == session_end[lane]:
                 length = 0
-                while length < 2 and unstarted < n_played:
-                    session[lane], (position[lane], ends[lane]) = unstarted, bounds(unstarted)
-                    length = ends[lane] - position[lane]
-                    unstarted += 1
+                while length < 2 and next_session < n_ordered:
+                    session[lane], (position[lane], session_end[lane]) = next_session, bounds(next_session)
+                    length = session_end[lane] - position[lane]
+                    next_session += 1
                 if length < 2:
-                    session[lane], position[lane] = n_played, 0
+                    session[lane], position[lane] = n_ordered, 0
                     continue
                 reset[t][lane] = True
             event[t][lane] = position[lane]
@@ -159,7 +153,7 @@ def session_batch_reference(
     targets[live] = items[targets[live]].long()
     lane_session.copy_(torch.tensor(session))
     lane_position.copy_(torch.tensor(position))
-    cursor.fill_(unstarted)
+    cursor.fill_(next_session)
     return inputs, targets, torch.tensor(reset, dtype=torch.bool).reshape(steps, n_lanes).to(items.device)
 
 

@@ -1,18 +1,18 @@
-"""Optimizer steps on the touched rows of a table.
+"""Optimizer steps on the rows of a table that a sparse gradient names.
 
-Two rules, for the gradient g of a row, its weight w and the state kept with it:
+There are two rules, for the gradient g of a row, its weight w and its optimizer state:
 
     adagrad  acc += g^2;   v <- momentum * v - lr * g / sqrt(acc + eps);   w += v
     adam     m <- beta1 * m + (1 - beta1) * g;   s <- beta2 * s + (1 - beta2) * g^2;
              w -= lr * sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(s) + eps)
 
-Adagrad (Duchi et al. 2011) has heavy-ball momentum (Polyak 1964) and epsilon inside the root, as the published GRU4Rec
-code trains; adam (Kingma & Ba 2015, algorithm 1 in the form at the end of their section 2) is torch.optim.SparseAdam's.
+Adagrad (Duchi et al. 2011) has heavy-ball momentum (Polyak 1964) and epsilon inside the root, as in the published
+GRU4Rec code. Adam (Kingma & Ba 2015, algorithm 1 in the form at the end of their section 2) is the rule of
+torch.optim.SparseAdam.
 
-Gradients of a row that occurs several times are summed first. A touched row whose gradient is zero still takes its
-step of momentum; rows that are not touched do nothing at all: their state neither moves nor decays ("lazy"), however
-many steps have passed. `step` alone counts all steps. An index of -1, as dead lanes have, names no row: its gradient
-is left out.
+If a row is named several times, its gradients are summed first. A row that is named with a zero gradient still takes
+its step of momentum. The weight and the state of all other rows do not change ("lazy" updates). Only `step` counts all
+steps. An index of -1 (padding) names no row, and its gradient is ignored.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 
@@ -45,19 +46,19 @@ def sparse_adagrad_(
     eps: float = 1e-6,
     impl: str = "auto",
 ) -> None:
-    """Update the rows of `table` named by `index` by Adagrad with momentum, in place.
+    """Update the rows of a table that `index` names by Adagrad with momentum, in place.
 
     Args:
-        table: [R, ...] floating, updated.
-        accumulator: like table, sums of squared gradients, updated.
-        velocity: like table, updated; None where momentum is 0.
-        index: int64 [K], rows; one that occurs several times has its gradients summed first, -1 names none.
-        grad: [K, ...].
+        table: floating [R, ...], updated.
+        accumulator: sums of squared gradients, with shape and dtype of `table`, updated.
+        velocity: with shape and dtype of `table`, updated; may be None if momentum is 0.
+        index: int64 [K], rows of the table. Gradients of a row that occurs several times are summed; -1 is ignored.
+        grad: [K, ...], the gradients of these rows.
         lr, momentum, eps: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
         impl: "auto", "native" or "reference".
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument is out of range or does not fit the others.
     """
     _check(table, {"accumulator": accumulator, "velocity": velocity}, index, grad, momentum)
     update = implementation("sparse_adagrad_", impl, table.device, adagrad_reference)
@@ -78,17 +79,18 @@ def sparse_adam_(
     eps: float = 1e-8,
     impl: str = "auto",
 ) -> None:
-    """Update the rows of `table` named by `index` by Adam, in place.
+    """Update the rows of a table that `index` names by Adam, in place.
 
     Args:
         table, index, grad, impl: as in `sparse_adagrad_`.
-        exp_avg, exp_avg_sq: like table, running means of gradients and of their squares, updated.
-        step: number of this step, from 1; all steps count, also those that did not touch a row.
+        exp_avg, exp_avg_sq: running means of the gradients and of their squares, with shape and dtype of `table`,
+            updated.
+        step: number of this step, from 1; counts all steps, also those that do not update a row.
         lr, beta1, beta2, eps: m <- beta1 * m + (1 - beta1) * g; s <- beta2 * s + (1 - beta2) * g^2; w -= lr *
             sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(s) + eps), as torch.optim.SparseAdam.
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument is out of range or does not fit the others.
     """
     _check(table, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, index, grad)
     if step < 1:
@@ -98,55 +100,49 @@ def sparse_adam_(
 
 
 def _check(table: Tensor, state: dict[str, Tensor | None], index: Tensor, grad: Tensor, momentum: float = 0.0) -> None:
-    """`state` by name; the last one may be missing where there is no momentum."""
-    if index.dtype != torch.int64 or index.dim() != 1 or grad.shape != (index.shape[0], *table.shape[1:]):
-        raise ValueError(
-            f"index must be int64 [K] and grad [K, {', '.join(map(str, table.shape[1:]))}], "
-            f"not {index.dtype} {[*index.shape]} and {[*grad.shape]}"
-        )
+    """Check the tensors of an update; `state` is given by name, and its last tensor may be None without momentum."""
+    check_tensor("index", index, torch.int64, ("K",), table.device)
+    check_tensor("grad", grad, table.dtype, (index.shape[0], *table.shape[1:]), table.device)
     for name, tensor in state.items():
-        if tensor is not None and (tensor.shape != table.shape or tensor.dtype != table.dtype):
-            raise ValueError(f"{name} must be like table, {[*table.shape]} {table.dtype}")
+        check_tensor(name, tensor, table.dtype, table.shape, table.device)
         if tensor is None and momentum:
             raise ValueError(f"momentum={momentum} needs a {name} tensor")
-    if grad.dtype != table.dtype:
-        raise ValueError(f"grad is {grad.dtype} but table is {table.dtype}: use one dtype")
 
 
 def adagrad_rule(
     grad: Tensor, accumulator: Tensor, velocity: Tensor | None, lr: float, momentum: float, eps: float
 ) -> tuple[Tensor, State]:
-    """Return the change and the new state; see the formulas above. Nothing is updated in place, here and below."""
+    """Return the change of the weight and the new state, by the formula at the top of this file; not in place."""
     accumulator = accumulator + grad * grad
-    step = grad.mul(-lr).div_(accumulator.add(eps).sqrt_())
+    change = grad.mul(-lr).div_(accumulator.add(eps).sqrt_())
     if velocity is not None:
-        step = velocity = momentum * velocity + step
-    return step, (accumulator, velocity)
+        change = velocity = momentum * velocity + change
+    return change, (accumulator, velocity)
 
 
 def adam_rule(
     grad: Tensor, mean: Tensor, square: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float
 ) -> tuple[Tensor, State]:
-    """As `adagrad_rule`."""
+    """Return the change of the weight and the new state, by the formula at the top of this file; not in place."""
     mean, square = mean.lerp(grad, 1 - beta1), square.lerp(grad * grad, 1 - beta2)
-    size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-    return mean.mul(-size).div_(square.sqrt().add_(eps)), (mean, square)
+    step_size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    return mean.mul(-step_size).div_(square.sqrt().add_(eps)), (mean, square)
 
 
 def update_rows(
     rule: Rule, table: Tensor, first: Tensor | None, second: Tensor | None, index: Tensor, grad: Tensor, *options: Any
 ) -> None:
-    """Apply a rule to the rows of a table and its state, `first` and `second`, that `index` names; in place."""
+    """Apply a rule in place to the rows of a table, and of its state `first` and `second`, that `index` names."""
     if (index == -1).any():
-        live = index != -1
-        index, grad = index[live], grad[live]
+        is_row = index != -1
+        index, grad = index[is_row], grad[is_row]
     summed = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=True).coalesce()
     rows = summed._indices()[0]
     state = (first, second)
-    change, new = rule(summed._values(), *(None if kept is None else kept[rows] for kept in state), *options)
-    for kept, values in zip(state, new, strict=True):
-        if kept is not None and values is not None:
-            kept[rows] = values
+    change, new_state = rule(summed._values(), *(None if old is None else old[rows] for old in state), *options)
+    for old, new in zip(state, new_state, strict=True):
+        if old is not None and new is not None:
+            old[rows] = new
     table[rows] += change
 
 
@@ -155,11 +151,11 @@ adam_reference = partial(update_rows, adam_rule)
 
 
 def update_all(rule: Rule, weight: Tensor, state: State, grad: Tensor, **options: Any) -> None:
-    """Apply a rule to a parameter every entry of which is touched; in place."""
-    change, new = rule(grad, *state, **options)
-    for kept, values in zip(state, new, strict=True):
-        if kept is not None and values is not None:
-            kept.copy_(values)
+    """Apply a rule to all entries of a parameter and of its state, in place."""
+    change, new_state = rule(grad, *state, **options)
+    for old, new in zip(state, new_state, strict=True):
+        if old is not None and new is not None:
+            old.copy_(new)
     weight.add_(change)
 
 

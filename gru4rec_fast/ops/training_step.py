@@ -1,16 +1,17 @@
-"""What a GRU4Rec training step does between its products and kernels, on a GPU.
+"""Operators of a captured GRU4Rec training step on a GPU, in addition to the GRU, the loss and the matrix products.
 
-One update of the weights is made of blocks of T steps. Lanes that are dead, and steps that are not to be played, are
-masked rather than removed: items of -1 name no row. Whether an update moves anything is known to the device alone
-(`moves`), and so are the optimizer's numbers, which a schedule changes while a captured step stays as it is.
+An update of the weights accumulates the gradients of blocks of T steps of B lanes (sessions processed in parallel). A
+captured step has fixed shapes, so padding and steps after the end of the epoch are masked: their items are -1 and name
+no row. Whether the weights are updated at all (`update`) and the hyper-parameters of the optimizer, which a
+learning-rate schedule changes, are tensors on the device, so that they can change without a new capture.
 
-    gather    rows of the tables for a block's inputs, targets and negatives
-    settle    the block's losses: kept, and from then on nothing moves where one is no finite number
-    apply     Adagrad with momentum on whole weights, and the lanes' new states
-    rows      Adagrad with momentum on the touched rows of a table and its bias, given which they are in sorted order
+    step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block
+    step_settle_  stores the losses of a block, and stops all further updates if a loss is not finite
+    step_apply_   updates whole weights by Adagrad with momentum, and stores the new hidden states
+    step_rows_    updates the rows of a table and of its bias that the sorted indices name, by Adagrad with momentum
 
-Formulas: `gru4rec_fast.ops.sparse_update` (adagrad), `nn.SampledLoss` (the logQ correction). `training/cuda_step.py`
-captures these operators; on the CPU there is the fused step instead
+Formulas: `gru4rec_fast.ops.sparse_update` (adagrad), `gru4rec_fast.nn.SampledLoss` (logQ correction).
+`training/cuda_step.py` captures these operators. The CPU has a fused training step instead
 (`csrc/training_step/fused_training_step.cpp`).
 """
 
@@ -28,12 +29,12 @@ from gru4rec_fast.ops.sparse_update import adagrad_reference, adagrad_rule, upda
 
 
 def step_operator(name: str, impl: str, device: torch.device) -> Callable[..., Any]:
-    """Return one of `OPERATORS`, as `impl` runs it on a device; arguments and results are those of its reference."""
+    """Return the callable that runs one of `OPERATORS` on a device; it takes the arguments of the reference."""
     return implementation(name, impl, device, OPERATORS[name])
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """[..., width] of a table [R, width]; zeros where index is -1."""
+    """Return the rows [..., width] of a table [R, width] that `index` names; zeros where the index is -1."""
     return torch.where((index >= 0).unsqueeze(-1), table[index.clamp(min=0)], 0)
 
 
@@ -50,18 +51,20 @@ def step_gather_reference(
     sample_alpha: float,
     bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the products of a block of T steps take from the tables.
+    """Return the rows of the tables that a block of T steps multiplies with.
 
     Args:
-        embedding: [R, I], read at `inputs`, int64 [T, B]; times `mask` [T, B, I], the dropout on the embedding.
-        weight, bias, log_support: [R, H], [R], [R] or None, read at `items`, int64 [T, lanes + N]: targets, then
-            negatives.
-        logq: strength of the logQ correction; times `sample_alpha` for the sampled items.
-        bf16: the output rows are rounded to bfloat16.
+        embedding: [R, I], the input table.
+        inputs: int64 [T, B], rows of the input table.
+        mask: [T, B, I], dropout mask of the input embedding, or None.
+        weight, bias, log_support: output table [R, H], output bias [R], and log support of each item [R] or None.
+        items: int64 [T, lanes + N], rows of the output table: targets, then negatives.
+        logq: strength of the logQ correction; multiplied by `sample_alpha` for the negatives.
+        bf16: whether to round the rows of the output table to bfloat16.
 
     Returns:
-        x [T, B, I], rows [T, lanes + N, H], their biases and their log_q, both [T, lanes + N] (log_q is empty, [0],
-        without log_support). All zeros where an index is -1.
+        x [T, B, I], rows [T, lanes + N, H], biases [T, lanes + N] and log_q [T, lanes + N] (empty without
+        log_support). They are zero where an index is -1.
     """
     x = gather_rows(embedding, inputs)
     x = x if mask is None else x * mask
@@ -75,18 +78,20 @@ def step_gather_reference(
     return x, rows, biases, log_q
 
 
-def step_settle_reference(losses: Tensor, played: Tensor, stopped: Tensor, kept: Tensor, moves: Tensor) -> None:
-    """Take in a block's losses [T].
+def step_settle_reference(
+    losses: Tensor, is_step: Tensor, stopped: Tensor, stored_losses: Tensor, update: Tensor
+) -> None:
+    """Store the losses [T] of a block, and decide whether the weights are updated; all results are in-place.
 
     Args:
-        played: bool [T], steps with enough live lanes; those that are not played come last.
-        stopped: bool [], updated: an earlier loss was no finite number, or one of these.
-        kept: [T], becomes the losses, 0 where a step is not played.
-        moves: bool [], becomes whether the block was played and is to move anything.
+        is_step: bool [T], False for masked steps, which are the last ones of the block.
+        stopped: bool [], set to True if one of the losses is not finite; stays True.
+        stored_losses: [T], set to the losses, 0 for masked steps.
+        update: bool [], set to whether the block has steps and `stopped` is False.
     """
-    kept.copy_(torch.where(played, losses, 0))
-    stopped.logical_or_(~kept.isfinite().all())
-    moves.copy_(played[0] & ~stopped)
+    stored_losses.copy_(torch.where(is_step, losses, 0))
+    stopped.logical_or_(~stored_losses.isfinite().all())
+    update.copy_(is_step[0] & ~stopped)
 
 
 def step_apply_reference(
@@ -96,18 +101,21 @@ def step_apply_reference(
     grads: list[Tensor],
     states: list[Tensor],
     outputs: list[Tensor],
-    moves: Tensor,
-    numbers: Tensor,
+    update: Tensor,
+    hyperparameters: Tensor,
 ) -> None:
-    """Move every entry of `weights`, and let `states` become `outputs`, if `moves`.
+    """Update all entries of `weights` in place, and copy `outputs` into `states`, if `update` is True.
 
     Args:
-        accumulators, velocities: of the weights' shapes; no velocities where momentum is 0.
-        numbers: float64 [3]: learning rate, momentum, epsilon.
+        weights, grads: the weights and their gradients.
+        accumulators, velocities: state of the optimizer, in the shapes of the weights; no velocities if momentum is 0.
+        states, outputs: hidden states before the block, and after it.
+        update: bool [].
+        hyperparameters: float64 [3]: learning rate, momentum, epsilon.
     """
-    if not moves:
+    if not update:
         return
-    options = dict(zip(("lr", "momentum", "eps"), numbers.tolist(), strict=True))
+    options = dict(zip(("lr", "momentum", "eps"), hyperparameters.tolist(), strict=True))
     for i, (weight, accumulator, grad) in enumerate(zip(weights, accumulators, grads, strict=True)):
         update_all(adagrad_rule, weight, (accumulator, velocities[i] if velocities else None), grad, **options)
     for state, output in zip(states, outputs, strict=True):
@@ -126,27 +134,29 @@ def step_rows_reference(
     grad_inputs: Tensor,
     grad_items: Tensor,
     grad_bias: Tensor | None,
-    moves: Tensor,
-    numbers: Tensor,
+    update: Tensor,
+    hyperparameters: Tensor,
 ) -> None:
-    """Move the rows of a table, and of its bias, that a step touches, if `moves`.
+    """Update in place the rows of a table, and of its bias, that have a gradient, if `update` is True.
 
     Args:
-        weight, accumulator, velocity: [R, W]; the velocity None where momentum is 0.
-        bias, bias_accumulator, bias_velocity: [R]; None for a table without a bias.
-        rows, positions: int64 [n], what sorting the touched rows, stably, gives: rising, -1 names none; and where in
-            `grad_inputs` [n1, W], then `grad_items` [n2, W], n = n1 + n2, the gradient is.
-        grad_bias: [n2]; an item that is an input and nothing else leaves its bias alone.
-        moves, numbers: as for `step_apply_reference`.
+        weight, accumulator, velocity: table [R, W] and its optimizer state; the velocity is None if momentum is 0.
+        bias, bias_accumulator, bias_velocity: bias [R] of the table and its optimizer state, or None.
+        rows, positions: int64 [n], the result of a stable sort of the row indices: increasing rows (-1 names none), and
+            the position of each gradient in the concatenation of `grad_inputs` and `grad_items`.
+        grad_inputs, grad_items: [n1, W] and [n2, W], n = n1 + n2: gradients of input rows, and of target and negative
+            rows.
+        grad_bias: [n2], gradients of the biases of `grad_items`; inputs have no gradient of the bias.
+        update, hyperparameters: as for `step_apply_reference`.
     """
-    if not moves:
+    if not update:
         return
     index = torch.empty_like(rows).scatter_(0, positions, rows)
-    options = numbers.tolist()
+    options = hyperparameters.tolist()
     adagrad_reference(weight, accumulator, velocity, index, torch.cat([grad_inputs, grad_items]), *options)
     if bias is not None and grad_bias is not None:
-        of_items = index[len(grad_inputs) :]
-        adagrad_reference(bias, bias_accumulator, bias_velocity, of_items, grad_bias, *options)
+        item_rows = index[len(grad_inputs) :]
+        adagrad_reference(bias, bias_accumulator, bias_velocity, item_rows, grad_bias, *options)
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""Adagrad with momentum, as GRU4Rec trains, for dense and for sparse gradients."""
+"""Adagrad with momentum, the optimizer of GRU4Rec, for dense and sparse gradients."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast.ops.sparse_update import State, adagrad_rule
-from gru4rec_fast.optim.row_optimizer import RowOptimizer, kept
+from gru4rec_fast.optim.row_optimizer import RowOptimizer, state_tensor
 
 
 class SparseAdagrad(RowOptimizer):
-    """acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
+    """Adagrad with momentum: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
 
-    Differs from torch.optim.Adagrad: epsilon inside the root, heavy-ball momentum, and sparse gradients update the rows
-    they name and nothing else (a row that is not touched keeps its velocity). State of a parameter: `accumulator` and,
-    with momentum, `velocity`, both of the parameter's shape and dtype.
+    Differences from torch.optim.Adagrad: epsilon is inside the root; there is heavy-ball momentum; sparse gradients
+    update only the rows that they name, and all other rows keep their velocity.
+
+    State of a parameter: `accumulator` and, with momentum, `velocity`, both of the parameter's shape and dtype.
 
     Args:
         params: parameters or parameter groups.
@@ -27,7 +28,7 @@ class SparseAdagrad(RowOptimizer):
         impl: implementation of the row update, "auto", "native" or "reference".
 
     Raises:
-        ValueError: lr, momentum or eps out of range.
+        ValueError: lr, momentum or eps is out of range.
     """
 
     operator = "sparse_adagrad_"
@@ -45,13 +46,13 @@ class SparseAdagrad(RowOptimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps}, impl)
 
     def moments(self, parameter: Tensor, momentum: float) -> tuple[Tensor, Tensor | None]:
-        """A parameter's accumulator and velocity, made where they are not there yet."""
+        """Return the accumulator and the velocity of a parameter; create them if they are missing."""
         state = self.state[parameter]
         if "accumulator" not in state:
             state["accumulator"] = torch.zeros_like(parameter)
-        return state["accumulator"], kept(state, "velocity", parameter, momentum != 0)
+        return state["accumulator"], state_tensor(state, "velocity", parameter, create=momentum != 0)
 
-    def tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
+    def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
         return self.moments(parameter, group["momentum"])
 
     def options(self, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:

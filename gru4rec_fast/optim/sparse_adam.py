@@ -1,4 +1,4 @@
-"""Adam, for dense and for sparse gradients."""
+"""Adam for dense and sparse gradients."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast.ops.sparse_update import State, adam_rule
-from gru4rec_fast.optim.row_optimizer import RowOptimizer, kept
+from gru4rec_fast.optim.row_optimizer import RowOptimizer, state_tensor
 
 
 class SparseAdam(RowOptimizer):
-    """m <- beta1 m + (1 - beta1) g; s <- beta2 s + (1 - beta2) g^2;
+    """Adam: m <- beta1 m + (1 - beta1) g; s <- beta2 s + (1 - beta2) g^2;
     w -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(s) + eps).
 
-    With sparse gradients that is torch.optim.SparseAdam: the means of a row move when the row is touched ("lazy"), t
-    counts all steps of the parameter. Dense gradients, which that one refuses, follow the same formula;
-    torch.optim.Adam adds eps behind the correction of s, which is this rule with eps * sqrt(1 - beta2^t) in the place
-    of eps. State of a parameter: `exp_avg` and `exp_avg_sq`, of its shape and dtype, and `step`, an int64 scalar on
+    With sparse gradients this is torch.optim.SparseAdam ("lazy" Adam): the running means of a row change only in the
+    steps whose gradient names the row, and t counts all steps of the parameter. torch.optim.SparseAdam refuses dense
+    gradients; here they follow the same formula. torch.optim.Adam adds eps after the bias correction of s, which equals
+    this formula with eps * sqrt(1 - beta2^t) in place of eps.
+
+    State of a parameter: `exp_avg` and `exp_avg_sq`, of the parameter's shape and dtype, and `step`, an int64 scalar on
     the CPU.
 
     Args:
         params: parameters or parameter groups.
         lr: learning rate, positive.
-        beta1, beta2: in [0, 1), what is kept of the two means.
+        betas: (beta1, beta2), the decay rates of the two running means, each in [0, 1).
         eps: non-negative, added outside the root.
         impl: implementation of the row update, "auto", "native" or "reference".
 
     Raises:
-        ValueError: lr, beta1, beta2 or eps out of range.
+        ValueError: lr, betas or eps is out of range.
     """
 
     operator = "sparse_adam_"
@@ -40,20 +42,31 @@ class SparseAdam(RowOptimizer):
         self,
         params: Iterable[Any],
         lr: float = 1e-3,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
+        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         *,
         impl: str = "auto",
     ) -> None:
-        super().__init__(params, {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}, impl)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps}, impl)
 
-    def tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
-        return kept(state, "exp_avg", parameter), kept(state, "exp_avg_sq", parameter)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "beta1" in group:  # a state that version 0.1 saved
+                group["betas"] = (group.pop("beta1"), group.pop("beta2"))
+
+    def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
+        return state_tensor(state, "exp_avg", parameter), state_tensor(state, "exp_avg_sq", parameter)
 
     def options(self, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-        options = {name: group[name] for name in ("beta1", "beta2", "eps")}
-        return options | {"step": int(state["step"]), "lr": float(group["lr"])}
+        beta1, beta2 = group["betas"]
+        return {
+            "step": int(state["step"]),
+            "lr": float(group["lr"]),
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+        }
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

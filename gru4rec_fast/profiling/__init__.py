@@ -1,4 +1,4 @@
-"""Memory hooks that any module or loop can switch on."""
+"""Measurement of memory: current and peak bytes of training phases and of modules."""
 
 from gru4rec_fast.profiling.memory import NULL_RECORD, MemoryRecord, NullMemoryRecord, PhaseMemory
 from gru4rec_fast.profiling.meter import (

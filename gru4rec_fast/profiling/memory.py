@@ -1,6 +1,6 @@
-"""Memory hooks: what each phase of a loop, or each pass of a module, holds now and held at its peak, in bytes.
+"""Current and peak bytes of memory for each phase of a loop, or each pass of a module.
 
-What is measured, on the CPU and on CUDA, is said in meter.py. Nothing here acts at import.
+meter.py defines what is measured on the CPU and on CUDA. Importing this module measures nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIB = 2**20
 
 @dataclass
 class PhaseMemory:
-    """What one phase held: `current_bytes` at the end of its last call, `peak_bytes` over all its calls."""
+    """Memory of one phase: `current_bytes` at the end of the last call, `peak_bytes` over all calls."""
 
     current_bytes: int = 0
     peak_bytes: int = 0
@@ -30,7 +30,7 @@ class PhaseMemory:
 
 
 class MemoryRecord:
-    """Current and peak bytes per phase of any loop, or of any module.
+    """Records current and peak bytes of memory for each phase of a loop, or for each pass of a module.
 
         record = MemoryRecord("cpu")
         with record.phase("forward"):
@@ -38,8 +38,11 @@ class MemoryRecord:
         record.attach(model, "model")   # or by hooks: phases "model.forward" and "model.backward"
         print(record.table())
 
-    Phases may nest: what happens in an inner phase counts for the outer one too. Reading costs two small files of /proc
-    a phase (some 50 us), on CUDA two calls into the allocator and no synchronization.
+    Phases may nest: the peak of an inner phase counts for the outer phase too. A phase costs two reads of a small file
+    in /proc (about 50 us), on CUDA two calls of the allocator and no synchronization.
+
+    Args:
+        device: the device whose memory is recorded.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -48,10 +51,10 @@ class MemoryRecord:
         self._open: list[str] = []
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
 
-    def _sample(self, *also: str) -> int:
-        """Give the peak since the last sample to all open phases and to `also`; return the current bytes."""
+    def _sample(self, *others: str) -> int:
+        """Add the peak since the previous sample to all open phases and to `others`; return the current bytes."""
         current, peak = self._meter.reset()
-        for name in (*self._open, *also):
+        for name in (*self._open, *others):
             phase = self._phases[name]
             phase.peak_bytes = max(phase.peak_bytes, peak)
         return current
@@ -63,7 +66,7 @@ class MemoryRecord:
 
     def _end(self, name: str) -> None:
         current = self._sample()
-        while self._open and self._open.pop() != name:  # an exception may have left inner phases open
+        while self._open and self._open.pop() != name:  # an exception may leave inner phases open
             pass
         phase = self._phases[name]
         phase.current_bytes = current
@@ -78,20 +81,19 @@ class MemoryRecord:
             self._end(name)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """A context whose memory is recorded under `name`; entering it again adds to the same line."""
+        """Return a context manager that records memory under `name`; several uses of a name share one record."""
         return self._bracket(name)
 
     def attach(self, module: nn.Module, name: str = "") -> None:
-        """Record a module's forward and backward passes by hooks, as phases `name.forward` and `name.backward`.
+        """Record the forward and backward passes of a module by hooks, as phases `name.forward` and `name.backward`.
 
-        The backward phase runs from the gradient of the module's output to the last gradient that reached one of its
-        parameters.
+        The backward phase lasts from the gradient of the module's output to the last gradient of its parameters.
 
         Raises:
-            ValueError: the module is attached already.
+            ValueError: the module is already attached.
         """
         if module in self._handles:
-            raise ValueError(f"{type(module).__name__} is attached already; detach() it first")
+            raise ValueError(f"{type(module).__name__} is already attached; call detach() first")
         stem = name or type(module).__name__
         forward, backward = f"{stem}.forward", f"{stem}.backward"
 
@@ -109,7 +111,7 @@ class MemoryRecord:
         def after_forward(_module: nn.Module, _args: object, output: object) -> None:
             if forward in self._open:
                 self._end(forward)
-            # Not a module's full backward hook: that one warns where the inputs are integers.
+            # register_full_backward_hook would warn if the inputs are integers.
             outputs = [x for x in tree_leaves(output) if isinstance(x, Tensor) and x.requires_grad]
             if outputs:
                 register_multi_grad_hook(outputs, before_backward, mode="any")
@@ -121,17 +123,17 @@ class MemoryRecord:
         ]
 
     def detach(self, module: nn.Module | None = None) -> None:
-        """Remove the hooks of one module, or of all."""
+        """Remove the hooks of a module; None: of all modules."""
         for attached in list(self._handles) if module is None else [module]:
             for handle in self._handles.pop(attached, ()):
                 handle.remove()
 
     def summary(self) -> dict[str, dict[str, int]]:
-        """Per phase: `current_bytes`, `peak_bytes`, `calls`, in the order in which the phases were first met."""
+        """Return `current_bytes`, `peak_bytes` and `calls` of each phase, in the order of their first calls."""
         return {name: vars(phase).copy() for name, phase in self._phases.items()}
 
     def table(self) -> str:
-        """The summary as text, in MiB."""
+        """Return the summary as a text table, in MiB."""
         width = max([len("phase"), *map(len, self._phases)])
         lines = [f"{'phase':<{width}} {'current MiB':>12} {'peak MiB':>12} {'calls':>8}"]
         for name, phase in self._phases.items():
@@ -141,7 +143,7 @@ class MemoryRecord:
 
 
 class NullMemoryRecord(MemoryRecord):
-    """The record that is switched off: same methods, no work."""
+    """A MemoryRecord that records nothing, for code in which recording is optional."""
 
     _nothing = nullcontext()
 

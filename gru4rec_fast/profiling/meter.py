@@ -1,12 +1,12 @@
-"""How much memory is in use and what the peak was: the meter behind every memory hook.
+"""Measurement of the current and the peak memory of a device.
 
-On the CPU the figure is the resident size of the process (Linux: `VmRSS` and `VmHWM` of /proc/self/status; the kernel's
-high-water mark is set back through /proc/self/clear_refs, so that every span of time has a peak of its own). Where that
-file cannot be written the peak comes from `resource.getrusage`: it covers the process since its start and never falls,
-so a peak is then an upper bound; `MemoryMeter.exact` says which it is. On CUDA the figures are those of PyTorch's
-caching allocator: bytes in tensors, not bytes the driver has reserved.
+On the CPU this is the resident size of the process: on Linux `VmRSS` and `VmHWM` of /proc/self/status. A write to
+/proc/self/clear_refs resets the peak (the kernel's high-water mark), so that each interval has its own peak. If that
+file cannot be written, the peak is never reset and is an upper bound; `MemoryMeter.exact` is False then. Without /proc,
+`resource.getrusage` gives the peak since the start of the process. On CUDA the numbers are those of PyTorch's caching
+allocator: bytes in tensors, not bytes that the driver has reserved.
 
-Nothing here acts at import, and nothing touches CUDA unless a CUDA device is named.
+Importing this module measures nothing, and CUDA is not initialized unless a CUDA device is given.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 
 
 def _status_bytes(*fields: str) -> list[int]:
-    """The named fields of /proc/self/status, in bytes."""
-    found = {}
+    """Return fields of /proc/self/status, in bytes."""
+    values = {}
     with open("/proc/self/status") as status:
         for line in status:
             name, _, value = line.partition(":")
             if name in fields:
-                found[name] = int(value.split()[0]) * 1024
-    return [found[name] for name in fields]
+                values[name] = int(value.split()[0]) * 1024
+    return [values[name] for name in fields]
 
 
 def _host_read() -> tuple[int, int]:
@@ -50,10 +50,10 @@ def _host_reset() -> bool:
 
 
 class MemoryMeter:
-    """Current and peak bytes of one device; the one place that reads and sets back the high-water mark.
+    """Reads and resets the current and the peak memory of one device.
 
-    A process has one high-water mark per device and several readers may want it (`PeakMemory`, `MemoryRecord`), so
-    every reset first tells all of them what it is about to wipe out.
+    A process has one high-water mark per device, which several objects use (`PeakMemory`, `MemoryRecord`). So `reset`
+    first passes the peak to all `PeakMemory` objects of the device.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -68,7 +68,7 @@ class MemoryMeter:
         return _host_read()
 
     def reset(self) -> tuple[int, int]:
-        """Set the peak back to the current size; return what `read` gave just before."""
+        """Reset the peak to the current size; return (current, peak) as `read` before the reset."""
         current, peak = self.read()
         for listener in self._listeners:
             listener.note(peak)
@@ -79,7 +79,7 @@ class MemoryMeter:
         return current, peak
 
     def listen(self, listener: PeakMemory) -> None:
-        """Tell `listener` of every peak that a later `reset` wipes out."""
+        """Call `listener.note(peak)` before each reset."""
         self._listeners.add(listener)
 
 
@@ -87,57 +87,57 @@ _meters: dict[torch.device, MemoryMeter] = {}
 
 
 def memory_meter(device: torch.device | str = "cpu") -> MemoryMeter:
-    """The meter of a device; the same object for everybody, so that readers do not spoil each other's peaks."""
+    """Return the meter of a device; always the same object, so that all its users see the correct peak."""
     device = torch.device(device)
     if device.type != "cuda":
         device = torch.device("cpu")
-    elif device == torch.device("cuda"):  # without an index: the current one
+    elif device == torch.device("cuda"):  # without an index
         device = torch.device("cuda", torch.cuda.current_device())
     return _meters.setdefault(device, MemoryMeter(device))
 
 
 class PeakMemory:
-    """Peak bytes above a baseline: the size when this object was made (take it after the imports).
+    """Peak bytes above a baseline, which is the memory in use when the object is created.
 
-    Several may live at once, and beside a `MemoryRecord`; each sees the whole time since it was made.
+    Create it after the imports. Several objects, and `MemoryRecord`s, can be used at the same time.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
         self._meter = memory_meter(device)
-        self._seen = 0
+        self._peak = 0
         self.baseline = self._meter.reset()[0]
         self._meter.listen(self)
 
     def note(self, peak: int) -> None:
-        """Take in a peak that is about to be set back."""
-        self._seen = max(self._seen, peak)
+        """Store a peak that is about to be reset."""
+        self._peak = max(self._peak, peak)
 
     @property
     def bytes(self) -> int:
-        """Peak above the baseline since this object was made, never negative."""
-        return max(0, self._seen - self.baseline, self._meter.read()[1] - self.baseline)
+        """Peak above the baseline since this object was created, never negative."""
+        return max(0, self._peak - self.baseline, self._meter.read()[1] - self.baseline)
 
 
 _baseline: PeakMemory | None = None
 
 
 def set_baseline() -> None:
-    """Take the host memory baseline of this process now; call it once, right after the imports."""
+    """Set the baseline of this process to its current memory; call it once, after the imports."""
     global _baseline
     _baseline = PeakMemory()
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident bytes above the baseline that `set_baseline` took.
+    """Return the peak resident bytes above the baseline that `set_baseline` set.
 
     Raises:
-        RuntimeError: no baseline was taken.
+        RuntimeError: `set_baseline` was not called.
     """
     if _baseline is None:
-        raise RuntimeError("no memory baseline: call gru4rec_fast.profiling.set_baseline() right after the imports")
+        raise RuntimeError("no memory baseline: call gru4rec_fast.profiling.set_baseline() after the imports")
     return _baseline.bytes
 
 
 def process_baseline() -> PeakMemory | None:
-    """What `set_baseline` took, or None."""
+    """Return the baseline that `set_baseline` set, or None."""
     return _baseline

@@ -1,30 +1,36 @@
-"""Training: loop, schedules, checkpoints, early stopping, curves."""
+"""Training: a trainer, epochs of sessions and graphs, schedules, checkpoints, early stopping, curves."""
 
+from gru4rec_fast.training.captured_step import CapturedTrainingStep
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.curves import write_curves
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.fingerprint import log_fingerprint
-from gru4rec_fast.training.graph_loop import GraphTrainer, GraphTrainingOptions
+from gru4rec_fast.training.fused_step import FusedTrainingStep
+from gru4rec_fast.training.graph_runner import GraphEpochRunner
 from gru4rec_fast.training.interrupt import TrainingInterrupted
-from gru4rec_fast.training.loop import Trainer
-from gru4rec_fast.training.options import TrainingOptions
-from gru4rec_fast.training.place import Place, TrainingDiverged
+from gru4rec_fast.training.options import TrainerOptions
+from gru4rec_fast.training.position import TrainingDiverged, TrainingPosition
 from gru4rec_fast.training.progress import Progress, make_progress
 from gru4rec_fast.training.schedules import Schedule, scheduler_names
+from gru4rec_fast.training.session_runner import SessionEpochRunner
+from gru4rec_fast.training.trainer import EpochRunner, Trainer
 
 __all__ = [
+    "CapturedTrainingStep",
     "Checkpoint",
     "CheckpointError",
     "EarlyStopping",
-    "GraphTrainer",
-    "GraphTrainingOptions",
-    "Place",
+    "EpochRunner",
+    "FusedTrainingStep",
+    "GraphEpochRunner",
     "Progress",
     "Schedule",
+    "SessionEpochRunner",
     "Trainer",
+    "TrainerOptions",
     "TrainingDiverged",
     "TrainingInterrupted",
-    "TrainingOptions",
+    "TrainingPosition",
     "load_checkpoint",
     "log_fingerprint",
     "make_progress",

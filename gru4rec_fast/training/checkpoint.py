@@ -1,16 +1,16 @@
-"""Checkpoints: one safetensors file, its tensors beside a JSON configuration and JSON progress in its header.
+"""Checkpoints: one safetensors file with tensors, and with JSON configuration and JSON progress in its header.
 
-A file is written under another name in the same folder, flushed to the disk and renamed over the old one, so that a
-reader finds the old checkpoint or the new one and never half of either. Nothing is pickled: loading runs no code.
+A checkpoint is written to a temporary file in the same folder, flushed to the disk and renamed, so that a reader always
+finds a complete file: the old checkpoint or the new one. Nothing is pickled: loading runs no code.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,19 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """A file that is not the checkpoint that was asked for; the message names the file and says what to do."""
+    """Raised for a file that is not the requested checkpoint; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        format: what it is a checkpoint of and the version of its layout, e.g. "gru4rec_fast.GRU4Rec/1".
+        format: the model's class and the version of the file's layout, e.g. "gru4rec_fast.GRU4Rec/2".
         config: what is needed to build the model (JSON values).
-        progress: how far the training has come (JSON values); empty in a file that only holds a model.
-        tensors: by name; on the CPU or any device.
-        path: the file it was read from; None before it was written.
+        progress: history and state of the training (JSON values); a file with a model alone has the history alone.
+        tensors: by name, on any device.
+        path: the file that was read; None for a checkpoint that was not read from a file.
     """
 
     format: str
@@ -41,7 +41,7 @@ class Checkpoint:
     path: Path | None = field(default=None, compare=False)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name starts with `prefix`, without it."""
+        """Return the tensors whose name starts with `prefix`, by the rest of the name."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
@@ -56,13 +56,14 @@ def _sync(path: Path) -> None:
 def save_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, before_rename: Callable[[], None] | None = None
 ) -> Path:
-    """Write a checkpoint; a file already at `path` is replaced as a whole, or left as it is where writing fails.
+    """Write a checkpoint; a file at `path` is replaced, or unchanged if writing fails.
 
-    `before_rename` is called once all is on the disk, under another name still: what must make room can do so there.
+    Args:
+        before_rename: called when the temporary file is complete, before it is renamed to `path`.
 
     Raises:
         OSError: the file cannot be written (full disk, no permission, a missing drive ...).
-        TypeError: `config` or `progress` holds something that JSON cannot say, or a tensor is sparse.
+        TypeError: `config` or `progress` has a value that JSON cannot represent, or a tensor is sparse.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -81,7 +82,7 @@ def save_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # what the umask gives; safetensors would make the file private
+        mode = temporary.stat().st_mode  # follows the umask; safetensors would make the file private
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(mode)
         _sync(temporary)
@@ -99,36 +100,57 @@ def save_checkpoint(
 
 
 def checkpoint_format(path: str | os.PathLike[str]) -> str:
-    """The format that a checkpoint says it is of, e.g. "gru4rec_fast.NGCF/1"; "" where the file says nothing.
+    """Return the format of a checkpoint, e.g. "gru4rec_fast.NGCF/2"; "" for other safetensors files.
 
     Raises:
-        FileNotFoundError: there is no such file. CheckpointError: it is truncated, or no safetensors file.
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is truncated or not a safetensors file.
     """
     with _opened(Path(path), "cpu") as file:
         return str((file.metadata() or {}).get("format", ""))
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], expected_format: str, device: torch.device | str = "cpu"
+    path: str | os.PathLike[str],
+    expected_format: str,
+    device: torch.device | str = "cpu",
+    *,
+    convert: Mapping[str, Callable[[Checkpoint], Checkpoint]] | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint, its tensors straight onto `device`.
+    """Read a checkpoint; its tensors are loaded to `device`.
+
+    Args:
+        convert: for each older format that is accepted, a function that converts a checkpoint of this format to one of
+            the expected format. See `convert_progress` for the training's part.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is truncated or no checkpoint at all, or holds another model or layout version.
+        CheckpointError: the file is truncated, is not a checkpoint, or has another model or layout version.
     """
-    path = Path(path)
+    path, convert = Path(path), convert or {}
     with _opened(path, str(device)) as file:
         header = file.metadata() or {}
-        _check_format(path, header.get("format", ""), expected_format)
+        found = header.get("format", "")
+        if found not in convert:
+            _check_format(path, found, expected_format)
         config, progress = json.loads(header["config"]), json.loads(header["progress"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
-    return Checkpoint(expected_format, config, progress, tensors, path)
+    checkpoint = Checkpoint(found, config, progress, tensors, path)
+    return replace(convert[found](checkpoint), format=expected_format) if found in convert else checkpoint
+
+
+def convert_progress(progress: dict[str, Any]) -> dict[str, Any]:
+    """Return the `progress` of a checkpoint of version 0.1 as `Trainer` reads it."""
+    if "place" not in progress:  # a model without the state of its training
+        return progress
+    position = {"loss_count" if name == "summed" else name: value for name, value in progress["place"].items()}
+    optimizer = {"groups": progress["optimizer"]["groups"], "scalars": progress["optimizer"]["numbers"]}
+    return progress | {"position": position, "optimizer": optimizer, "schedule": progress.get("schedule")}
 
 
 @contextmanager
 def _opened(path: Path, device: str) -> Iterator[Any]:
-    """A safetensors file; what goes wrong while it is read is told of the file."""
+    """Open a safetensors file; errors while it is read become a CheckpointError that names the file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

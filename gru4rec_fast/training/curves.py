@@ -1,4 +1,4 @@
-"""Loss and validation curves: a CSV file always, a PNG picture where matplotlib is installed."""
+"""Loss and validation curves: a CSV file, and a PNG picture if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _announced = False
 def write_csv(history: Sequence[dict[str, Any]], path: Path) -> Path:
     """Write one row per epoch: epoch, loss, seconds, mini_batches, events, learning_rate, then validation metrics."""
     metrics = list(dict.fromkeys(name for record in history for name in record.get("validation", {})))
-    plain = [key for key in (history[0] if history else ()) if key != "validation"]
+    columns = [key for key in (history[0] if history else ()) if key != "validation"]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*plain, *(f"validation_{name}" for name in metrics)])
+        writer.writerow([*columns, *(f"validation_{name}" for name in metrics)])
         for record in history:
             validation = record.get("validation", {})
-            writer.writerow([*(record[key] for key in plain), *(validation.get(name, "") for name in metrics)])
+            writer.writerow([*(record[key] for key in columns), *(validation.get(name, "") for name in metrics)])
     return path
 
 
@@ -44,8 +44,8 @@ def _style(axes: Axes, ylabel: str) -> None:
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.06, y=0.12)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    for spine in ("top", "right", "left"):
+        axes.spines[spine].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
 
 
@@ -63,7 +63,7 @@ def _line(axes: Axes, epochs: list[int], values: list[float], color: str, label:
 
 
 def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
-    """Draw the training loss and, beside it, the validation metrics; None (and one announcement) without matplotlib."""
+    """Draw training loss and validation metrics; without matplotlib return None, and log that once."""
     global _announced
     if find_spec("matplotlib") is None:
         if not _announced:
@@ -73,8 +73,8 @@ def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") ->
     import matplotlib
     from matplotlib.figure import Figure
 
-    measured = [record for record in history if record.get("validation")]
-    metrics = list(dict.fromkeys(name for record in measured for name in record["validation"]))
+    validated = [record for record in history if record.get("validation")]
+    metrics = list(dict.fromkeys(name for record in validated for name in record["validation"]))
     panels = 2 if metrics else 1
     with matplotlib.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
         figure = Figure(figsize=(5.2 * panels, 3.6), dpi=160, layout="constrained")
@@ -85,10 +85,10 @@ def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") ->
             _line(axes[0], [record["epoch"] for record in history], losses, COLORS[0], "training loss")
         if metrics:
             _style(axes[1], "validation")
-            for position, name in enumerate(metrics):
-                points = [(record["epoch"], record["validation"][name]) for record in measured]
+            for index, name in enumerate(metrics):
+                points = [(record["epoch"], record["validation"][name]) for record in validated]
                 epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
-                _line(axes[1], epochs, values, COLORS[(position + 1) % len(COLORS)], name)
+                _line(axes[1], epochs, values, COLORS[(index + 1) % len(COLORS)], name)
             axes[1].legend(
                 frameon=False, labelcolor=INK, ncols=min(4, len(metrics)), loc="lower left", bbox_to_anchor=(0, 1)
             )
@@ -99,7 +99,7 @@ def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") ->
 
 
 def write_curves(history: Sequence[dict[str, Any]], folder: Path, title: str = "") -> list[Path]:
-    """Write curves.csv and curves.png into `folder`; return the files that were written."""
+    """Write curves.csv and curves.png into `folder`; return the paths of the written files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [write_csv(history, folder / "curves.csv"), write_png(history, folder / "curves.png", title)]
     return [path for path in written if path is not None]

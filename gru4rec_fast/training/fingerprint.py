@@ -1,4 +1,4 @@
-"""What tells one training log from another."""
+"""A digest of a training log, which tells it from other logs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 def log_fingerprint(store: SessionStore) -> str:
-    """A digest (BLAKE2b, hexadecimal) of a store's sessions and support; some two seconds per billion bytes.
+    """Return a digest (BLAKE2b, hexadecimal) of a store's sessions and support; takes some 2 s per GB.
 
-    A memory-mapped array is read from its file, not through the map: pages read through a map count as memory of this
-    process for as long as they are cached.
+    A memory-mapped array is read from its file and not through the map, since pages of a map count as this process's
+    resident memory.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in ("items", "offsets", "support"):
@@ -30,13 +30,13 @@ def log_fingerprint(store: SessionStore) -> str:
 
 def _chunks(array: np.ndarray) -> Iterator[bytes | memoryview]:
     base: object = array.base
-    if isinstance(array, np.memmap) and isinstance(base, mmap):  # the whole map, no part of one
+    if isinstance(array, np.memmap) and isinstance(base, mmap):  # not a slice of a map
         with open(str(array.filename), "rb") as file:
             file.seek(array.offset)
-            left = array.nbytes
-            while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            n_bytes = array.nbytes
+            while n_bytes and (chunk := file.read(min(n_bytes, _CHUNK_BYTES))):
                 yield chunk
-                left -= len(chunk)
+                n_bytes -= len(chunk)
         return
     length = max(1, _CHUNK_BYTES // array.itemsize)
     for start in range(0, len(array), length):

@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""A lock on a training's folder, so that one training at a time writes to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
-# Long enough for a second attempt, where the holder before removed the file between our opening and our locking it.
+# Enough for a second attempt, if the previous holder removed the file between our opening and our locking it.
 SECONDS_TO_WAIT = 0.1
 
 logger = logging.getLogger("gru4rec_fast")
@@ -20,13 +20,13 @@ logger = logging.getLogger("gru4rec_fast")
 
 @contextmanager
 def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Have `folder` for this thread alone, against other threads and processes; None: do nothing.
+    """Lock `folder` against other threads and processes inside the context; None: do nothing.
 
-    The folder is made where it is missing, and removed again if nothing was written to it. Within one thread such
-    contexts nest. The lock is the kernel's (on a file in the folder) and dies with the process.
+    A missing folder is created, and removed at the end if nothing was written to it. Such contexts nest in one thread.
+    The lock is an operating-system lock on a file in the folder; it ends with the process.
 
     Raises:
-        OSError: another training has the folder, or it cannot be made or written to.
+        OSError: another training has locked the folder, or it cannot be created or written to.
     """
     if folder is None:
         yield
@@ -34,7 +34,7 @@ def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     folder = Path(folder)
     is_new = not folder.is_dir()
     path = folder.resolve() / LOCK
-    # One object per path, so that contexts nest. No soft lock where the file system has none: it outlives its process.
+    # One object per path, so that contexts nest. No soft lock as a fallback, since it would outlive its process.
     lock = FileLock(path, timeout=SECONDS_TO_WAIT, is_singleton=True, fallback_to_soft=False)
     if lock.is_locked:  # by this thread
         yield
@@ -45,8 +45,8 @@ def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # Windows, which removes no open file
-                path.unlink()  # while it is locked: whoever waits for it then takes a new one
+            with suppress(OSError):  # Windows cannot remove an open file
+                path.unlink()  # while it is locked: a waiting process then opens a new file
             lock.release()
     finally:
         if is_new:
@@ -55,15 +55,15 @@ def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:
-    open(folder / LOCK, "ab").close()  # an error here is one of the folder, not of the lock
+    open(folder / LOCK, "ab").close()  # raises the errors of the folder; those below are of the lock
     try:
         lock.acquire()
     except Timeout:
         raise OSError(f"another training is writing to {folder}: wait for its end, or choose another folder") from None
-    except OSError as error:  # a file system that knows no locks
+    except OSError as error:  # a file system without locks
         _warn(folder, str(error))
 
 
-@cache  # and not again for each context that nests
+@cache  # once, not for every nested context
 def _warn(folder: Path, reason: str) -> None:
     logger.warning("%s cannot be locked (%s): let no other training write there", folder, reason)

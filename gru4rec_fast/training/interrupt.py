@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait for the end of a step."""
+"""Ctrl-C and SIGTERM that take effect at the end of a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-_NOTED = {
+_MESSAGES = {
     signal.SIGINT: b"\nCtrl-C: finishing this step (or validation) and saving; press it again to stop at once\n",
     signal.SIGTERM: b"\nSIGTERM: finishing this step (or validation) and saving; a second one stops at once\n",
 }
@@ -19,9 +19,9 @@ _STDERR = 2
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a training in good order; the message says where its state is and how to go on.
+    """Raised when Ctrl-C or SIGTERM ended a training between two updates; the message says how to resume.
 
-    signal_number: which of the two it was.
+    signal_number: SIGINT or SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT):
@@ -31,34 +31,34 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @dataclass
 class InterruptRequest:
-    """The signal that asked for an end, or None."""
+    """The signal that requested the end, or None."""
 
     signal_number: int | None = None
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[InterruptRequest]:
-    """Within this context the first Ctrl-C or SIGTERM is only noted, the next one of its kind acts at once.
+    """Record the first Ctrl-C or SIGTERM inside the context instead of raising it; a second one acts at once.
 
-    Signals belong to the main thread: in any other the context does nothing, as with a signal that somebody has ignored
-    or handles outside of Python.
+    Python handles signals in the main thread: in any other thread the context does nothing. Signals that are ignored or
+    handled outside of Python are left alone.
     """
     request = InterruptRequest()
-    before: dict[int, Any] = {}
+    handlers: dict[int, Any] = {}
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        request.signal_number = number
-        signal.signal(number, before[number])
+    def record(signal_number: int, _frame: FrameType | None) -> None:
+        request.signal_number = signal_number
+        signal.signal(signal_number, handlers[signal_number])
         with suppress(OSError):
-            os.write(_STDERR, _NOTED[signal.Signals(number)])  # a print here could fall into another print
+            os.write(_STDERR, _MESSAGES[signal.Signals(signal_number)])  # print is not reentrant
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in _NOTED}
-        before = {number: old for number, old in before.items() if callable(old) or old == signal.SIG_DFL}
+        handlers = {number: signal.getsignal(number) for number in _MESSAGES}
+        handlers = {n: handler for n, handler in handlers.items() if callable(handler) or handler == signal.SIG_DFL}
     try:
-        for number in before:
-            signal.signal(number, note)
+        for number in handlers:
+            signal.signal(number, record)
         yield request
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a bar on a terminal, plain lines in a pipe, always on stderr."""
+"""Progress of a training on stderr: a bar on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ LINE_INTERVAL_S = 30.0
 
 
 class Progress(Protocol):
-    """What the loop tells whoever shows it. Events are targets played; losses are means over the epoch so far."""
+    """Receives the progress of a training. Events are targets or triples; losses are means over the epoch so far."""
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
-        """Epoch `epoch` of `n_epochs` (from 1) starts or is resumed with `done` of its `n_events` behind it."""
+        """Start epoch `epoch` of `n_epochs` (from 1), of whose `n_events` events `done` are done (after a resume)."""
 
     def advance(self, events: int, loss: float | None) -> None:
-        """`events` more were played; called once per block, so it must cost next to nothing. No loss known: None."""
+        """Count `events` more; called once per block or more rarely, so it must be cheap. An unknown loss is None."""
 
     def end_epoch(self, record: dict[str, Any]) -> None:
-        """The epoch is over, validation included; `record` is its entry in the history."""
+        """Finish the epoch, validation included; `record` is its entry in the history."""
 
     def say(self, message: str) -> None:
         """Show one line."""
 
     def close(self) -> None:
-        """The run is over."""
+        """Finish the training."""
 
 
 class Silent:
@@ -49,7 +49,7 @@ class Silent:
 
 
 def epoch_line(record: dict[str, Any], n_epochs: int) -> str:
-    """One epoch of the history as a line of text."""
+    """Return one epoch of the history as a line of text."""
     parts = [
         f"epoch {record['epoch']}/{n_epochs}",
         f"loss {record['loss']:.6f}",
@@ -61,7 +61,7 @@ def epoch_line(record: dict[str, Any], n_epochs: int) -> str:
 
 
 class _Timed:
-    """Shared by both forms: counts cheaply and shows something only once an interval has passed."""
+    """Base of the two forms: counts events, and shows the state when an interval has passed."""
 
     interval_s = BAR_INTERVAL_S
 
@@ -72,7 +72,7 @@ class _Timed:
         self._started = self._shown = time.monotonic()
 
     def advance(self, events: int, loss: float | None) -> None:
-        """Count, and show if it is time."""
+        """Count, and show the state if the interval has passed."""
         self.done += events
         now = time.monotonic()
         if loss is not None and now - self._shown >= self.interval_s:
@@ -80,19 +80,19 @@ class _Timed:
             self.show(loss, (self.done - self._first) / (now - self._started))
 
     def show(self, loss: float, rate: float) -> None:
-        """Show the state of the epoch; `rate` in events per second since it began or was resumed."""
+        """Show the state of the epoch; `rate` is in events per second since it began or was resumed."""
         raise NotImplementedError
 
 
 class PlainProgress(_Timed):
-    """One line an epoch, and one every half minute inside a long one."""
+    """One line per epoch, and one every half minute in a long epoch."""
 
     interval_s = LINE_INTERVAL_S
 
     def show(self, loss: float, rate: float) -> None:
         """Print the state of the epoch."""
-        share = self.done / max(self.n_events, 1)
-        self.say(f"epoch {self.epoch}/{self.n_epochs}  {share:.0%}  loss {loss:.6f}  {rate:,.0f} events/s")
+        fraction = self.done / max(self.n_events, 1)
+        self.say(f"epoch {self.epoch}/{self.n_epochs}  {fraction:.0%}  loss {loss:.6f}  {rate:,.0f} events/s")
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Print the epoch's line."""
@@ -103,18 +103,18 @@ class PlainProgress(_Timed):
         print(message, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
 
 class BarProgress(_Timed):
-    """A rich progress bar, one per epoch, that leaves the epoch's line behind."""
+    """A rich progress bar per epoch, which is replaced by the epoch's line at the end."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        # No refresh thread: it would take the interpreter from the loop. `show` refreshes.
+        # No refresh thread, since it would compete with the training for the interpreter lock. `show` refreshes.
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -127,7 +127,7 @@ class BarProgress(_Timed):
         self._task = self._bar.add_task("", loss=0.0, rate=0.0)
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
-        """Start the bar over."""
+        """Restart the bar."""
         super().begin_epoch(epoch, n_epochs, n_events, done)
         self._bar.start()
         self._bar.reset(self._task, total=n_events, completed=done, description=f"epoch {epoch}/{n_epochs}")
@@ -147,12 +147,12 @@ class BarProgress(_Timed):
         self._bar.console.print(message, highlight=False, markup=False)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
 
 def make_progress(show: bool | None = None) -> Progress:
-    """A bar where stderr is a terminal, plain lines where it is not; `show=False`: nothing."""
+    """Return a bar if stderr is a terminal, plain lines if it is not, and nothing with `show=False`."""
     if show is False:
         return Silent()
     return BarProgress() if sys.stderr.isatty() else PlainProgress()

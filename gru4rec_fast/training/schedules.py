@@ -1,4 +1,4 @@
-"""Learning-rate schedules: any scheduler of torch.optim.lr_scheduler, by name."""
+"""Learning-rate schedules: the schedulers of torch.optim.lr_scheduler, by name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.optim import Optimizer, lr_scheduler
 
 ALIASES = {"step": "StepLR", "cosine": "CosineAnnealingLR", "plateau": "ReduceLROnPlateau"}
 
-# These take functions or other schedulers, which a parameter file and a checkpoint cannot hold.
+# These take functions or other schedulers, which cannot be written to a parameter file or a checkpoint.
 _NOT_BY_NAME = {"LRScheduler", "LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR"}
 
 
 def scheduler_names() -> list[str]:
-    """Every name that `Schedule` takes."""
+    """Return every name that `Schedule` accepts."""
     classes = [
         name
         for name, value in vars(lr_scheduler).items()
@@ -25,19 +25,19 @@ def scheduler_names() -> list[str]:
 
 
 class Schedule:
-    """A torch scheduler with its moment: stepped after each epoch, or after each update of the weights.
+    """A torch learning-rate scheduler that is stepped after each epoch, or after each update of the weights.
 
     Args:
-        optimizer: whose learning rate is scheduled.
+        optimizer: the optimizer whose learning rate is scheduled.
         name: "step", "cosine", "plateau", or the name of a class in torch.optim.lr_scheduler.
-        options: the arguments of that class, and `interval`: "epoch" (default) or "update".
-            Defaults where torch has none: step, step_size = a third of the epochs; cosine, T_max = n_epochs (with
-            `interval="epoch"`); plateau, mode = which way the watched value gets better.
-        n_epochs: length of the training, for those defaults.
-        maximize: True where a larger watched value is better ("plateau").
+        options: the arguments of that class, and `interval`: "epoch" (default) or "update". Arguments that torch
+            requires have defaults: "step" has step_size = a third of the epochs; "cosine" has T_max = n_epochs (with
+            `interval="epoch"`). "plateau" has mode "max" or "min", as `maximize` says.
+        n_epochs: length of the training, for these defaults.
+        maximize: whether a larger monitored value is better ("plateau").
 
     Raises:
-        ValueError: unknown name, interval or option, or options that the class refuses.
+        ValueError: an unknown name, interval or option, or options that the class rejects.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class Schedule:
         interval = arguments.pop("interval", "epoch")
         if interval not in ("epoch", "update"):
             raise ValueError(f"lr_scheduler_options: interval={interval!r} is neither 'epoch' nor 'update'")
-        self.watches_metric = kind == "ReduceLROnPlateau"
+        self._monitors_metric = kind == "ReduceLROnPlateau"
         self.per_update = interval == "update"
-        if self.watches_metric and self.per_update:
+        if self._monitors_metric and self.per_update:
             raise ValueError(
-                "lr_scheduler='plateau' watches a value that exists once an epoch; interval='update' cannot be"
+                "lr_scheduler='plateau' monitors a value that exists once an epoch: choose interval='epoch'"
             )
-        self._ends_with_the_training = kind == "CosineAnnealingLR" and not self.per_update and "T_max" not in arguments
+        self._ends_with_training = kind == "CosineAnnealingLR" and not self.per_update and "T_max" not in arguments
         if kind == "StepLR":
             arguments.setdefault("step_size", max(1, n_epochs // 3))
-        elif self._ends_with_the_training:
+        elif self._ends_with_training:
             arguments["T_max"] = n_epochs
-        elif self.watches_metric:
+        elif self._monitors_metric:
             arguments.setdefault("mode", "max" if maximize else "min")
         scheduler_class = getattr(lr_scheduler, kind)
         known = list(inspect.signature(scheduler_class).parameters)[1:]
@@ -82,39 +82,41 @@ class Schedule:
             ) from error
 
     def after_update(self) -> None:
-        """To be called after each update of the weights."""
+        """Step an `interval="update"` schedule; call this after each update of the weights."""
         if self.per_update:
             self._step()
 
-    def after_epoch(self, watched: float) -> None:
-        """To be called after each epoch with the value that "plateau" watches: the monitored metric or the loss."""
-        if self.watches_metric:
-            self._step(watched)
+    def after_epoch(self, monitored: float | None) -> None:
+        """Step any other schedule; call this after each epoch.
+
+        monitored: the metric or loss that "plateau" monitors; None after an epoch without validation.
+        """
+        if self._monitors_metric:
+            if monitored is not None:
+                self._step(monitored)
         elif not self.per_update:
             self._step()
 
-    def _step(self, *watched: float) -> None:
-        # torch would warn where no `optimizer.step` came before: the updates before a resume and those of the fused
-        # step count as well.
+    def _step(self, *monitored: float) -> None:
+        # Avoids a warning of torch, which does not see the updates of the fused step and those before a resume.
         self._scheduler.optimizer._opt_called = True
-        self._scheduler.step(*watched)
+        self._scheduler.step(*monitored)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state, as JSON values; what it was built from is not in it."""
+        """Return the scheduler's state as JSON values, without its constructor's arguments."""
         return {key: value for key, value in self._scheduler.state_dict().items() if _is_json(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; load the optimizer (its learning rate) after this.
+        """Restore the state; load the optimizer's state, which has the learning rate, after this.
 
         Raises:
-            ValueError: a cosine whose length was that of the training, in a training of another length: past its end
-                the rate would rise again.
+            ValueError: the length of a cosine schedule was that of the training, and this training is longer or
+                shorter. Past the end of the cosine the rate would increase again.
         """
-        if self._ends_with_the_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
+        if self._ends_with_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
             raise ValueError(
-                "lr_scheduler='cosine' reaches its end with the training, which was to have "
-                f"n_epochs={state['T_max']}: resume with that, or train anew with a length of its own in "
-                "lr_scheduler_options={'T_max': ...}"
+                f"lr_scheduler='cosine' ends after n_epochs, which was {state['T_max']}: resume with n_epochs="
+                f"{state['T_max']}, or start a new training with lr_scheduler_options={{'T_max': ...}}"
             )
         self._scheduler.load_state_dict(state)
 

@@ -1,15 +1,15 @@
-"""GRU4Rec in float64 NumPy, written from semantics.md alone: the independent check on everything else.
+"""GRU4Rec in float64 NumPy: a second implementation, written from semantics.md alone, that tests compare with.
 
-It shares no line and no import with `gru4rec_fast`; what the two agree on, they agree on through the text. Weights are
-a dictionary of arrays that describes its own model (gate order r, z, n; h' = (1 - z) * n + z * h), of I inputs and H
-units per layer:
+It imports nothing from `gru4rec_fast` and shares no code with it. Weights are a dictionary of arrays, whose names and
+shapes define the model (gate order r, z, n; h' = (1 - z) * n + z * h). With I inputs and H units in a layer:
 
     layers.{l}.weight_ih [3H, I]     input weights; absent at layer 0 in one-hot mode
     layers.{l}.weight_hh [3H, H]     recurrent weights
-    layers.{l}.bias_ih   [3H]        the only bias of a reset-before layer
-    layers.{l}.bias_hh   [3H]        present: the layer is reset-after
+    layers.{l}.bias_ih   [3H]        input bias
+    layers.{l}.bias_hh   [3H]        recurrent bias; present in reset-after layers, absent in reset-before layers
     output.weight [n_items, H], output.bias [n_items]
-    embedding.weight                 absent: constrained; [n_items, E]: separate; [n_items, 3H]: one-hot
+    embedding.weight                 absent: constrained (output.weight is the embedding); [n_items, E]: separate;
+                                     [n_items, 3H]: one-hot
 """
 
 from .examples import random_weights
@@ -17,7 +17,7 @@ from .losses import LOSSES, SampledScores, sampled_loss
 from .network import Block, Dropout, embedding_mode, input_width, layer_sizes, run_backward, run_forward, zero_state
 from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, target_distribution
 from .ranking import evaluate, metrics, ranks
-from .sessions import Step, play, split
+from .sessions import Step, session_steps, split
 from .training import Adagrad, Options, Trainer, block_gradients
 
 __all__ = [
@@ -38,12 +38,12 @@ __all__ = [
     "layer_sizes",
     "metrics",
     "philox4x32",
-    "play",
     "random_weights",
     "ranks",
     "run_backward",
     "run_forward",
     "sampled_loss",
+    "session_steps",
     "split",
     "table_distribution",
     "target_distribution",

@@ -1,4 +1,4 @@
-"""Weights of small models for tests: every mode, form and size."""
+"""Random weights of small models: all embedding modes, GRU forms and layer sizes."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def random_weights(
     scale: float = 0.7,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Normal weights and biases, float64, under the oracle's names; a bias that is not zero shows if it is left out."""
+    """Draw normal weights, float64, by the oracle's names. Biases are not zero, so that tests notice a missing bias."""
     rng = np.random.default_rng(seed)
     width = {"constrained": sizes[-1], "separate": separate_width, "none": 3 * sizes[0]}[mode]
     shapes: dict[str, tuple[int, ...]] = {"output.weight": (n_items, sizes[-1]), "output.bias": (n_items,)}

@@ -1,7 +1,9 @@
 """The five losses on sampled scores, with gradients written by hand.
 
-Every form (in-batch, padded, accidental hits masked, whole catalogue) is one thing here: a score matrix [M, C], the
-column of each row's own target, and which columns each row can see.
+All variants (in-batch negatives, padding, masked accidental hits, the whole catalogue) have the same input: a score
+matrix [M, C], the column of each row's target, and a mask of the columns that count for each row.
+
+In formulas, Y_j are the scores of a row, y_i is the score of its target, and s_j a softmax.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import numpy as np
 
 
 class SampledScores(NamedTuple):
-    """Scores [M, C] in float64, own [M] column of each row's target, visible [M, C] bool (own columns are visible)."""
+    """Scores [M, C] in float64, the target's column `own` [M], and the mask `visible` [M, C], True for targets."""
 
     scores: np.ndarray
     own: np.ndarray
@@ -19,36 +21,36 @@ class SampledScores(NamedTuple):
 
     @property
     def target(self) -> np.ndarray:
-        """bool [M, C], True at each row's own column."""
+        """Mask of the targets, bool [M, C]."""
         return np.arange(self.scores.shape[1]) == self.own[:, None]
 
 
-LossAndGradient = tuple[np.ndarray, np.ndarray]  # loss per row [M], its gradient by the scores [M, C]
+LossAndGradient = tuple[np.ndarray, np.ndarray]  # loss per row [M], gradient with respect to the scores [M, C]
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-def _softmax(scores: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Softmax of each row over the columns `among`; zero elsewhere, and in a row that has none."""
-    highest = np.where(among, scores, -np.inf).max(axis=1, keepdims=True)
-    e = np.exp(np.where(among, scores - highest, -np.inf))
-    return e / np.maximum(e.sum(axis=1, keepdims=True), 1.0)  # the highest alone gives 1
+def _softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the softmax of each row over the columns in `mask`; 0 in other columns, and in rows without any column."""
+    highest = np.where(mask, scores, -np.inf).max(axis=1, keepdims=True)
+    e = np.exp(np.where(mask, scores - highest, -np.inf))
+    return e / np.maximum(e.sum(axis=1, keepdims=True), 1.0)  # at least 1 unless the mask is empty
 
 
 def cross_entropy(y: SampledScores, *, label_smoothing: float = 0.0, **_: float) -> LossAndGradient:
-    """-sum_j q_j log softmax(Y)_j with q = 1 - e at the target and e / (n - 1) at each of the other n - 1 columns."""
-    seen = np.where(y.visible, y.scores, -np.inf)
-    log_softmax = np.where(y.visible, y.scores - np.logaddexp.reduce(seen, axis=1, keepdims=True), 0.0)
+    """-sum_j q_j log softmax(Y)_j, where q_j is 1 - e at the target and e / (n - 1) in the other n - 1 columns."""
+    masked = np.where(y.visible, y.scores, -np.inf)
+    log_softmax = np.where(y.visible, y.scores - np.logaddexp.reduce(masked, axis=1, keepdims=True), 0.0)
     others = np.maximum(y.visible.sum(axis=1, keepdims=True) - 1, 1)
-    wanted = np.where(y.target, 1.0 - label_smoothing, label_smoothing / others) * y.visible
-    loss = -(wanted * log_softmax).sum(axis=1)
-    return loss, wanted.sum(axis=1, keepdims=True) * np.exp(log_softmax) * y.visible - wanted
+    q = np.where(y.target, 1.0 - label_smoothing, label_smoothing / others) * y.visible
+    loss = -(q * log_softmax).sum(axis=1)
+    return loss, q.sum(axis=1, keepdims=True) * np.exp(log_softmax) * y.visible - q
 
 
 def bpr_max(y: SampledScores, *, elu_param: float = 0.0, bpreg: float = 1.0, **_: float) -> LossAndGradient:
-    """-log(sum_j s_j sigmoid(y_i - Y_j) + 1e-24) + bpreg sum_j s_j Y_j^2, all of it on elu(Y)."""
+    """-log(sum_j s_j sigmoid(y_i - Y_j) + 1e-24) + bpreg sum_j s_j Y_j^2, with elu(Y) in place of Y."""
     negative_side = (y.scores < 0) & (elu_param != 0)
     decay = elu_param * np.exp(np.minimum(y.scores, 0.0))
     scores = np.where(negative_side, decay - elu_param, y.scores)
@@ -60,15 +62,16 @@ def bpr_max(y: SampledScores, *, elu_param: float = 0.0, bpreg: float = 1.0, **_
     size = (share * scores**2).sum(axis=1, keepdims=True)
     loss = -np.log(won + 1e-24) + bpreg * size
 
-    rise = share * ahead * (1 - ahead) / (won + 1e-24)  # by Y_j of the sigmoids; with the other sign by y_i
-    gradient = -share * (ahead - won) / (won + 1e-24) + rise
+    # Derivative through the sigmoids by Y_j; that by y_i has the opposite sign.
+    grad_j = share * ahead * (1 - ahead) / (won + 1e-24)
+    gradient = -share * (ahead - won) / (won + 1e-24) + grad_j
     gradient += bpreg * share * (scores**2 - size + 2 * scores)
-    gradient -= y.target * rise.sum(axis=1, keepdims=True)
+    gradient -= y.target * grad_j.sum(axis=1, keepdims=True)
     return loss[:, 0], gradient * slope
 
 
 def top1(y: SampledScores, **_: float) -> LossAndGradient:
-    """mean_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)] - sigmoid(y_i^2) / n over the n columns in sight, own included."""
+    """mean_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)] - sigmoid(y_i^2) / n over the n visible columns, target included."""
     n = y.visible.sum(axis=1, keepdims=True)
     loss, gradient = _top1_terms(y, y.visible / n)
     own = _own(y.scores, y.own)
@@ -77,7 +80,7 @@ def top1(y: SampledScores, **_: float) -> LossAndGradient:
 
 
 def top1_max(y: SampledScores, **_: float) -> LossAndGradient:
-    """sum_j s_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)], s the softmax over the row without its own target."""
+    """sum_j s_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)], s is the softmax over the row without its target."""
     share = _softmax(y.scores, y.visible & ~y.target)
     loss, gradient = _top1_terms(y, share)
     terms = _sigmoid(y.scores - _own(y.scores, y.own)) + _sigmoid(y.scores**2)
@@ -85,19 +88,19 @@ def top1_max(y: SampledScores, **_: float) -> LossAndGradient:
 
 
 def _top1_terms(y: SampledScores, weight: np.ndarray) -> LossAndGradient:
-    """sum_j weight_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)] and its gradient at fixed weights."""
+    """sum_j weight_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)] and its gradient, with constant weights."""
     behind, square = _sigmoid(y.scores - _own(y.scores, y.own)), _sigmoid(y.scores**2)
-    rise = weight * behind * (1 - behind)
-    gradient = rise + weight * 2 * y.scores * square * (1 - square) - y.target * rise.sum(axis=1, keepdims=True)
+    grad_j = weight * behind * (1 - behind)
+    gradient = grad_j + weight * 2 * y.scores * square * (1 - square) - y.target * grad_j.sum(axis=1, keepdims=True)
     return (weight * (behind + square)).sum(axis=1), gradient
 
 
 def bpr(y: SampledScores, **_: float) -> LossAndGradient:
-    """sum_j -log sigmoid(y_i - Y_j), the own column (log 2) included."""
+    """sum_j -log sigmoid(y_i - Y_j), including the target, which adds log 2."""
     gap = _own(y.scores, y.own) - y.scores
     loss = (y.visible * np.logaddexp(0.0, -gap)).sum(axis=1)
-    rise = y.visible * _sigmoid(-gap)
-    return loss, rise - y.target * rise.sum(axis=1, keepdims=True)
+    grad_j = y.visible * _sigmoid(-gap)
+    return loss, grad_j - y.target * grad_j.sum(axis=1, keepdims=True)
 
 
 def _own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -126,10 +129,11 @@ def sampled_loss(
     ids: np.ndarray | None = None,
     **parameters: float,
 ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-    """Loss, and its gradients by hidden [M, H], rows [C, H] and bias [C]; C = M targets, then the shared negatives.
+    """Return the loss and its gradients with respect to hidden [M, H], rows [C, H] and bias [C].
 
-    live [M]: a dead lane has no loss and its column is nobody's negative. ids [C]: columns that equal a row's target
-    are hidden from that row. log_q [C] is subtracted from the scores. Divided by batch_size, not by the live lanes.
+    The C columns are the M targets, then the shared negatives. live [M]: a dead lane has no loss, and its target is not
+    a negative of other lanes. ids [C]: columns with the id of a row's target are hidden from that row. log_q [C] is
+    subtracted from the scores. The sum is divided by batch_size, not by the number of live lanes.
     """
     lanes, columns = len(hidden), len(rows)
     alive = np.ones(lanes, dtype=bool) if live is None else np.asarray(live, dtype=bool)

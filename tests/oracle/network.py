@@ -9,11 +9,11 @@ from .philox import EMBEDDING_DROPOUT, FIRST_LAYER_DROPOUT, bernoulli_keep
 from .sessions import Step
 
 Weights = dict[str, np.ndarray]
-State = list[np.ndarray]  # per layer, [B, H]
+State = list[np.ndarray]  # one [B, H] per layer
 
 
 class Dropout(NamedTuple):
-    """Probabilities of dropping a unit, and the seed of the masks."""
+    """Dropout probabilities and the seed of the masks."""
 
     embed: float = 0.0
     hidden: float = 0.0
@@ -22,11 +22,11 @@ class Dropout(NamedTuple):
 
 @dataclass
 class Block:
-    """T steps that were run at fixed weights: what the backward pass needs, and what came out."""
+    """Results of the forward pass over T steps, for callers and for the backward pass."""
 
     steps: list[Step]
-    outputs: list[np.ndarray]  # per step [B, H] of the top layer; rows of dead lanes mean nothing
-    states: list[State]  # per step, every layer's new state
+    outputs: list[np.ndarray]  # per step, [B, H] of the top layer; rows of dead lanes are arbitrary
+    states: list[State]  # per step, the new state of every layer
     caches: list[list[dict[str, Any]]]  # per step, per layer
     embedding_masks: list[np.ndarray | float]
 
@@ -38,7 +38,7 @@ def embedding_mode(weights: Weights) -> str:
 
 
 def input_table(weights: Weights) -> str:
-    """Name of the table whose rows are the network's inputs."""
+    """Return the name of the table whose rows are the inputs of the network."""
     return "output.weight" if embedding_mode(weights) == "constrained" else "embedding.weight"
 
 
@@ -60,7 +60,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def cell_forward(x: np.ndarray, h: np.ndarray, w: Weights) -> tuple[np.ndarray, dict[str, Any]]:
-    """One GRU step; w holds this layer's weights. No weight_ih: x is the three gates' inputs already."""
+    """Run one GRU step. w holds the weights of the layer; without weight_ih, x is the input of the three gates."""
     size = h.shape[1]
     gates = (x @ w["weight_ih"].T if "weight_ih" in w else x) + w["bias_ih"]
     recurrent = h @ w["weight_hh"].T + w.get("bias_hh", 0.0)
@@ -73,28 +73,28 @@ def cell_forward(x: np.ndarray, h: np.ndarray, w: Weights) -> tuple[np.ndarray, 
 
 
 def cell_backward(grad: np.ndarray, cache: dict[str, Any], w: Weights) -> tuple[np.ndarray, np.ndarray, Weights]:
-    """Gradients by x, by the old h and by the layer's weights, from the gradient by the new h."""
+    """Return the gradients of x, of the old h and of the weights, from the gradient of the new h."""
     x, h, r, z, n = (cache[name] for name in "xhrzn")
     size = h.shape[1]
-    pre_n = grad * (1 - z) * (1 - n**2)
-    pre_z = grad * (h - n) * z * (1 - z)
-    by_h = grad * z
+    grad_pre_n = grad * (1 - z) * (1 - n**2)
+    grad_pre_z = grad * (h - n) * z * (1 - z)
+    grad_h = grad * z
     if "bias_hh" in w:
-        pre_r = pre_n * cache["recurrent"][:, 2 * size :] * r * (1 - r)
-        recurrent = np.hstack([pre_r, pre_z, pre_n * r])
-        by_h = by_h + recurrent @ w["weight_hh"]
+        grad_pre_r = grad_pre_n * cache["recurrent"][:, 2 * size :] * r * (1 - r)
+        recurrent = np.hstack([grad_pre_r, grad_pre_z, grad_pre_n * r])
+        grad_h = grad_h + recurrent @ w["weight_hh"]
         grads = {"weight_hh": recurrent.T @ h, "bias_hh": recurrent.sum(axis=0)}
     else:
-        by_rh = pre_n @ w["weight_hh"][2 * size :]
-        pre_r = by_rh * h * r * (1 - r)
-        by_h = by_h + by_rh * r + np.hstack([pre_r, pre_z]) @ w["weight_hh"][: 2 * size]
-        grads = {"weight_hh": np.vstack([pre_r.T @ h, pre_z.T @ h, pre_n.T @ (r * h)])}
-    gates = np.hstack([pre_r, pre_z, pre_n])
+        grad_rh = grad_pre_n @ w["weight_hh"][2 * size :]
+        grad_pre_r = grad_rh * h * r * (1 - r)
+        grad_h = grad_h + grad_rh * r + np.hstack([grad_pre_r, grad_pre_z]) @ w["weight_hh"][: 2 * size]
+        grads = {"weight_hh": np.vstack([grad_pre_r.T @ h, grad_pre_z.T @ h, grad_pre_n.T @ (r * h)])}
+    gates = np.hstack([grad_pre_r, grad_pre_z, grad_pre_n])
     grads["bias_ih"] = gates.sum(axis=0)
     if "weight_ih" not in w:
-        return gates, by_h, grads
+        return gates, grad_h, grads
     grads["weight_ih"] = gates.T @ x
-    return gates @ w["weight_ih"], by_h, grads
+    return gates @ w["weight_ih"], grad_h, grads
 
 
 def layer_weights(weights: Weights, layer: int) -> Weights:
@@ -103,7 +103,7 @@ def layer_weights(weights: Weights, layer: int) -> Weights:
 
 
 def _mask(p: float, seed: int, stream: int, step: int, live: np.ndarray, units: int) -> np.ndarray | float:
-    """Dropout factors of the live lanes, 0 or 1 / (1 - p)."""
+    """Return the dropout factors of the live lanes, 0 or 1 / (1 - p)."""
     if p == 0.0:
         return 1.0
     keep = bernoulli_keep(p, seed=seed, stream=stream, step=step, lanes=len(live), units=units)
@@ -113,10 +113,10 @@ def _mask(p: float, seed: int, stream: int, step: int, live: np.ndarray, units: 
 def run_forward(
     weights: Weights, steps: list[Step], state: State, dropout: Dropout | None = None, first_step: int = 0
 ) -> Block:
-    """Plays steps from `state`; step t of the block draws the masks of step first_step + t. Inputs are not changed."""
+    """Run steps from `state`, which is not changed. Step t has the dropout masks of step first_step + t."""
     dropout = dropout or Dropout()
     layers = [layer_weights(weights, layer) for layer in range(len(state))]
-    p_embed = 0.0 if embedding_mode(weights) == "none" else dropout.embed  # one-hot inputs are no embedding
+    p_embed = 0.0 if embedding_mode(weights) == "none" else dropout.embed  # one-hot inputs have no embedding
     block = Block(steps, [], [], [], [])
     for t, step in enumerate(steps):
         live = step.live
@@ -130,7 +130,7 @@ def run_forward(
             cache["mask"] = _mask(
                 dropout.hidden, dropout.seed, FIRST_LAYER_DROPOUT + layer, first_step + t, live, out.shape[1]
             )
-            x = out * cache["mask"]  # the dropped-out h is what is carried
+            x = out * cache["mask"]  # h after dropout is the state of the next step
             h[live] = x
             new_state.append(h)
             caches.append(cache)
@@ -144,27 +144,28 @@ def run_forward(
 def run_backward(
     weights: Weights, block: Block, grad_outputs: list[np.ndarray], detach_steps: bool = False
 ) -> tuple[Weights, list[np.ndarray]]:
-    """Gradients of the layers' weights, and per step [M, E] those of the live lanes' input rows.
+    """Return the gradients of the layers' weights and, for each step, of the live lanes' input rows [M, E].
 
-    grad_outputs: per step [B, H]. Gradients cross the block's steps, but no reset; with detach_steps, no step at all.
+    grad_outputs: one [B, H] per step. Gradients flow back through the steps of the block until a reset; with
+    detach_steps they stay within each step.
     """
     sizes = layer_sizes(weights)
     layers = [layer_weights(weights, layer) for layer in range(len(sizes))]
     grads = {name: np.zeros_like(value) for name, value in weights.items() if name.startswith("layers.")}
-    by_inputs: list[np.ndarray] = []
-    by_state = [np.zeros((len(block.steps[0].inputs), size)) for size in sizes]
+    grad_inputs: list[np.ndarray] = []
+    grad_state = [np.zeros((len(block.steps[0].inputs), size)) for size in sizes]
     for t in reversed(range(len(block.steps))):
         step, live = block.steps[t], block.steps[t].live
-        by_output = grad_outputs[t][live]
+        grad_output = grad_outputs[t][live]
         for layer in reversed(range(len(sizes))):
             cache = block.caches[t][layer]
-            by_output, by_h, by_weights = cell_backward(
-                (by_output + by_state[layer][live]) * cache["mask"], cache, layers[layer]
+            grad_output, grad_h, grad_weights = cell_backward(
+                (grad_output + grad_state[layer][live]) * cache["mask"], cache, layers[layer]
             )
-            for name, value in by_weights.items():
+            for name, value in grad_weights.items():
                 grads[f"layers.{layer}.{name}"] += value
-            by_state[layer] = np.zeros_like(by_state[layer])
+            grad_state[layer] = np.zeros_like(grad_state[layer])
             if not detach_steps:
-                by_state[layer][live] = by_h * ~step.reset[live, None]
-        by_inputs.insert(0, by_output * block.embedding_masks[t])
-    return grads, by_inputs
+                grad_state[layer][live] = grad_h * ~step.reset[live, None]
+        grad_inputs.insert(0, grad_output * block.embedding_masks[t])
+    return grads, grad_inputs

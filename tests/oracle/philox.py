@@ -15,7 +15,7 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 
 
 def philox4x32(counter, key: tuple[int, int]) -> np.ndarray:
-    """Ten rounds over four broadcastable counter words; uint64 [..., 4] whose entries are 32-bit words."""
+    """Return the 32-bit words of a block, uint64 [..., 4]. The four counter words are broadcast."""
     a, b, c, d = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     low, high = key
     for _ in range(10):
@@ -35,14 +35,14 @@ def seed_key(seed: int) -> tuple[int, int]:
 
 
 def bernoulli_keep(p: float, *, seed: int, stream: int, step: int, lanes: int, units: int) -> np.ndarray:
-    """bool [lanes, units], True where a unit survives dropout of probability p: word 0 >= floor(p * 2^32)."""
+    """Return bool [lanes, units], True where dropout with probability p keeps a unit: word 0 >= floor(p * 2^32)."""
     lane, unit = np.arange(lanes)[:, None], np.arange(units)[None, :]
     words = philox4x32((stream, step, lane, unit), seed_key(seed))
     return words[..., 0] >= np.uint64(int(p * 2**32))
 
 
 def draw_negatives(threshold: np.ndarray, alias: np.ndarray, n: int, *, seed: int, step: int) -> np.ndarray:
-    """int64 [n] items from an alias table of K columns: a 64-bit uniform picks the column, 31 further bits the side."""
+    """Draw int64 [n] items from an alias table. 64 bits choose the column, 31 others between column and alias."""
     words = philox4x32((NEGATIVES, step, np.arange(n), 0), seed_key(seed))
     columns = np.uint64(len(threshold))
     column = ((words[:, 0] * columns + ((words[:, 1] * columns) >> _HALF)) >> _HALF).astype(np.int64)
@@ -51,7 +51,7 @@ def draw_negatives(threshold: np.ndarray, alias: np.ndarray, n: int, *, seed: in
 
 
 def table_distribution(threshold: np.ndarray, alias: np.ndarray) -> np.ndarray:
-    """float64 [K]: the probabilities that an alias table stands for (thresholds in units of 2^-31)."""
+    """Return the probabilities that an alias table represents, float64 [K]. Thresholds are in units of 2^-31."""
     threshold = np.asarray(threshold, dtype=np.float64)
     mass = threshold.copy()
     np.add.at(mass, np.asarray(alias, dtype=np.int64), 2.0**31 - threshold)
@@ -59,6 +59,6 @@ def table_distribution(threshold: np.ndarray, alias: np.ndarray) -> np.ndarray:
 
 
 def target_distribution(support: np.ndarray, alpha: float) -> np.ndarray:
-    """float64 [K]: p ~ support^alpha, what the table should stand for and the draws should follow."""
+    """Return the probabilities that an alias table should represent: p ~ support^alpha, float64 [K]."""
     weight = np.asarray(support, dtype=np.float64) ** alpha
     return weight / weight.sum()

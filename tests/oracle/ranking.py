@@ -12,7 +12,7 @@ TIES = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
 
 
 def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "standard") -> np.ndarray:
-    """float64 [Q]: 1 + the other items scored strictly higher + the mode's share of the other items scored equal."""
+    """Return ranks, float64 [Q]: 1 + number of higher scores + TIES[ties] * number of other equal scores."""
     if np.isnan(scores).any():
         raise ValueError("a NaN score has no rank")
     own = np.take_along_axis(scores, targets[:, None], axis=1)
@@ -21,7 +21,7 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "standard") -> np
 
 
 def metrics(rank: np.ndarray, k: int) -> dict[str, float]:
-    """Means over targets; with one relevant item, MAP@k is MRR@k, the hit rate is recall, and the ideal DCG is 1."""
+    """Return the means over targets. Each query has one relevant item, so MAP@k = MRR@k, and hit rate = recall."""
     hit = rank <= k
     return {
         f"recall@{k}": float(hit.mean()),
@@ -34,13 +34,13 @@ def metrics(rank: np.ndarray, k: int) -> dict[str, float]:
 
 
 def evaluate(weights: Weights, sessions: Sequence[Sequence[int]], ties: str = "standard") -> np.ndarray:
-    """Rank of the true next item for every event but the last of every session, sessions one by one from zero."""
-    found = []
+    """Return the rank of the next item for every event except the last of each session."""
+    all_ranks = []
     for session in sessions:
         state = zero_state(weights, 1)
         for current, following in pairwise(session):
             step = Step(np.array([current]), np.array([following]), np.array([False]))
             state = run_forward(weights, [step], state).states[-1]
             scores = state[-1] @ weights["output.weight"].T + weights["output.bias"]
-            found.append(ranks(scores, step.targets, ties))
-    return np.concatenate(found)
+            all_ranks.append(ranks(scores, step.targets, ties))
+    return np.concatenate(all_ranks)

@@ -1,4 +1,4 @@
-"""The losses against their formulas spelled out one score at a time, and their gradients against finite differences."""
+"""Losses equal their formulas, computed score by score; gradients equal finite differences."""
 
 from math import exp, log
 
@@ -23,8 +23,8 @@ def sigmoid(x):
     return 1 / (1 + exp(-x))
 
 
-def by_the_book(loss, row, own, label_smoothing=0.0, elu_param=0.0, bpreg=1.0):
-    """One row's loss; `row` holds the scores in sight, row[own] the target's."""
+def loss_by_formula(loss, row, own, label_smoothing=0.0, elu_param=0.0, bpreg=1.0):
+    """Compute the loss of one row of visible scores; row[own] is the score of the target."""
     if loss == "bpr-max" and elu_param:
         row = [y if y > 0 else elu_param * (exp(y) - 1) for y in row]
     y_i, n = row[own], len(row)
@@ -81,7 +81,7 @@ def test_value(loss, parameters, form):
     for lane in np.flatnonzero(options.get("live", np.ones(len(hidden)))):
         columns = visible_columns(form, options, lane, len(hidden), len(rows))
         scores = [float(hidden[lane] @ rows[j] + arguments["bias"][j] - arguments["log_q"][j]) for j in columns]
-        total += by_the_book(loss, scores, columns.index(lane), **parameters)
+        total += loss_by_formula(loss, scores, columns.index(lane), **parameters)
     found = sampled_loss(**arguments, loss=loss, **options, **parameters)[0]
     assert found == pytest.approx(total / 8, rel=1e-13)
 

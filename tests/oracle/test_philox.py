@@ -1,4 +1,4 @@
-"""Philox against the published vectors, and what is drawn with it against big-integer arithmetic and chi-square."""
+"""Philox equals the published vectors; draws equal big-integer arithmetic and pass chi-square tests."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, target_distribution
 
 ONES = 0xFFFFFFFF
-KNOWN_ANSWERS = [  # Random123, kat_vectors: counter, key, result
+KNOWN_ANSWERS = [  # from kat_vectors of Random123: counter, key, result
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((ONES, ONES, ONES, ONES), (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
     (
@@ -17,7 +17,7 @@ KNOWN_ANSWERS = [  # Random123, kat_vectors: counter, key, result
     ),
 ]
 
-# Five items of masses 6, 5, 4, 3, 2 (of 20), by hand: columns of 4, in units of 2^31 / 4.
+# An alias table by hand: five items with probabilities 6, 5, 4, 3, 2 (of 20). A column holds 4 of them = 2^31.
 THRESHOLD = np.array([4, 4, 4, 3, 2]) * 2**29
 ALIAS = np.array([0, 1, 2, 1, 0])
 

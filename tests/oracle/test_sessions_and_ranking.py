@@ -1,32 +1,32 @@
-"""Session-parallel batches and ranks on examples small enough to check by eye."""
+"""Session-parallel mini-batches and ranks, on examples that can be checked by hand."""
 
 import numpy as np
 import pytest
 
 from .ranking import metrics, ranks
-from .sessions import play, split
+from .sessions import session_steps, split
 
 
 def test_lanes_by_hand():
-    steps = list(play([[1, 2], [3, 4, 5], [6, 7, 8], [9, 10]], lanes=2))
+    steps = list(session_steps([[1, 2], [3, 4, 5], [6, 7, 8], [9, 10]], lanes=2))
     assert [list(step.inputs) for step in steps] == [[1, 3], [6, 4], [7, 9]]
     assert [list(step.targets) for step in steps] == [[2, 4], [7, 5], [8, 10]]
     assert [list(step.reset) for step in steps] == [[True, True], [True, False], [False, True]]
 
 
 def test_lanes_refill_in_order_and_die():
-    steps = list(play([[1, 2], [3, 4], [5, 6, 7]], lanes=2))
+    steps = list(session_steps([[1, 2], [3, 4], [5, 6, 7]], lanes=2))
     assert [list(step.inputs) for step in steps] == [[1, 3], [5, -1], [6, -1]]
     assert [list(step.reset) for step in steps] == [[True, True], [True, False], [False, False]]
-    assert len(list(play([[1, 2], [3, 4], [5, 6, 7]], lanes=2, min_live=2))) == 1
-    assert [list(step.inputs) for step in play([[1, 2]], lanes=3)] == [[1, -1, -1]]
+    assert len(list(session_steps([[1, 2], [3, 4], [5, 6, 7]], lanes=2, min_live=2))) == 1
+    assert [list(step.inputs) for step in session_steps([[1, 2]], lanes=3)] == [[1, -1, -1]]
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 5, 40])
-def test_an_epoch_plays_every_event_once(lanes):
+def test_every_event_occurs_once_per_epoch(lanes):
     rng = np.random.default_rng(lanes)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 9, size=30))])
-    steps = list(play(split(np.arange(offsets[-1]), offsets), lanes))
+    steps = list(session_steps(split(np.arange(offsets[-1]), offsets), lanes))
     inputs = np.concatenate([step.inputs[step.live] for step in steps])
     targets = np.concatenate([step.targets[step.live] for step in steps])
     last = offsets[1:] - 1

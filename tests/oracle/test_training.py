@@ -1,4 +1,4 @@
-"""Gradients of whole blocks against finite differences, the optimizer, dropout and the rules at block edges."""
+"""Gradients of blocks equal finite differences; the optimizer, dropout, resets, and state between blocks."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,17 @@ from .examples import random_weights
 from .losses import LOSSES
 from .network import Dropout, run_forward, zero_state
 from .philox import bernoulli_keep
-from .sessions import Step, play
+from .sessions import Step, session_steps
 from .training import Adagrad, Options, Trainer, block_gradients
 
 N_ITEMS, LANES = 7, 3
-SESSIONS = [[0, 1, 2], [3, 4], [5, 1, 1, 6, 0], [2, 6, 3], [4, 0]]  # resets inside, a lane dead from step 4 on
+SESSIONS = [
+    [0, 1, 2],
+    [3, 4],
+    [5, 1, 1, 6, 0],
+    [2, 6, 3],
+    [4, 0],
+]  # resets within the block; one lane is dead from step 4 on
 
 
 def make_weights(*model, **options):
@@ -20,7 +26,7 @@ def make_weights(*model, **options):
 
 def make_block(weights, first=0, length=5, samples=4):
     rng = np.random.default_rng(1)
-    steps = list(play(SESSIONS, LANES))[first : first + length]
+    steps = list(session_steps(SESSIONS, LANES))[first : first + length]
     state = [rng.normal(size=h.shape) for h in zero_state(weights, LANES)]
     return steps, [rng.integers(0, N_ITEMS, size=samples) for _ in steps], state
 
@@ -63,7 +69,7 @@ def test_block_gradients_of_every_loss(options):
 
 
 def test_nothing_crosses_a_reset():
-    """A lane that begins a session at step 1 gives the same gradients whatever it played, and held, before."""
+    """The gradients of a lane that starts a session at step 1 do not depend on its earlier steps and state."""
     weights = make_weights()
     steps = [
         Step(np.array([1]), np.array([2]), np.array([False])),
@@ -117,19 +123,19 @@ def test_dropped_out_state_is_carried():
             assert np.array_equal(block.states[t][layer] == 0, ~keep)
     kept = block.caches[0][0]["mask"]
     np.testing.assert_array_equal(block.states[0][0], undropped.states[0][0] * kept)
-    np.testing.assert_array_equal(block.caches[0][1]["x"], block.states[0][0])  # what the next layer sees
-    np.testing.assert_array_equal(block.caches[1][0]["h"], block.states[0][0])  # what the next step sees
+    np.testing.assert_array_equal(block.caches[0][1]["x"], block.states[0][0])  # input of the next layer
+    np.testing.assert_array_equal(block.caches[1][0]["h"], block.states[0][0])  # state of the next step
 
 
 def test_a_dead_step_is_refused():
     weights = make_weights()
     dead = Step(np.array([-1]), np.array([-1]), np.array([False]))
-    with pytest.raises(ValueError, match="no lane lives"):
+    with pytest.raises(ValueError, match="without live lanes"):
         block_gradients(weights, [dead], [np.array([1])], zero_state(weights, 1), Options())
 
 
 def test_adagrad_by_hand():
-    """Two updates of rows 0 and 1, the second with a zero gradient in row 1; row 2 is never touched."""
+    """Two updates of rows 0 and 1; the second has a zero gradient in row 1. Row 2 is never updated."""
     weight, rows = np.array([[1.0], [2.0], [3.0]]), np.array([0, 1])
     optimizer = Adagrad(lr=0.1, momentum=0.5)
     optimizer.update("table", weight, np.array([[3.0], [4.0], [0.0]]), rows)
@@ -140,7 +146,7 @@ def test_adagrad_by_hand():
     np.testing.assert_allclose(weight[:, 0], [1 + first[0] + second[0], 2 + first[1] + second[1], 3], rtol=1e-15)
     optimizer.update(
         "table", weight, np.zeros((3, 1)), np.array([2])
-    )  # rows out of sight keep their momentum to themselves
+    )  # momentum does not move rows that are not updated
     np.testing.assert_allclose(weight[:, 0], [1 + first[0] + second[0], 2 + first[1] + second[1], 3], rtol=1e-15)
 
 

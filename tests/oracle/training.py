@@ -1,4 +1,4 @@
-"""One training step at a time: gradients of a block of steps, and Adagrad with momentum on what it touched."""
+"""Training steps: gradients of a block of steps, and Adagrad with momentum on the rows that occur in it."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from .sessions import Step
 
 @dataclass(frozen=True)
 class Options:
-    """What a training run is told, in the words of semantics.md; defaults are the published ones."""
+    """Hyper-parameters, with the names of semantics.md and the published defaults."""
 
     batch_size: int = 64
     loss: str = "cross-entropy"
@@ -25,13 +25,13 @@ class Options:
     mask_accidental_hits: bool = False
     in_batch: bool = True
     dropout: Dropout = field(default_factory=Dropout)
-    detach_steps: bool = False  # gradient accumulation: a block without gradient between its steps
+    detach_steps: bool = False  # gradient accumulation: no gradient flows between steps
 
 
 def log_q(
     targets: np.ndarray, negatives: np.ndarray, support: np.ndarray | None, options: Options
 ) -> np.ndarray | None:
-    """float64 [M + N]: what logQ takes off each column; in-batch columns occur as often as the item itself."""
+    """Return the logQ correction of each column, float64 [M + N]. Targets occur in proportion to their support."""
     if options.logq == 0.0:
         return None
     if support is None:
@@ -50,12 +50,12 @@ def block_gradients(
     support: np.ndarray | None = None,
     first_step: int = 0,
 ) -> tuple[float, Weights, dict[str, np.ndarray], Block]:
-    """Loss averaged over the steps, dense gradients of all weights, the touched rows of each table, and the forward.
+    """Return the mean loss of the steps, dense gradients, the touched rows of each table, and the forward pass.
 
-    A row that occurs several times has its gradients summed; tables in the second dictionary are updated there only.
+    The gradients of a row that occurs several times are summed. Tables are updated in touched rows only.
     """
     if not all(step.live.any() for step in steps):
-        raise ValueError("a step in which no lane lives is no step: cut it off the block")
+        raise ValueError("a step without live lanes is not allowed: remove it from the block")
     block = run_forward(weights, steps, state, options.dropout, first_step)
     grads = {name: np.zeros_like(value) for name, value in weights.items()}
     touched: dict[str, list[np.ndarray]] = {name: [] for name in weights if not name.startswith("layers.")}
@@ -63,7 +63,7 @@ def block_gradients(
     for step, drawn, output in zip(steps, negatives, block.outputs, strict=True):
         live = step.live
         columns = np.concatenate([step.targets[live], drawn])
-        loss, by_hidden, by_rows, by_bias = sampled_loss(
+        loss, grad_hidden, grad_rows, grad_bias = sampled_loss(
             output[live],
             weights["output.weight"][columns],
             weights["output.bias"][columns],
@@ -77,24 +77,24 @@ def block_gradients(
             label_smoothing=options.label_smoothing,
         )
         total += loss / len(steps)
-        np.add.at(grads["output.weight"], columns, by_rows / len(steps))
-        np.add.at(grads["output.bias"], columns, by_bias / len(steps))
+        np.add.at(grads["output.weight"], columns, grad_rows / len(steps))
+        np.add.at(grads["output.bias"], columns, grad_bias / len(steps))
         touched["output.weight"].append(columns)
         touched["output.bias"].append(columns)
         grad_outputs.append(np.zeros_like(output))
-        grad_outputs[-1][live] = by_hidden / len(steps)
+        grad_outputs[-1][live] = grad_hidden / len(steps)
 
-    layer_grads, by_inputs = run_backward(weights, block, grad_outputs, options.detach_steps)
+    layer_grads, grad_inputs = run_backward(weights, block, grad_outputs, options.detach_steps)
     grads.update(layer_grads)
-    for step, by_input in zip(steps, by_inputs, strict=True):
-        np.add.at(grads[input_table(weights)], step.inputs[step.live], by_input)
+    for step, grad_input in zip(steps, grad_inputs, strict=True):
+        np.add.at(grads[input_table(weights)], step.inputs[step.live], grad_input)
         touched[input_table(weights)].append(step.inputs[step.live])
     return total, grads, {name: np.unique(np.concatenate(rows)) for name, rows in touched.items()}, block
 
 
 @dataclass
 class Adagrad:
-    """acc += g^2; v <- momentum v - lr g / sqrt(acc + 1e-6); w += v. Updates arrays in place."""
+    """Adagrad with momentum, in place: acc += g^2; v <- momentum v - lr g / sqrt(acc + 1e-6); w += v."""
 
     lr: float
     momentum: float = 0.0
@@ -102,17 +102,18 @@ class Adagrad:
     velocity: Weights = field(default_factory=dict)
 
     def update(self, name: str, weight: np.ndarray, grad: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """rows None: every element moves. Else only those distinct rows, each even if its gradient is zero."""
+        """Update the given rows, even those with zero gradients; rows must be distinct. None updates all elements."""
         accumulator = self.accumulator.setdefault(name, np.zeros_like(weight))
         velocity = self.velocity.setdefault(name, np.zeros_like(weight))
-        at = slice(None) if rows is None else rows
-        accumulator[at] += grad[at] ** 2
-        velocity[at] = self.momentum * velocity[at] - self.lr * grad[at] / np.sqrt(accumulator[at] + 1e-6)
-        weight[at] += velocity[at]
+        index = slice(None) if rows is None else rows
+        accumulator[index] += grad[index] ** 2
+        step = self.lr * grad[index] / np.sqrt(accumulator[index] + 1e-6)
+        velocity[index] = self.momentum * velocity[index] - step
+        weight[index] += velocity[index]
 
 
 class Trainer:
-    """Weights, hidden state and optimizer of a run in progress; the weights given are copied."""
+    """Holds weights (a copy), hidden state and optimizer of a training."""
 
     def __init__(self, weights: Weights, options: Options, *, support: np.ndarray | None = None) -> None:
         self.weights = {name: np.array(value, dtype=np.float64) for name, value in weights.items()}
@@ -126,7 +127,7 @@ class Trainer:
         self.state = zero_state(self.weights, lanes)
 
     def train_block(self, steps: list[Step], negatives: list[np.ndarray]) -> tuple[float, Block]:
-        """One update from a block of one step (bptt=1) or several; its loss before the update, and the forward."""
+        """Make one update from a block of steps. Returns the loss before the update, and the forward pass."""
         loss, grads, touched, block = block_gradients(
             self.weights,
             steps,

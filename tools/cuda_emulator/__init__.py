@@ -1,7 +1,8 @@
-"""Run the CUDA kernels on CPU tensors, for tests: `register()`, then `impl="emulated"` on any operator.
+"""Run the CUDA kernels on CPU tensors, for tests: call `register()`, then pass `impl="emulated"` to any operator.
 
-The kernels of csrc/*/cuda.cu are compiled as C++17 with the machine in this folder, and their ATen side with them, into
-one library whose operators are torch.ops.gru4rec_fast_emulated. docs/architecture.md ("The emulation") explains it.
+The kernels of csrc/*/cuda.cu are compiled as C++17 together with the emulator in this folder and with the ATen side of
+the operators. The operators of this library are torch.ops.gru4rec_fast_emulated. docs/architecture.md ("The emulation")
+explains how it works.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 LIBRARY = "_emulated.so"
 NAMESPACE = "gru4rec_fast_emulated"
 
-# The compiler reports each access of memory in a kernel: to access_hooks.cpp, which looks for races and takes the place of the
-# sanitizer's own library; or to AddressSanitizer.
+# The compiler inserts a call before each memory access of a kernel. "races": to access_hooks.cpp, which replaces the
+# library of ThreadSanitizer. "addresses": to AddressSanitizer.
 KERNEL_FLAGS = {
     "races": ["-fsanitize=thread"],
     "addresses": ["-fsanitize=address", "-fno-omit-frame-pointer", "-DGRF_EMULATED_ADDRESSES"],
@@ -38,26 +39,26 @@ _module: ModuleType | None = None
 
 
 def register() -> None:
-    """Let `impl="emulated"` be asked for."""
+    """Make `impl="emulated"` available to the operators."""
     _backend.register_implementation("emulated", _prepare)
 
 
 def families() -> list[str]:
-    """Names of the kernel families that have CUDA kernels."""
+    """Return the names of the kernel families that have CUDA kernels."""
     return sorted(path.parent.name for path in _build.source_folder().glob("*/cuda.cu"))
 
 
 def why_not() -> str:
-    """Return why nothing can be emulated here; "" where it can."""
+    """Return the reason why CUDA kernels cannot be emulated here, or "" if they can."""
     if _compile.build_mode() == "none":
         return f"{_compile.MODE_VARIABLE}=none in the environment"
     return _compile.missing_tool() or ""
 
 
 def load() -> ModuleType:
-    """Return the library's Python module, which has the emulation's settings; compile it first where need be.
+    """Return the Python module of the library, which has the settings of the emulation. Compile it first if needed.
 
-    Raises RuntimeError with the reason where it cannot be had.
+    Raises RuntimeError with the reason if it cannot be compiled or loaded.
     """
     global _module
     with _lock:
@@ -80,25 +81,25 @@ def _prepare(op: str, device_type: str) -> None:
 
 
 def _library() -> _build.Library:
-    """The library for this torch, these sources and GRU4REC_FAST_SANITIZE, from the cache or compiled now."""
+    """Return the library for this torch, these sources and GRU4REC_FAST_SANITIZE. Compile it if it is not cached."""
     if reason := why_not():
         raise BuildError(reason)
     csrc = _build.source_folder()
     checks = "addresses" if "address" in _compile.sanitizers() else "races"
-    # An installed package has csrc/ elsewhere: one root for the names of both.
+    # The identity names files relative to one root, which contains csrc/ (elsewhere if installed) and this folder.
     files = [*csrc.rglob("*"), *HERE.glob("*")]
     root = Path(os.path.commonpath([csrc, HERE]))
     flags = (CXX_FLAGS, _compile.CXX_FLAGS, KERNEL_FLAGS[checks])
-    wanted = _compile.identity_of(root, files, flags, str(torch.__version__), torch.version.cuda)
+    identity = _compile.identity_of(root, files, flags, str(torch.__version__), torch.version.cuda)
 
     def build(folder: Path) -> Record:
-        return _compile_into(folder, csrc, checks, wanted)
+        return _compile_into(folder, csrc, checks, identity)
 
-    return _build.compile_once(wanted, f"emulated, {checks}", LIBRARY, build, "the CUDA kernels for their emulation")
+    return _build.compile_once(identity, f"emulated, {checks}", LIBRARY, build, "the CUDA kernels for their emulation")
 
 
 def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str]) -> Record:
-    """Compile the library into a folder, its record and its log beside it. Raises BuildError."""
+    """Compile the library into a folder; write its record and log there, too. Raises BuildError."""
     from torch.utils import cpp_extension
 
     compiler = shlex.split(os.environ.get("CXX", "c++"))
@@ -120,7 +121,7 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
     link = [*compiler, "-shared", *objects, *libraries, "-o", str(folder / LIBRARY)]
 
     environment = dict(os.environ)
-    if _compile.sanitizers():  # whose runtime is preloaded into this process; the compiler runs without
+    if _compile.sanitizers():  # their runtime is preloaded into this process; the compiler must run without it
         environment.pop("LD_PRELOAD", None)
     log = folder / _compile.LOG
     with log.open("w") as stream:
@@ -139,5 +140,5 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
 
 
 def host_sources(csrc: Path) -> list[Path]:
-    """The ATen side of the CUDA kernels: <k>/<k>.cpp and <k>/cuda.cpp."""
+    """Return the ATen side of the CUDA kernels: csrc/<family>/<family>.cpp and csrc/<family>/cuda.cpp."""
     return [path for path in sorted(csrc.glob("*/*.cpp")) if path.stem in ("cuda", path.parent.name)]

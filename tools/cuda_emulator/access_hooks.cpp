@@ -1,17 +1,17 @@
-// Every access of memory in a kernel, as the compiler reports it: kernels are compiled with -fsanitize=thread, which
-// calls a function before each access, and these are the functions. The sanitizer's own library is not linked.
+// Hooks for memory accesses. Kernels are compiled with -fsanitize=thread: the compiler inserts a call before each
+// access, and this file defines the called functions. The sanitizer's own library is not linked.
 #include <cstddef>
 #include <cstdint>
 
 namespace grf {
 namespace simt {
-void watch(const void* address, size_t bytes, bool writes, const void* code);
+void on_access(const void* address, size_t bytes, bool writes, const void* instruction);
 }  // namespace simt
 }  // namespace grf
 
-#define GRF_HOOK(name, bytes, writes)                                            \
-  void name(void* address) {                                                     \
-    ::grf::simt::watch(address, (bytes), (writes), __builtin_return_address(0)); \
+#define GRF_HOOK(name, bytes, writes)                                                \
+  void name(void* address) {                                                         \
+    ::grf::simt::on_access(address, (bytes), (writes), __builtin_return_address(0)); \
   }
 #define GRF_HOOKS(bytes)                               \
   GRF_HOOK(__tsan_read##bytes, bytes, false)           \
@@ -30,12 +30,12 @@ GRF_HOOKS(8)
 GRF_HOOKS(16)
 
 void __tsan_read_range(void* address, size_t bytes) {
-  ::grf::simt::watch(address, bytes, false, __builtin_return_address(0));
+  ::grf::simt::on_access(address, bytes, false, __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, size_t bytes) {
-  ::grf::simt::watch(address, bytes, true, __builtin_return_address(0));
+  ::grf::simt::on_access(address, bytes, true, __builtin_return_address(0));
 }
-// The guard of a static variable in a function.
+// Called for the guard variable of a function-local static.
 char __tsan_atomic8_load(const volatile char* address, int) {
   return __atomic_load_n(address, __ATOMIC_ACQUIRE);
 }

@@ -1,8 +1,8 @@
-// The part of CUDA's device language that the kernels use, for a C++17 compiler. Included by common/simt.cuh alone.
+// The part of CUDA's device language that the kernels use, for a C++17 compiler. Only common/simt.cuh includes this
+// file.
 //
-// What a name does is what the CUDA C++ Programming Guide says of it; what that leaves undefined is an error here. A
-// name that is missing is added here once a kernel needs it. docs/architecture.md, "The emulation", is the long
-// version.
+// Names do what the CUDA C++ Programming Guide says; what it leaves undefined is an error here. Add a missing name when
+// a kernel needs it. See docs/architecture.md, "The emulation".
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "cuda_emulator/machine.h"
+#include "cuda_emulator/interface.h"
 
 #define __global__
 #define __device__
@@ -69,7 +69,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
   return {x, y, z, w};
 }
 
-// Barriers and fences. The line, filled in where it is called, tells the barriers of a kernel apart.
+// Barriers and fences. The default argument is the line of the call, which identifies the barrier.
 inline void __syncthreads(int line = __builtin_LINE()) {
   ::grf::simt::block_barrier(::grf::simt::Barrier::plain, 0, line);
 }
@@ -83,22 +83,22 @@ inline int __syncthreads_count(int value, int line = __builtin_LINE()) {
   return ::grf::simt::block_barrier(::grf::simt::Barrier::count, value, line);
 }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, int line = __builtin_LINE()) {
-  ::grf::simt::warp_exchange(::grf::simt::Exchange::sync, mask, 0, 0, 32, line);
+  ::grf::simt::warp_operation(::grf::simt::WarpOperation::sync, mask, 0, 0, 32, line);
 }
 inline void __threadfence() {
   ::grf::simt::fence();
 }
-inline void __threadfence_block() {}  // what it orders within a block, races there included, is left to barriers
+inline void __threadfence_block() {}  // not emulated: within a block, the race check accepts barriers only
 
 namespace grf {
 namespace simt {
 
 template <typename T>
-T exchange(Exchange kind, unsigned mask, T value, int argument, int width, int line) {
-  static_assert(std::is_arithmetic<T>::value, "warp shuffles move single numbers");
+T shuffle(WarpOperation kind, unsigned mask, T value, int argument, int width, int line) {
+  static_assert(std::is_arithmetic<T>::value, "warp shuffles take numbers, not structs");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = warp_exchange(kind, mask, bits, argument, width, line);
+  bits = warp_operation(kind, mask, bits, argument, width, line);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
@@ -108,23 +108,23 @@ T exchange(Exchange kind, unsigned mask, T value, int argument, int width, int l
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
-  return ::grf::simt::exchange(::grf::simt::Exchange::index, mask, value, source, width, line);
+  return ::grf::simt::shuffle(::grf::simt::WarpOperation::index, mask, value, source, width, line);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, int line = __builtin_LINE()) {
-  return ::grf::simt::exchange(::grf::simt::Exchange::up, mask, value, static_cast<int>(by), width, line);
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+  return ::grf::simt::shuffle(::grf::simt::WarpOperation::up, mask, value, static_cast<int>(delta), width, line);
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, int line = __builtin_LINE()) {
-  return ::grf::simt::exchange(::grf::simt::Exchange::down, mask, value, static_cast<int>(by), width, line);
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+  return ::grf::simt::shuffle(::grf::simt::WarpOperation::down, mask, value, static_cast<int>(delta), width, line);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32, int line = __builtin_LINE()) {
-  return ::grf::simt::exchange(::grf::simt::Exchange::exclusive_or, mask, value, with, width, line);
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, int line = __builtin_LINE()) {
+  return ::grf::simt::shuffle(::grf::simt::WarpOperation::exclusive_or, mask, value, lane_mask, width, line);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   return static_cast<unsigned>(
-      ::grf::simt::warp_exchange(::grf::simt::Exchange::ballot, mask, predicate != 0, 0, 32, line));
+      ::grf::simt::warp_operation(::grf::simt::WarpOperation::ballot, mask, predicate != 0, 0, 32, line));
 }
 inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   return __ballot_sync(mask, predicate, line) != 0;
@@ -136,10 +136,10 @@ template <typename T>
 unsigned __match_any_sync(unsigned mask, T value, int line = __builtin_LINE()) {
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  return static_cast<unsigned>(::grf::simt::warp_exchange(::grf::simt::Exchange::match, mask, bits, 0, 32, line));
+  return static_cast<unsigned>(::grf::simt::warp_operation(::grf::simt::WarpOperation::match, mask, bits, 0, 32, line));
 }
 
-// Atomics: in CUDA's own overloads, so that what compiles here does there.
+// Atomics, with the overloads that CUDA has, so that code that compiles here compiles there.
 #define GRF_ATOMIC(name, type, expression)                         \
   inline type name(type* address, type value) {                    \
     const ::grf::simt::AtomicAccess access(address, sizeof(type)); \
@@ -260,7 +260,7 @@ T __ldg(const T* address) {
   return *address;
 }
 
-// Shared memory: every array is a piece of the block's own, and filled with noise before the block begins.
+// Shared memory. Every block has its own, filled with a byte pattern at the start.
 #define GRF_SHARED(name, ...)                                                                    \
   auto& name = []() -> auto& {                                                                   \
     using Array = __VA_ARGS__;                                                                   \
@@ -283,7 +283,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
   const auto body = [&] { std::apply(kernel, values); };
   using Body = decltype(body);
-  run({name, grid, block, shared_bytes}, [](const void* of) { (*static_cast<Body*>(of))(); }, &body);
+  run({name, grid, block, shared_bytes}, [](const void* closure) { (*static_cast<Body*>(closure))(); }, &body);
 }
 
 }  // namespace simt

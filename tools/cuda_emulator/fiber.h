@@ -1,4 +1,4 @@
-// Fibers: stacks of their own in one thread of the operating system, switched by hand.
+// Fibers: execution contexts with stacks of their own in one operating system thread, switched explicitly.
 #pragma once
 
 #include <sys/mman.h>
@@ -18,17 +18,17 @@ extern "C" void __asan_unpoison_memory_region(const volatile void* address, size
 #endif
 
 #if defined(__x86_64__) && defined(__linux__)
-// Saves the registers that a callee keeps, and where the stack is; goes on where another fiber stopped.
-extern "C" void grf_fiber_switch(void** save, void* load);
+// Saves the callee-saved registers on the stack and the stack pointer to *saved_stack, then continues from next_stack.
+extern "C" void grf_fiber_switch(void** saved_stack, void* next_stack);
 #endif
 
 namespace grf {
 namespace simt {
 
-// A place to go on from. The default one is filled by switching away from it.
+// A suspended execution. A default-constructed fiber gets its state when it is switched away from.
 class Fiber {
  public:
-  // Makes the next switch to this fiber call entry() on the given stack. entry never returns: it switches away.
+  // Makes the next switch to this fiber call entry() on the given stack. entry must never return: it switches away.
   void prepare(void* stack, size_t bytes, void (*entry)()) {
     bottom_ = stack;
     bytes_ = bytes;
@@ -38,7 +38,7 @@ class Fiber {
 #endif
 #if defined(__x86_64__) && defined(__linux__)
     auto* top = reinterpret_cast<uint64_t*>((reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15});
-    *--top = 0;  // where a return address of entry would be, which keeps the stack aligned as after a call
+    *--top = 0;  // in place of entry's return address; keeps the stack aligned as after a call
     *--top = reinterpret_cast<uint64_t>(entry);
     for (int i = 0; i < 6; ++i) *--top = 0;  // rbp, rbx, r12 to r15
     stack_pointer_ = top;
@@ -60,22 +60,23 @@ class Fiber {
 #else
     swapcontext(&context_, &other.context_);
 #endif
-    arrived(*this);
+    finish_switch(*this);
   }
 
-  // To be called first of all by an entry: `from` is the fiber that was left for it, whose stack is noted.
-  static void arrived(Fiber& here, Fiber* from = nullptr) {
+  // Tells AddressSanitizer that `current` runs now. entry() must call it first, with `previous`, the fiber that ran
+  // before: its stack is recorded.
+  static void finish_switch(Fiber& current, Fiber* previous = nullptr) {
 #ifdef GRF_EMULATED_ADDRESSES
     const void* bottom;
     size_t bytes;
-    __sanitizer_finish_switch_fiber(here.fake_stack_, &bottom, &bytes);
-    if (from != nullptr) {
-      from->bottom_ = bottom;
-      from->bytes_ = bytes;
+    __sanitizer_finish_switch_fiber(current.fake_stack_, &bottom, &bytes);
+    if (previous != nullptr) {
+      previous->bottom_ = bottom;
+      previous->bytes_ = bytes;
     }
 #else
-    (void)here;
-    (void)from;
+    (void)current;
+    (void)previous;
 #endif
   }
 
@@ -92,26 +93,26 @@ class Fiber {
 #endif
 };
 
-// The stacks of the 1024 threads a block can have, in one piece, of which only what is used takes memory.
-class Stacks {
+// The stacks of the 1024 threads that a block can have, in one mapping. Only the pages that are used take memory.
+class FiberStacks {
  public:
   static constexpr size_t kBytes = size_t{256} << 10;
   static constexpr size_t kCount = 1024;
 
-  Stacks() {
+  FiberStacks() {
     void* memory =
         mmap(nullptr, kBytes * kCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     first_ = static_cast<char*>(memory);
   }
-  ~Stacks() { munmap(first_, kBytes * kCount); }
-  Stacks(const Stacks&) = delete;
-  Stacks& operator=(const Stacks&) = delete;
+  ~FiberStacks() { munmap(first_, kBytes * kCount); }
+  FiberStacks(const FiberStacks&) = delete;
+  FiberStacks& operator=(const FiberStacks&) = delete;
 
-  // Stacks whose tops are of different lengths away from each other: equal ones would meet in the same cache lines.
-  static size_t bytes(size_t number) { return kBytes - number % 64 * 192; }
-  char* stack(size_t number) { return first_ + number * kBytes; }
-  bool holds(const void* address) const {
+  // Sizes differ, so that the tops of the stacks are not at equal distances: they would map to the same cache sets.
+  static size_t bytes(size_t thread) { return kBytes - thread % 64 * 192; }
+  char* stack(size_t thread) { return first_ + thread * kBytes; }
+  bool contains(const void* address) const {
     const auto* byte = static_cast<const char*>(address);
     return byte >= first_ && byte < first_ + kBytes * kCount;
   }

@@ -11,33 +11,33 @@ namespace {
 
 constexpr int kThreads = 64;
 
-// Each thread hands its number to the next one through shared memory.
+// Each thread passes its index to another one through shared memory. Fault without kBarrier: a race.
 template <bool kBarrier>
 __global__ void pass_on(int* out) {
-  GRF_SHARED(numbers, int[kThreads]);
-  const int me = static_cast<int>(threadIdx.x);
-  numbers[me] = 0;
+  GRF_SHARED(values, int[kThreads]);
+  const int thread = static_cast<int>(threadIdx.x);
+  values[thread] = 0;
   __syncthreads();
-  numbers[me] = me;
+  values[thread] = thread;
   if (kBarrier) __syncthreads();
-  out[me] = numbers[(me + 1) % kThreads];
+  out[thread] = values[(thread + 1) % kThreads];
 }
 
-// The same within a warp, where a barrier of the warp is enough; a shuffle in its place is not.
+// The same within a warp, where __syncwarp is enough. Fault without kBarrier: a shuffle does not order memory.
 template <bool kBarrier>
 __global__ void pass_on_in_warp(int* out) {
-  GRF_SHARED(numbers, int[kThreads]);
-  const int me = static_cast<int>(threadIdx.x);
-  numbers[me] = me;
+  GRF_SHARED(values, int[kThreads]);
+  const int thread = static_cast<int>(threadIdx.x);
+  values[thread] = thread;
   if (kBarrier) {
     __syncwarp();
   } else {
-    __shfl_sync(kAllLanes, me, 0);
+    __shfl_sync(kAllLanes, thread, 0);
   }
-  out[me] = numbers[me ^ 1];
+  out[thread] = values[thread ^ 1];
 }
 
-// Read, barrier, write, and then read again at once: the second barrier of a loop forgotten.
+// A thread may write the next value before another one has read the last: the loop needs a second barrier.
 __global__ void barrier_forgotten_in_loop(int* out) {
   GRF_SHARED(number, int);
   for (int round = 0; round < 3; ++round) {
@@ -78,36 +78,36 @@ __global__ void shuffle_outside_of_mask(int* out) {
   out[threadIdx.x] = __shfl_sync(0xFFFFu, static_cast<int>(threadIdx.x), 0);
 }
 
-// Up and down shuffles beyond the warp's edges give a lane its own value: no fault.
+// No fault: up and down shuffles beyond the warp's edges return the lane's own value.
 __global__ void shuffle_past_the_edges(int* out) {
-  const int me = static_cast<int>(threadIdx.x), lane = me % 32;
-  const int up = __shfl_up_sync(kAllLanes, me, 5), down = __shfl_down_sync(kAllLanes, me, 5);
-  const int turned = __shfl_sync(kAllLanes, me, 33);  // lane 1 of the warp
-  GRF_DEVICE_CHECK(up == (lane < 5 ? me : me - 5), "up");
-  GRF_DEVICE_CHECK(down == (lane > 26 ? me : me + 5), "down");
-  GRF_DEVICE_CHECK(turned == me / 32 * 32 + 1, "index");
-  GRF_DEVICE_CHECK(__shfl_xor_sync(kAllLanes, me, 3, 8) == (me ^ 3), "exclusive or");
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int up = __shfl_up_sync(kAllLanes, thread, 5), down = __shfl_down_sync(kAllLanes, thread, 5);
+  const int wrapped = __shfl_sync(kAllLanes, thread, 33);  // lane 1 of the warp
+  GRF_DEVICE_CHECK(up == (lane < 5 ? thread : thread - 5), "up");
+  GRF_DEVICE_CHECK(down == (lane > 26 ? thread : thread + 5), "down");
+  GRF_DEVICE_CHECK(wrapped == thread / 32 * 32 + 1, "index");
+  GRF_DEVICE_CHECK(__shfl_xor_sync(kAllLanes, thread, 3, 8) == (thread ^ 3), "exclusive or");
   GRF_DEVICE_CHECK(__ballot_sync(kAllLanes, lane % 3 == 0) == 0x49249249u, "ballot");
   GRF_DEVICE_CHECK(__match_any_sync(kAllLanes, lane / 16) == (lane < 16 ? 0xFFFFu : 0xFFFF0000u), "match");
   GRF_DEVICE_CHECK(__syncthreads_count(lane == 0) == kThreads / 32, "count");
-  out[me] = 1;
+  out[thread] = 1;
 }
 
 __global__ void beyond_shared_array(int* out) {
-  GRF_SHARED(numbers, int[kThreads]);
-  numbers[threadIdx.x] = 1;
+  GRF_SHARED(values, int[kThreads]);
+  values[threadIdx.x] = 1;
   __syncthreads();
-  out[threadIdx.x] = numbers[threadIdx.x + 1];
+  out[threadIdx.x] = values[threadIdx.x + 1];
 }
 
 __global__ void shared_never_written(int* out) {
-  GRF_SHARED(numbers, int[kThreads]);
-  if (threadIdx.x != 7) numbers[threadIdx.x] = 1;
+  GRF_SHARED(values, int[kThreads]);
+  if (threadIdx.x != 7) values[threadIdx.x] = 1;
   __syncthreads();
-  out[threadIdx.x] = numbers[threadIdx.x];
+  out[threadIdx.x] = values[threadIdx.x];
 }
 
-// All threads of all blocks add to one number.
+// All threads of all blocks add to one counter. Fault without kAtomic: a race.
 template <bool kAtomic>
 __global__ void count_all(int* out) {
   if (kAtomic) {
@@ -117,23 +117,23 @@ __global__ void count_all(int* out) {
   }
 }
 
-// Every block writes a number, and the last to finish adds them up.
+// Every block writes a value, and the last block to finish sums them. Fault without kFence: a race.
 template <bool kFence>
-__global__ void last_block_sums(int* numbers, int* finished, int* sum) {
+__global__ void last_block_sums(int* values, int* finished, int* sum) {
   GRF_SHARED(last, bool);
   if (threadIdx.x == 0) {
-    numbers[blockIdx.x] = static_cast<int>(blockIdx.x);
+    values[blockIdx.x] = static_cast<int>(blockIdx.x);
     if (kFence) __threadfence();
     last = atomicAdd(finished, 1) == static_cast<int>(gridDim.x) - 1;
   }
   __syncthreads();
   if (!last || threadIdx.x != 1) return;
   int total = 0;
-  for (unsigned i = 0; i < gridDim.x; ++i) total += numbers[i];
+  for (unsigned i = 0; i < gridDim.x; ++i) total += values[i];
   *sum = total;
 }
 
-// Blocks write next to each other, byte by byte: no fault.
+// No fault: blocks write neighboring bytes.
 __global__ void neighboring_bytes(bool* out) {
   out[global_thread()] = true;
 }
@@ -148,20 +148,20 @@ __global__ void check_that_fails(int* out) {
 }
 
 __global__ void dynamic_sum(int* out) {
-  GRF_DYNAMIC_SHARED(numbers, int);
-  numbers[threadIdx.x] = static_cast<int>(threadIdx.x);
+  GRF_DYNAMIC_SHARED(values, int);
+  values[threadIdx.x] = static_cast<int>(threadIdx.x);
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int i = 1; i < kThreads; ++i) numbers[0] += numbers[i];
-    out[blockIdx.x] = numbers[0];
+    for (int i = 1; i < kThreads; ++i) values[0] += values[i];
+    out[blockIdx.x] = values[0];
   }
 }
 
-void expect(bool condition, const char* what) {
-  if (!condition) throw std::logic_error(what);
+void expect(bool condition, const char* message) {
+  if (!condition) throw std::logic_error(message);
 }
 
-const std::map<std::string, std::function<void(int*)>>& planted() {
+const std::map<std::string, std::function<void(int*)>>& launchers() {
   static const std::map<std::string, std::function<void(int*)>> kernels = {
       {"pass_on", [](int* out) { GRF_LAUNCH(pass_on<true>, 1, kThreads, 0, nullptr, out); }},
       {"missing_barrier", [](int* out) { GRF_LAUNCH(pass_on<false>, 1, kThreads, 0, nullptr, out); }},
@@ -208,17 +208,17 @@ const std::map<std::string, std::function<void(int*)>>& planted() {
 
 }  // namespace
 
-std::vector<std::string> planted_kernels() {
+std::vector<std::string> test_kernels() {
   std::vector<std::string> names;
-  for (const auto& [name, run] : planted()) names.push_back(name);
+  for (const auto& [name, run] : launchers()) names.push_back(name);
   return names;
 }
 
-void run_planted(const std::string& name) {
-  // On the heap and of the very size, so that AddressSanitizer sees what lies beyond.
+void run_test_kernel(const std::string& name) {
+  // On the heap and of the exact size, so that AddressSanitizer detects accesses beyond it.
   const std::vector<int> zeros(kThreads, 0);
   std::vector<int> out(zeros);
-  planted().at(name)(out.data());
+  launchers().at(name)(out.data());
 }
 
 }  // namespace grf

@@ -1,4 +1,4 @@
-// Kernels with one fault each, and sound ones beside them, by which the emulation itself is tested.
+// Kernels that test the emulation: each has one fault or none.
 #pragma once
 
 #include <string>
@@ -6,8 +6,8 @@
 
 namespace grf {
 
-// Names of the kernels, and a run of one of them; throws what the emulation finds.
-std::vector<std::string> planted_kernels();
-void run_planted(const std::string& name);
+std::vector<std::string> test_kernels();
+// Runs one of them. Throws the fault that the emulation finds.
+void run_test_kernel(const std::string& name);
 
 }  // namespace grf

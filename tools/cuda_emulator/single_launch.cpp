@@ -6,9 +6,9 @@ namespace grf {
 namespace {
 
 template <typename T>
-T* at(const Addresses& tensors, const char* name) {
-  const auto found = tensors.find(name);
-  return found == tensors.end() ? nullptr : reinterpret_cast<T*>(found->second);
+T* find_tensor(const Addresses& tensors, const char* name) {
+  const auto entry = tensors.find(name);
+  return entry == tensors.end() ? nullptr : reinterpret_cast<T*>(entry->second);
 }
 
 template <typename Operand>
@@ -19,29 +19,29 @@ void make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, const Addr
   rows.n = n;
   rows.width = width;
   rows.stride = stride;
-  rows.hidden = at<Operand>(tensors, "hidden");
-  rows.rows = at<Operand>(tensors, "rows");
-  rows.scores = at<float>(tensors, "scores");
-  rows.grads = at<Operand>(tensors, "grads");
-  rows.losses = at<float>(tensors, "losses");
-  rows.grad_hidden = at<float>(tensors, "grad_hidden");
-  rows.grad_rows = at<float>(tensors, "grad_rows");
-  rows.grad_bias = at<float>(tensors, "grad_bias");
+  rows.hidden = find_tensor<Operand>(tensors, "hidden");
+  rows.rows = find_tensor<Operand>(tensors, "rows");
+  rows.scores = find_tensor<float>(tensors, "scores");
+  rows.grads = find_tensor<Operand>(tensors, "grads");
+  rows.losses = find_tensor<float>(tensors, "losses");
+  rows.grad_hidden = find_tensor<float>(tensors, "grad_hidden");
+  rows.grad_rows = find_tensor<float>(tensors, "grad_rows");
+  rows.grad_bias = find_tensor<float>(tensors, "grad_bias");
   cuda::make_losses(rows, nullptr);
 }
 
 }  // namespace
 
-void make_losses_alone(int64_t m, int64_t n, int64_t width, int64_t stride, bool bfloat16, const Addresses& tensors) {
+void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool bfloat16, const Addresses& tensors) {
   (bfloat16 ? make_losses<uint16_t> : make_losses<float>)(m, n, width, stride, tensors);
 }
 
-void make_score_offsets_alone(int64_t m, int64_t n, const Addresses& tensors) {
+void launch_make_score_offsets(int64_t m, int64_t n, const Addresses& tensors) {
   cuda::ScoreOffsets<float> columns{};
   columns.m = m;
   columns.n = n;
-  columns.bias = at<float>(tensors, "bias");
-  columns.offsets = at<float>(tensors, "offsets");
+  columns.bias = find_tensor<float>(tensors, "bias");
+  columns.offsets = find_tensor<float>(tensors, "offsets");
   cuda::make_score_offsets(columns, nullptr);
 }
 

@@ -1,1 +1,1 @@
-"""Interaction graphs: who interacted with what, reordered, split, and drawn from."""
+"""Interaction graphs: construction, reordering, splits, and sampling of BPR triples."""

@@ -1,34 +1,32 @@
-"""From pairs of indices, or a matrix, to the symmetric CSR of a bipartite graph."""
+"""Build the symmetric CSR of a bipartite graph from pairs of indices or from a scipy sparse matrix."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-from gru4rec_fast.data.vocabulary import Vocabulary, as_indices
 
 _INT32_NODES = 1 << 31
-_MAX_NODES = 1 << 32  # a node's number is a word of the counter that edge dropout is drawn by
+_MAX_NODES = 1 << 32  # edge dropout uses the node index as one 32-bit word of its random-number counter
 
 
 def bipartite_csr(
     users: np.ndarray, items: np.ndarray, n_users: int, n_items: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Offsets and neighbors of users, then of items, as `InteractionGraph` holds them; and how many pairs are repeats.
+    """Return the offsets and neighbors of an `InteractionGraph`, and the number of repeated pairs that were removed.
 
-    Takes int64 indices [n] in range. ValueError: there are no pairs, or too many nodes.
+    `users` and `items` are int64 [n], and their values must be in range. Raises ValueError if there are no pairs or too
+    many nodes.
     """
     if len(users) == 0:
         raise ValueError("the graph is empty: there are no interactions")
     if n_users + n_items >= _MAX_NODES:
         raise ValueError(f"{n_users} users and {n_items} items: there must be fewer than 2**32 nodes")
-    # One number per pair, below 2^62: sorted, it orders by user, then item; divided the other way, by item.
+    # A pair is encoded as one integer below 2^62, so that sorting integers sorts pairs by user, then item.
     pairs = np.sort(users * n_items + items)
-    first = np.ones(len(pairs), bool)
-    np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
-    pairs = pairs[first]
+    is_first = np.ones(len(pairs), bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=is_first[1:])
+    pairs = pairs[is_first]
     users, items = np.divmod(pairs, n_items)
     offsets = np.zeros(n_users + n_items + 1, np.int64)
     offsets[1 : n_users + 1] = np.bincount(users, minlength=n_users)
@@ -38,29 +36,14 @@ def bipartite_csr(
     reversed_pairs = items * n_users + users
     reversed_pairs.sort()
     neighbors[len(pairs) :] = reversed_pairs % n_users
-    return np.cumsum(offsets), neighbors, len(first) - len(pairs)
-
-
-def checked_pairs(
-    values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
-) -> tuple[np.ndarray, int]:
-    """One side of the pairs as int64, and how many users or items there are. ValueError names what does not fit."""
-    array = as_indices(values, name)
-    if vocabulary is not None and count not in (None, len(vocabulary)):
-        raise ValueError(f"n_{name}={count}, but there are {len(vocabulary)} ids of {name}")
-    if vocabulary is not None:
-        count = len(vocabulary)
-    elif count is None:
-        count = int(array.max()) + 1 if len(array) else 0
-    outside = (array < 0) | (array >= count)
-    if outside.any():
-        at = int(outside.argmax())
-        raise ValueError(f"{name}[{at}]={array[at]} is out of range: there are {name} 0 to {count - 1}")
-    return array, count
+    return np.cumsum(offsets), neighbors, len(is_first) - len(pairs)
 
 
 def matrix_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:
-    """Rows, columns, shape and the number of stored zeros of a scipy sparse matrix; NaN is a ValueError."""
+    """Return rows, columns, shape and the number of stored zeros of a scipy sparse matrix.
+
+    Rows and columns are those of the other entries, int64. Raises TypeError for any other type, and ValueError for NaN.
+    """
     if not hasattr(matrix, "tocoo"):
         raise TypeError(f"a scipy sparse matrix is needed, not {type(matrix).__name__}")
     entries = matrix.tocoo()
@@ -69,36 +52,36 @@ def matrix_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]
     rows, columns, values = entries.row.astype(np.int64), entries.col.astype(np.int64), entries.data
     nan = values != values
     if nan.any():
-        at = int(nan.argmax())
-        raise ValueError(f"the matrix holds NaN at row {rows[at]}, column {columns[at]}: remove it, or say what it is")
-    present = values != 0
-    return rows[present], columns[present], entries.shape, int((~present).sum())
+        i = int(nan.argmax())
+        raise ValueError(f"the matrix holds NaN at row {rows[i]}, column {columns[i]}: replace it by 0 or 1")
+    nonzero = values != 0
+    return rows[nonzero], columns[nonzero], entries.shape, int((~nonzero).sum())
 
 
 def bipartite_block(
     rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], n_users: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Users and items of the entries of a square adjacency matrix: its users x items block.
+    """Return the users x items block of a square adjacency matrix over users, then items: its rows, columns and shape.
 
-    Raises ValueError where the matrix is not square, joins two users or two items, or is not symmetric.
+    Raises ValueError if the matrix is not square, not symmetric, or connects two users or two items.
     """
     n_nodes = shape[0]
     if shape[0] != shape[1] or not 0 <= n_users <= n_nodes:
-        raise ValueError(f"n_users={n_users} is given, so the matrix must be a square adjacency matrix, not {shape}")
-    same_side = (rows < n_users) == (columns < n_users)
-    if same_side.any():
-        at = int(same_side.argmax())
-        side = "users" if rows[at] < n_users else "items"
+        raise ValueError(f"with n_users={n_users} the matrix must be square, over users and items, not {shape}")
+    is_user_row = rows < n_users
+    same_kind = is_user_row == (columns < n_users)
+    if same_kind.any():
+        i = int(same_kind.argmax())
+        kind = "users" if is_user_row[i] else "items"
         raise ValueError(
-            f"the graph is not bipartite: entry ({rows[at]}, {columns[at]}) joins two {side} (n_users={n_users})"
+            f"the graph is not bipartite: entry ({rows[i]}, {columns[i]}) connects two {kind} (n_users={n_users})"
         )
-    upper = rows < n_users
-    there = np.unique(rows[upper] * n_nodes + columns[upper])
-    back = np.unique(columns[~upper] * n_nodes + rows[~upper])
-    one_way = np.setxor1d(there, back, assume_unique=True)
-    if len(one_way):
-        user, item = divmod(int(one_way[0]), n_nodes)
+    user_item = np.unique(rows[is_user_row] * n_nodes + columns[is_user_row])
+    item_user = np.unique(columns[~is_user_row] * n_nodes + rows[~is_user_row])
+    unmatched = np.setxor1d(user_item, item_user, assume_unique=True)
+    if len(unmatched):
+        user, item = divmod(int(unmatched[0]), n_nodes)
         raise ValueError(
-            f"the matrix is not symmetric: of the entries ({user}, {item}) and ({item}, {user}) only one is there"
+            f"the matrix is not symmetric: of the entries ({user}, {item}) and ({item}, {user}) only one is stored"
         )
-    return rows[upper], columns[upper] - n_users, (n_users, n_nodes - n_users)
+    return rows[is_user_row], columns[is_user_row] - n_users, (n_users, n_nodes - n_users)

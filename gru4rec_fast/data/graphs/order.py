@@ -1,4 +1,4 @@
-"""The same graph with its nodes in an order that brings neighbors closer together in memory."""
+"""Renumber the nodes of a graph, for better memory locality or to match the indices of another graph."""
 
 from __future__ import annotations
 
@@ -7,56 +7,56 @@ import numpy as np
 from gru4rec_fast.data.graphs.graph import InteractionGraph
 from gru4rec_fast.data.vocabulary import Vocabulary
 
-_SWEEPS = 20  # beyond these the order hardly moves
+_SWEEPS = 20  # further sweeps hardly change the order
 
 
-def reordered(graph: InteractionGraph) -> InteractionGraph:
-    """The graph with users, and items, renumbered so that nodes with like neighbors stand close together.
+def reorder(graph: InteractionGraph) -> InteractionGraph:
+    """Return the graph with users and items renumbered so that nodes with similar neighbors get close indices.
 
-    Every id keeps its interactions; only the indices behind the ids change. Each sweep puts every node where its
-    neighbors are on average and sorts users and items by that (the barycenter heuristic of Sugiyama et al., "Methods
-    for visual understanding of hierarchical system structures", 1981). The result is a function of the graph alone.
+    Every id keeps its interactions; only the indices of the ids change. Each sweep computes the mean position of every
+    node's neighbors and sorts users, and items, by it (the barycenter heuristic of Sugiyama et al., "Methods for visual
+    understanding of hierarchical system structures", 1981). The result depends on the graph alone.
     """
     n_users, degrees = graph.n_users, np.maximum(np.diff(graph.offsets), 1)
-    sides = (slice(0, n_users), slice(n_users, None))
-    place = np.random.default_rng(0).random(graph.n_nodes)
-    total = np.zeros(len(graph.neighbors) + 1)
+    node_kinds = (slice(0, n_users), slice(n_users, None))  # users, items
+    position = np.random.default_rng(0).random(graph.n_nodes)
+    running_sum = np.zeros(len(graph.neighbors) + 1)
     for _ in range(_SWEEPS):
-        np.cumsum(place[graph.neighbors], out=total[1:])
-        place = np.diff(total[graph.offsets]) / degrees
-        for side in sides:
-            place[side] = _ranks(place[side]) / max(1, len(place[side]))
+        np.cumsum(position[graph.neighbors], out=running_sum[1:])
+        position = np.diff(running_sum[graph.offsets]) / degrees
+        for nodes in node_kinds:
+            position[nodes] = _ranks(position[nodes]) / max(1, len(position[nodes]))
     users, items = graph.interactions()
-    rank_of_user, rank_of_item = (_ranks(place[side]) for side in sides)
+    user_rank, item_rank = (_ranks(position[nodes]) for nodes in node_kinds)
     return InteractionGraph.from_arrays(
-        rank_of_user[users],
-        rank_of_item[items],
-        user_ids=Vocabulary(graph.users.ids[np.argsort(rank_of_user)]),
-        item_ids=Vocabulary(graph.items.ids[np.argsort(rank_of_item)]),
+        user_rank[users],
+        item_rank[items],
+        user_ids=Vocabulary(graph.users.ids[np.argsort(user_rank)]),
+        item_ids=Vocabulary(graph.items.ids[np.argsort(item_rank)]),
         meta=graph.meta,
     )
 
 
-def aligned(graph: InteractionGraph, like: InteractionGraph) -> InteractionGraph:
-    """`graph` with the indices of `like`, where the two have the same ids in another order; else `graph` itself."""
+def align_indices(graph: InteractionGraph, like: InteractionGraph) -> InteractionGraph:
+    """Return `graph` with the indices of `like` if both have the same ids in different orders, else `graph` itself."""
     if graph.users == like.users and graph.items == like.items:
         return graph
-    if len(graph.users) != len(like.users) or len(graph.items) != len(like.items):
+    if (len(graph.users), len(graph.items)) != (len(like.users), len(like.items)):
         return graph
-    kinds = ((graph.users, like.users), (graph.items, like.items))
-    if any(mine.holds_strings != theirs.holds_strings for mine, theirs in kinds):
+    vocabularies = ((graph.users, like.users), (graph.items, like.items))
+    if any(old.holds_strings != new.holds_strings for old, new in vocabularies):
         return graph
-    user_of, item_of = (theirs.index_of(mine.ids) for mine, theirs in kinds)
-    if (user_of < 0).any() or (item_of < 0).any():
+    user_index, item_index = (new.index_of(old.ids) for old, new in vocabularies)
+    if (user_index < 0).any() or (item_index < 0).any():
         return graph
     users, items = graph.interactions()
     return InteractionGraph.from_arrays(
-        user_of[users], item_of[items], user_ids=like.users, item_ids=like.items, meta=graph.meta
+        user_index[users], item_index[items], user_ids=like.users, item_ids=like.items, meta=graph.meta
     )
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """The place of each value among all, equal ones in the order they stand in."""
+    """Return the rank of each value, from 0; equal values are ranked in the order of the array."""
     ranks = np.empty(len(values), np.int64)
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
     return ranks

@@ -1,4 +1,4 @@
-"""Triples of an InteractionGraph for BPR."""
+"""Sample (user, positive item, negative item) triples of an InteractionGraph, for the BPR loss."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 from gru4rec_fast import ops
 from gru4rec_fast.data.graphs.graph import InteractionGraph
 
-UNITS = ("users", "interactions")
+SAMPLE_BY = ("users", "interactions")
 
 
 class TripleSampler:
-    """Batches of (user, item it has, item it has not); see `gru4rec_fast.ops.bpr_triples`.
+    """Draws mini-batches of triples: a user, an item it interacted with (positive), an item it did not (negative).
 
-    Users without items, and users who have every item, are never drawn.
+    Users who have no item, or every item, are never drawn. See `gru4rec_fast.ops.bpr_triples`.
 
     Args:
         graph: the training graph.
-        batch_size: triples of a batch.
-        sample_by: "users" (a user uniformly, then one of its items) or "interactions" (an interaction uniformly).
-        seed: of the draws, in [0, 2**63).
-        device: of the triples.
+        batch_size: number of triples in a mini-batch.
+        sample_by: "users" draws users uniformly, then one of their items; "interactions" draws interactions uniformly.
+        seed: seed of the random draws, in [0, 2**63).
+        device: device of the triples.
         impl: "auto", "native" or "reference".
 
     Attributes:
-        n_batches: batches of an epoch: as many as it takes to draw one triple per edge.
+        n_batches: number of mini-batches in an epoch, which draws at least one triple per edge.
 
     Raises:
-        ValueError: an argument out of range; no user can be drawn.
+        ValueError: an argument is out of range, or no user can be drawn.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class TripleSampler:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        if sample_by not in UNITS:
-            raise ValueError(f"sample_by={sample_by!r}: choose one of {', '.join(UNITS)}")
+        if sample_by not in SAMPLE_BY:
+            raise ValueError(f"sample_by={sample_by!r}: choose one of {', '.join(SAMPLE_BY)}")
         self.n_users, self.n_items = graph.n_users, graph.n_items
         self.batch_size, self.seed, self.impl = batch_size, seed, impl
         self.n_batches = -(-graph.n_edges // batch_size)
@@ -54,17 +54,19 @@ class TripleSampler:
         degrees = offsets[: graph.n_users + 1].diff()
         users = ((degrees > 0) & (degrees < graph.n_items)).nonzero()[:, 0]
         if len(users) == 0:
-            raise ValueError("there is nothing to learn: every user of the graph has all items, or none")
+            raise ValueError("no triple can be drawn: every user of the graph has all items, or none")
         self._graph = offsets.to(device), neighbors.to(device), users.to(device)
         self._starts: Tensor | None = None
         if sample_by == "interactions":
             starts = torch.cat([degrees.new_zeros(1), degrees[users].cumsum(0)])
             if starts[-1] >= 1 << 31:
-                raise ValueError(f"{int(starts[-1])} interactions are too many to draw sample_by='interactions': use 'users'")
+                raise ValueError(
+                    f"{starts[-1]} interactions: sample_by='interactions' allows at most 2**31 - 1; use 'users'"
+                )
             self._starts = starts.to(device)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Users, positives and negatives of batch number `step` of the whole training, int64 [batch_size] each."""
+        """Return users, positives and negatives of mini-batch `step` of the training, int64 [batch_size] each."""
         users, positives, negatives = ops.bpr_triples(
             *self._graph,
             self.batch_size,
@@ -78,6 +80,6 @@ class TripleSampler:
         return users, positives, negatives
 
     def epoch(self, number: int) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
-        """(step, triples) of the batches of an epoch, counted from 0."""
+        """Yield (step, triples) of every mini-batch of epoch `number`, which counts from 0."""
         for step in range(number * self.n_batches, (number + 1) * self.n_batches):
             yield step, self.draw(step)

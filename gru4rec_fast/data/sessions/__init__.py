@@ -1,1 +1,1 @@
-"""Session logs: ingest, preparation, the memory-mapped store and the loader that plays it."""
+"""Session logs: reading, filtering, splitting, the memory-mapped `SessionStore` and its data loader."""

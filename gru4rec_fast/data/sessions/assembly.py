@@ -1,4 +1,4 @@
-"""From grouped sessions, partition by partition, to one store in order of time."""
+"""Merge the partitions of an `EventLog` into the arrays of one `SessionStore`, and assign the final item indices."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from gru4rec_fast.data.array_folder import write_npy
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.vocabulary import Vocabulary
 
-BLOCK_EVENTS = 1_000_000  # events put in order at a time
+BLOCK_EVENTS = 1_000_000  # events that are merged at a time
 
 
-class ItemIndex:
-    """Final indices of a log's item codes, in order of first appearance unless a vocabulary fixes them.
+class ItemRenumbering:
+    """Assigns the final index of each item code, in order of first appearance or as in a given vocabulary.
 
     Args:
         item_ids: id of each item code.
-        vocabulary: of the training data, whose items are the first item codes.
+        vocabulary: vocabulary of the training data. Its items must be the first item codes; they keep their indices.
     """
 
     def __init__(self, item_ids: np.ndarray, vocabulary: Vocabulary | None = None) -> None:
         self._item_ids = item_ids
         self._vocabulary = vocabulary
-        self._codes = np.arange(0 if vocabulary is None else len(vocabulary))  # code of each index
-        self._index = np.full(len(item_ids), -1, np.int32)
+        self._codes = np.arange(0 if vocabulary is None else len(vocabulary))  # item code of each index
+        self._index = np.full(len(item_ids), -1, np.int32)  # index of each item code
         self._index[self._codes] = self._codes
 
-    def known(self) -> np.ndarray:
-        """bool [n item codes]: the item has an index."""
+    def has_index(self) -> np.ndarray:
+        """Return bool [n item codes], True if the item has an index."""
         return self._index >= 0
 
-    def of_codes(self, codes: np.ndarray) -> np.ndarray:
-        """int32 indices; an item met for the first time gets the next one."""
+    def renumber(self, codes: np.ndarray) -> np.ndarray:
+        """Return the indices of item codes, int32. Items without an index get the next ones."""
         new = codes[self._index[codes] < 0]
         if new.size:
             unique, first = np.unique(new, return_index=True)
@@ -45,44 +45,45 @@ class ItemIndex:
         return self._index[codes]
 
     def vocabulary(self) -> Vocabulary:
-        """Item ids in index order."""
+        """Return the item ids in the order of their indices."""
         return Vocabulary(self._item_ids[self._codes]) if self._vocabulary is None else self._vocabulary
 
 
-def assemble(log: EventLog, index: ItemIndex, folder: Path | None) -> dict[str, Any]:
-    """What a `SessionStore` of the log is made of, by argument; sessions stand in order of their first event's time.
+def merge_partitions(log: EventLog, renumbering: ItemRenumbering, folder: Path | None) -> dict[str, Any]:
+    """Return the constructor arguments of a `SessionStore` with the sessions of all partitions.
 
-    Ties stand in input order. Per-session arrays are held in memory, events only block by block.
+    Sessions are sorted by the time of their first event, then by their first input row. Arrays of one value per session
+    are held in memory; events are merged in blocks of `BLOCK_EVENTS`.
 
     Args:
-        log: without empty sessions; temporary files go into its folder.
-        index: gives the items their indices, and learns new ones.
+        log: a log without empty sessions. Temporary files are written to its folder.
+        renumbering: assigns the item indices.
         folder: existing folder to write items.npy into; None keeps the items in memory.
     """
-    columns: list[_Column] = []
-    names = ("starts", "first_rows", "lengths", "ends", "session_ids", "column_of")
+    readers: list[_ItemReader] = []
+    names = ("starts", "first_rows", "lengths", "ends", "session_ids", "partition")
     fields: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for number, part in enumerate(log):
-        events = part.in_start_order()
-        columns.append(_Column(events.items, log.folder / f"items-{number}" if log.folder else None))
+    for i, partition_events in enumerate(log):
+        events = partition_events.sorted_by_start()
+        readers.append(_ItemReader(events.items, log.folder / f"items-{i}" if log.folder else None))
         for name in names[:-1]:
             fields[name].append(getattr(events, name))
-        fields["column_of"].append(np.full(len(events.lengths), number, np.int16))
+        fields["partition"].append(np.full(len(events.lengths), i, np.int16))
 
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate(fields.pop(name))  # popped: the pieces are let go as soon as they are joined
+    def concatenated(name: str) -> np.ndarray:
+        return np.concatenate(fields.pop(name))  # pop, to free the arrays of the partitions at once
 
-    starts = joined("starts")
-    order = np.lexsort((joined("first_rows"), starts))
+    starts = concatenated("starts")
+    order = np.lexsort((concatenated("first_rows"), starts))
     start_times = starts[order]
     del starts
-    offsets = np.concatenate([[0], np.cumsum(joined("lengths")[order])])
-    column_of = joined("column_of")[order]
+    offsets = np.concatenate([[0], np.cumsum(concatenated("lengths")[order])])
+    partition = concatenated("partition")[order]
     support = np.zeros(len(log.item_ids), np.int64)
 
     def blocks() -> Iterator[np.ndarray]:
-        for codes in _merged(columns, column_of, offsets):
-            indices = index.of_codes(codes)
+        for codes in _merge(readers, partition, offsets):
+            indices = renumbering.renumber(codes)
             support[:] += np.bincount(indices, minlength=len(support))
             yield indices
 
@@ -91,21 +92,21 @@ def assemble(log: EventLog, index: ItemIndex, folder: Path | None) -> dict[str, 
     else:
         write_npy(folder / "items.npy", blocks(), np.int32, int(offsets[-1]))
         items = np.load(folder / "items.npy", mmap_mode="r")
-    vocabulary = index.vocabulary()
+    vocabulary = renumbering.vocabulary()
     return {
         "items": items,
         "offsets": offsets,
         "start_times": start_times,
-        "end_times": joined("ends")[order],
+        "end_times": concatenated("ends")[order],
         "support": support[: len(vocabulary)],
         "vocabulary": vocabulary,
-        "session_ids": joined("session_ids")[order],
+        "session_ids": concatenated("session_ids")[order],
         "meta": {"ids": log.id_facts, "dropped": dict(log.dropped)},
     }
 
 
-class _Column:
-    """One part's items, read front to back: in memory, or in a file that takes their place."""
+class _ItemReader:
+    """Reads the items of one partition from front to back. Given a path, it stores them in that file, not in memory."""
 
     def __init__(self, items: np.ndarray, path: Path | None) -> None:
         self._source = items if path is None else path
@@ -113,27 +114,27 @@ class _Column:
         if path is not None:
             path.write_bytes(np.ascontiguousarray(items).data)
 
-    def take(self, count: int) -> np.ndarray:
-        """The next `count` items."""
+    def read(self, count: int) -> np.ndarray:
+        """Return the next `count` items."""
         start, self._position = self._position, self._position + count
         if isinstance(self._source, np.ndarray):
             return self._source[start : self._position]
-        # Not memory-mapped: pages of an open map count as memory held.
+        # Read, not memory-mapped: pages of an open memory map count as resident memory of the process.
         return np.fromfile(self._source, self._dtype, count, offset=start * self._dtype.itemsize)
 
 
-def _merged(columns: list[_Column], column_of: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
-    """Items of all sessions in order, in blocks; session s is the next one not yet taken of column `column_of[s]`."""
+def _merge(readers: list[_ItemReader], partition: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the items of all sessions in blocks. Session s is the next unread session of `readers[partition[s]]`."""
     first = 0
-    while first < len(column_of):
+    while first < len(partition):
         # As many sessions as fit the block, at least one.
-        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK_EVENTS, side="right")) - 1)
-        by_column = np.argsort(column_of[first:last], kind="stable")
-        lengths = np.diff(offsets[first : last + 1])
-        per_column = np.bincount(column_of[first:last], weights=lengths, minlength=len(columns)).astype(np.int64)
-        pool = np.concatenate([column.take(count) for column, count in zip(columns, per_column, strict=True) if count])
-        begins = np.empty(last - first, np.int64)  # of each session within the pool
-        begins[by_column] = np.cumsum(lengths[by_column]) - lengths[by_column]
-        into = offsets[first:last] - offsets[first]
-        yield pool[np.repeat(begins - into, lengths) + np.arange(len(pool))]
-        first = last
+        end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK_EVENTS, side="right")) - 1)
+        order = np.argsort(partition[first:end], kind="stable")
+        lengths = np.diff(offsets[first : end + 1])
+        counts = np.bincount(partition[first:end], weights=lengths, minlength=len(readers)).astype(np.int64)
+        items = np.concatenate([reader.read(count) for reader, count in zip(readers, counts, strict=True) if count])
+        source = np.empty(end - first, np.int64)  # start of each session in `items`, which is sorted by partition
+        source[order] = np.cumsum(lengths[order]) - lengths[order]
+        target = offsets[first:end] - offsets[first]  # start of each session in the block
+        yield items[np.repeat(source - target, lengths) + np.arange(len(items))]
+        first = end

@@ -1,4 +1,4 @@
-"""Grouped events in memory, and a log of them in parts that need not fit there all at once."""
+"""Events grouped by session: `Events` in memory, and `EventLog`, whose partitions are stored on disk if necessary."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gru4rec_fast.data.vocabulary import decode_ids
 
 @dataclass(frozen=True)
 class Events:
-    """Some sessions of a log, each with its events in time order.
+    """Sessions of a log with their events, sorted by session and time.
 
     Attributes:
         session_ids: int64 or str [n_sessions].
-        first_rows: int64 [n_sessions], the row of the input in which the session first appeared.
-        lengths: int64 [n_sessions].
-        items: int32 [n_events], session after session.
+        first_rows: int64 [n_sessions], first input row of each session.
+        lengths: int64 [n_sessions], number of events.
+        items: int32 [n_events], item codes (see `EventLog`).
         times: int64 or float64 [n_events].
     """
 
@@ -36,39 +36,39 @@ class Events:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """int64 [n_sessions + 1], where each session begins and the last one ends."""
+        """int64 [n_sessions + 1]: session `s` has the events `offsets[s]:offsets[s + 1]`."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     @property
     def starts(self) -> np.ndarray:
-        """Time of each session's first event; no session may be empty."""
+        """Time of the first event of each session; no session may be empty."""
         return self.times[self.offsets[:-1]]
 
     @property
     def ends(self) -> np.ndarray:
-        """Time of each session's last event; no session may be empty."""
+        """Time of the last event of each session; no session may be empty."""
         return self.times[self.offsets[1:] - 1]
 
-    def repeats(self) -> np.ndarray:
-        """bool [n_events]: the event has the same item as the one before it in its session."""
-        same = np.zeros(len(self.items), bool)
-        same[1:] = self.items[1:] == self.items[:-1]
-        same[self.offsets[:-1][self.lengths > 0]] = False
-        return same
+    def repeat_mask(self) -> np.ndarray:
+        """Return bool [n_events], True if the previous event of the session has the same item."""
+        mask = np.zeros(len(self.items), bool)
+        mask[1:] = self.items[1:] == self.items[:-1]
+        mask[self.offsets[:-1][self.lengths > 0]] = False
+        return mask
 
-    def keep(self, wanted: np.ndarray) -> Events:
-        """Only the events of a mask [n_events]; a session may end up empty."""
-        kept = np.concatenate([[0], np.cumsum(wanted)])[self.offsets]
-        return replace(self, lengths=np.diff(kept), items=self.items[wanted], times=self.times[wanted])
+    def select_events(self, mask: np.ndarray) -> Events:
+        """Return only the events of a mask [n_events]. Sessions may become empty."""
+        offsets = np.concatenate([[0], np.cumsum(mask)])[self.offsets]
+        return replace(self, lengths=np.diff(offsets), items=self.items[mask], times=self.times[mask])
 
-    def select(self, wanted: np.ndarray) -> Events:
-        """Only the sessions of a mask [n_sessions]."""
-        events = np.repeat(wanted, self.lengths)
-        per_session = (self.session_ids[wanted], self.first_rows[wanted], self.lengths[wanted])
+    def select_sessions(self, mask: np.ndarray) -> Events:
+        """Return only the sessions of a mask [n_sessions]."""
+        events = np.repeat(mask, self.lengths)
+        per_session = (self.session_ids[mask], self.first_rows[mask], self.lengths[mask])
         return Events(*per_session, self.items[events], self.times[events])
 
-    def in_start_order(self) -> Events:
-        """The sessions ordered by the time of their first event, then by first appearance in the input."""
+    def sorted_by_start(self) -> Events:
+        """Return the sessions sorted by the time of their first event, then by their first input row."""
         order = np.lexsort((self.first_rows, self.starts))
         lengths = self.lengths[order]
         ends = np.cumsum(lengths)
@@ -77,15 +77,17 @@ class Events:
 
 
 class EventLog:
-    """A log as a sequence of `Events`, every session whole within one of them.
+    """A log in partitions, each one `Events`. All events of a session are in the same partition.
+
+    Items are numbered by item codes: the order in which they were read. `ItemRenumbering` assigns the final indices.
 
     Args:
-        item_ids: id of each item code that occurs in `Events.items`.
-        folder: an existing folder to keep the parts in; None keeps them in memory.
-        id_facts: of "session" and "item", see `TableReader.facts`.
+        item_ids: id of each item code.
+        folder: existing folder to store the partitions in; None keeps them in memory.
+        id_facts: how session and item ids were read, see `TableReader.id_facts`.
 
     Attributes:
-        dropped: how much was removed from the log, by reason.
+        dropped: number of removed events, sessions and items by reason.
     """
 
     def __init__(self, item_ids: np.ndarray, folder: Path | None, id_facts: dict[str, dict[str, Any]]) -> None:
@@ -93,47 +95,47 @@ class EventLog:
         self.folder = folder
         self.id_facts = id_facts
         self.dropped: Counter[str] = Counter()
-        self._parts: list[Events | Path] = []
-        self._written = 0
+        self._partitions: list[Events | Path] = []
+        self._n_written = 0
 
     def append(self, events: Events) -> None:
-        """Add one more part."""
-        self._parts.append(self._put(events))
+        """Add a partition."""
+        self._partitions.append(self._store(events))
 
     def __iter__(self) -> Iterator[Events]:
-        for part in self._parts:
-            yield _load(part) if isinstance(part, Path) else part
+        for stored in self._partitions:
+            yield _load(stored) if isinstance(stored, Path) else stored
 
-    def update(self, change: Callable[[Events], Events]) -> None:
-        """Replace every part by `change(part)`."""
-        for i, part in enumerate(self._parts):
-            self._parts[i] = self._put(change(_load(part) if isinstance(part, Path) else part))
-            if isinstance(part, Path):
-                shutil.rmtree(part)
+    def update(self, function: Callable[[Events], Events]) -> None:
+        """Replace every partition by `function(partition)`."""
+        for i, stored in enumerate(self._partitions):
+            self._partitions[i] = self._store(function(_load(stored) if isinstance(stored, Path) else stored))
+            if isinstance(stored, Path):
+                shutil.rmtree(stored)
 
-    def derived(self, change: Callable[[int, Events], Events], name: str) -> EventLog:
-        """Another log, of `change(i, part)` for every part i; `name` is its folder's."""
-        folder = self.folder / name if self.folder else None
+    def derive(self, function: Callable[[int, Events], Events], folder_name: str) -> EventLog:
+        """Return a new log whose partition i is `function(i, partition i)`, stored in a subfolder."""
+        folder = self.folder / folder_name if self.folder else None
         if folder:
             folder.mkdir()
         log = EventLog(self.item_ids, folder, self.id_facts)
         for i, events in enumerate(self):
-            log.append(change(i, events))
+            log.append(function(i, events))
         return log
 
     def support(self) -> np.ndarray:
-        """int64 [n item codes]: how often each item occurs."""
-        total = np.zeros(len(self.item_ids), np.int64)
+        """Return the number of occurrences of each item, int64 [n item codes]."""
+        support = np.zeros(len(self.item_ids), np.int64)
         for events in self:
-            total += np.bincount(events.items, minlength=len(total))
-        return total
+            support += np.bincount(events.items, minlength=len(support))
+        return support
 
-    def _put(self, events: Events) -> Events | Path:
+    def _store(self, events: Events) -> Events | Path:
         if self.folder is None:
             return events
-        path = self.folder / str(self._written)
+        path = self.folder / str(self._n_written)
         path.mkdir()
-        self._written += 1
+        self._n_written += 1
         for name in ("first_rows", "lengths", "items", "times"):
             save_array(path / f"{name}.npy", getattr(events, name))
         write_ids(path, "session_ids", events.session_ids)
@@ -141,7 +143,7 @@ class EventLog:
 
 
 def _load(path: Path) -> Events:
-    # Not memory-mapped: a page of a map that stays open counts as memory held.
+    # Read, not memory-mapped: pages of an open memory map count as resident memory of the process.
     arrays = {file.stem: np.load(file) for file in path.iterdir()}
     ids = {name.removeprefix("session_ids."): arrays.pop(name) for name in list(arrays) if "." in name}
     return Events(session_ids=decode_ids(ids), **arrays)

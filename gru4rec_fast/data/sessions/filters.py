@@ -1,4 +1,4 @@
-"""What is removed from a log: rare and unknown items, repeats, short sessions; counted in `EventLog.dropped`."""
+"""Remove rare and unknown items, repeated events and short sessions from a log, counted in `EventLog.dropped`."""
 
 from __future__ import annotations
 
@@ -6,42 +6,49 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gru4rec_fast.data.sessions.assembly import ItemIndex
+from gru4rec_fast.data.array_folder import dropped_counts
+from gru4rec_fast.data.sessions.assembly import ItemRenumbering
 from gru4rec_fast.data.sessions.events import EventLog, Events
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What holds for every session of a log: its least number of events, and whether repeats of an item go."""
+class SessionRules:
+    """Rules for sessions: at least `min_length` events and, with `collapse_repeats`, no item twice in a row."""
 
     min_length: int = 2
-    collapse: bool = False
+    collapse_repeats: bool = False
 
-    def keep_items(self, log: EventLog, wanted: np.ndarray, reason: str) -> None:
-        """Remove the events of unwanted items (mask [n item codes]), then what the rules remove; count all of it."""
+    def apply(self, log: EventLog, item_mask: np.ndarray, reason: str) -> None:
+        """Keep only the items of a mask [n item codes], then remove repeats, then short sessions.
 
-        def kept(events: Events) -> Events:
-            mask = wanted[events.items]
+        Everything removed is counted in `log.dropped`; `reason` is the reason for the items, such as "rare_item".
+        """
+
+        def filtered(events: Events) -> Events:
+            mask = item_mask[events.items]
             log.dropped[f"{reason}_events"] += int((~mask).sum())
-            events = events.keep(mask)
-            if self.collapse:
-                repeats = events.repeats()
+            events = events.select_events(mask)
+            if self.collapse_repeats:
+                repeats = events.repeat_mask()
                 log.dropped["repeat_events"] += int(repeats.sum())
-                events = events.keep(~repeats)
+                events = events.select_events(~repeats)
             short = events.lengths < self.min_length
             log.dropped["short_sessions"] += int(short.sum())
             log.dropped["short_session_events"] += int(events.lengths[short].sum())
-            return events.select(~short)
+            return events.select_sessions(~short)
 
-        log.update(kept)
+        log.update(filtered)
 
 
-def drop_rare(log: EventLog, min_support: int, rules: Rules) -> None:
-    """Apply the rules and drop rare items until neither changes anything: each can make work for the other."""
+def drop_rare(log: EventLog, min_support: int, rules: SessionRules) -> None:
+    """Drop items that occur fewer than `min_support` times and apply the rules, until nothing changes.
+
+    Both are repeated because dropped items shorten sessions, and dropped sessions lower the support of items.
+    """
     rare = _rare(log, min_support)
     while True:
         log.dropped["rare_items"] += int(rare.sum())
-        rules.keep_items(log, ~rare, "rare_item")
+        rules.apply(log, ~rare, "rare_item")
         rare = _rare(log, min_support)
         if not rare.any():
             break
@@ -53,19 +60,23 @@ def _rare(log: EventLog, min_support: int) -> np.ndarray:
     return (support > 0) & (support < min_support)
 
 
-def drop_unseen(log: EventLog, index: ItemIndex, rules: Rules) -> None:
-    """Drop items that have no index yet, then apply the rules. ValueError: no item has one."""
-    known = index.known()
+def drop_unseen(log: EventLog, renumbering: ItemRenumbering, rules: SessionRules) -> None:
+    """Drop items that are not in the training data (that have no index yet), then apply the rules.
+
+    Raises ValueError if all items would be dropped.
+    """
+    known = renumbering.has_index()
     support = log.support()
     log.dropped["unseen_items"] += int(((support > 0) & ~known).sum())
     if not support[known].any():
-        some = ", ".join(map(repr, log.item_ids[np.flatnonzero(support)[:3]].tolist()))
-        raise ValueError(f"none of the items (such as {some}) is in the training vocabulary; are the ids the same?")
-    rules.keep_items(log, known, "unseen_item")
+        examples = ", ".join(map(repr, log.item_ids[np.flatnonzero(support)[:3]].tolist()))
+        raise ValueError(f"none of the items (such as {examples}) is in the training vocabulary; do the ids match?")
+    rules.apply(log, known, "unseen_item")
 
 
-def require_sessions(log: EventLog, what: str) -> None:
-    """Raise ValueError, with what was dropped, where the log holds no event."""
+def require_sessions(log: EventLog, name: str) -> None:
+    """Raise ValueError if the log holds no event; the message lists what was dropped."""
     if not any(len(events.items) for events in log):
-        counts = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in log.dropped.items() if count)
-        raise ValueError(f"no session is left in {what}; dropped: {counts or 'nothing'}")
+        raise ValueError(
+            f"no session is left in {name}; dropped: {', '.join(dropped_counts(log.dropped)) or 'nothing'}"
+        )

@@ -1,4 +1,4 @@
-"""From a stream of rows to grouped sessions, in memory for what is in hand and no more."""
+"""Read the rows of a log and group them by session, in partitions on disk if the log is longer than one batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from gru4rec_fast.data.sessions.events import EventLog, Events
-from gru4rec_fast.data.tables import Table, TableReader, Widened, numpy_ids, pl
+from gru4rec_fast.data.tables import RereadRequired, Table, TableReader, numpy_ids, pl
 from gru4rec_fast.data.vocabulary import Vocabulary
 
-PARTITIONS = 64  # of a log of more than one batch, by hash of the session id
+PARTITIONS = 64  # for a log of more than one batch
 
 
 def ingest(
@@ -25,30 +25,31 @@ def ingest(
 ) -> EventLog:
     """Read a log and group it by session.
 
-    A table of one batch stays in memory. A longer one is spread over partitions, files in `folder`, by a hash of the
-    session id, and sorted partition by partition: one batch or one partition is held at a time, besides the item ids.
+    A table of one batch stays in memory. Rows of a longer table are distributed to files in `folder` by a hash of the
+    session id, and each of these partitions is then sorted. In memory are the item ids and one batch or partition.
 
-    Item codes are those of `vocabulary` first, then further items in order of appearance.
+    Item codes number the items of `vocabulary` first, then other items in order of appearance.
 
     Args:
-        table: its columns are "session", "item" and "time".
-        folder: existing folder for temporary files; the returned log lives there.
+        table: table with the columns "session", "item" and "time".
+        folder: existing folder for temporary files. The returned log uses it, too.
+        vocabulary: vocabulary of the training data; None if there is none yet.
         remove_duplicates: keep only the first of the rows with the same session, item and time, and count the others
             in `dropped["duplicate_events"]`.
         progress: called with the number of rows read so far.
     """
     reader = TableReader(table, item="str" if vocabulary is not None and vocabulary.holds_strings else "int")
     while True:
-        coder, spill = _ItemCoder(vocabulary, reader.kinds["item"]), _Spill(folder / "rows")
+        coder, partitions = _ItemCoder(vocabulary, reader.kinds["item"]), _RowPartitions(folder / "rows")
         try:
-            _read(reader, coder, spill, progress)
+            _read(reader, coder, partitions, progress)
             break
-        except Widened:
-            spill.discard()
-    if spill.n_frames == 0:
+        except RereadRequired:
+            partitions.discard()
+    if partitions.n_frames == 0:
         raise ValueError(f"{table.name} holds no events")
-    log = EventLog(numpy_ids(coder.known["item"]), folder if spill.n_frames > 1 else None, reader.facts())
-    for frame in spill.partitions():
+    log = EventLog(numpy_ids(coder.codes["item"]), folder if partitions.n_frames > 1 else None, reader.id_facts())
+    for frame in partitions.pop_all():
         rows = frame.height
         if remove_duplicates:
             frame = frame.unique(["session", "item", "time"], keep="first", maintain_order=True)
@@ -57,52 +58,55 @@ def ingest(
     return log
 
 
-def _read(reader: TableReader, coder: _ItemCoder, spill: _Spill, progress: Callable[[int], None] | None) -> None:
-    # In a function of its own, so that its last batch is let go before the first partition is read.
+def _read(reader: TableReader, coder: _ItemCoder, rows: _RowPartitions, progress: Callable[[int], None] | None) -> None:
+    # A function, so that the last frame is freed before the first partition is read.
     for frame in reader.frames():
         if not frame.is_empty():
-            spill.add(frame.with_columns(coder.encode(frame["item"])))
+            rows.add(frame.with_columns(coder.encode(frame["item"])))
         if progress:
             progress(reader.rows)
 
 
 def _group(frame: pl.DataFrame) -> Events:
-    """Rows in input order -> sessions, events by time, equal times in input order."""
+    """Group rows by session and sort each session by time. Events with equal times stay in input order."""
     frame = frame.sort("session", "time", maintain_order=True)
     session = frame["session"]
-    begins = np.flatnonzero((session != session.shift(1)).fill_null(True).to_numpy())
+    first = np.flatnonzero((session != session.shift(1)).fill_null(True).to_numpy())  # first event of each session
     return Events(
-        session_ids=numpy_ids(session.gather(begins)),
-        first_rows=np.minimum.reduceat(frame["row"].to_numpy(), begins),
-        lengths=np.diff(begins, append=frame.height),
+        session_ids=numpy_ids(session.gather(first)),
+        first_rows=np.minimum.reduceat(frame["row"].to_numpy(), first),
+        lengths=np.diff(first, append=frame.height),
         items=frame["item"].to_numpy(),
         times=frame["time"].to_numpy(),
     )
 
 
 class _ItemCoder:
-    """Numbers items in order of appearance, after those of a vocabulary; `known` has a row "item" for each "code"."""
+    """Numbers items: those of a vocabulary first, then others in order of appearance.
+
+    `codes` is a frame with the columns "item" (id) and "code".
+    """
 
     def __init__(self, vocabulary: Vocabulary | None, kind: str) -> None:
         ids, dtype = ([], pl.Int64) if vocabulary is None else (vocabulary.ids.tolist(), None)
-        # Integers become strings where some id of the log is no integer.
-        self.known = _numbered(pl.Series("item", ids, dtype).cast(pl.String if kind == "str" else pl.Int64))
+        # An integer vocabulary becomes strings if the log's ids are strings.
+        self.codes = _with_codes(pl.Series("item", ids, dtype).cast(pl.String if kind == "str" else pl.Int64))
 
     def encode(self, items: pl.Series) -> pl.Series:
         unique = items.unique(maintain_order=True).to_frame("item")
-        new = unique.join(self.known, on="item", how="anti", maintain_order="left")["item"]
+        new = unique.join(self.codes, on="item", how="anti", maintain_order="left")["item"]
         if len(new):
-            self.known = _numbered(pl.concat([self.known["item"], new]))
-        codes = items.to_frame("item").join(self.known, on="item", how="left", maintain_order="left")["code"]
+            self.codes = _with_codes(pl.concat([self.codes["item"], new]))
+        codes = items.to_frame("item").join(self.codes, on="item", how="left", maintain_order="left")["code"]
         return codes.alias("item")
 
 
-def _numbered(ids: pl.Series) -> pl.DataFrame:
+def _with_codes(ids: pl.Series) -> pl.DataFrame:
     return pl.DataFrame({"item": ids, "code": pl.int_range(len(ids), dtype=pl.Int32, eager=True)})
 
 
-class _Spill:
-    """Rows by partition: the first frame in memory; once there is a second, all of them in files."""
+class _RowPartitions:
+    """Collects frames. A single frame stays in memory; two or more are distributed to one file per partition each."""
 
     def __init__(self, folder: Path) -> None:
         self.n_frames = 0
@@ -120,24 +124,24 @@ class _Spill:
             self._write(frame, self.n_frames)
         self.n_frames += 1
 
-    def _write(self, frame: pl.DataFrame, number: int) -> None:
+    def _write(self, frame: pl.DataFrame, i: int) -> None:
         frame = frame.with_columns(partition=frame["session"].hash(seed=0) % PARTITIONS)
-        pieces = frame.partition_by("partition", as_dict=True, include_key=False, maintain_order=True)
-        for (key,), piece in pieces.items():
-            # Written by Python, whose errors carry their errno: a full disk is told from a broken one.
-            (self._folder / f"{key}-{number}.arrow").write_bytes(piece.write_ipc(None).getbuffer())
+        by_partition = frame.partition_by("partition", as_dict=True, include_key=False, maintain_order=True)
+        for (partition,), rows in by_partition.items():
+            # Written by Python: unlike those of polars, its errors have an errno, which tells whether the disk is full.
+            (self._folder / f"{partition}-{i}.arrow").write_bytes(rows.write_ipc(None).getbuffer())
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove all files."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def partitions(self) -> Iterator[pl.DataFrame]:
-        """Every partition's rows in input order; its files are removed as they are read."""
+    def pop_all(self) -> Iterator[pl.DataFrame]:
+        """Yield the rows of each partition in input order, and remove its files."""
         if self._first is not None:
             yield self._first
             return
         for partition in range(PARTITIONS):
-            paths = [self._folder / f"{partition}-{number}.arrow" for number in range(self.n_frames)]
+            paths = [self._folder / f"{partition}-{i}.arrow" for i in range(self.n_frames)]
             paths = [path for path in paths if path.exists()]
             if paths:
                 frame = pl.concat([pl.read_ipc(path) for path in paths])

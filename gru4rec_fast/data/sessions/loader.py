@@ -1,4 +1,4 @@
-"""Session-parallel mini-batches from a SessionStore."""
+"""SessionParallelLoader: a data loader of session-parallel mini-batches from a SessionStore."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from gru4rec_fast import ops
 from gru4rec_fast.data.array_folder import as_tensor
 from gru4rec_fast.data.sessions.store import SessionStore
 
-# Steps played by one call of the operator, and events of all lanes in them: enough to make the call, and the copy to a
-# device, free; few enough to stay small.
+# Upper limits of one call of ops.session_batch, which computes many blocks: steps, and events in all lanes. They make
+# the cost of the call, and of the copy to the device, negligible, and keep its result small.
 CHUNK_STEPS, CHUNK_EVENTS = 256, 1 << 14
-LaneState = tuple[Tensor, Tensor, Tensor]  # as ops.session_batch_state makes it
-_BEGINNING: dict[str, Any] = {"blocks": 0, "lanes": None}
+LaneState = tuple[Tensor, Tensor, Tensor]  # what ops.session_batch_state returns
+# A position is a number of blocks after a lane state, of which None is the one at the start of an epoch.
+_EPOCH_START: dict[str, Any] = {"blocks": 0, "lanes": None}
 
 
 class SessionBlock(NamedTuple):
-    """T steps of B lanes.
+    """A block of T steps in B lanes.
 
-    inputs, targets: int64 [T, B], items, -1 in dead lanes; reset: bool [T, B], True where a lane starts a session;
-    n_live: live lanes of each step.
+    inputs, targets: int64 [T, B], item indices, -1 in lanes that have no session left;
+    reset: bool [T, B], True where a lane starts a session;
+    n_live: number of lanes that have a session, for each step.
     """
 
     inputs: Tensor
@@ -36,38 +38,39 @@ class SessionBlock(NamedTuple):
 
     @property
     def n_events(self) -> int:
-        """Targets in this block."""
+        """Number of targets in the block."""
         return sum(self.n_live)
 
 
 class SessionParallelLoader(IterableDataset[SessionBlock]):
-    """Plays the sessions of a store in parallel lanes: an iterator of T x B blocks, one epoch per iteration.
+    """Iterates over the sessions of a store in blocks of T steps x B lanes. One iteration is one epoch.
 
-    Lane k starts with session k; a lane whose session ends takes the next session not yet started; when none is left
-    the lane dies, and the epoch goes on to the last event of the last lane (Hidasi et al. 2016, section 3.1.1).
-    Sessions of fewer than two events have no target and are skipped, counted in `n_skipped` and in a warning.
+    A lane is one of the B sessions that are processed in parallel. Lane k starts with session k. When its session ends,
+    the lane continues with the next session that no lane has started; when there is none, the lane is dead. The epoch
+    ends when all lanes are dead (Hidasi et al. 2016, section 3.1.1). Sessions of fewer than two events have no target:
+    they are skipped, counted in `n_skipped`, and reported by a warning.
 
-    The log stays where the store has it, memory-mapped, and is played on the CPU, some hundred steps ahead; only those
-    steps are copied to `device`.
+    The log stays memory-mapped. Blocks are computed on the CPU, up to 256 steps at a time, and copied to `device`.
 
-    Works in anybody's loop and inside torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). A worker
-    process is refused at its first block: the place within the epoch would move in the worker's copy alone, so that
-    `state_dict` would stand still and every shuffle repeat itself; nor is there a gain, as a block takes microseconds.
+    Use it in any training loop, or as torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). Worker
+    processes raise an error at their first block: the position within the epoch would change in the worker's copy only,
+    so `state_dict` would be wrong and every epoch would have the same order. They would not help either, because a
+    block takes microseconds.
 
     Args:
         store: the sessions.
-        batch_size: B; with fewer playable sessions there are fewer lanes (`n_lanes`).
-        steps: T, steps in a block; the epoch's last block may have fewer.
-        device: where the blocks are to be.
-        shuffle: play the sessions in an order drawn anew each epoch from (seed, epoch), instead of by start time. Needs
-            memory for one number per session.
-        seed: of the shuffle.
-        min_live: end the epoch at the first step with fewer live lanes (2 where only in-batch negatives are used).
+        batch_size: B. If fewer sessions have a target, there are fewer lanes (`n_lanes`).
+        steps: T. The last block of an epoch may have fewer steps.
+        device: device of the blocks.
+        shuffle: use a new random order in each epoch, a function of (seed, epoch), instead of the order by start time.
+            Needs memory for one integer per session.
+        seed: seed of the shuffle.
+        min_live: end the epoch at the first step with fewer live lanes. Use 2 if all negatives are in-batch negatives.
         impl: "auto", "native" or "reference".
 
     Raises:
-        ValueError: an argument out of range, or no session with two events; while iterating, in a worker process, or an
-            item that is not in the store's catalogue.
+        ValueError: an argument is out of range, or no session has two events. While iterating: the loader runs in a
+            worker process, or an item index of the store is out of range.
     """
 
     def __init__(
@@ -85,8 +88,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         self.n_skipped = store.n_short_sessions
-        n_playable = store.n_sessions - self.n_skipped
-        if n_playable < 1:
+        n_usable = store.n_sessions - self.n_skipped
+        if n_usable < 1:
             raise ValueError(f"none of the {store.n_sessions} sessions has two events: there is nothing to predict")
         if self.n_skipped:
             warnings.warn(
@@ -97,37 +100,37 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         self.items, self.offsets = as_tensor(store.items), as_tensor(store.offsets)
         self.n_items, self._folder = store.n_items, store.folder
         self.n_sessions = store.n_sessions
-        self.n_lanes = min(batch_size, n_playable)
+        self.n_lanes = min(batch_size, n_usable)
         self.n_targets = store.n_targets
         self.steps, self.shuffle, self.seed, self.min_live, self.impl = steps, shuffle, seed, min_live, impl
         self._epoch = 0
         self._resume: dict[str, Any] | None = None
-        self._position = _BEGINNING
+        self._position = _EPOCH_START
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration plays (matters with shuffle); it starts at its beginning."""
+        """Make the next iteration start at the beginning of `epoch`, which with shuffle determines its order."""
         self._epoch = epoch
         self._resume = None
-        self._position = _BEGINNING
+        self._position = _EPOCH_START
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the next block not yet yielded, and what it is a place in: plain values that JSON can hold."""
+        """Return the position of the next block and the settings of the loader. All values can be stored as JSON."""
         return {"epoch": self._epoch, **self._position, "loader": self._identity()}
 
     def _identity(self) -> dict[str, int | bool]:
-        """What decides which events a place in an epoch stands between."""
+        """Return the settings that a loader must share for a position to have the same meaning."""
         names = ("n_sessions", "n_targets", "n_lanes", "steps", "shuffle", "seed", "min_live")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on at the place of `state`.
+        """Make the next iteration resume at the position in `state`.
 
         Raises:
-            ValueError: `state` was taken from a loader of other sessions or with other arguments; names what differs.
+            ValueError: `state` is from a loader with other sessions or settings; the message lists the differences.
         """
-        theirs = state.get("loader", {})
-        pairs = {name: (theirs.get(name), ours) for name, ours in self._identity().items()}
-        different = "; ".join(f"{name}={its}, not {ours}" for name, (its, ours) in pairs.items() if its != ours)
+        saved = state.get("loader", {})
+        pairs = [(name, saved.get(name), value) for name, value in self._identity().items()]
+        different = "; ".join(f"{name}={theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours)
         if different:
             raise ValueError(f"the state was taken from another loader: it had {different}")
         self._epoch = state["epoch"]
@@ -138,51 +141,51 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         worker = get_worker_info()
         if worker is not None:
             raise ValueError(
-                f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, where its "
-                "place and the epoch of its shuffle are kept; a block takes microseconds: use num_workers=0"
+                f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, which keeps "
+                "its position and epoch; use num_workers=0 (a block takes microseconds)"
             )
-        order, lanes = self.begin()
+        order, lanes = self.start_epoch()
         chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_lanes) // self.steps * self.steps)
         while True:
-            at_start = [tensor.tolist() for tensor in lanes]
+            chunk_start = [tensor.tolist() for tensor in lanes]
             inputs, targets, reset = ops.session_batch(self.items, self.offsets, order, *lanes, chunk, impl=self.impl)
             n_live = self._count_live(inputs.numpy(), targets.numpy(), reset.numpy())
-            playable = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
-            inputs, targets, reset = (self._on_device(tensor) for tensor in (inputs, targets, reset))
-            for number, start in enumerate(range(0, playable, self.steps)):
-                stop = min(start + self.steps, playable)
-                self._position = {"blocks": number + 1, "lanes": at_start}
-                at = slice(start, stop)
-                yield SessionBlock(inputs[at], targets[at], reset[at], n_live[at])
-            if playable < chunk:
+            n_steps = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
+            inputs, targets, reset = (self._to_device(tensor) for tensor in (inputs, targets, reset))
+            for i, start in enumerate(range(0, n_steps, self.steps)):
+                self._position = {"blocks": i + 1, "lanes": chunk_start}
+                rows = slice(start, min(start + self.steps, n_steps))
+                yield SessionBlock(inputs[rows], targets[rows], reset[rows], n_live[rows])
+            if n_steps < chunk:
                 break
-        self._end_epoch()
+        self._finish_epoch()
 
-    def begin(self) -> tuple[Tensor | None, LaneState]:
-        """The order in which this epoch's sessions are played, and the lanes' state before the next block.
+    def start_epoch(self) -> tuple[Tensor | None, LaneState]:
+        """Return the session order of this epoch, and the lane state at the current position (see `load_state_dict`).
 
-        Arguments of `ops.session_batch`, for who plays the sessions otherwise than by iterating, and tells `moved_to`.
+        Both are arguments of `ops.session_batch`, for callers that call it themselves instead of iterating. They report
+        their progress to `set_position`.
         """
-        place, self._resume = self._resume or _BEGINNING, None
+        position, self._resume = self._resume or _EPOCH_START, None
         order, lanes = self._order(), ops.session_batch_state(self.n_lanes)
-        if place["lanes"] is not None:
-            for tensor, values in zip(lanes, place["lanes"], strict=True):
+        if position["lanes"] is not None:
+            for tensor, values in zip(lanes, position["lanes"], strict=True):
                 tensor.copy_(torch.tensor(values))
-        if place["blocks"]:
-            past = place["blocks"] * self.steps
-            ops.session_batch(self.items, self.offsets, order, *lanes, past, impl=self.impl)
+        if position["blocks"]:
+            skipped_steps = position["blocks"] * self.steps
+            ops.session_batch(self.items, self.offsets, order, *lanes, skipped_steps, impl=self.impl)
         return order, lanes
 
-    def moved_to(self, lanes: LaneState, finished: bool) -> None:
-        """Take the state of the lanes that `begin` gave as the place of the next block, or the epoch as played."""
+    def set_position(self, lanes: LaneState, finished: bool) -> None:
+        """Make the given lane state the position of the next block, or, if `finished`, end the epoch."""
         if finished:
-            self._end_epoch()
+            self._finish_epoch()
         else:
             self._position = {"blocks": 0, "lanes": [tensor.tolist() for tensor in lanes]}
 
-    def _end_epoch(self) -> None:
+    def _finish_epoch(self) -> None:
         self._epoch += 1
-        self._position = _BEGINNING
+        self._position = _EPOCH_START
 
     def _order(self) -> Tensor | None:
         if not self.shuffle:
@@ -193,21 +196,24 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         return torch.randperm(self.n_sessions, generator=generator)
 
     def _count_live(self, inputs: np.ndarray, targets: np.ndarray, reset: np.ndarray) -> list[int]:
-        """Live lanes of each step; a damaged store is told here, and not by an index out of range within a model."""
+        """Return the number of live lanes of each step.
+
+        Raises ValueError for a damaged store, which would otherwise cause an index error within a model.
+        """
         live = inputs >= 0
         lowest, highest = min(inputs.min(), targets.min()), max(inputs.max(), targets.max())
         if not np.array_equal(live, targets >= 0) or np.any(reset > live) or highest >= self.n_items:
-            raise self.damage(f"here {lowest} to {highest}")
+            raise self.damage_error(f"values from {lowest} to {highest}")
         return live.sum(1).tolist()
 
-    def damage(self, what: str) -> ValueError:
-        """The error that says that the log is not what was prepared, and what was found."""
+    def damage_error(self, found: str) -> ValueError:
+        """Return a ValueError for item indices that are out of range. `found` describes them."""
         return ValueError(
-            f"{self._folder or 'the store'}: its items are no indices of its catalogue of {self.n_items} items "
-            f"({what}); it is damaged, prepare it again"
+            f"{self._folder or 'the store'} is damaged: item indices are out of range for a catalogue of "
+            f"{self.n_items} items ({found}); prepare the store again"
         )
 
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cuda":  # from pinned memory, so that the copy waits for nothing that runs there
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # a copy from pinned memory does not wait for the GPU
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)

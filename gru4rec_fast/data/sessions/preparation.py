@@ -1,18 +1,19 @@
-"""From a raw log to what training needs: filters, temporal splits, stores on disk."""
+"""Prepare a raw log for training: filter it, split it by time and write the parts as session stores."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gru4rec_fast.data.array_folder import read_meta, replace_folder, write_meta
-from gru4rec_fast.data.sessions.assembly import ItemIndex
+from gru4rec_fast.data.sessions.assembly import ItemRenumbering
 from gru4rec_fast.data.sessions.events import EventLog
-from gru4rec_fast.data.sessions.filters import Rules, drop_rare, drop_unseen, require_sessions
+from gru4rec_fast.data.sessions.filters import SessionRules, drop_rare, drop_unseen, require_sessions
 from gru4rec_fast.data.sessions.split import Split
 from gru4rec_fast.data.sessions.store import PREPARED_FORMAT, SessionStore
 
@@ -34,38 +35,39 @@ def prepare(
     validation_split: Split | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, SessionStore]:
-    """Filter a log, split it by time and write the parts as stores under `out`; a log larger than memory goes through.
+    """Filter a log, split it by time and write the parts as stores. The log may be larger than memory.
 
-    The order of things: duplicates; then, repeated until nothing changes, repeats, items, sessions; then the splits.
+    First duplicates are removed. Then repeats, rare items and short sessions are removed until nothing changes. Then
+    the log is split.
 
     Args:
         source, session_key, item_key, time_key, separator, allow_pickle, progress: as for `SessionStore.from_events`.
-        out: folder; `out/train` always, `out/test` with `split`, `out/train_tr` and `out/train_valid` with
-            `validation_split`. It is written aside and renamed; a prepared log that is there already is replaced.
+        out: folder for the stores: `out/train`, with `split` also `out/test`, and with `validation_split` also
+            `out/train_tr` and `out/train_valid`. An earlier prepared log is replaced when the new one is complete.
         min_item_support: keep items that occur at least this often.
         min_session_length: keep sessions of at least this many events.
         remove_duplicates: of the rows with the same session, item and time keep the first.
         collapse_repeats: of consecutive events of a session with the same item keep the first.
-        split: which sessions become the test part (a `Split`, or its name as in `Split.parse`).
-        validation_split: which sessions of the training part are held out once more.
+        split: how to hold out test sessions: a `Split`, or text for `Split.parse`.
+        validation_split: how to hold out validation sessions from the training sessions.
 
     Returns:
-        The stores by the name of their folder, memory-mapped. The vocabulary of a held-out part is that of the part it
-        is held out from: events of other items are removed from it, then sessions of fewer than two events. What was
-        dropped, and why, is counted in `meta["dropped"]` of each store.
+        The stores, memory-mapped, by the name of their folder. A held-out part has the vocabulary of the part it is
+        held out from: events of other items are removed, then sessions of fewer than two events. `meta["dropped"]` of
+        each store counts what was removed, by reason.
 
     Raises:
-        ValueError, OSError, ImportError: as `SessionStore.from_events`; and where no session is left in a part.
+        ValueError, OSError, ImportError: as `SessionStore.from_events`; ValueError also if a part has no session left.
         FileExistsError: `out` holds something other than a prepared log.
     """
     from gru4rec_fast.data.sessions.ingest import ingest
     from gru4rec_fast.data.tables import open_table
 
-    for name, number in (("min_item_support", min_item_support), ("min_session_length", min_session_length)):
-        if number < 1:
-            raise ValueError(f"{name}={number}, but it must be at least 1")
+    for name, value in (("min_item_support", min_item_support), ("min_session_length", min_session_length)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
     split, validation_split = (Split.parse(s) if isinstance(s, str) else s for s in (split, validation_split))
-    rules = Rules(min_session_length, collapse_repeats)
+    rules = SessionRules(min_session_length, collapse_repeats)
     keys = {"session": session_key, "item": item_key, "time": time_key}
     with replace_folder(out, [PREPARED_FORMAT]) as partial:
         with tempfile.TemporaryDirectory(dir=partial) as scratch:
@@ -75,7 +77,7 @@ def prepare(
             dropped = log.dropped
             parts: dict[str, dict[str, int]] = {}
             if split is None:
-                parts["train"] = _write(log, ItemIndex(log.item_ids), partial / "train")
+                parts["train"] = _write(log, ItemRenumbering(log.item_ids), partial / "train")
             else:
                 log = _write_split(log, split, ("train", "test"), partial, rules, parts)
             if validation_split is not None:
@@ -85,7 +87,7 @@ def prepare(
 
 
 def open_prepared(folder: str | Path) -> dict[str, SessionStore]:
-    """The stores that `prepare` wrote to a folder, by name. Raises as `SessionStore.open`."""
+    """Open the stores that `prepare` wrote to a folder, by name. Raises the errors of `SessionStore.open`."""
     folder = Path(folder)
     try:
         parts = read_meta(folder)["parts"]
@@ -95,26 +97,29 @@ def open_prepared(folder: str | Path) -> dict[str, SessionStore]:
 
 
 def _write_split(
-    log: EventLog, split: Split, names: tuple[str, str], folder: Path, rules: Rules, parts: dict[str, dict[str, int]]
+    log: EventLog, split: Split, names: tuple[str, str], folder: Path, rules: SessionRules, parts: dict[str, Any]
 ) -> EventLog:
-    """Write what `split` keeps and what it holds out as two stores; returns the log of the former."""
+    """Split a log, write both parts as stores and add their sizes to `parts`. Returns the log of the training part.
+
+    `names` are the names of the training part and of the held-out part.
+    """
     times = [(events.starts, events.ends, events.first_rows) for events in log]
     counts = [len(starts) for starts, _, _ in times]
-    held = np.split(split.held_out(*map(np.concatenate, zip(*times, strict=True))), np.cumsum(counts)[:-1])
+    held_out = np.split(split.held_out(*map(np.concatenate, zip(*times, strict=True))), np.cumsum(counts)[:-1])
     del times
-    index = ItemIndex(log.item_ids)
-    kept = log.derived(lambda i, events: events.select(~held[i]), names[0])
-    kept.dropped = log.dropped  # what was removed before the split
-    parts[names[0]] = _write(kept, index, folder / names[0])
-    tested = log.derived(lambda i, events: events.select(held[i]), names[1])
-    if tested.support().any():
-        drop_unseen(tested, index, Rules(max(2, rules.min_length), rules.collapse))
-    parts[names[1]] = _write(tested, index, folder / names[1])
-    return kept
+    renumbering = ItemRenumbering(log.item_ids)
+    train = log.derive(lambda i, events: events.select_sessions(~held_out[i]), names[0])
+    train.dropped = log.dropped  # what was removed before the split
+    parts[names[0]] = _write(train, renumbering, folder / names[0])
+    test = log.derive(lambda i, events: events.select_sessions(held_out[i]), names[1])
+    if test.support().any():
+        drop_unseen(test, renumbering, replace(rules, min_length=max(2, rules.min_length)))
+    parts[names[1]] = _write(test, renumbering, folder / names[1])
+    return train
 
 
-def _write(log: EventLog, index: ItemIndex, folder: Path) -> dict[str, int]:
+def _write(log: EventLog, renumbering: ItemRenumbering, folder: Path) -> dict[str, int]:
     require_sessions(log, f"the part {folder.name!r}")
     folder.mkdir()
-    store = SessionStore.from_log(log, index, folder)
+    store = SessionStore.from_log(log, renumbering, folder)
     return {"n_sessions": store.n_sessions, "n_events": store.n_events, "n_items": store.n_items}

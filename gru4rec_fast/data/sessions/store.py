@@ -1,4 +1,4 @@
-"""SessionStore: a prepared session log as plain arrays, in memory or memory-mapped from one folder."""
+"""SessionStore: a session log as arrays, in memory or memory-mapped from a folder."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from numpy.typing import ArrayLike
 from gru4rec_fast.data.array_folder import (
     ArrayFolder,
     FolderFormat,
-    disk_full_named,
+    explain_disk_full,
     replace_folder,
     save_array,
     summary_lines,
     write_array_folder,
 )
-from gru4rec_fast.data.sessions.assembly import ItemIndex, assemble
+from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_partitions
 from gru4rec_fast.data.sessions.events import EventLog
-from gru4rec_fast.data.sessions.filters import Rules, drop_unseen, require_sessions
-from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices
+from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions
+from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices, check_indices
 
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
 _FOLDER = FolderFormat(
     FORMAT,
     "session store",
-    "store",
     "prepare",
     counts=("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions"),
     arrays=("offsets", "start_times", "end_times", "support"),
@@ -39,22 +38,22 @@ _FOLDER = FolderFormat(
 
 
 class SessionStore:
-    """Sessions in order of their first event's time, the events of each in time order.
+    """Sessions, sorted by the time of their first event. The events of a session are sorted by time.
 
-    Build one with `open`, `from_events` or `from_arrays`; arrays are not to be written to.
+    Build a store with `from_events` or `from_arrays`, or `open` a saved one. Do not write to its arrays.
 
     Attributes:
-        items: int32 [n_events], item indices, session after session.
+        items: int32 [n_events], item indices.
         offsets: int64 [n_sessions + 1]; session `s` is `items[offsets[s]:offsets[s + 1]]`.
-        start_times, end_times: int64 or float64 [n_sessions], times of the first and the last event, in the log's unit
-            (seconds, UTC, where the log held dates).
-        support: int64 [n_items], how often each item occurs in the log, one-event sessions included.
+        start_times, end_times: int64 or float64 [n_sessions], times of the first and last event, in the unit of the log
+            (dates are converted to seconds since 1970, UTC).
+        support: int64 [n_items], number of events of each item.
         vocabulary: item ids by index.
-        n_events, n_sessions, n_items: numbers of events, of sessions, those of one event included, and of items in the
-            catalogue.
-        meta: facts about the log; `meta["dropped"]` counts what preparation removed, by reason, and `meta["ids"]` tells
-            how the ids of its sessions and items were read.
-        folder: where the store was opened; None where it is held in memory.
+        n_events, n_items: number of events, and number of items in the catalogue.
+        n_sessions: number of sessions, including those of one event.
+        meta: facts about the log; `meta["dropped"]` counts what preparation removed, by reason, and `meta["ids"]`
+            states how session ids and item ids were read.
+        folder: folder of an opened store; None for a store in memory.
     """
 
     def __init__(
@@ -82,24 +81,24 @@ class SessionStore:
 
     @cached_property
     def n_targets(self) -> int:
-        """Number of next-item targets in one epoch: every event that another one of its session precedes."""
+        """Number of targets in one epoch: all events except the first of each session."""
         return int(np.maximum(np.diff(self.offsets) - 1, 0).sum())
 
     @cached_property
     def n_short_sessions(self) -> int:
-        """Number of sessions of fewer than two events, which have no target."""
+        """Number of sessions that have fewer than two events and so no target."""
         return int((np.diff(self.offsets) < 2).sum())
 
     @cached_property
     def session_ids(self) -> np.ndarray:
-        """Ids of the sessions as they stood in the log: int64 or str (NumPy StringDType), [n_sessions]."""
+        """Session ids of the log, int64 or str (NumPy StringDType), [n_sessions]."""
         return self._session_ids() if callable(self._session_ids) else self._session_ids
 
     def __repr__(self) -> str:
         return f"SessionStore({self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items)"
 
     def summary(self) -> str:
-        """What the store holds, and what was changed or dropped on the way, one fact per line."""
+        """Return the sizes of the store and what preparation changed or dropped, one fact per line."""
         sizes = f"{self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items"
         return "\n".join([sizes, *summary_lines(self.meta)])
 
@@ -116,31 +115,26 @@ class SessionStore:
         session_ids: ArrayLike | Iterable[int] | Iterable[str] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> SessionStore:
-        """An in-memory store from arrays, checked.
+        """Build a store in memory from arrays, which are checked.
 
         Args:
-            items: integer [n_events], item indices in 0 .. n_items - 1.
-            offsets: integer [n_sessions + 1], from 0 to n_events, never falling.
-            start_times, end_times: [n_sessions]; by default 0, 1, 2 ... and equal to `start_times`.
-            n_items: size of the catalogue; by default that of `vocabulary`, else the largest index + 1.
+            items: integer [n_events], item indices in [0, n_items).
+            offsets: integer [n_sessions + 1], non-decreasing from 0 to n_events.
+            start_times: non-decreasing [n_sessions]; by default 0, 1, 2, ...
+            end_times: [n_sessions]; by default `start_times`.
+            n_items: size of the catalogue; by default the length of `vocabulary`, else the largest index + 1.
             vocabulary: item ids; by default the indices themselves.
-            session_ids: by default 0, 1, 2 ...
-            meta: kept as it is.
+            session_ids: integers or strings [n_sessions]; by default 0, 1, 2, ...
+            meta: facts to store.
 
         Raises:
-            ValueError: the arrays do not fit each other; the message names the argument.
+            ValueError: an array has a wrong shape, dtype or value; the message names the argument.
         """
-        items, offsets = as_indices(items, "items"), as_indices(offsets, "offsets")
+        items, n_items = check_indices(items, "items", n_items, vocabulary)
+        offsets = as_indices(offsets, "offsets")
         if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != len(items) or np.any(np.diff(offsets) < 0):
-            raise ValueError(f"offsets must rise from 0 to the number of events ({len(items)}) and never fall")
-        if vocabulary is None:
-            largest = int(items.max()) + 1 if len(items) else 0
-            vocabulary = Vocabulary(np.arange(largest if n_items is None else n_items))
-        elif n_items is not None and n_items != len(vocabulary):
-            raise ValueError(f"n_items={n_items}, but the vocabulary holds {len(vocabulary)} ids")
-        if len(items) and (items.min() < 0 or items.max() >= len(vocabulary)):
-            bad = int(np.flatnonzero((items < 0) | (items >= len(vocabulary)))[0])
-            raise ValueError(f"items[{bad}] = {items[bad]} is no index of a catalogue of {len(vocabulary)} items")
+            raise ValueError(f"offsets must be non-decreasing, from 0 to the number of events ({len(items)})")
+        vocabulary = Vocabulary(np.arange(n_items)) if vocabulary is None else vocabulary
         n_sessions = len(offsets) - 1
         starts = np.arange(n_sessions) if start_times is None else np.asarray(start_times)
         ends = starts if end_times is None else np.asarray(end_times)
@@ -152,7 +146,7 @@ class SessionStore:
             if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
                 raise ValueError(f"{name} must be finite numbers")
         if np.any(starts[1:] < starts[:-1]):
-            raise ValueError("start_times must never fall: sessions stand in order of their first event's time")
+            raise ValueError("start_times must be non-decreasing: sort the sessions by the time of their first event")
         return cls(
             items=items.astype(np.int32),
             offsets=offsets,
@@ -178,24 +172,25 @@ class SessionStore:
         out: str | Path | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> SessionStore:
-        """Read a log of events as it is: grouped and sorted, nothing filtered. Rows may come in any order.
+        """Read a log of events, in any order, and group it by session. Nothing is filtered (see `prepare` for that).
 
         Args:
             source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas, polars
                 or Arrow table; or a dict of columns.
-            session_key, item_key, time_key: names of the columns. With their defaults the usual RecBole names
-                (session_id, item_id, timestamp) are found too in a `.inter` file.
-            separator: of a text file; by default the one that splits its header.
-            vocabulary: of the training data, for a test log. Events of other items are removed, then sessions of
-                fewer than two events; both are counted in `meta["dropped"]`.
-            allow_pickle: permit reading a pickle, which runs whatever code is in it.
-            out: folder to write the store to and open it from, memory-mapped; a log larger than memory goes through.
-                Without it the store is held in memory.
-            progress: called now and then with the number of rows read so far.
+            session_key, item_key, time_key: names of the columns. In a `.inter` file, the defaults also find the usual
+                RecBole names (session_id, item_id, timestamp).
+            separator: column separator of a text file; by default found in the header.
+            vocabulary: vocabulary of the training data, for a test log. Events of other items are removed, then
+                sessions of fewer than two events; both are counted in `meta["dropped"]`.
+            allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
+            out: folder to write the store to; the result is memory-mapped, and the log may be larger than memory.
+                None holds the store in memory.
+            progress: called from time to time with the number of rows read so far.
 
         Raises:
-            ValueError: empty source, missing column, missing id, or a time that is none; names file, column and row.
-            OSError: the disk is full; nothing is left behind.
+            ValueError: the source is empty, a column or id is missing, or a time cannot be read; the message names
+                source, column and row.
+            OSError: the disk is full; nothing is written.
             ImportError: polars is not installed.
         """
         from gru4rec_fast.data.sessions.ingest import ingest
@@ -205,66 +200,66 @@ class SessionStore:
         with (
             replace_folder(out, [FORMAT]) if out is not None else nullcontext() as partial,
             tempfile.TemporaryDirectory(dir=partial) as scratch,
-            disk_full_named(Path(out or scratch)),
+            explain_disk_full(Path(out or scratch)),
         ):
             table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress)
-            index = ItemIndex(log.item_ids, vocabulary)
+            renumbering = ItemRenumbering(log.item_ids, vocabulary)
             if vocabulary is not None:
-                drop_unseen(log, index, Rules())
+                drop_unseen(log, renumbering, SessionRules())
                 require_sessions(log, "the log")
-            store = cls.from_log(log, index, partial)
+            store = cls.from_log(log, renumbering, partial)
         return store if out is None else cls.open(out)
 
     @classmethod
-    def from_log(cls, log: EventLog, index: ItemIndex, folder: Path | None) -> SessionStore:
-        """The store of a grouped log, its files written into an existing folder; None builds it in memory."""
-        store = cls(**assemble(log, index, folder))
+    def from_log(cls, log: EventLog, renumbering: ItemRenumbering, folder: Path | None) -> SessionStore:
+        """Build the store of a log in memory (folder=None), or write its files to an existing folder."""
+        store = cls(**merge_partitions(log, renumbering, folder))
         if folder is not None:
             store.write_all_but_items(folder)
         return store
 
     @classmethod
     def open(cls, folder: str | Path) -> SessionStore:
-        """Open a saved store, memory-mapped.
+        """Open a saved store as memory maps.
 
-        Reads the vocabulary, and `offsets` and `support` to see whether they can be right; everything else when it is
-        used. That `items` lie in the catalogue is checked by who plays them.
+        Reads and checks the vocabulary, `offsets` and `support`. All other arrays are read when they are used; whether
+        `items` are in range is checked by the data loader.
 
         Raises:
             FileNotFoundError: there is no store in `folder`.
-            ValueError: the store is damaged, or of a format this version does not know.
+            ValueError: the store is damaged, or has a format version that this release does not read.
         """
         stored = ArrayFolder(folder, _FOLDER)
         n_events, n_sessions, n_items, n_targets, n_short_sessions = stored.counts
         store = cls(
-            offsets=stored.offsets("offsets", n_sessions, n_events),
-            items=stored.array("items", n_events, np.int32),
-            start_times=stored.array("start_times", n_sessions, np.int64, np.float64),
-            end_times=stored.array("end_times", n_sessions, np.int64, np.float64),
-            support=stored.in_range("support", stored.array("support", n_items, np.int64), 0, n_events + 1),
-            vocabulary=stored.vocabulary("vocabulary", n_items),
-            session_ids=lambda: stored.ids("session_ids", n_sessions),
+            offsets=stored.open_offsets("offsets", n_sessions, n_events),
+            items=stored.open_array("items", n_events, np.int32),
+            start_times=stored.open_array("start_times", n_sessions, np.int64, np.float64),
+            end_times=stored.open_array("end_times", n_sessions, np.int64, np.float64),
+            support=stored.check_range("support", stored.open_array("support", n_items, np.int64), 0, n_events + 1),
+            vocabulary=stored.read_vocabulary("vocabulary", n_items),
+            session_ids=lambda: stored.read_ids("session_ids", n_sessions),
             meta=stored.meta,
         )
         store.folder = stored.path
-        # Counted when the store was written.
+        # Stored, so that they need not be computed from all offsets.
         store.n_targets, store.n_short_sessions = n_targets, n_short_sessions
         return store
 
     def save(self, folder: str | Path) -> None:
-        """Write the store to a folder: into a temporary sibling first, renamed when complete.
+        """Write the store to a folder of .npy files. They are written to a temporary folder that is renamed at the end.
 
         Raises:
             FileExistsError: `folder` holds something other than a store.
-            OSError: the disk is full; what stood at `folder` before is unchanged.
+            OSError: the disk is full; an earlier store in `folder` is unchanged.
         """
         with replace_folder(folder, [FORMAT]) as partial:
             save_array(partial / "items.npy", self.items)
             self.write_all_but_items(partial)
 
     def write_all_but_items(self, folder: Path) -> None:
-        """Write every file of the store but items.npy, which ingest streams, into an existing folder."""
+        """Write all files except items.npy to an existing folder. `merge_partitions` writes items.npy in blocks."""
         ids = {"vocabulary": self.vocabulary.ids, "session_ids": self.session_ids}
         write_array_folder(folder, _FOLDER, self, ids)
 

@@ -1,4 +1,4 @@
-"""Synthetic sessions with what makes real ones learnable: a few popular items, and items that follow items."""
+"""Synthetic session logs with Zipf-distributed item popularity and predictable next items."""
 
 from __future__ import annotations
 
@@ -25,32 +25,35 @@ def markov_events(
     mean_length: float = 6.0,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A click log drawn from a first-order Markov chain over a catalogue with Zipf popularity.
+    """Draw a click log from a first-order Markov chain over a catalogue with Zipf popularity.
 
-    Every item has `n_successors` items of its own, drawn by popularity. An event is followed, with probability
-    `p_follow`, by one of them (the j-th of them with weight 1 / j), else by any item, drawn by popularity; so is the
-    first event. Session lengths are 2 plus a geometric number.
+    The first item of a session is drawn by popularity. With probability `p_follow`, the next item is one of the
+    `n_successors` successors of the current item, the j-th with a probability proportional to 1 / j; otherwise it is
+    drawn by popularity. The successors of each item are drawn by popularity, too. The length of a session is 1 plus a
+    geometrically distributed number, which is at least 1.
 
     Args:
-        n_sessions, n_items: sizes of the log and of its catalogue; rare items may not occur.
-        zipf_exponent: popularity of the item of rank r is proportional to r^-zipf_exponent.
-        n_successors, p_follow: see above; p_follow=0 leaves nothing to learn but popularity.
-        mean_length: expected events per session, above 2.
-        seed: same seed, same log.
+        n_sessions: number of sessions.
+        n_items: size of the catalogue. Rare items may not occur in the log.
+        zipf_exponent: the popularity of the item with rank r is proportional to r^-zipf_exponent.
+        n_successors: number of successors of each item.
+        p_follow: probability of a successor. With p_follow=0, only popularity can be learned.
+        mean_length: expected number of events per session, above 2.
+        seed: the same seed gives the same log.
 
     Returns:
-        Columns "SessionId", "ItemId" and "Time" (seconds), int64 [n_events] each, by session and time.
+        Columns "SessionId", "ItemId" and "Time" (seconds), int64 [n_events] each, sorted by session and time.
 
     Raises:
-        ValueError: an argument out of range, named.
+        ValueError: an argument is out of range.
     """
-    for name, number in (("n_sessions", n_sessions), ("n_items", n_items), ("n_successors", n_successors)):
-        if number < 1:
-            raise ValueError(f"{name}={number}: must be at least 1")
+    for name, value in (("n_sessions", n_sessions), ("n_items", n_items), ("n_successors", n_successors)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
     if not 0 <= p_follow <= 1:
-        raise ValueError(f"p_follow={p_follow}: must lie in [0, 1]")
+        raise ValueError(f"p_follow={p_follow}: must be between 0 and 1")
     if not mean_length > 2:
-        raise ValueError(f"mean_length={mean_length}: must be above 2, the shortest session's length")
+        raise ValueError(f"mean_length={mean_length}: must be greater than 2, the length of the shortest sessions")
     rng = np.random.default_rng(seed)
     popularity = _normalized(np.arange(1, n_items + 1) ** -zipf_exponent)
     successors = rng.choice(n_items, (n_items, n_successors), p=popularity)
@@ -65,12 +68,12 @@ def markov_events(
         others = rng.choice(n_items, live.sum(), p=popularity)
         items[live, position] = np.where(rng.random(live.sum()) < p_follow, followers, others)
 
-    session, place = np.nonzero(np.arange(items.shape[1]) < lengths[:, None])
-    ids = rng.permutation(n_items) + 1  # as in a real log, an id says nothing about popularity
+    session, index = np.nonzero(np.arange(items.shape[1]) < lengths[:, None])
+    ids = rng.permutation(n_items) + 1  # as in a real log, ids do not reveal popularity
     return {
         "SessionId": 1 + session,
-        "ItemId": ids[items[session, place]],
-        "Time": FIRST_TIME + SESSION_INTERVAL_S * session + EVENT_INTERVAL_S * place,
+        "ItemId": ids[items[session, index]],
+        "Time": FIRST_TIME + SESSION_INTERVAL_S * session + EVENT_INTERVAL_S * index,
     }
 
 
@@ -82,27 +85,27 @@ def markov_sessions(
     seed: int = 0,
     **chain: Any,
 ) -> tuple[SessionStore, ...]:
-    """Sessions of one `markov_events` log, split by time.
+    """Draw a log with `markov_events` and split its sessions by time.
 
     Args:
-        n_sessions, n_items, seed, chain: see `markov_events`.
-        parts: positive shares of the sessions, the earliest first; by default for training and test.
+        n_sessions, n_items, seed, chain: arguments of `markov_events`.
+        parts: share of the sessions in each part, earliest part first. The default parts are training and test.
 
     Returns:
-        One store per part, all indexed by the vocabulary of the first.
+        One store per part. All have the vocabulary of the first.
 
     Raises:
-        ValueError: an argument out of range, named; or a part without a session.
+        ValueError: an argument is out of range, or a part gets no session.
     """
     events = markov_events(n_sessions, n_items, seed=seed, **chain)
     ends = np.round(np.cumsum(parts) / np.sum(parts) * n_sessions).astype(np.int64)
     if np.any(np.diff(ends, prepend=0) < 1):
-        raise ValueError(f"parts={tuple(parts)} of {n_sessions} sessions: each must get at least one")
+        raise ValueError(f"parts={tuple(parts)}: each part must get at least one of the {n_sessions} sessions")
     stores: list[SessionStore] = []
-    for first, last in pairwise([0, *ends.tolist()]):
-        chosen = (events["SessionId"] > first) & (events["SessionId"] <= last)
+    for previous_end, end in pairwise([0, *ends.tolist()]):
+        mask = (events["SessionId"] > previous_end) & (events["SessionId"] <= end)
         vocabulary = stores[0].vocabulary if stores else None
-        columns = {name: column[chosen] for name, column in events.items()}
+        columns = {name: column[mask] for name, column in events.items()}
         stores.append(SessionStore.from_events(columns, vocabulary=vocabulary))
     return tuple(stores)
 

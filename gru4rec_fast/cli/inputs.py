@@ -1,0 +1,58 @@
+"""Sessions and interactions from the log files and prepared folders that are named on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gru4rec_fast.cli.options import LogFormat
+from gru4rec_fast.cli.output import note, row_counter
+
+if TYPE_CHECKING:
+    from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
+
+
+def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
+    """Return the sessions in a prepared folder, or in a log file, which is read into memory.
+
+    Args:
+        path: the folder or file.
+        log: format of a log file.
+        vocabulary: that of the training log, for a log file of held-out sessions.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
+    """
+    from gru4rec_fast.data import SessionStore
+
+    if path.is_dir():
+        store = SessionStore.open(path)
+    else:
+        with row_counter(path.name) as progress:
+            store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **log.arguments())
+    note(f"{path}: {store.summary()}")
+    return store
+
+
+def open_interactions(path: Path, log: LogFormat, like: InteractionGraph | None = None) -> InteractionGraph:
+    """Return the interactions in a prepared folder, in `user item item ...` lines (.txt) or in a log file.
+
+    Args:
+        path: the folder or file.
+        log: format of a log file.
+        like: the training graph, for held-out interactions.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
+    """
+    from gru4rec_fast.data import InteractionGraph
+
+    kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+    if path.is_dir():
+        graph = InteractionGraph.open(path)
+    elif kinds[-1:] == [".txt"]:
+        graph = InteractionGraph.from_text(path, like=like)
+    else:
+        graph = InteractionGraph.from_table(path, like=like, **log.graph_arguments())
+    note(f"{path}: {graph.summary()}")
+    return graph

@@ -1,0 +1,159 @@
+"""The sessions or users that `gru4rec-fast recommend` reads from a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gru4rec_fast.cli.inputs import open_sessions
+from gru4rec_fast.cli.options import LogFormat
+from gru4rec_fast.cli.output import note
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gru4rec_fast.data import SessionStore, Vocabulary
+
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Users:
+    """Users by id, [n]."""
+
+    ids: np.ndarray
+    kind = "user"
+
+    def batch(self, start: int, stop: int) -> np.ndarray:
+        """Return the ids of some users, as `recommend` of a graph model takes them."""
+        return self.ids[start:stop]
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Sessions: ids [n], items of all sessions one after another [n_events], offsets [n + 1].
+
+    The items are ids as read, then indices of `vocabulary`.
+    """
+
+    ids: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+    vocabulary: Vocabulary | None = None
+    kind = "session"
+
+    def batch(self, start: int, stop: int) -> SessionStore:
+        """Return some sessions, as `GRU4Rec.recommend` takes them."""
+        from gru4rec_fast.data import SessionStore
+
+        offsets = self.offsets[start : stop + 1]
+        items = self.items[offsets[0] : offsets[-1]]
+        return SessionStore.from_arrays(items, offsets - offsets[0], vocabulary=self.vocabulary)
+
+
+def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
+    """Return the users in a file of one id per line; empty lines are ignored.
+
+    Raises:
+        OSError, ValueError: no such file; no user in it; a user that was not trained on, unless `skip_unknown`.
+    """
+    import numpy as np
+
+    with open(path, encoding="utf-8-sig") as file:
+        lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} names no user: give one id per line")
+    ids: list[Any] = [text for _, text in lines]
+    if not vocabulary.holds_strings:
+        ids = [_integer(path, line_number, text) for line_number, text in lines]
+    users = np.array(ids, dtype=vocabulary.ids.dtype)
+    known = vocabulary.index_of(users) >= 0
+    if not known.all() and not skip_unknown:
+        line_number, text = lines[int(known.argmin())]
+        raise ValueError(
+            f"{path}, line {line_number}: the model was not trained on user {text}; --skip-unknown skips such users"
+        )
+    if not known.any():
+        raise ValueError(f"{path}: the model was trained on none of these users")
+    if not known.all():
+        note(f"skipped: unknown users {int((~known).sum()):,}")
+    return Users(users[known])
+
+
+def _integer(path: Path, line_number: int, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's are integers") from None
+
+
+def read_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
+    """Return the sessions in a log, a prepared folder or a file of JSON lines.
+
+    Raises:
+        OSError, ValueError, ImportError: see `SessionStore`; a line that is no session; an item that was not trained
+            on, unless `skip_unknown`; no session with a known item.
+    """
+    if path.suffix.lower() in JSON_LINES:
+        return _keep_known(_read_json_lines(path), vocabulary, skip_unknown)
+    store = open_sessions(path, log)  # without the vocabulary, which would drop sessions of one event
+    return _keep_known(
+        Sessions(store.session_ids, store.vocabulary.ids[store.items], store.offsets), vocabulary, skip_unknown
+    )
+
+
+def _read_json_lines(path: Path) -> Sessions:
+    import numpy as np
+
+    from gru4rec_fast.data.vocabulary import as_ids
+
+    ids: list[Any] = []
+    items: list[Any] = []
+    offsets = [0]
+    with open(path, encoding="utf-8") as file:
+        for line_number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                session = json.loads(line)
+                ids.append(session["session"])
+                items += as_ids(session["items"], f"{path}, line {line_number}: items").tolist()
+            except (ValueError, TypeError, KeyError) as error:
+                form = '{"session": "a", "items": [1, 2]}'
+                raise ValueError(f"{path}, line {line_number}: not a session such as {form} ({error})") from None
+            offsets.append(len(items))
+    if not ids:
+        raise ValueError(f"{path} is empty")
+    try:
+        return Sessions(as_ids(ids, "session"), as_ids(items, "items"), np.array(offsets))
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
+    """Return the sessions with item indices in place of ids, without unknown items and sessions of nothing else."""
+    import numpy as np
+
+    try:
+        items = vocabulary.index_of(sessions.items)
+    except TypeError as error:
+        raise ValueError(f"{error}: is this a log of the same catalogue?") from None
+    known = items >= 0
+    owner = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
+    if not known.all() and not skip_unknown:
+        first = int(known.argmin())
+        session, item = sessions.ids[owner[first]], sessions.items[first]
+        raise ValueError(
+            f"session {session}: the model was not trained on item {item}; --skip-unknown skips such items"
+        )
+    lengths = np.bincount(owner[known], minlength=len(sessions.ids))
+    nonempty = lengths > 0
+    if not nonempty.any():
+        raise ValueError("no session holds an item that the model was trained on")
+    if not known.all() or not nonempty.all():
+        counts = int((~known).sum()), int((~nonempty).sum())
+        note(f"skipped: unknown items {counts[0]:,}, sessions without a known one {counts[1]:,}")
+    offsets = np.concatenate([[0], np.cumsum(lengths[nonempty])])
+    return Sessions(sessions.ids[nonempty], items[known], offsets, vocabulary)

@@ -1,0 +1,98 @@
+"""Next-item evaluation of session models over the whole catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from numpy.typing import ArrayLike
+
+from gru4rec_fast import ops
+from gru4rec_fast.data import SessionParallelLoader
+from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
+from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties, ranks_from_counts
+from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
+from gru4rec_fast.evaluation.report import Report
+
+if TYPE_CHECKING:
+    from gru4rec_fast.data import SessionStore
+
+# Hidden states that are ranked in one call. On the CPU they should fit into a core's L2 cache together with a block of
+# the table. A GPU reads the whole table in every call, so that fewer calls are faster.
+_QUERIES_PER_CALL = {"cpu": 512}
+_QUERIES_PER_CALL_ON_GPU = 8192
+
+
+def evaluate_sessions(
+    network: NextItemNetwork,
+    store: SessionStore,
+    *,
+    cutoffs: Iterable[int] = (20,),
+    ties: Ties = "conservative",
+    batch_size: int = 512,
+    baselines: bool = False,
+    support: ArrayLike | None = None,
+    progress: Callable[[int], None] | None = None,
+    impl: str = "auto",
+) -> Report:
+    """Rank the true next item after each event of the test sessions among the whole catalogue.
+
+    The network receives the events of a session in order, from a hidden state of zero, without dropout. The last event
+    of a session has no next item. `batch_size` changes the result by rounding in the network alone.
+
+    Args:
+        network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards.
+        store: test sessions, indexed by the training vocabulary (`SessionStore.from_events(..., vocabulary=...)`).
+        cutoffs: the values of k in "recall@k" and the other metrics.
+        ties: the rank of an item is 1 + the number of other items with a higher score ("standard"), plus the number of
+            other items with the same score ("conservative"), or plus half of it ("median").
+        batch_size: sessions processed in parallel.
+        baselines: whether to add the metrics of popularity and of a random order to the report; needs `support`.
+        support: int [n_items], number of each item's occurrences in the training log.
+        progress: called after each block with the number of targets ranked so far.
+        impl: "auto", "native" or "reference", for the data loader and the ranking.
+
+    Raises:
+        ValueError: an argument is out of range, the store has another catalogue or no session of two events, or a score
+            is NaN.
+    """
+    check_ties(ties)
+    metrics = RankMetrics(cutoffs)
+    weight, bias = network.output_weight, network.output_bias
+    if len(weight) != store.n_items:
+        raise ValueError(
+            f"the store has {store.n_items} items, the network {len(weight)}: read the test log with vocabulary= of "
+            "the training store"
+        )
+    if baselines and support is None:
+        raise ValueError("baselines=True needs support=, the support of the items in the training store")
+    # Before the model, so that a wrong support is reported early; the baselines take little time.
+    baseline_metrics = {}
+    if baselines and support is not None:
+        baseline_metrics["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)
+        baseline_metrics["random"] = random_metrics(store.n_items, metrics.cutoffs)
+    per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
+    steps = max(1, per_call // batch_size) if batch_size > 0 else 1
+    loader = SessionParallelLoader(store, batch_size, steps=steps, device=weight.device, impl=impl)
+    with evaluating(network):
+        state = network.initial_state(loader.n_lanes)
+        for block in loader:
+            hidden, state = network(block.inputs, state, block.reset)
+            live = block.inputs >= 0
+            queries = hidden[live].to(weight.dtype)  # autocast may have made them bfloat16 or float16
+            greater, equal = ops.target_rank(queries, weight, bias, block.targets[live], impl=impl)
+            metrics.update(ranks_from_counts(greater, equal, ties))
+            if progress is not None:
+                progress(metrics.n_targets)
+    dropped = {name: int(count) for name, count in store.meta.get("dropped", {}).items()}
+    if loader.n_skipped:
+        dropped["sessions_too_short_to_evaluate"] = loader.n_skipped
+    return Report(
+        metrics=metrics.compute(),
+        n_targets=metrics.n_targets,
+        n_items=store.n_items,
+        n_sessions=store.n_sessions - loader.n_skipped,
+        ties=ties,
+        dropped=dropped,
+        baselines=baseline_metrics,
+    )

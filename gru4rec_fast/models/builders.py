@@ -1,0 +1,261 @@
+"""Build what training needs from the parameters of a model: data, network, loss, optimizer, runner, trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gru4rec_fast import ops
+from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore, TripleSampler, Vocabulary
+from gru4rec_fast.data.graphs.order import align_indices
+from gru4rec_fast.models.parameter_fields import Parameters
+from gru4rec_fast.models.parameters import (
+    TRAINING_LOSS,
+    GraphParameters,
+    GRU4RecParameters,
+    LightGCNParameters,
+    NGCFParameters,
+    split_adjacency,
+)
+from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork, SampledLoss, SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.training import (
+    EpochRunner,
+    GraphEpochRunner,
+    Schedule,
+    SessionEpochRunner,
+    Trainer,
+    TrainerOptions,
+    log_fingerprint,
+)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device; ValueError unless it is a CPU or CUDA device, RuntimeError if this machine lacks it."""
+    device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r}: choose 'cpu', 'cuda', 'cuda:1' ...")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device={name!r}: PyTorch sees no CUDA device here; use device='cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"device={name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def open_sessions(
+    data: Any,
+    vocabulary: Vocabulary | None = None,
+    *,
+    session_key: str = "SessionId",
+    item_key: str = "ItemId",
+    time_key: str = "Time",
+) -> SessionStore:
+    """Return data in any accepted form as a store; its items are indexed by `vocabulary`, if that is given.
+
+    Raises:
+        ValueError: a prepared store has another vocabulary. Otherwise as `SessionStore.from_events`.
+    """
+    if isinstance(data, str | os.PathLike) and Path(data).is_dir():
+        data = SessionStore.open(Path(data))
+    if not isinstance(data, SessionStore):
+        return SessionStore.from_events(
+            data, session_key=session_key, item_key=item_key, time_key=time_key, vocabulary=vocabulary
+        )
+    if vocabulary is not None and data.vocabulary != vocabulary:
+        raise ValueError(
+            "the prepared sessions have another vocabulary than the training data: prepare them with vocabulary= of "
+            "the training store, or give the log itself"
+        )
+    return data
+
+
+def open_graph(
+    data: Any, like: InteractionGraph | None = None, *, user_key: str = "UserId", item_key: str = "ItemId"
+) -> InteractionGraph:
+    """Return data in any accepted form as a graph; its nodes are indexed as in `like`, if that is given."""
+    if isinstance(data, str | os.PathLike) and Path(data).is_dir():
+        data = InteractionGraph.open(Path(data))
+    if isinstance(data, InteractionGraph):
+        return data if like is None else align_indices(data, like)
+    if isinstance(data, SessionStore):
+        return InteractionGraph.from_store(data)
+    if hasattr(data, "tocoo"):
+        return InteractionGraph.from_scipy(data, like=like)
+    if isinstance(data, str | os.PathLike):
+        suffixes = [suffix.lower() for suffix in Path(data).suffixes if suffix.lower() not in (".gz", ".zst")]
+        if suffixes[-1:] == [".txt"]:
+            return InteractionGraph.from_text(Path(data), like=like)
+    return InteractionGraph.from_table(data, user_key=user_key, item_key=item_key, like=like)
+
+
+def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
+    """Return the network of GRU4Rec with its initial weights, on the device of the parameters."""
+    return SessionNetwork(
+        n_items,
+        list(p.layers),
+        embedding=p.embedding_mode,
+        embedding_dim=p.embedding_dim,
+        gru_form=p.gru_form,
+        dropout_p_embed=p.dropout_p_embed,
+        dropout_p_hidden=p.dropout_p_hidden,
+        seed=p.seed,
+        impl=p.impl,
+        dtype=getattr(torch, p.dtype),
+        device=find_device(p.device),
+    )
+
+
+def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
+    """Return the loss of GRU4Rec; `support` int64 [n_items] is the number of occurrences of each item in training."""
+    return SampledLoss(
+        p.loss,
+        batch_size=p.batch_size,
+        elu_param=p.elu_param,
+        bpreg=p.bpreg,
+        label_smoothing=p.label_smoothing,
+        logq=p.logq,
+        sample_alpha=p.sample_alpha,
+        support=support.clamp(min=1),  # otherwise an item that the training log lacks would have log q = -inf
+        mask_accidental_hits=p.mask_accidental_hits,
+        impl=p.impl,
+        dtype=getattr(torch, p.dtype),
+    )
+
+
+def build_session_runner(
+    p: GRU4RecParameters,
+    network: SessionNetwork,
+    store: SessionStore,
+    *,
+    validated: bool = False,
+    memory: MemoryRecord = NULL_RECORD,
+) -> SessionEpochRunner:
+    """Return the runner that trains `network` on `store`; `validated`: whether there is validation data."""
+    device = find_device(p.device)
+    support = torch.from_numpy(np.array(store.support))
+    optimizer = SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
+    min_live = 1 if p.n_sample else 2  # a lane without sampled negatives needs the target of another lane
+    return SessionEpochRunner(
+        network,
+        SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, p.seed, min_live=min_live, impl=p.impl),
+        criterion=build_criterion(p, support).to(device),
+        optimizer=optimizer,
+        sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
+        n_sample=p.n_sample,
+        accumulate=p.accumulate,
+        seed=p.seed,
+        schedule=build_schedule(p, optimizer, validated),
+        fused=p.fused,
+        precision=p.precision,
+        fingerprint=lambda: log_fingerprint(store),
+        memory=memory,
+        impl=p.impl,
+    )
+
+
+def build_ngcf_network(p: NGCFParameters, graph: InteractionGraph) -> NGCFNetwork:
+    """Return the network of NGCF with its initial weights, on the device of the parameters."""
+    P, Q = split_adjacency(p.adjacency)
+    network = NGCFNetwork(
+        graph,
+        p.embedding_dim,
+        p.layer_sizes,
+        P=P,
+        Q=Q,
+        activation=p.activation,
+        node_dropout=p.node_dropout,
+        message_dropout=p.message_dropout,
+        normalize_messages=p.normalize_messages,
+        only_needed=p.only_needed,
+        seed=p.seed,
+        impl=p.impl,
+    )
+    return network.to(find_device(p.device), getattr(torch, p.dtype))
+
+
+def build_lightgcn_network(p: LightGCNParameters, graph: InteractionGraph) -> LightGCNNetwork:
+    """Return the network of LightGCN with its initial weights, on the device of the parameters."""
+    network = LightGCNNetwork(
+        graph,
+        p.embedding_dim,
+        p.n_layers,
+        matrix=p.adjacency,
+        node_dropout=p.node_dropout,
+        only_needed=p.only_needed,
+        seed=p.seed,
+        impl=p.impl,
+    )
+    return network.to(find_device(p.device), getattr(torch, p.dtype))
+
+
+def build_graph_runner(
+    p: GraphParameters,
+    network: GraphNetwork,
+    graph: InteractionGraph,
+    *,
+    validated: bool = False,
+    memory: MemoryRecord = NULL_RECORD,
+) -> GraphEpochRunner:
+    """Return the runner that trains `network` on `graph`; `validated`: whether there is validation data."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True)
+    return GraphEpochRunner(
+        network,
+        TripleSampler(
+            graph, p.batch_size, sample_by=p.sample_by, seed=p.seed, device=find_device(p.device), impl=p.impl
+        ),
+        optimizer=optimizer,
+        reg_weight=p.reg_weight,
+        schedule=build_schedule(p, optimizer, validated),
+        memory=memory,
+    )
+
+
+def build_schedule(p: Parameters, optimizer: Optimizer, validated: bool) -> Schedule | None:
+    """Return the learning-rate schedule; None for a constant learning rate."""
+    if not p.lr_scheduler:
+        return None
+    return Schedule(
+        optimizer,
+        p.lr_scheduler,
+        p.lr_scheduler_options or {},
+        n_epochs=p.n_epochs,
+        maximize=validated and p.monitor != TRAINING_LOSS,
+    )
+
+
+def build_trainer(p: Parameters, runner: EpochRunner, checkpoint_every: int | None = None, **options: Any) -> Trainer:
+    """Return the trainer around a runner; `options` are further keyword arguments of `Trainer`."""
+    return Trainer(
+        runner,
+        TrainerOptions(
+            n_epochs=p.n_epochs,
+            evaluate_every=p.evaluate_every,
+            monitor=p.monitor,
+            patience=p.patience,
+            min_delta=p.min_delta,
+            checkpoint_every=checkpoint_every,
+        ),
+        **options,
+    )
+
+
+@contextmanager
+def running_by(network: nn.Module, impl: str) -> Iterator[None]:
+    """Run every operator of the network by this implementation inside the block."""
+    earlier = {module: module.impl for module in network.modules() if hasattr(module, "impl")}
+    try:
+        for module in earlier:
+            module.impl = impl  # type: ignore[assignment]
+        yield
+    finally:
+        for module, module_impl in earlier.items():
+            module.impl = module_impl

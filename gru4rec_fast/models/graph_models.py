@@ -1,0 +1,264 @@
+"""NGCF and LightGCN as estimators: fit, evaluate, recommend, similar items, save, load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from gru4rec_fast.data import InteractionGraph, Vocabulary
+from gru4rec_fast.data.graphs.order import reorder
+from gru4rec_fast.evaluation import Report, evaluate_graph
+from gru4rec_fast.models.builders import (
+    build_graph_runner,
+    build_lightgcn_network,
+    build_ngcf_network,
+    open_graph,
+    running_by,
+)
+from gru4rec_fast.models.estimator import Estimator
+from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
+from gru4rec_fast.models.parameter_fields import document
+from gru4rec_fast.models.parameters import GraphParameters, LightGCNParameters, NGCFParameters
+from gru4rec_fast.models.recommendations import Batch, Recommendations, search_top_k
+from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
+from gru4rec_fast.profiling import MemoryRecord
+from gru4rec_fast.training import Checkpoint, GraphEpochRunner
+
+USERS, ITEMS, GRAPH = "users.", "items.", "graph."
+
+
+class GraphRecommender(Estimator, GraphParameters):
+    """Base class of NGCF and LightGCN.
+
+    Attributes:
+        graph: the training graph; None before `fit` or `load`.
+        network, history, best_epoch, peak_memory_bytes: see `Estimator`.
+        All parameters are attributes too.
+    """
+
+    _validation_metrics = ("recall", "ndcg")
+    _index_name = "graph"
+    network: GraphNetwork | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.graph: InteractionGraph | None = None
+        self._final: tuple[str, Tensor] | None = None  # final embeddings, and the implementation that computed them
+
+    def build_network(self, graph: InteractionGraph) -> GraphNetwork:
+        """Return the network of the parameters, with its initial weights."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        data: Any,
+        *,
+        cutoffs: Iterable[int] = (20,),
+        batch_size: int = 1024,
+        impl: str | None = None,
+        **columns: str,
+    ) -> Report:
+        """Rank all items that a user does not have in training, for every user with test items.
+
+        Args:
+            data: as `validation` in `fit`; interactions of users and items unseen in training are left out, and counted
+                in the report.
+            cutoffs, batch_size: see `gru4rec_fast.evaluation.evaluate_graph`.
+            impl: "auto", "native" or "reference"; None: that of the parameters.
+            columns: names of columns, as in `fit`.
+        """
+        impl = impl or self.impl
+        graph, final = self._fitted(impl)
+        test = self._open(data, **columns)
+        return evaluate_graph(final, graph, test, cutoffs=cutoffs, batch_size=batch_size, impl=impl)
+
+    def recommend(
+        self,
+        users: ArrayLike | Iterable[int] | Iterable[str],
+        k: int = 20,
+        *,
+        exclude_seen: bool = True,
+        exclude: Iterable[int] | Iterable[str] | None = None,
+        unknown: Unknown = "error",
+        batch_size: int = 1024,
+        impl: str | None = None,
+    ) -> Recommendations:
+        """Return the k best items of each user, best first; scores are dot products.
+
+        Args:
+            users: user ids. A user without training items is ranked for by its initial embedding, which is random.
+            k: how many items, at most the number of items in the graph.
+            exclude_seen: leave out the user's training items.
+            exclude: item ids (a list, set, array ...) that are never recommended.
+            unknown: "error" raises an error for a user or an excluded item that was not in the training data; "skip"
+                gives such a user a row with count 0 and ignores such an item.
+            batch_size: users per top-k search.
+            impl: "auto", "native" or "reference"; None: that of the parameters.
+
+        Raises:
+            ValueError: an unknown user, unless `unknown` is "skip"; k out of range; a NaN score.
+        """
+        impl = impl or self.impl
+        graph, final = self._fitted(impl)
+        indices = IdEncoder(graph.users, unknown, "user").encode(users)
+        table = final[graph.n_users :]
+        encoder = IdEncoder(graph.items, unknown)
+        seen = graph.items_of if exclude_seen else None
+        return _best_items(final, indices, seen, table, k, encoder, exclude=exclude, batch_size=batch_size, impl=impl)
+
+    def similar_items(
+        self,
+        items: ArrayLike | Iterable[int] | Iterable[str],
+        k: int = 10,
+        *,
+        unknown: Unknown = "error",
+        batch_size: int = 1024,
+        impl: str | None = None,
+    ) -> Recommendations:
+        """Return the k items most similar to each item, without the item itself; scores are cosines of embeddings.
+
+        Args:
+            items: item ids.
+            k: how many items, at most the number of items in the graph.
+            unknown: "error" raises an error for an item that was not in the training data; "skip" gives it a row with
+                count 0.
+            batch_size: items per top-k search.
+            impl: "auto", "native" or "reference"; None: that of the parameters.
+
+        Raises:
+            ValueError: an unknown item, unless `unknown` is "skip"; k out of range; a NaN score.
+        """
+        impl = impl or self.impl
+        graph, final = self._fitted(impl)
+        encoder = IdEncoder(graph.items, unknown)
+        indices = encoder.encode(items)
+        table = torch.nn.functional.normalize(final[graph.n_users :], dim=1)
+        return _best_items(
+            table, indices, lambda item: np.array([item]), table, k, encoder, batch_size=batch_size, impl=impl
+        )
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Return the final embeddings of users [n_users, D] and of items [n_items, D]."""
+        graph, final = self._fitted(self.impl)
+        return final[: graph.n_users], final[graph.n_users :]
+
+    def _fitted(self, impl: str) -> tuple[InteractionGraph, Tensor]:
+        """Return the training graph and the final embeddings [n_nodes, D] of its nodes, users first."""
+        network = self._fitted_network()
+        assert self.graph is not None
+        if self._final is None or self._final[0] != impl:
+            with torch.no_grad(), running_by(network, impl):
+                self._final = impl, network()
+        return self.graph, self._final[1]
+
+    def _open(self, data: Any, **columns: str) -> InteractionGraph:
+        graph = open_graph(data, self.graph, **columns)
+        return reorder(graph) if self.graph is None and self.reorder else graph
+
+    def _set_index(self, data: InteractionGraph) -> None:
+        self.graph = data
+
+    def _index_arrays(self) -> dict[str, np.ndarray]:
+        graph = self.graph
+        assert graph is not None
+        arrays = {GRAPH + "offsets": graph.offsets, GRAPH + "neighbors": graph.neighbors}
+        for prefix, ids in ((USERS, graph.users), (ITEMS, graph.items)):
+            arrays |= {prefix + name: array for name, array in ids.to_arrays().items()}
+        return arrays
+
+    def _restore_index(self, checkpoint: Checkpoint) -> None:
+        offsets, neighbors = (checkpoint.tensors[GRAPH + name].numpy() for name in ("offsets", "neighbors"))
+        users, items = (Vocabulary.from_arrays(checkpoint.group(prefix)) for prefix in (USERS, ITEMS))
+        self.graph = InteractionGraph(offsets, neighbors, users, items, {})
+
+    def _build_network(self) -> GraphNetwork:
+        assert self.graph is not None
+        return self.build_network(self.graph)
+
+    def _build_runner(self, data: InteractionGraph, *, validated: bool, memory: MemoryRecord) -> GraphEpochRunner:
+        return build_graph_runner(self, self._fitted_network(), data, validated=validated, memory=memory)
+
+    @torch.no_grad()
+    def _evaluate_held_out(self, data: InteractionGraph, cutoff: int) -> Report:
+        assert self.graph is not None
+        return evaluate_graph(self._fitted_network()(), self.graph, data, cutoffs=(cutoff,), impl=self.impl)
+
+
+@document
+class NGCF(GraphRecommender, NGCFParameters):
+    """Neural graph collaborative filtering (Wang et al., SIGIR 2019, arXiv 1905.08108).
+
+        model = NGCF(layer_sizes=[64, 64, 64], n_epochs=100)
+        model.fit("train.txt", validation="valid.txt", out="run")
+        print(model.evaluate("test.txt", cutoffs=(20, 50)).table())
+        model.recommend([17, 4], k=10)
+        model.save("model.safetensors")
+
+    The parameters below are keyword arguments and attributes. See `GraphRecommender` for further attributes.
+
+    Raises:
+        TypeError: an unknown parameter or a value of the wrong type. ValueError: a value out of range.
+    """
+
+    file_format = "gru4rec_fast.NGCF/2"
+
+    def build_network(self, graph: InteractionGraph) -> NGCFNetwork:
+        return build_ngcf_network(self, graph)
+
+
+@document
+class LightGCN(GraphRecommender, LightGCNParameters):
+    """LightGCN (He et al., SIGIR 2020, arXiv 2002.02126); used like `NGCF`.
+
+    The parameters below are keyword arguments and attributes. See `GraphRecommender` for further attributes.
+
+    Raises:
+        TypeError: an unknown parameter or a value of the wrong type. ValueError: a value out of range.
+    """
+
+    file_format = "gru4rec_fast.LightGCN/2"
+
+    def build_network(self, graph: InteractionGraph) -> LightGCNNetwork:
+        return build_lightgcn_network(self, graph)
+
+
+def _best_items(
+    queries: Tensor,
+    indices: np.ndarray,
+    seen: Callable[[int], np.ndarray] | None,
+    table: Tensor,
+    k: int,
+    encoder: IdEncoder,
+    *,
+    exclude: Any = None,
+    batch_size: int,
+    impl: str,
+) -> Recommendations:
+    """Return the items whose rows of `table` have the highest dot products with `queries[index]`, for each index.
+
+    indices: int64, -1 for a row without recommendations. seen: returns the items to leave out for an index.
+    """
+
+    def make_batch(rows: np.ndarray) -> Batch:
+        chosen = indices[rows]
+        excluded = None if seen is None else [seen(index) for index in chosen.tolist()]
+        return Batch(queries[torch.from_numpy(chosen).to(queries.device)], excluded)
+
+    known = np.flatnonzero(indices >= 0)
+    return search_top_k(
+        make_batch,
+        known,
+        len(indices),
+        k,
+        table.contiguous(),
+        None,
+        encoder,
+        exclude=exclude,
+        batch_size=batch_size,
+        impl=impl,
+    )

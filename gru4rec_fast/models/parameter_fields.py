@@ -1,0 +1,213 @@
+"""Base class of the parameter dataclasses: fields with help and checks, conversion from text. Imports no torch."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, field, fields
+from typing import Any, ClassVar, Self, TypeVar
+
+LAYERSIZE = "layersize"
+
+Check = Callable[[Any], str | None]  # returns what is wrong with a value, or None
+T = TypeVar("T")
+
+
+def option(default: Any, panel: str, metavar: str, help: str, check: Check | None = None) -> Any:
+    """Return a dataclass field with its help, check, and group and metavar on the command line."""
+    return field(default=default, metadata={"panel": panel, "metavar": metavar, "help": help, "check": check})
+
+
+def option_of(cls: type[Parameters], name: str, default: Any) -> Any:
+    """Return a field like that of another parameter class, with its own default."""
+    return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
+
+
+def document(cls: type[T]) -> type[T]:
+    """Append an "Attributes:" section, made from the help of the fields, to the docstring of a dataclass."""
+    lines = [
+        textwrap.fill(f"{entry.name}: {entry.metadata['help']}", 120, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for entry in fields(cls)  # type: ignore[arg-type]
+    ]
+    cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+    return cls
+
+
+def one_of(*choices: str) -> Check:
+    return lambda value: None if value in choices else f"choose one of {', '.join(choices)}"
+
+
+def at_least(least: float) -> Check:
+    return lambda value: None if value is None or value >= least else f"must be at least {least:g}"
+
+
+def positive(value: float) -> str | None:
+    return None if value > 0 else "must be positive"
+
+
+def probability(value: float) -> str | None:
+    return None if 0 <= value < 1 else "must lie in [0, 1)"
+
+
+class Parameters:
+    """Base class of the parameter dataclasses, which convert and check their values.
+
+    Raises:
+        TypeError: a value of the wrong type. ValueError: a value out of range. Both messages name the parameter and
+            what is allowed.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    n_epochs: int
+    lr_scheduler: str | None
+    lr_scheduler_options: Mapping[str, Any] | None
+    evaluate_every: int
+    monitor: str
+    patience: int | None
+    min_delta: float
+    device: str
+    impl: str
+
+    def __post_init__(self) -> None:
+        self._convert_and_check()
+
+    def _convert_and_check(self) -> None:
+        """Convert each value, which may be text, to the type of its field, and check it.
+
+        A value that already has the type of its field stays the same object.
+
+        Raises: see the class.
+        """
+        for entry in fields(self):
+            value = _convert(entry.name, str(entry.type), getattr(self, entry.name))
+            setattr(self, entry.name, value)
+            wrong = entry.metadata["check"](value) if entry.metadata["check"] else None
+            if wrong:
+                raise ValueError(f"{entry.name}={_json_value(value)!r}: {wrong}")
+        if self.lr_scheduler_options and self.lr_scheduler is None:
+            raise ValueError(f"lr_scheduler_options={self.lr_scheduler_options}: give the lr_scheduler they belong to")
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Set parameters by name and return self; after an error all parameters have their earlier values.
+
+        Raises:
+            TypeError: an unknown name. TypeError, ValueError: a wrong value, see the class.
+        """
+        refuse_unknown(parameters, self.names())
+        earlier = {name: getattr(self, name) for name in parameters}
+        try:
+            vars(self).update(parameters)
+            self._convert_and_check()
+        except (TypeError, ValueError):
+            vars(self).update(earlier)
+            raise
+        return self
+
+    @property
+    def not_read(self) -> list[str]:
+        """Parameters that have no effect because of other parameters, each with the reason."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all parameters as JSON values."""
+        return {name: _json_value(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all parameters."""
+        return [entry.name for entry in fields(cls)]
+
+    @classmethod
+    def create(cls, parameters: Mapping[str, Any]) -> Self:
+        """Return the parameters with these values, and defaults for the others. Raises as `set_params`."""
+        refuse_unknown(parameters, cls.names())
+        return cls(**parameters)
+
+
+class UnknownParameterError(TypeError):
+    """Error for parameter names that a model does not have.
+
+    Attributes:
+        unknown: the given names that are unknown; known: the names of the model's parameters.
+    """
+
+    def __init__(self, unknown: Sequence[str], known: Sequence[str]) -> None:
+        super().__init__(unknown, known)
+        self.unknown, self.known = unknown, known
+
+    def __str__(self) -> str:
+        return f"unknown parameter {', '.join(self.unknown)}; there are {', '.join(self.known)}"
+
+
+def refuse_unknown(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise UnknownParameterError for a parameter that is not among `names`."""
+    unknown = [name for name in parameters if name not in names]
+    if unknown:
+        raise UnknownParameterError(unknown, names)
+
+
+def _convert(name: str, kind: str, value: Any) -> Any:
+    """Return a value, or its text as in a parameter string, as the type of its field."""
+    if kind.endswith(" | None") and (value is None or value == "None"):
+        return None
+    convert, wanted = _CONVERSIONS[kind.removesuffix(" | None")]
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}={value!r}: must be {wanted}") from None
+
+
+def to_number(value: Any) -> float:
+    """Return a finite float from a number or its text. Raises ValueError or TypeError for anything else."""
+    converted = float(value)
+    if isinstance(value, bool) or converted - converted != 0:
+        raise ValueError
+    return converted
+
+
+def _integer(value: Any) -> int:
+    converted = int(value)
+    if isinstance(value, bool) or (not isinstance(value, str) and converted != value):
+        raise ValueError
+    return converted
+
+
+def _boolean(value: Any) -> bool:
+    true, false = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False")
+    if value not in (*true, *false):
+        raise ValueError
+    return value in true
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        raise ValueError
+    return str(value)
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    sizes = value.split("/") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    numbers = tuple(map(_integer, sizes))
+    return value if type(value) is tuple and all(type(size) is int for size in value) else numbers
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else dict(json.loads(value) if isinstance(value, str) else value)
+
+
+def _json_value(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# By the annotation of the field: the function that converts, and what it accepts.
+_CONVERSIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "bool": (_boolean, "True or False"),
+    "int": (_integer, "a whole number"),
+    "float": (to_number, "a finite number"),
+    "str": (_text, "text"),
+    "Mapping[str, Any]": (_mapping, "a mapping"),
+    "tuple[int, ...]": (_integers, "sizes, as [512, 256] or 512/256"),
+    "int | str": (lambda value: value if value == LAYERSIZE else _integer(value), f"a whole number or {LAYERSIZE!r}"),
+}

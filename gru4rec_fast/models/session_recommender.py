@@ -1,0 +1,206 @@
+"""Recommend in live sessions, which receive one event at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gru4rec_fast.data import Vocabulary
+from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
+from gru4rec_fast.models.id_encoder import Unknown
+from gru4rec_fast.models.recommendations import Batch, Recommendations, item_encoder, search_top_k
+
+logger = logging.getLogger("gru4rec_fast")
+
+_EVENTS_PER_CALL = 4096  # events of different sessions per call of the network
+
+
+class _Live(NamedTuple):
+    """A live session.
+
+    row: the row of its hidden states; seen: its items in order of first occurrence (an ordered set).
+    """
+
+    row: int
+    seen: dict[int, None]
+
+
+class SessionRecommender:
+    """Recommends in live sessions: stores the hidden state of each session and takes one event at a time.
+
+    The recommendations are those of `recommend` for the events so far. Each session has one row in preallocated state
+    tensors. When `capacity` sessions are live and another session begins, the least recently used session is evicted.
+    Evictions are counted in `n_evicted`, and the first is logged. An evicted session that continues starts from an
+    empty state. Not thread-safe. States depend on the weights: make a new recommender after further training.
+
+    Args:
+        network: see `NextItemNetwork`; its mode (train or eval) is the same after each call.
+        vocabulary: the ids of the network's items.
+        capacity: maximum number of live sessions.
+        unknown: "error" raises an error for an id outside the vocabulary; "skip" ignores the event.
+        impl: "auto", "native" or "reference", for the top-k search.
+
+    Raises:
+        ValueError: an argument that does not fit.
+    """
+
+    def __init__(
+        self,
+        network: NextItemNetwork,
+        vocabulary: Vocabulary,
+        capacity: int = 10_000,
+        *,
+        unknown: Unknown = "error",
+        impl: str = "auto",
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity={capacity}: must be at least 1")
+        self.encoder = item_encoder(network, vocabulary, unknown)
+        self.network, self.impl = network, impl
+        self.capacity = capacity
+        self.n_evicted = 0
+        with torch.no_grad():
+            self._states, self._initial = network.initial_state(capacity), network.initial_state(1)
+        self._live: OrderedDict[Hashable, _Live] = OrderedDict()  # least recently used first
+        self._free = list(range(capacity - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, session_id: Hashable) -> bool:
+        return session_id in self._live
+
+    def observe(self, session_id: Hashable, item_id: int | str) -> None:
+        """Add an event to a session; a session that is not live begins with it. Raises as `observe_many`."""
+        self.observe_many([session_id], [item_id])
+
+    def observe_many(self, session_ids: Iterable[Hashable], item_ids: Iterable[int | str]) -> None:
+        """Add events in the given order; a session may occur several times.
+
+        Raises:
+            ValueError: an unknown id, unless these are skipped, or lists of different length. No event is added then.
+        """
+        names, ids = list(session_ids), list(item_ids)
+        if len(names) != len(ids):
+            raise ValueError(f"{len(names)} session_ids, but {len(ids)} item_ids")
+        items = self.encoder.encode(ids, names).tolist()
+        pending: dict[Hashable, tuple[_Live, int]] = {}  # events of different sessions, for one call of the network
+        for name, item in zip(names, items, strict=True):
+            if item < 0:
+                continue
+            evicted = next(iter(self._live)) if name not in self._live and not self._free else None
+            if name in pending or evicted in pending or len(pending) == _EVENTS_PER_CALL:
+                self._process(pending)
+                pending = {}
+            pending[name] = (self._use(name), item)
+        if pending:
+            self._process(pending)
+
+    def recommend(
+        self,
+        session_ids: Iterable[Hashable],
+        k: int = 20,
+        *,
+        exclude_seen: bool = False,
+        exclude: Iterable[int] | Iterable[str] | None = None,
+    ) -> Recommendations:
+        """Return the k items most likely to come next in each of these live sessions.
+
+        Args:
+            session_ids: sessions that have at least one event.
+            k, exclude_seen, exclude: as in `gru4rec_fast.models.recommend`.
+
+        Raises:
+            ValueError: a session that is not live, k out of range, an unknown id in `exclude`.
+        """
+        names = list(session_ids)
+        for name in names:
+            if name not in self._live:
+                raise ValueError(f"session {name!r} is not live: it has no event yet, was ended, or was evicted")
+        live = [self._use(name) for name in names]
+        hidden = self._states[-1][torch.tensor([session.row for session in live], dtype=torch.int64)]
+        batch = Batch(hidden, [list(session.seen) for session in live] if exclude_seen else None)
+        weight, bias, rows = self.network.output_weight, self.network.output_bias, np.arange(len(names))
+        return search_top_k(
+            lambda _: batch,
+            rows,
+            len(rows),
+            k,
+            weight,
+            bias,
+            self.encoder,
+            exclude=exclude,
+            batch_size=max(1, len(rows)),
+            impl=self.impl,
+        )
+
+    def end(self, session_id: Hashable) -> bool:
+        """End a session and free its row; return False if it was not live."""
+        session = self._live.pop(session_id, None)
+        if session is not None:
+            self._free.append(session.row)
+        return session is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ids, states per layer and items of the live sessions, least recently used first, and `n_evicted`."""
+        rows = [session.row for session in self._live.values()]
+        return {
+            "session_ids": list(self._live),
+            "states": [state[torch.tensor(rows, dtype=torch.int64)] for state in self._states],
+            "seen": [list(session.seen) for session in self._live.values()],
+            "n_evicted": self.n_evicted,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the live sessions by those of a recommender with the same network and vocabulary.
+
+        Raises:
+            ValueError: more sessions than the capacity, or states that do not fit the network.
+        """
+        n = len(state["session_ids"])
+        if n > self.capacity:
+            raise ValueError(f"{n} sessions were saved, but capacity={self.capacity}: increase the capacity")
+        saved, needed = [[*s.shape] for s in state["states"]], [[n, *s.shape[1:]] for s in self._states]
+        if saved != needed:
+            raise ValueError(f"the saved states have shapes {saved}, this network needs {needed}")
+        for states, saved_states in zip(self._states, state["states"], strict=True):
+            states[:n] = saved_states.to(states)
+        sessions = zip(state["session_ids"], state["seen"], strict=True)
+        self._live = OrderedDict((name, _Live(row, dict.fromkeys(seen))) for row, (name, seen) in enumerate(sessions))
+        self._free = list(range(self.capacity - 1, n - 1, -1))
+        self.n_evicted = state["n_evicted"]
+
+    def _use(self, name: Hashable) -> _Live:
+        """Return a session and mark it as most recently used; start it if it is not live, which may evict another."""
+        if name in self._live:
+            self._live.move_to_end(name)
+            return self._live[name]
+        if not self._free:
+            self.end(next(iter(self._live)))
+            if self.n_evicted == 0:
+                logger.warning(
+                    "SessionRecommender: all %d rows are in use; from now on a new session evicts the least recently "
+                    "used session (counted in n_evicted; a larger capacity= keeps more)",
+                    self.capacity,
+                )
+            self.n_evicted += 1
+        session = self._live[name] = _Live(self._free.pop(), {})
+        for state, initial in zip(self._states, self._initial, strict=True):
+            state[session.row] = initial[0]
+        return session
+
+    def _process(self, events: dict[Hashable, tuple[_Live, int]]) -> None:
+        """Update the states of different sessions by one event each."""
+        rows = torch.tensor([session.row for session, _ in events.values()])
+        inputs = torch.tensor([[item for _, item in events.values()]], device=self._states[0].device)
+        with evaluating(self.network):
+            _, states = self.network(inputs, [state[rows] for state in self._states])
+            for stored, new in zip(self._states, states, strict=True):
+                stored[rows] = new.to(stored.dtype)
+        for session, item in events.values():
+            session.seen[item] = None

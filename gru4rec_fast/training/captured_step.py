@@ -1,0 +1,220 @@
+"""The training step on a GPU: many updates per call, in CUDA graphs that read and write preallocated tensors.
+
+`fused_step.py` does the same on the CPU. Here the step consists of operators. One operator each draws the blocks, the
+negatives and the dropout masks of a number of updates; a CUDA graph then runs forward, loss, backward and update of
+each (`graph_capture.py`, `captured_update.py`). There is no GPU synchronization until the end of `run`: dead lanes are
+masked, and a step that must not count, since the epoch is over or an earlier loss was not finite, updates nothing.
+
+A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it.
+
+On the CPU the same operators run without a graph, with whatever `impl` network, criterion and optimizer have; only
+tests use that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gru4rec_fast import _backend, ops
+from gru4rec_fast.data import SessionParallelLoader
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.ops.training_step import OPERATORS as STEP_OPERATORS
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.training.captured_update import UpdateContext
+from gru4rec_fast.training.fused_step import NO_KERNELS, BlockOutcome, check_steps, outside_catalogue, why_not_on
+from gru4rec_fast.training.graph_capture import CapturedUpdates, UpdatesShape
+
+_OPERATORS = ("session_batch", "negative_sampling", "dropout_mask", "gru", "sampled_loss", *STEP_OPERATORS)
+
+
+def why_not_captured(network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the reason why this step cannot train this network on a GPU; None if it can."""
+    if reason := why_not_on(network, criterion, optimizer, "cuda"):
+        return reason
+    missing = [op for op in _OPERATORS if _backend.resolve("auto", op, "cuda") != "native"]
+    if len(missing) == len(_OPERATORS):
+        return NO_KERNELS
+    return f"operator {missing[0]} has no CUDA kernel" if missing else None
+
+
+class CapturedTrainingStep:
+    """Trains a SessionNetwork with a SampledLoss and a SparseAdagrad on the network's device, many updates per call.
+
+    Args:
+        network, criterion, optimizer: what to train, and by what; `why_not_captured` must return None for them. Missing
+            optimizer state is created. A captured graph keeps the criterion's options.
+        steps: T, steps in a block (truncated backpropagation through time).
+        accumulate: blocks per update.
+        precision: "full", or "bf16": inputs of the products with rows of the output table are rounded to bfloat16 and
+            summed in float32; everything else stays in float32, the GRU's products included.
+        steps_per_graph: steps in one graph; a graph has at least one update.
+
+    Raises:
+        ValueError: this step cannot train the network; the message says why.
+    """
+
+    def __init__(
+        self,
+        network: SessionNetwork,
+        criterion: SampledLoss,
+        optimizer: SparseAdagrad,
+        *,
+        steps: int = 1,
+        accumulate: int = 1,
+        precision: str = "full",
+        steps_per_graph: int = 16,
+    ) -> None:
+        weight = network.output.weight
+        self.device = weight.device
+        if self.device.type == "cuda" and (reason := why_not_captured(network, criterion, optimizer)):
+            raise ValueError(f"no training step on {self.device}: {reason}")
+        if precision == "bf16" and weight.dtype != torch.float32:
+            raise ValueError(f"precision='bf16' goes with float32, not with {weight.dtype}")
+        self.steps, self.accumulate = steps, accumulate
+        self.updates_per_graph = max(1, steps_per_graph // (steps * accumulate))
+        stopped = torch.zeros((), dtype=torch.bool, device=self.device)
+        hyperparameters = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._context = UpdateContext(network, criterion, optimizer, precision, stopped, hyperparameters)
+        self._host_hyperparameters: tuple[float, ...] = ()  # the values that the device has
+        self._captured: dict[UpdatesShape, CapturedUpdates] = {}
+        self._logs: dict[Tensor, tuple[Tensor, Tensor]] = {}  # device copies, by the items on the host
+
+    def train_block(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        reset: Tensor,
+        negatives: Tensor | None,
+        hidden: Sequence[Tensor],
+        *,
+        step: int,
+    ) -> float:
+        """Update the weights once, from a block that the caller provides, as `FusedTrainingStep.train_block` does.
+
+        Reading the loss is a GPU synchronization.
+        """
+        self.prepare()
+        steps, lanes = inputs.shape
+        n_sample = 0 if negatives is None else negatives.shape[1]
+        updates = self.captured_updates(UpdatesShape(1, 1, steps, lanes, n_sample, min_live=0))
+        updates.fill((inputs, targets, reset), negatives, step)
+        updates.run(hidden)
+        return float(updates.losses.mean())
+
+    def start_epoch(
+        self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
+    ) -> CapturedEpoch:
+        """Return an epoch of `loader` from its current position, with `n_sample` negatives per step from `sampler`.
+
+        Raises:
+            ValueError: the loader's blocks have another number of steps, or an item is out of range for the catalogue.
+        """
+        check_steps(loader, self.steps)
+        return CapturedEpoch(self, loader, sampler if n_sample else None, n_sample, seed)
+
+    def prepare(self) -> None:
+        """Clear the mark of a failed update, and copy changed hyperparameters to the device."""
+        self._context.stopped.zero_()
+        group = self._context.optimizer.param_groups[0]
+        hyperparameters = tuple(float(group[name]) for name in ("lr", "momentum", "eps"))
+        if hyperparameters != self._host_hyperparameters:
+            for index, value in enumerate(hyperparameters):
+                self._context.hyperparameters[index].fill_(value)  # a copy from the host would synchronize
+            self._host_hyperparameters = hyperparameters
+
+    def device_log(self, loader: SessionParallelLoader) -> tuple[Tensor, Tensor]:
+        """Return the loader's items and offsets on the device; copied and checked at the first call.
+
+        Raises:
+            ValueError: an item is out of range for the catalogue.
+        """
+        if loader.items not in self._logs:
+            items, offsets = loader.items.to(self.device), loader.offsets.to(self.device)
+            if extremes := outside_catalogue(items, loader.n_items):
+                raise loader.damage_error(f"here {extremes[0]} and {extremes[1]}")
+            self._logs[loader.items] = items, offsets
+        return self._logs[loader.items]
+
+    def captured_updates(self, shape: UpdatesShape) -> CapturedUpdates:
+        """Return updates of this shape; each shape is created once and keeps its graph."""
+        if shape not in self._captured:
+            self._captured[shape] = CapturedUpdates(self._context, shape)
+        return self._captured[shape]
+
+
+class CapturedEpoch:
+    """One epoch by the captured step, some updates per call; see `CapturedTrainingStep.start_epoch`."""
+
+    def __init__(
+        self,
+        step: CapturedTrainingStep,
+        loader: SessionParallelLoader,
+        sampler: ops.AliasTable | None,
+        n_sample: int,
+        seed: int,
+    ) -> None:
+        device = step.device
+        order, lanes = loader.start_epoch()
+        self._step, self._loader = step, loader
+        self._items, self._offsets = step.device_log(loader)
+        self._order = None if order is None else order.to(device)
+        self._lanes = tuple(t.to(device, copy=True) for t in lanes)
+        self._sampler = None if sampler is None else sampler.to(device)
+        self._n_sample, self._seed = (0 if sampler is None else n_sample), seed
+        self._finished = False
+
+    def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
+        """Make at most `updates` updates, as `FusedEpoch.run` does. One GPU synchronization, at the end."""
+        if self._finished:
+            return [], True
+        self._step.prepare()
+        lanes, outcomes = len(hidden[0]), []
+        while updates > 0:
+            captured = self.next_updates(updates, lanes)
+            n = captured.shape.mini_batches
+            captured.fill(*self.draw(n, step), step)
+            captured.run(hidden)
+            outcomes.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
+            updates, step = updates - captured.shape.updates, step + n
+        blocks = self._block_outcomes(torch.cat(outcomes).tolist())
+        self._loader.set_position(tuple(t.cpu() for t in self._lanes), self._finished)  # type: ignore[arg-type]
+        return blocks, self._finished
+
+    def next_updates(self, updates: int, lanes: int) -> CapturedUpdates:
+        """Return the next of `updates` updates: a whole graph of them, or one if fewer remain."""
+        per_graph = self._step.updates_per_graph
+        n = per_graph if updates >= per_graph else 1
+        shape = (self._step.accumulate, self._step.steps, lanes, self._n_sample, self._loader.min_live)
+        return self._step.captured_updates(UpdatesShape(n, *shape))
+
+    def draw(self, n: int, step: int) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Return inputs, targets and reset, and the negatives, of the `n` mini-batches from `step` on."""
+        lane_session, lane_position, cursor = self._lanes
+        block = ops.session_batch(
+            self._items, self._offsets, self._order, lane_session, lane_position, cursor, n, impl=self._loader.impl
+        )
+        if self._sampler is None:
+            return block, None
+        return block, ops.negative_sampling(
+            self._sampler, self._n_sample, seed=self._seed, step=step, steps=n, impl=self._loader.impl
+        )[0]
+
+    def _block_outcomes(self, steps: list[list[float]]) -> list[BlockOutcome]:
+        """Return the outcome of each block, from loss and live lanes of each step.
+
+        Steps after the end of the epoch, or after a loss that is not finite, are not counted.
+        """
+        blocks: list[BlockOutcome] = []
+        per_block = self._step.steps
+        for first in range(0, len(steps), per_block):
+            block = [(loss, int(n)) for loss, n in steps[first : first + per_block] if n >= self._loader.min_live]
+            self._finished = len(block) < per_block
+            if block:
+                loss = sum(loss for loss, _ in block) / len(block)
+                blocks.append(BlockOutcome(loss, len(block), sum(n for _, n in block)))
+            if self._finished or not abs(blocks[-1].loss) < float("inf"):
+                break
+        return blocks

@@ -1,0 +1,345 @@
+"""The fused training step: blocks, negatives, forward, loss, backward and update in one call into C++, on the CPU.
+
+`csrc/training_step/fused_training_step.cpp` calls the kernels of the operators one after another. It computes what
+`training/session_runner.py` computes by autograd. Weights and optimizer state are updated in place, so that a training
+can be saved, resumed, or switched between the fused step and autograd after any update.
+
+A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gru4rec_fast import _backend, ops
+from gru4rec_fast.data import SessionParallelLoader
+from gru4rec_fast.nn import SampledLoss, SessionGRU, SessionNetwork
+from gru4rec_fast.nn.session_gru import SessionGRULayer
+from gru4rec_fast.nn.session_network import ItemTable, OutputTable
+from gru4rec_fast.optim import SparseAdagrad
+
+
+class NoKernels(str):
+    """The reason "there are no native kernels", which the first operator that runs announces anyway."""
+
+
+NO_KERNELS = NoKernels("there are no native kernels")
+
+
+def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the reason why the fused step cannot train this network; None if it can.
+
+    Raises:
+        RuntimeError: impl="native" was requested, and there are no native kernels.
+    """
+    return why_not_on(network, criterion, optimizer, "cpu")
+
+
+def why_not_on(
+    network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, device_type: str
+) -> str | None:
+    """Return the reason why no training step but autograd can train this network on this type of device, or None.
+
+    Raises:
+        RuntimeError: as `why_not_fused`.
+    """
+    for value, expected in ((network, SessionNetwork), (criterion, SampledLoss), (optimizer, SparseAdagrad)):
+        if type(value) is not expected:
+            return f"it supports exactly {expected.__name__}, not {type(value).__name__}"
+    assert isinstance(network, SessionNetwork)
+    modules = [*network.modules(), *criterion.modules()]
+    if unknown := [type(module).__name__ for module in modules if type(module) not in _KNOWN]:
+        return f"it does not support a module of class {unknown[0]}"
+    impls = {module.impl for module in (*modules, optimizer) if hasattr(module, "impl")}
+    if "reference" in impls:
+        return "impl='reference' was requested"
+    owners: list[Any] = [*modules, *network.parameters(), optimizer]
+    if any(getattr(owner, hooks) for owner in owners for hooks in _HOOKS.get(type(owner), ())):
+        return "there are hooks on a module, a parameter or the optimizer, which would not be called"
+    if torch.is_autocast_enabled(device_type):
+        return "autocast is on, which it does not support"
+    return _why_not_parameters(network, optimizer, "native" if "native" in impls else "auto", device_type)
+
+
+_KNOWN = {SessionNetwork, SessionGRU, SessionGRULayer, ItemTable, OutputTable, SampledLoss, nn.ModuleList}
+_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys(_KNOWN, _MODULE_HOOKS),
+    nn.Parameter: ("_backward_hooks", "_post_accumulate_grad_hooks"),
+    SparseAdagrad: ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
+}
+
+
+def _why_not_parameters(
+    network: SessionNetwork, optimizer: torch.optim.Optimizer, impl: str, device_type: str
+) -> str | None:
+    named, weights = dict(network.named_parameters()), _weights(network)
+    are_plain = all(type(weight) is nn.Parameter for weight in weights)
+    distinct = {*map(id, weights)}
+    if not are_plain or len(distinct) < len(weights) or distinct != {*map(id, named.values())}:
+        return "a weight is not exactly an nn.Parameter, or is used twice"
+    if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
+        return "the optimizer must have one parameter group with all parameters of the network"
+    for name, parameter in named.items():
+        if parameter.device.type != device_type or parameter.dtype not in (torch.float32, torch.float64):
+            where = "the CPU" if device_type == "cpu" else "a GPU"
+            return f"it supports float32 and float64 on {where}; {name} is {parameter.dtype} on {parameter.device}"
+        if not parameter.requires_grad or not parameter.is_contiguous():
+            return f"{name} is frozen or not contiguous"
+    if len({parameter.dtype for parameter in named.values()}) > 1:
+        return "the parameters are of several dtypes"
+    if device_type == "cpu" and _backend.resolve(impl, "gru", "cpu") != "native":
+        return NO_KERNELS
+    return None
+
+
+def _layer_weights(layer: Any) -> list[Tensor | None]:
+    return [layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh]
+
+
+def _weights(network: SessionNetwork) -> list[Tensor]:
+    """Return every weight that the step updates."""
+    tables = [network.output.weight, network.output.bias]
+    if network.embedding_mode != "constrained":
+        tables.append(network.embedding.weight)
+    weights = [*tables, *(weight for layer in network.gru.layers for weight in _layer_weights(layer))]
+    return [weight for weight in weights if weight is not None]
+
+
+def outside_catalogue(items: Tensor, n_items: int) -> tuple[int, int] | None:
+    """Return the lowest and the highest item of a log if one of them is out of range for the catalogue; else None."""
+    lowest, highest = (int(item) for item in torch.aminmax(items)) if len(items) else (0, 0)
+    return (lowest, highest) if lowest < 0 or highest >= n_items else None
+
+
+class BlockOutcome(NamedTuple):
+    """A block's loss (mean over its steps), number of steps, and number of events (targets in live lanes)."""
+
+    loss: float
+    steps: int
+    events: int
+
+
+class FusedTrainingStep:
+    """Trains a SessionNetwork with a SampledLoss and a SparseAdagrad on the CPU, many updates per call.
+
+    Each call uses the weights, optimizer state, hyperparameters and train or eval mode that network and optimizer have
+    at that time. The criterion's options are read once, by the constructor.
+
+    Args:
+        network, criterion, optimizer: what to train, and by what; `why_not_fused` must return None for them. Missing
+            optimizer state is created.
+        steps: T, steps in a block (truncated backpropagation through time).
+        accumulate: blocks per update.
+        precision: "full", or "bf16": inputs of matrix products are rounded to bfloat16 and summed in float32; weights,
+            optimizer state and everything between the products stay in float32.
+
+    Raises:
+        ValueError: the fused step cannot train the network; the message says why.
+    """
+
+    def __init__(
+        self,
+        network: SessionNetwork,
+        criterion: SampledLoss,
+        optimizer: SparseAdagrad,
+        *,
+        steps: int = 1,
+        accumulate: int = 1,
+        precision: str = "full",
+    ) -> None:
+        if reason := why_not_fused(network, criterion, optimizer):
+            raise ValueError(f"no fused training step: {reason}")
+        if precision == "bf16" and network.output.weight.dtype != torch.float32:
+            raise ValueError(f"precision='bf16' goes with float32, not with {network.output.weight.dtype}")
+        self.steps, self.n_items = steps, network.n_items
+        self._network, self._criterion, self._optimizer = network, criterion, optimizer
+        self._options = {"steps": steps, "accumulate": accumulate, "precision": precision}
+        self._native: Any = _backend.native_module()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Create the C++ step, which holds references to the current tensors."""
+        self._bound: list[Tensor | None] = []
+        criterion = self._criterion
+        self._native_step = self._native.FusedTrainingStep(
+            **self._network_arguments(),
+            loss=criterion.loss,
+            batch_size=criterion.batch_size,
+            elu_param=criterion.elu_param,
+            bpreg=criterion.bpreg,
+            label_smoothing=criterion.label_smoothing,
+            logq=criterion.logq,
+            sample_alpha=criterion.sample_alpha,
+            mask_accidental_hits=criterion.mask_accidental_hits,
+            log_support=criterion.log_support,
+            **self._options,
+        )
+        self._training = self._network.training
+
+    def _rebind_if_changed(self) -> None:
+        """Bind again if state was loaded, momentum switched on, or the train or eval mode changed."""
+        momentum = self._optimizer.param_groups[0]["momentum"]
+        current = [
+            tensor
+            for weight in _weights(self._network)
+            for tensor in (weight, *self._optimizer.moments(weight, momentum))
+        ]
+        same = len(current) == len(self._bound) and {*map(id, current)} == {*map(id, self._bound)}
+        if not same or self._training != self._network.training:
+            self._bind()
+
+    def _network_arguments(self) -> dict[str, Any]:
+        network, optimizer = self._network, self._optimizer
+
+        def with_state(parameter: Any) -> Any:
+            if parameter is None:
+                return None
+            moments = optimizer.moments(parameter, optimizer.param_groups[0]["momentum"])
+            self._bound += [parameter, *moments]
+            return self._native.Parameter(parameter.detach(), *moments)
+
+        layers = [
+            self._native.GruParameters(*map(with_state, _layer_weights(layer)), layer.form)
+            for layer in network.gru.layers
+        ]
+        has_input_table = network.embedding_mode != "constrained"
+        return {
+            "embedding": with_state(network.embedding.weight if has_input_table else None),
+            "one_hot": network.embedding_mode == "none",
+            "layers": layers,
+            "output_weight": with_state(network.output.weight),
+            "output_bias": with_state(network.output.bias),
+            "dropout_p_embed": network.dropout_p_embed if network.training else 0.0,
+            "dropout_p_hidden": network.gru.dropout if network.training else 0.0,
+            "dropout_seed": network.seed,
+        }
+
+    def train_block(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        reset: Tensor,
+        negatives: Tensor | None,
+        hidden: Sequence[Tensor],
+        *,
+        step: int,
+    ) -> float:
+        """Update the weights once, from a block that the caller provides.
+
+        Args:
+            inputs, targets: items, int64 [T, B]; -1 in dead lanes.
+            reset: bool [T, B], True where a session begins and the hidden state is zeroed.
+            negatives: int64 [T, N], of each step; None: the other lanes' targets are the only negatives.
+            hidden: one hidden state [B, H] per layer, updated in place.
+            step: mini-batches of the training before this block; the random key of dropout.
+
+        Returns:
+            the loss before the update; if it is not finite, nothing was updated.
+
+        Raises:
+            ValueError: an argument has the wrong shape, dtype or range.
+        """
+        self._rebind_if_changed()
+        try:
+            return float(
+                self._native_step.train_block(
+                    inputs=inputs,
+                    targets=targets,
+                    reset=reset,
+                    negatives=negatives,
+                    first_step=step,
+                    hidden=list(hidden),
+                    **self._hyperparameters(),
+                )
+            )
+        finally:
+            self._mark_as_changed(hidden)
+
+    def start_epoch(
+        self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
+    ) -> FusedEpoch:
+        """Return an epoch of `loader` from its current position, with `n_sample` negatives per step from `sampler`.
+
+        Raises:
+            ValueError: the loader's blocks have another number of steps.
+        """
+        check_steps(loader, self.steps)
+        return FusedEpoch(self, loader, sampler, n_sample, seed)
+
+    def _hyperparameters(self) -> dict[str, float]:
+        group = self._optimizer.param_groups[0]
+        return {name: float(group[name]) for name in ("lr", "momentum", "eps")}
+
+    def _mark_as_changed(self, hidden: Sequence[Tensor]) -> None:
+        """Increment the tensors' version counters, as in-place operations do, so that autograd detects the change."""
+        changed = [tensor for tensor in self._bound if tensor is not None]
+        torch.autograd.graph.increment_version([*changed, *hidden])
+
+
+def check_steps(loader: SessionParallelLoader, steps: int) -> None:
+    """Raise ValueError unless the loader's blocks have this many steps."""
+    if loader.steps != steps:
+        raise ValueError(f"the loader has blocks of {loader.steps} steps, the training step has steps={steps}")
+
+
+class FusedEpoch:
+    """One epoch by the fused step, some updates per call; see `FusedTrainingStep.start_epoch`."""
+
+    def __init__(
+        self,
+        step: FusedTrainingStep,
+        loader: SessionParallelLoader,
+        sampler: ops.AliasTable | None,
+        n_sample: int,
+        seed: int,
+    ) -> None:
+        native = step._native
+        order, self._lanes = loader.start_epoch()
+        self._step, self._loader = step, loader
+        self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lanes)
+        self._source, self._finished = None, False
+        if n_sample and sampler is not None:
+            tables = (sampler.threshold, sampler.alias, sampler.log_prob)
+            self._source = native.NegativeSampler(*tables, n=n_sample, seed=seed)
+
+    def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
+        """Make at most `updates` updates; return the outcome of each block, and whether the epoch is over.
+
+        Stops before the update if the loss of a block is not finite; that block is the last one returned. An exception,
+        Ctrl-C included, is raised between two updates. How many updates were made is unknown then, and this object
+        cannot be used any longer.
+
+        Args:
+            updates: at least 1.
+            hidden: one hidden state [B, H] per layer, updated in place.
+            step: mini-batches of the training so far; with the seeds, the random key of negatives and dropout.
+
+        Raises:
+            ValueError: an item is out of range for the catalogue.
+        """
+        if self._finished:
+            return [], True
+        self._step._rebind_if_changed()
+        try:
+            blocks, self._finished = self._step._native_step.run(
+                player=self._batcher,
+                source=self._source,
+                min_live=self._loader.min_live,
+                first_step=step,
+                updates=updates,
+                hidden=list(hidden),
+                **self._step._hyperparameters(),
+            )
+        except ValueError as error:
+            if outside_catalogue(self._loader.items, self._step.n_items):
+                raise self._loader.damage_error(str(error)) from None
+            raise
+        finally:
+            self._step._mark_as_changed(hidden)
+        self._loader.set_position(self._lanes, self._finished)
+        return [BlockOutcome(*block) for block in blocks], self._finished

@@ -1,0 +1,180 @@
+"""Some updates on preallocated tensors, captured in one CUDA graph; `captured_step.py` decides which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gru4rec_fast import ops
+from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
+from gru4rec_fast.training.captured_update import UpdateContext, UpdatePlan, run_update
+
+
+@dataclass(frozen=True)
+class UpdatesShape:
+    """Sizes of `CapturedUpdates`: `updates` updates of `blocks` blocks of `steps` mini-batches of `lanes` lanes.
+
+    A mini-batch has `n_sample` negatives. It is skipped if it has fewer than `min_live` live lanes.
+    """
+
+    updates: int
+    blocks: int
+    steps: int
+    lanes: int
+    n_sample: int
+    min_live: int
+
+    @property
+    def per_update(self) -> int:
+        """Mini-batches in an update."""
+        return self.blocks * self.steps
+
+    @property
+    def mini_batches(self) -> int:
+        """K, mini-batches in all updates."""
+        return self.updates * self.per_update
+
+
+class CapturedUpdates:
+    """Runs updates of one shape: operator by operator at first, later by replaying a CUDA graph.
+
+    Attributes:
+        losses: [K], of each mini-batch; 0 if it was skipped.
+        n_live: int64 [K], live lanes of each mini-batch.
+    """
+
+    def __init__(self, context: UpdateContext, shape: UpdatesShape) -> None:
+        self.shape, self._context = shape, context
+        network, device = context.network, context.device
+        weight = network.output.weight
+        n, lanes, columns = shape.mini_batches, shape.lanes, shape.lanes + shape.n_sample
+
+        def new_items(*sizes: int) -> Tensor:
+            return torch.full(sizes, -1, dtype=torch.int64, device=device)
+
+        def new_mask(*sizes: int) -> Tensor:
+            return torch.zeros(sizes, dtype=torch.bool, device=device)
+
+        self.losses, self.n_live = weight.new_zeros(n), new_items(n)
+        self._inputs, self._items = new_items(n, lanes), new_items(n, columns)
+        self._reset, self._live, self._active = new_mask(n, lanes), new_mask(n, lanes), new_mask(n)
+        self._loss_weight = weight.new_ones(n) if shape.per_update > 1 else None
+        self._enabled = new_mask(shape.updates, shape.blocks)
+        widths = [columns, lanes] if context.input_table is not network.output else [lanes + columns]
+        self._sorted = [
+            (new_items(shape.updates, shape.per_update * width), new_items(shape.updates, shape.per_update * width))
+            for width in widths
+        ]
+        self._hidden = [weight.new_zeros(lanes, size) for size in network.gru.sizes]
+        self._masks: dict[int, Tensor] = {}  # by Philox stream
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph_key: tuple[Any, ...] = ()
+
+    def fill(self, block: Sequence[Tensor], negatives: Tensor | None, first_step: int) -> None:
+        """Copy the mini-batches from `first_step` on: inputs, targets, reset [K, B] and negatives [K, N]."""
+        inputs, targets, reset = block
+        live = targets >= 0
+        torch.sum(live, 1, out=self.n_live)
+        torch.ge(self.n_live, self.shape.min_live, out=self._active)
+        torch.logical_and(live, self._active.unsqueeze(1), out=self._live)
+        self._reset.copy_(reset)
+        # masked_fill passes -1 with its launch; torch.where would copy it from the host, and synchronize.
+        lanes, dead = self.shape.lanes, ~self._live
+        self._inputs.copy_(inputs.masked_fill(dead, -1))
+        self._items[:, :lanes] = targets.masked_fill(dead, -1)
+        if negatives is not None:
+            self._items[:, lanes:] = negatives.masked_fill(~self._active.unsqueeze(1), -1)
+        self._compute_loss_weights()
+        self._sort_rows()
+        self._draw_masks(first_step)
+
+    def _compute_loss_weights(self) -> None:
+        """An update's loss is the mean over its blocks of the mean over a block's steps; skipped steps do not count."""
+        if self._loss_weight is None:
+            return
+        shape = self.shape
+        steps = self._active.view(shape.updates, shape.blocks, shape.steps).sum(2)
+        blocks = (steps > 0).sum(1, keepdim=True)
+        weight = (steps * blocks).clamp(min=1).to(self._loss_weight.dtype).reciprocal()
+        self._loss_weight.copy_(weight.unsqueeze(2).expand(-1, -1, shape.steps).reshape(-1))
+
+    def _sort_rows(self) -> None:
+        """Sort the table rows of each update, in one launch for all updates."""
+        inputs, items = (indices.view(self.shape.updates, -1) for indices in (self._inputs, self._items))
+        rows_of_tables = [items, inputs] if len(self._sorted) == 2 else [torch.cat([inputs, items], 1)]
+        for rows, values_and_order in zip(rows_of_tables, self._sorted, strict=True):
+            torch.sort(rows, dim=1, stable=True, out=values_and_order)
+
+    def _draw_masks(self, first_step: int) -> None:
+        context, shape = self._context, self.shape
+        network = context.network
+        streams = {STREAM_HIDDEN_DROPOUT + i: (size, network.gru.dropout) for i, size in enumerate(network.gru.sizes)}
+        if network.embedding_mode != "none":
+            streams[STREAM_EMBEDDING_DROPOUT] = (context.input_table.weight.shape[1], network.dropout_p_embed)
+        for stream, (units, p) in streams.items():
+            if not (network.training and p):
+                self._masks.pop(stream, None)
+                continue
+            mask = ops.dropout_mask(
+                shape.mini_batches, shape.lanes, units, p, seed=network.seed, stream=stream, step=first_step,
+                dtype=self.losses.dtype, device=context.device, impl=network.impl,
+            )  # fmt: skip
+            self._masks.setdefault(stream, mask).copy_(mask)
+
+    def run(self, hidden: Sequence[Tensor]) -> None:
+        """Run the updates that `fill` prepared; the hidden states [B, H] of the layers are updated in place."""
+        for buffer, state in zip(self._hidden, hidden, strict=True):
+            buffer.copy_(state)
+        self._run()
+        for buffer, state in zip(self._hidden, hidden, strict=True):
+            state.copy_(buffer)
+        torch.autograd.graph.increment_version([*self._context.network.parameters()])
+
+    def _run(self) -> None:
+        key = self._current_key()
+        if key != self._graph_key or self._context.device.type != "cuda":
+            self._graph, self._graph_key = None, key
+            self._run_operators()
+            return
+        if self._graph is None:  # captured in the second run, when everything that is created at first use exists
+            self._graph = self._capture()
+        self._graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        device, graph = self._context.device, torch.cuda.CUDAGraph()
+        # A stream of this device: torch's default capture stream belongs to the device of the first capture.
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+            self._run_operators()
+        return graph
+
+    def _current_key(self) -> tuple[Any, ...]:
+        """Return everything that a captured graph depends on; if it changes, the graph is captured again."""
+        weights = [*self._context.network.parameters()]
+        tensors = [tensor for weight in weights for tensor in (weight, *self._context.moments(weight))]
+        tensors += [*self._masks.values(), self._context.criterion.log_support]
+        pointers = [tensor.data_ptr() for tensor in tensors if tensor is not None]
+        return tuple(pointers), self._context.network.training, torch.get_float32_matmul_precision()
+
+    def _run_operators(self) -> None:
+        for update in range(self.shape.updates):
+            run_update(self._context, self._plan(update))
+
+    def _plan(self, update: int) -> UpdatePlan:
+        steps = slice(update * self.shape.per_update, (update + 1) * self.shape.per_update)
+        return UpdatePlan(
+            inputs=self._inputs[steps],
+            items=self._items[steps],
+            reset=self._reset[steps],
+            live=self._live[steps],
+            active=self._active[steps],
+            loss_weight=None if self._loss_weight is None else self._loss_weight[steps],
+            sorted_rows=[(rows[update], order[update]) for rows, order in self._sorted],
+            masks={stream: mask[steps] for stream, mask in self._masks.items()},
+            enabled=self._enabled[update],
+            losses=self.losses[steps],
+            hidden=self._hidden,
+        )

@@ -1,0 +1,116 @@
+"""Runs an epoch of graph training: triples (user, item of the user, other item), BPR loss, an update per batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gru4rec_fast.data import TripleSampler
+from gru4rec_fast.nn import GraphNetwork
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.training.checkpoint import Checkpoint
+from gru4rec_fast.training.options import check_at_least
+from gru4rec_fast.training.position import LossMonitor, TrainingPosition
+from gru4rec_fast.training.progress import Progress
+from gru4rec_fast.training.schedules import Schedule
+
+
+class GraphEpochRunner:
+    """Trains a GraphNetwork by BPR, epoch by epoch; see `EpochRunner`.
+
+    Every random number (triples, dropouts) is a function of the seeds and of the number of batches since the training
+    began.
+
+    Args:
+        network: trained in place, from the weights that it has.
+        sampler: draws the triples; an epoch has its `n_batches` batches.
+        optimizer: over the network's parameters.
+        reg_weight: weight of the L2 penalty.
+        schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
+        memory: a MemoryRecord records the phases batch, forward (loss included), backward and update.
+
+    Raises:
+        ValueError: reg_weight is negative.
+    """
+
+    def __init__(
+        self,
+        network: GraphNetwork,
+        sampler: TripleSampler,
+        *,
+        optimizer: Optimizer,
+        reg_weight: float = 0.0,
+        schedule: Schedule | None = None,
+        memory: MemoryRecord = NULL_RECORD,
+    ) -> None:
+        check_at_least(0, reg_weight=reg_weight)
+        self.network, self.sampler, self.optimizer = network, sampler, optimizer
+        self.reg_weight, self.schedule, self.memory = reg_weight, schedule, memory
+        self.position = TrainingPosition()
+        self._losses = LossMonitor(network.embedding.device)
+
+    @property
+    def n_events(self) -> int:
+        """Number of triples in an epoch."""
+        return self.sampler.n_batches * self.sampler.batch_size
+
+    @property
+    def data_identity(self) -> dict[str, int | str]:
+        """Counts of the graph."""
+        network = self.network
+        return {
+            "users": network.n_users,
+            "items": network.n_items,
+            "entries": len(network.graph.neighbors),
+            "batches": self.sampler.n_batches,
+        }
+
+    def notice(self) -> str | None:
+        """Return None: there is nothing to announce."""
+        return None
+
+    def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
+        """Run the current epoch to its end; `between_updates` is called after each batch."""
+        position, memory, size = self.position, self.memory, self.sampler.batch_size
+        self.network.train()
+        started = time.perf_counter() - position.seconds
+        while position.mini_batches < self.sampler.n_batches:
+            with memory.phase("batch"):
+                triples = self.sampler.draw(position.step)
+            with memory.phase("forward"):
+                bpr, norm = self.network.loss(*triples, step=position.step)
+                loss = bpr + self.reg_weight * norm
+                self._losses.add(position, loss, 1)
+            with memory.phase("backward"):
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            with memory.phase("update"):
+                self.optimizer.step()
+            if self.schedule:
+                self.schedule.after_update()
+            position.step += 1
+            position.mini_batches += 1
+            position.events += size
+            position.seconds = time.perf_counter() - started
+            progress.advance(size, position.mean_loss)
+            between_updates()
+        self.read_losses()
+
+    def start_next_epoch(self) -> None:
+        """Advance `position` to the start of the next epoch."""
+        self.position = TrainingPosition(self.position.epoch + 1, self.position.step)
+
+    def read_losses(self) -> None:
+        """Add all losses so far to `position`. Raises TrainingDiverged if one is NaN or infinite."""
+        self._losses.read(self.position)
+
+    def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return nothing: triples and dropouts follow from the position."""
+        return {}, {}
+
+    def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
+        """Do nothing, see `checkpoint_state`."""

@@ -1,0 +1,107 @@
+"""How far a training has come, and the check that its losses and weights are finite."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+# On an accelerator reading a loss waits for the device, so losses are read in groups.
+LOSSES_PER_READ = 64
+
+
+class TrainingDiverged(ArithmeticError):
+    """Raised for a loss, weight or metric that is NaN or infinite; the message names the last good checkpoint."""
+
+
+@dataclass
+class TrainingPosition:
+    """How far a training has come.
+
+    Attributes:
+        epoch: the current epoch, counted from 1.
+        step: mini-batches since the training began.
+        loss_sum: sum of the losses that were read in this epoch. On an accelerator losses are read later.
+        loss_count: how many mini-batches of this epoch are in `loss_sum`.
+        mini_batches, events, seconds: of this epoch so far.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    mini_batches: int = 0
+    events: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean of the losses that were read in this epoch; None before the first."""
+        return self.loss_sum / self.loss_count if self.loss_count else None
+
+    def __str__(self) -> str:
+        inside = f"in epoch {self.epoch} after mini-batch {self.mini_batches} of it"
+        where = inside if self.mini_batches else f"after epoch {self.epoch - 1}"
+        return f"{where} (step {self.step} of the training)"
+
+
+class LossMonitor:
+    """Sums up losses and stops the training at the first that is not a finite number.
+
+    On the CPU every loss is read before its gradient is computed; on an accelerator `LOSSES_PER_READ` are read at a
+    time, and the rest before a checkpoint is written.
+    """
+
+    def __init__(self, device: torch.device):
+        self._group_size = 1 if device.type == "cpu" else LOSSES_PER_READ
+        self._unread: list[tuple[Tensor, int, int]] = []  # loss, steps, mini-batches of the epoch that precede them
+
+    def add(self, position: TrainingPosition, loss: Tensor, steps: int) -> None:
+        """Take the mean loss of the `steps` mini-batches that follow `position`.
+
+        Raises:
+            TrainingDiverged: a loss is NaN or infinite.
+        """
+        self._unread.append((loss.detach(), steps, position.mini_batches))
+        if len(self._unread) >= self._group_size:
+            self.read(position)
+
+    def read(self, position: TrainingPosition) -> None:
+        """Read the losses that were not read yet and add them to the sum of `position`.
+
+        Raises:
+            TrainingDiverged: a loss is NaN or infinite.
+        """
+        unread, self._unread = self._unread, []
+        losses = [loss for loss, _, _ in unread]
+        values = [loss.item() for loss in losses] if len(losses) < 2 else torch.stack(losses).tolist()
+        for value, (_, steps, previous) in zip(values, unread, strict=True):
+            add_loss(position, value, steps, previous)
+
+
+def add_loss(position: TrainingPosition, value: float, steps: int, previous: int) -> None:
+    """Add the mean loss of `steps` mini-batches to the sum of `position`.
+
+    previous: mini-batches of the epoch that precede them.
+
+    Raises:
+        TrainingDiverged: the loss is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        first, last = previous + 1, previous + steps
+        numbers = f"mini-batch {first}" if steps == 1 else f"mini-batches {first} to {last}"
+        step = position.step - position.mini_batches + first
+        raise TrainingDiverged(
+            f"the loss is {value} in epoch {position.epoch}, {numbers} (step {step} of the training)"
+        )
+    position.loss_sum += value * steps
+    position.loss_count += steps
+
+
+def check_weights(network: nn.Module, position: TrainingPosition) -> None:
+    """Raise TrainingDiverged if a weight is NaN or infinite."""
+    for name, parameter in network.named_parameters():
+        if not all(math.isfinite(extreme) for extreme in torch.aminmax(parameter.detach())):
+            raise TrainingDiverged(f"{name} holds NaN or infinite weights {position}")

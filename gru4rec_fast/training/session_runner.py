@@ -1,0 +1,279 @@
+"""Runs an epoch of session training: by the fused step of the device, or by autograd."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gru4rec_fast import ops
+from gru4rec_fast.data import SessionBlock, SessionParallelLoader
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
+from gru4rec_fast.training.checkpoint import Checkpoint
+from gru4rec_fast.training.fused_step import FusedEpoch, FusedTrainingStep, NoKernels, why_not_fused
+from gru4rec_fast.training.options import check_at_least
+from gru4rec_fast.training.position import LossMonitor, TrainingPosition, add_loss
+from gru4rec_fast.training.progress import Progress
+from gru4rec_fast.training.schedules import Schedule
+from gru4rec_fast.training.state import HIDDEN, hidden_tensors
+
+# Longest time of one call into the fused step: Ctrl-C and the progress bar wait for its end.
+_SECONDS_PER_CALL = 0.1
+
+
+class SessionEpochRunner:
+    """Trains a SessionNetwork on sessions, epoch by epoch; see `EpochRunner`.
+
+    The loader processes a number of sessions in parallel, one per lane. A mini-batch is one step of all lanes. A block
+    is T consecutive mini-batches (truncated backpropagation through T steps), each with its own negatives. The number
+    of mini-batches since the training began is the random key of negatives and dropout.
+
+    The fused step runs many updates in one call. Where it cannot train the network, autograd does, a block at a time.
+
+    Args:
+        network: trained in place, from the weights that it has.
+        loader: the sessions; its `steps` is T.
+        criterion: the loss of a block.
+        optimizer: over the network's parameters.
+        sampler: table from which negatives are drawn, on the loader's device; needed unless n_sample is 0.
+        n_sample: negatives per mini-batch, shared by its lanes; 0: the other lanes' targets are the only negatives.
+        accumulate: blocks per update of the weights; their losses are averaged, no gradient flows between them.
+        seed: of the negatives. The network has its own for weights and dropout, the loader for its shuffle.
+        schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
+        fused: False: train by autograd. True: by the fused step where it can train the network.
+        precision: of the fused step's products, "full" or "bf16"; "bf16" is an error where autograd has to train.
+        fingerprint: returns a digest of the log, e.g. `lambda: log_fingerprint(store)`; called once, with the first
+            checkpoint that is written or resumed. None: logs are told apart by their counts alone.
+        memory: a MemoryRecord records the phases batch, forward, loss, backward and update; autograd then trains.
+        impl: "auto", "native" or "reference", for negative sampling.
+
+    Attributes:
+        position: how far the training has come.
+        hidden: hidden states of the lanes, one tensor per layer; None between epochs.
+
+    Raises:
+        ValueError: a value is out of range, or there are negatives to draw and no sampler.
+    """
+
+    def __init__(
+        self,
+        network: SessionNetwork,
+        loader: SessionParallelLoader,
+        *,
+        criterion: SampledLoss,
+        optimizer: Optimizer,
+        sampler: ops.AliasTable | None = None,
+        n_sample: int = 2048,
+        accumulate: int = 1,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+        fused: bool = True,
+        precision: str = "full",
+        fingerprint: Callable[[], str] | None = None,
+        memory: MemoryRecord = NULL_RECORD,
+        impl: str = "auto",
+    ):
+        check_at_least(0, n_sample=n_sample, seed=seed)
+        check_at_least(1, accumulate=accumulate)
+        if precision not in ("full", "bf16"):
+            raise ValueError(f"precision={precision!r}: choose 'full' or 'bf16'")
+        if n_sample and sampler is None:
+            raise ValueError(f"n_sample={n_sample} needs a sampler: ops.build_alias_table(support, alpha)")
+        self.network, self.loader, self.criterion, self.optimizer = network, loader, criterion, optimizer
+        self.sampler, self.n_sample, self.accumulate, self.seed = sampler, n_sample, accumulate, seed
+        self.schedule, self.fused, self.precision = schedule, fused, precision
+        self.memory, self.impl = memory, impl
+        self.position = TrainingPosition()
+        self.hidden: list[Tensor] | None = None
+        self._fingerprint = fingerprint
+        self._losses = LossMonitor(loader.device)
+        self._captured_step: CapturedTrainingStep | None = None
+
+    @property
+    def n_events(self) -> int:
+        """Number of targets in an epoch."""
+        return self.loader.n_targets
+
+    @cached_property
+    def data_identity(self) -> dict[str, int | str]:
+        """Counts of the log, and its fingerprint if there is one."""
+        loader = self.loader
+        counts = {"sessions": loader.n_sessions, "targets": loader.n_targets, "items": self.network.n_items}
+        return counts | ({} if self._fingerprint is None else {"fingerprint": self._fingerprint()})
+
+    @property
+    def _autograd_was_requested(self) -> bool:
+        return not self.fused or "reference" in (self.impl, self.loader.impl, self.network.impl)
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """The reason why autograd trains; None where the fused step does. Evaluated at the start of each epoch."""
+        if self._autograd_was_requested:
+            return "fused=False or impl='reference' was requested"
+        if self.memory is not NULL_RECORD:
+            return "a memory record needs the phases of a step one by one"
+        if type(self.loader) is not SessionParallelLoader:
+            return f"the loader must be exactly a SessionParallelLoader, not a {type(self.loader).__name__}"
+        if self.loader.device.type != "cuda":
+            return why_not_fused(self.network, self.criterion, self.optimizer)
+        return why_not_captured(self.network, self.criterion, self.optimizer)
+
+    def notice(self) -> str | None:
+        """Return why autograd trains, if that was not requested and is not announced elsewhere; else None."""
+        reason = None if self._autograd_was_requested else self.why_not_fused
+        if reason is None or isinstance(reason, NoKernels):
+            return None
+        return f"training by autograd, not by the fused step: {reason}"
+
+    def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
+        """Run the current epoch to its end; weights are updated after every `accumulate` blocks and at the end.
+
+        `between_updates` is called between updates, but not after an update that the end of the epoch caused. It
+        returns the maximum number of mini-batches until the next call; None means no limit.
+        """
+        position = self.position
+        reason = self.why_not_fused
+        if reason and self.precision == "bf16":
+            raise ValueError(f"precision='bf16' needs the fused training step, which cannot train this: {reason}")
+        self.network.train()
+        if self.hidden is None:
+            self.loader.set_epoch(position.epoch - 1)
+            self.hidden = self.network.initial_state(self.loader.n_lanes)
+        else:  # the epoch was interrupted: the loader resumes from its own state, restored from a checkpoint or not
+            self.loader.load_state_dict(self.loader.state_dict())
+        started = time.perf_counter() - position.seconds
+        if reason is None:
+            self._run_fused(progress, between_updates, started)
+        else:
+            self._run_autograd(progress, between_updates, started)
+        position.seconds = time.perf_counter() - started
+        if not position.mini_batches:
+            raise ValueError(
+                f"an epoch has no mini-batch: with n_sample={self.n_sample} a step needs {self.loader.min_live} live "
+                f"lanes, and there are {self.loader.n_lanes}"
+            )
+
+    def _run_fused(self, progress: Progress, between_updates: Callable[[], int | None], started: float) -> None:
+        position, epoch = self.position, self.start_fused_epoch()
+        assert self.hidden is not None
+        per_update = self.loader.steps * self.accumulate
+        updates, finished = 1, False
+        while not finished:
+            called = time.perf_counter()
+            blocks, finished = epoch.run(updates, self.hidden, step=position.step)
+            for block in blocks:
+                add_loss(position, block.loss, block.steps, position.mini_batches)
+                self._advance(block.steps, block.events)
+            progress.advance(sum(block.events for block in blocks), position.mean_loss)
+            position.seconds = time.perf_counter() - started
+            updates = min(2 * updates, max(1, int(updates * _SECONDS_PER_CALL / (time.perf_counter() - called))))
+            if self.schedule and blocks:
+                self.schedule.after_update()
+                updates = 1 if self.schedule.per_update else updates
+            if not finished:
+                limit = between_updates()
+                updates = updates if limit is None else min(updates, max(1, -(-limit // per_update)))
+
+    def start_fused_epoch(self) -> FusedEpoch | CapturedEpoch:
+        """Return an epoch of the device's fused step, from the loader's current position."""
+        assert isinstance(self.optimizer, SparseAdagrad)
+        modules = (self.network, self.criterion, self.optimizer)
+        options: dict[str, Any] = {
+            "steps": self.loader.steps,
+            "accumulate": self.accumulate,
+            "precision": self.precision,
+        }
+        step: FusedTrainingStep | CapturedTrainingStep
+        if self.loader.device.type == "cuda":
+            # Reused in the next epoch, and with it the captured graphs.
+            step = self._captured_step = self._captured_step or CapturedTrainingStep(*modules, **options)
+        else:
+            step = FusedTrainingStep(*modules, **options)
+        return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed)
+
+    def _run_autograd(self, progress: Progress, between_updates: Callable[[], int | None], started: float) -> None:
+        position = self.position
+        blocks = iter(self.loader)
+        accumulated = 0
+        while True:
+            with self.memory.phase("batch"):
+                block = next(blocks, None)
+                negatives = None if block is None else self._draw_negatives(len(block.n_live))
+            if block is None:
+                break
+            self.backpropagate(block, negatives)
+            progress.advance(block.n_events, position.mean_loss)
+            accumulated += 1
+            if accumulated == self.accumulate:
+                accumulated = 0
+                self._update_weights()
+                position.seconds = time.perf_counter() - started
+                between_updates()
+        if accumulated:
+            self._update_weights(scale=self.accumulate / accumulated)
+        self.read_losses()
+
+    def _draw_negatives(self, steps: int) -> Tensor | None:
+        if not self.n_sample or self.sampler is None:
+            return None
+        return ops.negative_sampling(
+            self.sampler, self.n_sample, seed=self.seed, step=self.position.step, steps=steps, impl=self.impl
+        )[0]
+
+    def backpropagate(self, block: SessionBlock, negatives: Tensor | None) -> None:
+        """Compute a block's loss and add its gradients to those of the weights; advance `position`."""
+        position, memory, steps = self.position, self.memory, len(block.n_live)
+        assert self.hidden is not None
+        with memory.phase("forward"):
+            all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
+            output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step, all_live=all_live)
+        with memory.phase("loss"):
+            table = self.network.output_weight, self.network.output_bias
+            loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
+            self._losses.add(position, loss, steps)
+        with memory.phase("backward"):
+            (loss if self.accumulate == 1 else loss / self.accumulate).backward()
+        self.hidden = [state.detach() for state in hidden]
+        self._advance(steps, block.n_events)
+
+    def _advance(self, steps: int, events: int) -> None:
+        self.position.step += steps
+        self.position.mini_batches += steps
+        self.position.events += events
+
+    def _update_weights(self, scale: float = 1.0) -> None:
+        with self.memory.phase("update"):
+            if scale != 1:
+                for parameter in self.network.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(scale)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule:
+            self.schedule.after_update()
+
+    def start_next_epoch(self) -> None:
+        """Advance `position` to the start of the next epoch."""
+        self.position, self.hidden = TrainingPosition(self.position.epoch + 1, self.position.step), None
+
+    def read_losses(self) -> None:
+        """Add all losses so far to `position`. Raises TrainingDiverged if one is NaN or infinite."""
+        self._losses.read(self.position)
+
+    def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the hidden states and the loader's position; neither exists between epochs."""
+        return hidden_tensors(self.hidden), {"loader": None if self.hidden is None else self.loader.state_dict()}
+
+    def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
+        """Restore what `checkpoint_state` returned."""
+        if checkpoint.progress["loader"] is not None:
+            self.loader.load_state_dict(checkpoint.progress["loader"])
+            hidden = checkpoint.group(HIDDEN)
+            self.hidden = [hidden[str(layer)].to(self.loader.device, copy=True) for layer in range(len(hidden))]

@@ -1,0 +1,307 @@
+"""The trainer: runs epochs, validates, keeps the best model, saves checkpoints, stops early and resumes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gru4rec_fast.ops.ranking import NanScoreError
+from gru4rec_fast.profiling import PeakMemory
+from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
+from gru4rec_fast.training.early_stopping import EarlyStopping
+from gru4rec_fast.training.folder_lock import exclusive
+from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
+from gru4rec_fast.training.options import LOSS, TrainerOptions
+from gru4rec_fast.training.position import TrainingDiverged, TrainingPosition, check_weights
+from gru4rec_fast.training.progress import Progress, Silent
+from gru4rec_fast.training.run_folder import LAST, PREVIOUS, RunFolder
+from gru4rec_fast.training.schedules import Schedule
+from gru4rec_fast.training.state import MODEL, OPTIMIZER, load_optimizer, optimizer_state
+
+
+class EpochRunner(Protocol):
+    """What a `Trainer` needs: runs one epoch after another and updates the weights of `network`.
+
+    Attributes:
+        optimizer: over the network's parameters.
+        schedule: learning-rate schedule. The runner calls `after_update`, the trainer calls `after_epoch`.
+        position: how far the training has come.
+    """
+
+    optimizer: Optimizer
+    schedule: Schedule | None
+    position: TrainingPosition
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+
+    @property
+    def n_events(self) -> int:
+        """Number of events (targets, triples) in an epoch."""
+
+    @property
+    def data_identity(self) -> dict[str, int | str]:
+        """Counts and digests of the training data, as JSON values; a checkpoint of other data is not resumed."""
+
+    def notice(self) -> str | None:
+        """Return a line to show before training, or None."""
+
+    def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
+        """Run the current epoch from `position` to its end.
+
+        Calls `between_updates` where the training may be saved or stopped. It returns the maximum number of
+        mini-batches until the next call; None means no limit.
+        """
+
+    def start_next_epoch(self) -> None:
+        """Advance `position` to the start of the next epoch."""
+
+    def read_losses(self) -> None:
+        """Add all losses so far to `position`. Raises TrainingDiverged if one is NaN or infinite."""
+
+    def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and JSON values that this runner needs to resume, besides weights and optimizer."""
+
+    def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
+        """Restore what `checkpoint_state` returned."""
+
+
+class Trainer:
+    """Trains a network epoch by epoch: validates, keeps the best model, saves checkpoints, resumes.
+
+    On the CPU a resumed training ends with the same bits as one that was never interrupted.
+
+    Args:
+        runner: runs the epochs: a `SessionEpochRunner` or a `GraphEpochRunner`. Its network is trained in place.
+        options: number of epochs, validation, early stopping and checkpoints.
+        validate: called with the network in eval mode after every `evaluate_every` epochs; returns metrics by name.
+        out: folder for last.safetensors, best.safetensors (if there is a validation or monitor is "loss"), curves.csv
+            and curves.png. `RunFolder` says what happens to the files of an earlier training. None: nothing is written.
+        identity: format, config and further tensors that every checkpoint stores, so that its reader can build the
+            model.
+        progress: shows how the training goes; None: nothing is shown.
+        peak: meter of the peak memory; None: a meter that starts with `run`.
+
+    Attributes:
+        history: one dict per finished epoch: epoch, loss (mean over the epoch's mini-batches), seconds (of training),
+            mini_batches, events (targets or triples), learning_rate, and `validation` (metrics by name) if the epoch
+            was validated.
+        peak_memory_bytes: peak resident size above the baseline of `peak`, after `run`; curves are drawn later.
+
+    Raises:
+        ValueError: patience without anything to monitor.
+    """
+
+    def __init__(
+        self,
+        runner: EpochRunner,
+        options: TrainerOptions,
+        *,
+        validate: Callable[[], Mapping[str, float]] | None = None,
+        out: str | os.PathLike[str] | None = None,
+        identity: Checkpoint | None = None,
+        progress: Progress | None = None,
+        peak: PeakMemory | None = None,
+    ) -> None:
+        monitors_loss = options.monitor == LOSS
+        if options.patience is not None and validate is None and not monitors_loss:
+            raise ValueError(f"patience={options.patience} monitors {options.monitor}, which needs validation data")
+        self.runner, self.options = runner, options
+        self.network, self.optimizer = runner.network, runner.optimizer
+        self.validate, self.progress = validate, progress or Silent()
+        self.folder = RunFolder(out, identity or Checkpoint(f"gru4rec_fast.{type(runner.network).__name__}/2"))
+        self.history: list[dict[str, Any]] = []
+        self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximize=not monitors_loss)
+        self._picks_best = validate is not None or monitors_loss
+        self._peak, self.peak_memory_bytes = peak, 0
+        self._saved_at_step = 0
+
+    @property
+    def position(self) -> TrainingPosition:
+        """How far the training has come."""
+        return self.runner.position
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose model is in best.safetensors; None if there is no such epoch."""
+        return (self.early_stopping.best_epoch or None) if self._picks_best else None
+
+    def run(self, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
+        """Train until `n_epochs` epochs are finished; return the history.
+
+        Args:
+            resume: a checkpoint to continue from, see `restore`; None: continue from the current state.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; raised between two updates, after last.safetensors was written.
+            TrainingDiverged: a loss, weight or validation metric is NaN or infinite.
+            CheckpointError: see `restore`.
+            OSError: a checkpoint cannot be written, or another training writes to the folder.
+        """
+        peak = self._peak or PeakMemory()
+        if resume is not None:
+            self.restore(resume)
+        with exclusive(self.folder.path):
+            return self._run(peak)
+
+    def _run(self, peak: PeakMemory) -> list[dict[str, Any]]:
+        self._announce()
+        try:
+            with deferred_interrupt() as interrupt:
+                while not self._is_done:
+                    position = self.position
+                    self.progress.begin_epoch(
+                        position.epoch, self.options.n_epochs, self.runner.n_events, position.events
+                    )
+                    self.runner.run_epoch(self.progress, partial(self._between_updates, interrupt))
+                    self._finish_epoch()
+                    self._raise_if_interrupted(interrupt)
+        except TrainingDiverged as error:
+            saved = self.folder.last_saved
+            kept = "no checkpoint had been written yet" if saved is None else f"the last good checkpoint is {saved}"
+            raise TrainingDiverged(f"{error}; training stopped; {kept}; try a smaller learning_rate") from None
+        finally:
+            self.progress.close()
+            self.peak_memory_bytes = peak.bytes
+            self.folder.write_curves(self.history)
+        return self.history
+
+    @property
+    def _is_done(self) -> bool:
+        return self.position.epoch > self.options.n_epochs or self.early_stopping.should_stop
+
+    def _announce(self) -> None:
+        finished = f"epoch {self.position.epoch - 1} of n_epochs={self.options.n_epochs}"
+        if self.early_stopping.should_stop:
+            best = f"no gain for {self.early_stopping.waited} epochs (patience={self.options.patience})"
+            self.progress.say(f"nothing left to train: stopped after {finished}, with {best}")
+        elif self._is_done:
+            self.progress.say(f"nothing left to train: {finished} is finished; raise n_epochs to go on")
+        elif (path := self.folder.path) is not None and self.folder.holds_another:
+            self.progress.say(
+                f"{path} holds an earlier training; the first checkpoint of this one will move it to {path / PREVIOUS}"
+            )
+        if not self._is_done and (notice := self.runner.notice()):
+            self.progress.say(notice)
+
+    def _between_updates(self, interrupt: InterruptRequest) -> int | None:
+        self._raise_if_interrupted(interrupt)
+        every = self.options.checkpoint_every
+        if every is None:
+            return None
+        if self.position.step - self._saved_at_step >= every:
+            self._save_last()
+        return every - (self.position.step - self._saved_at_step)
+
+    def _finish_epoch(self) -> None:
+        """Validate, extend the history, step the schedule, save."""
+        position, options = self.position, self.options
+        check_weights(self.network, position)
+        record: dict[str, Any] = {
+            "epoch": position.epoch,
+            "loss": position.loss_sum / position.mini_batches,
+            "seconds": position.seconds,
+            "mini_batches": position.mini_batches,
+            "events": position.events,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+        }
+        monitored: float | None = record[LOSS] if options.monitor == LOSS else None
+        is_validated = position.epoch % options.evaluate_every == 0 or position.epoch == options.n_epochs
+        if self.validate is not None and is_validated:
+            metrics = record["validation"] = self._metrics(self.validate)
+            if options.monitor not in (LOSS, *metrics):
+                raise ValueError(
+                    f"monitor={options.monitor!r} is not measured; there are {', '.join(metrics)} and {LOSS}"
+                )
+            monitored = record[LOSS] if options.monitor == LOSS else metrics[options.monitor]
+        if self.runner.schedule is not None:
+            self.runner.schedule.after_epoch(monitored if self._picks_best else record[LOSS])
+        is_better = monitored is not None and self.early_stopping.update(position.epoch, monitored)
+        self.history.append(record)
+        self.runner.start_next_epoch()
+        if is_better:  # before `last`, which names the best epoch: a resume from the `last` before repeats this epoch
+            self.folder.save_best(self.network, self.history)
+        self._save_last()
+        self.folder.write_csv(self.history)
+        self.progress.end_epoch(record)
+
+    def _metrics(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Return the network's validation metrics. Raises TrainingDiverged if a metric or score is not finite."""
+        self.network.eval()
+        try:
+            metrics = dict(validate())
+        except NanScoreError as error:  # finite weights can overflow too
+            raise TrainingDiverged(f"validation found a NaN score {self.position}") from error
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"the validation metric {name} is {value} {self.position}")
+        return metrics
+
+    def _raise_if_interrupted(self, interrupt: InterruptRequest) -> None:
+        if interrupt.signal_number is None:
+            return
+        path = self._save_last()
+        advice = "nothing was saved: no out folder was given"
+        if path is not None:
+            advice = f"to go on from {path}, resume with the same out folder"
+        raise TrainingInterrupted(f"training interrupted {self.position}; {advice}", interrupt.signal_number)
+
+    def _save_last(self) -> Path | None:
+        if self.folder.path is None:
+            return None
+        self.runner.read_losses()
+        check_weights(self.network, self.position)
+        tensors, values = self.runner.checkpoint_state()
+        moments, optimizer_values = optimizer_state(self.network, self.optimizer)
+        schedule = self.runner.schedule
+        progress = {
+            "position": asdict(self.position),
+            "history": self.history,
+            "optimizer": optimizer_values,
+            "schedule": None if schedule is None else schedule.state_dict(),
+            "early_stopping": self.early_stopping.state_dict(),
+            "data": self.runner.data_identity,
+        }
+        self._saved_at_step = self.position.step
+        return self.folder.save_last(self.network, moments | tensors, progress | values)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restore the state of the training that wrote the checkpoint; `run` continues from it.
+
+        Raises:
+            CheckpointError: the checkpoint has no training state, or is of other data or of another schedule.
+        """
+        progress = checkpoint.progress
+        if "position" not in progress:
+            raise CheckpointError(f"the checkpoint has a model but no training state; resume from {LAST}")
+        data = self.runner.data_identity
+        if progress["data"] != data:
+            raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {data}")
+        self._restore_schedule(progress["schedule"])
+        self.runner.load_checkpoint_state(checkpoint)
+        self.runner.position, self.history = TrainingPosition(**progress["position"]), progress["history"]
+        self.early_stopping.load_state_dict(progress["early_stopping"])
+        self.network.load_state_dict(checkpoint.group(MODEL))
+        moments = {name: tensor.clone() for name, tensor in checkpoint.group(OPTIMIZER).items()}
+        load_optimizer(self.network, self.optimizer, moments, progress["optimizer"])
+        self._saved_at_step = self.position.step
+        self.folder.continue_from(checkpoint.path)
+
+    def _restore_schedule(self, state: dict[str, Any] | None) -> None:
+        schedule = self.runner.schedule
+        if (state is None) != (schedule is None):
+            raise CheckpointError("the checkpoint was trained with another lr_scheduler")
+        if schedule is not None and state is not None:
+            try:
+                schedule.load_state_dict(state)
+            except ValueError as error:
+                raise CheckpointError(str(error)) from None

@@ -1,0 +1,444 @@
+"""The fused training step: compared with autograd; Ctrl-C and progress during a call; reasons why it cannot train."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from markov import markov_store
+from native import threads
+from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
+
+from gru4rec_fast import GRU4Rec, ops
+from gru4rec_fast.data import SessionParallelLoader, SessionStore
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.ops.sampled_loss import LOSSES
+from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import MemoryRecord
+from gru4rec_fast.training import SessionEpochRunner, TrainingInterrupted, load_checkpoint
+from gru4rec_fast.training.fused_step import FusedTrainingStep, why_not_fused
+from gru4rec_fast.training.progress import Silent
+
+pytestmark = pytest.mark.usefixtures("native_library", no_pictures.__name__)
+
+STORE = markov_store(n_sessions=70, n_items=40)
+MODES: dict[str, dict[str, Any]] = {
+    "constrained": {},
+    "separate": {"constrained_embedding": False, "embedding": 9},
+    "one-hot": {"constrained_embedding": False},
+}
+CASES: dict[str, dict[str, Any]] = {
+    **{f"{loss}-{mode}": {"loss": loss, **options} for loss in LOSSES for mode, options in MODES.items()},
+    **{f"reset-before-{mode}": {"gru_form": "reset_before", **options} for mode, options in MODES.items()},
+    **{f"two-layers-{mode}": {"layers": [11, 7], "bptt": 3, **options} for mode, options in MODES.items()},
+    **{f"accumulate-{mode}": {"accumulate": 3, "bptt": 2, **options} for mode, options in MODES.items()},
+    "logq-smoothing-hits": {"logq": 1.0, "label_smoothing": 0.1, "mask_accidental_hits": True},
+    "in-batch negatives only": {"n_sample": 0},
+    "more negatives than items": {"n_sample": 300, "sample_alpha": 1.0},
+    "one lane": {"batch_size": 1},
+    "more lanes than sessions": {"batch_size": 100},
+    "schedule": {"lr_scheduler": "ExponentialLR", "lr_scheduler_options": {"gamma": 0.99, "interval": "update"}},
+    "shuffle": {"shuffle": True},
+}
+
+
+def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
+    """Train two epochs in float64, with dropout and momentum."""
+    small = {"layers": [8], "batch_size": 6, "n_sample": 20, "n_epochs": 2, "seed": 3, "dtype": "float64",
+             "dropout_p_embed": 0.2, "dropout_p_hidden": 0.1, "momentum": 0.3, "learning_rate": 0.1}  # fmt: skip
+    return GRU4Rec(**small | changed).fit(store, progress=False)
+
+
+def fit_by(fused: bool, **changed: Any) -> GRU4Rec:
+    """Train as `fit` does, by the fused step or by autograd; the other way is an error."""
+    with pytest.MonkeyPatch.context() as patch:
+        other_way = "_run_autograd" if fused else "_run_fused"
+        patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        return fit(**changed, fused=fused)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_trains_what_autograd_trains(case: str) -> None:
+    """Compare all weights (to 1e-9) and losses after two epochs, whose ends have fewer and fewer live lanes."""
+    one, other = fit_by(True, **CASES[case]), fit_by(False, **CASES[case])
+    assert one.network is not None and other.network is not None
+    for (name, ours), theirs in zip(one.network.named_parameters(), other.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+    for ours, theirs in zip(without_seconds(one.history), without_seconds(other.history), strict=True):
+        assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-9)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("first_is_fused", [True, False])
+def test_a_training_switches_inside_an_epoch(tmp_path: Path, first_is_fused: bool) -> None:
+    """Switch between the fused step and autograd by resuming from a checkpoint."""
+    whole = make_trainer(dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused)
+    whole.run()
+    first = make_trainer(
+        out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused, checkpoint_every=7
+    )
+    stop = first._between_updates
+    first._between_updates = lambda *a: _stop_after(stop(*a), first)  # type: ignore[method-assign]
+    with pytest.raises(_Enough):
+        first.run()
+    assert 0 < first.position.mini_batches < whole.history[0]["mini_batches"]
+    second = make_trainer(out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=not first_is_fused)
+    assert (first.runner.why_not_fused is None, second.runner.why_not_fused is None) == (
+        first_is_fused,
+        not first_is_fused,
+    )
+    second.run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    for (name, ours), theirs in zip(weights(second).items(), weights(whole).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+
+
+class _Enough(Exception):
+    pass
+
+
+def _stop_after(answer: Any, trainer: Any) -> Any:
+    if trainer._saved_at_step:
+        raise _Enough
+    return answer
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_checkpoints_are_written_at_the_requested_steps(tmp_path: Path, every: int) -> None:
+    trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=every)
+    steps: list[int] = []
+    save = trainer._save_last
+    trainer._save_last = lambda: steps.append(trainer.position.step) or save()  # type: ignore[func-returns-value, method-assign]
+    n = trainer.run()[0]["mini_batches"]
+    assert steps[:-1] == list(range(every, steps[-2] + 1, every)) and steps[-1] == n and steps[-2] > n - every - 1
+
+
+def test_bf16_is_close_to_float32_but_not_equal() -> None:
+    """Products have 8 bits: the losses of an epoch agree within 1 %, the weights are not equal."""
+    full, bf16 = fit(dtype="float32", layers=[32]), fit(dtype="float32", layers=[32], precision="bf16")
+    assert bf16.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=1e-2)
+    assert not torch.equal(bf16.network.output.weight, full.network.output.weight)
+    assert {p.dtype for p in bf16.network.parameters()} == {torch.float32}
+
+
+def test_bf16_products_are_those_of_rounded_numbers() -> None:
+    """Make one step from weights that are exact in bf16: the loss is that of hidden states rounded before scoring."""
+    network, criterion, optimizer = parts(layers=[16], in_bf16=True)
+    step = FusedTrainingStep(network, criterion, optimizer, precision="bf16")
+    inputs, targets, negatives = (torch.tensor([row]) for row in ([3, 5, 7, 9], [4, 6, 8, 10], [1, 1, 2, 30]))
+    reset = torch.ones(1, 4, dtype=torch.bool)
+    with torch.no_grad():
+        hidden, _ = network(inputs, network.initial_state(4), reset)
+        items = torch.cat([targets[0], negatives[0]])
+        rows, bias = network.output_weight[items], network.output_bias[items]
+        expected = ops.sampled_loss(hidden[0].bfloat16().float(), rows, bias, batch_size=4, impl="reference").item()
+        unrounded = ops.sampled_loss(hidden[0], rows, bias, batch_size=4, impl="reference").item()
+    loss = step.train_block(inputs, targets, reset, negatives, network.initial_state(4), step=0)
+    assert abs(loss - expected) < abs(unrounded - expected) / 4
+
+
+def parts(
+    layers: list[int] | None = None, in_bf16: bool = False, **changed: Any
+) -> tuple[SessionNetwork, SampledLoss, SparseAdagrad]:
+    network = SessionNetwork(40, layers or [8], **changed)
+    if in_bf16:
+        for parameter in network.parameters():
+            parameter.data = (8 * parameter.data).bfloat16().float()
+    return network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1)
+
+
+class _Own(SessionNetwork):
+    pass
+
+
+def spoiled(what: str) -> tuple[Any, Any, Any]:
+    network, criterion, optimizer = parts(dtype=torch.float16 if what == "dtype" else None)
+    if what == "network":
+        network = _Own(40, [8])
+    elif what == "optimizer":
+        return network, criterion, torch.optim.SGD(network.parameters(), 0.1)
+    elif what == "frozen":
+        network.gru.layers[0].weight_hh.requires_grad_(False)
+    elif what == "hooks":
+        network.gru.register_forward_hook(lambda *_: None)
+    elif what == "parameter hook":
+        network.output.weight.register_hook(lambda grad: grad)
+    elif what == "optimizer hook":
+        optimizer.register_step_post_hook(lambda *_: None)
+    elif what == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(network.gru.layers[0], "weight_hh")
+    elif what == "tied":
+        network = SessionNetwork(40, [8], embedding="separate", embedding_dim=8)
+        network.embedding.weight = network.output.weight
+        optimizer = SparseAdagrad(network.parameters(), 0.1)
+    elif what == "impl":
+        network.gru.layers[0].impl = "reference"
+    elif what == "groups":
+        optimizer = SparseAdagrad([{"params": [p]} for p in network.parameters()], 0.1)
+    return network, criterion, optimizer
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("network", "exactly SessionNetwork, not _Own"),
+        ("optimizer", "exactly SparseAdagrad, not SGD"),
+        ("frozen", r"gru\.layers\.0\.weight_hh is frozen"),
+        ("hooks", "there are hooks on a module, a parameter or the optimizer"),
+        ("parameter hook", "there are hooks"),
+        ("optimizer hook", "there are hooks"),
+        ("parametrized", "it does not support a module of class ParametrizedSessionGRULayer"),
+        ("tied", "a weight is not exactly an nn.Parameter, or is used twice"),
+        ("impl", "impl='reference' was requested"),
+        ("groups", "one parameter group"),
+        ("dtype", r"float32 and float64 on the CPU; \S+ is torch\.float16"),
+    ],
+)
+def test_what_it_cannot_train_is_named(what: str, reason: str) -> None:
+    assert why_not_fused(*parts()) is None
+    with pytest.raises(ValueError, match=rf"no fused training step: .*{reason}"):
+        FusedTrainingStep(*spoiled(what))
+
+
+class _Lines(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.advances = 0
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def advance(self, events: int, loss: float | None) -> None:
+        self.advances += 1
+
+
+def test_autograd_that_was_not_requested_is_announced() -> None:
+    lines = _Lines()
+    make_trainer(n_epochs=1, progress=lines, memory=MemoryRecord("cpu")).run()
+    (line,) = lines.said
+    assert line.startswith("training by autograd, not by the fused step: a memory record needs the phases")
+    for asked in ({"fused": False}, {"impl": "reference"}, {}):
+        lines = _Lines()
+        make_trainer(n_epochs=1, progress=lines, **asked).run()
+        assert lines.said == []
+
+
+def test_bf16_without_the_fused_step_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"precision='bf16' needs the fused training step, which cannot train this: a mem"
+    ):
+        make_trainer(precision="bf16", memory=MemoryRecord("cpu")).run()
+    for other in ({"fused": False}, {"dtype": "float64"}, {"impl": "reference"}):
+        with pytest.raises(ValueError, match="precision='bf16' belongs to the fused step in float32"):
+            GRU4Rec(precision="bf16", **other)
+
+
+def long_trainer(**arguments: Any) -> Any:
+    """Return a trainer whose epoch takes many seconds."""
+    store = markov_store(n_sessions=60_000, n_items=3000)
+    return make_trainer(store=store, layers=(320,), n_sample=4096, lanes=128, n_epochs=1, **arguments)
+
+
+def test_ctrl_c_progress_and_other_threads_during_an_epoch(tmp_path: Path) -> None:
+    """A signal ends a run long before its end; progress is shown and other threads run meanwhile."""
+    lines = _Lines()
+    trainer = long_trainer(out=tmp_path, progress=lines)
+    slept = [0]  # sleeps of 1 ms in the other thread during the training
+
+    def press() -> None:
+        while not lines.advances:
+            time.sleep(0.01)
+        first = lines.advances
+        while lines.advances < first + 4:  # not a fixed time: under a sanitizer one call takes many times longer
+            slept[0] += 1
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    with threads(1):
+        thread.start()
+        with pytest.raises(TrainingInterrupted, match=r"in epoch 1 after mini-batch \d+ of it"):
+            trainer.run()
+        thread.join()
+    assert slept[0] > 4 * 10, "the interpreter lock was not released: the other thread ran only between calls"
+    assert (
+        load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["step"] == trainer.position.step > 0
+    )
+
+
+def test_one_long_call_can_be_interrupted_too() -> None:
+    """A call outside of a trainer that runs a whole epoch raises KeyboardInterrupt."""
+    trainer = long_trainer()
+    epoch, network = trainer.runner.start_fused_epoch(), trainer.network
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with threads(1), pytest.raises(KeyboardInterrupt):
+        epoch.run(10**9, network.initial_state(128), step=0)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+def test_autograd_detects_that_weights_have_changed() -> None:
+    """A backward pass through a graph that was recorded before the step is an error."""
+    network, criterion, optimizer = parts()
+    square = (network.output.weight * network.output.weight).sum()
+    block = torch.tensor([[1, 2, 3, 4]])
+    fused = FusedTrainingStep(network, criterion, optimizer)
+    fused.train_block(block, block + 1, torch.ones(1, 4, dtype=torch.bool), None, network.initial_state(4), step=0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        square.backward()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_nan_loss_updates_nothing(steps: int) -> None:
+    """The bad block's gradients are not applied by the next step either."""
+    network, criterion, optimizer = parts()
+    network.output.bias.data[7] = float("nan")
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    state, reset = network.initial_state(4), torch.ones(steps, 4, dtype=torch.bool)
+    bad = torch.tensor([[20, 21, 22, 23]] * (steps - 1) + [[1, 2, 3, 7]])
+    fused = FusedTrainingStep(network, criterion, optimizer, steps=steps)
+    loss = fused.train_block(bad, bad, reset, None, state, step=0)
+    assert np.isnan(loss) and not any(layer.any() for layer in state)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
+    good = torch.tensor([[10, 11, 12, 13]] * steps)
+    assert np.isfinite(fused.train_block(good, good, reset, None, state, step=steps))
+    assert torch.equal(network.output.weight[20:24], before["output.weight"][20:24])
+    assert not torch.equal(network.output.weight[10:14], before["output.weight"][10:14])
+
+
+def test_it_uses_the_current_state_and_mode() -> None:
+    """Switch momentum on, load optimizer state, switch to eval mode: the next step is that of autograd."""
+    block, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
+    ends = []
+    for fused in (True, False):
+        network, criterion, optimizer = parts(dropout_p_hidden=0.3, dtype=torch.float64)
+        step = FusedTrainingStep(network, criterion, optimizer)
+        state = network.initial_state(4)
+        for number in range(4):
+            if number == 1:
+                optimizer.param_groups[0]["momentum"] = 0.5
+            elif number == 2:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            elif number == 3:
+                network.eval()
+            if fused:
+                step.train_block(block, block + number, reset, None, state, step=number)
+            else:
+                hidden, after = network(block, state, reset, step=number)
+                optimizer.zero_grad()
+                criterion(hidden, network.output_weight, network.output_bias, block + number).backward()
+                optimizer.step()
+                state = [layer.detach() for layer in after]
+        ends.append(network.state_dict())
+    for name, ours in ends[0].items():
+        torch.testing.assert_close(ours, ends[1][name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_subclass_of_the_loader_is_trained_by_autograd() -> None:
+    class Own(SessionParallelLoader):
+        pass
+
+    trainer = make_trainer(n_epochs=1)
+    trainer.runner.loader.__class__ = Own
+    assert "exactly a SessionParallelLoader, not a Own" in str(trainer.runner.why_not_fused)
+    network, criterion, optimizer = parts()
+    with pytest.raises(ValueError, match="the loader has blocks of 3 steps, the training step has steps=1"):
+        FusedTrainingStep(network, criterion, optimizer).start_epoch(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
+
+
+def test_a_stopped_run_continues_from_its_position() -> None:
+    """Call `run` again on the same trainer, without a checkpoint."""
+    whole, stopped = make_trainer(dtype=torch.float64), make_trainer(dtype=torch.float64)
+    whole.run()
+    at_block(stopped, 5, press_ctrl_c)
+    with pytest.raises(TrainingInterrupted):
+        stopped.run()
+    stopped.run()
+    assert without_seconds(stopped.history) == without_seconds(whole.history)
+    for (name, ours), theirs in zip(weights(stopped).items(), weights(whole).values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_checkpoint_can_be_resumed_from_twice(tmp_path: Path) -> None:
+    first = make_trainer(out=tmp_path, dtype=torch.float64)
+    at_block(first, 5, press_ctrl_c)
+    with pytest.raises(TrainingInterrupted):
+        first.run()
+    checkpoint = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
+    ends = [make_trainer(dtype=torch.float64) for _ in range(2)]
+    for trainer in ends:
+        trainer.run(checkpoint)
+    for (name, ours), theirs in zip(weights(ends[0]).items(), weights(ends[1]).values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_one_thread_at_a_time() -> None:
+    trainer = long_trainer()
+    epoch, network = trainer.runner.start_fused_epoch(), trainer.network
+    with threads(1):
+        running = threading.Thread(target=lambda: epoch.run(300, network.initial_state(128), step=0))
+        running.start()
+        time.sleep(0.2)
+        with pytest.raises(RuntimeError, match="a FusedTrainingStep is in use by another thread"):
+            epoch.run(1, network.initial_state(128), step=0)
+        running.join()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": torch.tensor([[1, 2, 3, 40]])}, "item index 40 is out of range for a catalogue of 40 items"),
+        ({"targets": torch.tensor([[1, 2, 3, -1]])}, "item index -1 is out of range"),
+        ({"targets": torch.tensor([[1, 2, 3]])}, r"targets must be \[1, 4\]"),
+        ({"negatives": torch.tensor([[1, 41]])}, "negative 41 is out of range for a catalogue of 40 items"),
+        ({"negatives": torch.tensor([[1], [2]])}, r"negatives must be \[1, 1\]"),
+        ({"negatives": torch.tensor([1, 2])}, r"negatives must be \[T, N\], not \[2\]"),
+        ({"inputs": torch.zeros(0, 4, dtype=torch.int64)}, r"inputs must be \[T, B\] with T > 0"),
+        ({"step": -5}, "step=-5"),
+        ({"hidden": []}, "hidden must hold one state per layer, 1, not 0"),
+        ({"hidden": [torch.zeros(3, 8)]}, r"hidden must be \[4, 8\]"),
+        ({"hidden": [torch.zeros(8, 4).T]}, "hidden must be contiguous"),
+        ({"hidden": [torch.zeros(4, 8, dtype=torch.float64)]}, "hidden is Double, not Float"),
+    ],
+)
+def test_blocks_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    block = {
+        "inputs": torch.tensor([[1, 2, 3, 4]]),
+        "targets": torch.tensor([[2, 3, 4, 5]]),
+        "reset": torch.ones(1, 4, dtype=torch.bool),
+        "negatives": torch.tensor([[6, 7]]),
+        "hidden": [torch.zeros(4, 8)],
+    }
+    with pytest.raises(ValueError, match=message):
+        FusedTrainingStep(*parts()).train_block(**{"step": 0} | block | change)
+
+
+def test_a_criterion_of_another_catalogue() -> None:
+    network, _, optimizer = parts()
+    criterion = SampledLoss(batch_size=4, logq=1.0, support=torch.ones(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"log_support must be \[40\], not \[5\]"):
+        FusedTrainingStep(network, criterion, optimizer)
+
+
+def test_bf16_goes_with_float32() -> None:
+    with pytest.raises(ValueError, match=r"precision='bf16' goes with float32, not with torch\.float64"):
+        FusedTrainingStep(*parts(dtype=torch.float64), precision="bf16")
+
+
+@pytest.mark.parametrize("item", [1000, -1])
+def test_a_damaged_store_is_named(item: int) -> None:
+    store = markov_store(n_sessions=20)
+    loader = SessionParallelLoader(store, 4)
+    loader.items = loader.items.clone()
+    loader.items[30] = item
+    network = SessionNetwork(store.n_items, [8])
+    fused = FusedTrainingStep(network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1))
+    with pytest.raises(ValueError, match=r"the store is damaged: .* 30 items \(.*; prepare the store again"):
+        fused.start_epoch(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)

@@ -1,0 +1,235 @@
+// Launches, blocks, and the choice of the thread that runs next.
+#include "cuda_emulator/interface.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+
+#include "cuda_emulator/emulator.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+asm(R"(
+.text
+.hidden grf_fiber_switch
+.globl grf_fiber_switch
+.type grf_fiber_switch, @function
+grf_fiber_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size grf_fiber_switch, .-grf_fiber_switch
+)");
+#endif
+
+namespace grf {
+namespace simt {
+
+Emulator& emulator() {
+  static Emulator* instance = new Emulator;  // never destroyed: kernels may run while the process ends
+  return *instance;
+}
+
+thread_local bool in_kernel = false;
+
+void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  launch_ = launch;
+  thread_body_ = thread_body;
+  closure_ = closure;
+  const auto refuse = [&](const char* reason) {
+    throw std::runtime_error(std::string(launch.kernel) + ": invalid launch configuration: " + reason);
+  };
+  const dim3 &grid = launch.grid, &block = launch.block;
+  if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) refuse("a dimension of 0");
+  if (grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) refuse("more blocks than (2^31 - 1, 65535, 65535)");
+  if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or 64 in z");
+  if (launch.shared_bytes > kSharedLimit) refuse("more than 227 KB of shared memory");
+  n_threads_ = size_t{block.x} * block.y * block.z;
+  random_.state = seed * 0x2545F4914F6CDD1Du + static_cast<uint64_t>(++launches);
+  failed_ = failed_in_check_ = false;
+  shadow_memory_.start_launch();
+  run_index_ = 0;
+  for (const uint64_t flat_index : blocks_to_run()) {
+    start_block(flat_index);
+    run_block();
+    ++run_index_;
+    if (failed_) break;
+  }
+  if (!failed_) return;
+  std::ostringstream text;
+  text << failure_;
+  if (failed_in_check_) throw std::invalid_argument(text.str());
+  text << " [kernel " << launch_.kernel << ", block " << format_index(block_) << ", emulation seed " << seed
+       << ", launch " << launches << "]";
+  throw std::runtime_error(text.str());
+}
+
+std::vector<uint64_t> Emulator::blocks_to_run() {
+  const uint64_t total = uint64_t{launch_.grid.x} * launch_.grid.y * launch_.grid.z;
+  std::vector<uint64_t> blocks;
+  if (block_limit > 0 && total > static_cast<uint64_t>(block_limit)) {
+    blocks = {0, total - 1};
+    while (blocks.size() < static_cast<size_t>(block_limit)) blocks.push_back(random_.below(total));
+    std::sort(blocks.begin(), blocks.end());
+    blocks.erase(std::unique(blocks.begin(), blocks.end()), blocks.end());
+  } else {
+    blocks.resize(total);
+    for (uint64_t i = 0; i < total; ++i) blocks[i] = i;
+  }
+  for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[random_.below(i)]);
+  return blocks;
+}
+
+void Emulator::start_block(uint64_t flat_index) {
+  block_ = unflatten(flat_index, launch_.grid);
+  barriers_ = 0;
+  at_barrier_ = 0;
+  unfinished_ = n_threads_;
+  clocks_.assign(n_threads_, Clock());
+  threads_.resize(n_threads_);
+  ready_.resize(n_threads_);
+  for (size_t i = 0; i < n_threads_; ++i) {
+    ready_[i] = i;
+    threads_[i] = Thread();
+    threads_[i].index = unflatten(i, launch_.block);
+    threads_[i].fiber.prepare(stacks_.stack(i), FiberStacks::bytes(i), &Emulator::entry);
+  }
+  if (arena_used_ > 0) {
+    std::memset(arena_state_.get(), 0, arena_used_);
+    shadow_memory_.forget(reinterpret_cast<uintptr_t>(arena_.get()), arena_used_);
+  }
+  arena_used_ = shared_used_ = 0;
+  arrays_.clear();
+  allocations_.clear();
+  dynamic_ = launch_.shared_bytes > 0 ? allocate_shared(launch_.shared_bytes, 16) : nullptr;
+  shadow_memory_.start_block(&clocks_);
+}
+
+void Emulator::run_block() {
+  while (unfinished_ > 0 && !failed_) {
+    if (ready_.empty()) {
+      if (at_barrier_ == unfinished_) {
+        release_barrier();
+      } else {
+        report_deadlock();
+      }
+      continue;
+    }
+    const size_t chosen = random_.below(ready_.size());
+    std::swap(ready_[chosen], ready_.back());
+    const size_t thread = ready_.back();
+    ready_.pop_back();
+    resume(thread);
+  }
+}
+
+void Emulator::resume(size_t thread) {
+  running_ = thread;
+  in_kernel = true;
+  scheduler_.switch_to(threads_[thread].fiber);
+  in_kernel = false;
+  if (failed_) return;
+  switch (threads_[thread].state) {
+    case State::ready:
+      ready_.push_back(thread);
+      break;
+    case State::at_barrier:
+      ++at_barrier_;
+      break;
+    case State::in_warp_operation:
+      try_warp_operation(thread / kWarpSize);
+      break;
+    case State::finished:
+      --unfinished_;
+      break;
+  }
+}
+
+void Emulator::entry() {
+  emulator().start_thread();
+}
+
+void Emulator::start_thread() {
+  Fiber::finish_switch(running_thread().fiber, &scheduler_);
+  try {
+    thread_body_(closure_);
+  } catch (const std::exception& error) {
+    record_failure(error.what());
+  }
+  while (true) wait(State::finished);
+}
+
+void Emulator::wait(State state) {
+  in_kernel = false;
+  Thread& thread = running_thread();
+  thread.state = state;
+  thread.fiber.switch_to(scheduler_);
+  in_kernel = true;
+}
+
+void Emulator::make_ready(size_t thread) {
+  threads_[thread].state = State::ready;
+  ready_.push_back(thread);
+}
+
+void Emulator::fail(const std::string& message, bool in_check) {
+  failed_in_check_ = in_check;
+  record_failure(message);
+  while (true) wait(State::finished);  // the scheduler never resumes this thread
+}
+
+// Functions of interface.h
+
+dim3 thread_index() {
+  return emulator().running_thread().index;
+}
+dim3 block_index() {
+  return emulator().block();
+}
+dim3 block_extent() {
+  return emulator().launch().block;
+}
+dim3 grid_extent() {
+  return emulator().launch().grid;
+}
+
+void run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure) {
+  emulator().run(launch, thread_body, closure);
+}
+void set_seed(uint64_t seed) {
+  emulator().seed = seed;
+  emulator().launches = 0;
+}
+void set_block_limit(int64_t blocks) {
+  emulator().block_limit = blocks;
+}
+int64_t most_blocks() {
+  return emulator().block_limit > 0 ? int64_t{0x7FFFFFFF} : 16;
+}
+int64_t launches() {
+  return emulator().launches;
+}
+
+const char* checks() {
+#ifdef GRF_EMULATED_ADDRESSES
+  return "addresses";
+#else
+  return "races";
+#endif
+}
+
+}  // namespace simt
+}  // namespace grf
