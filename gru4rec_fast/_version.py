@@ -1,3 +1,3 @@
 """The version of the package; the build reads it from this file without importing the package."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
