@@ -52,14 +52,16 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
       "Tensor biases, Tensor log_q)");
-  m.def("step_settle_(Tensor losses, Tensor played, Tensor(a!) stopped, Tensor(b!) kept, Tensor(c!) moves) -> ()");
+  m.def(
+      "step_settle_(Tensor losses, Tensor active, Tensor(a!) stopped, Tensor(b!) step_losses, Tensor(c!) enabled) -> "
+      "()");
   m.def(
       "step_apply_(Tensor(a!)[] weights, Tensor(b!)[] accumulators, Tensor(c!)[] velocities, Tensor[] grads, "
-      "Tensor(d!)[] states, Tensor[] outputs, Tensor moves, Tensor numbers) -> ()");
+      "Tensor(d!)[] states, Tensor[] outputs, Tensor enabled, Tensor hyperparameters) -> ()");
   m.def(
       "step_rows_(Tensor(a!) weight, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor(d!)? bias, "
       "Tensor(e!)? bias_accumulator, Tensor(f!)? bias_velocity, Tensor rows, Tensor positions, Tensor grad_inputs, "
-      "Tensor grad_items, Tensor? grad_bias, Tensor moves, Tensor numbers) -> ()");
+      "Tensor grad_items, Tensor? grad_bias, Tensor enabled, Tensor hyperparameters) -> ()");
 
   // ranking
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");

@@ -148,8 +148,9 @@ def clone(model: Any) -> Any:
     ids=lambda model: type(model).__name__,
 )
 def test_a_clone_has_the_same_parameters(model: Any):
-    assert clone(model) == model and clone(model).network is None
-    assert clone(model).set_params(n_epochs=77) != model
+    assert clone(model).get_params() == model.get_params() and clone(model).network is None
+    assert clone(model).set_params(n_epochs=77).get_params() != model.get_params()
+    assert clone(model) != model and len({model, clone(model)}) == 2
     assert repr(clone(model)) == repr(model)
     assert inspect.signature(type(model)).parameters.keys() == model.get_params().keys()
 

@@ -119,22 +119,22 @@ def test_a_row_that_the_table_does_not_have_is_an_error() -> None:
 @both
 @pytest.mark.parametrize("steps", [1, 3, 70])
 def test_losses_are_kept_and_a_bad_one_stops(steps: int, impl: str) -> None:
-    losses, played = torch.rand(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
-    stopped, kept, moves = NO.clone(), torch.empty(steps, dtype=torch.float64), NO.clone()
-    run("step_settle_", impl, losses, played, stopped, kept, moves)
-    assert torch.equal(kept, losses) and moves and not stopped
+    losses, active = torch.rand(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
+    stopped, step_losses, enabled = NO.clone(), torch.empty(steps, dtype=torch.float64), NO.clone()
+    run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
+    assert torch.equal(step_losses, losses) and enabled and not stopped
 
     for bad in (torch.nan, torch.inf, -torch.inf):
         stopped.fill_(False)
-        losses[-1], played[-1] = bad, False  # of a step that is not played
-        run("step_settle_", impl, losses, played, stopped, kept, moves)
-        assert kept[-1] == 0 and bool(moves) == (steps > 1) and not stopped
-        played[-1] = True
-        run("step_settle_", impl, losses, played, stopped, kept, moves)
-        assert stopped and not moves and not kept[-1].isfinite()
+        losses[-1], active[-1] = bad, False  # of a step that is not active
+        run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
+        assert step_losses[-1] == 0 and bool(enabled) == (steps > 1) and not stopped
+        active[-1] = True
+        run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
+        assert stopped and not enabled and not step_losses[-1].isfinite()
 
-    run("step_settle_", impl, torch.ones_like(losses), played, stopped, kept, moves)
-    assert stopped and not moves, "once stopped, nothing moves"
+    run("step_settle_", impl, torch.ones_like(losses), active, stopped, step_losses, enabled)
+    assert stopped and not enabled, "once stopped, nothing is updated"
 
 
 def dense(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], ...]:

@@ -67,11 +67,7 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
   return out;
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("bpr_triples", &bpr_triples<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(bpr_triples)
 
 }  // namespace
 }  // namespace grf

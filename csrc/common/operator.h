@@ -16,32 +16,30 @@ enum class Kernels { cpu, cuda };
 
 // GRF_CUDA_IMPL(m) { ... } registers operators that have only CUDA kernels.
 // GRF_EACH_KERNELS(X) expands to X(kernels) for each kind of kernels in this library.
-// GRF_REGISTER(implement) registers a family: it calls implement<kernels>(torch::Library&) for each kind.
+// GRF_REGISTER(name) registers the function template name<kernels> as the operator `name`, for each kind of kernels.
+// GRF_REGISTER_CPU(name) registers a function as an operator that runs on the CPU only.
 // In the emulation, CUDA kernels run on CPU tensors and are registered for the CPU.
 #if defined(GRF_EMULATED)
 #define GRF_CUDA_IMPL(m) GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m)
 #define GRF_EACH_KERNELS(X) X(Kernels::cuda)
-#define GRF_REGISTER(implement)                 \
-  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m) { \
-    implement<Kernels::cuda>(m);                \
-  }
+#define GRF_REGISTER(name) GRF_REGISTER_FUNCTION(CPU, name, name<Kernels::cuda>)
+#define GRF_REGISTER_CPU(name)
 #elif defined(GRF_WITH_CUDA)
 #define GRF_CUDA_IMPL(m) GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CUDA, m)
 #define GRF_EACH_KERNELS(X) X(Kernels::cpu) X(Kernels::cuda)
-#define GRF_REGISTER(implement)                  \
-  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m) {  \
-    implement<Kernels::cpu>(m);                  \
-  }                                              \
-  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CUDA, m) { \
-    implement<Kernels::cuda>(m);                 \
-  }
+#define GRF_REGISTER(name)                             \
+  GRF_REGISTER_FUNCTION(CPU, name, name<Kernels::cpu>) \
+  GRF_REGISTER_FUNCTION(CUDA, name, name<Kernels::cuda>)
+#define GRF_REGISTER_CPU(name) GRF_REGISTER_FUNCTION(CPU, name, name)
 #else
 #define GRF_EACH_KERNELS(X) X(Kernels::cpu)
-#define GRF_REGISTER(implement)                 \
-  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, CPU, m) { \
-    implement<Kernels::cpu>(m);                 \
-  }
+#define GRF_REGISTER(name) GRF_REGISTER_FUNCTION(CPU, name, name<Kernels::cpu>)
+#define GRF_REGISTER_CPU(name) GRF_REGISTER_FUNCTION(CPU, name, name)
 #endif
+#define GRF_REGISTER_FUNCTION(device, name, function) \
+  GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, device, m) {    \
+    m.impl(#name, &function);                         \
+  }
 
 // Returns a tensor argument, copied if it is not contiguous. ValueError if its shape, dtype or device is not the given
 // one.

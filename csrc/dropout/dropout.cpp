@@ -60,11 +60,7 @@ GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, BackendSelect, m) {
   m.impl("dropout_mask", &select_backend);
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("dropout_mask", &dropout_mask<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(dropout_mask)
 
 }  // namespace
 }  // namespace grf

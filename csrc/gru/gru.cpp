@@ -93,12 +93,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
   return {grads.gate_inputs, state_grad ? grads.state : args.empty({0}), grads.weight, grads.bias};
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("gru", &gru<kernels>);
-  m.impl("gru_backward", &gru_backward<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(gru)
+GRF_REGISTER(gru_backward)
 
 }  // namespace
 }  // namespace grf

@@ -132,11 +132,7 @@ Tensor laplacian_propagation(const Tensor& features, const Tensor& offsets, cons
   return propagate<kernels>(features, {offsets, neighbors, rows, columns}, {matrix, dropout, seed, step, transposed});
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("laplacian_propagation", &laplacian_propagation<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(laplacian_propagation)
 
 }  // namespace
 

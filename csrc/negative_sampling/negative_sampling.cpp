@@ -99,12 +99,8 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
   return {items, item_log_prob};
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  if constexpr (kernels == Kernels::cpu) m.impl("build_alias_table", &build_alias_table);
-  m.impl("negative_sampling", &negative_sampling<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER_CPU(build_alias_table)
+GRF_REGISTER(negative_sampling)
 
 }  // namespace
 }  // namespace grf

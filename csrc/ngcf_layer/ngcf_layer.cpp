@@ -161,12 +161,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
           grads.weights.narrow(0, n_in, n_in).clone(), grads.bias_2};
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("ngcf_layer", &ngcf_layer<kernels>);
-  m.impl("ngcf_layer_backward", &ngcf_layer_backward<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(ngcf_layer)
+GRF_REGISTER(ngcf_layer_backward)
 
 }  // namespace
 }  // namespace grf

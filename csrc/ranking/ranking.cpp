@@ -111,12 +111,8 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, con
   return {scores, items};
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("target_rank", &target_rank<kernels>);
-  m.impl("top_k", &top_k<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(target_rank)
+GRF_REGISTER(top_k)
 
 }  // namespace
 }  // namespace grf

@@ -88,11 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
   return {results.loss, results.hidden, results.rows, results.bias};
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("sampled_loss", &sampled_loss<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(sampled_loss)
 
 }  // namespace
 }  // namespace grf

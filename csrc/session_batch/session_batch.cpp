@@ -100,11 +100,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> session_batch(const at::Tensor& i
   return {inputs, targets, reset};
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("session_batch", &session_batch<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(session_batch)
 
 }  // namespace
 }  // namespace grf

@@ -105,12 +105,8 @@ void sparse_adam_(const Tensor& table, const Tensor& exp_avg, const Tensor& exp_
                   AdamOptions<double>{adam_step_size(lr, beta1, beta2, step), 1 - beta1, 1 - beta2, eps});
 }
 
-template <Kernels kernels>
-void implement(torch::Library& m) {
-  m.impl("sparse_adagrad_", &sparse_adagrad_<kernels>);
-  m.impl("sparse_adam_", &sparse_adam_<kernels>);
-}
-GRF_REGISTER(implement)
+GRF_REGISTER(sparse_adagrad_)
+GRF_REGISTER(sparse_adam_)
 
 }  // namespace
 }  // namespace grf

@@ -1,4 +1,4 @@
-// Binds the classes that gru4rec_fast/training/fused.py uses to Python. That file documents them.
+// Binds the classes that gru4rec_fast/training/fused_step.py uses to Python. That file documents them.
 #include "training_step/bindings.h"
 
 #include <pybind11/functional.h>
@@ -96,7 +96,7 @@ void bind_training(py::module_& m) {
            "output_bias"_a, "dropout_p_embed"_a, "dropout_p_hidden"_a, "dropout_seed"_a, "loss"_a, "batch_size"_a,
            "elu_param"_a, "bpreg"_a, "label_smoothing"_a, "logq"_a, "sample_alpha"_a, "mask_accidental_hits"_a,
            "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
-      .def("run", &run, unlocked, py::kw_only(), "player"_a, "source"_a, "min_live"_a, "first_step"_a, "updates"_a,
+      .def("run", &run, unlocked, py::kw_only(), "batcher"_a, "sampler"_a, "min_live"_a, "first_step"_a, "updates"_a,
            "hidden"_a, "lr"_a, "momentum"_a, "eps"_a,
            "Run updates; return (loss, steps, events) of each block and whether the epoch is over.")
       .def("train_block", &train_block, unlocked, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,

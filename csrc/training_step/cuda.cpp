@@ -79,30 +79,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
   return {x, rows, biases, log_q};
 }
 
-void settle(const Tensor& losses, const Tensor& played, const Tensor& stopped, const Tensor& kept,
-            const Tensor& moves) {
+void settle(const Tensor& losses, const Tensor& active, const Tensor& stopped, const Tensor& step_losses,
+            const Tensor& enabled) {
   const at::Device device = losses.device();
   const auto dtype = losses.scalar_type();
   check_kernel_dtype("step_settle_", dtype);
   const int64_t steps = losses.numel();
   TORCH_CHECK_VALUE(steps > 0, "losses must hold the loss of at least one step, not ", losses.sizes());
   const Tensor block_losses = contiguous(losses, "losses", {steps}, dtype, device);
-  const Tensor is_played = contiguous(played, "played", {steps}, at::kBool, device);
+  const Tensor active_steps = contiguous(active, "active", {steps}, at::kBool, device);
   const Tensor stop_flag = updated(stopped, "stopped", {}, at::kBool, device);
-  const Tensor step_losses = updated(kept, "kept", {steps}, dtype, device);
-  const Tensor update_flag = updated(moves, "moves", {}, at::kBool, device);
+  const Tensor stored_losses = updated(step_losses, "step_losses", {steps}, dtype, device);
+  const Tensor update_flag = updated(enabled, "enabled", {}, at::kBool, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle_", [&] {
-    step_settle_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), is_played.const_data_ptr<bool>(), steps,
-                            stop_flag.mutable_data_ptr<bool>(), step_losses.mutable_data_ptr<scalar_t>(),
+    step_settle_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), active_steps.const_data_ptr<bool>(), steps,
+                            stop_flag.mutable_data_ptr<bool>(), stored_losses.mutable_data_ptr<scalar_t>(),
                             update_flag.mutable_data_ptr<bool>()},
                            current_stream(device));
   });
 }
 
 void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList velocities, at::TensorList grads,
-           at::TensorList states, at::TensorList outputs, const Tensor& moves, const Tensor& numbers) {
-  const at::Device device = moves.device();
+           at::TensorList states, at::TensorList outputs, const Tensor& enabled, const Tensor& hyperparameters) {
+  const at::Device device = enabled.device();
   TORCH_CHECK_VALUE(
       accumulators.size() == weights.size() && grads.size() == weights.size() &&
           (velocities.empty() || velocities.size() == weights.size()) && states.size() == outputs.size(),
@@ -110,11 +110,11 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
   if (weights.empty() && states.empty()) return;
   const auto dtype = (weights.empty() ? states : weights)[0].scalar_type();
   check_kernel_dtype("step_apply_", dtype);
-  const Tensor update_flag = contiguous(moves, "moves", {}, at::kBool, device);
-  const Tensor hyperparameters = contiguous(numbers, "numbers", {3}, at::kDouble, device);
+  const Tensor update_flag = contiguous(enabled, "enabled", {}, at::kBool, device);
+  const Tensor adagrad_values = contiguous(hyperparameters, "hyperparameters", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply_", [&] {
-    StepApply<scalar_t> batch{{}, 0, update_flag.const_data_ptr<bool>(), hyperparameters.const_data_ptr<double>()};
+    StepApply<scalar_t> batch{{}, 0, update_flag.const_data_ptr<bool>(), adagrad_values.const_data_ptr<double>()};
     std::vector<Tensor> contiguous_grads;  // keeps copies alive until their launch
     const auto add = [&](const Tensor& weight, const OptionalTensor& accumulator, const OptionalTensor& velocity,
                          const Tensor& grad) {
@@ -140,7 +140,7 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
                  const OptionalTensor& bias, const OptionalTensor& bias_accumulator,
                  const OptionalTensor& bias_velocity, const Tensor& rows, const Tensor& positions,
                  const Tensor& grad_inputs, const Tensor& grad_items, const OptionalTensor& grad_bias,
-                 const Tensor& moves, const Tensor& numbers) {
+                 const Tensor& enabled, const Tensor& hyperparameters) {
   const at::Device device = weight.device();
   const auto dtype = weight.scalar_type();
   check_kernel_dtype("step_rows_", dtype);
@@ -164,8 +164,8 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
   const Tensor g_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
   const Tensor g_items = contiguous(grad_items, "grad_items", {n_items, width}, dtype, device);
   const Tensor g_bias = contiguous(grad_bias, "grad_bias", {n_items}, dtype, device);
-  const Tensor update_flag = contiguous(moves, "moves", {}, at::kBool, device);
-  const Tensor hyperparameters = contiguous(numbers, "numbers", {3}, at::kDouble, device);
+  const Tensor update_flag = contiguous(enabled, "enabled", {}, at::kBool, device);
+  const Tensor adagrad_values = contiguous(hyperparameters, "hyperparameters", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows_", [&] {
     using T = scalar_t;
@@ -173,7 +173,7 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
                    g_inputs.const_data_ptr<T>(), g_items.const_data_ptr<T>(), data_or_null<T>(g_bias),
                    mutable_data_or_null<T>(w), mutable_data_or_null<T>(acc), mutable_data_or_null<T>(vel),
                    mutable_data_or_null<T>(b), mutable_data_or_null<T>(b_acc), mutable_data_or_null<T>(b_vel),
-                   update_flag.const_data_ptr<bool>(), hyperparameters.const_data_ptr<double>()},
+                   update_flag.const_data_ptr<bool>(), adagrad_values.const_data_ptr<double>()},
                   current_stream(device));
   });
 }

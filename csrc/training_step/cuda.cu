@@ -62,14 +62,14 @@ __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T>
 }
 
 // Stores a block's losses and decides whether to update: not after a loss that is infinite or NaN, nor if no step of
-// the block is played.
+// the block is active.
 //
 // Launch: one warp; threads take steps in strides of 32. It moves a few bytes; the launch is the bottleneck.
 template <typename T>
 __global__ void __launch_bounds__(32) step_settle_kernel(StepSettle<T> p) {
   bool finite = true;
   for (int64_t t = threadIdx.x; t < p.steps; t += 32) {
-    const T loss = p.played[t] ? p.losses[t] : T{0};
+    const T loss = p.active[t] ? p.losses[t] : T{0};
     p.step_losses[t] = loss;
     finite &= loss - loss == 0;  // neither infinite nor NaN
   }
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(32) step_settle_kernel(StepSettle<T> p) {
   if (threadIdx.x != 0) return;
   const bool stopped = *p.stopped || !finite;
   *p.stopped = stopped;
-  *p.apply_update = p.played[0] && !stopped;
+  *p.enabled = p.active[0] && !stopped;
 }
 
 template <typename T>
@@ -92,7 +92,7 @@ __device__ __forceinline__ AdagradOptions<T> adagrad_options(const double* hyper
 // without; per element of a state it reads and writes one. For one GRU layer that is 1.7 MB, 0.4 us.
 template <typename T>
 __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p) {
-  if (!*p.apply_update) return;
+  if (!*p.enabled) return;
   const AdagradOptions<T> options = adagrad_options<T>(p.hyperparameters);
   int tensor = 0;
   for (int64_t k = global_thread(); k < p.tensors[p.n - 1].end; k += all_threads()) {
@@ -127,7 +127,7 @@ __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradO
 // (sparse_update/cuda.cuh): 5.9 MB, 1.2 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocksPerSm) step_rows_kernel(StepRows<T> p) {
-  if (!*p.apply_update) return;
+  if (!*p.enabled) return;
   GRF_DEVICE_CHECK(p.rows[0] >= -1 && p.rows[p.n - 1] < p.n_rows,
                    "rows: holds a row that is out of range for the table");
   const AdagradOptions<T> options = adagrad_options<T>(p.hyperparameters);

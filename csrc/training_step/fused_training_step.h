@@ -1,6 +1,6 @@
 // The fused training step of GRU4Rec on the CPU: mini-batches, negatives, forward, loss, backward and update without
 // Python in between, in memory that is reused. It calls the functions of the operators' families and has no formulas of
-// its own. Specification: gru4rec_fast/training/epoch.py, which does the same by autograd.
+// its own. Specification: gru4rec_fast/training/session_runner.py, which does the same by autograd.
 //
 // A lane is one of the B sessions processed in parallel; a dead lane has no session left. A block is T steps.
 #pragma once

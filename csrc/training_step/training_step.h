@@ -1,7 +1,7 @@
 // The arguments of the training step's CUDA kernels, and the functions that launch them. Specification:
 // gru4rec_fast/ops/training_step.py.
 //
-// A block is T steps of a mini-batch. A dead lane is one without a session left. `apply_update` and `hyperparameters`
+// A block is T steps of a mini-batch. A dead lane is one without a session left. `enabled` and `hyperparameters`
 // are on the device, so that a captured CUDA graph reads their current values.
 #pragma once
 
@@ -38,11 +38,11 @@ struct StepGather {
 template <typename T>
 struct StepSettle {
   const T* losses;     // [steps]
-  const bool* played;  // [steps], false for steps without enough live lanes
+  const bool* active;  // [steps], false for steps without enough live lanes
   int64_t steps;
-  bool* stopped;       // [], updated: true once a loss was infinite or NaN
-  T* step_losses;      // [steps], written: the losses, 0 for steps that are not played
-  bool* apply_update;  // [], written
+  bool* stopped;   // [], updated: true once a loss was infinite or NaN
+  T* step_losses;  // [steps], written: the losses, 0 for inactive steps
+  bool* enabled;   // [], written
 };
 
 // A weight to update by its gradient or, if the accumulator is null, a hidden state to overwrite with `grad`.
@@ -55,16 +55,16 @@ struct DenseUpdate {
 
 constexpr int kMaxTensors = 16;  // per launch
 
-// Updates of whole tensors, skipped unless `apply_update`.
+// Updates of whole tensors, skipped unless `enabled`.
 template <typename T>
 struct StepApply {
   DenseUpdate<T> tensors[kMaxTensors];
   int n;
-  const bool* apply_update;
+  const bool* enabled;
   const double* hyperparameters;  // [3]: learning rate, momentum, epsilon
 };
 
-// Updates of the touched rows of a table and of their biases, skipped unless `apply_update`. The gradient of rows[i] is
+// Updates of the touched rows of a table and of their biases, skipped unless `enabled`. The gradient of rows[i] is
 // row positions[i] of grad_inputs followed by grad_items; only items have a gradient of the bias.
 template <typename T>
 struct StepRows {
@@ -74,7 +74,7 @@ struct StepRows {
   const T *grad_inputs, *grad_items, *grad_bias;  // [n_inputs, width], [n - n_inputs, width], [n - n_inputs]
   T *weight, *accumulator, *velocity;             // [n_rows, width], updated; the velocity may be null
   T *bias, *bias_accumulator, *bias_velocity;     // [n_rows], updated, or null
-  const bool* apply_update;
+  const bool* enabled;
   const double* hyperparameters;  // [3]: learning rate, momentum, epsilon
 };
 

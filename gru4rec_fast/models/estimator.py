@@ -61,6 +61,10 @@ class Estimator(Parameters):
     _index_name: ClassVar[str]
     network: nn.Module | None
 
+    # Two models are equal if they are the same object; the dataclasses of parameters compare values.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.network = None

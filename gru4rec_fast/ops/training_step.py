@@ -2,7 +2,7 @@
 
 An update of the weights accumulates the gradients of blocks of T steps of B lanes (sessions processed in parallel). A
 captured step has fixed shapes, so padding and steps after the end of the epoch are masked: their items are -1 and name
-no row. Whether the weights are updated at all (`update`) and the hyper-parameters of the optimizer, which a
+no row. Whether the weights are updated at all (`enabled`) and the hyperparameters of the optimizer, which a
 learning-rate schedule changes, are tensors on the device, so that they can change without a new capture.
 
     step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block
@@ -11,7 +11,7 @@ learning-rate schedule changes, are tensors on the device, so that they can chan
     step_rows_    updates the rows of a table and of its bias that the sorted indices name, by Adagrad with momentum
 
 Formulas: `gru4rec_fast.ops.sparse_update` (adagrad), `gru4rec_fast.nn.SampledLoss` (logQ correction).
-`training/cuda_step.py` captures these operators. The CPU has a fused training step instead
+`training/captured_step.py` captures these operators. The CPU has a fused training step instead
 (`csrc/training_step/fused_training_step.cpp`).
 """
 
@@ -79,19 +79,19 @@ def step_gather_reference(
 
 
 def step_settle_reference(
-    losses: Tensor, is_step: Tensor, stopped: Tensor, stored_losses: Tensor, update: Tensor
+    losses: Tensor, active: Tensor, stopped: Tensor, step_losses: Tensor, enabled: Tensor
 ) -> None:
     """Store the losses [T] of a block, and decide whether the weights are updated; all results are in-place.
 
     Args:
-        is_step: bool [T], False for masked steps, which are the last ones of the block.
+        active: bool [T], False for masked steps, which are the last ones of the block.
         stopped: bool [], set to True if one of the losses is not finite; stays True.
-        stored_losses: [T], set to the losses, 0 for masked steps.
-        update: bool [], set to whether the block has steps and `stopped` is False.
+        step_losses: [T], set to the losses, 0 for masked steps.
+        enabled: bool [], set to whether the block has steps and `stopped` is False.
     """
-    stored_losses.copy_(torch.where(is_step, losses, 0))
-    stopped.logical_or_(~stored_losses.isfinite().all())
-    update.copy_(is_step[0] & ~stopped)
+    step_losses.copy_(torch.where(active, losses, 0))
+    stopped.logical_or_(~step_losses.isfinite().all())
+    enabled.copy_(active[0] & ~stopped)
 
 
 def step_apply_reference(
@@ -101,19 +101,19 @@ def step_apply_reference(
     grads: list[Tensor],
     states: list[Tensor],
     outputs: list[Tensor],
-    update: Tensor,
+    enabled: Tensor,
     hyperparameters: Tensor,
 ) -> None:
-    """Update all entries of `weights` in place, and copy `outputs` into `states`, if `update` is True.
+    """Update all entries of `weights` in place, and copy `outputs` into `states`, if `enabled` is True.
 
     Args:
         weights, grads: the weights and their gradients.
         accumulators, velocities: state of the optimizer, in the shapes of the weights; no velocities if momentum is 0.
         states, outputs: hidden states before the block, and after it.
-        update: bool [].
+        enabled: bool [].
         hyperparameters: float64 [3]: learning rate, momentum, epsilon.
     """
-    if not update:
+    if not enabled:
         return
     options = dict(zip(("lr", "momentum", "eps"), hyperparameters.tolist(), strict=True))
     for i, (weight, accumulator, grad) in enumerate(zip(weights, accumulators, grads, strict=True)):
@@ -134,10 +134,10 @@ def step_rows_reference(
     grad_inputs: Tensor,
     grad_items: Tensor,
     grad_bias: Tensor | None,
-    update: Tensor,
+    enabled: Tensor,
     hyperparameters: Tensor,
 ) -> None:
-    """Update in place the rows of a table, and of its bias, that have a gradient, if `update` is True.
+    """Update in place the rows of a table, and of its bias, that have a gradient, if `enabled` is True.
 
     Args:
         weight, accumulator, velocity: table [R, W] and its optimizer state; the velocity is None if momentum is 0.
@@ -147,9 +147,9 @@ def step_rows_reference(
         grad_inputs, grad_items: [n1, W] and [n2, W], n = n1 + n2: gradients of input rows, and of target and negative
             rows.
         grad_bias: [n2], gradients of the biases of `grad_items`; inputs have no gradient of the bias.
-        update, hyperparameters: as for `step_apply_reference`.
+        enabled, hyperparameters: as for `step_apply_reference`.
     """
-    if not update:
+    if not enabled:
         return
     index = torch.empty_like(rows).scatter_(0, positions, rows)
     options = hyperparameters.tolist()

@@ -302,10 +302,10 @@ class FusedEpoch:
         order, self._lanes = loader.start_epoch()
         self._step, self._loader = step, loader
         self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lanes)
-        self._source, self._finished = None, False
+        self._sampler, self._finished = None, False
         if n_sample and sampler is not None:
             tables = (sampler.threshold, sampler.alias, sampler.log_prob)
-            self._source = native.NegativeSampler(*tables, n=n_sample, seed=seed)
+            self._sampler = native.NegativeSampler(*tables, n=n_sample, seed=seed)
 
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
         """Make at most `updates` updates; return the outcome of each block, and whether the epoch is over.
@@ -327,8 +327,8 @@ class FusedEpoch:
         self._step._rebind_if_changed()
         try:
             blocks, self._finished = self._step._native_step.run(
-                player=self._batcher,
-                source=self._source,
+                batcher=self._batcher,
+                sampler=self._sampler,
                 min_live=self._loader.min_live,
                 first_step=step,
                 updates=updates,
