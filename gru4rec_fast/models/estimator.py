@@ -63,7 +63,7 @@ class Estimator(Parameters):
 
     # Two models are equal if they are the same object; the dataclasses of parameters compare values.
     __eq__ = object.__eq__
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__
 
     def __post_init__(self) -> None:
         super().__post_init__()
