@@ -120,7 +120,7 @@ __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradO
   update_columns<T, 1>(options, grad, p.bias + row, p.bias_accumulator + row, offset_or_null(p.bias_velocity, row));
 }
 
-// Updates each update row of a table, and its bias, by Adagrad with momentum.
+// Updates each touched row of a table, and its bias, by Adagrad with momentum.
 //
 // Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A thread takes N columns
 // or the bias of a row, in strides of the grid. Bytes and hazard are those of update_rows_kernel
