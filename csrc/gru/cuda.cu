@@ -52,8 +52,8 @@ bool gru_runs_in_one_launch(int64_t lanes, int64_t hidden, int64_t element_bytes
 #ifdef __CUDACC__
   if (lanes > kMaxLanesInOneLaunch) return false;
 #endif
-  constexpr int64_t kMaxHidden =
-      512;  // larger weights fit into no GPU's shared memory, and `hidden` must fit into an int
+  // Larger weights fit into no GPU's shared memory. The comparison also ensures that `hidden` fits into an int.
+  constexpr int64_t kMaxHidden = 512;
   return hidden <= kMaxHidden &&
          gru_shared_elements(static_cast<int>(hidden), lanes_per_block(lanes)) * element_bytes <= max_shared_bytes();
 }

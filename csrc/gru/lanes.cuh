@@ -98,8 +98,9 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForwa
     }
   };
 
-  for (int i = thread; i < gate_units * hidden; i += threads)
+  for (int i = thread; i < gate_units * hidden; i += threads) {
     weight[i % hidden * stride + i / hidden] = layer.weight[i];
+  }
   for (int i = thread; i < hidden * kLanes; i += threads) {
     const int j = i / kLanes, l = i % kLanes;
     const int64_t lane = first_lane + l;

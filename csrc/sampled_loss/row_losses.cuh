@@ -1,8 +1,9 @@
-// The five losses of a row of scores: the sums over its columns, and the loss and gradients computed from them.
-// Formulas: gru4rec_fast/ops/row_losses.py, which uses the same names.
+// The five losses of a row of scores: first sums over the row's columns, then the loss and the gradients of the scores,
+// which are computed from the sums. Formulas: gru4rec_fast/ops/row_losses.py.
 //
-// Sums run over all columns that are not masked, except the own target's, and count each column `count` times. They
-// need only one pass: weights e^x are kept relative to the largest x so far, as in an online softmax.
+// The sums are over all columns that are not masked, except the column of the row's own target. They count each column
+// `count` times. One pass computes them, because weights e^x are relative to the largest x so far, as in an online
+// softmax.
 #pragma once
 
 #include "common/simt.cuh"
@@ -10,7 +11,8 @@
 
 namespace grf::cuda {
 
-// values[0] is the number of columns; then follow kPlain plain sums and kScaled sums weighted by e^(x - highest).
+// The sums over some columns: values[0] is the number of columns, followed by kPlain sums without weights and kScaled
+// sums whose terms have the weight e^(x - highest). `highest` is the largest x.
 template <typename T, int kPlain, int kScaled>
 struct RowSums {
   T highest;
@@ -36,8 +38,8 @@ struct RowSums {
     }
     return exp(x - highest);
   }
-  // Adds the sums of other columns. Equal `highest` are handled first, because -inf - -inf would be NaN; a NaN from the
-  // scores must stay in the sums.
+  // Adds the sums of other columns. If both `highest` are equal, no difference is computed: -inf - -inf would be NaN. A
+  // NaN that comes from the scores stays in the sums.
   __device__ __forceinline__ void merge(const RowSums& other) {
     const T top = other.highest > highest ? other.highest : highest;
     const T scale = highest == top ? T{1} : exp(highest - top);
@@ -48,7 +50,7 @@ struct RowSums {
 #pragma unroll
     for (int k = 0; k < kScaled; ++k) scaled(k) = scaled(k) * scale + other.scaled(k) * other_scale;
   }
-  // Returns the sums of the thread whose index in the warp differs in one bit.
+  // Returns the sums of the thread in the warp whose index differs from this thread's in the given bit (1, 2, ..., 16).
   __device__ __forceinline__ RowSums shuffled(int bit) const {
     RowSums other;
     other.highest = __shfl_xor_sync(kAllLanes, highest, bit);
@@ -64,9 +66,9 @@ template <typename T>
 struct Sigmoid {
   T value, slope;
   __device__ __forceinline__ explicit Sigmoid(T x) {
-    const T e = exp(x > 0 ? -x : x), inverse = 1 / (1 + e);
-    value = x > 0 ? inverse : e * inverse;
-    slope = e * inverse * inverse;
+    const T v = exp(x > 0 ? -x : x), inverse = 1 / (1 + v);
+    value = x > 0 ? inverse : v * inverse;
+    slope = v * inverse * inverse;
   }
 };
 
@@ -76,12 +78,13 @@ __device__ __forceinline__ T inverse_or_zero(T total) {
   return total == 0 ? T{0} : 1 / total;
 }
 
-// Each specialization has
-//   Sums      the type of its sums
-//   add       adds a column of score x that counts `count` times
+// One specialization per loss. Each has
+//   Sums      the type of the sums
+//   add       adds a column with score x and a count to the sums
 //   RowLoss   the constructor, which computes `loss` and `grad_target`, the gradient of the own target's score
 //   gradient  returns the gradient of a column's score
-// x and `target`, the own target's score, are activated. Gradients contain options.scale, losses do not.
+// x and `target`, the own target's score, are scores after the ELU. Gradients include the factor options.scale, losses
+// do not.
 template <typename T, RankingLoss kLoss>
 struct RowLoss;
 
@@ -193,13 +196,14 @@ struct RowLoss<T, RankingLoss::bpr> {
   T target, scale, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
-    const T above = x - target;  // softplus(above), exact for every argument, and its slope
+    const T above = x - target;
+    // softplus(above), exact for every argument, and its derivative, the sigmoid.
     sums.plain(0) += count * ((above > 0 ? above : T{0}) + log1p(exp(above > 0 ? -above : above)));
     sums.plain(1) += count * Sigmoid<T>(above).value;
   }
   __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
       : target(target_), scale(options.scale) {
-    loss = sums.plain(0) + static_cast<T>(0.69314718055994530942);  // the own target's log 2
+    loss = sums.plain(0) + static_cast<T>(0.69314718055994530942);  // log 2: the own target's softplus(0)
     grad_target = -sums.plain(1) * scale;
   }
   __device__ __forceinline__ T gradient(T x, T count) const { return count * scale * Sigmoid<T>(x - target).value; }
