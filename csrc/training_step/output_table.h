@@ -125,11 +125,11 @@ class OutputTable {
   Buffer<int64_t> order_;
 
   // Used by `update`: gradients of rows as targets and as inputs.
-  std::vector<int64_t> other_rows_;       // the row of each gradient
-  T* other_grad_ = nullptr;               // the gradients
-  const int64_t* other_order_ = nullptr;  // their positions, sorted by row
-  std::vector<OtherGradients> for_negatives_,
-      for_other_rows_;  // the same, one entry per distinct negative or other row
+  std::vector<int64_t> other_rows_;             // the row of each gradient
+  T* other_grad_ = nullptr;                     // the gradients
+  const int64_t* other_order_ = nullptr;        // their positions, sorted by row
+  std::vector<OtherGradients> for_negatives_;   // the same positions, one entry per distinct negative
+  std::vector<OtherGradients> for_other_rows_;  // and one entry per row that is not a negative
 
   RowGradients<T> stored_weight_, stored_bias_;
 };
