@@ -1,4 +1,4 @@
-// Rows of matrices on the CPU: see common/rows.h. All functions are limited by memory bandwidth.
+// Operations on the rows of matrices on the CPU (common/rows.h).
 #include "common/rows.h"
 
 #include <ATen/Parallel.h>

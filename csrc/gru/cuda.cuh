@@ -5,9 +5,9 @@
 //
 // All kernels in this file have the same launch shape: one dimension, any number of blocks of up to kGruThreads
 // threads, no shared memory. Each thread processes units in a grid-stride loop over the units of all lanes, so
-// neighboring threads read and write neighboring elements. Expected times are estimates for an H200 (4.8 TB/s), B =
-// 512, H = 256, float32, without reset and bias. They are shorter than a launch, which takes about 3 us, and most of
-// the data comes from L2. The bottleneck is therefore the launch; for larger layers it is memory.
+// neighboring threads read and write neighboring elements. Expected times are estimates for an H200 (4.8 TB/s) and
+// float32 with B = 512 and H = 256, without reset and bias. They are shorter than a launch, which takes about 3 us, and
+// most of the data comes from L2. The bottleneck is therefore the launch; for larger layers it is memory.
 #pragma once
 
 #include "common/simt.cuh"

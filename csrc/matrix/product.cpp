@@ -85,7 +85,7 @@ void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
   while (2 * max_slices <= kMaxSlices && 4 * max_slices * kGrainSize / m / n < k) max_slices *= 2;
   const int64_t size = ((length + max_slices - 1) / max_slices + kSliceUnit - 1) / kSliceUnit * kSliceUnit;
   const int64_t n_slices = (length + size - 1) / size;
-  // A range of one element would run outside a parallel region, hence at least two.
+  // parallel_for runs a range of one element outside a parallel region, so the range has at least two elements.
   at::parallel_for(0, std::max<int64_t>(n_slices, 2), 1, [&](int64_t begin, int64_t end) {
     for (int64_t slice = begin; slice < std::min(end, n_slices); ++slice) {
       const int64_t first = slice * size, count = std::min(size, length - first);
