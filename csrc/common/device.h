@@ -1,5 +1,6 @@
-// The device guard and the current stream for CUDA kernels. Both do nothing in the emulation and in builds without
-// CUDA. Only c10/cuda is included: ATen/cuda needs library headers that a machine without a GPU lacks.
+// DeviceGuard makes a tensor's GPU the current one in a scope; current_stream returns the stream to launch kernels on.
+// Both do nothing in the emulation and in builds without CUDA. Only c10/cuda is included, because ATen/cuda needs
+// headers of CUDA libraries that a machine without a GPU lacks.
 #pragma once
 
 #include <c10/core/Device.h>

@@ -1,5 +1,5 @@
-// The namespace that operators are registered under: gru4rec_fast, or gru4rec_fast_emulated where the CUDA kernels are
-// compiled to run on the CPU (tools/cuda_emulator). Both have the schemas of schema.cpp.
+// The namespace that operators are registered under: gru4rec_fast, or gru4rec_fast_emulated in the build that runs the
+// CUDA kernels on the CPU (tools/cuda_emulator). schema.cpp defines the same schemas in both.
 #pragma once
 
 #include <torch/library.h>
@@ -12,6 +12,6 @@
 #define GRF_LIBRARY_NAME "gru4rec_fast"
 #endif
 
-// torch's registration macros; the indirection expands GRF_LIBRARY first.
+// torch's registration macros. Called through these macros, they get the expansion of GRF_LIBRARY as their argument.
 #define GRF_TORCH_LIBRARY(name, m) TORCH_LIBRARY(name, m)
 #define GRF_TORCH_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)

@@ -1,5 +1,6 @@
-// Registration of operators and checks of their tensor arguments, for <family>/<family>.cpp. That file checks arguments
-// and allocates results for both devices, then calls the functions of <family>/cpu.cpp or <family>/cuda.cpp.
+// Registration of operators and checks of their tensor arguments. A family is a folder of operators, such as gru. Its
+// file <family>/<family>.cpp includes this header: it checks arguments and allocates results for both devices, then
+// calls the functions of <family>/cpu.cpp or <family>/cuda.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,12 +12,12 @@
 
 namespace grf {
 
-// Which implementation of a family an operator calls.
+// Selects which functions of a family an operator calls.
 enum class Kernels { cpu, cuda };
 
 // GRF_CUDA_IMPL(m) { ... } registers operators that have only CUDA kernels.
-// GRF_EACH_KERNELS(X) expands to X(kernels) for each kind of kernels in this library.
-// GRF_REGISTER(name) registers the function template name<kernels> as the operator `name`, for each kind of kernels.
+// GRF_EACH_KERNELS(X) expands to X(Kernels::cpu) and X(Kernels::cuda), or to the one that this library contains.
+// GRF_REGISTER(name) registers the function template name<kernels> as the operator `name`, for the same kernels.
 // GRF_REGISTER_CPU(name) registers a function as an operator that runs on the CPU only.
 // In the emulation, CUDA kernels run on CPU tensors and are registered for the CPU.
 #if defined(GRF_EMULATED)
@@ -41,8 +42,8 @@ enum class Kernels { cpu, cuda };
     m.impl(#name, &function);                         \
   }
 
-// Returns a tensor argument, copied if it is not contiguous. ValueError if its shape, dtype or device is not the given
-// one.
+// Returns a tensor argument, copied if it is not contiguous. ValueError if its shape, dtype or device is not the
+// expected one.
 inline at::Tensor contiguous(const at::Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                              const at::Device& device = at::kCPU) {
   TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", shape, ", not ", tensor.sizes());
@@ -51,13 +52,13 @@ inline at::Tensor contiguous(const at::Tensor& tensor, const char* name, at::Int
   return tensor.contiguous();
 }
 
-// The same for an optional argument. The result is undefined if the argument is None.
+// The same for an optional argument. Returns an undefined tensor if the argument is None.
 inline at::Tensor contiguous(const std::optional<at::Tensor>& tensor, const char* name, at::IntArrayRef shape,
                              at::ScalarType dtype, const at::Device& device = at::kCPU) {
   return tensor.has_value() ? contiguous(*tensor, name, shape, dtype, device) : at::Tensor();
 }
 
-// The data pointer of a tensor, or null if the tensor is undefined.
+// Returns the data pointer of a tensor, or null if the tensor is undefined.
 template <typename T>
 const T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
@@ -67,6 +68,7 @@ T* mutable_data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
+// Checks the dtype of an operator that has kernels for float32 and float64 only.
 inline void check_kernel_dtype(const char* op, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble, op, ": the kernel takes float32 and float64, not ",
                     dtype, "; convert, or pass impl=\"reference\"");

@@ -1,5 +1,6 @@
-// at::parallel_for on threads created for each call. ThreadSanitizer sees such threads start and join; it cannot follow
-// OpenMP's. Included before every source of the ThreadSanitizer build (gru4rec_fast/_compile.py), and nowhere else.
+// Replaces at::parallel_for by a version that creates its threads for each call. ThreadSanitizer sees such threads
+// start and join; it cannot follow OpenMP's threads. The ThreadSanitizer build (gru4rec_fast/_compile.py) includes this
+// file before every source; no other build uses it.
 #pragma once
 
 #include <ATen/Config.h>
@@ -21,7 +22,8 @@ void invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f)
 #include <thread>
 #include <vector>
 
-// As in ATen/ParallelOpenMP.h: the same chunks, the caller runs chunk 0, and one of the exceptions is rethrown.
+// Does the same as the function in ATen/ParallelOpenMP.h: it uses the same chunks, runs chunk 0 on the calling thread
+// and rethrows one of the exceptions.
 template <typename F>
 void at::internal::invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f) {
   const int64_t max_chunks = grain_size > 0 ? divup(end - begin, grain_size) : end - begin;

@@ -7,8 +7,8 @@
 
 namespace grf {
 
-// Returns the first i of [0, n) for which `predicate(i)` is false, or n if there is none. `predicate` must be true for
-// every smaller i and false for every larger one.
+// Returns the smallest i in [0, n) for which predicate(i) is false, or n if it is true for all. Beyond that i, the
+// predicate must also be false.
 template <typename Predicate>
 GRF_HOST_DEVICE int64_t partition_point(int64_t n, const Predicate& predicate) {
   int64_t low = 0, high = n;

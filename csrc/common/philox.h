@@ -5,7 +5,8 @@
 
 #include <cstdint>
 
-// Always inlined: the linker merges out-of-line copies, and could keep one compiled for AVX-512 (common/foreach_isa.h).
+// Functions marked GRF_HOST_DEVICE are always inlined. The linker merges out-of-line copies of a function, and could
+// keep the copy that was compiled for AVX-512, which crashes on older processors (common/foreach_isa.h).
 #if defined(__CUDACC__)
 #define GRF_HOST_DEVICE __host__ __device__ __forceinline__
 #elif defined(__GNUC__) || defined(__clang__)
@@ -17,6 +18,7 @@
 namespace grf {
 namespace philox {
 
+// Each use of random numbers has a stream of its own: this number is the first word of the counter.
 constexpr uint32_t kStreamNegatives = 0;
 constexpr uint32_t kStreamEmbeddingDropout = 1;
 constexpr uint32_t kStreamHiddenDropout = 2;  // of the first GRU layer; layer l uses kStreamHiddenDropout + l
@@ -24,7 +26,7 @@ constexpr uint32_t kStreamEdgeDropout = 1 << 16;
 constexpr uint32_t kStreamMessageDropout = 1 << 17;  // graph layer l uses kStreamMessageDropout + l
 constexpr uint32_t kStreamTriples = 1 << 18;
 
-// A unit is dropped if its random 32-bit word is below this threshold, which happens with probability p.
+// Returns the threshold for dropout with probability p: a unit is dropped if its random 32-bit word is smaller.
 inline uint32_t drop_threshold(double p) {
   return static_cast<uint32_t>(p * 4294967296.0);
 }

@@ -6,7 +6,8 @@
 
 namespace grf {
 
-// out [n, width] = the rows of `table` at index [n]; zeros where an index is negative. Indices are not checked.
+// Copies row index[i] of `table` to row i of out [n, width], or zeros if index[i] is negative. Too large indices are
+// not detected.
 template <typename T>
 void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n, T* out);
 
@@ -14,11 +15,11 @@ void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n,
 template <typename T>
 void repeat_row(const T* row, int64_t rows, int64_t width, T* out);
 
-// values [n] *= factors [n].
+// Multiplies each of the values [n] by its factor [n].
 template <typename T>
 void multiply_in_place(const T* factors, int64_t n, T* values);
 
-// Adds the rows of a matrix [rows, width] to sums [width], in their order. Rows are `stride` elements apart.
+// Adds the rows of a matrix [rows, width] to sums [width], in the order of the rows. Rows are `stride` elements apart.
 template <typename T>
 void add_column_sums(const T* matrix, int64_t rows, int64_t width, int64_t stride, T* sums);
 

@@ -9,9 +9,9 @@
 
 namespace grf {
 
-// Uninitialized memory for `n` elements of type T, aligned to 64 bytes. Each thread keeps one buffer per Tag, of at
-// most kMaxCachedBytes, for later calls. Hence two Scratch objects with the same T and Tag must not be alive at once in
-// a thread.
+// Uninitialized memory for `n` elements of type T, aligned to 64 bytes. Each thread keeps one buffer per T and Tag for
+// later Scratch objects; memory of more than kMaxCachedBytes is not kept. A thread must not have two Scratch objects
+// with the same T and Tag at the same time, because they would share the buffer. A Tag is any type.
 template <typename T, typename Tag>
 class Scratch {
  public:
@@ -21,8 +21,8 @@ class Scratch {
     static thread_local size_t cached_bytes = 0;
     const size_t bytes = static_cast<size_t>(n) * sizeof(T);
     if (bytes > kMaxCachedBytes) {
-      own_ = c10::GetCPUAllocator()->allocate(bytes);
-      data_ = static_cast<T*>(own_.get());
+      uncached_ = c10::GetCPUAllocator()->allocate(bytes);
+      data_ = static_cast<T*>(uncached_.get());
       return;
     }
     if (bytes > cached_bytes) {
@@ -40,12 +40,12 @@ class Scratch {
   }
 
  private:
-  c10::DataPtr own_;
+  c10::DataPtr uncached_;  // the memory, if it is too large for the thread's buffer
   T* data_;
   int64_t used_ = 0;
 };
 
-// Uninitialized memory of an object, aligned to 64 bytes, which grows on demand and is kept between calls.
+// Uninitialized memory, aligned to 64 bytes, for a member of a class: it is kept between calls and grows on demand.
 template <typename T>
 class Buffer {
  public:

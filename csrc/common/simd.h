@@ -1,7 +1,7 @@
 // Selection of the instruction set at run time, so that a wheel built on one machine runs on another.
 //
-// Nothing is compiled with -march=native. A kernel's inner loops are in a separate file, which common/foreach_isa.h
-// compiles once per instruction set, each time in another namespace:
+// Nothing is compiled with -march=native. The inner loops of a kernel are in a file of their own, the kernel file.
+// common/foreach_isa.h compiles it once per instruction set, each time in another namespace:
 //
 //     // csrc/ranking/cpu.cpp
 //     #include "common/simd.h"
@@ -67,13 +67,13 @@ inline SimdLevel choose_simd_level() {
   for (const SimdLevel level : {SimdLevel::baseline, SimdLevel::avx2, SimdLevel::avx512}) {
     if (std::string(requested) != simd_name(level)) continue;
     if (level <= detected) return level;
-    throw std::runtime_error(std::string("GRU4REC_FAST_SIMD=") + requested + ": this processor offers " +
-                             simd_name(detected) + " at most");
+    throw std::runtime_error(std::string("GRU4REC_FAST_SIMD=") + requested + ": this processor supports at most " +
+                             simd_name(detected));
   }
   throw std::runtime_error(std::string("GRU4REC_FAST_SIMD=") + requested + ": choose one of baseline, avx2, avx512");
 }
 
-// The result of choose_simd_level, computed once per process: changing the variable later has no effect.
+// Returns the result of choose_simd_level, computed once per process: changing the variable later has no effect.
 inline SimdLevel simd_level() {
   static const SimdLevel level = choose_simd_level();
   return level;
@@ -81,8 +81,8 @@ inline SimdLevel simd_level() {
 
 }  // namespace grf
 
-// A pointer to the copy of a kernel function for simd_level(). The argument is a function, or a template with its
-// arguments.
+// Expands to a pointer to the copy of a kernel function for simd_level(). The argument is the name of a function, or of
+// a function template with its template arguments.
 #if GRF_X86_ISAS
 #define GRF_DISPATCH(...)                                                        \
   (::grf::simd_level() == ::grf::SimdLevel::avx512 ? &::grf::avx512::__VA_ARGS__ \

@@ -1,7 +1,7 @@
-// CUDA's device language and launch macros, for every kernel file. With nvcc they are CUDA's own; a C++17 compiler
-// takes them from tools/cuda_emulator, which runs the kernels on the CPU.
+// CUDA's device language and macros that launch kernels, for every kernel file. With nvcc the language is CUDA's own. A
+// C++17 compiler takes it from tools/cuda_emulator, which runs the kernels on the CPU.
 //
-//   GRF_SHARED(name, T[n]);           declares an array (or, with T, one variable) in the block's shared memory
+//   GRF_SHARED(name, T[n]);           declares an array in the block's shared memory; GRF_SHARED(name, T) one variable
 //   GRF_DYNAMIC_SHARED(name, T);      declares T* name, a pointer to the launch's `shared_bytes` of shared memory
 //   GRF_DEVICE_CHECK(condition, "argument: what is wrong with it");  stops the kernel if the condition is false
 //   GRF_LAUNCH((kernel<T>), grid, block, shared_bytes, stream, arguments...);  throws if the launch fails
@@ -57,10 +57,11 @@ void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
 
 namespace grf {
 
-constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;  // the mask of all 32 threads of a warp, for warp shuffles and votes
 
-// Returns the grid size for `n` >= 1 tasks, one task per thread and `per_block` threads per block. The grid size is
-// limited, so kernels loop: a thread starts at task global_thread() and advances by all_threads().
+// Returns the number of blocks that gives each of `n` >= 1 tasks a thread, with `per_block` threads per block. The
+// number is limited, so kernels use a grid-stride loop: a thread starts at task global_thread() and advances by
+// all_threads().
 inline unsigned blocks_for(int64_t n, int64_t per_block) {
 #ifdef __CUDACC__
   constexpr int64_t max_blocks = int64_t{1} << 16;  // far more than any GPU runs at once
@@ -71,15 +72,17 @@ inline unsigned blocks_for(int64_t n, int64_t per_block) {
   return static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks);
 }
 
-// The index of this thread in a one-dimensional grid, and the number of threads of that grid.
+// Returns the index of this thread in a one-dimensional grid.
 __device__ __forceinline__ int64_t global_thread() {
   return static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(blockDim.x) + static_cast<int64_t>(threadIdx.x);
 }
+// Returns the number of threads in a one-dimensional grid.
 __device__ __forceinline__ int64_t all_threads() {
   return static_cast<int64_t>(gridDim.x) * static_cast<int64_t>(blockDim.x);
 }
 
-// a / b for non-negative integers. Divides in 32 bits if both fit, which is several times faster.
+// Returns a / b for non-negative integers. If both fit in 32 bits, it divides in 32 bits, which is several times
+// faster.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;

@@ -1,4 +1,4 @@
-// cudaStream_t, for declarations that are compiled with and without CUDA.
+// Declares cudaStream_t, for headers that are compiled with and without CUDA.
 #pragma once
 
 #if defined(__CUDACC__) || defined(GRF_WITH_CUDA)

@@ -1,4 +1,5 @@
-// The tensors of the GRU's operators. gru/gru.cpp checks and allocates them, gru/cuda.cpp computes with them.
+// The arguments and results of the operators `gru` and `gru_backward`, as tensors. gru/gru.cpp checks and allocates
+// them, gru/cuda.cpp computes with them.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -18,11 +19,12 @@ struct GruArguments {
   bool reset_after;
   at::Tensor state, weight, bias, reset, mask;
 
-  // `block` [T, B, width * H] is a tensor of the operator that determines T.
+  // T is the first dimension of `block` [T, B, width * H], which is gate_inputs or `saved`.
   GruArguments(const at::Tensor& block, int64_t width, const at::Tensor& state, const at::Tensor& weight_hh,
                const std::optional<at::Tensor>& bias_hh, const std::optional<at::Tensor>& reset,
                const std::optional<at::Tensor>& output_mask, std::string_view form);
 
+  // Checks a tensor [T, B, width * H].
   at::Tensor block(const at::Tensor& tensor, const char* name, int64_t width) const {
     return contiguous(tensor, name, {steps, lanes, width * hidden}, state.scalar_type(), device);
   }

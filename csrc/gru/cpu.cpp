@@ -2,8 +2,8 @@
 //
 // Each step is one matrix product of all lanes' states with the recurrent weights, then one pass over each lane's gates
 // (gru/cpu_kernel.inc). The reset_before form takes two products and two passes. A lane that is reset reads zeros
-// instead of its state and of its product. The gradient of the weights is one product over all steps at the end. The
-// matrix products are the bottleneck.
+// instead of its state and of its row of the product. The gradient of the weights is one product over all steps at the
+// end. The matrix products are the bottleneck. gru/gru.h explains lane, s, W, W_rz, W_n and q.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -37,15 +37,17 @@ struct PaddedLayer : GruLayer<T> {
   const T* mask_of(int64_t t, int64_t lane) const {
     return this->mask == nullptr ? ones : this->mask + (t * this->lanes + lane) * this->hidden;
   }
-  // The previous state s of a lane in step t: zeros if the lane is reset. `output` holds the outputs of earlier steps.
+  // Returns the previous state s of a lane in step t: zeros if the lane is reset. `output` holds the outputs of earlier
+  // steps.
   const T* prev_state(const T* output, int64_t t, int64_t lane) const {
     return is_reset(t, lane) ? zeros : prev_output(output, t) + lane * this->hidden;
   }
-  // All lanes' states before step t, without resets.
+  // Returns the states of all lanes before step t, as if no lane were reset.
   const T* prev_output(const T* output, int64_t t) const {
     return t == 0 ? this->state : output + (t - 1) * this->lanes * this->hidden;
   }
 
+  // Calls pass(lane) for all lanes, in parallel.
   template <typename Pass>
   void for_lanes(const Pass& pass) const {
     const int64_t grain_size = std::max<int64_t>(1, 8192 / std::max<int64_t>(this->hidden, 1));
@@ -55,9 +57,9 @@ struct PaddedLayer : GruLayer<T> {
   }
 };
 
+// Tags of the buffers that Scratch keeps for each thread.
 struct ForwardScratch;
 struct BackwardScratch;
-struct RecurrentScratch;
 
 }  // namespace
 
@@ -72,6 +74,7 @@ void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* s
   const auto reset_before_gates = GRF_DISPATCH(gru_reset_before_gates<T>);
   const auto reset_before_output = GRF_DISPATCH(gru_reset_before_output<T>);
   for (int64_t t = 0; t < layer.steps; ++t) {
+    // Returns the lane's row in step t of a block [T, B, factor * H].
     const auto row = [&](auto* block, int64_t factor, int64_t lane) {
       return block + (t * lanes + lane) * factor * hidden;
     };
@@ -108,7 +111,7 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
   const PaddedLayer<T> p(layer, scratch.take(4 * hidden));
   T* grad_q = scratch.take(lanes * hidden);
   T *grad_a = grads.gate_inputs, *grad_recurrent = grads.recurrent;  // grad_recurrent is 0 in lanes that are reset
-  // The gradient of the state between two steps; at the end, that of the state before the first step.
+  // The gradient of the state between two steps; after the loop, of the state before the first step.
   T* grad_state = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
   const T* weight_n = p.weight + 2 * hidden * hidden;
   const auto reset_after_step = GRF_DISPATCH(gru_reset_after_backward<T>);
@@ -116,16 +119,17 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
   const auto reset_before_gates = GRF_DISPATCH(gru_reset_before_backward_gates<T>);
   std::fill_n(grad_state, lanes * hidden, T{0});
   for (int64_t t = steps - 1; t >= 0; --t) {
+    // Returns the lane's row in step t of a block [T, B, factor * H].
     const auto row = [&](auto* block, int64_t factor, int64_t lane) {
       return block + (t * lanes + lane) * factor * hidden;
     };
     const auto not_reset = [&](int64_t lane) { return p.is_reset(t, lane) ? T{0} : T{1}; };
-    T* grad_product = grad_recurrent + t * lanes * width;
+    T* step_grad_recurrent = grad_recurrent + t * lanes * width;
     if (layer.reset_after) {
       p.for_lanes([&](int64_t lane) {
         reset_after_step(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
                          p.prev_state(output, t, lane), not_reset(lane), row(grad_a, 3, lane),
-                         grad_product + lane * width, grad_state + lane * hidden);
+                         step_grad_recurrent + lane * width, grad_state + lane * hidden);
       });
     } else {
       p.for_lanes([&](int64_t lane) {
@@ -136,12 +140,13 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
                   hidden, false, p.precision);
       p.for_lanes([&](int64_t lane) {
         reset_before_gates(hidden, row(saved, 4, lane), p.prev_state(output, t, lane), grad_q + lane * hidden,
-                           not_reset(lane), row(grad_a, 3, lane), grad_product + lane * width,
+                           not_reset(lane), row(grad_a, 3, lane), step_grad_recurrent + lane * width,
                            grad_state + lane * hidden);
       });
     }
     if (t == 0 && grads.state == nullptr) break;
-    multiply<T>(lanes, hidden, width, {grad_product, width}, {p.weight, hidden}, grad_state, hidden, true, p.precision);
+    multiply<T>(lanes, hidden, width, {step_grad_recurrent, width}, {p.weight, hidden}, grad_state, hidden, true,
+                p.precision);
   }
 }
 

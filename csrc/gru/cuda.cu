@@ -1,4 +1,4 @@
-// Choice of kernels and launch shapes for the GRU.
+// Choice of kernels and launch shapes for the GRU. A lane is one of the sessions that are processed in parallel.
 #include "gru/cuda.cuh"
 
 #include "gru/lanes.cuh"
@@ -7,9 +7,9 @@ namespace grf::cuda {
 namespace {
 
 #ifdef __CUDACC__
-// Up to kMaxSingleLaneBlocks lanes, each lane gets a block, and all blocks run at once. With more, kLanesPerBlock lanes
-// share a block. With more than kMaxLanesInOneLaunch lanes, blocks would run in several waves, while torch's matrix
-// products are efficient.
+// Up to kMaxSingleLaneBlocks lanes, each lane gets a block, and all blocks run at the same time. With more lanes,
+// kLanesPerBlock lanes share a block. With more than kMaxLanesInOneLaunch lanes, blocks would run in several waves.
+// Then torch's matrix products are efficient, so each step takes a product and a launch instead.
 constexpr int64_t kMaxSingleLaneBlocks = 128, kMaxLanesInOneLaunch = 2048;
 
 // Returns the largest shared memory of a block on the current GPU, in bytes.
@@ -23,7 +23,7 @@ int64_t max_shared_bytes() {
 constexpr int64_t kMaxSingleLaneBlocks = 4;  // small, so that small tests reach all kernels
 
 int64_t max_shared_bytes() {
-  return 48 << 10;
+  return 48 << 10;  // the limit of CUDA without opting in
 }
 #endif
 
@@ -33,15 +33,17 @@ int lanes_per_block(int64_t lanes) {
   return lanes <= kMaxSingleLaneBlocks ? 1 : kLanesPerBlock;
 }
 
-template <typename Problem, typename LaunchKernel>
-void launch_blocks(const Problem& problem, size_t element_bytes, const LaunchKernel& launch) {
-  const int64_t lanes = problem.layer.lanes, hidden = problem.layer.hidden;
+// Calls launch(per_block, blocks, threads, shared) with the number of lanes per block, of blocks, of threads per block
+// and of bytes of shared memory for a kernel that processes all steps.
+template <typename T, typename LaunchKernel>
+void launch_blocks(const GruLayer<T>& layer, const LaunchKernel& launch) {
+  const int64_t lanes = layer.lanes, hidden = layer.hidden;
   if (lanes == 0 || hidden == 0) return;
   const int per_block = lanes_per_block(lanes);
   const int64_t warps = (3 * hidden + 31) / 32, max_warps = kGruLanesThreads / 32;
   launch(per_block, static_cast<unsigned>((lanes - 1) / per_block + 1),
          static_cast<unsigned>(32 * (warps < max_warps ? warps : max_warps)),
-         static_cast<size_t>(gru_shared_elements(static_cast<int>(hidden), per_block)) * element_bytes);
+         static_cast<size_t>(gru_shared_elements(static_cast<int>(hidden), per_block)) * sizeof(T));
 }
 
 }  // namespace
@@ -50,14 +52,15 @@ bool gru_runs_in_one_launch(int64_t lanes, int64_t hidden, int64_t element_bytes
 #ifdef __CUDACC__
   if (lanes > kMaxLanesInOneLaunch) return false;
 #endif
-  constexpr int64_t kMaxHidden = 512;  // the weights of more units fit into no GPU's shared memory
+  // Larger weights fit into no GPU's shared memory. The comparison also ensures that `hidden` fits into an int.
+  constexpr int64_t kMaxHidden = 512;
   return hidden <= kMaxHidden &&
          gru_shared_elements(static_cast<int>(hidden), lanes_per_block(lanes)) * element_bytes <= max_shared_bytes();
 }
 
 template <typename T>
 void launch_gru_all_steps(const GruForward<T>& forward, cudaStream_t stream) {
-  launch_blocks(forward, sizeof(T), [&](int per_block, unsigned blocks, unsigned threads, size_t shared) {
+  launch_blocks(forward.layer, [&](int per_block, unsigned blocks, unsigned threads, size_t shared) {
     if (per_block == 1) {
       GRF_LAUNCH((gru_lanes_kernel<T, 1>), blocks, threads, shared, stream, forward);
     } else {
@@ -68,7 +71,7 @@ void launch_gru_all_steps(const GruForward<T>& forward, cudaStream_t stream) {
 
 template <typename T>
 void launch_gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream) {
-  launch_blocks(backward, sizeof(T), [&](int per_block, unsigned blocks, unsigned threads, size_t shared) {
+  launch_blocks(backward.layer, [&](int per_block, unsigned blocks, unsigned threads, size_t shared) {
     if (per_block == 1) {
       GRF_LAUNCH((gru_lanes_backward_kernel<T, 1>), blocks, threads, shared, stream, backward);
     } else {
@@ -78,13 +81,13 @@ void launch_gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream) {
 }
 
 template <typename T>
-void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second, cudaStream_t stream) {
-  const int64_t units = forward.layer.lanes * forward.layer.hidden;
-  if (units == 0) return;
-  const unsigned blocks = blocks_for(units, kGruThreads);
+void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second_launch, cudaStream_t stream) {
+  const int64_t n_units = forward.layer.lanes * forward.layer.hidden;  // of all lanes
+  if (n_units == 0) return;
+  const unsigned blocks = blocks_for(n_units, kGruThreads);
   if (forward.layer.reset_after) {
     GRF_LAUNCH((gru_reset_after_kernel<T>), blocks, kGruThreads, 0, stream, forward, t);
-  } else if (!second) {
+  } else if (!second_launch) {
     GRF_LAUNCH((gru_reset_before_gates_kernel<T>), blocks, kGruThreads, 0, stream, forward, t);
   } else {
     GRF_LAUNCH((gru_reset_before_output_kernel<T>), blocks, kGruThreads, 0, stream, forward, t);
@@ -92,13 +95,13 @@ void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second, cudaS
 }
 
 template <typename T>
-void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second, cudaStream_t stream) {
-  const int64_t units = backward.layer.lanes * backward.layer.hidden;
-  if (units == 0) return;
-  const unsigned blocks = blocks_for(units, kGruThreads);
+void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second_launch, cudaStream_t stream) {
+  const int64_t n_units = backward.layer.lanes * backward.layer.hidden;
+  if (n_units == 0) return;
+  const unsigned blocks = blocks_for(n_units, kGruThreads);
   if (backward.layer.reset_after) {
     GRF_LAUNCH((gru_reset_after_backward_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);
-  } else if (!second) {
+  } else if (!second_launch) {
     GRF_LAUNCH((gru_reset_before_backward_output_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);
   } else {
     GRF_LAUNCH((gru_reset_before_backward_gates_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);

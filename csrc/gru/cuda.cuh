@@ -1,11 +1,13 @@
 // The computation of one GRU unit in one step, forward and backward, and the kernels that run it for all units of a
-// step, between matrix products. gru/gru.h explains s, W_rz and q. Specification: gru4rec_fast/ops/gru.py.
+// step, between matrix products. Specification: gru4rec_fast/ops/gru.py.
 //
-// All kernels here have the same launch shape: one dimension, any number of blocks of up to kGruThreads threads, no
-// shared memory; threads take units of all lanes in strides of the grid. Neighboring threads read and write neighboring
-// elements. Expected times are estimates for an H200 (4.8 TB/s), B = 512, H = 256, float32, without reset and bias.
-// They are shorter than a launch, about 3 us, and most of the data comes from L2: the launch is the bottleneck. For
-// larger layers it is memory.
+// s is a lane's state before the step; q is W_n s + b_n (reset_after) or r * s (reset_before). gru/gru.h has all names.
+//
+// All kernels in this file have the same launch shape: one dimension, any number of blocks of up to kGruThreads
+// threads, no shared memory. Each thread processes units in a grid-stride loop over the units of all lanes, so
+// neighboring threads read and write neighboring elements. Expected times are estimates for an H200 (4.8 TB/s) and
+// float32 with B = 512 and H = 256, without reset and bias. They are shorter than a launch, which takes about 3 us, and
+// most of the data comes from L2. The bottleneck is therefore the launch; for larger layers it is memory.
 #pragma once
 
 #include "common/simt.cuh"
@@ -30,7 +32,7 @@ __device__ __forceinline__ bool is_reset(const GruLayer<T>& layer, int64_t t, in
   return layer.reset != nullptr && layer.reset[t * layer.lanes + lane];
 }
 
-// Unit j of the lane's previous state s in step t: 0 if the lane is reset.
+// Returns unit j of the lane's previous state s in step t: 0 if the lane is reset.
 template <typename T>
 __device__ __forceinline__ T prev_state(const GruLayer<T>& layer, const T* output, int64_t t, int64_t lane, int64_t j) {
   if (is_reset(layer, t, lane)) return 0;
@@ -42,7 +44,8 @@ __device__ __forceinline__ T bias_of(const GruLayer<T>& layer, int64_t gate_unit
   return layer.bias == nullptr ? T{0} : layer.bias[gate_unit];
 }
 
-// reset_after: the gates of a unit from the gate inputs a and w = W s + b, each for r, z, n.
+// reset_after: computes the gates of a unit from its gate inputs `a` and from w = W s + b. Both arrays are in the order
+// r, z, n.
 template <typename T>
 __device__ __forceinline__ GruGates<T> gates_reset_after(const T (&a)[3], const T (&w)[3]) {
   GruGates<T> gates;
@@ -68,15 +71,15 @@ __device__ __forceinline__ T write_unit(const GruForward<T>& p, int64_t row, int
   return h;
 }
 
-// Gradients of a unit's three gate inputs and of its previous state, the latter without the part through the matrix
-// products.
+// Gradients of a unit's three gate inputs and of its previous state. The caller adds the part of the state's gradient
+// that comes from the matrix products.
 template <typename T>
 struct GruUnitGradient {
   T r, z, n, state;
 };
 
-// Returns the gradients of z, n and the previous state; that of r is 0. `grad_next` is the gradient of this step's
-// state from the next step.
+// Returns the gradients of z, n and the previous state, and 0 as the gradient of r. `grad_next` is the gradient of this
+// step's state that comes from the next step.
 template <typename T>
 __device__ __forceinline__ GruUnitGradient<T> output_gradient(const GruBackward<T>& p, int64_t row, int64_t j,
                                                               T grad_next, T s) {
@@ -92,8 +95,8 @@ __device__ __forceinline__ GruUnitGradient<T> output_gradient(const GruBackward<
   return grad;
 }
 
-// reset_after: computes all gradients of a unit, `grad` and that of W s + b, `grad_recurrent`. Writes what the matrix
-// products after the last step need.
+// reset_after: computes all gradients of a unit: `grad`, and `grad_recurrent`, the gradient of W s + b. Also writes
+// grad_gate_inputs, grad_recurrent and prev_states, which the matrix products after the last step read.
 template <typename T>
 __device__ __forceinline__ void backward_reset_after(const GruBackward<T>& p, int64_t row, int64_t j, T grad_next, T s,
                                                      GruUnitGradient<T>* grad, T (&grad_recurrent)[3]) {
@@ -105,16 +108,15 @@ __device__ __forceinline__ void backward_reset_after(const GruBackward<T>& p, in
   grad_recurrent[1] = grad->z;
   grad_recurrent[2] = grad->n * r;
   T* grad_a = p.grad_gate_inputs + row * 3 * hidden + j;
-  T* grad_products = p.grad_recurrent + row * 3 * hidden + j;
   grad_a[0] = grad->r;
   grad_a[hidden] = grad->z;
   grad_a[2 * hidden] = grad->n;
-  for (int gate = 0; gate < 3; ++gate) grad_products[gate * hidden] = grad_recurrent[gate];
+  for (int gate = 0; gate < 3; ++gate) p.grad_recurrent[(row * 3 + gate) * hidden + j] = grad_recurrent[gate];
   p.prev_states[row * hidden + j] = s;
 }
 
-// reset_before, first half: returns and writes the gradients of z and n, and returns that of the previous state without
-// the part through q.
+// reset_before, first half: returns and writes the gradients of z and n. Also returns the gradient of the previous
+// state, without the part through q.
 template <typename T>
 __device__ __forceinline__ GruUnitGradient<T> backward_reset_before_output(const GruBackward<T>& p, int64_t row,
                                                                            int64_t j, T grad_next, T s) {
@@ -127,8 +129,8 @@ __device__ __forceinline__ GruUnitGradient<T> backward_reset_before_output(const
   return grad;
 }
 
-// reset_before, second half, through q = r s: writes and returns the gradient of r, and adds the part through q to that
-// of the previous state.
+// reset_before, second half: from the gradient of q = r s, writes and returns the gradient of r, and adds the part
+// through q to `grad_state`, the gradient of the previous state.
 template <typename T>
 __device__ __forceinline__ T backward_reset_before_gates(const GruBackward<T>& p, int64_t row, int64_t j, T grad_q, T s,
                                                          T* grad_state) {
@@ -139,12 +141,13 @@ __device__ __forceinline__ T backward_reset_before_gates(const GruBackward<T>& p
   return grad_r;
 }
 
-// A unit of step t: unit j of its lane, i = lane * H + j, row = t * B + lane.
+// Unit j of a lane in step t. i = lane * H + j is its index in [B, H], row = t * B + lane the lane's row in [T * B,
+// ...].
 struct GruUnit {
   int64_t i, lane, j, row;
 };
 
-// Calls visit(unit) for each unit of this thread.
+// Calls visit(unit) for each unit of this thread: a grid-stride loop.
 template <typename T, typename Visit>
 __device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, const Visit& visit) {
   for (int64_t i = global_thread(); i < layer.lanes * layer.hidden; i += all_threads()) {
@@ -153,7 +156,7 @@ __device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, c
   }
 }
 
-// Step t, reset_after: computes `saved` and `output` of all lanes from W s.
+// Step t, reset_after: computes `saved` and `output` of all lanes from `product`, W s.
 //
 // Launch: see the top of the file. Per unit it reads 3 gate inputs, 3 products, the previous state and the mask, and
 // writes 5 elements: 6.8 MB, 1.4 us.
@@ -172,7 +175,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_kernel(GruForward
   });
 }
 
-// Step t, reset_before, first half: computes r, z and q = r s in `saved` from W_rz s.
+// Step t, reset_before, first half: computes r, z and q = r s in `saved` from `product`, W_rz s.
 //
 // Launch: see the top of the file. Per unit it reads 5 elements and writes 3: 4.2 MB, 0.9 us.
 template <typename T>
@@ -190,7 +193,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_gates_kernel(Gru
   });
 }
 
-// Step t, reset_before, second half: computes n and the output from W_n q.
+// Step t, reset_before, second half: computes n and the output from `product_n`, W_n q.
 //
 // Launch: see the top of the file. Per unit it reads 7 elements and writes 5: 6.3 MB, 1.3 us.
 template <typename T>
@@ -204,13 +207,14 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_output_kernel(Gr
   });
 }
 
-// The gradient of a unit's state in step t from step t + 1: 0 after the last step and at a reset.
+// Returns the part of the gradient of a unit's state after step t that comes from step t + 1: 0 after the last step and
+// at a reset.
 template <typename T>
 __device__ __forceinline__ T next_step_gradient(const GruBackward<T>& p, int64_t t, const GruUnit& u) {
   return t + 1 == p.layer.steps || is_reset(p.layer, t + 1, u.lane) ? T{0} : p.grad_state[u.i];
 }
 
-// Step t backward, reset_after. The caller then adds grad_recurrent[t] W to `grad_state`.
+// Backward of step t, reset_after. After it, the caller adds grad_recurrent[t] W to `grad_state`.
 //
 // Launch: see the top of the file. Per unit it reads 8 elements and writes 8: 8.4 MB, 1.7 us.
 template <typename T>
@@ -224,7 +228,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_backward_kernel(G
   });
 }
 
-// Step t backward, reset_before, first half. The caller then computes grad_q from the gradient of n.
+// Backward of step t, reset_before, first half. After it, the caller computes grad_q, the gradient of n times W_n.
 //
 // Launch: see the top of the file. Per unit it reads 6 elements and writes 4: 5.2 MB, 1.1 us.
 template <typename T>
@@ -235,7 +239,8 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_output_
   });
 }
 
-// Step t backward, reset_before, second half. The caller then adds the gradients of r and z times W_rz to `grad_state`.
+// Backward of step t, reset_before, second half. After it, the caller adds the gradients of r and z times W_rz to
+// `grad_state`.
 //
 // Launch: see the top of the file. Per unit it reads 4 elements and writes 2: 3.1 MB, 0.7 us.
 template <typename T>

@@ -37,7 +37,7 @@ GruArguments::GruArguments(const Tensor& block, int64_t width, const Tensor& sta
 
 namespace {
 
-struct RecurrentScratch;
+struct RecurrentScratch;  // the tag of a buffer that Scratch keeps for each thread
 
 template <typename T>
 void run_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,

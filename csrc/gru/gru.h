@@ -1,9 +1,12 @@
 // A GRU layer on raw pointers, and the functions that launch its CUDA kernels. Specification: gru4rec_fast/ops/gru.py,
 // which uses the same names.
 //
-// A lane is one of the B sessions of a mini-batch. s is the previous state of a lane, zero if the lane is reset before
-// the step; W the recurrent weights, W_rz their rows of the gates r and z, W_n those of n; q = W_n s + b_n in the
-// reset_after form, r * s in the reset_before form.
+// Names in the comments of this folder:
+//   lane  one of the B sessions that are processed in parallel
+//   unit  one of the H elements of a lane's state
+//   s     the state [H] of a lane before a step, zeros if the lane is reset before the step
+//   W, b  the recurrent weights [3H, H] and bias [3H]; W_rz and W_n are the rows of W for the gates r and z, and for n
+//   q     W_n s + b_n in the reset_after form, r * s in the reset_before form
 #pragma once
 
 #include <cstdint>
@@ -46,13 +49,13 @@ struct GruBackward {
   T* grad_gate_inputs;                    // [T, B, 3H], written
   T* grad_recurrent;                      // [T, B, 3H], written: gradient of W s + b; null in the reset_before form
   T* prev_states;                         // [T, B, H], written: s of every step
-  T* grad_state;    // [B, H]: gradient of the state between two steps; after step 0, that of `layer.state`
-  const T* grad_q;  // [B, H]: gradient of q in the current step, reset_before
+  T* grad_state;    // [B, H]: gradient of the state between two steps; after step 0, gradient of `layer.state`
+  const T* grad_q;  // [B, H]: gradient of q in the current step; null in the reset_after form
 };
 
-// Returns whether one launch processes all steps of a layer, which depends only on its shape: the weights must fit into
-// a block's shared memory, and there must be few enough lanes for all blocks to run at once. Otherwise every step takes
-// one launch after its matrix product, two in the reset_before form.
+// Returns whether launch_gru_all_steps can process a layer of this shape: the weights must fit into a block's shared
+// memory, and there must be few enough lanes for all blocks to run at the same time. Otherwise the caller computes one
+// matrix product and calls launch_gru_step for each step; in the reset_before form it does both twice.
 bool gru_runs_in_one_launch(int64_t lanes, int64_t hidden, int64_t element_bytes);
 
 template <typename T>
@@ -60,12 +63,12 @@ void launch_gru_all_steps(const GruForward<T>& forward, cudaStream_t stream);
 template <typename T>
 void launch_gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream);
 
-// Launches step t, after its matrix product. The reset_before form takes a second launch, with `second`, after its
-// second product.
+// Launches the kernel of step t that follows a matrix product. `second_launch`: the kernel that follows the second
+// product of the reset_before form.
 template <typename T>
-void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second, cudaStream_t stream);
+void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second_launch, cudaStream_t stream);
 template <typename T>
-void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second, cudaStream_t stream);
+void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second_launch, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace grf

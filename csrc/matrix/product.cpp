@@ -1,7 +1,8 @@
 // Matrix products: by our own kernels (matrix/product_kernel.inc) with AVX-512, by torch's BLAS without it.
 //
-// We have our own kernels because MKL seems to use AVX-512 only on Intel's processors, and because at the sizes of a
-// training step it spends a notable part of its time on copying operands (docs/performance.md).
+// We have our own kernels for two reasons. MKL, the BLAS of torch's wheels, seems to use AVX-512 only on Intel's
+// processors. And at the sizes of a training step it spends a notable part of its time on copying operands
+// (docs/performance.md).
 #include "matrix/product.h"
 
 #include <ATen/Dispatch.h>
@@ -32,6 +33,7 @@
 namespace grf {
 namespace {
 
+// Tags of the buffers that Scratch keeps for each thread.
 struct PanelScratch;
 struct BlockScratch;
 struct RoundedScratch;
@@ -43,44 +45,47 @@ void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b
   } else if (b.column_stride == 1 && m > n) {
     split_among_threads(m, kRowUnit, n * k, [&](int64_t first, int64_t count) {
       const Matrix<T> rows = a.skip(first, 0);
-      GRF_DISPATCH(multiply_rows<T>)
+      GRF_DISPATCH(multiply_ab<T>)
       (count, n, k, rows.data, rows.row_stride, rows.column_stride, b.data, b.row_stride, c + first * c_stride,
        c_stride, add);
     });
   } else if (b.column_stride == 1) {
     split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
-      GRF_DISPATCH(multiply_rows<T>)
+      GRF_DISPATCH(multiply_ab<T>)
       (m, count, k, a.data, a.row_stride, a.column_stride, b.data + first, b.row_stride, c + first, c_stride, add);
     });
   } else {
-    const int64_t lanes = GRF_DISPATCH(panel_width<T>)(), padded = (m + lanes - 1) / lanes * lanes;
-    Scratch<T, PanelScratch> scratch(padded * k);
-    T* panels = scratch.take(padded * k);
+    const int64_t alignment = GRF_DISPATCH(panel_alignment<T>)();
+    const int64_t padded_m = (m + alignment - 1) / alignment * alignment;
+    Scratch<T, PanelScratch> scratch(padded_m * k);
+    T* panels = scratch.take(padded_m * k);
     GRF_DISPATCH(pack_panels<T, T>)(m, k, a.data, a.row_stride, a.column_stride, panels);
     split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
-      GRF_DISPATCH(multiply_transposed<T>)
+      GRF_DISPATCH(multiply_abt<T>)
       (m, count, k, panels, b.skip(0, first).data, b.column_stride, c + first, c_stride, add);
     });
   }
 }
 
-// BLAS splits a product by the number of threads and may sum in an order that depends on it. To get the same bits with
-// any number of threads, this function splits the product itself, by shape alone, along the longer dimension of c. Each
-// part runs inside a parallel region, where BLAS uses one thread; so does a product too small to be split.
+// BLAS splits a product by the number of threads, and the order of its sums may depend on that number. To get the same
+// bits with any number of threads, this function splits the product into slices along the longer dimension of c. The
+// number of slices depends only on the shape. Every slice, even if there is only one, runs inside a parallel region,
+// where BLAS uses one thread.
 template <typename T>
 void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
   constexpr int64_t kMaxSlices = 16;  // BLAS copies the smaller operand once per slice
-  constexpr int64_t kMultiple = 48;   // a slice has a multiple of 48 rows or columns, which fills the tiles of BLAS
+  constexpr int64_t kSliceUnit = 48;  // a slice has a multiple of 48 rows or columns, which fills the tiles of BLAS
   const auto view = [](const T* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
     return at::from_blob(const_cast<T*>(data), {rows, columns}, {row_stride, column_stride}, options);
   };
   const bool by_rows = m > n;
   const int64_t length = by_rows ? m : n;
-  int64_t target = 1;
-  while (2 * target <= kMaxSlices && 4 * target * kGrainSize / m / n < k) target *= 2;
-  const int64_t size = ((length + target - 1) / target + kMultiple - 1) / kMultiple * kMultiple;
+  int64_t max_slices = 1;  // doubled while a slice has more than 4 * kGrainSize multiply-adds
+  while (2 * max_slices <= kMaxSlices && 4 * max_slices * kGrainSize / m / n < k) max_slices *= 2;
+  const int64_t size = ((length + max_slices - 1) / max_slices + kSliceUnit - 1) / kSliceUnit * kSliceUnit;
   const int64_t n_slices = (length + size - 1) / size;
+  // parallel_for runs a range of one element outside a parallel region, so the range has at least two elements.
   at::parallel_for(0, std::max<int64_t>(n_slices, 2), 1, [&](int64_t begin, int64_t end) {
     for (int64_t slice = begin; slice < std::min(end, n_slices); ++slice) {
       const int64_t first = slice * size, count = std::min(size, length - first);
@@ -98,10 +103,10 @@ void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
   });
 }
 
-// Copies of both operands, rounded to bfloat16 and stored as floats, with unchanged layout.
-class Rounded {
+// Copies of both operands, rounded to bfloat16 and stored as floats. Their rows or columns stay contiguous as before.
+class RoundedOperands {
  public:
-  Rounded(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b)
+  RoundedOperands(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b)
       : scratch_(m * k + k * n), a(round(m, k, a)), b(round(k, n, b)) {}
 
  private:
@@ -137,7 +142,7 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, i
 #if GRF_X86_ISAS
       if (has_bf16_products()) return multiply_bf16(m, n, k, a, b, c, c_stride, add);
 #endif
-      const Rounded rounded(m, n, k, a, b);
+      const RoundedOperands rounded(m, n, k, a, b);
       return multiply(m, n, k, rounded.a, rounded.b, c, c_stride, add);
     }
   }
@@ -181,10 +186,12 @@ using at::Tensor;
 template <typename T>
 Matrix<T> matrix(const Tensor& tensor, const char* name) {
   TORCH_CHECK_VALUE(tensor.dim() == 2 && (tensor.stride(0) == 1 || tensor.stride(1) == 1), name, " has shape ",
-                    tensor.sizes(), " and strides ", tensor.strides(), ": must be a matrix of which one stride is 1");
+                    tensor.sizes(), " and strides ", tensor.strides(),
+                    ": must be a matrix with a stride of 1, in rows or in columns");
   return {tensor.const_data_ptr<T>(), tensor.stride(0), tensor.stride(1)};
 }
 
+// The private operator `product`, with which the tests call the functions of this file.
 Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& add_to, std::string_view precision,
                bool by_blocks) {
   const int64_t m = a.size(0), k = a.size(1), n = b.size(1);

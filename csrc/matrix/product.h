@@ -23,7 +23,7 @@ struct Matrix {
   }
 };
 
-// Converts "full" or "bf16"; ValueError for any other name.
+// Converts "full" or "bf16" to a Precision; ValueError for any other name.
 Precision precision_named(std::string_view name);
 
 // c [m, n] = a [m, k] b [k, n], or c += a b with `add`, for float or double. Rows of c are c_stride elements apart.
@@ -32,17 +32,16 @@ template <typename T>
 void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add = false,
               Precision precision = Precision::full);
 
-constexpr int64_t kBlockRows = 48;
+constexpr int64_t kBlockRows = 48;  // rows of the product in one block of multiply_by_blocks
 
-// The callback of multiply_by_blocks: receives rows [first, first + count) of the product as a contiguous block
-// [count, n].
+// The callback of multiply_by_blocks. `block` [count, n] is rows [first, first + count) of the product.
 template <typename T>
 using UseBlock = c10::function_ref<void(int64_t first, int64_t count, const T* block)>;
 
-// Computes a b as `multiply` does, but does not store it. Calls `use` once for each block of at most kBlockRows rows,
-// in any order, on the thread that computed the block, while the block is in that core's cache. `use` must not compute
-// matrix products itself. Runs on the threads of at::parallel_for. The blocks have the same bits as the result of
-// `multiply` with AVX-512, and are equal within rounding without it.
+// Computes a b as `multiply` does, but stores only one block of it at a time. Calls `use` once for each block of at
+// most kBlockRows rows, in any order, on the thread that computed the block, while the block is in that core's cache.
+// `use` must not compute matrix products itself. Runs on the threads of at::parallel_for. With AVX-512, the blocks have
+// the same bits as the result of `multiply`; without it, they are equal within rounding.
 template <typename T>
 void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, UseBlock<T> use,
                         Precision precision = Precision::full);

@@ -1,5 +1,5 @@
-// Matrix products by AVX512-BF16. Only this file is compiled with that instruction set: its functions run only if
-// has_bf16_products(), and no other code checks that.
+// Matrix products by AVX512-BF16. Only this file is compiled with that instruction set; the processor can run its
+// functions only if has_bf16_products().
 #include "matrix/product_bf16.h"
 
 #include "common/simd.h"
@@ -41,6 +41,7 @@ namespace bf16 {
 namespace grf {
 namespace {
 
+// Tags of the buffers that Scratch keeps for each thread.
 struct PackedAScratch;
 struct PackedBScratch;
 struct RowsScratch;
@@ -50,36 +51,43 @@ int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// The number of pairs that `pack` may write for a matrix [m, k].
-int64_t packed_size(int64_t m, int64_t k) {
-  return round_up(m, 16) * round_up((k + 1) / 2, 16);
+// Returns the number of pairs of a row of k numbers, with padding to whole vectors.
+int64_t padded_pairs(int64_t k) {
+  return round_up((k + 1) / 2, bf16::kVectorPairs);
 }
 
-// Converts a [m, k] into pairs of bfloat16 numbers, with a's layout, and returns a view of them.
-Matrix<uint32_t> pack(int64_t m, int64_t k, Matrix<float> a, uint32_t* pairs) {
+// Returns the number of pairs that `pack_pairs` may write for a matrix [m, k].
+int64_t packed_size(int64_t m, int64_t k) {
+  return round_up(m, bf16::kVectorPairs) * padded_pairs(k);
+}
+
+// Converts a [m, k] into pairs of bfloat16 numbers. Returns a view of them: contiguous in rows or in columns, as a is.
+Matrix<uint32_t> pack_pairs(int64_t m, int64_t k, Matrix<float> a, uint32_t* pairs) {
   if (a.column_stride == 1) {
-    const int64_t stride = round_up((k + 1) / 2, 16);
-    bf16::pack_along(m, k, a.data, a.row_stride, pairs, stride);
+    const int64_t stride = padded_pairs(k);
+    bf16::pack_rows_along_k(m, k, a.data, a.row_stride, pairs, stride);
     return {pairs, stride, 1};
   }
-  bf16::pack_across(k, m, a.data, a.column_stride, pairs, round_up(m, 16));
-  return {pairs, 1, round_up(m, 16)};
+  const int64_t stride = round_up(m, bf16::kVectorPairs);
+  bf16::pack_rows_across_k(k, m, a.data, a.column_stride, pairs, stride);
+  return {pairs, 1, stride};
 }
 
-// Multiplies by blocks of a's rows; the rows of b must be contiguous. b is packed once, and each block of a by the
-// thread that multiplies it. For each block, calls visit(first, count, product); the callback calls product(c,
-// c_stride, add) to compute the block into c.
+// Computes a b in blocks of rows; the rows of b must be contiguous. Packs b once; the thread that multiplies a block of
+// a packs that block. For each block, calls visit(first, count, compute_block); the callback calls compute_block(c,
+// c_stride, add) to compute rows [first, first + count) of the product into c.
 template <typename Visit>
 void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, const Visit& visit) {
-  constexpr int64_t kPanel = bf16::kPanel;
-  const int64_t pairs = (k + 1) / 2, n_panels = (n + kPanel - 1) / kPanel;
-  Scratch<uint32_t, PackedBScratch> packed_b(n_panels * kPanel * pairs);
-  uint32_t* panels = packed_b.take(n_panels * kPanel * pairs);
-  split_among_threads(n_panels, 1, kPanel * k, [&](int64_t begin, int64_t count) {
+  constexpr int64_t kPanelColumns = bf16::kPanelColumns;
+  const int64_t pairs = (k + 1) / 2, n_panels = (n + kPanelColumns - 1) / kPanelColumns;
+  Scratch<uint32_t, PackedBScratch> packed_b(n_panels * kPanelColumns * pairs);
+  uint32_t* panels = packed_b.take(n_panels * kPanelColumns * pairs);
+  split_among_threads(n_panels, 1, kPanelColumns * k, [&](int64_t begin, int64_t count) {
     for (int64_t j = begin; j < begin + count; ++j) {
-      const int64_t width = std::min(kPanel, n - j * kPanel);
+      const int64_t width = std::min(kPanelColumns, n - j * kPanelColumns);
       // With at most 16 columns, the last panel's second vector stays unset; the product does not read it.
-      bf16::pack_across(k, width, b.data + j * kPanel, b.row_stride, panels + j * kPanel * pairs, kPanel);
+      bf16::pack_rows_across_k(k, width, b.data + j * kPanelColumns, b.row_stride, panels + j * kPanelColumns * pairs,
+                               kPanelColumns);
     }
   });
   split_among_threads(m, kBlockRows, n * k, [&](int64_t begin, int64_t size) {
@@ -87,9 +95,10 @@ void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matri
     uint32_t* packed = packed_a.take(packed_size(kBlockRows, k));
     for (int64_t first = begin; first < begin + size; first += kBlockRows) {
       const int64_t count = std::min(kBlockRows, begin + size - first);
-      const Matrix<uint32_t> block = pack(count, k, a.skip(first, 0), packed);
+      const Matrix<uint32_t> block = pack_pairs(count, k, a.skip(first, 0), packed);
       visit(first, count, [&](float* c, int64_t c_stride, bool add) {
-        bf16::multiply_packed(count, n, k, block.data, block.row_stride, block.column_stride, panels, c, c_stride, add);
+        bf16::multiply_ab_packed(count, n, k, block.data, block.row_stride, block.column_stride, panels, c, c_stride,
+                                 add);
       });
     }
   });
@@ -98,42 +107,43 @@ void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matri
 }  // namespace
 
 bool has_bf16_products() {
-  static const bool has = simd_level() == SimdLevel::avx512 && __builtin_cpu_supports("avx512bf16");
-  return has;
+  static const bool supported = simd_level() == SimdLevel::avx512 && __builtin_cpu_supports("avx512bf16");
+  return supported;
 }
 
 void multiply_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, float* c, int64_t c_stride,
                    bool add) {
   if (b.column_stride == 1 && m > n) {
-    multiply_row_blocks(m, n, k, a, b, [&](int64_t first, int64_t, const auto& product) {
-      product(c + first * c_stride, c_stride, add);
+    multiply_row_blocks(m, n, k, a, b, [&](int64_t first, int64_t, const auto& compute_block) {
+      compute_block(c + first * c_stride, c_stride, add);
     });
     return;
   }
   Scratch<uint32_t, PackedAScratch> packed_a(2 * packed_size(m, k));
-  const Matrix<uint32_t> pairs = pack(m, k, a, packed_a.take(packed_size(m, k)));
+  const Matrix<uint32_t> pairs = pack_pairs(m, k, a, packed_a.take(packed_size(m, k)));
   if (b.column_stride == 1) {
     split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
-      bf16::multiply_rows(m, count, k, pairs.data, pairs.row_stride, pairs.column_stride, b.data + first, b.row_stride,
-                          c + first, c_stride, add);
+      bf16::multiply_ab(m, count, k, pairs.data, pairs.row_stride, pairs.column_stride, b.data + first, b.row_stride,
+                        c + first, c_stride, add);
     });
     return;
   }
   uint32_t* panels = packed_a.take(packed_size(m, k));
+  // a^T in panels of pairs, copied from the packed rows of a.
   bf16::pack_panels<float>(m, (k + 1) / 2, pairs.data, pairs.row_stride, pairs.column_stride, panels);
   split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
-    const int64_t stride = round_up((k + 1) / 2, 16);
+    const int64_t stride = padded_pairs(k);
     Scratch<uint32_t, RowsScratch> rows(bf16::kPackedRows * stride);
-    bf16::multiply_transposed(m, count, k, panels, b.skip(0, first).data, b.column_stride,
-                              rows.take(bf16::kPackedRows * stride), stride, c + first, c_stride, add);
+    bf16::multiply_abt(m, count, k, panels, b.skip(0, first).data, b.column_stride,
+                       rows.take(bf16::kPackedRows * stride), stride, c + first, c_stride, add);
   });
 }
 
 void multiply_by_blocks_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, UseBlock<float> use) {
-  multiply_row_blocks(m, n, k, a, b, [&](int64_t first, int64_t count, const auto& product) {
+  multiply_row_blocks(m, n, k, a, b, [&](int64_t first, int64_t count, const auto& compute_block) {
     Scratch<float, BlockScratch> block(count * n);
     float* c = block.take(count * n);
-    product(c, n, false);
+    compute_block(c, n, false);
     use(first, count, c);
   });
 }

@@ -11,7 +11,8 @@ namespace grf {
 // Returns whether the processor has AVX512-BF16 and the selected instruction set (common/simd.h) is AVX-512.
 bool has_bf16_products();
 
-// `multiply` and `multiply_by_blocks` with Precision::bf16. Requires has_bf16_products().
+// Implement `multiply` and `multiply_by_blocks` with Precision::bf16. Require has_bf16_products() and, for
+// multiply_by_blocks_bf16, contiguous rows of b.
 void multiply_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, float* c, int64_t c_stride,
                    bool add);
 void multiply_by_blocks_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, UseBlock<float> use);

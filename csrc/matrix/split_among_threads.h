@@ -8,13 +8,13 @@
 
 namespace grf {
 
-constexpr int64_t kGrainSize = int64_t{1} << 20;  // multiply-adds; fewer are not worth another thread
+constexpr int64_t kGrainSize = int64_t{1} << 20;  // the smallest number of multiply-adds for which a thread is used
 
-// Each thread gets a multiple of so many rows or columns: whole tiles, but small enough for an even split.
+// The `unit` of split_among_threads for rows and for columns: whole tiles, but small enough for an even split.
 constexpr int64_t kRowUnit = 12, kColumnUnit = 32;
 
-// Splits `length` rows or columns of `work` multiply-adds each among the threads and calls run(first, count) for each
-// range. Ranges start at multiples of `unit`.
+// Splits `length` rows or columns among the threads and calls run(first, count) for each range. A row or column takes
+// `work` multiply-adds. Ranges start at multiples of `unit`.
 template <typename Run>
 void split_among_threads(int64_t length, int64_t unit, int64_t work, const Run& run) {
   const int64_t grain = std::max<int64_t>(1, kGrainSize / std::max<int64_t>(1, unit * work));

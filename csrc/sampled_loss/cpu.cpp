@@ -3,8 +3,8 @@
 //
 // The outer loop is over tiles of rows. For each tile, one matrix product computes the scores, the row kernel
 // (sampled_loss/cpu_kernel.inc) replaces them by their gradients, and two products and a column sum compute the
-// gradients of `hidden`, `rows` and `bias`. A tile has at most kTileBytes of scores (but at least kMinRows rows), so
-// that scores stay in cache with any number of rows. The bottleneck is the three matrix products. bfloat16 operands are
+// gradients of `hidden`, `rows` (the item embeddings) and `bias`. A tile has at most kTileBytes of scores, but at least
+// kMinRows rows, so that the scores stay in cache. The bottleneck is the three matrix products. bfloat16 operands are
 // passed as floats and multiplied with Precision::bf16.
 #include "sampled_loss/cpu.h"
 
@@ -29,8 +29,9 @@ namespace {
 
 constexpr int64_t kTileBytes = int64_t{4} << 20;
 constexpr int64_t kMinRows = 64;
-constexpr int64_t kAlignment = 64;  // bytes; rows of scores are padded to it, to whole vectors of any instruction set
+constexpr int64_t kAlignment = 64;  // rows of scores are padded to 64 bytes: whole vectors of every instruction set
 
+// Tags of the buffers that Scratch keeps for each thread.
 struct TileScratch;
 struct RowScratch;
 
@@ -44,14 +45,14 @@ int64_t SampledLoss<T>::score_stride() const {
 
 template <typename T>
 ScoreColumns<T> SampledLoss<T>::prepare_columns(T* memory) const {
-  const int64_t size = score_stride(), targets = in_batch ? m : 0;
+  const int64_t size = score_stride(), n_targets = in_batch ? m : 0;  // the targets are the first columns
   T *offsets = memory, *counts = memory + size;
   std::fill_n(offsets, size, -std::numeric_limits<T>::infinity());
   std::fill_n(counts, size, T{1});
   for (int64_t j = 0; j < columns(); ++j) {
-    if (j >= targets || live == nullptr || live[j]) offsets[j] = offset(first_row() + j);
+    if (j >= n_targets || live == nullptr || live[j]) offsets[j] = offset(first_row() + j);
   }
-  if (count != nullptr) std::copy_n(count, n, counts + targets);
+  if (count != nullptr) std::copy_n(count, n, counts + n_targets);
   return {offsets, counts, size};
 }
 
@@ -96,8 +97,7 @@ template struct SampledLoss<double>;
 
 namespace {
 
-// Adds the gradients through row i's own target if the target is not a column of the matrix products. `grad` is the
-// gradient of its score.
+// Without in_batch: adds the gradients through the score of row i's own target. `grad` is the gradient of that score.
 template <typename T>
 void add_target_gradients(const SampledLoss<T>& problem, int64_t i, T grad, const LossGradients<T>& grads) {
   const auto add = GRF_DISPATCH(add_scaled<T>);
@@ -108,7 +108,7 @@ void add_target_gradients(const SampledLoss<T>& problem, int64_t i, T grad, cons
   grads.bias[i] = grad;
 }
 
-// Rounds the gradients of scores to bfloat16. All other gradients are computed from the rounded ones.
+// Rounds the gradients of scores to bfloat16. All other gradients are computed from the rounded gradients.
 void round_to_bf16(float* grads, int64_t n) {
   at::parallel_for(0, n, 1 << 15, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) grads[i] = static_cast<float>(c10::BFloat16(grads[i]));

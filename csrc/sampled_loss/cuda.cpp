@@ -2,9 +2,9 @@
 // gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
 //
 // The loop is over chunks of rows. For each chunk, a matrix product by torch computes the scores, one kernel computes
-// the gradients of the scores, and two products and a column sum compute the gradients of `hidden`, `rows` and `bias`.
-// The kernel works in place, except for bfloat16, where scores are float32 and gradients bfloat16. Products of float32
-// follow torch's setting: they use TF32 if that is allowed.
+// the gradients of the scores, and two products and a column sum compute the gradients of `hidden`, `rows` (the item
+// embeddings) and `bias`. The kernel writes the gradients over the scores, except for bfloat16, where scores are
+// float32 and gradients bfloat16. Products of float32 use TF32 if torch's setting allows it.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -25,7 +25,7 @@ using at::Tensor;
 
 // c = a b, or c += a b, summed in the dtype of c.
 void multiply(Tensor& c, Tensor a, Tensor b, bool add) {
-#ifdef GRF_EMULATED  // the CPU has no product with another output dtype; converting the operands gives the same sums
+#ifdef GRF_EMULATED  // torch has no CPU product with another output dtype; converted operands give the same sums
   a = a.to(c.scalar_type());
   b = b.to(c.scalar_type());
 #else
@@ -42,18 +42,19 @@ template <typename T>
 Tensor score_offsets(const LossTensors& args, const at::TensorOptions& options, cudaStream_t stream) {
   if (!args.log_q.defined() && !(args.in_batch && args.live.defined())) return args.bias;
   Tensor offsets = at::empty({args.rows.size(0)}, options);
-  const ScoreOffsets<T> columns{args.m(),
-                                args.n(),
-                                args.in_batch,
-                                data_or_null<T>(args.bias),
-                                data_or_null<T>(args.log_q),
-                                data_or_null<bool>(args.live),
-                                offsets.mutable_data_ptr<T>()};
-  make_score_offsets(columns, stream);
+  const ScoreOffsets<T> offset_args{args.m(),
+                                    args.n(),
+                                    args.in_batch,
+                                    data_or_null<T>(args.bias),
+                                    data_or_null<T>(args.log_q),
+                                    data_or_null<bool>(args.live),
+                                    offsets.mutable_data_ptr<T>()};
+  make_score_offsets(offset_args, stream);
   return offsets;
 }
 
-// Returns the number of rows of a chunk: as many as fit into kScoreBytes, with chunks of about equal size.
+// Returns the number of rows of a chunk. A chunk fits into kScoreBytes or has kMinScoreRows rows, and all chunks have
+// about the same size.
 int64_t chunk_rows(int64_t m, int64_t row_bytes) {
   const int64_t max_rows = std::max(kScoreBytes / row_bytes, kMinScoreRows);
   const int64_t chunks = std::max((m + max_rows - 1) / max_rows, int64_t{1});
@@ -66,7 +67,7 @@ void run(const LossTensors& args, const LossOptions<T>& options, LossResults& re
   const cudaStream_t stream = current_stream(args.hidden.device());
   const at::TensorOptions operand_options = args.hidden.options(), sum_options = results.hidden.options();
   const int64_t m = args.m(), n = args.n(), columns = args.columns();
-  constexpr int64_t multiple = in_place ? 4 : 8;  // rows of scores and of gradients start at multiples of 16 bytes
+  constexpr int64_t multiple = in_place ? 4 : 8;  // elements, so that rows start at multiples of 16 bytes
   const int64_t stride = std::max((columns + multiple - 1) / multiple, int64_t{1}) * multiple;
   const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T) + (in_place ? 0 : sizeof(Operand))));
   const Tensor offsets = score_offsets<T>(args, sum_options, stream);
@@ -81,11 +82,11 @@ void run(const LossTensors& args, const LossOptions<T>& options, LossResults& re
     const Tensor grads = all_grads.narrow(0, 0, n_rows).narrow(1, 0, columns);
     Tensor scores = all_scores.narrow(0, 0, n_rows).narrow(1, 0, columns),
            grad_h = results.hidden.narrow(0, first, n_rows);
-    multiply(scores, h, rows.t(), false);
+    multiply(scores, h, rows.t(), /*add=*/false);
     make_losses<Operand>({options,
                           m,
                           n,
-                          args.hidden.size(1),
+                          /*width=*/args.hidden.size(1),
                           args.in_batch,
                           first,
                           n_rows,
@@ -96,15 +97,15 @@ void run(const LossTensors& args, const LossOptions<T>& options, LossResults& re
                           data_or_null<bool>(args.live),
                           data_or_null<int64_t>(args.ids),
                           stride,
-                          all_scores.mutable_data_ptr<T>(),
-                          static_cast<Operand*>(all_grads.mutable_data_ptr()),
+                          /*scores=*/all_scores.mutable_data_ptr<T>(),
+                          /*grads=*/static_cast<Operand*>(all_grads.mutable_data_ptr()),
                           losses.mutable_data_ptr<T>(),
-                          results.hidden.mutable_data_ptr<T>(),
-                          results.rows.mutable_data_ptr<T>(),
-                          results.bias.mutable_data_ptr<T>()},
+                          /*grad_hidden=*/results.hidden.mutable_data_ptr<T>(),
+                          /*grad_rows=*/results.rows.mutable_data_ptr<T>(),
+                          /*grad_bias=*/results.bias.mutable_data_ptr<T>()},
                          stream);
-    multiply(grad_h, grads, rows, !args.in_batch);
-    multiply(grad_rows, grads.t(), h, first > 0);
+    multiply(grad_h, grads, rows, /*add=*/!args.in_batch);  // adds to what make_losses wrote
+    multiply(grad_rows, grads.t(), h, /*add=*/first > 0);
     if (first == 0) {
       at::sum_out(grad_bias, grads, 0, false, grad_bias.scalar_type());
     } else {

@@ -1,17 +1,17 @@
-// The kernels of the sampled loss: one computes the losses and the gradients of rows of scores, one what is added to
-// the scores. Specification: gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py; formulas of the losses:
-// sampled_loss/row_losses.cuh.
+// The two kernels of the sampled loss. score_offsets_kernel computes the offsets that are added to the scores;
+// loss_rows_kernel computes the losses of rows of scores and the gradients of the scores. Specification:
+// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py. sampled_loss/row_losses.cuh computes the losses.
 #include "common/simt.cuh"
 #include "sampled_loss/row_losses.cuh"
 #include "sampled_loss/sampled_loss.h"
 
 namespace grf::cuda {
 
-// Computes offsets [M + N] = bias - log_q, and -inf for the columns of dead rows.
+// Computes offsets [M + N]: bias - log_q or, with in_batch, -inf for the target of a dead row.
 //
-// Launch: one dimension, any number of blocks of up to kLossThreads threads; threads take columns in strides of the
-// grid. Per column it reads two elements and a flag and writes one: 13 bytes in float32. For M + N = 8704 that is 0.1
-// MB, 0.02 us on an H200 (4.8 TB/s, estimated): the launch is the bottleneck.
+// Launch: one dimension, any number of blocks of up to kLossThreads threads, grid-stride loop over columns. Per column
+// it reads two elements and a flag and writes one element: 13 bytes in float32. For M + N = 8704 that is 0.1 MB, 0.02
+// us on an H200 (4.8 TB/s, estimated). The bottleneck is the launch.
 template <typename T>
 __global__ void __launch_bounds__(kLossThreads) score_offsets_kernel(ScoreOffsets<T> p) {
   for (int64_t j = global_thread(); j < p.m + p.n; j += all_threads()) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ T activate(T y, T elu) {
   return elu == 0 || y > 0 ? y : elu * expm1(y);
 }
 
-// Returns the dot product of a row of `hidden` with its target's row of `rows`.
+// Returns the dot product of a hidden state with its target's item embedding.
 template <typename Operand>
 __device__ __forceinline__ typename Stored<Operand>::Sum target_product(const ScoreRows<Operand>& p, int64_t row) {
   using Number = Stored<Operand>;
@@ -52,8 +52,8 @@ __device__ __forceinline__ typename Stored<Operand>::Sum target_product(const Sc
   return block_sums(sums).values[0];
 }
 
-// Writes the gradients through a row's own target if the target is not a column of the matrix products. `grad_score` is
-// the gradient of its score.
+// Without in_batch: writes the gradients through the score of a row's own target. `grad_score` is the gradient of that
+// score.
 template <typename Operand>
 __device__ __forceinline__ void write_target_gradients(const ScoreRows<Operand>& p, int64_t row, Operand grad_score) {
   using Number = Stored<Operand>;
@@ -65,20 +65,21 @@ __device__ __forceinline__ void write_target_gradients(const ScoreRows<Operand>&
   if (threadIdx.x == 0) p.grad_bias[row] = grad;
 }
 
-// Blocks per SM that the compiler reserves registers for. With more, some loss spills registers on some GPU.
+// The number of blocks per SM for which the compiler limits the registers of a thread. With more blocks, the kernels of
+// some losses spill registers on some GPUs.
 template <typename T>
 constexpr int kBlocksPerSm = sizeof(T) == 4 ? 4 : 2;
 
-// Computes the loss of row `row` of `hidden` and the gradients `grads` of its scores. `x` holds the activated scores
-// between the two passes; it has space for a row, or is `scores` itself.
+// Computes the loss of a row and the gradients `grads` of its scores. The first pass over the columns computes sums,
+// the second one gradients. `x` is memory for the scores after the ELU between the passes; it may be `scores` itself.
 template <typename Operand, RankingLoss kLoss, typename T>
 __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t row, T* scores, Operand* grads, T* x) {
   using Number = Stored<Operand>;
   const T masked = -static_cast<T>(INFINITY);
   const int64_t columns = p.columns(), first = p.first_column(), target_column = p.in_batch ? row : -1;
-  const int64_t targets = p.in_batch ? p.m : 0;
+  const int64_t n_targets = p.in_batch ? p.m : 0;  // the first columns
   const auto offset = [&](int64_t j) { return p.offsets == nullptr ? T{0} : p.offsets[j]; };
-  const auto count = [&](int64_t j) { return p.count == nullptr || j < targets ? T{1} : p.count[j - targets]; };
+  const auto count = [&](int64_t j) { return p.count == nullptr || j < n_targets ? T{1} : p.count[j - n_targets]; };
   if (p.live != nullptr && !p.live[row]) {
     for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) grads[j] = Operand{0};
     if (!p.in_batch) write_target_gradients(p, row, Operand{0});
@@ -92,9 +93,9 @@ __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t r
   sums.clear();
   for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) {
     if (j == target_column) continue;
-    const T shift = offset(first + j), y = scores[j] + shift;
+    const T column_offset = offset(first + j), y = scores[j] + column_offset;
     const bool hit = p.ids != nullptr && p.ids[first + j] == p.ids[row];
-    const T value = hit || shift == masked || y == masked ? masked : activate(y, elu);
+    const T value = hit || column_offset == masked || y == masked ? masked : activate(y, elu);
     x[j] = value;
     if (value == masked) continue;
     sums.values[0] += count(j);
@@ -113,18 +114,18 @@ __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t r
 
 // Computes the losses and the gradients of scores of a chunk of rows.
 //
-// Launch: one dimension, any number of blocks, each a multiple of 32 up to kLossThreads threads; a block takes rows in
-// strides of the grid. With `row_in_shared`, dynamic shared memory holds one row of scores.
+// Launch: one dimension; any number of blocks of up to kLossThreads threads, a multiple of 32. A block computes one row
+// at a time, in a loop in strides of the grid. With `row_in_shared`, dynamic shared memory holds one row of scores.
 //
 // Scores are read once and gradients are written once. A row that does not fit into shared memory is also written and
-// read once in between. Offsets, counts and ids of the columns are the same for all rows and come from caches. If not
-// in-batch, two rows of H elements are also read and two written. For 512 rows of 8704 columns in float32 that is
-// 36 MB, 7.4 us on an H200 (4.8 TB/s, estimated). The bottleneck is memory or L2; for the -max losses exp, with four or
-// more per column, takes about as long.
+// read once between the passes. Offsets, counts and ids of the columns are the same for all rows and come from caches.
+// Without in_batch, each row also reads two rows of H elements and writes two. For 512 rows of 8704 columns in float32,
+// in-batch, that is 36 MB, 7.4 us on an H200 (4.8 TB/s, estimated). The bottleneck is memory or L2. For the -max losses
+// it may also be exp, which takes about as long with four or more calls per column.
 //
-// Hazard: each thread reads and writes only its own columns of x and grads, so the two passes need no barrier of their
-// own. The own target's score is read by all threads; its gradient, which may replace it, is written after the barriers
-// of block_sums.
+// Hazard: each thread reads and writes only its own columns of x and grads, so no barrier is needed between the passes.
+// All threads read the own target's score. Its gradient may overwrite the score, so it is written after the barriers of
+// block_sums.
 template <typename Operand, RankingLoss kLoss>
 __global__ void __launch_bounds__(kLossThreads, kBlocksPerSm<typename Stored<Operand>::Sum>)
     loss_rows_kernel(ScoreRows<Operand> p, bool row_in_shared) {
@@ -139,38 +140,38 @@ __global__ void __launch_bounds__(kLossThreads, kBlocksPerSm<typename Stored<Ope
 namespace {
 
 template <typename Operand, RankingLoss kLoss>
-void launch_loss_rows(const ScoreRows<Operand>& rows, cudaStream_t stream) {
+void launch_loss_rows(const ScoreRows<Operand>& args, cudaStream_t stream) {
   using T = typename Stored<Operand>::Sum;
-  const int64_t bytes = rows.columns() * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = args.columns() * static_cast<int64_t>(sizeof(T));
   const bool in_shared = bytes > 0 && bytes <= kSharedRowBytes;
-  const size_t shared = in_shared ? static_cast<size_t>(bytes) : sizeof(T);  // CUDA needs at least one byte here
-  GRF_LAUNCH((loss_rows_kernel<Operand, kLoss>), blocks_for(rows.n_rows, 1), kLossThreads, shared, stream, rows,
+  const size_t shared = in_shared ? static_cast<size_t>(bytes) : sizeof(T);  // at least one byte, even if unused
+  GRF_LAUNCH((loss_rows_kernel<Operand, kLoss>), blocks_for(args.n_rows, 1), kLossThreads, shared, stream, args,
              in_shared);
 }
 
 }  // namespace
 
 template <typename T>
-void make_score_offsets(const ScoreOffsets<T>& columns, cudaStream_t stream) {
-  const int64_t n = columns.m + columns.n;
+void make_score_offsets(const ScoreOffsets<T>& args, cudaStream_t stream) {
+  const int64_t n = args.m + args.n;
   if (n == 0) return;
-  GRF_LAUNCH((score_offsets_kernel<T>), blocks_for(n, kLossThreads), kLossThreads, 0, stream, columns);
+  GRF_LAUNCH((score_offsets_kernel<T>), blocks_for(n, kLossThreads), kLossThreads, 0, stream, args);
 }
 
 template <typename Operand>
-void make_losses(const ScoreRows<Operand>& rows, cudaStream_t stream) {
-  if (rows.n_rows == 0) return;
-  switch (rows.options.loss) {
+void make_losses(const ScoreRows<Operand>& args, cudaStream_t stream) {
+  if (args.n_rows == 0) return;
+  switch (args.options.loss) {
     case RankingLoss::cross_entropy:
-      return launch_loss_rows<Operand, RankingLoss::cross_entropy>(rows, stream);
+      return launch_loss_rows<Operand, RankingLoss::cross_entropy>(args, stream);
     case RankingLoss::bpr_max:
-      return launch_loss_rows<Operand, RankingLoss::bpr_max>(rows, stream);
+      return launch_loss_rows<Operand, RankingLoss::bpr_max>(args, stream);
     case RankingLoss::top1:
-      return launch_loss_rows<Operand, RankingLoss::top1>(rows, stream);
+      return launch_loss_rows<Operand, RankingLoss::top1>(args, stream);
     case RankingLoss::top1_max:
-      return launch_loss_rows<Operand, RankingLoss::top1_max>(rows, stream);
+      return launch_loss_rows<Operand, RankingLoss::top1_max>(args, stream);
     case RankingLoss::bpr:
-      return launch_loss_rows<Operand, RankingLoss::bpr>(rows, stream);
+      return launch_loss_rows<Operand, RankingLoss::bpr>(args, stream);
   }
 }
 

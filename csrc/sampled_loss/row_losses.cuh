@@ -1,8 +1,9 @@
-// The five losses of a row of scores: the sums over its columns, and the loss and gradients computed from them.
-// Formulas: gru4rec_fast/ops/row_losses.py, which uses the same names.
+// The five losses of a row of scores: first sums over the row's columns, then the loss and the gradients of the scores,
+// which are computed from the sums. Formulas: gru4rec_fast/ops/row_losses.py.
 //
-// Sums run over all columns that are not masked, except the own target's, and count each column `count` times. They
-// need only one pass: weights e^x are kept relative to the largest x so far, as in an online softmax.
+// The sums are over all columns that are not masked, except the column of the row's own target. They count each column
+// `count` times. One pass computes them, because weights e^x are relative to the largest x so far, as in an online
+// softmax.
 #pragma once
 
 #include "common/simt.cuh"
@@ -10,7 +11,8 @@
 
 namespace grf::cuda {
 
-// values[0] is the number of columns; then follow kPlain plain sums and kScaled sums weighted by e^(x - highest).
+// The sums over some columns: values[0] is the number of columns, followed by kPlain sums without weights and kScaled
+// sums whose terms have the weight e^(x - highest). `highest` is the largest x.
 template <typename T, int kPlain, int kScaled>
 struct RowSums {
   T highest;
@@ -36,8 +38,8 @@ struct RowSums {
     }
     return exp(x - highest);
   }
-  // Adds the sums of other columns. Equal `highest` are handled first, because -inf - -inf would be NaN; a NaN from the
-  // scores must stay in the sums.
+  // Adds the sums of other columns. If both `highest` are equal, no difference is computed: -inf - -inf would be NaN. A
+  // NaN that comes from the scores stays in the sums.
   __device__ __forceinline__ void merge(const RowSums& other) {
     const T top = other.highest > highest ? other.highest : highest;
     const T scale = highest == top ? T{1} : exp(highest - top);
@@ -48,7 +50,7 @@ struct RowSums {
 #pragma unroll
     for (int k = 0; k < kScaled; ++k) scaled(k) = scaled(k) * scale + other.scaled(k) * other_scale;
   }
-  // Returns the sums of the thread whose index in the warp differs in one bit.
+  // Returns the sums of the thread in the warp whose index differs from this thread's in the given bit (1, 2, ..., 16).
   __device__ __forceinline__ RowSums shuffled(int bit) const {
     RowSums other;
     other.highest = __shfl_xor_sync(kAllLanes, highest, bit);
@@ -64,9 +66,9 @@ template <typename T>
 struct Sigmoid {
   T value, slope;
   __device__ __forceinline__ explicit Sigmoid(T x) {
-    const T e = exp(x > 0 ? -x : x), inverse = 1 / (1 + e);
-    value = x > 0 ? inverse : e * inverse;
-    slope = e * inverse * inverse;
+    const T v = exp(x > 0 ? -x : x), inverse = 1 / (1 + v);
+    value = x > 0 ? inverse : v * inverse;
+    slope = v * inverse * inverse;
   }
 };
 
@@ -76,19 +78,20 @@ __device__ __forceinline__ T inverse_or_zero(T total) {
   return total == 0 ? T{0} : 1 / total;
 }
 
-// Each specialization has
-//   Sums      the type of its sums
-//   add       adds a column of score x that counts `count` times
+// One specialization per loss. Each has
+//   Sums      the type of the sums
+//   add       adds a column with score x and a count to the sums
 //   RowLoss   the constructor, which computes `loss` and `grad_target`, the gradient of the own target's score
 //   gradient  returns the gradient of a column's score
-// x and `target`, the own target's score, are activated. Gradients contain options.scale, losses do not.
+// x and `target`, the own target's score, are scores after the ELU. Gradients include the factor options.scale, losses
+// do not. e^(x - highest) * softmax_scale is the softmax times options.scale.
 template <typename T, RankingLoss kLoss>
 struct RowLoss;
 
 template <typename T>
 struct RowLoss<T, RankingLoss::cross_entropy> {
   using Sums = RowSums<T, 1, 1>;
-  T highest, share, rest, loss, grad_target;
+  T highest, softmax_scale, smoothing_grad, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T) {
     sums.scaled(0) += count * sums.weight(x);
@@ -99,18 +102,21 @@ struct RowLoss<T, RankingLoss::cross_entropy> {
     highest = target > sums.highest ? target : sums.highest;
     const T others = sums.scaled(0) * exp(sums.highest - highest), total = others + exp(target - highest);
     const T log_total = highest + log(total);
-    share = options.scale / total;
-    rest = smoothing * options.scale;
+    softmax_scale = options.scale / total;
+    smoothing_grad = smoothing * options.scale;
     loss = (1 - options.smoothing) * (log_total - target) + smoothing * (n_others * log_total - sums.plain(0));
     grad_target = (smoothing * n_others - others / total) * options.scale;
   }
-  __device__ __forceinline__ T gradient(T x, T count) const { return count * (exp(x - highest) * share - rest); }
+  __device__ __forceinline__ T gradient(T x, T count) const {
+    return count * (exp(x - highest) * softmax_scale - smoothing_grad);
+  }
 };
 
 template <typename T>
 struct RowLoss<T, RankingLoss::bpr_max> {
   using Sums = RowSums<T, 0, 4>;
-  T highest, target, elu, bpreg, share, total, square, pull, loss, grad_target;
+  // mean_sigmoid, mean_square: P and R in ops/row_losses.py, means with the softmax as weights. inverse_mean: 1 / P.
+  T highest, target, elu, bpreg, softmax_scale, mean_sigmoid, mean_square, inverse_mean, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
     const T e = count * sums.weight(x);
@@ -124,17 +130,18 @@ struct RowLoss<T, RankingLoss::bpr_max> {
       : highest(sums.highest), target(target_), elu(options.elu), bpreg(options.bpreg) {
     constexpr T kEps = static_cast<T>(1e-24);
     const T inverse = inverse_or_zero(sums.scaled(0));
-    share = inverse * options.scale;
-    total = sums.scaled(1) * inverse;
-    square = sums.scaled(2) * inverse;
-    pull = 1 / (total + kEps);
-    loss = -log(total + kEps) + bpreg * square;
-    grad_target = through_elu(-sums.scaled(3) * inverse * pull * options.scale, target);
+    softmax_scale = inverse * options.scale;
+    mean_sigmoid = sums.scaled(1) * inverse;
+    mean_square = sums.scaled(2) * inverse;
+    inverse_mean = 1 / (mean_sigmoid + kEps);
+    loss = -log(mean_sigmoid + kEps) + bpreg * mean_square;
+    grad_target = through_elu(-sums.scaled(3) * inverse * inverse_mean * options.scale, target);
   }
   __device__ __forceinline__ T gradient(T x, T count) const {
     const Sigmoid<T> p(target - x);
-    const T s = count * exp(x - highest) * share;
-    return through_elu(s * ((total + (p.slope - p.value)) * pull + bpreg * (x * x - square + 2 * x)), x);
+    const T s = count * exp(x - highest) * softmax_scale;
+    return through_elu(
+        s * ((mean_sigmoid + (p.slope - p.value)) * inverse_mean + bpreg * (x * x - mean_square + 2 * x)), x);
   }
   __device__ __forceinline__ T through_elu(T grad, T x) const { return elu == 0 || x > 0 ? grad : grad * (x + elu); }
 };
@@ -142,48 +149,48 @@ struct RowLoss<T, RankingLoss::bpr_max> {
 template <typename T>
 struct RowLoss<T, RankingLoss::top1> {
   using Sums = RowSums<T, 2, 0>;
-  T target, share, loss, grad_target;
+  T target, mean_scale, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
-    const Sigmoid<T> p(x - target), square(x * x);
-    sums.plain(0) += count * (p.value + square.value);
-    sums.plain(1) += count * p.slope;
+    const Sigmoid<T> difference_sigmoid(x - target), square_sigmoid(x * x);
+    sums.plain(0) += count * (difference_sigmoid.value + square_sigmoid.value);
+    sums.plain(1) += count * difference_sigmoid.slope;
   }
   __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options) : target(target_) {
     const T n = sums.values[0] + 1;
-    share = options.scale / n;
+    mean_scale = options.scale / n;
     loss = (sums.plain(0) + static_cast<T>(0.5)) / n;  // 0.5: the own target's sigmoid(0)
-    grad_target = -sums.plain(1) * share;
+    grad_target = -sums.plain(1) * mean_scale;
   }
   __device__ __forceinline__ T gradient(T x, T count) const {
-    const Sigmoid<T> p(x - target), square(x * x);
-    return count * (p.slope + 2 * x * square.slope) * share;
+    const Sigmoid<T> difference_sigmoid(x - target), square_sigmoid(x * x);
+    return count * (difference_sigmoid.slope + 2 * x * square_sigmoid.slope) * mean_scale;
   }
 };
 
 template <typename T>
 struct RowLoss<T, RankingLoss::top1_max> {
   using Sums = RowSums<T, 0, 3>;
-  T highest, target, share, loss, grad_target;
+  T highest, target, softmax_scale, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
     const T e = count * sums.weight(x);
-    const Sigmoid<T> p(x - target), square(x * x);
+    const Sigmoid<T> difference_sigmoid(x - target), square_sigmoid(x * x);
     sums.scaled(0) += e;
-    sums.scaled(1) += e * (p.value + square.value);
-    sums.scaled(2) += e * p.slope;
+    sums.scaled(1) += e * (difference_sigmoid.value + square_sigmoid.value);
+    sums.scaled(2) += e * difference_sigmoid.slope;
   }
   __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
       : highest(sums.highest), target(target_) {
     const T inverse = inverse_or_zero(sums.scaled(0));
-    share = inverse * options.scale;
+    softmax_scale = inverse * options.scale;
     loss = sums.scaled(1) * inverse;
-    grad_target = -sums.scaled(2) * share;
+    grad_target = -sums.scaled(2) * softmax_scale;
   }
   __device__ __forceinline__ T gradient(T x, T count) const {
-    const Sigmoid<T> p(x - target), square(x * x);
-    const T slopes = p.slope + 2 * x * square.slope;
-    return count * exp(x - highest) * share * (p.value + square.value - loss + slopes);
+    const Sigmoid<T> difference_sigmoid(x - target), square_sigmoid(x * x);
+    const T slopes = difference_sigmoid.slope + 2 * x * square_sigmoid.slope;
+    return count * exp(x - highest) * softmax_scale * (difference_sigmoid.value + square_sigmoid.value - loss + slopes);
   }
 };
 
@@ -193,13 +200,14 @@ struct RowLoss<T, RankingLoss::bpr> {
   T target, scale, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
-    const T above = x - target;  // softplus(above), exact for every argument, and its slope
+    const T above = x - target;
+    // softplus(above), exact for every argument, and its derivative, the sigmoid.
     sums.plain(0) += count * ((above > 0 ? above : T{0}) + log1p(exp(above > 0 ? -above : above)));
     sums.plain(1) += count * Sigmoid<T>(above).value;
   }
   __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
       : target(target_), scale(options.scale) {
-    loss = sums.plain(0) + static_cast<T>(0.69314718055994530942);  // the own target's log 2
+    loss = sums.plain(0) + static_cast<T>(0.69314718055994530942);  // log 2: the own target's softplus(0)
     grad_target = -sums.plain(1) * scale;
   }
   __device__ __forceinline__ T gradient(T x, T count) const { return count * scale * Sigmoid<T>(x - target).value; }

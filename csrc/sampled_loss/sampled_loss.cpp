@@ -27,14 +27,15 @@ RankingLoss loss_named(std::string_view name) {
 
 namespace {
 
-// Converts bfloat16 operands to float. The products with Precision::bf16 round them back to the same numbers.
+// Calls the CPU functions. bfloat16 operands are converted to float; the products with Precision::bf16 round them back
+// to the same numbers.
 template <typename T>
 void run_on_cpu(const LossTensors& args, const LossOptions<double>& options, LossResults& results) {
   const bool bf16 = args.hidden.scalar_type() == at::kBFloat16;
   const Tensor hidden = args.hidden.to(results.hidden.scalar_type()), rows = args.rows.to(results.rows.scalar_type());
   const SampledLoss<T> problem{args.m(),
                                args.n(),
-                               hidden.size(1),
+                               /*width=*/hidden.size(1),
                                args.in_batch,
                                hidden.const_data_ptr<T>(),
                                rows.const_data_ptr<T>(),
@@ -76,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                          contiguous(ids, "ids", {columns}, at::kLong, device),
                          contiguous(count, "count", {columns - m}, sum_dtype, device),
                          in_batch};
-  const LossOptions<double> options{loss_named(loss), elu_param, bpreg, label_smoothing, 1 / batch_size};
+  const LossOptions<double> options{loss_named(loss), elu_param, bpreg, label_smoothing, /*scale=*/1 / batch_size};
   const auto sum_options = hidden.options().dtype(sum_dtype);
   LossResults results{at::empty({}, sum_options), at::empty({m, width}, sum_options),
                       at::empty({columns, width}, sum_options), at::empty({columns}, sum_options)};

@@ -1,4 +1,5 @@
-// Binds the classes that gru4rec_fast/training/fused_step.py uses to Python. That file documents them.
+// Binds the C++ classes of the fused training step to Python, for gru4rec_fast/training/fused_step.py, which documents
+// their arguments.
 #include "training_step/bindings.h"
 
 #include <pybind11/functional.h>
@@ -18,14 +19,15 @@ namespace {
 namespace py = pybind11;
 using OptionalTensor = std::optional<at::Tensor>;
 
-Parameter parameter(const at::Tensor& weight, const at::Tensor& accumulator, const OptionalTensor& velocity) {
+Parameter make_parameter(const at::Tensor& weight, const at::Tensor& accumulator, const OptionalTensor& velocity) {
   return {weight, accumulator, velocity.value_or(at::Tensor())};
 }
 
-GruParameters gru_parameters(const std::optional<Parameter>& weight_ih, const Parameter& weight_hh,
-                             const Parameter& bias_ih, const std::optional<Parameter>& bias_hh,
-                             const std::string& form) {
-  return {weight_ih.value_or(Parameter{}), weight_hh, bias_ih, bias_hh.value_or(Parameter{}), form == "reset_after"};
+GruParameters make_gru_parameters(const std::optional<Parameter>& weight_ih, const Parameter& weight_hh,
+                                  const Parameter& bias_ih, const std::optional<Parameter>& bias_hh,
+                                  const std::string& form) {
+  return {weight_ih.value_or(Parameter{}), weight_hh, bias_ih, bias_hh.value_or(Parameter{}),
+          /*reset_after=*/form == "reset_after"};
 }
 
 // Lets Python handle pending signals such as Ctrl-C, for which it needs the GIL.
@@ -56,8 +58,9 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
   return FusedTrainingStep::make(network, options, log_support.value_or(at::Tensor()), steps, accumulate);
 }
 
-using BlockTuple = std::tuple<double, int64_t, int64_t>;
+using BlockTuple = std::tuple<double, int64_t, int64_t>;  // loss, steps, events
 
+// Returns the tuples of the blocks, and whether the epoch is over.
 std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBatcher& batcher,
                                              const std::optional<NegativeSampler>& sampler, int64_t min_live,
                                              int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,
@@ -80,26 +83,28 @@ double train_block(FusedTrainingStep& step, const at::Tensor& inputs, const at::
 
 void bind_training(py::module_& m) {
   using namespace py::literals;
-  py::class_<Parameter>(m, "Parameter", "A parameter and its Adagrad state; velocity is None without momentum.")
-      .def(py::init(&parameter), "weight"_a, "accumulator"_a, "velocity"_a);
+  py::class_<Parameter>(m, "Parameter", "A parameter and its Adagrad state. velocity is None without momentum.")
+      .def(py::init(&make_parameter), "weight"_a, "accumulator"_a, "velocity"_a);
   py::class_<GruParameters>(m, "GruParameters", "One GRU layer's parameters, as in nn.SessionGRULayer.")
-      .def(py::init(&gru_parameters), "weight_ih"_a, "weight_hh"_a, "bias_ih"_a, "bias_hh"_a, "form"_a);
-  py::class_<NegativeSampler>(m, "NegativeSampler", "An alias table with the number and the seed of negatives.")
+      .def(py::init(&make_gru_parameters), "weight_ih"_a, "weight_hh"_a, "bias_ih"_a, "bias_hh"_a, "form"_a);
+  py::class_<NegativeSampler>(m, "NegativeSampler",
+                              "The alias table that negatives are drawn from, their number per step and their seed.")
       .def(py::init<at::Tensor, at::Tensor, at::Tensor, int64_t, int64_t>(), "threshold"_a, "alias"_a, "log_prob"_a,
            "n"_a, "seed"_a);
-  py::class_<SessionBatcher>(m, "SessionBatcher", "The log and the lanes' positions in it, as in ops.session_batch.")
+  py::class_<SessionBatcher>(m, "SessionBatcher",
+                             "The training log and the lanes' positions in it, as in ops.session_batch.")
       .def(py::init<at::Tensor, at::Tensor, OptionalTensor, at::Tensor, at::Tensor, at::Tensor>(), "items"_a,
            "offsets"_a, "order"_a, "lane_session"_a, "lane_position"_a, "cursor"_a);
-  const py::call_guard<py::gil_scoped_release> unlocked;
-  py::class_<FusedTrainingStep>(m, "FusedTrainingStep", "See gru4rec_fast.training.fused.")
+  const py::call_guard<py::gil_scoped_release> without_gil;  // other Python threads run meanwhile
+  py::class_<FusedTrainingStep>(m, "FusedTrainingStep", "See gru4rec_fast/training/fused_step.py.")
       .def(py::init(&make_step), py::kw_only(), "embedding"_a, "one_hot"_a, "layers"_a, "output_weight"_a,
            "output_bias"_a, "dropout_p_embed"_a, "dropout_p_hidden"_a, "dropout_seed"_a, "loss"_a, "batch_size"_a,
            "elu_param"_a, "bpreg"_a, "label_smoothing"_a, "logq"_a, "sample_alpha"_a, "mask_accidental_hits"_a,
            "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
-      .def("run", &run, unlocked, py::kw_only(), "batcher"_a, "sampler"_a, "min_live"_a, "first_step"_a, "updates"_a,
+      .def("run", &run, without_gil, py::kw_only(), "batcher"_a, "sampler"_a, "min_live"_a, "first_step"_a, "updates"_a,
            "hidden"_a, "lr"_a, "momentum"_a, "eps"_a,
            "Run updates; return (loss, steps, events) of each block and whether the epoch is over.")
-      .def("train_block", &train_block, unlocked, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,
+      .def("train_block", &train_block, without_gil, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,
            "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "Run one update on a block; return its loss.");
 }
 

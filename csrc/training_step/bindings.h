@@ -1,4 +1,4 @@
-// Binds the fused training step's classes to Python.
+// Binds the C++ classes of the fused training step to Python.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,5 +1,5 @@
-// The operators of a captured training step on CUDA: checks of arguments and allocation. Specification:
-// gru4rec_fast/ops/training_step.py.
+// The operators that a captured CUDA graph of a training step runs between the other operators: checks of arguments and
+// allocation. Specification: gru4rec_fast/ops/training_step.py.
 #include "training_step/training_step.h"
 
 #include <ATen/Dispatch.h>
@@ -18,16 +18,16 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Checks a tensor that is updated in place. It must be contiguous: otherwise a copy would be updated.
-Tensor updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
-               const at::Device& device) {
+// Returns a tensor that is updated in place, after checks. It must be contiguous: otherwise a copy would be updated.
+Tensor check_updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+                     const at::Device& device) {
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
   return contiguous(tensor, name, shape, dtype, device);
 }
 
-Tensor updated(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
-               const at::Device& device) {
-  return tensor.has_value() ? updated(*tensor, name, shape, dtype, device) : Tensor();
+Tensor check_updated(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+                     const at::Device& device) {
+  return tensor.has_value() ? check_updated(*tensor, name, shape, dtype, device) : Tensor();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const Tensor& inputs,
@@ -60,20 +60,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
   const Tensor log_q = support.defined() ? at::empty({steps, columns}, options) : at::empty({0}, options);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_gather", [&] {
     using T = scalar_t;
-    const GatheredRows<T> input_rows{table.const_data_ptr<T>(),       table.size(0), in_width,
-                                     index.const_data_ptr<int64_t>(), index.numel(), data_or_null<T>(factors),
-                                     x.mutable_data_ptr<T>(),         nullptr};
+    const GatheredRows<T> input_rows{table.const_data_ptr<T>(),       table.size(0),        in_width,
+                                     index.const_data_ptr<int64_t>(), index.numel(),        data_or_null<T>(factors),
+                                     x.mutable_data_ptr<T>(),         /*bf16_rows=*/nullptr};
     const GatheredRows<T> item_rows{w.const_data_ptr<T>(),
                                     n_rows,
                                     out_width,
                                     item_index.const_data_ptr<int64_t>(),
                                     item_index.numel(),
-                                    nullptr,
+                                    /*mask=*/nullptr,
                                     bf16 ? nullptr : rows.mutable_data_ptr<T>(),
                                     bf16 ? static_cast<uint16_t*>(rows.mutable_data_ptr()) : nullptr};
     step_gather<T>({input_rows, item_rows, b.const_data_ptr<T>(), data_or_null<T>(support), static_cast<T>(logq),
-                    static_cast<T>(logq * sample_alpha), columns, lanes, biases.mutable_data_ptr<T>(),
-                    log_q.mutable_data_ptr<T>()},
+                    /*logq_negatives=*/static_cast<T>(logq * sample_alpha), columns, lanes,
+                    biases.mutable_data_ptr<T>(), log_q.mutable_data_ptr<T>()},
                    current_stream(device));
   });
   return {x, rows, biases, log_q};
@@ -88,9 +88,9 @@ void settle(const Tensor& losses, const Tensor& active, const Tensor& stopped, c
   TORCH_CHECK_VALUE(steps > 0, "losses must hold the loss of at least one step, not ", losses.sizes());
   const Tensor block_losses = contiguous(losses, "losses", {steps}, dtype, device);
   const Tensor active_steps = contiguous(active, "active", {steps}, at::kBool, device);
-  const Tensor stop_flag = updated(stopped, "stopped", {}, at::kBool, device);
-  const Tensor stored_losses = updated(step_losses, "step_losses", {steps}, dtype, device);
-  const Tensor update_flag = updated(enabled, "enabled", {}, at::kBool, device);
+  const Tensor stop_flag = check_updated(stopped, "stopped", {}, at::kBool, device);
+  const Tensor stored_losses = check_updated(step_losses, "step_losses", {steps}, dtype, device);
+  const Tensor update_flag = check_updated(enabled, "enabled", {}, at::kBool, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle_", [&] {
     step_settle_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), active_steps.const_data_ptr<bool>(), steps,
@@ -114,8 +114,10 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
   const Tensor adagrad_values = contiguous(hyperparameters, "hyperparameters", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply_", [&] {
-    StepApply<scalar_t> batch{{}, 0, update_flag.const_data_ptr<bool>(), adagrad_values.const_data_ptr<double>()};
-    std::vector<Tensor> contiguous_grads;  // keeps copies alive until their launch
+    // A launch updates up to kMaxTensors tensors.
+    StepApply<scalar_t> batch{/*tensors=*/{}, /*n=*/0, update_flag.const_data_ptr<bool>(),
+                              adagrad_values.const_data_ptr<double>()};
+    std::vector<Tensor> contiguous_grads;  // keeps the copies that `contiguous` makes alive until their launch
     const auto add = [&](const Tensor& weight, const OptionalTensor& accumulator, const OptionalTensor& velocity,
                          const Tensor& grad) {
       if (batch.n == kMaxTensors) step_apply_(batch, current_stream(device)), batch.n = 0;
@@ -123,9 +125,9 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
       contiguous_grads.push_back(contiguous(grad, "grads and outputs", shape, dtype, device));
       const int64_t start = batch.n == 0 ? 0 : batch.tensors[batch.n - 1].end;
       batch.tensors[batch.n++] = {
-          mutable_data_or_null<scalar_t>(updated(weight, "weights and states", shape, dtype, device)),
-          mutable_data_or_null<scalar_t>(updated(accumulator, "accumulators", shape, dtype, device)),
-          mutable_data_or_null<scalar_t>(updated(velocity, "velocities", shape, dtype, device)),
+          mutable_data_or_null<scalar_t>(check_updated(weight, "weights and states", shape, dtype, device)),
+          mutable_data_or_null<scalar_t>(check_updated(accumulator, "accumulators", shape, dtype, device)),
+          mutable_data_or_null<scalar_t>(check_updated(velocity, "velocities", shape, dtype, device)),
           contiguous_grads.back().template const_data_ptr<scalar_t>(), start + weight.numel()};
     };
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -151,12 +153,12 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
                     "bias, bias_accumulator and grad_bias go together: pass all three, or None for each");
   const int64_t n_rows = weight.size(0), width = weight.size(1);
   const int64_t n_inputs = grad_inputs.size(0), n_items = grad_items.size(0), n = n_inputs + n_items;
-  const Tensor w = updated(weight, "weight", {n_rows, width}, dtype, device);
-  const Tensor acc = updated(accumulator, "accumulator", {n_rows, width}, dtype, device);
-  const Tensor vel = updated(velocity, "velocity", {n_rows, width}, dtype, device);
-  const Tensor b = updated(bias, "bias", {n_rows}, dtype, device);
-  const Tensor b_acc = updated(bias_accumulator, "bias_accumulator", {n_rows}, dtype, device);
-  const Tensor b_vel = updated(bias_velocity, "bias_velocity", {n_rows}, dtype, device);
+  const Tensor w = check_updated(weight, "weight", {n_rows, width}, dtype, device);
+  const Tensor acc = check_updated(accumulator, "accumulator", {n_rows, width}, dtype, device);
+  const Tensor vel = check_updated(velocity, "velocity", {n_rows, width}, dtype, device);
+  const Tensor b = check_updated(bias, "bias", {n_rows}, dtype, device);
+  const Tensor b_acc = check_updated(bias_accumulator, "bias_accumulator", {n_rows}, dtype, device);
+  const Tensor b_vel = check_updated(bias_velocity, "bias_velocity", {n_rows}, dtype, device);
   TORCH_CHECK_VALUE(rows.dim() == 1 && rows.size(0) == n && rows.scalar_type() == at::kLong, "rows must be int64 [", n,
                     "], not ", rows.scalar_type(), " ", rows.sizes());
   const Tensor sorted = contiguous(rows, "rows", {n}, at::kLong, device);

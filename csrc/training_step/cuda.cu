@@ -1,8 +1,9 @@
 // The kernels that a captured training step runs between the operators of the other families. Specification:
 // gru4rec_fast/ops/training_step.py.
 //
-// Expected times are estimates for an H200 (4.8 TB/s), one step of B = 32 lanes with 2048 negatives, H = 100, float32.
-// All are shorter than a launch, about 3 us, which is the bottleneck at this size; for larger steps it is memory.
+// Expected times are estimates for an H200 (4.8 TB/s) and one step of B = 32 lanes with 2048 negatives, H = 100,
+// float32. All are shorter than a launch, which takes about 3 us. The bottleneck is therefore the launch; for larger
+// steps it is memory.
 #include "common/bfloat16.h"
 #include "common/simt.cuh"
 #include "sparse_update/cuda.cuh"
@@ -11,7 +12,7 @@
 namespace grf::cuda {
 
 constexpr int kStepThreads = 256;
-constexpr int kStepBlocksPerSm = 3;  // a bound for the compiler; without it, ptxas spills registers
+constexpr int kStepBlocksPerSm = 3;  // limits the registers of a thread; without it, ptxas spills registers
 
 // Copies N columns of row index[i], starting at `column`.
 template <typename T, int N>
@@ -42,14 +43,14 @@ __device__ __forceinline__ void gather_bias_and_log_q(const StepGather<T>& p, in
 
 // Computes the embeddings x, the output rows, the biases and log_q of a block.
 //
-// Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A thread takes N
-// neighboring columns of a row, first of the inputs, then of the items, in strides of the grid. It reads each element
-// of the rows and of the mask once and writes each result once: 1.7 MB, 0.4 us.
+// Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A task is N neighboring
+// columns of a row, first of the inputs, then of the items; threads take tasks in a grid-stride loop. Each element of
+// the rows and of the mask is read once and each result is written once: 1.7 MB, 0.4 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T> p) {
-  const int64_t per_input = p.inputs.width / N, per_item = p.items.width / N;
-  const int64_t input_tasks = p.inputs.n * per_input, total = input_tasks + p.items.n * per_item;
-  for (int64_t k = global_thread(); k < total; k += all_threads()) {
+  const int64_t per_input = p.inputs.width / N, per_item = p.items.width / N;  // tasks
+  const int64_t input_tasks = p.inputs.n * per_input, n_tasks = input_tasks + p.items.n * per_item;
+  for (int64_t k = global_thread(); k < n_tasks; k += all_threads()) {
     if (k < input_tasks) {
       const int64_t i = quotient(k, per_input);
       gather_columns<T, N>(p.inputs, i, (k - i * per_input) * N);
@@ -61,10 +62,11 @@ __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T>
   }
 }
 
-// Stores a block's losses and decides whether to update: not after a loss that is infinite or NaN, nor if no step of
-// the block is active.
+// Stores a block's losses and decides whether to update the weights: not if a loss of this or an earlier block was
+// infinite or NaN, and not if no step of the block is active.
 //
-// Launch: one warp; threads take steps in strides of 32. It moves a few bytes; the launch is the bottleneck.
+// Launch: one warp, no shared memory; threads take steps in strides of 32. It moves a few bytes; the bottleneck is the
+// launch.
 template <typename T>
 __global__ void __launch_bounds__(32) step_settle_kernel(StepSettle<T> p) {
   bool finite = true;
@@ -77,7 +79,7 @@ __global__ void __launch_bounds__(32) step_settle_kernel(StepSettle<T> p) {
   if (threadIdx.x != 0) return;
   const bool stopped = *p.stopped || !finite;
   *p.stopped = stopped;
-  *p.enabled = p.active[0] && !stopped;
+  *p.enabled = p.active[0] && !stopped;  // the first step is active if any step is
 }
 
 template <typename T>
@@ -87,9 +89,9 @@ __device__ __forceinline__ AdagradOptions<T> adagrad_options(const double* hyper
 
 // Updates whole weights by Adagrad with momentum, and overwrites hidden states.
 //
-// Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory; threads take elements of
-// all tensors, in strides of the grid. Per element of a weight it reads 4 elements and writes 3 with momentum, 3 and 2
-// without; per element of a state it reads and writes one. For one GRU layer that is 1.7 MB, 0.4 us.
+// Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory, grid-stride loop over
+// the elements of all tensors. Per element of a weight it reads 4 elements and writes 3 with momentum; without momentum
+// it reads 3 and writes 2. Per element of a state it reads and writes one. For one GRU layer that is 1.7 MB, 0.4 us.
 template <typename T>
 __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p) {
   if (!*p.enabled) return;
@@ -108,12 +110,12 @@ __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p
   }
 }
 
-// Updates the bias of the row rows[begin] .. rows[end - 1], which are equal, by the sum of its gradients as an item. A
-// row that is only an input keeps its bias.
+// Updates the bias of `row`, which is rows[begin] .. rows[end - 1], by the sum of its gradients as an item. The bias of
+// a row that is only an input does not change.
 template <typename T>
 __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradOptions<T>& options, int64_t row,
                                             int64_t begin, int64_t end) {
-  while (begin < end && p.positions[begin] < p.n_inputs) ++begin;  // inputs come first
+  while (begin < end && p.positions[begin] < p.n_inputs) ++begin;  // skips inputs, which come first
   if (begin == end) return;
   const Columns<T, 1> grad =
       sum_gradients<T, 1>(begin, end, [&](int64_t i) { return p.grad_bias + p.positions[i] - p.n_inputs; });
@@ -122,9 +124,9 @@ __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradO
 
 // Updates each touched row of a table, and its bias, by Adagrad with momentum.
 //
-// Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A thread takes N columns
-// or the bias of a row, in strides of the grid. Bytes and hazard are those of update_rows_kernel
-// (sparse_update/cuda.cuh): 5.9 MB, 1.2 us.
+// Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A task is N columns or
+// the bias of a touched row; threads take tasks in a grid-stride loop. The memory traffic and the hazard are the same
+// as in update_rows_kernel (sparse_update/cuda.cuh): 5.9 MB, 1.2 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocksPerSm) step_rows_kernel(StepRows<T> p) {
   if (!*p.enabled) return;
@@ -146,6 +148,7 @@ __global__ void __launch_bounds__(kStepThreads, kStepBlocksPerSm) step_rows_kern
 
 namespace {
 
+// Returns whether kernels may copy kWideColumns columns of these rows together.
 template <typename T>
 bool has_wide_rows(const GatheredRows<T>& gathered) {
   return is_wide<T>(gathered.width, {gathered.table, gathered.mask, gathered.rows}) &&
@@ -180,13 +183,13 @@ template <typename T>
 void step_rows_(const StepRows<T>& update, cudaStream_t stream) {
   const bool wide = is_wide<T>(
       update.width, {update.grad_inputs, update.grad_items, update.weight, update.accumulator, update.velocity});
-  const int64_t biases = update.bias != nullptr ? update.n : 0;
+  const int64_t bias_tasks = update.bias != nullptr ? update.n : 0;
   by_columns<T>(
       wide, update.n * update.width, kStepThreads,
       [&](auto columns, unsigned blocks) {
         GRF_LAUNCH((step_rows_kernel<T, decltype(columns)::value>), blocks, kStepThreads, 0, stream, update);
       },
-      biases);
+      bias_tasks);
 }
 
 #define GRF_INSTANTIATE(T)                                           \

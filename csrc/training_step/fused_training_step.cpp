@@ -1,3 +1,5 @@
+// The implementation of FusedTrainingStep for float and double parameters. A lane is one of the B sessions processed in
+// parallel; a dead lane has no session left. A block is T steps.
 #include "training_step/fused_training_step.h"
 
 #include <ATen/Parallel.h>
@@ -17,9 +19,9 @@ namespace grf {
 namespace {
 
 constexpr int64_t kMinLanesPerThread = 16;         // fewer lanes do not fill the tiles of a matrix product
-constexpr int64_t kCacheBytes = int64_t{1} << 20;  // of one core's L2
+constexpr int64_t kCacheBytes = int64_t{1} << 20;  // the part of a core's L2 that output rows may use
 
-// T steps of a mini-batch with B lanes.
+// T steps of a mini-batch with B lanes and n negatives per step.
 struct Block {
   StepRange range;
   const int64_t *inputs, *targets;  // [T, B], -1 in dead lanes
@@ -27,9 +29,11 @@ struct Block {
   const int64_t* negatives;         // [T, n]
   int64_t n;
 
+  // Returns the number of pairs of input and target.
   int64_t n_events() const { return range.rows() - std::count(targets, targets + range.rows(), int64_t{-1}); }
 };
 
+// Checks the item indices of inputs and targets.
 void check_events(const Block& block, int64_t n_items) {
   for (int64_t i = 0; i < block.range.rows(); ++i) {
     const int64_t input = block.inputs[i], target = block.targets[i];
@@ -47,8 +51,8 @@ void check_negatives(const Block& block, int64_t n_items) {
   }
 }
 
-// Checks the sampler and returns the arguments of draw_negatives, with no steps yet.
-NegativeDraws negative_draws(const NegativeSampler& sampler, int64_t n_items) {
+// Checks the sampler and returns the arguments of draw_negatives. next_block sets steps, first_step and items.
+NegativeDraws make_negative_draws(const NegativeSampler& sampler, int64_t n_items) {
   if (sampler.n == 0) return {};
   const auto check = [&](const at::Tensor& tensor, const char* name, at::ScalarType dtype) {
     TORCH_CHECK_VALUE(contiguous(tensor, name, {n_items}, dtype).is_same(tensor), name, " must be contiguous");
@@ -60,17 +64,18 @@ NegativeDraws negative_draws(const NegativeSampler& sampler, int64_t n_items) {
           sampler.alias.const_data_ptr<int64_t>(),
           sampler.log_prob.const_data_ptr<float>(),
           n_items,
-          0,
+          /*steps=*/0,
           sampler.n,
-          0,
+          /*first_step=*/0,
           static_cast<uint64_t>(sampler.seed),
-          nullptr,
-          nullptr};
+          /*items=*/nullptr,
+          /*log_prob=*/nullptr};
 }
 
 // Limits how often signals are polled.
 class PollTimer {
  public:
+  // Returns true about every 50 ms.
   bool is_due() {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < std::chrono::milliseconds(50)) return false;
@@ -91,6 +96,7 @@ class StepImpl final : public FusedTrainingStep {
       : network_(network),
         stack_(network.layers, network.dropout_p_hidden, network.dropout_seed, options.precision),
         output_(network.output_weight, network.output_bias, log_support, options),
+        // Without a separate embedding, the output table also embeds the inputs.
         embedding_(network.embedding.defined() ? network.embedding.rows<T>("embedding.weight") : output_.weight()),
         steps_(steps),
         accumulate_(accumulate) {
@@ -125,9 +131,9 @@ class StepImpl final : public FusedTrainingStep {
     states_ = state_pointers(hidden, shape[1]);
     single_step_ = shape[0] == 1;
     clear_gradients();
-    const double loss = forward_backward(block, 1.0);
+    const double loss = forward_backward(block, /*loss_scale=*/1.0);
     if (!std::isfinite(loss)) return loss;
-    compute_gradients(block, false, adagrad_options(optimizer));
+    compute_gradients(block, /*add=*/false, adagrad_options(optimizer));
     update(block, adagrad_options(optimizer));
     return loss;
   }
@@ -138,14 +144,14 @@ class StepImpl final : public FusedTrainingStep {
     const BusyGuard guard(*this);
     states_ = state_pointers(hidden, batcher.n_lanes());
     single_step_ = steps_ * accumulate_ == 1;
-    const NegativeDraws draws = negative_draws(sampler, output_.n_items());
+    const NegativeDraws draws = make_negative_draws(sampler, output_.n_items());
     const AdagradOptions<T> options = adagrad_options(optimizer);
-    RunRecord record{{}, false};
+    RunRecord record{/*blocks=*/{}, /*finished=*/false};
     PollTimer timer;
     for (int64_t i = 0; i < updates && !record.finished; ++i) {
       Block block{};
       clear_gradients();
-      int64_t pending = 0;  // blocks whose gradients are not applied yet
+      int64_t pending = 0;  // number of blocks whose gradients are computed but not applied
       while (pending < accumulate_ && !record.finished) {
         const Block next = next_block(batcher, draws, sampler, min_live, first_step);
         record.finished = next.range.steps < steps_;
@@ -158,6 +164,7 @@ class StepImpl final : public FusedTrainingStep {
         first_step += block.range.steps;
       }
       if (pending > 0) {
+        // Each block's loss was divided by accumulate_. At the end of the epoch there may be fewer blocks.
         if (pending < accumulate_) scale_gradients(static_cast<T>(accumulate_) / static_cast<T>(pending));
         update(block, options);
       }
@@ -172,6 +179,7 @@ class StepImpl final : public FusedTrainingStep {
     return {static_cast<T>(optimizer.lr), static_cast<T>(optimizer.momentum), static_cast<T>(optimizer.eps)};
   }
 
+  // Checks the hidden states and returns their data pointers.
   std::vector<T*> state_pointers(const std::vector<at::Tensor>& hidden, int64_t lanes) const {
     TORCH_CHECK_VALUE(hidden.size() == network_.layers.size(), "hidden must hold one state per layer, ",
                       network_.layers.size(), ", not ", hidden.size());
@@ -185,15 +193,16 @@ class StepImpl final : public FusedTrainingStep {
     return pointers;
   }
 
-  // Returns the next T steps and their negatives. Steps from the first with fewer than `min_live` live lanes on are
-  // left out.
+  // Returns the next T steps and their negatives. The block ends before the first step with fewer than `min_live` live
+  // lanes.
   Block next_block(SessionBatcher& batcher, NegativeDraws draws, const NegativeSampler& sampler, int64_t min_live,
                    int64_t first_step) {
     const int64_t lanes = batcher.n_lanes(), rows = steps_ * lanes;
     int64_t *inputs = events_.reserve(2 * rows), *targets = inputs + rows;
     bool* reset = reset_.reserve(rows);
     batcher.make_steps(steps_, inputs, targets, reset);
-    check_events({{steps_, lanes, first_step}, inputs, targets, reset, nullptr, 0}, output_.n_items());
+    check_events({{steps_, lanes, first_step}, inputs, targets, reset, /*negatives=*/nullptr, /*n=*/0},
+                 output_.n_items());
     int64_t steps = 0;
     while (steps < steps_ &&
            lanes - std::count(targets + steps * lanes, targets + (steps + 1) * lanes, int64_t{-1}) >= min_live) {
@@ -209,8 +218,8 @@ class StepImpl final : public FusedTrainingStep {
     return block;
   }
 
-  // Runs forward and backward. Returns the block's loss, the mean over its steps, and computes the gradients of
-  // everything but the parameters. `loss_scale` is the factor of the block's loss in that of the update.
+  // Runs forward and backward, without the gradients of the parameters, which compute_gradients and `update` compute.
+  // Returns the block's loss, the mean over its steps. The gradients are those of this loss times `loss_scale`.
   double forward_backward(const Block& block, double loss_scale) {
     const StepRange& range = block.range;
     const int64_t rows = range.rows(), width = embedding_.width;
@@ -233,6 +242,7 @@ class StepImpl final : public FusedTrainingStep {
     return output_.loss();
   }
 
+  // The part of forward_backward for blocks whose lanes are not split among threads.
   double forward_backward_all_lanes(const Block& block, double loss_scale, T* x, T* grad) {
     const StepRange& range = block.range;
     const Lanes all{0, range.lanes};
@@ -248,10 +258,10 @@ class StepImpl final : public FusedTrainingStep {
     return static_cast<T>(sum / static_cast<double>(range.steps));
   }
 
-  // Returns whether each thread runs all of forward and backward for some of the lanes, in one parallel region instead
-  // of ten. Each thread then reads the output rows of all columns, so they must fit into its cache. It also needs our
-  // own matrix products, whose bits do not depend on how a product is split, and full precision, because with bf16 each
-  // thread would round all rows again.
+  // Returns whether each thread runs all of forward and backward for some of the lanes. This takes one parallel region
+  // instead of ten. Each thread then reads the output rows of all columns, so these must fit into its cache. The matrix
+  // products must be our own, whose bits do not depend on how a product is split. The precision must be `full`, because
+  // with bf16 each thread would round all output rows again.
   bool splits_lanes(const Block& block) const {
     const int64_t lanes = block.range.lanes, elements = (lanes + block.n) * output_.width();
     return block.range.steps == 1 && single_step_ && lanes / at::get_num_threads() >= kMinLanesPerThread &&
@@ -267,15 +277,15 @@ class StepImpl final : public FusedTrainingStep {
     stack_.forward(lanes);
   }
 
-  // Computes the gradient of the embeddings from that of the last layer's outputs, for some lanes.
+  // Computes the gradient of the embeddings from the gradient of the last layer's outputs, for some lanes.
   void backward(const Block& block, const Lanes& lanes, const T* grad) {
     const int64_t rows = block.range.steps * lanes.n, width = embedding_.width, offset = lanes.first * width;
     stack_.backward(lanes, grad);
     if (mask_ != nullptr) multiply_in_place(mask_ + offset, rows * width, stack_.grad_x() + offset);
   }
 
-  // Computes the gradients of the parameters, or adds to them with `add`. If the update consists of one step, the GRU
-  // is updated here already, and `update` computes the gradients of the output table.
+  // Computes the gradients of the parameters, or adds to them with `add`. If the update consists of one step, this
+  // function also updates the GRU, and `update` computes the gradients of the output table.
   void compute_gradients(const Block& block, bool add, const AdagradOptions<T>& options) {
     const int64_t rows = block.range.rows(), width = embedding_.width;
     if (single_step_) {
@@ -291,20 +301,20 @@ class StepImpl final : public FusedTrainingStep {
     }
   }
 
-  // Updates the parameters that compute_gradients has not updated; `block` is the update's last block.
+  // Updates the parameters that compute_gradients has not updated. `block` is the last block of the update.
   void update(const Block& block, const AdagradOptions<T>& options) {
     if (!single_step_) stack_.update(options);
     if (network_.embedding.defined()) grad_embedding_.apply(embedding_, options);
     if (!single_step_) {
       output_.apply_stored(options);
     } else if (network_.embedding.defined()) {
-      output_.update(nullptr, 0, nullptr, options);
+      output_.update(/*inputs=*/nullptr, /*n=*/0, /*grad_inputs=*/nullptr, options);
     } else {
       output_.update(block.inputs, block.range.rows(), stack_.grad_x(), options);
     }
   }
 
-  // Clears stored gradients, which an update that was not finished may have left.
+  // Clears stored gradients: an update that did not finish may have left some.
   void clear_gradients() {
     output_.clear_gradients();
     grad_embedding_.clear();
@@ -322,9 +332,9 @@ class StepImpl final : public FusedTrainingStep {
   RowTable<T> embedding_;
   int64_t steps_, accumulate_;
 
-  bool single_step_ = false;  // true if an update consists of one step: its gradients need not be stored
+  bool single_step_ = false;  // true if an update consists of one step, so that its gradients need not be stored
   std::vector<T*> states_;
-  T* mask_ = nullptr;
+  T* mask_ = nullptr;  // the dropout mask of the embeddings, or null
   RowGradients<T> grad_embedding_;
   Buffer<int64_t> events_, negatives_;
   Buffer<bool> reset_;

@@ -1,6 +1,7 @@
-// The fused training step of GRU4Rec on the CPU: mini-batches, negatives, forward, loss, backward and update without
-// Python in between, in memory that is reused. It calls the functions of the operators' families and has no formulas of
-// its own. Specification: gru4rec_fast/training/session_runner.py, which does the same by autograd.
+// The fused training step of GRU4Rec on the CPU: mini-batches, negatives, forward, loss, backward and update in one C++
+// call, in memory that is reused. It calls the functions of the operators (csrc/gru/cpu.h and others) and has no
+// formulas of its own. Specification: gru4rec_fast/training/session_runner.py, which trains the same network by
+// autograd.
 //
 // A lane is one of the B sessions processed in parallel; a dead lane has no session left. A block is T steps.
 #pragma once
@@ -20,18 +21,18 @@
 
 namespace grf {
 
-// The parameters of a SessionNetwork, which are updated in place, and its dropout.
+// The parameters of a nn.SessionNetwork, which are updated in place, and the options of its dropout.
 struct NetworkParameters {
   Parameter embedding;  // undefined if the output table is also the input embedding
-  bool one_hot;         // true: rows of `embedding` are gate inputs of the first layer
+  bool one_hot;         // true: the rows of `embedding` are the gate inputs of the first layer
   std::vector<GruParameters> layers;
   Parameter output_weight, output_bias;
   double dropout_p_embed, dropout_p_hidden;
   int64_t dropout_seed;
 };
 
-// The alias table that n negatives per step are sampled from. With n = 0 the other lanes' targets are the only
-// negatives.
+// The alias table that n negatives per step are drawn from. With n = 0, the only negatives of a lane are the targets of
+// the other lanes.
 struct NegativeSampler {
   at::Tensor threshold, alias, log_prob;
   int64_t n, seed;
@@ -48,14 +49,17 @@ struct BlockRecord {
   int64_t steps, events;  // events: pairs of input and target
 };
 
+// The result of FusedTrainingStep::run.
 struct RunRecord {
   std::vector<BlockRecord> blocks;
   bool finished;  // true at the end of the epoch
 };
 
+// Trains a network by blocks. `make` creates the subclass for the dtype of the parameters.
 class FusedTrainingStep {
  public:
-  // Held while train_block or `run` executes: both use the same memory, so only one thread may call them at a time.
+  // Exists while train_block or `run` executes. Both use the same memory, so only one thread may call them at a time; a
+  // second BusyGuard throws an error.
   class BusyGuard {
    public:
     explicit BusyGuard(FusedTrainingStep& step) : busy_(step.busy_) {
@@ -69,14 +73,15 @@ class FusedTrainingStep {
     std::atomic<bool>& busy_;
   };
 
-  // `steps` is T, `accumulate` the number of blocks per update. ValueError names an argument that does not fit.
+  // `steps` is T, `accumulate` the number of blocks per update. Throws a ValueError that names the argument if shapes,
+  // dtypes or values are wrong.
   static std::unique_ptr<FusedTrainingStep> make(const NetworkParameters& network, const ScoreOptions& options,
                                                  const at::Tensor& log_support, int64_t steps, int64_t accumulate);
   virtual ~FusedTrainingStep() = default;
 
   // Runs one update on a block: inputs and targets int64 [T, B], reset bool [T, B], negatives int64 [T, N] or
-  // undefined. `first_step` is the number of its first step, counted from the start of training; `hidden` has one state
-  // [B, H] per layer, which is updated. Returns the loss. If it is infinite or NaN, nothing is updated.
+  // undefined. `first_step` is the number of the block's first step, counted from the start of training. `hidden` has
+  // one state [B, H] per layer, which is updated. Returns the loss. If the loss is infinite or NaN, nothing is updated.
   virtual double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                              const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
                              const Adagrad& optimizer) = 0;

@@ -1,3 +1,4 @@
+// The implementation of GruStack (training_step/gru_stack.h).
 #include "training_step/gru_stack.h"
 
 #include <algorithm>
@@ -54,7 +55,7 @@ void GruStack<T>::prepare(const StepRange& range, const T* x, const std::vector<
   }
 }
 
-// The arguments of gru/cpu.h for some lanes of a layer.
+// Returns the arguments of the functions of gru/cpu.h, for some lanes of a layer.
 template <typename T>
 GruLayer<T> GruStack<T>::gru_layer(Layer& layer, const Lanes& lanes) const {
   const int64_t offset = lanes.first * layer.hidden;
@@ -97,7 +98,7 @@ void GruStack<T>::backward(Layer& layer, const Lanes& lanes, const T* grad_outpu
   T* grad_gates = layer.grad_gate_inputs.data() + lanes.first * gates;
   // The gradient of the state before the block is not needed: backpropagation ends at the block's first step.
   const int64_t width = (layer.reset_after ? 3 : 2) * hidden;
-  const GruLaneGradients<T> grads{grad_gates, layer.grad_recurrent.data() + lanes.first * width, nullptr};
+  const GruLaneGradients<T> grads{grad_gates, layer.grad_recurrent.data() + lanes.first * width, /*state=*/nullptr};
   gru_backward_lanes(gru_layer(layer, lanes), grad_output + lanes.first * hidden,
                      layer.outputs.data() + lanes.first * hidden, layer.saved.data() + lanes.first * 4 * hidden, grads);
   if (!layer.weight_ih.defined()) return;
@@ -117,7 +118,8 @@ template <typename T>
 void GruStack<T>::compute_gradients(Layer& layer, bool add, const AdagradOptions<T>* update) {
   const int64_t rows = range_.rows(), gates = 3 * layer.hidden, input = layer.input;
   const T* grad_gates = layer.grad_gate_inputs.data();
-  // gru_backward_weights writes the gradient of a bias even if the layer has none; it then goes to unused memory.
+  // gru_backward_weights writes the gradient of bias_hh even if the layer has none. It is then written to gate_inputs,
+  // which is not needed any more.
   T* grad_bias_hh = layer.bias_hh.defined() ? layer.bias_hh.grad() : layer.gate_inputs.data();
   const auto update_hh = [&](int64_t first, int64_t count, const T* grad) {
     layer.weight_hh.update_rows(first, count, grad, *update);

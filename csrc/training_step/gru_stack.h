@@ -1,4 +1,4 @@
-// The GRU layers of a network, with their gradients and updates, for the fused training step. Calls the functions of
+// The GRU layers of a network, with their gradients and updates, for the fused training step. It calls the functions of
 // gru/cpu.h, dropout/dropout.h, matrix/product.h and sparse_update/cpu.h. Specification:
 // gru4rec_fast/nn/session_gru.py.
 #pragma once
@@ -12,15 +12,15 @@
 
 namespace grf {
 
-// The parameters of one layer. weight_ih is undefined if the layer's input is the gate inputs themselves (one-hot
-// mode), bias_hh in the reset_before form.
+// The parameters of one layer. weight_ih is undefined in one-hot mode, in which the layer's input is the gate inputs
+// themselves. bias_hh is undefined in the reset_before form.
 struct GruParameters {
   Parameter weight_ih, weight_hh, bias_ih, bias_hh;
   bool reset_after;
 };
 
-// T steps of B lanes. A lane is one of the B sessions processed in parallel; `first` is the number of the first step,
-// counted from the start of training.
+// A block: T steps of B lanes. A lane is one of the B sessions processed in parallel. `first` is the number of the
+// first step, counted from the start of training.
 struct StepRange {
   int64_t steps, lanes, first;
 
@@ -32,6 +32,8 @@ struct Lanes {
   int64_t first, n;
 };
 
+// Use: `prepare`, `forward` and `backward` for all lanes, then either compute_gradients and `update` or, at T = 1,
+// compute_gradients_and_update.
 template <typename T>
 class GruStack {
  public:
@@ -45,8 +47,8 @@ class GruStack {
   // the states, one [B, H] per layer, and `reset` [T, B] until it has called compute_gradients.
   void prepare(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
-  // Computes output() [T, B, H] from x. With T = 1, `lanes` may be some of the lanes, and several threads may process
-  // different lanes; otherwise it must be all lanes. The same holds for `backward`.
+  // Computes output() [T, B, H] from x. With T = 1, `lanes` may be a part of the lanes, and several threads may call
+  // `forward` and `backward` for different lanes. Otherwise it must be all lanes.
   void forward(const Lanes& lanes);
 
   // Computes grad_x() [T, B, input_width()] from the gradient of the output [T, B, H].
@@ -58,8 +60,8 @@ class GruStack {
   // Computes the gradients of all parameters, or adds to them with `add`. `backward` must have run for all lanes.
   void compute_gradients(bool add) { compute_gradients(add, nullptr); }
 
-  // The same at T = 1, but updates the parameters at once and does not store the gradients of the weights: their rows
-  // are used as they are computed.
+  // For T = 1: computes the gradients of all parameters and updates the parameters. The gradients of the weights are
+  // not stored; each block of their rows is used when it is computed.
   void compute_gradients_and_update(const AdagradOptions<T>& options) { compute_gradients(false, &options); }
 
   // Copies the outputs of the last step to the states.

@@ -1,3 +1,4 @@
+// The implementation of OutputTable (training_step/output_table.h).
 #include "training_step/output_table.h"
 
 #include <ATen/Parallel.h>
@@ -45,7 +46,7 @@ OutputTable<T>::OutputTable(const Parameter& weight, const Parameter& bias, cons
   }
 }
 
-// Sets the rows of the loss to the hidden states of live lanes, and the first columns to their targets.
+// Selects the live lanes: their hidden states become the rows of scores, their targets the first columns.
 template <typename T>
 void OutputTable<T>::select_live(const T* hidden, const int64_t* targets, int64_t lanes) {
   live_.clear(), items_.clear();
@@ -57,12 +58,12 @@ void OutputTable<T>::select_live(const T* hidden, const int64_t* targets, int64_
   problem_.m = static_cast<int64_t>(live_.size());
   problem_.hidden = hidden;
   if (problem_.m == lanes) return;
-  T* compact = live_hidden_.reserve(problem_.m * width());
-  gather_rows(hidden, width(), live_.data(), problem_.m, compact);
-  problem_.hidden = compact;
+  T* live_hidden = live_hidden_.reserve(problem_.m * width());
+  gather_rows(hidden, width(), live_.data(), problem_.m, live_hidden);
+  problem_.hidden = live_hidden;
 }
 
-// Appends the distinct negatives to the columns, with the number of times each was drawn.
+// Appends the distinct negatives to the columns, and counts how often each was drawn.
 template <typename T>
 void OutputTable<T>::select_distinct(const int64_t* negatives, int64_t n) {
   int64_t* buffer = order_.reserve(2 * n);
@@ -80,7 +81,7 @@ void OutputTable<T>::select_distinct(const int64_t* negatives, int64_t n) {
   problem_.count = counts_.data();
 }
 
-// Copies the columns' rows of the table and biases, and computes their logQ corrections.
+// Copies the rows and biases of the columns' items, and computes the logQ corrections.
 template <typename T>
 void OutputTable<T>::gather_columns() {
   const int64_t m = problem_.m, columns = problem_.m + problem_.n;
@@ -134,10 +135,10 @@ double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t la
     score_lanes(0, m, grad_hidden);
     return loss();
   }
-  T* compact = live_grad_.reserve(m * width());
-  score_lanes(0, m, compact);
+  T* live_grad = live_grad_.reserve(m * width());
+  score_lanes(0, m, live_grad);
   std::fill_n(grad_hidden, lanes * width(), T{0});
-  for (int64_t i = 0; i < m; ++i) std::copy_n(compact + i * width(), width(), grad_hidden + live_[i] * width());
+  for (int64_t i = 0; i < m; ++i) std::copy_n(live_grad + i * width(), width(), grad_hidden + live_[i] * width());
   return loss();
 }
 
@@ -209,7 +210,7 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
   T* sums = sums_.reserve(columns);
   std::fill_n(sums, columns, T{0});
   add_column_sums(grad_scores_, m, columns, stride, sums);
-  // Updates an item's row and its bias. grad and grad_bias: the row's gradients as a negative, or null.
+  // Updates an item's row and its bias. grad and grad_bias are the gradients of the item as a negative, or null.
   const auto update_item = [&](const OtherGradients& others, const T* grad, const T* grad_bias, int64_t next_row) {
     update_row(weight_, others.row, grad, other_grad_, others.position, others.n, options, next_row);
     int64_t n_targets = 0;
@@ -229,7 +230,8 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
   const int64_t n_others = static_cast<int64_t>(for_other_rows_.size());
   at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      update_item(for_other_rows_[i], nullptr, nullptr, i + 1 < end ? for_other_rows_[i + 1].row : -1);
+      update_item(for_other_rows_[i], /*grad=*/nullptr, /*grad_bias=*/nullptr,
+                  i + 1 < end ? for_other_rows_[i + 1].row : -1);
     }
   });
 }

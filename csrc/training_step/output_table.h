@@ -1,6 +1,7 @@
-// The output table of a network, one row and one bias per item, by which hidden states are scored. Computes one step's
-// scores, loss and gradients, and updates the table, for the fused training step. Calls the functions of
-// sampled_loss/cpu.h, matrix/product.h and sparse_update/cpu.h. Specification: gru4rec_fast/nn/sampled_loss.py.
+// The output table of a network, for the fused training step: one row and one bias per item. A score is the product of
+// a hidden state and an item's row, plus the item's bias. OutputTable computes the scores, the loss and the gradients
+// of one step, and updates the table. It calls the functions of sampled_loss/cpu.h, matrix/product.h and
+// sparse_update/cpu.h. Specification: gru4rec_fast/nn/sampled_loss.py.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +13,14 @@
 
 namespace grf {
 
-// Gradients of rows of a table, collected until the table is updated. A row may have several.
+// Gradients of rows of a table, collected until the table is updated. A row may have several gradients.
 template <typename T>
 class RowGradients {
  public:
-  // Appends n gradients, of the rows index [n], and returns memory [n, width] to write them to.
+  // Appends n gradients, of the rows index [n]. Returns memory [n, width] that the caller writes the gradients to.
   T* append(const int64_t* index, int64_t n, int64_t width);
 
-  // Appends those of the gradients grad [n, width] whose index is not negative.
+  // Appends the gradients grad [n, width] of the rows index [n], except where an index is negative (dead lanes).
   void append_live(const int64_t* index, int64_t n, int64_t width, const T* grad);
 
   void scale(T factor);
@@ -29,7 +30,7 @@ class RowGradients {
     grad_.clear();
   }
 
-  // Updates the rows by the sums of their gradients, and clears these.
+  // Updates each row by the sum of its gradients, then clears the gradients.
   void apply(const RowTable<T>& table, const AdagradOptions<T>& options);
 
  private:
@@ -59,22 +60,23 @@ class OutputTable {
   const RowTable<T>& weight() const { return weight_; }
 
   // Scores one step: hidden [B, H] against targets [B] (-1 in dead lanes, which have no session left) and negatives
-  // [n]. Returns the loss, summed over live lanes and divided by batch_size, and computes grad_hidden [B, H], its
-  // gradient times `loss_scale`. The arguments must not change until store_gradient or `update`.
+  // [n]. Returns the loss, summed over live lanes and divided by batch_size. Computes grad_hidden [B, H], the gradient
+  // of the loss times `loss_scale`. The caller must not change the arguments until it has called store_gradient or
+  // `update`.
   double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
                double loss_scale, T* grad_hidden);
 
-  // The same in three calls, for steps without dead lanes: `prepare`, then `score_lanes` for all lanes, then `loss`.
-  // Several threads may call `score_lanes` for different lanes.
+  // Do the same as `score` in three calls, for steps without dead lanes: `prepare`, `score_lanes` for all lanes,
+  // `loss`. Several threads may call score_lanes for different lanes.
   void prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
                double loss_scale);
   void score_lanes(int64_t first, int64_t count, T* grad_hidden);
   double loss() const;
 
-  // For an update from several steps: adds the last step's gradients of the table to those for apply_stored.
+  // For an update from several steps: stores the gradients of the table from the last step until apply_stored.
   void store_gradient();
 
-  // If the table also embeds the inputs: adds their gradients grad [n, H] to those for apply_stored.
+  // If the table also embeds the inputs: stores the gradients grad [n, H] of the inputs [n] until apply_stored.
   void store_input_gradient(const int64_t* inputs, int64_t n, const T* grad) {
     stored_weight_.append_live(inputs, n, width(), grad);
   }
@@ -85,15 +87,17 @@ class OutputTable {
     stored_bias_.clear();
   }
 
+  // Updates the table by the stored gradients, then clears them.
   void apply_stored(const AdagradOptions<T>& options);
 
-  // For an update from the last step only: updates the table without storing its gradients. The row of each distinct
-  // negative is updated as soon as its gradient as a negative is computed, together with its gradients as a target and
-  // as one of the `inputs` [n]; rows that are not negatives follow.
+  // For an update from one step: updates the table without storing its gradients. The row of each distinct negative is
+  // updated as soon as its gradient as a negative is computed, together with its gradients as a target and as one of
+  // the `inputs` [n]. After that, the rows that are not negatives are updated.
   void update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options);
 
  private:
-  // The gradients of a row as a target and as an input: the rows position[0 .. n) of other_grad_.
+  // The gradients of a row other than its gradient as a negative, which are those as a target and as an input: the rows
+  // position[0 .. n) of other_grad_.
   struct OtherGradients {
     int64_t row;
     const int64_t* position;
@@ -110,22 +114,22 @@ class OutputTable {
   at::Tensor log_support_;  // undefined without the logQ correction
   ScoreOptions options_;
 
-  // The last step: its live lanes, and the items of its columns: their targets, then the distinct negatives,
-  // increasing.
+  // The last step: its live lanes, and the items of the columns of scores. The items are the targets of the live lanes,
+  // then the distinct negatives in increasing order.
   std::vector<int64_t> live_, items_;
-  std::vector<T> counts_, losses_;
+  std::vector<T> counts_, losses_;  // how often each distinct negative was drawn; the losses of the live lanes
   SampledLoss<T> problem_{};
   ScoreColumns<T> score_columns_{};
   T* grad_scores_ = nullptr;
   Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, other_grad_buffer_, sums_;
   Buffer<int64_t> order_;
 
-  // Used by `update`: the rows of the other gradients, the gradients, their positions sorted by row, and the same
-  // grouped by row, for the distinct negatives and for all other rows.
-  std::vector<int64_t> other_rows_;
-  T* other_grad_ = nullptr;
-  const int64_t* other_order_ = nullptr;
-  std::vector<OtherGradients> for_negatives_, for_other_rows_;
+  // Used by `update`: gradients of rows as targets and as inputs.
+  std::vector<int64_t> other_rows_;             // the row of each gradient
+  T* other_grad_ = nullptr;                     // the gradients
+  const int64_t* other_order_ = nullptr;        // their positions, sorted by row
+  std::vector<OtherGradients> for_negatives_;   // the same positions, one entry per distinct negative
+  std::vector<OtherGradients> for_other_rows_;  // and one entry per row that is not a negative
 
   RowGradients<T> stored_weight_, stored_bias_;
 };

@@ -1,4 +1,5 @@
-// A parameter of a network with its optimizer state: as tensors that Python owns, and as raw pointers.
+// A parameter of a network with its Adagrad state: as tensors that Python owns (Parameter), and as raw pointers with a
+// gradient (DenseParameter).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,16 +18,17 @@ struct Parameter {
 
   bool defined() const { return weight.defined(); }
 
-  // Returns pointers to the tensors. ValueError names the parameter if a tensor cannot be updated in place.
+  // Returns pointers to the tensors. Throws a ValueError that names the parameter if a tensor cannot be updated in
+  // place.
   template <typename T>
   RowTable<T> rows(const char* name) const {
     for (const at::Tensor* tensor : {&weight, &accumulator, &velocity}) {
       if (tensor == &velocity && !velocity.defined()) continue;
       TORCH_CHECK_VALUE(tensor->defined() && tensor->device().is_cpu() && tensor->is_contiguous(), name,
-                        ": needs an accumulator, and all its tensors must be contiguous and on the CPU");
+                        ": needs an accumulator, and all tensors of the parameter must be contiguous and on the CPU");
       TORCH_CHECK_VALUE(tensor->scalar_type() == c10::CppTypeToScalarType<T>::value, name, " is ",
                         tensor->scalar_type(), ", not ", c10::CppTypeToScalarType<T>::value);
-      TORCH_CHECK_VALUE(tensor->sizes() == weight.sizes(), name, ": its optimizer state is ", tensor->sizes(), ", not ",
+      TORCH_CHECK_VALUE(tensor->sizes() == weight.sizes(), name, ": the optimizer state is ", tensor->sizes(), ", not ",
                         weight.sizes());
     }
     const int64_t n_rows = weight.size(0);
@@ -48,7 +50,7 @@ class DenseParameter {
   const T* weight() const { return table_.weight; }
   T* grad() { return grad_.reserve(size()); }
 
-  // Returns the gradient to add to. Sets it to zeros first, except with `add`.
+  // Returns the memory of the gradient, for callers that add to it. Sets it to zeros first, unless `add` is true.
   T* start_grad(bool add) {
     if (!add) std::fill_n(grad(), size(), T{0});
     return grad();
@@ -59,14 +61,17 @@ class DenseParameter {
     for (int64_t i = 0; i < size(); ++i) grad()[i] *= factor;
   }
 
-  // Updates rows [first, first + count) by their gradient grad [count, width]. May be called in parallel regions.
+  // Updates rows [first, first + count) by their gradient grad [count, width], which is not stored. May be called in
+  // parallel regions.
   void update_rows(int64_t first, int64_t count, const T* grad, const AdagradOptions<T>& options) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = first + i, next_row = i + 1 < count ? row + 1 : -1;
-      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, nullptr, nullptr, 0, options, next_row);
+      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, /*grad=*/nullptr, /*position=*/nullptr,
+                                    /*n=*/0, options, next_row);
     }
   }
 
+  // Updates all rows by grad().
   void update(const AdagradOptions<T>& options) {
     if (defined()) update_all(table_, grad(), options);
   }

@@ -1,8 +1,9 @@
 // The arguments of the training step's CUDA kernels, and the functions that launch them. Specification:
 // gru4rec_fast/ops/training_step.py.
 //
-// A block is T steps of a mini-batch. A dead lane is one without a session left. `enabled` and `hyperparameters`
-// are on the device, so that a captured CUDA graph reads their current values.
+// A block is T steps of a mini-batch. A lane is one of the sessions processed in parallel; a dead lane has no session
+// left. An item is the target of a lane or a negative. `enabled` and `hyperparameters` are on the device, so that a
+// captured CUDA graph reads their current values.
 #pragma once
 
 #include <cstdint>
@@ -11,30 +12,32 @@
 
 namespace grf::cuda {
 
-// Copies rows of a table; an index of -1 gives zeros.
+// Arguments for copying rows of a table. An index of -1 gives a row of zeros.
 template <typename T>
 struct GatheredRows {
   const T* table;  // [n_rows, width]
   int64_t n_rows, width;
   const int64_t* index;  // [n]
   int64_t n;
-  const T* mask;        // [n, width], factors, or null
+  const T* mask;        // [n, width], factors of the copied rows, or null
   T* rows;              // [n, width], written if bf16_rows is null
-  uint16_t* bf16_rows;  // [n, width], written rounded to bfloat16, or null
+  uint16_t* bf16_rows;  // [n, width], the rows rounded to bfloat16, written unless null
 };
 
-// What a block reads from the tables: embeddings of its inputs, and output rows of its items. Each step has `columns`
-// items, first the targets of `lanes` lanes, then negatives.
+// Arguments of step_gather, which copies what a block reads from the tables: the embeddings of its inputs, and the
+// output rows and biases of its items. Each step has `columns` items, first the targets of `lanes` lanes, then
+// negatives.
 template <typename T>
 struct StepGather {
   GatheredRows<T> inputs, items;
-  const T *bias, *log_support;  // [items.n_rows]; log_support (log of an item's count in the training log) may be null
-  T logq, logq_negatives;       // strength of the logQ correction for targets and for negatives
+  const T* bias;           // [items.n_rows]
+  const T* log_support;    // [items.n_rows], log of an item's number of occurrences in the training log, or null
+  T logq, logq_negatives;  // strength of the logQ correction for targets and for negatives
   int64_t columns, lanes;
   T *biases, *log_q;  // [items.n], written
 };
 
-// The losses of a block, and whether they allow an update.
+// Arguments of step_settle_, which stores the losses of a block and decides whether to update the weights.
 template <typename T>
 struct StepSettle {
   const T* losses;     // [steps]
@@ -45,17 +48,17 @@ struct StepSettle {
   bool* enabled;   // [], written
 };
 
-// A weight to update by its gradient or, if the accumulator is null, a hidden state to overwrite with `grad`.
+// A weight to update by its gradient `grad`. If the accumulator is null: a hidden state to overwrite with `grad`.
 template <typename T>
 struct DenseUpdate {
   T *weight, *accumulator, *velocity;
   const T* grad;
-  int64_t end;  // number of elements of this tensor and of all tensors before it
+  int64_t end;  // number of elements of this tensor and of all preceding tensors of the launch
 };
 
 constexpr int kMaxTensors = 16;  // per launch
 
-// Updates of whole tensors, skipped unless `enabled`.
+// Arguments of step_apply_, which updates whole tensors if `enabled` is true.
 template <typename T>
 struct StepApply {
   DenseUpdate<T> tensors[kMaxTensors];
@@ -64,11 +67,12 @@ struct StepApply {
   const double* hyperparameters;  // [3]: learning rate, momentum, epsilon
 };
 
-// Updates of the touched rows of a table and of their biases, skipped unless `enabled`. The gradient of rows[i] is
-// row positions[i] of grad_inputs followed by grad_items; only items have a gradient of the bias.
+// Arguments of step_rows_, which updates the touched rows of a table and their biases if `enabled` is true. Row rows[i]
+// has as one of its gradients row positions[i] of the concatenation of grad_inputs and grad_items. Only items have a
+// gradient of the bias.
 template <typename T>
 struct StepRows {
-  const int64_t *rows, *positions;  // [n]; rows are increasing, -1 is skipped
+  const int64_t *rows, *positions;  // [n]; `rows` is sorted and may contain a row several times; -1 is skipped
   int64_t n, n_rows, width;
   int64_t n_inputs;
   const T *grad_inputs, *grad_items, *grad_bias;  // [n_inputs, width], [n - n_inputs, width], [n - n_inputs]
