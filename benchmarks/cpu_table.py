@@ -87,7 +87,16 @@ def table(files: list[Path]) -> str:
     Raises:
         ValueError: the files contain no comparison.
     """
-    header = ["row", "ours", "takes", "against", "takes", "ratio", "goal", "ours reaches"]
+    header = [
+        "row",
+        "ours",
+        "our time",
+        "compared with",
+        "their time",
+        "ratio",
+        "goal",
+        "our share of the machine's rates",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     machines: dict[str, set[str]] = {}
     for file in files:
