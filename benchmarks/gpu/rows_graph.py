@@ -12,7 +12,7 @@ from functools import cache, partial
 import torch
 from bench_graph_training import Model, naive_side
 from interleave import Side
-from naive_graph import Product
+from naive_graph import ProductWithTranspose
 from torch import Tensor
 from trainers import graph_runner, runner_side
 
@@ -88,7 +88,7 @@ def propagation_row(name: RowName, device: Device, folder: PreparedFolder) -> Ro
 
 def multiply_symmetric(matrix: Tensor, features: Tensor) -> Tensor:
     """Multiply a symmetric matrix by features. The gradient uses the same matrix, which autograd would transpose."""
-    return Product.apply(features, matrix, matrix)  # type: ignore[no-any-return, no-untyped-call]
+    return ProductWithTranspose.apply(features, matrix, matrix)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def training_step_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
