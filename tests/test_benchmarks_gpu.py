@@ -254,13 +254,13 @@ def test_row_of_a_training_run_that_reaches_or_misses_its_metric() -> None:
 def test_every_gpu_test_is_in_a_stage() -> None:
     import test_cuda
 
-    assert set(stages.families()) == set(test_cuda.EXACT) | set(test_cuda.CLOSE)
+    assert set(stages.kernel_families()) == set(test_cuda.EXACT) | set(test_cuda.CLOSE)
     functions = {name: value for name, value in vars(test_cuda).items() if name.startswith("test_") and callable(value)}
     per_family = {
         name for name, value in functions.items() if "sanitizer" in [m.name for m in getattr(value, "pytestmark", [])]
     }
     assert per_family == {"test_same_bits_as_the_reference", "test_small_ones_are_as_close_as_the_reference"}
-    other_functions = stages.functions_without_families(CHECKOUT / "tests" / "test_cuda.py")
+    other_functions = stages.functions_without_sanitizer_mark(CHECKOUT / "tests" / "test_cuda.py")
     assert (
         set(other_functions) == set(functions) - per_family
         and len(other_functions) > 15
@@ -275,7 +275,7 @@ def test_every_gpu_test_is_in_a_stage() -> None:
     assert other_files == set(stages.OTHER_GPU_TESTS)
 
 
-@pytest.mark.parametrize("family", stages.families())
+@pytest.mark.parametrize("family", stages.kernel_families())
 @pytest.mark.slow
 @pytest.mark.skipif(bool(why_not_emulated("dropout")), reason=why_not_emulated("dropout") or "-")
 def test_cases_for_the_sanitizer_pass_with_emulated_kernels(family: str) -> None:

@@ -527,14 +527,13 @@ def graph_training(impl: str, large: bool, model: str, dtype: torch.dtype) -> li
     return [*results_of(fitted), *fitted.embeddings(), *map(torch.from_numpy, lists), values_of(metrics)]
 
 
-# Timed workloads
-# -------------------------------------------------------------------------------------------------------
+# Timed workloads ------------------------------------------------------------------------------------------------------
 
 # A function that runs n units of work and returns the seconds per unit.
 TimedWorkload = Callable[[int], float]
 
 
-def time_epoch(setting: str, **options: Any) -> TimedWorkload:
+def make_epoch_workload(setting: str, **options: Any) -> TimedWorkload:
     """Return a function that trains two epochs of about 50 mini-batches and times the second one; it ignores n."""
     store = random_log(50 * SETTINGS[setting]["batch_size"] // 4, 20_000)
 
@@ -547,7 +546,7 @@ def time_epoch(setting: str, **options: Any) -> TimedWorkload:
     return run
 
 
-def time_calls(function: Callable[..., Any], *shapes: tuple[int, ...], backward: bool = True) -> TimedWorkload:
+def make_workload(function: Callable[..., Any], *shapes: tuple[int, ...], backward: bool = True) -> TimedWorkload:
     """Return a function that times n calls of `function` on random tensors of these shapes.
 
     backward: also run the backward pass of each call.
@@ -565,52 +564,52 @@ def time_calls(function: Callable[..., Any], *shapes: tuple[int, ...], backward:
     return run
 
 
-def time_graph_operator(operator: Callable[..., Tensor], *shapes: tuple[int, ...]) -> TimedWorkload:
+def make_graph_operator_workload(operator: Callable[..., Tensor], *shapes: tuple[int, ...]) -> TimedWorkload:
     structure = random_graph(3000, 4000, 100_000).structure()
-    return time_calls(lambda x, *rest: operator(x, *structure, *rest, impl="native"), (7000, 64), *shapes)
+    return make_workload(lambda x, *rest: operator(x, *structure, *rest, impl="native"), (7000, 64), *shapes)
 
 
-def time_target_rank() -> TimedWorkload:
+def make_target_rank_workload() -> TimedWorkload:
     targets = torch.arange(64)
     call = partial(ops.target_rank, impl="native")
-    return time_calls(
+    return make_workload(
         lambda hidden, weight: call(hidden, weight, None, targets), (64, 100), (20_000, 100), backward=False
     )
 
 
-def time_sparse_adagrad() -> TimedWorkload:
+def make_sparse_adagrad_workload() -> TimedWorkload:
     index, accumulator = randint(0, 20_000, (2128,), 1), torch.ones(20_000, 224)
     call = partial(operator("sparse_adagrad_"), lr=0.01, impl="native")
-    return time_calls(lambda w, g: call(w, accumulator, None, index, g), (20_000, 224), (2128, 224), backward=False)
+    return make_workload(lambda w, g: call(w, accumulator, None, index, g), (20_000, 224), (2128, 224), backward=False)
 
 
-def time_session_batch() -> TimedWorkload:
+def make_session_batch_workload() -> TimedWorkload:
     store = random_log(20_000, 5000)
     log, call = (
         (torch.tensor(store.items), torch.tensor(store.offsets), None),
         partial(ops.session_batch, impl="native"),
     )
-    return time_calls(lambda: call(*log, *ops.session_batch_state(128), 400), backward=False)
+    return make_workload(lambda: call(*log, *ops.session_batch_state(128), 400), backward=False)
 
 
-def time_negative_sampling() -> TimedWorkload:
+def make_negative_sampling_workload() -> TimedWorkload:
     table = ops.build_alias_table(torch.from_numpy(random_log(20_000, 20_000).support), 0.5, impl="native")
     draw = partial(ops.negative_sampling, seed=0, step=0, steps=10, impl="native")
-    return time_calls(lambda: draw(table, 2048), backward=False)
+    return make_workload(lambda: draw(table, 2048), backward=False)
 
 
 # Functions that make the inputs and return the timed workload.
-ROWS: dict[str, Callable[[], TimedWorkload]] = {
-    **{f"{setting} fused": partial(time_epoch, setting) for setting in SETTINGS},
-    "xe-100 autograd": partial(time_epoch, "xe-100", fused=False),
-    "gru": partial(time_calls, partial(ops.gru, impl="native"), (1, 80, 672), (80, 224), (672, 224), (672,)),
-    "sampled_loss": partial(time_calls, partial(ops.sampled_loss, impl="native"), (80, 224), (2128, 224), (2128,)),
-    "target_rank": time_target_rank,
-    "laplacian_propagation": lambda: time_graph_operator(operator("laplacian_propagation")),
-    "ngcf_layer": partial(time_graph_operator, ops.ngcf_layer, (64, 64), (64,), (64, 64), (64,)),
-    "sparse_adagrad_": time_sparse_adagrad,
-    "session_batch": time_session_batch,
-    "negative_sampling": time_negative_sampling,
+TIMED_WORKLOADS: dict[str, Callable[[], TimedWorkload]] = {
+    **{f"{setting} fused": partial(make_epoch_workload, setting) for setting in SETTINGS},
+    "xe-100 autograd": partial(make_epoch_workload, "xe-100", fused=False),
+    "gru": partial(make_workload, partial(ops.gru, impl="native"), (1, 80, 672), (80, 224), (672, 224), (672,)),
+    "sampled_loss": partial(make_workload, partial(ops.sampled_loss, impl="native"), (80, 224), (2128, 224), (2128,)),
+    "target_rank": make_target_rank_workload,
+    "laplacian_propagation": lambda: make_graph_operator_workload(operator("laplacian_propagation")),
+    "ngcf_layer": partial(make_graph_operator_workload, ops.ngcf_layer, (64, 64), (64,), (64, 64), (64,)),
+    "sparse_adagrad_": make_sparse_adagrad_workload,
+    "session_batch": make_session_batch_workload,
+    "negative_sampling": make_negative_sampling_workload,
 }
 
 
@@ -677,7 +676,7 @@ def serve() -> None:
         request = json.loads(line)
         torch.set_num_threads(request["threads"])
         if request["row"] != name:
-            name, run = request["row"], ROWS[request["row"]]()
+            name, run = request["row"], TIMED_WORKLOADS[request["row"]]()
         print(run(request["n"]), file=answers, flush=True)
 
 
@@ -689,7 +688,11 @@ def describe() -> dict[str, Any]:
         "numpy": np.__version__,
         "package": str(Path(inspect.getfile(ops)).parents[1]),
     }
-    return versions | {name: info[name] for name in ("version", "simd_detected", "why_not")} | {"rows": list(ROWS)}
+    return (
+        versions
+        | {name: info[name] for name in ("version", "simd_detected", "why_not")}
+        | {"rows": list(TIMED_WORKLOADS)}
+    )
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ instruction set. A case is one call of the package with fixed inputs. The cases 
 The exit status is 0 if every case of OLD gives equal results, or has been removed on purpose (`REMOVED`). A case that
 raises the same error in both environments compares nothing and counts as different.
 
-With --time, the two builds run some workloads (`ROWS` of build_cases.py) alternately. A workload is slower if all three
-quartiles of the ratio new / old are above 1.05. The exit status is 0 if no workload is slower.
+With --time, both builds run the workloads TIMED_WORKLOADS of build_cases.py alternately. A workload is slower if all
+three quartiles of the ratio new / old are above 1.05. The exit status is 0 if no workload is slower.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 
 A row of the results table compares this package with other implementations at one workload. A call is a list of stages.
 A stage is a separate process with a time limit, which measures one row, runs one diagnostic (diagnostics.py) or runs
-some tests. An error that destroys the CUDA context affects only its own stage. If a stage fails because of this
-package, the row's other implementations are measured in a second process.
+some tests. An error that destroys the CUDA context affects only its own stage. If the stage of
+a row fails without a result, a second process measures the row's other implementations.
 
 OUT is a folder. OUT/results.json and OUT/table.md are rewritten after each stage; OUT/call.log gets the output of all
 stages. `--only TEXT` runs only the stages whose names contain the text, and always the stage that loads the library.

@@ -105,30 +105,30 @@ def call_a(options: StageOptions) -> Iterator[Group]:
     """Yield the groups of call A: library, tests, diagnostics, and rows in fp32, first those with a goal."""
     rows = [*row_names(("", FP32))]
     with_goals = [name for name in rows if WORKLOADS[name.workload].goals]
-    yield Group((diagnostic(options, LIBRARY, 150),))
-    yield Group(tuple(tests(options, 40, everything=False)), n_parallel_tests(options), needs_library=True)
+    yield Group((diagnostic_stage(options, LIBRARY, 150),))
+    yield Group(tuple(gpu_test_stages(options, 40, everything=False)), n_parallel_tests(options), needs_library=True)
     yield Group(
         (
-            diagnostic(options, "latencies", 20),
-            diagnostic(options, "rates", 20),
-            diagnostic(options, "timeline", 25, "--setting", "xe-100"),
-            diagnostic(options, "timeline", 25, "--setting", "xe-480"),
-            diagnostic(options, "ncu", 40),
-            row(options, with_goals[0]),
-            fused_step_on_cpu(options),
-            *(row(options, name) for name in with_goals[1:]),
-            *(row(options, name) for name in rows if name not in with_goals),
+            diagnostic_stage(options, "latencies", 20),
+            diagnostic_stage(options, "rates", 20),
+            diagnostic_stage(options, "timeline", 25, "--setting", "xe-100"),
+            diagnostic_stage(options, "timeline", 25, "--setting", "xe-480"),
+            diagnostic_stage(options, "ncu", 40),
+            row_stage(options, with_goals[0]),
+            fused_step_stage(options),
+            *(row_stage(options, name) for name in with_goals[1:]),
+            *(row_stage(options, name) for name in rows if name not in with_goals),
         )
     )
 
 
 def call_b(options: StageOptions) -> Iterator[Group]:
     """Yield the groups of call B: library, rows in TF32 and bf16, all tests, sanitizers, and a long training."""
-    yield Group((diagnostic(options, LIBRARY, 150), diagnostic(options, "rates", 20)))
-    yield Group(tuple(row(options, name) for name in row_names((TF32, BF16))))
-    yield Group(tuple(tests(options, 100, everything=True)), n_parallel_tests(options), needs_library=True)
-    yield Group(tuple(sanitizers(options, 60)), n_parallel_tests(options) // 2, needs_library=True)
-    yield Group((long_run(options, "ngcf_gowalla_b8192", 120),))
+    yield Group((diagnostic_stage(options, LIBRARY, 150), diagnostic_stage(options, "rates", 20)))
+    yield Group(tuple(row_stage(options, name) for name in row_names((TF32, BF16))))
+    yield Group(tuple(gpu_test_stages(options, 100, everything=True)), n_parallel_tests(options), needs_library=True)
+    yield Group(tuple(sanitizer_stages(options, 60)), n_parallel_tests(options) // 2, needs_library=True)
+    yield Group((training_stage(options, "ngcf_gowalla_b8192", 120),))
 
 
 CALLS = {"A": call_a, "B": call_b}
@@ -139,20 +139,20 @@ def n_parallel_tests(options: StageOptions) -> int:
     return 2 if options.rehearsal else 12
 
 
-def diagnostic(options: StageOptions, name: str, limit: float, *arguments: str) -> Stage:
+def diagnostic_stage(options: StageOptions, name: str, limit: float, *arguments: str) -> Stage:
     """Return the stage of a diagnostic. `arguments` are command-line options, each followed by its value."""
     stage_name = " ".join([name, *arguments[1::2]])
     command = (*PYTHON, "-m", "gpu.diagnostics", name, *arguments, *options.arguments)
     return Stage(stage_name, command, options.seconds(limit), waits_for_start=name != LIBRARY)
 
 
-def fused_step_on_cpu(options: StageOptions) -> Stage:
+def fused_step_stage(options: StageOptions) -> Stage:
     """Return the stage that measures the fused training step on the CPU, with each thread bound to a core."""
     binding = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
-    return replace(diagnostic(options, "cpu-engine", 40), environment=binding, exclusive=True)
+    return replace(diagnostic_stage(options, "cpu-engine", 40), environment=binding, exclusive=True)
 
 
-def row(options: StageOptions, name: RowName) -> Stage:
+def row_stage(options: StageOptions, name: RowName) -> Stage:
     """Return the stage of a row. Its fallback measures the other implementations only."""
     command = (*PYTHON, "-m", "gpu.measure_row", str(name), *options.arguments)
     without_ours = ("--without", OURS, "--without", OURS_STEADY)
@@ -160,16 +160,16 @@ def row(options: StageOptions, name: RowName) -> Stage:
     return Stage(str(name), command, options.seconds(limit), waits_for_start=True, fallback=(*command, *without_ours))
 
 
-def tests(options: StageOptions, limit: float, everything: bool) -> Iterator[Stage]:
+def gpu_test_stages(options: StageOptions, limit: float, everything: bool) -> Iterator[Stage]:
     """Yield a stage per kernel family (a folder of csrc), and one per other function of tests/test_cuda.py.
 
     everything: include LONG_TESTS, which start first, and the GPU tests of other files. In a rehearsal only every
     twelfth stage runs, and pytest skips its tests, since there is no GPU.
     """
     file = "tests/test_cuda.py"
-    functions = functions_without_families(ROOT / file)
+    functions = functions_without_sanitizer_mark(ROOT / file)
     arguments = {name: (f"{file}::{name}",) for name in LONG_TESTS if everything}
-    arguments |= {family: (file, "-m", "sanitizer", "-k", family) for family in families()}
+    arguments |= {family: (file, "-m", "sanitizer", "-k", family) for family in kernel_families()}
     arguments |= {name: (f"{file}::{name}",) for name in functions if name not in LONG_TESTS}
     if everything:
         arguments |= {other: (other, "-k", "cuda or gpu") for other in OTHER_GPU_TESTS}
@@ -183,7 +183,7 @@ def tests(options: StageOptions, limit: float, everything: bool) -> Iterator[Sta
         )
 
 
-def families() -> list[str]:
+def kernel_families() -> list[str]:
     """Return the kernel families (folders of csrc) that have CUDA kernels."""
     return sorted(path.parent.name for path in ROOT.glob("csrc/*/cuda.cu"))
 
@@ -194,7 +194,7 @@ def uses_shared_memory(family: str) -> bool:
     return any("GRF_SHARED" in text or "GRF_DYNAMIC_SHARED" in text for text in texts)
 
 
-def functions_without_families(path: Path) -> list[str]:
+def functions_without_sanitizer_mark(path: Path) -> list[str]:
     """Return the test functions of a file that lack the mark "sanitizer". (Functions with it run per kernel family.)"""
     return [
         node.name
@@ -205,13 +205,13 @@ def functions_without_families(path: Path) -> list[str]:
     ]
 
 
-def long_run(options: StageOptions, name: str, limit: float) -> Stage:
+def training_stage(options: StageOptions, name: str, limit: float) -> Stage:
     """Return the stage of a whole training. At its time limit it is interrupted and reports the finished epochs."""
     command = (*PYTHON, "-m", "gpu.training_runs", name, *options.arguments)
     return Stage(name, command, limit, interrupt=True)
 
 
-def sanitizers(options: StageOptions, limit: float) -> Iterator[Stage]:
+def sanitizer_stages(options: StageOptions, limit: float) -> Iterator[Stage]:
     """Yield a stage per kernel family and tool of compute-sanitizer; yield none if that program is missing.
 
     Only this package's kernels (C++ namespace grf) are checked. torch's caching allocator is off, so that
@@ -220,7 +220,7 @@ def sanitizers(options: StageOptions, limit: float) -> Iterator[Stage]:
     if shutil.which("compute-sanitizer", path=options.path) is None:
         return
     for tool in ("memcheck", "racecheck"):
-        for family in families():
+        for family in kernel_families():
             if tool == "racecheck" and not uses_shared_memory(family):
                 continue
             yield Stage(
