@@ -145,7 +145,7 @@ def test_time_of_an_evaluation(compare: Any, logs: SessionLogs, official: Any) -
         subjects={"evaluate_sessions": {"official": 8.0}},
     )
     products = [(train.n_items, LANES, WIDTH)]
-    shares = {side: rate_shares(taken["median"] * LANES, products) for side, taken in seconds.items()}
+    shares = {side: rate_shares(figures["median"] * LANES, products) for side, figures in seconds.items()}
     compare.note(limits=shares, recall_and_mrr=metrics)
 
 
@@ -157,7 +157,7 @@ def test_peak_memory_of_an_evaluation(compare: Any, request: pytest.FixtureReque
     figures = {side: measure_in_new_process(side, stores, options) for side in sides[:-1]}
     compare.run_once(lambda: figures.update({sides[-1]: measure_in_new_process(sides[-1], stores, options)}))
     compare.note(memory={"row": f"memory of an evaluation, {LOG}, L{WIDTH}", "goal": 0.1, "sides": figures})
-    assert all(of_side["peak_bytes"] > 0 for of_side in figures.values())
+    assert all(side_figures["peak_bytes"] > 0 for side_figures in figures.values())
 
 
 def main() -> None:

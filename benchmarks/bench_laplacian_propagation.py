@@ -92,4 +92,4 @@ def test_product(compare: Any, case: str, passes: str) -> None:
     seconds = compare(sides, row=f"L @ E, {case}, {passes}", unit="product", subjects={"native": GOALS[passes]})
     rows_read = len(neighbors) * (1 if passes == "forward" else 2)
     n_bytes = (rows_read + 2 * len(features)) * WIDTH * features.element_size()
-    compare.note(limits={side: rate_shares(taken["median"], n_bytes=n_bytes) for side, taken in seconds.items()})
+    compare.note(limits={side: rate_shares(figures["median"], n_bytes=n_bytes) for side, figures in seconds.items()})

@@ -32,17 +32,17 @@ def naive_epoch(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> Iterato
     """Yield inputs, targets and reset flags of each step, by NumPy indexing; lanes without a session are removed."""
     lanes = np.arange(n_lanes)
     position, end = offsets[lanes], offsets[lanes + 1]
-    started, reset = n_lanes, np.ones(n_lanes, dtype=bool)
+    next_session, reset = n_lanes, np.ones(n_lanes, dtype=bool)
     while len(position):
         yield items[position], items[position + 1], reset
         position = position + 1
         reset = position + 1 >= end
         for lane in np.flatnonzero(reset):
-            if started < len(offsets) - 1:
-                position[lane], end[lane] = offsets[started], offsets[started + 1]
-                started += 1
-        live = position + 1 < end
-        position, end, reset = position[live], end[live], reset[live]
+            if next_session < len(offsets) - 1:
+                position[lane], end[lane] = offsets[next_session], offsets[next_session + 1]
+                next_session += 1
+        is_live = position + 1 < end
+        position, end, reset = position[is_live], end[is_live], reset[is_live]
 
 
 def run_naive(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> int:
@@ -54,12 +54,12 @@ def run_operator(items: np.ndarray, offsets: np.ndarray, n_lanes: int, impl: str
     """Make the batches of an epoch with ops.session_batch and return the number of events."""
     log = torch.from_numpy(items), torch.from_numpy(offsets), None
     state = session_batch_state(n_lanes)
-    events, live = 0, n_lanes
-    while live:
+    n_events, n_live = 0, n_lanes
+    while n_live:
         inputs, _, _ = session_batch(*log, *state, CALL_STEPS, impl=impl)
-        live = int((inputs[-1] >= 0).sum())
-        events += inputs.numel() if live == n_lanes else int((inputs >= 0).sum())
-    return events
+        n_live = int((inputs[-1] >= 0).sum())
+        n_events += inputs.numel() if n_live == n_lanes else int((inputs >= 0).sum())
+    return n_events
 
 
 def run_loader(store: SessionStore, n_lanes: int) -> int:
@@ -93,4 +93,6 @@ def test_epoch(compare: Any, logs: SessionLogs, official: Any, n_lanes: int, log
         goals["session_batch"]["official"] = 50.0
     name = "diginetica" if log == "real" else "synthetic log"
     seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", subjects=goals)
-    compare.note(limits={side: rate_shares(taken["median"], n_bytes=EVENT_BYTES) for side, taken in seconds.items()})
+    compare.note(
+        limits={side: rate_shares(figures["median"], n_bytes=EVENT_BYTES) for side, figures in seconds.items()}
+    )

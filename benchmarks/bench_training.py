@@ -103,6 +103,6 @@ def test_training_steps(compare: Any, logs: SessionLogs, official: Any, setting:
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
         why_not_fused=runner_of(store, setting.parameters()).why_not_fused,
-        limits={name: rate_shares(taken["median"], shapes, n_bytes) for name, taken in seconds.items()},
+        limits={name: rate_shares(figures["median"], shapes, n_bytes) for name, figures in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},
     )

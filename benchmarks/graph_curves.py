@@ -36,8 +36,8 @@ def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Intera
         for epoch in range(1, n + 1):
             model.set_params(n_epochs=epoch)
             model.fit(graph, validation=test, out=folder, resume=epoch > 1, progress=False)
-            last = model.history[-1]
-            yield {"epoch": epoch, "loss": last["loss"], **last["validation"], "seconds": last["seconds"]}
+            record = model.history[-1]
+            yield {"epoch": epoch, "loss": record["loss"], **record["validation"], "seconds": record["seconds"]}
 
 
 def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:

@@ -92,7 +92,7 @@ def time_sizes(sides: dict[int, Side], turn_seconds: float) -> dict[str, dict[in
                 times[size].append(seconds)
     times_of_first = times[next(iter(sides))]
     return {
-        "seconds": {size: spread(of_size) for size, of_size in times.items()},
+        "seconds": {size: spread(size_times) for size, size_times in times.items()},
         "ratio": {size: spread([t / f for t, f in zip(times[size], times_of_first, strict=True)]) for size in sides},
     }
 

@@ -87,7 +87,7 @@ class Comparison:
             }
             for subject in measured_subjects
         }
-        seconds = {name: spread(of_side) for name, of_side in times.items()}
+        seconds = {name: spread(side_times) for name, side_times in times.items()}
         goals = {subject: dict(goals) for subject, goals in subjects.items()}
         self.note(row=row, unit=unit, seconds_per_unit=seconds, ratios=ratios, goals=goals, machine=describe_machine())
         return seconds
@@ -121,4 +121,4 @@ class Comparison:
             iterations=1,
             warmup_rounds=WARMUP_ROUNDS,
         )
-        return {name: of_side[-self._rounds :] for name, of_side in times.items()}
+        return {name: side_times[-self._rounds :] for name, side_times in times.items()}

@@ -623,10 +623,10 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> dict[str, Any]:
+def record_of(name: str, run: Callable[[], list[Tensor]], keep_folder: Path | None) -> dict[str, Any]:
     """Run a case and return its record: the name, and the error or the processor time and the digests of the tensors.
 
-    keep: a folder for the tensors, or None.
+    keep_folder: a folder for the tensors, or None.
     """
     started = time.process_time()
     try:
@@ -638,12 +638,14 @@ def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> 
     except Exception as error:  # recorded: the other build may raise the same error
         return {"name": name, "error": f"{type(error).__name__}: {error}"}
     seconds = round(time.process_time() - started, 3)
-    if keep is not None:
-        torch.save([tensor.detach() for tensor in tensors], keep / f"{hashlib.sha256(name.encode()).hexdigest()}.pt")
+    if keep_folder is not None:
+        torch.save(
+            [tensor.detach() for tensor in tensors], keep_folder / f"{hashlib.sha256(name.encode()).hexdigest()}.pt"
+        )
     return {"name": name, "seconds": seconds, "digests": [digest(tensor) for tensor in tensors]}
 
 
-def run_cases(impl: str, only: list[str], keep: Path | None) -> Iterator[dict[str, Any]]:
+def run_cases(impl: str, only: list[str], keep_folder: Path | None) -> Iterator[dict[str, Any]]:
     """Yield the records of the cases whose names contain a text of `only` (all cases if `only` is empty).
 
     A family without cases yields a record with an error.
@@ -659,7 +661,9 @@ def run_cases(impl: str, only: list[str], keep: Path | None) -> Iterator[dict[st
                 case = f"{prefix}/{description}"
                 try:
                     if not only or any(text in case for text in only):
-                        yield record_of(case, lambda run=cases.run, v=values: run(implementation(impl), **v), keep)
+                        yield record_of(
+                            case, lambda run=cases.run, v=values: run(implementation(impl), **v), keep_folder
+                        )
                     has_cases = True
                 except Inapplicable:
                     continue

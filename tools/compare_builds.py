@@ -136,11 +136,13 @@ def main() -> None:
 # Bits -----------------------------------------------------------------------------------------------------------------
 
 
-def compare_bits(builds: list[Build], jobs: list[tuple[str, str | None]], only: list[str], keep: Path | None) -> bool:
+def compare_bits(
+    builds: list[Build], jobs: list[tuple[str, str | None]], only: list[str], keep_folder: Path | None
+) -> bool:
     """Run the cases of all jobs in both builds, and print a report. Return whether the comparison passed."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:  # a process per core
         futures = {
-            (build.name, job): pool.submit(run_cases, build, *job, only, keep, Path(folder))
+            (build.name, job): pool.submit(run_cases, build, *job, only, keep_folder, Path(folder))
             for job in jobs
             for build in builds
         }
@@ -151,11 +153,11 @@ def compare_bits(builds: list[Build], jobs: list[tuple[str, str | None]], only: 
             if failure or not (records or only):
                 case = "/".join(filter(None, job))
                 results[name][case] = {"error": f"{name}'s process {failure or 'ran no case'}"}
-    return report(results["OLD"], results["NEW"], keep)
+    return report(results["OLD"], results["NEW"], keep_folder)
 
 
 def run_cases(
-    build: Build, impl: str, level: str | None, only: list[str], keep: Path | None, folder: Path
+    build: Build, impl: str, level: str | None, only: list[str], keep_folder: Path | None, folder: Path
 ) -> tuple[dict[str, Any], str]:
     """Run the cases of one job in a build.
 
@@ -165,9 +167,9 @@ def run_cases(
     """
     results = folder / f"{build.name}-{impl}-{level}.jsonl"
     command = build.command("run", str(results), "--impl", impl, *(f"--only={text}" for text in only))
-    if keep is not None:
-        (keep / build.name).mkdir(parents=True, exist_ok=True)
-        command += ["--keep", str(keep / build.name)]
+    if keep_folder is not None:
+        (keep_folder / build.name).mkdir(parents=True, exist_ok=True)
+        command += ["--keep", str(keep_folder / build.name)]
     environment = build.environment(OMP_WAIT_POLICY="passive", **({"GRU4REC_FAST_SIMD": level} if level else {}))
     run = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
     lines = results.read_text().splitlines() if results.exists() else []
@@ -177,16 +179,16 @@ def run_cases(
     return {record.pop("name"): record for record in records}, failure
 
 
-def report(old: dict[str, Any], new: dict[str, Any], keep: Path | None) -> bool:
+def report(old: dict[str, Any], new: dict[str, Any], keep_folder: Path | None) -> bool:
     """Print a line per family of cases and a line per difference. Return whether the comparison passed.
 
-    old, new: the records of all cases by name. keep: the folder of --keep.
+    old, new: the records of all cases by name. keep_folder: the folder of --keep.
     """
     counts: dict[str, Counter[str]] = {}
     lines: list[str] = []
     removed: Counter[str] = Counter()
     for name in old | new:
-        verdict, detail = judge(name, old.get(name), new.get(name), keep)
+        verdict, detail = judge(name, old.get(name), new.get(name), keep_folder)
         prefix = next((prefix for prefix in REMOVED if name.startswith(prefix)), None)
         if verdict == "only in OLD" and prefix is not None:
             verdict = "removed"
@@ -206,7 +208,9 @@ def report(old: dict[str, Any], new: dict[str, Any], keep: Path | None) -> bool:
     return n_bad == 0 and total["equal"] > 0
 
 
-def judge(name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, keep: Path | None) -> tuple[str, str]:
+def judge(
+    name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, keep_folder: Path | None
+) -> tuple[str, str]:
     """Return the verdict on a case, such as "equal" or "different", and details as text."""
     if old is None or new is None:
         record = old or new or {}
@@ -221,17 +225,17 @@ def judge(name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, kee
     if len(old["digests"]) != len(new["digests"]):
         return "different", f": {len(old['digests'])} tensors in OLD, {len(new['digests'])} in NEW"
     different = [i for i, pair in enumerate(zip(old["digests"], new["digests"], strict=True)) if pair[0] != pair[1]]
-    return "different", f": tensors {different} of {len(old['digests'])}{differences(name, different, keep)}"
+    return "different", f": tensors {different} of {len(old['digests'])}{differences(name, different, keep_folder)}"
 
 
-def differences(name: str, indices: list[int], keep: Path | None) -> str:
+def differences(name: str, indices: list[int], keep_folder: Path | None) -> str:
     """Return as text the maximum differences of a case's tensors with these indices, or "" without --keep."""
-    if keep is None:
+    if keep_folder is None:
         return ""
     import torch
 
     file = f"{hashlib.sha256(name.encode()).hexdigest()}.pt"
-    old, new = (torch.load(keep / build / file, weights_only=True) for build in ("OLD", "NEW"))
+    old, new = (torch.load(keep_folder / build / file, weights_only=True) for build in ("OLD", "NEW"))
     texts = []
     for i in indices:
         if old[i].shape != new[i].shape or old[i].dtype != new[i].dtype:

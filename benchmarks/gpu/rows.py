@@ -128,10 +128,10 @@ def _figures(
         "precision": name.precision,
         "unit": row.unit,
         "units_per_turn": units,
-        "seconds": {side: spread(of_side) for side, of_side in times.items()},
+        "seconds": {side: spread(side_times) for side, side_times in times.items()},
         "ratios": {
-            side: spread([their_time / our_time for their_time, our_time in zip(of_side, ours, strict=True)])
-            for side, of_side in times.items()
+            side: spread([their_time / our_time for their_time, our_time in zip(side_times, ours, strict=True)])
+            for side, side_times in times.items()
             if ours and side != OURS
         },
         "mib": mib,

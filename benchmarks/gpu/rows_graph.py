@@ -36,7 +36,7 @@ def power_law_graph(n_nodes: int, n_edges: int, device: torch.device) -> tuple[T
         edges = torch.cat([edges, (low * n_nodes + high)[low < high]]).unique()
     edges = edges[torch.randperm(len(edges), generator=generator, device=device)[:n_edges]]
     low, high = edges // n_nodes, edges % n_nodes
-    entries = torch.cat([edges, high * n_nodes + low]).sort().values  # of the adjacency matrix: both directions
+    entries = torch.cat([edges, high * n_nodes + low]).sort().values  # of the adjacency matrix, row * n_nodes + column
     degrees = torch.bincount(entries // n_nodes, minlength=n_nodes)
     return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)]), (entries % n_nodes).int()
 
