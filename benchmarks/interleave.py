@@ -18,7 +18,7 @@ from machine import describe_machine
 # side(n) runs about n units of work and returns the seconds per unit. A unit is, for example, a mini-batch or a call.
 Side = Callable[[int], float]
 
-WARMUP_ROUNDS = 1  # rounds that do not count; `units_per_turn` calls each side before
+WARMUP_ROUNDS = 1  # rounds that do not count, after the calls of `units_per_turn`
 
 
 def timed(work: Callable[[], Any], units: int = 1) -> Side:

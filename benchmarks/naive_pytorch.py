@@ -49,11 +49,23 @@ class Setting:
 
 
 SETTINGS = [
-    Setting("xe-100", "cross-entropy", 100, 32, 0.75, 0.1, dropout_p_embed=0.1, logq=1.0),
-    Setting("xe-480", "cross-entropy", 480, 48, 0.2, 0.07, dropout_p_hidden=0.2, logq=1.0),
-    Setting("bprmax-224", "bpr-max", 224, 80, 0.4, 0.05, 0.5, 0.05, momentum=0.4, bpreg=1.95, elu_param=0.5),
-    Setting("bprmax-512", "bpr-max", 512, 128, 0.3, 0.05, 0.5, 0.3, 0.15, bpreg=0.9, elu_param=1.0, log="diginetica"),
-]
+    Setting(
+        "xe-100", "cross-entropy", width=100, batch_size=32, sample_alpha=0.75, learning_rate=0.1, dropout_p_embed=0.1,
+        logq=1.0,
+    ),
+    Setting(
+        "xe-480", "cross-entropy", width=480, batch_size=48, sample_alpha=0.2, learning_rate=0.07, dropout_p_hidden=0.2,
+        logq=1.0,
+    ),
+    Setting(
+        "bprmax-224", "bpr-max", width=224, batch_size=80, sample_alpha=0.4, learning_rate=0.05, dropout_p_embed=0.5,
+        dropout_p_hidden=0.05, momentum=0.4, bpreg=1.95, elu_param=0.5,
+    ),
+    Setting(
+        "bprmax-512", "bpr-max", width=512, batch_size=128, sample_alpha=0.3, learning_rate=0.05, dropout_p_embed=0.5,
+        dropout_p_hidden=0.3, momentum=0.15, bpreg=0.9, elu_param=1.0, log="diginetica",
+    ),
+]  # fmt: skip
 
 
 def session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

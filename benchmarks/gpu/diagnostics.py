@@ -53,7 +53,7 @@ METRICS = {
 }
 
 
-def library(arguments: argparse.Namespace) -> dict[str, Any]:
+def load_library(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load the native library of FOLDER. If none fits or it does not load, compile it on this machine.
 
     Returns the device and the versions.
@@ -91,20 +91,20 @@ def library(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def latencies(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_latencies(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run FOLDER/latencies. If it is missing or prints no figures, compile latencies.cu and run the new program."""
     program = arguments.folder / "latencies" if arguments.folder else None
-    measured = run_latencies(program) if program and program.exists() else {}
-    if not measured:
+    figures = run_latencies(program) if program and program.exists() else {}
+    if not figures:
         print("compiling latencies.cu on this machine: FOLDER/latencies is missing or printed no figures", flush=True)
         with tempfile.TemporaryDirectory() as work:
             compiled = Path(work, "latencies")
             source = HERE / "latencies.cu"
             subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=sm_90", source, "-o", compiled], check=True)
-            measured = run_latencies(compiled)
-    if not measured:
+            figures = run_latencies(compiled)
+    if not figures:
         raise RuntimeError("no latency was measured")
-    return {"facts": {"latencies": measured}}
+    return {"facts": {"latencies": figures}}
 
 
 def run_latencies(program: Path) -> dict[str, float]:
@@ -118,20 +118,20 @@ def run_latencies(program: Path) -> dict[str, float]:
         return {}
 
 
-def rates(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_all_rates(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the device's rates; the table gives the figures of the rows as shares of these rates."""
     from gpu.device import measure_rates
 
-    return {"ceilings": measure_rates(device_of(arguments))}
+    return {"ceilings": measure_rates(make_device(arguments))}
 
 
-def timeline(arguments: argparse.Namespace) -> dict[str, Any]:
+def profile_timeline(arguments: argparse.Namespace) -> dict[str, Any]:
     """Profile replays of the captured training step (CUDA graphs of 16 mini-batches)."""
     import torch
     from torch.profiler import ProfilerActivity
 
-    device = device_of(arguments)
-    run = training_of(arguments)
+    device = make_device(arguments)
+    run = make_training(arguments)
     per_replay = device.size(16, 1)
     for _ in range(4):  # warm-up: the step runs without a graph first, is captured in the second run, then replayed
         run(per_replay)
@@ -187,11 +187,11 @@ def summarize(events: Iterable[tuple[str, float, float]], mini_batches: int) -> 
     }
 
 
-def one_step(arguments: argparse.Namespace) -> dict[str, Any]:
+def run_one_step(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one mini-batch without CUDA graph capture, between cudaProfilerStart and cudaProfilerStop."""
     import torch
 
-    run = training_of(arguments)
+    run = make_training(arguments)
     run(2 if arguments.tiny else 16)  # warm-up: CUDA loads kernels at first use
     if arguments.device == "cuda":
         torch.cuda.synchronize()
@@ -203,7 +203,7 @@ def one_step(arguments: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def ncu(arguments: argparse.Namespace) -> dict[str, Any]:
+def count_with_ncu(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the counters METRICS of one training step with ncu; return those of the longest kernels."""
     program = shutil.which("ncu")
     if program is None:
@@ -255,7 +255,7 @@ def parse_counters(report: str) -> list[dict[str, Any]]:
     return sorted(kernels, key=lambda kernel: -(kernel["us"] or 0))[:N_KERNELS]
 
 
-def fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the fused training step of all settings on the CPU, with increasing numbers of threads.
 
     The figures are written after each number of threads, since the process may be stopped.
@@ -284,7 +284,7 @@ def fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def device_of(arguments: argparse.Namespace) -> Any:
+def make_device(arguments: argparse.Namespace) -> Any:
     """Return the `gpu.device.Device` that the command-line options select."""
     import torch
 
@@ -293,7 +293,7 @@ def device_of(arguments: argparse.Namespace) -> Any:
     return Device(torch.device(arguments.device), arguments.impl, arguments.tiny)
 
 
-def training_of(arguments: argparse.Namespace) -> Callable[[int], None]:
+def make_training(arguments: argparse.Namespace) -> Callable[[int], None]:
     """Return a function that trains a number of mini-batches of the setting by the fused step."""
     from naive_pytorch import SETTINGS
 
@@ -301,17 +301,19 @@ def training_of(arguments: argparse.Namespace) -> Callable[[int], None]:
     from gpu.rows_sessions import runner_on, updates_of
 
     (setting,) = [setting for setting in SETTINGS if setting.name == arguments.setting]
-    return updates_of(runner_on(device_of(arguments), PreparedFolder(arguments.folder).sessions(setting.log), setting))
+    return updates_of(
+        runner_on(make_device(arguments), PreparedFolder(arguments.folder).sessions(setting.log), setting)
+    )
 
 
 DIAGNOSTICS = {
-    "library": library,
-    "latencies": latencies,
-    "rates": rates,
-    "timeline": timeline,
-    "ncu": ncu,
-    "one-step": one_step,
-    "cpu-engine": fused_step_on_cpu,
+    "library": load_library,
+    "latencies": measure_latencies,
+    "rates": measure_all_rates,
+    "timeline": profile_timeline,
+    "ncu": count_with_ncu,
+    "one-step": run_one_step,
+    "cpu-engine": measure_fused_step_on_cpu,
 }
 
 

@@ -58,10 +58,8 @@ def propagation_row(name: RowName, device: Device, folder: PreparedFolder) -> Ro
     scale = offsets.diff().clamp(min=1).double() ** -0.5
     rows = torch.repeat_interleave(offsets.diff())
     values = (scale[rows] * scale[neighbors.long()]).float()
-    structures = {
-        "": (offsets, neighbors.long()),
-        ", int32": (offsets.int(), neighbors),
-    }  # by suffix of the side's name
+    # By suffix of the side's name: int64 and int32 indices.
+    structures = {"": (offsets, neighbors.long()), ", int32": (offsets.int(), neighbors)}
     multiplications: dict[str, Callable[[Tensor], Tensor]] = {
         OURS: lambda x: ops.laplacian_propagation(x, offsets, neighbors, impl=device.impl)
     }

@@ -17,7 +17,7 @@ from gpu.workloads import OURS, WORKLOADS, RowName
 from gru4rec_fast import ops
 
 
-def gru(device: Device, steps: int, lanes: int, hidden: int) -> Row:
+def gru_row(device: Device, steps: int, lanes: int, hidden: int) -> Row:
     """Build the row of the GRU: forward, and gradients of x, weights and biases.
 
     A tenth of the lanes is reset at each step. The baseline, nn.GRU, has the same weights and no resets.
@@ -63,7 +63,7 @@ def plain_in_batch_loss(hidden: Tensor, rows: Tensor) -> Tensor:
     return F.cross_entropy((hidden @ rows.T).float(), torch.arange(len(hidden), device=hidden.device))
 
 
-def loss(device: Device, precision: str, m: int, n: int, width: int, *, in_batch: bool = False) -> Row:
+def loss_row(device: Device, precision: str, m: int, n: int, width: int, *, in_batch: bool = False) -> Row:
     """Build the row of the sampled loss: its value, and the gradients of the hidden states and the item embeddings.
 
     m: number of targets. n: number of sampled negatives. in_batch: the other targets are also negatives.
@@ -101,7 +101,7 @@ def _queries_and_items(device: Device) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, weight, torch.randint(items, (queries,), device=device.torch_device)
 
 
-def ranking(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def ranking_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of target_rank: for each query, the number of items with a higher score than its target."""
     hidden, weight, targets = _queries_and_items(device)
 
@@ -118,7 +118,7 @@ def ranking(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def top_k(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def top_k_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of top_k: the 20 best items of each query."""
     hidden, weight, _ = _queries_and_items(device)
     return Row(
@@ -131,17 +131,17 @@ def top_k(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def gru_of_case(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def small_gru_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of the GRU with hidden size 100 and the T steps and B lanes of the case."""
     steps, lanes = (int(text.partition("=")[2]) for text in name.case.split())
-    return gru(device, steps, lanes, 100)
+    return gru_row(device, steps, lanes, hidden=100)
 
 
 BUILDERS: dict[str, Builder] = {
-    "gru": lambda name, device, folder: gru(device, 50, 512, 512),
-    "small-gru": gru_of_case,
-    "loss": lambda name, device, folder: loss(device, name.precision, 6400, 8192, 512),
-    "small-loss": lambda name, device, folder: loss(device, name.precision, 32, 2048, 100, in_batch=True),
-    "ranking": ranking,
-    "top-k": top_k,
+    "gru": lambda name, device, folder: gru_row(device, steps=50, lanes=512, hidden=512),
+    "small-gru": small_gru_row,
+    "loss": lambda name, device, folder: loss_row(device, name.precision, m=6400, n=8192, width=512),
+    "small-loss": lambda name, device, folder: loss_row(device, name.precision, m=32, n=2048, width=100, in_batch=True),
+    "ranking": ranking_row,
+    "top-k": top_k_row,
 }

@@ -28,7 +28,7 @@ from gru4rec_fast.data import SessionStore
 from gru4rec_fast.training import SessionEpochRunner
 
 
-def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a training step: `GRU4Rec.fit`, the loop of the official `fit`, and plain PyTorch.
 
     OURS_STEADY makes whole graphs of updates and leaves out the work at the start of epochs. In bf16, only this package
@@ -97,6 +97,7 @@ def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
             if epoch is None:
                 runner.loader.set_epoch(n_epochs)
                 epoch, n_epochs = runner.start_fused_epoch(), n_epochs + 1
+            # one block per update
             blocks, finished = epoch.run(updates, hidden, step=step)
             step, updates = step + len(blocks), updates - len(blocks)
             epoch = None if finished else epoch
@@ -127,7 +128,7 @@ def official_side(folder: PreparedFolder, store: SessionStore, setting: Setting,
     return OfficialGRU4Rec(path, device.torch_device).training(to_data_frame(store), **setting.parameters())
 
 
-def masks(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def dropout_mask_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of dropout masks."""
     shape = tuple(int(size) for size in name.case.split(" x "))
     mask = torch.empty(shape, device=device.torch_device)
@@ -144,7 +145,7 @@ def masks(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def negatives(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def negative_sampling_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of negative sampling: items sampled by popularity, with their log-probabilities."""
     # Number of occurrences of each item, by Zipf's law.
     support = (1e7 / torch.arange(1, device.size(100_001, 101))).long() + 1
@@ -159,7 +160,7 @@ def negatives(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def batches(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def session_batch_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of session batches of 16 steps x 128 lanes (sessions processed in parallel), on the device."""
     lengths = torch.randint(2, 9, (device.size(200_000, 500),), generator=torch.Generator().manual_seed(1))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
@@ -201,7 +202,7 @@ def batches(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def update(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def sparse_update_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a sparse Adagrad step on 2144 gradients; some table rows have many gradients."""
     n_items, width = device.size(43_000, 300), device.size(480, 12)
     table, accumulator = (torch.ones(n_items, width, device=device.torch_device) for _ in range(2))
@@ -215,9 +216,9 @@ def update(name: RowName, device: Device, folder: PreparedFolder) -> Row:
 
 
 BUILDERS: dict[str, Builder] = {
-    **dict.fromkeys([setting.name for setting in SETTINGS], training),
-    "masks": masks,
-    "negatives": negatives,
-    "batches": batches,
-    "update": update,
+    **dict.fromkeys([setting.name for setting in SETTINGS], training_row),
+    "masks": dropout_mask_row,
+    "negatives": negative_sampling_row,
+    "batches": session_batch_row,
+    "update": sparse_update_row,
 }
