@@ -2,8 +2,9 @@
 
     pytest benchmarks/bench_dropout.py --benchmark-group-by=param:shape
 
-Shapes are steps x lanes x units: one step of three published configurations, and 16 steps of the largest one. Only the
-speed of bernoulli_ is compared, since its random numbers differ.
+Shapes are steps x lanes x units; a lane is one of the sessions processed in parallel. They are one step of three
+published configurations, and 16 steps of the largest one. `side` is the implementation that is measured. bernoulli_
+draws other random numbers, so only its speed can be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from gru4rec_fast.ops import dropout_mask
 
-P = 0.3
+P = 0.3  # dropout probability
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 100), (1, 48, 480), (1, 128, 512), (16, 128, 512)], ids=str)

@@ -2,11 +2,17 @@
 
     pytest benchmarks/bench_evaluation.py --peer official=PATH
 
-An evaluation computes Recall@20 and MRR@20 of the next items. A unit is one target, an item to predict. Sides (the
-implementations compared): `official` (batch_eval of the official code), `naive` (one product for all scores of 512
-lanes, then a comparison), `reference` and `evaluate_sessions` (this package, pure PyTorch and native). Time is measured
-on every sixteenth test session. Memory is measured on the whole test log, in a separate process per side, in addition
-to the memory of the imports. All sides use the same weights and must find the same recall.
+An evaluation computes Recall@20 and MRR@20 of the next items, for 512 lanes (sessions processed in parallel). A unit of
+work is one target, an item to predict. The official code is GRU4Rec_PyTorch_Official, by GRU4Rec's author. Sides (the
+implementations compared):
+
+    official             batch_eval of the official code
+    naive                plain PyTorch; computes and stores the scores of all lanes and items
+    reference            this package in pure PyTorch
+    evaluate_sessions    this package with native operators
+
+Time is measured on every sixteenth test session. Memory is measured on the whole test log, in a separate process per
+side, without the memory of the imports. All sides use the same weights and must compute the same recall.
 """
 
 from __future__ import annotations
@@ -39,8 +45,8 @@ SIDES = ("official", "naive", "reference", "evaluate_sessions")
 Evaluation = Callable[[], tuple[float, float]]  # returns recall@20 and mrr@20
 
 
-def trained_network(store: SessionStore) -> SessionNetwork:
-    """Return a network that stands for a trained one: its scores differ between items, popular items score higher."""
+def network_like_trained(store: SessionStore) -> SessionNetwork:
+    """Return a network with scores like those of a trained one: they vary, and popular items have higher scores."""
     network = SessionNetwork(store.n_items, [WIDTH], seed=1)
     with torch.no_grad():
         network.output.weight.mul_(30)
@@ -50,23 +56,23 @@ def trained_network(store: SessionStore) -> SessionNetwork:
 
 @torch.no_grad()
 def naive_evaluation(network: SessionNetwork, test: SessionStore) -> tuple[float, float]:
-    """Return recall@20 and mrr@20 by the straightforward method, which computes all scores of a step at once."""
+    """Return recall@20 and mrr@20, computed in plain PyTorch with the scores of all lanes and items of a step."""
     loader = SessionParallelLoader(test, LANES)
     recall = mrr = 0.0
     with evaluating(network):
         state = network.initial_state(loader.n_lanes)
         for block in loader:
             hidden, state = network(block.inputs, state, block.reset)
-            live = block.targets[0] >= 0
-            scores = hidden[0][live] @ network.output_weight.T + network.output_bias
-            rank = (scores >= scores.gather(1, block.targets[0][live].unsqueeze(1))).sum(1)
+            is_live = block.targets[0] >= 0
+            scores = hidden[0][is_live] @ network.output_weight.T + network.output_bias
+            rank = (scores >= scores.gather(1, block.targets[0][is_live].unsqueeze(1))).sum(1)
             recall += float((rank <= 20).sum())
             mrr += float(((rank <= 20) / rank).sum())
     return recall / test.n_targets, mrr / test.n_targets
 
 
 def package_evaluation(network: SessionNetwork, test: SessionStore, impl: str) -> tuple[float, float]:
-    """Return recall@20 and mrr@20 by this package, with all operators by the implementation `impl`."""
+    """Return recall@20 and mrr@20, computed by this package with the implementation `impl` of all operators."""
     for module in network.modules():
         if hasattr(module, "impl"):
             module.impl = impl  # type: ignore[assignment]
@@ -75,18 +81,18 @@ def package_evaluation(network: SessionNetwork, test: SessionStore, impl: str) -
 
 
 def evaluation_of(
-    side: str, train: SessionStore, test: SessionStore, official: Any, frame: Callable[[], Any]
+    side: str, train: SessionStore, test: SessionStore, official: Any, make_frame: Callable[[], Any]
 ) -> Evaluation:
-    """Return the function that evaluates the test sessions by the implementation `side`.
+    """Return the function that evaluates the test sessions with the implementation `side`.
 
-    frame: returns the test sessions as a data frame, for the official code.
+    official: a peers.official.OfficialGRU4Rec, or None. make_frame: returns the test sessions as a data frame for it.
     """
-    network = trained_network(train)
+    network = network_like_trained(train)
     if side == "naive":
         return partial(naive_evaluation, network, test)
     if side == "official":
         estimator = official.with_weights(network.state_dict(), train.vocabulary.ids, WIDTH)
-        return partial(official.evaluate, estimator, frame(), LANES)
+        return partial(official.evaluate, estimator, make_frame(), LANES)
     return partial(package_evaluation, network, test, "reference" if side == "reference" else "auto")
 
 
@@ -99,7 +105,7 @@ def every_sixteenth_session(test: SessionStore) -> SessionStore:
 
 
 def to_data_frame(test: SessionStore) -> Any:
-    """Return the sessions as a data frame for the official code, with the items' ids."""
+    """Return the sessions as a data frame for the official code, with the items' ids instead of indices."""
     import numpy as np
     import pandas as pd
 
@@ -107,21 +113,29 @@ def to_data_frame(test: SessionStore) -> Any:
     return pd.DataFrame({"SessionId": session, "ItemId": test.vocabulary.ids[test.items], "Time": range(test.n_events)})
 
 
-def measure_in_process(side: str, stores: list[Path], peer: list[str]) -> dict[str, Any]:
-    """Measure memory, time and metrics of one side on the whole test log in a new process; `main` runs there.
+def measure_in_new_process(side: str, stores: list[Path], peer_options: list[str]) -> dict[str, Any]:
+    """Measure memory, time and metrics of one side on the whole test log in a new process, which runs `main`.
 
-    stores: folders of the training and the test log. peer: command-line options that name the official checkout.
+    stores: folders of the training and the test log. peer_options: command-line options with the official checkout.
     """
-    command = [sys.executable, __file__, side, *map(str, stores), *peer, "--threads", str(torch.get_num_threads())]
+    command = [
+        sys.executable,
+        __file__,
+        side,
+        *map(str, stores),
+        *peer_options,
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def test_time(compare: Any, logs: SessionLogs, official: Any) -> None:
+def test_time_of_an_evaluation(compare: Any, logs: SessionLogs, official: Any) -> None:
     train, test = logs.store(LOG), every_sixteenth_session(logs.store(LOG, "test"))
     sides = [side for side in SIDES if side != "official" or official is not None]
     evaluations = {side: evaluation_of(side, train, test, official, lambda: to_data_frame(test)) for side in sides}
     metrics = {side: evaluate() for side, evaluate in evaluations.items()}
-    for recall, mrr in metrics.values():  # rounding of the scores may swap the ranks of a few targets
+    for recall, mrr in metrics.values():  # rounding errors of the scores may change the ranks of a few targets
         assert recall == pytest.approx(metrics["naive"][0], abs=3 / test.n_targets)
         assert mrr == pytest.approx(metrics["naive"][1], abs=1e-4)
     seconds = compare(
@@ -130,24 +144,27 @@ def test_time(compare: Any, logs: SessionLogs, official: Any) -> None:
         unit="target",
         subjects={"evaluate_sessions": {"official": 8.0}},
     )
-    work = [(train.n_items, LANES, WIDTH)]
-    shares = {side: rate_shares(taken["median"] * LANES, work) for side, taken in seconds.items()}
+    products = [(train.n_items, LANES, WIDTH)]
+    shares = {side: rate_shares(figures["median"] * LANES, products) for side, figures in seconds.items()}
     compare.note(limits=shares, recall_and_mrr=metrics)
 
 
-def test_peak_memory(compare: Any, request: pytest.FixtureRequest, logs: SessionLogs) -> None:
+def test_peak_memory_of_an_evaluation(compare: Any, request: pytest.FixtureRequest, logs: SessionLogs) -> None:
     stores = [folder for part in ("train", "test") if (folder := logs.store(LOG, part).folder)]
     peers = request.config.getoption("--peer")
     options = [text for peer in peers for text in ("--peer", peer)]
     sides = [side for side in SIDES if side != "official" or peers]
-    figures = {side: measure_in_process(side, stores, options) for side in sides[:-1]}
-    compare.run_once(lambda: figures.update({sides[-1]: measure_in_process(sides[-1], stores, options)}))
+    figures = {side: measure_in_new_process(side, stores, options) for side in sides[:-1]}
+    compare.run_once(lambda: figures.update({sides[-1]: measure_in_new_process(sides[-1], stores, options)}))
     compare.note(memory={"row": f"memory of an evaluation, {LOG}, L{WIDTH}", "goal": 0.1, "sides": figures})
-    assert all(of_side["peak_bytes"] > 0 for of_side in figures.values())
+    assert all(side_figures["peak_bytes"] > 0 for side_figures in figures.values())
 
 
 def main() -> None:
-    """Measure one side in this process: the memory once model and log are loaded, and the peak of the evaluation."""
+    """Measure one side in this process and print the figures as JSON.
+
+    loaded_bytes: memory of the loaded model and log. peak_bytes: peak memory of the evaluation, including loaded_bytes.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("train", type=Path, help="the training log's store")
@@ -161,7 +178,7 @@ def main() -> None:
         from peers.official import OfficialGRU4Rec
 
         official = OfficialGRU4Rec(arguments.peer.partition("=")[2])
-    ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)  # loads the native library, which counts as an import
+    ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)  # loads the native library, so that it counts as an import
     profiling.set_baseline()
     train, test = SessionStore.open(arguments.train), SessionStore.open(arguments.test)
     evaluate = evaluation_of(arguments.side, train, test, official, lambda: to_data_frame(test))

@@ -2,8 +2,9 @@
 
     pytest benchmarks/bench_gru.py --benchmark-group-by=param:shape
 
-Shapes are T steps x B lanes x hidden size H. torch.nn.GRU cannot reset the hidden state of a lane inside the sequence:
-it does less work than `gru`.
+Shapes are T steps x B lanes x hidden size H; a lane is one of the sessions processed in parallel. `side` is the
+implementation that is measured. torch.nn.GRU does less work than `gru`: it cannot reset the hidden state of a lane
+inside the sequence.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/bench_ingest_memory.py 20 40
 
-The arguments are the lengths in million events. Each log is written to a temporary folder and ingested in a separate
-process. Peak memory is that process's high-water mark of resident memory (VmHWM, Linux) minus that after the imports.
+The arguments are the lengths in million events. Each log is written to a temporary folder; a separate process converts
+it to a `SessionStore`. Peak memory is the maximum resident memory of this process (VmHWM, Linux) minus its maximum
+resident memory after the imports.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 N_ITEMS = 1_000_000
 
-_CHILD = """
+_CHILD_PROGRAM = """
 import json, sys, time
 import polars
 from gru4rec_fast.data import SessionStore
@@ -37,8 +38,14 @@ print(json.dumps({"n_events": store.n_events, "n_sessions": store.n_sessions, "n
 
 
 def measure_ingest(log: Path, out: Path) -> dict[str, Any]:
-    """Ingest a log in a new process; return the store's counts, the seconds, and the bytes before and at the peak."""
-    child = subprocess.run([sys.executable, "-c", _CHILD, str(log), str(out)], stdout=subprocess.PIPE, check=True)
+    """Convert a log in a new process.
+
+    Returns:
+        numbers of events, sessions and items; seconds; "baseline_bytes", the memory after the imports; "peak_bytes".
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", _CHILD_PROGRAM, str(log), str(out)], stdout=subprocess.PIPE, check=True
+    )
     return json.loads(child.stdout)
 
 
@@ -48,7 +55,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("millions", nargs="*", type=float, default=[20, 40], help="lengths in million events")
-    parser.add_argument("--items", type=int, default=N_ITEMS, help="size of the catalogue")
+    parser.add_argument("--items", type=int, default=N_ITEMS, help="number of items in the catalogue")
     parser.add_argument("--folder", type=Path, help="folder for temporary logs and stores")
     parser.add_argument("--json", type=Path, help="a file for the results")
     arguments = parser.parse_args()

@@ -1,11 +1,13 @@
-"""Benchmark laplacian_propagation (L @ E), compared with torch's sparse CSR and COO products, which store the values.
+"""Benchmark laplacian_propagation (L @ E), compared with torch's products of sparse CSR and COO matrices.
 
     pytest benchmarks/bench_laplacian_propagation.py [--threads 2]
 
 "Gowalla" is the training graph of ../shared/data/gowalla (skipped if it does not exist); "power law" is a synthetic
-graph of about that size whose degrees follow a power law. Measured are the forward pass, and forward and backward pass,
-at width 64. Node dropout is left out: with torch it would mean a new matrix per step. The share of the copy rate counts
-the bytes of every row that an entry of L reads. Most of these rows are in a cache, so the share can exceed 100 %.
+graph of about the same size, whose degrees follow a power law. E has width 64. The benchmark measures the forward pass
+alone, and the forward and backward pass. There is no node dropout, since torch would need a new matrix per step.
+
+The share of the copy rate counts, for every entry of L, the bytes of the row of E that it multiplies. Most of these
+rows are in a cache, so the share can exceed 100 %. A side is one of the implementations compared.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
 WIDTH = 64
+# Smallest ratios of times, torch's over this package's, that are the goal.
 GOALS = {"forward": {"csr": 1.3}, "forward + backward": {"csr": 7.0, "coo": 13.0}}
 
 
 def structure(case: str) -> tuple[Tensor, Tensor]:
-    """Return offsets and int32 neighbors of the graph."""
+    """Return offsets and int32 neighbors (CSR) of the graph "Gowalla" or "power law"."""
     if case == "Gowalla":
         if not GOWALLA.exists():
             pytest.skip(f"{GOWALLA} does not exist")
@@ -40,7 +43,7 @@ def structure(case: str) -> tuple[Tensor, Tensor]:
 
 
 def products(offsets: Tensor, neighbors: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return, for each side, the function that multiplies features by L."""
+    """Return, for each side, the function that multiplies L by features."""
     n_nodes = len(offsets) - 1
     scale = offsets.diff().clamp(min=1) ** -0.5
     rows, columns = torch.repeat_interleave(offsets.diff()), neighbors.long()
@@ -55,7 +58,9 @@ def products(offsets: Tensor, neighbors: Tensor) -> dict[str, Callable[[Tensor],
     }
 
 
-def forward(multiply: Callable[[Tensor], Tensor], features: Tensor) -> Side:
+def forward_side(multiply: Callable[[Tensor], Tensor], features: Tensor) -> Side:
+    """Return the side that runs the forward pass."""
+
     @torch.no_grad()
     def step() -> None:
         multiply(features)
@@ -63,7 +68,8 @@ def forward(multiply: Callable[[Tensor], Tensor], features: Tensor) -> Side:
     return timed(step)
 
 
-def forward_and_backward(multiply: Callable[[Tensor], Tensor], features: Tensor, grad: Tensor) -> Side:
+def forward_and_backward_side(multiply: Callable[[Tensor], Tensor], features: Tensor, grad: Tensor) -> Side:
+    """Return the side that runs the forward pass and computes the gradient of the features."""
     features = features.clone().requires_grad_()
 
     def step() -> None:
@@ -78,10 +84,12 @@ def test_product(compare: Any, case: str, passes: str) -> None:
     offsets, neighbors = structure(case)
     features, grad = torch.randn(2, len(offsets) - 1, WIDTH, generator=torch.Generator().manual_seed(1))
     sides = {
-        name: forward(multiply, features) if passes == "forward" else forward_and_backward(multiply, features, grad)
+        name: forward_side(multiply, features)
+        if passes == "forward"
+        else forward_and_backward_side(multiply, features, grad)
         for name, multiply in products(offsets, neighbors).items()
     }
     seconds = compare(sides, row=f"L @ E, {case}, {passes}", unit="product", subjects={"native": GOALS[passes]})
     rows_read = len(neighbors) * (1 if passes == "forward" else 2)
     n_bytes = (rows_read + 2 * len(features)) * WIDTH * features.element_size()
-    compare.note(limits={side: rate_shares(taken["median"], n_bytes=n_bytes) for side, taken in seconds.items()})
+    compare.note(limits={side: rate_shares(figures["median"], n_bytes=n_bytes) for side, figures in seconds.items()})

@@ -1,9 +1,10 @@
-"""Benchmark negative_sampling: building the alias table, and drawing negatives, compared with torch.multinomial.
+"""Benchmark building an alias table, and negative_sampling compared with torch.multinomial.
 
     pytest benchmarks/bench_negative_sampling.py --benchmark-group-by=func,param:n_items
 
-The support of the items (their numbers of occurrences) follows Zipf's law, as in click logs, so that look-ups hit the
-cache as in training. 2048 negatives per step are the published default; they are drawn for 1 and for 64 steps per call.
+The support of an item is its number of occurrences in the training log. It follows Zipf's law, as in real logs, so that
+look-ups hit the cache as often as in training. 2048 negatives per step are the published default; one call samples them
+for 1 or for 64 steps. `side` is the implementation that is measured.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from torch import Tensor
 
 from gru4rec_fast.ops import build_alias_table, negative_sampling
 
-n_items_cases = pytest.mark.parametrize("n_items", [43_000, 1_000_000])
+with_both_catalogues = pytest.mark.parametrize("n_items", [43_000, 1_000_000])
 
 
 def zipf_support(n_items: int) -> Tensor:
-    """Return supports proportional to 1 / rank, in random order: a real catalogue is not sorted by popularity."""
+    """Return supports proportional to 1 / rank, in random order, since a real catalogue is not sorted by popularity."""
     return ((1e6 / torch.arange(1, n_items + 1)).long() + 1)[torch.randperm(n_items)]
 
 
-@n_items_cases
+@with_both_catalogues
 @pytest.mark.parametrize("impl", ["reference", "native"])
 def test_build(benchmark: Any, n_items: int, impl: str) -> None:
     torch.manual_seed(0)
@@ -34,7 +35,7 @@ def test_build(benchmark: Any, n_items: int, impl: str) -> None:
     assert table.n_items == n_items
 
 
-@n_items_cases
+@with_both_catalogues
 @pytest.mark.parametrize("steps", [1, 64])
 @pytest.mark.parametrize("side", ["multinomial", "reference", "native"])
 def test_draw(benchmark: Any, n_items: int, steps: int, side: str) -> None:

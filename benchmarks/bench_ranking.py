@@ -3,8 +3,9 @@
     pytest benchmarks/bench_ranking.py --benchmark-group-by=func,param:case
 
 A query is a hidden state. The plain computation stores the scores of all queries and items, as evaluation code usually
-does. 43,000 items of width 100 are diginetica's catalogue at a published hidden size. An evaluation on the CPU ranks
-512 queries per call; a live recommendation ranks one.
+does. 43,000 items of width 100 are the catalogue of diginetica at a published hidden size. An evaluation on the CPU
+ranks 512 queries per call, a recommendation for one user ranks one query. `side` is the implementation that is
+measured.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ cases = pytest.mark.parametrize("case", CASES)
 sides = pytest.mark.parametrize("side", ["plain", "reference", "native"])
 
 
-def problem(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def make_inputs(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return hidden states, item weights, item biases and targets."""
     torch.manual_seed(0)
     queries, items, width = CASES[case]
@@ -38,7 +39,7 @@ def problem(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @sides
 @torch.no_grad()
 def test_target_rank(benchmark: Any, case: str, side: str) -> None:
-    hidden, weight, bias, targets = problem(case)
+    hidden, weight, bias, targets = make_inputs(case)
 
     def plain() -> tuple[Tensor, Tensor]:
         scores = torch.addmm(bias, hidden, weight.T)
@@ -56,7 +57,7 @@ def test_target_rank(benchmark: Any, case: str, side: str) -> None:
 @sides
 @torch.no_grad()
 def test_top_k(benchmark: Any, case: str, side: str) -> None:
-    hidden, weight, bias, targets = problem(case)
+    hidden, weight, bias, targets = make_inputs(case)
 
     def plain() -> tuple[Tensor, Tensor]:
         return tuple(torch.addmm(bias, hidden, weight.T).topk(20))

@@ -1,8 +1,9 @@
-"""Benchmark sampled_loss: forward and backward of the five losses, compared with the reference and its torch.compile.
+"""Benchmark sampled_loss: forward and backward of the five losses, native, in pure PyTorch and with torch.compile.
 
     pytest benchmarks/bench_sampled_loss.py --benchmark-group-by=param:shape,param:loss
 
-Shapes are M targets x N negatives x hidden size H, of the published configurations.
+Shapes are M targets x N negatives x hidden size H, of the published configurations. `side` is the implementation that
+is measured: "reference" is the operator in pure PyTorch, "torch.compile" is the compiled reference.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ SHAPES = [(32, 2048, 100), (48, 2048, 480), (80, 2048, 224), (128, 2048, 512)]
 def test_forward_backward(benchmark: Any, shape: tuple[int, int, int], loss: str, side: str) -> None:
     m, n, h = shape
     tensors = [torch.randn(s, requires_grad=True) for s in ((m, h), (m + n, h), (m + n,))]
-
     impl = "native" if side == "native" else "reference"
 
     def value(hidden: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,10 @@
     pytest benchmarks/bench_session_batch.py --peer official=PATH
 
 A lane is one of the B sessions processed in parallel; B is that of published configurations (32, 128) and of an
-evaluation (512). A unit is an event, a pair of input and target. Sides (the implementations compared): `official`,
-`naive` (NumPy), `reference` (the operator in pure PyTorch), `session_batch` (the native operator, 256 steps per call,
-as in training) and `loader` (a Python loop over a `SessionParallelLoader`, one step per iteration). No side draws
-negatives. The real log is diginetica's; the synthetic log has its size.
+evaluation (512). A unit of work is an event, that is a pair of input and target. Sides (the implementations compared):
+`official`, `naive` (NumPy), `reference` (the operator in pure PyTorch), `session_batch` (the native operator, 256 steps
+per call, as in training) and `loader` (a Python loop over a `SessionParallelLoader`, one step per iteration). No side
+samples negatives. The real log is that of diginetica; the synthetic log has as many events and items.
 """
 
 from __future__ import annotations
@@ -25,46 +25,49 @@ from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.ops import session_batch, session_batch_state
 
 CALL_STEPS = 256  # steps per call of the operator
-EVENT_BYTES = 4 + 8 + 8 + 1  # reads an item; writes an input, a target and a reset flag
+EVENT_BYTES = 4 + 8 + 8 + 1  # bytes per event: read an item; write an input, a target and a reset flag
 
 
 def naive_epoch(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield inputs, targets and reset flags of each step, by NumPy indexing; lanes without a session are removed."""
     lanes = np.arange(n_lanes)
     position, end = offsets[lanes], offsets[lanes + 1]
-    started, reset = n_lanes, np.ones(n_lanes, dtype=bool)
+    next_session, reset = n_lanes, np.ones(n_lanes, dtype=bool)
     while len(position):
         yield items[position], items[position + 1], reset
         position = position + 1
         reset = position + 1 >= end
         for lane in np.flatnonzero(reset):
-            if started < len(offsets) - 1:
-                position[lane], end[lane] = offsets[started], offsets[started + 1]
-                started += 1
-        live = position + 1 < end
-        position, end, reset = position[live], end[live], reset[live]
+            if next_session < len(offsets) - 1:
+                position[lane], end[lane] = offsets[next_session], offsets[next_session + 1]
+                next_session += 1
+        is_live = position + 1 < end
+        position, end, reset = position[is_live], end[is_live], reset[is_live]
 
 
 def run_naive(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> int:
+    """Make the batches of an epoch with NumPy and return the number of events."""
     return sum(len(inputs) for inputs, _, _ in naive_epoch(items, offsets, n_lanes))
 
 
 def run_operator(items: np.ndarray, offsets: np.ndarray, n_lanes: int, impl: str) -> int:
+    """Make the batches of an epoch with ops.session_batch and return the number of events."""
     log = torch.from_numpy(items), torch.from_numpy(offsets), None
     state = session_batch_state(n_lanes)
-    events, live = 0, n_lanes
-    while live:
+    n_events, n_live = 0, n_lanes
+    while n_live:
         inputs, _, _ = session_batch(*log, *state, CALL_STEPS, impl=impl)
-        live = int((inputs[-1] >= 0).sum())
-        events += inputs.numel() if live == n_lanes else int((inputs >= 0).sum())
-    return events
+        n_live = int((inputs[-1] >= 0).sum())
+        n_events += inputs.numel() if n_live == n_lanes else int((inputs >= 0).sum())
+    return n_events
 
 
 def run_loader(store: SessionStore, n_lanes: int) -> int:
+    """Make the batches of an epoch with the data loader and return the number of events."""
     return sum(block.n_live[0] for block in SessionParallelLoader(store, n_lanes))
 
 
-def epochs(run_epoch: Callable[[], int], n_events: int) -> Side:
+def epoch_side(run_epoch: Callable[[], int], n_events: int) -> Side:
     """Return the side that calls `run_epoch`, which runs an epoch and returns its number of events."""
 
     def run_checked() -> None:
@@ -80,14 +83,16 @@ def test_epoch(compare: Any, logs: SessionLogs, official: Any, n_lanes: int, log
     items, offsets, n_events = np.array(store.items), np.array(store.offsets), store.n_targets
     sides: dict[str, Side] = {}
     if official is not None and log == "real":
-        sides["official"] = epochs(official.session_batches(logs.frame("diginetica"), n_lanes), n_events)
-    sides["naive"] = epochs(lambda: run_naive(items, offsets, n_lanes), n_events)
-    sides["reference"] = epochs(lambda: run_operator(items, offsets, n_lanes, "reference"), n_events)
-    sides["loader"] = epochs(lambda: run_loader(store, n_lanes), n_events)
-    sides["session_batch"] = epochs(lambda: run_operator(items, offsets, n_lanes, "auto"), n_events)
+        sides["official"] = epoch_side(official.session_batches(logs.frame("diginetica"), n_lanes), n_events)
+    sides["naive"] = epoch_side(lambda: run_naive(items, offsets, n_lanes), n_events)
+    sides["reference"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "reference"), n_events)
+    sides["loader"] = epoch_side(lambda: run_loader(store, n_lanes), n_events)
+    sides["session_batch"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "auto"), n_events)
     goals: dict[str, dict[str, float]] = {"session_batch": {}, "loader": {}}
     if log == "real":
         goals["session_batch"]["official"] = 50.0
     name = "diginetica" if log == "real" else "synthetic log"
     seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", subjects=goals)
-    compare.note(limits={side: rate_shares(taken["median"], n_bytes=EVENT_BYTES) for side, taken in seconds.items()})
+    compare.note(
+        limits={side: rate_shares(figures["median"], n_bytes=EVENT_BYTES) for side, figures in seconds.items()}
+    )

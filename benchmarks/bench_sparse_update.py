@@ -2,8 +2,9 @@
 
     pytest benchmarks/bench_sparse_update.py --benchmark-group-by=param:rule,param:shape
 
-Shapes are number of row gradients x width x catalogue; indices follow a power law, so rows repeat. torch.optim.Adagrad
-is compared in speed only: it adds epsilon outside the square root and has no momentum.
+Shapes are number of row gradients x width x number of items. The indices follow a power law, so that some rows have
+many gradients. torch.optim.Adagrad computes other values (it adds epsilon outside the square root and has no momentum),
+so only its speed is compared. `side` is the implementation that is measured.
 """
 
 from __future__ import annotations

@@ -2,11 +2,18 @@
 
     pytest benchmarks/bench_training.py --peer official=PATH [--threads 1]
 
-A unit is one mini-batch, including its session batch and its negatives. Sides (the implementations compared):
-`official` (the loop of the official `fit`), `naive` (naive_pytorch.py), `torch.compile` (naive, compiled), and this
-package's `GRU4Rec.fit` in four ways: `reference` (pure PyTorch), `autograd` (native operators with autograd), `fused`
-(the C++ training step, the default) and `fused bf16`. The real logs are read from ../shared/data; the synthetic logs
-have their sizes.
+A unit of work is one mini-batch, including its session batch and its negatives. The official code is
+GRU4Rec_PyTorch_Official, by GRU4Rec's author. Sides (the implementations compared):
+
+    official         the loop of the official `fit`
+    naive            plain PyTorch (naive_pytorch.py)
+    torch.compile    naive, compiled
+    reference        `GRU4Rec.fit` of this package in pure PyTorch
+    autograd         the same with native operators and autograd
+    fused            the same with the C++ training step, which is the default
+    fused bf16       fused, with matrix products in bfloat16
+
+The real logs are read from ../shared/data. The synthetic logs have as many events and items as the real ones.
 """
 
 from __future__ import annotations
@@ -25,6 +32,7 @@ from trainers import estimator_side, runner_of
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 
+# Smallest ratios of times, the official code's over those of this package, that are the goals.
 GOALS = {
     "xe-100": {"fused": 10.0},
     "xe-480": {"fused": 5.0, "fused bf16": 8.0},
@@ -33,11 +41,16 @@ GOALS = {
 }
 
 
-def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callable[[], Any] | None) -> dict[str, Side]:
-    """Return every side that can run: the official code needs its checkout and a log as a data frame."""
+def build_sides(
+    setting: Setting, store: SessionStore, official: Any, make_frame: Callable[[], Any] | None
+) -> dict[str, Side]:
+    """Return the sides by name, without the official code if its checkout or the data frame is missing.
+
+    official: a peers.official.OfficialGRU4Rec or None. make_frame: returns the log as a data frame for it, or None.
+    """
     sides: dict[str, Side] = {}
-    if official is not None and frame is not None:
-        sides["official"] = official.training(frame(), **setting.parameters())
+    if official is not None and make_frame is not None:
+        sides["official"] = official.training(make_frame(), **setting.parameters())
     sides["naive"] = timed(NaiveTraining(store, setting).step)
     sides["torch.compile"] = timed(NaiveTraining(store, setting, compiled=True).step)
     variants: dict[str, dict[str, Any]] = {
@@ -46,11 +59,11 @@ def sides_of(setting: Setting, store: SessionStore, official: Any, frame: Callab
         "fused": {},
         "fused bf16": {"precision": "bf16"},
     }
-    return sides | {name: estimator_side(store, setting.parameters() | chosen) for name, chosen in variants.items()}
+    return sides | {name: estimator_side(store, setting.parameters() | options) for name, options in variants.items()}
 
 
 def distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
-    """Return the mean number of distinct negatives of a mini-batch, and of distinct table rows that it updates."""
+    """Return the mean numbers, per mini-batch, of distinct negatives and of distinct item rows that it updates."""
     blocks = list(zip(range(50), SessionParallelLoader(store, setting.batch_size), strict=False))
     sampler = ops.build_alias_table(torch.tensor(store.support), setting.sample_alpha)
     negatives, _ = ops.negative_sampling(sampler, setting.n_sample, seed=0, step=0, steps=len(blocks))
@@ -67,26 +80,29 @@ def products(setting: Setting, n_columns: int) -> list[Shape]:
 
 
 def step_bytes(setting: Setting, n_rows: int) -> int:
-    """Return the bytes that an update reads and writes: weights and optimizer state, of n_rows rows and of the GRU."""
-    arrays = 3 if setting.momentum else 2
+    """Return the bytes of weights and optimizer state that an update reads and writes.
+
+    n_rows: number of rows of the item table that it updates; it also updates all weights of the GRU.
+    """
+    arrays = 3 if setting.momentum else 2  # weights, accumulator, velocity
     return 2 * 4 * arrays * (n_rows * (setting.width + 1) + 6 * setting.width * (setting.width + 1))
 
 
 @pytest.mark.parametrize("log", ["real", "synthetic"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_mini_batches(compare: Any, logs: SessionLogs, official: Any, setting: Setting, log: str) -> None:
-    real = log == "real"
-    store = logs.store(setting.log) if real else logs.synthetic(setting.log)
-    sides = sides_of(setting, store, official, (lambda: logs.frame(setting.log)) if real else None)
+def test_training_steps(compare: Any, logs: SessionLogs, official: Any, setting: Setting, log: str) -> None:
+    is_real = log == "real"
+    store = logs.store(setting.log) if is_real else logs.synthetic(setting.log)
+    sides = build_sides(setting, store, official, (lambda: logs.frame(setting.log)) if is_real else None)
     goals = {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
     goals = {"fused": {}, "fused bf16": {}} | goals
-    row = f"training, {setting.name}, {setting.log if real else 'synthetic log'}"
+    row = f"training, {setting.name}, {setting.log if is_real else 'synthetic log'}"
     seconds = compare(sides, row=row, unit="mini-batch", subjects=goals)
     n_negatives, n_rows = distinct_rows(store, setting)
-    work = products(setting, setting.batch_size + n_negatives)
+    shapes = products(setting, setting.batch_size + n_negatives)
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
         why_not_fused=runner_of(store, setting.parameters()).why_not_fused,
-        limits={name: rate_shares(taken["median"], work, n_bytes) for name, taken in seconds.items()},
+        limits={name: rate_shares(figures["median"], shapes, n_bytes) for name, figures in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},
     )

@@ -1,8 +1,10 @@
 """Command-line options and fixtures of the benchmarks.
 
 A peer is other people's code that this package is compared with, in a checkout given by --peer NAME=PATH: "official"
-(hidasib/GRU4Rec_PyTorch_Official), "ngcf" (huangtinglin/NGCF-PyTorch) or "lightgcn" (gusye1234/LightGCN-PyTorch). A
-side is one of the implementations that a row compares; see interleave.py for turns and rounds.
+(hidasib/GRU4Rec_PyTorch_Official), "ngcf" (huangtinglin/NGCF-PyTorch) or "lightgcn" (gusye1234/LightGCN-PyTorch).
+
+A row of the results table compares several implementations, called sides. They run alternately: a turn is one timed run
+of a side, a round is one turn of each side.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ PEERS = ("official", "ngcf", "lightgcn")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gru4rec_fast benchmarks")
-    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout to compare with")
+    group.addoption(
+        "--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout of other people's code"
+    )
     group.addoption("--sides", metavar="A,B", help="measure these sides only, e.g. official,fused")
     group.addoption("--turn-seconds", type=float, default=0.4, help="approximate duration of one turn of a side")
-    group.addoption("--rounds", type=int, default=9, help="number of counted turns of each side")
+    group.addoption("--rounds", type=int, default=9, help="number of turns of each side, without the warm-up")
     group.addoption("--threads", type=int, help="number of threads of every side (default: torch's own choice)")
 
 
@@ -40,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def official(request: pytest.FixtureRequest) -> Any:
-    """Return the `peers.official.OfficialGRU4Rec` of the given checkout; warn and return None if none was given."""
+    """Return the official code as a `peers.official.OfficialGRU4Rec`; warn and return None if no checkout was given."""
     paths = dict(peer.split("=", 1) for peer in request.config.getoption("--peer"))
     if "official" not in paths:
         warnings.warn("no --peer official=PATH: comparisons with the official code are left out", stacklevel=1)

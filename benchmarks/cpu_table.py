@@ -2,10 +2,13 @@
 
     python benchmarks/cpu_table.py build/benchmarks/*.json [--into docs/performance.md]
 
-A row compares one side of this package (the subject) with another side: times, ratio (median and quartiles over the
-rounds), goal, and the share of the machine's own rates that the subject reached. The first subject is compared with all
-other sides; the further subjects only with sides for which they have a goal and with the other subjects. A share of
-sgemm above 100% means that the package's products are faster than torch's BLAS.
+The JSON files are those of pytest-benchmark with the figures of interleave.Comparison. A side is one of the compared
+implementations; the sides of this package are called subjects.
+
+A row of the table compares a subject with another side. It has both times, their ratio (median and quartiles over the
+rounds), the goal, and the share of the machine's own rates that the subject reached. The first subject is compared with
+all other sides, the further subjects only with other subjects and with sides for which they have a goal. A share of
+sgemm above 100% means that the package's matrix products are faster than torch's BLAS.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ def bracketed(values: dict[str, float]) -> str:
     return f"{values['median']:.2f} [{values['q1']:.2f}, {values['q3']:.2f}]"
 
 
-def shares(limits: dict[str, float], bf16: bool) -> str:
-    """Return the shares of the machine's rates that `machine.rate_shares` computed, and these rates."""
+def shares_text(limits: dict[str, float], bf16: bool) -> str:
+    """Return as text the shares of the machine's rates, and the rates, that `machine.rate_shares` computed."""
     texts = []
     if "sgemm_share" in limits:
         products, name = ("bf16", "bf16 products") if bf16 else ("sgemm", "sgemm")
@@ -42,41 +45,41 @@ def shares(limits: dict[str, float], bf16: bool) -> str:
     return ", ".join(texts)
 
 
-def rows(info: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the table's rows of one comparison; `info` is what `interleave.Comparison` recorded."""
+def time_rows(info: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the table's rows for the times of one comparison; `info` is what `interleave.Comparison` recorded."""
     subjects = list(info["ratios"])
     for subject, ratios in info["ratios"].items():
         ours = duration(info["seconds_per_unit"][subject]["median"])
         goals = info["goals"].get(subject, {})
-        shown = [*ratios] if subject == subjects[0] else [other for other in ratios if other in subjects]
-        for other in dict.fromkeys([*goals, *shown]):
+        compared = [*ratios] if subject == subjects[0] else [other for other in ratios if other in subjects]
+        for other in dict.fromkeys([*goals, *compared]):
             goal = f">= {goals[other]:g}" if other in goals else ""
             if other not in ratios:
                 yield [info["row"], subject, ours, other, "", f"skipped: no --peer {other}=PATH", goal, ""]
                 continue
             met = "" if other not in goals else " (met)" if ratios[other]["median"] >= goals[other] else " (missed)"
             theirs = duration(info["seconds_per_unit"][other]["median"])
-            limit = shares(info.get("limits", {}).get(subject, {}), "bf16" in subject)
-            yield [info["row"], subject, ours, other, theirs, bracketed(ratios[other]), goal + met, limit]
+            share = shares_text(info.get("limits", {}).get(subject, {}), "bf16" in subject)
+            yield [info["row"], subject, ours, other, theirs, bracketed(ratios[other]), goal + met, share]
 
 
 def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the table's rows of a comparison of peak memory: the ratio is ours over theirs, and smaller is better."""
-    *others, subject = memory["sides"]
+    """Yield the table's rows for the peak memory of one comparison; the ratio is our memory over theirs."""
+    *other_sides, subject = memory["sides"]
     ours = memory["sides"][subject]
-    for other in others:
+    for other in other_sides:
         theirs = memory["sides"][other]
-        share = ours["peak_bytes"] / theirs["peak_bytes"]
+        ratio = ours["peak_bytes"] / theirs["peak_bytes"]
         goal = ""
         if other == "official":
-            goal = f"<= {memory['goal']:g} ({'met' if share <= memory['goal'] else 'missed'})"
+            goal = f"<= {memory['goal']:g} ({'met' if ratio <= memory['goal'] else 'missed'})"
         cells = [f"{figures['peak_bytes'] / 2**20:.1f} MiB" for figures in (ours, theirs)]
-        loaded = f"{ours['loaded_bytes'] / 2**20:.1f} MiB of it model and log"
-        yield [memory["row"], subject, cells[0], other, cells[1], f"{share:.3f}", goal, loaded]
+        loaded = f"{ours['loaded_bytes'] / 2**20:.1f} MiB of it are model and log"
+        yield [memory["row"], subject, cells[0], other, cells[1], f"{ratio:.3f}", goal, loaded]
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """Return the machine and the versions in one line."""
+def describe_machine(machine: dict[str, Any]) -> str:
+    """Return the processor and the versions in one line."""
     processor = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     return f"{processor}; torch {machine['torch']}, numpy {machine['numpy']}, Python {machine['python']}"
 
@@ -87,7 +90,16 @@ def table(files: list[Path]) -> str:
     Raises:
         ValueError: the files contain no comparison.
     """
-    header = ["row", "ours", "takes", "against", "takes", "ratio", "goal", "ours reaches"]
+    header = [
+        "row",
+        "ours",
+        "our time",
+        "compared with",
+        "their time",
+        "ratio",
+        "goal",
+        "our share of the machine's rates",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     machines: dict[str, set[str]] = {}
     for file in files:
@@ -99,35 +111,35 @@ def table(files: list[Path]) -> str:
                 lines += ["| " + " | ".join(row) + " |" for row in memory_rows(info["memory"])]
             if "ratios" not in info:
                 continue
-            lines += ["| " + " | ".join(row) + " |" for row in rows(info)]
-            machines.setdefault(machine_line(info["machine"]), set()).add(day)
+            lines += ["| " + " | ".join(row) + " |" for row in time_rows(info)]
+            machines.setdefault(describe_machine(info["machine"]), set()).add(day)
     if not machines:
         raise ValueError(f"no comparison in {', '.join(map(str, files))}")
     return "\n".join([*lines, "", *(f"{name}; {', '.join(sorted(days))}" for name, days in machines.items())])
 
 
-def put_into(page: Path, text: str) -> None:
-    """Replace the text between the page's markers.
+def replace_table(page: Path, text: str) -> None:
+    """Replace the text between the lines BEGIN and END of a page.
 
     Raises:
-        ValueError: the page has no markers.
+        ValueError: the page lacks these lines.
     """
-    head, begin, rest = page.read_text().partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page} has no lines {BEGIN} and {END}; add them where the table should be")
-    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:
     """Print the table of the given files, or write it into a page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="JSON files of pytest-benchmark")
-    parser.add_argument("--into", type=Path, help=f"a page; the text between {BEGIN} and {END} is replaced")
+    parser.add_argument("--into", type=Path, help=f"a markdown file, whose text between {BEGIN} and {END} is replaced")
     arguments = parser.parse_args()
     text = table(arguments.files)
     if arguments.into:
-        put_into(arguments.into, text)
+        replace_table(arguments.into, text)
     else:
         print(text)
 

@@ -1,13 +1,12 @@
-"""Record Recall@20 and NDCG@20 on Gowalla after each epoch of NGCF-3 or LightGCN-3: this package's, or plain PyTorch's.
+"""Record Recall@20 and NDCG@20 on Gowalla after each epoch of NGCF or LightGCN with 3 layers.
 
     python benchmarks/graph_curves.py ngcf package --epochs 10 --out build/benchmarks/ngcf.json
     python benchmarks/graph_curves.py ngcf naive --epochs 10 --batch-size 8192 --learning-rate 1e-3
 
-"package" trains the estimators, "naive" trains naive_graph.py. Both start from the same weights, train on the same
-triples and are evaluated by `evaluate_graph`; only the dropout masks differ, since plain PyTorch draws its own. The
-hyper-parameters are the published ones unless others are given. "naive" stores the transposed matrix, without which an
-epoch takes three times as long. The figures are printed after each epoch, and written to the file of --out if there is
-one. Needs ../shared/data/gowalla.
+"package" trains the estimators of this package, "naive" trains the plain PyTorch models of naive_graph.py. Both start
+from the same weights, train on the same triples (user, item, negative item) and are evaluated by `evaluate_graph`. Only
+the dropout masks differ. The default hyper-parameters are the published ones. "naive" stores the transposed matrix,
+since an epoch would otherwise take three times as long. Needs ../shared/data/gowalla.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ Record = dict[str, float]
 
 
 def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
-    """Yield a record per epoch of the package's training. Each epoch is a call of `fit` that resumes the last one."""
+    """Yield a record per epoch of the package's training. Each epoch is a call of `fit` that resumes the training."""
     with tempfile.TemporaryDirectory() as folder:
         for epoch in range(1, n + 1):
             model.set_params(n_epochs=epoch)
             model.fit(graph, validation=test, out=folder, resume=epoch > 1, progress=False)
-            last = model.history[-1]
-            yield {"epoch": epoch, "loss": last["loss"], **last["validation"], "seconds": last["seconds"]}
+            record = model.history[-1]
+            yield {"epoch": epoch, "loss": record["loss"], **record["validation"], "seconds": record["seconds"]}
 
 
 def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
@@ -77,23 +76,25 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=None)
-    asked = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=None, help="JSON file, written after each epoch")
+    arguments = parser.parse_args()
     graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=graph)
     names = ("adjacency", "batch_size", "learning_rate", "seed")
-    parameters: dict[str, Any] = {name: vars(asked)[name] for name in names if vars(asked)[name] is not None}
-    model = (NGCF if asked.model == "ngcf" else LightGCN)(evaluate_every=1, **parameters)
-    content = {"side": asked.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    content |= {"parameters": model.get_params() | {"n_epochs": asked.epochs}}
-    train = package_epochs if asked.side == "package" else naive_epochs
+    parameters: dict[str, Any] = {name: vars(arguments)[name] for name in names if vars(arguments)[name] is not None}
+    model = (NGCF if arguments.model == "ngcf" else LightGCN)(evaluate_every=1, **parameters)
+    content = {"side": arguments.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    content |= {"parameters": model.get_params() | {"n_epochs": arguments.epochs}}
+    train = package_epochs if arguments.side == "package" else naive_epochs
     records: list[Record] = []
-    for record in train(model, graph, test, asked.epochs):
+    for record in train(model, graph, test, arguments.epochs):
         records.append(record)
         print(", ".join(f"{name} {value:.4f}" for name, value in record.items()), flush=True)
-        if asked.out is not None:
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.write_text(json.dumps({"model": asked.model, **content, "epochs": records}, indent=2) + "\n")
+        if arguments.out is not None:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(
+                json.dumps({"model": arguments.model, **content, "epochs": records}, indent=2) + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/graph_scale.py --threads 1 --out build/benchmarks/graph_scale.json
 
 Reports the time to build the graph, the time of the products, the peak resident memory, and the time per directed edge
-relative to Gowalla's training graph in the same run (../shared/data/gowalla; left out if it does not exist). Times per
-edge are processor times, which do not count the waiting on a shared machine.
+relative to that of Gowalla's training graph in the same run (../shared/data/gowalla; left out if it does not exist).
+Times per edge are processor times, which exclude the time that a process waits on a shared machine. L is the normalized
+adjacency matrix D^-1/2 A D^-1/2, E the features of all nodes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
-CHUNK = 1 << 22
+CHUNK = 1 << 22  # number of nodes that are sampled at once, which limits the memory
 
 
 def power_law_nodes(generator: np.random.Generator, n_draws: int, n_nodes: int, exponent: float) -> np.ndarray:
-    """Draw nodes, int64 [n_draws]: the node of rank r has a probability proportional to r^-(1 - 1/exponent)."""
-    node_of_rank = generator.permutation(n_nodes).astype(np.int32)  # popular nodes have any index, as in a real log
+    """Sample nodes, int64 [n_draws]. The node of rank r has a probability proportional to r^-(1 - 1/exponent)."""
+    node_of_rank = generator.permutation(n_nodes).astype(
+        np.int32
+    )  # random, since popular nodes have any index in a real log
     nodes = np.empty(n_draws, np.int64)
     for start in range(0, n_draws, CHUNK):
         chunk = nodes[start : start + CHUNK]
@@ -38,7 +41,10 @@ def power_law_nodes(generator: np.random.Generator, n_draws: int, n_nodes: int, 
 
 
 def power_law_graph(n_nodes: int, n_interactions: int, exponent: float = 2.0) -> InteractionGraph:
-    """Return a graph of half users, half items. 5% more interactions are drawn, because repeated ones count once."""
+    """Return a power-law graph; half of its nodes are users, half are items.
+
+    5% more interactions than requested are sampled, since repeated ones count once.
+    """
     generator, n_users = np.random.default_rng(0), n_nodes // 2
     n_draws = n_interactions + n_interactions // 20
     users = power_law_nodes(generator, n_draws, n_users, exponent)
@@ -52,7 +58,7 @@ def peak_gib() -> float:
 
 
 def measure_product(graph: InteractionGraph, width: int, repeats: int) -> dict[str, Any]:
-    """Time L @ E: once including the page faults of new memory, then `repeats` times."""
+    """Time L @ E `repeats` times, after a first product (first_s) that includes the page faults of new memory."""
     offsets, neighbors = graph.structure()
     features = torch.rand(graph.n_nodes, width)
     seconds, processor_seconds = [], []
@@ -84,28 +90,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None)
-    asked = parser.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    content: dict[str, Any] = {"width": asked.width, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    content: dict[str, Any] = {"width": arguments.width, "threads": torch.get_num_threads(), "torch": torch.__version__}
     if GOWALLA.exists():
-        content["gowalla"] = measure_product(InteractionGraph.from_text(GOWALLA), asked.width, 7)
+        content["gowalla"] = measure_product(InteractionGraph.from_text(GOWALLA), arguments.width, 7)
     content["before_gib"] = peak_gib()
     started, processor_started = time.perf_counter(), time.process_time()
-    graph = power_law_graph(asked.nodes, asked.interactions)
+    graph = power_law_graph(arguments.nodes, arguments.interactions)
     content["build_s"] = time.perf_counter() - started
     content["build_processor_s"] = time.process_time() - processor_started
     content["peak_after_build_gib"] = peak_gib()
-    content["power_law"] = measure_product(graph, asked.width, asked.repeats)
+    content["power_law"] = measure_product(graph, arguments.width, arguments.repeats)
     content["peak_gib"] = peak_gib()
     if "gowalla" in content:
         name = "processor_ns_per_directed_edge"
         ratio = content["power_law"][name] / content["gowalla"][name]
         content["time_per_edge_beside_gowalla"] = ratio
     print(json.dumps(content, indent=2))
-    if asked.out is not None:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(content, indent=2) + "\n")
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

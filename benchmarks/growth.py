@@ -3,11 +3,14 @@
     python benchmarks/growth.py --folder SCRATCH
 
 Prints JSON and plots the figures. Three measurements:
-  items   time and memory of a training step with 10^4 to 10^7 items: no part of the time may be linear in the catalogue
-  events  time per event, of training and of session batches alone, with memory-mapped logs of 10^5 to 10^8 events
+  items   time and memory of a training step with 10^4 to 10^7 items; the time must not grow linearly with their number
+  events  time per event of training, and of session batches alone, with memory-mapped logs of 10^5 to 10^8 events
   memory  peak memory of training on 20 and on 40 million events
-One process times all sizes in alternating turns (interleave.py). Memory is measured in a separate process per size.
-Training is that of `GRU4Rec.fit` at its default parameters: hidden size 100, mini-batches of 64, 2048 negatives.
+
+One process times all sizes alternately, so that a drift of the machine's speed affects all of them: a turn is one timed
+run of a size, a round is one turn of each size. Memory is measured in a separate process per size. Training is
+`GRU4Rec.fit` with hidden size 100, mini-batches of 64, and 2048 negatives. A side (interleave.Side) is a function that
+runs n units of work and returns the seconds per unit.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ from gru4rec_fast.training import SessionEpochRunner
 
 PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 ROUNDS = 9
-N_ITEMS = 100_000  # catalogue of the growing logs
-TOTAL_SUPPORT = 10**8  # sum over the items of a growing catalogue, about
+N_ITEMS = 100_000  # number of items in the logs of `events` and `memory`
+TOTAL_SUPPORT = 10**8  # approximate sum of the items' supports (numbers of occurrences) in `items`
 MEMORY_STEPS, LOG_STEPS = 300, 1000  # training steps during which memory is measured
 CALL_STEPS = 256  # steps per call of ops.session_batch
 
@@ -45,7 +48,8 @@ CALL_STEPS = 256  # steps per call of ops.session_batch
 def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
     """Return a log whose items follow Zipf's law; popular items have random indices, as in a real catalogue.
 
-    An item's support (number of occurrences) is that of a much longer log: few events would leave most items without.
+    The stored support of an item (its number of occurrences) is replaced by that of a much longer log, since most items
+    do not occur in a short one.
     """
     rng = np.random.default_rng(0)
     weight = np.arange(1, n_items + 1) ** -ZIPF_EXPONENT
@@ -58,60 +62,64 @@ def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
     return store
 
 
-def touched_runner(n_items: int) -> SessionEpochRunner:
-    """Return a runner whose optimizer state was written once: the first write to a fresh page costs a page fault."""
+def warm_runner(n_items: int) -> SessionEpochRunner:
+    """Return a runner of training epochs whose optimizer state has been written once.
+
+    The first write to a memory page costs a page fault, which should not be measured.
+    """
     runner = runner_of(catalogue_store(n_items), PARAMETERS)
     runner_side(runner)(10)
     for state in runner.optimizer.state.values():
         for tensor in state.values():
             if torch.is_tensor(tensor):
-                tensor.add_(0)
+                tensor.add_(0)  # writes to all pages
     return runner
 
 
 def time_sizes(sides: dict[int, Side], turn_seconds: float) -> dict[str, dict[int, dict[str, float]]]:
-    """Time all sizes in alternating turns.
+    """Time all sizes alternately.
 
     Returns:
-        median and quartiles per size, of the seconds per unit and of their ratio to the first size in the same round.
+        For each size, median and quartiles of the seconds per unit, and of their ratio to the seconds of the first size
+        in the same round.
     """
     units = {size: units_per_turn(side, turn_seconds) for size, side in sides.items()}
     times: dict[int, list[float]] = {size: [] for size in sides}
-    for turn in range(ROUNDS + 1):
+    for round_index in range(ROUNDS + 1):
         for size, side in sides.items():
             seconds = side(units[size])
-            if turn:  # turn 0 is a warm-up
+            if round_index > 0:  # round 0 is a warm-up
                 times[size].append(seconds)
     times_of_first = times[next(iter(sides))]
     return {
-        "seconds": {size: spread(of_size) for size, of_size in times.items()},
+        "seconds": {size: spread(size_times) for size, size_times in times.items()},
         "ratio": {size: spread([t / f for t, f in zip(times[size], times_of_first, strict=True)]) for size in sides},
     }
 
 
 def step_memory(n_items: int) -> dict[str, int]:
-    """Return the bytes of the model, and the peak bytes of training steps in addition, in this process."""
+    """Return the bytes of the model and the additional peak bytes of training steps, measured in this process."""
     imports = baseline_with_library()
-    runner = touched_runner(n_items)
-    during = profiling.PeakMemory()
+    runner = warm_runner(n_items)
+    steps = profiling.PeakMemory()
     runner_side(runner)(MEMORY_STEPS)
-    return {"model_bytes": during.baseline - imports.baseline, "step_bytes": during.bytes}
+    return {"model_bytes": steps.baseline - imports.baseline, "step_bytes": steps.bytes}
 
 
 def log_memory(store: str) -> dict[str, int]:
-    """Return the peak bytes of training on a store in this process, including the mapped pages of the store."""
+    """Return the peak bytes of training on a store, measured in this process; mapped pages of the store count."""
     peak = baseline_with_library()
     estimator_side(SessionStore.open(store), PARAMETERS)(LOG_STEPS)
     return {"peak_bytes": peak.bytes}
 
 
 def baseline_with_library() -> profiling.PeakMemory:
-    """Load the native library, so that it counts as part of the imports, and start the measurement of memory."""
+    """Load the native library and start the measurement of memory, so that the library is part of the baseline."""
     ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)
     return profiling.PeakMemory()
 
 
-def run_in_process(option: str, value: object) -> dict[str, int]:
+def run_in_new_process(option: str, value: object) -> dict[str, int]:
     """Run this script with one of its hidden options in a new process and return what it prints."""
     command = [sys.executable, __file__, option, str(value)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
@@ -119,13 +127,13 @@ def run_in_process(option: str, value: object) -> dict[str, int]:
 
 def grow_items(sizes: list[int], turn_seconds: float) -> dict[str, Any]:
     """Measure the time and the memory of training steps with catalogues of these sizes."""
-    memory = {n: run_in_process("--one-size", n) for n in sizes}
-    times = time_sizes({n: runner_side(touched_runner(n)) for n in sizes}, turn_seconds)
+    memory = {n: run_in_new_process("--one-size", n) for n in sizes}
+    times = time_sizes({n: runner_side(warm_runner(n)) for n in sizes}, turn_seconds)
     return {"sizes": sizes, "memory": memory, **times}
 
 
 def batches_side(store: SessionStore) -> Side:
-    """Return the side that makes the session batches of whole epochs; the unit is an event."""
+    """Return the side that makes the session batches of whole epochs; its unit is an event."""
     items, offsets = as_tensor(store.items), as_tensor(store.offsets)
 
     def epoch() -> None:
@@ -137,7 +145,7 @@ def batches_side(store: SessionStore) -> Side:
 
 
 def grow_events(sizes: list[int], folder: Path, turn_seconds: float) -> dict[str, Any]:
-    """Measure the time per event with logs of these lengths, of session batches and of training, and the setup time."""
+    """Measure the time per event of session batches and of training, and the setup time, with logs of these lengths."""
     stores = {n: synthetic_store(folder / str(n), n, N_ITEMS) for n in sizes}
     batches = time_sizes({n: batches_side(store) for n, store in stores.items()}, turn_seconds)
     sides, setup_seconds = {}, {}
@@ -150,7 +158,10 @@ def grow_events(sizes: list[int], folder: Path, turn_seconds: float) -> dict[str
 
 
 def per_event(side: Side) -> Side:
-    """Convert a side whose unit is a mini-batch to one whose unit is an event; every lane processes one per step."""
+    """Convert a side whose unit is a mini-batch to one whose unit is an event.
+
+    A mini-batch has one event of each lane (a session that is processed in parallel with others).
+    """
     lanes = PARAMETERS["batch_size"]
     return lambda n: side(max(1, n // lanes)) / lanes
 
@@ -161,7 +172,7 @@ def grow_memory(millions: list[float], folder: Path) -> dict[str, Any]:
     for length in millions:
         store = folder / f"{length:g}M"
         synthetic_store(store, int(length * 1e6), N_ITEMS)
-        peaks[length] = run_in_process("--one-log", store)
+        peaks[length] = run_in_new_process("--one-log", store)
     return {"millions": millions, "peaks": peaks}
 
 
@@ -235,7 +246,7 @@ def main() -> None:
         return
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the processes that `run_in_process` starts
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the processes that `run_in_new_process` starts
     measurements = arguments.only or ["items", "events", "memory"]
     results: dict[str, Any] = {"machine": describe_machine(), "parameters": PARAMETERS}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:

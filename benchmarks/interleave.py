@@ -1,8 +1,8 @@
 """Time several implementations alternately within one process, so that a drift of the machine cancels in their ratios.
 
-A side is one of the implementations that a row of a table compares. A turn is one timed call of a side; a round is one
-turn of each side. The speed of a shared machine drifts by a factor of two within an hour, so a ratio of two sides is
-the median, over the rounds, of the ratio of their times in the same round.
+A row of a results table compares several implementations, called sides. A turn is one timed call of a side. A round is
+one turn of each side. The speed of a shared machine drifts by a factor of two within an hour. Therefore the ratio of
+two sides is computed for each round, from times of the same round; the result is the median of these ratios.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from machine import describe_machine
 
-# side(n) runs about n units of work and returns the seconds per unit. A unit is a mini-batch, an event, a call, ...
+# side(n) runs about n units of work and returns the seconds per unit. A unit is, for example, a mini-batch or a call.
 Side = Callable[[int], float]
 
-WARMUP_ROUNDS = 1  # in addition to the calls by which `units_per_turn` estimates the time of a unit
+WARMUP_ROUNDS = 1  # rounds that do not count, after the calls of `units_per_turn`
 
 
 def timed(work: Callable[[], Any], units: int = 1) -> Side:
-    """Return the side whose work is calls of `work`; each call does `units` units."""
+    """Return the side that calls `work`. Each call does `units` units of work."""
 
     def run(n: int) -> float:
         calls = max(1, round(n / units))
@@ -35,7 +35,7 @@ def timed(work: Callable[[], Any], units: int = 1) -> Side:
 
 
 def units_per_turn(side: Side, turn_seconds: float) -> int:
-    """Return the number of units that take about `turn_seconds`; also warm up (torch.compile compiles here)."""
+    """Return the number of units that take about `turn_seconds`. The calls also warm up the side."""
     side(1)
     seconds = side(1)
     seconds = min(seconds, side(max(1, round(turn_seconds / 4 / seconds))))
@@ -49,7 +49,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 class Comparison:
-    """Times the sides of one row in alternating turns and records the figures (fixture `compare`).
+    """Times the sides of one row alternately and records the figures; the fixture `compare` returns one.
 
     Args:
         benchmark: pytest-benchmark's fixture. It times the last side only; all figures go to its extra_info.
@@ -70,9 +70,9 @@ class Comparison:
             sides: the sides by name.
             row: name of the row in the table.
             unit: name of the unit of work.
-            subjects: for each side that is this package's, {other side: smallest ratio that is the goal}. The ratio is
-                the other side's time over the subject's. A subject is compared with all other sides and with the
-                subjects before it.
+            subjects: the sides that are this package's, each with its goals: {other side: smallest allowed ratio}. The
+                ratio is the other side's time over the subject's. A subject is compared with all sides that are no
+                subjects, and with the subjects that precede it.
         """
         sides = {name: side for name, side in sides.items() if self._only is None or name in self._only}
         if not sides:
@@ -87,13 +87,13 @@ class Comparison:
             }
             for subject in measured_subjects
         }
-        seconds = {name: spread(of_side) for name, of_side in times.items()}
+        seconds = {name: spread(side_times) for name, side_times in times.items()}
         goals = {subject: dict(goals) for subject, goals in subjects.items()}
         self.note(row=row, unit=unit, seconds_per_unit=seconds, ratios=ratios, goals=goals, machine=describe_machine())
         return seconds
 
     def run_once(self, work: Callable[[], Any]) -> None:
-        """Run work that measures itself, such as a process that reports its memory."""
+        """Run work that records its own figures, such as a process that reports its memory."""
         self._benchmark.pedantic(work, rounds=1, iterations=1)
 
     def note(self, **figures: Any) -> None:
@@ -121,4 +121,4 @@ class Comparison:
             iterations=1,
             warmup_rounds=WARMUP_ROUNDS,
         )
-        return {name: of_side[-self._rounds :] for name, of_side in times.items()}
+        return {name: side_times[-self._rounds :] for name, side_times in times.items()}

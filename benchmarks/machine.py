@@ -1,4 +1,4 @@
-"""This machine: its name and versions, its copy bandwidth, and its rate of matrix products of given shapes."""
+"""Describes this machine, and measures its copy bandwidth and its rates of matrix products."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 import gru4rec_fast
 
 Shape = tuple[int, int, int]  # m, n, k of [m, k] @ [k, n]
-_COPIED_FLOATS = 64 * 2**20  # larger than every cache
+_COPIED_FLOATS = 64 * 2**20  # size of an array that is larger than every cache
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, the thread counts and the versions. Paths are left out: the result is published."""
+    """Return the processor, the thread counts and the versions, without paths, since the result is published."""
     info = gru4rec_fast.build_info()
     library = info.get("library")
     return {
@@ -41,7 +41,7 @@ def _affinity() -> set[int]:
 
 
 def processor_name() -> str:
-    """Return the processor's name, with family and model: in a virtual machine the name alone is often generic."""
+    """Return the processor's name with family and model, since the name in a virtual machine is often generic."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or platform.machine()
@@ -93,9 +93,10 @@ def copy_bandwidth() -> float:
 
 
 def rate_shares(seconds: float, shapes: Iterable[Shape] = (), n_bytes: float = 0.0) -> dict[str, float]:
-    """Return the rates of work that takes `seconds`, this machine's own rates, and the share of them that it reaches.
+    """Return the rates of some work, this machine's own rates, and the ratios of the two.
 
-    shapes: the matrix products that the work cannot avoid. n_bytes: the bytes that it must read and write.
+    seconds: time of the work. shapes: the matrix products that it cannot avoid. n_bytes: the bytes that it must read
+    and write.
     """
     shapes, figures = tuple(shapes), {}
     if shapes:

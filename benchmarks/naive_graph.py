@@ -1,7 +1,7 @@
-"""NGCF and LightGCN written simply in plain PyTorch: a second baseline, next to the public code.
+"""NGCF and LightGCN in simple plain PyTorch: a second baseline, in addition to the public code.
 
 The propagation matrix is a sparse CSR tensor with stored values; every step propagates the features of all nodes;
-gradients come from autograd. Node dropout draws a new mask over the matrix entries at every step.
+autograd computes the gradients. Node dropout samples a new mask of the matrix entries at every step.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class NaiveMatrix:
         self.dropout, self.transpose, self.n_nodes = dropout, transpose, graph.n_nodes
         self.generator = torch.Generator(device).manual_seed(0)
 
-    def draw(self, training: bool) -> tuple[Tensor, Tensor]:
-        """Return the matrix of a step, with a new dropout mask, and its transpose if stored (else the matrix again)."""
+    def matrices_of_step(self, training: bool) -> tuple[Tensor, Tensor]:
+        """Return the matrix with a new dropout mask, and its transpose; without `transpose`, the same matrix twice."""
         values = self.values
         if training and self.dropout:
             keep = torch.rand(len(values), generator=self.generator, device=values.device) >= self.dropout
@@ -59,9 +59,9 @@ class NaiveMatrix:
         return forward, self._csr(values[self.transposed_order]) if self.transpose else forward
 
     def multiply(self, matrices: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
-        """Multiply features by the matrix that `draw` returned."""
+        """Multiply features by the matrix that `matrices_of_step` returned."""
         if self.transpose:
-            return Product.apply(features, *matrices)  # type: ignore[no-any-return]
+            return ProductWithTranspose.apply(features, *matrices)  # type: ignore[no-any-return]
         return matrices[0] @ features
 
     def _csr(self, values: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class NaiveMatrix:
         return torch.sparse_csr_tensor(self.offsets, self.columns, values, size, check_invariants=False)
 
 
-class Product(torch.autograd.Function):
-    """matrix @ features, with a given transposed matrix for the gradient of the features."""
+class ProductWithTranspose(torch.autograd.Function):
+    """Computes matrix @ features; the gradient of the features uses a given transposed matrix."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:  # type: ignore[override]
@@ -83,9 +83,10 @@ class Product(torch.autograd.Function):
 
 
 class NaiveNGCF(nn.Module):
-    """NGCF from given weights.
+    """NGCF, initialized with given weights (the state_dict of this package's network).
 
-    adjacency: "paper" is equation (7) of the paper; "norm" has (D + I)^-1 (A + I) in both terms, as the public code.
+    adjacency: "paper" computes equation (7) of the NGCF paper; "norm" has (D + I)^-1 (A + I) in both terms, as the
+    public code. transpose: see NaiveMatrix.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class NaiveNGCF(nn.Module):
     def forward(self) -> Tensor:
         """Return the final embeddings of all nodes."""
         x = torch.cat([self.users, self.items])
-        matrices, outputs = self.matrix.draw(self.training), [x]
+        matrices, outputs = self.matrix.matrices_of_step(self.training), [x]
         for i in range(0, len(self.layers), 4):
             weight_1, bias_1, weight_2, bias_2 = self.layers[i : i + 4]
             propagated = self.matrix.multiply(matrices, x)
@@ -124,14 +125,14 @@ class NaiveNGCF(nn.Module):
         return torch.cat(outputs, 1)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, reg: float) -> Tensor:
-        """Return the BPR loss plus the penalty on the final embeddings."""
+        """Return the BPR loss plus the L2 penalty on the final embeddings."""
         final = self()
         u, i, j = final[users], final[positives + self.n_users], final[negatives + self.n_users]
         return bpr(u, i, j) + reg * half_squares([u, i, j]) / len(users)
 
 
 class NaiveLightGCN(nn.Module):
-    """LightGCN from given weights."""
+    """LightGCN, initialized with given weights (the state_dict of this package's network)."""
 
     def __init__(
         self, graph: InteractionGraph, weights: dict[str, Tensor], *, n_layers: int = 3, transpose: bool = False
@@ -143,7 +144,7 @@ class NaiveLightGCN(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the final embeddings of all nodes."""
-        x, matrices = self.embedding, self.matrix.draw(False)
+        x, matrices = self.embedding, self.matrix.matrices_of_step(False)
         outputs = [x]
         for _ in range(self.n_layers):
             x = self.matrix.multiply(matrices, x)
@@ -151,7 +152,7 @@ class NaiveLightGCN(nn.Module):
         return torch.stack(outputs).mean(0)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, reg: float) -> Tensor:
-        """Return the BPR loss plus the penalty on the embeddings of layer 0."""
+        """Return the BPR loss plus the L2 penalty on the embeddings of layer 0."""
         final = self()
         nodes = [users, positives + self.n_users, negatives + self.n_users]
         u, i, j = (final[node] for node in nodes)
@@ -159,7 +160,7 @@ class NaiveLightGCN(nn.Module):
 
 
 def bpr(u: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Return the mean of -log sigmoid(x_ui - x_uj)."""
+    """Return the mean of -log sigmoid(x_ui - x_uj), the BPR loss of users u, items i and negative items j."""
     return -F.logsigmoid((u * i).sum(1) - (u * j).sum(1)).mean()
 
 

@@ -1,8 +1,9 @@
-"""GRU4Rec training written simply in plain PyTorch: a second baseline, next to the official code.
+"""GRU4Rec training in simple plain PyTorch: a second baseline, in addition to the official code.
 
-One layer, constrained embedding. The parts: a Python session iterator, torch.multinomial for the negatives, F.dropout,
-nn.GRUCell, a sparse nn.Embedding as the item table, autograd, and Adagrad on the rows with gradients. torch.compile, if
-wanted, compiles the computation from the gathered rows to the loss.
+The model has one layer and a constrained embedding (inputs and outputs share the item table). It uses a Python session
+iterator, torch.multinomial for the negatives, F.dropout, nn.GRUCell, a sparse nn.Embedding as the item table, autograd,
+and Adagrad on the rows with gradients. Optionally, torch.compile compiles the computation from the gathered rows to the
+loss.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gru4rec_fast.data import SessionStore
 
 @dataclass(frozen=True)
 class Setting:
-    """The hyper-parameters of one training row, from the published parameter files; `log` names the data set."""
+    """The published hyper-parameters of one training; `log` is the name of the data set."""
 
     name: str
     loss: str
@@ -39,7 +40,7 @@ class Setting:
     log: str = "rsc15_100k"
 
     def parameters(self) -> dict[str, Any]:
-        """Return the hyper-parameters by their names in the official code, which `GRU4Rec` takes, too."""
+        """Return the hyper-parameters by their names in the official code, which `GRU4Rec` also accepts."""
         layers = {"layers": [self.width]}
         return layers | {k: v for k, v in asdict(self).items() if k not in ("name", "log", "width")}
 
@@ -48,35 +49,48 @@ class Setting:
 
 
 SETTINGS = [
-    Setting("xe-100", "cross-entropy", 100, 32, 0.75, 0.1, dropout_p_embed=0.1, logq=1.0),
-    Setting("xe-480", "cross-entropy", 480, 48, 0.2, 0.07, dropout_p_hidden=0.2, logq=1.0),
-    Setting("bprmax-224", "bpr-max", 224, 80, 0.4, 0.05, 0.5, 0.05, momentum=0.4, bpreg=1.95, elu_param=0.5),
-    Setting("bprmax-512", "bpr-max", 512, 128, 0.3, 0.05, 0.5, 0.3, 0.15, bpreg=0.9, elu_param=1.0, log="diginetica"),
-]
+    Setting(
+        "xe-100", "cross-entropy", width=100, batch_size=32, sample_alpha=0.75, learning_rate=0.1, dropout_p_embed=0.1,
+        logq=1.0,
+    ),
+    Setting(
+        "xe-480", "cross-entropy", width=480, batch_size=48, sample_alpha=0.2, learning_rate=0.07, dropout_p_hidden=0.2,
+        logq=1.0,
+    ),
+    Setting(
+        "bprmax-224", "bpr-max", width=224, batch_size=80, sample_alpha=0.4, learning_rate=0.05, dropout_p_embed=0.5,
+        dropout_p_hidden=0.05, momentum=0.4, bpreg=1.95, elu_param=0.5,
+    ),
+    Setting(
+        "bprmax-512", "bpr-max", width=512, batch_size=128, sample_alpha=0.3, learning_rate=0.05, dropout_p_embed=0.5,
+        dropout_p_hidden=0.3, momentum=0.15, bpreg=0.9, elu_param=1.0, log="diginetica",
+    ),
+]  # fmt: skip
 
 
 def session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield inputs, targets and reset flags [B] of each step, until a lane has no session left.
+    """Yield inputs, targets and reset flags [B] of each step, until no session is left for a lane.
 
-    A lane is one of the B sessions processed in parallel; where a session ends, its lane continues with the next one.
+    A lane is one of the B sessions processed in parallel. When its session ends, the lane continues with the next
+    session.
     """
     items, offsets = store.items, store.offsets
     position = offsets[:batch_size].copy()
     end = offsets[1 : batch_size + 1].copy()
-    reset, unstarted = np.ones(batch_size, dtype=bool), batch_size
+    reset, next_session = np.ones(batch_size, dtype=bool), batch_size
     while True:
         yield tuple(torch.from_numpy(np.array(a)) for a in (items[position], items[position + 1], reset))  # type: ignore[misc]
         position += 1
         reset = position + 1 >= end
         for lane in np.flatnonzero(reset):
-            if unstarted >= store.n_sessions:
+            if next_session >= store.n_sessions:
                 return
-            position[lane], end[lane] = offsets[unstarted], offsets[unstarted + 1]
-            unstarted += 1
+            position[lane], end[lane] = offsets[next_session], offsets[next_session + 1]
+            next_session += 1
 
 
 class NaiveTraining:
-    """Train step by step: `for _ in range(n): training.step()`."""
+    """Trains one mini-batch per call of `step`."""
 
     def __init__(
         self,
@@ -92,12 +106,12 @@ class NaiveTraining:
         nn.init.zeros_(self.bias.weight)
         self.cell = nn.GRUCell(setting.width, setting.width, device=device)
         parameters = [self.table.weight, self.bias.weight, *self.cell.parameters()]
-        self.moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in parameters}
+        self.optimizer_state = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in parameters}
         support = torch.tensor(store.support, dtype=torch.float32, device=device)
-        self.p, self.log_support = support**setting.sample_alpha, support.log()
+        self.sampling_weights, self.log_support = support**setting.sample_alpha, support.log()
         self.hidden = torch.zeros(setting.batch_size, setting.width, device=device)
         self.batches = session_batches(store, setting.batch_size)
-        self._tensor_part = torch.compile(self._forward, dynamic=False) if compiled else self._forward
+        self._loss_and_hidden = torch.compile(self._forward, dynamic=False) if compiled else self._forward
 
     def step(self) -> float:
         """Train on one mini-batch and return its loss."""
@@ -108,18 +122,18 @@ class NaiveTraining:
             batch = next(self.batches)
         inputs, targets, reset = (t.to(self.device) for t in batch)
         targets = targets.long()
-        negatives = torch.multinomial(self.p, s.n_sample, replacement=True)
+        negatives = torch.multinomial(self.sampling_weights, s.n_sample, replacement=True)
         columns = torch.cat([targets, negatives])
         log_q = None
         if s.logq:
             log_q = self.log_support[columns]
             log_q[s.batch_size :] *= s.sample_alpha
-        loss, hidden = self._tensor_part(
+        loss, hidden = self._loss_and_hidden(
             self.table(inputs.long()), self.hidden * ~reset.unsqueeze(1), self.table(columns), self.bias(columns), log_q
         )
         loss.backward()
         with torch.no_grad():
-            for parameter in self.moments:
+            for parameter in self.optimizer_state:
                 self._update(parameter)
         self.hidden = hidden.detach()
         return loss.item()
@@ -127,15 +141,20 @@ class NaiveTraining:
     def _forward(
         self, x: Tensor, state: Tensor, rows: Tensor, bias: Tensor, log_q: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss and the next hidden state, from the gathered rows of the item table."""
+        """Return the loss and the next hidden state, computed from gathered rows of the item table.
+
+        x: embeddings of the inputs. rows, bias: output weights and biases of the targets, followed by those of the
+        negatives. log_q: logQ correction of the scores of these items; None for no correction.
+        """
         s = self.setting
         hidden = F.dropout(self.cell(F.dropout(x, s.dropout_p_embed), state), s.dropout_p_hidden)
-        y = hidden @ rows.T + bias.T
+        scores = hidden @ rows.T + bias.T
         if log_q is not None:
-            y = y - s.logq * log_q
-        return self._loss(y) / s.batch_size, hidden
+            scores = scores - s.logq * log_q
+        return self._loss(scores) / s.batch_size, hidden
 
     def _loss(self, y: Tensor) -> Tensor:
+        """Return the summed loss of scores y [B, B + n_sample]; the target of row b is column b."""
         s, m = self.setting, y.shape[0]
         if s.loss == "cross-entropy":
             return F.cross_entropy(y, torch.arange(m, device=y.device), reduction="sum")
@@ -147,7 +166,8 @@ class NaiveTraining:
         return (-torch.log(better + 1e-24) + s.bpreg * (weight * y * y).sum(1)).sum()
 
     def _update(self, parameter: Tensor) -> None:
-        s, (accumulator, velocity) = self.setting, self.moments[parameter]
+        """Update the parameter, or its rows with gradients, by Adagrad with momentum."""
+        s, (accumulator, velocity) = self.setting, self.optimizer_state[parameter]
         assert parameter.grad is not None
         rows: slice | Tensor = slice(None)
         grad = parameter.grad

@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Measures every CPU row: writes JSON files and one markdown table (cpu.md) to OUT (default build/benchmarks).
+# Measures all rows of the CPU results table. Writes JSON files and the markdown table cpu.md.
 #
 #   benchmarks/run_cpu.sh [official=PATH] [ngcf=PATH] [lightgcn=PATH]
 #
-# PATH is a checkout of that peer (benchmarks/conftest.py). Environment variables: THREADS (default: all cores), PYTHON,
-# OPTIONS (of pytest, e.g. "--rounds 7 --turn-seconds .2"). WHOLE_RUN=1 adds benchmarks/whole_run.py, which takes long;
-# GROWTH=1 adds the curves of benchmarks/growth.py.
+# PATH is a checkout of other people's code, a "peer" (benchmarks/conftest.py). Environment variables:
+#
+#   OUT          folder for the results (default: build/benchmarks)
+#   THREADS      number of threads (default: all cores)
+#   PYTHON       Python interpreter (default: python)
+#   OPTIONS      options of pytest, e.g. "--rounds 7 --turn-seconds .2"
+#   WHOLE_RUN=1  also runs benchmarks/whole_run.py, which takes long
+#   GROWTH=1     also runs benchmarks/growth.py
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}

@@ -11,13 +11,14 @@ from synthetic import synthetic_store
 from gru4rec_fast.data import SessionStore
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-SIZES = {"rsc15_100k": (70_000, 2_933), "diginetica": (900_000, 43_097)}  # events, items of the training logs
+# Numbers of events and items of the training logs.
+SIZES = {"rsc15_100k": (70_000, 2_933), "diginetica": (900_000, 43_097)}
 
 
 class SessionLogs:
-    """Session logs by name, as stores or data frames. Each is read once; the stores are written to `folder`.
+    """Provides session logs by name, as stores or data frames. Each log is read once; stores are written to `folder`.
 
-    `part` is "train" or "test".
+    In all methods, `part` is "train" or "test".
     """
 
     def __init__(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from gru4rec_fast.data.array_folder import replace_folder, write_npy
 from gru4rec_fast.data.sessions.store import FORMAT
 
 CHUNK_EVENTS = 1_000_000
-MEAN_LENGTH = 4
+MEAN_LENGTH = 4  # events per session
 ZIPF_EXPONENT = 0.9
 
 
@@ -34,7 +34,10 @@ class Chunk:
 
 
 def synthetic_chunks(n_events: int, n_items: int, seed: int) -> Iterator[Chunk]:
-    """Yield sessions of at least two events (lengths follow a shifted geometric law), `n_events` events in total."""
+    """Yield chunks of sessions with `n_events` events in total.
+
+    A session has at least two events; its length follows a shifted geometric distribution.
+    """
     rng = np.random.default_rng(seed)
     cumulative = np.cumsum(np.arange(1, n_items + 1) ** -ZIPF_EXPONENT)
     first_session = 0
@@ -44,7 +47,7 @@ def synthetic_chunks(n_events: int, n_items: int, seed: int) -> Iterator[Chunk]:
         ends = np.cumsum(lengths)
         lengths = lengths[: np.searchsorted(ends, size) + 1]
         lengths[-1] -= lengths.sum() - size  # cut the last session, so that the chunk has exactly `size` events
-        if lengths[-1] == 1 and len(lengths) > 1:
+        if lengths[-1] == 1 and len(lengths) > 1:  # add a single event to the session before
             lengths = np.append(lengths[:-2], lengths[-2] + 1)
         draws = rng.random(size) * cumulative[-1]
         yield Chunk(first_session, lengths, np.searchsorted(cumulative, draws).astype(np.int32))
@@ -63,8 +66,8 @@ def synthetic_log(path: str | Path, n_events: int, n_items: int, seed: int = 0) 
             first = chunk.first_session
             sessions = np.repeat(np.arange(first, first + len(chunk.lengths)), chunk.lengths)
             position = np.arange(len(sessions)) - np.repeat(np.cumsum(chunk.lengths) - chunk.lengths, chunk.lengths)
-            starts = 1_400_000_000 + rng.permutation(len(chunk.lengths)) + first
-            times = np.repeat(starts, chunk.lengths) + 30 * position
+            start_times = 1_400_000_000 + rng.permutation(len(chunk.lengths)) + first
+            times = np.repeat(start_times, chunk.lengths) + 30 * position
             frame = pl.DataFrame({"session": sessions, "item": chunk.items, "time": times})
             frame.write_csv(file, include_header=False, separator="\t")
 
@@ -101,7 +104,7 @@ def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0
 
 
 class _GrowingArray:
-    """An int64 array on disk that grows by appending and is then memory-mapped."""
+    """An int64 array in a file: first `append` values, then read them with `mapped`."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path.open("wb")
@@ -110,5 +113,6 @@ class _GrowingArray:
         self._file.write(values.astype(np.int64).tobytes())
 
     def mapped(self) -> np.ndarray:
+        """Close the file and return the memory-mapped array."""
         self._file.close()
         return np.memmap(self._path, np.int64, "r")

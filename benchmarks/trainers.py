@@ -1,4 +1,7 @@
-"""Training by `fit`, of GRU4Rec and of the graph models, timed some mini-batches at a time."""
+"""Times the training of `fit`, of GRU4Rec and of the graph models, n mini-batches at a time.
+
+A side (interleave.Side) is a function that runs n units of work, here mini-batches, and returns the seconds per unit.
+"""
 
 from __future__ import annotations
 
@@ -20,53 +23,54 @@ CPU = torch.device("cpu")
 
 
 class _EnoughSteps(Exception):
-    """Raised to leave `run_epoch`."""
+    """Raised to leave `run_epoch` after the requested number of mini-batches."""
 
 
 def runner_of(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> SessionEpochRunner:
-    """Return the epoch runner of `GRU4Rec(**parameters).fit(store)`."""
+    """Return the object that runs the epochs of `GRU4Rec(**parameters).fit(store)`."""
     p = GRU4RecParameters.create({**parameters, "device": str(device)})
     return build_session_runner(p, build_session_network(p, store.n_items), store)
 
 
 def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:
-    """Return a function that trains n mini-batches as `GRU4Rec(**parameters).fit(store)` does."""
+    """Return the side that trains as `GRU4Rec(**parameters).fit(store)` does."""
     return runner_side(runner_of(store, parameters))
 
 
 def graph_runner(model: NGCF | LightGCN, graph: InteractionGraph, device: torch.device = CPU) -> GraphEpochRunner:
-    """Return the epoch runner of `model.fit(graph)`."""
+    """Return the object that runs the epochs of `model.fit(graph)`."""
     model = type(model)(**model.get_params() | {"device": str(device)})
     return build_graph_runner(model, model.build_network(graph), graph)
 
 
 def runner_side(runner: EpochRunner, synchronize: Callable[[], None] = lambda: None) -> Side:
-    """Return a function that trains n mini-batches, over epochs as needed; it returns the seconds per mini-batch.
+    """Return the side that trains with a runner; it starts new epochs as needed.
 
-    synchronize: waits until the device is idle.
+    synchronize: a function that waits until the device is idle.
     """
 
     def run(n: int) -> float:
-        in_finished_epochs = 0
+        n_in_finished_epochs = 0
 
-        def steps_done() -> int:
-            return in_finished_epochs + runner.position.mini_batches - at_start
+        def n_done() -> int:
+            return n_in_finished_epochs + runner.position.mini_batches - n_at_start
 
         def stop_when_done() -> int:
-            if steps_done() >= n:
+            """Return the number of mini-batches that remain. `run_epoch` calls this function between mini-batches."""
+            if n_done() >= n:
                 raise _EnoughSteps
-            return n - steps_done()
+            return n - n_done()
 
         synchronize()
         started = time.perf_counter()
         while True:
-            at_start = runner.position.mini_batches
+            n_at_start = runner.position.mini_batches
             try:
                 runner.run_epoch(Silent(), stop_when_done)
             except _EnoughSteps:
                 synchronize()
-                return (time.perf_counter() - started) / steps_done()
-            in_finished_epochs = steps_done()
+                return (time.perf_counter() - started) / n_done()
+            n_in_finished_epochs = n_done()
             runner.start_next_epoch()
 
     return run

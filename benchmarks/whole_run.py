@@ -1,10 +1,11 @@
-"""Time a whole training with its evaluation, from reading the log to Recall@20, against the official code.
+"""Time a whole training with its evaluation, from reading the log to Recall@20, and compare it with the official code.
 
     python benchmarks/whole_run.py --peer official=PATH --json build/benchmarks/whole_run.json
 
-Diginetica, cross-entropy with logQ 1, hidden size 100, mini-batches of 64, 2048 negatives, 5 epochs, then the test log.
-The official code's run takes long, so GRU4Rec is run before and after it: a drift of the machine's speed shows in the
-difference. Each finished run is written to the JSON file; when the script is started again, it skips those runs.
+The model is trained on diginetica with cross-entropy, logQ 1, hidden size 100, mini-batches of 64, 2048 negatives and 5
+epochs, and then evaluated on the test log. The official code (GRU4Rec_PyTorch_Official) takes long, so this package is
+run before and after it: the difference of these two runs shows how much the machine's speed has drifted. Each finished
+run is written to the JSON file. If the script is started again, it skips the finished runs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def figures(seconds: float, evaluation_seconds: float, recall: float, mrr: float
 
 
 def main() -> None:
-    """Do the runs that are not in the JSON file yet, and print the ratio of the times."""
+    """Run what is not in the JSON file yet, and print the ratio of the times."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", required=True, metavar="official=PATH", help="a checkout of the official code")
     parser.add_argument("--epochs", type=int, default=5)

@@ -1,4 +1,8 @@
-"""benchmarks/gpu on the CPU: every row with small data, goals, the table, the cases of the sanitizer."""
+"""benchmarks/gpu on the CPU: measurements with small data, goals, the table, and the test cases for the sanitizer.
+
+A row of the results table compares several implementations, called sides, at one workload. A stage is a process that
+benchmarks/gpu/call.py starts on the GPU machine.
+"""
 
 from __future__ import annotations
 
@@ -29,27 +33,27 @@ TINY = Device(torch.device("cpu"), tiny=True)
 RATES = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
 
 
-def named_rows() -> list[Any]:
+def row_parameters() -> list[Any]:
     """Return a pytest parameter for each row. Rows that compile or repeat code (TF32, bf16) are marked slow."""
     names = list(row_names())
     assert len({str(name) for name in names}) == len(names) > 30
-    slow = ["loss" in name.workload or name.precision in ("tf32", "bf16") for name in names]
+    is_slow = ["loss" in name.workload or name.precision in ("tf32", "bf16") for name in names]
     return [
-        pytest.param(name, id=str(name), marks=[pytest.mark.slow] if takes_long else [])
-        for name, takes_long in zip(names, slow, strict=True)
+        pytest.param(name, id=str(name), marks=[pytest.mark.slow] if slow else [])
+        for name, slow in zip(names, is_slow, strict=True)
     ]
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Use one thread: the data are small, and threads that wait for each other are slow on a busy machine."""
+    """Use one thread: the data are small, and threads that wait for each other are slow if other processes run."""
     with threads(1):
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
-    """Create a data folder with synthetic data of every name and without peers."""
+    """Create a prepared folder with synthetic data sets, but without other people's code ("peers")."""
     path = tmp_path_factory.mktemp("folder")
     for name in ("rsc15_100k", "diginetica"):
         synthetic_store(path / "data" / name / "train", 6000, 400)
@@ -61,36 +65,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
 
 
 @pytest.mark.usefixtures("native_library")
-@pytest.mark.parametrize("name", named_rows())
+@pytest.mark.parametrize("name", row_parameters())
 def test_every_row_is_measured(folder: PreparedFolder, name: RowName) -> None:
     row = measure(name, BUILDERS[name.workload], TINY, folder, [])
     peers = {"xe-100", "xe-480", "bprmax-224", "bprmax-512", "ngcf", "lightgcn"}
-    expected = WORKLOADS[name.workload].baseline
+    baseline = WORKLOADS[name.workload].baseline
     assert row["failed"] == {}
     assert next(iter(row["seconds"])) == OURS and len(row["seconds"]) >= 2
-    assert (expected in row["seconds"]) == (name.workload not in peers)
+    assert (baseline in row["seconds"]) == (name.workload not in peers)
     assert any("left out: no peers/" in note for note in row["notes"]) == (name.workload in peers)
     assert all(seconds["median"] > 0 for seconds in row["seconds"].values())
-    json.dumps(row)
-    without = measure(name, BUILDERS[name.workload], TINY, folder, [OURS])
-    assert [*without["seconds"]] == [*row["seconds"]][1:] and without["ratios"] == {}
+    json.dumps(row)  # raises if the row is not JSON
+    without_ours = measure(name, BUILDERS[name.workload], TINY, folder, [OURS])
+    assert [*without_ours["seconds"]] == [*row["seconds"]][1:] and without_ours["ratios"] == {}
 
 
-def test_every_workload_has_a_builder_and_every_row_a_call() -> None:
+def test_every_workload_has_a_builder_and_every_row_is_in_one_call() -> None:
     assert {name.workload for name in row_names()} == set(BUILDERS) == set(WORKLOADS) - {"ngcf-run"}
-    by_call = [set(map(str, row_names(precisions))) for precisions in (("", "fp32"), ("tf32", "bf16"))]
-    assert by_call[0] | by_call[1] == set(map(str, row_names())) and not by_call[0] & by_call[1]
+    names_of_a, names_of_b = [set(map(str, row_names(precisions))) for precisions in (("", "fp32"), ("tf32", "bf16"))]
+    assert names_of_a | names_of_b == set(map(str, row_names())) and not names_of_a & names_of_b
 
 
-def row_of(sides: dict[str, Callable[[int], float]], workload: str = "gru", **counted: Any) -> dict[str, Any]:
-    row = Row(sides, rounds=3, **counted)
+def measured_row(sides: dict[str, Callable[[int], float]], workload: str = "gru", **fields: Any) -> dict[str, Any]:
+    row = Row(sides, rounds=3, **fields)
     return measure(RowName(workload, "", "tf32"), lambda *_: row, TINY, PreparedFolder(None), [])
 
 
-def test_figures_of_a_row() -> None:
+def test_ratios_and_goal_values_of_a_row() -> None:
     baseline = WORKLOADS["gowalla"].baseline
     sides = {OURS: lambda n: 0.001, baseline: lambda n: 0.003}
-    row = row_of(sides, "gowalla", n_bytes=800_000, flops=7)
+    row = measured_row(sides, "gowalla", n_bytes=800_000, flops=7)
     assert row["ratios"][baseline] == pytest.approx({"median": 3.0, "q1": 3.0, "q3": 3.0})
     assert table.goal_values(row, 1e9) == {
         "ratio": pytest.approx(3), "memory": None, "copy": pytest.approx(0.8), "microseconds": pytest.approx(1000),
@@ -101,33 +105,33 @@ def test_figures_of_a_row() -> None:
     assert line.endswith("| 80% of copy, 0% of tf32 products | >= 2x; >= 70% of copy bandwidth | yes; yes |")
 
 
-def broken(n: int) -> float:
+def failing_side(n: int) -> float:
     raise RuntimeError("no\nsuch kernel")
 
 
-def lacking() -> Any:
+def build_without_data() -> Any:
     raise MissingInput("no data/x in FOLDER")
 
 
-def test_what_is_missing_or_fails_leaves_the_others_their_turn() -> None:
-    fine, baseline = (lambda n: 0.001), WORKLOADS["gru"].baseline
-    row = row_of({OURS: broken, baseline: fine, "other": built_at_first_use(lacking)})
+def test_other_sides_are_measured_if_one_fails_or_lacks_its_data() -> None:
+    working_side, baseline = (lambda n: 0.001), WORKLOADS["gru"].baseline
+    row = measured_row({OURS: failing_side, baseline: working_side, "other": built_at_first_use(build_without_data)})
     assert row["failed"] == {OURS: "RuntimeError: no such kernel"} and [*row["seconds"]] == [baseline]
     assert row["notes"] == ["other left out: no data/x in FOLDER"] and row["ratios"] == {}
     lines = table.render([{"call": "A", "rows": [row]}])
     assert f"| {row['row']} | failed | {baseline} | 1 ms |  |  |  | >= 1x | not measured |" in lines
     assert f"- ours failed: {row['row']}: RuntimeError: no such kernel" in lines
-    row = row_of({OURS: fine, baseline: broken, "other": fine})
+    row = measured_row({OURS: working_side, baseline: failing_side, "other": working_side})
     assert row["failed"] == {baseline: "RuntimeError: no such kernel"}
     lines = table.render([{"call": "A", "rows": [row]}])
     assert f"| {row['row']} | 1 ms | {baseline} |  | left out |  |  | >= 1x | not measured |" in lines
 
 
-def test_fragments_are_merged() -> None:
-    into: dict[str, Any] = {"rows": [{"row": "a", "x": 1}], "facts": {"timeline": {"xe": 1}}}
-    merge(into, {"rows": [{"row": "b"}], "facts": {"timeline": {"ye": 2}, "ncu": {}}, "left_out": ["c"]})
-    merge(into, {"rows": [{"row": "a", "x": 2}], "left_out": ["d"], "device": "some GPU"})
-    assert into == {
+def test_results_of_stages_are_merged() -> None:
+    results: dict[str, Any] = {"rows": [{"row": "a", "x": 1}], "facts": {"timeline": {"xe": 1}}}
+    merge(results, {"rows": [{"row": "b"}], "facts": {"timeline": {"ye": 2}, "ncu": {}}, "left_out": ["c"]})
+    merge(results, {"rows": [{"row": "a", "x": 2}], "left_out": ["d"], "device": "some GPU"})
+    assert results == {
         "rows": [{"row": "b"}, {"row": "a", "x": 2}],
         "facts": {"timeline": {"xe": 1, "ye": 2}, "ncu": {}},
         "left_out": ["c", "d"],
@@ -135,33 +139,34 @@ def test_fragments_are_merged() -> None:
     }
 
 
-def test_goals() -> None:
-    assert Goal("ratio", 2).met(2.0) and not Goal("ratio", 2).met(1.9)
-    assert Goal("memory", 0.2).met(0.2) and not Goal("memory", 0.2).met(0.3)
+def test_goals_are_met_at_their_limits_and_every_kind_is_used() -> None:
+    assert Goal("ratio", 2).is_met(2.0) and not Goal("ratio", 2).is_met(1.9)
+    assert Goal("memory", 0.2).is_met(0.2) and not Goal("memory", 0.2).is_met(0.3)
     assert {goal.kind for workload in WORKLOADS.values() for goal in workload.goals} == {
         "ratio", "copy", "memory", "microseconds", "seconds",
     }  # fmt: skip
 
 
-def test_rates_and_precision() -> None:
+def test_rates_are_measured_and_precision_is_restored() -> None:
     assert set(measure_rates(TINY)) == {"copy", "fp32", "tf32", "bf16"}
-    cudnn = torch.backends.cudnn.allow_tf32
+    previous_cudnn = torch.backends.cudnn.allow_tf32
     with precision("tf32"):
         assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
         with precision("fp32"):
             assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32 == cudnn
+    assert not torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32 == previous_cudnn
 
 
-def test_power_law_graph() -> None:
+def test_power_law_graph_is_symmetric_without_loops() -> None:
     offsets, neighbors = power_law_graph(40, 200, torch.device("cpu"))
     rows = torch.repeat_interleave(offsets.diff())
     assert len(neighbors) == 400 and neighbors.dtype == torch.int32
-    forth, back = rows * 40 + neighbors, neighbors * 40 + rows
-    assert torch.equal(forth, back.sort().values) and len(forth.unique()) == 400 and (rows != neighbors).all()
+    entries, transposed = rows * 40 + neighbors, neighbors * 40 + rows
+    assert torch.equal(entries, transposed.sort().values) and len(entries.unique()) == 400 and (rows != neighbors).all()
 
 
-def sample() -> dict[str, Any]:
+def sample_results() -> dict[str, Any]:
+    """Return results.json of a call with one row, two stages and all diagnostics."""
     seconds = {OURS: 2e-5, "matmul + compare": 5e-5, "another": 1e-5}
     row = {"row": "ranking, tf32", "target": "ranking", "precision": "tf32", "n_bytes": 60_000_000, "flops": 4e9}
     row["seconds"] = {name: dict.fromkeys(("median", "q1", "q3"), value) for name, value in seconds.items()}
@@ -185,8 +190,8 @@ def sample() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_table_can_be_read_alone() -> None:
-    lines = table.render([sample()])
+def test_table_shows_rows_goals_device_stages_and_diagnostics() -> None:
+    lines = table.render([sample_results()])
     assert (
         "| ranking, tf32 | 20 us | matmul + compare | 50 us | 2.50 [0.10, 9.00] | 10.0 / 50.0 "
         "| 75% of copy, 50% of tf32 products | >= 2x; memory <= 0.1 of theirs | yes; no |"
@@ -194,29 +199,29 @@ def test_the_table_can_be_read_alone() -> None:
     assert "| ranking, tf32 | 20 us | another | 10 us | 0.50 [0.10, 9.00] |  |  |  |  |" in lines
     assert sum("not measured yet" in line for line in lines) == len(WORKLOADS) - 1
     text = "\n".join(lines)
-    for part in (
+    for expected in (
         "some GPU, torch 2.11, CUDA 13.0, call B; measured: copy 4000 GB/s, products fp32 50.0, tf32 400.0, bf16 800.0",
         "- left out: this: no peer\n- stage ncu: exit status 1\n",
         "| graph node | 1.50 |",
-        "GPU timeline of xe-100, replayed: 7.0 us a mini-batch untraced, 8.0 traced, 6.5 of them in 1.5 kernels; gaps",
-        "gaps in us: median 2.00, ",
+        "GPU timeline of xe-100, replayed: 7.0 us per mini-batch untraced, 8.0 traced, 6.5 of them in 1.5 kernels; ",
+        "kernels; gaps in us: median 2.00, ",
         "| `a/b` | 1 | 5.00 |\n| `c` | 0.5 | 3.00 |",
         "| kernel of an uncaptured step, xe-100 | us | load sectors per request |",
         "| `k` | 3.25 |  |",
-        "| CPU engine, us a mini-batch (a CPU) | 1 threads | 2 threads |",
+        "| fused training step on the CPU, us per mini-batch (a CPU) | 1 threads | 2 threads |",
         "| xe-100 | 170 |  |",
     ):
-        assert part in text, part
+        assert expected in text, expected
 
 
-def test_counters_of_ncu_are_read_and_the_longest_kernels_kept() -> None:
+def test_parse_counters_returns_the_longest_kernels() -> None:
     names = ["ID", "Kernel Name", *diagnostics.METRICS.values()]
     units = ["", "", "ns", "byte", "sector", "", "sector", "", "%", "register/thread"]
     kernels = [["1", f"grf::k{n}(T1)", f"{n},000", "64", "8", "2", "0", "0", "12.5", "40"] for n in range(1, 8)]
     csv = "\n".join(",".join(f'"{cell}"' for cell in line) for line in (names, units, *kernels))
-    found = diagnostics.parse_counters(f"==PROF== Connected\n{csv}\n")
-    assert [kernel["us"] for kernel in found] == [7.0, 6.0, 5.0, 4.0, 3.0]
-    assert found[0] == {
+    parsed = diagnostics.parse_counters(f"==PROF== Connected\n{csv}\n")
+    assert [kernel["us"] for kernel in parsed] == [7.0, 6.0, 5.0, 4.0, 3.0]
+    assert parsed[0] == {
         "kernel": "grf::k7(T1)", "us": 7.0, "dram_bytes": 64.0, "occupancy_percent": 12.5, "registers": 40.0,
         "load_sectors_per_request": 4.0, "store_sectors_per_request": None,
     }  # fmt: skip
@@ -224,17 +229,17 @@ def test_counters_of_ncu_are_read_and_the_longest_kernels_kept() -> None:
         diagnostics.parse_counters("==ERROR== no access")
 
 
-def test_the_performance_page_has_the_table_of_the_results() -> None:
-    found = sorted((CHECKOUT / "benchmarks" / "results" / "gpu").glob("*.json"))
+def test_performance_page_has_the_table_of_the_committed_results() -> None:
+    files = sorted((CHECKOUT / "benchmarks" / "results" / "gpu").glob("*.json"))
     _, _, rest = (CHECKOUT / "docs" / "performance.md").read_text().partition(table.BEGIN + "\n")
-    expected = table.render([json.loads(path.read_text()) for path in found])
+    expected = table.render([json.loads(path.read_text()) for path in files])
     assert rest.partition("\n" + table.END)[0].splitlines() == expected
 
 
-def test_when_a_run_reached_its_metric() -> None:
+def test_row_of_a_training_run_that_reaches_or_misses_its_metric() -> None:
     run = training_runs.RUNS["ngcf_gowalla"]
     metrics = [{}, {"recall@20": 0.1}, {"recall@20": 0.16}, {"recall@20": 0.2}]
-    history = [{"epoch": n, "seconds": 100.0, "validation": found} for n, found in enumerate(metrics, 1)]
+    history = [{"epoch": n, "seconds": 100.0, "validation": values} for n, values in enumerate(metrics, 1)]
     row = training_runs.row_of("ngcf_gowalla", run, history, 500)
     assert row["seconds"][OURS]["median"] == 300.0 and row["ratios"][WORKLOADS["ngcf-run"].baseline]["median"] == 109.68
     assert row["row"].endswith("(ngcf_gowalla: epoch 3; 500 s with evaluations)")
@@ -249,33 +254,37 @@ def test_when_a_run_reached_its_metric() -> None:
 def test_every_gpu_test_is_in_a_stage() -> None:
     import test_cuda
 
-    assert set(stages.families()) == set(test_cuda.EXACT) | set(test_cuda.CLOSE)
+    assert set(stages.kernel_families()) == set(test_cuda.EXACT) | set(test_cuda.CLOSE)
     functions = {name: value for name, value in vars(test_cuda).items() if name.startswith("test_") and callable(value)}
-    of_families = {
+    per_family = {
         name for name, value in functions.items() if "sanitizer" in [m.name for m in getattr(value, "pytestmark", [])]
     }
-    assert of_families == {"test_same_bits_as_the_reference", "test_small_ones_are_as_close_as_the_reference"}
-    others = stages.functions_without_families(CHECKOUT / "tests" / "test_cuda.py")
-    assert set(others) == set(functions) - of_families and len(others) > 15 and set(stages.LONG_TESTS) < set(others)
-    elsewhere = {
+    assert per_family == {"test_same_bits_as_the_reference", "test_small_ones_are_as_close_as_the_reference"}
+    other_functions = stages.functions_without_sanitizer_mark(CHECKOUT / "tests" / "test_cuda.py")
+    assert (
+        set(other_functions) == set(functions) - per_family
+        and len(other_functions) > 15
+        and set(stages.LONG_TESTS) < set(other_functions)
+    )
+    other_files = {
         f"tests/{path.name}"
         for path in (CHECKOUT / "tests").glob("test_*.py")
         if "skipif(not torch.cuda.is_available()" in path.read_text()
         and path.name not in ("test_cuda.py", Path(__file__).name)
     }
-    assert elsewhere == set(stages.OTHER_GPU_TESTS)
+    assert other_files == set(stages.OTHER_GPU_TESTS)
 
 
-@pytest.mark.parametrize("family", stages.families())
+@pytest.mark.parametrize("family", stages.kernel_families())
 @pytest.mark.slow
 @pytest.mark.skipif(bool(why_not_emulated("dropout")), reason=why_not_emulated("dropout") or "-")
-def test_the_sanitizer_s_cases_under_emulation(family: str) -> None:
+def test_cases_for_the_sanitizer_pass_with_emulated_kernels(family: str) -> None:
     import test_cuda
 
     test_cuda.assert_family("cpu", "emulated", family)
 
 
-def test_the_official_code_gets_the_same_log(folder: PreparedFolder) -> None:
+def test_data_frame_for_the_official_code_has_the_same_log(folder: PreparedFolder) -> None:
     pytest.importorskip("pandas")
     from peers.official import to_data_frame
 
@@ -286,12 +295,12 @@ def test_the_official_code_gets_the_same_log(folder: PreparedFolder) -> None:
     assert frame["ItemId"].tolist() == store.items.tolist()
 
 
-def test_a_folder_is_made_of_logs_and_checkouts(tmp_path: Path) -> None:
+def test_prepare_folder_converts_logs_and_copies_checkouts(tmp_path: Path) -> None:
     pytest.importorskip("polars")
     from gpu.prepare_folder import prepare_data, prepare_peers
 
-    for part, item in (("train", 7), ("test", 7)):
-        log = f"SessionId\tItemId\tTime\n1\t{item}\t1\n1\t8\t2\n1\t7\t3\n"
+    for part in ("train", "test"):
+        log = "SessionId\tItemId\tTime\n1\t7\t1\n1\t8\t2\n1\t7\t3\n"
         for name in ("rsc15_100k", "gowalla"):
             (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "rsc15_100k" / f"{part}.tsv.gz").write_bytes(gzip.compress(log.encode()))
@@ -301,12 +310,12 @@ def test_a_folder_is_made_of_logs_and_checkouts(tmp_path: Path) -> None:
     for name in ("gru4rec_pytorch.py", "LICENSE", "picture.png"):
         (checkout / name).write_text("x")
     out = tmp_path / "folder"
-    said = [*prepare_data(tmp_path / "data", out), *prepare_peers({"official": checkout}, out)]
-    assert sum("left out" in line for line in said) == 3  # diginetica, ngcf, lightgcn
-    made = PreparedFolder(out)
-    assert made.sessions("rsc15_100k").n_events == 3 and made.graph("gowalla").n_edges == 3
-    assert sorted(path.name for path in made.peer("official").iterdir()) == ["LICENSE", "gru4rec_pytorch.py"]
+    messages = [*prepare_data(tmp_path / "data", out), *prepare_peers({"official": checkout}, out)]
+    assert sum("left out" in line for line in messages) == 3  # diginetica, ngcf, lightgcn
+    prepared = PreparedFolder(out)
+    assert prepared.sessions("rsc15_100k").n_events == 3 and prepared.graph("gowalla").n_edges == 3
+    assert sorted(path.name for path in prepared.peer("official").iterdir()) == ["LICENSE", "gru4rec_pytorch.py"]
     with pytest.raises(MissingInput, match="no peers/ngcf in FOLDER"):
-        made.peer("ngcf")
+        prepared.peer("ngcf")
     with pytest.raises(FileNotFoundError, match=r"there is no NGCF/NGCF\.py"):
         list(prepare_peers({"ngcf": checkout}, out))

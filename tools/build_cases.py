@@ -1,12 +1,13 @@
-"""Run the cases and timed rows of tools/compare_builds.py in one environment; it starts this file once per process.
+"""Run the test cases and timed workloads of tools/compare_builds.py with the package of one environment.
 
-    python build_cases.py describe
-    python build_cases.py run RESULTS --impl native [--only TEXT] [--keep FOLDER]
-    python build_cases.py serve
+    python build_cases.py describe                                                     print the versions as JSON
+    python build_cases.py run RESULTS --impl native [--only TEXT] [--keep FOLDER]      run the cases
+    python build_cases.py serve                                                        time workloads on request
 
-A case calls the public API with inputs made from fixed seeds and returns tensors. RESULTS gets one JSON line per case,
-with a digest of each tensor or with the error. Only the first functions, `implementation` to `own_product`, depend on
-the version of the package; everything else must run unchanged with both versions.
+compare_builds.py starts this file in the environments of two versions of the package. A case calls the public API with
+inputs from fixed seeds and returns tensors. RESULTS gets one JSON line per case, with a hash of each tensor or with the
+error. Only the functions from `implementation` to `own_product` depend on the version of the package. All other code
+must run unchanged with both versions.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ OPERATORS, MODELS = ("native", "reference", "emulated"), ("native", "reference")
 
 
 def implementation(name: str) -> str:
-    """Return the value of impl= that runs "native", "reference" or "emulated", and load what it needs."""
+    """Return the value of the argument impl for the implementation `name`; load the emulator for "emulated"."""
     if name != "emulated":
         return name
     from gru4rec_fast import _backend
 
-    if hasattr(_backend, "emulation"):  # up to 0.1.0 the package itself loads the emulator
+    if hasattr(_backend, "emulation"):  # up to 0.1.0, the package itself loads the emulator
         _backend.emulation()
         return "emulated"
     sys.path.insert(0, str(Path(__file__).parent))
@@ -56,7 +57,7 @@ def implementation(name: str) -> str:
 
 
 def step_operator(name: str, impl: str) -> Callable[..., Any]:
-    """Return an operator of the family training_step."""
+    """Return an operator of ops/training_step.py by its name without the underscore of in-place operators."""
     from gru4rec_fast.ops.training_step import step_operator
 
     in_place = "_" if name != "step_gather" and hasattr(ops, "sparse_adam_") else ""
@@ -64,15 +65,19 @@ def step_operator(name: str, impl: str) -> Callable[..., Any]:
 
 
 def operator(name: str) -> Callable[..., Any]:
-    """Return a function of ops; up to 0.1.0 some have another name."""
-    old = "laplacian" if name == "laplacian_propagation" else name.removesuffix("_")
-    return getattr(ops, name if hasattr(ops, name) else old)
+    """Return the function of ops with this name, or with the name that it had up to 0.1.0."""
+    old_name = "laplacian" if name == "laplacian_propagation" else name.removesuffix("_")
+    return getattr(ops, name if hasattr(ops, name) else old_name)
 
 
 def graph_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return a graph model's parameters under the names that this version gives them."""
-    old = {"sample_by": "draw", "message_dropout": "mess_dropout", "normalize_messages": "normalise_messages"}
-    return parameters if hasattr(ops, "sparse_adam_") else {old.get(n, n): value for n, value in parameters.items()}
+    """Return the parameters of a graph model, renamed if the package is of version 0.1.0 or older."""
+    old_names = {"sample_by": "draw", "message_dropout": "mess_dropout", "normalize_messages": "normalise_messages"}
+    return (
+        parameters
+        if hasattr(ops, "sparse_adam_")
+        else {old_names.get(name, name): value for name, value in parameters.items()}
+    )
 
 
 def next_items(model: GRU4Rec, sessions: list[list[int]], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -85,25 +90,30 @@ def next_items(model: GRU4Rec, sessions: list[list[int]], k: int, exclude_seen: 
 
 
 def own_product(*arguments: Any) -> Tensor:
-    """Multiply matrices with the package's own kernels."""
+    """Call the package's own matrix product, product(a, b, add_to, precision, by_blocks)."""
     build_info()  # loads the library
     return torch.ops.gru4rec_fast_private.product(*arguments)
 
 
 class Inapplicable(Exception):
-    """Raised by a family for a combination of values that is not a case."""
+    """Raised by the function of a family if a combination of values is not a case."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A function that is called with every combination of `impls`, `sizes` (large inputs or not) and `axes`."""
+    """A family of cases: a function, and the values of its arguments. Each combination of values is a case.
+
+    run: called as run(impl, large=..., **values); returns the tensors to compare. impls: its implementations. sizes:
+    values of `large`, which selects large or small inputs. axes: the values of each further argument.
+    """
 
     run: Callable[..., list[Tensor]]
     impls: tuple[str, ...]
     sizes: tuple[bool, ...]
     axes: dict[str, tuple[Any, ...]]
 
-    def cases(self, impl: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def cases(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name and the arguments of each case."""
         for large, *values in itertools.product(self.sizes, *self.axes.values()):
             named = dict(zip(self.axes, values, strict=True))
             texts = [
@@ -119,7 +129,10 @@ FAMILIES: dict[str, Family] = {}
 def family(
     name: str = "", impls: tuple[str, ...] = OPERATORS, sizes: tuple[bool, ...] = BOTH, **axes: tuple[Any, ...]
 ) -> Any:
-    """Register a function as a family of cases, by its own name unless `name` is given."""
+    """Return a decorator that registers a function as a family of cases. See `Family` for the arguments.
+
+    name: name of the family; by default the name of the function.
+    """
 
     def register(run: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
         FAMILIES[name or run.__name__] = Family(run, impls, sizes, axes)
@@ -133,6 +146,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def randn(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    # Sampled in float64, so that all data types get the same values up to rounding.
     return torch.randn(shape, generator=seeded(seed), dtype=F64).to(dtype)
 
 
@@ -141,7 +155,7 @@ def randint(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor | None) -> list[Tensor]:
-    """Return the output of a function, and the gradients of its inputs for a random gradient of the output."""
+    """Return the output of a function and the gradients of its inputs, for a random gradient of the output."""
     leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
     output = function(*leaves)
     output.backward(randn(tuple(output.shape), output.dtype, 99))
@@ -149,7 +163,7 @@ def with_gradients(function: Callable[..., Tensor], *inputs: Tensor | None) -> l
 
 
 def random_log(n_sessions: int, n_items: int, seed: int = 3) -> SessionStore:
-    """Draw a log with Zipf popularity and sessions of at least 2 events, 5 on average."""
+    """Return a random log: Zipf's law for the items, sessions of at least 2 events, 5 on average."""
     rng = np.random.default_rng(seed)
     lengths = 1 + rng.geometric(1 / 4, n_sessions)
     popularity = 1 / np.arange(1, n_items + 1)
@@ -215,26 +229,31 @@ LOSSES = ("cross-entropy", "bpr-max", "top1", "top1-max", "bpr")
 @family(dtype=WITH_BF16, loss=LOSSES, options=("none", "all", "own targets only"))
 def sampled_loss(impl: str, large: bool, dtype: torch.dtype, loss: str, options: str) -> list[Tensor]:
     m, n, hidden = (67, 1003, 100) if large else (6, 21, 13)
-    sums = F32 if dtype == BF16 else dtype
-    leaves = [randn((m, hidden), dtype, 1), randn((m + n, hidden), dtype, 2) / 3, randn((m + n,), sums, 3)]
-    given: dict[str, Any] = {"loss": loss, "impl": impl}
+    sum_dtype = F32 if dtype == BF16 else dtype  # dtype of biases, log_q and counts
+    leaves = [randn((m, hidden), dtype, 1), randn((m + n, hidden), dtype, 2) / 3, randn((m + n,), sum_dtype, 3)]
+    arguments: dict[str, Any] = {"loss": loss, "impl": impl}
     if options != "none":
-        given |= {"in_batch": options == "all", "batch_size": m + 2.0, "live": torch.arange(m) % 5 != 2}
-        given |= {"log_q": randn((m + n,), sums, 4).abs(), "ids": randint(0, m + n // 2, (m + n,), 5)}
-        given |= {"count": randint(1, 4, (n,), 6).to(sums), "elu_param": 0.0, "bpreg": 1.7}
-        given |= {"label_smoothing": 0.1} if loss == "cross-entropy" else {}
-    return with_gradients(lambda *inputs: ops.sampled_loss(*inputs, **given), *leaves)
+        arguments |= {"in_batch": options == "all", "batch_size": m + 2.0, "live": torch.arange(m) % 5 != 2}
+        arguments |= {"log_q": randn((m + n,), sum_dtype, 4).abs(), "ids": randint(0, m + n // 2, (m + n,), 5)}
+        arguments |= {"count": randint(1, 4, (n,), 6).to(sum_dtype), "elu_param": 0.0, "bpreg": 1.7}
+        arguments |= {"label_smoothing": 0.1} if loss == "cross-entropy" else {}
+    return with_gradients(lambda *inputs: ops.sampled_loss(*inputs, **arguments), *leaves)
 
 
 def sparse_update(
     name: str, n_state: int, impl: str, large: bool, dtype: torch.dtype, width: int, option: float
 ) -> list[Tensor]:
+    """Update rows of a table.
+
+    n_state: number of state tensors. option: the step of Adam, or the momentum of Adagrad; without momentum, the last
+    state tensor is None.
+    """
     rows, n = (5000, 4000) if large else (13, 20)
     table, *state = (randn((rows, width), dtype, seed).abs() for seed in range(1 + n_state))
-    given = [None if option == 0 and tensor is state[-1] else tensor for tensor in state]
+    passed_state = [None if option == 0 and tensor is state[-1] else tensor for tensor in state]
     index, grad = randint(-1, rows // 2, (n,), 8), randn((n, width), dtype, 9)
     options = {"step": option} if name == "sparse_adam_" else {"momentum": option}
-    operator(name)(table, *given, index, grad, lr=0.1, impl=impl, **options)
+    operator(name)(table, *passed_state, index, grad, lr=0.1, impl=impl, **options)
     return [table, *state]
 
 
@@ -247,7 +266,7 @@ family("sparse_adam_", dtype=FLOATS, width=(1, 7, 100), option=(1, 7))(partial(s
 def ranking_inputs(large: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     queries, items, hidden = (70, 3001, 100) if large else (5, 37, 13)
     weight = randn((items, hidden), dtype, 2)
-    weight[items // 2 :] = weight[: items - items // 2].clone()  # equal rows, whose scores tie
+    weight[items // 2 :] = weight[: items - items // 2].clone()  # pairs of equal rows, whose scores tie
     return randn((queries, hidden), dtype, 1), weight, randn((items,), dtype, 3).round()
 
 
@@ -265,17 +284,23 @@ def top_k(impl: str, large: bool, dtype: torch.dtype, k: int, exclude: bool) -> 
     return list(ops.top_k(hidden, weight, bias, k, excluded, impl=impl))
 
 
-def graph_of(large: bool, impl: str) -> InteractionGraph:
+def graph_of_size(large: bool, impl: str) -> InteractionGraph:
     if not large:
         return random_graph(9, 14, 40)
     return random_graph(60, 90, 700) if impl == "emulated" else random_graph(700, 900, 15_000)  # emulation is slow
 
 
 def subset(graph: InteractionGraph, nodes: str) -> dict[str, Tensor | None]:
-    """Return the arguments rows and columns for one of `NODES`: None for all nodes, or indices of some of them."""
+    """Return the arguments `rows` and `columns` of a graph operator: indices of some nodes, or None for all nodes.
+
+    nodes: a value of NODES, the arguments that select some nodes.
+    """
     index = torch.arange(graph.n_nodes)
-    some = index[index % 3 != 0]
-    return {"rows": None if nodes == "all" else some[::2], "columns": some if nodes == "rows and columns" else None}
+    subset_of_nodes = index[index % 3 != 0]
+    return {
+        "rows": None if nodes == "all" else subset_of_nodes[::2],
+        "columns": subset_of_nodes if nodes == "rows and columns" else None,
+    }
 
 
 NODES = ("all", "rows", "rows and columns")
@@ -286,7 +311,7 @@ MATRICES = ("symmetric", "mean", "norm", "plain")
 def laplacian_propagation(
     impl: str, large: bool, dtype: torch.dtype, matrix: str, nodes: str, dropout: float
 ) -> list[Tensor]:
-    graph = graph_of(large, impl)
+    graph = graph_of_size(large, impl)
     options = {
         **subset(graph, nodes),
         "dropout": dropout,
@@ -307,7 +332,7 @@ def laplacian_propagation(
     dropout=(0.0, 0.2),
 )  # fmt: skip
 def ngcf_layer(impl: str, large: bool, dtype: torch.dtype, nodes: str, dropout: float, **options: Any) -> list[Tensor]:
-    graph, (width, out) = graph_of(large, impl), (48, 65) if large else (7, 5)
+    graph, (width, out) = graph_of_size(large, impl), (48, 65) if large else (7, 5)
     options |= {**subset(graph, nodes), "node_dropout": dropout, "message_dropout": dropout, "impl": impl}
     n_columns = graph.n_nodes if options["columns"] is None else len(options["columns"])
     shapes = [(n_columns, width), (width, out), (out,), (width, out), (out,)]
@@ -318,7 +343,7 @@ def ngcf_layer(impl: str, large: bool, dtype: torch.dtype, nodes: str, dropout: 
 
 @family(dtype=INTEGERS, by_interaction=BOTH)
 def bpr_triples(impl: str, large: bool, dtype: torch.dtype, by_interaction: bool) -> list[Tensor]:
-    graph = graph_of(large, impl)
+    graph = graph_of_size(large, impl)
     offsets, neighbors = graph.structure()
     degrees = offsets[: graph.n_users + 1].diff()
     users = ((degrees > 0) & (degrees < graph.n_items)).nonzero()[:, 0]
@@ -329,29 +354,33 @@ def bpr_triples(impl: str, large: bool, dtype: torch.dtype, by_interaction: bool
 
 @family(impls=("reference", "emulated"), dtype=FLOATS, operator=("gather", "gather bf16", "settle", "apply", "rows"))
 def training_step(impl: str, large: bool, dtype: torch.dtype, operator: str) -> list[Tensor]:
-    """The operators of a training step on a GPU; the CPU has none."""
+    """Call the operators of the captured training step, which have no native CPU kernels."""
     if operator == "gather bf16" and dtype != F32:
         raise Inapplicable
     rows, width, lanes, n = (3000, 100, 64, 1000) if large else (11, 12, 5, 7)
     call = step_operator(f"step_{operator.split()[0]}", impl)
-    yes, numbers = torch.tensor(True), torch.tensor([0.1, 0.3, 1e-6], dtype=F64)  # learning rate, momentum, eps
+    enabled = torch.tensor(True)
+    hyperparameters = torch.tensor([0.1, 0.3, 1e-6], dtype=F64)  # learning rate, momentum, eps
     if operator.startswith("gather"):
         inputs, items = randint(-1, rows, (2, lanes), 1), randint(-1, rows, (2, lanes + n), 2)
         table, mask = randn((rows, width), dtype, 3), randn((2, lanes, width), dtype, 4)
         biases = randn((rows,), dtype, 5), randn((rows,), dtype, 6)
         return list(call(table, inputs, mask, table, *biases, items, lanes, 0.5, 0.75, operator.endswith("bf16")))
     if operator == "settle":
-        results = [torch.tensor(False), torch.empty(9, dtype=dtype), torch.tensor(False)]
+        results = [torch.tensor(False), torch.empty(9, dtype=dtype), torch.tensor(False)]  # stopped, losses, enabled
         call(randn((9,), dtype, 1), torch.arange(9) < 7, *results)
         return results
     if operator == "apply":
+        # weights, accumulators, velocities, gradients, hidden states, outputs
         shapes = [(3 * width, width), (1,), (width,)]
         lists = [[randn(shape, dtype, 10 * i + j).abs() for j, shape in enumerate(shapes)] for i in range(6)]
-        call(*lists, yes, numbers)
+        call(*lists, enabled, hyperparameters)
         return [tensor for tensors in lists for tensor in tensors]
+    # weight, accumulator and velocity of the table [rows, width] and of the bias [rows]
     tables = [randn((rows, width)[:dim], dtype, seed).abs() for seed, dim in enumerate((2, 2, 2, 1, 1, 1))]
     grads = randn((lanes, width), dtype, 8), randn((n, width), dtype, 9), randn((n,), dtype, 10)
-    call(*tables, *randint(-1, rows, (lanes + n,), 7).sort(stable=True), *grads, yes, numbers)
+    row_indices, order = randint(-1, rows, (lanes + n,), 7).sort(stable=True)
+    call(*tables, row_indices, order, *grads, enabled, hyperparameters)
     return tables
 
 
@@ -360,29 +389,30 @@ def product(impl: str, large: bool, dtype: torch.dtype, layout: str, precision: 
     m, n, k = (48, 1500, 100) if large else (5, 33, 31)
     a = randn((m, k), dtype, 1) if layout[0] == "n" else randn((k, m), dtype, 1).T
     b = randn((k, n), dtype, 2) if layout[1] == "n" else randn((n, k), dtype, 2).T
-    start = randn((m, n), dtype, 3)
-    return [own_product(a, b, s, precision, blocks) for s, blocks in ((None, False), (None, True), (start, False))]
+    c = randn((m, n), dtype, 3)
+    options = ((None, False), (None, True), (c, False))  # add_to, by_blocks
+    return [own_product(a, b, add_to, precision, by_blocks) for add_to, by_blocks in options]
 
 
-def optimizer(name: str, impl: str, large: bool, dtype: torch.dtype, sparse: bool) -> list[Tensor]:
+def run_optimizer(name: str, impl: str, large: bool, dtype: torch.dtype, sparse: bool) -> list[Tensor]:
     rows, width = (3000, 64) if large else (20, 7)
     table = torch.nn.Parameter(randn((rows, width), dtype, 1))
-    steps = getattr(optim, name)([table], lr=0.1, impl=impl)
+    optimizer = getattr(optim, name)([table], lr=0.1, impl=impl)
     for step in range(3):
         values, index = randn((rows // 2, width), dtype, step), randint(0, rows, (1, rows // 2), step)
         grad = torch.sparse_coo_tensor(index, values, (rows, width))
         table.grad = grad if sparse else grad.to_dense()
-        steps.step()
+        optimizer.step()
     return [table]
 
 
 for _name in ("SparseAdagrad", "SparseAdam"):
-    family(f"optim.{_name}", MODELS, dtype=FLOATS, sparse=BOTH)(partial(optimizer, _name))
+    family(f"optim.{_name}", MODELS, dtype=FLOATS, sparse=BOTH)(partial(run_optimizer, _name))
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
 
-# The training rows of benchmarks/naive_pytorch.py.
+# The settings of benchmarks/naive_pytorch.py: published hyper-parameters.
 SETTINGS: dict[str, dict[str, Any]] = {
     "xe-100": {"layers": [100], "batch_size": 32, "sample_alpha": 0.75, "learning_rate": 0.1, "dropout_p_embed": 0.1,
                "logq": 1.0},
@@ -393,32 +423,34 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bprmax-512": {"layers": [512], "loss": "bpr-max", "batch_size": 128, "sample_alpha": 0.3, "learning_rate": 0.05,
                    "dropout_p_embed": 0.5, "dropout_p_hidden": 0.3, "momentum": 0.15, "bpreg": 0.9, "elu_param": 1.0},
 }  # fmt: skip
+# Parameters of GRU4Rec that select its training step: without autograd ("fused"), with autograd, or in bfloat16.
 WAYS: dict[str, dict[str, Any]] = {"fused": {}, "autograd": {"fused": False}, "bf16": {"precision": "bf16"}}
 
 
 def results_of(model: Any) -> list[Tensor]:
-    """Return the loss of each epoch, and the weights of a model sorted by name."""
+    """Return the loss of each epoch and the weights of a trained model, sorted by name."""
     weights = model.network.state_dict()
     return [
         torch.tensor([record["loss"] for record in model.history], dtype=F64),
-        *(weights[k] for k in sorted(weights)),
+        *(weights[name] for name in sorted(weights)),
     ]
 
 
 @family("training row", ("native",), sizes=(True,), setting=tuple(SETTINGS), way=tuple(WAYS), steps=(20, 200))
 def training_row(impl: str, large: bool, setting: str, way: str, steps: int) -> list[Tensor]:
-    """Train 200 steps with the widest instruction set of the processor, 20 with others."""
+    """Train 200 steps with the widest instruction set of the CPU, 20 steps with the others."""
     if (steps == 200) != (build_info()["simd"] == build_info()["simd_detected"]):
         raise Inapplicable
     parameters = SETTINGS[setting]
     store = random_log(steps * parameters["batch_size"] // 8 + 50, 3000)  # two epochs, 4 targets per session
     model = GRU4Rec(**parameters, **WAYS[way], n_sample=2048, n_epochs=2, seed=1, impl=impl).fit(store, progress=False)
-    trained = sum(record["mini_batches"] for record in model.history)
-    if trained < steps:
-        raise AssertionError(f"{trained} steps instead of {steps}")
+    n_steps = sum(record["mini_batches"] for record in model.history)
+    if n_steps < steps:
+        raise AssertionError(f"{n_steps} steps instead of {steps}")
     return results_of(model)
 
 
+# Hyper-parameters of small GRU4Rec models, by a name for each.
 SMALL: dict[str, dict[str, Any]] = {
     "plain": {},
     "two layers": {
@@ -442,8 +474,8 @@ SMALL_AXES = {"way": tuple(WAYS), "dtype": FLOATS}
 def small_model(impl: str, way: str, dtype: torch.dtype, options: str, n_epochs: int = 2) -> GRU4Rec:
     if (impl == "reference" and way != "autograd") or (way == "bf16" and dtype != F32):
         raise Inapplicable
-    options_given = {"layers": [13], "batch_size": 7, "n_sample": 50, "seed": 2, **SMALL[options], **WAYS[way]}
-    return GRU4Rec(**options_given, dtype=str(dtype).removeprefix("torch."), n_epochs=n_epochs, impl=impl)
+    parameters = {"layers": [13], "batch_size": 7, "n_sample": 50, "seed": 2, **SMALL[options], **WAYS[way]}
+    return GRU4Rec(**parameters, dtype=str(dtype).removeprefix("torch."), n_epochs=n_epochs, impl=impl)
 
 
 @family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=tuple(SMALL))
@@ -453,7 +485,7 @@ def training(impl: str, large: bool, **case: Any) -> list[Tensor]:
 
 @family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=("two layers", "through steps"))
 def resume(impl: str, large: bool, **case: Any) -> list[Tensor]:
-    """Train one epoch, then resume with a new model for two more."""
+    """Train one epoch, then resume with a new model and train two more epochs."""
     log = random_log(60, 80)
     with tempfile.TemporaryDirectory() as out:
         small_model(impl, **case, n_epochs=1).fit(log, out=out, progress=False)
@@ -469,9 +501,9 @@ def evaluation(impl: str, large: bool, **case: Any) -> list[Tensor]:
     log, test = random_log(60, 80), random_log(100, 80, seed=8)
     model = small_model(impl, **case, n_epochs=1).fit(log, progress=False)
     ties = ("conservative", "standard", "median")
-    found = [values_of(model.evaluate(test, cutoffs=(1, 5, 20), ties=way).metrics) for way in ties]
+    metrics = [values_of(model.evaluate(test, cutoffs=(1, 5, 20), ties=rule).metrics) for rule in ties]
     lists = [next_items(model, [[1, 2, 3], [5], [7, 1]], 10, exclude_seen) for exclude_seen in BOTH]
-    return found + [torch.from_numpy(array) for best in lists for array in best]
+    return metrics + [torch.from_numpy(array) for items_and_scores in lists for array in items_and_scores]
 
 
 GRAPH_MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -486,33 +518,39 @@ GRAPH_MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 @family("graph training", MODELS, model=tuple(GRAPH_MODELS), dtype=FLOATS)
 def graph_training(impl: str, large: bool, model: str, dtype: torch.dtype) -> list[Tensor]:
     graph = random_graph(500, 600, 6000) if large else random_graph(12, 17, 60)
-    kind, options = GRAPH_MODELS[model]
+    estimator, options = GRAPH_MODELS[model]
     options = options | {"embedding_dim": 32 if large else 5, "batch_size": 512 if large else 16, "n_epochs": 2}
     options = graph_parameters(options)
-    fitted = kind(**options, dtype=str(dtype).removeprefix("torch."), seed=4, impl=impl).fit(graph, progress=False)
+    fitted = estimator(**options, dtype=str(dtype).removeprefix("torch."), seed=4, impl=impl).fit(graph, progress=False)
     lists = *fitted.recommend(range(5), k=3)[:2], *fitted.similar_items(range(5), k=3)[:2]  # items and scores
     metrics = fitted.evaluate(random_graph(graph.n_users, graph.n_items, 200), cutoffs=(5, 20)).metrics
     return [*results_of(fitted), *fitted.embeddings(), *map(torch.from_numpy, lists), values_of(metrics)]
 
 
-# Timed rows: a function makes the inputs and returns a function that runs n units and returns seconds per unit ------
+# Timed workloads ------------------------------------------------------------------------------------------------------
 
-Row = Callable[[int], float]
+# A function that runs n units of work and returns the seconds per unit.
+TimedWorkload = Callable[[int], float]
 
 
-def epochs(setting: str, **way: Any) -> Row:
-    """Time the second of two epochs of about 50 mini-batches each, and ignore n."""
+def make_epoch_workload(setting: str, **options: Any) -> TimedWorkload:
+    """Return a function that trains two epochs of about 50 mini-batches and times the second one; it ignores n."""
     store = random_log(50 * SETTINGS[setting]["batch_size"] // 4, 20_000)
 
     def run(n: int) -> float:
-        model = GRU4Rec(**SETTINGS[setting], **way, n_sample=2048, n_epochs=2, impl="native").fit(store, progress=False)
+        model = GRU4Rec(**SETTINGS[setting], **options, n_sample=2048, n_epochs=2, impl="native").fit(
+            store, progress=False
+        )
         return model.history[-1]["seconds"] / model.history[-1]["mini_batches"]
 
     return run
 
 
-def repeated(function: Callable[..., Any], *shapes: tuple[int, ...], backward: bool = True) -> Row:
-    """Time a function of random tensors with these shapes, and its gradients."""
+def make_workload(function: Callable[..., Any], *shapes: tuple[int, ...], backward: bool = True) -> TimedWorkload:
+    """Return a function that times n calls of `function` on random tensors of these shapes.
+
+    backward: also run the backward pass of each call.
+    """
     leaves = [randn(shape, F32, seed).requires_grad_(backward) for seed, shape in enumerate(shapes)]
 
     def run(n: int) -> float:
@@ -526,66 +564,70 @@ def repeated(function: Callable[..., Any], *shapes: tuple[int, ...], backward: b
     return run
 
 
-def graph_row(operator: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Row:
+def make_graph_operator_workload(operator: Callable[..., Tensor], *shapes: tuple[int, ...]) -> TimedWorkload:
     structure = random_graph(3000, 4000, 100_000).structure()
-    return repeated(lambda x, *rest: operator(x, *structure, *rest, impl="native"), (7000, 64), *shapes)
+    return make_workload(lambda x, *rest: operator(x, *structure, *rest, impl="native"), (7000, 64), *shapes)
 
 
-def target_rank_row() -> Row:
+def make_target_rank_workload() -> TimedWorkload:
     targets = torch.arange(64)
     call = partial(ops.target_rank, impl="native")
-    return repeated(
+    return make_workload(
         lambda hidden, weight: call(hidden, weight, None, targets), (64, 100), (20_000, 100), backward=False
     )
 
 
-def sparse_adagrad_row() -> Row:
+def make_sparse_adagrad_workload() -> TimedWorkload:
     index, accumulator = randint(0, 20_000, (2128,), 1), torch.ones(20_000, 224)
     call = partial(operator("sparse_adagrad_"), lr=0.01, impl="native")
-    return repeated(lambda w, g: call(w, accumulator, None, index, g), (20_000, 224), (2128, 224), backward=False)
+    return make_workload(lambda w, g: call(w, accumulator, None, index, g), (20_000, 224), (2128, 224), backward=False)
 
 
-def session_batch_row() -> Row:
+def make_session_batch_workload() -> TimedWorkload:
     store = random_log(20_000, 5000)
     log, call = (
         (torch.tensor(store.items), torch.tensor(store.offsets), None),
         partial(ops.session_batch, impl="native"),
     )
-    return repeated(lambda: call(*log, *ops.session_batch_state(128), 400), backward=False)
+    return make_workload(lambda: call(*log, *ops.session_batch_state(128), 400), backward=False)
 
 
-def negative_sampling_row() -> Row:
+def make_negative_sampling_workload() -> TimedWorkload:
     table = ops.build_alias_table(torch.from_numpy(random_log(20_000, 20_000).support), 0.5, impl="native")
     draw = partial(ops.negative_sampling, seed=0, step=0, steps=10, impl="native")
-    return repeated(lambda: draw(table, 2048), backward=False)
+    return make_workload(lambda: draw(table, 2048), backward=False)
 
 
-ROWS: dict[str, Callable[[], Row]] = {
-    **{f"{setting} fused": partial(epochs, setting) for setting in SETTINGS},
-    "xe-100 autograd": partial(epochs, "xe-100", fused=False),
-    "gru": partial(repeated, partial(ops.gru, impl="native"), (1, 80, 672), (80, 224), (672, 224), (672,)),
-    "sampled_loss": partial(repeated, partial(ops.sampled_loss, impl="native"), (80, 224), (2128, 224), (2128,)),
-    "target_rank": target_rank_row,
-    "laplacian_propagation": lambda: graph_row(operator("laplacian_propagation")),
-    "ngcf_layer": partial(graph_row, ops.ngcf_layer, (64, 64), (64,), (64, 64), (64,)),
-    "sparse_adagrad_": sparse_adagrad_row,
-    "session_batch": session_batch_row,
-    "negative_sampling": negative_sampling_row,
+# Functions that make the inputs and return the timed workload.
+TIMED_WORKLOADS: dict[str, Callable[[], TimedWorkload]] = {
+    **{f"{setting} fused": partial(make_epoch_workload, setting) for setting in SETTINGS},
+    "xe-100 autograd": partial(make_epoch_workload, "xe-100", fused=False),
+    "gru": partial(make_workload, partial(ops.gru, impl="native"), (1, 80, 672), (80, 224), (672, 224), (672,)),
+    "sampled_loss": partial(make_workload, partial(ops.sampled_loss, impl="native"), (80, 224), (2128, 224), (2128,)),
+    "target_rank": make_target_rank_workload,
+    "laplacian_propagation": lambda: make_graph_operator_workload(operator("laplacian_propagation")),
+    "ngcf_layer": partial(make_graph_operator_workload, ops.ngcf_layer, (64, 64), (64,), (64, 64), (64,)),
+    "sparse_adagrad_": make_sparse_adagrad_workload,
+    "session_batch": make_session_batch_workload,
+    "negative_sampling": make_negative_sampling_workload,
 }
 
 
-# The process ----------------------------------------------------------------------------------------------------------
+# Commands -------------------------------------------------------------------------------------------------------------
 
 
 def digest(tensor: Tensor) -> str:
-    """Return a hash of dtype, shape and bytes of a tensor."""
+    """Return a hash of the dtype, the shape and the bytes of a tensor."""
     tensor = tensor.detach().contiguous()
     header = f"{tensor.dtype} {[*tensor.shape]} ".encode()
     return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> dict[str, Any]:
-    """Run a case. Return its name and the error, or its name, processor time and digests."""
+def record_of(name: str, run: Callable[[], list[Tensor]], keep_folder: Path | None) -> dict[str, Any]:
+    """Run a case and return its record: the name, and the error or the processor time and the digests of the tensors.
+
+    keep_folder: a folder for the tensors, or None.
+    """
     started = time.process_time()
     try:
         tensors = run()
@@ -596,67 +638,83 @@ def record_of(name: str, run: Callable[[], list[Tensor]], keep: Path | None) -> 
     except Exception as error:  # recorded: the other build may raise the same error
         return {"name": name, "error": f"{type(error).__name__}: {error}"}
     seconds = round(time.process_time() - started, 3)
-    if keep is not None:
-        torch.save([tensor.detach() for tensor in tensors], keep / f"{hashlib.sha256(name.encode()).hexdigest()}.pt")
+    if keep_folder is not None:
+        torch.save(
+            [tensor.detach() for tensor in tensors], keep_folder / f"{hashlib.sha256(name.encode()).hexdigest()}.pt"
+        )
     return {"name": name, "seconds": seconds, "digests": [digest(tensor) for tensor in tensors]}
 
 
-def run_cases(impl: str, only: list[str], keep: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the records of cases whose names contain a text of `only`. A family without cases yields an error."""
+def run_cases(impl: str, only: list[str], keep_folder: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the records of the cases whose names contain a text of `only` (all cases if `only` is empty).
+
+    A family without cases yields a record with an error.
+    """
     level = f"-{build_info()['simd']}" if impl == "native" else ""
     for threads in (1, 2) if impl != "emulated" else (1,):
         torch.set_num_threads(threads)
         for name, cases in FAMILIES.items():
             if impl not in cases.impls:
                 continue
-            beginning, found = f"{name}/{impl}{level}/threads={threads}", False
-            for variant, values in cases.cases(impl):
-                case = f"{beginning}/{variant}"
+            prefix, has_cases = f"{name}/{impl}{level}/threads={threads}", False
+            for description, values in cases.cases():
+                case = f"{prefix}/{description}"
                 try:
                     if not only or any(text in case for text in only):
-                        yield record_of(case, lambda run=cases.run, v=values: run(implementation(impl), **v), keep)
-                    found = True
+                        yield record_of(
+                            case, lambda run=cases.run, v=values: run(implementation(impl), **v), keep_folder
+                        )
+                    has_cases = True
                 except Inapplicable:
                     continue
-            if not found:
-                yield {"name": beginning, "error": "there are no cases"}
+            if not has_cases:
+                yield {"name": prefix, "error": "there are no cases"}
 
 
 def serve() -> None:
-    """Read lines {"row": name, "n": units, "threads": threads} and print the seconds per unit of each row."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    name, run = "", epochs
+    """Read lines {"row": workload, "n": units, "threads": threads}; print the seconds per unit for each line."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # other output must not be read as an answer
+    name = ""
+    run: TimedWorkload  # the workload `name`
     for line in sys.stdin:
         request = json.loads(line)
         torch.set_num_threads(request["threads"])
         if request["row"] != name:
-            name, run = request["row"], ROWS[request["row"]]()
+            name, run = request["row"], TIMED_WORKLOADS[request["row"]]()
         print(run(request["n"]), file=answers, flush=True)
 
 
 def describe() -> dict[str, Any]:
-    """Return the versions and the instruction set of the build, and the names of its timed rows."""
+    """Return the versions and the instruction set of the build, and the names of the timed workloads."""
     info = build_info()
-    facts = {"torch": torch.__version__, "numpy": np.__version__, "package": str(Path(inspect.getfile(ops)).parents[1])}
-    return facts | {name: info[name] for name in ("version", "simd_detected", "why_not")} | {"rows": list(ROWS)}
+    versions = {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "package": str(Path(inspect.getfile(ops)).parents[1]),
+    }
+    return (
+        versions
+        | {name: info[name] for name in ("version", "simd_detected", "why_not")}
+        | {"rows": list(TIMED_WORKLOADS)}
+    )
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("describe", "run", "serve"))
+    parser.add_argument("command", choices=("describe", "run", "serve"))
     parser.add_argument("results", nargs="?", type=Path)
     parser.add_argument("--impl", default="native")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--keep", type=Path)
-    given = parser.parse_args()
-    if given.what == "describe":
+    arguments = parser.parse_args()
+    if arguments.command == "describe":
         print(json.dumps(describe()))
-    elif given.what == "serve":
+    elif arguments.command == "serve":
         serve()
     else:
-        with given.results.open("w") as file:
-            for record in run_cases(given.impl, given.only, given.keep):
+        with arguments.results.open("w") as file:
+            for record in run_cases(arguments.impl, arguments.only, arguments.keep):
                 print(json.dumps(record), file=file, flush=True)
 
 

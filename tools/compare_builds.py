@@ -1,4 +1,4 @@
-"""Compare the results of two builds of the package bit by bit, or compare their speed, on this machine.
+"""Compare two builds of the package on this machine: their results bit by bit, or their speed.
 
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] [--impl native] [--only TEXT] [--keep FOLDER]
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] --time [--only TEXT] [--rounds 7]
@@ -9,13 +9,16 @@ working tree:
     python -m venv old && old/bin/pip install torch==2.13.0 && old/bin/pip install git+file://$PWD@v0.1.0
     python tools/compare_builds.py old/bin/python .venv/bin/python --new-path .
 
-Each environment runs tools/build_cases.py of this checkout, once per implementation and instruction set. The cases are
-every operator with its gradients (all data types, 1 and 2 threads), training, resuming, evaluating and recommending.
-The environment's PYTHONPATH is not used; --old-path and --new-path replace it.
+Each environment runs tools/build_cases.py of this checkout, once per implementation (native, reference, emulated) and
+instruction set. A case is one call of the package with fixed inputs. The cases cover every operator with its gradients
+(all data types, 1 and 2 threads), training, resuming, evaluating and recommending. The variable PYTHONPATH is ignored;
+--old-path and --new-path set it for the two environments.
 
-The exit status is 0 if every case is equal, or exists in OLD only and is named in `REMOVED`. A case that raises the
-same error in both environments compares nothing and counts as different. With --time, the exit status is 0 if no row is
-slower. A row is slower if all quartiles of new / old are above 1.05.
+The exit status is 0 if every case of OLD gives equal results, or has been removed on purpose (`REMOVED`). A case that
+raises the same error in both environments compares nothing and counts as different.
+
+With --time, both builds run the workloads TIMED_WORKLOADS of build_cases.py alternately. A workload is slower if all
+three quartiles of the ratio new / old are above 1.05. The exit status is 0 if no workload is slower.
 """
 
 from __future__ import annotations
@@ -36,11 +39,11 @@ from typing import Any
 
 CASES = Path(__file__).with_name("build_cases.py")
 IMPLEMENTATIONS = ("native", "reference", "emulated")
-LEVELS = ("avx512", "avx2", "baseline")  # the slowest process is started first
-SLOWER = 1.05
-TURN_SECONDS = 0.3
+LEVELS = ("avx512", "avx2", "baseline")  # instruction sets; avx512 is first, since its process takes longest
+SLOWER = 1.05  # a ratio of times above this limit counts as slower
+SECONDS = 0.3  # approximate duration of one measurement
 
-# Name prefixes of cases that only the older build has, each with the reason.
+# Prefixes of the names of cases that only the older build has, with the reason.
 REMOVED: dict[str, str] = {
     "sparse_sgd/": "deleted after 0.1.0: no model of the package trains with SGD",
     "sparse_rmsprop/": "deleted after 0.1.0: no model of the package trains with RMSprop",
@@ -51,22 +54,27 @@ REMOVED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Build:
-    """An environment with the package: its Python interpreter and its PYTHONPATH."""
+    """An environment with the package.
+
+    name: "OLD" or "NEW". python: its Python interpreter. path: its PYTHONPATH, or None for none.
+    """
 
     name: str
     python: str
     path: str | None
 
     def command(self, *arguments: str) -> list[str]:
+        """Return the command that runs build_cases.py with these arguments."""
         return [self.python, "-P", str(CASES), *arguments]
 
-    def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment variables of this process with the PYTHONPATH of the build, and with `more`."""
-        left_out = ("PYTHONPATH", "GRU4REC_FAST_SIMD")
-        kept = {name: value for name, value in os.environ.items() if name not in left_out}
-        return kept | ({"PYTHONPATH": self.path} if self.path else {}) | more
+    def environment(self, **additional: str) -> dict[str, str]:
+        """Return the environment variables of this process with the PYTHONPATH of the build and additional ones."""
+        ignored = ("PYTHONPATH", "GRU4REC_FAST_SIMD")
+        inherited = {name: value for name, value in os.environ.items() if name not in ignored}
+        return inherited | ({"PYTHONPATH": self.path} if self.path else {}) | additional
 
     def describe(self) -> dict[str, Any]:
+        """Return the versions, the instruction set and the timed workloads of the build (build_cases.describe)."""
         run = subprocess.run(
             self.command("describe"), env=self.environment(), stdout=subprocess.PIPE, text=True, check=False
         )
@@ -82,82 +90,106 @@ def main() -> None:
     parser.add_argument("--old-path", metavar="FOLDER", help="PYTHONPATH of the older build; by default none")
     parser.add_argument("--new-path", metavar="FOLDER", help="PYTHONPATH of the newer build; by default none")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="TEXT", help="cases or rows with this text in their names"
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="run only the cases or workloads whose names contain this text",
     )
-    parser.add_argument("--impl", choices=IMPLEMENTATIONS, action="append", help="cases of this implementation")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the tensors here and measure differences")
-    parser.add_argument("--time", action="store_true", help="compare the speed of rows instead of bits")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each row in each build")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the timed rows")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--impl", choices=IMPLEMENTATIONS, action="append", help="run only the cases of this implementation"
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep the cases' tensors in this folder, and print the differences"
+    )
+    parser.add_argument("--time", action="store_true", help="compare the speed of workloads instead of results")
+    parser.add_argument("--rounds", type=int, default=7, help="number of measurements of each workload in each build")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads of the timed workloads")
+    arguments = parser.parse_args()
     builds = [
         Build(name, python, path and str(Path(path).resolve()))
-        for name, python, path in (("OLD", given.old, given.old_path), ("NEW", given.new, given.new_path))
+        for name, python, path in (
+            ("OLD", arguments.old, arguments.old_path),
+            ("NEW", arguments.new, arguments.new_path),
+        )
     ]
     with ThreadPoolExecutor() as pool:
-        facts = list(pool.map(Build.describe, builds))
-    for build, fact in zip(builds, facts, strict=True):
-        print(f"{build.name}: {', '.join(f'{name} {value}' for name, value in fact.items() if name != 'rows')}")
-    if any(facts[0][name] != facts[1][name] for name in ("torch", "numpy")):
+        descriptions = list(pool.map(Build.describe, builds))
+    for build, description in zip(builds, descriptions, strict=True):
+        texts = [f"{name} {value}" for name, value in description.items() if name != "rows"]
+        print(f"{build.name}: {', '.join(texts)}")
+    if any(descriptions[0][name] != descriptions[1][name] for name in ("torch", "numpy")):
         raise SystemExit("OLD and NEW must have the same versions of torch and numpy")
-    if given.time:
-        rows = [row for row in facts[0]["rows"] if not given.only or any(text in row for text in given.only)]
-        raise SystemExit(not compare_times(builds, rows, given.rounds, given.threads))
-    impls = given.impl or IMPLEMENTATIONS
-    if "native" in impls and any(fact["why_not"] for fact in facts):
+    if arguments.time:
+        names = descriptions[0]["rows"]
+        workloads = [name for name in names if not arguments.only or any(text in name for text in arguments.only)]
+        raise SystemExit(not compare_times(builds, workloads, arguments.rounds, arguments.threads))
+    impls = arguments.impl or IMPLEMENTATIONS
+    if "native" in impls and any(description["why_not"] for description in descriptions):
         raise SystemExit("a build has no native kernels")
-    levels = LEVELS[LEVELS.index(facts[0]["simd_detected"]) :] if "native" in impls else ()
+    levels = LEVELS[LEVELS.index(descriptions[0]["simd_detected"]) :] if "native" in impls else ()
+    # A job is an implementation with an instruction set, or with None for implementations that ignore it.
     jobs = [*(("native", level) for level in levels), *((impl, None) for impl in impls if impl != "native")]
-    raise SystemExit(not compare_bits(builds, jobs, given.only, given.keep))
+    raise SystemExit(not compare_bits(builds, jobs, arguments.only, arguments.keep))
 
 
 # Bits -----------------------------------------------------------------------------------------------------------------
 
 
-def compare_bits(builds: list[Build], jobs: list[tuple[str, str | None]], only: list[str], keep: Path | None) -> bool:
-    """Run the cases of all jobs in both builds, one process per core, and print a report. See `report`."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {
-            (build.name, job): pool.submit(run_cases, build, *job, only, keep, Path(folder))
+def compare_bits(
+    builds: list[Build], jobs: list[tuple[str, str | None]], only: list[str], keep_folder: Path | None
+) -> bool:
+    """Run the cases of all jobs in both builds, and print a report. Return whether the comparison passed."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:  # a process per core
+        futures = {
+            (build.name, job): pool.submit(run_cases, build, *job, only, keep_folder, Path(folder))
             for job in jobs
             for build in builds
         }
         results: dict[str, dict[str, Any]] = {build.name: {} for build in builds}
-        for (name, job), future in running.items():
+        for (name, job), future in futures.items():
             records, failure = future.result()
             results[name] |= records
             if failure or not (records or only):
                 case = "/".join(filter(None, job))
                 results[name][case] = {"error": f"{name}'s process {failure or 'ran no case'}"}
-    return report(results["OLD"], results["NEW"], keep)
+    return report(results["OLD"], results["NEW"], keep_folder)
 
 
 def run_cases(
-    build: Build, impl: str, level: str | None, only: list[str], keep: Path | None, folder: Path
+    build: Build, impl: str, level: str | None, only: list[str], keep_folder: Path | None, folder: Path
 ) -> tuple[dict[str, Any], str]:
-    """Run the cases of one job. Return their records by name, and how the process failed ("" if it did not)."""
+    """Run the cases of one job in a build.
+
+    Returns:
+        The records of the cases by name (build_cases.record_of).
+        How the process failed, or "" if it did not fail.
+    """
     results = folder / f"{build.name}-{impl}-{level}.jsonl"
     command = build.command("run", str(results), "--impl", impl, *(f"--only={text}" for text in only))
-    if keep is not None:
-        (keep / build.name).mkdir(parents=True, exist_ok=True)
-        command += ["--keep", str(keep / build.name)]
+    if keep_folder is not None:
+        (keep_folder / build.name).mkdir(parents=True, exist_ok=True)
+        command += ["--keep", str(keep_folder / build.name)]
     environment = build.environment(OMP_WAIT_POLICY="passive", **({"GRU4REC_FAST_SIMD": level} if level else {}))
     run = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
     lines = results.read_text().splitlines() if results.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
-    last = records[-1]["name"] if records else "the first case"
-    failure = f"ended with status {run.returncode} after {last}" if run.returncode else ""
+    records = [json.loads(line) for line in lines if line.endswith("}")]  # the last line may be incomplete
+    last_case = records[-1]["name"] if records else "the first case"
+    failure = f"ended with status {run.returncode} after {last_case}" if run.returncode else ""
     return {record.pop("name"): record for record in records}, failure
 
 
-def report(old: dict[str, Any], new: dict[str, Any], keep: Path | None) -> bool:
-    """Print a line per family and a line per difference. Return True if all cases are equal or named in `REMOVED`."""
+def report(old: dict[str, Any], new: dict[str, Any], keep_folder: Path | None) -> bool:
+    """Print a line per family of cases and a line per difference. Return whether the comparison passed.
+
+    old, new: the records of all cases by name. keep_folder: the folder of --keep.
+    """
     counts: dict[str, Counter[str]] = {}
     lines: list[str] = []
     removed: Counter[str] = Counter()
     for name in old | new:
-        verdict, detail = judge(name, old.get(name), new.get(name), keep)
-        prefix = next((b for b in REMOVED if name.startswith(b)), None)
+        verdict, detail = judge(name, old.get(name), new.get(name), keep_folder)
+        prefix = next((prefix for prefix in REMOVED if name.startswith(prefix)), None)
         if verdict == "only in OLD" and prefix is not None:
             verdict = "removed"
             removed[prefix] += 1
@@ -170,17 +202,19 @@ def report(old: dict[str, Any], new: dict[str, Any], keep: Path | None) -> bool:
     for prefix, n in removed.items():
         print(f"removed: {prefix}, {n} cases: {REMOVED[prefix]}")
     total = sum(counts.values(), Counter())
-    bad = total.total() - total["equal"] - total["removed"] - total["only in NEW"]
-    seconds = [sum(record.get("seconds", 0) for record in side.values()) for side in (old, new)]
-    print(f"{total['equal']} cases equal, {bad} not; {seconds[0]:.0f} and {seconds[1]:.0f} s of processor time")
-    return bad == 0 and total["equal"] > 0
+    n_bad = total.total() - total["equal"] - total["removed"] - total["only in NEW"]
+    seconds = [sum(record.get("seconds", 0) for record in records.values()) for records in (old, new)]
+    print(f"{total['equal']} cases equal, {n_bad} not; {seconds[0]:.0f} and {seconds[1]:.0f} s of processor time")
+    return n_bad == 0 and total["equal"] > 0
 
 
-def judge(name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, keep: Path | None) -> tuple[str, str]:
+def judge(
+    name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, keep_folder: Path | None
+) -> tuple[str, str]:
     """Return the verdict on a case, such as "equal" or "different", and details as text."""
     if old is None or new is None:
-        found = old or new or {}
-        return "only in " + ("NEW" if old is None else "OLD"), f": {found['error']}" if "error" in found else ""
+        record = old or new or {}
+        return "only in " + ("NEW" if old is None else "OLD"), f": {record['error']}" if "error" in record else ""
     errors = [record.get("error") for record in (old, new)]
     if errors[0] and errors[0] == errors[1]:
         return "nothing compared", f": both raise {errors[0]}"
@@ -191,32 +225,32 @@ def judge(name: str, old: dict[str, Any] | None, new: dict[str, Any] | None, kee
     if len(old["digests"]) != len(new["digests"]):
         return "different", f": {len(old['digests'])} tensors in OLD, {len(new['digests'])} in NEW"
     different = [i for i, pair in enumerate(zip(old["digests"], new["digests"], strict=True)) if pair[0] != pair[1]]
-    return "different", f": tensors {different} of {len(old['digests'])}{differences(name, different, keep)}"
+    return "different", f": tensors {different} of {len(old['digests'])}{differences(name, different, keep_folder)}"
 
 
-def differences(name: str, indices: list[int], keep: Path | None) -> str:
-    """Return the maximum differences of the tensors with these indices as text, or "" without --keep."""
-    if keep is None:
+def differences(name: str, indices: list[int], keep_folder: Path | None) -> str:
+    """Return as text the maximum differences of a case's tensors with these indices, or "" without --keep."""
+    if keep_folder is None:
         return ""
     import torch
 
     file = f"{hashlib.sha256(name.encode()).hexdigest()}.pt"
-    old, new = (torch.load(keep / side / file, weights_only=True) for side in ("OLD", "NEW"))
-    found = []
+    old, new = (torch.load(keep_folder / build / file, weights_only=True) for build in ("OLD", "NEW"))
+    texts = []
     for i in indices:
         if old[i].shape != new[i].shape or old[i].dtype != new[i].dtype:
-            found.append(f"{old[i].dtype} {[*old[i].shape]} and {new[i].dtype} {[*new[i].shape]}")
+            texts.append(f"{old[i].dtype} {[*old[i].shape]} and {new[i].dtype} {[*new[i].shape]}")
         else:
             difference = (old[i].double() - new[i].double()).abs().max()
-            found.append(f"{difference:.3g} where the largest is {old[i].double().abs().max():.3g}")
-    return f", max abs difference {'; '.join(found)}"
+            texts.append(f"{difference:.3g} where the largest is {old[i].double().abs().max():.3g}")
+    return f", max abs difference {'; '.join(texts)}"
 
 
 # Time -----------------------------------------------------------------------------------------------------------------
 
 
 class TimedProcess:
-    """A process of a build that keeps running and times rows on request."""
+    """A process of a build that times workloads on request (build_cases.serve)."""
 
     def __init__(self, build: Build, threads: int) -> None:
         environment = build.environment(OMP_PROC_BIND="true")
@@ -225,44 +259,45 @@ class TimedProcess:
             build.command("serve"), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def seconds(self, row: str, n: int) -> float:
-        """Run n units of work of a row and return the seconds per unit."""
+    def seconds(self, workload: str, n: int) -> float:
+        """Run n units of a workload and return the seconds per unit."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"row": row, "n": n, "threads": self.threads}) + "\n")
+        self.process.stdin.write(json.dumps({"row": workload, "n": n, "threads": self.threads}) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"a process ended in row {row}")
+            raise SystemExit(f"a process ended while it timed {workload}")
         return float(answer)
 
     def close(self) -> None:
         self.process.communicate()
 
 
-def compare_times(builds: list[Build], rows: list[str], rounds: int, threads: int) -> bool:
-    """Time the rows, both builds alternately, and print a table. Return True if no row is slower."""
+def compare_times(builds: list[Build], workloads: list[str], rounds: int, threads: int) -> bool:
+    """Time the workloads in both builds alternately and print a table. Return whether no workload is slower."""
     processes = [TimedProcess(build, threads) for build in builds]
-    print(f"{'row':36} {'old us [quartiles]':>30} {'new us [quartiles]':>30}   new / old [quartiles]")
+    print(f"{'workload':36} {'old us [quartiles]':>30} {'new us [quartiles]':>30}   new / old [quartiles]")
     slower = []
-    for row in rows:
-        for process in processes:  # compiles, allocates, warms up
-            process.seconds(row, 1)
-        n = max(1, round(TURN_SECONDS / max(processes[0].seconds(row, 2), 1e-9)))
+    for workload in workloads:
+        for process in processes:  # warm up
+            process.seconds(workload, 1)
+        n = max(1, round(SECONDS / max(processes[0].seconds(workload, 2), 1e-9)))
         times: list[list[float]] = [[], []]
-        for turn in range(rounds + 1):
-            for side in (0, 1) if turn % 2 else (1, 0):
-                times[side].append(processes[side].seconds(row, n))
-        old, new = (t[1:] for t in times)
-        ratio = quartiles([b / a for a, b in zip(old, new, strict=True)])
+        for round_index in range(rounds + 1):  # round 0 is a warm-up
+            for build in (0, 1) if round_index % 2 else (1, 0):
+                times[build].append(processes[build].seconds(workload, n))
+        old, new = (seconds[1:] for seconds in times)
+        ratio = quartiles([new_time / old_time for old_time, new_time in zip(old, new, strict=True)])
         is_slower = ratio[0] > SLOWER
-        slower += [row] if is_slower else []
-        cells = [f"{m:.1f} [{a:.1f}, {b:.1f}]" for a, m, b in (quartiles([t * 1e6 for t in s]) for s in (old, new))]
-        told = f"{ratio[1]:.3f} [{ratio[0]:.3f}, {ratio[2]:.3f}]{'  slower' if is_slower else ''}"
-        print(f"{row:36} {cells[0]:>30} {cells[1]:>30}   {told}", flush=True)
+        slower += [workload] if is_slower else []
+        us = [quartiles([time * 1e6 for time in seconds]) for seconds in (old, new)]
+        cells = [f"{median:.1f} [{q1:.1f}, {q3:.1f}]" for q1, median, q3 in us]
+        ratio_cell = f"{ratio[1]:.3f} [{ratio[0]:.3f}, {ratio[2]:.3f}]{'  slower' if is_slower else ''}"
+        print(f"{workload:36} {cells[0]:>30} {cells[1]:>30}   {ratio_cell}", flush=True)
     for process in processes:
         process.close()
-    print(f"{len(rows)} rows, {len(slower)} slower{': ' if slower else ''}{', '.join(slower)}")
-    return bool(rows) and not slower
+    print(f"{len(workloads)} workloads, {len(slower)} slower{': ' if slower else ''}{', '.join(slower)}")
+    return bool(workloads) and not slower
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

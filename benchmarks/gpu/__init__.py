@@ -1,1 +1,1 @@
-"""Benchmarks on a GPU, run by two calls of `call.py`; README.md explains how."""
+"""GPU benchmarks; README.md explains how to run them."""

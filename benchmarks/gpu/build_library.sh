@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Builds and tests the native library for the GPU machine, without a GPU: benchmarks/gpu/build_library.sh FOLDER [PYTHON]
+# Builds and tests the native library for the GPU machine. Needs nvcc 13, but no GPU.
 #
-# Writes FOLDER/library, the library for torch 2.11.0+cu130, CPython 3.12 and sm_90 in the layout of GRU4REC_FAST_CACHE,
-# and FOLDER/latencies, the compiled latencies.cu. Needs nvcc 13. Creates the virtual environment build/gpu_environment
-# with PYTHON (default python3.12), once; its packages take 5 GB. Run this script again after a change in csrc/: the
-# library is found by a hash of the sources.
+#     benchmarks/gpu/build_library.sh FOLDER [PYTHON]
+#
+# Writes FOLDER/library, a cache folder (GRU4REC_FAST_CACHE) with the library for torch 2.11.0+cu130, CPython 3.12 and
+# sm_90, and FOLDER/latencies, the compiled latencies.cu. The first run creates the virtual environment
+# build/gpu_environment with PYTHON (default python3.12); its packages take 5 GB. Run this script again after a change in
+# csrc/, since the package looks up the library by a hash of the sources.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$(realpath -m "$1")
@@ -13,7 +15,7 @@ mkdir -p "$folder"
 
 if [ ! -e "$environment/ready" ]; then
   "${2:-python3.12}" -m venv --clear "$environment"
-  # torch first: on Linux the registry's wheel of this version is the build for CUDA 13.0.
+  # On Linux, the wheel of torch 2.11.0 is the build for CUDA 13.0.
   "$environment/bin/pip" install --quiet torch==2.11.0
   "$environment/bin/pip" install --quiet numpy safetensors rich setuptools ninja pytest hypothesis scipy pandas
   touch "$environment/ready"
@@ -31,12 +33,12 @@ info = gru4rec_fast.build_info()
 print(json.dumps({key: value for key, value in info.items() if key != "kernels"}, indent=1))
 assert info["native_cuda"], info["why_not_cuda"]'
 nvcc -std=c++17 -O3 -arch=sm_90 benchmarks/gpu/latencies.cu -o "$folder/latencies"
-# Run the operators' CPU tests with the new library. Only collect the GPU tests, which tests their imports.
+# Run the operators' CPU tests with the new library. Without a GPU, test_cuda.py is only collected, to test its imports.
 GRU4REC_FAST_REQUIRE_NATIVE=1 python -m pytest -q -p no:cacheprovider -k "not emulated and not compile" \
   tests/test_gru.py tests/test_sampled_loss.py tests/test_ranking.py tests/test_sparse_update.py \
   tests/test_session_batch.py tests/test_negative_sampling.py tests/test_dropout.py tests/test_bpr_triples.py \
   tests/test_laplacian_propagation.py tests/test_ngcf_layer.py tests/test_fused.py
 python -m pytest -q -p no:cacheprovider --collect-only tests/test_cuda.py | tail -n 1
-# Delete what the tests compiled in addition.
+# The tests compiled other libraries into the cache folder; keep only the package's library, _C.so.
 for entry in "$GRU4REC_FAST_CACHE"/*; do [ -e "$entry/_C.so" ] || rm -rf "$entry"; done
 du -sh "$folder"/*

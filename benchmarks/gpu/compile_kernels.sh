@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Compiles every csrc/*/cuda.cu for the supported GPU architectures: benchmarks/gpu/compile_kernels.sh FOLDER
+# Compiles every csrc/*/cuda.cu for the supported GPU architectures.
+#
+#     benchmarks/gpu/compile_kernels.sh FOLDER
 #
 # Writes the report of ptxas (registers, shared memory and spills of each kernel) to FOLDER/ptxas.txt. Fails if a kernel
 # does not compile or spills registers. Needs nvcc, but neither torch nor a GPU. .ci/run runs this script.
@@ -9,7 +11,7 @@ out=$1
 mkdir -p "$out"
 nvcc=${NVCC:-nvcc}
 architectures=(-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90)
-# Add sm_100 if this nvcc supports it, and PTX of the newest architecture, from which later GPUs compile.
+# Add sm_100 if this nvcc supports it. Add PTX of the newest architecture, which the driver compiles for later GPUs.
 if "$nvcc" --list-gpu-code | grep -qx sm_100; then
   architectures+=(-gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100)
 else
@@ -18,7 +20,8 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# compile FOLDER SOURCE OPTION...: writes the report of one source to FOLDER; runs in parallel for all sources.
+# compile FOLDER SOURCE OPTION...: compiles one source and writes the report to FOLDER. It runs for all sources in
+# parallel.
 compile() {
   local started=$SECONDS report=$1/${2//\//.}
   shift

@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:benchmarks:tools python -m gpu.count_launches
 
-The step runs on CPU tensors with emulated kernels, and the emulation counts the launches of this package's kernels. An
-operator of torch counts as one launch if it calls no other operator that counts and is not a view or an allocation
-(NO_LAUNCH). On a GPU a matrix product may launch more than one kernel.
+The step runs on CPU tensors with emulated kernels. The emulator counts the launches of this package's kernels. An
+operator of torch counts as one launch, unless it is in NO_LAUNCH (views, allocations) or calls another operator that
+counts. On a GPU, a matrix product may launch more than one kernel, so the real number may be higher.
 """
 
 from __future__ import annotations
@@ -27,27 +27,32 @@ NO_LAUNCH = {  # operators without a kernel: they return a view, allocate, or ca
     "empty_strided", "expand", "flatten", "linear", "matmul", "narrow", "numpy_T", "permute", "reshape", "resize_",
     "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "zeros",
 }  # fmt: skip
-N_ITEMS, N_SAMPLE, UPDATES = 500, 64, 2
+N_ITEMS, N_SAMPLE, UPDATES = 500, 64, 2  # UPDATES: training steps per captured graph
 
 
-def operators_of(work: Callable[[], object]) -> Counter[str]:
-    """Return how many launches each operator of torch makes in `work`, and the launches of "own kernels"."""
-    emulation = cuda_emulator.load()
-    emulation.set_seed(0)
+def count_launches(work: Callable[[], object]) -> Counter[str]:
+    """Return the number of launches of each torch operator in `work`; "own kernels" counts this package's launches."""
+    emulator = cuda_emulator.load()
+    emulator.set_seed(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
 
-    def launches(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
+    def may_launch(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
         return event.name.startswith("aten::") and event.name.removeprefix("aten::") not in NO_LAUNCH
 
-    events = [e for e in profile.events() if launches(e) and not any(map(launches, e.cpu_children))]
+    events = [e for e in profile.events() if may_launch(e) and not any(map(may_launch, e.cpu_children))]
     counts = Counter(event.name.removeprefix("aten::") for event in events)
-    counts["own kernels"] = emulation.launches()
+    counts["own kernels"] = emulator.launches()
     return counts
 
 
 def count_step(setting: Setting) -> tuple[float, Counter[str]]:
-    """Return the launches per step that fill the inputs of a captured graph of 16 steps, and those of a step itself."""
+    """Count the launches of a captured training step.
+
+    Returns:
+        Launches per step that write the inputs of a captured graph, if a graph has 16 steps.
+        Launches of one step by operator.
+    """
     lengths = torch.randint(2, 9, (4 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     items = torch.arange(int(offsets[-1])) % N_ITEMS
@@ -66,19 +71,22 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
     loader = SessionParallelLoader(store, setting.batch_size, impl="emulated")
     epoch = step.start_epoch(loader, ops.build_alias_table(support, 0.5), N_SAMPLE, seed=0)
     hidden = network.initial_state(loader.n_lanes)
-    epoch.run(UPDATES, hidden, step=0)  # creates what is created at first use
+    epoch.run(UPDATES, hidden, step=0)  # creates the buffers that are created at first use
     updates = epoch.next_updates(UPDATES, loader.n_lanes)
-    in_fill = operators_of(lambda: updates.fill(*epoch.draw(UPDATES, UPDATES), UPDATES))
-    in_run = operators_of(lambda: updates.run(hidden))
-    return in_fill.total() / 16, Counter({name: n // UPDATES for name, n in in_run.items() if n >= UPDATES})
+    input_launches = count_launches(lambda: updates.fill(*epoch.draw(UPDATES, UPDATES), UPDATES))
+    step_launches = count_launches(lambda: updates.run(hidden))
+    return input_launches.total() / 16, Counter(
+        {name: n // UPDATES for name, n in step_launches.items() if n >= UPDATES}
+    )
 
 
 def main() -> None:
     cuda_emulator.register()
     torch.set_num_threads(1)
     for setting in SETTINGS:
-        filled, played = count_step(setting)
-        print(f"{setting}: {played.total()} a step, and {filled:.1f} for its share of a launch of 16: {dict(played)}")
+        per_step_for_inputs, by_operator = count_step(setting)
+        print(f"{setting}: {by_operator.total()} launches per step: {dict(by_operator)}")
+        print(f"  in addition, in graphs of 16 steps: {per_step_for_inputs:.1f} launches per step for the inputs")
 
 
 if __name__ == "__main__":

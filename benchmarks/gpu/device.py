@@ -1,4 +1,8 @@
-"""The device of the GPU rows: timing, peak memory, precision of products, and measured rates."""
+"""Timing, peak memory, precision of matrix products, and measured rates on the device of the GPU benchmarks.
+
+A side is one of the implementations that a benchmark compares. In the code (interleave.Side) it is a function that runs
+n units of work and returns the seconds per unit.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +22,32 @@ from gpu.workloads import PRECISIONS
 class Device:
     """A device to measure on.
 
-    torch: the torch device. impl: implementation of this package's operators. tiny: use small sizes, to test the same
-    code on a processor.
+    torch_device: the device in torch. impl: implementation of this package's operators. tiny: use small sizes, to test
+    the benchmarks on a CPU.
     """
 
-    torch: torch.device
+    torch_device: torch.device
     impl: str = "native"
     tiny: bool = False
 
     @property
     def is_gpu(self) -> bool:
-        return self.torch.type == "cuda"
+        return self.torch_device.type == "cuda"
 
     def size(self, full: int, tiny: int) -> int:
-        """Return `tiny` if small sizes are used, else `full`."""
+        """Return the size to use: `tiny` if this device uses small sizes, else `full`."""
         return tiny if self.tiny else full
 
     def wait(self) -> None:
         """Wait until all work on the device is done."""
         if self.is_gpu:
-            torch.cuda.synchronize(self.torch)
+            torch.cuda.synchronize(self.torch_device)
 
     def side(self, work: Callable[[], object]) -> Side:
-        """Return the side that calls `work`, timed by CUDA events.
+        """Return the side that calls `work`, timed by CUDA events (by the host's clock on a CPU).
 
-        The events also measure the host's time where enqueueing takes longer than the kernels, as it does in use.
+        If the host takes longer to launch the kernels than the GPU to run them, the time between the events is that of
+        the host.
         """
         if not self.is_gpu:
             return self.host_side(work)
@@ -59,7 +64,7 @@ class Device:
         return run
 
     def host_side(self, work: Callable[[], object]) -> Side:
-        """Return the side that calls `work`, timed by the host's clock from an idle device to an idle device."""
+        """Return the side that calls `work`, timed by the host's clock; the device is idle at the start and the end."""
 
         def run(n: int) -> float:
             self.wait()
@@ -72,7 +77,7 @@ class Device:
         return run
 
     def peak_mib(self, side: Side) -> float | None:
-        """Return the MiB that a unit of work allocates at its peak, in addition to its inputs; None on a processor."""
+        """Return the MiB that a unit of work allocates at its peak, beyond its inputs; None on a CPU."""
         if not self.is_gpu:
             return None
         self.wait()
@@ -86,7 +91,7 @@ class Device:
 def precision(name: str) -> Iterator[None]:
     """Set the precision of float32 products in torch and cuDNN: TF32 if `name` is "tf32" or "bf16", else full.
 
-    Both are set because their defaults differ: cuDNN uses TF32, torch's own products do not.
+    The defaults of torch and cuDNN differ: cuDNN uses TF32, torch's own products do not.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     previous = matmul.allow_tf32, cudnn.allow_tf32
@@ -98,14 +103,18 @@ def precision(name: str) -> Iterator[None]:
 
 
 def measure_rates(device: Device) -> dict[str, float]:
-    """Measure "copy" in bytes/s (bytes read plus bytes written), and 8192 x 8192 products per precision in FLOP/s."""
-    source = torch.ones(device.size(1 << 28, 1 << 10), device=device.torch)
+    """Measure the device's rates.
+
+    Returns:
+        "copy": bytes/s, read plus written. "fp32", "tf32", "bf16": FLOP/s of 8192 x 8192 matrix products.
+    """
+    source = torch.ones(device.size(1 << 28, 1 << 10), device=device.torch_device)
     destination = torch.empty_like(source)
     rates = {"copy": 2 * source.nbytes / _median_seconds(device.side(lambda: destination.copy_(source)))}
     size = device.size(8192, 64)
     for name in PRECISIONS:
         # Random values, since products of zeros take less power and run faster.
-        a, b = torch.randn(2, size, size, device=device.torch, dtype=torch.bfloat16 if name == "bf16" else None)
+        a, b = torch.randn(2, size, size, device=device.torch_device, dtype=torch.bfloat16 if name == "bf16" else None)
         with precision(name):
             rates[name] = 2 * size**3 / _median_seconds(device.side(lambda a=a, b=b: a @ b))
     return rates

@@ -1,17 +1,17 @@
-"""Measure one fact that explains the rows of the GPU table, and write it to a JSON file.
+"""Run one diagnostic, a measurement that explains the GPU benchmarks' figures, and write it to a JSON file.
 
-    PYTHONPATH=.:benchmarks python -m gpu.diagnostics FACT --out fact.json [--folder FOLDER] [--setting xe-100]
+    PYTHONPATH=.:benchmarks python -m gpu.diagnostics NAME --out figures.json [--folder FOLDER] [--setting xe-100]
 
-FACT is one of
-library     device and versions; loads the native library from FOLDER, or compiles it if that one does not fit
+NAME is one of
+library     device and versions; also loads the native library of FOLDER, or compiles it if FOLDER has none that fits
 latencies   latencies of kernel launches, graph nodes, grid barriers and cluster barriers (latencies.cu)
 rates       copy bandwidth, and rates of matrix products in fp32, TF32 and bf16
 timeline    GPU timeline of two replays of the captured training step: kernels, times and gaps; also writes a trace
-ncu         bytes, sectors per request and occupancy of the five longest kernels of one uncaptured training step
-one-step    runs that training step; `ncu` profiles this program
-cpu-engine  time of the fused training step on the processor, with 1 to 16 threads
+ncu         bytes, sectors per request and occupancy of the five longest kernels of one training step, without graphs
+one-step    runs the training step that `ncu` profiles; measures nothing itself
+cpu-engine  time of the fused training step on the CPU, with 1 to 16 threads
 
---setting is a training setting of naive_pytorch.py.
+FOLDER is written by prepare_folder.py. --setting is the name of a training setting of naive_pytorch.py.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from typing import Any
 from gpu.results import WAIT_VARIABLE, MissingInput, wait_for_device, write_json
 
 HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0))  # read before `import torch`: then OMP_PROC_BIND binds this thread to one core
-REPLAYS = 2
-REBUILT = "GPU_CALL_REBUILT"  # environment variable, set when the library of FOLDER has been deleted
-MEASURED_SECONDS = 0.5  # duration of a measurement of the CPU engine
+CORES = len(os.sched_getaffinity(0))  # read before `import torch`, which binds this thread to one core (OMP_PROC_BIND)
+REPLAYS = 2  # of a captured graph, in `timeline`
+REBUILT_VARIABLE = "GPU_CALL_REBUILT"  # environment variable: this program has deleted the library of FOLDER
+CPU_SECONDS = 0.5  # duration of each measurement on the CPU
 CPU_THREADS = (1, 2, 4, 8, 16)
-LONGEST = 5
-# Names in the results, and the counters of ncu. A warp that reads 128 contiguous bytes has 4 sectors per request.
+N_KERNELS = 5  # number of kernels that `ncu` reports
+# ncu's counter for each name in the results. A warp that reads 128 contiguous bytes has 4 sectors per request.
 METRICS = {
     "us": "gpu__time_duration.sum",
     "dram_bytes": "dram__bytes.sum",
@@ -53,17 +53,20 @@ METRICS = {
 }
 
 
-def library(given: argparse.Namespace) -> dict[str, Any]:
-    """Load the native library of FOLDER; compile it on this machine if it does not fit or does not load."""
+def load_library(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load the native library of FOLDER. If none fits or it does not load, compile it on this machine.
+
+    Returns the device and the versions.
+    """
     import torch
 
-    if given.device == "cuda":
-        assert torch.cuda.is_available(), f"torch {torch.__version__} sees no GPU here"
-    name = torch.cuda.get_device_name() if given.device == "cuda" else "a processor"
-    result = {"device": name, "torch": str(torch.__version__), "cuda": torch.version.cuda, "tiny": given.tiny}
+    if arguments.device == "cuda":
+        assert torch.cuda.is_available(), f"torch {torch.__version__} finds no GPU on this machine"
+    name = torch.cuda.get_device_name() if arguments.device == "cuda" else "a CPU"
+    result = {"device": name, "torch": str(torch.__version__), "cuda": torch.version.cuda, "tiny": arguments.tiny}
     print(result, flush=True)
-    write_json(given.out, result)  # written now, since it stays valid if the library fails
-    if given.device == "cuda":
+    write_json(arguments.out, result)  # call.py reads this result even if loading the library fails below
+    if arguments.device == "cuda":
         import gru4rec_fast
         from gru4rec_fast import _build, _compile
 
@@ -76,35 +79,36 @@ def library(given: argparse.Namespace) -> dict[str, Any]:
         try:
             info = gru4rec_fast.build_info()
         except RuntimeError as error:
-            if REBUILT in os.environ:
+            if REBUILT_VARIABLE in os.environ:
                 raise
             print(f"compiling the library on this machine: {error}", flush=True)
+            # Delete the library and start this program again, once; the new process compiles the library.
             shutil.rmtree(_build.cache_folder(), ignore_errors=True)
-            os.environ[REBUILT] = "1"
-            os.execv(sys.executable, [*sys.orig_argv])
+            os.environ[REBUILT_VARIABLE] = "1"
+            os.execv(sys.executable, sys.orig_argv)
         print(json.dumps({key: value for key, value in info.items() if key != "kernels"}, indent=1))
         assert info["native_cuda"], info["why_not_cuda"]
     return result
 
 
-def latencies(given: argparse.Namespace) -> dict[str, Any]:
-    """Run the compiled latencies.cu of FOLDER; compile it on this machine if it is missing or prints no figures."""
-    program = given.folder / "latencies" if given.folder else None
-    measured = run_latencies(program) if program and program.exists() else {}
-    if not measured:
+def measure_latencies(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run FOLDER/latencies. If it is missing or prints no figures, compile latencies.cu and run the new program."""
+    program = arguments.folder / "latencies" if arguments.folder else None
+    figures = run_latencies(program) if program and program.exists() else {}
+    if not figures:
         print("compiling latencies.cu on this machine: FOLDER/latencies is missing or printed no figures", flush=True)
         with tempfile.TemporaryDirectory() as work:
             compiled = Path(work, "latencies")
             source = HERE / "latencies.cu"
             subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=sm_90", source, "-o", compiled], check=True)
-            measured = run_latencies(compiled)
-    if not measured:
+            figures = run_latencies(compiled)
+    if not figures:
         raise RuntimeError("no latency was measured")
-    return {"facts": {"latencies": measured}}
+    return {"facts": {"latencies": figures}}
 
 
 def run_latencies(program: Path) -> dict[str, float]:
-    """Run the program and return its figures. It prints those measured so far even if it fails."""
+    """Run the compiled latencies.cu and return its figures in ns; if it fails, those it measured before."""
     process = subprocess.run([program.resolve()], capture_output=True, text=True, check=False)
     if process.returncode:
         print(f"{program} ended with code {process.returncode}: {process.stderr.strip()[-300:]}", flush=True)
@@ -114,33 +118,33 @@ def run_latencies(program: Path) -> dict[str, float]:
         return {}
 
 
-def rates(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure the device's rates, to which the table relates the rows' figures."""
+def measure_all_rates(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the device's rates; the table gives the figures of the rows as shares of these rates."""
     from gpu.device import measure_rates
 
-    return {"ceilings": measure_rates(device_of(given))}
+    return {"ceilings": measure_rates(make_device(arguments))}
 
 
-def timeline(given: argparse.Namespace) -> dict[str, Any]:
-    """Profile replays of the captured training step."""
+def profile_timeline(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Profile replays of the captured training step (CUDA graphs of 16 mini-batches)."""
     import torch
     from torch.profiler import ProfilerActivity
 
-    device = device_of(given)
-    run = training_of(given)
+    device = make_device(arguments)
+    run = make_training(arguments)
     per_replay = device.size(16, 1)
-    for _ in range(4):  # the first run is not captured, the second one is
+    for _ in range(4):  # warm-up: the step runs without a graph first, is captured in the second run, then replayed
         run(per_replay)
     device.wait()
     started = time.perf_counter()
     run(REPLAYS * per_replay)
     device.wait()
-    untraced = (time.perf_counter() - started) / (REPLAYS * per_replay)
+    untraced_seconds = (time.perf_counter() - started) / (REPLAYS * per_replay)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.is_gpu else [])]
     with torch.profiler.profile(activities=activities) as profile:
         run(REPLAYS * per_replay)
         device.wait()
-    trace = given.out.with_name(f"trace_{given.setting}.json")
+    trace = arguments.out.with_name(f"trace_{arguments.setting}.json")
     profile.export_chrome_trace(str(trace))
     trace.with_suffix(".json.gz").write_bytes(gzip.compress(trace.read_bytes()))
     trace.unlink()
@@ -150,8 +154,8 @@ def timeline(given: argparse.Namespace) -> dict[str, Any]:
         for event in profile.events()
         if event.device_type == device_type and (device.is_gpu or event.cpu_parent is None)
     ]
-    figures = {"untraced_us_per_mini_batch": untraced * 1e6} | summarize(events, REPLAYS * per_replay)
-    return {"facts": {"timeline": {given.setting: figures}}}
+    figures = {"untraced_us_per_mini_batch": untraced_seconds * 1e6} | summarize(events, REPLAYS * per_replay)
+    return {"facts": {"timeline": {arguments.setting: figures}}}
 
 
 def summarize(events: Iterable[tuple[str, float, float]], mini_batches: int) -> dict[str, Any]:
@@ -159,8 +163,8 @@ def summarize(events: Iterable[tuple[str, float, float]], mini_batches: int) -> 
 
     Returns:
         us_per_mini_batch: time from the first start to the last end. busy_us_per_mini_batch: sum of the events' times.
-        kernels: [name, count per mini-batch, mean us], the largest total time first. gaps_us: times from the latest
-        end so far to the next start, negative where events overlap; tracing makes gaps longer.
+        kernels: [name, count per mini-batch, mean us], sorted by decreasing total time. gaps_us: time between the end
+        of all earlier events and the start of the next one; negative if events overlap. Tracing makes gaps longer.
     """
     ordered = sorted(events, key=lambda event: event[1])
     if not ordered:
@@ -183,38 +187,39 @@ def summarize(events: Iterable[tuple[str, float, float]], mini_batches: int) -> 
     }
 
 
-def one_step(given: argparse.Namespace) -> dict[str, Any]:
+def run_one_step(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one mini-batch without CUDA graph capture, between cudaProfilerStart and cudaProfilerStop."""
     import torch
 
-    run = training_of(given)
-    run(2 if given.tiny else 16)  # warm-up: CUDA loads kernels at first use
-    if given.device == "cuda":
+    run = make_training(arguments)
+    run(2 if arguments.tiny else 16)  # warm-up: CUDA loads kernels at first use
+    if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-    run(1)  # not captured, since it is the first run of this number of mini-batches
-    if given.device == "cuda":
+    run(1)  # not captured: a number of mini-batches is captured when it is run for the second time
+    if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
     return {}
 
 
-def ncu(given: argparse.Namespace) -> dict[str, Any]:
-    """Count bytes, sectors and occupancy of every kernel of one training step by ncu; return the longest kernels."""
+def count_with_ncu(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the counters METRICS of one training step with ncu; return those of the longest kernels."""
     program = shutil.which("ncu")
     if program is None:
         print("warning: ncu is not on PATH, so no counters are measured")
         return {}
     with tempfile.TemporaryDirectory() as work:
         report = Path(work, "ncu.csv")
-        # ncu must not fix the clocks, since the GPU is shared, nor flush the caches, which hold tables between steps.
+        # The clocks are not fixed, since the GPU is shared. The caches are not flushed, since they hold tables between
+        # training steps.
         command = [
             program, "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv",
             "--page", "raw",
             "--print-units", "base", "--metrics", ",".join(METRICS.values()), "--log-file", str(report),
             sys.executable, "-W", "ignore", "-m", "gpu.diagnostics", "one-step", "--out", str(Path(work, "none.json")),
-            "--setting", given.setting, "--device", given.device, *(["--tiny"] if given.tiny else []),
-            *(["--folder", str(given.folder)] if given.folder else []),
+            "--setting", arguments.setting, "--device", arguments.device, *(["--tiny"] if arguments.tiny else []),
+            *(["--folder", str(arguments.folder)] if arguments.folder else []),
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name != WAIT_VARIABLE}
         code = subprocess.run(command, env=environment, check=False).returncode
@@ -222,11 +227,14 @@ def ncu(given: argparse.Namespace) -> dict[str, Any]:
         if code:
             print(f"ncu ended with code {code}: {text.strip()[-1500:]}")
         kernels = parse_counters(text)
-    return {"facts": {"ncu": {given.setting: kernels}}}
+    return {"facts": {"ncu": {arguments.setting: kernels}}}
 
 
 def parse_counters(report: str) -> list[dict[str, Any]]:
-    """Parse ncu's raw CSV page (a line of names, a line of units, a line per kernel); return the longest kernels."""
+    """Return the counters of the longest kernels.
+
+    report: ncu's raw CSV page: a line of names, a line of units, and a line per kernel.
+    """
     lines = [line for line in report.splitlines() if line.startswith('"')]
     if len(lines) < 3:
         raise RuntimeError(f"ncu counted no kernel: {report.strip()[-300:]}")
@@ -244,11 +252,11 @@ def parse_counters(report: str) -> list[dict[str, Any]]:
             sectors, requests = kernel.pop(f"{direction}_sectors"), kernel.pop(f"{direction}_requests")
             kernel[f"{direction}_sectors_per_request"] = sectors / requests if sectors and requests else None
         kernels.append(kernel)
-    return sorted(kernels, key=lambda kernel: -(kernel["us"] or 0))[:LONGEST]
+    return sorted(kernels, key=lambda kernel: -(kernel["us"] or 0))[:N_KERNELS]
 
 
-def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure the fused training step of all settings on the processor, with more and more threads.
+def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the fused training step of all settings on the CPU, with increasing numbers of threads.
 
     The figures are written after each number of threads, since the process may be stopped.
     """
@@ -259,74 +267,76 @@ def cpu_engine(given: argparse.Namespace) -> dict[str, Any]:
 
     from gpu.prepared_folder import PreparedFolder
 
-    folder = PreparedFolder(given.folder)
+    folder = PreparedFolder(arguments.folder)
     sides = {s.name: runner_side(runner_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
     result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
-    # In increasing order: idle threads of an earlier, larger team would spin and slow the others down.
+    # Increasing numbers, since idle threads of an earlier measurement would spin and slow the next one down.
     for threads in [n for n in CPU_THREADS if n <= CORES]:
         torch.set_num_threads(threads)
         for name, side in sides.items():
-            seconds = side(5 if given.tiny else 50)
-            if not given.tiny:
-                seconds = side(max(1, int(MEASURED_SECONDS / seconds)))
+            seconds = side(5 if arguments.tiny else 50)
+            if not arguments.tiny:
+                seconds = side(max(1, int(CPU_SECONDS / seconds)))
             by_threads.setdefault(str(threads), {})[name] = seconds * 1e6
-            print(f"{name}, {threads} threads: {seconds * 1e6:.0f} us a mini-batch", flush=True)
-        write_json(given.out, result)
+            print(f"{name}, {threads} threads: {seconds * 1e6:.0f} us per mini-batch", flush=True)
+        write_json(arguments.out, result)
     return result
 
 
-def device_of(given: argparse.Namespace) -> Any:
-    """Return the `gpu.device.Device` that the options name."""
+def make_device(arguments: argparse.Namespace) -> Any:
+    """Return the `gpu.device.Device` that the command-line options select."""
     import torch
 
     from gpu.device import Device
 
-    return Device(torch.device(given.device), given.impl, given.tiny)
+    return Device(torch.device(arguments.device), arguments.impl, arguments.tiny)
 
 
-def training_of(given: argparse.Namespace) -> Callable[[int], None]:
+def make_training(arguments: argparse.Namespace) -> Callable[[int], None]:
     """Return a function that trains a number of mini-batches of the setting by the fused step."""
     from naive_pytorch import SETTINGS
 
     from gpu.prepared_folder import PreparedFolder
     from gpu.rows_sessions import runner_on, updates_of
 
-    (setting,) = [setting for setting in SETTINGS if setting.name == given.setting]
-    return updates_of(runner_on(device_of(given), PreparedFolder(given.folder).sessions(setting.log), setting))
+    (setting,) = [setting for setting in SETTINGS if setting.name == arguments.setting]
+    return updates_of(
+        runner_on(make_device(arguments), PreparedFolder(arguments.folder).sessions(setting.log), setting)
+    )
 
 
 DIAGNOSTICS = {
-    "library": library,
-    "latencies": latencies,
-    "rates": rates,
-    "timeline": timeline,
-    "ncu": ncu,
-    "one-step": one_step,
-    "cpu-engine": cpu_engine,
+    "library": load_library,
+    "latencies": measure_latencies,
+    "rates": measure_all_rates,
+    "timeline": profile_timeline,
+    "ncu": count_with_ncu,
+    "one-step": run_one_step,
+    "cpu-engine": measure_fused_step_on_cpu,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fact", choices=DIAGNOSTICS)
+    parser.add_argument("name", choices=DIAGNOSTICS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--setting", default="xe-100")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--impl", default="native")
     parser.add_argument("--tiny", action="store_true")
-    given = parser.parse_args()
-    if given.fact not in ("library", "latencies", "ncu"):
+    arguments = parser.parse_args()
+    if arguments.name not in ("library", "latencies", "ncu"):
         from gpu import rows_sessions  # noqa: F401  # imports torch and the package before `wait_for_device`
     wait_for_device()
     started = time.perf_counter()
     try:
-        result = DIAGNOSTICS[given.fact](given)
+        result = DIAGNOSTICS[arguments.name](arguments)
     except MissingInput as missing:
-        result = {"left_out": [f"{given.fact}: {missing}"]}
-    write_json(given.out, result)
-    print(f"{given.fact}: {time.perf_counter() - started:.1f} s", flush=True)
+        result = {"left_out": [f"{arguments.name}: {missing}"]}
+    write_json(arguments.out, result)
+    print(f"{arguments.name}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-// Measures the latency of a kernel launch, a graph node, a grid barrier and a cluster barrier; prints JSON, in ns.
+// Measures the latencies of kernel launches, CUDA graph nodes, grid barriers and cluster barriers. Prints JSON, in ns.
 //
 //   nvcc -std=c++17 -O3 -arch=sm_90 latencies.cu -o latencies && ./latencies
 //
-// A training step consists of some twenty small kernels. These latencies decide how to run it: as nodes of a CUDA
+// A training step consists of about twenty small kernels. The latencies decide how to run them: as nodes of a CUDA
 // graph, with or without programmatic dependent launch, or as phases of one persistent kernel, separated by grid
 // barriers.
 #include <cooperative_groups.h>
@@ -27,10 +27,13 @@ namespace cg = cooperative_groups;
     }                                                                                                \
   } while (0)
 
-constexpr int kNodes = 100, kBarriers = 1000, kRepeats = 21;
+constexpr int kNodes = 100;      // kernels per graph, or per sequence of launches
+constexpr int kBarriers = 1000;  // barriers per launch; a second launch runs twice as many
+constexpr int kRepeats = 21;     // measurements per median
+constexpr int kHostCalls = 50;   // calls per measurement of host time
 
-// Does nothing. With programmatic dependent launch, the trigger lets the next kernel be launched before this one ends;
-// cudaGridDependencySynchronize then waits until the previous kernel has ended.
+// Does nothing. With programmatic dependent launch, the trigger allows the launch of the next kernel before this one
+// ends, and cudaGridDependencySynchronize waits until the previous kernel has ended.
 __global__ void empty() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
@@ -38,14 +41,14 @@ __global__ void empty() {
 #endif
 }
 
-// n grid barriers of cooperative groups.
+// Runs n grid barriers of cooperative groups.
 __global__ void grid_barriers(int n) {
   cg::grid_group grid = cg::this_grid();
   for (int i = 0; i < n; ++i) grid.sync();
 }
 
-// n grid barriers by one counter: in round i, one thread per block increments the counter and spins until it has
-// reached i * gridDim.x.
+// Runs n grid barriers that use one counter: in barrier i (from 1), one thread per block increments the counter and
+// spins until the counter has reached i * gridDim.x.
 __global__ void counter_barriers(int n, unsigned* counter) {
   for (int i = 1; i <= n; ++i) {
     __syncthreads();
@@ -60,7 +63,7 @@ __global__ void counter_barriers(int n, unsigned* counter) {
   }
 }
 
-// n barriers of the cluster.
+// Runs n barriers of the thread block cluster.
 __global__ void cluster_barriers(int n) {
 #if __CUDA_ARCH__ >= 900
   cg::cluster_group cluster = cg::this_cluster();
@@ -69,13 +72,13 @@ __global__ void cluster_barriers(int n) {
 }
 
 cudaStream_t stream;
-std::vector<std::string> measured;  // lines of JSON
+std::vector<std::string> json_lines;  // the figures measured so far
 
-// Registered with atexit, so that the figures measured so far are printed even if CHECK ends the program.
-void print_measured() {
+// main registers this function with atexit, so that the figures are printed even if CHECK ends the program.
+void print_json() {
   std::printf("{\n");
-  for (size_t i = 0; i < measured.size(); ++i) {
-    std::printf("%s%s\n", measured[i].c_str(), i + 1 < measured.size() ? "," : "");
+  for (size_t i = 0; i < json_lines.size(); ++i) {
+    std::printf("%s%s\n", json_lines[i].c_str(), i + 1 < json_lines.size() ? "," : "");
   }
   std::printf("}\n");
 }
@@ -83,7 +86,7 @@ void print_measured() {
 void record(const std::string& name, double ns) {
   char line[160];
   std::snprintf(line, sizeof line, "  \"%s\": %.1f", name.c_str(), ns);
-  measured.emplace_back(line);
+  json_lines.emplace_back(line);
 }
 
 // Returns the median device time of `work`, in ns.
@@ -104,6 +107,7 @@ double device_ns(const std::function<void()>& work) {
   return ms[kRepeats / 2] * 1e6;
 }
 
+// Launches the empty kernel. dependent: with programmatic dependent launch.
 void launch_empty(int blocks, int threads, bool dependent) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -116,9 +120,9 @@ void launch_empty(int blocks, int threads, bool dependent) {
 
 double host_ns(const std::function<void()>& enqueue);
 
-// Records, for a graph captured from kNodes empty kernels in sequence, the device time per node and the host's time to
-// launch the graph.
-void record_graph(const std::string& grid, int blocks, int threads, bool dependent) {
+// Captures a graph of kNodes empty kernels in sequence. Records the device time per node and the host's time to launch
+// the graph. shape: the launch shape, as text.
+void record_graph(const std::string& shape, int blocks, int threads, bool dependent) {
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -126,9 +130,9 @@ void record_graph(const std::string& grid, int blocks, int threads, bool depende
   CHECK(cudaStreamEndCapture(stream, &graph));
   CHECK(cudaGraphInstantiate(&executable, graph, 0));
   const auto launch = [&] { CHECK(cudaGraphLaunch(executable, stream)); };
-  const std::string edges = dependent ? " with programmatic dependent launch, " : ", ";
-  record("graph node" + edges + grid, device_ns(launch) / kNodes);
-  record("host, launch a graph of 100" + edges + grid, host_ns(launch));
+  const std::string separator = dependent ? " with programmatic dependent launch, " : ", ";
+  record("graph node" + separator + shape, device_ns(launch) / kNodes);
+  record("host, launch a graph of 100" + separator + shape, host_ns(launch));
   CHECK(cudaGraphExecDestroy(executable));
   CHECK(cudaGraphDestroy(graph));
 }
@@ -138,13 +142,14 @@ double host_ns(const std::function<void()>& enqueue) {
   for (int warm = 0; warm < 3; ++warm) enqueue();
   CHECK(cudaStreamSynchronize(stream));
   const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < 50; ++i) enqueue();
+  for (int i = 0; i < kHostCalls; ++i) enqueue();
   const auto end = std::chrono::steady_clock::now();
   CHECK(cudaStreamSynchronize(stream));
-  return std::chrono::duration<double, std::nano>(end - start).count() / 50;
+  return std::chrono::duration<double, std::nano>(end - start).count() / kHostCalls;
 }
 
-// Records the time of a barrier in clusters of `size` blocks; nothing if the device can't run `clusters` such clusters.
+// Records the time of a barrier in clusters of `size` blocks, measured with `clusters` clusters. Records nothing if the
+// device cannot run that many clusters of this size.
 void record_cluster_barrier(int size, int clusters) {
   if (size > 8) {
     cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -155,9 +160,10 @@ void record_cluster_barrier(int size, int clusters) {
   cudaLaunchConfig_t config{};
   config.gridDim = size * clusters, config.blockDim = 256, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = 1;
-  int fitting = 0;
-  if (cudaOccupancyMaxActiveClusters(&fitting, cluster_barriers, &config) != cudaSuccess || fitting < clusters) {
-    cudaGetLastError();
+  int max_clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&max_clusters, cluster_barriers, &config) != cudaSuccess ||
+      max_clusters < clusters) {
+    cudaGetLastError();  // clears the error
     return;
   }
   const auto run = [&](int n) { return device_ns([&] { CHECK(cudaLaunchKernelEx(&config, cluster_barriers, n)); }); };
@@ -166,33 +172,34 @@ void record_cluster_barrier(int size, int clusters) {
 }
 
 int main() {
-  std::atexit(print_measured);
+  std::atexit(print_json);
   cudaDeviceProp device;
   CHECK(cudaGetDeviceProperties(&device, 0));
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   const int sms = device.multiProcessorCount;
 
   for (const int blocks : {1, sms}) {
-    const std::string grid = std::to_string(blocks) + " x 256";
-    const double chain = device_ns([&] {
+    const std::string shape = std::to_string(blocks) + " x 256";
+    const double sequence_ns = device_ns([&] {
       for (int i = 0; i < kNodes; ++i) launch_empty(blocks, 256, false);
     });
-    record("kernel in a stream, " + grid, chain / kNodes);
-    for (const bool dependent : {false, true}) record_graph(grid, blocks, 256, dependent);
+    record("kernel in a stream, " + shape, sequence_ns / kNodes);
+    for (const bool dependent : {false, true}) record_graph(shape, blocks, 256, dependent);
   }
   record("host, enqueue a kernel", host_ns([&] { launch_empty(1, 256, false); }));
 
   unsigned* counter;
   CHECK(cudaMalloc(&counter, sizeof *counter));
   for (const int threads : {128, 256}) {
-    // The time of 2n barriers minus that of n barriers: the launch overhead, which is in both, cancels.
-    const auto grid = [&](int n) {
+    // Both lambdas return the time of one launch with n barriers, in ns. The difference between a launch with 2n and
+    // one with n barriers is the time of n barriers, without the launch overhead.
+    const auto cooperative_groups_ns = [&](int n) {
       void* arguments[] = {&n};
       return device_ns([&] {
         CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(grid_barriers), sms, threads, arguments, 0, stream));
       });
     };
-    const auto counted = [&](int n) {
+    const auto counter_ns = [&](int n) {
       void* arguments[] = {&n, &counter};
       return device_ns([&] {
         CHECK(cudaMemsetAsync(counter, 0, sizeof *counter, stream));
@@ -201,9 +208,10 @@ int main() {
       });
     };
     const std::string shape = std::to_string(sms) + " x " + std::to_string(threads);
-    record("grid barrier (cooperative groups), " + shape, (grid(2 * kBarriers) - grid(kBarriers)) / kBarriers);
-    record("grid barrier (one counter), " + shape, (counted(2 * kBarriers) - counted(kBarriers)) / kBarriers);
+    record("grid barrier (cooperative groups), " + shape,
+           (cooperative_groups_ns(2 * kBarriers) - cooperative_groups_ns(kBarriers)) / kBarriers);
+    record("grid barrier (one counter), " + shape, (counter_ns(2 * kBarriers) - counter_ns(kBarriers)) / kBarriers);
   }
-  for (const int size : {2, 4, 8, 16}) record_cluster_barrier(size, 4);
+  for (const int size : {2, 4, 8, 16}) record_cluster_barrier(size, /*clusters=*/4);
   return 0;
 }

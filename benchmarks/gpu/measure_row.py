@@ -1,9 +1,11 @@
-"""Measure one row of the GPU table and write it to a JSON file.
+"""Measure one row of the table of GPU results and write it to a JSON file.
 
     PYTHONPATH=.:benchmarks python -m gpu.measure_row "dropout mask, 1 x 32 x 100" --out row.json [--folder FOLDER]
 
-FOLDER is written by prepare_folder.py. `--without SIDE` leaves a side out. `--device cpu --tiny` tests the same code on
-a processor, with `--impl emulated` by emulation of the CUDA kernels. The exit status is 1 if a side failed.
+A row compares this package with other implementations ("sides") at one workload. ROW is a name of workloads.row_names.
+FOLDER is written by prepare_folder.py. `--without SIDE` leaves an implementation out. `--device cpu --tiny` tests this
+program on a CPU; in addition, `--impl emulated` runs emulated CUDA kernels. The exit status is 1 if an implementation
+failed.
 """
 
 from __future__ import annotations
@@ -27,29 +29,29 @@ def main() -> int:
     names = {str(name): name for name in row_names()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=names, metavar="ROW")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--folder", type=Path, help="written by prepare_folder.py; has data/ and peers/")
-    parser.add_argument("--without", action="append", default=[], metavar="SIDE")
+    parser.add_argument("--without", action="append", default=[], metavar="SIDE", help="an implementation to leave out")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--impl", default="native")
+    parser.add_argument("--impl", default="native", help="implementation of this package's operators")
     parser.add_argument("--tiny", action="store_true", help="use small sizes")
-    given = parser.parse_args()
-    name, device = names[given.row], Device(torch.device(given.device), given.impl, given.tiny)
+    arguments = parser.parse_args()
+    name, device = names[arguments.row], Device(torch.device(arguments.device), arguments.impl, arguments.tiny)
     wait_for_device()
     try:
         row = measure(
             name,
             BUILDERS[name.workload],
             device,
-            PreparedFolder(given.folder),
-            given.without,
-            save=lambda row: write_json(given.out, {"rows": [row]}),
+            PreparedFolder(arguments.folder),
+            arguments.without,
+            save=lambda row: write_json(arguments.out, {"rows": [row]}),
         )
     except MissingInput as missing:
         print(f"left out: {missing}")
-        write_json(given.out, {"left_out": [f"{name}: {missing}"]})
+        write_json(arguments.out, {"left_out": [f"{name}: {missing}"]})
         return 0
-    write_json(given.out, {"rows": [row]})
+    write_json(arguments.out, {"rows": [row]})
     for side, seconds in row["seconds"].items():
         print(f"{side}: {seconds['median'] * 1e6:.1f} us", flush=True)
     for line in row["notes"]:

@@ -1,14 +1,14 @@
-"""Write the folder that call.py needs on the GPU machine: prepared data, and the code of the peers.
+"""Write the folder that call.py needs on the GPU machine: prepared data, and code of other people ("peers").
 
     python benchmarks/gpu/prepare_folder.py FOLDER [--data ../shared/data] [official=PATH] [ngcf=PATH] [lightgcn=PATH]
     PYTHONPATH=benchmarks python benchmarks/gpu/prepare_folder.py FOLDER --stand-in
 
 PATH is a checkout of a peer: github.com/hidasib/GRU4Rec_PyTorch_Official, huangtinglin/NGCF-PyTorch or
-gusye1234/LightGCN-PyTorch. Its Python files and its license are copied to FOLDER/peers/NAME. FOLDER/data/NAME/train and
-test are stores or graphs, which the package opens without polars. Choose a FOLDER that git ignores: it must not be
-committed. build_library.sh adds the native library.
+gusye1234/LightGCN-PyTorch. Its Python files and its license are copied to FOLDER/peers/NAME.
+FOLDER/data/NAME/train and FOLDER/data/NAME/test are session stores or graphs, which the package opens without polars.
+Choose a FOLDER that git ignores: it must not be committed. build_library.sh adds the native library.
 
-`--stand-in` writes a folder for the rehearsal, `call.py --stand-in`: small made-up data, no peers, and in FOLDER/bin
+`--stand-in` writes a folder for rehearsals without a GPU (`call.py --stand-in`): small synthetic data, no peers, and
 scripts that replace the programs that need a GPU.
 """
 
@@ -24,12 +24,13 @@ import numpy as np
 from gru4rec_fast.data import InteractionGraph, SessionStore
 
 LOGS, GRAPHS = ("rsc15_100k", "diginetica"), ("gowalla",)
+# For each peer, a file by which its checkout is recognized.
 PEERS = {"official": "gru4rec_pytorch.py", "ngcf": "NGCF/NGCF.py", "lightgcn": "code/model.py"}
-MAX_MIB = 64  # largest upload to the GPU machine
+MAX_MIB = 64  # size limit for uploads to the GPU machine
 
 
 def prepare_data(source: Path, folder: Path) -> Iterator[str]:
-    """Write the logs and graphs whose files exist; yield a line about each."""
+    """Convert the logs and graphs of `source` whose files exist; yield a message about each."""
     for name in LOGS:
         vocabulary = None
         for part in ("train", "test"):
@@ -53,7 +54,7 @@ def prepare_data(source: Path, folder: Path) -> Iterator[str]:
 
 
 def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
-    """Copy the code of the checkouts; yield a line about each peer.
+    """Copy the Python files and the license of each peer's checkout; yield a message about each peer.
 
     Raises:
         FileNotFoundError: a path is not a checkout of that peer.
@@ -64,7 +65,7 @@ def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
             continue
         source, out = paths[name], folder / "peers" / name
         if not (source / module).exists():
-            raise FileNotFoundError(f"{name}={source}: there is no {module}; give a checkout's folder")
+            raise FileNotFoundError(f"{name}={source}: there is no {module}; give the folder of a checkout")
         shutil.rmtree(out, ignore_errors=True)
         for path in [*source.rglob("*.py"), *source.glob("LICENSE*")]:
             (out / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
@@ -72,13 +73,13 @@ def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
         yield f"peers/{name}: {size_of(out):.1f} MiB"
 
 
-# Scripts that replace programs which need a GPU; they print made-up figures in the format of these programs.
-STAND_INS = {
+# Scripts that replace programs that need a GPU. They print constant figures in the format of these programs.
+REPLACEMENT_SCRIPTS = {
     "latencies": """#!/bin/sh
 echo '{"graph node": 1500.0}'
 """,
     "bin/compute-sanitizer": """#!/bin/sh
-shift 8  # options of compute-sanitizer
+shift 8  # the options of compute-sanitizer (stages.sanitizers), before the command
 exec "$@"
 """,
     "bin/ncu": """#!/usr/bin/env python3
@@ -96,17 +97,17 @@ sys.exit(code)
 }
 
 
-def prepare_stand_in(folder: Path) -> None:
-    """Write the data and the scripts for a rehearsal without a GPU."""
+def prepare_rehearsal(folder: Path) -> None:
+    """Write synthetic data, and the scripts that replace GPU programs, for a rehearsal without a GPU."""
     from synthetic import synthetic_store
 
     for name in LOGS:
         synthetic_store(folder / "data" / name / "train", 6000, 400)
     draws = (np.random.default_rng(0).random((900, 2)) ** 2 * (50, 70)).astype(np.int64)
-    for part, chosen in (("train", draws[:700]), ("test", draws[700:])):
-        graph = InteractionGraph.from_arrays(*chosen.T, n_users=50, n_items=70)
+    for part, interactions in (("train", draws[:700]), ("test", draws[700:])):
+        graph = InteractionGraph.from_arrays(*interactions.T, n_users=50, n_items=70)
         graph.save(folder / "data" / "gowalla" / part)
-    for name, text in STAND_INS.items():
+    for name, text in REPLACEMENT_SCRIPTS.items():
         program = folder / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(text)
@@ -123,22 +124,22 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("peers", nargs="*", metavar="NAME=PATH")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
-    parser.add_argument("--stand-in", action="store_true")
-    given = parser.parse_intermixed_args()
-    if given.stand_in:
-        prepare_stand_in(given.folder)
+    parser.add_argument("--stand-in", action="store_true", help="write a folder for a rehearsal without a GPU")
+    arguments = parser.parse_intermixed_args()
+    if arguments.stand_in:
+        prepare_rehearsal(arguments.folder)
         return
-    paths = dict(peer.partition("=")[::2] for peer in given.peers)
+    paths = dict(peer.partition("=")[::2] for peer in arguments.peers)
     if unknown := [name for name, path in paths.items() if name not in PEERS or not path]:
         parser.error(f"{unknown[0]}: give {' or '.join(f'{name}=PATH' for name in PEERS)}")
-    for line in prepare_data(given.data, given.folder):
+    for line in prepare_data(arguments.data, arguments.folder):
         print(line, flush=True)
-    for line in prepare_peers({name: Path(path) for name, path in paths.items()}, given.folder):
+    for line in prepare_peers({name: Path(path) for name, path in paths.items()}, arguments.folder):
         print(line, flush=True)
-    total = size_of(given.folder)
-    print(f"{given.folder}: {total:.1f} MiB")
+    total = size_of(arguments.folder)
+    print(f"{arguments.folder}: {total:.1f} MiB")
     if total >= MAX_MIB:
-        print(f"warning: more than the {MAX_MIB} MiB of one upload")
+        print(f"warning: this exceeds {MAX_MIB} MiB, the limit of an upload")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Access to the folder that prepare_folder.py writes: FOLDER/data (logs and graphs) and FOLDER/peers (checkouts)."""
+"""Opens the logs, graphs and checkouts of other people's code in the folder that prepare_folder.py writes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from gru4rec_fast.data import InteractionGraph, SessionStore
 
 
 class PreparedFolder:
-    """Finds prepared data and checkouts in a folder. Each method raises `MissingInput` if the folder lacks them.
+    """A folder that prepare_folder.py wrote. Each method raises `MissingInput` if the folder lacks what it returns.
 
-    path: the folder; None means that there is none.
+    path: the folder; None means that there is no folder.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def sessions(self, name: str) -> SessionStore:
-        """Open a training log."""
+        """Open the training log `name`."""
         return SessionStore.open(self._find("data", name, "train"))
 
     def graph(self, name: str, part: str = "train") -> InteractionGraph:
-        """Open a graph of interactions; `part` is "train" or "test"."""
+        """Open the graph of user-item interactions `name`; `part` is "train" or "test"."""
         return InteractionGraph.open(self._find("data", name, part))
 
     def peer(self, name: str) -> Path:
-        """Return the path of a peer's checkout."""
+        """Return the path of a checkout: `name` is "official", "ngcf" or "lightgcn"."""
         return self._find("peers", name)
 
     def _find(self, *parts: str) -> Path:

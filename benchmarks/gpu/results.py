@@ -1,4 +1,7 @@
-"""Results of a call: each process writes a JSON fragment, and call.py merges the fragments. Standard library only."""
+"""Writes and merges result files: each process of call.py writes a JSON file, and call.py merges them.
+
+Needs the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +15,38 @@ WAIT_VARIABLE = "GPU_CALL_WAITS"  # environment variable; see `wait_for_device`
 
 
 class MissingInput(Exception):
-    """A measurement's data or peer is not in FOLDER; the message names it."""
+    """Raised if the prepared folder lacks the data or the other people's code that a measurement needs."""
 
 
 def wait_for_device() -> None:
     """Block until call.py writes a line to standard input, if WAIT_VARIABLE is set.
 
-    A process imports its modules while the previous process still measures; it then waits here for the device.
+    call.py starts a process while another one still measures; the new process imports its modules and then waits here.
     """
     if os.environ.get(WAIT_VARIABLE):
         sys.stdin.readline()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file atomically, since the process may be killed at any time."""
+    """Write a JSON file atomically: the process may be killed while it writes."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(partial, path)
 
 
-def merge(into: dict[str, Any], fragment: dict[str, Any]) -> None:
-    """Add a fragment: lists are appended, dictionaries merged level by level, other values replaced.
+def merge(results: dict[str, Any], stage_results: dict[str, Any]) -> None:
+    """Add the results of a process to `results`, in-place.
 
-    A row replaces an earlier one of the same name.
+    Lists are appended, dictionaries are merged recursively, other values are replaced. A row (an entry of "rows", named
+    by its "row") replaces an earlier row of the same name.
     """
-    for key, value in fragment.items():
+    for key, value in stage_results.items():
         if key == "rows":
             names = {row["row"] for row in value}
-            into[key] = [row for row in into.get(key, []) if row["row"] not in names] + value
+            results[key] = [row for row in results.get(key, []) if row["row"] not in names] + value
         elif isinstance(value, list):
-            into[key] = into.get(key, []) + value
+            results[key] = results.get(key, []) + value
         elif isinstance(value, dict):
-            merge(into.setdefault(key, {}), value)
+            merge(results.setdefault(key, {}), value)
         else:
-            into[key] = value
+            results[key] = value

@@ -1,6 +1,7 @@
-"""Measurement of one row of the GPU table: times its sides in alternating turns and returns the figures as JSON.
+"""Measures one row of the table of GPU results.
 
-A side is one of the implementations that a row compares; interleave.py defines turns and rounds.
+A row compares several implementations, called sides, at one workload. A turn is one timed run of a side, a round is one
+turn of each side: the sides run alternately, so that a drift of the machine's speed affects all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from gpu.workloads import OURS, RowName
 class Row:
     """A comparison that is ready to be measured.
 
-    sides: the sides by name; this package's is OURS. unit: name of the unit of work. n_bytes, flops: bytes that a unit
-    of work must read and write, and its operations; 0 means not counted. notes: remarks for the results.
+    sides: the sides by name; this package's side is named OURS. unit: name of the unit of work. n_bytes: bytes that a
+    unit must read and write; 0 means not counted. flops: its floating-point operations; 0 means not counted. rounds:
+    number of rounds. turn_seconds: approximate duration of a turn. notes: remarks for the results.
     """
 
     sides: dict[str, Side]
@@ -35,7 +37,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-# Builds a row; raises `MissingInput` if its data are not in the folder.
+# A function that builds a row; it raises `MissingInput` if the folder lacks the row's data.
 Builder = Callable[[RowName, Device, PreparedFolder], Row]
 
 
@@ -59,9 +61,10 @@ def measure(
     left_out: Collection[str] = (),
     save: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Measure a row and return it as JSON. If a side fails, its error is recorded and the other sides are measured.
+    """Measure a row and return its figures as JSON. If a side fails, record its error and measure the other sides.
 
-    left_out: sides not to run. save: called with the row after every round, since the process may be stopped.
+    left_out: names of sides that are not measured. save: called with the figures so far after every round, since the
+    process may be stopped.
 
     Raises:
         MissingInput: the row's data are not in the folder.
@@ -70,7 +73,7 @@ def measure(
         row = build(name, device, folder)
         rounds, turn_seconds = (2, 0.0) if device.tiny else (row.rounds, row.turn_seconds)
         sides = {side: run for side, run in row.sides.items() if side not in left_out}
-        n: dict[str, int] = {}
+        units: dict[str, int] = {}  # units of work per turn
         times: dict[str, list[float]] = {}
         mib: dict[str, float | None] = {}
         failed: dict[str, str] = {}
@@ -86,13 +89,13 @@ def measure(
                 del sides[side]
 
         def warm_up(side: str) -> None:
-            n[side] = units_per_turn(sides[side], turn_seconds)
+            units[side] = units_per_turn(sides[side], turn_seconds)
             for _ in range(2 if row.unit == "mini-batch" and not device.tiny else 0):  # the first mini-batches are slow
-                n[side] = max(n[side], round(turn_seconds / sides[side](n[side])))
+                units[side] = max(units[side], round(turn_seconds / sides[side](units[side])))
             times[side] = []
 
         def take_turn(side: str) -> None:
-            times[side].append(sides[side](n[side]))
+            times[side].append(sides[side](units[side]))
 
         def measure_peak(side: str) -> None:
             mib[side] = device.peak_mib(sides[side])
@@ -102,33 +105,33 @@ def measure(
         for _ in range(rounds):
             for side in [*sides]:
                 attempt(side, partial(take_turn, side))
-            save(_row(name, row, n, {side: times[side] for side in sides}, mib, failed))
-        # Not for mini-batches: some sides build a new model at every call.
+            save(_figures(name, row, units, {side: times[side] for side in sides}, mib, failed))
+        # Training steps are left out: some sides build a new model at every call.
         for side in [*sides] if row.unit == "call" else []:
             attempt(side, partial(measure_peak, side))
-    return _row(name, row, n, {side: times[side] for side in sides}, mib, failed)
+    return _figures(name, row, units, {side: times[side] for side in sides}, mib, failed)
 
 
-def _row(
+def _figures(
     name: RowName,
     row: Row,
-    n: dict[str, int],
+    units: dict[str, int],
     times: dict[str, list[float]],
     mib: dict[str, float | None],
     failed: dict[str, str],
 ) -> dict[str, Any]:
-    """Return the row as JSON."""
+    """Return the figures of a row as JSON. All arguments but `name` and `row` are dictionaries by side."""
     ours = times.get(OURS)
     return {
         "row": str(name),
         "target": name.workload,
         "precision": name.precision,
         "unit": row.unit,
-        "units_per_turn": n,
-        "seconds": {side: spread(of_side) for side, of_side in times.items()},
+        "units_per_turn": units,
+        "seconds": {side: spread(side_times) for side, side_times in times.items()},
         "ratios": {
-            side: spread([their_time / our_time for their_time, our_time in zip(of_side, ours, strict=True)])
-            for side, of_side in times.items()
+            side: spread([their_time / our_time for their_time, our_time in zip(side_times, ours, strict=True)])
+            for side, side_times in times.items()
             if ours and side != OURS
         },
         "mib": mib,

@@ -1,4 +1,8 @@
-"""GPU rows of the graph models: L @ E, and training steps of NGCF and LightGCN with 3 layers."""
+"""Builds the GPU benchmarks of the graph models: L @ E, and training steps of NGCF and LightGCN with 3 layers.
+
+L is the normalized adjacency matrix D^-1/2 A D^-1/2 and E the features of all nodes. A row compares several
+implementations, called sides, at one workload.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from functools import cache, partial
 import torch
 from bench_graph_training import Model, naive_side
 from interleave import Side
-from naive_graph import Product
+from naive_graph import ProductWithTranspose
 from torch import Tensor
 from trainers import graph_runner, runner_side
 
@@ -19,84 +23,92 @@ from gpu.workloads import OURS, WORKLOADS, RowName
 from gru4rec_fast import NGCF, LightGCN, ops
 from gru4rec_fast.data import InteractionGraph, TripleSampler
 
-WIDTH = 64
+WIDTH = 64  # number of features per node
 
 
 def power_law_graph(n_nodes: int, n_edges: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return offsets and neighbors of a graph with exactly `n_edges` undirected edges and power-law degrees."""
+    """Return offsets and neighbors (CSR) of a graph with `n_edges` undirected edges and power-law degrees."""
     generator = torch.Generator(device).manual_seed(0)
-    edges = torch.empty(0, dtype=torch.int64, device=device)
+    edges = torch.empty(0, dtype=torch.int64, device=device)  # smaller end * n_nodes + larger end
     while len(edges) < n_edges:
         ends = (torch.rand(2, n_edges, generator=generator, device=device, dtype=torch.float64) ** 2.5 * n_nodes).long()
         low, high = ends.amin(0), ends.amax(0)
         edges = torch.cat([edges, (low * n_nodes + high)[low < high]]).unique()
     edges = edges[torch.randperm(len(edges), generator=generator, device=device)[:n_edges]]
     low, high = edges // n_nodes, edges % n_nodes
-    entries = torch.cat([edges, high * n_nodes + low]).sort().values
+    entries = torch.cat([edges, high * n_nodes + low]).sort().values  # of the adjacency matrix, row * n_nodes + column
     degrees = torch.bincount(entries // n_nodes, minlength=n_nodes)
     return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)]), (entries % n_nodes).int()
 
 
-def product(name: RowName, device: Device, folder: PreparedFolder) -> Row:
-    """Build the row of L @ E, forward or forward and backward, compared with torch's CSR products."""
+def propagation_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of L @ E, forward or forward and backward, compared with sparse CSR products of torch."""
     backward = name.case == "forward + backward"
     if name.workload == "gowalla":
         structure = folder.graph("gowalla").structure()
     else:
-        structure = power_law_graph(device.size(1_000_000, 60), device.size(10_000_000, 200), device.torch)
-    offsets, neighbors = (t.to(device.torch) for t in structure)
-    n_nodes, entries = len(offsets) - 1, len(neighbors)
-    features, grad = torch.randn(2, n_nodes, WIDTH, device=device.torch)
+        structure = power_law_graph(
+            n_nodes=device.size(1_000_000, 60),
+            n_edges=device.size(10_000_000, 200),
+            device=device.torch_device,
+        )
+    offsets, neighbors = (t.to(device.torch_device) for t in structure)
+    n_nodes, n_entries = len(offsets) - 1, len(neighbors)
+    features, grad = torch.randn(2, n_nodes, WIDTH, device=device.torch_device)
     scale = offsets.diff().clamp(min=1).double() ** -0.5
     rows = torch.repeat_interleave(offsets.diff())
     values = (scale[rows] * scale[neighbors.long()]).float()
-    indices = {"": (offsets, neighbors.long()), ", int32": (offsets.int(), neighbors)}
-    multiply: dict[str, Callable[[Tensor], Tensor]] = {
+    # By suffix of the side's name: int64 and int32 indices.
+    structures = {"": (offsets, neighbors.long()), ", int32": (offsets.int(), neighbors)}
+    multiplications: dict[str, Callable[[Tensor], Tensor]] = {
         OURS: lambda x: ops.laplacian_propagation(x, offsets, neighbors, impl=device.impl)
     }
-    for suffix, arrays in indices.items():
-        matrix = torch.sparse_csr_tensor(*arrays, values, (n_nodes, n_nodes), check_invariants=False)
-        multiply[WORKLOADS["gowalla"].baseline + suffix] = partial(multiply_symmetric, matrix)
+    for suffix, structure in structures.items():
+        matrix = torch.sparse_csr_tensor(*structure, values, (n_nodes, n_nodes), check_invariants=False)
+        multiplications[WORKLOADS["gowalla"].baseline + suffix] = partial(multiply_symmetric, matrix)
     if backward:
-        multiply["torch CSR by autograd"] = lambda x, matrix=matrix: matrix @ x  # type: ignore[misc]
+        multiplications["torch CSR by autograd"] = lambda x, matrix=matrix: matrix @ x  # type: ignore[misc]
 
-    def side(product: Callable[[Tensor], Tensor]) -> Side:
+    def side_of(multiply: Callable[[Tensor], Tensor]) -> Side:
         if not backward:
-            return device.side(torch.no_grad()(lambda: product(features)))
+            return device.side(torch.no_grad()(lambda: multiply(features)))
         leaf = features.clone().requires_grad_()
-        return device.side(lambda: torch.autograd.grad(product(leaf), leaf, grad))
+        return device.side(lambda: torch.autograd.grad(multiply(leaf), leaf, grad))
 
-    # Each entry reads an index, a scale and a row of features, as if no cache held any; each row is written once.
-    n_bytes = entries * (WIDTH * 4 + 4 + 4) + n_nodes * WIDTH * 4
+    # Without caches, each matrix entry reads an index, a scale and the features of a node. The result is written once.
+    n_bytes = n_entries * (WIDTH * 4 + 4 + 4) + n_nodes * WIDTH * 4
     return Row(
-        {name: side(product) for name, product in multiply.items()},
+        {side: side_of(multiply) for side, multiply in multiplications.items()},
         n_bytes=n_bytes * (2 if backward else 1),
-        notes=[f"{n_nodes} nodes, {entries} entries"],
+        notes=[f"{n_nodes} nodes, {n_entries} entries"],
     )
 
 
 def multiply_symmetric(matrix: Tensor, features: Tensor) -> Tensor:
-    """Multiply by a symmetric matrix. The backward pass uses the same matrix, so that nothing is transposed."""
-    return Product.apply(features, matrix, matrix)  # type: ignore[no-any-return, no-untyped-call]
+    """Multiply a symmetric matrix by features. The gradient uses the same matrix, which autograd would transpose."""
+    return ProductWithTranspose.apply(features, matrix, matrix)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def step(name: RowName, device: Device, folder: PreparedFolder) -> Row:
-    """Build the row of a training step: `fit`, which draws its triples in the measured time, and two other codes."""
+def training_step_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of a training step: the step of `fit`, the public code, and plain PyTorch.
+
+    Only `fit` samples its triples (user, item, negative item) within the measured time.
+    """
     graph = folder.graph("gowalla")
     model: Model = NGCF(adjacency="norm") if name.workload == "ngcf" else LightGCN()
     batch_size = model.batch_size
 
     @cache
     def triples() -> list[tuple[Tensor, Tensor, Tensor]]:
-        sampler = TripleSampler(graph, batch_size, device=device.torch)
+        sampler = TripleSampler(graph, batch_size, device=device.torch_device)
         return [sampler.draw(i) for i in range(16)]
 
     return Row(
         {
-            OURS: built_at_first_use(lambda: runner_side(graph_runner(model, graph, device.torch), device.wait)),
-            "public": built_at_first_use(lambda: public(device, folder, name.workload, graph, triples())),
+            OURS: built_at_first_use(lambda: runner_side(graph_runner(model, graph, device.torch_device), device.wait)),
+            "public": built_at_first_use(lambda: public_code_side(device, folder, name.workload, graph, triples())),
             "plain PyTorch, transpose stored": built_at_first_use(
-                lambda: naive_side(model, graph, triples(), True, device.torch)
+                lambda: naive_side(model, graph, triples(), transpose=True, device=device.torch_device)
             ),
         },
         unit="mini-batch",
@@ -105,19 +117,23 @@ def step(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def public(
+def public_code_side(
     device: Device,
     folder: PreparedFolder,
     name: str,
     graph: InteractionGraph,
     triples: list[tuple[Tensor, Tensor, Tensor]],
 ) -> Side:
-    """Return the side of the public code; it trains on the given triples again and again."""
+    """Return the side that trains with the public code, on the given triples in rotation.
+
+    name: "ngcf" or "lightgcn".
+    """
     path = folder.peer(name)
     from peers import graph as peers
 
     build_step = {"ngcf": peers.ngcf_step, "lightgcn": peers.lightgcn_step}[name]
-    train, n_done = build_step(path, graph, len(triples[0][0]), device.torch), 0
+    batch_size = len(triples[0][0])
+    train, n_done = build_step(path, graph, batch_size, device.torch_device), 0
 
     def train_next() -> None:
         nonlocal n_done
@@ -127,4 +143,9 @@ def public(
     return device.host_side(train_next)
 
 
-BUILDERS: dict[str, Builder] = {"gowalla": product, "power-law": product, "ngcf": step, "lightgcn": step}
+BUILDERS: dict[str, Builder] = {
+    "gowalla": propagation_row,
+    "power-law": propagation_row,
+    "ngcf": training_step_row,
+    "lightgcn": training_step_row,
+}

@@ -1,4 +1,8 @@
-"""GPU rows that are bound by matrix products: the GRU, the sampled loss and ranking."""
+"""Builds the GPU benchmarks that are bound by matrix products: the GRU, the sampled loss and ranking.
+
+A row compares several implementations, called sides, at one workload. A lane is one of the sessions that the GRU
+processes in parallel.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,18 @@ from gpu.workloads import OURS, WORKLOADS, RowName
 from gru4rec_fast import ops
 
 
-def gru(device: Device, steps: int, lanes: int, hidden: int) -> Row:
+def gru_row(device: Device, steps: int, lanes: int, hidden: int) -> Row:
     """Build the row of the GRU: forward, and gradients of x, weights and biases.
 
     A tenth of the lanes is reset at each step. The baseline, nn.GRU, has the same weights and no resets.
     """
     steps, lanes, hidden = device.size(steps, 3), device.size(lanes, 4), device.size(hidden, 6)
-    layer = torch.nn.GRU(hidden, hidden, device=device.torch)
+    layer = torch.nn.GRU(hidden, hidden, device=device.torch_device)
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
-    x, grad = torch.randn(2, steps, lanes, hidden, device=device.torch)
+    x, grad = torch.randn(2, steps, lanes, hidden, device=device.torch_device)
     x.requires_grad_()
-    state = torch.zeros(lanes, hidden, device=device.torch)
-    reset = torch.rand(steps, lanes, device=device.torch) < 0.1
+    state = torch.zeros(lanes, hidden, device=device.torch_device)
+    reset = torch.rand(steps, lanes, device=device.torch_device) < 0.1
     inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh)
 
     def ours() -> object:
@@ -37,16 +41,17 @@ def gru(device: Device, steps: int, lanes: int, hidden: int) -> Row:
     n_units = steps * lanes * hidden
     return Row(
         {OURS: device.side(ours), WORKLOADS["gru"].baseline: device.side(theirs)},
-        # Floats per unit: 13 forward and 16 backward for the gates, 8 for x and its products. Weights at every step.
+        # Floats read or written per hidden unit: 13 in the forward and 16 in the backward pass of the gates, 8 for x
+        # and its products. In addition, each step reads the recurrent weights twice.
         n_bytes=4 * (n_units * (13 + 16 + 2 * 4) + steps * 2 * weight_hh.numel()),
         flops=3 * 2 * (2 * steps * lanes * 3 * hidden * hidden),
     )
 
 
 def plain_loss(hidden: Tensor, rows: Tensor) -> Tensor:
-    """Return the cross-entropy of each hidden state's target among negatives shared by all; float32 from the scores on.
+    """Return the cross-entropy of each hidden state's target among shared negatives; scores are converted to float32.
 
-    rows: the item rows of the targets, followed by those of the negatives.
+    rows: the item embeddings of the targets, followed by those of the negatives.
     """
     m = len(hidden)
     scores = torch.cat([(hidden * rows[:m]).sum(1, keepdim=True), hidden @ rows[m:].T], dim=1).float()
@@ -54,20 +59,20 @@ def plain_loss(hidden: Tensor, rows: Tensor) -> Tensor:
 
 
 def plain_in_batch_loss(hidden: Tensor, rows: Tensor) -> Tensor:
-    """Return the cross-entropy of each hidden state's target among all other item rows."""
+    """Return the cross-entropy of each hidden state's target among all `rows`, of which the targets are the first."""
     return F.cross_entropy((hidden @ rows.T).float(), torch.arange(len(hidden), device=hidden.device))
 
 
-def loss(device: Device, precision: str, m: int, n: int, width: int, *, in_batch: bool = False) -> Row:
-    """Build the row of the sampled loss: its value, and the gradients of hidden states and item rows.
+def loss_row(device: Device, precision: str, m: int, n: int, width: int, *, in_batch: bool = False) -> Row:
+    """Build the row of the sampled loss: its value, and the gradients of the hidden states and the item embeddings.
 
-    m: number of targets. n: number of negatives. in_batch: the other targets are negatives, too.
+    m: number of targets. n: number of sampled negatives. in_batch: the other targets are also negatives.
     """
     m, n, width = device.size(m, 12), device.size(n, 32), device.size(width, 8)
     columns = m + n if in_batch else n
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    hidden = torch.randn(m, width, device=device.torch).to(dtype).requires_grad_()
-    rows = (torch.randn(m + n, width, device=device.torch) / width**0.5).to(dtype).requires_grad_()
+    hidden = torch.randn(m, width, device=device.torch_device).to(dtype).requires_grad_()
+    rows = (torch.randn(m + n, width, device=device.torch_device) / width**0.5).to(dtype).requires_grad_()
     compiled = torch.compile(plain_in_batch_loss if in_batch else plain_loss)
 
     def ours() -> object:
@@ -77,7 +82,7 @@ def loss(device: Device, precision: str, m: int, n: int, width: int, *, in_batch
     def theirs() -> object:
         return torch.autograd.grad(compiled(hidden, rows), (hidden, rows))
 
-    # The float32 scores and their gradient are read or written 5 times; hidden states and item rows 6 and 3 times.
+    # Scores and their gradient (float32) are read or written 5 times, hidden states 6 times, item embeddings 3 times.
     input_bytes = hidden.element_size() * (6 * m * width + 3 * (m + n) * width)
     return Row(
         {OURS: device.side(ours), "torch.compile": device.side(theirs)},
@@ -86,16 +91,19 @@ def loss(device: Device, precision: str, m: int, n: int, width: int, *, in_batch
     )
 
 
-def _catalogue(device: Device) -> tuple[Tensor, Tensor, Tensor]:
+def _queries_and_items(device: Device) -> tuple[Tensor, Tensor, Tensor]:
     """Return hidden states (the queries), item weights, and the target item of each query."""
     queries, items, width = device.size(512, 8), device.size(1_000_000, 500), device.size(256, 16)
-    hidden, weight = torch.randn(queries, width, device=device.torch), torch.randn(items, width, device=device.torch)
-    return hidden, weight, torch.randint(items, (queries,), device=device.torch)
+    hidden, weight = (
+        torch.randn(queries, width, device=device.torch_device),
+        torch.randn(items, width, device=device.torch_device),
+    )
+    return hidden, weight, torch.randint(items, (queries,), device=device.torch_device)
 
 
-def ranking(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def ranking_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of target_rank: for each query, the number of items with a higher score than its target."""
-    hidden, weight, targets = _catalogue(device)
+    hidden, weight, targets = _queries_and_items(device)
 
     @torch.no_grad()
     def compare_scores() -> Tensor:
@@ -110,9 +118,9 @@ def ranking(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def top_k(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def top_k_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of top_k: the 20 best items of each query."""
-    hidden, weight, _ = _catalogue(device)
+    hidden, weight, _ = _queries_and_items(device)
     return Row(
         {
             OURS: device.side(lambda: ops.top_k(hidden, weight, None, 20, impl=device.impl)),
@@ -123,17 +131,17 @@ def top_k(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def gru_of_case(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def small_gru_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of the GRU with hidden size 100 and the T steps and B lanes of the case."""
     steps, lanes = (int(text.partition("=")[2]) for text in name.case.split())
-    return gru(device, steps, lanes, 100)
+    return gru_row(device, steps, lanes, hidden=100)
 
 
 BUILDERS: dict[str, Builder] = {
-    "gru": lambda name, device, folder: gru(device, 50, 512, 512),
-    "small-gru": gru_of_case,
-    "loss": lambda name, device, folder: loss(device, name.precision, 6400, 8192, 512),
-    "small-loss": lambda name, device, folder: loss(device, name.precision, 32, 2048, 100, in_batch=True),
-    "ranking": ranking,
-    "top-k": top_k,
+    "gru": lambda name, device, folder: gru_row(device, steps=50, lanes=512, hidden=512),
+    "small-gru": small_gru_row,
+    "loss": lambda name, device, folder: loss_row(device, name.precision, m=6400, n=8192, width=512),
+    "small-loss": lambda name, device, folder: loss_row(device, name.precision, m=32, n=2048, width=100, in_batch=True),
+    "ranking": ranking_row,
+    "top-k": top_k_row,
 }

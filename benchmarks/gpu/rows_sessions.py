@@ -1,4 +1,9 @@
-"""GPU rows of GRU4Rec training, and of its smaller operators: session batches, negatives, masks, row updates."""
+"""Builds the GPU benchmarks of GRU4Rec training and of its smaller operators.
+
+The operators are session batches, negative sampling, dropout masks and row updates. A row of the results table compares
+several implementations, called sides, at one workload. The "fused" training step is the package's step without
+autograd; on a GPU it runs as captured CUDA graphs.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +28,11 @@ from gru4rec_fast.data import SessionStore
 from gru4rec_fast.training import SessionEpochRunner
 
 
-def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a training step: `GRU4Rec.fit`, the loop of the official `fit`, and plain PyTorch.
 
-    In bf16 only this package's side has bf16 products; those of the other sides are TF32.
+    OURS_STEADY makes whole graphs of updates and leaves out the work at the start of epochs. In bf16, only this package
+    has bf16 products; the other implementations have TF32 products.
     """
     (setting,) = [setting for setting in SETTINGS if setting.name == name.workload]
     store = folder.sessions(setting.log)
@@ -37,22 +43,22 @@ def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
         if runner.why_not_fused:
             notes.append(f"ours is not the fused step: {runner.why_not_fused}")
         side = runner_side(runner, device.wait)
-        for _ in range(2 if device.is_gpu else 0):  # the graphs are captured on the way
+        for _ in range(2 if device.is_gpu else 0):  # capture the CUDA graphs before the measurement
             side(200)
         return side
 
-    def whole_launches() -> Side:
+    def ours_steady() -> Side:
         return updates_side(updates_of(runner_on(device, store, setting, bf16=name.precision == "bf16")), device)
 
     sides = {
         OURS: built_at_first_use(ours),
-        OURS_STEADY: built_at_first_use(whole_launches),
-        "official": built_at_first_use(lambda: official(folder, store, setting, device)),
+        OURS_STEADY: built_at_first_use(ours_steady),
+        "official": built_at_first_use(lambda: official_side(folder, store, setting, device)),
         "plain PyTorch": built_at_first_use(
-            lambda: device.host_side(NaiveTraining(store, setting, device=device.torch).step)
+            lambda: device.host_side(NaiveTraining(store, setting, device=device.torch_device).step)
         ),
     }
-    n_columns = setting.batch_size + setting.n_sample  # on a GPU, negatives drawn twice are computed twice
+    n_columns = setting.batch_size + setting.n_sample  # on a GPU, repeated negatives are computed repeatedly
     return Row(
         sides,
         unit="mini-batch",
@@ -65,17 +71,19 @@ def training(name: RowName, device: Device, folder: PreparedFolder) -> Row:
 
 
 def runner_on(device: Device, store: SessionStore, setting: Setting, bf16: bool = False) -> SessionEpochRunner:
-    """Return the epoch runner of `GRU4Rec.fit` for a setting on the device."""
-    impl = "auto" if device.impl == "native" else "reference"  # the estimator has no emulation
-    how = {"impl": impl} | ({"precision": "bf16"} if bf16 else {})
-    return runner_of(store, setting.parameters() | how, device.torch)
+    """Return the object that runs the epochs of `GRU4Rec.fit`, for a setting on the device."""
+    impl = "auto" if device.impl == "native" else "reference"  # GRU4Rec has no impl="emulated"
+    options = {"impl": impl} | ({"precision": "bf16"} if bf16 else {})
+    return runner_of(store, setting.parameters() | options, device.torch_device)
 
 
 def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
-    """Return a function that makes n updates by the fused step, in as few calls as possible, over epochs as needed.
+    """Return a function that makes n updates with the fused step, in as few calls of it as possible.
+
+    It starts a new epoch when one is finished.
 
     Raises:
-        RuntimeError: there is no fused step, with the reason.
+        RuntimeError: the runner has no fused step; the message gives the reason.
     """
     if runner.why_not_fused:
         raise RuntimeError(f"no fused step: {runner.why_not_fused}")
@@ -89,6 +97,7 @@ def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
             if epoch is None:
                 runner.loader.set_epoch(n_epochs)
                 epoch, n_epochs = runner.start_fused_epoch(), n_epochs + 1
+            # one block per update
             blocks, finished = epoch.run(updates, hidden, step=step)
             step, updates = step + len(blocks), updates - len(blocks)
             epoch = None if finished else epoch
@@ -97,37 +106,37 @@ def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
 
 
 def updates_side(run: Callable[[int], None], device: Device) -> Side:
-    """Return the side that makes updates, timed by the host's clock; n is rounded to whole graphs of 16 updates."""
-    per_graph = device.size(16, 1)
+    """Return the side that makes updates, timed by the host's clock. n is rounded to whole graphs of 16 updates."""
+    updates_per_graph = device.size(16, 1)
 
     def side(n: int) -> float:
-        units = per_graph * max(1, n // per_graph)
+        n_updates = updates_per_graph * max(1, n // updates_per_graph)
         device.wait()
         started = time.perf_counter()
-        run(units)
+        run(n_updates)
         device.wait()
-        return (time.perf_counter() - started) / units
+        return (time.perf_counter() - started) / n_updates
 
     return side
 
 
-def official(folder: PreparedFolder, store: SessionStore, setting: Setting, device: Device) -> Side:
-    """Return the side of the official code, on the same sessions, in the same order, on the same device."""
+def official_side(folder: PreparedFolder, store: SessionStore, setting: Setting, device: Device) -> Side:
+    """Return the side of the official code, with the same sessions in the same order on the same device."""
     path = folder.peer("official")
     from peers.official import OfficialGRU4Rec, to_data_frame
 
-    return OfficialGRU4Rec(path, device.torch).training(to_data_frame(store), **setting.parameters())
+    return OfficialGRU4Rec(path, device.torch_device).training(to_data_frame(store), **setting.parameters())
 
 
-def masks(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def dropout_mask_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of dropout masks."""
     shape = tuple(int(size) for size in name.case.split(" x "))
-    mask = torch.empty(shape, device=device.torch)
+    mask = torch.empty(shape, device=device.torch_device)
     return Row(
         {
             OURS: device.side(
                 lambda: ops.dropout_mask(
-                    *shape, 0.3, seed=1, stream=1, step=0, device=device.torch.type, impl=device.impl
+                    *shape, 0.3, seed=1, stream=1, step=0, device=device.torch_device.type, impl=device.impl
                 )
             ),
             "bernoulli_": device.side(lambda: mask.bernoulli_(0.7).div_(0.7)),
@@ -136,10 +145,11 @@ def masks(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def negatives(name: RowName, device: Device, folder: PreparedFolder) -> Row:
-    """Build the row of negative sampling: items drawn by popularity, with their log-probabilities."""
+def negative_sampling_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of negative sampling: items sampled by popularity, with their log-probabilities."""
+    # Number of occurrences of each item, by Zipf's law.
     support = (1e7 / torch.arange(1, device.size(100_001, 101))).long() + 1
-    table = ops.build_alias_table(support, 0.75).to(device.torch)
+    table = ops.build_alias_table(support, 0.75).to(device.torch_device)
     probability = torch.softmax(table.log_prob, 0)
     return Row(
         {
@@ -150,22 +160,27 @@ def negatives(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     )
 
 
-def batches(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+def session_batch_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of session batches of 16 steps x 128 lanes (sessions processed in parallel), on the device."""
     lengths = torch.randint(2, 9, (device.size(200_000, 500),), generator=torch.Generator().manual_seed(1))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     log = torch.arange(int(offsets[-1]), dtype=torch.int32)
-    device_log = log.to(device.torch), offsets.to(device.torch)
+    device_log = log.to(device.torch_device), offsets.to(device.torch_device)
 
     def batch_on_device(state: list[Tensor]) -> object:
         return ops.session_batch(*device_log, None, *state, 16, impl=device.impl)
 
-    def batch_on_processor(state: list[Tensor]) -> object:
-        return [t.to(device.torch) for t in ops.session_batch(log, offsets, None, *state, 16)]
+    def batch_on_cpu(state: list[Tensor]) -> object:
+        return [t.to(device.torch_device) for t in ops.session_batch(log, offsets, None, *state, 16)]
 
-    def restarting(batch: Callable[[list[Tensor]], object], where: torch.device | str) -> Callable[[], object]:
-        """Return a function that calls `batch` and restarts the log before its end, since empty lanes cost nothing."""
-        initial = ops.session_batch_state(128, where)
+    def with_restarts(
+        batch: Callable[[list[Tensor]], object], state_device: torch.device | str
+    ) -> Callable[[], object]:
+        """Return a function that calls `batch` and returns to the start of the log every 256 calls.
+
+        Otherwise the log would end, and a batch of empty lanes takes less time.
+        """
+        initial = ops.session_batch_state(128, state_device)
         state, n_calls = [t.clone() for t in initial], 0
 
         def run() -> object:
@@ -180,19 +195,19 @@ def batches(name: RowName, device: Device, folder: PreparedFolder) -> Row:
 
     return Row(
         {
-            OURS: device.side(restarting(batch_on_device, device.torch)),
-            "the CPU kernel and a copy": device.side(restarting(batch_on_processor, "cpu")),
+            OURS: device.side(with_restarts(batch_on_device, device.torch_device)),
+            "the CPU kernel and a copy": device.side(with_restarts(batch_on_cpu, "cpu")),
         },
         n_bytes=16 * 128 * (8 + 17),
     )
 
 
-def update(name: RowName, device: Device, folder: PreparedFolder) -> Row:
-    """Build the row of an Adagrad step on the rows with gradients; some rows have many of the 2144 gradients."""
+def sparse_update_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
+    """Build the row of a sparse Adagrad step on 2144 gradients; some table rows have many gradients."""
     n_items, width = device.size(43_000, 300), device.size(480, 12)
-    table, accumulator = (torch.ones(n_items, width, device=device.torch) for _ in range(2))
-    index = (torch.rand(2144, device=device.torch) ** 3 * n_items).long()
-    grad, n_rows = torch.randn(2144, width, device=device.torch), int(index.unique().numel())
+    table, accumulator = (torch.ones(n_items, width, device=device.torch_device) for _ in range(2))
+    index = (torch.rand(2144, device=device.torch_device) ** 3 * n_items).long()
+    grad, n_rows = torch.randn(2144, width, device=device.torch_device), int(index.unique().numel())
     sides = {
         name: device.side(partial(ops.sparse_adagrad_, table, accumulator, None, index, grad, lr=1e-6, impl=impl))
         for name, impl in ((OURS, device.impl), ("coalesce, gather, scatter", "reference"))
@@ -201,9 +216,9 @@ def update(name: RowName, device: Device, folder: PreparedFolder) -> Row:
 
 
 BUILDERS: dict[str, Builder] = {
-    **dict.fromkeys([setting.name for setting in SETTINGS], training),
-    "masks": masks,
-    "negatives": negatives,
-    "batches": batches,
-    "update": update,
+    **dict.fromkeys([setting.name for setting in SETTINGS], training_row),
+    "masks": dropout_mask_row,
+    "negatives": negative_sampling_row,
+    "batches": session_batch_row,
+    "update": sparse_update_row,
 }

@@ -1,4 +1,9 @@
-"""The stages of the two calls; a stage is a process with a time limit. Standard library only."""
+"""The stages of call A and call B, the two benchmark sessions on a GPU machine (call.py runs them).
+
+A stage is a process with a time limit: it measures one row, runs one diagnostic (diagnostics.py) or runs some tests. A
+row of the results table compares this package with other implementations at one workload. Needs the standard library
+only.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,11 @@ from pathlib import Path
 from gpu.workloads import BF16, FP32, OURS, OURS_STEADY, TF32, WORKLOADS, RowName, row_names
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = "{out}"  # placeholder in a command: the path of the JSON file that the stage writes
+RESULT_FILE = "{result_file}"  # placeholder in a command: the path of the JSON file that the stage writes
 PYTHON = (sys.executable, "-P", "-W", "ignore")
 PYTEST = (*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short")
 LIBRARY = "library"  # the first stage of each call
-# These tests compare many sizes with the reference on the processor, which takes a minute and more.
+# Tests that take a minute or more: they compare many sizes with the reference implementation on the CPU.
 LONG_TESTS = (
     "test_losses_are_as_close_as_the_reference",
     "test_losses_of_bfloat16_are_as_close_as_the_reference",
@@ -31,25 +36,25 @@ OTHER_GPU_TESTS = ("tests/test_loader.py", "tests/test_memory_record.py")
 class Stage:
     """A process to run.
 
-    limit: seconds until it is stopped. waits: after its imports, the process waits for a line on standard input before
-    it uses the device (results.wait_for_device). fallback: a command to run if this one fails without any figures.
-    must_print: the stage fails if the process does not print this text. interrupt: at its limit the process gets SIGINT
-    and some seconds to write its figures, instead of SIGKILL. exclusive: it measures the processor, so no other process
-    imports meanwhile.
+    limit: seconds after which the process is stopped. waits_for_start: after its imports, the process waits for a line
+    on standard input before it uses the device (results.wait_for_device). fallback: a command to run if this one fails
+    without any results. must_print: the stage fails if the process does not print this text. interrupt: at its limit,
+    the process gets SIGINT and some seconds to write its results; other processes get SIGKILL. exclusive: the stage
+    measures the CPU, so no other process imports modules meanwhile.
     """
 
     name: str
     command: tuple[str, ...]
     limit: float
-    waits: bool = False
+    waits_for_start: bool = False
     fallback: tuple[str, ...] = ()
     must_print: str = ""
     interrupt: bool = False
     exclusive: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
-    def second_try(self) -> Stage:
-        """Return the stage to run after a failure: the command `fallback`, without native kernels."""
+    def fallback_stage(self) -> Stage:
+        """Return the stage that runs the command `fallback`, without this package's native kernels."""
         environment = self.environment | {"GRU4REC_FAST_BUILD": "none"}
         return Stage(f"{self.name}, again without ours", self.fallback, self.limit, environment=environment)
 
@@ -58,139 +63,139 @@ class Stage:
 class StageOptions:
     """Options of all stages.
 
-    folder: written by prepare_folder.py. stand_in: rehearse on a processor instead of a GPU, in small sizes, with the
-    implementation `impl` of the operators.
+    folder: written by prepare_folder.py. rehearsal: run on a CPU instead of a GPU, with small sizes. impl: in a
+    rehearsal, the implementation of this package's operators.
     """
 
     folder: Path
-    stand_in: bool = False
+    rehearsal: bool = False
     impl: str = "native"
 
     def seconds(self, limit: float) -> float:
         """Return the time limit of a stage; it is longer in a rehearsal, which may run on a busy machine."""
-        return 5 * limit if self.stand_in else limit
+        return 5 * limit if self.rehearsal else limit
 
     @property
     def path(self) -> str:
-        """Return PATH; in a rehearsal, the programs that replace GPU tools come first."""
+        """Return PATH. In a rehearsal it starts with the scripts that replace ncu and compute-sanitizer."""
         path = os.environ.get("PATH", os.defpath)
-        return f"{self.folder / 'bin'}{os.pathsep}{path}" if self.stand_in else path
+        return f"{self.folder / 'bin'}{os.pathsep}{path}" if self.rehearsal else path
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Return the command-line arguments that all measuring processes get."""
-        paths = ("--out", OUT, "--folder", str(self.folder))
-        return (*paths, "--device", "cpu", "--tiny", "--impl", self.impl) if self.stand_in else paths
+        paths = ("--out", RESULT_FILE, "--folder", str(self.folder))
+        return (*paths, "--device", "cpu", "--tiny", "--impl", self.impl) if self.rehearsal else paths
 
 
 @dataclass(frozen=True)
 class Group:
-    """Stages that run together.
+    """Stages that share these settings.
 
-    at_once: number of stages that run in parallel. needs_library: skip the group if the native library does not load.
+    n_parallel: number of stages that run in parallel. needs_library: the group is skipped if the native library does
+    not load.
     """
 
     stages: tuple[Stage, ...]
-    at_once: int = 1
+    n_parallel: int = 1
     needs_library: bool = False
 
 
 def call_a(options: StageOptions) -> Iterator[Group]:
-    """Yield the groups of call A: the library, tests, facts, and the rows in fp32, the most important first."""
+    """Yield the groups of call A: library, tests, diagnostics, and rows in fp32, first those with a goal."""
     rows = [*row_names(("", FP32))]
     with_goals = [name for name in rows if WORKLOADS[name.workload].goals]
-    yield Group((fact(options, LIBRARY, 150),))
-    yield Group(tuple(tests(options, 40, everything=False)), at_once(options), needs_library=True)
+    yield Group((diagnostic_stage(options, LIBRARY, 150),))
+    yield Group(tuple(gpu_test_stages(options, 40, everything=False)), n_parallel_tests(options), needs_library=True)
     yield Group(
         (
-            fact(options, "latencies", 20),
-            fact(options, "rates", 20),
-            fact(options, "timeline", 25, "--setting", "xe-100"),
-            fact(options, "timeline", 25, "--setting", "xe-480"),
-            fact(options, "ncu", 40),
-            row(options, with_goals[0]),
-            cpu_engine(options),
-            *(row(options, name) for name in with_goals[1:]),
-            *(row(options, name) for name in rows if name not in with_goals),
+            diagnostic_stage(options, "latencies", 20),
+            diagnostic_stage(options, "rates", 20),
+            diagnostic_stage(options, "timeline", 25, "--setting", "xe-100"),
+            diagnostic_stage(options, "timeline", 25, "--setting", "xe-480"),
+            diagnostic_stage(options, "ncu", 40),
+            row_stage(options, with_goals[0]),
+            fused_step_stage(options),
+            *(row_stage(options, name) for name in with_goals[1:]),
+            *(row_stage(options, name) for name in rows if name not in with_goals),
         )
     )
 
 
 def call_b(options: StageOptions) -> Iterator[Group]:
-    """Yield the groups of call B: the other precisions, all tests, the sanitizers, and a long training."""
-    yield Group((fact(options, LIBRARY, 150), fact(options, "rates", 20)))
-    yield Group(tuple(row(options, name) for name in row_names((TF32, BF16))))
-    yield Group(tuple(tests(options, 100, everything=True)), at_once(options), needs_library=True)
-    yield Group(tuple(sanitizers(options, 60)), at_once(options) // 2, needs_library=True)
-    yield Group((long_run(options, "ngcf_gowalla_b8192", 120),))
+    """Yield the groups of call B: library, rows in TF32 and bf16, all tests, sanitizers, and a long training."""
+    yield Group((diagnostic_stage(options, LIBRARY, 150), diagnostic_stage(options, "rates", 20)))
+    yield Group(tuple(row_stage(options, name) for name in row_names((TF32, BF16))))
+    yield Group(tuple(gpu_test_stages(options, 100, everything=True)), n_parallel_tests(options), needs_library=True)
+    yield Group(tuple(sanitizer_stages(options, 60)), n_parallel_tests(options) // 2, needs_library=True)
+    yield Group((training_stage(options, "ngcf_gowalla_b8192", 120),))
 
 
 CALLS = {"A": call_a, "B": call_b}
 
 
-def at_once(options: StageOptions) -> int:
+def n_parallel_tests(options: StageOptions) -> int:
     """Return the number of tests that run in parallel; the GPU machine has 16 cores."""
-    return 2 if options.stand_in else 12
+    return 2 if options.rehearsal else 12
 
 
-def fact(options: StageOptions, name: str, limit: float, *arguments: str) -> Stage:
-    """Return the stage of a fact of diagnostics.py; `arguments` are pairs of an option and its value."""
+def diagnostic_stage(options: StageOptions, name: str, limit: float, *arguments: str) -> Stage:
+    """Return the stage of a diagnostic. `arguments` are command-line options, each followed by its value."""
     stage_name = " ".join([name, *arguments[1::2]])
     command = (*PYTHON, "-m", "gpu.diagnostics", name, *arguments, *options.arguments)
-    return Stage(stage_name, command, options.seconds(limit), waits=name != LIBRARY)
+    return Stage(stage_name, command, options.seconds(limit), waits_for_start=name != LIBRARY)
 
 
-def cpu_engine(options: StageOptions) -> Stage:
-    """Return the stage that measures the CPU step, with each thread bound to a core."""
+def fused_step_stage(options: StageOptions) -> Stage:
+    """Return the stage that measures the fused training step on the CPU, with each thread bound to a core."""
     binding = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
-    return replace(fact(options, "cpu-engine", 40), environment=binding, exclusive=True)
+    return replace(diagnostic_stage(options, "cpu-engine", 40), environment=binding, exclusive=True)
 
 
-def row(options: StageOptions, name: RowName) -> Stage:
-    """Return the stage of a row; its fallback measures the other sides without this package's native kernels."""
+def row_stage(options: StageOptions, name: RowName) -> Stage:
+    """Return the stage of a row. Its fallback measures the other implementations only."""
     command = (*PYTHON, "-m", "gpu.measure_row", str(name), *options.arguments)
     without_ours = ("--without", OURS, "--without", OURS_STEADY)
-    limit = 75 if "loss" in name.workload else 45  # torch.compile
-    return Stage(str(name), command, options.seconds(limit), waits=True, fallback=(*command, *without_ours))
+    limit = 75 if "loss" in name.workload else 45  # torch.compile, the baseline of the loss, takes half a minute
+    return Stage(str(name), command, options.seconds(limit), waits_for_start=True, fallback=(*command, *without_ours))
 
 
-def tests(options: StageOptions, limit: float, everything: bool) -> Iterator[Stage]:
+def gpu_test_stages(options: StageOptions, limit: float, everything: bool) -> Iterator[Stage]:
     """Yield a stage per kernel family (a folder of csrc), and one per other function of tests/test_cuda.py.
 
-    everything: include the long tests, which start first, and the GPU tests of other files. A rehearsal runs every
-    twelfth stage; pytest skips those tests, since there is no GPU. (test_benchmarks_gpu.py runs the families' cases
-    under emulation.)
+    everything: include LONG_TESTS, which start first, and the GPU tests of other files. In a rehearsal only every
+    twelfth stage runs, and pytest skips its tests, since there is no GPU.
     """
     file = "tests/test_cuda.py"
-    functions = functions_without_families(ROOT / file)
+    functions = functions_without_sanitizer_mark(ROOT / file)
     arguments = {name: (f"{file}::{name}",) for name in LONG_TESTS if everything}
-    arguments |= {family: (file, "-m", "sanitizer", "-k", family) for family in families()}
+    arguments |= {family: (file, "-m", "sanitizer", "-k", family) for family in kernel_families()}
     arguments |= {name: (f"{file}::{name}",) for name in functions if name not in LONG_TESTS}
     if everything:
         arguments |= {other: (other, "-k", "cuda or gpu") for other in OTHER_GPU_TESTS}
-    for name, selection in [*arguments.items()][:: 12 if options.stand_in else 1]:
+    for name, selection in [*arguments.items()][:: 12 if options.rehearsal else 1]:
         yield Stage(
             f"tests {name}",
             (*PYTEST, *selection),
             options.seconds(limit),
-            must_print=" skipped" if options.stand_in else " passed",
-            environment={"OMP_NUM_THREADS": "2"},  # many tests run in parallel and compute references on the processor
+            must_print=" skipped" if options.rehearsal else " passed",
+            environment={"OMP_NUM_THREADS": "2"},  # many tests run in parallel and compute reference results on the CPU
         )
 
 
-def families() -> list[str]:
-    """Return the kernel families with CUDA kernels."""
+def kernel_families() -> list[str]:
+    """Return the kernel families (folders of csrc) that have CUDA kernels."""
     return sorted(path.parent.name for path in ROOT.glob("csrc/*/cuda.cu"))
 
 
 def uses_shared_memory(family: str) -> bool:
-    """Return whether a kernel of the family declares shared memory; racecheck checks nothing else."""
-    sources = [path.read_text() for path in (ROOT / "csrc" / family).glob("*.cu*")]
-    return any("GRF_SHARED" in text or "GRF_DYNAMIC_SHARED" in text for text in sources)
+    """Return whether a kernel of the family declares shared memory, the only memory that racecheck checks."""
+    texts = [path.read_text() for path in (ROOT / "csrc" / family).glob("*.cu*")]
+    return any("GRF_SHARED" in text or "GRF_DYNAMIC_SHARED" in text for text in texts)
 
 
-def functions_without_families(path: Path) -> list[str]:
-    """Return the test functions of a file without the mark "sanitizer"; those with it run per kernel family."""
+def functions_without_sanitizer_mark(path: Path) -> list[str]:
+    """Return the test functions of a file that lack the mark "sanitizer". (Functions with it run per kernel family.)"""
     return [
         node.name
         for node in ast.parse(path.read_text()).body
@@ -200,31 +205,31 @@ def functions_without_families(path: Path) -> list[str]:
     ]
 
 
-def long_run(options: StageOptions, name: str, limit: float) -> Stage:
-    """Return the stage of a whole training; at its limit it is interrupted and reports the epochs until then."""
+def training_stage(options: StageOptions, name: str, limit: float) -> Stage:
+    """Return the stage of a whole training. At its time limit it is interrupted and reports the finished epochs."""
     command = (*PYTHON, "-m", "gpu.training_runs", name, *options.arguments)
     return Stage(name, command, limit, interrupt=True)
 
 
-def sanitizers(options: StageOptions, limit: float) -> Iterator[Stage]:
-    """Yield a stage per kernel family and check of compute-sanitizer; none if that program is missing.
+def sanitizer_stages(options: StageOptions, limit: float) -> Iterator[Stage]:
+    """Yield a stage per kernel family and tool of compute-sanitizer; yield none if that program is missing.
 
-    Only this package's kernels (namespace grf) are checked. torch's caching allocator is off, so that every tensor is a
-    separate allocation and an access beyond it is detected.
+    Only this package's kernels (C++ namespace grf) are checked. torch's caching allocator is off, so that
+    every tensor is a separate allocation and an access beyond its end is detected.
     """
     if shutil.which("compute-sanitizer", path=options.path) is None:
         return
-    for check in ("memcheck", "racecheck"):
-        for family in families():
-            if check == "racecheck" and not uses_shared_memory(family):
+    for tool in ("memcheck", "racecheck"):
+        for family in kernel_families():
+            if tool == "racecheck" and not uses_shared_memory(family):
                 continue
             yield Stage(
-                f"{check} {family}",
+                f"{tool} {family}",
                 (
-                    "compute-sanitizer", "--tool", check, "--error-exitcode", "9", "--report-api-errors", "no",
+                    "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no",
                     "--kernel-regex", "kns=grf", *PYTEST, "tests/test_cuda.py", "-m", "sanitizer", "-k", family,
                 ),
                 limit,
-                must_print=" skipped" if options.stand_in else " passed",
+                must_print=" skipped" if options.rehearsal else " passed",
                 environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             )  # fmt: skip

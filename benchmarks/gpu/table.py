@@ -1,8 +1,11 @@
-"""Render the results of the GPU calls as markdown: a table of all rows with their goals, then the facts of each call.
+"""Render the results of the GPU benchmarks as markdown: a table of all rows, then the diagnostics of each call.
 
     PYTHONPATH=benchmarks python -m gpu.table [results.json ...] [--into docs/performance.md]
 
-Rows without a result are "not measured yet". Standard library only.
+A call is one benchmark session on a GPU machine; call.py writes its results.json. A row compares this package with
+other implementations ("sides") at one workload. In the JSON, row["row"] is the row's name, row["target"] its workload
+(a key of WORKLOADS), and "ceilings" are the device's measured rates. Workloads without a result are shown as "not
+measured yet". Needs the standard library only.
 """
 
 from __future__ import annotations
@@ -18,54 +21,63 @@ from cpu_table import bracketed, duration
 from gpu.workloads import OURS, WORKLOADS, Goal
 
 BEGIN, END = "<!-- gpu rows -->", "<!-- end of gpu rows -->"
-COLUMNS = ["work", "ours", "against", "theirs", "ratio [quartiles]", "MiB ours / theirs", "ours reaches", "goal", "met"]
+COLUMNS = [
+    "work", "our time", "compared with", "their time", "ratio [quartiles]", "MiB ours / theirs",
+    "our share of the GPU's rates", "goal", "met",
+]  # fmt: skip
 SHOWN_KERNELS = 12
 
 
 def render(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return lines of markdown. `results` are contents of results.json, of finished or unfinished calls."""
+    """Return lines of markdown.
+
+    results: for each call, finished or not, the content of its results.json.
+    """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    measured = [(row, result.get("ceilings", {})) for result in results for row in result.get("rows", [])]
+    rows = [(row, result.get("ceilings", {})) for result in results for row in result.get("rows", [])]
     for key, workload in WORKLOADS.items():
-        of_workload = [(row, ceilings) for row, ceilings in measured if row["target"] == key]
-        lines += [_line(cells) for row, ceilings in of_workload for cells in _row(row, ceilings)]
-        if not of_workload:
+        rows_of_workload = [(row, rates) for row, rates in rows if row["target"] == key]
+        lines += [_line(cells) for row, rates in rows_of_workload for cells in _cells_of_row(row, rates)]
+        if not rows_of_workload:
             cells = [workload.description, "", workload.baseline, "", "not measured yet", "", ""]
             lines.append(_line([*cells, "; ".join(goal.text() for goal in workload.goals), ""]))
     for result in results:
-        lines += ["", _machine(result)]
+        lines += ["", _describe_device(result)]
         lines += [f"- left out: {line}" for line in result.get("left_out", [])]
         lines += [f"- {side} failed: {row['row']}: {error}" for row, side, error in _failures(result)]
         stages = result.get("stages", {}).items()
         lines += [f"- stage {name}: {stage['outcome']}" for name, stage in stages if stage["outcome"] != "ok"]
-        lines += _official(result["rows"])
-        lines += _facts(result.get("facts", {}))
+        lines += _official_rates(result["rows"])
+        lines += _diagnostics(result.get("facts", {}))
     return lines
 
 
-def _row(row: dict[str, Any], ceilings: dict[str, float]) -> Iterator[list[str]]:
-    """Yield the cells of a line per other side. The first line is that of the baseline and has the goals."""
+def _cells_of_row(row: dict[str, Any], rates: dict[str, float]) -> Iterator[list[str]]:
+    """Yield the cells of one line for each other implementation. The baseline has the first line, with the goals."""
     workload = WORKLOADS[row["target"]]
-    values = goal_values(row, ceilings.get("copy"))
+    values = goal_values(row, rates.get("copy"))
     ours = duration(row["seconds"][OURS]["median"]) if OURS in row["seconds"] else "failed"
-    others = [side for side in row["seconds"] if side not in (OURS, workload.baseline)]
-    for other in [workload.baseline, *others]:
+    other_sides = [side for side in row["seconds"] if side not in (OURS, workload.baseline)]
+    for other in [workload.baseline, *other_sides]:
         theirs, ratio = "", "left out"
         if other in row["seconds"]:
             theirs = duration(row["seconds"][other]["median"])
             ratio = bracketed(row["ratios"][other]) if other in row["ratios"] else ""
         memory = [row["mib"].get(side) for side in (OURS, other)]
         mib = "" if None in memory else " / ".join(f"{value:.1f}" for value in memory)
-        reached, goals, met = "", "", ""
+        shares, goals, met = "", "", ""
         if other == workload.baseline:
-            reached = _reached(row, ceilings)
+            shares = _device_shares(row, rates)
             goals = "; ".join(goal.text() for goal in workload.goals)
             met = "; ".join(_met(goal, values[goal.kind]) for goal in workload.goals)
-        yield [row["row"], ours, other, theirs, ratio, mib, reached, goals, met]
+        yield [row["row"], ours, other, theirs, ratio, mib, shares, goals, met]
 
 
 def goal_values(row: dict[str, Any], copy_rate: float | None) -> dict[str, float | None]:
-    """Return the row's value for each kind of goal; None if a side or the copy rate was not measured."""
+    """Return the row's value for each kind of goal; None if it needs a figure that was not measured.
+
+    copy_rate: measured copy bandwidth in bytes/s.
+    """
     baseline = WORKLOADS[row["target"]].baseline
     ours, ratio, mib = row["seconds"].get(OURS), row["ratios"].get(baseline), row["mib"]
     seconds = ours["median"] if ours else None
@@ -81,32 +93,33 @@ def goal_values(row: dict[str, Any], copy_rate: float | None) -> dict[str, float
 
 
 def _met(goal: Goal, value: float | None) -> str:
-    return "not measured" if value is None else "yes" if goal.met(value) else "no"
+    return "not measured" if value is None else "yes" if goal.is_met(value) else "no"
 
 
-def _reached(row: dict[str, Any], ceilings: dict[str, float]) -> str:
-    """Return the shares of the device's measured rates that this package's side reached."""
+def _device_shares(row: dict[str, Any], rates: dict[str, float]) -> str:
+    """Return the shares of the device's measured rates that this package reached, as text."""
     shares = []
     precision = row["precision"] or "fp32"
     if OURS in row["seconds"]:
         seconds = row["seconds"][OURS]["median"]
-        if row["n_bytes"] and "copy" in ceilings:
-            shares.append(f"{row['n_bytes'] / seconds / ceilings['copy']:.0%} of copy")
-        if row["flops"] and precision in ceilings:
-            shares.append(f"{row['flops'] / seconds / ceilings[precision]:.0%} of {precision} products")
+        if row["n_bytes"] and "copy" in rates:
+            shares.append(f"{row['n_bytes'] / seconds / rates['copy']:.0%} of copy")
+        if row["flops"] and precision in rates:
+            shares.append(f"{row['flops'] / seconds / rates[precision]:.0%} of {precision} products")
     return ", ".join(shares)
 
 
 def _failures(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield the row, the implementation and the error of each failed measurement."""
     for row in result.get("rows", []):
         for side, error in row["failed"].items():
             yield row, side, error
 
 
-def _machine(result: dict[str, Any]) -> str:
-    """Return the device of the call, the versions, and the device's measured rates."""
+def _describe_device(result: dict[str, Any]) -> str:
+    """Return a line with the device, the versions and the device's measured rates."""
     if "device" not in result:
-        return f"call {result['call']}: its device is not known"
+        return f"call {result['call']}: its device was not recorded"
     device = f"{result['device']}, torch {result['torch']}, CUDA {result['cuda']}, call {result['call']}"
     if result.get("tiny"):
         device += "; TINY SIZES, figures mean nothing"
@@ -117,8 +130,8 @@ def _machine(result: dict[str, Any]) -> str:
     return f"{device}; measured: copy {rates['copy'] / 1e9:.0f} GB/s, products {products} TFLOP/s"
 
 
-def _official(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a table of the official code's mini-batches per second, which do not depend on this package."""
+def _official_rates(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table of the official code's mini-batches per second."""
     rates = [
         [row["row"], f"{1 / row['seconds']['official']['median']:.0f}"] for row in rows if "official" in row["seconds"]
     ]
@@ -126,15 +139,15 @@ def _official(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield from _table("official code", ["mini-batches/s"], rates)
 
 
-def _facts(facts: dict[str, Any]) -> Iterator[str]:
-    """Yield a table for each fact of diagnostics.py."""
+def _diagnostics(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield a table for each diagnostic; `facts` holds their results by name."""
     if "latencies" in facts:
         yield from _table("latency", ["us"], [[name, f"{ns / 1e3:.2f}"] for name, ns in facts["latencies"].items()])
     for setting, timeline in facts.get("timeline", {}).items():
         gaps = ", ".join(f"{name} {us:.2f}" for name, us in timeline["gaps_us"].items())
         yield from [
             "",
-            f"GPU timeline of {setting}, replayed: {timeline['untraced_us_per_mini_batch']:.1f} us a mini-batch "
+            f"GPU timeline of {setting}, replayed: {timeline['untraced_us_per_mini_batch']:.1f} us per mini-batch "
             f"untraced, {timeline['us_per_mini_batch']:.1f} traced, "
             f"{timeline['busy_us_per_mini_batch']:.1f} of them in {timeline['events_per_mini_batch']:.1f} kernels; "
             f"gaps in us: {gaps}",
@@ -149,7 +162,7 @@ def _facts(facts: dict[str, Any]) -> Iterator[str]:
         by_threads = facts["cpu_engine"]["us_per_mini_batch"]
         settings = list(dict.fromkeys(setting for times in by_threads.values() for setting in times))
         cells = [[setting, *(_number(times.get(setting)) for times in by_threads.values())] for setting in settings]
-        title = f"CPU engine, us a mini-batch ({facts['cpu_engine']['processor']})"
+        title = f"fused training step on the CPU, us per mini-batch ({facts['cpu_engine']['processor']})"
         yield from _table(title, [f"{threads} threads" for threads in by_threads], cells)
 
 
@@ -162,7 +175,7 @@ def _number(value: float | None) -> str:
 
 
 def _code(name: str) -> str:
-    """Return a kernel's name as markdown code; `|` would end the cell of the table."""
+    """Return a kernel's name as markdown code, without `|`, which would end the table's cell."""
     return f"`{name.replace('|', '/')}`"
 
 
@@ -173,17 +186,17 @@ def _line(cells: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path)
-    parser.add_argument("--into", type=Path, help=f"a page; the text between {BEGIN} and {END} is replaced")
-    given = parser.parse_args()
-    text = "\n".join(render([json.loads(path.read_text()) for path in given.results]))
-    if given.into is None:
+    parser.add_argument("--into", type=Path, help=f"a markdown file, whose text between {BEGIN} and {END} is replaced")
+    arguments = parser.parse_args()
+    text = "\n".join(render([json.loads(path.read_text()) for path in arguments.results]))
+    if arguments.into is None:
         print(text)
         return
-    head, _, rest = given.into.read_text().partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    before, _, rest = arguments.into.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
     if not end:
-        raise SystemExit(f"{given.into} has no lines {BEGIN} and {END}; add them where the tables should be")
-    given.into.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+        raise SystemExit(f"{arguments.into} has no lines {BEGIN} and {END}; add them where the tables should be")
+    arguments.into.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

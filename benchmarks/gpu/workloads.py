@@ -1,6 +1,7 @@
-"""The workloads that the GPU benchmarks measure, with baselines and goals, and the rows of the table they result in.
+"""The workloads of the GPU benchmarks with their baselines and goals.
 
-Standard library only, because call.py derives its processes from this list.
+A row of the results table is a workload in one case and one precision; it compares several implementations ("sides").
+This file needs only the standard library, since call.py imports it to list the rows to measure.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from dataclasses import dataclass
 
 FP32, TF32, BF16 = "fp32", "tf32", "bf16"
 PRECISIONS = (FP32, TF32, BF16)
-# A side is one of the implementations that a row compares. These sides are this package's:
+# Names of this package's sides.
 OURS = "ours"
-OURS_STEADY = "ours without the starts of epochs"  # in training rows, in addition to OURS
+OURS_STEADY = "ours without the starts of epochs"  # a second side in rows of GRU4Rec training
 
-# Kinds of goals: the text in the table, and whether a larger value is better.
+# For each kind of goal: its text in the table, and whether a larger value is better.
 _KINDS = {
     "ratio": (">= {:g}x", True),  # the baseline's time divided by our time
     "copy": (">= {:.0%} of copy bandwidth", True),  # counted bytes divided by our time, relative to a copy
-    "memory": ("memory <= {:g} of theirs", False),  # our peak memory beyond the inputs, divided by the baseline's
+    "memory": ("memory <= {:g} of theirs", False),  # our peak memory divided by the baseline's, both without the inputs
     "microseconds": ("<= {:g} us", False),  # our time per unit of work
     "seconds": ("<= {:g} s", False),  # our time for a whole training
 }
@@ -32,10 +33,10 @@ class Goal:
     limit: float
 
     def text(self) -> str:
-        """Return the limit as the table shows it."""
+        """Return the goal as text, for the table."""
         return _KINDS[self.kind][0].format(self.limit)
 
-    def met(self, value: float) -> bool:
+    def is_met(self, value: float) -> bool:
         """Return whether the value satisfies the limit."""
         return value >= self.limit if _KINDS[self.kind][1] else value <= self.limit
 
@@ -44,8 +45,8 @@ class Goal:
 class Workload:
     """A computation that is measured, the baseline it is compared with, and its goals.
 
-    A row of the table is one case in one precision. precisions: precisions of the matrix products, the same for all
-    sides; ("",) if there are no products. cases: shapes or variants.
+    precisions: precisions of the matrix products, the same for all sides; ("",) if the workload has no products.
+    cases: shapes or variants. There is a row for each case in each precision.
     """
 
     description: str

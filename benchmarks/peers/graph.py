@@ -1,8 +1,8 @@
 """Training steps of the public NGCF-PyTorch and LightGCN-PyTorch, imported from checkouts.
 
 `ngcf_step` and `lightgcn_step` run the unchanged models and losses of these checkouts on an `InteractionGraph`. Their
-data loaders, which read fixed folders, are not used. A step is that of the public training loop: forward pass over the
-whole graph, loss, backward pass, Adam.
+data loaders, which read fixed folders, are not used. A step does the same as a step of the public training loop:
+forward pass over the whole graph, loss, backward pass, Adam.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def adjacency(graph: InteractionGraph) -> sp.csr_array:
 
 
 def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
-    """Return the step of NGCF-3 as its README runs it: (D + I)^-1 (A + I), dropouts 0.1, reg 1e-5, Adam at 1e-4.
+    """Return the training step of NGCF with 3 layers and the options in its README.
+
+    These are the matrix (D + I)^-1 (A + I), dropout rates 0.1, L2 penalty 1e-5, and Adam with learning rate 1e-4.
 
     Raises:
         FileNotFoundError: the checkout has no NGCF/NGCF.py.
@@ -66,9 +68,11 @@ def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device
 
 
 def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
-    """Return the step of LightGCN-3 with its defaults: reg 1e-4, Adam at 1e-3.
+    """Return the training step of LightGCN with 3 layers and its defaults.
 
-    `batch_size` is not used: it is an argument because `ngcf_step` needs it.
+    These are L2 penalty 1e-4 and Adam with learning rate 1e-3.
+
+    batch_size: not used; the argument exists so that both functions have the same arguments.
 
     Raises:
         FileNotFoundError: the checkout has no code/model.py.
@@ -98,20 +102,20 @@ def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, de
 
 
 def _import_module(peer: str, folder: Path, name: str) -> ModuleType:
-    """Import a module from a folder of a checkout; its own imports are searched in that folder first.
+    """Import a module from a folder of a checkout; the modules it imports are searched in that folder first.
 
-    LightGCN's modules parse sys.argv, create a folder for checkpoints and import a data loader. For them sys.argv is
-    emptied, os.makedirs does nothing, and `dataloader` is an empty module.
+    When they are imported, LightGCN's modules parse sys.argv, create a folder for checkpoints and import a data loader.
+    Therefore sys.argv has no arguments, os.makedirs does nothing and `dataloader` is an empty module during the import.
     """
     if not (folder / f"{name}.py").exists():
         raise FileNotFoundError(f"--peer {peer}={folder.parent}: no {folder.name}/{name}.py in it; give a checkout")
-    replaced: dict[str, Any] = {"dataloader": ModuleType("dataloader")} if peer == "lightgcn" else {}
-    if replaced:
-        replaced["dataloader"].BasicDataset = object  # type: ignore[attr-defined]
+    replaced_modules: dict[str, Any] = {"dataloader": ModuleType("dataloader")} if peer == "lightgcn" else {}
+    if replaced_modules:
+        replaced_modules["dataloader"].BasicDataset = object  # type: ignore[attr-defined]
     with (
         mock.patch.object(sys, "path", [str(folder), *sys.path]),
         mock.patch.object(sys, "argv", [name]),
-        mock.patch.dict(sys.modules, replaced),
+        mock.patch.dict(sys.modules, replaced_modules),
         mock.patch("os.makedirs"),
     ):
         return importlib.import_module(name)

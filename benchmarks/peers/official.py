@@ -1,7 +1,8 @@
 """Adapter to the official code (GRU4Rec_PyTorch_Official, by GRU4Rec's author), imported from a checkout.
 
-Two patches at run time let it work with today's NumPy and pandas; its files are not changed. A pandas Series passed to
-torch.tensor is replaced by its `.values`. The initial weights, float64 under NumPy 2, are cast to float32.
+Two patches at run time make it work with current versions of NumPy and pandas; its files are not changed. The first one
+replaces a pandas Series that is passed to torch.tensor by its `.values`. The second one casts the initial weights to
+float32, since they are float64 with NumPy 2.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from torch import Tensor
 from gru4rec_fast.data import SessionStore
 
 CPU = torch.device("cpu")
-CACHED_NEGATIVES = 3_000_000
-WARMUP_BATCHES = 3  # not timed: the first mini-batches of a `fit` allocate the gradients of the new model
+CACHED_NEGATIVES = 3_000_000  # negatives that the official code samples in advance
+WARMUP_BATCHES = 3  # mini-batches that are not timed: the first ones of a `fit` allocate the gradients of the new model
 
 
 class OfficialGRU4Rec:
-    """The official GRU4Rec of a checkout, training and evaluating on `device`.
+    """Trains and evaluates the official GRU4Rec of a checkout on `device`.
 
     Raises:
         FileNotFoundError: the path has no gru4rec_pytorch.py.
@@ -39,13 +40,15 @@ class OfficialGRU4Rec:
     def __init__(self, path: str | Path, device: torch.device = CPU) -> None:
         self.device = device
         if not Path(path, "gru4rec_pytorch.py").exists():
-            raise FileNotFoundError(f"--peer official={path}: there is no gru4rec_pytorch.py; give a checkout's folder")
+            raise FileNotFoundError(
+                f"--peer official={path}: there is no gru4rec_pytorch.py; give the folder of a checkout"
+            )
         with mock.patch.object(sys, "path", [str(path), *sys.path]):
             self.code = importlib.import_module("gru4rec_pytorch")
             self.evaluation = importlib.import_module("evaluation")
-        model, initial = self.code.GRU4RecModel, self.code.GRU4RecModel._init_numpy_weights
-        if not hasattr(initial, "is_patched"):
-            patched = lambda self, shape: initial(self, shape).astype(np.float32)  # noqa: E731
+        model, original = self.code.GRU4RecModel, self.code.GRU4RecModel._init_numpy_weights
+        if not hasattr(original, "is_patched"):
+            patched = lambda self, shape: original(self, shape).astype(np.float32)  # noqa: E731
             patched.is_patched = True  # type: ignore[attr-defined]
             model._init_numpy_weights = patched
 
@@ -57,24 +60,24 @@ class OfficialGRU4Rec:
         return estimator
 
     def fit(self, estimator: Any, log: pd.DataFrame, **arguments: Any) -> None:
-        """Call the official `fit`."""
-        tensor = torch.tensor
-        patched = types.ModuleType("torch")
-        patched.__dict__.update(torch.__dict__)
-        patched.tensor = lambda data, **k: tensor(data.values if isinstance(data, pd.Series) else data, **k)  # type: ignore[attr-defined]
-        with quiet(), mock.patch.object(self.code, "torch", patched):
+        """Call the official `fit` with the patched torch.tensor."""
+        patched_torch = types.ModuleType("torch")
+        patched_torch.__dict__.update(torch.__dict__)
+        patched_torch.tensor = lambda data, **k: torch.tensor(data.values if isinstance(data, pd.Series) else data, **k)  # type: ignore[attr-defined]
+        with quiet(), mock.patch.object(self.code, "torch", patched_torch):
             estimator.fit(log, **arguments)
 
     def training(self, log: pd.DataFrame, **parameters: Any) -> Callable[[int], float]:
         """Return a function that trains n mini-batches in the official `fit` and returns the seconds per mini-batch.
 
-        Each call runs `fit` on the first n mini-batches of an epoch; only the loop over them is timed. The cache of
-        negatives, enough for 1464 mini-batches of 2048, is filled once and not timed, which favors the official code.
+        Each call runs `fit` on the first n mini-batches of an epoch; only the loop over them is timed. The official
+        code samples a cache of negatives in advance, enough for 1464 mini-batches of 2048 negatives. Filling the cache
+        is not timed, which favors the official code.
         """
         estimator = self.new_estimator(**parameters, n_epochs=1)
         with quiet():
-            sampling = (estimator.n_sample, estimator.sample_alpha, CACHED_NEGATIVES)
-            iterator = self.code.SessionDataIterator(log, estimator.batch_size, *sampling, device=self.device)
+            sampling_options = (estimator.n_sample, estimator.sample_alpha, CACHED_NEGATIVES)
+            iterator = self.code.SessionDataIterator(log, estimator.batch_size, *sampling_options, device=self.device)
 
         def run(n: int) -> float:
             limited = _LimitedIterator(iterator, n)
@@ -93,9 +96,10 @@ class OfficialGRU4Rec:
         return lambda: sum(len(inputs) for inputs, _ in iterator(enable_neg_samples=False))
 
     def with_weights(self, weights: dict[str, Tensor], item_ids: np.ndarray, hidden: int) -> Any:
-        """Return an official estimator with the weights of a one-layer, constrained `SessionNetwork`, for evaluation.
+        """Return an official estimator for evaluation, with the weights of a one-layer `SessionNetwork`.
 
-        weights: the network's state_dict. item_ids: the item ids in the order of their indices. hidden: hidden size.
+        weights: the state_dict of the network, which has a constrained embedding. item_ids: the item ids in the order
+        of their indices. hidden: hidden size.
         """
         estimator = self.new_estimator(layers=[hidden])
         model = self.code.GRU4RecModel(len(item_ids), [hidden])
@@ -113,7 +117,7 @@ class OfficialGRU4Rec:
         return estimator
 
     def evaluate(self, estimator: Any, test: pd.DataFrame, batch_size: int = 512) -> tuple[float, float]:
-        """Return Recall@20 and MRR@20 by the official `batch_eval`."""
+        """Return Recall@20 and MRR@20, computed by the official `batch_eval`."""
         with quiet():
             recall, mrr = self.evaluation.batch_eval(estimator, test, [20], batch_size, "conservative")
         return float(recall[20]), float(mrr[20])
