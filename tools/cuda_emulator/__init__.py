@@ -27,7 +27,7 @@ LIBRARY = "_emulated.so"
 NAMESPACE = "gru4rec_fast_emulated"
 
 # The compiler inserts a call before each memory access of a kernel. To detect races, access_hooks.cpp defines the
-# called functions, in place of ThreadSanitizer's library. To detect accesses out of bounds, AddressSanitizer defines them.
+# called functions, in place of ThreadSanitizer's library. To detect accesses out of bounds, AddressSanitizer does.
 KERNEL_FLAGS = {
     "races": ["-fsanitize=thread"],
     "addresses": ["-fsanitize=address", "-fno-omit-frame-pointer", "-DGRF_EMULATED_ADDRESSES"],

@@ -82,7 +82,7 @@ class Emulator {
   void* shared_array(const void* tag, size_t bytes, size_t alignment);
   void access(const void* address, size_t bytes, bool writes, bool atomic, const void* instruction);
   void start_atomic(const void* address);
-  [[noreturn]] void fail(const std::string& message, bool from_check = false);  // from_check: by GRF_DEVICE_CHECK
+  [[noreturn]] void fail(const std::string& message, bool from_check = false);  // from_check: a GRF_DEVICE_CHECK failed
   [[noreturn]] void run_thread();
 
   Thread& running_thread() { return threads_[running_index_]; }
