@@ -1,11 +1,11 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
 // First, laplacian_propagation/propagate.h multiplies the features by the graph's matrices, which gives the propagated
-// features. Then threads loop over blocks of rows. The inputs of the weights, their product and
-// E' of a block stay in the cache, as do the gradients of a block in the backward pass. The forward pass saves the
-// propagated features and a byte of flags per unit; the backward pass recomputes the inputs. Gradients of the weights
-// are summed within chunks of rows, then over the chunks in order. The number of chunks depends only on n_rows, so the
-// gradients have the same bits for any number of threads. Bottleneck: the products with the weights.
+// features. Then threads loop over blocks of rows. The inputs of the weights, their product and E' of a block stay in
+// the cache, as do the gradients of a block in the backward pass. The forward pass saves the propagated features and a
+// byte of flags per unit; the backward pass recomputes the inputs. Gradients of the weights are summed within chunks of
+// rows, then over the chunks in order. The number of chunks depends only on n_rows, so the gradients have the same bits
+// for any number of threads. Bottleneck: the products with the weights.
 #include "ngcf_layer/ngcf_layer.h"
 
 #include <ATen/Parallel.h>
