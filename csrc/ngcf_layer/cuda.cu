@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kNgcfThreads)
   }
 }
 
-// Computes inputs = [P E, Q E * E].
-// Bytes: two matrices read (three if P and Q have different matrices) and two written: 73 MB, 15 us.
+// Computes inputs = [P E, Q E * E]. Bytes: two matrices read (three if P and Q have different matrices) and two
+// written: 73 MB, 15 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads) make_inputs_kernel(NgcfRows<T> rows, T* inputs) {
   const int64_t n = rows.n_rows * (rows.n_in / N);
@@ -73,9 +73,9 @@ __device__ __forceinline__ T leaky_relu(T x, T slope) {
   return x > 0 ? x : slope * x;
 }
 
-// Adds the biases, applies LeakyReLU and message dropout, and writes E' and the flags.
-// Bytes: one matrix read (two with per_term), one matrix and a byte per unit written: 41 MB, 9 us. Bottleneck with
-// dropout: ten rounds of Philox per unit, some 80 integer instructions: about 20 us.
+// Adds the biases, applies LeakyReLU and message dropout, and writes E' and the flags. Bytes: one matrix read (two with
+// per_term), one matrix and a byte per unit written: 41 MB, 9 us. Bottleneck with dropout: ten rounds of Philox per
+// unit, some 80 integer instructions: about 20 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
     activate_kernel(NgcfUnits<T> units, MessageDropout dropout, ActivationOperands<T> operands) {
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kNgcfThreads)
   }
 }
 
-// Computes the gradients of the activation's arguments from the gradient of E'.
-// Bytes: one matrix and a byte per unit read, one matrix written (two with per_term): 41 MB, 9 us.
+// Computes the gradients of the activation's arguments from the gradient of E'. Bytes: one matrix and a byte per unit
+// read, one matrix written (two with per_term): 41 MB, 9 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
     activate_backward_kernel(NgcfUnits<T> units, const T* grad_out, const uint8_t* flags, T* grad_sum_1,
