@@ -7,8 +7,8 @@
 
 namespace grf {  // gru4rec_fast
 
-// A mask [steps, lanes, units]; a lane is a row of the mini-batch. Elements of 2, 4 or 8 bytes are written as bit
-// patterns, so the kernels need not know the dtype.
+// A mask [steps, lanes, units]; a lane is one of the sessions of a mini-batch. Elements of 2, 4 or 8 bytes are written
+// as bit patterns, so the kernels need not know the dtype.
 struct DropoutMask {
   int64_t steps, lanes, units;
   uint32_t philox_stream;  // first word of the Philox counter: one per use of the seed (not a CUDA stream)
