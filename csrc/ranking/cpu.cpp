@@ -118,7 +118,7 @@ template <typename T>
 PackedArguments<T> pack_queries(const RankingArguments<T>& args) {
   PackedArguments<T> packed{args, /*lanes=*/0, /*n_panels=*/0, /*panels=*/{}};
   const int64_t vector_lanes = GRF_DISPATCH(vector_bytes)() / static_cast<int64_t>(sizeof(T));
-  packed.lanes = packed.n_queries > vector_lanes ? 2 * vector_lanes : vector_lanes;  // one: less padding
+  packed.lanes = packed.n_queries > vector_lanes ? 2 * vector_lanes : vector_lanes;  // one vector has less padding
   packed.n_panels = (packed.n_queries + packed.lanes - 1) / packed.lanes;
   packed.panels.resize(packed.n_panels * packed.width * packed.lanes);
   for (int64_t q = 0; q < packed.n_queries; ++q) {

@@ -56,7 +56,7 @@ struct SortScratch;
 constexpr int64_t kMaxColumns = 4096;  // wider rows are split into chunks of this many columns
 
 // Updates n_touched rows in parallel, in chunks of at most kMaxColumns columns. touched(i, column) returns the pointers
-// for the i-th of these rows, from a column on.
+// of the i-th row to update, to its elements from `column` on.
 template <typename T, typename Options, typename Touched>
 void update_in_chunks(int64_t n_touched, int64_t width, const Touched& touched, const Options& options) {
   const int64_t chunks_per_row = (width + kMaxColumns - 1) / kMaxColumns;

@@ -32,7 +32,8 @@ enum class WarpOperation { sync, index, up, down, exclusive_or, ballot, match };
 
 // `line` is the source line of the call. Threads that meet at a barrier must call it from the same line.
 int block_barrier(Barrier kind, int predicate, int line);
-// Returns the result for the calling lane. `argument` is a shuffle's source lane, delta or lane mask.
+// Returns the result for the calling thread. A lane is a thread's position in its warp. `argument` is a shuffle's
+// source lane, delta or lane mask.
 uint64_t warp_operation(WarpOperation kind, unsigned mask, uint64_t value, int argument, int width, int line);
 void fence();
 // Returns the running block's array for a GRF_SHARED declaration, which `tag` identifies.
@@ -44,7 +45,7 @@ void* dynamic_shared();
 struct AtomicAccess {
   AtomicAccess(const void* address, size_t bytes);
 };
-// Read and write memory without a further check, within an atomic operation.
+// Read and write memory within an atomic operation, which AtomicAccess has checked.
 void atomic_read(void* target, const void* source, size_t bytes);
 void atomic_write(void* target, const void* source, size_t bytes);
 
