@@ -36,7 +36,7 @@ FAULTS = {
     "count_without_atomics": r"race: .* global memory .* of another block wrote",
     "last_block_without_fence": r"race: thread \(1\) reads global memory .* of another block wrote",
     "some_leave_before_barrier": r"divergent barrier: .* thread \(40\) has returned from the kernel",
-    "two_barriers_in_branches": r"divergent barrier: thread \(0\) waits .* but thread \(32\) waits at the __syncthreads of line",
+    "two_barriers_in_branches": r"divergent barrier: thread \(0\) waits .* but thread \(32\) waits at .* of line",
     "barrier_against_shuffle": r"divergent barrier: no thread can continue;.* thread \(3\) waits at the __syncthreads",
     "shuffle_from_absent_lane": r"thread \(\d+\) shuffles from lane 20, which does not take part",
     "shuffle_outside_of_mask": r"mask 0xffff does not include its lane \d+",
