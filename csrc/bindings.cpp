@@ -1,5 +1,5 @@
-// The Python module `gru4rec_fast._C`: facts about this build, and the classes of the fused training step. Importing it
-// also registers the operators of schema.cpp.
+// The Python module `gru4rec_fast._C`: facts about this build, and the classes of the fused training step. Importing
+// the module also registers the operators of schema.cpp. (The namespace grf is short for gru4rec_fast.)
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
@@ -26,14 +26,14 @@ std::string compiler() {
 
 // Returns the number of threads that at::parallel_for uses in this library. It is 1 if the library was compiled without
 // OpenMP, whatever torch.set_num_threads says.
-int parallel_width() {
+int count_parallel_threads() {
   std::mutex mutex;
-  std::set<std::thread::id> seen;
+  std::set<std::thread::id> threads;
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
     const std::lock_guard<std::mutex> guard(mutex);
-    seen.insert(std::this_thread::get_id());
+    threads.insert(std::this_thread::get_id());
   });
-  return static_cast<int>(seen.size());
+  return static_cast<int>(threads.size());
 }
 
 }  // namespace
@@ -56,10 +56,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #endif
   m.def(
       "simd_level", [] { return grf::simd_name(grf::simd_level()); },
-      "Return the instruction set in use: baseline, avx2 or avx512. RuntimeError for an unknown GRU4REC_FAST_SIMD.");
+      "Return the instruction set in use: baseline, avx2 or avx512. Raises RuntimeError if GRU4REC_FAST_SIMD is "
+      "unknown.");
   m.def(
       "simd_level_detected", [] { return grf::simd_name(grf::detect_simd_level()); },
       "Return the widest instruction set of this processor.");
-  m.def("parallel_width", &parallel_width, "Return the number of threads that a parallel kernel runs on.");
+  m.def("parallel_width", &count_parallel_threads, "Return the number of threads that a parallel kernel runs on.");
   grf::bind_training(m);
 }

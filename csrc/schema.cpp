@@ -1,8 +1,11 @@
-// The schemas of all operators. Each family's implementation is registered in csrc/<family>/<family>.cpp; its fake
-// kernels, its autograd formulas and its reference, which is the specification, are in gru4rec_fast/ops/<family>.py.
+// The schemas of all operators. A family is a group of related operators. csrc/<family>/<family>.cpp registers their
+// kernels. gru4rec_fast/ops/<family>.py has their fake kernels, their autograd formulas and their reference
+// implementation in PyTorch, which is the specification.
 //
-// On a device without kernels of its own, an operator runs its reference, registered as the composite implementation,
-// so that torch.compile and opcheck see the same operator everywhere.
+// On a device without native kernels, an operator runs its reference implementation. It is registered as the composite
+// implementation, so that torch.compile and opcheck see the same operator on every device.
+//
+// The C++ namespace grf and the prefix GRF_ are short for gru4rec_fast.
 #include "common/library.h"
 
 GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
@@ -11,8 +14,8 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "session_batch(Tensor items, Tensor offsets, Tensor? order, Tensor(a!) lane_session, Tensor(b!) lane_position, "
       "Tensor(c!) cursor, SymInt steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
 
-  // negative_sampling: sizes and counters are SymInt; with plain ints, torch.compile would recompile for every step
-  // number
+  // negative_sampling: sizes, seed and step are SymInt. With plain ints, torch.compile would recompile for every step
+  // number.
   m.def("build_alias_table(Tensor mass) -> (Tensor threshold, Tensor alias)");
   m.def(
       "negative_sampling(Tensor threshold, Tensor alias, Tensor log_prob, SymInt n, SymInt seed, SymInt step, "
@@ -32,7 +35,7 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "Tensor? reset, Tensor? output_mask, str form, bool state_grad=True) -> (Tensor grad_gate_inputs, "
       "Tensor grad_state, Tensor grad_weight_hh, Tensor grad_bias_hh)");
 
-  // sampled_loss: computes the gradients in the same pass as the loss
+  // sampled_loss: also returns the gradients, which are computed in the same pass as the loss
   m.def(
       "sampled_loss(Tensor hidden, Tensor rows, Tensor? bias, Tensor? live, Tensor? log_q, Tensor? ids, "
       "Tensor? count, str loss, bool in_batch, float batch_size, float elu_param, float bpreg, float label_smoothing)"
@@ -46,8 +49,9 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "sparse_adagrad_(Tensor(a!) table, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor index, Tensor grad, "
       "float lr, float momentum, float eps) -> ()");
 
-  // training_step: the steps of a captured training step between the operators above. What depends on values on the
-  // device (which lanes are live, whether the run has stopped) is decided there, by masks.
+  // training_step: operators of a training step that is captured in a CUDA graph. They depend on values that are only
+  // on the device (which lanes are live, whether the run has stopped), so they read these values from mask tensors
+  // there.
   m.def(
       "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
@@ -72,9 +76,9 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "laplacian_propagation(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, "
       "str matrix, float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
-  // ngcf_layer: out is E'. The other results are saved for the backward pass: side_p and side_q, the features
-  // multiplied by the matrices of P and of Q (side_q is empty if these differ in "+I" only), and code, a byte of flags
-  // per unit.
+  // ngcf_layer: `out` holds the new features of the nodes. The other results are saved for the backward pass. side_p
+  // and side_q are the features multiplied by the matrices of P and of Q; side_q is empty if P and Q differ at most in
+  // "+I". `code` is a byte of flags per element of `out`.
   m.def(
       "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, Tensor weight_1, "
       "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "
@@ -94,10 +98,10 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 }
 
 #ifndef GRF_EMULATED
-// For tests only: a function that operators call in C++.
+// For tests only: makes a C++ function that operators call available in Python.
 TORCH_LIBRARY(gru4rec_fast_private, m) {
-  // Returns a [m, k] @ b [k, n] by csrc/matrix/product.h, plus `add_to` if given. One stride of a and one of b must
-  // be 1.
+  // Returns a [m, k] @ b [k, n] (+ add_to [m, n]), computed by csrc/matrix/product.h. One stride of a and one stride of
+  // b must be 1.
   m.def("product(Tensor a, Tensor b, Tensor? add_to, str precision, bool by_blocks) -> Tensor");
 }
 #endif

@@ -1,5 +1,5 @@
 // The operator bpr_triples: checks arguments and allocates the result. Specification: gru4rec_fast/ops/bpr_triples.py.
-// Only the values of users and starts that a draw reads are checked, when it reads them.
+// The values of index tensors are not checked here: drawing a triple checks those that it reads.
 #include "bpr_triples/bpr_triples.h"
 
 #include <ATen/ops/empty.h>
@@ -15,16 +15,16 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kLimit = int64_t{1} << 31;
+constexpr int64_t kIntegerLimit = int64_t{1} << 31;  // on the numbers of users, items and candidates
 
 template <Kernels kernels>
 Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor& users,
                    const std::optional<Tensor>& starts, int64_t n_users, int64_t n_items, int64_t n, int64_t seed,
                    int64_t step) {
-  check_counters(seed, step, 1);
+  check_counters(seed, step, /*steps=*/1);
   TORCH_CHECK_VALUE(n >= 0 && n < int64_t{1} << 32, "n=", n, ": must be in [0, 2**32)");
-  TORCH_CHECK_VALUE(n_users >= 1 && n_users < kLimit, "n_users=", n_users, ": must be in [1, 2**31)");
-  TORCH_CHECK_VALUE(n_items >= 1 && n_items < kLimit, "n_items=", n_items, ": must be in [1, 2**31)");
+  TORCH_CHECK_VALUE(n_users >= 1 && n_users < kIntegerLimit, "n_users=", n_users, ": must be in [1, 2**31)");
+  TORCH_CHECK_VALUE(n_items >= 1 && n_items < kIntegerLimit, "n_items=", n_items, ": must be in [1, 2**31)");
   const at::Device device = offsets.device();
   TORCH_CHECK_VALUE(
       offsets.dim() == 1 && offsets.size(0) == n_users + n_items + 1 && offsets.scalar_type() == at::kLong,
@@ -34,7 +34,7 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
       neighbors.dim() == 1 && (neighbors.scalar_type() == at::kInt || neighbors.scalar_type() == at::kLong),
       "neighbors must be int32 or int64 [n_entries], not ", neighbors.scalar_type(), " ", neighbors.sizes());
   TORCH_CHECK_VALUE(
-      users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kLimit && users.scalar_type() == at::kLong,
+      users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kIntegerLimit && users.scalar_type() == at::kLong,
       "users must be int64 [n_candidates], one at least, not ", users.scalar_type(), " ", users.sizes());
   TORCH_CHECK_VALUE(!starts.has_value() || (starts->dim() == 1 && starts->size(0) == users.size(0) + 1 &&
                                             starts->scalar_type() == at::kLong),
@@ -45,19 +45,19 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
   const Tensor contiguous_users = contiguous(users, "users", users.sizes(), at::kLong, device);
   const Tensor contiguous_starts = contiguous(starts, "starts", {users.size(0) + 1}, at::kLong, device);
   const Tensor out = at::empty({3, n}, users.options());
-  const TripleArguments args{contiguous_offsets.const_data_ptr<int64_t>(),
-                             contiguous_neighbors.const_data_ptr(),
-                             contiguous_neighbors.scalar_type() == at::kLong,
-                             contiguous_neighbors.size(0),
-                             contiguous_users.const_data_ptr<int64_t>(),
-                             contiguous_users.size(0),
-                             data_or_null<int64_t>(contiguous_starts),
-                             n_users,
-                             n_items,
-                             static_cast<uint64_t>(seed),
-                             static_cast<uint32_t>(step),
-                             n,
-                             out.mutable_data_ptr<int64_t>()};
+  const TripleArguments args{.offsets = contiguous_offsets.const_data_ptr<int64_t>(),
+                             .neighbors = contiguous_neighbors.const_data_ptr(),
+                             .neighbors_are_int64 = neighbors.scalar_type() == at::kLong,
+                             .n_entries = neighbors.size(0),
+                             .users = contiguous_users.const_data_ptr<int64_t>(),
+                             .n_candidates = users.size(0),
+                             .starts = data_or_null<int64_t>(contiguous_starts),
+                             .n_users = n_users,
+                             .n_items = n_items,
+                             .seed = static_cast<uint64_t>(seed),
+                             .step = static_cast<uint32_t>(step),
+                             .n = n,
+                             .out = out.mutable_data_ptr<int64_t>()};
   if constexpr (kernels == Kernels::cuda) {
     const DeviceGuard guard(device);
     cuda::draw_triples(args, current_stream(device));

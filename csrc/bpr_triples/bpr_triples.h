@@ -1,4 +1,5 @@
-// BPR triples (user, item of the user, item not of the user) on raw pointers. Specification:
+// Random triples (user, positive item, negative item) for training by Bayesian personalized ranking (BPR), on raw
+// pointers. The user has interacted with the positive item, but not with the negative one. Specification:
 // gru4rec_fast/ops/bpr_triples.py.
 #pragma once
 
@@ -6,29 +7,33 @@
 
 #include "common/stream.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
+// The graph in CSR form, with nodes 0 .. n_users - 1 for users and the next n_items nodes for items, and what to draw.
 struct TripleArguments {
   const int64_t* offsets;  // [n_users + n_items + 1]
-  const void* neighbors;   // [n_entries], int32 or int64, increasing within a row
+  const void* neighbors;   // [n_entries], int32 or int64, increasing within a node's neighbors
   bool neighbors_are_int64;
   int64_t n_entries;
-  const int64_t* users;  // [n_candidates] users to draw from
+  const int64_t* users;  // [n_candidates]: the users that triples may have
   int64_t n_candidates;
-  // [n_candidates + 1], the cumulative degrees of `users`: draws interactions uniformly; null: draws users uniformly
+  // If null, the user of a triple is drawn uniformly, and then the positive item uniformly from the user's items.
+  // Otherwise an interaction of a user with an item is drawn uniformly, and starts [n_candidates + 1] are the
+  // cumulative degrees of `users`.
   const int64_t* starts;
   int64_t n_users, n_items;
   uint64_t seed;
   uint32_t step;
-  int64_t n;     // triples
-  int64_t* out;  // [3, n]: users, positives, negatives; written
+  int64_t n;     // number of triples
+  int64_t* out;  // [3, n], written: users, positive items, negative items
 };
 
-// Raises ValueError if users and starts do not fit the graph. On CUDA, a device-side assertion fails instead.
+// Draws triples on the CPU. Raises ValueError if users or starts are invalid for the graph.
 void draw_triples(const TripleArguments& args);
 
 namespace cuda {
 
+// Draws triples on CUDA. If users or starts are invalid for the graph, a device-side assertion fails.
 void draw_triples(const TripleArguments& args, cudaStream_t stream);
 
 }  // namespace cuda

@@ -1,7 +1,8 @@
 // BPR triples on the CPU. Specification: gru4rec_fast/ops/bpr_triples.py.
 //
-// Threads take ranges of triples. A triple is two Philox calls and a chain of dependent reads at random. Bottleneck:
-// the latency of these reads, so vector instructions would not help, and the code is compiled once.
+// Threads take ranges of triples. Drawing a triple takes two Philox calls and a chain of dependent random reads.
+// Bottleneck: the latency of these reads. Vector instructions would not help, so the code is not compiled for several
+// instruction sets.
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
@@ -15,13 +16,13 @@ constexpr int64_t kGrain = 256;  // minimum number of triples of a thread
 
 void draw_triples(const TripleArguments& args) {
   const auto draw_one = args.neighbors_are_int64 ? draw_triple<int64_t> : draw_triple<int32_t>;
-  std::atomic<bool> fits{true};
+  std::atomic<bool> all_valid{true};
   at::parallel_for(0, args.n, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      if (!draw_one(args, k)) fits = false;
+      if (!draw_one(args, k)) all_valid = false;
     }
   });
-  TORCH_CHECK_VALUE(fits,
+  TORCH_CHECK_VALUE(all_valid,
                     "users and starts do not fit the graph: each user must have at least one item but not all of them, "
                     "and starts must be the cumulative sum of their degrees, below 2**31");
 }

@@ -8,15 +8,15 @@ constexpr int kTripleThreads = 128;
 
 // Draws triples.
 //
-// Launch: one dimension, any number of blocks of kTripleThreads; threads take triples in strides of the grid. Bytes per
-// triple: some ten reads at random, of a 32-byte sector each, and 24 bytes written, coalesced. 2048 triples: 0.7 MB,
-// 0.15 us at the H200's 4.8 TB/s. Bottleneck: the latency of the chain of reads, about 5 us (estimated).
+// Launch: one dimension, any number of blocks of kTripleThreads; threads loop over triples. Bytes per triple: some ten
+// random reads of a 32-byte sector each, and 24 bytes written, coalesced. 2048 triples: 0.7 MB, 0.15 us at the H200's
+// 4.8 TB/s. Bottleneck: the latency of the chain of dependent reads, about 5 us (estimated).
 template <typename index_t>
 __global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleArguments args) {
   for (int64_t k = global_thread(); k < args.n; k += all_threads()) {
-    const bool fits = draw_triple<index_t>(args, k);  // outside the check, which a build may omit
+    const bool valid = draw_triple<index_t>(args, k);  // not within the check, which a build may omit
     GRF_DEVICE_CHECK(
-        fits,
+        valid,
         "users and starts do not fit the graph: each user must have at least one item but not all of them, "
         "and starts must be the cumulative sum of their degrees, below 2**31");
   }

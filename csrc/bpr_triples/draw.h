@@ -1,4 +1,4 @@
-// The draw of one BPR triple, for the CPU and for the CUDA kernel. Specification: gru4rec_fast/ops/bpr_triples.py.
+// Draws one BPR triple, on the CPU or in a CUDA kernel. Specification: gru4rec_fast/ops/bpr_triples.py.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +15,16 @@ GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit
   return static_cast<int64_t>((high * range + (low * range >> 32)) >> 32);
 }
 
-// Writes triple k to out[k], out[n + k], out[2 n + k]. Returns false if its candidate does not fit the graph. Reads a
-// user, two offsets, an item, and by bisection log2(degree) items and log2(n_candidates) starts.
+// Draws triple k and writes it to out[k], out[n + k] and out[2 n + k]. Returns false, and writes nothing, if users or
+// starts are invalid for the graph. Reads a user, two offsets, an item, and by bisection log2(degree) items and
+// log2(n_candidates) starts.
 template <typename index_t>
 GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
   const auto* neighbors = static_cast<const index_t*>(args.neighbors);
   const auto triple = static_cast<uint32_t>(k);
   const auto words_0 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 0}, args.seed);
   const auto words_1 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 1}, args.seed);
-  int64_t candidate, positive = 0;
+  int64_t candidate, positive_index = 0;  // indices in `users` and in the user's items
   if (args.starts == nullptr) {
     candidate = uniform_below(words_0.w0, words_0.w1, args.n_candidates);
   } else {
@@ -31,24 +32,25 @@ GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
     const int64_t total = starts[args.n_candidates];
     if (starts[0] != 0 || total < 1 || total >= int64_t{1} << 31) return false;
     const int64_t interaction = uniform_below(words_0.w0, words_0.w1, total);
-    // The candidate that has this interaction: the last one whose interactions start at or before it.
+    // The candidate that has this interaction is the last one whose interactions start at or before it.
     candidate = partition_point(args.n_candidates - 1, [&](int64_t i) { return starts[i + 1] <= interaction; });
-    positive = interaction - starts[candidate];
+    positive_index = interaction - starts[candidate];
   }
   const int64_t user = args.users[candidate];
   if (user < 0 || user >= args.n_users) return false;
   const int64_t begin = args.offsets[user], degree = args.offsets[user + 1] - begin;
   if (begin < 0 || degree < 1 || degree >= args.n_items || begin + degree > args.n_entries) return false;
-  if (args.starts == nullptr) positive = uniform_below(words_0.w2, words_0.w3, degree);
-  if (positive < 0 || positive >= degree) return false;
-  // The rank-th item that the user does not have. items[i] - n_users - i such items precede the user's i-th item, and
-  // this number increases with i, so bisection counts the user's items that precede the result.
+  if (args.starts == nullptr) positive_index = uniform_below(words_0.w2, words_0.w3, degree);
+  if (positive_index < 0 || positive_index >= degree) return false;
+  // The negative item is the rank-th item that the user does not have. items[i] - n_users - i such items precede the
+  // user's i-th item. This number increases with i, so bisection finds how many of the user's items precede the
+  // negative item.
   const int64_t rank = uniform_below(words_1.w0, words_1.w1, args.n_items - degree);
   const index_t* items = neighbors + begin;
   const int64_t n_lower_items =
       partition_point(degree, [&](int64_t i) { return static_cast<int64_t>(items[i]) - args.n_users - i <= rank; });
   args.out[k] = user;
-  args.out[args.n + k] = static_cast<int64_t>(items[positive]) - args.n_users;
+  args.out[args.n + k] = static_cast<int64_t>(items[positive_index]) - args.n_users;
   args.out[2 * args.n + k] = rank + n_lower_items;
   return true;
 }

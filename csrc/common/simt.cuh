@@ -66,7 +66,7 @@ inline unsigned blocks_for(int64_t n, int64_t per_block) {
 #ifdef __CUDACC__
   constexpr int64_t max_blocks = int64_t{1} << 16;  // far more than any GPU runs at once
 #else
-  const int64_t max_blocks = simt::most_blocks();
+  const int64_t max_blocks = simt::max_grid_blocks();
 #endif
   const int64_t blocks = (n - 1) / per_block + 1;
   return static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks);

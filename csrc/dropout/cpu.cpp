@@ -1,6 +1,7 @@
-// Counter-based dropout masks on the CPU. Specification: gru4rec_fast/ops/dropout.py.
+// Masks of inverted dropout on the CPU, from counter-based random numbers (Philox). Specification:
+// gru4rec_fast/ops/dropout.py.
 //
-// Threads take rows (step, lane); the kernel fills a row. Bottleneck: ten rounds of Philox per element.
+// Threads loop over rows; a row has the units of one lane at one step. Bottleneck: ten rounds of Philox per element.
 #include "dropout/dropout.h"
 
 #include <ATen/Parallel.h>
@@ -23,11 +24,11 @@ namespace {
 template <typename bits_t>
 void fill(const DropoutMask& mask, bits_t* out) {
   const auto fill_row = GRF_DISPATCH(dropout_row<bits_t>);
-  const int64_t grain =
-      std::max<int64_t>(1, 16384 / std::max<int64_t>(1, mask.units));  // minimum number of rows of a thread
+  constexpr int64_t kMinUnits = 16384;  // for a thread
+  const int64_t grain = std::max<int64_t>(1, kMinUnits / std::max<int64_t>(1, mask.units));
   at::parallel_for(0, mask.steps * mask.lanes, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      fill_row(out + row * mask.units, static_cast<uint32_t>(mask.units), mask.stream,
+      fill_row(out + row * mask.units, static_cast<uint32_t>(mask.units), mask.philox_stream,
                mask.first_step + static_cast<uint32_t>(row / mask.lanes), static_cast<uint32_t>(row % mask.lanes),
                mask.seed, mask.threshold, static_cast<bits_t>(mask.keep_bits));
     }

@@ -1,4 +1,5 @@
-// Counter-based dropout masks on CUDA. Specification: gru4rec_fast/ops/dropout.py.
+// Masks of inverted dropout on CUDA, from counter-based random numbers (Philox). Specification:
+// gru4rec_fast/ops/dropout.py.
 #include "common/philox.h"
 #include "common/simt.cuh"
 #include "dropout/dropout.h"
@@ -9,15 +10,15 @@ constexpr int kDropoutThreads = 256;
 
 // Fills a mask, out [steps, lanes, units]; each element is keep_bits or 0.
 //
-// Launch: one dimension, any number of blocks of kDropoutThreads; threads take elements in strides of the grid. Bytes:
-// every element written once, coalesced. 50 steps x 512 lanes x 512 units of float32: 52 MB, 11 us at the H200's 4.8
-// TB/s. Bottleneck: ten rounds of Philox per element, some 80 integer instructions: about 60 us (both estimated).
+// Launch: one dimension, any number of blocks of kDropoutThreads; threads loop over elements. Bytes: every element is
+// written once, coalesced. 50 steps x 512 lanes x 512 units of float32: 52 MB, 11 us at the H200's 4.8 TB/s.
+// Bottleneck: ten rounds of Philox per element, some 80 integer instructions: about 60 us (both times are estimated).
 template <typename bits_t>
 __global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMask mask, bits_t* __restrict__ out) {
   const int64_t n = mask.steps * mask.lanes * mask.units;
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const int64_t row = quotient(i, mask.units), step = quotient(row, mask.lanes);
-    const philox::Words counter{mask.stream, mask.first_step + static_cast<uint32_t>(step),
+    const philox::Words counter{mask.philox_stream, mask.first_step + static_cast<uint32_t>(step),
                                 static_cast<uint32_t>(row - step * mask.lanes),
                                 static_cast<uint32_t>(i - row * mask.units)};
     const uint32_t word = philox::philox4x32(counter, mask.seed).w0;

@@ -22,19 +22,19 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "dtype=", dtype, ": choose one of float32, float64, float16, bfloat16");
   const at::Tensor out = at::empty({steps, lanes, units}, at::TensorOptions().dtype(dtype).device(device));
-  const at::Tensor scale =
-      at::full({}, 1.0 / (1.0 - p), at::TensorOptions().dtype(dtype));  // rounded to the dtype by torch
+  // torch rounds the value of kept units to the dtype; its bytes are the bit pattern that the kernels write.
+  const at::Tensor scale = at::full({}, 1.0 / (1.0 - p), at::TensorOptions().dtype(dtype));
   uint64_t keep_bits = 0;
   std::memcpy(&keep_bits, scale.const_data_ptr(), scale.element_size());
-  const DropoutMask mask{steps,
-                         lanes,
-                         units,
-                         static_cast<uint32_t>(stream),
-                         static_cast<uint32_t>(step),
-                         static_cast<uint64_t>(seed),
-                         philox::drop_threshold(p),
-                         keep_bits,
-                         static_cast<int>(out.element_size())};
+  const DropoutMask mask{.steps = steps,
+                         .lanes = lanes,
+                         .units = units,
+                         .philox_stream = static_cast<uint32_t>(stream),
+                         .first_step = static_cast<uint32_t>(step),
+                         .seed = static_cast<uint64_t>(seed),
+                         .threshold = philox::drop_threshold(p),
+                         .keep_bits = keep_bits,
+                         .element_bytes = static_cast<int>(out.element_size())};
   if constexpr (kernels == Kernels::cuda) {
     const DeviceGuard guard(out.device());
     cuda::fill_dropout_mask(mask, out.mutable_data_ptr(), current_stream(out.device()));
@@ -44,8 +44,8 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   return out;
 }
 
-// The operator has no tensor argument from which the dispatcher could take the backend, so the argument `device`
-// selects it.
+// Calls the implementation for `device`. The dispatcher usually chooses it by the device of a tensor argument, but the
+// operator has no tensor argument.
 at::Tensor select_backend(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                           int64_t step, at::ScalarType dtype, at::Device device) {
   static const auto op = c10::Dispatcher::singleton()

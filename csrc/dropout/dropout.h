@@ -1,27 +1,30 @@
-// Dropout masks on raw pointers. Specification: gru4rec_fast/ops/dropout.py.
+// Masks of inverted dropout, on raw pointers. Specification: gru4rec_fast/ops/dropout.py.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
-// A mask [steps, lanes, units]. Elements of 2, 4 or 8 bytes are written as bit patterns, so the kernels need no dtype.
+// A mask [steps, lanes, units]; a lane is one of the sessions of a mini-batch. Elements of 2, 4 or 8 bytes are written
+// as bit patterns, so the kernels need not know the dtype.
 struct DropoutMask {
   int64_t steps, lanes, units;
-  uint32_t stream, first_step;
+  uint32_t philox_stream;  // first word of the Philox counter: one per use of the seed (not a CUDA stream)
+  uint32_t first_step;     // step number of the mask's first step, and second word of the counter
   uint64_t seed;
   uint32_t threshold;  // a unit is kept if its Philox word is at least this
   uint64_t keep_bits;  // bit pattern of 1 / (1 - p) in the mask's dtype
   int element_bytes;
 };
 
-// Writes the mask, on the CPU.
+// Writes the mask to `out`, on the CPU.
 void fill_dropout_mask(const DropoutMask& mask, void* out);
 
 namespace cuda {
 
+// Writes the mask to `out`, by a kernel on a CUDA stream.
 void fill_dropout_mask(const DropoutMask& mask, void* out, cudaStream_t stream);
 
 }  // namespace cuda

@@ -1,7 +1,8 @@
 // The product L @ E on the CPU. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 //
-// Threads divide the entries among themselves, not the rows: otherwise the thread of a power-law graph's hub would
-// finish last. A row is never divided, so its sum has the order, and the bits, of a run with one thread.
+// Each thread takes a range of rows that has about as many entries as the ranges of the other threads. Equal numbers of
+// rows would not do: the thread that takes a hub of a power-law graph would finish last. A single thread sums a whole
+// row, so the result has the same bits for any number of threads.
 #include "laplacian_propagation/laplacian_propagation.h"
 
 #include <ATen/Parallel.h>
@@ -26,24 +27,24 @@
 namespace grf {
 namespace {
 
-// The type that sums have: float for bfloat16 (stored as uint16_t bits), else T.
+// The type of sums: float for bfloat16 (stored as its bits, uint16_t), else T.
 template <typename T>
 using SumOf = std::conditional_t<std::is_same_v<T, uint16_t>, float, T>;
 
-// PropagationArguments as the kernel reads them: typed, the scales of rows and columns computed.
+// PropagationArguments in the form that the kernel reads: with types, and with computed scales of rows and columns.
 template <typename T>
 struct KernelArguments {
-  const T* features;  // [n_nodes, width], or [n_columns, width]
+  const T* features;  // [n_nodes, width]; with `columns`: [n_columns, width]
   int64_t n_nodes, width;
   const int64_t* offsets;         // [n_nodes + 1]
   const int64_t* rows;            // [n_rows] nodes whose results are computed; null: all nodes
-  const int32_t* feature_rows;    // [n_nodes] each node's row in `features`, -1 if not given; null: all, in order
+  const int32_t* feature_rows;    // [n_nodes] each node's row in `features`, -1 if it has none; null: row i is node i
   const SumOf<T>* row_scale;      // [n_nodes]
-  const SumOf<T>* feature_scale;  // the column scale of the node of each row of `features`; null: 1
-  const T* addend;                // null, or as `features`
+  const SumOf<T>* feature_scale;  // for each row of `features`, the column scale of its node; null: all scales are 1
+  const T* addend;                // added to the result; like `features`, or null
   bool adds_identity;
   bool transposed;
-  bool prefetches;  // features are larger than any cache: prefetch the rows of a chunk of entries before adding them
+  bool prefetches;  // whether to prefetch the features of some entries before adding them, as they exceed the cache
   uint32_t drop_threshold, step;
   uint64_t seed;
 };
@@ -57,8 +58,8 @@ struct KernelArguments {
 namespace grf {
 namespace {
 
-constexpr int64_t kGrain = 1 << 16;                       // multiply-adds: the least work for a thread
-constexpr int64_t kPrefetchFromBytes = int64_t{1} << 25;  // size of the features
+constexpr int64_t kGrain = 1 << 16;                     // minimum number of multiply-adds, or of nodes, for a thread
+constexpr int64_t kMaxBytesInCache = int64_t{1} << 25;  // larger features are prefetched
 
 // Returns factor * degree ** exponent for each node, 0 for nodes of degree 0 (unless the exponent is 0).
 template <typename Sum>
@@ -75,13 +76,14 @@ std::vector<Sum> scales_from_degrees(const PropagationArguments& args, double ex
   return scale;
 }
 
-// The rows to compute, and where each begins in the total of their entries.
+// The rows to compute: starts[i] is the total number of entries of the first i of them.
 struct RowStarts {
   const int64_t* starts;  // [n_rows + 1]
   int64_t n_rows;
 };
 
-// Returns the first row that begins at unit `unit` of work or later. A row counts as one unit more than its entries.
+// Returns the first row whose work begins at unit `unit` or later. A unit is the work of one entry. A row has one unit
+// more than it has entries, since writing its result costs about as much as an entry.
 int64_t first_row_from(const RowStarts& rows, int64_t unit) {
   return partition_point(rows.n_rows, [&](int64_t row) { return rows.starts[row] + row < unit; });
 }
@@ -91,22 +93,23 @@ void multiply(const KernelArguments<T>& args, const RowStarts& rows, const void*
   const auto multiply_range = GRF_DISPATCH(multiply_rows<T, index_t>);
   const auto* columns = static_cast<const index_t*>(neighbors);
   auto* results = static_cast<T*>(out);
-  const int64_t n_units = rows.starts[rows.n_rows] + rows.n_rows;  // a row costs about as much as an entry
-  std::atomic<int64_t> invalid{-1};
+  const int64_t n_units = rows.starts[rows.n_rows] + rows.n_rows;
+  std::atomic<int64_t> invalid_entry{-1};
   at::parallel_for(0, n_units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, args.width)),
                    [&](int64_t first_unit, int64_t end_unit) {
                      std::vector<SumOf<T>> sums(args.width);
                      const int64_t begin = first_row_from(rows, first_unit);
                      const int64_t end = first_row_from(rows, end_unit);
                      const int64_t entry = multiply_range(args, columns, begin, end, sums.data(), results);
-                     if (entry >= 0) invalid = entry;
+                     if (entry >= 0) invalid_entry = entry;
                    });
-  const int64_t entry = invalid;
+  const int64_t entry = invalid_entry;
   TORCH_CHECK_VALUE(entry < 0, "neighbors[", entry, "]=", columns[entry], ": the graph has nodes 0 to ",
                     args.n_nodes - 1);
 }
 
-// The index arrays of a submatrix that the kernel needs; empty where all rows or all columns are used.
+// The index arrays that the kernel needs for a submatrix. `starts` is empty if all rows are computed, `feature_rows` if
+// all columns are used.
 struct SubmatrixIndex {
   std::vector<int64_t> starts;
   std::vector<int32_t> feature_rows;
@@ -136,25 +139,26 @@ void multiply(const PropagationArguments& args) {
   std::vector<Sum> feature_scale;
   if (args.column_exponent != 0) feature_scale = scales_from_degrees<Sum>(args, args.column_exponent, 1);
   if (args.column_exponent != 0 && args.n_columns >= 0) {
-    // In place: columns increase, so that columns[i] >= i, and no scale is overwritten before it is read.
+    // In-place: columns increase, so columns[i] >= i, and no scale is overwritten before it is read.
     for (int64_t i = 0; i < args.n_columns; ++i) feature_scale[i] = feature_scale[args.columns[i]];
   }
   const int64_t n_features = args.n_columns < 0 ? args.n_nodes : args.n_columns;
-  const KernelArguments<T> kernel_args{static_cast<const T*>(args.features),
-                                       args.n_nodes,
-                                       args.width,
-                                       args.offsets,
-                                       args.rows,
-                                       index.feature_rows.empty() ? nullptr : index.feature_rows.data(),
-                                       row_scale.data(),
-                                       feature_scale.empty() ? nullptr : feature_scale.data(),
-                                       static_cast<const T*>(args.addend),
-                                       args.adds_identity,
-                                       args.transposed,
-                                       n_features * args.width * static_cast<int64_t>(sizeof(T)) > kPrefetchFromBytes,
-                                       args.drop_threshold,
-                                       args.step,
-                                       args.seed};
+  const int64_t feature_bytes = n_features * args.width * static_cast<int64_t>(sizeof(T));
+  const KernelArguments<T> kernel_args{.features = static_cast<const T*>(args.features),
+                                       .n_nodes = args.n_nodes,
+                                       .width = args.width,
+                                       .offsets = args.offsets,
+                                       .rows = args.rows,
+                                       .feature_rows = index.feature_rows.empty() ? nullptr : index.feature_rows.data(),
+                                       .row_scale = row_scale.data(),
+                                       .feature_scale = feature_scale.empty() ? nullptr : feature_scale.data(),
+                                       .addend = static_cast<const T*>(args.addend),
+                                       .adds_identity = args.adds_identity,
+                                       .transposed = args.transposed,
+                                       .prefetches = feature_bytes > kMaxBytesInCache,
+                                       .drop_threshold = args.drop_threshold,
+                                       .step = args.step,
+                                       .seed = args.seed};
   if (args.neighbors_are_int64) {
     multiply<T, int64_t>(kernel_args, index.rows, args.neighbors, args.out);
   } else {

@@ -1,4 +1,5 @@
-// The product L @ E on CUDA: allocates the workspace and launches the kernels.
+// The product L @ E on CUDA: allocates the kernels' workspace and launches them. Specification:
+// gru4rec_fast/ops/laplacian_propagation.py.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -20,7 +21,7 @@ void multiply_matrix(PropagationArguments args, const Tensor& features, const Te
   const Tensor segment_lists = at::empty({2, n_segments, 2}, offsets.options());
   const Tensor counts = at::zeros({2}, offsets.options());
   const Tensor feature_rows =
-      args.n_columns >= 0 ? at::full({args.n_nodes}, -1, offsets.options().dtype(at::kInt)) : Tensor();
+      args.n_columns >= 0 ? at::full({args.n_nodes}, /*fill_value=*/-1, offsets.options().dtype(at::kInt)) : Tensor();
   args.row_scale = scales[0].mutable_data_ptr();
   args.column_scale = scales[1].mutable_data_ptr();
   args.feature_rows = mutable_data_or_null<int32_t>(feature_rows);

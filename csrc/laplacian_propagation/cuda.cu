@@ -1,5 +1,5 @@
-// The product L @ E on CUDA, from CSR indices and degrees alone. Specification:
-// gru4rec_fast/ops/laplacian_propagation.py.
+// The product L @ E of a graph's propagation matrix L and its nodes' features E on CUDA. The entries of L are computed
+// from the graph's CSR indices. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 //
 // Each column of a row is summed in the order of the neighbors, by one chain of multiply-adds. A long row (more than
 // kSegmentEntries entries) is summed segment by segment, then over its segments in order. So the bits of a row depend
@@ -18,8 +18,8 @@ constexpr int kPropagationThreads = 256;
 
 // Computes row_scale and column_scale [n_nodes] from the degrees, and checks the offsets.
 //
-// Launch: one dimension, any number of blocks of kPropagationThreads; threads take nodes in strides of the grid. Reads
-// 8 bytes per node and writes two Sums: 1.1 MB, 0.2 us. Bottleneck: the launch itself, a few us.
+// Launch: one dimension, any number of blocks of kPropagationThreads; threads loop over nodes. Reads 8 bytes per node
+// and writes two scales: 1.1 MB, 0.2 us. Bottleneck: the launch itself, a few us.
 template <typename Sum>
 __global__ void __launch_bounds__(kPropagationThreads) node_scales_kernel(PropagationArguments args) {
   for (int64_t node = global_thread(); node < args.n_nodes; node += all_threads()) {
@@ -41,7 +41,8 @@ __global__ void __launch_bounds__(kPropagationThreads) node_scales_kernel(Propag
 
 // Sets feature_rows[columns[i]] = i, and checks the columns.
 //
-// Launch: as above, over the columns. Reads 8 bytes per column, writes 4 at random. Bottleneck: the launch itself.
+// Launch: one dimension, any number of blocks of kPropagationThreads; threads loop over columns. Reads 8 bytes per
+// column, writes 4 at random. Bottleneck: the launch itself.
 __global__ void __launch_bounds__(kPropagationThreads) index_columns_kernel(PropagationArguments args) {
   for (int64_t i = global_thread(); i < args.n_columns; i += all_threads()) {
     const int64_t column = args.columns[i];
@@ -53,9 +54,10 @@ __global__ void __launch_bounds__(kPropagationThreads) index_columns_kernel(Prop
 
 // Lists the long rows and their segments, and checks the rows.
 //
-// Launch: as above, over the rows of the result. Reads 16 to 24 bytes per row: below 2 MB, 0.4 us. Bottleneck: the
-// launch itself. Hazard: two long rows could take the same places in a list; atomic counters hand out the places. The
-// order of the lists varies from run to run; it decides which warp sums a segment, not the order of any sum.
+// Launch: one dimension, any number of blocks of kPropagationThreads; threads loop over rows of the result. Reads 16 to
+// 24 bytes per row: below 2 MB, 0.4 us. Bottleneck: the launch itself. Hazard: two threads could write to the same
+// position of a list, so each first reserves positions by an atomic addition. The order of the lists varies from run to
+// run. It decides which warp sums a segment, but not the order within a sum.
 __global__ void __launch_bounds__(kPropagationThreads) list_segments_kernel(PropagationArguments args) {
   for (int64_t i = global_thread(); i < args.n_rows; i += all_threads()) {
     const int64_t row = args.rows == nullptr ? i : args.rows[i];
@@ -82,7 +84,7 @@ struct GraphEntry {
   Sum scale;
 };
 
-// Finds the entry (row, column); false where dropout drops it or the features of the column are not given.
+// Computes the entry (row, column). Returns false if dropout drops it, or if `features` has no row for the column.
 template <typename Sum>
 __device__ __forceinline__ bool find_entry(const PropagationArguments& args, int64_t row, int64_t column,
                                            GraphEntry<Sum>* entry) {
@@ -97,11 +99,12 @@ __device__ __forceinline__ bool find_entry(const PropagationArguments& args, int
   return philox::philox4x32(counter, args.seed).w0 >= args.drop_threshold;
 }
 
-// Adds up to 32 entries to the sums of columns first_column + 32 k + lane. Each lane of the warp passes one entry,
-// which counts if `keep`; they are added in the order of the lanes. staged: shared memory for the warp's 32 entries.
+// Adds up to 32 entries to the sums of columns first_column + 32 k + lane, for k < kColumns. Each lane of the warp
+// passes one entry, which is added if `keep`. Entries are added in the order of their lanes. `staged` is shared memory
+// for 32 entries of the warp.
 //
-// Every lane adds every entry, to its own columns, so the entries go through shared memory. Hazard: a lane could
-// overwrite an entry that another lane still reads from the call before; the first __syncwarp prevents that.
+// Every lane adds all entries to its own columns, so it reads them from shared memory. Hazard: a lane could overwrite
+// an entry of the previous call that another lane has not read yet; the first __syncwarp prevents that.
 template <typename T, int kColumns>
 __device__ __forceinline__ void add_entries(const PropagationArguments& args, bool keep,
                                             const GraphEntry<typename Stored<T>::Sum>& entry, int64_t first_column,
@@ -137,8 +140,8 @@ __device__ __forceinline__ void add_entries(const PropagationArguments& args, bo
   }
 }
 
-// Sums columns first_column + 32 k + lane over the entries [begin, end) of a row, after the entry (row, row) if
-// `diagonal`.
+// Sums columns first_column + 32 k + lane over the entries [begin, end) of a row. With `diagonal`, the entry (row, row)
+// is added first.
 template <typename T, typename index_t, int kColumns>
 __device__ __forceinline__ void sum_entries(const PropagationArguments& args, int64_t row, int64_t begin, int64_t end,
                                             bool diagonal, int64_t first_column,
@@ -164,7 +167,7 @@ __device__ __forceinline__ void sum_entries(const PropagationArguments& args, in
   }
 }
 
-// Returns the row of the addend for node `row`; null where there is none.
+// Returns the addend's row for node `row`, or null if there is none.
 template <typename T>
 __device__ __forceinline__ const T* addend_of(const PropagationArguments& args, int64_t row) {
   if (args.addend == nullptr) return nullptr;
@@ -181,23 +184,23 @@ __device__ __forceinline__ void write_result(const PropagationArguments& args, i
   static_cast<T*>(args.out)[i * args.width + column] = Stored<T>::narrow(sum);
 }
 
-// Computes the rows of the result; of long rows, the sums of their segments.
+// Computes the short rows of the result, and for each long row the sums of its segments.
 //
-// Launch: x over warps, any number of blocks of kPropagationThreads, whose warps take segments and rows in strides of
-// the grid, the segments first, since they take longest; y over slices of 32 kColumns columns. Static shared memory: an
-// GraphEntry per thread. Each lane of a warp finds one of 32 entries, then all lanes add the 32 entries in order, each
-// lane to its own columns. Bytes: n_entries * (a row of features + one Sum + an index), read at random, n_rows rows
-// written: 0.45 GB, 0.09 ms. Bottleneck: these reads; they are faster where E (18 MB here) stays in the L2 cache.
+// Launch: in x, any number of blocks of kPropagationThreads, whose warps loop over segments and then rows (segments
+// take longest); in y, one block per 32 kColumns columns. Static shared memory: a GraphEntry per thread. Each lane of a
+// warp computes one of 32 entries, then all lanes add the 32 entries in order, each lane to its own columns. Bytes: per
+// entry a row of features, a scale and an index are read at random, and n_rows rows are written: 0.45 GB, 0.09 ms.
+// Bottleneck: these reads; they are faster if E (18 MB here) stays in the L2 cache.
 template <typename T, typename index_t, int kColumns>
 __global__ void __launch_bounds__(kPropagationThreads) multiply_rows_kernel(PropagationArguments args) {
   using Sum = typename Stored<T>::Sum;
   const auto n_segments = static_cast<int64_t>(args.counts[0]);
   const int64_t first_column = static_cast<int64_t>(blockIdx.y) * (32 * kColumns), lane = threadIdx.x % 32;
-  const int64_t n_tasks = n_segments + args.n_rows, warps = all_threads() / 32;
+  const int64_t n_tasks = n_segments + args.n_rows, n_warps = all_threads() / 32;
   Sum sums[kColumns];
   GRF_SHARED(entries, GraphEntry<Sum>[kPropagationThreads]);
   GraphEntry<Sum>* const staged = entries + threadIdx.x / 32 * 32;
-  for (int64_t task = global_thread() / 32; task < n_tasks; task += warps) {
+  for (int64_t task = global_thread() / 32; task < n_tasks; task += n_warps) {
     const bool is_segment = task < n_segments;
     const int64_t i = is_segment ? args.segments[2 * task] : task - n_segments;
     const int64_t segment = is_segment ? args.segments[2 * task + 1] : 0;
@@ -224,8 +227,8 @@ __global__ void __launch_bounds__(kPropagationThreads) multiply_rows_kernel(Prop
 
 // Computes the long rows of the result from the sums of their segments.
 //
-// Launch: any number of blocks of kPropagationThreads, which take long rows in strides of the grid; threads take
-// columns. Reads a Sum per segment and column, at most 2 n_entries / kSegmentEntries segments: below 1 MB, 0.2 us.
+// Launch: any number of blocks of kPropagationThreads, which loop over long rows; the threads of a block loop over
+// columns. Reads a sum per segment and column, for at most 2 n_entries / kSegmentEntries segments: below 1 MB, 0.2 us.
 // Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kPropagationThreads) add_segments_kernel(PropagationArguments args) {

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "common/checks.h"
@@ -41,7 +42,7 @@ void check_arguments(const Tensor& features, const Submatrix& graph, const Propa
                     "matrix='", options.matrix, "': choose one of symmetric, mean, norm, plain");
   TORCH_CHECK_VALUE(options.dropout >= 0 && options.dropout < 1, "dropout=", options.dropout,
                     ": the probability of dropping must be in [0, 1)");
-  check_counters(options.seed, options.step, 1);
+  check_counters(options.seed, options.step, /*steps=*/1);
   TORCH_CHECK_VALUE(features.dim() == 2 && features.size(0) < int64_t{1} << 32,
                     "features must be [n_nodes, d] of fewer than 2**32 nodes, not ", features.sizes());
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong &&
@@ -57,9 +58,9 @@ void check_nodes(const char* name, const Tensor& nodes, int64_t n_nodes) {
   if (!nodes.defined()) return;
   const int64_t* node = nodes.const_data_ptr<int64_t>();
   const int64_t n = nodes.size(0);
-  const auto not_increasing = [](int64_t a, int64_t b) { return a <= b; };
-  TORCH_CHECK_VALUE(n == 0 || (node[0] >= 0 && node[n - 1] < n_nodes && std::is_sorted(node, node + n, not_increasing)),
-                    name, " must be strictly increasing nodes from 0 to ", n_nodes - 1);
+  const bool increases = std::adjacent_find(node, node + n, std::greater_equal<>()) == node + n;
+  TORCH_CHECK_VALUE(n == 0 || (node[0] >= 0 && node[n - 1] < n_nodes && increases), name,
+                    " must be strictly increasing nodes from 0 to ", n_nodes - 1);
 }
 
 void check_offsets(const Tensor& offsets, int64_t n_entries) {
@@ -76,44 +77,47 @@ Tensor propagate(const Tensor& features, const Submatrix& graph, const Propagati
   check_arguments(features, graph, options);
   const FeatureDtype dtype = feature_dtype(features.scalar_type());
   const at::Device device = features.device();
-  const Tensor e = features.contiguous();
+  const Tensor contiguous_features = features.contiguous();
   const Tensor offsets = contiguous(graph.offsets, "offsets", graph.offsets.sizes(), at::kLong, device);
   const Tensor neighbors =
       contiguous(graph.neighbors, "neighbors", graph.neighbors.sizes(), graph.neighbors.scalar_type(), device);
   const Tensor rows = contiguous_nodes(device, graph.rows, "rows");
   const Tensor columns = contiguous_nodes(device, graph.columns, "columns");
-  TORCH_CHECK_VALUE(!columns.defined() || columns.size(0) == e.size(0), "features has ", e.size(0),
+  TORCH_CHECK_VALUE(!columns.defined() || columns.size(0) == features.size(0), "features has ", features.size(0),
                     " rows, but there are ", columns.defined() ? columns.size(0) : 0, " columns");
-  if (addend.defined()) contiguous(addend, "addend", e.sizes(), e.scalar_type(), device);
-  const int64_t n_nodes = offsets.size(0) - 1, n_rows = rows.defined() ? rows.size(0) : n_nodes, width = e.size(1);
-  const Tensor out = at::empty({n_rows, width}, e.options());
+  // A tensor that is added to the result, such as a further gradient of the features.
+  const Tensor contiguous_addend =
+      addend.defined() ? contiguous(addend, "addend", features.sizes(), features.scalar_type(), device) : Tensor();
+  const int64_t n_nodes = offsets.size(0) - 1, n_rows = rows.defined() ? rows.size(0) : n_nodes;
+  const int64_t width = features.size(1);
+  const Tensor out = at::empty({n_rows, width}, contiguous_features.options());
   const bool plain = options.matrix == "plain", symmetric = options.matrix == "symmetric";
   double row_exponent = plain ? 0.0 : symmetric ? -0.5 : -1.0, column_exponent = symmetric ? -0.5 : 0.0;
   if (options.transposed) std::swap(row_exponent, column_exponent);
-  const PropagationArguments args{e.const_data_ptr(),
-                                  dtype,
-                                  n_nodes,
-                                  width,
-                                  offsets.const_data_ptr<int64_t>(),
-                                  neighbors.const_data_ptr(),
-                                  neighbors.scalar_type() == at::kLong,
-                                  neighbors.size(0),
-                                  data_or_null<int64_t>(rows),
-                                  n_rows,
-                                  data_or_null<int64_t>(columns),
-                                  columns.defined() ? columns.size(0) : -1,
-                                  row_exponent,
-                                  column_exponent,
-                                  1 / (1 - options.dropout),
-                                  options.matrix == "norm",
-                                  options.transposed,
-                                  philox::drop_threshold(options.dropout),
-                                  static_cast<uint32_t>(options.step),
-                                  static_cast<uint64_t>(options.seed),
-                                  addend.defined() ? addend.const_data_ptr() : nullptr,
-                                  out.mutable_data_ptr()};
+  const PropagationArguments args{.features = contiguous_features.const_data_ptr(),
+                                  .dtype = dtype,
+                                  .n_nodes = n_nodes,
+                                  .width = width,
+                                  .offsets = offsets.const_data_ptr<int64_t>(),
+                                  .neighbors = neighbors.const_data_ptr(),
+                                  .neighbors_are_int64 = neighbors.scalar_type() == at::kLong,
+                                  .n_entries = neighbors.size(0),
+                                  .rows = data_or_null<int64_t>(rows),
+                                  .n_rows = n_rows,
+                                  .columns = data_or_null<int64_t>(columns),
+                                  .n_columns = columns.defined() ? columns.size(0) : -1,
+                                  .row_exponent = row_exponent,
+                                  .column_exponent = column_exponent,
+                                  .dropout_scale = 1 / (1 - options.dropout),
+                                  .adds_identity = options.matrix == "norm",
+                                  .transposed = options.transposed,
+                                  .drop_threshold = philox::drop_threshold(options.dropout),
+                                  .step = static_cast<uint32_t>(options.step),
+                                  .seed = static_cast<uint64_t>(options.seed),
+                                  .addend = contiguous_addend.defined() ? contiguous_addend.const_data_ptr() : nullptr,
+                                  .out = out.mutable_data_ptr()};
   if constexpr (kernels == Kernels::cuda) {
-    cuda::multiply_matrix(args, e, offsets);
+    cuda::multiply_matrix(args, contiguous_features, offsets);
   } else {
     check_nodes("rows", rows, n_nodes);
     check_nodes("columns", columns, n_nodes);

@@ -6,13 +6,13 @@
 
 #include "common/stream.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
 enum class FeatureDtype { float32, float64, bfloat16 };
 
-// Computes out = L[rows][:, columns] @ features (+ addend). Entry (r, c) of L is row_scale[r] * column_scale[c] for
-// each edge (r, c) that edge dropout keeps, else 0. "Sum" is the type that sums and scales have: double for float64
-// features, else float.
+// The arguments of out = L[rows][:, columns] @ features (+ addend). Entry (r, c) of L is row_scale[r] * column_scale[c]
+// for each edge (r, c) that edge dropout keeps, else 0. Sums and scales have the type Sum: double for float64 features,
+// else float.
 struct PropagationArguments {
   const void* features;  // [n_nodes, width]; with `columns`: [n_columns, width]
   FeatureDtype dtype;
@@ -27,32 +27,32 @@ struct PropagationArguments {
   int64_t n_columns;       // -1: the features of all nodes are given
   // row_scale = dropout_scale * degree ** row_exponent; column_scale = degree ** column_exponent
   double row_exponent, column_exponent, dropout_scale;
-  bool adds_identity;       // the graph is A + I: each node is also its own neighbor, and its degree is one more
-  bool transposed;          // entry (r, c) has the dropout mask of (c, r)
-  uint32_t drop_threshold;  // an entry is kept where its Philox word is at least this; 0: no dropout
+  bool adds_identity;       // for A + I: each node is also its own neighbor, and its degree is one more
+  bool transposed;          // entry (r, c) is dropped if entry (c, r) of the untransposed L is
+  uint32_t drop_threshold;  // an entry is kept if its Philox word is at least this; 0: no dropout
   uint32_t step;
   uint64_t seed;
-  const void* addend;  // null, or as `features`: the addend's row of a node is added to the node's result
+  const void* addend;  // like `features`, or null: its row for a node is added to the node's row of the result
   void* out;           // [n_rows, width], written
 
-  // Workspace of the CUDA kernels; null on the CPU.
+  // Workspace of the CUDA kernels; null on the CPU. A row of many entries is long: it is cut into segments.
   void* row_scale = nullptr;        // Sum [n_nodes]
   void* column_scale = nullptr;     // Sum [n_nodes]
   int32_t* feature_rows = nullptr;  // [n_nodes]: each node's row in `features`, -1 if not given; null without `columns`
   void* segment_sums = nullptr;     // Sum [max_segments(n_entries), width]
   int64_t* segments = nullptr;      // [max_segments, 2]: row of the result, index of the segment within this row
   int64_t* long_rows = nullptr;     // [max_segments, 2]: row of the result, index of its first segment in `segments`
-  unsigned long long* counts = nullptr;  // [2], zero at first: segments, long rows
+  unsigned long long* counts = nullptr;  // [2], initially zero: the numbers of segments and of long rows
 };
 
-// Multiplies on the CPU. Raises ValueError where a neighbor is no node of the graph.
+// Computes the product on the CPU. Raises ValueError if a neighbor is not a node of the graph.
 void multiply_matrix(const PropagationArguments& args);
 
 namespace cuda {
 
 // A row of more entries than this is long: it is cut into segments of this many entries, which different warps sum.
-// Otherwise one warp would sum a hub of a power-law graph long after all others have finished. The cut depends on
-// nothing but the row's length, so a row has the same bits in every call.
+// Otherwise, one warp would sum a hub of a power-law graph long after all others have finished. The segments depend
+// only on the row's length, so a row's result has the same bits in every call.
 #ifdef GRF_EMULATED
 constexpr int64_t kSegmentEntries = 96;  // so that the small graphs of tests have long rows
 #else

@@ -1,4 +1,5 @@
-// The product L @ E for other operators (ngcf_layer). Specification: gru4rec_fast/ops/laplacian_propagation.py.
+// The product L @ E of a graph's propagation matrix L and its nodes' features E, on tensors, for the operators
+// laplacian_propagation and ngcf_layer. Specification: gru4rec_fast/ops/laplacian_propagation.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,9 +11,10 @@
 #include "common/operator.h"
 #include "laplacian_propagation/laplacian_propagation.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
-// L[rows][:, columns] of a graph in CSR form. Rows and columns are increasing node indices; absent: all nodes.
+// The submatrix L[rows][:, columns] of a graph in CSR form. Rows and columns are increasing node indices; nullopt means
+// all nodes.
 struct Submatrix {
   const at::Tensor &offsets, &neighbors;
   const std::optional<at::Tensor>&rows, &columns;
@@ -28,9 +30,9 @@ struct PropagationOptions {
   bool transposed;
 };
 
-// Returns the product, a new tensor [n_rows, d]. `addend`, where defined, is contiguous and has the shape and dtype of
-// `features`: its row of a node is added to the node's result. Raises ValueError for invalid arguments. The values of
-// index tensors are checked here on the CPU, and by the kernels on CUDA.
+// Returns L[rows][:, columns] @ features, a new tensor [n_rows, d]. `addend`, if defined, has the shape and dtype of
+// `features`; its row for a node is added to the node's row of the result. Raises ValueError for invalid arguments. The
+// values of index tensors are checked here on the CPU, and by the kernels on CUDA.
 template <Kernels kernels>
 at::Tensor propagate(const at::Tensor& features, const Submatrix& graph, const PropagationOptions& options,
                      const at::Tensor& addend = {});
@@ -42,8 +44,8 @@ void multiply_matrix(PropagationArguments args, const at::Tensor& features, cons
 
 }  // namespace cuda
 
-// Returns row or column indices as contiguous memory on `device`; undefined where they are absent. `name` is the
-// argument's name in error messages.
+// Checks row or column indices and returns them as a contiguous tensor, undefined for nullopt. `name` is the argument's
+// name in error messages.
 at::Tensor contiguous_nodes(const at::Device& device, const std::optional<at::Tensor>& nodes, const char* name);
 
 }  // namespace grf

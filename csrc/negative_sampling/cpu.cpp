@@ -1,4 +1,4 @@
-// Negative items drawn from an alias table, on the CPU. Specification: gru4rec_fast/ops/negative_sampling.py.
+// Draws of negative items from an alias table, on the CPU. Specification: gru4rec_fast/ops/negative_sampling.py.
 #include "negative_sampling/negative_sampling.h"
 
 #include <ATen/Parallel.h>
@@ -18,14 +18,15 @@ void draw_negatives(const NegativeDraws& draws) {
   constexpr int64_t kGrain = 4096;  // minimum number of draws of a thread
   const int64_t n = draws.n;
   at::parallel_for(0, draws.steps * n, kGrain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {  // one call per step
+    while (begin < end) {  // once per step t
       const int64_t t = begin / n;
-      const int64_t stop = std::min(end, (t + 1) * n);
-      const bool valid = draw(draws.items + t * n, draws.log_prob == nullptr ? nullptr : draws.log_prob + t * n,
-                              begin - t * n, stop - t * n, draws.first_step + static_cast<uint32_t>(t), draws.seed,
-                              draws.threshold, draws.alias, draws.table_log_prob, static_cast<uint32_t>(draws.n_items));
+      const int64_t end_in_step = std::min(end, (t + 1) * n);
+      const bool valid =
+          draw(draws.items + t * n, draws.log_prob == nullptr ? nullptr : draws.log_prob + t * n, begin - t * n,
+               end_in_step - t * n, draws.first_step + static_cast<uint32_t>(t), draws.seed, draws.threshold,
+               draws.alias, draws.table_log_prob, static_cast<uint32_t>(draws.n_items));
       TORCH_CHECK_INDEX(valid, "alias: holds numbers outside [0, ", draws.n_items, "), the items");
-      begin = stop;
+      begin = end_in_step;
     }
   });
 }

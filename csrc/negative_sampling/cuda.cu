@@ -1,4 +1,4 @@
-// Negative items drawn from an alias table, on CUDA. Specification: gru4rec_fast/ops/negative_sampling.py.
+// Draws of negative items from an alias table, on CUDA. Specification: gru4rec_fast/ops/negative_sampling.py.
 #include "common/philox.h"
 #include "common/simt.cuh"
 #include "negative_sampling/negative_sampling.h"
@@ -9,10 +9,10 @@ constexpr int kNegativeThreads = 256;
 
 // Draws items and writes their log-probabilities.
 //
-// Launch: one dimension, any number of blocks of kNegativeThreads; threads take draws in strides of the grid. Bytes per
-// draw: threshold, alias and log-probability read at random, a 32-byte sector each, and 12 written, coalesced. 50 steps
-// of 2048 draws: 11 MB, 2.3 us at the H200's 4.8 TB/s (estimated). Bottleneck: these reads where the table (20 bytes
-// per item) exceeds the L2 cache; for a single step the launch itself.
+// Launch: one dimension, any number of blocks of kNegativeThreads; threads loop over draws. Bytes per draw: random
+// reads of threshold, alias and log-probability, a 32-byte sector each, and 12 bytes written, coalesced. 50 steps of
+// 2048 draws: 11 MB, 2.3 us at the H200's 4.8 TB/s (estimated). Bottleneck: these reads if the table (20 bytes per
+// item) exceeds the L2 cache; for a single step, the launch itself.
 __global__ void __launch_bounds__(kNegativeThreads) draw_negatives_kernel(NegativeDraws draws) {
   const int64_t total = draws.steps * draws.n;
   const auto n_items = static_cast<uint32_t>(draws.n_items);

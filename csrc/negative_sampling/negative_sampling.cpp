@@ -1,5 +1,5 @@
-// The operators build_alias_table (CPU only) and negative_sampling: check arguments and allocate results.
-// Specification: gru4rec_fast/ops/negative_sampling.py.
+// The operators build_alias_table (CPU only) and negative_sampling: check arguments and allocate results. Also builds
+// the alias table. Specification: gru4rec_fast/ops/negative_sampling.py.
 #include "negative_sampling/negative_sampling.h"
 
 #include <ATen/ops/empty.h>
@@ -14,7 +14,10 @@
 namespace grf {
 namespace {
 
-constexpr int64_t kColumnMass = int64_t{1} << 31;  // a column of the alias table is one item's threshold and alias
+// The alias table has a column per item: a threshold and an alias. An item's mass is its probability in units of 1 /
+// (n_items * kColumnMass). The mass of a column is kColumnMass: the column's own item has `threshold` of it, and the
+// alias has the rest.
+constexpr int64_t kColumnMass = int64_t{1} << 31;
 
 void check_column(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t n_items) {
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == dtype && tensor.size(0) == n_items, name, " must be ",
@@ -46,8 +49,9 @@ std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
   }
   TORCH_CHECK_VALUE(unassigned == 0, "mass: the sum must be n_items * 2**31, but falls short of it by ", unassigned);
 
-  // Vose's method: a column below kColumnMass is filled up from one that has at least that much, which becomes its
-  // alias. The masses of unfinished columns average kColumnMass, so while `small` has a column, so has `large`.
+  // Vose's method: takes an item whose mass is below kColumnMass, and fills its column with mass of an item that has at
+  // least kColumnMass, which becomes the column's alias. The masses of the items that are left average kColumnMass, so
+  // `large` is not empty while `small` is not.
   while (!small.empty()) {
     const int64_t column = small.back();
     const int64_t donor = large.back();
@@ -79,24 +83,24 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
   const at::Tensor aliases = contiguous(alias, "alias", {n_items}, at::kLong, device);
   const at::Tensor log_probs = contiguous(log_prob, "log_prob", {n_items}, at::kFloat, device);
   const at::Tensor items = at::empty({steps, n}, threshold.options());
-  const at::Tensor item_log_prob = at::empty({steps, n}, log_prob.options());
-  const NegativeDraws draws{thresholds.const_data_ptr<int64_t>(),
-                            aliases.const_data_ptr<int64_t>(),
-                            log_probs.const_data_ptr<float>(),
-                            n_items,
-                            steps,
-                            n,
-                            static_cast<uint32_t>(step),
-                            static_cast<uint64_t>(seed),
-                            items.mutable_data_ptr<int64_t>(),
-                            item_log_prob.mutable_data_ptr<float>()};
+  const at::Tensor drawn_log_prob = at::empty({steps, n}, log_prob.options());
+  const NegativeDraws draws{.threshold = thresholds.const_data_ptr<int64_t>(),
+                            .alias = aliases.const_data_ptr<int64_t>(),
+                            .table_log_prob = log_probs.const_data_ptr<float>(),
+                            .n_items = n_items,
+                            .steps = steps,
+                            .n = n,
+                            .first_step = static_cast<uint32_t>(step),
+                            .seed = static_cast<uint64_t>(seed),
+                            .items = items.mutable_data_ptr<int64_t>(),
+                            .log_prob = drawn_log_prob.mutable_data_ptr<float>()};
   if constexpr (kernels == Kernels::cuda) {
     const DeviceGuard guard(device);
     cuda::draw_negatives(draws, current_stream(device));
   } else {
     draw_negatives(draws);
   }
-  return {items, item_log_prob};
+  return {items, drawn_log_prob};
 }
 
 GRF_REGISTER_CPU(build_alias_table)

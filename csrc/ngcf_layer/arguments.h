@@ -11,9 +11,9 @@
 #include "laplacian_propagation/propagate.h"
 #include "ngcf_layer/ngcf_layer.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
-// The name of a matrix taken apart: "mean+I" is "mean", and adds the identity.
+// A parsed name of a matrix: "mean+I" has the name "mean" and adds the identity.
 struct NgcfMatrix {
   std::string name;
   bool adds_identity;
@@ -24,8 +24,8 @@ struct NgcfMatrix {
   }
 };
 
-// The features multiplied by the matrices of P and of Q (without "+I"), and the row in `features` of each row's own
-// node (undefined: in order).
+// The features multiplied by the matrices of P and of Q (without "+I"). self_index [n_rows] is the row in `features` of
+// the node that each row of the result belongs to; undefined: row i belongs to node i.
 struct NgcfPropagated {
   at::Tensor p, q, self_index;
 };
@@ -33,7 +33,7 @@ struct NgcfPropagated {
 // The arguments that forward and backward share, checked and contiguous.
 struct NgcfArguments {
   at::Device device;
-  at::Tensor features, weights;  // weights [2 n_in, n_out]: W1 on top of W2
+  at::Tensor features, weights;  // weights [2 n_in, n_out]: W1 above W2
   at::Tensor rows, columns;
   NgcfMatrix p, q;
   bool per_term;
@@ -47,24 +47,31 @@ struct NgcfArguments {
 
   bool shares_matrix() const { return p.name == q.name; }
   int n_terms() const { return per_term ? 2 : 1; }
-  int64_t term_width() const { return per_term ? n_in : 2 * n_in; }  // columns of the inputs in one product
+  // The number of columns of the inputs that one product with weights takes.
+  int64_t term_width() const { return per_term ? n_in : 2 * n_in; }
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, features.options()); }
   PropagationOptions propagation(const NgcfMatrix& matrix, bool transposed) const {
     return {matrix.name, node_dropout, seed, step, transposed};
   }
   template <typename T>
   NgcfLayer<T> layer(const NgcfPropagated& propagated) const {
-    return {{n_rows, n_in, features.const_data_ptr<T>(), data_or_null<int64_t>(propagated.self_index),
-             propagated.p.const_data_ptr<T>(), (shares_matrix() ? propagated.p : propagated.q).const_data_ptr<T>(),
-             p.adds_identity, q.adds_identity},
-            {n_rows, n_out, static_cast<T>(slope), static_cast<T>(1 / (1 - message_dropout))},
-            dropout()};
+    const at::Tensor& propagated_q = shares_matrix() ? propagated.p : propagated.q;
+    const NgcfRows<T> layer_rows{n_rows,
+                                 n_in,
+                                 features.const_data_ptr<T>(),
+                                 data_or_null<int64_t>(propagated.self_index),
+                                 propagated.p.const_data_ptr<T>(),
+                                 propagated_q.const_data_ptr<T>(),
+                                 p.adds_identity,
+                                 q.adds_identity};
+    const T keep_scale = static_cast<T>(1 / (1 - message_dropout));
+    return {layer_rows, NgcfUnits<T>{n_rows, n_out, static_cast<T>(slope), keep_scale}, dropout()};
   }
   MessageDropout dropout() const;
 };
 
 // The gradients that the backward pass computes before it multiplies by the graph's matrices. propagated_q is undefined
-// where P and Q have one matrix.
+// if P and Q differ at most in "+I"; propagated_p is then the gradient of the features multiplied by their matrix.
 struct NgcfGradientTensors {
   at::Tensor propagated_p, propagated_q, self_features;  // [n_rows, n_in]
   at::Tensor weights, bias_1, bias_2;                    // [2 n_in, n_out], [n_out], [n_out]
@@ -72,7 +79,7 @@ struct NgcfGradientTensors {
 
 namespace cuda {
 
-// Writes the index of each row among the columns to self_index [n_rows].
+// Writes the index in `columns` of each element of `rows` to self_index [n_rows].
 void find_rows(const NgcfArguments& args, at::Tensor& self_index);
 void ngcf_forward(const NgcfArguments& args, const NgcfPropagated& propagated, const at::Tensor& bias_1,
                   const at::Tensor& bias_2, at::Tensor& out, at::Tensor& flags);

@@ -1,11 +1,11 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// After the product with the graph's matrix (laplacian_propagation/propagate.h), threads take blocks of rows. A block
-// stays in the cache from the inputs of the weights to E', and in the backward pass from the gradient of E' to those of
-// the propagated features. The forward pass saves the propagated features and a byte of flags per unit; the backward
-// pass recomputes the inputs. Gradients of the weights are summed within chunks of rows, whose number depends on n_rows
-// alone, then over the chunks in order, so they have the same bits for any number of threads. Bottleneck: the products
-// with the weights.
+// First, laplacian_propagation/propagate.h multiplies the features by the graph's matrices, which gives the propagated
+// features. Then threads loop over blocks of rows. The inputs of the weights, their product and E' of a block stay in
+// the cache, as do the gradients of a block in the backward pass. The forward pass saves the propagated features and a
+// byte of flags per unit; the backward pass recomputes the inputs. Gradients of the weights are summed within chunks of
+// rows, then over the chunks in order. The number of chunks depends only on n_rows, so the gradients have the same bits
+// for any number of threads. Bottleneck: the products with the weights.
 #include "ngcf_layer/ngcf_layer.h"
 
 #include <ATen/Parallel.h>
@@ -30,12 +30,12 @@ namespace grf {
 namespace {
 
 constexpr int64_t kRowsPerBlock = 192;
-constexpr int64_t kMaxChunks = 16;  // of rows, for the gradients of the weights
+constexpr int64_t kMaxChunks = 16;  // maximum number of chunks of rows whose gradients of the weights are summed apart
 
 struct ForwardScratch;
 struct BackwardScratch;
 
-// Calls run(first row, number of rows) for each block of rows, on all threads.
+// Calls run(first row, number of rows) for each block of rows, in parallel.
 template <typename Run>
 void for_blocks(int64_t n_rows, const Run& run) {
   at::parallel_for(0, (n_rows + kRowsPerBlock - 1) / kRowsPerBlock, 1, [&](int64_t begin, int64_t end) {
@@ -67,7 +67,7 @@ template <typename T>
 void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool per_term, const T* grad_out,
                    const uint8_t* flags, const NgcfGradients<T>& grads) {
   const int64_t n_in = layer.rows.n_in, n_out = layer.units.n_out, n_rows = layer.rows.n_rows;
-  const int64_t size = 2 * n_in * n_out + 2 * n_out;
+  const int64_t size = 2 * n_in * n_out + 2 * n_out;  // of the gradients of both weights and both biases
   const int64_t n_blocks = (n_rows + kRowsPerBlock - 1) / kRowsPerBlock, n_chunks = std::min(kMaxChunks, n_blocks);
   std::vector<T> sums(std::max<int64_t>(n_chunks, 1) * size);
   const auto run = [&](int64_t begin, int64_t count, T* grad_weights) {
@@ -82,11 +82,11 @@ void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool 
       GRF_DISPATCH(activate_backward<T>)
       (layer, count, grad_out + begin * n_out, flags + begin * n_out, term == 0 ? kFirstPositive : kSecondPositive,
        grad_sums, grad_bias + term * n_out);
-      const int64_t first_column = term * n_in, n = per_term ? n_in : 2 * n_in;  // the columns of this product's inputs
-      multiply<T>(count, n, n_out, {grad_sums, n_out}, {transposed_weights + first_column, 2 * n_in},
+      const int64_t first_column = term * n_in, n_columns = per_term ? n_in : 2 * n_in;  // of this term's inputs
+      multiply<T>(count, n_columns, n_out, {grad_sums, n_out}, {transposed_weights + first_column, 2 * n_in},
                   grad_inputs + first_column, 2 * n_in);
-      multiply<T>(n, n_out, count, {inputs + first_column, 1, 2 * n_in}, {grad_sums, n_out},
-                  grad_weights + first_column * n_out, n_out, true);
+      multiply<T>(n_columns, n_out, count, {inputs + first_column, 1, 2 * n_in}, {grad_sums, n_out},
+                  grad_weights + first_column * n_out, n_out, /*add=*/true);
     }
     GRF_DISPATCH(make_inputs_backward<T>)(layer, begin, count, grad_inputs, grads.propagated_p, grads.propagated_q,
                                           grads.self_features);
@@ -102,9 +102,9 @@ void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool 
     for (int64_t i = 0; i < size; ++i) sums[i] += sums[chunk * size + i];
   }
   std::copy_n(sums.data(), 2 * n_in * n_out, grads.weights);
-  const T* bias = sums.data() + 2 * n_in * n_out;  // without per_term, both biases have the same gradient
-  std::copy_n(bias, n_out, grads.bias_1);
-  std::copy_n(bias + (per_term ? n_out : 0), n_out, grads.bias_2);
+  const T* grad_bias = sums.data() + 2 * n_in * n_out;  // without per_term, both biases have the same gradient
+  std::copy_n(grad_bias, n_out, grads.bias_1);
+  std::copy_n(grad_bias + (per_term ? n_out : 0), n_out, grads.bias_2);
 }
 
 #define GRF_INSTANTIATE(T)                                                                 \

@@ -1,8 +1,9 @@
 // The NGCF layer on CUDA, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// laplacian_propagation multiplies by the graph's matrices, torch by the weights; the kernels of cuda.cu do the
-// element-wise passes between these products, each over all rows. The forward pass saves the propagated features and a
-// byte of flags per unit; the backward pass recomputes the inputs of the weights. Kernels check rows and columns.
+// laplacian_propagation multiplies by the graph's matrices, which gives the propagated features. torch multiplies by
+// the weights. The kernels of cuda.cu do the element-wise operations before and after these products. The forward pass
+// saves the propagated features and a byte of flags per unit; the backward pass recomputes the inputs of the weights.
+// The kernels check the values of rows and columns.
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
@@ -33,9 +34,9 @@ void ngcf_forward(const NgcfArguments& args, const NgcfPropagated& propagated, c
     const auto layer = args.layer<scalar_t>(propagated);
     make_inputs(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
     for (int term = 0; term < args.n_terms(); ++term) {
-      const int64_t first_column = term * args.n_in, n = args.term_width();
-      at::mm_out(term == 0 ? out : product_2, inputs.narrow(1, first_column, n),
-                 args.weights.narrow(0, first_column, n));
+      const int64_t first_column = term * args.n_in, n_columns = args.term_width();
+      at::mm_out(term == 0 ? out : product_2, inputs.narrow(1, first_column, n_columns),
+                 args.weights.narrow(0, first_column, n_columns));
     }
     const ActivationOperands<scalar_t> operands{bias_1.const_data_ptr<scalar_t>(), bias_2.const_data_ptr<scalar_t>(),
                                                 data_or_null<scalar_t>(product_2), out.mutable_data_ptr<scalar_t>(),
@@ -58,11 +59,12 @@ void ngcf_backward(const NgcfArguments& args, const NgcfPropagated& propagated, 
                       args.per_term ? grad_sum_1 + n_rows * n_out : nullptr, stream);
     make_inputs(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
     for (int term = 0; term < args.n_terms(); ++term) {
-      const int64_t first_column = term * n_in, n = args.term_width();
-      Tensor term_inputs = inputs.narrow(1, first_column, n), grad_weights = grads.weights.narrow(0, first_column, n);
+      const int64_t first_column = term * n_in, n_columns = args.term_width();
+      Tensor term_inputs = inputs.narrow(1, first_column, n_columns);
+      Tensor grad_weights = grads.weights.narrow(0, first_column, n_columns);
       at::mm_out(grad_weights, term_inputs.t(), grad_sums[term]);
       // The gradient of the inputs overwrites the inputs, which nothing reads again.
-      at::mm_out(term_inputs, grad_sums[term], args.weights.narrow(0, first_column, n).t());
+      at::mm_out(term_inputs, grad_sums[term], args.weights.narrow(0, first_column, n_columns).t());
     }
     make_inputs_backward(layer.rows, inputs.const_data_ptr<scalar_t>(), grads.propagated_p.mutable_data_ptr<scalar_t>(),
                          mutable_data_or_null<scalar_t>(grads.propagated_q),
@@ -72,7 +74,7 @@ void ngcf_backward(const NgcfArguments& args, const NgcfPropagated& propagated, 
   if (args.per_term) {
     at::sum_out(grads.bias_2, grad_sums[1], 0);
   } else {
-    grads.bias_2.copy_(grads.bias_1);  // both biases are added to one sum
+    grads.bias_2.copy_(grads.bias_1);  // both biases are added to the same sum
   }
 }
 

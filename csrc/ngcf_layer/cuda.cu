@@ -1,12 +1,15 @@
-// The element-wise passes of the NGCF layer. Specification: gru4rec_fast/ops/ngcf_layer.py.
+// The CUDA kernels of the NGCF layer, for the element-wise operations before and after its products with the weights.
+// Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// Launch of all kernels: one dimension, any number of blocks of kNgcfThreads, no shared memory. A thread takes groups
-// of N neighboring columns of a row, in strides of the grid, and accesses each group at once. Neighboring threads take
-// neighboring groups, so all accesses are coalesced, except that the rows of a node's own features may be anywhere.
-// Loops that divide are not unrolled: most threads run one iteration, and four divisions at once would spill registers.
+// Launch of all kernels: one dimension, any number of blocks of kNgcfThreads, no shared memory. Threads loop over
+// groups of N neighboring columns of a row, and load or store a whole group by one instruction. Neighboring threads
+// take neighboring groups, so all accesses are coalesced, except that the rows of the nodes' own features may be
+// anywhere. Loops that divide are not unrolled: most threads run one iteration, and the divisions of several iterations
+// would spill registers.
 //
 // Times in the comments are estimates for an H200 (4.8 TB/s) and all 71,000 nodes of Gowalla, n_in = n_out = 64,
-// float32: a matrix [n_rows, 64] is 18 MB. Every kernel is bound by memory bandwidth unless its comment says otherwise.
+// float32. Bytes are counted in matrices [n_rows, 64] of 18 MB. Every kernel is bound by memory bandwidth unless its
+// comment says otherwise.
 #include "common/columns.cuh"
 #include "common/partition_point.h"
 #include "common/philox.h"
@@ -17,7 +20,7 @@ namespace grf::cuda {
 
 constexpr int kNgcfThreads = 256;
 
-// Position of the i-th group of N columns in a matrix of `width` columns.
+// Row and first column of the i-th group of N columns in a matrix of `width` columns.
 template <int N>
 struct ColumnGroup {
   int64_t row, column;
@@ -28,9 +31,9 @@ struct ColumnGroup {
   }
 };
 
-// Writes the index of each row among the columns, by bisection, and checks that it is there. A thread takes a row.
-// Bytes: 16 per row, 1.1 MB, 0.2 us, and 8 log2(n_columns) from the cache. Bottleneck: the latency of log2(n_columns)
-// dependent reads.
+// Writes the index of each element of `rows` in `columns`, by bisection, and checks that there is one. Threads loop
+// over rows. Bytes per row: 16, and 8 log2(n_columns) from the cache: 1.1 MB, 0.2 us. Bottleneck: the latency of
+// log2(n_columns) dependent reads.
 __global__ void __launch_bounds__(kNgcfThreads)
     find_rows_kernel(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* indices) {
   for (int64_t i = global_thread(); i < n_rows; i += all_threads()) {
@@ -41,8 +44,8 @@ __global__ void __launch_bounds__(kNgcfThreads)
   }
 }
 
-// Computes inputs = [P E, Q E * E].
-// Bytes: two matrices read (three where P and Q differ) and two written: 73 MB, 15 us.
+// Computes inputs = [P E, Q E * E]. Bytes: two matrices read (three if P and Q have different matrices) and two
+// written: 73 MB, 15 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads) make_inputs_kernel(NgcfRows<T> rows, T* inputs) {
   const int64_t n = rows.n_rows * (rows.n_in / N);
@@ -64,15 +67,15 @@ __global__ void __launch_bounds__(kNgcfThreads) make_inputs_kernel(NgcfRows<T> r
   }
 }
 
-// LeakyReLU; NaN for NaN.
+// Returns LeakyReLU of x; NaN if x is NaN.
 template <typename T>
 __device__ __forceinline__ T leaky_relu(T x, T slope) {
   return x > 0 ? x : slope * x;
 }
 
-// Adds the biases, applies LeakyReLU and message dropout, and writes E' and the flags.
-// Bytes: a matrix read (two with per_term) and written, and a byte per unit written: 41 MB, 9 us. Bottleneck with
-// dropout: ten rounds of Philox per unit, some 80 integer instructions: about 20 us.
+// Adds the biases, applies LeakyReLU and message dropout, and writes E' and the flags. Bytes: one matrix read (two with
+// per_term), one matrix and a byte per unit written: 41 MB, 9 us. Bottleneck with dropout: ten rounds of Philox per
+// unit, some 80 integer instructions: about 20 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
     activate_kernel(NgcfUnits<T> units, MessageDropout dropout, ActivationOperands<T> operands) {
@@ -108,8 +111,8 @@ __global__ void __launch_bounds__(kNgcfThreads)
   }
 }
 
-// Computes the gradients of the terms' sums before the activation from the gradient of E'.
-// Bytes: a matrix and a byte per unit read, a matrix written (two with per_term): 41 MB, 9 us.
+// Computes the gradients of the activation's arguments from the gradient of E'. Bytes: one matrix and a byte per unit
+// read, one matrix written (two with per_term): 41 MB, 9 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
     activate_backward_kernel(NgcfUnits<T> units, const T* grad_out, const uint8_t* flags, T* grad_sum_1,
@@ -131,7 +134,7 @@ __global__ void __launch_bounds__(kNgcfThreads)
 }
 
 // Computes the gradients of the propagated features and of the rows' own features from the gradient of the inputs.
-// Bytes: four matrices read, two written (three where P and Q differ): 109 MB, 23 us.
+// Bytes: four matrices read, two written (three if P and Q have different matrices): 109 MB, 23 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
     make_inputs_backward_kernel(NgcfRows<T> rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_self) {
@@ -144,7 +147,7 @@ __global__ void __launch_bounds__(kNgcfThreads)
     const auto self = columns_at<T, N>(rows.self_row(group.row) + group.column);
     const auto propagated_q = columns_at<T, N>(rows.propagated_q + offset);
     const auto grad_product = columns_at<T, N>(grad_input + rows.n_in);
-    auto p = columns_at<T, N>(grad_input);
+    auto p = columns_at<T, N>(grad_input);  // p, q and self become the gradients that are written
     Columns<T, N> q, self_sum;
     for (int j = 0; j < N; ++j) {
       q.at[j] = grad_product.at[j] * self.at[j];

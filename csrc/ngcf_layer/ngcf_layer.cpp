@@ -17,6 +17,7 @@ namespace grf {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Layer l uses the Philox stream kStreamMessageDropout + l, which must stay below the next stream in use.
 constexpr int64_t kMaxLayers = philox::kStreamTriples - philox::kStreamMessageDropout;
 
 NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, const OptionalTensor& rows_,
@@ -35,7 +36,7 @@ NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, con
       seed(seed_),
       step(step_),
       layer_index(layer_index_) {
-  check_counters(seed, step, 1);
+  check_counters(seed, step, /*steps=*/1);
   check_kernel_dtype("ngcf_layer", features.scalar_type());
   TORCH_CHECK_VALUE(features.dim() == 2 && weight_1.dim() == 2,
                     "features and weight_1 must be matrices, not of shapes ", features.sizes(), " and ",
@@ -59,7 +60,7 @@ MessageDropout NgcfArguments::dropout() const {
 
 namespace {
 
-// Writes the index of each row among the columns to self_index. Rows and columns increase, so one pass finds all.
+// Writes the index in `columns` of each element of `rows` to self_index. Both increase, so one pass finds all of them.
 void find_rows(const NgcfArguments& args, Tensor& self_index) {
   const int64_t *row = args.rows.const_data_ptr<int64_t>(), *column = args.columns.const_data_ptr<int64_t>();
   auto* index = self_index.mutable_data_ptr<int64_t>();
@@ -71,8 +72,8 @@ void find_rows(const NgcfArguments& args, Tensor& self_index) {
   }
 }
 
-// Returns the row in `features` of each row's own node; undefined: in order. Call it after `propagate`, which checks
-// that rows and columns increase.
+// Returns the row in `features` of the node that each row of the result belongs to, or an undefined tensor if row i
+// belongs to node i. Must be called after `propagate`, which checks that rows and columns increase.
 template <Kernels kernels>
 Tensor make_self_index(const NgcfArguments& args) {
   if (!args.columns.defined()) return args.rows;
@@ -98,9 +99,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(
   const Tensor b2 = contiguous(bias_2, "bias_2", {args.n_out}, dtype, args.device);
   const Submatrix graph{offsets, neighbors, rows, columns};
   NgcfPropagated propagated;
-  propagated.p = propagate<kernels>(args.features, graph, args.propagation(args.p, false));
-  propagated.q = args.shares_matrix() ? args.empty({0})
-                                      : propagate<kernels>(args.features, graph, args.propagation(args.q, false));
+  const auto multiply_by = [&](const NgcfMatrix& matrix) {
+    return propagate<kernels>(args.features, graph, args.propagation(matrix, /*transposed=*/false));
+  };
+  propagated.p = multiply_by(args.p);
+  propagated.q = args.shares_matrix() ? args.empty({0}) : multiply_by(args.q);
   propagated.self_index = make_self_index<kernels>(args);
   Tensor out = args.empty({args.n_rows, args.n_out});
   Tensor flags = at::empty({args.n_rows, args.n_out}, features.options().dtype(at::kByte));
@@ -134,28 +137,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
       args.shares_matrix() ? side_q : contiguous(side_q, "side_q", {n_rows, n_in}, dtype, args.device),
       make_self_index<kernels>(args)};
   const Tensor flags = contiguous(code, "code", {n_rows, n_out}, at::kByte, args.device);
-  NgcfGradientTensors grads{
-      at::empty_like(propagated.p), args.shares_matrix() ? Tensor() : at::empty_like(propagated.p),
-      at::empty_like(propagated.p), args.empty({2 * n_in, n_out}),
-      args.empty({n_out}),          args.empty({n_out})};
+  NgcfGradientTensors grads{.propagated_p = at::empty_like(propagated.p),
+                            .propagated_q = args.shares_matrix() ? Tensor() : at::empty_like(propagated.p),
+                            .self_features = at::empty_like(propagated.p),
+                            .weights = args.empty({2 * n_in, n_out}),
+                            .bias_1 = args.empty({n_out}),
+                            .bias_2 = args.empty({n_out})};
   if constexpr (kernels == Kernels::cuda) {
     cuda::ngcf_backward(args, propagated, grad, flags, grads);
   } else {
     const Tensor transposed_weights = args.weights.t().contiguous();
     AT_DISPATCH_FLOATING_TYPES(dtype, "ngcf_layer_backward", [&] {
-      const NgcfGradients<scalar_t> pointers{
-          grads.propagated_p.mutable_data_ptr<scalar_t>(),  mutable_data_or_null<scalar_t>(grads.propagated_q),
-          grads.self_features.mutable_data_ptr<scalar_t>(), grads.weights.mutable_data_ptr<scalar_t>(),
-          grads.bias_1.mutable_data_ptr<scalar_t>(),        grads.bias_2.mutable_data_ptr<scalar_t>()};
+      const NgcfGradients<scalar_t> pointers{.propagated_p = grads.propagated_p.mutable_data_ptr<scalar_t>(),
+                                             .propagated_q = mutable_data_or_null<scalar_t>(grads.propagated_q),
+                                             .self_features = grads.self_features.mutable_data_ptr<scalar_t>(),
+                                             .weights = grads.weights.mutable_data_ptr<scalar_t>(),
+                                             .bias_1 = grads.bias_1.mutable_data_ptr<scalar_t>(),
+                                             .bias_2 = grads.bias_2.mutable_data_ptr<scalar_t>()};
       ngcf_backward(args.layer<scalar_t>(propagated), transposed_weights.const_data_ptr<scalar_t>(), per_term,
                     grad.const_data_ptr<scalar_t>(), flags.const_data_ptr<uint8_t>(), pointers);
     });
   }
   const Submatrix graph = Submatrix{offsets, neighbors, rows, columns}.transposed();
-  Tensor grad_features =
-      propagate<kernels>(grads.propagated_p, graph, args.propagation(args.p, true), grads.self_features);
+  Tensor grad_features = propagate<kernels>(grads.propagated_p, graph, args.propagation(args.p, /*transposed=*/true),
+                                            /*addend=*/grads.self_features);
   if (!args.shares_matrix()) {
-    grad_features.add_(propagate<kernels>(grads.propagated_q, graph, args.propagation(args.q, true)));
+    grad_features.add_(propagate<kernels>(grads.propagated_q, graph, args.propagation(args.q, /*transposed=*/true)));
   }
   return {grad_features, grads.weights.narrow(0, 0, n_in).clone(), grads.bias_1,
           grads.weights.narrow(0, n_in, n_in).clone(), grads.bias_2};

@@ -1,11 +1,11 @@
-// Checked arguments of the operators target_rank and top_k: ranking/ranking.cpp makes them, ranking/cuda.cpp uses them.
+// Checked arguments of the operators target_rank and top_k, which ranking/ranking.cpp passes to ranking/cuda.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "ranking/ranking.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
 // Queries [Q, H], item vectors [I, H] and bias [I] (undefined if None), contiguous on one device.
 struct RankingTensors {
@@ -14,10 +14,12 @@ struct RankingTensors {
 
 namespace cuda {
 
-// Adds the counts to greater and equal [Q], which are zero.
+// Writes the numbers of items that score higher than each query's target, and exactly as high, to greater and equal
+// [Q]. Both must be zero before.
 void target_rank(const RankingTensors& tensors, const at::Tensor& targets, const at::Tensor& greater,
                  const at::Tensor& equal);
-// Writes scores and items [Q, k]. Each row of exclude [Q, E] is in increasing order.
+// Writes the k best items of each query and their scores, [Q, k]. Each row of exclude [Q, E] must be in increasing
+// order.
 void top_k(const RankingTensors& tensors, const at::Tensor& exclude, const at::Tensor& scores, const at::Tensor& items);
 
 }  // namespace cuda

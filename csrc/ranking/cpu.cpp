@@ -1,9 +1,10 @@
-// Ranks of targets and top-k on the CPU, without storing queries x catalogue scores. Specification:
+// Ranks of targets and top-k on the CPU, without storing the scores of all items. Specification:
 // gru4rec_fast/ops/ranking.py.
 //
-// Loop order: threads take blocks of catalogue rows; all panels of queries pass over a block, which stays in the L2
-// cache meanwhile; within a panel, tiles of rows (ranking/cpu_kernel.inc). Counts are integers and scored items are
-// totally ordered, so results do not depend on the number of threads. Bottleneck: the multiply-adds of the scores.
+// Loop order, outermost first: threads take blocks of catalogue rows, which stay in the L2 cache; panels (groups of
+// queries); tiles, which are the product of a panel and some rows of the block (ranking/cpu_kernel.inc). Counts are
+// integers and scored items have a total order, so results do not depend on the number of threads. Bottleneck: the
+// multiply-adds of the scores.
 #include "ranking/ranking.h"
 
 #include <ATen/Parallel.h>
@@ -22,27 +23,28 @@
 namespace grf {
 namespace {
 
-// The k best items of one query so far: a heap whose front is the worst of them.
+// The k best items of one query so far, as a heap whose front is the worst of them.
 template <typename T>
 class TopK {
  public:
   struct ScoredItem {
     T score;
     int64_t item;
-    bool operator<(const ScoredItem& other) const {  // true: this item is better, so std::sort puts the best first
+    // Returns whether this item is better, so that std::sort puts the best item first.
+    bool operator<(const ScoredItem& other) const {
       return score > other.score || (score == other.score && item < other.item);
     }
   };
 
-  // `storage` [k] and `exclude` [n_exclude], in increasing order, must outlive this object.
+  // `storage` [k] and `exclude` [n_exclude] must outlive this object. `exclude` must be in increasing order.
   TopK(ScoredItem* storage, int64_t k, const int64_t* exclude, int64_t n_exclude)
       : entries_(storage), k_(k), exclude_(exclude), n_exclude_(n_exclude) {}
 
-  // Returns the score that a later item must exceed: the k-th best so far. At first that is -inf, which keeps out items
-  // scored -inf.
+  // Returns the score that a further item must exceed: the k-th best so far. While there are fewer than k items it is
+  // -inf, so that items of score -inf are never added.
   T threshold() const { return n_ < k_ ? -std::numeric_limits<T>::infinity() : entries_[0].score; }
 
-  // Adds an item if it is better than the worst of k and not excluded. Returns the new threshold.
+  // Adds an item if it is not excluded and is one of the k best. Returns the new threshold.
   T add_item(T score, int64_t item) {
     if (score != score) {
       has_nan_ = true;
@@ -57,7 +59,7 @@ class TopK {
     for (int64_t i = 0; i < other.n_; ++i) add(other.entries_[i]);
   }
 
-  // Writes the items best first, then padding (-inf, -1). The object must not be used afterwards.
+  // Writes the items, best first, and pads them with score -inf and item -1. The object must not be used afterwards.
   void write(T* scores, int64_t* items) {
     std::sort(entries_, entries_ + n_);
     for (int64_t i = 0; i < k_; ++i) {
@@ -94,10 +96,10 @@ class TopK {
 namespace grf {
 namespace {
 
-constexpr int64_t kBlockBytes = 256 * 1024;  // of catalogue rows; fits in the L2 cache
-constexpr int64_t kRowMultiple = 12;         // a multiple of kTileRows of every instruction set
+constexpr int64_t kBlockBytes = 256 * 1024;  // maximum size of a block of catalogue rows; fits in the L2 cache
+constexpr int64_t kRowMultiple = 12;         // blocks have a multiple of this many rows, for tiles of 6 or 12 rows
 
-// The catalogue, and the queries packed in panels [n_panels][width][lanes]: a lane is a query's position in its panel.
+// The catalogue, and the queries in panels [n_panels][width][lanes]. A lane is the position of a query in its panel.
 template <typename T>
 struct PackedArguments : RankingArguments<T> {
   int64_t lanes, n_panels;
@@ -114,9 +116,9 @@ struct PackedArguments : RankingArguments<T> {
 
 template <typename T>
 PackedArguments<T> pack_queries(const RankingArguments<T>& args) {
-  PackedArguments<T> packed{args, 0, 0, {}};
+  PackedArguments<T> packed{args, /*lanes=*/0, /*n_panels=*/0, /*panels=*/{}};
   const int64_t vector_lanes = GRF_DISPATCH(vector_bytes)() / static_cast<int64_t>(sizeof(T));
-  packed.lanes = packed.n_queries > vector_lanes ? 2 * vector_lanes : vector_lanes;  // few queries: less padding
+  packed.lanes = packed.n_queries > vector_lanes ? 2 * vector_lanes : vector_lanes;  // one vector has less padding
   packed.n_panels = (packed.n_queries + packed.lanes - 1) / packed.lanes;
   packed.panels.resize(packed.n_panels * packed.width * packed.lanes);
   for (int64_t q = 0; q < packed.n_queries; ++q) {
@@ -126,7 +128,7 @@ PackedArguments<T> pack_queries(const RankingArguments<T>& args) {
   return packed;
 }
 
-// Calls visit(first item, number of rows) for blocks [begin, end) of the catalogue.
+// Calls visit(first row, number of rows) for the blocks [begin, end) of the catalogue.
 template <typename T, typename Visit>
 void for_blocks(const PackedArguments<T>& packed, int64_t begin, int64_t end, const Visit& visit) {
   for (int64_t block = begin; block < end; ++block) {
@@ -152,7 +154,7 @@ void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64
   const bool one_vector = packed.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
   const auto score = one_vector ? GRF_DISPATCH(score_targets<T, 1>) : GRF_DISPATCH(score_targets<T, 2>);
   const auto count = one_vector ? GRF_DISPATCH(count_rows<T, 1>) : GRF_DISPATCH(count_rows<T, 2>);
-  const int64_t n = packed.n_panels * packed.lanes;  // includes the unused lanes of the last panel
+  const int64_t n = packed.n_panels * packed.lanes;  // queries, and unused lanes of the last panel
   std::vector<T> target_scores(n);
   at::parallel_for(0, packed.n_panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
@@ -182,13 +184,13 @@ void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64
   });
   for (int64_t q = 0; q < packed.n_queries; ++q) {
     check_no_nan(has_nan[q] != 0, q);
-    equal[q] -= 1;  // count_rows has counted the target itself
+    equal[q] -= 1;  // count_rows also counts the target itself
   }
 }
 
 namespace {
 
-// A TopK for each query, and the memory that they use.
+// A TopK for each query, and the memory for their items.
 template <typename T>
 struct QueriesTopK {
   std::vector<typename TopK<T>::ScoredItem> storage;

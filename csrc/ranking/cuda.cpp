@@ -1,11 +1,11 @@
 // Ranks of targets and top-k on CUDA. Specification: gru4rec_fast/ops/ranking.py.
 //
-// torch multiplies a tile of queries with a tile of the tiles, always into the same memory, and kernels count the
-// scores or select the top k while the tile is in the L2 cache.
+// torch multiplies some queries with some rows of the catalogue; the product is a tile of scores. All tiles use the
+// same memory. While a tile is in the L2 cache, kernels count its scores or select the top k.
 //
 // Hazard: BLAS may sum matrices of different shapes in different orders, and a target's score would then differ in its
 // last bits between two products. So every product has the same shape and strides: the last tile is padded, and the
-// targets' own scores come from a product of the tile's shape.
+// targets' scores come from a product of the same shape.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -29,7 +29,7 @@ struct TiledCatalogue {
   Tensor hidden, weight, bias;
   int64_t n_queries, n_items, tile_queries, tile_items;
   Tensor products;     // [tile_queries * tile_items]
-  Tensor padded_rows;  // [tile_items, width]: copied catalogue rows, padded
+  Tensor padded_rows;  // [tile_items, width]: a copy of fewer catalogue rows, padded
 
   TiledCatalogue(const RankingTensors& tensors, int64_t max_tile_queries)
       : device(tensors.hidden.device()),
@@ -53,7 +53,12 @@ struct TiledCatalogue {
     Tensor out = products.narrow(0, 0, n * tile_items).view({n, tile_items});
     at::mm_out(out, hidden.narrow(0, first, n), rows.t());
     const T* biases = bias.defined() ? bias.const_data_ptr<T>() + first_item : nullptr;
-    return {out.const_data_ptr<T>(), biases, n, std::min(tile_items, n_items - first_item), tile_items, first_item};
+    return {.products = out.const_data_ptr<T>(),
+            .bias = biases,
+            .n_queries = n,
+            .n_items = std::min(tile_items, n_items - first_item),
+            .width = tile_items,
+            .first_item = first_item};
   }
 
   // Calls visit(tile) for each tile of the catalogue, multiplied with the queries [first, first + n).
@@ -75,19 +80,24 @@ void rank_targets(const TiledCatalogue& tiles, const Tensor& targets, const Tens
   for (int64_t first = 0; first < tiles.n_queries; first += tiles.tile_queries) {
     const int64_t n = std::min(tiles.tile_queries, tiles.n_queries - first);
     const int64_t* tile_targets = targets.const_data_ptr<int64_t>() + first;
-    gather_targets(TargetRows<T>{tiles.weight.const_data_ptr<T>(), tile_targets, tiles.n_items, n, tiles.weight.size(1),
-                                 tiles.padded_rows.mutable_data_ptr<T>()},
-                   stream);
-    extract_target_scores(tiles.multiply<T>(first, n, tiles.padded_rows, 0), tile_targets,
+    const TargetRows<T> target_rows{.weight = tiles.weight.const_data_ptr<T>(),
+                                    .targets = tile_targets,
+                                    .n_catalogue = tiles.n_items,
+                                    .n = n,
+                                    .width = tiles.weight.size(1),
+                                    .rows = tiles.padded_rows.mutable_data_ptr<T>()};
+    gather_targets(target_rows, stream);
+    extract_target_scores(tiles.multiply<T>(first, n, tiles.padded_rows, /*first_item=*/0), tile_targets,
                           target_scores.mutable_data_ptr<T>(), stream);
-    const TargetCounts<T> counts{tile_targets, target_scores.const_data_ptr<T>(),
-                                 greater.mutable_data_ptr<int64_t>() + first,
-                                 equal.mutable_data_ptr<int64_t>() + first};
+    const TargetCounts<T> counts{.targets = tile_targets,
+                                 .target_scores = target_scores.const_data_ptr<T>(),
+                                 .greater = greater.mutable_data_ptr<int64_t>() + first,
+                                 .equal = equal.mutable_data_ptr<int64_t>() + first};
     tiles.for_tiles<T>(first, n, [&](const ScoreTile<T>& tile) { count_scores(tile, counts, stream); });
   }
 }
 
-// Maximum total length of the lists of a tile's queries (k items per list in any case).
+// Maximum number of items in all lists of a tile's queries, unless a single list of k items is longer.
 constexpr int64_t kMaxListItems = int64_t{1} << 22;
 
 // Returns the number of segments per query (see TopKLists). One block runs per query and segment: with few queries,
@@ -103,19 +113,20 @@ void top_k_in_tiles(const TiledCatalogue& tiles, const Tensor& exclude, const Te
                     cudaStream_t stream) {
   const int64_t k = scores.size(1), n_exclude = exclude.size(1), n_segments = choose_n_segments(tiles, k);
   const int64_t n_list_items = tiles.tile_queries * n_segments * k;
-  const Tensor list_memory =
-      at::empty({2 * n_list_items * static_cast<int64_t>(sizeof(ScoredItem<T>)) / 8}, items.options());
+  // Memory for the lists (`best`) and as much for `scratch`.
+  const int64_t list_bytes = 2 * n_list_items * static_cast<int64_t>(sizeof(ScoredItem<T>));
+  const Tensor list_memory = at::empty({list_bytes}, items.options().dtype(at::kByte));
   auto* const memory = static_cast<ScoredItem<T>*>(list_memory.mutable_data_ptr());
   for (int64_t first = 0; first < tiles.n_queries; first += tiles.tile_queries) {
     const int64_t n = std::min(tiles.tile_queries, tiles.n_queries - first);
-    TopKLists<T> lists{exclude.const_data_ptr<int64_t>() + first * n_exclude,
-                       n_exclude,
-                       tiles.n_items,
-                       n_segments,
-                       k,
-                       /*is_first_tile=*/true,
-                       memory,
-                       memory + n_list_items};
+    TopKLists<T> lists{.exclude = exclude.const_data_ptr<int64_t>() + first * n_exclude,
+                       .n_exclude = n_exclude,
+                       .n_catalogue = tiles.n_items,
+                       .n_segments = n_segments,
+                       .k = k,
+                       .is_first_tile = true,
+                       .best = memory,
+                       .scratch = memory + n_list_items};
     tiles.for_tiles<T>(first, n, [&](const ScoreTile<T>& tile) {
       select_top_k(tile, lists, stream);
       lists.is_first_tile = false;

@@ -1,9 +1,9 @@
-// Ranks of targets by counting, and top-k, from tiles of scores that torch multiplies. Specification:
-// gru4rec_fast/ops/ranking.py.
+// CUDA kernels that rank targets or select the top k, from tiles of scores that torch computes by matrix products.
+// Specification: gru4rec_fast/ops/ranking.py.
 //
-// Times in the comments are estimates for an H200 (4.8 TB/s), 512 queries and 43,000 items, float32: 6 tiles of [512,
-// 8192] scores, 17 MB each, in all 88 MB, 18 us. A tile is still in the L2 cache after its product, so these reads may
-// be faster than memory.
+// Times in the comments are estimates for an H200 (4.8 TB/s), 512 queries and 43,000 items, float32. There are 6 tiles
+// of [512, 8192] scores, 17 MB each; reading all scores, 88 MB, takes 18 us. A tile may still be in the L2 cache after
+// its product, so reading it may be faster.
 #include "common/partition_point.h"
 #include "common/simt.cuh"
 #include "ranking/ranking.h"
@@ -12,9 +12,9 @@ namespace grf::cuda {
 
 constexpr int kRankingThreads = 256;
 constexpr int kTopKThreads = 128;
-constexpr int kColumnsPerThread = 4;  // between two barriers
-constexpr int kChunk = kTopKThreads * kColumnsPerThread;
-constexpr int kMaxCandidates = 2 * kChunk;  // in shared memory; a power of two
+constexpr int kColumnsPerThread = 4;  // that a thread of select_top_k_kernel reads between two barriers
+constexpr int kChunk = kTopKThreads * kColumnsPerThread;  // columns that a block reads between two barriers
+constexpr int kMaxCandidates = 2 * kChunk;                // in shared memory; must be a power of two
 
 template <typename T>
 __device__ __forceinline__ T score_of(const ScoreTile<T>& tile, int64_t query, int64_t column) {
@@ -24,10 +24,10 @@ __device__ __forceinline__ T score_of(const ScoreTile<T>& tile, int64_t query, i
   return score;
 }
 
-// Copies the targets' rows of the item vectors.
+// Copies the rows of the targets.
 //
-// Launch: one dimension, any number of blocks of kRankingThreads; threads take elements in strides of the grid. Bytes:
-// every element read and written once; 512 x 100 float32: 0.4 MB, 0.1 us. Bottleneck: the launch itself, a few us.
+// Launch: one dimension, any number of blocks of kRankingThreads; threads loop over elements. Bytes: every element is
+// read and written once; 512 x 100 float32: 0.4 MB, 0.1 us. Bottleneck: the launch itself, a few us.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads) gather_targets_kernel(TargetRows<T> rows) {
   for (int64_t i = global_thread(); i < rows.n * rows.width; i += all_threads()) {
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kRankingThreads) gather_targets_kernel(TargetR
 
 // Writes the score of each query's target: the diagonal of the product of the queries with the targets' rows.
 //
-// Launch: one dimension, any number of blocks of kRankingThreads; threads take queries in strides of the grid. Bytes:
-// 12 to 24 per query. Bottleneck: the launch itself.
+// Launch: one dimension, any number of blocks of kRankingThreads; threads loop over queries. Bytes: 12 to 24 per query.
+// Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads)
     extract_target_scores_kernel(ScoreTile<T> tile, const int64_t* targets, T* target_scores) {
@@ -50,12 +50,11 @@ __global__ void __launch_bounds__(kRankingThreads)
   }
 }
 
-// Adds to the counts of each query the items of a tile that score higher than its target, and those that score the
-// same.
+// Adds the number of a tile's items that score higher than each query's target, and exactly as high, to the counts.
 //
-// Launch: x: blocks that share a query's columns, y: queries; kRankingThreads threads. A warp sums its counts, then
-// adds them by two atomics; integers, so their order does not matter. Bytes: each score once: 17 MB per tile, 3.5 us.
-// Bottleneck: these reads.
+// Launch: in x, any number of blocks of kRankingThreads, whose threads loop over the columns of a query; in y, queries.
+// A warp sums its counts, then adds them by two atomic operations. Counts are integers, so the order does not matter.
+// Bytes: each score is read once: 17 MB per tile, 3.5 us. Bottleneck: these reads.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads) count_scores_kernel(ScoreTile<T> tile, TargetCounts<T> counts) {
   const int64_t query = blockIdx.y, target = counts.targets[query] - tile.first_item;
@@ -76,13 +75,13 @@ __global__ void __launch_bounds__(kRankingThreads) count_scores_kernel(ScoreTile
   if (equal > 0) atomicAdd(reinterpret_cast<unsigned long long*>(counts.equal + query), equal);
 }
 
-// A total order: of two different items of a query, one is better.
+// Returns whether a is better than b. This is a total order: of two different items of a query, one is better.
 template <typename T>
 __device__ __forceinline__ bool better(const ScoredItem<T>& a, const ScoredItem<T>& b) {
   return a.score > b.score || (a.score == b.score && a.item < b.item);
 }
 
-// Returns how many of the items [n], best first, are better than `item`.
+// Returns how many of items [n], which are sorted best first, are better than `item`.
 template <typename T>
 __device__ __forceinline__ int64_t count_better(const ScoredItem<T>* items, int64_t n, const ScoredItem<T>& item) {
   return partition_point(n, [&](int64_t i) { return better(items[i], item); });
@@ -93,8 +92,8 @@ __device__ __forceinline__ bool contains(const int64_t* sorted, int64_t n, int64
   return index < n && sorted[index] == item;
 }
 
-// Sorts n candidates, best first, by a bitonic network. Overwrites the memory behind them up to the next power of two.
-// Every thread of the block must call it. It begins and ends with a barrier.
+// Sorts n candidates, best first, by a bitonic network. Pads them to a power of two with {-inf, kNone}. Every thread of
+// the block must call it. A barrier comes before and after the sort.
 template <typename T>
 __device__ __forceinline__ void sort_candidates(ScoredItem<T>* candidates, int n) {
   int size = 1;
@@ -114,8 +113,9 @@ __device__ __forceinline__ void sort_candidates(ScoredItem<T>* candidates, int n
   }
 }
 
-// Merges n candidates into `list` [k]: writes the k best of both to `merged` [k]. The position of an item in the result
-// is the number of better ones: its index in its own list, plus a bisection of the other.
+// Writes the k best of n candidates and of `list` [k] to `merged` [k]. The position of an item in the result is the
+// number of better items: its index in its own sorted list, plus the number of better items in the other list, by
+// bisection.
 template <typename T>
 __device__ __forceinline__ void merge_candidates(ScoredItem<T>* candidates, int n, const ScoredItem<T>* list,
                                                  ScoredItem<T>* merged, int64_t k) {
@@ -133,13 +133,13 @@ __device__ __forceinline__ void merge_candidates(ScoredItem<T>* candidates, int 
 
 // Adds the items of a tile to the lists of the k best.
 //
-// Launch: x: segments of a query's columns, y: queries; kTopKThreads threads; static shared memory: kMaxCandidates
-// ScoredItems (8 KB for float). Scores that exceed the k-th best so far become candidates in shared memory; when that
-// is nearly full, or the segment ends, they are sorted there and merged into the block's list in global memory. Bytes:
-// each score once: 17 MB per tile, 3.5 us. Bottleneck: these reads, since few scores become candidates once the lists
-// are full; in the first tile, and for large k, sorting and merging. Hazard: a fast thread could append a candidate of
-// the next chunk before a slow thread has read n_candidates, and the block would split at the `continue`; a barrier
-// follows the read.
+// Launch: in x, segments of a query's columns; in y, queries; kTopKThreads threads; static shared memory:
+// kMaxCandidates ScoredItems (8 KB for float). Items whose scores exceed the k-th best so far become candidates in
+// shared memory. When this memory is nearly full, or the segment ends, the candidates are sorted and merged into the
+// block's list in global memory. Bytes: each score is read once: 17 MB per tile, 3.5 us. Bottleneck: these reads, since
+// few items become candidates once the lists are full; in the first tile, and for large k, sorting and merging. Hazard:
+// a fast thread could append a candidate of the next chunk before a slow thread has read n_candidates. Then only one of
+// them would take the `continue`, and they would wait at different barriers. So a barrier follows the read.
 template <typename T>
 __global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to fit more blocks
     select_top_k_kernel(ScoreTile<T> tile, TopKLists<T> lists) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to f
 
   const int64_t segment_columns = (tile.n_items - 1) / lists.n_segments + 1;
   const int64_t begin = segment * segment_columns, end = min(begin + segment_columns, tile.n_items);
-  ScoredItem<T> worst = result[k - 1];  // of the list
+  ScoredItem<T> worst = result[k - 1];  // the k-th best item of the list
   for (int64_t first = begin; first < end; first += kChunk) {
     T scores[kColumnsPerThread];
 #pragma unroll
@@ -193,12 +193,12 @@ __global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to f
   for (int64_t i = threadIdx.x; i < k; i += kTopKThreads) result[i] = list[i];
 }
 
-// Writes the k best items of each query's segments.
+// Writes the k best items of each query, from the lists of its segments.
 //
-// Launch: one dimension, any number of blocks of kRankingThreads; a thread takes items of the lists in strides of the
-// grid. The position of an item in the result is the number of better ones: its index in its own list, plus bisections
-// of the lists of the other segments. Bytes: 8 per list item, and what the bisections read from the cache; 512 queries
-// x 2 segments x k = 20: 0.2 MB. Bottleneck: the launch itself.
+// Launch: one dimension, any number of blocks of kRankingThreads; threads loop over the items of the lists. The
+// position of an item in the result is the number of better items: its index in its own list, plus the number of better
+// items in each other list, by bisection. Bytes: 8 per item (float), and what the bisections read from the cache; 512
+// queries x 2 segments x k = 20: 0.2 MB. Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads)
     merge_segments_kernel(TopKLists<T> lists, int64_t n_queries, T* scores, int64_t* items) {

@@ -1,6 +1,6 @@
 // The operators target_rank and top_k: check arguments and allocate results. Specification:
-// gru4rec_fast/ops/ranking.py. The values of targets and exclude are checked here on the CPU, and by the kernels on
-// CUDA.
+// gru4rec_fast/ops/ranking.py. For the CPU, the values of targets and exclude are checked here; on CUDA, the kernels
+// check them.
 #include "ranking/ranking.h"
 
 #include <ATen/Dispatch.h>
@@ -37,13 +37,13 @@ RankingTensors check_tensors(const Tensor& hidden, const Tensor& weight, const O
 }
 
 template <typename T>
-RankingArguments<T> ranking_arguments(const RankingTensors& tensors) {
-  return {tensors.hidden.const_data_ptr<T>(),
-          tensors.weight.const_data_ptr<T>(),
-          data_or_null<T>(tensors.bias),
-          tensors.hidden.size(0),
-          tensors.weight.size(0),
-          tensors.weight.size(1)};
+RankingArguments<T> make_ranking_arguments(const RankingTensors& tensors) {
+  return {.hidden = tensors.hidden.const_data_ptr<T>(),
+          .weight = tensors.weight.const_data_ptr<T>(),
+          .bias = data_or_null<T>(tensors.bias),
+          .n_queries = tensors.hidden.size(0),
+          .n_items = tensors.weight.size(0),
+          .width = tensors.weight.size(1)};
 }
 
 void check_targets(const Tensor& targets, int64_t n_items) {
@@ -68,14 +68,14 @@ std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weigh
   } else {
     check_targets(target_items, weight.size(0));
     AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "target_rank", [&] {
-      rank_targets(ranking_arguments<scalar_t>(tensors), target_items.const_data_ptr<int64_t>(),
+      rank_targets(make_ranking_arguments<scalar_t>(tensors), target_items.const_data_ptr<int64_t>(),
                    greater.mutable_data_ptr<int64_t>(), equal.mutable_data_ptr<int64_t>());
     });
   }
   return {greater, equal};
 }
 
-// Returns the excluded items of each query in increasing order; [Q, 0] without `exclude`.
+// Returns `exclude` with each row sorted in increasing order; [Q, 0] if it is None.
 Tensor sort_excluded(const OptionalTensor& exclude, const RankingTensors& tensors) {
   const int64_t n_queries = tensors.hidden.size(0);
   const auto options = tensors.hidden.options().dtype(at::kLong);
@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, con
     TORCH_CHECK_VALUE(std::all_of(item, item + excluded.numel(), [&](int64_t i) { return i >= -1 && i < n_items; }),
                       "exclude out of range: items are 0 to ", n_items - 1, ", padding is -1");
     AT_DISPATCH_FLOATING_TYPES(hidden.scalar_type(), "top_k", [&] {
-      select_top_k(ranking_arguments<scalar_t>(tensors), k, item, excluded.size(1), scores.mutable_data_ptr<scalar_t>(),
-                   items.mutable_data_ptr<int64_t>());
+      select_top_k(make_ranking_arguments<scalar_t>(tensors), k, item, excluded.size(1),
+                   scores.mutable_data_ptr<scalar_t>(), items.mutable_data_ptr<int64_t>());
     });
   }
   return {scores, items};

@@ -1,5 +1,5 @@
-// Ranks of targets, and top-k, on raw pointers: the CPU's functions, and the launchers of the CUDA kernels.
-// Specification: gru4rec_fast/ops/ranking.py.
+// Ranks of targets, and top-k, on raw pointers: the functions of the CPU implementation, and functions that launch the
+// CUDA kernels. Specification: gru4rec_fast/ops/ranking.py.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 #include "common/stream.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
 // Queries and the catalogue. The score of item j for query q is hidden[q] @ weight[j] + bias[j].
 template <typename T>
@@ -18,21 +18,21 @@ struct RankingArguments {
   int64_t n_queries, n_items, width;
 };
 
-// Adds to greater[q] and equal[q], which are zero, the number of items other than the target that score higher than
-// query q's target, and exactly as high.
+// Adds the number of items that score higher than query q's target to greater[q], and the number of other items that
+// score exactly as high to equal[q]. Both must be zero before.
 template <typename T>
 void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64_t* greater, int64_t* equal);
 
-// Writes the k best items of each query, best first; where fewer are left, score -inf and item -1. Each row of exclude
-// [n_queries, n_exclude] is in increasing order.
+// Writes the k best items of each query and their scores, best first. If fewer than k items are left, the rest of a row
+// is item -1 and score -inf. Each row of exclude [n_queries, n_exclude] must be in increasing order.
 template <typename T>
 void select_top_k(const RankingArguments<T>& args, int64_t k, const int64_t* exclude, int64_t n_exclude, T* scores,
                   int64_t* items);
 
 namespace cuda {
 
-// Maximum number of scores in memory, maximum number of queries they belong to, and minimum number of columns of a
-// segment (see TopKLists). The emulation has small ones, so that small tests have several tiles in each direction.
+// Maximum number of scores of a tile, maximum number of queries of a tile, and minimum number of columns of a segment
+// (see TopKLists). In the emulator they are small, so that the small problems of tests have several tiles and segments.
 #ifdef GRF_EMULATED
 constexpr int64_t kTileScores = 1 << 12;
 constexpr int64_t kTileQueries = 32;
@@ -43,17 +43,17 @@ constexpr int64_t kTileQueries = 512;
 constexpr int64_t kSegmentColumns = 1024;
 #endif
 
-// A tile: the matrix products of some queries with `width` consecutive items, without bias. Columns from n_items on are
+// A tile: the matrix product of some queries and `width` consecutive items, without bias. Columns from n_items on are
 // padding.
 template <typename T>
 struct ScoreTile {
   const T* products;  // [n_queries, width]
-  const T* bias;      // [n_items] of the tile's items; null: none
+  const T* bias;      // [n_items], biases of the tile's items; null: no bias
   int64_t n_queries, n_items, width;
   int64_t first_item;
 };
 
-// The rows of `weight` that belong to the targets.
+// The rows of `weight` of the targets.
 template <typename T>
 struct TargetRows {
   const T* weight;         // [n_catalogue, width]
@@ -62,15 +62,16 @@ struct TargetRows {
   T* rows;  // [n, width], written
 };
 
+// The counts of items that score higher than each query's target, and exactly as high.
 template <typename T>
 struct TargetCounts {
   const int64_t* targets;  // [n_queries]
   const T* target_scores;  // [n_queries]
-  int64_t* greater;        // [n_queries], added to
-  int64_t* equal;
+  int64_t* greater;        // [n_queries], a kernel adds to it
+  int64_t* equal;          // [n_queries], a kernel adds to it
 };
 
-// An item and its score in 8 bytes (float) or 16 (double). Item kNone: no item.
+// An item and its score in 8 bytes (float) or 16 bytes (double). Item kNone means that there is no item.
 template <typename T>
 struct ScoredItem {
   using Item = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -78,30 +79,30 @@ struct ScoredItem {
   T score;
   Item item;
 };
-constexpr int64_t kMaxItems = ScoredItem<float>::kNone;  // in a catalogue
+constexpr int64_t kMaxItems = ScoredItem<float>::kNone;  // a catalogue must have fewer items
 
-// The k best items of each query among the tiles seen so far. The columns of a tile are divided into segments; each
-// segment of a query has a list of its own, which one block updates.
+// The k best items of each query among the tiles processed so far. The columns of a tile are divided into segments.
+// There is a list for each query and segment, which one block updates.
 template <typename T>
 struct TopKLists {
   const int64_t* exclude;  // [n_queries, n_exclude], increasing; -1: padding
   int64_t n_exclude, n_catalogue;
   int64_t n_segments, k;
-  bool is_first_tile;  // `best` is uninitialized
-  // [n_queries, n_segments, k] each. `best` is sorted, best first, and padded with {-inf, kNone}.
+  bool is_first_tile;  // `best` is uninitialized before the first tile
+  // [n_queries, n_segments, k] each. `best` holds the lists, best item first, padded with {-inf, kNone}.
   ScoredItem<T>*best, *scratch;
 };
 
-// Copies the target rows.
+// Copies the rows of the targets.
 template <typename T>
 void gather_targets(const TargetRows<T>& rows, cudaStream_t stream);
 
-// Writes the target's score of each query q, which is column q of a tile of gathered rows. tile.bias is [n_catalogue]
-// here, or null.
+// Writes the score of each query's target. `tile` is the product of the queries and the gathered rows of the targets,
+// so the score of query q's target is in column q. tile.bias is [n_catalogue] here, or null.
 template <typename T>
 void extract_target_scores(const ScoreTile<T>& tile, const int64_t* targets, T* target_scores, cudaStream_t stream);
 
-// Adds the counts of a tile.
+// Adds the counts of a tile's items.
 template <typename T>
 void count_scores(const ScoreTile<T>& tile, const TargetCounts<T>& counts, cudaStream_t stream);
 
@@ -109,7 +110,8 @@ void count_scores(const ScoreTile<T>& tile, const TargetCounts<T>& counts, cudaS
 template <typename T>
 void select_top_k(const ScoreTile<T>& tile, const TopKLists<T>& lists, cudaStream_t stream);
 
-// Writes the k best items of all segments to scores and items [n_queries, k], which hold -inf and -1.
+// Writes the k best items of each query, from the lists of all segments, to scores and items [n_queries, k]. These must
+// hold -inf and -1 before.
 template <typename T>
 void merge_segments(const TopKLists<T>& lists, int64_t n_queries, T* scores, int64_t* items, cudaStream_t stream);
 

@@ -1,7 +1,7 @@
 // Session-parallel mini-batches on the CPU. Specification: gru4rec_fast/ops/session_batch.py.
 //
-// Loop order: steps, then lanes, since lanes that end at the same step take the next sessions in lane order.
-// Bottleneck: a read at random per event; a step is far cheaper than the model's, so one thread does it.
+// Outer loop: steps. Inner loop: lanes, since lanes whose sessions end at the same step take the next sessions in lane
+// order. Bottleneck: a random read per event. One thread is enough, since the model's computations take far longer.
 #include "session_batch/cpu.h"
 
 namespace grf {
@@ -62,7 +62,7 @@ void SessionBatcher::write_state() const {
   *cursor_.mutable_data_ptr<int64_t>() = next_order_index_;
 }
 
-// Starts the next session of at least two events in a lane. Returns false, and marks the lane dead, if there is none.
+// Starts the next session of at least two events in a lane. If there is none, marks the lane as dead and returns false.
 bool SessionBatcher::start_next_session(SessionLane& lane) {
   while (next_order_index_ < order_length_) {
     const EventRange range = session_events(next_order_index_);
@@ -74,7 +74,8 @@ bool SessionBatcher::start_next_session(SessionLane& lane) {
 }
 
 template <typename item_t>
-void SessionBatcher::make_steps_of(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset) {
+void SessionBatcher::make_steps_from(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets,
+                                     bool* reset) {
   for (int64_t t = 0; t < steps; ++t) {
     for (SessionLane& lane : lanes_) {
       bool live = lane.order_index != order_length_;
@@ -90,9 +91,9 @@ void SessionBatcher::make_steps_of(const item_t* items, int64_t steps, int64_t* 
 
 void SessionBatcher::make_steps(int64_t steps, int64_t* inputs, int64_t* targets, bool* reset) {
   if (items_.scalar_type() == at::kInt) {
-    make_steps_of(items_.const_data_ptr<int32_t>(), steps, inputs, targets, reset);
+    make_steps_from(items_.const_data_ptr<int32_t>(), steps, inputs, targets, reset);
   } else {
-    make_steps_of(items_.const_data_ptr<int64_t>(), steps, inputs, targets, reset);
+    make_steps_from(items_.const_data_ptr<int64_t>(), steps, inputs, targets, reset);
   }
 }
 

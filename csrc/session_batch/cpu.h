@@ -16,8 +16,8 @@ namespace grf {
 void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                     const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
-// Makes the mini-batches of an epoch, from the position that the operator's state tensors hold. Writes the state
-// tensors in `write_state` only, so that an error in the log leaves them unchanged.
+// Makes the mini-batches of an epoch, from the position that the tensors lane_session, lane_position and cursor hold.
+// Only `write_state` writes these tensors, so that an error in the log leaves them unchanged.
 class SessionBatcher {
  public:
   // Arguments as in the operator. Raises ValueError.
@@ -26,7 +26,7 @@ class SessionBatcher {
 
   int64_t n_lanes() const { return static_cast<int64_t>(lanes_.size()); }
 
-  // Writes inputs, targets and reset [steps, n_lanes] of the next `steps` steps; -1 and false in dead lanes.
+  // Writes inputs, targets and reset [steps, n_lanes] of the next `steps` steps. A dead lane gets -1, -1 and false.
   void make_steps(int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
 
   void write_state() const;
@@ -39,13 +39,13 @@ class SessionBatcher {
   void read_state();
   bool start_next_session(SessionLane& lane);
   template <typename item_t>
-  void make_steps_of(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
+  void make_steps_from(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
 
-  at::Tensor items_, offsets_, order_;  // order_ is undefined if all sessions are used, in the log's order
+  at::Tensor items_, offsets_, order_;  // order_ is undefined if all sessions are used in the log's order
   at::Tensor lane_session_, lane_position_, cursor_;
-  const int64_t *offsets_data_, *order_data_;  // order_data_ is null without order
+  const int64_t *offsets_data_, *order_data_;  // order_data_ is null if order_ is undefined
   int64_t n_sessions_, order_length_;
-  int64_t next_order_index_ = 0;  // of the first session that no lane has started; the cursor
+  int64_t next_order_index_ = 0;  // index in `order` of the next session to start: the value of cursor_
   std::vector<SessionLane> lanes_;
 };
 

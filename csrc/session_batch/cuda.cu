@@ -6,6 +6,7 @@ namespace grf::cuda {
 
 constexpr int kMaxSessionThreads = 512;
 
+// The events of a session: the items [begin, end) of the log.
 struct EventRange {
   int64_t begin, end;
 };
@@ -32,8 +33,8 @@ __device__ __forceinline__ SessionLane read_lane(const SessionBatchArguments& ar
   return {order_index, position, session.end};
 }
 
-// Returns the number of threads before this one whose flag is set, and in `total` the number in the whole block. Every
-// thread must call it. counts: shared memory, an int per warp.
+// Returns the number of threads of the block before this one whose flag is true. Writes the number of all threads whose
+// flag is true to `total`. Every thread must call it. `counts` is shared memory, an int per warp.
 __device__ __forceinline__ int rank_in_block(bool flag, int* counts, int* total) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const unsigned flags = __ballot_sync(kAllLanes, flag);
@@ -50,39 +51,40 @@ __device__ __forceinline__ int rank_in_block(bool flag, int* counts, int* total)
   return preceding + __popc(flags & ((1u << lane) - 1));
 }
 
-// Finds the next `wanted` sessions of two or more events and writes their indices in `order` to order_indices. Returns
-// how many it found, fewer only at the end of the order. Moves the cursor past the sessions that it read: as many as
-// the lanes would read one after another, so that the cursor is the same as on the CPU. Every thread must call it.
-__device__ __forceinline__ int find_sessions(const SessionBatchArguments& args, int wanted, int64_t* cursor,
+// Finds the next n_wanted sessions of two or more events and writes their indices in `order` to order_indices. Returns
+// how many it found: fewer than n_wanted only at the end of `order`. Moves the cursor past the sessions that it read.
+// It reads no session that the CPU implementation would not read, so that both move the cursor equally far. Every
+// thread must call it.
+__device__ __forceinline__ int find_sessions(const SessionBatchArguments& args, int n_wanted, int64_t* cursor,
                                              int64_t* order_indices, int* counts) {
-  int found = 0;
-  while (found < wanted && *cursor < args.order_length) {
+  int n_found = 0;
+  while (n_found < n_wanted && *cursor < args.order_length) {
     const int64_t order_index = *cursor + static_cast<int64_t>(threadIdx.x);
     bool is_long_enough = false;
-    if (static_cast<int>(threadIdx.x) < wanted - found && order_index < args.order_length) {
+    if (static_cast<int>(threadIdx.x) < n_wanted - n_found && order_index < args.order_length) {
       const EventRange session = session_events(args, order_index);
       is_long_enough = session.end - session.begin >= 2;
     }
     int n_long_enough;
     const int rank = rank_in_block(is_long_enough, counts, &n_long_enough);
-    if (is_long_enough) order_indices[found + rank] = order_index;
-    *cursor = min(*cursor + (wanted - found), args.order_length);
-    found += n_long_enough;
+    if (is_long_enough) order_indices[n_found + rank] = order_index;
+    *cursor = min(*cursor + (n_wanted - n_found), args.order_length);
+    n_found += n_long_enough;
   }
   __syncthreads();
-  return found;
+  return n_found;
 }
 
 // Computes all steps of a call, for all lanes.
 //
 // Launch: one block of 32 to kMaxSessionThreads threads; dynamic shared memory: a SessionLane (24 bytes) per lane,
 // unless `scratch` is given. Thread i processes lanes i, i + blockDim.x, ... at every step. Lanes that start a session
-// at the same step are ranked in lane order and take the next sessions in that order. Bytes: a step reads two items per
-// lane, and per started session its element of `order` and two offsets; it writes 17 bytes per lane, coalesced. 512
-// lanes x 50 steps: 0.8 MB, 0.2 us at the H200's 4.8 TB/s. Bottleneck: latency. A step with starting lanes is a chain
-// of three dependent reads and some barriers, about 2 us: 0.1 ms (estimated). Hazards: an error must leave the
-// operator's state unchanged, so all checks come before the state is written, at the end. There, thread 0 overwrites
-// the cursor only after a barrier, since other threads may not have read it yet.
+// at the same step take the next sessions in lane order. Bytes: a step reads two items per lane, and per started
+// session its element of `order` and two offsets. It writes 17 bytes per lane, coalesced. 512 lanes x 50 steps: 0.8 MB,
+// 0.2 us at the H200's 4.8 TB/s. Bottleneck: latency. A step in which a lane starts a session is a chain of three
+// dependent reads and some barriers, about 2 us. 50 steps take 0.1 ms (estimated). Hazards: an error must leave
+// lane_session, lane_position and cursor unchanged, so they are written at the end, after all checks. There, thread 0
+// overwrites the cursor only after a barrier, since other threads may not have read it yet.
 template <typename item_t>
 __global__ void __launch_bounds__(kMaxSessionThreads) session_batch_kernel(SessionBatchArguments args) {
   GRF_SHARED(counts, int[kMaxSessionThreads / 32]);
@@ -107,9 +109,9 @@ __global__ void __launch_bounds__(kMaxSessionThreads) session_batch_kernel(Sessi
       int n_starting;
       const int rank = rank_in_block(starts, counts, &n_starting);
       if (n_starting > 0) {
-        const int found = find_sessions(args, n_starting, &cursor, order_indices, counts);
+        const int n_found = find_sessions(args, n_starting, &cursor, order_indices, counts);
         if (starts) {
-          live = rank < found;
+          live = rank < n_found;
           state = {args.order_length, 0, 0};
           if (live) {
             const EventRange session = session_events(args, order_indices[rank]);
@@ -135,13 +137,13 @@ __global__ void __launch_bounds__(kMaxSessionThreads) session_batch_kernel(Sessi
 }
 
 void run_session_batch(const SessionBatchArguments& args, cudaStream_t stream) {
-  const int64_t warps = (args.n_lanes + 31) / 32;
-  const auto threads = static_cast<unsigned>(32 * (warps < kMaxSessionThreads / 32 ? warps : kMaxSessionThreads / 32));
-  const size_t shared = args.scratch == nullptr ? static_cast<size_t>(args.n_lanes) * sizeof(SessionLane) : 0;
+  const int64_t n_warps = (args.n_lanes + 31) / 32, max_warps = kMaxSessionThreads / 32;
+  const auto threads = static_cast<unsigned>(32 * (n_warps < max_warps ? n_warps : max_warps));
+  const size_t shared_bytes = args.scratch == nullptr ? static_cast<size_t>(args.n_lanes) * sizeof(SessionLane) : 0;
   if (args.items_are_int64) {
-    GRF_LAUNCH((session_batch_kernel<int64_t>), 1, threads, shared, stream, args);
+    GRF_LAUNCH((session_batch_kernel<int64_t>), /*grid=*/1, threads, shared_bytes, stream, args);
   } else {
-    GRF_LAUNCH((session_batch_kernel<int32_t>), 1, threads, shared, stream, args);
+    GRF_LAUNCH((session_batch_kernel<int32_t>), /*grid=*/1, threads, shared_bytes, stream, args);
   }
 }
 

@@ -1,5 +1,8 @@
 // The operator session_batch: checks arguments and allocates results. Specification: gru4rec_fast/ops/session_batch.py.
-// The values of order, offsets and state are checked where they are used, before the state is written.
+//
+// lane_session, lane_position and cursor hold the position in the epoch: they are updated in-place, and a call
+// continues from them. The kernels check their values and those of order and offsets before they write any of the
+// three.
 #include "session_batch/session_batch.h"
 
 #include <ATen/ops/empty.h>
@@ -13,7 +16,7 @@
 namespace grf {
 namespace {
 
-void check_indices(const at::Tensor& tensor, const char* name, const at::Device& device) {
+void check_int64_vector(const at::Tensor& tensor, const char* name, const at::Device& device) {
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == at::kLong, name,
                     " must be a one-dimensional int64 tensor, not ", tensor.scalar_type(), " ", tensor.sizes());
   TORCH_CHECK_VALUE(tensor.device() == device, name, " is on ", tensor.device(), ", not on ", device);
@@ -27,11 +30,11 @@ void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const st
   TORCH_CHECK_VALUE(items.dim() == 1 && (items.scalar_type() == at::kInt || items.scalar_type() == at::kLong),
                     "items must be a one-dimensional int32 or int64 tensor, not ", items.scalar_type(), " ",
                     items.sizes());
-  check_indices(offsets, "offsets", device);
-  if (order) check_indices(*order, "order", device);
-  check_indices(lane_session, "lane_session", device);
-  check_indices(lane_position, "lane_position", device);
-  check_indices(cursor, "cursor", device);
+  check_int64_vector(offsets, "offsets", device);
+  if (order) check_int64_vector(*order, "order", device);
+  check_int64_vector(lane_session, "lane_session", device);
+  check_int64_vector(lane_position, "lane_position", device);
+  check_int64_vector(cursor, "cursor", device);
   TORCH_CHECK_VALUE(offsets.numel() >= 1, "offsets must have n_sessions + 1 elements, not 0");
   TORCH_CHECK_VALUE(lane_session.numel() >= 1,
                     "lane_session must have at least one element: a mini-batch needs a lane");
@@ -59,27 +62,28 @@ void run(const at::Tensor& items, const at::Tensor& offsets, const std::optional
     const at::Tensor contiguous_items = items.contiguous(), contiguous_offsets = offsets.contiguous();
     const at::Tensor contiguous_order = order ? order->contiguous() : at::Tensor();
     const auto lane_bytes = n_lanes * static_cast<int64_t>(sizeof(SessionLane));
-    const at::Tensor scratch =
-        lane_bytes > kSessionSharedBytes ? at::empty({lane_bytes / 8}, offsets.options()) : at::Tensor();
+    at::Tensor scratch;  // undefined: the lanes fit in shared memory
+    if (lane_bytes > kMaxSharedBytes) scratch = at::empty({lane_bytes}, offsets.options().dtype(at::kByte));
+    const int64_t n_sessions = offsets.numel() - 1;
     const SessionBatchArguments args{
-        contiguous_items.const_data_ptr(),
-        contiguous_items.scalar_type() == at::kLong,
-        contiguous_offsets.const_data_ptr<int64_t>(),
-        order ? contiguous_order.const_data_ptr<int64_t>() : nullptr,
-        contiguous_items.numel(),
-        contiguous_offsets.numel() - 1,
-        order ? contiguous_order.numel() : contiguous_offsets.numel() - 1,
-        n_lanes,
-        steps,
-        lane_session.mutable_data_ptr<int64_t>(),
-        lane_position.mutable_data_ptr<int64_t>(),
-        cursor.mutable_data_ptr<int64_t>(),
-        lane_session.stride(0),
-        lane_position.stride(0),
-        scratch.defined() ? static_cast<SessionLane*>(scratch.mutable_data_ptr()) : nullptr,
-        inputs.mutable_data_ptr<int64_t>(),
-        targets.mutable_data_ptr<int64_t>(),
-        reset.mutable_data_ptr<bool>()};
+        .items = contiguous_items.const_data_ptr(),
+        .items_are_int64 = items.scalar_type() == at::kLong,
+        .offsets = contiguous_offsets.const_data_ptr<int64_t>(),
+        .order = order ? contiguous_order.const_data_ptr<int64_t>() : nullptr,
+        .n_events = items.numel(),
+        .n_sessions = n_sessions,
+        .order_length = order ? order->numel() : n_sessions,
+        .n_lanes = n_lanes,
+        .steps = steps,
+        .lane_session = lane_session.mutable_data_ptr<int64_t>(),
+        .lane_position = lane_position.mutable_data_ptr<int64_t>(),
+        .cursor = cursor.mutable_data_ptr<int64_t>(),
+        .session_stride = lane_session.stride(0),
+        .position_stride = lane_position.stride(0),
+        .scratch = scratch.defined() ? static_cast<SessionLane*>(scratch.mutable_data_ptr()) : nullptr,
+        .inputs = inputs.mutable_data_ptr<int64_t>(),
+        .targets = targets.mutable_data_ptr<int64_t>(),
+        .reset = reset.mutable_data_ptr<bool>()};
     run_session_batch(args, current_stream(device));
   }
 }

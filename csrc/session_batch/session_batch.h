@@ -1,18 +1,18 @@
 // Session-parallel mini-batches on raw pointers. Specification: gru4rec_fast/ops/session_batch.py.
 //
 // A lane is one of the B columns of a mini-batch; it processes one session after another. `order` lists the sessions in
-// the order in which lanes start them.
+// the order in which lanes start them. A lane is dead if no session is left for it.
 #pragma once
 
 #include <cstdint>
 
 #include "common/stream.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
-// State of a lane during a call.
+// The position of a lane in the log.
 struct SessionLane {
-  int64_t order_index;  // index in `order` of its session; -1 before its first step, order_length when it is dead
+  int64_t order_index;  // index in `order` of its session; -1 before its first step, order_length if it is dead
   int64_t position;     // index in `items` of its next input
   int64_t end;          // one past the last event of its session
 };
@@ -26,7 +26,8 @@ struct SessionBatchArguments {
   const int64_t* order;    // [order_length]; null: all sessions, in the log's order
   int64_t n_events, n_sessions, order_length;
   int64_t n_lanes, steps;
-  // The operator's state, updated in place. lane_session and lane_position are [n_lanes] with strides, cursor is [1].
+  // The position in the epoch, updated in-place. lane_session and lane_position are [n_lanes] with the strides below.
+  // They hold order_index and position of each lane. cursor [1] is the index in `order` of the next session to start.
   int64_t *lane_session, *lane_position, *cursor;
   int64_t session_stride, position_stride;
   SessionLane* scratch;       // [n_lanes]; null: the lanes fit in shared memory
@@ -34,8 +35,8 @@ struct SessionBatchArguments {
   bool* reset;                // [steps, n_lanes], written
 };
 
-// Lanes of more than this many bytes use `scratch`.
-constexpr int64_t kSessionSharedBytes = 40 << 10;
+// Maximum size of the lanes (SessionLane) in shared memory. Larger ones use `scratch`.
+constexpr int64_t kMaxSharedBytes = 40 << 10;
 
 void run_session_batch(const SessionBatchArguments& args, cudaStream_t stream);
 

@@ -1,10 +1,10 @@
-// Optimizer steps on the touched rows of a table, on the CPU: Adagrad and Adam. Specification:
+// Adagrad and Adam steps on the rows of a table that have gradients, on the CPU. Specification:
 // gru4rec_fast/ops/sparse_update.py.
 //
-// The positions in `index` are sorted by row with a stable sort, so that the gradients of a row are neighbors and keep
-// their order. Then one pass over each touched row sums its gradients in that order and updates it
-// (sparse_update/cpu_kernel.inc). Threads split the rows, and the columns of wide rows, but never a sum: the result
-// does not depend on their number. The bottleneck is the latency of memory, since rows are scattered.
+// A stable sort of the positions in `index` by row makes the gradients of a row neighbors and keeps their order. Then
+// one pass over each row that has gradients sums them in that order and updates the row (sparse_update/cpu_kernel.inc).
+// Different threads take different rows, or different columns of a wide row. No sum is split among threads, so the
+// result does not depend on their number. Bottleneck: the latency of memory, since rows are scattered.
 #include "sparse_update/cpu.h"
 
 #include <ATen/Parallel.h>
@@ -21,17 +21,17 @@
 namespace grf {
 namespace {
 
-// Columns of one row: the weight, its state (null: not kept), and its gradients. Their sum is `grad` plus the n_more
-// rows more_grads + position[i] * stride, in this order.
+// Pointers to the columns of one row that has gradients: to its weight, its state (null if the optimizer has none), and
+// its gradients. The first gradient is `grad`; the n_more other ones are more_grads + positions[i] * stride.
 template <typename T>
 struct TouchedRow {
   T *weight, *state_1, *state_2;
   const T *grad, *more_grads;
   int64_t stride, n_more;
-  const int64_t* position;
+  const int64_t* positions;
 
   TouchedRow(const RowTable<T>& table, int64_t offset, const T* grad, const T* more_grads, int64_t n_more,
-             const int64_t* position)
+             const int64_t* positions)
       : weight(table.weight + offset),
         state_1(table.state_1 == nullptr ? nullptr : table.state_1 + offset),
         state_2(table.state_2 == nullptr ? nullptr : table.state_2 + offset),
@@ -39,7 +39,7 @@ struct TouchedRow {
         more_grads(more_grads),
         stride(table.width),
         n_more(n_more),
-        position(position) {}
+        positions(positions) {}
 };
 
 }  // namespace
@@ -53,21 +53,23 @@ namespace {
 
 struct SortScratch;
 
-constexpr int64_t kMaxColumns = 4096;  // wider rows are split into chunks
+constexpr int64_t kMaxColumns = 4096;  // wider rows are split into chunks of this many columns
 
-// Updates `n` rows in parallel, in chunks of at most kMaxColumns columns. touched(u, column) returns the u-th row,
-// starting at a column.
+// Updates n_touched rows in parallel, in chunks of at most kMaxColumns columns. touched(i, column) returns the pointers
+// of the i-th row to update, to its elements from `column` on.
 template <typename T, typename Options, typename Touched>
-void update_in_chunks(int64_t n, int64_t width, const Touched& touched, const Options& options) {
-  const int64_t per_row = (width + kMaxColumns - 1) / kMaxColumns;
-  const auto chunk = [&](int64_t i) { return touched(i / per_row, i % per_row * kMaxColumns); };
+void update_in_chunks(int64_t n_touched, int64_t width, const Touched& touched, const Options& options) {
+  const int64_t chunks_per_row = (width + kMaxColumns - 1) / kMaxColumns;
+  const auto first_column = [&](int64_t chunk) { return chunk % chunks_per_row * kMaxColumns; };
+  const auto pointers = [&](int64_t chunk) { return touched(chunk / chunks_per_row, first_column(chunk)); };
   const auto update = GRF_DISPATCH(update_columns<T, Options>);
-  const int64_t grain_size = std::max<int64_t>(1, 8192 / std::max<int64_t>(std::min(width, kMaxColumns), 1));
-  at::parallel_for(0, n * per_row, grain_size, [&](int64_t begin, int64_t end) {
-    TouchedRow<T> row = chunk(begin);
-    for (int64_t i = begin; i < end; ++i) {
-      const TouchedRow<T> next = chunk(std::min(i + 1, end - 1));
-      update(row, next, std::min(kMaxColumns, width - i % per_row * kMaxColumns), options);
+  constexpr int64_t kMinElements = 8192;  // for a thread
+  const int64_t grain_size = std::max<int64_t>(1, kMinElements / std::max<int64_t>(std::min(width, kMaxColumns), 1));
+  at::parallel_for(0, n_touched * chunks_per_row, grain_size, [&](int64_t begin, int64_t end) {
+    TouchedRow<T> row = pointers(begin);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const TouchedRow<T> next = pointers(std::min(chunk + 1, end - 1));
+      update(row, next, std::min(kMaxColumns, width - first_column(chunk)), options);
       row = next;
     }
   });
@@ -75,13 +77,15 @@ void update_in_chunks(int64_t n, int64_t width, const Touched& touched, const Op
 
 }  // namespace
 
-// Sorts n values by key(value) in [0, n_keys) with a stable radix sort: counting sorts of up to 11 bits of the key,
-// lowest bits first. Returns the buffer that holds the result, `values` or `buffer`.
+// Sorts n values by key(value), which is in [0, n_keys). It is a stable radix sort: each pass is a counting sort by up
+// to 11 bits of the key, from the lowest bits to the highest. Returns the buffer that holds the result, `values` or
+// `buffer`.
 template <typename Key>
 int64_t* radix_sort(int64_t* values, int64_t* buffer, int64_t n, int64_t n_keys, const Key& key) {
   constexpr int kMaxBits = 11;
   const int bits = n_keys > 1 ? 64 - __builtin_clzll(static_cast<uint64_t>(n_keys - 1)) : 0;
-  const int passes = (bits + kMaxBits - 1) / kMaxBits, bits_per_pass = passes > 0 ? (bits + passes - 1) / passes : 0;
+  const int n_passes = (bits + kMaxBits - 1) / kMaxBits;
+  const int bits_per_pass = n_passes > 0 ? (bits + n_passes - 1) / n_passes : 0;
   int64_t start[(1 << kMaxBits) + 1];
   for (int shift = 0; shift < bits; shift += bits_per_pass) {
     const int64_t digits = int64_t{1} << bits_per_pass;
@@ -111,37 +115,40 @@ void update_rows(const RowTable<T>& table, const int64_t* index, int64_t n_index
                  const Options<T>& options) {
   if (n_index == 0 || table.width == 0) return;
   Scratch<int64_t, SortScratch> scratch(3 * n_index + 1);
-  int64_t *buffer_1 = scratch.take(n_index), *buffer_2 = scratch.take(n_index), *start = scratch.take(n_index + 1);
-  const int64_t* order = sort_positions(index, n_index, table.n_rows, buffer_1, buffer_2);
-  int64_t n_touched = 0;  // the u-th touched row has the positions order[start[u]] .. order[start[u + 1] - 1]
+  int64_t *buffer_1 = scratch.take(n_index), *buffer_2 = scratch.take(n_index), *starts = scratch.take(n_index + 1);
+  const int64_t* sorted_positions = sort_positions(index, n_index, table.n_rows, buffer_1, buffer_2);
+  int64_t n_touched = 0;  // number of rows with gradients; those of the i-th row begin at sorted_positions[starts[i]]
   for (int64_t i = 0; i < n_index; ++i) {
-    if (i == 0 || index[order[i]] != index[order[i - 1]]) start[n_touched++] = i;
+    if (i == 0 || index[sorted_positions[i]] != index[sorted_positions[i - 1]]) starts[n_touched++] = i;
   }
-  start[n_touched] = n_index;
-  const auto touched = [&](int64_t u, int64_t column) {
-    const int64_t* position = order + start[u];
-    return TouchedRow<T>(table, index[*position] * table.width + column, grad + *position * table.width + column,
-                         grad + column, start[u + 1] - start[u] - 1, position + 1);
+  starts[n_touched] = n_index;
+  const auto touched = [&](int64_t i, int64_t column) {
+    const int64_t* positions = sorted_positions + starts[i];
+    const int64_t n_more = starts[i + 1] - starts[i] - 1;
+    return TouchedRow<T>(table, index[positions[0]] * table.width + column, grad + positions[0] * table.width + column,
+                         grad + column, n_more, positions + 1);
   };
   update_in_chunks<T>(n_touched, table.width, touched, options);
 }
 
 template <typename T, template <typename> class Options>
-void update_row(const RowTable<T>& table, int64_t row, const T* first_grad, const T* grad, const int64_t* position,
+void update_row(const RowTable<T>& table, int64_t row, const T* first_grad, const T* grad, const int64_t* positions,
                 int64_t n, const Options<T>& options, int64_t next_row) {
-  if (first_grad == nullptr) first_grad = grad + *position++ * table.width, --n;
-  const auto touched = [&](int64_t i) { return TouchedRow<T>(table, i * table.width, first_grad, grad, n, position); };
+  if (first_grad == nullptr) first_grad = grad + *positions++ * table.width, --n;
+  // The gradients of next_row are not known yet: `touched` returns those of `row` for both.
+  const auto touched = [&](int64_t i) { return TouchedRow<T>(table, i * table.width, first_grad, grad, n, positions); };
   const auto update = GRF_DISPATCH(update_columns<T, Options<T>>);
   update(touched(row), touched(next_row < 0 ? row : next_row), table.width, options);
 }
 
 template <typename T, template <typename> class Options>
 void update_all(const RowTable<T>& table, const T* grad, const Options<T>& options) {
-  const RowTable<T> flat{table.weight, table.state_1, table.state_2, 1, table.n_rows * table.width};
+  // The table as a single row, whose chunks are updated in parallel.
+  const RowTable<T> flat{table.weight, table.state_1, table.state_2, /*n_rows=*/1, table.n_rows * table.width};
   const auto touched = [&](int64_t, int64_t column) {
-    return TouchedRow<T>(flat, column, grad + column, nullptr, 0, nullptr);
+    return TouchedRow<T>(flat, column, grad + column, /*more_grads=*/nullptr, /*n_more=*/0, /*positions=*/nullptr);
   };
-  if (flat.width > 0) update_in_chunks<T>(1, flat.width, touched, options);
+  if (flat.width > 0) update_in_chunks<T>(/*n_touched=*/1, flat.width, touched, options);
 }
 
 #define GRF_INSTANTIATE(T, Options)                                                                    \

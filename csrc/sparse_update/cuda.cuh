@@ -1,5 +1,5 @@
-// The CUDA kernel for optimizer steps on the touched rows of a table, and the device functions that it shares with
-// training_step/cuda.cu. Specification: gru4rec_fast/ops/sparse_update.py.
+// The CUDA kernel for optimizer steps on the rows of a table that have gradients, and the device functions that it
+// shares with training_step/cuda.cu. Specification: gru4rec_fast/ops/sparse_update.py.
 #pragma once
 
 #include "common/columns.cuh"
@@ -36,7 +36,7 @@ __device__ __forceinline__ Columns<T, N> sum_gradients(int64_t begin, int64_t en
   return sum;
 }
 
-// Updates N columns of a weight and of its state, which is null if it is not kept.
+// Updates N columns of a weight and of its optimizer state; state that the optimizer does not have is null.
 template <typename T, int N, typename Options>
 __device__ __forceinline__ void update_columns(const Options& options, const Columns<T, N>& grad, T* weight, T* state_1,
                                                T* state_2) {
@@ -54,45 +54,46 @@ __device__ __forceinline__ T* offset_or_null(T* pointer, int64_t offset) {
   return pointer == nullptr ? nullptr : pointer + offset;
 }
 
-// Calls visit(row, begin, end, task) for `tasks` tasks of each distinct row in rows [n], which are increasing.
-// [begin, end) is the range of i with rows[i] == row; rows of -1 are skipped.
+// Calls visit(row, begin, end, task) for each distinct row in sorted_index [n] and each task in [0, n_tasks). [begin,
+// end) is the range of i with sorted_index[i] == row; -1 is skipped.
 //
-// The grid loops over n * tasks pairs of an i and a task. If i is the first of its range, the pair's thread processes
-// the whole range, else it does nothing. So no sum depends on the order of threads, and the number of distinct rows is
-// not needed.
+// The threads of the grid loop over n * n_tasks pairs of an i and a task. If i is the first of its range, the pair's
+// thread processes the whole range, otherwise it does nothing. So no sum depends on the order of threads, and the
+// number of distinct rows need not be known.
 template <typename Visit>
-__device__ __forceinline__ void for_touched_rows(const int64_t* rows, int64_t n, int64_t tasks, const Visit& visit) {
-  for (int64_t i = global_thread(); i < n * tasks; i += all_threads()) {
-    const int64_t begin = quotient(i, tasks), row = rows[begin];
-    if (row < 0 || (begin > 0 && rows[begin - 1] == row)) continue;
+__device__ __forceinline__ void for_touched_rows(const int64_t* sorted_index, int64_t n, int64_t n_tasks,
+                                                 const Visit& visit) {
+  for (int64_t pair = global_thread(); pair < n * n_tasks; pair += all_threads()) {
+    const int64_t begin = quotient(pair, n_tasks), row = sorted_index[begin];
+    if (row < 0 || (begin > 0 && sorted_index[begin - 1] == row)) continue;
     int64_t end = begin + 1;
-    while (end < n && rows[end] == row) ++end;
-    visit(row, begin, end, i - begin * tasks);
+    while (end < n && sorted_index[end] == row) ++end;
+    visit(row, begin, end, pair - begin * n_tasks);
   }
 }
 
-// Sums the gradients of each touched row and updates the row's weight and state.
+// Sums the gradients of each row that has gradients, and updates the row's weight and state.
 //
-// Launch: one dimension, any number of blocks of up to kUpdateThreads threads, no shared memory. A thread takes N
-// columns of a row, in strides of the grid.
+// Launch: one dimension, any number of blocks of up to kUpdateThreads threads, no shared memory. Threads loop over
+// groups of N columns of a row.
 //
-// It reads every gradient and its row and position (16 bytes) once, and reads and writes weight and state of a touched
-// row once. For n = 2080 distinct rows of 100 columns, Adagrad with momentum in float32, that is 5.9 MB, 1.2 us on an
-// H200 (4.8 TB/s, estimated). The bottleneck is memory, at this size the launch. A row with very many gradients is
-// slow: its threads, one per N columns, add them one after another.
+// Bytes: the kernel reads every gradient, its row and its position (16 bytes for both) once, and reads and writes
+// weight and state of each updated row once. For n = 2080 distinct rows of 100 columns, Adagrad with momentum in
+// float32, that is 5.9 MB, 1.2 us on an H200 (4.8 TB/s, estimated). Bottleneck: memory bandwidth; at this size, the
+// launch itself. A row with very many gradients is slow, since one thread per N columns adds them one after another.
 //
-// Hazard: an index out of range must stop the kernel before anything is written. `rows` is increasing, so every thread
-// checks its two ends first.
+// Hazard: an index out of range must stop the kernel before anything is written. sorted_index is increasing, so every
+// thread first checks its first and last elements.
 template <typename T, int N, template <typename> class Options>
-__global__ void __launch_bounds__(kUpdateThreads) update_rows_kernel(TouchedRows<T> touched, Options<T> options) {
-  const RowTable<T>& table = touched.table;
-  GRF_DEVICE_CHECK(touched.rows[0] >= -1 && touched.rows[touched.n - 1] < table.n_rows,
+__global__ void __launch_bounds__(kUpdateThreads)
+    update_rows_kernel(RowTable<T> table, SortedGradients<T> gradients, Options<T> options) {
+  GRF_DEVICE_CHECK(gradients.sorted_index[0] >= -1 && gradients.sorted_index[gradients.n - 1] < table.n_rows,
                    "index: holds a row that is out of range for the table");
   for_touched_rows(
-      touched.rows, touched.n, table.width / N, [&](int64_t row, int64_t begin, int64_t end, int64_t task) {
+      gradients.sorted_index, gradients.n, table.width / N, [&](int64_t row, int64_t begin, int64_t end, int64_t task) {
         const int64_t column = task * N, offset = row * table.width + column;
         const Columns<T, N> grad = sum_gradients<T, N>(
-            begin, end, [&](int64_t i) { return touched.grad + touched.positions[i] * table.width + column; });
+            begin, end, [&](int64_t i) { return gradients.grad + gradients.positions[i] * table.width + column; });
         update_columns<T, N>(options, grad, table.weight + offset, offset_or_null(table.state_1, offset),
                              offset_or_null(table.state_2, offset));
       });

@@ -7,10 +7,11 @@
 #include "common/stream.h"
 #include "sparse_update/update_rules.h"
 
-namespace grf {
+namespace grf {  // gru4rec_fast
 
-// A parameter [n_rows, width] and its optimizer state of the same shape, in the order of sparse_update/update_rules.h.
-// State that is not kept is null.
+// A parameter [n_rows, width] and its optimizer state of the same shape: the accumulator and velocity of Adagrad, or
+// the running means of Adam (see sparse_update/update_rules.h). Adagrad without momentum has no velocity: state_2 is
+// null.
 template <typename T>
 struct RowTable {
   T *weight, *state_1, *state_2;
@@ -19,18 +20,20 @@ struct RowTable {
 
 namespace cuda {
 
-// The rows to update and their gradients: that of rows[i] is row positions[i] of `grad`.
+// Gradients sorted by the row of the table that they belong to: row positions[i] of `grad` is a gradient of row
+// sorted_index[i] of the table.
 template <typename T>
-struct TouchedRows {
-  const int64_t* rows;       // [n], increasing, may repeat; -1 is skipped
-  const int64_t* positions;  // [n], increasing within equal rows
-  const T* grad;             // [n, width]
+struct SortedGradients {
+  const int64_t* sorted_index;  // [n], increasing, may repeat; -1 is skipped
+  const int64_t* positions;     // [n], increasing among equal elements of sorted_index
+  const T* grad;                // [n, width]
   int64_t n;
-  RowTable<T> table;  // updated
 };
 
+// Updates each row of the table that has gradients with their sum.
 template <typename T, template <typename> class Options>
-void update_rows(const TouchedRows<T>& touched, const Options<T>& options, cudaStream_t stream);
+void update_rows(const RowTable<T>& table, const SortedGradients<T>& gradients, const Options<T>& options,
+                 cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace grf

@@ -1,5 +1,6 @@
-// The hyperparameters of the optimizers. Each optimizer has one options type, and templates select its formula
-// (sparse_update/update_rules.inc) by that type. Specification: gru4rec_fast/ops/sparse_update.py.
+// The hyperparameters of the optimizers. Each optimizer has a type of options; its formula in
+// sparse_update/update_rules.inc is selected by overloading on that type. Specification:
+// gru4rec_fast/ops/sparse_update.py.
 #pragma once
 
 #include <cmath>
@@ -7,7 +8,8 @@
 
 namespace grf {
 
-// Adagrad: acc += g^2; v = momentum * v - lr * g / sqrt(acc + eps); w += v. State: acc, and v with momentum.
+// Adagrad: acc += g^2; v = momentum * v - lr * g / sqrt(acc + eps); w += v. The state is the accumulator acc and, with
+// momentum, the velocity v.
 template <typename T>
 struct AdagradOptions {
   T lr, momentum, eps;
@@ -18,9 +20,8 @@ struct AdagradOptions {
   }
 };
 
-// Adam: m += mean_weight * (g - m); s += square_weight * (g^2 - s); w -= step_size * m / (sqrt(s) + eps). State: m, s.
-// mean_weight = 1 - beta1 and square_weight = 1 - beta2 are computed in double, then rounded to T. adam_step_size
-// returns step_size.
+// Adam: m += mean_weight * (g - m); s += square_weight * (g^2 - s); w -= step_size * m / (sqrt(s) + eps). The state is
+// m and s. mean_weight = 1 - beta1 and square_weight = 1 - beta2 are computed in double, then rounded to T.
 template <typename T>
 struct AdamOptions {
   T step_size, mean_weight, square_weight, eps;
@@ -31,7 +32,8 @@ struct AdamOptions {
   }
 };
 
-// Returns the learning rate with both bias corrections: lr sqrt(1 - beta2^step) / (1 - beta1^step), for step >= 1.
+// Returns step_size, the learning rate with both bias corrections: lr sqrt(1 - beta2^step) / (1 - beta1^step), for step
+// >= 1.
 inline double adam_step_size(double lr, double beta1, double beta2, int64_t step) {
   const double t = static_cast<double>(step);
   return lr * std::sqrt(1 - std::pow(beta2, t)) / (1 - std::pow(beta1, t));

@@ -1,8 +1,8 @@
 """Run the CUDA kernels on CPU tensors, for tests: call `register()`, then pass `impl="emulated"` to any operator.
 
-The kernels of csrc/*/cuda.cu are compiled as C++17 together with the emulator in this folder and with the ATen side of
-the operators. The operators of this library are torch.ops.gru4rec_fast_emulated. docs/architecture.md ("The emulation")
-explains how it works.
+The kernels of csrc/*/cuda.cu are compiled as C++17. They are linked with the emulator in this folder and with the C++
+code that checks the operators' arguments and launches the kernels. The resulting library registers its operators as
+torch.ops.gru4rec_fast_emulated. docs/architecture.md ("The emulation") explains how it works.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 LIBRARY = "_emulated.so"
 NAMESPACE = "gru4rec_fast_emulated"
 
-# The compiler inserts a call before each memory access of a kernel. "races": to access_hooks.cpp, which replaces the
-# library of ThreadSanitizer. "addresses": to AddressSanitizer.
+# The compiler inserts a call before each memory access of a kernel. To detect races, access_hooks.cpp defines the
+# called functions, in place of ThreadSanitizer's library. To detect accesses out of bounds, AddressSanitizer does.
 KERNEL_FLAGS = {
     "races": ["-fsanitize=thread"],
     "addresses": ["-fsanitize=address", "-fno-omit-frame-pointer", "-DGRF_EMULATED_ADDRESSES"],
@@ -86,7 +86,7 @@ def _library() -> _build.Library:
         raise BuildError(reason)
     csrc = _build.source_folder()
     checks = "addresses" if "address" in _compile.sanitizers() else "races"
-    # The identity names files relative to one root, which contains csrc/ (elsewhere if installed) and this folder.
+    # The identity has file names relative to one root. csrc/ is not next to this folder if the package is installed.
     files = [*csrc.rglob("*"), *HERE.glob("*")]
     root = Path(os.path.commonpath([csrc, HERE]))
     flags = (CXX_FLAGS, _compile.CXX_FLAGS, KERNEL_FLAGS[checks])
@@ -99,29 +99,32 @@ def _library() -> _build.Library:
 
 
 def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str]) -> Record:
-    """Compile the library into a folder; write its record and log there, too. Raises BuildError."""
+    """Compile the library, and write it, the record of the build and the compiler's log to a folder.
+
+    Raises BuildError.
+    """
     from torch.utils import cpp_extension
 
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     includes = [f"-I{csrc}", f"-I{HERE.parent}"]
-    kernel = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *KERNEL_FLAGS[checks], "-x", "c++"]
-    system = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-    host = [flag for flag in _compile.CXX_FLAGS if flag not in ("-O3", "-g0")] + ["-O1"]
-    host += [f"-isystem{path}" for path in system] + [f"-DTORCH_EXTENSION_NAME={Path(LIBRARY).stem}"]
-    host += [flag for flag in KERNEL_FLAGS[checks] if flag.startswith("-D")]
-    sources = [(path, host) for path in (csrc / "schema.cpp", *sorted(HERE.glob("*.cpp")), *host_sources(csrc))]
-    sources += [(path, kernel) for path in (*sorted(HERE.glob("*.cu")), *sorted(csrc.glob("*/cuda.cu")))]
+    kernel_flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *KERNEL_FLAGS[checks], "-x", "c++"]
+    system_includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    host_flags = [flag for flag in _compile.CXX_FLAGS if flag not in ("-O3", "-g0")] + ["-O1"]
+    host_flags += [f"-isystem{path}" for path in system_includes] + [f"-DTORCH_EXTENSION_NAME={Path(LIBRARY).stem}"]
+    host_flags += [flag for flag in KERNEL_FLAGS[checks] if flag.startswith("-D")]
+    sources = [(path, host_flags) for path in (csrc / "schema.cpp", *sorted(HERE.glob("*.cpp")), *host_sources(csrc))]
+    sources += [(path, kernel_flags) for path in (*sorted(HERE.glob("*.cu")), *sorted(csrc.glob("*/cuda.cu")))]
     objects = [str(folder / f"{path.parent.name}_{path.name}.o") for path, _ in sources]
     commands = [
-        [*compiler, *CXX_FLAGS, *includes, *flags, "-c", str(path), "-o", target]
-        for (path, flags), target in zip(sources, objects, strict=True)
+        [*compiler, *CXX_FLAGS, *includes, *flags, "-c", str(path), "-o", object_file]
+        for (path, flags), object_file in zip(sources, objects, strict=True)
     ]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     libraries += ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python", "-ldl"]
-    link = [*compiler, "-shared", *objects, *libraries, "-o", str(folder / LIBRARY)]
+    link_command = [*compiler, "-shared", *objects, *libraries, "-o", str(folder / LIBRARY)]
 
     environment = dict(os.environ)
-    if _compile.sanitizers():  # their runtime is preloaded into this process; the compiler must run without it
+    if _compile.sanitizers():  # LD_PRELOAD loads their runtime into this process; the compiler must not load it
         environment.pop("LD_PRELOAD", None)
     log = folder / _compile.LOG
     with log.open("w") as stream:
@@ -130,7 +133,7 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
             return subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False).returncode
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            failed = any(list(pool.map(run, commands))) or run(link) != 0
+            failed = any(list(pool.map(run, commands))) or run(link_command) != 0
     if failed:
         reason = _compile.first_error(log.read_text(errors="replace"))
         raise BuildError(f"compiling failed: {reason}", lasting="error:" in reason)
@@ -140,5 +143,5 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
 
 
 def host_sources(csrc: Path) -> list[Path]:
-    """Return the ATen side of the CUDA kernels: csrc/<family>/<family>.cpp and csrc/<family>/cuda.cpp."""
+    """Return the files that check arguments and launch CUDA kernels: <family>.cpp and cuda.cpp of each family."""
     return [path for path in sorted(csrc.glob("*/*.cpp")) if path.stem in ("cuda", path.parent.name)]

@@ -1,5 +1,5 @@
-// Hooks for memory accesses. Kernels are compiled with -fsanitize=thread: the compiler inserts a call before each
-// access, and this file defines the called functions. The sanitizer's own library is not linked.
+// The functions that kernels call before each memory access. Kernels are compiled with -fsanitize=thread, so the
+// compiler inserts these calls. The sanitizer's own library, which usually defines the functions, is not linked.
 #include <cstddef>
 #include <cstdint>
 
@@ -35,10 +35,11 @@ void __tsan_read_range(void* address, size_t bytes) {
 void __tsan_write_range(void* address, size_t bytes) {
   ::grf::simt::on_access(address, bytes, true, __builtin_return_address(0));
 }
-// Called for the guard variable of a function-local static.
+// Called for the guard variable that initializes a static variable of a function once.
 char __tsan_atomic8_load(const volatile char* address, int) {
   return __atomic_load_n(address, __ATOMIC_ACQUIRE);
 }
+// The compiler also inserts calls of the following functions; the emulator needs none of them.
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

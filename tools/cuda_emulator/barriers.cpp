@@ -1,4 +1,4 @@
-// Barriers of a block, and warp operations (shuffles, votes, __syncwarp).
+// The emulator's barriers of a block (__syncthreads) and warp operations (shuffles, votes, __syncwarp).
 #include <algorithm>
 #include <array>
 
@@ -7,10 +7,10 @@
 namespace grf {
 namespace simt {
 
-int Emulator::block_barrier(Barrier kind, int value, int line) {
+int Emulator::block_barrier(Barrier kind, int predicate, int line) {
   Thread& thread = running_thread();
   thread.barrier = kind;
-  thread.value = static_cast<uint64_t>(value != 0);
+  thread.value = static_cast<uint64_t>(predicate != 0);
   thread.line = line;
   wait(State::at_barrier);
   return barrier_result_;
@@ -19,7 +19,7 @@ int Emulator::block_barrier(Barrier kind, int value, int line) {
 void Emulator::release_barrier() {
   const Thread& first = *std::find_if(threads_.begin(), threads_.end(),
                                       [](const Thread& thread) { return thread.state == State::at_barrier; });
-  size_t count = 0;
+  size_t n_true = 0;  // threads whose predicate is true
   for (size_t i = 0; i < n_threads_; ++i) {
     const Thread& thread = threads_[i];
     if (thread.state == State::finished || thread.line != first.line || thread.barrier != first.barrier) {
@@ -29,18 +29,18 @@ void Emulator::release_barrier() {
       if (thread.state == State::finished) {
         text << " has returned from the kernel";
       } else {
-        text << " at that of line " << thread.line;
+        text << " waits at the __syncthreads of line " << thread.line;
       }
       record_failure(text.str());
       return;
     }
-    count += thread.value;
+    n_true += thread.value;
   }
-  barrier_result_ = static_cast<int>(first.barrier == Barrier::any   ? count > 0
-                                     : first.barrier == Barrier::all ? count == n_threads_
-                                                                     : count);
-  ++barriers_;
-  at_barrier_ = 0;
+  barrier_result_ = static_cast<int>(first.barrier == Barrier::any   ? n_true > 0
+                                     : first.barrier == Barrier::all ? n_true == n_threads_
+                                                                     : n_true);
+  ++n_barriers_passed_;
+  n_at_barrier_ = 0;
   for (size_t i = 0; i < n_threads_; ++i) {
     clocks_[i].barrier_time = ++clocks_[i].time;
     make_ready(i);
@@ -53,8 +53,7 @@ void Emulator::report_deadlock() {
   int n_described = 0;
   for (size_t i = 0; i < n_threads_ && n_described < 4; ++i) {
     const Thread& thread = threads_[i];
-    const bool first = i == 0 || threads_[i - 1].state != thread.state || threads_[i - 1].line != thread.line;
-    if (!first) continue;
+    if (i > 0 && threads_[i - 1].state == thread.state && threads_[i - 1].line == thread.line) continue;
     ++n_described;
     text << ' ' << thread_name(i);
     if (thread.state == State::finished) {
@@ -74,11 +73,11 @@ void Emulator::report_deadlock() {
 uint64_t Emulator::warp_operation(WarpOperation kind, unsigned mask, uint64_t value, int argument, int width,
                                   int line) {
   Thread& thread = running_thread();
-  const unsigned lane = static_cast<unsigned>(running_ % kWarpSize);
+  const unsigned lane = static_cast<unsigned>(running_index_ % kWarpSize);
   if ((mask >> lane & 1) == 0) {
     std::ostringstream text;
-    text << "line " << line << ": " << thread_name(running_) << " calls a warp operation whose mask 0x" << std::hex
-         << mask << std::dec << " does not include its lane " << lane;
+    text << "line " << line << ": " << thread_name(running_index_) << " calls a warp operation whose mask 0x"
+         << std::hex << mask << std::dec << " does not include its lane " << lane;
     fail(text.str());
   }
   if (width < 1 || width > kWarpSize || (width & (width - 1)) != 0) {
@@ -92,13 +91,14 @@ uint64_t Emulator::warp_operation(WarpOperation kind, unsigned mask, uint64_t va
   thread.width = width;
   thread.line = line;
   wait(State::in_warp_operation);
-  return warp_results_[running_];
+  return warp_results_[running_index_];
 }
 
-// Runs the warp operation of the running thread if all lanes of its mask wait in the same operation.
+// Runs the warp operation of the running thread if all lanes of its mask wait in the same operation. Otherwise does
+// nothing: the last of these lanes to call the operation will run it.
 void Emulator::try_warp_operation(size_t warp) {
   const size_t first = warp * kWarpSize;
-  const Thread& caller = threads_[running_];
+  const Thread& caller = threads_[running_index_];
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
     if ((caller.mask >> lane & 1) == 0) continue;
     if (first + lane >= n_threads_) {
@@ -115,7 +115,7 @@ void Emulator::try_warp_operation(size_t warp) {
     if ((caller.mask >> lane & 1) != 0) results[lane] = warp_result(warp, lane);
     if (failed_) return;
   }
-  std::array<uint32_t, kWarpSize> lane_times{};
+  std::array<uint32_t, kWarpSize> lane_times{};  // the clocks of the lanes that a __syncwarp synchronizes
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
     if ((caller.mask >> lane & 1) == 0) continue;
     warp_results_[first + lane] = results[lane];
@@ -125,7 +125,7 @@ void Emulator::try_warp_operation(size_t warp) {
     clock.lane_times[lane] = ++clock.time;
     for (unsigned i = 0; i < kWarpSize; ++i) lane_times[i] = std::max(lane_times[i], clock.lane_times[i]);
   }
-  if (caller.operation != WarpOperation::sync) return;  // the other operations do not order memory accesses
+  if (caller.operation != WarpOperation::sync) return;  // only __syncwarp orders memory accesses
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
     if ((caller.mask >> lane & 1) != 0) clocks_[first + lane].lane_times = lane_times;
   }
@@ -165,14 +165,14 @@ uint64_t Emulator::warp_result(size_t warp, unsigned lane) {
   if (source < 0 || source >= kWarpSize || (thread.mask >> source & 1) == 0) {
     record_failure("line " + std::to_string(thread.line) + ": " + thread_name(warp * kWarpSize + lane) +
                    " shuffles from lane " + std::to_string(source) +
-                   ", which does not take part: the value is undefined");
+                   ", which does not take part: the result is undefined");
     return 0;
   }
   return lanes[source].value;
 }
 
-int block_barrier(Barrier kind, int value, int line) {
-  return emulator().block_barrier(kind, value, line);
+int block_barrier(Barrier kind, int predicate, int line) {
+  return emulator().block_barrier(kind, predicate, line);
 }
 uint64_t warp_operation(WarpOperation kind, unsigned mask, uint64_t value, int argument, int width, int line) {
   return emulator().warp_operation(kind, mask, value, argument, width, line);

@@ -1,8 +1,8 @@
-// The part of CUDA's device language that the kernels use, for a C++17 compiler. Only common/simt.cuh includes this
-// file.
+// The functions, types and variables of CUDA's device language that the kernels use, for a C++17 compiler. Only
+// common/simt.cuh includes this file.
 //
-// Names do what the CUDA C++ Programming Guide says; what it leaves undefined is an error here. Add a missing name when
-// a kernel needs it. See docs/architecture.md, "The emulation".
+// They behave as the CUDA C++ Programming Guide describes; undefined behavior of threads and shared memory is reported
+// as an error. If a kernel needs a name that is missing here, add it. See docs/architecture.md, "The emulation".
 #pragma once
 
 #include <cmath>
@@ -139,7 +139,7 @@ unsigned __match_any_sync(unsigned mask, T value, int line = __builtin_LINE()) {
   return static_cast<unsigned>(::grf::simt::warp_operation(::grf::simt::WarpOperation::match, mask, bits, 0, 32, line));
 }
 
-// Atomics, with the overloads that CUDA has, so that code that compiles here compiles there.
+// Atomic operations, with exactly the overloads that CUDA has, so that nvcc accepts every call that compiles here.
 #define GRF_ATOMIC(name, type, expression)                         \
   inline type name(type* address, type value) {                    \
     const ::grf::simt::AtomicAccess access(address, sizeof(type)); \
@@ -260,7 +260,7 @@ T __ldg(const T* address) {
   return *address;
 }
 
-// Shared memory. Every block has its own, filled with a byte pattern at the start.
+// Shared memory. Every block starts with memory of its own, filled with a byte pattern.
 #define GRF_SHARED(name, ...)                                                                    \
   auto& name = []() -> auto& {                                                                   \
     using Array = __VA_ARGS__;                                                                   \

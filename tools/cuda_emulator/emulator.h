@@ -16,10 +16,15 @@
 namespace grf {
 namespace simt {
 
-constexpr size_t kSharedLimit = 227 << 10;         // maximum of a block on sm_90
-constexpr size_t kSharedArena = kSharedLimit * 2;  // leaves room for the gaps
-constexpr size_t kArrayGap = 64;                   // bytes between arrays, to find accesses out of bounds
+constexpr size_t kSharedLimit = 227 << 10;        // bytes that a block can have on sm_90 (H100, H200)
+constexpr size_t kArenaBytes = kSharedLimit * 2;  // leaves space for gaps between arrays
+constexpr size_t kArrayGap = 64;                  // bytes between arrays, to detect accesses out of bounds
+constexpr int kFillByte = 0xA5;                   // shared memory is filled with it before a block runs
 
+// State of a byte of the arena.
+constexpr unsigned char kOutside = 0, kUnwritten = 1, kWritten = 2;  // kOutside: in no array of the running block
+
+// A random number generator.
 struct Random {
   uint64_t state;
   uint64_t operator()() {  // splitmix64
@@ -31,18 +36,22 @@ struct Random {
   uint64_t below(uint64_t limit) { return (*this)() % limit; }
 };
 
+// What a thread of the block is doing. A `ready` thread can run.
 enum class State { ready, at_barrier, in_warp_operation, finished };
 
+// A thread of the running block.
 struct Thread {
   Fiber fiber;
-  dim3 index;
+  dim3 index;  // threadIdx
   State state = State::ready;
   bool fenced = false;  // has called __threadfence since its last write
-  int line = 0;         // of the barrier or warp operation where it waits
+
+  // The barrier or warp operation where the thread waits: its source line, its kind and its arguments.
+  int line = 0;
   Barrier barrier = Barrier::plain;
   WarpOperation operation = WarpOperation::sync;
   unsigned mask = 0;
-  uint64_t value = 0;
+  uint64_t value = 0;  // of a barrier: whether the predicate is true
   int argument = 0, width = 0;
 };
 
@@ -61,32 +70,34 @@ inline dim3 unflatten(uint64_t flat_index, const dim3& extent) {
 
 class Emulator {
  public:
+  // Runs a launch: calls thread_body(closure) in every thread of the grid. Throws if it detects a fault.
   void run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure);
 
   uint64_t seed = 0;
-  int64_t block_limit = 0, launches = 0;
+  int64_t block_limit = 0, n_launches = 0;
 
   // The following functions are called by kernel threads.
-  int block_barrier(Barrier kind, int value, int line);
+  int block_barrier(Barrier kind, int predicate, int line);
   uint64_t warp_operation(WarpOperation kind, unsigned mask, uint64_t value, int argument, int width, int line);
   void* shared_array(const void* tag, size_t bytes, size_t alignment);
   void access(const void* address, size_t bytes, bool writes, bool atomic, const void* instruction);
   void start_atomic(const void* address);
-  [[noreturn]] void fail(const std::string& message, bool in_check = false);
-  [[noreturn]] void start_thread();
+  [[noreturn]] void fail(const std::string& message, bool from_check = false);  // from_check: a GRF_DEVICE_CHECK failed
+  [[noreturn]] void run_thread();
 
-  Thread& running_thread() { return threads_[running_]; }
+  Thread& running_thread() { return threads_[running_index_]; }
   const LaunchConfig& launch() const { return launch_; }
   const dim3& block() const { return block_; }
-  char* dynamic() { return dynamic_; }
+  char* dynamic_shared() { return dynamic_shared_; }
 
  private:
-  static void entry();
+  static void enter_thread();
   std::vector<uint64_t> blocks_to_run();
   void run_block();
   void start_block(uint64_t flat_index);
   void resume(size_t thread);
-  void wait(State state);
+  void wait(State state);  // switches to the scheduler
+  [[noreturn]] void finish_thread();
   void make_ready(size_t thread);
   void record_failure(const std::string& message) {
     failed_ = true;
@@ -99,15 +110,15 @@ class Emulator {
   char* allocate_shared(size_t bytes, size_t alignment);
   std::string thread_name(size_t thread) const { return "thread " + format_index(threads_[thread].index); }
   std::string describe(const Race& race, const void* address, bool writes, const void* instruction) const;
-  AccessRecord record(bool atomic, const void* instruction) const;
+  AccessRecord make_record(bool atomic, const void* instruction) const;
 
   std::mutex mutex_;
   FiberStacks stacks_;
-  Fiber scheduler_;
+  Fiber scheduler_;  // runs run_block(), which chooses the thread to resume
   std::vector<Thread> threads_;
   std::vector<Clock> clocks_;
-  std::vector<size_t> ready_;
-  size_t n_threads_ = 0, unfinished_ = 0, running_ = 0, at_barrier_ = 0;
+  std::vector<size_t> ready_threads_;  // indices in threads_
+  size_t n_threads_ = 0, n_unfinished_ = 0, running_index_ = 0, n_at_barrier_ = 0;
   int barrier_result_ = 0;
   std::vector<uint64_t> warp_results_ = std::vector<uint64_t>(FiberStacks::kCount);
 
@@ -115,20 +126,23 @@ class Emulator {
   void (*thread_body_)(const void*) = nullptr;
   const void* closure_ = nullptr;
   dim3 block_;
-  uint32_t run_index_ = 0;  // of the block: the number of blocks that ran before it in this launch
-  uint32_t barriers_ = 0;   // __syncthreads of this block so far
+  uint32_t block_number_ = 0;       // number of blocks that ran before the running one in this launch
+  uint32_t n_barriers_passed_ = 0;  // number of __syncthreads that the running block has completed
   Random random_{0};
 
-  bool failed_ = false, failed_in_check_ = false;
+  bool failed_ = false, failed_check_ = false;
   std::string failure_;
 
   ShadowMemory shadow_memory_;
-  std::unique_ptr<char[]> arena_{new char[kSharedArena]};
-  std::unique_ptr<unsigned char[]> arena_state_{new unsigned char[kSharedArena]()};  // see allocate_shared
-  size_t arena_used_ = 0, shared_used_ = 0;
-  std::vector<std::pair<const void*, void*>> arrays_;
-  std::vector<std::unique_ptr<char[]>> allocations_;  // instead of the arena, if AddressSanitizer checks
-  char* dynamic_ = nullptr;
+  // The running block's arrays in shared memory. They lie in the arena, with gaps between them. If AddressSanitizer
+  // detects accesses out of bounds, each array is a heap allocation instead.
+  std::unique_ptr<char[]> arena_{new char[kArenaBytes]};
+  std::unique_ptr<unsigned char[]> byte_states_{new unsigned char[kArenaBytes]()};
+  std::vector<std::unique_ptr<char[]>> heap_arrays_;
+  size_t arena_bytes_used_ = 0;                               // with the gaps
+  size_t shared_bytes_ = 0;                                   // without the gaps, as on a GPU
+  std::vector<std::pair<const void*, void*>> shared_arrays_;  // tag of each GRF_SHARED declaration, and its array
+  char* dynamic_shared_ = nullptr;
 };
 
 Emulator& emulator();

@@ -18,17 +18,18 @@ extern "C" void __asan_unpoison_memory_region(const volatile void* address, size
 #endif
 
 #if defined(__x86_64__) && defined(__linux__)
-// Saves the callee-saved registers on the stack and the stack pointer to *saved_stack, then continues from next_stack.
+// Pushes the callee-saved registers, stores the stack pointer in *saved_stack, and continues the fiber whose stack
+// pointer is next_stack. Defined in scheduler.cpp.
 extern "C" void grf_fiber_switch(void** saved_stack, void* next_stack);
 #endif
 
 namespace grf {
 namespace simt {
 
-// A suspended execution. A default-constructed fiber gets its state when it is switched away from.
+// A suspended execution. switch_to stores the running code's state in a default-constructed fiber.
 class Fiber {
  public:
-  // Makes the next switch to this fiber call entry() on the given stack. entry must never return: it switches away.
+  // Makes the next switch to this fiber call entry() on the given stack. entry() must never return.
   void prepare(void* stack, size_t bytes, void (*entry)()) {
     bottom_ = stack;
     bytes_ = bytes;
@@ -51,6 +52,7 @@ class Fiber {
 #endif
   }
 
+  // Suspends the running code in this fiber and continues `other`. Returns when another fiber switches back.
   void switch_to(Fiber& other) {
 #ifdef GRF_EMULATED_ADDRESSES
     __sanitizer_start_switch_fiber(&fake_stack_, other.bottom_, other.bytes_);
@@ -63,8 +65,8 @@ class Fiber {
     finish_switch(*this);
   }
 
-  // Tells AddressSanitizer that `current` runs now. entry() must call it first, with `previous`, the fiber that ran
-  // before: its stack is recorded.
+  // Tells AddressSanitizer that the switch to `current` is complete. entry() must first call it with `previous`, the
+  // fiber that it was switched from, and whose stack is recorded then. switch_to calls it for suspended fibers.
   static void finish_switch(Fiber& current, Fiber* previous = nullptr) {
 #ifdef GRF_EMULATED_ADDRESSES
     const void* bottom;
@@ -93,7 +95,7 @@ class Fiber {
 #endif
 };
 
-// The stacks of the 1024 threads that a block can have, in one mapping. Only the pages that are used take memory.
+// The stacks of the 1024 threads that a block can have, in one memory mapping. Only pages that are written take memory.
 class FiberStacks {
  public:
   static constexpr size_t kBytes = size_t{256} << 10;

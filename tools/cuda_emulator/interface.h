@@ -1,7 +1,7 @@
-// Interface of the emulator: for the device language (device.h), for launches, and for tests.
+// Functions of the emulator, which runs CUDA kernels on the CPU: for the device language (device.h) and for tests.
 //
-// The emulator runs kernels on the CPU. The blocks of a grid run one after another, in random order. The threads of a
-// block are fibers: one runs until it waits for others, then another is chosen at random.
+// The blocks of a grid run one after another, in random order. The threads of a block are fibers: one runs until it
+// waits for other threads, then another is chosen at random.
 //
 // A launch returns when its kernel has finished, or throws: std::invalid_argument for a failed GRF_DEVICE_CHECK,
 // otherwise std::runtime_error (a race, a barrier that not all threads reach, a shuffle from an inactive lane, an
@@ -16,8 +16,8 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-namespace grf {
-namespace simt {
+namespace grf {   // gru4rec_fast
+namespace simt {  // single instruction, multiple threads: CUDA's execution model
 
 // threadIdx, blockIdx, blockDim and gridDim of the running thread.
 dim3 thread_index();
@@ -25,20 +25,27 @@ dim3 block_index();
 dim3 block_extent();
 dim3 grid_extent();
 
+// __syncthreads, __syncthreads_or, __syncthreads_and, __syncthreads_count
 enum class Barrier { plain, any, all, count };
+// __syncwarp; __shfl_sync and its variants up, down and xor; __ballot_sync; __match_any_sync
 enum class WarpOperation { sync, index, up, down, exclusive_or, ballot, match };
 
-int block_barrier(Barrier kind, int value, int line);
+// `line` is the source line of the call. Threads that meet at a barrier must call it from the same line.
+int block_barrier(Barrier kind, int predicate, int line);
+// Returns the result for the calling thread. A lane is a thread's position in its warp. `argument` is a shuffle's
+// source lane, delta or lane mask.
 uint64_t warp_operation(WarpOperation kind, unsigned mask, uint64_t value, int argument, int width, int line);
 void fence();
+// Returns the running block's array for a GRF_SHARED declaration, which `tag` identifies.
 void* shared_array(const void* tag, size_t bytes, size_t alignment);
 void* dynamic_shared();
 [[noreturn]] void check_failed(const char* text);
 
-// Checks an atomic access. The constructor may run other threads first.
+// Its constructor checks an atomic access for races. It may run other threads first.
 struct AtomicAccess {
   AtomicAccess(const void* address, size_t bytes);
 };
+// Read and write memory within an atomic operation, which AtomicAccess has checked.
 void atomic_read(void* target, const void* source, size_t bytes);
 void atomic_write(void* target, const void* source, size_t bytes);
 
@@ -52,13 +59,16 @@ void run(const LaunchConfig& launch, void (*thread_body)(const void*), const voi
 
 // For tests. The order of threads and blocks is a function of the seed and of the number of launches since set_seed.
 void set_seed(uint64_t seed);
-// Runs at most this many blocks of a grid: the first, the last and random others. 0: all blocks.
+// Runs at most this many blocks of each grid: the first, the last and random others. 0: all blocks.
 void set_block_limit(int64_t blocks);
-// Maximum number of blocks of a launch whose threads loop in strides of the grid. It is small, because fibers are
-// slower than loop iterations and so that tests cover the loop; with a block limit it is as large as on a GPU.
-int64_t most_blocks();
+// Maximum number of blocks of a grid whose threads loop over tasks (blocks_for in common/simt.cuh). It is small, so
+// that tests cover the loop, and because fibers are slower than loop iterations. With a block limit it is as large as
+// on a GPU.
+int64_t max_grid_blocks();
+// Returns the number of launches since set_seed.
 int64_t launches();
-const char* checks();  // "races" or "addresses": what accesses are checked for
+// Returns which faults of memory accesses are detected: "races", or "addresses" (accesses out of bounds).
+const char* what_is_checked();
 
 }  // namespace simt
 }  // namespace grf

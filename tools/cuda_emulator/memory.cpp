@@ -1,4 +1,4 @@
-// Shared memory, and the checks of memory accesses.
+// The emulator's shared memory, and its checks of memory accesses.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -15,7 +15,8 @@ struct LoadedLibrary {
   std::string path;
 };
 
-// Returns where this library is loaded, so that instructions can be identified by their offset in it.
+// Returns the address and file of this shared library. Instructions are recorded as offsets from that address, which
+// addr2line (see source_line) accepts.
 const LoadedLibrary& library() {
   static const LoadedLibrary loaded = [] {
     Dl_info info{};
@@ -25,7 +26,7 @@ const LoadedLibrary& library() {
   return loaded;
 }
 
-// Returns " (file:line)" of the instruction before an offset in this library; empty without addr2line.
+// Returns " (file:line)" of the call that returns to this offset in the library, or "" if addr2line is not installed.
 std::string source_line(uint32_t offset) {
   if (offset == 0) return "";
   char command[4096];
@@ -33,9 +34,9 @@ std::string source_line(uint32_t offset) {
   FILE* pipe = popen(command, "r");
   if (pipe == nullptr) return "";
   char line[1024] = "";
-  const bool read = std::fgets(line, sizeof(line), pipe) != nullptr;
+  const bool has_line = std::fgets(line, sizeof(line), pipe) != nullptr;
   pclose(pipe);
-  std::string text = read ? line : "";
+  std::string text = has_line ? line : "";
   text = text.substr(0, text.find_first_of(" \n"));
   const size_t slash = text.rfind('/');
   if (text.empty() || text[0] == '?') return "";
@@ -44,58 +45,57 @@ std::string source_line(uint32_t offset) {
 
 }  // namespace
 
-// arena_state_ of a byte: 0 outside of every array, 1 not written yet, 2 written.
 char* Emulator::allocate_shared(size_t bytes, size_t alignment) {
-  shared_used_ = (shared_used_ + alignment - 1) / alignment * alignment + bytes;
-  if (shared_used_ > kSharedLimit) {
-    fail("the block uses at least " + std::to_string(shared_used_) + " bytes of shared memory, more than 227 KB");
+  shared_bytes_ = (shared_bytes_ + alignment - 1) / alignment * alignment + bytes;
+  if (shared_bytes_ > kSharedLimit) {
+    fail("the block uses at least " + std::to_string(shared_bytes_) + " bytes of shared memory, more than 227 KB");
   }
 #ifdef GRF_EMULATED_ADDRESSES
-  allocations_.emplace_back(new char[bytes]);
-  std::memset(allocations_.back().get(), 0xA5, bytes);
-  return allocations_.back().get();
+  heap_arrays_.emplace_back(new char[bytes]);
+  std::memset(heap_arrays_.back().get(), kFillByte, bytes);
+  return heap_arrays_.back().get();
 #else
   const auto base = reinterpret_cast<uintptr_t>(arena_.get());
-  const uintptr_t aligned = (base + arena_used_ + kArrayGap + alignment - 1) / alignment * alignment;
+  const uintptr_t aligned = (base + arena_bytes_used_ + kArrayGap + alignment - 1) / alignment * alignment;
   const size_t offset = aligned - base;
-  arena_used_ = offset + bytes + kArrayGap;
-  if (arena_used_ > kSharedArena) fail("too many arrays in shared memory for the emulation");
-  std::memset(arena_.get() + offset, 0xA5, bytes);
-  std::memset(arena_state_.get() + offset, 1, bytes);
+  arena_bytes_used_ = offset + bytes + kArrayGap;
+  if (arena_bytes_used_ > kArenaBytes) fail("too many arrays in shared memory for the emulation");
+  std::memset(arena_.get() + offset, kFillByte, bytes);
+  std::memset(byte_states_.get() + offset, kUnwritten, bytes);
   return arena_.get() + offset;
 #endif
 }
 
 void* Emulator::shared_array(const void* tag, size_t bytes, size_t alignment) {
-  for (const auto& [array_tag, array] : arrays_) {
+  for (const auto& [array_tag, array] : shared_arrays_) {
     if (array_tag == tag) return array;
   }
-  arrays_.emplace_back(tag, allocate_shared(bytes, alignment));
-  return arrays_.back().second;
+  shared_arrays_.emplace_back(tag, allocate_shared(bytes, alignment));
+  return shared_arrays_.back().second;
 }
 
-AccessRecord Emulator::record(bool atomic, const void* instruction) const {
+AccessRecord Emulator::make_record(bool atomic, const void* instruction) const {
   const auto offset = static_cast<uint32_t>(static_cast<const char*>(instruction) - library().begin);
-  return {run_index_, static_cast<uint16_t>(running_),    atomic, clocks_[running_].time,
-          barriers_,  instruction == nullptr ? 0 : offset};
+  return {block_number_,      static_cast<uint16_t>(running_index_), atomic, clocks_[running_index_].time,
+          n_barriers_passed_, instruction == nullptr ? 0 : offset};
 }
 
 void Emulator::access(const void* address, size_t bytes, bool writes, bool atomic, const void* instruction) {
   if (stacks_.contains(address)) return;
   if (writes && !atomic) running_thread().fenced = false;
   const auto* byte = static_cast<const char*>(address);
-  if (byte >= arena_.get() && byte < arena_.get() + kSharedArena) {
-    unsigned char* state = arena_state_.get() + (byte - arena_.get());
+  if (byte >= arena_.get() && byte < arena_.get() + kArenaBytes) {
+    unsigned char* state = byte_states_.get() + (byte - arena_.get());
     for (size_t i = 0; i < bytes; ++i) {
-      if (state[i] == 0) fail(thread_name(running_) + " accesses shared memory outside of its arrays");
-      if (state[i] == 1 && (!writes || atomic)) {
-        fail(thread_name(running_) + " reads shared memory that no thread has written");
+      if (state[i] == kOutside) fail(thread_name(running_index_) + " accesses shared memory outside of its arrays");
+      if (state[i] == kUnwritten && (!writes || atomic)) {
+        fail(thread_name(running_index_) + " reads shared memory that no thread has written");
       }
-      if (writes) state[i] = 2;
+      if (writes) state[i] = kWritten;
     }
   }
   Race race;
-  const AccessRecord access_record = record(atomic, instruction);
+  const AccessRecord access_record = make_record(atomic, instruction);
   if (shadow_memory_.access(reinterpret_cast<uintptr_t>(address), bytes, writes, access_record, &race)) {
     fail(describe(race, address, writes, instruction));
   }
@@ -104,19 +104,20 @@ void Emulator::access(const void* address, size_t bytes, bool writes, bool atomi
 std::string Emulator::describe(const Race& race, const void* address, bool writes, const void* instruction) const {
   std::ostringstream text;
   const auto* byte = static_cast<const char*>(address);
-  const bool shared = byte >= arena_.get() && byte < arena_.get() + kSharedArena;
-  text << "race: " << thread_name(running_) << (writes ? " writes " : " reads ") << (shared ? "shared" : "global")
-       << " memory at " << address << source_line(record(false, instruction).instruction) << ", which thread "
+  const bool shared = byte >= arena_.get() && byte < arena_.get() + kArenaBytes;
+  text << "race: " << thread_name(running_index_) << (writes ? " writes " : " reads ") << (shared ? "shared" : "global")
+       << " memory at " << address << source_line(make_record(false, instruction).instruction) << ", which thread "
        << format_index(unflatten(race.earlier.thread, launch_.block));
-  if (race.earlier.block != run_index_) text << " of another block";
+  if (race.earlier.block != block_number_) text << " of another block";
   text << (race.earlier_wrote ? " wrote" : " read") << source_line(race.earlier.instruction)
-       << (race.earlier.block != run_index_ ? " in this launch" : " with no barrier between");
+       << (race.earlier.block != block_number_ ? " in this launch" : " with no barrier between");
   return text.str();
 }
 
 void Emulator::start_atomic(const void* address) {
-  if (random_.below(4) == 0) wait(State::ready);
-  shadow_memory_.atomic(reinterpret_cast<uintptr_t>(address), record(true, nullptr), running_thread().fenced);
+  if (random_.below(4) == 0) wait(State::ready);  // other threads run first, so orders of atomics vary
+  shadow_memory_.record_atomic(reinterpret_cast<uintptr_t>(address), make_record(true, nullptr),
+                               running_thread().fenced);
 }
 
 void fence() {
@@ -126,8 +127,9 @@ void* shared_array(const void* tag, size_t bytes, size_t alignment) {
   return emulator().shared_array(tag, bytes, alignment);
 }
 void* dynamic_shared() {
-  if (emulator().dynamic() == nullptr) emulator().fail("dynamic shared memory is used, but the launch has 0 bytes");
-  return emulator().dynamic();
+  char* const memory = emulator().dynamic_shared();
+  if (memory == nullptr) emulator().fail("dynamic shared memory is used, but the launch has 0 bytes");
+  return memory;
 }
 void check_failed(const char* text) {
   emulator().fail(text, true);

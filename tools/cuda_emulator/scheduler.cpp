@@ -1,7 +1,9 @@
-// Launches, blocks, and the choice of the thread that runs next.
+// The emulator's launches: the blocks of a grid run one after another, in random order. Within a block, a randomly
+// chosen thread runs until it waits for other threads.
 #include "cuda_emulator/interface.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
@@ -9,6 +11,10 @@
 #include "cuda_emulator/emulator.h"
 
 #if defined(__x86_64__) && defined(__linux__)
+// Defines grf_fiber_switch(saved_stack, next_stack) of fiber.h; the arguments are in the registers rdi and rsi. It
+// pushes the registers that a function must preserve, and stores the stack pointer in *saved_stack. Then it continues
+// on the next fiber's stack: it pops the registers that this fiber pushed when it was suspended, and returns to its
+// code.
 asm(R"(
 .text
 .hidden grf_fiber_switch
@@ -58,22 +64,22 @@ void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*),
   if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or 64 in z");
   if (launch.shared_bytes > kSharedLimit) refuse("more than 227 KB of shared memory");
   n_threads_ = size_t{block.x} * block.y * block.z;
-  random_.state = seed * 0x2545F4914F6CDD1Du + static_cast<uint64_t>(++launches);
-  failed_ = failed_in_check_ = false;
+  random_.state = seed * 0x2545F4914F6CDD1Du + static_cast<uint64_t>(++n_launches);
+  failed_ = failed_check_ = false;
   shadow_memory_.start_launch();
-  run_index_ = 0;
+  block_number_ = 0;
   for (const uint64_t flat_index : blocks_to_run()) {
     start_block(flat_index);
     run_block();
-    ++run_index_;
+    ++block_number_;
     if (failed_) break;
   }
   if (!failed_) return;
   std::ostringstream text;
   text << failure_;
-  if (failed_in_check_) throw std::invalid_argument(text.str());
+  if (failed_check_) throw std::invalid_argument(text.str());
   text << " [kernel " << launch_.kernel << ", block " << format_index(block_) << ", emulation seed " << seed
-       << ", launch " << launches << "]";
+       << ", launch " << n_launches << "]";
   throw std::runtime_error(text.str());
 }
 
@@ -95,81 +101,87 @@ std::vector<uint64_t> Emulator::blocks_to_run() {
 
 void Emulator::start_block(uint64_t flat_index) {
   block_ = unflatten(flat_index, launch_.grid);
-  barriers_ = 0;
-  at_barrier_ = 0;
-  unfinished_ = n_threads_;
+  n_barriers_passed_ = 0;
+  n_at_barrier_ = 0;
+  n_unfinished_ = n_threads_;
   clocks_.assign(n_threads_, Clock());
   threads_.resize(n_threads_);
-  ready_.resize(n_threads_);
+  ready_threads_.resize(n_threads_);
   for (size_t i = 0; i < n_threads_; ++i) {
-    ready_[i] = i;
+    ready_threads_[i] = i;
     threads_[i] = Thread();
     threads_[i].index = unflatten(i, launch_.block);
-    threads_[i].fiber.prepare(stacks_.stack(i), FiberStacks::bytes(i), &Emulator::entry);
+    threads_[i].fiber.prepare(stacks_.stack(i), FiberStacks::bytes(i), &Emulator::enter_thread);
   }
-  if (arena_used_ > 0) {
-    std::memset(arena_state_.get(), 0, arena_used_);
-    shadow_memory_.forget(reinterpret_cast<uintptr_t>(arena_.get()), arena_used_);
+  if (arena_bytes_used_ > 0) {
+    std::memset(byte_states_.get(), kOutside, arena_bytes_used_);
+    shadow_memory_.forget(reinterpret_cast<uintptr_t>(arena_.get()), arena_bytes_used_);
   }
-  arena_used_ = shared_used_ = 0;
-  arrays_.clear();
-  allocations_.clear();
-  dynamic_ = launch_.shared_bytes > 0 ? allocate_shared(launch_.shared_bytes, 16) : nullptr;
+  arena_bytes_used_ = shared_bytes_ = 0;
+  shared_arrays_.clear();
+  heap_arrays_.clear();
+  dynamic_shared_ = launch_.shared_bytes > 0 ? allocate_shared(launch_.shared_bytes, 16) : nullptr;
   shadow_memory_.start_block(&clocks_);
 }
 
 void Emulator::run_block() {
-  while (unfinished_ > 0 && !failed_) {
-    if (ready_.empty()) {
-      if (at_barrier_ == unfinished_) {
+  while (n_unfinished_ > 0 && !failed_) {
+    if (ready_threads_.empty()) {
+      if (n_at_barrier_ == n_unfinished_) {
         release_barrier();
       } else {
         report_deadlock();
       }
       continue;
     }
-    const size_t chosen = random_.below(ready_.size());
-    std::swap(ready_[chosen], ready_.back());
-    const size_t thread = ready_.back();
-    ready_.pop_back();
+    const size_t chosen = random_.below(ready_threads_.size());
+    std::swap(ready_threads_[chosen], ready_threads_.back());
+    const size_t thread = ready_threads_.back();
+    ready_threads_.pop_back();
     resume(thread);
   }
 }
 
 void Emulator::resume(size_t thread) {
-  running_ = thread;
+  running_index_ = thread;
   in_kernel = true;
   scheduler_.switch_to(threads_[thread].fiber);
   in_kernel = false;
   if (failed_) return;
   switch (threads_[thread].state) {
     case State::ready:
-      ready_.push_back(thread);
+      ready_threads_.push_back(thread);
       break;
     case State::at_barrier:
-      ++at_barrier_;
+      ++n_at_barrier_;
       break;
     case State::in_warp_operation:
       try_warp_operation(thread / kWarpSize);
       break;
     case State::finished:
-      --unfinished_;
+      --n_unfinished_;
       break;
   }
 }
 
-void Emulator::entry() {
-  emulator().start_thread();
+void Emulator::enter_thread() {
+  emulator().run_thread();
 }
 
-void Emulator::start_thread() {
+void Emulator::run_thread() {
+  // Completes the scheduler's switch to this fiber. A fiber that was suspended does this in switch_to instead.
   Fiber::finish_switch(running_thread().fiber, &scheduler_);
   try {
     thread_body_(closure_);
   } catch (const std::exception& error) {
     record_failure(error.what());
   }
-  while (true) wait(State::finished);
+  finish_thread();
+}
+
+void Emulator::finish_thread() {
+  wait(State::finished);
+  std::abort();  // never reached: the scheduler does not resume a finished thread
 }
 
 void Emulator::wait(State state) {
@@ -182,16 +194,16 @@ void Emulator::wait(State state) {
 
 void Emulator::make_ready(size_t thread) {
   threads_[thread].state = State::ready;
-  ready_.push_back(thread);
+  ready_threads_.push_back(thread);
 }
 
-void Emulator::fail(const std::string& message, bool in_check) {
-  failed_in_check_ = in_check;
+void Emulator::fail(const std::string& message, bool from_check) {
+  failed_check_ = from_check;
   record_failure(message);
-  while (true) wait(State::finished);  // the scheduler never resumes this thread
+  finish_thread();
 }
 
-// Functions of interface.h
+// Functions that interface.h declares
 
 dim3 thread_index() {
   return emulator().running_thread().index;
@@ -211,19 +223,19 @@ void run(const LaunchConfig& launch, void (*thread_body)(const void*), const voi
 }
 void set_seed(uint64_t seed) {
   emulator().seed = seed;
-  emulator().launches = 0;
+  emulator().n_launches = 0;
 }
 void set_block_limit(int64_t blocks) {
   emulator().block_limit = blocks;
 }
-int64_t most_blocks() {
+int64_t max_grid_blocks() {
   return emulator().block_limit > 0 ? int64_t{0x7FFFFFFF} : 16;
 }
 int64_t launches() {
-  return emulator().launches;
+  return emulator().n_launches;
 }
 
-const char* checks() {
+const char* what_is_checked() {
 #ifdef GRF_EMULATED_ADDRESSES
   return "addresses";
 #else

@@ -1,3 +1,5 @@
+// Kernels that test the emulator: correct ones, and ones with a fault that the emulator must detect. A template
+// parameter that is false removes what makes the kernel correct.
 #include "cuda_emulator/seeded_faults.h"
 
 #include <functional>
@@ -11,7 +13,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-// Each thread passes its index to another one through shared memory. Fault without kBarrier: a race.
+// Each thread passes its index to another thread through shared memory. Without kBarrier, there is a race.
 template <bool kBarrier>
 __global__ void pass_on(int* out) {
   GRF_SHARED(values, int[kThreads]);
@@ -23,7 +25,8 @@ __global__ void pass_on(int* out) {
   out[thread] = values[(thread + 1) % kThreads];
 }
 
-// The same within a warp, where __syncwarp is enough. Fault without kBarrier: a shuffle does not order memory.
+// Each thread passes its index to another thread of its warp. __syncwarp is enough for that, a shuffle is not: it does
+// not order memory accesses.
 template <bool kBarrier>
 __global__ void pass_on_in_warp(int* out) {
   GRF_SHARED(values, int[kThreads]);
@@ -37,22 +40,25 @@ __global__ void pass_on_in_warp(int* out) {
   out[thread] = values[thread ^ 1];
 }
 
-// A thread may write the next value before another one has read the last: the loop needs a second barrier.
+// Fault: thread 0 may write the next round before another thread has read the current one. The loop needs a second
+// barrier.
 __global__ void barrier_forgotten_in_loop(int* out) {
-  GRF_SHARED(number, int);
+  GRF_SHARED(current_round, int);
   for (int round = 0; round < 3; ++round) {
-    if (threadIdx.x == 0) number = round;
+    if (threadIdx.x == 0) current_round = round;
     __syncthreads();
-    out[threadIdx.x] = number;
+    out[threadIdx.x] = current_round;
   }
 }
 
+// Fault: 24 threads never reach the barrier.
 __global__ void some_leave_before_barrier(int* out) {
   if (threadIdx.x >= 40) return;
   __syncthreads();
   out[threadIdx.x] = 1;
 }
 
+// Fault: the threads of a block wait at different barriers.
 __global__ void two_barriers_in_branches(int* out) {
   if (threadIdx.x < 32) {
     __syncthreads();
@@ -62,6 +68,7 @@ __global__ void two_barriers_in_branches(int* out) {
   out[threadIdx.x] = 1;
 }
 
+// Fault: thread 3 waits for all threads, which wait for thread 3.
 __global__ void barrier_against_shuffle(int* out) {
   if (threadIdx.x == 3) {
     __syncthreads();
@@ -70,15 +77,18 @@ __global__ void barrier_against_shuffle(int* out) {
   }
 }
 
+// Fault: lanes 0 to 15 read from lane 20, which does not call the shuffle.
 __global__ void shuffle_from_absent_lane(int* out) {
   if (threadIdx.x % 32 < 16) out[threadIdx.x] = __shfl_sync(0xFFFFu, static_cast<int>(threadIdx.x), 20);
 }
 
+// Fault: lanes 16 to 31 call a shuffle whose mask does not include them.
 __global__ void shuffle_outside_of_mask(int* out) {
   out[threadIdx.x] = __shfl_sync(0xFFFFu, static_cast<int>(threadIdx.x), 0);
 }
 
-// No fault: up and down shuffles beyond the warp's edges return the lane's own value.
+// No fault: checks the results of warp operations. An up or down shuffle from beyond the warp's first or last lane
+// returns the lane's own value.
 __global__ void shuffle_past_the_edges(int* out) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int up = __shfl_up_sync(kAllLanes, thread, 5), down = __shfl_down_sync(kAllLanes, thread, 5);
@@ -93,6 +103,7 @@ __global__ void shuffle_past_the_edges(int* out) {
   out[thread] = 1;
 }
 
+// Fault: the last thread reads beyond the end of the array.
 __global__ void beyond_shared_array(int* out) {
   GRF_SHARED(values, int[kThreads]);
   values[threadIdx.x] = 1;
@@ -100,6 +111,7 @@ __global__ void beyond_shared_array(int* out) {
   out[threadIdx.x] = values[threadIdx.x + 1];
 }
 
+// Fault: thread 7 reads an element that was never written.
 __global__ void shared_never_written(int* out) {
   GRF_SHARED(values, int[kThreads]);
   if (threadIdx.x != 7) values[threadIdx.x] = 1;
@@ -107,7 +119,7 @@ __global__ void shared_never_written(int* out) {
   out[threadIdx.x] = values[threadIdx.x];
 }
 
-// All threads of all blocks add to one counter. Fault without kAtomic: a race.
+// All threads of all blocks add to one counter. Without kAtomic, there is a race.
 template <bool kAtomic>
 __global__ void count_all(int* out) {
   if (kAtomic) {
@@ -117,36 +129,39 @@ __global__ void count_all(int* out) {
   }
 }
 
-// Every block writes a value, and the last block to finish sums them. Fault without kFence: a race.
+// Every block writes a value, and the last block to finish sums the values. Without kFence, there is a race.
 template <bool kFence>
 __global__ void last_block_sums(int* values, int* finished, int* sum) {
-  GRF_SHARED(last, bool);
+  GRF_SHARED(is_last, bool);
   if (threadIdx.x == 0) {
     values[blockIdx.x] = static_cast<int>(blockIdx.x);
     if (kFence) __threadfence();
-    last = atomicAdd(finished, 1) == static_cast<int>(gridDim.x) - 1;
+    is_last = atomicAdd(finished, 1) == static_cast<int>(gridDim.x) - 1;
   }
   __syncthreads();
-  if (!last || threadIdx.x != 1) return;
+  if (!is_last || threadIdx.x != 1) return;
   int total = 0;
   for (unsigned i = 0; i < gridDim.x; ++i) total += values[i];
   *sum = total;
 }
 
-// No fault: blocks write neighboring bytes.
+// No fault: threads of different blocks write neighboring bytes.
 __global__ void neighboring_bytes(bool* out) {
   out[global_thread()] = true;
 }
 
+// Fault, if launched with one thread per element of `out`: the last thread writes beyond the end of the array.
 __global__ void beyond_global_array(int* out) {
   out[threadIdx.x + 1] = 1;
 }
 
+// Fails a check, which reports a wrong argument and is not a fault of the kernel.
 __global__ void check_that_fails(int* out) {
   GRF_DEVICE_CHECK(threadIdx.x != 5, "argument: must not be 5");
   out[threadIdx.x] = 1;
 }
 
+// No fault: sums the indices of a block's threads in dynamic shared memory.
 __global__ void dynamic_sum(int* out) {
   GRF_DYNAMIC_SHARED(values, int);
   values[threadIdx.x] = static_cast<int>(threadIdx.x);
@@ -208,14 +223,14 @@ const std::map<std::string, std::function<void(int*)>>& launchers() {
 
 }  // namespace
 
-std::vector<std::string> test_kernels() {
+std::vector<std::string> test_kernel_names() {
   std::vector<std::string> names;
   for (const auto& [name, run] : launchers()) names.push_back(name);
   return names;
 }
 
 void run_test_kernel(const std::string& name) {
-  // On the heap and of the exact size, so that AddressSanitizer detects accesses beyond it.
+  // A heap allocation of the exact size, so that AddressSanitizer detects accesses beyond its end.
   const std::vector<int> zeros(kThreads, 0);
   std::vector<int> out(zeros);
   launchers().at(name)(out.data());

@@ -1,4 +1,4 @@
-// Kernels that test the emulation: each has one fault or none.
+// Kernels that test the emulator. Each has at most one fault, which the emulator must detect.
 #pragma once
 
 #include <string>
@@ -6,8 +6,8 @@
 
 namespace grf {
 
-std::vector<std::string> test_kernels();
-// Runs one of them. Throws the fault that the emulation finds.
+std::vector<std::string> test_kernel_names();
+// Runs the kernel of this name. Throws an exception if the emulator detects a fault.
 void run_test_kernel(const std::string& name);
 
 }  // namespace grf

@@ -1,3 +1,4 @@
+// Detection of races; shadow_memory.h describes it.
 #include "cuda_emulator/shadow_memory.h"
 
 #include <algorithm>
@@ -22,7 +23,8 @@ bool ShadowMemory::is_ordered(const AccessRecord& earlier, const AccessRecord& l
            earlier.time < later_clock.lane_times[earlier.thread % kWarpSize];
   }
   return std::any_of(acquired_.begin(), acquired_.end(), [&](const Release& release) {
-    return release.block == earlier.block && (release.thread == earlier.thread || earlier.barriers < release.barriers);
+    return release.block == earlier.block &&
+           (release.thread == earlier.thread || earlier.n_barriers < release.n_barriers);
   });
 }
 
@@ -56,15 +58,15 @@ bool ShadowMemory::access(Cell& cell, bool writes, const AccessRecord& record, R
 
 void ShadowMemory::Page::split() {
   std::vector<Cell> bytes(kPageBytes);
-  for (size_t i = 0; i < kPageBytes; ++i) bytes[i] = cells[i / granule];
+  for (size_t i = 0; i < kPageBytes; ++i) bytes[i] = cells[i / bytes_per_cell];
   cells = std::move(bytes);
-  granule = 1;
+  bytes_per_cell = 1;
 }
 
 ShadowMemory::Page& ShadowMemory::page(uintptr_t page_index) {
-  if (page_index != last_index_ || last_page_ == nullptr) {
+  if (page_index != last_page_index_ || last_page_ == nullptr) {
     last_page_ = &pages_[page_index];
-    last_index_ = page_index;
+    last_page_index_ = page_index;
   }
   return *last_page_;
 }
@@ -74,8 +76,8 @@ bool ShadowMemory::access(uintptr_t address, size_t bytes, bool writes, const Ac
   while (address < end) {
     Page& touched = page(address / kPageBytes);
     const size_t first = address % kPageBytes, stop = std::min(kPageBytes, first + (end - address));
-    if ((first | stop) % touched.granule != 0) touched.split();
-    for (size_t cell = first / touched.granule; cell < stop / touched.granule; ++cell) {
+    if ((first | stop) % touched.bytes_per_cell != 0) touched.split();
+    for (size_t cell = first / touched.bytes_per_cell; cell < stop / touched.bytes_per_cell; ++cell) {
       if (access(touched.cells[cell], writes, record, race)) return true;
     }
     address += stop - first;
@@ -89,12 +91,12 @@ void ShadowMemory::forget(uintptr_t address, size_t bytes) {
   last_page_ = nullptr;
 }
 
-void ShadowMemory::atomic(uintptr_t address, const AccessRecord& record, bool fenced) {
+void ShadowMemory::record_atomic(uintptr_t address, const AccessRecord& record, bool fenced) {
   std::vector<Release>& released = releases_[address];
   for (const Release& release : released) {
     if (release.block != record.block) acquired_.push_back(release);
   }
-  if (fenced) released.push_back({record.block, record.thread, record.barriers});
+  if (fenced) released.push_back({record.block, record.thread, record.n_barriers});
 }
 
 }  // namespace simt

@@ -1,3 +1,4 @@
+// Launches of single kernels of sampled_loss, for tests of large tensors.
 #include "cuda_emulator/single_launch.h"
 
 #include "sampled_loss/sampled_loss.h"
@@ -6,43 +7,45 @@ namespace grf {
 namespace {
 
 template <typename T>
-T* find_tensor(const Addresses& tensors, const char* name) {
-  const auto entry = tensors.find(name);
-  return entry == tensors.end() ? nullptr : reinterpret_cast<T*>(entry->second);
+T* find_tensor(const TensorAddresses& addresses, const char* name) {
+  const auto entry = addresses.find(name);
+  return entry == addresses.end() ? nullptr : reinterpret_cast<T*>(entry->second);
 }
 
+// Operand is float, or uint16_t for the bits of bfloat16.
 template <typename Operand>
-void make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, const Addresses& tensors) {
+void make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, const TensorAddresses& addresses) {
   cuda::ScoreRows<Operand> rows{};
-  rows.options = {RankingLoss::cross_entropy, 0, 0, 0, 1};
+  rows.options = {RankingLoss::cross_entropy, /*elu=*/0, /*bpreg=*/0, /*smoothing=*/0, /*scale=*/1};
   rows.m = rows.n_rows = m;
   rows.n = n;
   rows.width = width;
   rows.stride = stride;
-  rows.hidden = find_tensor<Operand>(tensors, "hidden");
-  rows.rows = find_tensor<Operand>(tensors, "rows");
-  rows.scores = find_tensor<float>(tensors, "scores");
-  rows.grads = find_tensor<Operand>(tensors, "grads");
-  rows.losses = find_tensor<float>(tensors, "losses");
-  rows.grad_hidden = find_tensor<float>(tensors, "grad_hidden");
-  rows.grad_rows = find_tensor<float>(tensors, "grad_rows");
-  rows.grad_bias = find_tensor<float>(tensors, "grad_bias");
-  cuda::make_losses(rows, nullptr);
+  rows.hidden = find_tensor<Operand>(addresses, "hidden");
+  rows.rows = find_tensor<Operand>(addresses, "rows");
+  rows.scores = find_tensor<float>(addresses, "scores");
+  rows.grads = find_tensor<Operand>(addresses, "grads");
+  rows.losses = find_tensor<float>(addresses, "losses");
+  rows.grad_hidden = find_tensor<float>(addresses, "grad_hidden");
+  rows.grad_rows = find_tensor<float>(addresses, "grad_rows");
+  rows.grad_bias = find_tensor<float>(addresses, "grad_bias");
+  cuda::make_losses(rows, /*stream=*/nullptr);
 }
 
 }  // namespace
 
-void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool bfloat16, const Addresses& tensors) {
-  (bfloat16 ? make_losses<uint16_t> : make_losses<float>)(m, n, width, stride, tensors);
+void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool bfloat16,
+                        const TensorAddresses& addresses) {
+  (bfloat16 ? make_losses<uint16_t> : make_losses<float>)(m, n, width, stride, addresses);
 }
 
-void launch_make_score_offsets(int64_t m, int64_t n, const Addresses& tensors) {
+void launch_make_score_offsets(int64_t m, int64_t n, const TensorAddresses& addresses) {
   cuda::ScoreOffsets<float> columns{};
   columns.m = m;
   columns.n = n;
-  columns.bias = find_tensor<float>(tensors, "bias");
-  columns.offsets = find_tensor<float>(tensors, "offsets");
-  cuda::make_score_offsets(columns, nullptr);
+  columns.bias = find_tensor<float>(addresses, "bias");
+  columns.offsets = find_tensor<float>(addresses, "offsets");
+  cuda::make_score_offsets(columns, /*stream=*/nullptr);
 }
 
 }  // namespace grf

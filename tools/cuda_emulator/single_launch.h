@@ -1,6 +1,5 @@
-// Launches of single kernels, for tests of index arithmetic beyond 2^31. The operator around such a kernel would touch
-// all of the memory; a single kernel with a block limit (set_block_limit) touches little of it. Tensors are given as
-// addresses by name; a missing one is null.
+// Launches of single kernels of sampled_loss, for tests of index arithmetic beyond 2^31. The whole operator would touch
+// all of the memory of such large tensors. A single kernel with a block limit (set_block_limit) touches little of it.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +8,15 @@
 
 namespace grf {
 
-using Addresses = std::map<std::string, uintptr_t>;
+// The address of each tensor, by its name in the kernel's arguments. The pointer to a tensor that is not listed is
+// null.
+using TensorAddresses = std::map<std::string, uintptr_t>;
 
-// Launches cuda::make_losses for all M rows as one chunk, padded, with the cross-entropy loss.
-void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool bfloat16, const Addresses& tensors);
-// Launches cuda::make_score_offsets with a bias and nothing else.
-void launch_make_score_offsets(int64_t m, int64_t n, const Addresses& tensors);
+// Launches cuda::make_losses with the cross-entropy loss, for m hidden states of `width` units in one chunk and n
+// negatives. `stride` is the number of elements from one row of scores to the next.
+void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool bfloat16,
+                        const TensorAddresses& addresses);
+// Launches cuda::make_score_offsets for m targets and n negatives. A bias is the only offset.
+void launch_make_score_offsets(int64_t m, int64_t n, const TensorAddresses& addresses);
 
 }  // namespace grf
