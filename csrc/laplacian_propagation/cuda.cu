@@ -54,8 +54,9 @@ __global__ void __launch_bounds__(kPropagationThreads) index_columns_kernel(Prop
 // Lists the long rows and their segments, and checks the rows.
 //
 // Launch: as above, over the rows of the result. Reads 16 to 24 bytes per row: below 2 MB, 0.4 us. Bottleneck: the
-// launch itself. Hazard: two long rows could take the same places in a list; atomic counters hand out the places. The
-// order of the lists varies from run to run; it decides which warp sums a segment, not the order of any sum.
+// launch itself. Hazard: two long rows could write to the same elements of a list, so atomic counters assign the
+// indices. The order of the lists varies from run to run; it decides which warp sums a segment, not the order of any
+// sum.
 __global__ void __launch_bounds__(kPropagationThreads) list_segments_kernel(PropagationArguments args) {
   for (int64_t i = global_thread(); i < args.n_rows; i += all_threads()) {
     const int64_t row = args.rows == nullptr ? i : args.rows[i];
