@@ -194,7 +194,7 @@ def test_bf16_rounds_the_scores_products(impl: str) -> None:
         hidden = parts.network.initial_state(6)
         losses.append([block.loss for block in parts.start_epoch(precision=precision).run(12, hidden, step=0)[0]])
     assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
-    with pytest.raises(ValueError, match="precision='bf16' goes with float32, not with"):
+    with pytest.raises(ValueError, match="precision='bf16' needs float32 weights, not"):
         Parts("reference", {}).start_epoch(precision="bf16")
 
 

@@ -63,7 +63,7 @@ def test_without_matplotlib_a_warning_is_logged_once(
         return None
 
     monkeypatch.setattr(curves, "find_spec", find)
-    monkeypatch.setattr(curves, "_announced", False)
+    monkeypatch.setattr(curves, "_missing_matplotlib_logged", False)
     with caplog.at_level(logging.WARNING, "gru4rec_fast"):
         for _ in range(2):
             assert write_curves(history(2), tmp_path) == [tmp_path / "curves.csv"]

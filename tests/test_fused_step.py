@@ -264,7 +264,7 @@ def test_ctrl_c_progress_and_other_threads_during_an_epoch(tmp_path: Path) -> No
     thread = threading.Thread(target=press)
     with threads(1):
         thread.start()
-        with pytest.raises(TrainingInterrupted, match=r"in epoch 1 after mini-batch \d+ of it"):
+        with pytest.raises(TrainingInterrupted, match=r"in epoch 1, after mini-batch \d+ \(step"):
             trainer.run()
         thread.join()
     assert slept[0] > 4 * 10, "the interpreter lock was not released: the other thread ran only between calls"
@@ -428,7 +428,7 @@ def test_a_criterion_of_another_catalogue() -> None:
 
 
 def test_bf16_goes_with_float32() -> None:
-    with pytest.raises(ValueError, match=r"precision='bf16' goes with float32, not with torch\.float64"):
+    with pytest.raises(ValueError, match=r"precision='bf16' needs float32 weights, not torch\.float64"):
         FusedTrainingStep(*parts(dtype=torch.float64), precision="bf16")
 
 

@@ -49,11 +49,11 @@ def test_an_earlier_training_stays_until_the_first_checkpoint_and_is_then_moved_
     (tmp_path / "notes.txt").write_text("mine")
     earlier = content(tmp_path)
     folder = a_folder(tmp_path)
-    assert folder.holds_another
+    assert folder.has_earlier_training
     folder.write_curves([{"epoch": 1, "loss": 2.0}])  # without a checkpoint there is nothing to draw
     assert content(tmp_path) == earlier
     write(folder, 7)
-    assert not folder.holds_another
+    assert not folder.has_earlier_training
     assert sorted(content(tmp_path)) == ["curves.csv", "last.safetensors", "notes.txt"]
     assert epoch_in(tmp_path) == 7
     del earlier["notes.txt"]
@@ -87,7 +87,7 @@ def test_resuming_in_the_same_folder_moves_nothing(tmp_path: Path):
     fill(tmp_path)
     folder = a_folder(tmp_path)
     folder.continue_from(tmp_path / "last.safetensors")
-    assert not folder.holds_another
+    assert not folder.has_earlier_training
     write(folder, 2)
     assert not (tmp_path / PREVIOUS).exists()
     assert set(content(tmp_path)) == {"last.safetensors", "curves.csv", "model.safetensors", "report.json"}
@@ -113,7 +113,9 @@ def test_every_file_that_is_written_is_known(tmp_path: Path):
 
 
 def test_nothing_to_resume(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last\.safetensors: there is no training to go on"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint at .*last\.safetensors: that folder has no training to resume"
+    ):
         checkpoint_to_resume(tmp_path)
 
 

@@ -100,9 +100,9 @@ def test_interval_update_steps_after_updates_only():
     [
         ("Cosine", {}, r"lr_scheduler='Cosine': choose one of step, cosine, plateau, ConstantLR"),
         ("LambdaLR", {}, "choose one of"),
-        ("step", {"stepsize": 2}, "StepLR has no stepsize; it takes step_size, gamma"),
+        ("step", {"stepsize": 2}, "StepLR has no stepsize; choose from step_size, gamma"),
         ("step", {"interval": "day"}, "interval='day' is neither"),
-        ("plateau", {"interval": "update"}, "once an epoch"),
+        ("plateau", {"interval": "update"}, "once per epoch"),
         ("ExponentialLR", {}, "'ExponentialLR' with lr_scheduler_options={}: .*gamma"),
         ("OneCycleLR", {"max_lr": 1.0}, "total_steps"),
     ],

@@ -256,12 +256,14 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str):
 
 
 def test_an_unknown_monitor_names_what_is_measured():
-    with pytest.raises(ValueError, match=r"monitor='recall@7' is not measured; there are recall@20 and loss"):
+    with pytest.raises(ValueError, match=r"monitor='recall@7' is not measured; choose one of recall@20, loss"):
         make_trainer(monitor="recall@7", validate=lambda: {"recall@20": 0.1}).run()
 
 
 def test_one_session_without_negatives_has_nothing_to_train_on():
-    with pytest.raises(ValueError, match=r"no mini-batch: with n_sample=0 a step needs 2 live lanes, and there are 1"):
+    with pytest.raises(
+        ValueError, match=r"no mini-batch: with n_sample=0 a step needs 2 lanes with a session, and there are 1"
+    ):
         make_trainer(store=markov_store(n_sessions=1), n_sample=0).run()
 
 
@@ -270,7 +272,8 @@ def test_an_earlier_training_in_the_folder_is_announced(tmp_path: Path, capsys: 
         make_trainer(out=tmp_path, n_epochs=1, progress=PlainProgress()).run()
     announced = [line for line in capsys.readouterr().err.splitlines() if "earlier training" in line]
     assert announced == [
-        f"{tmp_path} holds an earlier training; the first checkpoint of this one will move it to {tmp_path}/previous"
+        f"{tmp_path} has the files of an earlier training; they will be moved to {tmp_path}/previous when the first "
+        "checkpoint of this training is written"
     ]
 
 

@@ -144,7 +144,7 @@ def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     make_trainer(out=tmp_path).run()
     last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
     assert len(make_trainer(out=tmp_path, progress=PlainProgress()).run(last)) == 2
-    said = "nothing left to train: epoch 2 of n_epochs=2 is finished; raise n_epochs to go on\n"
+    said = "nothing left to train: epoch 2 of n_epochs=2 is finished; to continue, increase n_epochs\n"
     assert capsys.readouterr().err == said
 
 
@@ -152,7 +152,9 @@ def test_a_training_that_stopped_early_says_so(tmp_path: Path, capsys: pytest.Ca
     stopping: dict[str, Any] = {"out": tmp_path, "n_epochs": 9, "patience": 1, "min_delta": 100.0, "monitor": "loss"}
     make_trainer(**stopping).run()
     make_trainer(**stopping, progress=PlainProgress()).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
-    said = "nothing left to train: stopped after epoch 2 of n_epochs=9, with no gain for 1 epochs (patience=1)\n"
+    said = (
+        "nothing left to train: stopped after epoch 2 of n_epochs=9; loss has not improved since epoch 1 (patience=1)\n"
+    )
     assert capsys.readouterr().err == said
 
 

@@ -18,8 +18,8 @@ def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     handler = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(out=tmp_path, accumulate=3)
     at_block(trainer, 4, press_ctrl_c)
-    where = r"in epoch 1 after mini-batch 6 of it \(step 6 of the training\)"
-    message = where + r"; to go on from .*last\.safetensors, resume with the same out folder"
+    where = r"in epoch 1, after mini-batch 6 \(step 6 of the training\)"
+    message = where + r"; to continue from .*last\.safetensors, resume with the same out folder"
     with pytest.raises(TrainingInterrupted, match=message) as caught:
         trainer.run()
     assert isinstance(caught.value, KeyboardInterrupt)
@@ -30,7 +30,7 @@ def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):
     trainer = make_trainer(out=tmp_path, validate=lambda: press_ctrl_c() or {"recall@20": 0.5})
-    with pytest.raises(TrainingInterrupted, match=r"after epoch 1 \(step \d+ of the training\); to go on"):
+    with pytest.raises(TrainingInterrupted, match=r"after epoch 1 \(step \d+ of the training\); to continue"):
         trainer.run()
     assert len(trainer.history) == 1
     trainer = make_trainer()
@@ -43,7 +43,7 @@ def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path, capfd: pytest.CaptureFixtu
     handler = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer(out=tmp_path)
     at_block(trainer, 4, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(TrainingInterrupted, match="after mini-batch 4 of it") as caught:
+    with pytest.raises(TrainingInterrupted, match=r"after mini-batch 4 \(step") as caught:
         trainer.run()
     assert caught.value.signal_number == signal.SIGTERM
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["mini_batches"] == 4
@@ -120,7 +120,7 @@ def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
         return {"recall@20": 0.5}
 
     trainer.validate = poison
-    with pytest.raises(TrainingDiverged, match=r"output\.bias holds NaN or infinite weights.*last good checkpoint"):
+    with pytest.raises(TrainingDiverged, match=r"output\.bias has NaN or infinite weights.*last good checkpoint"):
         trainer.run()
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).tensors["model.output.bias"].isfinite().all()
 
@@ -149,8 +149,8 @@ def test_weights_made_nan_by_the_last_update_of_an_epoch_are_neither_validated_n
     trainer.validate = lambda: validated.append(updates[0]) or validate()
     trainer.optimizer.step = spoil  # type: ignore[method-assign]
     kept = r"the last good checkpoint is .*last\.safetensors" if with_folder else "no checkpoint had been written yet"
-    where = rf"in epoch 2 after mini-batch {per_epoch} of it \(step {2 * per_epoch} of the training\)"
-    with pytest.raises(TrainingDiverged, match=rf"output\.bias holds NaN or infinite weights {where}.*{kept}"):
+    where = rf"in epoch 2, after mini-batch {per_epoch} \(step {2 * per_epoch} of the training\)"
+    with pytest.raises(TrainingDiverged, match=rf"output\.bias has NaN or infinite weights {where}.*{kept}"):
         trainer.run()
     assert validated == [per_epoch] and len(trainer.history) == 1
     if with_folder:
@@ -166,8 +166,8 @@ def test_a_nan_in_the_validation_is_a_divergence(tmp_path: Path, what: str):
         return {"mrr@20": 0.1, "recall@20": float("nan") if trainer.history else 0.5}
 
     trainer = make_trainer(out=tmp_path, validate=validate)
-    said = "the validation metric recall@20 is nan" if what == "metric" else "validation found a NaN score"
-    message = rf"{said} in epoch 2 after .*the last good checkpoint is .*last\.safetensors"
+    said = "the validation metric recall@20 is nan" if what == "metric" else "the validation found a NaN score"
+    message = rf"{said} in epoch 2, after .*the last good checkpoint is .*last\.safetensors"
     with pytest.raises(TrainingDiverged, match=message):
         trainer.run()
     assert len(load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["history"]) == 1
