@@ -105,7 +105,7 @@ def test_batches_of_ranks_give_the_same_bits(halves: list[int], cut: int) -> Non
 
 @pytest.mark.parametrize("rank", [0.0, 0.5, -3.0, 1.25, math.nan])
 def test_values_that_are_not_ranks_are_refused(rank: float) -> None:
-    with pytest.raises(ValueError, match="ranks must be whole or half numbers from 1 up"):
+    with pytest.raises(ValueError, match="ranks must be at least 1 and multiples of 1/2"):
         metrics_from_ranks(torch.tensor([rank]))
 
 

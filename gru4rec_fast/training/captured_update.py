@@ -47,7 +47,7 @@ class UpdateContext:
 
     @property
     def input_table(self) -> ItemTable:
-        """The table whose rows are selected by the input items: the embedding; for one-hot input, the first layer's weights."""
+        """The table with a row per input item: the embedding, or for one-hot input the first layer's weights."""
         return self.network.output if self.network.embedding_mode == "constrained" else self.network.embedding
 
     def moments(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
