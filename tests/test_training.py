@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 def train_epoch_in_plain_pytorch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train one epoch on the blocks of the loader, and update the weights by torch.optim.Adagrad.
 
-    Return the weights, and the loss of each mini-batch's block.
+    Return the weights, and for each mini-batch the loss of its block.
     """
     trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []

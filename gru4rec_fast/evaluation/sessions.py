@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
 
 # Number of hidden states whose targets are ranked in one call. On the CPU they should fit into a core's L2 cache
-# together with a block of the output table. On a GPU every call reads the whole output table, so fewer calls are faster.
+# together with a block of the output table. On a GPU each call reads the whole output table, so fewer calls are faster.
 _QUERIES_PER_CALL = {"cpu": 512}
 _QUERIES_PER_CALL_ON_GPU = 8192
 
