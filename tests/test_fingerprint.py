@@ -26,7 +26,7 @@ def test_other_logs_have_other_fingerprints():
     swapped = SessionStore.from_arrays(items[[0, 1, 2, 0, 1, 2]], offsets)
     other_offsets = SessionStore.from_arrays(items, np.array([0, 2, 6]))
     other_support = SessionStore.from_arrays(items, offsets)
-    # Happens in logs, too: the support also has the events of sessions that were dropped, since they had one event.
+    # As if sessions of one event had been dropped: the support counts their events.
     other_support.support = other_support.support + 1
     assert len({log_fingerprint(log) for log in (store, swapped, other_offsets, other_support)}) == 4
 
