@@ -152,9 +152,7 @@ def test_resuming_a_training_that_stopped_early_prints_a_line(tmp_path: Path, ca
     options: dict[str, Any] = {"out": tmp_path, "n_epochs": 9, "patience": 1, "min_delta": 100.0, "monitor": "loss"}
     make_trainer(**options).run()
     make_trainer(**options, progress=PlainProgress()).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
-    expected = (
-        "nothing left to train: stopped after epoch 2 of n_epochs=9; loss has not improved since epoch 1 (patience=1)\n"
-    )
+    expected = "nothing left to train: stopped after epoch 2 of n_epochs=9; best loss in epoch 1, patience=1\n"
     assert capsys.readouterr().err == expected
 
 

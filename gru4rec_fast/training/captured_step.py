@@ -14,6 +14,7 @@ tests use this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -199,26 +200,21 @@ class CapturedEpoch:
         """Return the object that runs the next updates: as many as a graph has, or one if fewer than that remain."""
         per_graph = self._step.updates_per_graph
         shape = UpdatesShape(
-            updates=per_graph if updates >= per_graph else 1,
-            blocks=self._step.accumulate,
-            steps=self._step.steps,
-            lanes=lanes,
-            n_sample=self._n_sample,
-            min_live=self._loader.min_live,
-        )
+            updates=per_graph if updates >= per_graph else 1, blocks=self._step.accumulate, steps=self._step.steps,
+            lanes=lanes, n_sample=self._n_sample, min_live=self._loader.min_live,
+        )  # fmt: skip
         return self._step.captured_updates(shape)
 
-    def draw(self, n_steps: int, step: int) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Return (inputs, targets, reset) and the negatives of the `n_steps` mini-batches that start at `step`."""
+    def draw(self, steps: int, step: int) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Return (inputs, targets, reset) and the negatives of the `steps` mini-batches that start at `step`."""
         lane_session, lane_position, cursor = self._lane_state
-        impl = self._loader.impl
         block = ops.session_batch(
-            self._items, self._offsets, self._order, lane_session, lane_position, cursor, n_steps, impl=impl
+            self._items, self._offsets, self._order, lane_session, lane_position, cursor, steps, impl=self._loader.impl
         )
         if self._sampler is None:
             return block, None
         return block, ops.negative_sampling(
-            self._sampler, self._n_sample, seed=self._seed, step=step, steps=n_steps, impl=impl
+            self._sampler, self._n_sample, seed=self._seed, step=step, steps=steps, impl=self._loader.impl
         )[0]
 
     def _block_outcomes(self, steps: list[list[float]]) -> list[BlockOutcome]:
@@ -229,13 +225,11 @@ class CapturedEpoch:
         blocks: list[BlockOutcome] = []
         per_block = self._step.steps
         for first in range(0, len(steps), per_block):
-            block = [
-                (loss, n_live) for loss, n_live in steps[first : first + per_block] if n_live >= self._loader.min_live
-            ]
+            block = [step for step in steps[first : first + per_block] if step[1] >= self._loader.min_live]
             self._finished = len(block) < per_block
             if block:
-                loss = sum(loss for loss, _ in block) / len(block)
-                blocks.append(BlockOutcome(loss, len(block), sum(int(n_live) for _, n_live in block)))
-            if self._finished or not abs(blocks[-1].loss) < float("inf"):
+                losses, n_live = zip(*block, strict=True)
+                blocks.append(BlockOutcome(sum(losses) / len(block), len(block), int(sum(n_live))))
+            if self._finished or not math.isfinite(blocks[-1].loss):
                 break
         return blocks

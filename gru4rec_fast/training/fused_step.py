@@ -69,7 +69,7 @@ def why_not_trainable_on(
 
 _SUPPORTED_MODULES = {SessionNetwork, SessionGRU, SessionGRULayer, ItemTable, OutputTable, SampledLoss, nn.ModuleList}
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# The attributes of an object of each type in which torch stores hooks.
+# For each type, the attributes in which torch stores the hooks of an object.
 _HOOK_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     **dict.fromkeys(_SUPPORTED_MODULES, _MODULE_HOOKS),
     nn.Parameter: ("_backward_hooks", "_post_accumulate_grad_hooks"),
@@ -90,10 +90,8 @@ def _why_not_parameters(
         return "the optimizer must have one parameter group with all parameters of the network"
     for name, parameter in named.items():
         if parameter.device.type != device_type or parameter.dtype not in (torch.float32, torch.float64):
-            device_name = "the CPU" if device_type == "cpu" else "a GPU"
-            return (
-                f"it supports float32 and float64 on {device_name}; {name} is {parameter.dtype} on {parameter.device}"
-            )
+            device = "the CPU" if device_type == "cpu" else "a GPU"
+            return f"it supports float32 and float64 on {device}; {name} is {parameter.dtype} on {parameter.device}"
         if not parameter.requires_grad or not parameter.is_contiguous():
             return f"{name} is frozen or not contiguous"
     if len({parameter.dtype for parameter in named.values()}) > 1:

@@ -186,9 +186,9 @@ class Trainer:
     def _announce(self) -> None:
         finished = f"epoch {self.position.epoch - 1} of n_epochs={self.options.n_epochs}"
         if self.early_stopping.should_stop:
-            reason = f"{self.options.monitor} has not improved since epoch {self.early_stopping.best_epoch}"
+            best = f"best {self.options.monitor} in epoch {self.early_stopping.best_epoch}"
             self.progress.say(
-                f"nothing left to train: stopped after {finished}; {reason} (patience={self.options.patience})"
+                f"nothing left to train: stopped after {finished}; {best}, patience={self.options.patience}"
             )
         elif self._is_done:
             self.progress.say(f"nothing left to train: {finished} is finished; to continue, increase n_epochs")
