@@ -1,10 +1,12 @@
-"""The captured training step, compared with autograd, on CPU tensors and without a graph.
+"""The captured training step, compared with autograd on CPU tensors, where it runs without a CUDA graph.
 
-It runs by the reference operators and by the emulated CUDA kernels; tests/test_cuda.py captures it on a GPU.
+The tests run the operators of the step by their references and by the emulated CUDA kernels. tests/test_cuda.py
+captures the step in a graph on a GPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def family_or_reference(family: str, impl: str) -> str:
-    """Return "emulated" for families with CUDA kernels, else "reference"."""
+def impl_of(family: str, impl: str) -> str:
+    """Return `impl`, or "reference" if it is "emulated" and this family of operators cannot be emulated."""
     return "reference" if impl == "emulated" and why_not_emulated(family) else impl
 
 
@@ -60,72 +62,72 @@ class Parts:
         self.network = SessionNetwork(
             STORE.n_items, options["layers"], embedding=options["embedding"], embedding_dim=5, seed=3,
             gru_form=options["form"], dropout_p_embed=options["dropout"], dropout_p_hidden=options["dropout"],
-            dtype=options["dtype"], impl=family_or_reference("dropout", impl),
+            dtype=options["dtype"], impl=impl_of("dropout", impl),
         )  # fmt: skip
         for layer in self.network.gru.layers:
-            layer.impl = family_or_reference("gru", impl)
+            layer.impl = impl_of("gru", impl)
         loss = {name: options[name] for name in ("loss", "elu_param", "bpreg", "logq", "mask_accidental_hits")}
         self.criterion = SampledLoss(
             **loss, batch_size=lanes, sample_alpha=0.5, support=SUPPORT, dtype=options["dtype"],
-            impl=family_or_reference("sampled_loss", impl),
+            impl=impl_of("sampled_loss", impl),
         )  # fmt: skip
         self.optimizer = SparseAdagrad(
-            self.network.parameters(), 0.1, options["momentum"], impl=family_or_reference("training_step", impl)
+            self.network.parameters(), 0.1, options["momentum"], impl=impl_of("training_step", impl)
         )
         self.loader = SessionParallelLoader(
             STORE, lanes, self.steps, min_live=1 if self.n_sample else 2,
-            impl=family_or_reference("session_batch", impl),
+            impl=impl_of("session_batch", impl),
         )  # fmt: skip
         self.sampler = ops.build_alias_table(SUPPORT, 0.5, impl="reference") if self.n_sample else None
 
     def start_epoch(self, **options: Any) -> CapturedEpoch:
-        parts = (self.network, self.criterion, self.optimizer)
-        step = CapturedTrainingStep(*parts, steps=self.steps, accumulate=self.accumulate, **options)
+        modules = (self.network, self.criterion, self.optimizer)
+        step = CapturedTrainingStep(*modules, steps=self.steps, accumulate=self.accumulate, **options)
         return step.start_epoch(self.loader, self.sampler, self.n_sample, SEED)
 
     def weights(self) -> list[Tensor]:
         return [weight.detach() for weight in self.network.parameters()]
 
 
-def by_autograd(parts: Parts, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
-    """Train an epoch by autograd; return loss, steps and events of each block. `rates` are cycled learning rates."""
-    network, optimizer, outcomes = parts.network, parts.optimizer, []
-    hidden = network.initial_state(parts.loader.n_lanes)
-    step, pending = 0, 0
+def by_autograd(setup: Parts, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
+    """Train an epoch by autograd; return loss, steps and events of each block. Update i has rate i mod len(rates)."""
+    network, optimizer, outcomes = setup.network, setup.optimizer, []
+    hidden = network.initial_state(setup.loader.n_lanes)
+    step, n_accumulated = 0, 0
 
     def update() -> None:
         if rates:
             optimizer.param_groups[0]["lr"] = rates[(len(outcomes) - 1) % len(rates)]
         for weight in network.parameters():
             if weight.grad is not None:
-                weight.grad /= pending
+                weight.grad /= n_accumulated
         optimizer.step()
         optimizer.zero_grad()
 
-    for block in parts.loader:
+    for block in setup.loader:
         negatives, steps = None, len(block.n_live)
-        if parts.sampler is not None:
+        if setup.sampler is not None:
             options = {"seed": SEED, "step": step, "steps": steps, "impl": "reference"}
-            negatives = ops.negative_sampling(parts.sampler, parts.n_sample, **options)[0]
+            negatives = ops.negative_sampling(setup.sampler, setup.n_sample, **options)[0]
         output, hidden = network(block.inputs, hidden, block.reset, step=step)
         table = network.output_weight, network.output_bias
-        loss = parts.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
+        loss = setup.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
         loss.backward()
         hidden = [state.detach() for state in hidden]
         outcomes.append((loss.item(), steps, block.n_events))
-        step, pending = step + steps, pending + 1
-        if pending == parts.accumulate:
+        step, n_accumulated = step + steps, n_accumulated + 1
+        if n_accumulated == setup.accumulate:
             update()
-            pending = 0
-    if pending:
+            n_accumulated = 0
+    if n_accumulated:
         update()
     return outcomes
 
 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 @pytest.mark.parametrize("case", CASES)
-def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
-    """Compare all weights and losses of an epoch, in calls and graphs of several lengths; lanes die towards its end."""
+def test_the_captured_step_equals_autograd(case: str, impl: str) -> None:
+    """Compare all weights and losses of an epoch. Calls have 1, 3, 5, ... updates, with at most 4 steps per graph."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     theirs, ours = Parts("reference", CASES[case]), Parts(impl, CASES[case])
@@ -147,35 +149,35 @@ def test_it_trains_what_autograd_trains(case: str, impl: str) -> None:
 @pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
 @pytest.mark.parametrize("case", [case for case in CASES if "lane" not in case])
 def test_a_step_does_not_synchronize(case: str) -> None:
-    """Drawing and training do not synchronize; the detector finds a synchronization that is there."""
-    parts = Parts("emulated", CASES[case])
-    epoch, hidden = parts.start_epoch(steps_per_graph=4), parts.network.initial_state(6)
+    """Drawing and training do not synchronize. At the end, check that the detector finds two synchronizations."""
+    setup = Parts("emulated", CASES[case])
+    epoch, hidden = setup.start_epoch(steps_per_graph=4), setup.network.initial_state(6)
     epoch.run(1, hidden, step=0)
-    with SyncDetector(copies=True) as waits:
+    with SyncDetector(copies=True) as detector:
         epoch._step.prepare()
         captured = epoch.next_updates(1, 6)
         captured.fill(*epoch.draw(captured.shape.mini_batches, 1), 1)
         captured.run(hidden)
-    assert waits.seen == []
-    with SyncDetector(copies=True) as waits:
+    assert detector.seen == []
+    with SyncDetector(copies=True) as detector:
         torch.where(captured.n_live > 0, captured.n_live, -1)
         captured.losses[0].item()
-    assert waits.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
+    assert detector.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
 
 
-def losses_by_schedule(parts: Parts, rates: Sequence[float], n: int) -> list[float]:
-    """Return the losses of `n` updates, one per call; half way, save and load the optimizer's state."""
-    epoch, hidden, losses = parts.start_epoch(), parts.network.initial_state(6), []
+def losses_by_schedule(setup: Parts, rates: Sequence[float], n: int) -> list[float]:
+    """Return the losses of `n` updates, one per call, with these rates in turn; half way reload the optimizer state."""
+    epoch, hidden, losses = setup.start_epoch(), setup.network.initial_state(6), []
     for step in range(n):
         if step == n // 2:
-            parts.optimizer.load_state_dict(parts.optimizer.state_dict())
-        parts.optimizer.param_groups[0]["lr"] = rates[step % len(rates)]
+            setup.optimizer.load_state_dict(setup.optimizer.state_dict())
+        setup.optimizer.param_groups[0]["lr"] = rates[step % len(rates)]
         losses += [block.loss for block in epoch.run(1, hidden, step=step)[0]]
     return losses
 
 
-def test_a_schedule_changes_the_learning_rate_between_updates() -> None:
-    """It changes the device's copy, which a captured graph reads."""
+def test_the_learning_rate_can_change_between_updates() -> None:
+    """The step must copy the learning rate to the device, where a captured graph reads it."""
     theirs, ours = Parts("reference", {"momentum": 0.3}), Parts("reference", {"momentum": 0.3})
     expected = by_autograd(theirs, rates=[0.3, 0.02, 0.1])
     losses = losses_by_schedule(ours, [0.3, 0.02, 0.1], len(expected))
@@ -183,86 +185,85 @@ def test_a_schedule_changes_the_learning_rate_between_updates() -> None:
 
 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
-def test_bf16_rounds_the_scores_products(impl: str) -> None:
-    """Scores have a relative error of at most 2**-8: losses are close to those in full precision, but not equal."""
+def test_bf16_is_close_to_full_precision_but_not_equal(impl: str) -> None:
+    """Inputs of the scores have a relative error of at most 2**-8."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     case = {"dtype": torch.float32, "logq": 1.0, "dropout": 0.2, "layers": [24]}
-    full, ours = (Parts(way, case) for way in ("reference", impl))
+    full, ours = (Parts(each, case) for each in ("reference", impl))
     losses = []
-    for parts, precision in ((full, "full"), (ours, "bf16")):
-        hidden = parts.network.initial_state(6)
-        losses.append([block.loss for block in parts.start_epoch(precision=precision).run(12, hidden, step=0)[0]])
+    for setup, precision in ((full, "full"), (ours, "bf16")):
+        hidden = setup.network.initial_state(6)
+        losses.append([block.loss for block in setup.start_epoch(precision=precision).run(12, hidden, step=0)[0]])
     assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
-    with pytest.raises(ValueError, match="precision='bf16' goes with float32, not with"):
+    with pytest.raises(ValueError, match="precision='bf16' needs float32 weights, not"):
         Parts("reference", {}).start_epoch(precision="bf16")
 
 
-def poison(parts: Parts, mini_batch: int) -> None:
-    """Make the bias of a target NaN that first occurs in this mini-batch. For in-batch negatives."""
-    targets = [block.targets for block in SessionParallelLoader(STORE, len(parts.loader.start_epoch()[1][0]))]
+def poison(setup: Parts, mini_batch: int) -> None:
+    """Set the bias of an item to NaN that is first a target in this mini-batch. Only for n_sample=0."""
+    targets = [block.targets for block in SessionParallelLoader(STORE, setup.loader.n_lanes)]
     earlier = set(torch.cat(targets[:mini_batch]).flatten().tolist())
     item = next(item for item in targets[mini_batch].flatten().tolist() if item not in earlier)
     with torch.no_grad():
-        parts.network.output.bias[item] = torch.nan
+        setup.network.output.bias[item] = torch.nan
 
 
 def test_a_nan_loss_in_a_later_block_prevents_the_update() -> None:
-    """Earlier blocks of the update have changed the hidden states, as in the fused step on the CPU, but no weight."""
-    parts = Parts("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
-    poison(parts, 2)
+    """The blocks before it have changed the hidden states, as in the fused step on the CPU, but no weight."""
+    setup = Parts("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
+    poison(setup, 2)
     block = next(iter(SessionParallelLoader(STORE, 6, 2)))
-    hidden = parts.network.initial_state(6)
+    hidden = setup.network.initial_state(6)
     with torch.no_grad():
-        expected = parts.network(block.inputs, hidden, block.reset)[1]
-    before = [weight.clone() for weight in parts.weights()]
-    blocks, finished = parts.start_epoch().run(1, hidden, step=0)
+        expected = setup.network(block.inputs, hidden, block.reset)[1]
+    initial = [weight.clone() for weight in setup.weights()]
+    blocks, finished = setup.start_epoch().run(1, hidden, step=0)
     assert [block.steps for block in blocks] == [2, 2] and not finished
-    assert blocks[0].loss == blocks[0].loss and blocks[1].loss != blocks[1].loss
-    torch.testing.assert_close(parts.weights(), before, rtol=0, atol=0, equal_nan=True)
+    assert not math.isnan(blocks[0].loss) and math.isnan(blocks[1].loss)
+    torch.testing.assert_close(setup.weights(), initial, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(hidden, expected)
 
 
 def test_a_nan_loss_updates_nothing() -> None:
-    parts = Parts("reference", {})
-    epoch, hidden = parts.start_epoch(steps_per_graph=3), parts.network.initial_state(6)
+    setup = Parts("reference", {})
+    epoch, hidden = setup.start_epoch(steps_per_graph=3), setup.network.initial_state(6)
     assert len(epoch.run(4, hidden, step=0)[0]) == 4
     with torch.no_grad():
-        parts.network.output.bias.fill_(torch.nan)
-    before = [t.clone() for t in (*parts.weights(), *hidden)]
+        setup.network.output.bias.fill_(torch.nan)
+    initial = [tensor.clone() for tensor in (*setup.weights(), *hidden)]
     blocks, finished = epoch.run(7, hidden, step=4)
-    assert len(blocks) == 1 and blocks[0].loss != blocks[0].loss and not finished
-    torch.testing.assert_close([*parts.weights(), *hidden], before, rtol=0, atol=0, equal_nan=True)
+    assert len(blocks) == 1 and math.isnan(blocks[0].loss) and not finished
+    torch.testing.assert_close([*setup.weights(), *hidden], initial, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_second_epoch_object_continues_from_the_position() -> None:
-    """The position is that of the loader."""
-    whole, pieces = Parts("reference", {}), Parts("reference", {})
+def test_start_epoch_continues_from_the_position_of_the_loader() -> None:
+    whole, resumed = Parts("reference", {}), Parts("reference", {})
     hidden = whole.network.initial_state(6)
     n = len(whole.start_epoch().run(1000, hidden, step=0)[0])
-    hidden, done = pieces.network.initial_state(6), 0
+    hidden, done = resumed.network.initial_state(6), 0
     while done < n:
-        pieces.loader.load_state_dict(pieces.loader.state_dict())
-        done += len(pieces.start_epoch().run(5, hidden, step=done)[0])
+        resumed.loader.load_state_dict(resumed.loader.state_dict())  # the next epoch starts at this state
+        done += len(resumed.start_epoch().run(5, hidden, step=done)[0])
     assert done == n
-    torch.testing.assert_close(pieces.weights(), whole.weights(), rtol=0, atol=0)
+    torch.testing.assert_close(resumed.weights(), whole.weights(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shift", [-1, STORE.n_items])
 def test_a_damaged_log_is_found_before_training(shift: int) -> None:
-    parts = Parts("reference", {})
-    parts.loader.items = parts.loader.items + shift
+    setup = Parts("reference", {})
+    setup.loader.items = setup.loader.items + shift
     with pytest.raises(ValueError, match=r"is damaged: item indices .*; prepare the store again"):
-        parts.start_epoch()
+        setup.start_epoch()
 
 
-def test_what_it_cannot_train_is_named() -> None:
-    parts = Parts("reference", {})
-    trained = (parts.network, parts.criterion, parts.optimizer)
-    assert why_not_captured(*trained) == "impl='reference' was requested"
-    for part in (*parts.network.modules(), parts.criterion, parts.optimizer):
-        part.impl = "auto"
-    reason = why_not_captured(*trained)
+def test_the_reason_why_it_cannot_train_is_named() -> None:
+    setup = Parts("reference", {})
+    modules = (setup.network, setup.criterion, setup.optimizer)
+    assert why_not_captured(*modules) == "impl='reference' was requested"
+    for module in (*setup.network.modules(), setup.criterion, setup.optimizer):
+        module.impl = "auto"
+    reason = why_not_captured(*modules)
     assert reason is not None and reason.startswith("it supports float32 and float64 on a GPU; ")
     with pytest.raises(ValueError, match="the loader has blocks of 2 steps"):
-        CapturedTrainingStep(*trained).start_epoch(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)
+        CapturedTrainingStep(*modules).start_epoch(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)

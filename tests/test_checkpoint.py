@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, atomic replacement, and every way a file can be wrong."""
+"""Checkpoint files: saving and loading, atomic replacement, and errors for damaged or other files."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_c
 FORMAT = "gru4rec_fast.Example/1"
 
 
-def example(seed: int = 0, size: int = 100) -> Checkpoint:
+def make_checkpoint(seed: int = 0, size: int = 100) -> Checkpoint:
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         "model.weight": torch.randn(size, size, generator=generator).T,  # not contiguous
@@ -27,36 +27,36 @@ def example(seed: int = 0, size: int = 100) -> Checkpoint:
     return Checkpoint(FORMAT, {"layers": [8, 4], "loss": "bpr-max"}, {"epoch": 2, "best": float("inf")}, tensors)
 
 
-def test_round_trip(tmp_path: Path):
-    path = save_checkpoint(tmp_path / "new" / "folder" / "model.safetensors", example())
+def test_a_loaded_checkpoint_equals_the_saved_one(tmp_path: Path):
+    path = save_checkpoint(tmp_path / "new" / "folder" / "model.safetensors", make_checkpoint())
     loaded = load_checkpoint(path, FORMAT)
-    assert (loaded.config, loaded.progress) == (example().config, example().progress)
-    assert loaded.tensors.keys() == example().tensors.keys()
-    for name, tensor in example().tensors.items():
+    assert (loaded.config, loaded.progress) == (make_checkpoint().config, make_checkpoint().progress)
+    assert loaded.tensors.keys() == make_checkpoint().tensors.keys()
+    for name, tensor in make_checkpoint().tensors.items():
         assert torch.equal(loaded.tensors[name], tensor) and loaded.tensors[name].dtype == tensor.dtype
     assert set(loaded.group("model.")) == {"weight", "bias"}
     assert os.listdir(path.parent) == ["model.safetensors"]
     other = tmp_path / "any file"
     other.touch()
-    assert path.stat().st_mode == other.stat().st_mode, "permissions follow the umask, as for any other file"
+    assert path.stat().st_mode == other.stat().st_mode, "the permissions do not follow the umask"
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path):
+def test_a_missing_file_or_a_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*missing\.safetensors"):
         load_checkpoint(tmp_path / "missing.safetensors", FORMAT)
     with pytest.raises(FileNotFoundError, match="that is a folder"):
         load_checkpoint(tmp_path, FORMAT)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_a_truncated_file(tmp_path: Path, keep: int):
-    path = save_checkpoint(tmp_path / "model.safetensors", example())
-    path.write_bytes(path.read_bytes()[:keep])
+@pytest.mark.parametrize("n_bytes", [0, 4, 100, -1])  # -1: all but the last one
+def test_a_truncated_file_is_an_error(tmp_path: Path, n_bytes: int):
+    path = save_checkpoint(tmp_path / "model.safetensors", make_checkpoint())
+    path.write_bytes(path.read_bytes()[:n_bytes])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or not a checkpoint"):
         load_checkpoint(path, FORMAT)
 
 
-def test_a_file_that_is_something_else(tmp_path: Path):
+def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path: Path):
     text = tmp_path / "log.csv"
     text.write_text("SessionId\tItemId\tTime\n" * 50)
     with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
@@ -67,8 +67,8 @@ def test_a_file_that_is_something_else(tmp_path: Path):
         load_checkpoint(foreign, FORMAT)
 
 
-def test_another_model_and_another_layout_version(tmp_path: Path):
-    path = save_checkpoint(tmp_path / "model.safetensors", example())
+def test_another_model_or_another_layout_version_is_an_error(tmp_path: Path):
+    path = save_checkpoint(tmp_path / "model.safetensors", make_checkpoint())
     with pytest.raises(CheckpointError, match=r"a checkpoint of gru4rec_fast\.Example, not of gru4rec_fast\.NGCF"):
         load_checkpoint(path, "gru4rec_fast.NGCF/1")
     with pytest.raises(CheckpointError, match="layout version 1; this gru4rec_fast reads version 2"):
@@ -84,22 +84,24 @@ def test_values_that_cannot_be_stored_are_refused_before_writing(tmp_path: Path)
 
 
 def test_a_failing_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = save_checkpoint(tmp_path / "model.safetensors", example(seed=0))
+    path = save_checkpoint(tmp_path / "model.safetensors", make_checkpoint(seed=0))
 
     def fail(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match=r"could not write .*model\.safetensors.*No space left.*is unchanged"):
-        save_checkpoint(path, example(seed=1))
+        save_checkpoint(path, make_checkpoint(seed=1))
     assert os.listdir(tmp_path) == ["model.safetensors"]
-    assert torch.equal(load_checkpoint(path, FORMAT).tensors["model.weight"], example(seed=0).tensors["model.weight"])
+    assert torch.equal(
+        load_checkpoint(path, FORMAT).tensors["model.weight"], make_checkpoint(seed=0).tensors["model.weight"]
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the file size with setrlimit")
-def test_a_full_disk(tmp_path: Path):
-    """In a process limited to files of 100 kB the write fails half-way, as on a full disk."""
-    path = save_checkpoint(tmp_path / "model.safetensors", example(size=10))
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
+    """Save in a process that cannot write files of more than 100 kB, so that writing fails half-way."""
+    path = save_checkpoint(tmp_path / "model.safetensors", make_checkpoint(size=10))
     code = (
         "import resource, sys, torch\n"
         "from gru4rec_fast.training.checkpoint import Checkpoint, save_checkpoint\n"
@@ -120,5 +122,5 @@ def test_an_interrupt_while_saving_leaves_no_temporary_file(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path / "model.safetensors", example())
+        save_checkpoint(tmp_path / "model.safetensors", make_checkpoint())
     assert os.listdir(tmp_path) == []

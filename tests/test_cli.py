@@ -197,7 +197,7 @@ def test_trained_into_a_used_folder(logs: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "run") == first
     second = train(logs, *arguments, "--seed", "5")
     assert second.code == 0, second.err
-    assert f"{tmp_path / 'run'} holds an earlier training" in second.err
+    assert f"{tmp_path / 'run'} has the files of an earlier training" in second.err
     assert files(tmp_path / "run/previous") == first
     assert set(files(tmp_path / "run")) == set(first) - {"best.safetensors"}
     assert read_json(tmp_path / "run/report.json")["parameters"]["seed"] == 5
@@ -208,7 +208,10 @@ def test_a_finished_training_resumed_says_so(run_folder: Path, logs: Path, tmp_p
     assert train(logs, *arguments).code == 0
     again = train(logs, *arguments, "--resume")
     assert again.code == 0
-    assert "nothing left to train: epoch 1 of n_epochs=1 is finished; raise n_epochs to go on" in again.err.splitlines()
+    assert (
+        "nothing left to train: epoch 1 of n_epochs=1 is finished; to continue, increase n_epochs"
+        in again.err.splitlines()
+    )
 
 
 def test_training_in_a_pipe_is_plain_lines(run_folder: Path, logs: Path) -> None:

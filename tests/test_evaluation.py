@@ -1,9 +1,11 @@
-"""Evaluation compared exactly with a plain Python loop over sessions; metrics compared with textbook formulas."""
+"""Evaluation of session models, compared exactly with a plain loop over sessions; metrics, baselines and reports."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,58 +32,59 @@ N_ITEMS = 13
 TIES = ("standard", "conservative", "median")
 
 
-def textbook(ranks: list[float], k: int) -> dict[str, float]:
-    """Return the metrics at k, from the relevance at each rank (whole ranks only)."""
+def metrics_by_definition(ranks: list[float], k: int) -> dict[str, float]:
+    """Return the metrics at k of whole ranks, by the definitions for any number of relevant items."""
     sums = dict.fromkeys(METRICS, 0.0)
     for rank in ranks:
-        relevance = [1 if place == rank else 0 for place in range(1, k + 1)]
+        relevance = [1 if position == rank else 0 for position in range(1, k + 1)]
         hits = np.cumsum(relevance)
         sums["recall"] += hits[-1] / 1
         sums["hitrate"] += float(hits[-1] > 0)
         sums["precision"] += hits[-1] / k
-        sums["mrr"] += max(r / place for place, r in enumerate(relevance, 1))
-        sums["map"] += sum(r * hits[place - 1] / place for place, r in enumerate(relevance, 1))
-        sums["ndcg"] += sum(r / math.log2(place + 1) for place, r in enumerate(relevance, 1)) / (1 / math.log2(2))
+        sums["mrr"] += max(r / position for position, r in enumerate(relevance, 1))
+        sums["map"] += sum(r * hits[position - 1] / position for position, r in enumerate(relevance, 1))
+        dcg = sum(r / math.log2(position + 1) for position, r in enumerate(relevance, 1))
+        sums["ndcg"] += dcg / (1 / math.log2(2))
     return {f"{name}@{k}": total / len(ranks) for name, total in sums.items()}
 
 
-def sessions_of(seed: int = 0, n: int = 40) -> list[list[int]]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(N_ITEMS, size=generator.integers(2, 9)).tolist() for _ in range(n)]
+def random_sessions(seed: int = 0, n: int = 40) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(N_ITEMS, size=rng.integers(2, 9)).tolist() for _ in range(n)]
 
 
-def store_of(sessions: list[list[int]], dropped: dict[str, int] | None = None) -> SessionStore:
+def make_store(sessions: list[list[int]], dropped: dict[str, int] | None = None) -> SessionStore:
     offsets = np.cumsum([0, *map(len, sessions)])
     return SessionStore.from_arrays(np.concatenate(sessions), offsets, n_items=N_ITEMS, meta={"dropped": dropped or {}})
 
 
-def loop_ranks(score_after: object, sessions: list[list[int]], ties: str) -> list[float]:
-    """Return ranks by their definition, one session and one event after the other."""
+def ranks_by_loop(scores_after: Callable[[list[int]], Any], sessions: list[list[int]], ties: str) -> list[float]:
+    """Return the rank of each target. `scores_after(events)` returns the scores of all items after these events."""
     ranks = []
     for session in sessions:
-        for place in range(1, len(session)):
-            scores = score_after(session[:place]).tolist()  # type: ignore[operator]
-            own = scores.pop(session[place])
-            greater, equal = sum(s > own for s in scores), sum(s == own for s in scores)
+        for i in range(1, len(session)):
+            scores = scores_after(session[:i]).tolist()
+            target_score = scores.pop(session[i])
+            greater, equal = sum(s > target_score for s in scores), sum(s == target_score for s in scores)
             ranks.append(1 + greater + {"standard": 0, "conservative": equal, "median": equal / 2}[ties])
     return ranks
 
 
-def test_metrics_are_the_textbook_ones() -> None:
+def test_metrics_equal_their_definition() -> None:
     ranks = [1, 1, 2, 3, 5, 7, 10, 11, 400]
-    found = metrics_from_ranks(torch.tensor(ranks), cutoffs=(1, 5, 10))
-    expected = textbook(ranks, 1) | textbook(ranks, 5) | textbook(ranks, 10)
-    assert found == pytest.approx(expected, rel=1e-14)
-    assert set(found) == {f"{name}@{k}" for name in METRICS for k in (1, 5, 10)}
+    metrics = metrics_from_ranks(torch.tensor(ranks), cutoffs=(1, 5, 10))
+    expected = metrics_by_definition(ranks, 1) | metrics_by_definition(ranks, 5) | metrics_by_definition(ranks, 10)
+    assert metrics == pytest.approx(expected, rel=1e-14)
+    assert set(metrics) == {f"{name}@{k}" for name in METRICS for k in (1, 5, 10)}
 
 
-def test_half_ranks() -> None:
-    found = metrics_from_ranks(torch.tensor([1.5, 20.5, 20.0]), cutoffs=(20,))
-    assert found["recall@20"] == 2 / 3
-    assert found["mrr@20"] == pytest.approx((1 / 1.5 + 1 / 20) / 3)
+def test_metrics_of_ranks_that_are_not_whole() -> None:
+    metrics = metrics_from_ranks(torch.tensor([1.5, 20.5, 20.0]), cutoffs=(20,))
+    assert metrics["recall@20"] == 2 / 3
+    assert metrics["mrr@20"] == pytest.approx((1 / 1.5 + 1 / 20) / 3)
 
 
-def test_tie_modes() -> None:
+def test_ranks_from_counts() -> None:
     greater, equal = torch.tensor([0, 4, 2]), torch.tensor([0, 3, 2])
     assert ranks_from_counts(greater, equal, "standard").tolist() == [1, 5, 3]
     assert ranks_from_counts(greater, equal, "conservative").tolist() == [1, 8, 5]
@@ -91,25 +94,25 @@ def test_tie_modes() -> None:
 
 
 @given(st.lists(st.integers(2, 100), min_size=1, max_size=50), st.integers(0, 50))
-def test_batches_of_ranks_give_the_same_bits(halves: list[int], cut: int) -> None:
-    ranks = torch.tensor(halves, dtype=torch.float64) / 2
-    parts = RankMetrics((3, 20))
-    parts.update(ranks[cut:])
-    parts.update(ranks[:cut])
-    assert parts.compute() == metrics_from_ranks(ranks, (20, 3))
-    values, counts = ranks.unique(return_counts=True)
-    counted = RankMetrics((3, 20))
-    counted.update(values, counts)
-    assert counted.compute() == parts.compute()
+def test_metrics_do_not_depend_on_the_batches(doubled_ranks: list[int], split: int) -> None:
+    ranks = torch.tensor(doubled_ranks, dtype=torch.float64) / 2
+    expected = metrics_from_ranks(ranks, (20, 3))
+    in_two_batches = RankMetrics((3, 20))
+    in_two_batches.update(ranks[split:])
+    in_two_batches.update(ranks[:split])
+    assert in_two_batches.compute() == expected
+    with_counts = RankMetrics((3, 20))
+    with_counts.update(*ranks.unique(return_counts=True))
+    assert with_counts.compute() == expected
 
 
 @pytest.mark.parametrize("rank", [0.0, 0.5, -3.0, 1.25, math.nan])
-def test_values_that_are_not_ranks_are_refused(rank: float) -> None:
-    with pytest.raises(ValueError, match="ranks must be whole or half numbers from 1 up"):
+def test_values_that_are_not_ranks_are_errors(rank: float) -> None:
+    with pytest.raises(ValueError, match="ranks must be at least 1 and multiples of 1/2"):
         metrics_from_ranks(torch.tensor([rank]))
 
 
-def test_metrics_of_nothing_are_refused() -> None:
+def test_metrics_without_targets_or_cutoffs_are_errors() -> None:
     with pytest.raises(ValueError, match="no target was ranked"):
         RankMetrics().compute()
     for cutoffs in ((), (0,), (20, -1)):
@@ -119,11 +122,11 @@ def test_metrics_of_nothing_are_refused() -> None:
 
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("batch_size", [1, 3, 512])
-def test_protocol_equals_a_loop_over_sessions(ties: str, batch_size: int) -> None:
-    sessions = sessions_of()
+def test_evaluate_sessions_equals_a_loop_over_sessions(ties: str, batch_size: int) -> None:
+    sessions = random_sessions()
     network = ExactNetwork(N_ITEMS)
-    ranks = loop_ranks(network.scores_after, sessions, ties)
-    report = evaluate_sessions(network, store_of(sessions), cutoffs=(1, 5), ties=ties, batch_size=batch_size)  # type: ignore[arg-type]
+    ranks = ranks_by_loop(network.scores_after, sessions, ties)
+    report = evaluate_sessions(network, make_store(sessions), cutoffs=(1, 5), ties=ties, batch_size=batch_size)  # type: ignore[arg-type]
     assert report.metrics == metrics_from_ranks(torch.tensor(ranks), (1, 5))
     assert report.n_targets == len(ranks) == sum(map(len, sessions)) - len(sessions)
     assert report.n_sessions == len(sessions)
@@ -134,26 +137,26 @@ def test_protocol_equals_a_loop_over_sessions(ties: str, batch_size: int) -> Non
     st.lists(st.lists(st.integers(0, N_ITEMS - 1), min_size=2, max_size=12), min_size=1, max_size=12),
     st.integers(1, 14),
 )
-def test_any_sessions_and_lanes(sessions: list[list[int]], batch_size: int) -> None:
+def test_random_sessions_and_batch_sizes(sessions: list[list[int]], batch_size: int) -> None:
     network = ExactNetwork(N_ITEMS, seed=1)
-    ranks = loop_ranks(network.scores_after, sessions, "median")
-    report = evaluate_sessions(network, store_of(sessions), ties="median", batch_size=batch_size)
+    ranks = ranks_by_loop(network.scores_after, sessions, "median")
+    report = evaluate_sessions(network, make_store(sessions), ties="median", batch_size=batch_size)
     assert report.metrics == metrics_from_ranks(torch.tensor(ranks))
 
 
-def test_many_lanes_of_long_sessions_cross_blocks() -> None:
-    """With more lanes than a block has steps and long sessions, states are passed on and reset between blocks."""
-    generator = np.random.default_rng(3)
-    sessions = [generator.integers(N_ITEMS, size=size).tolist() for size in (40, 3, 25, 2, 9) * 200]
+def test_sessions_that_are_longer_than_a_block() -> None:
+    """With 700 lanes a block has one step, so that hidden states are passed from block to block, and reset."""
+    rng = np.random.default_rng(3)
+    sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in (40, 3, 25, 2, 9) * 200]
     network = ExactNetwork(N_ITEMS)
-    report = evaluate_sessions(network, store_of(sessions), cutoffs=(3,), batch_size=700)
-    expected = metrics_from_ranks(torch.tensor(loop_ranks(network.scores_after, sessions, "conservative")), (3,))
+    report = evaluate_sessions(network, make_store(sessions), cutoffs=(3,), batch_size=700)
+    expected = metrics_from_ranks(torch.tensor(ranks_by_loop(network.scores_after, sessions, "conservative")), (3,))
     assert report.metrics == expected
 
 
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
 def test_the_session_network_equals_a_loop_over_sessions(embedding: str) -> None:
-    """Compare two layers, with dropout in training, with the scores of each session by NumPy in float64."""
+    """A network of two layers with dropout, which must be off; expected scores are computed session by session."""
     network = SessionNetwork(
         N_ITEMS, [6, 5], embedding=embedding, embedding_dim=4, dropout_p_embed=0.5, dropout_p_hidden=0.5,
         dtype=torch.float64,
@@ -165,18 +168,18 @@ def test_the_session_network_equals_a_loop_over_sessions(embedding: str) -> None
             hidden, _ = network(torch.tensor(session)[:, None], network.initial_state(1))
         return table @ hidden[-1, 0].numpy() + bias
 
-    sessions = sessions_of(4)
+    sessions = random_sessions(4)
     network.eval()
-    ranks = loop_ranks(scores_after, sessions, "conservative")
+    ranks = ranks_by_loop(scores_after, sessions, "conservative")
     network.train()
-    report = evaluate_sessions(network, store_of(sessions), cutoffs=(1, 5), batch_size=7)
+    report = evaluate_sessions(network, make_store(sessions), cutoffs=(1, 5), batch_size=7)
     assert report.metrics == metrics_from_ranks(torch.tensor(ranks), (1, 5))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_is_off_and_the_mode_is_restored(training: bool) -> None:
     network = ExactNetwork(N_ITEMS).train(training)
-    store = store_of(sessions_of())
+    store = make_store(random_sessions())
     first, second = evaluate_sessions(network, store), evaluate_sessions(network, store)
     assert first == second == evaluate_sessions(network.eval(), store)
     network.train(training)
@@ -189,34 +192,34 @@ def test_dropout_is_off_and_the_mode_is_restored(training: bool) -> None:
 
 @pytest.mark.parametrize("ties", TIES)
 def test_popularity_equals_a_loop(ties: str) -> None:
-    sessions, support = sessions_of(5), np.random.default_rng(1).integers(6, size=N_ITEMS)
-    ranks = loop_ranks(lambda _: torch.from_numpy(support), sessions, ties)
-    found = popularity_metrics(store_of(sessions), support, (1, 5, 20), ties)  # type: ignore[arg-type]
-    assert found == metrics_from_ranks(torch.tensor(ranks), (1, 5, 20))
+    sessions, support = random_sessions(5), np.random.default_rng(1).integers(6, size=N_ITEMS)
+    ranks = ranks_by_loop(lambda _: torch.from_numpy(support), sessions, ties)
+    metrics = popularity_metrics(make_store(sessions), support, (1, 5, 20), ties)  # type: ignore[arg-type]
+    assert metrics == metrics_from_ranks(torch.tensor(ranks), (1, 5, 20))
 
 
-def test_popularity_of_sessions_of_one_event_or_none() -> None:
-    offsets = [0, 0, 1, 4, 4]
+def test_popularity_ignores_sessions_of_fewer_than_two_events() -> None:
+    offsets = [0, 0, 1, 4, 4]  # sessions of 0, 1, 3 and 0 events
     store = SessionStore.from_arrays([2, 0, 1, 2], offsets, n_items=3)
     assert popularity_metrics(store, [9, 5, 1], (1, 2))["recall@2"] == 0.5  # targets 1 (rank 2) and 2 (rank 3)
 
 
-def test_random_is_the_mean_over_all_ranks() -> None:
+def test_random_metrics_are_means_over_all_ranks() -> None:
     for n_items in (3, 50):
         ranks = torch.arange(1, n_items + 1)
         assert random_metrics(n_items, (1, 20)) == metrics_from_ranks(ranks, (1, 20))
     assert random_metrics(10**7)["recall@20"] == pytest.approx(2e-6)
 
 
-def test_report() -> None:
-    sessions = sessions_of()
-    store = store_of(sessions, {"unknown_items": 1234, "duplicates": 0})
+def test_report_has_baselines_and_dropped_events() -> None:
+    sessions = random_sessions()
+    store = make_store(sessions, {"unknown_items": 1234, "duplicates": 0})
     support = np.arange(N_ITEMS)
-    seen: list[int] = []
+    reported: list[int] = []
     report = evaluate_sessions(
-        ExactNetwork(N_ITEMS), store, cutoffs=(5,), baselines=True, support=support, progress=seen.append
+        ExactNetwork(N_ITEMS), store, cutoffs=(5,), baselines=True, support=support, progress=reported.append
     )
-    assert seen[-1] == report.n_targets
+    assert reported[-1] == report.n_targets
     assert report.baselines["popularity"] == popularity_metrics(store, support, (5,))
     assert report.baselines["random"]["recall@5"] == 5 / N_ITEMS
     lines = report.table(terminal=False).splitlines()
@@ -229,21 +232,21 @@ def test_report() -> None:
     assert f"{report.n_targets:,} targets of 40 sessions" in lines[-1]
     assert "dropped: 1,234 unknown items" in lines[-1]
     assert "duplicates" not in lines[-1]
-    drawn = report.table(terminal=True)
-    assert "\x1b[" in drawn and all(part in drawn for part in ("recall@5", "popularity", "ndcg@5"))
+    table = report.table(terminal=True)
+    assert "\x1b[" in table and all(text in table for text in ("recall@5", "popularity", "ndcg@5"))
     assert Report(**json.loads(report.to_json())) == report
 
 
-def test_sessions_too_short_are_counted() -> None:
-    store = store_of([[1], [2, 3], [4]])
+def test_sessions_of_one_event_are_counted_as_dropped() -> None:
+    store = make_store([[1], [2, 3], [4]])
     with pytest.warns(UserWarning, match="2 of 3 sessions have fewer than two events"):
         report = evaluate_sessions(ExactNetwork(N_ITEMS), store)
     assert (report.n_sessions, report.n_targets) == (1, 1)
     assert report.dropped == {"sessions_too_short_to_evaluate": 2}
 
 
-def test_bad_arguments_are_named() -> None:
-    network, store = ExactNetwork(N_ITEMS), store_of(sessions_of())
+def test_wrong_arguments_are_errors() -> None:
+    network, store = ExactNetwork(N_ITEMS), make_store(random_sessions())
     with pytest.raises(ValueError, match="the store has 13 items, the network 12: read the test log with vocabulary="):
         evaluate_sessions(ExactNetwork(12), store)
     with pytest.raises(ValueError, match="baselines=True needs support="):

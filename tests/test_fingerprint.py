@@ -1,4 +1,4 @@
-"""The fingerprint of a log: equal in memory and on disk, different for other logs, and without memory of its own."""
+"""The fingerprint of a log: equal for the same log in memory and on disk, different for other logs."""
 
 import sys
 from pathlib import Path
@@ -24,13 +24,14 @@ def test_other_logs_have_other_fingerprints():
     items, offsets = np.array([0, 1, 2, 0, 2, 1]), np.array([0, 3, 6])
     store = SessionStore.from_arrays(items, offsets)
     swapped = SessionStore.from_arrays(items[[0, 1, 2, 0, 1, 2]], offsets)
-    cut = SessionStore.from_arrays(items, np.array([0, 2, 6]))
-    counted = SessionStore.from_arrays(items, offsets)
-    counted.support = counted.support + 1  # dropped one-event sessions count in the support
-    assert len({log_fingerprint(other) for other in (store, swapped, cut, counted)}) == 4
+    other_offsets = SessionStore.from_arrays(items, np.array([0, 2, 6]))
+    other_support = SessionStore.from_arrays(items, offsets)
+    # As if sessions of one event had been dropped: the support counts their events.
+    other_support.support = other_support.support + 1
+    assert len({log_fingerprint(log) for log in (store, swapped, other_offsets, other_support)}) == 4
 
 
-def test_a_slice_of_a_memory_map(tmp_path: Path):
+def test_a_slice_of_a_memory_map_has_the_fingerprint_of_its_sessions(tmp_path: Path):
     store = SessionStore.from_arrays([0, 1, 2, 0, 2, 1], [0, 3, 6])
     store.save(tmp_path / "store")
     opened, part = SessionStore.open(tmp_path / "store"), SessionStore.from_arrays([0, 2, 1], [0, 3])
@@ -39,12 +40,13 @@ def test_a_slice_of_a_memory_map(tmp_path: Path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_memory_mapped_log_uses_no_memory(tmp_path: Path):
+def test_the_fingerprint_of_a_memory_mapped_log_does_not_load_its_pages(tmp_path: Path):
     n_events = 1 << 24  # 64 MiB of items
     SessionStore.from_arrays(np.arange(n_events) % 7, np.arange(0, n_events + 1, 16)).save(tmp_path / "store")
     store = SessionStore.open(tmp_path / "store")
-    before = memory_meter().reset()[0]
+    baseline, _ = memory_meter().reset()
     log_fingerprint(store)
-    assert memory_meter().read()[1] - before < 16 << 20
-    assert int(np.asarray(store.items).max()) == 6  # reads through the map, which the meter must show
-    assert memory_meter().read()[0] - before > 48 << 20
+    assert memory_meter().read()[1] - baseline < 16 << 20
+    # Check that the meter would have shown the pages: read all items through the map.
+    assert int(np.asarray(store.items).max()) == 6
+    assert memory_meter().read()[0] - baseline > 48 << 20

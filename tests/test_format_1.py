@@ -1,4 +1,7 @@
-"""Checkpoints of version 0.1 (format 1) are loaded and resumed. They are written here by undoing what changed since."""
+"""Loading and resuming checkpoints of version 0.1 (format 1).
+
+The tests save a checkpoint in the current format 2 and convert it to format 1.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from gru4rec_fast.training import CheckpointError, load_checkpoint, save_checkpo
 STORE = markov_store(n_sessions=40)
 SCHEDULE = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
 GRAPH = {"embedding_dim": 6, "batch_size": 64, "reg_weight": 0.01}
+# Of each model: class, parameters, and the parameters that version 0.1 did not have.
 MODELS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "gru4rec": (
         GRU4Rec,
@@ -29,7 +33,8 @@ MODELS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     ),
     "lightgcn": (LightGCN, GRAPH, ["lr_scheduler", "lr_scheduler_options"]),
 }
-NAMES_IN_1 = {
+# Names of parameters in format 1, by their current names.
+NAMES_IN_FORMAT_1 = {
     "sample_by": "draw",
     "message_dropout": "mess_dropout",
     "normalize_messages": "normalise_messages",
@@ -37,11 +42,11 @@ NAMES_IN_1 = {
 }
 
 
-def as_format_1(path: Path, file_format: str, new_parameters: list[str]) -> None:
-    """Rewrite a checkpoint as version 0.1 wrote it."""
+def convert_to_format_1(path: Path, file_format: str, new_parameters: list[str]) -> None:
+    """Replace a checkpoint file by the file that version 0.1 would have written."""
     checkpoint = load_checkpoint(path, file_format)
     saved = checkpoint.config["parameters"]
-    parameters = {NAMES_IN_1.get(n, n): value for n, value in saved.items() if n not in new_parameters}
+    parameters = {NAMES_IN_FORMAT_1.get(n, n): value for n, value in saved.items() if n not in new_parameters}
     progress = dict(checkpoint.progress)
     if "position" in progress:
         position, optimizer = progress.pop("position"), progress["optimizer"]
@@ -50,17 +55,17 @@ def as_format_1(path: Path, file_format: str, new_parameters: list[str]) -> None
         if "lr_scheduler" in new_parameters:
             assert progress.pop("schedule") is None
     tensors = {n.replace("graph.neighbors", "graph.neighbours"): tensor for n, tensor in checkpoint.tensors.items()}
-    older = {"format": file_format.replace("/2", "/1"), "config": checkpoint.config | {"parameters": parameters}}
-    save_checkpoint(path, replace(checkpoint, **older, progress=progress, tensors=tensors))
+    header = {"format": file_format.replace("/2", "/1"), "config": checkpoint.config | {"parameters": parameters}}
+    save_checkpoint(path, replace(checkpoint, **header, progress=progress, tensors=tensors))
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_it_is_loaded_and_resumed(tmp_path: Path, kind: str) -> None:
+def test_a_checkpoint_of_format_1_is_loaded_and_resumed(tmp_path: Path, kind: str) -> None:
     estimator, parameters, new_parameters = MODELS[kind]
     model = estimator(**parameters, n_epochs=1).fit(STORE, out=tmp_path, progress=False)
     path = model.save(tmp_path / "model.safetensors")
     for file in (path, tmp_path / "last.safetensors"):
-        as_format_1(file, estimator.file_format, new_parameters)
+        convert_to_format_1(file, estimator.file_format, new_parameters)
         loaded = estimator.load(file)
         assert loaded.get_params() == model.get_params()
         queries = [[5], [15]] if kind == "gru4rec" else STORE.session_ids[:2]
@@ -73,10 +78,10 @@ def test_it_is_loaded_and_resumed(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_other_parameters_and_data_are_refused(tmp_path: Path) -> None:
+def test_resuming_format_1_with_other_parameters_or_data_is_an_error(tmp_path: Path) -> None:
     estimator, parameters, new_parameters = MODELS["gru4rec"]
     estimator(**parameters).fit(STORE, out=tmp_path, progress=False)
-    as_format_1(tmp_path / "last.safetensors", estimator.file_format, new_parameters)
+    convert_to_format_1(tmp_path / "last.safetensors", estimator.file_format, new_parameters)
     with pytest.raises(CheckpointError, match=r"momentum=0\.1 there, 0\.0 here"):
         estimator(**{**parameters, "momentum": 0}).fit(STORE, out=tmp_path, resume=True)
     other = SessionStore.from_arrays(STORE.items, STORE.offsets, n_items=STORE.n_items)

@@ -1,4 +1,4 @@
-"""The fused training step: compared with autograd; Ctrl-C and progress during a call; reasons why it cannot train."""
+"""The fused training step: equal to autograd, can be interrupted, and names the reason if it cannot train."""
 
 from __future__ import annotations
 
@@ -57,37 +57,46 @@ def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
     return GRU4Rec(**small | changed).fit(store, progress=False)
 
 
-def fit_by(fused: bool, **changed: Any) -> GRU4Rec:
-    """Train as `fit` does, by the fused step or by autograd; the other way is an error."""
+def fit_only_by(fused: bool, **changed: Any) -> GRU4Rec:
+    """Train as `fit` does, by the fused step or by autograd; fail if the other one trains."""
     with pytest.MonkeyPatch.context() as patch:
-        other_way = "_run_autograd" if fused else "_run_fused"
-        patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
+        forbidden = "_run_autograd" if fused else "_run_fused"
+        patch.setattr(SessionEpochRunner, forbidden, lambda *_: pytest.fail(f"trained by {forbidden}"))
         return fit(**changed, fused=fused)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_trains_what_autograd_trains(case: str) -> None:
-    """Compare all weights (to 1e-9) and losses after two epochs, whose ends have fewer and fewer live lanes."""
-    one, other = fit_by(True, **CASES[case]), fit_by(False, **CASES[case])
-    assert one.network is not None and other.network is not None
-    for (name, ours), theirs in zip(one.network.named_parameters(), other.network.parameters(), strict=True):
+def test_the_fused_step_equals_autograd(case: str) -> None:
+    """Compare all weights and losses after two epochs; towards the end of an epoch the lanes run out of sessions."""
+    fused, autograd = fit_only_by(True, **CASES[case]), fit_only_by(False, **CASES[case])
+    assert fused.network is not None and autograd.network is not None
+    for (name, ours), theirs in zip(fused.network.named_parameters(), autograd.network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
-    for ours, theirs in zip(without_seconds(one.history), without_seconds(other.history), strict=True):
+    for ours, theirs in zip(without_seconds(fused.history), without_seconds(autograd.history), strict=True):
         assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-9)
         assert ours == theirs
 
 
 @pytest.mark.parametrize("first_is_fused", [True, False])
-def test_a_training_switches_inside_an_epoch(tmp_path: Path, first_is_fused: bool) -> None:
-    """Switch between the fused step and autograd by resuming from a checkpoint."""
+def test_a_training_switches_between_fused_step_and_autograd_within_an_epoch(
+    tmp_path: Path, first_is_fused: bool
+) -> None:
+    """Stop after a checkpoint within an epoch, and resume from it with the other implementation."""
     whole = make_trainer(dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused)
     whole.run()
     first = make_trainer(
         out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused, checkpoint_every=7
     )
-    stop = first._between_updates
-    first._between_updates = lambda *a: _stop_after(stop(*a), first)  # type: ignore[method-assign]
-    with pytest.raises(_Enough):
+    between_updates = first._between_updates
+
+    def stop_after_a_checkpoint(*arguments: Any) -> Any:
+        limit = between_updates(*arguments)
+        if first._saved_at_step:
+            raise _Stopped
+        return limit
+
+    first._between_updates = stop_after_a_checkpoint  # type: ignore[method-assign]
+    with pytest.raises(_Stopped):
         first.run()
     assert 0 < first.position.mini_batches < whole.history[0]["mini_batches"]
     second = make_trainer(out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=not first_is_fused)
@@ -100,14 +109,8 @@ def test_a_training_switches_inside_an_epoch(tmp_path: Path, first_is_fused: boo
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
 
 
-class _Enough(Exception):
+class _Stopped(Exception):
     pass
-
-
-def _stop_after(answer: Any, trainer: Any) -> Any:
-    if trainer._saved_at_step:
-        raise _Enough
-    return answer
 
 
 @pytest.mark.parametrize("every", [1, 7])
@@ -116,21 +119,23 @@ def test_checkpoints_are_written_at_the_requested_steps(tmp_path: Path, every: i
     steps: list[int] = []
     save = trainer._save_last
     trainer._save_last = lambda: steps.append(trainer.position.step) or save()  # type: ignore[func-returns-value, method-assign]
-    n = trainer.run()[0]["mini_batches"]
-    assert steps[:-1] == list(range(every, steps[-2] + 1, every)) and steps[-1] == n and steps[-2] > n - every - 1
+    last_step = trainer.run()[0]["mini_batches"]
+    *regular, at_end = steps
+    assert regular == list(range(every, regular[-1] + 1, every)) and regular[-1] > last_step - every - 1
+    assert at_end == last_step
 
 
 def test_bf16_is_close_to_float32_but_not_equal() -> None:
-    """Products have 8 bits: the losses of an epoch agree within 1 %, the weights are not equal."""
+    """bfloat16 has 8 significant bits: the losses of an epoch agree within 1 %, and the weights are not equal."""
     full, bf16 = fit(dtype="float32", layers=[32]), fit(dtype="float32", layers=[32], precision="bf16")
     assert bf16.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=1e-2)
     assert not torch.equal(bf16.network.output.weight, full.network.output.weight)
     assert {p.dtype for p in bf16.network.parameters()} == {torch.float32}
 
 
-def test_bf16_products_are_those_of_rounded_numbers() -> None:
-    """Make one step from weights that are exact in bf16: the loss is that of hidden states rounded before scoring."""
-    network, criterion, optimizer = parts(layers=[16], in_bf16=True)
+def test_bf16_rounds_the_hidden_states_before_scoring() -> None:
+    """The weights are exact in bf16, so that the hidden states are the only rounded inputs of the scores."""
+    network, criterion, optimizer = make_modules(layers=[16], in_bf16=True)
     step = FusedTrainingStep(network, criterion, optimizer, precision="bf16")
     inputs, targets, negatives = (torch.tensor([row]) for row in ([3, 5, 7, 9], [4, 6, 8, 10], [1, 1, 2, 30]))
     reset = torch.ones(1, 4, dtype=torch.bool)
@@ -144,9 +149,10 @@ def test_bf16_products_are_those_of_rounded_numbers() -> None:
     assert abs(loss - expected) < abs(unrounded - expected) / 4
 
 
-def parts(
+def make_modules(
     layers: list[int] | None = None, in_bf16: bool = False, **changed: Any
 ) -> tuple[SessionNetwork, SampledLoss, SparseAdagrad]:
+    """Return a network, a loss and an optimizer. in_bf16: with weights that bfloat16 represents exactly."""
     network = SessionNetwork(40, layers or [8], **changed)
     if in_bf16:
         for parameter in network.parameters():
@@ -154,14 +160,15 @@ def parts(
     return network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1)
 
 
-class _Own(SessionNetwork):
+class _Subclass(SessionNetwork):
     pass
 
 
-def spoiled(what: str) -> tuple[Any, Any, Any]:
-    network, criterion, optimizer = parts(dtype=torch.float16 if what == "dtype" else None)
+def make_unsupported_modules(what: str) -> tuple[Any, Any, Any]:
+    """Return a network, a loss and an optimizer, of which `what` is not supported by the fused step."""
+    network, criterion, optimizer = make_modules(dtype=torch.float16 if what == "dtype" else None)
     if what == "network":
-        network = _Own(40, [8])
+        network = _Subclass(40, [8])
     elif what == "optimizer":
         return network, criterion, torch.optim.SGD(network.parameters(), 0.1)
     elif what == "frozen":
@@ -188,7 +195,7 @@ def spoiled(what: str) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("network", "exactly SessionNetwork, not _Own"),
+        ("network", "exactly SessionNetwork, not _Subclass"),
         ("optimizer", "exactly SparseAdagrad, not SGD"),
         ("frozen", r"gru\.layers\.0\.weight_hh is frozen"),
         ("hooks", "there are hooks on a module, a parameter or the optimizer"),
@@ -201,33 +208,35 @@ def spoiled(what: str) -> tuple[Any, Any, Any]:
         ("dtype", r"float32 and float64 on the CPU; \S+ is torch\.float16"),
     ],
 )
-def test_what_it_cannot_train_is_named(what: str, reason: str) -> None:
-    assert why_not_fused(*parts()) is None
+def test_the_reason_why_it_cannot_train_is_named(what: str, reason: str) -> None:
+    assert why_not_fused(*make_modules()) is None
     with pytest.raises(ValueError, match=rf"no fused training step: .*{reason}"):
-        FusedTrainingStep(*spoiled(what))
+        FusedTrainingStep(*make_unsupported_modules(what))
 
 
-class _Lines(Silent):
+class _RecordedProgress(Silent):
+    """Records the lines, and counts the calls of `advance`."""
+
     def __init__(self) -> None:
-        self.said: list[str] = []
-        self.advances = 0
+        self.lines: list[str] = []
+        self.n_advances = 0
 
     def say(self, line: str) -> None:
-        self.said.append(line)
+        self.lines.append(line)
 
     def advance(self, events: int, loss: float | None) -> None:
-        self.advances += 1
+        self.n_advances += 1
 
 
 def test_autograd_that_was_not_requested_is_announced() -> None:
-    lines = _Lines()
-    make_trainer(n_epochs=1, progress=lines, memory=MemoryRecord("cpu")).run()
-    (line,) = lines.said
+    progress = _RecordedProgress()
+    make_trainer(n_epochs=1, progress=progress, memory=MemoryRecord("cpu")).run()
+    (line,) = progress.lines
     assert line.startswith("training by autograd, not by the fused step: a memory record needs the phases")
-    for asked in ({"fused": False}, {"impl": "reference"}, {}):
-        lines = _Lines()
-        make_trainer(n_epochs=1, progress=lines, **asked).run()
-        assert lines.said == []
+    for arguments in ({"fused": False}, {"impl": "reference"}, {}):
+        progress = _RecordedProgress()
+        make_trainer(n_epochs=1, progress=progress, **arguments).run()
+        assert progress.lines == []
 
 
 def test_bf16_without_the_fused_step_is_an_error() -> None:
@@ -235,46 +244,46 @@ def test_bf16_without_the_fused_step_is_an_error() -> None:
         ValueError, match=r"precision='bf16' needs the fused training step, which cannot train this: a mem"
     ):
         make_trainer(precision="bf16", memory=MemoryRecord("cpu")).run()
-    for other in ({"fused": False}, {"dtype": "float64"}, {"impl": "reference"}):
+    for parameters in ({"fused": False}, {"dtype": "float64"}, {"impl": "reference"}):
         with pytest.raises(ValueError, match="precision='bf16' belongs to the fused step in float32"):
-            GRU4Rec(precision="bf16", **other)
+            GRU4Rec(precision="bf16", **parameters)
 
 
 def long_trainer(**arguments: Any) -> Any:
-    """Return a trainer whose epoch takes many seconds."""
+    """Return a trainer of which an epoch takes many seconds."""
     store = markov_store(n_sessions=60_000, n_items=3000)
     return make_trainer(store=store, layers=(320,), n_sample=4096, lanes=128, n_epochs=1, **arguments)
 
 
 def test_ctrl_c_progress_and_other_threads_during_an_epoch(tmp_path: Path) -> None:
-    """A signal ends a run long before its end; progress is shown and other threads run meanwhile."""
-    lines = _Lines()
-    trainer = long_trainer(out=tmp_path, progress=lines)
-    slept = [0]  # sleeps of 1 ms in the other thread during the training
+    """During an epoch progress is reported and another thread runs; Ctrl-C ends the training before the epoch ends."""
+    progress = _RecordedProgress()
+    trainer = long_trainer(out=tmp_path, progress=progress)
+    n_sleeps = [0]  # sleeps of 1 ms in the other thread during the training
 
-    def press() -> None:
-        while not lines.advances:
+    def press_after_four_calls() -> None:
+        while not progress.n_advances:
             time.sleep(0.01)
-        first = lines.advances
-        while lines.advances < first + 4:  # not a fixed time: under a sanitizer one call takes many times longer
-            slept[0] += 1
+        first = progress.n_advances
+        # Calls instead of a fixed time, since with a sanitizer one call takes many times longer.
+        while progress.n_advances < first + 4:
+            n_sleeps[0] += 1
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=press)
+    thread = threading.Thread(target=press_after_four_calls)
     with threads(1):
         thread.start()
-        with pytest.raises(TrainingInterrupted, match=r"in epoch 1 after mini-batch \d+ of it"):
+        with pytest.raises(TrainingInterrupted, match=r"in epoch 1, after mini-batch \d+ \(step"):
             trainer.run()
         thread.join()
-    assert slept[0] > 4 * 10, "the interpreter lock was not released: the other thread ran only between calls"
+    assert n_sleeps[0] > 4 * 10, "the interpreter lock was not released: the other thread ran only between calls"
     assert (
         load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["step"] == trainer.position.step > 0
     )
 
 
-def test_one_long_call_can_be_interrupted_too() -> None:
-    """A call outside of a trainer that runs a whole epoch raises KeyboardInterrupt."""
+def test_ctrl_c_during_a_call_without_a_trainer_raises_keyboard_interrupt() -> None:
     trainer = long_trainer()
     epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -284,8 +293,8 @@ def test_one_long_call_can_be_interrupted_too() -> None:
 
 
 def test_autograd_detects_that_weights_have_changed() -> None:
-    """A backward pass through a graph that was recorded before the step is an error."""
-    network, criterion, optimizer = parts()
+    """Backward through an autograd graph that was recorded before the step is an error."""
+    network, criterion, optimizer = make_modules()
     square = (network.output.weight * network.output.weight).sum()
     block = torch.tensor([[1, 2, 3, 4]])
     fused = FusedTrainingStep(network, criterion, optimizer)
@@ -297,63 +306,65 @@ def test_autograd_detects_that_weights_have_changed() -> None:
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_nan_loss_updates_nothing(steps: int) -> None:
     """The bad block's gradients are not applied by the next step either."""
-    network, criterion, optimizer = parts()
+    network, criterion, optimizer = make_modules()
     network.output.bias.data[7] = float("nan")
-    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    initial = {name: p.detach().clone() for name, p in network.named_parameters()}
     state, reset = network.initial_state(4), torch.ones(steps, 4, dtype=torch.bool)
     bad = torch.tensor([[20, 21, 22, 23]] * (steps - 1) + [[1, 2, 3, 7]])
     fused = FusedTrainingStep(network, criterion, optimizer, steps=steps)
     loss = fused.train_block(bad, bad, reset, None, state, step=0)
     assert np.isnan(loss) and not any(layer.any() for layer in state)
     for name, parameter in network.named_parameters():
-        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
+        assert torch.equal(parameter.nan_to_num(), initial[name].nan_to_num()), name
     good = torch.tensor([[10, 11, 12, 13]] * steps)
     assert np.isfinite(fused.train_block(good, good, reset, None, state, step=steps))
-    assert torch.equal(network.output.weight[20:24], before["output.weight"][20:24])
-    assert not torch.equal(network.output.weight[10:14], before["output.weight"][10:14])
+    assert torch.equal(network.output.weight[20:24], initial["output.weight"][20:24])
+    assert not torch.equal(network.output.weight[10:14], initial["output.weight"][10:14])
 
 
-def test_it_uses_the_current_state_and_mode() -> None:
-    """Switch momentum on, load optimizer state, switch to eval mode: the next step is that of autograd."""
+def test_each_step_uses_the_current_optimizer_state_and_mode() -> None:
+    """Switch momentum on, load optimizer state, switch to eval mode: the next step still equals autograd."""
     block, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
-    ends = []
+    final_states = []
     for fused in (True, False):
-        network, criterion, optimizer = parts(dropout_p_hidden=0.3, dtype=torch.float64)
+        network, criterion, optimizer = make_modules(dropout_p_hidden=0.3, dtype=torch.float64)
         step = FusedTrainingStep(network, criterion, optimizer)
         state = network.initial_state(4)
-        for number in range(4):
-            if number == 1:
+        for i in range(4):
+            if i == 1:
                 optimizer.param_groups[0]["momentum"] = 0.5
-            elif number == 2:
+            elif i == 2:
                 optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-            elif number == 3:
+            elif i == 3:
                 network.eval()
             if fused:
-                step.train_block(block, block + number, reset, None, state, step=number)
+                step.train_block(block, block + i, reset, None, state, step=i)
             else:
-                hidden, after = network(block, state, reset, step=number)
+                hidden, new_state = network(block, state, reset, step=i)
                 optimizer.zero_grad()
-                criterion(hidden, network.output_weight, network.output_bias, block + number).backward()
+                criterion(hidden, network.output_weight, network.output_bias, block + i).backward()
                 optimizer.step()
-                state = [layer.detach() for layer in after]
-        ends.append(network.state_dict())
-    for name, ours in ends[0].items():
-        torch.testing.assert_close(ours, ends[1][name], rtol=1e-9, atol=1e-9, msg=name)
+                state = [layer.detach() for layer in new_state]
+        final_states.append(network.state_dict())
+    for name, ours in final_states[0].items():
+        torch.testing.assert_close(ours, final_states[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_a_subclass_of_the_loader_is_trained_by_autograd() -> None:
-    class Own(SessionParallelLoader):
+def test_a_loader_that_the_fused_step_does_not_support() -> None:
+    """With a subclass of the loader autograd trains; a loader with other blocks is an error."""
+
+    class Subclass(SessionParallelLoader):
         pass
 
     trainer = make_trainer(n_epochs=1)
-    trainer.runner.loader.__class__ = Own
-    assert "exactly a SessionParallelLoader, not a Own" in str(trainer.runner.why_not_fused)
-    network, criterion, optimizer = parts()
+    trainer.runner.loader.__class__ = Subclass
+    assert "exactly a SessionParallelLoader, not a Subclass" in str(trainer.runner.why_not_fused)
+    network, criterion, optimizer = make_modules()
     with pytest.raises(ValueError, match="the loader has blocks of 3 steps, the training step has steps=1"):
         FusedTrainingStep(network, criterion, optimizer).start_epoch(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
 
 
-def test_a_stopped_run_continues_from_its_position() -> None:
+def test_run_continues_an_interrupted_training() -> None:
     """Call `run` again on the same trainer, without a checkpoint."""
     whole, stopped = make_trainer(dtype=torch.float64), make_trainer(dtype=torch.float64)
     whole.run()
@@ -372,23 +383,23 @@ def test_a_checkpoint_can_be_resumed_from_twice(tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
         first.run()
     checkpoint = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
-    ends = [make_trainer(dtype=torch.float64) for _ in range(2)]
-    for trainer in ends:
+    trainers = [make_trainer(dtype=torch.float64) for _ in range(2)]
+    for trainer in trainers:
         trainer.run(checkpoint)
-    for (name, ours), theirs in zip(weights(ends[0]).items(), weights(ends[1]).values(), strict=True):
+    for (name, ours), theirs in zip(weights(trainers[0]).items(), weights(trainers[1]).values(), strict=True):
         assert torch.equal(ours, theirs), name
 
 
-def test_one_thread_at_a_time() -> None:
+def test_a_call_during_a_call_of_another_thread_is_an_error() -> None:
     trainer = long_trainer()
     epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     with threads(1):
-        running = threading.Thread(target=lambda: epoch.run(300, network.initial_state(128), step=0))
-        running.start()
+        thread = threading.Thread(target=lambda: epoch.run(300, network.initial_state(128), step=0))
+        thread.start()
         time.sleep(0.2)
         with pytest.raises(RuntimeError, match="a FusedTrainingStep is in use by another thread"):
             epoch.run(1, network.initial_state(128), step=0)
-        running.join()
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -408,7 +419,7 @@ def test_one_thread_at_a_time() -> None:
         ({"hidden": [torch.zeros(4, 8, dtype=torch.float64)]}, "hidden is Double, not Float"),
     ],
 )
-def test_blocks_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+def test_a_block_with_a_wrong_argument_is_an_error(change: dict[str, Any], message: str) -> None:
     block = {
         "inputs": torch.tensor([[1, 2, 3, 4]]),
         "targets": torch.tensor([[2, 3, 4, 5]]),
@@ -417,23 +428,23 @@ def test_blocks_that_do_not_fit(change: dict[str, Any], message: str) -> None:
         "hidden": [torch.zeros(4, 8)],
     }
     with pytest.raises(ValueError, match=message):
-        FusedTrainingStep(*parts()).train_block(**{"step": 0} | block | change)
+        FusedTrainingStep(*make_modules()).train_block(**{"step": 0} | block | change)
 
 
-def test_a_criterion_of_another_catalogue() -> None:
-    network, _, optimizer = parts()
+def test_a_criterion_for_another_catalogue_is_an_error() -> None:
+    network, _, optimizer = make_modules()
     criterion = SampledLoss(batch_size=4, logq=1.0, support=torch.ones(5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"log_support must be \[40\], not \[5\]"):
         FusedTrainingStep(network, criterion, optimizer)
 
 
-def test_bf16_goes_with_float32() -> None:
-    with pytest.raises(ValueError, match=r"precision='bf16' goes with float32, not with torch\.float64"):
-        FusedTrainingStep(*parts(dtype=torch.float64), precision="bf16")
+def test_bf16_needs_float32_weights() -> None:
+    with pytest.raises(ValueError, match=r"precision='bf16' needs float32 weights, not torch\.float64"):
+        FusedTrainingStep(*make_modules(dtype=torch.float64), precision="bf16")
 
 
 @pytest.mark.parametrize("item", [1000, -1])
-def test_a_damaged_store_is_named(item: int) -> None:
+def test_an_item_that_is_out_of_range_is_an_error(item: int) -> None:
     store = markov_store(n_sessions=20)
     loader = SessionParallelLoader(store, 4)
     loader.items = loader.items.clone()

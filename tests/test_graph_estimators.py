@@ -184,7 +184,7 @@ def test_interrupted_inside_an_epoch_and_resumed(
 ) -> None:
     whole = small(estimator).fit(TRAIN, progress=False)
     monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: PressCtrlC(19))
-    with pytest.raises(TrainingInterrupted, match=r"in epoch 2 after mini-batch \d+ of it .*; to go on from .*last"):
+    with pytest.raises(TrainingInterrupted, match=r"in epoch 2, after mini-batch \d+ \(.*; to continue from .*last"):
         small(estimator).fit(TRAIN, out=tmp_path)
     monkeypatch.undo()
     rest = small(estimator).fit(TRAIN, out=tmp_path, resume=True, progress=False)

@@ -20,42 +20,44 @@ native = pytest.mark.skipif(_backend.resolve("auto", "top_k", "cpu") != "native"
 impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
 
 
-def random_pair(n_users: int, n_items: int, n: int, seed: int) -> tuple[InteractionGraph, InteractionGraph]:
-    draws = np.random.default_rng(seed)
-    sides = [(draws.integers(n_users, size=n), draws.integers(n_items, size=n)) for _ in range(2)]
-    train, test = (InteractionGraph.from_arrays(u, i, n_users=n_users, n_items=n_items) for u, i in sides)
+def random_graphs(n_users: int, n_items: int, n_draws: int, seed: int) -> tuple[InteractionGraph, InteractionGraph]:
+    """Return a training and a test graph with the same indices."""
+    rng = np.random.default_rng(seed)
+    pairs = [(rng.integers(n_users, size=n_draws), rng.integers(n_items, size=n_draws)) for _ in range(2)]
+    train, test = (InteractionGraph.from_arrays(u, i, n_users=n_users, n_items=n_items) for u, i in pairs)
     return train, InteractionGraph.from_arrays(*test.interactions(), user_ids=train.users, item_ids=train.items)
 
 
-def by_the_book(
+def metrics_by_definition(
     embeddings: torch.Tensor, train: InteractionGraph, test: InteractionGraph, cutoffs: tuple[int, ...]
 ) -> tuple[dict[str, float], int, int]:
+    """Return the metrics, the number of users and the number of targets; loop over users and ranks."""
     users, items = embeddings.split([train.n_users, train.n_items])
-    rows: dict[str, list[float]] = {}
-    n_wanted = 0
+    values_by_metric: dict[str, list[float]] = {}
+    n_targets = 0
     for user in range(train.n_users):
-        seen = set(train.items_of(user).tolist())
-        wanted = set(test.items_of(user).tolist()) - seen
-        if not wanted:
+        trained = set(train.items_of(user).tolist())
+        targets = set(test.items_of(user).tolist()) - trained
+        if not targets:
             continue
-        n_wanted += len(wanted)
+        n_targets += len(targets)
         score = (items @ users[user]).tolist()
-        ranking = sorted((i for i in range(train.n_items) if i not in seen), key=lambda i: (-score[i], i))
+        ranking = sorted((i for i in range(train.n_items) if i not in trained), key=lambda i: (-score[i], i))
         for k in cutoffs:
-            hits = [item in wanted for item in ranking[:k]]
-            ideal = sum(1 / math.log2(r + 2) for r in range(min(k, len(wanted))))
+            hits = [item in targets for item in ranking[:k]]
+            ideal = sum(1 / math.log2(r + 2) for r in range(min(k, len(targets))))
             precisions = [sum(hits[: r + 1]) / (r + 1) for r in range(len(hits))]
-            one = {
-                "recall": sum(hits) / len(wanted),
+            values = {
+                "recall": sum(hits) / len(targets),
                 "ndcg": sum(hit / math.log2(r + 2) for r, hit in enumerate(hits)) / ideal,
                 "precision": sum(hits) / k,
                 "hitrate": float(any(hits)),
-                "map": sum(p for p, hit in zip(precisions, hits, strict=True) if hit) / min(k, len(wanted)),
+                "map": sum(p for p, hit in zip(precisions, hits, strict=True) if hit) / min(k, len(targets)),
             }
-            for name, value in one.items():
-                rows.setdefault(f"{name}@{k}", []).append(value)
-    n_users = len(rows.get(f"recall@{cutoffs[0]}", []))
-    return {name: sum(values) / n_users for name, values in rows.items()}, n_users, n_wanted
+            for name, value in values.items():
+                values_by_metric.setdefault(f"{name}@{k}", []).append(value)
+    n_users = len(values_by_metric.get(f"recall@{cutoffs[0]}", []))
+    return {name: sum(all_values) / n_users for name, all_values in values_by_metric.items()}, n_users, n_targets
 
 
 @impls
@@ -65,14 +67,14 @@ def by_the_book(
     cutoffs=st.sets(st.integers(1, 15), min_size=1, max_size=4),
     batch_size=st.integers(1, 9),
 )
-def test_metrics_are_those_of_a_loop(
+def test_metrics_equal_their_definition(
     impl: str, sizes: tuple[int, int, int, int], cutoffs: set[int], batch_size: int
 ) -> None:
-    """Embeddings are integers, so that scores are exact and often equal."""
-    train, test = random_pair(*sizes)
+    """Embeddings are small integers, so that scores are exact and many scores are equal."""
+    train, test = random_graphs(*sizes)
     generator = torch.Generator().manual_seed(sizes[3])
     embeddings = torch.randint(-2, 3, (train.n_nodes, 3), generator=generator).double()
-    expected, n_users, n_wanted = by_the_book(embeddings, train, test, tuple(sorted(cutoffs)))
+    expected, n_users, n_targets = metrics_by_definition(embeddings, train, test, tuple(sorted(cutoffs)))
     options: dict[str, Any] = {"cutoffs": cutoffs, "batch_size": batch_size, "impl": impl}
     if not n_users:
         with pytest.raises(ValueError, match="no user has a test item"):
@@ -81,16 +83,16 @@ def test_metrics_are_those_of_a_loop(
     report = evaluate_graph(embeddings, train, test, **options)
     assert report.metrics == pytest.approx(expected, rel=1e-12)
     assert list(report.metrics) == [f"{name}@{k}" for k in sorted(cutoffs) for name in GRAPH_METRICS]
-    assert (report.n_users, report.n_targets, report.n_items) == (n_users, n_wanted, train.n_items)
-    already = report.dropped.get("interactions_already_in_training", 0)
-    assert n_wanted + already == test.n_edges
+    assert (report.n_users, report.n_targets, report.n_items) == (n_users, n_targets, train.n_items)
+    n_dropped = report.dropped.get("interactions_already_in_training", 0)
+    assert n_targets + n_dropped == test.n_edges
     assert report.metrics == evaluate_graph(embeddings, train, test, cutoffs=cutoffs, impl=impl).metrics
 
 
 @impls
 def test_a_perfect_ranking_scores_one(impl: str) -> None:
-    """Item embeddings are one-hot vectors; a user's is the sum of those of the test items."""
-    train, test = random_pair(20, 60, 100, 0)
+    """Item embeddings are one-hot vectors; the embedding of a user is the sum of those of the user's test items."""
+    train, test = random_graphs(20, 60, 100, 0)
     users, items = test.interactions()
     embeddings = torch.zeros(80, 60)
     embeddings[users, items] = 1
@@ -99,7 +101,7 @@ def test_a_perfect_ranking_scores_one(impl: str) -> None:
     assert metrics["recall@20"] == metrics["ndcg@20"] == metrics["hitrate@20"] == metrics["map@20"] == 1
 
 
-def test_report() -> None:
+def test_report_has_counts_and_dropped_interactions() -> None:
     train = InteractionGraph.from_arrays([0, 1], [0, 1], n_items=3)
     test = InteractionGraph.from_arrays(
         [0, 0, 1, 1],
@@ -121,8 +123,8 @@ def test_report() -> None:
     assert "recall@2" in report.table(terminal=True)
 
 
-def test_bad_input_is_named() -> None:
-    train, test = random_pair(4, 6, 12, 1)
+def test_wrong_arguments_are_errors() -> None:
+    train, test = random_graphs(4, 6, 12, 1)
     embeddings = torch.ones(10, 2)
     other = InteractionGraph.from_arrays([0], [0], n_users=4, n_items=7)
     for changed, message in (

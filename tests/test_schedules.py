@@ -25,22 +25,23 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ReduceLROnPlateau": {"patience": 0},
     "StepLR": {"step_size": 3},
 }
-WATCHED = [3.0, 2.0, 2.5, 2.6, 2.7, 1.0, 1.5, 1.6]
+# Values of the monitored loss after each epoch.
+MONITORED = [3.0, 2.0, 2.5, 2.6, 2.7, 1.0, 1.5, 1.6]
 
 
-def an_optimizer() -> torch.optim.Optimizer:
+def make_optimizer() -> torch.optim.Optimizer:
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     return torch.optim.SGD([parameter], lr=0.1, momentum=0.5)
 
 
-def rates(schedule: Schedule, optimizer: torch.optim.Optimizer, watched: list[float]) -> list[float]:
-    found = []
-    for value in watched:
+def rates_after_epochs(schedule: Schedule, optimizer: torch.optim.Optimizer, monitored: list[float]) -> list[float]:
+    rates = []
+    for value in monitored:
         optimizer.step()
         schedule.after_epoch(value)
-        found.append(optimizer.param_groups[0]["lr"])
-    return found
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
 
 
 def test_every_scheduler_has_an_example():
@@ -49,27 +50,27 @@ def test_every_scheduler_has_an_example():
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_resuming_through_json_continues_the_schedule(name: str):
-    optimizer = an_optimizer()
-    whole = rates(Schedule(optimizer, name, EXAMPLES[name], n_epochs=8), optimizer, WATCHED)
-    assert len(set(whole)) > 1, "a schedule that never changes the rate tests nothing"
+    optimizer = make_optimizer()
+    whole = rates_after_epochs(Schedule(optimizer, name, EXAMPLES[name], n_epochs=8), optimizer, MONITORED)
+    assert len(set(whole)) > 1, "the example does not change the learning rate, so this test would prove nothing"
 
-    optimizer = an_optimizer()
+    optimizer = make_optimizer()
     schedule = Schedule(optimizer, name, EXAMPLES[name], n_epochs=8)
-    first = rates(schedule, optimizer, WATCHED[:3])
+    first = rates_after_epochs(schedule, optimizer, MONITORED[:3])
     saved = json.loads(json.dumps(schedule.state_dict()))
     groups = optimizer.state_dict()
 
-    optimizer = an_optimizer()
+    optimizer = make_optimizer()
     schedule = Schedule(optimizer, name, EXAMPLES[name], n_epochs=8)
     schedule.load_state_dict(saved)
     optimizer.load_state_dict(groups)
-    assert first + rates(schedule, optimizer, WATCHED[3:]) == whole
+    assert first + rates_after_epochs(schedule, optimizer, MONITORED[3:]) == whole
 
 
-def test_an_alias_is_the_torch_class_with_our_defaults():
-    ours, theirs = an_optimizer(), an_optimizer()
+def test_cosine_equals_the_torch_class_with_n_epochs_as_t_max():
+    ours, theirs = make_optimizer(), make_optimizer()
     expected = lr_scheduler.CosineAnnealingLR(theirs, T_max=8)
-    found = rates(Schedule(ours, "cosine", n_epochs=8), ours, WATCHED)
+    found = rates_after_epochs(Schedule(ours, "cosine", n_epochs=8), ours, MONITORED)
     for rate in found:
         theirs.step()
         expected.step()
@@ -77,16 +78,16 @@ def test_an_alias_is_the_torch_class_with_our_defaults():
     assert found[-1] == pytest.approx(0)
 
 
-def test_plateau_follows_the_direction_of_the_monitored_value():
-    for maximize, values in ((False, [3.0, 2.0, 1.0]), (True, [0.1, 0.2, 0.3])):
-        for watched, reduced in ((values, False), (values[::-1], True)):
-            optimizer = an_optimizer()
+def test_plateau_reduces_the_rate_if_the_monitored_value_gets_worse():
+    for maximize, improving in ((False, [3.0, 2.0, 1.0]), (True, [0.1, 0.2, 0.3])):
+        for monitored, is_reduced in ((improving, False), (improving[::-1], True)):
+            optimizer = make_optimizer()
             schedule = Schedule(optimizer, "plateau", {"patience": 0}, n_epochs=3, maximize=maximize)
-            assert (rates(schedule, optimizer, watched)[-1] < 0.1) == reduced
+            assert (rates_after_epochs(schedule, optimizer, monitored)[-1] < 0.1) == is_reduced
 
 
-def test_interval_update_steps_after_updates_only():
-    optimizer = an_optimizer()
+def test_interval_update_is_stepped_by_updates_only():
+    optimizer = make_optimizer()
     schedule = Schedule(optimizer, "ExponentialLR", {"gamma": 0.5, "interval": "update"}, n_epochs=1)
     optimizer.step()
     schedule.after_epoch(0.0)
@@ -100,13 +101,13 @@ def test_interval_update_steps_after_updates_only():
     [
         ("Cosine", {}, r"lr_scheduler='Cosine': choose one of step, cosine, plateau, ConstantLR"),
         ("LambdaLR", {}, "choose one of"),
-        ("step", {"stepsize": 2}, "StepLR has no stepsize; it takes step_size, gamma"),
+        ("step", {"stepsize": 2}, "StepLR has no stepsize; choose from step_size, gamma"),
         ("step", {"interval": "day"}, "interval='day' is neither"),
-        ("plateau", {"interval": "update"}, "once an epoch"),
+        ("plateau", {"interval": "update"}, "once per epoch"),
         ("ExponentialLR", {}, "'ExponentialLR' with lr_scheduler_options={}: .*gamma"),
         ("OneCycleLR", {"max_lr": 1.0}, "total_steps"),
     ],
 )
-def test_wrong_names_and_options(name: str, options: dict[str, Any], message: str):
+def test_wrong_names_and_options_are_errors(name: str, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        Schedule(an_optimizer(), name, options, n_epochs=3)
+        Schedule(make_optimizer(), name, options, n_epochs=3)

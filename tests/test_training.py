@@ -1,4 +1,4 @@
-"""The trainer on sessions: epochs, accumulation, early stopping, files and progress lines."""
+"""Training on sessions: epochs, accumulation, early stopping, files in the run folder, and progress lines."""
 
 import os
 import re
@@ -27,14 +27,17 @@ from gru4rec_fast.training.progress import BarProgress, PlainProgress, Silent
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
 
-def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Train one epoch on the same batches in plain PyTorch: average the losses of `accumulate` blocks, then update."""
+def train_epoch_in_plain_pytorch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Train one epoch on the blocks of the loader, and update the weights by torch.optim.Adagrad.
+
+    Return the weights, and for each mini-batch the loss of its block.
+    """
     trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []
     optimizer = torch.optim.Adagrad(network.parameters(), lr=0.1, eps=0.0, initial_accumulator_value=1e-6)
     blocks = list(trainer.runner.loader)
     for start in range(0, len(blocks), accumulate):
-        group = []
+        group_losses = []
         for block in blocks[start : start + accumulate]:
             steps = len(block.n_live)
             negatives = ops.negative_sampling(trainer.runner.sampler, 16, seed=3, step=step, steps=steps)[0]
@@ -42,10 +45,10 @@ def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], li
             state = [layer.detach() for layer in state]
             table = network.output_weight, network.output_bias
             loss = trainer.runner.criterion(hidden, *table, block.targets, negatives, n_live=block.n_live)
-            group.append(loss)
-            losses += [group[-1].item()] * steps
+            group_losses.append(loss)
+            losses += [loss.item()] * steps
             step += steps
-        torch.stack(group).mean().backward()
+        torch.stack(group_losses).mean().backward()
         for parameter in network.parameters():
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
@@ -55,21 +58,21 @@ def plain_epoch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], li
 
 
 @pytest.mark.parametrize(("bptt", "accumulate"), [(1, 1), (4, 1), (1, 5), (3, 4)])
-def test_an_epoch_is_what_plain_pytorch_computes(bptt: int, accumulate: int):
+def test_an_epoch_equals_plain_pytorch(bptt: int, accumulate: int):
     trainer = make_trainer(bptt=bptt, accumulate=accumulate, n_epochs=1, dtype=torch.float64)
     (record,) = trainer.run()
-    expected, losses = plain_epoch(bptt, accumulate)
+    expected, losses = train_epoch_in_plain_pytorch(bptt, accumulate)
     assert record["mini_batches"] == len(losses) == trainer.position.step
-    group = bptt * accumulate
-    assert group == 1 or record["mini_batches"] % group, "the epoch should end inside a group of blocks"
+    per_update = bptt * accumulate
+    assert per_update == 1 or record["mini_batches"] % per_update, "the last update should have fewer mini-batches"
     assert record["events"] == STORE.n_targets
     assert record["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-9)
     for name, tensor in weights(trainer).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9)
 
 
-def test_accumulation_is_bptt_without_the_gradient_between_steps():
-    """Compare the two on a network whose recurrent path is cut off, so that there is no such gradient."""
+def test_accumulation_equals_bptt_if_no_gradient_flows_between_steps():
+    """The weights of the network are set so that a hidden state does not depend on the previous one."""
     store = markov_store(n_sessions=LANES, longest=5)
     with_bptt, accumulated = (
         make_trainer(store=store, bptt=4, n_epochs=1),
@@ -87,14 +90,14 @@ def test_accumulation_is_bptt_without_the_gradient_between_steps():
         torch.testing.assert_close(tensor, weights(accumulated)[name], rtol=1e-4, atol=1e-6)
 
 
-def test_early_stopping_keeps_the_best(tmp_path: Path):
+def test_early_stopping_saves_the_best_epoch(tmp_path: Path):
     values = [0.1, 0.3, 0.305, 0.2, 0.9]
-    after: list[dict[str, torch.Tensor]] = []
+    weights_by_epoch: list[dict[str, torch.Tensor]] = []
 
     def validate() -> dict[str, float]:
         assert not trainer.network.training
-        after.append(weights(trainer))
-        return {"recall@20": values[len(after) - 1], "mrr@20": 0.0}
+        weights_by_epoch.append(weights(trainer))
+        return {"recall@20": values[len(weights_by_epoch) - 1], "mrr@20": 0.0}
 
     trainer = make_trainer(out=tmp_path, n_epochs=5, patience=2, min_delta=0.01, validate=validate)
     history = trainer.run()
@@ -102,10 +105,11 @@ def test_early_stopping_keeps_the_best(tmp_path: Path):
     assert (trainer.early_stopping.best_epoch, trainer.early_stopping.best) == (2, 0.3)
     best = load_checkpoint(tmp_path / "best.safetensors", FORMAT)
     assert len(best.progress["history"]) == 2
-    for name, tensor in after[1].items():
+    for name, tensor in weights_by_epoch[1].items():
         assert torch.equal(best.tensors[f"model.{name}"], tensor)
     resumed = make_trainer(out=tmp_path, n_epochs=5, patience=2, min_delta=0.01, validate=dict)
-    assert len(resumed.run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))) == 4, "it had stopped for good"
+    history = resumed.run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    assert len(history) == 4, "a training that stopped early trained another epoch when it was resumed"
 
 
 def test_patience_on_the_training_loss_needs_no_validation(tmp_path: Path):
@@ -132,56 +136,56 @@ def test_validation_every_few_epochs():
     assert [record["epoch"] for record in history if "validation" in record] == [2, 4, 6] and len(history) == 6
     assert trainer.best_epoch == 2
     assert [record["learning_rate"] for record in history] == pytest.approx([0.1] * 4 + [0.01] * 2)
-    last_is_validated = make_trainer(n_epochs=3, evaluate_every=2, validate=lambda: {"recall@20": 0.5}).run()
-    assert ["validation" in record for record in last_is_validated] == [False, True, True]
-    stepped = make_trainer(
+    history = make_trainer(n_epochs=3, evaluate_every=2, validate=lambda: {"recall@20": 0.5}).run()
+    assert ["validation" in record for record in history] == [False, True, True], "the last epoch is always validated"
+    trainer = make_trainer(
         n_epochs=3, evaluate_every=3, validate=lambda: {"recall@20": 0.5},
         lr_scheduler="ExponentialLR", lr_scheduler_options={"gamma": 0.5},
     )  # fmt: skip
-    assert [record["learning_rate"] for record in stepped.run()] == pytest.approx([0.1, 0.05, 0.025])
+    assert [record["learning_rate"] for record in trainer.run()] == pytest.approx([0.1, 0.05, 0.025])
 
 
-def test_checkpoints_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_checkpoint_every_writes_checkpoints_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=10)
     steps: list[int] = []
     save = trainer.folder.save_last
 
-    def note(*arguments: Any) -> Any:
+    def record_step(*arguments: Any) -> Any:
         steps.append(trainer.position.step)
         return save(*arguments)
 
-    monkeypatch.setattr(trainer.folder, "save_last", note)
+    monkeypatch.setattr(trainer.folder, "save_last", record_step)
     (record,) = trainer.run()
-    end = record["mini_batches"]
-    assert steps == [*range(10, end + 1, 10), end]
+    last_step = record["mini_batches"]
+    assert steps == [*range(10, last_step + 1, 10), last_step]
 
 
-def test_a_full_disk_ends_the_training_with_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_ends_the_training_and_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(out=tmp_path)
     replace, calls = os.replace, [0]
 
-    def full(*arguments: Any) -> None:
+    def fail_at_second_call(*arguments: Any) -> None:
         calls[0] += 1
         if calls[0] > 1:
             raise OSError(28, "No space left on device")
         replace(*arguments)
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "replace", fail_at_second_call)
     with pytest.raises(OSError, match=r"could not write the checkpoint .*last\.safetensors.*No space left"):
         trainer.run()
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["epoch"] == 2
 
 
-def test_the_files_of_a_run_and_of_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_of_a_training_and_of_the_next_one_in_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_folder, "write_curves", write_curves)
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "curves.csv", "curves.png", "last.safetensors"]
     make_trainer(out=tmp_path).run()
-    assert not (tmp_path / "best.safetensors").exists(), "the best of an earlier run is not this run's"
+    assert not (tmp_path / "best.safetensors").exists(), "the best checkpoint belongs to the earlier training"
     assert len(os.listdir(tmp_path / "previous")) == 4
 
 
-def test_a_training_that_fails_before_its_first_checkpoint_leaves_the_earlier_one_alone(tmp_path: Path):
+def test_a_failure_before_the_first_checkpoint_does_not_change_the_files_of_the_earlier_training(tmp_path: Path):
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
     with pytest.raises(TrainingDiverged, match="no checkpoint had been written yet"):
@@ -189,24 +193,25 @@ def test_a_training_that_fails_before_its_first_checkpoint_leaves_the_earlier_on
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 
-def test_two_trainings_into_one_folder_at_once(tmp_path: Path):
-    trainer, refused = make_trainer(out=tmp_path, n_epochs=1), []
+def test_a_second_training_in_a_folder_in_use_is_refused(tmp_path: Path):
+    trainer, errors = make_trainer(out=tmp_path, n_epochs=1), []
 
-    def other() -> None:
+    def train_in_same_folder() -> None:
         with pytest.raises(OSError, match=f"another training is writing to {tmp_path}") as caught:
             make_trainer(out=tmp_path).run()
-        refused.append(caught)
+        errors.append(caught)
 
-    at_block(
-        trainer,
-        3,
-        lambda: [step() for thread in [threading.Thread(target=other)] for step in (thread.start, thread.join)],
-    )
+    def run_in_thread() -> None:
+        thread = threading.Thread(target=train_in_same_folder)
+        thread.start()
+        thread.join()
+
+    at_block(trainer, 3, run_in_thread)
     trainer.run()
-    assert refused and len(trainer.history) == 1
+    assert errors and len(trainer.history) == 1
 
 
-def test_phases_are_recorded_where_a_record_is_given():
+def test_a_memory_record_has_the_phases_of_the_training():
     memory = MemoryRecord("cpu")
     (record,) = make_trainer(n_epochs=1, memory=memory, accumulate=2).run()
     summary = memory.summary()
@@ -214,7 +219,7 @@ def test_phases_are_recorded_where_a_record_is_given():
     blocks = record["mini_batches"]
     calls = {name: phase["calls"] for name, phase in summary.items()}
     assert calls == {
-        "batch": blocks + 1,
+        "batch": blocks + 1,  # the last call finds no block
         "forward": blocks,
         "loss": blocks,
         "backward": blocks,
@@ -223,7 +228,7 @@ def test_phases_are_recorded_where_a_record_is_given():
     assert all(phase["peak_bytes"] >= phase["current_bytes"] > 0 for phase in summary.values())
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_not_changed():
     before = torch.get_rng_state()
     trainer = make_trainer(dropout=0.5, shuffle=True)
     trainer.run()
@@ -244,7 +249,7 @@ def test_the_global_random_state_is_left_alone():
         ({"lr_scheduler": "warp"}, "lr_scheduler='warp': choose one of step, cosine, plateau"),
     ],
 )
-def test_wrong_arguments(arguments: dict[str, Any], message: str):
+def test_wrong_arguments_are_errors(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         if "sampler" in arguments:
             runner = make_trainer().runner
@@ -255,13 +260,15 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str):
             make_trainer(**arguments)
 
 
-def test_an_unknown_monitor_names_what_is_measured():
-    with pytest.raises(ValueError, match=r"monitor='recall@7' is not measured; there are recall@20 and loss"):
+def test_the_error_for_an_unknown_monitor_names_the_metrics():
+    with pytest.raises(ValueError, match=r"monitor='recall@7' is not measured; choose one of recall@20, loss"):
         make_trainer(monitor="recall@7", validate=lambda: {"recall@20": 0.1}).run()
 
 
-def test_one_session_without_negatives_has_nothing_to_train_on():
-    with pytest.raises(ValueError, match=r"no mini-batch: with n_sample=0 a step needs 2 live lanes, and there are 1"):
+def test_one_session_without_negatives_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"no mini-batch: with n_sample=0 a step needs 2 lanes with a session, and there are 1"
+    ):
         make_trainer(store=markov_store(n_sessions=1), n_sample=0).run()
 
 
@@ -270,11 +277,12 @@ def test_an_earlier_training_in_the_folder_is_announced(tmp_path: Path, capsys: 
         make_trainer(out=tmp_path, n_epochs=1, progress=PlainProgress()).run()
     announced = [line for line in capsys.readouterr().err.splitlines() if "earlier training" in line]
     assert announced == [
-        f"{tmp_path} holds an earlier training; the first checkpoint of this one will move it to {tmp_path}/previous"
+        f"{tmp_path} has the files of an earlier training; they will be moved to {tmp_path}/previous when the first "
+        "checkpoint of this training is written"
     ]
 
 
-def test_plain_progress_prints_one_line_an_epoch(capsys: pytest.CaptureFixture[str]):
+def test_plain_progress_prints_one_line_per_epoch(capsys: pytest.CaptureFixture[str]):
     make_trainer(progress=PlainProgress(), validate=lambda: {"recall@20": 0.25}).run()
     out, err = capsys.readouterr()
     assert out == ""
@@ -285,13 +293,17 @@ def test_plain_progress_prints_one_line_an_epoch(capsys: pytest.CaptureFixture[s
     )
 
 
-def test_a_long_epoch_prints_lines_inside_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_plain_progress_prints_lines_within_a_long_epoch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(PlainProgress, "interval_s", 0.0)
     make_trainer(n_epochs=1, progress=PlainProgress()).run()
     assert re.search(r"^epoch 1/1  \d+%  loss \d\.\d+  [\d,]+ events/s$", capsys.readouterr().err, re.MULTILINE)
 
 
-def test_the_bar_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_progress_bar_is_shown_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     assert isinstance(make_progress(), PlainProgress)
     assert isinstance(make_progress(False), Silent)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

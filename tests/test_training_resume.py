@@ -1,4 +1,4 @@
-"""Resuming a training: the same bits at the end, and errors for a checkpoint that does not fit."""
+"""Resuming a training: it ends with the same bits, and a checkpoint of another training is an error."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +25,15 @@ from gru4rec_fast.training.progress import PlainProgress
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
 
 
-def assert_same_end(one: Path, other: Path) -> None:
-    """Assert that two `last` checkpoints have the same bits: weights, optimizer, history."""
-    a, b = (load_checkpoint(folder / "last.safetensors", FORMAT) for folder in (one, other))
-    assert a.tensors.keys() == b.tensors.keys()
-    for name, tensor in a.tensors.items():
-        assert torch.equal(tensor, b.tensors[name]), name
-    assert without_seconds(a.progress["history"]) == without_seconds(b.progress["history"])
-    assert a.progress["schedule"] == b.progress["schedule"]
-    assert a.progress["early_stopping"] == b.progress["early_stopping"]
+def assert_equal_last_checkpoints(folder: Path, other_folder: Path) -> None:
+    """Assert that last.safetensors of both folders has the same weights, optimizer state and history."""
+    ours, theirs = (load_checkpoint(each / "last.safetensors", FORMAT) for each in (folder, other_folder))
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name, tensor in ours.tensors.items():
+        assert torch.equal(tensor, theirs.tensors[name]), name
+    assert without_seconds(ours.progress["history"]) == without_seconds(theirs.progress["history"])
+    assert ours.progress["schedule"] == theirs.progress["schedule"]
+    assert ours.progress["early_stopping"] == theirs.progress["early_stopping"]
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -67,26 +67,26 @@ CASES: dict[str, dict[str, Any]] = {
 def test_resuming_ends_with_the_same_bits(tmp_path: Path, case: str, stop_in_block: int | str):
     whole = make_trainer(out=tmp_path / "whole", **CASES[case])
     blocks = -(-whole.run()[0]["mini_batches"] // CASES[case].get("bptt", 1))
-    number = {"last of epoch 1": blocks, "first of epoch 2": blocks + 1}.get(str(stop_in_block), stop_in_block)
+    block_number = {"last of epoch 1": blocks, "first of epoch 2": blocks + 1}.get(str(stop_in_block), stop_in_block)
 
     stopped = make_trainer(out=tmp_path / "parts", **CASES[case])
-    at_block(stopped, int(number), press_ctrl_c)
+    at_block(stopped, int(block_number), press_ctrl_c)
     with pytest.raises(TrainingInterrupted):
         stopped.run()
     resumed = make_trainer(out=tmp_path / "parts", **CASES[case])
-    before = weights(resumed)
+    initial = weights(resumed)
     resumed.run(load_checkpoint(tmp_path / "parts" / "last.safetensors", FORMAT))
-    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(resumed).items())
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert any(not torch.equal(initial[name], tensor) for name, tensor in weights(resumed).items())
+    assert_equal_last_checkpoints(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_more_epochs_continue_from_the_end(tmp_path: Path):
+def test_a_finished_training_is_resumed_for_more_epochs(tmp_path: Path):
     make_trainer(out=tmp_path / "whole", n_epochs=3, dropout=0.2, shuffle=True).run()
     make_trainer(out=tmp_path / "parts", n_epochs=1, dropout=0.2, shuffle=True).run()
-    for epochs in (2, 3, 3):  # the last one has nothing left to train
+    for epochs in (2, 3, 3):  # the last resume has nothing left to train
         checkpoint = load_checkpoint(tmp_path / "parts" / "last.safetensors", FORMAT)
         make_trainer(out=tmp_path / "parts", n_epochs=epochs, dropout=0.2, shuffle=True).run(checkpoint)
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_equal_last_checkpoints(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
@@ -111,10 +111,10 @@ def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
     checkpoint = load_checkpoint(path, FORMAT, convert=convert)
     assert checkpoint.format == FORMAT
     make_trainer(out=tmp_path / "parts", **schedule).run(checkpoint)
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_equal_last_checkpoints(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_resuming_from_a_checkpoint_that_does_not_fit(tmp_path: Path):
+def test_a_checkpoint_of_another_training_is_an_error(tmp_path: Path):
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     last, best = (load_checkpoint(tmp_path / f"{name}.safetensors", FORMAT) for name in ("last", "best"))
     with pytest.raises(CheckpointError, match="has a model but no training state"):
@@ -125,7 +125,7 @@ def test_resuming_from_a_checkpoint_that_does_not_fit(tmp_path: Path):
         make_trainer(lr_scheduler="step").run(last)
 
 
-def test_a_cosine_that_ends_with_the_training_is_not_resumed_at_another_length(tmp_path: Path):
+def test_a_cosine_schedule_of_default_length_is_not_resumed_with_other_n_epochs(tmp_path: Path):
     cosine: dict[str, Any] = {"lr_scheduler": "cosine", "n_epochs": 2}
     make_trainer(out=tmp_path, **cosine).run()
     last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
@@ -140,20 +140,20 @@ def test_a_cosine_that_ends_with_the_training_is_not_resumed_at_another_length(t
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == 4
 
 
-def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_resuming_a_finished_training_prints_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_trainer(out=tmp_path).run()
     last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
     assert len(make_trainer(out=tmp_path, progress=PlainProgress()).run(last)) == 2
-    said = "nothing left to train: epoch 2 of n_epochs=2 is finished; raise n_epochs to go on\n"
-    assert capsys.readouterr().err == said
+    expected = "nothing left to train: epoch 2 of n_epochs=2 is finished; to continue, increase n_epochs\n"
+    assert capsys.readouterr().err == expected
 
 
-def test_a_training_that_stopped_early_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    stopping: dict[str, Any] = {"out": tmp_path, "n_epochs": 9, "patience": 1, "min_delta": 100.0, "monitor": "loss"}
-    make_trainer(**stopping).run()
-    make_trainer(**stopping, progress=PlainProgress()).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
-    said = "nothing left to train: stopped after epoch 2 of n_epochs=9, with no gain for 1 epochs (patience=1)\n"
-    assert capsys.readouterr().err == said
+def test_resuming_a_training_that_stopped_early_prints_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    options: dict[str, Any] = {"out": tmp_path, "n_epochs": 9, "patience": 1, "min_delta": 100.0, "monitor": "loss"}
+    make_trainer(**options).run()
+    make_trainer(**options, progress=PlainProgress()).run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
+    expected = "nothing left to train: stopped after epoch 2 of n_epochs=9; best loss in epoch 1, patience=1\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_the_fingerprint_is_computed_once_and_only_for_checkpoints(tmp_path: Path):
@@ -164,7 +164,7 @@ def test_the_fingerprint_is_computed_once_and_only_for_checkpoints(tmp_path: Pat
         return "this log"
 
     make_trainer(n_epochs=1, fingerprint=fingerprint).run()
-    assert not calls, "nothing was written"
+    assert not calls, "computed although no checkpoint was written"
     make_trainer(out=tmp_path, fingerprint=fingerprint).run()
     assert len(calls) == 1
     last = load_checkpoint(tmp_path / "last.safetensors", FORMAT)

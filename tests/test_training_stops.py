@@ -1,4 +1,4 @@
-"""Trainings that end early: by Ctrl-C, by SIGTERM, and by NaN or infinite values."""
+"""Trainings that end with an exception: Ctrl-C, SIGTERM, and NaN or infinite values."""
 
 import signal
 from pathlib import Path
@@ -14,12 +14,12 @@ from gru4rec_fast.training.position import LOSSES_PER_READ, LossMonitor, Trainin
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
 
 
-def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_ctrl_c_within_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     handler = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(out=tmp_path, accumulate=3)
     at_block(trainer, 4, press_ctrl_c)
-    where = r"in epoch 1 after mini-batch 6 of it \(step 6 of the training\)"
-    message = where + r"; to go on from .*last\.safetensors, resume with the same out folder"
+    where = r"in epoch 1, after mini-batch 6 \(step 6 of the training\)"
+    message = where + r"; to continue from .*last\.safetensors, resume with the same out folder"
     with pytest.raises(TrainingInterrupted, match=message) as caught:
         trainer.run()
     assert isinstance(caught.value, KeyboardInterrupt)
@@ -30,7 +30,7 @@ def test_ctrl_c_in_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):
     trainer = make_trainer(out=tmp_path, validate=lambda: press_ctrl_c() or {"recall@20": 0.5})
-    with pytest.raises(TrainingInterrupted, match=r"after epoch 1 \(step \d+ of the training\); to go on"):
+    with pytest.raises(TrainingInterrupted, match=r"after epoch 1 \(step \d+ of the training\); to continue"):
         trainer.run()
     assert len(trainer.history) == 1
     trainer = make_trainer()
@@ -39,11 +39,11 @@ def test_ctrl_c_between_epochs_and_without_a_folder(tmp_path: Path):
         trainer.run()
 
 
-def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_sigterm_has_the_same_effect_as_ctrl_c(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     handler = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer(out=tmp_path)
     at_block(trainer, 4, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(TrainingInterrupted, match="after mini-batch 4 of it") as caught:
+    with pytest.raises(TrainingInterrupted, match=r"after mini-batch 4 \(step") as caught:
         trainer.run()
     assert caught.value.signal_number == signal.SIGTERM
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["mini_batches"] == 4
@@ -51,18 +51,18 @@ def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "SIGTERM: finishing this step" in capfd.readouterr().err
 
 
-def test_a_signal_that_is_ignored_stays_so(tmp_path: Path):
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def test_an_ignored_signal_is_still_ignored(tmp_path: Path):
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         trainer = make_trainer(n_epochs=1)
         at_block(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
         assert len(trainer.run()) == 1
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
-def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
+def test_a_second_ctrl_c_stops_immediately(tmp_path: Path):
     trainer = make_trainer(out=tmp_path)
     at_block(trainer, 2, lambda: (press_ctrl_c(), press_ctrl_c()))
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -72,7 +72,9 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad: float):
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, bad: float
+):
     trainer = make_trainer(out=tmp_path, n_epochs=5, fused=False)
     per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
     forward = trainer.runner.criterion.forward
@@ -88,7 +90,7 @@ def test_a_bad_loss_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path: P
     with pytest.raises(TrainingDiverged, match=message):
         trainer.run()
     for name, tensor in weights(trainer).items():
-        assert torch.equal(tensor, at_bad[name]), "the bad step must not update a weight"
+        assert torch.equal(tensor, at_bad[name]), "the step with the bad loss updated a weight"
     kept = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
     assert kept.progress["position"]["epoch"] == 2 and kept.progress["position"]["mini_batches"] == 0
     resumed = make_trainer(out=tmp_path, n_epochs=2)
@@ -111,7 +113,7 @@ def test_a_block_with_a_nan_loss_updates_nothing(tmp_path: Path):
         assert torch.equal(tensor.nan_to_num(), at_bad[name].nan_to_num()), name
 
 
-def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
+def test_infinite_weights_are_not_written_to_a_checkpoint(tmp_path: Path):
     trainer = make_trainer(out=tmp_path)
 
     def poison() -> dict[str, float]:
@@ -120,13 +122,13 @@ def test_bad_weights_never_replace_a_good_checkpoint(tmp_path: Path):
         return {"recall@20": 0.5}
 
     trainer.validate = poison
-    with pytest.raises(TrainingDiverged, match=r"output\.bias holds NaN or infinite weights.*last good checkpoint"):
+    with pytest.raises(TrainingDiverged, match=r"output\.bias has NaN or infinite weights.*last good checkpoint"):
         trainer.run()
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).tensors["model.output.bias"].isfinite().all()
 
 
 @pytest.mark.parametrize("with_folder", [True, False])
-def test_weights_made_nan_by_the_last_update_of_an_epoch_are_neither_validated_nor_saved(
+def test_nan_weights_after_the_last_update_of_an_epoch_are_neither_validated_nor_saved(
     tmp_path: Path, with_folder: bool
 ):
     validated: list[int] = []
@@ -136,21 +138,23 @@ def test_weights_made_nan_by_the_last_update_of_an_epoch_are_neither_validated_n
         fused=False,
     )
     per_epoch = make_trainer(n_epochs=1).run()[0]["mini_batches"]
-    update, updates = trainer.optimizer.step, [0]
+    update, n_updates = trainer.optimizer.step, [0]
 
-    def spoil() -> None:
+    def update_and_poison_at_end_of_epoch_2() -> None:
         update()
-        updates[0] += 1
-        if updates[0] == 2 * per_epoch:
+        n_updates[0] += 1
+        if n_updates[0] == 2 * per_epoch:
             trainer.network.output.bias.data[3] = float("nan")
 
     validate = trainer.validate
     assert validate is not None
-    trainer.validate = lambda: validated.append(updates[0]) or validate()
-    trainer.optimizer.step = spoil  # type: ignore[method-assign]
-    kept = r"the last good checkpoint is .*last\.safetensors" if with_folder else "no checkpoint had been written yet"
-    where = rf"in epoch 2 after mini-batch {per_epoch} of it \(step {2 * per_epoch} of the training\)"
-    with pytest.raises(TrainingDiverged, match=rf"output\.bias holds NaN or infinite weights {where}.*{kept}"):
+    trainer.validate = lambda: validated.append(n_updates[0]) or validate()
+    trainer.optimizer.step = update_and_poison_at_end_of_epoch_2  # type: ignore[method-assign]
+    checkpoint = (
+        r"the last good checkpoint is .*last\.safetensors" if with_folder else "no checkpoint had been written yet"
+    )
+    where = rf"in epoch 2, after mini-batch {per_epoch} \(step {2 * per_epoch} of the training\)"
+    with pytest.raises(TrainingDiverged, match=rf"output\.bias has NaN or infinite weights {where}.*{checkpoint}"):
         trainer.run()
     assert validated == [per_epoch] and len(trainer.history) == 1
     if with_folder:
@@ -158,22 +162,22 @@ def test_weights_made_nan_by_the_last_update_of_an_epoch_are_neither_validated_n
         assert saved.progress["position"]["epoch"] == 2 and saved.tensors["model.output.bias"].isfinite().all()
 
 
-@pytest.mark.parametrize("what", ["metric", "score"])
-def test_a_nan_in_the_validation_is_a_divergence(tmp_path: Path, what: str):
+@pytest.mark.parametrize("nan_value", ["metric", "score"])
+def test_a_nan_in_the_validation_raises_training_diverged(tmp_path: Path, nan_value: str):
     def validate() -> dict[str, float]:
-        if len(trainer.history) == 1 and what == "score":
+        if len(trainer.history) == 1 and nan_value == "score":
             ops.target_rank(torch.full((1, 12), float("nan")), trainer.network.output.weight, None, torch.tensor([0]))
         return {"mrr@20": 0.1, "recall@20": float("nan") if trainer.history else 0.5}
 
     trainer = make_trainer(out=tmp_path, validate=validate)
-    said = "the validation metric recall@20 is nan" if what == "metric" else "validation found a NaN score"
-    message = rf"{said} in epoch 2 after .*the last good checkpoint is .*last\.safetensors"
+    reason = "the validation metric recall@20 is nan" if nan_value == "metric" else "the validation found a NaN score"
+    message = rf"{reason} in epoch 2, after .*the last good checkpoint is .*last\.safetensors"
     with pytest.raises(TrainingDiverged, match=message):
         trainer.run()
     assert len(load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["history"]) == 1
 
 
-def test_a_resumed_run_that_diverges_names_what_it_was_resumed_from(tmp_path: Path):
+def test_a_resumed_training_that_diverges_names_the_checkpoint_it_was_resumed_from(tmp_path: Path):
     make_trainer(out=tmp_path, n_epochs=1).run()
     resumed = make_trainer(n_epochs=2)
     resumed.restore(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
@@ -182,24 +186,26 @@ def test_a_resumed_run_that_diverges_names_what_it_was_resumed_from(tmp_path: Pa
         resumed.run()
 
 
-def test_a_diverging_run_without_a_checkpoint_says_so():
+def test_a_training_that_diverges_without_a_checkpoint_says_that_there_is_none():
     with pytest.raises(TrainingDiverged, match=r"in epoch 1, mini-batch \d+ .*no checkpoint had been written yet"):
         make_trainer(learning_rate=1e38).run()
 
 
 def test_losses_on_an_accelerator_are_read_in_groups():
     losses, position = LossMonitor(torch.device("cuda")), TrainingPosition(epoch=4)
-    for number in range(LOSSES_PER_READ - 1):
+    for mini_batch in range(LOSSES_PER_READ - 1):
         losses.add(position, torch.tensor(2.0), 1)
         position.mini_batches += 1
         position.step += 1
-        assert position.loss_sum == 0 and position.mean_loss is None, number
+        assert position.loss_sum == 0 and position.mean_loss is None, mini_batch
     losses.add(position, torch.tensor(3.0), 1)
     assert position.loss_sum == 2.0 * (LOSSES_PER_READ - 1) + 3.0
     position.mini_batches = LOSSES_PER_READ
     losses.add(position, torch.tensor(9.0), 1)
     position.mini_batches += 1
-    assert position.mean_loss == pytest.approx(2.0 + 1.0 / LOSSES_PER_READ), "of the losses that were read"
+    assert position.mean_loss == pytest.approx(2.0 + 1.0 / LOSSES_PER_READ), (
+        "mean_loss must only have the losses that were read"
+    )
     losses = LossMonitor(torch.device("cuda"))
     position.mini_batches, position.step = LOSSES_PER_READ, 1000 + LOSSES_PER_READ
     for value in (1.0, float("nan"), 1.0):

@@ -1,4 +1,4 @@
-"""Evaluation of session and graph models: metrics, reports, and baselines to compare with."""
+"""Evaluation of session and graph models: metrics, reports, and baselines."""
 
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
 from gru4rec_fast.evaluation.graphs import GRAPH_METRICS, evaluate_graph

@@ -1,4 +1,4 @@
-"""Baselines to compare a model with: popularity and a random order, with the same metrics and rule for ties."""
+"""Metrics of baselines: ranking by popularity, and in random order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK_EVENTS = 1 << 22
 
 
 def count_targets(store: SessionStore) -> np.ndarray:
-    """Return how often each item is a target, int64 [n_items]: every event but a session's first is one."""
+    """Return how often each item is a target, int64 [n_items]: every event is one, except the first of a session."""
     counts = np.zeros(store.n_items, np.int64)
     for start in range(0, store.n_events, _CHUNK_EVENTS):
         counts += np.bincount(store.items[start : start + _CHUNK_EVENTS], minlength=store.n_items)
@@ -34,14 +34,14 @@ def popularity_metrics(
     Args:
         store: the test sessions.
         support: int [n_items], `SessionStore.support` of the training store.
-        cutoffs, ties: as in `evaluate_sessions`.
+        cutoffs, ties: see `evaluate_sessions`.
 
     Raises:
-        ValueError: support has another number of items, or the store has no target.
+        ValueError: support does not have one value per item of the store, or the store has no target.
     """
     popularity = np.asarray(support)
     if popularity.shape != (store.n_items,):
-        raise ValueError(f"support must have one number per item, [{store.n_items}], got shape {popularity.shape}")
+        raise ValueError(f"support must have one number per item, [{store.n_items}], not shape {popularity.shape}")
     ascending = np.sort(popularity)
     n_lower = np.searchsorted(ascending, popularity, side="left")
     n_lower_or_equal = np.searchsorted(ascending, popularity, side="right")
@@ -53,8 +53,8 @@ def popularity_metrics(
 
 
 def random_metrics(n_items: int, cutoffs: Iterable[int] = (20,)) -> dict[str, float]:
-    """Return the expected metrics of a random order of the catalogue: all ranks are equally likely."""
+    """Return the expected metrics of a random order of the catalogue, in which all ranks are equally likely."""
     metrics = RankMetrics(cutoffs)
     metrics.update(torch.arange(1, min(n_items, metrics.cutoffs[-1]) + 1))
-    metrics.n_targets = n_items  # the ranks beyond the largest cut-off are misses
+    metrics.n_targets = n_items  # ranks beyond the largest cut-off need not be added: they gain 0
     return metrics.compute()

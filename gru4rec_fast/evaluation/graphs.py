@@ -1,4 +1,4 @@
-"""Evaluation of graph models: ranks the unseen items of each test user, with metrics at several cut-offs."""
+"""Evaluation of graph models: ranks the items that a user does not have in training."""
 
 from __future__ import annotations
 
@@ -29,21 +29,23 @@ def evaluate_graph(
 ) -> Report:
     """Rank for each test user, by dot product, all items that the user does not have in training.
 
-    With h_r = 1 if the item at rank r is one of the user's n test items, else 0, and with means over users:
+    Metrics are means over users. Let n be the number of the user's test items that are not training items, and h_r = 1
+    if the item at rank r is one of them, else 0:
 
         recall@k = (h_1 + ... + h_k) / n      precision@k = (h_1 + ... + h_k) / k      hitrate@k = any of h_1 ... h_k
         ndcg@k = sum_r h_r / log2(r + 1), divided by its largest value, sum of 1 / log2(r + 1) over r <= min(n, k)
         map@k = sum_r h_r precision@r / min(n, k)
 
-    The ideal DCG of NDCG is that of a ranking with all test items first. Some older code uses the DCG of the hits in
-    sorted order instead, which gives larger values. Equal scores are ranked by item index.
+    NDCG is the DCG divided by the DCG of a ranking that starts with all test items. Some older code divides by the DCG
+    of the hits moved to the first ranks instead, which gives larger values. Items with the same score are ranked by
+    item index.
 
     Args:
         embeddings: final embeddings, float32 or float64 [n_nodes, D], users before items.
         train: the training graph.
-        test: a graph with the same indices, read with `like=train`.
-        cutoffs: the values of k; if a user has fewer than k unseen items, the missing ranks count as misses.
-        batch_size: users ranked at a time.
+        test: the test graph, with the same user and item indices; read it with `like=train`.
+        cutoffs: the values of k; if fewer than k items can be ranked for a user, h_r is 0 at the missing ranks.
+        batch_size: number of users whose items are ranked in one call.
         impl: "auto", "native" or "reference", for the ranking.
 
     Raises:
@@ -64,13 +66,13 @@ def evaluate_graph(
     if not users:
         raise ValueError("no user has a test item that is not among their training items: there is nothing to rank")
     user_table, item_table = embeddings[: train.n_users], embeddings[train.n_users :].contiguous()
-    depth = min(cutoffs[-1], train.n_items)
+    n_ranks = min(cutoffs[-1], train.n_items)
     values: dict[str, list[Tensor]] = {}
     for start in range(0, len(users), batch_size):
         batch = users[start : start + batch_size]
-        seen = pad_rows([train.items_of(user) for user in batch]).to(embeddings.device)
+        excluded = pad_rows([train.items_of(user) for user in batch]).to(embeddings.device)
         queries = user_table[torch.tensor(batch, device=embeddings.device)]
-        _, ranked = ops.top_k(queries, item_table, None, depth, seen, impl=impl)
+        _, ranked = ops.top_k(queries, item_table, None, n_ranks, excluded, impl=impl)
         for name, value in _metrics(ranked.cpu(), [targets[user] for user in batch], cutoffs, train.n_items):
             values.setdefault(name, []).append(value)
     # An exact sum over all users, so that no bit depends on the batch size.
@@ -86,32 +88,38 @@ def _unseen_test_items(train: InteractionGraph, test: InteractionGraph) -> list[
     """Return each user's test items that are not among the user's training items."""
     users, items = test.interactions()
     trained_users, trained_items = train.interactions()
-    # Both graphs are ordered by user, then item, and so are these keys.
-    pairs, trained = users * train.n_items + items, trained_users * train.n_items + trained_items
-    index = np.minimum(np.searchsorted(trained, pairs), len(trained) - 1)
-    new = trained[index] != pairs
-    bounds = np.searchsorted(users[new], np.arange(1, train.n_users))
-    return np.split(items[new], bounds)
+    # One key per interaction. Interactions are ordered by user, then item, so that keys are in ascending order.
+    keys, trained_keys = users * train.n_items + items, trained_users * train.n_items + trained_items
+    index = np.minimum(np.searchsorted(trained_keys, keys), len(trained_keys) - 1)
+    is_unseen = trained_keys[index] != keys
+    bounds = np.searchsorted(users[is_unseen], np.arange(1, train.n_users))
+    return np.split(items[is_unseen], bounds)
 
 
 def _metrics(
     ranked: Tensor, targets: list[np.ndarray], cutoffs: tuple[int, ...], n_items: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and values, float64 [Q], of every metric, from the best items [Q, depth]; -1: no item is left."""
-    n = torch.tensor([len(items) for items in targets])
-    # A key per (query, target), in ascending order; the ranked items are searched in it. The item of -1 is n_items.
-    keys = torch.from_numpy(np.concatenate(targets)) + torch.repeat_interleave(n) * (n_items + 1)
-    ranked_keys = torch.where(ranked < 0, n_items, ranked) + torch.arange(len(n))[:, None] * (n_items + 1)
+    """Yield name and values, float64 [U], of every metric of U users.
+
+    Args:
+        ranked: int64 [U, n_ranks], the items of each user from the highest score down; -1: no item is left.
+        targets: the test items of each user, in ascending order.
+    """
+    n_targets = torch.tensor([len(items) for items in targets])
+    # One key per (user, target), in ascending order. A ranked item is a hit if its key is among them. -1 gets a key
+    # that no target has.
+    keys = torch.from_numpy(np.concatenate(targets)) + torch.repeat_interleave(n_targets) * (n_items + 1)
+    ranked_keys = torch.where(ranked < 0, n_items, ranked) + torch.arange(len(targets))[:, None] * (n_items + 1)
     hits = (keys[torch.searchsorted(keys, ranked_keys).clamp(max=len(keys) - 1)] == ranked_keys).double()
     rank = torch.arange(1, ranked.shape[1] + 1, dtype=torch.float64)
     discount = 1 / torch.log2(rank + 1)
     n_hits, dcg = hits.cumsum(1), (hits * discount).cumsum(1)
-    precision_sum = (hits * hits.cumsum(1) / rank).cumsum(1)
+    sum_of_precisions = (hits * n_hits / rank).cumsum(1)
     for k in cutoffs:
         column = min(k, ranked.shape[1]) - 1
-        max_hits = n.clamp(max=k)  # at most n_items, so that the sum of discounts has this many terms
-        yield f"recall@{k}", n_hits[:, column] / n
+        max_hits = n_targets.clamp(max=k)
+        yield f"recall@{k}", n_hits[:, column] / n_targets
         yield f"ndcg@{k}", dcg[:, column] / discount.cumsum(0)[max_hits - 1]
         yield f"precision@{k}", n_hits[:, column] / k
         yield f"hitrate@{k}", (n_hits[:, column] > 0).double()
-        yield f"map@{k}", precision_sum[:, column] / max_hits
+        yield f"map@{k}", sum_of_precisions[:, column] / max_hits

@@ -1,4 +1,4 @@
-"""Ranking metrics of next-item prediction, with one relevant item per ranking, at several cut-offs."""
+"""Metrics of next-item prediction: each ranking has one relevant item, the target."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 Ties = Literal["standard", "conservative", "median"]
 
+# Weight of an item with the same score as the target in the rank of the target.
 _TIE_WEIGHT = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
 
-# The gain of a target of rank r <= k; a rank beyond k gains 0. With a single relevant item, average precision is the
+# The gain of a target at a rank up to k; other ranks gain 0. With one relevant item, average precision is the
 # reciprocal rank, hit rate is recall, and the ideal DCG is 1.
 _GAIN: dict[str, Callable[[float, int], float]] = {
     "recall": lambda rank, k: 1.0,
@@ -34,7 +35,7 @@ def check_ties(ties: str) -> None:
 
 
 def ranks_from_counts(greater: Tensor, equal: Tensor, ties: Ties = "conservative") -> Tensor:
-    """Return ranks, float64, from the numbers of other items with a higher and with the same score.
+    """Return ranks, float64, given the numbers of other items with a higher score and with the same score.
 
     The rank is 1 + greater with ties="standard", 1 + greater + equal with "conservative", and 1 + greater + equal / 2
     with "median".
@@ -44,13 +45,13 @@ def ranks_from_counts(greater: Tensor, equal: Tensor, ties: Ties = "conservative
 
 
 class RankMetrics:
-    """Accumulates recall, MRR, NDCG, MAP, precision and hit rate at several cut-offs from batches of ranks.
+    """Computes recall, MRR, NDCG, MAP, precision and hit rate at several cut-offs from batches of ranks.
 
-    Ranks up to the largest cut-off are counted in a histogram. Memory does not grow with the number of targets, and no
-    bit of the result depends on the batches.
+    Ranks up to the largest cut-off are counted in a histogram. Memory does not grow with the number of targets, and the
+    result has the same bits for every division into batches.
 
     Args:
-        cutoffs: the values of k in "recall@k" and the others, each at least 1.
+        cutoffs: the values of k in "recall@k" and the other metrics, each at least 1.
 
     Raises:
         ValueError: there is no cut-off, or one is below 1.
@@ -61,31 +62,32 @@ class RankMetrics:
         if not self.cutoffs or self.cutoffs[0] < 1:
             raise ValueError(f"cutoffs={self.cutoffs}: give at least one, each at least 1")
         self.n_targets = 0
-        self._by_half_rank = torch.zeros(2 * self.cutoffs[-1] + 1, dtype=torch.int64)
+        # Number of targets by twice the rank, since ranks are multiples of 1/2.
+        self._histogram = torch.zeros(2 * self.cutoffs[-1] + 1, dtype=torch.int64)
 
     def update(self, ranks: Tensor, counts: Tensor | None = None) -> None:
-        """Add targets.
+        """Add the ranks of targets.
 
         Args:
-            ranks: multiples of 1/2 [n], at least 1.
-            counts: int64 [n], number of targets with each rank; by default 1.
+            ranks: [n], each at least 1 and a multiple of 1/2.
+            counts: int64 [n], number of targets with each rank; None: one each.
 
         Raises:
             ValueError: a rank is below 1, or not a multiple of 1/2 (NaN included).
         """
-        halves = 2 * ranks.detach().to("cpu", torch.float64)
-        if not bool(((halves >= 2) & (halves == halves.round())).all()):
-            raise ValueError("ranks must be whole or half numbers from 1 up")
-        counts = torch.ones(halves.shape, dtype=torch.int64) if counts is None else counts.to("cpu", torch.int64)
-        in_histogram = halves < len(self._by_half_rank)
-        self._by_half_rank.index_add_(0, halves[in_histogram].long(), counts[in_histogram])
+        doubled = 2 * ranks.detach().to("cpu", torch.float64)
+        if not bool(((doubled >= 2) & (doubled == doubled.round())).all()):
+            raise ValueError("ranks must be at least 1 and multiples of 1/2")
+        counts = torch.ones(doubled.shape, dtype=torch.int64) if counts is None else counts.to("cpu", torch.int64)
+        in_histogram = doubled < len(self._histogram)
+        self._histogram.index_add_(0, doubled[in_histogram].long(), counts[in_histogram])
         self.n_targets += int(counts.sum())
 
     def compute(self) -> dict[str, float]:
-        """Return means over all targets, {"recall@20": ..., "mrr@20": ..., ...}. Raises ValueError without a target."""
+        """Return means over all targets, {"recall@20": ..., "mrr@20": ..., ...}. ValueError if there are none."""
         if self.n_targets == 0:
             raise ValueError("no target was ranked, so there is nothing to average")
-        histogram = [(half / 2, count) for half, count in enumerate(self._by_half_rank.tolist()) if count]
+        histogram = [(doubled / 2, count) for doubled, count in enumerate(self._histogram.tolist()) if count]
         return {
             f"{name}@{k}": math.fsum(count * gain(rank, k) for rank, count in histogram if rank <= k) / self.n_targets
             for k in self.cutoffs
@@ -94,7 +96,7 @@ class RankMetrics:
 
 
 def metrics_from_ranks(ranks: Tensor, cutoffs: Iterable[int] = (20,)) -> dict[str, float]:
-    """Return the metrics of ranks [n], see `RankMetrics`."""
+    """Return the metrics of one tensor of ranks [n]; see `RankMetrics`."""
     metrics = RankMetrics(cutoffs)
     metrics.update(ranks)
     return metrics.compute()

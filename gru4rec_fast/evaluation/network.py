@@ -1,4 +1,4 @@
-"""The protocol of a network that can be evaluated and can recommend."""
+"""The protocol of a network for `evaluate_sessions` and for the functions that recommend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class NextItemNetwork(Protocol):
-    """A recurrent network that scores every item of a catalogue, e.g. `gru4rec_fast.nn.SessionNetwork`.
+    """A recurrent network that scores all items of a catalogue, e.g. `gru4rec_fast.nn.SessionNetwork`.
 
     The score of item j after a step is `hidden @ output_weight[j] + output_bias[j]`.
     """
@@ -27,16 +27,20 @@ class NextItemNetwork(Protocol):
         """Biases of the scores, [n_items], or None."""
 
     def initial_state(self, lanes: int) -> list[Tensor]:
-        """Return the hidden state before a session's first event, [lanes, H_l] for each layer."""
+        """Return the hidden state of each layer before the first event of a session, [lanes, H_l] for layer l."""
 
     def train(self, mode: bool = True) -> Any:
         """Switch dropout on (True) or off (False)."""
 
     def __call__(self, inputs: Tensor, state: list[Tensor], reset: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Process items, int64 [T, B]; return hidden [T, B, H] and the hidden state of each layer after the last step.
+        """Process items; return the output of the last layer, [T, B, H], and the new hidden states of all layers.
 
-        T is the number of steps, B the number of lanes (sessions processed in parallel). Items are -1 in lanes without
-        a session. `reset`, bool [T, B], zeroes a lane's state before a step. The state's last tensor is hidden[-1].
+        T is the number of steps, B the number of lanes (sessions processed in parallel).
+
+        Args:
+            inputs: int64 [T, B], item indices; -1 in lanes without a session.
+            state: hidden states of the layers before the first step.
+            reset: bool [T, B], whether the hidden state of a lane is set to zero before a step; None: never.
         """
 
 

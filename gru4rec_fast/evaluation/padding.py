@@ -1,4 +1,4 @@
-"""Padding of rows of different lengths."""
+"""Pads rows of different lengths to one tensor."""
 
 from __future__ import annotations
 

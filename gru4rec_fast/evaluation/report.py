@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Report:
-    """The metrics of a model, and of baselines to compare it with.
+    """The metrics of a model and of baselines.
 
     Attributes:
-        metrics: of the model, {"recall@20": ..., "ndcg@20": ..., ...}.
-        n_targets: number of test items that were ranked: next items of sessions, or interactions of users.
-        n_items: size of the catalogue. A user's training items are not ranked.
-        n_sessions: number of sessions that the targets are from; None for a graph model.
-        n_users: number of users that the targets are from; None for a session model.
-        ties: how equal scores were ranked, see `evaluate_sessions`; None for a graph model, which ranks them by index.
+        metrics: metrics of the model, {"recall@20": ..., "ndcg@20": ..., ...}.
+        n_targets: number of test items whose rank was measured: next items in sessions, or test items of users.
+        n_items: size of the catalogue.
+        n_sessions: number of sessions with targets; None for a graph model.
+        n_users: number of users with targets; None for a session model.
+        ties: how items with the same score were ranked, see `evaluate_sessions`; None for a graph model, which ranks
+            them by index.
         dropped: number of test events, sessions or interactions that were not evaluated, {reason: count}.
         baselines: {"popularity": metrics, "random": metrics}, or {}.
     """
@@ -34,9 +35,11 @@ class Report:
 
     def summary(self) -> str:
         """Return one line about what was evaluated and what was dropped."""
-        of_users = self.n_users is not None
-        owners = f"{self.n_users:,} users" if of_users else f"{self.n_sessions:,} sessions"
-        candidates = f"{'the unseen of ' if of_users else ''}{self.n_items:,} items"
+        if self.n_users is None:
+            owners, candidates = f"{self.n_sessions:,} sessions", f"{self.n_items:,} items"
+        else:
+            owners = f"{self.n_users:,} users"
+            candidates = f"those of {self.n_items:,} items that the user has not seen"
         line = f"{self.n_targets:,} targets of {owners}, each ranked among {candidates}"
         line += f", {self.ties} ties" if self.ties else ""
         dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in self.dropped.items() if count]
@@ -45,7 +48,7 @@ class Report:
     def table(self, *, terminal: bool | None = None) -> str:
         """Return a table with a row per metric and a column per model, and the summary.
 
-        terminal: True: drawn by rich, with boxes and colors; False: plain text; None: rich if stdout is a terminal.
+        terminal: True: lines and colors, by the library rich; False: plain text; None: True if stdout is a terminal.
         """
         columns = {"model": self.metrics, **self.baselines}
         cells = [[name, *(f"{values[name]:.4f}" for values in columns.values())] for name in self.metrics]

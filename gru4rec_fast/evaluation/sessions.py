@@ -1,4 +1,4 @@
-"""Next-item evaluation of session models over the whole catalogue."""
+"""Evaluation of session models: ranks the true next item among the whole catalogue."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gru4rec_fast.evaluation.report import Report
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
 
-# Hidden states that are ranked in one call. On the CPU they should fit into a core's L2 cache together with a block of
-# the table. A GPU reads the whole table in every call, so that fewer calls are faster.
+# Number of hidden states whose targets are ranked in one call. On the CPU they should fit into a core's L2 cache
+# together with a block of the output table. On a GPU each call reads the whole output table, so fewer calls are faster.
 _QUERIES_PER_CALL = {"cpu": 512}
 _QUERIES_PER_CALL_ON_GPU = 8192
 
@@ -38,11 +38,11 @@ def evaluate_sessions(
     """Rank the true next item after each event of the test sessions among the whole catalogue.
 
     The network receives the events of a session in order, from a hidden state of zero, without dropout. The last event
-    of a session has no next item. `batch_size` changes the result by rounding in the network alone.
+    of a session has no next item. `batch_size` only changes the rounding in the network.
 
     Args:
         network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards.
-        store: test sessions, indexed by the training vocabulary (`SessionStore.from_events(..., vocabulary=...)`).
+        store: test sessions with the item indices of training (`SessionStore.from_events(..., vocabulary=...)`).
         cutoffs: the values of k in "recall@k" and the other metrics.
         ties: the rank of an item is 1 + the number of other items with a higher score ("standard"), plus the number of
             other items with the same score ("conservative"), or plus half of it ("median").
@@ -53,8 +53,8 @@ def evaluate_sessions(
         impl: "auto", "native" or "reference", for the data loader and the ranking.
 
     Raises:
-        ValueError: an argument is out of range, the store has another catalogue or no session of two events, or a score
-            is NaN.
+        ValueError: an argument is out of range, the store has another number of items than the network, no session has
+            two events, or a score is NaN.
     """
     check_ties(ties)
     metrics = RankMetrics(cutoffs)
@@ -66,7 +66,7 @@ def evaluate_sessions(
         )
     if baselines and support is None:
         raise ValueError("baselines=True needs support=, the support of the items in the training store")
-    # Before the model, so that a wrong support is reported early; the baselines take little time.
+    # The baselines, which take little time, come first, so that a wrong support is reported before the long evaluation.
     baseline_metrics = {}
     if baselines and support is not None:
         baseline_metrics["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)

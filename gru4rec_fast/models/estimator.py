@@ -132,7 +132,7 @@ class Estimator(Parameters):
                 checkpoint_every,
                 validate=None if held_out is None else lambda: model._validate(held_out),
                 out=out,
-                identity=identity,
+                checkpoint_template=identity,
                 progress=make_progress(progress),
                 peak=peak,
             )

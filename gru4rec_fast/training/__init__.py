@@ -1,4 +1,4 @@
-"""Training: a trainer, epochs of sessions and graphs, schedules, checkpoints, early stopping, curves."""
+"""Training: the trainer, runners of epochs, fused steps, schedules, checkpoints, early stopping and curves."""
 
 from gru4rec_fast.training.captured_step import CapturedTrainingStep
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint

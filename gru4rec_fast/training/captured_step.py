@@ -1,18 +1,20 @@
-"""The training step on a GPU: many updates per call, in CUDA graphs that read and write preallocated tensors.
+"""The captured training step, which trains on a GPU: CUDA graphs that read and write preallocated tensors.
 
-`fused_step.py` does the same on the CPU. Here the step consists of operators. One operator each draws the blocks, the
-negatives and the dropout masks of a number of updates; a CUDA graph then runs forward, loss, backward and update of
-each (`graph_capture.py`, `captured_update.py`). There is no GPU synchronization until the end of `run`: dead lanes are
-masked, and a step that must not count, since the epoch is over or an earlier loss was not finite, updates nothing.
+A call makes many updates, as the fused step of `fused_step.py` does on the CPU, but the work is done by operators. For
+a number of updates, one operator draws the blocks, a second one the negatives, and a third one the dropout masks. A
+CUDA graph then runs forward, loss, backward and update of all of them (`graph_capture.py`, `captured_update.py`). There
+is no GPU synchronization until the end of `run`. Therefore dead lanes are masked, and steps after the end of the epoch
+or after a loss that is not finite are computed, but update nothing.
 
 A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it.
 
-On the CPU the same operators run without a graph, with whatever `impl` network, criterion and optimizer have; only
-tests use that.
+On the CPU the same operators run without a graph, with the `impl` that network, criterion and optimizer have. Only
+tests use this.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,15 +26,22 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.training_step import OPERATORS as STEP_OPERATORS
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.captured_update import UpdateContext
-from gru4rec_fast.training.fused_step import NO_KERNELS, BlockOutcome, check_steps, outside_catalogue, why_not_on
+from gru4rec_fast.training.fused_step import (
+    NO_KERNELS,
+    BlockOutcome,
+    check_steps,
+    item_range_error,
+    why_not_trainable_on,
+)
 from gru4rec_fast.training.graph_capture import CapturedUpdates, UpdatesShape
 
+# The operators that need a CUDA kernel.
 _OPERATORS = ("session_batch", "negative_sampling", "dropout_mask", "gru", "sampled_loss", *STEP_OPERATORS)
 
 
 def why_not_captured(network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
     """Return the reason why this step cannot train this network on a GPU; None if it can."""
-    if reason := why_not_on(network, criterion, optimizer, "cuda"):
+    if reason := why_not_trainable_on(network, criterion, optimizer, "cuda"):
         return reason
     missing = [op for op in _OPERATORS if _backend.resolve("auto", op, "cuda") != "native"]
     if len(missing) == len(_OPERATORS):
@@ -44,13 +53,14 @@ class CapturedTrainingStep:
     """Trains a SessionNetwork with a SampledLoss and a SparseAdagrad on the network's device, many updates per call.
 
     Args:
-        network, criterion, optimizer: what to train, and by what; `why_not_captured` must return None for them. Missing
-            optimizer state is created. A captured graph keeps the criterion's options.
+        network, criterion, optimizer: the network to train, its loss, and the optimizer of its parameters;
+            `why_not_captured` must return None for them. Missing optimizer state is created. Later changes of the
+            criterion's options have no effect on graphs that are already captured.
         steps: T, steps in a block (truncated backpropagation through time).
         accumulate: blocks per update.
         precision: "full", or "bf16": inputs of the products with rows of the output table are rounded to bfloat16 and
             summed in float32; everything else stays in float32, the GRU's products included.
-        steps_per_graph: steps in one graph; a graph has at least one update.
+        steps_per_graph: maximum number of steps in one graph; if an update has more steps, a graph has one update.
 
     Raises:
         ValueError: this step cannot train the network; the message says why.
@@ -72,15 +82,16 @@ class CapturedTrainingStep:
         if self.device.type == "cuda" and (reason := why_not_captured(network, criterion, optimizer)):
             raise ValueError(f"no training step on {self.device}: {reason}")
         if precision == "bf16" and weight.dtype != torch.float32:
-            raise ValueError(f"precision='bf16' goes with float32, not with {weight.dtype}")
+            raise ValueError(f"precision='bf16' needs float32 weights, not {weight.dtype}")
         self.steps, self.accumulate = steps, accumulate
         self.updates_per_graph = max(1, steps_per_graph // (steps * accumulate))
         stopped = torch.zeros((), dtype=torch.bool, device=self.device)
         hyperparameters = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._context = UpdateContext(network, criterion, optimizer, precision, stopped, hyperparameters)
-        self._host_hyperparameters: tuple[float, ...] = ()  # the values that the device has
+        self._copied_hyperparameters: tuple[float, ...] = ()  # the values that were last copied to the device
         self._captured: dict[UpdatesShape, CapturedUpdates] = {}
-        self._logs: dict[Tensor, tuple[Tensor, Tensor]] = {}  # device copies, by the items on the host
+        # Items and offsets of each log on the device, by the tensor of its items on the host.
+        self._logs: dict[Tensor, tuple[Tensor, Tensor]] = {}
 
     def train_block(
         self,
@@ -99,7 +110,8 @@ class CapturedTrainingStep:
         self.prepare()
         steps, lanes = inputs.shape
         n_sample = 0 if negatives is None else negatives.shape[1]
-        updates = self.captured_updates(UpdatesShape(1, 1, steps, lanes, n_sample, min_live=0))
+        shape = UpdatesShape(updates=1, blocks=1, steps=steps, lanes=lanes, n_sample=n_sample, min_live=0)
+        updates = self.captured_updates(shape)
         updates.fill((inputs, targets, reset), negatives, step)
         updates.run(hidden)
         return float(updates.losses.mean())
@@ -107,7 +119,7 @@ class CapturedTrainingStep:
     def start_epoch(
         self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
     ) -> CapturedEpoch:
-        """Return an epoch of `loader` from its current position, with `n_sample` negatives per step from `sampler`.
+        """Start an epoch at the current position of `loader`, with `n_sample` negatives per step from `sampler`.
 
         Raises:
             ValueError: the loader's blocks have another number of steps, or an item is out of range for the catalogue.
@@ -116,37 +128,37 @@ class CapturedTrainingStep:
         return CapturedEpoch(self, loader, sampler if n_sample else None, n_sample, seed)
 
     def prepare(self) -> None:
-        """Clear the mark of a failed update, and copy changed hyperparameters to the device."""
+        """Allow updates again after a loss that was not finite, and copy changed hyperparameters to the device."""
         self._context.stopped.zero_()
         group = self._context.optimizer.param_groups[0]
         hyperparameters = tuple(float(group[name]) for name in ("lr", "momentum", "eps"))
-        if hyperparameters != self._host_hyperparameters:
+        if hyperparameters != self._copied_hyperparameters:
             for index, value in enumerate(hyperparameters):
-                self._context.hyperparameters[index].fill_(value)  # a copy from the host would synchronize
-            self._host_hyperparameters = hyperparameters
+                self._context.hyperparameters[index].fill_(value)  # copying a tensor from the host would synchronize
+            self._copied_hyperparameters = hyperparameters
 
     def device_log(self, loader: SessionParallelLoader) -> tuple[Tensor, Tensor]:
-        """Return the loader's items and offsets on the device; copied and checked at the first call.
+        """Return the loader's items and offsets on the device; they are copied and checked at the first call.
 
         Raises:
             ValueError: an item is out of range for the catalogue.
         """
         if loader.items not in self._logs:
             items, offsets = loader.items.to(self.device), loader.offsets.to(self.device)
-            if extremes := outside_catalogue(items, loader.n_items):
+            if extremes := item_range_error(items, loader.n_items):
                 raise loader.damage_error(f"here {extremes[0]} and {extremes[1]}")
             self._logs[loader.items] = items, offsets
         return self._logs[loader.items]
 
     def captured_updates(self, shape: UpdatesShape) -> CapturedUpdates:
-        """Return updates of this shape; each shape is created once and keeps its graph."""
+        """Return the `CapturedUpdates` of this shape; one object per shape, which keeps its graph."""
         if shape not in self._captured:
             self._captured[shape] = CapturedUpdates(self._context, shape)
         return self._captured[shape]
 
 
 class CapturedEpoch:
-    """One epoch by the captured step, some updates per call; see `CapturedTrainingStep.start_epoch`."""
+    """An epoch of a `CapturedTrainingStep`, started by its `start_epoch`. Each call of `run` makes some updates."""
 
     def __init__(
         self,
@@ -157,11 +169,11 @@ class CapturedEpoch:
         seed: int,
     ) -> None:
         device = step.device
-        order, lanes = loader.start_epoch()
+        order, lane_state = loader.start_epoch()
         self._step, self._loader = step, loader
         self._items, self._offsets = step.device_log(loader)
         self._order = None if order is None else order.to(device)
-        self._lanes = tuple(t.to(device, copy=True) for t in lanes)
+        self._lane_state = tuple(tensor.to(device, copy=True) for tensor in lane_state)
         self._sampler = None if sampler is None else sampler.to(device)
         self._n_sample, self._seed = (0 if sampler is None else n_sample), seed
         self._finished = False
@@ -171,50 +183,53 @@ class CapturedEpoch:
         if self._finished:
             return [], True
         self._step.prepare()
-        lanes, outcomes = len(hidden[0]), []
+        lanes, results = len(hidden[0]), []
         while updates > 0:
             captured = self.next_updates(updates, lanes)
-            n = captured.shape.mini_batches
-            captured.fill(*self.draw(n, step), step)
+            n_steps = captured.shape.mini_batches
+            captured.fill(*self.draw(n_steps, step), step)
             captured.run(hidden)
-            outcomes.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
-            updates, step = updates - captured.shape.updates, step + n
-        blocks = self._block_outcomes(torch.cat(outcomes).tolist())
-        self._loader.set_position(tuple(t.cpu() for t in self._lanes), self._finished)  # type: ignore[arg-type]
+            # Both in one float64 tensor, so that one copy to the host suffices.
+            results.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
+            updates, step = updates - captured.shape.updates, step + n_steps
+        blocks = self._block_outcomes(torch.cat(results).tolist())
+        self._loader.set_position(tuple(tensor.cpu() for tensor in self._lane_state), self._finished)  # type: ignore[arg-type]
         return blocks, self._finished
 
     def next_updates(self, updates: int, lanes: int) -> CapturedUpdates:
-        """Return the next of `updates` updates: a whole graph of them, or one if fewer remain."""
+        """Return the object that runs the next updates: as many as a graph has, or one if fewer than that remain."""
         per_graph = self._step.updates_per_graph
-        n = per_graph if updates >= per_graph else 1
-        shape = (self._step.accumulate, self._step.steps, lanes, self._n_sample, self._loader.min_live)
-        return self._step.captured_updates(UpdatesShape(n, *shape))
+        shape = UpdatesShape(
+            updates=per_graph if updates >= per_graph else 1, blocks=self._step.accumulate, steps=self._step.steps,
+            lanes=lanes, n_sample=self._n_sample, min_live=self._loader.min_live,
+        )  # fmt: skip
+        return self._step.captured_updates(shape)
 
-    def draw(self, n: int, step: int) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Return inputs, targets and reset, and the negatives, of the `n` mini-batches from `step` on."""
-        lane_session, lane_position, cursor = self._lanes
+    def draw(self, steps: int, step: int) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Return (inputs, targets, reset) and the negatives of the `steps` mini-batches that start at `step`."""
+        lane_session, lane_position, cursor = self._lane_state
         block = ops.session_batch(
-            self._items, self._offsets, self._order, lane_session, lane_position, cursor, n, impl=self._loader.impl
+            self._items, self._offsets, self._order, lane_session, lane_position, cursor, steps, impl=self._loader.impl
         )
         if self._sampler is None:
             return block, None
         return block, ops.negative_sampling(
-            self._sampler, self._n_sample, seed=self._seed, step=step, steps=n, impl=self._loader.impl
+            self._sampler, self._n_sample, seed=self._seed, step=step, steps=steps, impl=self._loader.impl
         )[0]
 
     def _block_outcomes(self, steps: list[list[float]]) -> list[BlockOutcome]:
-        """Return the outcome of each block, from loss and live lanes of each step.
+        """Return the outcome of each block, given (loss, number of live lanes) of each step; set `_finished`.
 
         Steps after the end of the epoch, or after a loss that is not finite, are not counted.
         """
         blocks: list[BlockOutcome] = []
         per_block = self._step.steps
         for first in range(0, len(steps), per_block):
-            block = [(loss, int(n)) for loss, n in steps[first : first + per_block] if n >= self._loader.min_live]
+            block = [step for step in steps[first : first + per_block] if step[1] >= self._loader.min_live]
             self._finished = len(block) < per_block
             if block:
-                loss = sum(loss for loss, _ in block) / len(block)
-                blocks.append(BlockOutcome(loss, len(block), sum(n for _, n in block)))
-            if self._finished or not abs(blocks[-1].loss) < float("inf"):
+                losses, n_live = zip(*block, strict=True)
+                blocks.append(BlockOutcome(sum(losses) / len(block), len(block), int(sum(n_live))))
+            if self._finished or not math.isfinite(blocks[-1].loss):
                 break
         return blocks

@@ -1,8 +1,8 @@
-"""One update of the weights on a GPU, by operators without a GPU synchronization: `graph_capture.py` captures it.
+"""One update of the weights on a GPU, without a GPU synchronization, so that `graph_capture.py` can capture it.
 
-An update has A blocks of T steps. Each block gathers table rows, runs forward, loss and backward; then all weights are
-updated. An `UpdatePlan` holds what is computed before the update. The operators of this module's own are in
-`ops/training_step.py`.
+An update has A blocks of T steps. For each block, table rows are gathered, and forward, loss and backward are run; then
+all weights are updated. An `UpdatePlan` has the values that are computed before the update. The operators
+`step_gather`, `step_settle_`, `step_apply_` and `step_rows_` are described in `ops/training_step.py`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from gru4rec_fast.optim import SparseAdagrad
 
 @dataclass(frozen=True)
 class UpdateContext:
-    """The network, loss and optimizer of all updates, and their values on the device.
+    """The objects and device tensors that all updates share.
 
     Attributes:
-        stopped: bool [], set by a loss that is not finite; while it is set, nothing is updated.
+        stopped: bool [], set to True by a loss that is not finite; while it is True, nothing is updated.
         hyperparameters: float64 [3]: learning rate, momentum, epsilon.
     """
 
@@ -47,30 +47,36 @@ class UpdateContext:
 
     @property
     def input_table(self) -> ItemTable:
-        """The input table: embedding rows, or gate rows for one-hot input."""
+        """The table with a row per input item: the embedding, or for one-hot input the first layer's weights."""
         return self.network.output if self.network.embedding_mode == "constrained" else self.network.embedding
 
     def moments(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the optimizer state of a weight: the Adagrad accumulator, and the velocity if there is momentum."""
         return self.optimizer.moments(weight, self.optimizer.param_groups[0]["momentum"])
 
     def operator(self, name: str) -> Callable[..., Any]:
-        """Return one of `ops.training_step.OPERATORS`."""
+        """Return the implementation of one of `ops.training_step.OPERATORS`."""
         return step_operator(name, self.optimizer.impl, self.device)
 
 
 @dataclass
 class UpdatePlan:
-    """The S = A T steps of one update. A step has B lanes and C = B + N items (targets, then negatives).
+    """Inputs and outputs of the S = A T steps of one update.
+
+    A step has B lanes (sessions processed in parallel) and scores C = B + N items: the targets, then N negatives.
 
     Attributes:
-        inputs, items: int64 [S, B] and [S, C]; -1 is padding.
-        reset, live: bool [S, B].
+        inputs: int64 [S, B], input items; -1 is padding.
+        items: int64 [S, C], scored items; -1 is padding.
+        reset: bool [S, B], whether the hidden state is set to zero before the step.
+        live: bool [S, B], whether the lane has a target.
         active: bool [S], whether the step has enough live lanes.
-        loss_weight: [S], weight of a step's loss in the update's loss; None: 1.
-        sorted_rows: for each table that is updated, its rows in ascending order, and the sorting permutation.
+        loss_weight: [S], weight of the step's loss in the loss of the update; None: 1.
+        sorted_rows: for each table that is updated, its row indices in ascending order, and the sorting permutation.
         masks: dropout masks [S, B, units] by Philox stream.
-        enabled: output, bool [A], whether a block is active and no loss was bad, so that states and weights change.
-        losses: output, [S].
+        enabled: output, bool [A], whether the block changes states and weights: it has an active step, and no loss so
+            far is NaN or infinite.
+        losses: output, [S], loss of each step.
         hidden: hidden states [B, H] of the layers, updated in place.
     """
 
@@ -89,11 +95,18 @@ class UpdatePlan:
 
 @dataclass
 class _Gradients:
-    """Gradients of an update: those of table rows listed by block or step, those of whole weights summed."""
+    """Gradients of an update.
 
-    inputs: list[Tensor] = field(default_factory=list)  # [T B, I] of each block
-    rows: list[Tensor] = field(default_factory=list)  # [C, H] of each step
-    bias: list[Tensor] = field(default_factory=list)  # [C] of each step
+    Attributes:
+        inputs: for each block, gradients of the gathered rows of the input table, [T B, I].
+        rows: for each step, gradients of the gathered rows of the output table, [C, H].
+        bias: for each step, gradients of the gathered output biases, [C].
+        weights: gradients of the GRU's weights, summed over the blocks.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    bias: list[Tensor] = field(default_factory=list)
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
 
     def add(self, weight: Tensor, grad: Tensor) -> None:
@@ -112,12 +125,12 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
     for block in range(blocks):
         outputs = _run_block(context, plan, slice(block * steps, (block + 1) * steps), plan.enabled[block], grads)
         states = (plan.hidden, [output[-1] for output in outputs])
-        if blocks > 1:
+        if blocks > 1:  # the next block reads the new states
             _apply(context, {}, states, plan.enabled[block])
-    if blocks == 1:
+    if blocks == 1:  # states and weights in one launch
         enabled = plan.enabled[0]
         _apply(context, grads.weights, states, enabled)
-    else:
+    else:  # padding comes last, so the first block says whether there are active blocks; a bad loss sets `stopped`
         enabled = plan.enabled[0] & ~context.stopped
         _apply(context, grads.weights, ([], []), enabled)
     _update_tables(context, plan, grads, enabled)
@@ -126,7 +139,7 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
 def _run_block(
     context: UpdateContext, plan: UpdatePlan, steps: slice, enabled: Tensor, grads: _Gradients
 ) -> list[Tensor]:
-    """Run some steps forward and backward; return the layers' outputs [T, B, H]."""
+    """Run the steps of a block forward and backward, add to `grads`; return the outputs [T, B, H] of the layers."""
     criterion, output = context.criterion, context.network.output
     embedding_mask = plan.masks.get(STREAM_EMBEDDING_DROPOUT)
     mask = None if embedding_mask is None else embedding_mask[steps]
@@ -136,15 +149,16 @@ def _run_block(
     )  # fmt: skip
     passes = _forward(context, plan, x, steps)
     hidden = passes[-1].output
-    scored = hidden.bfloat16() if context.precision == "bf16" else hidden
+    queries = hidden.bfloat16() if context.precision == "bf16" else hidden
     losses, grad_hidden = [], []
     for t in range(len(hidden)):
-        s = steps.start + t
-        loss, *step_grads = _score(
-            context, scored[t], rows[t], biases[t], plan.live[s], log_q[t] if log_q.numel() else None, plan.items[s]
+        step = steps.start + t
+        step_log_q = log_q[t] if log_q.numel() else None
+        loss, *step_grads = _loss_and_gradients(
+            context, queries[t], rows[t], biases[t], plan.live[step], step_log_q, plan.items[step]
         )
         if plan.loss_weight is not None:
-            step_grads = [grad * plan.loss_weight[s] for grad in step_grads]
+            step_grads = [grad * plan.loss_weight[step] for grad in step_grads]
         losses.append(loss.view(1))
         grad_hidden.append(step_grads[0].unsqueeze(0))
         grads.rows.append(step_grads[1])
@@ -159,7 +173,14 @@ def _run_block(
 
 @dataclass(frozen=True)
 class _LayerPass:
-    """A layer's forward pass, stored for its backward pass: x [T, B, I], arguments and results of the GRU operator."""
+    """The values of a layer's forward pass that its backward pass needs.
+
+    Attributes:
+        layer: the SessionGRULayer.
+        x: input of the layer, [T, B, I].
+        output, saved: results of the operator `gru`.
+        arguments: arguments of `gru` after the first one.
+    """
 
     layer: Any
     x: Tensor
@@ -169,6 +190,7 @@ class _LayerPass:
 
 
 def _gru_operators(impl: str, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the operators `gru` and `gru_backward`."""
     chosen = _backend.resolve(impl, "gru", device.type)
     if chosen == "reference":
         return gru_reference, gru_backward_reference
@@ -176,6 +198,7 @@ def _gru_operators(impl: str, device: torch.device) -> tuple[Callable[..., Any],
 
 
 def _forward(context: UpdateContext, plan: UpdatePlan, x: Tensor, steps: slice) -> list[_LayerPass]:
+    """Run the layers on x [T, B, I]."""
     passes = []
     layers: Any = context.network.gru.layers
     for index, (layer, state) in enumerate(zip(layers, plan.hidden, strict=True)):
@@ -191,7 +214,7 @@ def _forward(context: UpdateContext, plan: UpdatePlan, x: Tensor, steps: slice) 
     return passes
 
 
-def _score(
+def _loss_and_gradients(
     context: UpdateContext,
     hidden: Tensor,
     rows: Tensor,
@@ -200,32 +223,35 @@ def _score(
     log_q: Tensor | None,
     items: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return a step's loss, and its gradients by hidden states, item rows and biases."""
+    """Return the loss of a step, and its gradients with respect to hidden states, item rows and biases."""
     criterion = context.criterion
     chosen = _backend.resolve(criterion.impl, "sampled_loss", context.device.type)
-    score = sampled_loss_reference if chosen == "reference" else operators(chosen).sampled_loss
-    return score(
-        hidden, rows, bias, live, log_q, items if criterion.mask_accidental_hits else None, None, criterion.loss, True,
+    sampled_loss = sampled_loss_reference if chosen == "reference" else operators(chosen).sampled_loss
+    ids = items if criterion.mask_accidental_hits else None
+    count, in_batch = None, True
+    return sampled_loss(
+        hidden, rows, bias, live, log_q, ids, count, criterion.loss, in_batch,
         float(criterion.batch_size), criterion.elu_param, criterion.bpreg, criterion.label_smoothing,
     )  # fmt: skip
 
 
 def _backward(context: UpdateContext, passes: Sequence[_LayerPass], grad: Tensor, grads: _Gradients) -> Tensor:
-    """Return the gradient by the first layer's x, [T, B, I]; add those by the layers' weights to `grads`."""
+    """Return the gradient of the first layer's input, [T, B, I]; add the gradients of the weights to `grads`."""
     for layer_pass in reversed(passes):
         layer = layer_pass.layer
         _, backward = _gru_operators(layer.impl, context.device)
-        grad_gates, _, grad_hh, grad_bias_hh = backward(
-            grad, layer_pass.output, layer_pass.saved, *layer_pass.arguments, False
+        needs_grad_state = False
+        grad_gates, _, grad_weight_hh, grad_bias_hh = backward(
+            grad, layer_pass.output, layer_pass.saved, *layer_pass.arguments, needs_grad_state
         )
-        flat = grad_gates.flatten(0, 1)
-        grads.add(layer.weight_hh, grad_hh)
-        grads.add(layer.bias_ih, flat.sum(0))
+        flat_grad_gates = grad_gates.flatten(0, 1)
+        grads.add(layer.weight_hh, grad_weight_hh)
+        grads.add(layer.bias_ih, flat_grad_gates.sum(0))
         if layer.bias_hh is not None:
             grads.add(layer.bias_hh, grad_bias_hh)
         grad = grad_gates
         if layer.weight_ih is not None:
-            grads.add(layer.weight_ih, flat.T @ layer_pass.x.flatten(0, 1))
+            grads.add(layer.weight_ih, flat_grad_gates.T @ layer_pass.x.flatten(0, 1))
             grad = grad_gates @ layer.weight_ih
     return grad
 
@@ -236,7 +262,7 @@ def _apply(
     states: tuple[list[Tensor], list[Tensor]],
     enabled: Tensor,
 ) -> None:
-    """Update the GRU's weights, and copy the new hidden states (second) to the old ones (first), in one launch."""
+    """Update the weights in `grads`, and copy states[1] (new hidden states) to states[0], in one launch."""
     moments = [context.moments(weight) for weight in grads]
     velocities = [velocity for _, velocity in moments if velocity is not None]
     context.operator("step_apply_")(
@@ -246,6 +272,7 @@ def _apply(
 
 
 def _update_tables(context: UpdateContext, plan: UpdatePlan, grads: _Gradients, enabled: Tensor) -> None:
+    """Update the rows of the input table, the output table and the output bias that the update has used."""
     network, output = context.network, context.network.output
     grad_inputs, grad_rows, grad_bias = map(_concatenate, (grads.inputs, grads.rows, grads.bias))
     update_rows = context.operator("step_rows_")

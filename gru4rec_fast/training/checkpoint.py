@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with tensors, and with JSON configuration and JSON progress in its header.
+"""Checkpoints: safetensors files with tensors, and with the configuration and the progress as JSON in the header.
 
 A checkpoint is written to a temporary file in the same folder, flushed to the disk and renamed, so that a reader always
 finds a complete file: the old checkpoint or the new one. Nothing is pickled: loading runs no code.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """Raised for a file that is not the requested checkpoint; the message names the file and says what to do."""
+    """Raised for a file that is damaged, not a checkpoint, or not one of the requested training."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Checkpoint:
 
     Attributes:
         format: the model's class and the version of the file's layout, e.g. "gru4rec_fast.GRU4Rec/2".
-        config: what is needed to build the model (JSON values).
-        progress: history and state of the training (JSON values); a file with a model alone has the history alone.
-        tensors: by name, on any device.
+        config: values from which the model is built (JSON).
+        progress: history and state of the training (JSON); a checkpoint that only has a model only has the history.
+        tensors: tensors by name, on any device.
         path: the file that was read; None for a checkpoint that was not read from a file.
     """
 
@@ -45,7 +45,7 @@ class Checkpoint:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def _sync(path: Path) -> None:
+def _flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,7 +56,7 @@ def _sync(path: Path) -> None:
 def save_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, before_rename: Callable[[], None] | None = None
 ) -> Path:
-    """Write a checkpoint; a file at `path` is replaced, or unchanged if writing fails.
+    """Write a checkpoint to `path`; if writing fails, an existing file at `path` is unchanged.
 
     Args:
         before_rename: called when the temporary file is complete, before it is renamed to `path`.
@@ -82,18 +82,18 @@ def save_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # follows the umask; safetensors would make the file private
+        mode = temporary.stat().st_mode  # as the umask says; safetensors makes files readable by the owner only
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(mode)
-        _sync(temporary)
+        _flush_to_disk(temporary)
         if before_rename is not None:
             before_rename()
         os.replace(temporary, path)
         if os.name == "posix":
-            _sync(path.parent)  # the rename itself must reach the disk too
+            _flush_to_disk(path.parent)  # so that the disk has the new name, too
     except (OSError, SafetensorError) as error:
-        kept = "the earlier checkpoint of that name is unchanged" if path.exists() else "nothing was left behind"
-        raise OSError(f"could not write the checkpoint {path}: {error}; {kept}") from error
+        result = "the earlier checkpoint of that name is unchanged" if path.exists() else "no file was left behind"
+        raise OSError(f"could not write the checkpoint {path}: {error}; {result}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -120,8 +120,8 @@ def load_checkpoint(
     """Read a checkpoint; its tensors are loaded to `device`.
 
     Args:
-        convert: for each older format that is accepted, a function that converts a checkpoint of this format to one of
-            the expected format. See `convert_progress` for the training's part.
+        convert: maps each older format that is accepted to a function that converts a checkpoint of that format to the
+            expected one. `convert_progress` converts the state of the training.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -130,18 +130,18 @@ def load_checkpoint(
     path, convert = Path(path), convert or {}
     with _opened(path, str(device)) as file:
         header = file.metadata() or {}
-        found = header.get("format", "")
-        if found not in convert:
-            _check_format(path, found, expected_format)
+        file_format = header.get("format", "")
+        if file_format not in convert:
+            _check_format(path, file_format, expected_format)
         config, progress = json.loads(header["config"]), json.loads(header["progress"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
-    checkpoint = Checkpoint(found, config, progress, tensors, path)
-    return replace(convert[found](checkpoint), format=expected_format) if found in convert else checkpoint
+    checkpoint = Checkpoint(file_format, config, progress, tensors, path)
+    return replace(convert[file_format](checkpoint), format=expected_format) if file_format in convert else checkpoint
 
 
 def convert_progress(progress: dict[str, Any]) -> dict[str, Any]:
-    """Return the `progress` of a checkpoint of version 0.1 as `Trainer` reads it."""
-    if "place" not in progress:  # a model without the state of its training
+    """Convert the `progress` of a checkpoint of version 0.1 to the current names."""
+    if "place" not in progress:  # the checkpoint only has a model
         return progress
     position = {"loss_count" if name == "summed" else name: value for name, value in progress["place"].items()}
     optimizer = {"groups": progress["optimizer"]["groups"], "scalars": progress["optimizer"]["numbers"]}
@@ -164,15 +164,18 @@ def _opened(path: Path, device: str) -> Iterator[Any]:
         ) from error
 
 
-def _check_format(path: Path, found: str, expected: str) -> None:
-    if found == expected:
+def _check_format(path: Path, file_format: str, expected: str) -> None:
+    if file_format == expected:
         return
     model, _, version = expected.rpartition("/")
-    found_model, _, found_version = found.rpartition("/")
-    if found_model == model:
+    file_model, _, file_version = file_format.rpartition("/")
+    if file_model == model:
         raise CheckpointError(
-            f"{path} is a {model} checkpoint of layout version {found_version}; this gru4rec_fast reads version "
+            f"{path} is a {model} checkpoint of layout version {file_version}; this gru4rec_fast reads version "
             f"{version}: load it with the release that wrote it"
         )
-    what = f"a checkpoint of {found_model}" if found_model else "a safetensors file, but no checkpoint of gru4rec_fast"
-    raise CheckpointError(f"{path} is {what}, not of {model}; load it with the class that saved it")
+    if not file_model:
+        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of gru4rec_fast")
+    raise CheckpointError(
+        f"{path} is a checkpoint of {file_model}, not of {model}; load it with the class that saved it"
+    )

@@ -1,4 +1,4 @@
-"""Loss and validation curves: a CSV file, and a PNG picture if matplotlib is installed."""
+"""Writes loss and validation curves: a CSV file, and a PNG picture if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("gru4rec_fast")
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7ec"
 COLORS = ("#0b6e99", "#d1603d", "#4c8b4a", "#8a5fa8", "#b08900", "#3a6ea5")
 
-_announced = False
+_missing_matplotlib_logged = False
 
 
 def write_csv(history: Sequence[dict[str, Any]], path: Path) -> Path:
@@ -63,12 +63,12 @@ def _line(axes: Axes, epochs: list[int], values: list[float], color: str, label:
 
 
 def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
-    """Draw training loss and validation metrics; without matplotlib return None, and log that once."""
-    global _announced
+    """Draw training loss and validation metrics. Without matplotlib, return None and log a warning once."""
+    global _missing_matplotlib_logged
     if find_spec("matplotlib") is None:
-        if not _announced:
-            logger.warning("no curve picture: matplotlib is not installed (pip install matplotlib); the CSV is written")
-        _announced = True
+        if not _missing_matplotlib_logged:
+            logger.warning("curves are written as CSV only: matplotlib is not installed (pip install matplotlib)")
+        _missing_matplotlib_logged = True
         return None
     import matplotlib
     from matplotlib.figure import Figure

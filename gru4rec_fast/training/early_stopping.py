@@ -1,4 +1,4 @@
-"""Early stopping: remembers the best epoch, and says when to stop waiting for a better one."""
+"""Early stopping: finds the best epoch, and when no better epoch is expected."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass
 class EarlyStopping:
-    """Monitors one value per epoch.
+    """Finds the best of the monitored values; says to stop after `patience` values without an improvement.
 
     Args:
-        patience: stop after this many values without a better one; None: never stop, only remember the best.
-        min_delta: how much better than the best a value must be to count as better (in the metric's unit, >= 0).
+        patience: stop after this many values in a row that are not better; None: never stop.
+        min_delta: a value is better if it differs by more than this from the best value so far (>= 0).
         maximize: True for recall and similar metrics, False for a loss.
 
     Attributes:
@@ -39,11 +39,11 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether there have been `patience` values without a better one."""
+        """Whether the last `patience` values were not better than the best one."""
         return self.patience is not None and self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, its epoch and the values since, as JSON values."""
+        """Return `best`, `best_epoch` and `waited`, as JSON values."""
         return {key: value for key, value in asdict(self).items() if key in ("best", "best_epoch", "waited")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A digest of a training log, which tells it from other logs."""
+"""A digest of a training log, by which a checkpoint of another log is detected."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 def log_fingerprint(store: SessionStore) -> str:
-    """Return a digest (BLAKE2b, hexadecimal) of a store's sessions and support; takes some 2 s per GB.
+    """Return a digest (BLAKE2b, hexadecimal) of the sessions and the support of a store; this takes about 2 s per GB.
 
-    A memory-mapped array is read from its file and not through the map, since pages of a map count as this process's
-    resident memory.
+    The support of an item is the number of its occurrences in the training log. A memory-mapped array is read from its
+    file instead of the map, since pages that are read through the map count as resident memory of this process.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in ("items", "offsets", "support"):
@@ -30,7 +30,7 @@ def log_fingerprint(store: SessionStore) -> str:
 
 def _chunks(array: np.ndarray) -> Iterator[bytes | memoryview]:
     base: object = array.base
-    if isinstance(array, np.memmap) and isinstance(base, mmap):  # not a slice of a map
+    if isinstance(array, np.memmap) and isinstance(base, mmap):  # the whole map, not a slice of it
         with open(str(array.filename), "rb") as file:
             file.seek(array.offset)
             n_bytes = array.nbytes

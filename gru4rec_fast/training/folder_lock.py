@@ -1,4 +1,4 @@
-"""A lock on a training's folder, so that one training at a time writes to it."""
+"""A lock on the folder of a training, so that only one training at a time writes to it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = ".lock"
-# Enough for a second attempt, if the previous holder removed the file between our opening and our locking it.
-SECONDS_TO_WAIT = 0.1
+LOCK_FILE = ".lock"
+# Enough for a second attempt, if the previous holder removed the file after we opened it and before we locked it.
+TIMEOUT_S = 0.1
 
 logger = logging.getLogger("gru4rec_fast")
 
@@ -22,20 +22,22 @@ logger = logging.getLogger("gru4rec_fast")
 def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Lock `folder` against other threads and processes inside the context; None: do nothing.
 
-    A missing folder is created, and removed at the end if nothing was written to it. Such contexts nest in one thread.
-    The lock is an operating-system lock on a file in the folder; it ends with the process.
+    A missing folder is created, and removed at the end if nothing was written to it. A thread may enter several such
+    contexts of the same folder, one inside another. The lock is an operating-system lock on a file in the folder; the
+    system releases it when the process ends.
 
     Raises:
-        OSError: another training has locked the folder, or it cannot be created or written to.
+        OSError: another training has locked the folder, or the folder cannot be created or written to.
     """
     if folder is None:
         yield
         return
     folder = Path(folder)
     is_new = not folder.is_dir()
-    path = folder.resolve() / LOCK
-    # One object per path, so that contexts nest. No soft lock as a fallback, since it would outlive its process.
-    lock = FileLock(path, timeout=SECONDS_TO_WAIT, is_singleton=True, fallback_to_soft=False)
+    path = folder.resolve() / LOCK_FILE
+    # A singleton per path, so that a thread can lock a folder twice. No soft lock as a fallback: it is only a file and
+    # would remain after a crash.
+    lock = FileLock(path, timeout=TIMEOUT_S, is_singleton=True, fallback_to_soft=False)
     if lock.is_locked:  # by this thread
         yield
         return
@@ -45,8 +47,9 @@ def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         try:
             yield
         finally:
+            # Removed before the lock is released: a process that waits for this file then opens a new one.
             with suppress(OSError):  # Windows cannot remove an open file
-                path.unlink()  # while it is locked: a waiting process then opens a new file
+                path.unlink()
             lock.release()
     finally:
         if is_new:
@@ -55,15 +58,16 @@ def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:
-    open(folder / LOCK, "ab").close()  # raises the errors of the folder; those below are of the lock
+    # Errors of the folder (no permission, full disk) are raised here, so that an OSError below is an error of the lock.
+    open(folder / LOCK_FILE, "ab").close()
     try:
         lock.acquire()
     except Timeout:
         raise OSError(f"another training is writing to {folder}: wait for its end, or choose another folder") from None
-    except OSError as error:  # a file system without locks
-        _warn(folder, str(error))
+    except OSError as error:  # the file system has no locks
+        _warn_once(folder, str(error))
 
 
-@cache  # once, not for every nested context
-def _warn(folder: Path, reason: str) -> None:
-    logger.warning("%s cannot be locked (%s): let no other training write there", folder, reason)
+@cache
+def _warn_once(folder: Path, reason: str) -> None:
+    logger.warning("%s cannot be locked (%s): make sure that no other training writes to it", folder, reason)

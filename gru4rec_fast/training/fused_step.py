@@ -1,10 +1,12 @@
-"""The fused training step: blocks, negatives, forward, loss, backward and update in one call into C++, on the CPU.
+"""The fused training step: one call into C++ makes many whole updates of the weights, on the CPU.
 
-`csrc/training_step/fused_training_step.cpp` calls the kernels of the operators one after another. It computes what
-`training/session_runner.py` computes by autograd. Weights and optimizer state are updated in place, so that a training
-can be saved, resumed, or switched between the fused step and autograd after any update.
+For each update `csrc/training_step/fused_training_step.cpp` loads blocks, draws negatives, and runs forward, loss,
+backward and the optimizer, by calling the kernels of the operators one after another. Its results equal those of
+autograd in `training/session_runner.py`, within rounding. Weights and optimizer state are updated in place, so that a
+training can be saved, resumed, or switched between the fused step and autograd after any update.
 
-A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it.
+A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it. A block
+is T consecutive steps (mini-batches) of all lanes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from gru4rec_fast.optim import SparseAdagrad
 
 
 class NoKernels(str):
-    """The reason "there are no native kernels", which the first operator that runs announces anyway."""
+    """Type of the reason `NO_KERNELS`, which need not be announced: the first operator that runs announces it."""
 
 
 NO_KERNELS = NoKernels("there are no native kernels")
@@ -36,13 +38,13 @@ def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.opt
     Raises:
         RuntimeError: impl="native" was requested, and there are no native kernels.
     """
-    return why_not_on(network, criterion, optimizer, "cpu")
+    return why_not_trainable_on(network, criterion, optimizer, "cpu")
 
 
-def why_not_on(
+def why_not_trainable_on(
     network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, device_type: str
 ) -> str | None:
-    """Return the reason why no training step but autograd can train this network on this type of device, or None.
+    """Return the reason why neither the fused nor the captured step can train this network on a device type, or None.
 
     Raises:
         RuntimeError: as `why_not_fused`.
@@ -52,23 +54,24 @@ def why_not_on(
             return f"it supports exactly {expected.__name__}, not {type(value).__name__}"
     assert isinstance(network, SessionNetwork)
     modules = [*network.modules(), *criterion.modules()]
-    if unknown := [type(module).__name__ for module in modules if type(module) not in _KNOWN]:
+    if unknown := [type(module).__name__ for module in modules if type(module) not in _SUPPORTED_MODULES]:
         return f"it does not support a module of class {unknown[0]}"
     impls = {module.impl for module in (*modules, optimizer) if hasattr(module, "impl")}
     if "reference" in impls:
         return "impl='reference' was requested"
-    owners: list[Any] = [*modules, *network.parameters(), optimizer]
-    if any(getattr(owner, hooks) for owner in owners for hooks in _HOOKS.get(type(owner), ())):
+    objects: list[Any] = [*modules, *network.parameters(), optimizer]
+    if any(getattr(obj, name) for obj in objects for name in _HOOK_ATTRIBUTES.get(type(obj), ())):
         return "there are hooks on a module, a parameter or the optimizer, which would not be called"
     if torch.is_autocast_enabled(device_type):
         return "autocast is on, which it does not support"
     return _why_not_parameters(network, optimizer, "native" if "native" in impls else "auto", device_type)
 
 
-_KNOWN = {SessionNetwork, SessionGRU, SessionGRULayer, ItemTable, OutputTable, SampledLoss, nn.ModuleList}
+_SUPPORTED_MODULES = {SessionNetwork, SessionGRU, SessionGRULayer, ItemTable, OutputTable, SampledLoss, nn.ModuleList}
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOKS: dict[type, tuple[str, ...]] = {
-    **dict.fromkeys(_KNOWN, _MODULE_HOOKS),
+# For each type, the attributes in which torch stores the hooks of an object.
+_HOOK_ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys(_SUPPORTED_MODULES, _MODULE_HOOKS),
     nn.Parameter: ("_backward_hooks", "_post_accumulate_grad_hooks"),
     SparseAdagrad: ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
 }
@@ -77,21 +80,22 @@ _HOOKS: dict[type, tuple[str, ...]] = {
 def _why_not_parameters(
     network: SessionNetwork, optimizer: torch.optim.Optimizer, impl: str, device_type: str
 ) -> str | None:
+    """Return the reason why these parameters cannot be trained, or None."""
     named, weights = dict(network.named_parameters()), _weights(network)
     are_plain = all(type(weight) is nn.Parameter for weight in weights)
-    distinct = {*map(id, weights)}
-    if not are_plain or len(distinct) < len(weights) or distinct != {*map(id, named.values())}:
+    weight_ids = {*map(id, weights)}
+    if not are_plain or len(weight_ids) < len(weights) or weight_ids != {*map(id, named.values())}:
         return "a weight is not exactly an nn.Parameter, or is used twice"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group with all parameters of the network"
     for name, parameter in named.items():
         if parameter.device.type != device_type or parameter.dtype not in (torch.float32, torch.float64):
-            where = "the CPU" if device_type == "cpu" else "a GPU"
-            return f"it supports float32 and float64 on {where}; {name} is {parameter.dtype} on {parameter.device}"
+            device = "the CPU" if device_type == "cpu" else "a GPU"
+            return f"it supports float32 and float64 on {device}; {name} is {parameter.dtype} on {parameter.device}"
         if not parameter.requires_grad or not parameter.is_contiguous():
             return f"{name} is frozen or not contiguous"
     if len({parameter.dtype for parameter in named.values()}) > 1:
-        return "the parameters are of several dtypes"
+        return "the parameters have several dtypes"
     if device_type == "cpu" and _backend.resolve(impl, "gru", "cpu") != "native":
         return NO_KERNELS
     return None
@@ -110,14 +114,14 @@ def _weights(network: SessionNetwork) -> list[Tensor]:
     return [weight for weight in weights if weight is not None]
 
 
-def outside_catalogue(items: Tensor, n_items: int) -> tuple[int, int] | None:
-    """Return the lowest and the highest item of a log if one of them is out of range for the catalogue; else None."""
+def item_range_error(items: Tensor, n_items: int) -> tuple[int, int] | None:
+    """Return the lowest and the highest item index of a log if one of them is out of range; None if all are valid."""
     lowest, highest = (int(item) for item in torch.aminmax(items)) if len(items) else (0, 0)
     return (lowest, highest) if lowest < 0 or highest >= n_items else None
 
 
 class BlockOutcome(NamedTuple):
-    """A block's loss (mean over its steps), number of steps, and number of events (targets in live lanes)."""
+    """Result of a block: loss (mean over its steps), number of steps, number of events (targets in live lanes)."""
 
     loss: float
     steps: int
@@ -128,11 +132,11 @@ class FusedTrainingStep:
     """Trains a SessionNetwork with a SampledLoss and a SparseAdagrad on the CPU, many updates per call.
 
     Each call uses the weights, optimizer state, hyperparameters and train or eval mode that network and optimizer have
-    at that time. The criterion's options are read once, by the constructor.
+    at the time of the call. The options of the criterion are only read by the constructor.
 
     Args:
-        network, criterion, optimizer: what to train, and by what; `why_not_fused` must return None for them. Missing
-            optimizer state is created.
+        network, criterion, optimizer: the network to train, its loss, and the optimizer of its parameters;
+            `why_not_fused` must return None for them. Missing optimizer state is created.
         steps: T, steps in a block (truncated backpropagation through time).
         accumulate: blocks per update.
         precision: "full", or "bf16": inputs of matrix products are rounded to bfloat16 and summed in float32; weights,
@@ -155,7 +159,7 @@ class FusedTrainingStep:
         if reason := why_not_fused(network, criterion, optimizer):
             raise ValueError(f"no fused training step: {reason}")
         if precision == "bf16" and network.output.weight.dtype != torch.float32:
-            raise ValueError(f"precision='bf16' goes with float32, not with {network.output.weight.dtype}")
+            raise ValueError(f"precision='bf16' needs float32 weights, not {network.output.weight.dtype}")
         self.steps, self.n_items = steps, network.n_items
         self._network, self._criterion, self._optimizer = network, criterion, optimizer
         self._options = {"steps": steps, "accumulate": accumulate, "precision": precision}
@@ -163,8 +167,8 @@ class FusedTrainingStep:
         self._bind()
 
     def _bind(self) -> None:
-        """Create the C++ step, which holds references to the current tensors."""
-        self._bound: list[Tensor | None] = []
+        """Create the C++ object, which has references to the current weights and optimizer state."""
+        self._bound_tensors: list[Tensor | None] = []
         criterion = self._criterion
         self._native_step = self._native.FusedTrainingStep(
             **self._network_arguments(),
@@ -179,41 +183,42 @@ class FusedTrainingStep:
             log_support=criterion.log_support,
             **self._options,
         )
-        self._training = self._network.training
+        self._bound_in_train_mode = self._network.training
 
     def _rebind_if_changed(self) -> None:
-        """Bind again if state was loaded, momentum switched on, or the train or eval mode changed."""
+        """Bind again if optimizer state was loaded, momentum was switched on or off, or the mode was changed."""
         momentum = self._optimizer.param_groups[0]["momentum"]
         current = [
             tensor
             for weight in _weights(self._network)
             for tensor in (weight, *self._optimizer.moments(weight, momentum))
         ]
-        same = len(current) == len(self._bound) and {*map(id, current)} == {*map(id, self._bound)}
-        if not same or self._training != self._network.training:
+        bound = self._bound_tensors
+        same = len(current) == len(bound) and {*map(id, current)} == {*map(id, bound)}
+        if not same or self._bound_in_train_mode != self._network.training:
             self._bind()
 
     def _network_arguments(self) -> dict[str, Any]:
         network, optimizer = self._network, self._optimizer
 
-        def with_state(parameter: Any) -> Any:
+        def bind_parameter(parameter: Any) -> Any:
             if parameter is None:
                 return None
             moments = optimizer.moments(parameter, optimizer.param_groups[0]["momentum"])
-            self._bound += [parameter, *moments]
+            self._bound_tensors += [parameter, *moments]
             return self._native.Parameter(parameter.detach(), *moments)
 
         layers = [
-            self._native.GruParameters(*map(with_state, _layer_weights(layer)), layer.form)
+            self._native.GruParameters(*map(bind_parameter, _layer_weights(layer)), layer.form)
             for layer in network.gru.layers
         ]
         has_input_table = network.embedding_mode != "constrained"
         return {
-            "embedding": with_state(network.embedding.weight if has_input_table else None),
+            "embedding": bind_parameter(network.embedding.weight if has_input_table else None),
             "one_hot": network.embedding_mode == "none",
             "layers": layers,
-            "output_weight": with_state(network.output.weight),
-            "output_bias": with_state(network.output.bias),
+            "output_weight": bind_parameter(network.output.weight),
+            "output_bias": bind_parameter(network.output.bias),
             "dropout_p_embed": network.dropout_p_embed if network.training else 0.0,
             "dropout_p_hidden": network.gru.dropout if network.training else 0.0,
             "dropout_seed": network.seed,
@@ -232,14 +237,14 @@ class FusedTrainingStep:
         """Update the weights once, from a block that the caller provides.
 
         Args:
-            inputs, targets: items, int64 [T, B]; -1 in dead lanes.
-            reset: bool [T, B], True where a session begins and the hidden state is zeroed.
-            negatives: int64 [T, N], of each step; None: the other lanes' targets are the only negatives.
+            inputs, targets: item indices, int64 [T, B]; -1 in dead lanes.
+            reset: bool [T, B], True where a session begins, so that its hidden state starts at zero.
+            negatives: int64 [T, N], the negatives of each step; None: the other lanes' targets are the only negatives.
             hidden: one hidden state [B, H] per layer, updated in place.
-            step: mini-batches of the training before this block; the random key of dropout.
+            step: number of mini-batches before this block since the training began; dropout masks depend on it.
 
         Returns:
-            the loss before the update; if it is not finite, nothing was updated.
+            The loss before the update. If the loss is not finite, nothing was updated.
 
         Raises:
             ValueError: an argument has the wrong shape, dtype or range.
@@ -263,7 +268,7 @@ class FusedTrainingStep:
     def start_epoch(
         self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
     ) -> FusedEpoch:
-        """Return an epoch of `loader` from its current position, with `n_sample` negatives per step from `sampler`.
+        """Start an epoch at the current position of `loader`, with `n_sample` negatives per step from `sampler`.
 
         Raises:
             ValueError: the loader's blocks have another number of steps.
@@ -277,7 +282,7 @@ class FusedTrainingStep:
 
     def _mark_as_changed(self, hidden: Sequence[Tensor]) -> None:
         """Increment the tensors' version counters, as in-place operations do, so that autograd detects the change."""
-        changed = [tensor for tensor in self._bound if tensor is not None]
+        changed = [tensor for tensor in self._bound_tensors if tensor is not None]
         torch.autograd.graph.increment_version([*changed, *hidden])
 
 
@@ -288,7 +293,7 @@ def check_steps(loader: SessionParallelLoader, steps: int) -> None:
 
 
 class FusedEpoch:
-    """One epoch by the fused step, some updates per call; see `FusedTrainingStep.start_epoch`."""
+    """An epoch of a `FusedTrainingStep`, started by its `start_epoch`. Each call of `run` makes some updates."""
 
     def __init__(
         self,
@@ -299,9 +304,9 @@ class FusedEpoch:
         seed: int,
     ) -> None:
         native = step._native
-        order, self._lanes = loader.start_epoch()
+        order, self._lane_state = loader.start_epoch()
         self._step, self._loader = step, loader
-        self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lanes)
+        self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lane_state)
         self._sampler, self._finished = None, False
         if n_sample and sampler is not None:
             tables = (sampler.threshold, sampler.alias, sampler.log_prob)
@@ -310,14 +315,15 @@ class FusedEpoch:
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
         """Make at most `updates` updates; return the outcome of each block, and whether the epoch is over.
 
-        Stops before the update if the loss of a block is not finite; that block is the last one returned. An exception,
-        Ctrl-C included, is raised between two updates. How many updates were made is unknown then, and this object
-        cannot be used any longer.
+        If the loss of a block is not finite, the call ends before the update, and this block is the last one of the
+        result. An exception, Ctrl-C included, is raised between two updates. The number of updates is unknown then, and
+        this object must not be used again.
 
         Args:
             updates: at least 1.
             hidden: one hidden state [B, H] per layer, updated in place.
-            step: mini-batches of the training so far; with the seeds, the random key of negatives and dropout.
+            step: number of mini-batches since the training began; negatives and dropout masks are functions of it and
+                of the seeds.
 
         Raises:
             ValueError: an item is out of range for the catalogue.
@@ -336,10 +342,10 @@ class FusedEpoch:
                 **self._step._hyperparameters(),
             )
         except ValueError as error:
-            if outside_catalogue(self._loader.items, self._step.n_items):
+            if item_range_error(self._loader.items, self._step.n_items):
                 raise self._loader.damage_error(str(error)) from None
             raise
         finally:
             self._step._mark_as_changed(hidden)
-        self._loader.set_position(self._lanes, self._finished)
+        self._loader.set_position(self._lane_state, self._finished)
         return [BlockOutcome(*block) for block in blocks], self._finished

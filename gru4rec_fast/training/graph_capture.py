@@ -1,4 +1,8 @@
-"""Some updates on preallocated tensors, captured in one CUDA graph; `captured_step.py` decides which."""
+"""Some updates on preallocated tensors, captured in one CUDA graph; `captured_step.py` decides how many.
+
+A lane is one of the B sessions that are processed in parallel. It is dead once no session is left for it, else live. A
+mini-batch is one step of all lanes, a block is T mini-batches, and an update of the weights has one block or several.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,15 @@ from gru4rec_fast.training.captured_update import UpdateContext, UpdatePlan, run
 
 @dataclass(frozen=True)
 class UpdatesShape:
-    """Sizes of `CapturedUpdates`: `updates` updates of `blocks` blocks of `steps` mini-batches of `lanes` lanes.
+    """Sizes of `CapturedUpdates`.
 
-    A mini-batch has `n_sample` negatives. It is skipped if it has fewer than `min_live` live lanes.
+    Attributes:
+        updates: number of updates.
+        blocks: blocks per update.
+        steps: T, mini-batches per block.
+        lanes: B.
+        n_sample: N, negatives per mini-batch.
+        min_live: a mini-batch with fewer live lanes is skipped.
     """
 
     updates: int
@@ -30,12 +40,12 @@ class UpdatesShape:
 
     @property
     def per_update(self) -> int:
-        """Mini-batches in an update."""
+        """Number of mini-batches in an update."""
         return self.blocks * self.steps
 
     @property
     def mini_batches(self) -> int:
-        """K, mini-batches in all updates."""
+        """K, the number of mini-batches in all updates."""
         return self.updates * self.per_update
 
 
@@ -43,8 +53,8 @@ class CapturedUpdates:
     """Runs updates of one shape: operator by operator at first, later by replaying a CUDA graph.
 
     Attributes:
-        losses: [K], of each mini-batch; 0 if it was skipped.
-        n_live: int64 [K], live lanes of each mini-batch.
+        losses: [K], loss of each mini-batch; 0 if it was skipped.
+        n_live: int64 [K], number of live lanes of each mini-batch.
     """
 
     def __init__(self, context: UpdateContext, shape: UpdatesShape) -> None:
@@ -70,19 +80,25 @@ class CapturedUpdates:
             for width in widths
         ]
         self._hidden = [weight.new_zeros(lanes, size) for size in network.gru.sizes]
-        self._masks: dict[int, Tensor] = {}  # by Philox stream
+        self._masks: dict[int, Tensor] = {}  # dropout masks by Philox stream
         self._graph: torch.cuda.CUDAGraph | None = None
         self._graph_key: tuple[Any, ...] = ()
 
     def fill(self, block: Sequence[Tensor], negatives: Tensor | None, first_step: int) -> None:
-        """Copy the mini-batches from `first_step` on: inputs, targets, reset [K, B] and negatives [K, N]."""
+        """Prepare the next K mini-batches: copy their indices, sort table rows, draw dropout masks.
+
+        Args:
+            block: (inputs, targets, reset), each [K, B].
+            negatives: [K, N], or None.
+            first_step: number of mini-batches before these since the training began.
+        """
         inputs, targets, reset = block
         live = targets >= 0
         torch.sum(live, 1, out=self.n_live)
         torch.ge(self.n_live, self.shape.min_live, out=self._active)
         torch.logical_and(live, self._active.unsqueeze(1), out=self._live)
         self._reset.copy_(reset)
-        # masked_fill passes -1 with its launch; torch.where would copy it from the host, and synchronize.
+        # masked_fill passes -1 as a kernel argument; torch.where would copy -1 from the host, and synchronize.
         lanes, dead = self.shape.lanes, ~self._live
         self._inputs.copy_(inputs.masked_fill(dead, -1))
         self._items[:, :lanes] = targets.masked_fill(dead, -1)
@@ -93,7 +109,10 @@ class CapturedUpdates:
         self._draw_masks(first_step)
 
     def _compute_loss_weights(self) -> None:
-        """An update's loss is the mean over its blocks of the mean over a block's steps; skipped steps do not count."""
+        """Compute the weight of each mini-batch in the loss of its update.
+
+        This loss is the mean over the blocks of the mean over the mini-batches of a block; skipped ones do not count.
+        """
         if self._loss_weight is None:
             return
         shape = self.shape
@@ -103,15 +122,16 @@ class CapturedUpdates:
         self._loss_weight.copy_(weight.unsqueeze(2).expand(-1, -1, shape.steps).reshape(-1))
 
     def _sort_rows(self) -> None:
-        """Sort the table rows of each update, in one launch for all updates."""
+        """Sort the row indices of each update for each table, in one launch for all updates."""
         inputs, items = (indices.view(self.shape.updates, -1) for indices in (self._inputs, self._items))
         rows_of_tables = [items, inputs] if len(self._sorted) == 2 else [torch.cat([inputs, items], 1)]
-        for rows, values_and_order in zip(rows_of_tables, self._sorted, strict=True):
-            torch.sort(rows, dim=1, stable=True, out=values_and_order)
+        for rows, rows_and_permutation in zip(rows_of_tables, self._sorted, strict=True):
+            torch.sort(rows, dim=1, stable=True, out=rows_and_permutation)
 
     def _draw_masks(self, first_step: int) -> None:
         context, shape = self._context, self.shape
         network = context.network
+        # (units, dropout probability) by Philox stream
         streams = {STREAM_HIDDEN_DROPOUT + i: (size, network.gru.dropout) for i, size in enumerate(network.gru.sizes)}
         if network.embedding_mode != "none":
             streams[STREAM_EMBEDDING_DROPOUT] = (context.input_table.weight.shape[1], network.dropout_p_embed)
@@ -123,7 +143,7 @@ class CapturedUpdates:
                 shape.mini_batches, shape.lanes, units, p, seed=network.seed, stream=stream, step=first_step,
                 dtype=self.losses.dtype, device=context.device, impl=network.impl,
             )  # fmt: skip
-            self._masks.setdefault(stream, mask).copy_(mask)
+            self._masks.setdefault(stream, mask).copy_(mask)  # into the tensor that a captured graph reads
 
     def run(self, hidden: Sequence[Tensor]) -> None:
         """Run the updates that `fill` prepared; the hidden states [B, H] of the layers are updated in place."""
@@ -140,7 +160,8 @@ class CapturedUpdates:
             self._graph, self._graph_key = None, key
             self._run_operators()
             return
-        if self._graph is None:  # captured in the second run, when everything that is created at first use exists
+        # Captured in the second run: the first one has created all that is created at its first use.
+        if self._graph is None:
             self._graph = self._capture()
         self._graph.replay()
 
@@ -152,7 +173,7 @@ class CapturedUpdates:
         return graph
 
     def _current_key(self) -> tuple[Any, ...]:
-        """Return everything that a captured graph depends on; if it changes, the graph is captured again."""
+        """Return all values that a captured graph depends on; if one changes, the graph is captured again."""
         weights = [*self._context.network.parameters()]
         tensors = [tensor for weight in weights for tensor in (weight, *self._context.moments(weight))]
         tensors += [*self._masks.values(), self._context.criterion.log_support]
@@ -172,7 +193,7 @@ class CapturedUpdates:
             live=self._live[steps],
             active=self._active[steps],
             loss_weight=None if self._loss_weight is None else self._loss_weight[steps],
-            sorted_rows=[(rows[update], order[update]) for rows, order in self._sorted],
+            sorted_rows=[(rows[update], permutation[update]) for rows, permutation in self._sorted],
             masks={stream: mask[steps] for stream, mask in self._masks.items()},
             enabled=self._enabled[update],
             losses=self.losses[steps],

@@ -1,4 +1,4 @@
-"""Runs an epoch of graph training: triples (user, item of the user, other item), BPR loss, an update per batch."""
+"""Runs an epoch of graph training: each batch of triples (user, item of the user, other item) is one update by BPR."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gru4rec_fast.training.schedules import Schedule
 
 
 class GraphEpochRunner:
-    """Trains a GraphNetwork by BPR, epoch by epoch; see `EpochRunner`.
+    """Trains a GraphNetwork by BPR (Bayesian personalized ranking), epoch by epoch; see `EpochRunner`.
 
-    Every random number (triples, dropouts) is a function of the seeds and of the number of batches since the training
-    began.
+    Triples and dropout masks are functions of the seeds of sampler and network, and of the number of batches since the
+    training began.
 
     Args:
         network: trained in place, from the weights that it has.
-        sampler: draws the triples; an epoch has its `n_batches` batches.
-        optimizer: over the network's parameters.
+        sampler: draws the triples; an epoch has `sampler.n_batches` batches.
+        optimizer: optimizer of the network's parameters.
         reg_weight: weight of the L2 penalty.
         schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
         memory: a MemoryRecord records the phases batch, forward (loss included), backward and update.
@@ -60,7 +60,7 @@ class GraphEpochRunner:
 
     @property
     def data_identity(self) -> dict[str, int | str]:
-        """Counts of the graph."""
+        """Counts of the graph, which a resumed training must share."""
         network = self.network
         return {
             "users": network.n_users,
@@ -82,8 +82,8 @@ class GraphEpochRunner:
             with memory.phase("batch"):
                 triples = self.sampler.draw(position.step)
             with memory.phase("forward"):
-                bpr, norm = self.network.loss(*triples, step=position.step)
-                loss = bpr + self.reg_weight * norm
+                bpr, l2_penalty = self.network.loss(*triples, step=position.step)
+                loss = bpr + self.reg_weight * l2_penalty
                 self._losses.add(position, loss, 1)
             with memory.phase("backward"):
                 self.optimizer.zero_grad(set_to_none=True)
@@ -109,7 +109,7 @@ class GraphEpochRunner:
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return nothing: triples and dropouts follow from the position."""
+        """Return nothing: triples and dropout masks are functions of the position."""
         return {}, {}
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:

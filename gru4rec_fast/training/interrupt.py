@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-_MESSAGES = {
+_MESSAGES: dict[int, bytes] = {
     signal.SIGINT: b"\nCtrl-C: finishing this step (or validation) and saving; press it again to stop at once\n",
     signal.SIGTERM: b"\nSIGTERM: finishing this step (or validation) and saving; a second one stops at once\n",
 }
-_STDERR = 2
+_STDERR = 2  # file descriptor
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Raised when Ctrl-C or SIGTERM ended a training between two updates; the message says how to resume.
 
-    signal_number: SIGINT or SIGTERM.
+    signal_number: signal.SIGINT (Ctrl-C) or signal.SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT):
@@ -31,17 +31,17 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @dataclass
 class InterruptRequest:
-    """The signal that requested the end, or None."""
+    """The signal that requested the end of the training; None if there was no signal."""
 
     signal_number: int | None = None
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[InterruptRequest]:
-    """Record the first Ctrl-C or SIGTERM inside the context instead of raising it; a second one acts at once.
+    """Only record the first Ctrl-C or SIGTERM inside the context; a second signal has its usual effect.
 
-    Python handles signals in the main thread: in any other thread the context does nothing. Signals that are ignored or
-    handled outside of Python are left alone.
+    Python handles signals in the main thread, so the context does nothing in any other thread. Signals that are ignored
+    or handled outside of Python keep their handlers.
     """
     request = InterruptRequest()
     handlers: dict[int, Any] = {}
@@ -53,12 +53,14 @@ def deferred_interrupt() -> Iterator[InterruptRequest]:
             os.write(_STDERR, _MESSAGES[signal.Signals(signal_number)])  # print is not reentrant
 
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in _MESSAGES}
-        handlers = {n: handler for n, handler in handlers.items() if callable(handler) or handler == signal.SIG_DFL}
+        for signal_number in _MESSAGES:
+            handler = signal.getsignal(signal_number)
+            if callable(handler) or handler == signal.SIG_DFL:
+                handlers[signal_number] = handler
     try:
-        for number in handlers:
-            signal.signal(number, record)
+        for signal_number in handlers:
+            signal.signal(signal_number, record)
         yield request
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)

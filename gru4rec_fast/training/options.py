@@ -1,4 +1,4 @@
-"""Options that every kind of training has."""
+"""Options of a training that sessions and graphs share."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ class TrainerOptions:
     """Options of a `Trainer`.
 
     Attributes:
-        n_epochs: number of epochs, those before a resume included.
+        n_epochs: number of epochs in total; a resumed training runs only those that are not finished.
         evaluate_every: epochs from one validation to the next; the last epoch is always validated.
-        monitor: what picks the best epoch: a validation metric, e.g. "recall@20" (larger is better), or "loss", the
-            training loss (smaller is better).
-        patience: stop after this many validations (with "loss": epochs) without a better value; None: never stop early.
-        min_delta: how much larger (with "loss": smaller) than the best a value must be to count as better.
-        checkpoint_every: write last.safetensors also every so many mini-batches; None: only after each epoch.
+        monitor: the value that selects the best epoch: a validation metric, e.g. "recall@20" (larger is better), or
+            "loss", the training loss (smaller is better).
+        patience: stop after this many validations (with "loss": epochs) in a row without a better value; None: never
+            stop early.
+        min_delta: a value is better if it is larger (with "loss": smaller) than the best by more than this.
+        checkpoint_every: number of mini-batches after which last.safetensors is written, in addition to the end of each
+            epoch; None: only at the end of each epoch.
 
     Raises:
         ValueError: a value is out of range.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# On an accelerator reading a loss waits for the device, so losses are read in groups.
+# On an accelerator, reading a loss is a device synchronization, so that losses are read in groups.
 LOSSES_PER_READ = 64
 
 
@@ -23,9 +23,11 @@ class TrainingPosition:
     Attributes:
         epoch: the current epoch, counted from 1.
         step: mini-batches since the training began.
-        loss_sum: sum of the losses that were read in this epoch. On an accelerator losses are read later.
-        loss_count: how many mini-batches of this epoch are in `loss_sum`.
-        mini_batches, events, seconds: of this epoch so far.
+        loss_sum: sum of the losses of this epoch that were read from the device (see `LossMonitor`).
+        loss_count: number of mini-batches in `loss_sum`.
+        mini_batches: number of mini-batches of this epoch so far.
+        events: number of training examples (targets or triples) of this epoch so far.
+        seconds: duration of this epoch so far.
     """
 
     epoch: int = 1
@@ -38,28 +40,29 @@ class TrainingPosition:
 
     @property
     def mean_loss(self) -> float | None:
-        """Mean of the losses that were read in this epoch; None before the first."""
+        """Mean of the losses of this epoch that were read; None if there are none."""
         return self.loss_sum / self.loss_count if self.loss_count else None
 
-    def __str__(self) -> str:
-        inside = f"in epoch {self.epoch} after mini-batch {self.mini_batches} of it"
+    def describe(self) -> str:
+        """Return words for a message, e.g. "in epoch 2, after mini-batch 5 (step 105 of the training)"."""
+        inside = f"in epoch {self.epoch}, after mini-batch {self.mini_batches}"
         where = inside if self.mini_batches else f"after epoch {self.epoch - 1}"
         return f"{where} (step {self.step} of the training)"
 
 
 class LossMonitor:
-    """Sums up losses and stops the training at the first that is not a finite number.
+    """Adds up losses; raises TrainingDiverged for the first loss that is NaN or infinite.
 
-    On the CPU every loss is read before its gradient is computed; on an accelerator `LOSSES_PER_READ` are read at a
-    time, and the rest before a checkpoint is written.
+    On the CPU every loss is read before its gradient is computed. On an accelerator, `LOSSES_PER_READ` losses are read
+    at a time, and the remaining ones before a checkpoint is written.
     """
 
     def __init__(self, device: torch.device):
         self._group_size = 1 if device.type == "cpu" else LOSSES_PER_READ
-        self._unread: list[tuple[Tensor, int, int]] = []  # loss, steps, mini-batches of the epoch that precede them
+        self._unread: list[tuple[Tensor, int, int]] = []  # arguments of `add_loss`; losses on the device
 
     def add(self, position: TrainingPosition, loss: Tensor, steps: int) -> None:
-        """Take the mean loss of the `steps` mini-batches that follow `position`.
+        """Add the mean loss of the next `steps` mini-batches, which `position` does not count yet.
 
         Raises:
             TrainingDiverged: a loss is NaN or infinite.
@@ -69,7 +72,7 @@ class LossMonitor:
             self.read(position)
 
     def read(self, position: TrainingPosition) -> None:
-        """Read the losses that were not read yet and add them to the sum of `position`.
+        """Read all unread losses and add them to the sum of `position`.
 
         Raises:
             TrainingDiverged: a loss is NaN or infinite.
@@ -84,7 +87,7 @@ class LossMonitor:
 def add_loss(position: TrainingPosition, value: float, steps: int, previous: int) -> None:
     """Add the mean loss of `steps` mini-batches to the sum of `position`.
 
-    previous: mini-batches of the epoch that precede them.
+    previous: number of mini-batches of the epoch before these.
 
     Raises:
         TrainingDiverged: the loss is NaN or infinite.
@@ -104,4 +107,4 @@ def check_weights(network: nn.Module, position: TrainingPosition) -> None:
     """Raise TrainingDiverged if a weight is NaN or infinite."""
     for name, parameter in network.named_parameters():
         if not all(math.isfinite(extreme) for extreme in torch.aminmax(parameter.detach())):
-            raise TrainingDiverged(f"{name} holds NaN or infinite weights {position}")
+            raise TrainingDiverged(f"{name} has NaN or infinite weights {position.describe()}")

@@ -1,4 +1,4 @@
-"""Progress of a training on stderr: a bar on a terminal, plain lines in a pipe."""
+"""Shows the progress of a training on stderr: a bar on a terminal, plain lines in a file or pipe."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ LINE_INTERVAL_S = 30.0
 
 
 class Progress(Protocol):
-    """Receives the progress of a training. Events are targets or triples; losses are means over the epoch so far."""
+    """Receives the progress of a training.
+
+    An event is one training example: a target of a session, or a triple of a graph. A loss is the mean over the epoch
+    so far.
+    """
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
-        """Start epoch `epoch` of `n_epochs` (from 1), of whose `n_events` events `done` are done (after a resume)."""
+        """Start epoch `epoch` (counted from 1) of `n_events` events; `done` events were done before a resume."""
 
     def advance(self, events: int, loss: float | None) -> None:
-        """Count `events` more; called once per block or more rarely, so it must be cheap. An unknown loss is None."""
+        """Add `events` events. The loss is None if it is not known. Called after each block or less often."""
 
     def end_epoch(self, record: dict[str, Any]) -> None:
-        """Finish the epoch, validation included; `record` is its entry in the history."""
+        """Finish the epoch, after its validation; `record` is the entry of the epoch in the history."""
 
     def say(self, message: str) -> None:
-        """Show one line."""
+        """Show one line of text."""
 
     def close(self) -> None:
-        """Finish the training."""
+        """Release the terminal; called when the training ends."""
 
 
 class Silent:
@@ -61,31 +65,31 @@ def epoch_line(record: dict[str, Any], n_epochs: int) -> str:
 
 
 class _Timed:
-    """Base of the two forms: counts events, and shows the state when an interval has passed."""
+    """Base class: counts events, and calls `show` when an interval has passed since the last call."""
 
     interval_s = BAR_INTERVAL_S
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
         """Start counting."""
         self.epoch, self.n_epochs, self.n_events = epoch, n_epochs, n_events
-        self.done = self._first = done
-        self._started = self._shown = time.monotonic()
+        self.done = self._done_at_start = done
+        self._started = self._last_shown = time.monotonic()
 
     def advance(self, events: int, loss: float | None) -> None:
-        """Count, and show the state if the interval has passed."""
+        """Add the events, and call `show` if the interval has passed and the loss is known."""
         self.done += events
         now = time.monotonic()
-        if loss is not None and now - self._shown >= self.interval_s:
-            self._shown = now
-            self.show(loss, (self.done - self._first) / (now - self._started))
+        if loss is not None and now - self._last_shown >= self.interval_s:
+            self._last_shown = now
+            self.show(loss, (self.done - self._done_at_start) / (now - self._started))
 
     def show(self, loss: float, rate: float) -> None:
-        """Show the state of the epoch; `rate` is in events per second since it began or was resumed."""
+        """Show the state of the epoch; `rate` is the events per second since the epoch was started or resumed."""
         raise NotImplementedError
 
 
 class PlainProgress(_Timed):
-    """One line per epoch, and one every half minute in a long epoch."""
+    """Prints one line per epoch, and one every 30 s within a long epoch."""
 
     interval_s = LINE_INTERVAL_S
 
@@ -107,14 +111,14 @@ class PlainProgress(_Timed):
 
 
 class BarProgress(_Timed):
-    """A rich progress bar per epoch, which is replaced by the epoch's line at the end."""
+    """Draws a progress bar (by the library rich) for each epoch; replaces it by the epoch's line at the end."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        # No refresh thread, since it would compete with the training for the interpreter lock. `show` refreshes.
+        # No refresh thread, since it would compete with the training for the interpreter lock: `show` redraws the bar.
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -152,7 +156,7 @@ class BarProgress(_Timed):
 
 
 def make_progress(show: bool | None = None) -> Progress:
-    """Return a bar if stderr is a terminal, plain lines if it is not, and nothing with `show=False`."""
+    """Return a progress bar if stderr is a terminal, else plain lines; with show=False an object that shows nothing."""
     if show is False:
         return Silent()
     return BarProgress() if sys.stderr.isatty() else PlainProgress()

@@ -15,7 +15,7 @@ from gru4rec_fast.training.curves import write_csv, write_curves
 from gru4rec_fast.training.state import model_tensors
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-MODEL_FILE, REPORT_FILE = "model.safetensors", "report.json"  # written by the command line
+MODEL_FILE, REPORT_FILE = "model.safetensors", "report.json"  # written only by the command line
 RUN_FILES = (LAST, BEST, MODEL_FILE, REPORT_FILE, "curves.csv", "curves.png")
 PREVIOUS = "previous"
 
@@ -24,67 +24,70 @@ def checkpoint_to_resume(folder: str | os.PathLike[str]) -> Path:
     """Return the path of the last checkpoint in a training's folder. Raises FileNotFoundError if there is none."""
     path = Path(folder) / LAST
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: there is no training to go on with in that folder")
+        raise FileNotFoundError(f"no checkpoint at {path}: that folder has no training to resume")
     return path
 
 
 class RunFolder:
-    """Writes a training's files.
+    """Writes the files of a training.
 
-    A folder has the files of one training. The files of an earlier training are moved to the subfolder `previous`,
-    whose files are replaced, once the first checkpoint of this training is on the disk.
+    A folder has the files of one training. When the first checkpoint of this training is on the disk, the files of an
+    earlier training are moved to the subfolder `previous` and replace the files there.
 
     Args:
         path: the folder, created when the first file is written; None: nothing is written.
-        identity: format, config and tensors that every checkpoint stores, so that its reader can build the model.
+        checkpoint_template: its format, config and tensors are copied into every checkpoint file, so that a reader can
+            build the model.
 
     Attributes:
-        last_saved: the last good checkpoint: of this training, or the one that it was resumed from; or None.
+        last_saved: path of the last checkpoint that this training has written or was resumed from; None: there is none.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, identity: Checkpoint):
+    def __init__(self, path: str | os.PathLike[str] | None, checkpoint_template: Checkpoint):
         self.path = None if path is None else Path(path)
-        self.identity = identity
+        self.checkpoint_template = checkpoint_template
         self.last_saved: Path | None = None
-        self._is_ours = False
+        self._files_are_ours = False  # whether this training wrote the files in the folder, or was resumed from them
 
     def continue_from(self, checkpoint: Path | None) -> None:
-        """Continue the training that wrote this checkpoint; if it is in this folder, the folder's files are ours."""
+        """Continue the training that wrote this checkpoint; if it is in this folder, the other files belong to it."""
         self.last_saved = checkpoint
         if checkpoint is not None and self.path is not None:
-            self._is_ours = checkpoint.resolve() == (self.path / LAST).resolve()
+            self._files_are_ours = checkpoint.resolve() == (self.path / LAST).resolve()
 
     @property
-    def holds_another(self) -> bool:
-        """Whether the folder has files of another training."""
-        return not self._is_ours and bool(self._existing_files())
+    def has_earlier_training(self) -> bool:
+        """Whether the folder has files of an earlier training."""
+        return not self._files_are_ours and bool(self._existing_files())
 
     def save_last(self, network: nn.Module, state: dict[str, Tensor], progress: dict[str, Any]) -> Path | None:
-        """Write everything that is needed to resume. Raises OSError if the file cannot be written."""
+        """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written."""
         if self.path is not None:
             self.last_saved = self._save(LAST, model_tensors(network) | state, progress)
         return self.last_saved if self.path is not None else None
 
     def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> None:
-        """Write the model and the history, without what is needed to resume."""
+        """Write best.safetensors, with the model and the history, but without the state to resume from."""
         if self.path is not None:
             self._save(BEST, model_tensors(network), {"history": list(history)})
 
     def write_csv(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write the curves up to now, as CSV."""
+        """Write the curves so far as CSV."""
         if self.path is not None:
             write_csv(history, self.path / "curves.csv")
 
     def write_curves(self, history: Sequence[dict[str, Any]]) -> None:
         """Write the curves as CSV and PNG, if this training has written a checkpoint."""
-        if self.path is not None and self._is_ours and history:
+        if self.path is not None and self._files_are_ours and history:
             write_curves(history, self.path)
 
     def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> Path:
         assert self.path is not None
-        checkpoint = replace(self.identity, tensors=self.identity.tensors | tensors, progress=progress)
-        path = save_checkpoint(self.path / name, checkpoint, None if self._is_ours else self._move_earlier_files)
-        self._is_ours = True
+        template = self.checkpoint_template
+        checkpoint = replace(template, tensors=template.tensors | tensors, progress=progress)
+        before_rename = None if self._files_are_ours else self._move_earlier_files
+        path = save_checkpoint(self.path / name, checkpoint, before_rename)
+        self._files_are_ours = True
         return path
 
     def _existing_files(self) -> list[str]:

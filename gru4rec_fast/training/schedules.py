@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the schedulers of torch.optim.lr_scheduler, by name."""
+"""Learning-rate schedules: the schedulers of torch.optim.lr_scheduler, selected by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.optim import Optimizer, lr_scheduler
 
 ALIASES = {"step": "StepLR", "cosine": "CosineAnnealingLR", "plateau": "ReduceLROnPlateau"}
 
-# These take functions or other schedulers, which cannot be written to a parameter file or a checkpoint.
+# The base class, and classes that take functions or other schedulers, which cannot be written to a parameter file or a
+# checkpoint.
 _NOT_BY_NAME = {"LRScheduler", "LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR"}
 
 
@@ -30,11 +31,11 @@ class Schedule:
     Args:
         optimizer: the optimizer whose learning rate is scheduled.
         name: "step", "cosine", "plateau", or the name of a class in torch.optim.lr_scheduler.
-        options: the arguments of that class, and `interval`: "epoch" (default) or "update". Arguments that torch
-            requires have defaults: "step" has step_size = a third of the epochs; "cosine" has T_max = n_epochs (with
-            `interval="epoch"`). "plateau" has mode "max" or "min", as `maximize` says.
-        n_epochs: length of the training, for these defaults.
-        maximize: whether a larger monitored value is better ("plateau").
+        options: the arguments of that class, and the key `interval`: step the scheduler after each "epoch" (default)
+            or "update". Defaults: for "step", step_size is a third of the epochs; for "cosine" with interval="epoch",
+            T_max is n_epochs; for "plateau", mode is "max" if `maximize`, else "min".
+        n_epochs: length of the training; only used for these defaults.
+        maximize: whether a larger monitored value is better; only used for "plateau".
 
     Raises:
         ValueError: an unknown name, interval or option, or options that the class rejects.
@@ -51,29 +52,32 @@ class Schedule:
     ):
         if name not in scheduler_names():
             raise ValueError(f"lr_scheduler={name!r}: choose one of {', '.join(scheduler_names())}")
-        kind = ALIASES.get(name, name)
+        class_name = ALIASES.get(name, name)
         arguments = dict(options or {})
         interval = arguments.pop("interval", "epoch")
         if interval not in ("epoch", "update"):
             raise ValueError(f"lr_scheduler_options: interval={interval!r} is neither 'epoch' nor 'update'")
-        self._monitors_metric = kind == "ReduceLROnPlateau"
+        self._monitors_metric = class_name == "ReduceLROnPlateau"
         self.per_update = interval == "update"
         if self._monitors_metric and self.per_update:
             raise ValueError(
-                "lr_scheduler='plateau' monitors a value that exists once an epoch: choose interval='epoch'"
+                "lr_scheduler='plateau' monitors a value that is only computed once per epoch: choose interval='epoch'"
             )
-        self._ends_with_training = kind == "CosineAnnealingLR" and not self.per_update and "T_max" not in arguments
-        if kind == "StepLR":
+        is_cosine = class_name == "CosineAnnealingLR"
+        self._ends_with_training = is_cosine and not self.per_update and "T_max" not in arguments
+        if class_name == "StepLR":
             arguments.setdefault("step_size", max(1, n_epochs // 3))
         elif self._ends_with_training:
             arguments["T_max"] = n_epochs
         elif self._monitors_metric:
             arguments.setdefault("mode", "max" if maximize else "min")
-        scheduler_class = getattr(lr_scheduler, kind)
-        known = list(inspect.signature(scheduler_class).parameters)[1:]
+        scheduler_class = getattr(lr_scheduler, class_name)
+        known = list(inspect.signature(scheduler_class).parameters)[1:]  # without the optimizer
         unknown = sorted(set(arguments) - set(known))
         if unknown:
-            raise ValueError(f"lr_scheduler_options: {kind} has no {', '.join(unknown)}; it takes {', '.join(known)}")
+            raise ValueError(
+                f"lr_scheduler_options: {class_name} has no {', '.join(unknown)}; choose from {', '.join(known)}"
+            )
         try:
             self._scheduler = scheduler_class(optimizer, **arguments)
         except (TypeError, ValueError) as error:
@@ -82,14 +86,15 @@ class Schedule:
             ) from error
 
     def after_update(self) -> None:
-        """Step an `interval="update"` schedule; call this after each update of the weights."""
+        """Step the scheduler if interval="update". Call this after each update of the weights."""
         if self.per_update:
             self._step()
 
     def after_epoch(self, monitored: float | None) -> None:
-        """Step any other schedule; call this after each epoch.
+        """Step the scheduler if interval="epoch". Call this after each epoch.
 
-        monitored: the metric or loss that "plateau" monitors; None after an epoch without validation.
+        monitored: the metric or loss that "plateau" monitors; None if the epoch was not validated: "plateau" is not
+            stepped then.
         """
         if self._monitors_metric:
             if monitored is not None:
@@ -98,20 +103,21 @@ class Schedule:
             self._step()
 
     def _step(self, *monitored: float) -> None:
-        # Avoids a warning of torch, which does not see the updates of the fused step and those before a resume.
+        # Prevents a warning that the scheduler is stepped before the optimizer: torch does not count the updates of the
+        # fused step, nor those before a resume.
         self._scheduler.optimizer._opt_called = True
         self._scheduler.step(*monitored)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state as JSON values, without its constructor's arguments."""
+        """Return the entries of the scheduler's state that are JSON values."""
         return {key: value for key, value in self._scheduler.state_dict().items() if _is_json(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state; load the optimizer's state, which has the learning rate, after this.
+        """Restore the state. Load the optimizer's state after this, since it has the learning rate.
 
         Raises:
-            ValueError: the length of a cosine schedule was that of the training, and this training is longer or
-                shorter. Past the end of the cosine the rate would increase again.
+            ValueError: a cosine schedule was as long as the training, and this training has another length. After the
+                end of the cosine the learning rate would increase again.
         """
         if self._ends_with_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
             raise ValueError(

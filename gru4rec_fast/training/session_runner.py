@@ -1,7 +1,8 @@
-"""Runs an epoch of session training: by the fused step of the device, or by autograd."""
+"""Runs an epoch of session training: by the fused step (CPU), by the captured step (GPU), or by autograd."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -24,7 +25,7 @@ from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.state import HIDDEN, hidden_tensors
 
-# Longest time of one call into the fused step: Ctrl-C and the progress bar wait for its end.
+# Time that a call into the fused step should take. Ctrl-C and the progress bar wait for the end of the call.
 _SECONDS_PER_CALL = 0.1
 
 
@@ -32,25 +33,27 @@ class SessionEpochRunner:
     """Trains a SessionNetwork on sessions, epoch by epoch; see `EpochRunner`.
 
     The loader processes a number of sessions in parallel, one per lane. A mini-batch is one step of all lanes. A block
-    is T consecutive mini-batches (truncated backpropagation through T steps), each with its own negatives. The number
-    of mini-batches since the training began is the random key of negatives and dropout.
+    is T consecutive mini-batches (truncated backpropagation through T steps), each with its own negatives. Negatives
+    and dropout masks are functions of the seeds and of the number of mini-batches since the training began.
 
-    The fused step runs many updates in one call. Where it cannot train the network, autograd does, a block at a time.
+    The fused step runs many updates in one call. If it cannot train the network, autograd trains, one block at a time.
+    "Fused step" means `FusedTrainingStep` on the CPU and `CapturedTrainingStep` on a GPU.
 
     Args:
         network: trained in place, from the weights that it has.
-        loader: the sessions; its `steps` is T.
+        loader: loads the blocks of sessions; `loader.steps` is T.
         criterion: the loss of a block.
-        optimizer: over the network's parameters.
-        sampler: table from which negatives are drawn, on the loader's device; needed unless n_sample is 0.
+        optimizer: optimizer of the network's parameters.
+        sampler: table from which negatives are drawn, on the loader's device; required unless n_sample is 0.
         n_sample: negatives per mini-batch, shared by its lanes; 0: the other lanes' targets are the only negatives.
-        accumulate: blocks per update of the weights; their losses are averaged, no gradient flows between them.
-        seed: of the negatives. The network has its own for weights and dropout, the loader for its shuffle.
+        accumulate: blocks per update of the weights. The losses of these blocks are averaged; no gradient flows from
+            one block to another.
+        seed: seed of the negatives. The network has its own seed for weights and dropout, the loader for its shuffle.
         schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
-        fused: False: train by autograd. True: by the fused step where it can train the network.
-        precision: of the fused step's products, "full" or "bf16"; "bf16" is an error where autograd has to train.
-        fingerprint: returns a digest of the log, e.g. `lambda: log_fingerprint(store)`; called once, with the first
-            checkpoint that is written or resumed. None: logs are told apart by their counts alone.
+        fused: True: train by the fused step if it can train the network. False: train by autograd.
+        precision: "full" or "bf16", see `FusedTrainingStep`; "bf16" is an error if autograd has to train.
+        fingerprint: returns a digest of the log, e.g. `lambda: log_fingerprint(store)`; called once, when the first
+            checkpoint is written or resumed. None: a checkpoint of another log is only detected by its counts.
         memory: a MemoryRecord records the phases batch, forward, loss, backward and update; autograd then trains.
         impl: "auto", "native" or "reference", for negative sampling.
 
@@ -59,7 +62,7 @@ class SessionEpochRunner:
         hidden: hidden states of the lanes, one tensor per layer; None between epochs.
 
     Raises:
-        ValueError: a value is out of range, or there are negatives to draw and no sampler.
+        ValueError: a value is out of range, or n_sample is not 0 and there is no sampler.
     """
 
     def __init__(
@@ -98,12 +101,12 @@ class SessionEpochRunner:
 
     @property
     def n_events(self) -> int:
-        """Number of targets in an epoch."""
+        """Number of events in an epoch: one per target."""
         return self.loader.n_targets
 
     @cached_property
     def data_identity(self) -> dict[str, int | str]:
-        """Counts of the log, and its fingerprint if there is one."""
+        """Counts of the log, and its fingerprint if the runner was given one."""
         loader = self.loader
         counts = {"sessions": loader.n_sessions, "targets": loader.n_targets, "items": self.network.n_items}
         return counts | ({} if self._fingerprint is None else {"fingerprint": self._fingerprint()})
@@ -114,7 +117,7 @@ class SessionEpochRunner:
 
     @property
     def why_not_fused(self) -> str | None:
-        """The reason why autograd trains; None where the fused step does. Evaluated at the start of each epoch."""
+        """The reason why the next epoch is trained by autograd; None if the fused step trains it."""
         if self._autograd_was_requested:
             return "fused=False or impl='reference' was requested"
         if self.memory is not NULL_RECORD:
@@ -126,14 +129,14 @@ class SessionEpochRunner:
         return why_not_captured(self.network, self.criterion, self.optimizer)
 
     def notice(self) -> str | None:
-        """Return why autograd trains, if that was not requested and is not announced elsewhere; else None."""
+        """Return a line that says why autograd trains; None if the fused step trains or autograd was requested."""
         reason = None if self._autograd_was_requested else self.why_not_fused
-        if reason is None or isinstance(reason, NoKernels):
+        if reason is None or isinstance(reason, NoKernels):  # missing kernels are announced by the first operator
             return None
         return f"training by autograd, not by the fused step: {reason}"
 
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
-        """Run the current epoch to its end; weights are updated after every `accumulate` blocks and at the end.
+        """Run the rest of the current epoch; weights are updated after every `accumulate` blocks and at the end.
 
         `between_updates` is called between updates, but not after an update that the end of the epoch caused. It
         returns the maximum number of mini-batches until the next call; None means no limit.
@@ -146,7 +149,7 @@ class SessionEpochRunner:
         if self.hidden is None:
             self.loader.set_epoch(position.epoch - 1)
             self.hidden = self.network.initial_state(self.loader.n_lanes)
-        else:  # the epoch was interrupted: the loader resumes from its own state, restored from a checkpoint or not
+        else:  # Continue an interrupted epoch: without a loaded state the loader would start at the first block.
             self.loader.load_state_dict(self.loader.state_dict())
         started = time.perf_counter() - position.seconds
         if reason is None:
@@ -156,33 +159,37 @@ class SessionEpochRunner:
         position.seconds = time.perf_counter() - started
         if not position.mini_batches:
             raise ValueError(
-                f"an epoch has no mini-batch: with n_sample={self.n_sample} a step needs {self.loader.min_live} live "
-                f"lanes, and there are {self.loader.n_lanes}"
+                f"the epoch has no mini-batch: with n_sample={self.n_sample} a step needs {self.loader.min_live} lanes "
+                f"with a session, and there are {self.loader.n_lanes}; use more sessions or negatives"
             )
 
     def _run_fused(self, progress: Progress, between_updates: Callable[[], int | None], started: float) -> None:
         position, epoch = self.position, self.start_fused_epoch()
         assert self.hidden is not None
-        per_update = self.loader.steps * self.accumulate
+        mini_batches_per_update = self.loader.steps * self.accumulate
         updates, finished = 1, False
         while not finished:
-            called = time.perf_counter()
+            call_started = time.perf_counter()
             blocks, finished = epoch.run(updates, self.hidden, step=position.step)
             for block in blocks:
                 add_loss(position, block.loss, block.steps, position.mini_batches)
                 self._advance(block.steps, block.events)
             progress.advance(sum(block.events for block in blocks), position.mean_loss)
             position.seconds = time.perf_counter() - started
-            updates = min(2 * updates, max(1, int(updates * _SECONDS_PER_CALL / (time.perf_counter() - called))))
+            # As many updates as fit _SECONDS_PER_CALL at the speed of the last call. At most twice as many as before,
+            # since the last call may have been unusually fast.
+            seconds = time.perf_counter() - call_started
+            updates = min(2 * updates, max(1, int(updates * _SECONDS_PER_CALL / seconds)))
             if self.schedule and blocks:
                 self.schedule.after_update()
                 updates = 1 if self.schedule.per_update else updates
             if not finished:
                 limit = between_updates()
-                updates = updates if limit is None else min(updates, max(1, -(-limit // per_update)))
+                if limit is not None:  # in mini-batches; rounded up to whole updates
+                    updates = min(updates, max(1, math.ceil(limit / mini_batches_per_update)))
 
     def start_fused_epoch(self) -> FusedEpoch | CapturedEpoch:
-        """Return an epoch of the device's fused step, from the loader's current position."""
+        """Start an epoch of the fused step at the loader's current position."""
         assert isinstance(self.optimizer, SparseAdagrad)
         modules = (self.network, self.criterion, self.optimizer)
         options: dict[str, Any] = {
@@ -192,8 +199,9 @@ class SessionEpochRunner:
         }
         step: FusedTrainingStep | CapturedTrainingStep
         if self.loader.device.type == "cuda":
-            # Reused in the next epoch, and with it the captured graphs.
-            step = self._captured_step = self._captured_step or CapturedTrainingStep(*modules, **options)
+            # Created once, since it has the captured graphs, which the next epochs replay.
+            self._captured_step = self._captured_step or CapturedTrainingStep(*modules, **options)
+            step = self._captured_step
         else:
             step = FusedTrainingStep(*modules, **options)
         return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed)
@@ -217,6 +225,7 @@ class SessionEpochRunner:
                 position.seconds = time.perf_counter() - started
                 between_updates()
         if accumulated:
+            # Losses were divided by `accumulate`, but the last update of the epoch has fewer blocks.
             self._update_weights(scale=self.accumulate / accumulated)
         self.read_losses()
 
@@ -228,11 +237,11 @@ class SessionEpochRunner:
         )[0]
 
     def backpropagate(self, block: SessionBlock, negatives: Tensor | None) -> None:
-        """Compute a block's loss and add its gradients to those of the weights; advance `position`."""
+        """Compute a block's loss, accumulate the gradients of the weights, and advance `position`."""
         position, memory, steps = self.position, self.memory, len(block.n_live)
         assert self.hidden is not None
         with memory.phase("forward"):
-            all_live = block.n_live[-1] == self.loader.n_lanes  # a lane that died never comes back
+            all_live = block.n_live[-1] == self.loader.n_lanes  # a lane without a session stays so until the epoch ends
             output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step, all_live=all_live)
         with memory.phase("loss"):
             table = self.network.output_weight, self.network.output_bias
@@ -268,7 +277,7 @@ class SessionEpochRunner:
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the hidden states and the loader's position; neither exists between epochs."""
+        """Return the hidden states and the loader's position; between epochs no tensors and None."""
         return hidden_tensors(self.hidden), {"loader": None if self.hidden is None else self.loader.state_dict()}
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:

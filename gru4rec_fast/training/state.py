@@ -1,4 +1,4 @@
-"""The state of a training as named tensors and JSON values, from which it resumes with the same bits."""
+"""Converts the state of a training to named tensors and JSON values, and back without a change of a bit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+# Prefixes of the names of tensors in a checkpoint.
 MODEL = "model."
 OPTIMIZER = "optimizer."
 HIDDEN = "hidden."
@@ -22,7 +23,7 @@ def hidden_tensors(hidden: list[Tensor] | None) -> dict[str, Tensor]:
     return {f"{HIDDEN}{layer}": state for layer, state in enumerate(hidden or [])}
 
 
-def _names(network: nn.Module, optimizer: Optimizer) -> list[str]:
+def _parameter_names(network: nn.Module, optimizer: Optimizer) -> list[str]:
     """Return the names of the optimizer's parameters, in the order of the indices in its state_dict."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
@@ -36,7 +37,7 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str,
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
-    for index, name in enumerate(_names(network, optimizer)):
+    for index, name in enumerate(_parameter_names(network, optimizer)):
         for key, value in state["state"].get(index, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"{OPTIMIZER}{name}.{key}"] = value
@@ -50,7 +51,7 @@ def load_optimizer(
     network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
     """Restore the state that `optimizer_state` returned; the names of `tensors` have no prefix "optimizer."."""
-    names = _names(network, optimizer)
+    names = _parameter_names(network, optimizer)
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
         entry = dict(values["scalars"].get(name, {}))

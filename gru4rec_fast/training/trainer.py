@@ -1,4 +1,4 @@
-"""The trainer: runs epochs, validates, keeps the best model, saves checkpoints, stops early and resumes."""
+"""The trainer: runs epochs, validates, saves checkpoints and the best model, stops early and resumes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ from gru4rec_fast.training.state import MODEL, OPTIMIZER, load_optimizer, optimi
 
 
 class EpochRunner(Protocol):
-    """What a `Trainer` needs: runs one epoch after another and updates the weights of `network`.
+    """Protocol of the object that runs the epochs of a `Trainer` and updates the weights of `network`.
+
+    An event is one training example: a target of a session, or a triple of a graph.
 
     Attributes:
-        optimizer: over the network's parameters.
+        optimizer: optimizer of the network's parameters.
         schedule: learning-rate schedule. The runner calls `after_update`, the trainer calls `after_epoch`.
         position: how far the training has come.
     """
@@ -46,11 +48,11 @@ class EpochRunner(Protocol):
 
     @property
     def n_events(self) -> int:
-        """Number of events (targets, triples) in an epoch."""
+        """Number of events in an epoch."""
 
     @property
     def data_identity(self) -> dict[str, int | str]:
-        """Counts and digests of the training data, as JSON values; a checkpoint of other data is not resumed."""
+        """Counts and digests of the training data, as JSON values. Resuming on data with other values is an error."""
 
     def notice(self) -> str | None:
         """Return a line to show before training, or None."""
@@ -69,14 +71,14 @@ class EpochRunner(Protocol):
         """Add all losses so far to `position`. Raises TrainingDiverged if one is NaN or infinite."""
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors and JSON values that this runner needs to resume, besides weights and optimizer."""
+        """Return the tensors and JSON values that this runner needs to resume, without weights and optimizer state."""
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
         """Restore what `checkpoint_state` returned."""
 
 
 class Trainer:
-    """Trains a network epoch by epoch: validates, keeps the best model, saves checkpoints, resumes.
+    """Trains a network epoch by epoch: validates, saves checkpoints and the best model, stops early and resumes.
 
     On the CPU a resumed training ends with the same bits as one that was never interrupted.
 
@@ -86,19 +88,20 @@ class Trainer:
         validate: called with the network in eval mode after every `evaluate_every` epochs; returns metrics by name.
         out: folder for last.safetensors, best.safetensors (if there is a validation or monitor is "loss"), curves.csv
             and curves.png. `RunFolder` says what happens to the files of an earlier training. None: nothing is written.
-        identity: format, config and further tensors that every checkpoint stores, so that its reader can build the
-            model.
-        progress: shows how the training goes; None: nothing is shown.
-        peak: meter of the peak memory; None: a meter that starts with `run`.
+        checkpoint_template: a `Checkpoint` whose format, config and tensors are copied into every checkpoint file, so
+            that its reader can build the model. None: the format has the class of the network; there is no config.
+        progress: shows the progress of the training; None: nothing is shown.
+        peak: measures the peak memory above its baseline; None: the baseline is the memory in use when `run` starts.
 
     Attributes:
         history: one dict per finished epoch: epoch, loss (mean over the epoch's mini-batches), seconds (of training),
             mini_batches, events (targets or triples), learning_rate, and `validation` (metrics by name) if the epoch
             was validated.
-        peak_memory_bytes: peak resident size above the baseline of `peak`, after `run`; curves are drawn later.
+        peak_memory_bytes: peak memory of the training above the baseline of `peak`; 0 until `run` has ended. The memory
+            for drawing the curves is not included.
 
     Raises:
-        ValueError: patience without anything to monitor.
+        ValueError: `patience` needs validation metrics, and `validate` is None.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class Trainer:
         *,
         validate: Callable[[], Mapping[str, float]] | None = None,
         out: str | os.PathLike[str] | None = None,
-        identity: Checkpoint | None = None,
+        checkpoint_template: Checkpoint | None = None,
         progress: Progress | None = None,
         peak: PeakMemory | None = None,
     ) -> None:
@@ -118,10 +121,11 @@ class Trainer:
         self.runner, self.options = runner, options
         self.network, self.optimizer = runner.network, runner.optimizer
         self.validate, self.progress = validate, progress or Silent()
-        self.folder = RunFolder(out, identity or Checkpoint(f"gru4rec_fast.{type(runner.network).__name__}/2"))
+        template = checkpoint_template or Checkpoint(f"gru4rec_fast.{type(runner.network).__name__}/2")
+        self.folder = RunFolder(out, template)
         self.history: list[dict[str, Any]] = []
         self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximize=not monitors_loss)
-        self._picks_best = validate is not None or monitors_loss
+        self._selects_best = validate is not None or monitors_loss
         self._peak, self.peak_memory_bytes = peak, 0
         self._saved_at_step = 0
 
@@ -133,7 +137,7 @@ class Trainer:
     @property
     def best_epoch(self) -> int | None:
         """The epoch whose model is in best.safetensors; None if there is no such epoch."""
-        return (self.early_stopping.best_epoch or None) if self._picks_best else None
+        return (self.early_stopping.best_epoch or None) if self._selects_best else None
 
     def run(self, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
         """Train until `n_epochs` epochs are finished; return the history.
@@ -167,8 +171,8 @@ class Trainer:
                     self._raise_if_interrupted(interrupt)
         except TrainingDiverged as error:
             saved = self.folder.last_saved
-            kept = "no checkpoint had been written yet" if saved is None else f"the last good checkpoint is {saved}"
-            raise TrainingDiverged(f"{error}; training stopped; {kept}; try a smaller learning_rate") from None
+            advice = "no checkpoint had been written yet" if saved is None else f"the last good checkpoint is {saved}"
+            raise TrainingDiverged(f"{error}; training stopped; {advice}; try a smaller learning_rate") from None
         finally:
             self.progress.close()
             self.peak_memory_bytes = peak.bytes
@@ -182,13 +186,16 @@ class Trainer:
     def _announce(self) -> None:
         finished = f"epoch {self.position.epoch - 1} of n_epochs={self.options.n_epochs}"
         if self.early_stopping.should_stop:
-            best = f"no gain for {self.early_stopping.waited} epochs (patience={self.options.patience})"
-            self.progress.say(f"nothing left to train: stopped after {finished}, with {best}")
-        elif self._is_done:
-            self.progress.say(f"nothing left to train: {finished} is finished; raise n_epochs to go on")
-        elif (path := self.folder.path) is not None and self.folder.holds_another:
+            best = f"best {self.options.monitor} in epoch {self.early_stopping.best_epoch}"
             self.progress.say(
-                f"{path} holds an earlier training; the first checkpoint of this one will move it to {path / PREVIOUS}"
+                f"nothing left to train: stopped after {finished}; {best}, patience={self.options.patience}"
+            )
+        elif self._is_done:
+            self.progress.say(f"nothing left to train: {finished} is finished; to continue, increase n_epochs")
+        elif (path := self.folder.path) is not None and self.folder.has_earlier_training:
+            self.progress.say(
+                f"{path} has the files of an earlier training; they will be moved to {path / PREVIOUS} when the first "
+                "checkpoint of this training is written"
             )
         if not self._is_done and (notice := self.runner.notice()):
             self.progress.say(notice)
@@ -203,7 +210,7 @@ class Trainer:
         return every - (self.position.step - self._saved_at_step)
 
     def _finish_epoch(self) -> None:
-        """Validate, extend the history, step the schedule, save."""
+        """Validate, step the schedule, extend the history, save."""
         position, options = self.position, self.options
         check_weights(self.network, position)
         record: dict[str, Any] = {
@@ -215,35 +222,37 @@ class Trainer:
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
         }
         monitored: float | None = record[LOSS] if options.monitor == LOSS else None
-        is_validated = position.epoch % options.evaluate_every == 0 or position.epoch == options.n_epochs
-        if self.validate is not None and is_validated:
-            metrics = record["validation"] = self._metrics(self.validate)
+        must_validate = position.epoch % options.evaluate_every == 0 or position.epoch == options.n_epochs
+        if self.validate is not None and must_validate:
+            metrics = record["validation"] = self._run_validation(self.validate)
             if options.monitor not in (LOSS, *metrics):
                 raise ValueError(
-                    f"monitor={options.monitor!r} is not measured; there are {', '.join(metrics)} and {LOSS}"
+                    f"monitor={options.monitor!r} is not measured; choose one of {', '.join(metrics)}, {LOSS}"
                 )
             monitored = record[LOSS] if options.monitor == LOSS else metrics[options.monitor]
         if self.runner.schedule is not None:
-            self.runner.schedule.after_epoch(monitored if self._picks_best else record[LOSS])
+            self.runner.schedule.after_epoch(monitored if self._selects_best else record[LOSS])
         is_better = monitored is not None and self.early_stopping.update(position.epoch, monitored)
         self.history.append(record)
         self.runner.start_next_epoch()
-        if is_better:  # before `last`, which names the best epoch: a resume from the `last` before repeats this epoch
+        # best.safetensors first: after a crash between the two files, resuming from the old last.safetensors repeats
+        # this epoch. In the other order last.safetensors could name a best epoch that was never saved.
+        if is_better:
             self.folder.save_best(self.network, self.history)
         self._save_last()
         self.folder.write_csv(self.history)
         self.progress.end_epoch(record)
 
-    def _metrics(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-        """Return the network's validation metrics. Raises TrainingDiverged if a metric or score is not finite."""
+    def _run_validation(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Return the metrics of the validation. Raises TrainingDiverged if a metric or score is not finite."""
         self.network.eval()
         try:
             metrics = dict(validate())
-        except NanScoreError as error:  # finite weights can overflow too
-            raise TrainingDiverged(f"validation found a NaN score {self.position}") from error
+        except NanScoreError as error:  # scores of finite weights can overflow
+            raise TrainingDiverged(f"the validation found a NaN score {self.position.describe()}") from error
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise TrainingDiverged(f"the validation metric {name} is {value} {self.position}")
+                raise TrainingDiverged(f"the validation metric {name} is {value} {self.position.describe()}")
         return metrics
 
     def _raise_if_interrupted(self, interrupt: InterruptRequest) -> None:
@@ -252,8 +261,9 @@ class Trainer:
         path = self._save_last()
         advice = "nothing was saved: no out folder was given"
         if path is not None:
-            advice = f"to go on from {path}, resume with the same out folder"
-        raise TrainingInterrupted(f"training interrupted {self.position}; {advice}", interrupt.signal_number)
+            advice = f"to continue from {path}, resume with the same out folder"
+        message = f"training interrupted {self.position.describe()}; {advice}"
+        raise TrainingInterrupted(message, interrupt.signal_number)
 
     def _save_last(self) -> Path | None:
         if self.folder.path is None:
@@ -275,10 +285,10 @@ class Trainer:
         return self.folder.save_last(self.network, moments | tensors, progress | values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore the state of the training that wrote the checkpoint; `run` continues from it.
+        """Restore the state of the training that wrote the checkpoint; `run` continues from this state.
 
         Raises:
-            CheckpointError: the checkpoint has no training state, or is of other data or of another schedule.
+            CheckpointError: the checkpoint has no training state, or was written with other data or another schedule.
         """
         progress = checkpoint.progress
         if "position" not in progress:
