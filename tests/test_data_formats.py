@@ -186,7 +186,7 @@ BAD_FILES = {
     "number among dates": (
         "log.csv",
         b"SessionId,ItemId,Time\n1,2,2020-01-01\n1,2,17\n",
-        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, unlike the first row",
+        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, but the first row is",
     ),
     "missing id": ("log.tsv", LOG.replace("1\t6", "1\t").encode(), r"column 'ItemId', row 2 .*None: an id is missing"),
     "short row": ("log.tsv", LOG.replace("1\t6\t1", "1").encode(), r"column 'ItemId', row 2"),
@@ -322,7 +322,7 @@ def test_a_bad_source_is_named(tmp_path: Path) -> None:
         ValueError, match=r"the dict given has no column 'Time'; its columns are \['SessionId', 'ItemId'\]"
     ):
         SessionStore.from_events({"SessionId": [1], "ItemId": [2]})
-    with pytest.raises(ValueError, match="must be three different columns"):
+    with pytest.raises(ValueError, match="session, item, time must be different columns"):
         SessionStore.from_events(COLUMNS, item_key="Time")
 
 

@@ -268,7 +268,7 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
         ),  # or between two items
         ("offsets", [2**63 - 1, -(2**63), 3, 4, 6], r"offsets\.npy is damaged: it goes from 9223372036854775807 to 6"),
         ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it holds decreasing offsets"),
-        ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it gives users 4 edges, not 3"),
+        ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it states 4 edges of users, not 3"),
         ("offsets", [0, 2, 3, 4, 5], r"offsets\.npy is damaged: it goes from 0 to 5, not from 0 to 6"),
         ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
     ],
@@ -339,7 +339,7 @@ def test_bad_text(tmp_path: Path) -> None:
 def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InteractionGraph.from_table(table)
-    with pytest.raises(ValueError, match="user and item must be two different columns"):
+    with pytest.raises(ValueError, match="user, item must be different columns"):
         InteractionGraph.from_table({"a": [1]}, user_key="a", item_key="a")
 
 
@@ -358,10 +358,10 @@ def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
 )
 def test_bad_arrays(arguments: dict[str, Any], message: str) -> None:
     if arguments.get("n_items") == 2**32:
-        from gru4rec_fast.data.graphs.csr import bipartite_csr
+        from gru4rec_fast.data.graphs.csr import build_bipartite_csr
 
         with pytest.raises(ValueError, match=message):  # not from_arrays, whose ids would need 32 GiB
-            bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
+            build_bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
         return
     with pytest.raises(ValueError, match=message):
         InteractionGraph.from_arrays(**arguments)
