@@ -32,8 +32,8 @@ def dense_matrix(
 ) -> Tensor:
     """Return the propagation matrix after edge dropout, float64 [n_nodes, n_nodes], computed by dense products.
 
-    `matrix` is "plain" (the adjacency matrix A), "symmetric" (D^-1/2 A D^-1/2), "mean" (D^-1 A) or "norm" (D^-1 A of the
-    graph with self-loops); D holds the degrees.
+    `matrix` is "plain" (the adjacency matrix A), "symmetric" (D^-1/2 A D^-1/2), "mean" (D^-1 A) or "norm" (D^-1 A of
+    the graph with self-loops); D holds the degrees.
     """
     n_nodes = len(offsets) - 1
     adjacency = torch.zeros(n_nodes, n_nodes, dtype=torch.float64)
