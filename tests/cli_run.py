@@ -1,4 +1,4 @@
-"""Helpers that run gru4rec-fast, in this process or in a new one, and write a small log."""
+"""Helpers that run the gru4rec-fast command, in this process or in a new one, and write a small log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The error. Asserts that it is one line, the last on stderr, and that stdout is empty."""
+        """The error message. Asserts that it is the last line on stderr, the only error, and that stdout is empty."""
         lines = self.err.splitlines()
         assert lines[-1].startswith("error: "), self.err
         assert sum(line.startswith(("error", "Traceback")) for line in lines) == 1, self.err

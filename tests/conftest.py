@@ -30,13 +30,13 @@ def is_installed() -> bool:
 
 
 if is_installed():
-    # `python -m pytest` and PYTHONPATH=. put the checkout on sys.path, where it would hide the installed package.
+    # `python -m pytest` and PYTHONPATH=. add the checkout to sys.path, which would hide the installed package.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add an option to run all emulated cases, which .ci/full uses. By default some of them are deselected."""
-    parser.addoption("--all-emulated", action="store_true", help="run all emulated cases, not a pairwise cover")
+    """Add the option --all-emulated, which .ci/full uses. See `pytest_collection_modifyitems`."""
+    parser.addoption("--all-emulated", action="store_true", help="run all test cases with emulated CUDA kernels")
 
 
 def pytest_configure() -> None:
@@ -48,7 +48,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def restore_ctrl_c() -> None:
-    """Restore the default action of Ctrl-C, which some tests send. Shells ignore it in background processes."""
+    """Restore the default action of Ctrl-C (SIGINT), which some tests send. Background processes ignore it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -68,22 +68,22 @@ def native_library() -> None:
 
 @pytest.fixture
 def impl(request: pytest.FixtureRequest) -> str:
-    """Run the test with the reference, the native kernels and, in families with CUDA kernels, the emulated ones."""
+    """Run a test once per implementation: reference, native kernels, and emulated CUDA kernels if there are any."""
     if request.param == "native":
         request.getfixturevalue("native_library")
     return request.param
 
 
 @pytest.fixture(params=["reference", "native", "fused"])
-def way(request: pytest.FixtureRequest) -> str:
-    """Train a `PackageRun` by autograd with either implementation, or by the fused training step."""
+def training_impl(request: pytest.FixtureRequest) -> str:
+    """Run a test once per value of `impl` of a `PackageRun`, except "emulated"."""
     if request.param != "reference":
         request.getfixturevalue("native_library")
     return request.param
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize the fixture `impl`; "emulated" is added in tests of families that have CUDA kernels."""
+    """Parametrize the fixture `impl`, with "emulated" only if the test file is that of a family with CUDA kernels."""
     parametrized = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "impl" not in metafunc.fixturenames or any("impl" in names for names in parametrized):
         return
@@ -96,15 +96,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """Reset torch.compile after each test: its limit on recompilations would otherwise count over all tests."""
+    """Reset torch.compile after each test, because its limit on recompilations is for the whole process."""
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 
 
-@pytest.hookimpl(trylast=True)  # after -k and -m
+@pytest.hookimpl(trylast=True)  # after the selection by -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Reduce the emulated cases of each test, which are slow, to a choice that covers all pairs of parameter values."""
+    """Deselect some emulated cases, which are slow. The others cover all pairs of parameter values of each test."""
     if config.getoption("all_emulated"):
         return
     tests: dict[str, list[pytest.Item]] = {}
@@ -112,9 +112,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("impl") == "emulated":
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    deselected = {item for cases in tests.values() for item in cases} - {
-        item for cases in tests.values() for item in pairwise_cover(cases)
-    }
+    deselected = {item for cases in tests.values() for item in set(cases) - set(pairwise_cover(cases))}
     config.hook.pytest_deselected(items=[item for item in items if item in deselected])
     items[:] = [item for item in items if item not in deselected]
 
@@ -126,7 +124,7 @@ def pairwise_cover(cases: list[pytest.Item]) -> list[pytest.Item]:
     """
 
     def values(case: pytest.Item) -> list[tuple[str, tuple[int, ...]]]:
-        """Return the parameters of a case and their values, by id(), because values need not be hashable."""
+        """Return the parameters of a case with the id() of their values, because values may not be hashable."""
         params: dict[str, object] = case.callspec.params  # type: ignore[attr-defined]
         marked_names = [mark.args[0] for mark in case.iter_markers("parametrize")]
         groups = [names.split(",") if isinstance(names, str) else names for names in marked_names]

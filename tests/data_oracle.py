@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -13,66 +13,72 @@ import pytest
 from gru4rec_fast.data import SessionStore
 
 Row = tuple[object, object, float]  # session id, item id, time
+Event = tuple[float, int, object]  # time, input row, item id
 
 
 @dataclass
 class Session:
-    """A session: its id, the first input row it appears in, and its events (time, row, item), sorted by time."""
+    """A session: its id, the first input row it appears in, and its events, sorted by time, then row."""
 
     id: object
-    row: int
-    events: list[tuple[float, int, object]]
+    first_row: int
+    events: list[Event]
 
-    def key(self) -> tuple[float, int]:
-        return self.events[0][0], self.row
+    def sort_key(self) -> tuple[float, int]:
+        return self.events[0][0], self.first_row
 
 
 def grouped(rows: list[Row]) -> list[Session]:
-    """Group rows by session. Sessions are sorted by their first event, events by time; ties keep the input order."""
+    """Group rows by session. Sessions are sorted by the time of their first event, events by time, then input row."""
     sessions: dict[object, Session] = {}
     for row, (session, item, time) in enumerate(rows):
         sessions.setdefault(session, Session(session, row, [])).events.append((time, row, item))
     for session in sessions.values():
-        session.events.sort(key=lambda event: event[:2])
-    return sorted(sessions.values(), key=Session.key)
+        session.events.sort(key=_time_and_row)
+    return sorted(sessions.values(), key=Session.sort_key)
 
 
 def filtered(
-    sessions: list[Session], min_support: int, min_length: int, duplicates: bool, collapse: bool
+    sessions: list[Session], min_support: int, min_length: int, remove_duplicates: bool, collapse: bool
 ) -> list[Session]:
     """Apply the filters until nothing changes, and return the remaining sessions."""
-    kept = sessions
-    if duplicates:
-        kept = [
-            Session(s.id, s.row, list({(t, i): (t, r, i) for t, r, i in reversed(s.events)}.values())) for s in kept
+    if remove_duplicates:  # of events with equal (time, item), the dict holds the one that is written last: the first
+        sessions = [
+            replace(s, events=sorted({(t, i): (t, r, i) for t, r, i in reversed(s.events)}.values(), key=_time_and_row))
+            for s in sessions
         ]
-        for session in kept:
-            session.events.sort(key=lambda event: event[:2])
     while True:
-        n_events = sum(len(s.events) for s in kept)
-        support = Counter(item for s in kept for _, _, item in s.events)
-        kept = [Session(s.id, s.row, [e for e in s.events if support[e[2]] >= min_support]) for s in kept]
+        n_events = sum(len(s.events) for s in sessions)
+        support = Counter(item for s in sessions for _, _, item in s.events)
+        sessions = [replace(s, events=[e for e in s.events if support[e[2]] >= min_support]) for s in sessions]
         if collapse:
-            kept = [Session(s.id, s.row, [e for j, e in enumerate(s.events) if j == 0 or s.events[j - 1][2] != e[2]])
-                    for s in kept]  # fmt: skip
-        kept = [s for s in kept if len(s.events) >= max(min_length, 1)]
-        if sum(len(s.events) for s in kept) == n_events:
-            return sorted(kept, key=Session.key)
+            sessions = [replace(s, events=_without_repeats(s.events)) for s in sessions]
+        sessions = [s for s in sessions if len(s.events) >= max(min_length, 1)]
+        if sum(len(s.events) for s in sessions) == n_events:
+            return sorted(sessions, key=Session.sort_key)
+
+
+def _time_and_row(event: Event) -> tuple[float, int]:
+    return event[:2]
+
+
+def _without_repeats(events: list[Event]) -> list[Event]:
+    return [event for j, event in enumerate(events) if j == 0 or events[j - 1][2] != event[2]]
 
 
 def without_unseen(sessions: list[Session], known: set[object], min_length: int, collapse: bool) -> list[Session]:
     """Filter a held-out part: remove items that are not in `known`, then sessions that are too short."""
-    kept = [Session(s.id, s.row, [e for e in s.events if e[2] in known]) for s in sessions]
-    return filtered(kept, 1, max(2, min_length), False, collapse)
+    sessions = [replace(s, events=[e for e in s.events if e[2] in known]) for s in sessions]
+    return filtered(sessions, 1, max(2, min_length), remove_duplicates=False, collapse=collapse)
 
 
 def items_of(sessions: list[Session]) -> list[object]:
-    """Return the catalogue in order of first appearance."""
+    """Return the ids of all items in order of first appearance."""
     return list(dict.fromkeys(item for s in sessions for _, _, item in s.events))
 
 
 def assert_store_is(store: SessionStore, sessions: list[Session], catalogue: list[object] | None = None) -> None:
-    """Assert that the store holds these sessions in this order. Default catalogue: `items_of(sessions)`."""
+    """Assert that the store holds these sessions in this order. `catalogue` lists the item ids by index."""
     catalogue = items_of(sessions) if catalogue is None else catalogue
     assert store.vocabulary.ids.tolist() == catalogue
     assert store.session_ids.tolist() == [s.id for s in sessions]
@@ -87,12 +93,12 @@ def assert_store_is(store: SessionStore, sessions: list[Session], catalogue: lis
     assert store.n_targets == sum(len(s.events) - 1 for s in sessions)
 
 
-def assert_same_store(one: SessionStore, other: SessionStore) -> None:
+def assert_same_store(store: SessionStore, expected: SessionStore) -> None:
     """Assert that two stores are equal, including dtypes."""
     for name in ("items", "offsets", "start_times", "end_times", "support", "session_ids"):
-        a, b = getattr(one, name), getattr(other, name)
+        a, b = getattr(store, name), getattr(expected, name)
         assert a.dtype == b.dtype and a.tolist() == b.tolist(), name
-    assert one.vocabulary == other.vocabulary
+    assert store.vocabulary == expected.vocabulary
 
 
 @contextmanager

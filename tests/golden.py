@@ -1,6 +1,7 @@
 """Recorded runs of the published GRU4Rec code ("golden" runs), converted to the names and conventions of this package.
 
-They are in `shared/golden` next to the checkout. Without it `golden_folder()` returns None, and tests are skipped.
+They are in the folder `shared/golden` next to the checkout. Without this folder, `golden_folder()` returns None and
+tests are skipped.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-PREFIXES = ("xe_", "bprmax_")
+PREFIXES = ("xe_", "bprmax_")  # recordings with cross-entropy and with BPR-max
 
 
 def golden_folder() -> Path | None:
@@ -76,9 +77,9 @@ class GoldenRun:
     def evaluated_offsets(self) -> np.ndarray:
         """`offsets` of the sessions that the recorded evaluation ranked.
 
-        Without sampled negatives, the published code ends the evaluation, like the training, when only one lane is
-        live. In these recordings this omits exactly the last session (n is 224, not 226). This package ranks every
-        event, as semantics.md says.
+        Without sampled negatives, the published code ends an epoch when only one lane is live, also in evaluation. In
+        these recordings this omits exactly the last session: 224 targets are ranked, not 226. This package ranks every
+        target, as semantics.md says.
         """
         return self.offsets if self.config["n_sample"] else self.offsets[:-1]
 
@@ -89,12 +90,12 @@ class GoldenRun:
 
     @property
     def inputs(self) -> np.ndarray:
-        """int64 [n_steps, B]: live lanes first, then -1."""
+        """Input items, int64 [n_steps, B]: of the live lanes first, then -1."""
         return self.arrays["inputs"].astype(np.int64)
 
     @property
     def targets(self) -> np.ndarray:
-        """int64 [n_steps, B]: live lanes first, then -1."""
+        """Target items, int64 [n_steps, B]: of the live lanes first, then -1."""
         return self.arrays["targets"].astype(np.int64)
 
     @property
@@ -109,7 +110,7 @@ class GoldenRun:
 
     @property
     def hidden_sq_norms(self) -> np.ndarray:
-        """Sum of the squares of the new hidden state over layers and live lanes, float64 [n_steps]."""
+        """Sum of the squares of the new hidden state, over all layers and live lanes, float64 [n_steps]."""
         return self.arrays["hidden_sq_norm"]
 
     @property
@@ -127,26 +128,27 @@ class GoldenRun:
             weights["embedding.weight"] = stored["E.weight"]
         if "GE.Wx0.weight" in stored:
             weights |= _one_hot(stored)
-        first = 1 if "GE.Wx0.weight" in stored else 0  # in one-hot mode, G.0 is the second layer
+        first_layer = 1 if "GE.Wx0.weight" in stored else 0  # in one-hot mode, G.0 is the second layer
         for key, value in stored.items():
             if key.startswith("G."):
                 _, layer, name = key.split(".")
-                weights[f"layers.{int(layer) + first}.{name}"] = value
+                weights[f"layers.{int(layer) + first_layer}.{name}"] = value
         return {name: value.copy() for name, value in weights.items()}
 
 
 def _one_hot(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Convert the one-hot layer, recorded with gate order n, r, z and h' = (1 - z) * h + z * n.
+    """Convert the weights of the one-hot layer.
 
-    The update gate is negated, because sigmoid(-a) = 1 - sigmoid(a).
+    It is recorded with gate order n, r, z and h' = (1 - z) * h + z * n. In this package z and 1 - z are exchanged, so
+    the weights of the update gate are negated: sigmoid(-a) = 1 - sigmoid(a).
     """
 
-    def converted(n: np.ndarray, r: np.ndarray, z: np.ndarray) -> np.ndarray:
+    def convert_gates(n: np.ndarray, r: np.ndarray, z: np.ndarray) -> np.ndarray:
         return np.concatenate([r, -z, n], axis=-1)
 
     r, z = np.split(stored["GE.Wrz0"], 2, axis=1)
     return {
-        "embedding.weight": converted(*np.split(stored["GE.Wx0.weight"], 3, axis=1)),
-        "layers.0.weight_hh": converted(stored["GE.Wh0"], r, z).T,
-        "layers.0.bias_ih": converted(*np.split(stored["GE.Bh0"], 3)),
+        "embedding.weight": convert_gates(*np.split(stored["GE.Wx0.weight"], 3, axis=1)),
+        "layers.0.weight_hh": convert_gates(stored["GE.Wh0"], r, z).T,
+        "layers.0.bias_ih": convert_gates(*np.split(stored["GE.Bh0"], 3)),
     }

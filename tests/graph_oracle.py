@@ -1,4 +1,4 @@
-"""Random graphs, and dense propagation matrices and dropout masks to compare the sparse ones with."""
+"""Random graphs, and dense propagation matrices and dropout masks as a reference for the sparse operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from oracle.philox import bernoulli_keep
 from torch import Tensor
 
-EDGE_STREAM = 1 << 16
+EDGE_STREAM = 1 << 16  # stream of the random-number generator that edge dropout uses
 
 
 def random_graph(
@@ -18,7 +18,7 @@ def random_graph(
     """
     draws = torch.rand(n_draws, 2, generator=torch.Generator().manual_seed(seed))
     if skewed:
-        draws = draws**3
+        draws = draws**3  # in [0, 1), moved towards 0
     users, items = (draws[:, 0] * n_users).long(), (draws[:, 1] * n_items).long() + n_users
     n_nodes = n_users + n_items
     entries = torch.cat([users * n_nodes + items, items * n_nodes + users]).unique()
@@ -30,7 +30,11 @@ def random_graph(
 def dense_matrix(
     offsets: Tensor, neighbors: Tensor, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0
 ) -> Tensor:
-    """Return the propagation matrix, float64 [n_nodes, n_nodes], computed by dense matrix products."""
+    """Return the propagation matrix after edge dropout, float64 [n_nodes, n_nodes], computed by dense products.
+
+    `matrix` is "plain" (the adjacency matrix A), "symmetric" (D^-1/2 A D^-1/2), "mean" (D^-1 A) or "norm" (D^-1 A of
+    the graph with self-loops); D holds the degrees.
+    """
     n_nodes = len(offsets) - 1
     adjacency = torch.zeros(n_nodes, n_nodes, dtype=torch.float64)
     for row in range(n_nodes):
@@ -39,13 +43,13 @@ def dense_matrix(
         adjacency = adjacency + torch.eye(n_nodes, dtype=torch.float64)
     degrees = adjacency.sum(1)
 
-    def power(exponent: float) -> Tensor:
+    def degree_power(exponent: float) -> Tensor:
         return torch.diag(torch.tensor([d**exponent if d else 0.0 for d in degrees.tolist()], dtype=torch.float64))
 
     if matrix == "symmetric":
-        adjacency = power(-0.5) @ adjacency @ power(-0.5)
+        adjacency = degree_power(-0.5) @ adjacency @ degree_power(-0.5)
     elif matrix in ("mean", "norm"):
-        adjacency = power(-1.0) @ adjacency
+        adjacency = degree_power(-1.0) @ adjacency
     else:
         assert matrix == "plain"
     if dropout:

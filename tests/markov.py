@@ -10,7 +10,10 @@ from gru4rec_fast.data import SessionStore, Vocabulary
 def markov_store(
     n_sessions: int = 200, n_items: int = 30, seed: int = 0, vocabulary: Vocabulary | None = None, longest: int = 9
 ) -> SessionStore:
-    """Draw sessions of 2 to `longest` events. Item i is followed by i + 1 (80 %), 2 i or i * i, modulo n_items."""
+    """Return a store of random sessions of 2 to `longest` events.
+
+    Item i is followed by item i + 1 (80 %), 2 * i (15 %) or i * i (5 %), modulo n_items.
+    """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, longest + 1, n_sessions)
     items = []

@@ -1,4 +1,4 @@
-"""Measure whether the memory of this process keeps growing. A single jump of its size does not count."""
+"""Measure whether the memory of this process keeps growing. A single increase does not count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statistics import median
 
 import pytest
 
-STATM = Path("/proc/self/statm")
+STATM = Path("/proc/self/statm")  # sizes of this process in pages; the second number is the resident size
 needs_statm = pytest.mark.skipif(not STATM.exists(), reason="needs /proc/self/statm (Linux)")
 # The allocator of a sanitizer keeps freed memory for a while, to detect use after free.
 needs_plain_allocator = pytest.mark.skipif(
@@ -22,7 +22,7 @@ needs_plain_allocator = pytest.mark.skipif(
 
 @contextmanager
 def quick_collections() -> Iterator[None]:
-    """Make garbage collections within the block skip all objects that exist before it."""
+    """Make garbage collections faster: within this context they skip all objects that existed before it."""
     gc.collect()
     gc.freeze()
     try:
@@ -32,21 +32,24 @@ def quick_collections() -> Iterator[None]:
 
 
 def resident_bytes() -> int:
-    """Return the resident size after freed memory is returned to the system, so that it cannot hide a leak."""
+    """Return the resident size of this process.
+
+    Freed memory is returned to the system first, because it could otherwise be reused and hide a leak.
+    """
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # a function of glibc; other C libraries lack it
     if trim is not None:
         trim(0)
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def growth(samples: Sequence[int]) -> float:
-    """Return the growth from one sample to the next. The first third of the samples is ignored.
+    """Return the typical growth from one sample to the next. The first third of the samples is ignored.
 
-    It is the median over all pairs of samples at a distance of a quarter of them. A single jump changes at most a third
-    of these pairs and so not the median; a leak changes all pairs.
+    With n remaining samples, this is the median of the differences between samples i and i + n / 4, divided by n / 4. A
+    single increase changes at most a third of these differences, and so not the median; a leak changes all of them.
     """
-    settled = samples[len(samples) // 3 :]
-    distance = len(settled) // 4
-    assert distance >= 2, f"{len(samples)} samples are too few to tell a leak from a jump"
-    return median(later - earlier for earlier, later in zip(settled, settled[distance:], strict=False)) / distance
+    samples = samples[len(samples) // 3 :]
+    distance = len(samples) // 4
+    assert distance >= 2, f"{len(samples)} samples after the first third are too few: at least 8 are needed"
+    return median(later - earlier for earlier, later in zip(samples, samples[distance:], strict=False)) / distance

@@ -19,10 +19,9 @@ from torch import Tensor
 from gru4rec_fast import _backend, _compile
 from gru4rec_fast.ops._registry import operators
 
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx512")  # instruction sets, from the smallest to the largest
 
-
-# A constant, so that tests fail, and are not skipped, if the CUDA kernels of a family are not found.
+# Families (folders of csrc) with CUDA kernels. This is a constant, so that a test fails if the kernels are missing.
 CUDA_FAMILIES = {
     *("session_batch", "negative_sampling", "gru", "sampled_loss", "sparse_update", "ranking", "laplacian_propagation"),
     *("ngcf_layer", "bpr_triples", "dropout", "training_step"),
@@ -30,9 +29,10 @@ CUDA_FAMILIES = {
 
 
 def why_not_emulated(family: str) -> str:
-    """Return why the CUDA kernels of a family cannot be emulated here: they cannot be compiled. "" if they can.
+    """Return why the CUDA kernels of a family cannot be compiled for emulation; "" if they can.
 
-    Raises AssertionError for a family without CUDA kernels; with GRU4REC_FAST_REQUIRE_NATIVE also if there is a reason.
+    Raises AssertionError if the family has no CUDA kernels, or if GRU4REC_FAST_REQUIRE_NATIVE is set and they cannot be
+    compiled.
     """
     assert family in CUDA_FAMILIES and {*cuda_emulator.families()} == CUDA_FAMILIES, (family, cuda_emulator.families())
     reason = cuda_emulator.why_not()
@@ -41,7 +41,7 @@ def why_not_emulated(family: str) -> str:
 
 
 def native_and_emulated(op: str, family: str = "") -> pytest.MarkDecorator:
-    """Run a test with impl="native" and impl="emulated". `family` is the family of `op` if its name differs."""
+    """Run a test with impl="native" and impl="emulated". `family` is by default `op`."""
     is_native = _backend.resolve("auto", op, "cpu") == "native"
     missing = why_not_emulated(family or op)
     native = pytest.param("native", marks=pytest.mark.skipif(not is_native, reason=f"{op} is not built natively"))
@@ -56,20 +56,24 @@ def implementations(op: str, family: str = "") -> pytest.MarkDecorator:
 
 
 def operators_of(impl: str, op: str) -> Any:
-    """Return the namespace of torch.ops in which `op` has the implementation "native" or "emulated", and load it."""
+    """Load the library that implements `op`, and return its namespace of torch.ops. `impl`: "native" or "emulated"."""
     return operators(_backend.resolve(impl, op, "cpu"))
 
 
 def error_pattern(message: str, impl: str) -> str:
-    """Return the expected pattern of an error about values of a tensor. CUDA kernels report the argument, no values."""
+    """Return the pattern of an error about values of a tensor: `message`, or only its first word if emulated.
+
+    Errors of CUDA kernels name the argument, but not the values.
+    """
     return message if impl != "emulated" else re.match(r"[a-z_]+", message)[0]  # type: ignore[index]
 
 
 def assert_as_close(ours: Sequence[Tensor], reference: Sequence[Tensor], oracle: Sequence[Tensor]) -> None:
     """Assert that each tensor is nearly as close to the float64 oracle as the reference, which has the same dtype.
 
-    Errors are Euclidean norms of the difference to the oracle. Allowed are twice the error of the reference plus 4 eps
-    of the oracle's norm. In float64, oracle and reference are equal; 1e-13 of the norm is allowed for cancellation.
+    An error is the Euclidean norm of the difference from the oracle. It may be twice the error of the reference plus
+    4 eps times the norm of the oracle. In float64, where the reference itself is the oracle, the second term is 1e-13
+    times the norm, for cancellation.
     """
     for i, (ours_i, reference_i, oracle_i) in enumerate(zip(ours, reference, oracle, strict=True)):
         assert ours_i.shape == oracle_i.shape and ours_i.dtype == reference_i.dtype
@@ -79,19 +83,19 @@ def assert_as_close(ours: Sequence[Tensor], reference: Sequence[Tensor], oracle:
         assert error <= 2 * reference_error + rounding, (i, error, reference_error, rounding)
 
 
-def compiler(chosen: bool) -> str:
-    """Return the backend of torch.compile: "inductor" for the one `chosen` case of a family, else "aot_eager".
+def compiler(use_inductor: bool) -> str:
+    """Return the backend of torch.compile: "inductor" for one case of each family, else "aot_eager".
 
-    Inductor compiles C++ for up to a minute. "aot_eager" traces and differentiates the same graph, and an operator is
-    only a call to inductor.
+    Inductor compiles C++ for up to a minute. "aot_eager" traces and differentiates the same graph, and inductor
+    generates only a call for an operator.
     """
-    return "inductor" if chosen else "aot_eager"
+    return "inductor" if use_inductor else "aot_eager"
 
 
 def examples(n: int) -> int:
-    """Return the number of hypothesis examples: `n`, but fewer under sanitizers, where each takes many times as long.
+    """Return the number of hypothesis examples: `n`, but only a quarter under sanitizers, which are many times slower.
 
-    Memory errors depend on fewer choices of an example than results do.
+    Fewer examples are enough there, because memory errors depend on sizes rather than on values.
     """
     return max(n // 4, 10) if _compile.sanitizers() else n
 
@@ -108,13 +112,15 @@ def threads(n: int) -> Iterator[None]:
 
 
 def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    assert [torch.equal(one, two) for one, two in zip(first, second, strict=True)] == [True] * len(first)
+    # A list of booleans, so that a failure shows which tensors differ.
+    assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True] * len(first)
 
 
-def run_at_level(level: str, file: str | list[str], chosen: str) -> None:
-    """Run the tests `chosen` (a pytest -k expression) of one or more files in a process with that instruction set.
+def run_at_level(level: str, file: str | list[str], expression: str) -> None:
+    """Run the tests that match a pytest -k expression, of one or more files, in a process with an instruction set.
 
-    Skips if the processor lacks it, or if this process uses it, because then the tests run here anyway.
+    Skips if the processor lacks the instruction set, or if this process uses it, because then pytest runs these tests
+    anyway.
     """
     info = _backend.build_info()
     if LEVELS.index(level) > LEVELS.index(info["simd_detected"]):
@@ -125,7 +131,7 @@ def run_at_level(level: str, file: str | list[str], chosen: str) -> None:
     env = os.environ | {"GRU4REC_FAST_SIMD": level}
     folder = Path(files[0]).resolve().parents[1]
     python = [sys.executable, "-P"]  # -P: does not add the current folder to sys.path
-    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen]
+    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", expression]
     result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout and "passed" in result.stdout, result.stdout

@@ -1,4 +1,4 @@
-"""PackageRun: a model of the package that trains step by step, built from weights and options of tests/oracle."""
+"""PackageRun: trains a model of the package step by step, with the weights and options of tests/oracle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gru4rec_fast.training.fused_step import FusedTrainingStep
 Arrays = dict[str, np.ndarray]
 
 
-def network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
+def to_network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
     """Convert arrays with the oracle's names to tensors with the parameter names of SessionNetwork."""
     named = {f"gru.{name}" if name.startswith("layers.") else name: value for name, value in arrays.items()}
     return {name: torch.from_numpy(np.array(value)) for name, value in named.items()}
@@ -33,15 +33,16 @@ class PackageRun:
         dtype: torch.dtype = torch.float64,
         impl: str = "auto",
     ) -> None:
-        """Build the model. `impl` "reference" or "native" trains by autograd with these operators.
+        """Build the model.
 
-        "fused" trains by the fused step of the CPU, "emulated" by the step of the GPU with emulated kernels.
+        `impl` "reference" or "native" trains by autograd with operators of this implementation; "fused" trains with
+        `FusedTrainingStep`; "emulated" trains with `CapturedTrainingStep`, the step of GPUs, and emulated kernels.
         """
-        self.step = {"fused": FusedTrainingStep, "emulated": CapturedTrainingStep}.get(impl)
+        self.step_class = {"fused": FusedTrainingStep, "emulated": CapturedTrainingStep}.get(impl)
         impl = "native" if impl == "fused" else impl
         mode = embedding_mode(weights)
-        last = len(layer_sizes(weights)) - 1
-        reset_after = f"layers.{last}.bias_hh" in weights
+        last_layer = len(layer_sizes(weights)) - 1
+        reset_after = f"layers.{last_layer}.bias_hh" in weights
         self.network = SessionNetwork(
             len(weights["output.weight"]),
             layer_sizes(weights),
@@ -73,10 +74,10 @@ class PackageRun:
         self.state = self.network.initial_state(options.batch_size)
 
     def set_weights(self, weights: Arrays) -> None:
-        self.network.load_state_dict(network_names(weights))
+        self.network.load_state_dict(to_network_names(weights))
 
     def set_moments(self, accumulators: Arrays, velocities: Arrays) -> None:
-        accumulator, velocity = network_names(accumulators), network_names(velocities)
+        accumulator, velocity = to_network_names(accumulators), to_network_names(velocities)
         for name, parameter in self.network.named_parameters():
             moments = self.optimizer.state[parameter]
             moments["accumulator"] = accumulator[name].to(self.dtype)
@@ -104,13 +105,13 @@ class PackageRun:
     def train_block(self, steps: list, negatives: list[np.ndarray] | None, first_step: int) -> float:
         """Make one update from a block of steps, and return its loss before the update."""
         inputs, targets, reset = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*steps, strict=True))
-        drawn = None if negatives is None else torch.from_numpy(np.stack(negatives))
-        if self.step:
-            step = self.step(self.network, self.criterion, self.optimizer)
-            return step.train_block(inputs, targets, reset, drawn, self.state, step=first_step)
+        stacked_negatives = None if negatives is None else torch.from_numpy(np.stack(negatives))
+        if self.step_class:
+            step = self.step_class(self.network, self.criterion, self.optimizer)
+            return step.train_block(inputs, targets, reset, stacked_negatives, self.state, step=first_step)
         hidden, state = self.network(inputs, self.state, reset, step=first_step)
         table = self.network.output_weight, self.network.output_bias
-        loss = self.criterion(hidden, *table, targets, drawn)
+        loss = self.criterion(hidden, *table, targets, stacked_negatives)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -120,12 +121,12 @@ class PackageRun:
     def dropout_masks(self, lanes: int, step: int) -> list[torch.Tensor | None]:
         """Return the dropout masks of one step: of the input embedding, then of each layer; None without dropout."""
         network, gru = self.network, self.network.gru
-        widths = [gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0]
-        widths += [layer.hidden_size for layer in gru.layers]
-        drops = [network.dropout_p_embed if widths[0] else 0.0] + [gru.dropout] * len(gru.layers)
+        embedding_width = gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0  # one-hot
+        widths = [embedding_width, *(layer.hidden_size for layer in gru.layers)]
+        probabilities = [network.dropout_p_embed if embedding_width else 0.0] + [gru.dropout] * len(gru.layers)
         return [
-            ops.dropout_mask(1, lanes, w, p, seed=network.seed, stream=1 + i, step=step, dtype=self.dtype)[0]
+            ops.dropout_mask(1, lanes, width, p, seed=network.seed, stream=1 + i, step=step, dtype=self.dtype)[0]
             if p
             else None
-            for i, (w, p) in enumerate(zip(widths, drops, strict=True))
+            for i, (width, p) in enumerate(zip(widths, probabilities, strict=True))
         ]

@@ -8,16 +8,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _SYNCHRONIZING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-# These create a tensor from a Python number. torch.where does so on the CPU, and then waits for the copy to the GPU.
-# Some formulas of autograd do so on the GPU, without a copy.
+# Operators that create a tensor from a Python number. Within torch.where the CPU creates it and waits for the copy to
+# the GPU. Within some formulas of autograd the GPU creates it, without a copy.
 _FROM_NUMBER = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.lift_fresh.default}
 
 
 class SyncDetector(TorchDispatchMode):
-    """Records in `seen` the operators whose result shape, or whose value, the CPU would have to wait for.
+    """Records the names of operators for whose value, or shape of the result, the CPU would wait, in `seen`.
 
-    With `copies`, also operators that create a tensor from a Python number; use it for code without autograd. Copies
-    between devices cannot be detected on the CPU; tests/test_cuda.py does.
+    With `copies`, it also records operators that create a tensor from a Python number; use this for code without
+    autograd. Copies between devices cannot be detected on the CPU; tests/test_cuda.py detects them on a GPU.
     """
 
     def __init__(self, *, copies: bool = False) -> None:

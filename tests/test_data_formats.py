@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -14,35 +15,37 @@ import polars as pl
 import pytest
 from data_oracle import assert_same_store, tiny_batches
 
-from gru4rec_fast.data import SessionStore
+from gru4rec_fast.data import SessionStore, Vocabulary
 
 COLUMNS = {
     "SessionId": [3, 3, 1, 1, 1, 2, 2],
     "ItemId": [10, 20, 10, 30, 20, 20, 10],
     "Time": [5.5, 6.25, 1.0, 2.0, 3.0, 4.0, 8.0],
 }
-KEYS = tuple(COLUMNS)
 
 
-def text(separator: str, header: tuple[str, ...] = KEYS, end: str = "\n") -> bytes:
+def text(separator: str, header: tuple[str, ...] = tuple(COLUMNS), end: str = "\n") -> bytes:
+    """Return COLUMNS as the content of a text file."""
     rows = [header, *zip(*COLUMNS.values(), strict=True)]
     return "".join(separator.join(map(str, row)) + end for row in rows).encode()
 
 
-def zstd(data: bytes) -> bytes:
+def zstd_compress(data: bytes) -> bytes:
     return pytest.importorskip("zstandard").compress(data)
 
 
-def pandas_frame() -> Any:
+def make_pandas_frame() -> Any:
     return pytest.importorskip("pandas").DataFrame(COLUMNS)
 
 
-def parquet(path: Path) -> Path:
-    pl.DataFrame(COLUMNS).write_parquet(path / "log.parquet", row_group_size=2)
-    return path / "log.parquet"
+def write_parquet(folder: Path) -> Path:
+    pl.DataFrame(COLUMNS).write_parquet(folder / "log.parquet", row_group_size=2)
+    return folder / "log.parquet"
 
 
-def file(name: str, data: Callable[[], bytes]) -> Callable[[Path], Path]:
+def writer(name: str, data: Callable[[], bytes]) -> Callable[[Path], Path]:
+    """Return a function that writes `data()` to a file in a given folder and returns the path of the file."""
+
     def write(folder: Path) -> Path:
         (folder / name).write_bytes(data())
         return folder / name
@@ -50,25 +53,28 @@ def file(name: str, data: Callable[[], bytes]) -> Callable[[Path], Path]:
     return write
 
 
-INTER = ("session_id:token", "item_id:token", "timestamp:float")
+INTER_HEADER = ("session_id:token", "item_id:token", "timestamp:float")  # of a RecBole file
+# Each function gets an empty folder and returns a source for `SessionStore.from_events` that holds COLUMNS.
 SOURCES: dict[str, Callable[[Path], Any]] = {
-    "tsv": file("log.tsv", lambda: text("\t")),
-    "tsv without a last newline": file("log.tsv", lambda: text("\t").rstrip(b"\n")),
-    "tsv with empty lines": file("log.tsv", lambda: text("\t").replace(b"\n1\t", b"\n\n\n1\t") + b"\n\n"),
-    "tsv with a byte order mark and CRLF": file("log.tsv", lambda: b"\xef\xbb\xbf" + text("\t", end="\r\n")),
-    "tsv.gz": file("log.tsv.gz", lambda: gzip.compress(text("\t"))),
-    "tsv.zst": file("log.tsv.zst", lambda: zstd(text("\t"))),
-    "csv": file("log.csv", lambda: text(",")),
-    "csv with quotes": file("log.csv", lambda: text(",").replace(b"SessionId", b'"SessionId"').replace(b"3,", b'"3",')),
-    "csv, semicolon": file("log.csv", lambda: text(";")),
-    "dat, bar": file("log.dat", lambda: text("|")),
-    "txt, blank": file("log.txt", lambda: text(" ")),
-    "name with a star": file("log[1]*.tsv", lambda: text("\t")),
-    "inter": file("log.inter", lambda: text("\t", INTER)),
-    "inter.gz": file("log.inter.gz", lambda: gzip.compress(text("\t", INTER))),
-    "inter, given names": file("log.inter", lambda: text("\t", ("SessionId:token", "ItemId:token", "Time:float"))),
-    "parquet": parquet,
-    "pandas": lambda path: pandas_frame(),
+    "tsv": writer("log.tsv", lambda: text("\t")),
+    "tsv without a last newline": writer("log.tsv", lambda: text("\t").rstrip(b"\n")),
+    "tsv with empty lines": writer("log.tsv", lambda: text("\t").replace(b"\n1\t", b"\n\n\n1\t") + b"\n\n"),
+    "tsv with a byte order mark and CRLF": writer("log.tsv", lambda: b"\xef\xbb\xbf" + text("\t", end="\r\n")),
+    "tsv.gz": writer("log.tsv.gz", lambda: gzip.compress(text("\t"))),
+    "tsv.zst": writer("log.tsv.zst", lambda: zstd_compress(text("\t"))),
+    "csv": writer("log.csv", lambda: text(",")),
+    "csv with quotes": writer(
+        "log.csv", lambda: text(",").replace(b"SessionId", b'"SessionId"').replace(b"3,", b'"3",')
+    ),
+    "csv, semicolon": writer("log.csv", lambda: text(";")),
+    "dat, bar": writer("log.dat", lambda: text("|")),
+    "txt, blank": writer("log.txt", lambda: text(" ")),
+    "name with a star": writer("log[1]*.tsv", lambda: text("\t")),
+    "inter": writer("log.inter", lambda: text("\t", INTER_HEADER)),
+    "inter.gz": writer("log.inter.gz", lambda: gzip.compress(text("\t", INTER_HEADER))),
+    "inter, given names": writer("log.inter", lambda: text("\t", ("SessionId:token", "ItemId:token", "Time:float"))),
+    "parquet": write_parquet,
+    "pandas": lambda path: make_pandas_frame(),
     "polars": lambda path: pl.DataFrame(COLUMNS),
     "polars, lazy": lambda path: pl.LazyFrame(COLUMNS),
     "arrow": lambda path: pytest.importorskip("pyarrow").table(COLUMNS),
@@ -86,11 +92,10 @@ def test_every_format_gives_the_same_store(tmp_path: Path, name: str, in_batches
         start_times=[1.0, 4.0, 5.5],
         end_times=[3.0, 8.0, 6.25],
         session_ids=[1, 2, 3],
+        vocabulary=Vocabulary([10, 30, 20]),
     )
-    with tiny_batches() if in_batches else tiny_batches(1000, 1, 1000):
+    with tiny_batches() if in_batches else nullcontext():
         store = SessionStore.from_events(SOURCES[name](tmp_path))
-    assert store.vocabulary.ids.tolist() == [10, 30, 20]
-    store.vocabulary = expected.vocabulary
     assert_same_store(store, expected)
 
 
@@ -110,11 +115,11 @@ def test_other_columns_are_ignored(tmp_path: Path) -> None:
 
 def test_pickles_need_allow_pickle(tmp_path: Path) -> None:
     path = tmp_path / "log.pickle"
-    path.write_bytes(pickle.dumps(pandas_frame()))
+    path.write_bytes(pickle.dumps(make_pandas_frame()))
     with pytest.raises(ValueError, match=r"log\.pickle is a pickle, and loading one runs.*allow_pickle=True"):
         SessionStore.from_events(path)
     assert_same_store(SessionStore.from_events(path, allow_pickle=True), SessionStore.from_events(COLUMNS))
-    path.write_bytes(pickle.dumps(pandas_frame())[:-9])
+    path.write_bytes(pickle.dumps(make_pandas_frame())[:-9])
     with pytest.raises(ValueError, match=r"log\.pickle is not a pickle, or is damaged"):
         SessionStore.from_events(path, allow_pickle=True)
 
@@ -130,18 +135,18 @@ def test_pickles_need_allow_pickle(tmp_path: Path) -> None:
         (["1e3", "1001"], [1000.0, 1001.0]),
     ],
 )
-def test_dates_become_seconds(times: list[Any], expected: list[float]) -> None:
+def test_times_in_text_and_dates_become_seconds(times: list[Any], expected: list[float]) -> None:
     for table in (
         {"s": [1, 1], "i": [1, 2], "t": times},
         pytest.importorskip("pandas").DataFrame({"s": 1, "i": 2, "t": times}),
     ):
         if not isinstance(table, dict) and isinstance(times[0], date) and not isinstance(times[0], datetime):
-            continue  # dates without a time are Python objects in pandas, and so in polars
+            continue  # pandas stores dates without a time as Python objects, which are not supported
         store = SessionStore.from_events(table, session_key="s", item_key="i", time_key="t")
         assert [store.start_times[0], store.end_times[0]] == expected
 
 
-def test_pandas_columns_of_every_kind() -> None:
+def test_pandas_column_types() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(
         {
@@ -160,6 +165,7 @@ def test_pandas_columns_of_every_kind() -> None:
         SessionStore.from_events(frame)
 
 
+# Case: name of the file, its content, and the expected error.
 LOG = "SessionId\tItemId\tTime\n1\t5\t0\n1\t6\t1\n2\t5\t2\n"
 BAD_FILES = {
     "empty": ("log.tsv", b"", r"log\.tsv is empty"),
@@ -186,7 +192,7 @@ BAD_FILES = {
     "number among dates": (
         "log.csv",
         b"SessionId,ItemId,Time\n1,2,2020-01-01\n1,2,17\n",
-        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, unlike the first row",
+        r"column 'Time', row 2 .*value '17': this is no ISO 8601 date or time, but the first row is",
     ),
     "missing id": ("log.tsv", LOG.replace("1\t6", "1\t").encode(), r"column 'ItemId', row 2 .*None: an id is missing"),
     "short row": ("log.tsv", LOG.replace("1\t6\t1", "1").encode(), r"column 'ItemId', row 2"),
@@ -207,54 +213,59 @@ BAD_FILES = {
     ),
     "not parquet": ("log.parquet", LOG.encode(), r"log\.parquet cannot be read"),
 }
+DUPLICATE_HEADER = ("SessionId", "ItemId", "Time", "ItemId")
 
 
-TWICE = ("SessionId", "ItemId", "Time", "ItemId")
-
-
-def arrow_twice() -> Any:
+def arrow_with_duplicate() -> Any:
     pyarrow = pytest.importorskip("pyarrow")
-    return pyarrow.Table.from_arrays([pyarrow.array([1, 2])] * 4, names=TWICE)
+    return pyarrow.Table.from_arrays([pyarrow.array([1, 2])] * 4, names=DUPLICATE_HEADER)
 
 
-def parquet_twice(path: Path) -> Path:
-    pytest.importorskip("pyarrow.parquet").write_table(arrow_twice(), path / "log.parquet")
-    return path / "log.parquet"
+def parquet_with_duplicate(folder: Path) -> Path:
+    pytest.importorskip("pyarrow.parquet").write_table(arrow_with_duplicate(), folder / "log.parquet")
+    return folder / "log.parquet"
 
 
-def pandas_twice() -> Any:
-    return pytest.importorskip("pandas").DataFrame([[1, 2, 3, 4]], columns=TWICE)
+def pandas_with_duplicate() -> Any:
+    return pytest.importorskip("pandas").DataFrame([[1, 2, 3, 4]], columns=DUPLICATE_HEADER)
 
 
-WITH_A_COLUMN_TWICE: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "tsv": ("log.tsv", file("log.tsv", lambda: "\t".join(TWICE).encode() + b"\n1\t2\t3\t4\n")),
-    "csv with quotes": ("log.csv", file("log.csv", lambda: b'SessionId,"ItemId",Time,ItemId,"a,b"\n1,2,3,4,5\n')),
-    "csv.gz": ("log.csv.gz", file("log.csv.gz", lambda: gzip.compress(",".join(TWICE).encode() + b"\n1,2,3,4\n"))),
+# Name of the source in the error, and a function that writes or returns the source.
+DUPLICATE_COLUMN_SOURCES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "tsv": ("log.tsv", writer("log.tsv", lambda: "\t".join(DUPLICATE_HEADER).encode() + b"\n1\t2\t3\t4\n")),
+    "csv with quotes": (
+        "log.csv",
+        writer("log.csv", lambda: b'SessionId,"ItemId",Time,ItemId,"a,b"\n1,2,3,4,5\n'),
+    ),
+    "csv.gz": (
+        "log.csv.gz",
+        writer("log.csv.gz", lambda: gzip.compress(",".join(DUPLICATE_HEADER).encode() + b"\n1,2,3,4\n")),
+    ),
     "inter": (
         "log.inter",
-        file("log.inter", lambda: "\t".join((*INTER, "item_id:x")).encode() + b"\n1\t2\t3\t4\n"),
+        writer("log.inter", lambda: "\t".join((*INTER_HEADER, "item_id:x")).encode() + b"\n1\t2\t3\t4\n"),
     ),
-    "parquet": ("log.parquet", parquet_twice),
-    "pandas": ("the DataFrame given", lambda path: pandas_twice()),
-    "arrow": ("the Table given", lambda path: arrow_twice()),
+    "parquet": ("log.parquet", parquet_with_duplicate),
+    "pandas": ("the DataFrame given", lambda path: pandas_with_duplicate()),
+    "arrow": ("the Table given", lambda path: arrow_with_duplicate()),
 }
 
 
-@pytest.mark.parametrize("name", WITH_A_COLUMN_TWICE)
-def test_duplicate_columns_are_an_error(tmp_path: Path, name: str) -> None:
-    source_name, source = WITH_A_COLUMN_TWICE[name]
+@pytest.mark.parametrize("name", DUPLICATE_COLUMN_SOURCES)
+def test_duplicate_wanted_column_is_an_error(tmp_path: Path, name: str) -> None:
+    source_name, source = DUPLICATE_COLUMN_SOURCES[name]
     column = "item_id" if name == "inter" else "ItemId"
     with pytest.raises(ValueError, match=rf"{source_name} .*'{column}'"):
         SessionStore.from_events(source(tmp_path))
 
 
-def test_other_columns_may_share_a_name(tmp_path: Path) -> None:
+def test_unused_columns_may_share_a_name(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("SessionId,ItemId,Time,,\n5,7,1,,\n5,8,2,,\n")
     assert SessionStore.from_events(path).vocabulary.ids.tolist() == [7, 8]
 
 
-def test_an_error_shows_ten_columns_and_says_how_many_more(tmp_path: Path) -> None:
+def test_error_lists_at_most_ten_columns(tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(500)]
     with pytest.raises(ValueError, match=r"its columns are \['c0', .*'c9'\] and 490 more$"):
         SessionStore.from_events({name: [1] for name in names})
@@ -269,7 +280,7 @@ def test_blanks_around_values_of_text_are_removed_and_counted(tmp_path: Path) ->
     path.write_text('SessionId,ItemId,Time\n1, 5,1\n 1 ,6, 2\n   \n1,"7 ",3.5 \n')
     store = SessionStore.from_events(path)
     assert store.vocabulary.ids.tolist() == [5, 6, 7] and store.end_times.tolist() == [3.5]
-    assert [store.meta["ids"][which]["stripped"] for which in ("session", "item")] == [1, 2]
+    assert [store.meta["ids"][role]["stripped"] for role in ("session", "item")] == [1, 2]
     assert "  2 item ids had blanks around them, which were removed" in store.summary().splitlines()
     assert "strings" not in store.summary()
     path.write_text("SessionId,ItemId,Time\n1,2,1\n1,  ,2\n")
@@ -281,11 +292,11 @@ def test_blanks_around_values_of_text_are_removed_and_counted(tmp_path: Path) ->
 
 @pytest.mark.parametrize("in_batches", [False, True])
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, in_batches: bool) -> None:
+def test_error_names_a_bad_file_and_the_problem(tmp_path: Path, name: str, in_batches: bool) -> None:
     file_name, data, message = BAD_FILES[name]
     (tmp_path / file_name).write_bytes(data)
     with (
-        tiny_batches(2) if in_batches else tiny_batches(1000, 1, 1000),
+        tiny_batches(batch_rows=2) if in_batches else nullcontext(),
         pytest.raises(ValueError, match=message) as caught,
     ):
         SessionStore.from_events(tmp_path / file_name, out=tmp_path / "store")
@@ -296,12 +307,15 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, in_ba
 def test_row_numbers_count_all_batches_and_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     path.write_text("SessionId\tItemId\tTime\n" + "1\t2\t3\n" * 10 + "\n" + "1\t2\tx\n")
-    with tiny_batches(4), pytest.raises(ValueError, match=r"row 12 \(the first after the header is 1\), value 'x'"):
+    with (
+        tiny_batches(batch_rows=4),
+        pytest.raises(ValueError, match=r"row 12 \(the first after the header is 1\), value 'x'"),
+    ):
         SessionStore.from_events(path)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "|"])
-def test_a_wrong_separator_is_an_error_that_lists_the_columns(tmp_path: Path, separator: str) -> None:
+def test_error_for_a_wrong_separator_lists_the_columns(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "log.tsv"
     path.write_text(LOG)
     columns = r"\['SessionId\\tItemId\\tTime'\]"
@@ -311,7 +325,7 @@ def test_a_wrong_separator_is_an_error_that_lists_the_columns(tmp_path: Path, se
         SessionStore.from_events(path, separator="::")
 
 
-def test_a_bad_source_is_named(tmp_path: Path) -> None:
+def test_error_names_a_bad_source(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.tsv: there is no such file"):
         SessionStore.from_events(tmp_path / "nothing.tsv")
     with pytest.raises(ValueError, match=r"is a folder, not a log; open a prepared store with SessionStore\.open"):
@@ -322,7 +336,7 @@ def test_a_bad_source_is_named(tmp_path: Path) -> None:
         ValueError, match=r"the dict given has no column 'Time'; its columns are \['SessionId', 'ItemId'\]"
     ):
         SessionStore.from_events({"SessionId": [1], "ItemId": [2]})
-    with pytest.raises(ValueError, match="must be three different columns"):
+    with pytest.raises(ValueError, match="session, item, time must be different columns"):
         SessionStore.from_events(COLUMNS, item_key="Time")
 
 
@@ -340,7 +354,7 @@ def test_a_bad_source_is_named(tmp_path: Path) -> None:
         ("SessionId", [1, 2, 3], "the dict given: its columns cannot be read"),
     ],
 )
-def test_a_bad_table_is_named_with_what_is_wrong(column: str, values: list[Any], message: str) -> None:
+def test_error_names_a_bad_column_and_the_problem(column: str, values: list[Any], message: str) -> None:
     table: dict[str, list[Any]] = {"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
     with pytest.raises(ValueError, match=message):
         SessionStore.from_events({**table, column: values})

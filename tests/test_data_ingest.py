@@ -1,4 +1,4 @@
-"""Ingest equals the plain-Python oracle, in one batch and in many; published sizes of the real logs."""
+"""Ingest (reading a log and grouping it by session) equals a plain-Python oracle; published sizes of the real logs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ text_rows = st.lists(
     min_size=1,
     max_size=40,
 )
+# Arguments of `tiny_batches`: batch_rows, partitions, block_events. None: one batch.
 batch_sizes = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
 
 
-def columns(rows: list[Row]) -> dict[str, list[object]]:
+def as_columns(rows: list[Row]) -> dict[str, list[object]]:
     return dict(zip(("SessionId", "ItemId", "Time"), map(list, zip(*rows, strict=True)), strict=True))
 
 
 @settings(max_examples=150, deadline=None)
 @given(rows=st.one_of(integer_rows, text_rows), sizes=batch_sizes)
-def test_ingest_groups_and_orders_as_the_oracle(rows: list[Row], sizes: tuple[int, int, int] | None) -> None:
+def test_grouping_and_order_equal_the_oracle(rows: list[Row], sizes: tuple[int, int, int] | None) -> None:
     with tiny_batches(*sizes) if sizes else nullcontext():
-        store = SessionStore.from_events(columns(rows))
+        store = SessionStore.from_events(as_columns(rows))
     assert_store_is(store, grouped(rows))
     assert store.start_times.dtype == (np.int64 if isinstance(rows[0][2], int) else np.float64)
 
@@ -50,14 +51,14 @@ def test_unknown_items_are_dropped_and_counted(
     with tiny_batches(*sizes) if sizes else nullcontext():
         if not {item for _, item, _ in rows} & set(known):
             with pytest.raises(ValueError, match="training vocabulary"):
-                SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
+                SessionStore.from_events(as_columns(rows), vocabulary=Vocabulary(known))
             return
         expected = without_unseen(grouped(rows), set(known), 2, False)
         if not expected:
             with pytest.raises(ValueError, match="no session is left in the log"):
-                SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
+                SessionStore.from_events(as_columns(rows), vocabulary=Vocabulary(known))
             return
-        store = SessionStore.from_events(columns(rows), vocabulary=Vocabulary(known))
+        store = SessionStore.from_events(as_columns(rows), vocabulary=Vocabulary(known))
     assert_store_is(store, expected, known)
     dropped = store.meta["dropped"]
     unseen = [item for _, item, _ in rows if item not in known]
@@ -69,50 +70,49 @@ def test_unknown_items_are_dropped_and_counted(
 
 @settings(max_examples=25, deadline=None)
 @given(rows=integer_rows)
-def test_a_store_on_disk_equals_the_one_in_memory(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
+def test_store_on_disk_equals_store_in_memory(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
     out = tmp_path_factory.mktemp("out")
     with tiny_batches():
-        on_disk = SessionStore.from_events(columns(rows), out=out / "store")
-    assert_same_store(on_disk, SessionStore.from_events(columns(rows)))
+        on_disk = SessionStore.from_events(as_columns(rows), out=out / "store")
+    assert_same_store(on_disk, SessionStore.from_events(as_columns(rows)))
     assert [path.name for path in out.iterdir()] == ["store"]
 
 
-def test_a_text_log_in_many_batches_equals_one_batch(tmp_path: Path) -> None:
+def test_text_log_read_in_many_batches_equals_one_batch(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = zip(rng.integers(0, 300, 2000), rng.zipf(1.5, 2000) % 97, rng.integers(0, 500, 2000), strict=True)
     path = tmp_path / "log.tsv"
     path.write_text("SessionId\tItemId\tTime\n" + "".join(f"{s}\t{i}\t{t}\n" for s, i, t in rows))
-    whole = SessionStore.from_events(path)
+    expected = SessionStore.from_events(path)
     with tiny_batches(batch_rows=101, partitions=7, block_events=50):
-        assert_same_store(SessionStore.from_events(path), whole)
+        assert_same_store(SessionStore.from_events(path), expected)
 
 
 @pytest.mark.parametrize("column", ["SessionId", "ItemId"])
-def test_one_id_that_is_no_integer_makes_all_ids_strings(column: str) -> None:
+def test_one_non_integer_id_makes_all_ids_strings(column: str) -> None:
     table: dict[str, list[object]] = {"SessionId": [*"11122"], "ItemId": [*"12321"], "Time": [0, 1, 2, 3, 4]}
     table[column][-1] = "u7"
-    strings = [str(value) for value in table[column]]
     with tiny_batches(batch_rows=2):
         store = SessionStore.from_events(table)
     ids = store.session_ids if column == "SessionId" else store.vocabulary.ids
-    assert ids.tolist() == list(dict.fromkeys(strings))
+    assert ids.tolist() == list(dict.fromkeys(table[column]))
     assert (
         f"  {column[:-2].lower()} ids are strings ('u7' in row 5 is no plain integer)" in store.summary().splitlines()
     )
 
 
-def test_integers_written_as_fractions_are_strings_and_the_store_says_so(tmp_path: Path) -> None:
+def test_ids_such_as_2_0_are_strings_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("SessionId,ItemId,Time\n1,1,0\n1,2.0,1\n2,1,2\n2,2.0,3\n")
-    read = SessionStore.from_events(path)
+    store = SessionStore.from_events(path)
     with tiny_batches(batch_rows=1):
-        parts = prepare(path, tmp_path / "prepared", split="fraction=0.5")
-    for store in (read, *parts.values()):
-        assert store.vocabulary.ids.tolist() == ["1", "2.0"]
-        assert store.meta["ids"]["item"] == {"kind": "str", "because": "'2.0' in row 2", "stripped": 0}
-        assert "  item ids are strings ('2.0' in row 2 is no plain integer)" in store.summary().splitlines()
-        assert "session ids" not in store.summary()
-    test = SessionStore.from_events(path, vocabulary=read.vocabulary)
+        prepared = prepare(path, tmp_path / "prepared", split="fraction=0.5")
+    for each in (store, *prepared.values()):
+        assert each.vocabulary.ids.tolist() == ["1", "2.0"]
+        assert each.meta["ids"]["item"] == {"kind": "str", "because": "'2.0' in row 2", "stripped": 0}
+        assert "  item ids are strings ('2.0' in row 2 is no plain integer)" in each.summary().splitlines()
+        assert "session ids" not in each.summary()
+    test = SessionStore.from_events(path, vocabulary=store.vocabulary)
     assert "  item ids are strings" in test.summary().splitlines()
 
 
@@ -130,7 +130,7 @@ def test_nanosecond_times_keep_their_order() -> None:
     assert store.end_times.tolist() == [base + 2]
 
 
-def test_vocabulary_and_log_with_different_kinds_of_ids() -> None:
+def test_vocabulary_of_integers_with_log_of_strings_and_reverse() -> None:
     log = {"SessionId": [1, 1, 1], "ItemId": ["7", "new", "8"], "Time": [0, 1, 2]}
     store = SessionStore.from_events(log, vocabulary=Vocabulary([8, 7]))
     assert store.items.tolist() == [1, 0] and store.vocabulary.ids.tolist() == [8, 7]
@@ -140,11 +140,12 @@ def test_vocabulary_and_log_with_different_kinds_of_ids() -> None:
 
 @needs_shared
 @pytest.mark.needs_shared
+# Sizes of the training log: events, sessions, items; of the test log: events, sessions, targets.
 @pytest.mark.parametrize("name, train, test", [
     ("rsc15_100k", (70_278, 17_794, 2_933), (13_568, 3_416, 10_152)),
     ("diginetica", (906_140, 186_670, 43_097), (76_821, 15_963, 60_858)),
 ])  # fmt: skip
-def test_the_real_logs_have_their_published_counts(
+def test_real_logs_have_their_published_sizes(
     name: str, train: tuple[int, int, int], test: tuple[int, int, int]
 ) -> None:
     store = SessionStore.from_events(SHARED / name / "train.tsv.gz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,29 +27,30 @@ from hypothesis import strategies as st
 from gru4rec_fast.data import SessionStore, Split, open_prepared, prepare
 
 DAY = 86400
-rows_of = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=70)
+log_rows = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=70)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_waiting_for_the_disk() -> Iterator[None]:
+def do_not_flush_files() -> Iterator[None]:
+    """Make the tests faster: they write hundreds of stores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gru4rec_fast.data.array_folder._sync", lambda path: None)
         yield
 
 
-def columns(rows: list[Row]) -> dict[str, list[object]]:
+def as_columns(rows: list[Row]) -> dict[str, list[object]]:
     return dict(zip(("SessionId", "ItemId", "Time"), map(list, zip(*rows, strict=True)), strict=True))
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    rows=rows_of,
+    rows=log_rows,
     min_support=st.integers(1, 6),
     min_length=st.integers(1, 4),
     duplicates=st.booleans(),
     collapse=st.booleans(),
 )
-def test_filters_reach_the_fixpoint_of_the_oracle(
+def test_filtered_log_equals_the_oracle(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[Row],
     min_support: int,
@@ -61,7 +63,7 @@ def test_filters_reach_the_fixpoint_of_the_oracle(
 
     def run() -> dict[str, SessionStore]:
         return prepare(
-            columns(rows),
+            as_columns(rows),
             out,
             min_item_support=min_support,
             min_session_length=min_length,
@@ -74,17 +76,19 @@ def test_filters_reach_the_fixpoint_of_the_oracle(
             run()
         assert not any(out.parent.iterdir())
         return
-    whole = run()["train"]
-    assert_store_is(whole, expected)
-    dropped = whole.meta["dropped"]
-    gone = sum(count for reason, count in dropped.items() if reason.endswith("_events"))
-    assert gone == len(rows) - whole.n_events
-    assert dropped["short_sessions"] == len(grouped(rows)) - whole.n_sessions
+    store = run()["train"]
+    assert_store_is(store, expected)
+    dropped = store.meta["dropped"]
+    n_dropped_events = sum(count for reason, count in dropped.items() if reason.endswith("_events"))
+    assert n_dropped_events == len(rows) - store.n_events
+    assert dropped["short_sessions"] == len(grouped(rows)) - store.n_sessions
     with tiny_batches():
-        assert_same_store(run()["train"], whole)
+        assert_same_store(run()["train"], store)
 
 
-def by_day(days: float) -> Callable[[list[Session]], list[bool]]:
+def hold_out_days(days: float) -> Callable[[list[Session]], list[bool]]:
+    """Return a function from sessions to the mask of those that end within the last `days`."""
+
     def held_out(sessions: list[Session]) -> list[bool]:
         latest_time = max(s.events[-1][0] for s in sessions)
         return [s.events[-1][0] >= latest_time - days * DAY for s in sessions]
@@ -92,20 +96,23 @@ def by_day(days: float) -> Callable[[list[Session]], list[bool]]:
     return held_out
 
 
-def by_fraction(fraction: float) -> Callable[[list[Session]], list[bool]]:
+def hold_out_fraction(fraction: float) -> Callable[[list[Session]], list[bool]]:
+    """Return a function from sessions to the mask of the `fraction` of them that end last."""
+
     def held_out(sessions: list[Session]) -> list[bool]:
-        order = sorted(range(len(sessions)), key=lambda s: (sessions[s].events[-1][0], *sessions[s].key()))
+        order = sorted(range(len(sessions)), key=lambda s: (sessions[s].events[-1][0], *sessions[s].sort_key()))
         latest = set(order[len(order) - round(fraction * len(order)) :])
         return [s in latest for s in range(len(sessions))]
 
     return held_out
 
 
-def divided(
+def split_sessions(
     sessions: list[Session], held_out: list[bool], min_length: int, collapse: bool
 ) -> tuple[list[Session], list[Session]]:
-    train = [s for s, out in zip(sessions, held_out, strict=True) if not out]
-    test = [s for s, out in zip(sessions, held_out, strict=True) if out]
+    """Return (training, test) sessions; the test sessions without items that are not in the training sessions."""
+    train = [s for s, is_held_out in zip(sessions, held_out, strict=True) if not is_held_out]
+    test = [s for s, is_held_out in zip(sessions, held_out, strict=True) if is_held_out]
     return train, without_unseen(test, set(items_of(train)), min_length, collapse)
 
 
@@ -116,59 +123,55 @@ def divided(
         min_size=20,
         max_size=90,
     ),
-    rule=st.sampled_from(
+    split_and_oracle=st.sampled_from(
         [
-            ("last-day", by_day(1)),
-            ("days=3", by_day(3)),
-            (Split(days=0.5), by_day(0.5)),
-            ("fraction=0.3", by_fraction(0.3)),
+            ("last-day", hold_out_days(1)),
+            ("days=3", hold_out_days(3)),
+            (Split(days=0.5), hold_out_days(0.5)),
+            ("fraction=0.3", hold_out_fraction(0.3)),
         ]
     ),
     collapse=st.booleans(),
     in_batches=st.booleans(),
 )
-def test_splits_are_those_of_the_oracle(
+def test_split_parts_equal_the_oracle(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[Row],
-    rule: tuple[str | Split, Callable[[list[Session]], list[bool]]],
+    split_and_oracle: tuple[str | Split, Callable[[list[Session]], list[bool]]],
     collapse: bool,
     in_batches: bool,
 ) -> None:
-    split, held = rule
+    split, hold_out = split_and_oracle
     sessions = filtered(grouped(rows), 2, 2, True, collapse)
     train: list[Session] = []
     parts: dict[str, list[Session]] = {}
     if sessions:
-        train, parts["test"] = divided(sessions, held(sessions), 2, collapse)
+        train, parts["test"] = split_sessions(sessions, hold_out(sessions), 2, collapse)
         parts["train"] = train
     if train:
-        parts["train_tr"], parts["train_valid"] = divided(train, by_fraction(0.4)(train), 2, collapse)
+        parts["train_tr"], parts["train_valid"] = split_sessions(train, hold_out_fraction(0.4)(train), 2, collapse)
     out = tmp_path_factory.mktemp("out") / "prepared"
     options = {"min_item_support": 2, "collapse_repeats": collapse, "split": split, "validation_split": "fraction=0.4"}
-    with tiny_batches() if in_batches else tiny_batches(1000, 1, 1000):
+    with tiny_batches() if in_batches else nullcontext():
         if not (len(parts) == 4 and all(parts.values())):
             with pytest.raises(ValueError, match=r"no session is left|none of the items"):
-                prepare(columns(rows), out, **options)
+                prepare(as_columns(rows), out, **options)
             return
-        stores = prepare(columns(rows), out, **options)
+        stores = prepare(as_columns(rows), out, **options)
     assert list(stores) == ["train", "test", "train_tr", "train_valid"]
     assert sorted(path.name for path in out.iterdir()) == ["meta.json", *sorted(stores)]
-    for name, catalogue in (
-        ("train", "train"),
-        ("test", "train"),
-        ("train_tr", "train_tr"),
-        ("train_valid", "train_tr"),
-    ):
-        assert_store_is(stores[name], parts[name], items_of(parts[catalogue]))
-    tested = [s for s, out_ in zip(sessions, held(sessions), strict=True) if out_]
+    vocabulary_from = {"train": "train", "test": "train", "train_tr": "train_tr", "train_valid": "train_tr"}
+    for name, training_part in vocabulary_from.items():
+        assert_store_is(stores[name], parts[name], items_of(parts[training_part]))
+    unfiltered_test = [s for s, is_held_out in zip(sessions, hold_out(sessions), strict=True) if is_held_out]
     known = set(items_of(train))
     dropped = stores["test"].meta["dropped"]
-    assert dropped["unseen_item_events"] == sum(e[2] not in known for s in tested for e in s.events)
-    assert dropped["unseen_items"] == len({e[2] for s in tested for e in s.events} - known)
-    assert dropped["short_sessions"] == len(tested) - stores["test"].n_sessions
+    assert dropped["unseen_item_events"] == sum(e[2] not in known for s in unfiltered_test for e in s.events)
+    assert dropped["unseen_items"] == len({e[2] for s in unfiltered_test for e in s.events} - known)
+    assert dropped["short_sessions"] == len(unfiltered_test) - stores["test"].n_sessions
 
 
-def test_a_session_belongs_to_the_part_of_its_last_event(tmp_path: Path) -> None:
+def test_time_of_the_last_event_decides_the_part_of_a_session(tmp_path: Path) -> None:
     # Session 2 starts long before the last day and ends exactly 24 hours before the last event.
     log = {
         "SessionId": [1, 1, 2, 2, 3, 3],
@@ -180,7 +183,7 @@ def test_a_session_belongs_to_the_part_of_its_last_event(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("unit, factor", [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
-def test_days_are_counted_in_the_unit_of_the_times(tmp_path: Path, unit: str, factor: int) -> None:
+def test_split_by_days_uses_the_time_unit(tmp_path: Path, unit: str, factor: int) -> None:
     base = 1_700_000_000 * factor
     log = {
         "SessionId": [1, 1, 2, 2],
@@ -190,13 +193,13 @@ def test_days_are_counted_in_the_unit_of_the_times(tmp_path: Path, unit: str, fa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert prepare(log, tmp_path / "p", split=Split(days=1, time_unit=unit))["train"].session_ids.tolist() == [1]
-        prepare(log, tmp_path / "q", split="fraction=0.5")  # does not depend on the unit
+        prepare(log, tmp_path / "q", split="fraction=0.5")  # no warning: does not depend on the time unit
     advice = rf"times reach \S+, after the year 2200 in the unit 's'; if they are in '{unit}', give time_unit='{unit}'"
     with pytest.warns(UserWarning, match=advice):
         prepare(log, tmp_path / "p", split="last-day")
 
 
-def test_times_that_fit_no_unit_are_warned_about(tmp_path: Path) -> None:
+def test_warning_for_times_that_fit_no_unit(tmp_path: Path) -> None:
     log = {"SessionId": [1, 1, 2, 2], "ItemId": [5, 6, 5, 6], "Time": [0.0, 1.0, 2.0, 1e19]}
     with pytest.warns(UserWarning, match="after the year 2200 in the unit 'ns'; check the time column"):
         prepare(log, tmp_path / "p", split=Split(days=1, time_unit="ns"))
@@ -221,7 +224,7 @@ def test_dropped_counts_and_summary(tmp_path: Path) -> None:
     ]
 
 
-def test_preparing_again_replaces_the_whole_folder_and_nothing_else(tmp_path: Path) -> None:
+def test_prepare_replaces_only_an_earlier_prepared_log(tmp_path: Path) -> None:
     log = {"SessionId": [1, 1, 2, 2], "ItemId": [5, 6, 5, 6], "Time": [0, 1, 5, 6]}
     prepare(log, tmp_path / "p", split="fraction=0.5")
     assert list(prepare(log, tmp_path / "p")) == ["train"] == list(open_prepared(tmp_path / "p"))
@@ -233,14 +236,14 @@ def test_preparing_again_replaces_the_whole_folder_and_nothing_else(tmp_path: Pa
     assert (tmp_path / "own" / "thesis.tex").read_text() == "years of work"
 
 
-def test_items_unseen_in_training_throughout_are_an_error(tmp_path: Path) -> None:
+def test_error_if_no_test_item_is_in_training(tmp_path: Path) -> None:
     log = {"SessionId": [1, 1, 2, 2], "ItemId": [5, 6, 7, 8], "Time": [0, 1, 5 * DAY, 6 * DAY]}
     with pytest.raises(ValueError, match=r"none of the items \(such as 7, 8\) is in the training vocabulary"):
         prepare(log, tmp_path / "p", split="last-day")
     assert not any(tmp_path.iterdir())
 
 
-def test_one_event_sessions_only_leave_nothing(tmp_path: Path) -> None:
+def test_error_if_all_sessions_have_one_event(tmp_path: Path) -> None:
     log = {"SessionId": [1, 2, 3], "ItemId": [5, 6, 7], "Time": [0, 1, 2]}
     with pytest.raises(ValueError, match=r"no session is left in the log; dropped: 3 short sessions, 3 short session"):
         prepare(log, tmp_path / "p")
@@ -249,18 +252,18 @@ def test_one_event_sessions_only_leave_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("days, fraction", [(None, None), (1, 0.5), (0, None), (math.nan, None), (None, 0), (None, 1)])
-def test_a_split_is_checked(days: float | None, fraction: float | None) -> None:
+def test_split_arguments_are_checked(days: float | None, fraction: float | None) -> None:
     with pytest.raises(ValueError, match="Split"):
         Split(days=days, fraction=fraction)
 
 
 @pytest.mark.parametrize("text", ["", "tomorrow", "days", "days=x", "weeks=2", "fraction=", "fraction=2"])
-def test_a_split_by_name_is_checked(text: str) -> None:
+def test_split_text_is_checked(text: str) -> None:
     with pytest.raises(ValueError, match=r"last-day, days=N or fraction=F|fraction=2"):
         Split.parse(text)
 
 
-def test_arguments_are_checked(tmp_path: Path) -> None:
+def test_prepare_arguments_are_checked(tmp_path: Path) -> None:
     log = {"SessionId": [1, 1], "ItemId": [5, 6], "Time": [0, 1]}
     for name in ("min_item_support", "min_session_length"):
         with pytest.raises(ValueError, match=f"{name}=0"):
@@ -269,26 +272,26 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         Split(days=1, time_unit="h")
 
 
-def test_a_large_log_is_filtered_as_pandas_would(tmp_path: Path) -> None:
+def test_large_log_is_filtered_as_with_pandas(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     rng = np.random.default_rng(1)
     n = 20_000
     frame = pandas.DataFrame(
         {"SessionId": rng.integers(0, 4000, n), "ItemId": rng.zipf(1.4, n) % 3000, "Time": rng.integers(0, 10**6, n)}
     )
-    clean = frame.drop_duplicates()
+    expected = frame.drop_duplicates()
     while True:
-        size = len(clean)
-        clean = clean[clean.groupby("ItemId")["ItemId"].transform("size") >= 5]
-        clean = clean[clean.groupby("SessionId")["SessionId"].transform("size") >= 3]
-        if len(clean) == size:
+        size = len(expected)
+        expected = expected[expected.groupby("ItemId")["ItemId"].transform("size") >= 5]
+        expected = expected[expected.groupby("SessionId")["SessionId"].transform("size") >= 3]
+        if len(expected) == size:
             break
     with tiny_batches(batch_rows=3000, partitions=8, block_events=500):
         store = prepare(frame, tmp_path / "p", min_item_support=5, min_session_length=3)["train"]
     assert (store.n_events, store.n_sessions, store.n_items) == (
-        len(clean), clean["SessionId"].nunique(), clean["ItemId"].nunique(),
+        len(expected), expected["SessionId"].nunique(), expected["ItemId"].nunique(),
     )  # fmt: skip
-    ordered = clean.sort_values(["SessionId", "Time"], kind="stable").groupby("SessionId")["ItemId"].agg(list)
+    ordered = expected.sort_values(["SessionId", "Time"], kind="stable").groupby("SessionId")["ItemId"].agg(list)
     bounds = store.offsets.tolist()
     items = store.vocabulary.ids[store.items].tolist()
     for session, start, end in zip(store.session_ids.tolist(), bounds, bounds[1:], strict=False):

@@ -34,7 +34,7 @@ def store() -> SessionStore:
     return SessionStore.from_events(LOG)
 
 
-def test_a_store_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, store: SessionStore) -> None:
+def test_saved_store_opens_memory_mapped_and_equal(tmp_path: Path, store: SessionStore) -> None:
     store.save(tmp_path / "store")
     opened = SessionStore.open(str(tmp_path / "store"))
     assert_same_store(opened, store)
@@ -48,13 +48,13 @@ def test_a_store_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, store:
     assert_same_store(SessionStore.open(tmp_path / "store"), opened)
 
 
-def test_nothing_is_pickled(tmp_path: Path, store: SessionStore) -> None:
+def test_saved_arrays_are_not_pickled(tmp_path: Path, store: SessionStore) -> None:
     store.save(tmp_path / "store")
     arrays = {path.stem: np.load(path, allow_pickle=False) for path in (tmp_path / "store").glob("*.npy")}
     assert arrays.keys() >= {"items", "offsets", "start_times", "end_times", "support"}
 
 
-def test_from_arrays_fills_in_what_is_not_given() -> None:
+def test_from_arrays_defaults() -> None:
     store = SessionStore.from_arrays([2, 0, 2, 1], [0, 3, 3, 4], n_items=5)
     assert (store.n_events, store.n_sessions, store.n_items, store.n_targets, store.n_short_sessions) == (4, 3, 5, 2, 2)
     assert store.items.dtype == np.int32 and store.support.tolist() == [1, 1, 2, 0, 0]
@@ -80,16 +80,16 @@ def test_from_arrays_fills_in_what_is_not_given() -> None:
         ({"offsets": [0, 1, 3], "start_times": [2, 1]}, "start_times must be non-decreasing"),
     ],
 )
-def test_from_arrays_checks_what_it_gets(arguments: dict[str, Any], message: str) -> None:
+def test_from_arrays_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SessionStore.from_arrays(**{"items": [0, 1, 1], "offsets": [0, 3], **arguments})
 
 
-def cut(path: Path) -> None:
+def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
 
 
-def as_dtype(dtype: Any) -> Callable[[Path], None]:
+def convert_to(dtype: Any) -> Callable[[Path], None]:
     return lambda path: np.save(path, np.load(path).astype(dtype))
 
 
@@ -103,7 +103,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     "file, damage, message",
     [
-        ("items.npy", cut, r"items\.npy is damaged or was cut short .*prepare the session store again"),
+        ("items.npy", cut_short, r"items\.npy is damaged or was cut short .*prepare the session store again"),
         ("offsets.npy", lambda path: path.write_bytes(b""), r"offsets\.npy is damaged"),
         ("support.npy", Path.unlink, r"support\.npy is missing"),
         ("vocabulary.ids.npy", Path.unlink, r"vocabulary\.ids\.npy is missing"),
@@ -114,13 +114,13 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         ),
         (
             "items.npy",
-            as_dtype(np.int64),
+            convert_to(np.int64),
             r"items\.npy holds int64 where int32 was expected; prepare the session store",
         ),
-        ("offsets.npy", as_dtype(">i8"), r"offsets\.npy holds >i8 where int64 was expected"),
-        ("support.npy", as_dtype(np.float64), r"support\.npy holds float64 where int64 was expected"),
-        ("end_times.npy", as_dtype(np.int32), r"end_times\.npy holds int32 where int64 or float64 was expected"),
-        ("vocabulary.ids.npy", as_dtype(np.uint8), r"vocabulary\.ids\.npy holds uint8 where int64 was expected"),
+        ("offsets.npy", convert_to(">i8"), r"offsets\.npy holds >i8 where int64 was expected"),
+        ("support.npy", convert_to(np.float64), r"support\.npy holds float64 where int64 was expected"),
+        ("end_times.npy", convert_to(np.int32), r"end_times\.npy holds int32 where int64 or float64 was expected"),
+        ("vocabulary.ids.npy", convert_to(np.uint8), r"vocabulary\.ids\.npy holds uint8 where int64 was expected"),
         (
             "items.npy",
             lambda path: np.save(path, np.zeros((5, 1), np.int32)),
@@ -147,7 +147,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
             r"vocabulary\S* is damaged: .*the id 7 occurs more",
         ),
         ("meta.json", change_meta(n_sessions=-1), r"meta\.json is damaged: it lacks n_sessions"),
-        ("meta.json", cut, r"meta\.json is damaged"),
+        ("meta.json", cut_short, r"meta\.json is damaged"),
         ("meta.json", lambda path: path.write_text("[]"), "is no session store: its meta.json states the format None"),
         (
             "meta.json",
@@ -157,7 +157,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         ("meta.json", change_meta(n_targets=None), r"meta\.json is damaged: it lacks n_targets"),
     ],
 )
-def test_a_damaged_store_is_an_error(
+def test_open_names_a_damaged_file(
     tmp_path: Path, store: SessionStore, file: str, damage: Callable[[Path], Any], message: str
 ) -> None:
     store.save(tmp_path / "store")
@@ -166,83 +166,88 @@ def test_a_damaged_store_is_an_error(
         SessionStore.open(tmp_path / "store")
 
 
-def objects_for_addresses(path: Path) -> None:
-    """Change the dtype in the header to object, so that bytes would be read as pointers."""
+def mark_as_objects(path: Path) -> None:
+    """Change the dtype in the header to object, so that NumPy would use the bytes as pointers."""
     header = {"descr": "|O", "fortran_order": False, "shape": np.load(path).shape}
     with open(path, "wb") as file:
         write_array_header_1_0(file, header)
         file.write(b"\1" * 8 * header["shape"][0])
 
 
+# Functions that damage the .npy file with the given path.
 DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "objects": lambda path: objects_for_addresses(path),
+    "objects": mark_as_objects,
     "a pipe": lambda path: path.unlink() or os.mkfifo(path),  # opening a named pipe would block
     "a folder": lambda path: path.unlink() or path.mkdir(),
     "missing": Path.unlink,
-    "cut": cut,
-    "other type": as_dtype(np.float32),
+    "cut short": cut_short,
+    "other type": convert_to(np.float32),
     "other byte order": lambda path: np.save(path, (array := np.load(path)).astype(array.dtype.newbyteorder())),
     "one more": lambda path: np.save(path, np.append(np.load(path), np.load(path)[-1:])),
     "two dimensions": lambda path: np.save(path, np.load(path)[:, None]),
 }
-ARRAYS = ["items", "offsets", "start_times", "end_times", "support"]
-IDS = ["ids", "utf8", "offsets"]
+# Kind of folder: function that builds the object to save, names of its arrays, names of its ids.
 KINDS: dict[str, tuple[Callable[[bool], Any], list[str], list[str]]] = {
-    "store": (lambda words: words_or_numbers(SessionStore.from_events, words), ARRAYS, ["vocabulary", "session_ids"]),
+    "store": (
+        lambda string_ids: build_from_log(SessionStore.from_events, string_ids),
+        ["items", "offsets", "start_times", "end_times", "support"],
+        ["vocabulary", "session_ids"],
+    ),
     "graph": (
-        lambda words: words_or_numbers(InteractionGraph.from_table, words, user_key="SessionId"),
+        lambda string_ids: build_from_log(InteractionGraph.from_table, string_ids, user_key="SessionId"),
         ["offsets", "neighbors"],
         ["users", "items"],
     ),
 }
 
 
-def words_or_numbers(read: Callable[..., Any], words: bool, **keys: str) -> Any:
-    name = (lambda letter, k: f"{letter}{k}") if words else (lambda letter, k: k)
-    columns = {"SessionId": [name("u", k // 2) for k in range(6)], "ItemId": [name("i", k % 4) for k in range(6)]}
+def build_from_log(read: Callable[..., Any], string_ids: bool, **keys: str) -> Any:
+    """Return what `read` makes of a log of six events with string or integer ids."""
+    make_id = (lambda letter, k: f"{letter}{k}") if string_ids else (lambda letter, k: k)
+    columns = {"SessionId": [make_id("u", k // 2) for k in range(6)], "ItemId": [make_id("i", k % 4) for k in range(6)]}
     return read({**columns, "Time": range(6)}, **keys)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("string_ids", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_damaged_array_of_every_folder_is_one_line_that_names_it(
-    tmp_path: Path, kind: str, words: bool, damage: str
-) -> None:
+def test_open_names_every_damaged_array_in_one_line(tmp_path: Path, kind: str, string_ids: bool, damage: str) -> None:
     build, arrays, ids = KINDS[kind]
-    whole = build(words)
-    whole.save(tmp_path / "whole")
-    names = [*arrays, *(f"{name}.{part}" for name in ids for part in (IDS[1:] if words else IDS[:1]))]
-    assert sorted(f"{name}.npy" for name in names) == sorted(p.name for p in (tmp_path / "whole").glob("*.npy"))
+    original = build(string_ids)
+    original.save(tmp_path / "original")
+    suffixes = ("utf8", "offsets") if string_ids else ("ids",)
+    names = [*arrays, *(f"{name}.{suffix}" for name in ids for suffix in suffixes)]
+    assert sorted(f"{name}.npy" for name in names) == sorted(p.name for p in (tmp_path / "original").glob("*.npy"))
     for name in names:
         if damage == "other byte order" and name.endswith("utf8"):
-            continue  # any uint8 is in range
+            continue  # bytes have no byte order
         shutil.rmtree(tmp_path / "folder", ignore_errors=True)
-        shutil.copytree(tmp_path / "whole", tmp_path / "folder")
+        shutil.copytree(tmp_path / "original", tmp_path / "folder")
         DAMAGES[damage](tmp_path / "folder" / f"{name}.npy")
         # If NAME.utf8.npy is missing, the ids could also be integers, in NAME.ids.npy.
-        wanted = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name
+        named_file = name.replace("utf8", r"(utf8|ids)") if damage == "missing" else name
         advice = "(prepare the session store|save the interaction graph) again"
-        with pytest.raises(ValueError, match=rf"{wanted}\.npy [^\n]*; {advice}$"):
-            getattr(type(whole).open(tmp_path / "folder"), "session_ids", None)
+        with pytest.raises(ValueError, match=rf"{named_file}\.npy [^\n]*; {advice}$"):
+            opened = type(original).open(tmp_path / "folder")
+            getattr(opened, "session_ids", None)  # a store reads its session ids when they are first used
 
 
-@pytest.mark.parametrize("read", [SessionStore, InteractionGraph])
-def test_damaged_strings_are_named(tmp_path: Path, read: Any) -> None:
-    name = {SessionStore: "vocabulary", InteractionGraph: "items"}[read]
-    whole = KINDS["store" if read is SessionStore else "graph"][0](True)
-    whole.save(tmp_path / "folder")
+@pytest.mark.parametrize(("kind", "name"), [("store", "vocabulary"), ("graph", "items")])
+def test_open_names_damaged_string_ids(tmp_path: Path, kind: str, name: str) -> None:
+    build, _, _ = KINDS[kind]
+    original = build(True)
+    original.save(tmp_path / "folder")
     path = tmp_path / "folder" / f"{name}.utf8.npy"
     np.save(path, np.full_like(np.load(path), 0xFF))
     with pytest.raises(ValueError, match=rf"{name}\.utf8\.npy is damaged: it is not UTF-8 text \(.*utf-8"):
-        read.open(tmp_path / "folder")
-    whole.save(tmp_path / "folder")
+        type(original).open(tmp_path / "folder")
+    original.save(tmp_path / "folder")
     np.save(tmp_path / "folder" / f"{name}.offsets.npy", [0, 4, 2, 6, 8])
     with pytest.raises(ValueError, match=rf"{name}\.offsets\.npy is damaged: it holds decreasing offsets"):
-        read.open(tmp_path / "folder")
+        type(original).open(tmp_path / "folder")
 
 
-def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
+def test_open_refuses_other_folders(tmp_path: Path) -> None:
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "meta.json")  # opening a named pipe would block
     for folder in (tmp_path, tmp_path / "nothing", tmp_path / "pipe"):
@@ -254,7 +259,7 @@ def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
         SessionStore.open(tmp_path / "prepared")
 
 
-def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, store: SessionStore) -> None:
+def test_folder_with_other_data_is_not_replaced(tmp_path: Path, store: SessionStore) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "meta.json").write_text('{"format": "love"}')
     for write in (store.save, lambda out: SessionStore.from_events(LOG, out=out)):
@@ -274,10 +279,10 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 
 @contextmanager
-def files_of_at_most_20_kb() -> Iterator[None]:
-    """Make writes beyond 20 kB fail with EFBIG, in place of ENOSPC on a full disk.
+def limit_files_to_20_kb() -> Iterator[None]:
+    """Imitate a full disk: make writes beyond 20 kB fail, with EFBIG in place of ENOSPC.
 
-    A context manager, not a fixture: pytest itself writes longer files before fixtures are torn down.
+    This is a context manager, not a fixture, because pytest itself writes longer files before it ends fixtures.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -291,11 +296,11 @@ def files_of_at_most_20_kb() -> Iterator[None]:
 
 @pytest.mark.parametrize("in_batches", [False, True])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, store: SessionStore, writer: str, in_batches: bool) -> None:
+def test_full_disk_leaves_the_earlier_store(tmp_path: Path, store: SessionStore, writer: str, in_batches: bool) -> None:
     store.save(tmp_path / "store")
     with (
-        tiny_batches(20_000) if in_batches else tiny_batches(10**6),
-        files_of_at_most_20_kb(),
+        tiny_batches(batch_rows=20_000 if in_batches else 10**6),  # the log has 40,000 rows
+        limit_files_to_20_kb(),
         pytest.raises(OSError, match="disk is full") as caught,
     ):
         WRITERS[writer](tmp_path / "store")
@@ -304,16 +309,14 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, store: SessionStore, 
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
 
-def test_a_full_disk_while_preparing(tmp_path: Path) -> None:
+def test_full_disk_while_preparing(tmp_path: Path) -> None:
     message = r"disk is full .* while writing .*prepared: free some space"
-    with files_of_at_most_20_kb(), pytest.raises(OSError, match=message):
+    with limit_files_to_20_kb(), pytest.raises(OSError, match=message):
         prepare(BIG, tmp_path / "prepared")
     assert not any(tmp_path.iterdir())
 
 
-def test_a_disk_found_full_when_files_are_flushed(
-    tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_while_flushing(tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -326,7 +329,7 @@ def test_a_disk_found_full_when_files_are_flushed(
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
 
-KILLED = """
+KILLED_WRITER = """
 import os, signal, sys
 from gru4rec_fast.data import SessionStore
 def killed(rows): os.kill(os.getpid(), signal.SIGKILL)
@@ -336,27 +339,29 @@ SessionStore.from_events({"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
 
 def test_temporary_folders_of_killed_writers_are_removed(tmp_path: Path, store: SessionStore) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "store")], env={**os.environ, "PYTHONPATH": paths}, check=False
+    writer = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "store")],
+        env={**os.environ, "PYTHONPATH": paths},
+        check=False,
     )
-    assert done.returncode == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".store.partial-") and any(left.iterdir())
+    assert writer.returncode == -signal.SIGKILL
+    (abandoned,) = tmp_path.iterdir()
+    assert abandoned.name.startswith(".store.partial-") and any(abandoned.iterdir())
     store.save(tmp_path / "store2")  # must not remove temporary folders of another target
-    assert left.exists()
-    with replace_folder(tmp_path / "store", []) as partial:
-        assert not left.exists()
-        (partial / "written").touch()
+    assert abandoned.exists()
+    with replace_folder(tmp_path / "store", []) as temporary:
+        assert not abandoned.exists()
+        (temporary / "written").touch()
         store.save(tmp_path / "store.2")
-        with replace_folder(tmp_path / "store", []):  # locked by this running process
-            assert (partial / "written").exists()
+        with replace_folder(tmp_path / "store", []):
+            assert (temporary / "written").exists()  # not removed, because this running process has locked its folder
         shutil.rmtree(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]
     assert (tmp_path / "store" / "written").exists()
 
 
 @pytest.mark.parametrize("stage", ["reading", "writing", "renaming"])
-def test_ctrl_c_leaves_no_half_store(
+def test_interrupt_leaves_the_earlier_store(
     tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     def interrupt(*args: Any) -> None:
@@ -377,7 +382,7 @@ def test_ctrl_c_leaves_no_half_store(
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
 
-def test_a_store_opens_where_polars_is_missing(tmp_path: Path, store: SessionStore) -> None:
+def test_store_opens_without_polars(tmp_path: Path, store: SessionStore) -> None:
     store.save(tmp_path / "store")
     code = (
         "import sys; sys.modules['polars'] = None\n"
@@ -387,14 +392,14 @@ def test_a_store_opens_where_polars_is_missing(tmp_path: Path, store: SessionSto
         "except ImportError as error: print(error)\n"
     )
     paths = os.pathsep.join(path for path in sys.path if path)  # so that the child process imports the same package
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "store")],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": paths},
     )
-    assert done.stdout.splitlines() == [
+    assert process.stdout.splitlines() == [
         "SessionStore(3 sessions, 5 events, 3 items)",
         "reading a log needs polars: pip install polars (a prepared store opens without it)",
     ]
@@ -406,11 +411,11 @@ ids = st.one_of(
 
 
 @given(ids=ids, data=st.data())
-def test_a_vocabulary_finds_what_it_holds_and_nothing_else(ids: list[Any], data: st.DataObject) -> None:
+def test_vocabulary_finds_exactly_its_ids(ids: list[Any], data: st.DataObject) -> None:
     vocabulary = Vocabulary(ids)
     assert len(vocabulary) == len(ids) and vocabulary.ids.tolist() == ids
-    other = st.text(max_size=6) if vocabulary.holds_strings else st.integers(-(2**63), 2**63 - 1)
-    queries = data.draw(st.lists(st.one_of(other, st.sampled_from(ids)) if ids else other, max_size=30))
+    any_id = st.text(max_size=6) if vocabulary.holds_strings else st.integers(-(2**63), 2**63 - 1)
+    queries = data.draw(st.lists(st.one_of(any_id, st.sampled_from(ids)) if ids else any_id, max_size=30))
     expected = [ids.index(value) if value in ids else -1 for value in queries]
     index = vocabulary.index_of(queries)
     assert index.dtype == np.int64 and index.tolist() == expected
@@ -420,19 +425,19 @@ def test_a_vocabulary_finds_what_it_holds_and_nothing_else(ids: list[Any], data:
 
 
 @pytest.mark.parametrize("values", [["a", "b"], np.array(["a", "b"]), np.array(["a", "b"], object), iter(["a", "b"])])
-def test_a_vocabulary_of_strings_from_anything(values: Any) -> None:
+def test_vocabulary_accepts_strings_in_any_container(values: Any) -> None:
     assert Vocabulary(values).index_of(["b", "c"]).tolist() == [1, -1]
 
 
-def test_a_vocabulary_keeps_every_character() -> None:
+def test_vocabulary_keeps_blanks_and_nul_characters() -> None:
     ids = ["", "\0", "a\0", "a", " a"]
     assert Vocabulary(ids).ids.tolist() == Vocabulary.from_arrays(Vocabulary(ids).to_arrays()).ids.tolist() == ids
 
 
-def test_a_vocabulary_checks_what_it_gets() -> None:
+def test_vocabulary_errors() -> None:
     with pytest.raises(ValueError, match="the id 7 occurs more than once"):
         Vocabulary([7, 8, 7])
-    with pytest.raises(ValueError, match=r"this one has shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"not one of shape \(2, 2\)"):
         Vocabulary([[1, 2], [3, 4]])
     for mixture in ([1, "a"], [1.5, 2.0], [True, False], [None, "a"], np.array([1, "a"], object)):
         with pytest.raises(TypeError, match="vocabulary: "):
@@ -444,10 +449,10 @@ def test_a_vocabulary_checks_what_it_gets() -> None:
     assert Vocabulary([1, 2]) != Vocabulary(["1", "2"]) and Vocabulary([1, 2]) != [1, 2]
 
 
-def test_a_vocabulary_of_millions_is_searched_fast() -> None:
+def test_index_of_in_a_vocabulary_of_millions() -> None:
     rng = np.random.default_rng(0)
     ids = rng.permutation(3_000_000)[:2_000_000] * 1000
     vocabulary = Vocabulary(ids)
-    asked = rng.integers(0, 2_000_000, 1_000_000)
-    assert np.array_equal(vocabulary.index_of(ids[asked]), asked)
-    assert (vocabulary.index_of(ids[asked] + 1) == -1).all()
+    index = rng.integers(0, 2_000_000, 1_000_000)
+    assert np.array_equal(vocabulary.index_of(ids[index]), index)
+    assert (vocabulary.index_of(ids[index] + 1) == -1).all()

@@ -1,4 +1,4 @@
-"""The synthetic logs of the memory benchmarks have the requested sizes."""
+"""The synthetic logs and stores of the memory benchmarks (benchmarks/synthetic.py) have the requested sizes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ def synthetic(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("synthetic", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "synthetic", module)  # dataclasses look up their module there
+    monkeypatch.setitem(sys.modules, "synthetic", module)  # dataclasses look up their module in sys.modules
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "CHUNK_EVENTS", 1000)
     return module
 
 
 @pytest.mark.parametrize("n_events", [2, 3, 999, 1000, 1001, 1002, 25_003])
-def test_a_synthetic_store_has_the_events_asked_for(tmp_path: Path, synthetic: ModuleType, n_events: int) -> None:
+def test_synthetic_store_has_the_requested_sizes(tmp_path: Path, synthetic: ModuleType, n_events: int) -> None:
     store = synthetic.synthetic_store(tmp_path / "store", n_events, 50, seed=3)
     assert (store.n_events, store.n_items, store.n_short_sessions) == (n_events, 50, 0)
     assert store.n_targets == n_events - store.n_sessions
-    checked = SessionStore.from_arrays(store.items, store.offsets, n_items=50)
-    assert checked.support.tolist() == store.support.tolist() and checked.n_targets == store.n_targets
+    recomputed = SessionStore.from_arrays(store.items, store.offsets, n_items=50)
+    assert recomputed.support.tolist() == store.support.tolist() and recomputed.n_targets == store.n_targets
     if n_events > 10_000:
         assert n_events / store.n_sessions == pytest.approx(synthetic.MEAN_LENGTH, rel=0.05)
         popularity = np.arange(1, 51) ** -synthetic.ZIPF_EXPONENT
         assert store.support == pytest.approx(n_events * popularity / popularity.sum(), rel=0.3)
 
 
-def test_a_synthetic_log_is_ingested_whole(tmp_path: Path, synthetic: ModuleType) -> None:
+def test_synthetic_log_equals_the_synthetic_store(tmp_path: Path, synthetic: ModuleType) -> None:
     synthetic.synthetic_log(tmp_path / "log.tsv", 5003, 50, seed=3)
-    read = SessionStore.from_events(tmp_path / "log.tsv")
-    drawn = synthetic.synthetic_store(tmp_path / "store", 5003, 50, seed=3)
-    assert (read.n_events, read.n_sessions) == (drawn.n_events, drawn.n_sessions)
-    assert sorted(read.support.tolist()) == sorted(count for count in drawn.support.tolist() if count)
+    log = SessionStore.from_events(tmp_path / "log.tsv")
+    store = synthetic.synthetic_store(tmp_path / "store", 5003, 50, seed=3)
+    assert (log.n_events, log.n_sessions) == (store.n_events, store.n_sessions)
+    # Items that were not drawn have support 0 in the store and do not occur in the log.
+    assert sorted(log.support.tolist()) == sorted(count for count in store.support.tolist() if count)

@@ -1,4 +1,4 @@
-"""The same seed gives the same bits; with PyTorch's deterministic algorithms also for any number of threads."""
+"""Training with the same seed gives equal weights, and in PyTorch's deterministic mode with any number of threads."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gru4rec_fast import GRU4Rec
 from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.training import SessionEpochRunner
 
-# Large enough that every kernel uses three threads; about ten steps.
+# The sizes are large enough for every kernel to use three threads. An epoch has about ten steps.
 STORE = markov_store(n_sessions=260, n_items=3000, longest=5)
-WIDE: dict[str, Any] = {"layers": [112], "batch_size": 120, "n_sample": 512, "n_epochs": 1, "seed": 5}
+PARAMETERS: dict[str, Any] = {"layers": [112], "batch_size": 120, "n_sample": 512, "n_epochs": 1, "seed": 5}
 
-MODES: dict[str, dict[str, Any]] = {
+EMBEDDING_MODES: dict[str, dict[str, Any]] = {
     "constrained": {},
     "separate": {"constrained_embedding": False, "embedding": 96},
     "one-hot": {"constrained_embedding": False},
 }
-CASES: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {  # changes of PARAMETERS
     **{f"loss={loss}": {"loss": loss} for loss in LOSSES},
-    **{f"{mode}-{form}": {**options, "gru_form": form} for mode, options in MODES.items()
+    **{f"{mode}-{form}": {**options, "gru_form": form} for mode, options in EMBEDDING_MODES.items()
        for form in ("reset_after", "reset_before")},
     "two-layers-dropout-momentum": {
         "layers": [96, 112], "momentum": 0.4, "dropout_p_embed": 0.3, "dropout_p_hidden": 0.2, "loss": "bpr-max"
@@ -55,11 +55,11 @@ def deterministic() -> Iterator[None]:
 
 
 def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Tensor]:
-    """Return weights and losses of a training from scratch, by the fused step or by autograd."""
-    other_way = "_run_autograd" if fused else "_run_fused"
+    """Train a new model by the fused step or by autograd. Returns its weights, and the loss of each epoch."""
+    unused_method = "_run_autograd" if fused else "_run_fused"
     with threads(n_threads), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SessionEpochRunner, other_way, lambda *_: pytest.fail(f"trained by {other_way}"))
-        model = GRU4Rec(**{**WIDE, **changed, "fused": fused}).fit(STORE, progress=False)
+        patch.setattr(SessionEpochRunner, unused_method, lambda *_: pytest.fail(f"trained by {unused_method}"))
+        model = GRU4Rec(**{**PARAMETERS, **changed, "fused": fused}).fit(STORE, progress=False)
     assert model.network is not None
     losses = torch.tensor([record["loss"] for record in model.history], dtype=torch.float64)
     return {**{name: p.detach().clone() for name, p in model.network.named_parameters()}, "losses": losses}
@@ -72,9 +72,9 @@ def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 
 
 @every_case
-def test_the_same_training_twice_gives_the_same_bits(native_library: None, changed: dict[str, Any]) -> None:
-    for n in (1, 2, 3):
-        assert differing(train(n, **changed), train(n, **changed)) == []
+def test_repeated_training_gives_the_same_bits(native_library: None, changed: dict[str, Any]) -> None:
+    for n_threads in (1, 2, 3):
+        assert differing(train(n_threads, **changed), train(n_threads, **changed)) == []
 
 
 @every_case
@@ -82,14 +82,14 @@ def test_with_deterministic_algorithms_threads_do_not_change_a_bit(
     native_library: None, changed: dict[str, Any]
 ) -> None:
     with deterministic():
-        one = train(1, **changed)
-        assert all(tensor.isfinite().all() for tensor in one.values())
-        for n in (2, 3):
-            assert differing(train(n, **changed), one) == []
+        single_threaded = train(1, **changed)
+        assert all(tensor.isfinite().all() for tensor in single_threaded.values())
+        for n_threads in (2, 3):
+            assert differing(train(n_threads, **changed), single_threaded) == []
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_another_seed_gives_other_weights(native_library: None, fused: bool) -> None:
-    """Without a difference here the tests above could not fail."""
+def test_other_seed_gives_other_weights(native_library: None, fused: bool) -> None:
+    """If all seeds gave the same weights, the tests above could not fail."""
     one, other = train(1, fused=fused), train(1, fused=fused, seed=6)
     assert "output.weight" in differing(one, other) and "losses" in differing(one, other)

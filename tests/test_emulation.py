@@ -1,4 +1,9 @@
-"""The emulator of CUDA kernels detects all faults of tools/cuda_emulator/seeded_faults.cu, and reports no others."""
+"""The CUDA emulator detects every fault in the kernels of seeded_faults.cu, and reports none in correct kernels.
+
+The emulator runs CUDA kernels on the CPU, with the threads of a block in a random order that depends on a seed. It
+detects races, divergent barriers and wrong accesses to shared memory. Compiled with AddressSanitizer, it detects
+accesses outside of tensors instead of races. The kernels of this test are in tools/cuda_emulator/seeded_faults.cu.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ from gru4rec_fast.ops.philox import philox4x32
 
 pytestmark = pytest.mark.skipif(bool(why_not_emulated("dropout")), reason=why_not_emulated("dropout") or "-")
 
-SOUND = [
+CORRECT_KERNELS = [
     "count_atomically",
     "dynamic_sum",
     "last_block_sums",
@@ -29,7 +34,8 @@ SOUND = [
     "pass_on_in_warp",
     "shuffle_past_the_edges",
 ]
-FAULTS = {
+# Pattern of the error for each kernel with a fault.
+FAULTY_KERNELS = {
     "missing_barrier": r"race: thread \(\d+\) (reads|writes) shared memory .* with no barrier between",
     "shuffle_is_no_barrier": r"race: .* shared memory .* with no barrier between",
     "barrier_forgotten_in_loop": r"race: .* shared memory .* with no barrier between",
@@ -46,7 +52,7 @@ FAULTS = {
     "too_many_threads": "invalid launch configuration: more than 1024 threads",
     "too_much_shared_memory": "invalid launch configuration: more than 227 KB of shared memory",
 }
-FOUND_BY_ADDRESSES = "beyond_global_array"  # test_addresses_are_checked
+OUT_OF_BOUNDS_KERNEL = "beyond_global_array"  # only AddressSanitizer detects its fault: test_address_sanitizer
 
 
 @pytest.fixture
@@ -54,48 +60,53 @@ def emulation() -> ModuleType:
     return cuda_emulator.load()
 
 
-def test_every_test_kernel_is_used(emulation: ModuleType) -> None:
-    assert set(emulation.test_kernel_names()) == {*SOUND, *FAULTS, "check_that_fails", FOUND_BY_ADDRESSES}
+def test_all_kernels_are_tested(emulation: ModuleType) -> None:
+    assert set(emulation.test_kernel_names()) == {
+        *CORRECT_KERNELS,
+        *FAULTY_KERNELS,
+        "check_that_fails",
+        OUT_OF_BOUNDS_KERNEL,
+    }
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_sound_kernels_pass_in_every_order(emulation: ModuleType, name: str) -> None:
+@pytest.mark.parametrize("name", CORRECT_KERNELS)
+def test_correct_kernels_pass_in_any_order(emulation: ModuleType, name: str) -> None:
     for seed in range(20):
         emulation.set_seed(seed)
         emulation.run_test_kernel(name)
 
 
-@pytest.mark.parametrize(("name", "message"), FAULTS.items())
-def test_faults_are_found_in_every_order(emulation: ModuleType, name: str, message: str) -> None:
+@pytest.mark.parametrize(("name", "message"), FAULTY_KERNELS.items())
+def test_faults_are_detected_in_any_order(emulation: ModuleType, name: str, message: str) -> None:
     for seed in range(20):
         emulation.set_seed(seed)
         with pytest.raises(RuntimeError, match=message):
             emulation.run_test_kernel(name)
 
 
-def test_a_failed_check_is_a_value_error_and_leaves_the_machine_usable(emulation: ModuleType) -> None:
+def test_failed_check_is_a_value_error_and_later_launches_work(emulation: ModuleType) -> None:
     with pytest.raises(ValueError, match="argument: must not be 5"):
         emulation.run_test_kernel("check_that_fails")
     emulation.run_test_kernel("pass_on")
 
 
-def test_a_seed_repeats_the_order(emulation: ModuleType) -> None:
-    def messages() -> list[str]:
-        found = []
+def test_same_seed_gives_the_same_order(emulation: ModuleType) -> None:
+    def run_five_times(seed: int) -> list[str]:
+        """Return the error messages without addresses. They name the threads of a race, which depend on the order."""
+        emulation.set_seed(seed)
+        messages = []
         for _ in range(5):
             with pytest.raises(RuntimeError) as error:
                 emulation.run_test_kernel("missing_barrier")
-            found.append(re.sub("0x[0-9a-f]+", "", str(error.value)).partition("[kernel")[0])
-        return found
+            messages.append(re.sub("0x[0-9a-f]+", "", str(error.value)).partition("[kernel")[0])
+        return messages
 
-    emulation.set_seed(3)
-    first = messages()
-    assert len(set(first)) > 1
-    emulation.set_seed(3)
-    assert messages() == first
+    messages = run_five_times(seed=3)
+    assert len(set(messages)) > 1
+    assert run_five_times(seed=3) == messages
 
 
-def test_emulated_is_only_for_the_cpu_and_only_where_there_is_a_kernel() -> None:
+def test_emulation_needs_cpu_tensors_and_a_cuda_kernel() -> None:
     with pytest.raises(RuntimeError, match="runs the CUDA kernels on CPU tensors, not on cuda"):
         _backend.resolve("emulated", "dropout_mask", "cuda")
     with pytest.raises(RuntimeError, match="operator build_alias_table has no CUDA kernel"):
@@ -109,36 +120,41 @@ def test_auto_never_chooses_emulation() -> None:
         "print('gru4rec_fast._emulated' in sys.modules, hasattr(torch.ops, 'gru4rec_fast_emulated') and "
         "any(name.startswith('gru4rec_fast_emulated') for name in torch._C._dispatch_get_all_op_names()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["False", "False"], done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=make_environment(), capture_output=True, text=True, check=False
+    )
+    assert process.stdout.split() == ["False", "False"], process.stderr
 
 
-def test_a_limit_of_blocks_runs_the_ends_of_a_grid(emulation: ModuleType) -> None:
+def test_block_limit_still_runs_several_blocks(emulation: ModuleType) -> None:
     emulation.set_block_limit(3)
     try:
-        with pytest.raises(RuntimeError, match="of another block"):  # all blocks count in one number
+        # In this kernel, all blocks write the same number. The race between two of them is detected.
+        with pytest.raises(RuntimeError, match="of another block"):
             emulation.run_test_kernel("count_without_atomics")
     finally:
         emulation.set_block_limit(0)
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} | more
+def make_environment(**variables: str) -> dict[str, str]:
+    """Return environment variables for a process that imports the same package."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} | variables
 
 
 @pytest.mark.slow
-def test_addresses_are_checked() -> None:
+def test_address_sanitizer() -> None:
     """AddressSanitizer detects accesses of a kernel beyond a tensor, and reports nothing for correct kernels."""
-    runtimes = []
+    libraries = []
     for name in ("asan", "ubsan"):
         answer = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=False)
-        runtimes.append(Path(answer.stdout.strip()))
-    if not all(runtime.is_absolute() for runtime in runtimes):
-        pytest.skip("no sanitizers' libraries beside g++")
-    options = {
-        "LD_PRELOAD": " ".join(str(runtime.resolve()) for runtime in runtimes),
+        libraries.append(Path(answer.stdout.strip()))
+    if not all(library.is_absolute() for library in libraries):  # g++ prints the bare name of a file it does not find
+        pytest.skip("g++ has no libasan.so or libubsan.so")
+    variables = {
+        "LD_PRELOAD": " ".join(str(library.resolve()) for library in libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "GRU4REC_FAST_SANITIZE": "address,undefined",  # the same as in .ci/full, so that both use one library
+        # .ci/full has the same value, so that its emulator, which is compiled already, can be used.
+        "GRU4REC_FAST_SANITIZE": "address,undefined",
     }
     code = """
 import cuda_emulator
@@ -146,32 +162,33 @@ from gru4rec_fast.ops import dropout_mask
 cuda_emulator.register()
 module = cuda_emulator.load()
 assert module.what_is_checked() == "addresses"
-for name in {sound}:
+for name in {correct_kernels}:
     module.run_test_kernel(name)
 dropout_mask(3, 5, 7, 0.5, seed=1, stream=1, step=0, impl="emulated")
-print("sound", flush=True)
-module.run_test_kernel("{fault}")
+print("passed", flush=True)
+module.run_test_kernel("{faulty_kernel}")
 """
-    for fault in (FOUND_BY_ADDRESSES, "beyond_shared_array"):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(sound=SOUND, fault=fault)],
-            env=environment(**options),
+    for faulty_kernel in (OUT_OF_BOUNDS_KERNEL, "beyond_shared_array"):
+        process = subprocess.run(
+            [sys.executable, "-c", code.format(correct_kernels=CORRECT_KERNELS, faulty_kernel=faulty_kernel)],
+            env=make_environment(**variables),
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.stdout.split() == ["sound"], done.stderr
-        assert "AddressSanitizer: heap-buffer-overflow" in done.stderr and fault in done.stderr
+        assert process.stdout.split() == ["passed"], process.stderr
+        assert "AddressSanitizer: heap-buffer-overflow" in process.stderr and faulty_kernel in process.stderr
 
 
-def test_index_arithmetic_beyond_two_to_the_31() -> None:
-    """A mask of more than 2**31 elements. Only the first and last block run, so the pages between take no memory."""
+def test_element_indices_beyond_2_to_the_31() -> None:
+    """Only the first and the last block run, so that a mask of more than 2**31 elements needs hardly any memory."""
     lanes, units = 3, 2**31 // 3 + 40
     with first_and_last_blocks():
         mask = ops.dropout_mask(1, lanes, units, 0.5, seed=1, stream=1, step=9, dtype=torch.float16, impl="emulated")
     assert mask.numel() > 2**31
-    last = mask.numel() % 256 or 256
-    for lane, first, got in ((0, 0, mask[0, 0, :256]), (2, units - last, mask[0, 2, -last:])):
-        counter = [torch.tensor(word) for word in (1, 9, lane)]
-        words = philox4x32((counter[0], counter[1], counter[2], torch.arange(first, first + len(got))), 1)[0]
-        assert torch.equal(got, (words >= 2**31).half() * 2)
+    n_last = mask.numel() % 256 or 256  # number of elements in the last block; other blocks have 256
+    for lane, first_unit, elements in ((0, 0, mask[0, 0, :256]), (2, units - n_last, mask[0, 2, -n_last:])):
+        stream, step, lane_word = (torch.tensor(word) for word in (1, 9, lane))
+        unit = torch.arange(first_unit, first_unit + len(elements))
+        words = philox4x32((stream, step, lane_word, unit), 1)[0]
+        assert torch.equal(elements, (words >= 2**31).half() * 2)

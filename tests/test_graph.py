@@ -24,44 +24,47 @@ from gru4rec_fast.data.graphs.order import align_indices, reorder
 from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
+# A file of `user item item ...` lines: one user on two lines, one repeated item, one user without items.
 TEXT = "7 30 10\n3 20 10 20\n5\n7 20\n"
-EDGES = {(3, 10), (3, 20), (7, 10), (7, 20), (7, 30)}
+EDGES = {(3, 10), (3, 20), (7, 10), (7, 20), (7, 30)}  # (user id, item id)
 
 
 def edges_by_id(graph: InteractionGraph) -> set[tuple[Any, Any]]:
-    users, items = graph.interactions()
-    return set(zip(graph.users.ids[users].tolist(), graph.items.ids[items].tolist(), strict=True))
+    """Return the pairs (user id, item id) of all edges."""
+    user_index, item_index = graph.interactions()
+    return set(zip(graph.users.ids[user_index].tolist(), graph.items.ids[item_index].tolist(), strict=True))
 
 
-def assert_sound(graph: InteractionGraph) -> None:
+def assert_valid_structure(graph: InteractionGraph) -> None:
     """Assert that neighbors are increasing, that edges connect users with items, and that they are stored both ways."""
-    listed = set()
+    directed_edges = set()
     for node in range(graph.n_nodes):
         neighbors = graph.neighbors[graph.offsets[node] : graph.offsets[node + 1]].tolist()
         assert neighbors == sorted(set(neighbors))
-        for other in neighbors:
-            assert (node < graph.n_users) != (other < graph.n_users) and 0 <= other < graph.n_nodes
-            listed.add((node, other))
-    assert listed == {(b, a) for a, b in listed} and len(listed) == 2 * graph.n_edges == len(graph.neighbors)
+        for neighbor in neighbors:
+            assert (node < graph.n_users) != (neighbor < graph.n_users) and 0 <= neighbor < graph.n_nodes
+            directed_edges.add((node, neighbor))
+    assert directed_edges == {(b, a) for a, b in directed_edges}
+    assert len(directed_edges) == 2 * graph.n_edges == len(graph.neighbors)
 
 
-def assert_same_graph(ours: InteractionGraph, theirs: InteractionGraph) -> None:
-    np.testing.assert_array_equal(ours.offsets, theirs.offsets)
-    np.testing.assert_array_equal(ours.neighbors, theirs.neighbors)
-    assert ours.users == theirs.users and ours.items == theirs.items
-    assert ours.meta.get("dropped") == theirs.meta.get("dropped")
+def assert_same_graph(graph: InteractionGraph, expected: InteractionGraph) -> None:
+    np.testing.assert_array_equal(graph.offsets, expected.offsets)
+    np.testing.assert_array_equal(graph.neighbors, expected.neighbors)
+    assert graph.users == expected.users and graph.items == expected.items
+    assert graph.meta.get("dropped") == expected.meta.get("dropped")
 
 
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8)), min_size=1, max_size=60),
-    more_users=st.integers(0, 3),
-    more_items=st.integers(0, 3),
+    isolated_users=st.integers(0, 3),
+    isolated_items=st.integers(0, 3),
 )
-def test_it_holds_the_pairs_that_went_in(pairs: list[tuple[int, int]], more_users: int, more_items: int) -> None:
+def test_edges_are_the_distinct_pairs(pairs: list[tuple[int, int]], isolated_users: int, isolated_items: int) -> None:
     users, items = zip(*pairs, strict=True)
-    n_users, n_items = max(users) + 1 + more_users, max(items) + 1 + more_items
+    n_users, n_items = max(users) + 1 + isolated_users, max(items) + 1 + isolated_items
     graph = InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
-    assert_sound(graph)
+    assert_valid_structure(graph)
     assert edges_by_id(graph) == set(pairs)
     assert (graph.n_users, graph.n_items, graph.n_nodes) == (n_users, n_items, n_users + n_items)
     assert graph.n_edges == len(set(pairs))
@@ -78,7 +81,7 @@ def test_from_text(tmp_path: Path, compression: str) -> None:
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
     path.write_bytes(compress(data))
     graph = InteractionGraph.from_text(path)
-    assert_sound(graph)
+    assert_valid_structure(graph)
     assert edges_by_id(graph) == EDGES
     assert graph.users.ids.tolist() == [3, 5, 7] and graph.items.ids.tolist() == [10, 20, 30]
     assert graph.items_of(1).tolist() == []
@@ -96,7 +99,7 @@ def test_text_ids_may_be_words(tmp_path: Path) -> None:
     assert edges_by_id(graph) == {("ann", "007"), ("ann", "7"), ("Björk", "7")}
 
 
-def test_a_test_file_takes_the_training_indices(tmp_path: Path) -> None:
+def test_like_gives_a_test_file_the_training_indices(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(TEXT)
     (tmp_path / "test.txt").write_text("7 10 99\n8 10 20\n3 30\n9\n")
     train = InteractionGraph.from_text(tmp_path / "train.txt")
@@ -110,45 +113,45 @@ def test_a_test_file_takes_the_training_indices(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("form", ["tsv", "parquet", "inter", "pandas", "polars", "dict"])
-def test_from_two_columns(tmp_path: Path, form: str) -> None:
-    keys = ("user_id", "item_id") if form == "inter" else ("UserId", "ItemId")
+@pytest.mark.parametrize("source_format", ["tsv", "parquet", "inter", "pandas", "polars", "dict"])
+def test_from_table_reads_every_format(tmp_path: Path, source_format: str) -> None:
+    keys = ("user_id", "item_id") if source_format == "inter" else ("UserId", "ItemId")
     users, items = zip(*[(3, 10), (3, 20), (7, 10), (7, 20), (7, 30), (3, 10)], strict=True)
     columns: dict[str, Sequence[Any]] = {"Extra": [0.5] * 6, keys[0]: users, keys[1]: items}
-    source: Any = {"pandas": pd.DataFrame, "polars": pl.DataFrame}.get(form, dict)(columns)
-    if form == "tsv":
+    source: Any = {"pandas": pd.DataFrame, "polars": pl.DataFrame}.get(source_format, dict)(columns)
+    if source_format == "tsv":
         pl.DataFrame(columns).write_csv(tmp_path / "log.tsv", separator="\t")
         source = tmp_path / "log.tsv"
-    elif form == "parquet":
+    elif source_format == "parquet":
         pl.DataFrame(columns).write_parquet(tmp_path / "log.parquet")
         source = tmp_path / "log.parquet"
-    elif form == "inter":
+    elif source_format == "inter":
         frame = pl.DataFrame(columns).rename({"user_id": "user_id:token", "item_id": "item_id:token"})
         frame.write_csv(tmp_path / "log.inter", separator="\t")
         source = tmp_path / "log.inter"
     graph = InteractionGraph.from_table(source)
-    assert_sound(graph)
+    assert_valid_structure(graph)
     assert edges_by_id(graph) == EDGES and graph.meta["dropped"] == {"duplicate_interactions": 1}
 
 
-def test_columns_of_words_and_of_gapped_integers() -> None:
+def test_from_table_with_string_ids_and_whole_floats() -> None:
     graph = InteractionGraph.from_table(
         {"who": ["b", "a", "b"], "what": [1.0, 2.0, 2.0]}, user_key="who", item_key="what"
     )
     assert edges_by_id(graph) == {("b", 1), ("a", 2), ("b", 2)}
     assert graph.users.ids.tolist() == ["a", "b"]
-    again = InteractionGraph.from_table(
+    like_graph = InteractionGraph.from_table(
         {"who": ["b", "zoe"], "what": [2, 2]}, user_key="who", item_key="what", like=graph
     )
-    assert edges_by_id(again) == {("b", 2)}
+    assert edges_by_id(like_graph) == {("b", 2)}
 
 
-DIRTY = " UserId\t ItemId \n 1 \t10\n1\t 10 \n   \n2\t10 \n"
+WITH_BLANKS = " UserId\t ItemId \n 1 \t10\n1\t 10 \n   \n2\t10 \n"
 
 
 @pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz", "log.inter", "log.csv"])
-def test_blanks_in_text_are_removed_as_for_sessions(tmp_path: Path, name: str) -> None:
-    text = DIRTY.replace("\t", ",") if name == "log.csv" else DIRTY
+def test_blanks_in_text_files_are_removed_as_in_session_logs(tmp_path: Path, name: str) -> None:
+    text = WITH_BLANKS.replace("\t", ",") if name == "log.csv" else WITH_BLANKS
     text = text.replace("Id", "Id:token") if name == "log.inter" else text
     data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
@@ -156,33 +159,34 @@ def test_blanks_in_text_are_removed_as_for_sessions(tmp_path: Path, name: str) -
     assert edges_by_id(graph) == {(1, 10), (2, 10)} and graph.users.ids.tolist() == [1, 2]
     assert [graph.meta["ids"][role]["stripped"] for role in ("user", "item")] == [1, 2]
     assert "  2 item ids had blanks around them, which were removed" in graph.summary().splitlines()
-    timed = text.replace("\t10", "\t 10").replace("\t", ",").splitlines()
-    (tmp_path / "timed.csv").write_text("\n".join(line + (",1" if line.strip() else "") for line in timed[1:]))
-    (tmp_path / "timed.csv").write_text("UserId, ItemId ,Time\n" + (tmp_path / "timed.csv").read_text())
+    # The same rows with a column of times, as a session log.
+    rows = text.replace("\t10", "\t 10").replace("\t", ",").splitlines()[1:]
+    timed_rows = [line + (",1" if line.strip() else "") for line in rows]
+    (tmp_path / "timed.csv").write_text("\n".join(["UserId, ItemId ,Time", *timed_rows]))
     store = SessionStore.from_events(tmp_path / "timed.csv", session_key="UserId")
     assert store.session_ids.tolist() == [1, 2] and store.vocabulary.ids.tolist() == [10]
 
 
-def test_blanks_in_tables_are_kept() -> None:
+def test_blanks_in_data_frames_are_kept() -> None:
     graph = InteractionGraph.from_table({"UserId": ["a", " a"], "ItemId": [1, 1]})
     assert graph.users.ids.tolist() == [" a", "a"] and "blanks" not in graph.summary()
 
 
-def test_a_blank_id_is_missing_and_rows_are_counted_as_for_sessions(tmp_path: Path) -> None:
+def test_blank_id_is_an_error_that_names_the_row(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("UserId,ItemId\n1,2\n\n3,  \n")
     with pytest.raises(ValueError, match=r"column 'ItemId', row 3 .*None: an id is missing"):
         InteractionGraph.from_table(tmp_path / "log.csv")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_lines_end_in_any_way_and_a_byte_order_mark_is_no_user(tmp_path: Path, end: str) -> None:
+def test_from_text_accepts_any_line_end_and_a_byte_order_mark(tmp_path: Path, end: str) -> None:
     path = tmp_path / "lists.txt"
     path.write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", end).encode())
     graph = InteractionGraph.from_text(path)
     assert edges_by_id(graph) == EDGES and graph.users.ids.tolist() == [3, 5, 7]
 
 
-def test_ids_that_fit_no_int64_are_read_as_for_sessions() -> None:
+def test_ids_beyond_int64() -> None:
     columns = {"UserId": np.array([2**63, 1], np.uint64), "ItemId": [1, 1]}
     assert InteractionGraph.from_table(columns).users.ids.tolist() == ["1", str(2**63)]
     for number in (np.inf, 1e20):
@@ -195,7 +199,7 @@ def test_from_scipy() -> None:
     matrix = sp.csr_array(dense)
     expected = {(0, 0), (0, 2), (2, 0), (2, 1)}
     graph = InteractionGraph.from_scipy(matrix)
-    assert_sound(graph)
+    assert_valid_structure(graph)
     assert edges_by_id(graph) == expected and (graph.n_users, graph.n_items) == (3, 3)
     matrix.data[0] = 0
     assert InteractionGraph.from_scipy(matrix).meta["dropped"]["stored_zeros"] == 1
@@ -203,7 +207,7 @@ def test_from_scipy() -> None:
     assert_same_graph(InteractionGraph.from_scipy(square, n_users=3), graph)
 
 
-def test_the_sessions_of_a_store_are_users() -> None:
+def test_from_store_makes_sessions_users() -> None:
     log = {"SessionId": ["b", "b", "a", "b"], "ItemId": [7, 9, 7, 7], "Time": [1, 2, 3, 4]}
     store = SessionStore.from_events(log)
     graph = InteractionGraph.from_store(store)
@@ -211,23 +215,23 @@ def test_the_sessions_of_a_store_are_users() -> None:
     assert graph.items == store.vocabulary and graph.meta["dropped"]["duplicate_interactions"] == 1
 
 
-def test_extended_keeps_every_index() -> None:
+def test_extended_keeps_existing_indices() -> None:
     graph = InteractionGraph.from_arrays(
         [0, 1, 1], [0, 0, 1], user_ids=Vocabulary([3, 7]), item_ids=Vocabulary(["x", "y"])
     )
-    wider = graph.extended([7, 1, 9, 9], ["x", "a", "y", "b"])
-    assert_sound(wider)
-    assert wider.users.ids.tolist() == [3, 7, 1, 9] and wider.items.ids.tolist() == ["x", "y", "a", "b"]
-    assert edges_by_id(wider) == edges_by_id(graph) | {(1, "a"), (9, "y"), (9, "b")}
-    assert wider.meta["dropped"] == {"duplicate_interactions": 1} and graph.n_edges == 3
+    extended = graph.extended([7, 1, 9, 9], ["x", "a", "y", "b"])
+    assert_valid_structure(extended)
+    assert extended.users.ids.tolist() == [3, 7, 1, 9] and extended.items.ids.tolist() == ["x", "y", "a", "b"]
+    assert edges_by_id(extended) == edges_by_id(graph) | {(1, "a"), (9, "y"), (9, "b")}
+    assert extended.meta["dropped"] == {"duplicate_interactions": 1} and graph.n_edges == 3
     with pytest.raises(TypeError, match="strings"):
         graph.extended([7], [1])
 
 
-@pytest.mark.parametrize("strings", [False, True])
-def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, strings: bool) -> None:
-    ids = Vocabulary(["ü", "a"]) if strings else None
-    graph = InteractionGraph.from_arrays([0, 1, 1, 1], [2, 0, 1, 1], user_ids=ids, n_items=5, meta={"source": "x"})
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_saved_graph_opens_memory_mapped_and_equal(tmp_path: Path, string_ids: bool) -> None:
+    user_ids = Vocabulary(["ü", "a"]) if string_ids else None
+    graph = InteractionGraph.from_arrays([0, 1, 1, 1], [2, 0, 1, 1], user_ids=user_ids, n_items=5, meta={"source": "x"})
     graph.save(tmp_path / "graph")
     opened = InteractionGraph.open(str(tmp_path / "graph"))
     assert_same_graph(opened, graph)
@@ -260,20 +264,20 @@ def test_a_graph_comes_back_memory_mapped_as_it_was_saved(tmp_path: Path, string
             "neighbors",
             [1, 3, 3, 0, 0, 1],
             r"neighbors\.npy is damaged: it holds 1 to 3, not 2 to 3",
-        ),  # an edge between two users
+        ),  # an edge of two users
         (
             "neighbors",
             [2, 3, 3, 0, 2, 1],
             r"neighbors\.npy is damaged: it holds 0 to 2, not 0 to 1",
-        ),  # or between two items
+        ),  # an edge of two items
         ("offsets", [2**63 - 1, -(2**63), 3, 4, 6], r"offsets\.npy is damaged: it goes from 9223372036854775807 to 6"),
         ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it holds decreasing offsets"),
-        ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it gives users 4 edges, not 3"),
+        ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it states 4 edges of users, not 3"),
         ("offsets", [0, 2, 3, 4, 5], r"offsets\.npy is damaged: it goes from 0 to 5, not from 0 to 6"),
         ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
     ],
 )
-def test_values_out_of_range_are_an_error_at_open(tmp_path: Path, file: str, values: list[int], message: str) -> None:
+def test_open_checks_all_values(tmp_path: Path, file: str, values: list[int], message: str) -> None:
     InteractionGraph.from_arrays([0, 0, 1], [0, 1, 1]).save(tmp_path / "graph")
     path = tmp_path / "graph" / f"{file}.npy"
     np.save(path, np.array(values, np.load(path).dtype))
@@ -281,7 +285,7 @@ def test_values_out_of_range_are_an_error_at_open(tmp_path: Path, file: str, val
         InteractionGraph.open(tmp_path / "graph")
 
 
-def test_damaged_graphs_are_named(tmp_path: Path) -> None:
+def test_errors_name_a_damaged_graph(tmp_path: Path) -> None:
     graph = InteractionGraph.from_arrays([0, 1], [0, 0])
     folder = tmp_path / "graph"
     with pytest.raises(FileNotFoundError, match="no interaction graph"):
@@ -307,7 +311,7 @@ def test_damaged_graphs_are_named(tmp_path: Path) -> None:
         graph.save(tmp_path / "mine")
 
 
-def test_bad_text(tmp_path: Path) -> None:
+def test_from_text_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         InteractionGraph.from_text(tmp_path / "none.txt")
     for text, message in (("", "is empty"), ("\n\n", "is empty|holds no interactions"), ("1\n2\n", "no interactions")):
@@ -336,10 +340,10 @@ def test_bad_text(tmp_path: Path) -> None:
         ({"UserId": [1, 2], "ItemId": [True, False]}, "ids must be integers or strings, not Boolean"),
     ],
 )
-def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
+def test_from_table_errors(table: dict[str, list[Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InteractionGraph.from_table(table)
-    with pytest.raises(ValueError, match="user and item must be two different columns"):
+    with pytest.raises(ValueError, match="user, item must be different columns"):
         InteractionGraph.from_table({"a": [1]}, user_key="a", item_key="a")
 
 
@@ -356,18 +360,19 @@ def test_bad_tables(table: dict[str, list[Any]], message: str) -> None:
         ({"users": [0], "items": [0], "n_items": 2**32}, "fewer than 2\\*\\*32 nodes"),
     ],
 )
-def test_bad_arrays(arguments: dict[str, Any], message: str) -> None:
+def test_from_arrays_errors(arguments: dict[str, Any], message: str) -> None:
     if arguments.get("n_items") == 2**32:
-        from gru4rec_fast.data.graphs.csr import bipartite_csr
+        from gru4rec_fast.data.graphs.csr import build_bipartite_csr
 
-        with pytest.raises(ValueError, match=message):  # not from_arrays, whose ids would need 32 GiB
-            bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
+        # from_arrays would create 32 GiB of item ids before it reaches this check.
+        with pytest.raises(ValueError, match=message):
+            build_bipartite_csr(np.array([0]), np.array([0]), 1, 2**32)
         return
     with pytest.raises(ValueError, match=message):
         InteractionGraph.from_arrays(**arguments)
 
 
-def test_bad_matrices() -> None:
+def test_from_scipy_errors() -> None:
     def square(*entries: tuple[int, int]) -> Any:
         rows, columns = zip(*entries, strict=True)
         return sp.coo_array((np.ones(len(entries)), (rows, columns)), shape=(4, 4))
@@ -388,14 +393,14 @@ def test_bad_matrices() -> None:
         InteractionGraph.from_scipy(np.eye(2))
 
 
-def test_a_user_out_of_range_is_named() -> None:
+def test_items_of_names_a_user_out_of_range() -> None:
     with pytest.raises(IndexError, match="user 2 is out of range: the graph has users 0 to 1"):
         InteractionGraph.from_arrays([0, 1], [0, 0]).items_of(2)
 
 
 @pytest.mark.needs_shared
 @pytest.mark.skipif(not GOWALLA.is_dir(), reason="shared/data is missing next to this checkout")
-def test_gowalla_is_as_published(tmp_path: Path) -> None:
+def test_gowalla_has_its_published_sizes(tmp_path: Path) -> None:
     train = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=train)
     assert (train.n_users, train.n_items) == (29_858, 40_981)
@@ -408,25 +413,29 @@ def test_gowalla_is_as_published(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=60), st.booleans())
-def test_reordered_graphs_have_the_same_interactions(pairs: list[tuple[int, int]], words: bool) -> None:
-    name = (lambda side, k: f"{side}{k}") if words else (lambda side, k: 10 * k)
-    table = {"UserId": [name("u", u) for u, _ in pairs], "ItemId": [name("i", i) for _, i in pairs]}
+def test_reorder_keeps_the_interactions_and_align_indices_reverts_it(
+    pairs: list[tuple[int, int]], string_ids: bool
+) -> None:
+    make_id = (lambda prefix, k: f"{prefix}{k}") if string_ids else (lambda prefix, k: 10 * k)
+    table = {"UserId": [make_id("u", u) for u, _ in pairs], "ItemId": [make_id("i", i) for _, i in pairs]}
     graph = InteractionGraph.from_table(table)
-    other = reorder(graph)
+    reordered = reorder(graph)
 
-    assert edges_by_id(other) == edges_by_id(graph) and other.n_edges == graph.n_edges
-    back = align_indices(other, graph)
-    np.testing.assert_array_equal(back.neighbors, graph.neighbors)
-    assert back.users == graph.users and align_indices(graph, graph) is graph
+    assert edges_by_id(reordered) == edges_by_id(graph) and reordered.n_edges == graph.n_edges
+    aligned = align_indices(reordered, graph)
+    np.testing.assert_array_equal(aligned.neighbors, graph.neighbors)
+    assert aligned.users == graph.users and align_indices(graph, graph) is graph
+    # Graphs with different ids are returned unchanged.
     assert align_indices(InteractionGraph.from_arrays([0], [0]), InteractionGraph.from_arrays([0], [1])).n_items == 1
 
 
-def test_reordering_brings_neighbors_together() -> None:
+def test_reorder_gives_neighbors_close_indices() -> None:
     """Ten disconnected groups of 30 items: after reordering, the items of each user are within 30 indices."""
-    draws = np.random.default_rng(0)
-    users = draws.integers(200, size=4000)
-    items = users % 10 + 10 * draws.integers(30, size=4000)
+    rng = np.random.default_rng(0)
+    users = rng.integers(200, size=4000)
+    items = users % 10 + 10 * rng.integers(30, size=4000)
     graph = InteractionGraph.from_arrays(users, items)
     reordered = reorder(graph)
-    spreads = [[np.ptp(each.items_of(user)) for user in range(each.n_users)] for each in (graph, reordered)]
-    assert min(spreads[0]) > 100 and max(spreads[1]) < 30
+    # Distance between the lowest and the highest item index of each user.
+    spread, reordered_spread = ([np.ptp(g.items_of(u)) for u in range(g.n_users)] for g in (graph, reordered))
+    assert min(spread) > 100 and max(reordered_spread) < 30

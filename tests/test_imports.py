@@ -1,4 +1,4 @@
-"""Imports run one way, cost little, and find the package that is installed."""
+"""Which modules may import which; importing the package is fast; tests run the installed package."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ LEVEL = {
     "integrations": 7,
     "cli": 8,
 }
-# Imports from a higher level that are allowed, by file and module: the backend calls the registrations of the operators
-# when it loads a library.
-EXCEPTIONS = {("_backend.py", "gru4rec_fast.ops._registry")}
-USED_FROM_TRAINING_ON = "profiling"
+# Imports from a higher level that are allowed, as pairs of file and module: when the backend loads a library, it
+# registers the operators.
+ALLOWED_IMPORTS = {("_backend.py", "gru4rec_fast.ops._registry")}
+
+
+def is_allowed(path: Path, module: str) -> bool:
+    """Return True for the imports of ALLOWED_IMPORTS and of their members."""
+    return any(path.name == file and module.startswith(name) for file, name in ALLOWED_IMPORTS)
 
 
 def sub_package_of(module: str) -> str:
@@ -43,20 +47,20 @@ def sub_package_of(module: str) -> str:
         return "_root"
     if parts[1] in LEVEL:
         return parts[1]
-    home = gru4rec_fast._SUBPACKAGE_OF.get(parts[1], "")  # a public name, imported from the package itself
-    return home if home in LEVEL else "_root"
+    subpackage = gru4rec_fast._SUBPACKAGE_OF.get(parts[1], "")  # of a public name of the package, such as GRU4Rec
+    return subpackage if subpackage in LEVEL else "_root"
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Return all modules that a file imports, also in functions; `from a import b` gives a.b."""
-    found = set()
+    """Return all modules that a file imports, also within functions; `from a import b` gives a.b."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: write imports in full, from gru4rec_fast..."
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -65,19 +69,19 @@ ROOT = PACKAGE / "__init__.py"
 
 
 def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
-    """Return for each module of a package the modules of the package that it imports, also in functions.
+    """Return a dict from each module of a package to the modules of the package that it imports, also in functions.
 
-    Importing a.b.c from outside of a.b runs the package a.b first, so it counts as an import of a.b too.
+    Importing a.b.c from outside of a.b runs the package a.b first, so it counts as an import of both.
     """
 
     def name_of(path: Path) -> str:
         parts = path.relative_to(package.parent).with_suffix("").parts
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
-    def run_by(imported: str, importer: str) -> set[str]:
+    def modules_run_by_import(imported: str, importer: str) -> set[str]:
         name = imported.removeprefix(f"{package.name}.")
-        home = gru4rec_fast._SUBPACKAGE_OF.get(name)  # None unless it is a public name of the package
-        parts = (imported if home is None else f"{package.name}.{home}").split(".")
+        subpackage = gru4rec_fast._SUBPACKAGE_OF.get(name)  # None unless it is a public name of the package
+        parts = (imported if subpackage is None else f"{package.name}.{subpackage}").split(".")
         prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
         return {name for name in prefixes & names if name == imported or not f"{importer}.".startswith(f"{name}.")}
 
@@ -86,39 +90,40 @@ def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
     for path in files:
         importer = name_of(path)
         for imported in imported_modules(path):
-            if not any(path.name == file and imported.startswith(name) for file, name in EXCEPTIONS):
-                graph[importer] |= run_by(imported, importer) - {importer}
+            if not is_allowed(path, imported):
+                graph[importer] |= modules_run_by_import(imported, importer) - {importer}
     return graph
 
 
-def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+def reachable(graph: dict[str, set[str]], starts: set[str]) -> set[str]:
+    """Return the names that can be reached from `starts` in one or more steps of a graph."""
+    reached: set[str] = set()
+    pending = list(starts)
+    while pending:
+        new = graph.get(pending.pop(), set()) - reached
+        reached |= new
+        pending += new
+    return reached
+
+
+def import_cycles(graph: dict[str, set[str]]) -> list[set[str]]:
     """Return the groups of modules that import each other, directly or through others."""
-
-    def reached(start: str) -> set[str]:
-        found: set[str] = set()
-        ahead = [start]
-        while ahead:
-            new = graph[ahead.pop()] - found
-            found |= new
-            ahead += new
-        return found
-
-    reach = {name: reached(name) for name in graph}
+    reach = {name: reachable(graph, {name}) for name in graph}
     groups = {frozenset(other for other in reach[name] if name in reach[other]) for name in graph}
     return sorted((set(group) for group in groups if group), key=sorted)
 
 
-def test_there_is_no_circle_of_imports() -> None:
-    assert circles(module_graph([path for path in FILES if path != ROOT], PACKAGE)) == []
+def test_package_has_no_import_cycles() -> None:
+    assert import_cycles(module_graph([path for path in FILES if path != ROOT], PACKAGE)) == []
 
 
-@pytest.mark.parametrize("way", ["import pack.two", "from pack import two", "from pack.two import x"])
-def test_a_circle_is_found_where_a_function_closes_it(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("statement", ["import pack.two", "from pack import two", "from pack.two import x"])
+def test_cycle_through_an_import_in_a_function_is_detected(tmp_path: Path, statement: str) -> None:
     package = tmp_path / "pack"
     package.mkdir()
     files = {
         "__init__": "",
-        "one": f"def late():\n    {way}\n",
+        "one": f"def function():\n    {statement}\n",
         "two": "import pack.three\nx = 1\n",
         "three": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pack import one\n",
         "four": "import pack.one\n",
@@ -126,30 +131,28 @@ def test_a_circle_is_found_where_a_function_closes_it(tmp_path: Path, way: str) 
     for name, text in files.items():
         (package / f"{name}.py").write_text(text)
     paths = sorted(package.glob("*.py"))
-    assert circles(module_graph(paths, package)) == [{"pack.one", "pack.two", "pack.three"}]
+    assert import_cycles(module_graph(paths, package)) == [{"pack.one", "pack.two", "pack.three"}]
     (package / "three.py").write_text("")
-    assert circles(module_graph(paths, package)) == []
+    assert import_cycles(module_graph(paths, package)) == []
 
 
-def test_a_circle_is_found_by_way_of_a_package(tmp_path: Path) -> None:
-    files = {"pack/__init__": "", "pack/one": "import pack.room.a\n", "pack/room/__init__": "import pack.room.b\n"}
-    files |= {"pack/room/a": "", "pack/room/b": "import pack.room.a\nimport pack.one\n"}
-    (tmp_path / "pack" / "room").mkdir(parents=True)
+def test_cycle_through_a_package_is_detected(tmp_path: Path) -> None:
+    files = {"pack/__init__": "", "pack/one": "import pack.sub.a\n", "pack/sub/__init__": "import pack.sub.b\n"}
+    files |= {"pack/sub/a": "", "pack/sub/b": "import pack.sub.a\nimport pack.one\n"}
+    (tmp_path / "pack" / "sub").mkdir(parents=True)
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)
     paths = [tmp_path / f"{name}.py" for name in files]
-    assert circles(module_graph(paths, tmp_path / "pack")) == [{"pack.one", "pack.room", "pack.room.b"}]
+    assert import_cycles(module_graph(paths, tmp_path / "pack")) == [{"pack.one", "pack.sub", "pack.sub.b"}]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_one_way(path: Path) -> None:
+def test_imports_are_from_lower_levels(path: Path) -> None:
     importer = sub_package_of(".".join(["gru4rec_fast", *path.relative_to(PACKAGE).parts]))
     if path == ROOT:
         pytest.skip("the package imports its public names from all sub-packages at first use")
     for module in imported_modules(path):
-        if not module.startswith("gru4rec_fast"):
-            continue
-        if any(path.name == file and module.startswith(name) for file, name in EXCEPTIONS):
+        if not module.startswith("gru4rec_fast") or is_allowed(path, module):
             continue
         imported = sub_package_of(module)
         if imported == importer:
@@ -157,8 +160,8 @@ def test_imports_run_one_way(path: Path) -> None:
         assert LEVEL[imported] < LEVEL[importer], (
             f"{path}: {importer} must not import {module} ({imported} is not on a lower level)"
         )
-        if imported == USED_FROM_TRAINING_ON:
-            assert LEVEL[importer] >= LEVEL["training"], f"{path}: {module} is used from training on"
+        if imported == "profiling":
+            assert LEVEL[importer] >= LEVEL["training"], f"{path}: only training and higher levels import {module}"
 
 
 def test_every_sub_package_has_a_level() -> None:
@@ -166,23 +169,26 @@ def test_every_sub_package_has_a_level() -> None:
     assert sub_packages == set(LEVEL) - {"_root"}
 
 
-OPERATORS = [path for path in FILES if path.parent.name == "ops"]
+OPERATOR_FILES = [path for path in FILES if path.parent.name == "ops"]
 
 
-@pytest.mark.parametrize("path", OPERATORS, ids=lambda path: path.name)
-def test_operators_import_torch_the_backend_and_each_other(path: Path) -> None:
+@pytest.mark.parametrize("path", OPERATOR_FILES, ids=lambda path: path.name)
+def test_operators_import_only_torch_the_backend_and_operators(path: Path) -> None:
     for module in imported_modules(path):
         top = module.split(".")[0]
-        known = top in sys.stdlib_module_names or top == "torch"
-        assert known or f"{module}.".startswith(("gru4rec_fast._backend.", "gru4rec_fast.ops.")), module
+        is_external = top in sys.stdlib_module_names or top == "torch"
+        assert is_external or f"{module}.".startswith(("gru4rec_fast._backend.", "gru4rec_fast.ops.")), module
 
 
 def reached_by_references(paths: list[Path]) -> tuple[set[str], set[str]]:
-    """Return the functions `*_reference` of files, and all names that they use, directly or through others."""
+    """Return the functions `*_reference` of files, and all names that these use, directly or through others.
+
+    Includes the `*_reference` functions themselves. Names are given with their modules.
+    """
     uses: dict[str, set[str]] = {}
     for path in paths:
-        tree, own = ast.parse(path.read_text()), f"gru4rec_fast.ops.{path.stem}"
-        names = {
+        tree, module = ast.parse(path.read_text()), f"gru4rec_fast.ops.{path.stem}"
+        full_names = {
             alias.asname or alias.name: f"{node.module}.{alias.name}"
             for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom)
@@ -195,29 +201,25 @@ def reached_by_references(paths: list[Path]) -> tuple[set[str], set[str]]:
             elif isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 definitions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
-        names |= {name: f"{own}.{name}" for name in definitions}
+        full_names |= {name: f"{module}.{name}" for name in definitions}
         for name, node in definitions.items():
-            used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - {name}
-            uses[f"{own}.{name}"] = {names[other] for other in used & set(names)}
+            used = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)} - {name}
+            uses[f"{module}.{name}"] = {full_names[other] for other in used & set(full_names)}
     references = {name for name in uses if name.endswith("_reference")}
-    reached, pending = set(references), list(references)
-    while pending:
-        new = uses.get(pending.pop(), set()) - reached
-        reached |= new
-        pending += new
-    return references, reached
+    return references, references | reachable(uses, references)
 
 
-DECIDES = ("gru4rec_fast._backend.", "gru4rec_fast.ops._dispatch.", "gru4rec_fast.ops._registry.")
+# Modules that choose and run the implementation of an operator.
+DISPATCH_MODULES = ("gru4rec_fast._backend.", "gru4rec_fast.ops._dispatch.", "gru4rec_fast.ops._registry.")
 
 
-def test_references_use_torch_and_each_other_alone() -> None:
-    references, reached = reached_by_references(OPERATORS)
+def test_references_do_not_run_operators() -> None:
+    references, reached = reached_by_references(OPERATOR_FILES)
     assert len(references) >= 17 and {"gru4rec_fast.ops.philox.philox4x32", "torch.Tensor"} <= reached
-    assert not [name for name in reached if name.startswith(DECIDES)]
+    assert not [name for name in reached if name.startswith(DISPATCH_MODULES)]
 
 
-def test_a_reference_that_runs_an_operator_is_found(tmp_path: Path) -> None:
+def test_reference_that_runs_an_operator_is_detected(tmp_path: Path) -> None:
     operator, helper = tmp_path / "operator.py", tmp_path / "helper.py"
     operator.write_text(
         "from gru4rec_fast.ops.helper import double\ndef k_reference(x):\n    return sorted([x], key=double)\n"
@@ -234,28 +236,38 @@ def test_a_reference_that_runs_an_operator_is_found(tmp_path: Path) -> None:
 def run_python(code: str) -> str:
     """Run `code` in a new interpreter with the same sys.path; return its standard output."""
     code = f"import sys; sys.path[:] = {sys.path!r}\n" + code
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
-def test_importing_the_package_imports_nothing_else() -> None:
+def test_importing_the_package_imports_no_sub_package() -> None:
     code = "before = set(sys.modules)\nimport gru4rec_fast\nprint(*sorted(set(sys.modules) - before))"
     modules = [name for name in run_python(code).split() if name.split(".")[0] not in sys.stdlib_module_names]
     assert modules == ["gru4rec_fast", "gru4rec_fast._version"]
 
 
-HEAVY = ["polars", "pandas", "pyarrow", "matplotlib", "scipy", "rich", "typer", "torch._dynamo", "gru4rec_fast._C"]
+SLOW_MODULES = {
+    "polars",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "scipy",
+    "rich",
+    "typer",
+    "torch._dynamo",
+    "gru4rec_fast._C",
+}
 
 
-@pytest.mark.parametrize("what", ["ops", "nn", "optim", "data", "profiling", "evaluation", "training", "GRU4Rec"])
-def test_nothing_heavy_is_imported(what: str) -> None:
-    names = run_python(
+@pytest.mark.parametrize("name", ["ops", "nn", "optim", "data", "profiling", "evaluation", "training", "GRU4Rec"])
+def test_using_a_public_name_imports_no_slow_module(name: str) -> None:
+    modules = run_python(
         "import torch\nbefore = set(sys.modules)\n"
-        f"import gru4rec_fast\ngru4rec_fast.{what}\n"
+        f"import gru4rec_fast\ngru4rec_fast.{name}\n"
         "print(*(set(sys.modules) - before))"
     ).split()
-    assert not set(HEAVY) & set(names)
+    assert SLOW_MODULES.isdisjoint(modules)
 
 
 @pytest.mark.parametrize("module", ["models.parameters", "models.parameter_text", "cli.train"])
@@ -264,13 +276,13 @@ def test_parameters_and_commands_are_imported_without_torch(module: str) -> None
     assert f"gru4rec_fast.{module}" in names and not {"torch", "numpy", "polars"} & set(names)
 
 
-def test_importing_costs_little_more_than_torch() -> None:
+def test_importing_takes_at_most_half_a_second_more_than_torch() -> None:
     seconds = run_python(
         "import time, torch\nstart = time.process_time()\n"
         "import gru4rec_fast.ops, gru4rec_fast.nn, gru4rec_fast.optim\n"
         "print(time.process_time() - start)"
     )
-    assert float(seconds) < 0.5  # torch itself takes some two seconds here
+    assert float(seconds) < 0.5  # importing torch takes about two seconds
 
 
 def test_every_public_name_exists() -> None:
@@ -281,9 +293,9 @@ def test_every_public_name_exists() -> None:
         gru4rec_fast.GRU5Rec  # noqa: B018
 
 
-def test_the_installed_package_is_the_one_under_test() -> None:
+def test_tests_run_the_installed_package() -> None:
     if not is_installed():
-        pytest.skip("gru4rec_fast is not installed here; its source tree is under test")
+        pytest.skip("gru4rec_fast is not installed; the tests run its source tree")
     installed = Path(str(distribution("gru4rec_fast").locate_file("gru4rec_fast"))).resolve()
     assert PACKAGE.resolve() == installed
     assert distribution("gru4rec_fast").version == gru4rec_fast.__version__

@@ -1,4 +1,4 @@
-"""Training steps at every instruction set, and kernels whose own test files do not cover instruction sets."""
+"""Run tests with each instruction set: of training steps, and of kernels whose test files do not do it themselves."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_kernels_equal_the_reference(native_library: None, level: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_fused_step_is_as_close_to_float64(native_library: None, level: str) -> None:
+def test_fused_step_is_close_to_float64(native_library: None, level: str) -> None:
     run_at_level(level, [str(HERE / "test_one_step.py")], "fused")
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_threads_do_not_change_a_bit_of_a_training(native_library: None, level: str) -> None:
-    chosen = "threads_do_not and (bpr-max or two-layers or bf16)"
-    run_at_level(level, [str(HERE / "test_determinism.py")], chosen)
+def test_number_of_threads_does_not_change_trained_weights(native_library: None, level: str) -> None:
+    expression = "threads_do_not and (bpr-max or two-layers or bf16)"
+    run_at_level(level, [str(HERE / "test_determinism.py")], expression)

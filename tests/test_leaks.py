@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of training steps or calls, and these tests detect seeded leaks."""
+"""Memory does not grow with the number of training steps or operator calls. Deliberate leaks are detected."""
 
 from __future__ import annotations
 
@@ -22,58 +22,59 @@ BYTES_PER_CALL = 256  # smaller than every tensor in `CALLS`
 
 
 class ResidentSize(Silent):
-    """Progress that records the resident size after each epoch and calls `after_events` after each block."""
+    """Progress that records the resident size after each epoch, and calls `after_block(n_events)` after each block."""
 
-    def __init__(self, after_events: Callable[[int], object]) -> None:
+    def __init__(self, after_block: Callable[[int], object]) -> None:
         self.samples: list[int] = []
-        self._after_events = after_events
+        self._after_block = after_block
 
     def advance(self, events: int, loss: float | None) -> None:
-        self._after_events(events)
+        self._after_block(events)
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         self.samples.append(resident_bytes())
 
 
-def growth_per_step(way: str, after_events: Callable[[int], object] = lambda _: None) -> float:
-    """Return by how many bytes each mini-batch of a small training increases the resident size."""
-    n_epochs, lanes, steps = 40, 4, STEPS[way]
+N_STEPS = {"fused": 100_000, "autograd": 6_000}  # fewer of the slower autograd steps
+
+
+def growth_per_step(training_impl: str, after_block: Callable[[int], object] = lambda _: None) -> float:
+    """Return by how many bytes each step of a small training increases the resident size."""
+    n_epochs, lanes, steps = 40, 4, N_STEPS[training_impl]
     store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # 4.5 targets per session
-    sizes = ResidentSize(after_events)
+    sizes = ResidentSize(after_block)
     trainer = make_trainer(
         store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
-        fused=way == "fused",
+        fused=training_impl == "fused",
     )  # fmt: skip
-    assert (trainer.runner.why_not_fused is None) == (way == "fused")
+    assert (trainer.runner.why_not_fused is None) == (training_impl == "fused")
     with quick_collections():
         trainer.run()
     assert trainer.position.step >= steps and len(sizes.samples) == n_epochs
     return growth(sizes.samples) / (trainer.position.step / n_epochs)
 
 
-STEPS = {"fused": 100_000, "autograd": 6_000}
+@pytest.mark.parametrize("training_impl", N_STEPS)
+def test_training_steps_do_not_leak(training_impl: str) -> None:
+    assert growth_per_step(training_impl) < BYTES_PER_STEP
 
 
-@pytest.mark.parametrize("way", STEPS)
-def test_training_steps_do_not_leak(way: str) -> None:
-    assert growth_per_step(way) < BYTES_PER_STEP
+@pytest.mark.parametrize("training_impl", ["fused", pytest.param("autograd", marks=pytest.mark.slow)])
+def test_small_leak_in_training_is_detected(training_impl: str) -> None:
+    """Leaks a tensor of 64 bytes for each event."""
+    leaked: list[torch.Tensor] = []
+    assert growth_per_step(training_impl, lambda n: leaked.append(torch.ones(16 * n))) > 64 > BYTES_PER_STEP
 
 
-@pytest.mark.parametrize("way", ["fused", pytest.param("autograd", marks=pytest.mark.slow)])
-def test_a_small_leak_in_training_is_seen(way: str) -> None:
-    """A tensor of 64 bytes is kept for each event."""
-    kept: list[torch.Tensor] = []
-    assert growth_per_step(way, lambda events: kept.append(torch.ones(16 * events))) > 64 > BYTES_PER_STEP
-
-
-def gru_call() -> Callable[[], object]:
+# Each of these functions returns a function that calls native operators once.
+def make_gru_call() -> Callable[[], object]:
     a, state = torch.randn(3, 8, 96, requires_grad=True), torch.randn(8, 32, requires_grad=True)
     weight, bias = torch.randn(96, 32, requires_grad=True), torch.randn(96, requires_grad=True)
     reset, inputs = torch.rand(3, 8) < 0.3, [a, state, weight, bias]
     return lambda: torch.autograd.grad(ops.gru(a, state, weight, bias, reset, impl="native").sum(), inputs)
 
 
-def loss_call() -> Callable[[], object]:
+def make_loss_call() -> Callable[[], object]:
     hidden, rows = torch.randn(16, 32, requires_grad=True), torch.randn(80, 32, requires_grad=True)
     bias = torch.randn(80, requires_grad=True)
     return lambda: torch.autograd.grad(
@@ -81,14 +82,14 @@ def loss_call() -> Callable[[], object]:
     )
 
 
-def update_call() -> Callable[[], object]:
+def make_update_call() -> Callable[[], object]:
     table, accumulator, velocity = torch.randn(500, 32), torch.zeros(500, 32), torch.zeros(500, 32)
     index, grad = torch.randint(500, (100,)), torch.randn(100, 32)
     options: dict[str, Any] = {"lr": 0.1, "momentum": 0.1, "eps": 1e-6, "impl": "native"}
     return lambda: ops.sparse_adagrad_(table, accumulator, velocity, index, grad, **options)
 
 
-def ranking_call() -> Callable[[], object]:
+def make_ranking_call() -> Callable[[], object]:
     hidden, weight, targets = torch.randn(100, 16), torch.randn(300, 16), torch.arange(100)
     return lambda: (
         ops.target_rank(hidden, weight, None, targets, impl="native"),
@@ -96,7 +97,7 @@ def ranking_call() -> Callable[[], object]:
     )
 
 
-def batch_call() -> Callable[[], object]:
+def make_batch_call() -> Callable[[], object]:
     items, offsets = torch.randint(50, (400,)), torch.arange(0, 401, 4)
 
     def batch() -> object:
@@ -106,7 +107,7 @@ def batch_call() -> Callable[[], object]:
     return batch
 
 
-def draw_call() -> Callable[[], object]:
+def make_draw_call() -> Callable[[], object]:
     support = torch.randint(1, 99, (400,))
 
     def draw() -> object:
@@ -117,7 +118,7 @@ def draw_call() -> Callable[[], object]:
     return draw
 
 
-def graph_call() -> Callable[[], object]:
+def make_graph_call() -> Callable[[], object]:
     offsets, neighbors = random_graph(60, 80, 900, seed=1, dtype=torch.int32)
     x, users = torch.randn(140, 16, requires_grad=True), torch.arange(60)[offsets[:61].diff() > 0][:20]
     return lambda: (
@@ -126,48 +127,49 @@ def graph_call() -> Callable[[], object]:
     )
 
 
-def refused_call() -> Callable[[], object]:
-    """A call that raises an exception within a kernel."""
+def make_failing_call() -> Callable[[], object]:
+    """Return a call that raises an exception within a kernel."""
     hidden, weight = torch.randn(100, 16), torch.full((300, 16), torch.nan)
 
-    def refuse() -> None:
+    def rank_nan() -> None:
         with pytest.raises(ValueError, match="NaN score"):
             ops.top_k(hidden, weight, None, 20, impl="native")
 
-    return refuse
+    return rank_nan
 
 
-CALLS = [gru_call, loss_call, update_call, ranking_call, batch_call, draw_call, graph_call, refused_call]
+CALLS = [
+    *(make_gru_call, make_loss_call, make_update_call, make_ranking_call),
+    *(make_batch_call, make_draw_call, make_graph_call, make_failing_call),
+]
 
 
-def growth_per_call(call: Callable[[], object], keep: list[object] | None = None) -> float:
+def growth_per_call(call: Callable[[], object]) -> float:
     """Return by how many bytes each call increases the resident size."""
-    samples, calls = [], 100
+    samples, n_calls = [], 100
     with quick_collections():
         for _ in range(24):
-            for _ in range(calls):
-                result = call()
-                if keep is not None:
-                    keep.append(result)
+            for _ in range(n_calls):
+                call()
             samples.append(resident_bytes())
-    return growth(samples) / calls
+    return growth(samples) / n_calls
 
 
-@pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
-def test_calls_do_not_leak(make: Callable[[], Callable[[], object]]) -> None:
-    assert growth_per_call(make()) < BYTES_PER_CALL
+@pytest.mark.parametrize("make_call", CALLS, ids=lambda make_call: make_call.__name__)
+def test_calls_do_not_leak(make_call: Callable[[], Callable[[], object]]) -> None:
+    assert growth_per_call(make_call()) < BYTES_PER_CALL
 
 
-@pytest.mark.parametrize("make", CALLS[:2], ids=lambda make: make.__name__)
-def test_a_call_whose_results_are_kept_is_seen(make: Callable[[], Callable[[], object]]) -> None:
-    kept: list[object] = []
-    assert not growth_per_call(make(), kept) < BYTES_PER_CALL
+@pytest.mark.parametrize("make_call", CALLS[:2], ids=lambda make_call: make_call.__name__)
+def test_leaked_results_of_calls_are_detected(make_call: Callable[[], Callable[[], object]]) -> None:
+    call = make_call()
+    leaked: list[object] = []
+    assert not growth_per_call(lambda: leaked.append(call())) < BYTES_PER_CALL
 
 
-def test_a_jump_is_no_growth() -> None:
-    """Allocators request memory in large blocks: a single jump is not a leak."""
-    flat = [1000.0] * 40
-    for jump in range(40):
-        jumped = [size + (10_000 if i >= jump else 0) for i, size in enumerate(flat)]
-        assert growth(jumped) == 0
-        assert growth([size + 8 * i for i, size in enumerate(jumped)]) == 8
+def test_growth_ignores_a_single_increase() -> None:
+    """Allocators request memory in large blocks, so a single increase is not a leak."""
+    for increase_at in range(40):
+        sizes = [11_000.0 if i >= increase_at else 1000.0 for i in range(40)]
+        assert growth(sizes) == 0
+        assert growth([size + 8 * i for i, size in enumerate(sizes)]) == 8

@@ -19,20 +19,21 @@ from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 LENGTHS = [3, 2, 7, 4, 2, 2, 9, 5, 3]
 
 
-def store_of(lengths: list[int]) -> SessionStore:
-    """Return a store in which every event has an item of its own, so that items identify events."""
+def store_with_lengths(lengths: list[int]) -> SessionStore:
+    """Return a store of sessions with these lengths. The items are 0, 1, 2, ...: they identify the events."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return SessionStore.from_arrays(np.arange(offsets[-1]), offsets)
 
 
-def rows(blocks: list[SessionBlock]) -> list[torch.Tensor]:
+def concatenate(blocks: list[SessionBlock]) -> list[torch.Tensor]:
+    """Return inputs, targets and reset of all steps."""
     return [torch.cat([getattr(block, name) for block in blocks]) for name in ("inputs", "targets", "reset")]
 
 
-def equal(ours: list[SessionBlock], theirs: list[SessionBlock]) -> bool:
-    return len(ours) == len(theirs) and all(
-        all(torch.equal(a, b) for a, b in zip(x[:3], y[:3], strict=True)) and x.n_live == y.n_live
-        for x, y in zip(ours, theirs, strict=True)
+def are_equal(blocks: list[SessionBlock], others: list[SessionBlock]) -> bool:
+    return len(blocks) == len(others) and all(
+        all(torch.equal(a, b) for a, b in zip(block[:3], other[:3], strict=True)) and block.n_live == other.n_live
+        for block, other in zip(blocks, others, strict=True)
     )
 
 
@@ -44,13 +45,14 @@ def equal(ours: list[SessionBlock], theirs: list[SessionBlock]) -> bool:
     st.booleans(),
 )
 def test_every_event_occurs_once_per_epoch(lengths: list[int], batch_size: int, steps: int, shuffle: bool) -> None:
-    store = store_of(lengths)
+    store = store_with_lengths(lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loader = SessionParallelLoader(store, batch_size, steps, shuffle=shuffle)
     blocks = list(loader)
-    inputs, targets, reset = rows(blocks)
+    inputs, targets, reset = concatenate(blocks)
     live = inputs >= 0
+    # Inputs are all events except the last of each session.
     expected = [e for s, n in enumerate(lengths) for e in range(store.offsets[s], store.offsets[s + 1] - 1) if n > 1]
     assert sorted(inputs[live].tolist()) == expected
     assert torch.equal(targets[live], inputs[live] + 1)
@@ -63,97 +65,97 @@ def test_every_event_occurs_once_per_epoch(lengths: list[int], batch_size: int, 
     assert loader.n_lanes == min(batch_size, sum(n > 1 for n in lengths))
 
 
-def test_lanes_by_hand() -> None:
-    inputs, _, reset = rows(list(SessionParallelLoader(store_of([3, 2, 2]), 2)))
-    assert inputs.tolist() == [[0, 3], [1, 5]]  # the session of lane 1 ends first, so lane 1 takes the third session
+def test_lanes_of_three_sessions() -> None:
+    inputs, _, reset = concatenate(list(SessionParallelLoader(store_with_lengths([3, 2, 2]), 2)))
+    assert inputs.tolist() == [[0, 3], [1, 5]]  # session 1 ends first, so lane 1 continues with session 2
     assert reset.tolist() == [[True, True], [False, True]]
 
 
 def test_long_blocks_equal_concatenated_short_blocks() -> None:
-    single = rows(list(SessionParallelLoader(store_of(LENGTHS), 3)))
+    single_steps = concatenate(list(SessionParallelLoader(store_with_lengths(LENGTHS), 3)))
     for steps in (2, 5, 300):
-        joined = rows(list(SessionParallelLoader(store_of(LENGTHS), 3, steps)))
-        assert all(torch.equal(a, b) for a, b in zip(single, joined, strict=True))
+        joined = concatenate(list(SessionParallelLoader(store_with_lengths(LENGTHS), 3, steps)))
+        assert all(torch.equal(a, b) for a, b in zip(single_steps, joined, strict=True))
 
 
 def test_min_live_ends_the_epoch_early() -> None:
-    blocks = list(SessionParallelLoader(store_of(LENGTHS), 3, min_live=2))
-    whole = list(SessionParallelLoader(store_of(LENGTHS), 3))
+    blocks = list(SessionParallelLoader(store_with_lengths(LENGTHS), 3, min_live=2))
+    all_blocks = list(SessionParallelLoader(store_with_lengths(LENGTHS), 3))
     assert all(block.n_live[0] >= 2 for block in blocks)
-    assert whole[len(blocks)].n_live[0] == 1
-    assert equal(blocks, whole[: len(blocks)])
+    assert all_blocks[len(blocks)].n_live[0] == 1
+    assert are_equal(blocks, all_blocks[: len(blocks)])
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("taken", [0, 1, 3])
-def test_state_dict_resumes_at_the_next_block(shuffle: bool, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_blocks", [0, 1, 3])
+def test_state_dict_resumes_at_the_next_block(shuffle: bool, n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gru4rec_fast.data.sessions.loader.CHUNK_STEPS", 4)
-    arguments = {"store": store_of(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": shuffle, "seed": 5}
+    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": shuffle, "seed": 5}
     loader = SessionParallelLoader(**arguments)
-    next_epoch = [list(loader), list(loader), list(loader)][1:]
+    epochs = [list(loader), list(loader), list(loader)]
     loader.set_epoch(1)
     iterator = iter(loader)
-    for _ in range(taken):
+    for _ in range(n_blocks):
         next(iterator)
-    other = SessionParallelLoader(**arguments)
-    other.load_state_dict(loader.state_dict())
-    assert equal(list(other), next_epoch[0][taken:])
-    assert equal(list(other), next_epoch[1])
+    resumed = SessionParallelLoader(**arguments)
+    resumed.load_state_dict(loader.state_dict())
+    assert are_equal(list(resumed), epochs[1][n_blocks:])
+    assert are_equal(list(resumed), epochs[2])
 
 
-def test_shuffle_is_drawn_from_seed_and_epoch() -> None:
+def test_shuffle_depends_on_seed_and_epoch() -> None:
     def epochs(seed: int) -> list[list[SessionBlock]]:
-        loader = SessionParallelLoader(store_of(LENGTHS), 3, shuffle=True, seed=seed)
+        loader = SessionParallelLoader(store_with_lengths(LENGTHS), 3, shuffle=True, seed=seed)
         return [list(loader), list(loader)]
 
-    assert all(equal(a, b) for a, b in zip(epochs(1), epochs(1), strict=True))
-    assert not equal(*epochs(1))
-    assert not equal(epochs(1)[0], epochs(2)[0])
+    assert all(are_equal(a, b) for a, b in zip(epochs(1), epochs(1), strict=True))
+    assert not are_equal(*epochs(1))
+    assert not are_equal(epochs(1)[0], epochs(2)[0])
 
 
 def test_works_inside_torch_dataloader() -> None:
     def loader() -> SessionParallelLoader:
-        return SessionParallelLoader(store_of(LENGTHS), 3, 2, shuffle=True)
+        return SessionParallelLoader(store_with_lengths(LENGTHS), 3, 2, shuffle=True)
 
     direct, inner = loader(), loader()
     wrapped = torch.utils.data.DataLoader(inner, batch_size=None, num_workers=0)
     for epoch in range(2):
         assert inner.state_dict()["epoch"] == epoch
-        assert equal(list(wrapped), list(direct))
+        assert are_equal(list(wrapped), list(direct))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_process_is_refused(workers: int) -> None:
+def test_worker_process_is_an_error(workers: int) -> None:
     """A worker would advance its own copy of the epoch, so every epoch would have the order of the first."""
     wrapped = torch.utils.data.DataLoader(
-        SessionParallelLoader(store_of(LENGTHS), 3, shuffle=True), batch_size=None, num_workers=workers
+        SessionParallelLoader(store_with_lengths(LENGTHS), 3, shuffle=True), batch_size=None, num_workers=workers
     )
     with pytest.raises(ValueError, match=rf"num_workers={workers}: .* must run in the main process.*use num_workers=0"):
         list(wrapped)
 
 
 def test_fewer_sessions_than_lanes() -> None:
-    loader = SessionParallelLoader(store_of([3, 4]), 10)
+    loader = SessionParallelLoader(store_with_lengths([3, 4]), 10)
     assert loader.n_lanes == 2
     assert next(iter(loader)).inputs.shape == (1, 2)
 
 
 def test_one_event_sessions_are_skipped_and_counted() -> None:
     with pytest.warns(UserWarning, match="2 of 4 sessions have fewer than two events"):
-        loader = SessionParallelLoader(store_of([1, 3, 1, 2]), 2)
+        loader = SessionParallelLoader(store_with_lengths([1, 3, 1, 2]), 2)
     assert loader.n_skipped == 2
-    assert rows(list(loader))[0].tolist() == [[1, 5], [2, -1]]
+    assert concatenate(list(loader))[0].tolist() == [[1, 5], [2, -1]]
 
 
-def test_nothing_to_predict_is_an_error() -> None:
+def test_error_if_no_session_has_a_target() -> None:
     with pytest.raises(ValueError, match="none of the 2 sessions has two events"):
-        SessionParallelLoader(store_of([1, 1]), 2)
+        SessionParallelLoader(store_with_lengths([1, 1]), 2)
 
 
 @pytest.mark.parametrize("argument", ["batch_size", "steps", "min_live"])
-def test_zero_is_named(argument: str) -> None:
+def test_zero_is_an_error_that_names_the_argument(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument}=0"):
-        SessionParallelLoader(**({"store": store_of([3, 3]), "batch_size": 2} | {argument: 0}))
+        SessionParallelLoader(**({"store": store_with_lengths([3, 3]), "batch_size": 2} | {argument: 0}))
 
 
 @pytest.mark.parametrize(
@@ -164,13 +166,13 @@ def test_zero_is_named(argument: str) -> None:
         ({"shuffle": False}, "shuffle=True, not False"),
         ({"seed": 6}, "seed=5, not 6"),
         ({"min_live": 2}, "min_live=1, not 2"),
-        ({"store": store_of([*LENGTHS[:-1], 2, 2])}, "n_sessions=9, not 10"),
-        ({"store": store_of([*LENGTHS[:-1], 4])}, "n_targets=28, not 29"),
+        ({"store": store_with_lengths([*LENGTHS[:-1], 2, 2])}, "n_sessions=9, not 10"),
+        ({"store": store_with_lengths([*LENGTHS[:-1], 4])}, "n_targets=28, not 29"),
         ({"steps": 1, "seed": 0}, "steps=2, not 1; seed=5, not 0"),
     ],
 )
-def test_a_state_of_another_loader_is_refused(change: dict[str, Any], message: str) -> None:
-    arguments = {"store": store_of(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
+def test_state_of_another_loader_is_an_error(change: dict[str, Any], message: str) -> None:
+    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
     loader = SessionParallelLoader(**arguments)
     next(iter(loader))
     state = json.loads(json.dumps(loader.state_dict()))
@@ -181,33 +183,33 @@ def test_a_state_of_another_loader_is_refused(change: dict[str, Any], message: s
     assert same.state_dict() == state
 
 
-def test_the_log_is_not_copied_and_blocks_are_on_the_device(tmp_path: Path) -> None:
-    """The meta device replaces a GPU: it has its own memory, and the loader must not read values from it."""
-    store_of(LENGTHS).save(tmp_path / "store")
+def test_log_is_not_copied_and_blocks_are_on_the_device(tmp_path: Path) -> None:
+    """The meta device replaces a GPU: its tensors have no values, so reading values from blocks would fail."""
+    store_with_lengths(LENGTHS).save(tmp_path / "store")
     store = SessionStore.open(tmp_path / "store")
     loader = SessionParallelLoader(store, 3, 2, device="meta", shuffle=True)
-    assert loader.items.data_ptr() == store.items.ctypes.data  # not even copied
+    assert loader.items.data_ptr() == store.items.ctypes.data
     on_cpu = SessionParallelLoader(store, 3, 2, shuffle=True)
-    for block, same in zip(loader, on_cpu, strict=True):
+    for block, cpu_block in zip(loader, on_cpu, strict=True):
         assert all(tensor.device.type == "meta" for tensor in block[:3])
-        assert [tensor.shape for tensor in block[:3]] == [tensor.shape for tensor in same[:3]]
-        assert block.n_live == same.n_live
+        assert [tensor.shape for tensor in block[:3]] == [tensor.shape for tensor in cpu_block[:3]]
+        assert block.n_live == cpu_block.n_live
         assert loader.state_dict() == on_cpu.state_dict()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_blocks_on_a_gpu_are_those_on_the_cpu() -> None:
-    arguments = {"store": store_of(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True}
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_blocks_on_a_gpu_equal_blocks_on_the_cpu() -> None:
+    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True}
     blocks = list(SessionParallelLoader(**arguments, device="cuda"))
     assert all(tensor.is_cuda for block in blocks for tensor in block[:3])
-    moved = [SessionBlock(*(tensor.cpu() for tensor in block[:3]), block.n_live) for block in blocks]
-    assert equal(moved, list(SessionParallelLoader(**arguments)))
+    copied = [SessionBlock(*(tensor.cpu() for tensor in block[:3]), block.n_live) for block in blocks]
+    assert are_equal(copied, list(SessionParallelLoader(**arguments)))
 
 
 @pytest.mark.parametrize("value", [37, -1, -9])
 @pytest.mark.parametrize("event", [0, 1, 36])
-def test_an_item_out_of_range_names_the_store(tmp_path: Path, value: int, event: int) -> None:
-    store_of(LENGTHS).save(tmp_path / "store")
+def test_error_for_an_item_out_of_range_names_the_store(tmp_path: Path, value: int, event: int) -> None:
+    store_with_lengths(LENGTHS).save(tmp_path / "store")
     items = np.load(tmp_path / "store" / "items.npy", mmap_mode="r+")
     items[event] = value
     items.flush()
@@ -216,9 +218,9 @@ def test_an_item_out_of_range_names_the_store(tmp_path: Path, value: int, event:
         list(SessionParallelLoader(store, 3))
 
 
-def test_reads_a_memory_mapped_store(tmp_path: Path) -> None:
-    store_of(LENGTHS).save(tmp_path / "store")
+def test_memory_mapped_store_causes_no_warning(tmp_path: Path) -> None:
+    store_with_lengths(LENGTHS).save(tmp_path / "store")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opened = SessionParallelLoader(SessionStore.open(tmp_path / "store"), 3)
-    assert equal(list(opened), list(SessionParallelLoader(store_of(LENGTHS), 3)))
+    assert are_equal(list(opened), list(SessionParallelLoader(store_with_lengths(LENGTHS), 3)))

@@ -1,8 +1,6 @@
-"""Training steps compared with the oracle: whole runs in float64, and single fp32 steps from states of such a run."""
+"""Training compared with tests/oracle: short float64 epochs, and float32 steps from each state of an oracle run."""
 
 from __future__ import annotations
-
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -22,23 +20,21 @@ def make_weights(mode: str, sizes: tuple[int, ...], form: str = "reset_after") -
 
 
 def make_sessions(n: int) -> list[list[int]]:
+    """Draw sessions of 2 to 8 items with Zipf popularity."""
     rng = np.random.default_rng(1)
-    return [rng.zipf(1.6, size=rng.integers(2, 9)).clip(1, N_ITEMS).astype(int).tolist() for _ in range(n)]
+    return [(rng.zipf(1.6, size=rng.integers(2, 9)).clip(1, N_ITEMS) - 1).tolist() for _ in range(n)]
 
 
 def make_support() -> np.ndarray:
-    return 1 + np.bincount([item - 1 for session in make_sessions(300) for item in session], minlength=N_ITEMS)
-
-
-def as_items(sessions: list[list[int]]) -> list[list[int]]:
-    return [[item - 1 for item in session] for session in sessions]
+    """Return the number of occurrences of each item, plus 1, so that it has a logarithm."""
+    return 1 + np.bincount([item for session in make_sessions(300) for item in session], minlength=N_ITEMS)
 
 
 XE = Options(batch_size=LANES, learning_rate=0.1, logq=1.0, sample_alpha=0.75)
 BPR_MAX = Options(batch_size=LANES, learning_rate=0.05, momentum=0.4, loss="bpr-max", bpreg=1.95, elu_param=0.5)
 DROPOUT = Dropout(embed=0.3, hidden=0.2, seed=7)
 MOMENTUM_XE = Options(batch_size=LANES, learning_rate=0.1, momentum=0.3)
-CASES = {
+CASES = {  # options, embedding mode, layer sizes
     "xe-logq-constrained": (XE, "constrained", (12,)),
     "xe-logq-dropout": (Options(**{**XE.__dict__, "dropout": DROPOUT}), "constrained", (12,)),
     "xe-momentum-one-hot": (MOMENTUM_XE, "none", (12,)),
@@ -50,28 +46,31 @@ CASES = {
 
 
 def oracle_moments(trainer: Trainer) -> tuple[dict, dict]:
+    """Return Adagrad's accumulators and velocities of all weights."""
     zeros = {name: np.zeros_like(value) for name, value in trainer.weights.items()}
     return {**zeros, **trainer.optimizer.accumulator}, {**zeros, **trainer.optimizer.velocity}
 
 
-def steps_of(n_sessions: int, *, all_live: bool) -> list:
-    steps = session_steps(as_items(make_sessions(n_sessions)), LANES)
+def make_steps(n_sessions: int, *, all_live: bool) -> list:
+    """Return the steps of an epoch; with `all_live`, only those in which every lane has a session."""
+    steps = session_steps(make_sessions(n_sessions), LANES)
     return [step for step in steps if step.live.all() or not all_live]
 
 
-def draws(n: int) -> list[np.ndarray]:
+def draw_negatives(n_steps: int) -> list[np.ndarray]:
     rng = np.random.default_rng(2)
-    return [rng.zipf(1.4, size=N_SAMPLE).clip(1, N_ITEMS) - 1 for _ in range(n)]
+    return [rng.zipf(1.4, size=N_SAMPLE).clip(1, N_ITEMS) - 1 for _ in range(n_steps)]
 
 
 def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the Euclidean distance of the tensors with the same name."""
     return {name: float(np.linalg.norm(a[name].astype(np.float64) - b[name])) for name in b}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, way: str) -> None:
-    """From each of 200 float64 states, the loss agrees to 1e-5, and no tensor's error is over twice plain PyTorch's."""
-    one_step_at_a_time(name, way, 200)
+def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, training_impl: str) -> None:
+    """In steps from 200 float64 states, losses agree to 1e-5, and errors are at most twice those of plain PyTorch."""
+    compare_single_steps(name, training_impl, 200)
 
 
 emulated = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
@@ -79,37 +78,42 @@ emulated = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emul
 
 @emulated
 @pytest.mark.parametrize("name", ["xe-logq-dropout", "xe-momentum-one-hot", "bprmax-two-unequal-layers"])
-def test_the_cuda_kernels_are_as_close_under_emulation(name: str) -> None:
-    one_step_at_a_time(name, "emulated", 60)
+def test_emulated_kernels_are_as_close_to_float64_as_plain_pytorch(name: str) -> None:
+    compare_single_steps(name, "emulated", 60)
 
 
-def one_step_at_a_time(name: str, way: str, n_steps: int) -> None:
+def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
     options, mode, sizes = CASES[name]
     support = make_support()
-    steps = steps_of(400, all_live=True)[:n_steps]
+    steps = make_steps(400, all_live=True)[:n_steps]
     assert len(steps) == n_steps
-    negatives = draws(n_steps)
+    negatives = draw_negatives(n_steps)
     oracle = Trainer(make_weights(mode, sizes), options, support=support)
-    ours = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=way)
+    package = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=training_impl)
     log_support = np.log(support)
-    errors_of: dict[str, list[tuple[float, float]]] = {}
-    without_fma = way != "reference" and build_info()["simd"] == "baseline"
-    over_all_states = ("accumulator.", "velocity.", *(["output.bias"] if without_fma else []))
-    for number, (step, drawn) in enumerate(zip(steps, negatives, strict=True)):
+    # The error of a moment comes from one step only. In a bias, which has few values, the ratio of two such errors is
+    # random, also between two orders of operations in plain PyTorch. So these errors are averaged over all states. The
+    # same is true of the output bias if kernels have no fused multiply-add: its first update is
+    # lr * g / sqrt(g^2 + 1e-6), which magnifies a rounding error of g near 1e-3 by 30.
+    has_fma = training_impl == "reference" or build_info()["simd"] != "baseline"
+    averaged = ("accumulator.", "velocity.", *([] if has_fma else ["output.bias"]))
+    averaged_errors: dict[str, list[tuple[float, float]]] = {}  # of the package and of plain PyTorch, relative
+    for step_number, (step, step_negatives) in enumerate(zip(steps, negatives, strict=True)):
         accumulators, velocities = oracle_moments(oracle)
-        ours.set_weights(oracle.weights)
-        ours.set_moments(accumulators, velocities)
-        ours.set_state(oracle.state)
+        package.set_weights(oracle.weights)
+        package.set_moments(accumulators, velocities)
+        package.set_state(oracle.state)
         plain = [
-            {key: torch.from_numpy(value).float() for key, value in part.items()}
-            for part in (oracle.weights, accumulators, velocities)
+            {key: torch.from_numpy(value).float() for key, value in arrays.items()}
+            for arrays in (oracle.weights, accumulators, velocities)
         ]
-        log_q = np.concatenate([log_support[step.targets], options.sample_alpha * log_support[drawn]]) * options.logq
+        log_frequencies = log_support[step.targets], options.sample_alpha * log_support[step_negatives]
+        log_q = np.concatenate(log_frequencies) * options.logq
         plain_loss, plain_state = plain_step(
             *plain,
             [torch.from_numpy(layer).float() for layer in oracle.state],
-            *(torch.from_numpy(part) for part in (*step, drawn)),
-            ours.dropout_masks(LANES, number),
+            *(torch.from_numpy(array) for array in (*step, step_negatives)),
+            package.dropout_masks(LANES, step_number),
             loss=options.loss,
             batch_size=LANES,
             learning_rate=options.learning_rate,
@@ -118,34 +122,30 @@ def one_step_at_a_time(name: str, way: str, n_steps: int) -> None:
             elu_param=options.elu_param,
             bpreg=options.bpreg,
         )
-        our_loss = ours.train_block([step], [drawn], number)
-        loss, _ = oracle.train_block([step], [drawn])
-        assert our_loss == pytest.approx(loss, rel=1e-5)
+        package_loss = package.train_block([step], [step_negatives], step_number)
+        loss, _ = oracle.train_block([step], [step_negatives])
+        assert package_loss == pytest.approx(loss, rel=1e-5)
         assert plain_loss.item() == pytest.approx(loss, rel=1e-4)  # plain PyTorch computes the same loss
-        truth = everything(oracle.weights, *oracle_moments(oracle), oracle.state, options)
-        yardstick = distance(everything(*plain, plain_state, options), truth)
-        errors = distance(ours.weights() | ours.moments() | state_dict(ours.state), truth)
+        expected = updated_tensors(oracle.weights, *oracle_moments(oracle), oracle.state, options)
+        plain_errors = distance(updated_tensors(*plain, plain_state, options), expected)
+        errors = distance(package.weights() | package.moments() | state_dict(package.state), expected)
         for key, error in errors.items():
-            norm = np.linalg.norm(truth[key]) or 1.0  # no gradient yet: both errors are 0
-            if key.startswith(over_all_states):
-                errors_of.setdefault(key, []).append((error / norm, yardstick[key] / norm))
+            norm = np.linalg.norm(expected[key]) or 1.0  # a norm of 0: no gradient yet, and both errors are 0
+            if key.startswith(averaged):
+                averaged_errors.setdefault(key, []).append((error / norm, plain_errors[key] / norm))
             else:
-                assert error <= 2 * yardstick[key] + np.finfo(np.float32).eps * norm, (number, key)
-    # The error of a moment is that of one step alone. For a bias with a few values the ratio of two such errors is
-    # chance, also between two orders of operations in plain PyTorch. So the errors of all states are averaged. The
-    # same holds for the output bias if kernels have no fused multiply-add: its first step is lr g / sqrt(g^2 + 1e-6),
-    # which magnifies a rounding of g near 1e-3 by 30.
-    for key, pairs in errors_of.items():
-        error, own_error = np.sqrt(np.mean(np.square(pairs), axis=0))
-        assert error <= 2 * own_error, key
+                assert error <= 2 * plain_errors[key] + np.finfo(np.float32).eps * norm, (step_number, key)
+    for key, pairs in averaged_errors.items():
+        error, plain_error = np.sqrt(np.mean(np.square(pairs), axis=0))
+        assert error <= 2 * plain_error, key
 
 
-def everything(
+def updated_tensors(
     weights: dict, accumulators: dict, velocities: dict, state: list, options: Options
 ) -> dict[str, np.ndarray]:
     """Return every tensor that a step updates, by name."""
     moments = {"accumulator": accumulators} | ({"velocity": velocities} if options.momentum else {})
-    named = {f"{kind}.{name}": value for kind, part in moments.items() for name, value in part.items()}
+    named = {f"{kind}.{name}": value for kind, arrays in moments.items() for name, value in arrays.items()}
     return {name: np.asarray(value) for name, value in (weights | named).items()} | state_dict(state)
 
 
@@ -153,7 +153,7 @@ def state_dict(state: list) -> dict[str, np.ndarray]:
     return {f"state.{layer}": np.asarray(h) for layer, h in enumerate(state)}
 
 
-RUNS = {
+RUNS = {  # options, embedding mode, layer sizes, GRU form, steps per block
     **{name: (*case, "reset_after", 1) for name, case in CASES.items()},
     "top1": (Options(batch_size=LANES, loss="top1"), "constrained", (9,), "reset_after", 1),
     "top1-max": (Options(batch_size=LANES, loss="top1-max"), "separate", (9,), "reset_after", 1),
@@ -172,47 +172,47 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_float64_run_is_the_oracles(name: str, way: str) -> None:
-    """Compare all losses and the final weights of a short epoch, to 1e-9; lanes die towards its end."""
-    short_epoch(name, way)
+def test_float64_epoch_equals_the_oracle(name: str, training_impl: str) -> None:
+    """Compare all losses and the final weights of a short epoch, to 1e-9. Its last steps have dead lanes."""
+    compare_short_epoch(name, training_impl)
 
 
 @emulated
 @pytest.mark.parametrize("name", RUNS)
-def test_the_cuda_kernels_make_the_oracles_run_under_emulation(name: str) -> None:
-    short_epoch(name, "emulated")
+def test_float64_epoch_of_emulated_kernels_equals_the_oracle(name: str) -> None:
+    compare_short_epoch(name, "emulated")
 
 
-def short_epoch(name: str, way: str) -> None:
-    options, mode, sizes, form, length = RUNS[name]
+def compare_short_epoch(name: str, training_impl: str) -> None:
+    options, mode, sizes, form, block_length = RUNS[name]
     support = make_support()
-    steps = steps_of(40, all_live=False)
+    steps = make_steps(40, all_live=False)
     assert not steps[-1].live.all()
-    negatives = draws(len(steps))
+    negatives = draw_negatives(len(steps))
     oracle = Trainer(make_weights(mode, sizes, form), options, support=support)
-    ours = PackageRun(oracle.weights, options, support=support, impl=way)
-    indices = iter(range(len(steps)))
-    while block := list(islice(indices, length)):
-        arguments = [steps[i] for i in block], [negatives[i] for i in block]
-        loss = ours.train_block(*arguments, block[0])
-        assert loss == pytest.approx(oracle.train_block(*arguments)[0], rel=1e-9)
-    for key, value in ours.weights().items():
+    package = PackageRun(oracle.weights, options, support=support, impl=training_impl)
+    for first in range(0, len(steps), block_length):
+        block = steps[first : first + block_length], negatives[first : first + block_length]
+        loss = package.train_block(*block, first)
+        assert loss == pytest.approx(oracle.train_block(*block)[0], rel=1e-9)
+    for key, value in package.weights().items():
         np.testing.assert_allclose(value, oracle.weights[key], rtol=1e-9, atol=1e-9, err_msg=key)
 
 
-def test_dead_lanes_update_nothing(way: str) -> None:
-    """Rows and moments of items that only dead lanes could have are unchanged, bit for bit."""
+def test_dead_lanes_do_not_update_rows(training_impl: str) -> None:
+    """A step with dead lanes changes only table rows of its live lanes and negatives."""
     oracle = Trainer(make_weights("separate", (8,)), MOMENTUM_XE)
-    ours = PackageRun(oracle.weights, MOMENTUM_XE, impl=way)
-    steps = [step for step in steps_of(40, all_live=False) if not step.live.all()]
-    before = ours.weights()
-    ours.state = [torch.from_numpy(h) for h in zero_state(oracle.weights, LANES)]
-    ours.train_block(steps[:1], draws(1), 0)
+    package = PackageRun(oracle.weights, MOMENTUM_XE, impl=training_impl)
+    step = next(step for step in make_steps(40, all_live=False) if not step.live.all())
+    negatives = draw_negatives(1)
+    old_weights = package.weights()
+    package.state = [torch.from_numpy(h) for h in zero_state(oracle.weights, LANES)]
+    package.train_block([step], negatives, 0)
     touched = {
-        "embedding.weight": steps[0].inputs[steps[0].live],
-        "output.weight": np.concatenate([steps[0].targets[steps[0].live], draws(1)[0]]),
+        "embedding.weight": step.inputs[step.live],
+        "output.weight": np.concatenate([step.targets[step.live], negatives[0]]),
     }
     for key, rows in touched.items():
         untouched = np.setdiff1d(np.arange(N_ITEMS), rows)
         assert len(untouched) > 0
-        np.testing.assert_array_equal(ours.weights()[key][untouched], before[key][untouched])
+        np.testing.assert_array_equal(package.weights()[key][untouched], old_weights[key][untouched])

@@ -1,20 +1,21 @@
-"""The oracle replays every recorded GRU4Rec run: batches exact; losses, states and final weights to 1e-9."""
+"""tests/oracle repeats every recorded GRU4Rec run: equal batches; losses, states and weights agree to 1e-9."""
 
 import numpy as np
 import pytest
 from golden import golden_folder, golden_names, load
 from oracle import Options, Trainer, evaluate, metrics, session_steps, split
 
-pytestmark = pytest.mark.skipif(golden_folder() is None, reason="shared/golden is not beside this checkout")
+pytestmark = pytest.mark.skipif(golden_folder() is None, reason="shared/golden is missing next to this checkout")
 
 TOLERANCE = 1e-9
-NAMES = golden_names() or ["absent"]
+NAMES = golden_names() or ["missing"]  # pytest needs at least one value, also if all tests are skipped
 
 
 def _steps(run):
+    """Return the steps of the epoch that were recorded."""
     n_sample, lanes = run.config["n_sample"], run.config["batch_size"]
     steps = list(session_steps(split(run.items, run.offsets), lanes, min_live=1 if n_sample else 2))
-    if run.config.get("logq"):  # recorded while all lanes live
+    if run.config.get("logq"):  # this run was recorded only while all lanes were live
         steps = [step for step in steps if step.live.all()]
     return steps
 
@@ -24,7 +25,7 @@ def _options(run):
     return Options(**{name: run.config[name] for name in names if name in run.config})
 
 
-def test_the_recordings_are_there():
+def test_number_of_recordings():
     assert len(NAMES) == 9
 
 
@@ -51,9 +52,9 @@ def test_training(name):
         norms.append(sum((state[step.live] ** 2).sum() for state in block.states[-1]))
     np.testing.assert_allclose(losses, run.losses, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(norms, run.hidden_sq_norms, rtol=0, atol=TOLERANCE)
-    after = run.weights("after")
-    assert trainer.weights.keys() == after.keys()
-    for key, expected in after.items():
+    final_weights = run.weights("after")
+    assert trainer.weights.keys() == final_weights.keys()
+    for key, expected in final_weights.items():
         np.testing.assert_allclose(trainer.weights[key], expected, rtol=0, atol=TOLERANCE, err_msg=key)
 
 
@@ -61,7 +62,7 @@ def test_training(name):
 def test_evaluation(name):
     run = load(name)
     rank = evaluate(run.weights("after"), split(run.items, run.evaluated_offsets), "standard")
-    found = metrics(rank, 5)
+    values = metrics(rank, 5)
     assert len(rank) == run.evaluation["n"]
     for metric in ("recall@5", "mrr@5"):
-        assert found[metric] == pytest.approx(run.evaluation[metric], abs=TOLERANCE)
+        assert values[metric] == pytest.approx(run.evaluation[metric], abs=TOLERANCE)

@@ -1,4 +1,4 @@
-"""ExactNetwork: a recurrent network on small integers, whose arithmetic is exact: h' = E[item] - h."""
+"""ExactNetwork: a recurrent network whose weights are small integers, so that its arithmetic has no rounding errors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 
 class ExactNetwork(nn.Module):
-    """A network whose scores have few distinct values, so that ranks and ties can be compared without tolerance.
+    """A network with h' = E[item] - h and scores E h' + bias, all small integers stored as float64.
 
-    In training mode it adds noise, as dropout would.
+    Its scores have few distinct values, so there are many ties, and ranks can be compared without tolerance. In
+    training mode it adds noise, as dropout would.
     """
 
     def __init__(self, n_items: int, width: int = 3, seed: int = 0) -> None:
@@ -34,7 +35,7 @@ class ExactNetwork(nn.Module):
         for t, items in enumerate(inputs):
             if reset is not None:
                 hidden = torch.where(reset[t, :, None], 0.0, hidden)
-            hidden = self.table[items] - hidden  # -1 reads the last row; results of dead lanes are ignored
+            hidden = self.table[items] - hidden  # in dead lanes, index -1 reads the last row; their results are ignored
             if self.training:
                 hidden = hidden + torch.rand_like(hidden)
             outputs.append(hidden)

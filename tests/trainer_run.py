@@ -1,4 +1,4 @@
-"""A small trainer for the tests, and functions that interrupt it."""
+"""Build a small trainer for tests, and call functions at a block of its training."""
 
 import signal
 from typing import Any
@@ -14,11 +14,8 @@ from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training import Schedule, SessionEpochRunner, Trainer, TrainerOptions, run_folder
 
 STORE = markov_store(n_sessions=60)
-
-LANES = 8
-
-FORMAT = "gru4rec_fast.SessionNetwork/2"
-
+LANES = 8  # sessions processed in parallel
+FORMAT = "gru4rec_fast.SessionNetwork/2"  # format name in checkpoints
 RUNNER_ARGUMENTS = ("sampler", "accumulate", "seed", "fused", "precision", "fingerprint", "memory", "impl")
 
 
@@ -28,12 +25,12 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "write_curves", lambda *_: None)
 
 
-DEFAULTS: dict[str, Any] = {}  # of arguments of make_trainer
+DEFAULTS: dict[str, Any] = {}  # defaults of further arguments of make_trainer, set by the fixture `each_way`
 
 
 @pytest.fixture(params=["fused", "autograd"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every trainer of the test trains by the fused step, or else by autograd."""
+    """Run a test twice: all its trainers use the fused step, then autograd."""
     if request.param == "fused":
         request.getfixturevalue("native_library")
     monkeypatch.setitem(DEFAULTS, "fused", request.param == "fused")
@@ -56,9 +53,10 @@ def make_trainer(
     optimizer: Any = None,
     **arguments: Any,
 ) -> Trainer:
-    """Return a trainer over the module's store.
+    """Return a trainer of a GRU4Rec network, by default with the sessions of STORE.
 
-    `arguments` are those of SessionEpochRunner, TrainerOptions and Trainer, and lr_scheduler and lr_scheduler_options.
+    `arguments` are further arguments of SessionEpochRunner, TrainerOptions and Trainer; also `lr_scheduler` and
+    `lr_scheduler_options`, as in the estimators.
     """
     arguments = {"seed": 3} | DEFAULTS | arguments
     runner_arguments = {name: arguments.pop(name) for name in RUNNER_ARGUMENTS if name in arguments}
@@ -72,17 +70,17 @@ def make_trainer(
     loader = SessionParallelLoader(store, lanes, bptt, shuffle=shuffle, seed=3, min_live=1 if n_sample else 2)
     support = torch.from_numpy(store.support)
     parameters = network.parameters()
-    trained_by = optimizer(parameters) if optimizer else SparseAdagrad(parameters, learning_rate, momentum)
+    made_optimizer = optimizer(parameters) if optimizer else SparseAdagrad(parameters, learning_rate, momentum)
     schedule = None
     if scheduler is not None:
         maximize = "validate" in arguments and options.monitor != "loss"
-        schedule = Schedule(trained_by, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize)
+        schedule = Schedule(made_optimizer, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize)
     sampler = ops.build_alias_table(support, 0.5) if n_sample else None
     runner = SessionEpochRunner(
         network,
         loader,
         criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support, dtype=dtype),
-        optimizer=trained_by,
+        optimizer=made_optimizer,
         n_sample=n_sample,
         schedule=schedule,
         **{"sampler": sampler} | runner_arguments,
@@ -91,34 +89,37 @@ def make_trainer(
 
 
 def at_block(trainer: Trainer, block_number: int, act: Any) -> None:
-    """Call `act` before the trainer processes a block, counted from 1 over the whole run.
+    """Make a trainer call `act` before it processes a block. Blocks are counted from 1 over the whole run.
 
-    With the fused step: before the update that has this block.
+    The fused step calls `act` before the update that contains this block.
     """
-    runner, n_blocks = trainer.runner, [0]
+    runner = trainer.runner
     backpropagate, start_fused_epoch = runner.backpropagate, runner.start_fused_epoch
+    n_blocks = 0
 
-    def count(blocks: int) -> None:
-        n_blocks[0] += blocks
-        if n_blocks[0] - blocks < block_number <= n_blocks[0]:
+    def count(new_blocks: int) -> None:
+        nonlocal n_blocks
+        n_blocks += new_blocks
+        if n_blocks - new_blocks < block_number <= n_blocks:
             act()
 
-    def counted(*arguments: Any) -> None:
+    def count_and_backpropagate(*arguments: Any) -> None:
         count(1)
         backpropagate(*arguments)
 
-    def start() -> Any:
+    def start_counting_epoch() -> Any:
         epoch = start_fused_epoch()
         run = epoch.run
 
-        def one_update(updates: int, *arguments: Any, **keywords: Any) -> Any:
+        def run_one_update(updates: int, *arguments: Any, **keywords: Any) -> Any:
+            """Make one update per call, whatever the requested number is, so that each of them can be counted."""
             count(runner.accumulate)
             return run(1, *arguments, **keywords)
 
-        epoch.run = one_update
+        epoch.run = run_one_update
         return epoch
 
-    runner.backpropagate, runner.start_fused_epoch = counted, start
+    runner.backpropagate, runner.start_fused_epoch = count_and_backpropagate, start_counting_epoch
 
 
 def press_ctrl_c() -> None:

@@ -1,6 +1,7 @@
-"""Test tensors of more than 2**31 elements without the memory for them: pages that are never written take none.
+"""Helpers for tests with tensors of more than 2**31 elements, which need address space but hardly any memory.
 
-Emulated kernels run only the first and the last block of their grids, and torch's operators only chosen elements.
+The system provides memory only for pages that are accessed. So emulated CUDA kernels run only the first and the last
+block of each grid, and torch's operators are replaced by functions that compute only a few elements.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 
 def zeros(*shape: int, dtype: type = np.float32) -> Tensor:
-    """Return zeros that take no memory: unlike torch.zeros, np.zeros does not write them."""
+    """Return zeros that take no memory. np.zeros does not write them, as torch.zeros does."""
     return torch.from_numpy(np.zeros(shape, dtype))
 
 
@@ -27,7 +28,7 @@ def skipping_without_address_space() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if "llocate" not in str(error):
+        if "allocate" not in str(error).lower():  # torch: "can't allocate memory", NumPy: "Unable to allocate"
             raise
         pytest.skip(f"not enough address space: {error}")
 
@@ -46,7 +47,7 @@ def first_and_last_blocks() -> Iterator[None]:
 
 @contextmanager
 def torch_runs(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
-    """Replace torch's CPU operators of these names, also for calls from C++."""
+    """Replace torch's CPU operators by functions, for calls from Python and C++. Keys are names such as "mm.out"."""
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
@@ -59,11 +60,16 @@ def torch_runs(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]
 
 
 @contextmanager
-def torch_computes(chosen: Mapping[int, Tensor]) -> Iterator[None]:
-    """Make torch's matrix products and sums compute only the indices chosen[n] of each dimension of size n."""
+def torch_computes(indices_by_size: Mapping[int, Tensor]) -> Iterator[None]:
+    """Make torch's matrix products and column sums read and write only some indices of large dimensions.
+
+    In each dimension of size n, these are the indices `indices_by_size[n]`; dimensions of other sizes are complete.
+    """
 
     def index(*sizes: int) -> tuple[Tensor, ...]:
-        return torch.meshgrid(*(chosen[n] if n in chosen else torch.arange(n) for n in sizes), indexing="ij")
+        """Return the index of the elements to compute in a tensor of these sizes."""
+        indices = (indices_by_size[n] if n in indices_by_size else torch.arange(n) for n in sizes)
+        return torch.meshgrid(*indices, indexing="ij")
 
     def mm(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
         (m, k), n = a.shape, b.shape[1]

@@ -79,11 +79,12 @@ class FolderFormat:
 
     Attributes:
         name: value of "format" in meta.json.
-        title: name of the kind in error messages.
+        title: name of the kind in error messages, such as "session store".
         verb: what a user does to write such a folder, for error messages: "prepare" or "save".
         counts: keys of meta.json that hold sizes.
         arrays: names of the arrays that `write_array_folder` writes.
-        container: "format" of a parent folder that holds several such folders and lists them as "parts" in meta.json.
+        parent_format: "format" of a parent folder that holds several folders of this kind and lists their names under
+            "parts" in its meta.json; "" if there is none.
         version: format version that this code reads and writes.
     """
 
@@ -92,7 +93,7 @@ class FolderFormat:
     verb: str
     counts: tuple[str, ...]
     arrays: tuple[str, ...]
-    container: str = ""
+    parent_format: str = ""
     version: int = 1
 
 
@@ -123,7 +124,7 @@ class ArrayFolder:
             raise ValueError(f"{self.path / 'meta.json'} is damaged ({error}); {self._advice}") from error
         stated = meta.get("format") if isinstance(meta, dict) else None
         if stated != folder_format.name:
-            parts = meta.get("parts", {}) if stated and stated == folder_format.container else {}
+            parts = meta.get("parts", {}) if stated and stated == folder_format.parent_format else {}
             hint = f"; open {' or '.join(str(self.path / part) for part in parts)}" if parts else ""
             raise ValueError(f"{path} is no {title}: its meta.json states the format {stated!r}{hint}")
         if meta.get("version") != folder_format.version:
@@ -138,7 +139,7 @@ class ArrayFolder:
         self.counts: list[int] = [meta[name] for name in folder_format.counts]
 
     def damage_error(self, file: str, problem: str) -> ValueError:
-        """Return a ValueError: FILE is damaged: it PROBLEM."""
+        """Return the error for a damaged file. `problem` follows "it", such as "holds decreasing offsets"."""
         return ValueError(f"{self.path / file} is damaged: it {problem}; {self._advice}")
 
     def open_array(self, name: str, length: int, *dtypes: DTypeLike) -> np.ndarray:
@@ -181,7 +182,10 @@ class ArrayFolder:
 
 
 def write_array_folder(folder: Path, folder_format: FolderFormat, data: Any, ids: Mapping[str, np.ndarray]) -> None:
-    """Write a folder that `ArrayFolder` opens, of `ids` and the attributes of `data`: arrays, counts and `meta`."""
+    """Write a folder that `ArrayFolder` opens.
+
+    `data` has the arrays and counts of `folder_format` and a dict `meta` as attributes; `ids` holds ids by file name.
+    """
     for name in folder_format.arrays:
         save_array(folder / f"{name}.npy", getattr(data, name))
     for name, values in ids.items():
@@ -206,23 +210,23 @@ def as_tensor(array: np.ndarray) -> Tensor:
 def summary_lines(meta: Mapping[str, Any]) -> list[str]:
     """Return summary lines: how ids were read (`meta["ids"]`) and what was removed (`meta["dropped"]`)."""
     lines = []
-    for role, facts in meta.get("ids", {}).items():
-        if facts["kind"] == "str":
-            because = f" ({facts['because']} is no plain integer)" if facts["because"] else ""
-            lines.append(f"  {role} ids are strings{because}")
-        if facts["stripped"]:
-            lines.append(f"  {facts['stripped']:,} {role} ids had blanks around them, which were removed")
+    for role, parsing in meta.get("ids", {}).items():  # see `TableReader.id_parsing`
+        if parsing["kind"] == "str":
+            reason = f" ({parsing['because']} is no plain integer)" if parsing["because"] else ""
+            lines.append(f"  {role} ids are strings{reason}")
+        if parsing["stripped"]:
+            lines.append(f"  {parsing['stripped']:,} {role} ids had blanks around them, which were removed")
     return lines + [f"  dropped: {count}" for count in dropped_counts(meta.get("dropped", {}))]
 
 
 def dropped_counts(dropped: Mapping[str, int]) -> list[str]:
-    """Return the counts other than 0 as text, such as "3 short sessions" of {"short_sessions": 3}."""
+    """Return the counts other than 0 as texts: {"short_sessions": 3, "rare_items": 0} becomes ["3 short sessions"]."""
     return [f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
 
 
 @contextmanager
 def explain_disk_full(path: Path) -> Iterator[None]:
-    """Replace a "no space left" error within the block by one that names `path` and says what to do."""
+    """Context manager that replaces a "no space left" error by one that names `path` and says what to do."""
     try:
         yield
     except OSError as error:
@@ -240,7 +244,7 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
     """Yield an empty temporary folder to write into, and rename it to `folder` at the end of the block.
 
     If the block raises, the temporary folder is removed. An existing `folder` is replaced only if it is empty or its
-    meta.json states one of `formats`. Temporary folders that killed processes left behind are removed, too.
+    meta.json states one of `formats`. Temporary folders that killed processes left behind are also removed.
 
     Raises:
         FileExistsError: `folder` exists and may not be replaced.
@@ -250,33 +254,33 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
     if folder.exists() and not _replaceable(folder, set(formats)):
         raise FileExistsError(f"{folder} exists and holds no data written by gru4rec_fast; choose another folder")
     prefix = f".{folder.name}.partial-"
-    partial = folder.parent / f"{prefix}{secrets.token_hex(4)}"
+    temporary = folder.parent / f"{prefix}{secrets.token_hex(4)}"
     try:
-        with explain_disk_full(folder), _locked_folder(partial):
+        with explain_disk_full(folder), _locked_folder(temporary):
             for sibling in folder.parent.iterdir():
-                if sibling.name.startswith(prefix) and sibling != partial:
+                if sibling.name.startswith(prefix) and sibling != temporary:
                     _remove_if_unlocked(sibling)
-            yield partial
-            for path in partial.rglob("*"):
+            yield temporary
+            for path in temporary.rglob("*"):
                 if path.is_file():
                     _sync(path)
-            _swap(partial, folder)
+            _rename_over(temporary, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def _locked_folder(path: Path) -> Iterator[None]:
-    """Create the folder `path` and keep it locked until the block or the process ends, even if the process is killed.
+    """Context manager that creates the folder `path` and keeps it locked until the block, or the process, ends.
 
-    The folder is locked under a random name and renamed to `path` afterwards. So an unlocked folder with the name
-    `path` always belongs to a process that has ended.
+    The system releases the lock of a killed process. The folder is locked under a random name and renamed to `path`
+    afterwards, so an unlocked folder with the name `path` always belongs to a process that has ended.
     """
-    unnamed = path.with_name(f".{secrets.token_hex(8)}")
-    unnamed.mkdir(parents=True)
-    lock = _lock(unnamed)
+    random_path = path.with_name(f".{secrets.token_hex(8)}")
+    random_path.mkdir(parents=True)
+    lock = _lock(random_path)
     try:
-        unnamed.rename(path)
+        random_path.rename(path)
         yield
     finally:
         if lock is not None:
@@ -331,14 +335,15 @@ def _replaceable(folder: Path, formats: set[str]) -> bool:
         return False
 
 
-def _swap(partial: Path, folder: Path) -> None:
+def _rename_over(temporary: Path, folder: Path) -> None:
+    """Rename `temporary` to `folder` and remove the old folder of this name. If that fails, the old folder stays."""
     if not folder.exists():
-        os.rename(partial, folder)
+        os.rename(temporary, folder)
         return
     old = folder.parent / f".{folder.name}.old-{secrets.token_hex(4)}"
     os.rename(folder, old)
     try:
-        os.rename(partial, folder)
+        os.rename(temporary, folder)
     except BaseException:
         os.rename(old, folder)
         raise

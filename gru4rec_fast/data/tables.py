@@ -1,4 +1,4 @@
-"""Read tables of events or interactions, from every file and data-frame format, as polars frames of ids and times."""
+"""Read tables of events or interactions, from files or data frames, as polars frames of ids and times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -19,11 +19,11 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("reading a log needs polars: pip install polars (a prepared store opens without it)") from error
 
-# `pl` is exported so that other modules get the message above, too, if polars is missing.
+# `pl` is exported, so that other modules that import it from here raise the same error if polars is missing.
 __all__ = ["RereadRequired", "Table", "TableReader", "numpy_ids", "open_table", "pl", "read_adjacency_lists"]
 
 BATCH_ROWS = 1_000_000
-# Default column name of each role, and its name in RecBole files.
+# A role says what a column holds. For each role: its default column name, and its column name in RecBole files.
 _NAMES = {
     "session": ("SessionId", "session_id"),
     "user": ("UserId", "user_id"),
@@ -32,7 +32,7 @@ _NAMES = {
 }
 _SEPARATORS = "\t,;| "
 _NO_SEPARATOR = "\x1f"  # ASCII "unit separator", which text files do not contain: each line is one column
-_SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # column names in an error message, and characters of each
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # limits in an error message: column names, and characters of each name
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def open_table(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty; a column is missing (the message lists the columns); two columns have its name.
+        ValueError: the file is empty; a wanted column is missing, or two columns have its name.
         TypeError: `source` is neither a path nor a table.
     """
     if not isinstance(source, (str, Path)):
@@ -82,30 +82,31 @@ def open_table(
         return _from_lazy(pl.scan_parquet(path, glob=False), keys, str(path))
     if kind in (".pickle", ".pkl"):
         return _from_pickle(path, keys, allow_pickle)
-    return _from_text(path, keys, "\t" if kind == ".inter" and separator is None else separator, kind == ".inter")
+    is_recbole = kind == ".inter"
+    return _from_text(path, keys, "\t" if is_recbole and separator is None else separator, is_recbole)
 
 
-def _from_text(path: Path, keys: Mapping[str, str], separator: str | None, recbole: bool) -> Table:
-    # polars reads the header line, because it also decompresses.
+def _from_text(path: Path, keys: Mapping[str, str], separator: str | None, is_recbole: bool) -> Table:
+    # The header line is read with polars, which also decompresses.
     lines = pl.scan_csv(path, separator=_NO_SEPARATOR, infer_schema=False, quote_char=None, glob=False)
     header = _column_names(lines, str(path))[0]
     if separator is None:
         separator = _guess_separator(header, keys)
     if len(separator.encode()) != 1:
         raise ValueError(f"separator={separator!r}: it must be a single ASCII character")
-    quote = None if recbole else '"'
+    quote = None if is_recbole else '"'
     frame = pl.scan_csv(path, separator=separator, infer_schema=False, quote_char=quote, glob=False)
     hint = f" (split at {separator!r}; give separator=... if that is wrong)"
-    table = _from_lazy(frame, keys, str(path), "recbole" if recbole else "text", hint)
-    # polars renames the second of two columns with the same name, so duplicates are searched in the header itself.
-    names = header.split(separator) if recbole else next(csv.reader([header], delimiter=separator))
+    table = _from_lazy(frame, keys, str(path), "recbole" if is_recbole else "text", hint)
+    # polars renames the second of two columns with the same name, so the header itself is searched for duplicates.
+    names = header.split(separator) if is_recbole else next(csv.reader([header], delimiter=separator))
     for column in table.columns.values():
         _require_one(column, names, table.name)
     return table
 
 
 def _guess_separator(header: str, keys: Mapping[str, str]) -> str:
-    """Return the separator that yields most of the wanted columns; among equals, the one that yields most columns."""
+    """Return the separator that yields the most wanted columns, then the most columns."""
 
     def score(separator: str) -> tuple[int, int]:
         columns = [column.strip(" ").strip('"') for column in header.split(separator)]
@@ -146,23 +147,23 @@ def _from_object(table: Any, keys: Mapping[str, str], name: str) -> Table:
 
 
 def _series(name: str, values: Any) -> pl.Series:
-    """Convert a column to polars. For pandas columns this avoids pyarrow, which polars itself would require."""
+    """Convert a column to polars. Converts pandas columns by way of NumPy: polars would need pyarrow for them."""
     if hasattr(values, "iloc"):
-        missing = values.isna()
+        is_missing = values.isna()
         values = values.to_numpy("datetime64[us]") if values.dtype.kind == "M" else values.to_numpy()
         if values.dtype == object:
-            values = [None if gone else value for value, gone in zip(values, missing, strict=True)]
+            values = [None if gone else value for value, gone in zip(values, is_missing, strict=True)]
     return pl.Series(name, values)
 
 
 def _from_lazy(frame: pl.LazyFrame, keys: Mapping[str, str], name: str, style: str = "table", hint: str = "") -> Table:
     """Return a lazy frame as a Table. `style` is "table", "text", or "recbole": text with headers `name:type`."""
     columns = _find_columns(keys, _column_names(frame, name), name, style, hint)
-    chosen = frame.select(pl.col(column).alias(role) for role, column in columns.items())
+    wanted = frame.select(pl.col(column).alias(role) for role, column in columns.items())
 
     def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
         try:
-            for batch in chosen.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming"):
+            for batch in wanted.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming"):
                 yield from batch.iter_slices(batch_rows)
         except (OSError, pl.exceptions.PolarsError) as error:
             reason = str(error).split("\n\n")[0]
@@ -184,21 +185,20 @@ def _find_columns(
     keys: Mapping[str, str], names: list[str], source: str, style: str = "table", hint: str = ""
 ) -> dict[str, str]:
     """Return the column name of each role. Columns of RecBole files are found with and without their ":type"."""
-    recbole = style == "recbole"
+    is_recbole = style == "recbole"
     labels = names if style == "table" else [name.strip() for name in names]
-    untyped = [label.split(":")[0] for label in labels] if recbole else labels
+    untyped = [label.split(":")[0] for label in labels] if is_recbole else labels
     columns = {}
     for role, key in keys.items():
         default, recbole_name = _NAMES[role]
         candidates = labels if key in labels else untyped
-        label = recbole_name if recbole and key == default and key not in candidates else key
+        label = recbole_name if is_recbole and key == default and key not in candidates else key
         if label not in candidates:
             raise ValueError(f"{source} has no column {key!r}; its columns are {_abbreviated(names)}{hint}")
         _require_one(label, candidates, source)
         columns[role] = names[candidates.index(label)]
     if len(set(columns.values())) < len(keys):
-        rule = "session, item and time must be three" if len(keys) == 3 else "user and item must be two"
-        raise ValueError(f"{source}: {rule} different columns, not {list(columns.values())}")
+        raise ValueError(f"{source}: {', '.join(keys)} must be different columns, not {list(columns.values())}")
     return columns
 
 
@@ -215,7 +215,7 @@ def _abbreviated(names: list[str]) -> str:
 
 
 class RereadRequired(Exception):
-    """A row does not fit the type that a `TableReader` assumed for its column.
+    """Raised when a row does not fit the type that a `TableReader` assumed for its column.
 
     The reader has changed the type, and the table must be read again from its first row.
     """
@@ -230,38 +230,41 @@ class TableReader:
 
     Args:
         table: the table to read.
-        kinds: types to assume first, by role; "str" reads ids as strings in any case. See `kinds` below.
+        kinds: types to assume first, by role, by default "int". With "str", ids are always strings.
 
     Attributes:
-        rows: number of rows read so far.
-        kinds: type of each column, as far as it has been read: "int" or "str" for ids; "int", "float" or "date" for
-            times.
+        n_rows: number of rows read so far.
+        kinds: type of each column by role, according to the rows read so far: "int" or "str" for ids; "int", "float" or
+            "date" for times.
     """
 
     def __init__(self, table: Table, **kinds: str) -> None:
         self.table = table
         self.kinds = {**dict.fromkeys(table.columns, "int"), **kinds}
-        self.rows = 0
-        self._ids = [role for role in table.columns if role != "time"]
+        self.n_rows = 0
+        self._id_roles = [role for role in table.columns if role != "time"]
         self._reasons: dict[str, str] = {}
         self._stripped: dict[str, int] = {}
 
-    def id_facts(self) -> dict[str, dict[str, Any]]:
-        """Return how the ids of each role were read: "kind" ("int" or "str"), "because" (the first id that is not an
-        integer, with its row, or None) and "stripped" (number of ids that had blanks around them)."""
+    def id_parsing(self) -> dict[str, dict[str, Any]]:
+        """Return how the ids of each role were read.
+
+        The keys are "kind" ("int" or "str"), "because" (the first id that is not an integer, with its row, or None) and
+        "stripped" (number of ids that had blanks around them).
+        """
         return {
             role: {"kind": self.kinds[role], "because": self._reasons.get(role), "stripped": self._stripped[role]}
-            for role in self._ids
+            for role in self._id_roles
         }
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Yield frames of `BATCH_ROWS` rows. Their columns are named by role; "row" is the row number, from 0.
 
         Raises:
-            RereadRequired: discard the frames so far and call `frames` again.
+            RereadRequired: a type has changed. Discard the frames so far and call `frames` again.
             ValueError: a value is missing or unreadable.
         """
-        self.rows, self._stripped = 0, dict.fromkeys(self._ids, 0)
+        self.n_rows, self._stripped = 0, dict.fromkeys(self._id_roles, 0)
         for frame in self.table.frames(BATCH_ROWS):
             yield self._clean(frame)
 
@@ -278,17 +281,17 @@ class TableReader:
 
     def _clean(self, frame: pl.DataFrame) -> pl.DataFrame:
         values = pl.col(list(self.table.columns))
-        raw = frame.with_columns(row=pl.int_range(self.rows, self.rows + frame.height, dtype=pl.Int64))
+        raw = frame.with_columns(row=pl.int_range(self.n_rows, self.n_rows + frame.height, dtype=pl.Int64))
         frame = raw
         if self.table.is_text:
             frame = frame.with_columns(values.str.strip_chars().replace("", None))
-            for role in self._ids:
+            for role in self._id_roles:
                 self._stripped[role] += int((frame[role] != raw[role]).sum())
             frame = frame.filter(~pl.all_horizontal(values.is_null()))
-        typed = [self._typed_ids(frame, role) for role in self._ids]
+        typed = [self._typed_ids(frame, role) for role in self._id_roles]
         if "time" in self.table.columns:
             typed.append(self._times(frame))
-        self.rows += raw.height
+        self.n_rows += raw.height
         return frame.with_columns(typed)
 
     def _typed_ids(self, frame: pl.DataFrame, role: str) -> pl.Series:
@@ -335,11 +338,11 @@ class TableReader:
         times, kind = frame["time"], self.kinds["time"]
         if kind == "date":
             seconds = pl.Series("time", [_seconds(text) for text in times], dtype=pl.Float64)
-            self._raise_if(frame, "time", seconds.is_null(), "this is no ISO 8601 date or time, unlike the first row")
+            self._raise_if(frame, "time", seconds.is_null(), "this is no ISO 8601 date or time, but the first row is")
             return seconds
         numbers = times.cast(pl.Int64 if kind == "int" else pl.Float64, strict=False)
         if kind == "int" and numbers.null_count():
-            if _seconds(times[0]) is not None and self.rows == 0 and numbers[0] is None:
+            if _seconds(times[0]) is not None and self.n_rows == 0 and numbers[0] is None:
                 self._change_kind("time", "date")
             is_finite = times.cast(pl.Float64, strict=False).is_finite().fill_null(False)
             self._raise_if(frame, "time", ~is_finite, "neither a number nor an ISO 8601 time")
@@ -347,11 +350,12 @@ class TableReader:
         self._raise_if(frame, "time", ~numbers.is_finite().fill_null(False), "this is no finite number")
         return numbers
 
-    def _change_kind(self, role: str, kind: str) -> None:
+    def _change_kind(self, role: str, kind: str) -> NoReturn:
         self.kinds[role] = kind
         raise RereadRequired
 
     def _raise_if(self, frame: pl.DataFrame, role: str, mask: pl.Series, problem: str) -> None:
+        """Raise ValueError for the first row in which the mask is True."""
         if mask.any():
             first = frame.filter(mask).row(0, named=True)
             raise ValueError(
@@ -374,7 +378,7 @@ def _integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _seconds(text: Any) -> float | None:
-    """Return the seconds since 1970 of an ISO 8601 date or time (UTC unless it names a zone); None for other text."""
+    """Convert an ISO 8601 date or time to seconds since 1970; None for other text. It is UTC unless it has a zone."""
     try:
         time = datetime.fromisoformat(text.strip())
     except ValueError:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 STRING = np.dtypes.StringDType()
-_BLOCK = 1 << 20  # strings that are converted to Python objects at a time
+_BLOCK = 1 << 20  # number of strings that are converted to Python objects at a time
 
 
 def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids") -> np.ndarray:
@@ -28,7 +28,7 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids")
             return np.array(list(listed), STRING)  # np.asarray would strip trailing NUL characters
         array = np.asarray(listed)
     if array.ndim != 1:
-        raise ValueError(f"{name}: a one-dimensional sequence of ids is needed, this one has shape {array.shape}")
+        raise ValueError(f"{name}: ids must be a one-dimensional sequence, not one of shape {array.shape}")
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
         return np.empty(0, np.int64)
     if array.dtype.kind in "iu":
@@ -50,7 +50,10 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids")
 
 
 def as_indices(values: ArrayLike, name: str) -> np.ndarray:
-    """Convert indices or offsets to a one-dimensional int64 array. Anything else raises a ValueError with `name`."""
+    """Return indices or offsets as a one-dimensional int64 array. Raises ValueError for any other array.
+
+    `name` is the name of the argument in the message.
+    """
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
@@ -93,7 +96,7 @@ def decode_ids(arrays: Mapping[str, Any]) -> np.ndarray:
 class Vocabulary:
     """Maps ids to indices and back: the item with index `i`, as in `SessionStore.items`, has the id `ids[i]`.
 
-    Graphs have a vocabulary of users, too.
+    A graph also has a vocabulary of users.
 
     Args:
         ids: unique integer or string ids in the order of their indices.
@@ -166,10 +169,10 @@ class Vocabulary:
 def check_indices(
     values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
 ) -> tuple[np.ndarray, int]:
-    """Return indices of users or items as int64, and the number of users or items. `name` is "users" or "items".
+    """Return indices of users or items as int64, and how many users or items there are.
 
-    The number is `count` or the length of `vocabulary`, by default the largest index + 1. Raises ValueError if an index
-    is out of range, or if `count` and `vocabulary` disagree.
+    `name` is "users" or "items". There are `count` of them, or `len(vocabulary)`, by default the largest index + 1.
+    Raises ValueError if an index is out of range, or if `count` and `vocabulary` disagree.
     """
     array = as_indices(values, name)
     if vocabulary is not None and count not in (None, len(vocabulary)):

@@ -1,15 +1,16 @@
-"""GRU4Rec in float64 NumPy: a second implementation, written from semantics.md alone, that tests compare with.
+"""GRU4Rec in float64 NumPy: a second implementation, written only from semantics.md, as a reference for tests.
 
-It imports nothing from `gru4rec_fast` and shares no code with it. Weights are a dictionary of arrays, whose names and
-shapes define the model (gate order r, z, n; h' = (1 - z) * n + z * h). With I inputs and H units in a layer:
+It imports nothing from `gru4rec_fast` and shares no code with it. Weights are a dictionary of arrays; their names and
+shapes define the model. The gate order is r, z, n; the new state is h' = (1 - z) * n + z * h. With I inputs and H units
+in a layer:
 
     layers.{l}.weight_ih [3H, I]     input weights; absent at layer 0 in one-hot mode
     layers.{l}.weight_hh [3H, H]     recurrent weights
     layers.{l}.bias_ih   [3H]        input bias
     layers.{l}.bias_hh   [3H]        recurrent bias; present in reset-after layers, absent in reset-before layers
     output.weight [n_items, H], output.bias [n_items]
-    embedding.weight                 absent: constrained (output.weight is the embedding); [n_items, E]: separate;
-                                     [n_items, 3H]: one-hot
+    embedding.weight                 separate mode: [n_items, E]; one-hot mode: [n_items, 3H];
+                                     constrained mode: absent, because output.weight is the embedding
 """
 
 from .examples import random_weights

@@ -1,4 +1,4 @@
-"""GRU stack over a block of T steps, forward and backward, in all three embedding modes."""
+"""Forward and backward pass of a stack of GRU layers over a block of T steps, in all three embedding modes."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,12 +22,20 @@ class Dropout(NamedTuple):
 
 @dataclass
 class Block:
-    """Results of the forward pass over T steps, for callers and for the backward pass."""
+    """Results of the forward pass over T steps. Each list has one element per step.
+
+    Attributes:
+        steps: the inputs, targets and resets.
+        outputs: output of the top layer, [B, H]; rows of dead lanes are arbitrary.
+        states: the new state of every layer.
+        caches: for each layer, what the backward pass needs.
+        embedding_masks: dropout factors of the embedding.
+    """
 
     steps: list[Step]
-    outputs: list[np.ndarray]  # per step, [B, H] of the top layer; rows of dead lanes are arbitrary
-    states: list[State]  # per step, the new state of every layer
-    caches: list[list[dict[str, Any]]]  # per step, per layer
+    outputs: list[np.ndarray]
+    states: list[State]
+    caches: list[list[dict[str, Any]]]
     embedding_masks: list[np.ndarray | float]
 
 
@@ -60,7 +68,10 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def cell_forward(x: np.ndarray, h: np.ndarray, w: Weights) -> tuple[np.ndarray, dict[str, Any]]:
-    """Run one GRU step. w holds the weights of the layer; without weight_ih, x is the input of the three gates."""
+    """Run one GRU step. Returns the new state and what `cell_backward` needs.
+
+    w holds the weights of the layer. Without weight_ih, x is already the input of the three gates, [B, 3H].
+    """
     size = h.shape[1]
     gates = (x @ w["weight_ih"].T if "weight_ih" in w else x) + w["bias_ih"]
     recurrent = h @ w["weight_hh"].T + w.get("bias_hh", 0.0)
@@ -113,11 +124,11 @@ def _mask(p: float, seed: int, stream: int, step: int, live: np.ndarray, units: 
 def run_forward(
     weights: Weights, steps: list[Step], state: State, dropout: Dropout | None = None, first_step: int = 0
 ) -> Block:
-    """Run steps from `state`, which is not changed. Step t has the dropout masks of step first_step + t."""
+    """Run a block of steps from `state`, which is not changed. Step t has the dropout masks of step first_step + t."""
     dropout = dropout or Dropout()
     layers = [layer_weights(weights, layer) for layer in range(len(state))]
     p_embed = 0.0 if embedding_mode(weights) == "none" else dropout.embed  # one-hot inputs have no embedding
-    block = Block(steps, [], [], [], [])
+    block = Block(steps, outputs=[], states=[], caches=[], embedding_masks=[])
     for t, step in enumerate(steps):
         live = step.live
         mask = _mask(p_embed, dropout.seed, EMBEDDING_DROPOUT, first_step + t, live, input_width(weights))
@@ -130,7 +141,7 @@ def run_forward(
             cache["mask"] = _mask(
                 dropout.hidden, dropout.seed, FIRST_LAYER_DROPOUT + layer, first_step + t, live, out.shape[1]
             )
-            x = out * cache["mask"]  # h after dropout is the state of the next step
+            x = out * cache["mask"]  # the output after dropout is the state of the next step
             h[live] = x
             new_state.append(h)
             caches.append(cache)
@@ -144,10 +155,10 @@ def run_forward(
 def run_backward(
     weights: Weights, block: Block, grad_outputs: list[np.ndarray], detach_steps: bool = False
 ) -> tuple[Weights, list[np.ndarray]]:
-    """Return the gradients of the layers' weights and, for each step, of the live lanes' input rows [M, E].
+    """Return the gradients of the layers' weights and, for each step, of the inputs of its M live lanes [M, E].
 
-    grad_outputs: one [B, H] per step. Gradients flow back through the steps of the block until a reset; with
-    detach_steps they stay within each step.
+    `grad_outputs` holds one array [B, H] per step. Gradients flow back through the steps of the block until a reset;
+    with `detach_steps` they do not flow from a step to the previous one.
     """
     sizes = layer_sizes(weights)
     layers = [layer_weights(weights, layer) for layer in range(len(sizes))]

@@ -1,4 +1,4 @@
-"""Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3") and what is drawn with it.
+"""Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"), dropout masks and negatives.
 
 Key: the seed as two 32-bit words, low then high. Counter: (stream, step, lane or draw index, unit or 0).
 Streams: 0 negatives, 1 the input embedding's dropout, 2 + l the dropout on the output of GRU layer l.
@@ -15,7 +15,7 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 
 
 def philox4x32(counter, key: tuple[int, int]) -> np.ndarray:
-    """Return the 32-bit words of a block, uint64 [..., 4]. The four counter words are broadcast."""
+    """Return the four 32-bit words for a counter, uint64 [..., 4]. The four counter words are broadcast."""
     a, b, c, d = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     low, high = key
     for _ in range(10):
@@ -42,7 +42,7 @@ def bernoulli_keep(p: float, *, seed: int, stream: int, step: int, lanes: int, u
 
 
 def draw_negatives(threshold: np.ndarray, alias: np.ndarray, n: int, *, seed: int, step: int) -> np.ndarray:
-    """Draw int64 [n] items from an alias table. 64 bits choose the column, 31 others between column and alias."""
+    """Draw items from an alias table, int64 [n]. 64 bits choose a column; 31 bits choose that column or its alias."""
     words = philox4x32((NEGATIVES, step, np.arange(n), 0), seed_key(seed))
     columns = np.uint64(len(threshold))
     column = ((words[:, 0] * columns + ((words[:, 1] * columns) >> _HALF)) >> _HALF).astype(np.int64)
@@ -53,12 +53,15 @@ def draw_negatives(threshold: np.ndarray, alias: np.ndarray, n: int, *, seed: in
 def table_distribution(threshold: np.ndarray, alias: np.ndarray) -> np.ndarray:
     """Return the probabilities that an alias table represents, float64 [K]. Thresholds are in units of 2^-31."""
     threshold = np.asarray(threshold, dtype=np.float64)
-    mass = threshold.copy()
+    mass = threshold.copy()  # in units of 2^-31 of a column
     np.add.at(mass, np.asarray(alias, dtype=np.int64), 2.0**31 - threshold)
     return mass / (len(threshold) * 2.0**31)
 
 
 def target_distribution(support: np.ndarray, alpha: float) -> np.ndarray:
-    """Return the probabilities that an alias table should represent: p ~ support^alpha, float64 [K]."""
+    """Return the probabilities that an alias table should represent: p ~ support^alpha, float64 [K].
+
+    The support of an item is the number of its occurrences in the training log.
+    """
     weight = np.asarray(support, dtype=np.float64) ** alpha
     return weight / weight.sum()

@@ -1,4 +1,4 @@
-"""Ranks, metrics and the next-item protocol."""
+"""Ranks, metrics, and their computation for the next item of every event of a session."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,13 +15,14 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "standard") -> np
     """Return ranks, float64 [Q]: 1 + number of higher scores + TIES[ties] * number of other equal scores."""
     if np.isnan(scores).any():
         raise ValueError("a NaN score has no rank")
-    own = np.take_along_axis(scores, targets[:, None], axis=1)
-    higher, equal = (scores > own).sum(axis=1), (scores == own).sum(axis=1) - 1
-    return 1.0 + higher + TIES[ties] * equal
+    target_scores = np.take_along_axis(scores, targets[:, None], axis=1)
+    n_higher = (scores > target_scores).sum(axis=1)
+    n_equal = (scores == target_scores).sum(axis=1) - 1  # without the target
+    return 1.0 + n_higher + TIES[ties] * n_equal
 
 
 def metrics(rank: np.ndarray, k: int) -> dict[str, float]:
-    """Return the means over targets. Each query has one relevant item, so MAP@k = MRR@k, and hit rate = recall."""
+    """Return the metrics at cutoff k, means over targets. With one relevant item, MAP is MRR and hit rate is recall."""
     hit = rank <= k
     return {
         f"recall@{k}": float(hit.mean()),

@@ -1,4 +1,7 @@
-"""Session-parallel mini-batches, computed step by step with Python lists."""
+"""Session-parallel mini-batches, computed step by step with Python lists.
+
+A lane is one of the B sessions that are processed in parallel. It is dead when no session is left for it.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -28,14 +31,14 @@ def split(items: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
 def session_steps(sessions: Sequence[Sequence[int]], lanes: int, min_live: int = 1) -> Iterator[Step]:
     """Yield the steps of one epoch, until fewer than min_live lanes are live. Sessions must have two events or more."""
     remaining = [list(session) for session in sessions]
-    current: list[list[int]] = [[] for _ in range(lanes)]
+    current: list[list[int]] = [[] for _ in range(lanes)]  # of each lane: the rest of its session
     while True:
         reset = np.zeros(lanes, dtype=bool)
         for lane in range(lanes):
             if len(current[lane]) < 2 and remaining:
                 current[lane], reset[lane] = remaining.pop(0), True
-        events = np.array([rest[:2] if len(rest) > 1 else [-1, -1] for rest in current])
-        if np.sum(events[:, 0] >= 0) < min_live:
+        pairs = np.array([events[:2] if len(events) > 1 else [-1, -1] for events in current])
+        if np.sum(pairs[:, 0] >= 0) < min_live:
             return
-        yield Step(inputs=events[:, 0], targets=events[:, 1], reset=reset)
-        current = [rest[1:] for rest in current]
+        yield Step(inputs=pairs[:, 0], targets=pairs[:, 1], reset=reset)
+        current = [events[1:] for events in current]

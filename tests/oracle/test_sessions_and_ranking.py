@@ -7,14 +7,14 @@ from .ranking import metrics, ranks
 from .sessions import session_steps, split
 
 
-def test_lanes_by_hand():
+def test_lanes_of_four_sessions():
     steps = list(session_steps([[1, 2], [3, 4, 5], [6, 7, 8], [9, 10]], lanes=2))
     assert [list(step.inputs) for step in steps] == [[1, 3], [6, 4], [7, 9]]
     assert [list(step.targets) for step in steps] == [[2, 4], [7, 5], [8, 10]]
     assert [list(step.reset) for step in steps] == [[True, True], [True, False], [False, True]]
 
 
-def test_lanes_refill_in_order_and_die():
+def test_lanes_continue_in_order_and_become_dead():
     steps = list(session_steps([[1, 2], [3, 4], [5, 6, 7]], lanes=2))
     assert [list(step.inputs) for step in steps] == [[1, 3], [5, -1], [6, -1]]
     assert [list(step.reset) for step in steps] == [[True, True], [True, False], [False, False]]
@@ -29,8 +29,8 @@ def test_every_event_occurs_once_per_epoch(lanes):
     steps = list(session_steps(split(np.arange(offsets[-1]), offsets), lanes))
     inputs = np.concatenate([step.inputs[step.live] for step in steps])
     targets = np.concatenate([step.targets[step.live] for step in steps])
-    last = offsets[1:] - 1
-    np.testing.assert_array_equal(np.sort(inputs), np.setdiff1d(np.arange(offsets[-1]), last))
+    last_events = offsets[1:] - 1
+    np.testing.assert_array_equal(np.sort(inputs), np.setdiff1d(np.arange(offsets[-1]), last_events))
     np.testing.assert_array_equal(targets, inputs + 1)
     np.testing.assert_array_equal(np.sort(np.concatenate([step.inputs[step.reset] for step in steps])), offsets[:-1])
 
@@ -45,8 +45,8 @@ def test_ties():
         ranks(np.array([[np.nan, 1.0]]), np.array([1]))
 
 
-def test_metrics_by_hand():
-    found = metrics(np.array([1.0, 3.0, 7.0, 2.0]), k=3)
+def test_metrics_of_four_ranks():
+    values = metrics(np.array([1.0, 3.0, 7.0, 2.0]), k=3)
     expected = {
         "recall@3": 3 / 4,
         "hitrate@3": 3 / 4,
@@ -55,4 +55,4 @@ def test_metrics_by_hand():
         "map@3": (1 + 1 / 3 + 1 / 2) / 4,
         "ndcg@3": (1 + 1 / 2 + 1 / np.log2(3)) / 4,
     }
-    assert found == pytest.approx(expected, rel=1e-15)
+    assert values == pytest.approx(expected, rel=1e-15)

@@ -1,4 +1,4 @@
-"""Training steps: gradients of a block of steps, and Adagrad with momentum on the rows that occur in it."""
+"""Training: gradients of a block of steps, and Adagrad with momentum for the table rows that occur in the block."""
 
 from dataclasses import dataclass, field
 
@@ -25,13 +25,16 @@ class Options:
     mask_accidental_hits: bool = False
     in_batch: bool = True
     dropout: Dropout = field(default_factory=Dropout)
-    detach_steps: bool = False  # gradient accumulation: no gradient flows between steps
+    detach_steps: bool = False  # gradient accumulation in place of backpropagation through time
 
 
 def log_q(
     targets: np.ndarray, negatives: np.ndarray, support: np.ndarray | None, options: Options
 ) -> np.ndarray | None:
-    """Return the logQ correction of each column, float64 [M + N]. Targets occur in proportion to their support."""
+    """Return the logQ correction of each column (M targets, then N negatives), float64 [M + N], or None if it is off.
+
+    An item is a target in proportion to its support, and a negative in proportion to support^sample_alpha.
+    """
     if options.logq == 0.0:
         return None
     if support is None:
@@ -50,9 +53,10 @@ def block_gradients(
     support: np.ndarray | None = None,
     first_step: int = 0,
 ) -> tuple[float, Weights, dict[str, np.ndarray], Block]:
-    """Return the mean loss of the steps, dense gradients, the touched rows of each table, and the forward pass.
+    """Return (mean loss of the steps, dense gradients, indices of the touched rows by table name, forward pass).
 
-    The gradients of a row that occurs several times are summed. Tables are updated in touched rows only.
+    A row of a table is touched if the block reads it; only touched rows are updated. The gradients of a row that occurs
+    several times are summed.
     """
     if not all(step.live.any() for step in steps):
         raise ValueError("a step without live lanes is not allowed: remove it from the block")
@@ -60,9 +64,9 @@ def block_gradients(
     grads = {name: np.zeros_like(value) for name, value in weights.items()}
     touched: dict[str, list[np.ndarray]] = {name: [] for name in weights if not name.startswith("layers.")}
     total, grad_outputs = 0.0, []
-    for step, drawn, output in zip(steps, negatives, block.outputs, strict=True):
+    for step, step_negatives, output in zip(steps, negatives, block.outputs, strict=True):
         live = step.live
-        columns = np.concatenate([step.targets[live], drawn])
+        columns = np.concatenate([step.targets[live], step_negatives])
         loss, grad_hidden, grad_rows, grad_bias = sampled_loss(
             output[live],
             weights["output.weight"][columns],
@@ -70,7 +74,7 @@ def block_gradients(
             loss=options.loss,
             batch_size=options.batch_size,
             in_batch=options.in_batch,
-            log_q=log_q(step.targets[live], drawn, support, options),
+            log_q=log_q(step.targets[live], step_negatives, support, options),
             ids=columns if options.mask_accidental_hits else None,
             elu_param=options.elu_param,
             bpreg=options.bpreg,
@@ -94,7 +98,7 @@ def block_gradients(
 
 @dataclass
 class Adagrad:
-    """Adagrad with momentum, in place: acc += g^2; v <- momentum v - lr g / sqrt(acc + 1e-6); w += v."""
+    """Adagrad with momentum: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + 1e-6); w += v."""
 
     lr: float
     momentum: float = 0.0
@@ -102,7 +106,7 @@ class Adagrad:
     velocity: Weights = field(default_factory=dict)
 
     def update(self, name: str, weight: np.ndarray, grad: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Update the given rows, even those with zero gradients; rows must be distinct. None updates all elements."""
+        """Update `weight` in place, in distinct rows (None: all rows). Rows with zero gradients are updated as well."""
         accumulator = self.accumulator.setdefault(name, np.zeros_like(weight))
         velocity = self.velocity.setdefault(name, np.zeros_like(weight))
         index = slice(None) if rows is None else rows
@@ -113,7 +117,7 @@ class Adagrad:
 
 
 class Trainer:
-    """Holds weights (a copy), hidden state and optimizer of a training."""
+    """Weights (a copy), hidden state and optimizer of a training."""
 
     def __init__(self, weights: Weights, options: Options, *, support: np.ndarray | None = None) -> None:
         self.weights = {name: np.array(value, dtype=np.float64) for name, value in weights.items()}

@@ -10,7 +10,7 @@ _INT32_NODES = 1 << 31
 _MAX_NODES = 1 << 32  # edge dropout uses the node index as one 32-bit word of its random-number counter
 
 
-def bipartite_csr(
+def build_bipartite_csr(
     users: np.ndarray, items: np.ndarray, n_users: int, n_items: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the offsets and neighbors of an `InteractionGraph`, and the number of repeated pairs that were removed.
@@ -39,10 +39,11 @@ def bipartite_csr(
     return np.cumsum(offsets), neighbors, len(is_first) - len(pairs)
 
 
-def matrix_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:
-    """Return rows, columns, shape and the number of stored zeros of a scipy sparse matrix.
+def nonzero_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:
+    """Return (rows, columns, shape, number of stored zeros) of a scipy sparse matrix.
 
-    Rows and columns are those of the other entries, int64. Raises TypeError for any other type, and ValueError for NaN.
+    `rows` and `columns` are the int64 indices of the nonzero entries. Raises TypeError if `matrix` is not a scipy
+    sparse matrix, and ValueError if it holds NaN.
     """
     if not hasattr(matrix, "tocoo"):
         raise TypeError(f"a scipy sparse matrix is needed, not {type(matrix).__name__}")
@@ -50,20 +51,21 @@ def matrix_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]
     if len(entries.shape) != 2:
         raise ValueError(f"the matrix must have two dimensions, not shape {entries.shape}")
     rows, columns, values = entries.row.astype(np.int64), entries.col.astype(np.int64), entries.data
-    nan = values != values
-    if nan.any():
-        i = int(nan.argmax())
+    is_nan = values != values
+    if is_nan.any():
+        i = int(is_nan.argmax())
         raise ValueError(f"the matrix holds NaN at row {rows[i]}, column {columns[i]}: replace it by 0 or 1")
     nonzero = values != 0
     return rows[nonzero], columns[nonzero], entries.shape, int((~nonzero).sum())
 
 
-def bipartite_block(
+def extract_user_item_block(
     rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], n_users: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Return the users x items block of a square adjacency matrix over users, then items: its rows, columns and shape.
+    """Return rows, columns and shape of the users x items block of a square adjacency matrix over users, then items.
 
-    Raises ValueError if the matrix is not square, not symmetric, or connects two users or two items.
+    The arguments `rows`, `columns` and `shape` describe the adjacency matrix. Raises ValueError if this matrix is not
+    square, not symmetric, or connects two users or two items.
     """
     n_nodes = shape[0]
     if shape[0] != shape[1] or not 0 <= n_users <= n_nodes:

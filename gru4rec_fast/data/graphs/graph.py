@@ -19,13 +19,18 @@ from gru4rec_fast.data.array_folder import (
     summary_lines,
     write_array_folder,
 )
-from gru4rec_fast.data.graphs.csr import bipartite_block, bipartite_csr, matrix_entries
+from gru4rec_fast.data.graphs.csr import build_bipartite_csr, extract_user_item_block, nonzero_entries
 from gru4rec_fast.data.sessions.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices, kind_of
 
 FORMAT = "gru4rec_fast.interaction_graph"
 _FOLDER = FolderFormat(
-    FORMAT, "interaction graph", "save", ("n_users", "n_items", "n_edges"), ("offsets", "neighbors"), version=2
+    name=FORMAT,
+    title="interaction graph",
+    verb="save",
+    counts=("n_users", "n_items", "n_edges"),
+    arrays=("offsets", "neighbors"),
+    version=2,
 )
 
 
@@ -42,8 +47,8 @@ class InteractionGraph:
         users, items: `Vocabulary` of user ids and of item ids.
         n_users, n_items: number of users and of items, including those without interactions.
         n_nodes, n_edges: n_users + n_items, and the number of undirected edges.
-        meta: facts about the graph; `meta["dropped"]` counts what was removed, by reason, and `meta["ids"]` states how
-            the ids of a table were read.
+        meta: how the graph was built: `meta["dropped"]` counts what was removed, by reason, and `meta["ids"]` states
+            how the ids of a table were read.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class InteractionGraph:
         return f"InteractionGraph({self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges)"
 
     def summary(self) -> str:
-        """Return the sizes of the graph and what was removed while it was built, one fact per line."""
+        """Return the sizes of the graph and what was removed while it was built, as lines of text."""
         isolated = np.diff(self.offsets) == 0
         counts = {"users": isolated[: self.n_users].sum(), "items": isolated[self.n_users :].sum()}
         lines = [f"{self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges"]
@@ -76,8 +81,9 @@ class InteractionGraph:
 
     def interactions(self) -> tuple[np.ndarray, np.ndarray]:
         """Return user indices and item indices of all edges, int64 [n_edges] each, sorted by user, then item."""
-        users = np.repeat(np.arange(self.n_users), np.diff(self.offsets[: self.n_users + 1]))
-        return users, self.neighbors[: self.n_edges].astype(np.int64) - self.n_users
+        user_index = np.repeat(np.arange(self.n_users), np.diff(self.offsets[: self.n_users + 1]))
+        item_index = self.neighbors[: self.n_edges].astype(np.int64) - self.n_users
+        return user_index, item_index
 
     def structure(self) -> tuple[Tensor, Tensor]:
         """Return `offsets` and `neighbors` as tensors that share their memory, for `ops.laplacian_propagation`."""
@@ -98,10 +104,10 @@ class InteractionGraph:
         """Build a graph from arrays of user indices and item indices.
 
         Args:
-            users, items: integer [n]; `users[k]` interacted with `items[k]`.
+            users, items: indices, integer [n]; user `users[k]` interacted with item `items[k]`.
             n_users, n_items: by default the lengths of `user_ids` and `item_ids`, else the largest index + 1.
             user_ids, item_ids: ids by index; by default the indices themselves.
-            meta: facts to store; the number of repeated interactions is added to `meta["dropped"]`.
+            meta: becomes the attribute `meta`; the number of repeated interactions is added to `meta["dropped"]`.
 
         Raises:
             ValueError: there are no interactions, an index is out of range, or sizes disagree.
@@ -110,7 +116,7 @@ class InteractionGraph:
         item_index, n_items = check_indices(items, "items", n_items, item_ids)
         if len(user_index) != len(item_index):
             raise ValueError(f"users has {len(user_index)} elements, items has {len(item_index)}: they must be aligned")
-        offsets, neighbors, n_repeated = bipartite_csr(user_index, item_index, n_users, n_items)
+        offsets, neighbors, n_repeated = build_bipartite_csr(user_index, item_index, n_users, n_items)
         user_ids = Vocabulary(np.arange(n_users)) if user_ids is None else user_ids
         item_ids = Vocabulary(np.arange(n_items)) if item_ids is None else item_ids
         meta = dict(meta or {})
@@ -119,10 +125,11 @@ class InteractionGraph:
 
     @classmethod
     def from_text(cls, path: str | Path, *, like: InteractionGraph | None = None) -> InteractionGraph:
-        """Read lines of `user item item ...` (plain, .gz or .zst). A user may have no item, or several lines.
+        """Read a text file with lines of `user item item ...`. A user may have no item, or several lines.
 
         Args:
-            path: the file. Ids are integers or words without blanks; they are indexed in sorted order.
+            path: the file, plain or compressed (.gz, .zst). Ids are integers or words without blanks. They get indices
+                in sorted order.
             like: the training graph, for a test file: the new graph has the ids and indices of `like`; interactions of
                 users or items that `like` does not have are removed and counted in `meta["dropped"]`.
 
@@ -132,8 +139,9 @@ class InteractionGraph:
         """
         from gru4rec_fast.data.tables import read_adjacency_lists
 
-        line_users, counts, items = read_adjacency_lists(path)
-        return cls._from_ids(str(path), np.repeat(line_users, counts), items, like, {}, line_users)
+        line_user_ids, items_per_line, item_ids = read_adjacency_lists(path)
+        user_ids = np.repeat(line_user_ids, items_per_line)
+        return cls._from_ids(str(path), user_ids, item_ids, like, meta={}, all_user_ids=line_user_ids)
 
     @classmethod
     def from_table(
@@ -166,8 +174,9 @@ class InteractionGraph:
 
         keys = {"user": user_key, "item": item_key}
         reader = TableReader(open_table(source, keys, separator=separator, allow_pickle=allow_pickle))
-        users, items = map(numpy_ids, reader.read().select("user", "item"))
-        return cls._from_ids(reader.table.name, users, items, like, {"ids": reader.id_facts()}, users)
+        user_ids, item_ids = map(numpy_ids, reader.read().select("user", "item"))
+        meta = {"ids": reader.id_parsing()}
+        return cls._from_ids(reader.table.name, user_ids, item_ids, like, meta=meta, all_user_ids=user_ids)
 
     @classmethod
     def from_scipy(
@@ -178,16 +187,16 @@ class InteractionGraph:
         Args:
             matrix: users x items; or, with `n_users`, the symmetric adjacency matrix over users, then items.
             n_users: number of users of an adjacency matrix; None for a users x items matrix.
-            like: a graph with as many users and items, whose ids the new graph gets.
+            like: a graph with the same numbers of users and items. The new graph gets the ids of `like`.
 
         Raises:
             TypeError: `matrix` is not a scipy sparse matrix.
             ValueError: there are no interactions, a value is NaN, sizes differ from `like`, or an adjacency matrix is
                 not symmetric or connects two users or two items.
         """
-        rows, columns, shape, n_zeros = matrix_entries(matrix)
+        rows, columns, shape, n_zeros = nonzero_entries(matrix)
         if n_users is not None:
-            rows, columns, shape = bipartite_block(rows, columns, shape, n_users)
+            rows, columns, shape = extract_user_item_block(rows, columns, shape, n_users)
         meta = {"dropped": {"stored_zeros": n_zeros}}
         if like is None:
             return cls.from_arrays(rows, columns, n_users=shape[0], n_items=shape[1], meta=meta)
@@ -201,50 +210,56 @@ class InteractionGraph:
     @classmethod
     def from_store(cls, store: SessionStore) -> InteractionGraph:
         """Convert a session log: every session becomes a user. Items keep their indices and ids."""
-        sessions = np.repeat(np.arange(store.n_sessions), np.diff(store.offsets))
-        ids = Vocabulary(store.session_ids)
-        return cls.from_arrays(sessions, store.items, user_ids=ids, item_ids=store.vocabulary)
+        session_index = np.repeat(np.arange(store.n_sessions), np.diff(store.offsets))
+        session_ids = Vocabulary(store.session_ids)
+        return cls.from_arrays(session_index, store.items, user_ids=session_ids, item_ids=store.vocabulary)
 
     def extended(
         self, users: ArrayLike | Iterable[int] | Iterable[str], items: ArrayLike | Iterable[int] | Iterable[str]
     ) -> InteractionGraph:
-        """Return a new graph that has further interactions, too; `users[k]` interacted with `items[k]`, both are ids.
+        """Return a new graph with the interactions of this graph and additional ones.
 
-        Unknown ids get the next indices. So the indices of users and items stay the same, but the *nodes* of items
-        move up by the number of new users. Interactions that the graph has already count as duplicates.
+        New users and items get the next indices; the indices of the others stay the same. The *nodes* of items change,
+        however: they increase by the number of new users. Interactions that this graph has already are counted as
+        duplicates.
+
+        Args:
+            users, items: ids, integers or strings [n]; user `users[k]` interacted with item `items[k]`.
 
         Raises:
             TypeError: ids are strings where the graph has integers, or integers where it has strings.
             ValueError: `users` and `items` differ in length.
         """
-        new_users, new_items = as_ids(users, "users"), as_ids(items, "items")
-        old_user_index, old_item_index = self.interactions()
-        user_ids, item_ids = _extend_vocabulary(self.users, new_users), _extend_vocabulary(self.items, new_items)
+        added_user_ids, added_item_ids = as_ids(users, "users"), as_ids(items, "items")
+        user_index, item_index = self.interactions()
+        user_vocabulary = _extend_vocabulary(self.users, added_user_ids)
+        item_vocabulary = _extend_vocabulary(self.items, added_item_ids)
         return InteractionGraph.from_arrays(
-            np.concatenate([old_user_index, user_ids.index_of(new_users)]),
-            np.concatenate([old_item_index, item_ids.index_of(new_items)]),
-            user_ids=user_ids,
-            item_ids=item_ids,
+            np.concatenate([user_index, user_vocabulary.index_of(added_user_ids)]),
+            np.concatenate([item_index, item_vocabulary.index_of(added_item_ids)]),
+            user_ids=user_vocabulary,
+            item_ids=item_vocabulary,
         )
 
     @classmethod
     def _from_ids(
         cls,
         name: str,
-        users: np.ndarray,
-        items: np.ndarray,
+        user_ids: np.ndarray,
+        item_ids: np.ndarray,
         like: InteractionGraph | None,
+        *,
         meta: dict[str, Any],
-        all_users: np.ndarray,
+        all_user_ids: np.ndarray,
     ) -> InteractionGraph:
-        """Build a graph from the ids of aligned `users` and `items`, and of all users, including those without items.
+        """Build a graph in which the user with id `user_ids[k]` interacted with the item with id `item_ids[k]`.
 
-        `name` is the name of the source in error messages.
+        `all_user_ids` also has the users without interactions. `name` is the name of the source in error messages.
         """
-        user_ids = Vocabulary(np.unique(all_users)) if like is None else like.users
-        item_ids = Vocabulary(np.unique(items)) if like is None else like.items
-        user_index = _look_up(user_ids, users, f"{name}: users")
-        item_index = _look_up(item_ids, items, f"{name}: items")
+        users = Vocabulary(np.unique(all_user_ids)) if like is None else like.users
+        items = Vocabulary(np.unique(item_ids)) if like is None else like.items
+        user_index = _look_up(users, user_ids, f"{name}: users")
+        item_index = _look_up(items, item_ids, f"{name}: items")
         known = (user_index >= 0) & (item_index >= 0)
         dropped = {
             "interactions_of_unknown_users": int((user_index < 0).sum()),
@@ -255,21 +270,21 @@ class InteractionGraph:
             raise ValueError(f"{name} holds no interactions{reason}")
         if like is not None:
             meta["dropped"] = dropped
-        return cls.from_arrays(user_index[known], item_index[known], user_ids=user_ids, item_ids=item_ids, meta=meta)
+        return cls.from_arrays(user_index[known], item_index[known], user_ids=users, item_ids=items, meta=meta)
 
     def save(self, folder: str | Path) -> None:
-        """Write the graph to a folder of .npy files. They are written to a temporary folder that is renamed at the end.
+        """Write the graph to a folder of .npy files: first to a temporary folder, which is renamed when complete.
 
         Raises:
             FileExistsError: `folder` holds something other than a graph.
             OSError: the disk is full; an earlier graph in `folder` is unchanged.
         """
-        with replace_folder(folder, [FORMAT]) as partial:
-            write_array_folder(partial, _FOLDER, self, {"users": self.users.ids, "items": self.items.ids})
+        with replace_folder(folder, [FORMAT]) as temporary:
+            write_array_folder(temporary, _FOLDER, self, {"users": self.users.ids, "items": self.items.ids})
 
     @classmethod
     def open(cls, folder: str | Path) -> InteractionGraph:
-        """Open a saved graph as memory maps. Reads all of it once to check it.
+        """Open a saved graph as memory maps. Reads all arrays once to check them.
 
         Raises:
             FileNotFoundError: there is no graph in `folder`.
@@ -282,17 +297,19 @@ class InteractionGraph:
         stored.check_range("neighbors", neighbors[n_edges:], 0, n_users)
         offsets = stored.open_offsets("offsets", n_users + n_items, 2 * n_edges)
         if offsets[n_users] != n_edges:
-            raise stored.damage_error("offsets.npy", f"gives users {offsets[n_users]} edges, not {n_edges}")
-        users, items = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
-        return cls(offsets, neighbors, users, items, stored.meta)
+            raise stored.damage_error("offsets.npy", f"states {offsets[n_users]} edges of users, not {n_edges}")
+        user_ids, item_ids = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
+        return cls(offsets, neighbors, user_ids, item_ids, stored.meta)
 
 
 def _look_up(vocabulary: Vocabulary, ids: np.ndarray, label: str) -> np.ndarray:
+    """Return the index of each id, -1 if it is unknown. `label` names the ids if they are of the wrong type."""
     if len(ids) and kind_of(ids) != kind_of(vocabulary.ids):
         raise ValueError(f"{label} are {kind_of(ids)}, but the training graph (like=) has {kind_of(vocabulary.ids)}")
     return vocabulary.index_of(ids)
 
 
 def _extend_vocabulary(vocabulary: Vocabulary, ids: np.ndarray) -> Vocabulary:
+    """Return the vocabulary with the unknown ones of `ids` appended in sorted order."""
     unknown = np.unique(ids[vocabulary.index_of(ids) < 0])
     return Vocabulary(np.concatenate([vocabulary.ids, unknown])) if len(unknown) else vocabulary

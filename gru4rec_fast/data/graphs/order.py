@@ -14,8 +14,8 @@ def reorder(graph: InteractionGraph) -> InteractionGraph:
     """Return the graph with users and items renumbered so that nodes with similar neighbors get close indices.
 
     Every id keeps its interactions; only the indices of the ids change. Each sweep computes the mean position of every
-    node's neighbors and sorts users, and items, by it (the barycenter heuristic of Sugiyama et al., "Methods for visual
-    understanding of hierarchical system structures", 1981). The result depends on the graph alone.
+    node's neighbors and sorts the users, and separately the items, by this mean (the barycenter heuristic of Sugiyama
+    et al., "Methods for visual understanding of hierarchical system structures", 1981). The result is deterministic.
     """
     n_users, degrees = graph.n_users, np.maximum(np.diff(graph.offsets), 1)
     node_kinds = (slice(0, n_users), slice(n_users, None))  # users, items
@@ -38,7 +38,7 @@ def reorder(graph: InteractionGraph) -> InteractionGraph:
 
 
 def align_indices(graph: InteractionGraph, like: InteractionGraph) -> InteractionGraph:
-    """Return `graph` with the indices of `like` if both have the same ids in different orders, else `graph` itself."""
+    """Return `graph` with the indices of `like` if both have the same ids in another order, else `graph` unchanged."""
     if graph.users == like.users and graph.items == like.items:
         return graph
     if (len(graph.users), len(graph.items)) != (len(like.users), len(like.items)):

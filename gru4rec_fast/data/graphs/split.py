@@ -30,9 +30,9 @@ def split_interactions(
     users, items = graph.interactions()
     degrees = np.diff(graph.offsets[: graph.n_users + 1])
     order = np.lexsort((np.random.default_rng(seed).random(len(users)), users))  # by user, in random order
-    position = np.arange(len(users)) - np.repeat(graph.offsets[: graph.n_users], degrees)
+    rank_within_user = np.arange(len(users)) - np.repeat(graph.offsets[: graph.n_users], degrees)
     held_out = np.empty(len(users), bool)
-    held_out[order] = position < np.repeat(np.floor(degrees * fraction), degrees)
+    held_out[order] = rank_within_user < np.repeat(np.floor(degrees * fraction), degrees)
     if not held_out.any():
         raise ValueError(f"fraction={fraction} holds out nothing: no user has {1 / fraction:.0f} interactions or more")
     train, test = (

@@ -14,7 +14,7 @@ SAMPLE_BY = ("users", "interactions")
 
 
 class TripleSampler:
-    """Draws mini-batches of triples: a user, an item it interacted with (positive), an item it did not (negative).
+    """Draws mini-batches of triples: a user, a positive item (one of the user's) and a negative item (any other).
 
     Users who have no item, or every item, are never drawn. See `gru4rec_fast.ops.bpr_triples`.
 
@@ -27,7 +27,7 @@ class TripleSampler:
         impl: "auto", "native" or "reference".
 
     Attributes:
-        n_batches: number of mini-batches in an epoch, which draws at least one triple per edge.
+        n_batches: number of mini-batches in an epoch: n_edges / batch_size, rounded up.
 
     Raises:
         ValueError: an argument is out of range, or no user can be drawn.
@@ -66,7 +66,10 @@ class TripleSampler:
             self._starts = starts.to(device)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return users, positives and negatives of mini-batch `step` of the training, int64 [batch_size] each."""
+        """Return the indices of users, positives and negatives of mini-batch `step`, int64 [batch_size] each.
+
+        Mini-batches are numbered from the start of the training.
+        """
         users, positives, negatives = ops.bpr_triples(
             *self._graph,
             self.batch_size,

@@ -12,48 +12,49 @@ from gru4rec_fast.data.array_folder import write_npy
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.vocabulary import Vocabulary
 
-BLOCK_EVENTS = 1_000_000  # events that are merged at a time
+BLOCK_EVENTS = 1_000_000  # number of events that are merged at a time
 
 
 class ItemRenumbering:
-    """Assigns the final index of each item code, in order of first appearance or as in a given vocabulary.
+    """Assigns the final index of each item: in order of first appearance, or as in a given vocabulary.
 
     Args:
-        item_ids: id of each item code.
+        item_ids: id of each item code (the preliminary numbers of items in an `EventLog`).
         vocabulary: vocabulary of the training data. Its items must be the first item codes; they keep their indices.
     """
 
     def __init__(self, item_ids: np.ndarray, vocabulary: Vocabulary | None = None) -> None:
         self._item_ids = item_ids
         self._vocabulary = vocabulary
-        self._codes = np.arange(0 if vocabulary is None else len(vocabulary))  # item code of each index
-        self._index = np.full(len(item_ids), -1, np.int32)  # index of each item code
-        self._index[self._codes] = self._codes
+        self._code_of_index = np.arange(0 if vocabulary is None else len(vocabulary))
+        self._index_of_code = np.full(len(item_ids), -1, np.int32)
+        self._index_of_code[self._code_of_index] = self._code_of_index
 
     def has_index(self) -> np.ndarray:
         """Return bool [n item codes], True if the item has an index."""
-        return self._index >= 0
+        return self._index_of_code >= 0
 
     def renumber(self, codes: np.ndarray) -> np.ndarray:
         """Return the indices of item codes, int32. Items without an index get the next ones."""
-        new = codes[self._index[codes] < 0]
+        new = codes[self._index_of_code[codes] < 0]
         if new.size:
             unique, first = np.unique(new, return_index=True)
-            unique = unique[np.argsort(first)]
-            self._index[unique] = np.arange(len(self._codes), len(self._codes) + len(unique))
-            self._codes = np.concatenate([self._codes, unique])
-        return self._index[codes]
+            unique = unique[np.argsort(first)]  # in order of first appearance
+            n_indices = len(self._code_of_index)
+            self._index_of_code[unique] = np.arange(n_indices, n_indices + len(unique))
+            self._code_of_index = np.concatenate([self._code_of_index, unique])
+        return self._index_of_code[codes]
 
     def vocabulary(self) -> Vocabulary:
         """Return the item ids in the order of their indices."""
-        return Vocabulary(self._item_ids[self._codes]) if self._vocabulary is None else self._vocabulary
+        return Vocabulary(self._item_ids[self._code_of_index]) if self._vocabulary is None else self._vocabulary
 
 
-def merge_partitions(log: EventLog, renumbering: ItemRenumbering, folder: Path | None) -> dict[str, Any]:
-    """Return the constructor arguments of a `SessionStore` with the sessions of all partitions.
+def merge_into_store_arrays(log: EventLog, renumbering: ItemRenumbering, folder: Path | None) -> dict[str, Any]:
+    """Merge the partitions of a log. Returns the constructor arguments of its `SessionStore`.
 
     Sessions are sorted by the time of their first event, then by their first input row. Arrays of one value per session
-    are held in memory; events are merged in blocks of `BLOCK_EVENTS`.
+    are held in memory. Events are merged in blocks of `BLOCK_EVENTS`.
 
     Args:
         log: a log without empty sessions. Temporary files are written to its folder.
@@ -70,43 +71,46 @@ def merge_partitions(log: EventLog, renumbering: ItemRenumbering, folder: Path |
             fields[name].append(getattr(events, name))
         fields["partition"].append(np.full(len(events.lengths), i, np.int16))
 
-    def concatenated(name: str) -> np.ndarray:
-        return np.concatenate(fields.pop(name))  # pop, to free the arrays of the partitions at once
+    def pop_concatenated(name: str) -> np.ndarray:
+        return np.concatenate(fields.pop(name))  # pop frees the arrays of the partitions
 
-    starts = concatenated("starts")
-    order = np.lexsort((concatenated("first_rows"), starts))
+    starts = pop_concatenated("starts")
+    order = np.lexsort((pop_concatenated("first_rows"), starts))
     start_times = starts[order]
     del starts
-    offsets = np.concatenate([[0], np.cumsum(concatenated("lengths")[order])])
-    partition = concatenated("partition")[order]
+    offsets = np.concatenate([[0], np.cumsum(pop_concatenated("lengths")[order])])
+    partition = pop_concatenated("partition")[order]
     support = np.zeros(len(log.item_ids), np.int64)
 
-    def blocks() -> Iterator[np.ndarray]:
+    def renumbered_blocks() -> Iterator[np.ndarray]:
         for codes in _merge(readers, partition, offsets):
             indices = renumbering.renumber(codes)
             support[:] += np.bincount(indices, minlength=len(support))
             yield indices
 
     if folder is None:
-        items = np.concatenate(list(blocks()))
+        items = np.concatenate(list(renumbered_blocks()))
     else:
-        write_npy(folder / "items.npy", blocks(), np.int32, int(offsets[-1]))
+        write_npy(folder / "items.npy", renumbered_blocks(), np.int32, int(offsets[-1]))
         items = np.load(folder / "items.npy", mmap_mode="r")
     vocabulary = renumbering.vocabulary()
     return {
         "items": items,
         "offsets": offsets,
         "start_times": start_times,
-        "end_times": concatenated("ends")[order],
+        "end_times": pop_concatenated("ends")[order],
         "support": support[: len(vocabulary)],
         "vocabulary": vocabulary,
-        "session_ids": concatenated("session_ids")[order],
-        "meta": {"ids": log.id_facts, "dropped": dict(log.dropped)},
+        "session_ids": pop_concatenated("session_ids")[order],
+        "meta": {"ids": log.id_parsing, "dropped": dict(log.dropped)},
     }
 
 
 class _ItemReader:
-    """Reads the items of one partition from front to back. Given a path, it stores them in that file, not in memory."""
+    """Reads the items of one partition from front to back.
+
+    With a path, the constructor writes the items to this file, so that they need no memory until they are read.
+    """
 
     def __init__(self, items: np.ndarray, path: Path | None) -> None:
         self._source = items if path is None else path
@@ -127,13 +131,13 @@ def _merge(readers: list[_ItemReader], partition: np.ndarray, offsets: np.ndarra
     """Yield the items of all sessions in blocks. Session s is the next unread session of `readers[partition[s]]`."""
     first = 0
     while first < len(partition):
-        # As many sessions as fit the block, at least one.
+        # The block holds sessions first to end - 1: as many as fit, at least one.
         end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK_EVENTS, side="right")) - 1)
         order = np.argsort(partition[first:end], kind="stable")
         lengths = np.diff(offsets[first : end + 1])
         counts = np.bincount(partition[first:end], weights=lengths, minlength=len(readers)).astype(np.int64)
         items = np.concatenate([reader.read(count) for reader, count in zip(readers, counts, strict=True) if count])
-        source = np.empty(end - first, np.int64)  # start of each session in `items`, which is sorted by partition
+        source = np.empty(end - first, np.int64)  # start of each session in `items`, where partition follows partition
         source[order] = np.cumsum(lengths[order]) - lengths[order]
         target = offsets[first:end] - offsets[first]  # start of each session in the block
         yield items[np.repeat(source - target, lengths) + np.arange(len(items))]

@@ -36,7 +36,7 @@ class Events:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """int64 [n_sessions + 1]: session `s` has the events `offsets[s]:offsets[s + 1]`."""
+        """int64 [n_sessions + 1]; the items of session `s` are `items[offsets[s]:offsets[s + 1]]`."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     @property
@@ -63,37 +63,44 @@ class Events:
 
     def select_sessions(self, mask: np.ndarray) -> Events:
         """Return only the sessions of a mask [n_sessions]."""
-        events = np.repeat(mask, self.lengths)
-        per_session = (self.session_ids[mask], self.first_rows[mask], self.lengths[mask])
-        return Events(*per_session, self.items[events], self.times[events])
+        event_mask = np.repeat(mask, self.lengths)
+        return Events(
+            session_ids=self.session_ids[mask],
+            first_rows=self.first_rows[mask],
+            lengths=self.lengths[mask],
+            items=self.items[event_mask],
+            times=self.times[event_mask],
+        )
 
     def sorted_by_start(self) -> Events:
         """Return the sessions sorted by the time of their first event, then by their first input row."""
         order = np.lexsort((self.first_rows, self.starts))
         lengths = self.lengths[order]
-        ends = np.cumsum(lengths)
-        index = np.arange(len(self.items)) + np.repeat(self.offsets[:-1][order] - (ends - lengths), lengths)
+        new_offsets = np.cumsum(lengths) - lengths
+        # Old position of each event: its new position, moved by the distance between the two offsets of its session.
+        index = np.arange(len(self.items)) + np.repeat(self.offsets[:-1][order] - new_offsets, lengths)
         return Events(self.session_ids[order], self.first_rows[order], lengths, self.items[index], self.times[index])
 
 
 class EventLog:
     """A log in partitions, each one `Events`. All events of a session are in the same partition.
 
-    Items are numbered by item codes: the order in which they were read. `ItemRenumbering` assigns the final indices.
+    Items have preliminary numbers, the item codes, in the order in which they were read. `ItemRenumbering` assigns the
+    final indices.
 
     Args:
         item_ids: id of each item code.
         folder: existing folder to store the partitions in; None keeps them in memory.
-        id_facts: how session and item ids were read, see `TableReader.id_facts`.
+        id_parsing: how session and item ids were read, see `TableReader.id_parsing`.
 
     Attributes:
         dropped: number of removed events, sessions and items by reason.
     """
 
-    def __init__(self, item_ids: np.ndarray, folder: Path | None, id_facts: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, item_ids: np.ndarray, folder: Path | None, id_parsing: dict[str, dict[str, Any]]) -> None:
         self.item_ids = item_ids
         self.folder = folder
-        self.id_facts = id_facts
+        self.id_parsing = id_parsing
         self.dropped: Counter[str] = Counter()
         self._partitions: list[Events | Path] = []
         self._n_written = 0
@@ -118,7 +125,7 @@ class EventLog:
         folder = self.folder / folder_name if self.folder else None
         if folder:
             folder.mkdir()
-        log = EventLog(self.item_ids, folder, self.id_facts)
+        log = EventLog(self.item_ids, folder, self.id_parsing)
         for i, events in enumerate(self):
             log.append(function(i, events))
         return log
@@ -131,6 +138,7 @@ class EventLog:
         return support
 
     def _store(self, events: Events) -> Events | Path:
+        """Return `events` itself, or the new folder to which its arrays were written."""
         if self.folder is None:
             return events
         path = self.folder / str(self._n_written)

@@ -21,7 +21,8 @@ class SessionRules:
     def apply(self, log: EventLog, item_mask: np.ndarray, reason: str) -> None:
         """Keep only the items of a mask [n item codes], then remove repeats, then short sessions.
 
-        Everything removed is counted in `log.dropped`; `reason` is the reason for the items, such as "rare_item".
+        The removed events and sessions are counted in `log.dropped`. `reason` says why items are removed, such as
+        "rare_item".
         """
 
         def filtered(events: Events) -> Events:
@@ -43,25 +44,26 @@ class SessionRules:
 def drop_rare(log: EventLog, min_support: int, rules: SessionRules) -> None:
     """Drop items that occur fewer than `min_support` times and apply the rules, until nothing changes.
 
-    Both are repeated because dropped items shorten sessions, and dropped sessions lower the support of items.
+    More than one round may be needed: dropped items shorten sessions, and dropped sessions lower the support of items.
     """
-    rare = _rare(log, min_support)
+    rare = _rare_items(log, min_support)
     while True:
         log.dropped["rare_items"] += int(rare.sum())
         rules.apply(log, ~rare, "rare_item")
-        rare = _rare(log, min_support)
+        rare = _rare_items(log, min_support)
         if not rare.any():
             break
     require_sessions(log, "the log")
 
 
-def _rare(log: EventLog, min_support: int) -> np.ndarray:
+def _rare_items(log: EventLog, min_support: int) -> np.ndarray:
+    """Return the mask [n item codes] of items that occur, but fewer than `min_support` times."""
     support = log.support()
     return (support > 0) & (support < min_support)
 
 
 def drop_unseen(log: EventLog, renumbering: ItemRenumbering, rules: SessionRules) -> None:
-    """Drop items that are not in the training data (that have no index yet), then apply the rules.
+    """Drop items that are not in the training data, which are those without an index, then apply the rules.
 
     Raises ValueError if all items would be dropped.
     """

@@ -25,14 +25,15 @@ def ingest(
 ) -> EventLog:
     """Read a log and group it by session.
 
-    A table of one batch stays in memory. Rows of a longer table are distributed to files in `folder` by a hash of the
-    session id, and each of these partitions is then sorted. In memory are the item ids and one batch or partition.
+    A table of at most one batch (`BATCH_ROWS`) is held in memory. The rows of a longer table are distributed to
+    partitions, which are files in `folder`, by a hash of the session id. Then each partition is sorted. Memory holds
+    only the item ids and one batch or partition.
 
     Item codes number the items of `vocabulary` first, then other items in order of appearance.
 
     Args:
         table: table with the columns "session", "item" and "time".
-        folder: existing folder for temporary files. The returned log uses it, too.
+        folder: existing folder for temporary files, including those of the returned log.
         vocabulary: vocabulary of the training data; None if there is none yet.
         remove_duplicates: keep only the first of the rows with the same session, item and time, and count the others
             in `dropped["duplicate_events"]`.
@@ -48,23 +49,25 @@ def ingest(
             partitions.discard()
     if partitions.n_frames == 0:
         raise ValueError(f"{table.name} holds no events")
-    log = EventLog(numpy_ids(coder.codes["item"]), folder if partitions.n_frames > 1 else None, reader.id_facts())
+    log = EventLog(numpy_ids(coder.codes["item"]), folder if partitions.n_frames > 1 else None, reader.id_parsing())
     for frame in partitions.pop_all():
-        rows = frame.height
+        n_rows = frame.height
         if remove_duplicates:
             frame = frame.unique(["session", "item", "time"], keep="first", maintain_order=True)
-            log.dropped["duplicate_events"] += rows - frame.height
+            log.dropped["duplicate_events"] += n_rows - frame.height
         log.append(_group(frame))
     return log
 
 
-def _read(reader: TableReader, coder: _ItemCoder, rows: _RowPartitions, progress: Callable[[int], None] | None) -> None:
-    # A function, so that the last frame is freed before the first partition is read.
+def _read(
+    reader: TableReader, coder: _ItemCoder, partitions: _RowPartitions, progress: Callable[[int], None] | None
+) -> None:
+    # A function of its own, so that its last `frame` is freed when it returns, before the first partition is read.
     for frame in reader.frames():
         if not frame.is_empty():
-            rows.add(frame.with_columns(coder.encode(frame["item"])))
+            partitions.add(frame.with_columns(coder.encode(frame["item"])))
         if progress:
-            progress(reader.rows)
+            progress(reader.n_rows)
 
 
 def _group(frame: pl.DataFrame) -> Events:
@@ -82,7 +85,7 @@ def _group(frame: pl.DataFrame) -> Events:
 
 
 class _ItemCoder:
-    """Numbers items: those of a vocabulary first, then others in order of appearance.
+    """Assigns item codes: first to the items of a vocabulary, then to other items in order of appearance.
 
     `codes` is a frame with the columns "item" (id) and "code".
     """
@@ -93,6 +96,7 @@ class _ItemCoder:
         self.codes = _with_codes(pl.Series("item", ids, dtype).cast(pl.String if kind == "str" else pl.Int64))
 
     def encode(self, items: pl.Series) -> pl.Series:
+        """Return the codes of item ids as a series named "item". New items get the next codes."""
         unique = items.unique(maintain_order=True).to_frame("item")
         new = unique.join(self.codes, on="item", how="anti", maintain_order="left")["item"]
         if len(new):
@@ -106,7 +110,10 @@ def _with_codes(ids: pl.Series) -> pl.DataFrame:
 
 
 class _RowPartitions:
-    """Collects frames. A single frame stays in memory; two or more are distributed to one file per partition each."""
+    """Collects frames of rows. A single frame stays in memory. The rows of two or more are written to files.
+
+    There is one file for each frame and partition.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.n_frames = 0
@@ -128,7 +135,8 @@ class _RowPartitions:
         frame = frame.with_columns(partition=frame["session"].hash(seed=0) % PARTITIONS)
         by_partition = frame.partition_by("partition", as_dict=True, include_key=False, maintain_order=True)
         for (partition,), rows in by_partition.items():
-            # Written by Python: unlike those of polars, its errors have an errno, which tells whether the disk is full.
+            # Python writes the file, because its errors have an errno, which tells whether the disk is full; errors of
+            # polars have none.
             (self._folder / f"{partition}-{i}.arrow").write_bytes(rows.write_ipc(None).getbuffer())
 
     def discard(self) -> None:

@@ -15,16 +15,17 @@ from gru4rec_fast import ops
 from gru4rec_fast.data.array_folder import as_tensor
 from gru4rec_fast.data.sessions.store import SessionStore
 
-# Upper limits of one call of ops.session_batch, which computes many blocks: steps, and events in all lanes. They make
-# the cost of the call, and of the copy to the device, negligible, and keep its result small.
+# One call of ops.session_batch computes a chunk of many blocks, so that the costs of the call and of the copy to the
+# device are negligible. These are the limits of a chunk: steps, and steps x lanes. They keep the result small.
 CHUNK_STEPS, CHUNK_EVENTS = 256, 1 << 14
 LaneState = tuple[Tensor, Tensor, Tensor]  # what ops.session_batch_state returns
-# A position is a number of blocks after a lane state, of which None is the one at the start of an epoch.
+# A position in an epoch is the lane state at the start of a chunk (None: at the start of the epoch), and the number of
+# blocks of this chunk that were yielded.
 _EPOCH_START: dict[str, Any] = {"blocks": 0, "lanes": None}
 
 
 class SessionBlock(NamedTuple):
-    """A block of T steps in B lanes.
+    """A mini-batch of T steps in B lanes. A lane is one of the B sessions that are processed in parallel.
 
     inputs, targets: int64 [T, B], item indices, -1 in lanes that have no session left;
     reset: bool [T, B], True where a lane starts a session;
@@ -52,20 +53,21 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
 
     The log stays memory-mapped. Blocks are computed on the CPU, up to 256 steps at a time, and copied to `device`.
 
-    Use it in any training loop, or as torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). Worker
-    processes raise an error at their first block: the position within the epoch would change in the worker's copy only,
-    so `state_dict` would be wrong and every epoch would have the same order. They would not help either, because a
-    block takes microseconds.
+    Use it in any training loop, or as torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). In a worker
+    process it raises an error: the position within the epoch would change in the worker's copy only, so `state_dict`
+    would be wrong and every epoch would have the same order. Worker processes are not needed, because computing a block
+    takes microseconds.
 
     Args:
         store: the sessions.
         batch_size: B. If fewer sessions have a target, there are fewer lanes (`n_lanes`).
         steps: T. The last block of an epoch may have fewer steps.
         device: device of the blocks.
-        shuffle: use a new random order in each epoch, a function of (seed, epoch), instead of the order by start time.
-            Needs memory for one integer per session.
+        shuffle: process the sessions in a random order, which depends on (seed, epoch), instead of by start time. Needs
+            memory for one integer per session.
         seed: seed of the shuffle.
-        min_live: end the epoch at the first step with fewer live lanes. Use 2 if all negatives are in-batch negatives.
+        min_live: end the epoch at the first step with fewer live lanes (lanes that have a session). Use 2 if all
+            negatives are in-batch negatives.
         impl: "auto", "native" or "reference".
 
     Raises:
@@ -108,17 +110,17 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         self._position = _EPOCH_START
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration start at the beginning of `epoch`, which with shuffle determines its order."""
+        """Make the next iteration start at the beginning of `epoch`. With `shuffle`, the order depends on `epoch`."""
         self._epoch = epoch
         self._resume = None
         self._position = _EPOCH_START
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next block and the settings of the loader. All values can be stored as JSON."""
-        return {"epoch": self._epoch, **self._position, "loader": self._identity()}
+        return {"epoch": self._epoch, **self._position, "loader": self._settings()}
 
-    def _identity(self) -> dict[str, int | bool]:
-        """Return the settings that a loader must share for a position to have the same meaning."""
+    def _settings(self) -> dict[str, int | bool]:
+        """Return the settings on which the meaning of a position depends."""
         names = ("n_sessions", "n_targets", "n_lanes", "steps", "shuffle", "seed", "min_live")
         return {name: getattr(self, name) for name in names}
 
@@ -129,8 +131,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             ValueError: `state` is from a loader with other sessions or settings; the message lists the differences.
         """
         saved = state.get("loader", {})
-        pairs = [(name, saved.get(name), value) for name, value in self._identity().items()]
-        different = "; ".join(f"{name}={theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours)
+        pairs = [(name, saved.get(name), value) for name, value in self._settings().items()]
+        different = "; ".join(f"{name}={old}, not {value}" for name, old, value in pairs if old != value)
         if different:
             raise ValueError(f"the state was taken from another loader: it had {different}")
         self._epoch = state["epoch"]
@@ -142,9 +144,10 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         if worker is not None:
             raise ValueError(
                 f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, which keeps "
-                "its position and epoch; use num_workers=0 (a block takes microseconds)"
+                "its position and epoch; use num_workers=0 (computing a block takes microseconds)"
             )
         order, lanes = self.start_epoch()
+        # Number of steps in a chunk: a multiple of `steps` within the limits, or one block.
         chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_lanes) // self.steps * self.steps)
         while True:
             chunk_start = [tensor.tolist() for tensor in lanes]
@@ -154,8 +157,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             inputs, targets, reset = (self._to_device(tensor) for tensor in (inputs, targets, reset))
             for i, start in enumerate(range(0, n_steps, self.steps)):
                 self._position = {"blocks": i + 1, "lanes": chunk_start}
-                rows = slice(start, min(start + self.steps, n_steps))
-                yield SessionBlock(inputs[rows], targets[rows], reset[rows], n_live[rows])
+                block = slice(start, min(start + self.steps, n_steps))
+                yield SessionBlock(inputs[block], targets[block], reset[block], n_live[block])
             if n_steps < chunk:
                 break
         self._finish_epoch()
@@ -163,8 +166,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
     def start_epoch(self) -> tuple[Tensor | None, LaneState]:
         """Return the session order of this epoch, and the lane state at the current position (see `load_state_dict`).
 
-        Both are arguments of `ops.session_batch`, for callers that call it themselves instead of iterating. They report
-        their progress to `set_position`.
+        Use them as arguments of `ops.session_batch` to compute blocks without iterating over the loader. In that case,
+        tell the loader the position with `set_position`.
         """
         position, self._resume = self._resume or _EPOCH_START, None
         order, lanes = self._order(), ops.session_batch_state(self.n_lanes)
@@ -173,11 +176,12 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
                 tensor.copy_(torch.tensor(values))
         if position["blocks"]:
             skipped_steps = position["blocks"] * self.steps
+            # Advances `lanes` in place.
             ops.session_batch(self.items, self.offsets, order, *lanes, skipped_steps, impl=self.impl)
         return order, lanes
 
     def set_position(self, lanes: LaneState, finished: bool) -> None:
-        """Make the given lane state the position of the next block, or, if `finished`, end the epoch."""
+        """Set the position of the next block to a lane state. If `finished`, end the epoch instead."""
         if finished:
             self._finish_epoch()
         else:
@@ -198,7 +202,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
     def _count_live(self, inputs: np.ndarray, targets: np.ndarray, reset: np.ndarray) -> list[int]:
         """Return the number of live lanes of each step.
 
-        Raises ValueError for a damaged store, which would otherwise cause an index error within a model.
+        Raises ValueError if item indices are out of range, because an index error within a model would be less clear.
         """
         live = inputs >= 0
         lowest, highest = min(inputs.min(), targets.min()), max(inputs.max(), targets.max())
@@ -206,11 +210,11 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             raise self.damage_error(f"values from {lowest} to {highest}")
         return live.sum(1).tolist()
 
-    def damage_error(self, found: str) -> ValueError:
-        """Return a ValueError for item indices that are out of range. `found` describes them."""
+    def damage_error(self, values: str) -> ValueError:
+        """Return the error for item indices that are out of range. `values` describes the indices, for the message."""
         return ValueError(
             f"{self._folder or 'the store'} is damaged: item indices are out of range for a catalogue of "
-            f"{self.n_items} items ({found}); prepare the store again"
+            f"{self.n_items} items ({values}); prepare the store again"
         )
 
     def _to_device(self, tensor: Tensor) -> Tensor:

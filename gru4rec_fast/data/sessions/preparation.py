@@ -43,18 +43,18 @@ def prepare(
     Args:
         source, session_key, item_key, time_key, separator, allow_pickle, progress: as for `SessionStore.from_events`.
         out: folder for the stores: `out/train`, with `split` also `out/test`, and with `validation_split` also
-            `out/train_tr` and `out/train_valid`. An earlier prepared log is replaced when the new one is complete.
+            `out/train_tr` and `out/train_valid`. If `out` already holds a prepared log, it is replaced at the end.
         min_item_support: keep items that occur at least this often.
         min_session_length: keep sessions of at least this many events.
-        remove_duplicates: of the rows with the same session, item and time keep the first.
-        collapse_repeats: of consecutive events of a session with the same item keep the first.
+        remove_duplicates: keep only the first of the rows with the same session, item and time.
+        collapse_repeats: keep only the first of consecutive events of a session with the same item.
         split: how to hold out test sessions: a `Split`, or text for `Split.parse`.
         validation_split: how to hold out validation sessions from the training sessions.
 
     Returns:
-        The stores, memory-mapped, by the name of their folder. A held-out part has the vocabulary of the part it is
-        held out from: events of other items are removed, then sessions of fewer than two events. `meta["dropped"]` of
-        each store counts what was removed, by reason.
+        A dict of memory-mapped stores; the keys are the names of their folders, such as "train". A held-out part has
+        the vocabulary of its training part: events of other items are removed, then sessions of fewer than two events.
+        `meta["dropped"]` of each store counts what was removed, by reason.
 
     Raises:
         ValueError, OSError, ImportError: as `SessionStore.from_events`; ValueError also if a part has no session left.
@@ -69,20 +69,20 @@ def prepare(
     split, validation_split = (Split.parse(s) if isinstance(s, str) else s for s in (split, validation_split))
     rules = SessionRules(min_session_length, collapse_repeats)
     keys = {"session": session_key, "item": item_key, "time": time_key}
-    with replace_folder(out, [PREPARED_FORMAT]) as partial:
-        with tempfile.TemporaryDirectory(dir=partial) as scratch:
+    with replace_folder(out, [PREPARED_FORMAT]) as temporary:  # renamed to `out` at the end of the block
+        with tempfile.TemporaryDirectory(dir=temporary) as scratch:
             table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress)
             drop_rare(log, min_item_support, rules)
             dropped = log.dropped
-            parts: dict[str, dict[str, int]] = {}
+            parts: dict[str, dict[str, int]] = {}  # sizes of each store, by name
             if split is None:
-                parts["train"] = _write(log, ItemRenumbering(log.item_ids), partial / "train")
+                parts["train"] = _write(log, ItemRenumbering(log.item_ids), temporary / "train")
             else:
-                log = _write_split(log, split, ("train", "test"), partial, rules, parts)
+                log = _write_split(log, split, ("train", "test"), temporary, rules, parts)
             if validation_split is not None:
-                _write_split(log, validation_split, ("train_tr", "train_valid"), partial, rules, parts)
-        write_meta(partial, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
+                _write_split(log, validation_split, ("train_tr", "train_valid"), temporary, rules, parts)
+        write_meta(temporary, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
     return open_prepared(out)
 
 
@@ -103,22 +103,25 @@ def _write_split(
 
     `names` are the names of the training part and of the held-out part.
     """
-    times = [(events.starts, events.ends, events.first_rows) for events in log]
-    counts = [len(starts) for starts, _, _ in times]
-    held_out = np.split(split.held_out(*map(np.concatenate, zip(*times, strict=True))), np.cumsum(counts)[:-1])
-    del times
+    # The split needs three arrays of all sessions; its mask is then cut into one mask per partition of the log.
+    partitions = [(events.starts, events.ends, events.first_rows) for events in log]
+    n_sessions = [len(starts) for starts, _, _ in partitions]
+    starts, ends, first_rows = map(np.concatenate, zip(*partitions, strict=True))
+    held_out = np.split(split.held_out(starts, ends, first_rows), np.cumsum(n_sessions)[:-1])
+    del partitions, starts, ends, first_rows
     renumbering = ItemRenumbering(log.item_ids)
     train = log.derive(lambda i, events: events.select_sessions(~held_out[i]), names[0])
     train.dropped = log.dropped  # what was removed before the split
     parts[names[0]] = _write(train, renumbering, folder / names[0])
     test = log.derive(lambda i, events: events.select_sessions(held_out[i]), names[1])
-    if test.support().any():
+    if test.support().any():  # else `_write` raises the error for an empty part
         drop_unseen(test, renumbering, replace(rules, min_length=max(2, rules.min_length)))
     parts[names[1]] = _write(test, renumbering, folder / names[1])
     return train
 
 
 def _write(log: EventLog, renumbering: ItemRenumbering, folder: Path) -> dict[str, int]:
+    """Write a log as a store to a new folder and return the sizes of the store."""
     require_sessions(log, f"the part {folder.name!r}")
     folder.mkdir()
     store = SessionStore.from_log(log, renumbering, folder)

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_RATES = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # units per second
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # number of time units in a second
 _YEAR_2200 = 7_258_118_400  # seconds since 1970
 
 
 @dataclass(frozen=True)
 class Split:
-    """Describes which sessions are held out: those that end last. Give either `days` or `fraction`.
+    """Describes which sessions are held out for testing: those that end last. Give either `days` or `fraction`.
 
     Attributes:
         days: hold out the sessions that end within the last `days` times 24 hours of the log.
-        fraction: hold out this fraction of the sessions; of sessions that end at the same time, those that start last.
+        fraction: hold out this fraction of the sessions. Among equal ends, the latest starts come first.
         time_unit: unit of numeric times, "s", "ms", "us" or "ns"; used with `days` only.
     """
 
@@ -32,8 +32,8 @@ class Split:
             raise ValueError(f"Split: days={self.days}: must be positive")
         if self.fraction is not None and not 0 < self.fraction < 1:
             raise ValueError(f"Split: fraction={self.fraction}: must be between 0 and 1")
-        if self.time_unit not in _RATES:
-            raise ValueError(f"Split: time_unit={self.time_unit!r}: choose one of {', '.join(map(repr, _RATES))}")
+        if self.time_unit not in _PER_SECOND:
+            raise ValueError(f"Split: time_unit={self.time_unit!r}: choose one of {', '.join(map(repr, _PER_SECOND))}")
 
     @classmethod
     def parse(cls, text: str, time_unit: str = "s") -> Split:
@@ -55,19 +55,20 @@ class Split:
         """
         if self.days is not None:
             self._warn_about_unit(float(ends.max()))
-            length = self.days * 86400 * _RATES[self.time_unit]
+            length = self.days * 86400 * _PER_SECOND[self.time_unit]
             # Integer times stay integers: nanoseconds since 1970 are not exact in float64.
             return ends >= ends.max() - (length if ends.dtype.kind == "f" else round(length))
         assert self.fraction is not None
-        latest = np.lexsort((first_rows, starts, ends))[len(ends) - round(self.fraction * len(ends)) :]
+        latest_sessions = np.lexsort((first_rows, starts, ends))[len(ends) - round(self.fraction * len(ends)) :]
         mask = np.zeros(len(ends), bool)
-        mask[latest] = True
+        mask[latest_sessions] = True
         return mask
 
     def _warn_about_unit(self, latest: float) -> None:
-        if latest <= _YEAR_2200 * _RATES[self.time_unit]:
+        """Warn if the latest time of a log is so late that `time_unit` is probably wrong."""
+        if latest <= _YEAR_2200 * _PER_SECOND[self.time_unit]:
             return
-        finer = [unit for unit, rate in _RATES.items() if latest <= _YEAR_2200 * rate]
+        finer = [unit for unit, rate in _PER_SECOND.items() if latest <= _YEAR_2200 * rate]
         advice = f"if they are in {finer[0]!r}, give time_unit={finer[0]!r}" if finer else "check the time column"
         warnings.warn(
             f"the log's times reach {latest:.16g}, after the year 2200 in the unit {self.time_unit!r}; {advice}",

@@ -21,19 +21,19 @@ from gru4rec_fast.data.array_folder import (
     summary_lines,
     write_array_folder,
 )
-from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_partitions
+from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_into_store_arrays
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices, check_indices
 
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
 _FOLDER = FolderFormat(
-    FORMAT,
-    "session store",
-    "prepare",
+    name=FORMAT,
+    title="session store",
+    verb="prepare",
     counts=("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions"),
     arrays=("offsets", "start_times", "end_times", "support"),
-    container=PREPARED_FORMAT,
+    parent_format=PREPARED_FORMAT,
 )
 
 
@@ -47,12 +47,12 @@ class SessionStore:
         offsets: int64 [n_sessions + 1]; session `s` is `items[offsets[s]:offsets[s + 1]]`.
         start_times, end_times: int64 or float64 [n_sessions], times of the first and last event, in the unit of the log
             (dates are converted to seconds since 1970, UTC).
-        support: int64 [n_items], number of events of each item.
+        support: int64 [n_items], support (number of events) of each item.
         vocabulary: item ids by index.
         n_events, n_items: number of events, and number of items in the catalogue.
         n_sessions: number of sessions, including those of one event.
-        meta: facts about the log; `meta["dropped"]` counts what preparation removed, by reason, and `meta["ids"]`
-            states how session ids and item ids were read.
+        meta: how the store was made: `meta["dropped"]` counts what was removed, by reason, and `meta["ids"]` states how
+            session ids and item ids were read.
         folder: folder of an opened store; None for a store in memory.
     """
 
@@ -98,7 +98,7 @@ class SessionStore:
         return f"SessionStore({self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items)"
 
     def summary(self) -> str:
-        """Return the sizes of the store and what preparation changed or dropped, one fact per line."""
+        """Return the sizes of the store and what was changed or removed when it was made, as lines of text."""
         sizes = f"{self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items"
         return "\n".join([sizes, *summary_lines(self.meta)])
 
@@ -125,7 +125,7 @@ class SessionStore:
             n_items: size of the catalogue; by default the length of `vocabulary`, else the largest index + 1.
             vocabulary: item ids; by default the indices themselves.
             session_ids: integers or strings [n_sessions]; by default 0, 1, 2, ...
-            meta: facts to store.
+            meta: becomes the attribute `meta`.
 
         Raises:
             ValueError: an array has a wrong shape, dtype or value; the message names the argument.
@@ -150,8 +150,8 @@ class SessionStore:
         return cls(
             items=items.astype(np.int32),
             offsets=offsets,
-            start_times=_time_dtype(starts),
-            end_times=_time_dtype(ends),
+            start_times=_as_stored_times(starts),
+            end_times=_as_stored_times(ends),
             support=np.bincount(items, minlength=len(vocabulary)).astype(np.int64),
             vocabulary=vocabulary,
             session_ids=ids,
@@ -183,8 +183,8 @@ class SessionStore:
             vocabulary: vocabulary of the training data, for a test log. Events of other items are removed, then
                 sessions of fewer than two events; both are counted in `meta["dropped"]`.
             allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
-            out: folder to write the store to; the result is memory-mapped, and the log may be larger than memory.
-                None holds the store in memory.
+            out: folder to write the store to. The returned store is memory-mapped, and the log may be larger than
+                memory. With None, the store is held in memory.
             progress: called from time to time with the number of rows read so far.
 
         Raises:
@@ -197,24 +197,25 @@ class SessionStore:
         from gru4rec_fast.data.tables import open_table
 
         keys = {"session": session_key, "item": item_key, "time": time_key}
+        # `store_folder` is a temporary folder that becomes `out` at the end; None without `out`.
         with (
-            replace_folder(out, [FORMAT]) if out is not None else nullcontext() as partial,
-            tempfile.TemporaryDirectory(dir=partial) as scratch,
+            replace_folder(out, [FORMAT]) if out is not None else nullcontext() as store_folder,
+            tempfile.TemporaryDirectory(dir=store_folder) as scratch,
             explain_disk_full(Path(out or scratch)),
         ):
             table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress)
             renumbering = ItemRenumbering(log.item_ids, vocabulary)
             if vocabulary is not None:
-                drop_unseen(log, renumbering, SessionRules())
+                drop_unseen(log, renumbering, SessionRules(min_length=2))
                 require_sessions(log, "the log")
-            store = cls.from_log(log, renumbering, partial)
+            store = cls.from_log(log, renumbering, store_folder)
         return store if out is None else cls.open(out)
 
     @classmethod
     def from_log(cls, log: EventLog, renumbering: ItemRenumbering, folder: Path | None) -> SessionStore:
-        """Build the store of a log in memory (folder=None), or write its files to an existing folder."""
-        store = cls(**merge_partitions(log, renumbering, folder))
+        """Build a store in memory (folder=None), or write its files to an existing folder. Returns the store."""
+        store = cls(**merge_into_store_arrays(log, renumbering, folder))
         if folder is not None:
             store.write_all_but_items(folder)
         return store
@@ -243,26 +244,27 @@ class SessionStore:
             meta=stored.meta,
         )
         store.folder = stored.path
-        # Stored, so that they need not be computed from all offsets.
+        # meta.json has these two numbers, so that opening a store need not compute them from all offsets.
         store.n_targets, store.n_short_sessions = n_targets, n_short_sessions
         return store
 
     def save(self, folder: str | Path) -> None:
-        """Write the store to a folder of .npy files. They are written to a temporary folder that is renamed at the end.
+        """Write the store to a folder of .npy files: first to a temporary folder, which is renamed when complete.
 
         Raises:
             FileExistsError: `folder` holds something other than a store.
             OSError: the disk is full; an earlier store in `folder` is unchanged.
         """
-        with replace_folder(folder, [FORMAT]) as partial:
-            save_array(partial / "items.npy", self.items)
-            self.write_all_but_items(partial)
+        with replace_folder(folder, [FORMAT]) as temporary:
+            save_array(temporary / "items.npy", self.items)
+            self.write_all_but_items(temporary)
 
     def write_all_but_items(self, folder: Path) -> None:
-        """Write all files except items.npy to an existing folder. `merge_partitions` writes items.npy in blocks."""
+        """Write all files except items.npy (see `merge_into_store_arrays`) to an existing folder."""
         ids = {"vocabulary": self.vocabulary.ids, "session_ids": self.session_ids}
         write_array_folder(folder, _FOLDER, self, ids)
 
 
-def _time_dtype(times: np.ndarray) -> np.ndarray:
+def _as_stored_times(times: np.ndarray) -> np.ndarray:
+    """Return times as float64 or int64, the dtypes that a store allows."""
     return times.astype(np.float64 if times.dtype.kind == "f" else np.int64, copy=False)

@@ -29,15 +29,15 @@ def markov_events(
 
     The first item of a session is drawn by popularity. With probability `p_follow`, the next item is one of the
     `n_successors` successors of the current item, the j-th with a probability proportional to 1 / j; otherwise it is
-    drawn by popularity. The successors of each item are drawn by popularity, too. The length of a session is 1 plus a
-    geometrically distributed number, which is at least 1.
+    drawn by popularity. The successors of each item are drawn by popularity. A session has 1 + G events, where G >= 1
+    is geometrically distributed.
 
     Args:
         n_sessions: number of sessions.
         n_items: size of the catalogue. Rare items may not occur in the log.
         zipf_exponent: the popularity of the item with rank r is proportional to r^-zipf_exponent.
         n_successors: number of successors of each item.
-        p_follow: probability of a successor. With p_follow=0, only popularity can be learned.
+        p_follow: probability that the next item is a successor. With 0, only popularity can be learned.
         mean_length: expected number of events per session, above 2.
         seed: the same seed gives the same log.
 
@@ -62,18 +62,18 @@ def markov_events(
     lengths = 1 + rng.geometric(1 / (mean_length - 1), n_sessions)
     items = np.empty((n_sessions, lengths.max()), np.int64)
     items[:, 0] = rng.choice(n_items, n_sessions, p=popularity)
-    for position in range(1, items.shape[1]):
-        live = lengths > position
-        followers = successors[items[live, position - 1], rng.choice(n_successors, live.sum(), p=weights)]
-        others = rng.choice(n_items, live.sum(), p=popularity)
-        items[live, position] = np.where(rng.random(live.sum()) < p_follow, followers, others)
+    for t in range(1, items.shape[1]):
+        live = lengths > t  # sessions that have an event t
+        followers = successors[items[live, t - 1], rng.choice(n_successors, live.sum(), p=weights)]
+        popular = rng.choice(n_items, live.sum(), p=popularity)
+        items[live, t] = np.where(rng.random(live.sum()) < p_follow, followers, popular)
 
-    session, index = np.nonzero(np.arange(items.shape[1]) < lengths[:, None])
+    session, position = np.nonzero(np.arange(items.shape[1]) < lengths[:, None])
     ids = rng.permutation(n_items) + 1  # as in a real log, ids do not reveal popularity
     return {
         "SessionId": 1 + session,
-        "ItemId": ids[items[session, index]],
-        "Time": FIRST_TIME + SESSION_INTERVAL_S * session + EVENT_INTERVAL_S * index,
+        "ItemId": ids[items[session, position]],
+        "Time": FIRST_TIME + SESSION_INTERVAL_S * session + EVENT_INTERVAL_S * position,
     }
 
 
@@ -88,11 +88,12 @@ def markov_sessions(
     """Draw a log with `markov_events` and split its sessions by time.
 
     Args:
-        n_sessions, n_items, seed, chain: arguments of `markov_events`.
+        n_sessions, n_items, seed: as in `markov_events`.
+        chain: further arguments of `markov_events`.
         parts: share of the sessions in each part, earliest part first. The default parts are training and test.
 
     Returns:
-        One store per part. All have the vocabulary of the first.
+        One store per part. All have the vocabulary of the first part.
 
     Raises:
         ValueError: an argument is out of range, or a part gets no session.
