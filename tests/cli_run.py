@@ -57,7 +57,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 def write_logs(folder: Path) -> None:
     """Write train.tsv (500 sessions of 60 items) and test.tsv (100 later sessions)."""
     events = markov_events(600, 60, seed=1)
-    for name, chosen in (("train", events["SessionId"] <= 500), ("test", events["SessionId"] > 500)):
-        rows = zip(*(column[chosen].tolist() for column in events.values()), strict=True)
+    for name, mask in (("train", events["SessionId"] <= 500), ("test", events["SessionId"] > 500)):
+        rows = zip(*(column[mask].tolist() for column in events.values()), strict=True)
         lines = ["\t".join(events), *("\t".join(map(str, row)) for row in rows)]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")

@@ -83,7 +83,7 @@ def training_impl(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize the fixture `impl`, with "emulated" only if the test file is that of a family with CUDA kernels."""
+    """Parametrize the fixture `impl`. "emulated" is included if test_FAMILY.py is of a family with CUDA kernels."""
     parametrized = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "impl" not in metafunc.fixturenames or any("impl" in names for names in parametrized):
         return

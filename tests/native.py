@@ -68,18 +68,18 @@ def error_pattern(message: str, impl: str) -> str:
     return message if impl != "emulated" else re.match(r"[a-z_]+", message)[0]  # type: ignore[index]
 
 
-def assert_as_close(ours: Sequence[Tensor], reference: Sequence[Tensor], oracle: Sequence[Tensor]) -> None:
+def assert_as_close(outputs: Sequence[Tensor], reference: Sequence[Tensor], oracle: Sequence[Tensor]) -> None:
     """Assert that each tensor is nearly as close to the float64 oracle as the reference, which has the same dtype.
 
     An error is the Euclidean norm of the difference from the oracle. It may be twice the error of the reference plus
     4 eps times the norm of the oracle. In float64, where the reference itself is the oracle, the second term is 1e-13
     times the norm, for cancellation.
     """
-    for i, (ours_i, reference_i, oracle_i) in enumerate(zip(ours, reference, oracle, strict=True)):
-        assert ours_i.shape == oracle_i.shape and ours_i.dtype == reference_i.dtype
-        error, reference_error = ((t.double() - oracle_i).norm().item() for t in (ours_i, reference_i))
-        relative = 1e-13 if ours_i.dtype == torch.float64 else 4 * torch.finfo(ours_i.dtype).eps
-        rounding = relative * oracle_i.norm().item()
+    for i, (output, expected, exact) in enumerate(zip(outputs, reference, oracle, strict=True)):
+        assert output.shape == exact.shape and output.dtype == expected.dtype
+        error, reference_error = ((t.double() - exact).norm().item() for t in (output, expected))
+        relative = 1e-13 if output.dtype == torch.float64 else 4 * torch.finfo(output.dtype).eps
+        rounding = relative * exact.norm().item()
         assert error <= 2 * reference_error + rounding, (i, error, reference_error, rounding)
 
 

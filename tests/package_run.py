@@ -22,7 +22,7 @@ def to_network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
 
 
 class PackageRun:
-    """Network, loss, optimizer and hidden state of a training, all of which tests can set."""
+    """Network, loss, optimizer and hidden state of a training. Tests can set the weights, moments and state."""
 
     def __init__(
         self,

@@ -171,8 +171,8 @@ def run_sampled_loss(device: str, impl: str, dtype: torch.dtype) -> Outputs:
     return tuple(outputs)
 
 
-# Kernel families whose results equal those of the reference, and families whose results are nearly as close to float64
-# as those of the reference. compute-sanitizer also runs these cases (benchmarks/gpu/call.py, -m sanitizer).
+# Kernel families whose results must be equal to the reference (EXACT), or nearly as close to float64 as the reference
+# (CLOSE). compute-sanitizer also runs these small cases (benchmarks/gpu/call.py, -m sanitizer).
 EXACT = {
     "dropout": run_dropout,
     "negative_sampling": run_negative_sampling,
@@ -218,8 +218,8 @@ def assert_family(device: str, impl: str, family: str) -> None:
     """Compare the small cases of a family with the reference on the CPU."""
     if family in CLOSE:
         run = CLOSE[family]
-        ours = [t.cpu() for t in run(device, impl, torch.float32)]
-        assert_as_close(ours, *(run("cpu", "reference", dtype) for dtype in (torch.float32, torch.float64)))
+        outputs = [t.cpu() for t in run(device, impl, torch.float32)]
+        assert_as_close(outputs, *(run("cpu", "reference", dtype) for dtype in (torch.float32, torch.float64)))
         return
     for output, expected in zip(EXACT[family](device, impl), EXACT[family]("cpu", "reference"), strict=True):
         assert output.dtype == expected.dtype and torch.equal(output.cpu(), expected)
@@ -369,9 +369,9 @@ def test_gru_is_as_close_as_the_reference(form: str, dtype: torch.dtype, steps: 
     args = gru.problem(form, steps, lanes, hidden, dtype)
     oracle = gru.output_and_gradients(gru.as_dtype(args, torch.float64), "reference")
     on_device = [to_device("cuda", argument) for argument in args]
-    ours = gru.output_and_gradients(on_device, "native")
-    assert_as_close([t.cpu() for t in ours], gru.output_and_gradients(args, "reference"), oracle)
-    assert_equal_bits(gru.output_and_gradients(on_device, "native"), ours)
+    outputs = gru.output_and_gradients(on_device, "native")
+    assert_as_close([t.cpu() for t in outputs], gru.output_and_gradients(args, "reference"), oracle)
+    assert_equal_bits(gru.output_and_gradients(on_device, "native"), outputs)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [(name, p) for name in LOSSES for p in loss.PARAMETERS[name]])
@@ -385,9 +385,9 @@ def test_losses_are_as_close_as_the_reference(name: str, parameters: dict, in_ba
             oracle = loss.value_and_gradients(loss.as_float64(arguments), "reference", **options)
             reference = loss.value_and_gradients(arguments, "reference", **options)
             on_device = {key: to_device("cuda", argument) for key, argument in arguments.items()}
-            ours = loss.value_and_gradients(on_device, "native", **options)
-            assert_as_close([t.cpu() for t in ours], reference, oracle)
-            assert_equal_bits(loss.value_and_gradients(on_device, "native", **options), ours)
+            outputs = loss.value_and_gradients(on_device, "native", **options)
+            assert_as_close([t.cpu() for t in outputs], reference, oracle)
+            assert_equal_bits(loss.value_and_gradients(on_device, "native", **options), outputs)
 
 
 @loss_bf16.losses
@@ -401,14 +401,14 @@ def test_losses_of_bfloat16_are_as_close_as_the_reference(loss: str, parameters:
             oracle = loss_bf16.with_gradients("reference", loss_bf16.as_float64(arguments), **options)
             reference = loss_bf16.with_gradients("reference", arguments, **options)
             on_device = {key: to_device("cuda", argument) for key, argument in arguments.items()}
-            ours = loss_bf16.with_gradients("native", on_device, **options)
-            assert_as_close([t.cpu() for t in ours], reference, oracle)
+            outputs = loss_bf16.with_gradients("native", on_device, **options)
+            assert_as_close([t.cpu() for t in outputs], reference, oracle)
             with no_synchronization():
-                assert_equal_bits(loss_bf16.with_gradients("native", on_device, **options), ours)
+                assert_equal_bits(loss_bf16.with_gradients("native", on_device, **options), outputs)
             replayed = capture_and_replay(
                 lambda on_device=on_device: tuple(loss_bf16.with_gradients("native", on_device, **options))
             )
-            assert_equal_bits(replayed, ours)
+            assert_equal_bits(replayed, outputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -445,10 +445,10 @@ def test_ngcf_layers_are_as_close_as_the_reference(dtype: torch.dtype, activatio
                 grad_out = ngcf.normal(*out.shape, seed=4, dtype=dtype).to(device, run_dtype)
                 return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
 
-            ours = run("native", "cuda", dtype)
+            outputs = run("native", "cuda", dtype)
             reference, oracle = run("reference", "cpu", dtype), run("reference", "cpu", torch.float64)
-            assert_as_close([t.cpu() for t in ours], reference, oracle)
-            assert_equal_bits(run("native", "cuda", dtype), ours)
+            assert_as_close([t.cpu() for t in outputs], reference, oracle)
+            assert_equal_bits(run("native", "cuda", dtype), outputs)
 
 
 def test_ngcf_layer_in_a_cuda_graph_without_synchronization() -> None:

@@ -129,7 +129,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         (
             "offsets.npy",
             lambda path: np.save(path, np.arange(4)),
-            r"offsets\.npy is damaged: it goes from 0 to 3, not from 0 to 5; prepare the session store again",
+            r"offsets\.npy is damaged: it ranges from 0 to 3, not from 0 to 5; prepare the session store again",
         ),
         (
             "offsets.npy",

@@ -75,7 +75,7 @@ def test_batches_and_lanes_equal_the_recording(run: GoldenRun) -> None:
     min_live = 1 if run.config["n_sample"] else 2
     oracle_steps = session_steps(split(run.items, run.offsets), run.config["batch_size"], min_live)
     for block, oracle_step in zip(epoch, oracle_steps, strict=True):
-        assert all(np.array_equal(ours[0], expected) for ours, expected in zip(block[:3], oracle_step, strict=True))
+        assert all(np.array_equal(a[0], b) for a, b in zip(block[:3], oracle_step, strict=True))
     if run.name == "xe_logq":
         epoch = [block for block in epoch if block.n_live == [run.config["batch_size"]]]
     assert len(epoch) == len(run.losses)

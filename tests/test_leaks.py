@@ -68,10 +68,10 @@ def test_small_leak_in_training_is_detected(training_impl: str) -> None:
 
 # Each of these functions returns a function that calls native operators once.
 def make_gru_call() -> Callable[[], object]:
-    a, state = torch.randn(3, 8, 96, requires_grad=True), torch.randn(8, 32, requires_grad=True)
+    gate_inputs, state = torch.randn(3, 8, 96, requires_grad=True), torch.randn(8, 32, requires_grad=True)
     weight, bias = torch.randn(96, 32, requires_grad=True), torch.randn(96, requires_grad=True)
-    reset, inputs = torch.rand(3, 8) < 0.3, [a, state, weight, bias]
-    return lambda: torch.autograd.grad(ops.gru(a, state, weight, bias, reset, impl="native").sum(), inputs)
+    reset, inputs = torch.rand(3, 8) < 0.3, [gate_inputs, state, weight, bias]
+    return lambda: torch.autograd.grad(ops.gru(gate_inputs, state, weight, bias, reset, impl="native").sum(), inputs)
 
 
 def make_loss_call() -> Callable[[], object]:

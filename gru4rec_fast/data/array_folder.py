@@ -64,7 +64,7 @@ def open_npy(path: Path, length: int, dtypes: Iterable[DTypeLike], advice: str) 
             problem = f"has shape {shape} where ({length},) was expected"
         elif dtype not in allowed:  # with dtype object, NumPy would use the file's bytes as pointers
             problem = f"holds {dtype} where {' or '.join(map(str, allowed))} was expected"
-        else:  # np.memmap refuses an empty array
+        else:  # np.memmap raises an error for an empty array
             return np.memmap(path, dtype, "r", start, shape) if length else np.empty(0, dtype)
     except FileNotFoundError:
         problem = "is missing"
@@ -157,7 +157,7 @@ class ArrayFolder:
         offsets = self.open_array(name, count + 1, np.int64)
         end = int(offsets[-1]) if end is None else end
         if offsets[0] != 0 or offsets[-1] != end:
-            raise self.damage_error(f"{name}.npy", f"goes from {offsets[0]} to {offsets[-1]}, not from 0 to {end}")
+            raise self.damage_error(f"{name}.npy", f"ranges from {offsets[0]} to {offsets[-1]}, not from 0 to {end}")
         if (offsets[1:] < offsets[:-1]).any():
             raise self.damage_error(f"{name}.npy", "holds decreasing offsets")
         return offsets

@@ -152,7 +152,7 @@ def _series(name: str, values: Any) -> pl.Series:
         is_missing = values.isna()
         values = values.to_numpy("datetime64[us]") if values.dtype.kind == "M" else values.to_numpy()
         if values.dtype == object:
-            values = [None if gone else value for value, gone in zip(values, is_missing, strict=True)]
+            values = [None if missing else value for value, missing in zip(values, is_missing, strict=True)]
     return pl.Series(name, values)
 
 

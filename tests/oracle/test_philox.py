@@ -45,8 +45,8 @@ def test_dropout_compares_word_0_and_uses_64_bit_seeds():
 
 
 def test_negatives_equal_exact_integer_arithmetic():
-    drawn = draw_negatives(THRESHOLD, ALIAS, 50, seed=2**40 + 1, step=6)
-    for i, item in enumerate(drawn):
+    items = draw_negatives(THRESHOLD, ALIAS, 50, seed=2**40 + 1, step=6)
+    for i, item in enumerate(items):
         w0, w1, w2, _ = (int(word) for word in philox4x32((0, 6, i, 0), (1, 2**8)))
         column = ((w0 << 32) + w1) * 5 >> 64
         assert item == (column if w2 >> 1 < THRESHOLD[column] else ALIAS[column])
@@ -55,5 +55,5 @@ def test_negatives_equal_exact_integer_arithmetic():
 def test_frequencies_of_negatives():
     expected = target_distribution(np.array([36, 25, 16, 9, 4]), alpha=0.5)
     np.testing.assert_allclose(table_distribution(THRESHOLD, ALIAS), expected, rtol=1e-15)
-    drawn = np.concatenate([draw_negatives(THRESHOLD, ALIAS, 20_000, seed=1, step=step) for step in range(10)])
-    assert chisquare(np.bincount(drawn), expected * len(drawn)).pvalue > 1e-3
+    items = np.concatenate([draw_negatives(THRESHOLD, ALIAS, 20_000, seed=1, step=step) for step in range(10)])
+    assert chisquare(np.bincount(items), expected * len(items)).pvalue > 1e-3

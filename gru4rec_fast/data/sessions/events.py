@@ -64,13 +64,8 @@ class Events:
     def select_sessions(self, mask: np.ndarray) -> Events:
         """Return only the sessions of a mask [n_sessions]."""
         event_mask = np.repeat(mask, self.lengths)
-        return Events(
-            session_ids=self.session_ids[mask],
-            first_rows=self.first_rows[mask],
-            lengths=self.lengths[mask],
-            items=self.items[event_mask],
-            times=self.times[event_mask],
-        )
+        session_ids, first_rows, lengths = self.session_ids[mask], self.first_rows[mask], self.lengths[mask]
+        return Events(session_ids, first_rows, lengths, self.items[event_mask], self.times[event_mask])
 
     def sorted_by_start(self) -> Events:
         """Return the sessions sorted by the time of their first event, then by their first input row."""

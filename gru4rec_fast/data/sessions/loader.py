@@ -146,12 +146,14 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
                 f"num_workers={worker.num_workers}: a SessionParallelLoader must run in the main process, which keeps "
                 "its position and epoch; use num_workers=0 (computing a block takes microseconds)"
             )
-        order, lanes = self.start_epoch()
+        order, lane_state = self.start_epoch()
         # Number of steps in a chunk: a multiple of `steps` within the limits, or one block.
         chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_lanes) // self.steps * self.steps)
         while True:
-            chunk_start = [tensor.tolist() for tensor in lanes]
-            inputs, targets, reset = ops.session_batch(self.items, self.offsets, order, *lanes, chunk, impl=self.impl)
+            chunk_start = [tensor.tolist() for tensor in lane_state]
+            inputs, targets, reset = ops.session_batch(
+                self.items, self.offsets, order, *lane_state, chunk, impl=self.impl
+            )
             n_live = self._count_live(inputs.numpy(), targets.numpy(), reset.numpy())
             n_steps = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
             inputs, targets, reset = (self._to_device(tensor) for tensor in (inputs, targets, reset))
@@ -170,22 +172,22 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         tell the loader the position with `set_position`.
         """
         position, self._resume = self._resume or _EPOCH_START, None
-        order, lanes = self._order(), ops.session_batch_state(self.n_lanes)
+        order, lane_state = self._order(), ops.session_batch_state(self.n_lanes)
         if position["lanes"] is not None:
-            for tensor, values in zip(lanes, position["lanes"], strict=True):
+            for tensor, values in zip(lane_state, position["lanes"], strict=True):
                 tensor.copy_(torch.tensor(values))
         if position["blocks"]:
             skipped_steps = position["blocks"] * self.steps
-            # Advances `lanes` in place.
-            ops.session_batch(self.items, self.offsets, order, *lanes, skipped_steps, impl=self.impl)
-        return order, lanes
+            # Advances `lane_state` in place.
+            ops.session_batch(self.items, self.offsets, order, *lane_state, skipped_steps, impl=self.impl)
+        return order, lane_state
 
-    def set_position(self, lanes: LaneState, finished: bool) -> None:
+    def set_position(self, lane_state: LaneState, finished: bool) -> None:
         """Set the position of the next block to a lane state. If `finished`, end the epoch instead."""
         if finished:
             self._finish_epoch()
         else:
-            self._position = {"blocks": 0, "lanes": [tensor.tolist() for tensor in lanes]}
+            self._position = {"blocks": 0, "lanes": [tensor.tolist() for tensor in lane_state]}
 
     def _finish_epoch(self) -> None:
         self._epoch += 1
