@@ -1,7 +1,7 @@
 """sampled_loss: values of the five losses against plain Python, gradients, masks, and sampled negatives only.
 
-M hidden states have M + N rows of the output table: M targets, then N sampled negatives. With in_batch=True, the targets
-of the other hidden states are negatives too; with in_batch=False (for padded sequences), only the N sampled ones are.
+For M hidden states there are M + N rows of the output table: M targets, then N sampled negatives. With in_batch=True,
+the targets of the other hidden states are also negatives; with in_batch=False (padded sequences), they are not.
 """
 
 from __future__ import annotations
