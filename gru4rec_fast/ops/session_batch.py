@@ -22,8 +22,8 @@ from gru4rec_fast.ops._registry import on_load, operators
 def session_batch_state(lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Return the state at the start of an epoch: (lane_session [lanes], lane_position [lanes], cursor [1]), int64.
 
-    lane_session: index in `order` of the session of the lane; -1 before the first step, len(order) if no session is
-    left for the lane (it is not live any more).
+    lane_session: index in `order` of the session of the lane; -1 before the first step. It is len(order) if no session
+    is left for the lane; the lane is then no longer live.
     lane_position: index in `items` of the next input of the lane.
     cursor: index in `order` of the next session to start.
     """
