@@ -42,7 +42,7 @@ class Library:
 
 
 def find_or_compile() -> Library:
-    """Return the library to load, compiling it if none fits. Raises BuildError with the reason if there is none."""
+    """Return the library to load; compile it if no existing one can be used. Raises BuildError with the reason."""
     requested = _compile.build_mode()
     mode = requested or str(_compile.read_record(PACKAGE).get("mode", "auto"))
     if mode == "none":

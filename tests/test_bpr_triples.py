@@ -131,10 +131,14 @@ def assert_distributed(draws: Tensor, values: np.ndarray, probabilities: np.ndar
 @impls
 def test_a_triple_does_not_depend_on_the_batch_size(impl: str) -> None:
     graph = random_graph(20, 30, 100, 0)
-    whole = torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(7))
-    assert torch.equal(whole[:, :10], torch.stack(TripleSampler(graph, 10, seed=5, impl=impl).draw(7)))
-    assert not torch.equal(whole, torch.stack(TripleSampler(graph, 64, seed=6, impl=impl).draw(7)))
-    assert not torch.equal(whole, torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(8)))
+
+    def triples(batch_size: int, seed: int, step: int) -> Tensor:
+        return torch.stack(TripleSampler(graph, batch_size, seed=seed, impl=impl).draw(step))
+
+    expected = triples(64, seed=5, step=7)
+    assert torch.equal(triples(10, seed=5, step=7), expected[:, :10])
+    assert not torch.equal(triples(64, seed=6, step=7), expected)
+    assert not torch.equal(triples(64, seed=5, step=8), expected)
 
 
 def test_epoch_has_as_many_triples_as_the_graph_has_edges() -> None:

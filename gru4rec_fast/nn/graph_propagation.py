@@ -121,8 +121,8 @@ class NGCFLayer(nn.Module):
     Args:
         graph: an InteractionGraph, or its GraphIndices.
         in_features, out_features: widths of E and E'.
-        P, Q: propagation matrices, see `LaplacianPropagation`; by default those of the paper. If they differ only by
-            "+I", the product is computed once.
+        P, Q: propagation matrices, see `LaplacianPropagation`; the defaults are the matrices of the paper. If they
+            differ only by "+I", the product is computed once.
         activation: "sum" or "per_term".
         negative_slope: slope of the LeakyReLU, not negative.
         node_dropout: probability in [0, 1) of dropping an entry of P and Q, in training.
@@ -134,7 +134,7 @@ class NGCFLayer(nn.Module):
         impl: "auto", "native" or "reference".
 
     Parameters: weight_1, weight_2 [in_features, out_features]; bias_1, bias_2 [out_features]. The initial weights are
-    Xavier uniform. The initial biases are too, as in the published code, like those of matrices with one row.
+    Xavier uniform. As in the published code, a bias is initialized like a weight matrix with one row.
 
     Raises:
         ValueError: an argument is out of range; the message names it.

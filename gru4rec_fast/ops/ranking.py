@@ -70,7 +70,7 @@ def top_k(
         impl: "auto", "native" or "reference", as in `target_rank`.
 
     Returns:
-        (scores, items): [Q, k] in the dtype of `hidden`, and int64 [Q, k]. An item whose score is -inf is left out too.
+        (scores, items): [Q, k] in the dtype of `hidden`, and int64 [Q, k]. Items whose score is -inf are left out.
         A row in which fewer than k items are left is filled up with item -1 and score -inf.
 
     Raises:

@@ -1,7 +1,6 @@
 """Session-parallel mini-batches.
 
-A lane is one of the B sessions that are processed in parallel: a column of the mini-batch, which goes through one
-session after another.
+A lane is a column of the mini-batch. It processes one session after another, so B lanes process B sessions in parallel.
 
 Hidasi, Karatzoglou, Baltrunas and Tikk, "Session-based recommendations with recurrent neural networks", ICLR 2016
 (arXiv 1511.06939), section 3.1.1 and figure 2.
