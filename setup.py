@@ -1,8 +1,9 @@
-"""Compiles csrc/ against the torch of the target environment; all other settings are in pyproject.toml.
+"""Compile csrc/ against the torch of the target environment; all other settings are in pyproject.toml.
 
-GRU4REC_FAST_BUILD = auto (default: compiles kernels if there are torch and a compiler, else installs pure Python and
-prints the reason), none (compiles nothing), cpu or cuda (compiles these kernels, or fails with the reason). See
-docs/building.md.
+Values of the environment variable GRU4REC_FAST_BUILD (see docs/building.md):
+- auto, the default: compile kernels if there are torch and a compiler, else install pure Python and print the reason;
+- none: compile nothing;
+- cpu or cuda: compile these kernels, or fail with the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def say(line: str) -> None:
 
 
 def environment_with_torch() -> dict[str, str] | None:
-    """Return the environment variables with which this interpreter finds torch, None if it does not find it.
+    """Return the environment variables with which this interpreter finds torch, or None if it does not find torch.
 
     The isolated build of pip runs the interpreter of the target environment, and hides its packages by PYTHONPATH only.
     A process without PYTHONPATH finds them, so the kernels are compiled against the torch that will be used.
@@ -73,7 +74,7 @@ class BuildPython(build_py):
         super().run()
         distribution = self.distribution
         target = ROOT / "gru4rec_fast" if self.editable_mode else Path(self.build_lib) / "gru4rec_fast"
-        for path in [*target.glob("_C*.so"), target / compiling.RECORD]:  # of an earlier build
+        for path in [*target.glob("_C*.so"), target / compiling.RECORD]:  # files of an earlier build
             path.unlink(missing_ok=True)
         if distribution.why_not is None:
             return

@@ -1,8 +1,8 @@
 """Train session-based recommenders (GRU4Rec) and graph recommenders (NGCF, LightGCN) in PyTorch.
 
-There are three ways to use it: the estimators `GRU4Rec`, `NGCF` and `LightGCN` with fit, evaluate, recommend, save and
-load; the operators in `gru4rec_fast.ops` and modules in `gru4rec_fast.nn` in a training loop of your own; and the
-command `gru4rec-fast`. Native C++ and CUDA kernels run where they can be compiled, pure PyTorch elsewhere.
+There are three ways to use this package: the estimators `GRU4Rec`, `NGCF` and `LightGCN` with fit, evaluate, recommend,
+save and load; the operators in `gru4rec_fast.ops` and modules in `gru4rec_fast.nn` in your own training loop; and the
+command `gru4rec-fast`. Native C++ and CUDA kernels are used where they can be compiled, else pure PyTorch.
 
 Every name is imported when it is first used, so that `import gru4rec_fast` is fast.
 """

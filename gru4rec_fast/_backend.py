@@ -1,8 +1,8 @@
 """Choice of the implementation of an operator: the native library or the pure-PyTorch reference.
 
-The native library is loaded at the first call that can use it, not at import. If there is none, or if it has no kernels
-for a type of device, the first operator that falls back to the reference logs a warning with the reason, once;
-`build_info()` returns the reason too. A single operator without a kernel falls back without a warning.
+The native library is loaded at the first call that can use it, not at import. If there is no library, or if it has no
+kernels for a type of device, operators fall back to the reference. The first one logs a warning with the reason, which
+`build_info()` also returns. A single operator without a kernel falls back without a warning.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _registered: dict[str, Callable[[str, str], None]] = {}
 def load() -> bool:
     """Load the native library, compiling it if necessary; return whether it is loaded.
 
-    Later calls return the result of the first one. Raises RuntimeError if GRU4REC_FAST_BUILD is cpu or cuda and there
-    is no such library, and ValueError if it has an unknown value.
+    Only the first call does this; later calls return its result. Raises RuntimeError if GRU4REC_FAST_BUILD is cpu or
+    cuda and there is no such library, and ValueError if GRU4REC_FAST_BUILD has an unknown value.
     """
     if _native is None and _why_not is None:
         with _lock:
@@ -46,7 +46,7 @@ def load() -> bool:
 
 
 def _load_library() -> None:
-    """Set `_native` and `_library`, or `_why_not`; do nothing if another thread has done it."""
+    """Set `_native` and `_library`, or `_why_not` if there is no library; do nothing if another thread has done it."""
     global _native, _library, _why_not
     if _native is not None or _why_not is not None:
         return
@@ -61,13 +61,16 @@ def _load_library() -> None:
             raise RuntimeError(f"{_compile.MODE_VARIABLE}={mode}: {error}") from error
         _why_not = str(error)
         return
-    module.simd_level()  # raises an error for a bad GRU4REC_FAST_SIMD, which a kernel would do later
+    module.simd_level()  # only for its error if GRU4REC_FAST_SIMD is invalid, so that it is raised here and not later
     run_callbacks(NATIVE)
-    _native, _library = module, library  # last, because other threads use the library as soon as these are set
+    _native, _library = module, library  # last: other threads use the library as soon as `_native` is set
 
 
 def import_library(library: _build.Library, name: str) -> ModuleType:
-    """Load a library that fits this torch; this registers the schemas and kernels of its operators."""
+    """Load a library, which registers the schemas and kernels of its operators, and return its Python module.
+
+    The library must have been compiled for the running torch: loading another one may crash the process.
+    """
     spec = importlib.util.spec_from_file_location(name, library.path)
     if spec is None or spec.loader is None:
         raise _compile.BuildError(f"{library.path} is not a Python extension module")
@@ -89,10 +92,10 @@ def native_module() -> ModuleType:
 
 
 def register_implementation(name: str, prepare: Callable[[str, str], None]) -> None:
-    """Register a further implementation for tests, `impl=name`, whose operators are in torch.ops.gru4rec_fast_<name>.
+    """Register an additional implementation for tests, which `impl=name` selects; "auto" never selects it.
 
-    `prepare(op, device_type)` is called before the first call of an operator on a device type. It loads the library
-    and raises RuntimeError with the reason if the operator cannot run there. "auto" never chooses `name`.
+    Its operators are in torch.ops.gru4rec_fast_<name>. `prepare(op, device_type)` is called before the first call of an
+    operator on a device type. It loads the library, and raises RuntimeError with the reason if the operator cannot run.
     """
     _registered[name] = prepare
 
@@ -171,13 +174,21 @@ def kernels() -> dict[str, list[str]]:
 
 
 def build_info() -> dict[str, Any]:
-    """Return facts about the native library as JSON values; loads the library, as `load` does.
+    """Return a description of the native library, as a dict of JSON values. Loads the library, as `load` does.
 
-    Keys: version; native_cpu, native_cuda (bool); how (the library was compiled "ahead of time", "at first use", or
-    "none"); why_not (None, or why there are no native kernels); why_not_cuda (the same for CUDA kernels); library
-    (path); torch, built_for_torch; cuda (torch's CUDA version or None); simd (instruction set in use); simd_detected;
-    compiler; parallel ("openmp" or "serial"); threads (number of threads that a parallel kernel used); kernels
-    ({operator: [device types]}).
+    Keys:
+        version: version of this package.
+        native_cpu, native_cuda: whether there are native CPU and CUDA kernels.
+        how: "ahead of time" or "at first use", the time at which the library was compiled; "none" without a library.
+        why_not, why_not_cuda: the reason why there are no native kernels or no CUDA kernels, or None.
+        library: path of the library.
+        torch, built_for_torch: version of the running torch, and of the torch for which the library was compiled.
+        cuda: CUDA version of torch, or None.
+        simd, simd_detected: instruction set in use, and the widest one that the processor has.
+        compiler: compiler of the library.
+        parallel: "openmp" or "serial".
+        threads: number of threads that a parallel kernel used.
+        kernels: {operator: device types on which it has a native kernel}.
     """
     load()
     info: dict[str, Any] = {
@@ -202,7 +213,7 @@ def build_info() -> dict[str, Any]:
         info |= {
             "native_cpu": True,
             "native_cuda": bool(_native.cuda),
-            "how": _library.how,
+            "how": _library.built,
             "why_not_cuda": _library.record.get("cuda_why_not"),
             "library": str(_library.path),
             "built_for_torch": _library.record["identity"]["torch"],

@@ -1,8 +1,8 @@
-"""Finding the native library: installed ahead of time, or compiled at first use into a cache that is locked.
+"""Search for the native library, and compilation at first use into a cache.
 
-This module does not load the library. The record of a library (`_build_record.json`, in the same folder) names the
-torch, the Python and the sources for which it was compiled. A library whose record differs from what is in use is
-ignored.
+The library may have been compiled ahead of time, when the package was installed. This module does not load it. The
+record of a library (`_build_record.json`, in the same folder) contains the versions of torch and Python and a hash of
+the sources for which it was compiled. A library is ignored if its record differs from the current versions or sources.
 """
 
 from __future__ import annotations
@@ -29,15 +29,20 @@ CACHE_VARIABLE = "GRU4REC_FAST_CACHE"
 
 @dataclass(frozen=True)
 class Library:
-    """A native library that fits the running torch: its file, how it was compiled, and its record."""
+    """A native library that fits the running torch.
+
+    path: its file.
+    built: "ahead of time" or "at first use".
+    record: see `_compile.build`.
+    """
 
     path: Path
-    how: str
+    built: str
     record: Record = field(default_factory=dict)
 
 
 def find_or_compile() -> Library:
-    """Return the library to load, compiling it if none fits. Raises BuildError with the reason if there is none."""
+    """Return the library to load; compile it if no existing one can be used. Raises BuildError with the reason."""
     requested = _compile.build_mode()
     mode = requested or str(_compile.read_record(PACKAGE).get("mode", "auto"))
     if mode == "none":
@@ -45,20 +50,20 @@ def find_or_compile() -> Library:
         raise BuildError(f"{_compile.MODE_VARIABLE}=none {origin}")
     csrc = source_folder()
     required = _compile.identity(csrc, str(torch.__version__), torch.version.cuda)
-    stale = None
+    mismatch = None
     for path in sorted(PACKAGE.glob("_C*.so")):
         record = _compile.read_record(PACKAGE)
         if record.get("identity") == required and (mode == "auto" or record.get("cuda") == (mode == "cuda")):
             return Library(path, "ahead of time", record)
-        stale = difference(record, required)
+        mismatch = difference(record, required)
 
     def compile_native(folder: Path) -> Record:
         return _compile.build(csrc, folder, mode)
 
     try:
-        return compile_once(required, mode, _compile.LIBRARY, compile_native, "the native kernels", why=stale)
+        return compile_once(required, mode, _compile.LIBRARY, compile_native, "the native kernels", why=mismatch)
     except BuildError as error:
-        raise BuildError(f"{stale}, and {error}" if stale else str(error)) from error
+        raise BuildError(f"{mismatch}, and {error}" if mismatch else str(error)) from error
 
 
 def source_folder() -> Path:
@@ -99,13 +104,14 @@ def cache_folder() -> Path:
 def compile_once(
     required: dict[str, str], mode: str, file: str, build: Callable[[Path], Record], name: str, why: str | None = None
 ) -> Library:
-    """Return the cached library of this identity, compiling it if the cache has none; other processes wait meanwhile.
+    """Return the library of identity `required` from the cache; compile it first if the cache does not have it.
 
-    `build(folder)` compiles a library into a folder (`file`, its record and its log) or raises BuildError. `name` and
-    the reason `why` are for the progress message.
+    `build(folder)` compiles a library into a folder (`file`, its record and its log) or raises BuildError. `name` (of
+    the kernels) and `why` (the reason why an installed library is not used) are for the message to the user.
 
-    The library is compiled in a temporary folder, which is renamed when it is complete, so a killed process leaves no
-    incomplete library. The lock is released by the operating system when its process ends. Raises BuildError.
+    A process that compiles holds a lock, and other processes wait for it. The operating system releases the lock when
+    the process ends. The library is compiled in a temporary folder, which is renamed when it is complete, so a killed
+    process leaves no incomplete library. Raises BuildError.
     """
     key = hashlib.sha256(json.dumps([required, mode], sort_keys=True).encode()).hexdigest()[:16]
     finished = cache_folder() / key
@@ -128,7 +134,7 @@ def compile_once(
 
 def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], message: str) -> None:
     """Compile into the folder `finished`; the caller holds the lock. Raises BuildError."""
-    log = finished.with_suffix(".log")  # of an earlier lasting failure
+    log = finished.with_suffix(".log")  # exists if an earlier compilation failed and would fail again
     if log.exists():
         reason = log.read_text().splitlines()[0]
         raise BuildError(f"{reason} (as recorded in {log}; delete it to try again)")
@@ -156,7 +162,7 @@ def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], me
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock on the file `path`; it is released at the end of the block or of the process."""
+    """Hold a lock on the file `path` until the end of the block or of the process; wait until it is free."""
     from filelock import FileLock, Timeout  # not at module level, where it would slow down the import of the package
 
     lock = FileLock(path)

@@ -67,7 +67,7 @@ def build_mode(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def sanitizers(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the sanitizers that GRU4REC_FAST_SANITIZE names: none, "thread", or "address", "undefined" or both.
+    """Return the list of sanitizers in GRU4REC_FAST_SANITIZE: "thread", or any of "address" and "undefined".
 
     Raises ValueError for other values. docs/building.md describes how to run a sanitized library.
     """
@@ -98,12 +98,15 @@ def is_for_cuda(path: Path) -> bool:
 
 def sources(csrc: Path, cuda: bool) -> list[Path]:
     """Return the files to compile, in a fixed order."""
-    found = [path for pattern in ("*.cpp", "*/*.cpp", "*/*.cu") for path in sorted(csrc.glob(pattern))]
-    return [path for path in found if cuda or not is_for_cuda(path)]
+    files = [path for pattern in ("*.cpp", "*/*.cpp", "*/*.cu") for path in sorted(csrc.glob(pattern))]
+    return [path for path in files if cuda or not is_for_cuda(path)]
 
 
 def identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str, str]:
-    """Return all that a library depends on; a library whose recorded identity differs must not be loaded."""
+    """Return the versions and the hash of the sources and flags that a library depends on.
+
+    A library must not be loaded if the identity in its record differs from this.
+    """
     files = [path for path in csrc.rglob("*") if torch_cuda or not is_for_cuda(path)]
     return identity_of(csrc, files, (compile_flags(), NVCC_FLAGS, None), torch_version, torch_cuda)
 
@@ -176,10 +179,13 @@ def cuda_obstacle(csrc: Path, torch_version: str, torch_cuda: str | None) -> str
 
 
 def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str] | None = None) -> Record:
-    """Compile into the folder `output` (`LIBRARY`, `RECORD` and `LOG`) and return the record.
+    """Compile the library into the folder `output`, write its record and the log there, and return the record.
 
-    `mode` is auto, cpu or cuda. If CUDA kernels cannot be compiled, auto compiles without them, and the record has the
-    reason. `environment` replaces os.environ for the compiling process. Raises BuildError.
+    `mode` is auto, cpu or cuda. If CUDA kernels cannot be compiled, auto compiles only CPU kernels. `environment`
+    replaces os.environ for the compiling process. Raises BuildError.
+
+    Keys of the record: identity (see `identity`), mode, cuda (whether there are CUDA kernels) and cuda_why_not (the
+    reason if there are none). After a failed compilation also why_not (the reason) and lasting (see `BuildError`).
     """
     output.mkdir(parents=True, exist_ok=True)
     environment = os.environ if environment is None else environment
@@ -211,7 +217,7 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
 
 
 def read_record(folder: Path) -> Record:
-    """Return the record of the library in a folder, {} if there is none or it cannot be read."""
+    """Return the record of the library in a folder, or {} if there is none or it cannot be read."""
     try:
         return dict(json.loads((folder / RECORD).read_text()))
     except (OSError, ValueError):
@@ -219,6 +225,7 @@ def read_record(folder: Path) -> Record:
 
 
 def write_record(folder: Path, record: Record) -> None:
+    """Write the record of the library in a folder."""
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -263,7 +270,7 @@ def main() -> int:
     arguments = parser.parse_args()
     csrc, output, mode = arguments.csrc, arguments.output, arguments.mode
 
-    if sanitizers():  # their runtime is preloaded for loading the library; the compiler runs without it
+    if sanitizers():  # this process needs the preloaded runtime to load the library, but the compiler must not load it
         os.environ.pop("LD_PRELOAD", None)
     import torch
 

@@ -1,4 +1,4 @@
-"""Choice of the implementation, and the messages about it."""
+"""Choice of an implementation (reference, native, emulated), warnings about fallbacks, and build_info."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_unknown_impl_is_an_error() -> None:
         _backend.resolve("fast", "target_rank", "cpu")
 
 
-def test_a_registered_implementation_runs_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(op: str, device_type: str) -> None:
         if device_type != "cpu":
             raise RuntimeError(f"{op} does not run on {device_type}")
@@ -61,17 +61,17 @@ def test_a_registered_implementation_runs_what_it_can(monkeypatch: pytest.Monkey
         _backend.resolve("emulated", "gru", "cuda")
 
 
-def test_reference_never_looks_for_the_library(no_library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "load", lambda: pytest.fail("looked for the native library"))
+def test_reference_does_not_load_the_library(no_library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "load", lambda: pytest.fail("the native library was loaded"))
     assert _backend.resolve("reference", "target_rank", "cpu") == "reference"
 
 
-def test_native_where_missing_says_why(no_library: str) -> None:
+def test_native_without_library_is_an_error_with_the_reason(no_library: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(f"impl='native': {no_library}")):
         _backend.resolve("native", "target_rank", "cpu")
 
 
-def test_a_fallback_is_announced_once_with_its_reason(no_library: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fallback_is_logged_once_with_the_reason(no_library: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="gru4rec_fast"):
         assert _backend.resolve("auto", "target_rank", "cpu") == "reference"
         assert _backend.resolve("auto", "top_k", "cpu") == "reference"
@@ -79,7 +79,7 @@ def test_a_fallback_is_announced_once_with_its_reason(no_library: str, caplog: p
     assert no_library in message and "\n" not in message
 
 
-def test_who_asks_for_no_build_is_not_told(
+def test_fallback_is_not_logged_if_build_mode_is_none(
     no_library: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(_compile.MODE_VARIABLE, "none")
@@ -94,17 +94,17 @@ def test_build_info_without_the_library(no_library: str) -> None:
     assert not info["native_cpu"] and not info["native_cuda"] and info["kernels"] == {}
 
 
-def test_a_user_without_a_home_folder_runs_the_reference(
+def test_user_without_a_home_folder_runs_the_reference(
     no_library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container, the user id may have no home folder."""
 
-    def nobody(uid: int) -> None:
+    def getpwuid(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     for name in ("HOME", "XDG_CACHE_HOME", _build.CACHE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("pwd.getpwuid", getpwuid)
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "schema.cpp").touch()
     monkeypatch.setattr(_build, "PACKAGE", tmp_path)
@@ -115,7 +115,7 @@ def test_a_user_without_a_home_folder_runs_the_reference(
     assert _build.cache_folder() == tmp_path / "cache"
 
 
-def test_tools_beside_the_interpreter_are_found_though_its_environment_is_not_activated(
+def test_tools_next_to_the_interpreter_are_found_without_activating_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, tool in (("bin", "c++"), ("scripts", "ninja")):
@@ -129,37 +129,37 @@ def test_tools_beside_the_interpreter_are_found_though_its_environment_is_not_ac
 
 
 @pytest.mark.parametrize(
-    ("value", "asked"),
+    ("value", "expected"),
     [("", []), ("thread", ["thread"]), ("undefined, address", ["address", "undefined"]), ("undefined", ["undefined"])],
 )
-def test_sanitizers_by_name(value: str, asked: list[str]) -> None:
-    assert _compile.sanitizers({_compile.SANITIZE_VARIABLE: value}) == asked
+def test_sanitizers_by_name(value: str, expected: list[str]) -> None:
+    assert _compile.sanitizers({_compile.SANITIZE_VARIABLE: value}) == expected
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [("memory", "memory is none of address"), ("address,thread", "thread cannot be combined with others")],
 )
-def test_sanitizers_that_there_are_not(value: str, message: str) -> None:
+def test_unknown_sanitizers_are_an_error(value: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"{_compile.SANITIZE_VARIABLE}.*{message}"):
         _compile.sanitizers({_compile.SANITIZE_VARIABLE: value})
 
 
-def test_a_sanitized_library_is_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_sanitizers_change_the_identity_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = []
     for value in ("", "undefined", "address,undefined", "thread"):
         monkeypatch.setenv(_compile.SANITIZE_VARIABLE, value)
-        seen.append(_compile.identity(_build.source_folder(), "2.13.0", None)["sources"])
-    assert len({*seen}) == len(seen)
+        hashes.append(_compile.identity(_build.source_folder(), "2.13.0", None)["sources"])
+    assert len({*hashes}) == len(hashes)
 
 
 def test_build_info_keys_do_not_depend_on_the_build(no_library: str, request: pytest.FixtureRequest) -> None:
-    without = set(gru4rec_fast.build_info())
+    keys_without_library = set(gru4rec_fast.build_info())
     documented = (gru4rec_fast._backend.build_info.__doc__ or "").split("Keys:")[1]
-    assert all(key in documented for key in without)
-    request.getfixturevalue("monkeypatch").undo()
+    assert all(key in documented for key in keys_without_library)
+    request.getfixturevalue("monkeypatch").undo()  # ends the simulation of the fixture no_library
     info = gru4rec_fast.build_info()
-    assert set(info) == without
+    assert set(info) == keys_without_library
     assert json.loads(json.dumps(info)) == info
 
 
@@ -172,7 +172,7 @@ def test_tests_of_native_kernels_are_skipped_unless_these_are_required(
         request.getfixturevalue("native_library")
 
 
-def test_the_library_is_the_one_for_this_torch(native_library: None) -> None:
+def test_library_was_built_for_this_torch(native_library: None) -> None:
     info = gru4rec_fast.build_info()
     assert info["native_cpu"] and info["why_not"] is None
     assert info["built_for_torch"] == info["torch"] == torch.__version__
@@ -181,7 +181,7 @@ def test_the_library_is_the_one_for_this_torch(native_library: None) -> None:
 
 
 @pytest.fixture
-def library_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def library_with_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a process whose library has two operators, one of which has a CPU kernel."""
     record = {"cuda_why_not": "this version has no CUDA kernels"}
     for name, value in {
@@ -192,11 +192,11 @@ def library_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "kernels": lambda: {"target_rank": ["cpu"], "gru": []},
     }.items():
         monkeypatch.setattr(_backend, name, value)
-    monkeypatch.delenv("GRU4REC_FAST_BUILD", raising=False)  # who asks for none is told nothing
+    monkeypatch.delenv("GRU4REC_FAST_BUILD", raising=False)  # with "none", fallbacks are not logged
 
 
-def test_an_operator_without_a_kernel_beside_others_falls_back_in_silence(
-    library_for_the_cpu: None, caplog: pytest.LogCaptureFixture
+def test_fallback_of_a_single_operator_is_not_logged(
+    library_with_one_kernel: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert _backend.resolve("auto", "target_rank", "cpu") == "native"
     assert _backend.resolve("auto", "gru", "cpu") == "reference"
@@ -207,8 +207,8 @@ def test_an_operator_without_a_kernel_beside_others_falls_back_in_silence(
     assert not caplog.records
 
 
-def test_a_device_without_kernels_is_announced_once_with_its_reason(
-    library_for_the_cpu: None, caplog: pytest.LogCaptureFixture
+def test_device_without_kernels_is_logged_once_with_the_reason(
+    library_with_one_kernel: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     for device_type in ("cuda", "mps"):
         for op in ("target_rank", "gru"):
@@ -224,16 +224,16 @@ def test_a_device_without_kernels_is_announced_once_with_its_reason(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_kernels_run_on_as_many_threads_as_torch(native_library: None, threads: int) -> None:
     """A library compiled without OpenMP would return 1 for any number of threads of torch."""
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         assert gru4rec_fast.build_info()["threads"] == threads
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 LEVELS = ("baseline", "avx2", "avx512")
-RANKS = """
+PRINT_RANKS = """
 import json, torch, gru4rec_fast
 from gru4rec_fast import ops
 integers = lambda *shape: torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(len(shape))).float()
@@ -243,25 +243,25 @@ print(json.dumps([gru4rec_fast.build_info()["simd"], greater.tolist(), equal.tol
 
 
 def test_every_instruction_set_gives_the_same_ranks(native_library: None) -> None:
-    """With integer factors all sums are exact in any order, so the counts must be equal."""
+    """The scores are sums of integers, which are exact in any order, so the counts must be equal."""
     widest = gru4rec_fast.build_info()["simd_detected"]
-    seen = {}
+    ranks = {}
     for level in LEVELS[: LEVELS.index(widest) + 1]:
-        done = run_python(RANKS, GRU4REC_FAST_SIMD=level)
+        done = run_python(PRINT_RANKS, GRU4REC_FAST_SIMD=level)
         assert done.returncode == 0, done.stderr
-        used, *seen[level] = json.loads(done.stdout)
-        assert used == level
-    assert all(ranks == seen["baseline"] for ranks in seen.values())
+        used_level, *ranks[level] = json.loads(done.stdout)
+        assert used_level == level
+    assert all(ranks_of_level == ranks["baseline"] for ranks_of_level in ranks.values())
 
 
-def test_an_unknown_instruction_set_is_an_error(native_library: None) -> None:
-    done = run_python(RANKS, GRU4REC_FAST_SIMD="sse9")
+def test_unknown_instruction_set_is_an_error(native_library: None) -> None:
+    done = run_python(PRINT_RANKS, GRU4REC_FAST_SIMD="sse9")
     assert done.returncode != 0
     assert "GRU4REC_FAST_SIMD=sse9: choose one of baseline, avx2, avx512" in done.stderr
 
 
-def test_resolving_works_under_torch_compile_from_cold(native_library: None) -> None:
-    """Loading the library while torch.compile is tracing does not break the graph."""
+def test_torch_compile_may_load_the_library_while_tracing(native_library: None) -> None:
+    """The first call of `resolve` loads the library; it does not break the graph."""
     code = """
 import torch
 from gru4rec_fast import _backend
@@ -279,18 +279,17 @@ def test_unknown_build_mode_is_an_error() -> None:
     assert "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda" in done.stderr
 
 
-def test_cuda_where_there_is_none_is_an_error() -> None:
+def test_build_mode_cuda_with_torch_for_the_cpu_is_an_error() -> None:
     if torch.version.cuda is not None:
         pytest.skip("this torch has CUDA")
     done = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="cuda")
     assert done.returncode != 0
-    error = done.stderr.splitlines()[-1]  # in front of the reason it may say that the installed kernels are the CPU's
+    error = done.stderr.splitlines()[-1]  # may also say, before the reason, that the installed library does not fit
     assert "GRU4REC_FAST_BUILD=cuda: " in error
     assert f"CUDA kernels were requested, but torch {torch.__version__} is a build without CUDA" in error
 
 
-def test_operators_say_why_native_is_missing() -> None:
-    """A public operator raises an error with the reason."""
+def test_error_of_an_operator_has_the_reason_why_native_is_missing() -> None:
     code = """
 import torch
 from gru4rec_fast import ops
@@ -301,15 +300,15 @@ ops.target_rank(torch.ones(1, 2), torch.ones(3, 2), None, torch.zeros(1, dtype=t
     assert "impl='native': GRU4REC_FAST_BUILD=none in the environment" in done.stderr
 
 
-@pytest.mark.parametrize(("torch_cuda", "lines"), [("13.0", 2), (None, 1)])
-def test_a_compile_at_first_use_says_why_it_left_cuda_out(
+@pytest.mark.parametrize(("torch_cuda", "n_lines"), [("13.0", 2), (None, 1)])
+def test_compilation_at_first_use_prints_why_there_are_no_cuda_kernels(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     torch_cuda: str | None,
-    lines: int,
+    n_lines: int,
 ) -> None:
-    """No message about CUDA kernels is printed if torch is built without CUDA."""
+    """It prints nothing about CUDA kernels if torch is built without CUDA."""
     record = {"mode": "auto", "cuda": False, "cuda_why_not": "nvcc is not there"}
 
     def build(folder: Path) -> _compile.Record:
@@ -322,17 +321,17 @@ def test_a_compile_at_first_use_says_why_it_left_cuda_out(
     monkeypatch.setattr(_compile, "missing_tool", lambda: None)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     assert _build.compile_once({}, "auto", "lib.so", build, "kernels").path.exists()
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == lines
-    assert torch_cuda is None or said[1] == "gru4rec_fast: no CUDA kernels: nvcc is not there"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == n_lines
+    assert torch_cuda is None or lines[1] == "gru4rec_fast: no CUDA kernels: nvcc is not there"
 
 
-def test_cuda_kernels_that_do_not_compile_leave_those_for_the_cpu(
+def test_cpu_kernels_are_compiled_if_cuda_kernels_do_not_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """GRU4REC_FAST_BUILD=auto, with a function in place of the compiling process."""
+    """With build mode "auto". A function replaces the process that compiles."""
 
-    def compile_in_a_child(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run_compilation(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         mode = command[command.index("--mode") + 1]
         failure = {"mode": mode, "cuda": True, "why_not": "compiling failed: error: in a kernel", "lasting": True}
         success = {"mode": mode, "cuda": False, "cuda_why_not": "left out on request"}
@@ -340,7 +339,7 @@ def test_cuda_kernels_that_do_not_compile_leave_those_for_the_cpu(
         return subprocess.CompletedProcess(command, 0 if mode == "cpu" else 1)
 
     monkeypatch.setattr(_compile, "missing_tool", lambda _: None)
-    monkeypatch.setattr(_compile.subprocess, "run", compile_in_a_child)
+    monkeypatch.setattr(_compile.subprocess, "run", run_compilation)
     record = _compile.build(tmp_path, tmp_path, "auto")
     assert record == {"mode": "auto", "cuda": False, "cuda_why_not": "compiling failed: error: in a kernel"}
     assert _compile.read_record(tmp_path) == record

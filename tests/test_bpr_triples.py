@@ -1,4 +1,7 @@
-"""BPR triples: the documented function of Philox on every path, uniform, no negative is an item of the user."""
+"""bpr_triples: the documented function of Philox in all implementations, uniform draws, and valid negatives.
+
+A triple is a user, an item of the user (positive), and an item that is not of the user (negative).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations, native_and_emulated, operators_of
+from native import compiler, examples, implementations, native_and_emulated, operators_of, threads
 from oracle.philox import philox4x32, seed_key
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -24,111 +27,121 @@ native = pytest.mark.skipif(
 )
 impls = implementations("bpr_triples")
 kernels = native_and_emulated("bpr_triples")
-units = pytest.mark.parametrize("by", ["users", "interactions"])
-STREAM = 1 << 18
+sample_bys = pytest.mark.parametrize("sample_by", ["users", "interactions"])
+STREAM = 1 << 18  # the constant word of the Philox counters of triples
 
 
 def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> InteractionGraph:
-    draws = np.random.default_rng(seed)
-    users = (draws.random(n_draws) ** 2 * n_users).astype(np.int64)
-    items = (draws.random(n_draws) ** 2 * n_items).astype(np.int64)
+    """Return a graph in which users and items of low indices have most of the edges; some may have none."""
+    generator = np.random.default_rng(seed)
+    users = (generator.random(n_draws) ** 2 * n_users).astype(np.int64)
+    items = (generator.random(n_draws) ** 2 * n_items).astype(np.int64)
     return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
 
 
-def specified_triples(graph: InteractionGraph, by: str, n: int, seed: int, step: int) -> list[tuple[int, int, int]]:
-    """Compute the documented triples with lists of plain integers."""
+def scaled(limit: int, high: int, low: int) -> int:
+    """Return a random number in [0, limit) from two random 32-bit words."""
+    return limit * (high * 2**32 + low) >> 64
+
+
+def specified_triples(
+    graph: InteractionGraph, sample_by: str, n: int, seed: int, step: int
+) -> list[tuple[int, int, int]]:
+    """Return the triples that the documentation of `bpr_triples` specifies, computed with Python integers."""
     items = [graph.items_of(user).tolist() for user in range(graph.n_users)]
     candidates = [user for user in range(graph.n_users) if 0 < len(items[user]) < graph.n_items]
     pairs = [(user, item) for user in candidates for item in items[user]]
     triples = []
     for k in range(n):
-        first, second = (philox4x32((STREAM, step, k, part), seed_key(seed)).tolist() for part in (0, 1))
+        first, second = (philox4x32((STREAM, step, k, word), seed_key(seed)).tolist() for word in (0, 1))
 
-        def below(limit: int, high: int, low: int) -> int:
-            return limit * (high * 2**32 + low) >> 64
-
-        if by == "users":
-            user = candidates[below(len(candidates), first[0], first[1])]
-            positive = items[user][below(len(items[user]), first[2], first[3])]
+        if sample_by == "users":
+            user = candidates[scaled(len(candidates), first[0], first[1])]
+            positive = items[user][scaled(len(items[user]), first[2], first[3])]
         else:
-            user, positive = pairs[below(len(pairs), first[0], first[1])]
+            user, positive = pairs[scaled(len(pairs), first[0], first[1])]
         others = [item for item in range(graph.n_items) if item not in items[user]]
-        triples.append((user, positive, others[below(len(others), second[0], second[1])]))
+        triples.append((user, positive, others[scaled(len(others), second[0], second[1])]))
     return triples
 
 
 @impls
-@units
+@sample_bys
 @settings(max_examples=examples(40), deadline=None)
 @given(
     graph=st.tuples(st.integers(1, 8), st.integers(2, 9), st.integers(1, 40), st.integers(0, 10**6)),
     seed=st.integers(0, 2**63 - 1),
     step=st.integers(0, 2**32 - 1),
 )
-def test_triples_are_the_stated_function(
-    impl: str, by: str, graph: tuple[int, int, int, int], seed: int, step: int
+def test_triples_are_the_documented_function_of_philox(
+    impl: str, sample_by: str, graph: tuple[int, int, int, int], seed: int, step: int
 ) -> None:
     drawn_graph = random_graph(*graph)
     degrees = np.diff(drawn_graph.offsets[: drawn_graph.n_users + 1])
     if not ((degrees > 0) & (degrees < drawn_graph.n_items)).any():
         with pytest.raises(ValueError, match="every user of the graph has all items, or none"):
-            TripleSampler(drawn_graph, 4, sample_by=by, impl=impl)
+            TripleSampler(drawn_graph, 4, sample_by=sample_by, impl=impl)
         return
-    sampler = TripleSampler(drawn_graph, 9, sample_by=by, seed=seed, impl=impl)
+    sampler = TripleSampler(drawn_graph, 9, sample_by=sample_by, seed=seed, impl=impl)
     triples = torch.stack(sampler.draw(step)).T.tolist()
-    assert [tuple(triple) for triple in triples] == specified_triples(drawn_graph, by, 9, seed, step)
+    assert [tuple(triple) for triple in triples] == specified_triples(drawn_graph, sample_by, 9, seed, step)
 
 
 @kernels
-@units
+@sample_bys
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_kernels_equal_reference(impl: str, by: str, dtype: torch.dtype) -> None:
+def test_kernels_equal_reference(impl: str, sample_by: str, dtype: torch.dtype) -> None:
     graph = random_graph(300, 500, 8000, 1)
     graph.neighbors = graph.neighbors.astype({torch.int32: np.int32, torch.int64: np.int64}[dtype])
-    ours, theirs = (
-        torch.stack(TripleSampler(graph, 5000, sample_by=by, seed=2**50 + 1, impl=each).draw(3))
-        for each in (impl, "reference")
-    )
-    assert torch.equal(ours, theirs)
+
+    def triples(impl: str) -> Tensor:
+        return torch.stack(TripleSampler(graph, 5000, sample_by=sample_by, seed=2**50 + 1, impl=impl).draw(3))
+
+    assert torch.equal(triples(impl), triples("reference"))
 
 
 @impls
-@units
-def test_draws_are_uniform_and_unseen(impl: str, by: str) -> None:
-    """Chi-square tests at the 0.1 % level: of users, of the items of a user, and of the other items."""
+@sample_bys
+def test_draws_are_uniform(impl: str, sample_by: str) -> None:
+    """Users, the positives of a user and the negatives of a user pass chi-square tests at the 0.1 % level."""
     graph = random_graph(6, 8, 20, 3)
-    users, positives, negatives = TripleSampler(graph, 40_000, sample_by=by, seed=1, impl=impl).draw(0)
+    users, positives, negatives = TripleSampler(graph, 40_000, sample_by=sample_by, seed=1, impl=impl).draw(0)
     degrees = np.diff(graph.offsets[: graph.n_users + 1])
-    drawn = np.flatnonzero((degrees > 0) & (degrees < graph.n_items))
-    weight = np.ones(len(drawn)) if by == "users" else degrees[drawn]
-    assert_follows(users, drawn, weight / weight.sum())
-    for user in drawn.tolist():
+    candidates = np.flatnonzero((degrees > 0) & (degrees < graph.n_items))
+    weight = np.ones(len(candidates)) if sample_by == "users" else degrees[candidates]
+    assert_distributed(users, candidates, weight / weight.sum())
+    for user in candidates.tolist():
         items = graph.items_of(user)
-        mask = users == user
-        assert_follows(positives[mask], items, np.full(len(items), 1 / len(items)))
+        of_user = users == user
+        assert_distributed(positives[of_user], items, np.full(len(items), 1 / len(items)))
         others = np.setdiff1d(np.arange(graph.n_items), items)
-        assert_follows(negatives[mask], others, np.full(len(others), 1 / len(others)))
+        assert_distributed(negatives[of_user], others, np.full(len(others), 1 / len(others)))
 
 
-def assert_follows(values: Tensor, support: np.ndarray, share: np.ndarray) -> None:
-    critical = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32}
-    counts = torch.bincount(values, minlength=int(support.max()) + 1).numpy()
-    assert counts.sum() == counts[support].sum()
-    if len(support) > 1:
-        expected = share * len(values)
-        assert ((counts[support] - expected) ** 2 / expected).sum() < critical[len(support) - 1]
+def assert_distributed(draws: Tensor, values: np.ndarray, probabilities: np.ndarray) -> None:
+    """Assert that only `values` were drawn, and that their frequencies pass a chi-square test at the 0.1 % level."""
+    critical = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32}  # by degrees of freedom
+    counts = torch.bincount(draws, minlength=int(values.max()) + 1).numpy()
+    assert counts.sum() == counts[values].sum()
+    if len(values) > 1:
+        expected = probabilities * len(draws)
+        assert ((counts[values] - expected) ** 2 / expected).sum() < critical[len(values) - 1]
 
 
 @impls
 def test_a_triple_does_not_depend_on_the_batch_size(impl: str) -> None:
     graph = random_graph(20, 30, 100, 0)
-    whole = torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(7))
-    assert torch.equal(whole[:, :10], torch.stack(TripleSampler(graph, 10, seed=5, impl=impl).draw(7)))
-    assert not torch.equal(whole, torch.stack(TripleSampler(graph, 64, seed=6, impl=impl).draw(7)))
-    assert not torch.equal(whole, torch.stack(TripleSampler(graph, 64, seed=5, impl=impl).draw(8)))
+
+    def triples(batch_size: int, seed: int, step: int) -> Tensor:
+        return torch.stack(TripleSampler(graph, batch_size, seed=seed, impl=impl).draw(step))
+
+    expected = triples(64, seed=5, step=7)
+    assert torch.equal(triples(10, seed=5, step=7), expected[:, :10])
+    assert not torch.equal(triples(64, seed=6, step=7), expected)
+    assert not torch.equal(triples(64, seed=5, step=8), expected)
 
 
-def test_an_epoch_draws_as_often_as_there_are_edges() -> None:
+def test_epoch_has_as_many_triples_as_the_graph_has_edges() -> None:
     graph = random_graph(20, 30, 100, 0)
     sampler = TripleSampler(graph, 16)
     assert sampler.n_batches == -(-graph.n_edges // 16)
@@ -137,20 +150,16 @@ def test_an_epoch_draws_as_often_as_there_are_edges() -> None:
 
 
 @native
-@units
-def test_threads_do_not_change_the_triples(by: str) -> None:
-    sampler = TripleSampler(random_graph(300, 500, 8000, 1), 3000, sample_by=by, impl="native")
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = torch.stack(sampler.draw(0))
-        torch.set_num_threads(2)
-        assert torch.equal(one, torch.stack(sampler.draw(0)))
-    finally:
-        torch.set_num_threads(threads)
+@sample_bys
+def test_threads_do_not_change_the_triples(sample_by: str) -> None:
+    sampler = TripleSampler(random_graph(300, 500, 8000, 1), 3000, sample_by=sample_by, impl="native")
+    with threads(1):
+        expected = torch.stack(sampler.draw(0))
+    with threads(2):
+        assert torch.equal(torch.stack(sampler.draw(0)), expected)
 
 
-# users 0, 1, 2 and items 3, 4; user 0 has item 3, user 1 both items, user 2 none
+# Nodes 0, 1, 2 are users, nodes 3, 4 are items. User 0 has one item, user 1 both, user 2 none.
 ARGUMENTS: dict[str, Any] = {
     "offsets": torch.tensor([0, 1, 3, 3, 5, 6]),
     "neighbors": torch.tensor([3, 3, 4, 0, 1, 1], dtype=torch.int32),
@@ -185,23 +194,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @impls
 @pytest.mark.parametrize(("changed", "message"), BAD)
-def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bpr_triples(**{**ARGUMENTS, **changed}, impl=impl)
 
 
 @kernels
 @pytest.mark.parametrize(("changed", "message"), BAD)
-def test_the_operator_itself_checks(impl: str, changed: dict[str, Any], message: str) -> None:
-    a = {**ARGUMENTS, **changed}
+def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
+    arguments = {**ARGUMENTS, **changed}
+    names = ("offsets", "neighbors", "users", "starts", "n_users", "n_items", "n", "seed", "step")
     with pytest.raises(ValueError, match=message):
-        operators_of(impl, "bpr_triples").bpr_triples(
-            a["offsets"], a["neighbors"], a["users"], a["starts"], a["n_users"], a["n_items"], a["n"], a["seed"],
-            a["step"],
-        )  # fmt: skip
+        operators_of(impl, "bpr_triples").bpr_triples(*(arguments[name] for name in names))
 
 
-def test_bad_samplers() -> None:
+def test_errors_of_triple_sampler() -> None:
     graph = random_graph(3, 4, 6, 0)
     with pytest.raises(ValueError, match="batch_size=0"):
         TripleSampler(graph, 0)
@@ -211,16 +218,16 @@ def test_bad_samplers() -> None:
 
 @kernels
 def test_opcheck(impl: str) -> None:
-    a = ARGUMENTS
+    graph = [ARGUMENTS[name] for name in ("offsets", "neighbors", "users")]
     for starts in (None, torch.tensor([0, 1])):
         torch.library.opcheck(
             operators_of(impl, "bpr_triples").bpr_triples,
-            (a["offsets"], a["neighbors"], a["users"], starts, 3, 2, 5, 1, 2),
+            (*graph, starts, 3, 2, 5, 1, 2),  # the last numbers: n_users, n_items, n, seed, step
         )
 
 
 @native
-def test_compiled_draws_serve_every_step() -> None:
+def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     sampler = TripleSampler(random_graph(20, 30, 100, 0), 16)
 
@@ -234,7 +241,7 @@ def test_compiled_draws_serve_every_step() -> None:
 
 
 @impls
-def test_compiles_whole(impl: str) -> None:
+def test_compiles_to_one_graph(impl: str) -> None:
     def draw() -> Tensor:
         return bpr_triples(**ARGUMENTS, impl=impl) + 1
 
@@ -243,18 +250,21 @@ def test_compiles_whole(impl: str) -> None:
 
 
 @kernels
-def test_items_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
-    """Positions in `neighbors` beyond 2^31: the array is a sparse file with a hole in place of the items of user 0."""
+def test_index_arithmetic_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> None:
+    """`neighbors` has more than 2**31 elements: a sparse file, with a hole in place of the items of user 0.
+
+    Only user 1 is drawn. The triples must be the same as for the graph in which user 0 has no items.
+    """
     start, n_items = 2**31 + 5, 9
     with open(tmp_path / "neighbors", "wb") as file:
         file.seek(start * 4)
         file.write(np.array([2, 5, 7], np.int32).tobytes())  # items 0, 3 and 5 of user 1; nodes 0 and 1 are users
     neighbors = torch.from_file(str(tmp_path / "neighbors"), size=start + 3, dtype=torch.int32)
     offsets = torch.tensor([0, start, start + 3] + [start + 3] * n_items)
-    small = torch.tensor([0, 0, 3] + [3] * n_items), neighbors[start:].clone()
-    drawn = [
-        bpr_triples(*graph, torch.tensor([1]), 50, n_users=2, n_items=n_items, seed=1, step=2, impl=each)
-        for graph, each in (((offsets, neighbors), impl), (small, "reference"))
-    ]
-    assert torch.equal(*drawn) and set(drawn[0][1].tolist()) == {0, 3, 5}
-    assert not {0, 3, 5} & set(drawn[0][2].tolist())
+    small_graph = torch.tensor([0, 0, 3] + [3] * n_items), neighbors[start:].clone()
+    users = torch.tensor([1])
+    options: dict[str, Any] = {"n_users": 2, "n_items": n_items, "seed": 1, "step": 2}
+    triples = bpr_triples(offsets, neighbors, users, 50, **options, impl=impl)
+    assert torch.equal(triples, bpr_triples(*small_graph, users, 50, **options, impl="reference"))
+    _, positives, negatives = triples.tolist()
+    assert set(positives) == {0, 3, 5} and not {0, 3, 5} & set(negatives)

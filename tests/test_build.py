@@ -1,8 +1,8 @@
-"""Every way to install and compile the package, or to use it without a native library, in temporary environments.
+"""Installation and compilation of the package in temporary virtual environments, and use without a native library.
 
-A .pth file gives each environment the packages of this one (with torch), or only its build tools. All tests are offline
-except the one of pip's isolated build. They compile a copy of the checkout without kernels, which takes seconds. The
-complete build runs in .ci/run, by the commands of README.md.
+A .pth file makes packages of the current environment importable in the temporary one: all of them, with torch, or only
+the build tools. All tests are offline except the test of pip's isolated build. They compile a copy of the checkout from
+which the kernels are removed, which takes seconds. .ci/run builds the whole package, with the commands of README.md.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Installation:
         self.package = site_packages / "gru4rec_fast"
         visible = root / "visible"
         visible.mkdir()
-        for path in (path for name in (["*"] if with_torch else BUILD_TOOLS) for path in PURELIB.glob(name)):
-            if not path.name.startswith(("gru4rec_fast", "__editable__")):  # not the installed package
-                (visible / path.name).symlink_to(path)
+        for pattern in ["*"] if with_torch else BUILD_TOOLS:
+            for path in PURELIB.glob(pattern):
+                if not path.name.startswith(("gru4rec_fast", "__editable__")):  # an installed gru4rec_fast stays hidden
+                    (visible / path.name).symlink_to(path)
         (site_packages / "outer.pth").write_text(f"{visible}\n")
 
     @staticmethod
@@ -69,12 +70,13 @@ class Installation:
         (csrc / "bindings.cpp").write_text("".join(line for line in lines if "training" not in line))
 
     def environment(self, **changes: str | None) -> Environment:
-        """Return the environment variables without those under test, and with `changes` (None removes one)."""
+        """Return os.environ without variables that affect builds, updated by `changes` (None removes a variable)."""
         settings = {"PYTHONPATH": None, "GRU4REC_FAST_BUILD": None, "GRU4REC_FAST_CACHE": str(self.cache), "CXX": None}
         merged = os.environ | settings | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | changes
         return {name: value for name, value in merged.items() if value is not None}
 
     def run(self, *command: str | Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
+        """Run a command in this environment, with changed environment variables."""
         return subprocess.run(
             [str(part) for part in command],
             cwd=self.home,  # not the checkout, whose source tree would be importable
@@ -115,7 +117,7 @@ def installation_without_torch(tmp_path: Path) -> Installation:
 
 
 def path_without_compiler(folder: Path) -> str:
-    """Create a folder for PATH with the tools of a shell, without a compiler."""
+    """Create a folder with a shell and ninja but no compiler, and return it as a value of PATH."""
     folder.mkdir()
     for tool in ("sh", "env", "ninja"):
         if found := shutil.which(tool):
@@ -123,8 +125,8 @@ def path_without_compiler(folder: Path) -> str:
     return str(folder)
 
 
-def test_pip_install_compiles_against_the_torch_that_is_there(installation: Installation) -> None:
-    """pip's isolated build, which downloads setuptools and ninja from the package index."""
+def test_pip_install_compiles_against_the_installed_torch(installation: Installation) -> None:
+    """In pip's isolated build, which downloads setuptools and ninja from the package index."""
     done = installation.install(isolated=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Collecting torch" not in done.stdout
@@ -135,10 +137,10 @@ def test_pip_install_compiles_against_the_torch_that_is_there(installation: Inst
     assert not installation.cache.exists() and "compiling" not in str(info["stderr"])
 
 
-def test_no_build_isolation_and_a_torch_upgraded_afterwards(installation: Installation) -> None:
+def test_no_build_isolation_and_later_upgrade_of_torch(installation: Installation) -> None:
     done = installation.install()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "gru4rec_fast: no CUDA kernels: " in done.stdout + done.stderr  # of which the checkout has none
+    assert "gru4rec_fast: no CUDA kernels: " in done.stdout + done.stderr  # since they were removed from the checkout
     assert installation.info()["how"] == "ahead of time"
 
     record_file = installation.package / "_build_record.json"
@@ -159,59 +161,47 @@ def test_no_build_isolation_and_a_torch_upgraded_afterwards(installation: Instal
     assert "built for torch 2.10.0" in line and "compiling the native kernels once" in line
 
 
-def test_a_library_without_a_record_is_not_loaded(installation: Installation) -> None:
+def test_library_without_a_record_is_not_loaded(installation: Installation) -> None:
     (installation.checkout / "gru4rec_fast" / "_C.so").write_bytes(b"not a library")
     info = installation.info(**installation.from_source(), PATH=path_without_compiler(installation.home / "tools"))
     assert "no record of the torch they were built for" in info["why_not"]  # type: ignore[operator]
 
 
-def test_mode_none_installs_pure_python_and_stays_so(installation: Installation) -> None:
+def test_mode_none_installs_pure_python_and_never_compiles(installation: Installation) -> None:
     done = installation.install(GRU4REC_FAST_BUILD="none")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(installation.package.glob("_C*"))
     info = installation.info()
     assert info["how"] == "none" and "GRU4REC_FAST_BUILD=none when this package was installed" in info["why_not"]  # type: ignore[operator]
     assert not installation.cache.exists()
-    wheel = installation.run(
-        *(
-            installation.python,
-            "-m",
-            "pip",
-            "wheel",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            installation.home,
-            installation.checkout,
-        ),
-        GRU4REC_FAST_BUILD="none",
-    )
+    pip_wheel = (installation.python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
+    wheel = installation.run(*pip_wheel, "-w", installation.home, installation.checkout, GRU4REC_FAST_BUILD="none")
     assert wheel.returncode == 0, wheel.stderr
     (file,) = installation.home.glob("*.whl")
     assert file.name.endswith("-py3-none-any.whl")
 
 
 @pytest.mark.parametrize(
-    ("mode", "hidden", "reason"),
+    ("mode", "has_compiler", "reason"),
     [
-        ("cpu", True, "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler"),
-        ("cuda", False, "GRU4REC_FAST_BUILD=cuda: CUDA kernels were requested, but torch"),
-        ("fast", False, "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda"),
+        ("cpu", False, "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler"),
+        ("cuda", True, "GRU4REC_FAST_BUILD=cuda: CUDA kernels were requested, but torch"),
+        ("fast", True, "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda"),
     ],
 )
-def test_a_mode_that_cannot_be_had_fails_with_the_reason(
-    installation: Installation, mode: str, hidden: bool, reason: str
+def test_installation_fails_if_the_mode_is_not_possible(
+    installation: Installation, mode: str, has_compiler: bool, reason: str
 ) -> None:
     if mode == "cuda" and torch.version.cuda is not None:
         pytest.skip("this torch has CUDA")
-    path = path_without_compiler(installation.home / "tools") if hidden else os.environ["PATH"]
+    path = os.environ["PATH"] if has_compiler else path_without_compiler(installation.home / "tools")
     done = installation.install(GRU4REC_FAST_BUILD=mode, PATH=path)
     assert done.returncode != 0
     assert reason in done.stdout + done.stderr
     assert not installation.package.exists()
 
 
-def test_without_a_compiler_auto_degrades_and_says_so(installation: Installation) -> None:
+def test_without_a_compiler_auto_installs_pure_python_with_a_message(installation: Installation) -> None:
     path = path_without_compiler(installation.home / "tools")
     done = installation.install(PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -221,8 +211,8 @@ def test_without_a_compiler_auto_degrades_and_says_so(installation: Installation
     assert used.stdout.strip() == "reference"
     (line,) = used.stderr.splitlines()
     assert "running the pure-PyTorch reference" in line and "no C++ compiler" in line
-    asked = installation.run(installation.python, "-c", INFO, PATH=path, GRU4REC_FAST_BUILD="cpu")
-    assert asked.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler" in asked.stderr
+    failed = installation.run(installation.python, "-c", INFO, PATH=path, GRU4REC_FAST_BUILD="cpu")
+    assert failed.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler" in failed.stderr
 
 
 def test_without_torch_it_installs_and_compiles_at_first_use(installation_without_torch: Installation) -> None:
@@ -230,12 +220,12 @@ def test_without_torch_it_installs_and_compiles_at_first_use(installation_withou
     done = installation.install()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installing without native kernels: torch is not installed" in done.stdout + done.stderr
-    refused = installation.install(GRU4REC_FAST_BUILD="cpu")
-    assert (
-        refused.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: torch is not installed" in refused.stdout + refused.stderr
-    )
+    failed = installation.install(GRU4REC_FAST_BUILD="cpu")
+    assert failed.returncode != 0
+    assert "GRU4REC_FAST_BUILD=cpu: torch is not installed" in failed.stdout + failed.stderr
 
-    (installation.package.parent / "torch_arrives.pth").write_text(f"{PURELIB}\n")
+    # As if torch were installed now.
+    (installation.package.parent / "torch_installed_later.pth").write_text(f"{PURELIB}\n")
     first = installation.info()
     assert first["how"] == "at first use" and str(first["library"]).startswith(str(installation.cache))
     assert str(first["stderr"]).count("compiling the native kernels once") == 1
@@ -243,18 +233,18 @@ def test_without_torch_it_installs_and_compiles_at_first_use(installation_withou
     assert second["library"] == first["library"] and second["stderr"] == ""
 
 
-def test_ninja_of_an_environment_that_is_not_activated(installation: Installation) -> None:
-    """pip installs ninja next to the interpreter, which need not be in PATH."""
+def test_ninja_next_to_the_interpreter_is_found(installation: Installation) -> None:
+    """pip installs ninja into the folder of the interpreter, which need not be on PATH."""
     tools = installation.home / "tools"
     tools.mkdir()
     for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
         for tool in folder.iterdir() if folder.is_dir() else ():
             if tool.name != "ninja" and not os.path.lexists(tools / tool.name):
                 (tools / tool.name).symlink_to(tool)
-    here = {"PATH": str(tools), **installation.from_source()}
-    assert "ninja is not on PATH" in str(installation.info(**here)["why_not"])
+    variables = {"PATH": str(tools), **installation.from_source()}
+    assert "ninja is not on PATH" in str(installation.info(**variables)["why_not"])
     (installation.home / "bin" / "ninja").symlink_to(str(shutil.which("ninja")))
-    assert installation.info(**here)["how"] == "at first use"
+    assert installation.info(**variables)["how"] == "at first use"
 
 
 def test_processes_that_start_together_compile_once(installation: Installation) -> None:
@@ -269,14 +259,14 @@ def test_processes_that_start_together_compile_once(installation: Installation) 
         )
         for _ in range(3)
     ]
-    answers = [process.communicate() for process in processes]
-    assert all(process.returncode == 0 for process in processes), answers
-    assert {json.loads(out)["library"] for out, _ in answers} == {str(next(installation.cache.glob("*/_C.so")))}
-    assert sum("compiling the native kernels once" in err for _, err in answers) == 1
+    outputs = [process.communicate() for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    assert {json.loads(out)["library"] for out, _ in outputs} == {str(next(installation.cache.glob("*/_C.so")))}
+    assert sum("compiling the native kernels once" in err for _, err in outputs) == 1
     assert not list(installation.cache.glob("*.partial-*"))
 
 
-def test_a_killed_compile_blocks_nobody(installation: Installation) -> None:
+def test_killed_compilation_does_not_block_the_next_one(installation: Installation) -> None:
     killed = subprocess.Popen(
         [installation.python, "-c", INFO],
         cwd=installation.home,
@@ -286,7 +276,7 @@ def test_a_killed_compile_blocks_nobody(installation: Installation) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not list(installation.cache.glob("*.partial-*/*.d")):  # until the compiler has started
+    while not list(installation.cache.glob("*.partial-*/*.d")):  # the compiler writes this file when it starts
         assert time.monotonic() < deadline and killed.poll() is None
         time.sleep(0.1)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -296,7 +286,7 @@ def test_a_killed_compile_blocks_nobody(installation: Installation) -> None:
     assert info["how"] == "at first use" and "waiting" not in str(info["stderr"])
 
 
-def test_a_compile_error_is_told_once_and_not_tried_again(installation: Installation) -> None:
+def test_compile_error_is_stored_and_not_retried(installation: Installation) -> None:
     with (installation.checkout / "csrc" / "schema.cpp").open("a") as stream:
         stream.write("\nint broken = no_such_name;\n")
     first = installation.info(**installation.from_source())
@@ -309,15 +299,15 @@ def test_a_compile_error_is_told_once_and_not_tried_again(installation: Installa
     assert "compiling" not in str(second["stderr"])
 
 
-def test_a_cache_that_cannot_be_written_is_named(installation: Installation) -> None:
+def test_error_names_a_cache_that_cannot_be_written(installation: Installation) -> None:
     installation.cache.write_text("a file where the folder should be")
     info = installation.info(**installation.from_source())
     assert info["how"] == "none"
     assert str(installation.cache) in info["why_not"] and "GRU4REC_FAST_CACHE" in info["why_not"]  # type: ignore[operator]
 
 
-def test_sdist_and_wheel_carry_the_sources(installation: Installation) -> None:
-    """Both contain all sources for a compile at first use, and no files built on this machine."""
+def test_sdist_and_wheel_contain_the_sources(installation: Installation) -> None:
+    """Both contain all sources, so that kernels can be compiled at first use, and no file that was compiled here."""
     code = "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
     environment = installation.environment(GRU4REC_FAST_BUILD="none")
     done = subprocess.run(
@@ -327,20 +317,20 @@ def test_sdist_and_wheel_carry_the_sources(installation: Installation) -> None:
     (sdist,) = (installation.checkout / "dist").glob("*.tar.gz")
     (wheel,) = (installation.checkout / "dist").glob("*.whl")
     csrc = installation.checkout / "csrc"
-    wanted = {path.relative_to(csrc).as_posix() for path in csrc.rglob("*") if path.suffix in {".cpp", ".h", ".inc"}}
-    assert wanted
+    names = {path.relative_to(csrc).as_posix() for path in csrc.rglob("*") if path.suffix in {".cpp", ".h", ".inc"}}
+    assert names
     with tarfile.open(sdist) as archive:
         in_sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
-    assert {f"csrc/{name}" for name in wanted} | {"LICENSE", "setup.py", "gru4rec_fast/_compile.py"} <= in_sdist
-    assert {f"gru4rec_fast/csrc/{name}" for name in wanted} | {"gru4rec_fast/_compile.py"} <= in_wheel
+    assert {f"csrc/{name}" for name in names} | {"LICENSE", "setup.py", "gru4rec_fast/_compile.py"} <= in_sdist
+    assert {f"gru4rec_fast/csrc/{name}" for name in names} | {"gru4rec_fast/_compile.py"} <= in_wheel
     assert not [name for name in in_sdist | in_wheel if name.endswith(".so")]
     assert "tools/cuda_emulator/__init__.py" in in_sdist
     assert not [name for name in in_wheel if "emulat" in name]
 
 
-def test_an_editable_install_is_built_in_place(installation: Installation) -> None:
+def test_editable_installation_compiles_in_place(installation: Installation) -> None:
     done = installation.install("--editable")
     assert done.returncode == 0, done.stdout + done.stderr
     info = installation.info()

@@ -1,4 +1,4 @@
-"""Dropout masks: element for element the stated function of Philox, and the same units on every path."""
+"""dropout_mask: every element is the documented function of Philox, and all implementations return the same bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations, native_and_emulated, operators_of
+from native import compiler, examples, implementations, native_and_emulated, operators_of, threads
 from torch._dynamo.testing import CompileCounter
 
 from gru4rec_fast import _backend
@@ -32,13 +32,13 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
     stream=st.integers(0, 2**32 - 1),
     step=st.integers(0, 2**32 - 2),
 )
-def test_elements_are_the_stated_function(impl: str, p: float, seed: int, stream: int, step: int) -> None:
+def test_elements_are_the_documented_function_of_philox(impl: str, p: float, seed: int, stream: int, step: int) -> None:
     mask = dropout_mask(2, 3, 4, p, seed=seed, stream=stream, step=step, dtype=torch.float64, impl=impl)
     for t in range(2):
         for lane in range(3):
             for unit in range(4):
-                counter = [torch.tensor(word) for word in (stream, step + t, lane, unit)]
-                word = int(philox4x32((counter[0], counter[1], counter[2], counter[3]), seed)[0])
+                c0, c1, c2, c3 = (torch.tensor(word) for word in (stream, step + t, lane, unit))
+                word = int(philox4x32((c0, c1, c2, c3), seed)[0])
                 expected = 1 / (1 - p) if word >= math.floor(p * 2**32) else 0.0
                 assert mask[t, lane, unit] == expected
 
@@ -57,7 +57,7 @@ def test_kernels_equal_reference(impl: str, shape: tuple[int, int, int], dtype: 
 
 @impls
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.9])
-def test_share_of_dropped_units(impl: str, p: float) -> None:
+def test_fraction_of_dropped_units(impl: str, p: float) -> None:
     mask = dropout_mask(10, 100, 1000, p, seed=3, stream=2, step=0, impl=impl)
     n = mask.numel()
     dropped = int((mask == 0).sum())
@@ -66,12 +66,12 @@ def test_share_of_dropped_units(impl: str, p: float) -> None:
 
 
 @impls
-def test_nothing_dropped_at_zero(impl: str) -> None:
+def test_p_zero_drops_nothing(impl: str) -> None:
     assert torch.equal(dropout_mask(2, 3, 5, 0.0, seed=1, stream=1, step=0, impl=impl), torch.ones(2, 3, 5))
 
 
 @impls
-def test_a_mask_does_not_depend_on_the_shape(impl: str) -> None:
+def test_an_element_does_not_depend_on_the_shape(impl: str) -> None:
     def mask(steps: int, lanes: int, units: int, **changed: int) -> torch.Tensor:
         return dropout_mask(steps, lanes, units, 0.5, **{"seed": 9, "stream": 2, "step": 40, **changed}, impl=impl)
 
@@ -87,14 +87,10 @@ def test_same_mask_for_one_and_two_threads(impl: str) -> None:
     def mask() -> torch.Tensor:
         return dropout_mask(4, 100, 300, 0.5, seed=1, stream=1, step=0, impl=impl)
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = mask()
-        torch.set_num_threads(2)
-        assert torch.equal(one, mask())
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1):
+        expected = mask()
+    with threads(2):
+        assert torch.equal(mask(), expected)
 
 
 @impls
@@ -115,7 +111,7 @@ def test_same_mask_for_one_and_two_threads(impl: str) -> None:
         ({"p": 0.99999, "dtype": torch.float16}, "p=0.99999: .* torch.float16"),
     ],
 )
-def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments = {"steps": 1, "lanes": 2, "units": 3, "p": 0.5, "seed": 0, "stream": 0, "step": 0, **changed}
     with pytest.raises(ValueError, match=message):
         dropout_mask(**arguments, impl=impl)
@@ -124,26 +120,32 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
 @kernels
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({0: -1}, "steps=-1"), ({1: -1}, "lanes=-1"), ({3: 1.0}, "p=1"), ({4: -1}, "seed=-1"), ({6: 2**32}, "step=")],
+    [
+        ({"steps": -1}, "steps=-1"),
+        ({"lanes": -1}, "lanes=-1"),
+        ({"p": 1.0}, "p=1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"step": 2**32}, "step="),
+    ],
 )
-def test_the_operator_itself_checks(impl: str, changed: dict[int, Any], message: str) -> None:
-    arguments = [changed.get(i, value) for i, value in enumerate((1, 2, 3, 0.5, 0, 0, 0))]
+def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
+    arguments = {"steps": 1, "lanes": 2, "units": 3, "p": 0.5, "seed": 0, "stream": 0, "step": 0} | changed
+    operator = operators_of(impl, "dropout_mask").dropout_mask
     with pytest.raises(ValueError, match=message):
-        operators_of(impl, "dropout_mask").dropout_mask(*arguments, dtype=torch.float32, device=torch.device("cpu"))
+        operator(*arguments.values(), dtype=torch.float32, device=torch.device("cpu"))
 
 
 @kernels
 def test_opcheck(impl: str) -> None:
     torch.library.opcheck(
         operators_of(impl, "dropout_mask").dropout_mask,
-        (2, 3, 4, 0.5, 1, 2, 3),
+        (2, 3, 4, 0.5, 1, 2, 3),  # steps, lanes, units, p, seed, stream, step
         {"dtype": torch.bfloat16, "device": torch.device("cpu")},
     )
 
 
 @native
-def test_compiled_step_serves_every_step() -> None:
-    """A compiled function must not be compiled again for each value of `step`, which changes with each call."""
+def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
 
     def train_step(x: torch.Tensor, step: int) -> torch.Tensor:
@@ -153,11 +155,11 @@ def test_compiled_step_serves_every_step() -> None:
     x = torch.randn(1, 4, 8)
     for step in range(5, 12):
         assert torch.equal(compiled(x, step), train_step(x, step))
-    assert counter.frame_count <= 2  # one for the first value, one for all others
+    assert counter.frame_count <= 2  # one compilation for the first step, one for all others
 
 
 @impls
-def test_compiles_whole(impl: str) -> None:
+def test_compiles_to_one_graph(impl: str) -> None:
     def masked(x: torch.Tensor) -> torch.Tensor:
         return x * dropout_mask(2, 4, 8, 0.25, seed=2, stream=1, step=7, impl=impl)
 

@@ -1,4 +1,4 @@
-"""Propagation modules, NGCF and LightGCN: recorded runs replayed, and dense float64 formulas on random graphs."""
+"""Propagation modules, NGCF and LightGCN: against recorded training runs and dense float64 formulas."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def network_of(run: GoldenRun, impl: str) -> NGCFNetwork:
 
 
 def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
-    """Return recorded weights by the names of this package: gc is the first term, bi the second."""
+    """Return the weights that were recorded "before" or "after" the run, by the names of this package.
+
+    In the names of the published NGCF code, "gc" is the first term of the layer and "bi" the second.
+    """
     stored = {key.removeprefix(f"{when}/"): value for key, value in run.arrays.items() if key.startswith(f"{when}/")}
     tables = [stored["embedding_dict.user_emb"], stored["embedding_dict.item_emb"]]
     state = {"embedding": np.concatenate(tables)}
@@ -67,10 +70,10 @@ def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not golden_names("ngcf_"), reason="shared/golden is not beside this checkout")
+@pytest.mark.skipif(not golden_names("ngcf_"), reason="shared/golden is missing next to this checkout")
 @implementations("ngcf_layer")
 @pytest.mark.parametrize("name", golden_names("ngcf_") or ["absent"])
-def test_recorded_runs_are_replayed(name: str, impl: str) -> None:
+def test_training_equals_the_recorded_run(name: str, impl: str) -> None:
     run = load(name)
     network = network_of(run, impl)
     offsets, neighbors = network.graph.offsets, network.graph.neighbors
@@ -108,7 +111,7 @@ def unit_rows(x: Tensor) -> Tensor:
     return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def message_mask(p: float, seed: int, step: int, layer: int, shape: torch.Size) -> Tensor:
+def message_dropout_mask(p: float, seed: int, step: int, layer: int, shape: torch.Size) -> Tensor:
     keep = bernoulli_keep(p, seed=seed, stream=MESSAGE_STREAM + layer, step=step, lanes=shape[0], units=shape[1])
     return torch.from_numpy(keep).double() / (1 - p)
 
@@ -161,35 +164,36 @@ def test_ngcf_layer_is_the_dense_formula(
     layer.train(training)
     generator = torch.Generator().manual_seed(seed)
     E = torch.randn(layer.graph.n_nodes, 5, dtype=torch.float64, generator=generator, requires_grad=True)
-    drop = {"dropout": node_dropout, "seed": seed, "step": step} if training else {}
-    first = dense(layer.graph, P, **drop) @ E @ layer.weight_1 + layer.bias_1
-    second = (dense(layer.graph, Q, **drop) @ E * E) @ layer.weight_2 + layer.bias_2
+    dropout = {"dropout": node_dropout, "seed": seed, "step": step} if training else {}
+    first = dense(layer.graph, P, **dropout) @ E @ layer.weight_1 + layer.bias_1
+    second = (dense(layer.graph, Q, **dropout) @ E * E) @ layer.weight_2 + layer.bias_2
     expected = leaky(first + second, 0.2) if activation == "sum" else leaky(first, 0.2) + leaky(second, 0.2)
     if training:
-        expected = expected * message_mask(message_dropout, seed, step, 2, expected.shape)
+        expected = expected * message_dropout_mask(message_dropout, seed, step, 2, expected.shape)
     if normalize:
         expected = unit_rows(expected)
     out = layer(E, step=step)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
-    direction = torch.randn(out.shape, dtype=torch.float64, generator=generator)
-    parameters = [E, *layer.parameters()]
-    ours = torch.autograd.grad(out, parameters, direction)
-    theirs = torch.autograd.grad(expected, parameters, direction)
-    for mine, oracle in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, oracle, rtol=1e-10, atol=1e-10)
+    grad_out = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+    inputs = [E, *layer.parameters()]
+    grads = torch.autograd.grad(out, inputs, grad_out)
+    expected_grads = torch.autograd.grad(expected, inputs, grad_out)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
 
 
-def dense_ngcf(network: NGCFNetwork, drop: dict[str, Any], message_dropout: float) -> Tensor:
+def dense_ngcf(network: NGCFNetwork, node_dropout: float, message_dropout: float, seed: int, step: int) -> Tensor:
+    """Return the final embeddings of an NGCF network with the default matrices, by dense matrix products."""
     E = network.embedding
-    parts: list[Tensor] = [E]
-    L = dense(network.graph, "symmetric", **drop)
-    for number, layer in enumerate(network.layers):
+    outputs: list[Tensor] = [E]
+    L = dense(network.graph, "symmetric", node_dropout, seed, step)
+    for index, layer in enumerate(network.layers):
         first = (L @ E + E) @ layer.weight_1 + layer.bias_1
         second = (L @ E * E) @ layer.weight_2 + layer.bias_2
-        E = leaky(first + second, 0.2) * message_mask(message_dropout, drop["seed"], drop["step"], number, first.shape)
-        parts.append(unit_rows(E))
-        E = parts[-1] if network.normalize_messages else E
-    return torch.cat(parts, 1)
+        E = leaky(first + second, 0.2) * message_dropout_mask(message_dropout, seed, step, index, first.shape)
+        outputs.append(unit_rows(E))
+        E = outputs[-1] if network.normalize_messages else E
+    return torch.cat(outputs, 1)
 
 
 @impls
@@ -198,7 +202,7 @@ def dense_ngcf(network: NGCFNetwork, drop: dict[str, Any], message_dropout: floa
 def test_ngcf_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], normalize_messages: bool, step: int
 ) -> None:
-    """Layers of equation (7), their loss and gradients, in training with all kinds of dropout."""
+    """Final embeddings, loss and gradients, in training with node and message dropout."""
     network = NGCFNetwork(
         random_graph(*graph),
         4,
@@ -209,7 +213,7 @@ def test_ngcf_is_the_dense_formula(
         seed=step + 1,
         impl=impl,
     ).double()
-    final = dense_ngcf(network, {"dropout": 0.2, "seed": step + 1, "step": step}, 0.1)
+    final = dense_ngcf(network, node_dropout=0.2, message_dropout=0.1, seed=step + 1, step=step)
     torch.testing.assert_close(network(step=step), final, rtol=0, atol=1e-10)
     assert_loss_is_the_formula(network, final, final, step)
 
@@ -232,27 +236,27 @@ def test_lightgcn_is_the_dense_formula(
 
 
 def assert_loss_is_the_formula(network: Any, final: Tensor, penalized: Tensor, step: int, atol: float = 1e-10) -> None:
-    draws = torch.Generator().manual_seed(step)
-    users = torch.randint(network.n_users, (7,), generator=draws)
-    i, j = torch.randint(network.n_items, (2, 7), generator=draws)
-    u, p, n = (final[rows] for rows in (users, network.n_users + i, network.n_users + j))
+    """Assert that `network.loss` is the formula of BPR and of the penalty, for 7 random triples."""
+    generator = torch.Generator().manual_seed(step)
+    users = torch.randint(network.n_users, (7,), generator=generator)
+    positives, negatives = torch.randint(network.n_items, (2, 7), generator=generator)
+    nodes = (users, network.n_users + positives, network.n_users + negatives)
+    u, p, n = (final[rows] for rows in nodes)
     bpr = -torch.log(torch.sigmoid((u * p).sum(1) - (u * n).sum(1))).mean()
-    rows = (users, network.n_users + i, network.n_users + j)
-    norm = sum((penalized[row] ** 2).sum() for row in rows) / 14
-    ours = network.loss(users, i, j, step=step)
+    norm = sum((penalized[rows] ** 2).sum() for rows in nodes) / (2 * 7)
     parameters = list(network.parameters())
-    for mine, expected in zip(ours, (bpr, norm), strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=atol)
-        grads = torch.autograd.grad(mine, parameters, retain_graph=True, allow_unused=True)
-        wanted = torch.autograd.grad(expected, parameters, retain_graph=True, allow_unused=True)
-        for grad, oracle in zip(grads, wanted, strict=True):
-            assert (grad is None) == (oracle is None)
-            if grad is not None and oracle is not None:
-                torch.testing.assert_close(grad, oracle, rtol=1e-10, atol=atol)
+    for ours, expected in zip(network.loss(users, positives, negatives, step=step), (bpr, norm), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=atol)
+        grads = torch.autograd.grad(ours, parameters, retain_graph=True, allow_unused=True)
+        expected_grads = torch.autograd.grad(expected, parameters, retain_graph=True, allow_unused=True)
+        for grad, expected_grad in zip(grads, expected_grads, strict=True):
+            assert (grad is None) == (expected_grad is None)
+            if grad is not None and expected_grad is not None:
+                torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=atol)
 
 
 @impls
-@pytest.mark.parametrize("most", [0.7, 2.0])
+@pytest.mark.parametrize("always_select", [False, True])
 @pytest.mark.parametrize("name", ["ngcf", "ngcf normalized", "lightgcn"])
 @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -261,20 +265,20 @@ def assert_loss_is_the_formula(network: Any, final: Tensor, penalized: Tensor, s
     batch_size=st.integers(1, 5),
     dropout=st.sampled_from([0.0, 0.3]),
 )
-def test_only_what_the_batch_needs_gives_the_same(
+def test_only_needed_gives_the_same_loss_and_gradients(
     impl: str,
     name: str,
-    most: float,
+    always_select: bool,
     graph: tuple[int, int, int, int],
     P: str,
     batch_size: int,
     dropout: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Loss, penalty and gradients, whether nodes are chosen in every layer (most = 2) or until most are needed."""
-    monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MOST", most)
-    if most > 1:
-        monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MANY", most)
+    """Without `always_select`, a layer that needs most of the nodes is computed for all nodes."""
+    if always_select:  # a fraction of more than 1 is never reached
+        monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MAX_SELECTED", 2.0)
+        monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MAX_SEARCHED", 2.0)
     options: dict[str, Any] = {"node_dropout": dropout, "seed": 5, "impl": impl}
     network: Any
     if name == "lightgcn":
@@ -284,52 +288,55 @@ def test_only_what_the_batch_needs_gives_the_same(
         network = NGCFNetwork(
             random_graph(*graph), 4, [5, 3], P=P, message_dropout=dropout, normalize_messages=normalize, **options
         ).double()
-    draws = torch.Generator().manual_seed(graph[3])
-    users = torch.randint(network.n_users, (batch_size,), generator=draws)
-    i, j = torch.randint(network.n_items, (2, batch_size), generator=draws)
+    generator = torch.Generator().manual_seed(graph[3])
+    users = torch.randint(network.n_users, (batch_size,), generator=generator)
+    positives, negatives = torch.randint(network.n_items, (2, batch_size), generator=generator)
     parameters = list(network.parameters())
-    found = []
+    results = []
     for only_needed in (False, True):
         network.only_needed = only_needed
-        bpr, norm = network.loss(users, i, j, step=7)
-        found.append((bpr, norm, *torch.autograd.grad(bpr + 0.1 * norm, parameters)))
-    for whole, pruned in zip(*found, strict=True):
-        scale = max(1.0, float(whole.detach().abs().max()))
-        torch.testing.assert_close(pruned, whole, rtol=1e-11, atol=1e-12 * scale)
+        bpr, norm = network.loss(users, positives, negatives, step=7)
+        results.append((bpr, norm, *torch.autograd.grad(bpr + 0.1 * norm, parameters)))
+    for of_all_nodes, of_needed_nodes in zip(*results, strict=True):
+        scale = max(1.0, float(of_all_nodes.detach().abs().max()))
+        torch.testing.assert_close(of_needed_nodes, of_all_nodes, rtol=1e-11, atol=1e-12 * scale)
     rows = users.unique()
-    part, full = network(step=7, rows=rows), network(step=7)[rows]
-    torch.testing.assert_close(part, full, rtol=1e-12, atol=1e-12 * max(1.0, float(full.detach().abs().max())))
+    selected, expected = network(step=7, rows=rows), network(step=7)[rows]
+    scale = max(1.0, float(expected.detach().abs().max()))
+    torch.testing.assert_close(selected, expected, rtol=1e-12, atol=1e-12 * scale)
 
 
-@pytest.mark.skipif(_backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="the reference may wait")
+@pytest.mark.skipif(_backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="the reference may synchronize")
 @pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
-def test_a_step_for_all_nodes_asks_for_no_number(network_class: Any) -> None:
+def test_training_step_for_all_nodes_does_not_synchronize(network_class: Any) -> None:
     network = network_class(random_graph(30, 40, 200, 0), 8, node_dropout=0.1, only_needed=False)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     users, items = torch.arange(20), torch.arange(20, 40)
-    with SyncDetector() as waits:
+    with SyncDetector() as synchronizations:
         bpr, norm = network.loss(users, items, items.flip(0), step=3)
         (bpr + norm).backward()
         optimizer.step()
-    assert waits.seen == []
-    network.only_needed = True  # which it says it does
-    with SyncDetector() as waits:
+    assert synchronizations.seen == []
+    network.only_needed = True  # finding the needed nodes synchronizes
+    with SyncDetector() as synchronizations:
         network.loss(users, items, items.flip(0), step=3)
-    assert waits.seen
+    assert synchronizations.seen
 
 
 def test_neighborhoods() -> None:
-    """Return the graph of the path u0 - i0 - u1 - i1 - u2 - i2, and one user and one item without edges."""
+    """The graph is the path u0 - i0 - u1 - i1 - u2 - i2, and has one user and one item without edges."""
     graph = GraphIndices(InteractionGraph.from_arrays([0, 1, 1, 2, 2], [0, 0, 1, 1, 2], n_users=4, n_items=4))
     assert graph.with_neighbors(torch.tensor([0])).tolist() == [0, 4]
     assert graph.with_neighbors(torch.tensor([0, 4])).tolist() == [0, 1, 4]
     assert graph.with_neighbors(torch.tensor([3, 5])).tolist() == [1, 2, 3, 5]
     assert graph.with_neighbors(torch.tensor([], dtype=torch.int64)).tolist() == []
     network = LightGCNNetwork(graph, 4, 3)
-    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighborhoods(torch.tensor([0]))]
-    assert needed == [[0, 1, 4, 5], [0, 1, 4], [0, 4], [0]]
-    needed = [nodes if nodes is None else nodes.tolist() for nodes in network.neighborhoods(torch.tensor([1, 5]))]
-    assert needed == [None, None, [1, 2, 4, 5], [1, 5]]
+
+    def neighborhoods(rows: list[int]) -> list[list[int] | None]:
+        return [nodes if nodes is None else nodes.tolist() for nodes in network.neighborhoods(torch.tensor(rows))]
+
+    assert neighborhoods([0]) == [[0, 1, 4, 5], [0, 1, 4], [0, 4], [0]]
+    assert neighborhoods([1, 5]) == [None, None, [1, 2, 4, 5], [1, 5]]  # too many neighbors: computed for all nodes
     assert network.neighborhoods(None) == [None] * 4
 
 
@@ -345,7 +352,7 @@ def test_laplacian_propagation(impl: str, matrix: str) -> None:
 
 @impls
 @pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
-def test_low_precision_follows_double(impl: str, network_class: Any) -> None:
+def test_low_precision_is_within_its_rounding(impl: str, network_class: Any) -> None:
     """Errors against float64 are within rounding, for float32 networks and for one propagation in bfloat16."""
     graph = random_graph(40, 60, 400, 1)
     network = network_class(graph, 32, seed=1, impl=impl).eval()
@@ -371,7 +378,7 @@ def test_gradcheck(impl: str) -> None:
 
 
 @impls
-def test_a_training_step_compiles_whole(impl: str) -> None:
+def test_loss_compiles_to_one_graph(impl: str) -> None:
     network = NGCFNetwork(
         random_graph(6, 7, 20, 0), 4, [4], node_dropout=0.2, message_dropout=0.2, seed=1, impl=impl
     ).double()
@@ -384,8 +391,8 @@ def test_a_training_step_compiles_whole(impl: str) -> None:
     expected = torch.autograd.grad(step_loss(), list(network.parameters()))
     compiled = torch.compile(step_loss, fullgraph=True, backend=compiler(impl == "native"))
     grads = torch.autograd.grad(compiled(), list(network.parameters()))
-    for grad, wanted in zip(grads, expected, strict=True):
-        torch.testing.assert_close(grad, wanted, rtol=1e-9, atol=1e-12)
+    for grad, expected_grad in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-12)
 
 
 def test_layers_share_the_indices_of_the_graph() -> None:
@@ -429,12 +436,12 @@ def test_initial_weights() -> None:
         ({"embedding_dim": 0}, "embedding_dim=0"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_error_names_the_argument_of_ngcf(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NGCFNetwork(random_graph(2, 2, 3, 0), **arguments)
 
 
-def test_more_bad_arguments() -> None:
+def test_error_names_the_argument_of_other_modules() -> None:
     graph = random_graph(2, 2, 3, 0)
     with pytest.raises(ValueError, match="dropout=2"):
         LaplacianPropagation(graph, dropout=2)

@@ -1,4 +1,4 @@
-"""The GRU family: against torch.nn.GRUCell, resets, the written-out backward, gradcheck, opcheck, compile."""
+"""The operator gru: torch.nn.GRUCell, resets, the backward formulas, gradcheck, opcheck, torch.compile."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def arguments(form: str, *, reset: bool = True, mask: bool = True, dtype: torch.
     )
 
 
-def test_reset_after_is_torch_grucell(impl: str) -> None:
+def test_reset_after_equals_torch_grucell(impl: str) -> None:
     cell = torch.nn.GRUCell(3, HIDDEN, dtype=torch.float64)
     x = torch.randn(STEPS, LANES, 3, dtype=torch.float64)
     state = torch.randn(LANES, HIDDEN, dtype=torch.float64)
@@ -71,13 +71,13 @@ def test_reset_before_follows_its_formula(impl: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reset_starts_anew_and_no_gradient_crosses(form: str, impl: str) -> None:
+def test_reset_starts_from_zeros_and_stops_the_gradient(form: str, impl: str) -> None:
     a, state, weight, bias, _, _, _ = arguments(form)
     reset = torch.zeros(STEPS, LANES, dtype=torch.bool)
     reset[2, 1] = True
     output = ops.gru(a, state, weight, bias, reset, form=form, impl=impl)
-    anew = ops.gru(a[2:, 1:2], torch.zeros(1, HIDDEN, dtype=a.dtype), weight, bias, form=form, impl=impl)
-    torch.testing.assert_close(output[2:, 1:2], anew, rtol=1e-12, atol=1e-12)
+    from_zeros = ops.gru(a[2:, 1:2], torch.zeros(1, HIDDEN, dtype=a.dtype), weight, bias, form=form, impl=impl)
+    torch.testing.assert_close(output[2:, 1:2], from_zeros, rtol=1e-12, atol=1e-12)
     (grad,) = torch.autograd.grad(output[2:, 1].sum(), a)
     assert torch.count_nonzero(grad[:2]) == 0
     assert torch.count_nonzero(grad[2:, 1]) > 0
@@ -92,7 +92,7 @@ def test_gradcheck(form: str, reset: bool, mask: bool, impl: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("reset", "mask"), [(True, True), (True, False), (False, True), (False, False)])
-def test_written_out_backward_is_autograds(form: str, reset: bool, mask: bool) -> None:
+def test_backward_formulas_equal_autograd(form: str, reset: bool, mask: bool) -> None:
     args = arguments(form, reset=reset, mask=mask)
     expected = ops.gru(*args, impl="reference")
     grad = torch.randn_like(expected)
@@ -101,26 +101,28 @@ def test_written_out_backward_is_autograds(form: str, reset: bool, mask: bool) -
         grads = gru_backward_reference(grad, output, saved, *args[1:])
     torch.testing.assert_close(output, expected, rtol=1e-13, atol=1e-13)
     inputs = [t for t in args[:4] if t is not None]
-    for written, auto in zip(grads, torch.autograd.grad(expected, inputs, grad), strict=False):
-        torch.testing.assert_close(written, auto, rtol=1e-11, atol=1e-12)
+    for ours, autograd in zip(grads, torch.autograd.grad(expected, inputs, grad), strict=False):
+        torch.testing.assert_close(ours, autograd, rtol=1e-11, atol=1e-12)
 
 
+# With 80 hidden units, the emulated kernels launch each step separately.
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("steps", "hidden"), [(1, 5), (3, 5), (2, 80)])  # 80: beyond one launch, under emulation
-def test_a_state_that_wants_no_gradient_changes_no_other(form: str, steps: int, hidden: int, impl: str) -> None:
+@pytest.mark.parametrize(("steps", "hidden"), [(1, 5), (3, 5), (2, 80)])
+def test_gradients_without_a_gradient_of_the_state(form: str, steps: int, hidden: int, impl: str) -> None:
+    """If the state does not require a gradient, the other gradients are the same up to rounding."""
     args = problem(form, steps, 3, hidden, torch.float64)
-    output, of_a, _, *of_weights = output_and_gradients(args, impl)
+    _, grad_gate_inputs, _, *grad_weights = output_and_gradients(args, impl)
     args[1] = args[1].detach()
-    ours = ops.gru(*args, impl=impl)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+    output = ops.gru(*args, impl=impl)
     inputs = [t for t in (args[0], *args[2:4]) if t is not None]
-    grads = [*torch.autograd.grad((ours * weights).sum(), inputs)]  # from another buffer: seen to round otherwise
-    torch.testing.assert_close(grads, [of_a, *of_weights], rtol=1e-13, atol=1e-14)
+    # The bits may differ, because memory is aligned differently.
+    grads = [*torch.autograd.grad((output * output_weights(output)).sum(), inputs)]
+    torch.testing.assert_close(grads, [grad_gate_inputs, *grad_weights], rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("steps", "lanes", "hidden"), [(0, 4, 6), (3, 0, 6), (3, 4, 0)])
-def test_nothing_to_do(form: str, steps: int, lanes: int, hidden: int, impl: str) -> None:
+def test_nothing_to_do_for_empty_tensors(form: str, steps: int, lanes: int, hidden: int, impl: str) -> None:
     args = problem(form, steps, lanes, hidden, torch.float64)
     assert ops.gru(*args, impl=impl).shape == (steps, lanes, hidden)
     grads = output_and_gradients(args, impl)[1:] if steps else []
@@ -128,7 +130,10 @@ def test_nothing_to_do(form: str, steps: int, lanes: int, hidden: int, impl: str
 
 
 def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, given: bool = True) -> list:
-    """Return arguments of any size; with resets (including the first lane at step 0), mask and bias if `given`."""
+    """Return arguments of any size. With `given`, they include a bias, an output mask and resets.
+
+    The first lane is reset at step 0.
+    """
     g = torch.Generator().manual_seed(steps + 10 * lanes + 100 * hidden)
     shapes = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
     a, state, weight, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
@@ -142,11 +147,16 @@ def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, 
 
 
 def output_and_gradients(args: list, impl: str) -> list[torch.Tensor]:
+    """Return the output, and the gradients of a weighted sum of the output."""
     output = ops.gru(*args, impl=impl)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).to(output).view(output.shape)
     inputs = [t for t in args[:4] if t is not None]
-    grads = torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
+    grads = torch.autograd.grad((output * output_weights(output)).sum(), inputs, allow_unused=True)
     return [output, *(torch.zeros_like(t) if grad is None else grad for t, grad in zip(inputs, grads, strict=True))]
+
+
+def output_weights(output: torch.Tensor) -> torch.Tensor:
+    """Return different weights in [-1, 1] for the elements of an output, so that no two gradients are equal."""
+    return torch.linspace(-1, 1, output.numel(), dtype=torch.float64).to(output).view(output.shape)
 
 
 def as_dtype(args: list, dtype: torch.dtype) -> list:
@@ -158,16 +168,16 @@ def as_dtype(args: list, dtype: torch.dtype) -> list:
 
 @kernels
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("with_masks", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(
     ("steps", "lanes", "hidden"),
     [(1, 1, 1), (4, 5, 1), (1, 32, 100), (3, 1, 17), (2, 33, 33), (3, 7, 255), (5, 50, 64)],
 )
 def test_kernels_are_as_close_as_the_reference(
-    impl: str, form: str, given: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int
+    impl: str, form: str, with_masks: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int
 ) -> None:
-    args = problem(form, steps, lanes, hidden, dtype, given=given)
+    args = problem(form, steps, lanes, hidden, dtype, given=with_masks)
     oracle = output_and_gradients(as_dtype(args, torch.float64), "reference")
     assert_as_close(output_and_gradients(args, impl), output_and_gradients(args, "reference"), oracle)
 
@@ -175,23 +185,22 @@ def test_kernels_are_as_close_as_the_reference(
 @kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
-    """With zero weights: sigmoid and tanh are within 3 ulp of libm, for small, large and infinite x."""
-    tiny = torch.tensor([0.0, 1e-30, -1e-12, 1e-6, -1e-3, 80.0, -80.0, 1e4, -1e4, torch.inf, -torch.inf])
-    x = torch.cat([tiny.to(dtype), torch.linspace(-20, 20, 10_001, dtype=dtype)])
+    """With zero weights, the gates are sigmoid(x) and tanh(x), within 3 ulp for small, large and infinite x."""
+    special = torch.tensor([0.0, 1e-30, -1e-12, 1e-6, -1e-3, 80.0, -80.0, 1e4, -1e4, torch.inf, -torch.inf])
+    x = torch.cat([special.to(dtype), torch.linspace(-20, 20, 10_001, dtype=dtype)])
     a, lanes = x.view(1, -1, 1).expand(-1, -1, 3), len(x)
     zeros = torch.zeros(lanes, 1, dtype=dtype), torch.zeros(3, 1, dtype=dtype)
     gru = operators_of(impl, "gru").gru
     saved = gru(a, *zeros, None, None, None, "reset_after")[1][0]
-    exact = x.double()
     for gate, function in ((0, torch.sigmoid), (1, torch.sigmoid), (2, torch.tanh)):
-        expected = function(exact)
+        expected = function(x.double())
         normal = expected.abs() > torch.finfo(dtype).tiny * 8
         ulp = torch.finfo(dtype).eps * expected.abs()
         assert ((saved[:, gate].double() - expected).abs() <= 3 * ulp)[normal].all()
         assert (saved[:, gate][~normal].abs() <= torch.finfo(dtype).tiny * 8).all()
     nan = torch.full((1, 1, 3), torch.nan, dtype=dtype)
-    one = zeros[0][:1], zeros[1]
-    assert gru(nan, *one, None, None, None, "reset_after")[0].isnan().all()
+    state, weight_hh = zeros[0][:1], zeros[1]
+    assert gru(nan, state, weight_hh, None, None, None, "reset_after")[0].isnan().all()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -199,47 +208,53 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_librar
     for steps, lanes, hidden in ((2, 3, 5), (2, 70, 300)):
         args = problem(form, steps, lanes, hidden, torch.float32)
         with threads(1):
-            one = output_and_gradients(args, "native")
+            expected = output_and_gradients(args, "native")
         with threads(2):
-            assert_equal_bits(output_and_gradients(args, "native"), one)
-        assert_equal_bits(output_and_gradients(strided(args), "native"), one)
+            assert_equal_bits(output_and_gradients(args, "native"), expected)
+        assert_equal_bits(output_and_gradients(strided(args), "native"), expected)
 
 
 def strided(args: list) -> list:
-    """Return a copy that is not contiguous."""
-    tensors = [isinstance(t, torch.Tensor) for t in args]
-    apart = [
-        torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) if is_tensor else t
-        for t, is_tensor in zip(args, tensors, strict=True)
+    """Return a copy of the arguments whose tensors are not contiguous."""
+    copies = [
+        torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) if isinstance(t, torch.Tensor) else t
+        for t in args
     ]
-    assert not apart[2].is_contiguous()
-    return apart
+    assert not copies[2].is_contiguous()
+    return copies
 
 
 @emulated
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("hidden", [5, 90])  # in one launch, and step by step
+@pytest.mark.parametrize("hidden", [5, 90])  # 5: one launch for all steps; 90: at least one launch for each step
 def test_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> None:
     args = problem(form, 3, 7, hidden, torch.float32)
     emulation = cuda_emulator.load()
     emulation.set_seed(1)
-    one = output_and_gradients(args, "emulated")
-    launches = emulation.launches()
-    assert launches == (2 if hidden == 5 else 2 * 3 * (1 if form == "reset_after" else 2))
+    expected = output_and_gradients(args, "emulated")
+    assert emulation.launches() == (2 if hidden == 5 else launches_by_steps(form, 3))
     for seed in (2, 3):
         emulation.set_seed(seed)
-        assert_equal_bits(output_and_gradients(strided(args), "emulated"), one)
+        assert_equal_bits(output_and_gradients(strided(args), "emulated"), expected)
+
+
+def launches_by_steps(form: str, steps: int) -> int:
+    """Return the number of launches of forward and backward together, if each step is launched separately.
+
+    A step of the reset_before form takes two launches, because its second matrix product needs all reset gates.
+    """
+    return 2 * steps * (1 if form == "reset_after" else 2)
 
 
 @kernels
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [5, 90])
-def test_nothing_of_a_lane_outlives_its_reset(impl: str, form: str, hidden: int) -> None:
-    """A lane that is reset at every step does not read its state, even if that is NaN; gradients are finite."""
+def test_reset_lanes_do_not_read_their_state(impl: str, form: str, hidden: int) -> None:
+    """Where a lane is reset, an infinite state before the reset does not affect the output."""
     a, state, weight, bias, _, mask, _ = problem(form, 3, 6, hidden, torch.float64)
     with torch.no_grad():
         state[2] = torch.inf
-        a[0, 4] = torch.inf  # a step whose output is then left behind
+        a[0, 4] = torch.inf  # the output of this step is not used, because lane 4 is reset at step 1
     reset = torch.zeros(3, 6, dtype=torch.bool)
     reset[:, 2] = reset[1, 4] = True
     args = [a, state, weight, bias, reset, mask, form]
@@ -251,20 +266,21 @@ def test_nothing_of_a_lane_outlives_its_reset(impl: str, form: str, hidden: int)
 
 @emulated
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("hidden", [1, 64])  # all steps in one launch, and step by step
+@pytest.mark.parametrize("hidden", [1, 64])  # 1: one launch for all steps; 64: at least one launch for each step
 def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
     """Forward and backward with more than 2**31 gate inputs; only the first and the last lanes are checked."""
     steps = 2
     lanes = 2**31 // (steps * 3 * hidden) // 4 * 4 + 6
-    ends = torch.tensor([0, 1, 2, 3, lanes - 2, lanes - 1])  # of the first block and the last one, four lanes each
+    # A block computes four lanes: these are the lanes of the first block and of the last block, which is not full.
+    computed_lanes = torch.tensor([0, 1, 2, 3, lanes - 2, lanes - 1])
 
     def spread(small: torch.Tensor | None) -> torch.Tensor | None:
-        """Lanes, the last dimension but one (of resets the last), to where `ends` are among all."""
+        """Return a tensor with `lanes` lanes that has the lanes of `small` at the indices `computed_lanes`."""
         if small is None:
             return None
-        dim = 1 if small.dtype == torch.bool else small.dim() - 2
+        dim = 1 if small.dtype == torch.bool else small.dim() - 2  # the lanes: reset [T, B], others [..., B, width]
         shape = (*small.shape[:dim], lanes, *small.shape[dim + 1 :])
-        return torch.empty(shape, dtype=small.dtype).index_copy_(dim, ends, small)
+        return torch.empty(shape, dtype=small.dtype).index_copy_(dim, computed_lanes, small)
 
     def results(library: Any, grad: torch.Tensor, args: list) -> list[torch.Tensor]:
         output, saved = library.gru(*args)
@@ -274,13 +290,14 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
     grad = torch.randn(steps, 6, hidden, generator=torch.Generator().manual_seed(0))
     emulation = cuda_emulator.load()
     emulation.set_seed(0)
-    with first_and_last_blocks(), torch_computes({lanes: ends, steps * lanes: torch.cat([ends, lanes + ends])}):
+    computed_rows = torch.cat([computed_lanes, lanes + computed_lanes])  # of both steps
+    with first_and_last_blocks(), torch_computes({lanes: computed_lanes, steps * lanes: computed_rows}):
         a, state, weight, bias, reset, mask, _ = small
         large = [spread(a), spread(state), weight, bias, spread(reset), spread(mask), form]
         ours = results(operators_of("emulated", "gru"), spread(grad), large)
-    assert emulation.launches() == (2 if hidden == 1 else 2 * steps * (1 if form == "reset_after" else 2))
+    assert emulation.launches() == (2 if hidden == 1 else launches_by_steps(form, steps))
     assert ours[1].numel() > ours[2].numel() > 2**31
-    ours[:4] = [t.index_select(-2, ends) for t in ours[:4]]
+    ours[:4] = [t.index_select(-2, computed_lanes) for t in ours[:4]]
     reference = SimpleNamespace(gru=gru_reference, gru_backward=gru_backward_reference)
     exact = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in small]
     assert_as_close(ours, results(reference, grad, small), results(reference, grad.double(), exact))
@@ -303,7 +320,7 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
         ({"gate_inputs": torch.zeros(3, 3)}, "gate_inputs must be"),
     ],
 )
-def test_bad_arguments_are_named(change: dict, message: str) -> None:
+def test_error_names_the_argument(change: dict, message: str) -> None:
     names = ("gate_inputs", "state", "weight_hh", "bias_hh", "reset", "output_mask", "form")
     with pytest.raises(ValueError, match=message):
         ops.gru(**(dict(zip(names, arguments("reset_after"), strict=True)) | change))
@@ -336,25 +353,25 @@ def test_operator_compiles(form: str, native_library: None) -> None:
 
 
 @kernels
-def test_operator_names_what_does_not_fit(impl: str) -> None:
+def test_operator_error_names_the_argument(impl: str) -> None:
     a, state, weight, bias, reset, mask, form = (t.detach() if hasattr(t, "detach") else t for t in arguments(FORMS[0]))
-    call = operators_of(impl, "gru").gru
+    gru = operators_of(impl, "gru").gru
     with pytest.raises(ValueError, match=r"weight_hh (is Float|must be float64)"):
-        call(a, state, weight.float(), bias, reset, mask, form)
+        gru(a, state, weight.float(), bias, reset, mask, form)
     with pytest.raises(ValueError, match="output_mask must be"):
-        call(a, state, weight, bias, reset, mask[:1], form)
+        gru(a, state, weight, bias, reset, mask[:1], form)
     with pytest.raises(ValueError, match="float32 and float64, not BFloat16"):
-        call(a.bfloat16(), state.bfloat16(), weight.bfloat16(), None, None, None, form)
+        gru(a.bfloat16(), state.bfloat16(), weight.bfloat16(), None, None, None, form)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_public_function_compiles_whole(form: str) -> None:
+def test_public_function_compiles_to_one_graph(form: str) -> None:
     args = arguments(form)
     compiled = torch.compile(ops.gru, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), ops.gru(*args), rtol=1e-12, atol=1e-12)
 
 
-def test_native_on_a_device_without_kernel_is_an_error() -> None:
+def test_native_on_a_device_without_kernels_is_an_error() -> None:
     args = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in arguments("reset_after")]
     assert _backend.resolve("auto", "gru", "meta") == "reference"
     with pytest.raises(RuntimeError, match="impl='native'"):

@@ -1,4 +1,7 @@
-"""L @ E: against dense float64 matrices on random graphs, forward, gradient, dropout; and the same on every path."""
+"""The operator laplacian_propagation: forward, gradient and dropout against dense float64 matrices of random graphs.
+
+Results of the implementations (reference, native, emulated CUDA kernels) are also compared with each other.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from native import (
     implementations,
     native_and_emulated,
     operators_of,
+    threads,
     why_not_emulated,
 )
 from torch import Tensor
@@ -78,17 +82,17 @@ def test_forward_and_gradient_equal_the_dense_matrix(
 
 
 def power_law_graph(dtype: torch.dtype = torch.int32) -> tuple[Tensor, Tensor]:
-    """Return a graph of 400 nodes; one of them has more neighbors than a kernel reads at once."""
+    """Return a graph of 400 nodes; one of them has so many neighbors that a kernel reads them in several passes."""
     return random_graph(20, 380, 800, seed=5, dtype=dtype, skewed=True)
 
 
 def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
-    """Draw None, no node, one node, or any number of nodes."""
-    draws = torch.Generator().manual_seed(seed)
+    """Return None, no node, one node, or a random number of nodes in increasing order, depending on seed % 4."""
+    generator = torch.Generator().manual_seed(seed)
     if seed % 4 == 0:
         return None
-    n = min(seed % 4 - 1, n_nodes) if seed % 4 < 3 else int(torch.randint(n_nodes + 1, (), generator=draws))
-    return torch.randperm(n_nodes, generator=draws)[:n].sort().values
+    n = min(seed % 4 - 1, n_nodes) if seed % 4 < 3 else int(torch.randint(n_nodes + 1, (), generator=generator))
+    return torch.randperm(n_nodes, generator=generator)[:n].sort().values
 
 
 @impls
@@ -101,7 +105,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
     dropout=st.sampled_from([0.0, 0.3]),
     transposed=st.booleans(),
 )
-def test_a_part_of_the_matrix(
+def test_selected_rows_and_columns_equal_the_dense_matrix(
     impl: str,
     matrix: str,
     sizes: tuple[int, int, int],
@@ -110,7 +114,6 @@ def test_a_part_of_the_matrix(
     dropout: float,
     transposed: bool,
 ) -> None:
-    """Selected rows of the product with the features of selected nodes, and the gradient."""
     offsets, neighbors = random_graph(*sizes, seed=rows_seed)
     n_nodes = len(offsets) - 1
     rows, columns = some_nodes(n_nodes, rows_seed), some_nodes(n_nodes, columns_seed)
@@ -128,7 +131,7 @@ def test_a_part_of_the_matrix(
 
 
 @kernels
-def test_a_row_has_the_same_bits_alone(impl: str) -> None:
+def test_bits_of_a_row_do_not_depend_on_rows(impl: str) -> None:
     offsets, neighbors = power_law_graph()
     x = features(400, 33, torch.float32)
     whole = laplacian_propagation(x, offsets, neighbors, dropout=0.2, seed=1, impl=impl)
@@ -156,16 +159,17 @@ def test_kernels_equal_reference(impl: str, matrix: str, dropout: float, width: 
 @every_matrix
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: torch.dtype) -> None:
-    """The tolerance is that of a float32 sum of n rounded terms, and of a rounding to the dtype."""
+    """The tolerance is the error bound of a float32 sum of n rounded terms, plus a rounding to the dtype."""
     offsets, neighbors = power_law_graph()
     x = features(400, 64, dtype)
     dense = dense_matrix(offsets, neighbors, matrix, 0.2, 1, 2)
     out = laplacian_propagation(x, offsets, neighbors, matrix, dropout=0.2, seed=1, step=2, impl=impl)
     assert out.dtype == dtype
-    terms = dense @ x.double().abs()  # what the errors of the terms are proportional to
+    exact = dense @ x.double()
+    sum_of_magnitudes = dense @ x.double().abs()
     n_terms = int(offsets.diff().max()) + 4
-    bound = n_terms * 2**-24 * terms + (dense @ x.double()).abs() * torch.finfo(dtype).eps
-    assert bool(((out.double() - dense @ x.double()).abs() <= bound + 1e-30).all())
+    bound = n_terms * 2**-24 * sum_of_magnitudes + exact.abs() * torch.finfo(dtype).eps
+    assert bool(((out.double() - exact).abs() <= bound + 1e-30).all())
 
 
 @kernels
@@ -183,28 +187,28 @@ def test_integer_features_sum_exactly(impl: str) -> None:
 
 
 @impls
-def test_each_direction_is_dropped_on_its_own(impl: str) -> None:
+def test_directions_of_an_edge_are_dropped_independently(impl: str) -> None:
     """Masks of (row, column) and (column, row) differ, have the right rate, and depend only on step and seed."""
     offsets, neighbors = power_law_graph()
     x = torch.eye(400, dtype=torch.float64)
 
-    def kept(**changed: int) -> Tensor:
+    def kept_entries(**changed: int) -> Tensor:
         options: dict[str, Any] = {"seed": 3, "step": 4, **changed}
         return laplacian_propagation(x, offsets, neighbors, "plain", dropout=0.3, **options, impl=impl) != 0
 
     entries = laplacian_propagation(x, offsets, neighbors, "plain", impl=impl) != 0
-    mask = kept()
-    assert torch.equal(mask, kept()) and not bool((mask & ~entries).any())
-    n, share = int(entries.sum()), int(mask.sum())
-    assert abs(share - 0.7 * n) < 4 * math.sqrt(n * 0.3 * 0.7)  # 4 standard deviations, at a fixed seed
-    both = int((mask & mask.T).sum())
-    assert abs(both - 0.49 * n) < 4 * math.sqrt(n * 0.49 * 0.51 * 2)  # pairs are counted twice
+    mask = kept_entries()
+    assert torch.equal(mask, kept_entries()) and not bool((mask & ~entries).any())
+    n, n_kept = int(entries.sum()), int(mask.sum())
+    assert abs(n_kept - 0.7 * n) < 4 * math.sqrt(n * 0.3 * 0.7)  # 4 standard deviations, at a fixed seed
+    n_kept_both = int((mask & mask.T).sum())  # both directions of an edge are kept; each such edge is counted twice
+    assert abs(n_kept_both - 0.49 * n) < 4 * math.sqrt(n * 0.49 * 0.51 * 2)
     for changed in ({"seed": 4}, {"step": 5}, {"seed": 3 + 2**32}):
-        assert not torch.equal(mask, kept(**changed))
+        assert not torch.equal(mask, kept_entries(**changed))
 
 
 @impls
-def test_the_mask_is_the_stated_function(impl: str) -> None:
+def test_mask_is_the_documented_function_of_philox(impl: str) -> None:
     offsets, neighbors = random_graph(4, 5, 12, seed=2)
     x = torch.eye(9, dtype=torch.float64)
     kept = laplacian_propagation(x, offsets, neighbors, "norm", dropout=0.5, seed=11, step=6, impl=impl) != 0
@@ -215,7 +219,7 @@ def test_the_mask_is_the_stated_function(impl: str) -> None:
 
 @impls
 def test_nodes_without_neighbors(impl: str) -> None:
-    offsets, neighbors = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])  # node 1 stands alone
+    offsets, neighbors = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])  # node 1 has no neighbors
     x = features(3, 4)
     for matrix in ("symmetric", "mean", "plain"):
         out = laplacian_propagation(x, offsets, neighbors, matrix, impl=impl)
@@ -225,7 +229,7 @@ def test_nodes_without_neighbors(impl: str) -> None:
 
 @impls
 @pytest.mark.parametrize(("nodes", "width"), [(0, 3), (3, 0), (0, 0), (3, 2)])
-def test_no_entries(impl: str, nodes: int, width: int) -> None:
+def test_graph_without_edges(impl: str, nodes: int, width: int) -> None:
     offsets = torch.zeros(nodes + 1, dtype=torch.int64)
     x = features(nodes, width)
     out = laplacian_propagation(x, offsets, torch.empty(0, dtype=torch.int32), "symmetric", dropout=0.1, impl=impl)
@@ -233,23 +237,23 @@ def test_no_entries(impl: str, nodes: int, width: int) -> None:
 
 
 @impls
-def test_nan_reaches_neighbors_only(impl: str) -> None:
+def test_nan_affects_only_neighbors(impl: str) -> None:
     offsets, neighbors = random_graph(6, 6, 12, seed=1)
     x = features(12, 20)
     x[3] = math.nan
-    reached = laplacian_propagation(x, offsets, neighbors, "mean", impl=impl).isnan().any(1)
+    is_nan = laplacian_propagation(x, offsets, neighbors, "mean", impl=impl).isnan().any(1)
     adjacent = torch.zeros(12, dtype=torch.bool)
     adjacent[neighbors[offsets[3] : offsets[4]].long()] = True
-    assert adjacent.any() and torch.equal(reached, adjacent)
+    assert adjacent.any() and torch.equal(is_nan, adjacent)
 
 
 @impls
-def test_a_dropped_nan_is_gone(impl: str) -> None:
+def test_nan_of_a_dropped_entry_has_no_effect(impl: str) -> None:
     offsets, neighbors = random_graph(6, 6, 20, seed=1)
     x = torch.full((12, 3), math.nan, dtype=torch.float64)
     out = laplacian_propagation(x, offsets, neighbors, "mean", dropout=0.9, seed=1, impl=impl)
-    rows = dense_matrix(offsets, neighbors, "mean", 0.9, 1, 0).any(1)
-    assert 0 < int(rows.sum()) < 12 and torch.equal(out.isnan().any(1), rows)
+    has_entries = dense_matrix(offsets, neighbors, "mean", 0.9, 1, 0).any(1)
+    assert 0 < int(has_entries.sum()) < 12 and torch.equal(out.isnan().any(1), has_entries)
 
 
 @native
@@ -257,14 +261,11 @@ def test_a_dropped_nan_is_gone(impl: str) -> None:
 def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
     offsets, neighbors = random_graph(3000, 4000, 60_000, seed=3, skewed=True)
     x = features(7000, 70, dtype)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = laplacian_propagation(x, offsets, neighbors, dropout=0.1, seed=1, impl="native")
-        torch.set_num_threads(2)
-        assert torch.equal(one, laplacian_propagation(x, offsets, neighbors, dropout=0.1, seed=1, impl="native"))
-    finally:
-        torch.set_num_threads(threads)
+    results = []
+    for n in (1, 2):
+        with threads(n):
+            results.append(laplacian_propagation(x, offsets, neighbors, dropout=0.1, seed=1, impl="native"))
+    assert torch.equal(*results)
 
 
 @impls
@@ -280,42 +281,43 @@ def test_gradcheck(impl: str, matrix: str) -> None:
     assert torch.autograd.gradgradcheck(product, (x,))
     rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
 
-    def part(x: Tensor) -> Tensor:
+    def selected_product(x: Tensor) -> Tensor:
         return laplacian_propagation(
             x, offsets, neighbors, matrix, rows=rows, columns=columns, dropout=0.3, seed=5, impl=impl
         )
 
-    assert torch.autograd.gradcheck(part, (features(4, 3).requires_grad_(),))
-    assert torch.autograd.gradgradcheck(part, (features(4, 3).requires_grad_(),))
+    assert torch.autograd.gradcheck(selected_product, (features(4, 3).requires_grad_(),))
+    assert torch.autograd.gradgradcheck(selected_product, (features(4, 3).requires_grad_(),))
 
 
 @impls
-def test_features_may_lie_in_any_order(impl: str) -> None:
+def test_strided_features(impl: str) -> None:
     offsets, neighbors = power_law_graph()
     x = features(64, 400).T
     assert not x.is_contiguous()
-    got = laplacian_propagation(x, offsets, neighbors, impl=impl)
-    assert torch.equal(got, laplacian_propagation(x.contiguous(), offsets, neighbors, impl=impl))
+    out = laplacian_propagation(x, offsets, neighbors, impl=impl)
+    assert torch.equal(out, laplacian_propagation(x.contiguous(), offsets, neighbors, impl=impl))
 
 
 @kernels
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_opcheck(impl: str, dropout: float) -> None:
     offsets, neighbors = random_graph(4, 5, 12, seed=2)
+    seed, step = 3, 4
     for matrix, x in (("norm", features(9, 4).requires_grad_()), ("mean", features(4, 9, torch.bfloat16).T)):
         torch.library.opcheck(
             operators_of(impl, "laplacian_propagation").laplacian_propagation,
-            (x, offsets, neighbors, None, None, matrix, dropout, 3, 4, False),
+            (x, offsets, neighbors, None, None, matrix, dropout, seed, step, False),
         )
         rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
         torch.library.opcheck(
             operators_of(impl, "laplacian_propagation").laplacian_propagation,
-            (x[:4].detach().requires_grad_(), offsets, neighbors, rows, columns, matrix, dropout, 3, 4, True),
+            (x[:4].detach().requires_grad_(), offsets, neighbors, rows, columns, matrix, dropout, seed, step, True),
         )
 
 
 @native
-def test_compiled_step_serves_every_step() -> None:
+def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     offsets, neighbors = power_law_graph()
 
@@ -326,11 +328,11 @@ def test_compiled_step_serves_every_step() -> None:
     x = features(400, 8)
     for step in range(5, 12):
         assert torch.equal(compiled(x, step), train_step(x, step))
-    assert counter.frame_count <= 2  # one for the first value, one for all others
+    assert counter.frame_count <= 2  # one compilation for the first step, one for all others
 
 
 @impls
-def test_compiles_whole(impl: str) -> None:
+def test_compiles_to_one_graph(impl: str) -> None:
     offsets, neighbors = power_law_graph()
 
     def loss(x: Tensor) -> Tensor:
@@ -370,7 +372,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @impls
 @pytest.mark.parametrize(("changed", "message"), BAD)
-def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "features": torch.zeros(3, 2),
         "offsets": torch.tensor([0, 1, 1, 2]),
@@ -383,7 +385,7 @@ def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: st
 
 @kernels
 @pytest.mark.parametrize(("changed", "message"), BAD)
-def test_the_operator_itself_checks(impl: str, changed: dict[str, Any], message: str) -> None:
+def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     names = ["features", "offsets", "neighbors", "rows", "columns", "matrix", "dropout", "seed", "step"]
     defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
     arguments = [changed.get(name, value) for name, value in zip(names, defaults, strict=True)]
@@ -392,7 +394,7 @@ def test_the_operator_itself_checks(impl: str, changed: dict[str, Any], message:
 
 
 @impls
-def test_devices_must_agree(impl: str) -> None:
+def test_tensors_on_different_devices_are_an_error(impl: str) -> None:
     with pytest.raises(ValueError, match=r"neighbors must be int32 or int64 .* on cpu, not int32 .* on meta"):
         laplacian_propagation(
             torch.zeros(1, 2), torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int32, device="meta"), impl=impl
@@ -401,50 +403,54 @@ def test_devices_must_agree(impl: str) -> None:
 
 @kernels
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_entries_beyond_two_to_the_31st(impl: str, tmp_path: Path, dtype: torch.dtype) -> None:
-    """Positions of neighbors need more than 32 bits; they are in a sparse file with a hole for node 0."""
-    begin = 2**31 + 5
+def test_index_arithmetic_beyond_two_to_the_31st_entry(impl: str, tmp_path: Path, dtype: torch.dtype) -> None:
+    """`neighbors` has more than 2**31 elements: a sparse file, with a hole in place of the neighbors of node 0.
+
+    Only nodes 1 to 4 are used. The results must be the same as for the graph in which node 0 has no neighbors.
+    """
+    first = 2**31 + 5  # position of the first neighbor of node 1
     size = torch.iinfo(dtype).bits // 8
     with open(tmp_path / "neighbors", "wb") as file:
-        file.seek(begin * size)
+        file.seek(first * size)
         file.write(torch.tensor([3, 4, 3, 1, 2, 1], dtype=dtype).numpy().tobytes())
-    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=begin + 6, dtype=dtype)
-    offsets = torch.tensor([0, begin, begin + 2, begin + 3, begin + 5, begin + 6])
-    small = torch.tensor([0, 0, 2, 3, 5, 6]), neighbors[begin:].clone()  # the same graph, without node 0's neighbors
+    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=first + 6, dtype=dtype)
+    offsets = torch.tensor([0, first, first + 2, first + 3, first + 5, first + 6])
+    small_graph = torch.tensor([0, 0, 2, 3, 5, 6]), neighbors[first:].clone()
     nodes = torch.tensor([1, 2, 3, 4])
-    x, y = (features(4, 7).requires_grad_() for _ in range(2))
-    weights = features(4, 7, seed=1)
-    chosen: dict[str, Any] = {"rows": nodes, "columns": nodes, "dropout": 0.3, "seed": 5}
-    sides = ((x, (offsets, neighbors)), (y, small))
-    results = [laplacian_propagation(ours, *graph, impl=impl, **chosen) for ours, graph in sides]
+    x, grad_out = features(4, 7).requires_grad_(), features(4, 7, seed=1)
+    options: dict[str, Any] = {"rows": nodes, "columns": nodes, "dropout": 0.3, "seed": 5}
+    results = [laplacian_propagation(x, *graph, impl=impl, **options) for graph in ((offsets, neighbors), small_graph)]
     assert torch.equal(*results)
-    torch.testing.assert_close(
-        results[0], laplacian_propagation(x, *small, impl="reference", **chosen), rtol=1e-13, atol=1e-13
-    )
-    for result in results:
-        (result * weights).sum().backward()
-    assert x.grad is not None and x.grad.any() and torch.equal(x.grad, y.grad)
+    expected = laplacian_propagation(x, *small_graph, impl="reference", **options)
+    torch.testing.assert_close(results[0], expected, rtol=1e-13, atol=1e-13)
+    grads = [torch.autograd.grad(result, x, grad_out)[0] for result in results]
+    assert grads[0].any() and torch.equal(*grads)
 
 
 @pytest.mark.skipif(
     bool(why_not_emulated("laplacian_propagation")), reason="laplacian_propagation is not emulated here"
 )
-def test_features_beyond_two_to_the_31st() -> None:
-    """Features and a result of more numbers than 32 bits count: the first rows of the first columns, the last of the
-    last."""
+def test_index_arithmetic_beyond_two_to_the_31st_feature() -> None:
+    """The features and the product have more than 2**31 elements.
+
+    The graph has 8 users and 6 items with edges, and users without edges between them, so that the items are the last
+    rows. The product is checked for the first rows in the columns of the first block, and for the last rows in the
+    columns of the last block.
+    """
     offsets, neighbors = random_graph(8, 6, 45, seed=4)
-    between = 1020  # users without an item, so that the items are the last rows
-    offsets = torch.cat([offsets[:9], offsets[8].expand(between), offsets[9:]])
-    neighbors[: offsets[8]] += between
-    x, linked = torch.empty(len(offsets) - 1, 2**21 + 60), [*range(8), *range(-6, 0)]
-    n_columns = 128  # of a block
-    parts = (slice(0, 8), slice(0, n_columns)), (slice(-2, None), slice(x.shape[1] // n_columns * n_columns, None))
-    for seed, (_, columns) in enumerate(parts):
-        x[linked, columns] = features(len(linked), len(x[0, columns]), torch.float32, seed)
+    n_without_edges = 1020
+    offsets = torch.cat([offsets[:9], offsets[8].expand(n_without_edges), offsets[9:]])
+    neighbors[: offsets[8]] += n_without_edges
+    x, nodes_with_edges = torch.empty(len(offsets) - 1, 2**21 + 60), [*range(8), *range(-6, 0)]
+    block_columns = 128
+    first_of_last_block = x.shape[1] // block_columns * block_columns
+    checked = (slice(0, 8), slice(0, block_columns)), (slice(-2, None), slice(first_of_last_block, None))
+    for seed, (_, columns) in enumerate(checked):
+        x[nodes_with_edges, columns] = features(len(nodes_with_edges), len(x[0, columns]), torch.float32, seed)
     with first_and_last_blocks():
         product = laplacian_propagation(x, offsets, neighbors, impl="emulated")
     assert x[:-2].numel() > 2**31 and product[:-2].numel() > 2**31
-    for rows, columns in parts:
+    for rows, columns in checked:
         expected = laplacian_propagation(x[:, columns].contiguous(), offsets, neighbors, impl="reference")[rows]
         assert expected.any(1).all()
         torch.testing.assert_close(product[rows, columns], expected, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The memory record: phases, nesting, hooks, baselines; switched off it does nothing and does not start CUDA."""
+"""MemoryRecord and PeakMemory: phases, nested phases, hooks of modules, baselines, and NULL_RECORD."""
 
 import mmap
 import subprocess
@@ -11,50 +11,53 @@ from torch import nn
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, memory_meter
 
 MIB = 2**20
-BIG = 64 * MIB  # much more than the resident size of an interpreter varies
+BIG = 64 * MIB  # much more than the random changes of the resident size of a process
 
 needs_exact_peaks = pytest.mark.skipif(
     not (memory_meter().reset() and memory_meter().exact), reason="/proc/self/clear_refs cannot be written here"
 )
 
 
-def fill(n_bytes: int) -> torch.Tensor:
-    """Return a tensor on pages of its own, which are unmapped with it; malloc might reuse memory of earlier tests."""
+def new_pages(n_bytes: int) -> torch.Tensor:
+    """Return a tensor of ones on new pages of memory, which are freed with the tensor.
+
+    torch.ones would allocate by malloc, which may reuse memory of earlier tests, so that the process does not grow.
+    """
     return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8).fill_(1)
 
 
 @needs_exact_peaks
 def test_each_phase_has_its_own_peak():
     record = MemoryRecord("cpu")
-    before, _ = memory_meter().read()
+    size_at_start, _ = memory_meter().read()
     with record.phase("large"):
-        block = fill(BIG)
+        block = new_pages(BIG)
         del block
     with record.phase("small"):
-        small = fill(MIB)
+        small = new_pages(MIB)
     summary = record.summary()
     assert list(summary) == ["large", "small"]
-    # Compared with the size before, since the system may have reclaimed pages of this process meanwhile.
-    assert BIG * 0.9 < summary["large"]["peak_bytes"] - before < BIG * 1.2
+    # Not compared with the size at the end of the phase: the system may have reclaimed pages of this process by then.
+    assert BIG * 0.9 < summary["large"]["peak_bytes"] - size_at_start < BIG * 1.2
     assert summary["small"]["peak_bytes"] < summary["large"]["peak_bytes"] - BIG * 0.8
-    assert small.numel() == MIB
+    assert small.numel() == MIB  # the tensor exists until here
 
 
 @needs_exact_peaks
-def test_an_inner_phase_counts_for_the_outer_one():
+def test_peak_of_an_inner_phase_counts_for_the_outer_phase():
     record = MemoryRecord("cpu")
     with record.phase("outer"):
         with record.phase("inner"):
-            block = fill(BIG)
+            block = new_pages(BIG)
             del block
-        with record.phase("after"):
+        with record.phase("second inner"):
             pass
     summary = record.summary()
     assert summary["outer"]["peak_bytes"] >= summary["inner"]["peak_bytes"]
-    assert summary["after"]["peak_bytes"] < summary["inner"]["peak_bytes"] - BIG * 0.8
+    assert summary["second inner"]["peak_bytes"] < summary["inner"]["peak_bytes"] - BIG * 0.8
 
 
-def test_an_exception_closes_the_phase():
+def test_exception_ends_the_open_phases():
     record = MemoryRecord("cpu")
     with pytest.raises(KeyError), record.phase("outer"), record.phase("inner"):
         raise KeyError
@@ -63,7 +66,7 @@ def test_an_exception_closes_the_phase():
     assert {name: phase["calls"] for name, phase in record.summary().items()} == {"outer": 1, "inner": 1, "next": 1}
 
 
-class Wasteful(nn.Module):
+class LargeModule(nn.Module):
     """Uses BIG bytes temporarily in forward, and saves BIG bytes for backward."""
 
     def __init__(self) -> None:
@@ -77,7 +80,7 @@ class Wasteful(nn.Module):
 @needs_exact_peaks
 def test_hooks_record_forward_and_backward_of_any_module():
     record = MemoryRecord("cpu")
-    module = Wasteful()
+    module = LargeModule()
     record.attach(module, "net")
     x = torch.ones(BIG // 4)
     for _ in range(2):
@@ -93,7 +96,7 @@ def test_hooks_record_forward_and_backward_of_any_module():
     assert record.summary() == summary
 
 
-def test_a_failing_forward_leaves_no_phase_open():
+def test_exception_in_forward_ends_its_phase():
     record = MemoryRecord("cpu")
     module = nn.Linear(2, 2)
     record.attach(module, "net")
@@ -104,19 +107,19 @@ def test_a_failing_forward_leaves_no_phase_open():
 
 
 @needs_exact_peaks
-def test_peak_above_a_baseline_survives_the_resets_of_a_record():
-    outer = PeakMemory()
-    block = fill(BIG)
+def test_peak_memory_is_not_affected_by_resets_of_a_record():
+    first = PeakMemory()
+    block = new_pages(BIG)
     del block
     record = MemoryRecord("cpu")
-    with record.phase("anything"):
+    with record.phase("phase"):  # its start and its end reset the peak of the process
         pass
-    later = PeakMemory()
-    assert BIG * 0.9 < outer.bytes < BIG * 1.3
-    assert later.bytes < BIG * 0.3
+    second = PeakMemory()
+    assert BIG * 0.9 < first.bytes < BIG * 1.3
+    assert second.bytes < BIG * 0.3
 
 
-def test_the_table_has_every_phase():
+def test_table_has_a_line_for_each_phase():
     record = MemoryRecord("cpu")
     with record.phase("a long phase name"):
         pass
@@ -125,7 +128,7 @@ def test_the_table_has_every_phase():
     assert line.startswith("a long phase name") and line.endswith("1")
 
 
-def test_the_null_record_does_nothing():
+def test_null_record_does_nothing():
     with NULL_RECORD.phase("forward"):
         pass
     module = nn.Linear(2, 2)
@@ -135,7 +138,7 @@ def test_the_null_record_does_nothing():
     assert not module._forward_hooks
 
 
-def test_peak_memory_needs_a_baseline_and_nothing_starts_cuda():
+def test_peak_memory_requires_a_baseline_and_does_not_initialize_cuda():
     code = (
         "import torch; from gru4rec_fast import profiling as p\n"
         "try: p.peak_memory_bytes()\n"
@@ -150,13 +153,13 @@ def test_peak_memory_needs_a_baseline_and_nothing_starts_cuda():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_cuda_phases_come_from_the_allocator():
+def test_cuda_phases_equal_the_numbers_of_the_allocator():
     record = MemoryRecord("cuda")
     with record.phase("large"):
         block = torch.ones(BIG, dtype=torch.uint8, device="cuda")
         del block
     with record.phase("small"):
-        kept = torch.ones(MIB, dtype=torch.uint8, device="cuda")
+        small = torch.ones(MIB, dtype=torch.uint8, device="cuda")
     summary = record.summary()
     assert summary["large"]["peak_bytes"] - summary["large"]["current_bytes"] == BIG
-    assert summary["small"]["peak_bytes"] - summary["large"]["current_bytes"] == kept.numel()
+    assert summary["small"]["peak_bytes"] - summary["large"]["current_bytes"] == small.numel()

@@ -1,4 +1,7 @@
-"""Negatives: the table holds the stated distribution exactly, and every path draws the same items from it."""
+"""build_alias_table and negative_sampling: the distribution of the table, and the items drawn from it.
+
+All implementations must build the same table and draw the same items.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations, native_and_emulated, operators_of, why_not_emulated
+from native import (
+    assert_equal_bits,
+    compiler,
+    examples,
+    implementations,
+    native_and_emulated,
+    operators_of,
+    threads,
+    why_not_emulated,
+)
 from scipy.stats import chisquare
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -32,7 +44,7 @@ supports = st.lists(st.integers(0, 10**6), min_size=1, max_size=60).filter(any)
 
 
 def zipf_support(n_items: int) -> Tensor:
-    """Return a support as in click logs: a few items have most of the events."""
+    """Return numbers of occurrences of items as in click logs: a few items have most of the events."""
     return (1e5 / torch.arange(1, n_items + 1)).long() + 1
 
 
@@ -42,7 +54,7 @@ def probabilities(support: Tensor, alpha: float) -> np.ndarray:
 
 
 def mass_of(table: AliasTable) -> Tensor:
-    """Return the probability of each item by the columns of the table, in units of 1 / (n_items * 2**31)."""
+    """Return the probability of each item under the table, in units of 1 / (n_items * 2**31)."""
     return table.threshold.clone().scatter_add_(0, table.alias, COLUMN_MASS - table.threshold)
 
 
@@ -52,13 +64,13 @@ def assert_equal_tables(ours: AliasTable, theirs: AliasTable) -> None:
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, field.name
 
 
-# The table
+# build_alias_table
 
 
 @impls
 @alphas
 @pytest.mark.parametrize("n_items", [1, 2, 1000, 43_000])
-def test_table_holds_the_distribution(impl: str, alpha: float, n_items: int) -> None:
+def test_table_has_the_requested_distribution(impl: str, alpha: float, n_items: int) -> None:
     support = zipf_support(n_items)
     table = build_alias_table(support, alpha, impl=impl)
     p = probabilities(support, alpha)
@@ -70,7 +82,7 @@ def test_table_holds_the_distribution(impl: str, alpha: float, n_items: int) -> 
 @impls
 @settings(max_examples=examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3))
-def test_columns_hold_the_masses_exactly(impl: str, support: list[int], alpha: float) -> None:
+def test_table_has_exactly_the_masses_of_alias_masses(impl: str, support: list[int], alpha: float) -> None:
     tensor = torch.tensor(support)
     mass, _ = alias_masses(tensor, alpha)
     assert int(mass.sum()) == len(support) * COLUMN_MASS
@@ -87,18 +99,18 @@ def test_native_table_equals_reference(support: list[int], alpha: float, dtype: 
     assert_equal_tables(native_table, build_alias_table(tensor, alpha, impl="reference"))
 
 
-def test_an_item_however_rare_keeps_a_unit_of_mass() -> None:
+def test_mass_of_a_rare_item_is_at_least_one_unit() -> None:
     mass, log_prob = alias_masses(torch.tensor([10**9, 1, 0]), 4.0)
     assert mass.tolist() == [3 * COLUMN_MASS - 1, 1, 0]
     assert log_prob[1].item() == pytest.approx(-36 * math.log(10))
     assert log_prob[2] == -math.inf
-    mass, log_prob = alias_masses(torch.tensor([10**9, 1]), 100.0)  # the power itself would overflow
+    mass, log_prob = alias_masses(torch.tensor([10**9, 1]), 100.0)  # (10**9)**100 would overflow
     assert mass.tolist() == [2 * COLUMN_MASS - 1, 1]
     assert log_prob.tolist() == pytest.approx([0.0, -900 * math.log(10)])
 
 
 @impls
-def test_items_without_support(impl: str) -> None:
+def test_items_without_occurrences(impl: str) -> None:
     support = torch.tensor([0, 5, 0, 3, 0])
     drawn, log_prob = negative_sampling(build_alias_table(support, 0.5, impl=impl), 5000, seed=1, step=0, impl=impl)
     assert drawn.unique().tolist() == [1, 3]
@@ -107,13 +119,13 @@ def test_items_without_support(impl: str) -> None:
     assert uniform.threshold.tolist() == [COLUMN_MASS] * 5
 
 
-# Draws
+# negative_sampling
 
 
 @impls
 @settings(max_examples=examples(25), deadline=None)
 @given(support=supports, seed=st.integers(0, 2**63 - 1), step=st.integers(0, 2**32 - 2))
-def test_draws_are_the_stated_function(impl: str, support: list[int], seed: int, step: int) -> None:
+def test_draws_are_the_documented_function_of_philox(impl: str, support: list[int], seed: int, step: int) -> None:
     table = build_alias_table(torch.tensor(support), 0.5, impl=impl)
     items, log_prob = negative_sampling(table, 3, seed=seed, step=step, steps=2, impl=impl)
     zero = torch.tensor(0)
@@ -122,8 +134,8 @@ def test_draws_are_the_stated_function(impl: str, support: list[int], seed: int,
             counter = (zero, torch.tensor(step + t), torch.tensor(draw), zero)
             w0, w1, w2, _ = (int(word) for word in philox4x32(counter, seed))
             column = (w0 * 2**32 + w1) * len(support) >> 64
-            keep = w2 // 2 < int(table.threshold[column])
-            assert items[t, draw] == (column if keep else table.alias[column])
+            below_threshold = w2 // 2 < int(table.threshold[column])
+            assert items[t, draw] == (column if below_threshold else table.alias[column])
             assert log_prob[t, draw] == table.log_prob[items[t, draw]]
 
 
@@ -147,13 +159,13 @@ def test_draws_of_kernels_equal_reference(impl: str, n_items: int, n: int, steps
 
 @pytest.mark.skipif(bool(why_not_emulated("negative_sampling")), reason="negative_sampling is not emulated here")
 def test_index_arithmetic_beyond_two_to_the_31() -> None:
-    """More than 2**32 draws; only the first and the last block are computed."""
+    """There are more than 2**31 draws; only the first and the last block of 256 threads are computed."""
     n, table = 2**30 + 300, build_alias_table(zipf_support(1000), 0.75, impl="reference")
     with first_and_last_blocks():
         items, log_prob = negative_sampling(table, n, seed=3, step=7, steps=2, impl="emulated")
-    last = items.numel() % 256 or 256
-    assert items.numel() > 2**31 + last
-    for t, draws in ((0, torch.arange(256)), (1, torch.arange(n - last, n))):
+    n_last_block = items.numel() % 256 or 256
+    assert items.numel() > 2**31 + n_last_block
+    for t, draws in ((0, torch.arange(256)), (1, torch.arange(n - n_last_block, n))):
         counter = (torch.tensor(0), torch.tensor(7 + t), draws, torch.tensor(0))
         w0, w1, w2, _ = philox4x32(counter, 3)
         column = (w0 * table.n_items + (w1 * table.n_items >> 32)) >> 32
@@ -165,25 +177,25 @@ def test_index_arithmetic_beyond_two_to_the_31() -> None:
 @impls
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_frequencies_pass_a_chi_square_test(impl: str, alpha: float) -> None:
-    """Check that the p-value is above 1e-3 at a fixed seed; frequencies wrong by 2 % give less than 1e-15."""
+    """The p-value is above 1e-3 at a fixed seed. For a distribution that is wrong by 2 %, it is below 1e-15."""
     support = zipf_support(500)
     table = build_alias_table(support, alpha, impl=impl)
     items, _ = negative_sampling(table, 20_000, seed=11, step=0, steps=50, impl=impl)
     observed = np.bincount(items.numpy().ravel(), minlength=500)
     expected = probabilities(support, alpha) * items.numel()
-    assert expected.min() > 5  # the test's own condition
+    assert expected.min() > 5  # a chi-square test requires this
     assert chisquare(observed, expected).pvalue > 1e-3
     wrong = expected * np.where(np.arange(500) % 2, 1.02, 0.98)
     assert chisquare(observed, wrong * (expected.sum() / wrong.sum())).pvalue < 1e-15
 
 
 @impls
-def test_more_draws_than_items_and_a_catalogue_of_one(impl: str) -> None:
+def test_more_draws_than_items_and_a_catalogue_of_one_item(impl: str) -> None:
     table = build_alias_table(torch.tensor([4, 1, 1]), 1.0, impl=impl)
     items, _ = negative_sampling(table, 100, seed=0, step=0, impl=impl)
     assert items.shape == (1, 100) and set(items.unique().tolist()) == {0, 1, 2}
-    only, log_prob = negative_sampling(build_alias_table(torch.tensor([7]), 0.5), 9, seed=0, step=0, impl=impl)
-    assert only.tolist() == [[0] * 9] and log_prob.tolist() == [[0.0] * 9]
+    items, log_prob = negative_sampling(build_alias_table(torch.tensor([7]), 0.5), 9, seed=0, step=0, impl=impl)
+    assert items.tolist() == [[0] * 9] and log_prob.tolist() == [[0.0] * 9]
 
 
 @impls
@@ -208,27 +220,23 @@ def test_same_negatives_for_one_and_two_threads(impl: str) -> None:
         table = build_alias_table(support, 0.75, impl=impl)
         return table, negative_sampling(table, 30_000, seed=3, step=0, steps=3, impl=impl)
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one_table, one = table_and_draws()
-        torch.set_num_threads(2)
-        two_table, two = table_and_draws()
-    finally:
-        torch.set_num_threads(threads)
-    assert_equal_tables(one_table, two_table)
-    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    with threads(1):
+        expected_table, expected_draws = table_and_draws()
+    with threads(2):
+        table, draws = table_and_draws()
+    assert_equal_tables(table, expected_table)
+    assert_equal_bits(draws, expected_draws)
 
 
 @impls
-def test_a_strided_table_draws_the_same(impl: str) -> None:
+def test_strided_table(impl: str) -> None:
     table = build_alias_table(zipf_support(50), 0.5)
     strided = AliasTable(*(torch.stack([t, t], 1)[:, 0] for t in (table.threshold, table.alias, table.log_prob)), 0.5)
     ours = negative_sampling(strided, 64, seed=1, step=2, impl=impl)
     assert torch.equal(ours[0], negative_sampling(table, 64, seed=1, step=2, impl=impl)[0])
 
 
-# Bad input
+# Errors
 
 
 @impls
@@ -245,7 +253,7 @@ def test_a_strided_table_draws_the_same(impl: str) -> None:
         (torch.tensor([1, 2]), math.inf, "alpha=inf"),
     ],
 )
-def test_bad_distributions_are_named(impl: str, support: Tensor, alpha: float, message: str) -> None:
+def test_error_names_the_argument_of_build_alias_table(impl: str, support: Tensor, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_alias_table(support, alpha, impl=impl)
 
@@ -255,14 +263,14 @@ def test_bad_distributions_are_named(impl: str, support: Tensor, alpha: float, m
     ("changed", "message"),
     [({"n": -1}, "n=-1"), ({"seed": -1}, "seed=-1"), ({"step": 2**32}, "step="), ({"steps": -1}, "steps=-1")],
 )
-def test_bad_draws_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+def test_error_names_the_argument_of_negative_sampling(impl: str, changed: dict[str, Any], message: str) -> None:
     table = build_alias_table(torch.tensor([1, 2, 3]), 0.5)
     with pytest.raises(ValueError, match=message):
         negative_sampling(table, **{"n": 4, "seed": 0, "step": 0, **changed}, impl=impl)
 
 
 @impls
-def test_a_table_that_does_not_fit_itself_is_named(impl: str) -> None:
+def test_error_names_a_tensor_of_the_table_that_does_not_fit(impl: str) -> None:
     table = build_alias_table(torch.tensor([1, 2, 3]), 0.5)
     for changed in ({"alias": table.alias[:2]}, {"log_prob": table.log_prob.double()}):
         with pytest.raises(ValueError, match=f"table.{next(iter(changed))} must be"):
@@ -274,13 +282,13 @@ def test_a_table_that_does_not_fit_itself_is_named(impl: str) -> None:
     ("mass", "message"),
     [([2**31 - 1], "falls short"), ([2**31 + 1], r"mass\[0\]"), ([2**32 + 1, -1], r"mass\[0\]"), ([], "0 items")],
 )
-def test_the_operator_itself_checks_masses(mass: list[int], message: str) -> None:
+def test_operator_checks_masses(mass: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         torch.ops.gru4rec_fast.build_alias_table(torch.tensor(mass, dtype=torch.int64))
 
 
 @kernels
-def test_the_operator_itself_checks_aliases(impl: str) -> None:
+def test_operator_checks_aliases(impl: str) -> None:
     draw = operators_of(impl, "negative_sampling").negative_sampling
     threshold, log_prob = torch.zeros(3, dtype=torch.int64), torch.zeros(3)
     for alias in (torch.tensor([0, 3, 1]), torch.tensor([-1, 0, 1])):
@@ -288,25 +296,25 @@ def test_the_operator_itself_checks_aliases(impl: str) -> None:
             draw(threshold, alias, log_prob, 100, 0, 0, 1)
 
 
-# The operators under torch's own checks
+# torch.library.opcheck and torch.compile
 
 
 @native
-def test_opcheck_of_the_table() -> None:
+def test_opcheck_of_build_alias_table() -> None:
     torch.library.opcheck(torch.ops.gru4rec_fast.build_alias_table, (alias_masses(zipf_support(40), 0.5)[0],))
 
 
 @kernels
-def test_opcheck(impl: str) -> None:
+def test_opcheck_of_negative_sampling(impl: str) -> None:
     table = build_alias_table(zipf_support(40), 0.5)
     torch.library.opcheck(
         operators_of(impl, "negative_sampling").negative_sampling,
-        (table.threshold, table.alias, table.log_prob, 16, 1, 2, 3),
+        (table.threshold, table.alias, table.log_prob, 16, 1, 2, 3),  # n, seed, step, steps
     )
 
 
 @native
-def test_compiled_step_serves_every_step() -> None:
+def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     table = build_alias_table(zipf_support(40), 0.5)
 
@@ -316,11 +324,11 @@ def test_compiled_step_serves_every_step() -> None:
     compiled = torch.compile(draw, fullgraph=True, backend=counter)
     for step in range(5, 12):
         assert torch.equal(compiled(table, step)[0], draw(table, step)[0])
-    assert counter.frame_count <= 2  # one for the first value, one for all others
+    assert counter.frame_count <= 2  # one compilation for the first step, one for all others
 
 
 @impls
-def test_compiles_whole(impl: str) -> None:
+def test_compiles_to_one_graph(impl: str) -> None:
     table = build_alias_table(zipf_support(40), 0.5)
     compiled = torch.compile(negative_sampling, fullgraph=True, backend=compiler(impl == "native"))
     ours = compiled(table, 16, seed=1, step=2, steps=3, impl=impl)

@@ -1,4 +1,4 @@
-"""The NGCF layer as one operator: against dense float64 formulas, its composition of other operators, and itself."""
+"""The operator ngcf_layer: against dense float64 formulas, and against its reference, which calls other operators."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from native import (
     implementations,
     native_and_emulated,
     operators_of,
+    threads,
     why_not_emulated,
 )
 from oracle.philox import bernoulli_keep
@@ -46,8 +47,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def weights_of(width: int, units: int, dtype: torch.dtype = torch.float64) -> Weights:
     """Return W1, b1, W2, b2."""
     shapes = ((width, units), (units,), (width, units), (units,))
-    first, bias, second, other = (normal(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes, 1))
-    return first, bias, second, other
+    W1, b1, W2, b2 = (normal(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes, 1))
+    return W1, b1, W2, b2
 
 
 def leaky(x: Tensor, slope: float) -> Tensor:
@@ -55,10 +56,10 @@ def leaky(x: Tensor, slope: float) -> Tensor:
 
 
 def some_nodes(n_nodes: int, seed: int) -> Tensor:
-    """Draw any number of nodes, increasing."""
-    draws = torch.Generator().manual_seed(seed)
-    n = int(torch.randint(n_nodes + 1, (), generator=draws))
-    return torch.randperm(n_nodes, generator=draws)[:n].sort().values
+    """Return a random number of random nodes, in increasing order."""
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(n_nodes + 1, (), generator=generator))
+    return torch.randperm(n_nodes, generator=generator)[:n].sort().values
 
 
 @impls
@@ -72,7 +73,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor:
     slope=st.sampled_from([0.0, 0.2, 1.5]),
     node_dropout=st.sampled_from([0.0, 0.3]),
     message_dropout=st.sampled_from([0.0, 0.4]),
-    part=st.sampled_from(["all", "rows", "rows and columns"]),
+    selection=st.sampled_from(["all", "rows", "rows and columns"]),
     seed=st.integers(0, 2**40),
     step=st.integers(0, 2**32 - 1),
 )
@@ -86,15 +87,17 @@ def test_forward_and_gradients_equal_the_dense_formula(
     slope: float,
     node_dropout: float,
     message_dropout: float,
-    part: str,
+    selection: str,
     seed: int,
     step: int,
 ) -> None:
     offsets, neighbors = random_graph(*sizes, seed=seed % 1000)
     n_nodes = len(offsets) - 1
-    every = torch.arange(n_nodes)
-    rows = every if part == "all" else some_nodes(n_nodes, seed)
-    columns = torch.cat([rows, some_nodes(n_nodes, seed + 1)]).unique() if part == "rows and columns" else every
+    rows = columns = torch.arange(n_nodes)
+    if selection != "all":
+        rows = some_nodes(n_nodes, seed)
+    if selection == "rows and columns":
+        columns = torch.cat([rows, some_nodes(n_nodes, seed + 1)]).unique()
     E = normal(len(columns), widths[0]).requires_grad_()
     weights = tuple(weight.requires_grad_() for weight in weights_of(*widths))
     W1, b1, W2, b2 = weights
@@ -104,8 +107,8 @@ def test_forward_and_gradients_equal_the_dense_formula(
         dense = dense + torch.eye(n_nodes, dtype=torch.float64) if name.endswith("+I") else dense
         return dense[rows][:, columns]
 
-    own = E[torch.searchsorted(columns, rows)]
-    first, second = matrix(P) @ E @ W1 + b1, (matrix(Q) @ E * own) @ W2 + b2
+    row_features = E[torch.searchsorted(columns, rows)]
+    first, second = matrix(P) @ E @ W1 + b1, (matrix(Q) @ E * row_features) @ W2 + b2
     expected = leaky(first + second, slope) if activation == "sum" else leaky(first, slope) + leaky(second, slope)
     keep = bernoulli_keep(
         message_dropout, seed=seed, stream=MESSAGE_STREAM + 3, step=step, lanes=n_nodes, units=widths[1]
@@ -116,8 +119,8 @@ def test_forward_and_gradients_equal_the_dense_formula(
         offsets,
         neighbors,
         *weights,
-        rows=None if part == "all" else rows,
-        columns=columns if part == "rows and columns" else None,
+        rows=None if selection == "all" else rows,
+        columns=columns if selection == "rows and columns" else None,
         P=P,
         Q=Q,
         activation=activation,
@@ -131,17 +134,20 @@ def test_forward_and_gradients_equal_the_dense_formula(
     )
     scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12 * scale)
-    direction = normal(*out.shape, seed=9)
-    ours = torch.autograd.grad(out, (E, *weights), direction)
-    theirs = torch.autograd.grad(expected, (E, *weights), direction)
-    for mine, oracle in zip(ours, theirs, strict=True):
-        scale = max(1.0, float(oracle.abs().max())) if oracle.numel() else 1.0
-        torch.testing.assert_close(mine, oracle, rtol=0, atol=1e-11 * scale)
+    grad_out = normal(*out.shape, seed=9)
+    grads = torch.autograd.grad(out, (E, *weights), grad_out)
+    expected_grads = torch.autograd.grad(expected, (E, *weights), grad_out)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        scale = max(1.0, float(expected_grad.abs().max())) if expected_grad.numel() else 1.0
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-11 * scale)
 
 
 def large(impl: str = "native") -> tuple[Tensor, Tensor]:
-    """Return a graph with several blocks of rows; one node has more entries than a kernel reads at once."""
-    if impl == "emulated":  # the blocks are smaller there
+    """Return a graph whose rows a kernel processes in several blocks.
+
+    One node has so many neighbors that a kernel reads them in several passes.
+    """
+    if impl == "emulated":  # emulated blocks have fewer rows
         return random_graph(60, 90, 900, seed=5, skewed=True)
     return random_graph(900, 1300, 30_000, seed=5, skewed=True)
 
@@ -150,9 +156,12 @@ def large(impl: str = "native") -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("P", "Q"), [("norm", "norm"), ("symmetric+I", "symmetric"), ("mean", "plain+I")])
-def test_kernels_equal_the_composition(impl: str, dtype: torch.dtype, activation: str, P: str, Q: str) -> None:
-    """Several blocks of rows, whole and in part; float32 as near to float64 as the composition is, and float64 within
-    the rounding of sums over all rows."""
+def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, activation: str, P: str, Q: str) -> None:
+    """For all rows and for selected rows, on a graph of several blocks.
+
+    float32 results must be about as close to the float64 reference as the float32 reference is. The tolerance for
+    float64 allows another order of the sums.
+    """
     offsets, neighbors = large(impl)
     n_nodes = len(offsets) - 1
     for rows in (None, torch.arange(3, n_nodes, 2)):
@@ -160,19 +169,20 @@ def test_kernels_equal_the_composition(impl: str, dtype: torch.dtype, activation
         options: dict[str, Any] = {"P": P, "Q": Q, "activation": activation, "rows": rows, "columns": columns}
         options |= {"node_dropout": 0.1, "message_dropout": 0.2, "seed": 7, "step": 5}
 
-        def run(impl: str, to: torch.dtype, options: dict[str, Any] = options) -> list[Tensor]:
-            chosen = options["columns"]
-            given = [normal(n_nodes if chosen is None else len(chosen), 20), *weights_of(20, 70)]
-            inputs = [tensor.to(dtype).to(to).requires_grad_() for tensor in given]
+        def run(impl: str, run_dtype: torch.dtype, options: dict[str, Any] = options) -> list[Tensor]:
+            """Return E' and the gradients, computed in `run_dtype` from numbers that `dtype` can represent."""
+            columns = options["columns"]
+            tensors = [normal(n_nodes if columns is None else len(columns), 20), *weights_of(20, 70)]
+            inputs = [tensor.to(dtype).to(run_dtype).requires_grad_() for tensor in tensors]
             out = ngcf_layer(inputs[0], offsets, neighbors, *inputs[1:], **options, impl=impl)
-            return [out, *torch.autograd.grad(out, inputs, normal(*out.shape, seed=4).to(dtype).to(to))]
+            return [out, *torch.autograd.grad(out, inputs, normal(*out.shape, seed=4).to(dtype).to(run_dtype))]
 
-        exact = run("reference", torch.float64)
-        for ours, theirs, right in zip(run(impl, dtype), run("reference", dtype), exact, strict=True):
-            size = float(right.detach().abs().max())
-            error = float((theirs.double() - right).detach().abs().max())
+        oracle = run("reference", torch.float64)
+        for ours, reference, exact in zip(run(impl, dtype), run("reference", dtype), oracle, strict=True):
+            size = float(exact.detach().abs().max())
+            error = float((reference.double() - exact).detach().abs().max())
             bound = 2 * error + 4 * torch.finfo(torch.float32).eps * size if dtype == torch.float32 else 1e-13 * size
-            assert float((ours.double() - right).detach().abs().max()) <= bound
+            assert float((ours.double() - exact).detach().abs().max()) <= bound
 
 
 @native
@@ -181,20 +191,17 @@ def test_threads_do_not_change_a_bit() -> None:
     inputs = [normal(len(offsets) - 1, 24, dtype=torch.float32), *weights_of(24, 40, torch.float32)]
     for tensor in inputs:
         tensor.requires_grad_()
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
+    results = []
+    for n in (1, 2, 3):
+        with threads(n):
             out = ngcf_layer(inputs[0], offsets, neighbors, *inputs[1:], node_dropout=0.1, message_dropout=0.1, seed=1)
-            found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
-    finally:
-        torch.set_num_threads(threads)
-    for others in found[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    assert_equal_bits(results[1], results[0])
+    assert_equal_bits(results[2], results[0])
 
 
-WHOLE = [(1, 1), (3, 5), (8, 4), (7, 70), (4, 0)]  # widths; those of 4 are read and written several at once
+# (in, out) widths of a layer. Kernels load and store several elements together if a width is a multiple of 4.
+WHOLE = [(1, 1), (3, 5), (8, 4), (7, 70), (4, 0)]
 
 
 def whole_numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -202,7 +209,7 @@ def whole_numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32
 
 
 def whole_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **changed: Any) -> list[Tensor]:
-    """Return E' and the gradients of a layer of multiples of 1/2, whose sums are exact in any order."""
+    """Return E' and the gradients of a layer. All numbers are multiples of 1/2, so sums are exact in any order."""
     graph = [t.to(device) for t in random_graph(20, 30, 200, seed=3)]
     dtype = changed.pop("dtype", torch.float32)
     shapes = ((50, widths[0]), widths, (widths[1],), widths, (widths[1],))
@@ -211,49 +218,53 @@ def whole_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **chang
     options |= {"node_dropout": 0.5, "message_dropout": 0.5, **changed}
     E, *weights = (tensor.requires_grad_() for tensor in inputs)
     out = ngcf_layer(E, *graph, *weights, **options, impl=impl)
-    direction = whole_numbers(*out.shape, seed=8, dtype=dtype).to(device)
-    return [out.detach(), *torch.autograd.grad(out, (E, *weights), direction)]
+    grad_out = whole_numbers(*out.shape, seed=8, dtype=dtype).to(device)
+    return [out.detach(), *torch.autograd.grad(out, (E, *weights), grad_out)]
 
 
 @kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("widths", WHOLE)
-def test_whole_numbers_have_the_same_bits(impl: str, activation: str, widths: tuple[int, int]) -> None:
-    """Masks and all else, in float32 and, with two sides, in float64."""
+def test_kernels_equal_reference_for_whole_numbers(impl: str, activation: str, widths: tuple[int, int]) -> None:
     for changed in ({}, {"dtype": torch.float64, "Q": "plain+I", "P": "plain", "node_dropout": 0.0}):
-        ours, theirs = (whole_layer(each, widths, activation=activation, **changed) for each in (impl, "reference"))
-        assert_equal_bits(ours, theirs)
+        options: dict[str, Any] = {"activation": activation, **changed}
+        assert_equal_bits(whole_layer(impl, widths, **options), whole_layer("reference", widths, **options))
 
 
 @kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_codes_say_what_became_of_a_unit(impl: str, activation: str) -> None:
+def test_operator_saves_signs_and_mask_for_backward(impl: str, activation: str) -> None:
+    """The last output has a code for each unit: bits 0 and 1 mark positive arguments of act, bit 2 a unit not dropped.
+
+    With activation "sum" there is one argument, and bit 1 is 0.
+    """
     offsets, neighbors = random_graph(20, 30, 200, seed=3)
     rows = torch.arange(1, 50, 3)
     E, W1, b1, W2, b2 = (whole_numbers(*shape) for shape in ((50, 3), (3, 8), (8,), (3, 8), (8,)))
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
     options = ("plain", "plain+I", activation == "per_term", 0.5, 0.0, 0.4, 5, 6, 7)
     _, p, q, code = operators_of(impl, "ngcf_layer").ngcf_layer(
         E, offsets, neighbors, rows, None, W1, b1, W2, b2, *options
     )
     A = dense_matrix(offsets, neighbors, "plain")[rows].float()
-    assert torch.equal(p, A @ E) and q.numel() == 0
+    assert torch.equal(p, A @ E) and q.numel() == 0  # q is empty, because P and Q differ only by the identity
     first, second = A @ E @ W1 + b1, ((A @ E + E[rows]) * E[rows]) @ W2 + b2
     keep = bernoulli_keep(0.4, seed=5, stream=MESSAGE_STREAM + 7, step=6, lanes=50, units=8)
     bits = [first + second > 0, torch.zeros_like(first, dtype=torch.bool)]
     bits = [first > 0, second > 0] if activation == "per_term" else bits
     expected = [*bits, torch.from_numpy(keep)[rows]]
-    assert torch.equal(code.long(), sum(bit.long() << number for number, bit in enumerate(expected)))
+    assert torch.equal(code.long(), sum(bit.long() << position for position, bit in enumerate(expected)))
 
 
 @needs_emulation
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(activation: str) -> None:
+def test_bits_do_not_depend_on_order_of_threads_or_memory_alignment(activation: str) -> None:
     offsets, neighbors = large("emulated")
     rows, columns = torch.arange(3, 150, 2), torch.arange(1, 150)
-    given = [normal(149, 12, dtype=torch.float32), *weights_of(12, 8, torch.float32)]
+    aligned = [normal(149, 12, dtype=torch.float32), *weights_of(12, 8, torch.float32)]
 
     def shifted(tensor: Tensor) -> Tensor:
-        """Return a copy at an address that is not aligned for wide loads."""
+        """Return a copy that is not aligned for loads of several elements."""
         return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
     def run(inputs: list[Tensor]) -> list[Tensor]:
@@ -264,67 +275,73 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_where_memory_begins(ac
 
     emulation = cuda_emulator.load()
     emulation.set_seed(1)
-    one = run(given)
-    for seed, inputs in ((2, given), (3, [shifted(tensor) for tensor in given])):
+    expected = run(aligned)
+    for seed, inputs in ((2, aligned), (3, [shifted(tensor) for tensor in aligned])):
         emulation.set_seed(seed)
-        assert_equal_bits(run(inputs), one)
+        assert_equal_bits(run(inputs), expected)
 
 
 @needs_emulation
 def test_features_beyond_two_to_the_31st() -> None:
-    """More than 2**32 features and gradients, of which only the last rows use memory."""
+    """There are more than 2**31 features and gradients, but only the last rows use memory.
+
+    The graph has no edges, so with "plain+I" P E = E and Q E * E = E * E.
+    """
     n, width = 2**19 + 6, 2**12
     E = torch.empty(n, width)
     rows = torch.tensor([n - 3, n - 1])
     E[rows] = normal(2, width, dtype=torch.float32)
     W1, b1, W2, b2 = (weight.float() / width for weight in weights_of(width, 1))
-    lonely = torch.zeros(n + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32)  # P E = E, Q E * E = E * E
+    graph = torch.zeros(n + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32)
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
     options = ("plain+I", "plain+I", False, 0.5, 0.0, 0.0, 0, 0, 0)
     library = operators_of("emulated", "ngcf_layer")
     emulation = cuda_emulator.load()
-    emulation.set_block_limit(64)  # all that the chosen rows take, and the last of the gradient's
+    emulation.set_block_limit(64)  # runs all blocks of the two rows, and the last blocks of the gradient of E
     try:
-        out, *kept = library.ngcf_layer(E, *lonely, rows, None, W1, b1, W2, b2, *options)
-        grads = library.ngcf_layer_backward(torch.ones_like(out), E, *lonely, rows, None, W1, W2, *kept, *options)
+        out, *saved = library.ngcf_layer(E, *graph, rows, None, W1, b1, W2, b2, *options)
+        grads = library.ngcf_layer_backward(torch.ones_like(out), E, *graph, rows, None, W1, W2, *saved, *options)
     finally:
         emulation.set_block_limit(0)
-    own = E[rows].double().requires_grad_()
+    row_features = E[rows].double().requires_grad_()
     weights = [weight.double().requires_grad_() for weight in (W1, b1, W2, b2)]
-    expected = leaky(own @ weights[0] + weights[1] + own.square() @ weights[2] + weights[3], 0.5)
+    terms = row_features @ weights[0] + weights[1] + row_features.square() @ weights[2] + weights[3]
+    expected = leaky(terms, 0.5)
     assert E.numel() > 2**31
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-6)
-    of_own, *others = torch.autograd.grad(expected.sum(), (own, *weights))
-    torch.testing.assert_close(grads[0][-3:, -100:].double()[[0, 2]], of_own[:, -100:], rtol=0, atol=1e-6)
+    grad_row_features, *grad_weights = torch.autograd.grad(expected.sum(), (row_features, *weights))
+    torch.testing.assert_close(grads[0][-3:, -100:].double()[[0, 2]], grad_row_features[:, -100:], rtol=0, atol=1e-6)
     assert not grads[0][-2, -100:].any()
-    for ours, theirs in zip(grads[1:], others, strict=True):
+    for ours, theirs in zip(grads[1:], grad_weights, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5)
 
 
 @impls
-def test_a_unit_is_dropped_by_its_own_number(impl: str) -> None:
-    """The mask of a node's units is the same whether the node is computed alone or with all others."""
+def test_message_dropout_of_a_node_does_not_depend_on_rows(impl: str) -> None:
+    """The mask of a node's units is the same whether all nodes or only some are computed."""
     offsets, neighbors = large(impl)
     E, weights = normal(len(offsets) - 1, 6), weights_of(6, 100)
     options: dict[str, Any] = {"message_dropout": 0.3, "seed": 2, "step": 8, "layer": 1, "impl": impl}
-    whole = ngcf_layer(E, offsets, neighbors, *weights, **options)
+    dropped = ngcf_layer(E, offsets, neighbors, *weights, **options) == 0
     rows = torch.arange(5, len(offsets) - 1, 11)
-    some = ngcf_layer(E, offsets, neighbors, *weights, rows=rows, **options)
-    assert torch.equal(some == 0, whole[rows] == 0)
-    assert abs(float((whole == 0).double().mean()) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / whole.numel())
-    other = ngcf_layer(E, offsets, neighbors, *weights, **(options | {"layer": 2}))
-    assert not torch.equal(whole == 0, other == 0)
+    dropped_rows = ngcf_layer(E, offsets, neighbors, *weights, rows=rows, **options) == 0
+    assert torch.equal(dropped_rows, dropped[rows])
+    # 4 standard deviations, at a fixed seed
+    assert abs(float(dropped.double().mean()) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / dropped.numel())
+    dropped_in_layer_2 = ngcf_layer(E, offsets, neighbors, *weights, **(options | {"layer": 2})) == 0
+    assert not torch.equal(dropped, dropped_in_layer_2)
 
 
 @impls
-def test_nan_reaches_its_neighbors_and_itself(impl: str) -> None:
+def test_nan_affects_only_its_node_and_the_neighbors(impl: str) -> None:
     offsets, neighbors = random_graph(6, 6, 12, seed=1)
     E = normal(12, 5)
     E[3, 2] = math.nan
-    reached = ngcf_layer(E, offsets, neighbors, *weights_of(5, 4), message_dropout=0.2, impl=impl).isnan().any(1)
+    is_nan = ngcf_layer(E, offsets, neighbors, *weights_of(5, 4), message_dropout=0.2, impl=impl).isnan().any(1)
     expected = torch.zeros(12, dtype=torch.bool)
     expected[neighbors[offsets[3] : offsets[4]].long()] = True
     expected[3] = True
-    assert torch.equal(reached, expected)
+    assert torch.equal(is_nan, expected)
 
 
 @impls
@@ -366,12 +383,12 @@ def test_gradcheck(impl: str, activation: str, P: str, Q: str) -> None:
 
 
 @impls
-def test_bfloat16_is_made_of_other_operators(impl: str) -> None:
+def test_bfloat16(impl: str) -> None:
     offsets, neighbors = random_graph(30, 40, 200, seed=3)
     inputs = [normal(70, 16), *weights_of(16, 8)]
-    small = [tensor.bfloat16() for tensor in inputs]
-    out = ngcf_layer(small[0], offsets, neighbors, *small[1:], seed=1, impl=impl)
-    exact = ngcf_layer(small[0].double(), offsets, neighbors, *(t.double() for t in small[1:]), seed=1, impl=impl)
+    E, *weights = (tensor.bfloat16() for tensor in inputs)
+    out = ngcf_layer(E, offsets, neighbors, *weights, seed=1, impl=impl)
+    exact = ngcf_layer(E.double(), offsets, neighbors, *(t.double() for t in weights), seed=1, impl=impl)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=2**-5 * float(exact.abs().max()))
 
@@ -381,20 +398,21 @@ def test_bfloat16_is_made_of_other_operators(impl: str) -> None:
 def test_opcheck(impl: str, P: str, Q: str) -> None:
     library = operators_of(impl, "ngcf_layer")
     offsets, neighbors = random_graph(4, 5, 12, seed=2)
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
     options = (P, Q, True, 0.2, 0.1, 0.2, 3, 4, 1)
     W1, b1, W2, b2 = (weight.requires_grad_() for weight in weights_of(4, 3))
     rows, columns = torch.tensor([0, 2, 7]), torch.tensor([0, 2, 5, 6, 7])
-    for E, chosen in ((normal(9, 4), (None, None)), (normal(5, 4), (rows, columns))):
-        graph = (E.requires_grad_(), offsets, neighbors, *chosen)
+    for E, selection in ((normal(9, 4), (None, None)), (normal(5, 4), (rows, columns))):
+        graph = (E.requires_grad_(), offsets, neighbors, *selection)
         torch.library.opcheck(library.ngcf_layer, (*graph, W1, b1, W2, b2, *options))
-        out, *kept = library.ngcf_layer(*graph, W1, b1, W2, b2, *options)
-        given = (torch.ones_like(out), *graph, W1, W2, *kept, *options)
-        arguments = tuple(value.detach() if isinstance(value, Tensor) else value for value in given)
-        torch.library.opcheck(library.ngcf_layer_backward, arguments)
+        out, *saved = library.ngcf_layer(*graph, W1, b1, W2, b2, *options)
+        arguments = (torch.ones_like(out), *graph, W1, W2, *saved, *options)
+        detached = tuple(value.detach() if isinstance(value, Tensor) else value for value in arguments)
+        torch.library.opcheck(library.ngcf_layer_backward, detached)
 
 
 @native
-def test_compiled_step_serves_every_step() -> None:
+def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     offsets, neighbors = random_graph(20, 30, 90, seed=2)
     weights = weights_of(8, 6)
@@ -406,11 +424,11 @@ def test_compiled_step_serves_every_step() -> None:
     E = normal(50, 8)
     for step in range(5, 12):
         assert torch.equal(compiled(E, step), train_step(E, step))
-    assert counter.frame_count <= 2  # one for the first value, one for all others
+    assert counter.frame_count <= 2  # one compilation for the first step, one for all others
 
 
 @pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
-def test_compiles_whole(impl: str) -> None:
+def test_compiles_to_one_graph(impl: str) -> None:
     offsets, neighbors = random_graph(20, 30, 90, seed=2)
     inputs = [tensor.requires_grad_() for tensor in (normal(50, 8), *weights_of(8, 6))]
 
@@ -423,8 +441,8 @@ def test_compiles_whole(impl: str) -> None:
     expected = torch.autograd.grad(loss(*inputs), inputs)
     compiled = torch.compile(loss, fullgraph=True, backend=compiler(impl == "native"))
     grads = torch.autograd.grad(compiled(*inputs), inputs)
-    for grad, wanted in zip(grads, expected, strict=True):
-        torch.testing.assert_close(grad, wanted, rtol=1e-11, atol=1e-11)
+    for grad, expected_grad in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-11)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -456,7 +474,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @impls
 @pytest.mark.parametrize(("changed", "message"), BAD)
-def test_bad_arguments_are_named(impl: str, changed: dict[str, Any], message: str) -> None:
+def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "features": torch.zeros(3, 2),
         "offsets": torch.tensor([0, 1, 1, 2]),

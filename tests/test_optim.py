@@ -1,4 +1,4 @@
-"""Optimizers: dense and sparse gradients alike, and torch's own optimizers where they define the same thing."""
+"""SparseAdagrad and SparseAdam: dense and sparse gradients, comparison with torch's optimizers, state dicts."""
 
 from __future__ import annotations
 
@@ -38,82 +38,84 @@ SOME_ROWS = [torch.tensor(rows) for rows in ([0, 3, 3], [5], [0, 1, 1], [3, 5, 0
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_sparse_and_dense_gradients_alike(name: str, impl: str) -> None:
+def test_sparse_and_dense_gradients_give_the_same_update(name: str, impl: str) -> None:
     make, options = OURS[name]
-    sparse, dense = (train(lambda p: make(p, **options, impl=impl), ALL_ROWS, kind) for kind in (True, False))
+    sparse, dense = (train(lambda p: make(p, **options, impl=impl), ALL_ROWS, is_sparse) for is_sparse in (True, False))
     torch.testing.assert_close(sparse, dense, rtol=1e-12, atol=1e-12)
 
 
-def test_sparse_adam_as_torch(impl: str) -> None:
+def test_sparse_adam_equals_torch(impl: str) -> None:
     ours = train(lambda p: SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3, impl=impl), SOME_ROWS, True)
     theirs = train(lambda p: torch.optim.SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3), SOME_ROWS, True)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_dense_adam_differs_from_torch_in_where_eps_is_added(impl: str) -> None:
+def test_dense_adam_equals_torch_with_another_eps(impl: str) -> None:
+    """torch.optim.Adam adds eps after the bias correction, SparseAdam before it."""
+
     def ours(eps: float) -> torch.Tensor:
         return train(lambda p: SparseAdam(p, lr=0.1, eps=eps, impl=impl), SOME_ROWS[:1], False)
 
     def theirs(eps: float) -> torch.Tensor:
         return train(lambda p: torch.optim.Adam(p, lr=0.1, eps=eps), SOME_ROWS[:1], False)
 
-    torch.testing.assert_close(ours(1e-3 * (1 - 0.999) ** 0.5), theirs(1e-3), rtol=1e-11, atol=1e-11)
+    bias_correction = (1 - 0.999) ** 0.5  # of the first step
+    torch.testing.assert_close(ours(1e-3 * bias_correction), theirs(1e-3), rtol=1e-11, atol=1e-11)
     assert not torch.allclose(ours(1e-3), theirs(1e-3), rtol=1e-4)
 
 
-def test_momentum_set_later_counts_from_then() -> None:
+def test_momentum_set_during_training() -> None:
     parameters = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
-    late, plain = (SparseAdagrad([p], lr=0.1) for p in parameters)
+    with_momentum, without_momentum = (SparseAdagrad([p], lr=0.1) for p in parameters)
     for step in range(3):
         if step == 1:
-            late.param_groups[0]["momentum"] = 0.5
-        for parameter, optimizer in zip(parameters, (late, plain), strict=True):
+            with_momentum.param_groups[0]["momentum"] = 0.5
+        for parameter, optimizer in zip(parameters, (with_momentum, without_momentum), strict=True):
             optimizer.zero_grad()
             gather_rows(parameter, torch.tensor([1])).sum().backward()
             optimizer.step()
-        assert torch.equal(*parameters) == (step < 2)  # the first step with momentum has no velocity to add
+        assert torch.equal(*parameters) == (step < 2)  # at step 1 the velocity is still zero
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_state_round_trips(name: str, tmp_path) -> None:
-    """Two steps, saved and loaded with weights_only; the third step is the same as without."""
+def test_state_dict_round_trip(name: str, tmp_path) -> None:
+    """After a state dict is saved and loaded into a new optimizer, the next step is the same as without this."""
     make, options = OURS[name]
     parameters = [torch.nn.Parameter(torch.ones(4, 2)) for _ in range(2)]
     optimizers = [make([p], **options) for p in parameters]
 
-    def step(which: int, k: int) -> None:
-        optimizers[which].zero_grad()
-        gather_rows(parameters[which], torch.tensor([1, 3])).mul(k).sum().backward()
-        optimizers[which].step()
+    def step_both(grad: int) -> None:
+        for parameter, optimizer in zip(parameters, optimizers, strict=True):
+            optimizer.zero_grad()
+            gather_rows(parameter, torch.tensor([1, 3])).mul(grad).sum().backward()
+            optimizer.step()
 
-    for k in (1, -2):
-        step(0, k)
-        step(1, k)
+    for grad in (1, -2):
+        step_both(grad)
     torch.save(optimizers[0].state_dict(), tmp_path / "state.pt")
     optimizers[1] = make([parameters[1]], lr=0.7)
     optimizers[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for name_, tensor in optimizers[0].state[parameters[0]].items():
-        loaded = optimizers[1].state[parameters[1]][name_]
+    for key, tensor in optimizers[0].state[parameters[0]].items():
+        loaded = optimizers[1].state[parameters[1]][key]
         assert torch.equal(loaded, tensor) and loaded.dtype == tensor.dtype
     assert optimizers[1].param_groups[0]["lr"] == 0.1
-    step(0, 3)
-    step(1, 3)
+    step_both(3)
     assert torch.equal(*parameters)
 
 
-def test_adam_loads_a_state_of_version_0_1() -> None:
+def test_sparse_adam_loads_a_state_dict_of_version_0_1() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer, loaded = (SparseAdam([parameter], betas=betas) for betas in ((0.8, 0.95), (0, 0)))
     state = optimizer.state_dict()
     (group,) = state["param_groups"]
-    group["beta1"], group["beta2"] = group.pop("betas")
+    group["beta1"], group["beta2"] = group.pop("betas")  # as version 0.1 stored them
     loaded.load_state_dict(state)
     assert loaded.param_groups[0]["betas"] == (0.8, 0.95) and "beta1" not in loaded.param_groups[0]
 
 
-def test_a_closure_is_called_with_gradients_on() -> None:
+def test_closure_is_called_with_gradients_enabled() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = SparseAdagrad([parameter], lr=1.0, eps=0.0)  # the first step is the rate, whatever the gradient
+    optimizer = SparseAdagrad([parameter], lr=1.0, eps=0.0)  # the first step is -lr * sign(gradient)
 
     def closure() -> torch.Tensor:
         loss = parameter.square().sum()
@@ -124,10 +126,10 @@ def test_a_closure_is_called_with_gradients_on() -> None:
     assert parameter.tolist() == [0, 0]
 
 
-def test_parameters_without_a_gradient_stay() -> None:
-    touched, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-    optimizer = SparseAdam([touched, other])
-    touched.sum().backward()
+def test_parameters_without_a_gradient_are_unchanged() -> None:
+    updated, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = SparseAdam([updated, other])
+    updated.sum().backward()
     optimizer.step()
     assert torch.equal(other, torch.ones(2)) and not optimizer.state[other]
-    assert int(optimizer.state[touched]["step"]) == 1
+    assert int(optimizer.state[updated]["step"]) == 1

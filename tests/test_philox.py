@@ -12,8 +12,8 @@ from gru4rec_fast.ops.philox import philox4x32
 
 words = st.integers(0, 2**32 - 1)
 
-# From kat_vectors of Random123 (by the authors of Philox): counter, key, answer.
-KNOWN_ANSWERS = [
+# (counter, key, random words), from the file kat_vectors of Random123, the library of the authors of Philox.
+PUBLISHED_VECTORS = [
     ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((2**32 - 1,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
     (
@@ -41,14 +41,14 @@ def philox_torch(counter: tuple[int, int, int, int], seed: int) -> tuple[int, ..
     return tuple(int(word) for word in philox4x32((c0, c1, c2, c3), seed))
 
 
-@pytest.mark.parametrize(("counter", "seed", "answer"), KNOWN_ANSWERS)
-def test_known_answers(counter: tuple[int, int, int, int], seed: int, answer: tuple[int, ...]) -> None:
-    assert philox_torch(counter, seed) == answer
-    assert philox_integers(counter, seed) == answer
+@pytest.mark.parametrize(("counter", "seed", "expected"), PUBLISHED_VECTORS)
+def test_published_vectors(counter: tuple[int, int, int, int], seed: int, expected: tuple[int, ...]) -> None:
+    assert philox_torch(counter, seed) == expected
+    assert philox_integers(counter, seed) == expected
 
 
 @given(counter=st.tuples(words, words, words, words), seed=st.integers(0, 2**63 - 1))
-def test_torch_equals_plain_integers(counter: tuple[int, int, int, int], seed: int) -> None:
+def test_torch_equals_python_integers(counter: tuple[int, int, int, int], seed: int) -> None:
     assert philox_torch(counter, seed) == philox_integers(counter, seed)
 
 
@@ -71,11 +71,11 @@ def test_counters_broadcast() -> None:
         (0, 0, -1, "steps=-1"),
     ],
 )
-def test_counters_out_of_range_are_named(seed: int, step: int, steps: int, message: str) -> None:
+def test_error_names_the_counter_out_of_range(seed: int, step: int, steps: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_counters(seed, step, steps)
 
 
-def test_counters_at_the_edge_of_their_range_pass() -> None:
+def test_largest_counters_are_accepted() -> None:
     check_counters(2**63 - 1, 2**32 - 1, 1)
     check_counters(0, 2**32, 0)

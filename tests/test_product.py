@@ -1,4 +1,8 @@
-"""Matrix products of csrc/matrix/product.h by a private operator: shapes, layouts, precision, threads."""
+"""Matrix products of csrc/matrix/product.h, which a private operator runs: shapes, layouts, precision, threads.
+
+With precision "bf16", float32 operands are rounded to bfloat16 before they are multiplied. With `blocks`, the rows of
+the product are computed block by block.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +31,16 @@ def operands(m: int, n: int, k: int, layout: str, dtype: torch.dtype = torch.flo
     """Return a and b. Layout "nt": a has contiguous rows, b contiguous columns. Strides are larger than the sizes."""
     g = torch.Generator().manual_seed(m * 10**6 + n * 10**3 + k)
 
-    def one(rows: int, columns: int, transposed: bool) -> Tensor:
+    def random_matrix(rows: int, columns: int, transposed: bool) -> Tensor:
         if transposed:
-            return one(columns, rows, False).T
+            return random_matrix(columns, rows, False).T
         return torch.randn(rows, columns + 3, generator=g, dtype=dtype)[:, :columns]
 
-    return one(m, k, layout[0] == "t"), one(k, n, layout[1] == "t")
+    return random_matrix(m, k, layout[0] == "t"), random_matrix(k, n, layout[1] == "t")
 
 
 def rounded(a: Tensor) -> Tensor:
+    """Return a matrix as precision "bf16" multiplies it."""
     return a.bfloat16().to(a.dtype) if a.dtype == torch.float32 else a
 
 
@@ -57,12 +62,11 @@ def test_every_shape_and_layout(dtype: torch.dtype, layout: str, precision: str)
         for n in SIZES:
             for k in DEPTHS:
                 a, b = operands(m, n, k, layout, dtype)
-                exact = (rounded(a), rounded(b)) if precision == "bf16" else (a, b)
-                whole = product(a, b, None, precision)
-                assert_is_product(whole, *exact)
-                assert_is_product(product(a, b, None, precision, True), *exact)
-                start = torch.ones(m, n, dtype=dtype)
-                assert_is_product(product(a, b, start, precision), *exact, start)
+                factors = (rounded(a), rounded(b)) if precision == "bf16" else (a, b)
+                assert_is_product(product(a, b, None, precision), *factors)
+                assert_is_product(product(a, b, None, precision, blocks=True), *factors)
+                ones = torch.ones(m, n, dtype=dtype)
+                assert_is_product(product(a, b, ones, precision), *factors, ones)
 
 
 @pytest.mark.parametrize("precision", ["full", "bf16"])
@@ -73,7 +77,7 @@ def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], layout: str,
     results = []
     for n in (1, 2, 3):
         with threads(n):
-            results.append([product(a, b, None, precision), product(a, b, None, precision, True)])
+            results.append([product(a, b, None, precision), product(a, b, None, precision, blocks=True)])
     assert_equal_bits(results[1], results[0])
     assert_equal_bits(results[2], results[0])
 
@@ -90,15 +94,15 @@ def test_integers_are_exact_in_bf16() -> None:
 
 def test_rounding_to_bf16() -> None:
     """To nearest, ties to even, as torch; denormals become zeros with their sign; infinities and NaN stay."""
-    tiny = torch.finfo(torch.float32).tiny
+    tiny = torch.finfo(torch.float32).tiny  # the smallest normal number
     special = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 - 2**-9, 1 + 2**-8 + 2**-20, 3.4e38, tiny, -tiny])
     values = torch.cat([special, torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100])
     one = torch.ones(1, 1)
     assert torch.equal(product(values[:, None], one, None, "bf16"), values.bfloat16().float()[:, None])
     assert torch.equal(product(one, values[None], None, "bf16"), values.bfloat16().float()[None])
-    odd = torch.tensor([[tiny / 2], [-tiny / 4], [float("inf")], [-float("inf")], [float("nan")]])
-    answer = product(odd, one, None, "bf16")
-    assert answer[:4, 0].tolist() == [0, 0, float("inf"), -float("inf")] and answer[4].isnan()
+    not_normal = torch.tensor([[tiny / 2], [-tiny / 4], [float("inf")], [-float("inf")], [float("nan")]])
+    result = product(not_normal, one, None, "bf16")
+    assert result[:4, 0].tolist() == [0, 0, float("inf"), -float("inf")] and result[4].isnan()
 
 
 def test_elements_beyond_the_operands_are_not_read() -> None:
@@ -113,8 +117,8 @@ def test_elements_beyond_the_operands_are_not_read() -> None:
                         assert torch.equal(product(left, right, None, precision, blocks), torch.full((m, n), float(k)))
 
 
-def test_blocks_are_the_whole_product() -> None:
-    """Equal bit by bit if this package's kernels run (GRU4REC_FAST_SIMD=avx512, see test_every_instruction_set)."""
+def test_product_by_blocks_has_the_same_bits() -> None:
+    """The bits are equal if this package's AVX-512 kernels run; for other instruction sets, torch's BLAS may run."""
     from gru4rec_fast import build_info
 
     if build_info()["simd"] != "avx512":
@@ -123,10 +127,10 @@ def test_blocks_are_the_whole_product() -> None:
         for layout in ("nn", "tn", "nt", "tt"):
             for precision in ("full", "bf16"):
                 a, b = operands(m, n, k, layout)
-                assert torch.equal(product(a, b, None, precision, True), product(a, b, None, precision))
+                assert torch.equal(product(a, b, None, precision, blocks=True), product(a, b, None, precision))
 
 
-def test_an_unknown_precision_is_named() -> None:
+def test_unknown_precision_is_an_error() -> None:
     with pytest.raises(ValueError, match="precision=fp8: choose full or bf16"):
         product(torch.ones(1, 1), torch.ones(1, 1), None, "fp8")
 

@@ -1,11 +1,11 @@
-"""Ranking: reference and native against brute force, bit for bit where the arithmetic is exact."""
+"""target_rank and top_k against brute force; results must be equal where the arithmetic is exact."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from native import LEVELS, error_pattern, run_at_level, why_not_emulated
+from native import LEVELS, assert_equal_bits, error_pattern, run_at_level, threads, why_not_emulated
 from torch import Tensor
 from virtual_memory import skipping_without_address_space, torch_runs, zeros
 
@@ -24,7 +24,10 @@ shapes = pytest.mark.parametrize(
 def problem(
     queries: int, items: int, width: int, dtype: torch.dtype, *, integers: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return hidden, weight, bias, targets. With small integers, sums are exact in any order and many scores tie."""
+    """Return hidden, weight, bias, targets.
+
+    With `integers`, all numbers are small integers: sums are exact in any order, and many scores are equal.
+    """
     generator = torch.Generator().manual_seed(queries * 7919 + items * 31 + width)
 
     def draw(*shape: int) -> Tensor:
@@ -49,13 +52,13 @@ def test_target_rank_counts_exactly_on_integers(
     impl: str, dtype: torch.dtype, queries: int, items: int, width: int, with_bias: bool
 ) -> None:
     hidden, weight, bias, targets = problem(queries, items, width, dtype, integers=True)
-    given = bias if with_bias else None
-    scores = brute_force(hidden, weight, given)
-    own = scores[np.arange(queries), targets.numpy()][:, None]
-    greater, equal = target_rank(hidden, weight, given, targets, impl=impl)
+    output_bias = bias if with_bias else None
+    scores = brute_force(hidden, weight, output_bias)
+    target_scores = scores[np.arange(queries), targets.numpy()][:, None]
+    greater, equal = target_rank(hidden, weight, output_bias, targets, impl=impl)
     assert greater.dtype == equal.dtype == torch.int64
-    np.testing.assert_array_equal(greater.numpy(), (scores > own).sum(1))
-    np.testing.assert_array_equal(equal.numpy(), (scores == own).sum(1) - 1)
+    np.testing.assert_array_equal(greater.numpy(), (scores > target_scores).sum(1))
+    np.testing.assert_array_equal(equal.numpy(), (scores == target_scores).sum(1) - 1)
 
 
 @dtypes
@@ -65,8 +68,8 @@ def test_target_rank_of_real_numbers(impl: str, dtype: torch.dtype, queries: int
     hidden, weight, bias, targets = problem(queries, items, width, dtype)
     scores = brute_force(hidden, weight, bias)
     gap = scores - scores[np.arange(queries), targets.numpy()][:, None]
-    # A sum of n products is off by at most n eps sum |products| (Higham, Accuracy and Stability, section 3.1);
-    # there are two such sums in a gap.
+    # The error of a sum of n products is at most n eps sum |products| (Higham, Accuracy and Stability, section 3.1).
+    # A gap is the difference of two such sums.
     size = np.abs(hidden.double().numpy()) @ np.abs(weight.double().numpy()).T + np.abs(bias.double().numpy())
     bound = 2 * (width + 1) * torch.finfo(dtype).eps * size.max(axis=1, keepdims=True) if queries else gap
     greater, equal = target_rank(hidden, weight, bias, targets, impl=impl)
@@ -88,33 +91,37 @@ def test_top_k_on_integers(
         exclude = torch.randint(-1, items, (queries, n_exclude), generator=torch.Generator().manual_seed(1))
         for q, row in enumerate(exclude.tolist()):
             scores[q, [item for item in row if item >= 0]] = -np.inf
-    best, found = top_k(hidden, weight, bias, k, exclude, impl=impl)
+    best, chosen = top_k(hidden, weight, bias, k, exclude, impl=impl)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     expected = np.take_along_axis(scores, order, axis=1)
     np.testing.assert_array_equal(best.double().numpy(), expected)
-    np.testing.assert_array_equal(found.numpy(), np.where(expected == -np.inf, -1, order))
+    np.testing.assert_array_equal(chosen.numpy(), np.where(expected == -np.inf, -1, order))
 
 
 def test_top_k_of_the_whole_catalogue_sorts_it(impl: str) -> None:
     hidden, weight, bias, _ = problem(5, 100, 7, torch.float64)
-    best, found = top_k(hidden, weight, bias, 100, impl=impl)
-    assert (found.sort(dim=1).values == torch.arange(100)).all()
+    best, order = top_k(hidden, weight, bias, 100, impl=impl)
+    assert (order.sort(dim=1).values == torch.arange(100)).all()
     assert (best.diff(dim=1) <= 0).all()
-    torch.testing.assert_close(best, torch.from_numpy(brute_force(hidden, weight, bias)).gather(1, found))
+    torch.testing.assert_close(best, torch.from_numpy(brute_force(hidden, weight, bias)).gather(1, order))
 
 
-def test_top_k_pads_where_too_few_items_are_left(impl: str) -> None:
+def test_top_k_pads_rows_with_fewer_than_k_items(impl: str) -> None:
     hidden, weight = torch.ones(2, 1), torch.tensor([[1.0], [3.0], [2.0]])
     best, items = top_k(hidden, weight, None, 3, torch.tensor([[1, 1], [-1, -1]]), impl=impl)
     assert items.tolist() == [[2, 0, -1], [1, 2, 0]]
     assert best.tolist() == [[2.0, 1.0, -torch.inf], [3.0, 2.0, 1.0]]
-    barred = torch.tensor([0.0, -torch.inf, 0.0])  # a bias of -inf excludes an item for everybody
-    assert top_k(hidden, weight, barred, 3, impl=impl)[1].tolist() == [[2, 0, -1]] * 2
+    bias = torch.tensor([0.0, -torch.inf, 0.0])  # a bias of -inf excludes item 1 for all queries
+    assert top_k(hidden, weight, bias, 3, impl=impl)[1].tolist() == [[2, 0, -1]] * 2
 
 
 @dtypes
-def test_equal_rows_tie_wherever_they_stand(impl: str, dtype: torch.dtype) -> None:
-    """The catalogue has many copies of the target's row; the native kernel finds all ties, BLAS those of exact sums."""
+def test_equal_rows_tie_wherever_they_are_in_the_table(impl: str, dtype: torch.dtype) -> None:
+    """The catalogue has several copies of row 1, whose scores must be equal.
+
+    The native kernel always computes equal scores from equal rows. BLAS does so only if sums are exact, so the other
+    implementations get integers.
+    """
     queries, n = (5, 301) if impl == "emulated" else (40, 3001)
     hidden, weight, bias, _ = problem(queries, n, 101, dtype, integers=impl != "native")
     copies = torch.tensor([0, 5, 6, 11, 12, n // 2 - 1, n - 13, n - 2, n - 1])
@@ -124,58 +131,51 @@ def test_equal_rows_tie_wherever_they_stand(impl: str, dtype: torch.dtype) -> No
         scores = brute_force(hidden, weight, bias)
         others = np.isclose(scores, scores[:, [copy]], rtol=1e-12, atol=0).sum(1) - 1
         np.testing.assert_array_equal(equal.numpy(), others)
-        assert (equal >= len(copies)).all()  # row 1 is a copy too
+        assert (equal >= len(copies)).all()  # the other copies, and row 1
     best, items = top_k(hidden, weight, bias, n, impl=impl)
     for row, score in zip(items, best, strict=True):
-        at = [row.tolist().index(item) for item in sorted([1, *copies.tolist()])]
-        assert at == sorted(at)
-        assert len(score[at].unique()) == 1
+        positions = [row.tolist().index(item) for item in sorted([1, *copies.tolist()])]
+        assert positions == sorted(positions)
+        assert len(score[positions].unique()) == 1
 
 
 @native
 @dtypes
-def test_native_bits_do_not_depend_on_threads_batch_or_place(dtype: torch.dtype) -> None:
+def test_native_bits_do_not_depend_on_threads_batch_or_row_order(dtype: torch.dtype) -> None:
     hidden, weight, bias, targets = problem(70, 5000, 37, dtype)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(
-                [
-                    *target_rank(hidden, weight, bias, targets, impl="native"),
-                    *top_k(hidden, weight, bias, 50, impl="native"),
-                ]
-            )
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
-    for q in (0, 31, 69):  # alone: another panel width
-        alone = slice(q, q + 1)
-        single = [
-            *target_rank(hidden[alone], weight, bias, targets[alone], impl="native"),
-            *top_k(hidden[alone], weight, bias, 50, impl="native"),
+
+    def ranks_and_top_k(queries: slice) -> list[Tensor]:
+        return [
+            *target_rank(hidden[queries], weight, bias, targets[queries], impl="native"),
+            *top_k(hidden[queries], weight, bias, 50, impl="native"),
         ]
-        assert all(torch.equal(one, both[alone]) for one, both in zip(single, results[0], strict=True))
-    turn = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
-    turned = top_k(hidden, weight[turn], bias[turn], 50, impl="native")
-    assert torch.equal(turned[0], results[0][2])
-    assert torch.equal(turn[turned[1]], results[0][3])  # no ties among random numbers
+
+    with threads(1):
+        expected = ranks_and_top_k(slice(None))
+    with threads(2):
+        assert_equal_bits(ranks_and_top_k(slice(None)), expected)
+    for q in (0, 31, 69):  # the kernel processes a single query in another way than many
+        query = slice(q, q + 1)
+        assert_equal_bits(ranks_and_top_k(query), [result[query] for result in expected])
+    permutation = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
+    scores, items = top_k(hidden, weight[permutation], bias[permutation], 50, impl="native")
+    # No two scores are equal, since the numbers are random.
+    assert_equal_bits([scores, permutation[items]], expected[2:])
 
 
 @native
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_instruction_set_counts_alike(level: str) -> None:
+def test_every_instruction_set(level: str) -> None:
     run_at_level(level, __file__, "native and (on_integers or tie_wherever or bits_do_not_depend)")
 
 
-@pytest.mark.parametrize("place", ["hidden", "weight", "bias"])
-@pytest.mark.parametrize("at", [0, 17, 36])
-def test_nan_is_an_error_that_names_the_query(impl: str, place: str, at: int) -> None:
+@pytest.mark.parametrize("argument", ["hidden", "weight", "bias"])
+@pytest.mark.parametrize("row", [0, 17, 36])
+def test_nan_score_is_an_error_that_names_the_query(impl: str, argument: str, row: int) -> None:
     hidden, weight, bias, targets = problem(37, 37, 7, torch.float32)
-    {"hidden": hidden, "weight": weight, "bias": bias}[place][at] = torch.nan
-    first = at if place == "hidden" else 0
-    message = error_pattern(f"query {first} has a NaN score", impl)
+    {"hidden": hidden, "weight": weight, "bias": bias}[argument][row] = torch.nan
+    first_query = row if argument == "hidden" else 0
+    message = error_pattern(f"query {first_query} has a NaN score", impl)
     for k in (1, 37):
         with pytest.raises(ranking.NanScoreError, match=message):
             top_k(hidden, weight, bias, k, impl=impl)
@@ -190,23 +190,23 @@ def test_infinite_scores_are_ranked(impl: str) -> None:
     assert equal.tolist() == [0, 1, 0]
 
 
-def test_bad_arguments_are_named(impl: str) -> None:
+def test_error_names_the_argument(impl: str) -> None:
     hidden, weight, bias, targets = problem(3, 10, 4, torch.float32)
     for target in (-1, 10):
         targets[1] = target
         with pytest.raises(
             ValueError, match=error_pattern(rf"targets out of range: targets\[1\] = {target}", impl)
-        ) as refused:
+        ) as raised:
             target_rank(hidden, weight, bias, targets, impl=impl)
-        assert refused.type is ValueError
+        assert raised.type is ValueError  # not its subclass NanScoreError
     with pytest.raises(ValueError, match=r"targets must be int64 \[3\]"):
         target_rank(hidden, weight, bias, targets[:2], impl=impl)
     for k in (0, 11):
         with pytest.raises(ValueError, match=f"k={k}: choose 1 to 10"):
             top_k(hidden, weight, bias, k, impl=impl)
-    with pytest.raises(ValueError, match=error_pattern("exclude out of range", impl)) as refused:
+    with pytest.raises(ValueError, match=error_pattern("exclude out of range", impl)) as raised:
         top_k(hidden, weight, bias, 3, torch.full((3, 1), 10), impl=impl)
-    assert refused.type is ValueError
+    assert raised.type is ValueError  # not its subclass NanScoreError
     with pytest.raises(ValueError, match=r"exclude must be int64 \[3, E\]"):
         top_k(hidden, weight, bias, 3, torch.full((2, 1), 1), impl=impl)
     with pytest.raises(ValueError, match=r"weight must be float32 \[I, 2\]"):
@@ -221,12 +221,12 @@ def test_bad_arguments_are_named(impl: str) -> None:
         top_k(hidden.half(), weight.half(), None, 1, impl=impl)
 
 
-def test_reference_is_the_same_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, bias, targets = problem(70, 100, 7, torch.float32, integers=True)
     whole = [*target_rank_reference(hidden, weight, bias, targets), *top_k_reference(hidden, weight, bias, 9, None)]
     monkeypatch.setattr(ranking, "SCORES_PER_CHUNK", 300)
-    parts = [*target_rank_reference(hidden, weight, bias, targets), *top_k_reference(hidden, weight, bias, 9, None)]
-    assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
+    chunked = [*target_rank_reference(hidden, weight, bias, targets), *top_k_reference(hidden, weight, bias, 9, None)]
+    assert_equal_bits(chunked, whole)
     hidden[50] = torch.nan
     with pytest.raises(ValueError, match="query 50 has a NaN score"):
         target_rank_reference(hidden, weight, bias, targets)
@@ -239,22 +239,22 @@ def test_no_gradient_is_recorded(impl: str) -> None:
     target_rank(hidden, weight, bias, targets, impl=impl)
 
 
-def test_strided_inputs_are_read_right(impl: str) -> None:
+def test_strided_inputs_equal_contiguous_ones(impl: str) -> None:
     hidden, weight, bias, targets = problem(6, 40, 8, torch.float64)
-    plain = target_rank(hidden[::2, ::2], weight[:, ::2], bias, targets[::2], impl=impl)
-    copied = target_rank(
+    strided = target_rank(hidden[::2, ::2], weight[:, ::2], bias, targets[::2], impl=impl)
+    contiguous = target_rank(
         hidden[::2, ::2].clone(memory_format=torch.contiguous_format),
         weight[:, ::2].clone(memory_format=torch.contiguous_format),
         bias,
         targets[::2].clone(),
         impl=impl,
     )
-    assert torch.equal(plain[0], copied[0])
+    assert torch.equal(strided[0], contiguous[0])
 
 
 @emulated
 def test_catalogues_beyond_two_to_the_31st() -> None:
-    """A table of more numbers than 32 bits count, whose last row is the target: no other row but two is anything."""
+    """The table has more than 2**31 elements. Its last row is the target; all rows but three are zero."""
     items, width = 2**17 + 2, 2**14
     with skipping_without_address_space():
         weight = zeros(items, width)
@@ -266,17 +266,19 @@ def test_catalogues_beyond_two_to_the_31st() -> None:
 
 @emulated
 def test_exclusions_beyond_two_to_the_31st() -> None:
-    """More excluded items than 32 bits count: item 0 for every query, and two more for the last of each tile of 32.
-    They are sorted already, and torch's sort, which would write as much again, is left out."""
+    """`exclude` has more than 2**31 elements: item 0 for all queries, and two other items for queries 31 and 32.
+
+    The kernel processes 32 queries at a time; query 31 is the last one of the first 32. `exclude` is sorted already, so
+    torch's sort, which would write as much memory again, is replaced by a function that returns its argument.
+    """
     queries, n = 33, 70_000_000
     hidden, weight, bias, _ = problem(queries, 8, 3, torch.float32, integers=True)
-    with skipping_without_address_space(), torch_runs({"sort.stable": lambda given, **_: (given, given[:0])}):
+    with skipping_without_address_space(), torch_runs({"sort.stable": lambda x, **_: (x, x[:0])}):
         exclude = zeros(queries, n, dtype=np.int64)
         exclude[31, -2:], exclude[32, -2:] = torch.tensor([5, 7]), torch.tensor([1, 6])
-        found = top_k(hidden, weight, bias, 7, exclude, impl="emulated")
+        results = top_k(hidden, weight, bias, 7, exclude, impl="emulated")
     assert 31 * n > 2**31
-    expected = top_k(hidden, weight, bias, 7, exclude[:, -3:], impl="reference")
-    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    assert_equal_bits(results, top_k(hidden, weight, bias, 7, exclude[:, -3:], impl="reference"))
 
 
 @native
@@ -299,6 +301,5 @@ def test_compiles_to_one_graph() -> None:
 
     compiled = torch.compile(evaluate, fullgraph=True, backend="aot_eager")
     for n in (5, 3):
-        expected = evaluate(hidden[:n], weight, bias, targets[:n])
-        found = compiled(hidden[:n], weight, bias, targets[:n])
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+        arguments = (hidden[:n], weight, bias, targets[:n])
+        assert_equal_bits(compiled(*arguments), evaluate(*arguments))

@@ -1,4 +1,8 @@
-"""The five losses: written-out values, gradients, masks, and the form for padded trainers."""
+"""sampled_loss: values of the five losses against plain Python, gradients, masks, and sampled negatives only.
+
+For M hidden states there are M + N rows of the output table: M targets, then N sampled negatives. With in_batch=True,
+the targets of the other hidden states are also negatives; with in_batch=False (padded sequences), they are not.
+"""
 
 from __future__ import annotations
 
@@ -64,32 +68,36 @@ CASES = [
 ]
 
 
-def by_hand(
-    y: list[list[float]],
-    own: list[int],
-    seen: list[list[int]],
+def plain_python_losses(
+    scores: list[list[float]],
+    targets: list[int],
+    used_columns: list[list[int]],
     loss: str,
     *,
     elu_param=0.0,
     bpreg=1.0,
     label_smoothing=0.0,
 ) -> list[float]:
-    """Return the loss of each row in plain Python, over its columns `seen[i]` (including its own; some repeated)."""
+    """Return the loss of each row of scores, computed with Python numbers.
+
+    targets[i] is the column of the target of row i; used_columns[i] are the columns of its target and its negatives, in
+    which a column with a count is repeated.
+    """
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
 
     losses = []
-    for row, o, columns in zip(y, own, seen, strict=True):
+    for row, o, columns in zip(scores, targets, used_columns, strict=True):
         if loss == "bpr-max" and elu_param:
             row = [v if v > 0 else elu_param * (math.exp(v) - 1) for v in row]
         others = [j for j in columns if j != o]
         total = sum(math.exp(row[j]) for j in others)
-        s = [math.exp(row[j]) / total for j in others]
+        s = [math.exp(row[j]) / total for j in others]  # softmax over the negatives
         if loss == "cross-entropy":
-            z = math.log(sum(math.exp(row[j]) for j in columns))
+            log_sum = math.log(sum(math.exp(row[j]) for j in columns))
             share = label_smoothing / len(others)
-            losses.append(-(1 - label_smoothing) * (row[o] - z) - share * sum(row[j] - z for j in others))
+            losses.append(-(1 - label_smoothing) * (row[o] - log_sum) - share * sum(row[j] - log_sum for j in others))
         elif loss == "bpr-max":
             better = sum(w * sigmoid(row[o] - row[j]) for w, j in zip(s, others, strict=True))
             penalty = sum(w * row[j] ** 2 for w, j in zip(s, others, strict=True))
@@ -106,54 +114,60 @@ def by_hand(
 
 
 @pytest.mark.parametrize(("loss", "parameters", "option", "in_batch"), CASES)
-def test_value_is_the_formulas(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
-    t, given = tensors(), OPTIONS[option]
-    live = given.get("live", torch.ones(M, dtype=torch.bool)).tolist()
-    log_q = given.get("log_q", torch.zeros(M + N, dtype=torch.float64))
-    ids = given["ids"].tolist() if "ids" in given else list(range(100, 100 + M + N))
+def test_value_equals_plain_python(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
+    t, masks = tensors(), OPTIONS[option]
+    live = masks.get("live", torch.ones(M, dtype=torch.bool)).tolist()
+    log_q = masks.get("log_q", torch.zeros(M + N, dtype=torch.float64))
+    ids = masks["ids"].tolist() if "ids" in masks else list(range(100, 100 + M + N))
     scores = (t["hidden"] @ t["rows"].T + t["bias"] - log_q).tolist()
-    counts = given["count"].int().tolist() if "count" in given else [1] * N
-    rows = [i for i in range(M) if live[i]]
-    seen = []
-    for i in rows:
-        columns = (rows if in_batch else [i]) + [M + j for j in range(N) for _ in range(counts[j])]
-        seen.append([j for j in columns if j == i or ids[j] != ids[i]])
-    expected = sum(by_hand([scores[i] for i in rows], rows, seen, loss, **parameters)) / 6
-    value = ops.sampled_loss(**t, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **given, **parameters)
+    counts = masks["count"].int().tolist() if "count" in masks else [1] * N
+    live_rows = [i for i in range(M) if live[i]]
+    used_columns = []
+    for i in live_rows:
+        columns = (live_rows if in_batch else [i]) + [M + j for j in range(N) for _ in range(counts[j])]
+        used_columns.append([j for j in columns if j == i or ids[j] != ids[i]])
+    losses = plain_python_losses([scores[i] for i in live_rows], live_rows, used_columns, loss, **parameters)
+    expected = sum(losses) / 6
+    value = ops.sampled_loss(**t, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **masks, **parameters)
     assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("loss", "parameters", "option", "in_batch"), CASES)
 def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
-    t, given = tensors(), OPTIONS[option]
+    """Autograd passes gradcheck, and equals the gradients that the reference computes by formulas."""
+    t, masks = tensors(), OPTIONS[option]
 
     def value(hidden, rows, bias):
         return ops.sampled_loss(
-            hidden, rows, bias, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **given, **parameters
+            hidden, rows, bias, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **masks, **parameters
         )
 
     assert torch.autograd.gradcheck(value, tuple(t.values()), fast_mode=impl == "emulated")
-    full = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters
-    masks = [given.get(name) for name in ("live", "log_q", "ids", "count")]
+    all_parameters = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters
+    mask_arguments = [masks.get(name) for name in ("live", "log_q", "ids", "count")]
     with torch.no_grad():
-        written = sampled_loss_reference(*t.values(), *masks, loss, in_batch, 6.0, *full.values())
-    torch.testing.assert_close(written[0], value(**t), rtol=1e-12, atol=1e-13)
-    for ours, auto in zip(written[1:], torch.autograd.grad(value(**t), list(t.values())), strict=True):
-        torch.testing.assert_close(ours, auto, rtol=1e-10, atol=1e-12)
+        loss_value, *grads = sampled_loss_reference(
+            *t.values(), *mask_arguments, loss, in_batch, 6.0, *all_parameters.values()
+        )
+    torch.testing.assert_close(loss_value, value(**t), rtol=1e-12, atol=1e-13)
+    for grad, autograd in zip(grads, torch.autograd.grad(value(**t), list(t.values())), strict=True):
+        torch.testing.assert_close(grad, autograd, rtol=1e-10, atol=1e-12)
 
 
-def test_a_row_with_nothing_to_smooth_over_has_no_gradient() -> None:
+def test_label_smoothing_without_negatives_gives_no_gradient() -> None:
+    """All ids are equal, so all negatives are masked and only the target is left."""
     t = tensors()
     ids = torch.full((M + N,), 7)
-    full = ("cross-entropy", True, 6.0, 0.0, 1.0, 0.2)
-    loss, *written = sampled_loss_reference(*(x.detach() for x in t.values()), None, None, ids, None, *full)
+    # loss, in_batch, batch_size, elu_param, bpreg, label_smoothing
+    options = ("cross-entropy", True, 6.0, 0.0, 1.0, 0.2)
+    loss, *grads = sampled_loss_reference(*(x.detach() for x in t.values()), None, None, ids, None, *options)
     value = ops.sampled_loss(**t, batch_size=6, ids=ids, label_smoothing=0.2, impl="reference")
     assert loss == value == 0
-    for ours, auto in zip(written, torch.autograd.grad(value, list(t.values())), strict=True):
-        assert torch.count_nonzero(ours) == torch.count_nonzero(auto) == 0
+    for grad, autograd in zip(grads, torch.autograd.grad(value, list(t.values())), strict=True):
+        assert torch.count_nonzero(grad) == torch.count_nonzero(autograd) == 0
 
 
-def test_all_items_as_negatives_are_the_full_softmax(impl: str) -> None:
+def test_cross_entropy_with_all_items_as_negatives_is_torch_cross_entropy(impl: str) -> None:
     g = torch.Generator().manual_seed(2)
     table = torch.randn(11, H, generator=g, dtype=torch.float64)
     hidden = torch.randn(M, H, generator=g, dtype=torch.float64)
@@ -172,7 +186,10 @@ def test_large_scores_stay_finite(loss: str, impl: str) -> None:
 
 
 def problem(m: int, n: int, h: int, dtype: torch.dtype, *, given: bool = True) -> dict:
-    """Return arguments of any size, with bias and all masks if `given`; scores are small enough for exact softplus."""
+    """Return arguments of any size; with `given`, they include a bias, live, ids and log_q.
+
+    The scores are so small that torch's softplus is exact: it is approximated for arguments above 20.
+    """
     g = torch.Generator().manual_seed(m + 10 * n + 100 * h)
     hidden, rows, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((m, h), (m + n, h), (m + n,)))
     hidden /= max(h, 1) ** 0.5
@@ -188,6 +205,7 @@ def problem(m: int, n: int, h: int, dtype: torch.dtype, *, given: bool = True) -
 
 
 def value_and_gradients(arguments: dict, impl: str, **options) -> list[torch.Tensor]:
+    """Return the loss, and the gradients of hidden, rows and (if there is one) bias by autograd."""
     value = ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options)
     inputs = [arguments[name] for name in ("hidden", "rows", "bias") if arguments[name] is not None]
     return [value.detach(), *torch.autograd.grad(value, inputs)]
@@ -211,8 +229,8 @@ def test_kernels_are_as_close_as_the_reference(
 ) -> None:
     options = {"loss": loss, "in_batch": in_batch, **parameters}
     for m, n, h in ((1, 17, 1), (2, 0, 5), (5, 33, 0), (33, 100, 17), (32, 2048, 100), (255, 31, 33)):
-        for given in (True, False):
-            arguments = problem(m, n, h, dtype, given=given)
+        for with_masks in (True, False):
+            arguments = problem(m, n, h, dtype, given=with_masks)
             oracle = value_and_gradients(as_float64(arguments), "reference", **options)
             reference = value_and_gradients(arguments, "reference", **options)
             assert_as_close(value_and_gradients(arguments, impl, **options), reference, oracle)
@@ -230,8 +248,8 @@ def test_rows_beyond_one_tile_of_scores(in_batch: bool, native_library: None) ->
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_a_row_that_sees_nothing_but_its_own(loss: str, in_batch: bool, impl: str) -> None:
-    """If all negatives are masked, the loss is finite and all gradients are zero."""
+def test_all_negatives_masked(loss: str, in_batch: bool, impl: str) -> None:
+    """The loss is finite and all gradients are zero."""
     arguments = problem(1, 4, 3, torch.float64) | {"ids": torch.full((5,), 3), "live": None}
     value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch, label_smoothing=0.1)
     assert torch.isfinite(value)
@@ -240,14 +258,14 @@ def test_a_row_that_sees_nothing_but_its_own(loss: str, in_batch: bool, impl: st
 
 @kernels
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_no_rows(impl: str, in_batch: bool) -> None:
+def test_loss_without_hidden_states_is_zero(impl: str, in_batch: bool) -> None:
     value, *grads = value_and_gradients(problem(0, 6, 3, torch.float32), impl, in_batch=in_batch)
     assert value == 0
     assert [torch.count_nonzero(grad).item() for grad in grads] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_nan_is_not_lost(loss: str, impl: str) -> None:
+def test_nan_propagates_to_the_loss(loss: str, impl: str) -> None:
     for name in ("hidden", "rows", "bias"):
         arguments = problem(5, 40, 3, torch.float32, given=False) | {"bias": torch.zeros(45)}
         with torch.no_grad():
@@ -262,19 +280,19 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(loss: str, in_batch: boo
         arguments = problem(m, n, h, torch.float32)
         options = {"loss": loss, "in_batch": in_batch, "elu_param": 0.5}
         with threads(1):
-            one = value_and_gradients(arguments, "native", **options)
+            expected = value_and_gradients(arguments, "native", **options)
         with threads(2):
-            assert_equal_bits(value_and_gradients(arguments, "native", **options), one)
-        assert_equal_bits(value_and_gradients(strided(arguments), "native", **options), one)
+            assert_equal_bits(value_and_gradients(arguments, "native", **options), expected)
+        assert_equal_bits(value_and_gradients(strided(arguments), "native", **options), expected)
 
 
 def strided(arguments: dict) -> dict:
-    """Return a copy that is not contiguous."""
-    apart = {
+    """Return a copy of the arguments whose tensors are not contiguous."""
+    copies = {
         name: torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) for name, t in arguments.items()
     }
-    assert not apart["rows"].is_contiguous()
-    return apart
+    assert not copies["rows"].is_contiguous()
+    return copies
 
 
 @pytest.mark.skipif(bool(why_not_emulated("sampled_loss")), reason=why_not_emulated("sampled_loss") or "-")
@@ -282,31 +300,33 @@ def strided(arguments: dict) -> dict:
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_bits_do_not_depend_on_the_order_of_threads(loss: str, in_batch: bool) -> None:
     emulation = cuda_emulator.load()
-    for m, n, h in ((6, 24, 12), (90, 300, 5)):  # the latter in two chunks of rows that shared memory does not hold
+    # With the second size, the rows of scores are processed in two chunks and do not fit into shared memory.
+    for m, n, h in ((6, 24, 12), (90, 300, 5)):
         arguments = problem(m, n, h, torch.float32)
         options = {"loss": loss, "in_batch": in_batch, "elu_param": 0.5}
         emulation.set_seed(1)
-        one = value_and_gradients(arguments, "emulated", **options)
+        expected = value_and_gradients(arguments, "emulated", **options)
         for seed in (2, 3):
             emulation.set_seed(seed)
-            assert_equal_bits(value_and_gradients(strided(arguments), "emulated", **options), one)
+            assert_equal_bits(value_and_gradients(strided(arguments), "emulated", **options), expected)
 
 
 @kernels
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_all_rows_dead(impl: str, loss: str, in_batch: bool) -> None:
+def test_no_live_hidden_states(impl: str, loss: str, in_batch: bool) -> None:
     arguments = problem(5, 40, 3, torch.float32) | {"live": torch.zeros(5, dtype=torch.bool)}
     value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch)
     assert [torch.count_nonzero(t).item() for t in (value, *grads)] == [0, 0, 0, 0]
 
 
-def test_a_graph_that_is_kept_gives_its_gradients_again(impl: str) -> None:
-    """Backward returns its saved gradients; changing them in place must raise an error or have no effect."""
+def test_second_backward_of_a_retained_graph(impl: str) -> None:
+    """The first backward returns tensors that autograd saved. If they are changed in place, the second backward must
+    raise an error or return the unchanged gradients."""
     arguments = problem(4, 9, 3, torch.float64)
     value = ops.sampled_loss(**arguments, impl=impl)
     value.backward(retain_graph=True)
-    first = [arguments[name].grad.clone() for name in ("hidden", "rows", "bias")]
+    grads = [arguments[name].grad.clone() for name in ("hidden", "rows", "bias")]
     for name in ("hidden", "rows", "bias"):
         arguments[name].grad.mul_(0)
     try:
@@ -314,7 +334,7 @@ def test_a_graph_that_is_kept_gives_its_gradients_again(impl: str) -> None:
     except RuntimeError as error:
         assert "modified by an inplace operation" in str(error)
     else:
-        assert_equal_bits([arguments[name].grad for name in ("hidden", "rows", "bias")], first)
+        assert_equal_bits([arguments[name].grad for name in ("hidden", "rows", "bias")], grads)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -328,21 +348,23 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_a_count_stands_for_repeated_negatives(loss: str, in_batch: bool, impl: str) -> None:
+def test_count_equals_repeated_negatives(loss: str, in_batch: bool, impl: str) -> None:
     """A negative of count 3 has the loss and the gradients of three equal negatives."""
     t, repeats = tensors(), torch.tensor([1, 3, 1, 2, 5])
     ids = torch.tensor([7, 3, 7, 1, 3, 9, 7, 2, 9])
-    where = torch.cat([torch.arange(M), M + torch.arange(N).repeat_interleave(repeats)])
+    columns = torch.cat([torch.arange(M), M + torch.arange(N).repeat_interleave(repeats)])
     options = {"loss": loss, "in_batch": in_batch, "batch_size": 6, "impl": impl}
     options |= {"label_smoothing": 0.1} if loss == "cross-entropy" else {}
-    long = ops.sampled_loss(t["hidden"], t["rows"][where], t["bias"][where], ids=ids[where], **options)
-    short = ops.sampled_loss(**t, ids=ids, count=repeats.double(), **options)
-    torch.testing.assert_close(short, long, rtol=1e-12, atol=0)
-    for ours, theirs in zip(*(torch.autograd.grad(loss, list(t.values())) for loss in (short, long)), strict=True):
+    repeated = ops.sampled_loss(t["hidden"], t["rows"][columns], t["bias"][columns], ids=ids[columns], **options)
+    counted = ops.sampled_loss(**t, ids=ids, count=repeats.double(), **options)
+    torch.testing.assert_close(counted, repeated, rtol=1e-12, atol=0)
+    grads = [torch.autograd.grad(value, list(t.values())) for value in (counted, repeated)]
+    for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
 
 
 def operator_arguments(loss: str, in_batch: bool) -> tuple:
+    """Return all arguments of the operator; the last are batch_size, elu_param, bpreg and label_smoothing."""
     masks = [OPTIONS["all"][name] for name in ("live", "log_q", "ids", "count")]
     return (*tensors().values(), *masks, loss, in_batch, 6.0, 0.5, 1.0, 0.0)
 
@@ -355,10 +377,10 @@ def test_operator_passes_opcheck(impl: str, loss: str, in_batch: bool) -> None:
 
 
 @kernels
-def test_operator_names_what_does_not_fit(impl: str) -> None:
+def test_operator_error_names_the_argument(impl: str) -> None:
     args = operator_arguments("bpr", True)
-    call = operators_of(impl, "sampled_loss").sampled_loss
-    for place, wrong, message in (
+    sampled_loss = operators_of(impl, "sampled_loss").sampled_loss
+    for position, wrong, message in (
         (1, torch.zeros(M + N, H), "rows (is Float|must be float64)"),
         (3, torch.zeros(M + 1, dtype=torch.bool), "live must be"),
         (5, torch.zeros(M + N), "ids (is Float|must be int64)"),
@@ -366,10 +388,10 @@ def test_operator_names_what_does_not_fit(impl: str) -> None:
         (10, -1.0, "elu_param=-1: must not be negative"),
     ):
         with pytest.raises(ValueError, match=message):
-            call(*(wrong if i == place else arg for i, arg in enumerate(args)))
-    halved = (t.half() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args)
+            sampled_loss(*(wrong if i == position else arg for i, arg in enumerate(args)))
+    half_args = (t.half() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args)
     with pytest.raises(ValueError, match="float32, float64 or bfloat16, not Half"):
-        call(*halved)
+        sampled_loss(*half_args)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -404,6 +426,6 @@ def test_operator_compiles(loss: str, in_batch: bool, native_library: None) -> N
         ({"elu_param": -0.5}, "elu_param=-0.5"),
     ],
 )
-def test_bad_arguments_are_named(change: dict, message: str) -> None:
+def test_error_names_the_argument(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ops.sampled_loss(**(tensors() | change))

@@ -1,4 +1,4 @@
-"""sampled_loss on bfloat16 hidden and rows: the numbers, their one rounding, their dtypes, and autocast."""
+"""sampled_loss of bfloat16 tensors: accuracy, rounding of the gradients of the scores, dtypes, and autocast."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.sampled_loss import LOSSES, sampled_loss_reference
 
 kernels = native_and_emulated("sampled_loss")
-everywhere = implementations("sampled_loss")
+impls = implementations("sampled_loss")
 losses = pytest.mark.parametrize(("loss", "parameters"), [(loss, p) for loss in LOSSES for p in PARAMETERS[loss]])
 forms = pytest.mark.parametrize("in_batch", [True, False])
-# Nothing of which is a multiple of anything; the last two in several chunks, of rows that shared memory does not hold.
+# (M, N, H); none is a multiple of a kernel's tile sizes. With the last two, the rows of scores are processed in several
+# chunks and do not fit into shared memory.
 SIZES = ((1, 17, 1), (2, 0, 5), (1, 0, 3), (5, 33, 0), (33, 100, 17), (37, 2049, 20), (255, 31, 33))
 
 
 def bf16_problem(m: int, n: int, h: int, *, given: bool = True) -> dict[str, Any]:
-    """`problem` with bfloat16 operands, and with counts where `given`."""
+    """Return the arguments of `problem` with bfloat16 hidden and rows; with `given` (masks, bias) also counts."""
     arguments = problem(m, n, h, torch.float32, given=given)
     for name in ("hidden", "rows"):
         arguments[name] = arguments[name].detach().bfloat16().requires_grad_()
@@ -35,14 +36,14 @@ def bf16_problem(m: int, n: int, h: int, *, given: bool = True) -> dict[str, Any
 
 
 def with_gradients(impl: str, arguments: dict, loss: str, in_batch: bool, **parameters: float) -> list[Tensor]:
-    """Loss and gradients as the operator gives them, or, by "reference", as their specification does."""
+    """Return the loss and the gradients that the operator returns, without autograd; batch_size is 7."""
     operator = sampled_loss_reference
     if impl != "reference":
         operator = operators_of(impl, "sampled_loss").sampled_loss
-    full = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters
-    names = ("hidden", "rows", "bias", "live", "log_q", "ids", "count")
+    all_parameters = {"elu_param": 0.0, "bpreg": 1.0, "label_smoothing": 0.0} | parameters
+    tensors = [arguments.get(name) for name in ("hidden", "rows", "bias", "live", "log_q", "ids", "count")]
     with torch.no_grad():
-        return list(operator(*(arguments.get(name) for name in names), loss, in_batch, 7.0, *full.values()))
+        return list(operator(*tensors, loss, in_batch, 7.0, *all_parameters.values()))
 
 
 @losses
@@ -50,8 +51,8 @@ def with_gradients(impl: str, arguments: dict, loss: str, in_batch: bool, **para
 @kernels
 def test_kernels_are_as_close_as_the_reference(impl: str, loss: str, parameters: dict, in_batch: bool) -> None:
     for m, n, h in SIZES:
-        for given in (True, False):
-            arguments = bf16_problem(m, n, h, given=given)
+        for with_masks in (True, False):
+            arguments = bf16_problem(m, n, h, given=with_masks)
             options = {"loss": loss, "in_batch": in_batch, **parameters}
             oracle = with_gradients("reference", as_float64(arguments), **options)
             reference = with_gradients("reference", arguments, **options)
@@ -62,51 +63,56 @@ def test_kernels_are_as_close_as_the_reference(impl: str, loss: str, parameters:
 
 @losses
 @forms
-@everywhere
+@impls
 def test_gradients_of_scores_are_rounded_once(impl: str, loss: str, parameters: dict, in_batch: bool) -> None:
-    """Rows of a unit matrix show the gradients themselves: bfloat16 numbers, the nearest to what float64 finds."""
+    """The gradients of the scores are rounded to the nearest bfloat16 numbers, once.
+
+    `hidden` is the identity matrix, so grad_rows = G^T hidden is the transposed G, the rounded gradients of the scores.
+    """
     m, n = 24, 40
     arguments = bf16_problem(m, n, m) | {"hidden": torch.eye(m, dtype=torch.bfloat16)}
     options = {"loss": loss, "in_batch": in_batch, **parameters}
     _, _, grad_rows, grad_bias = with_gradients(impl, arguments, **options)
     _, _, exact, _ = with_gradients("reference", as_float64(arguments), **options)
     assert torch.equal(grad_rows, grad_rows.bfloat16().float())
-    half_a_place = 2.0 ** (torch.frexp(exact).exponent - 9)  # of 8 digits, the first of which is 1/2 in frexp's terms
-    of_float32 = 2**-18 * exact.abs() + 2**-20 * exact.abs().max()  # and of what cancels in it
-    assert bool(((grad_rows - exact).abs() <= half_a_place + of_float32).all())
-    assert bool(((grad_rows - exact).abs() > half_a_place / 2).any())  # it was rounded
+    error = (grad_rows - exact).abs()
+    half_ulp = 2.0 ** (torch.frexp(exact).exponent - 9)  # bfloat16 has 8 significant bits; frexp's mantissa is >= 1/2
+    float32_error = 2**-18 * exact.abs() + 2**-20 * exact.abs().max()  # the last term bounds errors by cancellation
+    assert bool((error <= half_ulp + float32_error).all())
+    assert bool((error > half_ulp / 2).any())  # the gradients were rounded
     torch.testing.assert_close(grad_bias, grad_rows.sum(1), rtol=1e-6, atol=1e-7)
 
 
 @forms
-@everywhere
-def test_autograd_gives_the_inputs_dtypes(impl: str, in_batch: bool) -> None:
+@impls
+def test_autograd_returns_gradients_in_the_dtypes_of_the_inputs(impl: str, in_batch: bool) -> None:
     arguments = bf16_problem(33, 100, 17)
     value, *grads = value_and_gradients(arguments, impl, in_batch=in_batch)
     assert [t.dtype for t in (value, *grads)] == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32]
     oracle = value_and_gradients(as_float64(arguments), "reference", in_batch=in_batch)
     reference = value_and_gradients(arguments, "reference", in_batch=in_batch)
-    # Not the bias's: autograd through the reference leaves out the one rounding that it has.
+    # The gradient of the bias is not compared. Its only rounding is that of the gradients of the scores, and autograd
+    # through the reference does not round these.
     assert_as_close([value, *grads[:2]], reference[:3], oracle[:3])
     if impl != "reference":
-        raw = with_gradients(impl, arguments, "cross-entropy", in_batch)
-        assert_equal_bits([value, *grads], [t.to(g.dtype) for t, g in zip(raw, (value, *grads), strict=True)])
-    thrice = torch.autograd.grad(3 * ops.sampled_loss(**arguments, batch_size=7, in_batch=in_batch, impl=impl),
-                                 arguments["bias"])  # fmt: skip
-    torch.testing.assert_close(thrice[0], 3 * grads[2])
+        results = with_gradients(impl, arguments, "cross-entropy", in_batch)
+        assert_equal_bits([value, *grads], [t.to(g.dtype) for t, g in zip(results, (value, *grads), strict=True)])
+    scaled_loss = 3 * ops.sampled_loss(**arguments, batch_size=7, in_batch=in_batch, impl=impl)
+    (scaled_grad_bias,) = torch.autograd.grad(scaled_loss, arguments["bias"])
+    torch.testing.assert_close(scaled_grad_bias, 3 * grads[2])
 
 
 @forms
-@everywhere
-def test_no_rows(impl: str, in_batch: bool) -> None:
+@impls
+def test_loss_without_hidden_states_is_zero(impl: str, in_batch: bool) -> None:
     value, *grads = with_gradients(impl, bf16_problem(0, 6, 3), "cross-entropy", in_batch)
     assert [t.shape for t in grads] == [(0, 3), (6, 3), (6,)]
     assert [torch.count_nonzero(t).item() for t in (value, *grads)] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@everywhere
-def test_large_scores_stay_finite_and_nan_stays(impl: str, loss: str) -> None:
+@impls
+def test_large_scores_give_finite_gradients_and_nan_propagates(impl: str, loss: str) -> None:
     arguments = bf16_problem(5, 40, 3, given=False)
     large = {name: None if t is None else (t.detach() * 40).requires_grad_() for name, t in arguments.items()}
     assert all(bool(t.isfinite().all()) for t in value_and_gradients(large, impl, loss=loss))
@@ -118,33 +124,35 @@ def test_large_scores_stay_finite_and_nan_stays(impl: str, loss: str) -> None:
 
 @forms
 @kernels
-def test_bits_do_not_depend_on_order_or_layout(impl: str, in_batch: bool) -> None:
+def test_bits_do_not_depend_on_order_of_threads_or_memory_layout(impl: str, in_batch: bool) -> None:
     for m, n, h in ((6, 24, 12), (90, 300, 5)):
-        arguments, runs = bf16_problem(m, n, h), []
+        arguments, results = bf16_problem(m, n, h), []
         for seed in (1, 2, 3):
             if impl == "emulated":
-                cuda_emulator.load().set_seed(seed)
-            runs.append(value_and_gradients(arguments if seed == 1 else strided(arguments), impl, in_batch=in_batch))
-        assert_equal_bits(runs[1], runs[0])
-        assert_equal_bits(runs[2], runs[0])
+                cuda_emulator.load().set_seed(seed)  # of the order in which the emulator runs the threads
+            inputs = arguments if seed == 1 else strided(arguments)
+            results.append(value_and_gradients(inputs, impl, in_batch=in_batch))
+        assert_equal_bits(results[1], results[0])
+        assert_equal_bits(results[2], results[0])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @kernels
 def test_operator_passes_opcheck(impl: str, loss: str) -> None:
-    hidden, rows, bias, live, ids, log_q, count = bf16_problem(4, 5, 3).values()
-    args = (hidden, rows, bias, live, log_q, ids, count, loss, True, 6.0, 0.5, 1.0, 0.0)
-    torch.library.opcheck(operators_of(impl, "sampled_loss").sampled_loss, args)
+    arguments = bf16_problem(4, 5, 3)
+    tensors = [arguments[name] for name in ("hidden", "rows", "bias", "live", "log_q", "ids", "count")]
+    # The numbers are batch_size, elu_param, bpreg and label_smoothing; True is in_batch.
+    torch.library.opcheck(operators_of(impl, "sampled_loss").sampled_loss, (*tensors, loss, True, 6.0, 0.5, 1.0, 0.0))
 
 
-def test_public_function_compiles_whole(native_library: None) -> None:
+def test_public_function_compiles_to_one_graph(native_library: None) -> None:
     arguments = bf16_problem(4, 5, 3)
     compiled = torch.compile(ops.sampled_loss, fullgraph=True)
     torch.testing.assert_close(compiled(**arguments), ops.sampled_loss(**arguments), rtol=1e-6, atol=0)
 
 
-@everywhere
-def test_bad_dtypes_are_named(impl: str) -> None:
+@impls
+def test_error_names_the_argument_of_a_wrong_dtype(impl: str) -> None:
     arguments = bf16_problem(4, 5, 3)
     for name, required, dtype in (
         ("rows", "bfloat16", torch.float32),
@@ -157,60 +165,63 @@ def test_bad_dtypes_are_named(impl: str) -> None:
 
 
 @kernels
-def test_operator_names_what_does_not_fit(impl: str) -> None:
+def test_operator_error_names_the_argument_of_a_wrong_dtype(impl: str) -> None:
     arguments = bf16_problem(4, 5, 3)
     for name, dtype in (("rows", torch.float32), ("bias", torch.bfloat16), ("count", torch.float64)):
         with pytest.raises(ValueError, match=f"{name} (is|must be)"):
             with_gradients(impl, arguments | {name: arguments[name].detach().to(dtype)}, "bpr", True)
 
 
-def autocast(dtype: torch.dtype = torch.bfloat16) -> torch.autocast:
+def cpu_autocast(dtype: torch.dtype = torch.bfloat16) -> torch.autocast:
     return torch.autocast("cpu", dtype=dtype)
 
 
 @forms
-@everywhere
-def test_autocast_converts_what_products_multiply(impl: str, in_batch: bool) -> None:
+@impls
+def test_autocast_converts_the_operands_of_matrix_products(impl: str, in_batch: bool) -> None:
     arguments = problem(33, 100, 17, torch.float32) | {"count": torch.full((100,), 2.0)}
     options = {"in_batch": in_batch, "loss": "bpr-max"}
-    narrow = {name: t.bfloat16() if name in ("hidden", "rows") else t for name, t in arguments.items()}
-    with autocast():
+    converted = {name: t.bfloat16() if name in ("hidden", "rows") else t for name, t in arguments.items()}
+    with cpu_autocast():
         value = ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options)
-        mixed = ops.sampled_loss(**arguments | {"hidden": narrow["hidden"]}, batch_size=7, impl=impl, **options)
+        mixed = ops.sampled_loss(**arguments | {"hidden": converted["hidden"]}, batch_size=7, impl=impl, **options)
     ours = [value.detach(), *torch.autograd.grad(value, [arguments[name] for name in ("hidden", "rows", "bias")])]
-    explicit = {name: t.detach().requires_grad_(arguments[name].requires_grad) for name, t in narrow.items()}
+    explicit = {name: t.detach().requires_grad_(arguments[name].requires_grad) for name, t in converted.items()}
     theirs = value_and_gradients(explicit, impl, **options)
     assert [t.dtype for t in ours] == [torch.float32] * 4
     assert_equal_bits(ours, [t.float() for t in theirs])
     assert mixed == theirs[0]
     exact = value_and_gradients(arguments, impl, **options)
     assert not torch.equal(exact[0], ours[0])
-    with autocast(torch.float16):
+    with cpu_autocast(torch.float16):
         assert ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options) == exact[0]
-        narrow_hidden = arguments["hidden"].half()
-        assert ops.sampled_loss(**arguments | {"hidden": narrow_hidden}, impl=impl).dtype == torch.float32
-    with autocast(), torch.autocast("cpu", enabled=False):
+        half_hidden = arguments["hidden"].half()
+        assert ops.sampled_loss(**arguments | {"hidden": half_hidden}, impl=impl).dtype == torch.float32
+    with cpu_autocast(), torch.autocast("cpu", enabled=False):
         assert_equal_bits(value_and_gradients(arguments, impl, **options), exact)
 
 
-@everywhere
-def test_autocast_leaves_float64_alone(impl: str) -> None:
+@impls
+def test_autocast_does_not_convert_float64(impl: str) -> None:
     arguments = problem(5, 33, 4, torch.float64)
     exact = value_and_gradients(arguments, impl)
-    with autocast():
+    with cpu_autocast():
         assert_equal_bits(value_and_gradients(arguments, impl), exact)
         with pytest.raises(ValueError, match=r"rows must be bfloat16 .*, not float64"):
             ops.sampled_loss(**arguments | {"hidden": arguments["hidden"].float()}, impl=impl)
 
 
 def network_loss(
-    impl: str, dtype: torch.dtype | None = None, under: AbstractContextManager[object] | None = None
+    impl: str, dtype: torch.dtype | None = None, forward_context: AbstractContextManager[object] | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """A step of a network, its forward pass in a context: its loss and all of its gradients."""
+    """Return the loss of a SessionNetwork for one step, and the gradients of all parameters.
+
+    The forward pass runs inside `forward_context`, the backward pass outside it.
+    """
     network = SessionNetwork(30, [8], seed=1, impl=impl, dtype=dtype)
     criterion = SampledLoss("cross-entropy", batch_size=4, logq=0.5, support=torch.arange(1, 31), impl=impl)
     inputs, targets = torch.randint(0, 30, (2, 1, 4), generator=torch.Generator().manual_seed(0))
-    with under or nullcontext():
+    with forward_context or nullcontext():
         hidden, _ = network(inputs, network.initial_state(4))
         negatives = torch.arange(0, 30, 2).unsqueeze(0)
         value = criterion(hidden, network.output_weight, network.output_bias, targets, negatives)
@@ -219,18 +230,18 @@ def network_loss(
     return value.detach(), [g.to_dense() if g.is_sparse else g for g in grads]
 
 
-@everywhere
-def test_a_network_trains_under_autocast(impl: str) -> None:
-    exact, grads = network_loss(impl)
-    value, narrow = network_loss(impl, under=autocast())
-    assert {t.dtype for t in (value, *narrow)} == {torch.float32}
-    # A bfloat16 number is within 2**-9 to 2**-8 of what it stands for; a gradient here has come through few of them.
-    assert value.item() != exact.item() and value.item() == pytest.approx(exact.item(), rel=2**-8)
-    for ours, theirs in zip(narrow, grads, strict=True):
-        assert (ours - theirs).norm() <= 2**-5 * theirs.norm()
+@impls
+def test_network_gradients_under_autocast(impl: str) -> None:
+    exact_loss, exact_grads = network_loss(impl)
+    loss, grads = network_loss(impl, forward_context=cpu_autocast())
+    assert {t.dtype for t in (loss, *grads)} == {torch.float32}
+    # The relative error of a rounding to bfloat16 is at most 2**-8. A gradient is the result of only a few roundings.
+    assert loss.item() != exact_loss.item() and loss.item() == pytest.approx(exact_loss.item(), rel=2**-8)
+    for grad, exact_grad in zip(grads, exact_grads, strict=True):
+        assert (grad - exact_grad).norm() <= 2**-5 * exact_grad.norm()
 
 
-def test_a_network_of_bfloat16_keeps_its_loss() -> None:
+def test_loss_of_a_bfloat16_network_is_float32() -> None:
     value, grads = network_loss("reference", torch.bfloat16)
     assert value.dtype == torch.float32 and {g.dtype for g in grads} == {torch.bfloat16}
     assert value.item() == pytest.approx(network_loss("reference")[0].item(), rel=2**-5)

@@ -1,9 +1,12 @@
-"""The CUDA kernels of sampled_loss on tensors of more than 2**31 numbers, under emulation.
+"""The emulated CUDA kernels of sampled_loss on tensors of more than 2**31 elements.
 
-A chunk of scores is bounded, so what passes 2**31 is M * H and (M + N) * H: hidden and rows, where the padded form
-reads its own targets and writes their gradients, and M + N itself. The products around the kernels would touch all of
-that memory; the kernels alone, in two blocks of their grids, touch a few pages. The chunk here is all M rows, so that
-its scores pass 2**31 too, as those of 128 rows of 2**24 columns would.
+hidden has M * H elements and rows (M + N) * H; both numbers, and M + N itself, may exceed 2**31. With in_batch=False, a
+kernel reads the target rows and writes their gradients, so it computes such indices. The operator processes the rows of
+scores in chunks of bounded size, so M * N is not limited.
+
+The matrix products around the kernels would need all of that memory. So the tests call the kernels directly and run
+only the first and the last block of each grid, which use few pages of memory. Here, one chunk has all M rows. So the
+indices of scores also exceed 2**31, as they do for 128 rows of 2**24 columns.
 """
 
 from __future__ import annotations
@@ -17,47 +20,50 @@ from virtual_memory import first_and_last_blocks, skipping_without_address_space
 
 pytestmark = pytest.mark.skipif(bool(why_not_emulated("sampled_loss")), reason=why_not_emulated("sampled_loss") or "-")
 
-N, H, STRIDE = 5, 8, 8
+N, H = 5, 8
+STRIDE = 8  # distance between two rows of scores, at least N
 
 
 def addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Return the address of each tensor's first element, which the emulator passes to the kernels."""
     return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
 
-def end_rows(m: int, dtype: torch.dtype) -> list[Tensor]:
-    """What the row kernel makes of rows 0 and m - 1: their losses, gradients of scores, and all of their own target.
+def results_of_first_and_last_row(m: int, dtype: torch.dtype) -> list[Tensor]:
+    """Return the results of the row kernel for rows 0 and m - 1 of m rows.
 
-    No other row is written or read, and so none takes memory.
+    The results are the gradients of the scores, hidden states and target rows, the losses, and the gradients of the
+    targets' biases. No other row is written or read, so the other rows take no memory.
     """
     operands = {name: torch.empty(rows, H, dtype=dtype) for name, rows in (("hidden", m), ("rows", m + N))}
     scores = torch.empty(m, STRIDE)
     grads = scores if dtype == torch.float32 else torch.empty(m, STRIDE, dtype=dtype)
     results = {name: torch.empty(rows, H) for name, rows in (("grad_hidden", m), ("grad_rows", m + N))}
     results |= {"losses": torch.empty(m), "grad_bias": torch.empty(m + N)}
-    ends, g = [0, m - 1], torch.Generator().manual_seed(0)
+    first_and_last, g = [0, m - 1], torch.Generator().manual_seed(0)
     for tensor in (*operands.values(), scores):
-        tensor[ends] = torch.randn(2, tensor.shape[1], generator=g).to(dtype).to(tensor.dtype)
+        tensor[first_and_last] = torch.randn(2, tensor.shape[1], generator=g).to(dtype).to(tensor.dtype)
     tensors = {**operands, "scores": scores, "grads": grads, **results}
     with first_and_last_blocks():
         cuda_emulator.load().make_losses(m, N, H, STRIDE, dtype == torch.bfloat16, addresses(tensors))
-    return [grads[ends, :N], *(result[ends] for result in results.values())]
+    return [grads[first_and_last, :N], *(result[first_and_last] for result in results.values())]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_rows_beyond_two_to_the_31_numbers(dtype: torch.dtype) -> None:
+def test_row_kernel_beyond_two_to_the_31_elements(dtype: torch.dtype) -> None:
     m = 2**28 + 3
     assert m * H > 2**31 and m * STRIDE > 2**31
-    few = end_rows(2, dtype)
-    assert all(bool(t.isfinite().all()) and torch.count_nonzero(t) == t.numel() for t in few)
+    expected = results_of_first_and_last_row(2, dtype)
+    assert all(bool(t.isfinite().all()) and torch.count_nonzero(t) == t.numel() for t in expected)
     with skipping_without_address_space():
-        assert_equal_bits(end_rows(m, dtype), few)
+        assert_equal_bits(results_of_first_and_last_row(m, dtype), expected)
 
 
-def test_columns_beyond_two_to_the_31() -> None:
+def test_score_offsets_beyond_two_to_the_31_columns() -> None:
     columns = 2**31 + 70
     with first_and_last_blocks():
         bias, offsets = torch.empty(columns), torch.empty(columns)
         bias[:64], bias[-70:] = 1.5, -2.5
         cuda_emulator.load().make_score_offsets(4, columns - 4, addresses({"bias": bias, "offsets": offsets}))
     assert bool((offsets[:64] == 1.5).all())
-    assert bool((offsets[-6:] == -2.5).all())  # what the last of blocks of 64 has left
+    assert bool((offsets[-6:] == -2.5).all())  # the columns of the last block, which is smaller than 64

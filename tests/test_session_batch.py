@@ -1,4 +1,7 @@
-"""Session-parallel batches against a ten-line simulation, and against what must hold whatever the simulation says."""
+"""session_batch: against a simulation with Python lists, and against properties that every epoch must have.
+
+A lane is one of the sessions that are processed in parallel. It is live until no session is left for it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, error_pattern, examples, implementations, native_and_emulated, operators_of
+from native import (
+    assert_equal_bits,
+    compiler,
+    error_pattern,
+    examples,
+    implementations,
+    native_and_emulated,
+    operators_of,
+)
 from torch import Tensor
 
 from gru4rec_fast import _backend
@@ -28,43 +39,44 @@ Block = tuple[Tensor, Tensor, Tensor]
 
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
-    """Draw sessions of 0 to 6 events, all of different items, and an order, which may omit sessions."""
+    """Draw sessions of 0 to 6 events, whose items are all different, and an order, which may omit sessions."""
     lengths = draw(st.lists(st.integers(0, 6), max_size=12))
-    edges = np.cumsum([100, *lengths]).tolist()
-    sessions = [list(range(a, b)) for a, b in pairwise(edges)]
+    offsets = np.cumsum([100, *lengths]).tolist()
+    sessions = [list(range(start, end)) for start, end in pairwise(offsets)]
     order = draw(st.permutations(range(len(lengths))))
     return sessions, order[: draw(st.integers(0, len(order)))]
 
 
 def simulate(sessions: list[list[int]], order: list[int], n_lanes: int) -> list[list[tuple[int, int, bool]]]:
-    """Return rows of (input, target, reset) until no lane is live."""
+    """Return the steps until no lane is live; a step has (input, target, reset) for each lane."""
     waiting = [sessions[s] for s in order if len(sessions[s]) > 1]
     lanes: list[list[int]] = [[] for _ in range(n_lanes)]
-    rows = []
+    steps = []
     while waiting or any(len(lane) > 1 for lane in lanes):
         starts = [len(lane) < 2 for lane in lanes]
         for k in range(n_lanes):
             if starts[k]:
                 lanes[k] = waiting.pop(0) if waiting else []
-        rows.append([(*lane[:2], new) if lane else (-1, -1, False) for lane, new in zip(lanes, starts, strict=True)])
+        steps.append([(*lane[:2], new) if lane else (-1, -1, False) for lane, new in zip(lanes, starts, strict=True)])
         lanes = [lane[1:] for lane in lanes]
-    return rows
+    return steps
 
 
 def as_tensors(sessions: list[list[int]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the items and offsets of the sessions."""
     items = torch.tensor([event for session in sessions for event in session], dtype=dtype)
     return items, torch.tensor(np.cumsum([0, *map(len, sessions)]), dtype=torch.int64)
 
 
-def play(
+def run(
     sessions: list[list[int]], order: list[int], n_lanes: int, steps: int, chunk: int, impl: str, dtype: torch.dtype
 ) -> tuple[Block, tuple[Tensor, Tensor, Tensor]]:
-    """Return `steps` steps, computed in calls of `chunk` steps, and the final state."""
+    """Return (inputs, targets, reset) of `steps` steps, computed by calls of `chunk` steps, and the final state."""
     log = (*as_tensors(sessions, dtype), torch.tensor(order, dtype=torch.int64))
     state = session_batch_state(n_lanes)
-    calls = [min(chunk, steps - t) for t in range(0, steps, chunk)] or [0]
-    blocks = [session_batch(*log, *state, call, impl=impl) for call in calls]
-    inputs, targets, reset = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    steps_of_calls = [min(chunk, steps - t) for t in range(0, steps, chunk)] or [0]
+    blocks = [session_batch(*log, *state, n, impl=impl) for n in steps_of_calls]
+    inputs, targets, reset = (torch.cat(tensors) for tensors in zip(*blocks, strict=True))
     return (inputs, targets, reset), state
 
 
@@ -76,42 +88,43 @@ cases = given(log=logs(), n_lanes=st.integers(1, 5), chunk=st.integers(1, 9))
 @cases
 def test_equals_the_simulation(impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int) -> None:
     expected = simulate(*log, n_lanes)
-    dead = [[(-1, -1, False)] * n_lanes] * 3
-    (inputs, targets, reset), _ = play(*log, n_lanes, len(expected) + 3, chunk, impl, torch.int32)
-    rows = torch.stack([inputs, targets, reset.long()], dim=2)
-    assert torch.equal(rows, torch.tensor(expected + dead, dtype=torch.int64))
+    steps_after_the_end = [[(-1, -1, False)] * n_lanes] * 3
+    (inputs, targets, reset), _ = run(*log, n_lanes, len(expected) + 3, chunk, impl, torch.int32)
+    steps = torch.stack([inputs, targets, reset.long()], dim=2)
+    assert torch.equal(steps, torch.tensor(expected + steps_after_the_end, dtype=torch.int64))
 
 
 @impls
 @settings(max_examples=examples(150), deadline=None)
 @cases
-def test_every_event_once(impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int) -> None:
+def test_epoch_has_every_event_once(
+    impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int
+) -> None:
     sessions, order = log
-    played = [sessions[s] for s in order if len(sessions[s]) > 1]
-    steps = sum(map(len, played)) + 1  # enough for one lane
-    (inputs, targets, reset), state = play(sessions, order, n_lanes, steps, chunk, impl, torch.int64)
+    used_sessions = [sessions[s] for s in order if len(sessions[s]) > 1]
+    steps = sum(map(len, used_sessions)) + 1  # enough for an epoch with one lane
+    (inputs, targets, reset), state = run(sessions, order, n_lanes, steps, chunk, impl, torch.int64)
     live = inputs >= 0
     assert torch.equal(live, targets >= 0)
-    assert sorted(inputs[live].tolist()) == sorted(event for session in played for event in session[:-1])
-    assert sorted(targets[live].tolist()) == sorted(event for session in played for event in session[1:])
+    assert sorted(inputs[live].tolist()) == sorted(event for session in used_sessions for event in session[:-1])
+    assert sorted(targets[live].tolist()) == sorted(event for session in used_sessions for event in session[1:])
     assert int(live.sum()) == sum(max(len(sessions[s]) - 1, 0) for s in order)
-    assert inputs[reset].tolist() == [session[0] for session in played]  # in the order played, lane by lane
-    assert not (live[1:] & ~live[:-1]).any()  # a dead lane never revives
-    carried = live[1:] & ~reset[1:]
-    assert torch.equal(inputs[1:][carried], targets[:-1][carried])
+    assert inputs[reset].tolist() == [session[0] for session in used_sessions]  # sessions start in the given order
+    assert not (live[1:] & ~live[:-1]).any()  # a lane that is not live does not become live again
+    continues = live[1:] & ~reset[1:]
+    assert torch.equal(inputs[1:][continues], targets[:-1][continues])
     assert [t.tolist() for t in state] == [[len(order)] * n_lanes, [0] * n_lanes, [len(order)]]
 
 
 @impls
 @settings(max_examples=examples(100), deadline=None)
 @given(log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), chunk=st.integers(1, 9))
-def test_chunks_do_not_matter(
+def test_several_calls_equal_one_call(
     impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, chunk: int
 ) -> None:
-    whole, whole_state = play(*log, n_lanes, steps, max(steps, 1), impl, torch.int32)
-    parts, parts_state = play(*log, n_lanes, steps, chunk, impl, torch.int32)
-    for a, b in zip((*whole, *whole_state), (*parts, *parts_state), strict=True):
-        assert torch.equal(a, b)
+    one_call, state_of_one_call = run(*log, n_lanes, steps, max(steps, 1), impl, torch.int32)
+    several_calls, state_of_several_calls = run(*log, n_lanes, steps, chunk, impl, torch.int32)
+    assert_equal_bits((*several_calls, *state_of_several_calls), (*one_call, *state_of_one_call))
 
 
 @kernels
@@ -122,38 +135,37 @@ def test_chunks_do_not_matter(
 def test_kernels_equal_reference(
     impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, dtype: torch.dtype
 ) -> None:
-    ours, our_state = play(*log, n_lanes, steps, 4, impl, dtype)
-    theirs, their_state = play(*log, n_lanes, steps, 4, "reference", dtype)
+    ours, our_state = run(*log, n_lanes, steps, 4, impl, dtype)
+    theirs, their_state = run(*log, n_lanes, steps, 4, "reference", dtype)
     for a, b in zip((*ours, *our_state), (*theirs, *their_state), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
 
 
 @impls
-def test_no_order_is_the_logs_own(impl: str) -> None:
+def test_order_none_is_the_order_of_the_log(impl: str) -> None:
     items, offsets = as_tensors([[1, 2, 3], [4, 5], [9], [], [6, 7, 8]], torch.int32)
-    given, none = (session_batch_state(2) for _ in range(2))
-    ordered = session_batch(items, offsets, torch.arange(5), *given, 9, impl=impl)
-    unordered = session_batch(items, offsets, None, *none, 9, impl=impl)
-    for a, b in zip((*ordered, *given), (*unordered, *none), strict=True):
-        assert torch.equal(a, b)
+    state, expected_state = (session_batch_state(2) for _ in range(2))
+    block = session_batch(items, offsets, None, *state, 9, impl=impl)
+    expected = session_batch(items, offsets, torch.arange(5), *expected_state, 9, impl=impl)
+    assert_equal_bits((*block, *state), (*expected, *expected_state))
 
 
 @impls
 def test_strided_arguments(impl: str) -> None:
-    """Inputs may be strided views; a state that is a strided view is updated in place, and nothing else changes."""
+    """Arguments may be strided. A strided state is updated in place; the memory between its elements is unchanged."""
     items, offsets = as_tensors([[1, 2, 3], [4, 5], [6, 7, 8]], torch.int32)
     order = torch.tensor([2, 0, 1])
-    plain = session_batch(items, offsets, order, *(state := session_batch_state(2)), 3, impl=impl)
-    gaps = [torch.stack([t, t + 50], dim=1) for t in (items, offsets, order, *session_batch_state(2))]
-    strided = session_batch(*(gap[:, 0] for gap in gaps), 3, impl=impl)
-    assert all(torch.equal(a, b) for a, b in zip(plain, strided, strict=True))
-    for gap, expected, fresh in zip(gaps[3:], state, session_batch_state(2), strict=True):
-        assert torch.equal(gap[:, 0], expected) and torch.equal(gap[:, 1], fresh + 50)
+    expected_state = session_batch_state(2)
+    expected = session_batch(items, offsets, order, *expected_state, 3, impl=impl)
+    pairs = [torch.stack([t, t + 50], dim=1) for t in (items, offsets, order, *session_batch_state(2))]
+    assert_equal_bits(session_batch(*(pair[:, 0] for pair in pairs), 3, impl=impl), expected)
+    for pair, updated, original in zip(pairs[3:], expected_state, session_batch_state(2), strict=True):
+        assert torch.equal(pair[:, 0], updated) and torch.equal(pair[:, 1], original + 50)
 
 
 @impls
-def test_a_log_of_more_than_two_to_the_31_events(impl: str, tmp_path: Path) -> None:
-    """Positions are 64-bit. The file of 8 GiB is sparse and uses a few pages on disk."""
+def test_log_of_more_than_two_to_the_31_events(impl: str, tmp_path: Path) -> None:
+    """The items are in a sparse file of 8 GiB, which uses a few pages on disk."""
     n_events = 2**31 + 8
     events = np.memmap(tmp_path / "items.bin", dtype=np.int32, mode="w+", shape=(n_events,))
     events[-4:] = [5, 6, 7, 8]
@@ -164,7 +176,7 @@ def test_a_log_of_more_than_two_to_the_31_events(impl: str, tmp_path: Path) -> N
     assert targets.ravel().tolist() == [6, 7, 8, -1]
 
 
-# Bad input
+# Errors
 
 
 def good_arguments() -> dict[str, Any]:
@@ -209,21 +221,21 @@ def good_arguments() -> dict[str, Any]:
         ),
     ],
 )
-def test_bad_arguments_are_named_and_change_nothing(impl: str, changed: dict[str, Any], message: str) -> None:
+def test_error_names_the_argument_and_changes_nothing(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments = {**good_arguments(), **changed}
-    before = [arguments[name].clone() for name in ("lane_session", "lane_position", "cursor")]
+    state = [arguments[name] for name in ("lane_session", "lane_position", "cursor")]
+    copies = [tensor.clone() for tensor in state]
     with pytest.raises(ValueError, match=error_pattern(message, impl)):
         session_batch(**arguments, impl=impl)
-    after = [arguments[name] for name in ("lane_session", "lane_position", "cursor")]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert_equal_bits(state, copies)
 
 
-def test_no_lanes() -> None:
+def test_state_without_lanes_is_an_error() -> None:
     with pytest.raises(ValueError, match="lanes=0"):
         session_batch_state(0)
 
 
-# The operator under torch's own checks
+# torch.library.opcheck and torch.compile
 
 
 @kernels
@@ -232,8 +244,8 @@ def test_opcheck(impl: str) -> None:
 
 
 @kernels
-def test_compiles_whole(impl: str) -> None:
-    """Only the kernels compile: the reference reads values of tensors, which a graph cannot contain."""
+def test_compiles_to_one_graph(impl: str) -> None:
+    """The reference does not compile, because it reads values of tensors, which a graph cannot contain."""
     compiled = torch.compile(session_batch, fullgraph=True, backend=compiler(impl == "native"))
     ours, theirs = good_arguments(), good_arguments()
     for a, b in zip(compiled(**ours, impl=impl), session_batch(**theirs, impl=impl), strict=True):

@@ -1,4 +1,4 @@
-"""SessionNetwork and SampledLoss as modules: initial weights, modes, dropout, bad arguments."""
+"""The modules SessionNetwork and SampledLoss: initial weights, embeddings, dropout, sparse gradients, errors."""
 
 from __future__ import annotations
 
@@ -13,78 +13,78 @@ INPUTS = torch.tensor([[1, 4], [0, 2], [3, 3]])
 
 
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
-def test_initial_weights_fill_their_bounds(embedding: str) -> None:
+def test_initial_weights_are_uniform_within_their_bounds(embedding: str) -> None:
     network = SessionNetwork(400, [20, 12], embedding=embedding, embedding_dim=30, seed=3)
     width = {"constrained": 12, "separate": 30, "none": None}[embedding]
-    fans = {
+    fan_sums = {  # fan_in + fan_out
         "output.weight": 400 + 12,
         "gru.layers.0.weight_hh": 20 + 20,
         "gru.layers.1.weight_ih": 20 + 12,
         "gru.layers.1.weight_hh": 12 + 12,
     }
     if width:
-        fans["gru.layers.0.weight_ih"] = width + 20
+        fan_sums["gru.layers.0.weight_ih"] = width + 20
     if embedding != "constrained":
-        fans["embedding.weight"] = 400 + (width or 20)
+        fan_sums["embedding.weight"] = 400 + (width or 20)
     for name, parameter in network.named_parameters():
         if "bias" in name:
             assert torch.count_nonzero(parameter) == 0
         else:
-            bound = math.sqrt(6 / fans.pop(name))
+            bound = math.sqrt(6 / fan_sums.pop(name))
             assert 0.98 * bound < parameter.abs().max().item() <= bound
             assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
-    assert not fans
+    assert not fan_sums
 
 
-def test_seed_fixes_the_weights_and_leaves_torchs_generator_alone() -> None:
-    before = torch.random.get_rng_state()
+def test_weights_depend_on_the_seed_and_not_on_torchs_generator() -> None:
+    rng_state = torch.random.get_rng_state()
     first, second, other = (SessionNetwork(30, [8], seed=seed).state_dict() for seed in (1, 1, 2))
-    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(rng_state, torch.random.get_rng_state())
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["output.weight"], other["output.weight"])
 
 
-def test_the_one_hot_layer_is_reset_before_and_later_layers_as_chosen() -> None:
+def test_gru_forms_with_one_hot_inputs() -> None:
     network = SessionNetwork(30, [8, 6], embedding="none")
     assert [layer.form for layer in network.gru.layers] == ["reset_before", "reset_after"]
     assert network.embedding.weight.shape == (30, 24)
     assert network.gru.layers[0].weight_ih is None
 
 
-def test_blocks_of_many_steps_equal_single_steps() -> None:
+def test_one_call_for_three_steps_equals_three_calls() -> None:
     network = SessionNetwork(5, [8, 6], dropout_p_embed=0.4, dropout_p_hidden=0.3, seed=9).double()
     reset = torch.tensor([[True, True], [False, True], [False, False]])
-    whole, after = network(INPUTS, network.initial_state(2), reset, step=11)
+    block, block_state = network(INPUTS, network.initial_state(2), reset, step=11)
     state = network.initial_state(2)
     for t in range(3):
         hidden, state = network(INPUTS[t : t + 1], state, reset[t : t + 1], step=11 + t)
-        torch.testing.assert_close(hidden[0], whole[t], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(state, after, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(hidden[0], block[t], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, block_state, rtol=1e-12, atol=1e-12)
 
 
-def test_dropout_is_off_in_evaluation() -> None:
-    dropped = SessionNetwork(5, [8], dropout_p_embed=0.4, dropout_p_hidden=0.3, seed=1)
-    plain = SessionNetwork(5, [8], seed=1)
-    state = plain.initial_state(2)
-    assert not torch.equal(dropped(INPUTS, state)[0], plain(INPUTS, state)[0])
-    assert torch.equal(dropped.eval()(INPUTS, state)[0], plain(INPUTS, state)[0])
+def test_no_dropout_in_evaluation() -> None:
+    with_dropout = SessionNetwork(5, [8], dropout_p_embed=0.4, dropout_p_hidden=0.3, seed=1)
+    without_dropout = SessionNetwork(5, [8], seed=1)
+    state = without_dropout.initial_state(2)
+    assert not torch.equal(with_dropout(INPUTS, state)[0], without_dropout(INPUTS, state)[0])
+    assert torch.equal(with_dropout.eval()(INPUTS, state)[0], without_dropout(INPUTS, state)[0])
 
 
-def test_gradients_of_tables_are_sparse_and_name_the_touched_rows() -> None:
+def test_gradients_of_tables_are_sparse() -> None:
     network = SessionNetwork(40, [8], embedding="separate", embedding_dim=4)
     criterion = SampledLoss(batch_size=2)
     hidden, _ = network(INPUTS, network.initial_state(2))
     negatives = torch.tensor([[30], [31], [32]])
     criterion(hidden, network.output_weight, network.output_bias, INPUTS + 5, negatives).backward()
-    touched = {name: set(p.grad._indices()[0].tolist()) for name, p in network.named_parameters() if p.grad.is_sparse}
-    assert touched == {
+    rows = {name: set(p.grad._indices()[0].tolist()) for name, p in network.named_parameters() if p.grad.is_sparse}
+    assert rows == {
         "embedding.weight": {0, 1, 2, 3, 4},
         "output.weight": {5, 6, 7, 8, 9, 30, 31, 32},
         "output.bias": {5, 6, 7, 8, 9, 30, 31, 32},
     }
 
 
-def test_n_live_given_or_counted_is_the_same() -> None:
+def test_n_live_is_counted_if_not_given() -> None:
     network, criterion = SessionNetwork(9, [8]), SampledLoss("bpr-max", batch_size=2)
     inputs, targets = torch.tensor([[1, 2], [3, -1]]), torch.tensor([[4, 5], [6, -1]])
     hidden, _ = network(inputs, network.initial_state(2))
@@ -93,10 +93,10 @@ def test_n_live_given_or_counted_is_the_same() -> None:
     assert torch.equal(criterion(*arguments, n_live=[2, 1]), criterion(*arguments))
 
 
-def test_loss_of_a_table_that_belongs_to_no_session_network(impl: str) -> None:
-    """The weight of an nn.Embedding without a bias is scored as an OutputTable whose biases are zero."""
+def test_loss_with_the_weight_of_an_nn_embedding(impl: str) -> None:
+    """Without a bias, the loss and the gradient are the same as for an OutputTable whose biases are zero."""
     embedding, network = torch.nn.Embedding(9, 8), SessionNetwork(9, [8])
-    embedding.load_state_dict({"weight": network.output_weight.detach()})
+    embedding.load_state_dict({"weight": network.output_weight.detach()})  # the same weights in both
     criterion = SampledLoss("bpr-max", batch_size=2, impl=impl)
     hidden, targets = torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(0)), (INPUTS + 1) % 9
     without_bias = criterion(hidden, embedding.weight, None, targets)
@@ -118,7 +118,7 @@ def test_loss_of_a_table_that_belongs_to_no_session_network(impl: str) -> None:
         ({"negatives": (5,)}, r"negatives must be \[T, N\] with T = 3, not \[5\]"),
     ],
 )
-def test_shapes_that_the_loss_refuses(change: dict, message: str) -> None:
+def test_error_names_the_tensor_of_a_wrong_shape(change: dict, message: str) -> None:
     shapes = {"hidden": (3, 2, 8), "weight": (9, 8), "bias": (9,), "targets": (3, 2), "negatives": (3, 5)} | change
     dtypes = {"targets": torch.int64, "negatives": torch.int64}
     tensors = {name: torch.zeros(shape, dtype=dtypes.get(name)) for name, shape in shapes.items()}
@@ -126,17 +126,17 @@ def test_shapes_that_the_loss_refuses(change: dict, message: str) -> None:
         SampledLoss(batch_size=2)(**tensors)
 
 
-def test_trains_under_autocast() -> None:
+def test_loss_and_gradients_under_autocast() -> None:
     network, criterion = SessionNetwork(9, [8, 6]), SampledLoss(batch_size=2)
     targets, negatives = (INPUTS + 1) % 9, torch.tensor([[7, 8]] * 3)
     table = network.output_weight, network.output_bias
-    plain = criterion(network(INPUTS, network.initial_state(2))[0], *table, targets, negatives)
+    exact = criterion(network(INPUTS, network.initial_state(2))[0], *table, targets, negatives)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, state = network(INPUTS, network.initial_state(2))
         loss = criterion(hidden, *table, targets, negatives)
     loss.backward()
     assert hidden.dtype == state[0].dtype == torch.float32
-    assert loss.item() == pytest.approx(plain.item(), rel=0.02)
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
 
 
@@ -153,7 +153,7 @@ def test_trains_under_autocast() -> None:
         ({"dropout_p_hidden": -0.1}, "dropout_p_hidden=-0.1"),
     ],
 )
-def test_bad_network_arguments_are_named(change: dict, message: str) -> None:
+def test_error_names_the_argument_of_the_network(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SessionNetwork(**({"n_items": 5, "layers": [4]} | change))
 
@@ -169,6 +169,6 @@ def test_bad_network_arguments_are_named(change: dict, message: str) -> None:
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
     ],
 )
-def test_bad_loss_arguments_are_named(change: dict, message: str) -> None:
+def test_error_names_the_argument_of_the_loss(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SampledLoss(**({"batch_size": 4} | change))

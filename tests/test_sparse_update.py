@@ -1,4 +1,4 @@
-"""Row updates: against each rule in plain Python, duplicates, untouched rows, threads, bad input."""
+"""sparse_adagrad_ and sparse_adam_: formulas in plain Python, repeated rows, other rows, threads, bad input."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def update(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor, **opti
     getattr(ops, rule)(*tensors, index, grad, **(OPTIONS[rule] | options))
 
 
-def fresh(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
-    """Return a table and its state as after some steps; sums of squares are positive."""
+def random_table_and_state(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    """Return a table and two state tensors with random positive numbers, as they might be after some steps."""
     g = torch.Generator().manual_seed(seed)
     return [torch.rand(shape, generator=g, dtype=dtype) for _ in range(3)]
 
 
-def by_hand(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor) -> None:
+def plain_python_update(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor) -> None:
     """Compute an update row by row in plain Python."""
     o = OPTIONS[rule]
     table, first, second = tensors
@@ -56,14 +56,14 @@ def by_hand(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor) -> No
 @pytest.mark.parametrize("shape", [(7, 3), (7,), (7, 1), (7, 17), (7, 33), (7, 2, 50), (7, 5000)], ids=str)
 def test_rows_follow_the_rule(shape: tuple[int, ...], rule: str, impl: str) -> None:
     g = torch.Generator().manual_seed(0)
-    ours = fresh(shape)
+    ours = random_table_and_state(shape)
     theirs = [t.clone() for t in ours]
     for _ in range(4):
         index = torch.randint(0, 6, (9,), generator=g)
         grad = torch.randn(9, *shape[1:], generator=g, dtype=torch.float64)
-        grad[index == 2] = 0  # touched with a zero gradient: its momentum step all the same
+        grad[index == 2] = 0  # a row with a zero gradient is updated too, by its momentum
         update(rule, ours, index, grad, impl=impl)
-        by_hand(rule, theirs, index, grad)
+        plain_python_update(rule, theirs, index, grad)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
@@ -72,53 +72,57 @@ def test_rows_follow_the_rule(shape: tuple[int, ...], rule: str, impl: str) -> N
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_rows_in_any_order(rule: str, native_library: None, data: st.DataObject) -> None:
-    """The native kernel against plain Python, for any number of rows, columns and positions."""
+    """The native kernel equals plain Python for any number of rows, columns and indices."""
     n_rows, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
     index = torch.tensor(data.draw(st.lists(st.integers(0, n_rows - 1), max_size=60)), dtype=torch.int64)
     grad = torch.randn(len(index), width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
-    ours = fresh((n_rows, width))
+    ours = random_table_and_state((n_rows, width))
     theirs = [t.clone() for t in ours]
     update(rule, ours, index, grad, impl="native")
-    by_hand(rule, theirs, index, grad)
+    plain_python_update(rule, theirs, index, grad)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_float32_stays_close_to_float64(rule: str, impl: str) -> None:
-    """After 50 steps; a kernel that rounds beta to float32 before computing 1 - beta is wrong by 1e-4."""
+    """A kernel that rounds beta to float32 before it computes 1 - beta would have an error of 1e-4 after 50 steps."""
     g = torch.Generator().manual_seed(1)
-    single, double = fresh((6, 20), torch.float32), [t.double() for t in fresh((6, 20), torch.float32)]
-    slow = {"sparse_adam_": {"beta2": 0.999}}.get(rule, {})
+    single = random_table_and_state((6, 20), torch.float32)
+    double = [t.double() for t in single]
+    options = {"beta2": 0.999} if rule == "sparse_adam_" else {}
     for _ in range(50):
         index, grad = torch.randint(0, 6, (4,), generator=g), torch.randn(4, 20, generator=g)
-        update(rule, single, index, grad, **slow, impl=impl)
-        update(rule, double, index, grad.double(), **slow, impl="reference")
+        update(rule, single, index, grad, **options, impl=impl)
+        update(rule, double, index, grad.double(), **options, impl="reference")
     for a, b in zip(single, double, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_untouched_rows_keep_every_bit(rule: str, impl: str) -> None:
-    tensors = fresh((5, 2), torch.float32)
-    before = [t.clone() for t in tensors]
+def test_other_rows_are_unchanged(rule: str, impl: str) -> None:
+    tensors = random_table_and_state((5, 2), torch.float32)
+    copies = [t.clone() for t in tensors]
     update(rule, tensors, torch.tensor([1, 1]), torch.rand(2, 2), impl=impl)
-    for now, then in zip(tensors, before, strict=True):
-        assert torch.equal(now[[0, 2, 3, 4]], then[[0, 2, 3, 4]])
-        assert not torch.equal(now[1], then[1])
+    for updated, original in zip(tensors, copies, strict=True):
+        assert torch.equal(updated[[0, 2, 3, 4]], original[[0, 2, 3, 4]])
+        assert not torch.equal(updated[1], original[1])
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nothing_touched_changes_nothing(rule: str, impl: str) -> None:
-    tensors = fresh((5, 2), torch.float32)
-    before = [t.clone() for t in tensors]
+def test_empty_index_changes_nothing(rule: str, impl: str) -> None:
+    tensors = random_table_and_state((5, 2), torch.float32)
+    copies = [t.clone() for t in tensors]
     update(rule, tensors, torch.empty(0, dtype=torch.int64), torch.empty(0, 2), impl=impl)
-    assert_equal_bits(tensors, before)
+    assert_equal_bits(tensors, copies)
 
 
 @pytest.mark.parametrize("n_rows", [3, 2048, 2049, 5_000_000])
 def test_many_duplicates_are_summed_in_order(n_rows: int, impl: str) -> None:
-    """Integer gradients, whose sums are exact, against index_add_; the row indices have 1 to 3 digits of the sort."""
+    """Sums of integer gradients are exact, so they must equal those of index_add_.
+
+    The native kernel sorts the row indices by a radix sort; for these numbers of rows the sort has 1 to 3 passes.
+    """
     g = torch.Generator().manual_seed(n_rows)
     index = torch.cat([torch.randint(0, n_rows, (500,), generator=g), torch.tensor([n_rows - 1, 0, n_rows - 1])])
     index = index[torch.randint(0, len(index), (3000,), generator=g)]
@@ -137,13 +141,17 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(
     width: int, dtype: torch.dtype, rule: str, native_library: None
 ) -> None:
     g = torch.Generator().manual_seed(width)
-    start = fresh((40, width), dtype)
+    originals = random_table_and_state((40, width), dtype)
     index, grad = torch.randint(0, 40, (300,), generator=g), torch.randn(300, width, generator=g, dtype=dtype)
     results = []
-    for n, layout in ((1, torch.Tensor.clone), (2, torch.Tensor.clone), (2, lambda t: torch.stack([t, t], -1)[..., 0])):
-        tensors = [layout(t) for t in start]
-        with threads(n):
-            update(rule, tensors, layout(index), layout(grad), impl="native")
+
+    def strided(tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, tensor], -1)[..., 0]
+
+    for n_threads, copy in ((1, torch.Tensor.clone), (2, torch.Tensor.clone), (2, strided)):
+        tensors = [copy(t) for t in originals]
+        with threads(n_threads):
+            update(rule, tensors, copy(index), copy(grad), impl="native")
         results.append(tensors)
     assert not results[2][0].is_contiguous()
     assert_equal_bits(results[1], results[0])
@@ -151,23 +159,23 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("bad", [-2, 5])
-def test_an_index_out_of_range_is_named_before_anything_is_written(bad: int, rule: str, impl: str) -> None:
-    tensors = fresh((5, 2), torch.float32)
-    before = [t.clone() for t in tensors]
-    message = rf"index\[2\] = {bad} is out of range for a table of 5 rows" if impl == "native" else "index"
+@pytest.mark.parametrize("wrong_index", [-2, 5])
+def test_index_out_of_range_is_an_error_and_changes_nothing(wrong_index: int, rule: str, impl: str) -> None:
+    tensors = random_table_and_state((5, 2), torch.float32)
+    copies = [t.clone() for t in tensors]
+    message = rf"index\[2\] = {wrong_index} is out of range for a table of 5 rows" if impl == "native" else "index"
     with pytest.raises(RuntimeError if impl == "reference" else ValueError, match=message):
-        update(rule, tensors, torch.tensor([1, 2, bad]), torch.rand(3, 2), impl=impl)
-    assert_equal_bits(tensors, before)
+        update(rule, tensors, torch.tensor([1, 2, wrong_index]), torch.rand(3, 2), impl=impl)
+    assert_equal_bits(tensors, copies)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_minus_one_names_no_row(rule: str, impl: str) -> None:
-    """An index of -1 (padding) is ignored, whatever its gradient is."""
+def test_index_of_minus_one_is_ignored(rule: str, impl: str) -> None:
+    """The gradient at an index of -1 (padding) has no effect, even if it is NaN."""
     g = torch.Generator().manual_seed(0)
     index, grad = torch.tensor([-1, 3, -1, 1, 3, -1]), torch.randn(6, 33, generator=g)
     live = index >= 0
-    ours, theirs = fresh((5, 33), torch.float32), fresh((5, 33), torch.float32)
+    ours, theirs = random_table_and_state((5, 33), torch.float32), random_table_and_state((5, 33), torch.float32)
     grad[~live] = torch.nan
     update(rule, ours, index, grad, impl=impl)
     update(rule, theirs, index[live], grad[live], impl=impl)
@@ -182,12 +190,12 @@ needs_emulation = pytest.mark.skipif(bool(why_not_emulated("sparse_update")), re
 @needs_emulation
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("width", [1, 4, 6, 100])
-def test_emulated_kernels_sum_and_step_as_the_reference(rule: str, width: int) -> None:
-    """Rows that are read in one or four loads, with any number of gradients, aligned or not."""
+def test_emulated_kernels_are_close_to_the_reference(rule: str, width: int) -> None:
+    """For widths and addresses with which a kernel loads four elements together, and others with which it loads one."""
     g = torch.Generator().manual_seed(width)
-    for first in (0, 1):
+    for offset in (0, 1):
         memory = [torch.rand(50 * width + 1, generator=g) for _ in range(3)]
-        ours = [t[first : first + 50 * width].view(50, width) for t in memory]
+        ours = [t[offset : offset + 50 * width].view(50, width) for t in memory]
         theirs = [t.clone() for t in ours]
         index, grad = torch.randint(-1, 50, (120,), generator=g), torch.randn(120, width, generator=g)
         update(rule, ours, index, grad, impl="emulated")
@@ -196,8 +204,8 @@ def test_emulated_kernels_sum_and_step_as_the_reference(rule: str, width: int) -
 
 
 @needs_emulation
-def test_rows_and_gradients_beyond_two_to_the_31st() -> None:
-    """More than 2**32 weights and gradients, of which only the updated ones use memory."""
+def test_index_arithmetic_beyond_two_to_the_31st() -> None:
+    """There are more than 2**31 weights and gradients, but only the updated ones use memory."""
     width = 2**22
     table, accumulator = (torch.empty(2**9 + 2, width) for _ in range(2))
     index, grad = torch.full((2**9 + 1,), -1), torch.empty(2**9 + 1, width)
@@ -213,7 +221,7 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
     run_at_level(level, __file__, "bits_do_not or (native and (follow_the_rule or duplicates or float32_stays))")
 
 
-def test_gather_live_rows_reads_zeros_and_touches_nothing_for_dead_lanes() -> None:
+def test_gather_live_rows_returns_zeros_without_gradient_for_padding() -> None:
     table = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([[3, -1], [0, 3]])
     rows = gather_live_rows(table, index)
@@ -226,7 +234,7 @@ def test_gather_live_rows_reads_zeros_and_touches_nothing_for_dead_lanes() -> No
 @pytest.mark.parametrize("rule", RULES)
 def test_operator_passes_opcheck_and_compiles(rule: str, native_library: None) -> None:
     index, grad = torch.tensor([1, 1, 4]), torch.rand(3, 2)
-    tensors = fresh((5, 2), torch.float32)
+    tensors = random_table_and_state((5, 2), torch.float32)
     operator = getattr(torch.ops.gru4rec_fast, rule)
     torch.library.opcheck(operator, (*[t.clone() for t in tensors], index, grad), OPTIONS[rule])
     compiled = torch.compile(getattr(ops, rule), fullgraph=True, backend=compiler(rule == "sparse_adagrad_"))
@@ -237,14 +245,14 @@ def test_operator_passes_opcheck_and_compiles(rule: str, native_library: None) -
         torch.testing.assert_close(a, b)
 
 
-def test_state_may_be_missing_without_momentum(impl: str) -> None:
+def test_velocity_may_be_none_without_momentum(impl: str) -> None:
     index, grad = torch.tensor([0, 2]), torch.rand(2, 2)
-    full = fresh((3, 2))
-    full[-1].zero_()
-    less = [t.clone() for t in full[:-1]]
-    update("sparse_adagrad_", full, index, grad.double(), momentum=0.0, impl=impl)
-    update("sparse_adagrad_", [*less, None], index, grad.double(), momentum=0.0, impl=impl)
-    torch.testing.assert_close(less, full[:-1])
+    with_velocity = random_table_and_state((3, 2))
+    with_velocity[-1].zero_()
+    without_velocity = [t.clone() for t in with_velocity[:-1]]
+    update("sparse_adagrad_", with_velocity, index, grad.double(), momentum=0.0, impl=impl)
+    update("sparse_adagrad_", [*without_velocity, None], index, grad.double(), momentum=0.0, impl=impl)
+    torch.testing.assert_close(without_velocity, with_velocity[:-1])
 
 
 @pytest.mark.parametrize(
@@ -265,6 +273,6 @@ def test_state_may_be_missing_without_momentum(impl: str) -> None:
         (lambda p: ops.sparse_adam_(p, p, p, torch.tensor([0]), p[:1], lr=1, step=0), "step=0: counts from 1"),
     ],
 )
-def test_bad_arguments_are_named(call, message: str) -> None:
+def test_error_names_the_argument(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(3, 2))

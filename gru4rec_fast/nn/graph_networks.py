@@ -1,4 +1,7 @@
-"""NGCF and LightGCN: node embeddings, their propagation, and the BPR loss of a mini-batch of triples."""
+"""NGCF and LightGCN: node embeddings, their propagation, and the BPR loss of a mini-batch of triples.
+
+A triple is a user, an item of the user (positive), and an item that is not of the user (negative).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.ops.ngcf_layer import pick
 
-Nodes = Tensor | None
+Nodes = Tensor | None  # int64, increasing node indices; None: all nodes
 
-# A layer that needs more than this fraction of the nodes is computed for all: selecting would cost more than it saves.
+# A layer that needs at least this fraction of the nodes is computed for all nodes, because selecting would cost more
+# time than it saves.
 _MAX_SELECTED = 0.7
-# The neighbors of more than this fraction of the nodes are not searched, which takes as long as computing a layer: they
-# are assumed to be more than _MAX_SELECTED.
+# For at least this fraction of the nodes, neighbors are not searched, because that would take as long as computing a
+# layer. The layer is then computed for all nodes.
 _MAX_SEARCHED = 0.4
 
 
@@ -89,8 +93,9 @@ class GraphNetwork(nn.Module):
             step: number of the training step; with the seed it determines the dropout masks.
 
         Returns:
-            (bpr, norm), scalars: the mean of -log sigmoid(x_ui - x_uj) over the triples, and the sum of the squares of
-            the penalized embeddings of their nodes, divided by 2 B.
+            (bpr, norm), scalars: the mean over the triples of -log sigmoid(score of the positive - score of the
+            negative), and the sum of the squares of the penalized embeddings of all nodes of the triples, divided by
+            2 B.
         """
         nodes = torch.cat([users, positives + self.n_users, negatives + self.n_users])
         if self.only_needed and not torch.compiler.is_compiling():
@@ -99,7 +104,7 @@ class GraphNetwork(nn.Module):
         else:
             final, index = self(step=step), nodes
         user, positive, negative = final.index_select(0, index).chunk(3)
-        # torch.nn.functional.softplus is linear from 20 on, an error of 2e-9 that also affects the gradient.
+        # logsigmoid and not softplus, which torch replaces by a linear function above 20, with an error of 2e-9.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
         penalized = self.penalized(final)
         norm = penalized.index_select(0, index if penalized is final else nodes).square().sum() / (2 * len(users))

@@ -32,14 +32,15 @@ class GraphIndices(nn.Module):
     def with_neighbors(self, rows: Tensor) -> Tensor:
         """Return the nodes `rows` and all their neighbors, int64, increasing."""
         starts = self.offsets[rows]
-        counts = self.offsets[rows + 1] - starts
-        first = counts.cumsum(0) - counts
-        entries = torch.repeat_interleave(starts - first, counts)
+        degrees = self.offsets[rows + 1] - starts
+        new_starts = degrees.cumsum(0) - degrees
+        # The positions in `neighbors` of all neighbors of all rows.
+        entries = torch.repeat_interleave(starts - new_starts, degrees)
         entries += torch.arange(len(entries), device=entries.device)
-        reached = torch.zeros(self.n_nodes, dtype=torch.bool, device=rows.device)
-        reached[rows] = True
-        reached[self.neighbors[entries].long()] = True
-        return reached.nonzero()[:, 0]
+        is_needed = torch.zeros(self.n_nodes, dtype=torch.bool, device=rows.device)
+        is_needed[rows] = True
+        is_needed[self.neighbors[entries].long()] = True
+        return is_needed.nonzero()[:, 0]
 
     @staticmethod
     def of(graph: InteractionGraph | GraphIndices) -> GraphIndices:
@@ -114,13 +115,14 @@ class NGCFLayer(nn.Module):
         sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
         per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
 
-    act is LeakyReLU, and * is element-wise. Dropout drops the same entries of P and Q, and units of E', in training.
+    act is LeakyReLU, and * is element-wise. In training, node dropout drops the same entries of P and Q, and message
+    dropout drops units of E'.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
         in_features, out_features: widths of E and E'.
-        P, Q: propagation matrices, see `LaplacianPropagation`; by default those of the paper. If they differ only by
-            "+I", the product is computed once.
+        P, Q: propagation matrices, see `LaplacianPropagation`; the defaults are the matrices of the paper. If they
+            differ only by "+I", the product is computed once.
         activation: "sum" or "per_term".
         negative_slope: slope of the LeakyReLU, not negative.
         node_dropout: probability in [0, 1) of dropping an entry of P and Q, in training.
@@ -132,7 +134,7 @@ class NGCFLayer(nn.Module):
         impl: "auto", "native" or "reference".
 
     Parameters: weight_1, weight_2 [in_features, out_features]; bias_1, bias_2 [out_features]. The initial weights are
-    Xavier uniform; as in the published code, so are the biases, as matrices with one row.
+    Xavier uniform. As in the published code, a bias is initialized like a weight matrix with one row.
 
     Raises:
         ValueError: an argument is out of range; the message names it.

@@ -1,4 +1,4 @@
-"""The loss of a session-parallel mini-batch."""
+"""The loss of a session-parallel mini-batch, as a module."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class SampledLoss(nn.Module):
             bias: output bias [n_items], or None.
             targets: int64 [T, B]; -1 where a position is padding.
             negatives: int64 [T, N], the sampled negatives of each step; None: in-batch negatives only.
-            n_live: number of targets of each step that are not padding, if the caller has these numbers on the CPU;
-                None: counts them, which synchronizes with a GPU.
+            n_live: for each step, the number of targets that are not padding. If None, they are counted, which
+                synchronizes with a GPU.
 
         Raises:
             ValueError: the shapes do not fit each other.

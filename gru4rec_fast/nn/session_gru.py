@@ -1,6 +1,7 @@
 """A stack of GRU layers for session-parallel mini-batches.
 
-A lane is one of the B sessions that are processed in parallel; `reset` marks the steps at which it starts a session.
+A lane is one of the B sessions that are processed in parallel; `reset` marks the steps at which a lane starts a new
+session.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def glorot_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generato
 class SessionGRULayer(nn.Module):
     """GRU layer with a reset mask inside the sequence.
 
-    Parameters: weight_ih [3H, I] (None if `input_size` is None: the inputs are then the gate inputs, which one-hot
-    inputs gather from a table), weight_hh [3H, H], bias_ih [3H] and, in the reset_after form, bias_hh [3H]; the gate
-    order is r, z, n.
+    Parameters: weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H] and, in the reset_after form, bias_hh [3H]; the gate
+    order is r, z, n. If `input_size` is None, weight_ih is None and the inputs are the gate inputs: for one-hot inputs,
+    the product with weight_ih is a row of a table.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class SessionGRULayer(nn.Module):
 
 
 class SessionGRU(nn.Module):
-    """Stack of GRU layers, each followed by dropout; as in GRU4Rec, the state after dropout is the next step's state.
+    """Stack of GRU layers, each followed by dropout; as in GRU4Rec, dropout also affects the state for the next step.
 
     Args:
         input_size: width of the input; None if the inputs are the gate inputs of the first layer (one-hot inputs).
@@ -101,8 +102,8 @@ class SessionGRU(nn.Module):
 
     def initial_state(self, lanes: int) -> State:
         """Return hidden states of zeros, [lanes, H] for each layer."""
-        like = next(self.parameters())
-        return [like.new_zeros(lanes, size) for size in self.sizes]
+        parameter = next(self.parameters())  # for its dtype and device
+        return [parameter.new_zeros(lanes, size) for size in self.sizes]
 
     def forward(self, x: Tensor, state: State, reset: Tensor | None = None, *, step: int = 0) -> tuple[Tensor, State]:
         """Return the outputs [T, B, H] of the last layer, and the hidden states after the last step.

@@ -38,8 +38,8 @@ class SessionNetwork(nn.Module):
         n_items: number of items in the catalogue.
         layers: hidden sizes of the GRU layers, first layer first.
         embedding: "constrained" (the output table is also the input embedding), "separate" (a table of its own of width
-            `embedding_dim`) or "none" (one-hot inputs: a table of 3 * layers[0] gate inputs for each item; the first
-            layer is then of the reset_before form).
+            `embedding_dim`) or "none" (one-hot inputs: a table has the 3 * layers[0] gate inputs of each item, and the
+            first layer has the reset_before form).
         embedding_dim: width of the separate embedding.
         gru_form: "reset_after" or "reset_before" (`gru4rec_fast.ops.gru`).
         dropout_p_embed: probability of dropping a unit of the input embedding, in training; no effect with "none".
@@ -114,11 +114,11 @@ class SessionNetwork(nn.Module):
         A lane is one of the B sessions that are processed in parallel.
 
         Args:
-            inputs: int64 [T, B], items; -1 for padding, whose outputs are meaningless.
+            inputs: int64 [T, B], items; -1 for padding, where the hidden states are meaningless.
             state: one [B, H] for each layer, from `initial_state` or the previous call; it is not detached.
             reset: bool [T, B]; True sets the state of a lane to zero before that step.
             step: number of the first step since the training began; with the seed it determines the dropout masks.
-            all_live: whether `inputs` has no padding; None: looks it up, which synchronizes with a GPU.
+            all_live: whether `inputs` has no padding. If None, this is determined, which synchronizes with a GPU.
         """
         table = self.output.weight if self.embedding_mode == "constrained" else self.embedding.weight
         if all_live is None:

@@ -1,4 +1,4 @@
-"""Reading rows of tables, with sparse gradients."""
+"""Gathering of rows of tables, with sparse gradients."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return the rows [K, ...] of `table` [R, ...] that int64 `index` [K] names; the table's gradient is sparse (COO).
+    """Return the rows `index` (int64 [K]) of `table` [R, ...], as [K, ...]; the table's gradient is sparse (COO).
 
-    As torch.nn.functional.embedding(sparse=True), but for tables of any number of dimensions, for example biases [R].
+    Like torch.nn.functional.embedding(sparse=True), but for tables of any number of dimensions, for example biases [R].
     """
     return _GatherRows.apply(table, index)
 
 
 def gather_live_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return rows as `gather_rows`, for an index of any shape; -1 (padding) gives zeros and names no row."""
+    """Return rows like `gather_rows`, for an index of any shape; where it is -1 (padding), zeros without a gradient."""
     live = index >= 0
     rows = gather_rows(table, index[live])
     return table.new_zeros(*index.shape, *table.shape[1:]).masked_scatter(

@@ -1,4 +1,4 @@
-"""Operators: functions on tensors, with fused kernels and a pure-PyTorch reference that `impl` chooses between."""
+"""Operators: functions on tensors. `impl` chooses between native kernels and a pure-PyTorch reference."""
 
 from gru4rec_fast.ops.bpr_triples import bpr_triples
 from gru4rec_fast.ops.dropout import dropout_mask

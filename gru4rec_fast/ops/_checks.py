@@ -1,4 +1,4 @@
-"""Checks of arguments that several operators share; every error names the argument."""
+"""Checks of arguments, for all operators; every error names the argument."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def check_probability(name: str, p: float) -> None:
 
 
 def check_counters(seed: int, step: int, steps: int) -> None:
-    """Raise ValueError unless `seed` fits the Philox key and steps `step .. step + steps - 1` fit a counter word."""
+    """Raise ValueError unless `seed` fits the Philox key and the steps `step` to `step + steps - 1` fit a word."""
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"seed={seed}: must be in [0, 2**63)")
     if steps < 0:
         raise ValueError(f"steps={steps}: must not be negative")
     if not 0 <= step <= WORD_RANGE - steps:
-        raise ValueError(f"step={step} with steps={steps}: step must not be negative, step + steps not exceed 2**32")
+        raise ValueError(f"step={step} with steps={steps}: must not be negative, nor step + steps exceed 2**32")

@@ -12,9 +12,9 @@ from gru4rec_fast.ops._registry import operators
 
 
 def implementation(op: str, impl: str, device: torch.device, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the callable that runs operator `op` on a device: the native operator, or `reference`.
+    """Return the function that runs operator `op` on a device: the native operator, or `reference`.
 
-    The callable takes the arguments of the operator's schema in csrc/schema.cpp.
+    The function takes the arguments of the operator's schema in csrc/schema.cpp.
     """
     chosen = resolve(impl, op, device.type)
     return reference if chosen == "reference" else getattr(operators(chosen), op)

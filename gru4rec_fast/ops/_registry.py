@@ -1,10 +1,12 @@
-"""Registrations that are deferred until a native library is loaded.
+"""Registrations with torch.library that are made when a native library is loaded.
 
 The schemas of the operators are compiled into the native library (csrc/schema.cpp), and the library is loaded at the
 first call that needs it. Fake kernels, autograd formulas and composite implementations can be registered only after
-that. So each module of operators passes its registrations to `on_load`, and the code that loads a library calls
-`run_callbacks` with the namespace of the library's operators. That code is `_backend` for the native library, and the
-test code that calls `_backend.register_implementation` for a further library.
+that. So each module of operators passes a function that registers them to `on_load`, and the code that loads a library
+calls `run_callbacks`. `_backend` loads the native library; tests load the library of the emulated CUDA kernels, which
+they add by `_backend.register_implementation`.
+
+`library` is the namespace of a library's operators in torch.ops.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _loaded: list[str] = []
 
 
 def on_load(callback: Callable[[str], None]) -> Callable[[str], None]:
-    """Call `callback(library)` once for each loaded library; a decorator."""
+    """Call `callback(library)` once for each library, now or when it is loaded; can be used as a decorator."""
     _callbacks.append(callback)
     for library in _loaded:
         callback(library)
@@ -29,16 +31,16 @@ def on_load(callback: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def run_callbacks(library: str) -> None:
-    """Run all callbacks that were passed to `on_load`, in that order; call it after a library was loaded."""
+    """Call all functions that were passed to `on_load`, in that order, for a library that has just been loaded."""
     _loaded.append(library)
     for callback in _callbacks:
         callback(library)
 
 
 def register_composite(library: str, op: str, function: Callable[..., Any]) -> None:
-    """Register `function`, the reference, for devices for which the native library has no kernel.
+    """Register `function`, the reference, for all devices for which the native library has no kernel.
 
-    Does nothing for other libraries: there, an operator without a kernel is missing.
+    Do nothing for other libraries, whose operators fail on a device without a kernel.
     """
     if library == NATIVE:
         torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", function)

@@ -30,7 +30,7 @@ from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, philox4x32
 
-_LIMIT = 1 << 31  # users, their interactions and items must be fewer
+_LIMIT = 1 << 31  # the numbers of users, items and interactions must be less
 
 
 def bpr_triples(
@@ -53,9 +53,9 @@ def bpr_triples(
     `gru4rec_fast.data.TripleSampler` prepares the arguments for an InteractionGraph.
 
     Args:
-        offsets: int64 [n_users + n_items + 1], and
-        neighbors: int32 or int64 [n_entries]: the graph in CSR form, users before items. The neighbors of a node must
-            be in increasing order, which is not checked.
+        offsets: int64 [n_users + n_items + 1]; the graph in CSR form, nodes are users, then items.
+        neighbors: int32 or int64 [n_entries]; the neighbors of node r are `neighbors[offsets[r]:offsets[r + 1]]`. They
+            must be in increasing order, which is not checked.
         users: int64 [n_candidates], the users to draw from: each has at least one item, and none has all items.
         n: number of triples, less than 2**32.
         n_users, n_items: both less than 2**31.
@@ -104,8 +104,8 @@ def bpr_triples_reference(
     """Return users, positives and negatives, int64 [3, n], by the formulas at the top of this file."""
     device = offsets.device
     stream, step_word, one = torch.tensor([STREAM_TRIPLES, step, 1], device=device).unbind()
-    draw = torch.arange(n, device=device)
-    words = philox4x32((stream, step_word, draw, torch.zeros_like(one)), seed)
+    triple = torch.arange(n, device=device)
+    words = philox4x32((stream, step_word, triple, torch.zeros_like(one)), seed)
     if starts is None:
         user = users[_scale(words[0], words[1], users.shape[0])]
         positive = _scale(words[2], words[3], offsets[user + 1] - offsets[user])
@@ -114,7 +114,7 @@ def bpr_triples_reference(
         candidate = torch.searchsorted(starts, interaction, right=True) - 1
         user, positive = users[candidate], interaction - starts[candidate]
     first, degree = offsets[user], offsets[user + 1] - offsets[user]
-    high, low, _, _ = philox4x32((stream, step_word, draw, one), seed)
+    high, low, _, _ = philox4x32((stream, step_word, triple, one), seed)
     rank = _scale(high, low, n_items - degree)
     negative = rank + _count_smaller(neighbors, first, degree, rank + n_users)
     return torch.stack([user, neighbors[first + positive].long() - n_users, negative])
@@ -136,7 +136,7 @@ def _count_smaller(neighbors: Tensor, first: Tensor, degree: Tensor, rank: Tenso
 
 
 def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: Tensor | None, n_items: int) -> None:
-    """Raise ValueError unless every candidate has an item and lacks an item, and `starts` are the sums of degrees."""
+    """Raise ValueError unless each of `users` has an item but not all, and `starts` are sums of their degrees."""
     in_range = bool(((users >= 0) & (users < offsets.shape[0] - 1 - n_items)).all())
     degrees = offsets[users + 1] - offsets[users] if in_range else users
     fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbors.shape[0]

@@ -1,4 +1,4 @@
-"""Dropout masks from counter-based random numbers: the same on every backend."""
+"""Dropout masks from counter-based random numbers, which are the same in every implementation."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ reset_before (Cho et al. 2014; Hidasi et al. 2016; one bias per gate, inside the
 both forms:
     h = ((1 - z) * n + z * s) * output_mask;  h is the output of the step and the state before the next step.
 
-a are the gate inputs W_i x + b_i. The caller computes them for all steps in one matrix product, or gathers them from a
-table for one-hot inputs.
+a_r, a_z and a_n are the gate inputs W_i x + b_i. The caller computes them for all steps in one matrix product, or, for
+one-hot inputs, gathers them from a table.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def gru_reference(
 ) -> tuple[Tensor, ...]:
     """Return the outputs [T, B, H], differentiable by autograd, and the tensor that `gru_backward_reference` needs.
 
-    That tensor is [T, B, 4H] and holds r, z, n and q; q is W_hn s + b_hn (reset_after) or r * s (reset_before). Without
-    `save`, return (outputs,).
+    The second tensor is [T, B, 4H]: r, z, n and q, where q is W_hn s + b_hn (reset_after) or r * s (reset_before). With
+    save=False, return (outputs,).
     """
     lanes, hidden = state.shape
     outputs, saved = [], []
@@ -125,7 +125,7 @@ def gru_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of gate_inputs, state, weight_hh and bias_hh ([3H], zeros without a bias).
 
-    Without `state_grad` the gradient of the state is an empty tensor; truncated backpropagation does not need it.
+    With state_grad=False the gradient of the state is an empty tensor; truncated backpropagation does not need it.
     """
     hidden = state.shape[1]
     grad_gate_inputs = saved.new_empty(*saved.shape[:2], 3 * hidden)
@@ -133,27 +133,27 @@ def gru_backward_reference(
     grad_bias = weight_hh.new_zeros(3 * hidden)
     grad_state = torch.zeros_like(state)
     for t in reversed(range(saved.shape[0])):
-        entering = _zero_where_reset(state if t == 0 else output[t - 1], reset, t)
+        previous_state = _zero_where_reset(state if t == 0 else output[t - 1], reset, t)
         r, z, n, q = saved[t].chunk(4, dim=1)
         grad_h = grad_output[t] + grad_state
         if output_mask is not None:
             grad_h = grad_h * output_mask[t]
         grad_a_n = grad_h * (1 - z) * (1 - n * n)
-        grad_a_z = grad_h * (entering - n) * z * (1 - z)
+        grad_a_z = grad_h * (previous_state - n) * z * (1 - z)
         grad_state = grad_h * z
         if form == "reset_after":
             grad_a_r = grad_a_n * q * r * (1 - r)
             grad_recurrent = torch.cat([grad_a_r, grad_a_z, grad_a_n * r], dim=1)
             grad_state = grad_state + grad_recurrent @ weight_hh
-            grad_weight += grad_recurrent.T @ entering
+            grad_weight += grad_recurrent.T @ previous_state
             if bias_hh is not None:
                 grad_bias += grad_recurrent.sum(0)
         else:
             grad_q = grad_a_n @ weight_hh[2 * hidden :]
-            grad_a_r = grad_q * entering * r * (1 - r)
+            grad_a_r = grad_q * previous_state * r * (1 - r)
             grad_recurrent = torch.cat([grad_a_r, grad_a_z], dim=1)
             grad_state = grad_state + grad_q * r + grad_recurrent @ weight_hh[: 2 * hidden]
-            grad_weight[: 2 * hidden] += grad_recurrent.T @ entering
+            grad_weight[: 2 * hidden] += grad_recurrent.T @ previous_state
             grad_weight[2 * hidden :] += grad_a_n.T @ q
         grad_gate_inputs[t] = torch.cat([grad_a_r, grad_a_z, grad_a_n], dim=1)
         grad_state = _zero_where_reset(grad_state, reset, t)
@@ -191,7 +191,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(library: str, ctx: Any, grad_output: Tensor | None, grad_saved: None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
-        return (None,) * 7
+        return (None,) * 7  # one for each input of the operator
     output, saved, state, weight_hh, bias_hh, reset, output_mask = ctx.saved_tensors
     grads = getattr(torch.ops, library).gru_backward(
         grad_output, output, saved, state, weight_hh, bias_hh, reset, output_mask, ctx.form, ctx.needs_input_grad[1]
@@ -207,7 +207,7 @@ def _fake(gate_inputs: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_backward(grad_output: Tensor, output: Tensor, saved: Tensor, state: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    weight_hh, _bias_hh, _reset, _output_mask, _form, *state_grad = rest
+    weight_hh, _bias_hh, _reset, _output_mask, _form, *state_grad = rest  # torch leaves out state_grad if it is True
     steps, lanes, hidden = output.shape
     return (
         output.new_empty(steps, lanes, 3 * hidden),

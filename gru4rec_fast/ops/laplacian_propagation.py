@@ -1,11 +1,11 @@
-"""Products L @ E of the propagation matrices of graph recommenders, from CSR indices without stored values.
+"""Products L @ E of a graph's propagation matrix L and node features E, as in graph recommenders.
 
 Wang et al., "Neural graph collaborative filtering", SIGIR 2019 (arXiv 1905.08108), equation (8), and the variants of
 its published code; He et al., LightGCN, SIGIR 2020 (arXiv 2002.02126), equation (7).
 
 A is the symmetric 0/1 adjacency matrix of an undirected graph in CSR form, D the diagonal matrix of its degrees. The
-nonzero entries of every matrix below are `row_scale[row] * column_scale[column]`, so the matrix is computed from the
-indices and two vectors:
+nonzero entries of every matrix below are `row_scale[row] * column_scale[column]`. So the entries are not stored, but
+computed from the indices and two vectors:
 
     symmetric  D^-1/2 A D^-1/2        row_scale = column_scale = D^-1/2
     mean       D^-1 A                 row_scale = D^-1, column_scale = 1
@@ -40,7 +40,7 @@ from gru4rec_fast.ops.philox import STREAM_EDGE_DROPOUT, WORD_RANGE, philox4x32
 
 MATRICES = ("symmetric", "mean", "norm", "plain")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_CHUNK = 1 << 22  # elements of messages in memory at a time
+_CHUNK = 1 << 22  # maximum number of elements of messages that the reference computes at a time
 
 
 def laplacian_propagation(
@@ -73,7 +73,7 @@ def laplacian_propagation(
             other nodes are taken as zero.
         dropout: probability in [0, 1) of dropping an entry of the matrix; the other entries are multiplied by
             1 / (1 - dropout). The two directions of an edge, and the diagonal of "norm", are dropped independently. The
-            mask depends on seed, step, row and column; the backward pass recomputes it.
+            dropout mask depends on seed, step, row and column; the backward pass recomputes it.
         seed: in [0, 2**63).
         step: number of the training step, in [0, 2**32).
         transposed: multiply by the transposed matrix, including its dropout mask.
@@ -154,7 +154,7 @@ def laplacian_propagation_reference(
         nodes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
         out = out + messages(nodes, nodes)
     chunk = max(1, _CHUNK // max(1, features.shape[1]))
-    for start in range(0, max(1, neighbors.shape[0]), chunk):  # once without entries: autograd needs it
+    for start in range(0, max(1, neighbors.shape[0]), chunk):  # at least once, so that autograd records it
         row, column = row_of_entry[start : start + chunk], neighbors[start : start + chunk].long()
         out = out.index_add(0, row, messages(row, column))
     out = (out * row_scale[:, None]).to(features.dtype)

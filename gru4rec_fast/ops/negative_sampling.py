@@ -3,8 +3,8 @@
 The support of an item is the number of its occurrences in the training log.
 
 Walker, "An efficient method for generating discrete random variables with general distributions", ACM TOMS 3 (1977);
-the table is constructed as by Vose, IEEE TSE 17 (1991). The draws are computed in integers, so a seed gives the same
-negatives on every backend and for any number of threads.
+the table is constructed by the algorithm of Vose, IEEE TSE 17 (1991). The draws are computed in integers, so a seed
+gives the same negatives in every implementation and for any number of threads.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def alias_masses(support: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Return (mass int64 [n_items], log_prob float32 [n_items]) of p proportional to support ** alpha.
 
     The masses are p in units of 1 / (n_items * 2**31). Each mass is rounded down, but to at least 1 where p is
-    positive; then the difference to the sum n_items * 2**31 is added to the most probable item (the first of equals).
+    positive. What is missing to the sum n_items * 2**31 is added to the most probable item (the first of equal ones).
 
-    Powers and their sum are computed over the distinct supports. These are so few that torch uses a single thread, so
-    the bits of the table do not depend on the number of threads. Supports are first divided by the largest support, so
-    that no power overflows.
+    Powers and their sum are computed over the distinct supports. There are so few of them that torch uses a single
+    thread, so the bits of the table do not depend on the number of threads. Supports are first divided by the largest
+    support, so that no power overflows.
     """
     distinct, index, count = torch.unique(support, return_inverse=True, return_counts=True)
     relative = distinct.double() / distinct.max().clamp(min=1)

@@ -6,11 +6,12 @@ its published code:
     sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
     per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
 
-act is LeakyReLU, and * is element-wise. P and Q are propagation matrices (`gru4rec_fast.ops.laplacian_propagation`); a
-name that ends in "+I" adds the identity. If P and Q differ only by the identity, the product is computed once.
+E are the input features, E' the output, act is LeakyReLU, and * is element-wise. P and Q are propagation matrices
+(`gru4rec_fast.ops.laplacian_propagation`); the suffix "+I" of a name adds the identity matrix. If P and Q differ only
+by the identity, their product with E is computed once.
 
-Node dropout drops the same entries of P and Q, and never the identity. Message dropout drops units of E': unit k of
-node n is dropped if the first Philox word of the counter (STREAM_MESSAGE_DROPOUT + layer, step, n, k) is less than
+Node dropout drops the same entries of P and Q, but no entries of the identity. Message dropout drops units of E': unit
+k of node n is dropped if the first Philox word of the counter (STREAM_MESSAGE_DROPOUT + layer, step, n, k) is less than
 floor(message_dropout * 2**32), else multiplied by 1 / (1 - message_dropout) (`gru4rec_fast.ops.philox`).
 """
 
@@ -132,7 +133,7 @@ def _check_options(P: str, Q: str, activation: str, negative_slope: float, messa
 
 def _check_rows_among(rows: Tensor, columns: Tensor) -> None:
     """Raise ValueError unless all `rows` are in `columns`; on a GPU, assert it without synchronizing."""
-    no_node = columns.new_full((1,), -1)  # for rows that are greater than all columns
+    no_node = columns.new_full((1,), -1)  # searchsorted returns its position for a row that is greater than all columns
     is_column = torch.cat([columns, no_node]).index_select(0, torch.searchsorted(columns, rows)) == rows
     if rows.device.type != "cpu":
         torch._assert_async(is_column.all(), "rows: a node is not among the columns")
@@ -205,7 +206,7 @@ def split_matrix(name: str, matrix: str) -> tuple[str, bool]:
 def _fake(
     features: Tensor, offsets: Tensor, neighbors: Tensor, rows: Tensor | None, columns: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    weight, P, Q = rest[0], rest[4], rest[5]
+    weight, P, Q = rest[0], rest[4], rest[5]  # rest: weight_1, bias_1, weight_2, bias_2, P, Q, ...
     n_rows = offsets.shape[0] - 1 if rows is None else rows.shape[0]
     one_product = P.removesuffix("+I") == Q.removesuffix("+I")
     return (
@@ -225,15 +226,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(library: str, ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 18
+        return (None,) * 18  # one for each input of the operator
     grads = getattr(torch.ops, library).ngcf_layer_backward(grad, *ctx.saved_tensors, *ctx.options)
     return grads[0], None, None, None, None, *grads[1:], *(None,) * 9
 
 
 def _fake_backward(grad: Tensor, features: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    weight = rest[4]
+    weight = rest[4]  # rest: offsets, neighbors, rows, columns, weight_1, ...
     bias = weight.new_empty(weight.shape[1])
-    return tuple(torch.empty_like(like) for like in (features, weight, bias, weight, bias))
+    return tuple(torch.empty_like(tensor) for tensor in (features, weight, bias, weight, bias))
 
 
 @on_load

@@ -1,7 +1,7 @@
 """Philox4x32-10: random numbers that depend only on a key and a counter.
 
 Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The generator has no state, so
-the numbers are the same on every backend, for any number of threads and in any order of evaluation.
+the numbers are the same in every implementation, for any number of threads and in any order of evaluation.
 csrc/common/philox.h is the same function with the same constants.
 
 The key is the seed: (low 32 bits, high 32 bits). The counter consists of four 32-bit words, which this package uses as

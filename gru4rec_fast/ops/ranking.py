@@ -1,7 +1,7 @@
 """Rank of a target item in the whole catalogue, and the k items with the highest scores.
 
 The score of item j for query q (a hidden state) is `hidden[q] @ weight[j] + bias[j]`. A NaN score raises an error. The
-reference computes at most `SCORES_PER_CHUNK` scores at a time, so its memory does not grow with queries x catalogue.
+reference computes at most `SCORES_PER_CHUNK` scores at a time, so it never stores the scores of all queries and items.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def top_k(
         impl: "auto", "native" or "reference", as in `target_rank`.
 
     Returns:
-        (scores, items): [Q, k] in the dtype of `hidden`, and int64 [Q, k]. An item whose score is -inf is left out too.
+        (scores, items): [Q, k] in the dtype of `hidden`, and int64 [Q, k]. Items whose score is -inf are left out.
         A row in which fewer than k items are left is filled up with item -1 and score -inf.
 
     Raises:
@@ -86,16 +86,16 @@ def top_k(
 
 
 def _run(
-    operator: Callable[..., Any], indices: Tensor | None, lowest: int, hidden: Tensor, weight: Tensor, *others: Any
+    operator: Callable[..., Any], indices: Tensor | None, min_index: int, hidden: Tensor, weight: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
-    """Call the operator; turn its ValueError into NanScoreError unless an index is out of range.
+    """Call the operator; replace its ValueError by NanScoreError unless one of the `indices` is out of range.
 
-    The kernels raise ValueError for an index out of range and for a NaN score. All other arguments were checked before.
+    The caller has checked all other arguments, so the operator raises ValueError only for an index or a NaN score.
     """
     try:
         return operator(hidden, weight, *others)
     except ValueError as error:
-        if indices is not None and ((indices < lowest) | (indices >= len(weight))).any():
+        if indices is not None and ((indices < min_index) | (indices >= len(weight))).any():
             raise
         raise NanScoreError(str(error)) from None
 
@@ -140,7 +140,7 @@ def top_k_reference(
             row, column = (exclude[queries] >= 0).nonzero(as_tuple=True)
             scores[row, exclude[queries][row, column]] = -torch.inf
         values, chosen = scores.topk(min(k + 1, scores.shape[1]))
-        tied = (values[:, k - 1, None] == values[:, k:]).any(dim=1)  # torch.topk returns arbitrary ones of equal scores
+        tied = (values[:, k - 1, None] == values[:, k:]).any(dim=1)  # torch.topk chooses arbitrarily among equal scores
         chosen = chosen[:, :k]
         if tied.any():
             chosen[tied] = _top_k_by_index(scores[tied], values[tied, k - 1, None], k)
@@ -165,9 +165,9 @@ def _score_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterat
         yield queries, scores
 
 
-def _top_k_by_index(scores: Tensor, kth: Tensor, k: int) -> Tensor:
-    """Return items [q, k]: those that score above `kth` [q, 1], and the first of those that tie with it."""
-    above, tied = scores > kth, scores == kth
+def _top_k_by_index(scores: Tensor, kth_score: Tensor, k: int) -> Tensor:
+    """Return k items for each query, [q, k]: all that score above `kth_score` [q, 1], and the first equal to it."""
+    above, tied = scores > kth_score, scores == kth_score
     n_tied = k - above.sum(dim=1, keepdim=True)
     return (above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= n_tied))).nonzero()[:, 1].view(-1, k)
 

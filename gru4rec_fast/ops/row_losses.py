@@ -26,7 +26,10 @@ top1           dx_j = [d(x_j - x_o) + 2 x_j d(x_j^2)] / n,  dx_o = -sum_{j != o}
 top1-max       dx_j = s_j [f_j - L + d(x_j - x_o) + 2 x_j d(x_j^2)],  dx_o = -sum s_j d(x_j - x_o)
 bpr            dx_j = sigmoid(x_j - x_o),  dx_o = -sum_{j != o} sigmoid(x_j - x_o)
 
-The gradient of a column with count c is c times that of one column; s_j contains this factor already.
+The gradient of a column with count c is multiplied by c; s_j already contains this factor.
+
+All functions below take y [M, columns], the scores; own int64 [M], the own column of each row; used bool [M, columns],
+the columns that each row uses, None for all; and counts [columns], None if all are 1.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def count_used(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor 
 
 
 def count_others(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor | int:
-    """Return the number of columns that each row uses besides its own; at least 1, so that it can be a divisor."""
+    """Return the number of columns that each row uses in addition to its own, or 1 if there are none (a divisor)."""
     n = count_used(y, used, counts)
     return max(n - 1, 1) if isinstance(n, int) else (n - 1).clamp_min(1)
 
@@ -81,9 +84,9 @@ def negative_softmax(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor
     """
     logits = mask_unused(y, used).scatter(1, own.unsqueeze(1), -torch.inf)
     highest = logits.detach().amax(1, keepdim=True).clamp_min(torch.finfo(y.dtype).min)
-    e = torch.exp(logits - highest) if counts is None else counts * torch.exp(logits - highest)
-    total = e.sum(1, keepdim=True)
-    return e / total.masked_fill(total == 0, 1)
+    exps = torch.exp(logits - highest) if counts is None else counts * torch.exp(logits - highest)
+    total = exps.sum(1, keepdim=True)
+    return exps / total.masked_fill(total == 0, 1)
 
 
 def _cross_entropy(
@@ -94,8 +97,8 @@ def _cross_entropy(
     if not label_smoothing:
         return -target.squeeze(1)
     others = sum_used(log_p, used, counts) - target
-    rest = label_smoothing / count_others(y, used, counts)
-    return -((1 - label_smoothing) * target + rest * others).squeeze(1)
+    share = label_smoothing / count_others(y, used, counts)
+    return -((1 - label_smoothing) * target + share * others).squeeze(1)
 
 
 def _bpr_max(
@@ -141,10 +144,10 @@ def _cross_entropy_gradient(
     y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, *, label_smoothing: float, **_: float
 ) -> Tensor:
     log_p = y - log_total(y, used, counts)
-    rest = label_smoothing / count_others(y, used, counts) if label_smoothing else 0.0
-    # The sum of the target distribution: 1, but less for a row that uses no other column.
-    mass = (1 - label_smoothing) + rest * (count_used(y, used, counts) - 1)
-    grad_others = _times_counts(mass * log_p.exp() - rest, counts)
+    share = label_smoothing / count_others(y, used, counts) if label_smoothing else 0.0
+    # The sum of the target distribution: 1, or 1 - label_smoothing for a row that uses no other column.
+    mass = (1 - label_smoothing) + share * (count_used(y, used, counts) - 1)
+    grad_others = _times_counts(mass * log_p.exp() - share, counts)
     return _with_own(grad_others, own, used, mass * own_column(log_p, own).exp() - (1 - label_smoothing))
 
 
@@ -165,20 +168,20 @@ def _bpr_max_gradient(
 
 def _top1_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
     n = count_used(y, used, counts)
-    pull = _d_sigmoid(y - own_column(y, own))
-    grad_own = -(sum_used(pull, used, counts) - own_column(pull, own)) / n
-    grad = _times_counts((pull + 2 * y * _d_sigmoid(y * y)) / n, counts)
+    d = _d_sigmoid(y - own_column(y, own))
+    grad_own = -(sum_used(d, used, counts) - own_column(d, own)) / n
+    grad = _times_counts((d + 2 * y * _d_sigmoid(y * y)) / n, counts)
     return _with_own(grad, own, used, grad_own)
 
 
 def _top1_max_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
     s = negative_softmax(y, own, used, counts)
     target = own_column(y, own)
-    pull = _d_sigmoid(y - target)
+    d = _d_sigmoid(y - target)
     terms = torch.sigmoid(y - target) + torch.sigmoid(y * y)
     loss = (s * terms).sum(1, keepdim=True)
-    grad = s * (terms - loss + pull + 2 * y * _d_sigmoid(y * y))
-    return _with_own(grad, own, used, -(s * pull).sum(1, keepdim=True))
+    grad = s * (terms - loss + d + 2 * y * _d_sigmoid(y * y))
+    return _with_own(grad, own, used, -(s * d).sum(1, keepdim=True))
 
 
 def _bpr_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:

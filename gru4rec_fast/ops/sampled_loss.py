@@ -4,10 +4,10 @@ The scores are Y_ij = hidden_i . rows_j + bias_j - log_q_j. The loss of a row of
 `gru4rec_fast.ops.row_losses`; the result is the sum over the live rows, divided by `batch_size`.
 
 If hidden and rows are bfloat16, then bias, log_q and count are float32. The matrix products multiply bfloat16 numbers
-and sum in float32. The scores, the loss and the gradients of the scores are float32. These gradients are rounded to
-bfloat16 (to nearest, ties to even); let G be the rounded ones. Then grad_hidden = G rows and grad_rows = G^T hidden are
-products like the first, and grad_bias is the column sum of G, all in float32. The reference rounds only in the
-gradients that it returns; autograd through the loss of the reference does not round.
+and sum in float32. The scores, the loss and the gradients of the scores are float32. Let G be the gradients of the
+scores, rounded to bfloat16 (to nearest, ties to even). Then grad_hidden = G rows and grad_rows = G^T hidden are also
+products of bfloat16 numbers that are summed in float32, and grad_bias is the column sum of G in float32. The reference
+rounds G only for the gradients that it returns; autograd through the loss of the reference does not round.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ def sampled_loss(
 
 
 def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
-    """Return the dtype for hidden and rows under autocast, or None; in float16 gradients of scores would underflow."""
+    """Return the dtype to which autocast converts hidden and rows, or None without autocast.
+
+    Under autocast to float16 it is float32, because the gradients of the scores would underflow in float16.
+    """
     device = hidden.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
@@ -138,19 +141,19 @@ def sampled_loss_reference(
 ) -> tuple[Tensor, ...]:
     """Return the loss, differentiable by autograd, and the gradients of hidden, rows and bias.
 
-    Without a bias, the last one is the gradient of a bias of zeros. All are in the dtype of hidden, or in float32 if
-    that is bfloat16. Without `gradients`, return (loss,).
+    Without a bias, the gradient of a bias of zeros is returned. All results have the dtype of hidden, or float32 if
+    hidden is bfloat16. With gradients=False, return (loss,).
     """
     m = hidden.shape[0]
     y, own, used = score_matrix(hidden, rows, bias, in_batch=in_batch, live=live, log_q=log_q, ids=ids)
-    counts = None if count is None else torch.cat([count.new_ones(m if in_batch else 1), count])  # [n]
+    counts = None if count is None else torch.cat([count.new_ones(m if in_batch else 1), count])  # of each column
     options = {"elu_param": elu_param, "bpreg": bpreg, "label_smoothing": label_smoothing}
     losses = ROW_LOSSES[loss](y, own, used, counts, **options)
     if live is not None:
         losses = torch.where(live, losses, 0)
-    mean = losses.sum() / batch_size
+    result = losses.sum() / batch_size
     if not gradients:
-        return (mean,)
+        return (result,)
     grad = ROW_GRADIENTS[loss](y, own, used, counts, **options)
     if live is not None:
         grad = torch.where(live.unsqueeze(1), grad, 0)
@@ -159,11 +162,11 @@ def sampled_loss_reference(
         grad = grad.bfloat16().float()
     hidden, rows = widened(hidden), widened(rows)
     if in_batch:
-        return mean, grad @ rows, grad.T @ hidden, grad.sum(0)
+        return result, grad @ rows, grad.T @ hidden, grad.sum(0)
     target, negatives = grad[:, :1], grad[:, 1:]
     grad_hidden = target * rows[:m] + negatives @ rows[m:]
     grad_rows = torch.cat([target * hidden, negatives.T @ hidden])
-    return mean, grad_hidden, grad_rows, torch.cat([target.squeeze(1), negatives.sum(0)])
+    return result, grad_hidden, grad_rows, torch.cat([target.squeeze(1), negatives.sum(0)])
 
 
 def widened(x: Tensor) -> Tensor:
@@ -206,7 +209,7 @@ def score_matrix(
         used = ~hit.scatter(1, own.unsqueeze(1), False)
     if live is not None and in_batch:
         live_columns = F.pad(live, (0, y.shape[1] - m), value=True).unsqueeze(0).expand_as(y)
-        # A row that is not live uses its own column all the same, else it would compute 0/0; its loss is masked later.
+        # A row that is not live also uses its own column, because without any it would compute 0/0. Its loss is masked.
         live_columns = live_columns.scatter(1, own.unsqueeze(1), True)
         used = live_columns if used is None else used & live_columns
     return y, own, used
@@ -222,7 +225,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 13
+        return (None,) * 13  # one for each input of the operator
     grads = ctx.saved_tensors
     if not _is_one(grad_loss):
         grads = tuple(grad_loss * g for g in grads)
@@ -231,7 +234,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
 
 
 def _is_one(grad_loss: Tensor) -> bool:
-    """Return whether a CPU tensor is 1.0; False on a GPU, where the test would synchronize, and under tracing."""
+    """Return whether a CPU tensor is 1.0; False on a GPU, where reading it would synchronize, and while tracing."""
     return type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0
 
 

@@ -1,7 +1,6 @@
 """Session-parallel mini-batches.
 
-A lane is one of the B sessions that are processed in parallel: a column of the mini-batch, which goes through one
-session after another.
+A lane is a column of the mini-batch. It processes one session after another, so B lanes process B sessions in parallel.
 
 Hidasi, Karatzoglou, Baltrunas and Tikk, "Session-based recommendations with recurrent neural networks", ICLR 2016
 (arXiv 1511.06939), section 3.1.1 and figure 2.
@@ -22,8 +21,8 @@ from gru4rec_fast.ops._registry import on_load, operators
 def session_batch_state(lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Return the state at the start of an epoch: (lane_session [lanes], lane_position [lanes], cursor [1]), int64.
 
-    lane_session: index in `order` of the session of the lane; -1 before the first step, len(order) if no session is
-    left for the lane (it is not live any more).
+    lane_session: index in `order` of the session of the lane; -1 before the first step. It is len(order) if no session
+    is left for the lane; the lane is then no longer live.
     lane_position: index in `items` of the next input of the lane.
     cursor: index in `order` of the next session to start.
     """

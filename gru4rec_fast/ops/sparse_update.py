@@ -1,4 +1,4 @@
-"""Optimizer steps on the rows of a table that a sparse gradient names.
+"""Optimizer steps that update only some rows of a table: those for which there is a gradient.
 
 There are two rules, for the gradient g of a row, its weight w and its optimizer state:
 
@@ -7,12 +7,12 @@ There are two rules, for the gradient g of a row, its weight w and its optimizer
              w -= lr * sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(s) + eps)
 
 Adagrad (Duchi et al. 2011) has heavy-ball momentum (Polyak 1964) and epsilon inside the root, as in the published
-GRU4Rec code. Adam (Kingma & Ba 2015, algorithm 1 in the form at the end of their section 2) is the rule of
-torch.optim.SparseAdam.
+GRU4Rec code. Adam (Kingma & Ba 2015, algorithm 1 with the efficient order of computation at the end of section 2)
+equals torch.optim.SparseAdam.
 
-If a row is named several times, its gradients are summed first. A row that is named with a zero gradient still takes
-its step of momentum. The weight and the state of all other rows do not change ("lazy" updates). Only `step` counts all
-steps. An index of -1 (padding) names no row, and its gradient is ignored.
+`index` has the row of each gradient. If a row occurs several times, its gradients are summed first. A row whose
+gradient is zero is also updated, by its momentum. The weight and the state of all other rows do not change ("lazy"
+updates). Only `step` counts all steps. An index of -1 (padding) selects no row, and its gradient is ignored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sparse_adagrad_(
     eps: float = 1e-6,
     impl: str = "auto",
 ) -> None:
-    """Update the rows of a table that `index` names by Adagrad with momentum, in place.
+    """Update rows of a table by Adagrad with momentum, in place.
 
     Args:
         table: floating [R, ...], updated.
@@ -79,13 +79,13 @@ def sparse_adam_(
     eps: float = 1e-8,
     impl: str = "auto",
 ) -> None:
-    """Update the rows of a table that `index` names by Adam, in place.
+    """Update rows of a table by Adam, in place.
 
     Args:
         table, index, grad, impl: as in `sparse_adagrad_`.
         exp_avg, exp_avg_sq: running means of the gradients and of their squares, with shape and dtype of `table`,
             updated.
-        step: number of this step, from 1; counts all steps, also those that do not update a row.
+        step: number of this step, from 1; also counts the steps that do not update a row.
         lr, beta1, beta2, eps: m <- beta1 * m + (1 - beta1) * g; s <- beta2 * s + (1 - beta2) * g^2; w -= lr *
             sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(s) + eps), as torch.optim.SparseAdam.
 
@@ -100,7 +100,7 @@ def sparse_adam_(
 
 
 def _check(table: Tensor, state: dict[str, Tensor | None], index: Tensor, grad: Tensor, momentum: float = 0.0) -> None:
-    """Check the tensors of an update; `state` is given by name, and its last tensor may be None without momentum."""
+    """Check the tensors of an update. A tensor of `state` (by name) may be None if momentum is 0."""
     check_tensor("index", index, torch.int64, ("K",), table.device)
     check_tensor("grad", grad, table.dtype, (index.shape[0], *table.shape[1:]), table.device)
     for name, tensor in state.items():
@@ -130,15 +130,15 @@ def adam_rule(
 
 
 def update_rows(
-    rule: Rule, table: Tensor, first: Tensor | None, second: Tensor | None, index: Tensor, grad: Tensor, *options: Any
+    rule: Rule, table: Tensor, state1: Tensor | None, state2: Tensor | None, index: Tensor, grad: Tensor, *options: Any
 ) -> None:
-    """Apply a rule in place to the rows of a table, and of its state `first` and `second`, that `index` names."""
+    """Apply a rule in place to the rows `index` of a table and of the tensors of its optimizer state."""
     if (index == -1).any():
         is_row = index != -1
         index, grad = index[is_row], grad[is_row]
     summed = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=True).coalesce()
     rows = summed._indices()[0]
-    state = (first, second)
+    state = (state1, state2)
     change, new_state = rule(summed._values(), *(None if old is None else old[rows] for old in state), *options)
     for old, new in zip(state, new_state, strict=True):
         if old is not None and new is not None:
@@ -163,4 +163,4 @@ def update_all(rule: Rule, weight: Tensor, state: State, grad: Tensor, **options
 def _register(library: str) -> None:
     for name, reference in (("sparse_adagrad_", adagrad_reference), ("sparse_adam_", adam_reference)):
         register_composite(library, name, reference)
-        torch.library.register_fake(f"{library}::{name}", lambda *_: None)
+        torch.library.register_fake(f"{library}::{name}", lambda *_: None)  # the operators return nothing

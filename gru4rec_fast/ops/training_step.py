@@ -1,14 +1,14 @@
 """Operators of a captured GRU4Rec training step on a GPU, in addition to the GRU, the loss and the matrix products.
 
 An update of the weights accumulates the gradients of blocks of T steps of B lanes (sessions processed in parallel). A
-captured step has fixed shapes, so padding and steps after the end of the epoch are masked: their items are -1 and name
-no row. Whether the weights are updated at all (`enabled`) and the hyperparameters of the optimizer, which a
+captured step has fixed shapes, so padding and steps after the end of the epoch are masked: their items are -1, which
+selects no row. Whether the weights are updated at all (`enabled`) and the hyperparameters of the optimizer, which a
 learning-rate schedule changes, are tensors on the device, so that they can change without a new capture.
 
     step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block
     step_settle_  stores the losses of a block, and stops all further updates if a loss is not finite
     step_apply_   updates whole weights by Adagrad with momentum, and stores the new hidden states
-    step_rows_    updates the rows of a table and of its bias that the sorted indices name, by Adagrad with momentum
+    step_rows_    updates the rows of a table and of its bias that have a gradient, by Adagrad with momentum
 
 Formulas: `gru4rec_fast.ops.sparse_update` (adagrad), `gru4rec_fast.nn.SampledLoss` (logQ correction).
 `training/captured_step.py` captures these operators. The CPU has a fused training step instead
@@ -29,12 +29,12 @@ from gru4rec_fast.ops.sparse_update import adagrad_reference, adagrad_rule, upda
 
 
 def step_operator(name: str, impl: str, device: torch.device) -> Callable[..., Any]:
-    """Return the callable that runs one of `OPERATORS` on a device; it takes the arguments of the reference."""
+    """Return the function that runs one of `OPERATORS` on a device; it takes the arguments of the reference."""
     return implementation(name, impl, device, OPERATORS[name])
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return the rows [..., width] of a table [R, width] that `index` names; zeros where the index is -1."""
+    """Return the rows `index` of a table [R, width], as [..., width]; zeros where the index is -1."""
     return torch.where((index >= 0).unsqueeze(-1), table[index.clamp(min=0)], 0)
 
 
@@ -51,7 +51,7 @@ def step_gather_reference(
     sample_alpha: float,
     bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the rows of the tables that a block of T steps multiplies with.
+    """Return the rows of the tables that a block of T steps uses in its matrix products.
 
     Args:
         embedding: [R, I], the input table.
@@ -142,8 +142,9 @@ def step_rows_reference(
     Args:
         weight, accumulator, velocity: table [R, W] and its optimizer state; the velocity is None if momentum is 0.
         bias, bias_accumulator, bias_velocity: bias [R] of the table and its optimizer state, or None.
-        rows, positions: int64 [n], the result of a stable sort of the row indices: increasing rows (-1 names none), and
-            the position of each gradient in the concatenation of `grad_inputs` and `grad_items`.
+        rows, positions: int64 [n], the result of a stable sort of the row indices of all gradients. `rows` are the
+            sorted indices (-1 selects no row); `positions` are the positions of their gradients in the concatenation
+            of `grad_inputs` and `grad_items`.
         grad_inputs, grad_items: [n1, W] and [n2, W], n = n1 + n2: gradients of input rows, and of target and negative
             rows.
         grad_bias: [n2], gradients of the biases of `grad_items`; inputs have no gradient of the bias.

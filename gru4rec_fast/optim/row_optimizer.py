@@ -1,4 +1,4 @@
-"""Base class of the optimizers: steps over all parameters, for dense and sparse gradients."""
+"""Base class of the optimizers, for dense and sparse gradients."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gru4rec_fast.ops.sparse_update import Rule, State, update_all
 class RowOptimizer(torch.optim.Optimizer):
     """Base class of optimizers whose update rule is an operator of `gru4rec_fast.ops.sparse_update`.
 
-    A sparse gradient updates only the rows that it names; a dense gradient updates every entry by the same rule. A
-    subclass sets `operator` (a name in gru4rec_fast.ops) and `rule` (the same update on whole tensors), and implements
-    `state_tensors` and `options`.
+    A sparse gradient updates only the rows at its indices; a dense gradient updates every entry by the same rule. A
+    subclass sets `operator` (a name in gru4rec_fast.ops, for sparse gradients) and `rule` (the same update of whole
+    tensors), and implements `state_tensors` and `options`.
     """
 
     operator: str
@@ -65,7 +65,7 @@ class RowOptimizer(torch.optim.Optimizer):
         if grad.is_sparse:
             update(parameter, *tensors, grad._indices()[0], grad._values())
         elif self._has_kernel(parameter):
-            # As a table with a single row: the kernel makes one pass over memory, PyTorch would make eight.
+            # The kernel updates the parameter as a table with one row. It reads memory once, PyTorch would eight times.
             flat = [None if tensor is None else tensor.view(1, -1) for tensor in tensors]
             index = torch.zeros(1, dtype=torch.int64, device=grad.device)
             update(parameter.view(1, -1), *flat, index, grad.reshape(1, -1))
@@ -73,7 +73,7 @@ class RowOptimizer(torch.optim.Optimizer):
             update_all(type(self).rule, parameter, tensors, grad, **options)
 
     def _has_kernel(self, parameter: Tensor) -> bool:
-        """Return whether the native row update can update a whole parameter."""
+        """Return whether a kernel of the row update can update the whole parameter."""
         is_native = resolve(self.impl, self.operator, parameter.device.type) != "reference"
         return is_native and parameter.is_contiguous() and parameter.dtype in (torch.float32, torch.float64)
 

@@ -16,7 +16,7 @@ class SparseAdagrad(RowOptimizer):
     """Adagrad with momentum: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
 
     Differences from torch.optim.Adagrad: epsilon is inside the root; there is heavy-ball momentum; sparse gradients
-    update only the rows that they name, and all other rows keep their velocity.
+    update only the rows at their indices, and the velocity of all other rows does not change.
 
     State of a parameter: `accumulator` and, with momentum, `velocity`, both of the parameter's shape and dtype.
 

@@ -16,10 +16,11 @@ class SparseAdam(RowOptimizer):
     """Adam: m <- beta1 m + (1 - beta1) g; s <- beta2 s + (1 - beta2) g^2;
     w -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(s) + eps).
 
-    With sparse gradients this is torch.optim.SparseAdam ("lazy" Adam): the running means of a row change only in the
-    steps whose gradient names the row, and t counts all steps of the parameter. torch.optim.SparseAdam refuses dense
-    gradients; here they follow the same formula. torch.optim.Adam adds eps after the bias correction of s, which equals
-    this formula with eps * sqrt(1 - beta2^t) in place of eps.
+    t is the number of steps of the parameter. With sparse gradients, the result equals torch.optim.SparseAdam ("lazy"
+    Adam): a step changes the weights and the running means m and s only of the rows at the indices of the gradient.
+
+    For dense gradients, which torch.optim.SparseAdam does not accept, the formula is the same. torch.optim.Adam divides
+    s by 1 - beta2^t before it adds eps, so it equals this class with eps * sqrt(1 - beta2^t) in place of eps.
 
     State of a parameter: `exp_avg` and `exp_avg_sq`, of the parameter's shape and dtype, and `step`, an int64 scalar on
     the CPU.
@@ -52,7 +53,7 @@ class SparseAdam(RowOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            if "beta1" in group:  # a state that version 0.1 saved
+            if "beta1" in group:  # a state dict that version 0.1 saved
                 group["betas"] = (group.pop("beta1"), group.pop("beta2"))
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:

@@ -1,4 +1,4 @@
-"""Current and peak bytes of memory for each phase of a loop, or each pass of a module.
+"""Current and peak bytes of memory for each phase of a loop, or for the forward and backward passes of a module.
 
 meter.py defines what is measured on the CPU and on CUDA. Importing this module measures nothing.
 """
@@ -30,16 +30,16 @@ class PhaseMemory:
 
 
 class MemoryRecord:
-    """Records current and peak bytes of memory for each phase of a loop, or for each pass of a module.
+    """Records current and peak bytes of memory for each phase of a loop, or for the passes of a module.
 
         record = MemoryRecord("cpu")
         with record.phase("forward"):
             output = model(batch)
-        record.attach(model, "model")   # or by hooks: phases "model.forward" and "model.backward"
+        record.attach(model, "model")  # records all later passes as phases "model.forward" and "model.backward"
         print(record.table())
 
-    Phases may nest: the peak of an inner phase counts for the outer phase too. A phase costs two reads of a small file
-    in /proc (about 50 us), on CUDA two calls of the allocator and no synchronization.
+    Phases may be nested; the peak of an inner phase also counts for the outer phase. A phase reads a small file in
+    /proc twice (about 50 us). On CUDA it calls the allocator twice and does not synchronize.
 
     Args:
         device: the device whose memory is recorded.
@@ -51,10 +51,10 @@ class MemoryRecord:
         self._open: list[str] = []
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
 
-    def _sample(self, *others: str) -> int:
-        """Add the peak since the previous sample to all open phases and to `others`; return the current bytes."""
+    def _sample(self, *more_phases: str) -> int:
+        """Add the peak since the previous sample to all open phases and to `more_phases`; return the current bytes."""
         current, peak = self._meter.reset()
-        for name in (*self._open, *others):
+        for name in (*self._open, *more_phases):
             phase = self._phases[name]
             phase.peak_bytes = max(phase.peak_bytes, peak)
         return current
@@ -73,7 +73,7 @@ class MemoryRecord:
         phase.calls += 1
 
     @contextmanager
-    def _bracket(self, name: str) -> Iterator[None]:
+    def _record_phase(self, name: str) -> Iterator[None]:
         self._begin(name)
         try:
             yield
@@ -81,13 +81,14 @@ class MemoryRecord:
             self._end(name)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Return a context manager that records memory under `name`; several uses of a name share one record."""
-        return self._bracket(name)
+        """Return a context manager that records the memory of a phase; a phase may run several times."""
+        return self._record_phase(name)
 
     def attach(self, module: nn.Module, name: str = "") -> None:
         """Record the forward and backward passes of a module by hooks, as phases `name.forward` and `name.backward`.
 
-        The backward phase lasts from the gradient of the module's output to the last gradient of its parameters.
+        The backward phase starts when autograd computes the gradient of the module's output, and ends when it has
+        computed the gradients of all parameters.
 
         Raises:
             ValueError: the module is already attached.

@@ -2,9 +2,9 @@
 
 On the CPU this is the resident size of the process: on Linux `VmRSS` and `VmHWM` of /proc/self/status. A write to
 /proc/self/clear_refs resets the peak (the kernel's high-water mark), so that each interval has its own peak. If that
-file cannot be written, the peak is never reset and is an upper bound; `MemoryMeter.exact` is False then. Without /proc,
-`resource.getrusage` gives the peak since the start of the process. On CUDA the numbers are those of PyTorch's caching
-allocator: bytes in tensors, not bytes that the driver has reserved.
+file cannot be written, `MemoryMeter.exact` is False: the peak is never reset, so it is an upper bound. Without /proc,
+`resource.getrusage` returns the peak since the start of the process. On CUDA the numbers are the bytes that PyTorch's
+caching allocator has given to tensors, without the memory that it only holds in reserve.
 
 Importing this module measures nothing, and CUDA is not initialized unless a CUDA device is given.
 """
@@ -29,31 +29,33 @@ def _status_bytes(*fields: str) -> list[int]:
 
 
 def _host_read() -> tuple[int, int]:
+    """Return (current, peak) resident bytes of this process."""
     try:
         current, peak = _status_bytes("VmRSS", "VmHWM")
         return current, max(current, peak)
     except (OSError, KeyError, ValueError):
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return peak, peak
 
 
 def _host_reset() -> bool:
+    """Reset the peak of this process; return whether this was possible."""
     try:
         with open("/proc/self/clear_refs", "w") as clear:
-            clear.write("5")
+            clear.write("5")  # "5" resets VmHWM
     except OSError:
         return False
     return True
 
 
 class MemoryMeter:
-    """Reads and resets the current and the peak memory of one device.
+    """Reads the current and the peak memory of one device, and resets the peak.
 
-    A process has one high-water mark per device, which several objects use (`PeakMemory`, `MemoryRecord`). So `reset`
-    first passes the peak to all `PeakMemory` objects of the device.
+    A device has only one peak, but several objects use it (`PeakMemory`, `MemoryRecord`). So `reset` first passes the
+    peak to all `PeakMemory` objects of the device.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
