@@ -141,10 +141,10 @@ def run_ngcf_layer(device: str, impl: str) -> Outputs:
     nodes = torch.arange(0, 50, 3, device=device)
     variants: list[dict] = [{}, {"rows": nodes}, {"Q": "plain+I", "P": "plain", "dtype": torch.float64}]
     outputs: list[Tensor] = []
-    for widths in ngcf.WHOLE:
+    for widths in ngcf.WHOLE_WIDTHS:
         for activation in ACTIVATIONS:
             for variant in variants:
-                outputs += ngcf.whole_layer(impl, widths, device, activation=activation, **variant)
+                outputs += ngcf.whole_number_layer(impl, widths, device, activation=activation, **variant)
     return tuple(outputs)
 
 
@@ -167,7 +167,7 @@ def run_sampled_loss(device: str, impl: str, dtype: torch.dtype) -> Outputs:
             for arguments in (loss.problem(33, 100, 17, torch.float32), loss_bf16.bf16_problem(33, 100, 17)):
                 converted = arguments if dtype == torch.float32 else loss.as_float64(arguments)
                 on_device = {key: to_device(device, argument) for key, argument in converted.items()}
-                outputs += loss_bf16.with_gradients(impl, on_device, **options)
+                outputs += loss_bf16.loss_and_gradients(impl, on_device, **options)
     return tuple(outputs)
 
 
@@ -183,7 +183,7 @@ EXACT = {
     "ranking": run_ranking,
     "ngcf_layer": run_ngcf_layer,
 }
-CLOSE = {"gru": run_gru, "sampled_loss": run_sampled_loss, "training_step": training_step.everything}
+CLOSE = {"gru": run_gru, "sampled_loss": run_sampled_loss, "training_step": training_step.results_of_all_operators}
 
 
 @contextmanager
@@ -380,8 +380,8 @@ def test_gru_is_as_close_as_the_reference(form: str, dtype: torch.dtype, steps: 
 def test_losses_are_as_close_as_the_reference(name: str, parameters: dict, in_batch: bool, dtype: torch.dtype) -> None:
     options = {"loss": name, "in_batch": in_batch, **parameters}
     for m, n, h in ((1, 17, 1), (2, 0, 5), (5, 33, 0), (32, 2048, 100), (255, 31, 33), (700, 14_000, 16)):
-        for given in (True, False):
-            arguments = loss.problem(m, n, h, dtype, given=given)
+        for with_masks in (True, False):
+            arguments = loss.problem(m, n, h, dtype, with_masks=with_masks)
             oracle = loss.value_and_gradients(loss.as_float64(arguments), "reference", **options)
             reference = loss.value_and_gradients(arguments, "reference", **options)
             on_device = {key: to_device("cuda", argument) for key, argument in arguments.items()}
@@ -391,22 +391,22 @@ def test_losses_are_as_close_as_the_reference(name: str, parameters: dict, in_ba
 
 
 @loss_bf16.losses
-@loss_bf16.forms
+@loss_bf16.in_batch_modes
 def test_losses_of_bfloat16_are_as_close_as_the_reference(loss: str, parameters: dict, in_batch: bool) -> None:
     """Tests torch's bfloat16 products with float32 sums, which only a GPU computes."""
     options = {"loss": loss, "in_batch": in_batch, **parameters}
     for m, n, h in (*loss_bf16.SIZES, (0, 6, 3), (32, 2048, 100), (700, 14_000, 16)):
-        for given in (True, False):
-            arguments = loss_bf16.bf16_problem(m, n, h, given=given)
-            oracle = loss_bf16.with_gradients("reference", loss_bf16.as_float64(arguments), **options)
-            reference = loss_bf16.with_gradients("reference", arguments, **options)
+        for with_masks in (True, False):
+            arguments = loss_bf16.bf16_problem(m, n, h, with_masks=with_masks)
+            oracle = loss_bf16.loss_and_gradients("reference", loss_bf16.as_float64(arguments), **options)
+            reference = loss_bf16.loss_and_gradients("reference", arguments, **options)
             on_device = {key: to_device("cuda", argument) for key, argument in arguments.items()}
-            outputs = loss_bf16.with_gradients("native", on_device, **options)
+            outputs = loss_bf16.loss_and_gradients("native", on_device, **options)
             assert_as_close([t.cpu() for t in outputs], reference, oracle)
             with no_synchronization():
-                assert_equal_bits(loss_bf16.with_gradients("native", on_device, **options), outputs)
+                assert_equal_bits(loss_bf16.loss_and_gradients("native", on_device, **options), outputs)
             replayed = capture_and_replay(
-                lambda on_device=on_device: tuple(loss_bf16.with_gradients("native", on_device, **options))
+                lambda on_device=on_device: tuple(loss_bf16.loss_and_gradients("native", on_device, **options))
             )
             assert_equal_bits(replayed, outputs)
 
@@ -419,7 +419,7 @@ def test_ngcf_layers_are_as_close_as_the_reference(dtype: torch.dtype, activatio
 
     Repeated calls must give the same bits.
     """
-    graph = ngcf.large()
+    graph = ngcf.large_graph()
     n_nodes = len(graph[0]) - 1
     rows = torch.arange(3, n_nodes, 2)
     for nodes in ((None, None), (rows, torch.cat([rows, torch.arange(0, n_nodes, 4)]).unique())):
@@ -452,7 +452,7 @@ def test_ngcf_layers_are_as_close_as_the_reference(dtype: torch.dtype, activatio
 
 
 def test_ngcf_layer_in_a_cuda_graph_without_synchronization() -> None:
-    graph = [t.cuda() for t in ngcf.large()]
+    graph = [t.cuda() for t in ngcf.large_graph()]
     columns = torch.arange(0, len(graph[0]) - 1, 2, device="cuda")
     rows = columns[::3].contiguous()
     E, W1, b1, W2, b2 = (t.float().cuda() for t in (ngcf.normal(len(columns), 20), *ngcf.weights_of(20, 24)))

@@ -129,8 +129,8 @@ def test_nothing_to_do_for_empty_tensors(form: str, steps: int, lanes: int, hidd
     assert all(torch.count_nonzero(grad) == 0 for grad in grads)
 
 
-def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, given: bool = True) -> list:
-    """Return arguments of any size. With `given`, they include a bias, an output mask and resets.
+def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, with_masks: bool = True) -> list:
+    """Return arguments of any size. With `with_masks`, they include a bias, an output mask and resets.
 
     The first lane is reset at step 0.
     """
@@ -141,9 +141,9 @@ def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, 
     reset = torch.rand(steps, lanes, generator=g) < 0.3
     reset[:1, :1] = True
     mask = (torch.rand(steps, lanes, hidden, generator=g) < 0.7) / 0.7
-    tensors = [a, state, weight, bias if given and form == "reset_after" else None]
+    tensors = [a, state, weight, bias if with_masks and form == "reset_after" else None]
     tensors = [None if t is None else t.to(dtype).requires_grad_() for t in tensors]
-    return [*tensors, reset if given else None, mask.to(dtype) if given else None, form]
+    return [*tensors, reset if with_masks else None, mask.to(dtype) if with_masks else None, form]
 
 
 def output_and_gradients(args: list, impl: str) -> list[torch.Tensor]:
@@ -177,7 +177,7 @@ def as_dtype(args: list, dtype: torch.dtype) -> list:
 def test_kernels_are_as_close_as_the_reference(
     impl: str, form: str, with_masks: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int
 ) -> None:
-    args = problem(form, steps, lanes, hidden, dtype, given=with_masks)
+    args = problem(form, steps, lanes, hidden, dtype, with_masks=with_masks)
     oracle = output_and_gradients(as_dtype(args, torch.float64), "reference")
     assert_as_close(output_and_gradients(args, impl), output_and_gradients(args, "reference"), oracle)
 

@@ -142,7 +142,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-11 * scale)
 
 
-def large(impl: str = "native") -> tuple[Tensor, Tensor]:
+def large_graph(impl: str = "native") -> tuple[Tensor, Tensor]:
     """Return a graph whose rows a kernel processes in several blocks.
 
     One node has so many neighbors that a kernel reads them in several passes.
@@ -162,7 +162,7 @@ def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, ac
     float32 results must be about as close to the float64 reference as the float32 reference is. The tolerance for
     float64 allows another order of the sums.
     """
-    offsets, neighbors = large(impl)
+    offsets, neighbors = large_graph(impl)
     n_nodes = len(offsets) - 1
     for rows in (None, torch.arange(3, n_nodes, 2)):
         columns = None if rows is None else torch.cat([rows, torch.arange(0, n_nodes, 4)]).unique()
@@ -187,7 +187,7 @@ def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, ac
 
 @native
 def test_threads_do_not_change_a_bit() -> None:
-    offsets, neighbors = large()
+    offsets, neighbors = large_graph()
     inputs = [normal(len(offsets) - 1, 24, dtype=torch.float32), *weights_of(24, 40, torch.float32)]
     for tensor in inputs:
         tensor.requires_grad_()
@@ -201,14 +201,14 @@ def test_threads_do_not_change_a_bit() -> None:
 
 
 # (in, out) widths of a layer. Kernels load and store several elements together if a width is a multiple of 4.
-WHOLE = [(1, 1), (3, 5), (8, 4), (7, 70), (4, 0)]
+WHOLE_WIDTHS = [(1, 1), (3, 5), (8, 4), (7, 70), (4, 0)]
 
 
 def whole_numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def whole_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **changed: Any) -> list[Tensor]:
+def whole_number_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **changed: Any) -> list[Tensor]:
     """Return E' and the gradients of a layer. All numbers are multiples of 1/2, so sums are exact in any order."""
     graph = [t.to(device) for t in random_graph(20, 30, 200, seed=3)]
     dtype = changed.pop("dtype", torch.float32)
@@ -224,11 +224,13 @@ def whole_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **chang
 
 @kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("widths", WHOLE)
+@pytest.mark.parametrize("widths", WHOLE_WIDTHS)
 def test_kernels_equal_reference_for_whole_numbers(impl: str, activation: str, widths: tuple[int, int]) -> None:
     for changed in ({}, {"dtype": torch.float64, "Q": "plain+I", "P": "plain", "node_dropout": 0.0}):
         options: dict[str, Any] = {"activation": activation, **changed}
-        assert_equal_bits(whole_layer(impl, widths, **options), whole_layer("reference", widths, **options))
+        assert_equal_bits(
+            whole_number_layer(impl, widths, **options), whole_number_layer("reference", widths, **options)
+        )
 
 
 @kernels
@@ -259,7 +261,7 @@ def test_operator_saves_signs_and_mask_for_backward(impl: str, activation: str) 
 @needs_emulation
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bits_do_not_depend_on_order_of_threads_or_memory_alignment(activation: str) -> None:
-    offsets, neighbors = large("emulated")
+    offsets, neighbors = large_graph("emulated")
     rows, columns = torch.arange(3, 150, 2), torch.arange(1, 150)
     aligned = [normal(149, 12, dtype=torch.float32), *weights_of(12, 8, torch.float32)]
 
@@ -319,7 +321,7 @@ def test_features_beyond_two_to_the_31st() -> None:
 @impls
 def test_message_dropout_of_a_node_does_not_depend_on_rows(impl: str) -> None:
     """The mask of a node's units is the same whether all nodes or only some are computed."""
-    offsets, neighbors = large(impl)
+    offsets, neighbors = large_graph(impl)
     E, weights = normal(len(offsets) - 1, 6), weights_of(6, 100)
     options: dict[str, Any] = {"message_dropout": 0.3, "seed": 2, "step": 8, "layer": 1, "impl": impl}
     dropped = ngcf_layer(E, offsets, neighbors, *weights, **options) == 0

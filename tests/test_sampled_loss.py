@@ -185,8 +185,8 @@ def test_large_scores_stay_finite(loss: str, impl: str) -> None:
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, list(t.values())))
 
 
-def problem(m: int, n: int, h: int, dtype: torch.dtype, *, given: bool = True) -> dict:
-    """Return arguments of any size; with `given`, they include a bias, live, ids and log_q.
+def problem(m: int, n: int, h: int, dtype: torch.dtype, *, with_masks: bool = True) -> dict:
+    """Return arguments of any size; with `with_masks`, they include a bias, live, ids and log_q.
 
     The scores are so small that torch's softplus is exact: it is approximated for arguments above 20.
     """
@@ -199,8 +199,8 @@ def problem(m: int, n: int, h: int, dtype: torch.dtype, *, given: bool = True) -
     return {
         "hidden": hidden.to(dtype).requires_grad_(),
         "rows": rows.to(dtype).requires_grad_(),
-        "bias": bias.to(dtype).requires_grad_() if given else None,
-        **({"live": live, "ids": ids, "log_q": log_q} if given else {}),
+        "bias": bias.to(dtype).requires_grad_() if with_masks else None,
+        **({"live": live, "ids": ids, "log_q": log_q} if with_masks else {}),
     }
 
 
@@ -230,7 +230,7 @@ def test_kernels_are_as_close_as_the_reference(
     options = {"loss": loss, "in_batch": in_batch, **parameters}
     for m, n, h in ((1, 17, 1), (2, 0, 5), (5, 33, 0), (33, 100, 17), (32, 2048, 100), (255, 31, 33)):
         for with_masks in (True, False):
-            arguments = problem(m, n, h, dtype, given=with_masks)
+            arguments = problem(m, n, h, dtype, with_masks=with_masks)
             oracle = value_and_gradients(as_float64(arguments), "reference", **options)
             reference = value_and_gradients(arguments, "reference", **options)
             assert_as_close(value_and_gradients(arguments, impl, **options), reference, oracle)
@@ -267,7 +267,7 @@ def test_loss_without_hidden_states_is_zero(impl: str, in_batch: bool) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nan_propagates_to_the_loss(loss: str, impl: str) -> None:
     for name in ("hidden", "rows", "bias"):
-        arguments = problem(5, 40, 3, torch.float32, given=False) | {"bias": torch.zeros(45)}
+        arguments = problem(5, 40, 3, torch.float32, with_masks=False) | {"bias": torch.zeros(45)}
         with torch.no_grad():
             arguments[name][2] = torch.nan
         assert ops.sampled_loss(**arguments, loss=loss, elu_param=0.5, impl=impl).isnan()

@@ -19,23 +19,23 @@ from gru4rec_fast.ops.sampled_loss import LOSSES, sampled_loss_reference
 kernels = native_and_emulated("sampled_loss")
 impls = implementations("sampled_loss")
 losses = pytest.mark.parametrize(("loss", "parameters"), [(loss, p) for loss in LOSSES for p in PARAMETERS[loss]])
-forms = pytest.mark.parametrize("in_batch", [True, False])
+in_batch_modes = pytest.mark.parametrize("in_batch", [True, False])
 # (M, N, H); none is a multiple of a kernel's tile sizes. With the last two, the rows of scores are processed in several
 # chunks and do not fit into shared memory.
 SIZES = ((1, 17, 1), (2, 0, 5), (1, 0, 3), (5, 33, 0), (33, 100, 17), (37, 2049, 20), (255, 31, 33))
 
 
-def bf16_problem(m: int, n: int, h: int, *, given: bool = True) -> dict[str, Any]:
-    """Return the arguments of `problem` with bfloat16 hidden and rows; with `given` (masks, bias) also counts."""
-    arguments = problem(m, n, h, torch.float32, given=given)
+def bf16_problem(m: int, n: int, h: int, *, with_masks: bool = True) -> dict[str, Any]:
+    """Return the arguments of `problem` with bfloat16 hidden and rows; with `with_masks` (masks, bias) also counts."""
+    arguments = problem(m, n, h, torch.float32, with_masks=with_masks)
     for name in ("hidden", "rows"):
         arguments[name] = arguments[name].detach().bfloat16().requires_grad_()
-    if given:
+    if with_masks:
         arguments["count"] = torch.randint(1, 5, (n,), generator=torch.Generator().manual_seed(n)).float()
     return arguments
 
 
-def with_gradients(impl: str, arguments: dict, loss: str, in_batch: bool, **parameters: float) -> list[Tensor]:
+def loss_and_gradients(impl: str, arguments: dict, loss: str, in_batch: bool, **parameters: float) -> list[Tensor]:
     """Return the loss and the gradients that the operator returns, without autograd; batch_size is 7."""
     operator = sampled_loss_reference
     if impl != "reference":
@@ -47,22 +47,22 @@ def with_gradients(impl: str, arguments: dict, loss: str, in_batch: bool, **para
 
 
 @losses
-@forms
+@in_batch_modes
 @kernels
 def test_kernels_are_as_close_as_the_reference(impl: str, loss: str, parameters: dict, in_batch: bool) -> None:
     for m, n, h in SIZES:
         for with_masks in (True, False):
-            arguments = bf16_problem(m, n, h, given=with_masks)
+            arguments = bf16_problem(m, n, h, with_masks=with_masks)
             options = {"loss": loss, "in_batch": in_batch, **parameters}
-            oracle = with_gradients("reference", as_float64(arguments), **options)
-            reference = with_gradients("reference", arguments, **options)
-            ours = with_gradients(impl, arguments, **options)
+            oracle = loss_and_gradients("reference", as_float64(arguments), **options)
+            reference = loss_and_gradients("reference", arguments, **options)
+            ours = loss_and_gradients(impl, arguments, **options)
             assert {t.dtype for t in (*ours, *reference)} == {torch.float32}
             assert_as_close(ours, reference, oracle)
 
 
 @losses
-@forms
+@in_batch_modes
 @impls
 def test_gradients_of_scores_are_rounded_once(impl: str, loss: str, parameters: dict, in_batch: bool) -> None:
     """The gradients of the scores are rounded to the nearest bfloat16 numbers, once.
@@ -72,8 +72,8 @@ def test_gradients_of_scores_are_rounded_once(impl: str, loss: str, parameters: 
     m, n = 24, 40
     arguments = bf16_problem(m, n, m) | {"hidden": torch.eye(m, dtype=torch.bfloat16)}
     options = {"loss": loss, "in_batch": in_batch, **parameters}
-    _, _, grad_rows, grad_bias = with_gradients(impl, arguments, **options)
-    _, _, exact, _ = with_gradients("reference", as_float64(arguments), **options)
+    _, _, grad_rows, grad_bias = loss_and_gradients(impl, arguments, **options)
+    _, _, exact, _ = loss_and_gradients("reference", as_float64(arguments), **options)
     assert torch.equal(grad_rows, grad_rows.bfloat16().float())
     error = (grad_rows - exact).abs()
     half_ulp = 2.0 ** (torch.frexp(exact).exponent - 9)  # bfloat16 has 8 significant bits; frexp's mantissa is >= 1/2
@@ -83,7 +83,7 @@ def test_gradients_of_scores_are_rounded_once(impl: str, loss: str, parameters: 
     torch.testing.assert_close(grad_bias, grad_rows.sum(1), rtol=1e-6, atol=1e-7)
 
 
-@forms
+@in_batch_modes
 @impls
 def test_autograd_returns_gradients_in_the_dtypes_of_the_inputs(impl: str, in_batch: bool) -> None:
     arguments = bf16_problem(33, 100, 17)
@@ -95,17 +95,17 @@ def test_autograd_returns_gradients_in_the_dtypes_of_the_inputs(impl: str, in_ba
     # through the reference does not round these.
     assert_as_close([value, *grads[:2]], reference[:3], oracle[:3])
     if impl != "reference":
-        results = with_gradients(impl, arguments, "cross-entropy", in_batch)
+        results = loss_and_gradients(impl, arguments, "cross-entropy", in_batch)
         assert_equal_bits([value, *grads], [t.to(g.dtype) for t, g in zip(results, (value, *grads), strict=True)])
     scaled_loss = 3 * ops.sampled_loss(**arguments, batch_size=7, in_batch=in_batch, impl=impl)
     (scaled_grad_bias,) = torch.autograd.grad(scaled_loss, arguments["bias"])
     torch.testing.assert_close(scaled_grad_bias, 3 * grads[2])
 
 
-@forms
+@in_batch_modes
 @impls
 def test_loss_without_hidden_states_is_zero(impl: str, in_batch: bool) -> None:
-    value, *grads = with_gradients(impl, bf16_problem(0, 6, 3), "cross-entropy", in_batch)
+    value, *grads = loss_and_gradients(impl, bf16_problem(0, 6, 3), "cross-entropy", in_batch)
     assert [t.shape for t in grads] == [(0, 3), (6, 3), (6,)]
     assert [torch.count_nonzero(t).item() for t in (value, *grads)] == [0, 0, 0, 0]
 
@@ -113,7 +113,7 @@ def test_loss_without_hidden_states_is_zero(impl: str, in_batch: bool) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @impls
 def test_large_scores_give_finite_gradients_and_nan_propagates(impl: str, loss: str) -> None:
-    arguments = bf16_problem(5, 40, 3, given=False)
+    arguments = bf16_problem(5, 40, 3, with_masks=False)
     large = {name: None if t is None else (t.detach() * 40).requires_grad_() for name, t in arguments.items()}
     assert all(bool(t.isfinite().all()) for t in value_and_gradients(large, impl, loss=loss))
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_large_scores_give_finite_gradients_and_nan_propagates(impl: str, loss: 
     assert value.isnan() and bool(grad_hidden.isnan().all())
 
 
-@forms
+@in_batch_modes
 @kernels
 def test_bits_do_not_depend_on_order_of_threads_or_memory_layout(impl: str, in_batch: bool) -> None:
     for m, n, h in ((6, 24, 12), (90, 300, 5)):
@@ -169,14 +169,14 @@ def test_operator_error_names_the_argument_of_a_wrong_dtype(impl: str) -> None:
     arguments = bf16_problem(4, 5, 3)
     for name, dtype in (("rows", torch.float32), ("bias", torch.bfloat16), ("count", torch.float64)):
         with pytest.raises(ValueError, match=f"{name} (is|must be)"):
-            with_gradients(impl, arguments | {name: arguments[name].detach().to(dtype)}, "bpr", True)
+            loss_and_gradients(impl, arguments | {name: arguments[name].detach().to(dtype)}, "bpr", True)
 
 
 def cpu_autocast(dtype: torch.dtype = torch.bfloat16) -> torch.autocast:
     return torch.autocast("cpu", dtype=dtype)
 
 
-@forms
+@in_batch_modes
 @impls
 def test_autocast_converts_the_operands_of_matrix_products(impl: str, in_batch: bool) -> None:
     arguments = problem(33, 100, 17, torch.float32) | {"count": torch.full((100,), 2.0)}

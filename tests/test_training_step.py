@@ -39,7 +39,7 @@ def run(name: str, impl: str, *arguments: Any, device: str | torch.device = CPU)
     return step_operator(name, impl, torch.device(device))(*map(to_device, arguments))
 
 
-def everything(device: str, impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def results_of_all_operators(device: str, impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return the results of all operators for small problems on a device, for tests/test_cuda.py."""
     results: list[Tensor] = []
     for widths in ((3, 5), (12, 20)):

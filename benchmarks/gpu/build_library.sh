@@ -37,7 +37,7 @@ nvcc -std=c++17 -O3 -arch=sm_90 benchmarks/gpu/latencies.cu -o "$folder/latencie
 GRU4REC_FAST_REQUIRE_NATIVE=1 python -m pytest -q -p no:cacheprovider -k "not emulated and not compile" \
   tests/test_gru.py tests/test_sampled_loss.py tests/test_ranking.py tests/test_sparse_update.py \
   tests/test_session_batch.py tests/test_negative_sampling.py tests/test_dropout.py tests/test_bpr_triples.py \
-  tests/test_laplacian_propagation.py tests/test_ngcf_layer.py tests/test_fused.py
+  tests/test_laplacian_propagation.py tests/test_ngcf_layer.py tests/test_fused_step.py
 python -m pytest -q -p no:cacheprovider --collect-only tests/test_cuda.py | tail -n 1
 # The tests compiled other libraries into the cache folder; keep only the package's library, _C.so.
 for entry in "$GRU4REC_FAST_CACHE"/*; do [ -e "$entry/_C.so" ] || rm -rf "$entry"; done

@@ -1,5 +1,5 @@
 // The loss over in-batch and sampled negatives with its gradients, on the CPU. Specification:
-// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
+// gru4rec_fast/ops/sampled_loss.py and row_losses.py.
 //
 // The outer loop is over tiles of rows. For each tile, one matrix product computes the scores, the row kernel
 // (sampled_loss/cpu_kernel.inc) replaces them by their gradients, and two products and a column sum compute the

@@ -1,5 +1,5 @@
 // The loss over in-batch and sampled negatives with its gradients, on CUDA. Specification:
-// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
+// gru4rec_fast/ops/sampled_loss.py and row_losses.py.
 //
 // The loop is over chunks of rows. For each chunk, a matrix product by torch computes the scores, one kernel computes
 // the gradients of the scores, and two products and a column sum compute the gradients of `hidden`, `rows` (the item

@@ -1,6 +1,6 @@
 // The two kernels of the sampled loss. score_offsets_kernel computes the offsets that are added to the scores;
 // loss_rows_kernel computes the losses of rows of scores and the gradients of the scores. Specification:
-// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py. sampled_loss/row_losses.cuh computes the losses.
+// gru4rec_fast/ops/sampled_loss.py and row_losses.py. sampled_loss/row_losses.cuh computes the losses.
 #include "common/simt.cuh"
 #include "sampled_loss/row_losses.cuh"
 #include "sampled_loss/sampled_loss.h"

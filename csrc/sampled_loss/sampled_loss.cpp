@@ -1,5 +1,5 @@
 // The operator sampled_loss: checks of arguments and allocation. It computes the loss over in-batch and sampled
-// negatives together with its gradients. Specification: gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py.
+// negatives together with its gradients. Specification: gru4rec_fast/ops/sampled_loss.py and row_losses.py.
 #include "sampled_loss/sampled_loss.h"
 
 #include <ATen/Dispatch.h>
