@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_last_go
 
     def poison() -> None:
         at_bad.update(weights(trainer))
-        trainer.runner.criterion.forward = lambda *arguments: forward(*arguments) * bad  # type: ignore[method-assign]
+        trainer.runner.criterion.forward = lambda *args, **options: forward(*args, **options) * bad  # type: ignore
 
     at_block(trainer, per_epoch + 3, poison)
     where = rf"in epoch 2, mini-batch 3 \(step {per_epoch + 3} of the training\)"
