@@ -304,7 +304,7 @@ def test_recommend_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> N
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
     assert ran.code == 0, ran.err
-    assert ran.err == "skipped: unknown items 2, sessions without a known one 1\n"
+    assert ran.err == "skipped: 2 events of unknown items, 1 sessions without a known item\n"
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     expected = GRU4Rec.load(run_folder / "model.safetensors").recommend([ids[:1], ids], 2)
     assert [answer["session"] for answer in answers] == ["one event", "b"]

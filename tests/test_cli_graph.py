@@ -147,7 +147,7 @@ def test_recommend(folder: Path, tmp_path: Path) -> None:
 
     (tmp_path / "users.txt").write_text("7\n777\n")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")
-    assert ran.code == 0 and "unknown users 1" in ran.err and len(ran.out.splitlines()) == 3
+    assert ran.code == 0 and "skipped: 1 unknown users" in ran.err and len(ran.out.splitlines()) == 3
 
 
 def test_prepare_interactions(folder: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ REFUSED = [
     ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, but the training graph"),
     ("recommend run_lightgcn users.txt --k 41", "k=41: choose 1 to 40"),
     ("recommend run_lightgcn strangers.txt", "line 2: the model was not trained on user 99"),
-    ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the model's are integers"),
+    ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the ids of this model are integers"),
     ("recommend run_lightgcn empty.txt", "names no user"),
     ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "choose fraction=F"),
     (
