@@ -77,7 +77,7 @@ def test_other_parameters_and_data_are_refused(tmp_path: Path) -> None:
     estimator, parameters, new_parameters = MODELS["gru4rec"]
     estimator(**parameters).fit(STORE, out=tmp_path, progress=False)
     as_format_1(tmp_path / "last.safetensors", estimator.file_format, new_parameters)
-    with pytest.raises(CheckpointError, match=r"momentum=0\.1 there, 0\.0 here"):
+    with pytest.raises(CheckpointError, match=r"momentum=0\.1 in the checkpoint, 0\.0 now"):
         estimator(**{**parameters, "momentum": 0}).fit(STORE, out=tmp_path, resume=True)
     other = SessionStore.from_arrays(STORE.items, STORE.offsets, n_items=STORE.n_items)
     with pytest.raises(CheckpointError, match="another catalogue of items"):

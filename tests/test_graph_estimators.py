@@ -445,12 +445,14 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
     model = small(LightGCN)
     with pytest.raises(RuntimeError, match="this LightGCN has no weights yet: call fit"):
         model.recommend([5])
-    with pytest.raises(ValueError, match="patience=2 watches recall@20: give validation="):
+    with pytest.raises(
+        ValueError, match="patience=2 monitors recall@20, which needs validation data: give validation="
+    ):
         small(LightGCN, patience=2).fit(TRAIN)
     with pytest.raises(ValueError, match="resume=True needs out="):
         model.fit(TRAIN, resume=True)
     model.fit(TRAIN, out=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"other parameters: batch_size=64 there, 32 here"):
+    with pytest.raises(CheckpointError, match="other parameters: batch_size=64 in the checkpoint, 32 now"):
         small(LightGCN, batch_size=32).fit(TRAIN, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="was trained on another graph"):
         small(LightGCN).fit(TEST, out=tmp_path, resume=True)

@@ -190,7 +190,7 @@ def test_parameter_strings():
         ("layers=", ValueError, "'layers=' is not name=value"),
         ("seed=1,seed=2", ValueError, "seed is given twice"),
         ("adapt=rmsprop", ValueError, "adapt can only be adagrad here"),
-        ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax or elu-X"),
+        ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax, softmax_logit or elu-X"),
         ("layerz=100", TypeError, "unknown parameter layerz"),
     ],
 )
