@@ -117,8 +117,8 @@ class Estimator(Parameters):
         model = type(self)(**self.get_params())  # set up separately, so that an error leaves this model unchanged
         if model.patience is not None and validation is None and model.monitor != TRAINING_LOSS:
             raise ValueError(
-                f"patience={model.patience} monitors {model.monitor}, which needs validation data: give validation=, or "
-                "set monitor='loss'"
+                f"patience={model.patience} monitors {model.monitor}, which needs validation data: give validation=, "
+                "or set monitor='loss'"
             )
         find_device(model.device)
         checkpoint_path = _path_to_resume(resume, out)
