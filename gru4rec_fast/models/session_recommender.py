@@ -85,7 +85,7 @@ class SessionRecommender:
         """Add events in the given order; a session may occur several times.
 
         Raises:
-            ValueError: an unknown id, unless unknown ids are skipped; lists of different length. Then no event is added.
+            ValueError: an unknown id, unless unknown ids are skipped; lists of different length. No event is added.
         """
         names, ids = list(session_ids), list(item_ids)
         if len(names) != len(ids):
