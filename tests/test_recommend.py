@@ -42,7 +42,7 @@ def expected_best(session: list[int], k: int, excluded: set[int]) -> tuple[list[
 def test_recommend_equals_a_plain_loop(
     sessions: list[list[int]], k: int, batch_size: int, exclude_seen: bool, exclude_listed: bool
 ) -> None:
-    listed = {3, 7} if exclude_listed else set()
+    listed: set[int] = {3, 7} if exclude_listed else set()
     found = recommend(
         NETWORK,
         VOCABULARY,
