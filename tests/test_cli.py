@@ -60,7 +60,7 @@ def test_help_lists_the_commands() -> None:
     assert all(f" {command} " in cli().out for command in COMMANDS)
 
 
-def test_the_installed_command_is_main() -> None:
+def test_pyproject_installs_the_command() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"gru4rec-fast": f"{main.__module__}:{main.__name__}"}
 
@@ -72,13 +72,13 @@ def help_by_option(monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, s
     return {line.split()[0]: " ".join(line.split()) for line in lines}
 
 
-def test_every_parameter_has_its_option_and_shows_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_of_train_shows_every_parameter_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     options = help_by_option(monkeypatch, "train")
     for model, cls in PARAMETERS.items():
         for name, value in cls().to_dict().items():
             text = options[f"--{name.replace('_', '-')}"]
-            owners = [other for other, owner in PARAMETERS.items() if name in owner.names()]
-            if len(owners) < len(PARAMETERS):
+            n_models = sum(name in other.names() for other in PARAMETERS.values())
+            if n_models < len(PARAMETERS):  # then the help names the models that have the parameter
                 assert re.search(rf"\b{model}\b[a-z0-9, ]*: ", text), text
             if value not in (None, False):
                 default = re.escape("/".join(map(str, value)) if isinstance(value, list) else str(value))
@@ -122,17 +122,17 @@ def test_options_string_and_file_have_the_same_effect(logs: Path, tmp_path: Path
     (tmp_path / "values.json").write_text(json.dumps(values))
     toml = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
     (tmp_path / "values.toml").write_text("\n".join(["[parameters]", *toml]))
-    ways = {
+    arguments_by_form = {
         "options": [word for name, value in text.items() for word in (f"--{name.replace('_', '-')}", value)],
         "string": ["-ps", ",".join(f"{name}={value}" for name, value in text.items())],
         "json": ["--params", tmp_path / "values.json"],
         "toml": ["--params", tmp_path / "values.toml"],
     }
     reports = {}
-    for way, arguments in ways.items():
+    for form, arguments in arguments_by_form.items():
         ran = train(logs, *arguments, "--json", tmp_path / "report.json")
         assert ran.code == 0, ran.err
-        reports[way] = read_json(tmp_path / "report.json")
+        reports[form] = read_json(tmp_path / "report.json")
     assert reports["options"]["parameters"] == GRU4RecParameters.create(values).to_dict()
     for report in reports.values():
         assert report["parameters"] == reports["options"]["parameters"]
@@ -150,7 +150,7 @@ def test_options_win_over_the_string_and_the_string_over_the_file(logs: Path, tm
     assert (result["layers"], result["n_sample"], result["batch_size"], result["shuffle"]) == ([16], 8, 4, True)
 
 
-def test_an_option_at_its_default_still_wins(logs: Path, tmp_path: Path) -> None:
+def test_an_option_with_the_default_value_wins_over_the_string(logs: Path, tmp_path: Path) -> None:
     ran = train(logs, "-ps", f"{SMALL},bpreg=2,momentum=0.3", "--momentum", "0.0", "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
     result = read_json(tmp_path / "r.json")["parameters"]
@@ -167,13 +167,13 @@ def test_validation_selects_the_epoch_that_is_tested(logs: Path, tmp_path: Path)
     assert report["metrics"]["mrr@20"] == max(measured)  # the validation sessions are the test sessions here
     assert f"best epoch by mrr@20 is {report['model_of_epoch']} of 4" in ran.err
 
-    untested = cli("train", logs / "train.tsv", "--threads", "1", *arguments, "--json", tmp_path / "u.json")
-    assert untested.code == 0, untested.err
+    ran = cli("train", logs / "train.tsv", "--threads", "1", *arguments, "--json", tmp_path / "u.json")
+    assert ran.code == 0, ran.err
     assert read_json(tmp_path / "u.json")["metrics"]["mrr@20"] == max(measured)
 
 
-def test_resumed_without_validation_the_model_is_the_last(logs: Path, tmp_path: Path) -> None:
-    """The best of the validated epochs is not the best of all epochs."""
+def test_resuming_without_validation_saves_the_last_model(logs: Path, tmp_path: Path) -> None:
+    """The best of the validated epochs need not be the best of all epochs."""
     arguments = ["-ps", SMALL, "--out", tmp_path / "run"]
     assert train(logs, *arguments, "--n-epochs", "1", "--validation", logs / "test.tsv").code == 0
     ran = train(logs, *arguments, "--n-epochs", "3", "--resume")
@@ -183,7 +183,7 @@ def test_resumed_without_validation_the_model_is_the_last(logs: Path, tmp_path: 
     assert model.history == latest.history and len(model.history) == 3
 
 
-def test_trained_into_a_used_folder(logs: Path, tmp_path: Path) -> None:
+def test_training_in_the_folder_of_an_earlier_training(logs: Path, tmp_path: Path) -> None:
     """The files of the earlier training are moved together, when the first checkpoint of the new one is complete."""
 
     def files(folder: Path) -> dict[str, bytes]:
@@ -203,7 +203,7 @@ def test_trained_into_a_used_folder(logs: Path, tmp_path: Path) -> None:
     assert read_json(tmp_path / "run/report.json")["parameters"]["seed"] == 5
 
 
-def test_a_finished_training_resumed_says_so(run_folder: Path, logs: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_training_prints_a_note(run_folder: Path, logs: Path, tmp_path: Path) -> None:
     arguments = ["-ps", SMALL, "--n-epochs", "1", "--out", tmp_path / "run"]
     assert train(logs, *arguments).code == 0
     again = train(logs, *arguments, "--resume")
@@ -214,7 +214,7 @@ def test_a_finished_training_resumed_says_so(run_folder: Path, logs: Path, tmp_p
     )
 
 
-def test_training_in_a_pipe_is_plain_lines(run_folder: Path, logs: Path) -> None:
+def test_training_prints_plain_lines_to_a_pipe(run_folder: Path, logs: Path) -> None:
     ran = train(logs, "-ps", SMALL, "--baselines")
     assert ran.code == 0
     assert not ran.control_characters()
@@ -222,7 +222,7 @@ def test_training_in_a_pipe_is_plain_lines(run_folder: Path, logs: Path) -> None
     assert ran.out.split()[:4] == ["metric", "model", "popularity", "random"]
 
 
-def test_skipped_sessions_are_counted(tmp_path: Path) -> None:
+def test_a_warning_counts_the_skipped_sessions(tmp_path: Path) -> None:
     rows = ["SessionId,ItemId,Time", "9,1,0", *(f"{session},{item},{item}" for session in (1, 2, 3) for item in (1, 2))]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     ran = cli("train", tmp_path / "log.csv", "-ps", "layers=4,batch_size=2,n_sample=2,n_epochs=1")
@@ -230,7 +230,7 @@ def test_skipped_sessions_are_counted(tmp_path: Path) -> None:
     assert "warning: 1 of 4 sessions have fewer than two events and are skipped" in ran.err.splitlines()
 
 
-def test_evaluate_agrees_with_train(logs: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_evaluate_gives_the_metrics_of_train(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("evaluate", run_folder, logs / "test.tsv", "--cutoffs", "5,20", "--baselines", "--json", tmp_path / "e")
     assert ran.code == 0, ran.err
     result, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
@@ -241,12 +241,12 @@ def test_evaluate_agrees_with_train(logs: Path, run_folder: Path, tmp_path: Path
     assert table["recall@20"][0] == f"{trained['metrics']['recall@20']:.4f}"
 
 
-def test_tie_modes_are_passed_on(logs: Path, run_folder: Path) -> None:
+def test_ties_option(logs: Path, run_folder: Path) -> None:
     for mode in ("standard", "median"):
         assert f"{mode} ties" in cli("evaluate", run_folder, logs / "test.tsv", "--ties", mode).out
 
 
-def test_recommend_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_recommend_for_the_sessions_of_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("recommend", run_folder / "model.safetensors", logs / "test.tsv", "--k", "3", "--exclude-seen")
     assert ran.code == 0, ran.err
     header, *rows = [line.split("\t") for line in ran.out.splitlines()]
@@ -276,9 +276,7 @@ def test_a_session_with_fewer_than_k_items_left_gets_fewer_rows(run_folder: Path
     assert rows == [["few", "1"], ["few", "2"], *(["many", str(rank)] for rank in range(1, 6))]
 
 
-def test_device_and_kernels_come_from_the_command(
-    logs: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_impl_option_of_evaluate_and_recommend(logs: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impls: list[str] = []
     load = GRU4Rec.load
 
@@ -294,7 +292,7 @@ def test_device_and_kernels_come_from_the_command(
     assert "gru4rec-fast info" in " ".join(cli("evaluate", "--help").out.split())
 
 
-def test_recommend_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids[:3].tolist()
     sessions = [
         {"session": "one event", "items": ids[:1]},
@@ -307,7 +305,7 @@ def test_recommend_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> N
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
     assert ran.code == 0, ran.err
-    assert ran.err == "skipped: unknown items 2, sessions without a known one 1\n"
+    assert ran.err == "skipped: 2 events of unknown items, 1 sessions without a known item\n"
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     expected = GRU4Rec.load(run_folder / "model.safetensors").recommend([ids[:1], ids], 2)
     assert [answer["session"] for answer in answers] == ["one event", "b"]
@@ -325,9 +323,9 @@ def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
         store = SessionStore.open(tmp_path / "data" / name)
         assert f"{tmp_path / 'data' / name}: {store.n_sessions:,} sessions" in ran.out
         assert np.diff(store.offsets).min() >= 3
-        first = store.offsets[1:-1]  # of every session but the first: the event before it is another session's
-        repeated = store.items[1:] == store.items[:-1]
-        assert not np.delete(repeated, first - 1).any()
+        is_repeat = store.items[1:] == store.items[:-1]
+        session_starts = store.offsets[1:-1]  # an event there may repeat the last item of the previous session
+        assert not np.delete(is_repeat, session_starts - 1).any()
     assert SessionStore.open(tmp_path / "data" / "train").support.min() > 0
     ran = cli("train", tmp_path / "data/train", "--test", tmp_path / "data/test", "-ps", SMALL)
     assert ran.code == 0, ran.err
@@ -340,10 +338,10 @@ def test_other_columns_and_separators(logs: Path, tmp_path: Path) -> None:
     keys = ["--session-key", "visit", "--item-key", "sku", "--time-key", "at", "--separator", "#"]
     ran = cli("train", tmp_path / "log.txt", "-ps", SMALL, *keys, "--json", tmp_path / "r.json")
     assert ran.code == 0, ran.err
-    same = train(logs, "-ps", SMALL, "--separator", "tab", "--json", tmp_path / "s.json")
-    assert same.code == 0, same.err
-    losses = [[epoch["loss"] for epoch in read_json(tmp_path / name)["epochs"]] for name in ("r.json", "s.json")]
-    assert losses[0] == losses[1]
+    ran = train(logs, "-ps", SMALL, "--separator", "tab", "--json", tmp_path / "expected.json")
+    assert ran.code == 0, ran.err
+    report, expected = (read_json(tmp_path / name) for name in ("r.json", "expected.json"))
+    assert [epoch["loss"] for epoch in report["epochs"]] == [epoch["loss"] for epoch in expected["epochs"]]
 
 
 def test_info() -> None:

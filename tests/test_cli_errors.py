@@ -1,4 +1,4 @@
-"""Errors of gru4rec-fast: one line, an exit code, and no loss of data."""
+"""Errors of gru4rec-fast: their messages of one line, their exit codes, and that no file is lost or changed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gru4rec_fast.cli import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.tsv, test.tsv, a model, and files that are wrong."""
+    """A folder with train.tsv, test.tsv, a trained model in run, and files with errors."""
     folder = tmp_path_factory.mktemp("errors")
     write_logs(folder)
     (folder / "empty.tsv").write_text("")
-    (folder / "notime.tsv").write_text("SessionId\tItemId\tTime\n1\t2\tnoon-ish\n")
-    (folder / "single.tsv").write_text("SessionId\tItemId\tTime\n1\t2\t3\n2\t2\t3\n")
+    (folder / "bad_time.tsv").write_text("SessionId\tItemId\tTime\n1\t2\tnoon-ish\n")
+    (folder / "one_event_sessions.tsv").write_text("SessionId\tItemId\tTime\n1\t2\t3\n2\t2\t3\n")
     (folder / "bad.jsonl").write_text('{"session": 1, "items": [1]}\n{"session": 2}\n')
     (folder / "strings.jsonl").write_text('{"session": 1, "items": ["a"]}\n')
     (folder / "bad.toml").write_text("layers = [")
@@ -34,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# A command, its arguments (names of files are completed with the folder above), and a part of the line on stderr.
-REFUSED = [
+# Command, arguments (file names are in the folder above), and a part of the error message.
+WRONG_COMMANDS = [
     ("", "nosuch", "No such command 'nosuch'"),
     ("train", "", "Missing argument"),
     ("train", "train.tsv --layer 10", "--layers"),
@@ -64,8 +64,8 @@ REFUSED = [
     ("train", "train.tsv --patience 2", "give validation="),
     ("train", "none.tsv", "none.tsv: there is no such file"),
     ("train", "empty.tsv", "empty.tsv is empty"),
-    ("train", "notime.tsv", "noon-ish"),
-    ("train", "single.tsv", "none of the 2 sessions has two events"),
+    ("train", "bad_time.tsv", "noon-ish"),
+    ("train", "one_event_sessions.tsv", "none of the 2 sessions has two events"),
     ("train", "train.tsv --item-key Product", "no column 'Product'"),
     ("train", "run", "run is no session store"),
     ("train", "train.tsv --resume --out nowhere", "nowhere/last.safetensors"),
@@ -89,14 +89,18 @@ REFUSED = [
 ]
 
 
-def _names_a_file(word: str) -> bool:
+def _is_file_name(word: str) -> bool:
     return word in ("run", "nowhere") or Path(word).suffix in (".tsv", ".toml", ".jsonl", ".safetensors", ".out")
 
 
-@pytest.mark.parametrize(("command", "rest", "message"), REFUSED, ids=[f"{c} {rest}" for c, rest, _ in REFUSED])
-def test_refused_in_one_line(folder: Path, command: str, rest: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "rest", "message"), WRONG_COMMANDS, ids=[f"{c} {rest}" for c, rest, _ in WRONG_COMMANDS]
+)
+def test_wrong_arguments_and_files_are_an_error_of_one_line(
+    folder: Path, command: str, rest: str, message: str
+) -> None:
     files = sorted(folder.iterdir())
-    words = [folder / word if _names_a_file(word) else word for word in [command, *rest.split()] if word]
+    words = [folder / word if _is_file_name(word) else word for word in [command, *rest.split()] if word]
     ran = cli(*words)
     assert ran.code == 2
     assert message in ran.error
@@ -113,7 +117,7 @@ def test_a_json_file_that_cannot_be_written_is_an_error_before_training(folder: 
     assert ran.code == 2 and ran.error.startswith("error: /proc/report.json cannot be written: ")
 
 
-def test_a_folder_that_another_training_writes_to(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, tmp_path: Path) -> None:
     command = [folder / "train.tsv", "-ps", SMALL, "--n-epochs", "10000", "--threads", "1", "--out", tmp_path / "run"]
     process = start("train", *command)
     assert process.stderr is not None
@@ -132,13 +136,13 @@ def test_a_folder_that_another_training_writes_to(folder: Path, tmp_path: Path) 
     assert cli("evaluate", tmp_path / "run/last.safetensors", folder / "test.tsv").code == 0
 
 
-def test_debug_shows_where(folder: Path) -> None:
+def test_debug_raises_the_exception(folder: Path) -> None:
     for arguments in (["--debug", "evaluate"], ["evaluate", "--debug"]):
         with pytest.raises(FileNotFoundError):
             main([*arguments, str(folder / "none.safetensors"), str(folder / "test.tsv")])
 
 
-def test_a_bug_has_a_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise KeyError("a bug")
 
@@ -150,11 +154,11 @@ def test_a_bug_has_a_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_divergence_has_its_own_exit_code(folder: Path) -> None:
     ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--learning-rate", "1e38", "--out", folder / "diverged")
     assert ran.code == 3
-    assert not (folder / "diverged").exists(), "nothing to save"
+    assert not (folder / "diverged").exists(), "there was nothing to save"
     assert "the loss is" in ran.error and "epoch 1" in ran.error
 
 
-def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_resume_gives_the_same_bits(folder: Path, tmp_path: Path) -> None:
     common = ["train", folder / "train.tsv", "-ps", SMALL, "--threads", "1"]
     process = start(*common, "--n-epochs", "10000", "--out", tmp_path / "run")
     assert process.stderr is not None
@@ -167,26 +171,27 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(folder: Path, tmp_path
     assert err.splitlines()[-1].startswith("interrupted: training interrupted")
     assert err.splitlines()[-1].endswith("resume with the same out folder: the same command with --resume")
 
-    done = cli(
-        *common, "--n-epochs", "1", "--out", tmp_path / "run", "--resume"
-    )  # no further: it only reads the report
+    # With n_epochs=1 the resumed command trains no further, and writes a report with the number of finished epochs.
+    done = cli(*common, "--n-epochs", "1", "--out", tmp_path / "run", "--resume")
     assert done.code == 0, done.err
-    epochs = len(json.loads((tmp_path / "run/report.json").read_text())["epochs"]) + 2
-    resumed = cli(*common, "--n-epochs", str(epochs), "--out", tmp_path / "run", "--resume")
+    n_epochs = len(json.loads((tmp_path / "run/report.json").read_text())["epochs"]) + 2
+    resumed = cli(*common, "--n-epochs", str(n_epochs), "--out", tmp_path / "run", "--resume")
     assert resumed.code == 0, resumed.err
-    straight = cli(*common, "--n-epochs", str(epochs), "--out", tmp_path / "straight")
-    assert straight.code == 0, straight.err
+    uninterrupted = cli(*common, "--n-epochs", str(n_epochs), "--out", tmp_path / "uninterrupted")
+    assert uninterrupted.code == 0, uninterrupted.err
     losses = [
         [epoch["loss"] for epoch in json.loads((tmp_path / name / "report.json").read_text())["epochs"]]
-        for name in ("run", "straight")
+        for name in ("run", "uninterrupted")
     ]
-    assert losses[0] == losses[1] and len(losses[0]) == epochs
-    resumed_model, straight_model = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "straight"))
-    assert resumed_model.keys() == straight_model.keys()
-    assert all(torch.equal(resumed_model[name], tensor) for name, tensor in straight_model.items())
+    assert losses[0] == losses[1] and len(losses[0]) == n_epochs
+    resumed_model, uninterrupted_model = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("run", "uninterrupted")
+    )
+    assert resumed_model.keys() == uninterrupted_model.keys()
+    assert all(torch.equal(resumed_model[name], tensor) for name, tensor in uninterrupted_model.items())
 
 
-def test_a_closed_pipe_is_no_error(folder: Path) -> None:
+def test_a_closed_pipe_prints_no_error(folder: Path) -> None:
     process = start("recommend", folder / "run", folder / "train.tsv", "--k", "60")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("SessionId")
@@ -196,19 +201,10 @@ def test_a_closed_pipe_is_no_error(folder: Path) -> None:
     assert err.splitlines() == [f"{folder / 'train.tsv'}: 500 sessions, 3,149 events, 60 items"]
 
 
-def test_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
-    """Outputs that are pipes carry no control characters, and exit codes reach the shell."""
-    arguments = [
-        "train",
-        folder / "train.tsv",
-        "--test",
-        folder / "test.tsv",
-        "-ps",
-        SMALL,
-        "--json",
-        tmp_path / "r.json",
-    ]
-    process = start(*arguments)
+def test_output_and_exit_code_of_a_process(folder: Path, tmp_path: Path) -> None:
+    """Output to a pipe has no control characters, and the process returns the exit code."""
+    logs = [folder / "train.tsv", "--test", folder / "test.tsv"]
+    process = start("train", *logs, "-ps", SMALL, "--json", tmp_path / "r.json")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert set(out + err) <= {"\n", *map(chr, range(32, 127))}
@@ -218,7 +214,7 @@ def test_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert process.returncode == 2
 
 
-def test_importing_the_command_line_imports_nothing_for_it() -> None:
+def test_importing_the_command_line_imports_no_heavy_module() -> None:
     code = f"import sys; sys.path[:] = {sys.path!r}\nimport gru4rec_fast.cli\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"typer", "rich", "torch", "numpy"} & set(done.stdout.split())

@@ -20,41 +20,41 @@ def transitions(events: dict[str, np.ndarray]) -> np.ndarray:
     return pairs[events["SessionId"][:-1] == events["SessionId"][1:]]
 
 
-def test_events_have_the_documented_form() -> None:
+def test_lengths_items_and_times_of_events() -> None:
     events = markov_events(2000, 50, mean_length=5, seed=3)
     lengths = np.bincount(events["SessionId"])[1:]
     assert len(lengths) == 2000 and lengths.min() == 2
-    # A geometric number of mean 4 has variance 12: five standard errors.
+    # A length is 1 plus a geometric number with mean 4 and variance 12. The tolerance is five standard errors.
     assert abs(lengths.mean() - 5) < 5 * np.sqrt(12 / 2000)
     assert all(column.dtype == np.int64 for column in events.values())
     assert events["ItemId"].min() >= 1 and events["ItemId"].max() <= 50
-    inside = events["SessionId"][:-1] == events["SessionId"][1:]
-    assert (np.diff(events["Time"])[inside] == EVENT_INTERVAL_S).all()
+    same_session = events["SessionId"][:-1] == events["SessionId"][1:]
+    assert (np.diff(events["Time"])[same_session] == EVENT_INTERVAL_S).all()
 
 
-def test_same_seed_same_events() -> None:
-    first, again, other = (markov_events(50, 20, seed=seed) for seed in (1, 1, 2))
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert not np.array_equal(first["ItemId"], other["ItemId"])
+def test_the_seed_determines_the_events() -> None:
+    events, same_seed, other = (markov_events(50, 20, seed=seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(events[name], same_seed[name]) for name in events)
+    assert not np.array_equal(events["ItemId"], other["ItemId"])
 
 
-def test_popularity_is_zipf() -> None:
+def test_popularity_follows_zipf() -> None:
     events = markov_events(20_000, 30, p_follow=0, zipf_exponent=1.2, seed=5)
     counts = np.sort(np.bincount(events["ItemId"], minlength=31)[1:])[::-1]
     expected = np.arange(1, 31) ** -1.2
     assert chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-3
 
 
-def test_items_follow_items() -> None:
-    followers = {}
+def test_an_item_has_n_successors() -> None:
+    n_followers = {}  # by p_follow: number of distinct items that follow each item
     for p_follow in (0.0, 1.0):
         pairs = np.unique(transitions(markov_events(5000, 40, n_successors=3, p_follow=p_follow, seed=7)), axis=0)
-        followers[p_follow] = np.bincount(pairs[:, 0], minlength=41)[1:]
-    assert followers[1.0].max() == 3
-    assert followers[0.0].min() > 10
+        n_followers[p_follow] = np.bincount(pairs[:, 0], minlength=41)[1:]
+    assert n_followers[1.0].max() == 3
+    assert n_followers[0.0].min() > 10
 
 
-def test_parts_follow_each_other_in_time() -> None:
+def test_parts_are_ordered_by_time() -> None:
     train, validation, test = markov_sessions(500, 40, parts=(0.8, 0.1, 0.1), seed=2)
     assert (train.n_sessions, validation.n_sessions, test.n_sessions) == (400, 50, 50)
     assert train.vocabulary == validation.vocabulary == test.vocabulary
@@ -74,7 +74,7 @@ def test_parts_follow_each_other_in_time() -> None:
         ({"n_sessions": 3, "parts": (0.99, 0.01)}, "each part must get at least one"),
     ],
 )
-def test_impossible_sessions_are_refused(arguments: dict[str, float], message: str) -> None:
+def test_arguments_out_of_range_are_errors(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         markov_sessions(**{"n_sessions": 10, **arguments})
 
@@ -87,24 +87,24 @@ def test_the_demo_beats_popularity(tmp_path: Path) -> None:
     assert header.split() == ["metric", "model", "popularity", "random"]
     table = {row.split()[0]: [float(value) for value in row.split()[1:]] for row in rows[:2]}
     assert list(table) == ["recall@20", "mrr@20"]
-    for model, popularity, chance in table.values():
-        assert model > 1.5 * popularity > 3 * chance
+    for model, popularity, random in table.values():
+        assert model > 1.5 * popularity > 3 * random
     curves = tmp_path / "demo/curves.png"
     assert f"training curves: {curves}" in ran.out
     assert curves.read_bytes().startswith(b"\x89PNG") and curves.stat().st_size > 10_000
     assert ran.err.count("epoch ") == 2
 
-    again = cli("demo", "--out", tmp_path / "demo", "--sessions", "4000", "--epochs", "2")
+    second = cli("demo", "--out", tmp_path / "demo", "--sessions", "4000", "--epochs", "2")
     assert (tmp_path / "demo/previous/model.safetensors").exists()
-    assert again.out.splitlines()[:3] == ran.out.splitlines()[:3]
+    assert second.out.splitlines()[:3] == ran.out.splitlines()[:3]
 
 
-def test_the_command_that_the_demo_suggests_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_that_the_demo_suggests_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ran = cli("demo", "--sessions", "300", "--epochs", "1")
     assert ran.code == 0, ran.err
     (suggestion,) = [line for line in ran.out.splitlines() if line.startswith("next: gru4rec-fast ")]
-    following = cli(*suggestion.removeprefix("next: gru4rec-fast ").split())
-    assert following.code == 0, following.err
+    suggested = cli(*suggestion.removeprefix("next: gru4rec-fast ").split())
+    assert suggested.code == 0, suggested.err
     rows = Path("recommended.tsv").read_text().splitlines()
     assert len(rows) == 1 + 5 * SessionStore.open("demo_run/test").n_sessions

@@ -1,4 +1,4 @@
-"""GRU4Rec the estimator: fitting in every mode, evaluating, saving, loading, resuming, bad input."""
+"""The estimator GRU4Rec: fitting in every mode, evaluating, saving, loading, resuming, bad input."""
 
 import inspect
 import json
@@ -23,7 +23,7 @@ from gru4rec_fast.training.folder_lock import exclusive
 
 SMALL = {"layers": [16], "batch_size": 8, "n_sample": 32, "n_epochs": 1, "learning_rate": 0.1}
 
-STORE = markov_store()
+STORE = markov_store()  # other seeds give held-out sessions of the same kind
 
 
 def small(**parameters: Any) -> GRU4Rec:
@@ -31,7 +31,7 @@ def small(**parameters: Any) -> GRU4Rec:
 
 
 def as_table(store: SessionStore) -> pd.DataFrame:
-    """The log a store would come from, in the published column names."""
+    """Return the events of a store as a table with the default column names."""
     sessions = np.repeat(store.session_ids, np.diff(store.offsets))
     ids = store.vocabulary.ids[store.items]
     return pd.DataFrame({"SessionId": sessions, "ItemId": np.asarray(ids), "Time": np.arange(store.n_events)})
@@ -42,9 +42,9 @@ def fitted() -> GRU4Rec:
     return small(n_epochs=8, logq=1.0).fit(STORE, progress=False)
 
 
-def test_it_learns_and_beats_popularity(fitted: GRU4Rec):
+def test_a_trained_model_beats_popularity(fitted: GRU4Rec):
     report = fitted.evaluate(markov_store(seed=1), cutoffs=(1, 5), baselines=True)
-    assert report.metrics["recall@1"] > 0.6, "the most likely follower is right four times in five"
+    assert report.metrics["recall@1"] > 0.6, "the most likely next item is right in 80 % of the cases"
     assert report.metrics["recall@5"] > 2 * report.baselines["popularity"]["recall@5"]
     losses = [record["loss"] for record in fitted.history]
     assert len(losses) == 8 and losses[-1] < 0.75 * losses[0]
@@ -76,7 +76,7 @@ def test_every_loss_learns(loss: str):
     ],
     ids=str,
 )
-def test_every_mode_learns_and_survives_a_round_trip(tmp_path: Path, parameters: dict[str, Any]):
+def test_every_mode_learns_and_can_be_saved_and_loaded(tmp_path: Path, parameters: dict[str, Any]):
     model = small(n_epochs=4, **parameters).fit(STORE, progress=False)
     report = model.evaluate(markov_store(seed=1), cutoffs=(5,), baselines=True)
     assert report.metrics["recall@5"] > 1.5 * report.baselines["popularity"]["recall@5"]
@@ -113,7 +113,7 @@ def test_a_loaded_model_needs_no_training_data(tmp_path: Path, ids: str):
     assert again.get_params() == model.get_params()
 
 
-def test_data_in_every_form_gives_the_same_model(tmp_path: Path):
+def test_every_form_of_data_gives_the_same_model(tmp_path: Path):
     table = as_table(STORE)
     table.to_csv(tmp_path / "log.tsv", sep="\t", index=False)
     from_table = small().fit(table, progress=False)
@@ -130,11 +130,11 @@ def test_data_in_every_form_gives_the_same_model(tmp_path: Path):
 
 
 def clone(model: Any) -> Any:
-    """What sklearn.base.clone does, with its check that the constructor stores each value as it is."""
-    given = {name: deepcopy(value) for name, value in model.get_params(deep=False).items()}
-    copied = type(model)(**given)
+    """Copy a model as sklearn.base.clone does, with its check that the constructor stores the same objects."""
+    parameters = {name: deepcopy(value) for name, value in model.get_params(deep=False).items()}
+    copied = type(model)(**parameters)
     for name, value in copied.get_params(deep=False).items():
-        assert value is given[name], name
+        assert value is parameters[name], name
     return copied
 
 
@@ -165,16 +165,16 @@ def test_parameters_are_attributes_and_keyword_arguments():
 
 
 @pytest.mark.parametrize("change", [{"n_epochs": 0}, {"batch_size": "x"}, {"logq": 1}, {"layer": 5}], ids=str)
-def test_refused_parameters_change_nothing(change: dict[str, Any]):
+def test_set_params_with_an_error_changes_no_parameter(change: dict[str, Any]):
     model = small(loss="bpr-max")
-    earlier = model.get_params()
+    parameters = model.get_params()
     with pytest.raises((TypeError, ValueError), match=next(iter(change))):
         model.set_params(layers=[5], **change)
-    assert all(value is earlier[name] for name, value in model.get_params().items())
+    assert all(value is parameters[name] for name, value in model.get_params().items())
 
 
 def test_a_grid_search(fitted: GRU4Rec):
-    """As scikit-learn does: clone, set_params, fit and score for every point of a grid."""
+    """Clone, set_params, fit and score for every point of a grid, as scikit-learn does."""
     base, scores = small(n_epochs=2), {}
     for learning_rate in (1e-6, 0.1):
         model = clone(base).set_params(learning_rate=learning_rate)
@@ -187,14 +187,14 @@ def test_a_grid_search(fitted: GRU4Rec):
 def test_parameters_set_after_a_fit_do_not_change_its_file(tmp_path: Path):
     model = small().fit(STORE, progress=False)
     sessions = [[5, 15]]
-    before = model.recommend(sessions, 3)
+    expected = model.recommend(sessions, 3)
     model.set_params(layers=[99])
     loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.layers == (16,)
-    np.testing.assert_array_equal(loaded.recommend(sessions, 3).scores, before.scores)
+    np.testing.assert_array_equal(loaded.recommend(sessions, 3).scores, expected.scores)
 
 
-def test_a_wrong_column_is_an_error(fitted: GRU4Rec):
+def test_an_unknown_column_argument_is_an_error(fitted: GRU4Rec):
     for call in (small().fit, fitted.evaluate):
         with pytest.raises(TypeError, match="unexpected keyword argument 'user_key'"):
             call(STORE, user_key="UserId")  # type: ignore[operator]
@@ -207,31 +207,31 @@ def test_items_unseen_in_training_are_dropped_and_counted(fitted: GRU4Rec):
     assert sum(report.dropped.values()) >= 3
 
 
-def test_same_seed_same_model_other_seed_another():
+def test_the_seed_determines_the_model():
     losses = [small(seed=seed, dropout_p_embed=0.2).fit(STORE, progress=False).history[0]["loss"] for seed in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_fewer_sessions_than_lanes():
+def test_batch_size_may_exceed_the_number_of_sessions():
     store = markov_store(n_sessions=5)
     model = small(batch_size=64).fit(store, progress=False)
     assert model.history[0]["events"] == store.n_targets
     assert model.history[0]["mini_batches"] == int(np.diff(store.offsets).max()) - 1
 
 
-def test_more_samples_than_items():
+def test_n_sample_may_exceed_the_number_of_items():
     model = small(n_sample=500).fit(STORE, progress=False)
     assert model.history[0]["events"] == STORE.n_targets
 
 
-def test_an_item_of_the_catalogue_that_the_log_lacks_does_no_harm():
+def test_items_without_occurrences_in_the_log_are_allowed():
     store = markov_store(n_items=20, vocabulary=Vocabulary(np.arange(40)))
     assert (store.support == 0).sum() == 20
     model = small(logq=1.0, sample_alpha=0.0).fit(store, progress=False)
     assert np.isfinite(model.history[0]["loss"])
 
 
-def test_one_event_sessions_only():
+def test_a_log_with_only_one_event_per_session_is_an_error():
     log = pd.DataFrame({"SessionId": range(20), "ItemId": range(20), "Time": range(20)})
     with pytest.raises(ValueError, match="two events"):
         small().fit(log, progress=False)
@@ -243,9 +243,9 @@ def test_validation_and_report(tmp_path: Path):
     )
     assert [list(record["validation"]) for record in model.history] == [["recall@5", "mrr@5", "ndcg@5"]] * 2
     best = GRU4Rec.load(tmp_path / "best.safetensors")
-    picked = max(model.history, key=lambda record: record["validation"]["ndcg@5"])
-    assert best.history[-1] == picked
-    assert best.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics["ndcg@5"] == picked["validation"]["ndcg@5"]
+    best_record = max(model.history, key=lambda record: record["validation"]["ndcg@5"])
+    assert best.history[-1] == best_record
+    assert best.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics["ndcg@5"] == best_record["validation"]["ndcg@5"]
     report = json.loads(json.dumps(model.report()))
     assert report["peak_memory_bytes"] == model.peak_memory_bytes
     assert report["metrics"] == model.history[-1]["validation"]
@@ -255,7 +255,7 @@ def test_validation_and_report(tmp_path: Path):
     assert model.report(evaluation)["metrics"] == evaluation.metrics
 
 
-def test_resume_is_bit_for_bit_and_checked(tmp_path: Path):
+def test_a_resumed_training_gives_the_same_bits_and_checks_its_checkpoint(tmp_path: Path):
     arguments = {"momentum": 0.1, "dropout_p_hidden": 0.2, "shuffle": True}
     whole = small(n_epochs=3, **arguments).fit(STORE, progress=False)
     small(n_epochs=1, **arguments).fit(STORE, out=tmp_path, progress=False)
@@ -265,7 +265,7 @@ def test_resume_is_bit_for_bit_and_checked(tmp_path: Path):
         assert torch.equal(tensor, resumed.network.state_dict()[name])
     assert [record["loss"] for record in whole.history] == [record["loss"] for record in resumed.history]
 
-    with pytest.raises(CheckpointError, match=r"learning_rate=0\.1 there, 0\.2 here, momentum=0\.1 there, 0\.0 here"):
+    with pytest.raises(CheckpointError, match=r"learning_rate=0\.1 in the checkpoint, 0\.2 now, momentum=0\.1 in the"):
         small(**{**arguments, "learning_rate": 0.2, "momentum": 0.0}).fit(STORE, resume=tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match="another catalogue of items"):
         small(**arguments).fit(markov_store(n_items=31), out=tmp_path, resume=True)
@@ -282,61 +282,63 @@ def test_resume_is_bit_for_bit_and_checked(tmp_path: Path):
         small().fit(STORE, out=tmp_path / "elsewhere", resume=True)
 
 
-def test_the_peak_memory_of_a_fit_is_that_of_its_arrays():
+def test_peak_memory_counts_the_arrays_of_the_training():
     model = small(layers=[2000], batch_size=4).fit(markov_store(n_sessions=4), progress=False)
     assert model.network is not None
-    recurrent = model.network.gru.layers[
-        0
-    ].weight_hh  # 48 MB: an allocation of its own, not memory that was freed before
-    assert 2 * recurrent.nbytes < model.peak_memory_bytes < 2**30
+    # 48 MB: so large that it is a new allocation. Memory that was freed before the fit would not increase the peak.
+    recurrent_weights = model.network.gru.layers[0].weight_hh
+    # The weights and Adagrad's accumulator.
+    assert 2 * recurrent_weights.nbytes < model.peak_memory_bytes < 2**30
 
 
 @pytest.mark.parametrize(
-    "why", ["resume missing", "other parameters", "other data", "bad schedule", "in use", "log missing"]
+    "cause", ["checkpoint missing", "other parameters", "other data", "bad schedule", "folder in use", "log missing"]
 )
-def test_a_fit_that_fails_before_training_leaves_the_earlier_model_as_it_was(tmp_path: Path, why: str):
+def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Path, cause: str):
     model = small().fit(STORE, out=tmp_path / "run", progress=False)
-    sessions, before = [[5, 15]], model.recommend([[5, 15]], k=3)
-    was = (model.network, model.vocabulary, model.support, model.history)
+    expected = model.recommend([[5, 15]], k=3)
+    attributes = ("network", "vocabulary", "support", "history")
+    original_values = [getattr(model, name) for name in attributes]
     data: Any = markov_store(n_items=40)
     arguments: dict[str, Any] = {"out": tmp_path / "run", "resume": True}
     error: type[Exception] = CheckpointError
     with ExitStack() as stack:
-        if why == "resume missing":
+        if cause == "checkpoint missing":
             arguments, error = {"resume": tmp_path / "none.safetensors"}, FileNotFoundError
-        elif why == "other parameters":
+        elif cause == "other parameters":
             data = STORE
             model.set_params(momentum=0.5)
-        elif why == "bad schedule":
+        elif cause == "bad schedule":
             arguments, error = {}, ValueError
             model.set_params(lr_scheduler="step", lr_scheduler_options={"color": "red"})
-        elif why == "in use":
+        elif cause == "folder in use":  # another thread has locked the folder
             thread = stack.enter_context(ThreadPoolExecutor(1))
-            holder = exclusive(tmp_path / "run")
-            thread.submit(holder.__enter__).result()
-            stack.callback(lambda: thread.submit(holder.__exit__, None, None, None).result())
+            lock = exclusive(tmp_path / "run")
+            thread.submit(lock.__enter__).result()
+            stack.callback(lambda: thread.submit(lock.__exit__, None, None, None).result())
             error = OSError
-        elif why == "log missing":
+        elif cause == "log missing":
             data, error = tmp_path / "none.tsv", FileNotFoundError
         with pytest.raises(error):
             model.fit(data, progress=False, **arguments)
-    assert all(
-        now is then
-        for now, then in zip((model.network, model.vocabulary, model.support, model.history), was, strict=True)
-    )
-    after = model.recommend(sessions, k=3)
-    assert after.items.tolist() == before.items.tolist() and np.array_equal(after.scores, before.scores)
+    for name, value in zip(attributes, original_values, strict=True):
+        assert getattr(model, name) is value, name
+    recommended = model.recommend([[5, 15]], k=3)
+    assert recommended.items.tolist() == expected.items.tolist()
+    assert np.array_equal(recommended.scores, expected.scores)
     assert GRU4Rec.load(model.save(tmp_path / "m.safetensors")).vocabulary == STORE.vocabulary
 
 
-def test_the_best_epoch_is_that_of_a_training_that_picks_one(tmp_path: Path):
+def test_best_epoch_is_set_if_the_training_selects_one(tmp_path: Path):
     model = small(n_epochs=2).fit(STORE, validation=markov_store(seed=1), out=tmp_path, progress=False)
     assert model.best_epoch in (1, 2)
     assert small(n_epochs=3).fit(STORE, out=tmp_path, resume=True, progress=False).best_epoch is None
     assert small(monitor="loss").fit(STORE, progress=False).best_epoch == 1
 
 
-def test_how_a_model_runs_is_not_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_device_and_impl_are_not_in_the_file_and_impl_can_be_chosen_per_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model = small(impl="reference").fit(STORE, progress=False)
     path = model.save(tmp_path / "model.safetensors")
     assert GRU4Rec.load(path).impl == "auto"
@@ -345,45 +347,45 @@ def test_how_a_model_runs_is_not_in_its_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="impl='fast'"):
         GRU4Rec.load(path, impl="fast")
 
-    asked: list[set[str]] = []
+    impls_of_calls: list[set[str]] = []  # implementations of the function and of the network's modules in each call
 
-    def note(name: str) -> None:
-        inner = getattr(gru4rec, name)
+    def record_impls(name: str) -> None:
+        original = getattr(gru4rec, name)
 
-        def noted(network: Any, *arguments: Any, impl: str, **others: Any) -> Any:
-            asked.append({impl} | {module.impl for module in network.modules() if hasattr(module, "impl")})
-            return inner(network, *arguments, impl=impl, **others)
+        def recording(network: Any, *arguments: Any, impl: str, **others: Any) -> Any:
+            impls_of_calls.append({impl} | {module.impl for module in network.modules() if hasattr(module, "impl")})
+            return original(network, *arguments, impl=impl, **others)
 
-        monkeypatch.setattr(gru4rec, name, noted)
+        monkeypatch.setattr(gru4rec, name, recording)
 
-    note("evaluate_sessions")
-    note("recommend")
+    record_impls("evaluate_sessions")
+    record_impls("recommend")
     model = GRU4Rec.load(path)
     for arguments in ({}, {"impl": "reference"}, {}):
         model.evaluate(STORE, **arguments)
         model.recommend([[5]], 2, **arguments)
-    assert asked == [{"auto"}] * 2 + [{"reference"}] * 2 + [{"auto"}] * 2
+    assert impls_of_calls == [{"auto"}] * 2 + [{"reference"}] * 2 + [{"auto"}] * 2
 
 
-def test_what_has_no_effect_is_said(recwarn: pytest.WarningsRecorder):
+def test_a_parameter_without_effect_gives_a_warning(recwarn: pytest.WarningsRecorder):
     small().fit(STORE, progress=False)
     small(constrained_embedding=False).fit(STORE, progress=False)
     small(constrained_embedding=False, embedding="layersize", dropout_p_embed=0.1).fit(STORE, progress=False)
     assert not recwarn.list
     with pytest.warns(UserWarning, match="dropout_p_embed=0.1 has no effect: one-hot input has no embedding"):
         small(constrained_embedding=False, dropout_p_embed=0.1).fit(STORE, progress=False)
-    with pytest.warns(UserWarning, match="embedding='layersize' has no effect: constrained_embedding=True") as said:
+    with pytest.warns(UserWarning, match="embedding='layersize' has no effect: constrained_embedding=True") as caught:
         small(embedding="layersize").fit(STORE, progress=False)
-    assert len(said) == 1
+    assert len(caught) == 1
 
 
-def test_a_diverging_fit_names_epoch_and_step_and_keeps_the_history(tmp_path: Path):
+def test_the_error_of_a_diverging_fit_names_epoch_and_step(tmp_path: Path):
     with pytest.raises(TrainingDiverged, match=r"in epoch 1, mini-batch \d+ \(step \d+ of the training\)"):
         small(learning_rate=1e38).fit(STORE, out=tmp_path, progress=False)
 
 
-@pytest.mark.parametrize("kind", ["another model", "truncated", "text", "missing", "lacking"])
-def test_loading_what_is_no_model(tmp_path: Path, fitted: GRU4Rec, kind: str):
+@pytest.mark.parametrize("kind", ["another model", "truncated", "text", "missing", "without tensors"])
+def test_loading_a_file_that_is_no_model(tmp_path: Path, fitted: GRU4Rec, kind: str):
     path = tmp_path / "model.safetensors"
     error, message = CheckpointError, "truncated or not a checkpoint"
     if kind == "another model":
@@ -393,7 +395,7 @@ def test_loading_what_is_no_model(tmp_path: Path, fitted: GRU4Rec, kind: str):
         fitted.save(path)
         path.write_bytes(path.read_bytes()[:-100])
     elif kind == "text":
-        path.write_text("no model")
+        path.write_text("not a model")
     elif kind == "missing":
         error, message = FileNotFoundError, "no checkpoint at"
     else:
@@ -403,7 +405,7 @@ def test_loading_what_is_no_model(tmp_path: Path, fitted: GRU4Rec, kind: str):
         GRU4Rec.load(path)
 
 
-def test_a_model_that_was_not_fitted():
+def test_methods_of_an_unfitted_model_are_errors():
     for call in (
         lambda m: m.save("x"),
         lambda m: m.evaluate(STORE),
@@ -414,26 +416,29 @@ def test_a_model_that_was_not_fitted():
             call(small())
 
 
-def test_a_prepared_test_log_of_another_catalogue(fitted: GRU4Rec):
+def test_a_prepared_test_log_with_another_catalogue_is_an_error(fitted: GRU4Rec):
     with pytest.raises(ValueError, match="another vocabulary than the training data"):
         fitted.evaluate(markov_store(n_items=31))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_device_that_is_not_there(tmp_path: Path, fitted: GRU4Rec):
+def test_a_missing_device_is_an_error(tmp_path: Path, fitted: GRU4Rec):
     with pytest.raises(RuntimeError, match="device='cuda': PyTorch sees no CUDA device here"):
         small(device="cuda").fit(STORE)
     with pytest.raises(RuntimeError, match="device='cuda:0': PyTorch sees no CUDA device here"):
         GRU4Rec.load(fitted.save(tmp_path / "model.safetensors"), device="cuda:0")
 
 
-def test_a_kind_of_device_that_is_not_supported_is_told_before_the_log_is_read():
+def test_an_unsupported_device_type_is_an_error_before_the_log_is_read():
     with pytest.raises(ValueError, match="device='meta': choose 'cpu', 'cuda', 'cuda:1'"):
         small(device="meta").fit("no such log.tsv")
 
 
 def test_patience_needs_validation():
-    with pytest.raises(ValueError, match="patience=2 watches recall@20: give validation=, or set monitor='loss'"):
+    with pytest.raises(
+        ValueError,
+        match="patience=2 monitors recall@20, which needs validation data: give validation=, or set monitor='loss'",
+    ):
         small(patience=2).fit(STORE)
 
 

@@ -82,7 +82,7 @@ def test_resuming_format_1_with_other_parameters_or_data_is_an_error(tmp_path: P
     estimator, parameters, new_parameters = MODELS["gru4rec"]
     estimator(**parameters).fit(STORE, out=tmp_path, progress=False)
     convert_to_format_1(tmp_path / "last.safetensors", estimator.file_format, new_parameters)
-    with pytest.raises(CheckpointError, match=r"momentum=0\.1 there, 0\.0 here"):
+    with pytest.raises(CheckpointError, match=r"momentum=0\.1 in the checkpoint, 0\.0 now"):
         estimator(**{**parameters, "momentum": 0}).fit(STORE, out=tmp_path, resume=True)
     other = SessionStore.from_arrays(STORE.items, STORE.offsets, n_items=STORE.n_items)
     with pytest.raises(CheckpointError, match="another catalogue of items"):

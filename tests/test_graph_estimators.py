@@ -1,4 +1,4 @@
-"""NGCF and LightGCN the estimators: learning, resuming, evaluating, recommending, saving, bad input."""
+"""The estimators NGCF and LightGCN: training, resuming, evaluating, recommending, saving, bad input."""
 
 from __future__ import annotations
 
@@ -41,24 +41,27 @@ SMALL: dict[str, Any] = {
     "learning_rate": 0.02,
     "node_dropout": 0.1,
 }
-both = pytest.mark.parametrize("estimator", [NGCF, LightGCN])
+both_estimators = pytest.mark.parametrize("estimator", [NGCF, LightGCN])
 
 
-def taste_graphs() -> tuple[InteractionGraph, InteractionGraph]:
-    """60 users of 4 tastes and 40 items: four interactions in five are with the taste's ten items; one in four is held
-    out."""
-    draws = np.random.default_rng(0)
-    users = draws.integers(60, size=1400)
-    of_taste = (users % 4) * 10 + draws.integers(10, size=1400)
-    items = np.where(draws.random(1400) < 0.8, of_taste, draws.integers(40, size=1400))
-    held_out = draws.random(1400) < 0.25
+def make_graphs() -> tuple[InteractionGraph, InteractionGraph]:
+    """Return a training and a test graph of 60 users and 40 items, with 25 % of the interactions in the test graph.
+
+    User u belongs to group u % 4. 80 % of the interactions are with the ten items 10 g ... 10 g + 9 of the user's
+    group g, the others with any item. The id of user u is 10 u + 5, the id of item i is 1000 + i.
+    """
+    rng = np.random.default_rng(0)
+    users = rng.integers(60, size=1400)
+    items_of_group = (users % 4) * 10 + rng.integers(10, size=1400)
+    items = np.where(rng.random(1400) < 0.8, items_of_group, rng.integers(40, size=1400))
+    held_out = rng.random(1400) < 0.25
     user_ids, item_ids = users * 10 + 5, items + 1000
     train = InteractionGraph.from_table({"UserId": user_ids[~held_out], "ItemId": item_ids[~held_out]})
     test = InteractionGraph.from_table({"UserId": user_ids[held_out], "ItemId": item_ids[held_out]}, like=train)
     return train, test
 
 
-TRAIN, TEST = taste_graphs()
+TRAIN, TEST = make_graphs()
 
 
 def small(estimator: Any, **parameters: Any) -> Any:
@@ -71,182 +74,193 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.network.state_dict().items()}
 
 
-def assert_same_weights(ours: Any, theirs: Any) -> None:
-    mine, other = weights_of(ours), weights_of(theirs)
-    assert mine.keys() == other.keys()
-    for name in mine:
-        assert torch.equal(mine[name], other[name]), name
+def assert_same_weights(model: Any, expected_model: Any) -> None:
+    weights, expected = weights_of(model), weights_of(expected_model)
+    assert weights.keys() == expected.keys()
+    for name in weights:
+        assert torch.equal(weights[name], expected[name]), name
 
 
-@both
-def test_it_learns_the_tastes(estimator: Any) -> None:
+@both_estimators
+def test_training_learns_the_groups(estimator: Any) -> None:
     model = small(estimator, n_epochs=30).fit(TRAIN, validation=TEST, progress=False)
     losses = [record["loss"] for record in model.history]
     assert losses[-1] < 0.75 * losses[0]
     untrained = small(estimator, n_epochs=1, learning_rate=1e-12).fit(TRAIN, progress=False)
-    before = untrained.evaluate(TEST, cutoffs=(5,)).metrics["recall@5"]
-    assert model.evaluate(TEST, cutoffs=(5,)).metrics["recall@5"] > 2 * before
-    items, _, _ = model.similar_items([1003, 1027], k=5)
-    assert [(item - 1000) // 10 for item in items[0]].count(0) >= 4
-    assert [(item - 1000) // 10 for item in items[1]].count(2) >= 4
+    untrained_recall = untrained.evaluate(TEST, cutoffs=(5,)).metrics["recall@5"]
+    assert model.evaluate(TEST, cutoffs=(5,)).metrics["recall@5"] > 2 * untrained_recall
+    similar = model.similar_items([1003, 1027], k=5).items  # items of groups 0 and 2
+    groups = (similar - 1000) // 10
+    assert (groups[0] == 0).sum() >= 4 and (groups[1] == 2).sum() >= 4
 
 
-@pytest.mark.parametrize(("draw", "adjacency"), [("users", "paper"), ("interactions", "paper"), ("users", "norm")])
-def test_training_is_that_of_plain_pytorch(draw: str, adjacency: str) -> None:
-    """Dense matrices, autograd and Adam on the same triples: the same weights after two epochs."""
-    chosen = {"reg_weight": 0.01, "seed": 3, "sample_by": draw, "adjacency": adjacency}
-    model = small(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, message_dropout=0.0, **chosen)
-    start = {k: v.double().requires_grad_() for k, v in weights_of_new(model).items()}
+@pytest.mark.parametrize(("sample_by", "adjacency"), [("users", "paper"), ("interactions", "paper"), ("users", "norm")])
+def test_training_equals_training_in_plain_pytorch(sample_by: str, adjacency: str) -> None:
+    """Dense matrices, autograd and Adam give the same weights after two epochs on the same triples."""
+    parameters = {"reg_weight": 0.01, "seed": 3, "sample_by": sample_by, "adjacency": adjacency}
+    model = small(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, message_dropout=0.0, **parameters)
+    weights = {k: v.double().requires_grad_() for k, v in initial_weights(model).items()}
     model.fit(TRAIN, progress=False)
     Q = dense_matrix(*TRAIN.structure(), "symmetric" if adjacency == "paper" else "norm")
     P = Q + torch.eye(len(Q)) if adjacency == "paper" else Q
-    optimizer = torch.optim.Adam(start.values(), lr=0.02)
-    sampler = TripleSampler(TRAIN, 64, sample_by=draw, seed=3)
+    optimizer = torch.optim.Adam(weights.values(), lr=0.02)
+    sampler = TripleSampler(TRAIN, 64, sample_by=sample_by, seed=3)
     losses = []
     for step in range(2 * sampler.n_batches):
-        E = start["embedding"]
-        parts = [E]
+        E = weights["embedding"]
+        final = [E]
         for layer in range(2):
-            W1, b1, W2, b2 = (start[f"layers.{layer}.{name}"] for name in ("weight_1", "bias_1", "weight_2", "bias_2"))
+            W1, b1, W2, b2 = (
+                weights[f"layers.{layer}.{name}"] for name in ("weight_1", "bias_1", "weight_2", "bias_2")
+            )
             E = F.leaky_relu(P @ E @ W1 + b1 + (Q @ E * E) @ W2 + b2, 0.2)
-            parts.append(E / E.norm(dim=1, keepdim=True))
-        users, items = torch.cat(parts, 1).split([TRAIN.n_users, TRAIN.n_items])
+            final.append(E / E.norm(dim=1, keepdim=True))
+        users, items = torch.cat(final, 1).split([TRAIN.n_users, TRAIN.n_items])
         u, i, j = sampler.draw(step)
         difference = (users[u] * items[i]).sum(1) - (users[u] * items[j]).sum(1)
-        norm = sum((x**2).sum() for x in (users[u], items[i], items[j])) / (2 * 64)
-        loss = -F.logsigmoid(difference).mean() + 0.01 * norm
+        penalty = sum((x**2).sum() for x in (users[u], items[i], items[j])) / (2 * 64)
+        loss = -F.logsigmoid(difference).mean() + 0.01 * penalty
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    means = np.array(losses).reshape(2, -1).mean(1)
-    assert [record["loss"] for record in model.history] == pytest.approx(means.tolist(), rel=1e-9)
+    epoch_losses = np.array(losses).reshape(2, -1).mean(1)
+    assert [record["loss"] for record in model.history] == pytest.approx(epoch_losses.tolist(), rel=1e-9)
     for name, value in weights_of(model).items():
-        torch.testing.assert_close(value, start[name].detach(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(value, weights[name].detach(), rtol=1e-7, atol=1e-9)
 
 
-def weights_of_new(model: Any) -> dict[str, torch.Tensor]:
+def initial_weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.build_network(TRAIN).state_dict().items()}
 
 
-@both
-def test_a_seed_decides_everything(estimator: Any) -> None:
-    once, again, other = (small(estimator, seed=seed).fit(TRAIN, progress=False) for seed in (1, 1, 2))
-    assert_same_weights(once, again)
-    assert not torch.equal(once.network.embedding, other.network.embedding)
+@both_estimators
+def test_the_seed_determines_the_weights(estimator: Any) -> None:
+    model, same_seed, other = (small(estimator, seed=seed).fit(TRAIN, progress=False) for seed in (1, 1, 2))
+    assert_same_weights(same_seed, model)
+    assert not torch.equal(model.network.embedding, other.network.embedding)
 
 
-@both
-def test_native_and_reference_train_alike(estimator: Any, native_library: None) -> None:
-    ours, theirs = (
+@both_estimators
+def test_native_and_reference_give_the_same_weights(estimator: Any, native_library: None) -> None:
+    native, reference = (
         small(estimator, impl=impl, dtype="float64").fit(TRAIN, progress=False) for impl in ("native", "reference")
     )
-    for name, value in weights_of(ours).items():
-        torch.testing.assert_close(value, weights_of(theirs)[name], rtol=1e-7, atol=1e-9)
+    for name, value in weights_of(native).items():
+        torch.testing.assert_close(value, weights_of(reference)[name], rtol=1e-7, atol=1e-9)
 
 
-@both
-def test_training_on_what_is_needed_is_the_same_training(estimator: Any) -> None:
-    ours, theirs = (
-        small(estimator, only_needed=only, dtype="float64", batch_size=2, n_epochs=1).fit(TRAIN, progress=False)
-        for only in (True, False)
+@both_estimators
+def test_only_needed_does_not_change_the_training(estimator: Any) -> None:
+    # A mini-batch of two triples needs only some of the nodes.
+    partial, full = (
+        small(estimator, only_needed=only_needed, dtype="float64", batch_size=2, n_epochs=1).fit(TRAIN, progress=False)
+        for only_needed in (True, False)
     )
-    for name, value in weights_of(ours).items():
-        torch.testing.assert_close(value, weights_of(theirs)[name], rtol=1e-6, atol=1e-8)
+    for name, value in weights_of(partial).items():
+        torch.testing.assert_close(value, weights_of(full)[name], rtol=1e-6, atol=1e-8)
 
 
-@both
-def test_resuming_changes_nothing(estimator: Any, tmp_path: Path) -> None:
-    whole = small(estimator, n_epochs=4).fit(TRAIN, validation=TEST, progress=False)
+@both_estimators
+def test_a_resumed_training_equals_an_uninterrupted_one(estimator: Any, tmp_path: Path) -> None:
+    uninterrupted = small(estimator, n_epochs=4).fit(TRAIN, validation=TEST, progress=False)
     small(estimator, n_epochs=2).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
-    rest = small(estimator, n_epochs=4).fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
-    assert_same_weights(rest, whole)
-    timeless = [[{k: v for k, v in r.items() if k != "seconds"} for r in m.history] for m in (rest, whole)]
-    assert timeless[0] == timeless[1] and len(timeless[0]) == 4
+    resumed = small(estimator, n_epochs=4).fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
+    assert_same_weights(resumed, uninterrupted)
+    assert len(resumed.history) == len(uninterrupted.history) == 4
+    for record, expected in zip(resumed.history, uninterrupted.history, strict=True):
+        assert {**record, "seconds": 0} == {**expected, "seconds": 0}  # only the times differ
     assert {path.name for path in tmp_path.iterdir()} >= {"last.safetensors", "best.safetensors", "curves.csv"}
 
 
-class PressCtrlC(Silent):
-    """Presses it at the `at`-th batch."""
+class CtrlCProgress(Silent):
+    """Sends the signal of Ctrl-C during mini-batch number `at`."""
 
     def __init__(self, at: int) -> None:
-        self.left = at
+        self.n_remaining = at
 
     def advance(self, events: int, loss: float) -> None:
-        self.left -= 1
-        if self.left == 0:
+        self.n_remaining -= 1
+        if self.n_remaining == 0:
             signal.raise_signal(signal.SIGINT)
 
 
-@both
-def test_interrupted_inside_an_epoch_and_resumed(
+@both_estimators
+def test_a_training_interrupted_within_an_epoch_can_be_resumed(
     estimator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = small(estimator).fit(TRAIN, progress=False)
-    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: PressCtrlC(19))
+    uninterrupted = small(estimator).fit(TRAIN, progress=False)
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: CtrlCProgress(19))
     with pytest.raises(TrainingInterrupted, match=r"in epoch 2, after mini-batch \d+ \(.*; to continue from .*last"):
         small(estimator).fit(TRAIN, out=tmp_path)
     monkeypatch.undo()
-    rest = small(estimator).fit(TRAIN, out=tmp_path, resume=True, progress=False)
-    assert_same_weights(rest, whole)
-    assert [r["loss"] for r in rest.history] == [r["loss"] for r in whole.history]
+    resumed = small(estimator).fit(TRAIN, out=tmp_path, resume=True, progress=False)
+    assert_same_weights(resumed, uninterrupted)
+    assert [r["loss"] for r in resumed.history] == [r["loss"] for r in uninterrupted.history]
 
 
-def test_a_checkpoint_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed without warning, a training goes on from where `checkpoint_every` last wrote."""
+def test_a_training_that_crashed_resumes_from_a_checkpoint_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With checkpoint_every=4, a crash in mini-batch 9 loses only what was computed after mini-batch 8."""
 
-    class PowerCut(Silent):
+    class Crash(Exception):
+        pass
+
+    class CrashingProgress(Silent):
         def __init__(self) -> None:
-            self.left = 9
+            self.n_remaining = 9
 
         def advance(self, events: int, loss: float | None) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise ConnectionError
+            self.n_remaining -= 1
+            if self.n_remaining == 0:
+                raise Crash
 
-    whole = small(LightGCN).fit(TRAIN, progress=False)
-    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: PowerCut())
-    with pytest.raises(ConnectionError):
+    uninterrupted = small(LightGCN).fit(TRAIN, progress=False)
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: CrashingProgress())
+    with pytest.raises(Crash):
         small(LightGCN).fit(TRAIN, out=tmp_path, checkpoint_every=4)
     monkeypatch.undo()
     checkpoint = load_checkpoint(tmp_path / "last.safetensors", LightGCN.file_format)
     assert checkpoint.progress["position"]["mini_batches"] == 8
-    rest = small(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
-    assert_same_weights(rest, whole)
+    resumed = small(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
+    assert_same_weights(resumed, uninterrupted)
 
 
-@both
-def test_reordered_nodes_are_invisible(estimator: Any, tmp_path: Path) -> None:
+@both_estimators
+def test_reorder_does_not_change_ids_or_results(estimator: Any, tmp_path: Path) -> None:
     model = small(estimator, reorder=True, n_epochs=2).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
     assert model.graph.users != TRAIN.users and model.graph.items != TRAIN.items
-    again = estimator.load(model.save(tmp_path / "model.safetensors"))
+    loaded = estimator.load(model.save(tmp_path / "model.safetensors"))
     TEST.save(tmp_path / "test")
     users, items = TEST.interactions()
     table = {"UserId": TEST.users.ids[users], "ItemId": TEST.items.ids[items]}
-    measured = [played.evaluate(data).metrics for played in (model, again) for data in (TEST, table, tmp_path / "test")]
-    assert all(metrics == measured[0] for metrics in measured)
+    expected = model.evaluate(TEST).metrics
+    for evaluated in (model, loaded):
+        for data in (TEST, table, tmp_path / "test"):
+            assert evaluated.evaluate(data).metrics == expected
     seen = {user: set(TRAIN.items.ids[TRAIN.items_of(index)]) for index, user in enumerate(TRAIN.users.ids.tolist())}
-    asked = TRAIN.users.ids.tolist()
-    for user, best in zip(asked, model.recommend(asked, k=5).items.tolist(), strict=True):
+    user_ids = TRAIN.users.ids.tolist()
+    for user, best in zip(user_ids, model.recommend(user_ids, k=5).items.tolist(), strict=True):
         assert not seen[user] & set(best)
-    whole = small(estimator, reorder=True).fit(TRAIN, validation=TEST, progress=False)
-    rest = small(estimator, reorder=True).fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
-    assert_same_weights(rest, whole)
+    uninterrupted = small(estimator, reorder=True).fit(TRAIN, validation=TEST, progress=False)
+    resumed = small(estimator, reorder=True).fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
+    assert_same_weights(resumed, uninterrupted)
 
 
-def test_a_failed_fit_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_fit_does_not_change_the_model(tmp_path: Path) -> None:
     model = small(LightGCN).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
-    before = weights_of(model)
+    weights = weights_of(model)
     assert model.best_epoch == 1 + int(np.argmax([r["validation"]["recall@20"] for r in model.history]))
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         model.fit(TRAIN, out=tmp_path / "nowhere", resume=True)
     with pytest.raises(CheckpointError, match="was trained on another graph"):
         model.fit(TEST, out=tmp_path, resume=True)
-    assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(model).items())
     assert model.graph is TRAIN and len(model.history) == SMALL["n_epochs"]
 
 
-@both
+@both_estimators
 def test_save_and_load(estimator: Any, tmp_path: Path) -> None:
     model = small(estimator).fit(TRAIN, progress=False)
     model.save(tmp_path / "model.safetensors")
@@ -254,21 +268,21 @@ def test_save_and_load(estimator: Any, tmp_path: Path) -> None:
     assert_same_weights(loaded, model)
     assert loaded.get_params() == model.get_params() and loaded.history == model.history
     assert loaded.evaluate(TEST, cutoffs=(5, 10)) == model.evaluate(TEST, cutoffs=(5, 10))
-    for ours, theirs in zip(loaded.recommend([5, 25], k=3), model.recommend([5, 25], k=3), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for array, expected in zip(loaded.recommend([5, 25], k=3), model.recommend([5, 25], k=3), strict=True):
+        np.testing.assert_array_equal(array, expected)
     other = LightGCN if estimator is NGCF else NGCF
     with pytest.raises(CheckpointError, match=f"is a checkpoint of gru4rec_fast.{estimator.__name__}"):
         other.load(tmp_path / "model.safetensors")
 
 
-def test_string_ids_survive_saving(tmp_path: Path) -> None:
+def test_string_ids_are_saved_and_loaded(tmp_path: Path) -> None:
     table = {"UserId": ["ann", "bob", "bob", "cy"], "ItemId": ["x", "x", "y", "z"]}
     model = small(LightGCN).fit(table, progress=False).save(tmp_path / "m.safetensors")
     items, _, _ = LightGCN.load(model).recommend(["bob"], k=1)
     assert items.tolist() == [["z"]]
 
 
-@both
+@both_estimators
 def test_recommendations_are_the_best_unseen_items(estimator: Any) -> None:
     model = small(estimator).fit(TRAIN, progress=False)
     users, items = (table.numpy() for table in model.embeddings())
@@ -276,21 +290,22 @@ def test_recommendations_are_the_best_unseen_items(estimator: Any) -> None:
         seen = TRAIN.items_of(user)
         scores = items @ users[user]
         for exclude_seen in (True, False):
-            kept = np.setdiff1d(np.arange(40), seen) if exclude_seen else np.arange(40)
-            best = kept[np.argsort(-scores[kept], kind="stable")][:7]
-            found, found_scores, _ = model.recommend(TRAIN.users.ids[[user]], k=7, exclude_seen=exclude_seen)
-            assert found[0].tolist() == TRAIN.items.ids[best].tolist()
-            np.testing.assert_allclose(found_scores[0], scores[best], rtol=1e-5)
-    many = model.recommend(TRAIN.users.ids, k=5, batch_size=7)
-    np.testing.assert_array_equal(many.items, model.recommend(TRAIN.users.ids, k=5).items)
+            candidates = np.setdiff1d(np.arange(40), seen) if exclude_seen else np.arange(40)
+            best = candidates[np.argsort(-scores[candidates], kind="stable")][:7]
+            result = model.recommend(TRAIN.users.ids[[user]], k=7, exclude_seen=exclude_seen)
+            assert result.items[0].tolist() == TRAIN.items.ids[best].tolist()
+            np.testing.assert_allclose(result.scores[0], scores[best], rtol=1e-5)
+    in_small_batches = model.recommend(TRAIN.users.ids, k=5, batch_size=7)
+    np.testing.assert_array_equal(in_small_batches.items, model.recommend(TRAIN.users.ids, k=5).items)
     similar, cosines, _ = model.similar_items(TRAIN.items.ids, k=3)
-    unit = items / np.linalg.norm(items, axis=1, keepdims=True)
-    cosine = unit @ unit.T - 9 * np.eye(40)
-    np.testing.assert_allclose(cosines, -np.sort(-cosine, axis=1)[:, :3], atol=1e-5)
+    unit_rows = items / np.linalg.norm(items, axis=1, keepdims=True)
+    expected = unit_rows @ unit_rows.T
+    np.fill_diagonal(expected, -np.inf)  # an item is not recommended for itself
+    np.testing.assert_allclose(cosines, -np.sort(-expected, axis=1)[:, :3], atol=1e-5)
     assert not (similar == TRAIN.items.ids[:, None]).any()
 
 
-def test_short_rows_unknown_ids_and_excluded_items() -> None:
+def test_counts_unknown_ids_and_excluded_items() -> None:
     model = small(LightGCN).fit(TRAIN, progress=False)
     n_seen = len(TRAIN.items_of(int(TRAIN.users.index_of([5])[0])))
     items, scores, counts = model.recommend([5, 6, 5], k=40, unknown="skip")
@@ -300,45 +315,47 @@ def test_short_rows_unknown_ids_and_excluded_items() -> None:
     np.testing.assert_array_equal(items[0], items[2])
     similar = model.similar_items([1000, 999], k=40, unknown="skip")
     assert similar.counts.tolist() == [39, 0] and (similar.items[1] == -1).all()
-    banned = items[0, :3].tolist()
-    rest = model.recommend([5], k=37, exclude=banned)
-    assert rest.items[0, : rest.counts[0]].tolist() == items[0, 3 : counts[0]].tolist()
+    best_items = items[0, :3].tolist()
+    others = model.recommend([5], k=37, exclude=best_items)
+    assert others.items[0, : others.counts[0]].tolist() == items[0, 3 : counts[0]].tolist()
     with pytest.raises(ValueError, match="argument 'exclude': item 999 is not in the vocabulary"):
         model.recommend([5], exclude=[999])
     assert model.recommend([5], k=3, exclude=[999], unknown="skip").items.tolist() == [items[0, :3].tolist()]
     assert model.recommend([6], k=3, unknown="skip").counts.tolist() == [0]
 
 
-@both
-def test_impl_of_one_call(estimator: Any, native_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@both_estimators
+def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(estimator, impl="native").fit(TRAIN, progress=False)
     expected = model.recommend([5, 25], k=3)
-    called: list[str] = []
+    calls: list[tuple[str, str]] = []  # function, and the implementation that it used
     search, forward = graph_models.search_top_k, type(model.network).forward
 
-    def implementations() -> list[str]:
-        return sorted({module.impl for module in model.network.modules() if hasattr(module, "impl")})
+    def impl_of_network() -> str:
+        (impl,) = {module.impl for module in model.network.modules() if hasattr(module, "impl")}
+        return str(impl)
 
-    def noted_search(*arguments: Any, impl: str, **options: Any) -> Any:
-        called.append(impl)
+    def recording_search(*arguments: Any, impl: str, **options: Any) -> Any:
+        calls.append(("search", impl))
         return search(*arguments, impl=impl, **options)
 
-    def noted_forward(network: Any, **options: Any) -> Any:
-        called.extend(implementations())
+    def recording_forward(network: Any, **options: Any) -> Any:
+        calls.append(("forward", impl_of_network()))
         return forward(network, **options)
 
-    monkeypatch.setattr(graph_models, "search_top_k", noted_search)
-    monkeypatch.setattr(type(model.network), "forward", noted_forward)
-    found = model.recommend([5, 25], k=3, impl="reference")
-    model.similar_items([1003], impl="reference")
-    assert called == ["reference"] * 3 and implementations() == ["native"]
-    np.testing.assert_array_equal(found.items, expected.items)
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    monkeypatch.setattr(graph_models, "search_top_k", recording_search)
+    monkeypatch.setattr(type(model.network), "forward", recording_forward)
+    result = model.recommend([5, 25], k=3, impl="reference")
+    model.similar_items([1003], impl="reference")  # uses the final embeddings that `recommend` computed
+    assert calls == [("forward", "reference"), ("search", "reference"), ("search", "reference")]
+    assert impl_of_network() == "native"
+    np.testing.assert_array_equal(result.items, expected.items)
+    np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-5)
     assert model.evaluate(TEST, impl="reference").metrics == pytest.approx(model.evaluate(TEST).metrics)
 
 
-@both
-def test_a_memory_record_and_a_schedule(estimator: Any) -> None:
+@both_estimators
+def test_fit_uses_memory_record_and_schedule(estimator: Any) -> None:
     memory = MemoryRecord()
     schedule = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
     model = small(estimator, **schedule).fit(TRAIN, memory=memory, progress=False)
@@ -346,19 +363,20 @@ def test_a_memory_record_and_a_schedule(estimator: Any) -> None:
     assert {"batch", "forward", "backward", "update"} <= set(memory.summary())
 
 
-def test_early_stopping_and_best(tmp_path: Path) -> None:
+def test_early_stopping_and_best_checkpoint(tmp_path: Path) -> None:
     model = small(LightGCN, n_epochs=200, learning_rate=0.1, patience=3)
     model.fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
     measured = [record["validation"]["recall@20"] for record in model.history]
+    # Training stopped 3 epochs (the patience) after the best epoch.
     assert len(measured) < 200 and int(np.argmax(measured)) == len(measured) - 4
     best = LightGCN.load(tmp_path / "best.safetensors")
     assert best.evaluate(TEST).metrics["recall@20"] == max(measured)
 
 
-def test_validation_every_few_epochs() -> None:
+def test_evaluate_every_and_monitor() -> None:
     model = small(LightGCN, n_epochs=5, evaluate_every=2, monitor="map@7").fit(TRAIN, validation=TEST, progress=False)
-    measured = [record["epoch"] for record in model.history if "validation" in record]
-    assert measured == [2, 4, 5]
+    validated_epochs = [record["epoch"] for record in model.history if "validation" in record]
+    assert validated_epochs == [2, 4, 5]
     assert list(model.history[-1]["validation"]) == ["recall@7", "ndcg@7", "map@7"]
     report = model.report()
     assert report["metrics"] == model.history[-1]["validation"] and json.dumps(report)
@@ -398,7 +416,8 @@ def test_unseen_users_and_items_of_a_test_log_are_counted() -> None:
     assert report.metrics == model.evaluate(TEST).metrics
 
 
-def test_parameters() -> None:
+def test_defaults_and_names_of_parameters() -> None:
+    # The hyper-parameters that the papers publish for Gowalla.
     published = {"embedding_dim": 64, "layer_sizes": [64, 64, 64], "batch_size": 1024, "reg_weight": 1e-5}
     published |= {"learning_rate": 1e-4, "node_dropout": 0.1, "message_dropout": 0.1, "adjacency": "paper"}
     assert NGCF().to_dict().items() >= published.items()
@@ -445,12 +464,14 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
     model = small(LightGCN)
     with pytest.raises(RuntimeError, match="this LightGCN has no weights yet: call fit"):
         model.recommend([5])
-    with pytest.raises(ValueError, match="patience=2 watches recall@20: give validation="):
+    with pytest.raises(
+        ValueError, match="patience=2 monitors recall@20, which needs validation data: give validation="
+    ):
         small(LightGCN, patience=2).fit(TRAIN)
     with pytest.raises(ValueError, match="resume=True needs out="):
         model.fit(TRAIN, resume=True)
     model.fit(TRAIN, out=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"other parameters: batch_size=64 there, 32 here"):
+    with pytest.raises(CheckpointError, match="other parameters: batch_size=64 in the checkpoint, 32 now"):
         small(LightGCN, batch_size=32).fit(TRAIN, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="was trained on another graph"):
         small(LightGCN).fit(TEST, out=tmp_path, resume=True)
@@ -466,17 +487,17 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
         small(LightGCN).fit({"UserId": [1, 2], "ItemId": [3, 3]})
 
 
-@both
+@both_estimators
 def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"training stopped; .*try a smaller learning_rate"):
         small(estimator, learning_rate=1e30, n_epochs=20).fit(TRAIN, out=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("interval", ["epoch", "update"])
-def test_a_schedule_and_memory_phases_in_graph_training(tmp_path: Path, interval: str) -> None:
-    """A resumed training has the learning rates and the weights of one that was not interrupted."""
+def test_trainer_with_schedule_memory_record_and_resume(tmp_path: Path, interval: str) -> None:
+    """A resumed training has the learning rates and weights of an uninterrupted training."""
 
-    def trainer(n_epochs: int, out: Path | None = None) -> Trainer:
+    def make_trainer(n_epochs: int, out: Path | None = None) -> Trainer:
         network = LightGCN(embedding_dim=8).build_network(TRAIN)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
         schedule = Schedule(optimizer, "ExponentialLR", {"gamma": 0.9, "interval": interval}, n_epochs=n_epochs)
@@ -485,23 +506,23 @@ def test_a_schedule_and_memory_phases_in_graph_training(tmp_path: Path, interval
         runner = GraphEpochRunner(network, sampler, optimizer=optimizer, schedule=schedule, memory=memory)
         return Trainer(runner, TrainerOptions(n_epochs=n_epochs), out=out)
 
-    whole = trainer(4)
-    rates = [record["learning_rate"] for record in whole.run()]
-    n = whole.runner.sampler.n_batches
-    # With interval="update" the history's rate is that at the end of the epoch, after its updates.
-    exponents = range(4) if interval == "epoch" else range(n, 5 * n, n)
-    assert rates == pytest.approx([0.1 * 0.9**exponent for exponent in exponents])
-    assert {name: phase["calls"] for name, phase in whole.runner.memory.summary().items()} == dict.fromkeys(
-        ("batch", "forward", "backward", "update"), 4 * n
+    uninterrupted = make_trainer(4)
+    rates = [record["learning_rate"] for record in uninterrupted.run()]
+    n_batches = uninterrupted.runner.sampler.n_batches
+    # With interval="update", the history has the rate after the last update of each epoch.
+    n_decays = range(4) if interval == "epoch" else range(n_batches, 5 * n_batches, n_batches)
+    assert rates == pytest.approx([0.1 * 0.9**n for n in n_decays])
+    assert {name: phase["calls"] for name, phase in uninterrupted.runner.memory.summary().items()} == dict.fromkeys(
+        ("batch", "forward", "backward", "update"), 4 * n_batches
     )
-    trainer(2, tmp_path).run()
-    resumed = trainer(4, tmp_path)
+    make_trainer(2, tmp_path).run()
+    resumed = make_trainer(4, tmp_path)
     resumed.run(load_checkpoint(tmp_path / "last.safetensors", "gru4rec_fast.LightGCNNetwork/2"))
     assert [record["learning_rate"] for record in resumed.history] == rates
-    assert torch.equal(resumed.network.embedding, whole.network.embedding)
+    assert torch.equal(resumed.network.embedding, uninterrupted.network.embedding)
 
 
-def test_the_trainer_checks_its_parts() -> None:
+def test_trainer_and_runner_check_their_arguments() -> None:
     for options, message in (
         ({"n_epochs": 0}, "n_epochs=0"),
         ({"evaluate_every": 0}, "evaluate_every=0"),

@@ -1,4 +1,4 @@
-"""A script written for the official GRU4Rec code, with another import."""
+"""integrations.gru4rec_official: calls as in a script that was written for the official GRU4Rec code."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ import gru4rec_fast
 from gru4rec_fast.integrations.gru4rec_official import GRU4Rec
 
 STORE = markov_store()
-TEXTS = {"layers": "16", "batch_size": "8", "n_sample": "32", "n_epochs": "1", "constrained_embedding": "True"}
+TEXT_PARAMETERS = {
+    "layers": "16",
+    "batch_size": "8",
+    "n_sample": "32",
+    "n_epochs": "1",
+    "constrained_embedding": "True",
+}
 
 
-def test_the_official_call_runs_as_it_stands(tmp_path: Path) -> None:
+def test_official_calls_run_without_changes(tmp_path: Path) -> None:
     model = GRU4Rec(device=torch.device("cpu"))  # type: ignore[arg-type]
-    model.set_params(**TEXTS)
+    model.set_params(**TEXT_PARAMETERS)
     model.fit(as_table(STORE), sample_cache_max_size=10000000, compatibility_mode=True, item_key="ItemId",
               session_key="SessionId", time_key="Time")  # fmt: skip
     assert model.history[0]["mini_batches"] > 0
     model.savemodel(tmp_path / "model.safetensors")
     loaded = GRU4Rec.loadmodel(tmp_path / "model.safetensors", device="cpu")
     assert isinstance(loaded, GRU4Rec) and loaded.layers == (16,)
-    ours = gru4rec_fast.GRU4Rec(**TEXTS).fit(as_table(STORE), progress=False)  # type: ignore[arg-type]
+    expected = gru4rec_fast.GRU4Rec(**TEXT_PARAMETERS).fit(as_table(STORE), progress=False)  # type: ignore[arg-type]
     for other in (loaded, gru4rec_fast.GRU4Rec.load(tmp_path / "model.safetensors")):
-        np.testing.assert_array_equal(other.recommend([[5]], 3).scores, ours.recommend([[5]], 3).scores)
+        np.testing.assert_array_equal(other.recommend([[5]], 3).scores, expected.recommend([[5]], 3).scores)
 
 
-def test_columns_by_position_and_our_options(tmp_path: Path) -> None:
+def test_columns_by_position_and_options_of_gru4rec_fast(tmp_path: Path) -> None:
     table = as_table(STORE).rename(columns={"SessionId": "s", "ItemId": "i", "Time": "t"})
-    model = GRU4Rec(**TEXTS)  # type: ignore[arg-type]
+    model = GRU4Rec(**TEXT_PARAMETERS)  # type: ignore[arg-type]
     model.fit(table, 0, False, "i", "s", "t", validation=table, out=tmp_path, progress=False)
     assert "validation" in model.history[0] and (tmp_path / "best.safetensors").exists()
 
@@ -42,10 +48,10 @@ def test_columns_by_position_and_our_options(tmp_path: Path) -> None:
 def test_the_main_class_lacks_the_official_names() -> None:
     assert not hasattr(gru4rec_fast.GRU4Rec, "savemodel") and not hasattr(gru4rec_fast.GRU4Rec, "loadmodel")
     with pytest.raises(TypeError, match="sample_cache_max_size"):
-        gru4rec_fast.GRU4Rec(**TEXTS).fit(STORE, sample_cache_max_size=1)  # type: ignore[arg-type]
+        gru4rec_fast.GRU4Rec(**TEXT_PARAMETERS).fit(STORE, sample_cache_max_size=1)  # type: ignore[arg-type]
 
 
-def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[1] / "docs" / "integrations" / "gru4rec_official.md").read_text()
     monkeypatch.chdir(tmp_path)
     as_table(markov_store(n_sessions=60)).to_csv("train.tsv", sep="\t", index=False)

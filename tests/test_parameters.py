@@ -1,6 +1,5 @@
-"""Hyper-parameters: defaults, checks, help, and the texts and files they are read from."""
+"""Hyper-parameters: defaults, checks and help; reading them from parameter strings and files."""
 
-import copy
 import inspect
 import json
 from collections.abc import Sequence
@@ -97,7 +96,7 @@ def test_unknown_parameters():
     assert "unknown parameter layer; there are layers, loss, batch_size" in str(caught.value)
 
 
-def test_all_classes_have_the_same_common_options():
+def test_all_classes_have_the_common_parameters():
     common = {"lr_scheduler", "lr_scheduler_options", "evaluate_every", "monitor", "patience", "min_delta", "seed"}
     common |= {"dtype", "device", "impl", "n_epochs", "batch_size", "learning_rate"}
     for cls in CLASSES:
@@ -113,21 +112,21 @@ def test_all_classes_have_the_same_common_options():
         assert cls(lr_scheduler="step", device="cuda:1").device == "cuda:1"
 
 
-def test_a_value_of_the_right_type_stays_the_same_object():
-    """As scikit-learn's clone demands."""
+def test_a_value_of_the_right_type_is_stored_as_the_same_object():
+    """scikit-learn's clone requires this."""
     values = {"layers": (8, 4), "learning_rate": 0.25, "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}}
     values |= {"loss": "bpr-max", "batch_size": 1000, "embedding": "layersize", "shuffle": True}
     p = GRU4RecParameters(**values)
     assert all(getattr(p, name) is value for name, value in values.items())
-    again = GRU4RecParameters(**copy.copy(vars(p)))
-    assert all(vars(again)[name] is value for name, value in vars(p).items())
+    copied = GRU4RecParameters(**vars(p))
+    assert all(vars(copied)[name] is value for name, value in vars(p).items())
     sizes = (8, 4)
     assert NGCFParameters(layer_sizes=sizes).layer_sizes is sizes
 
 
-def test_parameters_are_as_they_were_after_a_failing_change():
+def test_set_params_with_an_error_changes_no_parameter():
     p = GRU4RecParameters(layers=[8], batch_size=16)
-    earlier = dict(vars(p))
+    original = dict(vars(p))
     for values in (
         {"batch_size": 4, "layers": 0},
         {"n_epochs": "3", "loss": "hinge"},
@@ -137,13 +136,13 @@ def test_parameters_are_as_they_were_after_a_failing_change():
     ):
         with pytest.raises((TypeError, ValueError)):
             p.set_params(**values)
-        assert vars(p) == earlier
+        assert vars(p) == original
     assert p.set_params(layers="4/2", seed="3") is p
     assert (p.layers, p.seed, p.batch_size) == ((4, 2), 3, 16)
 
 
 @pytest.mark.parametrize(
-    ("literals", "originals"),
+    ("copies", "originals"),
     [
         (parameters.LOSSES, LOSSES),
         (parameters.GRU_FORMS, FORMS),
@@ -156,13 +155,13 @@ def test_parameters_are_as_they_were_after_a_failing_change():
     ],
     ids=["losses", "forms", "matrices", "activations", "units", "metrics", "graph metrics", "loss"],
 )
-def test_allowed_values_are_those_of_the_modules_that_implement_them(literals: Sequence[str], originals: Sequence[str]):
-    assert tuple(literals) == tuple(originals)
+def test_allowed_values_are_copies_of_those_in_other_modules(copies: Sequence[str], originals: Sequence[str]):
+    assert tuple(copies) == tuple(originals)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_every_field_has_its_help(cls: type[Any]):
-    """In the docstring too; without square brackets, which rich would take for markup."""
+def test_every_parameter_has_a_help_text(cls: type[Any]):
+    """The docstring contains it. It has no square brackets, which rich would read as markup."""
     for entry in fields(cls):
         text = entry.metadata["help"]
         assert text.endswith(".") and "[" not in text, entry.name
@@ -190,7 +189,7 @@ def test_parameter_strings():
         ("layers=", ValueError, "'layers=' is not name=value"),
         ("seed=1,seed=2", ValueError, "seed is given twice"),
         ("adapt=rmsprop", ValueError, "adapt can only be adagrad here"),
-        ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax or elu-X"),
+        ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax, softmax_logit or elu-X"),
         ("layerz=100", TypeError, "unknown parameter layerz"),
     ],
 )
@@ -222,7 +221,7 @@ def test_parameter_files(tmp_path: Path):
         read_parameter_file(tmp_path / "missing.toml")
 
 
-def test_parameters_round_trip_through_json_and_repr():
+def test_parameters_to_json_and_repr():
     p = GRU4RecParameters.create({"layers": [8, 4], "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}})
     assert GRU4RecParameters.create(json.loads(json.dumps(p.to_dict()))) == p
     model = GRU4Rec(layers=[8, 4], logq=1)

@@ -1,4 +1,4 @@
-"""Recommending in batches against a plain loop, exactly; the stream against the batch."""
+"""recommend() compared with a plain loop, exactly; SessionRecommender (live sessions) compared with recommend()."""
 
 from __future__ import annotations
 
@@ -20,71 +20,76 @@ from gru4rec_fast.nn import SessionNetwork
 N_ITEMS = 13
 VOCABULARY = Vocabulary([f"item-{n}" for n in range(N_ITEMS)])
 NETWORK = ExactNetwork(N_ITEMS, seed=2)
-indices = st.lists(st.integers(0, N_ITEMS - 1), min_size=1, max_size=9)
+item_indices = st.lists(st.integers(0, N_ITEMS - 1), min_size=1, max_size=9)
 
 
-def named(session: list[int]) -> list[str]:
+def item_ids(session: list[int]) -> list[str]:
+    """Return the ids of item indices."""
     return [f"item-{n}" for n in session]
 
 
-def loop_best(session: list[int], k: int, hidden_items: set[int]) -> tuple[list[str], list[float]]:
-    """The definition: score all, drop the excluded, order by score and then by index."""
+def expected_best(session: list[int], k: int, excluded: set[int]) -> tuple[list[str], list[float]]:
+    """Return ids and scores of the k best items: score all, leave out the excluded, sort by score, then by index."""
     scores = NETWORK.scores_after(session).tolist()
-    order = sorted((n for n in range(N_ITEMS) if n not in hidden_items), key=lambda n: (-scores[n], n))[:k]
-    return named(order), [scores[n] for n in order]
+    order = sorted((n for n in range(N_ITEMS) if n not in excluded), key=lambda n: (-scores[n], n))[:k]
+    return item_ids(order), [scores[n] for n in order]
 
 
 @settings(deadline=None, max_examples=examples(50))
-@given(st.lists(indices, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.sampled_from("nslb"))
-def test_batches_equal_a_loop(sessions: list[list[int]], k: int, batch_size: int, kind: str) -> None:
-    exclude = ["item-3", "item-7"] if kind in "lb" else None
+@given(
+    st.lists(item_indices, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.booleans(), st.booleans()
+)
+def test_recommend_equals_a_plain_loop(
+    sessions: list[list[int]], k: int, batch_size: int, exclude_seen: bool, exclude_listed: bool
+) -> None:
+    listed: set[int] = {3, 7} if exclude_listed else set()
     found = recommend(
         NETWORK,
         VOCABULARY,
-        [named(s) for s in sessions],
+        [item_ids(session) for session in sessions],
         k,
-        exclude_seen=kind in "sb",
-        exclude=exclude,
+        exclude_seen=exclude_seen,
+        exclude=item_ids(sorted(listed)) if exclude_listed else None,
         batch_size=batch_size,
     )
     for session, items, scores, count in zip(sessions, *found, strict=True):
-        hidden = {"n": set(), "s": set(session), "l": {3, 7}, "b": {3, 7, *session}}[kind]
-        assert (items[:count].tolist(), scores[:count].tolist()) == loop_best(session, k, hidden)
-        assert count == min(k, N_ITEMS - len(hidden))
+        excluded = listed | (set(session) if exclude_seen else set())
+        assert (items[:count].tolist(), scores[:count].tolist()) == expected_best(session, k, excluded)
+        assert count == min(k, N_ITEMS - len(excluded))
 
 
-def test_long_sessions_are_fed_in_parts() -> None:
-    generator = np.random.default_rng(0)
-    sessions = [generator.integers(N_ITEMS, size=size).tolist() for size in (1, 63, 64, 65, 128, 129, 300, 2)]
-    found = recommend(NETWORK, VOCABULARY, [named(s) for s in sessions], 5)
+def test_sessions_longer_than_one_call_of_the_network() -> None:
+    rng = np.random.default_rng(0)
+    sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in (1, 63, 64, 65, 128, 129, 300, 2)]
+    found = recommend(NETWORK, VOCABULARY, [item_ids(session) for session in sessions], 5)
     for session, items in zip(sessions, found.items, strict=True):
-        assert items.tolist() == loop_best(session, 5, set())[0]
+        assert items.tolist() == expected_best(session, 5, set())[0]
 
 
-def test_a_store_is_a_list_of_sessions() -> None:
+def test_a_store_gives_the_same_result_as_lists() -> None:
     sessions = [[1, 2, 3], [4], [5, 6]]
     store = SessionStore.from_arrays([1, 2, 3, 4, 5, 6], [0, 3, 4, 6], vocabulary=VOCABULARY)
-    lists = recommend(NETWORK, VOCABULARY, [named(s) for s in sessions], 4)
+    lists = recommend(NETWORK, VOCABULARY, [item_ids(session) for session in sessions], 4)
     np.testing.assert_array_equal(recommend(NETWORK, VOCABULARY, store, 4).items, lists.items)
     other = SessionStore.from_arrays([1, 2], [0, 2], n_items=N_ITEMS)
     with pytest.raises(ValueError, match="the store has another vocabulary"):
         recommend(NETWORK, VOCABULARY, other, 4)
 
 
-def test_unknown_items_are_refused_or_skipped() -> None:
+def test_unknown_items_are_an_error_or_skipped() -> None:
     sessions = [["item-1"], ["item-2", "item-99", "item-3"]]
     with pytest.raises(ValueError, match="session 1: item 'item-99' is not in the vocabulary"):
         recommend(NETWORK, VOCABULARY, sessions, 3)
     found = recommend(NETWORK, VOCABULARY, sessions, 3, unknown="skip")
-    assert found.items[1].tolist() == loop_best([2, 3], 3, set())[0]
+    assert found.items[1].tolist() == expected_best([2, 3], 3, set())[0]
     found = recommend(NETWORK, VOCABULARY, [["item-1"], ["item-99"], []], 3, unknown="skip")
     assert found.counts.tolist() == [3, 0, 0]
-    assert found.items[0].tolist() == loop_best([1], 3, set())[0]
+    assert found.items[0].tolist() == expected_best([1], 3, set())[0]
     assert (found.items[1:] == "").all() and (found.scores[1:] == -np.inf).all()
     with pytest.raises(ValueError, match="'exclude': item 'item-99' is not in the vocabulary"):
         recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"])
-    kept = recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"], unknown="skip")
-    assert kept.items[0].tolist() == loop_best([1], 3, set())[0]
+    found = recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"], unknown="skip")
+    assert found.items[0].tolist() == expected_best([1], 3, set())[0]
     with pytest.raises(TypeError, match="holds strings as ids, but integers"):
         recommend(NETWORK, VOCABULARY, [[1, 2]], 3)
 
@@ -116,24 +121,27 @@ def test_bad_arguments_are_named() -> None:
         recommend(NETWORK, VOCABULARY, [["item-1"]], 3, batch_size=0)
 
 
-def test_sessions_and_exclude_come_in_any_iterable() -> None:
-    expected = loop_best([1, 2], 4, {3, 7})[0]
+def test_sessions_and_exclude_may_be_any_iterable() -> None:
+    expected = expected_best([1, 2], 4, {3, 7})[0]
     ids = ["item-3", "item-7"]
     for exclude in (ids, tuple(ids), set(ids), dict.fromkeys(ids), np.array(ids), np.array(ids, "T"), iter(ids)):
         assert recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=exclude).items[0].tolist() == expected
-    for nothing in ([], set(), np.array([], int)):
-        found = recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=nothing)
-        assert found.items[0].tolist() == loop_best([1, 2], 4, set())[0]
-    row = ("item-1", "item-2")
-    for sessions in ([row], (row,), iter([row]), np.array([row]), [np.array(row)], [iter(row)], [dict.fromkeys(row)]):
+    for empty in ([], set(), np.array([], int)):
+        found = recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=empty)
+        assert found.items[0].tolist() == expected_best([1, 2], 4, set())[0]
+    session = ("item-1", "item-2")
+    for sessions in (
+        [session], (session,), iter([session]), np.array([session]), [np.array(session)], [iter(session)],
+        [dict.fromkeys(session)],
+    ):  # fmt: skip
         found = recommend(NETWORK, VOCABULARY, sessions, 4, exclude=ids)  # type: ignore[arg-type]
         assert found.items[0].tolist() == expected
 
 
 @pytest.mark.parametrize("kind", ["strings", "integers"])
-def test_a_row_with_fewer_than_k_items_is_short(kind: str) -> None:
+def test_counts_of_rows_with_fewer_than_k_items(kind: str) -> None:
     vocabulary = VOCABULARY if kind == "strings" else Vocabulary(np.arange(N_ITEMS) * 10)
-    sizes = (1, 11, 12, 13)
+    sizes = (1, 11, 12, 13)  # of 13 items, 12, 2, 1 and 0 are left
     sessions = [vocabulary.ids[:size].tolist() for size in sizes]
     items, scores, counts = recommend(NETWORK, vocabulary, sessions, 3, exclude_seen=True)
     assert counts.dtype == np.int64 and counts.tolist() == [3, 2, 1, 0]
@@ -141,15 +149,15 @@ def test_a_row_with_fewer_than_k_items_is_short(kind: str) -> None:
     assert np.array_equal(~valid, scores == -np.inf)
     assert (items[~valid] == ("" if kind == "strings" else -1)).all()
     for size, row, count in zip(sizes, items, counts, strict=True):
-        expected = loop_best(list(range(size)), 3, set(range(size)))[0]
+        expected = expected_best(list(range(size)), 3, set(range(size)))[0]
         indices = vocabulary.index_of(row[:count]).tolist()
-        assert named(indices) == expected
+        assert item_ids(indices) == expected
     live = SessionRecommender(NETWORK, vocabulary)
     for name, session in enumerate(sessions):
         live.observe_many([name] * len(session), session)
-    streamed = live.recommend(range(4), 3, exclude_seen=True)
-    for batch_array, live_array in zip((items, scores, counts), streamed, strict=True):
-        np.testing.assert_array_equal(batch_array, live_array)
+    live_result = live.recommend(range(4), 3, exclude_seen=True)
+    for array, live_array in zip((items, scores, counts), live_result, strict=True):
+        np.testing.assert_array_equal(array, live_array)
 
 
 def test_no_sessions_give_no_rows() -> None:
@@ -160,85 +168,89 @@ def test_no_sessions_give_no_rows() -> None:
 
 @settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, N_ITEMS - 1)), min_size=1, max_size=40))
-def test_the_stream_answers_as_the_batch_does(events: list[tuple[str, int]]) -> None:
-    """One event at a time, and all in one call, for sessions whose events are mixed."""
-    single, together = (SessionRecommender(NETWORK, VOCABULARY, capacity=5) for _ in range(2))
+def test_live_sessions_give_the_same_result_as_recommend(events: list[tuple[str, int]]) -> None:
+    """The events of several sessions are interleaved, and added one by one or all in one call."""
+    one_by_one, in_one_call = (SessionRecommender(NETWORK, VOCABULARY, capacity=5) for _ in range(2))
     for name, item in events:
-        single.observe(name, f"item-{item}")
-    together.observe_many([name for name, _ in events], named([item for _, item in events]))
+        one_by_one.observe(name, f"item-{item}")
+    in_one_call.observe_many([name for name, _ in events], item_ids([item for _, item in events]))
     sessions = {name: [item for other, item in events if other == name] for name, _ in events}
-    batch = recommend(NETWORK, VOCABULARY, [named(s) for s in sessions.values()], 4, exclude_seen=True)
-    for streamed in (single, together):
-        found = streamed.recommend(sessions, 4, exclude_seen=True)
-        np.testing.assert_array_equal(found.items, batch.items)
-        np.testing.assert_array_equal(found.scores, batch.scores)
+    expected = recommend(
+        NETWORK, VOCABULARY, [item_ids(session) for session in sessions.values()], 4, exclude_seen=True
+    )
+    for live in (one_by_one, in_one_call):
+        found = live.recommend(sessions, 4, exclude_seen=True)
+        np.testing.assert_array_equal(found.items, expected.items)
+        np.testing.assert_array_equal(found.scores, expected.scores)
 
 
-def test_the_least_recently_used_session_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_least_recently_used_session_is_evicted(caplog: pytest.LogCaptureFixture) -> None:
     live = SessionRecommender(NETWORK, VOCABULARY, capacity=3)
     with caplog.at_level(logging.WARNING, logger="gru4rec_fast"):
-        live.observe_many("abc", named([1, 2, 3]))
+        live.observe_many("abc", item_ids([1, 2, 3]))
         live.observe("a", "item-4")
         live.recommend(["b"], 2)
         assert not caplog.records
-        live.observe("d", "item-5")  # c is the one used least recently
+        live.observe("d", "item-5")  # evicts c, which was used least recently
         assert [name in live for name in "abcd"] == [True, True, False, True]
-        live.observe_many("ec", named([6, 7]))  # a, then b
+        live.observe_many("ec", item_ids([6, 7]))  # evicts a, then b
         assert [name in live for name in "abcde"] == [False, False, True, True, True]
     assert live.n_evicted == 3
     assert len([r for r in caplog.records if "all 3 rows are in use" in r.message]) == 1
-    assert live.recommend(["c"], 3).items[0].tolist() == loop_best([7], 3, set())[0]  # it started anew
+    assert (
+        live.recommend(["c"], 3).items[0].tolist() == expected_best([7], 3, set())[0]
+    )  # c started again from an empty state
     with pytest.raises(ValueError, match="session 'a' is not live"):
         live.recommend(["c", "a"], 3)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, N_ITEMS - 1)), max_size=30))
-def test_one_call_does_what_one_event_at_a_time_does(capacity: int, events: list[tuple[str, int]]) -> None:
-    """Forgetting included, with more sessions in the call than there is room for."""
-    single, together = (SessionRecommender(NETWORK, VOCABULARY, capacity) for _ in range(2))
+def test_observe_many_equals_observe_for_each_event(capacity: int, events: list[tuple[str, int]]) -> None:
+    """Also with evictions, when the call has more sessions than the capacity."""
+    one_by_one, in_one_call = (SessionRecommender(NETWORK, VOCABULARY, capacity) for _ in range(2))
     for name, item in events:
-        single.observe(name, f"item-{item}")
-    together.observe_many([name for name, _ in events], named([item for _, item in events]))
-    one, other = single.state_dict(), together.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(one.pop("states"), other.pop("states"), strict=True))
-    assert one == other
+        one_by_one.observe(name, f"item-{item}")
+    in_one_call.observe_many([name for name, _ in events], item_ids([item for _, item in events]))
+    state, expected = in_one_call.state_dict(), one_by_one.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(state.pop("states"), expected.pop("states"), strict=True))
+    assert state == expected
 
 
-def test_an_ended_session_makes_room() -> None:
+def test_ending_a_session_frees_its_row() -> None:
     live = SessionRecommender(NETWORK, VOCABULARY, capacity=1)
     live.observe("a", "item-1")
     assert live.end("a")
     assert not live.end("a")
     live.observe("b", "item-2")
     assert (len(live), live.n_evicted) == (1, 0)
-    assert live.recommend(["b"], 3).items[0].tolist() == loop_best([2], 3, set())[0]
+    assert live.recommend(["b"], 3).items[0].tolist() == expected_best([2], 3, set())[0]
 
 
-def test_state_survives_saving() -> None:
+def test_state_dict_is_saved_and_loaded() -> None:
     live = SessionRecommender(NETWORK, VOCABULARY, capacity=3)
-    live.observe_many("abcad", named([1, 2, 3, 4, 5]))
+    live.observe_many("abcad", item_ids([1, 2, 3, 4, 5]))
     file = io.BytesIO()
     torch.save(live.state_dict(), file)
     file.seek(0)
-    again = SessionRecommender(NETWORK, VOCABULARY, capacity=4)
-    again.observe("z", "item-9")
-    again.load_state_dict(torch.load(file, weights_only=True))
-    assert len(again) == 3 and "z" not in again and again.n_evicted == live.n_evicted == 1
-    for recommender in (live, again):
-        recommender.observe_many("ae", named([7, 8]))
+    loaded = SessionRecommender(NETWORK, VOCABULARY, capacity=4)
+    loaded.observe("z", "item-9")
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    assert len(loaded) == 3 and "z" not in loaded and loaded.n_evicted == live.n_evicted == 1
+    for recommender in (live, loaded):
+        recommender.observe_many("ae", item_ids([7, 8]))
     for exclude_seen in (False, True):
-        found = [recommender.recommend("ade", 4, exclude_seen=exclude_seen) for recommender in (live, again)]
+        found = [recommender.recommend("ade", 4, exclude_seen=exclude_seen) for recommender in (live, loaded)]
         np.testing.assert_array_equal(found[0].items, found[1].items)
         np.testing.assert_array_equal(found[0].scores, found[1].scores)
-    assert "c" not in live and "c" in again  # the saved order decides who is forgotten
+    assert "c" not in live and "c" in loaded  # only the recommender of capacity 3 had to evict a session
     with pytest.raises(ValueError, match="3 sessions were saved, but capacity=2"):
         SessionRecommender(NETWORK, VOCABULARY, capacity=2).load_state_dict(live.state_dict())
     with pytest.raises(ValueError, match="the saved states have shapes"):
         SessionRecommender(ExactNetwork(N_ITEMS, width=4), VOCABULARY).load_state_dict(live.state_dict())
 
 
-def test_a_refused_event_leaves_everything_as_it_was() -> None:
+def test_after_an_error_no_event_is_added() -> None:
     live = SessionRecommender(NETWORK, VOCABULARY)
     with pytest.raises(ValueError, match="session 'b': item 'item-99' is not in the vocabulary"):
         live.observe_many("ab", ["item-1", "item-99"])
@@ -249,12 +261,12 @@ def test_a_refused_event_leaves_everything_as_it_was() -> None:
         SessionRecommender(NETWORK, VOCABULARY, 0)
     skipping = SessionRecommender(NETWORK, VOCABULARY, unknown="skip")
     skipping.observe_many("abb", ["item-1", "item-99", "item-2"])
-    assert skipping.recommend("b", 3).items[0].tolist() == loop_best([2], 3, set())[0]
+    assert skipping.recommend("b", 3).items[0].tolist() == expected_best([2], 3, set())[0]
 
 
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
-def test_with_the_session_network(embedding: str) -> None:
-    """Two layers of unequal size, in training mode with dropout: stream and batch, both with dropout off."""
+def test_session_network_in_training_mode(embedding: str) -> None:
+    """recommend and SessionRecommender turn dropout off, and give the same items for a network of two layers."""
     network = SessionNetwork(
         300,
         [8, 6],
@@ -266,17 +278,16 @@ def test_with_the_session_network(embedding: str) -> None:
     )
     network.train()
     vocabulary = Vocabulary(np.arange(300) * 10)
-    generator = np.random.default_rng(0)
-    sessions = [(10 * generator.integers(300, size=size)).tolist() for size in (1, 7, 70, 2, 5)]
-    batch = recommend(network, vocabulary, sessions, 20, exclude_seen=True)
+    rng = np.random.default_rng(0)
+    sessions = [(10 * rng.integers(300, size=size)).tolist() for size in (1, 7, 70, 2, 5)]
+    expected = recommend(network, vocabulary, sessions, 20, exclude_seen=True)
     live = SessionRecommender(network, vocabulary)
     for step in range(70):
-        going = [s for s, session in enumerate(sessions) if step < len(session)]
-        live.observe_many(going, [sessions[s][step] for s in going])
+        continuing = [s for s, session in enumerate(sessions) if step < len(session)]
+        live.observe_many(continuing, [sessions[s][step] for s in continuing])
     found = live.recommend(range(len(sessions)), 20, exclude_seen=True)
-    np.testing.assert_array_equal(found.items, batch.items)
-    np.testing.assert_allclose(
-        found.scores, batch.scores, rtol=0, atol=1e-14
-    )  # products of other shapes, summed elsewise
+    np.testing.assert_array_equal(found.items, expected.items)
+    # The matrix products have other shapes, so the order of their sums may differ.
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-14)
     assert network.training
     assert not set(found.items[2].tolist()) & set(sessions[2])

@@ -1,6 +1,6 @@
-"""gru4rec-fast, the command line: demo, prepare, train, evaluate, recommend, info.
+"""The command line program gru4rec-fast: demo, prepare, train, evaluate, recommend, info.
 
-Typer, rich and everything heavier are imported when a command runs, never by `import gru4rec_fast.cli`.
+`import gru4rec_fast.cli` imports neither Typer nor rich nor torch; `main` imports them when it runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An error is one line on stderr; with --debug it is a traceback.
 
     Args:
-        arguments: without the program's name; by default those of this process.
+        arguments: the command line without the program's name; by default that of this process.
     """
     from gru4rec_fast.cli.app import run
 

@@ -1,4 +1,4 @@
-"""The Typer application with all commands, and how their errors are reported."""
+"""The Typer application with all commands. It prints errors and warnings as one line each."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ from gru4rec_fast.cli.train import train
 
 PROGRAM = "gru4rec-fast"
 DEBUG = "--debug"
-OUTPUT_CLOSED, ERROR, DIVERGED, BY_SIGNAL = 1, 2, 3, 128
+# Exit codes; a command that a signal stops has SIGNAL_BASE plus the signal's number.
+OUTPUT_CLOSED, ERROR, DIVERGED, SIGNAL_BASE = 1, 2, 3, 128
 
 app = typer.Typer(name=PROGRAM, add_completion=False, rich_markup_mode="rich")
 for command in (demo, prepare, train, evaluate, recommend, info):
+    # A docstring is the help of its command. Typer would keep its line breaks, so each paragraph becomes one line.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))(command)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(__version__)
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option(DEBUG, help="Show a traceback where there is an error.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -56,36 +58,36 @@ def _root(
 
 
 def run(arguments: list[str]) -> int:
-    """Implements `gru4rec_fast.cli.main`."""
-    debug = DEBUG in arguments  # at any position, since it is added to a command line that just failed
+    """Run one command and return its exit code, see `gru4rec_fast.cli.main`."""
+    debug = DEBUG in arguments  # allowed at any position, so that it can be appended to a command line that failed
     arguments = [argument for argument in arguments if argument != DEBUG] or ["--help"]
-    with _warnings_in_one_line():
+    with _one_line_warnings():
         try:
-            # Typer's own main reports errors and Ctrl-C in other ways, which differ by version.
+            # Instead of calling Typer's own main, whose reports of errors and Ctrl-C differ by version.
             with typer.main.get_command(app).make_context(PROGRAM, arguments) as context:
                 context.command.invoke(context)
             sys.stdout.flush()
         except typer.Exit as done:
             return done.exit_code
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit would fail too
             return OUTPUT_CLOSED
         except (KeyboardInterrupt, Exception) as error:
-            report = _report(error)
-            if debug or report is None:
+            message_and_code = _describe(error)
+            if debug or message_and_code is None:
                 raise
-            message, code = report
+            message, code = message_and_code
             print(message, file=sys.stderr)
             return code
     return 0
 
 
-def _report(error: BaseException) -> tuple[str, int] | None:
+def _describe(error: BaseException) -> tuple[str, int] | None:
     """Return the message and the exit code for an error; None for an error that only a bug can raise."""
     if isinstance(error, KeyboardInterrupt):
-        code = BY_SIGNAL + getattr(error, "signal_number", signal.SIGINT)
+        code = SIGNAL_BASE + getattr(error, "signal_number", signal.SIGINT)
         return f"interrupted: {_one_line(error)}" if error.args else "interrupted", code
-    if hasattr(error, "format_message"):  # Typer's and click's usage errors, whichever of them is installed
+    if hasattr(error, "format_message"):  # a usage error of Typer or of click, which have no common class
         context = getattr(error, "ctx", None)
         path = context.command_path if context else PROGRAM
         return f"error: {_one_line(error.format_message())} (see {path} --help)", ERROR
@@ -96,14 +98,15 @@ def _report(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def _one_line(problem: Any) -> str:
-    if isinstance(problem, OSError) and problem.strerror:
-        problem = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
-    return " ".join(str(problem).split())
+def _one_line(message: Any) -> str:
+    """Return an error, warning or text as one line."""
+    if isinstance(message, OSError) and message.strerror:
+        message = f"{message.filename}: {message.strerror}" if message.filename else message.strerror
+    return " ".join(str(message).split())
 
 
 @contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
+def _one_line_warnings() -> Iterator[None]:
     """Print Python's warnings and the package's log as `warning: ...` lines on stderr."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:

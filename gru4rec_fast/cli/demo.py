@@ -1,4 +1,4 @@
-"""gru4rec-fast demo."""
+"""The command gru4rec-fast demo: train on synthetic sessions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gru4rec_fast.evaluation import Report
 
 N_ITEMS = 2000
-METRICS = ("recall@20", "mrr@20")
+PRINTED_METRICS = ("recall@20", "mrr@20")
 PARAMETERS: dict[str, Any] = {
     "layers": [64],
     "loss": "cross-entropy",
@@ -35,10 +35,10 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Number of epochs.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; one is enough for a model of this size.")] = 1,
 ) -> None:
-    """Train on synthetic sessions and compare with popularity: half a minute, no data needed.
+    """Train on synthetic sessions and compare with ranking by popularity; takes half a minute and needs no data.
 
     The sessions are generated in memory. A few items are popular (Zipf), and each item is often followed by certain
-    other items (a Markov chain): the model can learn that, popularity cannot.
+    other items (a Markov chain). The model can learn which items follow; ranking by popularity ignores the session.
 
     Example: gru4rec-fast demo --out demo_run
     """
@@ -57,12 +57,13 @@ def demo(
         model.fit(train, validation=validation, out=out)
         model.save(out / MODEL_FILE)
     report = model.evaluate(test, cutoffs=(20,), baselines=True)
-    print(_only(report, METRICS).table())
+    print(_select_metrics(report, PRINTED_METRICS).table())
     print(f"training curves: {out / 'curves.png' if find_spec('matplotlib') else out / 'curves.csv'}")
     print(f"next: gru4rec-fast recommend {out} {out / 'test'} --k 5 --out recommended.tsv")
 
 
-def _only(report: Report, names: Iterable[str]) -> Report:
+def _select_metrics(report: Report, names: Iterable[str]) -> Report:
     """Return the report with these metrics only."""
-    chosen = [{name: metrics[name] for name in names} for metrics in (report.metrics, *report.baselines.values())]
-    return replace(report, metrics=chosen[0], baselines=dict(zip(report.baselines, chosen[1:], strict=True)))
+    metrics = {name: report.metrics[name] for name in names}
+    baselines = {baseline: {name: values[name] for name in names} for baseline, values in report.baselines.items()}
+    return replace(report, metrics=metrics, baselines=baselines)

@@ -1,4 +1,4 @@
-"""gru4rec-fast evaluate."""
+"""The command gru4rec-fast evaluate: measure how well a trained model ranks held-out items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gru4rec_fast.cli.inputs import open_interactions, open_sessions
-from gru4rec_fast.cli.options import Evaluation, JsonFile, LogFormat, Running, Threads, use_threads, with_option_groups
+from gru4rec_fast.cli.options import (
+    EvaluationOptions,
+    JsonFile,
+    LogFormat,
+    RuntimeOptions,
+    Threads,
+    use_threads,
+    with_option_groups,
+)
 from gru4rec_fast.cli.output import make_parent_folders, write_json
 from gru4rec_fast.cli.registry import load_model
 
@@ -28,36 +36,38 @@ def evaluate(
         Path, typer.Argument(metavar="TEST", help="Test sessions, or interactions: a log file, or a prepared folder.")
     ],
     *,
-    evaluation: Evaluation,
+    evaluation: EvaluationOptions,
     batch_size: Annotated[
         int, typer.Option(help="Sessions or users that are processed in parallel.", rich_help_panel="Evaluation")
     ] = 512,
-    running: Running,
+    runtime: RuntimeOptions,
     threads: Threads = None,
     json_file: JsonFile = None,
     log: LogFormat,
 ) -> None:
     """Rank the true next item of every event of the test sessions among all items.
 
-    Test events of items that were not trained on are dropped, then sessions of one event; the report counts both.
+    Test events of items that were not trained on are dropped, and then sessions with fewer than two events left; the
+    report counts both.
 
-    With a graph model: rank all items for every test user, except the user's items in training.
+    With a graph model: for every user with test items, rank all items that the user does not have in training.
 
     Example: gru4rec-fast evaluate run test.tsv --cutoffs 20,5 --baselines
     """
     from gru4rec_fast.models import GRU4Rec
 
-    evaluation.arguments()  # an error before the model is loaded
+    evaluation.session_arguments()  # raises an error for a wrong option before the model is loaded
     make_parent_folders(json_file)
     use_threads(threads)
-    loaded = load_model(model, running)
+    loaded = load_model(model, runtime)
     report: Report
     if isinstance(loaded, GRU4Rec):
         sessions = open_sessions(test, log, loaded.vocabulary)
-        report = loaded.evaluate(sessions, batch_size=batch_size, **evaluation.arguments())
+        report = loaded.evaluate(sessions, batch_size=batch_size, **evaluation.session_arguments())
     else:
-        options = evaluation.graph_arguments()
-        report = loaded.evaluate(open_interactions(test, log, loaded.graph), batch_size=batch_size, **options)
+        arguments = evaluation.graph_arguments()
+        interactions = open_interactions(test, log, loaded.graph)
+        report = loaded.evaluate(interactions, batch_size=batch_size, **arguments)
     print(report.table())
     if json_file is not None:
         from gru4rec_fast import build_info

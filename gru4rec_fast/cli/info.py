@@ -1,4 +1,4 @@
-"""gru4rec-fast info."""
+"""The command gru4rec-fast info: version, torch and native kernels."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from gru4rec_fast.cli.output import print_facts
+from gru4rec_fast.cli.output import print_pairs
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """Show version, torch, native kernels and instruction set.
+    """Show the versions, the native kernels and the instruction set.
 
-    Compiles the native kernels if that was not done yet, as training does.
+    Compiles the native kernels if they are not compiled yet, as training does.
 
     Example: gru4rec-fast info --json
     """
     from gru4rec_fast import build_info
 
-    facts = build_info()
+    build = build_info()
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(build, indent=2))
     else:
-        kernels = facts.pop("kernels")
-        rows = [(name, _text(value)) for name, value in facts.items()]
+        kernels = build.pop("kernels")
+        rows = [(name, _text(value)) for name, value in build.items()]
         rows += [(f"kernel {name}", ", ".join(devices) or "pure PyTorch") for name, devices in kernels.items()]
-        print_facts(rows)
+        print_pairs(rows)
 
 
 def _text(value: Any) -> str:

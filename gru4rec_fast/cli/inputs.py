@@ -1,4 +1,4 @@
-"""Sessions and interactions from the log files and prepared folders that are named on the command line."""
+"""Read the sessions or interactions in a log file or prepared folder that the command line names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = No
     Args:
         path: the folder or file.
         log: format of a log file.
-        vocabulary: that of the training log, for a log file of held-out sessions.
+        vocabulary: the vocabulary of the training sessions, for a log file of held-out sessions.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
@@ -29,7 +29,7 @@ def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = No
         store = SessionStore.open(path)
     else:
         with row_counter(path.name) as progress:
-            store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **log.arguments())
+            store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **log.session_arguments())
     note(f"{path}: {store.summary()}")
     return store
 
@@ -47,10 +47,10 @@ def open_interactions(path: Path, log: LogFormat, like: InteractionGraph | None 
     """
     from gru4rec_fast.data import InteractionGraph
 
-    kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
     if path.is_dir():
         graph = InteractionGraph.open(path)
-    elif kinds[-1:] == [".txt"]:
+    elif suffixes[-1:] == [".txt"]:
         graph = InteractionGraph.from_text(path, like=like)
     else:
         graph = InteractionGraph.from_table(path, like=like, **log.graph_arguments())

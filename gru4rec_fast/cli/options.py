@@ -1,4 +1,4 @@
-"""Options that several commands share, as dataclasses: each field is an option."""
+"""Options that several commands share: dataclasses with one field per option, and a decorator that expands them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 @dataclass(frozen=True)
 class LogFormat:
-    """Format of log files; options are named as in `SessionStore.from_events` and `InteractionGraph.from_table`."""
+    """Format of log files, as in the arguments of `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
     session_key: Annotated[str, _log(metavar="NAME", help="Column of the session ids.")] = "SessionId"
     user_key: Annotated[str, _log(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.")] = "UserId"
@@ -31,28 +31,28 @@ class LogFormat:
         str | None,
         _log(
             metavar="CHARACTER",
-            help="Separator of a text file's columns; 'tab' for a tab. By default the one that splits the header.",
+            help="Separator of a text file's columns; 'tab' for a tab. By default the one that occurs in the header.",
         ),
     ] = None
     allow_pickle: Annotated[
         bool, _log("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
 
-    def arguments(self) -> dict[str, Any]:
+    def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `SessionStore.from_events` and `prepare`."""
-        return {name: value for name, value in self._all().items() if name != "user_key"}
+        return {name: value for name, value in self._values().items() if name != "user_key"}
 
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `InteractionGraph.from_table`."""
-        return {name: value for name, value in self._all().items() if name not in ("session_key", "time_key")}
+        return {name: value for name, value in self._values().items() if name not in ("session_key", "time_key")}
 
-    def _all(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, Any]:
         separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
         return {**vars(self), "separator": separator}
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationOptions:
     """Options of an evaluation."""
 
     cutoffs: Annotated[str, _evaluation(metavar="K,K,...", help="The k of recall@k and the other metrics.")] = "20"
@@ -64,9 +64,11 @@ class Evaluation:
             "middle (median).",
         ),
     ] = "conservative"
-    baselines: Annotated[bool, _evaluation("--baselines", help="Evaluate popularity and a random order too.")] = False
+    baselines: Annotated[
+        bool, _evaluation("--baselines", help="Also evaluate ranking by popularity and in random order.")
+    ] = False
 
-    def arguments(self) -> dict[str, Any]:
+    def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `GRU4Rec.evaluate`; ValueError for a wrong option."""
         from gru4rec_fast.evaluation import Ties
 
@@ -75,10 +77,11 @@ class Evaluation:
         return {"cutoffs": self._cutoffs(), "ties": self.ties, "baselines": self.baselines}
 
     def graph_arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for the `evaluate` of graph models; ValueError for options that these lack."""
-        in_use = {"--ties": self.ties != Evaluation.ties, "--baselines": self.baselines}
-        for flag in (flag for flag, is_used in in_use.items() if is_used):
-            raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
+        """Return keyword arguments for `evaluate` of graph models; ValueError for an option that it does not have."""
+        is_used = {"--ties": self.ties != EvaluationOptions.ties, "--baselines": self.baselines}
+        for flag, used in is_used.items():
+            if used:
+                raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._cutoffs()}
 
     def _cutoffs(self) -> tuple[int, ...]:
@@ -98,7 +101,7 @@ def _help_of(parameter: str) -> str:
 
 
 @dataclass(frozen=True)
-class Running:
+class RuntimeOptions:
     """Device and kernels that a loaded model runs with."""
 
     device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
@@ -112,7 +115,10 @@ Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by defa
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter of a command that is annotated with a dataclass by the options in that dataclass."""
+    """Return a command for Typer with the options of a dataclass in place of each parameter annotated with it.
+
+    The options' values come back to `command` as one instance of the dataclass.
+    """
     signature = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
         name: parameter.annotation for name, parameter in signature.items() if is_dataclass(parameter.annotation)
@@ -141,7 +147,7 @@ def _as_parameters(group: type) -> list[inspect.Parameter]:
 
 
 def with_signature(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
-    """Set the signature that Typer reads."""
+    """Set the parameters that Typer reads from a command, and return the command."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

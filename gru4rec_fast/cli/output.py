@@ -1,4 +1,4 @@
-"""Output of the commands: tables and notes on the terminal or in a pipe, JSON files."""
+"""Output of the commands: tables and notes on a terminal or in a pipe, and files."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Print names and values on stdout: a table on a terminal, aligned lines in a pipe."""
-    facts = list(facts)
+    pairs = list(pairs)
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         table = Table(show_header=False)
-        for name, value in facts:
+        for name, value in pairs:
             table.add_row(Text(name, style="bold"), Text(value))
         Console().print(table)
         return
-    width = max(len(name) for name, _ in facts)
-    for name, value in facts:
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
         print(f"{name:<{width}}  {value}")
 
 
 @contextmanager
 def row_counter(name: str) -> Iterator[Callable[[int], None] | None]:
-    """Show the number of rows read so far on a terminal; yields None in a pipe, where nothing is shown."""
+    """Yield a function that shows the number of rows read so far; None if stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -49,10 +49,10 @@ def row_counter(name: str) -> Iterator[Callable[[int], None] | None]:
 
 
 def make_parent_folders(*paths: Path | None) -> None:
-    """Make the folders of files that are written at the end, so that a wrong path is an error at the beginning.
+    """Make the folders of output files before the work begins, so that a wrong path is an early error.
 
     Raises:
-        IsADirectoryError: a path is a folder itself. OSError: its folder cannot be made or written to.
+        IsADirectoryError: a path is a folder. OSError: the folder of a path cannot be made or written to.
     """
     for path in paths:
         if path is not None:
@@ -68,17 +68,17 @@ def make_parent_folders(*paths: Path | None) -> None:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[IO[str]]:
-    """Open a text file that is written under another name and renamed when it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Open a text file for writing under a temporary name, and rename it to `path` when it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             yield file
-        os.replace(partial, path)
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON values as a file."""
+    """Write a dict of JSON values to a file."""
     with open_atomically(path) as file:
         file.write(json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Hyper-parameters on the command line: one option for each, parameter strings, parameter files."""
+"""Hyper-parameters on the command line: one option for each, a parameter string (-ps), a parameter file (--params)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def with_parameter_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for every parameter of every model to a command.
+    """Return a command for Typer with an option for every hyper-parameter of every model.
 
-    The command receives the options in use as `parameters`, {name: value}. Its own parameters must be keywords, as
-    `with_option_groups` makes them.
+    The options that the user gave come to `command` as its argument `parameters`, {name: value}. All parameters of
+    `command` must be keyword-only, as after `with_option_groups`.
     """
     signature = inspect.signature(command, eval_str=True).parameters
     names = dict.fromkeys(name for cls in PARAMETERS.values() for name in cls.names())
@@ -39,9 +39,10 @@ def with_parameter_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter_option(name: str) -> inspect.Parameter:
-    """Return the option of a parameter. It is text, or a flag without a value where the parameter is False by default.
+    """Return the option of a hyper-parameter: a flag without a value if the default is False, else an option with text.
 
-    The option's own default is None, so that an option at the parameter's default still wins over a parameter string.
+    The option's default is None, which means "not given". So an option that is given with the hyper-parameter's default
+    value still wins over a parameter string.
     """
     fields = {model: cls.__dataclass_fields__[name] for model, cls in PARAMETERS.items() if name in cls.names()}
     metadata = next(iter(fields.values())).metadata
@@ -50,8 +51,8 @@ def _parameter_option(name: str) -> inspect.Parameter:
     defaults = _models_by_value({model: _text(entry.default) for model, entry in fields.items()})
     sentences = [text if len(models) == len(PARAMETERS) else f"{', '.join(models)}: {text}" for text, models in helps]
     if len(defaults) > 1:
-        listed = (f"{text} ({', '.join(models)})" for text, models in defaults)
-        sentences.append(f"Default: {', '.join(listed)}.")
+        defaults_with_models = (f"{text} ({', '.join(models)})" for text, models in defaults)
+        sentences.append(f"Default: {', '.join(defaults_with_models)}.")
     elif defaults[0][0] and not is_flag:
         sentences.append(f"Default: {defaults[0][0]}.")
     option = typer.Option(
@@ -65,18 +66,19 @@ def _parameter_option(name: str) -> inspect.Parameter:
 
 
 def _models_by_value(values: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """Return each value once, with the models that have it."""
+    """Group models by value: return each distinct value with the list of the models that have it."""
     return [(value, [model for model in values if values[model] == value]) for value in dict.fromkeys(values.values())]
 
 
 def _text(default: Any) -> str:
+    """Return a default value as it is written on the command line; "" for None."""
     return "" if default is None else "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def build_model(
     name: str, options: dict[str, Any], parameter_string: str | None, parameter_file: Path | None
 ) -> tuple[GRU4Rec | GraphRecommender, Parameters]:
-    """Return a new model and its parameters. An option wins over the string, and the string over the file.
+    """Return a new model and its hyper-parameters. An option wins over the string, and the string over the file.
 
     Raises:
         ValueError: an unknown parameter, with the nearest known names; or a wrong value.
@@ -91,13 +93,14 @@ def build_model(
         raise ValueError(f"{error}{_nearest_names(error)}") from error
     from gru4rec_fast.models.builders import find_device
 
-    find_device(parameters.device)  # an error before the logs are read
+    find_device(parameters.device)  # raises an error for a device that is missing before the logs are read
     return estimator_class(name)(**vars(parameters)), parameters
 
 
 def _nearest_names(error: Exception) -> str:
-    """Return a question with the known names nearest to the unknown ones that the error is about, or ""."""
-    reason = error if isinstance(error, UnknownParameterError) else error.__cause__  # a parameter file's
+    """Return " (did you mean ...?)" with the known names nearest to the unknown names in the error, or ""."""
+    # An error about a parameter file is a ValueError whose cause is the UnknownParameterError.
+    reason = error if isinstance(error, UnknownParameterError) else error.__cause__
     if not isinstance(reason, UnknownParameterError):
         return ""
     matches = (match for name in reason.unknown for match in difflib.get_close_matches(name, reason.known))

@@ -1,4 +1,4 @@
-"""gru4rec-fast prepare."""
+"""The command gru4rec-fast prepare: filter and split a log, and store it in the form that training reads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prepare(
     ] = None,
     validation_split: Annotated[
         str | None,
-        _split(metavar="last-day|days=N|fraction=F", help="Sessions of the training part to hold out for validation."),
+        _split(metavar="last-day|days=N|fraction=F", help="Training sessions to hold out for validation."),
     ] = None,
     time_unit: Annotated[str, _split(metavar="s|ms|us|ns", help="Unit of times that are numbers.")] = "s",
     interactions: Annotated[
@@ -47,29 +47,31 @@ def prepare(
         _interactions(
             "--interactions",
             help='Store user-item interactions for graph models; LOG may also be a .txt of "user item item ..." lines. '
-            "--split and --validation-split are then fraction=F of each user's interactions.",
+            "--split and --validation-split then take only fraction=F, which is a share of each user's interactions.",
         ),
     ] = False,
     seed: Annotated[int, _interactions(help="Seed of the random choice of held-out interactions.")] = 0,
     log: LogFormat,
 ) -> None:
-    """Filter a click log, split it by time, and store the parts for training; or store interactions.
+    """Filter a click log, split it by time, and store it for training; or store user-item interactions.
 
-    The log may be larger than memory. OUT_DIR/train is always written, OUT_DIR/test with --split, and OUT_DIR/train_tr
-    and OUT_DIR/train_valid with --validation-split. Training memory-maps these folders.
+    The log may be larger than memory. OUT_DIR/train is always written, and OUT_DIR/test with --split. With
+    --validation-split the training sessions are also written in two parts, OUT_DIR/train_tr to train on and
+    OUT_DIR/train_valid to validate on. Training memory-maps these folders.
 
     Example: gru4rec-fast prepare clicks.csv data --min-item-support 5 --split last-day
     """
     from gru4rec_fast import data
 
     if interactions:
-        in_use = {
+        is_used = {
             "--min-item-support": min_item_support != 1,
             "--min-session-length": min_session_length != 2,
             "--collapse-repeats": collapse_repeats,
         }
-        for flag in (flag for flag, is_used in in_use.items() if is_used):
-            raise ValueError(f"{flag} is for session logs, not for --interactions")
+        for flag, used in is_used.items():
+            if used:
+                raise ValueError(f"{flag} is for session logs, not for --interactions")
         _prepare_interactions(source, out_dir, split, validation_split, seed, log)
         return
     splits = [None if name is None else data.Split.parse(name, time_unit) for name in (split, validation_split)]
@@ -84,7 +86,7 @@ def prepare(
             split=splits[0],
             validation_split=splits[1],
             progress=progress,
-            **log.arguments(),
+            **log.session_arguments(),
         )
     for name, store in stores.items():
         print(f"{out_dir / name}: {store.summary()}")
@@ -93,7 +95,7 @@ def prepare(
 def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log: LogFormat
 ) -> None:
-    """Write OUT_DIR/train, and with the splits test, train_tr and train_valid, as graphs."""
+    """Write the graphs OUT_DIR/train, with `split` also test, and with `validation_split` train_tr and train_valid."""
     from gru4rec_fast.data.graphs.split import split_interactions
 
     fractions = [None if text is None else _fraction(text) for text in (split, validation_split)]
@@ -108,6 +110,7 @@ def _prepare_interactions(
 
 
 def _fraction(text: str) -> float:
+    """Return F of a split "fraction=F"; ValueError for any other split."""
     kind, _, value = text.partition("=")
     try:
         if kind == "fraction":

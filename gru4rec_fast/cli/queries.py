@@ -1,4 +1,4 @@
-"""The sessions or users that `gru4rec-fast recommend` reads from a file."""
+"""Read the sessions or users that `gru4rec-fast recommend` recommends items to."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True)
 class Users:
-    """Users by id, [n]."""
+    """Ids of users, [n]."""
 
     ids: np.ndarray
     kind = "user"
 
     def batch(self, start: int, stop: int) -> np.ndarray:
-        """Return the ids of some users, as `recommend` of a graph model takes them."""
+        """Return the users from `start` to `stop` as an argument of the `recommend` of graph models."""
         return self.ids[start:stop]
 
 
 @dataclass(frozen=True)
 class Sessions:
-    """Sessions: ids [n], items of all sessions one after another [n_events], offsets [n + 1].
+    """Sessions with their ids [n], the items of all sessions concatenated [n_events], and offsets [n + 1] of sessions.
 
-    The items are ids as read, then indices of `vocabulary`.
+    `items` are ids if `vocabulary` is None, else indices of `vocabulary`.
     """
 
     ids: np.ndarray
@@ -45,7 +45,7 @@ class Sessions:
     kind = "session"
 
     def batch(self, start: int, stop: int) -> SessionStore:
-        """Return some sessions, as `GRU4Rec.recommend` takes them."""
+        """Return the sessions from `start` to `stop` as an argument of `GRU4Rec.recommend`."""
         from gru4rec_fast.data import SessionStore
 
         offsets = self.offsets[start : stop + 1]
@@ -57,7 +57,8 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     """Return the users in a file of one id per line; empty lines are ignored.
 
     Raises:
-        OSError, ValueError: no such file; no user in it; a user that was not trained on, unless `skip_unknown`.
+        OSError: the file cannot be read.
+        ValueError: a line is no user id, or no user was trained on; unless `skip_unknown`, also one unknown user.
     """
     import numpy as np
 
@@ -78,7 +79,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these users")
     if not known.all():
-        note(f"skipped: unknown users {int((~known).sum()):,}")
+        note(f"skipped: {int((~known).sum()):,} unknown users")
     return Users(users[known])
 
 
@@ -86,19 +87,21 @@ def _integer(path: Path, line_number: int, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's are integers") from None
+        raise ValueError(
+            f"{path}, line {line_number}: {text!r} is no user id; the ids of this model are integers"
+        ) from None
 
 
 def read_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
     """Return the sessions in a log, a prepared folder or a file of JSON lines.
 
     Raises:
-        OSError, ValueError, ImportError: see `SessionStore`; a line that is no session; an item that was not trained
-            on, unless `skip_unknown`; no session with a known item.
+        OSError, ImportError: see `SessionStore`.
+        ValueError: a line is no session, or no item was trained on; unless `skip_unknown`, also one unknown item.
     """
     if path.suffix.lower() in JSON_LINES:
         return _keep_known(_read_json_lines(path), vocabulary, skip_unknown)
-    store = open_sessions(path, log)  # without the vocabulary, which would drop sessions of one event
+    store = open_sessions(path, log)  # not open_sessions(..., vocabulary), which would drop sessions of one event
     return _keep_known(
         Sessions(store.session_ids, store.vocabulary.ids[store.items], store.offsets), vocabulary, skip_unknown
     )
@@ -121,8 +124,8 @@ def _read_json_lines(path: Path) -> Sessions:
                 ids.append(session["session"])
                 items += as_ids(session["items"], f"{path}, line {line_number}: items").tolist()
             except (ValueError, TypeError, KeyError) as error:
-                form = '{"session": "a", "items": [1, 2]}'
-                raise ValueError(f"{path}, line {line_number}: not a session such as {form} ({error})") from None
+                example = '{"session": "a", "items": [1, 2]}'
+                raise ValueError(f"{path}, line {line_number}: not a session such as {example} ({error})") from None
             offsets.append(len(items))
     if not ids:
         raise ValueError(f"{path} is empty")
@@ -133,7 +136,7 @@ def _read_json_lines(path: Path) -> Sessions:
 
 
 def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
-    """Return the sessions with item indices in place of ids, without unknown items and sessions of nothing else."""
+    """Return sessions of item indices from sessions of item ids, without unknown items and without empty sessions."""
     import numpy as np
 
     try:
@@ -141,19 +144,19 @@ def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) 
     except TypeError as error:
         raise ValueError(f"{error}: is this a log of the same catalogue?") from None
     known = items >= 0
-    owner = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
+    session_of_event = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
     if not known.all() and not skip_unknown:
         first = int(known.argmin())
-        session, item = sessions.ids[owner[first]], sessions.items[first]
+        session, item = sessions.ids[session_of_event[first]], sessions.items[first]
         raise ValueError(
             f"session {session}: the model was not trained on item {item}; --skip-unknown skips such items"
         )
-    lengths = np.bincount(owner[known], minlength=len(sessions.ids))
+    lengths = np.bincount(session_of_event[known], minlength=len(sessions.ids))
     nonempty = lengths > 0
     if not nonempty.any():
-        raise ValueError("no session holds an item that the model was trained on")
+        raise ValueError("no session has an item that the model was trained on")
     if not known.all() or not nonempty.all():
-        counts = int((~known).sum()), int((~nonempty).sum())
-        note(f"skipped: unknown items {counts[0]:,}, sessions without a known one {counts[1]:,}")
+        n_items, n_sessions = int((~known).sum()), int((~nonempty).sum())
+        note(f"skipped: {n_items:,} events of unknown items, {n_sessions:,} sessions without a known item")
     offsets = np.concatenate([[0], np.cumsum(lengths[nonempty])])
     return Sessions(sessions.ids[nonempty], items[known], offsets, vocabulary)

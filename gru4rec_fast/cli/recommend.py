@@ -1,4 +1,4 @@
-"""gru4rec-fast recommend."""
+"""The command gru4rec-fast recommend: write the best items of sessions or users to a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from gru4rec_fast.cli.evaluate import ModelPath
-from gru4rec_fast.cli.options import LogFormat, Running, Threads, use_threads, with_option_groups
+from gru4rec_fast.cli.options import LogFormat, RuntimeOptions, Threads, use_threads, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, note, open_atomically
 from gru4rec_fast.cli.queries import JSON_LINES, Sessions, Users, read_sessions, read_users
 from gru4rec_fast.cli.registry import load_model
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 _QUERIES_PER_CALL = 8192  # sessions or users whose recommendations are in memory together
 
 
-class Answer(NamedTuple):
-    """The recommendations for a session or a user, best first."""
+class RankedItems(NamedTuple):
+    """The recommendations for one session or user, best first."""
 
-    owner: Any
+    query_id: Any
+    """Id of the session or user."""
     items: list[Any]
     scores: list[float]
 
@@ -38,17 +39,17 @@ def recommend(
         Path,
         typer.Argument(
             metavar="SESSIONS",
-            help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)} each. '
+            help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)}. '
             "For a graph model: a file with one user id per line.",
         ),
     ],
     *,
-    k: Annotated[int, typer.Option("--k", "-k", help="Items to recommend for each session or user.")] = 20,
+    k: Annotated[int, typer.Option("--k", "-k", help="Number of items to recommend to each session or user.")] = 20,
     exclude_seen: Annotated[
         bool | None,
         typer.Option(
             "--exclude-seen/--no-exclude-seen",
-            help="Leave out the items that the session already holds, or that the user has in training; fewer than K "
+            help="Leave out the items that the session already has, or that the user has in training; fewer than K "
             "items may be left. Default: no for gru4rec, yes for graph models.",
         ),
     ] = None,
@@ -56,38 +57,40 @@ def recommend(
         bool,
         typer.Option(
             "--skip-unknown",
-            help="Skip items that the model was not trained on, and sessions without other items, or such users; "
-            "otherwise the first such item or user is an error.",
+            help="Skip users and items that the model was not trained on, and sessions that have no other items. By "
+            "default the first such user or item is an error.",
         ),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write to this file instead of standard output: JSON lines to .jsonl, else a TSV."
+            metavar="FILE",
+            help="File to write instead of standard output: JSON lines if its name ends in .jsonl, else a TSV.",
         ),
     ] = None,
-    running: Running,
+    runtime: RuntimeOptions,
     threads: Threads = None,
     log: LogFormat,
 ) -> None:
     """Recommend the next items of every session in a file, or items to every user, best first.
 
-    The TSV has one row per recommended item: session (user), rank, item, score. Sessions are in order of their first
-    event, users in the order of their file.
+    The TSV has one row per recommended item: session (user), rank, item, score. Sessions are ordered by their
+    first event, users as in their file.
 
     Example: gru4rec-fast recommend run live_sessions.tsv --k 10 --exclude-seen --out recommended.tsv
     """
     make_parent_folders(out)
     use_threads(threads)
-    loaded = load_model(model, running)
+    loaded = load_model(model, runtime)
     queries = _read_queries(loaded, sessions, log, skip_unknown)
     with nullcontext(sys.stdout) if out is None else open_atomically(out) as file:
-        as_lines = out is not None and out.suffix.lower() in JSON_LINES
-        write = _json_line_writer(file, queries.kind) if as_lines else _tsv_writer(file, queries.kind, log)
+        as_json = out is not None and out.suffix.lower() in JSON_LINES
+        write = _json_line_writer(file, queries.kind) if as_json else _tsv_writer(file, queries.kind, log)
         n_short = 0
-        for answer in _answers(loaded, queries, k, {} if exclude_seen is None else {"exclude_seen": exclude_seen}):
-            write(answer)
-            n_short += len(answer.items) < k
+        options = {} if exclude_seen is None else {"exclude_seen": exclude_seen}
+        for ranked in _recommend_in_batches(loaded, queries, k, options):
+            write(ranked)
+            n_short += len(ranked.items) < k
     if n_short:
         note(f"{queries.kind}s with fewer than {k} items left to recommend: {n_short:,}")
 
@@ -98,39 +101,44 @@ def _read_queries(
     from gru4rec_fast.models import GRU4Rec
 
     if isinstance(model, GRU4Rec):
-        assert model.vocabulary is not None  # a loaded model has one
+        assert model.vocabulary is not None  # every loaded model has a vocabulary
         return read_sessions(path, log, model.vocabulary, skip_unknown)
     assert model.graph is not None
     return read_users(path, model.graph.users, skip_unknown)
 
 
-def _answers(model: Any, queries: Sessions | Users, k: int, options: dict[str, bool]) -> Iterator[Answer]:
-    """Yield the recommendations for each session or user; `options` are further arguments of the model's recommend."""
+def _recommend_in_batches(
+    model: Any, queries: Sessions | Users, k: int, options: dict[str, bool]
+) -> Iterator[RankedItems]:
+    """Yield the recommendations for each session or user; `options` are further arguments of `model.recommend`."""
     for start in range(0, len(queries.ids), _QUERIES_PER_CALL):
         stop = start + _QUERIES_PER_CALL
         best = model.recommend(queries.batch(start, stop), k, **options)
         rows = zip(
             queries.ids[start:stop].tolist(), best.items.tolist(), best.scores.tolist(), best.counts, strict=True
         )
-        for owner, items, scores, count in rows:
-            yield Answer(owner, items[:count], scores[:count])
+        for query_id, items, scores, count in rows:
+            yield RankedItems(query_id, items[:count], scores[:count])
 
 
-def _tsv_writer(file: IO[str], owner: str, log: LogFormat) -> Callable[[Answer], None]:
-    header = f"{log.session_key if owner == 'session' else log.user_key}\tRank\t{log.item_key}\tScore\n"
+def _tsv_writer(file: IO[str], kind: str, log: LogFormat) -> Callable[[RankedItems], None]:
+    """Return a function that writes one TSV row per item. `kind` is "session" or "user"."""
+    header = f"{log.session_key if kind == 'session' else log.user_key}\tRank\t{log.item_key}\tScore\n"
 
-    def write(answer: Answer) -> None:
+    def write(ranked: RankedItems) -> None:
         nonlocal header
-        file.write(header)  # with the first answer, so that nothing is printed before an error
+        file.write(header)  # not earlier, so that nothing is printed if the first batch raises an error
         header = ""
-        for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
-            file.write(f"{answer.owner}\t{rank}\t{item}\t{score:.6g}\n")
+        for rank, (item, score) in enumerate(zip(ranked.items, ranked.scores, strict=True), 1):
+            file.write(f"{ranked.query_id}\t{rank}\t{item}\t{score:.6g}\n")
 
     return write
 
 
-def _json_line_writer(file: IO[str], owner: str) -> Callable[[Answer], None]:
-    def write(answer: Answer) -> None:
-        file.write(json.dumps({owner: answer.owner, "items": answer.items, "scores": answer.scores}) + "\n")
+def _json_line_writer(file: IO[str], kind: str) -> Callable[[RankedItems], None]:
+    """Return a function that writes one JSON object per session or user. `kind` is "session" or "user"."""
+
+    def write(ranked: RankedItems) -> None:
+        file.write(json.dumps({kind: ranked.query_id, "items": ranked.items, "scores": ranked.scores}) + "\n")
 
     return write

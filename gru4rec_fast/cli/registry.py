@@ -1,11 +1,11 @@
-"""The models by the names that `--model` takes: parameter classes, estimators, and models in files."""
+"""Find parameter class and estimator class by model name (gru4rec, ngcf, lightgcn), and load models from files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gru4rec_fast.cli.options import Running
+from gru4rec_fast.cli.options import RuntimeOptions
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import GRU4RecParameters, LightGCNParameters, NGCFParameters
 
@@ -29,15 +29,15 @@ def parameter_class(name: str) -> type[Parameters]:
 
 
 def estimator_class(name: str) -> type[GRU4Rec | GraphRecommender]:
-    """Return the estimator class of a model."""
+    """Return the estimator class of a model, which is imported with torch only now."""
     from gru4rec_fast import models
 
     estimator: type[GRU4Rec | GraphRecommender] = getattr(models, _ESTIMATORS[name])
     return estimator
 
 
-def load_model(path: Path, running: Running) -> GRU4Rec | GraphRecommender:
-    """Return the model, of any class, in a file or in the folder of a training. Raises as `GRU4Rec.load`."""
+def load_model(path: Path, runtime: RuntimeOptions) -> GRU4Rec | GraphRecommender:
+    """Load a model of any class from a file, or from a folder that `train --out` wrote. Raises as `GRU4Rec.load`."""
     from gru4rec_fast.training.checkpoint import checkpoint_format
     from gru4rec_fast.training.run_folder import LAST, MODEL_FILE
 
@@ -48,6 +48,7 @@ def load_model(path: Path, running: Running) -> GRU4Rec | GraphRecommender:
                 f"no {MODEL_FILE} in {folder}: the training was not finished; continue it (train ... --resume), or "
                 f"give {folder / LAST}, the latest state of the model"
             )
-    saved = checkpoint_format(path).partition("/")[0].removeprefix("gru4rec_fast.")  # the estimator's name
-    name = next((name for name, estimator in _ESTIMATORS.items() if estimator == saved), GRU4REC)
-    return estimator_class(name).load(path, running.device, impl=running.impl)
+    # The format is, for example, "gru4rec_fast.NGCF/2". For an unknown format GRU4Rec.load raises the error.
+    saved_class = checkpoint_format(path).partition("/")[0].removeprefix("gru4rec_fast.")
+    name = next((name for name, class_name in _ESTIMATORS.items() if class_name == saved_class), GRU4REC)
+    return estimator_class(name).load(path, runtime.device, impl=runtime.impl)

@@ -1,4 +1,4 @@
-"""gru4rec-fast train."""
+"""The command gru4rec-fast train: train a model, evaluate it, and write its files to a run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from gru4rec_fast.cli.inputs import open_interactions, open_sessions
 from gru4rec_fast.cli.options import (
-    Evaluation,
+    EvaluationOptions,
     JsonFile,
     LogFormat,
     Threads,
@@ -50,11 +50,11 @@ def train(
         typer.Option(
             "--model",
             metavar="NAME",
-            help="gru4rec, or a graph model of interactions of users with items: ngcf, lightgcn.",
+            help="gru4rec for sessions; ngcf or lightgcn (graph models) for user-item interactions.",
         ),
     ] = GRU4REC,
     test: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Test sessions, to evaluate the trained model on.")
+        Path | None, typer.Option(metavar="PATH", help="Test sessions, on which the trained model is evaluated.")
     ] = None,
     parameter_string: Annotated[
         str | None,
@@ -62,11 +62,15 @@ def train(
             "-ps",
             "--parameter-string",
             metavar="NAME=VALUE,...",
-            help="As in the official code: layers=512/256,loss=bpr-max.",
+            help="Hyper-parameters as in the official code, for example layers=512/256,loss=bpr-max.",
         ),
     ] = None,
-    params: Annotated[Path | None, _parameters(metavar="FILE", help="A .toml or .json file with name = value.")] = None,
-    validation: Annotated[Path | None, _epochs(metavar="PATH", help="Sessions to evaluate on during training.")] = None,
+    params: Annotated[
+        Path | None, _parameters(metavar="FILE", help="A .toml or .json file of hyper-parameters.")
+    ] = None,
+    validation: Annotated[
+        Path | None, _epochs(metavar="PATH", help="Sessions on which the model is evaluated during training.")
+    ] = None,
     out: Annotated[
         Path | None,
         running_option(
@@ -79,46 +83,48 @@ def train(
     checkpoint_every: Annotated[
         int | None,
         running_option(
-            min=1, metavar="N", help="Write the last checkpoint every N mini-batches in addition to each epoch's end."
+            min=1, metavar="N", help="Write last.safetensors every N mini-batches, and not only after each epoch."
         ),
     ] = None,
     threads: Threads = None,
     json_file: JsonFile = None,
-    evaluation: Evaluation,
+    evaluation: EvaluationOptions,
     log: LogFormat,
     parameters: dict[str, Any] | None = None,
 ) -> None:
     """Train GRU4Rec on a click log, or a graph model on interactions; with --test, evaluate it.
 
-    With --validation (or --monitor loss) the model of the best epoch is evaluated and saved, else that of the last
+    With --validation (or --monitor loss) the model of the best epoch is evaluated and saved, else the model of the last
     epoch. Ctrl-C (exit code 130) and SIGTERM (143) save and stop. The same command with --resume continues; on the CPU
-    the result has the same bits. A loss that is NaN or infinite stops the training (exit code 3).
+    its result equals that of an uninterrupted training to the bit. A loss that is NaN or infinite stops the training
+    (exit code 3).
 
     With --model ngcf or lightgcn, TRAIN, --test and --validation are interactions: .txt files of "user item item ..."
-    lines, log files with columns of users and items, or folders of prepare --interactions.
+    lines, log files with columns of users and items, or folders that prepare --interactions wrote.
 
     Example: gru4rec-fast train train.tsv --test test.tsv -ps layers=100,logq=1 --n-epochs 5 --out run
     """
     from gru4rec_fast.training.folder_lock import exclusive
     from gru4rec_fast.training.run_folder import MODEL_FILE, REPORT_FILE, checkpoint_to_resume
 
-    options = evaluation.arguments() if model_name == GRU4REC else evaluation.graph_arguments()
+    is_graph_model = model_name != GRU4REC
+    evaluate_arguments = evaluation.graph_arguments() if is_graph_model else evaluation.session_arguments()
     if resume and out is None:
         raise ValueError("--resume needs --out, the folder of the training to resume")
     model, p = build_model(model_name, parameters or {}, parameter_string, params)
     if resume and out is not None:
-        checkpoint_to_resume(out)  # an error before the logs are read
+        checkpoint_to_resume(out)  # raises an error for a missing checkpoint before the logs are read
     make_parent_folders(json_file)
     use_threads(threads)
     with exclusive(out):
-        logs = _open_all(model_name, train, test, validation, log)
-        best = _trained(model, p, logs, out, resume, checkpoint_every)
+        logs = _open_logs(is_graph_model, train, test, validation, log)
+        best = _fit(model, p, logs, out, resume, checkpoint_every)
         if out is not None:
             best.save(out / MODEL_FILE)
-        report: Report | None = best.evaluate(logs["test"], **options) if "test" in logs else None
+        report: Report | None = best.evaluate(logs["test"], **evaluate_arguments) if "test" in logs else None
         if report is not None:
             print(report.table())
-        content = _content(model, best, logs, report)
+        content = _report_content(model, best, logs, report)
         if out is not None:
             write_json(out / REPORT_FILE, content)
             note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
@@ -126,40 +132,43 @@ def train(
         write_json(json_file, content)
 
 
-def _open_all(
-    model_name: str, train: Path, test: Path | None, validation: Path | None, log: LogFormat
+def _open_logs(
+    is_graph_model: bool, train: Path, test: Path | None, validation: Path | None, log: LogFormat
 ) -> dict[str, SessionStore] | dict[str, InteractionGraph]:
-    """Return the logs by name. The peak of memory is measured from here on."""
+    """Return the logs as stores or graphs: "train" and, if given, "validation" and "test"."""
     from gru4rec_fast.profiling import set_baseline
 
-    set_baseline()
+    set_baseline()  # the reported peak memory includes the logs
     held_out = {name: path for name, path in (("validation", validation), ("test", test)) if path is not None}
-    if model_name != GRU4REC:
+    if is_graph_model:
         graph = open_interactions(train, log)
         return {"train": graph} | {name: open_interactions(path, log, graph) for name, path in held_out.items()}
     store = open_sessions(train, log)
     return {"train": store} | {name: open_sessions(path, log, store.vocabulary) for name, path in held_out.items()}
 
 
-def _trained(
+def _fit(
     model: Model, p: Parameters, logs: dict[str, Any], out: Path | None, resume: bool, checkpoint_every: int | None
 ) -> Model:
-    """Train the model, and return that of the best epoch if one was selected, else that of the last epoch.
+    """Train the model; return the model of the best epoch if one was selected, else the model of the last epoch.
 
-    Raises TrainingInterrupted, which says how to continue, where a signal stops the training.
+    Raises:
+        TrainingInterrupted: a signal stopped the training; the message says how to continue.
     """
     from gru4rec_fast.training import TrainingInterrupted
     from gru4rec_fast.training.run_folder import BEST
 
     with ExitStack() as stack:
-        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))  # for the best epoch's weights
+        folder = out or Path(
+            stack.enter_context(tempfile.TemporaryDirectory())
+        )  # for best.safetensors, if there is no `out`
         validation = logs.get("validation")
-        writes = out is not None or validation is not None or p.monitor == "loss"
+        needs_folder = out is not None or validation is not None or p.monitor == "loss"
         try:
             model.fit(
                 logs["train"],
                 validation=validation,
-                out=folder if writes else None,
+                out=folder if needs_folder else None,
                 resume=resume,
                 checkpoint_every=checkpoint_every,
             )
@@ -174,8 +183,8 @@ def _trained(
         return type(model).load(folder / BEST, p.device, impl=p.impl)
 
 
-def _content(model: Model, best: Model, logs: dict[str, Any], report: Report | None) -> dict[str, Any]:
-    """Return the content of report.json."""
+def _report_content(model: Model, best: Model, logs: dict[str, Any], report: Report | None) -> dict[str, Any]:
+    """Return the content of report.json, which docs/cli.md describes."""
     counts = ("n_sessions", "n_users", "n_events", "n_edges", "n_items")
     data = {
         name: {count: getattr(log, count) for count in counts if hasattr(log, count)}

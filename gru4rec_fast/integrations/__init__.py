@@ -1,1 +1,1 @@
-"""Adapters to other code: one module each, imported by its own name."""
+"""Adapters to other code: one module for each, for example `gru4rec_fast.integrations.gru4rec_official`."""

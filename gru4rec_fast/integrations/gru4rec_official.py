@@ -19,10 +19,10 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
         model.fit(data)
         model.savemodel("model.safetensors")
 
-    Parameters and their defaults are those of the official code. All methods of `gru4rec_fast.GRU4Rec` are there too.
+    Parameters and their defaults are those of the official code. All methods of `gru4rec_fast.GRU4Rec` are inherited.
     """
 
-    def fit(  # type: ignore[override]  # the official arguments are positional
+    def fit(  # type: ignore[override]  # in the official code these arguments may be positional
         self,
         data: Any,
         sample_cache_max_size: int = 10_000_000,
@@ -36,17 +36,17 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
 
         Args:
             data: see `gru4rec_fast.GRU4Rec.fit`.
-            sample_cache_max_size, compatibility_mode: have no effect: no samples are cached.
-            item_key, session_key, time_key: names of columns.
+            sample_cache_max_size, compatibility_mode: have no effect, since no samples are cached here.
+            item_key, session_key, time_key: names of the columns of item ids, session ids and times.
             options: further arguments of `gru4rec_fast.GRU4Rec.fit`.
         """
         return super().fit(data, item_key=item_key, session_key=session_key, time_key=time_key, **options)
 
     def savemodel(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to a file, see `save`. The file is a safetensors file, not a pickle."""
+        """Write the model to a safetensors file (not a pickle), see `save`."""
         self.save(path)
 
     @classmethod
     def loadmodel(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """Read a model that `savemodel` or `save` wrote."""
+        """Return the model in a file that `savemodel` or `save` wrote."""
         return cls.load(path, device)

@@ -1,6 +1,6 @@
-"""Estimators: fit, evaluate, recommend, save, load.
+"""Estimators (fit, evaluate, recommend, save, load) and their hyper-parameters.
 
-Each name is imported when it is first used, so that the parameter classes can be read without importing torch.
+Each name is imported when it is first used, so that the parameter classes can be used without importing torch.
 """
 
 from __future__ import annotations

@@ -59,10 +59,10 @@ def open_sessions(
     item_key: str = "ItemId",
     time_key: str = "Time",
 ) -> SessionStore:
-    """Return data in any accepted form as a store; its items are indexed by `vocabulary`, if that is given.
+    """Return data in any form that `GRU4Rec.fit` accepts as a store. If `vocabulary` is given, it indexes the items.
 
     Raises:
-        ValueError: a prepared store has another vocabulary. Otherwise as `SessionStore.from_events`.
+        ValueError: a prepared store has another vocabulary. For a log see `SessionStore.from_events`.
     """
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         data = SessionStore.open(Path(data))
@@ -73,7 +73,7 @@ def open_sessions(
     if vocabulary is not None and data.vocabulary != vocabulary:
         raise ValueError(
             "the prepared sessions have another vocabulary than the training data: prepare them with vocabulary= of "
-            "the training store, or give the log itself"
+            "the training store, or give the log file instead"
         )
     return data
 
@@ -81,7 +81,7 @@ def open_sessions(
 def open_graph(
     data: Any, like: InteractionGraph | None = None, *, user_key: str = "UserId", item_key: str = "ItemId"
 ) -> InteractionGraph:
-    """Return data in any accepted form as a graph; its nodes are indexed as in `like`, if that is given."""
+    """Return data in any form that `NGCF.fit` accepts as a graph. If `like` is given, nodes have the same indices."""
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         data = InteractionGraph.open(Path(data))
     if isinstance(data, InteractionGraph):
@@ -124,7 +124,7 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
         label_smoothing=p.label_smoothing,
         logq=p.logq,
         sample_alpha=p.sample_alpha,
-        support=support.clamp(min=1),  # otherwise an item that the training log lacks would have log q = -inf
+        support=support.clamp(min=1),  # an item that the training log lacks would have log q = -inf
         mask_accidental_hits=p.mask_accidental_hits,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),
@@ -139,11 +139,15 @@ def build_session_runner(
     validated: bool = False,
     memory: MemoryRecord = NULL_RECORD,
 ) -> SessionEpochRunner:
-    """Return the runner that trains `network` on `store`; `validated`: whether there is validation data."""
+    """Return the runner that trains `network` on `store`; `validated`: whether there is validation data.
+
+    A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel.
+    """
     device = find_device(p.device)
     support = torch.from_numpy(np.array(store.support))
     optimizer = SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
-    min_live = 1 if p.n_sample else 2  # a lane without sampled negatives needs the target of another lane
+    # The negatives of a lane are the sampled items and the targets of the other lanes: at least one must exist.
+    min_live = 1 if p.n_sample else 2
     return SessionEpochRunner(
         network,
         SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, p.seed, min_live=min_live, impl=p.impl),
@@ -233,7 +237,7 @@ def build_schedule(p: Parameters, optimizer: Optimizer, validated: bool) -> Sche
 
 
 def build_trainer(p: Parameters, runner: EpochRunner, checkpoint_every: int | None = None, **options: Any) -> Trainer:
-    """Return the trainer around a runner; `options` are further keyword arguments of `Trainer`."""
+    """Return the trainer of a runner; `options` are further keyword arguments of `Trainer`."""
     return Trainer(
         runner,
         TrainerOptions(
@@ -249,13 +253,13 @@ def build_trainer(p: Parameters, runner: EpochRunner, checkpoint_every: int | No
 
 
 @contextmanager
-def running_by(network: nn.Module, impl: str) -> Iterator[None]:
-    """Run every operator of the network by this implementation inside the block."""
-    earlier = {module: module.impl for module in network.modules() if hasattr(module, "impl")}
+def use_impl(network: nn.Module, impl: str) -> Iterator[None]:
+    """Run every operator of the network with this implementation inside a `with` block."""
+    original_impls = {module: module.impl for module in network.modules() if hasattr(module, "impl")}
     try:
-        for module in earlier:
+        for module in original_impls:
             module.impl = impl  # type: ignore[assignment]
         yield
     finally:
-        for module, module_impl in earlier.items():
-            module.impl = module_impl
+        for module, original_impl in original_impls.items():
+            module.impl = original_impl

@@ -26,14 +26,17 @@ from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
 from gru4rec_fast.training.state import MODEL, model_tensors
 
-NOT_STORED = ("device", "impl", "fused")  # where and how a model runs is not part of its file
-# A resumed training may change these: nothing that was computed so far depends on them.
+# Parameters that say where and how a model runs; they are not stored in its file.
+NOT_STORED = ("device", "impl", "fused")
+# Parameters that may change when a training is resumed, since the epochs so far do not depend on them.
 FREE_ON_RESUME = ("n_epochs", "evaluate_every", "patience", "min_delta", *NOT_STORED)
-RENAMED_PARAMETERS = {
+# Names of parameters and tensors in version 0.1, and their names now.
+RENAMED = {
     "draw": "sample_by",
     "mess_dropout": "message_dropout",
     "normalise_messages": "normalize_messages",
     "reg": "reg_weight",
+    "graph.neighbours": "graph.neighbors",
 }
 
 
@@ -45,23 +48,23 @@ class Metrics(Protocol):
 
 
 class Estimator(Parameters):
-    """Base class of GRU4Rec, NGCF and LightGCN. Its parameters are keyword arguments and attributes.
+    """Base class of GRU4Rec, NGCF and LightGCN, whose hyper-parameters are keyword arguments and attributes.
 
     Attributes:
         network: the network; None before `fit` or `load`.
         history: one dict per epoch, see `gru4rec_fast.training.Trainer`.
         best_epoch: the epoch whose model the last `fit` wrote to best.safetensors; None if there is none.
-        peak_memory_bytes: of the last `fit`: peak resident size above that at its start, or above the process's
-            baseline if `gru4rec_fast.profiling.set_baseline` took one.
+        peak_memory_bytes: peak resident memory of the last `fit` minus the resident memory at its start, or minus the
+            baseline if `gru4rec_fast.profiling.set_baseline` was called.
     """
 
     file_format: ClassVar[str]
     """Format of the model's files, with its version."""
     _validation_metrics: ClassVar[tuple[str, ...]]
-    _index_name: ClassVar[str]
+    _training_ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
     network: nn.Module | None
 
-    # Two models are equal if they are the same object; the dataclasses of parameters compare values.
+    # Compare models by identity; the parameter dataclasses would compare them by their parameters.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -88,56 +91,58 @@ class Estimator(Parameters):
         """Train from scratch, or resume a training.
 
         Args:
-            data: for GRU4Rec a SessionStore, the folder of one, or whatever `SessionStore.from_events` reads (a TSV,
-                CSV or Parquet file, a pandas, polars or Arrow table). For graph models an InteractionGraph, the folder
-                of one, a .txt file of `user item item ...` lines, a log file or table with a column of users and a
-                column of items, a scipy sparse matrix or a SessionStore.
-            validation: data in the same forms, evaluated after every `evaluate_every` epochs; `monitor` selects the
-                best epoch by it. Graph models take interactions of the same users.
+            data: for GRU4Rec a SessionStore, a folder that `SessionStore.save` wrote, or an argument of
+                `SessionStore.from_events` (a TSV, CSV or Parquet file, a pandas, polars or Arrow table). For graph
+                models an InteractionGraph, a folder that `InteractionGraph.save` wrote, a .txt file of `user item
+                item ...` lines, a log file or table with a column of users and a column of items, a scipy sparse
+                matrix or a SessionStore.
+            validation: held-out data in the same forms, on which the model is evaluated after every `evaluate_every`
+                epochs; the metric `monitor` selects the best epoch. For graph models: interactions of the same users.
             out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png. Files of an
                 earlier training are moved to out/previous when the first checkpoint of this training is written.
             resume: True: resume from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as an uninterrupted one.
-            checkpoint_every: write last.safetensors every so many mini-batches too, not only after each epoch.
-            memory: a MemoryRecord that records the phases of each step.
-            progress: False shows nothing; by default a bar on a terminal, lines in a pipe, on stderr.
-            columns: names of the columns where data is a table: `session_key` ("SessionId"), `item_key` ("ItemId") and
+            checkpoint_every: number of mini-batches after which last.safetensors is written also within an epoch.
+            memory: a MemoryRecord that records the memory use in the phases of each step.
+            progress: False shows nothing; None shows progress on stderr, as a bar on a terminal and as lines in a pipe.
+            columns: names of the columns if data is a table: `session_key` ("SessionId"), `item_key` ("ItemId") and
                 `time_key` ("Time"); for graph models `user_key` ("UserId") and `item_key`.
 
         Raises:
-            ValueError: bad input; the message names it. CheckpointError: the checkpoint does not fit.
+            ValueError: bad input; the message names it. CheckpointError: the checkpoint has other parameters or data.
             TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
             An error before the first mini-batch leaves the model unchanged.
         """
         peak = process_baseline() or PeakMemory()
-        model = type(self)(**self.get_params())  # replaces this one as a whole once everything is set up
+        model = type(self)(**self.get_params())  # set up separately, so that an error leaves this model unchanged
         if model.patience is not None and validation is None and model.monitor != TRAINING_LOSS:
             raise ValueError(
-                f"patience={model.patience} watches {model.monitor}: give validation=, or set monitor='loss'"
+                f"patience={model.patience} monitors {model.monitor}, which needs validation data: give validation=, "
+                "or set monitor='loss'"
             )
         find_device(model.device)
-        resumed = _path_to_resume(resume, out)
-        for reason in model.not_read:
-            warnings.warn(reason, stacklevel=2)
+        checkpoint_path = _path_to_resume(resume, out)
+        for message in model.ignored_parameter_warnings:
+            warnings.warn(message, stacklevel=2)
         train = model._open(data, **columns)
-        model._set_index(train)
+        model._set_training_ids(train)
         model._fitted_parameters = model._stored_parameters()
         held_out = None if validation is None else model._open(validation, **columns)
         with exclusive(out):
             network = model.network = model._build_network()
-            identity = model._identity()
+            template = model._checkpoint_template()
             trainer = build_trainer(
                 model,
                 model._build_runner(train, validated=validation is not None, memory=memory),
                 checkpoint_every,
                 validate=None if held_out is None else lambda: model._validate(held_out),
                 out=out,
-                checkpoint_template=identity,
+                checkpoint_template=template,
                 progress=make_progress(progress),
                 peak=peak,
             )
-            if resumed is not None:
-                trainer.restore(model._checkpoint_to_resume(resumed, identity))
+            if checkpoint_path is not None:
+                trainer.restore(model._checkpoint_to_resume(checkpoint_path, template))
             model.history = trainer.history
             vars(self).update(vars(model))
             try:
@@ -149,24 +154,24 @@ class Estimator(Parameters):
         return self
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the model to a safetensors file, ids included; `load` needs nothing else.
+        """Write the model with its ids to a safetensors file, which is all that `load` needs.
 
         Raises:
             RuntimeError: the model is not fitted yet.
             OSError: the file cannot be written; an earlier file is unchanged.
         """
-        network, identity = self._fitted_network(), self._identity()
-        tensors = identity.tensors | model_tensors(network)
-        return save_checkpoint(path, replace(identity, tensors=tensors, progress={"history": self.history}))
+        network, template = self._fitted_network(), self._checkpoint_template()
+        tensors = template.tensors | model_tensors(network)
+        return save_checkpoint(path, replace(template, tensors=tensors, progress={"history": self.history}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, impl: str = "auto") -> Self:
-        """Read a model from `save`, or from the last or best checkpoint of a training, onto `device`.
+        """Return the model in a file of `save`, or in last.safetensors or best.safetensors of a training, on `device`.
 
         Args:
             path: the file.
-            device: where the model runs, whatever it was trained on.
-            impl: "auto", "native" or "reference", for every operator, whatever it was trained with.
+            device: where the model runs; the file does not store the device of the training.
+            impl: "auto", "native" or "reference", for every operator; the file does not store it either.
 
         Raises:
             ValueError, RuntimeError: there is no such device or implementation.
@@ -176,7 +181,7 @@ class Estimator(Parameters):
         try:
             checkpoint = cls._read_checkpoint(path)
             model = cls(**checkpoint.config["parameters"] | {"device": str(device), "impl": impl})
-            model._restore_index(checkpoint)
+            model._restore_training_ids(checkpoint)
             network = model.network = model._build_network()
             network.load_state_dict(checkpoint.group(MODEL))
         except (KeyError, TypeError) as error:
@@ -198,33 +203,33 @@ class Estimator(Parameters):
     def report(self, evaluation: Metrics | None = None) -> dict[str, Any]:
         """Return a report as JSON values: `metrics`, `epochs`, `peak_memory_bytes`, `build` and `parameters`.
 
-        evaluation: the evaluation whose metrics are reported; by default those of the last validation, if there is one.
+        evaluation: the evaluation whose metrics are reported; by default the last validation, if there is one.
         """
-        measured = [record["validation"] for record in self.history if "validation" in record]
+        validations = [record["validation"] for record in self.history if "validation" in record]
         return {
-            "metrics": evaluation.metrics if evaluation is not None else measured[-1] if measured else {},
+            "metrics": evaluation.metrics if evaluation is not None else validations[-1] if validations else {},
             "epochs": self.history,
             "peak_memory_bytes": self.peak_memory_bytes,
             "build": build_info(),
             "parameters": self.to_dict(),
         }
 
-    # What each estimator implements.
+    # Methods that each estimator implements.
 
     def _open(self, data: Any, **columns: str) -> Any:
-        """Return the data as a store or graph; with the ids of the training data if the model has them already."""
+        """Return the data as a store or graph, which uses the ids of the training data if these are set."""
         raise NotImplementedError
 
-    def _set_index(self, data: Any) -> None:
-        """Take over the ids of the training data, and what else the model needs of it."""
+    def _set_training_ids(self, data: Any) -> None:
+        """Store the ids of the training data, and the other parts of it that the model needs (support or edges)."""
         raise NotImplementedError
 
-    def _index_arrays(self) -> dict[str, np.ndarray]:
-        """Return what `_set_index` took over, as numeric arrays for a checkpoint."""
+    def _training_id_arrays(self) -> dict[str, np.ndarray]:
+        """Return what `_set_training_ids` stored, as numeric arrays for a checkpoint."""
         raise NotImplementedError
 
-    def _restore_index(self, checkpoint: Checkpoint) -> None:
-        """Restore what `_index_arrays` returned."""
+    def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
+        """Restore the ids from a checkpoint with the arrays of `_training_id_arrays`."""
         raise NotImplementedError
 
     def _build_network(self) -> nn.Module:
@@ -242,7 +247,7 @@ class Estimator(Parameters):
     # Checkpoints and validation.
 
     def _validate(self, held_out: Any) -> Mapping[str, float]:
-        """Return the usual metrics and the monitored metric, at the cut-off of `monitor`."""
+        """Return `_validation_metrics` and the monitored metric, at the cut-off of `monitor` (20 if it has none)."""
         digits = self.monitor.partition("@")[2]
         cutoff = int(digits) if digits.isdigit() else 20
         metrics = self._evaluate_held_out(held_out, cutoff).metrics
@@ -256,12 +261,13 @@ class Estimator(Parameters):
         return self.network
 
     def _stored_parameters(self) -> dict[str, Any]:
+        """Return the parameters that are stored in the model's files, as JSON values."""
         return {name: value for name, value in self.to_dict().items() if name not in NOT_STORED}
 
-    def _identity(self) -> Checkpoint:
-        """Return what every checkpoint of this model stores in addition to weights."""
+    def _checkpoint_template(self) -> Checkpoint:
+        """Return a checkpoint with the parameters and ids of this model, but without weights and progress."""
         config = {"parameters": self._fitted_parameters, "gru4rec_fast": _version.__version__}
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in self._index_arrays().items()}
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in self._training_id_arrays().items()}
         return Checkpoint(self.file_format, config, tensors=tensors)
 
     @classmethod
@@ -269,29 +275,31 @@ class Estimator(Parameters):
         format_1 = cls.file_format.rpartition("/")[0] + "/1"
         return load_checkpoint(path, cls.file_format, convert={format_1: convert_format_1})
 
-    def _checkpoint_to_resume(self, path: Path, identity: Checkpoint) -> Checkpoint:
-        """Return the checkpoint at `path`; CheckpointError if it has other parameters or other ids than `identity`."""
+    def _checkpoint_to_resume(self, path: Path, template: Checkpoint) -> Checkpoint:
+        """Return the checkpoint at `path`; CheckpointError if its parameters or ids differ from those of the model."""
         checkpoint = self._read_checkpoint(path)
         saved = type(self)().to_dict() | checkpoint.config["parameters"]
         differing = [
-            f"{name}={saved[name]!r} there, {value!r} here"
+            f"{name}={saved[name]!r} in the checkpoint, {value!r} now"
             for name, value in self.to_dict().items()
             if name not in FREE_ON_RESUME and saved[name] != value
         ]
         if differing:
             raise CheckpointError(f"{path} cannot be resumed with other parameters: {', '.join(differing)}")
-        for name, tensor in identity.tensors.items():
-            # The trainer compares the log itself, whose fingerprint covers the support.
+        for name, tensor in template.tensors.items():
+            # The support is not compared here: it changes only with the log, and the trainer compares the logs.
             if name != "support" and not np.array_equal(checkpoint.tensors.get(name, []), tensor):
-                raise CheckpointError(f"{path} was trained on another {self._index_name}; resume with the same data")
+                raise CheckpointError(
+                    f"{path} was trained on another {self._training_ids_name}; resume with the same data"
+                )
         return checkpoint
 
 
 def convert_format_1(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint of version 0.1 (format 1) in format 2."""
     saved = checkpoint.config["parameters"]
-    parameters = {RENAMED_PARAMETERS.get(name, name): value for name, value in saved.items()}
-    tensors = {"graph.neighbors" if n == "graph.neighbours" else n: t for n, t in checkpoint.tensors.items()}
+    parameters = {RENAMED.get(name, name): value for name, value in saved.items()}
+    tensors = {RENAMED.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
     config = checkpoint.config | {"parameters": parameters}
     return replace(checkpoint, config=config, progress=convert_progress(checkpoint.progress), tensors=tensors)
 
@@ -300,12 +308,14 @@ def _path_to_resume(resume: bool | str | os.PathLike[str], out: str | os.PathLik
     """Return the checkpoint that `fit` resumes from; None for a new training.
 
     Raises:
-        ValueError: resume=True without a folder. FileNotFoundError: there is no checkpoint in the folder.
+        ValueError: `resume` is True and `out` is None. FileNotFoundError: there is no checkpoint in the folder.
     """
     if resume is False:
         return None
     if resume is not True:
         return Path(resume)
     if out is None:
-        raise ValueError("resume=True needs out=, the folder of the training to go on with; or give a file's path")
+        raise ValueError(
+            "resume=True needs out=, the folder of the training to resume; or give resume= the path of a checkpoint"
+        )
     return checkpoint_to_resume(out)

@@ -18,17 +18,18 @@ from gru4rec_fast.models.builders import (
     build_lightgcn_network,
     build_ngcf_network,
     open_graph,
-    running_by,
+    use_impl,
 )
 from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
-from gru4rec_fast.models.parameter_fields import document
+from gru4rec_fast.models.parameter_fields import document_parameters
 from gru4rec_fast.models.parameters import GraphParameters, LightGCNParameters, NGCFParameters
 from gru4rec_fast.models.recommendations import Batch, Recommendations, search_top_k
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, GraphEpochRunner
 
+# Prefixes of the names of tensors in a checkpoint.
 USERS, ITEMS, GRAPH = "users.", "items.", "graph."
 
 
@@ -42,16 +43,17 @@ class GraphRecommender(Estimator, GraphParameters):
     """
 
     _validation_metrics = ("recall", "ndcg")
-    _index_name = "graph"
+    _training_ids_name = "graph"
     network: GraphNetwork | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.graph: InteractionGraph | None = None
-        self._final: tuple[str, Tensor] | None = None  # final embeddings, and the implementation that computed them
+        # Cache: an implementation (`impl`) and the final embeddings that it computed.
+        self._final: tuple[str, Tensor] | None = None
 
     def build_network(self, graph: InteractionGraph) -> GraphNetwork:
-        """Return the network of the parameters, with its initial weights."""
+        """Return a network with the hyper-parameters of this model and initial weights."""
         raise NotImplementedError
 
     def evaluate(
@@ -63,13 +65,13 @@ class GraphRecommender(Estimator, GraphParameters):
         impl: str | None = None,
         **columns: str,
     ) -> Report:
-        """Rank all items that a user does not have in training, for every user with test items.
+        """For every user with test items, rank all items that the user does not have in training.
 
         Args:
-            data: as `validation` in `fit`; interactions of users and items unseen in training are left out, and counted
+            data: as `validation` in `fit`; interactions of users or items unseen in training are dropped, and counted
                 in the report.
             cutoffs, batch_size: see `gru4rec_fast.evaluation.evaluate_graph`.
-            impl: "auto", "native" or "reference"; None: that of the parameters.
+            impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             columns: names of columns, as in `fit`.
         """
         impl = impl or self.impl
@@ -91,14 +93,14 @@ class GraphRecommender(Estimator, GraphParameters):
         """Return the k best items of each user, best first; scores are dot products.
 
         Args:
-            users: user ids. A user without training items is ranked for by its initial embedding, which is random.
+            users: user ids. The scores of a user without training items come from its random initial embedding.
             k: how many items, at most the number of items in the graph.
             exclude_seen: leave out the user's training items.
             exclude: item ids (a list, set, array ...) that are never recommended.
             unknown: "error" raises an error for a user or an excluded item that was not in the training data; "skip"
                 gives such a user a row with count 0 and ignores such an item.
             batch_size: users per top-k search.
-            impl: "auto", "native" or "reference"; None: that of the parameters.
+            impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
 
         Raises:
             ValueError: an unknown user, unless `unknown` is "skip"; k out of range; a NaN score.
@@ -106,10 +108,12 @@ class GraphRecommender(Estimator, GraphParameters):
         impl = impl or self.impl
         graph, final = self._fitted(impl)
         indices = IdEncoder(graph.users, unknown, "user").encode(users)
-        table = final[graph.n_users :]
+        item_table = final[graph.n_users :]
         encoder = IdEncoder(graph.items, unknown)
-        seen = graph.items_of if exclude_seen else None
-        return _best_items(final, indices, seen, table, k, encoder, exclude=exclude, batch_size=batch_size, impl=impl)
+        items_of = graph.items_of if exclude_seen else None
+        return _best_items(
+            final, indices, items_of, item_table, k, encoder, exclude=exclude, batch_size=batch_size, impl=impl
+        )
 
     def similar_items(
         self,
@@ -128,7 +132,7 @@ class GraphRecommender(Estimator, GraphParameters):
             unknown: "error" raises an error for an item that was not in the training data; "skip" gives it a row with
                 count 0.
             batch_size: items per top-k search.
-            impl: "auto", "native" or "reference"; None: that of the parameters.
+            impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
 
         Raises:
             ValueError: an unknown item, unless `unknown` is "skip"; k out of range; a NaN score.
@@ -137,9 +141,9 @@ class GraphRecommender(Estimator, GraphParameters):
         graph, final = self._fitted(impl)
         encoder = IdEncoder(graph.items, unknown)
         indices = encoder.encode(items)
-        table = torch.nn.functional.normalize(final[graph.n_users :], dim=1)
+        unit_rows = torch.nn.functional.normalize(final[graph.n_users :], dim=1)
         return _best_items(
-            table, indices, lambda item: np.array([item]), table, k, encoder, batch_size=batch_size, impl=impl
+            unit_rows, indices, lambda item: np.array([item]), unit_rows, k, encoder, batch_size=batch_size, impl=impl
         )
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
@@ -152,7 +156,7 @@ class GraphRecommender(Estimator, GraphParameters):
         network = self._fitted_network()
         assert self.graph is not None
         if self._final is None or self._final[0] != impl:
-            with torch.no_grad(), running_by(network, impl):
+            with torch.no_grad(), use_impl(network, impl):
                 self._final = impl, network()
         return self.graph, self._final[1]
 
@@ -160,10 +164,10 @@ class GraphRecommender(Estimator, GraphParameters):
         graph = open_graph(data, self.graph, **columns)
         return reorder(graph) if self.graph is None and self.reorder else graph
 
-    def _set_index(self, data: InteractionGraph) -> None:
+    def _set_training_ids(self, data: InteractionGraph) -> None:
         self.graph = data
 
-    def _index_arrays(self) -> dict[str, np.ndarray]:
+    def _training_id_arrays(self) -> dict[str, np.ndarray]:
         graph = self.graph
         assert graph is not None
         arrays = {GRAPH + "offsets": graph.offsets, GRAPH + "neighbors": graph.neighbors}
@@ -171,7 +175,7 @@ class GraphRecommender(Estimator, GraphParameters):
             arrays |= {prefix + name: array for name, array in ids.to_arrays().items()}
         return arrays
 
-    def _restore_index(self, checkpoint: Checkpoint) -> None:
+    def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         offsets, neighbors = (checkpoint.tensors[GRAPH + name].numpy() for name in ("offsets", "neighbors"))
         users, items = (Vocabulary.from_arrays(checkpoint.group(prefix)) for prefix in (USERS, ITEMS))
         self.graph = InteractionGraph(offsets, neighbors, users, items, {})
@@ -189,7 +193,7 @@ class GraphRecommender(Estimator, GraphParameters):
         return evaluate_graph(self._fitted_network()(), self.graph, data, cutoffs=(cutoff,), impl=self.impl)
 
 
-@document
+@document_parameters
 class NGCF(GraphRecommender, NGCFParameters):
     """Neural graph collaborative filtering (Wang et al., SIGIR 2019, arXiv 1905.08108).
 
@@ -211,7 +215,7 @@ class NGCF(GraphRecommender, NGCFParameters):
         return build_ngcf_network(self, graph)
 
 
-@document
+@document_parameters
 class LightGCN(GraphRecommender, LightGCNParameters):
     """LightGCN (He et al., SIGIR 2020, arXiv 2002.02126); used like `NGCF`.
 
@@ -228,10 +232,10 @@ class LightGCN(GraphRecommender, LightGCNParameters):
 
 
 def _best_items(
-    queries: Tensor,
+    query_table: Tensor,
     indices: np.ndarray,
-    seen: Callable[[int], np.ndarray] | None,
-    table: Tensor,
+    excluded_items_of: Callable[[int], np.ndarray] | None,
+    item_table: Tensor,
     k: int,
     encoder: IdEncoder,
     *,
@@ -239,15 +243,18 @@ def _best_items(
     batch_size: int,
     impl: str,
 ) -> Recommendations:
-    """Return the items whose rows of `table` have the highest dot products with `queries[index]`, for each index.
+    """For each index, return the k items j with the highest dot products of query_table[index] and item_table[j].
 
-    indices: int64, -1 for a row without recommendations. seen: returns the items to leave out for an index.
+    Args:
+        indices: int64 [n]; -1 gives a row without recommendations.
+        excluded_items_of: returns the items to leave out for an index.
+        The other arguments: see `search_top_k`.
     """
 
     def make_batch(rows: np.ndarray) -> Batch:
         chosen = indices[rows]
-        excluded = None if seen is None else [seen(index) for index in chosen.tolist()]
-        return Batch(queries[torch.from_numpy(chosen).to(queries.device)], excluded)
+        excluded = None if excluded_items_of is None else [excluded_items_of(index) for index in chosen.tolist()]
+        return Batch(query_table[torch.from_numpy(chosen).to(query_table.device)], excluded)
 
     known = np.flatnonzero(indices >= 0)
     return search_top_k(
@@ -255,7 +262,7 @@ def _best_items(
         known,
         len(indices),
         k,
-        table.contiguous(),
+        item_table.contiguous(),
         None,
         encoder,
         exclude=exclude,

@@ -11,10 +11,10 @@ import numpy as np
 
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
-from gru4rec_fast.models.builders import build_session_network, build_session_runner, open_sessions, running_by
+from gru4rec_fast.models.builders import build_session_network, build_session_runner, open_sessions, use_impl
 from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import Unknown
-from gru4rec_fast.models.parameter_fields import document
+from gru4rec_fast.models.parameter_fields import document_parameters
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.models.recommendations import Recommendations, recommend
@@ -26,7 +26,7 @@ from gru4rec_fast.training import Checkpoint, SessionEpochRunner
 VOCABULARY = "vocabulary."
 
 
-@document
+@document_parameters
 class GRU4Rec(Estimator, GRU4RecParameters):
     """Session-based recommender (Hidasi et al. 2016; Hidasi & Karatzoglou 2018; Hidasi & Czapp 2023).
 
@@ -46,7 +46,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
     file_format = "gru4rec_fast.GRU4Rec/2"
     _validation_metrics = ("recall", "mrr")
-    _index_name = "catalogue of items"
+    _training_ids_name = "catalogue of items"
     network: SessionNetwork | None
 
     def __post_init__(self) -> None:
@@ -60,13 +60,13 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
             GRU4Rec.from_parameter_string("layers=512/256,loss=bpr-max,n_sample=2048", n_epochs=5)
 
-        `parameters` override those of the string.
+        `parameters` win over those in the string.
         """
         return cls(**{**parse_parameter_string(text), **parameters})
 
     @classmethod
     def from_parameter_file(cls, path: str | os.PathLike[str], **parameters: Any) -> Self:
-        """Return a model with the parameters of a TOML or JSON file; `parameters` override those of the file."""
+        """Return a model with the parameters of a TOML or JSON file; `parameters` win over those in the file."""
         return cls(**{**read_parameter_file(Path(path)), **parameters})
 
     def evaluate(
@@ -83,15 +83,15 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         """Rank the next item of every event of the test sessions among all items.
 
         Args:
-            data: as in `fit`; items unseen in training are dropped, and counted in the report.
+            data: as in `fit`; events of items unseen in training are dropped, and counted in the report.
             cutoffs, ties, batch_size: see `gru4rec_fast.evaluation.evaluate_sessions`.
             baselines: add the metrics of ranking by popularity and of a random order to the report.
-            impl: "auto", "native" or "reference"; None: that of the parameters.
+            impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             columns: names of columns, as in `fit`.
         """
         network, impl = self._fitted_network(), impl or self.impl
         store = self._open(data, **columns)
-        with running_by(network, impl):
+        with use_impl(network, impl):
             return evaluate_sessions(
                 network,
                 store,
@@ -116,11 +116,11 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     ) -> Recommendations:
         """Return the k items most likely to come next in each session, best first.
 
-        Args: see `gru4rec_fast.models.recommend`; impl=None is the `impl` of the parameters.
+        Args: see `gru4rec_fast.models.recommend`; impl=None is the model's parameter `impl`.
         """
         network, impl = self._fitted_network(), impl or self.impl
         assert self.vocabulary is not None
-        with running_by(network, impl):
+        with use_impl(network, impl):
             return recommend(
                 network,
                 self.vocabulary,
@@ -142,15 +142,15 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _open(self, data: Any, **columns: str) -> SessionStore:
         return open_sessions(data, self.vocabulary, **columns)
 
-    def _set_index(self, data: SessionStore) -> None:
+    def _set_training_ids(self, data: SessionStore) -> None:
         self.vocabulary, self.support = data.vocabulary, np.array(data.support)
 
-    def _index_arrays(self) -> dict[str, np.ndarray]:
+    def _training_id_arrays(self) -> dict[str, np.ndarray]:
         assert self.vocabulary is not None and self.support is not None
         arrays = {VOCABULARY + name: array for name, array in self.vocabulary.to_arrays().items()}
         return arrays | {"support": self.support}
 
-    def _restore_index(self, checkpoint: Checkpoint) -> None:
+    def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         self.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY))
         self.support = checkpoint.tensors["support"].numpy()
 

@@ -1,32 +1,33 @@
-"""Base class of the parameter dataclasses: fields with help and checks, conversion from text. Imports no torch."""
+"""Base class and fields of the hyper-parameter dataclasses: help, checks, conversion from text. Imports no torch."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from typing import Any, ClassVar, Self, TypeVar
 
-LAYERSIZE = "layersize"
+LAYERSIZE = "layersize"  # a value of the parameter `embedding`: the width of the first layer
 
 Check = Callable[[Any], str | None]  # returns what is wrong with a value, or None
 T = TypeVar("T")
 
 
-def option(default: Any, panel: str, metavar: str, help: str, check: Check | None = None) -> Any:
-    """Return a dataclass field with its help, check, and group and metavar on the command line."""
+def parameter_field(default: Any, panel: str, metavar: str, help: str, check: Check | None = None) -> Any:
+    """Return a dataclass field for a parameter. `panel` and `metavar` are shown in `gru4rec-fast train --help`."""
     return field(default=default, metadata={"panel": panel, "metavar": metavar, "help": help, "check": check})
 
 
-def option_of(cls: type[Parameters], name: str, default: Any) -> Any:
-    """Return a field like that of another parameter class, with its own default."""
+def shared_field(cls: type[Parameters], name: str, default: Any) -> Any:
+    """Return a field with the help and check of the parameter `name` of another class, and with another default."""
     return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
 
 
-def document(cls: type[T]) -> type[T]:
-    """Append an "Attributes:" section, made from the help of the fields, to the docstring of a dataclass."""
+def document_parameters(cls: type[T]) -> type[T]:
+    """Append a section "Attributes:" with the help of the fields to the docstring of a dataclass (a decorator)."""
     lines = [
         textwrap.fill(f"{entry.name}: {entry.metadata['help']}", 120, initial_indent=" " * 4, subsequent_indent=" " * 8)
         for entry in fields(cls)  # type: ignore[arg-type]
@@ -36,18 +37,22 @@ def document(cls: type[T]) -> type[T]:
 
 
 def one_of(*choices: str) -> Check:
+    """Return a check that a value is one of the choices."""
     return lambda value: None if value in choices else f"choose one of {', '.join(choices)}"
 
 
-def at_least(least: float) -> Check:
-    return lambda value: None if value is None or value >= least else f"must be at least {least:g}"
+def at_least(minimum: float) -> Check:
+    """Return a check that a value is None or at least the minimum."""
+    return lambda value: None if value is None or value >= minimum else f"must be at least {minimum:g}"
 
 
 def positive(value: float) -> str | None:
+    """Check that a value is positive."""
     return None if value > 0 else "must be positive"
 
 
 def probability(value: float) -> str | None:
+    """Check that a value is at least 0 and less than 1."""
     return None if 0 <= value < 1 else "must lie in [0, 1)"
 
 
@@ -76,38 +81,38 @@ class Parameters:
     def _convert_and_check(self) -> None:
         """Convert each value, which may be text, to the type of its field, and check it.
 
-        A value that already has the type of its field stays the same object.
+        A value that already has the type of its field stays the same object, as scikit-learn's `clone` requires.
 
         Raises: see the class.
         """
         for entry in fields(self):
             value = _convert(entry.name, str(entry.type), getattr(self, entry.name))
             setattr(self, entry.name, value)
-            wrong = entry.metadata["check"](value) if entry.metadata["check"] else None
-            if wrong:
-                raise ValueError(f"{entry.name}={_json_value(value)!r}: {wrong}")
+            problem = entry.metadata["check"](value) if entry.metadata["check"] else None
+            if problem:
+                raise ValueError(f"{entry.name}={_json_value(value)!r}: {problem}")
         if self.lr_scheduler_options and self.lr_scheduler is None:
             raise ValueError(f"lr_scheduler_options={self.lr_scheduler_options}: give the lr_scheduler they belong to")
 
     def set_params(self, **parameters: Any) -> Self:
-        """Set parameters by name and return self; after an error all parameters have their earlier values.
+        """Set parameters by name and return self. After an error no parameter has changed.
 
         Raises:
             TypeError: an unknown name. TypeError, ValueError: a wrong value, see the class.
         """
-        refuse_unknown(parameters, self.names())
-        earlier = {name: getattr(self, name) for name in parameters}
+        check_names(parameters, self.names())
+        previous = {name: getattr(self, name) for name in parameters}
         try:
             vars(self).update(parameters)
             self._convert_and_check()
         except (TypeError, ValueError):
-            vars(self).update(earlier)
+            vars(self).update(previous)
             raise
         return self
 
     @property
-    def not_read(self) -> list[str]:
-        """Parameters that have no effect because of other parameters, each with the reason."""
+    def ignored_parameter_warnings(self) -> list[str]:
+        """One warning for each parameter that has no effect because of other parameters, with the reason."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,8 +126,8 @@ class Parameters:
 
     @classmethod
     def create(cls, parameters: Mapping[str, Any]) -> Self:
-        """Return the parameters with these values, and defaults for the others. Raises as `set_params`."""
-        refuse_unknown(parameters, cls.names())
+        """Return an instance with these parameters, and defaults for the others. Raises as `set_params`."""
+        check_names(parameters, cls.names())
         return cls(**parameters)
 
 
@@ -130,7 +135,8 @@ class UnknownParameterError(TypeError):
     """Error for parameter names that a model does not have.
 
     Attributes:
-        unknown: the given names that are unknown; known: the names of the model's parameters.
+        unknown: the names that are unknown.
+        known: the names of the model's parameters.
     """
 
     def __init__(self, unknown: Sequence[str], known: Sequence[str]) -> None:
@@ -141,28 +147,28 @@ class UnknownParameterError(TypeError):
         return f"unknown parameter {', '.join(self.unknown)}; there are {', '.join(self.known)}"
 
 
-def refuse_unknown(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
+def check_names(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise UnknownParameterError for a parameter that is not among `names`."""
     unknown = [name for name in parameters if name not in names]
     if unknown:
         raise UnknownParameterError(unknown, names)
 
 
-def _convert(name: str, kind: str, value: Any) -> Any:
-    """Return a value, or its text as in a parameter string, as the type of its field."""
-    if kind.endswith(" | None") and (value is None or value == "None"):
+def _convert(name: str, annotation: str, value: Any) -> Any:
+    """Convert a value, or its text in a parameter string, to the type in the annotation of its field."""
+    if annotation.endswith(" | None") and (value is None or value == "None"):
         return None
-    convert, wanted = _CONVERSIONS[kind.removesuffix(" | None")]
+    convert, expected = _CONVERSIONS[annotation.removesuffix(" | None")]
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name}={value!r}: must be {wanted}") from None
+        raise TypeError(f"{name}={value!r}: must be {expected}") from None
 
 
 def to_number(value: Any) -> float:
     """Return a finite float from a number or its text. Raises ValueError or TypeError for anything else."""
     converted = float(value)
-    if isinstance(value, bool) or converted - converted != 0:
+    if isinstance(value, bool) or not math.isfinite(converted):
         raise ValueError
     return converted
 
@@ -189,8 +195,9 @@ def _text(value: Any) -> str:
 
 def _integers(value: Any) -> tuple[int, ...]:
     sizes = value.split("/") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    numbers = tuple(map(_integer, sizes))
-    return value if type(value) is tuple and all(type(size) is int for size in value) else numbers
+    integers = tuple(map(_integer, sizes))
+    is_converted = type(value) is tuple and all(type(size) is int for size in value)
+    return value if is_converted else integers  # the same object if possible, see Parameters._convert_and_check
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -201,7 +208,7 @@ def _json_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-# By the annotation of the field: the function that converts, and what it accepts.
+# For each annotation of a field: the function that converts a value, and the values that it accepts, in words.
 _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bool": (_boolean, "True or False"),
     "int": (_integer, "a whole number"),

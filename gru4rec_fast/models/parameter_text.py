@@ -1,4 +1,4 @@
-"""Hyper-parameters from text: the official code's parameter strings, TOML and JSON files."""
+"""Read hyper-parameters from a parameter string of the official code, or from a TOML or JSON file."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gru4rec_fast.models.parameter_fields import refuse_unknown, to_number
+from gru4rec_fast.models.parameter_fields import check_names, to_number
 from gru4rec_fast.models.parameters import GRU4RecParameters
 
 
 def parse_parameter_string(text: str, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the parameters of a string `name=value,name=value`, as in the official code.
 
-    Lists are written with `/` (layers=512/256). Three parameters of the Theano code are accepted: final_act (linear,
-    softmax, elu-X), which sets elu_param, hidden_act=tanh and adapt=adagrad, which change nothing. Values stay text;
-    the parameter class converts them.
+    Lists are written with `/` (layers=512/256). Three parameters of the Theano code are also accepted: final_act
+    (linear, softmax, softmax_logit or elu-X) sets elu_param; hidden_act=tanh and adapt=adagrad have no effect. The
+    returned values are text, which the parameter class converts.
 
     Args:
         text: the parameter string.
-        names: allowed names; by default those of GRU4Rec's parameters.
+        names: allowed names; by default the names of GRU4Rec's parameters.
 
     Raises:
         TypeError: an unknown parameter.
@@ -41,28 +41,29 @@ def parse_parameter_string(text: str, names: Sequence[str] | None = None) -> dic
     for name, supported in (("hidden_act", "tanh"), ("adapt", "adagrad")):
         if parameters.pop(name, supported) != supported:
             raise ValueError(f"parameter string: {name} can only be {supported} here")
-    refuse_unknown(parameters, names or GRU4RecParameters.names())
+    check_names(parameters, names or GRU4RecParameters.names())
     return parameters
 
 
 def _elu_param(final_act: str) -> float:
-    kind, _, size = final_act.partition("-")
-    if kind in ("linear", "softmax", "softmax_logit"):
+    """Return elu_param for an activation of the Theano code."""
+    activation, _, alpha = final_act.partition("-")
+    if activation in ("linear", "softmax", "softmax_logit"):
         return 0.0
-    if kind == "elu" and size:
-        return to_number(size)
-    raise ValueError(f"parameter string: final_act={final_act}: choose linear, softmax or elu-X")
+    if activation == "elu" and alpha:
+        return to_number(alpha)
+    raise ValueError(f"parameter string: final_act={final_act}: choose linear, softmax, softmax_logit or elu-X")
 
 
 def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the parameters in a .toml or .json file: at its top, or in a table "parameters".
+    """Return the parameters at the top level of a .toml or .json file, or in its table "parameters" if it has one.
 
     Args:
         path: the file.
-        names: allowed names; by default those of GRU4Rec's parameters.
+        names: allowed names; by default the names of GRU4Rec's parameters.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it cannot be parsed, or has unknown parameters.
+        FileNotFoundError: there is no such file. ValueError: it cannot be parsed, or has an unknown parameter.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) ->
     if not isinstance(parameters, dict):
         raise ValueError(f'{path}: its "parameters" are {parameters!r}, not parameters by name')
     try:
-        refuse_unknown(parameters, names or GRU4RecParameters.names())
+        check_names(parameters, names or GRU4RecParameters.names())
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
     return dict(parameters)

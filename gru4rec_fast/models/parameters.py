@@ -12,15 +12,15 @@ from gru4rec_fast.models.parameter_fields import (
     Check,
     Parameters,
     at_least,
-    document,
+    document_parameters,
     one_of,
-    option,
-    option_of,
+    parameter_field,
     positive,
     probability,
+    shared_field,
 )
 
-# Allowed values. The modules that implement them import torch; a test compares these copies with the originals.
+# Allowed values. They are copies, since the modules that define them import torch; a test compares the two.
 LOSSES = ("cross-entropy", "bpr-max", "top1", "top1-max", "bpr")
 GRU_FORMS = ("reset_after", "reset_before")
 MATRICES = ("symmetric", "mean", "norm", "plain", "symmetric+I", "mean+I", "norm+I", "plain+I")
@@ -33,12 +33,14 @@ SESSION_METRICS = ("recall", "mrr", "ndcg", "map", "precision", "hitrate")
 GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
 TRAINING_LOSS = "loss"
 
-# Groups of options in `gru4rec-fast train --help`.
+# Titles of the groups of options in `gru4rec-fast train --help`.
 NETWORK, LOSS, SAMPLING, OPTIMIZER = "Network", "Loss", "Sampling", "Optimizer"
 EPOCHS, RUNNING = "Epochs and validation", "Running"
 
 
-def _monitored(*metrics: str) -> Check:
+def _make_monitor_check(*metrics: str) -> Check:
+    """Return a check that a value is "loss" or one of the metrics at a cut-off."""
+
     def check(value: str) -> str | None:
         metric, separator, cutoff = value.partition("@")
         if value == TRAINING_LOSS or (metric in metrics and separator and cutoff.isdecimal() and int(cutoff) > 0):
@@ -48,15 +50,15 @@ def _monitored(*metrics: str) -> Check:
     return check
 
 
-def _layers(value: tuple[int, ...]) -> str | None:
+def _check_layers(value: tuple[int, ...]) -> str | None:
     return None if value and min(value) >= 1 else "give at least one layer, each of at least 1 unit"
 
 
-def _width(value: int | str) -> str | None:
+def _check_width(value: int | str) -> str | None:
     return None if isinstance(value, str) or value >= 0 else f"must be a width, 0 or {LAYERSIZE!r}"
 
 
-def _scheduler(value: str | None) -> str | None:
+def _check_scheduler(value: str | None) -> str | None:
     if value is None:
         return None
     from gru4rec_fast.training.schedules import scheduler_names
@@ -64,14 +66,15 @@ def _scheduler(value: str | None) -> str | None:
     return one_of(*scheduler_names())(value)
 
 
-def _device(value: str) -> str | None:
+def _check_device(value: str) -> str | None:
     return None if re.fullmatch(r"(cpu|cuda)(:\d+)?", value) else "choose 'cpu', 'cuda', 'cuda:1' ..."
 
 
 def split_adjacency(adjacency: str) -> tuple[str, str]:
-    """Return the propagation matrices P and Q of NGCF's two terms.
+    """Return the names of the propagation matrices P and Q of NGCF's two terms.
 
-    "paper" is P = L + I and Q = L of equation (7), "P/Q" names both, any other name is used for both.
+    `adjacency` is "paper" (P = L + I and Q = L, equation (7) of the paper), "P/Q" with the names of two matrices, or
+    the name of one matrix that is both P and Q.
     """
     if adjacency == "paper":
         return "symmetric+I", "symmetric"
@@ -79,55 +82,61 @@ def split_adjacency(adjacency: str) -> tuple[str, str]:
     return p, q or p
 
 
-def _adjacency(value: str) -> str | None:
+def _check_adjacency(value: str) -> str | None:
     if all(matrix in MATRICES for matrix in split_adjacency(value)):
         return None
     return f"choose 'paper', one of {', '.join(MATRICES)}, or two of these as P/Q"
 
 
-@document
+@document_parameters
 @dataclass(kw_only=True)
 class GRU4RecParameters(Parameters):
     """Hyper-parameters of GRU4Rec. Names and defaults down to `logq` are those of the official PyTorch code."""
 
-    layers: tuple[int, ...] = option(
-        (100,), NETWORK, "SIZE/SIZE/...", "Units of each GRU layer, first layer first.", _layers
+    layers: tuple[int, ...] = parameter_field(
+        (100,), NETWORK, "SIZE/SIZE/...", "Units of each GRU layer, first layer first.", _check_layers
     )
-    loss: str = option("cross-entropy", LOSS, "NAME", f"One of {', '.join(LOSSES)}.", one_of(*LOSSES))
-    batch_size: int = option(64, OPTIMIZER, "N", "Sessions processed in parallel.", at_least(1))
-    dropout_p_embed: float = option(
+    loss: str = parameter_field("cross-entropy", LOSS, "NAME", f"One of {', '.join(LOSSES)}.", one_of(*LOSSES))
+    batch_size: int = parameter_field(64, OPTIMIZER, "N", "Sessions processed in parallel.", at_least(1))
+    dropout_p_embed: float = parameter_field(
         0.0, NETWORK, "P", "Probability to drop a unit of the input embedding.", probability
     )
-    dropout_p_hidden: float = option(0.0, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability)
-    learning_rate: float = option(0.05, OPTIMIZER, "RATE", "Learning rate of Adagrad.", positive)
-    momentum: float = option(0.0, OPTIMIZER, "M", "Momentum of Adagrad.", probability)
-    sample_alpha: float = option(
+    dropout_p_hidden: float = parameter_field(
+        0.0, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability
+    )
+    learning_rate: float = parameter_field(0.05, OPTIMIZER, "RATE", "Learning rate of Adagrad.", positive)
+    momentum: float = parameter_field(0.0, OPTIMIZER, "M", "Momentum of Adagrad.", probability)
+    sample_alpha: float = parameter_field(
         0.5,
         SAMPLING,
         "ALPHA",
-        "Negatives are drawn with probability ~ occurrences^ALPHA: 0 uniformly, 1 by popularity.",
+        "Negatives are sampled with probability proportional to occurrences^ALPHA: 0 is uniform, 1 is by popularity.",
         at_least(0),
     )
-    n_sample: int = option(
+    n_sample: int = parameter_field(
         2048,
         SAMPLING,
         "N",
-        "Negatives per mini-batch, drawn with replacement, in addition to the targets of the other sessions.",
+        "Negatives per mini-batch, sampled with replacement, in addition to the targets of the other sessions.",
         at_least(0),
     )
-    embedding: int | str = option(
+    embedding: int | str = parameter_field(
         0,
         NETWORK,
         "WIDTH",
-        "Width of a separate input embedding, or 'layersize' for that of the first layer. 0 is one-hot input, whose "
-        "first layer always has the form reset_before. Without effect where constrained_embedding is True.",
-        _width,
+        "Width of a separate input embedding; 'layersize' is the width of the first layer. 0 is one-hot input, with "
+        "which the first layer always has the form reset_before. Has no effect if constrained_embedding is True.",
+        _check_width,
     )
-    constrained_embedding: bool = option(True, NETWORK, "BOOL", "Use the output table as input embedding too.")
-    n_epochs: int = option(10, EPOCHS, "N", "Number of epochs.", at_least(1))
-    bpreg: float = option(1.0, LOSS, "STRENGTH", "Score regularization of bpr-max.", at_least(0))
-    elu_param: float = option(0.5, LOSS, "ALPHA", "Parameter of bpr-max's ELU activation; 0 is none.", at_least(0))
-    logq: float = option(
+    constrained_embedding: bool = parameter_field(
+        True, NETWORK, "BOOL", "Use the output weights also as input embedding."
+    )
+    n_epochs: int = parameter_field(10, EPOCHS, "N", "Number of epochs.", at_least(1))
+    bpreg: float = parameter_field(1.0, LOSS, "STRENGTH", "Score regularization of bpr-max.", at_least(0))
+    elu_param: float = parameter_field(
+        0.5, LOSS, "ALPHA", "Parameter of bpr-max's ELU activation; 0 is no activation.", at_least(0)
+    )
+    logq: float = parameter_field(
         0.0,
         LOSS,
         "STRENGTH",
@@ -135,65 +144,71 @@ class GRU4RecParameters(Parameters):
         at_least(0),
     )
 
-    label_smoothing: float = option(0.0, LOSS, "SHARE", "Label smoothing of cross-entropy.", probability)
-    mask_accidental_hits: bool = option(False, LOSS, "BOOL", "Ignore a negative that is the session's target.")
-    bptt: int = option(
+    label_smoothing: float = parameter_field(0.0, LOSS, "SHARE", "Label smoothing of cross-entropy.", probability)
+    mask_accidental_hits: bool = parameter_field(
+        False, LOSS, "BOOL", "Ignore a negative that is also the session's target."
+    )
+    bptt: int = parameter_field(
         1, OPTIMIZER, "STEPS", "Time steps per block, through which the gradient is propagated back.", at_least(1)
     )
-    accumulate: int = option(1, OPTIMIZER, "N", "Blocks of bptt steps per update of the weights.", at_least(1))
-    gru_form: str = option(
+    accumulate: int = parameter_field(1, OPTIMIZER, "N", "Blocks of bptt steps per update of the weights.", at_least(1))
+    gru_form: str = parameter_field(
         "reset_after",
         NETWORK,
         "FORM",
         "reset_after (as torch.nn.GRU) or reset_before (the original form).",
         one_of(*GRU_FORMS),
     )
-    shuffle: bool = option(False, EPOCHS, "BOOL", "Shuffle the sessions each epoch; otherwise their order is by time.")
-    lr_scheduler: str | None = option(
+    shuffle: bool = parameter_field(
+        False, EPOCHS, "BOOL", "Shuffle the sessions each epoch; otherwise their order is by time."
+    )
+    lr_scheduler: str | None = parameter_field(
         None,
         OPTIMIZER,
         "NAME",
         "Learning-rate schedule: step, cosine, plateau, or a class of torch.optim.lr_scheduler.",
-        _scheduler,
+        _check_scheduler,
     )
-    lr_scheduler_options: Mapping[str, Any] | None = option(
+    lr_scheduler_options: Mapping[str, Any] | None = parameter_field(
         None, OPTIMIZER, "JSON", "Arguments of the scheduler's class, and interval: 'epoch' (default) or 'update'."
     )
-    evaluate_every: int = option(
+    evaluate_every: int = parameter_field(
         1, EPOCHS, "N", "Epochs between two validations; the last epoch is always validated.", at_least(1)
     )
-    monitor: str = option(
+    monitor: str = parameter_field(
         "recall@20",
         EPOCHS,
         "METRIC",
         "Validation metric that selects the best epoch, or 'loss' for the training loss.",
-        _monitored(*SESSION_METRICS),
+        _make_monitor_check(*SESSION_METRICS),
     )
-    patience: int | None = option(
+    patience: int | None = parameter_field(
         None, EPOCHS, "N", "Stop after N validations without an improvement; by default never.", at_least(1)
     )
-    min_delta: float = option(
-        0.0, EPOCHS, "DELTA", "Smallest change of the monitored value that is an improvement.", at_least(0)
+    min_delta: float = parameter_field(
+        0.0, EPOCHS, "DELTA", "Smallest change of the monitored value that counts as an improvement.", at_least(0)
     )
-    eps: float = option(1e-6, OPTIMIZER, "EPS", "Term that Adagrad adds to its accumulator, in the root.", positive)
-    seed: int = option(0, RUNNING, "SEED", "Seed of weights, dropout, sampling and shuffling.", at_least(0))
-    dtype: str = option("float32", NETWORK, "TYPE", f"{' or '.join(DTYPES)}.", one_of(*DTYPES))
-    precision: str = option(
+    eps: float = parameter_field(
+        1e-6, OPTIMIZER, "EPS", "Constant that Adagrad adds to its accumulator under the square root.", positive
+    )
+    seed: int = parameter_field(0, RUNNING, "SEED", "Seed of weights, dropout, sampling and shuffling.", at_least(0))
+    dtype: str = parameter_field("float32", NETWORK, "TYPE", f"{' or '.join(DTYPES)}.", one_of(*DTYPES))
+    precision: str = parameter_field(
         "full",
         NETWORK,
         "NAME",
-        "full, or bf16: the fused step multiplies values rounded to bfloat16; sums and weights stay float32.",
+        "full, or bf16: the fused step rounds factors of products to bfloat16; sums and weights stay float32.",
         one_of(*PRECISIONS),
     )
-    device: str = option("cpu", RUNNING, "NAME", "cpu, cuda, cuda:1, ...", _device)
-    impl: str = option(
+    device: str = parameter_field("cpu", RUNNING, "NAME", "cpu, cuda, cuda:1, ...", _check_device)
+    impl: str = parameter_field(
         "auto",
         RUNNING,
         "NAME",
         "Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
         one_of(*IMPLEMENTATIONS),
     )
-    fused: bool = option(
+    fused: bool = parameter_field(
         True, RUNNING, "BOOL", "Train by the fused step, else by autograd; the results are equal up to rounding."
     )
 
@@ -224,26 +239,26 @@ class GRU4RecParameters(Parameters):
         return self.layers[0] if isinstance(self.embedding, str) else self.embedding
 
     @property
-    def not_read(self) -> list[str]:
-        """Parameters that have no effect because of other parameters, each with the reason."""
-        reasons = []
+    def ignored_parameter_warnings(self) -> list[str]:
+        """One warning for each parameter that has no effect because of other parameters, with the reason."""
+        messages = []
         if self.constrained_embedding and self.embedding != 0:
-            reasons.append(f"embedding={self.embedding!r} has no effect: constrained_embedding=True replaces it")
+            messages.append(f"embedding={self.embedding!r} has no effect: constrained_embedding=True replaces it")
         if self.embedding_mode == "none" and self.dropout_p_embed:
-            reasons.append(f"dropout_p_embed={self.dropout_p_embed:g} has no effect: one-hot input has no embedding")
-        return reasons
+            messages.append(f"dropout_p_embed={self.dropout_p_embed:g} has no effect: one-hot input has no embedding")
+        return messages
 
 
-@document
+@document_parameters
 @dataclass(kw_only=True)
 class GraphParameters(Parameters):
     """Hyper-parameters that NGCF and LightGCN share."""
 
-    embedding_dim: int = option(64, NETWORK, "WIDTH", "Width of the node embeddings.", at_least(1))
-    node_dropout: float = option(
+    embedding_dim: int = parameter_field(64, NETWORK, "WIDTH", "Width of the node embeddings.", at_least(1))
+    node_dropout: float = parameter_field(
         0.0, NETWORK, "P", "Probability to drop an entry of the propagation matrix.", probability
     )
-    reg_weight: float = option(
+    reg_weight: float = parameter_field(
         1e-4,
         LOSS,
         "STRENGTH",
@@ -251,92 +266,94 @@ class GraphParameters(Parameters):
         "reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
         at_least(0),
     )
-    learning_rate: float = option(1e-3, OPTIMIZER, "RATE", "Learning rate of Adam.", positive)
-    batch_size: int = option(
+    learning_rate: float = parameter_field(1e-3, OPTIMIZER, "RATE", "Learning rate of Adam.", positive)
+    batch_size: int = parameter_field(
         2048,
         OPTIMIZER,
         "N",
         "Triples (user, positive, negative) per mini-batch; an epoch has one triple per interaction.",
         at_least(1),
     )
-    n_epochs: int = option_of(GRU4RecParameters, "n_epochs", 1000)
-    lr_scheduler: str | None = option_of(GRU4RecParameters, "lr_scheduler", None)
-    lr_scheduler_options: Mapping[str, Any] | None = option_of(GRU4RecParameters, "lr_scheduler_options", None)
-    only_needed: bool = option(
+    n_epochs: int = shared_field(GRU4RecParameters, "n_epochs", 1000)
+    lr_scheduler: str | None = shared_field(GRU4RecParameters, "lr_scheduler", None)
+    lr_scheduler_options: Mapping[str, Any] | None = shared_field(GRU4RecParameters, "lr_scheduler_options", None)
+    only_needed: bool = parameter_field(
         True,
         RUNNING,
         "BOOL",
-        "Compute in each step only the embeddings that its mini-batch needs; with the same results, up to rounding.",
+        "Compute in each step only the embeddings that its mini-batch needs; results are equal up to rounding.",
     )
-    reorder: bool = option(
+    reorder: bool = parameter_field(
         False,
         RUNNING,
         "BOOL",
-        "Renumber the nodes first, so that neighbors are close in memory; another order draws other triples.",
+        "Renumber the nodes before training, so that neighbors are close in memory; a seed then samples other triples.",
     )
-    sample_by: str = option(
+    sample_by: str = parameter_field(
         "users",
         SAMPLING,
         "UNIT",
-        "Draw uniformly a user and then one of the user's items (users), or an interaction (interactions).",
+        "users: sample a user uniformly, then one of the user's items. interactions: sample an interaction uniformly.",
         one_of(*SAMPLING_UNITS),
     )
-    evaluate_every: int = option_of(GRU4RecParameters, "evaluate_every", 10)
-    monitor: str = option(
+    evaluate_every: int = shared_field(GRU4RecParameters, "evaluate_every", 10)
+    monitor: str = parameter_field(
         "recall@20",
         EPOCHS,
         "METRIC",
         GRU4RecParameters.__dataclass_fields__["monitor"].metadata["help"],
-        _monitored(*GRAPH_METRICS),
+        _make_monitor_check(*GRAPH_METRICS),
     )
-    patience: int | None = option_of(GRU4RecParameters, "patience", None)
-    min_delta: float = option_of(GRU4RecParameters, "min_delta", 0.0)
-    seed: int = option_of(GRU4RecParameters, "seed", 0)
-    dtype: str = option_of(GRU4RecParameters, "dtype", "float32")
-    device: str = option_of(GRU4RecParameters, "device", "cpu")
-    impl: str = option_of(GRU4RecParameters, "impl", "auto")
+    patience: int | None = shared_field(GRU4RecParameters, "patience", None)
+    min_delta: float = shared_field(GRU4RecParameters, "min_delta", 0.0)
+    seed: int = shared_field(GRU4RecParameters, "seed", 0)
+    dtype: str = shared_field(GRU4RecParameters, "dtype", "float32")
+    device: str = shared_field(GRU4RecParameters, "device", "cpu")
+    impl: str = shared_field(GRU4RecParameters, "impl", "auto")
 
 
-@document
+@document_parameters
 @dataclass(kw_only=True)
 class NGCFParameters(GraphParameters):
     """Hyper-parameters of NGCF. Defaults are those of the paper's run on Gowalla."""
 
-    layer_sizes: tuple[int, ...] = option(
-        (64, 64, 64), NETWORK, "SIZE/SIZE/...", "Output widths of the layers, first layer first.", _layers
+    layer_sizes: tuple[int, ...] = parameter_field(
+        (64, 64, 64), NETWORK, "SIZE/SIZE/...", "Output widths of the layers, first layer first.", _check_layers
     )
-    adjacency: str = option(
+    adjacency: str = parameter_field(
         "paper",
         NETWORK,
         "NAME",
-        "Propagation matrices: paper (equation 7: P = L + I, Q = L), one matrix for both terms, as norm (most "
-        "published code), or P/Q, as mean+I/mean.",
-        _adjacency,
+        "Propagation matrices: paper (equation 7: P = L + I, Q = L), one matrix for both terms, for example "
+        "norm (most published code), or P/Q, for example mean+I/mean.",
+        _check_adjacency,
     )
-    activation: str = option(
+    activation: str = parameter_field(
         "sum",
         NETWORK,
         "NAME",
         "LeakyReLU of the sum of the two terms (sum) or of each term (per_term).",
         one_of(*ACTIVATIONS),
     )
-    node_dropout: float = option_of(GraphParameters, "node_dropout", 0.1)
-    message_dropout: float = option(0.1, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability)
-    normalize_messages: bool = option(
+    node_dropout: float = shared_field(GraphParameters, "node_dropout", 0.1)
+    message_dropout: float = parameter_field(
+        0.1, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability
+    )
+    normalize_messages: bool = parameter_field(
         False, NETWORK, "BOOL", "Give each layer the L2-normalized output of the previous layer."
     )
-    reg_weight: float = option_of(GraphParameters, "reg_weight", 1e-5)
-    learning_rate: float = option_of(GraphParameters, "learning_rate", 1e-4)
-    batch_size: int = option_of(GraphParameters, "batch_size", 1024)
-    n_epochs: int = option_of(GraphParameters, "n_epochs", 400)
+    reg_weight: float = shared_field(GraphParameters, "reg_weight", 1e-5)
+    learning_rate: float = shared_field(GraphParameters, "learning_rate", 1e-4)
+    batch_size: int = shared_field(GraphParameters, "batch_size", 1024)
+    n_epochs: int = shared_field(GraphParameters, "n_epochs", 400)
 
 
-@document
+@document_parameters
 @dataclass(kw_only=True)
 class LightGCNParameters(GraphParameters):
     """Hyper-parameters of LightGCN. Defaults are those of the paper's run on Gowalla."""
 
-    n_layers: int = option(3, NETWORK, "N", "Number of propagations.", at_least(0))
-    adjacency: str = option(
+    n_layers: int = parameter_field(3, NETWORK, "N", "Number of propagations.", at_least(0))
+    adjacency: str = parameter_field(
         "symmetric", NETWORK, "NAME", f"Propagation matrix: {', '.join(MATRICES)}.", one_of(*MATRICES)
     )

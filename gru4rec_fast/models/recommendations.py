@@ -1,4 +1,4 @@
-"""Recommend items: the next items of sessions, and the one top-k search that all models share."""
+"""Recommend the next items of sessions; and the top-k search that all models use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
 
-_STEPS_PER_CALL = 64  # steps of a session per call of the network: memory does not grow with the longest session
+# Steps of a session per call of the network, so that the memory use does not grow with the longest session.
+_STEPS_PER_CALL = 64
 
 
 class Recommendations(NamedTuple):
@@ -22,7 +23,7 @@ class Recommendations(NamedTuple):
 
     items: item ids [n, k], int64 or strings as in the vocabulary.
     scores: [n, k], float32 or float64 as in the network.
-    counts: int64 [n], how many items of each row are valid. The rest of the row holds -1 (or "") and scores of -inf.
+    counts: int64 [n], number of valid items in each row. The rest of the row is -1 (or "" for strings) with score -inf.
     """
 
     items: np.ndarray
@@ -33,7 +34,8 @@ class Recommendations(NamedTuple):
 class Batch(NamedTuple):
     """Queries of a top-k search.
 
-    queries: [n, H]; excluded: item indices to leave out, one array per query, or None.
+    queries: [n, H].
+    excluded: indices of the items to leave out, one array per query; or None.
     """
 
     queries: Tensor
@@ -59,7 +61,7 @@ def recommend(
         vocabulary: the ids of the network's items.
         sessions: item ids of each session in time order; or a store of the same vocabulary.
         k: how many items, at most the number of items in the vocabulary.
-        exclude_seen: leave out the items that the session already holds.
+        exclude_seen: leave out the items that the session already has.
         exclude: item ids (a list, set, array ...) that are never recommended.
         unknown: "error" raises an error for an id outside the vocabulary; "skip" ignores that id, and a session without
             a known item gets a row with count 0.
@@ -73,7 +75,7 @@ def recommend(
     encoder = item_encoder(network, vocabulary, unknown)
     items, offsets = encoder.encode_sessions(sessions)
     lengths = np.diff(offsets)
-    order = np.argsort(lengths, kind="stable")  # batches of similar lengths need little padding
+    order = np.argsort(lengths, kind="stable")  # sessions of similar length in a batch need little padding
 
     def make_batch(rows: np.ndarray) -> Batch:
         chosen = [items[offsets[row] : offsets[row + 1]] for row in rows]
@@ -99,15 +101,15 @@ def search_top_k(
     batch_size: int,
     impl: str,
 ) -> Recommendations:
-    """Return the k items with the highest scores in each row.
+    """Return the k items with the highest scores for each query.
 
     Args:
-        make_batch: returns the queries of the given rows.
-        rows: int64, the rows that have a query; they are searched in this order. Every other row has count 0.
+        make_batch: returns the queries for some rows of the result.
+        rows: int64, the rows of the result that have a query, in the order of the search. Other rows have count 0.
         n_rows: number of rows of the result.
         k: number of items per row.
         weight, bias: item j has the score `query @ weight[j] + bias[j]`; [n_items, H] and [n_items] or None.
-        encoder: of the items.
+        encoder: the item encoder, for `exclude` and for the ids in the result.
         exclude: item ids to leave out in every row, or None.
         batch_size: number of rows per search.
         impl: "auto", "native" or "reference".
@@ -119,23 +121,24 @@ def search_top_k(
         raise ValueError(f"k={k}: choose 1 to {len(weight)}, the number of items in the vocabulary")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    always_excluded = torch.from_numpy(encoder.encode_excluded(exclude))
+    excluded_in_all_rows = torch.from_numpy(encoder.encode_excluded(exclude))
     items = np.full((n_rows, k), -1, np.int64)
     scores = np.full((n_rows, k), -np.inf, np.float64 if weight.dtype == torch.float64 else np.float32)
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
-        queries, seen = make_batch(chosen)
-        excluded = always_excluded.expand(len(chosen), -1)
-        if seen is not None:
-            excluded = torch.cat([pad(seen), excluded], dim=1)
-        hide = excluded.to(weight.device) if excluded.shape[1] else None
-        best_scores, best = ops.top_k(queries.to(weight.dtype), weight, bias, k, hide, impl=impl)
-        scores[chosen], items[chosen] = best_scores.cpu().numpy(), best.cpu().numpy()
+        batch = make_batch(chosen)
+        excluded = excluded_in_all_rows.expand(len(chosen), -1)
+        if batch.excluded is not None:
+            excluded = torch.cat([pad(batch.excluded), excluded], dim=1)
+        exclude_argument = excluded.to(weight.device) if excluded.shape[1] else None
+        queries = batch.queries.to(weight.dtype)
+        best_scores, best_items = ops.top_k(queries, weight, bias, k, exclude_argument, impl=impl)
+        scores[chosen], items[chosen] = best_scores.cpu().numpy(), best_items.cpu().numpy()
     return Recommendations(encoder.decode(items), scores, (items >= 0).sum(axis=1))
 
 
 def item_encoder(network: NextItemNetwork, vocabulary: Vocabulary, unknown: Unknown) -> IdEncoder:
-    """Return an encoder of the network's items; ValueError where network and vocabulary differ in size."""
+    """Return an encoder of item ids; ValueError if network and vocabulary have different numbers of items."""
     if len(network.output_weight) != len(vocabulary):
         raise ValueError(f"the network has {len(network.output_weight)} items, the vocabulary {len(vocabulary)}")
     return IdEncoder(vocabulary, unknown)
@@ -159,6 +162,6 @@ def _last_hidden(network: NextItemNetwork, sessions: list[np.ndarray]) -> Tensor
         last_hidden = torch.empty_like(state[-1])
         for start in range(0, len(inputs), _STEPS_PER_CALL):
             hidden, state = network(inputs[start : start + _STEPS_PER_CALL], state)
-            ended = ((last_step >= start) & (last_step < start + len(hidden))).nonzero()[:, 0]
+            ended = ((last_step >= start) & (last_step < start + len(hidden))).nonzero()[:, 0]  # in this call
             last_hidden[ended] = hidden[last_step[ended] - start, ended].to(last_hidden.dtype)
     return last_hidden

@@ -1,4 +1,4 @@
-"""Recommend in live sessions, which receive one event at a time."""
+"""Recommend items for live sessions, which receive one event at a time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ logger = logging.getLogger("gru4rec_fast")
 _EVENTS_PER_CALL = 4096  # events of different sessions per call of the network
 
 
-class _Live(NamedTuple):
+class _LiveSession(NamedTuple):
     """A live session.
 
-    row: the row of its hidden states; seen: its items in order of first occurrence (an ordered set).
+    row: its row in the state tensors.
+    seen: its items in the order of their first occurrence; a dict without values is an ordered set.
     """
 
     row: int
@@ -31,12 +32,13 @@ class _Live(NamedTuple):
 
 
 class SessionRecommender:
-    """Recommends in live sessions: stores the hidden state of each session and takes one event at a time.
+    """Recommends items for live sessions: stores the hidden state of each session and updates it with every event.
 
-    The recommendations are those of `recommend` for the events so far. Each session has one row in preallocated state
+    The recommendations equal those of `recommend` for the events so far. Each session has one row in preallocated state
     tensors. When `capacity` sessions are live and another session begins, the least recently used session is evicted.
     Evictions are counted in `n_evicted`, and the first is logged. An evicted session that continues starts from an
-    empty state. Not thread-safe. States depend on the weights: make a new recommender after further training.
+    empty state. The class is not thread-safe. States depend on the weights, so make a new recommender after
+    further training.
 
     Args:
         network: see `NextItemNetwork`; its mode (train or eval) is the same after each call.
@@ -66,8 +68,8 @@ class SessionRecommender:
         self.n_evicted = 0
         with torch.no_grad():
             self._states, self._initial = network.initial_state(capacity), network.initial_state(1)
-        self._live: OrderedDict[Hashable, _Live] = OrderedDict()  # least recently used first
-        self._free = list(range(capacity - 1, -1, -1))
+        self._live: OrderedDict[Hashable, _LiveSession] = OrderedDict()  # least recently used first
+        self._free = list(range(capacity - 1, -1, -1))  # free rows; the lowest row is used first
 
     def __len__(self) -> int:
         return len(self._live)
@@ -76,23 +78,24 @@ class SessionRecommender:
         return session_id in self._live
 
     def observe(self, session_id: Hashable, item_id: int | str) -> None:
-        """Add an event to a session; a session that is not live begins with it. Raises as `observe_many`."""
+        """Add an event to a session; if the session is not live, start it. Raises as `observe_many`."""
         self.observe_many([session_id], [item_id])
 
     def observe_many(self, session_ids: Iterable[Hashable], item_ids: Iterable[int | str]) -> None:
         """Add events in the given order; a session may occur several times.
 
         Raises:
-            ValueError: an unknown id, unless these are skipped, or lists of different length. No event is added then.
+            ValueError: an unknown id, unless unknown ids are skipped; lists of different length. No event is added.
         """
         names, ids = list(session_ids), list(item_ids)
         if len(names) != len(ids):
             raise ValueError(f"{len(names)} session_ids, but {len(ids)} item_ids")
         items = self.encoder.encode(ids, names).tolist()
-        pending: dict[Hashable, tuple[_Live, int]] = {}  # events of different sessions, for one call of the network
+        pending: dict[Hashable, tuple[_LiveSession, int]] = {}  # at most one event per session
         for name, item in zip(names, items, strict=True):
             if item < 0:
                 continue
+            # Process the pending events before a second event of a session, and before a session with one is evicted.
             evicted = next(iter(self._live)) if name not in self._live and not self._free else None
             if name in pending or evicted in pending or len(pending) == _EVENTS_PER_CALL:
                 self._process(pending)
@@ -147,7 +150,7 @@ class SessionRecommender:
         return session is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ids, states per layer and items of the live sessions, least recently used first, and `n_evicted`."""
+        """Return `n_evicted`, and ids, states of each layer and items of the sessions, least recently used first."""
         rows = [session.row for session in self._live.values()]
         return {
             "session_ids": list(self._live),
@@ -157,7 +160,7 @@ class SessionRecommender:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the live sessions by those of a recommender with the same network and vocabulary.
+        """Replace the live sessions by the `state_dict` of a recommender with the same network and vocabulary.
 
         Raises:
             ValueError: more sessions than the capacity, or states that do not fit the network.
@@ -165,18 +168,21 @@ class SessionRecommender:
         n = len(state["session_ids"])
         if n > self.capacity:
             raise ValueError(f"{n} sessions were saved, but capacity={self.capacity}: increase the capacity")
-        saved, needed = [[*s.shape] for s in state["states"]], [[n, *s.shape[1:]] for s in self._states]
-        if saved != needed:
-            raise ValueError(f"the saved states have shapes {saved}, this network needs {needed}")
-        for states, saved_states in zip(self._states, state["states"], strict=True):
-            states[:n] = saved_states.to(states)
+        saved_shapes = [[*saved.shape] for saved in state["states"]]
+        needed_shapes = [[n, *own.shape[1:]] for own in self._states]
+        if saved_shapes != needed_shapes:
+            raise ValueError(f"the saved states have shapes {saved_shapes}, this network needs {needed_shapes}")
+        for own, saved in zip(self._states, state["states"], strict=True):
+            own[:n] = saved.to(own)
         sessions = zip(state["session_ids"], state["seen"], strict=True)
-        self._live = OrderedDict((name, _Live(row, dict.fromkeys(seen))) for row, (name, seen) in enumerate(sessions))
+        self._live = OrderedDict(
+            (name, _LiveSession(row, dict.fromkeys(seen))) for row, (name, seen) in enumerate(sessions)
+        )
         self._free = list(range(self.capacity - 1, n - 1, -1))
         self.n_evicted = state["n_evicted"]
 
-    def _use(self, name: Hashable) -> _Live:
-        """Return a session and mark it as most recently used; start it if it is not live, which may evict another."""
+    def _use(self, name: Hashable) -> _LiveSession:
+        """Return a session and mark it as most recently used. If it is not live, start it; this may evict another."""
         if name in self._live:
             self._live.move_to_end(name)
             return self._live[name]
@@ -189,13 +195,13 @@ class SessionRecommender:
                     self.capacity,
                 )
             self.n_evicted += 1
-        session = self._live[name] = _Live(self._free.pop(), {})
+        session = self._live[name] = _LiveSession(self._free.pop(), {})
         for state, initial in zip(self._states, self._initial, strict=True):
             state[session.row] = initial[0]
         return session
 
-    def _process(self, events: dict[Hashable, tuple[_Live, int]]) -> None:
-        """Update the states of different sessions by one event each."""
+    def _process(self, events: dict[Hashable, tuple[_LiveSession, int]]) -> None:
+        """Update the states of several sessions with one event each, in one call of the network."""
         rows = torch.tensor([session.row for session, _ in events.values()])
         inputs = torch.tensor([[item for _, item in events.values()]], device=self._states[0].device)
         with evaluating(self.network):
