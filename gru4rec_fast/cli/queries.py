@@ -68,7 +68,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
         raise ValueError(f"{path} names no user: give one id per line")
     ids: list[Any] = [text for _, text in lines]
     if not vocabulary.holds_strings:
-        ids = [_integer(path, line_number, text) for line_number, text in lines]
+        ids = [_parse_integer(path, line_number, text) for line_number, text in lines]
     users = np.array(ids, dtype=vocabulary.ids.dtype)
     known = vocabulary.index_of(users) >= 0
     if not known.all() and not skip_unknown:
@@ -83,7 +83,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     return Users(users[known])
 
 
-def _integer(path: Path, line_number: int, text: str) -> int:
+def _parse_integer(path: Path, line_number: int, text: str) -> int:
     try:
         return int(text)
     except ValueError:

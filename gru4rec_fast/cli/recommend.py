@@ -20,7 +20,7 @@ from gru4rec_fast.cli.registry import load_model
 if TYPE_CHECKING:
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
-_QUERIES_PER_CALL = 8192  # sessions or users whose recommendations are in memory together
+_QUERIES_PER_CALL = 8192  # limits the number of recommendations in memory
 
 
 class RankedItems(NamedTuple):
@@ -39,7 +39,7 @@ def recommend(
         Path,
         typer.Argument(
             metavar="SESSIONS",
-            help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)}. '
+            help='A log file, a prepared folder, or JSON lines (.jsonl) such as {"session": "a", "items": [1, 2]}. '
             "For a graph model: a file with one user id per line.",
         ),
     ],

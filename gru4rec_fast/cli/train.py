@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
     Model = GRU4Rec | GraphRecommender
 
-_parameters = partial(typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)")
-_epochs = partial(typer.Option, rich_help_panel=EPOCHS)
+_parameters_option = partial(
+    typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)"
+)
+_epochs_option = partial(typer.Option, rich_help_panel=EPOCHS)
 
 
 @with_parameter_options
@@ -58,7 +60,7 @@ def train(
     ] = None,
     parameter_string: Annotated[
         str | None,
-        _parameters(
+        _parameters_option(
             "-ps",
             "--parameter-string",
             metavar="NAME=VALUE,...",
@@ -66,10 +68,10 @@ def train(
         ),
     ] = None,
     params: Annotated[
-        Path | None, _parameters(metavar="FILE", help="A .toml or .json file of hyper-parameters.")
+        Path | None, _parameters_option(metavar="FILE", help="A .toml or .json file of hyper-parameters.")
     ] = None,
     validation: Annotated[
-        Path | None, _epochs(metavar="PATH", help="Sessions on which the model is evaluated during training.")
+        Path | None, _epochs_option(metavar="PATH", help="Sessions on which the model is evaluated during training.")
     ] = None,
     out: Annotated[
         Path | None,

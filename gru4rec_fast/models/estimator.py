@@ -144,7 +144,7 @@ class Estimator(Parameters):
             if checkpoint_path is not None:
                 trainer.restore(model._checkpoint_to_resume(checkpoint_path, template))
             model.history = trainer.history
-            vars(self).update(vars(model))
+            vars(self).update(vars(model))  # no error so far: this model is now the one to train
             try:
                 trainer.run()
             finally:
