@@ -24,9 +24,7 @@ class LogFormat:
     """Format of log files, as in the arguments of `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
     session_key: Annotated[str, _log_option(metavar="NAME", help="Column of the session ids.")] = "SessionId"
-    user_key: Annotated[str, _log_option(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.")] = (
-        "UserId"
-    )
+    user_key: Annotated[str, _log_option(metavar="NAME", help="Column of the user ids (ngcf, lightgcn).")] = "UserId"
     item_key: Annotated[str, _log_option(metavar="NAME", help="Column of the item ids.")] = "ItemId"
     time_key: Annotated[str, _log_option(metavar="NAME", help="Column of the times: numbers or dates.")] = "Time"
     separator: Annotated[
@@ -57,7 +55,7 @@ class LogFormat:
 class EvaluationOptions:
     """Options of an evaluation."""
 
-    cutoffs: Annotated[str, _evaluation_option(metavar="K,K,...", help="The k of recall@k and the other metrics.")] = (
+    cutoffs: Annotated[str, _evaluation_option(metavar="K,K,...", help="Cut-offs k of recall@k and other metrics.")] = (
         "20"
     )
     ties: Annotated[
@@ -68,9 +66,7 @@ class EvaluationOptions:
             "middle (median).",
         ),
     ] = "conservative"
-    baselines: Annotated[
-        bool, _evaluation_option("--baselines", help="Also evaluate ranking by popularity and in random order.")
-    ] = False
+    baselines: Annotated[bool, _evaluation_option("--baselines", help="Also rank by popularity and randomly.")] = False
 
     def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `GRU4Rec.evaluate`; ValueError for a wrong option."""
@@ -104,18 +100,19 @@ def _help_of(parameter: str) -> str:
     return str(GRU4RecParameters.__dataclass_fields__[parameter].metadata["help"])
 
 
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """Device and kernels that a loaded model runs with."""
-
-    device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
-    impl: Annotated[str, running_option(metavar="NAME", help=_help_of("impl"))] = "auto"
-
-
 JsonFile = Annotated[
     Path | None, running_option("--json", metavar="FILE", help="Write the results to this file as JSON.")
 ]
 Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by default PyTorch's choice.")]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Device, kernels and CPU threads that a loaded model runs with."""
+
+    device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
+    impl: Annotated[str, running_option(metavar="NAME", help=_help_of("impl"))] = "auto"
+    threads: Threads = None
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -87,9 +87,7 @@ def _parse_integer(path: Path, line_number: int, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(
-            f"{path}, line {line_number}: {text!r} is no user id; the ids of this model are integers"
-        ) from None
+        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; user ids are integers here") from None
 
 
 def read_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Model = GRU4Rec | GraphRecommender
 
-_parameters_option = partial(
+_parameter_option = partial(
     typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)"
 )
 _epochs_option = partial(typer.Option, rich_help_panel=EPOCHS)
@@ -60,19 +60,15 @@ def train(
     ] = None,
     parameter_string: Annotated[
         str | None,
-        _parameters_option(
+        _parameter_option(
             "-ps",
             "--parameter-string",
             metavar="NAME=VALUE,...",
             help="Hyper-parameters as in the official code, for example layers=512/256,loss=bpr-max.",
         ),
     ] = None,
-    params: Annotated[
-        Path | None, _parameters_option(metavar="FILE", help="A .toml or .json file of hyper-parameters.")
-    ] = None,
-    validation: Annotated[
-        Path | None, _epochs_option(metavar="PATH", help="Sessions on which the model is evaluated during training.")
-    ] = None,
+    params: Annotated[Path | None, _parameter_option(metavar="FILE", help="TOML or JSON file of parameters.")] = None,
+    validation: Annotated[Path | None, _epochs_option(metavar="PATH", help="Sessions to validate on.")] = None,
     out: Annotated[
         Path | None,
         running_option(
