@@ -79,9 +79,8 @@ class EvaluationOptions:
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `evaluate` of graph models; ValueError for an option that it does not have."""
         is_used = {"--ties": self.ties != EvaluationOptions.ties, "--baselines": self.baselines}
-        for flag, used in is_used.items():
-            if used:
-                raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
+        for flag in [flag for flag, used in is_used.items() if used]:
+            raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._cutoffs()}
 
     def _cutoffs(self) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ class Estimator(Parameters):
         return self
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the model with its ids to a safetensors file, which is all that `load` needs.
+        """Write the model with its ids to a safetensors file. `load` needs only this file.
 
         Raises:
             RuntimeError: the model is not fitted yet.

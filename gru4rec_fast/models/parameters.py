@@ -129,9 +129,7 @@ class GRU4RecParameters(Parameters):
     constrained_embedding: bool = option(True, NETWORK, "BOOL", "Use the output weights also as input embedding.")
     n_epochs: int = option(10, EPOCHS, "N", "Number of epochs.", at_least(1))
     bpreg: float = option(1.0, LOSS, "STRENGTH", "Score regularization of bpr-max.", at_least(0))
-    elu_param: float = option(
-        0.5, LOSS, "ALPHA", "Parameter of bpr-max's ELU activation; 0 is no activation.", at_least(0)
-    )
+    elu_param: float = option(0.5, LOSS, "ALPHA", "ELU parameter of bpr-max; 0 is no activation.", at_least(0))
     logq: float = option(
         0.0,
         LOSS,
@@ -180,9 +178,7 @@ class GRU4RecParameters(Parameters):
     min_delta: float = option(
         0.0, EPOCHS, "DELTA", "Smallest change of the monitored value that counts as an improvement.", at_least(0)
     )
-    eps: float = option(
-        1e-6, OPTIMIZER, "EPS", "Constant that Adagrad adds to its accumulator under the square root.", positive
-    )
+    eps: float = option(1e-6, OPTIMIZER, "EPS", "Added to Adagrad's accumulator under the square root.", positive)
     seed: int = option(0, RUNNING, "SEED", "Seed of weights, dropout, sampling and shuffling.", at_least(0))
     dtype: str = option("float32", NETWORK, "TYPE", f"{' or '.join(DTYPES)}.", one_of(*DTYPES))
     precision: str = option(
