@@ -55,9 +55,7 @@ class LogFormat:
 class EvaluationOptions:
     """Options of an evaluation."""
 
-    cutoffs: Annotated[str, _evaluation_option(metavar="K,K,...", help="Cut-offs k of recall@k and other metrics.")] = (
-        "20"
-    )
+    cutoffs: Annotated[str, _evaluation_option(metavar="K,K,...", help="Cut-offs k of the metrics.")] = "20"
     ties: Annotated[
         str,
         _evaluation_option(
@@ -78,9 +76,9 @@ class EvaluationOptions:
 
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `evaluate` of graph models; ValueError for an option that it does not have."""
-        is_used = {"--ties": self.ties != EvaluationOptions.ties, "--baselines": self.baselines}
-        for flag in [flag for flag, used in is_used.items() if used]:
-            raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
+        for flag, is_used in (("--ties", self.ties != EvaluationOptions.ties), ("--baselines", self.baselines)):
+            if is_used:
+                raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._cutoffs()}
 
     def _cutoffs(self) -> tuple[int, ...]:

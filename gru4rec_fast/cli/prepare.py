@@ -69,8 +69,9 @@ def prepare(
             "--min-session-length": min_session_length != 2,
             "--collapse-repeats": collapse_repeats,
         }
-        for flag in [flag for flag, used in is_used.items() if used]:
-            raise ValueError(f"{flag} is for session logs, not for --interactions")
+        for flag, used in is_used.items():
+            if used:
+                raise ValueError(f"{flag} is for session logs, not for --interactions")
         _prepare_interactions(source, out_dir, split, validation_split, seed, log)
         return
     splits = [None if name is None else data.Split.parse(name, time_unit) for name in (split, validation_split)]
