@@ -65,7 +65,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     with open(path, encoding="utf-8-sig") as file:
         lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
     if not lines:
-        raise ValueError(f"{path} names no user: give one id per line")
+        raise ValueError(f"{path} has no user id: give one id per line")
     ids: list[Any] = [text for _, text in lines]
     if not vocabulary.holds_strings:
         ids = [_parse_integer(path, line_number, text) for line_number, text in lines]

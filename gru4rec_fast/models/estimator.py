@@ -143,7 +143,7 @@ class Estimator(Parameters):
             if checkpoint_path is not None:
                 trainer.restore(model._checkpoint_to_resume(checkpoint_path, template))
             model.history = trainer.history
-            vars(self).update(vars(model))  # no error so far: this model is now the one to train
+            vars(self).update(vars(model))  # no error so far, so this model takes over the state
             try:
                 trainer.run()
             finally:

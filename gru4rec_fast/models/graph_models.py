@@ -39,7 +39,7 @@ class GraphRecommender(Estimator, GraphParameters):
     Attributes:
         graph: the training graph; None before `fit` or `load`.
         network, history, best_epoch, peak_memory_bytes: see `Estimator`.
-        All parameters are attributes too.
+        All parameters are also attributes.
     """
 
     _validation_metrics = ("recall", "ndcg")
