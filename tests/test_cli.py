@@ -300,8 +300,8 @@ def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_
         {"session": "c", "items": [-1]},
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n\n")
-    refused = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
-    assert refused.code == 2 and "session b: the model was not trained on item -1" in refused.error
+    failed = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
+    assert failed.code == 2 and "session b: the model was not trained on item -1" in failed.error
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
     assert ran.code == 0, ran.err

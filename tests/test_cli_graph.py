@@ -167,8 +167,8 @@ WRONG_COMMANDS = [
     ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, but the training graph"),
     ("recommend run_lightgcn users.txt --k 41", "k=41: choose 1 to 40"),
     ("recommend run_lightgcn strangers.txt", "line 2: the model was not trained on user 99"),
-    ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the ids of this model are integers"),
-    ("recommend run_lightgcn empty.txt", "names no user"),
+    ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; user ids are integers here"),
+    ("recommend run_lightgcn empty.txt", "has no user id"),
     ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "choose fraction=F"),
     (
         "prepare log.tsv out --interactions --user-key Who --item-key What --split fraction=2",

@@ -437,7 +437,7 @@ def test_an_unsupported_device_type_is_an_error_before_the_log_is_read():
 def test_patience_needs_validation():
     with pytest.raises(
         ValueError,
-        match="patience=2 monitors recall@20, which needs validation data: give validation=, or set monitor='loss'",
+        match="patience=2 monitors recall@20: give validation=, or set monitor='loss'",
     ):
         small(patience=2).fit(STORE)
 

@@ -43,7 +43,7 @@ def test_recommend_equals_a_plain_loop(
     sessions: list[list[int]], k: int, batch_size: int, exclude_seen: bool, exclude_listed: bool
 ) -> None:
     listed: set[int] = {3, 7} if exclude_listed else set()
-    found = recommend(
+    result = recommend(
         NETWORK,
         VOCABULARY,
         [item_ids(session) for session in sessions],
@@ -52,7 +52,7 @@ def test_recommend_equals_a_plain_loop(
         exclude=item_ids(sorted(listed)) if exclude_listed else None,
         batch_size=batch_size,
     )
-    for session, items, scores, count in zip(sessions, *found, strict=True):
+    for session, items, scores, count in zip(sessions, *result, strict=True):
         excluded = listed | (set(session) if exclude_seen else set())
         assert (items[:count].tolist(), scores[:count].tolist()) == expected_best(session, k, excluded)
         assert count == min(k, N_ITEMS - len(excluded))
@@ -61,8 +61,8 @@ def test_recommend_equals_a_plain_loop(
 def test_sessions_longer_than_one_call_of_the_network() -> None:
     rng = np.random.default_rng(0)
     sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in (1, 63, 64, 65, 128, 129, 300, 2)]
-    found = recommend(NETWORK, VOCABULARY, [item_ids(session) for session in sessions], 5)
-    for session, items in zip(sessions, found.items, strict=True):
+    result = recommend(NETWORK, VOCABULARY, [item_ids(session) for session in sessions], 5)
+    for session, items in zip(sessions, result.items, strict=True):
         assert items.tolist() == expected_best(session, 5, set())[0]
 
 
@@ -80,16 +80,16 @@ def test_unknown_items_are_an_error_or_skipped() -> None:
     sessions = [["item-1"], ["item-2", "item-99", "item-3"]]
     with pytest.raises(ValueError, match="session 1: item 'item-99' is not in the vocabulary"):
         recommend(NETWORK, VOCABULARY, sessions, 3)
-    found = recommend(NETWORK, VOCABULARY, sessions, 3, unknown="skip")
-    assert found.items[1].tolist() == expected_best([2, 3], 3, set())[0]
-    found = recommend(NETWORK, VOCABULARY, [["item-1"], ["item-99"], []], 3, unknown="skip")
-    assert found.counts.tolist() == [3, 0, 0]
-    assert found.items[0].tolist() == expected_best([1], 3, set())[0]
-    assert (found.items[1:] == "").all() and (found.scores[1:] == -np.inf).all()
+    result = recommend(NETWORK, VOCABULARY, sessions, 3, unknown="skip")
+    assert result.items[1].tolist() == expected_best([2, 3], 3, set())[0]
+    result = recommend(NETWORK, VOCABULARY, [["item-1"], ["item-99"], []], 3, unknown="skip")
+    assert result.counts.tolist() == [3, 0, 0]
+    assert result.items[0].tolist() == expected_best([1], 3, set())[0]
+    assert (result.items[1:] == "").all() and (result.scores[1:] == -np.inf).all()
     with pytest.raises(ValueError, match="'exclude': item 'item-99' is not in the vocabulary"):
         recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"])
-    found = recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"], unknown="skip")
-    assert found.items[0].tolist() == expected_best([1], 3, set())[0]
+    result = recommend(NETWORK, VOCABULARY, [["item-1"]], 3, exclude=["item-99"], unknown="skip")
+    assert result.items[0].tolist() == expected_best([1], 3, set())[0]
     with pytest.raises(TypeError, match="holds strings as ids, but integers"):
         recommend(NETWORK, VOCABULARY, [[1, 2]], 3)
 
@@ -127,15 +127,15 @@ def test_sessions_and_exclude_may_be_any_iterable() -> None:
     for exclude in (ids, tuple(ids), set(ids), dict.fromkeys(ids), np.array(ids), np.array(ids, "T"), iter(ids)):
         assert recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=exclude).items[0].tolist() == expected
     for empty in ([], set(), np.array([], int)):
-        found = recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=empty)
-        assert found.items[0].tolist() == expected_best([1, 2], 4, set())[0]
+        result = recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=empty)
+        assert result.items[0].tolist() == expected_best([1, 2], 4, set())[0]
     session = ("item-1", "item-2")
     for sessions in (
         [session], (session,), iter([session]), np.array([session]), [np.array(session)], [iter(session)],
         [dict.fromkeys(session)],
     ):  # fmt: skip
-        found = recommend(NETWORK, VOCABULARY, sessions, 4, exclude=ids)  # type: ignore[arg-type]
-        assert found.items[0].tolist() == expected
+        result = recommend(NETWORK, VOCABULARY, sessions, 4, exclude=ids)  # type: ignore[arg-type]
+        assert result.items[0].tolist() == expected
 
 
 @pytest.mark.parametrize("kind", ["strings", "integers"])
@@ -161,9 +161,9 @@ def test_counts_of_rows_with_fewer_than_k_items(kind: str) -> None:
 
 
 def test_no_sessions_give_no_rows() -> None:
-    found = recommend(NETWORK, VOCABULARY, [], 3)
-    assert found.items.shape == found.scores.shape == (0, 3)
-    assert found.counts.shape == (0,)
+    result = recommend(NETWORK, VOCABULARY, [], 3)
+    assert result.items.shape == result.scores.shape == (0, 3)
+    assert result.counts.shape == (0,)
 
 
 @settings(deadline=None, max_examples=examples(50))
@@ -179,9 +179,9 @@ def test_live_sessions_give_the_same_result_as_recommend(events: list[tuple[str,
         NETWORK, VOCABULARY, [item_ids(session) for session in sessions.values()], 4, exclude_seen=True
     )
     for live in (one_by_one, in_one_call):
-        found = live.recommend(sessions, 4, exclude_seen=True)
-        np.testing.assert_array_equal(found.items, expected.items)
-        np.testing.assert_array_equal(found.scores, expected.scores)
+        result = live.recommend(sessions, 4, exclude_seen=True)
+        np.testing.assert_array_equal(result.items, expected.items)
+        np.testing.assert_array_equal(result.scores, expected.scores)
 
 
 def test_the_least_recently_used_session_is_evicted(caplog: pytest.LogCaptureFixture) -> None:
@@ -240,9 +240,9 @@ def test_state_dict_is_saved_and_loaded() -> None:
     for recommender in (live, loaded):
         recommender.observe_many("ae", item_ids([7, 8]))
     for exclude_seen in (False, True):
-        found = [recommender.recommend("ade", 4, exclude_seen=exclude_seen) for recommender in (live, loaded)]
-        np.testing.assert_array_equal(found[0].items, found[1].items)
-        np.testing.assert_array_equal(found[0].scores, found[1].scores)
+        result = [recommender.recommend("ade", 4, exclude_seen=exclude_seen) for recommender in (live, loaded)]
+        np.testing.assert_array_equal(result[0].items, result[1].items)
+        np.testing.assert_array_equal(result[0].scores, result[1].scores)
     assert "c" not in live and "c" in loaded  # only the recommender of capacity 3 had to evict a session
     with pytest.raises(ValueError, match="3 sessions were saved, but capacity=2"):
         SessionRecommender(NETWORK, VOCABULARY, capacity=2).load_state_dict(live.state_dict())
@@ -285,9 +285,9 @@ def test_session_network_in_training_mode(embedding: str) -> None:
     for step in range(70):
         continuing = [s for s, session in enumerate(sessions) if step < len(session)]
         live.observe_many(continuing, [sessions[s][step] for s in continuing])
-    found = live.recommend(range(len(sessions)), 20, exclude_seen=True)
-    np.testing.assert_array_equal(found.items, expected.items)
+    result = live.recommend(range(len(sessions)), 20, exclude_seen=True)
+    np.testing.assert_array_equal(result.items, expected.items)
     # The matrix products have other shapes, so the order of their sums may differ.
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(result.scores, expected.scores, rtol=0, atol=1e-14)
     assert network.training
-    assert not set(found.items[2].tolist()) & set(sessions[2])
+    assert not set(result.items[2].tolist()) & set(sessions[2])

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gru4rec_fast.cli.inputs import open_interactions, open_sessions
-from gru4rec_fast.cli.options import (
-    EvaluationOptions,
-    JsonFile,
-    LogFormat,
-    RuntimeOptions,
-    Threads,
-    use_threads,
-    with_option_groups,
-)
+from gru4rec_fast.cli.options import EvaluationOptions, JsonFile, LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, write_json
 from gru4rec_fast.cli.registry import load_model
 
@@ -41,7 +33,6 @@ def evaluate(
         int, typer.Option(help="Sessions or users that are processed in parallel.", rich_help_panel="Evaluation")
     ] = 512,
     runtime: RuntimeOptions,
-    threads: Threads = None,
     json_file: JsonFile = None,
     log: LogFormat,
 ) -> None:
@@ -58,7 +49,6 @@ def evaluate(
 
     evaluation.session_arguments()  # raises an error for a wrong option before the model is loaded
     make_parent_folders(json_file)
-    use_threads(threads)
     loaded = load_model(model, runtime)
     report: Report
     if isinstance(loaded, GRU4Rec):

@@ -13,8 +13,8 @@ import typer
 
 from gru4rec_fast.models.parameters import RUNNING, GRU4RecParameters
 
-_log = functools.partial(typer.Option, rich_help_panel="Reading log files")
-_evaluation = functools.partial(typer.Option, rich_help_panel="Evaluation")
+_log_option = functools.partial(typer.Option, rich_help_panel="Reading log files")
+_evaluation_option = functools.partial(typer.Option, rich_help_panel="Evaluation")
 running_option = functools.partial(typer.Option, rich_help_panel=RUNNING)
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
@@ -23,19 +23,19 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 class LogFormat:
     """Format of log files, as in the arguments of `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
-    session_key: Annotated[str, _log(metavar="NAME", help="Column of the session ids.")] = "SessionId"
-    user_key: Annotated[str, _log(metavar="NAME", help="Column of the user ids, for ngcf and lightgcn.")] = "UserId"
-    item_key: Annotated[str, _log(metavar="NAME", help="Column of the item ids.")] = "ItemId"
-    time_key: Annotated[str, _log(metavar="NAME", help="Column of the times: numbers or dates.")] = "Time"
+    session_key: Annotated[str, _log_option(metavar="NAME", help="Column of the session ids.")] = "SessionId"
+    user_key: Annotated[str, _log_option(metavar="NAME", help="Column of the user ids (ngcf, lightgcn).")] = "UserId"
+    item_key: Annotated[str, _log_option(metavar="NAME", help="Column of the item ids.")] = "ItemId"
+    time_key: Annotated[str, _log_option(metavar="NAME", help="Column of the times: numbers or dates.")] = "Time"
     separator: Annotated[
         str | None,
-        _log(
+        _log_option(
             metavar="CHARACTER",
             help="Separator of a text file's columns; 'tab' for a tab. By default the one that occurs in the header.",
         ),
     ] = None
     allow_pickle: Annotated[
-        bool, _log("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
+        bool, _log_option("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
 
     def session_arguments(self) -> dict[str, Any]:
@@ -55,18 +55,16 @@ class LogFormat:
 class EvaluationOptions:
     """Options of an evaluation."""
 
-    cutoffs: Annotated[str, _evaluation(metavar="K,K,...", help="The k of recall@k and the other metrics.")] = "20"
+    cutoffs: Annotated[str, _evaluation_option(metavar="K,K,...", help="Cut-offs k of the metrics.")] = "20"
     ties: Annotated[
         str,
-        _evaluation(
+        _evaluation_option(
             metavar="MODE",
             help="Rank of a target among items of the same score: last (conservative), first (standard) or in the "
             "middle (median).",
         ),
     ] = "conservative"
-    baselines: Annotated[
-        bool, _evaluation("--baselines", help="Also evaluate ranking by popularity and in random order.")
-    ] = False
+    baselines: Annotated[bool, _evaluation_option("--baselines", help="Also rank by popularity and randomly.")] = False
 
     def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `GRU4Rec.evaluate`; ValueError for a wrong option."""
@@ -78,9 +76,8 @@ class EvaluationOptions:
 
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `evaluate` of graph models; ValueError for an option that it does not have."""
-        is_used = {"--ties": self.ties != EvaluationOptions.ties, "--baselines": self.baselines}
-        for flag, used in is_used.items():
-            if used:
+        for flag, is_used in (("--ties", self.ties != EvaluationOptions.ties), ("--baselines", self.baselines)):
+            if is_used:
                 raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._cutoffs()}
 
@@ -100,18 +97,19 @@ def _help_of(parameter: str) -> str:
     return str(GRU4RecParameters.__dataclass_fields__[parameter].metadata["help"])
 
 
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """Device and kernels that a loaded model runs with."""
-
-    device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
-    impl: Annotated[str, running_option(metavar="NAME", help=_help_of("impl"))] = "auto"
-
-
 JsonFile = Annotated[
     Path | None, running_option("--json", metavar="FILE", help="Write the results to this file as JSON.")
 ]
 Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by default PyTorch's choice.")]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Device, kernels and CPU threads that a loaded model runs with."""
+
+    device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
+    impl: Annotated[str, running_option(metavar="NAME", help=_help_of("impl"))] = "auto"
+    threads: Threads = None
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,9 +12,9 @@ from gru4rec_fast.cli.inputs import open_interactions
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
-_filter = partial(typer.Option, rich_help_panel="Filters")
-_split = partial(typer.Option, rich_help_panel="Splits by time")
-_interactions = partial(typer.Option, rich_help_panel="Interactions")
+_filter_option = partial(typer.Option, rich_help_panel="Filters")
+_split_option = partial(typer.Option, rich_help_panel="Splits by time")
+_interactions_option = partial(typer.Option, rich_help_panel="Interactions")
 
 
 @with_option_groups
@@ -26,31 +26,31 @@ def prepare(
         Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; an earlier prepared log in it is replaced.")
     ],
     *,
-    min_item_support: Annotated[int, _filter(help="Keep items that occur at least this often.")] = 1,
-    min_session_length: Annotated[int, _filter(help="Keep sessions of at least this many events.")] = 2,
+    min_item_support: Annotated[int, _filter_option(help="Keep items that occur at least this often.")] = 1,
+    min_session_length: Annotated[int, _filter_option(help="Keep sessions of at least this many events.")] = 2,
     remove_duplicates: Annotated[
-        bool, _filter(help="Keep one of several rows with the same session, item and time.")
+        bool, _filter_option(help="Keep one of several rows with the same session, item and time.")
     ] = True,
     collapse_repeats: Annotated[
-        bool, _filter(help="Keep one of consecutive events with the same item in a session.")
+        bool, _filter_option(help="Keep one of consecutive events with the same item in a session.")
     ] = False,
     split: Annotated[
-        str | None, _split(metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing.")
+        str | None, _split_option(metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing.")
     ] = None,
     validation_split: Annotated[
         str | None,
-        _split(metavar="last-day|days=N|fraction=F", help="Training sessions to hold out for validation."),
+        _split_option(metavar="last-day|days=N|fraction=F", help="Training sessions to hold out for validation."),
     ] = None,
-    time_unit: Annotated[str, _split(metavar="s|ms|us|ns", help="Unit of times that are numbers.")] = "s",
+    time_unit: Annotated[str, _split_option(metavar="s|ms|us|ns", help="Unit of times that are numbers.")] = "s",
     interactions: Annotated[
         bool,
-        _interactions(
+        _interactions_option(
             "--interactions",
             help='Store user-item interactions for graph models; LOG may also be a .txt of "user item item ..." lines. '
             "--split and --validation-split then take only fraction=F, which is a share of each user's interactions.",
         ),
     ] = False,
-    seed: Annotated[int, _interactions(help="Seed of the random choice of held-out interactions.")] = 0,
+    seed: Annotated[int, _interactions_option(help="Seed of the random choice of held-out interactions.")] = 0,
     log: LogFormat,
 ) -> None:
     """Filter a click log, split it by time, and store it for training; or store user-item interactions.

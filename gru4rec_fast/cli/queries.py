@@ -65,10 +65,10 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     with open(path, encoding="utf-8-sig") as file:
         lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
     if not lines:
-        raise ValueError(f"{path} names no user: give one id per line")
+        raise ValueError(f"{path} has no user id: give one id per line")
     ids: list[Any] = [text for _, text in lines]
     if not vocabulary.holds_strings:
-        ids = [_integer(path, line_number, text) for line_number, text in lines]
+        ids = [_parse_integer(path, line_number, text) for line_number, text in lines]
     users = np.array(ids, dtype=vocabulary.ids.dtype)
     known = vocabulary.index_of(users) >= 0
     if not known.all() and not skip_unknown:
@@ -83,13 +83,11 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     return Users(users[known])
 
 
-def _integer(path: Path, line_number: int, text: str) -> int:
+def _parse_integer(path: Path, line_number: int, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(
-            f"{path}, line {line_number}: {text!r} is no user id; the ids of this model are integers"
-        ) from None
+        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; user ids are integers here") from None
 
 
 def read_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from gru4rec_fast.cli.evaluate import ModelPath
-from gru4rec_fast.cli.options import LogFormat, RuntimeOptions, Threads, use_threads, with_option_groups
+from gru4rec_fast.cli.options import LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, note, open_atomically
 from gru4rec_fast.cli.queries import JSON_LINES, Sessions, Users, read_sessions, read_users
 from gru4rec_fast.cli.registry import load_model
@@ -20,7 +20,7 @@ from gru4rec_fast.cli.registry import load_model
 if TYPE_CHECKING:
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
-_QUERIES_PER_CALL = 8192  # sessions or users whose recommendations are in memory together
+_QUERIES_PER_CALL = 8192  # limits the number of recommendations in memory
 
 
 class RankedItems(NamedTuple):
@@ -39,7 +39,7 @@ def recommend(
         Path,
         typer.Argument(
             metavar="SESSIONS",
-            help='A log file, a prepared folder, or JSON lines (.jsonl): {"session": "a", "items": (item ids)}. '
+            help='A log file, a prepared folder, or JSON lines (.jsonl) such as {"session": "a", "items": [1, 2]}. '
             "For a graph model: a file with one user id per line.",
         ),
     ],
@@ -64,12 +64,10 @@ def recommend(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="File to write instead of standard output: JSON lines if its name ends in .jsonl, else a TSV.",
+            metavar="FILE", help="File to write instead of standard output: a .jsonl of JSON lines, else a TSV."
         ),
     ] = None,
     runtime: RuntimeOptions,
-    threads: Threads = None,
     log: LogFormat,
 ) -> None:
     """Recommend the next items of every session in a file, or items to every user, best first.
@@ -80,7 +78,6 @@ def recommend(
     Example: gru4rec-fast recommend run live_sessions.tsv --k 10 --exclude-seen --out recommended.tsv
     """
     make_parent_folders(out)
-    use_threads(threads)
     loaded = load_model(model, runtime)
     queries = _read_queries(loaded, sessions, log, skip_unknown)
     with nullcontext(sys.stdout) if out is None else open_atomically(out) as file:
@@ -88,7 +85,7 @@ def recommend(
         write = _json_line_writer(file, queries.kind) if as_json else _tsv_writer(file, queries.kind, log)
         n_short = 0
         options = {} if exclude_seen is None else {"exclude_seen": exclude_seen}
-        for ranked in _recommend_in_batches(loaded, queries, k, options):
+        for ranked in _recommend_all(loaded, queries, k, options):
             write(ranked)
             n_short += len(ranked.items) < k
     if n_short:
@@ -107,9 +104,7 @@ def _read_queries(
     return read_users(path, model.graph.users, skip_unknown)
 
 
-def _recommend_in_batches(
-    model: Any, queries: Sessions | Users, k: int, options: dict[str, bool]
-) -> Iterator[RankedItems]:
+def _recommend_all(model: Any, queries: Sessions | Users, k: int, options: dict[str, bool]) -> Iterator[RankedItems]:
     """Yield the recommendations for each session or user; `options` are further arguments of `model.recommend`."""
     for start in range(0, len(queries.ids), _QUERIES_PER_CALL):
         stop = start + _QUERIES_PER_CALL

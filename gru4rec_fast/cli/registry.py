@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gru4rec_fast.cli.options import RuntimeOptions
+from gru4rec_fast.cli.options import RuntimeOptions, use_threads
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import GRU4RecParameters, LightGCNParameters, NGCFParameters
 
@@ -41,6 +41,7 @@ def load_model(path: Path, runtime: RuntimeOptions) -> GRU4Rec | GraphRecommende
     from gru4rec_fast.training.checkpoint import checkpoint_format
     from gru4rec_fast.training.run_folder import LAST, MODEL_FILE
 
+    use_threads(runtime.threads)
     if path.is_dir():
         folder, path = path, path / MODEL_FILE
         if not path.exists() and (folder / LAST).exists():

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     Model = GRU4Rec | GraphRecommender
 
-_parameters = partial(typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)")
-_epochs = partial(typer.Option, rich_help_panel=EPOCHS)
+_source_option = partial(typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)")
+_epochs_option = partial(typer.Option, rich_help_panel=EPOCHS)
 
 
 @with_parameter_options
@@ -58,19 +58,15 @@ def train(
     ] = None,
     parameter_string: Annotated[
         str | None,
-        _parameters(
+        _source_option(
             "-ps",
             "--parameter-string",
             metavar="NAME=VALUE,...",
             help="Hyper-parameters as in the official code, for example layers=512/256,loss=bpr-max.",
         ),
     ] = None,
-    params: Annotated[
-        Path | None, _parameters(metavar="FILE", help="A .toml or .json file of hyper-parameters.")
-    ] = None,
-    validation: Annotated[
-        Path | None, _epochs(metavar="PATH", help="Sessions on which the model is evaluated during training.")
-    ] = None,
+    params: Annotated[Path | None, _source_option(metavar="FILE", help="TOML or JSON file of parameters.")] = None,
+    validation: Annotated[Path | None, _epochs_option(metavar="PATH", help="Sessions to validate on.")] = None,
     out: Annotated[
         Path | None,
         running_option(
@@ -159,9 +155,8 @@ def _fit(
     from gru4rec_fast.training.run_folder import BEST
 
     with ExitStack() as stack:
-        folder = out or Path(
-            stack.enter_context(tempfile.TemporaryDirectory())
-        )  # for best.safetensors, if there is no `out`
+        # Without `out`, best.safetensors is written to a temporary folder.
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         validation = logs.get("validation")
         needs_folder = out is not None or validation is not None or p.monitor == "loss"
         try:

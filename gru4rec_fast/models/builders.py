@@ -124,7 +124,7 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
         label_smoothing=p.label_smoothing,
         logq=p.logq,
         sample_alpha=p.sample_alpha,
-        support=support.clamp(min=1),  # an item that the training log lacks would have log q = -inf
+        support=support.clamp(min=1),  # otherwise log q = -inf for an item without occurrences
         mask_accidental_hits=p.mask_accidental_hits,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),

@@ -61,7 +61,7 @@ class Estimator(Parameters):
     file_format: ClassVar[str]
     """Format of the model's files, with its version."""
     _validation_metrics: ClassVar[tuple[str, ...]]
-    _training_ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
+    _ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
     network: nn.Module | None
 
     # Compare models by identity; the parameter dataclasses would compare them by their parameters.
@@ -117,8 +117,7 @@ class Estimator(Parameters):
         model = type(self)(**self.get_params())  # set up separately, so that an error leaves this model unchanged
         if model.patience is not None and validation is None and model.monitor != TRAINING_LOSS:
             raise ValueError(
-                f"patience={model.patience} monitors {model.monitor}, which needs validation data: give validation=, "
-                "or set monitor='loss'"
+                f"patience={model.patience} monitors {model.monitor}: give validation=, or set monitor='loss'"
             )
         find_device(model.device)
         checkpoint_path = _path_to_resume(resume, out)
@@ -144,7 +143,7 @@ class Estimator(Parameters):
             if checkpoint_path is not None:
                 trainer.restore(model._checkpoint_to_resume(checkpoint_path, template))
             model.history = trainer.history
-            vars(self).update(vars(model))
+            vars(self).update(vars(model))  # no error so far, so this model takes over the state
             try:
                 trainer.run()
             finally:
@@ -154,7 +153,7 @@ class Estimator(Parameters):
         return self
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the model with its ids to a safetensors file, which is all that `load` needs.
+        """Write the model with its ids to a safetensors file. `load` needs only this file.
 
         Raises:
             RuntimeError: the model is not fitted yet.
@@ -289,9 +288,7 @@ class Estimator(Parameters):
         for name, tensor in template.tensors.items():
             # The support is not compared here: it changes only with the log, and the trainer compares the logs.
             if name != "support" and not np.array_equal(checkpoint.tensors.get(name, []), tensor):
-                raise CheckpointError(
-                    f"{path} was trained on another {self._training_ids_name}; resume with the same data"
-                )
+                raise CheckpointError(f"{path} was trained on another {self._ids_name}; resume with the same data")
         return checkpoint
 
 
@@ -315,7 +312,5 @@ def _path_to_resume(resume: bool | str | os.PathLike[str], out: str | os.PathLik
     if resume is not True:
         return Path(resume)
     if out is None:
-        raise ValueError(
-            "resume=True needs out=, the folder of the training to resume; or give resume= the path of a checkpoint"
-        )
+        raise ValueError("resume=True needs out=, the folder of the training to resume; or give a checkpoint's path")
     return checkpoint_to_resume(out)

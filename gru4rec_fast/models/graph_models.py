@@ -39,11 +39,11 @@ class GraphRecommender(Estimator, GraphParameters):
     Attributes:
         graph: the training graph; None before `fit` or `load`.
         network, history, best_epoch, peak_memory_bytes: see `Estimator`.
-        All parameters are attributes too.
+        All parameters are also attributes.
     """
 
     _validation_metrics = ("recall", "ndcg")
-    _training_ids_name = "graph"
+    _ids_name = "graph"
     network: GraphNetwork | None
 
     def __post_init__(self) -> None:
@@ -108,12 +108,10 @@ class GraphRecommender(Estimator, GraphParameters):
         impl = impl or self.impl
         graph, final = self._fitted(impl)
         indices = IdEncoder(graph.users, unknown, "user").encode(users)
-        item_table = final[graph.n_users :]
+        table = final[graph.n_users :]
         encoder = IdEncoder(graph.items, unknown)
-        items_of = graph.items_of if exclude_seen else None
-        return _best_items(
-            final, indices, items_of, item_table, k, encoder, exclude=exclude, batch_size=batch_size, impl=impl
-        )
+        seen = graph.items_of if exclude_seen else None
+        return _best_items(final, indices, seen, table, k, encoder, exclude=exclude, batch_size=batch_size, impl=impl)
 
     def similar_items(
         self,

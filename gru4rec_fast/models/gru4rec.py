@@ -46,7 +46,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
     file_format = "gru4rec_fast.GRU4Rec/2"
     _validation_metrics = ("recall", "mrr")
-    _training_ids_name = "catalogue of items"
+    _ids_name = "catalogue of items"
     network: SessionNetwork | None
 
     def __post_init__(self) -> None:

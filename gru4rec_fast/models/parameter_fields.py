@@ -16,8 +16,8 @@ Check = Callable[[Any], str | None]  # returns what is wrong with a value, or No
 T = TypeVar("T")
 
 
-def parameter_field(default: Any, panel: str, metavar: str, help: str, check: Check | None = None) -> Any:
-    """Return a dataclass field for a parameter. `panel` and `metavar` are shown in `gru4rec-fast train --help`."""
+def option(default: Any, panel: str, metavar: str, help: str, check: Check | None = None) -> Any:
+    """Return the dataclass field of a parameter, which is also an option in the group `panel` of `train --help`."""
     return field(default=default, metadata={"panel": panel, "metavar": metavar, "help": help, "check": check})
 
 
@@ -196,8 +196,8 @@ def _text(value: Any) -> str:
 def _integers(value: Any) -> tuple[int, ...]:
     sizes = value.split("/") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     integers = tuple(map(_integer, sizes))
-    is_converted = type(value) is tuple and all(type(size) is int for size in value)
-    return value if is_converted else integers  # the same object if possible, see Parameters._convert_and_check
+    # A value of the right type must stay the same object, see Parameters._convert_and_check.
+    return value if type(value) is tuple and all(type(size) is int for size in value) else integers
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gru4rec_fast.models.parameter_fields import (
     at_least,
     document_parameters,
     one_of,
-    parameter_field,
+    option,
     positive,
     probability,
     shared_field,
@@ -93,34 +93,32 @@ def _check_adjacency(value: str) -> str | None:
 class GRU4RecParameters(Parameters):
     """Hyper-parameters of GRU4Rec. Names and defaults down to `logq` are those of the official PyTorch code."""
 
-    layers: tuple[int, ...] = parameter_field(
+    layers: tuple[int, ...] = option(
         (100,), NETWORK, "SIZE/SIZE/...", "Units of each GRU layer, first layer first.", _check_layers
     )
-    loss: str = parameter_field("cross-entropy", LOSS, "NAME", f"One of {', '.join(LOSSES)}.", one_of(*LOSSES))
-    batch_size: int = parameter_field(64, OPTIMIZER, "N", "Sessions processed in parallel.", at_least(1))
-    dropout_p_embed: float = parameter_field(
+    loss: str = option("cross-entropy", LOSS, "NAME", f"One of {', '.join(LOSSES)}.", one_of(*LOSSES))
+    batch_size: int = option(64, OPTIMIZER, "N", "Sessions processed in parallel.", at_least(1))
+    dropout_p_embed: float = option(
         0.0, NETWORK, "P", "Probability to drop a unit of the input embedding.", probability
     )
-    dropout_p_hidden: float = parameter_field(
-        0.0, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability
-    )
-    learning_rate: float = parameter_field(0.05, OPTIMIZER, "RATE", "Learning rate of Adagrad.", positive)
-    momentum: float = parameter_field(0.0, OPTIMIZER, "M", "Momentum of Adagrad.", probability)
-    sample_alpha: float = parameter_field(
+    dropout_p_hidden: float = option(0.0, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability)
+    learning_rate: float = option(0.05, OPTIMIZER, "RATE", "Learning rate of Adagrad.", positive)
+    momentum: float = option(0.0, OPTIMIZER, "M", "Momentum of Adagrad.", probability)
+    sample_alpha: float = option(
         0.5,
         SAMPLING,
         "ALPHA",
         "Negatives are sampled with probability proportional to occurrences^ALPHA: 0 is uniform, 1 is by popularity.",
         at_least(0),
     )
-    n_sample: int = parameter_field(
+    n_sample: int = option(
         2048,
         SAMPLING,
         "N",
         "Negatives per mini-batch, sampled with replacement, in addition to the targets of the other sessions.",
         at_least(0),
     )
-    embedding: int | str = parameter_field(
+    embedding: int | str = option(
         0,
         NETWORK,
         "WIDTH",
@@ -128,15 +126,11 @@ class GRU4RecParameters(Parameters):
         "which the first layer always has the form reset_before. Has no effect if constrained_embedding is True.",
         _check_width,
     )
-    constrained_embedding: bool = parameter_field(
-        True, NETWORK, "BOOL", "Use the output weights also as input embedding."
-    )
-    n_epochs: int = parameter_field(10, EPOCHS, "N", "Number of epochs.", at_least(1))
-    bpreg: float = parameter_field(1.0, LOSS, "STRENGTH", "Score regularization of bpr-max.", at_least(0))
-    elu_param: float = parameter_field(
-        0.5, LOSS, "ALPHA", "Parameter of bpr-max's ELU activation; 0 is no activation.", at_least(0)
-    )
-    logq: float = parameter_field(
+    constrained_embedding: bool = option(True, NETWORK, "BOOL", "Use the output weights also as input embedding.")
+    n_epochs: int = option(10, EPOCHS, "N", "Number of epochs.", at_least(1))
+    bpreg: float = option(1.0, LOSS, "STRENGTH", "Score regularization of bpr-max.", at_least(0))
+    elu_param: float = option(0.5, LOSS, "ALPHA", "ELU parameter of bpr-max; 0 is no activation.", at_least(0))
+    logq: float = option(
         0.0,
         LOSS,
         "STRENGTH",
@@ -144,71 +138,65 @@ class GRU4RecParameters(Parameters):
         at_least(0),
     )
 
-    label_smoothing: float = parameter_field(0.0, LOSS, "SHARE", "Label smoothing of cross-entropy.", probability)
-    mask_accidental_hits: bool = parameter_field(
-        False, LOSS, "BOOL", "Ignore a negative that is also the session's target."
-    )
-    bptt: int = parameter_field(
+    label_smoothing: float = option(0.0, LOSS, "SHARE", "Label smoothing of cross-entropy.", probability)
+    mask_accidental_hits: bool = option(False, LOSS, "BOOL", "Ignore a negative that is also the session's target.")
+    bptt: int = option(
         1, OPTIMIZER, "STEPS", "Time steps per block, through which the gradient is propagated back.", at_least(1)
     )
-    accumulate: int = parameter_field(1, OPTIMIZER, "N", "Blocks of bptt steps per update of the weights.", at_least(1))
-    gru_form: str = parameter_field(
+    accumulate: int = option(1, OPTIMIZER, "N", "Blocks of bptt steps per update of the weights.", at_least(1))
+    gru_form: str = option(
         "reset_after",
         NETWORK,
         "FORM",
         "reset_after (as torch.nn.GRU) or reset_before (the original form).",
         one_of(*GRU_FORMS),
     )
-    shuffle: bool = parameter_field(
-        False, EPOCHS, "BOOL", "Shuffle the sessions each epoch; otherwise their order is by time."
-    )
-    lr_scheduler: str | None = parameter_field(
+    shuffle: bool = option(False, EPOCHS, "BOOL", "Shuffle the sessions each epoch; otherwise their order is by time.")
+    lr_scheduler: str | None = option(
         None,
         OPTIMIZER,
         "NAME",
         "Learning-rate schedule: step, cosine, plateau, or a class of torch.optim.lr_scheduler.",
         _check_scheduler,
     )
-    lr_scheduler_options: Mapping[str, Any] | None = parameter_field(
+    lr_scheduler_options: Mapping[str, Any] | None = option(
         None, OPTIMIZER, "JSON", "Arguments of the scheduler's class, and interval: 'epoch' (default) or 'update'."
     )
-    evaluate_every: int = parameter_field(
+    evaluate_every: int = option(
         1, EPOCHS, "N", "Epochs between two validations; the last epoch is always validated.", at_least(1)
     )
-    monitor: str = parameter_field(
+    monitor: str = option(
         "recall@20",
         EPOCHS,
         "METRIC",
         "Validation metric that selects the best epoch, or 'loss' for the training loss.",
         _make_monitor_check(*SESSION_METRICS),
     )
-    patience: int | None = parameter_field(
+    patience: int | None = option(
         None, EPOCHS, "N", "Stop after N validations without an improvement; by default never.", at_least(1)
     )
-    min_delta: float = parameter_field(
+    min_delta: float = option(
         0.0, EPOCHS, "DELTA", "Smallest change of the monitored value that counts as an improvement.", at_least(0)
     )
-    eps: float = parameter_field(
-        1e-6, OPTIMIZER, "EPS", "Constant that Adagrad adds to its accumulator under the square root.", positive
-    )
-    seed: int = parameter_field(0, RUNNING, "SEED", "Seed of weights, dropout, sampling and shuffling.", at_least(0))
-    dtype: str = parameter_field("float32", NETWORK, "TYPE", f"{' or '.join(DTYPES)}.", one_of(*DTYPES))
-    precision: str = parameter_field(
+    eps: float = option(1e-6, OPTIMIZER, "EPS", "Added to Adagrad's accumulator under the square root.", positive)
+    seed: int = option(0, RUNNING, "SEED", "Seed of weights, dropout, sampling and shuffling.", at_least(0))
+    dtype: str = option("float32", NETWORK, "TYPE", f"{' or '.join(DTYPES)}.", one_of(*DTYPES))
+    precision: str = option(
         "full",
         NETWORK,
         "NAME",
         "full, or bf16: the fused step rounds factors of products to bfloat16; sums and weights stay float32.",
         one_of(*PRECISIONS),
     )
-    device: str = parameter_field("cpu", RUNNING, "NAME", "cpu, cuda, cuda:1, ...", _check_device)
-    impl: str = parameter_field(
+    device: str = option("cpu", RUNNING, "NAME", "cpu, cuda, cuda:1, ...", _check_device)
+    impl: str = option(
         "auto",
         RUNNING,
         "NAME",
         "Kernels: auto, native or reference (pure PyTorch). gru4rec-fast info lists the native ones.",
         one_of(*IMPLEMENTATIONS),
     )
-    fused: bool = parameter_field(
+    fused: bool = option(
         True, RUNNING, "BOOL", "Train by the fused step, else by autograd; the results are equal up to rounding."
     )
 
@@ -254,11 +242,11 @@ class GRU4RecParameters(Parameters):
 class GraphParameters(Parameters):
     """Hyper-parameters that NGCF and LightGCN share."""
 
-    embedding_dim: int = parameter_field(64, NETWORK, "WIDTH", "Width of the node embeddings.", at_least(1))
-    node_dropout: float = parameter_field(
+    embedding_dim: int = option(64, NETWORK, "WIDTH", "Width of the node embeddings.", at_least(1))
+    node_dropout: float = option(
         0.0, NETWORK, "P", "Probability to drop an entry of the propagation matrix.", probability
     )
-    reg_weight: float = parameter_field(
+    reg_weight: float = option(
         1e-4,
         LOSS,
         "STRENGTH",
@@ -266,8 +254,8 @@ class GraphParameters(Parameters):
         "reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
         at_least(0),
     )
-    learning_rate: float = parameter_field(1e-3, OPTIMIZER, "RATE", "Learning rate of Adam.", positive)
-    batch_size: int = parameter_field(
+    learning_rate: float = option(1e-3, OPTIMIZER, "RATE", "Learning rate of Adam.", positive)
+    batch_size: int = option(
         2048,
         OPTIMIZER,
         "N",
@@ -277,19 +265,19 @@ class GraphParameters(Parameters):
     n_epochs: int = shared_field(GRU4RecParameters, "n_epochs", 1000)
     lr_scheduler: str | None = shared_field(GRU4RecParameters, "lr_scheduler", None)
     lr_scheduler_options: Mapping[str, Any] | None = shared_field(GRU4RecParameters, "lr_scheduler_options", None)
-    only_needed: bool = parameter_field(
+    only_needed: bool = option(
         True,
         RUNNING,
         "BOOL",
         "Compute in each step only the embeddings that its mini-batch needs; results are equal up to rounding.",
     )
-    reorder: bool = parameter_field(
+    reorder: bool = option(
         False,
         RUNNING,
         "BOOL",
         "Renumber the nodes before training, so that neighbors are close in memory; a seed then samples other triples.",
     )
-    sample_by: str = parameter_field(
+    sample_by: str = option(
         "users",
         SAMPLING,
         "UNIT",
@@ -297,7 +285,7 @@ class GraphParameters(Parameters):
         one_of(*SAMPLING_UNITS),
     )
     evaluate_every: int = shared_field(GRU4RecParameters, "evaluate_every", 10)
-    monitor: str = parameter_field(
+    monitor: str = option(
         "recall@20",
         EPOCHS,
         "METRIC",
@@ -317,10 +305,10 @@ class GraphParameters(Parameters):
 class NGCFParameters(GraphParameters):
     """Hyper-parameters of NGCF. Defaults are those of the paper's run on Gowalla."""
 
-    layer_sizes: tuple[int, ...] = parameter_field(
+    layer_sizes: tuple[int, ...] = option(
         (64, 64, 64), NETWORK, "SIZE/SIZE/...", "Output widths of the layers, first layer first.", _check_layers
     )
-    adjacency: str = parameter_field(
+    adjacency: str = option(
         "paper",
         NETWORK,
         "NAME",
@@ -328,7 +316,7 @@ class NGCFParameters(GraphParameters):
         "norm (most published code), or P/Q, for example mean+I/mean.",
         _check_adjacency,
     )
-    activation: str = parameter_field(
+    activation: str = option(
         "sum",
         NETWORK,
         "NAME",
@@ -336,10 +324,8 @@ class NGCFParameters(GraphParameters):
         one_of(*ACTIVATIONS),
     )
     node_dropout: float = shared_field(GraphParameters, "node_dropout", 0.1)
-    message_dropout: float = parameter_field(
-        0.1, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability
-    )
-    normalize_messages: bool = parameter_field(
+    message_dropout: float = option(0.1, NETWORK, "P", "Probability to drop a unit of a layer's output.", probability)
+    normalize_messages: bool = option(
         False, NETWORK, "BOOL", "Give each layer the L2-normalized output of the previous layer."
     )
     reg_weight: float = shared_field(GraphParameters, "reg_weight", 1e-5)
@@ -353,7 +339,7 @@ class NGCFParameters(GraphParameters):
 class LightGCNParameters(GraphParameters):
     """Hyper-parameters of LightGCN. Defaults are those of the paper's run on Gowalla."""
 
-    n_layers: int = parameter_field(3, NETWORK, "N", "Number of propagations.", at_least(0))
-    adjacency: str = parameter_field(
+    n_layers: int = option(3, NETWORK, "N", "Number of propagations.", at_least(0))
+    adjacency: str = option(
         "symmetric", NETWORK, "NAME", f"Propagation matrix: {', '.join(MATRICES)}.", one_of(*MATRICES)
     )

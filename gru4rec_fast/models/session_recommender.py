@@ -168,10 +168,9 @@ class SessionRecommender:
         n = len(state["session_ids"])
         if n > self.capacity:
             raise ValueError(f"{n} sessions were saved, but capacity={self.capacity}: increase the capacity")
-        saved_shapes = [[*saved.shape] for saved in state["states"]]
-        needed_shapes = [[n, *own.shape[1:]] for own in self._states]
-        if saved_shapes != needed_shapes:
-            raise ValueError(f"the saved states have shapes {saved_shapes}, this network needs {needed_shapes}")
+        shapes, needed = [[*s.shape] for s in state["states"]], [[n, *s.shape[1:]] for s in self._states]
+        if shapes != needed:
+            raise ValueError(f"the saved states have shapes {shapes}, this network needs {needed}")
         for own, saved in zip(self._states, state["states"], strict=True):
             own[:n] = saved.to(own)
         sessions = zip(state["session_ids"], state["seen"], strict=True)
