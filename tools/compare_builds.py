@@ -6,7 +6,7 @@
 OLD and NEW are the Python interpreters of two environments with the same torch. To compare the last release with the
 working tree:
 
-    python -m venv old && old/bin/pip install torch==2.13.0 && old/bin/pip install git+file://$PWD@v0.1.0
+    python -m venv old && old/bin/pip install torch==2.13.0 && old/bin/pip install git+file://$PWD@2f7e07c
     python tools/compare_builds.py old/bin/python .venv/bin/python --new-path .
 
 Each environment runs tools/build_cases.py of this checkout, once per implementation (native, reference, emulated) and

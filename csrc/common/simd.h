@@ -5,10 +5,10 @@
 //
 //     // csrc/ranking/cpu.cpp
 //     #include "common/simd.h"
-//     #define GRF_KERNEL "ranking/cpu_kernel.inc"   // defines count_above(...); includes no header itself
-//     #include "common/foreach_isa.h"               // at file scope
+//     #define GRF_KERNEL "ranking/cpu_kernel.inc"  // defines vector_bytes() and others; includes no header itself
+//     #include "common/foreach_isa.h"              // at file scope
 //     ...
-//     GRF_DISPATCH(count_above)(scores, n, target); // baseline::, avx2:: or avx512::count_above
+//     GRF_DISPATCH(vector_bytes)();                // baseline::, avx2:: or avx512::vector_bytes
 //
 // docs/building.md ("A kernel for several instruction sets") has the rules for kernel files.
 #pragma once

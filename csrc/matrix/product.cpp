@@ -2,7 +2,7 @@
 //
 // We have our own kernels for two reasons. MKL, the BLAS of torch's wheels, seems to use AVX-512 only on Intel's
 // processors. And at the sizes of a training step it spends a notable part of its time on copying operands
-// (docs/performance.md).
+// (docs/performance_notes.md).
 #include "matrix/product.h"
 
 #include <ATen/Dispatch.h>

@@ -250,8 +250,8 @@ class GraphParameters(Parameters):
         1e-4,
         LOSS,
         "STRENGTH",
-        "Strength of the L2 penalty on the initial embeddings of each triple (u, i, j): "
-        "reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
+        "Strength of the L2 penalty on the embeddings of each triple (u, i, j), the final ones for ngcf and the initial "
+        "ones for lightgcn: reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
         at_least(0),
     )
     learning_rate: float = option(1e-3, OPTIMIZER, "RATE", "Learning rate of Adam.", positive)

@@ -42,8 +42,8 @@ def target_rank(
 
     Returns:
         (greater, equal), int64 [Q] each: the number of other items that score higher than the target, and the number
-        that score the same. The rank of the target is 1 + greater (optimistic), 1 + greater + equal (conservative) or
-        1 + greater + equal / 2 (mean of both).
+        that score the same. The rank of the target is 1 + greater (standard), 1 + greater + equal (conservative) or
+        1 + greater + equal / 2 (median).
 
     Raises:
         ValueError: a shape, dtype or device does not fit, or a target is not in the catalogue.
