@@ -250,7 +250,7 @@ class GraphParameters(Parameters):
         1e-4,
         LOSS,
         "STRENGTH",
-        "Strength of the L2 penalty on the embeddings of each triple (u, i, j), the final ones for ngcf and the initial "
+        "Strength of the L2 penalty on the embeddings of each triple (u, i, j), final ones for ngcf and initial "
         "ones for lightgcn: reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
         at_least(0),
     )

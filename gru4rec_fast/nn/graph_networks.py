@@ -115,7 +115,7 @@ class NGCFNetwork(GraphNetwork):
     """Neural graph collaborative filtering (Wang et al., SIGIR 2019, arXiv 1905.08108).
 
     The final embedding of a node is the concatenation of its embedding and the L2-normalized outputs of all layers. The
-    input of a layer is the output of the previous layer, normalized only with normalize_messages=True. The regularization
+    input of a layer is the output of the previous layer, normalized only if normalize_messages is True. Regularization
     penalizes final embeddings.
 
     Args:
