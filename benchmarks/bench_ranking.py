@@ -3,9 +3,8 @@
     pytest benchmarks/bench_ranking.py --benchmark-group-by=func,param:case
 
 A query is a hidden state. The plain computation stores the scores of all queries and items, as evaluation code usually
-does. 43,000 items of width 100 are the catalogue of diginetica at a published hidden size. An evaluation on the CPU
-ranks 512 queries per call, a recommendation for one user ranks one query. `side` is the implementation that is
-measured.
+does. The log diginetica has about 43,000 items, and 100 is a published hidden size for it. `side` is the implementation
+that is measured.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from torch import Tensor
 
 from gru4rec_fast.ops import target_rank, top_k
 
-CASES = {  # queries, items, width
-    "one": (1, 43_000, 100),
-    "lanes": (512, 43_000, 100),
-    "block": (8192, 43_000, 100),
-    "large": (512, 1_000_000, 64),
+CASES = {  # number of queries, number of items, hidden size
+    "1 query": (1, 43_000, 100),  # a recommendation for one user
+    "512 queries": (512, 43_000, 100),  # one call of an evaluation on the CPU
+    "8192 queries": (8192, 43_000, 100),  # one call of an evaluation on a GPU
+    "large catalogue": (512, 1_000_000, 64),
 }
 cases = pytest.mark.parametrize("case", CASES)
 sides = pytest.mark.parametrize("side", ["plain", "reference", "native"])
@@ -31,8 +30,8 @@ sides = pytest.mark.parametrize("side", ["plain", "reference", "native"])
 def make_inputs(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return hidden states, item weights, item biases and targets."""
     torch.manual_seed(0)
-    queries, items, width = CASES[case]
-    return torch.randn(queries, width), torch.randn(items, width), torch.randn(items), torch.randint(items, (queries,))
+    n, n_items, width = CASES[case]
+    return torch.randn(n, width), torch.randn(n_items, width), torch.randn(n_items), torch.randint(n_items, (n,))
 
 
 @cases

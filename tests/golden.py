@@ -79,7 +79,7 @@ class GoldenRun:
 
         Without sampled negatives, the published code ends an epoch when only one lane is live, also in evaluation. In
         these recordings this omits exactly the last session: 224 targets are ranked, not 226. This package ranks every
-        target, as semantics.md says.
+        target, as shared/semantics.md says.
         """
         return self.offsets if self.config["n_sample"] else self.offsets[:-1]
 
@@ -115,12 +115,18 @@ class GoldenRun:
 
     @property
     def evaluation(self) -> dict[str, float]:
-        """recall@5 and mrr@5 of the final weights on the same log (standard ties), and n, the number of targets."""
+        """recall@5 and mrr@5 of the final weights on the same log, and n, the number of targets.
+
+        Only items with a higher score than the target precede it in its rank ("standard" ties).
+        """
         recall, mrr = self.arrays["eval/recall@5,mrr@5"]
         return {"recall@5": float(recall), "mrr@5": float(mrr), "n": int(self.arrays["eval/n"])}
 
     def weights(self, when: str) -> dict[str, np.ndarray]:
-        """Return the weights "before" or "after" the epoch, float64, with the names and shapes of tests/oracle."""
+        """Return the weights "before" or "after" the epoch, float64.
+
+        The names and shapes are those that tests/oracle/__init__.py lists.
+        """
         prefix = f"{when}/"
         stored = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
         weights = {"output.weight": stored["Wy.weight"], "output.bias": stored["By.weight"][:, 0]}

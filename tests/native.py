@@ -23,9 +23,9 @@ LEVELS = ("baseline", "avx2", "avx512")  # instruction sets, from the smallest t
 
 # Families (folders of csrc) with CUDA kernels. This is a constant, so that a test fails if the kernels are missing.
 CUDA_FAMILIES = {
-    *("session_batch", "negative_sampling", "gru", "sampled_loss", "sparse_update", "ranking", "laplacian_propagation"),
-    *("ngcf_layer", "bpr_triples", "dropout", "training_step"),
-}
+    "session_batch", "negative_sampling", "gru", "sampled_loss", "sparse_update", "ranking", "laplacian_propagation",
+    "ngcf_layer", "bpr_triples", "dropout", "training_step",
+}  # fmt: skip
 
 
 def why_not_emulated(family: str) -> str:
@@ -69,11 +69,11 @@ def error_pattern(message: str, impl: str) -> str:
 
 
 def assert_as_close(outputs: Sequence[Tensor], reference: Sequence[Tensor], oracle: Sequence[Tensor]) -> None:
-    """Assert that each tensor is nearly as close to the float64 oracle as the reference, which has the same dtype.
+    """Assert that each output is nearly as close to the float64 oracle as the reference is.
 
-    An error is the Euclidean norm of the difference from the oracle. It may be twice the error of the reference plus
-    4 eps times the norm of the oracle. In float64, where the reference itself is the oracle, the second term is 1e-13
-    times the norm, for cancellation.
+    The reference has the dtypes of the outputs. An error is the Euclidean norm of the difference from the oracle. It
+    may be twice the error of the reference plus 4 eps times the norm of the oracle. In float64, where the reference
+    itself is the oracle, the second term is 1e-13 times the norm, for cancellation.
     """
     for i, (output, expected, exact) in enumerate(zip(outputs, reference, oracle, strict=True)):
         assert output.shape == exact.shape and output.dtype == expected.dtype
@@ -117,10 +117,10 @@ def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None
 
 
 def run_at_level(level: str, file: str | list[str], expression: str) -> None:
-    """Run the tests that match a pytest -k expression, of one or more files, in a process with an instruction set.
+    """Run the tests of `file` that match `expression` (pytest -k) in a new process with the instruction set `level`.
 
-    Skips if the processor lacks the instruction set, or if this process uses it, because then pytest runs these tests
-    anyway.
+    `file` may be a list of files. Skips if the processor lacks the instruction set, or if this process uses it, because
+    then pytest runs these tests anyway.
     """
     info = _backend.build_info()
     if LEVELS.index(level) > LEVELS.index(info["simd_detected"]):

@@ -10,7 +10,7 @@ from markov import markov_store
 from trainer_run import (
     FORMAT,
     at_block,
-    each_way,
+    fused_and_autograd,
     make_trainer,
     no_pictures,
     press_ctrl_c,
@@ -22,7 +22,7 @@ from gru4rec_fast.training import CheckpointError, TrainingInterrupted, load_che
 from gru4rec_fast.training.checkpoint import convert_progress
 from gru4rec_fast.training.progress import PlainProgress
 
-pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__, fused_and_autograd.__name__)
 
 
 def assert_equal_last_checkpoints(folder: Path, other_folder: Path) -> None:
@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
         "layers": (10, 6), "momentum": 0.2, "dropout": 0.2, "shuffle": True, "bptt": 3, "accumulate": 2,
         "lr_scheduler": "cosine",
     },
-    "a torch optimizer": {"embedding": "separate", "optimizer": lambda p: torch.optim.Adagrad(p, lr=0.05)},
+    "a torch optimizer": {"embedding": "separate", "make_optimizer": lambda p: torch.optim.Adagrad(p, lr=0.05)},
 }  # fmt: skip
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_run import FORMAT, at_block, each_way, make_trainer, no_pictures, press_ctrl_c, weights
+from trainer_run import FORMAT, at_block, fused_and_autograd, make_trainer, no_pictures, press_ctrl_c, weights
 
 from gru4rec_fast import ops
 from gru4rec_fast.training import TrainingDiverged, TrainingInterrupted, load_checkpoint
 from gru4rec_fast.training.position import LOSSES_PER_READ, LossMonitor, TrainingPosition
 
-pytestmark = pytest.mark.usefixtures(no_pictures.__name__, each_way.__name__)
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__, fused_and_autograd.__name__)
 
 
 def test_ctrl_c_within_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -15,7 +15,8 @@ from gru4rec_fast.training import Schedule, SessionEpochRunner, Trainer, Trainer
 
 STORE = markov_store(n_sessions=60)
 LANES = 8  # sessions processed in parallel
-FORMAT = "gru4rec_fast.SessionNetwork/2"  # format name in checkpoints
+FORMAT = "gru4rec_fast.SessionNetwork/2"  # name of the format and version of its layout, in checkpoints
+# Arguments of make_trainer that are passed on to SessionEpochRunner.
 RUNNER_ARGUMENTS = ("sampler", "accumulate", "seed", "fused", "precision", "fingerprint", "memory", "impl")
 
 
@@ -25,11 +26,12 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "write_curves", lambda *_: None)
 
 
-DEFAULTS: dict[str, Any] = {}  # defaults of further arguments of make_trainer, set by the fixture `each_way`
+# Default values for `**arguments` of make_trainer; the fixture `fused_and_autograd` sets them.
+DEFAULTS: dict[str, Any] = {}
 
 
 @pytest.fixture(params=["fused", "autograd"])
-def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def fused_and_autograd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test twice: all its trainers use the fused step, then autograd."""
     if request.param == "fused":
         request.getfixturevalue("native_library")
@@ -50,13 +52,14 @@ def make_trainer(
     learning_rate: float = 0.1,
     n_sample: int = 16,
     dtype: torch.dtype = torch.float32,
-    optimizer: Any = None,
+    make_optimizer: Any = None,
     **arguments: Any,
 ) -> Trainer:
     """Return a trainer of a GRU4Rec network, by default with the sessions of STORE.
 
-    `arguments` are further arguments of SessionEpochRunner, TrainerOptions and Trainer; also `lr_scheduler` and
-    `lr_scheduler_options`, as in the estimators.
+    make_optimizer: function that takes the parameters and returns their optimizer; None: SparseAdagrad. `arguments` are
+    passed on to SessionEpochRunner, TrainerOptions or Trainer, depending on the name; `lr_scheduler` and
+    `lr_scheduler_options` are as in the estimators.
     """
     arguments = {"seed": 3} | DEFAULTS | arguments
     runner_arguments = {name: arguments.pop(name) for name in RUNNER_ARGUMENTS if name in arguments}
@@ -70,17 +73,17 @@ def make_trainer(
     loader = SessionParallelLoader(store, lanes, bptt, shuffle=shuffle, seed=3, min_live=1 if n_sample else 2)
     support = torch.from_numpy(store.support)
     parameters = network.parameters()
-    made_optimizer = optimizer(parameters) if optimizer else SparseAdagrad(parameters, learning_rate, momentum)
+    optimizer = make_optimizer(parameters) if make_optimizer else SparseAdagrad(parameters, learning_rate, momentum)
     schedule = None
     if scheduler is not None:
         maximize = "validate" in arguments and options.monitor != "loss"
-        schedule = Schedule(made_optimizer, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize)
+        schedule = Schedule(optimizer, scheduler, scheduler_options, n_epochs=options.n_epochs, maximize=maximize)
     sampler = ops.build_alias_table(support, 0.5) if n_sample else None
     runner = SessionEpochRunner(
         network,
         loader,
         criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support, dtype=dtype),
-        optimizer=made_optimizer,
+        optimizer=optimizer,
         n_sample=n_sample,
         schedule=schedule,
         **{"sampler": sampler} | runner_arguments,
@@ -91,7 +94,7 @@ def make_trainer(
 def at_block(trainer: Trainer, block_number: int, act: Any) -> None:
     """Make a trainer call `act` before it processes a block. Blocks are counted from 1 over the whole run.
 
-    The fused step calls `act` before the update that contains this block.
+    With the fused step, `act` is called before the whole update that contains this block.
     """
     runner = trainer.runner
     backpropagate, start_fused_epoch = runner.backpropagate, runner.start_fused_epoch

@@ -15,16 +15,17 @@ GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit
   return static_cast<int64_t>((high * range + (low * range >> 32)) >> 32);
 }
 
-// Draws triple k and writes it to out[k], out[n + k] and out[2 n + k]. Returns false, and writes nothing, if users or
-// starts are invalid for the graph. Reads a user, two offsets, an item, and by bisection log2(degree) items and
-// log2(n_candidates) starts.
+// Draws triple k and writes it to out[k], out[n + k] and out[2 n + k]. The candidates are the elements of `users`, and
+// starts[i], if given, is the number of interactions of all candidates before candidate i. Returns false, and writes
+// nothing, if users or starts are invalid for the graph. Reads a user, two offsets, an item, and by bisection
+// log2(degree) items and log2(n_candidates) starts.
 template <typename index_t>
 GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
   const auto* neighbors = static_cast<const index_t*>(args.neighbors);
   const auto triple = static_cast<uint32_t>(k);
   const auto words_0 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 0}, args.seed);
   const auto words_1 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 1}, args.seed);
-  int64_t candidate, positive_index = 0;  // indices in `users` and in the user's items
+  int64_t candidate, positive_index = 0;  // candidate: index in `users`; positive_index: index in the user's items
   if (args.starts == nullptr) {
     candidate = uniform_below(words_0.w0, words_0.w1, args.n_candidates);
   } else {
@@ -42,9 +43,9 @@ GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
   if (begin < 0 || degree < 1 || degree >= args.n_items || begin + degree > args.n_entries) return false;
   if (args.starts == nullptr) positive_index = uniform_below(words_0.w2, words_0.w3, degree);
   if (positive_index < 0 || positive_index >= degree) return false;
-  // The negative item is the rank-th item that the user does not have. items[i] - n_users - i such items precede the
-  // user's i-th item. This number increases with i, so bisection finds how many of the user's items precede the
-  // negative item.
+  // The negative item is the rank-th item that the user does not have. An item is stored as its graph node, which is
+  // n_users + item. So items[i] - n_users - i of the items that the user does not have precede the user's i-th item.
+  // This number increases with i, so bisection finds how many of the user's items precede the negative item.
   const int64_t rank = uniform_below(words_1.w0, words_1.w1, args.n_items - degree);
   const index_t* items = neighbors + begin;
   const int64_t n_lower_items =

@@ -8,11 +8,12 @@ namespace grf::cuda {
 
 constexpr int kDropoutThreads = 256;
 
-// Fills a mask, out [steps, lanes, units]; each element is keep_bits or 0.
+// Fills a mask, out [steps, lanes, units]; each element is keep_bits, the bits of 1 / (1 - p), or 0.
 //
-// Launch: one dimension, any number of blocks of kDropoutThreads; threads loop over elements. Bytes: every element is
-// written once, coalesced. 50 steps x 512 lanes x 512 units of float32: 52 MB, 11 us at the H200's 4.8 TB/s.
-// Bottleneck: ten rounds of Philox per element, some 80 integer instructions: about 60 us (both times are estimated).
+// Launch: one dimension, any number of blocks of kDropoutThreads; threads loop over elements in strides of
+// all_threads(), the number of threads in the grid. Bytes: every element is written once, coalesced. 50 steps x 512
+// lanes x 512 units of float32: 52 MB, 11 us at the H200's 4.8 TB/s. Bottleneck: ten rounds of Philox per element, some
+// 80 integer instructions: about 60 us (both times are estimated).
 template <typename bits_t>
 __global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMask mask, bits_t* __restrict__ out) {
   const int64_t n = mask.steps * mask.lanes * mask.units;

@@ -4,8 +4,8 @@
 // same memory. While a tile is in the L2 cache, kernels count its scores or select the top k.
 //
 // Hazard: BLAS may sum matrices of different shapes in different orders, and a target's score would then differ in its
-// last bits between two products. So every product has the same shape and strides: the last tile is padded, and the
-// targets' scores come from a product of the same shape.
+// last bits between two products. So all products of one group of queries have the same shape and strides: the last
+// tile is padded, and the targets' scores come from a product of the same shape.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -29,7 +29,7 @@ struct TiledCatalogue {
   Tensor hidden, weight, bias;
   int64_t n_queries, n_items, tile_queries, tile_items;
   Tensor products;     // [tile_queries * tile_items]
-  Tensor padded_rows;  // [tile_items, width]: a copy of fewer catalogue rows, padded
+  Tensor padded_rows;  // [tile_items, width]: the rows of the last tile, or of the targets, padded
 
   TiledCatalogue(const RankingTensors& tensors, int64_t max_tile_queries)
       : device(tensors.hidden.device()),
@@ -42,6 +42,7 @@ struct TiledCatalogue {
     TORCH_CHECK_VALUE(n_items < kMaxItems, "weight has ", n_items, " rows; top_k and target_rank allow fewer than ",
                       kMaxItems);
     tile_queries = std::max<int64_t>(std::min(n_queries, max_tile_queries), 1);
+    // At least tile_queries, because padded_rows must hold the row of each query's target.
     tile_items = std::max(std::min(kTileScores / tile_queries, n_items), tile_queries);
     products = at::empty({tile_queries * tile_items}, hidden.options());
     padded_rows = at::zeros({tile_items, width}, hidden.options());
@@ -57,7 +58,7 @@ struct TiledCatalogue {
             .bias = biases,
             .n_queries = n,
             .n_items = std::min(tile_items, n_items - first_item),
-            .width = tile_items,
+            .width = tile_items,  // number of columns, padding included
             .first_item = first_item};
   }
 
@@ -82,7 +83,7 @@ void rank_targets(const TiledCatalogue& tiles, const Tensor& targets, const Tens
     const int64_t* tile_targets = targets.const_data_ptr<int64_t>() + first;
     const TargetRows<T> target_rows{.weight = tiles.weight.const_data_ptr<T>(),
                                     .targets = tile_targets,
-                                    .n_catalogue = tiles.n_items,
+                                    .n_catalogue = tiles.n_items,  // all items of the catalogue
                                     .n = n,
                                     .width = tiles.weight.size(1),
                                     .rows = tiles.padded_rows.mutable_data_ptr<T>()};
@@ -97,11 +98,11 @@ void rank_targets(const TiledCatalogue& tiles, const Tensor& targets, const Tens
   }
 }
 
-// Maximum number of items in all lists of a tile's queries, unless a single list of k items is longer.
+// Maximum total length of the top-k lists of one group of queries. A single list of k items may be longer.
 constexpr int64_t kMaxListItems = int64_t{1} << 22;
 
-// Returns the number of segments per query (see TopKLists). One block runs per query and segment: with few queries,
-// more segments keep the GPU busy.
+// Returns the number of segments per query. A segment is a part of a tile's columns with its own top-k list. One block
+// runs per query and segment: with few queries, more segments keep the GPU busy.
 int64_t choose_n_segments(const TiledCatalogue& tiles, int64_t k) {
   constexpr int64_t kBlocks = 1024;
   const int64_t max_segments = std::min(tiles.tile_items / kSegmentColumns, kMaxListItems / (tiles.tile_queries * k));
@@ -121,7 +122,7 @@ void top_k_in_tiles(const TiledCatalogue& tiles, const Tensor& exclude, const Te
     const int64_t n = std::min(tiles.tile_queries, tiles.n_queries - first);
     TopKLists<T> lists{.exclude = exclude.const_data_ptr<int64_t>() + first * n_exclude,
                        .n_exclude = n_exclude,
-                       .n_catalogue = tiles.n_items,
+                       .n_catalogue = tiles.n_items,  // all items of the catalogue
                        .n_segments = n_segments,
                        .k = k,
                        .is_first_tile = true,

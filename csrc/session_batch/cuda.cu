@@ -25,7 +25,8 @@ __device__ __forceinline__ SessionLane read_lane(const SessionBatchArguments& ar
   const int64_t position = args.lane_position[lane * args.position_stride];
   GRF_DEVICE_CHECK(order_index >= -1 && order_index <= args.order_length,
                    "lane_session: must be in [-1, length of order]");
-  // A lane without a session has no next event (end = position + 1), so it starts a session at the next step.
+  // Not started (-1): end = position + 1 makes the lane start a session at the next step. Dead (order_length): end has
+  // no effect.
   if (order_index == -1 || order_index == args.order_length) return {order_index, position, position + 1};
   const EventRange session = session_events(args, order_index);
   GRF_DEVICE_CHECK(session.begin <= position && position < session.end,
@@ -36,6 +37,7 @@ __device__ __forceinline__ SessionLane read_lane(const SessionBatchArguments& ar
 // Returns the number of threads of the block before this one whose flag is true. Writes the number of all threads whose
 // flag is true to `total`. Every thread must call it. `counts` is shared memory, an int per warp.
 __device__ __forceinline__ int rank_in_block(bool flag, int* counts, int* total) {
+  // Here a lane is a thread of a warp, not a lane of the mini-batch.
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const unsigned flags = __ballot_sync(kAllLanes, flag);
   if (lane == 0) counts[warp] = __popc(flags);

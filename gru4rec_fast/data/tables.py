@@ -54,13 +54,13 @@ class Table:
 
 
 def open_table(
-    source: Any, keys: Mapping[str, str], *, separator: str | None = None, allow_pickle: bool = False
+    source: Any, wanted: Mapping[str, str], *, separator: str | None = None, allow_pickle: bool = False
 ) -> Table:
     """Open a path or a data frame and find its columns.
 
     Args:
         source, separator, allow_pickle: as for `SessionStore.from_events`.
-        keys: names of the wanted columns by role.
+        wanted: names of the wanted columns by role.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -68,7 +68,7 @@ def open_table(
         TypeError: `source` is neither a path nor a table.
     """
     if not isinstance(source, (str, Path)):
-        return _from_object(source, keys, f"the {type(source).__name__} given")
+        return _from_object(source, wanted, f"the {type(source).__name__} given")
     path = Path(source)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a log; open a prepared store with SessionStore.open")
@@ -79,43 +79,43 @@ def open_table(
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
     if kind in (".parquet", ".pq"):
-        return _from_lazy(pl.scan_parquet(path, glob=False), keys, str(path))
+        return _from_lazy(pl.scan_parquet(path, glob=False), wanted, str(path))
     if kind in (".pickle", ".pkl"):
-        return _from_pickle(path, keys, allow_pickle)
+        return _from_pickle(path, wanted, allow_pickle)
     is_recbole = kind == ".inter"
-    return _from_text(path, keys, "\t" if is_recbole and separator is None else separator, is_recbole)
+    return _from_text(path, wanted, "\t" if is_recbole and separator is None else separator, is_recbole)
 
 
-def _from_text(path: Path, keys: Mapping[str, str], separator: str | None, is_recbole: bool) -> Table:
+def _from_text(path: Path, wanted: Mapping[str, str], separator: str | None, is_recbole: bool) -> Table:
     # The header line is read with polars, which also decompresses.
     lines = pl.scan_csv(path, separator=_NO_SEPARATOR, infer_schema=False, quote_char=None, glob=False)
     header = _column_names(lines, str(path))[0]
     if separator is None:
-        separator = _guess_separator(header, keys)
+        separator = _guess_separator(header, wanted)
     if len(separator.encode()) != 1:
         raise ValueError(f"separator={separator!r}: it must be a single ASCII character")
     quote = None if is_recbole else '"'
     frame = pl.scan_csv(path, separator=separator, infer_schema=False, quote_char=quote, glob=False)
     hint = f" (split at {separator!r}; give separator=... if that is wrong)"
-    table = _from_lazy(frame, keys, str(path), "recbole" if is_recbole else "text", hint)
+    table = _from_lazy(frame, wanted, str(path), "recbole" if is_recbole else "text", hint)
     # polars renames the second of two columns with the same name, so the header itself is searched for duplicates.
     names = header.split(separator) if is_recbole else next(csv.reader([header], delimiter=separator))
     for column in table.columns.values():
-        _require_one(column, names, table.name)
+        _require_unique(column, names, table.name)
     return table
 
 
-def _guess_separator(header: str, keys: Mapping[str, str]) -> str:
+def _guess_separator(header: str, wanted: Mapping[str, str]) -> str:
     """Return the separator that yields the most wanted columns, then the most columns."""
 
     def score(separator: str) -> tuple[int, int]:
         columns = [column.strip(" ").strip('"') for column in header.split(separator)]
-        return sum(key in columns for key in keys.values()), len(columns)
+        return sum(name in columns for name in wanted.values()), len(columns)
 
     return max(_SEPARATORS, key=score)
 
 
-def _from_pickle(path: Path, keys: Mapping[str, str], allow_pickle: bool) -> Table:
+def _from_pickle(path: Path, wanted: Mapping[str, str], allow_pickle: bool) -> Table:
     if not allow_pickle:
         raise ValueError(
             f"{path} is a pickle, and loading one runs whatever code is in it: pass allow_pickle=True if you trust it, "
@@ -126,19 +126,19 @@ def _from_pickle(path: Path, keys: Mapping[str, str], allow_pickle: bool) -> Tab
             table = pickle.load(file)
     except (pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} is not a pickle, or is damaged: {error}") from error
-    return _from_object(table, keys, str(path))
+    return _from_object(table, wanted, str(path))
 
 
-def _from_object(table: Any, keys: Mapping[str, str], name: str) -> Table:
+def _from_object(table: Any, wanted: Mapping[str, str], name: str) -> Table:
     if isinstance(table, pl.LazyFrame):
-        return _from_lazy(table, keys, name)
+        return _from_lazy(table, wanted, name)
     # Arrow has column_names, polars and pandas have columns.
     names = table if isinstance(table, Mapping) else getattr(table, "column_names", getattr(table, "columns", None))
     if names is None:
         raise TypeError(
             f"events cannot be read from {name}; give a path, a pandas, polars or Arrow table, or a dict of columns"
         )
-    columns = _find_columns(keys, [column for column in names if isinstance(column, str)], name)
+    columns = _find_columns(wanted, [column for column in names if isinstance(column, str)], name)
     try:
         frame = pl.DataFrame({role: _series(column, table[column]) for role, column in columns.items()})
     except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
@@ -156,14 +156,14 @@ def _series(name: str, values: Any) -> pl.Series:
     return pl.Series(name, values)
 
 
-def _from_lazy(frame: pl.LazyFrame, keys: Mapping[str, str], name: str, style: str = "table", hint: str = "") -> Table:
+def _from_lazy(lazy: pl.LazyFrame, wanted: Mapping[str, str], name: str, style: str = "table", hint: str = "") -> Table:
     """Return a lazy frame as a Table. `style` is "table", "text", or "recbole": text with headers `name:type`."""
-    columns = _find_columns(keys, _column_names(frame, name), name, style, hint)
-    wanted = frame.select(pl.col(column).alias(role) for role, column in columns.items())
+    columns = _find_columns(wanted, _column_names(lazy, name), name, style, hint)
+    selected = lazy.select(pl.col(column).alias(role) for role, column in columns.items())
 
     def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
         try:
-            for batch in wanted.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming"):
+            for batch in selected.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming"):
                 yield from batch.iter_slices(batch_rows)
         except (OSError, pl.exceptions.PolarsError) as error:
             reason = str(error).split("\n\n")[0]
@@ -182,27 +182,31 @@ def _column_names(frame: pl.LazyFrame, name: str) -> list[str]:
 
 
 def _find_columns(
-    keys: Mapping[str, str], names: list[str], source: str, style: str = "table", hint: str = ""
+    wanted: Mapping[str, str], names: list[str], source: str, style: str = "table", hint: str = ""
 ) -> dict[str, str]:
-    """Return the column name of each role. Columns of RecBole files are found with and without their ":type"."""
+    """Return the name in the source of each wanted column, by role.
+
+    Columns of RecBole files are found with and without their ":type".
+    """
     is_recbole = style == "recbole"
-    labels = names if style == "table" else [name.strip() for name in names]
-    untyped = [label.split(":")[0] for label in labels] if is_recbole else labels
+    stripped_names = names if style == "table" else [name.strip() for name in names]
+    names_without_type = [name.split(":")[0] for name in stripped_names] if is_recbole else stripped_names
     columns = {}
-    for role, key in keys.items():
+    for role, column in wanted.items():
         default, recbole_name = _NAMES[role]
-        candidates = labels if key in labels else untyped
-        label = recbole_name if is_recbole and key == default and key not in candidates else key
-        if label not in candidates:
-            raise ValueError(f"{source} has no column {key!r}; its columns are {_abbreviated(names)}{hint}")
-        _require_one(label, candidates, source)
-        columns[role] = names[candidates.index(label)]
-    if len(set(columns.values())) < len(keys):
-        raise ValueError(f"{source}: {', '.join(keys)} must be different columns, not {list(columns.values())}")
+        searched_names = stripped_names if column in stripped_names else names_without_type
+        # In a RecBole file, the default name means RecBole's own name, unless there is a column with the default name.
+        name = recbole_name if is_recbole and column == default and column not in searched_names else column
+        if name not in searched_names:
+            raise ValueError(f"{source} has no column {column!r}; its columns are {_abbreviated(names)}{hint}")
+        _require_unique(name, searched_names, source)
+        columns[role] = names[searched_names.index(name)]
+    if len(set(columns.values())) < len(wanted):
+        raise ValueError(f"{source}: {', '.join(wanted)} must be different columns, not {list(columns.values())}")
     return columns
 
 
-def _require_one(column: str, names: list[str], source: str) -> None:
+def _require_unique(column: str, names: list[str], source: str) -> None:
     if names.count(column) > 1:
         raise ValueError(f"{source} has {names.count(column)} columns named {column!r}; keep one, or rename the others")
 
@@ -321,7 +325,7 @@ class TableReader:
         times = frame["time"]
         self._raise_if(frame, "time", times.is_null(), "a time is missing")
         if times.dtype == pl.String:
-            return self._parsed_times(frame)
+            return self._parse_times(frame)
         if times.dtype in (pl.Date, pl.Datetime):
             return times.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
         if times.dtype.is_integer():
@@ -334,7 +338,12 @@ class TableReader:
             return floats
         raise ValueError(f"{self._label('time')}: times must be numbers, dates or ISO 8601 strings, not {times.dtype}")
 
-    def _parsed_times(self, frame: pl.DataFrame) -> pl.Series:
+    def _parse_times(self, frame: pl.DataFrame) -> pl.Series:
+        """Parse times that are strings, as the kind that was assumed: "int" at first.
+
+        If one of them is no integer, change the kind, to "date" if the first row of the table is a date, else to
+        "float", and raise RereadRequired.
+        """
         times, kind = frame["time"], self.kinds["time"]
         if kind == "date":
             seconds = pl.Series("time", [_seconds(text) for text in times], dtype=pl.Float64)

@@ -28,9 +28,12 @@ def glorot_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generato
 class SessionGRULayer(nn.Module):
     """GRU layer with a reset mask inside the sequence.
 
-    Parameters: weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H] and, in the reset_after form, bias_hh [3H]; the gate
-    order is r, z, n. If `input_size` is None, weight_ih is None and the inputs are the gate inputs: for one-hot inputs,
-    the product with weight_ih is a row of a table.
+    `form` says what the reset gate multiplies: with "reset_after" the product of weight_hh and the hidden state (as
+    torch.nn.GRU does), with "reset_before" the hidden state itself.
+
+    Parameters: weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H] and, with "reset_after", bias_hh [3H]; the gate order
+    is r, z, n. If `input_size` is None, weight_ih is None, and the caller of `forward` passes the gate inputs without
+    bias. For one-hot inputs, these are rows that the caller gathers from a table.
     """
 
     def __init__(
@@ -69,8 +72,8 @@ class SessionGRU(nn.Module):
     Args:
         input_size: width of the input; None if the inputs are the gate inputs of the first layer (one-hot inputs).
         layers: hidden sizes, first layer first.
-        form: "reset_after" or "reset_before" (`gru4rec_fast.ops.gru`); the first layer for one-hot inputs is always
-            reset_before.
+        form: "reset_after" or "reset_before" (formulas: `gru4rec_fast.ops.gru`); the first layer for one-hot inputs
+            always uses "reset_before".
         dropout: probability in [0, 1) of dropping a unit of the output of a layer, in training.
         seed: seed of the dropout masks and, unless `generator` is given, of the initial weights.
         generator: generator of the initial weights.

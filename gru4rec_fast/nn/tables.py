@@ -1,4 +1,4 @@
-"""Gathering of rows of tables, with sparse gradients."""
+"""Functions that gather rows of embedding and bias parameters, with sparse gradients."""
 
 from __future__ import annotations
 

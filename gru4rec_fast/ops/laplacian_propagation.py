@@ -105,6 +105,7 @@ def laplacian_propagation(
             f"not {[*offsets.shape]} and {[*features.shape]}"
         )
     propagate = implementation("laplacian_propagation", impl, device, laplacian_propagation_reference)
+    # The native kernels check the graph themselves.
     if propagate is laplacian_propagation_reference and not torch.compiler.is_compiling():
         check_graph(offsets, neighbors)
         for name, nodes in (("rows", rows), ("columns", columns)):
@@ -208,6 +209,7 @@ def _backward(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 @on_load
 def _register(library: str) -> None:
+    # On devices without a kernel, the operator runs the reference.
     register_composite(library, "laplacian_propagation", laplacian_propagation_reference)
     torch.library.register_fake(f"{library}::laplacian_propagation", _fake)
     torch.library.register_autograd(

@@ -1,7 +1,8 @@
 """Ranking losses of session-based models over in-batch and sampled negatives.
 
-The scores are Y_ij = hidden_i . rows_j + bias_j - log_q_j. The loss of a row of scores is defined in
-`gru4rec_fast.ops.row_losses`; the result is the sum over the live rows, divided by `batch_size`.
+The scores are Y_ij = hidden_i . rows_j + bias_j - log_q_j, where `rows` are rows of the output table: one per column of
+the scores. The loss of each row of scores, which belongs to one hidden state, is defined in
+`gru4rec_fast.ops.row_losses`. The result is the sum over the live hidden states, divided by `batch_size`.
 
 If hidden and rows are bfloat16, then bias, log_q and count are float32. The matrix products multiply bfloat16 numbers
 and sum in float32. The scores, the loss and the gradients of the scores are float32. Let G be the gradients of the
@@ -145,16 +146,16 @@ def sampled_loss_reference(
     hidden is bfloat16. With gradients=False, return (loss,).
     """
     m = hidden.shape[0]
-    y, own, used = score_matrix(hidden, rows, bias, in_batch=in_batch, live=live, log_q=log_q, ids=ids)
+    y, target_column, unmasked = score_matrix(hidden, rows, bias, in_batch=in_batch, live=live, log_q=log_q, ids=ids)
     counts = None if count is None else torch.cat([count.new_ones(m if in_batch else 1), count])  # of each column
     options = {"elu_param": elu_param, "bpreg": bpreg, "label_smoothing": label_smoothing}
-    losses = ROW_LOSSES[loss](y, own, used, counts, **options)
+    losses = ROW_LOSSES[loss](y, target_column, unmasked, counts, **options)
     if live is not None:
         losses = torch.where(live, losses, 0)
     result = losses.sum() / batch_size
     if not gradients:
         return (result,)
-    grad = ROW_GRADIENTS[loss](y, own, used, counts, **options)
+    grad = ROW_GRADIENTS[loss](y, target_column, unmasked, counts, **options)
     if live is not None:
         grad = torch.where(live.unsqueeze(1), grad, 0)
     grad = grad / batch_size
@@ -163,10 +164,10 @@ def sampled_loss_reference(
     hidden, rows = widened(hidden), widened(rows)
     if in_batch:
         return result, grad @ rows, grad.T @ hidden, grad.sum(0)
-    target, negatives = grad[:, :1], grad[:, 1:]
-    grad_hidden = target * rows[:m] + negatives @ rows[m:]
-    grad_rows = torch.cat([target * hidden, negatives.T @ hidden])
-    return result, grad_hidden, grad_rows, torch.cat([target.squeeze(1), negatives.sum(0)])
+    grad_target, grad_negatives = grad[:, :1], grad[:, 1:]
+    grad_hidden = grad_target * rows[:m] + grad_negatives @ rows[m:]
+    grad_rows = torch.cat([grad_target * hidden, grad_negatives.T @ hidden])
+    return result, grad_hidden, grad_rows, torch.cat([grad_target.squeeze(1), grad_negatives.sum(0)])
 
 
 def widened(x: Tensor) -> Tensor:
@@ -184,13 +185,16 @@ def score_matrix(
     log_q: Tensor | None,
     ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the scores [M, n], the own column of each row [M], and the used columns (bool [M, n]; None: all)."""
+    """Return the scores [M, n], the column of each hidden state's target [M], and what is unmasked (bool [M, n]).
+
+    Masked scores are not used. If none is masked, the mask is None. `rows` are rows of the output table.
+    """
     m = hidden.shape[0]
     hidden, rows = widened(hidden), widened(rows)
     if in_batch:
         y = F.linear(hidden, rows, bias)
-        own = torch.arange(m, device=hidden.device)
-        columns = ids
+        target_column = torch.arange(m, device=hidden.device)
+        column_ids = ids
         if log_q is not None:
             y = y - log_q
     else:
@@ -199,25 +203,26 @@ def score_matrix(
         if log_q is not None:
             target, negatives = target - log_q[:m], negatives - log_q[m:]
         y = torch.cat([target.unsqueeze(1), negatives], dim=1)
-        own = torch.zeros(m, dtype=torch.int64, device=hidden.device)
-        columns = None if ids is None else ids[m:]
-    used = None
-    if columns is not None and ids is not None:
-        hit = columns.unsqueeze(0) == ids[:m].unsqueeze(1)
-        if not in_batch:
-            hit = F.pad(hit, (1, 0))
-        used = ~hit.scatter(1, own.unsqueeze(1), False)
+        target_column = torch.zeros(m, dtype=torch.int64, device=hidden.device)
+        column_ids = None if ids is None else ids[m:]
+    unmasked = None
+    if column_ids is not None and ids is not None:
+        equals_target = column_ids.unsqueeze(0) == ids[:m].unsqueeze(1)
+        if not in_batch:  # column 0 is the target
+            equals_target = F.pad(equals_target, (1, 0))
+        unmasked = ~equals_target.scatter(1, target_column.unsqueeze(1), False)
     if live is not None and in_batch:
         live_columns = F.pad(live, (0, y.shape[1] - m), value=True).unsqueeze(0).expand_as(y)
-        # A row that is not live also uses its own column, because without any it would compute 0/0. Its loss is masked.
-        live_columns = live_columns.scatter(1, own.unsqueeze(1), True)
-        used = live_columns if used is None else used & live_columns
-    return y, own, used
+        # The target's column is unmasked also if the hidden state is not live: with all columns masked, the loss would
+        # be 0/0. Losses of such hidden states are replaced by 0 later.
+        live_columns = live_columns.scatter(1, target_column.unsqueeze(1), True)
+        unmasked = live_columns if unmasked is None else unmasked & live_columns
+    return y, target_column, unmasked
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # else autograd allocates zeros as gradients of the outputs that are gradients
+    ctx.set_materialize_grads(False)  # else zero gradients would be allocated for outputs 1 to 3, never differentiated
     ctx.save_for_backward(*output[1:])
     ctx.has_bias = inputs[2] is not None
     ctx.dtype = inputs[0].dtype

@@ -145,11 +145,11 @@ def session_batch_reference(
             event[t][lane] = position[lane]
             position[lane] += 1
 
-    inputs = torch.tensor(event, dtype=torch.int64).reshape(steps, n_lanes).to(items.device)
-    live = inputs >= 0
-    targets = inputs + live
-    inputs[live] = items[inputs[live]].long()
-    targets[live] = items[targets[live]].long()
+    input_events = torch.tensor(event, dtype=torch.int64).reshape(steps, n_lanes).to(items.device)
+    live = input_events >= 0
+    inputs, targets = torch.full_like(input_events, -1), torch.full_like(input_events, -1)
+    inputs[live] = items[input_events[live]].long()
+    targets[live] = items[input_events[live] + 1].long()
     lane_session.copy_(torch.tensor(session))
     lane_position.copy_(torch.tensor(position))
     cursor.fill_(next_session)

@@ -20,7 +20,9 @@ from gru4rec_fast.training.schedules import Schedule
 
 
 class GraphEpochRunner:
-    """Trains a GraphNetwork by BPR (Bayesian personalized ranking), epoch by epoch; see `EpochRunner`.
+    """Trains a GraphNetwork by BPR (Bayesian personalized ranking), epoch by epoch.
+
+    Implements the protocol `gru4rec_fast.training.trainer.EpochRunner`.
 
     Triples and dropout masks are functions of the seeds of sampler and network, and of the number of batches since the
     training began.
@@ -70,11 +72,15 @@ class GraphEpochRunner:
         }
 
     def notice(self) -> str | None:
-        """Return None: there is nothing to announce."""
+        """Return None: no line is shown before training."""
         return None
 
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
-        """Run the current epoch to its end; `between_updates` is called after each batch."""
+        """Run the current epoch to its end.
+
+        `between_updates` is called after each batch. Its result, the maximum number of batches until the next call, is
+        at least 1, so it has no effect here.
+        """
         position, memory, size = self.position, self.memory, self.sampler.batch_size
         self.network.train()
         started = time.perf_counter() - position.seconds

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# On an accelerator, reading a loss is a device synchronization, so that losses are read in groups.
+# Reading a loss synchronizes with an accelerator, so losses are read in groups there.
 LOSSES_PER_READ = 64
 
 
 class TrainingDiverged(ArithmeticError):
-    """Raised for a loss, weight or metric that is NaN or infinite; the message names the last good checkpoint."""
+    """Raised for a loss, weight or metric that is NaN or infinite.
+
+    `Trainer` adds the last good checkpoint to the message.
+    """
 
 
 @dataclass
@@ -59,7 +62,7 @@ class LossMonitor:
 
     def __init__(self, device: torch.device):
         self._group_size = 1 if device.type == "cpu" else LOSSES_PER_READ
-        self._unread: list[tuple[Tensor, int, int]] = []  # arguments of `add_loss`; losses on the device
+        self._unread: list[tuple[Tensor, int, int]] = []  # (loss on the device, steps, n_earlier) as in `add_loss`
 
     def add(self, position: TrainingPosition, loss: Tensor, steps: int) -> None:
         """Add the mean loss of the next `steps` mini-batches, which `position` does not count yet.
@@ -80,20 +83,20 @@ class LossMonitor:
         unread, self._unread = self._unread, []
         losses = [loss for loss, _, _ in unread]
         values = [loss.item() for loss in losses] if len(losses) < 2 else torch.stack(losses).tolist()
-        for value, (_, steps, previous) in zip(values, unread, strict=True):
-            add_loss(position, value, steps, previous)
+        for value, (_, steps, n_earlier) in zip(values, unread, strict=True):
+            add_loss(position, value, steps, n_earlier)
 
 
-def add_loss(position: TrainingPosition, value: float, steps: int, previous: int) -> None:
+def add_loss(position: TrainingPosition, value: float, steps: int, n_earlier: int) -> None:
     """Add the mean loss of `steps` mini-batches to the sum of `position`.
 
-    previous: number of mini-batches of the epoch before these.
+    n_earlier: number of earlier mini-batches in this epoch.
 
     Raises:
         TrainingDiverged: the loss is NaN or infinite.
     """
     if not math.isfinite(value):
-        first, last = previous + 1, previous + steps
+        first, last = n_earlier + 1, n_earlier + steps
         numbers = f"mini-batch {first}" if steps == 1 else f"mini-batches {first} to {last}"
         step = position.step - position.mini_batches + first
         raise TrainingDiverged(

@@ -35,7 +35,7 @@ void __tsan_read_range(void* address, size_t bytes) {
 void __tsan_write_range(void* address, size_t bytes) {
   ::grf::simt::on_access(address, bytes, true, __builtin_return_address(0));
 }
-// Called for the guard variable that initializes a static variable of a function once.
+// Called to read the guard of a function's static variable, which says whether the variable is initialized.
 char __tsan_atomic8_load(const volatile char* address, int) {
   return __atomic_load_n(address, __ATOMIC_ACQUIRE);
 }

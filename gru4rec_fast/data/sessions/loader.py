@@ -106,8 +106,8 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         self.n_targets = store.n_targets
         self.steps, self.shuffle, self.seed, self.min_live, self.impl = steps, shuffle, seed, min_live, impl
         self._epoch = 0
-        self._resume: dict[str, Any] | None = None
-        self._position = _EPOCH_START
+        self._resume: dict[str, Any] | None = None  # where the next iteration starts; None: at the start of the epoch
+        self._position = _EPOCH_START  # position of the next block, for `state_dict`
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration start at the beginning of `epoch`. With `shuffle`, the order depends on `epoch`."""
@@ -169,7 +169,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         """Return the session order of this epoch, and the lane state at the current position (see `load_state_dict`).
 
         Use them as arguments of `ops.session_batch` to compute blocks without iterating over the loader. In that case,
-        tell the loader the position with `set_position`.
+        report the position with `set_position` after each call.
         """
         position, self._resume = self._resume or _EPOCH_START, None
         order, lane_state = self._order(), ops.session_batch_state(self.n_lanes)
