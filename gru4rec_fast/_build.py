@@ -2,8 +2,8 @@
 
 The library may have been compiled ahead of time, when the package was installed. This module does not load it. The
 record of a library (`_build_record.json`, in the same folder) contains its identity: the versions of torch and Python
-and a hash of the sources for which it was compiled. A library is ignored if this differs from the
-identity that the current versions and sources require.
+and a hash of the sources for which it was compiled. A library is ignored if this differs from the identity that
+the current versions and sources require.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ void run_on_cpu(const LossTensors& args, const LossOptions<double>& options, Los
                                           results.bias.mutable_data_ptr<T>()});
 }
 
-// hidden: [M, H]. rows: [M + N, H], the rows of the M targets, then of N negatives. count: [N], the number of times that
-// each negative occurs.
+// hidden: [M, H]. rows: [M + N, H], the rows of the M targets, then of N negatives. count: [N], the number of times
+// that each negative occurs.
 template <Kernels kernels>
 std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, const Tensor& rows,
                                                         const OptionalTensor& bias, const OptionalTensor& live,
