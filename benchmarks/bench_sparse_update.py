@@ -41,8 +41,8 @@ def test_update(benchmark: Any, shape: tuple[int, int, int], rule: str, side: st
         table.grad = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=False)
         benchmark(optimizer.step)
     else:
-        state = [torch.zeros(catalogue, width) for _ in range(2 if rule == "sparse_adam_" else 1)]
-        state += [None] * (rule != "sparse_adam_")  # no momentum
+        state: list[torch.Tensor | None] = [torch.zeros(catalogue, width)]
+        state.append(torch.zeros(catalogue, width) if rule == "sparse_adam_" else None)  # None: no momentum
 
         def ours() -> None:
             with torch.no_grad():

@@ -2,13 +2,14 @@
 
     python benchmarks/cpu_table.py build/benchmarks/*.json [--into docs/performance.md]
 
-The JSON files are those of pytest-benchmark with the figures of interleave.Comparison. A side is one of the compared
-implementations; the sides of this package are called subjects.
+The JSON files are those of pytest-benchmark with the figures of interleave.Comparison. An implementation that belongs
+to this package is called a subject.
 
-A row of the table compares a subject with another side. It has both times, their ratio (median and quartiles over the
-rounds), the goal, and the share of the machine's own rates that the subject reached. The first subject is compared with
-all other sides, the further subjects only with other subjects and with sides for which they have a goal. A share of
-sgemm above 100% means that the package's matrix products are faster than torch's BLAS.
+A row of the table compares a subject with another implementation. It has both times, their ratio (median and quartiles
+over the rounds), the goal, and how near the subject comes to the machine's speed of matrix products (sgemm) and of
+copying memory. The first subject is compared with all other implementations, the further subjects only with other
+subjects and with implementations for which they have a goal. A share of sgemm above 100% means that the package's
+matrix products are faster than torch's BLAS.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / UNITS[unit]:.3g} {unit}"
 
 
-def bracketed(values: dict[str, float]) -> str:
+def ratio_text(values: dict[str, float]) -> str:
     """Return a ratio's median, with its quartiles in brackets."""
     return f"{values['median']:.2f} [{values['q1']:.2f}, {values['q3']:.2f}]"
 
@@ -55,19 +56,20 @@ def time_rows(info: dict[str, Any]) -> Iterator[list[str]]:
         for other in dict.fromkeys([*goals, *compared]):
             goal = f">= {goals[other]:g}" if other in goals else ""
             if other not in ratios:
-                yield [info["row"], subject, ours, other, "", f"skipped: no --peer {other}=PATH", goal, ""]
+                reason = f"not measured: the benchmark was run without --peer {other}=PATH"
+                yield [info["row"], subject, ours, other, "", reason, goal, ""]
                 continue
             met = "" if other not in goals else " (met)" if ratios[other]["median"] >= goals[other] else " (missed)"
             theirs = duration(info["seconds_per_unit"][other]["median"])
             share = shares_text(info.get("limits", {}).get(subject, {}), "bf16" in subject)
-            yield [info["row"], subject, ours, other, theirs, bracketed(ratios[other]), goal + met, share]
+            yield [info["row"], subject, ours, other, theirs, ratio_text(ratios[other]), goal + met, share]
 
 
 def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the table's rows for the peak memory of one comparison; the ratio is our memory over theirs."""
-    *other_sides, subject = memory["sides"]
+    *others, subject = memory["sides"]
     ours = memory["sides"][subject]
-    for other in other_sides:
+    for other in others:
         theirs = memory["sides"][other]
         ratio = ours["peak_bytes"] / theirs["peak_bytes"]
         goal = ""

@@ -44,7 +44,8 @@ class NaiveMatrix:
         self.values = 1.0 / degrees[rows]
         if matrix == "symmetric":
             self.values = (degrees[rows].double() * degrees[self.columns]).pow(-0.5).float()
-        # The sparsity pattern is symmetric: the transposed matrix has the same indices, and its values in this order.
+        # The sparsity pattern is symmetric: the transposed matrix has the same offsets and columns. Its values are
+        # values[transposed_order].
         self.transposed_order = (self.columns * graph.n_nodes + rows).argsort()
         self.dropout, self.transpose, self.n_nodes = dropout, transpose, graph.n_nodes
         self.generator = torch.Generator(device).manual_seed(0)

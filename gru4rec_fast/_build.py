@@ -1,8 +1,9 @@
 """Search for the native library, and compilation at first use into a cache.
 
 The library may have been compiled ahead of time, when the package was installed. This module does not load it. The
-record of a library (`_build_record.json`, in the same folder) contains the versions of torch and Python and a hash of
-the sources for which it was compiled. A library is ignored if its record differs from the current versions or sources.
+record of a library (`_build_record.json`, in the same folder) contains its identity: the versions of torch and Python
+and a hash of the sources for which it was compiled. A library is ignored if this differs from the identity that
+the current versions and sources require.
 """
 
 from __future__ import annotations
@@ -114,49 +115,49 @@ def compile_once(
     process leaves no incomplete library. Raises BuildError.
     """
     key = hashlib.sha256(json.dumps([required, mode], sort_keys=True).encode()).hexdigest()[:16]
-    finished = cache_folder() / key
-    library = finished / file
+    final_folder = cache_folder() / key
+    library = final_folder / file
     if library.exists():
-        return Library(library, "at first use", _compile.read_record(finished))
+        return Library(library, "at first use", _compile.read_record(final_folder))
     if reason := _compile.missing_tool():
         raise BuildError(reason)
     try:
-        finished.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(finished.with_suffix(".lock")):
+        final_folder.parent.mkdir(parents=True, exist_ok=True)
+        with _exclusive(final_folder.with_suffix(".lock")):
             if not library.exists():
-                _compile_into(finished, file, build, f"{f'{why}; ' if why else ''}compiling {name}")
+                _compile_into(final_folder, file, build, f"{f'{why}; ' if why else ''}compiling {name}")
     except OSError as error:
         raise BuildError(
-            f"the cache folder {finished.parent} cannot be used ({error}); set {CACHE_VARIABLE}"
+            f"the cache folder {final_folder.parent} cannot be used ({error}); set {CACHE_VARIABLE}"
         ) from error
-    return Library(library, "at first use", _compile.read_record(finished))
+    return Library(library, "at first use", _compile.read_record(final_folder))
 
 
-def _compile_into(finished: Path, file: str, build: Callable[[Path], Record], message: str) -> None:
-    """Compile into the folder `finished`; the caller holds the lock. Raises BuildError."""
-    log = finished.with_suffix(".log")  # exists if an earlier compilation failed and would fail again
+def _compile_into(final_folder: Path, file: str, build: Callable[[Path], Record], message: str) -> None:
+    """Compile into the folder `final_folder`; the caller holds the lock. Raises BuildError."""
+    log = final_folder.with_suffix(".log")  # exists if an earlier compilation failed and would fail again
     if log.exists():
         reason = log.read_text().splitlines()[0]
         raise BuildError(f"{reason} (as recorded in {log}; delete it to try again)")
-    partial = Path(tempfile.mkdtemp(prefix=f"{finished.name}.partial-", dir=finished.parent))
-    say(f"{message} once, about a minute (into {finished})")
+    temporary = Path(tempfile.mkdtemp(prefix=f"{final_folder.name}.partial-", dir=final_folder.parent))
+    say(f"{message} once, about a minute (into {final_folder})")
     try:
-        record = build(partial)
-        ready = partial / "ready"
-        ready.mkdir()
+        record = build(temporary)
+        complete = temporary / "ready"
+        complete.mkdir()
         for name in (file, _compile.RECORD, _compile.LOG):
-            (partial / name).rename(ready / name)
-        ready.rename(finished)
+            (temporary / name).rename(complete / name)
+        complete.rename(final_folder)
         if torch.version.cuda and record.get("mode") == "auto" and not record["cuda"]:
             say(f"no CUDA kernels: {record['cuda_why_not']}")
     except BuildError as error:
-        if not error.lasting:
+        if not error.lasting:  # such as a full disk
             raise
-        output = (partial / _compile.LOG).read_text(errors="replace")
+        output = (temporary / _compile.LOG).read_text(errors="replace")
         log.write_text(f"{error}\n\n{output}")
         raise BuildError(f"{error} (full output: {log})") from error
     finally:
-        for folder in finished.parent.glob(f"{finished.name}.partial-*"):  # also those of killed processes
+        for folder in final_folder.parent.glob(f"{final_folder.name}.partial-*"):  # also those of killed processes
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,21 +23,21 @@ class Ran:
     """Exit code, standard output and standard error of a command."""
 
     code: int
-    out: str
-    err: str
+    stdout: str
+    stderr: str
 
     @property
-    def error(self) -> str:
+    def error_line(self) -> str:
         """The error message. Asserts that it is the last line on stderr, the only error, and that stdout is empty."""
-        lines = self.err.splitlines()
-        assert lines[-1].startswith("error: "), self.err
-        assert sum(line.startswith(("error", "Traceback")) for line in lines) == 1, self.err
-        assert self.out == ""
+        lines = self.stderr.splitlines()
+        assert lines[-1].startswith("error: "), self.stderr
+        assert sum(line.startswith(("error", "Traceback")) for line in lines) == 1, self.stderr
+        assert self.stdout == ""
         return lines[-1]
 
     def control_characters(self) -> set[str]:
         """Control characters other than newline and tab in the output."""
-        return set(_CONTROL.findall(self.out + self.err))
+        return set(_CONTROL.findall(self.stdout + self.stderr))
 
 
 def cli(*arguments: str | Path) -> Ran:

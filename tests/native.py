@@ -92,7 +92,7 @@ def compiler(use_inductor: bool) -> str:
     return "inductor" if use_inductor else "aot_eager"
 
 
-def examples(n: int) -> int:
+def max_examples(n: int) -> int:
     """Return the number of hypothesis examples: `n`, but only a quarter under sanitizers, which are many times slower.
 
     Fewer examples are enough there, because memory errors depend on sizes rather than on values.

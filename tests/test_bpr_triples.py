@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations, native_and_emulated, operators_of, threads
+from native import compiler, implementations, max_examples, native_and_emulated, operators_of, threads
 from oracle.philox import philox4x32, seed_key
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -67,7 +67,7 @@ def specified_triples(
 
 @impls
 @sample_bys
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=max_examples(40), deadline=None)
 @given(
     graph=st.tuples(st.integers(1, 8), st.integers(2, 9), st.integers(1, 40), st.integers(0, 10**6)),
     seed=st.integers(0, 2**63 - 1),

@@ -35,7 +35,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(logs: Path) -> Path:
     """The folder of a finished training."""
     ran = train(logs, "-ps", SMALL, "--out", logs / "run", "--json", logs / "run.json", "--cutoffs", "20,5")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     return logs / "run"
 
 
@@ -51,13 +51,13 @@ def read_json(path: Path) -> Any:
 def test_help_has_an_example(command: str) -> None:
     ran = cli(command, "--help")
     assert ran.code == 0
-    assert f"Example: gru4rec-fast {command}" in " ".join(ran.out.split())
+    assert f"Example: gru4rec-fast {command}" in " ".join(ran.stdout.split())
     assert not ran.control_characters()
 
 
 def test_help_lists_the_commands() -> None:
-    assert cli().out == cli("--help").out
-    assert all(f" {command} " in cli().out for command in COMMANDS)
+    assert cli().stdout == cli("--help").stdout
+    assert all(f" {command} " in cli().stdout for command in COMMANDS)
 
 
 def test_pyproject_installs_the_command() -> None:
@@ -68,7 +68,7 @@ def test_pyproject_installs_the_command() -> None:
 def help_by_option(monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, str]:
     """Return the help of each option of a command, in one line."""
     monkeypatch.setenv("COLUMNS", "2000")
-    lines = [line.strip("│ ") for line in cli(command, "--help").out.splitlines() if line.startswith("│")]
+    lines = [line.strip("│ ") for line in cli(command, "--help").stdout.splitlines() if line.startswith("│")]
     return {line.split()[0]: " ".join(line.split()) for line in lines}
 
 
@@ -108,6 +108,7 @@ def test_train_writes_a_report(logs: Path, run_folder: Path) -> None:
         assert epoch["mini_batches"] >= epoch["events"] / 8
         assert epoch["seconds"] > 0 and epoch["loss"] > 0
     assert report["peak_memory_bytes"] > 0
+    # The training ran with --threads 1.
     assert report["build"] == build_info() | {"threads": report["build"]["threads"]}
     assert report["evaluation"]["n_targets"] == SessionStore.from_events(logs / "test.tsv").n_targets
     assert report["data"]["train"]["n_sessions"] == 500
@@ -131,7 +132,7 @@ def test_options_string_and_file_have_the_same_effect(logs: Path, tmp_path: Path
     reports = {}
     for form, arguments in arguments_by_form.items():
         ran = train(logs, *arguments, "--json", tmp_path / "report.json")
-        assert ran.code == 0, ran.err
+        assert ran.code == 0, ran.stderr
         reports[form] = read_json(tmp_path / "report.json")
     assert reports["options"]["parameters"] == GRU4RecParameters.create(values).to_dict()
     for report in reports.values():
@@ -145,14 +146,14 @@ def test_options_win_over_the_string_and_the_string_over_the_file(logs: Path, tm
         logs, "--params", tmp_path / "p.toml", "-ps", "layers=8,n_sample=8", "--layers", "16", "--shuffle",
         "--json", tmp_path / "r.json",
     )  # fmt: skip
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     result = read_json(tmp_path / "r.json")["parameters"]
     assert (result["layers"], result["n_sample"], result["batch_size"], result["shuffle"]) == ([16], 8, 4, True)
 
 
 def test_an_option_with_the_default_value_wins_over_the_string(logs: Path, tmp_path: Path) -> None:
     ran = train(logs, "-ps", f"{SMALL},bpreg=2,momentum=0.3", "--momentum", "0.0", "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     result = read_json(tmp_path / "r.json")["parameters"]
     assert (result["momentum"], result["bpreg"]) == (0.0, 2.0)
 
@@ -160,15 +161,15 @@ def test_an_option_with_the_default_value_wins_over_the_string(logs: Path, tmp_p
 def test_validation_selects_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -> None:
     arguments = ["-ps", SMALL, "--n-epochs", "4", "--validation", logs / "test.tsv", "--monitor", "mrr@20"]
     ran = train(logs, *arguments, "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     report = read_json(tmp_path / "r.json")
     measured = [epoch["validation"]["mrr@20"] for epoch in report["epochs"]]
     assert report["model_of_epoch"] == 1 + int(np.argmax(measured))
     assert report["metrics"]["mrr@20"] == max(measured)  # the validation sessions are the test sessions here
-    assert f"best epoch by mrr@20 is {report['model_of_epoch']} of 4" in ran.err
+    assert f"best epoch by mrr@20 is {report['model_of_epoch']} of 4" in ran.stderr
 
     ran = cli("train", logs / "train.tsv", "--threads", "1", *arguments, "--json", tmp_path / "u.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     assert read_json(tmp_path / "u.json")["metrics"]["mrr@20"] == max(measured)
 
 
@@ -177,14 +178,14 @@ def test_resuming_without_validation_saves_the_last_model(logs: Path, tmp_path: 
     arguments = ["-ps", SMALL, "--out", tmp_path / "run"]
     assert train(logs, *arguments, "--n-epochs", "1", "--validation", logs / "test.tsv").code == 0
     ran = train(logs, *arguments, "--n-epochs", "3", "--resume")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     assert read_json(tmp_path / "run/report.json")["model_of_epoch"] == 3
     model, latest = (GRU4Rec.load(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
     assert model.history == latest.history and len(model.history) == 3
 
 
 def test_training_in_the_folder_of_an_earlier_training(logs: Path, tmp_path: Path) -> None:
-    """The files of the earlier training are moved together, when the first checkpoint of the new one is complete."""
+    """All files of the earlier training are moved to previous/ when the first checkpoint of the new one is complete."""
 
     def files(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -193,11 +194,11 @@ def test_training_in_the_folder_of_an_earlier_training(logs: Path, tmp_path: Pat
     assert train(logs, *arguments, "--validation", logs / "test.tsv").code == 0
     first = files(tmp_path / "run")
     assert {"model.safetensors", "last.safetensors", "best.safetensors", "report.json", "curves.csv"} <= set(first)
-    assert train(logs, *arguments, "--learning-rate", "1e38").code == 3
+    assert train(logs, *arguments, "--learning-rate", "1e38").code == 3  # the loss became infinite or NaN
     assert files(tmp_path / "run") == first
     second = train(logs, *arguments, "--seed", "5")
-    assert second.code == 0, second.err
-    assert f"{tmp_path / 'run'} has the files of an earlier training" in second.err
+    assert second.code == 0, second.stderr
+    assert f"{tmp_path / 'run'} has the files of an earlier training" in second.stderr
     assert files(tmp_path / "run/previous") == first
     assert set(files(tmp_path / "run")) == set(first) - {"best.safetensors"}
     assert read_json(tmp_path / "run/report.json")["parameters"]["seed"] == 5
@@ -210,7 +211,7 @@ def test_resuming_a_finished_training_prints_a_note(run_folder: Path, logs: Path
     assert again.code == 0
     assert (
         "nothing left to train: epoch 1 of n_epochs=1 is finished; to continue, increase n_epochs"
-        in again.err.splitlines()
+        in again.stderr.splitlines()
     )
 
 
@@ -218,38 +219,38 @@ def test_training_prints_plain_lines_to_a_pipe(run_folder: Path, logs: Path) -> 
     ran = train(logs, "-ps", SMALL, "--baselines")
     assert ran.code == 0
     assert not ran.control_characters()
-    assert ran.err.count("epoch ") == 2
-    assert ran.out.split()[:4] == ["metric", "model", "popularity", "random"]
+    assert ran.stderr.count("epoch ") == 2
+    assert ran.stdout.split()[:4] == ["metric", "model", "popularity", "random"]
 
 
 def test_a_warning_counts_the_skipped_sessions(tmp_path: Path) -> None:
     rows = ["SessionId,ItemId,Time", "9,1,0", *(f"{session},{item},{item}" for session in (1, 2, 3) for item in (1, 2))]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     ran = cli("train", tmp_path / "log.csv", "-ps", "layers=4,batch_size=2,n_sample=2,n_epochs=1")
-    assert ran.code == 0, ran.err
-    assert "warning: 1 of 4 sessions have fewer than two events and are skipped" in ran.err.splitlines()
+    assert ran.code == 0, ran.stderr
+    assert "warning: 1 of 4 sessions have fewer than two events and are skipped" in ran.stderr.splitlines()
 
 
 def test_evaluate_gives_the_metrics_of_train(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("evaluate", run_folder, logs / "test.tsv", "--cutoffs", "5,20", "--baselines", "--json", tmp_path / "e")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     result, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
     assert result["metrics"] == trained["metrics"]
     assert result["metrics"]["mrr@20"] > result["baselines"]["popularity"]["mrr@20"]
     assert set(result["baselines"]) == {"popularity", "random"}
-    table = {line.split()[0]: line.split()[1:] for line in ran.out.splitlines()}
+    table = {line.split()[0]: line.split()[1:] for line in ran.stdout.splitlines()}
     assert table["recall@20"][0] == f"{trained['metrics']['recall@20']:.4f}"
 
 
 def test_ties_option(logs: Path, run_folder: Path) -> None:
     for mode in ("standard", "median"):
-        assert f"{mode} ties" in cli("evaluate", run_folder, logs / "test.tsv", "--ties", mode).out
+        assert f"{mode} ties" in cli("evaluate", run_folder, logs / "test.tsv", "--ties", mode).stdout
 
 
 def test_recommend_for_the_sessions_of_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("recommend", run_folder / "model.safetensors", logs / "test.tsv", "--k", "3", "--exclude-seen")
-    assert ran.code == 0, ran.err
-    header, *rows = [line.split("\t") for line in ran.out.splitlines()]
+    assert ran.code == 0, ran.stderr
+    header, *rows = [line.split("\t") for line in ran.stdout.splitlines()]
     assert header == ["SessionId", "Rank", "ItemId", "Score"]
     store = SessionStore.from_events(logs / "test.tsv")
     sessions = np.split(store.vocabulary.ids[store.items], store.offsets[1:-1])
@@ -266,8 +267,8 @@ def test_a_session_with_fewer_than_k_items_left_gets_fewer_rows(run_folder: Path
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)))
     arguments = ["--k", "5", "--exclude-seen", "--out"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.jsonl")
-    assert ran.code == 0, ran.err
-    assert ran.err == "sessions with fewer than 5 items left to recommend: 2\n"
+    assert ran.code == 0, ran.stderr
+    assert ran.stderr == "sessions with fewer than 5 items left to recommend: 2\n"
     answers = {line["session"]: line for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
     assert {name: len(answer["items"]) for name, answer in answers.items()} == {"few": 2, "many": 5, "all": 0}
     assert set(answers["few"]["items"]) == set(ids[58:]) and len(answers["few"]["scores"]) == 2
@@ -289,7 +290,7 @@ def test_impl_option_of_evaluate_and_recommend(logs: Path, run_folder: Path, mon
         assert cli("evaluate", run_folder, logs / "test.tsv", *impl).code == 0
         assert cli("recommend", run_folder, logs / "test.tsv", "--k", "2", *impl).code == 0
     assert impls == ["auto", "auto", "reference", "reference"]
-    assert "gru4rec-fast info" in " ".join(cli("evaluate", "--help").out.split())
+    assert "gru4rec-fast info" in " ".join(cli("evaluate", "--help").stdout.split())
 
 
 def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_path: Path) -> None:
@@ -301,11 +302,11 @@ def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n\n")
     failed = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
-    assert failed.code == 2 and "session b: the model was not trained on item -1" in failed.error
+    assert failed.code == 2 and "session b: the model was not trained on item -1" in failed.error_line
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
-    assert ran.code == 0, ran.err
-    assert ran.err == "skipped: 2 events of unknown items, 1 sessions without a known item\n"
+    assert ran.code == 0, ran.stderr
+    assert ran.stderr == "skipped: 2 events of unknown items, 1 sessions without a known item\n"
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     expected = GRU4Rec.load(run_folder / "model.safetensors").recommend([ids[:1], ids], 2)
     assert [answer["session"] for answer in answers] == ["one event", "b"]
@@ -318,18 +319,18 @@ def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
         "prepare", logs / "train.tsv", tmp_path / "data", "--split", "fraction=0.2", "--validation-split", "days=0.05",
         "--min-item-support", "5", "--min-session-length", "3", "--no-remove-duplicates", "--collapse-repeats",
     )  # fmt: skip
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     for name in ("train", "test", "train_tr", "train_valid"):
         store = SessionStore.open(tmp_path / "data" / name)
-        assert f"{tmp_path / 'data' / name}: {store.n_sessions:,} sessions" in ran.out
+        assert f"{tmp_path / 'data' / name}: {store.n_sessions:,} sessions" in ran.stdout
         assert np.diff(store.offsets).min() >= 3
         is_repeat = store.items[1:] == store.items[:-1]
         session_starts = store.offsets[1:-1]  # an event there may repeat the last item of the previous session
         assert not np.delete(is_repeat, session_starts - 1).any()
     assert SessionStore.open(tmp_path / "data" / "train").support.min() > 0
     ran = cli("train", tmp_path / "data/train", "--test", tmp_path / "data/test", "-ps", SMALL)
-    assert ran.code == 0, ran.err
-    assert "recall@20" in ran.out
+    assert ran.code == 0, ran.stderr
+    assert "recall@20" in ran.stdout
 
 
 def test_other_columns_and_separators(logs: Path, tmp_path: Path) -> None:
@@ -337,19 +338,19 @@ def test_other_columns_and_separators(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text(renamed)
     keys = ["--session-key", "visit", "--item-key", "sku", "--time-key", "at", "--separator", "#"]
     ran = cli("train", tmp_path / "log.txt", "-ps", SMALL, *keys, "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     ran = train(logs, "-ps", SMALL, "--separator", "tab", "--json", tmp_path / "expected.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     report, expected = (read_json(tmp_path / name) for name in ("r.json", "expected.json"))
     assert [epoch["loss"] for epoch in report["epochs"]] == [epoch["loss"] for epoch in expected["epochs"]]
 
 
 def test_info() -> None:
-    assert json.loads(cli("info", "--json").out) == build_info()
-    shown = dict(line.split(maxsplit=1) for line in cli("info").out.splitlines())
+    assert json.loads(cli("info", "--json").stdout) == build_info()
+    shown = dict(line.split(maxsplit=1) for line in cli("info").stdout.splitlines())
     assert shown["torch"] == build_info()["torch"]
     assert shown["native_cpu"] == ("yes" if build_info()["native_cpu"] else "no")
 
 
 def test_version() -> None:
-    assert cli("--version").out.strip() == build_info()["version"]
+    assert cli("--version").stdout.strip() == build_info()["version"]

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "unknown.toml").write_text("learning_rat = 0.1\n")
     (folder / "truncated.safetensors").write_bytes(b"\x10\x00\x00")
     ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--out", folder / "run")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     return folder
 
 
@@ -103,18 +103,18 @@ def test_wrong_arguments_and_files_are_an_error_of_one_line(
     words = [folder / word if _is_file_name(word) else word for word in [command, *rest.split()] if word]
     ran = cli(*words)
     assert ran.code == 2
-    assert message in ran.error
+    assert message in ran.error_line
     assert sorted(folder.iterdir()) == files
 
 
 def test_a_json_file_that_is_a_folder_is_an_error_before_training(folder: Path) -> None:
     ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--json", folder)
-    assert ran.code == 2 and "is a folder" in ran.error and "epoch" not in ran.err
+    assert ran.code == 2 and "is a folder" in ran.error_line and "epoch" not in ran.stderr
 
 
 def test_a_json_file_that_cannot_be_written_is_an_error_before_training(folder: Path) -> None:
     ran = cli("train", folder / "none.tsv", "--json", "/proc/report.json")
-    assert ran.code == 2 and ran.error.startswith("error: /proc/report.json cannot be written: ")
+    assert ran.code == 2 and ran.error_line.startswith("error: /proc/report.json cannot be written: ")
 
 
 def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, 
     assert any(line.startswith("epoch 1/") for line in iter(process.stderr.readline, ""))
     for resume in ([], ["--resume"]):
         ran = cli("train", *command, *resume)
-        assert ran.code == 2 and f"another training is writing to {tmp_path / 'run'}" in ran.error
+        assert ran.code == 2 and f"another training is writing to {tmp_path / 'run'}" in ran.error_line
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
@@ -132,7 +132,7 @@ def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, 
 
     unfinished = cli("evaluate", tmp_path / "run", folder / "test.tsv")
     assert unfinished.code == 2
-    assert "the training was not finished; continue it (train ... --resume), or give " in unfinished.error
+    assert "the training was not finished; continue it (train ... --resume), or give " in unfinished.error_line
     assert cli("evaluate", tmp_path / "run/last.safetensors", folder / "test.tsv").code == 0
 
 
@@ -155,7 +155,7 @@ def test_divergence_has_its_own_exit_code(folder: Path) -> None:
     ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--learning-rate", "1e38", "--out", folder / "diverged")
     assert ran.code == 3
     assert not (folder / "diverged").exists(), "there was nothing to save"
-    assert "the loss is" in ran.error and "epoch 1" in ran.error
+    assert "the loss is" in ran.error_line and "epoch 1" in ran.error_line
 
 
 def test_ctrl_c_saves_and_resume_gives_the_same_bits(folder: Path, tmp_path: Path) -> None:
@@ -173,12 +173,12 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bits(folder: Path, tmp_path: Pat
 
     # With n_epochs=1 the resumed command trains no further, and writes a report with the number of finished epochs.
     done = cli(*common, "--n-epochs", "1", "--out", tmp_path / "run", "--resume")
-    assert done.code == 0, done.err
+    assert done.code == 0, done.stderr
     n_epochs = len(json.loads((tmp_path / "run/report.json").read_text())["epochs"]) + 2
     resumed = cli(*common, "--n-epochs", str(n_epochs), "--out", tmp_path / "run", "--resume")
-    assert resumed.code == 0, resumed.err
+    assert resumed.code == 0, resumed.stderr
     uninterrupted = cli(*common, "--n-epochs", str(n_epochs), "--out", tmp_path / "uninterrupted")
-    assert uninterrupted.code == 0, uninterrupted.err
+    assert uninterrupted.code == 0, uninterrupted.stderr
     losses = [
         [epoch["loss"] for epoch in json.loads((tmp_path / name / "report.json").read_text())["epochs"]]
         for name in ("run", "uninterrupted")

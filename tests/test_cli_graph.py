@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.txt").write_text("\n".join(lists) + "\n")
     for model in ("ngcf", "lightgcn"):
         ran = train(folder, "--model", model, "-ps", SMALL, "--out", folder / f"run_{model}", "--cutoffs", "5,20")
-        assert ran.code == 0, ran.err
+        assert ran.code == 0, ran.stderr
     return folder
 
 
@@ -63,16 +63,16 @@ def test_train_and_evaluate(folder: Path, tmp_path: Path, name: str, estimator: 
     ran = cli(
         "evaluate", folder / f"run_{name}", folder / "test.txt", "--cutoffs", "5,20", "--json", tmp_path / "e.json"
     )
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     assert read_json(tmp_path / "e.json")["metrics"] == report["metrics"]
-    assert ["recall@20", f"{report['metrics']['recall@20']:.4f}"] in [line.split() for line in ran.out.splitlines()]
+    assert ["recall@20", f"{report['metrics']['recall@20']:.4f}"] in [line.split() for line in ran.stdout.splitlines()]
 
 
 def test_options_set_the_parameters(folder: Path, tmp_path: Path) -> None:
     options = "--layer-sizes 8/4 --adjacency norm --message-dropout 0.2 --reg-weight 0.5 --sample-by interactions"
     options += " --normalize-messages --only-needed False --n-epochs 1 --seed 4"
     ran = train(folder, "--model", "ngcf", "-ps", SMALL, *options.split(), "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     expected = {"layer_sizes": [8, 4], "adjacency": "norm", "message_dropout": 0.2, "reg_weight": 0.5, "n_epochs": 1}
     expected |= {"sample_by": "interactions", "normalize_messages": True, "only_needed": False, "seed": 4}
     expected |= {"embedding_dim": 8}  # from SMALL
@@ -82,7 +82,7 @@ def test_options_set_the_parameters(folder: Path, tmp_path: Path) -> None:
 def test_the_best_epoch_is_tested_also_after_resume(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", "lightgcn", "-ps", SMALL, "--validation", folder / "test.txt"]
     ran = train(folder, *arguments, "--json", tmp_path / "whole.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     whole = read_json(tmp_path / "whole.json")
     measured = [epoch["validation"]["recall@20"] for epoch in whole["epochs"]]
     assert whole["model_of_epoch"] == 1 + int(np.argmax(measured))
@@ -91,7 +91,7 @@ def test_the_best_epoch_is_tested_also_after_resume(folder: Path, tmp_path: Path
     run = [*arguments, "--out", tmp_path / "run"]
     assert train(folder, *run, "--n-epochs", "1").code == 0
     ran = train(folder, *run, "--resume", "--json", tmp_path / "resumed.json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     resumed = read_json(tmp_path / "resumed.json")
     assert resumed["metrics"] == whole["metrics"] and len(resumed["epochs"]) == 3
 
@@ -99,8 +99,8 @@ def test_the_best_epoch_is_tested_also_after_resume(folder: Path, tmp_path: Path
 def test_recommend(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "users.txt").write_text("7\n\n12\n3\n")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "4", "--exclude-seen")
-    assert ran.code == 0, ran.err
-    header, *rows = [line.split("\t") for line in ran.out.splitlines()]
+    assert ran.code == 0, ran.stderr
+    header, *rows = [line.split("\t") for line in ran.stdout.splitlines()]
     assert header == ["UserId", "Rank", "ItemId", "Score"]
     model = LightGCN.load(folder / "run_lightgcn/model.safetensors")
     best = model.recommend([7, 12, 3], k=4)
@@ -108,13 +108,13 @@ def test_recommend(folder: Path, tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["7"] * 4 + ["12"] * 4 + ["3"] * 4
     np.testing.assert_allclose([float(row[3]) for row in rows], best.scores.ravel(), rtol=1e-5)
     without_option = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "4")
-    assert without_option.code == 0 and without_option.out == ran.out
+    assert without_option.code == 0 and without_option.stdout == ran.stdout
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "40", "--no-exclude-seen")
-    assert ran.code == 0 and len(ran.out.splitlines()) == 1 + 3 * 40
+    assert ran.code == 0 and len(ran.stdout.splitlines()) == 1 + 3 * 40
 
     out = tmp_path / "all.jsonl"
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "40", "--exclude-seen", "--out", out)
-    assert ran.code == 0 and "users with fewer than 40 items left to recommend: 3" in ran.err
+    assert ran.code == 0 and "users with fewer than 40 items left to recommend: 3" in ran.stderr
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     train_graph = InteractionGraph.from_text(folder / "train.txt")
     assert [answer["user"] for answer in answers] == [7, 12, 3]
@@ -123,18 +123,18 @@ def test_recommend(folder: Path, tmp_path: Path) -> None:
 
     (tmp_path / "users.txt").write_text("7\n12\n", encoding="utf-8-sig")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "1")
-    assert ran.code == 0 and [line.split("\t")[0] for line in ran.out.splitlines()] == ["UserId", "7", "12"]
+    assert ran.code == 0 and [line.split("\t")[0] for line in ran.stdout.splitlines()] == ["UserId", "7", "12"]
 
     (tmp_path / "users.txt").write_text("7\n777\n")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")
-    assert ran.code == 0 and "skipped: 1 unknown users" in ran.err and len(ran.out.splitlines()) == 3
+    assert ran.code == 0 and "skipped: 1 unknown users" in ran.stderr and len(ran.stdout.splitlines()) == 3
 
 
 def test_prepare_interactions(folder: Path, tmp_path: Path) -> None:
     keys = ["--user-key", "Who", "--item-key", "What"]
     ran = cli("prepare", folder / "log.tsv", tmp_path, "--interactions", *keys, "--split", "fraction=0.25",
               "--validation-split", "fraction=0.5", "--seed", "3")  # fmt: skip
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     whole = InteractionGraph.from_table(folder / "log.tsv", user_key="Who", item_key="What")
     parts = {name: InteractionGraph.open(tmp_path / name) for name in ("train", "test", "train_tr", "train_valid")}
     for graph, remaining_name, held_out_name, fraction in (
@@ -147,7 +147,7 @@ def test_prepare_interactions(folder: Path, tmp_path: Path) -> None:
             assert len(held_out) == int(fraction * len(graph.items_of(user)))
     ran = cli("train", tmp_path / "train_tr", "--model", "lightgcn", "-ps", SMALL, "--validation",
               tmp_path / "train_valid", "--test", tmp_path / "test", "--threads", "1")  # fmt: skip
-    assert ran.code == 0 and "recall@20" in ran.out, ran.err
+    assert ran.code == 0 and "recall@20" in ran.stdout, ran.stderr
 
 
 # Command line (file names are in the folder above), and a part of the error message.
@@ -191,7 +191,7 @@ def test_wrong_commands_are_errors(folder: Path, line: str, message: str) -> Non
     names = {path.name for path in folder.iterdir()} | {"none.txt", "out", "sessions/train"}
     words = [folder / word if word in names else word for word in line.split()]
     ran = cli(*words)
-    assert ran.code == 2 and message in ran.error
+    assert ran.code == 2 and message in ran.error_line
 
 
 def test_split_interactions_is_random_and_needs_enough_interactions() -> None:

@@ -81,30 +81,30 @@ def test_arguments_out_of_range_are_errors(arguments: dict[str, float], message:
 
 def test_the_demo_beats_popularity(tmp_path: Path) -> None:
     ran = cli("demo", "--out", tmp_path / "demo", "--sessions", "4000", "--epochs", "2")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     assert not ran.control_characters()
-    header, *rows = ran.out.splitlines()
+    header, *rows = ran.stdout.splitlines()
     assert header.split() == ["metric", "model", "popularity", "random"]
     table = {row.split()[0]: [float(value) for value in row.split()[1:]] for row in rows[:2]}
     assert list(table) == ["recall@20", "mrr@20"]
     for model, popularity, random in table.values():
         assert model > 1.5 * popularity > 3 * random
     curves = tmp_path / "demo/curves.png"
-    assert f"training curves: {curves}" in ran.out
+    assert f"training curves: {curves}" in ran.stdout
     assert curves.read_bytes().startswith(b"\x89PNG") and curves.stat().st_size > 10_000
-    assert ran.err.count("epoch ") == 2
+    assert ran.stderr.count("epoch ") == 2
 
     second = cli("demo", "--out", tmp_path / "demo", "--sessions", "4000", "--epochs", "2")
     assert (tmp_path / "demo/previous/model.safetensors").exists()
-    assert second.out.splitlines()[:3] == ran.out.splitlines()[:3]
+    assert second.stdout.splitlines()[:3] == ran.stdout.splitlines()[:3]
 
 
 def test_the_command_that_the_demo_suggests_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ran = cli("demo", "--sessions", "300", "--epochs", "1")
-    assert ran.code == 0, ran.err
-    (suggestion,) = [line for line in ran.out.splitlines() if line.startswith("next: gru4rec-fast ")]
+    assert ran.code == 0, ran.stderr
+    (suggestion,) = [line for line in ran.stdout.splitlines() if line.startswith("next: gru4rec-fast ")]
     suggested = cli(*suggestion.removeprefix("next: gru4rec-fast ").split())
-    assert suggested.code == 0, suggested.err
+    assert suggested.code == 0, suggested.stderr
     rows = Path("recommended.tsv").read_text().splitlines()
     assert len(rows) == 1 + 5 * SessionStore.open("demo_run/test").n_sessions

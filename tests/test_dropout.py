@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations, native_and_emulated, operators_of, threads
+from native import compiler, implementations, max_examples, native_and_emulated, operators_of, threads
 from torch._dynamo.testing import CompileCounter
 
 from gru4rec_fast import _backend
@@ -25,7 +25,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 @impls
-@settings(max_examples=examples(30), deadline=None)
+@settings(max_examples=max_examples(30), deadline=None)
 @given(
     p=st.floats(0, 1, exclude_max=True),
     seed=st.integers(0, 2**63 - 1),

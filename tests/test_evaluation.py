@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import examples
-from tiny_network import ExactNetwork
+from native import max_examples
+from tiny_network import ExactNetwork  # its weights are small integers, so it has no rounding errors
 
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.evaluation import (
@@ -33,7 +33,7 @@ TIES = ("standard", "conservative", "median")
 
 
 def metrics_by_definition(ranks: list[float], k: int) -> dict[str, float]:
-    """Return the metrics at k of whole ranks, by the definitions for any number of relevant items."""
+    """Return the metrics at k of integer ranks, by the definitions for any number of relevant items."""
     sums = dict.fromkeys(METRICS, 0.0)
     for rank in ranks:
         relevance = [1 if position == rank else 0 for position in range(1, k + 1)]
@@ -78,7 +78,7 @@ def test_metrics_equal_their_definition() -> None:
     assert set(metrics) == {f"{name}@{k}" for name in METRICS for k in (1, 5, 10)}
 
 
-def test_metrics_of_ranks_that_are_not_whole() -> None:
+def test_metrics_of_ranks_that_are_not_integers() -> None:
     metrics = metrics_from_ranks(torch.tensor([1.5, 20.5, 20.0]), cutoffs=(20,))
     assert metrics["recall@20"] == 2 / 3
     assert metrics["mrr@20"] == pytest.approx((1 / 1.5 + 1 / 20) / 3)
@@ -132,7 +132,7 @@ def test_evaluate_sessions_equals_a_loop_over_sessions(ties: str, batch_size: in
     assert report.n_sessions == len(sessions)
 
 
-@settings(max_examples=examples(30), deadline=None)
+@settings(max_examples=max_examples(30), deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, N_ITEMS - 1), min_size=2, max_size=12), min_size=1, max_size=12),
     st.integers(1, 14),
@@ -145,7 +145,10 @@ def test_random_sessions_and_batch_sizes(sessions: list[list[int]], batch_size: 
 
 
 def test_sessions_that_are_longer_than_a_block() -> None:
-    """With 700 lanes a block has one step, so that hidden states are passed from block to block, and reset."""
+    """A block has at most 512 hidden states, but at least one step: with 700 lanes it has one step.
+
+    So hidden states are passed from block to block, and reset.
+    """
     rng = np.random.default_rng(3)
     sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in (40, 3, 25, 2, 9) * 200]
     network = ExactNetwork(N_ITEMS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import examples
+from native import max_examples
 
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.evaluation import GRAPH_METRICS, evaluate_graph
@@ -61,7 +61,7 @@ def metrics_by_definition(
 
 
 @impls
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=max_examples(60), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40), st.integers(0, 10**6)),
     cutoffs=st.sets(st.integers(1, 15), min_size=1, max_size=4),

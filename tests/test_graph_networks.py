@@ -12,7 +12,7 @@ from golden import GoldenRun, golden_names, load
 from graph_oracle import dense_matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import compiler, examples, implementations
+from native import compiler, implementations, max_examples
 from oracle.philox import bernoulli_keep
 from sync_detector import SyncDetector
 from torch import Tensor
@@ -121,7 +121,7 @@ graphs = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 25), st.
 
 
 @impls
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=max_examples(60), deadline=None)
 @given(
     graph=graphs,
     P=matrices,
@@ -197,7 +197,7 @@ def dense_ngcf(network: NGCFNetwork, node_dropout: float, message_dropout: float
 
 
 @impls
-@settings(max_examples=examples(20), deadline=None)
+@settings(max_examples=max_examples(20), deadline=None)
 @given(graph=graphs, normalize_messages=st.booleans(), step=st.integers(0, 1000))
 def test_ngcf_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], normalize_messages: bool, step: int
@@ -219,7 +219,7 @@ def test_ngcf_is_the_dense_formula(
 
 
 @impls
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=max_examples(40), deadline=None)
 @given(graph=graphs, matrix=matrices, n_layers=st.integers(0, 4), step=st.integers(0, 1000))
 def test_lightgcn_is_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], matrix: str, n_layers: int, step: int
@@ -258,7 +258,7 @@ def assert_loss_is_the_formula(network: Any, final: Tensor, penalized: Tensor, s
 @impls
 @pytest.mark.parametrize("always_select", [False, True])
 @pytest.mark.parametrize("name", ["ngcf", "ngcf normalized", "lightgcn"])
-@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=max_examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     graph=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 30), st.integers(0, 10**6)),
     P=matrices,

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from native import (
     compiler,
     error_pattern,
-    examples,
     implementations,
+    max_examples,
     native_and_emulated,
     operators_of,
     threads,
@@ -48,7 +48,7 @@ def features(n_nodes: int, width: int, dtype: torch.dtype = torch.float64, seed:
 
 @impls
 @every_matrix
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=max_examples(40), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     width=st.integers(0, 40),
@@ -97,7 +97,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
 
 @impls
 @every_matrix
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=max_examples(40), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     rows_seed=st.integers(0, 10**6),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import examples
+from native import max_examples
 
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 
@@ -37,7 +37,7 @@ def are_equal(blocks: list[SessionBlock], others: list[SessionBlock]) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=max_examples(60))
 @given(
     st.lists(st.integers(1, 8), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1),
     st.integers(1, 5),

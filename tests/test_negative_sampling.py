@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from native import (
     assert_equal_bits,
     compiler,
-    examples,
     implementations,
+    max_examples,
     native_and_emulated,
     operators_of,
     threads,
@@ -80,7 +80,7 @@ def test_table_has_the_requested_distribution(impl: str, alpha: float, n_items: 
 
 
 @impls
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=max_examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3))
 def test_table_has_exactly_the_masses_of_alias_masses(impl: str, support: list[int], alpha: float) -> None:
     tensor = torch.tensor(support)
@@ -91,7 +91,7 @@ def test_table_has_exactly_the_masses_of_alias_masses(impl: str, support: list[i
 
 
 @native
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=max_examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3), dtype=st.sampled_from([torch.int32, torch.int64]))
 def test_native_table_equals_reference(support: list[int], alpha: float, dtype: torch.dtype) -> None:
     tensor = torch.tensor(support, dtype=dtype)
@@ -123,7 +123,7 @@ def test_items_without_occurrences(impl: str) -> None:
 
 
 @impls
-@settings(max_examples=examples(25), deadline=None)
+@settings(max_examples=max_examples(25), deadline=None)
 @given(support=supports, seed=st.integers(0, 2**63 - 1), step=st.integers(0, 2**32 - 2))
 def test_draws_are_the_documented_function_of_philox(impl: str, support: list[int], seed: int, step: int) -> None:
     table = build_alias_table(torch.tensor(support), 0.5, impl=impl)
@@ -140,7 +140,7 @@ def test_draws_are_the_documented_function_of_philox(impl: str, support: list[in
 
 
 @kernels
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=max_examples(40), deadline=None)
 @given(
     n_items=st.integers(1, 3000),
     n=st.integers(0, 400),

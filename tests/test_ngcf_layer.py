@@ -15,8 +15,8 @@ from native import (
     assert_equal_bits,
     compiler,
     error_pattern,
-    examples,
     implementations,
+    max_examples,
     native_and_emulated,
     operators_of,
     threads,
@@ -63,7 +63,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor:
 
 
 @impls
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=max_examples(60), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
     widths=st.tuples(st.integers(1, 20), st.integers(1, 40)),

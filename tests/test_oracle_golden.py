@@ -1,9 +1,12 @@
-"""tests/oracle repeats every recorded GRU4Rec run: equal batches; losses, states and weights agree to 1e-9."""
+"""tests/oracle repeats every recorded run of the published GRU4Rec code.
+
+The batches are equal; losses, states and weights agree to 1e-9.
+"""
 
 import numpy as np
 import pytest
 from golden import golden_folder, golden_names, load
-from oracle import Options, Trainer, evaluate, metrics, session_steps, split
+from oracle import Options, Trainer, metrics, ranks_of_sessions, session_steps, split
 
 pytestmark = pytest.mark.skipif(golden_folder() is None, reason="shared/golden is missing next to this checkout")
 
@@ -61,7 +64,7 @@ def test_training(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation(name):
     run = load(name)
-    rank = evaluate(run.weights("after"), split(run.items, run.evaluated_offsets), "standard")
+    rank = ranks_of_sessions(run.weights("after"), split(run.items, run.evaluated_offsets), "standard")
     values = metrics(rank, 5)
     assert len(rank) == run.evaluation["n"]
     for metric in ("recall@5", "mrr@5"):

@@ -29,7 +29,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run a short demo in a folder and return the folder."""
     folder = tmp_path_factory.mktemp("readme")
     ran = cli("demo", "--sessions", "500", "--epochs", "1", "--out", folder / "demo_run")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.stderr
     return folder
 
 
@@ -50,7 +50,7 @@ def test_the_commands_run(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [command[0] for command in commands] == ["train", "evaluate", "recommend", "info"]
     for command in commands:
         ran = cli(*command)
-        assert ran.code == 0, ran.err
+        assert ran.code == 0, ran.stderr
 
 
 def test_the_accuracy_commands_run_on_a_small_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +66,8 @@ def test_the_accuracy_commands_run_on_a_small_log(tmp_path: Path, monkeypatch: p
         for path, name in ((log, "train.tsv"), (test, "test.tsv")):
             Path(path.removesuffix(".gz")).write_text((tmp_path / name).read_text())
         ran = cli(*[word.removesuffix(".gz") for word in command], "--n-epochs", "1", "--threads", "1")
-        assert ran.code == 0, ran.err
-        assert "conservative ties" in ran.out
+        assert ran.code == 0, ran.stderr
+        assert "conservative ties" in ran.stdout
 
 
 def test_the_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +81,9 @@ def test_the_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(commands) == 2
     for command in commands:
         ran = cli(*command, "--n-epochs", "1", "--threads", "1", "--out", "run")
-        assert ran.code == 0, ran.err
+        assert ran.code == 0, ran.stderr
     Path("sessions.jsonl").write_text(session)
-    assert "the model was not trained on item 214536502" in cli("recommend", "run", "sessions.jsonl").error
+    assert "the model was not trained on item 214536502" in cli("recommend", "run", "sessions.jsonl").error_line
 
 
 def test_the_graph_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_the_graph_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pyt
     assert [command[0] for command in commands] == ["prepare", "train", "evaluate", "recommend"]
     for command in commands:
         ran = cli(*command, *(["--threads", "1"] if command[0] == "train" else []))
-        assert ran.code == 0, ran.err
+        assert ran.code == 0, ran.stderr
 
 
 @pytest.mark.parametrize("name", ["install-and-demo", "install-and-test"])

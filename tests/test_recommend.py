@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import examples
+from native import max_examples
 from tiny_network import ExactNetwork
 
 from gru4rec_fast.data import SessionStore, Vocabulary
@@ -35,7 +35,7 @@ def expected_best(session: list[int], k: int, excluded: set[int]) -> tuple[list[
     return item_ids(order), [scores[n] for n in order]
 
 
-@settings(deadline=None, max_examples=examples(50))
+@settings(deadline=None, max_examples=max_examples(50))
 @given(
     st.lists(item_indices, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.booleans(), st.booleans()
 )
@@ -166,7 +166,7 @@ def test_no_sessions_give_no_rows() -> None:
     assert result.counts.shape == (0,)
 
 
-@settings(deadline=None, max_examples=examples(50))
+@settings(deadline=None, max_examples=max_examples(50))
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, N_ITEMS - 1)), min_size=1, max_size=40))
 def test_live_sessions_give_the_same_result_as_recommend(events: list[tuple[str, int]]) -> None:
     """The events of several sessions are interleaved, and added one by one or all in one call."""

@@ -18,8 +18,8 @@ from native import (
     assert_equal_bits,
     compiler,
     error_pattern,
-    examples,
     implementations,
+    max_examples,
     native_and_emulated,
     operators_of,
 )
@@ -84,7 +84,7 @@ cases = given(log=logs(), n_lanes=st.integers(1, 5), chunk=st.integers(1, 9))
 
 
 @impls
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=max_examples(150), deadline=None)
 @cases
 def test_equals_the_simulation(impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int) -> None:
     expected = simulate(*log, n_lanes)
@@ -95,7 +95,7 @@ def test_equals_the_simulation(impl: str, log: tuple[list[list[int]], list[int]]
 
 
 @impls
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=max_examples(150), deadline=None)
 @cases
 def test_epoch_has_every_event_once(
     impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int
@@ -117,7 +117,7 @@ def test_epoch_has_every_event_once(
 
 
 @impls
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=max_examples(100), deadline=None)
 @given(log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), chunk=st.integers(1, 9))
 def test_several_calls_equal_one_call(
     impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, chunk: int
@@ -128,7 +128,7 @@ def test_several_calls_equal_one_call(
 
 
 @kernels
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=max_examples(150), deadline=None)
 @given(
     log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), dtype=st.sampled_from([torch.int32, torch.int64])
 )

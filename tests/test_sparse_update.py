@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import LEVELS, assert_equal_bits, compiler, examples, run_at_level, threads, why_not_emulated
+from native import LEVELS, assert_equal_bits, compiler, max_examples, run_at_level, threads, why_not_emulated
 from torch import Tensor
 from virtual_memory import first_and_last_blocks
 
@@ -69,7 +69,7 @@ def test_rows_follow_the_rule(shape: tuple[int, ...], rule: str, impl: str) -> N
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=max_examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_rows_in_any_order(rule: str, native_library: None, data: st.DataObject) -> None:
     """The native kernel equals plain Python for any number of rows, columns and indices."""

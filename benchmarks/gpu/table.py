@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpu_table import bracketed, duration
+from cpu_table import duration, ratio_text
 
 from gpu.workloads import OURS, WORKLOADS, Goal
 
@@ -62,7 +62,7 @@ def _cells_of_row(row: dict[str, Any], rates: dict[str, float]) -> Iterator[list
         theirs, ratio = "", "left out"
         if other in row["seconds"]:
             theirs = duration(row["seconds"][other]["median"])
-            ratio = bracketed(row["ratios"][other]) if other in row["ratios"] else ""
+            ratio = ratio_text(row["ratios"][other]) if other in row["ratios"] else ""
         memory = [row["mib"].get(side) for side in (OURS, other)]
         mib = "" if None in memory else " / ".join(f"{value:.1f}" for value in memory)
         shares, goals, met = "", "", ""

@@ -1,4 +1,4 @@
-// Matrix products on raw pointers, whose bits do not depend on the number of threads.
+// Matrix products on raw pointers. The results have the same bits for any number of threads.
 #pragma once
 
 #include <c10/util/FunctionRef.h>

@@ -19,6 +19,7 @@ namespace {
 // alias has the rest.
 constexpr int64_t kColumnMass = int64_t{1} << 31;
 
+// Raises ValueError unless `tensor` has one value of type `dtype` for each item.
 void check_column(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t n_items) {
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == dtype && tensor.size(0) == n_items, name, " must be ",
                     dtype, " [", n_items, "], not ", tensor.scalar_type(), " ", tensor.sizes());
@@ -49,9 +50,9 @@ std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
   }
   TORCH_CHECK_VALUE(unassigned == 0, "mass: the sum must be n_items * 2**31, but falls short of it by ", unassigned);
 
-  // Vose's method: takes an item whose mass is below kColumnMass, and fills its column with mass of an item that has at
-  // least kColumnMass, which becomes the column's alias. The masses of the items that are left average kColumnMass, so
-  // `large` is not empty while `small` is not.
+  // Vose's method: take an item with less mass than kColumnMass. Another item, the donor, which has at least
+  // kColumnMass, fills up the item's column and becomes its alias. The mean mass of the remaining items is always
+  // kColumnMass, so `large` is not empty while `small` is not.
   while (!small.empty()) {
     const int64_t column = small.back();
     const int64_t donor = large.back();
@@ -66,6 +67,7 @@ std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
   return {threshold_tensor, alias_tensor};
 }
 
+// Draws n items for each of `steps` consecutive training steps, of which `step` is the first.
 template <Kernels kernels>
 std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold, const at::Tensor& alias,
                                                      const at::Tensor& log_prob, int64_t n, int64_t seed, int64_t step,

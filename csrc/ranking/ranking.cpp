@@ -54,6 +54,8 @@ void check_targets(const Tensor& targets, int64_t n_items) {
   }
 }
 
+// Returns the number of other items that score higher than the target, and the number that score the same. The rank of
+// the target is computed from these counts.
 template <Kernels kernels>
 std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
                                        const Tensor& targets) {

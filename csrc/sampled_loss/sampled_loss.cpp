@@ -52,6 +52,8 @@ void run_on_cpu(const LossTensors& args, const LossOptions<double>& options, Los
                                           results.bias.mutable_data_ptr<T>()});
 }
 
+// hidden: [M, H]. rows: [M + N, H], the rows of the M targets, then of N negatives. count: [N], the number of times
+// that each negative occurs.
 template <Kernels kernels>
 std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, const Tensor& rows,
                                                         const OptionalTensor& bias, const OptionalTensor& live,
@@ -66,8 +68,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
                     "hidden must be float32, float64 or bfloat16, not ", dtype,
                     "; convert, or pass impl=\"reference\"");
+  // The dtype of sums, and so of the results; also of bias, log_q and count.
   const auto sum_dtype = dtype == at::kBFloat16 ? at::kFloat : dtype;
   const at::Device device = hidden.device();
+  // columns: number of columns of the scores, one for each row of `rows`.
   const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
   const LossTensors args{hidden.contiguous(),
                          contiguous(rows, "rows", {columns, width}, dtype, device),

@@ -58,7 +58,8 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is no user id, or no user was trained on; unless `skip_unknown`, also one unknown user.
+        ValueError: there is no id, or a line is not a user id. Also if the model was not trained on one of the users
+            (with `skip_unknown`: on none of them).
     """
     import numpy as np
 
@@ -90,16 +91,17 @@ def _parse_integer(path: Path, line_number: int, text: str) -> int:
         raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; user ids are integers here") from None
 
 
-def read_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
+def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
     """Return the sessions in a log, a prepared folder or a file of JSON lines.
 
     Raises:
         OSError, ImportError: see `SessionStore`.
-        ValueError: a line is no session, or no item was trained on; unless `skip_unknown`, also one unknown item.
+        ValueError: a line is not a session. Also if the model was not trained on one of the items (with
+            `skip_unknown`: on none of them).
     """
     if path.suffix.lower() in JSON_LINES:
         return _keep_known(_read_json_lines(path), vocabulary, skip_unknown)
-    store = open_sessions(path, log)  # not open_sessions(..., vocabulary), which would drop sessions of one event
+    store = open_sessions(path, log_format)  # without vocabulary=, which would drop sessions of one event
     return _keep_known(
         Sessions(store.session_ids, store.vocabulary.ids[store.items], store.offsets), vocabulary, skip_unknown
     )

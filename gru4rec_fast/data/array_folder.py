@@ -83,8 +83,8 @@ class FolderFormat:
         verb: what a user does to write such a folder, for error messages: "prepare" or "save".
         counts: keys of meta.json that hold sizes.
         arrays: names of the arrays that `write_array_folder` writes.
-        parent_format: "format" of a parent folder that holds several folders of this kind and lists their names under
-            "parts" in its meta.json; "" if there is none.
+        parent_format: "format" of folders that contain folders of this kind, and list their names under "parts" in
+            meta.json; "" if there is none. An error for such a parent folder names the folders to open instead.
         version: format version that this code reads and writes.
     """
 

@@ -56,5 +56,5 @@ def random_metrics(n_items: int, cutoffs: Iterable[int] = (20,)) -> dict[str, fl
     """Return the expected metrics of a random order of the catalogue, in which all ranks are equally likely."""
     metrics = RankMetrics(cutoffs)
     metrics.update(torch.arange(1, min(n_items, metrics.cutoffs[-1]) + 1))
-    metrics.n_targets = n_items  # ranks beyond the largest cut-off need not be added: they gain 0
+    metrics.n_targets = n_items  # ranks beyond the largest cut-off need not be added: they add 0 to every metric
     return metrics.compute()

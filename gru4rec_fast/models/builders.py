@@ -1,4 +1,7 @@
-"""Build what training needs from the parameters of a model: data, network, loss, optimizer, runner, trainer."""
+"""Build what training needs from the parameters of a model: data, network, loss, optimizer, runner and trainer.
+
+The runner trains for one epoch. The trainer calls it for every epoch, validates and saves checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def open_sessions(
     item_key: str = "ItemId",
     time_key: str = "Time",
 ) -> SessionStore:
-    """Return data in any form that `GRU4Rec.fit` accepts as a store. If `vocabulary` is given, it indexes the items.
+    """Convert data, in any form that `GRU4Rec.fit` accepts, to a store. Items get the indices of `vocabulary` if given.
 
     Raises:
         ValueError: a prepared store has another vocabulary. For a log see `SessionStore.from_events`.
@@ -81,7 +84,11 @@ def open_sessions(
 def open_graph(
     data: Any, like: InteractionGraph | None = None, *, user_key: str = "UserId", item_key: str = "ItemId"
 ) -> InteractionGraph:
-    """Return data in any form that `NGCF.fit` accepts as a graph. If `like` is given, nodes have the same indices."""
+    """Convert data, in any form that `NGCF.fit` accepts, to a graph.
+
+    If the graph `like` is given, users and items get the indices that they have in it. A `SessionStore`, and a graph
+    with other ids than `like`, keep their indices.
+    """
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         data = InteractionGraph.open(Path(data))
     if isinstance(data, InteractionGraph):
@@ -136,10 +143,10 @@ def build_session_runner(
     network: SessionNetwork,
     store: SessionStore,
     *,
-    validated: bool = False,
+    has_validation: bool = False,
     memory: MemoryRecord = NULL_RECORD,
 ) -> SessionEpochRunner:
-    """Return the runner that trains `network` on `store`; `validated`: whether there is validation data.
+    """Return the runner that trains `network` on `store`; `has_validation`: whether there is validation data.
 
     A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel.
     """
@@ -157,7 +164,7 @@ def build_session_runner(
         n_sample=p.n_sample,
         accumulate=p.accumulate,
         seed=p.seed,
-        schedule=build_schedule(p, optimizer, validated),
+        schedule=build_schedule(p, optimizer, has_validation),
         fused=p.fused,
         precision=p.precision,
         fingerprint=lambda: log_fingerprint(store),
@@ -168,7 +175,7 @@ def build_session_runner(
 
 def build_ngcf_network(p: NGCFParameters, graph: InteractionGraph) -> NGCFNetwork:
     """Return the network of NGCF with its initial weights, on the device of the parameters."""
-    P, Q = split_adjacency(p.adjacency)
+    P, Q = split_adjacency(p.adjacency)  # matrices of the two terms of a layer
     network = NGCFNetwork(
         graph,
         p.embedding_dim,
@@ -179,7 +186,7 @@ def build_ngcf_network(p: NGCFParameters, graph: InteractionGraph) -> NGCFNetwor
         node_dropout=p.node_dropout,
         message_dropout=p.message_dropout,
         normalize_messages=p.normalize_messages,
-        only_needed=p.only_needed,
+        only_needed=p.only_needed,  # compute only embeddings that the mini-batch needs
         seed=p.seed,
         impl=p.impl,
     )
@@ -194,7 +201,7 @@ def build_lightgcn_network(p: LightGCNParameters, graph: InteractionGraph) -> Li
         p.n_layers,
         matrix=p.adjacency,
         node_dropout=p.node_dropout,
-        only_needed=p.only_needed,
+        only_needed=p.only_needed,  # compute only embeddings that the mini-batch needs
         seed=p.seed,
         impl=p.impl,
     )
@@ -206,10 +213,10 @@ def build_graph_runner(
     network: GraphNetwork,
     graph: InteractionGraph,
     *,
-    validated: bool = False,
+    has_validation: bool = False,
     memory: MemoryRecord = NULL_RECORD,
 ) -> GraphEpochRunner:
-    """Return the runner that trains `network` on `graph`; `validated`: whether there is validation data."""
+    """Return the runner that trains `network` on `graph`; `has_validation`: whether there is validation data."""
     optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True)
     return GraphEpochRunner(
         network,
@@ -218,12 +225,12 @@ def build_graph_runner(
         ),
         optimizer=optimizer,
         reg_weight=p.reg_weight,
-        schedule=build_schedule(p, optimizer, validated),
+        schedule=build_schedule(p, optimizer, has_validation),
         memory=memory,
     )
 
 
-def build_schedule(p: Parameters, optimizer: Optimizer, validated: bool) -> Schedule | None:
+def build_schedule(p: Parameters, optimizer: Optimizer, has_validation: bool) -> Schedule | None:
     """Return the learning-rate schedule; None for a constant learning rate."""
     if not p.lr_scheduler:
         return None
@@ -232,7 +239,7 @@ def build_schedule(p: Parameters, optimizer: Optimizer, validated: bool) -> Sche
         p.lr_scheduler,
         p.lr_scheduler_options or {},
         n_epochs=p.n_epochs,
-        maximize=validated and p.monitor != TRAINING_LOSS,
+        maximize=has_validation and p.monitor != TRAINING_LOSS,
     )
 
 

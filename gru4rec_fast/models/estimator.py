@@ -132,7 +132,7 @@ class Estimator(Parameters):
             template = model._checkpoint_template()
             trainer = build_trainer(
                 model,
-                model._build_runner(train, validated=validation is not None, memory=memory),
+                model._build_runner(train, has_validation=validation is not None, memory=memory),
                 checkpoint_every,
                 validate=None if held_out is None else lambda: model._validate(held_out),
                 out=out,
@@ -235,7 +235,7 @@ class Estimator(Parameters):
         """Return the network with its initial weights, on the model's device."""
         raise NotImplementedError
 
-    def _build_runner(self, data: Any, *, validated: bool, memory: MemoryRecord) -> EpochRunner:
+    def _build_runner(self, data: Any, *, has_validation: bool, memory: MemoryRecord) -> EpochRunner:
         """Return the runner that trains the network on the data."""
         raise NotImplementedError
 

@@ -182,8 +182,8 @@ class GraphRecommender(Estimator, GraphParameters):
         assert self.graph is not None
         return self.build_network(self.graph)
 
-    def _build_runner(self, data: InteractionGraph, *, validated: bool, memory: MemoryRecord) -> GraphEpochRunner:
-        return build_graph_runner(self, self._fitted_network(), data, validated=validated, memory=memory)
+    def _build_runner(self, data: InteractionGraph, *, has_validation: bool, memory: MemoryRecord) -> GraphEpochRunner:
+        return build_graph_runner(self, self._fitted_network(), data, has_validation=has_validation, memory=memory)
 
     @torch.no_grad()
     def _evaluate_held_out(self, data: InteractionGraph, cutoff: int) -> Report:

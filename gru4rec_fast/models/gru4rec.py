@@ -158,8 +158,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         assert self.vocabulary is not None
         return build_session_network(self, len(self.vocabulary))
 
-    def _build_runner(self, data: SessionStore, *, validated: bool, memory: MemoryRecord) -> SessionEpochRunner:
-        return build_session_runner(self, self._fitted_network(), data, validated=validated, memory=memory)
+    def _build_runner(self, data: SessionStore, *, has_validation: bool, memory: MemoryRecord) -> SessionEpochRunner:
+        return build_session_runner(self, self._fitted_network(), data, has_validation=has_validation, memory=memory)
 
     def _evaluate_held_out(self, data: SessionStore, cutoff: int) -> Report:
         return evaluate_sessions(self._fitted_network(), data, cutoffs=(cutoff,), impl=self.impl)

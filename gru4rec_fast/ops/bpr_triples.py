@@ -4,15 +4,15 @@ Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 
 integers, so a seed gives the same triples on every backend and for any number of threads.
 
 Triple k of training step t uses the words of two Philox counters, (STREAM_TRIPLES, t, k, 0) and
-(STREAM_TRIPLES, t, k, 1). Two words (high, low) give a random number in [0, m): m * (high * 2**32 + low) / 2**64,
-rounded down.
+(STREAM_TRIPLES, t, k, 1). Two words (high, low) give a random number x in [0, m): m * (high * 2**32 + low) / 2**64,
+rounded down. The degree is the number of the user's items.
 
-    user      users[random number in [0, n_candidates)]                     words 0, 1 of the first counter
-    positive  items of the user[random number in [0, degree of the user)]   words 2, 3 of the first counter
-    negative  other items[random number in [0, n_items - degree)]           words 0, 1 of the second counter
+    user      users[x], 0 <= x < n_candidates                             words 0, 1 of the first counter
+    positive  item number x of the user's items, 0 <= x < degree           words 2, 3 of the first counter
+    negative  item number x of all other items, 0 <= x < n_items - degree  words 0, 1 of the second counter
 
-With `starts`, an interaction is drawn instead of a user: words 0, 1 choose one of the candidates' interactions, which
-gives the user and the positive.
+With `starts` (for each candidate, where its interactions start in a list of all candidates' interactions), an
+interaction is drawn instead of a user: words 0, 1 choose one of this list, which gives the user and the positive.
 
 The negative needs no rejection. Let s_0 < s_1 < ... be the items of a user. Then s_k - k other items are smaller than
 s_k, so the other item of rank r is r + (number of k with s_k - k <= r).

@@ -1,8 +1,9 @@
-"""One update of the weights on a GPU, without a GPU synchronization, so that `graph_capture.py` can capture it.
+"""One update of the weights without a GPU synchronization, so that a CUDA graph can capture it (`graph_capture.py`).
 
 An update has A blocks of T steps. For each block, table rows are gathered, and forward, loss and backward are run; then
-all weights are updated. An `UpdatePlan` has the values that are computed before the update. The operators
-`step_gather`, `step_settle_`, `step_apply_` and `step_rows_` are described in `ops/training_step.py`.
+all weights are updated. An `UpdatePlan` has the inputs of the update, computed before it, and the tensors for its
+results. The operators are described in `ops/training_step.py`: `step_gather` gathers table rows, `step_settle_` stores
+the losses and checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class UpdateContext:
         """The table with a row per input item: the embedding, or for one-hot input the first layer's weights."""
         return self.network.output if self.network.embedding_mode == "constrained" else self.network.embedding
 
-    def moments(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def optimizer_state(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the optimizer state of a weight: the Adagrad accumulator, and the velocity if there is momentum."""
         return self.optimizer.moments(weight, self.optimizer.param_groups[0]["momentum"])
 
@@ -61,7 +62,7 @@ class UpdateContext:
 
 @dataclass
 class UpdatePlan:
-    """Inputs and outputs of the S = A T steps of one update.
+    """The inputs of the S = A T steps of one update, computed before it, and the tensors for its results.
 
     A step has B lanes (sessions processed in parallel) and scores C = B + N items: the targets, then N negatives.
 
@@ -72,7 +73,8 @@ class UpdatePlan:
         live: bool [S, B], whether the lane has a target.
         active: bool [S], whether the step has enough live lanes.
         loss_weight: [S], weight of the step's loss in the loss of the update; None: 1.
-        sorted_rows: for each table that is updated, its row indices in ascending order, and the sorting permutation.
+        sorted_rows: for the output table, then for the input table unless both are one: the row indices of all its
+            gradients in ascending order, and the sorting permutation.
         masks: dropout masks [S, B, units] by Philox stream.
         enabled: output, bool [A], whether the block changes states and weights: it has an active step, and no loss so
             far is NaN or infinite.
@@ -130,7 +132,8 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
     if blocks == 1:  # states and weights in one launch
         enabled = plan.enabled[0]
         _apply(context, grads.weights, states, enabled)
-    else:  # padding comes last, so the first block says whether there are active blocks; a bad loss sets `stopped`
+    else:
+        # Blocks of padding come last: if the first block is not active, none is. `stopped`: a loss was not finite.
         enabled = plan.enabled[0] & ~context.stopped
         _apply(context, grads.weights, ([], []), enabled)
     _update_tables(context, plan, grads, enabled)
@@ -149,13 +152,13 @@ def _run_block(
     )  # fmt: skip
     passes = _forward(context, plan, x, steps)
     hidden = passes[-1].output
-    queries = hidden.bfloat16() if context.precision == "bf16" else hidden
+    scored_hidden = hidden.bfloat16() if context.precision == "bf16" else hidden
     losses, grad_hidden = [], []
     for t in range(len(hidden)):
         step = steps.start + t
         step_log_q = log_q[t] if log_q.numel() else None
         loss, *step_grads = _loss_and_gradients(
-            context, queries[t], rows[t], biases[t], plan.live[step], step_log_q, plan.items[step]
+            context, scored_hidden[t], rows[t], biases[t], plan.live[step], step_log_q, plan.items[step]
         )
         if plan.loss_weight is not None:
             step_grads = [grad * plan.loss_weight[step] for grad in step_grads]
@@ -228,7 +231,7 @@ def _loss_and_gradients(
     chosen = _backend.resolve(criterion.impl, "sampled_loss", context.device.type)
     sampled_loss = sampled_loss_reference if chosen == "reference" else operators(chosen).sampled_loss
     ids = items if criterion.mask_accidental_hits else None
-    count, in_batch = None, True
+    count, in_batch = None, True  # without count, each negative counts once
     return sampled_loss(
         hidden, rows, bias, live, log_q, ids, count, criterion.loss, in_batch,
         float(criterion.batch_size), criterion.elu_param, criterion.bpreg, criterion.label_smoothing,
@@ -263,10 +266,10 @@ def _apply(
     enabled: Tensor,
 ) -> None:
     """Update the weights in `grads`, and copy states[1] (new hidden states) to states[0], in one launch."""
-    moments = [context.moments(weight) for weight in grads]
-    velocities = [velocity for _, velocity in moments if velocity is not None]
+    optimizer_states = [context.optimizer_state(weight) for weight in grads]
+    velocities = [velocity for _, velocity in optimizer_states if velocity is not None]
     context.operator("step_apply_")(
-        [*grads], [accumulator for accumulator, _ in moments], velocities, [*grads.values()], *states, enabled,
+        [*grads], [accumulator for accumulator, _ in optimizer_states], velocities, [*grads.values()], *states, enabled,
         context.hyperparameters,
     )  # fmt: skip
 
@@ -277,13 +280,14 @@ def _update_tables(context: UpdateContext, plan: UpdatePlan, grads: _Gradients, 
     grad_inputs, grad_rows, grad_bias = map(_concatenate, (grads.inputs, grads.rows, grads.bias))
     update_rows = context.operator("step_rows_")
     if network.embedding_mode != "constrained":
-        table, empty = network.embedding.weight, grad_inputs[:0]
+        # The input table has only gradients of inputs, and no bias (with an accumulator and a velocity).
+        table, no_grad_items, no_grad_bias = network.embedding.weight, grad_inputs[:0], None
         update_rows(
-            table, *context.moments(table), None, None, None, *plan.sorted_rows[1], grad_inputs, empty, None, enabled,
-            context.hyperparameters,
+            table, *context.optimizer_state(table), None, None, None, *plan.sorted_rows[1],
+            grad_inputs, no_grad_items, no_grad_bias, enabled, context.hyperparameters,
         )  # fmt: skip
-        grad_inputs = grad_rows[:0]
+        grad_inputs = grad_rows[:0]  # none: the output table has only gradients of scored items
     update_rows(
-        output.weight, *context.moments(output.weight), output.bias, *context.moments(output.bias),
+        output.weight, *context.optimizer_state(output.weight), output.bias, *context.optimizer_state(output.bias),
         *plan.sorted_rows[0], grad_inputs, grad_rows, grad_bias, enabled, context.hyperparameters,
     )  # fmt: skip

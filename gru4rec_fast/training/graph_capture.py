@@ -175,7 +175,7 @@ class CapturedUpdates:
     def _current_key(self) -> tuple[Any, ...]:
         """Return all values that a captured graph depends on; if one changes, the graph is captured again."""
         weights = [*self._context.network.parameters()]
-        tensors = [tensor for weight in weights for tensor in (weight, *self._context.moments(weight))]
+        tensors = [tensor for weight in weights for tensor in (weight, *self._context.optimizer_state(weight))]
         tensors += [*self._masks.values(), self._context.criterion.log_support]
         pointers = [tensor.data_ptr() for tensor in tensors if tensor is not None]
         return tuple(pointers), self._context.network.training, torch.get_float32_matmul_precision()

@@ -16,8 +16,8 @@ in a layer:
 from .examples import random_weights
 from .losses import LOSSES, SampledScores, sampled_loss
 from .network import Block, Dropout, embedding_mode, input_width, layer_sizes, run_backward, run_forward, zero_state
-from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, target_distribution
-from .ranking import evaluate, metrics, ranks
+from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, wanted_distribution
+from .ranking import metrics, ranks, ranks_of_sessions
 from .sessions import Step, session_steps, split
 from .training import Adagrad, Options, Trainer, block_gradients
 
@@ -34,19 +34,19 @@ __all__ = [
     "block_gradients",
     "draw_negatives",
     "embedding_mode",
-    "evaluate",
     "input_width",
     "layer_sizes",
     "metrics",
     "philox4x32",
     "random_weights",
     "ranks",
+    "ranks_of_sessions",
     "run_backward",
     "run_forward",
     "sampled_loss",
     "session_steps",
     "split",
     "table_distribution",
-    "target_distribution",
+    "wanted_distribution",
     "zero_state",
 ]

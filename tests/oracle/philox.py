@@ -58,7 +58,7 @@ def table_distribution(threshold: np.ndarray, alias: np.ndarray) -> np.ndarray:
     return mass / (len(threshold) * 2.0**31)
 
 
-def target_distribution(support: np.ndarray, alpha: float) -> np.ndarray:
+def wanted_distribution(support: np.ndarray, alpha: float) -> np.ndarray:
     """Return the probabilities that an alias table should represent: p ~ support^alpha, float64 [K].
 
     The support of an item is the number of its occurrences in the training log.

@@ -1,4 +1,4 @@
-"""Ranks, metrics, and their computation for the next item of every event of a session."""
+"""Ranks and metrics, and the rank of the item that follows each event of a session."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -34,7 +34,7 @@ def metrics(rank: np.ndarray, k: int) -> dict[str, float]:
     }
 
 
-def evaluate(weights: Weights, sessions: Sequence[Sequence[int]], ties: str = "standard") -> np.ndarray:
+def ranks_of_sessions(weights: Weights, sessions: Sequence[Sequence[int]], ties: str = "standard") -> np.ndarray:
     """Return the rank of the next item for every event except the last of each session."""
     all_ranks = []
     for session in sessions:

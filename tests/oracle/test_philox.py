@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, target_distribution
+from .philox import bernoulli_keep, draw_negatives, philox4x32, table_distribution, wanted_distribution
 
 ONES = 0xFFFFFFFF
 # Counter, key and result, from the file kat_vectors ("known-answer tests") of the Random123 library.
@@ -18,8 +18,8 @@ KNOWN_ANSWERS = [
     ),
 ]
 
-# An alias table of five items with probabilities 6/20, 5/20, 4/20, 3/20 and 2/20. Each of the five columns has
-# probability 4/20, which is 2^31 in units of the thresholds.
+# An alias table of five items with probabilities 6/20, 5/20, 4/20, 3/20 and 2/20. Each of its five columns has
+# probability 4/20. A threshold of 2^31 is a whole column, with nothing left for the alias.
 THRESHOLD = np.array([4, 4, 4, 3, 2]) * 2**29
 ALIAS = np.array([0, 1, 2, 1, 0])
 
@@ -53,7 +53,7 @@ def test_negatives_equal_exact_integer_arithmetic():
 
 
 def test_frequencies_of_negatives():
-    expected = target_distribution(np.array([36, 25, 16, 9, 4]), alpha=0.5)
+    expected = wanted_distribution(np.array([36, 25, 16, 9, 4]), alpha=0.5)
     np.testing.assert_allclose(table_distribution(THRESHOLD, ALIAS), expected, rtol=1e-15)
     items = np.concatenate([draw_negatives(THRESHOLD, ALIAS, 20_000, seed=1, step=step) for step in range(10)])
     assert chisquare(np.bincount(items), expected * len(items)).pvalue > 1e-3

@@ -1,5 +1,7 @@
 """Gradients of blocks equal finite differences; tests of the optimizer, dropout, resets and the carried state."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,7 @@ N_ITEMS, LANES = 7, 3
 SESSIONS = [[0, 1, 2], [3, 4], [5, 1, 1, 6, 0], [2, 6, 3], [4, 0]]
 
 
-def make_weights(*model, **options):
-    return random_weights(N_ITEMS, *model, **options)
+make_weights = partial(random_weights, N_ITEMS)  # its further arguments: embedding mode, layer sizes, GRU form
 
 
 def make_block(weights):

@@ -1,4 +1,5 @@
-// Functions of the emulator, which runs CUDA kernels on the CPU: for the device language (device.h) and for tests.
+// Functions of the emulator, which runs CUDA kernels on the CPU. They are used by tests and by device.h, which defines
+// the keywords and built-in functions of CUDA for the CPU.
 //
 // The blocks of a grid run one after another, in random order. The threads of a block are fibers: one runs until it
 // waits for other threads, then another is chosen at random.
@@ -35,7 +36,7 @@ int block_barrier(Barrier kind, int predicate, int line);
 // Returns the result for the calling thread. A lane is a thread's position in its warp. `argument` is a shuffle's
 // source lane, delta or lane mask.
 uint64_t warp_operation(WarpOperation kind, unsigned mask, uint64_t value, int argument, int width, int line);
-void fence();
+void fence();  // __threadfence
 // Returns the running block's array for a GRF_SHARED declaration, which `tag` identifies.
 void* shared_array(const void* tag, size_t bytes, size_t alignment);
 void* dynamic_shared();
@@ -62,8 +63,8 @@ void set_seed(uint64_t seed);
 // Runs at most this many blocks of each grid: the first, the last and random others. 0: all blocks.
 void set_block_limit(int64_t blocks);
 // Maximum number of blocks of a grid whose threads loop over tasks (blocks_for in common/simt.cuh). It is small, so
-// that tests cover the loop, and because fibers are slower than loop iterations. With a block limit it is as large as
-// on a GPU.
+// that tests cover the loop, and because fibers are slower than loop iterations. If set_block_limit limits the
+// blocks that run, it is as large as on a GPU.
 int64_t max_grid_blocks();
 // Returns the number of launches since set_seed.
 int64_t launches();

@@ -13,15 +13,17 @@ void ShadowMemory::start_launch() {
 }
 
 bool ShadowMemory::is_ordered(const AccessRecord& earlier, const AccessRecord& later) const {
-  if (earlier.time == 0) return true;
+  if (earlier.time == 0) return true;  // no access so far
   if (earlier.block == later.block) {
     if (earlier.thread == later.thread) return true;
     const Clock& earlier_clock = (*clocks_)[earlier.thread];
-    if (earlier.time < earlier_clock.barrier_time) return true;
+    if (earlier.time < earlier_clock.barrier_time) return true;  // a __syncthreads since then
     const Clock& later_clock = (*clocks_)[later.thread];
+    // A __syncwarp of both threads since then.
     return earlier.thread / kWarpSize == later.thread / kWarpSize &&
            earlier.time < later_clock.lane_times[earlier.thread % kWarpSize];
   }
+  // Another block's access: ordered by an atomic operation after a __threadfence (see Release in shadow_memory.h).
   return std::any_of(acquired_.begin(), acquired_.end(), [&](const Release& release) {
     return release.block == earlier.block &&
            (release.thread == earlier.thread || earlier.n_barriers < release.n_barriers);
@@ -35,6 +37,7 @@ void ShadowMemory::record_read(Cell& cell, const AccessRecord& record) const {
       return;
     }
   }
+  // All entries have reads whose order is not determined: they are enough (see Cell), so this read is not recorded.
 }
 
 bool ShadowMemory::access(Cell& cell, bool writes, const AccessRecord& record, Race* race) const {

@@ -91,6 +91,7 @@ class ShadowMemory {
   // Returns whether the order of two accesses is determined.
   bool is_ordered(const AccessRecord& earlier, const AccessRecord& later) const;
   void record_read(Cell& cell, const AccessRecord& record) const;
+  // Records an access of one cell. If it races with an earlier one, returns true and fills `race`.
   bool access(Cell& cell, bool writes, const AccessRecord& record, Race* race) const;
 
   const std::vector<Clock>* clocks_ = nullptr;
