@@ -9,7 +9,7 @@ Sides (the implementations compared):
     naive                       plain PyTorch (naive_graph.py): a stored CSR matrix and autograd
     naive, transpose stored     naive, with a second matrix for the backward pass
     ours                        the training of this package's `fit`
-    everything                  ours with only_needed=False, which computes the embeddings of all nodes
+    everything                  ours, but it computes the embeddings of all nodes (only_needed=False)
 
 The package samples its triples within the measured time; for the other implementations they are sampled before.
 Gowalla is read from ../shared/data; if it does not exist, a power-law graph of its size is used.
@@ -34,7 +34,7 @@ from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, TripleSampler
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
-# Smallest ratio of times, the public code's over this package's, that is the goal.
+# Goal: time of the public code / time of this package must be at least this.
 GOALS = {"ngcf": 20.0, "lightgcn": 10.0}
 Model = NGCF | LightGCN
 

@@ -6,8 +6,9 @@
 graph of about the same size, whose degrees follow a power law. E has width 64. The benchmark measures the forward pass
 alone, and the forward and backward pass. There is no node dropout, since torch would need a new matrix per step.
 
-The share of the copy rate counts, for every entry of L, the bytes of the row of E that it multiplies. Most of these
-rows are in a cache, so the share can exceed 100 %. A side is one of the implementations compared.
+The results include the memory traffic as a fraction of the machine's copy bandwidth. The traffic counts one row of E
+for each entry of L. Most of these rows are in a cache, so the fraction can exceed 100 %. A side is one of the
+implementations compared.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
 WIDTH = 64
-# Smallest ratios of times, torch's over this package's, that are the goal.
+# Goals: time of torch / time of this package must be at least this.
 GOALS = {"forward": {"csr": 1.3}, "forward + backward": {"csr": 7.0, "coo": 13.0}}
 
 

@@ -2,7 +2,7 @@
 
     pytest benchmarks/bench_training.py --peer official=PATH [--threads 1]
 
-A unit of work is one mini-batch, including its session batch and its negatives. The official code is
+A unit of work is one mini-batch, including making its session batch and drawing its negatives. The official code is
 GRU4Rec_PyTorch_Official, by GRU4Rec's author. Sides (the implementations compared):
 
     official         the loop of the official `fit`
@@ -32,7 +32,7 @@ from trainers import estimator_side, runner_of
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 
-# Smallest ratios of times, the official code's over those of this package, that are the goals.
+# Goals: time of the official code / time of this package must be at least this.
 GOALS = {
     "xe-100": {"fused": 10.0},
     "xe-480": {"fused": 5.0, "fused bf16": 8.0},
@@ -95,14 +95,16 @@ def test_training_steps(compare: Any, logs: SessionLogs, official: Any, setting:
     store = logs.store(setting.log) if is_real else logs.synthetic(setting.log)
     sides = build_sides(setting, store, official, (lambda: logs.frame(setting.log)) if is_real else None)
     goals = {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
-    goals = {"fused": {}, "fused bf16": {}} | goals
+    # Both sides are subjects: even without a goal, each is compared with the other implementations.
+    subjects: dict[str, dict[str, float]] = {"fused": {}, "fused bf16": {}} | goals
     row = f"training, {setting.name}, {setting.log if is_real else 'synthetic log'}"
-    seconds = compare(sides, row=row, unit="mini-batch", subjects=goals)
+    seconds = compare(sides, row=row, unit="mini-batch", subjects=subjects)
     n_negatives, n_rows = distinct_rows(store, setting)
     shapes = products(setting, setting.batch_size + n_negatives)
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
         why_not_fused=runner_of(store, setting.parameters()).why_not_fused,
+        # each side's rates as fractions of this machine's rates of matrix products and of copying
         limits={name: rate_shares(figures["median"], shapes, n_bytes) for name, figures in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},
     )

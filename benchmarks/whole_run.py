@@ -34,7 +34,7 @@ def ours(n_epochs: int, **parameters: Any) -> dict[str, float]:
     trained = time.perf_counter()
     metrics = model.evaluate(LOG / "test.tsv.gz").metrics
     ended = time.perf_counter()
-    return figures(ended - started, ended - trained, metrics["recall@20"], metrics["mrr@20"])
+    return run_entry(ended - started, ended - trained, metrics["recall@20"], metrics["mrr@20"])
 
 
 def official(path: str, n_epochs: int) -> dict[str, float]:
@@ -48,10 +48,10 @@ def official(path: str, n_epochs: int) -> dict[str, float]:
     trained = time.perf_counter()
     recall, mrr = peer.evaluate(estimator, pd.read_csv(LOG / "test.tsv.gz", sep="\t"))
     ended = time.perf_counter()
-    return figures(ended - started, ended - trained, recall, mrr)
+    return run_entry(ended - started, ended - trained, recall, mrr)
 
 
-def figures(seconds: float, evaluation_seconds: float, recall: float, mrr: float) -> dict[str, float]:
+def run_entry(seconds: float, evaluation_seconds: float, recall: float, mrr: float) -> dict[str, float]:
     """Return the entry of a run in the JSON file."""
     return {"seconds": seconds, "seconds_of_evaluation": evaluation_seconds, "recall@20": recall, "mrr@20": mrr}
 

@@ -60,7 +60,10 @@ def plain_step(
     elu_param: float = 0.5,
     bpreg: float = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Make one step, updating weights and moments in place; return its loss and the new hidden states."""
+    """Make one step, updating weights, accumulators and velocities in place; return its loss and the new hidden states.
+
+    masks: dropout masks of the embedding, then of the output of each layer; None means no dropout.
+    """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     table = "embedding.weight" if "embedding.weight" in leaves else "output.weight"
     x = F.embedding(inputs, leaves[table])

@@ -1,6 +1,11 @@
 """Operators of a captured training step (`gru4rec_fast.ops.training_step`).
 
 The emulated CUDA kernels are compared with the reference, and the reference with formulas written out in the tests.
+
+    step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block of steps
+    step_settle_  stores the losses of a block, and stops all further updates if a loss is not finite
+    step_apply_   updates whole weights, and copies outputs into the hidden states
+    step_rows_    updates the rows of a table and of its bias that have a gradient
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from gru4rec_fast.optim import SparseAdagrad
 CPU = torch.device("cpu")
 HYPERPARAMETERS = torch.tensor([0.1, 0.3, 1e-6], dtype=torch.float64)  # learning rate, momentum, epsilon
 SAMPLE_ALPHA = 0.25
-YES, NO = torch.tensor(True), torch.tensor(False)
+ENABLED, DISABLED = torch.tensor(True), torch.tensor(False)  # whether step_apply_ and step_rows_ update anything
 needs_emulation = pytest.mark.skipif(
     bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-"
 )
@@ -45,15 +50,16 @@ def results_of_all_operators(device: str, impl: str, dtype: torch.dtype) -> tupl
     for widths in ((3, 5), (12, 20)):
         results += run_gather(impl, widths, dtype=dtype, mask=True, logq=1.0, device=device)[0]
         row_arguments = [tensor.to(device) for tensor in row_update_arguments(widths[0], dtype).values()]
-        run("step_rows_", impl, *row_arguments, YES, HYPERPARAMETERS, device=device)
+        run("step_rows_", impl, *row_arguments, ENABLED, HYPERPARAMETERS, device=device)
         results += row_arguments[:6]  # the tensors that step_rows_ updates
     shapes: list[tuple[int, ...]] = [(3, 5), (1,), (64,)]
     lists = [[tensor.to(device) for tensor in tensors] for tensors in dense_update_arguments(shapes, dtype)]
-    run("step_apply_", impl, *lists, YES, HYPERPARAMETERS, device=device)
+    run("step_apply_", impl, *lists, ENABLED, HYPERPARAMETERS, device=device)
     results += [tensor for tensors in lists for tensor in tensors]
-    stopped, enabled = (NO.clone().to(device) for _ in range(2))
+    stopped, enabled = (torch.tensor(False, device=device) for _ in range(2))
     losses, step_losses = torch.rand(3, generator=seeded(), dtype=dtype), torch.empty(3, dtype=dtype, device=device)
-    run("step_settle_", impl, losses, YES.expand(3), stopped, step_losses, enabled, device=device)
+    active = torch.tensor(True).expand(3)  # no step is masked
+    run("step_settle_", impl, losses, active, stopped, step_losses, enabled, device=device)
     return (*results, stopped.to(dtype), enabled.to(dtype), step_losses)
 
 
@@ -135,7 +141,8 @@ def gather_arguments_without_items(embedding: Tensor, inputs: Tensor, weight: Te
 @pytest.mark.parametrize("steps", [1, 3, 70])
 def test_settle_stores_losses_and_stops_at_a_loss_that_is_not_finite(steps: int, impl: str) -> None:
     losses, active = torch.rand(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
-    stopped, step_losses, enabled = NO.clone(), torch.empty(steps, dtype=torch.float64), NO.clone()
+    stopped, enabled = torch.tensor(False), torch.tensor(False)
+    step_losses = torch.empty(steps, dtype=torch.float64)
     run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
     assert torch.equal(step_losses, losses) and enabled and not stopped
 
@@ -155,14 +162,20 @@ def test_settle_stores_losses_and_stops_at_a_loss_that_is_not_finite(steps: int,
 def dense_update_arguments(
     shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64
 ) -> tuple[list[Tensor], ...]:
-    """Return weights, accumulators, velocities, gradients, states and outputs, a tensor of each for every shape."""
+    """Return lists with one tensor for each shape, as arguments of step_apply_.
+
+    The lists are weights, accumulators, velocities, gradients, hidden states, and the outputs that are copied over the
+    hidden states.
+    """
     g = seeded()
     return tuple([torch.rand(shape, generator=g, dtype=dtype) for shape in shapes] for _ in range(6))
 
 
 @impls
 @pytest.mark.parametrize("momentum", [True, False])
-@pytest.mark.parametrize("shapes", [[(3, 5), (1,), (0,), (64,)], [(2, 3)] * 20], ids=["few", "more than a launch has"])
+@pytest.mark.parametrize(
+    "shapes", [[(3, 5), (1,), (0,), (64,)], [(2, 3)] * 20], ids=["few", "more than fit one launch"]
+)
 def test_apply_updates_weights_as_the_optimizer(shapes: list[tuple[int, ...]], momentum: bool, impl: str) -> None:
     weights, accumulators, velocities, grads, states, outputs = dense_update_arguments(shapes)
     parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
@@ -174,9 +187,9 @@ def test_apply_updates_weights_as_the_optimizer(shapes: list[tuple[int, ...]], m
     hyperparameters = HYPERPARAMETERS if momentum else HYPERPARAMETERS * torch.tensor([1.0, 0.0, 1.0])
     arguments = (weights, accumulators, velocities if momentum else [], grads, states, outputs)
     copies = [tensor.clone() for tensors in arguments for tensor in tensors]
-    run("step_apply_", impl, *arguments, NO, hyperparameters)
+    run("step_apply_", impl, *arguments, DISABLED, hyperparameters)
     assert_equal_bits([tensor for tensors in arguments for tensor in tensors], copies)
-    run("step_apply_", impl, *arguments, YES, hyperparameters)
+    run("step_apply_", impl, *arguments, ENABLED, hyperparameters)
     optimizer.step()
     torch.testing.assert_close(weights, [p.detach() for p in parameters], rtol=1e-14, atol=1e-15)
     expected = [optimizer.state[parameter]["accumulator"] for parameter in parameters]
@@ -211,11 +224,11 @@ def test_rows_with_a_gradient_follow_the_formulas_and_others_are_unchanged(has_b
     if not has_bias:
         arguments |= dict.fromkeys(["bias_weight", "bias_accumulator", "bias_velocity", "grad_bias"])
     copies = {name: None if tensor is None else tensor.clone() for name, tensor in arguments.items()}
-    run("step_rows_", impl, *arguments.values(), NO, HYPERPARAMETERS)
+    run("step_rows_", impl, *arguments.values(), DISABLED, HYPERPARAMETERS)
     unchanged = [tensor for tensor in arguments.values() if tensor is not None]
     assert_equal_bits(unchanged, [tensor for tensor in copies.values() if tensor is not None])
 
-    run("step_rows_", impl, *arguments.values(), YES, HYPERPARAMETERS)
+    run("step_rows_", impl, *arguments.values(), ENABLED, HYPERPARAMETERS)
     index = torch.empty_like(arguments["rows"]).scatter_(0, arguments["positions"], arguments["rows"])
     grads = torch.cat([arguments["grad_inputs"], arguments["grad_items"]])
     grad_bias = None if not has_bias else torch.cat([torch.zeros(6, dtype=torch.float64), arguments["grad_bias"]])
@@ -245,11 +258,11 @@ def test_row_update_does_not_depend_on_the_order_of_threads(width: int) -> None:
     for seed in (1, 2):
         cuda_emulator.load().set_seed(seed)
         arguments = row_update_arguments(width, torch.float32)
-        run("step_rows_", "emulated", *arguments.values(), YES, HYPERPARAMETERS)
+        run("step_rows_", "emulated", *arguments.values(), ENABLED, HYPERPARAMETERS)
         results.append([*arguments.values()])
     assert_equal_bits(*results)
     reference = row_update_arguments(width, torch.float32)
-    run("step_rows_", "reference", *reference.values(), YES, HYPERPARAMETERS)
+    run("step_rows_", "reference", *reference.values(), ENABLED, HYPERPARAMETERS)
     torch.testing.assert_close(results[0], [*reference.values()], rtol=1e-5, atol=1e-6)
 
 
@@ -257,14 +270,18 @@ def test_row_update_does_not_depend_on_the_order_of_threads(width: int) -> None:
 @pytest.mark.parametrize(("n_inputs", "n_items"), [(0, 9), (9, 0), (0, 0), (1, 0)])
 def test_row_update_with_only_inputs_or_only_items(n_inputs: int, n_items: int) -> None:
     ours, theirs = (row_update_arguments(5, n_inputs=n_inputs, n_items=n_items) for _ in range(2))
-    run("step_rows_", "emulated", *ours.values(), YES, HYPERPARAMETERS)
-    run("step_rows_", "reference", *theirs.values(), YES, HYPERPARAMETERS)
+    run("step_rows_", "emulated", *ours.values(), ENABLED, HYPERPARAMETERS)
+    run("step_rows_", "reference", *theirs.values(), ENABLED, HYPERPARAMETERS)
     torch.testing.assert_close([*ours.values()], [*theirs.values()], rtol=1e-13, atol=1e-14)
 
 
 @needs_emulation
 def test_index_arithmetic_beyond_two_to_the_31st() -> None:
-    """There are more than 2**31 weights and gradients, but only those of the last row use memory."""
+    """There are more than 2**31 weights and gradients.
+
+    Only the ends of each emulated grid run (its first and last thread block), and only the last row has a gradient, so
+    little memory is used. `[-1, -300:]` lies within the part of the last row that the last thread block processes.
+    """
     width, n = 2**22, 2**9 + 2
     index = torch.full((n,), -1)
     index[-1] = n - 1
@@ -275,12 +292,12 @@ def test_index_arithmetic_beyond_two_to_the_31st() -> None:
         grad[-1, -300:], table[-1, -300:], accumulator[-1, -300:] = 3.0, 1.0, 16.0
         no_velocity_or_bias = [None] * 4
         gradients = (rows, positions, grad[:0], grad, None)
-        run("step_rows_", "emulated", table, accumulator, *no_velocity_or_bias, *gradients, YES, hyperparameters)
+        run("step_rows_", "emulated", table, accumulator, *no_velocity_or_bias, *gradients, ENABLED, hyperparameters)
         arguments = gather_arguments_without_items(table, index.view(1, -1), table[:1, :4], torch.zeros(1))
         x = run("step_gather", "emulated", *arguments)[0]
     assert table.numel() > 2**31
     assert bool((table[-1, -300:] == 1 - 0.5 * 3 / 5).all() and (accumulator[-1, -300:] == 25).all())
-    assert torch.equal(x[0, -1, -300:], table[-1, -300:])  # the last block copies at least these columns
+    assert torch.equal(x[0, -1, -300:], table[-1, -300:])
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
@@ -295,10 +312,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "change", "message"), BAD)
 def test_error_names_the_argument(name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run(name, "emulated", *(row_update_arguments(6) | change).values(), YES, HYPERPARAMETERS)
+        run(name, "emulated", *(row_update_arguments(6) | change).values(), ENABLED, HYPERPARAMETERS)
 
 
-@implementations("session_batch")
+@implementations("session_batch")  # any operator that has CPU kernels, which step_rows_ has not
 def test_native_on_the_cpu_is_an_error(impl: str) -> None:
     """impl="native" raises an error and does not run the reference in place of a kernel."""
     if impl == "native":

@@ -27,7 +27,8 @@ NO_LAUNCH = {  # operators without a kernel: they return a view, allocate, or ca
     "empty_strided", "expand", "flatten", "linear", "matmul", "narrow", "numpy_T", "permute", "reshape", "resize_",
     "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "zeros",
 }  # fmt: skip
-N_ITEMS, N_SAMPLE, UPDATES = 500, 64, 2  # UPDATES: training steps per captured graph
+N_ITEMS, N_SAMPLE = 500, 64
+STEPS_PER_GRAPH = 2  # a step makes one update
 
 
 def count_launches(work: Callable[[], object]) -> Counter[str]:
@@ -50,7 +51,8 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
     """Count the launches of a captured training step.
 
     Returns:
-        Launches per step that write the inputs of a captured graph, if a graph has 16 steps.
+        Launches that write the inputs of a captured graph, divided by 16, the default number of steps of a graph.
+            The number of these launches does not depend on the number of steps.
         Launches of one step by operator.
     """
     lengths = torch.randint(2, 9, (4 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
@@ -67,16 +69,23 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
         impl="emulated",
     )  # fmt: skip
     optimizer = SparseAdagrad(network.parameters(), 0.1, setting.momentum, impl="emulated")
-    step = CapturedTrainingStep(network, criterion, optimizer, steps_per_graph=UPDATES)
+    step = CapturedTrainingStep(network, criterion, optimizer, steps_per_graph=STEPS_PER_GRAPH)
     loader = SessionParallelLoader(store, setting.batch_size, impl="emulated")
     epoch = step.start_epoch(loader, ops.build_alias_table(support, 0.5), N_SAMPLE, seed=0)
     hidden = network.initial_state(loader.n_lanes)
-    epoch.run(UPDATES, hidden, step=0)  # creates the buffers that are created at first use
-    updates = epoch.next_updates(UPDATES, loader.n_lanes)
-    input_launches = count_launches(lambda: updates.fill(*epoch.draw(UPDATES, UPDATES), UPDATES))
-    step_launches = count_launches(lambda: updates.run(hidden))
+    epoch.run(STEPS_PER_GRAPH, hidden, step=0)  # creates the buffers that are created at first use
+    captured = epoch.next_updates(STEPS_PER_GRAPH, loader.n_lanes)
+    first_step = STEPS_PER_GRAPH  # the steps before it are done
+
+    def write_inputs() -> None:
+        block, negatives = epoch.draw(steps=STEPS_PER_GRAPH, step=first_step)
+        captured.fill(block, negatives, first_step)
+
+    input_launches = count_launches(write_inputs)
+    graph_launches = count_launches(lambda: captured.run(hidden))
+    # Operators with fewer launches than steps run once per graph and are not counted.
     return input_launches.total() / 16, Counter(
-        {name: n // UPDATES for name, n in step_launches.items() if n >= UPDATES}
+        {name: n // STEPS_PER_GRAPH for name, n in graph_launches.items() if n >= STEPS_PER_GRAPH}
     )
 
 

@@ -1,8 +1,12 @@
 """Builds the GPU benchmarks of GRU4Rec training and of its smaller operators.
 
 The operators are session batches, negative sampling, dropout masks and row updates. A row of the results table compares
-several implementations, called sides, at one workload. The "fused" training step is the package's step without
-autograd; on a GPU it runs as captured CUDA graphs.
+several implementations, called sides, at one workload; the class Row is such a row. A row of an item table is called a
+table row. `turn_seconds` is the duration of one measurement of a side. `device.side` times by CUDA events,
+`device.host_side` by the host's clock. `device.size(full=..., tiny=...)` returns `tiny` where the benchmarks
+themselves are tested.
+
+The "fused" training step is the package's step without autograd; on a GPU it runs as captured CUDA graphs.
 """
 
 from __future__ import annotations
@@ -31,8 +35,8 @@ from gru4rec_fast.training import SessionEpochRunner
 def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a training step: `GRU4Rec.fit`, the loop of the official `fit`, and plain PyTorch.
 
-    OURS_STEADY makes whole graphs of updates and leaves out the work at the start of epochs. In bf16, only this package
-    has bf16 products; the other implementations have TF32 products.
+    OURS_STEADY replays only full CUDA graphs, and the start of an epoch is not timed. In bf16, only this package has
+    bf16 products; the other implementations have TF32 products.
     """
     (setting,) = [setting for setting in SETTINGS if setting.name == name.workload]
     store = folder.sessions(setting.log)
@@ -58,7 +62,7 @@ def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
             lambda: device.host_side(NaiveTraining(store, setting, device=device.torch_device).step)
         ),
     }
-    n_columns = setting.batch_size + setting.n_sample  # on a GPU, repeated negatives are computed repeatedly
+    n_columns = setting.batch_size + setting.n_sample  # on a GPU, a negative drawn twice is also computed twice
     return Row(
         sides,
         unit="mini-batch",
@@ -78,9 +82,9 @@ def runner_on(device: Device, store: SessionStore, setting: Setting, bf16: bool 
 
 
 def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
-    """Return a function that makes n updates with the fused step, in as few calls of it as possible.
+    """Return a function that makes n updates with the fused step; each call of `epoch.run` makes as many as it can.
 
-    It starts a new epoch when one is finished.
+    The function starts a new epoch when one is finished.
 
     Raises:
         RuntimeError: the runner has no fused step; the message gives the reason.
@@ -107,7 +111,7 @@ def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
 
 def updates_side(run: Callable[[int], None], device: Device) -> Side:
     """Return the side that makes updates, timed by the host's clock. n is rounded to whole graphs of 16 updates."""
-    updates_per_graph = device.size(16, 1)
+    updates_per_graph = device.size(full=16, tiny=1)
 
     def side(n: int) -> float:
         n_updates = updates_per_graph * max(1, n // updates_per_graph)
@@ -148,7 +152,7 @@ def dropout_mask_row(name: RowName, device: Device, folder: PreparedFolder) -> R
 def negative_sampling_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of negative sampling: items sampled by popularity, with their log-probabilities."""
     # Number of occurrences of each item, by Zipf's law.
-    support = (1e7 / torch.arange(1, device.size(100_001, 101))).long() + 1
+    support = (1e7 / torch.arange(1, device.size(full=100_001, tiny=101))).long() + 1
     table = ops.build_alias_table(support, 0.75).to(device.torch_device)
     probability = torch.softmax(table.log_prob, 0)
     return Row(
@@ -156,13 +160,14 @@ def negative_sampling_row(name: RowName, device: Device, folder: PreparedFolder)
             OURS: device.side(lambda: ops.negative_sampling(table, 2048, seed=1, step=0, impl=device.impl)),
             "torch.multinomial": device.side(lambda: torch.multinomial(probability, 2048, replacement=True)),
         },
+        # Each draw reads threshold, alias and log-probability (20 bytes), and writes item and log-probability (12).
         n_bytes=2048 * (20 + 12),
     )
 
 
 def session_batch_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of session batches of 16 steps x 128 lanes (sessions processed in parallel), on the device."""
-    lengths = torch.randint(2, 9, (device.size(200_000, 500),), generator=torch.Generator().manual_seed(1))
+    lengths = torch.randint(2, 9, (device.size(full=200_000, tiny=500),), generator=torch.Generator().manual_seed(1))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     log = torch.arange(int(offsets[-1]), dtype=torch.int32)
     device_log = log.to(device.torch_device), offsets.to(device.torch_device)
@@ -198,13 +203,14 @@ def session_batch_row(name: RowName, device: Device, folder: PreparedFolder) -> 
             OURS: device.side(with_restarts(batch_on_device, device.torch_device)),
             "the CPU kernel and a copy": device.side(with_restarts(batch_on_cpu, "cpu")),
         },
+        # Each lane reads two int32 items (8 bytes) per step, and writes an input, a target and a reset flag (17).
         n_bytes=16 * 128 * (8 + 17),
     )
 
 
 def sparse_update_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a sparse Adagrad step on 2144 gradients; some table rows have many gradients."""
-    n_items, width = device.size(43_000, 300), device.size(480, 12)
+    n_items, width = device.size(full=43_000, tiny=300), device.size(full=480, tiny=12)
     table, accumulator = (torch.ones(n_items, width, device=device.torch_device) for _ in range(2))
     index = (torch.rand(2144, device=device.torch_device) ** 3 * n_items).long()
     grad, n_rows = torch.randn(2144, width, device=device.torch_device), int(index.unique().numel())
@@ -212,6 +218,8 @@ def sparse_update_row(name: RowName, device: Device, folder: PreparedFolder) -> 
         name: device.side(partial(ops.sparse_adagrad_, table, accumulator, None, index, grad, lr=1e-6, impl=impl))
         for name, impl in ((OURS, device.impl), ("coalesce, gather, scatter", "reference"))
     }
+    # It reads each gradient (float32) with its row and position (16 bytes). It reads and writes each updated table row
+    # and its accumulator: four passes.
     return Row(sides, n_bytes=2144 * (width * 4 + 16) + 4 * n_rows * width * 4)
 
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/philox.h"
+#include "common/philox.h"  // GRF_HOST_DEVICE
 
 namespace grf {
 
@@ -23,8 +23,8 @@ GRF_HOST_DEVICE uint16_t narrow_bfloat16(float value) {
   return static_cast<uint16_t>((word + 0x7FFF + (word >> 16 & 1)) >> 16);
 }
 
-// Conversions between a stored element of type T and the type Sum that it is computed and summed in. If T is uint16_t,
-// which holds the bits of a bfloat16 number, Sum is float. Otherwise Sum is T.
+// Converts elements between T, their type in memory, and Sum, the type for arithmetic. If T is uint16_t, which holds
+// the bits of a bfloat16 number, Sum is float. Otherwise Sum is T.
 template <typename T>
 struct Stored {
   using Sum = T;

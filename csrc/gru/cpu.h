@@ -1,5 +1,9 @@
-// The GRU on the CPU, on raw pointers, for the operators of gru/gru.cpp and the fused training step. gru/gru.h explains
-// lane, s, W, W_rz and q.
+// The GRU on the CPU, on raw pointers, for the operators of gru/gru.cpp and the fused training step.
+//
+// Names in the comments, as in gru/gru.h:
+//   lane     one of the B sessions that are processed in parallel
+//   s        the state [H] of a lane before a step, zeros if the lane is reset before the step
+//   W, W_rz  the recurrent weights [3H, H], and their rows for the gates r and z
 #pragma once
 
 #include "gru/gru.h"
@@ -17,9 +21,9 @@ struct GruLaneGradients {
   T *gate_inputs, *recurrent, *state;
 };
 
-// The gradients that gru_backward_weights writes or, with `add`, adds to: weight [3H, H] and bias [3H]. If `use_weight`
-// is not null, which is allowed at T = 1, `weight` is ignored. The callback then receives the weight's gradient in
-// blocks of rows as they are computed, and may update the layer's weight with them.
+// The gradients that gru_backward_weights writes or, with `add`, adds to: weight [3H, H] and bias [3H]. `use_weight` is
+// a callback, or null; it is allowed only at T = 1. If it is set, `weight` is ignored: the callback receives the
+// gradient of the weight in blocks of rows as they are computed, and may update the layer's weight with them.
 template <typename T>
 struct GruWeightGradients {
   T *weight, *bias;
@@ -27,7 +31,8 @@ struct GruWeightGradients {
   const UseBlock<T>* use_weight = nullptr;
 };
 
-// Computes output [T, B, H] and saved [T, B, 4H] from gate_inputs [T, B, 3H].
+// Computes output [T, B, H] from gate_inputs [T, B, 3H]. For the backward pass it also writes saved [T, B, 4H]: r, z, n
+// and q, where q is W_n s + b_n in the reset_after form and r * s in the reset_before form.
 template <typename T>
 void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* saved);
 

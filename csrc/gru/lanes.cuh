@@ -123,6 +123,7 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForwa
       __syncthreads();
     }
     for_block_units<kLanes>(layer, [&](int j, int l, int64_t lane) {
+      // a: gate inputs. w: products, W s + b; in the reset_before form the gates r and z, and W_n q + b_n.
       const T a[3] = {inputs[j].lane[l], inputs[hidden + j].lane[l], inputs[2 * hidden + j].lane[l]};
       const T w[3] = {product[j].lane[l], product[hidden + j].lane[l], product[2 * hidden + j].lane[l]};
       const GruGates<T> unit =
@@ -151,8 +152,8 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   using Values = LaneValues<T, kLanes>;
   GRF_DYNAMIC_SHARED(grad_state, Values);
-  // grad_recurrent [3H] is the gradient of W s + b. sums [3, H] are the products of each gate's H gradients with the
-  // gate's rows of W. weight is [3H, H].
+  // grad_recurrent [3H] is the gradient of W s + b. sums [3, H] holds, for each gate, W_gate^T times the gate's part of
+  // grad_recurrent, where W_gate are the gate's rows of W. weight is [3H, H].
   Values *const grad_recurrent = grad_state + hidden, *const sums = grad_recurrent + gate_units;
   T* const weight = reinterpret_cast<T*>(sums + gate_units);
   const auto multiply = [&](int first_gate, int last_gate) {
@@ -166,6 +167,7 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
   const auto prev_gradient = [&](int64_t t, int j, int l, int64_t lane) {
     if (is_reset(layer, t, lane)) return T{0};
     const T sum = grad_state[j].lane[l] + sums[j].lane[l] + sums[hidden + j].lane[l];
+    // reset_before: grad_state already includes the sum of gate n, through q.
     return layer.reset_after ? sum + sums[2 * hidden + j].lane[l] : sum;
   };
 
@@ -195,6 +197,7 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
       __syncthreads();
       for_block_units<kLanes>(layer, [&](int j, int l, int64_t lane) {
         const int64_t row = t * layer.lanes + lane;
+        // s, which backward_reset_before_output stored
         const T s = p.prev_states[row * hidden + j];
         grad_recurrent[j].lane[l] =
             backward_reset_before_gates(p, row, j, sums[2 * hidden + j].lane[l], s, &grad_state[j].lane[l]);

@@ -23,6 +23,9 @@ struct Submatrix {
 };
 
 // Options of the operator `laplacian_propagation`.
+//   matrix      name of L: "symmetric", "mean", "norm" or "plain"
+//   dropout     probability of dropping an entry of L; seed and step select the random numbers
+//   transposed  use the values of L^T. The caller must also swap rows and columns, by Submatrix::transposed().
 struct PropagationOptions {
   std::string_view matrix;
   double dropout;
@@ -30,16 +33,17 @@ struct PropagationOptions {
   bool transposed;
 };
 
-// Returns L[rows][:, columns] @ features, a new tensor [n_rows, d]. `addend`, if defined, has the shape and dtype of
-// `features`; its row for a node is added to the node's row of the result. Raises ValueError for invalid arguments. The
-// values of index tensors are checked here on the CPU, and by the kernels on CUDA.
+// Returns L[rows][:, columns] @ features, a new tensor [n_rows, d]. `addend`, if defined, has one row per column node,
+// as `features` has, and the same dtype. If the node of a result row is also a column node, the node's row of `addend`
+// is added to the result row. Raises ValueError for invalid arguments. The values of index tensors are checked here on
+// the CPU, and by the kernels on CUDA.
 template <Kernels kernels>
 at::Tensor propagate(const at::Tensor& features, const Submatrix& graph, const PropagationOptions& options,
                      const at::Tensor& addend = {});
 
 namespace cuda {
 
-// Allocates the workspace that `args` has null pointers for, and launches the kernels.
+// Allocates the workspace, whose pointers in `args` are null, and launches the kernels.
 void multiply_matrix(PropagationArguments args, const at::Tensor& features, const at::Tensor& offsets);
 
 }  // namespace cuda

@@ -1,5 +1,13 @@
 // The operators ngcf_layer and ngcf_layer_backward: check arguments and allocate results. Specification:
 // gru4rec_fast/ops/ngcf_layer.py.
+//
+// Arguments of the operators whose names do not explain them:
+//   P, Q            names of the two propagation matrices, such as "symmetric+I"
+//   per_term        whether the activation is applied to each of the layer's two terms, and not to their sum
+//   side_p, side_q  forward's P @ features and Q @ features (without "+I"), here `propagated.p` and `propagated.q`;
+//                   side_q is empty if both matrices are the same
+//   code            forward's `flags`, the bits in which forward stores for each unit what backward needs of the
+//                   activation (see ngcf_layer.h)
 #include "ngcf_layer/ngcf_layer.h"
 
 #include <ATen/Dispatch.h>
@@ -72,8 +80,8 @@ void find_rows(const NgcfArguments& args, Tensor& self_index) {
   }
 }
 
-// Returns the row in `features` of the node that each row of the result belongs to, or an undefined tensor if row i
-// belongs to node i. Must be called after `propagate`, which checks that rows and columns increase.
+// Returns, for each row of the result, the index in `features` of the same node; undefined if that is row i for every
+// row i. Must be called after `propagate`, which checks that rows and columns increase.
 template <Kernels kernels>
 Tensor make_self_index(const NgcfArguments& args) {
   if (!args.columns.defined()) return args.rows;

@@ -38,7 +38,7 @@ def evaluate_sessions(
     """Rank the true next item after each event of the test sessions among the whole catalogue.
 
     The network receives the events of a session in order, from a hidden state of zero, without dropout. The last event
-    of a session has no next item. `batch_size` only changes the rounding in the network.
+    of a session has no next item. `batch_size` affects speed and memory; the metrics change at most by rounding errors.
 
     Args:
         network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards.
@@ -61,8 +61,8 @@ def evaluate_sessions(
     weight, bias = network.output_weight, network.output_bias
     if len(weight) != store.n_items:
         raise ValueError(
-            f"the store has {store.n_items} items, the network {len(weight)}: read the test log with vocabulary= of "
-            "the training store"
+            f"the store has {store.n_items} items, the network {len(weight)}: read the test log with "
+            "vocabulary=STORE.vocabulary, where STORE is the training store"
         )
     if baselines and support is None:
         raise ValueError("baselines=True needs support=, the support of the items in the training store")

@@ -18,8 +18,8 @@ class RowOptimizer(torch.optim.Optimizer):
     """Base class of optimizers whose update rule is an operator of `gru4rec_fast.ops.sparse_update`.
 
     A sparse gradient updates only the rows at its indices; a dense gradient updates every entry by the same rule. A
-    subclass sets `operator` (a name in gru4rec_fast.ops, for sparse gradients) and `rule` (the same update of whole
-    tensors), and implements `state_tensors` and `options`.
+    subclass sets `operator` (a name in gru4rec_fast.ops, for sparse gradients) and `rule` (a PyTorch function that
+    updates whole tensors in the same way), and implements `state_tensors` and `options`.
     """
 
     operator: str
@@ -65,7 +65,8 @@ class RowOptimizer(torch.optim.Optimizer):
         if grad.is_sparse:
             update(parameter, *tensors, grad._indices()[0], grad._values())
         elif self._has_kernel(parameter):
-            # The kernel updates the parameter as a table with one row. It reads memory once, PyTorch would eight times.
+            # The kernel updates the parameter as a table with one row. It passes over memory once; PyTorch operators
+            # would make eight passes.
             flat = [None if tensor is None else tensor.view(1, -1) for tensor in tensors]
             index = torch.zeros(1, dtype=torch.int64, device=grad.device)
             update(parameter.view(1, -1), *flat, index, grad.reshape(1, -1))
@@ -78,7 +79,7 @@ class RowOptimizer(torch.optim.Optimizer):
         return is_native and parameter.is_contiguous() and parameter.dtype in (torch.float32, torch.float64)
 
 
-def state_tensor(state: dict[str, Any], name: str, parameter: Tensor, create: bool = True) -> Tensor | None:
+def get_or_create_state(state: dict[str, Any], name: str, parameter: Tensor, create: bool = True) -> Tensor | None:
     """Return a tensor of a parameter's state; if it is missing, create zeros or (without `create`) return None."""
     if create and name not in state:
         state[name] = torch.zeros_like(parameter)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast.ops.sparse_update import State, adagrad_rule
-from gru4rec_fast.optim.row_optimizer import RowOptimizer, state_tensor
+from gru4rec_fast.optim.row_optimizer import RowOptimizer, get_or_create_state
 
 
 class SparseAdagrad(RowOptimizer):
@@ -50,7 +50,7 @@ class SparseAdagrad(RowOptimizer):
         state = self.state[parameter]
         if "accumulator" not in state:
             state["accumulator"] = torch.zeros_like(parameter)
-        return state["accumulator"], state_tensor(state, "velocity", parameter, create=momentum != 0)
+        return state["accumulator"], get_or_create_state(state, "velocity", parameter, create=momentum != 0)
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
         return self.moments(parameter, group["momentum"])

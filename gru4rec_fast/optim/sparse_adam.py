@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast.ops.sparse_update import State, adam_rule
-from gru4rec_fast.optim.row_optimizer import RowOptimizer, state_tensor
+from gru4rec_fast.optim.row_optimizer import RowOptimizer, get_or_create_state
 
 
 class SparseAdam(RowOptimizer):
@@ -57,7 +57,7 @@ class SparseAdam(RowOptimizer):
                 group["betas"] = (group.pop("beta1"), group.pop("beta2"))
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
-        return state_tensor(state, "exp_avg", parameter), state_tensor(state, "exp_avg_sq", parameter)
+        return get_or_create_state(state, "exp_avg", parameter), get_or_create_state(state, "exp_avg_sq", parameter)
 
     def options(self, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         beta1, beta2 = group["betas"]

@@ -26,8 +26,9 @@ HERE = Path(__file__).resolve().parent
 LIBRARY = "_emulated.so"
 NAMESPACE = "gru4rec_fast_emulated"
 
-# The compiler inserts a call before each memory access of a kernel. To detect races, access_hooks.cpp defines the
-# called functions, in place of ThreadSanitizer's library. To detect accesses out of bounds, AddressSanitizer does.
+# The compiler inserts a call before each memory access of a kernel. With "races", access_hooks.cpp defines the called
+# functions, and ThreadSanitizer's library is not linked. With "addresses", AddressSanitizer's library defines them, to
+# detect accesses out of bounds.
 KERNEL_FLAGS = {
     "races": ["-fsanitize=thread"],
     "addresses": ["-fsanitize=address", "-fno-omit-frame-pointer", "-DGRF_EMULATED_ADDRESSES"],
@@ -67,7 +68,7 @@ def load() -> ModuleType:
                 module = _backend.import_library(_library(), "gru4rec_fast._emulated")
             except BuildError as error:
                 raise RuntimeError(f"impl='emulated': {error}") from error
-            run_callbacks(NAMESPACE)
+            run_callbacks(NAMESPACE)  # registers the fake kernels and autograd formulas of the operators
             _module = module
     return _module
 
@@ -86,7 +87,8 @@ def _library() -> _build.Library:
         raise BuildError(reason)
     csrc = _build.source_folder()
     checks = "addresses" if "address" in _compile.sanitizers() else "races"
-    # The identity has file names relative to one root. csrc/ is not next to this folder if the package is installed.
+    # The identity of the library (versions and hashes, the key of the cache) contains file names relative to one root
+    # folder. csrc/ is not next to this folder if the package is installed.
     files = [*csrc.rglob("*"), *HERE.glob("*")]
     root = Path(os.path.commonpath([csrc, HERE]))
     flags = (CXX_FLAGS, _compile.CXX_FLAGS, KERNEL_FLAGS[checks])
@@ -136,6 +138,7 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
             failed = any(list(pool.map(run, commands))) or run(link_command) != 0
     if failed:
         reason = _compile.first_error(log.read_text(errors="replace"))
+        # An error in the sources is lasting: the next process does not compile them again.
         raise BuildError(f"compiling failed: {reason}", lasting="error:" in reason)
     record: Record = {"identity": identity, "mode": "emulated"}
     _compile.write_record(folder, record)
