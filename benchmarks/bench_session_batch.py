@@ -52,7 +52,7 @@ def run_naive(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> int:
 
 def run_operator(items: np.ndarray, offsets: np.ndarray, n_lanes: int, impl: str) -> int:
     """Make the batches of an epoch with ops.session_batch and return the number of events."""
-    log = torch.from_numpy(items), torch.from_numpy(offsets), None
+    log = torch.from_numpy(items), torch.from_numpy(offsets), None  # None: the sessions keep their order
     state = session_batch_state(n_lanes)
     n_events, n_live = 0, n_lanes
     while n_live:
@@ -88,11 +88,13 @@ def test_epoch(compare: Any, logs: SessionLogs, official: Any, n_lanes: int, log
     sides["reference"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "reference"), n_events)
     sides["loader"] = epoch_side(lambda: run_loader(store, n_lanes), n_events)
     sides["session_batch"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "auto"), n_events)
+    # The keys are the sides of this package; the ratios that are goals are by the name of the other side.
     goals: dict[str, dict[str, float]] = {"session_batch": {}, "loader": {}}
     if log == "real":
         goals["session_batch"]["official"] = 50.0
     name = "diginetica" if log == "real" else "synthetic log"
     seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", subjects=goals)
+    # cpu_table.py reads each side's shares of the rates of the machine from "limits".
     compare.note(
         limits={side: rate_shares(figures["median"], n_bytes=EVENT_BYTES) for side, figures in seconds.items()}
     )

@@ -50,7 +50,7 @@ def find_or_compile() -> Library:
         origin = "in the environment" if requested else "when this package was installed"
         raise BuildError(f"{_compile.MODE_VARIABLE}=none {origin}")
     csrc = source_folder()
-    required = _compile.identity(csrc, str(torch.__version__), torch.version.cuda)
+    required = _compile.library_identity(csrc, str(torch.__version__), torch.version.cuda)
     mismatch = None
     for path in sorted(PACKAGE.glob("_C*.so")):
         record = _compile.read_record(PACKAGE)

@@ -102,13 +102,15 @@ def sources(csrc: Path, cuda: bool) -> list[Path]:
     return [path for path in files if cuda or not is_for_cuda(path)]
 
 
-def identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str, str]:
+def library_identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str, str]:
     """Return the versions and the hash of the sources and flags that a library depends on.
 
     A library must not be loaded if the identity in its record differs from this.
     """
     files = [path for path in csrc.rglob("*") if torch_cuda or not is_for_cuda(path)]
-    return identity_of(csrc, files, (compile_flags(), NVCC_FLAGS, None), torch_version, torch_cuda)
+    return identity_of(
+        csrc, files, (compile_flags(), NVCC_FLAGS, None), torch_version, torch_cuda
+    )  # None only keeps hashes unchanged
 
 
 def identity_of(
@@ -184,8 +186,9 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
     `mode` is auto, cpu or cuda. If CUDA kernels cannot be compiled, auto compiles only CPU kernels. `environment`
     replaces os.environ for the compiling process. Raises BuildError.
 
-    Keys of the record: identity (see `identity`), mode, cuda (whether there are CUDA kernels) and cuda_why_not (the
-    reason if there are none). After a failed compilation also why_not (the reason) and lasting (see `BuildError`).
+    Keys of the record: identity (see `library_identity`), mode, cuda (whether CUDA kernels were compiled; after a
+    failure, whether that was attempted) and cuda_why_not (the reason if there are none). After a failed compilation
+    also why_not (the reason) and lasting (see `BuildError`).
     """
     output.mkdir(parents=True, exist_ok=True)
     environment = os.environ if environment is None else environment
@@ -270,13 +273,14 @@ def main() -> int:
     arguments = parser.parse_args()
     csrc, output, mode = arguments.csrc, arguments.output, arguments.mode
 
-    if sanitizers():  # this process needs the preloaded runtime to load the library, but the compiler must not load it
+    # LD_PRELOAD holds a sanitizer's runtime: this process needs it to load the library, the compiler must not get it.
+    if sanitizers():
         os.environ.pop("LD_PRELOAD", None)
     import torch
 
     version, torch_cuda = str(torch.__version__), torch.version.cuda
     obstacle = "left out on request" if mode == "cpu" else cuda_obstacle(csrc, version, torch_cuda)
-    record: Record = {"identity": identity(csrc, version, torch_cuda), "mode": mode, "cuda": obstacle is None}
+    record: Record = {"identity": library_identity(csrc, version, torch_cuda), "mode": mode, "cuda": obstacle is None}
     if mode == "cuda" and obstacle:
         write_record(output, record | {"why_not": f"CUDA kernels were requested, but {obstacle}", "lasting": False})
         return 1

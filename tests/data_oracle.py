@@ -42,7 +42,8 @@ def filtered(
     sessions: list[Session], min_support: int, min_length: int, remove_duplicates: bool, collapse: bool
 ) -> list[Session]:
     """Apply the filters until nothing changes, and return the remaining sessions."""
-    if remove_duplicates:  # of events with equal (time, item), the dict holds the one that is written last: the first
+    # The loop runs backwards, so the first of several events with equal (time, item) overwrites the others.
+    if remove_duplicates:
         sessions = [
             replace(s, events=sorted({(t, i): (t, r, i) for t, r, i in reversed(s.events)}.values(), key=_time_and_row))
             for s in sessions

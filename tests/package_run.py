@@ -8,6 +8,7 @@ from oracle import Options, embedding_mode, input_width, layer_sizes
 
 from gru4rec_fast import ops
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.captured_step import CapturedTrainingStep
 from gru4rec_fast.training.fused_step import FusedTrainingStep
@@ -22,7 +23,10 @@ def to_network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
 
 
 class PackageRun:
-    """Network, loss, optimizer and hidden state of a training. Tests can set the weights, moments and state."""
+    """Network, loss, optimizer and hidden state of a training.
+
+    Tests can set the weights, the optimizer state and the hidden state.
+    """
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class PackageRun:
         """Build the model.
 
         `impl` "reference" or "native" trains by autograd with operators of this implementation; "fused" trains with
-        `FusedTrainingStep`; "emulated" trains with `CapturedTrainingStep`, the step of GPUs, and emulated kernels.
+        `FusedTrainingStep`; "emulated" trains with the step for GPUs, `CapturedTrainingStep`, and emulated kernels.
         """
         self.step_class = {"fused": FusedTrainingStep, "emulated": CapturedTrainingStep}.get(impl)
         impl = "native" if impl == "fused" else impl
@@ -76,13 +80,13 @@ class PackageRun:
     def set_weights(self, weights: Arrays) -> None:
         self.network.load_state_dict(to_network_names(weights))
 
-    def set_moments(self, accumulators: Arrays, velocities: Arrays) -> None:
+    def set_optimizer_state(self, accumulators: Arrays, velocities: Arrays) -> None:
         accumulator, velocity = to_network_names(accumulators), to_network_names(velocities)
         for name, parameter in self.network.named_parameters():
-            moments = self.optimizer.state[parameter]
-            moments["accumulator"] = accumulator[name].to(self.dtype)
+            tensors = self.optimizer.state[parameter]
+            tensors["accumulator"] = accumulator[name].to(self.dtype)
             if self.optimizer.defaults["momentum"]:
-                moments["velocity"] = velocity[name].to(self.dtype)
+                tensors["velocity"] = velocity[name].to(self.dtype)
 
     def set_state(self, state: list[np.ndarray]) -> None:
         self.state = [torch.from_numpy(layer.copy()).to(self.dtype) for layer in state]
@@ -94,7 +98,7 @@ class PackageRun:
             for name, parameter in self.network.named_parameters()
         }
 
-    def moments(self) -> Arrays:
+    def optimizer_state(self) -> Arrays:
         """Return accumulators and, with momentum, velocities, as "accumulator.<name>" and "velocity.<name>"."""
         return {
             f"{kind}.{name.removeprefix('gru.')}": tensor.numpy().copy()
@@ -108,6 +112,7 @@ class PackageRun:
         stacked_negatives = None if negatives is None else torch.from_numpy(np.stack(negatives))
         if self.step_class:
             step = self.step_class(self.network, self.criterion, self.optimizer)
+            # Updates self.state in place.
             return step.train_block(inputs, targets, reset, stacked_negatives, self.state, step=first_step)
         hidden, state = self.network(inputs, self.state, reset, step=first_step)
         table = self.network.output_weight, self.network.output_bias
@@ -124,8 +129,11 @@ class PackageRun:
         embedding_width = gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0  # one-hot
         widths = [embedding_width, *(layer.hidden_size for layer in gru.layers)]
         probabilities = [network.dropout_p_embed if embedding_width else 0.0] + [gru.dropout] * len(gru.layers)
+        # The streams are STREAM_EMBEDDING_DROPOUT = 1 and, of layer l, STREAM_HIDDEN_DROPOUT + l = 2 + l.
         return [
-            ops.dropout_mask(1, lanes, width, p, seed=network.seed, stream=1 + i, step=step, dtype=self.dtype)[0]
+            ops.dropout_mask(
+                1, lanes, width, p, seed=network.seed, stream=STREAM_EMBEDDING_DROPOUT + i, step=step, dtype=self.dtype
+            )[0]
             if p
             else None
             for i, (width, p) in enumerate(zip(widths, probabilities, strict=True))

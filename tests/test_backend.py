@@ -149,7 +149,7 @@ def test_sanitizers_change_the_identity_of_the_library(monkeypatch: pytest.Monke
     hashes = []
     for value in ("", "undefined", "address,undefined", "thread"):
         monkeypatch.setenv(_compile.SANITIZE_VARIABLE, value)
-        hashes.append(_compile.identity(_build.source_folder(), "2.13.0", None)["sources"])
+        hashes.append(_compile.library_identity(_build.source_folder(), "2.13.0", None)["sources"])
     assert len({*hashes}) == len(hashes)
 
 

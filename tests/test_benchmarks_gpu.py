@@ -110,14 +110,14 @@ def failing_side(n: int) -> float:
 
 
 def build_without_data() -> Any:
-    raise MissingInput("no data/x in FOLDER")
+    raise MissingInput("no data/x in the prepared folder")
 
 
 def test_other_sides_are_measured_if_one_fails_or_lacks_its_data() -> None:
     working_side, baseline = (lambda n: 0.001), WORKLOADS["gru"].baseline
     row = measured_row({OURS: failing_side, baseline: working_side, "other": built_at_first_use(build_without_data)})
     assert row["failed"] == {OURS: "RuntimeError: no such kernel"} and [*row["seconds"]] == [baseline]
-    assert row["notes"] == ["other left out: no data/x in FOLDER"] and row["ratios"] == {}
+    assert row["notes"] == ["other left out: no data/x in the prepared folder"] and row["ratios"] == {}
     lines = table.render([{"call": "A", "rows": [row]}])
     assert f"| {row['row']} | failed | {baseline} | 1 ms |  |  |  | >= 1x | not measured |" in lines
     assert f"- ours failed: {row['row']}: RuntimeError: no such kernel" in lines
@@ -315,7 +315,7 @@ def test_prepare_folder_converts_logs_and_copies_checkouts(tmp_path: Path) -> No
     prepared = PreparedFolder(out)
     assert prepared.sessions("rsc15_100k").n_events == 3 and prepared.graph("gowalla").n_edges == 3
     assert sorted(path.name for path in prepared.peer("official").iterdir()) == ["LICENSE", "gru4rec_pytorch.py"]
-    with pytest.raises(MissingInput, match="no peers/ngcf in FOLDER"):
+    with pytest.raises(MissingInput, match="no peers/ngcf in the prepared folder"):
         prepared.peer("ngcf")
     with pytest.raises(FileNotFoundError, match=r"there is no NGCF/NGCF\.py"):
         list(prepare_peers({"ngcf": checkout}, out))

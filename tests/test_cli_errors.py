@@ -128,7 +128,7 @@ def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, 
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert err.splitlines()[-1].endswith("resume with the same out folder: the same command with --resume")
+    assert err.splitlines()[-1].endswith("resume with the same out folder: run the same command with --resume")
 
     unfinished = cli("evaluate", tmp_path / "run", folder / "test.tsv")
     assert unfinished.code == 2
@@ -169,7 +169,7 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bits(folder: Path, tmp_path: Pat
     assert process.returncode == 130
     assert out == "" and "Traceback" not in err
     assert err.splitlines()[-1].startswith("interrupted: training interrupted")
-    assert err.splitlines()[-1].endswith("resume with the same out folder: the same command with --resume")
+    assert err.splitlines()[-1].endswith("resume with the same out folder: run the same command with --resume")
 
     # With n_epochs=1 the resumed command trains no further, and writes a report with the number of finished epochs.
     done = cli(*common, "--n-epochs", "1", "--out", tmp_path / "run", "--resume")

@@ -19,7 +19,7 @@ from gru4rec_fast import NGCF, GRU4Rec, LightGCN
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.models import gru4rec
 from gru4rec_fast.training import Checkpoint, CheckpointError, TrainingDiverged, save_checkpoint
-from gru4rec_fast.training.folder_lock import exclusive
+from gru4rec_fast.training.folder_lock import lock_folder
 
 SMALL = {"layers": [16], "batch_size": 8, "n_sample": 32, "n_epochs": 1, "learning_rate": 0.1}
 
@@ -313,7 +313,7 @@ def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Pa
             model.set_params(lr_scheduler="step", lr_scheduler_options={"color": "red"})
         elif cause == "folder in use":  # another thread has locked the folder
             thread = stack.enter_context(ThreadPoolExecutor(1))
-            lock = exclusive(tmp_path / "run")
+            lock = lock_folder(tmp_path / "run")
             thread.submit(lock.__enter__).result()
             stack.callback(lambda: thread.submit(lock.__exit__, None, None, None).result())
             error = OSError

@@ -46,15 +46,19 @@ def convert_to_format_1(path: Path, file_format: str, new_parameters: list[str])
     """Replace a checkpoint file by the file that version 0.1 would have written."""
     checkpoint = load_checkpoint(path, file_format)
     saved = checkpoint.config["parameters"]
-    parameters = {NAMES_IN_FORMAT_1.get(n, n): value for n, value in saved.items() if n not in new_parameters}
+    parameters = {
+        NAMES_IN_FORMAT_1.get(name, name): value for name, value in saved.items() if name not in new_parameters
+    }
     progress = dict(checkpoint.progress)
     if "position" in progress:
         position, optimizer = progress.pop("position"), progress["optimizer"]
-        progress["place"] = {"summed" if n == "loss_count" else n: value for n, value in position.items()}
+        progress["place"] = {"summed" if name == "loss_count" else name: value for name, value in position.items()}
         progress["optimizer"] = {"groups": optimizer["groups"], "numbers": optimizer["scalars"]}
         if "lr_scheduler" in new_parameters:
             assert progress.pop("schedule") is None
-    tensors = {n.replace("graph.neighbors", "graph.neighbours"): tensor for n, tensor in checkpoint.tensors.items()}
+    tensors = {
+        name.replace("graph.neighbors", "graph.neighbours"): tensor for name, tensor in checkpoint.tensors.items()
+    }
     header = {"format": file_format.replace("/2", "/1"), "config": checkpoint.config | {"parameters": parameters}}
     save_checkpoint(path, replace(checkpoint, **header, progress=progress, tensors=tensors))
 
@@ -84,6 +88,7 @@ def test_resuming_format_1_with_other_parameters_or_data_is_an_error(tmp_path: P
     convert_to_format_1(tmp_path / "last.safetensors", estimator.file_format, new_parameters)
     with pytest.raises(CheckpointError, match=r"momentum=0\.1 in the checkpoint, 0\.0 now"):
         estimator(**{**parameters, "momentum": 0}).fit(STORE, out=tmp_path, resume=True)
+    # The same sessions, but the item ids are 0, 1, 2, ... instead of 5, 15, 25, ...
     other = SessionStore.from_arrays(STORE.items, STORE.offsets, n_items=STORE.n_items)
     with pytest.raises(CheckpointError, match="another catalogue of items"):
         estimator(**parameters).fit(other, out=tmp_path, resume=True)

@@ -101,7 +101,7 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
     for step_number, (step, step_negatives) in enumerate(zip(steps, negatives, strict=True)):
         accumulators, velocities = oracle_moments(oracle)
         package.set_weights(oracle.weights)
-        package.set_moments(accumulators, velocities)
+        package.set_optimizer_state(accumulators, velocities)
         package.set_state(oracle.state)
         plain = [
             {key: torch.from_numpy(value).float() for key, value in arrays.items()}
@@ -128,7 +128,7 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
         assert plain_loss.item() == pytest.approx(loss, rel=1e-4)  # plain PyTorch computes the same loss
         expected = updated_tensors(oracle.weights, *oracle_moments(oracle), oracle.state, options)
         plain_errors = distance(updated_tensors(*plain, plain_state, options), expected)
-        errors = distance(package.weights() | package.moments() | state_dict(package.state), expected)
+        errors = distance(package.weights() | package.optimizer_state() | state_dict(package.state), expected)
         for key, error in errors.items():
             norm = np.linalg.norm(expected[key]) or 1.0  # a norm of 0: no gradient yet, and both errors are 0
             if key.startswith(averaged):

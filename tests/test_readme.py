@@ -1,4 +1,4 @@
-"""The code samples and commands of README.md and docs/cli.md run, and the files that the pages link to exist."""
+"""The code samples and commands of README.md and docs/cli.md run, and all linked files exist."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gru4rec_fast.training import Checkpoint, load_checkpoint, save_checkpoint
-from gru4rec_fast.training.folder_lock import exclusive
+from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.run_folder import PREVIOUS, RUN_FILES, RunFolder, checkpoint_to_resume
 
 FORMAT = "gru4rec_fast.Example/1"
@@ -126,12 +126,12 @@ def test_one_thread_at_a_time_can_lock_a_folder(tmp_path: Path):
 
     def try_to_lock() -> None:
         try:
-            with exclusive(tmp_path):
+            with lock_folder(tmp_path):
                 results.append("locked")
         except OSError as error:
             results.append(str(error))
 
-    with exclusive(tmp_path), exclusive(str(tmp_path)):  # one thread can lock a folder twice
+    with lock_folder(tmp_path), lock_folder(str(tmp_path)):  # one thread can lock a folder twice
         thread = threading.Thread(target=try_to_lock)
         thread.start()
         thread.join()
@@ -142,40 +142,40 @@ def test_one_thread_at_a_time_can_lock_a_folder(tmp_path: Path):
 
 
 def test_a_folder_that_the_lock_created_is_removed_if_it_is_empty(tmp_path: Path):
-    with exclusive(tmp_path / "new"):
+    with lock_folder(tmp_path / "new"):
         assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="failed"), exclusive(tmp_path / "new"):
+    with pytest.raises(ValueError, match="failed"), lock_folder(tmp_path / "new"):
         raise ValueError("failed")
     assert not (tmp_path / "new").exists()
-    with exclusive(tmp_path / "new"):
+    with lock_folder(tmp_path / "new"):
         (tmp_path / "new" / "file").touch()
     assert os.listdir(tmp_path / "new") == ["file"]
-    with exclusive(None):
+    with lock_folder(None):
         pass
 
 
 def test_a_killed_process_releases_its_lock(tmp_path: Path):
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
-        "from gru4rec_fast.training.folder_lock import exclusive\n"
-        "with exclusive(sys.argv[1]):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
+        "from gru4rec_fast.training.folder_lock import lock_folder\n"
+        "with lock_folder(sys.argv[1]):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
-        with pytest.raises(OSError, match=f"another training is writing to {tmp_path}"), exclusive(tmp_path):
+        with pytest.raises(OSError, match=f"another training is writing to {tmp_path}"), lock_folder(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert os.listdir(tmp_path) == [".lock"]
-    with exclusive(tmp_path):
+    with lock_folder(tmp_path):
         pass
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_file_that_is_removed_while_it_is_being_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A lock on a removed file would exclude nobody, so that a new file is created and locked."""
+def test_a_lock_file_removed_while_being_locked_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A lock on a removed file would exclude nobody, so a new file is created and locked."""
     import fcntl
 
     flock, calls = fcntl.flock, [0]
@@ -187,7 +187,7 @@ def test_a_lock_file_that_is_removed_while_it_is_being_locked(tmp_path: Path, mo
         flock(stream, operation)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fcntl, "flock", remove_file_at_first_call)
-    with exclusive(tmp_path):
+    with lock_folder(tmp_path):
         assert calls == [2] and (tmp_path / ".lock").exists()
 
 
@@ -200,7 +200,7 @@ def test_a_file_system_without_locks_is_logged(
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with caplog.at_level(logging.WARNING, "gru4rec_fast"), exclusive(tmp_path):
+    with caplog.at_level(logging.WARNING, "gru4rec_fast"), lock_folder(tmp_path):
         assert "cannot be locked" in caplog.text and str(tmp_path) in caplog.text
 
 

@@ -70,7 +70,7 @@ def load_library(arguments: argparse.Namespace) -> dict[str, Any]:
         import gru4rec_fast
         from gru4rec_fast import _build, _compile
 
-        required = _compile.identity(_build.source_folder(), str(torch.__version__), torch.version.cuda)
+        required = _compile.library_identity(_build.source_folder(), str(torch.__version__), torch.version.cuda)
         cached = [_compile.read_record(path) for path in _build.cache_folder().glob("*/")]
         if required not in [record.get("identity") for record in cached]:
             reason = _build.difference(cached[0], required) if cached else f"{_build.cache_folder()} holds no library"

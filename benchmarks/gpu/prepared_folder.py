@@ -1,4 +1,4 @@
-"""Opens the logs, graphs and checkouts of other people's code in the folder that prepare_folder.py writes."""
+"""Opens the logs, the graphs and the checkouts of public code in the folder that prepare_folder.py writes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class PreparedFolder:
     def _find(self, *parts: str) -> Path:
         name = "/".join(parts)
         if self._path is None:
-            raise MissingInput(f"no FOLDER with {name}")
+            raise MissingInput(f"no prepared folder was given ({name} is needed)")
         path = self._path.joinpath(*parts)
         if not path.is_dir():
-            raise MissingInput(f"no {name} in FOLDER")
+            raise MissingInput(f"no {name} in the prepared folder")
         return path

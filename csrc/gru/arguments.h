@@ -19,12 +19,13 @@ struct GruArguments {
   bool reset_after;
   at::Tensor state, weight, bias, reset, mask;
 
-  // T is the first dimension of `block` [T, B, width * H], which is gate_inputs or `saved`.
+  // T is the first dimension of `block` [T, B, width * H], which is gate_inputs (width 3) or `saved` (width 4). `form`
+  // is "reset_after" or "reset_before".
   GruArguments(const at::Tensor& block, int64_t width, const at::Tensor& state, const at::Tensor& weight_hh,
                const std::optional<at::Tensor>& bias_hh, const std::optional<at::Tensor>& reset,
                const std::optional<at::Tensor>& output_mask, std::string_view form);
 
-  // Checks a tensor [T, B, width * H].
+  // Checks a tensor [T, B, width * H] and returns it as a contiguous tensor.
   at::Tensor block(const at::Tensor& tensor, const char* name, int64_t width) const {
     return contiguous(tensor, name, {steps, lanes, width * hidden}, state.scalar_type(), device);
   }

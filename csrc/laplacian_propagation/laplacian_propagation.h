@@ -32,8 +32,10 @@ struct PropagationArguments {
   uint32_t drop_threshold;  // an entry is kept if its Philox word is at least this; 0: no dropout
   uint32_t step;
   uint64_t seed;
-  const void* addend;  // like `features`, or null: its row for a node is added to the node's row of the result
-  void* out;           // [n_rows, width], written
+  // Null, or rows of the same nodes in the same layout as `features`. The row of node rows[i] is added to out[i]; a
+  // node without a row adds nothing.
+  const void* addend;
+  void* out;  // [n_rows, width], written
 
   // Workspace of the CUDA kernels; null on the CPU. A row of many entries is long: it is cut into segments.
   void* row_scale = nullptr;        // Sum [n_nodes]

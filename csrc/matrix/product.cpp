@@ -27,6 +27,7 @@
 #include "matrix/product_bf16.h"
 #include "matrix/split_among_threads.h"
 
+// Compiles the kernels once for each instruction set; GRF_DISPATCH calls those for this processor.
 #define GRF_KERNEL "matrix/product_kernel.inc"
 #include "common/foreach_isa.h"
 

@@ -1,5 +1,5 @@
-// The kernels that a captured training step runs between the operators of the other families. Specification:
-// gru4rec_fast/ops/training_step.py.
+// The kernels that a captured training step runs between the operators of the other folders of csrc/.
+// Specification: gru4rec_fast/ops/training_step.py.
 //
 // Expected times are estimates for an H200 (4.8 TB/s) and one step of B = 32 lanes with 2048 negatives, H = 100,
 // float32. All are shorter than a launch, which takes about 3 us. The bottleneck is therefore the launch; for larger
@@ -12,7 +12,8 @@
 namespace grf::cuda {
 
 constexpr int kStepThreads = 256;
-constexpr int kStepBlocksPerSm = 3;  // limits the registers of a thread; without it, ptxas spills registers
+// Blocks that must fit on an SM, so that a thread has at most 80 registers. Without this bound ptxas spills registers.
+constexpr int kStepBlocksPerSm = 3;
 
 // Copies N columns of row index[i], starting at `column`.
 template <typename T, int N>
@@ -37,11 +38,12 @@ __device__ __forceinline__ void gather_bias_and_log_q(const StepGather<T>& p, in
   const int64_t item = p.items.index[i];
   p.biases[i] = item < 0 ? T{0} : p.bias[item];
   if (p.log_support == nullptr) return;
+  // The items of a step are `lanes` targets, then negatives, together `columns` items.
   const T strength = i % p.columns < p.lanes ? p.logq : p.logq_negatives;
   p.log_q[i] = item < 0 ? T{0} : strength * p.log_support[item];
 }
 
-// Computes the embeddings x, the output rows, the biases and log_q of a block.
+// Computes the embeddings x, the output rows, the biases and log_q of a block of training steps.
 //
 // Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A task is N neighboring
 // columns of a row, first of the inputs, then of the items; threads take tasks in a grid-stride loop. Each element of
@@ -62,8 +64,8 @@ __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T>
   }
 }
 
-// Stores a block's losses and decides whether to update the weights: not if a loss of this or an earlier block was
-// infinite or NaN, and not if no step of the block is active.
+// Stores the losses of a block of training steps and decides whether to update the weights: not if a loss of this or an
+// earlier block was infinite or NaN, and not if no step of the block is active, that is, has enough live lanes.
 //
 // Launch: one warp, no shared memory; threads take steps in strides of 32. It moves a few bytes; the bottleneck is the
 // launch.
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(32) step_settle_kernel(StepSettle<T> p) {
   if (threadIdx.x != 0) return;
   const bool stopped = *p.stopped || !finite;
   *p.stopped = stopped;
-  *p.enabled = p.active[0] && !stopped;  // the first step is active if any step is
+  *p.enabled = p.active[0] && !stopped;  // inactive steps come last
 }
 
 template <typename T>
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p
     const DenseUpdate<T>& update = p.tensors[tensor];
     const int64_t i = k - (tensor == 0 ? 0 : p.tensors[tensor - 1].end);
     if (update.accumulator == nullptr) {
-      update.weight[i] = update.grad[i];
+      update.weight[i] = update.grad[i];  // a hidden state, whose new value is `grad`
     } else {
       update_columns<T, 1>(options, columns_at<T, 1>(update.grad + i), update.weight + i, update.accumulator + i,
                            offset_or_null(update.velocity, i));
@@ -110,8 +112,8 @@ __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p
   }
 }
 
-// Updates the bias of `row`, which is rows[begin] .. rows[end - 1], by the sum of its gradients as an item. The bias of
-// a row that is only an input does not change.
+// Updates the bias of `row` by the sum of its gradients. All of rows[begin .. end - 1] equal `row`; those that are
+// inputs have no gradient of the bias. If all are inputs, the bias does not change.
 template <typename T>
 __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradOptions<T>& options, int64_t row,
                                             int64_t begin, int64_t end) {
@@ -125,8 +127,11 @@ __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradO
 // Updates each touched row of a table, and its bias, by Adagrad with momentum.
 //
 // Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A task is N columns or
-// the bias of a touched row; threads take tasks in a grid-stride loop. The memory traffic and the hazard are the same
-// as in update_rows_kernel (sparse_update/cuda.cuh): 5.9 MB, 1.2 us.
+// the bias of a touched row; threads take tasks in a grid-stride loop. The kernel reads every gradient once, and reads
+// and writes weight and optimizer state of each touched row once: 5.9 MB, 1.2 us.
+//
+// Hazard: a row out of range must stop the kernel before anything is written. The rows are sorted, so every thread
+// first checks the first and the last one.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocksPerSm) step_rows_kernel(StepRows<T> p) {
   if (!*p.enabled) return;

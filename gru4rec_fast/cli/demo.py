@@ -44,13 +44,13 @@ def demo(
     """
     from gru4rec_fast import GRU4Rec
     from gru4rec_fast.data.sessions.synthetic import markov_sessions
-    from gru4rec_fast.training.folder_lock import exclusive
+    from gru4rec_fast.training.folder_lock import lock_folder
     from gru4rec_fast.training.run_folder import MODEL_FILE
 
     use_threads(threads)
     train, validation, test = markov_sessions(sessions, N_ITEMS, parts=(0.8, 0.1, 0.1), zipf_exponent=0.8, seed=seed)
     note(f"{train.n_sessions:,} sessions to train on: {train.n_events:,} events, {train.n_items:,} items")
-    with exclusive(out):
+    with lock_folder(out):
         for name, store in (("train", train), ("validation", validation), ("test", test)):
             store.save(out / name)
         model = GRU4Rec(**PARAMETERS, n_epochs=epochs, seed=seed)

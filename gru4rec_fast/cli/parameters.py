@@ -13,7 +13,7 @@ import typer
 
 from gru4rec_fast.cli.options import with_signature
 from gru4rec_fast.cli.registry import PARAMETERS, estimator_class, parameter_class
-from gru4rec_fast.models.parameter_fields import Parameters, UnknownParameterError
+from gru4rec_fast.models.parameter_fields import UnknownParameterError
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def _text(default: Any) -> str:
 
 def build_model(
     name: str, options: dict[str, Any], parameter_string: str | None, parameter_file: Path | None
-) -> tuple[GRU4Rec | GraphRecommender, Parameters]:
-    """Return a new model and its hyper-parameters. An option wins over the string, and the string over the file.
+) -> GRU4Rec | GraphRecommender:
+    """Return a new model with these hyper-parameters. An option wins over the string, and the string over the file.
 
     Raises:
         ValueError: an unknown parameter, with the nearest known names; or a wrong value.
@@ -94,7 +94,7 @@ def build_model(
     from gru4rec_fast.models.builders import find_device
 
     find_device(parameters.device)  # raises an error for a device that is missing before the logs are read
-    return estimator_class(name)(**vars(parameters)), parameters
+    return estimator_class(name)(**vars(parameters))
 
 
 def _nearest_names(error: Exception) -> str:

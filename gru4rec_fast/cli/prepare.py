@@ -51,7 +51,7 @@ def prepare(
         ),
     ] = False,
     seed: Annotated[int, _interactions_option(help="Seed of the random choice of held-out interactions.")] = 0,
-    log: LogFormat,
+    log_format: LogFormat,
 ) -> None:
     """Filter a click log, split it by time, and store it for training; or store user-item interactions.
 
@@ -72,9 +72,9 @@ def prepare(
         for flag, used in is_used.items():
             if used:
                 raise ValueError(f"{flag} is for session logs, not for --interactions")
-        _prepare_interactions(source, out_dir, split, validation_split, seed, log)
+        _prepare_interactions(source, out_dir, split, validation_split, seed, log_format)
         return
-    splits = [None if name is None else data.Split.parse(name, time_unit) for name in (split, validation_split)]
+    splits = [None if text is None else data.Split.parse(text, time_unit) for text in (split, validation_split)]
     with row_counter(source.name) as progress:
         stores = data.prepare(
             source,
@@ -86,20 +86,20 @@ def prepare(
             split=splits[0],
             validation_split=splits[1],
             progress=progress,
-            **log.session_arguments(),
+            **log_format.session_arguments(),
         )
     for name, store in stores.items():
         print(f"{out_dir / name}: {store.summary()}")
 
 
 def _prepare_interactions(
-    source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log: LogFormat
+    source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log_format: LogFormat
 ) -> None:
     """Write the graphs OUT_DIR/train, with `split` also test, and with `validation_split` train_tr and train_valid."""
     from gru4rec_fast.data.graphs.split import split_interactions
 
     fractions = [None if text is None else _fraction(text) for text in (split, validation_split)]
-    graphs = {"train": open_interactions(source, log)}
+    graphs = {"train": open_interactions(source, log_format)}
     if fractions[0] is not None:
         graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
     if fractions[1] is not None:

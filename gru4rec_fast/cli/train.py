@@ -24,7 +24,6 @@ from gru4rec_fast.cli.options import (
 from gru4rec_fast.cli.output import make_parent_folders, note, write_json
 from gru4rec_fast.cli.parameters import build_model, with_parameter_options
 from gru4rec_fast.cli.registry import GRU4REC
-from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import EPOCHS
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def train(
     threads: Threads = None,
     json_file: JsonFile = None,
     evaluation: EvaluationOptions,
-    log: LogFormat,
+    log_format: LogFormat,
     parameters: dict[str, Any] | None = None,
 ) -> None:
     """Train GRU4Rec on a click log, or a graph model on interactions; with --test, evaluate it.
@@ -100,27 +99,27 @@ def train(
 
     Example: gru4rec-fast train train.tsv --test test.tsv -ps layers=100,logq=1 --n-epochs 5 --out run
     """
-    from gru4rec_fast.training.folder_lock import exclusive
+    from gru4rec_fast.training.folder_lock import lock_folder
     from gru4rec_fast.training.run_folder import MODEL_FILE, REPORT_FILE, checkpoint_to_resume
 
     is_graph_model = model_name != GRU4REC
     evaluate_arguments = evaluation.graph_arguments() if is_graph_model else evaluation.session_arguments()
     if resume and out is None:
         raise ValueError("--resume needs --out, the folder of the training to resume")
-    model, p = build_model(model_name, parameters or {}, parameter_string, params)
+    model = build_model(model_name, parameters or {}, parameter_string, params)
     if resume and out is not None:
         checkpoint_to_resume(out)  # raises an error for a missing checkpoint before the logs are read
     make_parent_folders(json_file)
     use_threads(threads)
-    with exclusive(out):
-        logs = _open_logs(is_graph_model, train, test, validation, log)
-        best = _fit(model, p, logs, out, resume, checkpoint_every)
+    with lock_folder(out):
+        logs = _open_logs(is_graph_model, train, test, validation, log_format)
+        selected = _fit(model, logs, out, resume, checkpoint_every)
         if out is not None:
-            best.save(out / MODEL_FILE)
-        report: Report | None = best.evaluate(logs["test"], **evaluate_arguments) if "test" in logs else None
+            selected.save(out / MODEL_FILE)
+        report: Report | None = selected.evaluate(logs["test"], **evaluate_arguments) if "test" in logs else None
         if report is not None:
             print(report.table())
-        content = _report_content(model, best, logs, report)
+        content = _report_content(model, selected, logs, report)
         if out is not None:
             write_json(out / REPORT_FILE, content)
             note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
@@ -129,7 +128,7 @@ def train(
 
 
 def _open_logs(
-    is_graph_model: bool, train: Path, test: Path | None, validation: Path | None, log: LogFormat
+    is_graph_model: bool, train: Path, test: Path | None, validation: Path | None, log_format: LogFormat
 ) -> dict[str, SessionStore] | dict[str, InteractionGraph]:
     """Return the logs as stores or graphs: "train" and, if given, "validation" and "test"."""
     from gru4rec_fast.profiling import set_baseline
@@ -137,15 +136,14 @@ def _open_logs(
     set_baseline()  # the reported peak memory includes the logs
     held_out = {name: path for name, path in (("validation", validation), ("test", test)) if path is not None}
     if is_graph_model:
-        graph = open_interactions(train, log)
-        return {"train": graph} | {name: open_interactions(path, log, graph) for name, path in held_out.items()}
-    store = open_sessions(train, log)
-    return {"train": store} | {name: open_sessions(path, log, store.vocabulary) for name, path in held_out.items()}
+        graph = open_interactions(train, log_format)
+        return {"train": graph} | {name: open_interactions(path, log_format, graph) for name, path in held_out.items()}
+    store = open_sessions(train, log_format)
+    vocabulary = store.vocabulary
+    return {"train": store} | {name: open_sessions(path, log_format, vocabulary) for name, path in held_out.items()}
 
 
-def _fit(
-    model: Model, p: Parameters, logs: dict[str, Any], out: Path | None, resume: bool, checkpoint_every: int | None
-) -> Model:
+def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, checkpoint_every: int | None) -> Model:
     """Train the model; return the model of the best epoch if one was selected, else the model of the last epoch.
 
     Raises:
@@ -158,7 +156,7 @@ def _fit(
         # Without `out`, best.safetensors is written to a temporary folder.
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         validation = logs.get("validation")
-        needs_folder = out is not None or validation is not None or p.monitor == "loss"
+        needs_folder = out is not None or validation is not None or model.monitor == "loss"
         try:
             model.fit(
                 logs["train"],
@@ -168,17 +166,17 @@ def _fit(
                 checkpoint_every=checkpoint_every,
             )
         except TrainingInterrupted as error:
-            message = f"{error}: the same command with --resume"
+            message = f"{error}: run the same command with --resume"
             if out is None:
                 message = "training interrupted; nothing was saved, since no --out was given"
             raise TrainingInterrupted(message, error.signal_number) from None
         if model.best_epoch is None:
             return model
-        note(f"the best epoch by {p.monitor} is {model.best_epoch} of {len(model.history)}")
-        return type(model).load(folder / BEST, p.device, impl=p.impl)
+        note(f"the best epoch by {model.monitor} is {model.best_epoch} of {len(model.history)}")
+        return type(model).load(folder / BEST, model.device, impl=model.impl)
 
 
-def _report_content(model: Model, best: Model, logs: dict[str, Any], report: Report | None) -> dict[str, Any]:
+def _report_content(model: Model, selected: Model, logs: dict[str, Any], evaluation: Report | None) -> dict[str, Any]:
     """Return the content of report.json, which docs/cli.md describes."""
     counts = ("n_sessions", "n_users", "n_events", "n_edges", "n_items")
     data = {
@@ -186,9 +184,10 @@ def _report_content(model: Model, best: Model, logs: dict[str, Any], report: Rep
         | {"dropped": log.meta.get("dropped", {})}
         for name, log in logs.items()
     }
-    return model.report(report) | {
-        "metrics": best.report(report)["metrics"],
-        "model_of_epoch": len(best.history),
-        "evaluation": None if report is None else asdict(report),
+    return model.report(evaluation) | {
+        # Without an evaluation, `report` returns the metrics of the last validation: take that of the selected model.
+        "metrics": selected.report(evaluation)["metrics"],
+        "model_of_epoch": len(selected.history),
+        "evaluation": None if evaluation is None else asdict(evaluation),
         "data": data,
     }

@@ -1,1 +1,1 @@
-"""Adapters to other code: one module for each, for example `gru4rec_fast.integrations.gru4rec_official`."""
+"""Adapters to the APIs of other implementations of these models, one module for each: `gru4rec_official`."""

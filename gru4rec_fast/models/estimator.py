@@ -21,7 +21,7 @@ from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.checkpoint import convert_progress
-from gru4rec_fast.training.folder_lock import exclusive
+from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
 from gru4rec_fast.training.state import MODEL, model_tensors
@@ -127,7 +127,7 @@ class Estimator(Parameters):
         model._set_training_ids(train)
         model._fitted_parameters = model._stored_parameters()
         held_out = None if validation is None else model._open(validation, **columns)
-        with exclusive(out):
+        with lock_folder(out):
             network = model.network = model._build_network()
             template = model._checkpoint_template()
             trainer = build_trainer(

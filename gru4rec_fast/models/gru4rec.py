@@ -23,7 +23,7 @@ from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, SessionEpochRunner
 
-VOCABULARY = "vocabulary."
+VOCABULARY_PREFIX = "vocabulary."  # of the names of the vocabulary's tensors in a checkpoint
 
 
 @document_parameters
@@ -46,7 +46,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
     file_format = "gru4rec_fast.GRU4Rec/2"
     _validation_metrics = ("recall", "mrr")
-    _ids_name = "catalogue of items"
+    _ids_name = "catalogue of items"  # for the error "... was trained on another catalogue of items"
     network: SessionNetwork | None
 
     def __post_init__(self) -> None:
@@ -142,16 +142,17 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _open(self, data: Any, **columns: str) -> SessionStore:
         return open_sessions(data, self.vocabulary, **columns)
 
+    # In this class the training ids are the vocabulary; the support is stored together with them.
     def _set_training_ids(self, data: SessionStore) -> None:
         self.vocabulary, self.support = data.vocabulary, np.array(data.support)
 
     def _training_id_arrays(self) -> dict[str, np.ndarray]:
         assert self.vocabulary is not None and self.support is not None
-        arrays = {VOCABULARY + name: array for name, array in self.vocabulary.to_arrays().items()}
+        arrays = {VOCABULARY_PREFIX + name: array for name, array in self.vocabulary.to_arrays().items()}
         return arrays | {"support": self.support}
 
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
-        self.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY))
+        self.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY_PREFIX))
         self.support = checkpoint.tensors["support"].numpy()
 
     def _build_network(self) -> SessionNetwork:

@@ -69,7 +69,7 @@ def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> A
     """
     if support.dim() != 1 or support.is_floating_point() or support.is_complex() or support.dtype == torch.bool:
         raise ValueError(f"support must be a one-dimensional integer tensor, not {support.dtype} {[*support.shape]}")
-    if not 1 <= support.shape[0] < COLUMN_MASS:
+    if not 1 <= support.shape[0] < 2**31:
         raise ValueError(f"support of {support.shape[0]} items: there must be at least one and fewer than 2**31")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha={alpha}: must be finite and not negative (0 draws uniformly)")
@@ -80,7 +80,7 @@ def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> A
     if alpha > 0 and not support.any():
         raise ValueError(f"support is 0 for every item: with alpha={alpha} no item can be drawn")
     mass, log_prob = alias_masses(support, alpha)
-    # The table is always built by the CPU kernel, which the emulated CUDA kernels do not include.
+    # "emulated" (CUDA kernels run by tests on the CPU) has no kernel for the table, which the CPU kernel always builds.
     impl = "auto" if impl == "emulated" else impl
     threshold, alias = implementation("build_alias_table", impl, support.device, build_alias_table_reference)(mass)
     return AliasTable(threshold, alias, log_prob, alpha)
@@ -90,7 +90,8 @@ def alias_masses(support: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Return (mass int64 [n_items], log_prob float32 [n_items]) of p proportional to support ** alpha.
 
     The masses are p in units of 1 / (n_items * 2**31). Each mass is rounded down, but to at least 1 where p is
-    positive. What is missing to the sum n_items * 2**31 is added to the most probable item (the first of equal ones).
+    positive. The difference to the required sum n_items * 2**31 is added to the most probable item (the first of
+    several equal ones).
 
     Powers and their sum are computed over the distinct supports. There are so few of them that torch uses a single
     thread, so the bits of the table do not depend on the number of threads. Supports are first divided by the largest
@@ -111,8 +112,8 @@ def alias_masses(support: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
 def build_alias_table_reference(mass: Tensor) -> tuple[Tensor, Tensor]:
     """Return (threshold, alias), both int64 [n_items], from int64 masses that sum to n_items * 2**31.
 
-    Vose's construction: a column whose item has less mass than COLUMN_MASS is filled up with mass of the last item of
-    the list of items that have at least COLUMN_MASS.
+    Vose's construction: a column whose item has less mass than COLUMN_MASS is filled up from the last item in `large`,
+    the list of the items that still have at least COLUMN_MASS.
     """
     threshold = mass.tolist()
     alias = list(range(len(threshold)))
@@ -150,7 +151,7 @@ def negative_sampling(
     check_counters(seed, step, steps)
     if not 0 <= n <= WORD_RANGE:
         raise ValueError(f"n={n}: must be in [0, 2**32]")
-    if not 1 <= table.n_items < COLUMN_MASS:
+    if not 1 <= table.n_items < 2**31:
         raise ValueError(f"table of {table.n_items} items: there must be at least one and fewer than 2**31")
     device = table.threshold.device
     for name, dtype in (("threshold", torch.int64), ("alias", torch.int64), ("log_prob", torch.float32)):

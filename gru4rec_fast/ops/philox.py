@@ -23,7 +23,9 @@ STREAM_EMBEDDING_DROPOUT = 1
 STREAM_HIDDEN_DROPOUT = 2  # GRU layer l uses STREAM_HIDDEN_DROPOUT + l
 STREAM_EDGE_DROPOUT = 1 << 16  # counter (stream, step, row, column) for an entry of a graph's propagation matrix
 STREAM_MESSAGE_DROPOUT = 1 << 17  # counter (stream, step, node, unit); graph layer l uses STREAM_MESSAGE_DROPOUT + l
-STREAM_TRIPLES = 1 << 18  # counter (stream, step, triple, 0 or 1) for a BPR triple (user, positive, negative)
+# For a BPR triple: counter (stream, step, triple, 0) for the user and the positive, (stream, step, triple, 1) for the
+# negative.
+STREAM_TRIPLES = 1 << 18
 
 MULTIPLIER_0 = 0xD2511F53
 MULTIPLIER_1 = 0xCD9E8D57

@@ -1,10 +1,10 @@
 """Measurement of the current and the peak memory of a device.
 
 On the CPU this is the resident size of the process: on Linux `VmRSS` and `VmHWM` of /proc/self/status. A write to
-/proc/self/clear_refs resets the peak (the kernel's high-water mark), so that each interval has its own peak. If that
-file cannot be written, `MemoryMeter.exact` is False: the peak is never reset, so it is an upper bound. Without /proc,
-`resource.getrusage` returns the peak since the start of the process. On CUDA the numbers are the bytes that PyTorch's
-caching allocator has given to tensors, without the memory that it only holds in reserve.
+/proc/self/clear_refs resets the peak (a high-water mark of the kernel) to the current size. If it cannot be written,
+`MemoryMeter.exact` is False: the peak is never reset, so it is an upper bound. Without /proc, `resource.getrusage`
+returns the peak since the start of the process. On CUDA the numbers are the bytes that PyTorch's caching allocator has
+given to tensors, without the memory that it only holds in reserve.
 
 Importing this module measures nothing, and CUDA is not initialized unless a CUDA device is given.
 """
@@ -54,8 +54,8 @@ def _host_reset() -> bool:
 class MemoryMeter:
     """Reads the current and the peak memory of one device, and resets the peak.
 
-    A device has only one peak, but several objects use it (`PeakMemory`, `MemoryRecord`). So `reset` first passes the
-    peak to all `PeakMemory` objects of the device.
+    A device has only one peak, and a reset loses it. So `reset` first passes the peak to all `PeakMemory` objects of
+    the device. A `MemoryRecord` calls `reset` itself and uses the peak that it returns.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -120,13 +120,13 @@ class PeakMemory:
         return max(0, self._peak - self.baseline, self._meter.read()[1] - self.baseline)
 
 
-_baseline: PeakMemory | None = None
+_process_peak: PeakMemory | None = None
 
 
 def set_baseline() -> None:
     """Set the baseline of this process to its current memory; call it once, after the imports."""
-    global _baseline
-    _baseline = PeakMemory()
+    global _process_peak
+    _process_peak = PeakMemory()
 
 
 def peak_memory_bytes() -> int:
@@ -135,11 +135,11 @@ def peak_memory_bytes() -> int:
     Raises:
         RuntimeError: `set_baseline` was not called.
     """
-    if _baseline is None:
+    if _process_peak is None:
         raise RuntimeError("no memory baseline: call gru4rec_fast.profiling.set_baseline() after the imports")
-    return _baseline.bytes
+    return _process_peak.bytes
 
 
 def process_baseline() -> PeakMemory | None:
-    """Return the baseline that `set_baseline` set, or None."""
-    return _baseline
+    """Return the `PeakMemory` that `set_baseline` created, or None."""
+    return _process_peak

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """Raised for a file that is damaged, not a checkpoint, or not one of the requested training."""
+    """Raised for a file that is damaged, not a checkpoint, or of another model or training than requested."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Checkpoint:
     Attributes:
         format: the model's class and the version of the file's layout, e.g. "gru4rec_fast.GRU4Rec/2".
         config: values from which the model is built (JSON).
-        progress: history and state of the training (JSON); a checkpoint that only has a model only has the history.
+        progress: history and state of the training (JSON); just the history if the file only has a model.
         tensors: tensors by name, on any device.
         path: the file that was read; None for a checkpoint that was not read from a file.
     """

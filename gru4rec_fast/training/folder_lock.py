@@ -19,7 +19,7 @@ logger = logging.getLogger("gru4rec_fast")
 
 
 @contextmanager
-def exclusive(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Lock `folder` against other threads and processes inside the context; None: do nothing.
 
     A missing folder is created, and removed at the end if nothing was written to it. A thread may enter several such

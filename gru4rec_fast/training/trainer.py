@@ -17,7 +17,7 @@ from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.early_stopping import EarlyStopping
-from gru4rec_fast.training.folder_lock import exclusive
+from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
 from gru4rec_fast.training.options import LOSS, TrainerOptions
 from gru4rec_fast.training.position import TrainingDiverged, TrainingPosition, check_weights
@@ -154,7 +154,7 @@ class Trainer:
         peak = self._peak or PeakMemory()
         if resume is not None:
             self.restore(resume)
-        with exclusive(self.folder.path):
+        with lock_folder(self.folder.path):
             return self._run(peak)
 
     def _run(self, peak: PeakMemory) -> list[dict[str, Any]]:

@@ -92,20 +92,20 @@ def cell_backward(grad: np.ndarray, cache: dict[str, Any], w: Weights) -> tuple[
     grad_h = grad * z
     if "bias_hh" in w:
         grad_pre_r = grad_pre_n * cache["recurrent"][:, 2 * size :] * r * (1 - r)
-        recurrent = np.hstack([grad_pre_r, grad_pre_z, grad_pre_n * r])
-        grad_h = grad_h + recurrent @ w["weight_hh"]
-        grads = {"weight_hh": recurrent.T @ h, "bias_hh": recurrent.sum(axis=0)}
+        grad_recurrent = np.hstack([grad_pre_r, grad_pre_z, grad_pre_n * r])
+        grad_h = grad_h + grad_recurrent @ w["weight_hh"]
+        grads = {"weight_hh": grad_recurrent.T @ h, "bias_hh": grad_recurrent.sum(axis=0)}
     else:
         grad_rh = grad_pre_n @ w["weight_hh"][2 * size :]
         grad_pre_r = grad_rh * h * r * (1 - r)
         grad_h = grad_h + grad_rh * r + np.hstack([grad_pre_r, grad_pre_z]) @ w["weight_hh"][: 2 * size]
         grads = {"weight_hh": np.vstack([grad_pre_r.T @ h, grad_pre_z.T @ h, grad_pre_n.T @ (r * h)])}
-    gates = np.hstack([grad_pre_r, grad_pre_z, grad_pre_n])
-    grads["bias_ih"] = gates.sum(axis=0)
+    grad_gates = np.hstack([grad_pre_r, grad_pre_z, grad_pre_n])
+    grads["bias_ih"] = grad_gates.sum(axis=0)
     if "weight_ih" not in w:
-        return gates, grad_h, grads
-    grads["weight_ih"] = gates.T @ x
-    return gates @ w["weight_ih"], grad_h, grads
+        return grad_gates, grad_h, grads
+    grads["weight_ih"] = grad_gates.T @ x
+    return grad_gates @ w["weight_ih"], grad_h, grads
 
 
 def layer_weights(weights: Weights, layer: int) -> Weights:

@@ -50,7 +50,7 @@ char* Emulator::allocate_shared(size_t bytes, size_t alignment) {
   if (shared_bytes_ > kSharedLimit) {
     fail("the block uses at least " + std::to_string(shared_bytes_) + " bytes of shared memory, more than 227 KB");
   }
-#ifdef GRF_EMULATED_ADDRESSES
+#ifdef GRF_EMULATED_ADDRESSES  // AddressSanitizer detects accesses out of bounds, so each array is a heap block
   heap_arrays_.emplace_back(new char[bytes]);
   std::memset(heap_arrays_.back().get(), kFillByte, bytes);
   return heap_arrays_.back().get();
@@ -66,6 +66,7 @@ char* Emulator::allocate_shared(size_t bytes, size_t alignment) {
 #endif
 }
 
+// `tag` is an address that is unique to each GRF_SHARED declaration.
 void* Emulator::shared_array(const void* tag, size_t bytes, size_t alignment) {
   for (const auto& [array_tag, array] : shared_arrays_) {
     if (array_tag == tag) return array;
@@ -105,6 +106,7 @@ std::string Emulator::describe(const Race& race, const void* address, bool write
   std::ostringstream text;
   const auto* byte = static_cast<const char*>(address);
   const bool shared = byte >= arena_.get() && byte < arena_.get() + kArenaBytes;
+  // make_record converts the address of the instruction to its offset in the library.
   text << "race: " << thread_name(running_index_) << (writes ? " writes " : " reads ") << (shared ? "shared" : "global")
        << " memory at " << address << source_line(make_record(false, instruction).instruction) << ", which thread "
        << format_index(unflatten(race.earlier.thread, launch_.block));
@@ -132,7 +134,7 @@ void* dynamic_shared() {
   return memory;
 }
 void check_failed(const char* text) {
-  emulator().fail(text, true);
+  emulator().fail(text, /*from_check=*/true);
 }
 
 AtomicAccess::AtomicAccess(const void* address, size_t bytes) {
@@ -143,6 +145,7 @@ AtomicAccess::AtomicAccess(const void* address, size_t bytes) {
   (void)bytes;
 #endif
 }
+// Plain copies are atomic here: emulated threads run one at a time and switch only when they call the emulator.
 void atomic_read(void* target, const void* source, size_t bytes) {
   std::memcpy(target, source, bytes);
 }
