@@ -217,7 +217,9 @@ def count_with_ncu(arguments: argparse.Namespace) -> dict[str, Any]:
             program, "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv",
             "--page", "raw",
             "--print-units", "base", "--metrics", ",".join(METRICS.values()), "--log-file", str(report),
-            sys.executable, "-W", "ignore", "-m", "gpu.diagnostics", "one-step", "--out", str(Path(work, "none.json")),
+            # -P: without the working directory on sys.path, where a checkout would hide the installed package.
+            sys.executable, "-P", "-W", "ignore", "-m", "gpu.diagnostics", "one-step",
+            "--out", str(Path(work, "none.json")),
             "--setting", arguments.setting, "--device", arguments.device, *(["--tiny"] if arguments.tiny else []),
             *(["--folder", str(arguments.folder)] if arguments.folder else []),
         ]  # fmt: skip
