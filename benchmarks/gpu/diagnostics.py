@@ -273,7 +273,7 @@ def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     sides = {s.name: runner_side(runner_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
     result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
-    # Increasing numbers, since idle threads of an earlier measurement would spin and slow the next one down.
+    # The number of threads increases: idle threads of a larger earlier measurement would slow the next one down.
     for threads in [n for n in CPU_THREADS if n <= CORES]:
         torch.set_num_threads(threads)
         for name, side in sides.items():

@@ -1,5 +1,5 @@
 // Options of the sampled loss, and the functions that launch its CUDA kernels. Specification:
-// gru4rec_fast/ops/sampled_loss.py and sampled_loss_gradients.py, which use the same names.
+// gru4rec_fast/ops/sampled_loss.py and row_losses.py, which use the same names.
 //
 // The matrix of scores has M rows, one per hidden state, and up to M + N columns, one per item. `hidden` [M, H] are the
 // hidden states. `rows` [M + N, H] are the item embeddings (rows of the output table): first of the targets of the M
