@@ -1,7 +1,7 @@
 """Compile csrc/ against the torch of the target environment; all other settings are in pyproject.toml.
 
 Values of the environment variable GRU4REC_FAST_BUILD (see docs/building.md):
-- auto, the default: compile kernels if there are torch and a compiler, else install pure Python and print the reason;
+- auto, the default: compile kernels if torch and a compiler are there, else install pure Python and print the reason;
 - none: compile nothing;
 - cpu or cuda: compile these kernels, or fail with the reason.
 """
@@ -28,15 +28,15 @@ compiling = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compiling)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(f"gru4rec_fast: {line}", file=sys.stderr, flush=True)
 
 
 def environment_with_torch() -> dict[str, str] | None:
     """Return the environment variables with which this interpreter finds torch, or None if it does not find torch.
 
-    The isolated build of pip runs the interpreter of the target environment, and hides its packages by PYTHONPATH only.
-    A process without PYTHONPATH finds them, so the kernels are compiled against the torch that will be used.
+    In an isolated build, pip runs the interpreter of the target environment and hides the packages of that environment
+    by PYTHONPATH. A process without PYTHONPATH finds them, so kernels are compiled against the torch that will be used.
     """
     current = dict(os.environ)
     outside_isolation = {name: value for name, value in current.items() if name != "PYTHONPATH"}
@@ -55,7 +55,7 @@ class KernelDistribution(Distribution):
         mode = compiling.build_mode()
         self.mode = mode or "auto"
         self.environment = environment_with_torch() if self.mode != "none" else None
-        self.why_not = None
+        self.why_not = None  # why no kernels are compiled; None if they are
         if self.mode == "none":
             self.why_not = f"{compiling.MODE_VARIABLE}=none"
         elif self.environment is None:
@@ -68,7 +68,7 @@ class KernelDistribution(Distribution):
 
 
 class BuildPython(build_py):
-    """Copies the Python files and records why there are no kernels; `BuildKernels` replaces this record."""
+    """Copies the Python files. If no kernels will be compiled, writes the reason to the build record."""
 
     def run(self) -> None:
         super().run()
@@ -81,13 +81,13 @@ class BuildPython(build_py):
         if distribution.mode in ("cpu", "cuda"):
             raise SystemExit(f"{compiling.MODE_VARIABLE}={distribution.mode}: {distribution.why_not}")
         note = "" if distribution.mode == "none" else "; they will be compiled at first use if that is possible"
-        say(f"installing without native kernels: {distribution.why_not}{note}")
+        log(f"installing without native kernels: {distribution.why_not}{note}")
         target.mkdir(parents=True, exist_ok=True)
         compiling.write_record(target, {"mode": distribution.mode, "why_not": distribution.why_not})
 
 
 class BuildKernels(build_ext):
-    """Compiles the extension module by gru4rec_fast/_compile.py, and writes its record to the same folder."""
+    """Compiles the extension module by gru4rec_fast/_compile.py, and writes the build record to the same folder."""
 
     def run(self) -> None:
         in_place = self.inplace or self.editable_mode
@@ -100,16 +100,16 @@ class BuildKernels(build_ext):
             print((work / compiling.LOG).read_text() if (work / compiling.LOG).exists() else "", file=sys.stderr)
             if mode != "auto":
                 raise SystemExit(f"{compiling.MODE_VARIABLE}={mode}: {error}") from error
-            say(f"installing without native kernels: {error}")
+            log(f"installing without native kernels: {error}")
             compiling.write_record(target, {"mode": mode, "why_not": str(error)})
             return
         if reason := record.get("cuda_why_not"):
-            say(f"no CUDA kernels: {reason}")
+            log(f"no CUDA kernels: {reason}")
         shutil.copy2(work / compiling.LIBRARY, target / Path(self.get_ext_filename("_C")).name)
         compiling.write_record(target, record)
 
     def get_outputs(self) -> list[str]:
-        return []  # the wheel contains the whole folder, and an editable install is built in place
+        return []  # nothing to add: the wheel contains the whole folder, and an editable install is built in place
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

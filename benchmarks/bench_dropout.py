@@ -2,9 +2,9 @@
 
     pytest benchmarks/bench_dropout.py --benchmark-group-by=param:shape
 
-Shapes are steps x lanes x units; a lane is one of the sessions processed in parallel. They are one step of three
-published configurations, and 16 steps of the largest one. `side` is the implementation that is measured. bernoulli_
-draws other random numbers, so only its speed can be compared.
+Shapes are steps x lanes x units; a lane is one of the sessions processed in parallel. Three shapes are one step of
+published configurations; the last is 16 steps of the largest configuration. `side` is the implementation that is
+measured. bernoulli_ draws other random numbers, so only its speed can be compared.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ P = 0.3  # dropout probability
 @pytest.mark.parametrize("shape", [(1, 32, 100), (1, 48, 480), (1, 128, 512), (16, 128, 512)], ids=str)
 @pytest.mark.parametrize("side", ["bernoulli", "reference", "native"])
 def test_mask(benchmark: Any, shape: tuple[int, int, int], side: str) -> None:
-    mask: Callable[[], Tensor] = (
+    make_mask: Callable[[], Tensor] = (
         (lambda: torch.empty(shape).bernoulli_(1 - P).div_(1 - P))
         if side == "bernoulli"
         else (lambda: dropout_mask(*shape, P, seed=1, stream=1, step=0, impl=side))
     )
-    result = benchmark(mask)
-    assert result.shape == shape and abs(float((result == 0).float().mean()) - P) < 0.05
+    mask = benchmark(make_mask)
+    assert mask.shape == shape and abs(float((mask == 0).float().mean()) - P) < 0.05

@@ -1,4 +1,4 @@
-"""Benchmark the evaluation of a GRU4Rec model on diginetica (43,097 items, hidden size 100): its time and its memory.
+"""Benchmark the time and the memory of evaluating a GRU4Rec model on diginetica (43,097 items, hidden size 100).
 
     pytest benchmarks/bench_evaluation.py --peer official=PATH
 
@@ -12,7 +12,8 @@ implementations compared):
     evaluate_sessions    this package with native operators
 
 Time is measured on every sixteenth test session. Memory is measured on the whole test log, in a separate process per
-side, without the memory of the imports. All sides use the same weights and must compute the same recall.
+side, without the memory of the imports. All sides use the same weights and must compute the same metrics, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from gru4rec_fast.evaluation import evaluate_sessions, evaluating
 from gru4rec_fast.nn import SessionNetwork
 
 LOG, WIDTH, LANES = "diginetica", 100, 512
-EVERY = 16  # time is measured on every sixteenth test session
+SESSION_STRIDE = 16  # time is measured on every sixteenth test session
 SIDES = ("official", "naive", "reference", "evaluate_sessions")
 Evaluation = Callable[[], tuple[float, float]]  # returns recall@20 and mrr@20
 
 
-def network_like_trained(store: SessionStore) -> SessionNetwork:
-    """Return a network with scores like those of a trained one: they vary, and popular items have higher scores."""
+def network_with_realistic_scores(store: SessionStore) -> SessionNetwork:
+    """Return an untrained network whose scores vary and are higher for popular items, as after training."""
     network = SessionNetwork(store.n_items, [WIDTH], seed=1)
     with torch.no_grad():
         network.output.weight.mul_(30)
@@ -80,14 +81,15 @@ def package_evaluation(network: SessionNetwork, test: SessionStore, impl: str) -
     return metrics["recall@20"], metrics["mrr@20"]
 
 
-def evaluation_of(
+def build_evaluation(
     side: str, train: SessionStore, test: SessionStore, official: Any, make_frame: Callable[[], Any]
 ) -> Evaluation:
     """Return the function that evaluates the test sessions with the implementation `side`.
 
-    official: a peers.official.OfficialGRU4Rec, or None. make_frame: returns the test sessions as a data frame for it.
+    official: a peers.official.OfficialGRU4Rec, or None. make_frame: returns the test sessions as a data frame, which
+    the official code reads.
     """
-    network = network_like_trained(train)
+    network = network_with_realistic_scores(train)
     if side == "naive":
         return partial(naive_evaluation, network, test)
     if side == "official":
@@ -98,7 +100,7 @@ def evaluation_of(
 
 def every_sixteenth_session(test: SessionStore) -> SessionStore:
     """Return a store of every sixteenth session."""
-    events = [test.items[test.offsets[s] : test.offsets[s + 1]] for s in range(0, test.n_sessions, EVERY)]
+    events = [test.items[test.offsets[s] : test.offsets[s + 1]] for s in range(0, test.n_sessions, SESSION_STRIDE)]
     offsets = [0, *torch.tensor([len(e) for e in events]).cumsum(0).tolist()]
     items = torch.cat([torch.tensor(e) for e in events]).numpy()
     return SessionStore.from_arrays(items, offsets, vocabulary=test.vocabulary)
@@ -116,7 +118,7 @@ def to_data_frame(test: SessionStore) -> Any:
 def measure_in_new_process(side: str, stores: list[Path], peer_options: list[str]) -> dict[str, Any]:
     """Measure memory, time and metrics of one side on the whole test log in a new process, which runs `main`.
 
-    stores: folders of the training and the test log. peer_options: command-line options with the official checkout.
+    stores: folders of the training and the test log. peer_options: the --peer options of this run.
     """
     command = [
         sys.executable,
@@ -133,7 +135,7 @@ def measure_in_new_process(side: str, stores: list[Path], peer_options: list[str
 def test_time_of_an_evaluation(compare: Any, logs: SessionLogs, official: Any) -> None:
     train, test = logs.store(LOG), every_sixteenth_session(logs.store(LOG, "test"))
     sides = [side for side in SIDES if side != "official" or official is not None]
-    evaluations = {side: evaluation_of(side, train, test, official, lambda: to_data_frame(test)) for side in sides}
+    evaluations = {side: build_evaluation(side, train, test, official, lambda: to_data_frame(test)) for side in sides}
     metrics = {side: evaluate() for side, evaluate in evaluations.items()}
     for recall, mrr in metrics.values():  # rounding errors of the scores may change the ranks of a few targets
         assert recall == pytest.approx(metrics["naive"][0], abs=3 / test.n_targets)
@@ -144,7 +146,7 @@ def test_time_of_an_evaluation(compare: Any, logs: SessionLogs, official: Any) -
         unit="target",
         subjects={"evaluate_sessions": {"official": 8.0}},  # goal: at least 8 times as fast as official
     )
-    # The rate of the matrix product of each side, and its share of the rate that this machine reaches.
+    # cpu_table.py reads from "limits" how close each side is to the speed of the machine's matrix product.
     products = [(train.n_items, LANES, WIDTH)]
     shares = {side: rate_shares(figures["median"] * LANES, products) for side, figures in seconds.items()}
     compare.note(limits=shares, recall_and_mrr=metrics)
@@ -185,11 +187,11 @@ def main() -> None:
     ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)  # loads the native library, so that it counts as an import
     profiling.set_baseline()
     train, test = SessionStore.open(arguments.train), SessionStore.open(arguments.test)
-    evaluate = evaluation_of(arguments.side, train, test, official, lambda: to_data_frame(test))
+    evaluate = build_evaluation(arguments.side, train, test, official, lambda: to_data_frame(test))
     gc.collect()
     after_imports = profiling.process_baseline()
     assert after_imports is not None
-    after_loading = profiling.PeakMemory()  # its baseline is the memory in use now, its bytes the peak above it
+    after_loading = profiling.PeakMemory()  # .baseline: memory in use now; .bytes: peak above .baseline
     loaded_bytes = after_loading.baseline - after_imports.baseline
     started = time.perf_counter()
     recall, mrr = evaluate()

@@ -11,8 +11,8 @@ Sides (the implementations compared):
     ours                        the training of this package's `fit`
     everything                  ours, but it computes the embeddings of all nodes (only_needed=False)
 
-The package samples its triples within the measured time; for the other implementations they are sampled before.
-Gowalla is read from ../shared/data; if it does not exist, a power-law graph of its size is used.
+This package samples triples within the measured time. The other implementations get triples that were sampled before.
+Gowalla is read from ../shared/data. If it does not exist, a power-law graph of about the same size is used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, TripleSampler
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla" / "train.txt.gz"
-# Goal: time of the public code / time of this package must be at least this.
+# Goals: smallest allowed ratio, time of the public code / time of this package.
 GOALS = {"ngcf": 20.0, "lightgcn": 10.0}
 Model = NGCF | LightGCN
 
@@ -43,6 +43,7 @@ Model = NGCF | LightGCN
 def graph() -> InteractionGraph:
     if GOWALLA.exists():
         return InteractionGraph.from_text(GOWALLA)
+    # A cubed uniform number: nodes with a low index have most of the edges.
     draws = np.random.default_rng(0).random((1_000_000, 2)) ** 3 * (30_000, 40_000)
     return InteractionGraph.from_arrays(*draws.astype(np.int64).T, n_users=30_000, n_items=40_000)
 
@@ -69,9 +70,9 @@ def naive_side(
     transpose: bool,
     device: torch.device | str = "cpu",
 ) -> Side:
-    """Return the side that trains naive_graph.py on the given triples in rotation.
+    """Return the side that trains the network of naive_graph.py.
 
-    triples: mini-batches on the device. transpose: store the transposed matrix for the backward pass.
+    triples: mini-batches on the device, used in rotation. transpose: store the transposed matrix for the backward pass.
     """
     weights = {name: value.detach().to(device) for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
@@ -93,7 +94,7 @@ def naive_side(
 
 @pytest.mark.parametrize("name", ["ngcf", "lightgcn"])
 def test_training_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionGraph, name: str) -> None:
-    def make_model(**parameters: Any) -> Model:
+    def make_model(**parameters: Any) -> Model:  # "norm" is the Laplacian matrix of the public code
         return NGCF(adjacency="norm", **parameters) if name == "ngcf" else LightGCN(**parameters)
 
     sampler = TripleSampler(graph, make_model().batch_size)

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_ingest_memory.py 20 40
 
-The arguments are the lengths in million events. Each log is written to a temporary folder; a separate process converts
-it to a `SessionStore`. Peak memory is the maximum resident memory of this process (VmHWM, Linux) minus its maximum
-resident memory after the imports.
+The arguments are the lengths in million events. Each log is written to a temporary folder, and a separate process
+converts the log to a `SessionStore`. Peak memory is the maximum resident memory (VmHWM, Linux) of the separate process,
+minus the maximum right after its imports.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ print(json.dumps({"n_events": store.n_events, "n_sessions": store.n_sessions, "n
 
 
 def measure_ingest(log: Path, out: Path) -> dict[str, Any]:
-    """Convert a log in a new process.
+    """Convert a log in a new process, and return what `_CHILD_PROGRAM` prints.
 
-    Returns:
-        numbers of events, sessions and items; seconds; "baseline_bytes", the memory after the imports; "peak_bytes".
+    "baseline_bytes" is the maximum memory up to the end of the imports, "peak_bytes" what the conversion adds to it.
     """
     child = subprocess.run(
         [sys.executable, "-c", _CHILD_PROGRAM, str(log), str(out)], stdout=subprocess.PIPE, check=True
@@ -50,7 +49,7 @@ def measure_ingest(log: Path, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print one line per length, and write the JSON file if one is given."""
+    """Measure each length and print a line for it; write the results to the file given by --json, if any."""
     from synthetic import synthetic_log
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

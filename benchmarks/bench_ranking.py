@@ -3,8 +3,8 @@
     pytest benchmarks/bench_ranking.py --benchmark-group-by=func,param:case
 
 A query is a hidden state. The plain computation stores the scores of all queries and items, as evaluation code usually
-does. The log diginetica has about 43,000 items, and 100 is a published hidden size for it. `side` is the implementation
-that is measured.
+does. The log diginetica has about 43,000 items, and 100 is a published hidden size for this log. `side` is the
+implementation that is measured.
 """
 
 from __future__ import annotations

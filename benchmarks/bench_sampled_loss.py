@@ -2,8 +2,8 @@
 
     pytest benchmarks/bench_sampled_loss.py --benchmark-group-by=param:shape,param:loss
 
-Shapes are M targets x N negatives x hidden size H, of the published configurations. `side` is the implementation that
-is measured: "reference" is the operator in pure PyTorch, "torch.compile" is the compiled reference.
+Shapes are M targets x N negatives x hidden size H, of published configurations. `side` is the implementation that is
+measured: "native" kernels, the "reference" in pure PyTorch, or the reference compiled by "torch.compile".
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def test_forward_backward(benchmark: Any, shape: tuple[int, int, int], loss: str
     tensors = [torch.randn(s, requires_grad=True) for s in ((m, h), (m + n, h), (m + n,))]
     impl = "native" if side == "native" else "reference"
 
-    def value(hidden: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def eager(hidden: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return sampled_loss(hidden * 0.1, rows, bias, loss=loss, elu_param=0.5, impl=impl)
 
-    forward: Callable[..., torch.Tensor] = torch.compile(value, fullgraph=True) if side == "torch.compile" else value
+    forward: Callable[..., torch.Tensor] = torch.compile(eager, fullgraph=True) if side == "torch.compile" else eager
     grads = benchmark(lambda: torch.autograd.grad(forward(*tensors), tensors))
     assert all(torch.isfinite(grad).all() for grad in grads)

@@ -2,11 +2,11 @@
 
     pytest benchmarks/bench_session_batch.py --peer official=PATH
 
-A lane is one of the B sessions processed in parallel; B is that of published configurations (32, 128) and of an
-evaluation (512). A unit of work is an event, that is a pair of input and target. Sides (the implementations compared):
+A lane is one of the B sessions processed in parallel. B is 32 or 128, as in published configurations, or 512, as in an
+evaluation. A unit of work is an event, that is a pair of input and target. Sides (the implementations compared):
 `official`, `naive` (NumPy), `reference` (the operator in pure PyTorch), `session_batch` (the native operator, 256 steps
 per call, as in training) and `loader` (a Python loop over a `SessionParallelLoader`, one step per iteration). No side
-samples negatives. The real log is that of diginetica; the synthetic log has as many events and items.
+samples negatives. The real log is diginetica; the synthetic log has as many events and items.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from session_logs import SessionLogs
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.ops import session_batch, session_batch_state
 
-CALL_STEPS = 256  # steps per call of the operator
+STEPS_PER_CALL = 256  # steps per call of ops.session_batch
 EVENT_BYTES = 4 + 8 + 8 + 1  # bytes per event: read an item; write an input, a target and a reset flag
 
 
 def naive_epoch(items: np.ndarray, offsets: np.ndarray, n_lanes: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield inputs, targets and reset flags of each step, by NumPy indexing; lanes without a session are removed."""
+    """Yield inputs, targets and reset flags of each step, made by NumPy indexing. Lanes without a session are removed.
+
+    A reset flag is True where a session starts.
+    """
     lanes = np.arange(n_lanes)
     position, end = offsets[lanes], offsets[lanes + 1]
     next_session, reset = n_lanes, np.ones(n_lanes, dtype=bool)
@@ -56,7 +59,7 @@ def run_operator(items: np.ndarray, offsets: np.ndarray, n_lanes: int, impl: str
     state = session_batch_state(n_lanes)
     n_events, n_live = 0, n_lanes
     while n_live:
-        inputs, _, _ = session_batch(*log, *state, CALL_STEPS, impl=impl)
+        inputs, _, _ = session_batch(*log, *state, STEPS_PER_CALL, impl=impl)
         n_live = int((inputs[-1] >= 0).sum())
         n_events += inputs.numel() if n_live == n_lanes else int((inputs >= 0).sum())
     return n_events
@@ -88,13 +91,13 @@ def test_epoch(compare: Any, logs: SessionLogs, official: Any, n_lanes: int, log
     sides["reference"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "reference"), n_events)
     sides["loader"] = epoch_side(lambda: run_loader(store, n_lanes), n_events)
     sides["session_batch"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "auto"), n_events)
-    # The keys are the sides of this package; the ratios that are goals are by the name of the other side.
+    # For each side that is this package: {other side: smallest allowed ratio, time of the other side / time of this}.
     goals: dict[str, dict[str, float]] = {"session_batch": {}, "loader": {}}
     if log == "real":
         goals["session_batch"]["official"] = 50.0
     name = "diginetica" if log == "real" else "synthetic log"
     seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", subjects=goals)
-    # cpu_table.py reads each side's shares of the rates of the machine from "limits".
+    # cpu_table.py reads from "limits" how close each side is to the machine's copy bandwidth.
     compare.note(
         limits={side: rate_shares(figures["median"], n_bytes=EVENT_BYTES) for side, figures in seconds.items()}
     )

@@ -4,7 +4,7 @@
 
 Shapes are number of row gradients x width x number of items. The indices follow a power law, so that some rows have
 many gradients. torch.optim.Adagrad computes other values (it adds epsilon outside the square root and has no momentum),
-so only its speed is compared. `side` is the implementation that is measured.
+so only speed is compared. `side` is the implementation that is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sparse_adagrad_": {"lr": 0.05},
     "sparse_adam_": {"lr": 0.05, "step": 10},
 }
-TORCH = {
+TORCH_OPTIMIZERS = {
     "sparse_adagrad_": torch.optim.Adagrad,
     "sparse_adam_": torch.optim.SparseAdam,
 }
@@ -37,7 +37,7 @@ def test_update(benchmark: Any, shape: tuple[int, int, int], rule: str, side: st
     grad = torch.randn(n_gradients, width)
     table = torch.nn.Parameter(torch.randn(catalogue, width))
     if side == "torch.optim":
-        optimizer = TORCH[rule]([table], lr=0.05)
+        optimizer = TORCH_OPTIMIZERS[rule]([table], lr=0.05)
         table.grad = torch.sparse_coo_tensor(index.unsqueeze(0), grad, table.shape, check_invariants=False)
         benchmark(optimizer.step)
     else:

@@ -9,8 +9,8 @@ GRU4Rec_PyTorch_Official, by GRU4Rec's author. Sides (the implementations compar
     naive            plain PyTorch (naive_pytorch.py)
     torch.compile    naive, compiled
     reference        `GRU4Rec.fit` of this package in pure PyTorch
-    autograd         the same with native operators and autograd
-    fused            the same with the C++ training step, which is the default
+    autograd         `GRU4Rec.fit` with native operators and autograd
+    fused            `GRU4Rec.fit` with the C++ training step, which is the default
     fused bf16       fused, with matrix products in bfloat16
 
 The real logs are read from ../shared/data. The synthetic logs have as many events and items as the real ones.
@@ -27,12 +27,12 @@ from interleave import Side, timed
 from machine import Shape, rate_shares
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
 from session_logs import SessionLogs
-from trainers import estimator_side, runner_of
+from trainers import estimator_side, gru_runner
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 
-# Goals: time of the official code / time of this package must be at least this.
+# Goals: smallest allowed ratio, time of the official code / time of this package.
 GOALS = {
     "xe-100": {"fused": 10.0},
     "xe-480": {"fused": 5.0, "fused bf16": 8.0},
@@ -46,7 +46,8 @@ def build_sides(
 ) -> dict[str, Side]:
     """Return the sides by name, without the official code if its checkout or the data frame is missing.
 
-    official: a peers.official.OfficialGRU4Rec or None. make_frame: returns the log as a data frame for it, or None.
+    official: a peers.official.OfficialGRU4Rec or None. make_frame: returns the log as a data frame, which the official
+    code reads, or is None.
     """
     sides: dict[str, Side] = {}
     if official is not None and make_frame is not None:
@@ -63,28 +64,31 @@ def build_sides(
 
 
 def distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
-    """Return the mean numbers, per mini-batch, of distinct negatives and of distinct item rows that it updates."""
+    """Return the mean numbers, per mini-batch, of distinct negatives and of item rows that the mini-batch updates."""
     blocks = list(zip(range(50), SessionParallelLoader(store, setting.batch_size), strict=False))
     sampler = ops.build_alias_table(torch.tensor(store.support), setting.sample_alpha)
     negatives, _ = ops.negative_sampling(sampler, setting.n_sample, seed=0, step=0, steps=len(blocks))
-    n_negatives = [len(of_step.unique()) for of_step in negatives]
+    n_negatives = [len(step_negatives.unique()) for step_negatives in negatives]
     n_rows = [len(torch.cat([b.inputs[0], b.targets[0], negatives[i]]).unique()) for i, b in blocks]
     return sum(n_negatives) // len(n_negatives), sum(n_rows) // len(n_rows)
 
 
 def products(setting: Setting, n_columns: int) -> list[Shape]:
-    """Return the shapes of a mini-batch's matrix products: scores, GRU, and two gradients of each product."""
+    """Return the shapes of a mini-batch's matrix products: scores, GRU, and two gradients of each product.
+
+    n_columns: number of items that are scored, targets and distinct negatives.
+    """
     b, h = setting.batch_size, setting.width
     gates: list[Shape] = [(b, 3 * h, h), (b, h, 3 * h), (3 * h, h, b)]
     return [(b, n_columns, h), (b, h, n_columns), (n_columns, h, b), *gates, *gates]
 
 
 def step_bytes(setting: Setting, n_rows: int) -> int:
-    """Return the bytes of weights and optimizer state that an update reads and writes.
+    """Return the bytes of float32 weights and optimizer state that an update reads and writes.
 
-    n_rows: number of rows of the item table that it updates; it also updates all weights of the GRU.
+    The update covers `n_rows` rows of the item table with their biases, and all weights and biases of the GRU.
     """
-    arrays = 3 if setting.momentum else 2  # weights, accumulator, velocity
+    arrays = 3 if setting.momentum else 2  # weights and accumulator; velocity with momentum
     return 2 * 4 * arrays * (n_rows * (setting.width + 1) + 6 * setting.width * (setting.width + 1))
 
 
@@ -95,7 +99,7 @@ def test_training_steps(compare: Any, logs: SessionLogs, official: Any, setting:
     store = logs.store(setting.log) if is_real else logs.synthetic(setting.log)
     sides = build_sides(setting, store, official, (lambda: logs.frame(setting.log)) if is_real else None)
     goals = {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
-    # Both sides are subjects: even without a goal, each is compared with the other implementations.
+    # A subject is a side that is this package. It is compared with the other implementations even if it has no goal.
     subjects: dict[str, dict[str, float]] = {"fused": {}, "fused bf16": {}} | goals
     row = f"training, {setting.name}, {setting.log if is_real else 'synthetic log'}"
     seconds = compare(sides, row=row, unit="mini-batch", subjects=subjects)
@@ -103,7 +107,7 @@ def test_training_steps(compare: Any, logs: SessionLogs, official: Any, setting:
     shapes = products(setting, setting.batch_size + n_negatives)
     n_bytes = step_bytes(setting, n_rows)
     compare.note(
-        why_not_fused=runner_of(store, setting.parameters()).why_not_fused,
+        why_not_fused=gru_runner(store, setting.parameters()).why_not_fused,
         # each side's rates as fractions of this machine's rates of matrix products and of copying
         limits={name: rate_shares(figures["median"], shapes, n_bytes) for name, figures in seconds.items()},
         distinct={"negatives": n_negatives, "rows": n_rows},

@@ -1,6 +1,6 @@
 """Command-line options and fixtures of the benchmarks.
 
-A peer is other people's code that this package is compared with, in a checkout given by --peer NAME=PATH: "official"
+A peer is a public implementation that this package is compared with. --peer NAME=PATH names a checkout: "official"
 (hidasib/GRU4Rec_PyTorch_Official), "ngcf" (huangtinglin/NGCF-PyTorch) or "lightgcn" (gusye1234/LightGCN-PyTorch).
 
 A row of the results table compares several implementations, called sides. They run alternately: a turn is one timed run
@@ -23,9 +23,9 @@ PEERS = ("official", "ngcf", "lightgcn")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gru4rec_fast benchmarks")
     group.addoption(
-        "--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout of other people's code"
+        "--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout of a public implementation"
     )
-    group.addoption("--sides", metavar="A,B", help="measure these sides only, e.g. official,fused")
+    group.addoption("--sides", metavar="A,B", help="measure only these implementations (sides), e.g. official,fused")
     group.addoption("--turn-seconds", type=float, default=0.4, help="approximate duration of one turn of a side")
     group.addoption("--rounds", type=int, default=9, help="number of turns of each side, without the warm-up")
     group.addoption("--threads", type=int, help="number of threads of every side (default: torch's own choice)")

@@ -2,13 +2,13 @@
 
     python benchmarks/cpu_table.py build/benchmarks/*.json [--into docs/performance.md]
 
-The JSON files are those of pytest-benchmark with the figures of interleave.Comparison. An implementation that belongs
-to this package is called a subject.
+The JSON files are written by pytest-benchmark; interleave.Comparison adds the results to them. An implementation that
+belongs to this package is called a subject.
 
 A row of the table compares a subject with another implementation. It has both times, their ratio (median and quartiles
 over the rounds), the goal, and how near the subject comes to the machine's speed of matrix products (sgemm) and of
-copying memory. The first subject is compared with all other implementations, the further subjects only with other
-subjects and with implementations for which they have a goal. A share of sgemm above 100% means that the package's
+copying memory. The first subject is compared with all other implementations. Each further subject is compared with
+the other subjects, and with the implementations named in its goals. More than 100% of sgemm means that the package's
 matrix products are faster than torch's BLAS.
 """
 
@@ -36,7 +36,10 @@ def ratio_text(values: dict[str, float]) -> str:
 
 
 def shares_text(limits: dict[str, float], bf16: bool) -> str:
-    """Return as text the shares of the machine's rates, and the rates, that `machine.rate_shares` computed."""
+    """Return the results of `machine.rate_shares` as text: how much of which speed of the machine a subject reaches.
+
+    bf16: compare with bfloat16 matrix products instead of float32 ones (sgemm).
+    """
     texts = []
     if "sgemm_share" in limits:
         products, name = ("bf16", "bf16 products") if bf16 else ("sgemm", "sgemm")
@@ -47,26 +50,29 @@ def shares_text(limits: dict[str, float], bf16: bool) -> str:
 
 
 def time_rows(info: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the table's rows for the times of one comparison; `info` is what `interleave.Comparison` recorded."""
+    """Yield the table's rows for the times in `info`, the results of one `interleave.Comparison`."""
     subjects = list(info["ratios"])
     for subject, ratios in info["ratios"].items():
         ours = duration(info["seconds_per_unit"][subject]["median"])
         goals = info["goals"].get(subject, {})
-        compared = [*ratios] if subject == subjects[0] else [other for other in ratios if other in subjects]
-        for other in dict.fromkeys([*goals, *compared]):
+        without_goal = [*ratios] if subject == subjects[0] else [other for other in ratios if other in subjects]
+        for other in dict.fromkeys([*goals, *without_goal]):
             goal = f">= {goals[other]:g}" if other in goals else ""
             if other not in ratios:
                 reason = f"not measured: the benchmark was run without --peer {other}=PATH"
                 yield [info["row"], subject, ours, other, "", reason, goal, ""]
                 continue
-            met = "" if other not in goals else " (met)" if ratios[other]["median"] >= goals[other] else " (missed)"
+            verdict = "" if other not in goals else " (met)" if ratios[other]["median"] >= goals[other] else " (missed)"
             theirs = duration(info["seconds_per_unit"][other]["median"])
             share = shares_text(info.get("limits", {}).get(subject, {}), "bf16" in subject)
-            yield [info["row"], subject, ours, other, theirs, ratio_text(ratios[other]), goal + met, share]
+            yield [info["row"], subject, ours, other, theirs, ratio_text(ratios[other]), goal + verdict, share]
 
 
 def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the table's rows for the peak memory of one comparison; the ratio is our memory over theirs."""
+    """Yield the table's rows for the peak memory of one comparison.
+
+    The ratio is the memory of this package, whose side is the last one, divided by that of the other side.
+    """
     *others, subject = memory["sides"]
     ours = memory["sides"][subject]
     for other in others:
@@ -87,7 +93,7 @@ def describe_machine(machine: dict[str, Any]) -> str:
 
 
 def table(files: list[Path]) -> str:
-    """Return the markdown table of these files, followed by the machines and the days of the measurements.
+    """Return the markdown table of these JSON files, followed by the machines and the days of the measurements.
 
     Raises:
         ValueError: the files contain no comparison.

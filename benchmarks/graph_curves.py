@@ -3,10 +3,10 @@
     python benchmarks/graph_curves.py ngcf package --epochs 10 --out build/benchmarks/ngcf.json
     python benchmarks/graph_curves.py ngcf naive --epochs 10 --batch-size 8192 --learning-rate 1e-3
 
-"package" trains the estimators of this package, "naive" trains the plain PyTorch models of naive_graph.py. Both start
-from the same weights, train on the same triples (user, item, negative item) and are evaluated by `evaluate_graph`. Only
-the dropout masks differ. The default hyper-parameters are the published ones. "naive" stores the transposed matrix,
-since an epoch would otherwise take three times as long. Needs ../shared/data/gowalla.
+"package" trains the estimators of this package, "naive" trains the plain PyTorch models of naive_graph.py. Both
+trainings start from the same weights, use the same triples (user, item, negative item) and are evaluated by
+`evaluate_graph`. Only the dropout masks differ. The default hyper-parameters are the published ones. "naive" stores the
+transposed matrix, since an epoch would otherwise take three times as long. The script needs ../shared/data/gowalla.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gru4rec_fast.data import InteractionGraph, TripleSampler
 from gru4rec_fast.evaluation import evaluate_graph
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
-Record = dict[str, float]
+Record = dict[str, float]  # of an epoch: its number, loss, recall@20, ndcg@20 and seconds
 
 
 def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
-    """Yield a record per epoch of the package's training. Each epoch is a call of `fit` that resumes the training."""
+    """Yield a record for each of n epochs of the package's training. Each epoch is a call of `fit` that resumes."""
     with tempfile.TemporaryDirectory() as folder:
         for epoch in range(1, n + 1):
             model.set_params(n_epochs=epoch)
@@ -41,7 +41,7 @@ def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Intera
 
 
 def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
-    """Yield a record per epoch of the training in plain PyTorch, from the same weights and triples."""
+    """Yield a record for each of n epochs in plain PyTorch, from the same weights and triples as `package_epochs`."""
     weights = {name: value.detach() for name, value in model.build_network(graph).state_dict().items()}
     network: NaiveNGCF | NaiveLightGCN = (
         NaiveNGCF(graph, weights, adjacency=model.adjacency, transpose=True)
@@ -68,6 +68,7 @@ def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Interact
 
 
 def main() -> None:
+    """Train, print a line per epoch, and write the records to the file given by --out, if any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["ngcf", "lightgcn"])
     parser.add_argument("side", choices=["package", "naive"])

@@ -2,10 +2,10 @@
 
     python benchmarks/graph_scale.py --threads 1 --out build/benchmarks/graph_scale.json
 
-Reports the time to build the graph, the time of the products, the peak resident memory, and the time per directed edge
-relative to that of Gowalla's training graph in the same run (../shared/data/gowalla; left out if it does not exist).
-Times per edge are processor times, which exclude the time that a process waits on a shared machine. L is the normalized
-adjacency matrix D^-1/2 A D^-1/2, E the features of all nodes.
+L is the normalized adjacency matrix D^-1/2 A D^-1/2, E the features of all nodes. The script reports the time to build
+the graph, the time of the products and the peak resident memory. It also reports the time per directed edge divided by
+the same time on Gowalla's training graph (../shared/data/gowalla), unless that file does not exist. Times per edge are
+processor times, which exclude the time that a process waits on a shared machine.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ CHUNK = 1 << 22  # number of nodes that are sampled at once, which limits the me
 
 def power_law_nodes(generator: np.random.Generator, n_draws: int, n_nodes: int, exponent: float) -> np.ndarray:
     """Sample nodes, int64 [n_draws]. The node of rank r has a probability proportional to r^-(1 - 1/exponent)."""
-    node_of_rank = generator.permutation(n_nodes).astype(
-        np.int32
-    )  # random, since popular nodes have any index in a real log
+    # The order is random, because popular nodes have any index in a real log.
+    node_of_rank = generator.permutation(n_nodes).astype(np.int32)
     nodes = np.empty(n_draws, np.int64)
     for start in range(0, n_draws, CHUNK):
         chunk = nodes[start : start + CHUNK]
@@ -41,9 +40,9 @@ def power_law_nodes(generator: np.random.Generator, n_draws: int, n_nodes: int, 
 
 
 def power_law_graph(n_nodes: int, n_interactions: int, exponent: float = 2.0) -> InteractionGraph:
-    """Return a power-law graph; half of its nodes are users, half are items.
+    """Return a graph whose degrees follow a power law. Half of the nodes are users, half are items.
 
-    5% more interactions than requested are sampled, since repeated ones count once.
+    5% more interactions than requested are sampled, because the graph keeps a repeated interaction once.
     """
     generator, n_users = np.random.default_rng(0), n_nodes // 2
     n_draws = n_interactions + n_interactions // 20
@@ -58,7 +57,10 @@ def peak_gib() -> float:
 
 
 def measure_product(graph: InteractionGraph, width: int, repeats: int) -> dict[str, Any]:
-    """Time L @ E `repeats` times, after a first product (first_s) that includes the page faults of new memory."""
+    """Time L @ E `repeats` times, and return the times with numbers about the graph.
+
+    A product before them is reported as "first_s"; it includes the page faults of new memory.
+    """
     offsets, neighbors = graph.structure()
     features = torch.rand(graph.n_nodes, width)
     seconds, processor_seconds = [], []
@@ -83,6 +85,7 @@ def measure_product(graph: InteractionGraph, width: int, repeats: int) -> dict[s
 
 
 def main() -> None:
+    """Measure both graphs, print the results as JSON, and write them to the file given by --out, if any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=10_000_000)
     parser.add_argument("--interactions", type=int, default=100_000_000)
@@ -93,25 +96,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    content: dict[str, Any] = {"width": arguments.width, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    results: dict[str, Any] = {"width": arguments.width, "threads": torch.get_num_threads(), "torch": torch.__version__}
     if GOWALLA.exists():
-        content["gowalla"] = measure_product(InteractionGraph.from_text(GOWALLA), arguments.width, 7)
-    content["before_gib"] = peak_gib()
+        results["gowalla"] = measure_product(InteractionGraph.from_text(GOWALLA), arguments.width, 7)
+    results["peak_before_build_gib"] = peak_gib()
     started, processor_started = time.perf_counter(), time.process_time()
     graph = power_law_graph(arguments.nodes, arguments.interactions)
-    content["build_s"] = time.perf_counter() - started
-    content["build_processor_s"] = time.process_time() - processor_started
-    content["peak_after_build_gib"] = peak_gib()
-    content["power_law"] = measure_product(graph, arguments.width, arguments.repeats)
-    content["peak_gib"] = peak_gib()
-    if "gowalla" in content:
+    results["build_s"] = time.perf_counter() - started
+    results["build_processor_s"] = time.process_time() - processor_started
+    results["peak_after_build_gib"] = peak_gib()
+    results["power_law"] = measure_product(graph, arguments.width, arguments.repeats)
+    results["peak_gib"] = peak_gib()
+    if "gowalla" in results:
         name = "processor_ns_per_directed_edge"
-        ratio = content["power_law"][name] / content["gowalla"][name]
-        content["time_per_edge_beside_gowalla"] = ratio
-    print(json.dumps(content, indent=2))
+        ratio = results["power_law"][name] / results["gowalla"][name]
+        results["time_per_edge_relative_to_gowalla"] = ratio
+    print(json.dumps(results, indent=2))
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

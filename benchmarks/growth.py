@@ -2,12 +2,12 @@
 
     python benchmarks/growth.py --folder SCRATCH
 
-Prints JSON and plots the figures. Three measurements:
-  items   time and memory of a training step with 10^4 to 10^7 items; the time must not grow linearly with their number
+The script prints the results as JSON and plots them. It makes three measurements:
+  items   time and memory of a training step with 10^4 to 10^7 items; the time must not grow linearly with the number
   events  time per event of training, and of session batches alone, with memory-mapped logs of 10^5 to 10^8 events
   memory  peak memory of training on 20 and on 40 million events
 
-One process times all sizes alternately, so that a drift of the machine's speed affects all of them: a turn is one timed
+One process times all sizes alternately, so that a drift of the machine's speed affects all sizes. A turn is one timed
 run of a size, a round is one turn of each size. Memory is measured in a separate process per size. Training is
 `GRU4Rec.fit` with hidden size 100, mini-batches of 64, and 2048 negatives. A side (interleave.Side) is a function that
 runs n units of work and returns the seconds per unit.
@@ -30,7 +30,7 @@ import torch
 from interleave import Side, spread, timed, units_per_turn
 from machine import describe_machine
 from synthetic import ZIPF_EXPONENT, synthetic_store
-from trainers import estimator_side, runner_of, runner_side
+from trainers import estimator_side, gru_runner, runner_side
 
 from gru4rec_fast import ops, profiling
 from gru4rec_fast.data import SessionStore
@@ -41,15 +41,15 @@ PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 ROUNDS = 9
 N_ITEMS = 100_000  # number of items in the logs of `events` and `memory`
 TOTAL_SUPPORT = 10**8  # approximate sum of the items' supports (numbers of occurrences) in `items`
-MEMORY_STEPS, LOG_STEPS = 300, 1000  # training steps during which memory is measured
-CALL_STEPS = 256  # steps per call of ops.session_batch
+MEMORY_STEPS, LOG_STEPS = 300, 1000  # training steps during which memory is measured, in `items` and in `memory`
+STEPS_PER_CALL = 256  # steps per call of ops.session_batch
 
 
 def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
-    """Return a log whose items follow Zipf's law; popular items have random indices, as in a real catalogue.
+    """Return a log of sessions of 4 events. Items follow Zipf's law. As in a real log, popular items have any index.
 
-    The stored support of an item (its number of occurrences) is replaced by that of a much longer log, since most items
-    do not occur in a short one.
+    The support of an item is its number of occurrences. The stored support is that of a much longer log, since most
+    items do not occur in a short log.
     """
     rng = np.random.default_rng(0)
     weight = np.arange(1, n_items + 1) ** -ZIPF_EXPONENT
@@ -63,11 +63,11 @@ def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
 
 
 def warm_runner(n_items: int) -> SessionEpochRunner:
-    """Return a runner of training epochs whose optimizer state has been written once.
+    """Return a runner of training epochs, after writing all of its optimizer state once.
 
     The first write to a memory page costs a page fault, which should not be measured.
     """
-    runner = runner_of(catalogue_store(n_items), PARAMETERS)
+    runner = gru_runner(catalogue_store(n_items), PARAMETERS)
     runner_side(runner)(10)
     for state in runner.optimizer.state.values():
         for tensor in state.values():
@@ -80,8 +80,8 @@ def time_sizes(sides: dict[int, Side], turn_seconds: float) -> dict[str, dict[in
     """Time all sizes alternately.
 
     Returns:
-        For each size, median and quartiles of the seconds per unit, and of their ratio to the seconds of the first size
-        in the same round.
+        "seconds": for each size, median and quartiles of the seconds per unit. "ratio": for each size, median and
+        quartiles of the seconds divided by the seconds of the first size in the same round.
     """
     units = {size: units_per_turn(side, turn_seconds) for size, side in sides.items()}
     times: dict[int, list[float]] = {size: [] for size in sides}
@@ -93,34 +93,34 @@ def time_sizes(sides: dict[int, Side], turn_seconds: float) -> dict[str, dict[in
     times_of_first = times[next(iter(sides))]
     return {
         "seconds": {size: spread(size_times) for size, size_times in times.items()},
-        "ratio": {size: spread([t / f for t, f in zip(times[size], times_of_first, strict=True)]) for size in sides},
+        "ratio": {size: spread([s / f for s, f in zip(times[size], times_of_first, strict=True)]) for size in sides},
     }
 
 
 def step_memory(n_items: int) -> dict[str, int]:
     """Return the bytes of the model and the additional peak bytes of training steps, measured in this process."""
-    imports = baseline_with_library()
+    after_imports = baseline_with_library()
     runner = warm_runner(n_items)
-    steps = profiling.PeakMemory()
+    after_warmup = profiling.PeakMemory()  # .baseline: memory in use now; .bytes: peak above .baseline
     runner_side(runner)(MEMORY_STEPS)
-    return {"model_bytes": steps.baseline - imports.baseline, "step_bytes": steps.bytes}
+    return {"model_bytes": after_warmup.baseline - after_imports.baseline, "step_bytes": after_warmup.bytes}
 
 
 def log_memory(store: str) -> dict[str, int]:
-    """Return the peak bytes of training on a store, measured in this process; mapped pages of the store count."""
+    """Return the peak bytes of training on a store, measured in this process. Mapped pages of the store count."""
     peak = baseline_with_library()
     estimator_side(SessionStore.open(store), PARAMETERS)(LOG_STEPS)
     return {"peak_bytes": peak.bytes}
 
 
 def baseline_with_library() -> profiling.PeakMemory:
-    """Load the native library and start the measurement of memory, so that the library is part of the baseline."""
+    """Load the native library, then start and return a measurement of memory, so that its baseline has the library."""
     ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)
     return profiling.PeakMemory()
 
 
 def run_in_new_process(option: str, value: object) -> dict[str, int]:
-    """Run this script with one of its hidden options in a new process and return what it prints."""
+    """Run this script with --one-size or --one-log in a new process, and return the numbers of bytes that it prints."""
     command = [sys.executable, __file__, option, str(value)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
@@ -133,12 +133,12 @@ def grow_items(sizes: list[int], turn_seconds: float) -> dict[str, Any]:
 
 
 def batches_side(store: SessionStore) -> Side:
-    """Return the side that makes the session batches of whole epochs; its unit is an event."""
+    """Return the side that makes the session batches of whole epochs. The unit of work is an event."""
     items, offsets = as_tensor(store.items), as_tensor(store.offsets)
 
     def epoch() -> None:
         state = ops.session_batch_state(PARAMETERS["batch_size"])
-        while bool((ops.session_batch(items, offsets, None, *state, CALL_STEPS)[0][-1] >= 0).any()):
+        while bool((ops.session_batch(items, offsets, None, *state, STEPS_PER_CALL)[0][-1] >= 0).any()):
             pass
 
     return timed(epoch, store.n_targets)
@@ -177,7 +177,7 @@ def grow_memory(millions: list[float], folder: Path) -> dict[str, Any]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Plot the results to a file."""
+    """Plot the results, read from JSON (sizes are strings), to a file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -215,6 +215,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def _plot_curve(axis: Any, figures: dict[str, dict[str, float]], scale: float, label: str) -> None:
+    """Plot the medians by size as a line and the range between the quartiles as a band, all multiplied by `scale`."""
     sizes = [int(size) for size in figures]
     median, q1, q3 = ([values[key] * scale for values in figures.values()] for key in ("median", "q1", "q3"))
     (line,) = axis.plot(sizes, median, marker="o", label=label)
@@ -222,7 +223,7 @@ def _plot_curve(axis: Any, figures: dict[str, dict[str, float]], scale: float, l
 
 
 def main() -> None:
-    """Measure, print the results as JSON, write the JSON file if one is given, and plot."""
+    """Measure, print the results as JSON, write them to the file given by --json, if any, and plot them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--only", choices=["items", "events", "memory"], action="append", help="run this measurement; may be repeated"
@@ -262,7 +263,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(text + "\n")
-    plot(json.loads(text), arguments.plot)  # read back, so that sizes are strings
+    plot(json.loads(text), arguments.plot)
 
 
 if __name__ == "__main__":

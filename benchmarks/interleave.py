@@ -1,8 +1,8 @@
-"""Time several implementations alternately within one process, so that a drift of the machine cancels in their ratios.
+"""Time several implementations alternately within one process, so that changes of the machine's speed cancel in ratios.
 
 A row of a results table compares several implementations, called sides. A turn is one timed call of a side. A round is
 one turn of each side. The speed of a shared machine drifts by a factor of two within an hour. Therefore the ratio of
-two sides is computed for each round, from times of the same round; the result is the median of these ratios.
+two sides is computed for each round, from times of the same round. The result is the median of these ratios.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from machine import describe_machine
 # side(n) runs about n units of work and returns the seconds per unit. A unit is, for example, a mini-batch or a call.
 Side = Callable[[int], float]
 
-WARMUP_ROUNDS = 1  # rounds that do not count, after the calls of `units_per_turn`
+WARMUP_ROUNDS = 1  # untimed rounds; they follow the calls of `units_per_turn`
 
 
 def timed(work: Callable[[], Any], units: int = 1) -> Side:
@@ -35,7 +35,7 @@ def timed(work: Callable[[], Any], units: int = 1) -> Side:
 
 
 def units_per_turn(side: Side, turn_seconds: float) -> int:
-    """Return the number of units that take about `turn_seconds`. The calls also warm up the side."""
+    """Return the number of units that take about `turn_seconds`. Finding it runs the side, which also warms it up."""
     side(1)
     seconds = side(1)
     seconds = min(seconds, side(max(1, round(turn_seconds / 4 / seconds))))
@@ -49,10 +49,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 class Comparison:
-    """Times the sides of one row alternately and records the figures; the fixture `compare` returns one.
+    """Times the sides of one row alternately and records the results. The fixture `compare` is a Comparison.
 
     Args:
-        benchmark: pytest-benchmark's fixture. It times the last side only; all figures go to its extra_info.
+        benchmark: pytest-benchmark's fixture. It times the last side only; `benchmark.extra_info` gets all results.
         only: names of the sides to measure; None means all.
         turn_seconds: approximate duration of a turn.
         rounds: number of rounds that count, after the warm-up.
@@ -70,9 +70,9 @@ class Comparison:
             sides: the sides by name.
             row: name of the row in the table.
             unit: name of the unit of work.
-            subjects: the sides that are this package's, each with its goals: {other side: smallest allowed ratio}. The
-                ratio is the other side's time over the subject's. A subject is compared with all sides that are no
-                subjects, and with the subjects that precede it.
+            subjects: for each side that is this package, the goals {name of another side: smallest allowed ratio}. The
+                ratio is the time of the other side divided by the time of the subject. A subject is compared with all
+                other implementations, and with the subjects that precede it in `subjects`.
         """
         sides = {name: side for name, side in sides.items() if self._only is None or name in self._only}
         if not sides:
@@ -93,11 +93,11 @@ class Comparison:
         return seconds
 
     def run_once(self, work: Callable[[], Any]) -> None:
-        """Run work that records its own figures, such as a process that reports its memory."""
+        """Call `work`, which records its own results, within the one call that pytest-benchmark needs in every test."""
         self._benchmark.pedantic(work, rounds=1, iterations=1)
 
     def note(self, **figures: Any) -> None:
-        """Record further figures of the row."""
+        """Record further results of the row."""
         self._benchmark.extra_info.update(figures)
 
     def _measure(self, sides: Mapping[str, Side]) -> dict[str, list[float]]:

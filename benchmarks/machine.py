@@ -1,4 +1,4 @@
-"""Describes this machine, and measures its copy bandwidth and its rates of matrix products."""
+"""Describe this machine, and measure its copy bandwidth and the speed of its matrix products."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 import gru4rec_fast
 
 Shape = tuple[int, int, int]  # m, n, k of [m, k] @ [k, n]
-_COPIED_FLOATS = 64 * 2**20  # size of an array that is larger than every cache
+_COPIED_FLOATS = 64 * 2**20  # number of elements of an array (256 MiB) that is larger than every cache
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, the thread counts and the versions, without paths, since the result is published."""
+    """Return processor, thread count and versions. Paths are left out, because the result is published."""
     info = gru4rec_fast.build_info()
     library = info.get("library")
     return {
@@ -41,22 +41,23 @@ def _affinity() -> set[int]:
 
 
 def processor_name() -> str:
-    """Return the processor's name with family and model, since the name in a virtual machine is often generic."""
+    """Return the processor's name, family and model. In a virtual machine the name alone is often generic."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or platform.machine()
-    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()  # the first processor
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()  # of the first processor
     fields = dict(pair for line in lines if len(pair := _split_field(line)) == 2)
     family = f"family {fields['cpu family']}, model {fields['model']}" if "cpu family" in fields else platform.machine()
     return f"{fields.get('model name', platform.machine())} ({family})"
 
 
 def _split_field(line: str) -> tuple[str, ...]:
+    """Return the name and the value of a line "name: value", or the whole line if it has no colon."""
     return tuple(text.strip() for text in line.split(":", 1))
 
 
 def _seconds(work: Callable[[], Any], min_seconds: float = 0.02, repeats: int = 5) -> float:
-    """Return the median seconds of a call, over `repeats` measurements of at least `min_seconds` each."""
+    """Return the seconds per call of `work`: the median of `repeats` measurements of about `min_seconds` each."""
     work()
     started = time.perf_counter()
     work()
@@ -93,10 +94,10 @@ def copy_bandwidth() -> float:
 
 
 def rate_shares(seconds: float, shapes: Iterable[Shape] = (), n_bytes: float = 0.0) -> dict[str, float]:
-    """Return the rates of some work, this machine's own rates, and the ratios of the two.
+    """Return the FLOP/s and bytes/s of a computation, those that this machine reaches, and the ratios ("..._share").
 
-    seconds: time of the work. shapes: the matrix products that it cannot avoid. n_bytes: the bytes that it must read
-    and write.
+    seconds: time of the computation. shapes: the matrix products that it cannot avoid. n_bytes: the bytes that it must
+    read and write.
     """
     shapes, figures = tuple(shapes), {}
     if shapes:

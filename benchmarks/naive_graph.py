@@ -1,6 +1,6 @@
-"""NGCF and LightGCN in simple plain PyTorch: a second baseline, in addition to the public code.
+"""Implement NGCF and LightGCN in plain PyTorch, as a second baseline in addition to the public code.
 
-The propagation matrix is a sparse CSR tensor with stored values; every step propagates the features of all nodes;
+The propagation matrix is a sparse CSR tensor with stored values. Every step propagates the features of all nodes, and
 autograd computes the gradients. Node dropout samples a new mask of the matrix entries at every step.
 """
 
@@ -20,8 +20,9 @@ from gru4rec_fast.data import InteractionGraph
 class NaiveMatrix:
     """A propagation matrix of `ops.laplacian_propagation`, stored as a sparse CSR tensor.
 
-    matrix: "symmetric", D^-1/2 A D^-1/2, or "norm", (D + I)^-1 (A + I). transpose: also store the transposed matrix and
-    multiply by it in the backward pass; otherwise autograd of `matrix @ features` transposes the matrix at every step.
+    matrix: "symmetric" for D^-1/2 A D^-1/2, or "norm" for (D + I)^-1 (A + I); A is the adjacency matrix, D has the
+    degrees. transpose: also store the transposed matrix and multiply by it in the backward pass. Otherwise autograd of
+    `matrix @ features` transposes the matrix at every step.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class NaiveMatrix:
         self.generator = torch.Generator(device).manual_seed(0)
 
     def matrices_of_step(self, training: bool) -> tuple[Tensor, Tensor]:
-        """Return the matrix with a new dropout mask, and its transpose; without `transpose`, the same matrix twice."""
+        """Return the matrix with a new dropout mask, and its transpose (the same matrix if it is not stored)."""
         values = self.values
         if training and self.dropout:
             keep = torch.rand(len(values), generator=self.generator, device=values.device) >= self.dropout
@@ -71,7 +72,7 @@ class NaiveMatrix:
 
 
 class ProductWithTranspose(torch.autograd.Function):
-    """Computes matrix @ features; the gradient of the features uses a given transposed matrix."""
+    """Computes matrix @ features. The backward pass multiplies by the given transposed matrix."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:  # type: ignore[override]
@@ -86,8 +87,8 @@ class ProductWithTranspose(torch.autograd.Function):
 class NaiveNGCF(nn.Module):
     """NGCF, initialized with given weights (the state_dict of this package's network).
 
-    adjacency: "paper" computes equation (7) of the NGCF paper; "norm" has (D + I)^-1 (A + I) in both terms, as the
-    public code. transpose: see NaiveMatrix.
+    adjacency: "paper" computes equation (7) of the NGCF paper; "norm" uses (D + I)^-1 (A + I) in both terms, as the
+    public code does. transpose: see NaiveMatrix.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class NaiveNGCF(nn.Module):
         return torch.cat(outputs, 1)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, reg: float) -> Tensor:
-        """Return the BPR loss plus the L2 penalty on the final embeddings."""
+        """Return the BPR loss plus `reg` times the L2 penalty on the final embeddings."""
         final = self()
         u, i, j = final[users], final[positives + self.n_users], final[negatives + self.n_users]
         return bpr(u, i, j) + reg * half_squares([u, i, j]) / len(users)
@@ -153,7 +154,7 @@ class NaiveLightGCN(nn.Module):
         return torch.stack(outputs).mean(0)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, reg: float) -> Tensor:
-        """Return the BPR loss plus the L2 penalty on the embeddings of layer 0."""
+        """Return the BPR loss plus `reg` times the L2 penalty on the embeddings of layer 0."""
         final = self()
         nodes = [users, positives + self.n_users, negatives + self.n_users]
         u, i, j = (final[node] for node in nodes)
@@ -161,7 +162,10 @@ class NaiveLightGCN(nn.Module):
 
 
 def bpr(u: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Return the mean of -log sigmoid(x_ui - x_uj), the BPR loss of users u, items i and negative items j."""
+    """Return the mean of -log sigmoid(u . i - u . j), the BPR loss.
+
+    u, i, j: embeddings [n, D] of users, items and negative items.
+    """
     return -F.logsigmoid((u * i).sum(1) - (u * j).sum(1)).mean()
 
 

@@ -1,4 +1,4 @@
-"""GRU4Rec training in simple plain PyTorch: a second baseline, in addition to the official code.
+"""Train GRU4Rec in plain PyTorch, as a second baseline in addition to the official code.
 
 The model has one layer and a constrained embedding (inputs and outputs share the item table). It uses a Python session
 iterator, torch.multinomial for the negatives, F.dropout, nn.GRUCell, a sparse nn.Embedding as the item table, autograd,
@@ -22,7 +22,7 @@ from gru4rec_fast.data import SessionStore
 
 @dataclass(frozen=True)
 class Setting:
-    """The published hyper-parameters of one training; `log` is the name of the data set."""
+    """The published hyper-parameters of one training. `name` is loss and width; `log` is the name of the data set."""
 
     name: str
     loss: str
@@ -71,8 +71,8 @@ SETTINGS = [
 def session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield inputs, targets and reset flags [B] of each step, until no session is left for a lane.
 
-    A lane is one of the B sessions processed in parallel. When its session ends, the lane continues with the next
-    session.
+    A lane is one of the B sessions processed in parallel. When the session of a lane ends, the lane continues with the
+    next session, and its reset flag is True.
     """
     items, offsets = store.items, store.offsets
     position = offsets[:batch_size].copy()
@@ -90,7 +90,7 @@ def session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[Tens
 
 
 class NaiveTraining:
-    """Trains one mini-batch per call of `step`."""
+    """A GRU4Rec network with its optimizer state and its batches; `step` trains on the next mini-batch."""
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ class NaiveTraining:
         target = y.diagonal().unsqueeze(1)
         is_target = torch.eye(m, y.shape[1], dtype=torch.bool, device=y.device)
         weight = torch.softmax(y.masked_fill(is_target, -torch.inf), 1)
-        better = (weight * torch.sigmoid(target - y)).sum(1)
-        return (-torch.log(better + 1e-24) + s.bpreg * (weight * y * y).sum(1)).sum()
+        target_wins = (weight * torch.sigmoid(target - y)).sum(1)  # probability of a higher score than the negatives'
+        return (-torch.log(target_wins + 1e-24) + s.bpreg * (weight * y * y).sum(1)).sum()
 
     def _update(self, parameter: Tensor) -> None:
         """Update the parameter, or its rows with gradients, by Adagrad with momentum."""

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Measures all rows of the CPU results table. Writes JSON files and the markdown table cpu.md.
+# Measure all rows of the CPU results table. Write JSON files and the markdown table cpu.md.
 #
 #   benchmarks/run_cpu.sh [official=PATH] [ngcf=PATH] [lightgcn=PATH]
 #
-# PATH is a checkout of other people's code, a "peer" (benchmarks/conftest.py). Environment variables:
+# PATH is a checkout of a public implementation, a "peer" (benchmarks/conftest.py). Environment variables:
 #
 #   OUT          folder for the results (default: build/benchmarks)
 #   THREADS      number of threads (default: all cores)

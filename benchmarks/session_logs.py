@@ -1,4 +1,4 @@
-"""The session logs of the benchmarks: real logs from ../shared/data, and synthetic logs of the same sizes."""
+"""Read the session logs of the benchmarks from ../shared/data, and make synthetic logs of the same sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = {"rsc15_100k": (70_000, 2_933), "diginetica": (900_000, 43_097)}
 class SessionLogs:
     """Provides session logs by name, as stores or data frames. Each log is read once; stores are written to `folder`.
 
-    In all methods, `part` is "train" or "test".
+    In all methods, `name` is a key of SIZES and `part` is "train" or "test".
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class SessionLogs:
         return path
 
     def store(self, name: str, part: str = "train") -> SessionStore:
-        """Return a real log as a store; a test log has the vocabulary of its training log."""
+        """Return a real log as a store. A test log gets the vocabulary of the training log."""
         if (name, part) not in self._stores:
             vocabulary = None if part == "train" else self.store(name).vocabulary
             self._stores[name, part] = SessionStore.from_events(

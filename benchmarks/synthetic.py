@@ -1,4 +1,4 @@
-"""Synthetic session logs of any length, written chunk by chunk so that they need not fit in memory.
+"""Write synthetic session logs of any length, chunk by chunk, so that they need not fit in memory.
 
 Items follow Zipf's law; sessions have four events on average.
 """
@@ -42,12 +42,12 @@ def synthetic_chunks(n_events: int, n_items: int, seed: int) -> Iterator[Chunk]:
     cumulative = np.cumsum(np.arange(1, n_items + 1) ** -ZIPF_EXPONENT)
     first_session = 0
     while n_events > 0:
-        size = n_events if n_events < CHUNK_EVENTS + 2 else CHUNK_EVENTS
+        size = n_events if n_events < CHUNK_EVENTS + 2 else CHUNK_EVENTS  # no chunk of a single event is left over
         lengths = 1 + rng.geometric(1 / (MEAN_LENGTH - 1), size=size // 2 + 1)
         ends = np.cumsum(lengths)
         lengths = lengths[: np.searchsorted(ends, size) + 1]
         lengths[-1] -= lengths.sum() - size  # cut the last session, so that the chunk has exactly `size` events
-        if lengths[-1] == 1 and len(lengths) > 1:  # add a single event to the session before
+        if lengths[-1] == 1 and len(lengths) > 1:  # a session of one event is too short: add it to the previous one
             lengths = np.append(lengths[:-2], lengths[-2] + 1)
         draws = rng.random(size) * cumulative[-1]
         yield Chunk(first_session, lengths, np.searchsorted(cumulative, draws).astype(np.int32))
@@ -56,7 +56,10 @@ def synthetic_chunks(n_events: int, n_items: int, seed: int) -> Iterator[Chunk]:
 
 
 def synthetic_log(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> None:
-    """Write a tab-separated log with columns SessionId, ItemId, Time, sorted by session; sessions overlap in time."""
+    """Write a tab-separated log with the columns SessionId, ItemId and Time (Unix seconds).
+
+    The rows are sorted by session. Sessions overlap in time: events of a session are 30 s apart.
+    """
     import polars as pl
 
     rng = np.random.default_rng([seed, 1])
@@ -104,12 +107,13 @@ def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0
 
 
 class _GrowingArray:
-    """An int64 array in a file: first `append` values, then read them with `mapped`."""
+    """Collects an int64 array of unknown length in a file: `append` values, then call `mapped` once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path.open("wb")
 
     def append(self, values: np.ndarray) -> None:
+        """Write the values at the end of the file."""
         self._file.write(values.astype(np.int64).tobytes())
 
     def mapped(self) -> np.ndarray:

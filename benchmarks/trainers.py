@@ -1,4 +1,4 @@
-"""Times the training of `fit`, of GRU4Rec and of the graph models, n mini-batches at a time.
+"""Build sides that time the training loop of `fit`, for GRU4Rec and the graph models.
 
 A side (interleave.Side) is a function that runs n units of work, here mini-batches, and returns the seconds per unit.
 """
@@ -26,7 +26,7 @@ class _EnoughSteps(Exception):
     """Raised to leave `run_epoch` after the requested number of mini-batches."""
 
 
-def runner_of(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> SessionEpochRunner:
+def gru_runner(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> SessionEpochRunner:
     """Return the object that runs the epochs of `GRU4Rec(**parameters).fit(store)`."""
     p = GRU4RecParameters.create({**parameters, "device": str(device)})
     return build_session_runner(p, build_session_network(p, store.n_items), store)
@@ -34,7 +34,7 @@ def runner_of(store: SessionStore, parameters: Mapping[str, Any], device: torch.
 
 def estimator_side(store: SessionStore, parameters: Mapping[str, Any]) -> Side:
     """Return the side that trains as `GRU4Rec(**parameters).fit(store)` does."""
-    return runner_side(runner_of(store, parameters))
+    return runner_side(gru_runner(store, parameters))
 
 
 def graph_runner(model: NGCF | LightGCN, graph: InteractionGraph, device: torch.device = CPU) -> GraphEpochRunner:
@@ -44,7 +44,7 @@ def graph_runner(model: NGCF | LightGCN, graph: InteractionGraph, device: torch.
 
 
 def runner_side(runner: EpochRunner, synchronize: Callable[[], None] = lambda: None) -> Side:
-    """Return the side that trains with a runner; it starts new epochs as needed.
+    """Return the side that trains with a runner. The side starts new epochs as needed.
 
     synchronize: a function that waits until the device is idle.
     """
@@ -56,7 +56,7 @@ def runner_side(runner: EpochRunner, synchronize: Callable[[], None] = lambda: N
             return n_in_finished_epochs + runner.position.mini_batches - n_at_start
 
         def stop_when_done() -> int:
-            """Return the number of mini-batches that remain. `run_epoch` calls this function between mini-batches."""
+            """Return how many mini-batches remain, or raise _EnoughSteps. `run_epoch` calls it between mini-batches."""
             if n_done() >= n:
                 raise _EnoughSteps
             return n - n_done()

@@ -3,9 +3,9 @@
     python benchmarks/whole_run.py --peer official=PATH --json build/benchmarks/whole_run.json
 
 The model is trained on diginetica with cross-entropy, logQ 1, hidden size 100, mini-batches of 64, 2048 negatives and 5
-epochs, and then evaluated on the test log. The official code (GRU4Rec_PyTorch_Official) takes long, so this package is
-run before and after it: the difference of these two runs shows how much the machine's speed has drifted. Each finished
-run is written to the JSON file. If the script is started again, it skips the finished runs.
+epochs, and then evaluated on the test log. The official code (GRU4Rec_PyTorch_Official) takes long. Therefore this
+package runs before and after it: the difference of these two runs shows how much the machine's speed has drifted. Each
+finished run is written to the JSON file. If the script is started again, it skips the finished runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LOG = SHARED / "diginetica"
 PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 
 
-def ours(n_epochs: int, **parameters: Any) -> dict[str, float]:
-    """Train and evaluate `GRU4Rec`."""
+def run_package(n_epochs: int, **parameters: Any) -> dict[str, float]:
+    """Train and evaluate this package's `GRU4Rec`; return seconds and metrics."""
     started = time.perf_counter()
     model = GRU4Rec(**PARAMETERS, n_epochs=n_epochs, **parameters).fit(LOG / "train.tsv.gz", progress=False)
     trained = time.perf_counter()
@@ -37,8 +37,8 @@ def ours(n_epochs: int, **parameters: Any) -> dict[str, float]:
     return run_entry(ended - started, ended - trained, metrics["recall@20"], metrics["mrr@20"])
 
 
-def official(path: str, n_epochs: int) -> dict[str, float]:
-    """Train and evaluate the official code of the checkout `path`."""
+def run_official(path: str, n_epochs: int) -> dict[str, float]:
+    """Train and evaluate the official code of the checkout `path`; return seconds and metrics."""
     import pandas as pd
     from peers.official import OfficialGRU4Rec
 
@@ -52,12 +52,12 @@ def official(path: str, n_epochs: int) -> dict[str, float]:
 
 
 def run_entry(seconds: float, evaluation_seconds: float, recall: float, mrr: float) -> dict[str, float]:
-    """Return the entry of a run in the JSON file."""
+    """Return the results of a run under the keys of the JSON file. `seconds` is the total, with the evaluation."""
     return {"seconds": seconds, "seconds_of_evaluation": evaluation_seconds, "recall@20": recall, "mrr@20": mrr}
 
 
 def main() -> None:
-    """Run what is not in the JSON file yet, and print the ratio of the times."""
+    """Make the runs that are not in the JSON file yet, and print the ratio of the times, official / this package."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", required=True, metavar="official=PATH", help="a checkout of the official code")
     parser.add_argument("--epochs", type=int, default=5)
@@ -70,24 +70,24 @@ def main() -> None:
     if name != "official" or not path:
         parser.error(f"--peer {arguments.peer}: give official=PATH")
     runs: dict[str, Callable[[], dict[str, float]]] = {
-        "GRU4Rec before": lambda: ours(arguments.epochs),
-        "official": lambda: official(path, arguments.epochs),
-        "GRU4Rec after": lambda: ours(arguments.epochs),
-        "GRU4Rec bf16": lambda: ours(arguments.epochs, precision="bf16"),
+        "GRU4Rec before": lambda: run_package(arguments.epochs),
+        "official": lambda: run_official(path, arguments.epochs),
+        "GRU4Rec after": lambda: run_package(arguments.epochs),
+        "GRU4Rec bf16": lambda: run_package(arguments.epochs, precision="bf16"),
     }
     setting = {"epochs": arguments.epochs, "parameters": PARAMETERS, "machine": describe_machine()}
-    done = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    if {key: done.get(key) for key in setting} != setting:
-        done = {**setting, "runs": {}}
+    results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    if {key: results.get(key) for key in setting} != setting:
+        results = {**setting, "runs": {}}
     for side, run in runs.items():
-        if side not in done["runs"]:
-            done["runs"][side] = run()
+        if side not in results["runs"]:
+            results["runs"][side] = run()
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(done, indent=2) + "\n")
-        print(side, done["runs"][side], flush=True)
-    seconds = {side: run["seconds"] for side, run in done["runs"].items()}
-    ours_mean = (seconds["GRU4Rec before"] + seconds["GRU4Rec after"]) / 2
-    print(f"ratio {seconds['official'] / ours_mean:.2f} (goal >= 10)")
+            arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        print(side, results["runs"][side], flush=True)
+    seconds = {side: run["seconds"] for side, run in results["runs"].items()}
+    package_seconds = (seconds["GRU4Rec before"] + seconds["GRU4Rec after"]) / 2
+    print(f"ratio {seconds['official'] / package_seconds:.2f} (goal >= 10)")
 
 
 if __name__ == "__main__":

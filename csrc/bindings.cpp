@@ -1,5 +1,5 @@
-// The Python module `gru4rec_fast._C`: facts about this build, and the classes of the fused training step. Importing
-// the module also registers the operators of schema.cpp. (The namespace grf is short for gru4rec_fast.)
+// Defines the Python module `gru4rec_fast._C`: facts about this build, and the classes of the fused training step.
+// Importing the module also registers the operators of schema.cpp. The namespace grf is short for gru4rec_fast.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
@@ -14,7 +14,7 @@
 
 namespace {
 
-std::string compiler() {
+std::string compiler_name() {
 #if defined(__clang__)
   return std::string("clang ") + __clang_version__;
 #elif defined(__GNUC__)
@@ -24,8 +24,8 @@ std::string compiler() {
 #endif
 }
 
-// Returns the number of threads that at::parallel_for uses in this library. It is 1 if the library was compiled without
-// OpenMP, whatever torch.set_num_threads says.
+// Returns the number of threads that at::parallel_for uses in this library. If the library was compiled without OpenMP,
+// the number is 1 and does not depend on torch.set_num_threads.
 int count_parallel_threads() {
   std::mutex mutex;
   std::set<std::thread::id> threads;
@@ -43,7 +43,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "Native kernels of gru4rec_fast. gru4rec_fast._backend loads them after checking that they were built for this "
       "torch.";
   m.attr("torch_version") = TORCH_VERSION;
-  m.attr("compiler") = compiler();
+  m.attr("compiler") = compiler_name();
 #ifdef _OPENMP
   m.attr("parallel") = "openmp";
 #else

@@ -2,8 +2,8 @@
 // kernels. gru4rec_fast/ops/<family>.py has their fake kernels, their autograd formulas and their reference
 // implementation in PyTorch, which is the specification.
 //
-// On a device without native kernels, an operator runs its reference implementation. It is registered as the composite
-// implementation, so that torch.compile and opcheck see the same operator on every device.
+// The reference implementation is registered as the composite implementation, which torch runs on a device without
+// native kernels. So torch.compile and opcheck see the same operator on every device.
 //
 // The C++ namespace grf and the prefix GRF_ are short for gru4rec_fast.
 #include "common/library.h"
@@ -50,8 +50,7 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "float lr, float momentum, float eps) -> ()");
 
   // training_step: operators of a training step that is captured in a CUDA graph. They depend on values that are only
-  // on the device (which lanes are live, whether the run has stopped), so they read these values from mask tensors
-  // there.
+  // on the device (which lanes are live, whether the run has stopped), so they read them from tensors there.
   m.def(
       "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
@@ -77,8 +76,8 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "str matrix, float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
   // ngcf_layer: `out` holds the new features of the nodes. The other results are saved for the backward pass. side_p
-  // and side_q are the features multiplied by the matrices of P and of Q; side_q is empty if P and Q differ at most in
-  // "+I". `code` is a byte of flags per element of `out`.
+  // and side_q are the features multiplied by the matrices of P and of Q, without "+I". side_q is empty if both
+  // matrices are the same. `code` is a byte of flags per element of `out`.
   m.def(
       "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, Tensor weight_1, "
       "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "
@@ -98,7 +97,7 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
 }
 
 #ifndef GRF_EMULATED
-// For tests only: makes a C++ function that operators call available in Python.
+// For tests only: lets Python call a C++ function that operators use.
 TORCH_LIBRARY(gru4rec_fast_private, m) {
   // Returns a [m, k] @ b [k, n] (+ add_to [m, n]), computed by csrc/matrix/product.h. One stride of a and one stride of
   // b must be 1.

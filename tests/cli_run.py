@@ -13,22 +13,23 @@ from pathlib import Path
 from gru4rec_fast.cli import main
 from gru4rec_fast.data.sessions.synthetic import markov_events
 
+# Options of a small model that trains in a second.
 SMALL = "layers=16,batch_size=8,n_sample=16,learning_rate=0.1,n_epochs=2"
 
-_CONTROL = re.compile(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]")
+_CONTROL_CHARACTERS = re.compile(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]")
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     """Exit code, standard output and standard error of a command."""
 
-    code: int
+    exit_code: int
     stdout: str
     stderr: str
 
     @property
     def error_line(self) -> str:
-        """The error message. Asserts that it is the last line on stderr, the only error, and that stdout is empty."""
+        """Return the last line on stderr. Asserts that it is the only error message, and that stdout is empty."""
         lines = self.stderr.splitlines()
         assert lines[-1].startswith("error: "), self.stderr
         assert sum(line.startswith(("error", "Traceback")) for line in lines) == 1, self.stderr
@@ -36,15 +37,15 @@ class Ran:
         return lines[-1]
 
     def control_characters(self) -> set[str]:
-        """Control characters other than newline and tab in the output."""
-        return set(_CONTROL.findall(self.stdout + self.stderr))
+        """Return the control characters in the output, except newlines and tabs."""
+        return set(_CONTROL_CHARACTERS.findall(self.stdout + self.stderr))
 
 
-def cli(*arguments: str | Path) -> Ran:
+def cli(*arguments: str | Path) -> CommandResult:
     """Run a command in this process. Its stdout and stderr are not terminals."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = main([str(argument) for argument in arguments])
-    return Ran(code, out.getvalue(), err.getvalue())
+        exit_code = main([str(argument) for argument in arguments])
+    return CommandResult(exit_code, out.getvalue(), err.getvalue())
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:

@@ -48,7 +48,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def restore_ctrl_c() -> None:
-    """Restore the default action of Ctrl-C (SIGINT), which some tests send. Background processes ignore it."""
+    """Restore the default action of SIGINT (Ctrl-C), because some tests send it, and background processes ignore it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -62,8 +62,8 @@ def native_library() -> None:
     from gru4rec_fast import _backend
 
     if not _backend.load():
-        stop = pytest.fail if os.environ.get("GRU4REC_FAST_REQUIRE_NATIVE") else pytest.skip
-        stop(f"no native library: {_backend.build_info()['why_not']}")
+        fail_or_skip = pytest.fail if os.environ.get("GRU4REC_FAST_REQUIRE_NATIVE") else pytest.skip
+        fail_or_skip(f"no native library: {_backend.build_info()['why_not']}")
 
 
 @pytest.fixture
@@ -76,14 +76,14 @@ def impl(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["reference", "native", "fused"])
 def training_impl(request: pytest.FixtureRequest) -> str:
-    """Run a test once per value of `impl` of a `PackageRun`, except "emulated"."""
+    """Run a test once per implementation of a training step: the values of `impl` of `PackageRun` except "emulated"."""
     if request.param != "reference":
         request.getfixturevalue("native_library")
     return request.param
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize the fixture `impl`. "emulated" is included if test_FAMILY.py is of a family with CUDA kernels."""
+    """Parametrize the fixture `impl`. A file test_FAMILY.py gets "emulated" if the operator family has CUDA code."""
     parametrized = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "impl" not in metafunc.fixturenames or any("impl" in names for names in parametrized):
         return
@@ -96,7 +96,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """Reset torch.compile after each test, because its limit on recompilations is for the whole process."""
+    """Reset torch.compile after each test, because it limits the number of recompilations in a process."""
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
@@ -104,7 +104,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)  # after the selection by -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect some emulated cases, which are slow. The others cover all pairs of parameter values of each test."""
+    """Deselect cases with emulated kernels, which are slow. The others cover all pairs of values of two parameters."""
     if config.getoption("all_emulated"):
         return
     tests: dict[str, list[pytest.Item]] = {}
@@ -120,7 +120,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pairwise_cover(cases: list[pytest.Item]) -> list[pytest.Item]:
     """Return cases that together contain every pair of parameter values, chosen greedily by the number of new pairs.
 
-    Parameters of one mark, such as ("rows", "columns"), count as one parameter.
+    Parameters of one mark `parametrize`, such as ("rows", "columns"), count as one parameter.
     """
 
     def values(case: pytest.Item) -> list[tuple[str, tuple[int, ...]]]:

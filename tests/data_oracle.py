@@ -1,4 +1,4 @@
-"""A plain-Python specification of ingest and preparation, and assertions that compare a store with its results."""
+"""Ingest and preparation of session logs in plain Python, as a reference. Assertions that compare stores with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Session:
         return self.events[0][0], self.first_row
 
 
-def grouped(rows: list[Row]) -> list[Session]:
+def group_by_session(rows: list[Row]) -> list[Session]:
     """Group rows by session. Sessions are sorted by the time of their first event, events by time, then input row."""
     sessions: dict[object, Session] = {}
     for row, (session, item, time) in enumerate(rows):
@@ -38,11 +38,16 @@ def grouped(rows: list[Row]) -> list[Session]:
     return sorted(sessions.values(), key=Session.sort_key)
 
 
-def filtered(
+def apply_filters(
     sessions: list[Session], min_support: int, min_length: int, remove_duplicates: bool, collapse: bool
 ) -> list[Session]:
-    """Apply the filters until nothing changes, and return the remaining sessions."""
-    # The loop runs backwards, so the first of several events with equal (time, item) overwrites the others.
+    """Apply the filters until nothing changes, and return the remaining sessions.
+
+    `min_support` is the number of events that an item needs, `min_length` the number that a session needs.
+    `remove_duplicates` keeps the first of several events with equal time and item; `collapse` keeps the first of
+    consecutive events with equal items.
+    """
+    # The comprehension runs backwards, so the first of several events with equal (time, item) overwrites the others.
     if remove_duplicates:
         sessions = [
             replace(s, events=sorted({(t, i): (t, r, i) for t, r, i in reversed(s.events)}.values(), key=_time_and_row))
@@ -67,10 +72,10 @@ def _without_repeats(events: list[Event]) -> list[Event]:
     return [event for j, event in enumerate(events) if j == 0 or events[j - 1][2] != event[2]]
 
 
-def without_unseen(sessions: list[Session], known: set[object], min_length: int, collapse: bool) -> list[Session]:
-    """Filter a held-out part: remove items that are not in `known`, then sessions that are too short."""
+def remove_unseen_items(sessions: list[Session], known: set[object], min_length: int, collapse: bool) -> list[Session]:
+    """Filter the sessions of a held-out split: remove items that are not in `known`, then too short sessions."""
     sessions = [replace(s, events=[e for e in s.events if e[2] in known]) for s in sessions]
-    return filtered(sessions, 1, max(2, min_length), remove_duplicates=False, collapse=collapse)
+    return apply_filters(sessions, 1, max(2, min_length), remove_duplicates=False, collapse=collapse)
 
 
 def items_of(sessions: list[Session]) -> list[object]:
@@ -104,7 +109,7 @@ def assert_same_store(store: SessionStore, expected: SessionStore) -> None:
 
 @contextmanager
 def tiny_batches(batch_rows: int = 3, partitions: int = 4, block_events: int = 5) -> Iterator[None]:
-    """Process even a tiny log as one that is larger than memory: in several batches, partitions and blocks."""
+    """Make the package process a tiny log like one larger than memory: in several batches, partitions and blocks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gru4rec_fast.data.tables.BATCH_ROWS", batch_rows)
         patch.setattr("gru4rec_fast.data.sessions.ingest.PARTITIONS", partitions)

@@ -22,9 +22,9 @@ def golden_folder() -> Path | None:
 
 
 def golden_names(prefix: str | tuple[str, ...] = PREFIXES) -> list[str]:
-    """Return the names of recordings with a prefix, by default of all GRU4Rec recordings; [] without `shared/golden`.
+    """Return the names of the recordings that begin with `prefix`, by default of all GRU4Rec recordings.
 
-    Raises FileNotFoundError if the folder has only recordings with other names.
+    Returns [] without `shared/golden`. Raises FileNotFoundError if the folder has only recordings with other names.
     """
     folder = golden_folder()
     if folder is None:
@@ -69,7 +69,7 @@ class GoldenRun:
 
     @property
     def offsets(self) -> np.ndarray:
-        """int64 [n_sessions + 1]; session s is `items[offsets[s]:offsets[s + 1]]`."""
+        """Bounds of the sessions, int64 [n_sessions + 1]: session s is `items[offsets[s]:offsets[s + 1]]`."""
         session = self.arrays["events"][:, 0]
         return np.concatenate([[0], np.flatnonzero(np.diff(session)) + 1, [len(session)]]).astype(np.int64)
 
@@ -77,9 +77,9 @@ class GoldenRun:
     def evaluated_offsets(self) -> np.ndarray:
         """`offsets` of the sessions that the recorded evaluation ranked.
 
-        Without sampled negatives, the published code ends an epoch when only one lane is live, also in evaluation. In
-        these recordings this omits exactly the last session: 224 targets are ranked, not 226. This package ranks every
-        target, as shared/semantics.md says.
+        Without sampled negatives, the published code ends an epoch when only one lane (session of the mini-batch) is
+        left, also in evaluation. In these recordings this leaves out the last session: 224 targets are ranked, not 226.
+        This package ranks every target, as shared/semantics.md says.
         """
         return self.offsets if self.config["n_sample"] else self.offsets[:-1]
 
@@ -90,12 +90,12 @@ class GoldenRun:
 
     @property
     def inputs(self) -> np.ndarray:
-        """Input items, int64 [n_steps, B]: of the live lanes first, then -1."""
+        """Input items, int64 [n_steps, B]. A row has the items of the live lanes (those with a session), then -1."""
         return self.arrays["inputs"].astype(np.int64)
 
     @property
     def targets(self) -> np.ndarray:
-        """Target items, int64 [n_steps, B]: of the live lanes first, then -1."""
+        """Target items, int64 [n_steps, B], in the same order as `inputs`."""
         return self.arrays["targets"].astype(np.int64)
 
     @property
@@ -115,9 +115,9 @@ class GoldenRun:
 
     @property
     def evaluation(self) -> dict[str, float]:
-        """recall@5 and mrr@5 of the final weights on the same log, and n, the number of targets.
+        """recall@5 and mrr@5 of the final weights on the training log, and n, the number of targets.
 
-        Only items with a higher score than the target precede it in its rank ("standard" ties).
+        A rank is 1 + the number of items with a higher score than the target ("standard" ties).
         """
         recall, mrr = self.arrays["eval/recall@5,mrr@5"]
         return {"recall@5": float(recall), "mrr@5": float(mrr), "n": int(self.arrays["eval/n"])}
@@ -133,7 +133,7 @@ class GoldenRun:
         if "E.weight" in stored:
             weights["embedding.weight"] = stored["E.weight"]
         if "GE.Wx0.weight" in stored:
-            weights |= _one_hot(stored)
+            weights |= _convert_one_hot_layer(stored)
         first_layer = 1 if "GE.Wx0.weight" in stored else 0  # in one-hot mode, G.0 is the second layer
         for key, value in stored.items():
             if key.startswith("G."):
@@ -142,11 +142,11 @@ class GoldenRun:
         return {name: value.copy() for name, value in weights.items()}
 
 
-def _one_hot(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Convert the weights of the one-hot layer.
+def _convert_one_hot_layer(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Convert the weights of the GRU layer with one-hot inputs.
 
-    It is recorded with gate order n, r, z and h' = (1 - z) * h + z * n. In this package z and 1 - z are exchanged, so
-    the weights of the update gate are negated: sigmoid(-a) = 1 - sigmoid(a).
+    The published code has the gate order n, r, z and h' = (1 - z) * h + z * n. In this package z and 1 - z are
+    exchanged, so the weights of the update gate are negated: sigmoid(-a) = 1 - sigmoid(a).
     """
 
     def convert_gates(n: np.ndarray, r: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Random graphs, and dense propagation matrices and dropout masks as a reference for the sparse operators."""
+"""Random graphs. Dense propagation matrices and edge-dropout masks, as a reference for the sparse operators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random_graph(
         draws = draws**3  # in [0, 1), moved towards 0
     users, items = (draws[:, 0] * n_users).long(), (draws[:, 1] * n_items).long() + n_users
     n_nodes = n_users + n_items
-    entries = torch.cat([users * n_nodes + items, items * n_nodes + users]).unique()
+    entries = torch.cat([users * n_nodes + items, items * n_nodes + users]).unique()  # row * n_nodes + column
     degrees = torch.bincount(entries // n_nodes, minlength=n_nodes)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), degrees.cumsum(0)])
     return offsets, (entries % n_nodes).to(dtype)
@@ -58,6 +58,6 @@ def dense_matrix(
 
 
 def dropped_entries(n_nodes: int, dropout: float, seed: int, step: int) -> Tensor:
-    """Return the entries (row, column) that edge dropout drops, bool [n_nodes, n_nodes]."""
+    """Return a mask of the matrix entries that edge dropout drops, bool [n_nodes, n_nodes]."""
     keep = bernoulli_keep(dropout, seed=seed, stream=EDGE_STREAM, step=step, lanes=n_nodes, units=n_nodes)
     return ~torch.from_numpy(keep)

@@ -41,11 +41,11 @@ def why_not_emulated(family: str) -> str:
 
 
 def native_and_emulated(op: str, family: str = "") -> pytest.MarkDecorator:
-    """Run a test with impl="native" and impl="emulated". `family` is by default `op`."""
+    """Run a test with impl="native" and impl="emulated". `family` is the family of operator `op`, by default `op`."""
     is_native = _backend.resolve("auto", op, "cpu") == "native"
-    missing = why_not_emulated(family or op)
+    why_not = why_not_emulated(family or op)
     native = pytest.param("native", marks=pytest.mark.skipif(not is_native, reason=f"{op} is not built natively"))
-    emulated = pytest.param("emulated", marks=pytest.mark.skipif(bool(missing), reason=missing or "-"))
+    emulated = pytest.param("emulated", marks=pytest.mark.skipif(bool(why_not), reason=why_not or "-"))
     return pytest.mark.parametrize("impl", [native, emulated])
 
 
@@ -61,9 +61,9 @@ def operators_of(impl: str, op: str) -> Any:
 
 
 def error_pattern(message: str, impl: str) -> str:
-    """Return the pattern of an error about values of a tensor: `message`, or only its first word if emulated.
+    """Return the pattern of an error about values of a tensor: `message`, or its first word if `impl` is "emulated".
 
-    Errors of CUDA kernels name the argument, but not the values.
+    The first word is the name of the argument. Errors of CUDA kernels have this name, but not the values.
     """
     return message if impl != "emulated" else re.match(r"[a-z_]+", message)[0]  # type: ignore[index]
 
@@ -71,9 +71,9 @@ def error_pattern(message: str, impl: str) -> str:
 def assert_as_close(outputs: Sequence[Tensor], reference: Sequence[Tensor], oracle: Sequence[Tensor]) -> None:
     """Assert that each output is nearly as close to the float64 oracle as the reference is.
 
-    The reference has the dtypes of the outputs. An error is the Euclidean norm of the difference from the oracle. It
-    may be twice the error of the reference plus 4 eps times the norm of the oracle. In float64, where the reference
-    itself is the oracle, the second term is 1e-13 times the norm, for cancellation.
+    The reference has the dtypes of the outputs. An error is the Euclidean norm of the difference from the oracle. The
+    error of an output may be twice that of the reference, plus 4 eps times the norm of the oracle. In float64, where
+    the reference itself is the oracle, the second term is 1e-13 times the norm, because of cancellation.
     """
     for i, (output, expected, exact) in enumerate(zip(outputs, reference, oracle, strict=True)):
         assert output.shape == exact.shape and output.dtype == expected.dtype
@@ -83,11 +83,11 @@ def assert_as_close(outputs: Sequence[Tensor], reference: Sequence[Tensor], orac
         assert error <= 2 * reference_error + rounding, (i, error, reference_error, rounding)
 
 
-def compiler(use_inductor: bool) -> str:
-    """Return the backend of torch.compile: "inductor" for one case of each family, else "aot_eager".
+def compile_backend(use_inductor: bool) -> str:
+    """Return the backend of torch.compile: "inductor" or "aot_eager".
 
-    Inductor compiles C++ for up to a minute. "aot_eager" traces and differentiates the same graph, and inductor
-    generates only a call for an operator.
+    Tests use inductor in one case of each family, because it compiles C++ for up to a minute. "aot_eager" traces and
+    differentiates the same graph; all that inductor adds is the generated call of the operator.
     """
     return "inductor" if use_inductor else "aot_eager"
 
@@ -102,7 +102,7 @@ def max_examples(n: int) -> int:
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Run with `n` threads."""
+    """Let torch use `n` threads within this context."""
     previous = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -112,7 +112,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def assert_equal_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    # A list of booleans, so that a failure shows which tensors differ.
+    """Assert that the tensors are equal in pairs. A failure shows which pairs differ."""
     assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True] * len(first)
 
 

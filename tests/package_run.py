@@ -1,4 +1,4 @@
-"""PackageRun: trains a model of the package step by step, with the weights and options of tests/oracle."""
+"""Training of a model of the package, block by block, with the weights and options of tests/oracle."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ def to_network_names(arrays: Arrays) -> dict[str, torch.Tensor]:
 
 
 class PackageRun:
-    """Network, loss, optimizer and hidden state of a training.
-
-    Tests can set the weights, the optimizer state and the hidden state.
-    """
+    """Trains a `SessionNetwork` block by block. Tests can set its weights, optimizer state and hidden state."""
 
     def __init__(
         self,
@@ -126,10 +123,11 @@ class PackageRun:
     def dropout_masks(self, lanes: int, step: int) -> list[torch.Tensor | None]:
         """Return the dropout masks of one step: of the input embedding, then of each layer; None without dropout."""
         network, gru = self.network, self.network.gru
-        embedding_width = gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0  # one-hot
+        # With one-hot inputs there is no weight_ih, and no embedding to drop out.
+        embedding_width = gru.layers[0].weight_ih.shape[1] if gru.layers[0].weight_ih is not None else 0
         widths = [embedding_width, *(layer.hidden_size for layer in gru.layers)]
         probabilities = [network.dropout_p_embed if embedding_width else 0.0] + [gru.dropout] * len(gru.layers)
-        # The streams are STREAM_EMBEDDING_DROPOUT = 1 and, of layer l, STREAM_HIDDEN_DROPOUT + l = 2 + l.
+        # STREAM_EMBEDDING_DROPOUT is 1. The stream of layer l is STREAM_HIDDEN_DROPOUT + l = 2 + l.
         return [
             ops.dropout_mask(
                 1, lanes, width, p, seed=network.seed, stream=STREAM_EMBEDDING_DROPOUT + i, step=step, dtype=self.dtype

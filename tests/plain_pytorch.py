@@ -60,13 +60,14 @@ def plain_step(
     elu_param: float = 0.5,
     bpreg: float = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Make one step, updating weights, accumulators and velocities in place; return its loss and the new hidden states.
+    """Make one training step. Return the loss before the update and the new hidden state of each layer.
 
-    masks: dropout masks of the embedding, then of the output of each layer; None means no dropout.
+    Updates `weights`, `accumulators` and `velocities` in place. `masks` holds the dropout mask of the embedding, then
+    the mask of each layer's output; None means no dropout.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-    table = "embedding.weight" if "embedding.weight" in leaves else "output.weight"
-    x = F.embedding(inputs, leaves[table])
+    input_table = "embedding.weight" if "embedding.weight" in leaves else "output.weight"
+    x = F.embedding(inputs, leaves[input_table])
     x = x if masks[0] is None else x * masks[0]
     new_hidden = []
     for layer, h in enumerate(hidden):
@@ -75,16 +76,16 @@ def plain_step(
         new_hidden.append(x)
     columns = torch.cat([targets, negatives])
     y = x @ F.embedding(columns, leaves["output.weight"]).T + leaves["output.bias"][columns]
-    value = loss_of_scores(y if log_q is None else y - log_q, loss, elu_param, bpreg) / batch_size
-    grads = torch.autograd.grad(value, list(leaves.values()))
+    mean_loss = loss_of_scores(y if log_q is None else y - log_q, loss, elu_param, bpreg) / batch_size
+    grads = torch.autograd.grad(mean_loss, list(leaves.values()))
     for (name, weight), grad in zip(weights.items(), grads, strict=True):
         # Tables are updated only in the rows that this step reads, other weights completely.
         read_rows = {"output.weight": columns, "output.bias": columns}.get(name)
-        if name == table:
+        if name == input_table:
             read_rows = inputs if read_rows is None else torch.cat([inputs, read_rows])
         rows = slice(None) if read_rows is None else torch.unique(read_rows)
         accumulators[name][rows] += grad[rows] ** 2
         update = -learning_rate * grad[rows] / torch.sqrt(accumulators[name][rows] + 1e-6)
         velocities[name][rows] = momentum * velocities[name][rows] + update
         weight[rows] += velocities[name][rows]
-    return value.detach(), [h.detach() for h in new_hidden]
+    return mean_loss.detach(), [h.detach() for h in new_hidden]

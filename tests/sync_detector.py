@@ -8,16 +8,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _SYNCHRONIZING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-# Operators that create a tensor from a Python number. Within torch.where the CPU creates it and waits for the copy to
-# the GPU. Within some formulas of autograd the GPU creates it, without a copy.
+# Operators that create a tensor from a Python number. Within torch.where, the CPU creates the tensor and waits for the
+# copy to the GPU. Within some backward formulas of torch, the GPU creates the tensor, without a copy.
 _FROM_NUMBER = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.lift_fresh.default}
 
 
 class SyncDetector(TorchDispatchMode):
-    """Records the names of operators for whose value, or shape of the result, the CPU would wait, in `seen`.
+    """Records in `seen` the names of operators for which the CPU would wait to know a value or a shape.
 
-    With `copies`, it also records operators that create a tensor from a Python number; use this for code without
-    autograd. Copies between devices cannot be detected on the CPU; tests/test_cuda.py detects them on a GPU.
+    `copies` also records operators that create a tensor from a Python number. Use it for code without autograd only.
+    Other copies between devices cannot be detected on the CPU; tests/test_cuda.py detects them on a GPU.
     """
 
     def __init__(self, *, copies: bool = False) -> None:

@@ -19,7 +19,7 @@ from gru4rec_fast import _backend, _build, _compile
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Simulate a process without a native library; return the reason."""
+    """Simulate a process without a native library; return the reason that `build_info` will name."""
     reason = "there is no C++ compiler"
     monkeypatch.delenv(_compile.MODE_VARIABLE, raising=False)
     for name, value in {
@@ -46,7 +46,7 @@ def test_unknown_impl_is_an_error() -> None:
         _backend.resolve("fast", "target_rank", "cpu")
 
 
-def test_registered_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_implementation_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(op: str, device_type: str) -> None:
         if device_type != "cpu":
             raise RuntimeError(f"{op} does not run on {device_type}")
@@ -132,7 +132,7 @@ def test_tools_next_to_the_interpreter_are_found_without_activating_its_environm
     ("value", "expected"),
     [("", []), ("thread", ["thread"]), ("undefined, address", ["address", "undefined"]), ("undefined", ["undefined"])],
 )
-def test_sanitizers_by_name(value: str, expected: list[str]) -> None:
+def test_sanitizers_are_parsed_and_sorted(value: str, expected: list[str]) -> None:
     assert _compile.sanitizers({_compile.SANITIZE_VARIABLE: value}) == expected
 
 
@@ -164,7 +164,7 @@ def test_build_info_keys_do_not_depend_on_the_build(no_library: str, request: py
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
-def test_tests_of_native_kernels_are_skipped_unless_these_are_required(
+def test_native_library_fixture_skips_or_fails_if_required(
     no_library: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, required: str, outcome: type
 ) -> None:
     monkeypatch.setenv("GRU4REC_FAST_REQUIRE_NATIVE", required)
@@ -232,7 +232,7 @@ def test_kernels_run_on_as_many_threads_as_torch(native_library: None, threads: 
         torch.set_num_threads(previous)
 
 
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx512")  # instruction sets, from the smallest to the largest
 PRINT_RANKS = """
 import json, torch, gru4rec_fast
 from gru4rec_fast import ops
@@ -247,17 +247,17 @@ def test_every_instruction_set_gives_the_same_ranks(native_library: None) -> Non
     widest = gru4rec_fast.build_info()["simd_detected"]
     ranks = {}
     for level in LEVELS[: LEVELS.index(widest) + 1]:
-        done = run_python(PRINT_RANKS, GRU4REC_FAST_SIMD=level)
-        assert done.returncode == 0, done.stderr
-        used_level, *ranks[level] = json.loads(done.stdout)
+        result = run_python(PRINT_RANKS, GRU4REC_FAST_SIMD=level)
+        assert result.returncode == 0, result.stderr
+        used_level, *ranks[level] = json.loads(result.stdout)
         assert used_level == level
     assert all(ranks_of_level == ranks["baseline"] for ranks_of_level in ranks.values())
 
 
 def test_unknown_instruction_set_is_an_error(native_library: None) -> None:
-    done = run_python(PRINT_RANKS, GRU4REC_FAST_SIMD="sse9")
-    assert done.returncode != 0
-    assert "GRU4REC_FAST_SIMD=sse9: choose one of baseline, avx2, avx512" in done.stderr
+    result = run_python(PRINT_RANKS, GRU4REC_FAST_SIMD="sse9")
+    assert result.returncode != 0
+    assert "GRU4REC_FAST_SIMD=sse9: choose one of baseline, avx2, avx512" in result.stderr
 
 
 def test_torch_compile_may_load_the_library_while_tracing(native_library: None) -> None:
@@ -269,22 +269,22 @@ double = lambda x: x * 2 if _backend.resolve("auto", "top_k", "cpu") == "native"
 step = torch.compile(double, fullgraph=True, backend="eager")
 assert step(torch.ones(2)).tolist() == [2.0, 2.0]
 """
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_unknown_build_mode_is_an_error() -> None:
-    done = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="fast")
-    assert done.returncode != 0
-    assert "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda" in done.stderr
+    result = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="fast")
+    assert result.returncode != 0
+    assert "GRU4REC_FAST_BUILD=fast: choose one of auto, none, cpu, cuda" in result.stderr
 
 
 def test_build_mode_cuda_with_torch_for_the_cpu_is_an_error() -> None:
     if torch.version.cuda is not None:
         pytest.skip("this torch has CUDA")
-    done = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="cuda")
-    assert done.returncode != 0
-    error = done.stderr.splitlines()[-1]  # may also say, before the reason, that the installed library does not fit
+    result = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="cuda")
+    assert result.returncode != 0
+    error = result.stderr.splitlines()[-1]  # before the reason it may say that the installed library does not fit
     assert "GRU4REC_FAST_BUILD=cuda: " in error
     assert f"CUDA kernels were requested, but torch {torch.__version__} is a build without CUDA" in error
 
@@ -295,9 +295,9 @@ import torch
 from gru4rec_fast import ops
 ops.target_rank(torch.ones(1, 2), torch.ones(3, 2), None, torch.zeros(1, dtype=torch.int64), impl="native")
 """
-    done = run_python(code, GRU4REC_FAST_BUILD="none")
-    assert done.returncode != 0
-    assert "impl='native': GRU4REC_FAST_BUILD=none in the environment" in done.stderr
+    result = run_python(code, GRU4REC_FAST_BUILD="none")
+    assert result.returncode != 0
+    assert "impl='native': GRU4REC_FAST_BUILD=none in the environment" in result.stderr
 
 
 @pytest.mark.parametrize(("torch_cuda", "n_lines"), [("13.0", 2), (None, 1)])
@@ -308,7 +308,7 @@ def test_compilation_at_first_use_prints_why_there_are_no_cuda_kernels(
     torch_cuda: str | None,
     n_lines: int,
 ) -> None:
-    """It prints nothing about CUDA kernels if torch is built without CUDA."""
+    """The second line has the reason. There is no second line if torch is built without CUDA."""
     record = {"mode": "auto", "cuda": False, "cuda_why_not": "nvcc is not there"}
 
     def build(folder: Path) -> _compile.Record:
@@ -329,7 +329,7 @@ def test_compilation_at_first_use_prints_why_there_are_no_cuda_kernels(
 def test_cpu_kernels_are_compiled_if_cuda_kernels_do_not_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With build mode "auto". A function replaces the process that compiles."""
+    """Only with build mode "auto". `run_compilation` replaces the process that compiles."""
 
     def run_compilation(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         mode = command[command.index("--mode") + 1]

@@ -1,7 +1,8 @@
 """benchmarks/gpu on the CPU: measurements with small data, goals, the table, and the test cases for the sanitizer.
 
-A row of the results table compares several implementations, called sides, at one workload. A stage is a process that
-benchmarks/gpu/call.py starts on the GPU machine.
+A row of the results table compares several implementations, called sides, at one workload. A call is one benchmark
+session on a GPU machine, A or B. A stage is a process of a call. The prepared folder has the data sets and the public
+implementations to compare with (peers).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ RATES = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
 
 
 def row_parameters() -> list[Any]:
-    """Return a pytest parameter for each row. Rows that compile or repeat code (TF32, bf16) are marked slow."""
+    """Return a pytest parameter for each row. Rows of losses, which compile, and rows in TF32 and bf16 are slow."""
     names = list(row_names())
     assert len({str(name) for name in names}) == len(names) > 30
     is_slow = ["loss" in name.workload or name.precision in ("tf32", "bf16") for name in names]
@@ -46,14 +47,14 @@ def row_parameters() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Use one thread: the data are small, and threads that wait for each other are slow if other processes run."""
+    """Use one thread. The data are small, and threads that wait for each other are slow if other processes run."""
     with threads(1):
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
-    """Create a prepared folder with synthetic data sets, but without other people's code ("peers")."""
+    """Create a prepared folder with synthetic data sets, without peers."""
     path = tmp_path_factory.mktemp("folder")
     for name in ("rsc15_100k", "diginetica"):
         synthetic_store(path / "data" / name / "train", 6000, 400)
@@ -82,11 +83,12 @@ def test_every_row_is_measured(folder: PreparedFolder, name: RowName) -> None:
 
 def test_every_workload_has_a_builder_and_every_row_is_in_one_call() -> None:
     assert {name.workload for name in row_names()} == set(BUILDERS) == set(WORKLOADS) - {"ngcf-run"}
-    names_of_a, names_of_b = [set(map(str, row_names(precisions))) for precisions in (("", "fp32"), ("tf32", "bf16"))]
-    assert names_of_a | names_of_b == set(map(str, row_names())) and not names_of_a & names_of_b
+    call_a_rows, call_b_rows = [set(map(str, row_names(precisions))) for precisions in (("", "fp32"), ("tf32", "bf16"))]
+    assert call_a_rows | call_b_rows == set(map(str, row_names())) and not call_a_rows & call_b_rows
 
 
 def measured_row(sides: dict[str, Callable[[int], float]], workload: str = "gru", **fields: Any) -> dict[str, Any]:
+    """Measure a row and return its figures as JSON. A side does n units of work and returns the seconds per unit."""
     row = Row(sides, rounds=3, **fields)
     return measure(RowName(workload, "", "tf32"), lambda *_: row, TINY, PreparedFolder(None), [])
 
@@ -139,7 +141,7 @@ def test_results_of_stages_are_merged() -> None:
     }
 
 
-def test_goals_are_met_at_their_limits_and_every_kind_is_used() -> None:
+def test_goals_are_met_at_their_limits_and_every_kind_of_goal_is_used() -> None:
     assert Goal("ratio", 2).is_met(2.0) and not Goal("ratio", 2).is_met(1.9)
     assert Goal("memory", 0.2).is_met(0.2) and not Goal("memory", 0.2).is_met(0.3)
     assert {goal.kind for workload in WORKLOADS.values() for goal in workload.goals} == {
@@ -166,7 +168,7 @@ def test_power_law_graph_is_symmetric_without_loops() -> None:
 
 
 def sample_results() -> dict[str, Any]:
-    """Return results.json of a call with one row, two stages and all diagnostics."""
+    """Return the results.json of a call with one row, two stages and all diagnostics."""
     seconds = {OURS: 2e-5, "matmul + compare": 5e-5, "another": 1e-5}
     row = {"row": "ranking, tf32", "target": "ranking", "precision": "tf32", "n_bytes": 60_000_000, "flops": 4e9}
     row["seconds"] = {name: dict.fromkeys(("median", "q1", "q3"), value) for name, value in seconds.items()}
@@ -236,7 +238,7 @@ def test_performance_page_has_the_table_of_the_committed_results() -> None:
     assert rest.partition("\n" + table.END)[0].splitlines() == expected
 
 
-def test_row_of_a_training_run_that_reaches_or_misses_its_metric() -> None:
+def test_row_of_a_training_run_shows_if_the_metric_was_reached() -> None:
     run = training_runs.RUNS["ngcf_gowalla"]
     metrics = [{}, {"recall@20": 0.1}, {"recall@20": 0.16}, {"recall@20": 0.2}]
     history = [{"epoch": n, "seconds": 100.0, "validation": values} for n, values in enumerate(metrics, 1)]
@@ -259,7 +261,7 @@ def test_every_gpu_test_is_in_a_stage() -> None:
     per_family = {
         name for name, value in functions.items() if "sanitizer" in [m.name for m in getattr(value, "pytestmark", [])]
     }
-    assert per_family == {"test_same_bits_as_the_reference", "test_small_ones_are_as_close_as_the_reference"}
+    assert per_family == {"test_same_bits_as_the_reference", "test_small_cases_are_as_close_as_the_reference"}
     other_functions = stages.functions_without_sanitizer_mark(CHECKOUT / "tests" / "test_cuda.py")
     assert (
         set(other_functions) == set(functions) - per_family

@@ -1,7 +1,8 @@
 """benchmarks/gpu/call.py: stages that fail in every way, and a complete run of call A without a GPU.
 
-A call is one benchmark session on a GPU machine. A stage is one of its processes. A row of the results compares several
-implementations, called sides, at one workload.
+A call is one benchmark session on a GPU machine, A or B. A stage is a process of a call, with a time limit in seconds.
+A group is a list of stages that call.py runs together. A row of the results compares several implementations, called
+sides, at one workload. Sabotage makes stages fail on purpose.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ def command_that_writes(value: dict[str, Any]) -> tuple[str, ...]:
 
 
 def row_json(sides: list[str]) -> dict[str, Any]:
+    """Return a row of results with the figures of these sides."""
     figures = dict.fromkeys(("median", "q1", "q3"), 0.001)
     other_fields = {"n_bytes": 0, "flops": 0, "mib": {}, "notes": [], "failed": {}, "ratios": {}}
     return {"row": "r", "target": "gru", "precision": "fp32", "seconds": dict.fromkeys(sides, figures), **other_fields}
 
 
 def run_call(out: Path, *groups: Group, seconds: float = 60, sabotage: str = "") -> Call:
+    """Run the groups one after another in a call of at most `seconds`, and return the closed call."""
     call = Call("A", out, dict(os.environ), seconds, sabotage)
     for group in groups:
         call.run(group)
@@ -75,7 +78,7 @@ def test_failing_stages_do_not_affect_others(tmp_path: Path) -> None:
     assert len(call.failures()) == 5
 
 
-def test_if_our_side_fails_the_others_are_measured(tmp_path: Path) -> None:
+def test_other_sides_are_measured_if_this_package_fails(tmp_path: Path) -> None:
     fallback = command_that_writes({"rows": [row_json(["nn.GRU"])]})
     failing_stage = Stage("r", python_command("raise SystemExit(1)"), 20, fallback=fallback)
     call = run_call(tmp_path, Group((failing_stage,)))
@@ -134,7 +137,7 @@ def test_sabotage_even_and_odd_make_each_stage_fail_once(tmp_path: Path) -> None
 
 
 def rehearse(name: str, folder: Path, out: Path, *options: str) -> dict[str, Any]:
-    """Run a whole call without a GPU and return its results. Check its exit status and its table."""
+    """Run call `name` without a GPU, check the exit status and the table, and return the results."""
     command = [sys.executable, CHECKOUT / "benchmarks" / "gpu" / "call.py", name, folder, "--out", out, "--stand-in"]
     command += ["--seconds", "3000", *options]
     process = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)

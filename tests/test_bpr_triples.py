@@ -1,6 +1,6 @@
-"""bpr_triples: the documented function of Philox in all implementations, uniform draws, and valid negatives.
+"""bpr_triples: triples are the documented function of Philox in all implementations, uniform, and have valid negatives.
 
-A triple is a user, an item of the user (positive), and an item that is not of the user (negative).
+A triple is a user, an item that the user has (positive), and an item that the user does not have (negative).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, implementations, max_examples, native_and_emulated, operators_of, threads
+from native import compile_backend, implementations, max_examples, native_and_emulated, operators_of, threads
 from oracle.philox import philox4x32, seed_key
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -22,13 +22,14 @@ from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.ops import bpr_triples
 
+# Marks: run with the native kernels, with all implementations, with all kernels, with each value of sample_by.
 native = pytest.mark.skipif(
     _backend.resolve("auto", "bpr_triples", "cpu") != "native", reason="bpr_triples is not built natively"
 )
 impls = implementations("bpr_triples")
 kernels = native_and_emulated("bpr_triples")
-sample_bys = pytest.mark.parametrize("sample_by", ["users", "interactions"])
-STREAM = 1 << 18  # the constant word of the Philox counters of triples
+each_sample_by = pytest.mark.parametrize("sample_by", ["users", "interactions"])
+STREAM = 1 << 18  # first word of the Philox counters of triples
 
 
 def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> InteractionGraph:
@@ -39,7 +40,7 @@ def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> Interac
     return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
 
 
-def scaled(limit: int, high: int, low: int) -> int:
+def random_below(limit: int, high: int, low: int) -> int:
     """Return a random number in [0, limit) from two random 32-bit words."""
     return limit * (high * 2**32 + low) >> 64
 
@@ -54,19 +55,18 @@ def specified_triples(
     triples = []
     for k in range(n):
         first, second = (philox4x32((STREAM, step, k, word), seed_key(seed)).tolist() for word in (0, 1))
-
         if sample_by == "users":
-            user = candidates[scaled(len(candidates), first[0], first[1])]
-            positive = items[user][scaled(len(items[user]), first[2], first[3])]
+            user = candidates[random_below(len(candidates), first[0], first[1])]
+            positive = items[user][random_below(len(items[user]), first[2], first[3])]
         else:
-            user, positive = pairs[scaled(len(pairs), first[0], first[1])]
+            user, positive = pairs[random_below(len(pairs), first[0], first[1])]
         others = [item for item in range(graph.n_items) if item not in items[user]]
-        triples.append((user, positive, others[scaled(len(others), second[0], second[1])]))
+        triples.append((user, positive, others[random_below(len(others), second[0], second[1])]))
     return triples
 
 
 @impls
-@sample_bys
+@each_sample_by
 @settings(max_examples=max_examples(40), deadline=None)
 @given(
     graph=st.tuples(st.integers(1, 8), st.integers(2, 9), st.integers(1, 40), st.integers(0, 10**6)),
@@ -88,7 +88,7 @@ def test_triples_are_the_documented_function_of_philox(
 
 
 @kernels
-@sample_bys
+@each_sample_by
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_kernels_equal_reference(impl: str, sample_by: str, dtype: torch.dtype) -> None:
     graph = random_graph(300, 500, 8000, 1)
@@ -101,9 +101,9 @@ def test_kernels_equal_reference(impl: str, sample_by: str, dtype: torch.dtype) 
 
 
 @impls
-@sample_bys
+@each_sample_by
 def test_draws_are_uniform(impl: str, sample_by: str) -> None:
-    """Users, the positives of a user and the negatives of a user pass chi-square tests at the 0.1 % level."""
+    """Users, and the positives and negatives of each user, pass chi-square tests at the 0.1 % level."""
     graph = random_graph(6, 8, 20, 3)
     users, positives, negatives = TripleSampler(graph, 40_000, sample_by=sample_by, seed=1, impl=impl).draw(0)
     degrees = np.diff(graph.offsets[: graph.n_users + 1])
@@ -150,7 +150,7 @@ def test_epoch_has_as_many_triples_as_the_graph_has_edges() -> None:
 
 
 @native
-@sample_bys
+@each_sample_by
 def test_threads_do_not_change_the_triples(sample_by: str) -> None:
     sampler = TripleSampler(random_graph(300, 500, 8000, 1), 3000, sample_by=sample_by, impl="native")
     with threads(1):
@@ -159,7 +159,7 @@ def test_threads_do_not_change_the_triples(sample_by: str) -> None:
         assert torch.equal(torch.stack(sampler.draw(0)), expected)
 
 
-# Nodes 0, 1, 2 are users, nodes 3, 4 are items. User 0 has one item, user 1 both, user 2 none.
+# Nodes 0, 1, 2 are users, nodes 3, 4 are items. User 0 has one item, user 1 has both items, user 2 has none.
 ARGUMENTS: dict[str, Any] = {
     "offsets": torch.tensor([0, 1, 3, 3, 5, 6]),
     "neighbors": torch.tensor([3, 3, 4, 0, 1, 1], dtype=torch.int32),
@@ -171,7 +171,7 @@ ARGUMENTS: dict[str, Any] = {
     "seed": 0,
     "step": 0,
 }
-BAD: list[tuple[dict[str, Any], str]] = [
+INVALID_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed=-1"),
     ({"step": 2**32}, f"step={2**32}"),
     ({"n": -1}, "n=-1"),
@@ -193,14 +193,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @impls
-@pytest.mark.parametrize(("changed", "message"), BAD)
+@pytest.mark.parametrize(("changed", "message"), INVALID_ARGUMENTS)
 def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bpr_triples(**{**ARGUMENTS, **changed}, impl=impl)
 
 
 @kernels
-@pytest.mark.parametrize(("changed", "message"), BAD)
+@pytest.mark.parametrize(("changed", "message"), INVALID_ARGUMENTS)
 def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments = {**ARGUMENTS, **changed}
     names = ("offsets", "neighbors", "users", "starts", "n_users", "n_items", "n", "seed", "step")
@@ -245,7 +245,7 @@ def test_compiles_to_one_graph(impl: str) -> None:
     def draw() -> Tensor:
         return bpr_triples(**ARGUMENTS, impl=impl) + 1
 
-    compiled = torch.compile(draw, fullgraph=True, backend=compiler(impl == "native"))
+    compiled = torch.compile(draw, fullgraph=True, backend=compile_backend(impl == "native"))
     assert torch.equal(compiled(), draw())
 
 

@@ -37,7 +37,7 @@ Environment = dict[str, str]
 
 
 class Installation:
-    """A checkout, a virtual environment and a cache for one test."""
+    """A copy of the checkout without kernels, a virtual environment and a cache of compiled libraries, for one test."""
 
     def __init__(self, root: Path, *, with_torch: bool) -> None:
         self.checkout = root / "checkout"
@@ -97,12 +97,12 @@ class Installation:
 
     def info(self, **changes: str | None) -> dict[str, object]:
         """Return `build_info()` of the installed package, from a new process."""
-        done = self.run(self.python, "-c", INFO, **changes)
-        assert done.returncode == 0, done.stderr
-        return {**json.loads(done.stdout), "stderr": done.stderr}
+        result = self.run(self.python, "-c", INFO, **changes)
+        assert result.returncode == 0, result.stderr
+        return {**json.loads(result.stdout), "stderr": result.stderr}
 
-    def from_source(self) -> dict[str, str]:
-        """Return environment variables with which the checkout is used without installation."""
+    def from_checkout(self) -> dict[str, str]:
+        """Return environment variables with which Python imports the package from the checkout, not installed."""
         return {"PYTHONPATH": str(self.checkout)}
 
 
@@ -126,10 +126,10 @@ def path_without_compiler(folder: Path) -> str:
 
 
 def test_pip_install_compiles_against_the_installed_torch(installation: Installation) -> None:
-    """In pip's isolated build, which downloads setuptools and ninja from the package index."""
-    done = installation.install(isolated=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Collecting torch" not in done.stdout
+    """pip builds in isolation: it downloads setuptools and ninja from the package index."""
+    result = installation.install(isolated=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Collecting torch" not in result.stdout
     info = installation.info()
     assert info["how"] == "ahead of time" and info["native_cpu"] is True
     assert info["built_for_torch"] == torch.__version__
@@ -137,10 +137,10 @@ def test_pip_install_compiles_against_the_installed_torch(installation: Installa
     assert not installation.cache.exists() and "compiling" not in str(info["stderr"])
 
 
-def test_no_build_isolation_and_later_upgrade_of_torch(installation: Installation) -> None:
-    done = installation.install()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gru4rec_fast: no CUDA kernels: " in done.stdout + done.stderr  # since they were removed from the checkout
+def test_kernels_are_compiled_again_after_an_upgrade_of_torch(installation: Installation) -> None:
+    result = installation.install()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "gru4rec_fast: no CUDA kernels: " in result.stdout + result.stderr  # the tests remove them
     assert installation.info()["how"] == "ahead of time"
 
     record_file = installation.package / "_build_record.json"
@@ -163,13 +163,13 @@ def test_no_build_isolation_and_later_upgrade_of_torch(installation: Installatio
 
 def test_library_without_a_record_is_not_loaded(installation: Installation) -> None:
     (installation.checkout / "gru4rec_fast" / "_C.so").write_bytes(b"not a library")
-    info = installation.info(**installation.from_source(), PATH=path_without_compiler(installation.home / "tools"))
+    info = installation.info(**installation.from_checkout(), PATH=path_without_compiler(installation.home / "tools"))
     assert "no record of the torch they were built for" in info["why_not"]  # type: ignore[operator]
 
 
 def test_mode_none_installs_pure_python_and_never_compiles(installation: Installation) -> None:
-    done = installation.install(GRU4REC_FAST_BUILD="none")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = installation.install(GRU4REC_FAST_BUILD="none")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert not list(installation.package.glob("_C*"))
     info = installation.info()
     assert info["how"] == "none" and "GRU4REC_FAST_BUILD=none when this package was installed" in info["why_not"]  # type: ignore[operator]
@@ -195,17 +195,17 @@ def test_installation_fails_if_the_mode_is_not_possible(
     if mode == "cuda" and torch.version.cuda is not None:
         pytest.skip("this torch has CUDA")
     path = os.environ["PATH"] if has_compiler else path_without_compiler(installation.home / "tools")
-    done = installation.install(GRU4REC_FAST_BUILD=mode, PATH=path)
-    assert done.returncode != 0
-    assert reason in done.stdout + done.stderr
+    result = installation.install(GRU4REC_FAST_BUILD=mode, PATH=path)
+    assert result.returncode != 0
+    assert reason in result.stdout + result.stderr
     assert not installation.package.exists()
 
 
 def test_without_a_compiler_auto_installs_pure_python_with_a_message(installation: Installation) -> None:
     path = path_without_compiler(installation.home / "tools")
-    done = installation.install(PATH=path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gru4rec_fast: installing without native kernels: there is no C++ compiler" in done.stdout + done.stderr
+    result = installation.install(PATH=path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "gru4rec_fast: installing without native kernels: there is no C++ compiler" in result.stdout + result.stderr
     code = "from gru4rec_fast._backend import resolve; print(resolve('auto', 'top_k', 'cpu'))"
     used = installation.run(installation.python, "-c", code, PATH=path)
     assert used.stdout.strip() == "reference"
@@ -215,11 +215,11 @@ def test_without_a_compiler_auto_installs_pure_python_with_a_message(installatio
     assert failed.returncode != 0 and "GRU4REC_FAST_BUILD=cpu: there is no C++ compiler" in failed.stderr
 
 
-def test_without_torch_it_installs_and_compiles_at_first_use(installation_without_torch: Installation) -> None:
+def test_package_installed_before_torch_compiles_at_first_use(installation_without_torch: Installation) -> None:
     installation = installation_without_torch
-    done = installation.install()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "installing without native kernels: torch is not installed" in done.stdout + done.stderr
+    result = installation.install()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "installing without native kernels: torch is not installed" in result.stdout + result.stderr
     failed = installation.install(GRU4REC_FAST_BUILD="cpu")
     assert failed.returncode != 0
     assert "GRU4REC_FAST_BUILD=cpu: torch is not installed" in failed.stdout + failed.stderr
@@ -241,7 +241,7 @@ def test_ninja_next_to_the_interpreter_is_found(installation: Installation) -> N
         for tool in folder.iterdir() if folder.is_dir() else ():
             if tool.name != "ninja" and not os.path.lexists(tools / tool.name):
                 (tools / tool.name).symlink_to(tool)
-    variables = {"PATH": str(tools), **installation.from_source()}
+    variables = {"PATH": str(tools), **installation.from_checkout()}
     assert "ninja is not on PATH" in str(installation.info(**variables)["why_not"])
     (installation.home / "bin" / "ninja").symlink_to(str(shutil.which("ninja")))
     assert installation.info(**variables)["how"] == "at first use"
@@ -252,7 +252,7 @@ def test_processes_that_start_together_compile_once(installation: Installation) 
         subprocess.Popen(
             [installation.python, "-c", INFO],
             cwd=installation.home,
-            env=installation.environment(**installation.from_source()),
+            env=installation.environment(**installation.from_checkout()),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -270,7 +270,7 @@ def test_killed_compilation_does_not_block_the_next_one(installation: Installati
     killed = subprocess.Popen(
         [installation.python, "-c", INFO],
         cwd=installation.home,
-        env=installation.environment(**installation.from_source()),
+        env=installation.environment(**installation.from_checkout()),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -282,38 +282,38 @@ def test_killed_compilation_does_not_block_the_next_one(installation: Installati
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert list(installation.cache.glob("*.partial-*")) and not list(installation.cache.glob("*/_C.so"))
-    info = installation.info(**installation.from_source())
+    info = installation.info(**installation.from_checkout())
     assert info["how"] == "at first use" and "waiting" not in str(info["stderr"])
 
 
 def test_compile_error_is_stored_and_not_retried(installation: Installation) -> None:
     with (installation.checkout / "csrc" / "schema.cpp").open("a") as stream:
         stream.write("\nint broken = no_such_name;\n")
-    first = installation.info(**installation.from_source())
+    first = installation.info(**installation.from_checkout())
     assert first["how"] == "none" and "compiling failed" in first["why_not"]  # type: ignore[operator]
     assert "no_such_name" in first["why_not"]  # type: ignore[operator]
     (log,) = installation.cache.glob("*.log")
     assert str(log) in first["why_not"] and "no_such_name" in log.read_text()  # type: ignore[operator]
-    second = installation.info(**installation.from_source())
+    second = installation.info(**installation.from_checkout())
     assert second["how"] == "none" and "delete it to try again" in second["why_not"]  # type: ignore[operator]
     assert "compiling" not in str(second["stderr"])
 
 
 def test_error_names_a_cache_that_cannot_be_written(installation: Installation) -> None:
     installation.cache.write_text("a file where the folder should be")
-    info = installation.info(**installation.from_source())
+    info = installation.info(**installation.from_checkout())
     assert info["how"] == "none"
     assert str(installation.cache) in info["why_not"] and "GRU4REC_FAST_CACHE" in info["why_not"]  # type: ignore[operator]
 
 
 def test_sdist_and_wheel_contain_the_sources(installation: Installation) -> None:
-    """Both contain all sources, so that kernels can be compiled at first use, and no file that was compiled here."""
+    """They contain all sources, so that kernels can be compiled at first use, and no compiled file."""
     code = "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
     environment = installation.environment(GRU4REC_FAST_BUILD="none")
-    done = subprocess.run(
+    result = subprocess.run(
         [installation.python, "-c", code], cwd=installation.checkout, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     (sdist,) = (installation.checkout / "dist").glob("*.tar.gz")
     (wheel,) = (installation.checkout / "dist").glob("*.whl")
     csrc = installation.checkout / "csrc"
@@ -331,8 +331,8 @@ def test_sdist_and_wheel_contain_the_sources(installation: Installation) -> None
 
 
 def test_editable_installation_compiles_in_place(installation: Installation) -> None:
-    done = installation.install("--editable")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = installation.install("--editable")
+    assert result.returncode == 0, result.stdout + result.stderr
     info = installation.info()
     assert info["how"] == "ahead of time"
     assert str(info["library"]).startswith(str(installation.checkout / "gru4rec_fast"))

@@ -1,7 +1,8 @@
-"""The captured training step, compared with autograd on CPU tensors, where it runs without a CUDA graph.
+"""The captured training step equals training by autograd, on CPU tensors, where the step runs without a CUDA graph.
 
 The tests run the operators of the step by their references and by the emulated CUDA kernels. tests/test_cuda.py
-captures the step in a graph on a GPU.
+captures the step in a CUDA graph on a GPU. A block is `steps` consecutive mini-batches; `accumulate` blocks make an
+update. A lane is a row of the mini-batch, which processes one session after another.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ STORE = markov_store(n_sessions=23, n_items=40)
 SUPPORT = torch.from_numpy(STORE.support)
 SEED = 5
 
+# Options of each case that differ from the defaults in `TrainingSetup`.
 CASES: dict[str, dict[str, Any]] = {
     "cross-entropy, logq": {"logq": 1.0, "momentum": 0.3, "dropout": 0.2},
     "bpr-max": {"loss": "bpr-max", "elu_param": 0.5, "bpreg": 1.5, "dropout": 0.3},
@@ -44,11 +46,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def impl_of(family: str, impl: str) -> str:
-    """Return `impl`, or "reference" if it is "emulated" and this family of operators cannot be emulated."""
+    """Return `impl`, or "reference" if `impl` is "emulated" and this family of operators cannot be emulated."""
     return "reference" if impl == "emulated" and why_not_emulated(family) else impl
 
 
-class Parts:
+class TrainingSetup:
     """Network, loss, optimizer, loader and sampler of a case; float64 unless the case has another dtype."""
 
     def __init__(self, impl: str, case: dict[str, Any]) -> None:
@@ -89,8 +91,11 @@ class Parts:
         return [weight.detach() for weight in self.network.parameters()]
 
 
-def by_autograd(setup: Parts, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
-    """Train an epoch by autograd; return loss, steps and events of each block. Update i has rate i mod len(rates)."""
+def train_by_autograd(setup: TrainingSetup, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
+    """Train an epoch by autograd; return loss, number of steps and number of events of each block.
+
+    Update i has the learning rate rates[i % len(rates)].
+    """
     network, optimizer, outcomes = setup.network, setup.optimizer, []
     hidden = network.initial_state(setup.loader.n_lanes)
     step, n_accumulated = 0, 0
@@ -127,13 +132,13 @@ def by_autograd(setup: Parts, rates: Sequence[float] = ()) -> list[tuple[float, 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_captured_step_equals_autograd(case: str, impl: str) -> None:
-    """Compare all weights and losses of an epoch. Calls have 1, 3, 5, ... updates, with at most 4 steps per graph."""
+    """Compare all weights and losses of an epoch. Calls of `run` make 1, 3, 5, ... updates, up to 4 steps per graph."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
-    theirs, ours = Parts("reference", CASES[case]), Parts(impl, CASES[case])
-    expected = by_autograd(theirs)
-    epoch, outcomes, finished, updates = ours.start_epoch(steps_per_graph=4), [], False, 1
-    hidden = ours.network.initial_state(ours.loader.n_lanes)
+    autograd_setup, captured_setup = TrainingSetup("reference", CASES[case]), TrainingSetup(impl, CASES[case])
+    expected = train_by_autograd(autograd_setup)
+    epoch, outcomes, finished, updates = captured_setup.start_epoch(steps_per_graph=4), [], False, 1
+    hidden = captured_setup.network.initial_state(captured_setup.loader.n_lanes)
     while not finished:
         blocks, finished = epoch.run(updates, hidden, step=sum(block[1] for block in outcomes))
         outcomes += [tuple(block) for block in blocks]
@@ -141,16 +146,16 @@ def test_the_captured_step_equals_autograd(case: str, impl: str) -> None:
     assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
     losses = [[block[0] for block in blocks] for blocks in (outcomes, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-    torch.testing.assert_close(ours.weights(), theirs.weights(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(captured_setup.weights(), autograd_setup.weights(), rtol=1e-9, atol=1e-9)
     assert epoch.run(5, hidden, step=len(outcomes)) == ([], True)
-    assert ours.loader.state_dict() == theirs.loader.state_dict()
+    assert captured_setup.loader.state_dict() == autograd_setup.loader.state_dict()
 
 
 @pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
 @pytest.mark.parametrize("case", [case for case in CASES if "lane" not in case])
 def test_a_step_does_not_synchronize(case: str) -> None:
-    """Drawing and training do not synchronize. At the end, check that the detector finds two synchronizations."""
-    setup = Parts("emulated", CASES[case])
+    """Drawing and training do not synchronize with the GPU. The last lines test that the detector finds what does."""
+    setup = TrainingSetup("emulated", CASES[case])
     epoch, hidden = setup.start_epoch(steps_per_graph=4), setup.network.initial_state(6)
     epoch.run(1, hidden, step=0)
     with SyncDetector(copies=True) as detector:
@@ -165,8 +170,11 @@ def test_a_step_does_not_synchronize(case: str) -> None:
     assert detector.seen == ["aten.scalar_tensor.default", "aten._local_scalar_dense.default"]
 
 
-def losses_by_schedule(setup: Parts, rates: Sequence[float], n: int) -> list[float]:
-    """Return the losses of `n` updates, one per call, with these rates in turn; half way reload the optimizer state."""
+def losses_by_schedule(setup: TrainingSetup, rates: Sequence[float], n: int) -> list[float]:
+    """Return the losses of `n` updates, one per call, with these learning rates in turn.
+
+    Half-way, the optimizer state is reloaded, as when a training resumes.
+    """
     epoch, hidden, losses = setup.start_epoch(), setup.network.initial_state(6), []
     for step in range(n):
         if step == n // 2:
@@ -178,30 +186,30 @@ def losses_by_schedule(setup: Parts, rates: Sequence[float], n: int) -> list[flo
 
 def test_the_learning_rate_can_change_between_updates() -> None:
     """The step must copy the learning rate to the device, where a captured graph reads it."""
-    theirs, ours = Parts("reference", {"momentum": 0.3}), Parts("reference", {"momentum": 0.3})
-    expected = by_autograd(theirs, rates=[0.3, 0.02, 0.1])
-    losses = losses_by_schedule(ours, [0.3, 0.02, 0.1], len(expected))
+    case = {"momentum": 0.3}
+    expected = train_by_autograd(TrainingSetup("reference", case), rates=[0.3, 0.02, 0.1])
+    losses = losses_by_schedule(TrainingSetup("reference", case), [0.3, 0.02, 0.1], len(expected))
     assert losses == pytest.approx([block[0] for block in expected], rel=1e-9)
 
 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 def test_bf16_is_close_to_full_precision_but_not_equal(impl: str) -> None:
-    """Inputs of the scores have a relative error of at most 2**-8."""
+    """bf16 rounds the inputs of the scores with a relative error of at most 2**-8."""
     if impl == "emulated" and (reason := why_not_emulated("training_step")):
         pytest.skip(reason)
     case = {"dtype": torch.float32, "logq": 1.0, "dropout": 0.2, "layers": [24]}
-    full, ours = (Parts(each, case) for each in ("reference", impl))
+    full, captured_setup = (TrainingSetup(each, case) for each in ("reference", impl))
     losses = []
-    for setup, precision in ((full, "full"), (ours, "bf16")):
+    for setup, precision in ((full, "full"), (captured_setup, "bf16")):
         hidden = setup.network.initial_state(6)
         losses.append([block.loss for block in setup.start_epoch(precision=precision).run(12, hidden, step=0)[0]])
     assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
     with pytest.raises(ValueError, match="precision='bf16' needs float32 weights, not"):
-        Parts("reference", {}).start_epoch(precision="bf16")
+        TrainingSetup("reference", {}).start_epoch(precision="bf16")
 
 
-def poison(setup: Parts, mini_batch: int) -> None:
-    """Set the bias of an item to NaN that is first a target in this mini-batch. Only for n_sample=0."""
+def poison(setup: TrainingSetup, mini_batch: int) -> None:
+    """Set to NaN the bias of an item that is no target before this mini-batch. Needs n_sample=0."""
     targets = [block.targets for block in SessionParallelLoader(STORE, setup.loader.n_lanes)]
     earlier = set(torch.cat(targets[:mini_batch]).flatten().tolist())
     item = next(item for item in targets[mini_batch].flatten().tolist() if item not in earlier)
@@ -210,8 +218,8 @@ def poison(setup: Parts, mini_batch: int) -> None:
 
 
 def test_a_nan_loss_in_a_later_block_prevents_the_update() -> None:
-    """The blocks before it have changed the hidden states, as in the fused step on the CPU, but no weight."""
-    setup = Parts("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
+    """The earlier blocks of the update change the hidden states, as in the fused step on the CPU, but no weight."""
+    setup = TrainingSetup("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
     poison(setup, 2)
     block = next(iter(SessionParallelLoader(STORE, 6, 2)))
     hidden = setup.network.initial_state(6)
@@ -226,7 +234,7 @@ def test_a_nan_loss_in_a_later_block_prevents_the_update() -> None:
 
 
 def test_a_nan_loss_updates_nothing() -> None:
-    setup = Parts("reference", {})
+    setup = TrainingSetup("reference", {})
     epoch, hidden = setup.start_epoch(steps_per_graph=3), setup.network.initial_state(6)
     assert len(epoch.run(4, hidden, step=0)[0]) == 4
     with torch.no_grad():
@@ -238,12 +246,12 @@ def test_a_nan_loss_updates_nothing() -> None:
 
 
 def test_start_epoch_continues_from_the_position_of_the_loader() -> None:
-    whole, resumed = Parts("reference", {}), Parts("reference", {})
+    whole, resumed = TrainingSetup("reference", {}), TrainingSetup("reference", {})
     hidden = whole.network.initial_state(6)
     n = len(whole.start_epoch().run(1000, hidden, step=0)[0])
     hidden, done = resumed.network.initial_state(6), 0
     while done < n:
-        resumed.loader.load_state_dict(resumed.loader.state_dict())  # the next epoch starts at this state
+        resumed.loader.load_state_dict(resumed.loader.state_dict())  # start_epoch continues from this state
         done += len(resumed.start_epoch().run(5, hidden, step=done)[0])
     assert done == n
     torch.testing.assert_close(resumed.weights(), whole.weights(), rtol=0, atol=0)
@@ -251,14 +259,14 @@ def test_start_epoch_continues_from_the_position_of_the_loader() -> None:
 
 @pytest.mark.parametrize("shift", [-1, STORE.n_items])
 def test_a_damaged_log_is_found_before_training(shift: int) -> None:
-    setup = Parts("reference", {})
+    setup = TrainingSetup("reference", {})
     setup.loader.items = setup.loader.items + shift
     with pytest.raises(ValueError, match=r"is damaged: item indices .*; prepare the store again"):
         setup.start_epoch()
 
 
-def test_the_reason_why_it_cannot_train_is_named() -> None:
-    setup = Parts("reference", {})
+def test_why_not_captured_names_the_reason() -> None:
+    setup = TrainingSetup("reference", {})
     modules = (setup.network, setup.criterion, setup.optimizer)
     assert why_not_captured(*modules) == "impl='reference' was requested"
     for module in (*setup.network.modules(), setup.criterion, setup.optimizer):

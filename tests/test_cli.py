@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_run import SMALL, Ran, cli, write_logs
+from cli_run import SMALL, CommandResult, cli, write_logs
 
 from gru4rec_fast import GRU4Rec, build_info
 from gru4rec_fast.cli import main
@@ -25,7 +25,7 @@ COMMANDS = ("demo", "prepare", "train", "evaluate", "recommend", "info")
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.tsv and test.tsv."""
+    """Return a folder with train.tsv and test.tsv."""
     folder = tmp_path_factory.mktemp("logs")
     write_logs(folder)
     return folder
@@ -33,13 +33,13 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_folder(logs: Path) -> Path:
-    """The folder of a finished training."""
+    """Train a model and return the run folder."""
     ran = train(logs, "-ps", SMALL, "--out", logs / "run", "--json", logs / "run.json", "--cutoffs", "20,5")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     return logs / "run"
 
 
-def train(logs: Path, *arguments: str | Path) -> Ran:
+def train(logs: Path, *arguments: str | Path) -> CommandResult:
     return cli("train", logs / "train.tsv", "--test", logs / "test.tsv", "--threads", "1", *arguments)
 
 
@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
     ran = cli(command, "--help")
-    assert ran.code == 0
+    assert ran.exit_code == 0
     assert f"Example: gru4rec-fast {command}" in " ".join(ran.stdout.split())
     assert not ran.control_characters()
 
@@ -132,7 +132,7 @@ def test_options_string_and_file_have_the_same_effect(logs: Path, tmp_path: Path
     reports = {}
     for form, arguments in arguments_by_form.items():
         ran = train(logs, *arguments, "--json", tmp_path / "report.json")
-        assert ran.code == 0, ran.stderr
+        assert ran.exit_code == 0, ran.stderr
         reports[form] = read_json(tmp_path / "report.json")
     assert reports["options"]["parameters"] == GRU4RecParameters.create(values).to_dict()
     for report in reports.values():
@@ -140,20 +140,20 @@ def test_options_string_and_file_have_the_same_effect(logs: Path, tmp_path: Path
         assert report["metrics"] == reports["options"]["metrics"]
 
 
-def test_options_win_over_the_string_and_the_string_over_the_file(logs: Path, tmp_path: Path) -> None:
+def test_options_override_the_string_and_the_string_overrides_the_file(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text("layers = [4]\nn_sample = 4\nbatch_size = 4\nn_epochs = 1\n")
     ran = train(
         logs, "--params", tmp_path / "p.toml", "-ps", "layers=8,n_sample=8", "--layers", "16", "--shuffle",
         "--json", tmp_path / "r.json",
     )  # fmt: skip
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     result = read_json(tmp_path / "r.json")["parameters"]
     assert (result["layers"], result["n_sample"], result["batch_size"], result["shuffle"]) == ([16], 8, 4, True)
 
 
-def test_an_option_with_the_default_value_wins_over_the_string(logs: Path, tmp_path: Path) -> None:
+def test_an_option_with_the_default_value_overrides_the_string(logs: Path, tmp_path: Path) -> None:
     ran = train(logs, "-ps", f"{SMALL},bpreg=2,momentum=0.3", "--momentum", "0.0", "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     result = read_json(tmp_path / "r.json")["parameters"]
     assert (result["momentum"], result["bpreg"]) == (0.0, 2.0)
 
@@ -161,7 +161,7 @@ def test_an_option_with_the_default_value_wins_over_the_string(logs: Path, tmp_p
 def test_validation_selects_the_epoch_that_is_tested(logs: Path, tmp_path: Path) -> None:
     arguments = ["-ps", SMALL, "--n-epochs", "4", "--validation", logs / "test.tsv", "--monitor", "mrr@20"]
     ran = train(logs, *arguments, "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     report = read_json(tmp_path / "r.json")
     measured = [epoch["validation"]["mrr@20"] for epoch in report["epochs"]]
     assert report["model_of_epoch"] == 1 + int(np.argmax(measured))
@@ -169,35 +169,35 @@ def test_validation_selects_the_epoch_that_is_tested(logs: Path, tmp_path: Path)
     assert f"best epoch by mrr@20 is {report['model_of_epoch']} of 4" in ran.stderr
 
     ran = cli("train", logs / "train.tsv", "--threads", "1", *arguments, "--json", tmp_path / "u.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert read_json(tmp_path / "u.json")["metrics"]["mrr@20"] == max(measured)
 
 
 def test_resuming_without_validation_saves_the_last_model(logs: Path, tmp_path: Path) -> None:
-    """The best of the validated epochs need not be the best of all epochs."""
+    """The best epoch of the validated ones need not be the best of all epochs."""
     arguments = ["-ps", SMALL, "--out", tmp_path / "run"]
-    assert train(logs, *arguments, "--n-epochs", "1", "--validation", logs / "test.tsv").code == 0
+    assert train(logs, *arguments, "--n-epochs", "1", "--validation", logs / "test.tsv").exit_code == 0
     ran = train(logs, *arguments, "--n-epochs", "3", "--resume")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert read_json(tmp_path / "run/report.json")["model_of_epoch"] == 3
     model, latest = (GRU4Rec.load(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
     assert model.history == latest.history and len(model.history) == 3
 
 
-def test_training_in_the_folder_of_an_earlier_training(logs: Path, tmp_path: Path) -> None:
-    """All files of the earlier training are moved to previous/ when the first checkpoint of the new one is complete."""
+def test_files_of_an_earlier_training_move_to_previous(logs: Path, tmp_path: Path) -> None:
+    """They move to previous/ when the first checkpoint of the new training is complete, and stay if there is none."""
 
     def files(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
     arguments = ["-ps", SMALL, "--n-epochs", "1", "--out", tmp_path / "run"]
-    assert train(logs, *arguments, "--validation", logs / "test.tsv").code == 0
+    assert train(logs, *arguments, "--validation", logs / "test.tsv").exit_code == 0
     first = files(tmp_path / "run")
     assert {"model.safetensors", "last.safetensors", "best.safetensors", "report.json", "curves.csv"} <= set(first)
-    assert train(logs, *arguments, "--learning-rate", "1e38").code == 3  # the loss became infinite or NaN
+    assert train(logs, *arguments, "--learning-rate", "1e38").exit_code == 3  # the loss became infinite or NaN
     assert files(tmp_path / "run") == first
     second = train(logs, *arguments, "--seed", "5")
-    assert second.code == 0, second.stderr
+    assert second.exit_code == 0, second.stderr
     assert f"{tmp_path / 'run'} has the files of an earlier training" in second.stderr
     assert files(tmp_path / "run/previous") == first
     assert set(files(tmp_path / "run")) == set(first) - {"best.safetensors"}
@@ -206,9 +206,9 @@ def test_training_in_the_folder_of_an_earlier_training(logs: Path, tmp_path: Pat
 
 def test_resuming_a_finished_training_prints_a_note(run_folder: Path, logs: Path, tmp_path: Path) -> None:
     arguments = ["-ps", SMALL, "--n-epochs", "1", "--out", tmp_path / "run"]
-    assert train(logs, *arguments).code == 0
+    assert train(logs, *arguments).exit_code == 0
     again = train(logs, *arguments, "--resume")
-    assert again.code == 0
+    assert again.exit_code == 0
     assert (
         "nothing left to train: epoch 1 of n_epochs=1 is finished; to continue, increase n_epochs"
         in again.stderr.splitlines()
@@ -217,7 +217,7 @@ def test_resuming_a_finished_training_prints_a_note(run_folder: Path, logs: Path
 
 def test_training_prints_plain_lines_to_a_pipe(run_folder: Path, logs: Path) -> None:
     ran = train(logs, "-ps", SMALL, "--baselines")
-    assert ran.code == 0
+    assert ran.exit_code == 0
     assert not ran.control_characters()
     assert ran.stderr.count("epoch ") == 2
     assert ran.stdout.split()[:4] == ["metric", "model", "popularity", "random"]
@@ -227,13 +227,13 @@ def test_a_warning_counts_the_skipped_sessions(tmp_path: Path) -> None:
     rows = ["SessionId,ItemId,Time", "9,1,0", *(f"{session},{item},{item}" for session in (1, 2, 3) for item in (1, 2))]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     ran = cli("train", tmp_path / "log.csv", "-ps", "layers=4,batch_size=2,n_sample=2,n_epochs=1")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert "warning: 1 of 4 sessions have fewer than two events and are skipped" in ran.stderr.splitlines()
 
 
 def test_evaluate_gives_the_metrics_of_train(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("evaluate", run_folder, logs / "test.tsv", "--cutoffs", "5,20", "--baselines", "--json", tmp_path / "e")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     result, trained = read_json(tmp_path / "e"), read_json(run_folder / "report.json")
     assert result["metrics"] == trained["metrics"]
     assert result["metrics"]["mrr@20"] > result["baselines"]["popularity"]["mrr@20"]
@@ -242,14 +242,14 @@ def test_evaluate_gives_the_metrics_of_train(logs: Path, run_folder: Path, tmp_p
     assert table["recall@20"][0] == f"{trained['metrics']['recall@20']:.4f}"
 
 
-def test_ties_option(logs: Path, run_folder: Path) -> None:
+def test_evaluate_prints_the_ties_option(logs: Path, run_folder: Path) -> None:
     for mode in ("standard", "median"):
         assert f"{mode} ties" in cli("evaluate", run_folder, logs / "test.tsv", "--ties", mode).stdout
 
 
 def test_recommend_for_the_sessions_of_a_log(logs: Path, run_folder: Path, tmp_path: Path) -> None:
     ran = cli("recommend", run_folder / "model.safetensors", logs / "test.tsv", "--k", "3", "--exclude-seen")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     header, *rows = [line.split("\t") for line in ran.stdout.splitlines()]
     assert header == ["SessionId", "Rank", "ItemId", "Score"]
     store = SessionStore.from_events(logs / "test.tsv")
@@ -267,17 +267,17 @@ def test_a_session_with_fewer_than_k_items_left_gets_fewer_rows(run_folder: Path
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)))
     arguments = ["--k", "5", "--exclude-seen", "--out"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.jsonl")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert ran.stderr == "sessions with fewer than 5 items left to recommend: 2\n"
     answers = {line["session"]: line for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
     assert {name: len(answer["items"]) for name, answer in answers.items()} == {"few": 2, "many": 5, "all": 0}
     assert set(answers["few"]["items"]) == set(ids[58:]) and len(answers["few"]["scores"]) == 2
-    assert cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.tsv").code == 0
+    assert cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments, tmp_path / "out.tsv").exit_code == 0
     rows = [line.split("\t")[:2] for line in (tmp_path / "out.tsv").read_text().splitlines()[1:]]
     assert rows == [["few", "1"], ["few", "2"], *(["many", str(rank)] for rank in range(1, 6))]
 
 
-def test_impl_option_of_evaluate_and_recommend(logs: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_and_recommend_pass_on_impl(logs: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impls: list[str] = []
     load = GRU4Rec.load
 
@@ -287,8 +287,8 @@ def test_impl_option_of_evaluate_and_recommend(logs: Path, run_folder: Path, mon
 
     monkeypatch.setattr(GRU4Rec, "load", load_and_record)
     for impl in ([], ["--impl", "reference"]):
-        assert cli("evaluate", run_folder, logs / "test.tsv", *impl).code == 0
-        assert cli("recommend", run_folder, logs / "test.tsv", "--k", "2", *impl).code == 0
+        assert cli("evaluate", run_folder, logs / "test.tsv", *impl).exit_code == 0
+        assert cli("recommend", run_folder, logs / "test.tsv", "--k", "2", *impl).exit_code == 0
     assert impls == ["auto", "auto", "reference", "reference"]
     assert "gru4rec-fast info" in " ".join(cli("evaluate", "--help").stdout.split())
 
@@ -302,10 +302,10 @@ def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n\n")
     failed = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
-    assert failed.code == 2 and "session b: the model was not trained on item -1" in failed.error_line
+    assert failed.exit_code == 2 and "session b: the model was not trained on item -1" in failed.error_line
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert ran.stderr == "skipped: 2 events of unknown items, 1 sessions without a known item\n"
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     expected = GRU4Rec.load(run_folder / "model.safetensors").recommend([ids[:1], ids], 2)
@@ -319,7 +319,7 @@ def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
         "prepare", logs / "train.tsv", tmp_path / "data", "--split", "fraction=0.2", "--validation-split", "days=0.05",
         "--min-item-support", "5", "--min-session-length", "3", "--no-remove-duplicates", "--collapse-repeats",
     )  # fmt: skip
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     for name in ("train", "test", "train_tr", "train_valid"):
         store = SessionStore.open(tmp_path / "data" / name)
         assert f"{tmp_path / 'data' / name}: {store.n_sessions:,} sessions" in ran.stdout
@@ -329,28 +329,28 @@ def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
         assert not np.delete(is_repeat, session_starts - 1).any()
     assert SessionStore.open(tmp_path / "data" / "train").support.min() > 0
     ran = cli("train", tmp_path / "data/train", "--test", tmp_path / "data/test", "-ps", SMALL)
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert "recall@20" in ran.stdout
 
 
-def test_other_columns_and_separators(logs: Path, tmp_path: Path) -> None:
+def test_column_names_and_separator_do_not_change_the_training(logs: Path, tmp_path: Path) -> None:
     renamed = (logs / "train.tsv").read_text().replace("SessionId\tItemId\tTime", "visit\tsku\tat").replace("\t", "#")
     (tmp_path / "log.txt").write_text(renamed)
     keys = ["--session-key", "visit", "--item-key", "sku", "--time-key", "at", "--separator", "#"]
     ran = cli("train", tmp_path / "log.txt", "-ps", SMALL, *keys, "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     ran = train(logs, "-ps", SMALL, "--separator", "tab", "--json", tmp_path / "expected.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     report, expected = (read_json(tmp_path / name) for name in ("r.json", "expected.json"))
     assert [epoch["loss"] for epoch in report["epochs"]] == [epoch["loss"] for epoch in expected["epochs"]]
 
 
-def test_info() -> None:
+def test_info_prints_build_info() -> None:
     assert json.loads(cli("info", "--json").stdout) == build_info()
     shown = dict(line.split(maxsplit=1) for line in cli("info").stdout.splitlines())
     assert shown["torch"] == build_info()["torch"]
     assert shown["native_cpu"] == ("yes" if build_info()["native_cpu"] else "no")
 
 
-def test_version() -> None:
+def test_version_option_prints_the_version() -> None:
     assert cli("--version").stdout.strip() == build_info()["version"]

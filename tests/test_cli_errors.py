@@ -1,4 +1,4 @@
-"""Errors of gru4rec-fast: their messages of one line, their exit codes, and that no file is lost or changed."""
+"""Errors of gru4rec-fast have messages of one line and documented exit codes, and do not lose or change files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gru4rec_fast.cli import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.tsv, test.tsv, a trained model in run, and files with errors."""
+    """Return a folder with train.tsv, test.tsv, a trained model in run/, and files with errors."""
     folder = tmp_path_factory.mktemp("errors")
     write_logs(folder)
     (folder / "empty.tsv").write_text("")
@@ -30,11 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "unknown.toml").write_text("learning_rat = 0.1\n")
     (folder / "truncated.safetensors").write_bytes(b"\x10\x00\x00")
     ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--out", folder / "run")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     return folder
 
 
-# Command, arguments (file names are in the folder above), and a part of the error message.
+# Command, arguments, and a part of the error message. File names are replaced by paths in the fixture `folder`.
 WRONG_COMMANDS = [
     ("", "nosuch", "No such command 'nosuch'"),
     ("train", "", "Missing argument"),
@@ -94,27 +94,27 @@ def _is_file_name(word: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("command", "rest", "message"), WRONG_COMMANDS, ids=[f"{c} {rest}" for c, rest, _ in WRONG_COMMANDS]
+    ("command", "arguments", "message"), WRONG_COMMANDS, ids=[" ".join(case[:2]) for case in WRONG_COMMANDS]
 )
 def test_wrong_arguments_and_files_are_an_error_of_one_line(
-    folder: Path, command: str, rest: str, message: str
+    folder: Path, command: str, arguments: str, message: str
 ) -> None:
     files = sorted(folder.iterdir())
-    words = [folder / word if _is_file_name(word) else word for word in [command, *rest.split()] if word]
+    words = [folder / word if _is_file_name(word) else word for word in [command, *arguments.split()] if word]
     ran = cli(*words)
-    assert ran.code == 2
+    assert ran.exit_code == 2
     assert message in ran.error_line
     assert sorted(folder.iterdir()) == files
 
 
 def test_a_json_file_that_is_a_folder_is_an_error_before_training(folder: Path) -> None:
     ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--json", folder)
-    assert ran.code == 2 and "is a folder" in ran.error_line and "epoch" not in ran.stderr
+    assert ran.exit_code == 2 and "is a folder" in ran.error_line and "epoch" not in ran.stderr
 
 
 def test_a_json_file_that_cannot_be_written_is_an_error_before_training(folder: Path) -> None:
     ran = cli("train", folder / "none.tsv", "--json", "/proc/report.json")
-    assert ran.code == 2 and ran.error_line.startswith("error: /proc/report.json cannot be written: ")
+    assert ran.exit_code == 2 and ran.error_line.startswith("error: /proc/report.json cannot be written: ")
 
 
 def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, tmp_path: Path) -> None:
@@ -124,16 +124,16 @@ def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, 
     assert any(line.startswith("epoch 1/") for line in iter(process.stderr.readline, ""))
     for resume in ([], ["--resume"]):
         ran = cli("train", *command, *resume)
-        assert ran.code == 2 and f"another training is writing to {tmp_path / 'run'}" in ran.error_line
+        assert ran.exit_code == 2 and f"another training is writing to {tmp_path / 'run'}" in ran.error_line
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert err.splitlines()[-1].endswith("resume with the same out folder: run the same command with --resume")
 
     unfinished = cli("evaluate", tmp_path / "run", folder / "test.tsv")
-    assert unfinished.code == 2
+    assert unfinished.exit_code == 2
     assert "the training was not finished; continue it (train ... --resume), or give " in unfinished.error_line
-    assert cli("evaluate", tmp_path / "run/last.safetensors", folder / "test.tsv").code == 0
+    assert cli("evaluate", tmp_path / "run/last.safetensors", folder / "test.tsv").exit_code == 0
 
 
 def test_debug_raises_the_exception(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_an_unexpected_exception_is_raised(folder: Path, monkeypatch: pytest.Mon
 
 def test_divergence_has_its_own_exit_code(folder: Path) -> None:
     ran = cli("train", folder / "train.tsv", "-ps", SMALL, "--learning-rate", "1e38", "--out", folder / "diverged")
-    assert ran.code == 3
+    assert ran.exit_code == 3
     assert not (folder / "diverged").exists(), "there was nothing to save"
     assert "the loss is" in ran.error_line and "epoch 1" in ran.error_line
 
@@ -171,14 +171,14 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bits(folder: Path, tmp_path: Pat
     assert err.splitlines()[-1].startswith("interrupted: training interrupted")
     assert err.splitlines()[-1].endswith("resume with the same out folder: run the same command with --resume")
 
-    # With n_epochs=1 the resumed command trains no further, and writes a report with the number of finished epochs.
+    # With n_epochs=1 the resumed command does not train, and writes a report of the finished epochs, which are counted.
     done = cli(*common, "--n-epochs", "1", "--out", tmp_path / "run", "--resume")
-    assert done.code == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     n_epochs = len(json.loads((tmp_path / "run/report.json").read_text())["epochs"]) + 2
     resumed = cli(*common, "--n-epochs", str(n_epochs), "--out", tmp_path / "run", "--resume")
-    assert resumed.code == 0, resumed.stderr
+    assert resumed.exit_code == 0, resumed.stderr
     uninterrupted = cli(*common, "--n-epochs", str(n_epochs), "--out", tmp_path / "uninterrupted")
-    assert uninterrupted.code == 0, uninterrupted.stderr
+    assert uninterrupted.exit_code == 0, uninterrupted.stderr
     losses = [
         [epoch["loss"] for epoch in json.loads((tmp_path / name / "report.json").read_text())["epochs"]]
         for name in ("run", "uninterrupted")
@@ -201,7 +201,7 @@ def test_a_closed_pipe_prints_no_error(folder: Path) -> None:
     assert err.splitlines() == [f"{folder / 'train.tsv'}: 500 sessions, 3,149 events, 60 items"]
 
 
-def test_output_and_exit_code_of_a_process(folder: Path, tmp_path: Path) -> None:
+def test_a_process_prints_plain_text_and_returns_the_exit_code(folder: Path, tmp_path: Path) -> None:
     """Output to a pipe has no control characters, and the process returns the exit code."""
     logs = [folder / "train.tsv", "--test", folder / "test.tsv"]
     process = start("train", *logs, "-ps", SMALL, "--json", tmp_path / "r.json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_run import Ran, cli, write_logs
+from cli_run import CommandResult, cli, write_logs
 
 from gru4rec_fast import NGCF, InteractionGraph, LightGCN
 from gru4rec_fast.data.graphs.split import split_interactions
@@ -18,9 +18,9 @@ SMALL = "embedding_dim=8,batch_size=64,n_epochs=3,learning_rate=0.02,evaluate_ev
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the log of 40 users and 40 items, a split of it into train.txt and test.txt, and two run folders.
+    """Return a folder with log.tsv (40 users, 40 items), its split into train.txt and test.txt, and two run folders.
 
-    User u has only the ten items of its group u % 4.
+    User u has items of group u % 4 only. A group is ten items.
     """
     folder = tmp_path_factory.mktemp("graphs")
     rng = np.random.default_rng(0)
@@ -34,11 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.txt").write_text("\n".join(lists) + "\n")
     for model in ("ngcf", "lightgcn"):
         ran = train(folder, "--model", model, "-ps", SMALL, "--out", folder / f"run_{model}", "--cutoffs", "5,20")
-        assert ran.code == 0, ran.stderr
+        assert ran.exit_code == 0, ran.stderr
     return folder
 
 
-def train(folder: Path, *arguments: str | Path) -> Ran:
+def train(folder: Path, *arguments: str | Path) -> CommandResult:
     return cli("train", folder / "train.txt", "--test", folder / "test.txt", "--threads", "1", *arguments)
 
 
@@ -47,7 +47,7 @@ def read_json(path: Path) -> Any:
 
 
 @pytest.mark.parametrize(("name", "estimator"), [("ngcf", NGCF), ("lightgcn", LightGCN)])
-def test_train_and_evaluate(folder: Path, tmp_path: Path, name: str, estimator: Any) -> None:
+def test_evaluate_gives_the_metrics_of_train(folder: Path, tmp_path: Path, name: str, estimator: Any) -> None:
     report = read_json(folder / f"run_{name}" / "report.json")
     assert set(report["metrics"]) == {
         f"{m}@{k}" for m in ("recall", "ndcg", "precision", "hitrate", "map") for k in (5, 20)
@@ -63,7 +63,7 @@ def test_train_and_evaluate(folder: Path, tmp_path: Path, name: str, estimator: 
     ran = cli(
         "evaluate", folder / f"run_{name}", folder / "test.txt", "--cutoffs", "5,20", "--json", tmp_path / "e.json"
     )
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert read_json(tmp_path / "e.json")["metrics"] == report["metrics"]
     assert ["recall@20", f"{report['metrics']['recall@20']:.4f}"] in [line.split() for line in ran.stdout.splitlines()]
 
@@ -72,7 +72,7 @@ def test_options_set_the_parameters(folder: Path, tmp_path: Path) -> None:
     options = "--layer-sizes 8/4 --adjacency norm --message-dropout 0.2 --reg-weight 0.5 --sample-by interactions"
     options += " --normalize-messages --only-needed False --n-epochs 1 --seed 4"
     ran = train(folder, "--model", "ngcf", "-ps", SMALL, *options.split(), "--json", tmp_path / "r.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     expected = {"layer_sizes": [8, 4], "adjacency": "norm", "message_dropout": 0.2, "reg_weight": 0.5, "n_epochs": 1}
     expected |= {"sample_by": "interactions", "normalize_messages": True, "only_needed": False, "seed": 4}
     expected |= {"embedding_dim": 8}  # from SMALL
@@ -82,24 +82,24 @@ def test_options_set_the_parameters(folder: Path, tmp_path: Path) -> None:
 def test_the_best_epoch_is_tested_also_after_resume(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", "lightgcn", "-ps", SMALL, "--validation", folder / "test.txt"]
     ran = train(folder, *arguments, "--json", tmp_path / "whole.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     whole = read_json(tmp_path / "whole.json")
     measured = [epoch["validation"]["recall@20"] for epoch in whole["epochs"]]
     assert whole["model_of_epoch"] == 1 + int(np.argmax(measured))
     assert whole["metrics"]["recall@20"] == max(measured)
 
     run = [*arguments, "--out", tmp_path / "run"]
-    assert train(folder, *run, "--n-epochs", "1").code == 0
+    assert train(folder, *run, "--n-epochs", "1").exit_code == 0
     ran = train(folder, *run, "--resume", "--json", tmp_path / "resumed.json")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     resumed = read_json(tmp_path / "resumed.json")
     assert resumed["metrics"] == whole["metrics"] and len(resumed["epochs"]) == 3
 
 
-def test_recommend(folder: Path, tmp_path: Path) -> None:
+def test_recommend_for_the_users_of_a_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "users.txt").write_text("7\n\n12\n3\n")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "4", "--exclude-seen")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     header, *rows = [line.split("\t") for line in ran.stdout.splitlines()]
     assert header == ["UserId", "Rank", "ItemId", "Score"]
     model = LightGCN.load(folder / "run_lightgcn/model.safetensors")
@@ -108,13 +108,13 @@ def test_recommend(folder: Path, tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["7"] * 4 + ["12"] * 4 + ["3"] * 4
     np.testing.assert_allclose([float(row[3]) for row in rows], best.scores.ravel(), rtol=1e-5)
     without_option = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "4")
-    assert without_option.code == 0 and without_option.stdout == ran.stdout
+    assert without_option.exit_code == 0 and without_option.stdout == ran.stdout
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "40", "--no-exclude-seen")
-    assert ran.code == 0 and len(ran.stdout.splitlines()) == 1 + 3 * 40
+    assert ran.exit_code == 0 and len(ran.stdout.splitlines()) == 1 + 3 * 40
 
     out = tmp_path / "all.jsonl"
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "40", "--exclude-seen", "--out", out)
-    assert ran.code == 0 and "users with fewer than 40 items left to recommend: 3" in ran.stderr
+    assert ran.exit_code == 0 and "users with fewer than 40 items left to recommend: 3" in ran.stderr
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     train_graph = InteractionGraph.from_text(folder / "train.txt")
     assert [answer["user"] for answer in answers] == [7, 12, 3]
@@ -123,18 +123,18 @@ def test_recommend(folder: Path, tmp_path: Path) -> None:
 
     (tmp_path / "users.txt").write_text("7\n12\n", encoding="utf-8-sig")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "1")
-    assert ran.code == 0 and [line.split("\t")[0] for line in ran.stdout.splitlines()] == ["UserId", "7", "12"]
+    assert ran.exit_code == 0 and [line.split("\t")[0] for line in ran.stdout.splitlines()] == ["UserId", "7", "12"]
 
     (tmp_path / "users.txt").write_text("7\n777\n")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")
-    assert ran.code == 0 and "skipped: 1 unknown users" in ran.stderr and len(ran.stdout.splitlines()) == 3
+    assert ran.exit_code == 0 and "skipped: 1 unknown users" in ran.stderr and len(ran.stdout.splitlines()) == 3
 
 
-def test_prepare_interactions(folder: Path, tmp_path: Path) -> None:
+def test_prepare_splits_interactions_per_user(folder: Path, tmp_path: Path) -> None:
     keys = ["--user-key", "Who", "--item-key", "What"]
     ran = cli("prepare", folder / "log.tsv", tmp_path, "--interactions", *keys, "--split", "fraction=0.25",
               "--validation-split", "fraction=0.5", "--seed", "3")  # fmt: skip
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     whole = InteractionGraph.from_table(folder / "log.tsv", user_key="Who", item_key="What")
     parts = {name: InteractionGraph.open(tmp_path / name) for name in ("train", "test", "train_tr", "train_valid")}
     for graph, remaining_name, held_out_name, fraction in (
@@ -147,10 +147,10 @@ def test_prepare_interactions(folder: Path, tmp_path: Path) -> None:
             assert len(held_out) == int(fraction * len(graph.items_of(user)))
     ran = cli("train", tmp_path / "train_tr", "--model", "lightgcn", "-ps", SMALL, "--validation",
               tmp_path / "train_valid", "--test", tmp_path / "test", "--threads", "1")  # fmt: skip
-    assert ran.code == 0 and "recall@20" in ran.stdout, ran.stderr
+    assert ran.exit_code == 0 and "recall@20" in ran.stdout, ran.stderr
 
 
-# Command line (file names are in the folder above), and a part of the error message.
+# Command line and a part of the error message. File names are replaced by paths in the fixture `folder`.
 WRONG_COMMANDS = [
     ("train train.txt --model svd", "--model svd: choose one of gru4rec, ngcf, lightgcn"),
     ("train train.txt --model ngcf -ps layers=10", "unknown parameter layers; there are embedding_dim"),
@@ -167,7 +167,7 @@ WRONG_COMMANDS = [
     ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, but the training graph"),
     ("recommend run_lightgcn users.txt --k 41", "k=41: choose 1 to 40"),
     ("recommend run_lightgcn strangers.txt", "line 2: the model was not trained on user 99"),
-    ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; user ids are integers here"),
+    ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the model's ids are integers"),
     ("recommend run_lightgcn empty.txt", "has no user id"),
     ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "choose fraction=F"),
     (
@@ -187,11 +187,11 @@ def test_wrong_commands_are_errors(folder: Path, line: str, message: str) -> Non
     if not (folder / "sessions").exists():
         (folder / "tmp").mkdir()
         write_logs(folder / "tmp")
-        assert cli("prepare", folder / "tmp/test.tsv", folder / "sessions").code == 0
+        assert cli("prepare", folder / "tmp/test.tsv", folder / "sessions").exit_code == 0
     names = {path.name for path in folder.iterdir()} | {"none.txt", "out", "sessions/train"}
     words = [folder / word if word in names else word for word in line.split()]
     ran = cli(*words)
-    assert ran.code == 2 and message in ran.error_line
+    assert ran.exit_code == 2 and message in ran.error_line
 
 
 def test_split_interactions_is_random_and_needs_enough_interactions() -> None:

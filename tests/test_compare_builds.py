@@ -72,7 +72,7 @@ def test_deliberate_differences_are_reported(tmp_path: Path) -> None:
     cases = [laplacian_case, *(f"{operator}/reference/threads=1/small" for operator in operators)]
     keep = "--keep", str(tmp_path / "tensors")
     status, output = compare(old, new, *(f"--only={text}" for text in cases), *keep)
-    # 17: one differs, two times 4 fail in NEW only, and 8 raise the same error in both, which does not count as equal.
+    # 17 = 1 that differs + 2 * 4 that fail in NEW only + 8 that raise the same error in both, which is not "equal".
     assert status == 1 and "8 cases equal, 17 not" in output, output
     # The changed operator has the same gradient as the original, so only tensor 0 differs.
     assert f"different: {laplacian_case}: tensors [0] of 2, max abs difference " in output

@@ -19,7 +19,7 @@ import test_training_step as training_step
 import torch
 from graph_oracle import random_graph
 from native import assert_as_close, assert_equal_bits
-from test_captured_step import CASES, Parts, by_autograd, losses_by_schedule, poison
+from test_captured_step import CASES, TrainingSetup, losses_by_schedule, poison, train_by_autograd
 from torch import Tensor, nn
 
 from gru4rec_fast import InteractionGraph, _backend, ops
@@ -38,7 +38,7 @@ pytestmark = [
 Outputs = tuple[Tensor, ...]
 
 
-# Each of these functions runs small cases of one kernel family on a device with an implementation.
+# Each of these functions runs small cases of one kernel family on a device, and returns the outputs of all cases.
 def run_dropout(device: str, impl: str) -> Outputs:
     options = {"seed": 2**40 + 5, "stream": 2, "step": 7, "device": device, "impl": impl}
     return tuple(
@@ -81,7 +81,7 @@ def run_bpr_triples(device: str, impl: str) -> Outputs:
 def run_laplacian_propagation(device: str, impl: str) -> Outputs:
     """Propagate integers, whose sums are exact in any order.
 
-    Node 0 is a neighbor of all others. It has so many neighbors that several blocks of the kernel sum them.
+    Node 0 is a neighbor of all others. It has so many neighbors that several thread blocks sum them.
     """
     n_others = 3000
     offsets = torch.cat([torch.tensor([0]), torch.arange(n_others, 2 * n_others + 1)])
@@ -102,14 +102,14 @@ def run_laplacian_propagation(device: str, impl: str) -> Outputs:
 def run_sparse_update(device: str, impl: str) -> Outputs:
     """Update tables with integers and powers of two, which are exact in any order. Some indices repeat, some are -1.
 
-    The accumulator is chosen so that its sum with the squared gradient of a row is 128^2, whose square root is exact.
+    Accumulator plus squared gradient of a row is 128^2, whose square root is exact.
     """
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     outputs: list[Tensor] = []
     for width in (1, 6, 100):
-        table, velocity = (torch.randint(-9, 9, (50, width), generator=draws).float().to(device) for _ in range(2))
-        index = torch.randint(-1, 50, (300,), generator=draws)
-        grad = torch.randint(-3, 4, (300, width), generator=draws)
+        table, velocity = (torch.randint(-9, 9, (50, width), generator=generator).float().to(device) for _ in range(2))
+        index = torch.randint(-1, 50, (300,), generator=generator)
+        grad = torch.randint(-3, 4, (300, width), generator=generator)
         on_device = (index.to(device), grad.float().to(device))
         # Sum of the gradients of each row. Index -1, which the update ignores, goes to row -1 % 51 = 50.
         row_grad = torch.zeros(51, width).index_add_(0, index % 51, grad.float())[:50]
@@ -121,9 +121,9 @@ def run_sparse_update(device: str, impl: str) -> Outputs:
 
 def run_ranking(device: str, impl: str, n_queries: int = 40, n_items: int = 701, largest_k: int = 33) -> Outputs:
     """Rank with small integers, whose products are exact. There are many ties."""
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     shapes = ((n_queries, 17), (n_items, 17), (n_items,))
-    hidden, weight, bias = (torch.randint(-2, 3, shape, generator=draws) for shape in shapes)
+    hidden, weight, bias = (torch.randint(-2, 3, shape, generator=generator) for shape in shapes)
     targets = torch.arange(n_queries).to(device)
     exclude = torch.arange(3 * n_queries).view(n_queries, 3).to(device)
     outputs: list[Tensor] = []
@@ -171,8 +171,8 @@ def run_sampled_loss(device: str, impl: str, dtype: torch.dtype) -> Outputs:
     return tuple(outputs)
 
 
-# Kernel families whose results must be equal to the reference (EXACT), or nearly as close to float64 as the reference
-# (CLOSE). compute-sanitizer also runs these small cases (benchmarks/gpu/call.py, -m sanitizer).
+# EXACT: kernel families whose results must be equal to the reference. CLOSE: families whose error, compared with
+# float64, may be about that of the reference. compute-sanitizer runs these cases too (benchmarks/gpu/call.py).
 EXACT = {
     "dropout": run_dropout,
     "negative_sampling": run_negative_sampling,
@@ -204,7 +204,7 @@ def test_same_bits_as_the_reference(family: str) -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("family", CLOSE)
-def test_small_ones_are_as_close_as_the_reference(family: str) -> None:
+def test_small_cases_are_as_close_as_the_reference(family: str) -> None:
     assert_family("cuda", "native", family)
 
 
@@ -215,7 +215,7 @@ def test_ranking_of_several_tiles() -> None:
 
 
 def assert_family(device: str, impl: str, family: str) -> None:
-    """Compare the small cases of a family with the reference on the CPU."""
+    """Assert that the small cases of a family equal the reference on the CPU, or are as close to float64."""
     if family in CLOSE:
         run = CLOSE[family]
         outputs = [t.cpu() for t in run(device, impl, torch.float32)]
@@ -268,9 +268,9 @@ def test_session_batch_in_a_cuda_graph_advances_at_every_replay() -> None:
 
 @pytest.mark.parametrize("rule", [ops.sparse_adagrad_, ops.sparse_adam_])
 def test_sparse_updates_are_close_to_the_reference(rule: Callable[..., None]) -> None:
-    draws = torch.Generator().manual_seed(0)
-    tensors = [torch.rand(50, 33, generator=draws) for _ in range(3)]
-    index, grad = torch.randint(-1, 50, (300,), generator=draws), torch.randn(300, 33, generator=draws)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.rand(50, 33, generator=generator) for _ in range(3)]
+    index, grad = torch.randint(-1, 50, (300,), generator=generator), torch.randn(300, 33, generator=generator)
     options = {"lr": 0.1, **({"step": 3} if rule is ops.sparse_adam_ else {"momentum": 0.3})}
     on_device = [t.cuda() for t in (*tensors, index, grad)]
     with no_synchronization():
@@ -279,42 +279,43 @@ def test_sparse_updates_are_close_to_the_reference(rule: Callable[..., None]) ->
     torch.testing.assert_close([t.cpu() for t in on_device[:3]], tensors, rtol=1e-5, atol=1e-6)
 
 
-def make_parts_on_gpu(case: dict[str, Any]) -> Parts:
-    """Return network, loss, optimizer and loader of a training case, on the GPU."""
-    parts = Parts("native", case)
-    parts.network.cuda()
-    parts.criterion.cuda()
-    return parts
+def setup_on_gpu(case: dict[str, Any]) -> TrainingSetup:
+    """Return the training setup of a case, with native kernels on the GPU."""
+    setup = TrainingSetup("native", case)
+    setup.network.cuda()
+    setup.criterion.cuda()
+    return setup
 
 
-def start_epoch_on_gpu(case: str, steps_per_graph: int = 4) -> tuple[Parts, CapturedEpoch]:
-    parts = make_parts_on_gpu(CASES[case])
-    return parts, parts.start_epoch(steps_per_graph=steps_per_graph)
+def start_epoch_on_gpu(case: str, steps_per_graph: int = 4) -> tuple[TrainingSetup, CapturedEpoch]:
+    """Return the training setup of a case and a started epoch."""
+    setup = setup_on_gpu(CASES[case])
+    return setup, setup.start_epoch(steps_per_graph=steps_per_graph)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_captured_steps_train_as_the_reference_on_the_cpu(case: str) -> None:
-    reference = Parts("reference", CASES[case])
-    expected = by_autograd(reference)
-    parts, epoch = start_epoch_on_gpu(case)
-    hidden, outcomes, finished = parts.network.initial_state(parts.loader.n_lanes), [], False
+    reference = TrainingSetup("reference", CASES[case])
+    expected = train_by_autograd(reference)
+    setup, epoch = start_epoch_on_gpu(case)
+    hidden, outcomes, finished = setup.network.initial_state(setup.loader.n_lanes), [], False
     while not finished:
         blocks, finished = epoch.run(9, hidden, step=sum(n_steps for _, n_steps, *_ in outcomes))
         outcomes += [tuple(block) for block in blocks]
     assert [counts for _, *counts in outcomes] == [counts for _, *counts in expected]
     assert [loss for loss, *_ in outcomes] == pytest.approx([loss for loss, *_ in expected], rel=1e-9)
-    torch.testing.assert_close([w.cpu() for w in parts.weights()], reference.weights(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close([w.cpu() for w in setup.weights()], reference.weights(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_captured_step_causes_no_synchronization(case: str) -> None:
     """Neither drawing mini-batches nor replaying the CUDA graph of one or two updates waits for the GPU."""
-    parts, epoch = start_epoch_on_gpu(case, steps_per_graph=2)
-    hidden = parts.network.initial_state(parts.loader.n_lanes)
+    setup, epoch = start_epoch_on_gpu(case, steps_per_graph=2)
+    hidden = setup.network.initial_state(setup.loader.n_lanes)
     for step, n_updates in enumerate((1, 1, 2, 2)):  # a graph is captured in the second run of each size
         epoch.run(n_updates, hidden, step=step)
     for n_updates in (1, 2):
-        captured = epoch.next_updates(n_updates, parts.loader.n_lanes)
+        captured = epoch.next_updates(n_updates, setup.loader.n_lanes)
         with no_synchronization():
             captured.fill(*epoch.draw(captured.shape.mini_batches, 100), 100)
             captured.run(hidden)
@@ -324,31 +325,31 @@ def test_captured_step_causes_no_synchronization(case: str) -> None:
 def test_losses_of_captured_float32_steps_are_close_to_float64(precision: str, tolerance: float) -> None:
     """Runs 16 updates, four in each CUDA graph."""
     case = CASES["cross-entropy, logq"] | {"layers": [24]}
-    expected = by_autograd(Parts("reference", case))[:16]
-    parts = make_parts_on_gpu(case | {"dtype": torch.float32})
-    epoch, hidden = parts.start_epoch(steps_per_graph=4, precision=precision), parts.network.initial_state(6)
+    expected = train_by_autograd(TrainingSetup("reference", case))[:16]
+    setup = setup_on_gpu(case | {"dtype": torch.float32})
+    epoch, hidden = setup.start_epoch(steps_per_graph=4, precision=precision), setup.network.initial_state(6)
     losses = [block.loss for step in range(0, 16, 4) for block in epoch.run(4, hidden, step=step)[0]]
     assert losses == pytest.approx([block[0] for block in expected], rel=tolerance)
 
 
 def test_captured_graph_uses_new_learning_rates_and_loaded_state() -> None:
     case = {"momentum": 0.3}
-    expected = by_autograd(Parts("reference", case), rates=[0.3, 0.02, 0.1])
-    losses = losses_by_schedule(make_parts_on_gpu(case), [0.3, 0.02, 0.1], len(expected))
+    expected = train_by_autograd(TrainingSetup("reference", case), rates=[0.3, 0.02, 0.1])
+    losses = losses_by_schedule(setup_on_gpu(case), [0.3, 0.02, 0.1], len(expected))
     assert losses == pytest.approx([block[0] for block in expected], rel=1e-9)
 
 
 def test_captured_graph_stops_at_a_nan_loss() -> None:
-    """In the last graph, the third of four losses is NaN. It is reported last, and updates end before it."""
+    """The third of four losses in the last graph is NaN. That loss is the last one returned, and causes no update."""
     case = {"n_sample": 0, "loss": "bpr"}
-    gpu_parts, reference = make_parts_on_gpu(case), Parts("reference", case)
-    for parts in (gpu_parts, reference):
-        poison(parts, 10)
-    epoch, hidden = gpu_parts.start_epoch(steps_per_graph=4), gpu_parts.network.initial_state(6)
+    gpu_setup, reference = setup_on_gpu(case), TrainingSetup("reference", case)
+    for setup in (gpu_setup, reference):
+        poison(setup, 10)
+    epoch, hidden = gpu_setup.start_epoch(steps_per_graph=4), gpu_setup.network.initial_state(6)
     outcomes = [block for step in (0, 4, 8) for block in epoch.run(4, hidden, step=step)[0]]
     assert [block.loss == block.loss for block in outcomes] == [True] * 10 + [False]
     reference.start_epoch().run(10, reference.network.initial_state(6), step=0)
-    weights = [weight.cpu() for weight in gpu_parts.weights()]
+    weights = [weight.cpu() for weight in gpu_setup.weights()]
     torch.testing.assert_close(weights, reference.weights(), rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
@@ -379,6 +380,7 @@ def test_gru_is_as_close_as_the_reference(form: str, dtype: torch.dtype, steps: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_losses_are_as_close_as_the_reference(name: str, parameters: dict, in_batch: bool, dtype: torch.dtype) -> None:
     options = {"loss": name, "in_batch": in_batch, **parameters}
+    # m lanes, n negatives, h hidden units
     for m, n, h in ((1, 17, 1), (2, 0, 5), (5, 33, 0), (32, 2048, 100), (255, 31, 33), (700, 14_000, 16)):
         for with_masks in (True, False):
             arguments = loss.problem(m, n, h, dtype, with_masks=with_masks)
@@ -429,7 +431,7 @@ def test_ngcf_layers_are_as_close_as_the_reference(dtype: torch.dtype, activatio
             options = {"P": P, "Q": Q, "activation": activation, "node_dropout": 0.1, "message_dropout": 0.2}
 
             def run(impl: str, device: str, run_dtype: torch.dtype) -> list[Tensor]:
-                """Return the output and its gradients."""
+                """Return the output and the gradients of the inputs."""
                 features, *weights = inputs = [
                     t.detach().to(device, run_dtype).requires_grad_()
                     for t in arguments  # noqa: B023
@@ -481,9 +483,9 @@ def test_graph_model_step_causes_no_synchronization(network_class: type[nn.Modul
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
 
     def train(step: int) -> None:
-        bpr, norm = network.loss(*sampler.draw(step), step=step)
+        bpr, squared_norm = network.loss(*sampler.draw(step), step=step)
         optimizer.zero_grad(set_to_none=True)
-        (bpr + 1e-5 * norm).backward()
+        (bpr + 1e-5 * squared_norm).backward()
         optimizer.step()
 
     train(0)

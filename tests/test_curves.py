@@ -1,4 +1,4 @@
-"""Curves: the CSV file, the picture that matplotlib draws, and the warning if matplotlib is missing."""
+"""Learning curves: the CSV file, the picture that matplotlib draws, and the warning if matplotlib is missing."""
 
 import csv
 import logging
@@ -13,6 +13,7 @@ from gru4rec_fast.training import curves, write_curves
 
 
 def make_history(n_epochs: int, validation: bool = True) -> list[dict[str, Any]]:
+    """Return one record per epoch, as a trainer writes them, with or without validation metrics."""
     records: list[dict[str, Any]] = []
     for epoch in range(1, n_epochs + 1):
         record = {"epoch": epoch, "loss": 5 + math.exp(-epoch), "seconds": 1.5, "mini_batches": 9, "events": 70}

@@ -24,8 +24,8 @@ COLUMNS = {
 }
 
 
-def text(separator: str, header: tuple[str, ...] = tuple(COLUMNS), end: str = "\n") -> bytes:
-    """Return COLUMNS as the content of a text file."""
+def as_text(separator: str, header: tuple[str, ...] = tuple(COLUMNS), end: str = "\n") -> bytes:
+    """Return COLUMNS as the content of a text file. `end` ends each line."""
     rows = [header, *zip(*COLUMNS.values(), strict=True)]
     return "".join(separator.join(map(str, row)) + end for row in rows).encode()
 
@@ -43,36 +43,36 @@ def write_parquet(folder: Path) -> Path:
     return folder / "log.parquet"
 
 
-def writer(name: str, data: Callable[[], bytes]) -> Callable[[Path], Path]:
-    """Return a function that writes `data()` to a file in a given folder and returns the path of the file."""
+def writer(name: str, make_content: Callable[[], bytes]) -> Callable[[Path], Path]:
+    """Return a function that writes `make_content()` to a file in a given folder and returns the path of the file."""
 
     def write(folder: Path) -> Path:
-        (folder / name).write_bytes(data())
+        (folder / name).write_bytes(make_content())
         return folder / name
 
     return write
 
 
-INTER_HEADER = ("session_id:token", "item_id:token", "timestamp:float")  # of a RecBole file
+INTER_HEADER = ("session_id:token", "item_id:token", "timestamp:float")  # header of a RecBole file (.inter)
 # Each function gets an empty folder and returns a source for `SessionStore.from_events` that holds COLUMNS.
 SOURCES: dict[str, Callable[[Path], Any]] = {
-    "tsv": writer("log.tsv", lambda: text("\t")),
-    "tsv without a last newline": writer("log.tsv", lambda: text("\t").rstrip(b"\n")),
-    "tsv with empty lines": writer("log.tsv", lambda: text("\t").replace(b"\n1\t", b"\n\n\n1\t") + b"\n\n"),
-    "tsv with a byte order mark and CRLF": writer("log.tsv", lambda: b"\xef\xbb\xbf" + text("\t", end="\r\n")),
-    "tsv.gz": writer("log.tsv.gz", lambda: gzip.compress(text("\t"))),
-    "tsv.zst": writer("log.tsv.zst", lambda: zstd_compress(text("\t"))),
-    "csv": writer("log.csv", lambda: text(",")),
+    "tsv": writer("log.tsv", lambda: as_text("\t")),
+    "tsv without a last newline": writer("log.tsv", lambda: as_text("\t").rstrip(b"\n")),
+    "tsv with empty lines": writer("log.tsv", lambda: as_text("\t").replace(b"\n1\t", b"\n\n\n1\t") + b"\n\n"),
+    "tsv with a byte order mark and CRLF": writer("log.tsv", lambda: b"\xef\xbb\xbf" + as_text("\t", end="\r\n")),
+    "tsv.gz": writer("log.tsv.gz", lambda: gzip.compress(as_text("\t"))),
+    "tsv.zst": writer("log.tsv.zst", lambda: zstd_compress(as_text("\t"))),
+    "csv": writer("log.csv", lambda: as_text(",")),
     "csv with quotes": writer(
-        "log.csv", lambda: text(",").replace(b"SessionId", b'"SessionId"').replace(b"3,", b'"3",')
+        "log.csv", lambda: as_text(",").replace(b"SessionId", b'"SessionId"').replace(b"3,", b'"3",')
     ),
-    "csv, semicolon": writer("log.csv", lambda: text(";")),
-    "dat, bar": writer("log.dat", lambda: text("|")),
-    "txt, blank": writer("log.txt", lambda: text(" ")),
-    "name with a star": writer("log[1]*.tsv", lambda: text("\t")),
-    "inter": writer("log.inter", lambda: text("\t", INTER_HEADER)),
-    "inter.gz": writer("log.inter.gz", lambda: gzip.compress(text("\t", INTER_HEADER))),
-    "inter, given names": writer("log.inter", lambda: text("\t", ("SessionId:token", "ItemId:token", "Time:float"))),
+    "csv, semicolon": writer("log.csv", lambda: as_text(";")),
+    "dat, bar": writer("log.dat", lambda: as_text("|")),
+    "txt, blank": writer("log.txt", lambda: as_text(" ")),
+    "name with a star": writer("log[1]*.tsv", lambda: as_text("\t")),
+    "inter": writer("log.inter", lambda: as_text("\t", INTER_HEADER)),
+    "inter.gz": writer("log.inter.gz", lambda: gzip.compress(as_text("\t", INTER_HEADER))),
+    "inter, given names": writer("log.inter", lambda: as_text("\t", ("SessionId:token", "ItemId:token", "Time:float"))),
     "parquet": write_parquet,
     "pandas": lambda path: make_pandas_frame(),
     "polars": lambda path: pl.DataFrame(COLUMNS),
@@ -101,7 +101,7 @@ def test_every_format_gives_the_same_store(tmp_path: Path, name: str, in_batches
 
 def test_any_column_names_and_any_separator(tmp_path: Path) -> None:
     path = tmp_path / "clicks.csv"
-    path.write_bytes(text("~", ("user", "product", "when")))
+    path.write_bytes(as_text("~", ("user", "product", "when")))
     keys = {"session_key": "user", "item_key": "product", "time_key": "when"}
     assert SessionStore.from_events(path, separator="~", **keys).n_events == 7
 
@@ -146,7 +146,7 @@ def test_times_in_text_and_dates_become_seconds(times: list[Any], expected: list
         assert [store.start_times[0], store.end_times[0]] == expected
 
 
-def test_pandas_column_types() -> None:
+def test_nullable_categorical_and_time_zone_columns_of_pandas_are_read() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(
         {
@@ -157,7 +157,7 @@ def test_pandas_column_types() -> None:
     )
     store = SessionStore.from_events(frame)
     assert store.session_ids.tolist() == [1, 2] and store.vocabulary.ids.tolist() == ["a", "b"]
-    assert store.start_times.tolist() == [3.0 - 3600, 5.0 - 3600]
+    assert store.start_times.tolist() == [3.0 - 3600, 5.0 - 3600]  # Budapest is one hour ahead of UTC
     frame["SessionId"] = [1.0, 1.0, 2.0]  # pandas converts integers to floats if some are missing
     assert SessionStore.from_events(frame).session_ids.tolist() == [1, 2]
     frame.loc[1, "SessionId"] = np.nan
@@ -165,9 +165,9 @@ def test_pandas_column_types() -> None:
         SessionStore.from_events(frame)
 
 
-# Case: name of the file, its content, and the expected error.
 LOG = "SessionId\tItemId\tTime\n1\t5\t0\n1\t6\t1\n2\t5\t2\n"
-BAD_FILES = {
+# Case: name of the file, its content, and the expected error.
+INVALID_FILES = {
     "empty": ("log.tsv", b"", r"log\.tsv is empty"),
     "empty, compressed": ("log.tsv.gz", gzip.compress(b""), r"log\.tsv\.gz is empty"),
     "blank": ("log.tsv", b"\n\n", r"log\.tsv is empty"),
@@ -230,7 +230,7 @@ def pandas_with_duplicate() -> Any:
     return pytest.importorskip("pandas").DataFrame([[1, 2, 3, 4]], columns=DUPLICATE_HEADER)
 
 
-# Name of the source in the error, and a function that writes or returns the source.
+# Case: name of the source in the error message, and a function that writes or returns the source.
 DUPLICATE_COLUMN_SOURCES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "tsv": ("log.tsv", writer("log.tsv", lambda: "\t".join(DUPLICATE_HEADER).encode() + b"\n1\t2\t3\t4\n")),
     "csv with quotes": (
@@ -252,7 +252,7 @@ DUPLICATE_COLUMN_SOURCES: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("name", DUPLICATE_COLUMN_SOURCES)
-def test_duplicate_wanted_column_is_an_error(tmp_path: Path, name: str) -> None:
+def test_duplicate_name_of_a_used_column_is_an_error(tmp_path: Path, name: str) -> None:
     source_name, source = DUPLICATE_COLUMN_SOURCES[name]
     column = "item_id" if name == "inter" else "ItemId"
     with pytest.raises(ValueError, match=rf"{source_name} .*'{column}'"):
@@ -291,9 +291,9 @@ def test_blanks_around_values_of_text_are_removed_and_counted(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("in_batches", [False, True])
-@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("name", INVALID_FILES)
 def test_error_names_a_bad_file_and_the_problem(tmp_path: Path, name: str, in_batches: bool) -> None:
-    file_name, data, message = BAD_FILES[name]
+    file_name, data, message = INVALID_FILES[name]
     (tmp_path / file_name).write_bytes(data)
     with (
         tiny_batches(batch_rows=2) if in_batches else nullcontext(),

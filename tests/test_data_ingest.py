@@ -1,4 +1,4 @@
-"""Ingest (reading a log and grouping it by session) equals a plain-Python oracle; published sizes of the real logs."""
+"""Ingest (reading a log and grouping it by session) equals a plain-Python oracle; real logs have published sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_oracle import Row, assert_same_store, assert_store_is, grouped, tiny_batches, without_unseen
+from data_oracle import Row, assert_same_store, assert_store_is, group_by_session, remove_unseen_items, tiny_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +31,7 @@ batch_sizes = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
 
 
 def as_columns(rows: list[Row]) -> dict[str, list[object]]:
+    """Return rows as a table for `SessionStore.from_events`."""
     return dict(zip(("SessionId", "ItemId", "Time"), map(list, zip(*rows, strict=True)), strict=True))
 
 
@@ -39,7 +40,7 @@ def as_columns(rows: list[Row]) -> dict[str, list[object]]:
 def test_grouping_and_order_equal_the_oracle(rows: list[Row], sizes: tuple[int, int, int] | None) -> None:
     with tiny_batches(*sizes) if sizes else nullcontext():
         store = SessionStore.from_events(as_columns(rows))
-    assert_store_is(store, grouped(rows))
+    assert_store_is(store, group_by_session(rows))
     assert store.start_times.dtype == (np.int64 if isinstance(rows[0][2], int) else np.float64)
 
 
@@ -53,7 +54,7 @@ def test_unknown_items_are_dropped_and_counted(
             with pytest.raises(ValueError, match="training vocabulary"):
                 SessionStore.from_events(as_columns(rows), vocabulary=Vocabulary(known))
             return
-        expected = without_unseen(grouped(rows), set(known), 2, False)
+        expected = remove_unseen_items(group_by_session(rows), set(known), min_length=2, collapse=False)
         if not expected:
             with pytest.raises(ValueError, match="no session is left in the log"):
                 SessionStore.from_events(as_columns(rows), vocabulary=Vocabulary(known))

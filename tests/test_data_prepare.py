@@ -1,4 +1,4 @@
-"""Preparation: filters repeated until nothing changes, collapsed repeats, temporal splits, counts of dropped events."""
+"""Preparation: repeated filters, collapsed repeats, splits by time, and counts of dropped events."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 from data_oracle import (
     Row,
     Session,
+    apply_filters,
     assert_same_store,
     assert_store_is,
-    filtered,
-    grouped,
+    group_by_session,
     items_of,
+    remove_unseen_items,
     tiny_batches,
-    without_unseen,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,13 +32,14 @@ log_rows = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers
 
 @pytest.fixture(autouse=True, scope="module")
 def do_not_flush_files() -> Iterator[None]:
-    """Make the tests faster: they write hundreds of stores."""
+    """Do not flush files to the disk, which would be slow: the tests write hundreds of stores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gru4rec_fast.data.array_folder._sync", lambda path: None)
         yield
 
 
 def as_columns(rows: list[Row]) -> dict[str, list[object]]:
+    """Return rows as a table for `prepare`."""
     return dict(zip(("SessionId", "ItemId", "Time"), map(list, zip(*rows, strict=True)), strict=True))
 
 
@@ -59,7 +60,7 @@ def test_filtered_log_equals_the_oracle(
     collapse: bool,
 ) -> None:
     out = tmp_path_factory.mktemp("out") / "prepared"
-    expected = filtered(grouped(rows), min_support, min_length, duplicates, collapse)
+    expected = apply_filters(group_by_session(rows), min_support, min_length, duplicates, collapse)
 
     def run() -> dict[str, SessionStore]:
         return prepare(
@@ -81,7 +82,7 @@ def test_filtered_log_equals_the_oracle(
     dropped = store.meta["dropped"]
     n_dropped_events = sum(count for reason, count in dropped.items() if reason.endswith("_events"))
     assert n_dropped_events == len(rows) - store.n_events
-    assert dropped["short_sessions"] == len(grouped(rows)) - store.n_sessions
+    assert dropped["short_sessions"] == len(group_by_session(rows)) - store.n_sessions
     with tiny_batches():
         assert_same_store(run()["train"], store)
 
@@ -110,16 +111,16 @@ def hold_out_fraction(fraction: float) -> Callable[[list[Session]], list[bool]]:
 def split_sessions(
     sessions: list[Session], held_out: list[bool], min_length: int, collapse: bool
 ) -> tuple[list[Session], list[Session]]:
-    """Return (training, test) sessions; the test sessions without items that are not in the training sessions."""
+    """Return the training and the test sessions. Items that are not in training are removed from the test sessions."""
     train = [s for s, is_held_out in zip(sessions, held_out, strict=True) if not is_held_out]
     test = [s for s, is_held_out in zip(sessions, held_out, strict=True) if is_held_out]
-    return train, without_unseen(test, set(items_of(train)), min_length, collapse)
+    return train, remove_unseen_items(test, set(items_of(train)), min_length, collapse)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.lists(
-        st.tuples(st.integers(0, 15), st.integers(0, 5), st.integers(0, 40).map(lambda h: h * DAY // 4)),
+        st.tuples(st.integers(0, 15), st.integers(0, 5), st.integers(0, 40).map(lambda quarters: quarters * DAY // 4)),
         min_size=20,
         max_size=90,
     ),
@@ -142,18 +143,18 @@ def test_split_parts_equal_the_oracle(
     in_batches: bool,
 ) -> None:
     split, hold_out = split_and_oracle
-    sessions = filtered(grouped(rows), 2, 2, True, collapse)
+    sessions = apply_filters(group_by_session(rows), 2, 2, remove_duplicates=True, collapse=collapse)
     train: list[Session] = []
-    parts: dict[str, list[Session]] = {}
+    splits: dict[str, list[Session]] = {}
     if sessions:
-        train, parts["test"] = split_sessions(sessions, hold_out(sessions), 2, collapse)
-        parts["train"] = train
+        train, splits["test"] = split_sessions(sessions, hold_out(sessions), 2, collapse)
+        splits["train"] = train
     if train:
-        parts["train_tr"], parts["train_valid"] = split_sessions(train, hold_out_fraction(0.4)(train), 2, collapse)
+        splits["train_tr"], splits["train_valid"] = split_sessions(train, hold_out_fraction(0.4)(train), 2, collapse)
     out = tmp_path_factory.mktemp("out") / "prepared"
     options = {"min_item_support": 2, "collapse_repeats": collapse, "split": split, "validation_split": "fraction=0.4"}
     with tiny_batches() if in_batches else nullcontext():
-        if not (len(parts) == 4 and all(parts.values())):
+        if not (len(splits) == 4 and all(splits.values())):
             with pytest.raises(ValueError, match=r"no session is left|none of the items"):
                 prepare(as_columns(rows), out, **options)
             return
@@ -162,7 +163,7 @@ def test_split_parts_equal_the_oracle(
     assert sorted(path.name for path in out.iterdir()) == ["meta.json", *sorted(stores)]
     vocabulary_from = {"train": "train", "test": "train", "train_tr": "train_tr", "train_valid": "train_tr"}
     for name, training_part in vocabulary_from.items():
-        assert_store_is(stores[name], parts[name], items_of(parts[training_part]))
+        assert_store_is(stores[name], splits[name], items_of(splits[training_part]))
     unfiltered_test = [s for s, is_held_out in zip(sessions, hold_out(sessions), strict=True) if is_held_out]
     known = set(items_of(train))
     dropped = stores["test"].meta["dropped"]
@@ -171,7 +172,7 @@ def test_split_parts_equal_the_oracle(
     assert dropped["short_sessions"] == len(unfiltered_test) - stores["test"].n_sessions
 
 
-def test_time_of_the_last_event_decides_the_part_of_a_session(tmp_path: Path) -> None:
+def test_time_of_the_last_event_decides_the_split_of_a_session(tmp_path: Path) -> None:
     # Session 2 starts long before the last day and ends exactly 24 hours before the last event.
     log = {
         "SessionId": [1, 1, 2, 2, 3, 3],
@@ -193,7 +194,7 @@ def test_split_by_days_uses_the_time_unit(tmp_path: Path, unit: str, factor: int
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert prepare(log, tmp_path / "p", split=Split(days=1, time_unit=unit))["train"].session_ids.tolist() == [1]
-        prepare(log, tmp_path / "q", split="fraction=0.5")  # no warning: does not depend on the time unit
+        prepare(log, tmp_path / "q", split="fraction=0.5")  # no warning: this split does not depend on the time unit
     advice = rf"times reach \S+, after the year 2200 in the unit 's'; if they are in '{unit}', give time_unit='{unit}'"
     with pytest.warns(UserWarning, match=advice):
         prepare(log, tmp_path / "p", split="last-day")
@@ -247,7 +248,7 @@ def test_error_if_all_sessions_have_one_event(tmp_path: Path) -> None:
     log = {"SessionId": [1, 2, 3], "ItemId": [5, 6, 7], "Time": [0, 1, 2]}
     with pytest.raises(ValueError, match=r"no session is left in the log; dropped: 3 short sessions, 3 short session"):
         prepare(log, tmp_path / "p")
-    store = SessionStore.from_events(log)  # nothing is filtered: the sessions of one event are kept
+    store = SessionStore.from_events(log)  # filters nothing: sessions of one event are kept
     assert (store.n_sessions, store.n_targets, store.n_short_sessions) == (3, 0, 3)
 
 

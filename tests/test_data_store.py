@@ -90,10 +90,13 @@ def cut_short(path: Path) -> None:
 
 
 def convert_to(dtype: Any) -> Callable[[Path], None]:
+    """Return a function that converts the array in a .npy file to `dtype`."""
     return lambda path: np.save(path, np.load(path).astype(dtype))
 
 
 def change_meta(**changes: Any) -> Callable[[Path], None]:
+    """Return a function that changes keys of a JSON file."""
+
     def change(path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -186,7 +189,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "one more": lambda path: np.save(path, np.append(np.load(path), np.load(path)[-1:])),
     "two dimensions": lambda path: np.save(path, np.load(path)[:, None]),
 }
-# Kind of folder: function that builds the object to save, names of its arrays, names of its ids.
+# Kind of folder: function that builds the object to save, names of its number arrays, names of its id arrays.
 KINDS: dict[str, tuple[Callable[[bool], Any], list[str], list[str]]] = {
     "store": (
         lambda string_ids: build_from_log(SessionStore.from_events, string_ids),
@@ -202,7 +205,7 @@ KINDS: dict[str, tuple[Callable[[bool], Any], list[str], list[str]]] = {
 
 
 def build_from_log(read: Callable[..., Any], string_ids: bool, **keys: str) -> Any:
-    """Return what `read` makes of a log of six events with string or integer ids."""
+    """Build a store or a graph with the function `read` from a log of six events with string or integer ids."""
     make_id = (lambda letter, k: f"{letter}{k}") if string_ids else (lambda letter, k: k)
     columns = {"SessionId": [make_id("u", k // 2) for k in range(6)], "ItemId": [make_id("i", k % 4) for k in range(6)]}
     return read({**columns, "Time": range(6)}, **keys)
@@ -271,10 +274,10 @@ def test_folder_with_other_data_is_not_replaced(tmp_path: Path, store: SessionSt
     assert_same_store(SessionStore.open(tmp_path / "empty"), store)
 
 
-BIG = {"SessionId": np.arange(40_000) // 4, "ItemId": np.arange(40_000) % 999, "Time": np.arange(40_000)}
+LARGE_LOG = {"SessionId": np.arange(40_000) // 4, "ItemId": np.arange(40_000) % 999, "Time": np.arange(40_000)}
 WRITERS: dict[str, Callable[[Path], Any]] = {
-    "save": lambda out: SessionStore.from_arrays(BIG["ItemId"], np.arange(0, 40_001, 4)).save(out),
-    "from_events": lambda out: SessionStore.from_events(BIG, out=out),
+    "save": lambda out: SessionStore.from_arrays(LARGE_LOG["ItemId"], np.arange(0, 40_001, 4)).save(out),
+    "from_events": lambda out: SessionStore.from_events(LARGE_LOG, out=out),
 }
 
 
@@ -309,14 +312,14 @@ def test_full_disk_leaves_the_earlier_store(tmp_path: Path, store: SessionStore,
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
 
-def test_full_disk_while_preparing(tmp_path: Path) -> None:
+def test_full_disk_while_preparing_leaves_no_files(tmp_path: Path) -> None:
     message = r"disk is full .* while writing .*prepared: free some space"
     with limit_files_to_20_kb(), pytest.raises(OSError, match=message):
-        prepare(BIG, tmp_path / "prepared")
+        prepare(LARGE_LOG, tmp_path / "prepared")
     assert not any(tmp_path.iterdir())
 
 
-def test_full_disk_while_flushing(tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_at_flush_keeps_a_store(tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -329,6 +332,7 @@ def test_full_disk_while_flushing(tmp_path: Path, store: SessionStore, monkeypat
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
 
+# A process that kills itself while it reads the log, when the progress function is called.
 KILLED_WRITER = """
 import os, signal, sys
 from gru4rec_fast.data import SessionStore
@@ -354,7 +358,7 @@ def test_temporary_folders_of_killed_writers_are_removed(tmp_path: Path, store: 
         (temporary / "written").touch()
         store.save(tmp_path / "store.2")
         with replace_folder(tmp_path / "store", []):
-            assert (temporary / "written").exists()  # not removed, because this running process has locked its folder
+            assert (temporary / "written").exists()  # not removed, because this process still holds the folder's lock
         shutil.rmtree(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]
     assert (tmp_path / "store" / "written").exists()
@@ -377,7 +381,7 @@ def test_interrupt_leaves_the_earlier_store(
         rename = os.rename
         monkeypatch.setattr(os, "rename", lambda a, b: interrupt() if ".partial" in str(a) else rename(a, b))
     with tiny_batches(10_000), pytest.raises(KeyboardInterrupt):
-        SessionStore.from_events(BIG, out=tmp_path / "store", progress=progress)
+        SessionStore.from_events(LARGE_LOG, out=tmp_path / "store", progress=progress)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
@@ -405,12 +409,12 @@ def test_store_opens_without_polars(tmp_path: Path, store: SessionStore) -> None
     ]
 
 
-ids = st.one_of(
+id_lists = st.one_of(
     st.lists(st.integers(-(2**63), 2**63 - 1), unique=True), st.lists(st.text(max_size=6), unique=True, min_size=1)
 )
 
 
-@given(ids=ids, data=st.data())
+@given(ids=id_lists, data=st.data())
 def test_vocabulary_finds_exactly_its_ids(ids: list[Any], data: st.DataObject) -> None:
     vocabulary = Vocabulary(ids)
     assert len(vocabulary) == len(ids) and vocabulary.ids.tolist() == ids

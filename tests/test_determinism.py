@@ -1,4 +1,7 @@
-"""Training with the same seed gives equal weights, and in PyTorch's deterministic mode with any number of threads."""
+"""Training twice with the same seed gives the same bits.
+
+In PyTorch's deterministic mode, this holds for any number of threads.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ EMBEDDING_MODES: dict[str, dict[str, Any]] = {
     "separate": {"constrained_embedding": False, "embedding": 96},
     "one-hot": {"constrained_embedding": False},
 }
-CASES: dict[str, dict[str, Any]] = {  # changes of PARAMETERS
+CASES: dict[str, dict[str, Any]] = {  # parameters that are set in addition to PARAMETERS
     **{f"loss={loss}": {"loss": loss} for loss in LOSSES},
     **{f"{mode}-{form}": {**options, "gru_form": form} for mode, options in EMBEDDING_MODES.items()
        for form in ("reset_after", "reset_before")},
@@ -34,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {  # changes of PARAMETERS
     "bptt-accumulate-logq": {"bptt": 3, "accumulate": 2, "logq": 1.0},
     "float64-shuffle": {"dtype": "float64", "shuffle": True, "n_epochs": 2},
 }  # fmt: skip
-ONLY_FUSED: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}}
+ONLY_FUSED: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}}  # autograd does not support this
 every_case = pytest.mark.parametrize(
     "changed",
     [pytest.param({**options, "fused": fused}, id=f"{'fused' if fused else 'autograd'}-{name}")
@@ -55,7 +58,10 @@ def deterministic() -> Iterator[None]:
 
 
 def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Tensor]:
-    """Train a new model by the fused step or by autograd. Returns its weights, and the loss of each epoch."""
+    """Return the weights of a newly trained model by name, and as "losses" its loss in each epoch.
+
+    Fails if the model is not trained by the fused step or by autograd, as requested.
+    """
     unused_method = "_run_autograd" if fused else "_run_fused"
     with threads(n_threads), pytest.MonkeyPatch.context() as patch:
         patch.setattr(SessionEpochRunner, unused_method, lambda *_: pytest.fail(f"trained by {unused_method}"))
@@ -65,16 +71,16 @@ def train(n_threads: int, *, fused: bool, **changed: Any) -> dict[str, torch.Ten
     return {**{name: p.detach().clone() for name, p in model.network.named_parameters()}, "losses": losses}
 
 
-def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
+def names_of_differing(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> list[str]:
     """Return the names of the tensors whose bits differ."""
-    assert first.keys() == second.keys()
-    return [name for name in first if not torch.equal(first[name], second[name])]
+    assert tensors.keys() == others.keys()
+    return [name for name in tensors if not torch.equal(tensors[name], others[name])]
 
 
 @every_case
 def test_repeated_training_gives_the_same_bits(native_library: None, changed: dict[str, Any]) -> None:
     for n_threads in (1, 2, 3):
-        assert differing(train(n_threads, **changed), train(n_threads, **changed)) == []
+        assert names_of_differing(train(n_threads, **changed), train(n_threads, **changed)) == []
 
 
 @every_case
@@ -85,11 +91,11 @@ def test_with_deterministic_algorithms_threads_do_not_change_a_bit(
         single_threaded = train(1, **changed)
         assert all(tensor.isfinite().all() for tensor in single_threaded.values())
         for n_threads in (2, 3):
-            assert differing(train(n_threads, **changed), single_threaded) == []
+            assert names_of_differing(train(n_threads, **changed), single_threaded) == []
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_other_seed_gives_other_weights(native_library: None, fused: bool) -> None:
     """If all seeds gave the same weights, the tests above could not fail."""
-    one, other = train(1, fused=fused), train(1, fused=fused, seed=6)
-    assert "output.weight" in differing(one, other) and "losses" in differing(one, other)
+    seed_5, seed_6 = train(1, fused=fused), train(1, fused=fused, seed=6)
+    assert "output.weight" in names_of_differing(seed_5, seed_6) and "losses" in names_of_differing(seed_5, seed_6)

@@ -1,4 +1,8 @@
-"""dropout_mask: every element is the documented function of Philox, and all implementations return the same bits."""
+"""dropout_mask: elements are the documented function of Philox, and all implementations return the same bits.
+
+Philox is a random-number generator without a state. Element [t, lane, unit] of a mask depends only on the seed and on
+the counter (stream, step + t, lane, unit). A lane is one of the sessions that are processed in parallel.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compiler, implementations, max_examples, native_and_emulated, operators_of, threads
+from native import compile_backend, implementations, max_examples, native_and_emulated, operators_of, threads
 from torch._dynamo.testing import CompileCounter
 
 from gru4rec_fast import _backend
@@ -37,8 +41,8 @@ def test_elements_are_the_documented_function_of_philox(impl: str, p: float, see
     for t in range(2):
         for lane in range(3):
             for unit in range(4):
-                c0, c1, c2, c3 = (torch.tensor(word) for word in (stream, step + t, lane, unit))
-                word = int(philox4x32((c0, c1, c2, c3), seed)[0])
+                c0, c1, c2, c3 = (torch.tensor(number) for number in (stream, step + t, lane, unit))
+                word = int(philox4x32((c0, c1, c2, c3), seed)[0])  # the first of four random 32-bit numbers
                 expected = 1 / (1 - p) if word >= math.floor(p * 2**32) else 0.0
                 assert mask[t, lane, unit] == expected
 
@@ -49,15 +53,15 @@ def test_elements_are_the_documented_function_of_philox(impl: str, p: float, see
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999])
 def test_kernels_equal_reference(impl: str, shape: tuple[int, int, int], dtype: torch.dtype, p: float) -> None:
     options: dict[str, Any] = {"seed": 2**40 + 5, "stream": 1, "step": 17, "dtype": dtype}
-    ours = dropout_mask(*shape, p, **options, impl=impl)
-    theirs = dropout_mask(*shape, p, **options, impl="reference")
-    assert ours.dtype == dtype and ours.shape == shape
-    assert torch.equal(ours, theirs)
+    mask = dropout_mask(*shape, p, **options, impl=impl)
+    expected = dropout_mask(*shape, p, **options, impl="reference")
+    assert mask.dtype == dtype and mask.shape == shape
+    assert torch.equal(mask, expected)
 
 
 @impls
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.9])
-def test_fraction_of_dropped_units(impl: str, p: float) -> None:
+def test_fraction_of_dropped_units_is_p(impl: str, p: float) -> None:
     mask = dropout_mask(10, 100, 1000, p, seed=3, stream=2, step=0, impl=impl)
     n = mask.numel()
     dropped = int((mask == 0).sum())
@@ -75,11 +79,11 @@ def test_an_element_does_not_depend_on_the_shape(impl: str) -> None:
     def mask(steps: int, lanes: int, units: int, **changed: int) -> torch.Tensor:
         return dropout_mask(steps, lanes, units, 0.5, **{"seed": 9, "stream": 2, "step": 40, **changed}, impl=impl)
 
-    whole = mask(6, 8, 50)
-    assert torch.equal(whole[:, :5, :20], mask(6, 5, 20))
-    assert torch.equal(whole, torch.cat([mask(1, 8, 50, step=40 + t) for t in range(6)]))
-    for changed in ({"seed": 10}, {"stream": 3}, {"step": 41}, {"seed": 9 + 2**32}):
-        assert not torch.equal(whole, mask(6, 8, 50, **changed))
+    full_mask = mask(6, 8, 50)
+    assert torch.equal(full_mask[:, :5, :20], mask(6, 5, 20))
+    assert torch.equal(full_mask, torch.cat([mask(1, 8, 50, step=40 + t) for t in range(6)]))
+    for changed in ({"seed": 10}, {"stream": 3}, {"step": 41}, {"seed": 9 + 2**32}):  # a seed has 64 bits
+        assert not torch.equal(full_mask, mask(6, 8, 50, **changed))
 
 
 @impls
@@ -108,7 +112,7 @@ def test_same_mask_for_one_and_two_threads(impl: str) -> None:
         ({"step": 2**32}, f"step={2**32}"),
         ({"dtype": torch.int64}, "dtype=torch.int64"),
         ({"dtype": torch.float8_e5m2}, "dtype=torch.float8_e5m2"),
-        ({"p": 0.99999, "dtype": torch.float16}, "p=0.99999: .* torch.float16"),
+        ({"p": 0.99999, "dtype": torch.float16}, "p=0.99999: .* torch.float16"),  # 1 / (1 - p) overflows
     ],
 )
 def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
@@ -164,5 +168,5 @@ def test_compiles_to_one_graph(impl: str) -> None:
         return x * dropout_mask(2, 4, 8, 0.25, seed=2, stream=1, step=7, impl=impl)
 
     x = torch.randn(2, 4, 8)
-    compiled = torch.compile(masked, fullgraph=True, backend=compiler(impl == "native"))
+    compiled = torch.compile(masked, fullgraph=True, backend=compile_backend(impl == "native"))
     assert torch.equal(compiled(x), masked(x))

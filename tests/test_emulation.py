@@ -23,6 +23,7 @@ from virtual_memory import first_and_last_blocks
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.ops.philox import philox4x32
 
+# The reason is the same for every family of operators.
 pytestmark = pytest.mark.skipif(bool(why_not_emulated("dropout")), reason=why_not_emulated("dropout") or "-")
 
 CORRECT_KERNELS = [
@@ -34,7 +35,7 @@ CORRECT_KERNELS = [
     "pass_on_in_warp",
     "shuffle_past_the_edges",
 ]
-# Pattern of the error for each kernel with a fault.
+# Name of a kernel with a fault -> pattern of the error that must report it.
 FAULTY_KERNELS = {
     "missing_barrier": r"race: thread \(\d+\) (reads|writes) shared memory .* with no barrier between",
     "shuffle_is_no_barrier": r"race: .* shared memory .* with no barrier between",
@@ -52,11 +53,12 @@ FAULTY_KERNELS = {
     "too_many_threads": "invalid launch configuration: more than 1024 threads",
     "too_much_shared_memory": "invalid launch configuration: more than 227 KB of shared memory",
 }
-OUT_OF_BOUNDS_KERNEL = "beyond_global_array"  # only AddressSanitizer detects its fault: test_address_sanitizer
+OUT_OF_BOUNDS_KERNEL = "beyond_global_array"  # only AddressSanitizer detects this fault; see test_address_sanitizer
 
 
 @pytest.fixture
 def emulation() -> ModuleType:
+    """Return the Python module of the emulated kernels, with the settings of the emulator."""
     return cuda_emulator.load()
 
 
@@ -70,14 +72,14 @@ def test_all_kernels_are_tested(emulation: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", CORRECT_KERNELS)
-def test_correct_kernels_pass_in_any_order(emulation: ModuleType, name: str) -> None:
+def test_correct_kernels_pass_in_any_order_of_threads(emulation: ModuleType, name: str) -> None:
     for seed in range(20):
         emulation.set_seed(seed)
         emulation.run_test_kernel(name)
 
 
 @pytest.mark.parametrize(("name", "message"), FAULTY_KERNELS.items())
-def test_faults_are_detected_in_any_order(emulation: ModuleType, name: str, message: str) -> None:
+def test_faults_are_detected_in_any_order_of_threads(emulation: ModuleType, name: str, message: str) -> None:
     for seed in range(20):
         emulation.set_seed(seed)
         with pytest.raises(RuntimeError, match=message):
@@ -90,7 +92,7 @@ def test_failed_check_is_a_value_error_and_later_launches_work(emulation: Module
     emulation.run_test_kernel("pass_on")
 
 
-def test_same_seed_gives_the_same_order(emulation: ModuleType) -> None:
+def test_same_seed_gives_the_same_order_of_threads(emulation: ModuleType) -> None:
     def run_five_times(seed: int) -> list[str]:
         """Return the error messages without addresses. They name the threads of a race, which depend on the order."""
         emulation.set_seed(seed)
@@ -114,14 +116,15 @@ def test_emulation_needs_cpu_tensors_and_a_cuda_kernel() -> None:
 
 
 def test_auto_never_chooses_emulation() -> None:
-    code = (
+    """A call with impl="auto" neither loads the emulator nor registers its operators."""
+    script = (
         "import sys, torch\nfrom gru4rec_fast import ops\n"
         "ops.dropout_mask(1, 2, 3, 0.5, seed=0, stream=0, step=0)\n"
         "print('gru4rec_fast._emulated' in sys.modules, hasattr(torch.ops, 'gru4rec_fast_emulated') and "
         "any(name.startswith('gru4rec_fast_emulated') for name in torch._C._dispatch_get_all_op_names()))"
     )
     process = subprocess.run(
-        [sys.executable, "-c", code], env=make_environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], env=make_environment(), capture_output=True, text=True, check=False
     )
     assert process.stdout.split() == ["False", "False"], process.stderr
 
@@ -129,7 +132,7 @@ def test_auto_never_chooses_emulation() -> None:
 def test_block_limit_still_runs_several_blocks(emulation: ModuleType) -> None:
     emulation.set_block_limit(3)
     try:
-        # In this kernel, all blocks write the same number. The race between two of them is detected.
+        # All blocks of this kernel increment the same counter. That is a race if more than one block runs.
         with pytest.raises(RuntimeError, match="of another block"):
             emulation.run_test_kernel("count_without_atomics")
     finally:
@@ -146,17 +149,17 @@ def test_address_sanitizer() -> None:
     """AddressSanitizer detects accesses of a kernel beyond a tensor, and reports nothing for correct kernels."""
     libraries = []
     for name in ("asan", "ubsan"):
-        answer = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=False)
-        libraries.append(Path(answer.stdout.strip()))
+        result = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=False)
+        libraries.append(Path(result.stdout.strip()))
     if not all(library.is_absolute() for library in libraries):  # g++ prints the bare name of a file it does not find
         pytest.skip("g++ has no libasan.so or libubsan.so")
     variables = {
         "LD_PRELOAD": " ".join(str(library.resolve()) for library in libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
-        # .ci/full has the same value, so that its emulator, which is compiled already, can be used.
+        # The same value as in .ci/full, so that the emulator compiled there is used again.
         "GRU4REC_FAST_SANITIZE": "address,undefined",
     }
-    code = """
+    script = """
 import cuda_emulator
 from gru4rec_fast.ops import dropout_mask
 cuda_emulator.register()
@@ -170,7 +173,7 @@ module.run_test_kernel("{faulty_kernel}")
 """
     for faulty_kernel in (OUT_OF_BOUNDS_KERNEL, "beyond_shared_array"):
         process = subprocess.run(
-            [sys.executable, "-c", code.format(correct_kernels=CORRECT_KERNELS, faulty_kernel=faulty_kernel)],
+            [sys.executable, "-c", script.format(correct_kernels=CORRECT_KERNELS, faulty_kernel=faulty_kernel)],
             env=make_environment(**variables),
             capture_output=True,
             text=True,
@@ -187,8 +190,9 @@ def test_element_indices_beyond_2_to_the_31() -> None:
         mask = ops.dropout_mask(1, lanes, units, 0.5, seed=1, stream=1, step=9, dtype=torch.float16, impl="emulated")
     assert mask.numel() > 2**31
     n_last = mask.numel() % 256 or 256  # number of elements in the last block; other blocks have 256
+    # The elements that the first and the last block compute, with the lane and the unit of the first of them.
     for lane, first_unit, elements in ((0, 0, mask[0, 0, :256]), (2, units - n_last, mask[0, 2, -n_last:])):
-        stream, step, lane_word = (torch.tensor(word) for word in (1, 9, lane))
+        stream, step, lane_word = (torch.tensor(number) for number in (1, 9, lane))
         unit = torch.arange(first_unit, first_unit + len(elements))
         words = philox4x32((stream, step, lane_word, unit), 1)[0]
-        assert torch.equal(elements, (words >= 2**31).half() * 2)
+        assert torch.equal(elements, (words >= 2**31).half() * 2)  # 2 = 1 / (1 - p)

@@ -26,7 +26,8 @@ SMALL = {"layers": [16], "batch_size": 8, "n_sample": 32, "n_epochs": 1, "learni
 STORE = markov_store()  # other seeds give held-out sessions of the same kind
 
 
-def small(**parameters: Any) -> GRU4Rec:
+def small_model(**parameters: Any) -> GRU4Rec:
+    """Return an unfitted model with the parameters SMALL, which train quickly, and with `parameters`."""
     return GRU4Rec(**{**SMALL, **parameters})
 
 
@@ -39,12 +40,13 @@ def as_table(store: SessionStore) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def fitted() -> GRU4Rec:
-    return small(n_epochs=8, logq=1.0).fit(STORE, progress=False)
+    """Return a model fitted to STORE. The tests must not change it."""
+    return small_model(n_epochs=8, logq=1.0).fit(STORE, progress=False)
 
 
 def test_a_trained_model_beats_popularity(fitted: GRU4Rec):
     report = fitted.evaluate(markov_store(seed=1), cutoffs=(1, 5), baselines=True)
-    assert report.metrics["recall@1"] > 0.6, "the most likely next item is right in 80 % of the cases"
+    assert report.metrics["recall@1"] > 0.6  # the best possible value is 0.8: the share of the most likely next item
     assert report.metrics["recall@5"] > 2 * report.baselines["popularity"]["recall@5"]
     losses = [record["loss"] for record in fitted.history]
     assert len(losses) == 8 and losses[-1] < 0.75 * losses[0]
@@ -52,9 +54,9 @@ def test_a_trained_model_beats_popularity(fitted: GRU4Rec):
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "bpr-max", "top1", "top1-max", "bpr"])
 def test_every_loss_learns(loss: str):
-    model = small(loss=loss, elu_param=1.0, n_epochs=6).fit(STORE, progress=False)
-    metrics = model.evaluate(markov_store(seed=1), cutoffs=(5,), baselines=True)
-    assert metrics.metrics["recall@5"] > 1.5 * metrics.baselines["popularity"]["recall@5"]
+    model = small_model(loss=loss, elu_param=1.0, n_epochs=6).fit(STORE, progress=False)
+    report = model.evaluate(markov_store(seed=1), cutoffs=(5,), baselines=True)
+    assert report.metrics["recall@5"] > 1.5 * report.baselines["popularity"]["recall@5"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_every_loss_learns(loss: str):
     ids=str,
 )
 def test_every_mode_learns_and_can_be_saved_and_loaded(tmp_path: Path, parameters: dict[str, Any]):
-    model = small(n_epochs=4, **parameters).fit(STORE, progress=False)
+    model = small_model(n_epochs=4, **parameters).fit(STORE, progress=False)
     report = model.evaluate(markov_store(seed=1), cutoffs=(5,), baselines=True)
     assert report.metrics["recall@5"] > 1.5 * report.baselines["popularity"]["recall@5"]
     loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"), impl=model.impl)
@@ -85,44 +87,44 @@ def test_every_mode_learns_and_can_be_saved_and_loaded(tmp_path: Path, parameter
     assert loaded.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics == report.metrics
 
 
-def test_one_hot_input_has_a_reset_before_layer_first():
-    model = small(layers=[6, 4], constrained_embedding=False).fit(STORE, progress=False)
+def test_the_first_layer_of_one_hot_input_has_the_form_reset_before():
+    model = small_model(layers=[6, 4], constrained_embedding=False).fit(STORE, progress=False)
     assert model.network is not None
     assert [layer.form for layer in model.network.gru.layers] == ["reset_before", "reset_after"]
 
 
-def test_layersize_is_the_width_of_the_first_layer():
-    model = small(layers=[9, 4], constrained_embedding=False, embedding="layersize").fit(STORE, progress=False)
+def test_embedding_layersize_is_as_wide_as_the_first_layer():
+    model = small_model(layers=[9, 4], constrained_embedding=False, embedding="layersize").fit(STORE, progress=False)
     assert model.network is not None and model.network.embedding.weight.shape == (STORE.n_items, 9)
 
 
-@pytest.mark.parametrize("ids", ["integer", "string"])
-def test_a_loaded_model_needs_no_training_data(tmp_path: Path, ids: str):
-    names = np.arange(30) * 10 + 5 if ids == "integer" else [f"item {i} é\t" for i in range(30)]
-    model = small().fit(markov_store(vocabulary=Vocabulary(names)), progress=False)
+@pytest.mark.parametrize("id_type", ["integer", "string"])
+def test_a_loaded_model_needs_no_training_data(tmp_path: Path, id_type: str):
+    ids = np.arange(30) * 10 + 5 if id_type == "integer" else [f"item {i} é\t" for i in range(30)]
+    model = small_model().fit(markov_store(vocabulary=Vocabulary(ids)), progress=False)
     loaded = GRU4Rec.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.vocabulary == model.vocabulary and loaded.history == model.history
-    sessions = [[names[3], names[4]], [names[7]]]
-    ours, theirs = (m.recommend(sessions, k=5, exclude_seen=True) for m in (model, loaded))
-    assert ours.items.tolist() == theirs.items.tolist() and np.array_equal(ours.scores, theirs.scores)
-    live = loaded.recommender(capacity=2)
+    sessions = [[ids[3], ids[4]], [ids[7]]]
+    expected, recommended = (m.recommend(sessions, k=5, exclude_seen=True) for m in (model, loaded))
+    assert expected.items.tolist() == recommended.items.tolist() and np.array_equal(expected.scores, recommended.scores)
+    recommender = loaded.recommender(capacity=2)
     for item in sessions[0]:
-        live.observe("a", item)
-    assert live.recommend(["a"], 5, exclude_seen=True).items.tolist() == ours.items[:1].tolist()
-    again = GRU4Rec.load(loaded.save(tmp_path / "again.safetensors"))
-    assert again.get_params() == model.get_params()
+        recommender.observe("a", item)
+    assert recommender.recommend(["a"], 5, exclude_seen=True).items.tolist() == expected.items[:1].tolist()
+    reloaded = GRU4Rec.load(loaded.save(tmp_path / "again.safetensors"))
+    assert reloaded.get_params() == model.get_params()
 
 
-def test_every_form_of_data_gives_the_same_model(tmp_path: Path):
+def test_tables_files_and_stores_give_the_same_model(tmp_path: Path):
     table = as_table(STORE)
     table.to_csv(tmp_path / "log.tsv", sep="\t", index=False)
-    from_table = small().fit(table, progress=False)
+    from_table = small_model().fit(table, progress=False)
     SessionStore.from_events(table).save(tmp_path / "store")
     renamed = table.rename(columns={"SessionId": "s", "ItemId": "i", "Time": "t"})
     others = [
-        small().fit(tmp_path / "log.tsv", progress=False),
-        small().fit(str(tmp_path / "store"), progress=False),
-        small().fit(renamed, progress=False, session_key="s", item_key="i", time_key="t"),
+        small_model().fit(tmp_path / "log.tsv", progress=False),
+        small_model().fit(str(tmp_path / "store"), progress=False),
+        small_model().fit(renamed, progress=False, session_key="s", item_key="i", time_key="t"),
     ]
     for other in others:
         assert other.history[0]["loss"] == from_table.history[0]["loss"]
@@ -141,7 +143,7 @@ def clone(model: Any) -> Any:
 @pytest.mark.parametrize(
     "model",
     [
-        small(lr_scheduler="step", lr_scheduler_options={"step_size": 2}, embedding="layersize", patience=3),
+        small_model(lr_scheduler="step", lr_scheduler_options={"step_size": 2}, embedding="layersize", patience=3),
         NGCF(layer_sizes="32/16", learning_rate=1, adjacency="mean"),
         LightGCN(n_layers=2, monitor="loss"),
     ],
@@ -166,26 +168,26 @@ def test_parameters_are_attributes_and_keyword_arguments():
 
 @pytest.mark.parametrize("change", [{"n_epochs": 0}, {"batch_size": "x"}, {"logq": 1}, {"layer": 5}], ids=str)
 def test_set_params_with_an_error_changes_no_parameter(change: dict[str, Any]):
-    model = small(loss="bpr-max")
+    model = small_model(loss="bpr-max")
     parameters = model.get_params()
     with pytest.raises((TypeError, ValueError), match=next(iter(change))):
         model.set_params(layers=[5], **change)
     assert all(value is parameters[name] for name, value in model.get_params().items())
 
 
-def test_a_grid_search(fitted: GRU4Rec):
+def test_a_grid_search_finds_the_better_learning_rate():
     """Clone, set_params, fit and score for every point of a grid, as scikit-learn does."""
-    base, scores = small(n_epochs=2), {}
+    base, scores = small_model(n_epochs=2), {}
     for learning_rate in (1e-6, 0.1):
         model = clone(base).set_params(learning_rate=learning_rate)
         model.fit(STORE, progress=False)
         scores[learning_rate] = model.evaluate(markov_store(seed=1), cutoffs=(5,)).metrics["recall@5"]
-    assert base.get_params() == small(n_epochs=2).get_params() and base.network is None
+    assert base.get_params() == small_model(n_epochs=2).get_params() and base.network is None
     assert scores[0.1] > scores[1e-6]
 
 
-def test_parameters_set_after_a_fit_do_not_change_its_file(tmp_path: Path):
-    model = small().fit(STORE, progress=False)
+def test_parameters_set_after_a_fit_are_not_saved(tmp_path: Path):
+    model = small_model().fit(STORE, progress=False)
     sessions = [[5, 15]]
     expected = model.recommend(sessions, 3)
     model.set_params(layers=[99])
@@ -195,7 +197,7 @@ def test_parameters_set_after_a_fit_do_not_change_its_file(tmp_path: Path):
 
 
 def test_an_unknown_column_argument_is_an_error(fitted: GRU4Rec):
-    for call in (small().fit, fitted.evaluate):
+    for call in (small_model().fit, fitted.evaluate):
         with pytest.raises(TypeError, match="unexpected keyword argument 'user_key'"):
             call(STORE, user_key="UserId")  # type: ignore[operator]
 
@@ -208,37 +210,39 @@ def test_items_unseen_in_training_are_dropped_and_counted(fitted: GRU4Rec):
 
 
 def test_the_seed_determines_the_model():
-    losses = [small(seed=seed, dropout_p_embed=0.2).fit(STORE, progress=False).history[0]["loss"] for seed in (1, 1, 2)]
-    assert losses[0] == losses[1] != losses[2]
+    models = [small_model(seed=seed, dropout_p_embed=0.2).fit(STORE, progress=False) for seed in (1, 1, 2)]
+    loss, loss_of_same_seed, loss_of_other_seed = (model.history[0]["loss"] for model in models)
+    assert loss == loss_of_same_seed != loss_of_other_seed
 
 
 def test_batch_size_may_exceed_the_number_of_sessions():
     store = markov_store(n_sessions=5)
-    model = small(batch_size=64).fit(store, progress=False)
+    model = small_model(batch_size=64).fit(store, progress=False)
     assert model.history[0]["events"] == store.n_targets
+    # All sessions are processed in parallel: one mini-batch for each target of the longest session.
     assert model.history[0]["mini_batches"] == int(np.diff(store.offsets).max()) - 1
 
 
 def test_n_sample_may_exceed_the_number_of_items():
-    model = small(n_sample=500).fit(STORE, progress=False)
+    model = small_model(n_sample=500).fit(STORE, progress=False)
     assert model.history[0]["events"] == STORE.n_targets
 
 
 def test_items_without_occurrences_in_the_log_are_allowed():
     store = markov_store(n_items=20, vocabulary=Vocabulary(np.arange(40)))
     assert (store.support == 0).sum() == 20
-    model = small(logq=1.0, sample_alpha=0.0).fit(store, progress=False)
+    model = small_model(logq=1.0, sample_alpha=0.0).fit(store, progress=False)
     assert np.isfinite(model.history[0]["loss"])
 
 
 def test_a_log_with_only_one_event_per_session_is_an_error():
     log = pd.DataFrame({"SessionId": range(20), "ItemId": range(20), "Time": range(20)})
     with pytest.raises(ValueError, match="two events"):
-        small().fit(log, progress=False)
+        small_model().fit(log, progress=False)
 
 
-def test_validation_and_report(tmp_path: Path):
-    model = small(n_epochs=2, monitor="ndcg@5").fit(
+def test_the_best_epoch_is_saved_and_reports_hold_the_metrics(tmp_path: Path):
+    model = small_model(n_epochs=2, monitor="ndcg@5").fit(
         STORE, validation=markov_store(seed=1), out=tmp_path, progress=False
     )
     assert [list(record["validation"]) for record in model.history] == [["recall@5", "mrr@5", "ndcg@5"]] * 2
@@ -255,41 +259,42 @@ def test_validation_and_report(tmp_path: Path):
     assert model.report(evaluation)["metrics"] == evaluation.metrics
 
 
-def test_a_resumed_training_gives_the_same_bits_and_checks_its_checkpoint(tmp_path: Path):
+def test_a_resumed_training_gives_the_same_bits_and_checks_the_checkpoint(tmp_path: Path):
     arguments = {"momentum": 0.1, "dropout_p_hidden": 0.2, "shuffle": True}
-    whole = small(n_epochs=3, **arguments).fit(STORE, progress=False)
-    small(n_epochs=1, **arguments).fit(STORE, out=tmp_path, progress=False)
-    resumed = small(n_epochs=3, **arguments).fit(STORE, out=tmp_path, resume=True, progress=False)
-    assert whole.network is not None and resumed.network is not None
-    for name, tensor in whole.network.state_dict().items():
+    uninterrupted = small_model(n_epochs=3, **arguments).fit(STORE, progress=False)
+    small_model(n_epochs=1, **arguments).fit(STORE, out=tmp_path, progress=False)
+    resumed = small_model(n_epochs=3, **arguments).fit(STORE, out=tmp_path, resume=True, progress=False)
+    assert uninterrupted.network is not None and resumed.network is not None
+    for name, tensor in uninterrupted.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name])
-    assert [record["loss"] for record in whole.history] == [record["loss"] for record in resumed.history]
+    assert [record["loss"] for record in uninterrupted.history] == [record["loss"] for record in resumed.history]
 
+    changed = arguments | {"learning_rate": 0.2, "momentum": 0.0}
     with pytest.raises(CheckpointError, match=r"learning_rate=0\.1 in the checkpoint, 0\.2 now, momentum=0\.1 in the"):
-        small(**{**arguments, "learning_rate": 0.2, "momentum": 0.0}).fit(STORE, resume=tmp_path / "last.safetensors")
+        small_model(**changed).fit(STORE, resume=tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match="another catalogue of items"):
-        small(**arguments).fit(markov_store(n_items=31), out=tmp_path, resume=True)
-    backwards = SessionStore.from_arrays(
+        small_model(**arguments).fit(markov_store(n_items=31), out=tmp_path, resume=True)
+    reversed_store = SessionStore.from_arrays(
         STORE.items[::-1], STORE.offsets[-1] - STORE.offsets[::-1], vocabulary=STORE.vocabulary
     )
-    assert (backwards.n_targets, backwards.support.tolist()) == (STORE.n_targets, STORE.support.tolist())
-    for other in (markov_store(n_sessions=201), backwards):
+    assert (reversed_store.n_targets, reversed_store.support.tolist()) == (STORE.n_targets, STORE.support.tolist())
+    for other in (markov_store(n_sessions=201), reversed_store):
         with pytest.raises(CheckpointError, match="trained on other data"):
-            small(**arguments).fit(other, out=tmp_path, resume=True)
+            small_model(**arguments).fit(other, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume=True needs out="):
-        small().fit(STORE, resume=True)
+        small_model().fit(STORE, resume=True)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last\.safetensors"):
-        small().fit(STORE, out=tmp_path / "elsewhere", resume=True)
+        small_model().fit(STORE, out=tmp_path / "elsewhere", resume=True)
 
 
 def test_peak_memory_counts_the_arrays_of_the_training(monkeypatch: pytest.MonkeyPatch):
-    # A command line that an earlier test ran in this process has set a baseline, which may be above the present size.
+    # Unset the baseline of the process: an earlier test may have set it, to more memory than the process has now.
     monkeypatch.setattr("gru4rec_fast.profiling.meter._process_peak", None)
-    model = small(layers=[2000], batch_size=4).fit(markov_store(n_sessions=4), progress=False)
+    model = small_model(layers=[2000], batch_size=4).fit(markov_store(n_sessions=4), progress=False)
     assert model.network is not None
-    # 48 MB: so large that it is a new allocation. Memory that was freed before the fit would not increase the peak.
+    # 48 MB, which need new memory. Small tensors may reuse memory freed before the fit and not increase the peak.
     recurrent_weights = model.network.gru.layers[0].weight_hh
-    # The weights and Adagrad's accumulator.
+    # The peak includes these weights and their accumulator in Adagrad.
     assert 2 * recurrent_weights.nbytes < model.peak_memory_bytes < 2**30
 
 
@@ -297,10 +302,11 @@ def test_peak_memory_counts_the_arrays_of_the_training(monkeypatch: pytest.Monke
     "cause", ["checkpoint missing", "other parameters", "other data", "bad schedule", "folder in use", "log missing"]
 )
 def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Path, cause: str):
-    model = small().fit(STORE, out=tmp_path / "run", progress=False)
+    model = small_model().fit(STORE, out=tmp_path / "run", progress=False)
     expected = model.recommend([[5, 15]], k=3)
     attributes = ("network", "vocabulary", "support", "history")
     original_values = [getattr(model, name) for name in attributes]
+    # These arguments give the error "other data". The other causes replace some of them.
     data: Any = markov_store(n_items=40)
     arguments: dict[str, Any] = {"out": tmp_path / "run", "resume": True}
     error: type[Exception] = CheckpointError
@@ -332,16 +338,16 @@ def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Pa
 
 
 def test_best_epoch_is_set_if_the_training_selects_one(tmp_path: Path):
-    model = small(n_epochs=2).fit(STORE, validation=markov_store(seed=1), out=tmp_path, progress=False)
+    model = small_model(n_epochs=2).fit(STORE, validation=markov_store(seed=1), out=tmp_path, progress=False)
     assert model.best_epoch in (1, 2)
-    assert small(n_epochs=3).fit(STORE, out=tmp_path, resume=True, progress=False).best_epoch is None
-    assert small(monitor="loss").fit(STORE, progress=False).best_epoch == 1
+    assert small_model(n_epochs=3).fit(STORE, out=tmp_path, resume=True, progress=False).best_epoch is None
+    assert small_model(monitor="loss").fit(STORE, progress=False).best_epoch == 1
 
 
 def test_device_and_impl_are_not_in_the_file_and_impl_can_be_chosen_per_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model = small(impl="reference").fit(STORE, progress=False)
+    model = small_model(impl="reference").fit(STORE, progress=False)
     path = model.save(tmp_path / "model.safetensors")
     assert GRU4Rec.load(path).impl == "auto"
     loaded = GRU4Rec.load(path, impl="reference")
@@ -349,14 +355,14 @@ def test_device_and_impl_are_not_in_the_file_and_impl_can_be_chosen_per_call(
     with pytest.raises(ValueError, match="impl='fast'"):
         GRU4Rec.load(path, impl="fast")
 
-    impls_of_calls: list[set[str]] = []  # implementations of the function and of the network's modules in each call
+    impls_of_calls: list[set[str]] = []  # for each call, `impl` of the function and of the modules
 
     def record_impls(name: str) -> None:
         original = getattr(gru4rec, name)
 
-        def recording(network: Any, *arguments: Any, impl: str, **others: Any) -> Any:
+        def recording(network: Any, *arguments: Any, impl: str, **options: Any) -> Any:
             impls_of_calls.append({impl} | {module.impl for module in network.modules() if hasattr(module, "impl")})
-            return original(network, *arguments, impl=impl, **others)
+            return original(network, *arguments, impl=impl, **options)
 
         monkeypatch.setattr(gru4rec, name, recording)
 
@@ -370,24 +376,24 @@ def test_device_and_impl_are_not_in_the_file_and_impl_can_be_chosen_per_call(
 
 
 def test_a_parameter_without_effect_gives_a_warning(recwarn: pytest.WarningsRecorder):
-    small().fit(STORE, progress=False)
-    small(constrained_embedding=False).fit(STORE, progress=False)
-    small(constrained_embedding=False, embedding="layersize", dropout_p_embed=0.1).fit(STORE, progress=False)
+    small_model().fit(STORE, progress=False)
+    small_model(constrained_embedding=False).fit(STORE, progress=False)
+    small_model(constrained_embedding=False, embedding="layersize", dropout_p_embed=0.1).fit(STORE, progress=False)
     assert not recwarn.list
     with pytest.warns(UserWarning, match="dropout_p_embed=0.1 has no effect: one-hot input has no embedding"):
-        small(constrained_embedding=False, dropout_p_embed=0.1).fit(STORE, progress=False)
+        small_model(constrained_embedding=False, dropout_p_embed=0.1).fit(STORE, progress=False)
     with pytest.warns(UserWarning, match="embedding='layersize' has no effect: constrained_embedding=True") as caught:
-        small(embedding="layersize").fit(STORE, progress=False)
+        small_model(embedding="layersize").fit(STORE, progress=False)
     assert len(caught) == 1
 
 
 def test_the_error_of_a_diverging_fit_names_epoch_and_step(tmp_path: Path):
     with pytest.raises(TrainingDiverged, match=r"in epoch 1, mini-batch \d+ \(step \d+ of the training\)"):
-        small(learning_rate=1e38).fit(STORE, out=tmp_path, progress=False)
+        small_model(learning_rate=1e38).fit(STORE, out=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["another model", "truncated", "text", "missing", "without tensors"])
-def test_loading_a_file_that_is_no_model(tmp_path: Path, fitted: GRU4Rec, kind: str):
+def test_loading_a_file_that_is_no_model_is_an_error(tmp_path: Path, fitted: GRU4Rec, kind: str):
     path = tmp_path / "model.safetensors"
     error, message = CheckpointError, "truncated or not a checkpoint"
     if kind == "another model":
@@ -415,7 +421,7 @@ def test_methods_of_an_unfitted_model_are_errors():
         lambda m: m.recommender(),
     ):
         with pytest.raises(RuntimeError, match=r"no weights yet: call fit, or GRU4Rec\.load"):
-            call(small())
+            call(small_model())
 
 
 def test_a_prepared_test_log_with_another_catalogue_is_an_error(fitted: GRU4Rec):
@@ -426,22 +432,19 @@ def test_a_prepared_test_log_with_another_catalogue_is_an_error(fitted: GRU4Rec)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_missing_device_is_an_error(tmp_path: Path, fitted: GRU4Rec):
     with pytest.raises(RuntimeError, match="device='cuda': PyTorch sees no CUDA device here"):
-        small(device="cuda").fit(STORE)
+        small_model(device="cuda").fit(STORE)
     with pytest.raises(RuntimeError, match="device='cuda:0': PyTorch sees no CUDA device here"):
         GRU4Rec.load(fitted.save(tmp_path / "model.safetensors"), device="cuda:0")
 
 
 def test_an_unsupported_device_type_is_an_error_before_the_log_is_read():
     with pytest.raises(ValueError, match="device='meta': choose 'cpu', 'cuda', 'cuda:1'"):
-        small(device="meta").fit("no such log.tsv")
+        small_model(device="meta").fit("no such log.tsv")
 
 
 def test_patience_needs_validation():
-    with pytest.raises(
-        ValueError,
-        match="patience=2 monitors recall@20: give validation=, or set monitor='loss'",
-    ):
-        small(patience=2).fit(STORE)
+    with pytest.raises(ValueError, match="patience=2 monitors recall@20: give validation=, or set monitor='loss'"):
+        small_model(patience=2).fit(STORE)
 
 
 def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -450,10 +453,10 @@ def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pyte
     for seed, name in enumerate(("train", "valid", "test")):
         as_table(markov_store(n_sessions=60, seed=seed)).to_csv(f"{name}.tsv", sep="\t", index=False)
     Path("parameters.toml").write_text("layers = [8]")
-    names: dict[str, Any] = {}
+    namespace: dict[str, Any] = {}
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for example in examples:
-        exec(example, names)
+        exec(example, namespace)
     assert len(examples) == 5
-    assert len(names["history"]) == 3
+    assert len(namespace["history"]) == 3
     assert {path.name for path in Path("run").iterdir()} >= {"last.safetensors", "curves.csv", "curves.png"}

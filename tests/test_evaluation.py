@@ -33,7 +33,10 @@ TIES = ("standard", "conservative", "median")
 
 
 def metrics_by_definition(ranks: list[float], k: int) -> dict[str, float]:
-    """Return the metrics at k of integer ranks, by the definitions for any number of relevant items."""
+    """Return the mean metrics at cutoff k, by their definitions for any number of relevant items.
+
+    Each rank is an integer, the rank of the only relevant item of a query.
+    """
     sums = dict.fromkeys(METRICS, 0.0)
     for rank in ranks:
         relevance = [1 if position == rank else 0 for position in range(1, k + 1)]
@@ -49,11 +52,13 @@ def metrics_by_definition(ranks: list[float], k: int) -> dict[str, float]:
 
 
 def random_sessions(seed: int = 0, n: int = 40) -> list[list[int]]:
+    """Return n sessions of 2 to 8 random items."""
     rng = np.random.default_rng(seed)
     return [rng.integers(N_ITEMS, size=rng.integers(2, 9)).tolist() for _ in range(n)]
 
 
 def make_store(sessions: list[list[int]], dropped: dict[str, int] | None = None) -> SessionStore:
+    """Return a store of these sessions. `dropped` counts what was left out when the log was read."""
     offsets = np.cumsum([0, *map(len, sessions)])
     return SessionStore.from_arrays(np.concatenate(sessions), offsets, n_items=N_ITEMS, meta={"dropped": dropped or {}})
 
@@ -65,7 +70,7 @@ def ranks_by_loop(scores_after: Callable[[list[int]], Any], sessions: list[list[
         for i in range(1, len(session)):
             scores = scores_after(session[:i]).tolist()
             target_score = scores.pop(session[i])
-            greater, equal = sum(s > target_score for s in scores), sum(s == target_score for s in scores)
+            greater, equal = sum(x > target_score for x in scores), sum(x == target_score for x in scores)
             ranks.append(1 + greater + {"standard": 0, "conservative": equal, "median": equal / 2}[ties])
     return ranks
 
@@ -78,13 +83,13 @@ def test_metrics_equal_their_definition() -> None:
     assert set(metrics) == {f"{name}@{k}" for name in METRICS for k in (1, 5, 10)}
 
 
-def test_metrics_of_ranks_that_are_not_integers() -> None:
+def test_metrics_of_half_ranks_are_not_rounded() -> None:
     metrics = metrics_from_ranks(torch.tensor([1.5, 20.5, 20.0]), cutoffs=(20,))
     assert metrics["recall@20"] == 2 / 3
     assert metrics["mrr@20"] == pytest.approx((1 / 1.5 + 1 / 20) / 3)
 
 
-def test_ranks_from_counts() -> None:
+def test_ranks_from_counts_follow_the_rule_for_ties() -> None:
     greater, equal = torch.tensor([0, 4, 2]), torch.tensor([0, 3, 2])
     assert ranks_from_counts(greater, equal, "standard").tolist() == [1, 5, 3]
     assert ranks_from_counts(greater, equal, "conservative").tolist() == [1, 8, 5]
@@ -137,17 +142,18 @@ def test_evaluate_sessions_equals_a_loop_over_sessions(ties: str, batch_size: in
     st.lists(st.lists(st.integers(0, N_ITEMS - 1), min_size=2, max_size=12), min_size=1, max_size=12),
     st.integers(1, 14),
 )
-def test_random_sessions_and_batch_sizes(sessions: list[list[int]], batch_size: int) -> None:
+def test_evaluation_of_random_sessions_equals_a_loop(sessions: list[list[int]], batch_size: int) -> None:
     network = ExactNetwork(N_ITEMS, seed=1)
     ranks = ranks_by_loop(network.scores_after, sessions, "median")
     report = evaluate_sessions(network, make_store(sessions), ties="median", batch_size=batch_size)
     assert report.metrics == metrics_from_ranks(torch.tensor(ranks))
 
 
-def test_sessions_that_are_longer_than_a_block() -> None:
-    """A block has at most 512 hidden states, but at least one step: with 700 lanes it has one step.
+def test_sessions_longer_than_a_block_equal_a_loop() -> None:
+    """Hidden states are passed from block to block, and reset where a session starts.
 
-    So hidden states are passed from block to block, and reset.
+    A block holds the steps that the network computes in one call, usually of at most 512 hidden states. With
+    batch_size=700, it holds one step of 700 sessions.
     """
     rng = np.random.default_rng(3)
     sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in (40, 3, 25, 2, 9) * 200]
@@ -159,7 +165,7 @@ def test_sessions_that_are_longer_than_a_block() -> None:
 
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
 def test_the_session_network_equals_a_loop_over_sessions(embedding: str) -> None:
-    """A network of two layers with dropout, which must be off; expected scores are computed session by session."""
+    """Dropout must be off during the evaluation. The expected scores are computed session by session."""
     network = SessionNetwork(
         N_ITEMS, [6, 5], embedding=embedding, embedding_dim=4, dropout_p_embed=0.5, dropout_p_hidden=0.5,
         dtype=torch.float64,
@@ -186,6 +192,7 @@ def test_dropout_is_off_and_the_mode_is_restored(training: bool) -> None:
     first, second = evaluate_sessions(network, store), evaluate_sessions(network, store)
     assert first == second == evaluate_sessions(network.eval(), store)
     network.train(training)
+    # The mode is restored after an error, too.
     with torch.no_grad():
         network.table.fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN score"):
@@ -194,7 +201,7 @@ def test_dropout_is_off_and_the_mode_is_restored(training: bool) -> None:
 
 
 @pytest.mark.parametrize("ties", TIES)
-def test_popularity_equals_a_loop(ties: str) -> None:
+def test_popularity_metrics_equal_a_loop(ties: str) -> None:
     sessions, support = random_sessions(5), np.random.default_rng(1).integers(6, size=N_ITEMS)
     ranks = ranks_by_loop(lambda _: torch.from_numpy(support), sessions, ties)
     metrics = popularity_metrics(make_store(sessions), support, (1, 5, 20), ties)  # type: ignore[arg-type]
@@ -204,7 +211,7 @@ def test_popularity_equals_a_loop(ties: str) -> None:
 def test_popularity_ignores_sessions_of_fewer_than_two_events() -> None:
     offsets = [0, 0, 1, 4, 4]  # sessions of 0, 1, 3 and 0 events
     store = SessionStore.from_arrays([2, 0, 1, 2], offsets, n_items=3)
-    assert popularity_metrics(store, [9, 5, 1], (1, 2))["recall@2"] == 0.5  # targets 1 (rank 2) and 2 (rank 3)
+    assert popularity_metrics(store, [9, 5, 1], (1, 2))["recall@2"] == 0.5  # targets: item 1 (rank 2), item 2 (rank 3)
 
 
 def test_random_metrics_are_means_over_all_ranks() -> None:
@@ -229,9 +236,9 @@ def test_report_has_baselines_and_dropped_events() -> None:
     assert lines[0].split() == ["metric", "model", "popularity", "random"]
     assert lines[1].split() == [
         "recall@5",
-        *(f"{m['recall@5']:.4f}" for m in (report.metrics, *report.baselines.values())),
+        *(f"{metrics['recall@5']:.4f}" for metrics in (report.metrics, *report.baselines.values())),
     ]
-    assert len(lines) == 1 + len(METRICS) + 1
+    assert len(lines) == 1 + len(METRICS) + 1  # the header and a summary
     assert f"{report.n_targets:,} targets of 40 sessions" in lines[-1]
     assert "dropped: 1,234 unknown items" in lines[-1]
     assert "duplicates" not in lines[-1]

@@ -1,4 +1,4 @@
-"""The fingerprint of a log: equal for the same log in memory and on disk, different for other logs."""
+"""log_fingerprint: equal for the same log in memory and on disk, different for other logs."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_other_logs_have_other_fingerprints():
     swapped = SessionStore.from_arrays(items[[0, 1, 2, 0, 1, 2]], offsets)
     other_offsets = SessionStore.from_arrays(items, np.array([0, 2, 6]))
     other_support = SessionStore.from_arrays(items, offsets)
-    # As if sessions of one event had been dropped: the support counts their events.
+    # The support also counts the events of sessions that were dropped because they have one event.
     other_support.support = other_support.support + 1
     assert len({log_fingerprint(log) for log in (store, swapped, other_offsets, other_support)}) == 4
 
@@ -34,12 +34,12 @@ def test_other_logs_have_other_fingerprints():
 def test_a_slice_of_a_memory_map_has_the_fingerprint_of_its_sessions(tmp_path: Path):
     store = SessionStore.from_arrays([0, 1, 2, 0, 2, 1], [0, 3, 6])
     store.save(tmp_path / "store")
-    opened, part = SessionStore.open(tmp_path / "store"), SessionStore.from_arrays([0, 2, 1], [0, 3])
-    opened.items, opened.offsets, opened.support = opened.items[3:], part.offsets, part.support
-    assert log_fingerprint(opened) == log_fingerprint(part)
+    opened, second_session = SessionStore.open(tmp_path / "store"), SessionStore.from_arrays([0, 2, 1], [0, 3])
+    opened.items, opened.offsets, opened.support = opened.items[3:], second_session.offsets, second_session.support
+    assert log_fingerprint(opened) == log_fingerprint(second_session)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc (Linux)")
 def test_the_fingerprint_of_a_memory_mapped_log_does_not_load_its_pages(tmp_path: Path):
     n_events = 1 << 24  # 64 MiB of items
     SessionStore.from_arrays(np.arange(n_events) % 7, np.arange(0, n_events + 1, 16)).save(tmp_path / "store")
@@ -47,7 +47,7 @@ def test_the_fingerprint_of_a_memory_mapped_log_does_not_load_its_pages(tmp_path
     baseline, _ = memory_meter().reset()
     log_fingerprint(store)
     _, peak = memory_meter().read()
-    assert peak - baseline < 16 << 20
+    assert peak - baseline < 16 << 20  # 16 MiB
     # Check that the meter would have shown the pages: read all items through the map.
     assert int(np.asarray(store.items).max()) == 6
     current, _ = memory_meter().read()

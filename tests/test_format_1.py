@@ -19,7 +19,7 @@ from gru4rec_fast.training import CheckpointError, load_checkpoint, save_checkpo
 STORE = markov_store(n_sessions=40)
 SCHEDULE = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
 GRAPH = {"embedding_dim": 6, "batch_size": 64, "reg_weight": 0.01}
-# Of each model: class, parameters, and the parameters that version 0.1 did not have.
+# Name of a model -> estimator class, its parameters, and the names of parameters that version 0.1 did not have.
 MODELS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "gru4rec": (
         GRU4Rec,
@@ -33,7 +33,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     ),
     "lightgcn": (LightGCN, GRAPH, ["lr_scheduler", "lr_scheduler_options"]),
 }
-# Names of parameters in format 1, by their current names.
+# Name of a parameter now -> its name in format 1.
 NAMES_IN_FORMAT_1 = {
     "sample_by": "draw",
     "message_dropout": "mess_dropout",
@@ -63,23 +63,23 @@ def convert_to_format_1(path: Path, file_format: str, new_parameters: list[str])
     save_checkpoint(path, replace(checkpoint, **header, progress=progress, tensors=tensors))
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_checkpoint_of_format_1_is_loaded_and_resumed(tmp_path: Path, kind: str) -> None:
-    estimator, parameters, new_parameters = MODELS[kind]
+@pytest.mark.parametrize("model_name", MODELS)
+def test_a_checkpoint_of_format_1_is_loaded_and_resumed(tmp_path: Path, model_name: str) -> None:
+    estimator, parameters, new_parameters = MODELS[model_name]
     model = estimator(**parameters, n_epochs=1).fit(STORE, out=tmp_path, progress=False)
     path = model.save(tmp_path / "model.safetensors")
     for file in (path, tmp_path / "last.safetensors"):
         convert_to_format_1(file, estimator.file_format, new_parameters)
         loaded = estimator.load(file)
         assert loaded.get_params() == model.get_params()
-        queries = [[5], [15]] if kind == "gru4rec" else STORE.session_ids[:2]
-        for ours, theirs in zip(loaded.recommend(queries, 3), model.recommend(queries, 3), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-    whole = estimator(**parameters, n_epochs=3).fit(STORE, progress=False)
+        queries = [[5], [15]] if model_name == "gru4rec" else STORE.session_ids[:2]  # sessions or users
+        for array, expected in zip(loaded.recommend(queries, 3), model.recommend(queries, 3), strict=True):
+            np.testing.assert_array_equal(array, expected)
+    uninterrupted = estimator(**parameters, n_epochs=3).fit(STORE, progress=False)
     resumed = estimator(**parameters, n_epochs=3).fit(STORE, out=tmp_path, resume=True, progress=False)
     assert len(resumed.history) == 3
-    for ours, theirs in zip(resumed.recommend(queries, 3), whole.recommend(queries, 3), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for array, expected in zip(resumed.recommend(queries, 3), uninterrupted.recommend(queries, 3), strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_resuming_format_1_with_other_parameters_or_data_is_an_error(tmp_path: Path) -> None:

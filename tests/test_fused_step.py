@@ -15,7 +15,7 @@ import pytest
 import torch
 from markov import markov_store
 from native import threads
-from trainer_run import FORMAT, at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
+from trainer_run import FORMAT, call_at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
 
 from gru4rec_fast import GRU4Rec, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
@@ -35,7 +35,7 @@ MODES: dict[str, dict[str, Any]] = {
     "separate": {"constrained_embedding": False, "embedding": 9},
     "one-hot": {"constrained_embedding": False},
 }
-CASES: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {  # parameters of `fit`
     **{f"{loss}-{mode}": {"loss": loss, **options} for loss in LOSSES for mode, options in MODES.items()},
     **{f"reset-before-{mode}": {"gru_form": "reset_before", **options} for mode, options in MODES.items()},
     **{f"two-layers-{mode}": {"layers": [11, 7], "bptt": 3, **options} for mode, options in MODES.items()},
@@ -51,14 +51,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
-    """Train two epochs in float64, with dropout and momentum."""
+    """Return a model trained for two epochs, by default in float64 with dropout and momentum."""
     small = {"layers": [8], "batch_size": 6, "n_sample": 20, "n_epochs": 2, "seed": 3, "dtype": "float64",
              "dropout_p_embed": 0.2, "dropout_p_hidden": 0.1, "momentum": 0.3, "learning_rate": 0.1}  # fmt: skip
     return GRU4Rec(**small | changed).fit(store, progress=False)
 
 
 def fit_only_by(fused: bool, **changed: Any) -> GRU4Rec:
-    """Train as `fit` does, by the fused step or by autograd; fail if the other one trains."""
+    """Return the result of `fit` by the fused step or by autograd. Fails if the model is trained by the other one."""
     with pytest.MonkeyPatch.context() as patch:
         forbidden = "_run_autograd" if fused else "_run_fused"
         patch.setattr(SessionEpochRunner, forbidden, lambda *_: pytest.fail(f"trained by {forbidden}"))
@@ -67,14 +67,17 @@ def fit_only_by(fused: bool, **changed: Any) -> GRU4Rec:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_fused_step_equals_autograd(case: str) -> None:
-    """Compare all weights and losses after two epochs; towards the end of an epoch the lanes run out of sessions."""
+    """Compare all weights and losses after two epochs.
+
+    At the end of an epoch, some lanes (the sessions of a mini-batch) are empty, because no session is left for them.
+    """
     fused, autograd = fit_only_by(True, **CASES[case]), fit_only_by(False, **CASES[case])
     assert fused.network is not None and autograd.network is not None
-    for (name, ours), theirs in zip(fused.network.named_parameters(), autograd.network.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
-    for ours, theirs in zip(without_seconds(fused.history), without_seconds(autograd.history), strict=True):
-        assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-9)
-        assert ours == theirs
+    for (name, weight), expected in zip(fused.network.named_parameters(), autograd.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-9, atol=1e-9, msg=name)
+    for record, expected in zip(without_seconds(fused.history), without_seconds(autograd.history), strict=True):
+        assert record.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-9)
+        assert record == expected
 
 
 @pytest.mark.parametrize("first_is_fused", [True, False])
@@ -82,8 +85,8 @@ def test_a_training_switches_between_fused_step_and_autograd_within_an_epoch(
     tmp_path: Path, first_is_fused: bool
 ) -> None:
     """Stop after a checkpoint within an epoch, and resume from it with the other implementation."""
-    whole = make_trainer(dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused)
-    whole.run()
+    uninterrupted = make_trainer(dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused)
+    uninterrupted.run()
     first = make_trainer(
         out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=first_is_fused, checkpoint_every=7
     )
@@ -98,30 +101,28 @@ def test_a_training_switches_between_fused_step_and_autograd_within_an_epoch(
     first._between_updates = stop_after_a_checkpoint  # type: ignore[method-assign]
     with pytest.raises(_Stopped):
         first.run()
-    assert 0 < first.position.mini_batches < whole.history[0]["mini_batches"]
+    assert 0 < first.position.mini_batches < uninterrupted.history[0]["mini_batches"]
     second = make_trainer(out=tmp_path, dtype=torch.float64, momentum=0.2, dropout=0.1, fused=not first_is_fused)
-    assert (first.runner.why_not_fused is None, second.runner.why_not_fused is None) == (
-        first_is_fused,
-        not first_is_fused,
-    )
+    assert (first.runner.why_not_fused is None) == first_is_fused
+    assert (second.runner.why_not_fused is None) != first_is_fused
     second.run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
-    for (name, ours), theirs in zip(weights(second).items(), weights(whole).values(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+    for (name, weight), expected in zip(weights(second).items(), weights(uninterrupted).values(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-9, atol=1e-9, msg=name)
 
 
 class _Stopped(Exception):
-    pass
+    """Stops a training in place of a crash."""
 
 
-@pytest.mark.parametrize("every", [1, 7])
-def test_checkpoints_are_written_at_the_requested_steps(tmp_path: Path, every: int) -> None:
-    trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=every)
+@pytest.mark.parametrize("interval", [1, 7])
+def test_checkpoints_are_written_at_the_requested_steps(tmp_path: Path, interval: int) -> None:
+    trainer = make_trainer(out=tmp_path, n_epochs=1, checkpoint_every=interval)
     steps: list[int] = []
     save = trainer._save_last
     trainer._save_last = lambda: steps.append(trainer.position.step) or save()  # type: ignore[func-returns-value, method-assign]
     last_step = trainer.run()[0]["mini_batches"]
-    *regular, at_end = steps
-    assert regular == list(range(every, regular[-1] + 1, every)) and regular[-1] > last_step - every - 1
+    *regular, at_end = steps  # steps at which a checkpoint was written: every `interval` steps, and at the end
+    assert regular == list(range(interval, regular[-1] + 1, interval)) and regular[-1] > last_step - interval - 1
     assert at_end == last_step
 
 
@@ -135,7 +136,7 @@ def test_bf16_is_close_to_float32_but_not_equal() -> None:
 
 def test_bf16_rounds_the_hidden_states_before_scoring() -> None:
     """The weights are exact in bf16, so that the hidden states are the only rounded inputs of the scores."""
-    network, criterion, optimizer = make_modules(layers=[16], in_bf16=True)
+    network, criterion, optimizer = make_modules(layers=[16], exact_in_bf16=True)
     step = FusedTrainingStep(network, criterion, optimizer, precision="bf16")
     inputs, targets, negatives = (torch.tensor([row]) for row in ([3, 5, 7, 9], [4, 6, 8, 10], [1, 1, 2, 30]))
     reset = torch.ones(1, 4, dtype=torch.bool)
@@ -150,50 +151,50 @@ def test_bf16_rounds_the_hidden_states_before_scoring() -> None:
 
 
 def make_modules(
-    layers: list[int] | None = None, in_bf16: bool = False, **changed: Any
+    layers: list[int] | None = None, exact_in_bf16: bool = False, **changed: Any
 ) -> tuple[SessionNetwork, SampledLoss, SparseAdagrad]:
-    """Return a network, a loss and an optimizer. in_bf16: with weights that bfloat16 represents exactly."""
+    """Return a network, a loss and an optimizer. With `exact_in_bf16`, bfloat16 can represent all weights."""
     network = SessionNetwork(40, layers or [8], **changed)
-    if in_bf16:
+    if exact_in_bf16:
         for parameter in network.parameters():
             parameter.data = (8 * parameter.data).bfloat16().float()
     return network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1)
 
 
 class _Subclass(SessionNetwork):
-    pass
+    """A network that the fused step rejects, because a subclass may compute something else."""
 
 
-def make_unsupported_modules(what: str) -> tuple[Any, Any, Any]:
-    """Return a network, a loss and an optimizer, of which `what` is not supported by the fused step."""
-    network, criterion, optimizer = make_modules(dtype=torch.float16 if what == "dtype" else None)
-    if what == "network":
+def make_unsupported_modules(unsupported: str) -> tuple[Any, Any, Any]:
+    """Return a network, a loss and an optimizer, one of which the fused step does not support."""
+    network, criterion, optimizer = make_modules(dtype=torch.float16 if unsupported == "dtype" else None)
+    if unsupported == "network":
         network = _Subclass(40, [8])
-    elif what == "optimizer":
+    elif unsupported == "optimizer":
         return network, criterion, torch.optim.SGD(network.parameters(), 0.1)
-    elif what == "frozen":
+    elif unsupported == "frozen":
         network.gru.layers[0].weight_hh.requires_grad_(False)
-    elif what == "hooks":
+    elif unsupported == "hooks":
         network.gru.register_forward_hook(lambda *_: None)
-    elif what == "parameter hook":
+    elif unsupported == "parameter hook":
         network.output.weight.register_hook(lambda grad: grad)
-    elif what == "optimizer hook":
+    elif unsupported == "optimizer hook":
         optimizer.register_step_post_hook(lambda *_: None)
-    elif what == "parametrized":
+    elif unsupported == "parametrized":
         torch.nn.utils.parametrizations.weight_norm(network.gru.layers[0], "weight_hh")
-    elif what == "tied":
+    elif unsupported == "tied":
         network = SessionNetwork(40, [8], embedding="separate", embedding_dim=8)
         network.embedding.weight = network.output.weight
         optimizer = SparseAdagrad(network.parameters(), 0.1)
-    elif what == "impl":
+    elif unsupported == "impl":
         network.gru.layers[0].impl = "reference"
-    elif what == "groups":
+    elif unsupported == "groups":
         optimizer = SparseAdagrad([{"params": [p]} for p in network.parameters()], 0.1)
     return network, criterion, optimizer
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"),
+    ("unsupported", "reason"),
     [
         ("network", "exactly SessionNetwork, not _Subclass"),
         ("optimizer", "exactly SparseAdagrad, not SGD"),
@@ -208,14 +209,14 @@ def make_unsupported_modules(what: str) -> tuple[Any, Any, Any]:
         ("dtype", r"float32 and float64 on the CPU; \S+ is torch\.float16"),
     ],
 )
-def test_the_reason_why_it_cannot_train_is_named(what: str, reason: str) -> None:
+def test_the_reason_why_the_fused_step_cannot_train_is_named(unsupported: str, reason: str) -> None:
     assert why_not_fused(*make_modules()) is None
     with pytest.raises(ValueError, match=rf"no fused training step: .*{reason}"):
-        FusedTrainingStep(*make_unsupported_modules(what))
+        FusedTrainingStep(*make_unsupported_modules(unsupported))
 
 
 class _RecordedProgress(Silent):
-    """Records the lines, and counts the calls of `advance`."""
+    """Progress that records the lines it is given, and counts the calls of `advance`."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -250,22 +251,22 @@ def test_bf16_without_the_fused_step_is_an_error() -> None:
 
 
 def long_trainer(**arguments: Any) -> Any:
-    """Return a trainer of which an epoch takes many seconds."""
+    """Return a trainer whose epoch takes many seconds. It has 128 lanes."""
     store = markov_store(n_sessions=60_000, n_items=3000)
     return make_trainer(store=store, layers=(320,), n_sample=4096, lanes=128, n_epochs=1, **arguments)
 
 
-def test_ctrl_c_progress_and_other_threads_during_an_epoch(tmp_path: Path) -> None:
-    """During an epoch progress is reported and another thread runs; Ctrl-C ends the training before the epoch ends."""
+def test_an_epoch_reports_progress_lets_threads_run_and_stops_at_ctrl_c(tmp_path: Path) -> None:
+    """Another thread waits for calls of `advance`, then sends Ctrl-C. The training ends before the epoch does."""
     progress = _RecordedProgress()
     trainer = long_trainer(out=tmp_path, progress=progress)
-    n_sleeps = [0]  # sleeps of 1 ms in the other thread during the training
+    n_sleeps = [0]  # number of sleeps of 1 ms in the other thread during the training
 
     def press_after_four_calls() -> None:
         while not progress.n_advances:
             time.sleep(0.01)
         first = progress.n_advances
-        # Calls instead of a fixed time, since with a sanitizer one call takes many times longer.
+        # It waits for calls, not for a fixed time: a call takes many times longer with a sanitizer.
         while progress.n_advances < first + 4:
             n_sleeps[0] += 1
             time.sleep(0.001)
@@ -288,44 +289,47 @@ def test_ctrl_c_during_a_call_without_a_trainer_raises_keyboard_interrupt() -> N
     epoch, network = trainer.runner.start_fused_epoch(), trainer.network
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with threads(1), pytest.raises(KeyboardInterrupt):
-        epoch.run(10**9, network.initial_state(128), step=0)
+        epoch.run(10**9, network.initial_state(128), step=0)  # more updates than it can make before Ctrl-C
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
 def test_autograd_detects_that_weights_have_changed() -> None:
     """Backward through an autograd graph that was recorded before the step is an error."""
     network, criterion, optimizer = make_modules()
-    square = (network.output.weight * network.output.weight).sum()
-    block = torch.tensor([[1, 2, 3, 4]])
+    squares = (network.output.weight * network.output.weight).sum()
+    inputs = torch.tensor([[1, 2, 3, 4]])
     fused = FusedTrainingStep(network, criterion, optimizer)
-    fused.train_block(block, block + 1, torch.ones(1, 4, dtype=torch.bool), None, network.initial_state(4), step=0)
+    fused.train_block(inputs, inputs + 1, torch.ones(1, 4, dtype=torch.bool), None, network.initial_state(4), step=0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        square.backward()
+        squares.backward()
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_nan_loss_updates_nothing(steps: int) -> None:
-    """The bad block's gradients are not applied by the next step either."""
+    """A block with a NaN loss changes neither weights nor hidden state, and the next update does not include it.
+
+    A block holds the items of `steps` steps. The NaN comes from item 7, in the last step.
+    """
     network, criterion, optimizer = make_modules()
     network.output.bias.data[7] = float("nan")
-    initial = {name: p.detach().clone() for name, p in network.named_parameters()}
+    initial_weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     state, reset = network.initial_state(4), torch.ones(steps, 4, dtype=torch.bool)
-    bad = torch.tensor([[20, 21, 22, 23]] * (steps - 1) + [[1, 2, 3, 7]])
+    nan_block = torch.tensor([[20, 21, 22, 23]] * (steps - 1) + [[1, 2, 3, 7]])
     fused = FusedTrainingStep(network, criterion, optimizer, steps=steps)
-    loss = fused.train_block(bad, bad, reset, None, state, step=0)
+    loss = fused.train_block(nan_block, nan_block, reset, None, state, step=0)
     assert np.isnan(loss) and not any(layer.any() for layer in state)
     for name, parameter in network.named_parameters():
-        assert torch.equal(parameter.nan_to_num(), initial[name].nan_to_num()), name
-    good = torch.tensor([[10, 11, 12, 13]] * steps)
-    assert np.isfinite(fused.train_block(good, good, reset, None, state, step=steps))
-    assert torch.equal(network.output.weight[20:24], initial["output.weight"][20:24])
-    assert not torch.equal(network.output.weight[10:14], initial["output.weight"][10:14])
+        assert torch.equal(parameter.nan_to_num(), initial_weights[name].nan_to_num()), name
+    next_block = torch.tensor([[10, 11, 12, 13]] * steps)
+    assert np.isfinite(fused.train_block(next_block, next_block, reset, None, state, step=steps))
+    assert torch.equal(network.output.weight[20:24], initial_weights["output.weight"][20:24])
+    assert not torch.equal(network.output.weight[10:14], initial_weights["output.weight"][10:14])
 
 
 def test_each_step_uses_the_current_optimizer_state_and_mode() -> None:
-    """Switch momentum on, load optimizer state, switch to eval mode: the next step still equals autograd."""
-    block, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
-    final_states = []
+    """Switch momentum on, load optimizer state, switch to eval mode. The next step must equal autograd each time."""
+    inputs, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
+    final_weights = []  # of the fused step and of autograd
     for fused in (True, False):
         network, criterion, optimizer = make_modules(dropout_p_hidden=0.3, dtype=torch.float64)
         step = FusedTrainingStep(network, criterion, optimizer)
@@ -338,20 +342,20 @@ def test_each_step_uses_the_current_optimizer_state_and_mode() -> None:
             elif i == 3:
                 network.eval()
             if fused:
-                step.train_block(block, block + i, reset, None, state, step=i)
+                step.train_block(inputs, inputs + i, reset, None, state, step=i)
             else:
-                hidden, new_state = network(block, state, reset, step=i)
+                hidden, new_state = network(inputs, state, reset, step=i)
                 optimizer.zero_grad()
-                criterion(hidden, network.output_weight, network.output_bias, block + i).backward()
+                criterion(hidden, network.output_weight, network.output_bias, inputs + i).backward()
                 optimizer.step()
                 state = [layer.detach() for layer in new_state]
-        final_states.append(network.state_dict())
-    for name, ours in final_states[0].items():
-        torch.testing.assert_close(ours, final_states[1][name], rtol=1e-9, atol=1e-9, msg=name)
+        final_weights.append(network.state_dict())
+    for name, weight in final_weights[0].items():
+        torch.testing.assert_close(weight, final_weights[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_a_loader_that_the_fused_step_does_not_support() -> None:
-    """With a subclass of the loader autograd trains; a loader with other blocks is an error."""
+def test_a_subclass_of_the_loader_is_not_fused_and_other_blocks_are_an_error() -> None:
+    """Autograd trains with a subclass of the loader. A loader with another number of steps per block is an error."""
 
     class Subclass(SessionParallelLoader):
         pass
@@ -360,34 +364,35 @@ def test_a_loader_that_the_fused_step_does_not_support() -> None:
     trainer.runner.loader.__class__ = Subclass
     assert "exactly a SessionParallelLoader, not a Subclass" in str(trainer.runner.why_not_fused)
     network, criterion, optimizer = make_modules()
+    loader = SessionParallelLoader(STORE, batch_size=4, steps=3)
     with pytest.raises(ValueError, match="the loader has blocks of 3 steps, the training step has steps=1"):
-        FusedTrainingStep(network, criterion, optimizer).start_epoch(SessionParallelLoader(STORE, 4, 3), None, 0, 0)
+        FusedTrainingStep(network, criterion, optimizer).start_epoch(loader, sampler=None, n_sample=0, seed=0)
 
 
 def test_run_continues_an_interrupted_training() -> None:
     """Call `run` again on the same trainer, without a checkpoint."""
-    whole, stopped = make_trainer(dtype=torch.float64), make_trainer(dtype=torch.float64)
-    whole.run()
-    at_block(stopped, 5, press_ctrl_c)
+    uninterrupted, stopped = make_trainer(dtype=torch.float64), make_trainer(dtype=torch.float64)
+    uninterrupted.run()
+    call_at_block(stopped, 5, press_ctrl_c)
     with pytest.raises(TrainingInterrupted):
         stopped.run()
     stopped.run()
-    assert without_seconds(stopped.history) == without_seconds(whole.history)
-    for (name, ours), theirs in zip(weights(stopped).items(), weights(whole).values(), strict=True):
-        assert torch.equal(ours, theirs), name
+    assert without_seconds(stopped.history) == without_seconds(uninterrupted.history)
+    for (name, weight), expected in zip(weights(stopped).items(), weights(uninterrupted).values(), strict=True):
+        assert torch.equal(weight, expected), name
 
 
 def test_a_checkpoint_can_be_resumed_from_twice(tmp_path: Path) -> None:
     first = make_trainer(out=tmp_path, dtype=torch.float64)
-    at_block(first, 5, press_ctrl_c)
+    call_at_block(first, 5, press_ctrl_c)
     with pytest.raises(TrainingInterrupted):
         first.run()
     checkpoint = load_checkpoint(tmp_path / "last.safetensors", FORMAT)
     trainers = [make_trainer(dtype=torch.float64) for _ in range(2)]
     for trainer in trainers:
         trainer.run(checkpoint)
-    for (name, ours), theirs in zip(weights(trainers[0]).items(), weights(trainers[1]).values(), strict=True):
-        assert torch.equal(ours, theirs), name
+    for (name, weight), expected in zip(weights(trainers[0]).items(), weights(trainers[1]).values(), strict=True):
+        assert torch.equal(weight, expected), name
 
 
 def test_a_call_during_a_call_of_another_thread_is_an_error() -> None:
@@ -448,8 +453,8 @@ def test_an_item_that_is_out_of_range_is_an_error(item: int) -> None:
     store = markov_store(n_sessions=20)
     loader = SessionParallelLoader(store, 4)
     loader.items = loader.items.clone()
-    loader.items[30] = item
+    loader.items[30] = item  # an event within the epoch
     network = SessionNetwork(store.n_items, [8])
     fused = FusedTrainingStep(network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1))
     with pytest.raises(ValueError, match=r"the store is damaged: .* 30 items \(.*; prepare the store again"):
-        fused.start_epoch(loader, None, 0, 0).run(1000, network.initial_state(4), step=0)
+        fused.start_epoch(loader, sampler=None, n_sample=0, seed=0).run(1000, network.initial_state(4), step=0)

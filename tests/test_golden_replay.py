@@ -1,4 +1,7 @@
-"""Recorded runs of the published GRU4Rec code, repeated in float64 with the package's loader, network and optimizer."""
+"""The package repeats recorded runs of the published GRU4Rec code in float64.
+
+Mini-batches are equal; losses, hidden states, weights and metrics agree to 1e-9.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ if not golden_names():
 
 
 def make_network(run: GoldenRun, impl: str = "auto") -> SessionNetwork:
-    """Return a network with the weights from before the recorded epoch."""
+    """Return a network with the recorded initial weights."""
     config = run.config
     network = SessionNetwork(
         len(run.support),
@@ -43,9 +46,12 @@ def recorded_weights(run: GoldenRun, when: str) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in named.items()}
 
 
-@pytest.fixture(params=["reference", "native", "fused", "cuda step"])
+@pytest.fixture(params=["reference", "native", "fused", "captured"])
 def training_impl(request: pytest.FixtureRequest) -> str:
-    """Run a test by autograd with either implementation, by the fused step, and by the step of GPUs on the CPU."""
+    """Run a test by autograd with reference and native operators, by the fused step, and by the captured step.
+
+    The captured step is the training step for GPUs. Here it runs on the CPU, with reference operators.
+    """
     if request.param in ("native", "fused"):
         request.getfixturevalue("native_library")
     return request.param
@@ -53,25 +59,30 @@ def training_impl(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=golden_names())
 def run(request: pytest.FixtureRequest) -> GoldenRun:
+    """Run a test once per recording."""
     return load(request.param)
 
 
 def load_epoch(run: GoldenRun) -> list[SessionBlock]:
+    """Return the blocks of the recorded epoch. A block has one step, which is one mini-batch.
+
+    Without sampled negatives, an epoch ends when fewer than two lanes are live (have a session).
+    """
     store = SessionStore.from_arrays(run.items, run.offsets)
     return list(SessionParallelLoader(store, run.config["batch_size"], min_live=1 if run.config["n_sample"] else 2))
 
 
 def load_recorded_blocks(run: GoldenRun) -> list[SessionBlock]:
-    """Return the blocks that were recorded. The run xe_logq was recorded only while all lanes were live."""
+    """Return the blocks that were recorded: all, or in the run xe_logq those in which all lanes are live."""
     return load_epoch(run)[: len(run.losses)]
 
 
 def test_batches_and_lanes_equal_the_recording(run: GoldenRun) -> None:
     epoch = load_epoch(run)
     for step, block in enumerate(load_recorded_blocks(run)):
-        for items, recorded in ((block.inputs[0], run.inputs[step]), (block.targets[0], run.targets[step])):
-            assert items[items >= 0].tolist() == recorded[recorded >= 0].tolist()
-    # The recording does not have the lane of each item, nor the resets. They are compared with tests/oracle.
+        for items, recorded_items in ((block.inputs[0], run.inputs[step]), (block.targets[0], run.targets[step])):
+            assert items[items >= 0].tolist() == recorded_items[recorded_items >= 0].tolist()
+    # The recording has neither the lanes of the items nor the resets. They are compared with those of tests/oracle.
     min_live = 1 if run.config["n_sample"] else 2
     oracle_steps = session_steps(split(run.items, run.offsets), run.config["batch_size"], min_live)
     for block, oracle_step in zip(epoch, oracle_steps, strict=True):
@@ -86,15 +97,15 @@ def test_losses_states_and_final_weights_equal_the_recording(run: GoldenRun, tra
 
 
 @pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
-@pytest.mark.parametrize("emulated_impl", ["emulated", "emulated cuda step"])
+@pytest.mark.parametrize("emulated_impl", ["emulated", "emulated captured"])
 def test_emulated_kernels_equal_the_recording(run: GoldenRun, emulated_impl: str) -> None:
     replay(run, emulated_impl)
 
 
 def replay(run: GoldenRun, training_impl: str) -> None:
-    """Repeat a recorded epoch. Compares the loss and the state after each step, and the final weights."""
+    """Repeat a recorded epoch, and compare the loss and the hidden state of each step, and the final weights."""
     config = run.config
-    impl = {"fused": "native", "cuda step": "reference", "emulated cuda step": "emulated"}.get(
+    impl = {"fused": "native", "captured": "reference", "emulated captured": "emulated"}.get(
         training_impl, training_impl
     )
     network = make_network(run, impl)
@@ -112,8 +123,8 @@ def replay(run: GoldenRun, training_impl: str) -> None:
     optimizer = SparseAdagrad(network.parameters(), config["learning_rate"], config.get("momentum", 0.0), impl=impl)
     step_class = {
         "fused": FusedTrainingStep,
-        "cuda step": CapturedTrainingStep,
-        "emulated cuda step": CapturedTrainingStep,
+        "captured": CapturedTrainingStep,
+        "emulated captured": CapturedTrainingStep,
     }.get(training_impl)
     training_step = step_class(network, criterion, optimizer) if step_class else None
     state = network.initial_state(config["batch_size"])
@@ -130,14 +141,14 @@ def replay(run: GoldenRun, training_impl: str) -> None:
             optimizer.step()
             state, loss = [layer.detach() for layer in state], loss_tensor.item()
         live = block.inputs[0] >= 0
-        squares = sum(float(layer[live].square().sum()) for layer in state)
-        assert squares == pytest.approx(run.hidden_sq_norms[step], rel=TOLERANCE)
+        sum_of_squares = sum(float(layer[live].square().sum()) for layer in state)
+        assert sum_of_squares == pytest.approx(run.hidden_sq_norms[step], rel=TOLERANCE)
         assert loss == pytest.approx(run.losses[step], rel=TOLERANCE)
     for name, recorded in recorded_weights(run, "after").items():
         torch.testing.assert_close(network.state_dict()[name], recorded, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_evaluation(run: GoldenRun, impl: str) -> None:
+def test_metrics_equal_the_recording(run: GoldenRun, impl: str) -> None:
     network = make_network(run, impl)
     network.load_state_dict(recorded_weights(run, "after"))
     offsets = run.evaluated_offsets

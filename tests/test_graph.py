@@ -29,7 +29,7 @@ TEXT = "7 30 10\n3 20 10 20\n5\n7 20\n"
 EDGES = {(3, 10), (3, 20), (7, 10), (7, 20), (7, 30)}  # (user id, item id)
 
 
-def edges_by_id(graph: InteractionGraph) -> set[tuple[Any, Any]]:
+def edges_as_ids(graph: InteractionGraph) -> set[tuple[Any, Any]]:
     """Return the pairs (user id, item id) of all edges."""
     user_index, item_index = graph.interactions()
     return set(zip(graph.users.ids[user_index].tolist(), graph.items.ids[item_index].tolist(), strict=True))
@@ -65,7 +65,7 @@ def test_edges_are_the_distinct_pairs(pairs: list[tuple[int, int]], isolated_use
     n_users, n_items = max(users) + 1 + isolated_users, max(items) + 1 + isolated_items
     graph = InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
     assert_valid_structure(graph)
-    assert edges_by_id(graph) == set(pairs)
+    assert edges_as_ids(graph) == set(pairs)
     assert (graph.n_users, graph.n_items, graph.n_nodes) == (n_users, n_items, n_users + n_items)
     assert graph.n_edges == len(set(pairs))
     assert graph.meta["dropped"]["duplicate_interactions"] == len(pairs) - len(set(pairs))
@@ -75,14 +75,15 @@ def test_edges_are_the_distinct_pairs(pairs: list[tuple[int, int]], isolated_use
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-def test_from_text(tmp_path: Path, compression: str) -> None:
+def test_from_text_reads_plain_and_compressed_files(tmp_path: Path, compression: str) -> None:
     path = tmp_path / f"train.txt{compression}"
+    # With an empty line, a tab, and blanks at the start and the end of lines.
     data = TEXT.replace("3 20", "\n  3\t20").replace("5\n", "5 \r\n").encode()
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
     path.write_bytes(compress(data))
     graph = InteractionGraph.from_text(path)
     assert_valid_structure(graph)
-    assert edges_by_id(graph) == EDGES
+    assert edges_as_ids(graph) == EDGES
     assert graph.users.ids.tolist() == [3, 5, 7] and graph.items.ids.tolist() == [10, 20, 30]
     assert graph.items_of(1).tolist() == []
     assert repr(graph) == "InteractionGraph(3 users, 3 items, 5 edges)"
@@ -96,7 +97,7 @@ def test_from_text(tmp_path: Path, compression: str) -> None:
 def test_text_ids_may_be_words(tmp_path: Path) -> None:
     (tmp_path / "g.txt").write_text("ann 007 7\nBjörk 7\n")
     graph = InteractionGraph.from_text(tmp_path / "g.txt")
-    assert edges_by_id(graph) == {("ann", "007"), ("ann", "7"), ("Björk", "7")}
+    assert edges_as_ids(graph) == {("ann", "007"), ("ann", "7"), ("Björk", "7")}
 
 
 def test_like_gives_a_test_file_the_training_indices(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_like_gives_a_test_file_the_training_indices(tmp_path: Path) -> None:
     train = InteractionGraph.from_text(tmp_path / "train.txt")
     test = InteractionGraph.from_text(tmp_path / "test.txt", like=train)
     assert test.users is train.users and test.items is train.items
-    assert edges_by_id(test) == {(7, 10), (3, 30)}
+    assert edges_as_ids(test) == {(7, 10), (3, 30)}
     assert test.meta["dropped"] == {
         "interactions_of_unknown_users": 2,
         "interactions_with_unknown_items": 1,
@@ -131,32 +132,32 @@ def test_from_table_reads_every_format(tmp_path: Path, source_format: str) -> No
         source = tmp_path / "log.inter"
     graph = InteractionGraph.from_table(source)
     assert_valid_structure(graph)
-    assert edges_by_id(graph) == EDGES and graph.meta["dropped"] == {"duplicate_interactions": 1}
+    assert edges_as_ids(graph) == EDGES and graph.meta["dropped"] == {"duplicate_interactions": 1}
 
 
-def test_from_table_with_string_ids_and_floats_with_integer_values() -> None:
+def test_from_table_accepts_string_ids_and_floats_with_integer_values() -> None:
     graph = InteractionGraph.from_table(
         {"who": ["b", "a", "b"], "what": [1.0, 2.0, 2.0]}, user_key="who", item_key="what"
     )
-    assert edges_by_id(graph) == {("b", 1), ("a", 2), ("b", 2)}
+    assert edges_as_ids(graph) == {("b", 1), ("a", 2), ("b", 2)}
     assert graph.users.ids.tolist() == ["a", "b"]
     like_graph = InteractionGraph.from_table(
         {"who": ["b", "zoe"], "what": [2, 2]}, user_key="who", item_key="what", like=graph
     )
-    assert edges_by_id(like_graph) == {("b", 2)}
+    assert edges_as_ids(like_graph) == {("b", 2)}
 
 
-WITH_BLANKS = " UserId\t ItemId \n 1 \t10\n1\t 10 \n   \n2\t10 \n"
+LOG_WITH_BLANKS = " UserId\t ItemId \n 1 \t10\n1\t 10 \n   \n2\t10 \n"
 
 
 @pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz", "log.inter", "log.csv"])
 def test_blanks_in_text_files_are_removed_as_in_session_logs(tmp_path: Path, name: str) -> None:
-    text = WITH_BLANKS.replace("\t", ",") if name == "log.csv" else WITH_BLANKS
+    text = LOG_WITH_BLANKS.replace("\t", ",") if name == "log.csv" else LOG_WITH_BLANKS
     text = text.replace("Id", "Id:token") if name == "log.inter" else text
     data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     graph = InteractionGraph.from_table(tmp_path / name)
-    assert edges_by_id(graph) == {(1, 10), (2, 10)} and graph.users.ids.tolist() == [1, 2]
+    assert edges_as_ids(graph) == {(1, 10), (2, 10)} and graph.users.ids.tolist() == [1, 2]
     assert [graph.meta["ids"][role]["stripped"] for role in ("user", "item")] == [1, 2]
     assert "  2 item ids had blanks around them, which were removed" in graph.summary().splitlines()
     # The same rows with a column of times, as a session log.
@@ -183,10 +184,10 @@ def test_from_text_accepts_any_line_end_and_a_byte_order_mark(tmp_path: Path, en
     path = tmp_path / "lists.txt"
     path.write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", end).encode())
     graph = InteractionGraph.from_text(path)
-    assert edges_by_id(graph) == EDGES and graph.users.ids.tolist() == [3, 5, 7]
+    assert edges_as_ids(graph) == EDGES and graph.users.ids.tolist() == [3, 5, 7]
 
 
-def test_ids_beyond_int64() -> None:
+def test_integers_beyond_int64_become_strings_and_such_floats_are_errors() -> None:
     columns = {"UserId": np.array([2**63, 1], np.uint64), "ItemId": [1, 1]}
     assert InteractionGraph.from_table(columns).users.ids.tolist() == ["1", str(2**63)]
     for number in (np.inf, 1e20):
@@ -194,15 +195,16 @@ def test_ids_beyond_int64() -> None:
             InteractionGraph.from_table({"UserId": [1, 1], "ItemId": [1.0, number]})
 
 
-def test_from_scipy() -> None:
+def test_from_scipy_reads_rectangular_and_bipartite_matrices() -> None:
     dense = np.array([[1, 0, 2.5], [0, 0, 0], [-1, 1, 0]])
     matrix = sp.csr_array(dense)
     expected = {(0, 0), (0, 2), (2, 0), (2, 1)}
     graph = InteractionGraph.from_scipy(matrix)
     assert_valid_structure(graph)
-    assert edges_by_id(graph) == expected and (graph.n_users, graph.n_items) == (3, 3)
+    assert edges_as_ids(graph) == expected and (graph.n_users, graph.n_items) == (3, 3)
     matrix.data[0] = 0
     assert InteractionGraph.from_scipy(matrix).meta["dropped"]["stored_zeros"] == 1
+    # The same graph as the adjacency matrix of all nodes, users first.
     square = sp.block_array([[None, sp.coo_array(dense)], [sp.coo_array(dense).T, None]])
     assert_same_graph(InteractionGraph.from_scipy(square, n_users=3), graph)
 
@@ -211,7 +213,7 @@ def test_from_store_takes_sessions_as_users() -> None:
     log = {"SessionId": ["b", "b", "a", "b"], "ItemId": [7, 9, 7, 7], "Time": [1, 2, 3, 4]}
     store = SessionStore.from_events(log)
     graph = InteractionGraph.from_store(store)
-    assert edges_by_id(graph) == {("b", 7), ("b", 9), ("a", 7)}
+    assert edges_as_ids(graph) == {("b", 7), ("b", 9), ("a", 7)}
     assert graph.items == store.vocabulary and graph.meta["dropped"]["duplicate_interactions"] == 1
 
 
@@ -222,7 +224,7 @@ def test_extended_keeps_existing_indices() -> None:
     extended = graph.extended([7, 1, 9, 9], ["x", "a", "y", "b"])
     assert_valid_structure(extended)
     assert extended.users.ids.tolist() == [3, 7, 1, 9] and extended.items.ids.tolist() == ["x", "y", "a", "b"]
-    assert edges_by_id(extended) == edges_by_id(graph) | {(1, "a"), (9, "y"), (9, "b")}
+    assert edges_as_ids(extended) == edges_as_ids(graph) | {(1, "a"), (9, "y"), (9, "b")}
     assert extended.meta["dropped"] == {"duplicate_interactions": 1} and graph.n_edges == 3
     with pytest.raises(TypeError, match="strings"):
         graph.extended([7], [1])
@@ -247,6 +249,7 @@ def test_saved_graph_opens_memory_mapped_and_equal(tmp_path: Path, string_ids: b
     assert_same_graph(InteractionGraph.open(tmp_path / "graph"), graph)
 
 
+# The arrays of the undamaged graph are neighbors [2, 3, 3, 0, 0, 1], offsets [0, 2, 3, 4, 6] and users.ids [0, 1].
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
@@ -281,7 +284,7 @@ def test_saved_graph_opens_memory_mapped_and_equal(tmp_path: Path, string_ids: b
         ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
     ],
 )
-def test_open_checks_all_values(tmp_path: Path, file: str, values: list[int], message: str) -> None:
+def test_open_detects_damaged_arrays(tmp_path: Path, file: str, values: list[int], message: str) -> None:
     InteractionGraph.from_arrays([0, 0, 1], [0, 1, 1]).save(tmp_path / "graph")
     path = tmp_path / "graph" / f"{file}.npy"
     np.save(path, np.array(values, np.load(path).dtype))
@@ -289,7 +292,7 @@ def test_open_checks_all_values(tmp_path: Path, file: str, values: list[int], me
         InteractionGraph.open(tmp_path / "graph")
 
 
-def test_errors_name_a_damaged_graph(tmp_path: Path) -> None:
+def test_opening_a_damaged_folder_or_replacing_other_files_is_an_error(tmp_path: Path) -> None:
     graph = InteractionGraph.from_arrays([0, 1], [0, 0])
     folder = tmp_path / "graph"
     with pytest.raises(FileNotFoundError, match="no interaction graph"):
@@ -315,7 +318,7 @@ def test_errors_name_a_damaged_graph(tmp_path: Path) -> None:
         graph.save(tmp_path / "mine")
 
 
-def test_from_text_errors(tmp_path: Path) -> None:
+def test_from_text_of_a_bad_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         InteractionGraph.from_text(tmp_path / "none.txt")
     for text, message in (("", "is empty"), ("\n\n", "is empty|holds no interactions"), ("1\n2\n", "no interactions")):
@@ -344,7 +347,7 @@ def test_from_text_errors(tmp_path: Path) -> None:
         ({"UserId": [1, 2], "ItemId": [True, False]}, "ids must be integers or strings, not Boolean"),
     ],
 )
-def test_from_table_errors(table: dict[str, list[Any]], message: str) -> None:
+def test_from_table_of_a_bad_table_is_an_error(table: dict[str, list[Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InteractionGraph.from_table(table)
     with pytest.raises(ValueError, match="user, item must be different columns"):
@@ -364,7 +367,7 @@ def test_from_table_errors(table: dict[str, list[Any]], message: str) -> None:
         ({"users": [0], "items": [0], "n_items": 2**32}, "fewer than 2\\*\\*32 nodes"),
     ],
 )
-def test_from_arrays_errors(arguments: dict[str, Any], message: str) -> None:
+def test_from_arrays_of_bad_arrays_is_an_error(arguments: dict[str, Any], message: str) -> None:
     if arguments.get("n_items") == 2**32:
         from gru4rec_fast.data.graphs.csr import build_bipartite_csr
 
@@ -376,8 +379,9 @@ def test_from_arrays_errors(arguments: dict[str, Any], message: str) -> None:
         InteractionGraph.from_arrays(**arguments)
 
 
-def test_from_scipy_errors() -> None:
+def test_from_scipy_of_a_bad_matrix_is_an_error() -> None:
     def square(*entries: tuple[int, int]) -> Any:
+        """Return a 4 x 4 matrix with ones at these (row, column). With n_users=2, rows 0 and 1 are users."""
         rows, columns = zip(*entries, strict=True)
         return sp.coo_array((np.ones(len(entries)), (rows, columns)), shape=(4, 4))
 
@@ -417,7 +421,7 @@ def test_gowalla_has_its_published_sizes(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=60), st.booleans())
-def test_reorder_keeps_the_interactions_and_align_indices_reverts_it(
+def test_reorder_keeps_the_interactions_and_align_indices_undoes_it(
     pairs: list[tuple[int, int]], string_ids: bool
 ) -> None:
     make_id = (lambda prefix, k: f"{prefix}{k}") if string_ids else (lambda prefix, k: 10 * k)
@@ -425,7 +429,7 @@ def test_reorder_keeps_the_interactions_and_align_indices_reverts_it(
     graph = InteractionGraph.from_table(table)
     reordered = reorder(graph)
 
-    assert edges_by_id(reordered) == edges_by_id(graph) and reordered.n_edges == graph.n_edges
+    assert edges_as_ids(reordered) == edges_as_ids(graph) and reordered.n_edges == graph.n_edges
     aligned = align_indices(reordered, graph)
     np.testing.assert_array_equal(aligned.neighbors, graph.neighbors)
     assert aligned.users == graph.users and align_indices(graph, graph) is graph
@@ -434,7 +438,7 @@ def test_reorder_keeps_the_interactions_and_align_indices_reverts_it(
     assert align_indices(one_item, like=two_items) is one_item
 
 
-def test_reorder_gives_neighbors_close_indices() -> None:
+def test_reorder_gives_close_indices_to_the_items_of_a_user() -> None:
     """Ten disconnected groups of 30 items: after reordering, the items of each user are within 30 indices."""
     rng = np.random.default_rng(0)
     users = rng.integers(200, size=4000)

@@ -64,7 +64,8 @@ def make_graphs() -> tuple[InteractionGraph, InteractionGraph]:
 TRAIN, TEST = make_graphs()
 
 
-def small(estimator: Any, **parameters: Any) -> Any:
+def small_model(estimator: Any, **parameters: Any) -> Any:
+    """Return an unfitted model with the parameters SMALL, which train quickly, and with `parameters`."""
     if estimator is NGCF:
         parameters = {"layer_sizes": [8, 8], **parameters}
     return estimator(**{**SMALL, **parameters})
@@ -83,10 +84,10 @@ def assert_same_weights(model: Any, expected_model: Any) -> None:
 
 @both_estimators
 def test_training_learns_the_groups(estimator: Any) -> None:
-    model = small(estimator, n_epochs=30).fit(TRAIN, validation=TEST, progress=False)
+    model = small_model(estimator, n_epochs=30).fit(TRAIN, validation=TEST, progress=False)
     losses = [record["loss"] for record in model.history]
     assert losses[-1] < 0.75 * losses[0]
-    untrained = small(estimator, n_epochs=1, learning_rate=1e-12).fit(TRAIN, progress=False)
+    untrained = small_model(estimator, n_epochs=1, learning_rate=1e-12).fit(TRAIN, progress=False)
     untrained_recall = untrained.evaluate(TEST, cutoffs=(5,)).metrics["recall@5"]
     assert model.evaluate(TEST, cutoffs=(5,)).metrics["recall@5"] > 2 * untrained_recall
     similar = model.similar_items([1003, 1027], k=5).items  # items of groups 0 and 2
@@ -96,9 +97,13 @@ def test_training_learns_the_groups(estimator: Any) -> None:
 
 @pytest.mark.parametrize(("sample_by", "adjacency"), [("users", "paper"), ("interactions", "paper"), ("users", "norm")])
 def test_training_equals_training_in_plain_pytorch(sample_by: str, adjacency: str) -> None:
-    """Dense matrices, autograd and Adam give the same weights after two epochs on the same triples."""
+    """Dense matrices, autograd and Adam give the same weights after two epochs on the same triples.
+
+    As in the paper, E are the embeddings and P and Q the propagation matrices. A triple is (user u, positive item i,
+    negative item j).
+    """
     parameters = {"reg_weight": 0.01, "seed": 3, "sample_by": sample_by, "adjacency": adjacency}
-    model = small(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, message_dropout=0.0, **parameters)
+    model = small_model(NGCF, n_epochs=2, dtype="float64", node_dropout=0.0, message_dropout=0.0, **parameters)
     weights = {k: v.double().requires_grad_() for k, v in initial_weights(model).items()}
     model.fit(TRAIN, progress=False)
     Q = dense_matrix(*TRAIN.structure(), "symmetric" if adjacency == "paper" else "norm")
@@ -131,41 +136,40 @@ def test_training_equals_training_in_plain_pytorch(sample_by: str, adjacency: st
 
 
 def initial_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of the model before training."""
     return {name: value.clone() for name, value in model.build_network(TRAIN).state_dict().items()}
 
 
 @both_estimators
 def test_the_seed_determines_the_weights(estimator: Any) -> None:
-    model, same_seed, other = (small(estimator, seed=seed).fit(TRAIN, progress=False) for seed in (1, 1, 2))
+    model, same_seed, other = (small_model(estimator, seed=seed).fit(TRAIN, progress=False) for seed in (1, 1, 2))
     assert_same_weights(same_seed, model)
     assert not torch.equal(model.network.embedding, other.network.embedding)
 
 
 @both_estimators
 def test_native_and_reference_give_the_same_weights(estimator: Any, native_library: None) -> None:
-    native, reference = (
-        small(estimator, impl=impl, dtype="float64").fit(TRAIN, progress=False) for impl in ("native", "reference")
-    )
+    models = [small_model(estimator, impl=impl, dtype="float64") for impl in ("native", "reference")]
+    native, reference = (model.fit(TRAIN, progress=False) for model in models)
     for name, value in weights_of(native).items():
         torch.testing.assert_close(value, weights_of(reference)[name], rtol=1e-7, atol=1e-9)
 
 
 @both_estimators
 def test_only_needed_does_not_change_the_training(estimator: Any) -> None:
-    # A mini-batch of two triples needs only some of the nodes.
-    partial, full = (
-        small(estimator, only_needed=only_needed, dtype="float64", batch_size=2, n_epochs=1).fit(TRAIN, progress=False)
-        for only_needed in (True, False)
-    )
-    for name, value in weights_of(partial).items():
-        torch.testing.assert_close(value, weights_of(full)[name], rtol=1e-6, atol=1e-8)
+    """With `only_needed`, layers are computed only for the nodes that the triples of a mini-batch (here two) need."""
+    options = {"dtype": "float64", "batch_size": 2, "n_epochs": 1}
+    models = [small_model(estimator, only_needed=only_needed, **options) for only_needed in (True, False)]
+    of_needed_nodes, of_all_nodes = (model.fit(TRAIN, progress=False) for model in models)
+    for name, value in weights_of(of_needed_nodes).items():
+        torch.testing.assert_close(value, weights_of(of_all_nodes)[name], rtol=1e-6, atol=1e-8)
 
 
 @both_estimators
 def test_a_resumed_training_equals_an_uninterrupted_one(estimator: Any, tmp_path: Path) -> None:
-    uninterrupted = small(estimator, n_epochs=4).fit(TRAIN, validation=TEST, progress=False)
-    small(estimator, n_epochs=2).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
-    resumed = small(estimator, n_epochs=4).fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
+    uninterrupted = small_model(estimator, n_epochs=4).fit(TRAIN, validation=TEST, progress=False)
+    small_model(estimator, n_epochs=2).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
+    resumed = small_model(estimator, n_epochs=4).fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
     assert_same_weights(resumed, uninterrupted)
     assert len(resumed.history) == len(uninterrupted.history) == 4
     for record, expected in zip(resumed.history, uninterrupted.history, strict=True):
@@ -174,10 +178,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one(estimator: Any, tmp_path
 
 
 class CtrlCProgress(Silent):
-    """Sends the signal of Ctrl-C during mini-batch number `at`."""
+    """Progress that sends the signal of Ctrl-C after `n_batches` mini-batches."""
 
-    def __init__(self, at: int) -> None:
-        self.n_remaining = at
+    def __init__(self, n_batches: int) -> None:
+        self.n_remaining = n_batches
 
     def advance(self, events: int, loss: float) -> None:
         self.n_remaining -= 1
@@ -189,12 +193,12 @@ class CtrlCProgress(Silent):
 def test_a_training_interrupted_within_an_epoch_can_be_resumed(
     estimator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uninterrupted = small(estimator).fit(TRAIN, progress=False)
+    uninterrupted = small_model(estimator).fit(TRAIN, progress=False)
     monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: CtrlCProgress(19))
     with pytest.raises(TrainingInterrupted, match=r"in epoch 2, after mini-batch \d+ \(.*; to continue from .*last"):
-        small(estimator).fit(TRAIN, out=tmp_path)
+        small_model(estimator).fit(TRAIN, out=tmp_path)
     monkeypatch.undo()
-    resumed = small(estimator).fit(TRAIN, out=tmp_path, resume=True, progress=False)
+    resumed = small_model(estimator).fit(TRAIN, out=tmp_path, resume=True, progress=False)
     assert_same_weights(resumed, uninterrupted)
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in uninterrupted.history]
 
@@ -202,7 +206,7 @@ def test_a_training_interrupted_within_an_epoch_can_be_resumed(
 def test_a_training_that_crashed_resumes_from_a_checkpoint_within_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With checkpoint_every=4, a crash in mini-batch 9 loses only what was computed after mini-batch 8."""
+    """With checkpoint_every=4, a crash in mini-batch 9 is resumed from the checkpoint after mini-batch 8."""
 
     class Crash(Exception):
         pass
@@ -216,20 +220,20 @@ def test_a_training_that_crashed_resumes_from_a_checkpoint_within_an_epoch(
             if self.n_remaining == 0:
                 raise Crash
 
-    uninterrupted = small(LightGCN).fit(TRAIN, progress=False)
+    uninterrupted = small_model(LightGCN).fit(TRAIN, progress=False)
     monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: CrashingProgress())
     with pytest.raises(Crash):
-        small(LightGCN).fit(TRAIN, out=tmp_path, checkpoint_every=4)
+        small_model(LightGCN).fit(TRAIN, out=tmp_path, checkpoint_every=4)
     monkeypatch.undo()
     checkpoint = load_checkpoint(tmp_path / "last.safetensors", LightGCN.file_format)
     assert checkpoint.progress["position"]["mini_batches"] == 8
-    resumed = small(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
+    resumed = small_model(LightGCN).fit(TRAIN, out=tmp_path, resume=True, progress=False)
     assert_same_weights(resumed, uninterrupted)
 
 
 @both_estimators
 def test_reorder_does_not_change_ids_or_results(estimator: Any, tmp_path: Path) -> None:
-    model = small(estimator, reorder=True, n_epochs=2).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
+    model = small_model(estimator, reorder=True, n_epochs=2).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
     assert model.graph.users != TRAIN.users and model.graph.items != TRAIN.items
     loaded = estimator.load(model.save(tmp_path / "model.safetensors"))
     TEST.save(tmp_path / "test")
@@ -243,13 +247,14 @@ def test_reorder_does_not_change_ids_or_results(estimator: Any, tmp_path: Path) 
     user_ids = TRAIN.users.ids.tolist()
     for user, best in zip(user_ids, model.recommend(user_ids, k=5).items.tolist(), strict=True):
         assert not seen[user] & set(best)
-    uninterrupted = small(estimator, reorder=True).fit(TRAIN, validation=TEST, progress=False)
-    resumed = small(estimator, reorder=True).fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
+    uninterrupted = small_model(estimator, reorder=True).fit(TRAIN, validation=TEST, progress=False)
+    resumed = small_model(estimator, reorder=True)
+    resumed.fit(TRAIN, validation=TEST, out=tmp_path, resume=True, progress=False)
     assert_same_weights(resumed, uninterrupted)
 
 
 def test_a_failed_fit_does_not_change_the_model(tmp_path: Path) -> None:
-    model = small(LightGCN).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
+    model = small_model(LightGCN).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
     weights = weights_of(model)
     assert model.best_epoch == 1 + int(np.argmax([r["validation"]["recall@20"] for r in model.history]))
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
@@ -261,8 +266,8 @@ def test_a_failed_fit_does_not_change_the_model(tmp_path: Path) -> None:
 
 
 @both_estimators
-def test_save_and_load(estimator: Any, tmp_path: Path) -> None:
-    model = small(estimator).fit(TRAIN, progress=False)
+def test_a_loaded_model_equals_the_saved_model(estimator: Any, tmp_path: Path) -> None:
+    model = small_model(estimator).fit(TRAIN, progress=False)
     model.save(tmp_path / "model.safetensors")
     loaded = estimator.load(tmp_path / "model.safetensors")
     assert_same_weights(loaded, model)
@@ -270,21 +275,21 @@ def test_save_and_load(estimator: Any, tmp_path: Path) -> None:
     assert loaded.evaluate(TEST, cutoffs=(5, 10)) == model.evaluate(TEST, cutoffs=(5, 10))
     for array, expected in zip(loaded.recommend([5, 25], k=3), model.recommend([5, 25], k=3), strict=True):
         np.testing.assert_array_equal(array, expected)
-    other = LightGCN if estimator is NGCF else NGCF
+    other_estimator = LightGCN if estimator is NGCF else NGCF
     with pytest.raises(CheckpointError, match=f"is a checkpoint of gru4rec_fast.{estimator.__name__}"):
-        other.load(tmp_path / "model.safetensors")
+        other_estimator.load(tmp_path / "model.safetensors")
 
 
 def test_string_ids_are_saved_and_loaded(tmp_path: Path) -> None:
     table = {"UserId": ["ann", "bob", "bob", "cy"], "ItemId": ["x", "x", "y", "z"]}
-    model = small(LightGCN).fit(table, progress=False).save(tmp_path / "m.safetensors")
+    model = small_model(LightGCN).fit(table, progress=False).save(tmp_path / "m.safetensors")
     items, _, _ = LightGCN.load(model).recommend(["bob"], k=1)
     assert items.tolist() == [["z"]]
 
 
 @both_estimators
 def test_recommendations_are_the_best_unseen_items(estimator: Any) -> None:
-    model = small(estimator).fit(TRAIN, progress=False)
+    model = small_model(estimator).fit(TRAIN, progress=False)
     users, items = (table.numpy() for table in model.embeddings())
     for user in (0, 17, 59):
         seen = TRAIN.items_of(user)
@@ -305,8 +310,9 @@ def test_recommendations_are_the_best_unseen_items(estimator: Any) -> None:
     assert not (similar == TRAIN.items.ids[:, None]).any()
 
 
-def test_counts_unknown_ids_and_excluded_items() -> None:
-    model = small(LightGCN).fit(TRAIN, progress=False)
+def test_unknown_ids_give_empty_rows_and_excluded_items_are_left_out() -> None:
+    """User 6 and item 999 are unknown. The count of a row says how many of its items are valid."""
+    model = small_model(LightGCN).fit(TRAIN, progress=False)
     n_seen = len(TRAIN.items_of(int(TRAIN.users.index_of([5])[0])))
     items, scores, counts = model.recommend([5, 6, 5], k=40, unknown="skip")
     assert counts.dtype == np.int64 and counts.tolist() == [40 - n_seen, 0, 40 - n_seen]
@@ -320,15 +326,15 @@ def test_counts_unknown_ids_and_excluded_items() -> None:
     assert others.items[0, : others.counts[0]].tolist() == items[0, 3 : counts[0]].tolist()
     with pytest.raises(ValueError, match="argument 'exclude': item 999 is not in the vocabulary"):
         model.recommend([5], exclude=[999])
-    assert model.recommend([5], k=3, exclude=[999], unknown="skip").items.tolist() == [items[0, :3].tolist()]
+    assert model.recommend([5], k=3, exclude=[999], unknown="skip").items.tolist() == [best_items]
     assert model.recommend([6], k=3, unknown="skip").counts.tolist() == [0]
 
 
 @both_estimators
 def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small(estimator, impl="native").fit(TRAIN, progress=False)
+    model = small_model(estimator, impl="native").fit(TRAIN, progress=False)
     expected = model.recommend([5, 25], k=3)
-    calls: list[tuple[str, str]] = []  # function, and the implementation that it used
+    calls: list[tuple[str, str]] = []  # (function, implementation that it used)
     search, forward = graph_models.search_top_k, type(model.network).forward
 
     def impl_of_network() -> str:
@@ -355,16 +361,16 @@ def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, m
 
 
 @both_estimators
-def test_fit_uses_memory_record_and_schedule(estimator: Any) -> None:
+def test_fit_uses_the_memory_record_and_the_schedule(estimator: Any) -> None:
     memory = MemoryRecord()
     schedule = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
-    model = small(estimator, **schedule).fit(TRAIN, memory=memory, progress=False)
+    model = small_model(estimator, **schedule).fit(TRAIN, memory=memory, progress=False)
     assert [record["learning_rate"] for record in model.history] == pytest.approx([0.02, 0.01, 0.005])
     assert {"batch", "forward", "backward", "update"} <= set(memory.summary())
 
 
-def test_early_stopping_and_best_checkpoint(tmp_path: Path) -> None:
-    model = small(LightGCN, n_epochs=200, learning_rate=0.1, patience=3)
+def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
+    model = small_model(LightGCN, n_epochs=200, learning_rate=0.1, patience=3)
     model.fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
     measured = [record["validation"]["recall@20"] for record in model.history]
     # Training stopped 3 epochs (the patience) after the best epoch.
@@ -373,8 +379,9 @@ def test_early_stopping_and_best_checkpoint(tmp_path: Path) -> None:
     assert best.evaluate(TEST).metrics["recall@20"] == max(measured)
 
 
-def test_evaluate_every_and_monitor() -> None:
-    model = small(LightGCN, n_epochs=5, evaluate_every=2, monitor="map@7").fit(TRAIN, validation=TEST, progress=False)
+def test_evaluate_every_selects_epochs_and_monitor_selects_metrics() -> None:
+    model = small_model(LightGCN, n_epochs=5, evaluate_every=2, monitor="map@7")
+    model.fit(TRAIN, validation=TEST, progress=False)
     validated_epochs = [record["epoch"] for record in model.history if "validation" in record]
     assert validated_epochs == [2, 4, 5]
     assert list(model.history[-1]["validation"]) == ["recall@7", "ndcg@7", "map@7"]
@@ -382,7 +389,7 @@ def test_evaluate_every_and_monitor() -> None:
     assert report["metrics"] == model.history[-1]["validation"] and json.dumps(report)
 
 
-def test_every_form_of_data(tmp_path: Path) -> None:
+def test_open_graph_reads_every_form_of_data(tmp_path: Path) -> None:
     users, items = TRAIN.interactions()
     user_ids, item_ids = TRAIN.users.ids[users], TRAIN.items.ids[items]
     table = pd.DataFrame({"UserId": user_ids, "ItemId": item_ids})
@@ -404,7 +411,7 @@ def test_every_form_of_data(tmp_path: Path) -> None:
 
 
 def test_unseen_users_and_items_of_a_test_log_are_counted() -> None:
-    model = small(LightGCN).fit(TRAIN, progress=False)
+    model = small_model(LightGCN).fit(TRAIN, progress=False)
     users, items = TEST.interactions()
     table = {
         "UserId": [*TRAIN.users.ids[users], 77_777, 5],
@@ -416,7 +423,7 @@ def test_unseen_users_and_items_of_a_test_log_are_counted() -> None:
     assert report.metrics == model.evaluate(TEST).metrics
 
 
-def test_defaults_and_names_of_parameters() -> None:
+def test_defaults_are_those_of_the_papers_and_parameters_are_arguments() -> None:
     # The hyper-parameters that the papers publish for Gowalla.
     published = {"embedding_dim": 64, "layer_sizes": [64, 64, 64], "batch_size": 1024, "reg_weight": 1e-5}
     published |= {"learning_rate": 1e-4, "node_dropout": 0.1, "message_dropout": 0.1, "adjacency": "paper"}
@@ -445,34 +452,30 @@ def test_defaults_and_names_of_parameters() -> None:
         ({"reg_weight": -1}, ValueError, "reg_weight=-1"),
         ({"learning_rate": 0}, ValueError, "learning_rate=0.0: must be positive"),
         ({"sample_by": "items"}, ValueError, "sample_by='items': choose one of users, interactions"),
-        (
-            {"monitor": "mrr@20"},
-            ValueError,
-            "monitor='mrr@20': choose 'loss', or recall, ndcg",
-        ),
+        ({"monitor": "mrr@20"}, ValueError, "monitor='mrr@20': choose 'loss', or recall, ndcg"),
         ({"monitor": "recall@0"}, ValueError, "monitor='recall@0': choose 'loss'"),
         ({"device": "abacus"}, ValueError, "device='abacus'"),
         ({"n_epochs": "x"}, TypeError, "n_epochs='x': must be a whole number"),
     ],
 )
-def test_bad_parameters_are_named(parameters: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_errors_name_bad_parameters(parameters: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         NGCF(**parameters)
 
 
-def test_bad_calls_are_named(tmp_path: Path) -> None:
-    model = small(LightGCN)
+def test_errors_of_bad_calls_say_what_to_do(tmp_path: Path) -> None:
+    model = small_model(LightGCN)
     with pytest.raises(RuntimeError, match="this LightGCN has no weights yet: call fit"):
         model.recommend([5])
     with pytest.raises(ValueError, match="patience=2 monitors recall@20: give validation="):
-        small(LightGCN, patience=2).fit(TRAIN)
+        small_model(LightGCN, patience=2).fit(TRAIN)
     with pytest.raises(ValueError, match="resume=True needs out="):
         model.fit(TRAIN, resume=True)
     model.fit(TRAIN, out=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match="other parameters: batch_size=64 in the checkpoint, 32 now"):
-        small(LightGCN, batch_size=32).fit(TRAIN, out=tmp_path, resume=True)
+        small_model(LightGCN, batch_size=32).fit(TRAIN, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="was trained on another graph"):
-        small(LightGCN).fit(TEST, out=tmp_path, resume=True)
+        small_model(LightGCN).fit(TEST, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="user 6 is not in the vocabulary of the training data"):
         model.recommend([5, 6])
     with pytest.raises(ValueError, match="item 999 is not in the vocabulary of the training data"):
@@ -482,17 +485,17 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read it with like=train"):
         model.evaluate(InteractionGraph.from_arrays([0], [0]))
     with pytest.raises(ValueError, match="all items, or none"):
-        small(LightGCN).fit({"UserId": [1, 2], "ItemId": [3, 3]})
+        small_model(LightGCN).fit({"UserId": [1, 2], "ItemId": [3, 3]})
 
 
 @both_estimators
 def test_divergence_is_an_error(estimator: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"training stopped; .*try a smaller learning_rate"):
-        small(estimator, learning_rate=1e30, n_epochs=20).fit(TRAIN, out=tmp_path, progress=False)
+        small_model(estimator, learning_rate=1e30, n_epochs=20).fit(TRAIN, out=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("interval", ["epoch", "update"])
-def test_trainer_with_schedule_memory_record_and_resume(tmp_path: Path, interval: str) -> None:
+def test_a_resumed_trainer_continues_schedule_and_weights(tmp_path: Path, interval: str) -> None:
     """A resumed training has the learning rates and weights of an uninterrupted training."""
 
     def make_trainer(n_epochs: int, out: Path | None = None) -> Trainer:
@@ -507,7 +510,7 @@ def test_trainer_with_schedule_memory_record_and_resume(tmp_path: Path, interval
     uninterrupted = make_trainer(4)
     rates = [record["learning_rate"] for record in uninterrupted.run()]
     n_batches = uninterrupted.runner.sampler.n_batches
-    # With interval="update", the history has the rate after the last update of each epoch.
+    # The number of decays before the history records the rate of an epoch: with "update", that after the last update.
     n_decays = range(4) if interval == "epoch" else range(n_batches, 5 * n_batches, n_batches)
     assert rates == pytest.approx([0.1 * 0.9**n for n in n_decays])
     assert {name: phase["calls"] for name, phase in uninterrupted.runner.memory.summary().items()} == dict.fromkeys(

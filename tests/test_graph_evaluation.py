@@ -1,4 +1,4 @@
-"""Evaluation of graph models: compared with a loop over plain lists, and errors for wrong input."""
+"""evaluate_graph: compared with a loop over plain lists; errors for wrong input."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from native import max_examples
 from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.evaluation import GRAPH_METRICS, evaluate_graph
 
-native = pytest.mark.skipif(_backend.resolve("auto", "top_k", "cpu") != "native", reason="top_k is not built natively")
-impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+needs_native = pytest.mark.skipif(_backend.resolve("auto", "top_k", "cpu") != "native", reason="no native top_k")
+impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_native)])
 
 
 def random_graphs(n_users: int, n_items: int, n_draws: int, seed: int) -> tuple[InteractionGraph, InteractionGraph]:
-    """Return a training and a test graph with the same indices."""
+    """Return a training and a test graph with the same indices. Each is made of `n_draws` random interactions."""
     rng = np.random.default_rng(seed)
     pairs = [(rng.integers(n_users, size=n_draws), rng.integers(n_items, size=n_draws)) for _ in range(2)]
     train, test = (InteractionGraph.from_arrays(u, i, n_users=n_users, n_items=n_items) for u, i in pairs)
@@ -31,7 +31,10 @@ def random_graphs(n_users: int, n_items: int, n_draws: int, seed: int) -> tuple[
 def metrics_by_definition(
     embeddings: torch.Tensor, train: InteractionGraph, test: InteractionGraph, cutoffs: tuple[int, ...]
 ) -> tuple[dict[str, float], int, int]:
-    """Return the metrics, the number of users and the number of targets; loop over users and ranks."""
+    """Return the metrics, the number of evaluated users and the number of targets.
+
+    Targets are the test items that the user does not have in training. Rank r is counted from 0.
+    """
     users, items = embeddings.split([train.n_users, train.n_items])
     values_by_metric: dict[str, list[float]] = {}
     n_targets = 0
@@ -63,16 +66,17 @@ def metrics_by_definition(
 @impls
 @settings(max_examples=max_examples(60), deadline=None)
 @given(
-    sizes=st.tuples(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40), st.integers(0, 10**6)),
+    # n_users, n_items, n_draws, seed
+    graph_arguments=st.tuples(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40), st.integers(0, 10**6)),
     cutoffs=st.sets(st.integers(1, 15), min_size=1, max_size=4),
     batch_size=st.integers(1, 9),
 )
 def test_metrics_equal_their_definition(
-    impl: str, sizes: tuple[int, int, int, int], cutoffs: set[int], batch_size: int
+    impl: str, graph_arguments: tuple[int, int, int, int], cutoffs: set[int], batch_size: int
 ) -> None:
     """Embeddings are small integers, so that scores are exact and many scores are equal."""
-    train, test = random_graphs(*sizes)
-    generator = torch.Generator().manual_seed(sizes[3])
+    train, test = random_graphs(*graph_arguments)
+    generator = torch.Generator().manual_seed(graph_arguments[3])
     embeddings = torch.randint(-2, 3, (train.n_nodes, 3), generator=generator).double()
     expected, n_users, n_targets = metrics_by_definition(embeddings, train, test, tuple(sorted(cutoffs)))
     options: dict[str, Any] = {"cutoffs": cutoffs, "batch_size": batch_size, "impl": impl}
@@ -90,7 +94,7 @@ def test_metrics_equal_their_definition(
 
 
 @impls
-def test_a_perfect_ranking_scores_one(impl: str) -> None:
+def test_metrics_of_a_perfect_ranking_are_one(impl: str) -> None:
     """Item embeddings are one-hot vectors; the embedding of a user is the sum of those of the user's test items."""
     train, test = random_graphs(20, 60, 100, 0)
     users, items = test.interactions()

@@ -1,4 +1,4 @@
-"""Propagation modules, NGCF and LightGCN: against recorded training runs and dense float64 formulas."""
+"""Propagation modules, NGCF and LightGCN: compared with recorded training runs and with dense float64 formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from golden import GoldenRun, golden_names, load
 from graph_oracle import dense_matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import compiler, implementations, max_examples
+from native import compile_backend, implementations, max_examples
 from oracle.philox import bernoulli_keep
 from sync_detector import SyncDetector
 from torch import Tensor
@@ -21,17 +21,18 @@ from gru4rec_fast import InteractionGraph, _backend
 from gru4rec_fast.nn import GraphIndices, LaplacianPropagation, LightGCNNetwork, NGCFLayer, NGCFNetwork
 from gru4rec_fast.ops.ngcf_layer import PROPAGATION_MATRICES
 
-native = pytest.mark.skipif(
+needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "laplacian_propagation", "cpu") != "native",
     reason="no native laplacian_propagation",
 )
-impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
-MESSAGE_STREAM = 1 << 17
+impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_native)])
+MESSAGE_STREAM = 1 << 17  # random stream of message dropout in layer 0; layer l has this plus l
 
 
 def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> InteractionGraph:
-    draws = np.random.default_rng(seed)
-    users, items = draws.integers(n_users, size=n_draws), draws.integers(n_items, size=n_draws)
+    """Return a graph of `n_draws` random interactions, of which some may be equal."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(n_users, size=n_draws), rng.integers(n_items, size=n_draws)
     return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
 
 
@@ -39,6 +40,7 @@ def random_graph(n_users: int, n_items: int, n_draws: int, seed: int) -> Interac
 
 
 def network_of(run: GoldenRun, impl: str) -> NGCFNetwork:
+    """Return a network with the recorded graph and initial weights."""
     arrays, config = run.arrays, run.config
     users, items = arrays["interactions"].T
     graph = InteractionGraph.from_arrays(users, items, n_users=int(arrays["n_users"]), n_items=int(arrays["n_items"]))
@@ -51,22 +53,22 @@ def network_of(run: GoldenRun, impl: str) -> NGCFNetwork:
         negative_slope=config["negative_slope"],
         impl=impl,
     ).double()
-    network.load_state_dict(state_of(run, "before"))
+    network.load_state_dict(recorded_weights(run, "before"))
     return network
 
 
-def state_of(run: GoldenRun, when: str) -> dict[str, Tensor]:
+def recorded_weights(run: GoldenRun, when: str) -> dict[str, Tensor]:
     """Return the weights that were recorded "before" or "after" the run, by the names of this package.
 
     In the names of the published NGCF code, "gc" is the first term of the layer and "bi" the second.
     """
     stored = {key.removeprefix(f"{when}/"): value for key, value in run.arrays.items() if key.startswith(f"{when}/")}
     tables = [stored["embedding_dict.user_emb"], stored["embedding_dict.item_emb"]]
-    state = {"embedding": np.concatenate(tables)}
+    weights = {"embedding": np.concatenate(tables)}
     for layer, (term, name) in itertools.product(range(len(run.config["layer_sizes"])), ((1, "gc"), (2, "bi"))):
-        state[f"layers.{layer}.weight_{term}"] = stored[f"weight_dict.W_{name}_{layer}"]
-        state[f"layers.{layer}.bias_{term}"] = stored[f"weight_dict.b_{name}_{layer}"][0]
-    return {name: torch.from_numpy(value.copy()) for name, value in state.items()}
+        weights[f"layers.{layer}.weight_{term}"] = stored[f"weight_dict.W_{name}_{layer}"]
+        weights[f"layers.{layer}.bias_{term}"] = stored[f"weight_dict.b_{name}_{layer}"][0]
+    return {name: torch.from_numpy(value.copy()) for name, value in weights.items()}
 
 
 @pytest.mark.needs_shared
@@ -82,13 +84,13 @@ def test_training_equals_the_recorded_run(name: str, impl: str) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for step, triples in enumerate(run.arrays["triples"]):
         users, positives, negatives = torch.from_numpy(triples.astype(np.int64)).unbind(1)
-        bpr, norm = network.loss(users, positives, negatives, step=step)
+        bpr, penalty = network.loss(users, positives, negatives, step=step)
         assert bpr.item() == pytest.approx(run.arrays["bpr_loss"][step], rel=0, abs=1e-9)
-        assert run.config["reg"] * norm.item() == pytest.approx(run.arrays["reg_loss"][step], rel=0, abs=1e-9)
+        assert run.config["reg"] * penalty.item() == pytest.approx(run.arrays["reg_loss"][step], rel=0, abs=1e-9)
         optimizer.zero_grad()
-        (bpr + run.config["reg"] * norm).backward()
+        (bpr + run.config["reg"] * penalty).backward()
         optimizer.step()
-    for key, expected in state_of(run, "after").items():
+    for key, expected in recorded_weights(run, "after").items():
         torch.testing.assert_close(network.state_dict()[key], expected, rtol=0, atol=1e-9)
     final = network.eval()().detach()
     expected = torch.from_numpy(np.concatenate([run.arrays["user_final"], run.arrays["item_final"]]))
@@ -99,6 +101,7 @@ def test_training_equals_the_recorded_run(name: str, impl: str) -> None:
 
 
 def dense(graph: GraphIndices, matrix: str, dropout: float = 0.0, seed: int = 0, step: int = 0) -> Tensor:
+    """Return a propagation matrix in dense form. The suffix "+I" of its name adds the identity."""
     out = dense_matrix(graph.offsets, graph.neighbors, matrix.removesuffix("+I"), dropout, seed, step)
     return out + torch.eye(graph.n_nodes, dtype=torch.float64) if matrix.endswith("+I") else out
 
@@ -112,11 +115,13 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 def message_dropout_mask(p: float, seed: int, step: int, layer: int, shape: torch.Size) -> Tensor:
+    """Return the factors of message dropout: 0, or 1 / (1 - p) where a unit is kept."""
     keep = bernoulli_keep(p, seed=seed, stream=MESSAGE_STREAM + layer, step=step, lanes=shape[0], units=shape[1])
     return torch.from_numpy(keep).double() / (1 - p)
 
 
 matrices = st.sampled_from(PROPAGATION_MATRICES)
+# n_users, n_items, n_draws and seed of random_graph
 graphs = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 25), st.integers(0, 10**6))
 
 
@@ -134,7 +139,7 @@ graphs = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 25), st.
     step=st.integers(0, 2**32 - 1),
     seed=st.integers(0, 2**31),
 )
-def test_ngcf_layer_is_the_dense_formula(
+def test_ngcf_layer_equals_the_dense_formula(
     impl: str,
     graph: tuple[int, int, int, int],
     P: str,
@@ -199,10 +204,10 @@ def dense_ngcf(network: NGCFNetwork, node_dropout: float, message_dropout: float
 @impls
 @settings(max_examples=max_examples(20), deadline=None)
 @given(graph=graphs, normalize_messages=st.booleans(), step=st.integers(0, 1000))
-def test_ngcf_is_the_dense_formula(
+def test_ngcf_equals_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], normalize_messages: bool, step: int
 ) -> None:
-    """Final embeddings, loss and gradients, in training with node and message dropout."""
+    """Compare final embeddings, loss and gradients in training mode, with node and message dropout."""
     network = NGCFNetwork(
         random_graph(*graph),
         4,
@@ -215,13 +220,13 @@ def test_ngcf_is_the_dense_formula(
     ).double()
     final = dense_ngcf(network, node_dropout=0.2, message_dropout=0.1, seed=step + 1, step=step)
     torch.testing.assert_close(network(step=step), final, rtol=0, atol=1e-10)
-    assert_loss_is_the_formula(network, final, final, step)
+    assert_loss_equals_formula(network, final, final, step)
 
 
 @impls
 @settings(max_examples=max_examples(40), deadline=None)
 @given(graph=graphs, matrix=matrices, n_layers=st.integers(0, 4), step=st.integers(0, 1000))
-def test_lightgcn_is_the_dense_formula(
+def test_lightgcn_equals_the_dense_formula(
     impl: str, graph: tuple[int, int, int, int], matrix: str, n_layers: int, step: int
 ) -> None:
     network = LightGCNNetwork(
@@ -232,20 +237,23 @@ def test_lightgcn_is_the_dense_formula(
     final = torch.stack(powers).mean(0)
     scale = max(1.0, float(final.detach().abs().max()))
     torch.testing.assert_close(network(step=step), final, rtol=0, atol=1e-10 * scale)
-    assert_loss_is_the_formula(network, final, network.embedding, step, atol=1e-10 * scale**2)
+    assert_loss_equals_formula(network, final, network.embedding, step, atol=1e-10 * scale**2)
 
 
-def assert_loss_is_the_formula(network: Any, final: Tensor, penalized: Tensor, step: int, atol: float = 1e-10) -> None:
-    """Assert that `network.loss` is the formula of BPR and of the penalty, for 7 random triples."""
+def assert_loss_equals_formula(network: Any, final: Tensor, penalized: Tensor, step: int, atol: float = 1e-10) -> None:
+    """Compare `network.loss` and its gradients with the formulas of the BPR loss and the penalty, for 7 random triples.
+
+    `final` are the embeddings that give the scores, `penalized` those whose squared norm is the penalty.
+    """
     generator = torch.Generator().manual_seed(step)
     users = torch.randint(network.n_users, (7,), generator=generator)
     positives, negatives = torch.randint(network.n_items, (2, 7), generator=generator)
     nodes = (users, network.n_users + positives, network.n_users + negatives)
     u, p, n = (final[rows] for rows in nodes)
     bpr = -torch.log(torch.sigmoid((u * p).sum(1) - (u * n).sum(1))).mean()
-    norm = sum((penalized[rows] ** 2).sum() for rows in nodes) / (2 * 7)
+    penalty = sum((penalized[rows] ** 2).sum() for rows in nodes) / (2 * 7)
     parameters = list(network.parameters())
-    for ours, expected in zip(network.loss(users, positives, negatives, step=step), (bpr, norm), strict=True):
+    for ours, expected in zip(network.loss(users, positives, negatives, step=step), (bpr, penalty), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=atol)
         grads = torch.autograd.grad(ours, parameters, retain_graph=True, allow_unused=True)
         expected_grads = torch.autograd.grad(expected, parameters, retain_graph=True, allow_unused=True)
@@ -275,8 +283,11 @@ def test_only_needed_gives_the_same_loss_and_gradients(
     dropout: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without `always_select`, a layer that needs most of the nodes is computed for all nodes."""
-    if always_select:  # a fraction of more than 1 is never reached
+    """With `only_needed`, a layer is computed only for the nodes that the loss needs, or for all if these are most.
+
+    With `always_select`, it is computed only for the needed nodes, even if these are most.
+    """
+    if always_select:  # raises the limits on the fraction of needed nodes above 1, so that they are never reached
         monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MAX_SELECTED", 2.0)
         monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MAX_SEARCHED", 2.0)
     options: dict[str, Any] = {"node_dropout": dropout, "seed": 5, "impl": impl}
@@ -295,8 +306,8 @@ def test_only_needed_gives_the_same_loss_and_gradients(
     results = []
     for only_needed in (False, True):
         network.only_needed = only_needed
-        bpr, norm = network.loss(users, positives, negatives, step=7)
-        results.append((bpr, norm, *torch.autograd.grad(bpr + 0.1 * norm, parameters)))
+        bpr, penalty = network.loss(users, positives, negatives, step=7)
+        results.append((bpr, penalty, *torch.autograd.grad(bpr + 0.1 * penalty, parameters)))
     for of_all_nodes, of_needed_nodes in zip(*results, strict=True):
         scale = max(1.0, float(of_all_nodes.detach().abs().max()))
         torch.testing.assert_close(of_needed_nodes, of_all_nodes, rtol=1e-11, atol=1e-12 * scale)
@@ -313,8 +324,8 @@ def test_training_step_for_all_nodes_does_not_synchronize(network_class: Any) ->
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     users, items = torch.arange(20), torch.arange(20, 40)
     with SyncDetector() as synchronizations:
-        bpr, norm = network.loss(users, items, items.flip(0), step=3)
-        (bpr + norm).backward()
+        bpr, penalty = network.loss(users, items, items.flip(0), step=3)
+        (bpr + penalty).backward()
         optimizer.step()
     assert synchronizations.seen == []
     network.only_needed = True  # finding the needed nodes synchronizes
@@ -323,8 +334,11 @@ def test_training_step_for_all_nodes_does_not_synchronize(network_class: Any) ->
     assert synchronizations.seen
 
 
-def test_neighborhoods() -> None:
-    """The graph is the path u0 - i0 - u1 - i1 - u2 - i2, and has one user and one item without edges."""
+def test_neighborhoods_are_the_nodes_that_each_layer_needs() -> None:
+    """The graph is the path u0 - i0 - u1 - i1 - u2 - i2, and has a user u3 and an item i3 without edges.
+
+    Nodes 0 to 3 are the users, nodes 4 to 7 the items.
+    """
     graph = GraphIndices(InteractionGraph.from_arrays([0, 1, 1, 2, 2], [0, 0, 1, 1, 2], n_users=4, n_items=4))
     assert graph.with_neighbors(torch.tensor([0])).tolist() == [0, 4]
     assert graph.with_neighbors(torch.tensor([0, 4])).tolist() == [0, 1, 4]
@@ -342,7 +356,7 @@ def test_neighborhoods() -> None:
 
 @impls
 @pytest.mark.parametrize("matrix", PROPAGATION_MATRICES)
-def test_laplacian_propagation(impl: str, matrix: str) -> None:
+def test_laplacian_propagation_equals_the_dense_product(impl: str, matrix: str) -> None:
     module = LaplacianPropagation(random_graph(5, 6, 14, 0), matrix, dropout=0.5, seed=3, impl=impl)
     E = torch.randn(11, 4, dtype=torch.float64)
     torch.testing.assert_close(module(E, step=8), dense(module.graph, matrix, 0.5, 3, 8) @ E, rtol=0, atol=1e-12)
@@ -352,8 +366,8 @@ def test_laplacian_propagation(impl: str, matrix: str) -> None:
 
 @impls
 @pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
-def test_low_precision_is_within_its_rounding(impl: str, network_class: Any) -> None:
-    """Errors against float64 are within rounding, for float32 networks and for one propagation in bfloat16."""
+def test_low_precision_is_within_rounding(impl: str, network_class: Any) -> None:
+    """A float32 network and one propagation in bfloat16 differ from float64 only by rounding."""
     graph = random_graph(40, 60, 400, 1)
     network = network_class(graph, 32, seed=1, impl=impl).eval()
     single = network().detach()
@@ -385,11 +399,11 @@ def test_loss_compiles_to_one_graph(impl: str) -> None:
     users, items = torch.tensor([0, 1, 5]), torch.tensor([2, 0, 6])
 
     def step_loss() -> Tensor:
-        bpr, norm = network.loss(users, items, items.flip(0), step=3)
-        return bpr + norm
+        bpr, penalty = network.loss(users, items, items.flip(0), step=3)
+        return bpr + penalty
 
     expected = torch.autograd.grad(step_loss(), list(network.parameters()))
-    compiled = torch.compile(step_loss, fullgraph=True, backend=compiler(impl == "native"))
+    compiled = torch.compile(step_loss, fullgraph=True, backend=compile_backend(impl == "native"))
     grads = torch.autograd.grad(compiled(), list(network.parameters()))
     for grad, expected_grad in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-12)
@@ -403,14 +417,15 @@ def test_layers_share_the_indices_of_the_graph() -> None:
     assert "neighbors" not in str(list(network.state_dict()))
 
 
-def test_initial_weights() -> None:
+def test_initial_weights_are_normal_in_lightgcn_and_xavier_uniform_in_ngcf() -> None:
     graph = random_graph(300, 50, 2000, 0)
-    light = LightGCNNetwork(graph, 64, seed=4)
-    assert light.embedding.std().item() == pytest.approx(0.1, rel=0.02)
-    assert torch.equal(light.embedding, LightGCNNetwork(graph, 64, seed=4).embedding)
-    assert not torch.equal(light.embedding, LightGCNNetwork(graph, 64, seed=5).embedding)
+    lightgcn = LightGCNNetwork(graph, 64, seed=4)
+    assert lightgcn.embedding.std().item() == pytest.approx(0.1, rel=0.02)
+    assert torch.equal(lightgcn.embedding, LightGCNNetwork(graph, 64, seed=4).embedding)
+    assert not torch.equal(lightgcn.embedding, LightGCNNetwork(graph, 64, seed=5).embedding)
     network = NGCFNetwork(graph, 64, [32], seed=4)
     layer = network.layers[0]
+    # The bound of Xavier's uniform distribution is sqrt(6 / (rows + columns)). A bias counts as one row.
     for tensor, bound in (
         (network.embedding[:300], (6 / 364) ** 0.5),
         (network.embedding[300:], (6 / 114) ** 0.5),

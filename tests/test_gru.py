@@ -12,14 +12,14 @@ from native import (
     LEVELS,
     assert_as_close,
     assert_equal_bits,
-    compiler,
+    compile_backend,
     native_and_emulated,
     operators_of,
     run_at_level,
     threads,
     why_not_emulated,
 )
-from virtual_memory import first_and_last_blocks, torch_computes
+from virtual_memory import first_and_last_blocks, partial_torch_products
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.ops.gru import FORMS, gru_backward_reference, gru_reference
@@ -291,7 +291,7 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
     emulation = cuda_emulator.load()
     emulation.set_seed(0)
     computed_rows = torch.cat([computed_lanes, lanes + computed_lanes])  # of both steps
-    with first_and_last_blocks(), torch_computes({lanes: computed_lanes, steps * lanes: computed_rows}):
+    with first_and_last_blocks(), partial_torch_products({lanes: computed_lanes, steps * lanes: computed_rows}):
         a, state, weight, bias, reset, mask, _ = small
         large = [spread(a), spread(state), weight, bias, spread(reset), spread(mask), form]
         ours = results(operators_of("emulated", "gru"), spread(grad), large)
@@ -339,7 +339,7 @@ def test_operator_passes_opcheck(impl: str, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_operator_compiles(form: str, native_library: None) -> None:
     args = arguments(form)
-    backend = compiler(form == "reset_after")
+    backend = compile_backend(form == "reset_after")
     compiled = torch.compile(lambda *t: torch.ops.gru4rec_fast.gru(*t)[0], fullgraph=True, backend=backend)
     expected = ops.gru(*args, impl="reference")
     torch.testing.assert_close(compiled(*args), expected, rtol=1e-12, atol=1e-12)

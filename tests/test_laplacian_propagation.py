@@ -16,7 +16,7 @@ from graph_oracle import dense_matrix, dropped_entries, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import (
-    compiler,
+    compile_backend,
     error_pattern,
     implementations,
     max_examples,
@@ -339,7 +339,7 @@ def test_compiles_to_one_graph(impl: str) -> None:
         return (laplacian_propagation(x * 2, offsets, neighbors, "norm", dropout=0.2, seed=2, impl=impl) ** 2).sum()
 
     x = features(400, 8).requires_grad_()
-    compiled = torch.compile(loss, fullgraph=True, backend=compiler(impl == "native"))
+    compiled = torch.compile(loss, fullgraph=True, backend=compile_backend(impl == "native"))
     (expected,) = torch.autograd.grad(loss(x), x)
     (grad,) = torch.autograd.grad(compiled(x), x)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
@@ -366,7 +366,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rows": torch.tensor([1, 1])}, "rows must be strictly increasing nodes from 0 to 2"),
     ({"rows": torch.tensor([1], dtype=torch.int32)}, "rows must be int64"),
     ({"columns": torch.tensor([2, 1, 0])}, "columns must be strictly increasing nodes from 0 to 2"),
-    ({"columns": torch.tensor([0, 1])}, "features has 3 rows, but there are 2 columns"),
+    ({"columns": torch.tensor([0, 1])}, "features has 3 rows, but columns has 2 nodes"),
 ]
 
 

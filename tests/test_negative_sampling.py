@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import (
     assert_equal_bits,
-    compiler,
+    compile_backend,
     implementations,
     max_examples,
     native_and_emulated,
@@ -330,7 +330,7 @@ def test_compiled_function_is_not_recompiled_for_each_step() -> None:
 @impls
 def test_compiles_to_one_graph(impl: str) -> None:
     table = build_alias_table(zipf_support(40), 0.5)
-    compiled = torch.compile(negative_sampling, fullgraph=True, backend=compiler(impl == "native"))
+    compiled = torch.compile(negative_sampling, fullgraph=True, backend=compile_backend(impl == "native"))
     ours = compiled(table, 16, seed=1, step=2, steps=3, impl=impl)
     theirs = negative_sampling(table, 16, seed=1, step=2, steps=3, impl=impl)
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])

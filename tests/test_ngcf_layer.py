@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import (
     assert_equal_bits,
-    compiler,
+    compile_backend,
     error_pattern,
     implementations,
     max_examples,
@@ -441,7 +441,7 @@ def test_compiles_to_one_graph(impl: str) -> None:
         return out.square().sum()
 
     expected = torch.autograd.grad(loss(*inputs), inputs)
-    compiled = torch.compile(loss, fullgraph=True, backend=compiler(impl == "native"))
+    compiled = torch.compile(loss, fullgraph=True, backend=compile_backend(impl == "native"))
     grads = torch.autograd.grad(compiled(*inputs), inputs)
     for grad, expected_grad in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-11)

@@ -25,7 +25,10 @@ PUBLISHED_VECTORS = [
 
 
 def philox_integers(counter: tuple[int, ...], seed: int) -> tuple[int, ...]:
-    """Compute Philox4x32-10 with Python integers. The key is (low 32 bits, high 32 bits) of the seed."""
+    """Return the four random words of one counter, computed with Python integers.
+
+    The key is (low 32 bits, high 32 bits) of the seed.
+    """
     a, b, c, d = counter
     key0, key1 = seed % 2**32, seed // 2**32
     for _ in range(10):
@@ -37,12 +40,13 @@ def philox_integers(counter: tuple[int, ...], seed: int) -> tuple[int, ...]:
 
 
 def philox_torch(counter: tuple[int, int, int, int], seed: int) -> tuple[int, ...]:
+    """Return the four random words of one counter, computed with torch."""
     c0, c1, c2, c3 = (torch.tensor(word) for word in counter)
     return tuple(int(word) for word in philox4x32((c0, c1, c2, c3), seed))
 
 
 @pytest.mark.parametrize(("counter", "seed", "expected"), PUBLISHED_VECTORS)
-def test_published_vectors(counter: tuple[int, int, int, int], seed: int, expected: tuple[int, ...]) -> None:
+def test_equals_published_vectors(counter: tuple[int, int, int, int], seed: int, expected: tuple[int, ...]) -> None:
     assert philox_torch(counter, seed) == expected
     assert philox_integers(counter, seed) == expected
 
@@ -52,7 +56,7 @@ def test_torch_equals_python_integers(counter: tuple[int, int, int, int], seed: 
     assert philox_torch(counter, seed) == philox_integers(counter, seed)
 
 
-def test_counters_broadcast() -> None:
+def test_counters_are_broadcast() -> None:
     rows, columns = torch.arange(3)[:, None], torch.arange(5)
     zero = torch.tensor(0)
     for i, word in enumerate(philox4x32((zero, rows, columns, zero), 7)):

@@ -1,7 +1,7 @@
-"""Matrix products of csrc/matrix/product.h, which a private operator runs: shapes, layouts, precision, threads.
+"""Matrix products of csrc/matrix/product.h, called by a private operator: shapes, layouts, precision, threads.
 
-With precision "bf16", float32 operands are rounded to bfloat16 before they are multiplied. With `blocks`, the rows of
-the product are computed block by block.
+The product of a [m, k] and b [k, n] is [m, n]. With precision "bf16", float32 operands are rounded to bfloat16 before
+they are multiplied. With `by_blocks`, the rows of the product are computed block by block.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("native_library")
 
-SIZES = [1, 3, 8, 17, 33, 48, 100, 131]
-DEPTHS = [0, 1, 2, 31, 100, 257, 600]
-if os.environ.get("GRU4REC_FAST_SANITIZE"):  # a sanitizer makes them 50 times slower
+SIZES = [1, 3, 8, 17, 33, 48, 100, 131]  # values of m and n
+DEPTHS = [0, 1, 2, 31, 100, 257, 600]  # values of k
+if os.environ.get("GRU4REC_FAST_SANITIZE"):  # a sanitizer makes the products 50 times slower
     SIZES, DEPTHS = SIZES[::3], DEPTHS[::2]
 
 
 def product(
-    a: Tensor, b: Tensor, add_to: Tensor | None = None, precision: str = "full", blocks: bool = False
+    a: Tensor, b: Tensor, add_to: Tensor | None = None, precision: str = "full", by_blocks: bool = False
 ) -> Tensor:
-    return torch.ops.gru4rec_fast_private.product(a, b, add_to, precision, blocks)
+    """Return a @ b + add_to; None adds nothing."""
+    return torch.ops.gru4rec_fast_private.product(a, b, add_to, precision, by_blocks)
 
 
 def operands(m: int, n: int, k: int, layout: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return a and b. Layout "nt": a has contiguous rows, b contiguous columns. Strides are larger than the sizes."""
+    """Return random a [m, k] and b [k, n], with strides larger than the sizes.
+
+    The letters of `layout` are for a and b: "n" has contiguous rows, "t" (transposed) contiguous columns.
+    """
     g = torch.Generator().manual_seed(m * 10**6 + n * 10**3 + k)
 
     def random_matrix(rows: int, columns: int, transposed: bool) -> Tensor:
@@ -40,31 +44,34 @@ def operands(m: int, n: int, k: int, layout: str, dtype: torch.dtype = torch.flo
 
 
 def rounded(a: Tensor) -> Tensor:
-    """Return a matrix as precision "bf16" multiplies it."""
+    """Return the matrix that is multiplied with precision "bf16": a rounded to bfloat16 if it is float32."""
     return a.bfloat16().to(a.dtype) if a.dtype == torch.float32 else a
 
 
 def assert_is_product(ours: Tensor, a: Tensor, b: Tensor, add_to: Tensor | float = 0) -> None:
-    """Assert the error bound of k + 2 multiply-adds in any order: (k + 2) eps |a| |b| (Higham 2002, section 3.1)."""
+    """Assert that `ours` is a @ b + add_to, up to the rounding errors of k + 2 multiply-adds in any order.
+
+    The error bound is (k + 2) eps |a| |b| (Higham 2002, section 3.1).
+    """
     k, eps = a.shape[1], torch.finfo(ours.dtype).eps
-    start = add_to.double() if isinstance(add_to, Tensor) else add_to
-    size = a.double().abs() @ b.double().abs() + abs(start)
-    error = (ours.double() - (a.double() @ b.double() + start)).abs()
+    addend = add_to.double() if isinstance(add_to, Tensor) else add_to
+    magnitude = a.double().abs() @ b.double().abs() + abs(addend)
+    error = (ours.double() - (a.double() @ b.double() + addend)).abs()
     floor = torch.finfo(ours.dtype).tiny * (k + 2)  # denormal sums may be flushed to zero
-    assert (error <= (k + 2) * eps * size + floor).all(), error.max()
+    assert (error <= (k + 2) * eps * magnitude + floor).all(), error.max()
 
 
 @pytest.mark.parametrize("precision", ["full", "bf16"])
 @pytest.mark.parametrize("layout", ["nn", "tn", "nt", "tt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_every_shape_and_layout(dtype: torch.dtype, layout: str, precision: str) -> None:
+def test_every_shape_and_layout_is_within_the_error_bound(dtype: torch.dtype, layout: str, precision: str) -> None:
     for m in SIZES:
         for n in SIZES:
             for k in DEPTHS:
                 a, b = operands(m, n, k, layout, dtype)
                 factors = (rounded(a), rounded(b)) if precision == "bf16" else (a, b)
                 assert_is_product(product(a, b, None, precision), *factors)
-                assert_is_product(product(a, b, None, precision, blocks=True), *factors)
+                assert_is_product(product(a, b, None, precision, by_blocks=True), *factors)
                 ones = torch.ones(m, n, dtype=dtype)
                 assert_is_product(product(a, b, ones, precision), *factors, ones)
 
@@ -75,9 +82,9 @@ def test_every_shape_and_layout(dtype: torch.dtype, layout: str, precision: str)
 def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], layout: str, precision: str) -> None:
     a, b = operands(*shape, layout)
     results = []
-    for n in (1, 2, 3):
-        with threads(n):
-            results.append([product(a, b, None, precision), product(a, b, None, precision, blocks=True)])
+    for n_threads in (1, 2, 3):
+        with threads(n_threads):
+            results.append([product(a, b, None, precision), product(a, b, None, precision, by_blocks=True)])
     assert_equal_bits(results[1], results[0])
     assert_equal_bits(results[2], results[0])
 
@@ -93,8 +100,9 @@ def test_integers_are_exact_in_bf16() -> None:
 
 
 def test_rounding_to_bf16() -> None:
-    """To nearest, ties to even, as torch; denormals become zeros with their sign; infinities and NaN stay."""
+    """Numbers are rounded to nearest, ties to even, as torch does. Denormals become zeros; infinities and NaN stay."""
     tiny = torch.finfo(torch.float32).tiny  # the smallest normal number
+    # Ties and their neighbors, and the ends of the range: 3.4e38 becomes infinite.
     special = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 - 2**-9, 1 + 2**-8 + 2**-20, 3.4e38, tiny, -tiny])
     values = torch.cat([special, torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100])
     one = torch.ones(1, 1)
@@ -106,19 +114,20 @@ def test_rounding_to_bf16() -> None:
 
 
 def test_elements_beyond_the_operands_are_not_read() -> None:
-    """Elements beyond the last row, column and depth are NaN, and must not be read."""
+    """The operands are parts of larger matrices, whose other elements are NaN."""
     for m, n, k in [(5, 7, 3), (13, 35, 33), (50, 20, 101), (17, 40, 259)]:
         a, b = (torch.full((size[0] + 40, size[1] + 40), float("nan")) for size in ((m, k), (k, n)))
         a[:m, :k], b[:k, :n] = 1, 1
         for left in (a[:m, :k], a.T.contiguous().T[:m, :k]):
             for right in (b[:k, :n], b.T.contiguous().T[:k, :n]):
                 for precision in ("full", "bf16"):
-                    for blocks in (False, True):
-                        assert torch.equal(product(left, right, None, precision, blocks), torch.full((m, n), float(k)))
+                    for by_blocks in (False, True):
+                        result = product(left, right, None, precision, by_blocks)
+                        assert torch.equal(result, torch.full((m, n), float(k)))
 
 
 def test_product_by_blocks_has_the_same_bits() -> None:
-    """The bits are equal if this package's AVX-512 kernels run; for other instruction sets, torch's BLAS may run."""
+    """Only AVX-512 is tested: with other instruction sets, torch's BLAS may compute the product."""
     from gru4rec_fast import build_info
 
     if build_info()["simd"] != "avx512":
@@ -127,7 +136,7 @@ def test_product_by_blocks_has_the_same_bits() -> None:
         for layout in ("nn", "tn", "nt", "tt"):
             for precision in ("full", "bf16"):
                 a, b = operands(m, n, k, layout)
-                assert torch.equal(product(a, b, None, precision, blocks=True), product(a, b, None, precision))
+                assert torch.equal(product(a, b, None, precision, by_blocks=True), product(a, b, None, precision))
 
 
 def test_unknown_precision_is_an_error() -> None:

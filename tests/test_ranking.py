@@ -1,4 +1,4 @@
-"""target_rank and top_k against brute force; results must be equal where the arithmetic is exact."""
+"""target_rank and top_k compared with brute force. Results must be equal if the arithmetic has no rounding errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from native import LEVELS, assert_equal_bits, error_pattern, run_at_level, threads, why_not_emulated
 from torch import Tensor
-from virtual_memory import skipping_without_address_space, torch_runs, zeros
+from virtual_memory import replaced_torch_operators, skipping_without_address_space, zeros
 
 from gru4rec_fast.ops import ranking
 from gru4rec_fast.ops.ranking import target_rank, target_rank_reference, top_k, top_k_reference
@@ -24,9 +24,9 @@ shapes = pytest.mark.parametrize(
 def problem(
     queries: int, items: int, width: int, dtype: torch.dtype, *, integers: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return hidden, weight, bias, targets.
+    """Return random hidden [queries, width], weight [items, width], bias [items] and targets [queries].
 
-    With `integers`, all numbers are small integers: sums are exact in any order, and many scores are equal.
+    With `integers`, all numbers are small integers, so sums are exact in any order and many scores are equal.
     """
     generator = torch.Generator().manual_seed(queries * 7919 + items * 31 + width)
 
@@ -40,7 +40,7 @@ def problem(
 
 
 def brute_force(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> np.ndarray:
-    """Return the scores [Q, I] in float64, by NumPy."""
+    """Return the scores [queries, items] in float64, computed with NumPy."""
     scores = np.einsum("qh,ih->qi", hidden.double().numpy(), weight.double().numpy())
     return scores if bias is None else scores + bias.double().numpy()
 
@@ -58,7 +58,7 @@ def test_target_rank_counts_exactly_on_integers(
     greater, equal = target_rank(hidden, weight, output_bias, targets, impl=impl)
     assert greater.dtype == equal.dtype == torch.int64
     np.testing.assert_array_equal(greater.numpy(), (scores > target_scores).sum(1))
-    np.testing.assert_array_equal(equal.numpy(), (scores == target_scores).sum(1) - 1)
+    np.testing.assert_array_equal(equal.numpy(), (scores == target_scores).sum(1) - 1)  # not the target itself
 
 
 @dtypes
@@ -69,9 +69,9 @@ def test_target_rank_of_real_numbers(impl: str, dtype: torch.dtype, queries: int
     scores = brute_force(hidden, weight, bias)
     gap = scores - scores[np.arange(queries), targets.numpy()][:, None]
     # The error of a sum of n products is at most n eps sum |products| (Higham, Accuracy and Stability, section 3.1).
-    # A gap is the difference of two such sums.
-    size = np.abs(hidden.double().numpy()) @ np.abs(weight.double().numpy()).T + np.abs(bias.double().numpy())
-    bound = 2 * (width + 1) * torch.finfo(dtype).eps * size.max(axis=1, keepdims=True) if queries else gap
+    # A gap is the difference of two such sums. Without queries, there is no maximum, and any bound will do.
+    magnitude = np.abs(hidden.double().numpy()) @ np.abs(weight.double().numpy()).T + np.abs(bias.double().numpy())
+    bound = 2 * (width + 1) * torch.finfo(dtype).eps * magnitude.max(axis=1, keepdims=True) if queries else gap
     greater, equal = target_rank(hidden, weight, bias, targets, impl=impl)
     assert ((gap > bound).sum(1) <= greater.numpy()).all()
     assert (greater.numpy() + equal.numpy() <= (gap >= -bound).sum(1) - 1).all()
@@ -80,7 +80,7 @@ def test_target_rank_of_real_numbers(impl: str, dtype: torch.dtype, queries: int
 @dtypes
 @shapes
 @pytest.mark.parametrize("n_exclude", [None, 0, 4])
-def test_top_k_on_integers(
+def test_top_k_is_exact_on_integers(
     impl: str, dtype: torch.dtype, queries: int, items: int, width: int, n_exclude: int | None
 ) -> None:
     hidden, weight, bias, _ = problem(queries, items, width, dtype, integers=True)
@@ -117,26 +117,26 @@ def test_top_k_pads_rows_with_fewer_than_k_items(impl: str) -> None:
 
 @dtypes
 def test_equal_rows_tie_wherever_they_are_in_the_table(impl: str, dtype: torch.dtype) -> None:
-    """The catalogue has several copies of row 1, whose scores must be equal.
+    """Several rows of the table are copies of row 1. All their scores must be equal.
 
-    The native kernel always computes equal scores from equal rows. BLAS does so only if sums are exact, so the other
-    implementations get integers.
+    The native kernel always computes equal scores from equal rows. BLAS does so only if sums are exact. So the other
+    implementations, which use BLAS, get integers.
     """
-    queries, n = (5, 301) if impl == "emulated" else (40, 3001)
-    hidden, weight, bias, _ = problem(queries, n, 101, dtype, integers=impl != "native")
-    copies = torch.tensor([0, 5, 6, 11, 12, n // 2 - 1, n - 13, n - 2, n - 1])
+    queries, n_items = (5, 301) if impl == "emulated" else (40, 3001)
+    hidden, weight, bias, _ = problem(queries, n_items, 101, dtype, integers=impl != "native")
+    copies = torch.tensor([0, 5, 6, 11, 12, n_items // 2 - 1, n_items - 13, n_items - 2, n_items - 1])
     weight[copies], bias[copies] = weight[1].clone(), bias[1].clone()
     for copy in copies.tolist():
         _, equal = target_rank(hidden, weight, bias, torch.full((queries,), copy), impl=impl)
         scores = brute_force(hidden, weight, bias)
-        others = np.isclose(scores, scores[:, [copy]], rtol=1e-12, atol=0).sum(1) - 1
-        np.testing.assert_array_equal(equal.numpy(), others)
+        n_ties = np.isclose(scores, scores[:, [copy]], rtol=1e-12, atol=0).sum(1) - 1
+        np.testing.assert_array_equal(equal.numpy(), n_ties)
         assert (equal >= len(copies)).all()  # the other copies, and row 1
-    best, items = top_k(hidden, weight, bias, n, impl=impl)
-    for row, score in zip(items, best, strict=True):
-        positions = [row.tolist().index(item) for item in sorted([1, *copies.tolist()])]
-        assert positions == sorted(positions)
-        assert len(score[positions].unique()) == 1
+    best, items = top_k(hidden, weight, bias, n_items, impl=impl)
+    for ranking_of_query, scores_of_query in zip(items, best, strict=True):
+        positions = [ranking_of_query.tolist().index(item) for item in sorted([1, *copies.tolist()])]
+        assert positions == sorted(positions)  # ties are sorted by item index
+        assert len(scores_of_query[positions].unique()) == 1
 
 
 @native
@@ -154,7 +154,7 @@ def test_native_bits_do_not_depend_on_threads_batch_or_row_order(dtype: torch.dt
         expected = ranks_and_top_k(slice(None))
     with threads(2):
         assert_equal_bits(ranks_and_top_k(slice(None)), expected)
-    for q in (0, 31, 69):  # the kernel processes a single query in another way than many
+    for q in (0, 31, 69):  # the kernel has separate code for a single query
         query = slice(q, q + 1)
         assert_equal_bits(ranks_and_top_k(query), [result[query] for result in expected])
     permutation = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
@@ -174,7 +174,7 @@ def test_every_instruction_set(level: str) -> None:
 def test_nan_score_is_an_error_that_names_the_query(impl: str, argument: str, row: int) -> None:
     hidden, weight, bias, targets = problem(37, 37, 7, torch.float32)
     {"hidden": hidden, "weight": weight, "bias": bias}[argument][row] = torch.nan
-    first_query = row if argument == "hidden" else 0
+    first_query = row if argument == "hidden" else 0  # NaN in weight or bias affects all queries
     message = error_pattern(f"query {first_query} has a NaN score", impl)
     for k in (1, 37):
         with pytest.raises(ranking.NanScoreError, match=message):
@@ -253,7 +253,7 @@ def test_strided_inputs_equal_contiguous_ones(impl: str) -> None:
 
 
 @emulated
-def test_catalogues_beyond_two_to_the_31st() -> None:
+def test_table_of_more_than_two_to_the_31_elements() -> None:
     """The table has more than 2**31 elements. Its last row is the target; all rows but three are zero."""
     items, width = 2**17 + 2, 2**14
     with skipping_without_address_space():
@@ -265,15 +265,15 @@ def test_catalogues_beyond_two_to_the_31st() -> None:
 
 
 @emulated
-def test_exclusions_beyond_two_to_the_31st() -> None:
-    """`exclude` has more than 2**31 elements: item 0 for all queries, and two other items for queries 31 and 32.
+def test_exclude_of_more_than_two_to_the_31_elements() -> None:
+    """`exclude` has more than 2**31 elements. It excludes item 0 for all queries, and two more for queries 31 and 32.
 
-    The kernel processes 32 queries at a time; query 31 is the last one of the first 32. `exclude` is sorted already, so
+    The kernel processes 32 queries at a time; query 31 is the last of the first 32. `exclude` is sorted already. So
     torch's sort, which would write as much memory again, is replaced by a function that returns its argument.
     """
     queries, n = 33, 70_000_000
     hidden, weight, bias, _ = problem(queries, 8, 3, torch.float32, integers=True)
-    with skipping_without_address_space(), torch_runs({"sort.stable": lambda x, **_: (x, x[:0])}):
+    with skipping_without_address_space(), replaced_torch_operators({"sort.stable": lambda x, **_: (x, x[:0])}):
         exclude = zeros(queries, n, dtype=np.int64)
         exclude[31, -2:], exclude[32, -2:] = torch.tensor([5, 7]), torch.tensor([1, 6])
         results = top_k(hidden, weight, bias, 7, exclude, impl="emulated")

@@ -29,7 +29,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run a short demo in a folder and return the folder."""
     folder = tmp_path_factory.mktemp("readme")
     ran = cli("demo", "--sessions", "500", "--epochs", "1", "--out", folder / "demo_run")
-    assert ran.code == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     return folder
 
 
@@ -39,25 +39,25 @@ def test_python_samples_run(demo_folder: Path, monkeypatch: pytest.MonkeyPatch, 
     exec(compile(blocks(README, "python")[i], f"README.md, python block {i + 1}", "exec"), {})
 
 
-def test_number_of_python_samples() -> None:
+def test_the_readme_has_two_python_samples() -> None:
     assert len(blocks(README, "python")) == 2
 
 
-def test_the_commands_run(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_readme_run(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo_folder)
     # The commands with --seed need real logs; another test runs them on a small log.
     commands = [command for command in shown_commands(README) if "--seed" not in command]
     assert [command[0] for command in commands] == ["train", "evaluate", "recommend", "info"]
     for command in commands:
         ran = cli(*command)
-        assert ran.code == 0, ran.stderr
+        assert ran.exit_code == 0, ran.stderr
 
 
 def test_the_accuracy_commands_run_on_a_small_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the commands for one epoch on a small log, which is written under the names of the real logs."""
     monkeypatch.chdir(tmp_path)
-    (accuracy,) = re.findall(r"<!-- accuracy -->(.*?)^## ", README, re.DOTALL | re.MULTILINE)
-    commands = shown_commands(accuracy)
+    (accuracy_section,) = re.findall(r"<!-- accuracy -->(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    commands = shown_commands(accuracy_section)
     assert len(commands) == 2
     write_logs(tmp_path)
     for command in commands:
@@ -66,7 +66,7 @@ def test_the_accuracy_commands_run_on_a_small_log(tmp_path: Path, monkeypatch: p
         for path, name in ((log, "train.tsv"), (test, "test.tsv")):
             Path(path.removesuffix(".gz")).write_text((tmp_path / name).read_text())
         ran = cli(*[word.removesuffix(".gz") for word in command], "--n-epochs", "1", "--threads", "1")
-        assert ran.code == 0, ran.stderr
+        assert ran.exit_code == 0, ran.stderr
         assert "conservative ties" in ran.stdout
 
 
@@ -76,30 +76,31 @@ def test_the_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.Mo
     page = (CHECKOUT / "docs/cli.md").read_text()
     (parameters,), (session,) = blocks(page, "toml"), blocks(page, "json")
     Path("parameters.toml").write_text(parameters)
-    text_on_sessions = page.partition("## Graph models")[0]
-    commands = [*shown_commands(text_on_sessions), ["train", "train.tsv", "--params", "parameters.toml"]]
+    section_on_sessions = page.partition("## Graph models")[0]
+    commands = [*shown_commands(section_on_sessions), ["train", "train.tsv", "--params", "parameters.toml"]]
     assert len(commands) == 2
     for command in commands:
         ran = cli(*command, "--n-epochs", "1", "--threads", "1", "--out", "run")
-        assert ran.code == 0, ran.stderr
+        assert ran.exit_code == 0, ran.stderr
     Path("sessions.jsonl").write_text(session)
     assert "the model was not trained on item 214536502" in cli("recommend", "run", "sessions.jsonl").error_line
 
 
 def test_the_graph_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [f"{user},{(7 * user + item) % 60}" for user in range(40) for item in range(12)]
-    Path("interactions.csv").write_text("\n".join(["user,item", *rows]))
+    interactions = [f"{user},{(7 * user + item) % 60}" for user in range(40) for item in range(12)]
+    Path("interactions.csv").write_text("\n".join(["user,item", *interactions]))
     Path("users.txt").write_text("3\n17\n")
     commands = shown_commands((CHECKOUT / "docs/cli.md").read_text().partition("## Graph models")[2])
     assert [command[0] for command in commands] == ["prepare", "train", "evaluate", "recommend"]
     for command in commands:
         ran = cli(*command, *(["--threads", "1"] if command[0] == "train" else []))
-        assert ran.code == 0, ran.stderr
+        assert ran.exit_code == 0, ran.stderr
 
 
 @pytest.mark.parametrize("name", ["install-and-demo", "install-and-test"])
-def test_the_readme_has_the_commands_that_ci_runs(name: str) -> None:
+def test_each_install_command_that_ci_runs_is_one_line(name: str) -> None:
+    """.ci/run runs the code block that follows an HTML comment with this name."""
     (block,) = re.findall(rf"^<!-- {name} -->\n```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     assert block.startswith('pip install "torch==')
     assert len(block.splitlines()) == 1

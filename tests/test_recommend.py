@@ -1,4 +1,7 @@
-"""recommend() compared with a plain loop, exactly; SessionRecommender (live sessions) compared with recommend()."""
+"""recommend() equals a plain loop. SessionRecommender, which is given sessions event by event, equals recommend().
+
+A session is live while SessionRecommender holds its hidden state. ExactNetwork has no rounding errors.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from gru4rec_fast.nn import SessionNetwork
 N_ITEMS = 13
 VOCABULARY = Vocabulary([f"item-{n}" for n in range(N_ITEMS)])
 NETWORK = ExactNetwork(N_ITEMS, seed=2)
-item_indices = st.lists(st.integers(0, N_ITEMS - 1), min_size=1, max_size=9)
+index_lists = st.lists(st.integers(0, N_ITEMS - 1), min_size=1, max_size=9)
 
 
 def item_ids(session: list[int]) -> list[str]:
@@ -29,7 +32,7 @@ def item_ids(session: list[int]) -> list[str]:
 
 
 def expected_best(session: list[int], k: int, excluded: set[int]) -> tuple[list[str], list[float]]:
-    """Return ids and scores of the k best items: score all, leave out the excluded, sort by score, then by index."""
+    """Return ids and scores of the k best items that are not excluded, sorted by score, then by index."""
     scores = NETWORK.scores_after(session).tolist()
     order = sorted((n for n in range(N_ITEMS) if n not in excluded), key=lambda n: (-scores[n], n))[:k]
     return item_ids(order), [scores[n] for n in order]
@@ -37,28 +40,29 @@ def expected_best(session: list[int], k: int, excluded: set[int]) -> tuple[list[
 
 @settings(deadline=None, max_examples=max_examples(50))
 @given(
-    st.lists(item_indices, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.booleans(), st.booleans()
+    st.lists(index_lists, min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 13), st.booleans(), st.booleans()
 )
 def test_recommend_equals_a_plain_loop(
-    sessions: list[list[int]], k: int, batch_size: int, exclude_seen: bool, exclude_listed: bool
+    sessions: list[list[int]], k: int, batch_size: int, exclude_seen: bool, with_exclude: bool
 ) -> None:
-    listed: set[int] = {3, 7} if exclude_listed else set()
+    exclude: set[int] = {3, 7} if with_exclude else set()
     result = recommend(
         NETWORK,
         VOCABULARY,
         [item_ids(session) for session in sessions],
         k,
         exclude_seen=exclude_seen,
-        exclude=item_ids(sorted(listed)) if exclude_listed else None,
+        exclude=item_ids(sorted(exclude)) if with_exclude else None,
         batch_size=batch_size,
     )
     for session, items, scores, count in zip(sessions, *result, strict=True):
-        excluded = listed | (set(session) if exclude_seen else set())
+        excluded = exclude | (set(session) if exclude_seen else set())
         assert (items[:count].tolist(), scores[:count].tolist()) == expected_best(session, k, excluded)
         assert count == min(k, N_ITEMS - len(excluded))
 
 
 def test_sessions_longer_than_one_call_of_the_network() -> None:
+    """recommend() calls the network for at most 64 events of each session."""
     rng = np.random.default_rng(0)
     sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in (1, 63, 64, 65, 128, 129, 300, 2)]
     result = recommend(NETWORK, VOCABULARY, [item_ids(session) for session in sessions], 5)
@@ -94,7 +98,7 @@ def test_unknown_items_are_an_error_or_skipped() -> None:
         recommend(NETWORK, VOCABULARY, [[1, 2]], 3)
 
 
-def test_bad_arguments_are_named() -> None:
+def test_error_names_the_argument() -> None:
     with pytest.raises(ValueError, match="session 1 is empty"):
         recommend(NETWORK, VOCABULARY, [["item-1"], []], 3)
     for k in (0, 14):
@@ -152,10 +156,10 @@ def test_counts_of_rows_with_fewer_than_k_items(kind: str) -> None:
         expected = expected_best(list(range(size)), 3, set(range(size)))[0]
         indices = vocabulary.index_of(row[:count]).tolist()
         assert item_ids(indices) == expected
-    live = SessionRecommender(NETWORK, vocabulary)
+    recommender = SessionRecommender(NETWORK, vocabulary)
     for name, session in enumerate(sessions):
-        live.observe_many([name] * len(session), session)
-    live_result = live.recommend(range(4), 3, exclude_seen=True)
+        recommender.observe_many([name] * len(session), session)
+    live_result = recommender.recommend(range(4), 3, exclude_seen=True)
     for array, live_array in zip((items, scores, counts), live_result, strict=True):
         np.testing.assert_array_equal(array, live_array)
 
@@ -178,36 +182,36 @@ def test_live_sessions_give_the_same_result_as_recommend(events: list[tuple[str,
     expected = recommend(
         NETWORK, VOCABULARY, [item_ids(session) for session in sessions.values()], 4, exclude_seen=True
     )
-    for live in (one_by_one, in_one_call):
-        result = live.recommend(sessions, 4, exclude_seen=True)
+    for recommender in (one_by_one, in_one_call):
+        result = recommender.recommend(sessions, 4, exclude_seen=True)
         np.testing.assert_array_equal(result.items, expected.items)
         np.testing.assert_array_equal(result.scores, expected.scores)
 
 
 def test_the_least_recently_used_session_is_evicted(caplog: pytest.LogCaptureFixture) -> None:
-    live = SessionRecommender(NETWORK, VOCABULARY, capacity=3)
+    recommender = SessionRecommender(NETWORK, VOCABULARY, capacity=3)
     with caplog.at_level(logging.WARNING, logger="gru4rec_fast"):
-        live.observe_many("abc", item_ids([1, 2, 3]))
-        live.observe("a", "item-4")
-        live.recommend(["b"], 2)
+        recommender.observe_many("abc", item_ids([1, 2, 3]))
+        recommender.observe("a", "item-4")
+        recommender.recommend(["b"], 2)
         assert not caplog.records
-        live.observe("d", "item-5")  # evicts c, which was used least recently
-        assert [name in live for name in "abcd"] == [True, True, False, True]
-        live.observe_many("ec", item_ids([6, 7]))  # evicts a, then b
-        assert [name in live for name in "abcde"] == [False, False, True, True, True]
-    assert live.n_evicted == 3
+        recommender.observe("d", "item-5")  # evicts c, which was used least recently
+        assert [name in recommender for name in "abcd"] == [True, True, False, True]
+        recommender.observe_many("ec", item_ids([6, 7]))  # evicts a, then b
+        assert [name in recommender for name in "abcde"] == [False, False, True, True, True]
+    assert recommender.n_evicted == 3
     assert len([r for r in caplog.records if "all 3 rows are in use" in r.message]) == 1
     assert (
-        live.recommend(["c"], 3).items[0].tolist() == expected_best([7], 3, set())[0]
+        recommender.recommend(["c"], 3).items[0].tolist() == expected_best([7], 3, set())[0]
     )  # c started again from an empty state
     with pytest.raises(ValueError, match="session 'a' is not live"):
-        live.recommend(["c", "a"], 3)
+        recommender.recommend(["c", "a"], 3)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, N_ITEMS - 1)), max_size=30))
 def test_observe_many_equals_observe_for_each_event(capacity: int, events: list[tuple[str, int]]) -> None:
-    """Also with evictions, when the call has more sessions than the capacity."""
+    """This also holds if a call has more sessions than the capacity, so that some are evicted within it."""
     one_by_one, in_one_call = (SessionRecommender(NETWORK, VOCABULARY, capacity) for _ in range(2))
     for name, item in events:
         one_by_one.observe(name, f"item-{item}")
@@ -218,45 +222,45 @@ def test_observe_many_equals_observe_for_each_event(capacity: int, events: list[
 
 
 def test_ending_a_session_frees_its_row() -> None:
-    live = SessionRecommender(NETWORK, VOCABULARY, capacity=1)
-    live.observe("a", "item-1")
-    assert live.end("a")
-    assert not live.end("a")
-    live.observe("b", "item-2")
-    assert (len(live), live.n_evicted) == (1, 0)
-    assert live.recommend(["b"], 3).items[0].tolist() == expected_best([2], 3, set())[0]
+    recommender = SessionRecommender(NETWORK, VOCABULARY, capacity=1)
+    recommender.observe("a", "item-1")
+    assert recommender.end("a")
+    assert not recommender.end("a")
+    recommender.observe("b", "item-2")
+    assert (len(recommender), recommender.n_evicted) == (1, 0)
+    assert recommender.recommend(["b"], 3).items[0].tolist() == expected_best([2], 3, set())[0]
 
 
 def test_state_dict_is_saved_and_loaded() -> None:
-    live = SessionRecommender(NETWORK, VOCABULARY, capacity=3)
-    live.observe_many("abcad", item_ids([1, 2, 3, 4, 5]))
+    saved = SessionRecommender(NETWORK, VOCABULARY, capacity=3)
+    saved.observe_many("abcad", item_ids([1, 2, 3, 4, 5]))
     file = io.BytesIO()
-    torch.save(live.state_dict(), file)
+    torch.save(saved.state_dict(), file)
     file.seek(0)
     loaded = SessionRecommender(NETWORK, VOCABULARY, capacity=4)
     loaded.observe("z", "item-9")
     loaded.load_state_dict(torch.load(file, weights_only=True))
-    assert len(loaded) == 3 and "z" not in loaded and loaded.n_evicted == live.n_evicted == 1
-    for recommender in (live, loaded):
-        recommender.observe_many("ae", item_ids([7, 8]))
+    assert len(loaded) == 3 and "z" not in loaded and loaded.n_evicted == saved.n_evicted == 1
+    for each in (saved, loaded):
+        each.observe_many("ae", item_ids([7, 8]))
     for exclude_seen in (False, True):
-        result = [recommender.recommend("ade", 4, exclude_seen=exclude_seen) for recommender in (live, loaded)]
+        result = [each.recommend("ade", 4, exclude_seen=exclude_seen) for each in (saved, loaded)]
         np.testing.assert_array_equal(result[0].items, result[1].items)
         np.testing.assert_array_equal(result[0].scores, result[1].scores)
-    assert "c" not in live and "c" in loaded  # only the recommender of capacity 3 had to evict a session
+    assert "c" not in saved and "c" in loaded  # only the recommender of capacity 3 had to evict a session
     with pytest.raises(ValueError, match="3 sessions were saved, but capacity=2"):
-        SessionRecommender(NETWORK, VOCABULARY, capacity=2).load_state_dict(live.state_dict())
+        SessionRecommender(NETWORK, VOCABULARY, capacity=2).load_state_dict(saved.state_dict())
     with pytest.raises(ValueError, match="the saved states have shapes"):
-        SessionRecommender(ExactNetwork(N_ITEMS, width=4), VOCABULARY).load_state_dict(live.state_dict())
+        SessionRecommender(ExactNetwork(N_ITEMS, width=4), VOCABULARY).load_state_dict(saved.state_dict())
 
 
-def test_after_an_error_no_event_is_added() -> None:
-    live = SessionRecommender(NETWORK, VOCABULARY)
+def test_a_call_with_an_error_adds_no_event() -> None:
+    recommender = SessionRecommender(NETWORK, VOCABULARY)
     with pytest.raises(ValueError, match="session 'b': item 'item-99' is not in the vocabulary"):
-        live.observe_many("ab", ["item-1", "item-99"])
+        recommender.observe_many("ab", ["item-1", "item-99"])
     with pytest.raises(ValueError, match="2 session_ids, but 1 item_ids"):
-        live.observe_many("ab", ["item-1"])
-    assert len(live) == 0
+        recommender.observe_many("ab", ["item-1"])
+    assert len(recommender) == 0
     with pytest.raises(ValueError, match="capacity=0"):
         SessionRecommender(NETWORK, VOCABULARY, 0)
     skipping = SessionRecommender(NETWORK, VOCABULARY, unknown="skip")
@@ -265,8 +269,8 @@ def test_after_an_error_no_event_is_added() -> None:
 
 
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
-def test_session_network_in_training_mode(embedding: str) -> None:
-    """recommend and SessionRecommender turn dropout off, and give the same items for a network of two layers."""
+def test_recommending_with_a_session_network_turns_dropout_off(embedding: str) -> None:
+    """recommend and SessionRecommender return the same items, and leave the network in training mode."""
     network = SessionNetwork(
         300,
         [8, 6],
@@ -281,11 +285,11 @@ def test_session_network_in_training_mode(embedding: str) -> None:
     rng = np.random.default_rng(0)
     sessions = [(10 * rng.integers(300, size=size)).tolist() for size in (1, 7, 70, 2, 5)]
     expected = recommend(network, vocabulary, sessions, 20, exclude_seen=True)
-    live = SessionRecommender(network, vocabulary)
+    recommender = SessionRecommender(network, vocabulary)
     for step in range(70):
         continuing = [s for s, session in enumerate(sessions) if step < len(session)]
-        live.observe_many(continuing, [sessions[s][step] for s in continuing])
-    result = live.recommend(range(len(sessions)), 20, exclude_seen=True)
+        recommender.observe_many(continuing, [sessions[s][step] for s in continuing])
+    result = recommender.recommend(range(len(sessions)), 20, exclude_seen=True)
     np.testing.assert_array_equal(result.items, expected.items)
     # The matrix products have other shapes, so the order of their sums may differ.
     np.testing.assert_allclose(result.scores, expected.scores, rtol=0, atol=1e-14)

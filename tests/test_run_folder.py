@@ -19,28 +19,30 @@ FORMAT = "gru4rec_fast.Example/1"
 NETWORK = torch.nn.Linear(2, 2)
 
 
-def make_folder(path: Path) -> RunFolder:
+def make_run_folder(path: Path) -> RunFolder:
     return RunFolder(path, Checkpoint(FORMAT))
 
 
 def write_epoch(folder: RunFolder, epoch: int) -> None:
-    """Write what a training writes after an epoch."""
+    """Write the checkpoint and the table of losses, as a training does after an epoch."""
     folder.save_last(NETWORK, {}, {"epoch": epoch})
     folder.write_csv([{"epoch": epoch, "loss": 1.0}])
 
 
 def write_finished_training(path: Path, epoch: int = 1) -> None:
     """Write the files of a finished `gru4rec-fast train`."""
-    write_epoch(make_folder(path), epoch)
+    write_epoch(make_run_folder(path), epoch)
     for name in ("model.safetensors", "report.json"):
         (path / name).write_text(f"{name} of {epoch}")
 
 
 def file_contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of each file in a folder, by name. Subfolders are left out."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def saved_epoch(path: Path) -> int:
+    """Return the epoch of the last checkpoint in a folder."""
     return load_checkpoint(path / "last.safetensors", FORMAT).progress["epoch"]
 
 
@@ -48,7 +50,7 @@ def test_the_first_checkpoint_moves_all_files_of_an_earlier_training(tmp_path: P
     write_finished_training(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     earlier = file_contents(tmp_path)
-    folder = make_folder(tmp_path)
+    folder = make_run_folder(tmp_path)
     assert folder.has_earlier_training
     folder.write_curves([{"epoch": 1, "loss": 2.0}])  # writes nothing: this training has no checkpoint yet
     assert file_contents(tmp_path) == earlier
@@ -65,7 +67,7 @@ def test_the_first_checkpoint_moves_all_files_of_an_earlier_training(tmp_path: P
 def test_previous_only_has_the_files_of_the_last_earlier_training(tmp_path: Path):
     write_finished_training(tmp_path, 1)
     for epoch in (2, 3):
-        write_epoch(make_folder(tmp_path), epoch)
+        write_epoch(make_run_folder(tmp_path), epoch)
     assert sorted(file_contents(tmp_path / PREVIOUS)) == ["curves.csv", "last.safetensors"], (
         "previous still has files of the first training"
     )
@@ -81,13 +83,13 @@ def test_a_first_checkpoint_that_fails_moves_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left on device"):
-        make_folder(tmp_path).save_last(NETWORK, {}, {})
+        make_run_folder(tmp_path).save_last(NETWORK, {}, {})
     assert file_contents(tmp_path) == earlier and not (tmp_path / PREVIOUS).exists()
 
 
 def test_resuming_in_the_same_folder_moves_nothing(tmp_path: Path):
     write_finished_training(tmp_path)
-    folder = make_folder(tmp_path)
+    folder = make_run_folder(tmp_path)
     folder.continue_from(tmp_path / "last.safetensors")
     assert not folder.has_earlier_training
     write_epoch(folder, 2)
@@ -98,7 +100,7 @@ def test_resuming_in_the_same_folder_moves_nothing(tmp_path: Path):
 def test_resuming_from_another_folder_moves_the_files_in_the_output_folder(tmp_path: Path):
     write_finished_training(tmp_path / "output", 1)
     write_finished_training(tmp_path / "other", 2)
-    folder = make_folder(tmp_path / "output")
+    folder = make_run_folder(tmp_path / "output")
     folder.continue_from(tmp_path / "other" / "last.safetensors")
     assert folder.last_saved == tmp_path / "other" / "last.safetensors"
     write_epoch(folder, 3)
@@ -107,7 +109,7 @@ def test_resuming_from_another_folder_moves_the_files_in_the_output_folder(tmp_p
 
 def test_run_files_has_the_names_of_all_files_that_are_written(tmp_path: Path):
     pytest.importorskip("matplotlib")
-    folder = make_folder(tmp_path)
+    folder = make_run_folder(tmp_path)
     write_epoch(folder, 1)
     folder.save_best(NETWORK, [])
     folder.write_curves([{"epoch": 1, "loss": 1.0}])
@@ -131,7 +133,7 @@ def test_one_thread_at_a_time_can_lock_a_folder(tmp_path: Path):
         except OSError as error:
             results.append(str(error))
 
-    with lock_folder(tmp_path), lock_folder(str(tmp_path)):  # one thread can lock a folder twice
+    with lock_folder(tmp_path), lock_folder(str(tmp_path)):  # the thread that has the lock can lock again
         thread = threading.Thread(target=try_to_lock)
         thread.start()
         thread.join()
@@ -151,7 +153,7 @@ def test_a_folder_that_the_lock_created_is_removed_if_it_is_empty(tmp_path: Path
     with lock_folder(tmp_path / "new"):
         (tmp_path / "new" / "file").touch()
     assert os.listdir(tmp_path / "new") == ["file"]
-    with lock_folder(None):
+    with lock_folder(None):  # no folder: locks nothing
         pass
 
 
@@ -206,7 +208,7 @@ def test_a_file_system_without_locks_is_logged(
 
 def test_before_rename_is_called_while_the_old_checkpoint_exists(tmp_path: Path):
     path = save_checkpoint(tmp_path / "a", Checkpoint(FORMAT, {"n": 1}))
-    read: list[int] = []
-    save_checkpoint(path, Checkpoint(FORMAT, {"n": 2}), lambda: read.append(load_checkpoint(path, FORMAT).config["n"]))
-    assert read == [1] and load_checkpoint(path, FORMAT).config == {"n": 2}
+    seen: list[int] = []  # n of the checkpoint at `path` when before_rename is called
+    save_checkpoint(path, Checkpoint(FORMAT, {"n": 2}), lambda: seen.append(load_checkpoint(path, FORMAT).config["n"]))
+    assert seen == [1] and load_checkpoint(path, FORMAT).config == {"n": 2}
     assert load_checkpoint(path, FORMAT).path == path

@@ -1,7 +1,8 @@
-"""sampled_loss: values of the five losses against plain Python, gradients, masks, and sampled negatives only.
+"""sampled_loss: values of the five losses compared with plain Python, gradients, and masks.
 
-For M hidden states there are M + N rows of the output table: M targets, then N sampled negatives. With in_batch=True,
-the targets of the other hidden states are also negatives; with in_batch=False (padded sequences), they are not.
+For M hidden states of H units there are M + N rows of the output table: M targets, then N sampled negatives. With
+in_batch=True, the targets of the other hidden states are also negatives. With in_batch=False (padded sequences), only
+the sampled ones are. A hidden state is live if it is not padding.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from native import (
     LEVELS,
     assert_as_close,
     assert_equal_bits,
-    compiler,
+    compile_backend,
     native_and_emulated,
     operators_of,
     run_at_level,
@@ -31,6 +32,7 @@ kernels = native_and_emulated("sampled_loss")
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """Return random hidden states, rows and biases for M, N and H, which require gradients."""
     g = torch.Generator().manual_seed(1)
     return {
         "hidden": torch.randn(M, H, generator=g, dtype=dtype).requires_grad_(),
@@ -39,7 +41,8 @@ def tensors(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     }
 
 
-OPTIONS = {
+# Optional tensors of sampled_loss, by the name of a test case.
+OPTIONAL_TENSORS = {
     "plain": {},
     "live": {"live": torch.tensor([True, True, False, True])},
     "log_q": {"log_q": torch.linspace(-1, 1, M + N, dtype=torch.float64)},
@@ -52,6 +55,7 @@ OPTIONS = {
         "ids": torch.tensor([7, 3, 7, 1, 3, 9, 7, 2, 9]),
     },
 }
+# Parameters of each loss that are tested.
 PARAMETERS = {
     "cross-entropy": [{}, {"label_smoothing": 0.2}],
     "bpr-max": [{"bpreg": 1.95, "elu_param": 0.5}, {"bpreg": 0.9, "elu_param": 0.0}],
@@ -63,7 +67,7 @@ CASES = [
     pytest.param(loss, parameters, option, in_batch, id=f"{loss}-{i}-{option}-{'in_batch' if in_batch else 'padded'}")
     for loss in LOSSES
     for i, parameters in enumerate(PARAMETERS[loss])
-    for option in OPTIONS
+    for option in OPTIONAL_TENSORS
     for in_batch in (True, False)
 ]
 
@@ -80,42 +84,43 @@ def plain_python_losses(
 ) -> list[float]:
     """Return the loss of each row of scores, computed with Python numbers.
 
-    targets[i] is the column of the target of row i; used_columns[i] are the columns of its target and its negatives, in
-    which a column with a count is repeated.
+    targets[i] is the column of the target of row i. used_columns[i] are the columns of this target and its negatives; a
+    column with a count of n is listed n times.
     """
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
 
     losses = []
-    for row, o, columns in zip(scores, targets, used_columns, strict=True):
+    for row, target, columns in zip(scores, targets, used_columns, strict=True):
         if loss == "bpr-max" and elu_param:
-            row = [v if v > 0 else elu_param * (math.exp(v) - 1) for v in row]
-        others = [j for j in columns if j != o]
-        total = sum(math.exp(row[j]) for j in others)
-        s = [math.exp(row[j]) / total for j in others]  # softmax over the negatives
+            row = [x if x > 0 else elu_param * (math.exp(x) - 1) for x in row]
+        negatives = [j for j in columns if j != target]
+        total = sum(math.exp(row[j]) for j in negatives)
+        softmax = [math.exp(row[j]) / total for j in negatives]
         if loss == "cross-entropy":
             log_sum = math.log(sum(math.exp(row[j]) for j in columns))
-            share = label_smoothing / len(others)
-            losses.append(-(1 - label_smoothing) * (row[o] - log_sum) - share * sum(row[j] - log_sum for j in others))
+            share = label_smoothing / len(negatives)  # of each negative
+            smoothing = share * sum(row[j] - log_sum for j in negatives)
+            losses.append(-(1 - label_smoothing) * (row[target] - log_sum) - smoothing)
         elif loss == "bpr-max":
-            better = sum(w * sigmoid(row[o] - row[j]) for w, j in zip(s, others, strict=True))
-            penalty = sum(w * row[j] ** 2 for w, j in zip(s, others, strict=True))
-            losses.append(-math.log(better + 1e-24) + bpreg * penalty)
+            bpr = sum(w * sigmoid(row[target] - row[j]) for w, j in zip(softmax, negatives, strict=True))
+            penalty = sum(w * row[j] ** 2 for w, j in zip(softmax, negatives, strict=True))
+            losses.append(-math.log(bpr + 1e-24) + bpreg * penalty)
         elif loss == "top1":
-            terms = [sigmoid(row[j] - row[o]) + sigmoid(row[j] ** 2) for j in columns]
-            losses.append((sum(terms) - sigmoid(row[o] ** 2)) / len(columns))
+            terms = [sigmoid(row[j] - row[target]) + sigmoid(row[j] ** 2) for j in columns]
+            losses.append((sum(terms) - sigmoid(row[target] ** 2)) / len(columns))
         elif loss == "top1-max":
-            terms = [sigmoid(row[j] - row[o]) + sigmoid(row[j] ** 2) for j in others]
-            losses.append(sum(w * term for w, term in zip(s, terms, strict=True)))
+            terms = [sigmoid(row[j] - row[target]) + sigmoid(row[j] ** 2) for j in negatives]
+            losses.append(sum(w * term for w, term in zip(softmax, terms, strict=True)))
         else:
-            losses.append(sum(-math.log(sigmoid(row[o] - row[j])) for j in columns))
+            losses.append(sum(-math.log(sigmoid(row[target] - row[j])) for j in columns))
     return losses
 
 
 @pytest.mark.parametrize(("loss", "parameters", "option", "in_batch"), CASES)
 def test_value_equals_plain_python(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
-    t, masks = tensors(), OPTIONS[option]
+    t, masks = tensors(), OPTIONAL_TENSORS[option]
     live = masks.get("live", torch.ones(M, dtype=torch.bool)).tolist()
     log_q = masks.get("log_q", torch.zeros(M + N, dtype=torch.float64))
     ids = masks["ids"].tolist() if "ids" in masks else list(range(100, 100 + M + N))
@@ -127,15 +132,15 @@ def test_value_equals_plain_python(loss: str, parameters: dict, option: str, in_
         columns = (live_rows if in_batch else [i]) + [M + j for j in range(N) for _ in range(counts[j])]
         used_columns.append([j for j in columns if j == i or ids[j] != ids[i]])
     losses = plain_python_losses([scores[i] for i in live_rows], live_rows, used_columns, loss, **parameters)
-    expected = sum(losses) / 6
+    expected = sum(losses) / 6  # batch_size
     value = ops.sampled_loss(**t, loss=loss, batch_size=6, in_batch=in_batch, impl=impl, **masks, **parameters)
     assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("loss", "parameters", "option", "in_batch"), CASES)
-def test_gradients(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
-    """Autograd passes gradcheck, and equals the gradients that the reference computes by formulas."""
-    t, masks = tensors(), OPTIONS[option]
+def test_gradients_equal_the_formulas(loss: str, parameters: dict, option: str, in_batch: bool, impl: str) -> None:
+    """Gradients by autograd equal finite differences (gradcheck), and the formulas of the reference."""
+    t, masks = tensors(), OPTIONAL_TENSORS[option]
 
     def value(hidden, rows, bias):
         return ops.sampled_loss(
@@ -186,9 +191,10 @@ def test_large_scores_stay_finite(loss: str, impl: str) -> None:
 
 
 def problem(m: int, n: int, h: int, dtype: torch.dtype, *, with_masks: bool = True) -> dict:
-    """Return arguments of any size; with `with_masks`, they include a bias, live, ids and log_q.
+    """Return random arguments of sampled_loss for m hidden states of h units and n sampled negatives.
 
-    The scores are so small that torch's softplus is exact: it is approximated for arguments above 20.
+    With `with_masks`, they include a bias, live, ids and log_q. The scores are small, because torch
+    approximates softplus for arguments above 20.
     """
     g = torch.Generator().manual_seed(m + 10 * n + 100 * h)
     hidden, rows, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((m, h), (m + n, h), (m + n,)))
@@ -205,13 +211,14 @@ def problem(m: int, n: int, h: int, dtype: torch.dtype, *, with_masks: bool = Tr
 
 
 def value_and_gradients(arguments: dict, impl: str, **options) -> list[torch.Tensor]:
-    """Return the loss, and the gradients of hidden, rows and (if there is one) bias by autograd."""
+    """Return the loss for batch_size=7, and by autograd the gradients of hidden, rows and, if given, bias."""
     value = ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options)
     inputs = [arguments[name] for name in ("hidden", "rows", "bias") if arguments[name] is not None]
     return [value.detach(), *torch.autograd.grad(value, inputs)]
 
 
 def as_float64(arguments: dict) -> dict:
+    """Return a copy of the arguments with their floating-point tensors in float64."""
     return {
         name: t.detach().double().requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t
         for name, t in arguments.items()
@@ -238,7 +245,7 @@ def test_kernels_are_as_close_as_the_reference(
 
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_rows_beyond_one_tile_of_scores(in_batch: bool, native_library: None) -> None:
-    """600 x 9000 scores are more than one tile (4 MiB) of the kernel."""
+    """600 x 9000 scores are more than one tile of the kernel, the block of scores that it computes at once (4 MiB)."""
     arguments = problem(600, 9000, 8, torch.float32)
     options = {"loss": "cross-entropy", "in_batch": in_batch}
     oracle = value_and_gradients(as_float64(arguments), "reference", **options)
@@ -248,8 +255,8 @@ def test_rows_beyond_one_tile_of_scores(in_batch: bool, native_library: None) ->
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_all_negatives_masked(loss: str, in_batch: bool, impl: str) -> None:
-    """The loss is finite and all gradients are zero."""
+def test_all_negatives_masked_gives_zero_gradients(loss: str, in_batch: bool, impl: str) -> None:
+    """The loss is finite, too: all ids are equal, so the only sampled negatives are masked."""
     arguments = problem(1, 4, 3, torch.float64) | {"ids": torch.full((5,), 3), "live": None}
     value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch, label_smoothing=0.1)
     assert torch.isfinite(value)
@@ -314,13 +321,13 @@ def test_bits_do_not_depend_on_the_order_of_threads(loss: str, in_batch: bool) -
 @kernels
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_no_live_hidden_states(impl: str, loss: str, in_batch: bool) -> None:
+def test_no_live_hidden_states_gives_zero_loss_and_gradients(impl: str, loss: str, in_batch: bool) -> None:
     arguments = problem(5, 40, 3, torch.float32) | {"live": torch.zeros(5, dtype=torch.bool)}
     value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch)
     assert [torch.count_nonzero(t).item() for t in (value, *grads)] == [0, 0, 0, 0]
 
 
-def test_second_backward_of_a_retained_graph(impl: str) -> None:
+def test_second_backward_of_a_retained_graph_never_returns_wrong_gradients(impl: str) -> None:
     """The first backward returns tensors that autograd saved. If they are changed in place, the second backward must
     raise an error or return the unchanged gradients."""
     arguments = problem(4, 9, 3, torch.float64)
@@ -365,7 +372,7 @@ def test_count_equals_repeated_negatives(loss: str, in_batch: bool, impl: str) -
 
 def operator_arguments(loss: str, in_batch: bool) -> tuple:
     """Return all arguments of the operator; the last are batch_size, elu_param, bpreg and label_smoothing."""
-    masks = [OPTIONS["all"][name] for name in ("live", "log_q", "ids", "count")]
+    masks = [OPTIONAL_TENSORS["all"][name] for name in ("live", "log_q", "ids", "count")]
     return (*tensors().values(), *masks, loss, in_batch, 6.0, 0.5, 1.0, 0.0)
 
 
@@ -396,10 +403,10 @@ def test_operator_error_names_the_argument(impl: str) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_operator_compiles(loss: str, in_batch: bool, native_library: None) -> None:
-    args, masks = operator_arguments(loss, in_batch), OPTIONS["all"]
+def test_operator_compiles_and_equals_the_reference(loss: str, in_batch: bool, native_library: None) -> None:
+    args, masks = operator_arguments(loss, in_batch), OPTIONAL_TENSORS["all"]
     t = dict(zip(("hidden", "rows", "bias"), args, strict=False))
-    backend = compiler(loss == "cross-entropy" and in_batch)
+    backend = compile_backend(loss == "cross-entropy" and in_batch)
     compiled = torch.compile(lambda *a: torch.ops.gru4rec_fast.sampled_loss(*a)[0], fullgraph=True, backend=backend)
     expected = ops.sampled_loss(
         **t, loss=loss, batch_size=6, in_batch=in_batch, **masks, elu_param=0.5, impl="reference"

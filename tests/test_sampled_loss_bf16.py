@@ -1,4 +1,4 @@
-"""sampled_loss of bfloat16 tensors: accuracy, rounding of the gradients of the scores, dtypes, and autocast."""
+"""sampled_loss of bfloat16 hidden states and rows: accuracy, rounding of the gradients of scores, dtypes, autocast."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ kernels = native_and_emulated("sampled_loss")
 impls = implementations("sampled_loss")
 losses = pytest.mark.parametrize(("loss", "parameters"), [(loss, p) for loss in LOSSES for p in PARAMETERS[loss]])
 in_batch_modes = pytest.mark.parametrize("in_batch", [True, False])
-# (M, N, H); none is a multiple of a kernel's tile sizes. With the last two, the rows of scores are processed in several
-# chunks and do not fit into shared memory.
+# (M, N, H): hidden states, sampled negatives, units. No size is a multiple of a kernel's tile sizes. With the last two,
+# a kernel processes the rows of scores in several chunks, and a row does not fit into shared memory.
 SIZES = ((1, 17, 1), (2, 0, 5), (1, 0, 3), (5, 33, 0), (33, 100, 17), (37, 2049, 20), (255, 31, 33))
 
 
 def bf16_problem(m: int, n: int, h: int, *, with_masks: bool = True) -> dict[str, Any]:
-    """Return the arguments of `problem` with bfloat16 hidden and rows; with `with_masks` (masks, bias) also counts."""
+    """Return the arguments of `problem` with bfloat16 hidden and rows. With `with_masks`, they also include counts."""
     arguments = problem(m, n, h, torch.float32, with_masks=with_masks)
     for name in ("hidden", "rows"):
         arguments[name] = arguments[name].detach().bfloat16().requires_grad_()
@@ -67,7 +67,8 @@ def test_kernels_are_as_close_as_the_reference(impl: str, loss: str, parameters:
 def test_gradients_of_scores_are_rounded_once(impl: str, loss: str, parameters: dict, in_batch: bool) -> None:
     """The gradients of the scores are rounded to the nearest bfloat16 numbers, once.
 
-    `hidden` is the identity matrix, so grad_rows = G^T hidden is the transposed G, the rounded gradients of the scores.
+    Let G be the rounded gradients of the scores. The gradient of the rows is G^T hidden. It is G^T, because `hidden` is
+    the identity matrix here.
     """
     m, n = 24, 40
     arguments = bf16_problem(m, n, m) | {"hidden": torch.eye(m, dtype=torch.bfloat16)}
@@ -92,7 +93,7 @@ def test_autograd_returns_gradients_in_the_dtypes_of_the_inputs(impl: str, in_ba
     oracle = value_and_gradients(as_float64(arguments), "reference", in_batch=in_batch)
     reference = value_and_gradients(arguments, "reference", in_batch=in_batch)
     # The gradient of the bias is not compared. Its only rounding is that of the gradients of the scores, and autograd
-    # through the reference does not round these.
+    # through the reference does not round them.
     assert_as_close([value, *grads[:2]], reference[:3], oracle[:3])
     if impl != "reference":
         results = loss_and_gradients(impl, arguments, "cross-entropy", in_batch)
@@ -129,7 +130,7 @@ def test_bits_do_not_depend_on_order_of_threads_or_memory_layout(impl: str, in_b
         arguments, results = bf16_problem(m, n, h), []
         for seed in (1, 2, 3):
             if impl == "emulated":
-                cuda_emulator.load().set_seed(seed)  # of the order in which the emulator runs the threads
+                cuda_emulator.load().set_seed(seed)  # sets the order in which the emulator runs the threads
             inputs = arguments if seed == 1 else strided(arguments)
             results.append(value_and_gradients(inputs, impl, in_batch=in_batch))
         assert_equal_bits(results[1], results[0])
@@ -141,7 +142,7 @@ def test_bits_do_not_depend_on_order_of_threads_or_memory_layout(impl: str, in_b
 def test_operator_passes_opcheck(impl: str, loss: str) -> None:
     arguments = bf16_problem(4, 5, 3)
     tensors = [arguments[name] for name in ("hidden", "rows", "bias", "live", "log_q", "ids", "count")]
-    # The numbers are batch_size, elu_param, bpreg and label_smoothing; True is in_batch.
+    # After the loss: in_batch, batch_size, elu_param, bpreg and label_smoothing.
     torch.library.opcheck(operators_of(impl, "sampled_loss").sampled_loss, (*tensors, loss, True, 6.0, 0.5, 1.0, 0.0))
 
 
@@ -185,28 +186,28 @@ def test_autocast_converts_the_operands_of_matrix_products(impl: str, in_batch: 
     with cpu_autocast():
         value = ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options)
         mixed = ops.sampled_loss(**arguments | {"hidden": converted["hidden"]}, batch_size=7, impl=impl, **options)
-    ours = [value.detach(), *torch.autograd.grad(value, [arguments[name] for name in ("hidden", "rows", "bias")])]
-    explicit = {name: t.detach().requires_grad_(arguments[name].requires_grad) for name, t in converted.items()}
-    theirs = value_and_gradients(explicit, impl, **options)
-    assert [t.dtype for t in ours] == [torch.float32] * 4
-    assert_equal_bits(ours, [t.float() for t in theirs])
-    assert mixed == theirs[0]
-    exact = value_and_gradients(arguments, impl, **options)
-    assert not torch.equal(exact[0], ours[0])
+    autocast = [value.detach(), *torch.autograd.grad(value, [arguments[name] for name in ("hidden", "rows", "bias")])]
+    bf16_arguments = {name: t.detach().requires_grad_(arguments[name].requires_grad) for name, t in converted.items()}
+    bf16 = value_and_gradients(bf16_arguments, impl, **options)
+    assert [t.dtype for t in autocast] == [torch.float32] * 4
+    assert_equal_bits(autocast, [t.float() for t in bf16])
+    assert mixed == bf16[0]
+    float32 = value_and_gradients(arguments, impl, **options)
+    assert not torch.equal(float32[0], autocast[0])
     with cpu_autocast(torch.float16):
-        assert ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options) == exact[0]
+        assert ops.sampled_loss(**arguments, batch_size=7, impl=impl, **options) == float32[0]
         half_hidden = arguments["hidden"].half()
         assert ops.sampled_loss(**arguments | {"hidden": half_hidden}, impl=impl).dtype == torch.float32
     with cpu_autocast(), torch.autocast("cpu", enabled=False):
-        assert_equal_bits(value_and_gradients(arguments, impl, **options), exact)
+        assert_equal_bits(value_and_gradients(arguments, impl, **options), float32)
 
 
 @impls
 def test_autocast_does_not_convert_float64(impl: str) -> None:
     arguments = problem(5, 33, 4, torch.float64)
-    exact = value_and_gradients(arguments, impl)
+    expected = value_and_gradients(arguments, impl)
     with cpu_autocast():
-        assert_equal_bits(value_and_gradients(arguments, impl), exact)
+        assert_equal_bits(value_and_gradients(arguments, impl), expected)
         with pytest.raises(ValueError, match=r"rows must be bfloat16 .*, not float64"):
             ops.sampled_loss(**arguments | {"hidden": arguments["hidden"].float()}, impl=impl)
 
@@ -231,14 +232,14 @@ def network_loss(
 
 
 @impls
-def test_network_gradients_under_autocast(impl: str) -> None:
-    exact_loss, exact_grads = network_loss(impl)
+def test_network_loss_and_gradients_under_autocast_are_close_to_float32(impl: str) -> None:
+    float32_loss, float32_grads = network_loss(impl)
     loss, grads = network_loss(impl, forward_context=cpu_autocast())
     assert {t.dtype for t in (loss, *grads)} == {torch.float32}
     # The relative error of a rounding to bfloat16 is at most 2**-8. A gradient is the result of only a few roundings.
-    assert loss.item() != exact_loss.item() and loss.item() == pytest.approx(exact_loss.item(), rel=2**-8)
-    for grad, exact_grad in zip(grads, exact_grads, strict=True):
-        assert (grad - exact_grad).norm() <= 2**-5 * exact_grad.norm()
+    assert loss.item() != float32_loss.item() and loss.item() == pytest.approx(float32_loss.item(), rel=2**-8)
+    for grad, float32_grad in zip(grads, float32_grads, strict=True):
+        assert (grad - float32_grad).norm() <= 2**-5 * float32_grad.norm()
 
 
 def test_loss_of_a_bfloat16_network_is_float32() -> None:

@@ -1,12 +1,12 @@
 """The emulated CUDA kernels of sampled_loss on tensors of more than 2**31 elements.
 
-hidden has M * H elements and rows (M + N) * H; both numbers, and M + N itself, may exceed 2**31. With in_batch=False, a
-kernel reads the target rows and writes their gradients, so it computes such indices. The operator processes the rows of
-scores in chunks of bounded size, so M * N is not limited.
+`hidden` has M * H elements and `rows` has (M + N) * H: M targets and N sampled negatives of H units. These products,
+and M + N itself, may exceed 2**31. With in_batch=False, a kernel reads the target rows and writes their gradients, so
+its indices exceed 2**31, too. The operator processes the rows of scores in chunks of bounded size.
 
-The matrix products around the kernels would need all of that memory. So the tests call the kernels directly and run
-only the first and the last block of each grid, which use few pages of memory. Here, one chunk has all M rows. So the
-indices of scores also exceed 2**31, as they do for 128 rows of 2**24 columns.
+The matrix products around the kernels would need memory for all elements. So the tests call the kernels directly, and
+run only the first and the last thread block of each grid, which use few pages of memory. Here, all M rows of scores are
+in one chunk, so the indices of scores exceed 2**31, too. A chunk of 128 rows of 2**24 columns also has such indices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from virtual_memory import first_and_last_blocks, skipping_without_address_space
 pytestmark = pytest.mark.skipif(bool(why_not_emulated("sampled_loss")), reason=why_not_emulated("sampled_loss") or "-")
 
 N, H = 5, 8
-STRIDE = 8  # distance between two rows of scores, at least N
+STRIDE = 8  # elements from one row of scores to the next, at least N
 
 
 def addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -30,7 +30,7 @@ def addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def results_of_first_and_last_row(m: int, dtype: torch.dtype) -> list[Tensor]:
-    """Return the results of the row kernel for rows 0 and m - 1 of m rows.
+    """Run the kernel that computes losses from scores, and return the results of rows 0 and m - 1 of m rows.
 
     The results are the gradients of the scores, hidden states and target rows, the losses, and the gradients of the
     targets' biases. No other row is written or read, so the other rows take no memory.
@@ -50,7 +50,7 @@ def results_of_first_and_last_row(m: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_row_kernel_beyond_two_to_the_31_elements(dtype: torch.dtype) -> None:
+def test_losses_from_more_than_two_to_the_31_scores(dtype: torch.dtype) -> None:
     m = 2**28 + 3
     assert m * H > 2**31 and m * STRIDE > 2**31
     expected = results_of_first_and_last_row(2, dtype)
@@ -59,7 +59,7 @@ def test_row_kernel_beyond_two_to_the_31_elements(dtype: torch.dtype) -> None:
         assert_equal_bits(results_of_first_and_last_row(m, dtype), expected)
 
 
-def test_score_offsets_beyond_two_to_the_31_columns() -> None:
+def test_score_offsets_of_more_than_two_to_the_31_columns() -> None:
     columns = 2**31 + 70
     with first_and_last_blocks():
         bias, offsets = torch.empty(columns), torch.empty(columns)

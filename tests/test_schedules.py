@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name: compared with torch's, and resumed from JSON state."""
+"""Learning-rate schedules by name: compared with those of torch, and resumed from a state in JSON."""
 
 import json
 from typing import Any
@@ -9,6 +9,7 @@ from torch.optim import lr_scheduler
 
 from gru4rec_fast.training.schedules import Schedule, scheduler_names
 
+# Options of each scheduler, by name.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "step": {"step_size": 2, "gamma": 0.5},
     "cosine": {},
@@ -30,12 +31,14 @@ MONITORED = [3.0, 2.0, 2.5, 2.6, 2.7, 1.0, 1.5, 1.6]
 
 
 def make_optimizer() -> torch.optim.Optimizer:
+    """Return an optimizer with learning rate 0.1 and a gradient of zero."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     return torch.optim.SGD([parameter], lr=0.1, momentum=0.5)
 
 
 def rates_after_epochs(schedule: Schedule, optimizer: torch.optim.Optimizer, monitored: list[float]) -> list[float]:
+    """Step the schedule after each monitored value; return the learning rate after each epoch."""
     rates = []
     for value in monitored:
         optimizer.step()
@@ -51,31 +54,31 @@ def test_every_scheduler_has_an_example():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_resuming_through_json_continues_the_schedule(name: str):
     optimizer = make_optimizer()
-    whole = rates_after_epochs(Schedule(optimizer, name, EXAMPLES[name], n_epochs=8), optimizer, MONITORED)
-    assert len(set(whole)) > 1, "the example does not change the learning rate, so this test would prove nothing"
+    expected = rates_after_epochs(Schedule(optimizer, name, EXAMPLES[name], n_epochs=8), optimizer, MONITORED)
+    assert len(set(expected)) > 1, "the example does not change the learning rate, so this test would prove nothing"
 
     optimizer = make_optimizer()
     schedule = Schedule(optimizer, name, EXAMPLES[name], n_epochs=8)
     first = rates_after_epochs(schedule, optimizer, MONITORED[:3])
     saved = json.loads(json.dumps(schedule.state_dict()))
-    groups = optimizer.state_dict()
+    optimizer_state = optimizer.state_dict()
 
     optimizer = make_optimizer()
     schedule = Schedule(optimizer, name, EXAMPLES[name], n_epochs=8)
     schedule.load_state_dict(saved)
-    optimizer.load_state_dict(groups)
-    assert first + rates_after_epochs(schedule, optimizer, MONITORED[3:]) == whole
+    optimizer.load_state_dict(optimizer_state)
+    assert first + rates_after_epochs(schedule, optimizer, MONITORED[3:]) == expected
 
 
 def test_cosine_equals_the_torch_class_with_n_epochs_as_t_max():
     ours, theirs = make_optimizer(), make_optimizer()
-    expected = lr_scheduler.CosineAnnealingLR(theirs, T_max=8)
-    found = rates_after_epochs(Schedule(ours, "cosine", n_epochs=8), ours, MONITORED)
-    for rate in found:
+    their_schedule = lr_scheduler.CosineAnnealingLR(theirs, T_max=8)
+    rates = rates_after_epochs(Schedule(ours, "cosine", n_epochs=8), ours, MONITORED)
+    for rate in rates:
         theirs.step()
-        expected.step()
+        their_schedule.step()
         assert rate == theirs.param_groups[0]["lr"]
-    assert found[-1] == pytest.approx(0)
+    assert rates[-1] == pytest.approx(0)
 
 
 def test_plateau_reduces_the_rate_if_the_monitored_value_gets_worse():
@@ -86,7 +89,7 @@ def test_plateau_reduces_the_rate_if_the_monitored_value_gets_worse():
             assert (rates_after_epochs(schedule, optimizer, monitored)[-1] < 0.1) == is_reduced
 
 
-def test_interval_update_is_stepped_by_updates_only():
+def test_a_schedule_with_interval_update_is_stepped_by_updates_only():
     optimizer = make_optimizer()
     schedule = Schedule(optimizer, "ExponentialLR", {"gamma": 0.5, "interval": "update"}, n_epochs=1)
     optimizer.step()

@@ -1,6 +1,7 @@
-"""session_batch: against a simulation with Python lists, and against properties that every epoch must have.
+"""session_batch compared with a simulation with Python lists, and checked for properties that every epoch must have.
 
-A lane is one of the sessions that are processed in parallel. It is live until no session is left for it.
+A lane is one of the B positions of a mini-batch. It processes one session after another, and is live until no session
+is left for it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import (
     assert_equal_bits,
-    compiler,
+    compile_backend,
     error_pattern,
     implementations,
     max_examples,
@@ -34,15 +35,15 @@ native = pytest.mark.skipif(
 impls = implementations("session_batch")
 kernels = native_and_emulated("session_batch")
 
-Block = tuple[Tensor, Tensor, Tensor]
+Block = tuple[Tensor, Tensor, Tensor]  # inputs, targets and reset, each [steps, lanes]
 
 
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
     """Draw sessions of 0 to 6 events, whose items are all different, and an order, which may omit sessions."""
     lengths = draw(st.lists(st.integers(0, 6), max_size=12))
-    offsets = np.cumsum([100, *lengths]).tolist()
-    sessions = [list(range(start, end)) for start, end in pairwise(offsets)]
+    first_items = np.cumsum([100, *lengths]).tolist()  # of each session, and the end of the last one
+    sessions = [list(range(start, end)) for start, end in pairwise(first_items)]
     order = draw(st.permutations(range(len(lengths))))
     return sessions, order[: draw(st.integers(0, len(order)))]
 
@@ -54,42 +55,42 @@ def simulate(sessions: list[list[int]], order: list[int], n_lanes: int) -> list[
     steps = []
     while waiting or any(len(lane) > 1 for lane in lanes):
         starts = [len(lane) < 2 for lane in lanes]
-        for k in range(n_lanes):
-            if starts[k]:
-                lanes[k] = waiting.pop(0) if waiting else []
+        for i in range(n_lanes):
+            if starts[i]:
+                lanes[i] = waiting.pop(0) if waiting else []
         steps.append([(*lane[:2], new) if lane else (-1, -1, False) for lane, new in zip(lanes, starts, strict=True)])
         lanes = [lane[1:] for lane in lanes]
     return steps
 
 
 def as_tensors(sessions: list[list[int]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the items and offsets of the sessions."""
+    """Return the items of all sessions, and the offset of each session in them (int64 [n_sessions + 1])."""
     items = torch.tensor([event for session in sessions for event in session], dtype=dtype)
     return items, torch.tensor(np.cumsum([0, *map(len, sessions)]), dtype=torch.int64)
 
 
 def run(
-    sessions: list[list[int]], order: list[int], n_lanes: int, steps: int, chunk: int, impl: str, dtype: torch.dtype
+    sessions: list[list[int]], order: list[int], n_lanes: int, steps: int, call_size: int, impl: str, dtype: torch.dtype
 ) -> tuple[Block, tuple[Tensor, Tensor, Tensor]]:
-    """Return (inputs, targets, reset) of `steps` steps, computed by calls of `chunk` steps, and the final state."""
+    """Return a block of `steps` steps, computed by calls of `call_size` steps, and the final state."""
     log = (*as_tensors(sessions, dtype), torch.tensor(order, dtype=torch.int64))
     state = session_batch_state(n_lanes)
-    steps_of_calls = [min(chunk, steps - t) for t in range(0, steps, chunk)] or [0]
+    steps_of_calls = [min(call_size, steps - t) for t in range(0, steps, call_size)] or [0]
     blocks = [session_batch(*log, *state, n, impl=impl) for n in steps_of_calls]
     inputs, targets, reset = (torch.cat(tensors) for tensors in zip(*blocks, strict=True))
     return (inputs, targets, reset), state
 
 
-cases = given(log=logs(), n_lanes=st.integers(1, 5), chunk=st.integers(1, 9))
+cases = given(log=logs(), n_lanes=st.integers(1, 5), call_size=st.integers(1, 9))
 
 
 @impls
 @settings(max_examples=max_examples(150), deadline=None)
 @cases
-def test_equals_the_simulation(impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int) -> None:
+def test_equals_simulation(impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, call_size: int) -> None:
     expected = simulate(*log, n_lanes)
     steps_after_the_end = [[(-1, -1, False)] * n_lanes] * 3
-    (inputs, targets, reset), _ = run(*log, n_lanes, len(expected) + 3, chunk, impl, torch.int32)
+    (inputs, targets, reset), _ = run(*log, n_lanes, len(expected) + 3, call_size, impl, torch.int32)
     steps = torch.stack([inputs, targets, reset.long()], dim=2)
     assert torch.equal(steps, torch.tensor(expected + steps_after_the_end, dtype=torch.int64))
 
@@ -98,12 +99,12 @@ def test_equals_the_simulation(impl: str, log: tuple[list[list[int]], list[int]]
 @settings(max_examples=max_examples(150), deadline=None)
 @cases
 def test_epoch_has_every_event_once(
-    impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, chunk: int
+    impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, call_size: int
 ) -> None:
     sessions, order = log
     used_sessions = [sessions[s] for s in order if len(sessions[s]) > 1]
     steps = sum(map(len, used_sessions)) + 1  # enough for an epoch with one lane
-    (inputs, targets, reset), state = run(sessions, order, n_lanes, steps, chunk, impl, torch.int64)
+    (inputs, targets, reset), state = run(sessions, order, n_lanes, steps, call_size, impl, torch.int64)
     live = inputs >= 0
     assert torch.equal(live, targets >= 0)
     assert sorted(inputs[live].tolist()) == sorted(event for session in used_sessions for event in session[:-1])
@@ -118,12 +119,12 @@ def test_epoch_has_every_event_once(
 
 @impls
 @settings(max_examples=max_examples(100), deadline=None)
-@given(log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), chunk=st.integers(1, 9))
+@given(log=logs(), n_lanes=st.integers(1, 5), steps=st.integers(0, 20), call_size=st.integers(1, 9))
 def test_several_calls_equal_one_call(
-    impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, chunk: int
+    impl: str, log: tuple[list[list[int]], list[int]], n_lanes: int, steps: int, call_size: int
 ) -> None:
     one_call, state_of_one_call = run(*log, n_lanes, steps, max(steps, 1), impl, torch.int32)
-    several_calls, state_of_several_calls = run(*log, n_lanes, steps, chunk, impl, torch.int32)
+    several_calls, state_of_several_calls = run(*log, n_lanes, steps, call_size, impl, torch.int32)
     assert_equal_bits((*several_calls, *state_of_several_calls), (*one_call, *state_of_one_call))
 
 
@@ -151,7 +152,7 @@ def test_order_none_is_the_order_of_the_log(impl: str) -> None:
 
 
 @impls
-def test_strided_arguments(impl: str) -> None:
+def test_strided_arguments_equal_contiguous_ones(impl: str) -> None:
     """Arguments may be strided. A strided state is updated in place; the memory between its elements is unchanged."""
     items, offsets = as_tensors([[1, 2, 3], [4, 5], [6, 7, 8]], torch.int32)
     order = torch.tensor([2, 0, 1])
@@ -217,7 +218,7 @@ def good_arguments() -> dict[str, Any]:
         ({"lane_session": torch.tensor([-2, 0])}, r"lane_session\[0\]=-2"),
         (
             {"lane_session": torch.tensor([0, 1]), "lane_position": torch.tensor([2, 2])},
-            r"lane_position\[1\]=2: its session is items\[3:5\]",
+            r"lane_position\[1\]=2: outside its session, items\[3:5\]",
         ),
     ],
 )
@@ -246,7 +247,7 @@ def test_opcheck(impl: str) -> None:
 @kernels
 def test_compiles_to_one_graph(impl: str) -> None:
     """The reference does not compile, because it reads values of tensors, which a graph cannot contain."""
-    compiled = torch.compile(session_batch, fullgraph=True, backend=compiler(impl == "native"))
+    compiled = torch.compile(session_batch, fullgraph=True, backend=compile_backend(impl == "native"))
     ours, theirs = good_arguments(), good_arguments()
     for a, b in zip(compiled(**ours, impl=impl), session_batch(**theirs, impl=impl), strict=True):
         assert torch.equal(a, b)

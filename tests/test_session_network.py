@@ -9,7 +9,7 @@ import torch
 
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 
-INPUTS = torch.tensor([[1, 4], [0, 2], [3, 3]])
+INPUTS = torch.tensor([[1, 4], [0, 2], [3, 3]])  # items of 3 steps and 2 lanes (sessions in parallel)
 
 
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
@@ -44,22 +44,22 @@ def test_weights_depend_on_the_seed_and_not_on_torchs_generator() -> None:
     assert not torch.equal(first["output.weight"], other["output.weight"])
 
 
-def test_gru_forms_with_one_hot_inputs() -> None:
+def test_only_the_first_layer_with_one_hot_inputs_has_form_reset_before() -> None:
     network = SessionNetwork(30, [8, 6], embedding="none")
     assert [layer.form for layer in network.gru.layers] == ["reset_before", "reset_after"]
-    assert network.embedding.weight.shape == (30, 24)
+    assert network.embedding.weight.shape == (30, 24)  # 3 gates of 8 units
     assert network.gru.layers[0].weight_ih is None
 
 
 def test_one_call_for_three_steps_equals_three_calls() -> None:
     network = SessionNetwork(5, [8, 6], dropout_p_embed=0.4, dropout_p_hidden=0.3, seed=9).double()
     reset = torch.tensor([[True, True], [False, True], [False, False]])
-    block, block_state = network(INPUTS, network.initial_state(2), reset, step=11)
+    hidden_of_block, state_of_block = network(INPUTS, network.initial_state(2), reset, step=11)
     state = network.initial_state(2)
     for t in range(3):
         hidden, state = network(INPUTS[t : t + 1], state, reset[t : t + 1], step=11 + t)
-        torch.testing.assert_close(hidden[0], block[t], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(state, block_state, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(hidden[0], hidden_of_block[t], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, state_of_block, rtol=1e-12, atol=1e-12)
 
 
 def test_no_dropout_in_evaluation() -> None:
@@ -84,7 +84,7 @@ def test_gradients_of_tables_are_sparse() -> None:
     }
 
 
-def test_n_live_is_counted_if_not_given() -> None:
+def test_n_live_is_counted_from_the_targets_if_not_given() -> None:
     network, criterion = SessionNetwork(9, [8]), SampledLoss("bpr-max", batch_size=2)
     inputs, targets = torch.tensor([[1, 2], [3, -1]]), torch.tensor([[4, 5], [6, -1]])
     hidden, _ = network(inputs, network.initial_state(2))
@@ -93,8 +93,8 @@ def test_n_live_is_counted_if_not_given() -> None:
     assert torch.equal(criterion(*arguments, n_live=[2, 1]), criterion(*arguments))
 
 
-def test_loss_with_the_weight_of_an_nn_embedding(impl: str) -> None:
-    """Without a bias, the loss and the gradient are the same as for an OutputTable whose biases are zero."""
+def test_loss_of_an_nn_embedding_equals_the_loss_of_an_output_table(impl: str) -> None:
+    """Also, no bias has the same effect as biases of zero."""
     embedding, network = torch.nn.Embedding(9, 8), SessionNetwork(9, [8])
     embedding.load_state_dict({"weight": network.output_weight.detach()})  # the same weights in both
     criterion = SampledLoss("bpr-max", batch_size=2, impl=impl)
@@ -126,17 +126,17 @@ def test_error_names_the_tensor_of_a_wrong_shape(change: dict, message: str) -> 
         SampledLoss(batch_size=2)(**tensors)
 
 
-def test_loss_and_gradients_under_autocast() -> None:
+def test_loss_and_gradients_under_autocast_are_float32() -> None:
     network, criterion = SessionNetwork(9, [8, 6]), SampledLoss(batch_size=2)
     targets, negatives = (INPUTS + 1) % 9, torch.tensor([[7, 8]] * 3)
     table = network.output_weight, network.output_bias
-    exact = criterion(network(INPUTS, network.initial_state(2))[0], *table, targets, negatives)
+    float32_loss = criterion(network(INPUTS, network.initial_state(2))[0], *table, targets, negatives)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, state = network(INPUTS, network.initial_state(2))
         loss = criterion(hidden, *table, targets, negatives)
     loss.backward()
     assert hidden.dtype == state[0].dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert loss.item() == pytest.approx(float32_loss.item(), rel=0.02)
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
 
 

@@ -1,4 +1,7 @@
-"""sparse_adagrad_ and sparse_adam_: formulas in plain Python, repeated rows, other rows, threads, bad input."""
+"""sparse_adagrad_ and sparse_adam_ compared with plain Python: repeated, padded and untouched rows, threads, errors.
+
+A rule is the name of one of these operators.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import LEVELS, assert_equal_bits, compiler, max_examples, run_at_level, threads, why_not_emulated
+from native import LEVELS, assert_equal_bits, compile_backend, max_examples, run_at_level, threads, why_not_emulated
 from torch import Tensor
 from virtual_memory import first_and_last_blocks
 
@@ -21,11 +24,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sparse_adam_": {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "step": 3},
 }
 RULES = list(OPTIONS)
-RULE = OPTIONS["sparse_adagrad_"]
 
 
 def update(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor, **options: Any) -> None:
-    """Call an update operator; `tensors` are the table and its state."""
+    """Call the operator `rule`; `tensors` are the table and its two state tensors, which are updated in place."""
     getattr(ops, rule)(*tensors, index, grad, **(OPTIONS[rule] | options))
 
 
@@ -36,7 +38,7 @@ def random_table_and_state(shape: tuple[int, ...], dtype: torch.dtype = torch.fl
 
 
 def plain_python_update(rule: str, tensors: list[Tensor], index: Tensor, grad: Tensor) -> None:
-    """Compute an update row by row in plain Python."""
+    """Update row by row in plain Python. `tensors` are as in `update`; first and second are the state tensors."""
     o = OPTIONS[rule]
     table, first, second = tensors
     for row in set(index.tolist()):
@@ -48,8 +50,8 @@ def plain_python_update(rule: str, tensors: list[Tensor], index: Tensor, grad: T
         else:
             first[row] = o["beta1"] * first[row] + (1 - o["beta1"]) * g
             second[row] = o["beta2"] * second[row] + (1 - o["beta2"]) * g**2
-            corrected = o["lr"] * (1 - o["beta2"] ** o["step"]) ** 0.5 / (1 - o["beta1"] ** o["step"])
-            table[row] -= corrected * first[row] / (second[row].sqrt() + o["eps"])
+            corrected_lr = o["lr"] * (1 - o["beta2"] ** o["step"]) ** 0.5 / (1 - o["beta1"] ** o["step"])
+            table[row] -= corrected_lr * first[row] / (second[row].sqrt() + o["eps"])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -71,8 +73,8 @@ def test_rows_follow_the_rule(shape: tuple[int, ...], rule: str, impl: str) -> N
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=max_examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_rows_in_any_order(rule: str, native_library: None, data: st.DataObject) -> None:
-    """The native kernel equals plain Python for any number of rows, columns and indices."""
+def test_any_indices_give_the_result_of_plain_python(rule: str, native_library: None, data: st.DataObject) -> None:
+    """The numbers of rows, columns and indices are random, too."""
     n_rows, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
     index = torch.tensor(data.draw(st.lists(st.integers(0, n_rows - 1), max_size=60)), dtype=torch.int64)
     grad = torch.randn(len(index), width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
@@ -191,7 +193,7 @@ needs_emulation = pytest.mark.skipif(bool(why_not_emulated("sparse_update")), re
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("width", [1, 4, 6, 100])
 def test_emulated_kernels_are_close_to_the_reference(rule: str, width: int) -> None:
-    """For widths and addresses with which a kernel loads four elements together, and others with which it loads one."""
+    """A kernel loads four elements at once for some of these widths and addresses, and one at a time for the others."""
     g = torch.Generator().manual_seed(width)
     for offset in (0, 1):
         memory = [torch.rand(50 * width + 1, generator=g) for _ in range(3)]
@@ -204,8 +206,8 @@ def test_emulated_kernels_are_close_to_the_reference(rule: str, width: int) -> N
 
 
 @needs_emulation
-def test_index_arithmetic_beyond_two_to_the_31st() -> None:
-    """There are more than 2**31 weights and gradients, but only the updated ones use memory."""
+def test_tables_of_more_than_two_to_the_31_elements() -> None:
+    """Only the last 300 weights, which the last thread block updates, have a gradient. The others take no memory."""
     width = 2**22
     table, accumulator = (torch.empty(2**9 + 2, width) for _ in range(2))
     index, grad = torch.full((2**9 + 1,), -1), torch.empty(2**9 + 1, width)
@@ -237,7 +239,7 @@ def test_operator_passes_opcheck_and_compiles(rule: str, native_library: None) -
     tensors = random_table_and_state((5, 2), torch.float32)
     operator = getattr(torch.ops.gru4rec_fast, rule)
     torch.library.opcheck(operator, (*[t.clone() for t in tensors], index, grad), OPTIONS[rule])
-    compiled = torch.compile(getattr(ops, rule), fullgraph=True, backend=compiler(rule == "sparse_adagrad_"))
+    compiled = torch.compile(getattr(ops, rule), fullgraph=True, backend=compile_backend(rule == "sparse_adagrad_"))
     ours, theirs = [t.clone() for t in tensors], [t.clone() for t in tensors]
     compiled(*ours, index, grad, **OPTIONS[rule])
     update(rule, theirs, index, grad, impl="reference")
@@ -270,7 +272,7 @@ def test_velocity_may_be_none_without_momentum(impl: str) -> None:
         ),
         (lambda p: ops.sparse_adagrad_(p, p, None, torch.tensor([0]), p[:1], lr=1, momentum=0.5), "needs a velocity"),
         (lambda p: ops.sparse_adam_(p, p, p.double(), torch.tensor([0]), p[:1], lr=1, step=1), "exp_avg_sq must be"),
-        (lambda p: ops.sparse_adam_(p, p, p, torch.tensor([0]), p[:1], lr=1, step=0), "step=0: counts from 1"),
+        (lambda p: ops.sparse_adam_(p, p, p, torch.tensor([0]), p[:1], lr=1, step=0), "step=0: must be at least 1"),
     ],
 )
 def test_error_names_the_argument(call, message: str) -> None:

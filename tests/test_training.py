@@ -1,4 +1,4 @@
-"""Training on sessions: epochs, accumulation, early stopping, files in the run folder, and progress lines."""
+"""Training on sessions: epochs, accumulation, early stopping, files in the run folder, and printed progress."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from markov import markov_store
-from trainer_run import FORMAT, LANES, STORE, at_block, make_trainer, no_pictures, weights
+from trainer_run import FORMAT, LANES, STORE, call_at_block, make_trainer, no_pictures, weights
 
 from gru4rec_fast import ops
 from gru4rec_fast.profiling import MemoryRecord
@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 def train_epoch_in_plain_pytorch(bptt: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train one epoch on the blocks of the loader, and update the weights by torch.optim.Adagrad.
 
-    Return the weights, and for each mini-batch the loss of its block.
+    bptt: mini-batches per block. accumulate: blocks per update. Returns the weights, and for each mini-batch the loss
+    of its block.
     """
     trainer = make_trainer(bptt=bptt, dtype=torch.float64)
     network, state, step, losses = trainer.network, trainer.network.initial_state(LANES), 0, []
@@ -72,7 +73,7 @@ def test_an_epoch_equals_plain_pytorch(bptt: int, accumulate: int):
 
 
 def test_accumulation_equals_bptt_if_no_gradient_flows_between_steps():
-    """The weights of the network are set so that a hidden state does not depend on the previous one."""
+    """The weights are set so that no hidden state depends on the previous one. A block has bptt steps."""
     store = markov_store(n_sessions=LANES, longest=5)
     with_bptt, accumulated = (
         make_trainer(store=store, bptt=4, n_epochs=1),
@@ -81,7 +82,7 @@ def test_accumulation_equals_bptt_if_no_gradient_flows_between_steps():
     for trainer in (with_bptt, accumulated):
         with torch.no_grad():
             trainer.network.gru.layers[0].weight_hh.zero_()
-            trainer.network.gru.layers[0].bias_ih[12:24] = -1e9  # update gate closed: h' = n, independent of h
+            trainer.network.gru.layers[0].bias_ih[12:24] = -1e9  # closes the update gate z: h' = n for any h
             trainer.network.gru.layers[0].weight_hh.requires_grad_(False)
             trainer.network.gru.layers[0].bias_hh.requires_grad_(False)
         trainer.run()
@@ -91,17 +92,17 @@ def test_accumulation_equals_bptt_if_no_gradient_flows_between_steps():
 
 
 def test_early_stopping_saves_the_best_epoch(tmp_path: Path):
-    values = [0.1, 0.3, 0.305, 0.2, 0.9]
+    recalls = [0.1, 0.3, 0.305, 0.2, 0.9]  # with min_delta=0.01, epoch 2 is the best
     weights_by_epoch: list[dict[str, torch.Tensor]] = []
 
     def validate() -> dict[str, float]:
         assert not trainer.network.training
         weights_by_epoch.append(weights(trainer))
-        return {"recall@20": values[len(weights_by_epoch) - 1], "mrr@20": 0.0}
+        return {"recall@20": recalls[len(weights_by_epoch) - 1], "mrr@20": 0.0}
 
     trainer = make_trainer(out=tmp_path, n_epochs=5, patience=2, min_delta=0.01, validate=validate)
     history = trainer.run()
-    assert [record["validation"]["recall@20"] for record in history] == values[:4]
+    assert [record["validation"]["recall@20"] for record in history] == recalls[:4]
     assert (trainer.early_stopping.best_epoch, trainer.early_stopping.best) == (2, 0.3)
     best = load_checkpoint(tmp_path / "best.safetensors", FORMAT)
     assert len(best.progress["history"]) == 2
@@ -125,7 +126,7 @@ def test_plateau_monitors_the_validation_metric():
     assert [record["learning_rate"] for record in trainer.run()] == pytest.approx([0.1, 0.1, 0.01])
 
 
-def test_validation_every_few_epochs():
+def test_evaluate_every_validates_every_few_epochs_and_after_the_last():
     """Early stopping counts validations; "plateau" is stepped by validations, other schedules by epochs."""
     metrics = iter([0.5, 0.4, 0.3, 0.6])
     trainer = make_trainer(
@@ -176,7 +177,7 @@ def test_a_full_disk_ends_the_training_and_keeps_the_old_checkpoint(tmp_path: Pa
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["epoch"] == 2
 
 
-def test_files_of_a_training_and_of_the_next_one_in_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_next_training_in_a_folder_moves_all_files_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_folder, "write_curves", write_curves)
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "curves.csv", "curves.png", "last.safetensors"]
@@ -187,10 +188,10 @@ def test_files_of_a_training_and_of_the_next_one_in_the_same_folder(tmp_path: Pa
 
 def test_a_failure_before_the_first_checkpoint_does_not_change_the_files_of_the_earlier_training(tmp_path: Path):
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
-    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    contents = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
     with pytest.raises(TrainingDiverged, match="no checkpoint had been written yet"):
         make_trainer(out=tmp_path, learning_rate=1e38).run()
-    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == contents
 
 
 def test_a_second_training_in_a_folder_in_use_is_refused(tmp_path: Path):
@@ -206,7 +207,7 @@ def test_a_second_training_in_a_folder_in_use_is_refused(tmp_path: Path):
         thread.start()
         thread.join()
 
-    at_block(trainer, 3, run_in_thread)
+    call_at_block(trainer, 3, run_in_thread)
     trainer.run()
     assert errors and len(trainer.history) == 1
 
@@ -216,23 +217,23 @@ def test_a_memory_record_has_the_phases_of_the_training():
     (record,) = make_trainer(n_epochs=1, memory=memory, accumulate=2).run()
     summary = memory.summary()
     assert list(summary) == ["batch", "forward", "loss", "backward", "update"]
-    blocks = record["mini_batches"]
+    blocks = record["mini_batches"]  # with bptt=1, a block is a mini-batch
     calls = {name: phase["calls"] for name, phase in summary.items()}
     assert calls == {
         "batch": blocks + 1,  # the last call finds no block
         "forward": blocks,
         "loss": blocks,
         "backward": blocks,
-        "update": -(-blocks // 2),
+        "update": -(-blocks // 2),  # an update accumulates 2 blocks
     }
     assert all(phase["peak_bytes"] >= phase["current_bytes"] > 0 for phase in summary.values())
 
 
 def test_the_global_random_state_is_not_changed():
-    before = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     trainer = make_trainer(dropout=0.5, shuffle=True)
     trainer.run()
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     assert trainer.peak_memory_bytes >= 0
 
 

@@ -1,4 +1,4 @@
-"""Resuming a training: it ends with the same bits, and a checkpoint of another training is an error."""
+"""A resumed training ends with the same bits as one that was not stopped. A checkpoint of other data is an error."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from markov import markov_store
 from trainer_run import (
     FORMAT,
-    at_block,
+    call_at_block,
     fused_and_autograd,
     make_trainer,
     no_pictures,
@@ -36,6 +36,7 @@ def assert_equal_last_checkpoints(folder: Path, other_folder: Path) -> None:
     assert ours.progress["early_stopping"] == theirs.progress["early_stopping"]
 
 
+# Arguments of make_trainer, by the name of a test case.
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.3},
@@ -66,11 +67,11 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_ends_with_the_same_bits(tmp_path: Path, case: str, stop_in_block: int | str):
     whole = make_trainer(out=tmp_path / "whole", **CASES[case])
-    blocks = -(-whole.run()[0]["mini_batches"] // CASES[case].get("bptt", 1))
-    block_number = {"last of epoch 1": blocks, "first of epoch 2": blocks + 1}.get(str(stop_in_block), stop_in_block)
+    blocks_per_epoch = -(-whole.run()[0]["mini_batches"] // CASES[case].get("bptt", 1))
+    named_blocks = {"last of epoch 1": blocks_per_epoch, "first of epoch 2": blocks_per_epoch + 1}
 
     stopped = make_trainer(out=tmp_path / "parts", **CASES[case])
-    at_block(stopped, int(block_number), press_ctrl_c)
+    call_at_block(stopped, int(named_blocks.get(str(stop_in_block), stop_in_block)), press_ctrl_c)
     with pytest.raises(TrainingInterrupted):
         stopped.run()
     resumed = make_trainer(out=tmp_path / "parts", **CASES[case])
@@ -94,12 +95,12 @@ def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path):
     schedule: dict[str, Any] = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
     make_trainer(out=tmp_path / "whole", **schedule).run()
     stopped = make_trainer(out=tmp_path / "parts", **schedule)
-    at_block(stopped, 7, press_ctrl_c)
+    call_at_block(stopped, 7, press_ctrl_c)
     with pytest.raises(TrainingInterrupted):
         stopped.run()
     path = tmp_path / "parts" / "last.safetensors"
     current = load_checkpoint(path, FORMAT)
-    place = {"summed" if name == "loss_count" else name: n for name, n in current.progress["position"].items()}
+    place = {"summed" if name == "loss_count" else name: value for name, value in current.progress["position"].items()}
     optimizer = current.progress["optimizer"]
     progress = {name: value for name, value in current.progress.items() if name != "position"}
     progress |= {"place": place, "optimizer": {"groups": optimizer["groups"], "numbers": optimizer["scalars"]}}

@@ -1,10 +1,10 @@
-"""Operators of a captured training step (`gru4rec_fast.ops.training_step`).
+"""Operators of a captured training step, one that runs as a CUDA graph (`gru4rec_fast.ops.training_step`).
 
-The emulated CUDA kernels are compared with the reference, and the reference with formulas written out in the tests.
+The emulated CUDA kernels are compared with the reference, and the reference with formulas in the tests.
 
-    step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block of steps
+    step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block (some time steps)
     step_settle_  stores the losses of a block, and stops all further updates if a loss is not finite
-    step_apply_   updates whole weights, and copies outputs into the hidden states
+    step_apply_   updates weights with dense gradients, and copies outputs into the hidden states
     step_rows_    updates the rows of a table and of its bias that have a gradient
 """
 
@@ -25,7 +25,7 @@ from gru4rec_fast.optim import SparseAdagrad
 CPU = torch.device("cpu")
 HYPERPARAMETERS = torch.tensor([0.1, 0.3, 1e-6], dtype=torch.float64)  # learning rate, momentum, epsilon
 SAMPLE_ALPHA = 0.25
-ENABLED, DISABLED = torch.tensor(True), torch.tensor(False)  # whether step_apply_ and step_rows_ update anything
+ENABLED, DISABLED = torch.tensor(True), torch.tensor(False)  # if disabled, step_apply_ and step_rows_ do nothing
 needs_emulation = pytest.mark.skipif(
     bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-"
 )
@@ -34,7 +34,7 @@ impls = pytest.mark.parametrize("impl", ["reference", pytest.param("emulated", m
 
 
 def run(name: str, impl: str, *arguments: Any, device: str | torch.device = CPU) -> Any:
-    """Run an operator on a device; copy the tensors, and lists of tensors, that are on another device."""
+    """Run the operator `name` on a device. Tensors, and tensors in lists, are copied to the device if needed."""
 
     def to_device(argument: Any) -> Any:
         if isinstance(argument, Tensor):
@@ -45,7 +45,7 @@ def run(name: str, impl: str, *arguments: Any, device: str | torch.device = CPU)
 
 
 def results_of_all_operators(device: str, impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return the results of all operators for small problems on a device, for tests/test_cuda.py."""
+    """Return the results of all four operators for small inputs on a device. tests/test_cuda.py calls this function."""
     results: list[Tensor] = []
     for widths in ((3, 5), (12, 20)):
         results += run_gather(impl, widths, dtype=dtype, mask=True, logq=1.0, device=device)[0]
@@ -58,7 +58,7 @@ def results_of_all_operators(device: str, impl: str, dtype: torch.dtype) -> tupl
     results += [tensor for tensors in lists for tensor in tensors]
     stopped, enabled = (torch.tensor(False, device=device) for _ in range(2))
     losses, step_losses = torch.rand(3, generator=seeded(), dtype=dtype), torch.empty(3, dtype=dtype, device=device)
-    active = torch.tensor(True).expand(3)  # no step is masked
+    active = torch.tensor(True).expand(3)
     run("step_settle_", impl, losses, active, stopped, step_losses, enabled, device=device)
     return (*results, stopped.to(dtype), enabled.to(dtype), step_losses)
 
@@ -70,9 +70,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 def run_gather(
     impl: str, widths: tuple[int, int], *, steps: int = 2, lanes: int = 5, n: int = 7, **options: Any
 ) -> Any:
-    """Run step_gather; return its results and its arguments.
+    """Run step_gather; return its results, and the tensors of its arguments.
 
-    -1 marks padding: the last lane of the first step, and the whole last step.
+    widths: columns of the input and of the output table. lanes: sessions in parallel. n: negatives per step. Padding
+    (-1) is in the last lane of the first step and in the whole last step.
     """
     g, dtype = seeded(), options.get("dtype", torch.float64)
     embedding, weight = (torch.randn(11, width, generator=g, dtype=dtype) for width in widths)
@@ -98,10 +99,10 @@ def test_gather_returns_the_indexed_rows(widths: tuple[int, int], impl: str) -> 
         for i, item in enumerate(inputs[t].tolist()):
             assert torch.equal(x[t, i], embedding[item] * mask[t, i] if item >= 0 else torch.zeros_like(x[t, i]))
         for i, item in enumerate(items[t].tolist()):
-            strength = (logq if i < lanes else logq * SAMPLE_ALPHA) * (item >= 0)
+            factor = (logq if i < lanes else logq * SAMPLE_ALPHA) * (item >= 0)
             assert torch.equal(rows[t, i], weight[item] * (item >= 0))
             assert biases[t, i] == bias[item] * (item >= 0)
-            assert log_q[t, i].item() == pytest.approx(strength * log_support[item].item(), rel=1e-15)
+            assert log_q[t, i].item() == pytest.approx(factor * log_support[item].item(), rel=1e-15)
 
 
 @needs_emulation
@@ -148,7 +149,7 @@ def test_settle_stores_losses_and_stops_at_a_loss_that_is_not_finite(steps: int,
 
     for bad in (torch.nan, torch.inf, -torch.inf):
         stopped.fill_(False)
-        losses[-1], active[-1] = bad, False  # the loss of a masked step is ignored
+        losses[-1], active[-1] = bad, False  # the loss of a step that is not active is ignored
         run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
         assert step_losses[-1] == 0 and bool(enabled) == (steps > 1) and not stopped
         active[-1] = True
@@ -164,8 +165,7 @@ def dense_update_arguments(
 ) -> tuple[list[Tensor], ...]:
     """Return lists with one tensor for each shape, as arguments of step_apply_.
 
-    The lists are weights, accumulators, velocities, gradients, hidden states, and the outputs that are copied over the
-    hidden states.
+    The lists are weights, accumulators, velocities, gradients, hidden states and outputs.
     """
     g = seeded()
     return tuple([torch.rand(shape, generator=g, dtype=dtype) for shape in shapes] for _ in range(6))
@@ -176,7 +176,7 @@ def dense_update_arguments(
 @pytest.mark.parametrize(
     "shapes", [[(3, 5), (1,), (0,), (64,)], [(2, 3)] * 20], ids=["few", "more than fit one launch"]
 )
-def test_apply_updates_weights_as_the_optimizer(shapes: list[tuple[int, ...]], momentum: bool, impl: str) -> None:
+def test_apply_updates_weights_as_sparse_adagrad(shapes: list[tuple[int, ...]], momentum: bool, impl: str) -> None:
     weights, accumulators, velocities, grads, states, outputs = dense_update_arguments(shapes)
     parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
     optimizer = SparseAdagrad(parameters, 0.1, 0.3 if momentum else 0.0, impl="reference")
@@ -202,7 +202,8 @@ def row_update_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of step_rows_: a table with a bias, and gradients of its rows.
 
-    Some rows have several gradients, some are only inputs, and some indices are padding (-1).
+    Inputs have gradients of the row, items (targets and negatives) of the row and its bias. Some rows occur several
+    times, some only as inputs. Some indices are padding (-1).
     """
     g = seeded()
     tables = {name: torch.rand(30, width, generator=g, dtype=dtype) for name in ("weight", "accumulator", "velocity")}
@@ -238,12 +239,15 @@ def test_rows_with_a_gradient_follow_the_formulas_and_others_are_unchanged(has_b
             check_row(arguments, copies, "bias_", row, grad_bias, (index == row) & (torch.arange(len(index)) >= 6))
 
 
-def check_row(updated: dict, original: dict, prefix: str, row: int, grads: Tensor, of_row: Tensor) -> None:
-    """Assert that a row follows the Adagrad formulas of `ops/sparse_update.py`; `of_row` selects its gradients."""
+def check_row(updated: dict, original: dict, prefix: str, row: int, grads: Tensor, is_of_row: Tensor) -> None:
+    """Assert that a row follows the Adagrad formulas of `ops/sparse_update.py`.
+
+    prefix: "" for the table, "bias_" for the bias. is_of_row: bool, selects the gradients of this row in `grads`.
+    """
     lr, momentum, eps = HYPERPARAMETERS.tolist()
     weight, accumulator, velocity = (original[prefix + name][row] for name in ("weight", "accumulator", "velocity"))
-    if of_row.any():
-        grad = grads[of_row].sum(0)
+    if is_of_row.any():
+        grad = grads[is_of_row].sum(0)
         accumulator = accumulator + grad**2
         velocity = momentum * velocity - lr * grad / (accumulator + eps).sqrt()
         weight = weight + velocity
@@ -268,7 +272,7 @@ def test_row_update_does_not_depend_on_the_order_of_threads(width: int) -> None:
 
 @needs_emulation
 @pytest.mark.parametrize(("n_inputs", "n_items"), [(0, 9), (9, 0), (0, 0), (1, 0)])
-def test_row_update_with_only_inputs_or_only_items(n_inputs: int, n_items: int) -> None:
+def test_row_update_with_only_inputs_or_only_items_equals_reference(n_inputs: int, n_items: int) -> None:
     ours, theirs = (row_update_arguments(5, n_inputs=n_inputs, n_items=n_items) for _ in range(2))
     run("step_rows_", "emulated", *ours.values(), ENABLED, HYPERPARAMETERS)
     run("step_rows_", "reference", *theirs.values(), ENABLED, HYPERPARAMETERS)
@@ -276,11 +280,11 @@ def test_row_update_with_only_inputs_or_only_items(n_inputs: int, n_items: int) 
 
 
 @needs_emulation
-def test_index_arithmetic_beyond_two_to_the_31st() -> None:
+def test_tables_of_more_than_two_to_the_31_elements() -> None:
     """There are more than 2**31 weights and gradients.
 
-    Only the ends of each emulated grid run (its first and last thread block), and only the last row has a gradient, so
-    little memory is used. `[-1, -300:]` lies within the part of the last row that the last thread block processes.
+    Only the first and the last thread block of each emulated grid run, and only the last row has a gradient, so little
+    memory is used. The last thread block processes the last 300 columns of the last row, and others.
     """
     width, n = 2**22, 2**9 + 2
     index = torch.full((n,), -1)
@@ -300,7 +304,8 @@ def test_index_arithmetic_beyond_two_to_the_31st() -> None:
     assert torch.equal(x[0, -1, -300:], table[-1, -300:])
 
 
-BAD: list[tuple[str, dict[str, Any], str]] = [
+# (operator, wrong argument, error message)
+WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("step_rows_", {"rows": torch.zeros(3, dtype=torch.int64)}, "rows must be int64"),
     ("step_rows_", {"grad_bias": None}, "go together"),
     ("step_rows_", {"weight": torch.rand(6, 30, dtype=torch.float64).T}, "weight must be contiguous"),
@@ -309,14 +314,14 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 
 
 @needs_emulation
-@pytest.mark.parametrize(("name", "change", "message"), BAD)
+@pytest.mark.parametrize(("name", "change", "message"), WRONG_ARGUMENTS)
 def test_error_names_the_argument(name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(name, "emulated", *(row_update_arguments(6) | change).values(), ENABLED, HYPERPARAMETERS)
 
 
-@implementations("session_batch")  # any operator that has CPU kernels, which step_rows_ has not
-def test_native_on_the_cpu_is_an_error(impl: str) -> None:
+@implementations("session_batch")  # skips "native" without the native library, which has this operator
+def test_native_step_operator_on_the_cpu_is_an_error(impl: str) -> None:
     """impl="native" raises an error and does not run the reference in place of a kernel."""
     if impl == "native":
         with pytest.raises(RuntimeError, match="step_rows_ has no native kernel on cpu"):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class ExactNetwork(nn.Module):
     """A network with h' = E[item] - h and scores E h' + bias, all small integers stored as float64.
 
-    Its scores have few distinct values, so there are many ties, and ranks can be compared without tolerance. In
-    training mode it adds noise, as dropout would.
+    It implements the protocol `NextItemNetwork`. Scores have few distinct values, so there are many ties, and ranks can
+    be compared without tolerance. In training mode, noise is added to the hidden state, as dropout would.
     """
 
     def __init__(self, n_items: int, width: int = 3, seed: int = 0) -> None:
@@ -35,7 +35,7 @@ class ExactNetwork(nn.Module):
         for t, items in enumerate(inputs):
             if reset is not None:
                 hidden = torch.where(reset[t, :, None], 0.0, hidden)
-            hidden = self.table[items] - hidden  # in dead lanes, index -1 reads the last row; their results are ignored
+            hidden = self.table[items] - hidden  # padding (-1) reads the last row; its results are ignored
             if self.training:
                 hidden = hidden + torch.rand_like(hidden)
             outputs.append(hidden)

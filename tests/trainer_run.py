@@ -1,4 +1,7 @@
-"""Build a small trainer for tests, and call functions at a block of its training."""
+"""Helpers for tests that build a small trainer, and call a function before it processes a certain block.
+
+A block is a tensor of `bptt` mini-batches, through which one backward pass goes.
+"""
 
 import signal
 from typing import Any
@@ -13,7 +16,7 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training import Schedule, SessionEpochRunner, Trainer, TrainerOptions, run_folder
 
-STORE = markov_store(n_sessions=60)
+STORE = markov_store(n_sessions=60)  # sessions of the default trainer
 LANES = 8  # sessions processed in parallel
 FORMAT = "gru4rec_fast.SessionNetwork/2"  # name of the format and version of its layout, in checkpoints
 # Arguments of make_trainer that are passed on to SessionEpochRunner.
@@ -32,7 +35,7 @@ DEFAULTS: dict[str, Any] = {}
 
 @pytest.fixture(params=["fused", "autograd"])
 def fused_and_autograd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test twice: all its trainers use the fused step, then autograd."""
+    """Run a test twice: with the fused step in all trainers, and with autograd."""
     if request.param == "fused":
         request.getfixturevalue("native_library")
     monkeypatch.setitem(DEFAULTS, "fused", request.param == "fused")
@@ -57,8 +60,8 @@ def make_trainer(
 ) -> Trainer:
     """Return a trainer of a GRU4Rec network, by default with the sessions of STORE.
 
-    make_optimizer: function that takes the parameters and returns their optimizer; None: SparseAdagrad. `arguments` are
-    passed on to SessionEpochRunner, TrainerOptions or Trainer, depending on the name; `lr_scheduler` and
+    make_optimizer: function that takes the parameters and returns an optimizer; None uses SparseAdagrad. `arguments`
+    are passed on to SessionEpochRunner, TrainerOptions or Trainer, depending on the name; `lr_scheduler` and
     `lr_scheduler_options` are as in the estimators.
     """
     arguments = {"seed": 3} | DEFAULTS | arguments
@@ -91,8 +94,8 @@ def make_trainer(
     return Trainer(runner, options, **arguments)
 
 
-def at_block(trainer: Trainer, block_number: int, act: Any) -> None:
-    """Make a trainer call `act` before it processes a block. Blocks are counted from 1 over the whole run.
+def call_at_block(trainer: Trainer, block_number: int, act: Any) -> None:
+    """Make a trainer call `act` before it processes this block. Blocks are numbered from 1, over all epochs.
 
     With the fused step, `act` is called before the whole update that contains this block.
     """
@@ -115,7 +118,7 @@ def at_block(trainer: Trainer, block_number: int, act: Any) -> None:
         run = epoch.run
 
         def run_one_update(updates: int, *arguments: Any, **keywords: Any) -> Any:
-            """Make one update per call, whatever the requested number is, so that each of them can be counted."""
+            """Make one update per call, whatever number is requested, so that each update is counted."""
             count(runner.accumulate)
             return run(1, *arguments, **keywords)
 
@@ -130,8 +133,10 @@ def press_ctrl_c() -> None:
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Return copies of the weights, by parameter name."""
     return {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
 
 
 def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a history without the times of the epochs, which differ between equal trainings."""
     return [{key: value for key, value in record.items() if key != "seconds"} for record in history]

@@ -1,7 +1,7 @@
 """Helpers for tests with tensors of more than 2**31 elements, which need address space but hardly any memory.
 
 The system provides memory only for pages that are accessed. So emulated CUDA kernels run only the first and the last
-block of each grid, and torch's operators are replaced by functions that compute only a few elements.
+thread block of each grid, and torch's operators are replaced by functions that compute only a few elements.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def zeros(*shape: int, dtype: type = np.float32) -> Tensor:
-    """Return zeros that take no memory. np.zeros does not write them, as torch.zeros does."""
+    """Return zeros that take no memory until they are accessed. np.zeros does not write them; torch.zeros does."""
     return torch.from_numpy(np.zeros(shape, dtype))
 
 
@@ -35,7 +35,7 @@ def skipping_without_address_space() -> Iterator[None]:
 
 @contextmanager
 def first_and_last_blocks() -> Iterator[None]:
-    """Run only the first and the last block of every emulated grid."""
+    """Run only the first and the last thread block of every emulated grid."""
     emulation = cuda_emulator.load()
     emulation.set_block_limit(2)
     try:
@@ -46,8 +46,11 @@ def first_and_last_blocks() -> Iterator[None]:
 
 
 @contextmanager
-def torch_runs(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
-    """Replace torch's CPU operators by functions, for calls from Python and C++. Keys are names such as "mm.out"."""
+def replaced_torch_operators(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
+    """Replace CPU operators of torch, for calls from Python and C++.
+
+    functions: the replacement of each operator, by a name such as "mm.out".
+    """
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
@@ -60,10 +63,10 @@ def torch_runs(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]
 
 
 @contextmanager
-def torch_computes(indices_by_size: Mapping[int, Tensor]) -> Iterator[None]:
+def partial_torch_products(indices_by_size: Mapping[int, Tensor]) -> Iterator[None]:
     """Make torch's matrix products and column sums read and write only some indices of large dimensions.
 
-    In each dimension of size n, these are the indices `indices_by_size[n]`; dimensions of other sizes are complete.
+    In each dimension of size n, these are `indices_by_size[n]`. Dimensions of other sizes are computed completely.
     """
 
     def index(*sizes: int) -> tuple[Tensor, ...]:
@@ -85,5 +88,5 @@ def torch_computes(indices_by_size: Mapping[int, Tensor]) -> Iterator[None]:
         assert dim == [0] and a.dim() == 2
         return out.copy_(a[index(*a.shape)].sum(0))
 
-    with torch_runs({"mm.out": mm, "addmm.out": addmm, "sum.IntList_out": column_sums}):
+    with replaced_torch_operators({"mm.out": mm, "addmm.out": addmm, "sum.IntList_out": column_sums}):
         yield

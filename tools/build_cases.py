@@ -6,8 +6,8 @@
 
 compare_builds.py starts this file in the environments of two versions of the package. A case calls the public API with
 inputs from fixed seeds and returns tensors. RESULTS gets one JSON line per case, with a hash of each tensor or with the
-error. Only the functions from `implementation` to `own_product` depend on the version of the package. All other code
-must run unchanged with both versions.
+error. Only the functions from `load_implementation` to `own_product` depend on the version of the package. All other
+code must run unchanged with both versions.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN, SessionStore
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 INTEGERS, FLOATS, WITH_BF16 = (torch.int32, torch.int64), (F32, F64), (F32, F64, BF16)
-BOTH = (False, True)
-OPERATORS, MODELS = ("native", "reference", "emulated"), ("native", "reference")
+BOOLEANS = (False, True)
+OPERATOR_IMPLS, MODEL_IMPLS = ("native", "reference", "emulated"), ("native", "reference")
 
 
-def implementation(name: str) -> str:
-    """Return the value of the argument impl for the implementation `name`; load the emulator for "emulated"."""
+def load_implementation(name: str) -> str:
+    """Return the value of the argument `impl` for an implementation. Load the emulator for "emulated"."""
     if name != "emulated":
         return name
     from gru4rec_fast import _backend
@@ -57,7 +57,10 @@ def implementation(name: str) -> str:
 
 
 def step_operator(name: str, impl: str) -> Callable[..., Any]:
-    """Return an operator of ops/training_step.py by its name without the underscore of in-place operators."""
+    """Return an operator of ops/training_step.py by its name without the underscore of in-place operators.
+
+    Up to 0.1.0, these names had no underscore.
+    """
     from gru4rec_fast.ops.training_step import step_operator
 
     in_place = "_" if name != "step_gather" and hasattr(ops, "sparse_adam_") else ""
@@ -96,15 +99,15 @@ def own_product(*arguments: Any) -> Tensor:
 
 
 class Inapplicable(Exception):
-    """Raised by the function of a family if a combination of values is not a case."""
+    """The function of a family raises this error if a combination of values is not a case."""
 
 
 @dataclass(frozen=True)
 class Family:
     """A family of cases: a function, and the values of its arguments. Each combination of values is a case.
 
-    run: called as run(impl, large=..., **values); returns the tensors to compare. impls: its implementations. sizes:
-    values of `large`, which selects large or small inputs. axes: the values of each further argument.
+    run: called as run(impl, large=..., **values); returns the tensors to compare. impls: the implementations that the
+    family has. sizes: values of `large`, which selects large or small inputs. axes: values of each further argument.
     """
 
     run: Callable[..., list[Tensor]]
@@ -127,7 +130,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def family(
-    name: str = "", impls: tuple[str, ...] = OPERATORS, sizes: tuple[bool, ...] = BOTH, **axes: tuple[Any, ...]
+    name: str = "", impls: tuple[str, ...] = OPERATOR_IMPLS, sizes: tuple[bool, ...] = BOOLEANS, **axes: tuple[Any, ...]
 ) -> Any:
     """Return a decorator that registers a function as a family of cases. See `Family` for the arguments.
 
@@ -172,6 +175,7 @@ def random_log(n_sessions: int, n_items: int, seed: int = 3) -> SessionStore:
 
 
 def random_graph(n_users: int, n_items: int, n_edges: int) -> InteractionGraph:
+    """Return a graph of random interactions, in which items with low indices are more popular."""
     rng = np.random.default_rng(5)
     users, items = rng.integers(0, n_users, n_edges), (rng.random(n_edges) ** 2 * n_items).astype(np.int64)
     return InteractionGraph.from_arrays(users, items, n_users=n_users, n_items=n_items)
@@ -180,7 +184,7 @@ def random_graph(n_users: int, n_items: int, n_edges: int) -> InteractionGraph:
 # Operators ------------------------------------------------------------------------------------------------------------
 
 
-@family(dtype=INTEGERS, shuffled=BOTH)
+@family(dtype=INTEGERS, shuffled=BOOLEANS)
 def session_batch(impl: str, large: bool, dtype: torch.dtype, shuffled: bool) -> list[Tensor]:
     store, lanes, steps = random_log(2000 if large else 12, 50), 64 if large else 5, 40 if large else 4
     order = torch.randperm(store.n_sessions, generator=seeded(0)) if shuffled else None
@@ -193,7 +197,7 @@ def session_batch(impl: str, large: bool, dtype: torch.dtype, shuffled: bool) ->
     return [tensor for block in blocks for tensor in block] + list(state)
 
 
-@family(impls=MODELS, alpha=(0.0, 0.75, 1.0))
+@family(impls=MODEL_IMPLS, alpha=(0.0, 0.75, 1.0))
 def build_alias_table(impl: str, large: bool, alpha: float) -> list[Tensor]:
     table = ops.build_alias_table(torch.from_numpy(random_log(3000, 4000 if large else 30).support), alpha, impl=impl)
     return [table.threshold, table.alias, table.log_prob]
@@ -211,7 +215,7 @@ def dropout_mask(impl: str, large: bool, dtype: torch.dtype, p: float) -> list[T
     return [ops.dropout_mask(*shape, p, seed=7, stream=2, step=9, dtype=dtype, impl=impl)]
 
 
-@family(dtype=FLOATS, form=("reset_after", "reset_before"), masked=BOTH)
+@family(dtype=FLOATS, form=("reset_after", "reset_before"), masked=BOOLEANS)
 def gru(impl: str, large: bool, dtype: torch.dtype, form: str, masked: bool) -> list[Tensor]:
     steps, lanes, hidden = (5, 67, 100) if large else (3, 5, 19)
     shapes = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
@@ -228,7 +232,7 @@ LOSSES = ("cross-entropy", "bpr-max", "top1", "top1-max", "bpr")
 
 @family(dtype=WITH_BF16, loss=LOSSES, options=("none", "all", "own targets only"))
 def sampled_loss(impl: str, large: bool, dtype: torch.dtype, loss: str, options: str) -> list[Tensor]:
-    m, n, hidden = (67, 1003, 100) if large else (6, 21, 13)
+    m, n, hidden = (67, 1003, 100) if large else (6, 21, 13)  # hidden states, sampled negatives, units
     sum_dtype = F32 if dtype == BF16 else dtype  # dtype of biases, log_q and counts
     leaves = [randn((m, hidden), dtype, 1), randn((m + n, hidden), dtype, 2) / 3, randn((m + n,), sum_dtype, 3)]
     arguments: dict[str, Any] = {"loss": loss, "impl": impl}
@@ -243,10 +247,10 @@ def sampled_loss(impl: str, large: bool, dtype: torch.dtype, loss: str, options:
 def sparse_update(
     name: str, n_state: int, impl: str, large: bool, dtype: torch.dtype, width: int, option: float
 ) -> list[Tensor]:
-    """Update rows of a table.
+    """Update rows of a table with the operator `name`; return the table and its state.
 
-    n_state: number of state tensors. option: the step of Adam, or the momentum of Adagrad; without momentum, the last
-    state tensor is None.
+    n_state: number of state tensors. option: the step of Adam, or the momentum of Adagrad. Without momentum, the last
+    state tensor is passed as None.
     """
     rows, n = (5000, 4000) if large else (13, 20)
     table, *state = (randn((rows, width), dtype, seed).abs() for seed in range(1 + n_state))
@@ -264,20 +268,21 @@ family("sparse_adam_", dtype=FLOATS, width=(1, 7, 100), option=(1, 7))(partial(s
 
 
 def ranking_inputs(large: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden states, weights and biases."""
     queries, items, hidden = (70, 3001, 100) if large else (5, 37, 13)
     weight = randn((items, hidden), dtype, 2)
     weight[items // 2 :] = weight[: items - items // 2].clone()  # pairs of equal rows, whose scores tie
     return randn((queries, hidden), dtype, 1), weight, randn((items,), dtype, 3).round()
 
 
-@family(dtype=FLOATS, biased=BOTH)
+@family(dtype=FLOATS, biased=BOOLEANS)
 def target_rank(impl: str, large: bool, dtype: torch.dtype, biased: bool) -> list[Tensor]:
     hidden, weight, bias = ranking_inputs(large, dtype)
     targets = randint(0, len(weight), (len(hidden),), 4)
     return list(ops.target_rank(hidden, weight, bias if biased else None, targets, impl=impl))
 
 
-@family(dtype=FLOATS, k=(1, 20), exclude=BOTH)
+@family(dtype=FLOATS, k=(1, 20), exclude=BOOLEANS)
 def top_k(impl: str, large: bool, dtype: torch.dtype, k: int, exclude: bool) -> list[Tensor]:
     hidden, weight, bias = ranking_inputs(large, dtype)
     excluded = randint(-1, len(weight), (len(hidden), 9), 4) if exclude else None
@@ -290,16 +295,16 @@ def graph_of_size(large: bool, impl: str) -> InteractionGraph:
     return random_graph(60, 90, 700) if impl == "emulated" else random_graph(700, 900, 15_000)  # emulation is slow
 
 
-def subset(graph: InteractionGraph, nodes: str) -> dict[str, Tensor | None]:
+def node_subset(graph: InteractionGraph, nodes: str) -> dict[str, Tensor | None]:
     """Return the arguments `rows` and `columns` of a graph operator: indices of some nodes, or None for all nodes.
 
-    nodes: a value of NODES, the arguments that select some nodes.
+    nodes: a value of NODES, which names the arguments that select some nodes.
     """
     index = torch.arange(graph.n_nodes)
-    subset_of_nodes = index[index % 3 != 0]
+    selected = index[index % 3 != 0]
     return {
-        "rows": None if nodes == "all" else subset_of_nodes[::2],
-        "columns": subset_of_nodes if nodes == "rows and columns" else None,
+        "rows": None if nodes == "all" else selected[::2],
+        "columns": selected if nodes == "rows and columns" else None,
     }
 
 
@@ -313,7 +318,7 @@ def laplacian_propagation(
 ) -> list[Tensor]:
     graph = graph_of_size(large, impl)
     options = {
-        **subset(graph, nodes),
+        **node_subset(graph, nodes),
         "dropout": dropout,
         "seed": 3,
         "step": 4,
@@ -333,7 +338,7 @@ def laplacian_propagation(
 )  # fmt: skip
 def ngcf_layer(impl: str, large: bool, dtype: torch.dtype, nodes: str, dropout: float, **options: Any) -> list[Tensor]:
     graph, (width, out) = graph_of_size(large, impl), (48, 65) if large else (7, 5)
-    options |= {**subset(graph, nodes), "node_dropout": dropout, "message_dropout": dropout, "impl": impl}
+    options |= {**node_subset(graph, nodes), "node_dropout": dropout, "message_dropout": dropout, "impl": impl}
     n_columns = graph.n_nodes if options["columns"] is None else len(options["columns"])
     shapes = [(n_columns, width), (width, out), (out,), (width, out), (out,)]
     leaves = [randn(shape, dtype, seed) / 2 for seed, shape in enumerate(shapes)]
@@ -341,7 +346,7 @@ def ngcf_layer(impl: str, large: bool, dtype: torch.dtype, nodes: str, dropout: 
     return with_gradients(lambda x, *rest: ops.ngcf_layer(x, *graph.structure(), *rest, **options), *leaves)
 
 
-@family(dtype=INTEGERS, by_interaction=BOTH)
+@family(dtype=INTEGERS, by_interaction=BOOLEANS)
 def bpr_triples(impl: str, large: bool, dtype: torch.dtype, by_interaction: bool) -> list[Tensor]:
     graph = graph_of_size(large, impl)
     offsets, neighbors = graph.structure()
@@ -389,8 +394,8 @@ def product(impl: str, large: bool, dtype: torch.dtype, layout: str, precision: 
     m, n, k = (48, 1500, 100) if large else (5, 33, 31)
     a = randn((m, k), dtype, 1) if layout[0] == "n" else randn((k, m), dtype, 1).T
     b = randn((k, n), dtype, 2) if layout[1] == "n" else randn((n, k), dtype, 2).T
-    c = randn((m, n), dtype, 3)
-    options = ((None, False), (None, True), (c, False))  # add_to, by_blocks
+    addend = randn((m, n), dtype, 3)
+    options = ((None, False), (None, True), (addend, False))  # add_to, by_blocks
     return [own_product(a, b, add_to, precision, by_blocks) for add_to, by_blocks in options]
 
 
@@ -407,7 +412,7 @@ def run_optimizer(name: str, impl: str, large: bool, dtype: torch.dtype, sparse:
 
 
 for _name in ("SparseAdagrad", "SparseAdam"):
-    family(f"optim.{_name}", MODELS, dtype=FLOATS, sparse=BOTH)(partial(run_optimizer, _name))
+    family(f"optim.{_name}", MODEL_IMPLS, dtype=FLOATS, sparse=BOOLEANS)(partial(run_optimizer, _name))
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -423,7 +428,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bprmax-512": {"layers": [512], "loss": "bpr-max", "batch_size": 128, "sample_alpha": 0.3, "learning_rate": 0.05,
                    "dropout_p_embed": 0.5, "dropout_p_hidden": 0.3, "momentum": 0.15, "bpreg": 0.9, "elu_param": 1.0},
 }  # fmt: skip
-# Parameters of GRU4Rec that select its training step: without autograd ("fused"), with autograd, or in bfloat16.
+# Three ways of a training step, with the parameters of GRU4Rec: one C++ call ("fused"), autograd, or a fused step with
+# matrix products in bfloat16.
 WAYS: dict[str, dict[str, Any]] = {"fused": {}, "autograd": {"fused": False}, "bf16": {"precision": "bf16"}}
 
 
@@ -438,11 +444,11 @@ def results_of(model: Any) -> list[Tensor]:
 
 @family("training row", ("native",), sizes=(True,), setting=tuple(SETTINGS), way=tuple(WAYS), steps=(20, 200))
 def training_row(impl: str, large: bool, setting: str, way: str, steps: int) -> list[Tensor]:
-    """Train 200 steps with the widest instruction set of the CPU, 20 steps with the others."""
+    """Train 200 steps with the largest instruction set of the CPU, and 20 steps with the others."""
     if (steps == 200) != (build_info()["simd"] == build_info()["simd_detected"]):
         raise Inapplicable
     parameters = SETTINGS[setting]
-    store = random_log(steps * parameters["batch_size"] // 8 + 50, 3000)  # two epochs, 4 targets per session
+    store = random_log(steps * parameters["batch_size"] // 8 + 50, 3000)  # 2 epochs; 4 targets per session on average
     model = GRU4Rec(**parameters, **WAYS[way], n_sample=2048, n_epochs=2, seed=1, impl=impl).fit(store, progress=False)
     n_steps = sum(record["mini_batches"] for record in model.history)
     if n_steps < steps:
@@ -450,8 +456,8 @@ def training_row(impl: str, large: bool, setting: str, way: str, steps: int) -> 
     return results_of(model)
 
 
-# Hyper-parameters of small GRU4Rec models, by a name for each.
-SMALL: dict[str, dict[str, Any]] = {
+# Hyper-parameters of small GRU4Rec models, by name.
+SMALL_MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "two layers": {
         "layers": [13, 9],
@@ -468,22 +474,24 @@ SMALL: dict[str, dict[str, Any]] = {
     "top1": {"loss": "top1"},
     "bpr": {"loss": "bpr"},
 }
-SMALL_AXES = {"way": tuple(WAYS), "dtype": FLOATS}
+SMALL_MODEL_AXES = {"way": tuple(WAYS), "dtype": FLOATS}
 
 
 def small_model(impl: str, way: str, dtype: torch.dtype, options: str, n_epochs: int = 2) -> GRU4Rec:
+    """Return a GRU4Rec to train. `way` is a key of WAYS, `options` a key of SMALL_MODELS."""
     if (impl == "reference" and way != "autograd") or (way == "bf16" and dtype != F32):
         raise Inapplicable
-    parameters = {"layers": [13], "batch_size": 7, "n_sample": 50, "seed": 2, **SMALL[options], **WAYS[way]}
+    parameters = {"layers": [13], "batch_size": 7, "n_sample": 50, "seed": 2, **SMALL_MODELS[options], **WAYS[way]}
     return GRU4Rec(**parameters, dtype=str(dtype).removeprefix("torch."), n_epochs=n_epochs, impl=impl)
 
 
-@family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=tuple(SMALL))
+@family(impls=MODEL_IMPLS, sizes=(False,), **SMALL_MODEL_AXES, options=tuple(SMALL_MODELS))
 def training(impl: str, large: bool, **case: Any) -> list[Tensor]:
+    """Train a small model. `case` has the arguments of small_model."""
     return results_of(small_model(impl, **case).fit(random_log(60, 80), progress=False))
 
 
-@family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=("two layers", "through steps"))
+@family(impls=MODEL_IMPLS, sizes=(False,), **SMALL_MODEL_AXES, options=("two layers", "through steps"))
 def resume(impl: str, large: bool, **case: Any) -> list[Tensor]:
     """Train one epoch, then resume with a new model and train two more epochs."""
     log = random_log(60, 80)
@@ -493,16 +501,17 @@ def resume(impl: str, large: bool, **case: Any) -> list[Tensor]:
 
 
 def values_of(metrics: dict[str, float]) -> Tensor:
+    """Return the values of metrics, sorted by name."""
     return torch.tensor([metrics[name] for name in sorted(metrics)], dtype=F64)
 
 
-@family(impls=MODELS, sizes=(False,), **SMALL_AXES, options=("plain",))
+@family(impls=MODEL_IMPLS, sizes=(False,), **SMALL_MODEL_AXES, options=("plain",))
 def evaluation(impl: str, large: bool, **case: Any) -> list[Tensor]:
     log, test = random_log(60, 80), random_log(100, 80, seed=8)
     model = small_model(impl, **case, n_epochs=1).fit(log, progress=False)
     ties = ("conservative", "standard", "median")
     metrics = [values_of(model.evaluate(test, cutoffs=(1, 5, 20), ties=rule).metrics) for rule in ties]
-    lists = [next_items(model, [[1, 2, 3], [5], [7, 1]], 10, exclude_seen) for exclude_seen in BOTH]
+    lists = [next_items(model, [[1, 2, 3], [5], [7, 1]], 10, exclude_seen) for exclude_seen in BOOLEANS]
     return metrics + [torch.from_numpy(array) for items_and_scores in lists for array in items_and_scores]
 
 
@@ -515,7 +524,7 @@ GRAPH_MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@family("graph training", MODELS, model=tuple(GRAPH_MODELS), dtype=FLOATS)
+@family("graph training", MODEL_IMPLS, model=tuple(GRAPH_MODELS), dtype=FLOATS)
 def graph_training(impl: str, large: bool, model: str, dtype: torch.dtype) -> list[Tensor]:
     graph = random_graph(500, 600, 6000) if large else random_graph(12, 17, 60)
     estimator, options = GRAPH_MODELS[model]
@@ -565,6 +574,7 @@ def make_workload(function: Callable[..., Any], *shapes: tuple[int, ...], backwa
 
 
 def make_graph_operator_workload(operator: Callable[..., Tensor], *shapes: tuple[int, ...]) -> TimedWorkload:
+    """Return a function that times a graph operator. shapes: of its weights, after the features."""
     structure = random_graph(3000, 4000, 100_000).structure()
     return make_workload(lambda x, *rest: operator(x, *structure, *rest, impl="native"), (7000, 64), *shapes)
 
@@ -598,7 +608,8 @@ def make_negative_sampling_workload() -> TimedWorkload:
     return make_workload(lambda: draw(table, 2048), backward=False)
 
 
-# Functions that make the inputs and return the timed workload.
+# Functions that make the inputs and return the timed workload. Sizes of "gru" and "sampled_loss": 80 lanes (sessions in
+# parallel), 224 units, 2048 negatives, so 80 + 2048 = 2128 rows of the output table.
 TIMED_WORKLOADS: dict[str, Callable[[], TimedWorkload]] = {
     **{f"{setting} fused": partial(make_epoch_workload, setting) for setting in SETTINGS},
     "xe-100 autograd": partial(make_epoch_workload, "xe-100", fused=False),
@@ -623,10 +634,10 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def record_of(name: str, run: Callable[[], list[Tensor]], keep_folder: Path | None) -> dict[str, Any]:
-    """Run a case and return its record: the name, and the error or the processor time and the digests of the tensors.
+def run_case(name: str, run: Callable[[], list[Tensor]], keep_folder: Path | None) -> dict[str, Any]:
+    """Run a case and return a record with its name, and either the error or the processor time and the digests.
 
-    keep_folder: a folder for the tensors, or None.
+    keep_folder: folder where the tensors are saved, or None.
     """
     started = time.process_time()
     try:
@@ -650,19 +661,19 @@ def run_cases(impl: str, only: list[str], keep_folder: Path | None) -> Iterator[
 
     A family without cases yields a record with an error.
     """
-    level = f"-{build_info()['simd']}" if impl == "native" else ""
+    instruction_set = f"-{build_info()['simd']}" if impl == "native" else ""
     for threads in (1, 2) if impl != "emulated" else (1,):
         torch.set_num_threads(threads)
         for name, cases in FAMILIES.items():
             if impl not in cases.impls:
                 continue
-            prefix, has_cases = f"{name}/{impl}{level}/threads={threads}", False
+            prefix, has_cases = f"{name}/{impl}{instruction_set}/threads={threads}", False
             for description, values in cases.cases():
                 case = f"{prefix}/{description}"
                 try:
                     if not only or any(text in case for text in only):
-                        yield record_of(
-                            case, lambda run=cases.run, v=values: run(implementation(impl), **v), keep_folder
+                        yield run_case(
+                            case, lambda run=cases.run, v=values: run(load_implementation(impl), **v), keep_folder
                         )
                     has_cases = True
                 except Inapplicable:
@@ -672,15 +683,15 @@ def run_cases(impl: str, only: list[str], keep_folder: Path | None) -> Iterator[
 
 
 def serve() -> None:
-    """Read lines {"row": workload, "n": units, "threads": threads}; print the seconds per unit for each line."""
+    """Read lines {"workload": name, "n": units, "threads": threads}; print the seconds per unit for each line."""
     answers, sys.stdout = sys.stdout, sys.stderr  # other output must not be read as an answer
     name = ""
-    run: TimedWorkload  # the workload `name`
+    run: TimedWorkload  # times the workload `name`
     for line in sys.stdin:
         request = json.loads(line)
         torch.set_num_threads(request["threads"])
-        if request["row"] != name:
-            name, run = request["row"], TIMED_WORKLOADS[request["row"]]()
+        if request["workload"] != name:
+            name, run = request["workload"], TIMED_WORKLOADS[request["workload"]]()
         print(run(request["n"]), file=answers, flush=True)
 
 
@@ -695,7 +706,7 @@ def describe() -> dict[str, Any]:
     return (
         versions
         | {name: info[name] for name in ("version", "simd_detected", "why_not")}
-        | {"rows": list(TIMED_WORKLOADS)}
+        | {"workloads": list(TIMED_WORKLOADS)}
     )
 
 

@@ -39,9 +39,9 @@ from typing import Any
 
 CASES = Path(__file__).with_name("build_cases.py")
 IMPLEMENTATIONS = ("native", "reference", "emulated")
-LEVELS = ("avx512", "avx2", "baseline")  # instruction sets; avx512 is first, since its process takes longest
-SLOWER = 1.05  # a ratio of times above this limit counts as slower
-SECONDS = 0.3  # approximate duration of one measurement
+LEVELS = ("avx512", "avx2", "baseline")  # instruction sets, from the largest; the cases of avx512 take longest
+SLOWER_RATIO = 1.05  # a workload is slower if all quartiles of new / old are above this ratio
+MEASUREMENT_SECONDS = 0.3  # approximate duration of one measurement
 
 # Prefixes of the names of cases that only the older build has, with the reason.
 REMOVED: dict[str, str] = {
@@ -56,7 +56,7 @@ REMOVED: dict[str, str] = {
 class Build:
     """An environment with the package.
 
-    name: "OLD" or "NEW". python: its Python interpreter. path: its PYTHONPATH, or None for none.
+    name: "OLD" or "NEW". python: path of the Python interpreter. path: the PYTHONPATH, or None.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Build:
         return inherited | ({"PYTHONPATH": self.path} if self.path else {}) | additional
 
     def describe(self) -> dict[str, Any]:
-        """Return the versions, the instruction set and the timed workloads of the build (build_cases.describe)."""
+        """Return the versions, the instruction set and the names of the timed workloads (build_cases.describe)."""
         run = subprocess.run(
             self.command("describe"), env=self.environment(), stdout=subprocess.PIPE, text=True, check=False
         )
@@ -116,12 +116,12 @@ def main() -> None:
     with ThreadPoolExecutor() as pool:
         descriptions = list(pool.map(Build.describe, builds))
     for build, description in zip(builds, descriptions, strict=True):
-        texts = [f"{name} {value}" for name, value in description.items() if name != "rows"]
+        texts = [f"{name} {value}" for name, value in description.items() if name != "workloads"]
         print(f"{build.name}: {', '.join(texts)}")
     if any(descriptions[0][name] != descriptions[1][name] for name in ("torch", "numpy")):
         raise SystemExit("OLD and NEW must have the same versions of torch and numpy")
     if arguments.time:
-        names = descriptions[0]["rows"]
+        names = descriptions[0]["workloads"]
         workloads = [name for name in names if not arguments.only or any(text in name for text in arguments.only)]
         raise SystemExit(not compare_times(builds, workloads, arguments.rounds, arguments.threads))
     impls = arguments.impl or IMPLEMENTATIONS
@@ -162,7 +162,7 @@ def run_cases(
     """Run the cases of one job in a build.
 
     Returns:
-        The records of the cases by name (build_cases.record_of).
+        The records of the cases by name (build_cases.run_case).
         How the process failed, or "" if it did not fail.
     """
     results = folder / f"{build.name}-{impl}-{level}.jsonl"
@@ -229,7 +229,7 @@ def judge(
 
 
 def differences(name: str, indices: list[int], keep_folder: Path | None) -> str:
-    """Return as text the maximum differences of a case's tensors with these indices, or "" without --keep."""
+    """Return as text the maximum difference of each tensor of a case with one of these indices; "" without --keep."""
     if keep_folder is None:
         return ""
     import torch
@@ -262,7 +262,7 @@ class TimedProcess:
     def seconds(self, workload: str, n: int) -> float:
         """Run n units of a workload and return the seconds per unit."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"row": workload, "n": n, "threads": self.threads}) + "\n")
+        self.process.stdin.write(json.dumps({"workload": workload, "n": n, "threads": self.threads}) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
@@ -279,16 +279,16 @@ def compare_times(builds: list[Build], workloads: list[str], rounds: int, thread
     print(f"{'workload':36} {'old us [quartiles]':>30} {'new us [quartiles]':>30}   new / old [quartiles]")
     slower = []
     for workload in workloads:
-        for process in processes:  # warm up
+        for process in processes:  # the first call makes the inputs
             process.seconds(workload, 1)
-        n = max(1, round(SECONDS / max(processes[0].seconds(workload, 2), 1e-9)))
+        n = max(1, round(MEASUREMENT_SECONDS / max(processes[0].seconds(workload, 2), 1e-9)))
         times: list[list[float]] = [[], []]
         for round_index in range(rounds + 1):  # round 0 is a warm-up
             for build in (0, 1) if round_index % 2 else (1, 0):
                 times[build].append(processes[build].seconds(workload, n))
         old, new = (seconds[1:] for seconds in times)
         ratio = quartiles([new_time / old_time for old_time, new_time in zip(old, new, strict=True)])
-        is_slower = ratio[0] > SLOWER
+        is_slower = ratio[0] > SLOWER_RATIO
         slower += [workload] if is_slower else []
         us = [quartiles([time * 1e6 for time in seconds]) for seconds in (old, new)]
         cells = [f"{median:.1f} [{q1:.1f}, {q3:.1f}]" for q1, median, q3 in us]

@@ -265,12 +265,12 @@ def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
     from machine import processor_name
     from naive_pytorch import SETTINGS
-    from trainers import runner_of, runner_side
+    from trainers import gru_runner, runner_side
 
     from gpu.prepared_folder import PreparedFolder
 
     folder = PreparedFolder(arguments.folder)
-    sides = {s.name: runner_side(runner_of(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
+    sides = {s.name: runner_side(gru_runner(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
     result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
     # The number of threads increases: idle threads of a larger earlier measurement would slow the next one down.

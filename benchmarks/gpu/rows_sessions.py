@@ -21,7 +21,7 @@ from interleave import Side
 from machine import flops
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
 from torch import Tensor
-from trainers import runner_of, runner_side
+from trainers import gru_runner, runner_side
 
 from gpu.device import Device
 from gpu.prepared_folder import PreparedFolder
@@ -78,7 +78,7 @@ def runner_on(device: Device, store: SessionStore, setting: Setting, bf16: bool 
     """Return the object that runs the epochs of `GRU4Rec.fit`, for a setting on the device."""
     impl = "auto" if device.impl == "native" else "reference"  # GRU4Rec has no impl="emulated"
     options = {"impl": impl} | ({"precision": "bf16"} if bf16 else {})
-    return runner_of(store, setting.parameters() | options, device.torch_device)
+    return gru_runner(store, setting.parameters() | options, device.torch_device)
 
 
 def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:

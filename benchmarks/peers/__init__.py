@@ -1,1 +1,1 @@
-"""Adapters to other people's code, which is imported from a checkout (--peer NAME=PATH) and never copied."""
+"""Adapters to public implementations, which are imported from a checkout (--peer NAME=PATH) and never copied."""

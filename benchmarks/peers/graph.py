@@ -1,8 +1,8 @@
-"""Training steps of the public NGCF-PyTorch and LightGCN-PyTorch, imported from checkouts.
+"""Run training steps of the public NGCF-PyTorch and LightGCN-PyTorch, imported from checkouts.
 
-`ngcf_step` and `lightgcn_step` run the unchanged models and losses of these checkouts on an `InteractionGraph`. Their
-data loaders, which read fixed folders, are not used. A step does the same as a step of the public training loop:
-forward pass over the whole graph, loss, backward pass, Adam.
+`ngcf_step` and `lightgcn_step` run the unchanged models and losses of these checkouts on an `InteractionGraph`. The
+data loaders of the checkouts are not used, because they read fixed folders. A step does the same as a step of the
+public training loop: forward pass over the whole graph, loss, backward pass, Adam.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def adjacency(graph: InteractionGraph) -> sp.csr_array:
 
 
 def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
-    """Return the training step of NGCF with 3 layers and the options in its README.
+    """Return the training step of the public NGCF with 3 layers and the options of the public README.
 
-    These are the matrix (D + I)^-1 (A + I), dropout rates 0.1, L2 penalty 1e-5, and Adam with learning rate 1e-4.
+    The options are the matrix (D + I)^-1 (A + I), dropout rates 0.1, L2 penalty 1e-5, and Adam with learning rate 1e-4.
 
     Raises:
         FileNotFoundError: the checkout has no NGCF/NGCF.py.
@@ -68,11 +68,11 @@ def ngcf_step(path: str | Path, graph: InteractionGraph, batch_size: int, device
 
 
 def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, device: torch.device = CPU) -> Step:
-    """Return the training step of LightGCN with 3 layers and its defaults.
+    """Return the training step of the public LightGCN with 3 layers and the public defaults.
 
-    These are L2 penalty 1e-4 and Adam with learning rate 1e-3.
+    The defaults are L2 penalty 1e-4 and Adam with learning rate 1e-3.
 
-    batch_size: not used; the argument exists so that both functions have the same arguments.
+    batch_size: not used; the argument exists so that `ngcf_step` and this function have the same arguments.
 
     Raises:
         FileNotFoundError: the checkout has no code/model.py.
@@ -102,10 +102,11 @@ def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, de
 
 
 def _import_module(peer: str, folder: Path, name: str) -> ModuleType:
-    """Import a module from a folder of a checkout; the modules it imports are searched in that folder first.
+    """Import a module from a folder of a checkout. The modules that it imports are searched in that folder first.
 
     When they are imported, LightGCN's modules parse sys.argv, create a folder for checkpoints and import a data loader.
-    Therefore sys.argv has no arguments, os.makedirs does nothing and `dataloader` is an empty module during the import.
+    Therefore, during the import, sys.argv has no arguments, os.makedirs does nothing, and `dataloader` is a module with
+    an empty BasicDataset.
     """
     if not (folder / f"{name}.py").exists():
         raise FileNotFoundError(f"--peer {peer}={folder.parent}: no {folder.name}/{name}.py in it; give a checkout")

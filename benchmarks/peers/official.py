@@ -1,8 +1,8 @@
-"""Adapter to the official code (GRU4Rec_PyTorch_Official, by GRU4Rec's author), imported from a checkout.
+"""Train and evaluate the official code (GRU4Rec_PyTorch_Official, by GRU4Rec's author), imported from a checkout.
 
-Two patches at run time make it work with current versions of NumPy and pandas; its files are not changed. The first one
-replaces a pandas Series that is passed to torch.tensor by its `.values`. The second one casts the initial weights to
-float32, since they are float64 with NumPy 2.
+Two patches at run time make the code work with current versions of NumPy and pandas. The files of the checkout are not
+changed. One patch passes the `.values` of a pandas Series to torch.tensor, instead of the Series. The other patch casts
+the initial weights to float32, since they are float64 with NumPy 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gru4rec_fast.data import SessionStore
 
 CPU = torch.device("cpu")
 CACHED_NEGATIVES = 3_000_000  # negatives that the official code samples in advance
-WARMUP_BATCHES = 3  # mini-batches that are not timed: the first ones of a `fit` allocate the gradients of the new model
+WARMUP_BATCHES = 3  # mini-batches that are not timed, because they allocate the gradients of a new model
 
 
 class OfficialGRU4Rec:
@@ -70,9 +70,9 @@ class OfficialGRU4Rec:
     def training(self, log: pd.DataFrame, **parameters: Any) -> Callable[[int], float]:
         """Return a function that trains n mini-batches in the official `fit` and returns the seconds per mini-batch.
 
-        Each call runs `fit` on the first n mini-batches of an epoch; only the loop over them is timed. The official
-        code samples a cache of negatives in advance, enough for 1464 mini-batches of 2048 negatives. Filling the cache
-        is not timed, which favors the official code.
+        Each call runs `fit` on the first mini-batches of an epoch: a few untimed ones (WARMUP_BATCHES), then n that are
+        timed. The official code samples a cache of negatives in advance, enough for 1464 mini-batches of 2048
+        negatives. Filling the cache is not timed, which favors the official code.
         """
         estimator = self.new_estimator(**parameters, n_epochs=1)
         with quiet():
@@ -124,13 +124,13 @@ class OfficialGRU4Rec:
 
 
 def to_data_frame(store: SessionStore) -> pd.DataFrame:
-    """Return a store's log as a data frame for the official `fit`, with sessions and events in the order of time."""
+    """Return a store's log as a data frame for the official `fit`. Items are indices, and times are event numbers."""
     sessions = np.repeat(np.arange(store.n_sessions), np.diff(store.offsets))
     return pd.DataFrame({"SessionId": sessions, "ItemId": store.items, "Time": np.arange(store.n_events)})
 
 
 class _LimitedIterator:
-    """Wraps the official session iterator: stops after n mini-batches and measures their time in `seconds`."""
+    """Wraps the official session iterator: yields warm-up mini-batches, then n whose total time is `seconds`."""
 
     def __init__(self, iterator: Any, n: int) -> None:
         self._iterator, self._n, self.seconds = iterator, n, 0.0

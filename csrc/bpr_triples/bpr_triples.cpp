@@ -1,5 +1,6 @@
-// The operator bpr_triples: checks arguments and allocates the result. Specification: gru4rec_fast/ops/bpr_triples.py.
-// The values of index tensors are not checked here: drawing a triple checks those that it reads.
+// Registers the operator bpr_triples, which draws training triples: checks the arguments and allocates the result.
+// Specification: gru4rec_fast/ops/bpr_triples.py. The values of index tensors are not checked here: a kernel that draws
+// a triple checks the values that it reads.
 #include "bpr_triples/bpr_triples.h"
 
 #include <ATen/ops/empty.h>
@@ -15,7 +16,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kIntegerLimit = int64_t{1} << 31;  // on the numbers of users, items and candidates
+constexpr int64_t kDrawLimit = int64_t{1} << 31;  // random integers of draw.h are drawn from fewer values than this
 
 template <Kernels kernels>
 Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor& users,
@@ -23,8 +24,8 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
                    int64_t step) {
   check_counters(seed, step, /*steps=*/1);
   TORCH_CHECK_VALUE(n >= 0 && n < int64_t{1} << 32, "n=", n, ": must be in [0, 2**32)");
-  TORCH_CHECK_VALUE(n_users >= 1 && n_users < kIntegerLimit, "n_users=", n_users, ": must be in [1, 2**31)");
-  TORCH_CHECK_VALUE(n_items >= 1 && n_items < kIntegerLimit, "n_items=", n_items, ": must be in [1, 2**31)");
+  TORCH_CHECK_VALUE(n_users >= 1 && n_users < kDrawLimit, "n_users=", n_users, ": must be in [1, 2**31)");
+  TORCH_CHECK_VALUE(n_items >= 1 && n_items < kDrawLimit, "n_items=", n_items, ": must be in [1, 2**31)");
   const at::Device device = offsets.device();
   TORCH_CHECK_VALUE(
       offsets.dim() == 1 && offsets.size(0) == n_users + n_items + 1 && offsets.scalar_type() == at::kLong,
@@ -34,7 +35,7 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
       neighbors.dim() == 1 && (neighbors.scalar_type() == at::kInt || neighbors.scalar_type() == at::kLong),
       "neighbors must be int32 or int64 [n_entries], not ", neighbors.scalar_type(), " ", neighbors.sizes());
   TORCH_CHECK_VALUE(
-      users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kIntegerLimit && users.scalar_type() == at::kLong,
+      users.dim() == 1 && users.size(0) >= 1 && users.size(0) < kDrawLimit && users.scalar_type() == at::kLong,
       "users must be int64 [n_candidates], one at least, not ", users.scalar_type(), " ", users.sizes());
   TORCH_CHECK_VALUE(!starts.has_value() || (starts->dim() == 1 && starts->size(0) == users.size(0) + 1 &&
                                             starts->scalar_type() == at::kLong),

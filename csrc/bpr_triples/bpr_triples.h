@@ -9,17 +9,18 @@
 
 namespace grf {  // gru4rec_fast
 
-// The graph in CSR form, with nodes 0 .. n_users - 1 for users and the next n_items nodes for items, and what to draw.
+// The graph and what to draw from it. The graph is in CSR form: nodes 0 .. n_users - 1 are users, and the next n_items
+// nodes are items.
 struct TripleArguments {
   const int64_t* offsets;  // [n_users + n_items + 1]
-  const void* neighbors;   // [n_entries], int32 or int64, increasing within a node's neighbors
+  const void* neighbors;   // [n_entries], int32 or int64; the neighbors of each node are increasing
   bool neighbors_are_int64;
   int64_t n_entries;
-  const int64_t* users;  // [n_candidates]: the users that triples may have
+  const int64_t* users;  // [n_candidates]: the users for whom triples are drawn
   int64_t n_candidates;
   // If null, the user of a triple is drawn uniformly, and then the positive item uniformly from the user's items.
-  // Otherwise an interaction of a user with an item is drawn uniformly, and starts [n_candidates + 1] are the
-  // cumulative degrees of `users`.
+  // Otherwise starts [n_candidates + 1] are the cumulative degrees of `users`. Then a pair of a user and one of the
+  // user's items is drawn uniformly.
   const int64_t* starts;
   int64_t n_users, n_items;
   uint64_t seed;

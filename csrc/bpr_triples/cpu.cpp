@@ -12,7 +12,7 @@
 
 namespace grf {
 
-constexpr int64_t kGrain = 256;  // minimum number of triples of a thread
+constexpr int64_t kGrain = 256;  // minimum number of triples per thread
 
 void draw_triples(const TripleArguments& args) {
   const auto draw_one = args.neighbors_are_int64 ? draw_triple<int64_t> : draw_triple<int32_t>;
@@ -23,8 +23,8 @@ void draw_triples(const TripleArguments& args) {
     }
   });
   TORCH_CHECK_VALUE(all_valid,
-                    "users and starts do not fit the graph: each user must have at least one item but not all of them, "
-                    "and starts must be the cumulative sum of their degrees, below 2**31");
+                    "users and starts do not fit the graph: each user must have at least one item but not every item, "
+                    "and starts must be the cumulative sum of the users' degrees, below 2**31");
 }
 
 }  // namespace grf

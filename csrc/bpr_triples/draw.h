@@ -9,7 +9,7 @@
 
 namespace grf {
 
-// Returns a uniform integer in [0, limit), limit < 2**31, from two random words.
+// Returns a uniform integer in [0, limit), limit < 2**31, from the two halves of a random 64-bit word.
 GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit) {
   const auto range = static_cast<uint64_t>(limit);
   return static_cast<int64_t>((high * range + (low * range >> 32)) >> 32);
@@ -17,8 +17,8 @@ GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit
 
 // Draws triple k and writes it to out[k], out[n + k] and out[2 n + k]. The candidates are the elements of `users`, and
 // starts[i], if given, is the number of interactions of all candidates before candidate i. Returns false, and writes
-// nothing, if users or starts are invalid for the graph. Reads a user, two offsets, an item, and by bisection
-// log2(degree) items and log2(n_candidates) starts.
+// nothing, if users or starts are invalid for the graph. It reads a user, two offsets and the positive item. Bisection
+// reads log2(degree) items and, if starts are given, log2(n_candidates) starts.
 template <typename index_t>
 GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
   const auto* neighbors = static_cast<const index_t*>(args.neighbors);
@@ -33,7 +33,7 @@ GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
     const int64_t total = starts[args.n_candidates];
     if (starts[0] != 0 || total < 1 || total >= int64_t{1} << 31) return false;
     const int64_t interaction = uniform_below(words_0.w0, words_0.w1, total);
-    // The candidate that has this interaction is the last one whose interactions start at or before it.
+    // The interaction belongs to the last candidate i with starts[i] <= interaction.
     candidate = partition_point(args.n_candidates - 1, [&](int64_t i) { return starts[i + 1] <= interaction; });
     positive_index = interaction - starts[candidate];
   }
@@ -43,9 +43,10 @@ GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
   if (begin < 0 || degree < 1 || degree >= args.n_items || begin + degree > args.n_entries) return false;
   if (args.starts == nullptr) positive_index = uniform_below(words_0.w2, words_0.w3, degree);
   if (positive_index < 0 || positive_index >= degree) return false;
-  // The negative item is the rank-th item that the user does not have. An item is stored as its graph node, which is
-  // n_users + item. So items[i] - n_users - i of the items that the user does not have precede the user's i-th item.
-  // This number increases with i, so bisection finds how many of the user's items precede the negative item.
+  // The negative item is the rank-th item that the user does not have. The user's i-th item has the number
+  // items[i] - n_users, because `neighbors` holds graph nodes. The user has i of the items below this number and lacks
+  // the other items[i] - n_users - i. This count never decreases with i, so bisection finds how many of the user's
+  // items have a lower number than the negative item.
   const int64_t rank = uniform_below(words_1.w0, words_1.w1, args.n_items - degree);
   const index_t* items = neighbors + begin;
   const int64_t n_lower_items =

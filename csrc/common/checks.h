@@ -7,18 +7,18 @@
 
 namespace grf {
 
-// Checks the seed and the steps of random numbers (common/philox.h): the seed must be a non-negative 64-bit key, and
-// the numbers of the steps [step, step + steps) must fit in one 32-bit word of the counter.
+// Checks the seed and the step numbers of random numbers (common/philox.h). The seed is the key: a non-negative 64-bit
+// integer. The step numbers step .. step + steps - 1 must fit in one 32-bit word of the counter.
 inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
   constexpr int64_t kWordRange = int64_t{1} << 32;
   TORCH_CHECK_VALUE(seed >= 0, "seed=", seed, ": must be in [0, 2**63)");
   TORCH_CHECK_VALUE(steps >= 0, "steps=", steps, ": must not be negative");
   TORCH_CHECK_VALUE(steps <= kWordRange && step >= 0 && step <= kWordRange - steps, "step=", step,
-                    " with steps=", steps, ": step must not be negative, step + steps not exceed 2**32");
+                    " with steps=", steps, ": step must be at least 0 and step + steps at most 2**32");
 }
 
 // Checks the arguments of the operator dropout_mask, except the dtype. `stream` is the number of the random stream.
-inline void check_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
+inline void check_dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                        int64_t step) {
   constexpr int64_t kWordRange = int64_t{1} << 32;
   check_counters(seed, step, steps);

@@ -14,27 +14,28 @@ constexpr int kWideBytes = 16;  // the largest load or store of one thread
 template <typename T>
 constexpr int kWideColumns = kWideBytes / static_cast<int>(sizeof(T));
 
-// N neighboring columns of a row, which are loaded and stored in one instruction.
+// The elements of N neighboring columns of a row, which are loaded and stored in one instruction.
 template <typename T, int N>
 struct alignas(N * sizeof(T)) Columns {
   T at[N];
 };
 
 template <typename T, int N>
-__device__ __forceinline__ Columns<T, N> columns_at(const T* first) {
+__device__ __forceinline__ Columns<T, N> load_columns(const T* first) {
   return *reinterpret_cast<const Columns<T, N>*>(first);
 }
 template <typename T, int N>
-__device__ __forceinline__ void put_columns(T* first, const Columns<T, N>& columns) {
+__device__ __forceinline__ void store_columns(T* first, const Columns<T, N>& columns) {
   *reinterpret_cast<Columns<T, N>*>(first) = columns;
 }
 
-// Returns whether an address is a multiple of `bytes`, as null is.
+// Returns whether an address is a multiple of `bytes`. Null is a multiple of every number.
 inline bool is_aligned(const void* memory, size_t bytes) {
   return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
 }
 
-// Returns whether kernels may load kWideColumns columns together from contiguous matrices of `width` columns.
+// Returns whether kernels may load kWideColumns columns in one instruction from contiguous matrices of `width` columns.
+// A matrix may be null.
 template <typename T>
 bool is_wide(int64_t width, std::initializer_list<const T*> matrices) {
   if (width % kWideColumns<T> != 0) return false;
@@ -44,10 +45,11 @@ bool is_wide(int64_t width, std::initializer_list<const T*> matrices) {
   return true;
 }
 
-// Calls launch(N, blocks) to launch a kernel in which a task is N of `n_elements` elements, or one of `extra_tasks`
-// further tasks. `blocks` gives each task a thread. N is a compile-time constant: kWideColumns if `wide`, else 1.
+// Calls launch(N, blocks), which launches a kernel on n_elements / N tasks of N neighboring elements each and on
+// `extra_tasks` further tasks. N is a compile-time constant: kWideColumns if `wide`, else 1. With `threads` threads per
+// block, `blocks` gives each task a thread.
 template <typename T, typename LaunchKernel>
-void by_columns(bool wide, int64_t n_elements, int threads, const LaunchKernel& launch, int64_t extra_tasks = 0) {
+void launch_columns(bool wide, int64_t n_elements, int threads, const LaunchKernel& launch, int64_t extra_tasks = 0) {
   if (n_elements + extra_tasks == 0) return;
   constexpr int kWide = kWideColumns<T>;
   if (wide) {

@@ -1,6 +1,6 @@
-// DeviceGuard makes a tensor's GPU the current one in a scope; current_stream returns the stream to launch kernels on.
-// Both do nothing in the emulation and in builds without CUDA. Only c10/cuda is included, because ATen/cuda needs
-// headers of CUDA libraries that a machine without a GPU lacks.
+// DeviceGuard makes a GPU the current device until the end of the scope. current_stream returns the stream to launch
+// kernels on. In the emulation and in builds without CUDA, DeviceGuard does nothing and the stream is null. Only
+// c10/cuda is included, because ATen/cuda needs headers of CUDA libraries that a machine without a GPU lacks.
 #pragma once
 
 #include <c10/core/Device.h>

@@ -4,7 +4,7 @@
 // There is no include guard: a source file includes this header once for each of its kernel files. The unnamed
 // namespace makes each copy local to its object file. Otherwise the linker could replace the baseline copy of an inline
 // function by the AVX-512 copy, which crashes on older processors. Inside the kernel file, GRF_VECTOR_BYTES is the
-// width of a vector register. GRF stands for gru4rec_fast.
+// width of a vector register in bytes. GRF stands for gru4rec_fast.
 #include "common/simd.h"
 
 #ifndef GRF_KERNEL

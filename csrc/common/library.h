@@ -12,6 +12,6 @@
 #define GRF_LIBRARY_NAME "gru4rec_fast"
 #endif
 
-// torch's registration macros. Called through these macros, they get the expansion of GRF_LIBRARY as their argument.
+// torch's registration macros, with `name` expanded first: GRF_LIBRARY becomes gru4rec_fast.
 #define GRF_TORCH_LIBRARY(name, m) TORCH_LIBRARY(name, m)
 #define GRF_TORCH_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)

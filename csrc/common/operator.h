@@ -16,8 +16,9 @@ namespace grf {
 enum class Kernels { cpu, cuda };
 
 // GRF_CUDA_IMPL(m) { ... } registers operators that have only CUDA kernels.
-// GRF_EACH_KERNELS(X) expands to X(Kernels::cpu) and X(Kernels::cuda), or to the one that this library contains.
-// GRF_REGISTER(name) registers the function template name<kernels> as the operator `name`, for the same kernels.
+// GRF_EACH_KERNELS(X) expands to X(Kernels::cpu) and X(Kernels::cuda), without the kernels that this library lacks.
+// GRF_REGISTER(name) registers the function template name<kernels> as the operator `name`, for every kernels value that
+// GRF_EACH_KERNELS lists.
 // GRF_REGISTER_CPU(name) registers a function as an operator that runs on the CPU only.
 // In the emulation, CUDA kernels run on CPU tensors and are registered for the CPU.
 #if defined(GRF_EMULATED)
@@ -42,8 +43,8 @@ enum class Kernels { cpu, cuda };
     m.impl(#name, &function);                         \
   }
 
-// Returns a tensor argument, copied if it is not contiguous. ValueError if its shape, dtype or device is not the
-// expected one.
+// Returns a tensor argument, copied if it is not contiguous. Raises ValueError if the tensor does not have the given
+// shape, dtype and device.
 inline at::Tensor contiguous(const at::Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                              const at::Device& device = at::kCPU) {
   TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", shape, ", not ", tensor.sizes());
@@ -68,7 +69,7 @@ T* mutable_data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
-// Checks the dtype of an operator that has kernels for float32 and float64 only.
+// Raises ValueError if an operator that has kernels for float32 and float64 only is called with another dtype.
 inline void check_kernel_dtype(const char* op, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble, op, ": the kernel takes float32 and float64, not ",
                     dtype, "; convert, or pass impl=\"reference\"");

@@ -22,24 +22,24 @@ void invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f)
 #include <thread>
 #include <vector>
 
-// Does the same as the function in ATen/ParallelOpenMP.h: it uses the same chunks, runs chunk 0 on the calling thread
-// and rethrows one of the exceptions.
+// Calls f(chunk_begin, chunk_end) for chunks of [begin, end), each on a thread. As in ATen/ParallelOpenMP.h, chunk 0
+// runs on the calling thread, and one of the exceptions is rethrown; the chunks are also the same.
 template <typename F>
 void at::internal::invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f) {
   const int64_t max_chunks = grain_size > 0 ? divup(end - begin, grain_size) : end - begin;
-  const int64_t size = divup(end - begin, std::min<int64_t>(get_num_threads(), max_chunks));
-  const int64_t chunks = divup(end - begin, size);
-  std::vector<std::exception_ptr> errors(chunks);
+  const int64_t chunk_size = divup(end - begin, std::min<int64_t>(get_num_threads(), max_chunks));
+  const int64_t n_chunks = divup(end - begin, chunk_size);
+  std::vector<std::exception_ptr> errors(n_chunks);
   const auto run = [&](int64_t chunk) {
     try {
       const ThreadIdGuard guard(static_cast<int>(chunk));
-      f(begin + chunk * size, std::min(end, begin + (chunk + 1) * size));
+      f(begin + chunk * chunk_size, std::min(end, begin + (chunk + 1) * chunk_size));
     } catch (...) {
       errors[chunk] = std::current_exception();
     }
   };
   std::vector<std::thread> threads;
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) threads.emplace_back(run, chunk);
+  for (int64_t chunk = 1; chunk < n_chunks; ++chunk) threads.emplace_back(run, chunk);
   run(0);
   for (std::thread& thread : threads) thread.join();
   for (const std::exception_ptr& error : errors) {

@@ -3,12 +3,12 @@
 
 #include <cstdint>
 
-#include "common/philox.h"
+#include "common/philox.h"  // GRF_HOST_DEVICE
 
 namespace grf {
 
-// Returns the smallest i in [0, n) for which predicate(i) is false, or n if it is true for all. Beyond that i, the
-// predicate must also be false.
+// Returns the smallest i in [0, n) for which predicate(i) is false, or n if predicate(i) is true for all i. The
+// predicate must be false for all larger i as well.
 template <typename Predicate>
 GRF_HOST_DEVICE int64_t partition_point(int64_t n, const Predicate& predicate) {
   int64_t low = 0, high = n;

@@ -18,7 +18,7 @@
 namespace grf {
 namespace philox {
 
-// Each use of random numbers has a stream of its own: this number is the first word of the counter.
+// Streams of random numbers: each use has its own. The stream is the first word of the counter.
 constexpr uint32_t kStreamNegatives = 0;
 constexpr uint32_t kStreamEmbeddingDropout = 1;
 constexpr uint32_t kStreamHiddenDropout = 2;  // of the first GRU layer; layer l uses kStreamHiddenDropout + l
@@ -28,13 +28,14 @@ constexpr uint32_t kStreamTriples = 1 << 18;
 
 // Returns the threshold for dropout with probability p: a unit is dropped if its random 32-bit word is smaller.
 inline uint32_t drop_threshold(double p) {
-  return static_cast<uint32_t>(p * 4294967296.0);
+  return static_cast<uint32_t>(p * 0x1p32);
 }
 
 struct Words {
   uint32_t w0, w1, w2, w3;
 };
 
+// Returns four random words for a counter, with the seed as the key.
 GRF_HOST_DEVICE Words philox4x32(Words counter, uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed);
   uint32_t key1 = static_cast<uint32_t>(seed >> 32);

@@ -1,13 +1,13 @@
-// Operations on the rows of matrices, parallelized with at::parallel_for. A CPU training step uses them between its
-// matrix products.
+// Operations on the rows of matrices, parallelized with at::parallel_for. The fused training step on the CPU uses them
+// between matrix products.
 #pragma once
 
 #include <cstdint>
 
 namespace grf {
 
-// Copies row index[i] of `table` to row i of out [n, width], or zeros if index[i] is negative. Too large indices are
-// not detected.
+// Copies row index[i] of `table` [rows, width] to row i of out [n, width], or zeros if index[i] is negative. Does not
+// check whether an index is too large.
 template <typename T>
 void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n, T* out);
 
@@ -15,7 +15,7 @@ void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n,
 template <typename T>
 void repeat_row(const T* row, int64_t rows, int64_t width, T* out);
 
-// Multiplies each of the values [n] by its factor [n].
+// Multiplies values[i] by factors[i], for i < n.
 template <typename T>
 void multiply_in_place(const T* factors, int64_t n, T* values);
 

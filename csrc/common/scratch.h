@@ -1,5 +1,5 @@
-// Memory that CPU kernels reuse between calls. Page faults of newly allocated large buffers take 20 to 40 % of a small
-// training step.
+// Memory that CPU kernels reuse between calls. If large buffers were allocated in each call, their page faults would
+// take 20 to 40 % of a small training step.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -10,8 +10,8 @@
 namespace grf {
 
 // Uninitialized memory for `n` elements of type T, aligned to 64 bytes. Each thread keeps one buffer per T and Tag for
-// later Scratch objects; memory of more than kMaxCachedBytes is not kept. A thread must not have two Scratch objects
-// with the same T and Tag at the same time, because they would share the buffer. A Tag is any type.
+// later Scratch objects; a Tag is any type. Buffers of more than kMaxCachedBytes are not kept. A thread must not have
+// two Scratch objects with the same T and Tag at the same time, because they would share the buffer.
 template <typename T, typename Tag>
 class Scratch {
  public:
@@ -45,7 +45,7 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-// Uninitialized memory, aligned to 64 bytes, for a member of a class: it is kept between calls and grows on demand.
+// Uninitialized memory, aligned to 64 bytes, that an object owns for its lifetime. It grows on demand.
 template <typename T>
 class Buffer {
  public:

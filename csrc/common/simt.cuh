@@ -32,7 +32,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// Raises the kernel's limit of dynamic shared memory, which CUDA sets to 48 KB unless the kernel opts in to more.
+// Raises the kernel's limit of dynamic shared memory to `bytes`. By default CUDA limits it to 48 KB.
 template <typename Kernel>
 void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
   if (bytes <= size_t{48} << 10) return;
@@ -59,16 +59,15 @@ namespace grf {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;  // the mask of all 32 threads of a warp, for warp shuffles and votes
 
-// Returns the number of blocks that gives each of `n` >= 1 tasks a thread, with `per_block` threads per block. The
-// number is limited, so kernels use a grid-stride loop: a thread starts at task global_thread() and advances by
-// all_threads().
-inline unsigned blocks_for(int64_t n, int64_t per_block) {
+// Returns the number of blocks that gives each of `n` >= 1 tasks a thread. The number is limited, so kernels use a
+// grid-stride loop: a thread starts at task global_thread() and advances by all_threads().
+inline unsigned blocks_for(int64_t n, int64_t threads_per_block) {
 #ifdef __CUDACC__
   constexpr int64_t max_blocks = int64_t{1} << 16;  // far more than any GPU runs at once
 #else
   const int64_t max_blocks = simt::max_grid_blocks();
 #endif
-  const int64_t blocks = (n - 1) / per_block + 1;
+  const int64_t blocks = (n - 1) / threads_per_block + 1;
   return static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks);
 }
 
@@ -81,8 +80,8 @@ __device__ __forceinline__ int64_t all_threads() {
   return static_cast<int64_t>(gridDim.x) * static_cast<int64_t>(blockDim.x);
 }
 
-// Returns a / b for non-negative integers. If both fit in 32 bits, it divides in 32 bits, which is several times
-// faster.
+// Returns a / b for non-negative integers. If a and b fit in 32 bits, the division is a 32-bit one, which is several
+// times faster.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;

@@ -1,7 +1,8 @@
 // Masks of inverted dropout on the CPU, from counter-based random numbers (Philox). Specification:
 // gru4rec_fast/ops/dropout.py.
 //
-// Threads loop over rows; a row has the units of one lane at one step. Bottleneck: ten rounds of Philox per element.
+// Threads loop over rows; a row has the units of one lane (session of the mini-batch) at one step. Bottleneck: ten
+// rounds of Philox per element.
 #include "dropout/dropout.h"
 
 #include <ATen/Parallel.h>
@@ -24,7 +25,7 @@ namespace {
 template <typename bits_t>
 void fill(const DropoutMask& mask, bits_t* out) {
   const auto fill_row = GRF_DISPATCH(dropout_row<bits_t>);
-  constexpr int64_t kMinUnits = 16384;  // for a thread
+  constexpr int64_t kMinUnits = 16384;  // per thread
   const int64_t grain = std::max<int64_t>(1, kMinUnits / std::max<int64_t>(1, mask.units));
   at::parallel_for(0, mask.steps * mask.lanes, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {

@@ -8,7 +8,8 @@ namespace grf::cuda {
 
 constexpr int kDropoutThreads = 256;
 
-// Fills a mask, out [steps, lanes, units]; each element is keep_bits, the bits of 1 / (1 - p), or 0.
+// Fills a mask, out [steps, lanes, units]; a lane is a session of the mini-batch. Each element is keep_bits, the bits
+// of 1 / (1 - p), or 0.
 //
 // Launch: one dimension, any number of blocks of kDropoutThreads; threads loop over elements in strides of
 // all_threads(), the number of threads in the grid. Bytes: every element is written once, coalesced. 50 steps x 512

@@ -18,7 +18,7 @@ namespace {
 template <Kernels kernels>
 at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                         int64_t step, at::ScalarType dtype, at::Device device) {
-  check_mask(steps, lanes, units, p, seed, stream, step);
+  check_dropout_mask(steps, lanes, units, p, seed, stream, step);
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "dtype=", dtype, ": choose one of float32, float64, float16, bfloat16");
   const at::Tensor out = at::empty({steps, lanes, units}, at::TensorOptions().dtype(dtype).device(device));
@@ -44,8 +44,8 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   return out;
 }
 
-// Calls the implementation for `device`. The dispatcher usually chooses it by the device of a tensor argument, but the
-// operator has no tensor argument.
+// Calls the implementation for `device`. torch's dispatcher chooses an implementation by the devices of the tensor
+// arguments, but this operator has none.
 at::Tensor select_backend(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                           int64_t step, at::ScalarType dtype, at::Device device) {
   static const auto op = c10::Dispatcher::singleton()

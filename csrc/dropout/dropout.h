@@ -11,15 +11,15 @@ namespace grf {  // gru4rec_fast
 // as bit patterns, so the kernels need not know the dtype.
 struct DropoutMask {
   int64_t steps, lanes, units;
-  uint32_t philox_stream;  // first word of the Philox counter: one per use of the seed (not a CUDA stream)
-  uint32_t first_step;     // step number of the mask's first step, and second word of the counter
+  uint32_t philox_stream;  // first word of the Philox counter; each use of the seed has its own (not a CUDA stream)
+  uint32_t first_step;     // number of the mask's first step; the step number is the second word of the counter
   uint64_t seed;
-  uint32_t threshold;  // a unit is kept if its Philox word is at least this
+  uint32_t threshold;  // a unit is kept if its Philox word is at least the threshold
   uint64_t keep_bits;  // bit pattern of 1 / (1 - p) in the mask's dtype
   int element_bytes;
 };
 
-// Writes the mask to `out`, on the CPU.
+// Writes the mask to `out`, an array of steps * lanes * units elements, on the CPU.
 void fill_dropout_mask(const DropoutMask& mask, void* out);
 
 namespace cuda {

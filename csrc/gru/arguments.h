@@ -1,5 +1,5 @@
-// The arguments and results of the operators `gru` and `gru_backward`, as tensors. gru/gru.cpp checks and allocates
-// them, gru/cuda.cpp computes with them.
+// The arguments and results of the operators `gru` and `gru_backward`, as tensors. gru/gru.cpp checks the arguments and
+// allocates the results. gru/cuda.cpp computes the results on a GPU.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -12,22 +12,23 @@
 
 namespace grf {
 
-// The arguments that `gru` and `gru_backward` share, checked and contiguous. Optional tensors may be undefined.
+// The arguments that `gru` and `gru_backward` share, checked and contiguous. A tensor is undefined if its argument is
+// None.
 struct GruArguments {
   at::Device device;
   int64_t steps, lanes, hidden;
   bool reset_after;
   at::Tensor state, weight, bias, reset, mask;
 
-  // T is the first dimension of `block` [T, B, width * H], which is gate_inputs (width 3) or `saved` (width 4). `form`
-  // is "reset_after" or "reset_before".
-  GruArguments(const at::Tensor& block, int64_t width, const at::Tensor& state, const at::Tensor& weight_hh,
+  // `gates` [T, B, n_gates * H] gives the number of steps T: gate_inputs (n_gates 3) in `gru`, `saved` (n_gates 4) in
+  // `gru_backward`. `form` is "reset_after" or "reset_before".
+  GruArguments(const at::Tensor& gates, int64_t n_gates, const at::Tensor& state, const at::Tensor& weight_hh,
                const std::optional<at::Tensor>& bias_hh, const std::optional<at::Tensor>& reset,
                const std::optional<at::Tensor>& output_mask, std::string_view form);
 
-  // Checks a tensor [T, B, width * H] and returns it as a contiguous tensor.
-  at::Tensor block(const at::Tensor& tensor, const char* name, int64_t width) const {
-    return contiguous(tensor, name, {steps, lanes, width * hidden}, state.scalar_type(), device);
+  // Checks a tensor [T, B, factor * H] and returns it as a contiguous tensor.
+  at::Tensor sequence(const at::Tensor& tensor, const char* name, int64_t factor) const {
+    return contiguous(tensor, name, {steps, lanes, factor * hidden}, state.scalar_type(), device);
   }
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, state.options()); }
   template <typename T>
@@ -44,13 +45,15 @@ struct GruArguments {
   }
 };
 
-// The results of `gru_backward`. `state` is undefined if its gradient is not needed.
+// The results of `gru_backward`: the gradients of the arguments with these names. `state` is undefined if the caller
+// does not need it.
 struct GruGradients {
   at::Tensor gate_inputs, state, weight, bias;
 };
 
 namespace cuda {
 
+// Compute all elements of `output` and `saved`, or of `grads`, on the current stream of args.device.
 void gru_forward(const GruArguments& args, const at::Tensor& gate_inputs, at::Tensor& output, at::Tensor& saved);
 void gru_backward(const GruArguments& args, const at::Tensor& grad_output, const at::Tensor& output,
                   const at::Tensor& saved, GruGradients& grads);

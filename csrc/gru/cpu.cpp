@@ -1,9 +1,10 @@
 // GRU with resets on the CPU, forward and backward. Specification: gru4rec_fast/ops/gru.py.
 //
-// Each step is one matrix product of all lanes' states with the recurrent weights, then one pass over each lane's gates
-// (gru/cpu_kernel.inc). The reset_before form takes two products and two passes. A lane that is reset reads zeros
-// instead of its state and of its row of the product. The gradient of the weights is one product over all steps at the
-// end. The matrix products are the bottleneck. gru/gru.h explains lane, s, W, W_rz, W_n and q.
+// Each step computes one matrix product of all lanes' states with the recurrent weights, then makes one pass over each
+// lane's gates (gru/cpu_kernel.inc). The reset_before form takes two products and two passes. For a lane that is reset,
+// rows of zeros replace the lane's state and the lane's row of the product. After the last step of backward, one
+// product over all steps computes the gradient of the weights. The matrix products are the bottleneck. gru/gru.h
+// explains lane, s, W, W_rz, W_n and q.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -25,7 +26,7 @@ template <typename T>
 struct PaddedLayer : GruLayer<T> {
   const T *zeros, *ones;  // [3H], [H]
 
-  // `constants` has space for 4H elements.
+  // Writes the zeros and ones to `constants` [4H].
   PaddedLayer(const GruLayer<T>& layer, T* constants)
       : GruLayer<T>(layer), zeros(constants), ones(constants + 3 * layer.hidden) {
     std::fill_n(constants, 3 * this->hidden, T{0});
@@ -34,15 +35,16 @@ struct PaddedLayer : GruLayer<T> {
   }
 
   bool is_reset(int64_t t, int64_t lane) const { return this->reset != nullptr && this->reset[t * this->lanes + lane]; }
+  // Returns the lane's row [H] of the output mask in step t.
   const T* mask_of(int64_t t, int64_t lane) const {
     return this->mask == nullptr ? ones : this->mask + (t * this->lanes + lane) * this->hidden;
   }
-  // Returns the previous state s of a lane in step t: zeros if the lane is reset. `output` holds the outputs of earlier
+  // Returns s [H], the state of a lane before step t: zeros if the lane is reset. `output` holds the outputs of earlier
   // steps.
   const T* prev_state(const T* output, int64_t t, int64_t lane) const {
     return is_reset(t, lane) ? zeros : prev_output(output, t) + lane * this->hidden;
   }
-  // Returns the states of all lanes before step t, as if no lane were reset.
+  // Returns the states [B, H] of all lanes before step t, as if no lane were reset.
   const T* prev_output(const T* output, int64_t t) const {
     return t == 0 ? this->state : output + (t - 1) * this->lanes * this->hidden;
   }
@@ -50,6 +52,7 @@ struct PaddedLayer : GruLayer<T> {
   // Calls pass(lane) for all lanes, in parallel.
   template <typename Pass>
   void for_lanes(const Pass& pass) const {
+    // A thread takes at least 8192 units.
     const int64_t grain_size = std::max<int64_t>(1, 8192 / std::max<int64_t>(this->hidden, 1));
     at::parallel_for(0, this->lanes, grain_size, [&](int64_t begin, int64_t end) {
       for (int64_t lane = begin; lane < end; ++lane) pass(lane);
@@ -67,37 +70,38 @@ template <typename T>
 void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* saved) {
   const int64_t lanes = layer.lanes, hidden = layer.hidden, width = (layer.reset_after ? 3 : 2) * hidden;
   Scratch<T, ForwardScratch> scratch(4 * hidden + 3 * lanes * hidden);
-  const PaddedLayer<T> p(layer, scratch.take(4 * hidden));
+  const PaddedLayer<T> padded(layer, scratch.take(4 * hidden));
   T* products = scratch.take(3 * lanes * hidden);  // W s [B, 3H]; reset_before: W_rz s [B, 2H], W_n q [B, H]
   T* products_n = products + 2 * lanes * hidden;
   const auto reset_after_step = GRF_DISPATCH(gru_reset_after<T>);
   const auto reset_before_gates = GRF_DISPATCH(gru_reset_before_gates<T>);
   const auto reset_before_output = GRF_DISPATCH(gru_reset_before_output<T>);
   for (int64_t t = 0; t < layer.steps; ++t) {
-    // Returns the lane's row in step t of a block [T, B, factor * H].
-    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
-      return block + (t * lanes + lane) * factor * hidden;
+    // Returns the lane's row in step t of an array [T, B, factor * H].
+    const auto row = [&](auto* array, int64_t factor, int64_t lane) {
+      return array + (t * lanes + lane) * factor * hidden;
     };
-    multiply<T>(lanes, width, hidden, {p.prev_output(output, t), hidden}, {p.weight, 1, hidden}, products, width, false,
-                p.precision);
+    multiply<T>(lanes, width, hidden, {padded.prev_output(output, t), hidden}, {padded.weight, 1, hidden}, products,
+                width, false, padded.precision);
     if (layer.reset_after) {
-      p.for_lanes([&](int64_t lane) {
-        const T* product = p.is_reset(t, lane) ? p.zeros : products + lane * width;
-        reset_after_step(hidden, row(gate_inputs, 3, lane), product, p.bias, p.prev_state(output, t, lane),
-                         p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
+      padded.for_lanes([&](int64_t lane) {
+        const T* product = padded.is_reset(t, lane) ? padded.zeros : products + lane * width;
+        reset_after_step(hidden, row(gate_inputs, 3, lane), product, padded.bias, padded.prev_state(output, t, lane),
+                         padded.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
       });
       continue;
     }
-    p.for_lanes([&](int64_t lane) {
-      const T* product = p.is_reset(t, lane) ? p.zeros : products + lane * width;
-      reset_before_gates(hidden, row(gate_inputs, 3, lane), product, p.prev_state(output, t, lane),
+    padded.for_lanes([&](int64_t lane) {
+      const T* product = padded.is_reset(t, lane) ? padded.zeros : products + lane * width;
+      reset_before_gates(hidden, row(gate_inputs, 3, lane), product, padded.prev_state(output, t, lane),
                          row(saved, 4, lane));
     });
     multiply<T>(lanes, hidden, hidden, {row(saved, 4, 0) + 3 * hidden, 4 * hidden},
-                {p.weight + 2 * hidden * hidden, 1, hidden}, products_n, hidden, false, p.precision);
-    p.for_lanes([&](int64_t lane) {
-      reset_before_output(hidden, row(gate_inputs, 3, lane), products_n + lane * hidden, p.prev_state(output, t, lane),
-                          p.mask_of(t, lane), row(saved, 4, lane), row(output, 1, lane));
+                {padded.weight + 2 * hidden * hidden, 1, hidden}, products_n, hidden, false, padded.precision);
+    padded.for_lanes([&](int64_t lane) {
+      reset_before_output(hidden, row(gate_inputs, 3, lane), products_n + lane * hidden,
+                          padded.prev_state(output, t, lane), padded.mask_of(t, lane), row(saved, 4, lane),
+                          row(output, 1, lane));
     });
   }
 }
@@ -105,48 +109,47 @@ void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* s
 template <typename T>
 void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T* output, const T* saved,
                         const GruLaneGradients<T>& grads) {
-  const int64_t steps = layer.steps, lanes = layer.lanes, hidden = layer.hidden;
-  const int64_t width = (layer.reset_after ? 3 : 2) * hidden;
+  const int64_t lanes = layer.lanes, hidden = layer.hidden, width = (layer.reset_after ? 3 : 2) * hidden;
   Scratch<T, BackwardScratch> scratch(4 * hidden + 2 * lanes * hidden);
-  const PaddedLayer<T> p(layer, scratch.take(4 * hidden));
+  const PaddedLayer<T> padded(layer, scratch.take(4 * hidden));
   T* grad_q = scratch.take(lanes * hidden);
   T *grad_a = grads.gate_inputs, *grad_recurrent = grads.recurrent;  // grad_recurrent is 0 in lanes that are reset
-  // The gradient of the state between two steps; after the loop, of the state before the first step.
+  // The gradient of the state between steps t and t + 1; after the loop, of the state before the first step.
   T* grad_state = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
-  const T* weight_n = p.weight + 2 * hidden * hidden;
+  const T* weight_n = padded.weight + 2 * hidden * hidden;
   const auto reset_after_step = GRF_DISPATCH(gru_reset_after_backward<T>);
   const auto reset_before_output = GRF_DISPATCH(gru_reset_before_backward_output<T>);
   const auto reset_before_gates = GRF_DISPATCH(gru_reset_before_backward_gates<T>);
   std::fill_n(grad_state, lanes * hidden, T{0});
-  for (int64_t t = steps - 1; t >= 0; --t) {
-    // Returns the lane's row in step t of a block [T, B, factor * H].
-    const auto row = [&](auto* block, int64_t factor, int64_t lane) {
-      return block + (t * lanes + lane) * factor * hidden;
+  for (int64_t t = layer.steps - 1; t >= 0; --t) {
+    // Returns the lane's row in step t of an array [T, B, factor * H].
+    const auto row = [&](auto* array, int64_t factor, int64_t lane) {
+      return array + (t * lanes + lane) * factor * hidden;
     };
-    const auto not_reset = [&](int64_t lane) { return p.is_reset(t, lane) ? T{0} : T{1}; };
+    const auto not_reset = [&](int64_t lane) { return padded.is_reset(t, lane) ? T{0} : T{1}; };
     T* step_grad_recurrent = grad_recurrent + t * lanes * width;
     if (layer.reset_after) {
-      p.for_lanes([&](int64_t lane) {
-        reset_after_step(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
-                         p.prev_state(output, t, lane), not_reset(lane), row(grad_a, 3, lane),
+      padded.for_lanes([&](int64_t lane) {
+        reset_after_step(hidden, row(grad_output, 1, lane), padded.mask_of(t, lane), row(saved, 4, lane),
+                         padded.prev_state(output, t, lane), not_reset(lane), row(grad_a, 3, lane),
                          step_grad_recurrent + lane * width, grad_state + lane * hidden);
       });
     } else {
-      p.for_lanes([&](int64_t lane) {
-        reset_before_output(hidden, row(grad_output, 1, lane), p.mask_of(t, lane), row(saved, 4, lane),
-                            p.prev_state(output, t, lane), row(grad_a, 3, lane), grad_state + lane * hidden);
+      padded.for_lanes([&](int64_t lane) {
+        reset_before_output(hidden, row(grad_output, 1, lane), padded.mask_of(t, lane), row(saved, 4, lane),
+                            padded.prev_state(output, t, lane), row(grad_a, 3, lane), grad_state + lane * hidden);
       });
       multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
-                  hidden, false, p.precision);
-      p.for_lanes([&](int64_t lane) {
-        reset_before_gates(hidden, row(saved, 4, lane), p.prev_state(output, t, lane), grad_q + lane * hidden,
+                  hidden, false, padded.precision);
+      padded.for_lanes([&](int64_t lane) {
+        reset_before_gates(hidden, row(saved, 4, lane), padded.prev_state(output, t, lane), grad_q + lane * hidden,
                            not_reset(lane), row(grad_a, 3, lane), step_grad_recurrent + lane * width,
                            grad_state + lane * hidden);
       });
     }
     if (t == 0 && grads.state == nullptr) break;
-    multiply<T>(lanes, hidden, width, {step_grad_recurrent, width}, {p.weight, hidden}, grad_state, hidden, true,
-                p.precision);
+    multiply<T>(lanes, hidden, width, {step_grad_recurrent, width}, {padded.weight, hidden}, grad_state, hidden, true,
+                padded.precision);
   }
 }
 
@@ -161,14 +164,14 @@ void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved,
     });
   }
   const Matrix<T> grad_n{grad_a + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
-  if (grads.use_weight != nullptr) {
-    multiply_by_blocks<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {p.state, hidden}, *grads.use_weight,
+  if (grads.weight_callback != nullptr) {
+    multiply_by_blocks<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {p.state, hidden}, *grads.weight_callback,
                           p.precision);
     if (p.reset_after) return;
-    const auto use = [&](int64_t first, int64_t count, const T* block) {
-      (*grads.use_weight)(2 * hidden + first, count, block);
+    const auto n_callback = [&](int64_t first, int64_t count, const T* block) {
+      (*grads.weight_callback)(2 * hidden + first, count, block);
     };
-    multiply_by_blocks<T>(hidden, hidden, lanes, grad_n, q, use, p.precision);
+    multiply_by_blocks<T>(hidden, hidden, lanes, grad_n, q, n_callback, p.precision);
     return;
   }
   if (rows == 0 && !grads.add) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});

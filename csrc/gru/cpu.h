@@ -14,35 +14,36 @@ namespace grf {
 // The gradients that gru_backward_lanes writes:
 //   gate_inputs  gradient of the gate inputs [T, B, 3H]
 //   recurrent    reset_after form: gradient of W s [T, B, 3H]; reset_before form: gradient of W_rz s [T, B, 2H]
-//   state        gradient of the state before the first step [B, H]. Null skips it; at T = 1 that saves a third of the
-//                matrix products.
+//   state        gradient of the state before the first step [B, H], or null to skip it. At T = 1, skipping it saves a
+//                third of the matrix products.
 template <typename T>
 struct GruLaneGradients {
   T *gate_inputs, *recurrent, *state;
 };
 
-// The gradients that gru_backward_weights writes or, with `add`, adds to: weight [3H, H] and bias [3H]. `use_weight` is
-// a callback, or null; it is allowed only at T = 1. If it is set, `weight` is ignored: the callback receives the
-// gradient of the weight in blocks of rows as they are computed, and may update the layer's weight with them.
+// The gradients that gru_backward_weights computes: weight [3H, H] and bias [3H]. If `add`, it adds to these arrays;
+// otherwise it overwrites them. If weight_callback is not null, T must be 1 and `weight` is ignored. Then the callback
+// receives each block of rows of the weight's gradient once the block is computed. The callback may update the layer's
+// weight with it.
 template <typename T>
 struct GruWeightGradients {
   T *weight, *bias;
   bool add = false;
-  const UseBlock<T>* use_weight = nullptr;
+  const OnBlock<T>* weight_callback = nullptr;
 };
 
-// Computes output [T, B, H] from gate_inputs [T, B, 3H]. For the backward pass it also writes saved [T, B, 4H]: r, z, n
+// Computes output [T, B, H] from gate_inputs [T, B, 3H]. Also writes saved [T, B, 4H] for the backward pass: r, z, n
 // and q, where q is W_n s + b_n in the reset_after form and r * s in the reset_before form.
 template <typename T>
 void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* saved);
 
-// The first half of backward computes the gradients of each lane. As in gru_forward, lanes are independent of each
-// other; at T = 1, both functions may therefore be called for some of the lanes at a time.
+// First half of the backward pass: computes the gradients of each lane. Lanes are independent of each other, as in
+// gru_forward. At T = 1, gru_forward and gru_backward_lanes may therefore be called for a range of lanes at a time.
 template <typename T>
 void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T* output, const T* saved,
                         const GruLaneGradients<T>& grads);
 
-// The second half of backward computes the gradients of weight and bias, which are sums over all steps and lanes.
+// Second half of the backward pass: computes the gradients of weight and bias, which are sums over all steps and lanes.
 template <typename T>
 void gru_backward_weights(const GruLayer<T>& layer, const T* output, const T* saved, const T* grad_gate_inputs,
                           const T* grad_recurrent, const GruWeightGradients<T>& grads);

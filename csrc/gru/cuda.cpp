@@ -55,8 +55,8 @@ void run_forward(const GruArguments& args, const Tensor& gate_inputs, Tensor& ou
   }
 }
 
-// The factors of the weights' gradient: the gradient of W s + b (W_rz s in the reset_before form), and the previous
-// states s of all steps.
+// Two matrices whose product is the gradient of the weights: the gradient of W s + b (W_rz s in the reset_before form)
+// and the previous states s, for all steps.
 struct GradientFactors {
   Tensor grad_recurrent, prev_states;
 };
@@ -100,14 +100,14 @@ void run_backward(const GruArguments& args, const Tensor& grad_output, const Ten
 void compute_weight_gradients(const GruArguments& args, const Tensor& saved, const GradientFactors& factors,
                               GruGradients& grads) {
   const int64_t hidden = args.hidden;
-  const auto rows = [](const Tensor& tensor) { return tensor.flatten(0, 1); };  // [T, B, ...] to [T * B, ...]
+  const auto as_rows = [](const Tensor& tensor) { return tensor.flatten(0, 1); };  // [T, B, ...] to [T * B, ...]
   Tensor grad_weight_state = weight_of_state(args, grads.weight), grad_weight_n = weight_of_n(args, grads.weight);
-  at::mm_out(grad_weight_state, rows(factors.grad_recurrent).t(), rows(factors.prev_states));
+  at::mm_out(grad_weight_state, as_rows(factors.grad_recurrent).t(), as_rows(factors.prev_states));
   if (args.reset_after) {
-    at::sum_out(grads.bias, rows(factors.grad_recurrent), 0);
+    at::sum_out(grads.bias, as_rows(factors.grad_recurrent), 0);
   } else {
-    at::mm_out(grad_weight_n, rows(grads.gate_inputs).narrow(1, 2 * hidden, hidden).t(),
-               rows(saved).narrow(1, 3 * hidden, hidden));
+    at::mm_out(grad_weight_n, as_rows(grads.gate_inputs).narrow(1, 2 * hidden, hidden).t(),
+               as_rows(saved).narrow(1, 3 * hidden, hidden));
     grads.bias.zero_();  // the reset_before form has no recurrent bias
   }
 }

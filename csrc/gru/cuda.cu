@@ -1,4 +1,5 @@
-// Choice of kernels and launch shapes for the GRU. A lane is one of the sessions that are processed in parallel.
+// Launches the GRU's CUDA kernels and chooses their launch shapes. A lane is one of the sessions that are processed in
+// parallel.
 #include "gru/cuda.cuh"
 
 #include "gru/lanes.cuh"
@@ -7,9 +8,10 @@ namespace grf::cuda {
 namespace {
 
 #ifdef __CUDACC__
-// Up to kMaxSingleLaneBlocks lanes, each lane gets a block, and all blocks run at the same time. With more lanes,
-// kLanesPerBlock lanes share a block. With more than kMaxLanesInOneLaunch lanes, blocks would run in several waves.
-// Then torch's matrix products are efficient, so each step takes a product and a launch instead.
+// With at most kMaxSingleLaneBlocks lanes, each lane gets a block, and all blocks run at the same time. With more
+// lanes, kLanesPerBlock lanes share a block. With more than kMaxLanesInOneLaunch lanes, the blocks would run one after
+// another on the same multiprocessors. But with so many lanes torch's matrix products are efficient, so each step takes
+// a product and a launch instead.
 constexpr int64_t kMaxSingleLaneBlocks = 128, kMaxLanesInOneLaunch = 2048;
 
 // Returns the largest shared memory of a block on the current GPU, in bytes.
@@ -19,7 +21,7 @@ int64_t max_shared_bytes() {
   check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "gru");
   return bytes;
 }
-#else
+#else                                        // emulation on the CPU
 constexpr int64_t kMaxSingleLaneBlocks = 4;  // small, so that small tests reach all kernels
 
 int64_t max_shared_bytes() {
@@ -33,8 +35,8 @@ int lanes_per_block(int64_t lanes) {
   return lanes <= kMaxSingleLaneBlocks ? 1 : kLanesPerBlock;
 }
 
-// Calls launch(per_block, blocks, threads, shared) with the number of lanes per block, of blocks, of threads per block
-// and of bytes of shared memory for a kernel that processes all steps.
+// Calls launch(per_block, blocks, threads, shared), which launches a kernel that processes all steps. The arguments are
+// the number of lanes per block, of blocks, of threads per block and of bytes of shared memory per block.
 template <typename T, typename LaunchKernel>
 void launch_blocks(const GruLayer<T>& layer, const LaunchKernel& launch) {
   const int64_t lanes = layer.lanes, hidden = layer.hidden;
@@ -52,7 +54,7 @@ bool gru_runs_in_one_launch(int64_t lanes, int64_t hidden, int64_t element_bytes
 #ifdef __CUDACC__
   if (lanes > kMaxLanesInOneLaunch) return false;
 #endif
-  // Larger weights fit into no GPU's shared memory. The comparison also ensures that `hidden` fits into an int.
+  // No GPU has enough shared memory for the weights of more units. The limit also ensures that `hidden` fits in an int.
   constexpr int64_t kMaxHidden = 512;
   return hidden <= kMaxHidden &&
          gru_shared_elements(static_cast<int>(hidden), lanes_per_block(lanes)) * element_bytes <= max_shared_bytes();
@@ -82,7 +84,7 @@ void launch_gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream) {
 
 template <typename T>
 void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second_launch, cudaStream_t stream) {
-  const int64_t n_units = forward.layer.lanes * forward.layer.hidden;  // of all lanes
+  const int64_t n_units = forward.layer.lanes * forward.layer.hidden;  // units of all lanes
   if (n_units == 0) return;
   const unsigned blocks = blocks_for(n_units, kGruThreads);
   if (forward.layer.reset_after) {
@@ -96,7 +98,7 @@ void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second_launch
 
 template <typename T>
 void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second_launch, cudaStream_t stream) {
-  const int64_t n_units = backward.layer.lanes * backward.layer.hidden;
+  const int64_t n_units = backward.layer.lanes * backward.layer.hidden;  // units of all lanes
   if (n_units == 0) return;
   const unsigned blocks = blocks_for(n_units, kGruThreads);
   if (backward.layer.reset_after) {

@@ -1,12 +1,13 @@
 // The computation of one GRU unit in one step, forward and backward, and the kernels that run it for all units of a
 // step, between matrix products. Specification: gru4rec_fast/ops/gru.py.
 //
-// s is a lane's state before the step; q is W_n s + b_n (reset_after) or r * s (reset_before). gru/gru.h has all names.
+// s is a lane's state before the step. q is W_n s + b_n (reset_after) or r * s (reset_before). p is the parameter
+// struct of a kernel, GruForward or GruBackward. gru/gru.h explains the other names.
 //
 // All kernels in this file have the same launch shape: one dimension, any number of blocks of up to kGruThreads
 // threads, no shared memory. Each thread processes units in a grid-stride loop over the units of all lanes, so
-// neighboring threads read and write neighboring elements. Expected times are estimates for an H200 (4.8 TB/s) and
-// float32 with B = 512 and H = 256, without reset and bias. They are shorter than a launch, which takes about 3 us, and
+// neighboring threads read and write neighboring elements. The times are estimates for an H200 (4.8 TB/s) and float32
+// with B = 512 and H = 256, without reset and bias. All times are shorter than a launch, which takes about 3 us, and
 // most of the data comes from L2. The bottleneck is therefore the launch; for larger layers it is memory.
 #pragma once
 
@@ -17,6 +18,7 @@ namespace grf::cuda {
 
 constexpr int kGruThreads = 256;
 
+// The gates of a unit, and q.
 template <typename T>
 struct GruGates {
   T r, z, n, q;
@@ -32,13 +34,14 @@ __device__ __forceinline__ bool is_reset(const GruLayer<T>& layer, int64_t t, in
   return layer.reset != nullptr && layer.reset[t * layer.lanes + lane];
 }
 
-// Returns unit j of the lane's previous state s in step t: 0 if the lane is reset.
+// Returns unit j of s, the lane's state before step t: 0 if the lane is reset.
 template <typename T>
 __device__ __forceinline__ T prev_state(const GruLayer<T>& layer, const T* output, int64_t t, int64_t lane, int64_t j) {
   if (is_reset(layer, t, lane)) return 0;
   return t == 0 ? layer.state[lane * layer.hidden + j] : output[((t - 1) * layer.lanes + lane) * layer.hidden + j];
 }
 
+// Returns the bias of a gate unit: unit j of gate r, z or n has the number j, H + j or 2 H + j.
 template <typename T>
 __device__ __forceinline__ T bias_of(const GruLayer<T>& layer, int64_t gate_unit) {
   return layer.bias == nullptr ? T{0} : layer.bias[gate_unit];
@@ -71,15 +74,15 @@ __device__ __forceinline__ T write_unit(const GruForward<T>& p, int64_t row, int
   return h;
 }
 
-// Gradients of a unit's three gate inputs and of its previous state. The caller adds the part of the state's gradient
-// that comes from the matrix products.
+// The gradients of a unit's three gate inputs and of the unit in s, its previous state. `state` lacks the contribution
+// of the matrix products, which the caller adds.
 template <typename T>
 struct GruUnitGradient {
   T r, z, n, state;
 };
 
-// Returns the gradients of z, n and the previous state, and 0 as the gradient of r. `grad_next` is the gradient of this
-// step's state that comes from the next step.
+// Returns the gradients of the gate inputs z and n and of the previous state, and 0 for r. grad_next is the next step's
+// contribution to the gradient of this step's state. `row` is t * B + lane.
 template <typename T>
 __device__ __forceinline__ GruUnitGradient<T> output_gradient(const GruBackward<T>& p, int64_t row, int64_t j,
                                                               T grad_next, T s) {
@@ -95,8 +98,8 @@ __device__ __forceinline__ GruUnitGradient<T> output_gradient(const GruBackward<
   return grad;
 }
 
-// reset_after: computes all gradients of a unit: `grad`, and `grad_recurrent`, the gradient of W s + b. Also writes
-// grad_gate_inputs, grad_recurrent and prev_states, which the matrix products after the last step read.
+// reset_after: computes all gradients of a unit in `grad`, and the gradient of W s + b in grad_recurrent. Also writes
+// p.grad_gate_inputs, p.grad_recurrent and p.prev_states, which the matrix products after the last step read.
 template <typename T>
 __device__ __forceinline__ void backward_reset_after(const GruBackward<T>& p, int64_t row, int64_t j, T grad_next, T s,
                                                      GruUnitGradient<T>* grad, T (&grad_recurrent)[3]) {
@@ -115,8 +118,8 @@ __device__ __forceinline__ void backward_reset_after(const GruBackward<T>& p, in
   p.prev_states[row * hidden + j] = s;
 }
 
-// reset_before, first half: returns and writes the gradients of z and n. Also returns the gradient of the previous
-// state, without the part through q.
+// reset_before, first half: computes the gradients of z and n, writes them to p.grad_gate_inputs and returns them. Also
+// returns the gradient of the previous state, without the contribution of q, and writes s to p.prev_states.
 template <typename T>
 __device__ __forceinline__ GruUnitGradient<T> backward_reset_before_output(const GruBackward<T>& p, int64_t row,
                                                                            int64_t j, T grad_next, T s) {
@@ -129,8 +132,8 @@ __device__ __forceinline__ GruUnitGradient<T> backward_reset_before_output(const
   return grad;
 }
 
-// reset_before, second half: from the gradient of q = r s, writes and returns the gradient of r, and adds the part
-// through q to `grad_state`, the gradient of the previous state.
+// reset_before, second half: from grad_q, the gradient of q = r s, computes the gradient of r, writes it to
+// p.grad_gate_inputs and returns it. Adds the contribution of q to grad_state, the gradient of the previous state.
 template <typename T>
 __device__ __forceinline__ T backward_reset_before_gates(const GruBackward<T>& p, int64_t row, int64_t j, T grad_q, T s,
                                                          T* grad_state) {
@@ -141,13 +144,13 @@ __device__ __forceinline__ T backward_reset_before_gates(const GruBackward<T>& p
   return grad_r;
 }
 
-// Unit j of a lane in step t. i = lane * H + j is its index in [B, H], row = t * B + lane the lane's row in [T * B,
-// ...].
+// Indices of unit j of a lane in step t: i = lane * H + j is the unit's index in arrays [B, H], and row = t * B + lane
+// is the lane's row in arrays [T * B, ...].
 struct GruUnit {
   int64_t i, lane, j, row;
 };
 
-// Calls visit(unit) for each unit of this thread: a grid-stride loop.
+// Calls visit(unit) for each unit that this thread processes, in a grid-stride loop.
 template <typename T, typename Visit>
 __device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, const Visit& visit) {
   for (int64_t i = global_thread(); i < layer.lanes * layer.hidden; i += all_threads()) {
@@ -156,7 +159,7 @@ __device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, c
   }
 }
 
-// Step t, reset_after: computes `saved` and `output` of all lanes from `product`, W s.
+// Step t, reset_after: computes `saved` and `output` of all lanes from `product`, which is W s.
 //
 // Launch: see the top of the file. Per unit it reads 3 gate inputs, 3 products, the previous state and the mask, and
 // writes 5 elements: 6.8 MB, 1.4 us.
@@ -175,7 +178,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_kernel(GruForward
   });
 }
 
-// Step t, reset_before, first half: computes r, z and q = r s in `saved` from `product`, W_rz s.
+// Step t, reset_before, first half: computes r, z and q = r s in `saved` from `product`, which is W_rz s.
 //
 // Launch: see the top of the file. Per unit it reads 5 elements and writes 3: 4.2 MB, 0.9 us.
 template <typename T>
@@ -193,7 +196,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_gates_kernel(Gru
   });
 }
 
-// Step t, reset_before, second half: computes n and the output from `product_n`, W_n q.
+// Step t, reset_before, second half: computes n in `saved`, and `output`, from product_n, which is W_n q.
 //
 // Launch: see the top of the file. Per unit it reads 7 elements and writes 5: 6.3 MB, 1.3 us.
 template <typename T>
@@ -207,14 +210,15 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_output_kernel(Gr
   });
 }
 
-// Returns the part of the gradient of a unit's state after step t that comes from step t + 1: 0 after the last step and
-// at a reset.
+// Returns the contribution of step t + 1 to the gradient of a unit's state after step t. It is 0 if t is the last step
+// or if the lane is reset before step t + 1.
 template <typename T>
 __device__ __forceinline__ T next_step_gradient(const GruBackward<T>& p, int64_t t, const GruUnit& u) {
   return t + 1 == p.layer.steps || is_reset(p.layer, t + 1, u.lane) ? T{0} : p.grad_state[u.i];
 }
 
-// Backward of step t, reset_after. After it, the caller adds grad_recurrent[t] W to `grad_state`.
+// Backward of step t, reset_after: calls backward_reset_after for the units of all lanes and writes the gradient of s
+// to grad_state. The caller then adds grad_recurrent[t] W to grad_state.
 //
 // Launch: see the top of the file. Per unit it reads 8 elements and writes 8: 8.4 MB, 1.7 us.
 template <typename T>
@@ -228,7 +232,8 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_backward_kernel(G
   });
 }
 
-// Backward of step t, reset_before, first half. After it, the caller computes grad_q, the gradient of n times W_n.
+// Backward of step t, reset_before, first half: calls backward_reset_before_output for the units of all lanes and
+// writes the gradient of s to grad_state. The caller then computes grad_q, the gradient of n times W_n.
 //
 // Launch: see the top of the file. Per unit it reads 6 elements and writes 4: 5.2 MB, 1.1 us.
 template <typename T>
@@ -239,8 +244,8 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_output_
   });
 }
 
-// Backward of step t, reset_before, second half. After it, the caller adds the gradients of r and z times W_rz to
-// `grad_state`.
+// Backward of step t, reset_before, second half: calls backward_reset_before_gates for the units of all lanes, which
+// adds to grad_state. The caller then adds the gradients of r and z times W_rz to grad_state.
 //
 // Launch: see the top of the file. Per unit it reads 4 elements and writes 2: 3.1 MB, 0.7 us.
 template <typename T>

@@ -14,16 +14,16 @@ namespace grf {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-GruArguments::GruArguments(const Tensor& block, int64_t width, const Tensor& state_, const Tensor& weight_hh,
+GruArguments::GruArguments(const Tensor& gates, int64_t n_gates, const Tensor& state_, const Tensor& weight_hh,
                            const OptionalTensor& bias_hh, const OptionalTensor& reset_,
                            const OptionalTensor& output_mask, std::string_view form)
     : device(state_.device()) {
-  TORCH_CHECK_VALUE(state_.dim() == 2 && block.dim() == 3 && block.size(2) == width * state_.size(1), "state and ",
-                    width == 3 ? "gate_inputs" : "saved", " must be [B, H] and [T, B, ", width, " H], not ",
-                    state_.sizes(), " and ", block.sizes());
+  TORCH_CHECK_VALUE(state_.dim() == 2 && gates.dim() == 3 && gates.size(2) == n_gates * state_.size(1), "state and ",
+                    n_gates == 3 ? "gate_inputs" : "saved", " must be [B, H] and [T, B, ", n_gates, " H], not ",
+                    state_.sizes(), " and ", gates.sizes());
   TORCH_CHECK_VALUE(form == "reset_after" || form == "reset_before", "form=", form,
                     ": choose reset_after or reset_before");
-  steps = block.size(0), lanes = state_.size(0), hidden = state_.size(1);
+  steps = gates.size(0), lanes = state_.size(0), hidden = state_.size(1);
   reset_after = form == "reset_after";
   TORCH_CHECK_VALUE(reset_after || !bias_hh.has_value(), "bias_hh must be None in the reset_before form");
   const auto dtype = state_.scalar_type();
@@ -39,6 +39,7 @@ namespace {
 
 struct RecurrentScratch;  // the tag of a buffer that Scratch keeps for each thread
 
+// Computes `grads` on the CPU.
 template <typename T>
 void run_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
                   GruGradients& grads) {
@@ -57,7 +58,7 @@ std::tuple<Tensor, Tensor> gru(const Tensor& gate_inputs, const Tensor& state, c
                                const OptionalTensor& bias_hh, const OptionalTensor& reset,
                                const OptionalTensor& output_mask, std::string_view form) {
   const GruArguments args(gate_inputs, 3, state, weight_hh, bias_hh, reset, output_mask, form);
-  const Tensor inputs = args.block(gate_inputs, "gate_inputs", 3);
+  const Tensor inputs = args.sequence(gate_inputs, "gate_inputs", 3);
   Tensor output = args.empty({args.steps, args.lanes, args.hidden});
   Tensor saved = args.empty({args.steps, args.lanes, 4 * args.hidden});
   if constexpr (kernels == Kernels::cuda) {
@@ -78,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
                                                         const OptionalTensor& reset, const OptionalTensor& output_mask,
                                                         std::string_view form, bool state_grad) {
   const GruArguments args(saved, 4, state, weight_hh, bias_hh, reset, output_mask, form);
-  const Tensor grad_h = args.block(grad_output, "grad_output", 1), h = args.block(output, "output", 1);
-  const Tensor gates = args.block(saved, "saved", 4);
+  const Tensor grad_h = args.sequence(grad_output, "grad_output", 1), h = args.sequence(output, "output", 1);
+  const Tensor gates = args.sequence(saved, "saved", 4);
   const int64_t hidden = args.hidden;
   GruGradients grads{args.empty({args.steps, args.lanes, 3 * hidden}),
                      state_grad ? args.empty({args.lanes, hidden}) : Tensor(), args.empty({3 * hidden, hidden}),

@@ -26,11 +26,12 @@ struct GruLayer {
   const T* bias;                          // [3H], or null
   const bool* reset;                      // [T, B], or null
   const T* mask;                          // [T, B, H], factors of the output, or null
-  Precision precision = Precision::full;  // of the matrix products on the CPU
+  Precision precision = Precision::full;  // precision of matrix products on the CPU; ignored on CUDA
 };
 
 namespace cuda {
 
+// Parameters of the forward kernels.
 template <typename T>
 struct GruForward {
   GruLayer<T> layer;
@@ -42,6 +43,7 @@ struct GruForward {
   const T *product, *product_n;
 };
 
+// Parameters of the backward kernels.
 template <typename T>
 struct GruBackward {
   GruLayer<T> layer;
@@ -49,22 +51,23 @@ struct GruBackward {
   T* grad_gate_inputs;                    // [T, B, 3H], written
   T* grad_recurrent;                      // [T, B, 3H], written: gradient of W s + b; null in the reset_before form
   T* prev_states;                         // [T, B, H], written: s of every step
-  T* grad_state;    // [B, H]: gradient of the state between two steps; after step 0, gradient of `layer.state`
+  T* grad_state;    // [B, H]: gradient of the state between two steps; after all steps, gradient of layer.state
   const T* grad_q;  // [B, H]: gradient of q in the current step; null in the reset_after form
 };
 
 // Returns whether launch_gru_all_steps can process a layer of this shape: the weights must fit into a block's shared
-// memory, and there must be few enough lanes for all blocks to run at the same time. Otherwise the caller computes one
-// matrix product and calls launch_gru_step for each step; in the reset_before form it does both twice.
+// memory, and there must be few enough lanes for all blocks to run at the same time. Otherwise, the caller computes one
+// matrix product and calls launch_gru_step for each step; the reset_before form takes two products and two calls.
 bool gru_runs_in_one_launch(int64_t lanes, int64_t hidden, int64_t element_bytes);
 
+// Launches one kernel that processes all steps.
 template <typename T>
 void launch_gru_all_steps(const GruForward<T>& forward, cudaStream_t stream);
 template <typename T>
 void launch_gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream);
 
-// Launches the kernel of step t that follows a matrix product. `second_launch`: the kernel that follows the second
-// product of the reset_before form.
+// Launches the kernel of step t that runs after the step's matrix product or, in backward, before it. The reset_before
+// form has two kernels per step; second_launch selects the second kernel.
 template <typename T>
 void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second_launch, cudaStream_t stream);
 template <typename T>

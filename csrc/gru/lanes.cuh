@@ -1,6 +1,7 @@
-// The GRU for all T steps in one launch, for weights that fit into a block's shared memory. A lane is one of the B
-// sessions that are processed in parallel. A block processes kLanes lanes and never waits for another block.
-// Specification: gru4rec_fast/ops/gru.py. gru/cuda.cuh computes one unit of a step; gru/gru.h explains s, q, W and b.
+// Kernels that compute all T steps of a GRU in one launch, for weights that fit into a block's shared memory. A lane is
+// one of the B sessions that are processed in parallel. A block processes kLanes lanes and never waits for another
+// block. Specification: gru4rec_fast/ops/gru.py. gru/cuda.cuh computes one unit of a step; gru/gru.h explains s, q, W
+// and b. p is the parameter struct of a kernel.
 #pragma once
 
 #include "gru/cuda.cuh"
@@ -9,16 +10,16 @@ namespace grf::cuda {
 
 constexpr int kGruLanesThreads = 512;
 
-// One value for each lane of a block, stored together, because a thread multiplies each weight that it reads with the
-// values of all lanes.
+// One value for each lane of a block. The values are stored together, because a thread multiplies each weight that it
+// reads by the values of all lanes.
 template <typename T, int kLanes>
 struct alignas(sizeof(T) * kLanes < 16 ? sizeof(T) * kLanes : 16) LaneValues {
   T lane[kLanes];
 };
 
-// Returns the row length of the transposed weights [H, 3H] that the forward kernel keeps in shared memory. Neighboring
-// threads compute neighboring gate units, so they read neighboring elements of a row. The row length is odd to avoid
-// bank conflicts while the transpose is written.
+// Returns the row stride of the transposed weights [H, 3H] that the forward kernel keeps in shared memory. Neighboring
+// threads compute neighboring gate units, so they read neighboring elements of a row. The stride is odd to avoid bank
+// conflicts while the transposed weights are written.
 __host__ __device__ inline int gru_weight_stride(int hidden) {
   return 3 * hidden | 1;
 }
@@ -40,8 +41,9 @@ __device__ __forceinline__ LaneValues<T, kLanes> weighted_sum(const T* weight, i
   return sums;
 }
 
-// Calls visit(j, l, lane) for each of this thread's units: unit j of the block's lane l, which is lane number `lane` of
-// the mini-batch. A thread has the same units in every call, so it needs no barrier to read what it wrote for them.
+// Calls visit(j, l, lane) for each unit that this thread processes: unit j of the block's lane l, which is lane number
+// `lane` of the mini-batch. A thread processes the same units in every call, so it needs no barrier to read what it
+// wrote for these units.
 template <int kLanes, typename T, typename Visit>
 __device__ __forceinline__ void for_block_units(const GruLayer<T>& layer, const Visit& visit) {
   const int n_units = static_cast<int>(layer.hidden) * kLanes;
@@ -51,8 +53,8 @@ __device__ __forceinline__ void for_block_units(const GruLayer<T>& layer, const 
   }
 }
 
-// Returns the number of elements in shared memory, for the forward and for the backward kernel: the weights, and eight
-// values for each unit of each lane.
+// Returns the number of elements in shared memory: the weights, and eight values for each unit of each lane. In the
+// forward kernel these are the state, q, three products and three gate inputs; the backward kernel uses seven.
 __host__ __device__ inline int64_t gru_shared_elements(int hidden, int lanes) {
   return static_cast<int64_t>(hidden) * gru_weight_stride(hidden) + 8ll * hidden * lanes;
 }
@@ -68,8 +70,9 @@ __host__ __device__ inline int64_t gru_shared_elements(int hidden, int lanes) {
 // step and about 9 us in all (estimated at 1.98 GHz). The barriers add to this: two per step, or four in the
 // reset_before form.
 //
-// Hazard: all threads read `state` in `multiply`, and each unit's thread overwrites it at the end of a step. A barrier
-// follows both. Lanes beyond B in the last block hold zeros, and their results are not written.
+// Hazard: all threads read `state` in `multiply`, and each unit's thread overwrites its element of `state` at the end
+// of a step. A barrier separates the reads from the writes, and the writes from the next step's reads. Lanes beyond B
+// in the last block hold zeros, and their results are not written.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForward<T> p) {
   const GruLayer<T>& layer = p.layer;
@@ -80,8 +83,8 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForwa
   GRF_DYNAMIC_SHARED(state, Values);
   Values *const q = state + hidden, *const product = q + hidden, *const inputs = product + gate_units;
   T* const weight = reinterpret_cast<T*>(inputs + gate_units);
-  // Computes product = W vector + b for the gate units [begin, end). Also loads their gate inputs into `inputs`: the
-  // product hides the latency of memory.
+  // Computes product = W vector + b for the gate units [begin, end). Also loads their gate inputs into `inputs`; the
+  // multiplication hides the latency of these loads.
   const auto multiply = [&](int64_t t, int begin, int end, const Values* vector) {
     for (int v = begin + thread; v < end; v += threads) {
       Values a;
@@ -123,7 +126,7 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForwa
       __syncthreads();
     }
     for_block_units<kLanes>(layer, [&](int j, int l, int64_t lane) {
-      // a: gate inputs. w: products, W s + b; in the reset_before form the gates r and z, and W_n q + b_n.
+      // a: gate inputs. w: W s + b in the reset_after form; gates r and z and the product W_n q in reset_before.
       const T a[3] = {inputs[j].lane[l], inputs[hidden + j].lane[l], inputs[2 * hidden + j].lane[l]};
       const T w[3] = {product[j].lane[l], product[hidden + j].lane[l], product[2 * hidden + j].lane[l]};
       const GruGates<T> unit =
@@ -136,15 +139,15 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_kernel(GruForwa
   }
 }
 
-// Computes the gradients of gate inputs and states. The caller computes the gradients of weights and bias after all
-// steps. If p.grad_state is not null, the gradient of the state before the first step is written to it.
+// Computes the gradients of the gate inputs of all steps. If p.grad_state is not null, also writes the gradient of the
+// state before the first step to it. The caller computes the gradients of weights and bias after this kernel.
 //
 // Launch and shared memory: as gru_lanes_kernel. Per unit and step it reads 7 elements and writes 7; for T = 16, B =
 // 32, H = 100 in float32 that is 2.9 MB and, with the weights, 0.6 us on an H200 (4.8 TB/s, estimated). The bottleneck
 // is shared memory, as in gru_lanes_kernel: about 9 us in all.
 //
-// Hazard: `sums` are computed for a reset lane as for any other lane, but must not reach the step before the reset.
-// Therefore prev_gradient returns 0 for a reset lane.
+// Hazard: `sums` is computed for a reset lane as for any other lane, but must not add to the gradients before the
+// reset. Therefore prev_gradient returns 0 for a reset lane.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel(GruBackward<T> p) {
   const GruLayer<T>& layer = p.layer;
@@ -197,8 +200,7 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
       __syncthreads();
       for_block_units<kLanes>(layer, [&](int j, int l, int64_t lane) {
         const int64_t row = t * layer.lanes + lane;
-        // s, which backward_reset_before_output stored
-        const T s = p.prev_states[row * hidden + j];
+        const T s = p.prev_states[row * hidden + j];  // written by backward_reset_before_output
         grad_recurrent[j].lane[l] =
             backward_reset_before_gates(p, row, j, sums[2 * hidden + j].lane[l], s, &grad_state[j].lane[l]);
       });

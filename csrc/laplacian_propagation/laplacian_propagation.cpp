@@ -84,7 +84,7 @@ Tensor propagate(const Tensor& features, const Submatrix& graph, const Propagati
   const Tensor rows = contiguous_nodes(device, graph.rows, "rows");
   const Tensor columns = contiguous_nodes(device, graph.columns, "columns");
   TORCH_CHECK_VALUE(!columns.defined() || columns.size(0) == features.size(0), "features has ", features.size(0),
-                    " rows, but there are ", columns.defined() ? columns.size(0) : 0, " columns");
+                    " rows, but columns has ", columns.defined() ? columns.size(0) : 0, " nodes");
   // A tensor that is added to the result, such as a further gradient of the features.
   const Tensor contiguous_addend =
       addend.defined() ? contiguous(addend, "addend", features.sizes(), features.scalar_type(), device) : Tensor();

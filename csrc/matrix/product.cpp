@@ -152,13 +152,13 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, i
 }
 
 template <typename T>
-void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, UseBlock<T> use,
+void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, OnBlock<T> visit,
                         Precision precision) {
   if (m == 0 || n == 0) return;
   if constexpr (std::is_same_v<T, float>) {
     if (precision == Precision::bf16 && k > 0) {
 #if GRF_X86_ISAS
-      if (has_bf16_products() && b.column_stride == 1) return multiply_by_blocks_bf16(m, n, k, a, b, use);
+      if (has_bf16_products() && b.column_stride == 1) return multiply_by_blocks_bf16(m, n, k, a, b, visit);
 #endif
     }
   }
@@ -168,14 +168,14 @@ void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> 
     for (int64_t first = begin; first < begin + size; first += kBlockRows) {
       const int64_t count = std::min(kBlockRows, begin + size - first);
       multiply(count, n, k, a.skip(first, 0), b, block, n, false, precision);
-      use(first, count, block);
+      visit(first, count, block);
     }
   });
 }
 
 #define GRF_INSTANTIATE(T)                                                                               \
   template void multiply(int64_t, int64_t, int64_t, Matrix<T>, Matrix<T>, T*, int64_t, bool, Precision); \
-  template void multiply_by_blocks(int64_t, int64_t, int64_t, Matrix<T>, Matrix<T>, UseBlock<T>, Precision);
+  template void multiply_by_blocks(int64_t, int64_t, int64_t, Matrix<T>, Matrix<T>, OnBlock<T>, Precision);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE

@@ -36,14 +36,14 @@ constexpr int64_t kBlockRows = 48;  // rows of the product in one block of multi
 
 // The callback of multiply_by_blocks. `block` [count, n] is rows [first, first + count) of the product.
 template <typename T>
-using UseBlock = c10::function_ref<void(int64_t first, int64_t count, const T* block)>;
+using OnBlock = c10::function_ref<void(int64_t first, int64_t count, const T* block)>;
 
-// Computes a b as `multiply` does, but stores only one block of it at a time. Calls `use` once for each block of at
+// Computes a b as `multiply` does, but stores only one block of it at a time. Calls `visit` once for each block of at
 // most kBlockRows rows, in any order, on the thread that computed the block, while the block is in that core's cache.
-// `use` must not compute matrix products itself. Runs on the threads of at::parallel_for. With AVX-512, the blocks have
+// `visit` must not compute matrix products itself. Runs on the threads of at::parallel_for. With AVX-512, the blocks have
 // the same bits as the result of `multiply`; without it, they are equal within rounding.
 template <typename T>
-void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, UseBlock<T> use,
+void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, OnBlock<T> visit,
                         Precision precision = Precision::full);
 
 }  // namespace grf

@@ -139,12 +139,12 @@ void multiply_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<floa
   });
 }
 
-void multiply_by_blocks_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, UseBlock<float> use) {
+void multiply_by_blocks_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, OnBlock<float> visit) {
   multiply_row_blocks(m, n, k, a, b, [&](int64_t first, int64_t count, const auto& compute_block) {
     Scratch<float, BlockScratch> block(count * n);
     float* c = block.take(count * n);
     compute_block(c, n, false);
-    use(first, count, c);
+    visit(first, count, c);
   });
 }
 

@@ -15,6 +15,6 @@ bool has_bf16_products();
 // multiply_by_blocks_bf16, contiguous rows of b.
 void multiply_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, float* c, int64_t c_stride,
                    bool add);
-void multiply_by_blocks_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, UseBlock<float> use);
+void multiply_by_blocks_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, OnBlock<float> visit);
 
 }  // namespace grf

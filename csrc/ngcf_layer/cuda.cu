@@ -53,17 +53,17 @@ __global__ void __launch_bounds__(kNgcfThreads) make_inputs_kernel(NgcfRows<T> r
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const ColumnGroup<N> group(i, rows.n_in);
     const int64_t offset = group.row * rows.n_in + group.column;
-    const auto self = columns_at<T, N>(rows.self_row(group.row) + group.column);
-    auto p = columns_at<T, N>(rows.propagated_p + offset);
-    auto q = rows.propagated_q == rows.propagated_p ? p : columns_at<T, N>(rows.propagated_q + offset);
+    const auto self = load_columns<T, N>(rows.self_row(group.row) + group.column);
+    auto p = load_columns<T, N>(rows.propagated_p + offset);
+    auto q = rows.propagated_q == rows.propagated_p ? p : load_columns<T, N>(rows.propagated_q + offset);
     for (int j = 0; j < N; ++j) {
       if (rows.p_adds_identity) p.at[j] += self.at[j];
       if (rows.q_adds_identity) q.at[j] += self.at[j];
       q.at[j] *= self.at[j];
     }
     T* input = inputs + group.row * 2 * rows.n_in + group.column;
-    put_columns(input, p);
-    put_columns(input + rows.n_in, q);
+    store_columns(input, p);
+    store_columns(input + rows.n_in, q);
   }
 }
 
@@ -84,11 +84,11 @@ __global__ void __launch_bounds__(kNgcfThreads)
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const ColumnGroup<N> group(i, units.n_out);
     const auto node = static_cast<uint32_t>(dropout.nodes == nullptr ? group.row : dropout.nodes[group.row]);
-    const auto bias_1 = columns_at<T, N>(operands.bias_1 + group.column);
-    const auto bias_2 = columns_at<T, N>(operands.bias_2 + group.column);
-    auto out = columns_at<T, N>(operands.out + i * N);
+    const auto bias_1 = load_columns<T, N>(operands.bias_1 + group.column);
+    const auto bias_2 = load_columns<T, N>(operands.bias_2 + group.column);
+    auto out = load_columns<T, N>(operands.out + i * N);
     Columns<T, N> product_2 = {};
-    if (operands.product_2 != nullptr) product_2 = columns_at<T, N>(operands.product_2 + i * N);
+    if (operands.product_2 != nullptr) product_2 = load_columns<T, N>(operands.product_2 + i * N);
     Columns<uint8_t, N> flags;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(kNgcfThreads)
       out.at[j] = result * (keeps ? units.keep_scale : T{0});
       flags.at[j] = static_cast<uint8_t>(unit_flags);
     }
-    put_columns(operands.out + i * N, out);
-    put_columns(operands.flags + i * N, flags);
+    store_columns(operands.out + i * N, out);
+    store_columns(operands.flags + i * N, flags);
   }
 }
 
@@ -120,16 +120,16 @@ __global__ void __launch_bounds__(kNgcfThreads)
   const int64_t n = units.n_rows * (units.n_out / N);
   const T scale = units.keep_scale, leak_scale = scale * units.slope;
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
-    const auto grad = columns_at<T, N>(grad_out + i * N);
-    const auto unit_flags = columns_at<uint8_t, N>(flags + i * N);
+    const auto grad = load_columns<T, N>(grad_out + i * N);
+    const auto unit_flags = load_columns<uint8_t, N>(flags + i * N);
     Columns<T, N> grad_1, grad_2;
     for (int j = 0; j < N; ++j) {
       const bool keeps = (unit_flags.at[j] & kKept) != 0;
       grad_1.at[j] = grad.at[j] * (!keeps ? T{0} : (unit_flags.at[j] & kFirstPositive) != 0 ? scale : leak_scale);
       grad_2.at[j] = grad.at[j] * (!keeps ? T{0} : (unit_flags.at[j] & kSecondPositive) != 0 ? scale : leak_scale);
     }
-    put_columns(grad_sum_1 + i * N, grad_1);
-    if (grad_sum_2 != nullptr) put_columns(grad_sum_2 + i * N, grad_2);
+    store_columns(grad_sum_1 + i * N, grad_1);
+    if (grad_sum_2 != nullptr) store_columns(grad_sum_2 + i * N, grad_2);
   }
 }
 
@@ -144,10 +144,10 @@ __global__ void __launch_bounds__(kNgcfThreads)
     const ColumnGroup<N> group(i, rows.n_in);
     const int64_t offset = group.row * rows.n_in + group.column;
     const T* grad_input = grad_inputs + group.row * 2 * rows.n_in + group.column;
-    const auto self = columns_at<T, N>(rows.self_row(group.row) + group.column);
-    const auto propagated_q = columns_at<T, N>(rows.propagated_q + offset);
-    const auto grad_product = columns_at<T, N>(grad_input + rows.n_in);
-    auto p = columns_at<T, N>(grad_input);  // p, q and self become the gradients that are written
+    const auto self = load_columns<T, N>(rows.self_row(group.row) + group.column);
+    const auto propagated_q = load_columns<T, N>(rows.propagated_q + offset);
+    const auto grad_product = load_columns<T, N>(grad_input + rows.n_in);
+    auto p = load_columns<T, N>(grad_input);  // p, q and self become the gradients that are written
     Columns<T, N> q, self_sum;
     for (int j = 0; j < N; ++j) {
       q.at[j] = grad_product.at[j] * self.at[j];
@@ -156,9 +156,9 @@ __global__ void __launch_bounds__(kNgcfThreads)
       if (rows.p_adds_identity) self_sum.at[j] += p.at[j];
       if (grad_q == nullptr) p.at[j] += q.at[j];
     }
-    put_columns(grad_p + offset, p);
-    put_columns(grad_self + offset, self_sum);
-    if (grad_q != nullptr) put_columns(grad_q + offset, q);
+    store_columns(grad_p + offset, p);
+    store_columns(grad_self + offset, self_sum);
+    if (grad_q != nullptr) store_columns(grad_q + offset, q);
   }
 }
 
@@ -172,7 +172,7 @@ void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int6
 template <typename T>
 void make_inputs(const NgcfRows<T>& rows, T* inputs, cudaStream_t stream) {
   const bool wide = is_wide<T>(rows.n_in, {rows.features, rows.propagated_p, rows.propagated_q, inputs});
-  by_columns<T>(wide, rows.n_rows * rows.n_in, kNgcfThreads, [&](auto columns, unsigned blocks) {
+  launch_columns<T>(wide, rows.n_rows * rows.n_in, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((make_inputs_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows, inputs);
   });
 }
@@ -182,7 +182,7 @@ void activate(const NgcfUnits<T>& units, const MessageDropout& dropout, const Ac
               cudaStream_t stream) {
   const bool wide = is_wide<T>(units.n_out, {operands.bias_1, operands.bias_2, operands.product_2, operands.out}) &&
                     is_aligned(operands.flags, kWideColumns<T>);
-  by_columns<T>(wide, units.n_rows * units.n_out, kNgcfThreads, [&](auto columns, unsigned blocks) {
+  launch_columns<T>(wide, units.n_rows * units.n_out, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((activate_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units, dropout,
                operands);
   });
@@ -192,7 +192,7 @@ template <typename T>
 void activate_backward(const NgcfUnits<T>& units, const T* grad_out, const uint8_t* flags, T* grad_sum_1, T* grad_sum_2,
                        cudaStream_t stream) {
   const bool wide = is_wide<T>(units.n_out, {grad_out, grad_sum_1, grad_sum_2}) && is_aligned(flags, kWideColumns<T>);
-  by_columns<T>(wide, units.n_rows * units.n_out, kNgcfThreads, [&](auto columns, unsigned blocks) {
+  launch_columns<T>(wide, units.n_rows * units.n_out, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((activate_backward_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, units,
                grad_out, flags, grad_sum_1, grad_sum_2);
   });
@@ -202,7 +202,7 @@ template <typename T>
 void make_inputs_backward(const NgcfRows<T>& rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_self,
                           cudaStream_t stream) {
   const bool wide = is_wide<T>(rows.n_in, {rows.features, rows.propagated_q, grad_inputs, grad_p, grad_q, grad_self});
-  by_columns<T>(wide, rows.n_rows * rows.n_in, kNgcfThreads, [&](auto columns, unsigned blocks) {
+  launch_columns<T>(wide, rows.n_rows * rows.n_in, kNgcfThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((make_inputs_backward_kernel<T, decltype(columns)::value>), blocks, kNgcfThreads, 0, stream, rows,
                grad_inputs, grad_p, grad_q, grad_self);
   });

@@ -3,9 +3,9 @@
 //
 // The outer loop is over tiles of rows. For each tile, one matrix product computes the scores, the row kernel
 // (sampled_loss/cpu_kernel.inc) replaces them by their gradients, and two products and a column sum compute the
-// gradients of `hidden`, `rows` (the item embeddings) and `bias`. A tile has at most kTileBytes of scores, but at least
-// kMinRows rows, so that the scores stay in cache. The bottleneck is the three matrix products. bfloat16 operands are
-// passed as floats and multiplied with Precision::bf16.
+// gradients of `hidden`, `rows` (the item embeddings) and `bias`. A tile has as many rows as fit into kTileBytes of
+// scores, so that they stay in cache, but at least kMinRows. The bottleneck is the three matrix products. bfloat16
+// operands are passed as floats and multiplied with Precision::bf16.
 #include "sampled_loss/cpu.h"
 
 #include <ATen/Parallel.h>
@@ -29,7 +29,7 @@ namespace {
 
 constexpr int64_t kTileBytes = int64_t{4} << 20;
 constexpr int64_t kMinRows = 64;
-constexpr int64_t kAlignment = 64;  // rows of scores are padded to 64 bytes: whole vectors of every instruction set
+constexpr int64_t kAlignment = 64;  // bytes; rows are padded to multiples of it: whole vectors of every instruction set
 
 // Tags of the buffers that Scratch keeps for each thread.
 struct TileScratch;
@@ -50,7 +50,7 @@ ScoreColumns<T> SampledLoss<T>::prepare_columns(T* memory) const {
   std::fill_n(offsets, size, -std::numeric_limits<T>::infinity());
   std::fill_n(counts, size, T{1});
   for (int64_t j = 0; j < columns(); ++j) {
-    if (j >= n_targets || live == nullptr || live[j]) offsets[j] = offset(first_row() + j);
+    if (j >= n_targets || live == nullptr || live[j]) offsets[j] = offset(first_item() + j);
   }
   if (count != nullptr) std::copy_n(count, n, counts + n_targets);
   return {offsets, counts, size};
@@ -69,7 +69,7 @@ T SampledLoss<T>::score_row(int64_t i, const ScoreColumns<T>& columns, T* scores
   }
   const int64_t target = in_batch ? i : n;
   const T product = in_batch ? scores[target] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
-  if (ids != nullptr) GRF_DISPATCH(mask_hits<T>)(scores, ids + first_row(), this->columns(), ids[i]);
+  if (ids != nullptr) GRF_DISPATCH(mask_hits<T>)(scores, ids + first_item(), this->columns(), ids[i]);
   return GRF_DISPATCH(loss_row<T>)(options, scores, columns, target, product + offset(i), work);
 }
 
@@ -77,8 +77,9 @@ template <typename T>
 void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores,
                                 T* losses) const {
   const int64_t size = columns.size;
-  const Matrix<T> h{hidden + begin * width, width}, r{rows + first_row() * width, width};
-  multiply(n_rows, this->columns(), width, h, r.transposed(), grad_scores, size, false, precision);
+  const Matrix<T> states{hidden + begin * width, width}, items{rows + first_item() * width, width};
+  multiply(n_rows, this->columns(), width, states, items.transposed(), grad_scores, size, /*add=*/false, precision);
+  // Grain size: about 8192 scores. Fewer are not worth another thread.
   at::parallel_for(0, n_rows, std::max<int64_t>(1, 8192 / size), [&](int64_t first, int64_t last) {
     Scratch<T, RowScratch> work(2 * size);
     T* memory = work.take(2 * size);
@@ -88,8 +89,8 @@ void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumn
 
 template <typename T>
 void SampledLoss<T>::hidden_gradient(int64_t n_rows, const T* grad_scores, T* grad_hidden) const {
-  const Matrix<T> grad{grad_scores, score_stride()}, r{rows + first_row() * width, width};
-  multiply(n_rows, width, columns(), grad, r, grad_hidden, width, false, precision);
+  const Matrix<T> grad{grad_scores, score_stride()}, items{rows + first_item() * width, width};
+  multiply(n_rows, width, columns(), grad, items, grad_hidden, width, /*add=*/false, precision);
 }
 
 template struct SampledLoss<float>;
@@ -97,7 +98,7 @@ template struct SampledLoss<double>;
 
 namespace {
 
-// Without in_batch: adds the gradients through the score of row i's own target. `grad` is the gradient of that score.
+// Without in_batch: computes the gradients through the score of row i's own target. `grad` is that score's gradient.
 template <typename T>
 void add_target_gradients(const SampledLoss<T>& problem, int64_t i, T grad, const LossGradients<T>& grads) {
   const auto add = GRF_DISPATCH(add_scaled<T>);
@@ -120,27 +121,27 @@ void round_to_bf16(float* grads, int64_t n) {
 template <typename T>
 T loss_and_gradients(const SampledLoss<T>& problem, double scale, const LossGradients<T>& grads) {
   const int64_t m = problem.m, n = problem.n, width = problem.width;
-  const int64_t columns = problem.columns(), first_row = problem.first_row(), size = problem.score_stride();
+  const int64_t columns = problem.columns(), first_item = problem.first_item(), size = problem.score_stride();
   const int64_t cached_rows = kTileBytes / (static_cast<int64_t>(sizeof(T)) * size);
   const int64_t tile = std::min(std::max(cached_rows, kMinRows), m);
   Scratch<T, TileScratch> scratch(2 * size + m + tile * size);
   const ScoreColumns<T> score_columns = problem.prepare_columns(scratch.take(2 * size));
   T *scores = scratch.take(tile * size), *losses = scratch.take(m);
-  std::fill_n(grads.bias + first_row, columns, T{0});
+  std::fill_n(grads.bias + first_item, columns, T{0});
   if (m == 0) std::fill_n(grads.rows, n * width, T{0});
   for (int64_t begin = 0; begin < m; begin += tile) {
-    const int64_t count = std::min(tile, m - begin);
-    problem.score_rows(begin, count, score_columns, scores, losses + begin);
+    const int64_t n_rows = std::min(tile, m - begin);
+    problem.score_rows(begin, n_rows, score_columns, scores, losses + begin);
     if constexpr (std::is_same_v<T, float>) {
-      if (problem.precision == Precision::bf16) round_to_bf16(scores, count * size);
+      if (problem.precision == Precision::bf16) round_to_bf16(scores, n_rows * size);
     }
-    problem.hidden_gradient(count, scores, grads.hidden + begin * width);
-    const Matrix<T> grad_scores{scores, size}, h{problem.hidden + begin * width, width};
-    multiply(columns, width, count, grad_scores.transposed(), h, grads.rows + first_row * width, width, begin > 0,
-             problem.precision);
-    add_column_sums(scores, count, columns, size, grads.bias + first_row);
+    problem.hidden_gradient(n_rows, scores, grads.hidden + begin * width);
+    const Matrix<T> grad_scores{scores, size}, states{problem.hidden + begin * width, width};
+    multiply(columns, width, n_rows, grad_scores.transposed(), states, grads.rows + first_item * width, width,
+             /*add=*/begin > 0, problem.precision);
+    add_column_sums(scores, n_rows, columns, size, grads.bias + first_item);
     if (!problem.in_batch) {
-      for (int64_t i = 0; i < count; ++i) add_target_gradients(problem, begin + i, scores[i * size + n], grads);
+      for (int64_t i = 0; i < n_rows; ++i) add_target_gradients(problem, begin + i, scores[i * size + n], grads);
     }
   }
   double sum = 0;  // in double, so that the rounding error does not grow with the number of rows

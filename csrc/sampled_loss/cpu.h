@@ -16,9 +16,9 @@ struct ScoreColumns {
 };
 
 // M hidden states, scored against their targets and N negatives. With in_batch, the columns are all M + N items and
-// include each row's own target. Without in_batch, the columns are the N negatives. Column N is then used for the row's
-// own target, whose score and gradients are not part of the matrix products. sampled_loss/sampled_loss.h explains rows,
-// columns and live.
+// include each row's own target. Without in_batch, the columns are the N negatives, followed by a column for the row's
+// own target; the matrix products do not compute this column. sampled_loss/sampled_loss.h explains rows, columns and
+// live.
 template <typename T>
 struct SampledLoss {
   int64_t m, n, width;  // M, N, H
@@ -27,14 +27,14 @@ struct SampledLoss {
   const T *bias, *log_q;   // [M + N], or null
   const T* count;          // [N], how often each negative occurs; null: once
   const bool* live;        // [M], or null: all rows are live
-  const int64_t* ids;      // [M + N], items whose accidental hits are masked, or null
+  const int64_t* ids;      // [M + N], item indices, to mask accidental hits; null: no mask
   LossOptions<T> options;
   Precision precision = Precision::full;  // of the matrix products
 
   // Returns the number of columns of the matrix products.
   int64_t columns() const { return in_batch ? m + n : n; }
   // Returns the index in `rows` of the first column's item.
-  int64_t first_row() const { return in_batch ? 0 : m; }
+  int64_t first_item() const { return in_batch ? 0 : m; }
   // Returns the number of elements from row to row of scores: the columns with padding.
   int64_t score_stride() const;
 
@@ -45,18 +45,19 @@ struct SampledLoss {
   // the losses [n_rows] without the factor options.scale.
   void score_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores, T* losses) const;
 
-  // Computes grad_hidden [n_rows, H] from the gradients of n_rows rows of scores. Without in_batch, the part through
-  // the own target is missing.
+  // Computes grad_hidden [n_rows, H] from the gradients of n_rows rows of scores. Without in_batch, it leaves out
+  // the gradient through the score of the row's own target.
   void hidden_gradient(int64_t n_rows, const T* grad_scores, T* grad_hidden) const;
 
  private:
   bool is_live(int64_t i) const { return live == nullptr || live[i]; }
   T offset(int64_t j) const;  // bias - log_q of item j of `rows`
-  // Replaces row i of the matrix product, `scores`, by the gradient of the scores. Returns the row's loss.
+  // Replaces row i of the matrix product, `scores`, by the gradient of the scores. Returns the row's loss. `work` is
+  // memory for 2 * score_stride() elements.
   T score_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const;
 };
 
-// The gradients of all rows, written: [M, H], [M + N, H] and [M + N].
+// Memory for the gradients of `hidden` [M, H], `rows` [M + N, H] and `bias` [M + N].
 template <typename T>
 struct LossGradients {
   T *hidden, *rows, *bias;

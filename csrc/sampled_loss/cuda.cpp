@@ -23,7 +23,7 @@ namespace {
 
 using at::Tensor;
 
-// c = a b, or c += a b, summed in the dtype of c.
+// Computes c = a b or, with `add`, c += a b. Sums in the dtype of c.
 void multiply(Tensor& c, Tensor a, Tensor b, bool add) {
 #ifdef GRF_EMULATED  // torch has no CPU product with another output dtype; converted operands give the same sums
   a = a.to(c.scalar_type());
@@ -37,7 +37,8 @@ void multiply(Tensor& c, Tensor a, Tensor b, bool add) {
   add ? at::addmm_out(c, c, a, b) : at::mm_out(c, a, b);
 }
 
-// Returns bias - log_q, with -inf for the columns of dead rows: [M + N], or undefined if there is nothing to add.
+// Returns bias - log_q [M + N], with -inf for the targets of dead rows (`live` is false). If that is the bias alone,
+// returns `bias`, which may be undefined.
 template <typename T>
 Tensor score_offsets(const LossTensors& args, const at::TensorOptions& options, cudaStream_t stream) {
   if (!args.log_q.defined() && !(args.in_batch && args.live.defined())) return args.bias;
@@ -61,13 +62,14 @@ int64_t chunk_rows(int64_t m, int64_t row_bytes) {
   return (m + chunks - 1) / chunks;
 }
 
+// Computes the results chunk by chunk. Operand is the type of `hidden` and `rows`, T the type of sums.
 template <typename Operand, typename T = typename Stored<Operand>::Sum>
-void run(const LossTensors& args, const LossOptions<T>& options, LossResults& results) {
+void run_in_chunks(const LossTensors& args, const LossOptions<T>& options, LossResults& results) {
   constexpr bool in_place = std::is_same_v<Operand, T>;
   const cudaStream_t stream = current_stream(args.hidden.device());
   const at::TensorOptions operand_options = args.hidden.options(), sum_options = results.hidden.options();
   const int64_t m = args.m(), n = args.n(), columns = args.columns();
-  constexpr int64_t multiple = in_place ? 4 : 8;  // elements, so that rows start at multiples of 16 bytes
+  constexpr int64_t multiple = in_place ? 4 : 8;  // elements: rows start at multiples of 16 bytes or more
   const int64_t stride = std::max((columns + multiple - 1) / multiple, int64_t{1}) * multiple;
   const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T) + (in_place ? 0 : sizeof(Operand))));
   const Tensor offsets = score_offsets<T>(args, sum_options, stream);
@@ -122,11 +124,11 @@ void sampled_loss(const LossTensors& args, const LossOptions<double>& options, L
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   switch (args.hidden.scalar_type()) {
     case at::kFloat:
-      return run<float>(args, options.as<float>(), results);
+      return run_in_chunks<float>(args, options.as<float>(), results);
     case at::kDouble:
-      return run<double>(args, options.as<double>(), results);
+      return run_in_chunks<double>(args, options.as<double>(), results);
     default:
-      return run<uint16_t>(args, options.as<float>(), results);
+      return run_in_chunks<uint16_t>(args, options.as<float>(), results);
   }
 }
 

@@ -35,6 +35,7 @@ __device__ __forceinline__ Sums block_sums(Sums thread_sums) {
   return total;
 }
 
+// Returns the ELU of y with alpha = elu, or y if elu is 0.
 template <typename T>
 __device__ __forceinline__ T activate(T y, T elu) {
   return elu == 0 || y > 0 ? y : elu * expm1(y);
@@ -70,13 +71,13 @@ __device__ __forceinline__ void write_target_gradients(const ScoreRows<Operand>&
 template <typename T>
 constexpr int kBlocksPerSm = sizeof(T) == 4 ? 4 : 2;
 
-// Computes the loss of a row and the gradients `grads` of its scores. The first pass over the columns computes sums,
-// the second one gradients. `x` is memory for the scores after the ELU between the passes; it may be `scores` itself.
+// Computes the loss of a row and the gradients `grads` of its scores. The first pass over the columns computes sums and
+// stores the scores after the ELU in `x`, which may be `scores` itself. The second pass computes the gradients.
 template <typename Operand, RankingLoss kLoss, typename T>
 __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t row, T* scores, Operand* grads, T* x) {
   using Number = Stored<Operand>;
   const T masked = -static_cast<T>(INFINITY);
-  const int64_t columns = p.columns(), first = p.first_column(), target_column = p.in_batch ? row : -1;
+  const int64_t columns = p.columns(), first_item = p.first_item(), target_column = p.in_batch ? row : -1;
   const int64_t n_targets = p.in_batch ? p.m : 0;  // the first columns
   const auto offset = [&](int64_t j) { return p.offsets == nullptr ? T{0} : p.offsets[j]; };
   const auto count = [&](int64_t j) { return p.count == nullptr || j < n_targets ? T{1} : p.count[j - n_targets]; };
@@ -93,8 +94,8 @@ __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t r
   sums.clear();
   for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) {
     if (j == target_column) continue;
-    const T column_offset = offset(first + j), y = scores[j] + column_offset;
-    const bool hit = p.ids != nullptr && p.ids[first + j] == p.ids[row];
+    const T column_offset = offset(first_item + j), y = scores[j] + column_offset;
+    const bool hit = p.ids != nullptr && p.ids[first_item + j] == p.ids[row];
     const T value = hit || column_offset == masked || y == masked ? masked : activate(y, elu);
     x[j] = value;
     if (value == masked) continue;
@@ -115,13 +116,13 @@ __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t r
 // Computes the losses and the gradients of scores of a chunk of rows.
 //
 // Launch: one dimension; any number of blocks of up to kLossThreads threads, a multiple of 32. A block computes one row
-// at a time, in a loop in strides of the grid. With `row_in_shared`, dynamic shared memory holds one row of scores.
+// at a time, in a grid-stride loop. With `row_in_shared`, dynamic shared memory holds one row of scores.
 //
 // Scores are read once and gradients are written once. A row that does not fit into shared memory is also written and
 // read once between the passes. Offsets, counts and ids of the columns are the same for all rows and come from caches.
 // Without in_batch, each row also reads two rows of H elements and writes two. For 512 rows of 8704 columns in float32,
-// in-batch, that is 36 MB, 7.4 us on an H200 (4.8 TB/s, estimated). The bottleneck is memory or L2. For the -max losses
-// it may also be exp, which takes about as long with four or more calls per column.
+// in-batch, that is 36 MB, 7.4 us on an H200 (4.8 TB/s, estimated). The bottleneck is memory or L2. For bpr-max and
+// top1-max it may also be exp: four or more calls per column take about as long.
 //
 // Hazard: each thread reads and writes only its own columns of x and grads, so no barrier is needed between the passes.
 // All threads read the own target's score. Its gradient may overwrite the score, so it is written after the barriers of

@@ -1,9 +1,8 @@
 // The five losses of a row of scores: first sums over the row's columns, then the loss and the gradients of the scores,
 // which are computed from the sums. Formulas: gru4rec_fast/ops/row_losses.py.
 //
-// The sums are over all columns that are not masked, except the column of the row's own target. They count each column
-// `count` times. One pass computes them, because weights e^x are relative to the largest x so far, as in an online
-// softmax.
+// The sums are over all columns that are not masked, except the column of the row's own target. A column counts `count`
+// times. One pass suffices, because weights e^x are relative to the largest x so far, as in an online softmax.
 #pragma once
 
 #include "common/simt.cuh"
@@ -38,8 +37,8 @@ struct RowSums {
     }
     return exp(x - highest);
   }
-  // Adds the sums of other columns. If both `highest` are equal, no difference is computed: -inf - -inf would be NaN. A
-  // NaN that comes from the scores stays in the sums.
+  // Adds the sums of other columns. If `highest` equals other.highest, they are not subtracted: -inf - -inf would be
+  // NaN. A NaN that comes from the scores stays in the sums.
   __device__ __forceinline__ void merge(const RowSums& other) {
     const T top = other.highest > highest ? other.highest : highest;
     const T scale = highest == top ? T{1} : exp(highest - top);
@@ -128,7 +127,7 @@ struct RowLoss<T, RankingLoss::bpr_max> {
   }
   __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
       : highest(sums.highest), target(target_), elu(options.elu), bpreg(options.bpreg) {
-    constexpr T kEps = static_cast<T>(1e-24);
+    constexpr T kEps = static_cast<T>(1e-24);  // keeps the logarithm and the quotient finite
     const T inverse = inverse_or_zero(sums.scaled(0));
     softmax_scale = inverse * options.scale;
     mean_sigmoid = sums.scaled(1) * inverse;
@@ -143,6 +142,7 @@ struct RowLoss<T, RankingLoss::bpr_max> {
     return through_elu(
         s * ((mean_sigmoid + (p.slope - p.value)) * inverse_mean + bpreg * (x * x - mean_square + 2 * x)), x);
   }
+  // Returns the gradient before the ELU whose result is x: x + elu is the ELU's derivative.
   __device__ __forceinline__ T through_elu(T grad, T x) const { return elu == 0 || x > 0 ? grad : grad * (x + elu); }
 };
 
@@ -200,10 +200,10 @@ struct RowLoss<T, RankingLoss::bpr> {
   T target, scale, loss, grad_target;
 
   static __device__ __forceinline__ void add(Sums& sums, T x, T count, T target) {
-    const T above = x - target;
-    // softplus(above), exact for every argument, and its derivative, the sigmoid.
-    sums.plain(0) += count * ((above > 0 ? above : T{0}) + log1p(exp(above > 0 ? -above : above)));
-    sums.plain(1) += count * Sigmoid<T>(above).value;
+    const T margin = x - target;
+    // softplus(margin), exact for every argument, and its derivative, the sigmoid.
+    sums.plain(0) += count * ((margin > 0 ? margin : T{0}) + log1p(exp(margin > 0 ? -margin : margin)));
+    sums.plain(1) += count * Sigmoid<T>(margin).value;
   }
   __device__ __forceinline__ RowLoss(const Sums& sums, T target_, const LossOptions<T>& options)
       : target(target_), scale(options.scale) {

@@ -52,8 +52,7 @@ void run_on_cpu(const LossTensors& args, const LossOptions<double>& options, Los
                                           results.bias.mutable_data_ptr<T>()});
 }
 
-// hidden: [M, H]. rows: [M + N, H], the rows of the M targets, then of N negatives. count: [N], the number of times
-// that each negative occurs.
+// The operator. sampled_loss/arguments.h explains the tensors.
 template <Kernels kernels>
 std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, const Tensor& rows,
                                                         const OptionalTensor& bias, const OptionalTensor& live,
@@ -68,23 +67,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
                     "hidden must be float32, float64 or bfloat16, not ", dtype,
                     "; convert, or pass impl=\"reference\"");
-  // The dtype of sums, and so of the results; also of bias, log_q and count.
+  // The dtype of sums, results, bias, log_q and count.
   const auto sum_dtype = dtype == at::kBFloat16 ? at::kFloat : dtype;
   const at::Device device = hidden.device();
-  // columns: number of columns of the scores, one for each row of `rows`.
-  const int64_t m = hidden.size(0), columns = rows.size(0), width = hidden.size(1);
+  // entries: M + N, the number of targets and negatives.
+  const int64_t m = hidden.size(0), entries = rows.size(0), width = hidden.size(1);
   const LossTensors args{hidden.contiguous(),
-                         contiguous(rows, "rows", {columns, width}, dtype, device),
-                         contiguous(bias, "bias", {columns}, sum_dtype, device),
+                         contiguous(rows, "rows", {entries, width}, dtype, device),
+                         contiguous(bias, "bias", {entries}, sum_dtype, device),
                          contiguous(live, "live", {m}, at::kBool, device),
-                         contiguous(log_q, "log_q", {columns}, sum_dtype, device),
-                         contiguous(ids, "ids", {columns}, at::kLong, device),
-                         contiguous(count, "count", {columns - m}, sum_dtype, device),
+                         contiguous(log_q, "log_q", {entries}, sum_dtype, device),
+                         contiguous(ids, "ids", {entries}, at::kLong, device),
+                         contiguous(count, "count", {entries - m}, sum_dtype, device),
                          in_batch};
   const LossOptions<double> options{loss_named(loss), elu_param, bpreg, label_smoothing, /*scale=*/1 / batch_size};
   const auto sum_options = hidden.options().dtype(sum_dtype);
   LossResults results{at::empty({}, sum_options), at::empty({m, width}, sum_options),
-                      at::empty({columns, width}, sum_options), at::empty({columns}, sum_options)};
+                      at::empty({entries, width}, sum_options), at::empty({entries}, sum_options)};
   if constexpr (kernels == Kernels::cuda) {
     cuda::sampled_loss(args, options, results);
   } else {

@@ -2,9 +2,10 @@
 // gru4rec_fast/ops/sampled_loss.py and row_losses.py, which use the same names.
 //
 // The matrix of scores has M rows, one per hidden state, and up to M + N columns, one per item. `hidden` [M, H] are the
-// hidden states. `rows` [M + N, H] are the item embeddings (rows of the output table): first of the targets of the M
-// rows of scores, then of the N negatives. A row of scores is dead if its lane (one of the sessions processed in
-// parallel) has no session left; its loss and gradients are 0. All other rows are live.
+// hidden states. `rows` [M + N, H] are the item embeddings (rows of the output table): first those of the M targets,
+// one per row of scores, then those of the N negatives. An accidental hit is a negative that equals a row's own target.
+// A row of scores is dead if its lane (one of the sessions processed in parallel) has no session left; its loss and
+// gradients are 0. All other rows are live.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@ namespace grf {
 
 enum class RankingLoss { cross_entropy, bpr_max, top1, top1_max, bpr };
 
-// Converts a loss's name as in the Python interface; ValueError for an unknown one.
+// Returns the loss that has this name in Python, such as "bpr-max". Raises ValueError for an unknown name.
 RankingLoss loss_named(std::string_view name);
 
 template <typename T>
@@ -53,8 +54,8 @@ constexpr int64_t kSharedRowBytes = 44 << 10;
 constexpr int kLossThreads = 256;
 #endif
 
-// Arguments of the kernel that computes the offset of each column, which is added to its scores: bias - log_q, or -inf
-// for a column that no row may use.
+// Arguments of the kernel that computes the number to add to the scores of each column: bias - log_q, or -inf for a
+// column that no row may use.
 template <typename T>
 struct ScoreOffsets {
   int64_t m, n;           // M, N
@@ -84,7 +85,7 @@ struct ScoreRows {
   const T* offsets;                        // [M + N], added to scores, or null
   const T* count;                          // [N], how often each negative occurs; null: once
   const bool* live;                        // [M], or null: all rows are live
-  const int64_t* ids;                      // [M + N], items whose accidental hits are masked, or null
+  const int64_t* ids;                      // [M + N], item indices, to mask accidental hits; null: no mask
   int64_t stride;                          // elements from row to row of scores and grads
   T* scores;                               // [n_rows, stride]: the matrix product; overwritten
   Operand* grads;                          // [n_rows, stride], written; may be the same memory as `scores`
@@ -94,9 +95,10 @@ struct ScoreRows {
   // Returns the number of columns.
   constexpr int64_t columns() const { return in_batch ? m + n : n; }
   // Returns the index in `rows` of the first column's item.
-  constexpr int64_t first_column() const { return in_batch ? 0 : m; }
+  constexpr int64_t first_item() const { return in_batch ? 0 : m; }
 };
 
+// Launch the kernels.
 template <typename T>
 void make_score_offsets(const ScoreOffsets<T>& args, cudaStream_t stream);
 template <typename Operand>

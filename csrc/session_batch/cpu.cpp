@@ -1,7 +1,8 @@
 // Session-parallel mini-batches on the CPU. Specification: gru4rec_fast/ops/session_batch.py.
 //
-// Outer loop: steps. Inner loop: lanes, since lanes whose sessions end at the same step take the next sessions in lane
-// order. Bottleneck: a random read per event. One thread is enough, since the model's computations take far longer.
+// The outer loop is over steps, the inner one over lanes (sessions processed in parallel), since lanes whose sessions
+// end at the same step take the next sessions in lane order. The bottleneck is a random read per event. One thread is
+// enough, since the model's computations take far longer.
 #include "session_batch/cpu.h"
 
 namespace grf {
@@ -34,20 +35,20 @@ SessionBatcher::EventRange SessionBatcher::session_events(int64_t order_index) c
 void SessionBatcher::read_state() {
   next_order_index_ = *cursor_.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(next_order_index_ >= 0 && next_order_index_ <= order_length_, "cursor=", next_order_index_,
-                    ": must be in [0, ", order_length_, "], the length of order");
+                    ": must be in [0, ", order_length_, "], up to the length of order");
   const at::Tensor sessions = lane_session_.contiguous(), positions = lane_position_.contiguous();
   const int64_t* order_index = sessions.const_data_ptr<int64_t>();
   const int64_t* position = positions.const_data_ptr<int64_t>();
   lanes_.resize(sessions.numel());
   for (size_t i = 0; i < lanes_.size(); ++i) {
     TORCH_CHECK_VALUE(order_index[i] >= -1 && order_index[i] <= order_length_, "lane_session[", i, "]=", order_index[i],
-                      ": must be in [-1, ", order_length_, "], the length of order");
-    // A lane without a session has no next event (end = position + 1), so it starts a session at the next step.
+                      ": must be in [-1, ", order_length_, "], up to the length of order");
+    // end = position + 1 means that the session has no next event, so the lane starts one at the next step.
     lanes_[i] = {order_index[i], position[i], position[i] + 1};
     if (order_index[i] == -1 || order_index[i] == order_length_) continue;
     const EventRange range = session_events(order_index[i]);
     TORCH_CHECK_VALUE(range.begin <= position[i] && position[i] < range.end, "lane_position[", i, "]=", position[i],
-                      ": its session is items[", range.begin, ":", range.end, "]");
+                      ": outside its session, items[", range.begin, ":", range.end, "]");
     lanes_[i].end = range.end;
   }
 }
@@ -62,7 +63,8 @@ void SessionBatcher::write_state() const {
   *cursor_.mutable_data_ptr<int64_t>() = next_order_index_;
 }
 
-// Starts the next session of at least two events in a lane. If there is none, marks the lane as dead and returns false.
+// Starts the next session of two or more events in the given lane. If no such session is left, marks the lane as dead
+// and returns false.
 bool SessionBatcher::start_next_session(SessionLane& lane) {
   while (next_order_index_ < order_length_) {
     const EventRange range = session_events(next_order_index_);
@@ -79,7 +81,7 @@ void SessionBatcher::make_steps_from(const item_t* items, int64_t steps, int64_t
   for (int64_t t = 0; t < steps; ++t) {
     for (SessionLane& lane : lanes_) {
       bool live = lane.order_index != order_length_;
-      const bool starts = live && lane.position + 1 == lane.end;
+      const bool starts = live && lane.position + 1 == lane.end;  // starts a session at this step
       if (starts) live = start_next_session(lane);
       *inputs++ = live ? items[lane.position] : -1;
       *targets++ = live ? items[lane.position + 1] : -1;

@@ -16,11 +16,11 @@ namespace grf {
 void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                     const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
-// Makes the mini-batches of an epoch, from the position that the tensors lane_session, lane_position and cursor hold.
-// Only `write_state` writes these tensors, so that an error in the log leaves them unchanged.
+// Makes the mini-batches of an epoch. The tensors lane_session, lane_position and cursor hold the position in the
+// epoch. Only `write_state` writes them, so that an error in the log leaves them unchanged.
 class SessionBatcher {
  public:
-  // Arguments as in the operator. Raises ValueError.
+  // Reads the position. The arguments are those of the operator. Raises ValueError.
   SessionBatcher(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                  const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
@@ -29,9 +29,11 @@ class SessionBatcher {
   // Writes inputs, targets and reset [steps, n_lanes] of the next `steps` steps. A dead lane gets -1, -1 and false.
   void make_steps(int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);
 
+  // Writes the new position to the tensors.
   void write_state() const;
 
  private:
+  // The events of a session: items [begin, end).
   struct EventRange {
     int64_t begin, end;
   };

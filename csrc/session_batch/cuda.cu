@@ -11,6 +11,7 @@ struct EventRange {
   int64_t begin, end;
 };
 
+// Returns the events of session order[order_index], after checks.
 __device__ __forceinline__ EventRange session_events(const SessionBatchArguments& args, int64_t order_index) {
   const int64_t session = args.order == nullptr ? order_index : args.order[order_index];
   GRF_DEVICE_CHECK(session >= 0 && session < args.n_sessions, "order: a session is not in the log");
@@ -20,6 +21,7 @@ __device__ __forceinline__ EventRange session_events(const SessionBatchArguments
   return range;
 }
 
+// Reads the state of a lane from lane_session and lane_position, and checks it.
 __device__ __forceinline__ SessionLane read_lane(const SessionBatchArguments& args, int64_t lane) {
   const int64_t order_index = args.lane_session[lane * args.session_stride];
   const int64_t position = args.lane_position[lane * args.position_stride];
@@ -55,8 +57,7 @@ __device__ __forceinline__ int rank_in_block(bool flag, int* counts, int* total)
 
 // Finds the next n_wanted sessions of two or more events and writes their indices in `order` to order_indices. Returns
 // how many it found: fewer than n_wanted only at the end of `order`. Moves the cursor past the sessions that it read.
-// It reads no session that the CPU implementation would not read, so that both move the cursor equally far. Every
-// thread must call it.
+// It reads the same sessions as the CPU implementation, so it moves the cursor equally far. Every thread must call it.
 __device__ __forceinline__ int find_sessions(const SessionBatchArguments& args, int n_wanted, int64_t* cursor,
                                              int64_t* order_indices, int* counts) {
   int n_found = 0;
@@ -81,12 +82,12 @@ __device__ __forceinline__ int find_sessions(const SessionBatchArguments& args, 
 //
 // Launch: one block of 32 to kMaxSessionThreads threads; dynamic shared memory: a SessionLane (24 bytes) per lane,
 // unless `scratch` is given. Thread i processes lanes i, i + blockDim.x, ... at every step. Lanes that start a session
-// at the same step take the next sessions in lane order. Bytes: a step reads two items per lane, and per started
-// session its element of `order` and two offsets. It writes 17 bytes per lane, coalesced. 512 lanes x 50 steps: 0.8 MB,
-// 0.2 us at the H200's 4.8 TB/s. Bottleneck: latency. A step in which a lane starts a session is a chain of three
-// dependent reads and some barriers, about 2 us. 50 steps take 0.1 ms (estimated). Hazards: an error must leave
-// lane_session, lane_position and cursor unchanged, so they are written at the end, after all checks. There, thread 0
-// overwrites the cursor only after a barrier, since other threads may not have read it yet.
+// at the same step take the next sessions in lane order. Bytes: a step reads two items per lane. Per started
+// session it reads an element of `order` and two offsets. It writes 17 bytes per lane, coalesced. 512 lanes x 50 steps:
+// 0.8 MB, 0.2 us at the H200's 4.8 TB/s. Bottleneck: latency. A step in which a lane starts a session is a chain of
+// three dependent reads and some barriers, about 2 us. 50 steps take 0.1 ms (estimated). Hazards: an error must leave
+// lane_session, lane_position and cursor unchanged, so they are written at the end, after all checks. Other threads may
+// not have read the cursor yet, so thread 0 overwrites it after a barrier.
 template <typename item_t>
 __global__ void __launch_bounds__(kMaxSessionThreads) session_batch_kernel(SessionBatchArguments args) {
   GRF_SHARED(counts, int[kMaxSessionThreads / 32]);

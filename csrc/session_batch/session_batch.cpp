@@ -1,8 +1,7 @@
 // The operator session_batch: checks arguments and allocates results. Specification: gru4rec_fast/ops/session_batch.py.
 //
-// lane_session, lane_position and cursor hold the position in the epoch: they are updated in-place, and a call
-// continues from them. The kernels check their values and those of order and offsets before they write any of the
-// three.
+// The tensors lane_session, lane_position and cursor hold the position in the epoch. A call continues from it and
+// updates the tensors in-place. Before that, the kernels check the values in them, in `order` and in `offsets`.
 #include "session_batch/session_batch.h"
 
 #include <ATen/ops/empty.h>
@@ -45,8 +44,9 @@ void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const st
 
 namespace {
 
+// Computes inputs, targets and reset, and updates the position in the epoch.
 template <Kernels kernels>
-void run(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
+void fill_batches(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
          const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor, int64_t steps,
          const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset) {
   if constexpr (kernels == Kernels::cpu) {
@@ -100,7 +100,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> session_batch(const at::Tensor& i
   const at::Tensor inputs = at::empty({steps, n_lanes}, offsets.options());
   const at::Tensor targets = at::empty({steps, n_lanes}, offsets.options());
   const at::Tensor reset = at::empty({steps, n_lanes}, offsets.options().dtype(at::kBool));
-  run<kernels>(items, offsets, order, lane_session, lane_position, cursor, steps, inputs, targets, reset);
+  fill_batches<kernels>(items, offsets, order, lane_session, lane_position, cursor, steps, inputs, targets, reset);
   return {inputs, targets, reset};
 }
 

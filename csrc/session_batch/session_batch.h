@@ -10,7 +10,7 @@
 
 namespace grf {  // gru4rec_fast
 
-// The position of a lane in the log.
+// The session of a lane, and the lane's position in it.
 struct SessionLane {
   int64_t order_index;  // index in `order` of its session; -1 before its first step, order_length if it is dead
   int64_t position;     // index in `items` of its next input
@@ -35,9 +35,10 @@ struct SessionBatchArguments {
   bool* reset;                // [steps, n_lanes], written
 };
 
-// Maximum size of the lanes (SessionLane) in shared memory. Larger ones use `scratch`.
+// Maximum bytes of the lanes (SessionLane) in shared memory. With more lanes, they are in `scratch`.
 constexpr int64_t kMaxSharedBytes = 40 << 10;
 
+// Launches the kernel.
 void run_session_batch(const SessionBatchArguments& args, cudaStream_t stream);
 
 }  // namespace cuda

@@ -51,19 +51,19 @@ struct TouchedRow {
 namespace grf {
 namespace {
 
-struct SortScratch;
+struct SortScratch;  // tag of the buffers that Scratch keeps for each thread
 
 constexpr int64_t kMaxColumns = 4096;  // wider rows are split into chunks of this many columns
 
-// Updates n_touched rows in parallel, in chunks of at most kMaxColumns columns. touched(i, column) returns the pointers
-// of the i-th row to update, to its elements from `column` on.
+// Updates n_touched rows in parallel, in chunks of at most kMaxColumns columns. touched(i, column) returns the i-th
+// row to update, with pointers to its elements from `column` on.
 template <typename T, typename Options, typename Touched>
 void update_in_chunks(int64_t n_touched, int64_t width, const Touched& touched, const Options& options) {
   const int64_t chunks_per_row = (width + kMaxColumns - 1) / kMaxColumns;
   const auto first_column = [&](int64_t chunk) { return chunk % chunks_per_row * kMaxColumns; };
   const auto pointers = [&](int64_t chunk) { return touched(chunk / chunks_per_row, first_column(chunk)); };
   const auto update = GRF_DISPATCH(update_columns<T, Options>);
-  constexpr int64_t kMinElements = 8192;  // for a thread
+  constexpr int64_t kMinElements = 8192;  // per thread; fewer are not worth another thread
   const int64_t grain_size = std::max<int64_t>(1, kMinElements / std::max<int64_t>(std::min(width, kMaxColumns), 1));
   at::parallel_for(0, n_touched * chunks_per_row, grain_size, [&](int64_t begin, int64_t end) {
     TouchedRow<T> row = pointers(begin);
@@ -117,7 +117,7 @@ void update_rows(const RowTable<T>& table, const int64_t* index, int64_t n_index
   Scratch<int64_t, SortScratch> scratch(3 * n_index + 1);
   int64_t *buffer_1 = scratch.take(n_index), *buffer_2 = scratch.take(n_index), *starts = scratch.take(n_index + 1);
   const int64_t* sorted_positions = sort_positions(index, n_index, table.n_rows, buffer_1, buffer_2);
-  int64_t n_touched = 0;  // number of rows with gradients; those of the i-th row begin at sorted_positions[starts[i]]
+  int64_t n_touched = 0;  // number of rows with gradients; sorted_positions[starts[i]] is the i-th row's first gradient
   for (int64_t i = 0; i < n_index; ++i) {
     if (i == 0 || index[sorted_positions[i]] != index[sorted_positions[i - 1]]) starts[n_touched++] = i;
   }

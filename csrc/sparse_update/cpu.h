@@ -9,11 +9,13 @@
 
 namespace grf {
 
-// Returns the positions i = 0 .. n - 1 sorted by index[i]; positions of equal indices are in increasing order.
+// Returns the positions i = 0 .. n - 1 sorted by index[i], which is in [0, n_rows). Positions of equal indices are in
+// increasing order.
 // `buffer_1` and `buffer_2` have n elements each; the result is in one of them.
 int64_t* sort_positions(const int64_t* index, int64_t n, int64_t n_rows, int64_t* buffer_1, int64_t* buffer_2);
 
-// Returns the sorted elements of index [n]. The result is in one of the buffers, which have n elements each.
+// Returns the sorted elements of index [n], which are in [0, n_rows). The result is in one of the buffers, which have n
+// elements each.
 int64_t* sort_rows(const int64_t* index, int64_t n, int64_t n_rows, int64_t* buffer_1, int64_t* buffer_2);
 
 // Updates the rows of the table that are listed in index [n_index]; row i of grad [n_index, width] is the gradient of
@@ -23,8 +25,8 @@ void update_rows(const RowTable<T>& table, const int64_t* index, int64_t n_index
                  const Options<T>& options);
 
 // Updates one row with the sum of first_grad [width], if not null, and the rows positions[0 .. n) of grad [..., width],
-// added in this order. The sum must have a term. Runs on the calling thread, for callers that compute gradients row by
-// row in their own parallel region. Prefetches `next_row`, the row of the next call, unless it is -1.
+// added in this order. At least one gradient must be given. Runs on the calling thread, for callers that compute
+// gradients row by row in their own parallel region. Prefetches `next_row`, the row of the next call, unless it is -1.
 template <typename T, template <typename> class Options>
 void update_row(const RowTable<T>& table, int64_t row, const T* first_grad, const T* grad, const int64_t* positions,
                 int64_t n, const Options<T>& options, int64_t next_row = -1);

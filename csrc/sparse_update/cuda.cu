@@ -7,7 +7,7 @@ template <typename T, template <typename> class Options>
 void update_rows(const RowTable<T>& table, const SortedGradients<T>& gradients, const Options<T>& options,
                  cudaStream_t stream) {
   const bool wide = is_wide<T>(table.width, {gradients.grad, table.weight, table.state_1, table.state_2});
-  by_columns<T>(wide, gradients.n * table.width, kUpdateThreads, [&](auto columns, unsigned blocks) {
+  launch_columns<T>(wide, gradients.n * table.width, kUpdateThreads, [&](auto columns, unsigned blocks) {
     GRF_LAUNCH((update_rows_kernel<T, decltype(columns)::value, Options>), blocks, kUpdateThreads, 0, stream, table,
                gradients, options);
   });

@@ -27,28 +27,30 @@ __device__ __forceinline__ T divide_by_root(T x, T y) {
 // pointer to the columns of the i-th gradient.
 template <typename T, int N, typename GradColumns>
 __device__ __forceinline__ Columns<T, N> sum_gradients(int64_t begin, int64_t end, const GradColumns& grad_columns) {
-  Columns<T, N> sum = columns_at<T, N>(grad_columns(begin));
+  Columns<T, N> sum = load_columns<T, N>(grad_columns(begin));
 #pragma unroll 4
   for (int64_t i = begin + 1; i < end; ++i) {
-    const Columns<T, N> grad = columns_at<T, N>(grad_columns(i));
+    const Columns<T, N> grad = load_columns<T, N>(grad_columns(i));
     for (int j = 0; j < N; ++j) sum.at[j] += grad.at[j];
   }
   return sum;
 }
 
-// Updates N columns of a weight and of its optimizer state; state that the optimizer does not have is null.
+// Updates N columns of a weight and of the optimizer's state. A state pointer is null if the optimizer has no such
+// state.
 template <typename T, int N, typename Options>
 __device__ __forceinline__ void update_columns(const Options& options, const Columns<T, N>& grad, T* weight, T* state_1,
                                                T* state_2) {
-  Columns<T, N> w = columns_at<T, N>(weight), s1 = {}, s2 = {};
-  if (state_1 != nullptr) s1 = columns_at<T, N>(state_1);
-  if (state_2 != nullptr) s2 = columns_at<T, N>(state_2);
+  Columns<T, N> w = load_columns<T, N>(weight), s1 = {}, s2 = {};
+  if (state_1 != nullptr) s1 = load_columns<T, N>(state_1);
+  if (state_2 != nullptr) s2 = load_columns<T, N>(state_2);
   for (int j = 0; j < N; ++j) w.at[j] += weight_change(options, grad.at[j], s1.at[j], s2.at[j]);
-  if (state_1 != nullptr) put_columns(state_1, s1);
-  if (state_2 != nullptr) put_columns(state_2, s2);
-  put_columns(weight, w);
+  if (state_1 != nullptr) store_columns(state_1, s1);
+  if (state_2 != nullptr) store_columns(state_2, s2);
+  store_columns(weight, w);
 }
 
+// Returns pointer + offset, or null for a null pointer.
 template <typename T>
 __device__ __forceinline__ T* offset_or_null(T* pointer, int64_t offset) {
   return pointer == nullptr ? nullptr : pointer + offset;
@@ -57,9 +59,9 @@ __device__ __forceinline__ T* offset_or_null(T* pointer, int64_t offset) {
 // Calls visit(row, begin, end, task) for each distinct row in sorted_index [n] and each task in [0, n_tasks). [begin,
 // end) is the range of i with sorted_index[i] == row; -1 is skipped.
 //
-// The threads of the grid loop over n * n_tasks pairs of an i and a task. If i is the first of its range, the pair's
-// thread processes the whole range, otherwise it does nothing. So no sum depends on the order of threads, and the
-// number of distinct rows need not be known.
+// The threads of the grid loop over n * n_tasks pairs of an i and a task. If i is the first of its range, the thread of
+// the pair processes the whole range; otherwise the thread does nothing. So no sum depends on the order of threads, and
+// the number of distinct rows need not be known.
 template <typename Visit>
 __device__ __forceinline__ void for_touched_rows(const int64_t* sorted_index, int64_t n, int64_t n_tasks,
                                                  const Visit& visit) {

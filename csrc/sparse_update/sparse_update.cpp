@@ -24,7 +24,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kNoRow = -1;  // an index to skip
+constexpr int64_t kNoRow = -1;  // an index that is skipped
 
 void check_index(const int64_t* index, int64_t n, int64_t n_rows) {
   for (int64_t i = 0; i < n; ++i) {
@@ -54,13 +54,13 @@ void run_on_cuda(const RowTable<T>& table, const Tensor& index, const Tensor& gr
   cuda::update_rows(table, gradients, options, current_stream(index.device()));
 }
 
-// Copies `updated` to the argument if it is not the argument itself, but a contiguous copy of it.
+// Copies `updated` back to `argument` if `updated` is a contiguous copy and not `argument` itself.
 void copy_back(const Tensor& updated, const OptionalTensor& argument) {
   if (updated.defined() && !updated.is_same(*argument)) argument->copy_(updated);
 }
 
-// Checks the tensors and updates them, for both operators. `name_1` and `name_2` are the schema's argument names of the
-// optimizer's state.
+// Checks the tensors and updates them. Both operators call it. name_1 and name_2 are the names of the two state
+// arguments in the schema.
 template <Kernels kernels, template <typename> class Options>
 void update(const char* op, const Tensor& table, const char* name_1, const OptionalTensor& state_1, const char* name_2,
             const OptionalTensor& state_2, const Tensor& index, const Tensor& grad, const Options<double>& options) {
@@ -109,7 +109,7 @@ void sparse_adagrad_(const Tensor& table, const Tensor& accumulator, const Optio
 template <Kernels kernels>
 void sparse_adam_(const Tensor& table, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& index,
                   const Tensor& grad, int64_t step, double lr, double beta1, double beta2, double eps) {
-  TORCH_CHECK_VALUE(step >= 1, "step=", step, ": counts from 1");
+  TORCH_CHECK_VALUE(step >= 1, "step=", step, ": must be at least 1");
   update<kernels>("sparse_adam_", table, "exp_avg", exp_avg, "exp_avg_sq", exp_avg_sq, index, grad,
                   AdamOptions<double>{.step_size = adam_step_size(lr, beta1, beta2, step),
                                       .mean_weight = 1 - beta1,

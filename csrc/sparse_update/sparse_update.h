@@ -30,7 +30,7 @@ struct SortedGradients {
   int64_t n;
 };
 
-// Updates each row of the table that has gradients with their sum.
+// Updates each row of the table that has gradients by the sum of these gradients. Launches one kernel.
 template <typename T, template <typename> class Options>
 void update_rows(const RowTable<T>& table, const SortedGradients<T>& gradients, const Options<T>& options,
                  cudaStream_t stream);

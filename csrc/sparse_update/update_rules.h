@@ -21,7 +21,7 @@ struct AdagradOptions {
 };
 
 // Adam: m += mean_weight * (g - m); s += square_weight * (g^2 - s); w -= step_size * m / (sqrt(s) + eps). The state is
-// m and s. mean_weight = 1 - beta1 and square_weight = 1 - beta2 are computed in double, then rounded to T.
+// m and s. mean_weight = 1 - beta1 and square_weight = 1 - beta2 are computed in double and rounded to T.
 template <typename T>
 struct AdamOptions {
   T step_size, mean_weight, square_weight, eps;
@@ -32,8 +32,8 @@ struct AdamOptions {
   }
 };
 
-// Returns step_size, the learning rate with both bias corrections: lr sqrt(1 - beta2^step) / (1 - beta1^step), for step
-// >= 1.
+// Returns step_size, the learning rate with both bias corrections: lr sqrt(1 - beta2^step) / (1 - beta1^step). `step`
+// counts from 1.
 inline double adam_step_size(double lr, double beta1, double beta2, int64_t step) {
   const double t = static_cast<double>(step);
   return lr * std::sqrt(1 - std::pow(beta2, t)) / (1 - std::pow(beta1, t));

@@ -30,7 +30,7 @@ GruParameters make_gru_parameters(const std::optional<Parameter>& weight_ih, con
           /*reset_after=*/form == "reset_after"};
 }
 
-// Lets Python handle pending signals such as Ctrl-C, for which it needs the GIL.
+// Lets Python handle pending signals such as Ctrl-C. Takes the GIL, which Python needs for that.
 void poll_signals() {
   const py::gil_scoped_acquire lock;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -60,7 +60,7 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
 
 using BlockTuple = std::tuple<double, int64_t, int64_t>;  // loss, steps, events
 
-// Returns the tuples of the blocks, and whether the epoch is over.
+// Runs updates. Returns a tuple for each block, and whether the epoch is over.
 std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBatcher& batcher,
                                              const std::optional<NegativeSampler>& sampler, int64_t min_live,
                                              int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,

@@ -1,5 +1,6 @@
-// The operators that a captured CUDA graph of a training step runs between the other operators: checks of arguments and
-// allocation. Specification: gru4rec_fast/ops/training_step.py.
+// The operators that a captured CUDA graph of a training step runs between the other operators. Each function checks
+// the arguments of one operator, allocates its results and launches its kernel. Specification:
+// gru4rec_fast/ops/training_step.py.
 #include "training_step/training_step.h"
 
 #include <ATen/Dispatch.h>
@@ -18,7 +19,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Returns a tensor that is updated in place, after checks. It must be contiguous: otherwise a copy would be updated.
+// Checks a tensor that is updated in place, and returns it. It must be contiguous: otherwise a copy would be updated.
 Tensor check_updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                      const at::Device& device) {
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
@@ -44,6 +45,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
   const int64_t in_width = embedding.size(1), out_width = weight.size(1);
   TORCH_CHECK_VALUE(lanes >= 0 && lanes <= columns, "lanes=", lanes, ": items has only ", columns, " columns");
   TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16=True needs float32 tensors, not ", dtype);
+  // Contiguous versions of the arguments. w, b: of weight and bias.
   const Tensor table = contiguous(embedding, "embedding", embedding.sizes(), dtype, device);
   const Tensor index = contiguous(inputs, "inputs", inputs.sizes(), at::kLong, device);
   const Tensor factors = contiguous(mask, "mask", {inputs.size(0), inputs.size(1), in_width}, dtype, device);
@@ -153,6 +155,7 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
                     "bias, bias_accumulator and grad_bias go together: pass all three, or None for each");
   const int64_t n_rows = weight.size(0), width = weight.size(1);
   const int64_t n_inputs = grad_inputs.size(0), n_items = grad_items.size(0), n = n_inputs + n_items;
+  // w, acc, vel: weight, accumulator and velocity; b, b_acc, b_vel: those of the bias.
   const Tensor w = check_updated(weight, "weight", {n_rows, width}, dtype, device);
   const Tensor acc = check_updated(accumulator, "accumulator", {n_rows, width}, dtype, device);
   const Tensor vel = check_updated(velocity, "velocity", {n_rows, width}, dtype, device);

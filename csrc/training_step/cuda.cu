@@ -12,7 +12,8 @@
 namespace grf::cuda {
 
 constexpr int kStepThreads = 256;
-// Blocks that must fit on an SM, so that a thread has at most 80 registers. Without this bound ptxas spills registers.
+// The number of blocks that must fit on an SM, which limits a thread to 80 registers. Without this limit ptxas spills
+// registers.
 constexpr int kStepBlocksPerSm = 3;
 
 // Copies N columns of row index[i], starting at `column`.
@@ -21,18 +22,18 @@ __device__ __forceinline__ void gather_columns(const GatheredRows<T>& p, int64_t
   const int64_t row = p.index[i], offset = i * p.width + column;
   GRF_DEVICE_CHECK(row >= -1 && row < p.n_rows, "index: holds a row that is out of range for the table");
   Columns<T, N> values = {};
-  if (row >= 0) values = columns_at<T, N>(p.table + row * p.width + column);
+  if (row >= 0) values = load_columns<T, N>(p.table + row * p.width + column);
   if (p.mask != nullptr) {
-    const Columns<T, N> mask = columns_at<T, N>(p.mask + offset);
+    const Columns<T, N> mask = load_columns<T, N>(p.mask + offset);
     for (int j = 0; j < N; ++j) values.at[j] *= mask.at[j];
   }
-  if (p.bf16_rows == nullptr) return put_columns(p.rows + offset, values);
+  if (p.bf16_rows == nullptr) return store_columns(p.rows + offset, values);
   Columns<uint16_t, N> narrow;
   for (int j = 0; j < N; ++j) narrow.at[j] = narrow_bfloat16(static_cast<float>(values.at[j]));
-  put_columns(p.bf16_rows + offset, narrow);
+  store_columns(p.bf16_rows + offset, narrow);
 }
 
-// Copies the bias and computes the logQ correction of item `i`.
+// Copies the bias of the block's i-th item and computes the item's logQ correction.
 template <typename T>
 __device__ __forceinline__ void gather_bias_and_log_q(const StepGather<T>& p, int64_t i) {
   const int64_t item = p.items.index[i];
@@ -46,8 +47,8 @@ __device__ __forceinline__ void gather_bias_and_log_q(const StepGather<T>& p, in
 // Computes the embeddings x, the output rows, the biases and log_q of a block of training steps.
 //
 // Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory. A task is N neighboring
-// columns of a row, first of the inputs, then of the items; threads take tasks in a grid-stride loop. Each element of
-// the rows and of the mask is read once and each result is written once: 1.7 MB, 0.4 us.
+// columns of a row, first of the inputs, then of the items; threads take tasks in a grid-stride loop. It reads each
+// element of the rows and of the mask once and writes each result once: 1.7 MB, 0.4 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T> p) {
   const int64_t per_input = p.inputs.width / N, per_item = p.items.width / N;  // tasks
@@ -64,8 +65,9 @@ __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T>
   }
 }
 
-// Stores the losses of a block of training steps and decides whether to update the weights: not if a loss of this or an
-// earlier block was infinite or NaN, and not if no step of the block is active, that is, has enough live lanes.
+// Stores the losses of a block of training steps and decides whether to update the weights. They are not updated if a
+// loss of this or an earlier block was infinite or NaN, or if no step of the block is active. A step is active if it
+// has enough live lanes.
 //
 // Launch: one warp, no shared memory; threads take steps in strides of 32. It moves a few bytes; the bottleneck is the
 // launch.
@@ -106,14 +108,14 @@ __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p
     if (update.accumulator == nullptr) {
       update.weight[i] = update.grad[i];  // a hidden state, whose new value is `grad`
     } else {
-      update_columns<T, 1>(options, columns_at<T, 1>(update.grad + i), update.weight + i, update.accumulator + i,
+      update_columns<T, 1>(options, load_columns<T, 1>(update.grad + i), update.weight + i, update.accumulator + i,
                            offset_or_null(update.velocity, i));
     }
   }
 }
 
-// Updates the bias of `row` by the sum of its gradients. All of rows[begin .. end - 1] equal `row`; those that are
-// inputs have no gradient of the bias. If all are inputs, the bias does not change.
+// Updates the bias of `row` by the sum of the bias's gradients. rows[begin .. end - 1] all equal `row`. Inputs among
+// them have no gradient of the bias. If all are inputs, the bias does not change.
 template <typename T>
 __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradOptions<T>& options, int64_t row,
                                             int64_t begin, int64_t end) {
@@ -165,11 +167,11 @@ bool has_wide_rows(const GatheredRows<T>& gathered) {
 template <typename T>
 void step_gather(const StepGather<T>& gather, cudaStream_t stream) {
   const int64_t n_elements = gather.inputs.n * gather.inputs.width + gather.items.n * gather.items.width;
-  by_columns<T>(has_wide_rows(gather.inputs) && has_wide_rows(gather.items), n_elements, kStepThreads,
-                [&](auto columns, unsigned blocks) {
-                  GRF_LAUNCH((step_gather_kernel<T, decltype(columns)::value>), blocks, kStepThreads, 0, stream,
-                             gather);
-                });
+  launch_columns<T>(has_wide_rows(gather.inputs) && has_wide_rows(gather.items), n_elements, kStepThreads,
+                   [&](auto columns, unsigned blocks) {
+                     GRF_LAUNCH((step_gather_kernel<T, decltype(columns)::value>), blocks, kStepThreads, 0, stream,
+                                gather);
+                   });
 }
 
 template <typename T>
@@ -189,7 +191,7 @@ void step_rows_(const StepRows<T>& update, cudaStream_t stream) {
   const bool wide = is_wide<T>(
       update.width, {update.grad_inputs, update.grad_items, update.weight, update.accumulator, update.velocity});
   const int64_t bias_tasks = update.bias != nullptr ? update.n : 0;
-  by_columns<T>(
+  launch_columns<T>(
       wide, update.n * update.width, kStepThreads,
       [&](auto columns, unsigned blocks) {
         GRF_LAUNCH((step_rows_kernel<T, decltype(columns)::value>), blocks, kStepThreads, 0, stream, update);

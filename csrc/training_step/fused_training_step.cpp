@@ -1,5 +1,5 @@
 // The implementation of FusedTrainingStep for float and double parameters. A lane is one of the B sessions processed in
-// parallel; a dead lane has no session left. A block is T steps.
+// parallel; a dead lane has no session left, a live lane has one. A block is T steps of all lanes.
 #include "training_step/fused_training_step.h"
 
 #include <ATen/Parallel.h>
@@ -51,7 +51,8 @@ void check_negatives(const Block& block, int64_t n_items) {
   }
 }
 
-// Checks the sampler and returns the arguments of draw_negatives. next_block sets steps, first_step and items.
+// Checks the sampler and returns the arguments of draw_negatives, except steps, first_step and items, which next_block
+// sets.
 NegativeDraws make_negative_draws(const NegativeSampler& sampler, int64_t n_items) {
   if (sampler.n == 0) return {};
   const auto check = [&](const at::Tensor& tensor, const char* name, at::ScalarType dtype) {
@@ -218,8 +219,9 @@ class StepImpl final : public FusedTrainingStep {
     return block;
   }
 
-  // Runs forward and backward, without the gradients of the parameters, which compute_gradients and `update` compute.
-  // Returns the block's loss, the mean over its steps. The gradients are those of this loss times `loss_scale`.
+  // Runs forward and backward. It leaves out the gradients of the parameters, which compute_gradients and `update`
+  // compute. Returns the block's loss, the mean over its steps. The gradients are those of this loss times
+  // `loss_scale`.
   double forward_backward(const Block& block, double loss_scale) {
     const StepRange& range = block.range;
     const int64_t rows = range.rows(), width = embedding_.width;
@@ -260,7 +262,8 @@ class StepImpl final : public FusedTrainingStep {
 
   // Returns whether each thread runs all of forward and backward for some of the lanes. This takes one parallel region
   // instead of ten. Each thread then reads the output rows of all columns, so these must fit into its cache. The matrix
-  // products must be our own, whose bits do not depend on how a product is split. The precision must be `full`, because
+  // products must be our own (AVX-512), whose bits do not depend on how a product is split. No lane may be dead. The
+  // precision must be `full`, because
   // with bf16 each thread would round all output rows again.
   bool splits_lanes(const Block& block) const {
     const int64_t lanes = block.range.lanes, elements = (lanes + block.n) * output_.width();
@@ -284,7 +287,7 @@ class StepImpl final : public FusedTrainingStep {
     if (mask_ != nullptr) multiply_in_place(mask_ + offset, rows * width, stack_.grad_x() + offset);
   }
 
-  // Computes the gradients of the parameters, or adds to them with `add`. If the update consists of one step, this
+  // Computes the gradients of the parameters or, with `add`, adds to them. If the update consists of one step, this
   // function also updates the GRU, and `update` computes the gradients of the output table.
   void compute_gradients(const Block& block, bool add, const AdagradOptions<T>& options) {
     const int64_t rows = block.range.rows(), width = embedding_.width;
@@ -314,7 +317,7 @@ class StepImpl final : public FusedTrainingStep {
     }
   }
 
-  // Clears stored gradients: an update that did not finish may have left some.
+  // Clears stored gradients, which an update that did not finish may have left.
   void clear_gradients() {
     output_.clear_gradients();
     grad_embedding_.clear();
@@ -334,7 +337,7 @@ class StepImpl final : public FusedTrainingStep {
 
   bool single_step_ = false;  // true if an update consists of one step, so that its gradients need not be stored
   std::vector<T*> states_;
-  T* mask_ = nullptr;  // the dropout mask of the embeddings, or null
+  T* mask_ = nullptr;  // the dropout mask of the embeddings in masks_, or null
   RowGradients<T> grad_embedding_;
   Buffer<int64_t> events_, negatives_;
   Buffer<bool> reset_;

@@ -3,7 +3,8 @@
 // formulas of its own. Specification: gru4rec_fast/training/session_runner.py, which trains the same network by
 // autograd.
 //
-// A lane is one of the B sessions processed in parallel; a dead lane has no session left. A block is T steps.
+// A lane is one of the B sessions processed in parallel; a dead lane has no session left, a live lane has one. A block
+// is T steps of all lanes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,8 +32,8 @@ struct NetworkParameters {
   int64_t dropout_seed;
 };
 
-// The alias table that n negatives per step are drawn from. With n = 0, the only negatives of a lane are the targets of
-// the other lanes.
+// The alias table from which n negatives per step are drawn, with this seed. With n = 0, the only negatives of a lane
+// are the targets of the other lanes.
 struct NegativeSampler {
   at::Tensor threshold, alias, log_prob;
   int64_t n, seed;
@@ -87,8 +88,9 @@ class FusedTrainingStep {
                              const Adagrad& optimizer) = 0;
 
   // Trains on the batcher's next mini-batches, for at most `updates` updates or until a step has fewer than `min_live`
-  // live lanes. Stops before an update whose loss is infinite or NaN; that loss is then in the last BlockRecord.
-  // `poll` is called between updates, about every 50 ms. If it throws, the run ends after a complete update.
+  // live lanes. `first_step` and `hidden` are as in train_block. Stops before an update whose loss is infinite or NaN;
+  // that loss is then in the last BlockRecord. `poll` is called between updates, about every 50 ms. If it throws, the
+  // run ends after a complete update.
   virtual RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                         const std::function<void()>& poll) = 0;

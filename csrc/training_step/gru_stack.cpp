@@ -79,7 +79,7 @@ void GruStack<T>::forward(Layer& layer, const Lanes& lanes) {
   repeat_row(layer.bias_ih.weight(), rows, gates, gate_inputs);
   if (layer.weight_ih.defined()) {
     multiply<T>(rows, gates, layer.input, {x, layer.input}, {layer.weight_ih.weight(), 1, layer.input}, gate_inputs,
-                gates, true, precision_);
+                gates, /*add=*/true, precision_);
   } else {
     for (int64_t i = 0; i < rows * gates; ++i) gate_inputs[i] += x[i];
   }
@@ -97,13 +97,13 @@ void GruStack<T>::backward(Layer& layer, const Lanes& lanes, const T* grad_outpu
   const int64_t rows = range_.steps * lanes.n, hidden = layer.hidden, gates = 3 * hidden, input = layer.input;
   T* grad_gates = layer.grad_gate_inputs.data() + lanes.first * gates;
   // The gradient of the state before the block is not needed: backpropagation ends at the block's first step.
-  const int64_t width = (layer.reset_after ? 3 : 2) * hidden;
+  const int64_t width = (layer.reset_after ? 3 : 2) * hidden;  // number of columns of grad_recurrent (see gru/cpu.h)
   const GruLaneGradients<T> grads{grad_gates, layer.grad_recurrent.data() + lanes.first * width, /*state=*/nullptr};
   gru_backward_lanes(gru_layer(layer, lanes), grad_output + lanes.first * hidden,
                      layer.outputs.data() + lanes.first * hidden, layer.saved.data() + lanes.first * 4 * hidden, grads);
   if (!layer.weight_ih.defined()) return;
   multiply<T>(rows, input, gates, {grad_gates, gates}, {layer.weight_ih.weight(), input},
-              layer.grad_inputs.data() + lanes.first * input, input, false, precision_);
+              layer.grad_inputs.data() + lanes.first * input, input, /*add=*/false, precision_);
 }
 
 template <typename T>
@@ -124,7 +124,7 @@ void GruStack<T>::compute_gradients(Layer& layer, bool add, const AdagradOptions
   const auto update_hh = [&](int64_t first, int64_t count, const T* grad) {
     layer.weight_hh.update_rows(first, count, grad, *update);
   };
-  const UseBlock<T> use = update_hh;
+  const OnBlock<T> use = update_hh;
   const GruWeightGradients<T> grads{update ? nullptr : layer.weight_hh.grad(), grad_bias_hh, add,
                                     update ? &use : nullptr};
   gru_backward_weights(gru_layer(layer, {0, range_.lanes}), static_cast<const T*>(layer.outputs.data()),

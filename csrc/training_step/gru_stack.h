@@ -12,15 +12,15 @@
 
 namespace grf {
 
-// The parameters of one layer. weight_ih is undefined in one-hot mode, in which the layer's input is the gate inputs
+// The parameters of one layer. weight_ih is undefined in one-hot mode: the layer then receives the gate inputs
 // themselves. bias_hh is undefined in the reset_before form.
 struct GruParameters {
   Parameter weight_ih, weight_hh, bias_ih, bias_hh;
   bool reset_after;
 };
 
-// A block: T steps of B lanes. A lane is one of the B sessions processed in parallel. `first` is the number of the
-// first step, counted from the start of training.
+// The steps of a block: T = `steps` steps of B = `lanes` lanes. A lane is one of the sessions processed in parallel.
+// `first` is the number of the first step, counted from the start of training.
 struct StepRange {
   int64_t steps, lanes, first;
 
@@ -32,8 +32,8 @@ struct Lanes {
   int64_t first, n;
 };
 
-// Use: `prepare`, `forward` and `backward` for all lanes, then either compute_gradients and `update` or, at T = 1,
-// compute_gradients_and_update.
+// The GRU layers. Call `prepare`, `forward` and `backward` for all lanes, then either compute_gradients and `update`
+// or, at T = 1, compute_gradients_and_update.
 template <typename T>
 class GruStack {
  public:
@@ -57,7 +57,7 @@ class GruStack {
   const T* output() { return layers_.back().outputs.data(); }
   T* grad_x() { return layers_.front().grad_x(); }
 
-  // Computes the gradients of all parameters, or adds to them with `add`. `backward` must have run for all lanes.
+  // Computes the gradients of all parameters or, with `add`, adds to them. `backward` must have run for all lanes.
   void compute_gradients(bool add) { compute_gradients(add, nullptr); }
 
   // For T = 1: computes the gradients of all parameters and updates the parameters. The gradients of the weights are
@@ -77,6 +77,8 @@ class GruStack {
     DenseParameter<T> weight_ih, weight_hh, bias_ih, bias_hh;
     int64_t input, hidden;
     bool reset_after;
+    // [T, B, 3 H]: gate_inputs, grad_gate_inputs. [T, B, H]: outputs, masks. [T, B, input]: grad_inputs. For saved and
+    // grad_recurrent see gru/cpu.h.
     Buffer<T> gate_inputs, outputs, saved, masks, grad_gate_inputs, grad_recurrent, grad_inputs;
     const T *x = nullptr, *mask = nullptr;
     T* state = nullptr;
@@ -84,6 +86,7 @@ class GruStack {
     T* grad_x() { return (weight_ih.defined() ? grad_inputs : grad_gate_inputs).data(); }
   };
 
+  // With `update`, compute_gradients also updates the parameters; null: it stores the gradients.
   GruLayer<T> gru_layer(Layer& layer, const Lanes& lanes) const;
   void forward(Layer& layer, const Lanes& lanes);
   void backward(Layer& layer, const Lanes& lanes, const T* grad_output);

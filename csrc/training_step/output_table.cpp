@@ -147,7 +147,7 @@ void OutputTable<T>::store_gradient() {
   const int64_t columns = problem_.m + problem_.n, stride = problem_.score_stride();
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width()};
   multiply(columns, width(), problem_.m, grad.transposed(), h, stored_weight_.append(items_.data(), columns, width()),
-           width(), false, options_.precision);
+           width(), /*add=*/false, options_.precision);
   add_column_sums(grad_scores_, problem_.m, columns, stride, stored_bias_.append(items_.data(), columns, 1));
 }
 
@@ -170,7 +170,7 @@ void OutputTable<T>::collect_other_gradients(const int64_t* inputs, int64_t n, c
   other_rows_.assign(items_.begin(), items_.begin() + m);
   other_grad_ = other_grad_buffer_.reserve((m + n) * width);
   const Matrix<T> grad{grad_scores_, problem_.score_stride()}, h{problem_.hidden, width};
-  multiply(m, width, m, grad.transposed(), h, other_grad_, width, false, options_.precision);
+  multiply(m, width, m, grad.transposed(), h, other_grad_, width, /*add=*/false, options_.precision);
   for (int64_t i = 0; i < n; ++i) {
     if (inputs[i] < 0) continue;
     std::copy_n(grad_inputs + i * width, width, other_grad_ + static_cast<int64_t>(other_rows_.size()) * width);
@@ -187,7 +187,7 @@ template <typename T>
 void OutputTable<T>::group_other_gradients() {
   const size_t size = other_rows_.size();
   size_t i = 0;
-  const auto row = [&](size_t position) { return other_rows_[other_order_[position]]; };
+  const auto row = [&](size_t k) { return other_rows_[other_order_[k]]; };  // of the k-th gradient in sorted order
   const auto append_group = [&](std::vector<OtherGradients>& groups, int64_t group_row) {
     const size_t begin = i;
     while (i < size && row(i) == group_row) ++i;
@@ -212,11 +212,11 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
   add_column_sums(grad_scores_, m, columns, stride, sums);
   // Updates an item's row and its bias. grad and grad_bias are the gradients of the item as a negative, or null.
   const auto update_item = [&](const OtherGradients& others, const T* grad, const T* grad_bias, int64_t next_row) {
-    update_row(weight_, others.row, grad, other_grad_, others.position, others.n, options, next_row);
+    update_row(weight_, others.row, grad, other_grad_, others.positions, others.n, options, next_row);
     int64_t n_targets = 0;
-    while (n_targets < others.n && others.position[n_targets] < m) ++n_targets;
+    while (n_targets < others.n && others.positions[n_targets] < m) ++n_targets;
     if (grad_bias != nullptr || n_targets > 0) {
-      update_row(bias_, others.row, grad_bias, sums, others.position, n_targets, options);
+      update_row(bias_, others.row, grad_bias, sums, others.positions, n_targets, options);
     }
   };
   const auto update_negatives = [&](int64_t first, int64_t rows, const T* block) {
@@ -228,6 +228,7 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width};
   multiply_by_blocks<T>(problem_.n, width, m, grad.skip(0, m).transposed(), h, update_negatives, options_.precision);
   const int64_t n_others = static_cast<int64_t>(for_other_rows_.size());
+  // Grain size: about 8192 elements. Fewer are not worth another thread.
   at::parallel_for(0, n_others, std::max<int64_t>(1, 8192 / width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       update_item(for_other_rows_[i], /*grad=*/nullptr, /*grad_bias=*/nullptr,

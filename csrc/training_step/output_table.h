@@ -66,8 +66,8 @@ class OutputTable {
   double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
                double loss_scale, T* grad_hidden);
 
-  // Do the same as `score` in three calls, for steps without dead lanes: `prepare`, `score_lanes` for all lanes,
-  // `loss`. Several threads may call score_lanes for different lanes.
+  // These three functions together do the same as `score`, for steps without dead lanes: call `prepare`, score_lanes
+  // for all lanes, then `loss`. Several threads may call score_lanes for different lanes.
   void prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
                double loss_scale);
   void score_lanes(int64_t first, int64_t count, T* grad_hidden);
@@ -96,11 +96,10 @@ class OutputTable {
   void update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options);
 
  private:
-  // The gradients of a row other than its gradient as a negative, which are those as a target and as an input: the rows
-  // position[0 .. n) of other_grad_.
+  // The gradients of a row as a target and as an input, but not as a negative: rows positions[0 .. n) of other_grad_.
   struct OtherGradients {
     int64_t row;
-    const int64_t* position;
+    const int64_t* positions;
     int64_t n;
   };
 
@@ -114,8 +113,8 @@ class OutputTable {
   at::Tensor log_support_;  // undefined without the logQ correction
   ScoreOptions options_;
 
-  // The last step: its live lanes, and the items of the columns of scores. The items are the targets of the live lanes,
-  // then the distinct negatives in increasing order.
+  // The live lanes of the last step, and the items of the columns of scores: the targets of the live lanes, then the
+  // distinct negatives in increasing order.
   std::vector<int64_t> live_, items_;
   std::vector<T> counts_, losses_;  // how often each distinct negative was drawn; the losses of the live lanes
   SampledLoss<T> problem_{};
@@ -128,8 +127,8 @@ class OutputTable {
   std::vector<int64_t> other_rows_;             // the row of each gradient
   T* other_grad_ = nullptr;                     // the gradients
   const int64_t* other_order_ = nullptr;        // their positions, sorted by row
-  std::vector<OtherGradients> for_negatives_;   // the same positions, one entry per distinct negative
-  std::vector<OtherGradients> for_other_rows_;  // and one entry per row that is not a negative
+  std::vector<OtherGradients> for_negatives_;   // the gradients of each distinct negative; may be none
+  std::vector<OtherGradients> for_other_rows_;  // the gradients of each row that is not a negative
 
   RowGradients<T> stored_weight_, stored_bias_;
 };

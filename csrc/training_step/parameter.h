@@ -12,7 +12,7 @@
 
 namespace grf {
 
-// `velocity` is undefined without momentum. All three are undefined if the network lacks the parameter.
+// `velocity` is undefined without momentum. All three tensors are undefined if the network lacks the parameter.
 struct Parameter {
   at::Tensor weight, accumulator, velocity;
 
@@ -66,7 +66,7 @@ class DenseParameter {
   void update_rows(int64_t first, int64_t count, const T* grad, const AdagradOptions<T>& options) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = first + i, next_row = i + 1 < count ? row + 1 : -1;
-      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, /*grad=*/nullptr, /*position=*/nullptr,
+      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, /*grad=*/nullptr, /*positions=*/nullptr,
                                     /*n=*/0, options, next_row);
     }
   }

@@ -1,9 +1,9 @@
 // The arguments of the training step's CUDA kernels, and the functions that launch them. Specification:
 // gru4rec_fast/ops/training_step.py.
 //
-// A block is T steps of a mini-batch. A lane is one of the sessions processed in parallel; a dead lane has no session
-// left. An item is the target of a lane or a negative. `enabled` and `hyperparameters` are on the device, so that a
-// captured CUDA graph reads their current values.
+// A block is T steps of all lanes. A lane is one of the sessions processed in parallel; a dead lane has no session
+// left, a live lane has one. An item is the target of a lane or a negative. `enabled` and `hyperparameters` are on the
+// device, so that a captured CUDA graph reads their current values.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ struct StepSettle {
   int64_t steps;
   bool* stopped;   // [], updated: true once a loss was infinite or NaN
   T* step_losses;  // [steps], written: the losses, 0 for inactive steps
-  bool* enabled;   // [], written
+  bool* enabled;   // [], written: whether to update the weights
 };
 
 // A weight to update by its gradient `grad`. If the accumulator is null: a hidden state to overwrite with `grad`.
@@ -56,7 +56,7 @@ struct DenseUpdate {
   int64_t end;  // number of elements of this tensor and of all preceding tensors of the launch
 };
 
-constexpr int kMaxTensors = 16;  // per launch
+constexpr int kMaxTensors = 16;  // the number of tensors that one launch can update
 
 // Arguments of step_apply_, which updates whole tensors if `enabled` is true.
 template <typename T>
@@ -67,8 +67,8 @@ struct StepApply {
   const double* hyperparameters;  // [3]: learning rate, momentum, epsilon
 };
 
-// Arguments of step_rows_, which updates the touched rows of a table and their biases if `enabled` is true. Row rows[i]
-// has as one of its gradients row positions[i] of the concatenation of grad_inputs and grad_items. Only items have a
+// Arguments of step_rows_, which updates the touched rows of a table and their biases if `enabled` is true. Row
+// positions[i] of the concatenation of grad_inputs and grad_items is a gradient of row rows[i]. Only items have a
 // gradient of the bias.
 template <typename T>
 struct StepRows {

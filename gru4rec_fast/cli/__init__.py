@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An error is one line on stderr; with --debug it is a traceback.
 
     Args:
-        arguments: the command line without the program's name; by default that of this process.
+        arguments: the command line without the program's name; by default `sys.argv[1:]`.
     """
     from gru4rec_fast.cli.app import run
 

@@ -63,14 +63,14 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != DEBUG] or ["--help"]
     with _one_line_warnings():
         try:
-            # Instead of calling Typer's own main, whose reports of errors and Ctrl-C differ by version.
+            # Typer's own main is not called: its reports of errors and Ctrl-C differ between versions of Typer.
             with typer.main.get_command(app).make_context(PROGRAM, arguments) as context:
                 context.command.invoke(context)
             sys.stdout.flush()
-        except typer.Exit as done:
-            return done.exit_code
+        except typer.Exit as exit_request:
+            return exit_request.exit_code
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit would fail too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail too
             return OUTPUT_CLOSED
         except (KeyboardInterrupt, Exception) as error:
             message_and_code = _describe(error)
@@ -89,9 +89,9 @@ def _describe(error: BaseException) -> tuple[str, int] | None:
         return f"interrupted: {_one_line(error)}" if error.args else "interrupted", code
     if hasattr(error, "format_message"):  # a usage error of Typer or of click, which have no common class
         context = getattr(error, "ctx", None)
-        path = context.command_path if context else PROGRAM
-        return f"error: {_one_line(error.format_message())} (see {path} --help)", ERROR
-    if isinstance(error, ArithmeticError):
+        command = context.command_path if context else PROGRAM
+        return f"error: {_one_line(error.format_message())} (see {command} --help)", ERROR
+    if isinstance(error, ArithmeticError):  # the base class of TrainingDiverged
         return f"error: {_one_line(error)}", DIVERGED
     if isinstance(error, ValueError | OSError | ImportError | RuntimeError):
         return f"error: {_one_line(error)}", ERROR
@@ -107,7 +107,7 @@ def _one_line(message: Any) -> str:
 
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
-    """Print Python's warnings and the package's log as `warning: ...` lines on stderr."""
+    """Print Python's warnings and the package's log messages as `warning: ...` lines on stderr."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"warning: {_one_line(message)}", file=sys.stderr)

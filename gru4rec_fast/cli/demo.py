@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru4rec_fast.cli.options import use_threads
-from gru4rec_fast.cli.output import note
+from gru4rec_fast.cli.output import print_note
 
 if TYPE_CHECKING:
     from gru4rec_fast.evaluation import Report
 
 N_ITEMS = 2000
 PRINTED_METRICS = ("recall@20", "mrr@20")
-PARAMETERS: dict[str, Any] = {
+MODEL_PARAMETERS: dict[str, Any] = {
     "layers": [64],
     "loss": "cross-entropy",
     "logq": 1.0,
@@ -49,11 +49,11 @@ def demo(
 
     use_threads(threads)
     train, validation, test = markov_sessions(sessions, N_ITEMS, parts=(0.8, 0.1, 0.1), zipf_exponent=0.8, seed=seed)
-    note(f"{train.n_sessions:,} sessions to train on: {train.n_events:,} events, {train.n_items:,} items")
+    print_note(f"{train.n_sessions:,} sessions to train on: {train.n_events:,} events, {train.n_items:,} items")
     with lock_folder(out):
         for name, store in (("train", train), ("validation", validation), ("test", test)):
             store.save(out / name)
-        model = GRU4Rec(**PARAMETERS, n_epochs=epochs, seed=seed)
+        model = GRU4Rec(**MODEL_PARAMETERS, n_epochs=epochs, seed=seed)
         model.fit(train, validation=validation, out=out)
         model.save(out / MODEL_FILE)
     report = model.evaluate(test, cutoffs=(20,), baselines=True)
@@ -63,7 +63,7 @@ def demo(
 
 
 def _select_metrics(report: Report, names: Iterable[str]) -> Report:
-    """Return the report with these metrics only."""
+    """Return a copy of the report in which the model and the baselines have only the metrics in `names`."""
     metrics = {name: report.metrics[name] for name in names}
     baselines = {baseline: {name: values[name] for name in names} for baseline, values in report.baselines.items()}
     return replace(report, metrics=metrics, baselines=baselines)

@@ -34,12 +34,12 @@ def evaluate(
     ] = 512,
     runtime: RuntimeOptions,
     json_file: JsonFile = None,
-    log: LogFormat,
+    log_format: LogFormat,
 ) -> None:
     """Rank the true next item of every event of the test sessions among all items.
 
-    Test events of items that were not trained on are dropped, and then sessions with fewer than two events left; the
-    report counts both.
+    Test events of items that were not trained on are dropped. Then sessions with fewer than two events are dropped. The
+    report counts the dropped events and sessions.
 
     With a graph model: for every user with test items, rank all items that the user does not have in training.
 
@@ -52,11 +52,11 @@ def evaluate(
     loaded = load_model(model, runtime)
     report: Report
     if isinstance(loaded, GRU4Rec):
-        sessions = open_sessions(test, log, loaded.vocabulary)
+        sessions = open_sessions(test, log_format, loaded.vocabulary)
         report = loaded.evaluate(sessions, batch_size=batch_size, **evaluation.session_arguments())
     else:
         arguments = evaluation.graph_arguments()
-        interactions = open_interactions(test, log, loaded.graph)
+        interactions = open_interactions(test, log_format, loaded.graph)
         report = loaded.evaluate(interactions, batch_size=batch_size, **arguments)
     print(report.table())
     if json_file is not None:

@@ -24,12 +24,12 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instea
         print(json.dumps(build, indent=2))
     else:
         kernels = build.pop("kernels")
-        rows = [(name, _text(value)) for name, value in build.items()]
+        rows = [(name, _format_value(value)) for name, value in build.items()]
         rows += [(f"kernel {name}", ", ".join(devices) or "pure PyTorch") for name, devices in kernels.items()]
         print_pairs(rows)
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gru4rec_fast.cli.options import LogFormat
-from gru4rec_fast.cli.output import note, row_counter
+from gru4rec_fast.cli.output import print_note, row_counter
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
 
 
-def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
+def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
     """Return the sessions in a prepared folder, or in a log file, which is read into memory.
 
     Args:
         path: the folder or file.
-        log: format of a log file.
-        vocabulary: the vocabulary of the training sessions, for a log file of held-out sessions.
+        log_format: columns and separator of a log file.
+        vocabulary: the vocabulary of the training sessions, for a log file of held-out sessions; else None.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
@@ -29,18 +29,19 @@ def open_sessions(path: Path, log: LogFormat, vocabulary: Vocabulary | None = No
         store = SessionStore.open(path)
     else:
         with row_counter(path.name) as progress:
-            store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **log.session_arguments())
-    note(f"{path}: {store.summary()}")
+            arguments = log_format.session_arguments()
+            store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **arguments)
+    print_note(f"{path}: {store.summary()}")
     return store
 
 
-def open_interactions(path: Path, log: LogFormat, like: InteractionGraph | None = None) -> InteractionGraph:
+def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph | None = None) -> InteractionGraph:
     """Return the interactions in a prepared folder, in `user item item ...` lines (.txt) or in a log file.
 
     Args:
         path: the folder or file.
-        log: format of a log file.
-        like: the training graph, for held-out interactions.
+        log_format: columns and separator of a log file.
+        like: the training graph, whose ids and indices held-out interactions get; None for training interactions.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
@@ -53,6 +54,6 @@ def open_interactions(path: Path, log: LogFormat, like: InteractionGraph | None 
     elif suffixes[-1:] == [".txt"]:
         graph = InteractionGraph.from_text(path, like=like)
     else:
-        graph = InteractionGraph.from_table(path, like=like, **log.graph_arguments())
-    note(f"{path}: {graph.summary()}")
+        graph = InteractionGraph.from_table(path, like=like, **log_format.graph_arguments())
+    print_note(f"{path}: {graph.summary()}")
     return graph

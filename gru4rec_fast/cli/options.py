@@ -1,4 +1,4 @@
-"""Options that several commands share: dataclasses with one field per option, and a decorator that expands them."""
+"""Options that several commands share, alone or in groups. A group is a dataclass with one field per option."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gru4rec_fast.models.parameters import RUNNING, GRU4RecParameters
 _log_option = functools.partial(typer.Option, rich_help_panel="Reading log files")
 _evaluation_option = functools.partial(typer.Option, rich_help_panel="Evaluation")
 running_option = functools.partial(typer.Option, rich_help_panel=RUNNING)
-_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LogFormat:
         str | None,
         _log_option(
             metavar="CHARACTER",
-            help="Separator of a text file's columns; 'tab' for a tab. By default the one that occurs in the header.",
+            help="Separator of a text file's columns; 'tab' for a tab. By default it is found in the header.",
         ),
     ] = None
     allow_pickle: Annotated[
@@ -40,13 +40,14 @@ class LogFormat:
 
     def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `SessionStore.from_events` and `prepare`."""
-        return {name: value for name, value in self._values().items() if name != "user_key"}
+        return {name: value for name, value in self._arguments().items() if name != "user_key"}
 
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `InteractionGraph.from_table`."""
-        return {name: value for name, value in self._values().items() if name not in ("session_key", "time_key")}
+        return {name: value for name, value in self._arguments().items() if name not in ("session_key", "time_key")}
 
-    def _values(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
+        """Return all fields by name, with a tab character where the separator is "tab"."""
         separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
         return {**vars(self), "separator": separator}
 
@@ -72,16 +73,17 @@ class EvaluationOptions:
 
         if self.ties not in get_args(Ties):
             raise ValueError(f"--ties {self.ties}: choose one of {', '.join(get_args(Ties))}")
-        return {"cutoffs": self._cutoffs(), "ties": self.ties, "baselines": self.baselines}
+        return {"cutoffs": self._parse_cutoffs(), "ties": self.ties, "baselines": self.baselines}
 
     def graph_arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for `evaluate` of graph models; ValueError for an option that it does not have."""
+        """Return keyword arguments for `evaluate` of graph models; ValueError for an option that only GRU4Rec has."""
         for flag, is_used in (("--ties", self.ties != EvaluationOptions.ties), ("--baselines", self.baselines)):
             if is_used:
                 raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
-        return {"cutoffs": self._cutoffs()}
+        return {"cutoffs": self._parse_cutoffs()}
 
-    def _cutoffs(self) -> tuple[int, ...]:
+    def _parse_cutoffs(self) -> tuple[int, ...]:
+        """Return the cut-offs as integers in ascending order; ValueError for a wrong option."""
         from gru4rec_fast.evaluation import RankMetrics
 
         try:
@@ -93,7 +95,8 @@ class EvaluationOptions:
         return tuple(RankMetrics(cutoffs).cutoffs)
 
 
-def _help_of(parameter: str) -> str:
+def _parameter_help(parameter: str) -> str:
+    """Return the help text of a hyper-parameter of GRU4Rec."""
     return str(GRU4RecParameters.__dataclass_fields__[parameter].metadata["help"])
 
 
@@ -107,21 +110,21 @@ Threads = Annotated[int | None, running_option(min=1, help="CPU threads; by defa
 class RuntimeOptions:
     """Device, kernels and CPU threads that a loaded model runs with."""
 
-    device: Annotated[str, running_option(metavar="NAME", help=_help_of("device"))] = "cpu"
-    impl: Annotated[str, running_option(metavar="NAME", help=_help_of("impl"))] = "auto"
+    device: Annotated[str, running_option(metavar="NAME", help=_parameter_help("device"))] = "cpu"
+    impl: Annotated[str, running_option(metavar="NAME", help=_parameter_help("impl"))] = "auto"
     threads: Threads = None
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command for Typer with the options of a dataclass in place of each parameter annotated with it.
+    """Return a command for Typer in which each parameter that is a dataclass is replaced by one option per field.
 
-    The options' values come back to `command` as one instance of the dataclass.
+    The returned command builds the dataclass from the values of these options and passes it to `command`.
     """
     signature = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
         name: parameter.annotation for name, parameter in signature.items() if is_dataclass(parameter.annotation)
     }
-    options = {name: _as_parameters(group) for name, group in groups.items()}
+    options = {name: _options_of(group) for name, group in groups.items()}
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
@@ -130,22 +133,23 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         command(**values)
 
     expanded = (
-        [parameter.replace(kind=_KEYWORD)] if name not in groups else options[name]
+        [parameter.replace(kind=_KEYWORD_ONLY)] if name not in groups else options[name]
         for name, parameter in signature.items()
     )
     return with_signature(wrapper, [parameter for parameters in expanded for parameter in parameters])
 
 
-def _as_parameters(group: type) -> list[inspect.Parameter]:
+def _options_of(group: type) -> list[inspect.Parameter]:
+    """Return the options of a dataclass, one for each field, as parameters of a command."""
     hints = get_type_hints(group, include_extras=True)
     return [
-        inspect.Parameter(entry.name, _KEYWORD, default=entry.default, annotation=hints[entry.name])
+        inspect.Parameter(entry.name, _KEYWORD_ONLY, default=entry.default, annotation=hints[entry.name])
         for entry in fields(group)
     ]
 
 
 def with_signature(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
-    """Set the parameters that Typer reads from a command, and return the command."""
+    """Give a command the parameters from which Typer makes its options, and return the command."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 
-def note(message: str) -> None:
+def print_note(message: str) -> None:
     """Print one line on stderr."""
     print(message, file=sys.stderr, flush=True)
 
@@ -49,7 +49,7 @@ def row_counter(name: str) -> Iterator[Callable[[int], None] | None]:
 
 
 def make_parent_folders(*paths: Path | None) -> None:
-    """Make the folders of output files before the work begins, so that a wrong path is an early error.
+    """Make the folders of output files and test that they can be written to, before the long computation begins.
 
     Raises:
         IsADirectoryError: a path is a folder. OSError: the folder of a path cannot be made or written to.

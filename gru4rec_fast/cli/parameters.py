@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def with_parameter_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command for Typer with an option for every hyper-parameter of every model.
 
-    The options that the user gave come to `command` as its argument `parameters`, {name: value}. All parameters of
-    `command` must be keyword-only, as after `with_option_groups`.
+    The options that the user gave are passed to `command` in its argument `parameters`, {name: value}. All parameters
+    of `command` must be keyword-only, as after `with_option_groups`.
     """
     signature = inspect.signature(command, eval_str=True).parameters
     names = dict.fromkeys(name for cls in PARAMETERS.values() for name in cls.names())
@@ -39,7 +39,7 @@ def with_parameter_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter_option(name: str) -> inspect.Parameter:
-    """Return the option of a hyper-parameter: a flag without a value if the default is False, else an option with text.
+    """Return the option of a hyper-parameter: a flag without a value if the default is False, else a text option.
 
     The option's default is None, which means "not given". So an option that is given with the hyper-parameter's default
     value still wins over a parameter string.
@@ -48,7 +48,7 @@ def _parameter_option(name: str) -> inspect.Parameter:
     metadata = next(iter(fields.values())).metadata
     is_flag = all(entry.default is False for entry in fields.values())
     helps = _models_by_value({model: entry.metadata["help"] for model, entry in fields.items()})
-    defaults = _models_by_value({model: _text(entry.default) for model, entry in fields.items()})
+    defaults = _models_by_value({model: _format_default(entry.default) for model, entry in fields.items()})
     sentences = [text if len(models) == len(PARAMETERS) else f"{', '.join(models)}: {text}" for text, models in helps]
     if len(defaults) > 1:
         defaults_with_models = (f"{text} ({', '.join(models)})" for text, models in defaults)
@@ -70,7 +70,7 @@ def _models_by_value(values: dict[str, str]) -> list[tuple[str, list[str]]]:
     return [(value, [model for model in values if values[model] == value]) for value in dict.fromkeys(values.values())]
 
 
-def _text(default: Any) -> str:
+def _format_default(default: Any) -> str:
     """Return a default value as it is written on the command line; "" for None."""
     return "" if default is None else "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
 

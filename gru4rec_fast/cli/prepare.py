@@ -95,10 +95,10 @@ def prepare(
 def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log_format: LogFormat
 ) -> None:
-    """Write the graphs OUT_DIR/train, with `split` also test, and with `validation_split` train_tr and train_valid."""
+    """Write graphs to OUT_DIR: train; with `split` also test; with `validation_split` also train_tr and train_valid."""
     from gru4rec_fast.data.graphs.split import split_interactions
 
-    fractions = [None if text is None else _fraction(text) for text in (split, validation_split)]
+    fractions = [None if text is None else _parse_fraction(text) for text in (split, validation_split)]
     graphs = {"train": open_interactions(source, log_format)}
     if fractions[0] is not None:
         graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
@@ -109,7 +109,7 @@ def _prepare_interactions(
         print(f"{out_dir / name}: {graph.summary()}")
 
 
-def _fraction(text: str) -> float:
+def _parse_fraction(text: str) -> float:
     """Return F of a split "fraction=F"; ValueError for any other split."""
     kind, _, value = text.partition("=")
     try:

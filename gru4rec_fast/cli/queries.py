@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from gru4rec_fast.cli.inputs import open_sessions
 from gru4rec_fast.cli.options import LogFormat
-from gru4rec_fast.cli.output import note
+from gru4rec_fast.cli.output import print_note
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gru4rec_fast.data import SessionStore, Vocabulary
 
-JSON_LINES = (".jsonl", ".ndjson")
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Users:
 class Sessions:
     """Sessions with their ids [n], the items of all sessions concatenated [n_events], and offsets [n + 1] of sessions.
 
-    `items` are ids if `vocabulary` is None, else indices of `vocabulary`.
+    `items` holds item ids if `vocabulary` is None, else item indices in `vocabulary`.
     """
 
     ids: np.ndarray
@@ -58,8 +58,8 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: there is no id, or a line is not a user id. Also if the model was not trained on one of the users
-            (with `skip_unknown`: on none of them).
+        ValueError: there is no id, a line is not a user id, or the model was not trained on a user. With
+            `skip_unknown`, unknown users are skipped; it is an error if no user is left.
     """
     import numpy as np
 
@@ -69,7 +69,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
         raise ValueError(f"{path} has no user id: give one id per line")
     ids: list[Any] = [text for _, text in lines]
     if not vocabulary.holds_strings:
-        ids = [_parse_integer(path, line_number, text) for line_number, text in lines]
+        ids = [_parse_user_id(path, line_number, text) for line_number, text in lines]
     users = np.array(ids, dtype=vocabulary.ids.dtype)
     known = vocabulary.index_of(users) >= 0
     if not known.all() and not skip_unknown:
@@ -80,15 +80,15 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these users")
     if not known.all():
-        note(f"skipped: {int((~known).sum()):,} unknown users")
+        print_note(f"skipped: {int((~known).sum()):,} unknown users")
     return Users(users[known])
 
 
-def _parse_integer(path: Path, line_number: int, text: str) -> int:
+def _parse_user_id(path: Path, line_number: int, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; user ids are integers here") from None
+        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's ids are integers") from None
 
 
 def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
@@ -96,18 +96,18 @@ def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, ski
 
     Raises:
         OSError, ImportError: see `SessionStore`.
-        ValueError: a line is not a session. Also if the model was not trained on one of the items (with
-            `skip_unknown`: on none of them).
+        ValueError: a line is not a session, or the model was not trained on an item. With `skip_unknown`, unknown items
+            are skipped; it is an error if no item is left.
     """
-    if path.suffix.lower() in JSON_LINES:
-        return _keep_known(_read_json_lines(path), vocabulary, skip_unknown)
+    if path.suffix.lower() in JSON_LINES_SUFFIXES:
+        return _encode_known_items(_read_json_lines(path), vocabulary, skip_unknown)
     store = open_sessions(path, log_format)  # without vocabulary=, which would drop sessions of one event
-    return _keep_known(
-        Sessions(store.session_ids, store.vocabulary.ids[store.items], store.offsets), vocabulary, skip_unknown
-    )
+    sessions = Sessions(store.session_ids, store.vocabulary.ids[store.items], store.offsets)
+    return _encode_known_items(sessions, vocabulary, skip_unknown)
 
 
 def _read_json_lines(path: Path) -> Sessions:
+    """Return the sessions in a file of JSON lines, with item ids."""
     import numpy as np
 
     from gru4rec_fast.data.vocabulary import as_ids
@@ -135,19 +135,19 @@ def _read_json_lines(path: Path) -> Sessions:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
+def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
     """Return sessions of item indices from sessions of item ids, without unknown items and without empty sessions."""
     import numpy as np
 
     try:
-        items = vocabulary.index_of(sessions.items)
+        indices = vocabulary.index_of(sessions.items)
     except TypeError as error:
         raise ValueError(f"{error}: is this a log of the same catalogue?") from None
-    known = items >= 0
+    known = indices >= 0
     session_of_event = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
     if not known.all() and not skip_unknown:
-        first = int(known.argmin())
-        session, item = sessions.ids[session_of_event[first]], sessions.items[first]
+        first_unknown = int(known.argmin())
+        session, item = sessions.ids[session_of_event[first_unknown]], sessions.items[first_unknown]
         raise ValueError(
             f"session {session}: the model was not trained on item {item}; --skip-unknown skips such items"
         )
@@ -157,6 +157,6 @@ def _keep_known(sessions: Sessions, vocabulary: Vocabulary, skip_unknown: bool) 
         raise ValueError("no session has an item that the model was trained on")
     if not known.all() or not nonempty.all():
         n_items, n_sessions = int((~known).sum()), int((~nonempty).sum())
-        note(f"skipped: {n_items:,} events of unknown items, {n_sessions:,} sessions without a known item")
+        print_note(f"skipped: {n_items:,} events of unknown items, {n_sessions:,} sessions without a known item")
     offsets = np.concatenate([[0], np.cumsum(lengths[nonempty])])
-    return Sessions(sessions.ids[nonempty], items[known], offsets, vocabulary)
+    return Sessions(sessions.ids[nonempty], indices[known], offsets, vocabulary)

@@ -13,14 +13,14 @@ import typer
 
 from gru4rec_fast.cli.evaluate import ModelPath
 from gru4rec_fast.cli.options import LogFormat, RuntimeOptions, with_option_groups
-from gru4rec_fast.cli.output import make_parent_folders, note, open_atomically
-from gru4rec_fast.cli.queries import JSON_LINES, Sessions, Users, read_sessions, read_users
+from gru4rec_fast.cli.output import make_parent_folders, open_atomically, print_note
+from gru4rec_fast.cli.queries import JSON_LINES_SUFFIXES, Sessions, Users, read_sessions, read_users
 from gru4rec_fast.cli.registry import load_model
 
 if TYPE_CHECKING:
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
-_QUERIES_PER_CALL = 8192  # limits the number of recommendations in memory
+_QUERIES_PER_CALL = 8192  # sessions or users per call of `model.recommend`; limits the memory of the results
 
 
 class RankedItems(NamedTuple):
@@ -68,7 +68,7 @@ def recommend(
         ),
     ] = None,
     runtime: RuntimeOptions,
-    log: LogFormat,
+    log_format: LogFormat,
 ) -> None:
     """Recommend the next items of every session in a file, or items to every user, best first.
 
@@ -79,27 +79,28 @@ def recommend(
     """
     make_parent_folders(out)
     loaded = load_model(model, runtime)
-    queries = _read_queries(loaded, sessions, log, skip_unknown)
+    queries = _read_queries(loaded, sessions, log_format, skip_unknown)
     with nullcontext(sys.stdout) if out is None else open_atomically(out) as file:
-        as_json = out is not None and out.suffix.lower() in JSON_LINES
-        write = _json_line_writer(file, queries.kind) if as_json else _tsv_writer(file, queries.kind, log)
+        as_json = out is not None and out.suffix.lower() in JSON_LINES_SUFFIXES
+        write = _json_line_writer(file, queries.kind) if as_json else _tsv_writer(file, queries.kind, log_format)
         n_short = 0
         options = {} if exclude_seen is None else {"exclude_seen": exclude_seen}
         for ranked in _recommend_all(loaded, queries, k, options):
             write(ranked)
             n_short += len(ranked.items) < k
     if n_short:
-        note(f"{queries.kind}s with fewer than {k} items left to recommend: {n_short:,}")
+        print_note(f"{queries.kind}s with fewer than {k} items left to recommend: {n_short:,}")
 
 
 def _read_queries(
-    model: GRU4Rec | GraphRecommender, path: Path, log: LogFormat, skip_unknown: bool
+    model: GRU4Rec | GraphRecommender, path: Path, log_format: LogFormat, skip_unknown: bool
 ) -> Sessions | Users:
+    """Return the sessions in a file, or the users if the model is a graph model."""
     from gru4rec_fast.models import GRU4Rec
 
     if isinstance(model, GRU4Rec):
         assert model.vocabulary is not None  # every loaded model has a vocabulary
-        return read_sessions(path, log, model.vocabulary, skip_unknown)
+        return read_sessions(path, log_format, model.vocabulary, skip_unknown)
     assert model.graph is not None
     return read_users(path, model.graph.users, skip_unknown)
 
@@ -116,13 +117,13 @@ def _recommend_all(model: Any, queries: Sessions | Users, k: int, options: dict[
             yield RankedItems(query_id, items[:count], scores[:count])
 
 
-def _tsv_writer(file: IO[str], kind: str, log: LogFormat) -> Callable[[RankedItems], None]:
+def _tsv_writer(file: IO[str], kind: str, log_format: LogFormat) -> Callable[[RankedItems], None]:
     """Return a function that writes one TSV row per item. `kind` is "session" or "user"."""
-    header = f"{log.session_key if kind == 'session' else log.user_key}\tRank\t{log.item_key}\tScore\n"
+    header = f"{getattr(log_format, f'{kind}_key')}\tRank\t{log_format.item_key}\tScore\n"
 
     def write(ranked: RankedItems) -> None:
         nonlocal header
-        file.write(header)  # not earlier, so that nothing is printed if the first batch raises an error
+        file.write(header)  # written with the first row, so that nothing is printed if the first batch fails
         header = ""
         for rank, (item, score) in enumerate(zip(ranked.items, ranked.scores, strict=True), 1):
             file.write(f"{ranked.query_id}\t{rank}\t{item}\t{score:.6g}\n")

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
 GRU4REC = "gru4rec"
+# The parameter class of each model.
 PARAMETERS: dict[str, type[Parameters]] = {
     GRU4REC: GRU4RecParameters,
     "ngcf": NGCFParameters,
     "lightgcn": LightGCNParameters,
 }
+# The name of the estimator class of each model, in `gru4rec_fast.models`.
 _ESTIMATORS = {GRU4REC: "GRU4Rec", "ngcf": "NGCF", "lightgcn": "LightGCN"}
 
 
@@ -29,7 +31,7 @@ def parameter_class(name: str) -> type[Parameters]:
 
 
 def estimator_class(name: str) -> type[GRU4Rec | GraphRecommender]:
-    """Return the estimator class of a model, which is imported with torch only now."""
+    """Import torch and the estimator class of a model, and return this class."""
     from gru4rec_fast import models
 
     estimator: type[GRU4Rec | GraphRecommender] = getattr(models, _ESTIMATORS[name])
@@ -37,7 +39,10 @@ def estimator_class(name: str) -> type[GRU4Rec | GraphRecommender]:
 
 
 def load_model(path: Path, runtime: RuntimeOptions) -> GRU4Rec | GraphRecommender:
-    """Load a model of any class from a file, or from a folder that `train --out` wrote. Raises as `GRU4Rec.load`."""
+    """Load a model of any class from a file, or from a folder that `train --out` wrote.
+
+    Raises the errors of `GRU4Rec.load`.
+    """
     from gru4rec_fast.training.checkpoint import checkpoint_format
     from gru4rec_fast.training.run_folder import LAST, MODEL_FILE
 

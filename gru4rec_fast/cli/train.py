@@ -21,7 +21,7 @@ from gru4rec_fast.cli.options import (
     use_threads,
     with_option_groups,
 )
-from gru4rec_fast.cli.output import make_parent_folders, note, write_json
+from gru4rec_fast.cli.output import make_parent_folders, print_note, write_json
 from gru4rec_fast.cli.parameters import build_model, with_parameter_options
 from gru4rec_fast.cli.registry import GRU4REC
 from gru4rec_fast.models.parameters import EPOCHS
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     Model = GRU4Rec | GraphRecommender
 
+# For options that are sources of hyper-parameters: a string and a file.
 _source_option = partial(typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)")
 _epochs_option = partial(typer.Option, rich_help_panel=EPOCHS)
 
@@ -122,7 +123,7 @@ def train(
         content = _report_content(model, selected, logs, report)
         if out is not None:
             write_json(out / REPORT_FILE, content)
-            note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
+            print_note(f"{out}: wrote {MODEL_FILE}, {REPORT_FILE}, checkpoints and curves")
     if json_file is not None:
         write_json(json_file, content)
 
@@ -133,7 +134,7 @@ def _open_logs(
     """Return the logs as stores or graphs: "train" and, if given, "validation" and "test"."""
     from gru4rec_fast.profiling import set_baseline
 
-    set_baseline()  # the reported peak memory includes the logs
+    set_baseline()  # before the logs are read, so that the reported peak memory includes them
     held_out = {name: path for name, path in (("validation", validation), ("test", test)) if path is not None}
     if is_graph_model:
         graph = open_interactions(train, log_format)
@@ -172,12 +173,12 @@ def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, che
             raise TrainingInterrupted(message, error.signal_number) from None
         if model.best_epoch is None:
             return model
-        note(f"the best epoch by {model.monitor} is {model.best_epoch} of {len(model.history)}")
+        print_note(f"the best epoch by {model.monitor} is {model.best_epoch} of {len(model.history)}")
         return type(model).load(folder / BEST, model.device, impl=model.impl)
 
 
 def _report_content(model: Model, selected: Model, logs: dict[str, Any], evaluation: Report | None) -> dict[str, Any]:
-    """Return the content of report.json, which docs/cli.md describes."""
+    """Return the content of report.json, which docs/cli.md describes. `selected` is the model that `_fit` returned."""
     counts = ("n_sessions", "n_users", "n_events", "n_edges", "n_items")
     data = {
         name: {count: getattr(log, count) for count in counts if hasattr(log, count)}
@@ -185,7 +186,7 @@ def _report_content(model: Model, selected: Model, logs: dict[str, Any], evaluat
         for name, log in logs.items()
     }
     return model.report(evaluation) | {
-        # Without an evaluation, `report` returns the metrics of the last validation: take that of the selected model.
+        # Without an evaluation, `report` returns the metrics of the last validation. Take those of the selected model.
         "metrics": selected.report(evaluation)["metrics"],
         "model_of_epoch": len(selected.history),
         "evaluation": None if evaluation is None else asdict(evaluation),

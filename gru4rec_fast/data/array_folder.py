@@ -84,7 +84,7 @@ class FolderFormat:
         counts: keys of meta.json that hold sizes.
         arrays: names of the arrays that `write_array_folder` writes.
         parent_format: "format" of folders that contain folders of this kind, and list their names under "parts" in
-            meta.json; "" if there is none. An error for such a parent folder names the folders to open instead.
+            meta.json; "" if there is none. The error for opening such a parent folder lists the folders in it.
         version: format version that this code reads and writes.
     """
 
@@ -181,17 +181,18 @@ class ArrayFolder:
             raise self.damage_error(f"{name}.*.npy", f"is not a valid vocabulary ({error})") from error
 
 
-def write_array_folder(folder: Path, folder_format: FolderFormat, data: Any, ids: Mapping[str, np.ndarray]) -> None:
+def write_array_folder(folder: Path, folder_format: FolderFormat, source: Any, ids: Mapping[str, np.ndarray]) -> None:
     """Write a folder that `ArrayFolder` opens.
 
-    `data` has the arrays and counts of `folder_format` and a dict `meta` as attributes; `ids` holds ids by file name.
+    `source`, a store or graph, has the arrays and counts of `folder_format` and a dict `meta` as attributes. `ids`
+    holds ids by file name.
     """
     for name in folder_format.arrays:
-        save_array(folder / f"{name}.npy", getattr(data, name))
+        save_array(folder / f"{name}.npy", getattr(source, name))
     for name, values in ids.items():
         write_ids(folder, name, values)
-    counts = {name: getattr(data, name) for name in folder_format.counts}
-    write_meta(folder, {**data.meta, "format": folder_format.name, "version": folder_format.version, **counts})
+    counts = {name: getattr(source, name) for name in folder_format.counts}
+    write_meta(folder, {**source.meta, "format": folder_format.name, "version": folder_format.version, **counts})
 
 
 def write_ids(folder: Path, name: str, ids: np.ndarray) -> None:
@@ -210,7 +211,7 @@ def as_tensor(array: np.ndarray) -> Tensor:
 def summary_lines(meta: Mapping[str, Any]) -> list[str]:
     """Return summary lines: how ids were read (`meta["ids"]`) and what was removed (`meta["dropped"]`)."""
     lines = []
-    for role, parsing in meta.get("ids", {}).items():  # see `TableReader.id_parsing`
+    for role, parsing in meta.get("ids", {}).items():  # role: such as "item"; see `TableReader.id_parsing`
         if parsing["kind"] == "str":
             reason = f" ({parsing['because']} is no plain integer)" if parsing["because"] else ""
             lines.append(f"  {role} ids are strings{reason}")
@@ -226,7 +227,7 @@ def dropped_counts(dropped: Mapping[str, int]) -> list[str]:
 
 @contextmanager
 def explain_disk_full(path: Path) -> Iterator[None]:
-    """Context manager that replaces a "no space left" error by one that names `path` and says what to do."""
+    """Context manager that replaces a "no space left" error by an error that names `path` and says what to do."""
     try:
         yield
     except OSError as error:
@@ -251,7 +252,7 @@ def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]
         OSError: the disk is full; the message names `folder`.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not _replaceable(folder, set(formats)):
+    if folder.exists() and not _is_replaceable(folder, set(formats)):
         raise FileExistsError(f"{folder} exists and holds no data written by gru4rec_fast; choose another folder")
     prefix = f".{folder.name}.partial-"
     temporary = folder.parent / f"{prefix}{secrets.token_hex(4)}"
@@ -324,7 +325,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _replaceable(folder: Path, formats: set[str]) -> bool:
+def _is_replaceable(folder: Path, formats: set[str]) -> bool:
+    """Return whether the folder is empty, or its meta.json states one of `formats`."""
     if not folder.is_dir():
         return False
     if not any(folder.iterdir()):

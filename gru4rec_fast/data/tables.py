@@ -77,12 +77,12 @@ def open_table(
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
-    if kind in (".parquet", ".pq"):
+    file_type = next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+    if file_type in (".parquet", ".pq"):
         return _from_lazy(pl.scan_parquet(path, glob=False), wanted, str(path))
-    if kind in (".pickle", ".pkl"):
+    if file_type in (".pickle", ".pkl"):
         return _from_pickle(path, wanted, allow_pickle)
-    is_recbole = kind == ".inter"
+    is_recbole = file_type == ".inter"
     return _from_text(path, wanted, "\t" if is_recbole and separator is None else separator, is_recbole)
 
 
@@ -130,6 +130,7 @@ def _from_pickle(path: Path, wanted: Mapping[str, str], allow_pickle: bool) -> T
 
 
 def _from_object(table: Any, wanted: Mapping[str, str], name: str) -> Table:
+    """Return a data frame, an Arrow table or a dict of columns as a Table."""
     if isinstance(table, pl.LazyFrame):
         return _from_lazy(table, wanted, name)
     # Arrow has column_names, polars and pandas have columns.
@@ -147,7 +148,7 @@ def _from_object(table: Any, wanted: Mapping[str, str], name: str) -> Table:
 
 
 def _series(name: str, values: Any) -> pl.Series:
-    """Convert a column to polars. Converts pandas columns by way of NumPy: polars would need pyarrow for them."""
+    """Convert a column to polars. A pandas column is first converted to NumPy: polars would need pyarrow for it."""
     if hasattr(values, "iloc"):
         is_missing = values.isna()
         values = values.to_numpy("datetime64[us]") if values.dtype.kind == "M" else values.to_numpy()
@@ -157,7 +158,10 @@ def _series(name: str, values: Any) -> pl.Series:
 
 
 def _from_lazy(lazy: pl.LazyFrame, wanted: Mapping[str, str], name: str, style: str = "table", hint: str = "") -> Table:
-    """Return a lazy frame as a Table. `style` is "table", "text", or "recbole": text with headers `name:type`."""
+    """Return a lazy frame as a Table.
+
+    `style` is "table", "text", or "recbole" (text with headers `name:type`). `hint` is appended to error messages.
+    """
     columns = _find_columns(wanted, _column_names(lazy, name), name, style, hint)
     selected = lazy.select(pl.col(column).alias(role) for role, column in columns.items())
 
@@ -186,7 +190,7 @@ def _find_columns(
 ) -> dict[str, str]:
     """Return the name in the source of each wanted column, by role.
 
-    Columns of RecBole files are found with and without their ":type".
+    Columns of RecBole files are found with and without their ":type". For `style` and `hint` see `_from_lazy`.
     """
     is_recbole = style == "recbole"
     stripped_names = names if style == "table" else [name.strip() for name in names]
@@ -284,14 +288,15 @@ class TableReader:
             return pl.concat(frames)
 
     def _clean(self, frame: pl.DataFrame) -> pl.DataFrame:
-        values = pl.col(list(self.table.columns))
+        """Return a frame of the table with typed columns and row numbers, without the empty lines of a text file."""
+        columns = pl.col(list(self.table.columns))
         raw = frame.with_columns(row=pl.int_range(self.n_rows, self.n_rows + frame.height, dtype=pl.Int64))
         frame = raw
         if self.table.is_text:
-            frame = frame.with_columns(values.str.strip_chars().replace("", None))
+            frame = frame.with_columns(columns.str.strip_chars().replace("", None))
             for role in self._id_roles:
                 self._stripped[role] += int((frame[role] != raw[role]).sum())
-            frame = frame.filter(~pl.all_horizontal(values.is_null()))
+            frame = frame.filter(~pl.all_horizontal(columns.is_null()))
         typed = [self._typed_ids(frame, role) for role in self._id_roles]
         if "time" in self.table.columns:
             typed.append(self._times(frame))
@@ -299,6 +304,7 @@ class TableReader:
         return frame.with_columns(typed)
 
     def _typed_ids(self, frame: pl.DataFrame, role: str) -> pl.Series:
+        """Return the ids of a role as Int64 or String. Raises RereadRequired if the type has to change."""
         ids = frame[role]
         if ids.dtype in (pl.Categorical, pl.Enum):
             ids = ids.cast(pl.String)
@@ -322,6 +328,7 @@ class TableReader:
         return integers
 
     def _times(self, frame: pl.DataFrame) -> pl.Series:
+        """Return the times as Int64 or Float64. Dates become seconds since 1970."""
         times = frame["time"]
         self._raise_if(frame, "time", times.is_null(), "a time is missing")
         if times.dtype == pl.String:
@@ -339,19 +346,19 @@ class TableReader:
         raise ValueError(f"{self._label('time')}: times must be numbers, dates or ISO 8601 strings, not {times.dtype}")
 
     def _parse_times(self, frame: pl.DataFrame) -> pl.Series:
-        """Parse times that are strings, as the kind that was assumed: "int" at first.
+        """Parse times that are strings as the assumed kind, which is "int" at first.
 
-        If one of them is no integer, change the kind, to "date" if the first row of the table is a date, else to
-        "float", and raise RereadRequired.
+        If a time is not an integer, change the kind and raise RereadRequired. The new kind is "date" if the first row
+        of the table is a date, else "float".
         """
         times, kind = frame["time"], self.kinds["time"]
         if kind == "date":
-            seconds = pl.Series("time", [_seconds(text) for text in times], dtype=pl.Float64)
+            seconds = pl.Series("time", [_parse_iso_time(text) for text in times], dtype=pl.Float64)
             self._raise_if(frame, "time", seconds.is_null(), "this is no ISO 8601 date or time, but the first row is")
             return seconds
         numbers = times.cast(pl.Int64 if kind == "int" else pl.Float64, strict=False)
         if kind == "int" and numbers.null_count():
-            if _seconds(times[0]) is not None and self.n_rows == 0 and numbers[0] is None:
+            if _parse_iso_time(times[0]) is not None and self.n_rows == 0 and numbers[0] is None:
                 self._change_kind("time", "date")
             is_finite = times.cast(pl.Float64, strict=False).is_finite().fill_null(False)
             self._raise_if(frame, "time", ~is_finite, "neither a number nor an ISO 8601 time")
@@ -373,6 +380,7 @@ class TableReader:
             )
 
     def _label(self, role: str) -> str:
+        """Return the names of the source and the column, for an error message."""
         return f"{self.table.name}: column {self.table.columns[role]!r}"
 
 
@@ -386,8 +394,8 @@ def _integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
     return integers, is_text
 
 
-def _seconds(text: Any) -> float | None:
-    """Convert an ISO 8601 date or time to seconds since 1970; None for other text. It is UTC unless it has a zone."""
+def _parse_iso_time(text: Any) -> float | None:
+    """Convert an ISO 8601 date or time to seconds since 1970; None for other text. Without a time zone it is UTC."""
     try:
         time = datetime.fromisoformat(text.strip())
     except ValueError:

@@ -17,8 +17,8 @@ _BLOCK = 1 << 20  # number of strings that are converted to Python objects at a 
 def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids") -> np.ndarray:
     """Convert ids to a one-dimensional array: int64 if they are integers, StringDType if they are strings.
 
-    Raises TypeError for anything else (floats, booleans, mixtures, missing values), and ValueError for arrays of
-    another number of dimensions. Messages begin with `name`.
+    Raises TypeError for anything else (floats, booleans, mixtures, missing values), and ValueError for arrays that
+    are not one-dimensional. Messages begin with `name`.
     """
     if isinstance(values, np.ndarray):
         array = values
@@ -169,10 +169,10 @@ class Vocabulary:
 def check_indices(
     values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
 ) -> tuple[np.ndarray, int]:
-    """Return indices of users or items as int64, and how many users or items there are.
+    """Return indices of users or items as int64, and the number of users or items.
 
-    `name` is "users" or "items". There are `count` of them, or `len(vocabulary)`, by default the largest index + 1.
-    Raises ValueError if an index is out of range, or if `count` and `vocabulary` disagree.
+    `name` is "users" or "items". Their number is `count`, or `len(vocabulary)`, or else the largest index + 1. Raises
+    ValueError if an index is out of range, or if `count` and `vocabulary` disagree.
     """
     array = as_indices(values, name)
     if vocabulary is not None and count not in (None, len(vocabulary)):

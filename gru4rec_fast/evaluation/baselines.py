@@ -14,11 +14,11 @@ from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, ranks_from_counts
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
 
-_CHUNK_EVENTS = 1 << 22
+_CHUNK_EVENTS = 1 << 22  # events counted at a time, since np.bincount copies them to int64
 
 
 def count_targets(store: SessionStore) -> np.ndarray:
-    """Return how often each item is a target, int64 [n_items]: every event is one, except the first of a session."""
+    """Return how often each item is a target, int64 [n_items]. Every event except a session's first is a target."""
     counts = np.zeros(store.n_items, np.int64)
     for start in range(0, store.n_events, _CHUNK_EVENTS):
         counts += np.bincount(store.items[start : start + _CHUNK_EVENTS], minlength=store.n_items)

@@ -27,12 +27,12 @@ def evaluate_graph(
     batch_size: int = 1024,
     impl: str = "auto",
 ) -> Report:
-    """Rank for each test user, by dot product, all items that the user does not have in training.
+    """Rank, for each test user, all items that the user does not have in training, by dot product.
 
     Metrics are means over users. Let n be the number of the user's test items that are not training items, and h_r = 1
-    if the item at rank r is one of them, else 0:
+    if the item at rank r is one of these n items, else 0:
 
-        recall@k = (h_1 + ... + h_k) / n      precision@k = (h_1 + ... + h_k) / k      hitrate@k = any of h_1 ... h_k
+        recall@k = (h_1 + ... + h_k) / n      precision@k = (h_1 + ... + h_k) / k      hitrate@k = max(h_1, ..., h_k)
         ndcg@k = sum_r h_r / log2(r + 1), divided by its largest value, sum of 1 / log2(r + 1) over r <= min(n, k)
         map@k = sum_r h_r precision@r / min(n, k)
 
@@ -73,7 +73,7 @@ def evaluate_graph(
         excluded = pad_rows([train.items_of(user) for user in batch]).to(embeddings.device)
         queries = user_table[torch.tensor(batch, device=embeddings.device)]
         _, ranked = ops.top_k(queries, item_table, None, n_ranks, excluded, impl=impl)
-        for name, value in _metrics(ranked.cpu(), [targets[user] for user in batch], cutoffs, train.n_items):
+        for name, value in _metrics_per_user(ranked.cpu(), [targets[user] for user in batch], cutoffs, train.n_items):
             values.setdefault(name, []).append(value)
     # An exact sum over all users, so that no bit depends on the batch size.
     metrics = {name: math.fsum(torch.cat(batches).tolist()) / len(users) for name, batches in values.items()}
@@ -96,18 +96,18 @@ def _unseen_test_items(train: InteractionGraph, test: InteractionGraph) -> list[
     return np.split(items[is_unseen], bounds)
 
 
-def _metrics(
+def _metrics_per_user(
     ranked: Tensor, targets: list[np.ndarray], cutoffs: tuple[int, ...], n_items: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and values, float64 [U], of every metric of U users.
+    """Yield the name of each metric and its values for U users, float64 [U].
 
     Args:
         ranked: int64 [U, n_ranks], the items of each user from the highest score down; -1: no item is left.
         targets: the test items of each user, in ascending order.
     """
     n_targets = torch.tensor([len(items) for items in targets])
-    # One key per (user, target), in ascending order. A ranked item is a hit if its key is among them. -1 gets a key
-    # that no target has.
+    # One key per (user, target), in ascending order. A ranked item is a hit if its key is among these keys. The
+    # item -1 gets a key that no target has.
     keys = torch.from_numpy(np.concatenate(targets)) + torch.repeat_interleave(n_targets) * (n_items + 1)
     ranked_keys = torch.where(ranked < 0, n_items, ranked) + torch.arange(len(targets))[:, None] * (n_items + 1)
     hits = (keys[torch.searchsorted(keys, ranked_keys).clamp(max=len(keys) - 1)] == ranked_keys).double()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Ties = Literal["standard", "conservative", "median"]
 
-# Weight of an item with the same score as the target in the rank of the target.
+# What each other item with the score of the target adds to the rank of the target.
 _TIE_WEIGHT = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
 
 # The gain of a target at a rank up to k; other ranks gain 0. With one relevant item, average precision is the
@@ -54,7 +54,7 @@ class RankMetrics:
         cutoffs: the values of k in "recall@k" and the other metrics, each at least 1.
 
     Raises:
-        ValueError: there is no cut-off, or one is below 1.
+        ValueError: there is no cut-off, or a cut-off is below 1.
     """
 
     def __init__(self, cutoffs: Iterable[int] = (20,)) -> None:
@@ -70,7 +70,7 @@ class RankMetrics:
 
         Args:
             ranks: [n], each at least 1 and a multiple of 1/2.
-            counts: int64 [n], number of targets with each rank; None: one each.
+            counts: int64 [n], number of targets with each rank; None: one target per rank.
 
         Raises:
             ValueError: a rank is below 1, or not a multiple of 1/2 (NaN included).
@@ -84,7 +84,7 @@ class RankMetrics:
         self.n_targets += int(counts.sum())
 
     def compute(self) -> dict[str, float]:
-        """Return means over all targets, {"recall@20": ..., "mrr@20": ..., ...}. ValueError if there are none."""
+        """Return means over all targets, {"recall@20": ..., "mrr@20": ..., ...}. ValueError if there are no targets."""
         if self.n_targets == 0:
             raise ValueError("no target was ranked, so there is nothing to average")
         histogram = [(doubled / 2, count) for doubled, count in enumerate(self._histogram.tolist()) if count]

@@ -48,12 +48,13 @@ class Report:
     def table(self, *, terminal: bool | None = None) -> str:
         """Return a table with a row per metric and a column per model, and the summary.
 
-        terminal: True: lines and colors, by the library rich; False: plain text; None: True if stdout is a terminal.
+        With `terminal`, the table has lines and colors (by the library rich), else it is plain text. None means True if
+        stdout is a terminal.
         """
         columns = {"model": self.metrics, **self.baselines}
         cells = [[name, *(f"{values[name]:.4f}" for values in columns.values())] for name in self.metrics]
-        draw = _rich_table if (sys.stdout.isatty() if terminal is None else terminal) else _plain_table
-        return draw(["metric", *columns], cells, self.summary())
+        format_table = _rich_table if (sys.stdout.isatty() if terminal is None else terminal) else _plain_table
+        return format_table(["metric", *columns], cells, self.summary())
 
     def to_json(self) -> str:
         """Return all fields as a JSON object."""

@@ -44,8 +44,8 @@ def evaluate_sessions(
         network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards.
         store: test sessions with the item indices of training (`SessionStore.from_events(..., vocabulary=...)`).
         cutoffs: the values of k in "recall@k" and the other metrics.
-        ties: the rank of an item is 1 + the number of other items with a higher score ("standard"), plus the number of
-            other items with the same score ("conservative"), or plus half of it ("median").
+        ties: "standard": the rank of an item is 1 + the number of other items with a higher score. "conservative" adds
+            the number of other items with the same score, "median" adds half of this number.
         batch_size: sessions processed in parallel.
         baselines: whether to add the metrics of popularity and of a random order to the report; needs `support`.
         support: int [n_items], number of each item's occurrences in the training log.
@@ -79,7 +79,7 @@ def evaluate_sessions(
         for block in loader:
             hidden, state = network(block.inputs, state, block.reset)
             live = block.inputs >= 0
-            queries = hidden[live].to(weight.dtype)  # autocast may have made them bfloat16 or float16
+            queries = hidden[live].to(weight.dtype)  # autocast may have made the hidden states bfloat16 or float16
             greater, equal = ops.target_rank(queries, weight, bias, block.targets[live], impl=impl)
             metrics.update(ranks_from_counts(greater, equal, ties))
             if progress is not None:

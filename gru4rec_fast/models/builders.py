@@ -1,6 +1,7 @@
 """Build what training needs from the parameters of a model: data, network, loss, optimizer, runner and trainer.
 
-The runner trains for one epoch. The trainer calls it for every epoch, validates and saves checkpoints.
+The runner trains for one epoch. The trainer calls it for every epoch, validates and saves checkpoints. In all
+functions, `p` are the parameters of the model.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def open_graph(
 ) -> InteractionGraph:
     """Convert data, in any form that `NGCF.fit` accepts, to a graph.
 
-    If the graph `like` is given, users and items get the indices that they have in it. A `SessionStore`, and a graph
-    with other ids than `like`, keep their indices.
+    If the graph `like` is given, users and items get the indices that they have in `like`. The indices do not change if
+    the data is a `SessionStore`, or a graph with other ids than `like`.
     """
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         data = InteractionGraph.open(Path(data))
@@ -153,7 +154,7 @@ def build_session_runner(
     device = find_device(p.device)
     support = torch.from_numpy(np.array(store.support))
     optimizer = SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
-    # The negatives of a lane are the sampled items and the targets of the other lanes: at least one must exist.
+    # The negatives of a lane are the sampled items and the targets of the other lanes. There must be at least one.
     min_live = 1 if p.n_sample else 2
     return SessionEpochRunner(
         network,
@@ -261,7 +262,7 @@ def build_trainer(p: Parameters, runner: EpochRunner, checkpoint_every: int | No
 
 @contextmanager
 def use_impl(network: nn.Module, impl: str) -> Iterator[None]:
-    """Run every operator of the network with this implementation inside a `with` block."""
+    """Run every operator of the network with the implementation `impl` inside a `with` block."""
     original_impls = {module: module.impl for module in network.modules() if hasattr(module, "impl")}
     try:
         for module in original_impls:

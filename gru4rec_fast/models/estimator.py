@@ -41,7 +41,7 @@ RENAMED = {
 
 
 class Metrics(Protocol):
-    """A report of an evaluation."""
+    """Protocol of the report of an evaluation, such as `gru4rec_fast.evaluation.Report`."""
 
     @property
     def metrics(self) -> dict[str, float]: ...
@@ -60,7 +60,7 @@ class Estimator(Parameters):
 
     file_format: ClassVar[str]
     """Format of the model's files, with its version."""
-    _validation_metrics: ClassVar[tuple[str, ...]]
+    _validation_metrics: ClassVar[tuple[str, ...]]  # metrics of a validation, without their cut-off
     _ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
     network: nn.Module | None
 
@@ -114,7 +114,7 @@ class Estimator(Parameters):
             An error before the first mini-batch leaves the model unchanged.
         """
         peak = process_baseline() or PeakMemory()
-        model = type(self)(**self.get_params())  # set up separately, so that an error leaves this model unchanged
+        model = type(self)(**self.get_params())  # a second model, so that an error leaves this model unchanged
         if model.patience is not None and validation is None and model.monitor != TRAINING_LOSS:
             raise ValueError(
                 f"patience={model.patience} monitors {model.monitor}: give validation=, or set monitor='loss'"
@@ -143,7 +143,7 @@ class Estimator(Parameters):
             if checkpoint_path is not None:
                 trainer.restore(model._checkpoint_to_resume(checkpoint_path, template))
             model.history = trainer.history
-            vars(self).update(vars(model))  # no error so far, so this model takes over the state
+            vars(self).update(vars(model))  # no error so far, so this model gets all attributes of `model`
             try:
                 trainer.run()
             finally:
@@ -170,7 +170,7 @@ class Estimator(Parameters):
         Args:
             path: the file.
             device: where the model runs; the file does not store the device of the training.
-            impl: "auto", "native" or "reference", for every operator; the file does not store it either.
+            impl: "auto", "native" or "reference", for every operator; the file does not store it.
 
         Raises:
             ValueError, RuntimeError: there is no such device or implementation.
@@ -202,7 +202,7 @@ class Estimator(Parameters):
     def report(self, evaluation: Metrics | None = None) -> dict[str, Any]:
         """Return a report as JSON values: `metrics`, `epochs`, `peak_memory_bytes`, `build` and `parameters`.
 
-        evaluation: the evaluation whose metrics are reported; by default the last validation, if there is one.
+        evaluation: the evaluation whose metrics are reported. By default the metrics are those of the last validation.
         """
         validations = [record["validation"] for record in self.history if "validation" in record]
         return {
@@ -216,11 +216,11 @@ class Estimator(Parameters):
     # Methods that each estimator implements.
 
     def _open(self, data: Any, **columns: str) -> Any:
-        """Return the data as a store or graph, which uses the ids of the training data if these are set."""
+        """Return the data as a store or graph, with the indices of the training data if its ids are set."""
         raise NotImplementedError
 
     def _set_training_ids(self, data: Any) -> None:
-        """Store the ids of the training data, and the other parts of it that the model needs (support or edges)."""
+        """Store what the model needs of the training data: its ids, and its support or edges."""
         raise NotImplementedError
 
     def _training_id_arrays(self) -> dict[str, np.ndarray]:
@@ -246,7 +246,10 @@ class Estimator(Parameters):
     # Checkpoints and validation.
 
     def _validate(self, held_out: Any) -> Mapping[str, float]:
-        """Return `_validation_metrics` and the monitored metric, at the cut-off of `monitor` (20 if it has none)."""
+        """Return `_validation_metrics` and the monitored metric of the held-out data.
+
+        The cut-off of all metrics is that of `monitor`, or 20 if `monitor` has none.
+        """
         digits = self.monitor.partition("@")[2]
         cutoff = int(digits) if digits.isdigit() else 20
         metrics = self._evaluate_held_out(held_out, cutoff).metrics
@@ -254,6 +257,7 @@ class Estimator(Parameters):
         return {name: metrics[name] for name in names if name in metrics}
 
     def _fitted_network(self) -> Any:
+        """Return the network. Raises RuntimeError before `fit` or `load`."""
         if self.network is None:
             name = type(self).__name__
             raise RuntimeError(f"this {name} has no weights yet: call fit, or {name}.load")
@@ -271,6 +275,7 @@ class Estimator(Parameters):
 
     @classmethod
     def _read_checkpoint(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Read a checkpoint of this class; one of version 0.1 (format 1) is converted to format 2."""
         format_1 = cls.file_format.rpartition("/")[0] + "/1"
         return load_checkpoint(path, cls.file_format, convert={format_1: convert_format_1})
 

@@ -24,7 +24,7 @@ from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
 from gru4rec_fast.models.parameter_fields import document_parameters
 from gru4rec_fast.models.parameters import GraphParameters, LightGCNParameters, NGCFParameters
-from gru4rec_fast.models.recommendations import Batch, Recommendations, search_top_k
+from gru4rec_fast.models.recommendations import QueryBatch, Recommendations, search_top_k
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, GraphEpochRunner
@@ -49,8 +49,8 @@ class GraphRecommender(Estimator, GraphParameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.graph: InteractionGraph | None = None
-        # Cache: an implementation (`impl`) and the final embeddings that it computed.
-        self._final: tuple[str, Tensor] | None = None
+        # The final embeddings, and the implementation (`impl`) that computed them.
+        self._cached_embeddings: tuple[str, Tensor] | None = None
 
     def build_network(self, graph: InteractionGraph) -> GraphNetwork:
         """Return a network with the hyper-parameters of this model and initial weights."""
@@ -65,17 +65,17 @@ class GraphRecommender(Estimator, GraphParameters):
         impl: str | None = None,
         **columns: str,
     ) -> Report:
-        """For every user with test items, rank all items that the user does not have in training.
+        """Rank, for every user with test items, all items that the user does not have in training.
 
         Args:
-            data: as `validation` in `fit`; interactions of users or items unseen in training are dropped, and counted
+            data: as `validation` in `fit`. Interactions of users or items unseen in training are dropped, and counted
                 in the report.
             cutoffs, batch_size: see `gru4rec_fast.evaluation.evaluate_graph`.
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             columns: names of columns, as in `fit`.
         """
         impl = impl or self.impl
-        graph, final = self._fitted(impl)
+        graph, final = self._graph_and_embeddings(impl)
         test = self._open(data, **columns)
         return evaluate_graph(final, graph, test, cutoffs=cutoffs, batch_size=batch_size, impl=impl)
 
@@ -106,7 +106,7 @@ class GraphRecommender(Estimator, GraphParameters):
             ValueError: an unknown user, unless `unknown` is "skip"; k out of range; a NaN score.
         """
         impl = impl or self.impl
-        graph, final = self._fitted(impl)
+        graph, final = self._graph_and_embeddings(impl)
         indices = IdEncoder(graph.users, unknown, "user").encode(users)
         table = final[graph.n_users :]
         encoder = IdEncoder(graph.items, unknown)
@@ -136,7 +136,7 @@ class GraphRecommender(Estimator, GraphParameters):
             ValueError: an unknown item, unless `unknown` is "skip"; k out of range; a NaN score.
         """
         impl = impl or self.impl
-        graph, final = self._fitted(impl)
+        graph, final = self._graph_and_embeddings(impl)
         encoder = IdEncoder(graph.items, unknown)
         indices = encoder.encode(items)
         unit_rows = torch.nn.functional.normalize(final[graph.n_users :], dim=1)
@@ -146,17 +146,17 @@ class GraphRecommender(Estimator, GraphParameters):
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Return the final embeddings of users [n_users, D] and of items [n_items, D]."""
-        graph, final = self._fitted(self.impl)
+        graph, final = self._graph_and_embeddings(self.impl)
         return final[: graph.n_users], final[graph.n_users :]
 
-    def _fitted(self, impl: str) -> tuple[InteractionGraph, Tensor]:
+    def _graph_and_embeddings(self, impl: str) -> tuple[InteractionGraph, Tensor]:
         """Return the training graph and the final embeddings [n_nodes, D] of its nodes, users first."""
         network = self._fitted_network()
         assert self.graph is not None
-        if self._final is None or self._final[0] != impl:
+        if self._cached_embeddings is None or self._cached_embeddings[0] != impl:
             with torch.no_grad(), use_impl(network, impl):
-                self._final = impl, network()
-        return self.graph, self._final[1]
+                self._cached_embeddings = impl, network()
+        return self.graph, self._cached_embeddings[1]
 
     def _open(self, data: Any, **columns: str) -> InteractionGraph:
         graph = open_graph(data, self.graph, **columns)
@@ -249,10 +249,10 @@ def _best_items(
         The other arguments: see `search_top_k`.
     """
 
-    def make_batch(rows: np.ndarray) -> Batch:
+    def make_batch(rows: np.ndarray) -> QueryBatch:
         chosen = indices[rows]
         excluded = None if excluded_items_of is None else [excluded_items_of(index) for index in chosen.tolist()]
-        return Batch(query_table[torch.from_numpy(chosen).to(query_table.device)], excluded)
+        return QueryBatch(query_table[torch.from_numpy(chosen).to(query_table.device)], excluded)
 
     known = np.flatnonzero(indices >= 0)
     return search_top_k(

@@ -23,7 +23,7 @@ from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, SessionEpochRunner
 
-VOCABULARY_PREFIX = "vocabulary."  # of the names of the vocabulary's tensors in a checkpoint
+VOCABULARY_PREFIX = "vocabulary."  # prefix of the names of the vocabulary's tensors in a checkpoint
 
 
 @document_parameters
@@ -60,13 +60,13 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
             GRU4Rec.from_parameter_string("layers=512/256,loss=bpr-max,n_sample=2048", n_epochs=5)
 
-        `parameters` win over those in the string.
+        `parameters` override the parameters in the string.
         """
         return cls(**{**parse_parameter_string(text), **parameters})
 
     @classmethod
     def from_parameter_file(cls, path: str | os.PathLike[str], **parameters: Any) -> Self:
-        """Return a model with the parameters of a TOML or JSON file; `parameters` win over those in the file."""
+        """Return a model with the parameters of a TOML or JSON file; `parameters` override those in the file."""
         return cls(**{**read_parameter_file(Path(path)), **parameters})
 
     def evaluate(
@@ -134,7 +134,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             )
 
     def recommender(self, capacity: int = 10_000, *, unknown: Unknown = "error") -> SessionRecommender:
-        """Return a recommender for live sessions, which takes one event at a time; see `SessionRecommender`."""
+        """Return a recommender for live sessions, which receive one event at a time; see `SessionRecommender`."""
         network = self._fitted_network()
         assert self.vocabulary is not None
         return SessionRecommender(network, self.vocabulary, capacity, unknown=unknown, impl=self.impl)
@@ -142,7 +142,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _open(self, data: Any, **columns: str) -> SessionStore:
         return open_sessions(data, self.vocabulary, **columns)
 
-    # In this class the training ids are the vocabulary; the support is stored together with them.
+    # The ids of the training data are the vocabulary. The support is stored together with the vocabulary.
     def _set_training_ids(self, data: SessionStore) -> None:
         self.vocabulary, self.support = data.vocabulary, np.array(data.support)
 

@@ -24,7 +24,7 @@ class IdEncoder:
         kind: "item" or "user", for error messages.
 
     Raises:
-        ValueError: `unknown` is something else.
+        ValueError: `unknown` is neither "error" nor "skip".
     """
 
     def __init__(self, vocabulary: Vocabulary, unknown: Unknown = "error", kind: str = "item") -> None:
@@ -60,8 +60,8 @@ class IdEncoder:
         Session i has the items from offsets[i] to offsets[i + 1].
 
         Raises:
-            ValueError: not a list of sessions, or a store with another vocabulary; unless unknown ids are skipped, also
-                an unknown id or an empty session.
+            ValueError: not a list of sessions, or a store with another vocabulary. With unknown="error", also an
+                unknown id or an empty session.
         """
         if isinstance(sessions, SessionStore):
             if sessions.vocabulary != self.vocabulary:
@@ -87,7 +87,7 @@ class IdEncoder:
         return items, offsets
 
     def encode_excluded(self, exclude: Any) -> np.ndarray:
-        """Return the indices of the item ids in `exclude`, int64 [n]; n = 0 for None; ValueError for a single id."""
+        """Return the indices of the item ids in `exclude`, int64 [n], n = 0 for None; ValueError for a single id."""
         if exclude is None:
             return np.empty(0, np.int64)
         ids = _as_list(exclude, "exclude=", "give a list (or set, or array) of item ids, or exclude_seen=True")
@@ -102,9 +102,9 @@ class IdEncoder:
 
 
 def _as_list(values: Any, prefix: str, advice: str) -> list[Any]:
-    """Return an iterable as a list of Python values; ValueError for a string or for a value that is no iterable.
+    """Return an iterable as a list of Python values. Raises ValueError for a string or a value that is not iterable.
 
-    The error message is `prefix`, the value and `advice`.
+    The error message consists of `prefix`, the value and `advice`.
     """
     listed = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):

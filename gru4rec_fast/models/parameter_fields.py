@@ -47,12 +47,12 @@ def at_least(minimum: float) -> Check:
 
 
 def positive(value: float) -> str | None:
-    """Check that a value is positive."""
+    """Return what is wrong with a value that is not positive, else None."""
     return None if value > 0 else "must be positive"
 
 
 def probability(value: float) -> str | None:
-    """Check that a value is at least 0 and less than 1."""
+    """Return what is wrong with a value that is not in [0, 1), else None."""
     return None if 0 <= value < 1 else "must lie in [0, 1)"
 
 
@@ -126,7 +126,7 @@ class Parameters:
 
     @classmethod
     def create(cls, parameters: Mapping[str, Any]) -> Self:
-        """Return an instance with these parameters, and defaults for the others. Raises as `set_params`."""
+        """Return an instance with these parameters, and defaults for the others. Raises the errors of `set_params`."""
         check_names(parameters, cls.names())
         return cls(**parameters)
 

@@ -63,7 +63,7 @@ def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) ->
         names: allowed names; by default the names of GRU4Rec's parameters.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it cannot be parsed, or has an unknown parameter.
+        FileNotFoundError: there is no such file. ValueError: the file cannot be parsed, or has an unknown parameter.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")

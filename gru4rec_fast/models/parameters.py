@@ -20,7 +20,8 @@ from gru4rec_fast.models.parameter_fields import (
     shared_field,
 )
 
-# Allowed values. They are copies, since the modules that define them import torch; a test compares the two.
+# Allowed values. These are copies, since the modules that define the values import torch. A test compares the copies
+# with the originals.
 LOSSES = ("cross-entropy", "bpr-max", "top1", "top1-max", "bpr")
 GRU_FORMS = ("reset_after", "reset_before")
 MATRICES = ("symmetric", "mean", "norm", "plain", "symmetric+I", "mean+I", "norm+I", "plain+I")
@@ -88,6 +89,7 @@ def _check_adjacency(value: str) -> str | None:
     return f"choose 'paper', one of {', '.join(MATRICES)}, or two of these as P/Q"
 
 
+# The arguments of `option` are the default, the title of the option's group, the metavar, the help and the check.
 @document_parameters
 @dataclass(kw_only=True)
 class GRU4RecParameters(Parameters):
@@ -250,8 +252,8 @@ class GraphParameters(Parameters):
         1e-4,
         LOSS,
         "STRENGTH",
-        "Strength of the L2 penalty on the embeddings of each triple (u, i, j), final ones for ngcf and initial "
-        "ones for lightgcn: reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
+        "Strength of the L2 penalty on the embeddings of each triple (u, i, j), which are final embeddings for "
+        "ngcf and initial embeddings for lightgcn: reg_weight * (|u|^2 + |i|^2 + |j|^2) / (2 * batch_size).",
         at_least(0),
     )
     learning_rate: float = option(1e-3, OPTIMIZER, "RATE", "Learning rate of Adam.", positive)

@@ -1,4 +1,4 @@
-"""Recommend the next items of sessions; and the top-k search that all models use."""
+"""Recommend the next items of sessions, by the top-k search that all models use."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Recommendations(NamedTuple):
     counts: np.ndarray
 
 
-class Batch(NamedTuple):
+class QueryBatch(NamedTuple):
     """Queries of a top-k search.
 
-    queries: [n, H].
-    excluded: indices of the items to leave out, one array per query; or None.
+    queries: [n, H], a hidden state or embedding for each row of the result.
+    excluded: indices of the items to leave out, one array per query; None: no items are left out.
     """
 
     queries: Tensor
@@ -77,9 +77,9 @@ def recommend(
     lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")  # sessions of similar length in a batch need little padding
 
-    def make_batch(rows: np.ndarray) -> Batch:
+    def make_batch(rows: np.ndarray) -> QueryBatch:
         chosen = [items[offsets[row] : offsets[row + 1]] for row in rows]
-        return Batch(_last_hidden(network, chosen), chosen if exclude_seen else None)
+        return QueryBatch(_last_hidden(network, chosen), chosen if exclude_seen else None)
 
     rows = order[lengths[order] > 0]
     weight, bias = network.output_weight, network.output_bias
@@ -89,7 +89,7 @@ def recommend(
 
 
 def search_top_k(
-    make_batch: Callable[[np.ndarray], Batch],
+    make_batch: Callable[[np.ndarray], QueryBatch],
     rows: np.ndarray,
     n_rows: int,
     k: int,
@@ -162,6 +162,7 @@ def _last_hidden(network: NextItemNetwork, sessions: list[np.ndarray]) -> Tensor
         last_hidden = torch.empty_like(state[-1])
         for start in range(0, len(inputs), _STEPS_PER_CALL):
             hidden, state = network(inputs[start : start + _STEPS_PER_CALL], state)
-            ended = ((last_step >= start) & (last_step < start + len(hidden))).nonzero()[:, 0]  # in this call
+            # Sessions that end in this call.
+            ended = ((last_step >= start) & (last_step < start + len(hidden))).nonzero()[:, 0]
             last_hidden[ended] = hidden[last_step[ended] - start, ended].to(last_hidden.dtype)
     return last_hidden

@@ -1,4 +1,4 @@
-"""Recommend items for live sessions, which receive one event at a time."""
+"""Recommend the next items of live sessions, which receive one event (item) at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from gru4rec_fast.data import Vocabulary
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.id_encoder import Unknown
-from gru4rec_fast.models.recommendations import Batch, Recommendations, item_encoder, search_top_k
+from gru4rec_fast.models.recommendations import QueryBatch, Recommendations, item_encoder, search_top_k
 
 logger = logging.getLogger("gru4rec_fast")
 
@@ -23,8 +23,8 @@ _EVENTS_PER_CALL = 4096  # events of different sessions per call of the network
 class _LiveSession(NamedTuple):
     """A live session.
 
-    row: its row in the state tensors.
-    seen: its items in the order of their first occurrence; a dict without values is an ordered set.
+    row: row of the session in the state tensors.
+    seen: items of the session in the order of their first occurrence; a dict without values is an ordered set.
     """
 
     row: int
@@ -34,21 +34,21 @@ class _LiveSession(NamedTuple):
 class SessionRecommender:
     """Recommends items for live sessions: stores the hidden state of each session and updates it with every event.
 
-    The recommendations equal those of `recommend` for the events so far. Each session has one row in preallocated state
-    tensors. When `capacity` sessions are live and another session begins, the least recently used session is evicted.
-    Evictions are counted in `n_evicted`, and the first is logged. An evicted session that continues starts from an
-    empty state. The class is not thread-safe. States depend on the weights, so make a new recommender after
-    further training.
+    The recommendations equal those of `gru4rec_fast.models.recommend` for the events so far. Each session has one row
+    in preallocated state tensors. When `capacity` sessions are live and another session begins, the least recently used
+    session is evicted. Evictions are counted in `n_evicted`, and the first is logged. An evicted session that continues
+    starts from an empty state. The class is not thread-safe. States depend on the weights, so make a new recommender
+    after further training.
 
     Args:
-        network: see `NextItemNetwork`; its mode (train or eval) is the same after each call.
+        network: see `NextItemNetwork`; calls do not change its mode (train or eval).
         vocabulary: the ids of the network's items.
         capacity: maximum number of live sessions.
         unknown: "error" raises an error for an id outside the vocabulary; "skip" ignores the event.
         impl: "auto", "native" or "reference", for the top-k search.
 
     Raises:
-        ValueError: an argument that does not fit.
+        ValueError: `capacity` is less than 1, or network and vocabulary have different numbers of items.
     """
 
     def __init__(
@@ -78,29 +78,29 @@ class SessionRecommender:
         return session_id in self._live
 
     def observe(self, session_id: Hashable, item_id: int | str) -> None:
-        """Add an event to a session; if the session is not live, start it. Raises as `observe_many`."""
+        """Add an event to a session; if the session is not live, start it. Raises the errors of `observe_many`."""
         self.observe_many([session_id], [item_id])
 
     def observe_many(self, session_ids: Iterable[Hashable], item_ids: Iterable[int | str]) -> None:
         """Add events in the given order; a session may occur several times.
 
         Raises:
-            ValueError: an unknown id, unless unknown ids are skipped; lists of different length. No event is added.
+            ValueError: an id is unknown and unknown="error", or the lists differ in length. No event is added then.
         """
-        names, ids = list(session_ids), list(item_ids)
-        if len(names) != len(ids):
-            raise ValueError(f"{len(names)} session_ids, but {len(ids)} item_ids")
-        items = self.encoder.encode(ids, names).tolist()
+        sessions, ids = list(session_ids), list(item_ids)
+        if len(sessions) != len(ids):
+            raise ValueError(f"{len(sessions)} session_ids, but {len(ids)} item_ids")
+        items = self.encoder.encode(ids, sessions).tolist()
         pending: dict[Hashable, tuple[_LiveSession, int]] = {}  # at most one event per session
-        for name, item in zip(names, items, strict=True):
+        for session_id, item in zip(sessions, items, strict=True):
             if item < 0:
                 continue
-            # Process the pending events before a second event of a session, and before a session with one is evicted.
-            evicted = next(iter(self._live)) if name not in self._live and not self._free else None
-            if name in pending or evicted in pending or len(pending) == _EVENTS_PER_CALL:
+            # Process the pending events before one of their sessions gets a second event or is evicted.
+            evicted = next(iter(self._live)) if session_id not in self._live and not self._free else None
+            if session_id in pending or evicted in pending or len(pending) == _EVENTS_PER_CALL:
                 self._process(pending)
                 pending = {}
-            pending[name] = (self._use(name), item)
+            pending[session_id] = (self._get_or_start(session_id), item)
         if pending:
             self._process(pending)
 
@@ -119,26 +119,26 @@ class SessionRecommender:
             k, exclude_seen, exclude: as in `gru4rec_fast.models.recommend`.
 
         Raises:
-            ValueError: a session that is not live, k out of range, an unknown id in `exclude`.
+            ValueError: a session is not live, k is out of range, or an id in `exclude` is unknown.
         """
-        names = list(session_ids)
-        for name in names:
-            if name not in self._live:
-                raise ValueError(f"session {name!r} is not live: it has no event yet, was ended, or was evicted")
-        live = [self._use(name) for name in names]
+        sessions = list(session_ids)
+        for session_id in sessions:
+            if session_id not in self._live:
+                raise ValueError(f"session {session_id!r} is not live: it has no event yet, was ended, or was evicted")
+        live = [self._get_or_start(session_id) for session_id in sessions]
         hidden = self._states[-1][torch.tensor([session.row for session in live], dtype=torch.int64)]
-        batch = Batch(hidden, [list(session.seen) for session in live] if exclude_seen else None)
-        weight, bias, rows = self.network.output_weight, self.network.output_bias, np.arange(len(names))
+        batch = QueryBatch(hidden, [list(session.seen) for session in live] if exclude_seen else None)
+        weight, bias, result_rows = self.network.output_weight, self.network.output_bias, np.arange(len(sessions))
         return search_top_k(
             lambda _: batch,
-            rows,
-            len(rows),
+            result_rows,
+            len(result_rows),
             k,
             weight,
             bias,
             self.encoder,
             exclude=exclude,
-            batch_size=max(1, len(rows)),
+            batch_size=max(1, len(result_rows)),
             impl=self.impl,
         )
 
@@ -150,7 +150,10 @@ class SessionRecommender:
         return session is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `n_evicted`, and ids, states of each layer and items of the sessions, least recently used first."""
+        """Return the live sessions, least recently used first, and `n_evicted`.
+
+        session_ids: list of ids. states: for each layer, hidden states [n_sessions, H]. seen: item indices per session.
+        """
         rows = [session.row for session in self._live.values()]
         return {
             "session_ids": list(self._live),
@@ -160,10 +163,10 @@ class SessionRecommender:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the live sessions by the `state_dict` of a recommender with the same network and vocabulary.
+        """Replace the live sessions by those in the `state_dict` of a recommender with equal network and vocabulary.
 
         Raises:
-            ValueError: more sessions than the capacity, or states that do not fit the network.
+            ValueError: there are more sessions than `capacity`, or the states do not fit the network.
         """
         n = len(state["session_ids"])
         if n > self.capacity:
@@ -175,16 +178,16 @@ class SessionRecommender:
             own[:n] = saved.to(own)
         sessions = zip(state["session_ids"], state["seen"], strict=True)
         self._live = OrderedDict(
-            (name, _LiveSession(row, dict.fromkeys(seen))) for row, (name, seen) in enumerate(sessions)
+            (session_id, _LiveSession(row, dict.fromkeys(seen))) for row, (session_id, seen) in enumerate(sessions)
         )
         self._free = list(range(self.capacity - 1, n - 1, -1))
         self.n_evicted = state["n_evicted"]
 
-    def _use(self, name: Hashable) -> _LiveSession:
+    def _get_or_start(self, session_id: Hashable) -> _LiveSession:
         """Return a session and mark it as most recently used. If it is not live, start it; this may evict another."""
-        if name in self._live:
-            self._live.move_to_end(name)
-            return self._live[name]
+        if session_id in self._live:
+            self._live.move_to_end(session_id)
+            return self._live[session_id]
         if not self._free:
             self.end(next(iter(self._live)))
             if self.n_evicted == 0:
@@ -194,7 +197,7 @@ class SessionRecommender:
                     self.capacity,
                 )
             self.n_evicted += 1
-        session = self._live[name] = _LiveSession(self._free.pop(), {})
+        session = self._live[session_id] = _LiveSession(self._free.pop(), {})
         for state, initial in zip(self._states, self._initial, strict=True):
             state[session.row] = initial[0]
         return session

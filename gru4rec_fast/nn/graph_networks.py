@@ -1,6 +1,6 @@
 """NGCF and LightGCN: node embeddings, their propagation, and the BPR loss of a mini-batch of triples.
 
-A triple is a user, an item of the user (positive), and an item that is not of the user (negative).
+A triple is a user, an item that the user has (positive), and an item that the user does not have (negative).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.session_gru import glorot_
-from gru4rec_fast.ops.ngcf_layer import pick
+from gru4rec_fast.ops.ngcf_layer import select_nodes
 
 Nodes = Tensor | None  # int64, increasing node indices; None: all nodes
 
-# A layer that needs at least this fraction of the nodes is computed for all nodes, because selecting would cost more
-# time than it saves.
+# If a layer needs at least this fraction of the nodes, it is computed for all nodes, because selecting nodes would cost
+# more time than it saves.
 _MAX_SELECTED = 0.7
-# For at least this fraction of the nodes, neighbors are not searched, because that would take as long as computing a
-# layer. The layer is then computed for all nodes.
+# If a layer needs the neighbors of at least this fraction of the nodes, it is computed for all nodes, because searching
+# the neighbors would take as long as computing the layer.
 _MAX_SEARCHED = 0.4
 
 
@@ -35,8 +35,8 @@ class GraphNetwork(nn.Module):
         graph: an InteractionGraph, or its GraphIndices.
         embedding_dim: width of the embeddings.
         only_needed: whether `loss` computes the last layer only for the nodes of the mini-batch, and earlier layers
-            only for their neighborhoods. Loss and gradients are the same. Finding the nodes synchronizes with a GPU
-            several times per step. Under torch.compile, all nodes are computed.
+            only for the neighborhoods of these nodes. Loss and gradients are the same. Finding the nodes synchronizes
+            with a GPU several times per step. Under torch.compile, all nodes are computed.
 
     Parameters: embedding [n_nodes, embedding_dim], users before items.
     """
@@ -69,7 +69,7 @@ class GraphNetwork(nn.Module):
         raise NotImplementedError
 
     def neighborhoods(self, rows: Nodes) -> list[Nodes]:
-        """Return the nodes needed of the embedding table and of each layer for the final embeddings of `rows`."""
+        """Return the nodes that are needed of the embedding table, then of each layer, for the result of `rows`."""
         needed: list[Nodes] = [rows]
         for _ in range(self.n_layers):
             if rows is not None:
@@ -80,11 +80,11 @@ class GraphNetwork(nn.Module):
         return needed
 
     def penalized(self, final: Tensor) -> Tensor:
-        """Return the embeddings [n_nodes, ...] whose rows are penalized by the regularization."""
+        """Return the embeddings that the regularization penalizes: `final` (the final embeddings) or `embedding`."""
         raise NotImplementedError
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the BPR loss and the squared norm of a mini-batch of triples; minimize `bpr + reg_weight * norm`.
+        """Return the BPR loss and the L2 penalty of a mini-batch of triples; minimize `bpr + reg_weight * norm`.
 
         Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009.
 
@@ -93,30 +93,30 @@ class GraphNetwork(nn.Module):
             step: number of the training step; with the seed it determines the dropout masks.
 
         Returns:
-            (bpr, norm), scalars: the mean over the triples of -log sigmoid(score of the positive - score of the
-            negative), and the sum of the squares of the penalized embeddings of all nodes of the triples, divided by
-            2 B.
+            bpr: scalar, the mean over the triples of -log sigmoid(score of the positive - score of the negative).
+            norm: scalar, the sum of the squares of the penalized embeddings of all nodes of the triples, divided by
+                2 B.
         """
         nodes = torch.cat([users, positives + self.n_users, negatives + self.n_users])
         if self.only_needed and not torch.compiler.is_compiling():
-            unique_nodes, index = nodes.unique(return_inverse=True)
+            unique_nodes, final_rows = nodes.unique(return_inverse=True)
             final = self(step=step, rows=unique_nodes)
         else:
-            final, index = self(step=step), nodes
-        user, positive, negative = final.index_select(0, index).chunk(3)
-        # logsigmoid and not softplus, which torch replaces by a linear function above 20, with an error of 2e-9.
+            final, final_rows = self(step=step), nodes
+        user, positive, negative = final.index_select(0, final_rows).chunk(3)
+        # Not F.softplus: torch computes a linear function above 20, with an error of 2e-9.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
         penalized = self.penalized(final)
-        norm = penalized.index_select(0, index if penalized is final else nodes).square().sum() / (2 * len(users))
+        norm = penalized.index_select(0, final_rows if penalized is final else nodes).square().sum() / (2 * len(users))
         return bpr, norm
 
 
 class NGCFNetwork(GraphNetwork):
     """Neural graph collaborative filtering (Wang et al., SIGIR 2019, arXiv 1905.08108).
 
-    The final embedding of a node is the concatenation of its embedding and the L2-normalized outputs of all layers. The
-    input of a layer is the output of the previous layer, normalized only if normalize_messages is True. Regularization
-    penalizes final embeddings.
+    The final embedding of a node is the concatenation of the node's embedding and the L2-normalized outputs of all
+    layers. The input of a layer is the output of the previous layer, normalized only if normalize_messages is True. The
+    regularization penalizes final embeddings.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
@@ -177,16 +177,16 @@ class NGCFNetwork(GraphNetwork):
 
     def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
-        embeddings = pick(self.embedding, nodes, None)
-        outputs = [pick(embeddings, rows, nodes)]
+        embeddings = select_nodes(self.embedding, nodes, None)
+        outputs = [select_nodes(embeddings, rows, nodes)]
         for layer, layer_nodes in zip(self.layers, nodes_of_layers, strict=True):
             embeddings = layer(embeddings, step=step, rows=layer_nodes, columns=nodes)
             nodes = layer_nodes
             if self.normalize_messages:
                 embeddings = F.normalize(embeddings, dim=1)
-                outputs.append(pick(embeddings, rows, nodes))
+                outputs.append(select_nodes(embeddings, rows, nodes))
             else:
-                outputs.append(F.normalize(pick(embeddings, rows, nodes), dim=1))
+                outputs.append(F.normalize(select_nodes(embeddings, rows, nodes), dim=1))
         return torch.cat(outputs, dim=1)
 
     def penalized(self, final: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class NGCFNetwork(GraphNetwork):
 class LightGCNNetwork(GraphNetwork):
     """LightGCN (He et al., SIGIR 2020, arXiv 2002.02126): E_{k+1} = L E_k; the final embedding is the mean of all E_k.
 
-    The regularization penalizes E_0, the only parameters.
+    L is the propagation matrix. E_0 is the embedding table, the only parameter, which the regularization penalizes.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
@@ -233,12 +233,12 @@ class LightGCNNetwork(GraphNetwork):
 
     def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
-        embeddings = pick(self.embedding, nodes, None)
-        total = pick(embeddings, rows, nodes)
+        embeddings = select_nodes(self.embedding, nodes, None)
+        total = select_nodes(embeddings, rows, nodes)
         for layer_nodes in nodes_of_layers:
             embeddings = self.propagation(embeddings, step=step, rows=layer_nodes, columns=nodes)
             nodes = layer_nodes
-            total = total + pick(embeddings, rows, nodes)
+            total = total + select_nodes(embeddings, rows, nodes)
         return total / (self.n_layers + 1)
 
     def penalized(self, final: Tensor) -> Tensor:

@@ -10,14 +10,16 @@ from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.ops._checks import check_choice, check_probability
-from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, pick, split_matrix
+from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, select_nodes, split_matrix
 
 
 class GraphIndices(nn.Module):
-    """The CSR indices of a graph as buffers, so that `to(device)` moves them with a network; not in the state dict.
+    """Stores the CSR indices of a graph as buffers, so that `to(device)` moves them with a network.
 
-    Modules that get the same GraphIndices share its memory. Buffers: offsets int64 [n_nodes + 1], neighbors int32 or
-    int64 [n_entries].
+    The buffers are not in the state dict. Modules that get the same GraphIndices share them.
+
+    Buffers: offsets int64 [n_nodes + 1], neighbors int32 or int64 [n_entries]. The neighbors of node r are
+    `neighbors[offsets[r]:offsets[r + 1]]`. Nodes are users, then items.
     """
 
     def __init__(self, graph: InteractionGraph) -> None:
@@ -30,7 +32,7 @@ class GraphIndices(nn.Module):
         self.register_buffer("neighbors", neighbors, persistent=False)
 
     def with_neighbors(self, rows: Tensor) -> Tensor:
-        """Return the nodes `rows` and all their neighbors, int64, increasing."""
+        """Return the nodes `rows` (int64) and all their neighbors, as increasing int64 indices."""
         starts = self.offsets[rows]
         degrees = self.offsets[rows + 1] - starts
         new_starts = degrees.cumsum(0) - degrees
@@ -44,7 +46,7 @@ class GraphIndices(nn.Module):
 
     @staticmethod
     def of(graph: InteractionGraph | GraphIndices) -> GraphIndices:
-        """Return the GraphIndices of a graph; `graph` itself if it is one."""
+        """Return the GraphIndices of a graph; `graph` itself if it is a GraphIndices."""
         return graph if isinstance(graph, GraphIndices) else GraphIndices(graph)
 
 
@@ -53,8 +55,9 @@ class LaplacianPropagation(nn.Module):
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.
-        matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A. The suffix "+I" adds
-            the identity: "symmetric+I" is L + I of the NGCF paper.
+        matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A. A is the
+            adjacency matrix, D the diagonal matrix of degrees. The suffix "+I" adds the identity: "symmetric+I" is
+            L + I of the NGCF paper.
         dropout: probability in [0, 1) of dropping an entry of the matrix, in training ("node dropout" in published
             code); the identity of "+I" is never dropped.
         seed: seed of the dropout.
@@ -103,7 +106,7 @@ class LaplacianPropagation(nn.Module):
             step=step,
             impl=self.impl,
         )
-        return product + pick(embeddings, rows, columns) if self.adds_identity else product
+        return product + select_nodes(embeddings, rows, columns) if self.adds_identity else product
 
     def extra_repr(self) -> str:
         return f"{self.matrix}{'+I' if self.adds_identity else ''}, dropout={self.dropout}"
@@ -115,8 +118,8 @@ class NGCFLayer(nn.Module):
         sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
         per_term  E' = act(P E W1 + b1) + act((Q E * E) W2 + b2)
 
-    act is LeakyReLU, and * is element-wise. In training, node dropout drops the same entries of P and Q, and message
-    dropout drops units of E'.
+    E are node embeddings, act is LeakyReLU, and * is element-wise. In training, node dropout drops the
+    same entries of P and Q, and message dropout drops units of E'.
 
     Args:
         graph: an InteractionGraph, or its GraphIndices.

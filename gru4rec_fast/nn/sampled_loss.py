@@ -16,18 +16,19 @@ from gru4rec_fast.ops.sampled_loss import LOSSES, widened
 class SampledLoss(nn.Module):
     """Ranking loss over in-batch and sampled negatives, for T steps of B lanes (`gru4rec_fast.ops.sampled_loss`).
 
-    A lane is one of the B sessions that are processed in parallel.
+    A lane is one of the B sessions that are processed in parallel. It is live at a step if it has a target there.
 
     Args:
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr".
         batch_size: B; the sum over the live lanes of a step is divided by B, even if fewer lanes are live.
-        elu_param, bpreg: parameters of bpr-max.
-        label_smoothing, logq: parameters of cross-entropy. logq is the strength of the logQ correction, which subtracts
-            logq * log support(item) from the scores of targets and logq * sample_alpha * log support(item) from the
-            scores of sampled negatives.
+        elu_param: bpr-max only; alpha of the elu on the scores; 0: no elu.
+        bpreg: bpr-max only; weight of the score regularization.
+        label_smoothing: cross-entropy only; probability that is moved from the target to the other items.
+        logq: cross-entropy only; strength of the logQ correction. It subtracts logq * log support(item) from the scores
+            of targets, and logq * sample_alpha * log support(item) from the scores of sampled negatives.
         sample_alpha: exponent of the distribution from which the negatives are sampled.
         support: int64 [n_items], number of occurrences of each item in the training log; needed where logq is not 0.
-        mask_accidental_hits: leave out negatives that equal the target of the lane.
+        mask_accidental_hits: whether to leave out negatives that equal the target of the lane.
         dtype: dtype of the logQ correction; None: torch's default.
         impl: "auto", "native" or "reference".
 
@@ -88,7 +89,7 @@ class SampledLoss(nn.Module):
         *,
         n_live: Sequence[int] | None = None,
     ) -> Tensor:
-        """Return the mean over T steps of (sum over live lanes) / batch_size, a scalar.
+        """Return the mean over T steps of (sum of the losses of live lanes) / batch_size, a scalar.
 
         The gradients of `weight` and `bias` are sparse (COO).
 
@@ -121,6 +122,7 @@ class SampledLoss(nn.Module):
     def _step(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, negatives: Tensor | None
     ) -> Tensor:
+        """Return the loss of one step without padding: hidden [M, H], targets [M] and negatives [N], M live lanes."""
         items = targets if negatives is None else torch.cat([targets, negatives])
         log_q = None
         if self.log_support is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.ops.philox import STREAM_HIDDEN_DROPOUT
 
-State = list[Tensor]
+State = list[Tensor]  # hidden states [B, H] of the layers, first layer first
 
 
 def glorot_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
@@ -31,18 +31,16 @@ class SessionGRULayer(nn.Module):
     `form` says what the reset gate multiplies: with "reset_after" the product of weight_hh and the hidden state (as
     torch.nn.GRU does), with "reset_before" the hidden state itself.
 
-    Parameters: weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H] and, with "reset_after", bias_hh [3H]; the gate order
-    is r, z, n. If `input_size` is None, weight_ih is None, and the caller of `forward` passes the gate inputs without
-    bias. For one-hot inputs, these are rows that the caller gathers from a table.
+    Parameters: weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H] and, with "reset_after", bias_hh [3H]. I is
+    `input_size`, H is `hidden_size`; the gate order is r, z, n. If `input_size` is None (one-hot inputs), weight_ih is
+    None, and the caller of `forward` passes the gate inputs without bias, which are rows of a table.
     """
 
     def __init__(
         self, input_size: int | None, hidden_size: int, form: str, impl: str, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
-        self.form = form
-        self.impl = impl
+        self.hidden_size, self.form, self.impl = hidden_size, form, impl
         gates = 3 * hidden_size
         if input_size is None:
             self.register_parameter("weight_ih", None)
@@ -60,14 +58,17 @@ class SessionGRULayer(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor, reset: Tensor | None = None, output_mask: Tensor | None = None
     ) -> Tensor:
-        """Return outputs [T, B, H] from x [T, B, I] (or gate inputs [T, B, 3H]) and the hidden state [B, H]."""
+        """Return outputs [T, B, H] from x [T, B, I] (or gate inputs [T, B, 3H]) and the hidden state [B, H].
+
+        reset, output_mask: see `gru4rec_fast.ops.gru`.
+        """
         gate_inputs = x + self.bias_ih if self.weight_ih is None else F.linear(x, self.weight_ih, self.bias_ih)
         gate_inputs = gate_inputs.to(state.dtype)  # under autocast, the product above has a lower precision
         return ops.gru(gate_inputs, state, self.weight_hh, self.bias_hh, reset, output_mask, self.form, impl=self.impl)
 
 
 class SessionGRU(nn.Module):
-    """Stack of GRU layers, each followed by dropout; as in GRU4Rec, dropout also affects the state for the next step.
+    """Stack of GRU layers, each followed by dropout. As in GRU4Rec, the next step also receives the dropped-out state.
 
     Args:
         input_size: width of the input; None if the inputs are the gate inputs of the first layer (one-hot inputs).
@@ -96,11 +97,12 @@ class SessionGRU(nn.Module):
         self.seed = seed
         self.impl = impl
         generator = generator or torch.Generator().manual_seed(seed)
-        inputs = [input_size, *layers[:-1]]
-        forms = [form if size is not None else "reset_before" for size in inputs]
+        widths = [input_size, *layers[:-1]]
+        forms = [form if width is not None else "reset_before" for width in widths]
         self.sizes = list(layers)
         self.layers = nn.ModuleList(
-            SessionGRULayer(i, h, f, impl, generator) for i, h, f in zip(inputs, layers, forms, strict=True)
+            SessionGRULayer(width, size, layer_form, impl, generator)
+            for width, size, layer_form in zip(widths, layers, forms, strict=True)
         )
 
     def initial_state(self, lanes: int) -> State:

@@ -24,7 +24,7 @@ class ItemTable(nn.Module):
 
 
 class OutputTable(ItemTable):
-    """Table with which items are scored: weight [n_items, width] and bias [n_items]; their gradients are sparse."""
+    """Output table: item j has the score `hidden @ weight[j] + bias[j]`; weight [n_items, width], bias [n_items]."""
 
     def __init__(self, n_items: int, width: int) -> None:
         super().__init__(n_items, width)
@@ -37,19 +37,21 @@ class SessionNetwork(nn.Module):
     Args:
         n_items: number of items in the catalogue.
         layers: hidden sizes of the GRU layers, first layer first.
-        embedding: "constrained" (the output table is also the input embedding), "separate" (a table of its own of width
-            `embedding_dim`) or "none" (one-hot inputs: a table has the 3 * layers[0] gate inputs of each item, and the
-            first layer has the reset_before form).
+        embedding: "constrained": the output table is also the input embedding. "separate": the input embedding is
+            another table, of width `embedding_dim`. "none": inputs are one-hot; a table has the 3 * layers[0] gate
+            inputs of each item, and the first layer uses the form "reset_before".
         embedding_dim: width of the separate embedding.
         gru_form: "reset_after" or "reset_before" (`gru4rec_fast.ops.gru`).
         dropout_p_embed: probability of dropping a unit of the input embedding, in training; no effect with "none".
         dropout_p_hidden: probability of dropping a unit of the output of each GRU layer, in training.
-        seed: seed of the initial weights (uniform +-sqrt(6 / (fan_in + fan_out)), biases zero) and the dropout masks.
+        seed: seed of the dropout masks and of the initial weights, which are uniform in +-sqrt(6 / (fan_in + fan_out));
+            biases are zero.
         dtype, device: dtype and device of the parameters.
         impl: "auto", "native" or "reference", for all operators.
 
     Parameters: output.weight [n_items, H], output.bias [n_items], embedding.weight (separate: [n_items, embedding_dim];
-    none: [n_items, 3 * layers[0]], gate order r, z, n), layers.<l>.{weight_ih, weight_hh, bias_ih, bias_hh}.
+    none: [n_items, 3 * layers[0]], gate order r, z, n), layers.<l>.{weight_ih, weight_hh, bias_ih, bias_hh}. H is
+    layers[-1].
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -71,7 +73,7 @@ class SessionNetwork(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        _check(n_items, layers, embedding, embedding_dim, gru_form, dropout_p_embed, dropout_p_hidden)
+        _check_arguments(n_items, layers, embedding, embedding_dim, gru_form, dropout_p_embed, dropout_p_hidden)
         self.n_items = n_items
         self.embedding_mode = embedding
         self.dropout_p_embed = dropout_p_embed
@@ -143,7 +145,7 @@ class SessionNetwork(nn.Module):
         return self.gru(x, state, reset, step=step)
 
 
-def _check(
+def _check_arguments(
     n_items: int,
     layers: list[int],
     embedding: str,

@@ -30,7 +30,10 @@ def gather_rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def gather_live_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return rows like `gather_rows`, for an index of any shape; where it is -1 (padding), zeros without a gradient."""
+    """Return the rows `index` of `table`, like `gather_rows`; zeros without a gradient where the index is -1 (padding).
+
+    index: int64 [...], of any shape. The result is [..., *table.shape[1:]].
+    """
     live = index >= 0
     rows = gather_rows(table, index[live])
     return table.new_zeros(*index.shape, *table.shape[1:]).masked_scatter(

@@ -48,10 +48,10 @@ def check_probability(name: str, p: float) -> None:
 
 
 def check_counters(seed: int, step: int, steps: int) -> None:
-    """Raise ValueError unless `seed` fits the Philox key and the steps `step` to `step + steps - 1` fit a word."""
+    """Raise ValueError unless `seed` fits the Philox key and the steps `step` to `step + steps - 1` fit 32 bits."""
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"seed={seed}: must be in [0, 2**63)")
     if steps < 0:
         raise ValueError(f"steps={steps}: must not be negative")
     if not 0 <= step <= WORD_RANGE - steps:
-        raise ValueError(f"step={step} with steps={steps}: must not be negative, nor step + steps exceed 2**32")
+        raise ValueError(f"step={step} with steps={steps}: step must be at least 0 and step + steps at most 2**32")

@@ -1,4 +1,4 @@
-"""Choice between the native operator and its reference."""
+"""Chooses between a native operator and its PyTorch reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gru4rec_fast.ops._registry import operators
 
 
 def implementation(op: str, impl: str, device: torch.device, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that runs operator `op` on a device: the native operator, or `reference`.
+    """Return the function that runs operator `op` on a device: a compiled operator, or `reference`.
 
     The function takes the arguments of the operator's schema in csrc/schema.cpp.
     """

@@ -1,10 +1,10 @@
 """Registrations with torch.library that are made when a native library is loaded.
 
 The schemas of the operators are compiled into the native library (csrc/schema.cpp), and the library is loaded at the
-first call that needs it. Fake kernels, autograd formulas and composite implementations can be registered only after
-that. So each module of operators passes a function that registers them to `on_load`, and the code that loads a library
-calls `run_callbacks`. `_backend` loads the native library; tests load the library of the emulated CUDA kernels, which
-they add by `_backend.register_implementation`.
+first call that needs it. Fake kernels, autograd formulas and the references for devices without a kernel can be
+registered only after that. So each module of operators passes a function that registers them to `on_load`, and the code
+that loads a library calls `run_callbacks`. `_backend` loads the native library; tests load the library of the emulated
+CUDA kernels, which they add by `_backend.register_implementation`.
 
 `library` is the namespace of a library's operators in torch.ops.
 """
@@ -19,11 +19,11 @@ import torch
 NATIVE = "gru4rec_fast"
 
 _callbacks: list[Callable[[str], None]] = []
-_loaded: list[str] = []
+_loaded: list[str] = []  # namespaces of the libraries that are loaded
 
 
 def on_load(callback: Callable[[str], None]) -> Callable[[str], None]:
-    """Call `callback(library)` once for each library, now or when it is loaded; can be used as a decorator."""
+    """Call `callback(library)` once for each library, now if it is loaded, else when it is; usable as a decorator."""
     _callbacks.append(callback)
     for library in _loaded:
         callback(library)
@@ -38,7 +38,7 @@ def run_callbacks(library: str) -> None:
 
 
 def register_composite(library: str, op: str, function: Callable[..., Any]) -> None:
-    """Register `function`, the reference, for all devices for which the native library has no kernel.
+    """Register the reference `function` of operator `op` for all devices for which the native library has no kernel.
 
     Do nothing for other libraries, whose operators fail on a device without a kernel.
     """

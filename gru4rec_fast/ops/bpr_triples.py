@@ -1,21 +1,21 @@
-"""Triples for BPR: a user, an item of the user (positive), and an item that is not of the user (negative).
+"""Draws triples for BPR: a user, an item the user has (positive), and an item the user does not have (negative).
 
 Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009. The draws are computed in
 integers, so a seed gives the same triples on every backend and for any number of threads.
 
 Triple k of training step t uses the words of two Philox counters, (STREAM_TRIPLES, t, k, 0) and
-(STREAM_TRIPLES, t, k, 1). Two words (high, low) give a random number x in [0, m): m * (high * 2**32 + low) / 2**64,
-rounded down. The degree is the number of the user's items.
+(STREAM_TRIPLES, t, k, 1). Two words (high, low) give a random integer x in [0, m): m * (high * 2**32 + low) / 2**64,
+rounded down. The degree is the number of the user's items. A candidate is a user that may be drawn.
 
     user      users[x], 0 <= x < n_candidates                             words 0, 1 of the first counter
     positive  item number x of the user's items, 0 <= x < degree           words 2, 3 of the first counter
     negative  item number x of all other items, 0 <= x < n_items - degree  words 0, 1 of the second counter
 
-With `starts` (for each candidate, where its interactions start in a list of all candidates' interactions), an
-interaction is drawn instead of a user: words 0, 1 choose one of this list, which gives the user and the positive.
+With `starts`, an interaction is drawn instead of a user. The interactions of all candidates form one list, in which
+those of candidate c begin at `starts[c]`. Words 0, 1 choose one interaction, which gives the user and the positive.
 
-The negative needs no rejection. Let s_0 < s_1 < ... be the items of a user. Then s_k - k other items are smaller than
-s_k, so the other item of rank r is r + (number of k with s_k - k <= r).
+The negative is drawn without rejection sampling. Let s_0 < s_1 < ... be the items of a user. Then s_k - k other items
+are smaller than s_k. So item number r of the other items, counted from 0, is r + (number of k with s_k - k <= r).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, philox4x32
 
-_LIMIT = 1 << 31  # the numbers of users, items and interactions must be less
+_LIMIT = 1 << 31  # the numbers of users, items and interactions must be less, so that `_random_below` fits int64
 
 
 def bpr_triples(
@@ -69,7 +69,7 @@ def bpr_triples(
 
     Raises:
         ValueError: an argument is out of range or does not fit the others; a candidate has no items or all of them
-            (native: raised only if that candidate is drawn).
+            (native kernels raise the error only if that candidate is drawn).
     """
     check_counters(seed, step, 1)
     if not 0 <= n < WORD_RANGE:
@@ -107,36 +107,36 @@ def bpr_triples_reference(
     triple = torch.arange(n, device=device)
     words = philox4x32((stream, step_word, triple, torch.zeros_like(one)), seed)
     if starts is None:
-        user = users[_scale(words[0], words[1], users.shape[0])]
-        positive = _scale(words[2], words[3], offsets[user + 1] - offsets[user])
+        user = users[_random_below(words[0], words[1], users.shape[0])]
+        positive = _random_below(words[2], words[3], offsets[user + 1] - offsets[user])
     else:
-        interaction = _scale(words[0], words[1], starts[-1])
+        interaction = _random_below(words[0], words[1], starts[-1])
         candidate = torch.searchsorted(starts, interaction, right=True) - 1
         user, positive = users[candidate], interaction - starts[candidate]
-    first, degree = offsets[user], offsets[user + 1] - offsets[user]
+    row_start, degree = offsets[user], offsets[user + 1] - offsets[user]
     high, low, _, _ = philox4x32((stream, step_word, triple, one), seed)
-    rank = _scale(high, low, n_items - degree)
-    negative = rank + _count_smaller(neighbors, first, degree, rank + n_users)
-    return torch.stack([user, neighbors[first + positive].long() - n_users, negative])
+    rank = _random_below(high, low, n_items - degree)
+    negative = rank + _count_smaller(neighbors, row_start, degree, rank + n_users)
+    return torch.stack([user, neighbors[row_start + positive].long() - n_users, negative])
 
 
-def _scale(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
-    """Return a random number in [0, limit), limit < 2**31, from two random 32-bit words."""
+def _random_below(high: Tensor, low: Tensor, limit: Tensor | int) -> Tensor:
+    """Return a random integer in [0, limit) from two random 32-bit words; limit < 2**31."""
     return (high * limit + ((low * limit) >> 32)) >> 32
 
 
-def _count_smaller(neighbors: Tensor, first: Tensor, degree: Tensor, rank: Tensor) -> Tensor:
-    """Return for each user the number of k with neighbors[first + k] - k <= rank, by bisection."""
+def _count_smaller(neighbors: Tensor, start: Tensor, degree: Tensor, bound: Tensor) -> Tensor:
+    """Return for each user the number of k < degree with neighbors[start + k] - k <= bound, by bisection."""
     low, high = torch.zeros_like(degree), degree
     for _ in range(neighbors.shape[0].bit_length()):
         middle = (low + high) >> 1
-        below = (low < high) & (neighbors[(first + middle).clamp(max=neighbors.shape[0] - 1)] - middle <= rank)
+        below = (low < high) & (neighbors[(start + middle).clamp(max=neighbors.shape[0] - 1)] - middle <= bound)
         low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
     return low
 
 
 def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: Tensor | None, n_items: int) -> None:
-    """Raise ValueError unless each of `users` has an item but not all, and `starts` are sums of their degrees."""
+    """Raise ValueError unless each of `users` has an item but not all, and `starts` cumulates the users' degrees."""
     in_range = bool(((users >= 0) & (users < offsets.shape[0] - 1 - n_items)).all())
     degrees = offsets[users + 1] - offsets[users] if in_range else users
     fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbors.shape[0]
@@ -144,8 +144,8 @@ def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: 
         fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < _LIMIT
     if not fits:
         raise ValueError(
-            "users and starts do not fit the graph: each user must have at least one item but not all of them, "
-            "and starts must be the cumulative sum of their degrees, below 2**31"
+            "users and starts do not fit the graph: each user must have at least one item but not every item, "
+            "and starts must be the cumulative sum of the users' degrees, below 2**31"
         )
 
 

@@ -1,4 +1,4 @@
-"""Dropout masks from counter-based random numbers, which are the same in every implementation."""
+"""Dropout masks from counter-based random numbers (Philox), equal in every implementation."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def dropout_mask(
             step. A lane is one of the sessions that are processed in parallel.
         p: probability of dropping a unit, in [0, 1).
         seed: the key of the random numbers, in [0, 2**63).
-        stream: what the mask is used for, as a Philox stream (`gru4rec_fast.ops.philox`): 1 for the input embedding,
-            2 + l for the output of GRU layer l.
+        stream: Philox stream, which says what the mask is used for (`gru4rec_fast.ops.philox`): 1 for the input
+            embedding, 2 + l for the output of GRU layer l.
         step: number of the first training step; step + steps must not exceed 2**32.
         dtype: dtype of the mask: float32, float64, float16 or bfloat16.
         device: device of the mask.

@@ -49,8 +49,8 @@ def gru(
         weight_hh: [3H, H].
         bias_hh: [3H]; only for form "reset_after".
         reset: bool [T, B]; True sets the lane's state to zero before that step, and stops the gradient there.
-        output_mask: [T, B, H], multiplied into the new state of each step; the masked state is the input of the next
-            step (dropout as in the published GRU4Rec code).
+        output_mask: [T, B, H], dropout mask. The new state of each step is multiplied by the mask before it is returned
+            and before the next step reads it, as in the published GRU4Rec code.
         form: "reset_after" (torch.nn.GRUCell; two biases) or "reset_before" (Cho et al. 2014; one bias per gate).
         impl: "auto", "native" or "reference".
 
@@ -125,7 +125,8 @@ def gru_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of gate_inputs, state, weight_hh and bias_hh ([3H], zeros without a bias).
 
-    With state_grad=False the gradient of the state is an empty tensor; truncated backpropagation does not need it.
+    With state_grad=False the gradient of the state is an empty tensor, because truncated backpropagation does not need
+    this gradient.
     """
     hidden = state.shape[1]
     grad_gate_inputs = saved.new_empty(*saved.shape[:2], 3 * hidden)
@@ -166,7 +167,7 @@ def _zero_where_reset(state: Tensor, reset: Tensor | None, t: int) -> Tensor:
 
 
 def _step(a: Tensor, state: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, form: str) -> tuple[Tensor, ...]:
-    """Return the new state, r, z, n and q of one step from gate inputs a [B, 3H]."""
+    """Return the new state, r, z, n and q (see `gru_reference`) of one step from the gate inputs a [B, 3H]."""
     hidden = state.shape[1]
     if form == "reset_after":
         recurrent = torch.nn.functional.linear(state, weight_hh, bias_hh)
@@ -207,7 +208,7 @@ def _fake(gate_inputs: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_backward(grad_output: Tensor, output: Tensor, saved: Tensor, state: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    weight_hh, _bias_hh, _reset, _output_mask, _form, *state_grad = rest  # torch leaves out state_grad if it is True
+    weight_hh, _bias_hh, _reset, _output_mask, _form, *state_grad = rest  # torch omits state_grad if it is True
     steps, lanes, hidden = output.shape
     return (
         output.new_empty(steps, lanes, 3 * hidden),

@@ -40,7 +40,7 @@ from gru4rec_fast.ops.philox import STREAM_EDGE_DROPOUT, WORD_RANGE, philox4x32
 
 MATRICES = ("symmetric", "mean", "norm", "plain")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_CHUNK = 1 << 22  # maximum number of elements of messages that the reference computes at a time
+_CHUNK = 1 << 22  # the reference computes at most this many products (matrix entries times d) at a time
 
 
 def laplacian_propagation(
@@ -64,19 +64,19 @@ def laplacian_propagation(
 
     Args:
         features: float32, float64 or bfloat16 [n_nodes, d] ([n_columns, d] with `columns`); bfloat16 is summed in
-            float32. A NaN in the features of a node affects only the rows of its neighbors.
+            float32. A NaN in the features of a node affects only the rows of this node's neighbors.
         offsets: int64 [n_nodes + 1], nondecreasing, from 0 to n_entries.
         neighbors: int32 or int64 [n_entries]; the neighbors of node r are `neighbors[offsets[r]:offsets[r + 1]]`.
         matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A.
         rows: int64 [n_rows], the nodes whose rows of the product are computed, increasing; None: all.
         columns: int64 [n_columns], the nodes whose features are given, increasing; None: all. The features of all
             other nodes are taken as zero.
-        dropout: probability in [0, 1) of dropping an entry of the matrix; the other entries are multiplied by
+        dropout: probability in [0, 1) of dropping an entry of the matrix; the entries that stay are multiplied by
             1 / (1 - dropout). The two directions of an edge, and the diagonal of "norm", are dropped independently. The
             dropout mask depends on seed, step, row and column; the backward pass recomputes it.
         seed: in [0, 2**63).
         step: number of the training step, in [0, 2**32).
-        transposed: multiply by the transposed matrix, including its dropout mask.
+        transposed: whether to multiply by the transpose of the matrix after dropout.
         impl: "auto", "native" or "reference".
 
     Returns:
@@ -98,7 +98,7 @@ def laplacian_propagation(
     check_tensor("offsets", offsets, torch.int64, ("n_nodes + 1",), device)
     check_tensor("neighbors", neighbors, (torch.int32, torch.int64), ("n_entries",), device)
     if columns is not None and columns.shape[0] != features.shape[0]:
-        raise ValueError(f"features has {features.shape[0]} rows, but there are {columns.shape[0]} columns")
+        raise ValueError(f"features has {features.shape[0]} rows, but columns has {columns.shape[0]} nodes")
     if offsets.shape[0] < 1 or (columns is None and offsets.shape[0] != features.shape[0] + 1):
         raise ValueError(
             "offsets must be int64 [n_nodes + 1] and features [n_nodes, d], "
@@ -175,7 +175,7 @@ def node_scales(degrees: Tensor, matrix: str, dtype: torch.dtype) -> tuple[Tenso
 
 
 def check_graph(offsets: Tensor, neighbors: Tensor) -> None:
-    """Raise ValueError unless `offsets` increase from 0 to the number of `neighbors`, and all neighbors are nodes."""
+    """Raise ValueError unless `offsets` rises from 0 to the number of `neighbors`, and all neighbors are nodes."""
     n_nodes, n_entries = offsets.shape[0] - 1, neighbors.shape[0]
     if int(offsets[0]) != 0 or int(offsets[-1]) != n_entries or bool((offsets.diff() < 0).any()):
         raise ValueError(f"offsets must increase from 0 to {n_entries}, the number of neighbors")
@@ -204,12 +204,12 @@ def _backward(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
     offsets, neighbors, rows, columns = ctx.saved_tensors
     *options, transposed = ctx.options
     propagate = getattr(torch.ops, library).laplacian_propagation
+    # The transposed product exchanges rows and columns. None: one for each other input of the operator.
     return propagate(grad, offsets, neighbors, columns, rows, *options, not transposed), *[None] * 9
 
 
 @on_load
 def _register(library: str) -> None:
-    # On devices without a kernel, the operator runs the reference.
     register_composite(library, "laplacian_propagation", laplacian_propagation_reference)
     torch.library.register_fake(f"{library}::laplacian_propagation", _fake)
     torch.library.register_autograd(

@@ -3,8 +3,8 @@
 The support of an item is the number of its occurrences in the training log.
 
 Walker, "An efficient method for generating discrete random variables with general distributions", ACM TOMS 3 (1977);
-the table is constructed by the algorithm of Vose, IEEE TSE 17 (1991). The draws are computed in integers, so a seed
-gives the same negatives in every implementation and for any number of threads.
+the table has one column for each item and is constructed by the algorithm of Vose, IEEE TSE 17 (1991). The draws are
+computed in integers, so a seed gives the same negatives in every implementation and for any number of threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load
 from gru4rec_fast.ops.philox import STREAM_NEGATIVES, WORD_RANGE, philox4x32
 
-COLUMN_MASS = 1 << 31  # probability mass of a column of the table: one unit for each value of a 31-bit random number
+COLUMN_MASS = 1 << 31  # probability mass of each column of the table: one unit per value of a 31-bit random number
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ def build_alias_table(support: Tensor, alpha: float, *, impl: str = "auto") -> A
     if alpha > 0 and not support.any():
         raise ValueError(f"support is 0 for every item: with alpha={alpha} no item can be drawn")
     mass, log_prob = alias_masses(support, alpha)
-    # "emulated" (CUDA kernels run by tests on the CPU) has no kernel for the table, which the CPU kernel always builds.
+    # The CPU always builds the table. "emulated" (in tests, CUDA kernels that run on the CPU) has no kernel for it.
     impl = "auto" if impl == "emulated" else impl
     threshold, alias = implementation("build_alias_table", impl, support.device, build_alias_table_reference)(mass)
     return AliasTable(threshold, alias, log_prob, alpha)
 
 
 def alias_masses(support: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return (mass int64 [n_items], log_prob float32 [n_items]) of p proportional to support ** alpha.
+    """Return the probabilities p ~ support ** alpha as integers, mass int64 [n_items], and log_prob float32 [n_items].
 
     The masses are p in units of 1 / (n_items * 2**31). Each mass is rounded down, but to at least 1 where p is
-    positive. The difference to the required sum n_items * 2**31 is added to the most probable item (the first of
-    several equal ones).
+    positive. The difference to the required sum n_items * 2**31 is added to the most probable item; if several items
+    are equally probable, to the first of them.
 
     Powers and their sum are computed over the distinct supports. There are so few of them that torch uses a single
     thread, so the bits of the table do not depend on the number of threads. Supports are first divided by the largest

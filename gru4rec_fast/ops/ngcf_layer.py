@@ -61,8 +61,9 @@ def ngcf_layer(
 ) -> Tensor:
     """Return the output E' of an NGCF layer (formulas at the top of this file).
 
-    Differentiable in features, weights and biases; the fused kernel only once. For dtypes without a fused kernel
-    (bfloat16), the layer is computed by `laplacian_propagation` and matrix products of torch, with the same dropout.
+    Differentiable in features, weights and biases; the fused kernel has no second derivative. For dtypes without a
+    fused kernel (bfloat16), the layer is computed by `laplacian_propagation` and matrix products of torch, with the
+    same dropout.
 
     Args:
         features: E, floating [n_nodes, in] ([n_columns, in] with `columns`).
@@ -70,8 +71,8 @@ def ngcf_layer(
         weight_1, weight_2: [in, out], in the dtype of `features`.
         bias_1, bias_2: [out], in the dtype of `features`.
         rows: int64 [n_rows], the nodes of which E' is computed, increasing; None: all.
-        columns: int64 [n_columns], the nodes whose features are given, increasing; None: all. They must include `rows`,
-            which must then be given. The features of all other nodes are taken as zero.
+        columns: int64 [n_columns], the nodes whose features are given, increasing; None: all. The features of all other
+            nodes are taken as zero. With `columns`, `rows` must be given, and all `rows` must be among `columns`.
         P, Q: "symmetric", "mean", "norm" or "plain" (see `laplacian_propagation`), each with or without "+I".
         activation: "sum" or "per_term".
         negative_slope: slope of the LeakyReLU, not negative.
@@ -90,7 +91,7 @@ def ngcf_layer(
     """
     graph = {"offsets": offsets, "neighbors": neighbors, "rows": rows, "columns": columns}
     weights = {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2}
-    _check(features, weights, graph)
+    _check_tensors(features, weights, graph)
     _check_options(P, Q, activation, negative_slope, message_dropout, layer)
     options = (P, Q, activation == "per_term", negative_slope, node_dropout, message_dropout, seed, step, layer)
     chosen = resolve(impl, "ngcf_layer", features.device.type)
@@ -103,7 +104,7 @@ def ngcf_layer(
     return run(features, *graph.values(), *weights.values(), *options)
 
 
-def _check(features: Tensor, weights: dict[str, Tensor], graph: dict[str, Tensor | None]) -> None:
+def _check_tensors(features: Tensor, weights: dict[str, Tensor], graph: dict[str, Tensor | None]) -> None:
     weight_1 = weights["weight_1"]
     if features.dim() != 2 or weight_1.dim() != 2:
         raise ValueError(
@@ -133,7 +134,7 @@ def _check_options(P: str, Q: str, activation: str, negative_slope: float, messa
 
 def _check_rows_among(rows: Tensor, columns: Tensor) -> None:
     """Raise ValueError unless all `rows` are in `columns`; on a GPU, assert it without synchronizing."""
-    no_node = columns.new_full((1,), -1)  # searchsorted returns its position for a row that is greater than all columns
+    no_node = columns.new_full((1,), -1)  # searchsorted returns len(columns) for a row greater than all columns
     is_column = torch.cat([columns, no_node]).index_select(0, torch.searchsorted(columns, rows)) == rows
     if rows.device.type != "cpu":
         torch._assert_async(is_column.all(), "rows: a node is not among the columns")
@@ -164,8 +165,11 @@ def ngcf_layer_reference(
     propagate: Callable[..., Tensor] = laplacian_propagation_reference,
     draw_mask: Callable[..., Tensor] = dropout_mask_reference,
 ) -> Tensor:
-    """Return E' of the nodes `rows` from E of the nodes `columns`, computed by `propagate` and `draw_mask`."""
-    row_features = pick(features, rows, columns)
+    """Return E' of the nodes `rows` from E of the nodes `columns`.
+
+    propagate: computes the products with P and Q. draw_mask: draws the mask of the message dropout.
+    """
+    row_features = select_nodes(features, rows, columns)
     counters = {"seed": seed, "step": step}
     multiply = partial(
         propagate, features, offsets, neighbors, rows=rows, columns=columns, dropout=node_dropout, **counters
@@ -187,10 +191,10 @@ def ngcf_layer_reference(
         return out
     shape, stream = (1, offsets.shape[0] - 1, out.shape[1]), STREAM_MESSAGE_DROPOUT + layer
     mask = draw_mask(*shape, message_dropout, stream=stream, **counters, dtype=out.dtype, device=out.device)
-    return out * pick(mask[0], rows, None)
+    return out * select_nodes(mask[0], rows, None)
 
 
-def pick(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+def select_nodes(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """Return the rows of the nodes `rows` from a table with one row for each of the nodes `columns`; None: all."""
     if rows is None:
         return table

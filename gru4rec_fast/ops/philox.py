@@ -23,10 +23,11 @@ STREAM_EMBEDDING_DROPOUT = 1
 STREAM_HIDDEN_DROPOUT = 2  # GRU layer l uses STREAM_HIDDEN_DROPOUT + l
 STREAM_EDGE_DROPOUT = 1 << 16  # counter (stream, step, row, column) for an entry of a graph's propagation matrix
 STREAM_MESSAGE_DROPOUT = 1 << 17  # counter (stream, step, node, unit); graph layer l uses STREAM_MESSAGE_DROPOUT + l
-# For a BPR triple: counter (stream, step, triple, 0) for the user and the positive, (stream, step, triple, 1) for the
+# Counter (stream, step, triple, 0) for the user and the positive of a BPR triple, (stream, step, triple, 1) for the
 # negative.
 STREAM_TRIPLES = 1 << 18
 
+# Constants of the paper.
 MULTIPLIER_0 = 0xD2511F53
 MULTIPLIER_1 = 0xCD9E8D57
 WEYL_0 = 0x9E3779B9
@@ -47,7 +48,7 @@ def philox4x32(counter: Words, seed: int) -> Words:
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = seed & WORD_MASK, seed >> 32
     for _ in range(ROUNDS):
-        # The product overflows int64, but its 64 bits are right: shift and mask extract the high and the low half.
+        # The products overflow int64, but their 64 bits are right: shift and mask extract the high and the low half.
         p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
         c0, c1, c2, c3 = (
             ((p1 >> 32) & WORD_MASK) ^ c1 ^ k0,

@@ -16,7 +16,7 @@ from gru4rec_fast.ops._checks import check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 
-SCORES_PER_CHUNK = 2**22
+SCORES_PER_CHUNK = 2**22  # 16 MiB in float32
 
 
 class NanScoreError(ValueError):
@@ -27,7 +27,7 @@ class NanScoreError(ValueError):
 def target_rank(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Count for each query the items whose score is greater than, or equal to, the score of the target.
+    """Count for each query the items that score higher than the target, and the other items that score the same.
 
     The score of item j is `hidden[q] @ weight[j] + bias[j]`. Not differentiable.
 
@@ -35,10 +35,10 @@ def target_rank(
         hidden: queries, float32 or float64 [Q, H].
         weight: output table [I, H], I >= 1, with the dtype and device of `hidden`.
         bias: output bias [I], or None.
-        targets: int64 [Q], the item that is the target of each query, 0 <= target < I.
+        targets: int64 [Q], the target item of each query, 0 <= target < I.
         impl: "auto", "native" or "reference". Native: every score is one chain of multiply-adds in the order of the
-            hidden units. So equal rows of the table tie exactly, a score does not depend on the batch, the tile or the
-            number of threads, and the Q x I scores are never stored.
+            hidden units. So equal rows of the table tie exactly, and a score depends neither on the other queries and
+            items nor on the number of threads. The Q x I scores are never stored.
 
     Returns:
         (greater, equal), int64 [Q] each: the number of other items that score higher than the target, and the number
@@ -71,7 +71,7 @@ def top_k(
 
     Returns:
         (scores, items): [Q, k] in the dtype of `hidden`, and int64 [Q, k]. Items whose score is -inf are left out.
-        A row in which fewer than k items are left is filled up with item -1 and score -inf.
+        If fewer than k items are left for a query, the rest of its row has item -1 and score -inf.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, or k or an excluded item is out of range.
@@ -88,7 +88,7 @@ def top_k(
 def _run(
     operator: Callable[..., Any], indices: Tensor | None, min_index: int, hidden: Tensor, weight: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
-    """Call the operator; replace its ValueError by NanScoreError unless one of the `indices` is out of range.
+    """Call an operator; replace a ValueError by NanScoreError unless one of the `indices` is out of range.
 
     The caller has checked all other arguments, so the operator raises ValueError only for an index or a NaN score.
     """
@@ -112,7 +112,7 @@ def _check_table(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def target_rank_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return for each query the number of other items that score higher than its target, and the number that tie."""
+    """Return (greater, equal) of `target_rank`."""
     out_of_range = ((targets < 0) | (targets >= weight.shape[0])).nonzero()
     if len(out_of_range):
         q = int(out_of_range[0])
@@ -123,7 +123,7 @@ def target_rank_reference(
     for queries, scores in _score_chunks(hidden, weight, bias):
         target_score = scores.gather(1, targets[queries, None])
         greater[queries] = (scores > target_score).sum(dim=1)
-        equal[queries] = (scores == target_score).sum(dim=1) - 1  # minus the target itself
+        equal[queries] = (scores == target_score).sum(dim=1) - 1  # without the target itself
     return greater, equal
 
 
@@ -133,8 +133,8 @@ def top_k_reference(
     """Return scores and items of the k highest scores, highest first, equal scores in order of item index."""
     if exclude is not None and exclude.numel() and not (exclude.min() >= -1 and exclude.max() < weight.shape[0]):
         raise ValueError(f"exclude out of range: items are 0 to {weight.shape[0] - 1}, padding is -1")
-    best = hidden.new_empty(hidden.shape[0], k)
-    items = torch.empty_like(best, dtype=torch.int64)
+    best_scores = hidden.new_empty(hidden.shape[0], k)
+    items = torch.empty_like(best_scores, dtype=torch.int64)
     for queries, scores in _score_chunks(hidden, weight, bias):
         if exclude is not None:
             row, column = (exclude[queries] >= 0).nonzero(as_tuple=True)
@@ -145,9 +145,9 @@ def top_k_reference(
         if tied.any():
             chosen[tied] = _top_k_by_index(scores[tied], values[tied, k - 1, None], k)
         chosen = chosen.sort(dim=1).values
-        best[queries], order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
+        best_scores[queries], order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
         items[queries] = chosen.gather(1, order)
-    return best, items.masked_fill_(best == -torch.inf, -1)
+    return best_scores, items.masked_fill_(best_scores == -torch.inf, -1)
 
 
 def _score_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:

@@ -1,10 +1,10 @@
 """Losses of rows of scores, and their gradients with respect to the scores.
 
-A row of scores belongs to one lane (a session processed in parallel) at one step, a column to one item. Y_ij is the
-score of column j in row i and y_i the score of the target of row i, which is in the row's own column. Each row uses
-some of the columns: masked columns are not negatives of the row. n is the number of columns that a row uses, and s_ij
-the softmax over these columns without the own column. A column with count c represents c equal negatives: it counts as
-c columns in every sum, in the softmax and in n.
+A row of scores belongs to one lane (a session processed in parallel) at one step, a column to one item. The own column
+of a row is the column of the row's target; the other columns are negatives. A row does not use the columns that are
+masked for it. Y_ij is the score of column j in row i, and y_i the score of the own column of row i. n is the number of
+columns that a row uses, with the own column. s_ij is the softmax over these columns without the own column. A column
+with count c represents c equal negatives: it counts as c columns in every sum, in the softmax and in n.
 
 cross-entropy  -log softmax(Y)_i,own; label smoothing e puts (1 - e) on the target and e / (n - 1) on each other column
 bpr-max        -log(sum_j s_ij sigmoid(y_i - Y_ij) + 1e-24) + bpreg sum_j s_ij Y_ij^2, on elu(Y, elu_param)
@@ -13,23 +13,29 @@ top1-max       sum_j s_ij [sigmoid(Y_ij - y_i) + sigmoid(Y_ij^2)]
 bpr            sum_j -log sigmoid(y_i - Y_ij), including the own column
 
 Sources: Hidasi et al. 2016 (arXiv 1511.06939; BPR, TOP1), Hidasi & Karatzoglou 2018 (1706.03847, eqs. 4-9; the -max
-losses), Hidasi & Czapp 2023 (2307.14956; in-batch cross-entropy). logQ: Bengio & Senecal 2008; Yi et al. 2019.
+losses), Hidasi & Czapp 2023 (2307.14956; in-batch cross-entropy). The logQ correction of `sampled_loss`: Bengio &
+Senecal 2008; Yi et al. 2019.
 
-The gradients are computed as in the kernels, from the scores in one pass; masked columns get 0. Let x be the scores
-(after the elu, if any), d = sigmoid', s the softmax without the own column, o the own column:
+The gradients are computed from the scores in one pass, as in the kernels; masked columns get 0. Let x be the scores
+(after the elu, if any), d the derivative of the sigmoid, s the softmax without the own column, o the own column:
 
 cross-entropy  softmax(x) * (sum of the target distribution) - target distribution
                (the sum is 1, or 1 - e for a row that uses no other column)
-bpr-max        P = sum s sigmoid(x_o - x), R = sum s x^2:
+bpr-max        p_j = sigmoid(x_o - x_j), d_j = d(x_o - x_j), P = sum s_j p_j, R = sum s_j x_j^2, eps = 1e-24:
                dx_j = s_j [(P - p_j + d_j) / (P + eps) + bpreg (x_j^2 - R + 2 x_j)],  dx_o = -sum s_j d_j / (P + eps)
 top1           dx_j = [d(x_j - x_o) + 2 x_j d(x_j^2)] / n,  dx_o = -sum_{j != o} d(x_j - x_o) / n
-top1-max       dx_j = s_j [f_j - L + d(x_j - x_o) + 2 x_j d(x_j^2)],  dx_o = -sum s_j d(x_j - x_o)
+top1-max       f_j = sigmoid(x_j - x_o) + sigmoid(x_j^2), L = sum s_j f_j:
+               dx_j = s_j [f_j - L + d(x_j - x_o) + 2 x_j d(x_j^2)],  dx_o = -sum s_j d(x_j - x_o)
 bpr            dx_j = sigmoid(x_j - x_o),  dx_o = -sum_{j != o} sigmoid(x_j - x_o)
 
 The gradient of a column with count c is multiplied by c; s_j already contains this factor.
 
-All functions below take y [M, columns], the scores; own int64 [M], the own column of each row; used bool [M, columns],
-the columns that each row uses, None for all; and counts [columns], None if all are 1.
+Arguments of the functions below:
+
+    y       [M, columns], the scores of M rows
+    own     int64 [M], the own column of each row
+    used    bool [M, columns], True where the row uses the column; None: all True
+    counts  [columns], the count of each column; None: all 1
 """
 
 from __future__ import annotations
@@ -44,7 +50,7 @@ BPR_MAX_EPS = 1e-24
 
 
 def own_column(y: Tensor, own: Tensor) -> Tensor:
-    """Return the entry of each row in its own column, [M, 1]."""
+    """Return the entry of y in the own column of each row, [M, 1]."""
     return y.gather(1, own.unsqueeze(1))
 
 
@@ -56,13 +62,13 @@ def count_used(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor 
 
 
 def count_others(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor | int:
-    """Return the number of columns that each row uses in addition to its own, or 1 if there are none (a divisor)."""
+    """Return the number of columns that each row uses besides the own column; 1 instead of 0 (it is a divisor)."""
     n = count_used(y, used, counts)
     return max(n - 1, 1) if isinstance(n, int) else (n - 1).clamp_min(1)
 
 
 def sum_used(x: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor:
-    """Return the sum over the columns that each row uses, weighted by their counts, [M, 1]."""
+    """Return the sum of x [M, columns] over the columns that each row uses, weighted by `counts`, [M, 1]."""
     x = x if used is None else x.masked_fill(~used, 0)
     return (x if counts is None else x * counts).sum(1, keepdim=True)
 
@@ -73,14 +79,14 @@ def mask_unused(y: Tensor, used: Tensor | None) -> Tensor:
 
 
 def log_total(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor:
-    """Return log sum e^y over the columns that each row uses, weighted by their counts, [M, 1]."""
+    """Return log sum e^y over the columns that each row uses, weighted by `counts`, [M, 1]."""
     return torch.logsumexp(mask_unused(y if counts is None else y + counts.log(), used), dim=1, keepdim=True)
 
 
 def negative_softmax(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor:
-    """Return the softmax over the columns that each row uses, without its own column, which gets 0.
+    """Return s [M, columns], the softmax over the columns that each row uses, without the own column, which gets 0.
 
-    A column with count c gets the sum of c equal shares. A row that uses no other column gets zeros.
+    A column with count c gets the sum of c equal probabilities. A row that uses no other column gets zeros.
     """
     logits = mask_unused(y, used).scatter(1, own.unsqueeze(1), -torch.inf)
     highest = logits.detach().amax(1, keepdim=True).clamp_min(torch.finfo(y.dtype).min)
@@ -106,8 +112,8 @@ def _bpr_max(
 ) -> Tensor:
     x = F.elu(y, elu_param) if elu_param else y
     s = negative_softmax(x, own, used, counts)
-    better = (s * torch.sigmoid(own_column(x, own) - x)).sum(1)
-    return -torch.log(better + BPR_MAX_EPS) + bpreg * (s * x * x).sum(1)
+    target_wins = (s * torch.sigmoid(own_column(x, own) - x)).sum(1)
+    return -torch.log(target_wins + BPR_MAX_EPS) + bpreg * (s * x * x).sum(1)
 
 
 def _top1(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
@@ -126,16 +132,18 @@ def _bpr(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_
     return sum_used(-F.logsigmoid(own_column(y, own) - y), used, counts).squeeze(1)
 
 
-def _d_sigmoid(x: Tensor) -> Tensor:
+def _sigmoid_derivative(x: Tensor) -> Tensor:
     p = torch.sigmoid(x)
     return p * (1 - p)
 
 
 def _times_counts(grad: Tensor, counts: Tensor | None) -> Tensor:
+    """Return the gradient of each column multiplied by the column's count."""
     return grad if counts is None else counts * grad
 
 
 def _with_own(grad: Tensor, own: Tensor, used: Tensor | None, grad_own: Tensor) -> Tensor:
+    """Return `grad` with zeros in masked columns and with `grad_own` [M, 1] in the own columns."""
     grad = grad if used is None else grad.masked_fill(~used, 0)
     return grad.scatter(1, own.unsqueeze(1), grad_own)
 
@@ -168,19 +176,19 @@ def _bpr_max_gradient(
 
 def _top1_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
     n = count_used(y, used, counts)
-    d = _d_sigmoid(y - own_column(y, own))
+    d = _sigmoid_derivative(y - own_column(y, own))
     grad_own = -(sum_used(d, used, counts) - own_column(d, own)) / n
-    grad = _times_counts((d + 2 * y * _d_sigmoid(y * y)) / n, counts)
+    grad = _times_counts((d + 2 * y * _sigmoid_derivative(y * y)) / n, counts)
     return _with_own(grad, own, used, grad_own)
 
 
 def _top1_max_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
     s = negative_softmax(y, own, used, counts)
     target = own_column(y, own)
-    d = _d_sigmoid(y - target)
+    d = _sigmoid_derivative(y - target)
     terms = torch.sigmoid(y - target) + torch.sigmoid(y * y)
     loss = (s * terms).sum(1, keepdim=True)
-    grad = s * (terms - loss + d + 2 * y * _d_sigmoid(y * y))
+    grad = s * (terms - loss + d + 2 * y * _sigmoid_derivative(y * y))
     return _with_own(grad, own, used, -(s * d).sum(1, keepdim=True))
 
 

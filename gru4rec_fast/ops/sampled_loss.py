@@ -1,14 +1,15 @@
 """Ranking losses of session-based models over in-batch and sampled negatives.
 
-The scores are Y_ij = hidden_i . rows_j + bias_j - log_q_j, where `rows` are rows of the output table: one per column of
-the scores. The loss of each row of scores, which belongs to one hidden state, is defined in
-`gru4rec_fast.ops.row_losses`. The result is the sum over the live hidden states, divided by `batch_size`.
+The scores are Y_ij = hidden_i . rows_j + bias_j - log_q_j, where `rows` are rows of the output table, one for each
+column of the scores. The loss of each row of scores, which belongs to one hidden state, is defined in
+`gru4rec_fast.ops.row_losses`. The result is the sum over the live hidden states (those with a target), divided by
+`batch_size`.
 
 If hidden and rows are bfloat16, then bias, log_q and count are float32. The matrix products multiply bfloat16 numbers
 and sum in float32. The scores, the loss and the gradients of the scores are float32. Let G be the gradients of the
 scores, rounded to bfloat16 (to nearest, ties to even). Then grad_hidden = G rows and grad_rows = G^T hidden are also
 products of bfloat16 numbers that are summed in float32, and grad_bias is the column sum of G in float32. The reference
-rounds G only for the gradients that it returns; autograd through the loss of the reference does not round.
+returns gradients with rounded G, but autograd through the loss of the reference does not round G.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ def sampled_loss(
         batch_size: divisor of the sum of losses, in GRU4Rec the nominal batch size B; None: M.
         in_batch: True: every target is a negative of every other hidden state (GRU4Rec). False: the negatives are only
             the N sampled ones (for padded sequences).
-        live: bool [M]; a hidden state that is not live has no loss, and its target is no negative of others.
+        live: bool [M]; a hidden state that is not live has no loss, and the others do not use its target as a negative.
         log_q: [M + N], subtracted from the scores: the logQ correction, already multiplied by its strength.
         ids: int64 [M + N], the item of each of the `rows`. If given, a negative that equals the target is masked.
-        count: [N], positive, the number of times that each negative occurs. Negatives drawn with replacement may occur
-            several times; distinct negatives with counts give the same loss.
+        count: [N], positive, the number of times that each negative was drawn. A negative with count c gives the same
+            loss as c equal negatives.
         elu_param: alpha of the elu on the scores; 0: no elu. bpr-max only.
         bpreg: weight of the score regularization; bpr-max only.
         label_smoothing: probability that is moved from the target to the other columns; cross-entropy only.
@@ -106,7 +107,7 @@ def sampled_loss(
 def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
     """Return the dtype to which autocast converts hidden and rows, or None without autocast.
 
-    Under autocast to float16 it is float32, because the gradients of the scores would underflow in float16.
+    Autocast to float16 gives float32, because the gradients of the scores would underflow in float16.
     """
     device = hidden.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -115,6 +116,7 @@ def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in `dtype`; a float64 tensor is not converted."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
@@ -142,7 +144,7 @@ def sampled_loss_reference(
 ) -> tuple[Tensor, ...]:
     """Return the loss, differentiable by autograd, and the gradients of hidden, rows and bias.
 
-    Without a bias, the gradient of a bias of zeros is returned. All results have the dtype of hidden, or float32 if
+    If `bias` is None, the gradient of a bias of zeros is returned. All results have the dtype of hidden, or float32 if
     hidden is bfloat16. With gradients=False, return (loss,).
     """
     m = hidden.shape[0]
@@ -185,9 +187,9 @@ def score_matrix(
     log_q: Tensor | None,
     ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the scores [M, n], the column of each hidden state's target [M], and what is unmasked (bool [M, n]).
+    """Return the scores [M, columns], the column of each target [M], and a mask (bool [M, columns], True: unmasked).
 
-    Masked scores are not used. If none is masked, the mask is None. `rows` are rows of the output table.
+    The loss does not use masked scores. If no score is masked, the mask is None.
     """
     m = hidden.shape[0]
     hidden, rows = widened(hidden), widened(rows)

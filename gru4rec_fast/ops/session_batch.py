@@ -1,4 +1,4 @@
-"""Session-parallel mini-batches.
+"""Assembles session-parallel mini-batches.
 
 A lane is a column of the mini-batch. It processes one session after another, so B lanes process B sessions in parallel.
 
@@ -71,8 +71,8 @@ def session_batch(
         No lane is live in the steps after the end of the epoch.
 
     Raises:
-        ValueError: an argument is out of range, or `order` or the state does not fit the sessions. The state is then
-            unchanged.
+        ValueError: an argument is out of range, or `order` or the state does not fit the sessions. The error leaves the
+            state unchanged.
     """
     device = items.device
     check_tensor("items", items, (torch.int32, torch.int64), ("n_events",), device)
@@ -103,10 +103,10 @@ def session_batch_reference(
     n_ordered = n_sessions if order is None else len(order)
     session, position, next_session = lane_session.tolist(), lane_position.tolist(), int(cursor)
     if not 0 <= next_session <= n_ordered:
-        raise ValueError(f"cursor={next_session}: must be in [0, {n_ordered}], the length of order")
+        raise ValueError(f"cursor={next_session}: must be in [0, {n_ordered}], up to the length of order")
 
     def bounds(index: int) -> tuple[int, int]:
-        """Return the first event of session order[index], and the event after its last one."""
+        """Return (start, end) of the session with this index in `order`; its events are items[start:end]."""
         s = index if order is None else int(order[index])
         if not 0 <= s < n_sessions:
             raise ValueError(f"order[{index}]={s}: the log has sessions 0 to {n_sessions - 1}")
@@ -118,15 +118,15 @@ def session_batch_reference(
     session_end = [0] * n_lanes
     for lane, index in enumerate(session):
         if not -1 <= index <= n_ordered:
-            raise ValueError(f"lane_session[{lane}]={index}: must be in [-1, {n_ordered}], the length of order")
+            raise ValueError(f"lane_session[{lane}]={index}: must be in [-1, {n_ordered}], up to the length of order")
         if 0 <= index < n_ordered:
             start, session_end[lane] = bounds(index)
             if not start <= position[lane] < session_end[lane]:
                 raise ValueError(
-                    f"lane_position[{lane}]={position[lane]}: its session is items[{start}:{session_end[lane]}]"
+                    f"lane_position[{lane}]={position[lane]}: outside its session, items[{start}:{session_end[lane]}]"
                 )
 
-    event = [[-1] * n_lanes for _ in range(steps)]  # index in `items` of the input
+    event = [[-1] * n_lanes for _ in range(steps)]  # index in `items` of the input at [step][lane]; -1: not live
     reset = [[False] * n_lanes for _ in range(steps)]
     for t in range(steps):
         for lane in range(n_lanes):

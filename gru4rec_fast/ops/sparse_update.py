@@ -1,6 +1,6 @@
-"""Optimizer steps that update only some rows of a table: those for which there is a gradient.
+"""Optimizer steps that update only the rows of a table that have a gradient.
 
-There are two rules, for the gradient g of a row, its weight w and its optimizer state:
+A rule updates the weight w and the optimizer state of a row from the gradient g of the row. There are two rules:
 
     adagrad  acc += g^2;   v <- momentum * v - lr * g / sqrt(acc + eps);   w += v
     adam     m <- beta1 * m + (1 - beta1) * g;   s <- beta2 * s + (1 - beta2) * g^2;
@@ -10,9 +10,9 @@ Adagrad (Duchi et al. 2011) has heavy-ball momentum (Polyak 1964) and epsilon in
 GRU4Rec code. Adam (Kingma & Ba 2015, algorithm 1 with the efficient order of computation at the end of section 2)
 equals torch.optim.SparseAdam.
 
-`index` has the row of each gradient. If a row occurs several times, its gradients are summed first. A row whose
-gradient is zero is also updated, by its momentum. The weight and the state of all other rows do not change ("lazy"
-updates). Only `step` counts all steps. An index of -1 (padding) selects no row, and its gradient is ignored.
+`index` has the row of each gradient. If a row occurs several times, the gradients of this row are summed first. A row
+with a gradient of zero is also updated, by momentum. The weight and the state of all other rows do not change ("lazy"
+updates), but `step` of Adam counts every step. An index of -1 (padding) selects no row: that gradient is ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gru4rec_fast.ops._checks import check_tensor
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register_composite
 
-State = tuple[Tensor | None, ...]
+State = tuple[Tensor | None, ...]  # (accumulator, velocity) or (exp_avg, exp_avg_sq)
 # rule(gradient, *state, **options) -> (change of the weight, new state)
 Rule = Callable[..., tuple[Tensor, State]]
 
@@ -52,7 +52,8 @@ def sparse_adagrad_(
         table: floating [R, ...], updated.
         accumulator: sums of squared gradients, with shape and dtype of `table`, updated.
         velocity: with shape and dtype of `table`, updated; may be None if momentum is 0.
-        index: int64 [K], rows of the table. Gradients of a row that occurs several times are summed; -1 is ignored.
+        index: int64 [K], rows of the table. Gradients of a row that occurs several times are summed; gradients of
+            row -1 are ignored.
         grad: [K, ...], the gradients of these rows.
         lr, momentum, eps: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
         impl: "auto", "native" or "reference".
@@ -94,13 +95,13 @@ def sparse_adam_(
     """
     _check(table, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, index, grad)
     if step < 1:
-        raise ValueError(f"step={step}: counts from 1")
+        raise ValueError(f"step={step}: must be at least 1")
     update = implementation("sparse_adam_", impl, table.device, adam_reference)
     update(table, exp_avg, exp_avg_sq, index, grad, step, lr, beta1, beta2, eps)
 
 
 def _check(table: Tensor, state: dict[str, Tensor | None], index: Tensor, grad: Tensor, momentum: float = 0.0) -> None:
-    """Check the tensors of an update. A tensor of `state` (by name) may be None if momentum is 0."""
+    """Raise ValueError unless the tensors fit each other. `state`: by name; may hold None if momentum is 0."""
     check_tensor("index", index, torch.int64, ("K",), table.device)
     check_tensor("grad", grad, table.dtype, (index.shape[0], *table.shape[1:]), table.device)
     for name, tensor in state.items():
@@ -132,7 +133,7 @@ def adam_rule(
 def update_rows(
     rule: Rule, table: Tensor, state1: Tensor | None, state2: Tensor | None, index: Tensor, grad: Tensor, *options: Any
 ) -> None:
-    """Apply a rule in place to the rows `index` of a table and of the tensors of its optimizer state."""
+    """Apply a rule in place to the rows `index` of a table and of the two tensors of the table's optimizer state."""
     if (index == -1).any():
         is_row = index != -1
         index, grad = index[is_row], grad[is_row]

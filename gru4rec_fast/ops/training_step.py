@@ -1,9 +1,9 @@
-"""Operators of a captured GRU4Rec training step on a GPU, in addition to the GRU, the loss and the matrix products.
+"""Operators of a GRU4Rec training step in a CUDA graph, in addition to the GRU, the loss and the matrix products.
 
-An update of the weights accumulates the gradients of blocks of T steps of B lanes (sessions processed in parallel). A
-captured step has fixed shapes, so padding and steps after the end of the epoch are masked: their items are -1, which
-selects no row. Whether the weights are updated at all (`enabled`) and the hyperparameters of the optimizer, which a
-learning-rate schedule changes, are tensors on the device, so that they can change without a new capture.
+An update of the weights accumulates the gradients of blocks. A block has T steps of B lanes (sessions processed in
+parallel). A captured step has fixed shapes, so padding and steps after the end of the epoch are masked: they have the
+item -1, which selects no row. Two things can change without a new capture, because they are tensors on the device:
+whether the weights are updated at all (`enabled`), and the hyperparameters of the optimizer.
 
     step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block
     step_settle_  stores the losses of a block, and stops all further updates if a loss is not finite
@@ -34,7 +34,7 @@ def step_operator(name: str, impl: str, device: torch.device) -> Callable[..., A
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return the rows `index` of a table [R, width], as [..., width]; zeros where the index is -1."""
+    """Return the rows `index` (int64 [...]) of a table [R, width], as [..., width]; zeros where the index is -1."""
     return torch.where((index >= 0).unsqueeze(-1), table[index.clamp(min=0)], 0)
 
 
@@ -59,12 +59,13 @@ def step_gather_reference(
         mask: [T, B, I], dropout mask of the input embedding, or None.
         weight, bias, log_support: output table [R, H], output bias [R], and log support of each item [R] or None.
         items: int64 [T, lanes + N], rows of the output table: targets, then negatives.
+        lanes: B, the number of targets of a step.
         logq: strength of the logQ correction; multiplied by `sample_alpha` for the negatives.
         bf16: whether to round the rows of the output table to bfloat16.
 
     Returns:
         x [T, B, I], rows [T, lanes + N, H], biases [T, lanes + N] and log_q [T, lanes + N] (empty without
-        log_support). They are zero where an index is -1.
+        log_support). All are zero where an index is -1.
     """
     x = gather_rows(embedding, inputs)
     x = x if mask is None else x * mask
@@ -81,13 +82,13 @@ def step_gather_reference(
 def step_settle_reference(
     losses: Tensor, active: Tensor, stopped: Tensor, step_losses: Tensor, enabled: Tensor
 ) -> None:
-    """Store the losses [T] of a block, and decide whether the weights are updated; all results are in-place.
+    """Store the losses [T] of a block, and decide whether the weights are updated; the results are written in place.
 
     Args:
-        active: bool [T], False for masked steps, which are the last ones of the block.
-        stopped: bool [], set to True if one of the losses is not finite; stays True.
-        step_losses: [T], set to the losses, 0 for masked steps.
-        enabled: bool [], set to whether the block has steps and `stopped` is False.
+        active: bool [T], False for masked steps, which are the last steps of the block.
+        stopped: bool [], set to True if a loss is not finite; never set to False.
+        step_losses: [T], set to the losses; 0 for masked steps.
+        enabled: bool [], set to True if the block has an active step and `stopped` is False, else to False.
     """
     step_losses.copy_(torch.where(active, losses, 0))
     stopped.logical_or_(~step_losses.isfinite().all())
@@ -110,7 +111,7 @@ def step_apply_reference(
         weights, grads: the weights and their gradients.
         accumulators, velocities: state of the optimizer, in the shapes of the weights; no velocities if momentum is 0.
         states, outputs: hidden states before the block, and after it.
-        enabled: bool [].
+        enabled: bool [], whether anything is changed.
         hyperparameters: float64 [3]: learning rate, momentum, epsilon.
     """
     if not enabled:
@@ -147,7 +148,7 @@ def step_rows_reference(
             of `grad_inputs` and `grad_items`.
         grad_inputs, grad_items: [n1, W] and [n2, W], n = n1 + n2: gradients of input rows, and of target and negative
             rows.
-        grad_bias: [n2], gradients of the biases of `grad_items`; inputs have no gradient of the bias.
+        grad_bias: [n2], gradients of the output biases of the target and negative rows; None without `bias`.
         enabled, hyperparameters: as for `step_apply_reference`.
     """
     if not enabled:

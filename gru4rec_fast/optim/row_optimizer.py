@@ -17,9 +17,9 @@ from gru4rec_fast.ops.sparse_update import Rule, State, update_all
 class RowOptimizer(torch.optim.Optimizer):
     """Base class of optimizers whose update rule is an operator of `gru4rec_fast.ops.sparse_update`.
 
-    A sparse gradient updates only the rows at its indices; a dense gradient updates every entry by the same rule. A
-    subclass sets `operator` (a name in gru4rec_fast.ops, for sparse gradients) and `rule` (a PyTorch function that
-    updates whole tensors in the same way), and implements `state_tensors` and `options`.
+    A sparse gradient updates only the rows that it contains; a dense gradient updates every entry by the same rule. A
+    subclass sets `operator`, the name in gru4rec_fast.ops of the row update, and `rule`, a PyTorch function that
+    computes the same update of whole tensors. It implements `state_tensors` and `options`.
     """
 
     operator: str
@@ -38,11 +38,11 @@ class RowOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
-        """Return the state of a parameter in the order of the operator's arguments; create tensors that are missing."""
+        """Return the state tensors of a parameter, as the operator takes them; create tensors that are missing."""
         raise NotImplementedError
 
     def options(self, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-        """Return the scalar arguments of the operator."""
+        """Return the scalar arguments of the operator and the rule, by name."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class RowOptimizer(torch.optim.Optimizer):
             update_all(type(self).rule, parameter, tensors, grad, **options)
 
     def _has_kernel(self, parameter: Tensor) -> bool:
-        """Return whether a kernel of the row update can update the whole parameter."""
+        """Return whether the native row update can update the whole parameter as one row."""
         is_native = resolve(self.impl, self.operator, parameter.device.type) != "reference"
         return is_native and parameter.is_contiguous() and parameter.dtype in (torch.float32, torch.float64)
 

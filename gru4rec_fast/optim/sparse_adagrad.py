@@ -15,8 +15,8 @@ from gru4rec_fast.optim.row_optimizer import RowOptimizer, get_or_create_state
 class SparseAdagrad(RowOptimizer):
     """Adagrad with momentum: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
 
-    Differences from torch.optim.Adagrad: epsilon is inside the root; there is heavy-ball momentum; sparse gradients
-    update only the rows at their indices, and the velocity of all other rows does not change.
+    Differences from torch.optim.Adagrad: epsilon is inside the root, and there is heavy-ball momentum. A sparse
+    gradient updates only the rows that it contains; the velocity of all other rows does not change.
 
     State of a parameter: `accumulator` and, with momentum, `velocity`, both of the parameter's shape and dtype.
 

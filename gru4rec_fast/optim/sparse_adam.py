@@ -13,11 +13,13 @@ from gru4rec_fast.optim.row_optimizer import RowOptimizer, get_or_create_state
 
 
 class SparseAdam(RowOptimizer):
-    """Adam: m <- beta1 m + (1 - beta1) g; s <- beta2 s + (1 - beta2) g^2;
-    w -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(s) + eps).
+    """Adam for dense and sparse gradients ("lazy" Adam).
 
-    t is the number of steps of the parameter. With sparse gradients, the result equals torch.optim.SparseAdam ("lazy"
-    Adam): a step changes the weights and the running means m and s only of the rows at the indices of the gradient.
+        m <- beta1 m + (1 - beta1) g;   s <- beta2 s + (1 - beta2) g^2
+        w -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(s) + eps)
+
+    t is the number of steps of the parameter. With sparse gradients, the result equals torch.optim.SparseAdam: a step
+    changes the weights and the running means m and s only of the rows that the gradient contains.
 
     For dense gradients, which torch.optim.SparseAdam does not accept, the formula is the same. torch.optim.Adam divides
     s by 1 - beta2^t before it adds eps, so it equals this class with eps * sqrt(1 - beta2^t) in place of eps.

@@ -1,6 +1,6 @@
-"""Current and peak bytes of memory for each phase of a loop, or for the forward and backward passes of a module.
+"""Records current and peak bytes of memory for each phase of a loop, or for the passes of a module.
 
-meter.py defines what is measured on the CPU and on CUDA. Importing this module measures nothing.
+meter.py defines what is measured on the CPU and on CUDA. Importing this file measures nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIB = 2**20
 
 @dataclass
 class PhaseMemory:
-    """Memory of one phase: `current_bytes` at the end of the last call, `peak_bytes` over all calls."""
+    """Memory of one phase: `current_bytes` at the end of the last run, `peak_bytes` over all runs; `calls`: runs."""
 
     current_bytes: int = 0
     peak_bytes: int = 0
@@ -38,8 +38,8 @@ class MemoryRecord:
         record.attach(model, "model")  # records all later passes as phases "model.forward" and "model.backward"
         print(record.table())
 
-    Phases may be nested; the peak of an inner phase also counts for the outer phase. A phase reads a small file in
-    /proc twice (about 50 us). On CUDA it calls the allocator twice and does not synchronize.
+    Phases may be nested; the peak of an inner phase also counts for the outer phase. On the CPU a phase reads a small
+    file in /proc twice (about 50 us). On CUDA a phase calls the allocator twice and does not synchronize.
 
     Args:
         device: the device whose memory is recorded.
@@ -87,8 +87,8 @@ class MemoryRecord:
     def attach(self, module: nn.Module, name: str = "") -> None:
         """Record the forward and backward passes of a module by hooks, as phases `name.forward` and `name.backward`.
 
-        The backward phase starts when autograd computes the gradient of the module's output, and ends when it has
-        computed the gradients of all parameters.
+        The backward phase starts when autograd has computed the gradient of the module's output, and ends when autograd
+        has computed the gradients of all parameters.
 
         Raises:
             ValueError: the module is already attached.

@@ -1,10 +1,10 @@
 """Measurement of the current and the peak memory of a device.
 
-On the CPU this is the resident size of the process: on Linux `VmRSS` and `VmHWM` of /proc/self/status. A write to
-/proc/self/clear_refs resets the peak (a high-water mark of the kernel) to the current size. If it cannot be written,
+On the CPU the memory is the resident size of the process: on Linux `VmRSS` (current) and `VmHWM` (peak) of
+/proc/self/status. A write to /proc/self/clear_refs resets the peak to the current size. If that file cannot be written,
 `MemoryMeter.exact` is False: the peak is never reset, so it is an upper bound. Without /proc, `resource.getrusage`
-returns the peak since the start of the process. On CUDA the numbers are the bytes that PyTorch's caching allocator has
-given to tensors, without the memory that it only holds in reserve.
+returns the peak since the start of the process. On CUDA the memory is the bytes that PyTorch's caching allocator has
+given to tensors, without the bytes that the allocator only holds in reserve.
 
 Importing this module measures nothing, and CUDA is not initialized unless a CUDA device is given.
 """
@@ -18,7 +18,7 @@ import torch
 
 
 def _status_bytes(*fields: str) -> list[int]:
-    """Return fields of /proc/self/status, in bytes."""
+    """Return the values of these fields of /proc/self/status, in bytes."""
     values = {}
     with open("/proc/self/status") as status:
         for line in status:
@@ -55,7 +55,10 @@ class MemoryMeter:
     """Reads the current and the peak memory of one device, and resets the peak.
 
     A device has only one peak, and a reset loses it. So `reset` first passes the peak to all `PeakMemory` objects of
-    the device. A `MemoryRecord` calls `reset` itself and uses the peak that it returns.
+    the device. A `MemoryRecord` calls `reset` itself and uses the result.
+
+    Attributes:
+        exact: False if the last reset failed, so that the peak may be older than the last call of `reset`.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -70,7 +73,7 @@ class MemoryMeter:
         return _host_read()
 
     def reset(self) -> tuple[int, int]:
-        """Reset the peak to the current size; return (current, peak) as `read` before the reset."""
+        """Reset the peak to the current size; return what `read` returned before the reset."""
         current, peak = self.read()
         for listener in self._listeners:
             listener.note(peak)
@@ -89,7 +92,7 @@ _meters: dict[torch.device, MemoryMeter] = {}
 
 
 def memory_meter(device: torch.device | str = "cpu") -> MemoryMeter:
-    """Return the meter of a device; always the same object, so that all its users see the correct peak."""
+    """Return the only meter of a device. All users of the device share the meter, so that a reset loses no peak."""
     device = torch.device(device)
     if device.type != "cuda":
         device = torch.device("cpu")
@@ -101,7 +104,8 @@ def memory_meter(device: torch.device | str = "cpu") -> MemoryMeter:
 class PeakMemory:
     """Peak bytes above a baseline, which is the memory in use when the object is created.
 
-    Create it after the imports. Several objects, and `MemoryRecord`s, can be used at the same time.
+    Create the object after the imports, so that it does not count them. Several `PeakMemory` and `MemoryRecord` objects
+    can be used at the same time.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -111,7 +115,7 @@ class PeakMemory:
         self._meter.listen(self)
 
     def note(self, peak: int) -> None:
-        """Store a peak that is about to be reset."""
+        """Take into account a peak (bytes) that is about to be reset."""
         self._peak = max(self._peak, peak)
 
     @property

@@ -1,8 +1,8 @@
-"""GRU4Rec in float64 NumPy: a second implementation, written only from semantics.md, as a reference for tests.
+"""GRU4Rec in float64 NumPy: a second implementation, written only from shared/semantics.md, as a reference for tests.
 
-It imports nothing from `gru4rec_fast` and shares no code with it. Weights are a dictionary of arrays; their names and
-shapes define the model. The gate order is r, z, n; the new state is h' = (1 - z) * n + z * h. With I inputs and H units
-in a layer:
+This folder imports nothing from `gru4rec_fast`. Weights are a dictionary of arrays. Their names and shapes define the
+model, including the form of the GRU and the embedding mode. The gate order is r, z, n. The new state is
+h' = (1 - z) * n + z * h. With I inputs and H units in a layer, and embeddings of E columns:
 
     layers.{l}.weight_ih [3H, I]     input weights; absent at layer 0 in one-hot mode
     layers.{l}.weight_hh [3H, H]     recurrent weights

@@ -3,7 +3,8 @@
 All variants (in-batch negatives, padding, masked accidental hits, the whole catalogue) have the same input: a score
 matrix [M, C], the column of each row's target, and a mask of the columns that are visible to each row.
 
-In formulas, Y_j are the scores of a row, y_i is the score of its target, and s_j a softmax.
+In formulas, Y_j are the scores of a row in the n visible columns, y_i is the score of the row's target, and s is the
+softmax over the visible columns without the target. A loss function ignores the parameters of other losses (`**_`).
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def _softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy(y: SampledScores, *, label_smoothing: float = 0.0, **_: float) -> LossAndGradient:
-    """-sum_j q_j log softmax(Y)_j, where q_j is 1 - e at the target and e / (n - 1) in the other n - 1 columns."""
+    """Compute -sum_j q_j log softmax(Y)_j. With e = label_smoothing, q_j is 1 - e at the target, else e / (n - 1)."""
     masked = np.where(y.visible, y.scores, -np.inf)
     log_softmax = np.where(y.visible, y.scores - np.logaddexp.reduce(masked, axis=1, keepdims=True), 0.0)
     n_others = np.maximum(y.visible.sum(axis=1, keepdims=True) - 1, 1)
@@ -59,7 +60,10 @@ def cross_entropy(y: SampledScores, *, label_smoothing: float = 0.0, **_: float)
 
 
 def bpr_max(y: SampledScores, *, elu_param: float = 0.0, bpreg: float = 1.0, **_: float) -> LossAndGradient:
-    """-log(sum_j s_j sigmoid(y_i - Y_j) + 1e-24) + bpreg sum_j s_j Y_j^2, with elu(Y) in place of Y."""
+    """Compute -log(sum_j s_j sigmoid(y_i - Y_j) + 1e-24) + bpreg sum_j s_j Y_j^2.
+
+    Unless elu_param is 0, elu(Y) takes the place of Y.
+    """
     is_negative = (y.scores < 0) & (elu_param != 0)
     scaled_exp = elu_param * np.exp(np.minimum(y.scores, 0.0))
     elu_slope = np.where(is_negative, scaled_exp, 1.0)
@@ -80,7 +84,7 @@ def bpr_max(y: SampledScores, *, elu_param: float = 0.0, bpreg: float = 1.0, **_
 
 
 def top1(y: SampledScores, **_: float) -> LossAndGradient:
-    """mean_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)] - sigmoid(y_i^2) / n over the n visible columns, target included."""
+    """Compute mean_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)] - sigmoid(y_i^2) / n, where j may be the target."""
     n = y.visible.sum(axis=1, keepdims=True)
     loss, gradient = _top1_terms(y, y.visible / n)
     target_square = _sigmoid(y.target_scores**2)
@@ -89,7 +93,7 @@ def top1(y: SampledScores, **_: float) -> LossAndGradient:
 
 
 def top1_max(y: SampledScores, **_: float) -> LossAndGradient:
-    """sum_j s_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)], where s is the softmax over the row without its target."""
+    """Compute sum_j s_j [sigmoid(Y_j - y_i) + sigmoid(Y_j^2)]."""
     s = _softmax(y.scores, y.visible & ~y.is_target)
     loss, gradient = _top1_terms(y, s)
     terms = _sigmoid(y.scores - y.target_scores) + _sigmoid(y.scores**2)
@@ -106,7 +110,7 @@ def _top1_terms(y: SampledScores, weight: np.ndarray) -> LossAndGradient:
 
 
 def bpr(y: SampledScores, **_: float) -> LossAndGradient:
-    """sum_j -log sigmoid(y_i - Y_j), including the target, which adds log 2."""
+    """Compute sum_j -log sigmoid(y_i - Y_j) over all visible columns. The target adds log 2."""
     difference = y.target_scores - y.scores
     loss = (y.visible * np.logaddexp(0.0, -difference)).sum(axis=1)
     grad_j = y.visible * _sigmoid(-difference)

@@ -1,4 +1,7 @@
-"""Forward and backward pass of a stack of GRU layers over a block of T steps, in all three embedding modes."""
+"""Forward and backward pass of a stack of GRU layers over a block of T steps, in all three embedding modes.
+
+B is the number of lanes; see sessions.py.
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +12,7 @@ from .philox import EMBEDDING_DROPOUT, FIRST_LAYER_DROPOUT, bernoulli_keep
 from .sessions import Step
 
 Weights = dict[str, np.ndarray]
-State = list[np.ndarray]  # one [B, H] per layer
+State = list[np.ndarray]  # the hidden state of each layer, [B, H]
 
 
 class Dropout(NamedTuple):
@@ -40,6 +43,7 @@ class Block:
 
 
 def embedding_mode(weights: Weights) -> str:
+    """Return "constrained", "separate" or "none" (one-hot inputs)."""
     if "embedding.weight" not in weights:
         return "constrained"
     return "separate" if "layers.0.weight_ih" in weights else "none"
@@ -51,11 +55,13 @@ def input_table(weights: Weights) -> str:
 
 
 def layer_sizes(weights: Weights) -> list[int]:
+    """Return the number of units of each GRU layer."""
     n_layers = sum(name.startswith("layers.") and name.endswith(".weight_hh") for name in weights)
     return [weights[f"layers.{layer}.weight_hh"].shape[1] for layer in range(n_layers)]
 
 
 def input_width(weights: Weights) -> int:
+    """Return the number of columns of the input table."""
     return weights[input_table(weights)].shape[1]
 
 
@@ -113,8 +119,8 @@ def layer_weights(weights: Weights, layer: int) -> Weights:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _mask(p: float, seed: int, stream: int, step: int, live: np.ndarray, units: int) -> np.ndarray | float:
-    """Return the dropout factors of the live lanes, 0 or 1 / (1 - p)."""
+def _dropout_factors(p: float, seed: int, stream: int, step: int, live: np.ndarray, units: int) -> np.ndarray | float:
+    """Return the dropout factors of the live lanes, each 0 or 1 / (1 - p); the number 1 without dropout."""
     if p == 0.0:
         return 1.0
     keep = bernoulli_keep(p, seed=seed, stream=stream, step=step, lanes=len(live), units=units)
@@ -131,14 +137,14 @@ def run_forward(
     block = Block(steps, outputs=[], states=[], caches=[], embedding_masks=[])
     for t, step in enumerate(steps):
         live = step.live
-        mask = _mask(p_embed, dropout.seed, EMBEDDING_DROPOUT, first_step + t, live, input_width(weights))
+        mask = _dropout_factors(p_embed, dropout.seed, EMBEDDING_DROPOUT, first_step + t, live, input_width(weights))
         block.embedding_masks.append(mask)
         x = weights[input_table(weights)][step.inputs[live]] * mask
         new_state, caches = [], []
         for layer, w in enumerate(layers):
             h = np.where(step.reset[:, None], 0.0, state[layer])
             out, cache = cell_forward(x, h[live], w)
-            cache["mask"] = _mask(
+            cache["mask"] = _dropout_factors(
                 dropout.hidden, dropout.seed, FIRST_LAYER_DROPOUT + layer, first_step + t, live, out.shape[1]
             )
             x = out * cache["mask"]  # the output after dropout is the state of the next step

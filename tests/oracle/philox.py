@@ -8,29 +8,31 @@ import numpy as np
 
 NEGATIVES, EMBEDDING_DROPOUT, FIRST_LAYER_DROPOUT = 0, 1, 2
 
-_WORD = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
+_LOW_WORD = np.uint64(0xFFFFFFFF)  # mask of the low 32 bits
+_WORD_BITS = np.uint64(32)
+# Constants of the paper.
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = 0x9E3779B9, 0xBB67AE85
 
 
 def philox4x32(counter, key: tuple[int, int]) -> np.ndarray:
-    """Return the four 32-bit words for a counter, uint64 [..., 4]. The four counter words are broadcast."""
+    """Return four random 32-bit words for each counter, uint64 [..., 4]. The four words of `counter` are broadcast."""
     a, b, c, d = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     low, high = key
     for _ in range(10):
         left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
         a, b, c, d = (
-            (right >> _HALF) ^ b ^ np.uint64(low),
-            right & _WORD,
-            (left >> _HALF) ^ d ^ np.uint64(high),
-            left & _WORD,
+            (right >> _WORD_BITS) ^ b ^ np.uint64(low),
+            right & _LOW_WORD,
+            (left >> _WORD_BITS) ^ d ^ np.uint64(high),
+            left & _LOW_WORD,
         )
         low, high = (low + _WEYL[0]) % 2**32, (high + _WEYL[1]) % 2**32
     return np.stack([a, b, c, d], axis=-1)
 
 
 def seed_key(seed: int) -> tuple[int, int]:
+    """Return the two 32-bit words of a 64-bit seed, low then high."""
     return seed % 2**32, (seed >> 32) % 2**32
 
 
@@ -42,10 +44,13 @@ def bernoulli_keep(p: float, *, seed: int, stream: int, step: int, lanes: int, u
 
 
 def draw_negatives(threshold: np.ndarray, alias: np.ndarray, n: int, *, seed: int, step: int) -> np.ndarray:
-    """Draw items from an alias table, int64 [n]. 64 bits choose a column; 31 bits choose that column or its alias."""
+    """Draw items from an alias table, int64 [n].
+
+    64 random bits choose a column of the table. 31 more bits choose the item of that column or its alias.
+    """
     words = philox4x32((NEGATIVES, step, np.arange(n), 0), seed_key(seed))
     columns = np.uint64(len(threshold))
-    column = ((words[:, 0] * columns + ((words[:, 1] * columns) >> _HALF)) >> _HALF).astype(np.int64)
+    column = ((words[:, 0] * columns + ((words[:, 1] * columns) >> _WORD_BITS)) >> _WORD_BITS).astype(np.int64)
     accept = (words[:, 2] >> np.uint64(1)).astype(np.int64) < np.asarray(threshold, dtype=np.int64)[column]
     return np.where(accept, column, np.asarray(alias, dtype=np.int64)[column])
 

@@ -1,4 +1,4 @@
-"""Ranks and metrics, and the rank of the item that follows each event of a session."""
+"""Ranks of targets among all items, and ranking metrics."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,11 +8,12 @@ import numpy as np
 from .network import Weights, run_forward, zero_state
 from .sessions import Step
 
+# How much each other item with the score of the target adds to the rank.
 TIES = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
 
 
 def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "standard") -> np.ndarray:
-    """Return ranks, float64 [Q]: 1 + number of higher scores + TIES[ties] * number of other equal scores."""
+    """Return the ranks of the targets, float64 [Q]: 1 + higher scores + TIES[ties] * other equal scores."""
     if np.isnan(scores).any():
         raise ValueError("a NaN score has no rank")
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)
@@ -22,7 +23,10 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "standard") -> np
 
 
 def metrics(rank: np.ndarray, k: int) -> dict[str, float]:
-    """Return the metrics at cutoff k, means over targets. With one relevant item, MAP is MRR and hit rate is recall."""
+    """Return the metrics at cutoff k, as means over the targets.
+
+    A target is the only relevant item, so MAP equals MRR and the hit rate equals recall.
+    """
     hit = rank <= k
     return {
         f"recall@{k}": float(hit.mean()),

@@ -1,6 +1,6 @@
 """Session-parallel mini-batches, computed step by step with Python lists.
 
-A lane is one of the B sessions that are processed in parallel. It is dead when no session is left for it.
+A lane is one of the B rows of a mini-batch. It processes one session after another, and is dead when none is left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ def split(items: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
 def session_steps(sessions: Sequence[Sequence[int]], lanes: int, min_live: int = 1) -> Iterator[Step]:
     """Yield the steps of one epoch, until fewer than min_live lanes are live. Sessions must have two events or more."""
     remaining = [list(session) for session in sessions]
-    current: list[list[int]] = [[] for _ in range(lanes)]  # of each lane: the rest of its session
+    current: list[list[int]] = [[] for _ in range(lanes)]  # the rest of each lane's session
     while True:
         reset = np.zeros(lanes, dtype=bool)
         for lane in range(lanes):

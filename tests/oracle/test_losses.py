@@ -16,7 +16,7 @@ PARAMETERS = [
     ("top1-max", {}),
     ("bpr", {}),
 ]
-# Which columns are visible: all; all but the other lanes' targets; all but those with the target's id; live lanes'.
+# Columns that are not visible to a row: none; other lanes' targets; those with the target's id; dead lanes' targets.
 VISIBILITIES = ["all", "no_in_batch", "no_accidental_hits", "dead_lanes"]
 
 
@@ -67,6 +67,7 @@ def make_inputs(visibility):
 
 
 def visible_columns(visibility, options, lane, lanes, columns):
+    """Return the indices of the columns that are visible to `lane`, one of `lanes` lanes."""
     live = options.get("live", [True] * lanes)
     in_batch = [] if visibility == "no_in_batch" else [j for j in range(lanes) if live[j]]
     visible = [*in_batch, *range(lanes, columns)]
@@ -77,7 +78,7 @@ def visible_columns(visibility, options, lane, lanes, columns):
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)
 @pytest.mark.parametrize(("loss", "parameters"), PARAMETERS)
-def test_value(loss, parameters, visibility):
+def test_loss_equals_its_formula(loss, parameters, visibility):
     arguments, options = make_inputs(visibility)
     hidden, rows = arguments["hidden"], arguments["rows"]
     total = 0.0
@@ -86,12 +87,12 @@ def test_value(loss, parameters, visibility):
         scores = [float(hidden[lane] @ rows[j] + arguments["bias"][j] - arguments["log_q"][j]) for j in columns]
         total += loss_by_formula(loss, scores, columns.index(lane), **parameters)
     value = sampled_loss(**arguments, loss=loss, **options, **parameters)[0]
-    assert value == pytest.approx(total / 8, rel=1e-13)
+    assert value == pytest.approx(total / options["batch_size"], rel=1e-13)
 
 
 @pytest.mark.parametrize("visibility", VISIBILITIES)
 @pytest.mark.parametrize(("loss", "parameters"), PARAMETERS)
-def test_gradients(loss, parameters, visibility):
+def test_gradients_equal_finite_differences(loss, parameters, visibility):
     arguments, options = make_inputs(visibility)
     _, *gradients = sampled_loss(**arguments, loss=loss, **options, **parameters)
     for name, gradient in zip(("hidden", "rows", "bias"), gradients, strict=True):

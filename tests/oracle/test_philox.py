@@ -18,14 +18,14 @@ KNOWN_ANSWERS = [
     ),
 ]
 
-# An alias table of five items with probabilities 6/20, 5/20, 4/20, 3/20 and 2/20. Each of its five columns has
-# probability 4/20. A threshold of 2^31 is a whole column, with nothing left for the alias.
+# An alias table of five items with probabilities 6/20, 5/20, 4/20, 3/20 and 2/20. Each of the five columns has
+# probability 4/20. With a threshold of 4 * 2^29 = 2^31, a column always yields its own item, never its alias.
 THRESHOLD = np.array([4, 4, 4, 3, 2]) * 2**29
 ALIAS = np.array([0, 1, 2, 1, 0])
 
 
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN_ANSWERS)
-def test_known_answers(counter, key, result):
+def test_philox_equals_known_answers(counter, key, result):
     assert tuple(philox4x32(counter, key)) == result
 
 
@@ -52,7 +52,7 @@ def test_negatives_equal_exact_integer_arithmetic():
         assert item == (column if w2 >> 1 < THRESHOLD[column] else ALIAS[column])
 
 
-def test_frequencies_of_negatives():
+def test_negatives_have_the_probabilities_of_the_table():
     expected = wanted_distribution(np.array([36, 25, 16, 9, 4]), alpha=0.5)
     np.testing.assert_allclose(table_distribution(THRESHOLD, ALIAS), expected, rtol=1e-15)
     items = np.concatenate([draw_negatives(THRESHOLD, ALIAS, 20_000, seed=1, step=step) for step in range(10)])

@@ -7,7 +7,7 @@ from .ranking import metrics, ranks
 from .sessions import session_steps, split
 
 
-def test_lanes_of_four_sessions():
+def test_lane_whose_session_ends_takes_the_next_one():
     steps = list(session_steps([[1, 2], [3, 4, 5], [6, 7, 8], [9, 10]], lanes=2))
     assert [list(step.inputs) for step in steps] == [[1, 3], [6, 4], [7, 9]]
     assert [list(step.targets) for step in steps] == [[2, 4], [7, 5], [8, 10]]
@@ -35,7 +35,7 @@ def test_every_event_occurs_once_per_epoch(lanes):
     np.testing.assert_array_equal(np.sort(np.concatenate([step.inputs[step.reset] for step in steps])), offsets[:-1])
 
 
-def test_ties():
+def test_ranks_with_ties():
     scores = np.array([[5.0, 3.0, 3.0, 3.0, 1.0]] * 2)
     targets = np.array([2, 4])
     assert list(ranks(scores, targets, "standard")) == [2, 5]
@@ -45,7 +45,7 @@ def test_ties():
         ranks(np.array([[np.nan, 1.0]]), np.array([1]))
 
 
-def test_metrics_of_four_ranks():
+def test_metrics_equal_hand_computed_means():
     values = metrics(np.array([1.0, 3.0, 7.0, 2.0]), k=3)
     expected = {
         "recall@3": 3 / 4,

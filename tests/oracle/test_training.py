@@ -17,11 +17,11 @@ N_ITEMS, LANES = 7, 3
 SESSIONS = [[0, 1, 2], [3, 4], [5, 1, 1, 6, 0], [2, 6, 3], [4, 0]]
 
 
-make_weights = partial(random_weights, N_ITEMS)  # its further arguments: embedding mode, layer sizes, GRU form
+make_weights = partial(random_weights, N_ITEMS)  # further arguments: embedding mode, layer sizes, GRU form
 
 
 def make_block(weights):
-    """Return five steps, four negatives for each step, and a random state."""
+    """Return five steps, four negatives for each step, and a random hidden state."""
     rng = np.random.default_rng(1)
     steps = list(session_steps(SESSIONS, LANES))[:5]
     state = [rng.normal(size=h.shape) for h in zero_state(weights, LANES)]
@@ -39,7 +39,7 @@ OPTIONS = [
 
 
 def check_gradients(weights, options):
-    """Compare all gradients with central differences; gradients of rows that are not touched must be zero."""
+    """Compare all gradients with central differences. Gradients of rows that the block does not read must be zero."""
     steps, negatives, state = make_block(weights)
     assert any(step.reset.any() for step in steps[1:]) and not steps[-1].live.all()
     arguments = {"support": np.arange(2, 2 + N_ITEMS), "first_step": 9}
@@ -130,7 +130,7 @@ def test_step_without_live_lanes_is_an_error():
 
 
 def test_adagrad_updates_only_the_given_rows():
-    """Updates rows 0 and 1 twice, the second time with a zero gradient in row 1; then row 2 with a zero gradient."""
+    """Update rows 0 and 1, update them again with a zero gradient in row 1, then update row 2 with a zero gradient."""
     weight, rows = np.array([[1.0], [2.0], [3.0]]), np.array([0, 1])
     optimizer = Adagrad(lr=0.1, momentum=0.5)
     optimizer.update("table", weight, np.array([[3.0], [4.0], [0.0]]), rows)

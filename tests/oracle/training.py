@@ -11,7 +11,7 @@ from .sessions import Step
 
 @dataclass(frozen=True)
 class Options:
-    """Hyper-parameters, with the names of semantics.md and the published defaults."""
+    """Hyper-parameters, with the names of shared/semantics.md and the defaults of the published code."""
 
     batch_size: int = 64
     loss: str = "cross-entropy"
@@ -31,7 +31,7 @@ class Options:
 def log_q(
     targets: np.ndarray, negatives: np.ndarray, support: np.ndarray | None, options: Options
 ) -> np.ndarray | None:
-    """Return the logQ correction of each column (M targets, then N negatives), float64 [M + N], or None if it is off.
+    """Return the logQ correction of each column (M targets, then N negatives), float64 [M + N]; None if logq is 0.
 
     An item is a target in proportion to its support, and a negative in proportion to support^sample_alpha.
     """
@@ -117,7 +117,7 @@ class Adagrad:
 
 
 class Trainer:
-    """Weights (a copy), hidden state and optimizer of a training."""
+    """Trains a model block by block. Holds a copy of the weights, the hidden state and the optimizer."""
 
     def __init__(self, weights: Weights, options: Options, *, support: np.ndarray | None = None) -> None:
         self.weights = {name: np.array(value, dtype=np.float64) for name, value in weights.items()}
@@ -128,6 +128,7 @@ class Trainer:
         self.begin_epoch(options.batch_size)
 
     def begin_epoch(self, lanes: int) -> None:
+        """Set the hidden state of each lane to zero."""
         self.state = zero_state(self.weights, lanes)
 
     def train_block(self, steps: list[Step], negatives: list[np.ndarray]) -> tuple[float, Block]:

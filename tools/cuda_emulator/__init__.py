@@ -45,7 +45,7 @@ def register() -> None:
 
 
 def families() -> list[str]:
-    """Return the names of the kernel families that have CUDA kernels."""
+    """Return the names of the families (folders of csrc) that have CUDA kernels."""
     return sorted(path.parent.name for path in _build.source_folder().glob("*/cuda.cu"))
 
 
@@ -74,6 +74,7 @@ def load() -> ModuleType:
 
 
 def _prepare(op: str, device_type: str) -> None:
+    """Load the library. Raise RuntimeError if it cannot run this operator on this type of device."""
     if device_type != "cpu":
         raise RuntimeError(f"impl='emulated' runs the CUDA kernels on CPU tensors, not on {device_type}")
     load()
@@ -87,8 +88,8 @@ def _library() -> _build.Library:
         raise BuildError(reason)
     csrc = _build.source_folder()
     checks = "addresses" if "address" in _compile.sanitizers() else "races"
-    # The identity of the library (versions and hashes, the key of the cache) contains file names relative to one root
-    # folder. csrc/ is not next to this folder if the package is installed.
+    # The identity of the library is the key of the cache: versions, hashes, and file names relative to one root folder.
+    # The root is the common parent folder, because csrc/ is elsewhere if the package is installed.
     files = [*csrc.rglob("*"), *HERE.glob("*")]
     root = Path(os.path.commonpath([csrc, HERE]))
     flags = (CXX_FLAGS, _compile.CXX_FLAGS, KERNEL_FLAGS[checks])
@@ -101,9 +102,9 @@ def _library() -> _build.Library:
 
 
 def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str]) -> Record:
-    """Compile the library, and write it, the record of the build and the compiler's log to a folder.
+    """Compile the library. Write it to a folder, with the record of the build and the compiler's log.
 
-    Raises BuildError.
+    checks: a key of KERNEL_FLAGS. Raises BuildError.
     """
     from torch.utils import cpp_extension
 
@@ -126,7 +127,7 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
     link_command = [*compiler, "-shared", *objects, *libraries, "-o", str(folder / LIBRARY)]
 
     environment = dict(os.environ)
-    if _compile.sanitizers():  # LD_PRELOAD loads their runtime into this process; the compiler must not load it
+    if _compile.sanitizers():  # LD_PRELOAD names the sanitizers' runtime, for this process and not for the compiler
         environment.pop("LD_PRELOAD", None)
     log = folder / _compile.LOG
     with log.open("w") as stream:
@@ -138,7 +139,7 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
             failed = any(list(pool.map(run, commands))) or run(link_command) != 0
     if failed:
         reason = _compile.first_error(log.read_text(errors="replace"))
-        # An error in the sources is lasting: the next process does not compile them again.
+        # `lasting` is for errors in the sources: the next process does not compile them again.
         raise BuildError(f"compiling failed: {reason}", lasting="error:" in reason)
     record: Record = {"identity": identity, "mode": "emulated"}
     _compile.write_record(folder, record)

@@ -5,6 +5,7 @@
 
 namespace grf {
 namespace simt {
+// Checks an access. `instruction` is the address where the call returns to. Defined in memory.cpp.
 void on_access(const void* address, size_t bytes, bool writes, const void* instruction);
 }  // namespace simt
 }  // namespace grf

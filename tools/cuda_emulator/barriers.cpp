@@ -1,4 +1,5 @@
-// The emulator's barriers of a block (__syncthreads) and warp operations (shuffles, votes, __syncwarp).
+// The emulator's barriers of a block (__syncthreads) and warp operations (shuffles, votes, __syncwarp). A lane is a
+// thread's position in its warp.
 #include <algorithm>
 #include <array>
 
@@ -12,21 +13,21 @@ int Emulator::block_barrier(Barrier kind, int predicate, int line) {
   thread.barrier = kind;
   thread.value = static_cast<uint64_t>(predicate != 0);
   thread.line = line;
-  wait(State::at_barrier);
+  wait(ThreadState::at_barrier);
   return barrier_result_;
 }
 
 void Emulator::release_barrier() {
   const Thread& first = *std::find_if(threads_.begin(), threads_.end(),
-                                      [](const Thread& thread) { return thread.state == State::at_barrier; });
+                                      [](const Thread& thread) { return thread.state == ThreadState::at_barrier; });
   size_t n_true = 0;  // threads whose predicate is true
   for (size_t i = 0; i < n_threads_; ++i) {
     const Thread& thread = threads_[i];
-    if (thread.state == State::finished || thread.line != first.line || thread.barrier != first.barrier) {
+    if (thread.state == ThreadState::finished || thread.line != first.line || thread.barrier != first.barrier) {
       std::ostringstream text;
       text << "divergent barrier: thread " << format_index(first.index) << " waits at the __syncthreads of line "
            << first.line << ", but " << thread_name(i);
-      if (thread.state == State::finished) {
+      if (thread.state == ThreadState::finished) {
         text << " has returned from the kernel";
       } else {
         text << " waits at the __syncthreads of line " << thread.line;
@@ -50,15 +51,15 @@ void Emulator::release_barrier() {
 void Emulator::report_deadlock() {
   std::ostringstream text;
   text << "divergent barrier: no thread can continue;";
-  int n_described = 0;
+  int n_described = 0;  // neighboring threads that wait at the same place are described once
   for (size_t i = 0; i < n_threads_ && n_described < 4; ++i) {
     const Thread& thread = threads_[i];
     if (i > 0 && threads_[i - 1].state == thread.state && threads_[i - 1].line == thread.line) continue;
     ++n_described;
     text << ' ' << thread_name(i);
-    if (thread.state == State::finished) {
+    if (thread.state == ThreadState::finished) {
       text << " has returned from the kernel;";
-    } else if (thread.state == State::at_barrier) {
+    } else if (thread.state == ThreadState::at_barrier) {
       text << " waits at the __syncthreads of line " << thread.line << ';';
     } else {
       text << " waits in line " << thread.line << " for the lanes of mask 0x" << std::hex << thread.mask << std::dec
@@ -90,7 +91,7 @@ uint64_t Emulator::warp_operation(WarpOperation kind, unsigned mask, uint64_t va
   thread.argument = argument;
   thread.width = width;
   thread.line = line;
-  wait(State::in_warp_operation);
+  wait(ThreadState::in_warp_operation);
   return warp_results_[running_index_];
 }
 
@@ -107,7 +108,7 @@ void Emulator::try_warp_operation(size_t warp) {
       return;
     }
     const Thread& other = threads_[first + lane];
-    if (other.state != State::in_warp_operation) return;
+    if (other.state != ThreadState::in_warp_operation) return;
     if (other.mask != caller.mask || other.operation != caller.operation || other.line != caller.line) return;
   }
   uint64_t results[kWarpSize];
@@ -134,6 +135,7 @@ void Emulator::try_warp_operation(size_t warp) {
 uint64_t Emulator::warp_result(size_t warp, unsigned lane) {
   const Thread* lanes = &threads_[warp * kWarpSize];
   const Thread& thread = lanes[lane];
+  // Lanes from begin to end - 1 shuffle among themselves; this lane reads from `source`.
   const int begin = static_cast<int>(lane) / thread.width * thread.width, end = begin + thread.width;
   int source = static_cast<int>(lane);
   uint64_t bits = 0;

@@ -23,5 +23,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("make_losses", &grf::launch_make_losses,
         "Launch the kernel of sampled_loss that computes losses from scores. Tensors are passed as {name: address}.");
   m.def("make_score_offsets", &grf::launch_make_score_offsets,
-        "Launch the kernel of sampled_loss that computes what is added to each column of scores.");
+        "Launch the kernel of sampled_loss that computes the number that is added to each column of scores.");
 }

@@ -1,8 +1,8 @@
 // The functions, types and variables of CUDA's device language that the kernels use, for a C++17 compiler. Only
 // common/simt.cuh includes this file.
 //
-// They behave as the CUDA C++ Programming Guide describes; undefined behavior of threads and shared memory is reported
-// as an error. If a kernel needs a name that is missing here, add it. See docs/architecture.md, "The emulation".
+// All of them behave as the CUDA C++ Programming Guide describes. Undefined behavior of threads and shared memory is
+// reported as an error. If a kernel needs a name that is missing here, add it. See docs/architecture.md, "The emulation".
 #pragma once
 
 #include <cmath>
@@ -88,7 +88,7 @@ inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, int line = __builtin_LINE())
 inline void __threadfence() {
   ::grf::simt::fence();
 }
-inline void __threadfence_block() {}  // not emulated: within a block, the race check accepts barriers only
+inline void __threadfence_block() {}  // does nothing: within a block, only barriers order accesses for the race check
 
 namespace grf {
 namespace simt {
@@ -140,6 +140,7 @@ unsigned __match_any_sync(unsigned mask, T value, int line = __builtin_LINE()) {
 }
 
 // Atomic operations, with exactly the overloads that CUDA has, so that nvcc accepts every call that compiles here.
+// `expression` is the new value, from the values `old` and `value`.
 #define GRF_ATOMIC(name, type, expression)                         \
   inline type name(type* address, type value) {                    \
     const ::grf::simt::AtomicAccess access(address, sizeof(type)); \
@@ -260,7 +261,7 @@ T __ldg(const T* address) {
   return *address;
 }
 
-// Shared memory. Every block starts with memory of its own, filled with a byte pattern.
+// Shared memory. Every block starts with new memory, filled with a byte pattern. `tag` identifies the declaration.
 #define GRF_SHARED(name, ...)                                                                    \
   auto& name = []() -> auto& {                                                                   \
     using Array = __VA_ARGS__;                                                                   \

@@ -17,11 +17,11 @@ namespace grf {
 namespace simt {
 
 constexpr size_t kSharedLimit = 227 << 10;        // bytes that a block can have on sm_90 (H100, H200)
-constexpr size_t kArenaBytes = kSharedLimit * 2;  // leaves space for gaps between arrays
+constexpr size_t kArenaBytes = kSharedLimit * 2;  // of the arena, which has a block's shared arrays and gaps between them
 constexpr size_t kArrayGap = 64;                  // bytes between arrays, to detect accesses out of bounds
-constexpr int kFillByte = 0xA5;                   // shared memory is filled with it before a block runs
+constexpr int kFillByte = 0xA5;                   // initial value of shared memory
 
-// State of a byte of the arena.
+// ThreadState of a byte of the arena.
 constexpr unsigned char kOutside = 0, kUnwritten = 1, kWritten = 2;  // kOutside: in no array of the running block
 
 // A random number generator.
@@ -33,17 +33,18 @@ struct Random {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
   }
+  // Returns a random number from 0 to limit - 1.
   uint64_t below(uint64_t limit) { return (*this)() % limit; }
 };
 
-// What a thread of the block is doing. A `ready` thread can run.
-enum class State { ready, at_barrier, in_warp_operation, finished };
+// What a thread of the running block does. A `ready` thread can run.
+enum class ThreadState { ready, at_barrier, in_warp_operation, finished };
 
 // A thread of the running block.
 struct Thread {
   Fiber fiber;
   dim3 index;  // threadIdx
-  State state = State::ready;
+  ThreadState state = ThreadState::ready;
   bool fenced = false;  // has called __threadfence since its last write
 
   // The barrier or warp operation where the thread waits: its source line, its kind and its arguments.
@@ -51,7 +52,7 @@ struct Thread {
   Barrier barrier = Barrier::plain;
   WarpOperation operation = WarpOperation::sync;
   unsigned mask = 0;
-  uint64_t value = 0;  // of a barrier: whether the predicate is true
+  uint64_t value = 0;  // operand of a warp operation, or 1 if the predicate of a barrier is true
   int argument = 0, width = 0;
 };
 
@@ -91,12 +92,12 @@ class Emulator {
   char* dynamic_shared() { return dynamic_shared_; }
 
  private:
-  static void enter_thread();
-  std::vector<uint64_t> blocks_to_run();
-  void run_block();
-  void start_block(uint64_t flat_index);
-  void resume(size_t thread);
-  void wait(State state);  // switches to the scheduler
+  static void enter_thread();  // entry of the fibers
+  std::vector<uint64_t> blocks_to_run();  // returns flat indices in random order
+  void run_block();                       // runs all threads of the started block until they finish
+  void start_block(uint64_t flat_index);  // resets threads, clocks and shared memory
+  void resume(size_t thread);             // runs a thread until it waits or finishes
+  void wait(ThreadState state);  // switches to the scheduler
   [[noreturn]] void finish_thread();
   void make_ready(size_t thread);
   void record_failure(const std::string& message) {
@@ -104,13 +105,13 @@ class Emulator {
     failure_ = message;
   }
   void try_warp_operation(size_t warp);
-  uint64_t warp_result(size_t warp, unsigned lane);
-  void release_barrier();
-  void report_deadlock();
+  uint64_t warp_result(size_t warp, unsigned lane);  // returns the result for one lane of the current warp operation
+  void release_barrier();  // makes all threads ready; records a failure if they wait at different barriers
+  void report_deadlock();  // records a failure that says where threads wait
   char* allocate_shared(size_t bytes, size_t alignment);
   std::string thread_name(size_t thread) const { return "thread " + format_index(threads_[thread].index); }
   std::string describe(const Race& race, const void* address, bool writes, const void* instruction) const;
-  AccessRecord make_record(bool atomic, const void* instruction) const;
+  AccessRecord make_record(bool atomic, const void* instruction) const;  // of an access by the running thread
 
   std::mutex mutex_;
   FiberStacks stacks_;

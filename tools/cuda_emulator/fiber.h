@@ -26,7 +26,7 @@ extern "C" void grf_fiber_switch(void** saved_stack, void* next_stack);
 namespace grf {
 namespace simt {
 
-// A suspended execution. switch_to stores the running code's state in a default-constructed fiber.
+// A suspended execution. A default-constructed fiber stores the state of the running code when it calls switch_to.
 class Fiber {
  public:
   // Makes the next switch to this fiber call entry() on the given stack. entry() must never return.
@@ -65,8 +65,9 @@ class Fiber {
     finish_switch(*this);
   }
 
-  // Tells AddressSanitizer that the switch to `current` is complete. entry() must first call it with `previous`, the
-  // fiber that it was switched from, and whose stack is recorded then. switch_to calls it for suspended fibers.
+  // Tells AddressSanitizer that the switch to `current` is complete. A new fiber's entry() must call this function
+  // first. `previous` is the fiber that was suspended by the switch; its stack is recorded. In a fiber that continues,
+  // switch_to calls this function.
   static void finish_switch(Fiber& current, Fiber* previous = nullptr) {
 #ifdef GRF_EMULATED_ADDRESSES
     const void* bottom;

@@ -1,5 +1,5 @@
-// Functions of the emulator, which runs CUDA kernels on the CPU. They are used by tests and by device.h, which defines
-// the keywords and built-in functions of CUDA for the CPU.
+// Functions of the emulator, which runs CUDA kernels on the CPU. Tests and device.h call them; device.h defines the
+// keywords and built-in functions of CUDA for the CPU.
 //
 // The blocks of a grid run one after another, in random order. The threads of a block are fibers: one runs until it
 // waits for other threads, then another is chosen at random.
@@ -31,22 +31,23 @@ enum class Barrier { plain, any, all, count };
 // __syncwarp; __shfl_sync and its variants up, down and xor; __ballot_sync; __match_any_sync
 enum class WarpOperation { sync, index, up, down, exclusive_or, ballot, match };
 
-// `line` is the source line of the call. Threads that meet at a barrier must call it from the same line.
+// Waits for all threads of the block and returns the result of the barrier. `line` is the source line of the call; all
+// threads must call from the same line.
 int block_barrier(Barrier kind, int predicate, int line);
-// Returns the result for the calling thread. A lane is a thread's position in its warp. `argument` is a shuffle's
-// source lane, delta or lane mask.
+// Runs a warp operation and returns the result for the calling thread. A lane is a thread's position in its warp.
+// `argument` is a shuffle's source lane, delta or lane mask.
 uint64_t warp_operation(WarpOperation kind, unsigned mask, uint64_t value, int argument, int width, int line);
 void fence();  // __threadfence
 // Returns the running block's array for a GRF_SHARED declaration, which `tag` identifies.
 void* shared_array(const void* tag, size_t bytes, size_t alignment);
 void* dynamic_shared();
-[[noreturn]] void check_failed(const char* text);
+[[noreturn]] void check_failed(const char* text);  // ends the launch: a GRF_DEVICE_CHECK failed
 
-// Its constructor checks an atomic access for races. It may run other threads first.
+// The constructor checks an atomic access for races. Before the check, it may let other threads run.
 struct AtomicAccess {
   AtomicAccess(const void* address, size_t bytes);
 };
-// Read and write memory within an atomic operation, which AtomicAccess has checked.
+// Read or write memory within an atomic operation that AtomicAccess has checked.
 void atomic_read(void* target, const void* source, size_t bytes);
 void atomic_write(void* target, const void* source, size_t bytes);
 
@@ -62,9 +63,9 @@ void run(const LaunchConfig& launch, void (*thread_body)(const void*), const voi
 void set_seed(uint64_t seed);
 // Runs at most this many blocks of each grid: the first, the last and random others. 0: all blocks.
 void set_block_limit(int64_t blocks);
-// Maximum number of blocks of a grid whose threads loop over tasks (blocks_for in common/simt.cuh). It is small, so
-// that tests cover the loop, and because fibers are slower than loop iterations. If set_block_limit limits the
-// blocks that run, it is as large as on a GPU.
+// Returns the maximum number of blocks of a grid whose threads loop over tasks (blocks_for in common/simt.cuh). This
+// maximum is small, so that tests cover the loop, and because fibers are slower than loop iterations. With a limit by
+// set_block_limit, the maximum is as large as on a GPU.
 int64_t max_grid_blocks();
 // Returns the number of launches since set_seed.
 int64_t launches();

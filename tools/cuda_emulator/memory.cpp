@@ -11,12 +11,12 @@ namespace simt {
 namespace {
 
 struct LoadedLibrary {
-  const char* begin;
+  const char* base;  // address where it is loaded
   std::string path;
 };
 
-// Returns the address and file of this shared library. Instructions are recorded as offsets from that address, which
-// addr2line (see source_line) accepts.
+// Returns the address and file of this shared library. Instructions are recorded as offsets from this address, because
+// addr2line (see source_line) takes such offsets.
 const LoadedLibrary& library() {
   static const LoadedLibrary loaded = [] {
     Dl_info info{};
@@ -50,7 +50,7 @@ char* Emulator::allocate_shared(size_t bytes, size_t alignment) {
   if (shared_bytes_ > kSharedLimit) {
     fail("the block uses at least " + std::to_string(shared_bytes_) + " bytes of shared memory, more than 227 KB");
   }
-#ifdef GRF_EMULATED_ADDRESSES  // AddressSanitizer detects accesses out of bounds, so each array is a heap block
+#ifdef GRF_EMULATED_ADDRESSES  // AddressSanitizer detects accesses out of bounds, so each array is a heap allocation
   heap_arrays_.emplace_back(new char[bytes]);
   std::memset(heap_arrays_.back().get(), kFillByte, bytes);
   return heap_arrays_.back().get();
@@ -76,7 +76,7 @@ void* Emulator::shared_array(const void* tag, size_t bytes, size_t alignment) {
 }
 
 AccessRecord Emulator::make_record(bool atomic, const void* instruction) const {
-  const auto offset = static_cast<uint32_t>(static_cast<const char*>(instruction) - library().begin);
+  const auto offset = static_cast<uint32_t>(static_cast<const char*>(instruction) - library().base);
   return {block_number_,      static_cast<uint16_t>(running_index_), atomic, clocks_[running_index_].time,
           n_barriers_passed_, instruction == nullptr ? 0 : offset};
 }
@@ -117,7 +117,7 @@ std::string Emulator::describe(const Race& race, const void* address, bool write
 }
 
 void Emulator::start_atomic(const void* address) {
-  if (random_.below(4) == 0) wait(State::ready);  // other threads run first, so orders of atomics vary
+  if (random_.below(4) == 0) wait(ThreadState::ready);  // other threads run first, so orders of atomics vary
   shadow_memory_.record_atomic(reinterpret_cast<uintptr_t>(address), make_record(true, nullptr),
                                running_thread().fenced);
 }

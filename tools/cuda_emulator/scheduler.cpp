@@ -13,8 +13,8 @@
 #if defined(__x86_64__) && defined(__linux__)
 // Defines grf_fiber_switch(saved_stack, next_stack) of fiber.h; the arguments are in the registers rdi and rsi. It
 // pushes the registers that a function must preserve, and stores the stack pointer in *saved_stack. Then it continues
-// on the next fiber's stack: it pops the registers that this fiber pushed when it was suspended, and returns to its
-// code.
+// on the next fiber's stack: it pops the registers that the next fiber pushed when it was suspended, and returns to the
+// code of that fiber.
 asm(R"(
 .text
 .hidden grf_fiber_switch
@@ -61,9 +61,10 @@ void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*),
   const dim3 &grid = launch.grid, &block = launch.block;
   if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) refuse("a dimension of 0");
   if (grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) refuse("more blocks than (2^31 - 1, 65535, 65535)");
-  if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or 64 in z");
+  if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or more than 64 in z");
   if (launch.shared_bytes > kSharedLimit) refuse("more than 227 KB of shared memory");
   n_threads_ = size_t{block.x} * block.y * block.z;
+  // The factor is odd, so different seeds give different states; it spreads seeds that are close to each other.
   random_.state = seed * 0x2545F4914F6CDD1Du + static_cast<uint64_t>(++n_launches);
   failed_ = failed_check_ = false;
   shadow_memory_.start_launch();
@@ -149,16 +150,16 @@ void Emulator::resume(size_t thread) {
   in_kernel = false;
   if (failed_) return;
   switch (threads_[thread].state) {
-    case State::ready:
+    case ThreadState::ready:
       ready_threads_.push_back(thread);
       break;
-    case State::at_barrier:
+    case ThreadState::at_barrier:
       ++n_at_barrier_;
       break;
-    case State::in_warp_operation:
+    case ThreadState::in_warp_operation:
       try_warp_operation(thread / kWarpSize);
       break;
-    case State::finished:
+    case ThreadState::finished:
       --n_unfinished_;
       break;
   }
@@ -180,11 +181,11 @@ void Emulator::run_thread() {
 }
 
 void Emulator::finish_thread() {
-  wait(State::finished);
+  wait(ThreadState::finished);
   std::abort();  // never reached: the scheduler does not resume a finished thread
 }
 
-void Emulator::wait(State state) {
+void Emulator::wait(ThreadState state) {
   in_kernel = false;
   Thread& thread = running_thread();
   thread.state = state;
@@ -193,7 +194,7 @@ void Emulator::wait(State state) {
 }
 
 void Emulator::make_ready(size_t thread) {
-  threads_[thread].state = State::ready;
+  threads_[thread].state = ThreadState::ready;
   ready_threads_.push_back(thread);
 }
 

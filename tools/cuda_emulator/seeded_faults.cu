@@ -1,5 +1,5 @@
-// Kernels that test the emulator: correct ones, and ones with a fault that the emulator must detect. A template
-// parameter that is false removes what makes the kernel correct.
+// Kernels that test the emulator. Some are correct, the others have one fault that the emulator must detect. If a
+// template parameter is false, what it is named after is left out, which is the fault.
 #include "cuda_emulator/seeded_faults.h"
 
 #include <functional>
@@ -25,8 +25,8 @@ __global__ void pass_on(int* out) {
   out[thread] = values[(thread + 1) % kThreads];
 }
 
-// Each thread passes its index to another thread of its warp. __syncwarp is enough for that, a shuffle is not: it does
-// not order memory accesses.
+// Each thread passes its index to another thread of its warp. With kBarrier, __syncwarp orders the accesses. Otherwise
+// there is a race, because a shuffle does not order memory accesses.
 template <bool kBarrier>
 __global__ void pass_on_in_warp(int* out) {
   GRF_SHARED(values, int[kThreads]);
@@ -176,6 +176,7 @@ void expect(bool condition, const char* message) {
   if (!condition) throw std::logic_error(message);
 }
 
+// Returns functions that launch one kernel each, by the name of the test kernel. `out` has kThreads zeros.
 const std::map<std::string, std::function<void(int*)>>& launchers() {
   static const std::map<std::string, std::function<void(int*)>> kernels = {
       {"pass_on", [](int* out) { GRF_LAUNCH(pass_on<true>, 1, kThreads, 0, nullptr, out); }},

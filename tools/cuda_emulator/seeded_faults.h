@@ -1,4 +1,4 @@
-// Kernels that test the emulator. Each has at most one fault, which the emulator must detect.
+// Runs kernels that test the emulator. Each has at most one fault, which the emulator must detect.
 #pragma once
 
 #include <string>

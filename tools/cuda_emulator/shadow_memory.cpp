@@ -37,7 +37,7 @@ void ShadowMemory::record_read(Cell& cell, const AccessRecord& record) const {
       return;
     }
   }
-  // All entries have reads whose order is not determined: they are enough (see Cell), so this read is not recorded.
+  // The order of this read and both recorded ones is not determined. The recorded ones are enough (see Cell).
 }
 
 bool ShadowMemory::access(Cell& cell, bool writes, const AccessRecord& record, Race* race) const {

@@ -20,22 +20,22 @@ namespace simt {
 
 constexpr int kWarpSize = 32;
 
-// Logical time of a thread.
+// Logical time of a thread. A lane is a thread's position in its warp.
 struct Clock {
   uint32_t time = 1;          // counts the synchronizations of this thread
   uint32_t barrier_time = 0;  // `time` after the last __syncthreads: accesses with a lower time come before the barrier
-  // For each lane of the warp: its `time` at the last __syncwarp that both threads called.
+  // For each lane of the warp: the `time` of that lane at the last __syncwarp that it and this thread called.
   std::array<uint32_t, kWarpSize> lane_times{};
 };
 
 // A recorded access.
 struct AccessRecord {
-  uint32_t block = 0;  // number of blocks that ran before the access's block
+  uint32_t block = 0;  // number of blocks of this launch that ran before
   uint16_t thread = 0;
   bool atomic = false;
-  uint32_t time = 0;         // of the thread's clock; 0: no access yet
+  uint32_t time = 0;         // Clock::time of the thread; 0 means that there was no access
   uint32_t n_barriers = 0;   // number of __syncthreads that the block has completed
-  uint32_t instruction = 0;  // offset in the library
+  uint32_t instruction = 0;  // offset of the instruction in the library; 0 if unknown
 };
 
 // The recorded accesses of one byte, or of 4 bytes (see Page). Two reads whose order is not determined are enough: a
@@ -55,6 +55,7 @@ class ShadowMemory {
  public:
   // Forgets all accesses: they come before those of this launch.
   void start_launch();
+  // Must be called before a block runs. clocks: the clocks of its threads.
   void start_block(const std::vector<Clock>* clocks) {
     clocks_ = clocks;
     acquired_.clear();
@@ -78,7 +79,7 @@ class ShadowMemory {
     size_t bytes_per_cell = 4;
     std::vector<Cell> cells = std::vector<Cell>(kPageBytes / 4);
 
-    void split();
+    void split();  // into one cell per byte
   };
 
   // An atomic operation after a __threadfence. It orders the earlier accesses of its thread, and the accesses of its
@@ -87,7 +88,7 @@ class ShadowMemory {
     uint32_t block, thread, n_barriers;
   };
 
-  Page& page(uintptr_t page_index);
+  Page& page(uintptr_t page_index);  // creates the page if it does not exist
   // Returns whether the order of two accesses is determined.
   bool is_ordered(const AccessRecord& earlier, const AccessRecord& later) const;
   void record_read(Cell& cell, const AccessRecord& record) const;

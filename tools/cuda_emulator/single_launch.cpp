@@ -6,10 +6,11 @@
 namespace grf {
 namespace {
 
+// Returns the address of a tensor, or a null pointer if it is not listed.
 template <typename T>
 T* find_tensor(const TensorAddresses& addresses, const char* name) {
-  const auto entry = addresses.find(name);
-  return entry == addresses.end() ? nullptr : reinterpret_cast<T*>(entry->second);
+  const auto found = addresses.find(name);
+  return found == addresses.end() ? nullptr : reinterpret_cast<T*>(found->second);
 }
 
 // Operand is float, or uint16_t for the bits of bfloat16.
@@ -34,9 +35,9 @@ void make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, const Tens
 
 }  // namespace
 
-void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool bfloat16,
+void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool is_bfloat16,
                         const TensorAddresses& addresses) {
-  (bfloat16 ? make_losses<uint16_t> : make_losses<float>)(m, n, width, stride, addresses);
+  (is_bfloat16 ? make_losses<uint16_t> : make_losses<float>)(m, n, width, stride, addresses);
 }
 
 void launch_make_score_offsets(int64_t m, int64_t n, const TensorAddresses& addresses) {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_INT32_NODES = 1 << 31
+_INT32_NODES = 1 << 31  # with fewer nodes, node indices are stored as int32
 _MAX_NODES = 1 << 32  # edge dropout uses the node index as one 32-bit word of its random-number counter
 
 
@@ -28,15 +28,15 @@ def build_bipartite_csr(
     np.not_equal(pairs[1:], pairs[:-1], out=is_first[1:])
     pairs = pairs[is_first]
     users, items = np.divmod(pairs, n_items)
-    offsets = np.zeros(n_users + n_items + 1, np.int64)
-    offsets[1 : n_users + 1] = np.bincount(users, minlength=n_users)
-    offsets[n_users + 1 :] = np.bincount(items, minlength=n_items)
+    degrees = np.zeros(n_users + n_items + 1, np.int64)  # the degree of node i is at index i + 1
+    degrees[1 : n_users + 1] = np.bincount(users, minlength=n_users)
+    degrees[n_users + 1 :] = np.bincount(items, minlength=n_items)
     neighbors = np.empty(2 * len(pairs), np.int32 if n_users + n_items < _INT32_NODES else np.int64)
     neighbors[: len(pairs)] = items + n_users
     reversed_pairs = items * n_users + users
     reversed_pairs.sort()
     neighbors[len(pairs) :] = reversed_pairs % n_users
-    return np.cumsum(offsets), neighbors, len(is_first) - len(pairs)
+    return np.cumsum(degrees), neighbors, len(is_first) - len(pairs)
 
 
 def nonzero_entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:
@@ -78,9 +78,9 @@ def extract_user_item_block(
         raise ValueError(
             f"the graph is not bipartite: entry ({rows[i]}, {columns[i]}) connects two {kind} (n_users={n_users})"
         )
-    user_item = np.unique(rows[is_user_row] * n_nodes + columns[is_user_row])
-    item_user = np.unique(columns[~is_user_row] * n_nodes + rows[~is_user_row])
-    unmatched = np.setxor1d(user_item, item_user, assume_unique=True)
+    user_item_pairs = np.unique(rows[is_user_row] * n_nodes + columns[is_user_row])
+    item_user_pairs = np.unique(columns[~is_user_row] * n_nodes + rows[~is_user_row])
+    unmatched = np.setxor1d(user_item_pairs, item_user_pairs, assume_unique=True)
     if len(unmatched):
         user, item = divmod(int(unmatched[0]), n_nodes)
         raise ValueError(

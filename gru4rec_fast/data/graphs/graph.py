@@ -24,7 +24,7 @@ from gru4rec_fast.data.sessions.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices, kind_of
 
 FORMAT = "gru4rec_fast.interaction_graph"
-_FOLDER = FolderFormat(
+_FOLDER_FORMAT = FolderFormat(
     name=FORMAT,
     title="interaction graph",
     verb="save",
@@ -219,9 +219,9 @@ class InteractionGraph:
     ) -> InteractionGraph:
         """Return a new graph with the interactions of this graph and additional ones.
 
-        New users and items get the next indices; the indices of the others stay the same. The *nodes* of items change,
-        however: they increase by the number of new users. Interactions that this graph has already are counted as
-        duplicates.
+        New users and items get the next indices. The users and items of this graph keep their indices. Item nodes are
+        numbered after user nodes, so their node indices increase by the number of new users. Interactions that this
+        graph already has are counted as duplicates.
 
         Args:
             users, items: ids, integers or strings [n]; user `users[k]` interacted with item `items[k]`.
@@ -280,7 +280,7 @@ class InteractionGraph:
             OSError: the disk is full; an earlier graph in `folder` is unchanged.
         """
         with replace_folder(folder, [FORMAT]) as temporary:
-            write_array_folder(temporary, _FOLDER, self, {"users": self.users.ids, "items": self.items.ids})
+            write_array_folder(temporary, _FOLDER_FORMAT, self, {"users": self.users.ids, "items": self.items.ids})
 
     @classmethod
     def open(cls, folder: str | Path) -> InteractionGraph:
@@ -290,7 +290,7 @@ class InteractionGraph:
             FileNotFoundError: there is no graph in `folder`.
             ValueError: the graph is damaged, or has a format version that this release does not read.
         """
-        stored = ArrayFolder(folder, _FOLDER)
+        stored = ArrayFolder(folder, _FOLDER_FORMAT)
         n_users, n_items, n_edges = stored.counts
         neighbors = stored.open_array("neighbors", 2 * n_edges, np.int32, np.int64)
         stored.check_range("neighbors", neighbors[:n_edges], n_users, n_users + n_items)  # neighbors of users are items
@@ -303,13 +303,13 @@ class InteractionGraph:
 
 
 def _look_up(vocabulary: Vocabulary, ids: np.ndarray, label: str) -> np.ndarray:
-    """Return the index of each id, -1 if it is unknown. `label` names the ids if they are of the wrong type."""
+    """Return the index of each id, -1 if it is unknown. `label` names `ids` in the error for a wrong type."""
     if len(ids) and kind_of(ids) != kind_of(vocabulary.ids):
         raise ValueError(f"{label} are {kind_of(ids)}, but the training graph (like=) has {kind_of(vocabulary.ids)}")
     return vocabulary.index_of(ids)
 
 
 def _extend_vocabulary(vocabulary: Vocabulary, ids: np.ndarray) -> Vocabulary:
-    """Return the vocabulary with the unknown ones of `ids` appended in sorted order."""
+    """Return the vocabulary extended by those of `ids` that it does not hold, in sorted order."""
     unknown = np.unique(ids[vocabulary.index_of(ids) < 0])
     return Vocabulary(np.concatenate([vocabulary.ids, unknown])) if len(unknown) else vocabulary

@@ -7,15 +7,16 @@ import numpy as np
 from gru4rec_fast.data.graphs.graph import InteractionGraph
 from gru4rec_fast.data.vocabulary import Vocabulary
 
-_SWEEPS = 20  # further sweeps hardly change the order
+_SWEEPS = 20  # number of iterations of `reorder`; further iterations hardly change the order
 
 
 def reorder(graph: InteractionGraph) -> InteractionGraph:
     """Return the graph with users and items renumbered so that nodes with similar neighbors get close indices.
 
-    Every id keeps its interactions; only the indices of the ids change. Each sweep computes the mean position of every
-    node's neighbors and sorts the users, and separately the items, by this mean (the barycenter heuristic of Sugiyama
-    et al., "Methods for visual understanding of hierarchical system structures", 1981). The result is deterministic.
+    Every id keeps its interactions; only the indices of the ids change. Each node has a position in [0, 1), at first a
+    random one. An iteration computes the mean position of each node's neighbors. It sorts the users by this mean, and
+    separately the items, to get the new positions. This is the barycenter heuristic of Sugiyama et al., "Methods for
+    visual understanding of hierarchical system structures", 1981. The result is deterministic.
     """
     n_users, degrees = graph.n_users, np.maximum(np.diff(graph.offsets), 1)
     node_kinds = (slice(0, n_users), slice(n_users, None))  # users, items

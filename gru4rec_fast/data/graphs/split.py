@@ -10,7 +10,7 @@ from gru4rec_fast.data.graphs.graph import InteractionGraph
 def split_interactions(
     graph: InteractionGraph, fraction: float, *, seed: int = 0
 ) -> tuple[InteractionGraph, InteractionGraph]:
-    """Hold out a random `fraction` of the interactions of every user, rounded down.
+    """Hold out a random `fraction` of the interactions of every user. The number per user is rounded down.
 
     The published splits of NGCF and LightGCN were made in this way, with a fraction of 0.2.
 
@@ -29,7 +29,8 @@ def split_interactions(
         raise ValueError(f"fraction={fraction}: must be between 0 and 1")
     users, items = graph.interactions()
     degrees = np.diff(graph.offsets[: graph.n_users + 1])
-    order = np.lexsort((np.random.default_rng(seed).random(len(users)), users))  # by user, in random order
+    # Sorted by user; the interactions of one user are in random order.
+    order = np.lexsort((np.random.default_rng(seed).random(len(users)), users))
     rank_within_user = np.arange(len(users)) - np.repeat(graph.offsets[: graph.n_users], degrees)
     held_out = np.empty(len(users), bool)
     held_out[order] = rank_within_user < np.repeat(np.floor(degrees * fraction), degrees)

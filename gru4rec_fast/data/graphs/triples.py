@@ -14,9 +14,10 @@ SAMPLE_BY = ("users", "interactions")
 
 
 class TripleSampler:
-    """Draws mini-batches of triples: a user, a positive item (one of the user's) and a negative item (any other).
+    """Draws mini-batches of triples: a user, a positive item and a negative item.
 
-    Users who have no item, or every item, are never drawn. See `gru4rec_fast.ops.bpr_triples`.
+    The positive is one of the user's items, the negative is any other item. Users who have no item, or every item, are
+    never drawn. See `gru4rec_fast.ops.bpr_triples`.
 
     Args:
         graph: the training graph.
@@ -55,7 +56,8 @@ class TripleSampler:
         users = ((degrees > 0) & (degrees < graph.n_items)).nonzero()[:, 0]
         if len(users) == 0:
             raise ValueError("no triple can be drawn: every user of the graph has all items, or none")
-        self._graph = offsets.to(device), neighbors.to(device), users.to(device)
+        self._graph_tensors = offsets.to(device), neighbors.to(device), users.to(device)
+        # Number of interactions of all earlier users, for each user; None: users are drawn uniformly.
         self._starts: Tensor | None = None
         if sample_by == "interactions":
             starts = torch.cat([degrees.new_zeros(1), degrees[users].cumsum(0)])
@@ -71,7 +73,7 @@ class TripleSampler:
         Mini-batches are numbered from the start of the training.
         """
         users, positives, negatives = ops.bpr_triples(
-            *self._graph,
+            *self._graph_tensors,
             self.batch_size,
             n_users=self.n_users,
             n_items=self.n_items,

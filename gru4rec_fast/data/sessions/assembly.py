@@ -20,7 +20,7 @@ class ItemRenumbering:
 
     Args:
         item_ids: id of each item code (the preliminary numbers of items in an `EventLog`).
-        vocabulary: vocabulary of the training data. Its items must be the first item codes; they keep their indices.
+        vocabulary: vocabulary of the training data. The code of each of its items must be the item's index.
     """
 
     def __init__(self, item_ids: np.ndarray, vocabulary: Vocabulary | None = None) -> None:
@@ -31,15 +31,15 @@ class ItemRenumbering:
         self._index_of_code[self._code_of_index] = self._code_of_index
 
     def has_index(self) -> np.ndarray:
-        """Return bool [n item codes], True if the item has an index."""
+        """Return a mask, bool [n item codes], of the items that have an index."""
         return self._index_of_code >= 0
 
     def renumber(self, codes: np.ndarray) -> np.ndarray:
-        """Return the indices of item codes, int32. Items without an index get the next ones."""
+        """Return the indices of item codes, int32. Items without an index get the next indices."""
         new = codes[self._index_of_code[codes] < 0]
         if new.size:
-            unique, first = np.unique(new, return_index=True)
-            unique = unique[np.argsort(first)]  # in order of first appearance
+            unique, first_positions = np.unique(new, return_index=True)
+            unique = unique[np.argsort(first_positions)]  # in order of first appearance
             n_indices = len(self._code_of_index)
             self._index_of_code[unique] = np.arange(n_indices, n_indices + len(unique))
             self._code_of_index = np.concatenate([self._code_of_index, unique])
@@ -51,7 +51,7 @@ class ItemRenumbering:
 
 
 def merge_into_store_arrays(log: EventLog, renumbering: ItemRenumbering, folder: Path | None) -> dict[str, Any]:
-    """Merge the partitions of a log. Returns the constructor arguments of its `SessionStore`.
+    """Merge the partitions of a log, and return the constructor arguments of its `SessionStore`.
 
     Sessions are sorted by the time of their first event, then by their first input row. Arrays of one value per session
     are held in memory. Events are merged in blocks of `BLOCK_EVENTS`.
@@ -62,7 +62,7 @@ def merge_into_store_arrays(log: EventLog, renumbering: ItemRenumbering, folder:
         folder: existing folder to write items.npy into; None keeps the items in memory.
     """
     readers: list[_ItemReader] = []
-    names = ("starts", "first_rows", "lengths", "ends", "session_ids", "partition")
+    names = ("starts", "first_rows", "lengths", "ends", "session_ids", "partition")  # of `Events`, except the last
     fields: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for i, partition_events in enumerate(log):
         events = partition_events.sorted_by_start()

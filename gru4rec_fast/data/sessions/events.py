@@ -50,19 +50,22 @@ class Events:
         return self.times[self.offsets[1:] - 1]
 
     def repeat_mask(self) -> np.ndarray:
-        """Return bool [n_events], True if the previous event of the session has the same item."""
+        """Return a mask, bool [n_events], of the events whose previous event in the session has the same item."""
         mask = np.zeros(len(self.items), bool)
         mask[1:] = self.items[1:] == self.items[:-1]
         mask[self.offsets[:-1][self.lengths > 0]] = False
         return mask
 
     def select_events(self, mask: np.ndarray) -> Events:
-        """Return only the events of a mask [n_events]. Sessions may become empty."""
+        """Return the sessions with only the events for which `mask`, bool [n_events], is True.
+
+        Sessions may become empty.
+        """
         offsets = np.concatenate([[0], np.cumsum(mask)])[self.offsets]
         return replace(self, lengths=np.diff(offsets), items=self.items[mask], times=self.times[mask])
 
     def select_sessions(self, mask: np.ndarray) -> Events:
-        """Return only the sessions of a mask [n_sessions]."""
+        """Return only the sessions for which `mask`, bool [n_sessions], is True."""
         event_mask = np.repeat(mask, self.lengths)
         session_ids, first_rows, lengths = self.session_ids[mask], self.first_rows[mask], self.lengths[mask]
         return Events(session_ids, first_rows, lengths, self.items[event_mask], self.times[event_mask])
@@ -78,7 +81,7 @@ class Events:
 
 
 class EventLog:
-    """A log in partitions, each one `Events`. All events of a session are in the same partition.
+    """A log divided into partitions, each an `Events`. All events of a session are in the same partition.
 
     Items have preliminary numbers, the item codes, in the order in which they were read. `ItemRenumbering` assigns the
     final indices.
@@ -146,7 +149,8 @@ class EventLog:
 
 
 def _load(path: Path) -> Events:
-    # Read, not memory-mapped: pages of an open memory map count as resident memory of the process.
+    """Return the partition that `EventLog._store` wrote to a folder."""
+    # The arrays are read, not memory-mapped: pages of an open memory map count as resident memory of the process.
     arrays = {file.stem: np.load(file) for file in path.iterdir()}
     ids = {name.removeprefix("session_ids."): arrays.pop(name) for name in list(arrays) if "." in name}
     return Events(session_ids=decode_ids(ids), **arrays)

@@ -19,7 +19,7 @@ class SessionRules:
     collapse_repeats: bool = False
 
     def apply(self, log: EventLog, item_mask: np.ndarray, reason: str) -> None:
-        """Keep only the items of a mask [n item codes], then remove repeats, then short sessions.
+        """Remove the items for which `item_mask`, bool [n item codes], is False, then repeats, then short sessions.
 
         The removed events and sessions are counted in `log.dropped`. `reason` says why items are removed, such as
         "rare_item".
@@ -57,13 +57,13 @@ def drop_rare(log: EventLog, min_support: int, rules: SessionRules) -> None:
 
 
 def _rare_items(log: EventLog, min_support: int) -> np.ndarray:
-    """Return the mask [n item codes] of items that occur, but fewer than `min_support` times."""
+    """Return a mask, bool [n item codes], of the items that occur, but fewer than `min_support` times."""
     support = log.support()
     return (support > 0) & (support < min_support)
 
 
 def drop_unseen(log: EventLog, renumbering: ItemRenumbering, rules: SessionRules) -> None:
-    """Drop items that are not in the training data, which are those without an index, then apply the rules.
+    """Drop items that are not in the training data, that is, items without an index. Then apply the rules.
 
     Raises ValueError if all items would be dropped.
     """

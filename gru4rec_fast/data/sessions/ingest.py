@@ -12,7 +12,7 @@ from gru4rec_fast.data.sessions.events import EventLog, Events
 from gru4rec_fast.data.tables import RereadRequired, Table, TableReader, numpy_ids, pl
 from gru4rec_fast.data.vocabulary import Vocabulary
 
-PARTITIONS = 64  # for a log of more than one batch
+PARTITIONS = 64  # number of partitions of a log of more than one batch
 
 
 def ingest(
@@ -106,6 +106,7 @@ class _ItemCoder:
 
 
 def _with_codes(ids: pl.Series) -> pl.DataFrame:
+    """Return a frame with the columns "item" (the ids) and "code" (0, 1, 2, ...)."""
     return pl.DataFrame({"item": ids, "code": pl.int_range(len(ids), dtype=pl.Int32, eager=True)})
 
 
@@ -118,26 +119,27 @@ class _RowPartitions:
     def __init__(self, folder: Path) -> None:
         self.n_frames = 0
         self._folder = folder
-        self._first: pl.DataFrame | None = None
+        self._first_frame: pl.DataFrame | None = None
 
     def add(self, frame: pl.DataFrame) -> None:
+        """Add the rows of a frame. The second frame moves the rows of the first to files."""
         if self.n_frames == 0:
-            self._first = frame
+            self._first_frame = frame
         else:
-            if self._first is not None:
+            if self._first_frame is not None:
                 self._folder.mkdir()
-                self._write(self._first, 0)
-                self._first = None
+                self._write(self._first_frame, 0)
+                self._first_frame = None
             self._write(frame, self.n_frames)
         self.n_frames += 1
 
-    def _write(self, frame: pl.DataFrame, i: int) -> None:
+    def _write(self, frame: pl.DataFrame, frame_index: int) -> None:
         frame = frame.with_columns(partition=frame["session"].hash(seed=0) % PARTITIONS)
         by_partition = frame.partition_by("partition", as_dict=True, include_key=False, maintain_order=True)
         for (partition,), rows in by_partition.items():
             # Python writes the file, because its errors have an errno, which tells whether the disk is full; errors of
             # polars have none.
-            (self._folder / f"{partition}-{i}.arrow").write_bytes(rows.write_ipc(None).getbuffer())
+            (self._folder / f"{partition}-{frame_index}.arrow").write_bytes(rows.write_ipc(None).getbuffer())
 
     def discard(self) -> None:
         """Remove all files."""
@@ -145,8 +147,8 @@ class _RowPartitions:
 
     def pop_all(self) -> Iterator[pl.DataFrame]:
         """Yield the rows of each partition in input order, and remove its files."""
-        if self._first is not None:
-            yield self._first
+        if self._first_frame is not None:
+            yield self._first_frame
             return
         for partition in range(PARTITIONS):
             paths = [self._folder / f"{partition}-{i}.arrow" for i in range(self.n_frames)]

@@ -18,7 +18,7 @@ from gru4rec_fast.data.sessions.store import SessionStore
 # One call of ops.session_batch computes a chunk of many blocks, so that the costs of the call and of the copy to the
 # device are negligible. These are the limits of a chunk: steps, and steps x lanes. They keep the result small.
 CHUNK_STEPS, CHUNK_EVENTS = 256, 1 << 14
-LaneState = tuple[Tensor, Tensor, Tensor]  # what ops.session_batch_state returns
+LaneState = tuple[Tensor, Tensor, Tensor]  # lane_session, lane_position, cursor; see ops.session_batch_state
 # A position in an epoch is the lane state at the start of a chunk (None: at the start of the epoch), and the number of
 # blocks of this chunk that were yielded.
 _EPOCH_START: dict[str, Any] = {"blocks": 0, "lanes": None}
@@ -54,9 +54,9 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
     The log stays memory-mapped. Blocks are computed on the CPU, up to 256 steps at a time, and copied to `device`.
 
     Use it in any training loop, or as torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). In a worker
-    process it raises an error: the position within the epoch would change in the worker's copy only, so `state_dict`
-    would be wrong and every epoch would have the same order. Worker processes are not needed, because computing a block
-    takes microseconds.
+    process the loader raises an error: the position within the epoch would change in the worker's copy only, so
+    `state_dict` would be wrong and every epoch would have the same order. Worker processes are not needed, because
+    computing a block takes microseconds.
 
     Args:
         store: the sessions.
@@ -194,6 +194,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         self._position = _EPOCH_START
 
     def _order(self) -> Tensor | None:
+        """Return the shuffled order of the sessions in this epoch, int64 [n_sessions]; None for the order by time."""
         if not self.shuffle:
             return None
         generator = torch.Generator().manual_seed(

@@ -103,21 +103,21 @@ def _write_split(
 
     `names` are the names of the training part and of the held-out part.
     """
-    # The split needs three arrays of all sessions; its mask is then cut into one mask per partition of the log.
+    # The split needs these three arrays for all sessions. Its mask is then cut into one mask per partition.
     partitions = [(events.starts, events.ends, events.first_rows) for events in log]
     n_sessions = [len(starts) for starts, _, _ in partitions]
     starts, ends, first_rows = map(np.concatenate, zip(*partitions, strict=True))
     held_out = np.split(split.held_out(starts, ends, first_rows), np.cumsum(n_sessions)[:-1])
     del partitions, starts, ends, first_rows
     renumbering = ItemRenumbering(log.item_ids)
-    train = log.derive(lambda i, events: events.select_sessions(~held_out[i]), names[0])
-    train.dropped = log.dropped  # what was removed before the split
-    parts[names[0]] = _write(train, renumbering, folder / names[0])
-    test = log.derive(lambda i, events: events.select_sessions(held_out[i]), names[1])
-    if test.support().any():  # else `_write` raises the error for an empty part
-        drop_unseen(test, renumbering, replace(rules, min_length=max(2, rules.min_length)))
-    parts[names[1]] = _write(test, renumbering, folder / names[1])
-    return train
+    training_log = log.derive(lambda i, events: events.select_sessions(~held_out[i]), names[0])
+    training_log.dropped = log.dropped  # what was removed before the split
+    parts[names[0]] = _write(training_log, renumbering, folder / names[0])
+    held_out_log = log.derive(lambda i, events: events.select_sessions(held_out[i]), names[1])
+    if held_out_log.support().any():  # if not, `_write` raises the error for an empty part
+        drop_unseen(held_out_log, renumbering, replace(rules, min_length=max(2, rules.min_length)))
+    parts[names[1]] = _write(held_out_log, renumbering, folder / names[1])
+    return training_log
 
 
 def _write(log: EventLog, renumbering: ItemRenumbering, folder: Path) -> dict[str, int]:

@@ -17,7 +17,8 @@ class Split:
 
     Attributes:
         days: hold out the sessions that end within the last `days` times 24 hours of the log.
-        fraction: hold out this fraction of the sessions. Among equal ends, the latest starts come first.
+        fraction: hold out this fraction of the sessions. Among sessions with the same end, those with the latest start
+            are held out first.
         time_unit: unit of numeric times, "s", "ms", "us" or "ns"; used with `days` only.
     """
 
@@ -55,9 +56,9 @@ class Split:
         """
         if self.days is not None:
             self._warn_about_unit(float(ends.max()))
-            length = self.days * 86400 * _PER_SECOND[self.time_unit]
+            period = self.days * 86400 * _PER_SECOND[self.time_unit]
             # Integer times stay integers: nanoseconds since 1970 are not exact in float64.
-            return ends >= ends.max() - (length if ends.dtype.kind == "f" else round(length))
+            return ends >= ends.max() - (period if ends.dtype.kind == "f" else round(period))
         assert self.fraction is not None
         latest_sessions = np.lexsort((first_rows, starts, ends))[len(ends) - round(self.fraction * len(ends)) :]
         mask = np.zeros(len(ends), bool)

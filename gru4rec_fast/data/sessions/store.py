@@ -27,7 +27,7 @@ from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, requir
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices, check_indices
 
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
-_FOLDER = FolderFormat(
+_FOLDER_FORMAT = FolderFormat(
     name=FORMAT,
     title="session store",
     verb="prepare",
@@ -181,7 +181,7 @@ class SessionStore:
                 RecBole names (session_id, item_id, timestamp).
             separator: column separator of a text file; by default found in the header.
             vocabulary: vocabulary of the training data, for a test log. Events of other items are removed, then
-                sessions of fewer than two events; both are counted in `meta["dropped"]`.
+                sessions of fewer than two events. `meta["dropped"]` counts the removed events and sessions.
             allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
             out: folder to write the store to. The returned store is memory-mapped, and the log may be larger than
                 memory. With None, the store is held in memory.
@@ -224,14 +224,14 @@ class SessionStore:
     def open(cls, folder: str | Path) -> SessionStore:
         """Open a saved store as memory maps.
 
-        Reads and checks the vocabulary, `offsets` and `support`. All other arrays are read when they are used; whether
-        `items` are in range is checked by the data loader.
+        Reads and checks the vocabulary, `offsets` and `support`. All other arrays are read when they are used. The data
+        loader checks that `items` are in range.
 
         Raises:
             FileNotFoundError: there is no store in `folder`.
             ValueError: the store is damaged, or has a format version that this release does not read.
         """
-        stored = ArrayFolder(folder, _FOLDER)
+        stored = ArrayFolder(folder, _FOLDER_FORMAT)
         n_events, n_sessions, n_items, n_targets, n_short_sessions = stored.counts
         store = cls(
             offsets=stored.open_offsets("offsets", n_sessions, n_events),
@@ -244,7 +244,7 @@ class SessionStore:
             meta=stored.meta,
         )
         store.folder = stored.path
-        # meta.json has these two numbers, so that opening a store need not compute them from all offsets.
+        # meta.json has these two numbers, so that opening a store does not compute them from all offsets.
         store.n_targets, store.n_short_sessions = n_targets, n_short_sessions
         return store
 
@@ -262,7 +262,7 @@ class SessionStore:
     def write_all_but_items(self, folder: Path) -> None:
         """Write all files except items.npy (see `merge_into_store_arrays`) to an existing folder."""
         ids = {"vocabulary": self.vocabulary.ids, "session_ids": self.session_ids}
-        write_array_folder(folder, _FOLDER, self, ids)
+        write_array_folder(folder, _FOLDER_FORMAT, self, ids)
 
 
 def _as_stored_times(times: np.ndarray) -> np.ndarray:

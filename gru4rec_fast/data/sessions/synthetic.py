@@ -10,9 +10,9 @@ import numpy as np
 
 from gru4rec_fast.data.sessions.store import SessionStore
 
-FIRST_TIME = 1_700_000_000  # seconds since 1970
-SESSION_INTERVAL_S = 60
-EVENT_INTERVAL_S = 10
+FIRST_TIME = 1_700_000_000  # of the log, in seconds since 1970
+SESSION_INTERVAL_S = 60  # between the starts of two sessions
+EVENT_INTERVAL_S = 10  # between two events of a session
 
 
 def markov_events(
@@ -28,9 +28,9 @@ def markov_events(
     """Draw a click log from a first-order Markov chain over a catalogue with Zipf popularity.
 
     The first item of a session is drawn by popularity. With probability `p_follow`, the next item is one of the
-    `n_successors` successors of the current item, the j-th with a probability proportional to 1 / j; otherwise it is
-    drawn by popularity. The successors of each item are drawn by popularity. A session has 1 + G events, where G >= 1
-    is geometrically distributed.
+    `n_successors` successors of the current item. The j-th successor has a probability proportional to 1 / j.
+    Otherwise the next item is drawn by popularity. The successors of each item are drawn by popularity. A session has
+    1 + G events, where G >= 1 is geometrically distributed.
 
     Args:
         n_sessions: number of sessions.
