@@ -1,8 +1,11 @@
 """Train session-based recommenders (GRU4Rec) and graph recommenders (NGCF, LightGCN) in PyTorch.
 
-There are three ways to use this package: the estimators `GRU4Rec`, `NGCF` and `LightGCN` with fit, evaluate, recommend,
-save and load; the operators in `gru4rec_fast.ops` and modules in `gru4rec_fast.nn` in your own training loop; and the
-command `gru4rec-fast`. Native C++ and CUDA kernels are used where they can be compiled, else pure PyTorch.
+There are three ways to use this package:
+- the estimators `GRU4Rec`, `NGCF` and `LightGCN`, which fit, evaluate, recommend, save and load;
+- the operators in `gru4rec_fast.ops` and the modules in `gru4rec_fast.nn`, in your own training loop;
+- the command `gru4rec-fast`.
+
+Native C++ and CUDA kernels are used where they can be compiled, else pure PyTorch.
 
 Every name is imported when it is first used, so that `import gru4rec_fast` is fast.
 """
@@ -53,6 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Import and return a public name or a subpackage, at its first use (PEP 562)."""
     if name in _SUBPACKAGE_OF:
         value = getattr(import_module(f"{__name__}.{_SUBPACKAGE_OF[name]}"), name)
         globals()[name] = value

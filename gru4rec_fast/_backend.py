@@ -1,8 +1,8 @@
-"""Choice of the implementation of an operator: the native library or the pure-PyTorch reference.
+"""Choose the implementation of each operator: the native library or the pure-PyTorch reference.
 
 The native library is loaded at the first call that can use it, not at import. If there is no library, or if it has no
-kernels for a type of device, operators fall back to the reference. The first one logs a warning with the reason, which
-`build_info()` also returns. A single operator without a kernel falls back without a warning.
+kernels for a type of device, operators fall back to the reference. The first fallback logs a warning with the reason,
+which `build_info()` also returns. If only some operators lack a kernel, they fall back without a warning.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _lock = threading.Lock()
 _native: ModuleType | None = None
 _library: _build.Library | None = None
-_why_not: str | None = None
-_resolved: dict[tuple[str, str, str], str] = {}
-_registered: dict[str, Callable[[str, str], None]] = {}
+_why_not: str | None = None  # the reason why there is no native library
+_resolved: dict[tuple[str, str, str], str] = {}  # (impl, operator, device type): result of `resolve`
+_registered: dict[str, Callable[[str, str], None]] = {}  # arguments of `register_implementation`
 
 
 def load() -> bool:
     """Load the native library, compiling it if necessary; return whether it is loaded.
 
-    Only the first call does this; later calls return its result. Raises RuntimeError if GRU4REC_FAST_BUILD is cpu or
-    cuda and there is no such library, and ValueError if GRU4REC_FAST_BUILD has an unknown value.
+    Only the first call loads the library; later calls return the same result. Raises RuntimeError if
+    GRU4REC_FAST_BUILD is cpu or cuda and there is no such library, and ValueError if it has an unknown value.
     """
     if _native is None and _why_not is None:
         with _lock:
@@ -61,7 +61,7 @@ def _load_library() -> None:
             raise RuntimeError(f"{_compile.MODE_VARIABLE}={mode}: {error}") from error
         _why_not = str(error)
         return
-    module.simd_level()  # only for its error if GRU4REC_FAST_SIMD is invalid, so that it is raised here and not later
+    module.simd_level()  # raises an error here, and not later, if GRU4REC_FAST_SIMD is invalid
     run_callbacks(NATIVE)
     _native, _library = module, library  # last: other threads use the library as soon as `_native` is set
 
@@ -120,6 +120,7 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(impl: str, op: str, device_type: str) -> str:
+    """Return the result of `resolve`; log a warning for the first fallback to the reference."""
     if impl in _registered:
         _registered[impl](op, device_type)
         return impl
@@ -144,7 +145,7 @@ _announced: set[str] = set()
 
 
 def _announce(reason: str) -> None:
-    """Log once that the reference runs, and why; not if GRU4REC_FAST_BUILD=none requested it."""
+    """Log once that the reference runs, and why; log nothing if GRU4REC_FAST_BUILD=none requested the reference."""
     if reason not in _announced and _compile.build_mode() != "none":
         logger.warning("gru4rec_fast: running the pure-PyTorch reference %s", reason)
     _announced.add(reason)
@@ -179,7 +180,7 @@ def build_info() -> dict[str, Any]:
     Keys:
         version: version of this package.
         native_cpu, native_cuda: whether there are native CPU and CUDA kernels.
-        how: "ahead of time" or "at first use", the time at which the library was compiled; "none" without a library.
+        how: when the library was compiled: "ahead of time" or "at first use"; "none" without a library.
         why_not, why_not_cuda: the reason why there are no native kernels or no CUDA kernels, or None.
         library: path of the library.
         torch, built_for_torch: version of the running torch, and of the torch for which the library was compiled.
@@ -187,7 +188,7 @@ def build_info() -> dict[str, Any]:
         simd, simd_detected: instruction set in use, and the widest one that the processor has.
         compiler: compiler of the library.
         parallel: "openmp" or "serial".
-        threads: number of threads that a parallel kernel used.
+        threads: number of threads that a parallel kernel uses; without a library, the number of torch's threads.
         kernels: {operator: device types on which it has a native kernel}.
     """
     load()

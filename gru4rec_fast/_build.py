@@ -1,9 +1,9 @@
-"""Search for the native library, and compilation at first use into a cache.
+"""Find the native library, or compile it into a cache at first use.
 
 The library may have been compiled ahead of time, when the package was installed. This module does not load it. The
 record of a library (`_build_record.json`, in the same folder) contains its identity: the versions of torch and Python
-and a hash of the sources for which it was compiled. A library is ignored if this differs from the identity that
-the current versions and sources require.
+and a hash of the sources for which it was compiled. A library is ignored if its identity differs from the
+identity that the current versions and sources require.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ CACHE_VARIABLE = "GRU4REC_FAST_CACHE"
 class Library:
     """A native library that fits the running torch.
 
-    path: its file.
-    built: "ahead of time" or "at first use".
-    record: see `_compile.build`.
+    path: file of the library.
+    built: when it was compiled, "ahead of time" or "at first use".
+    record: content of its _build_record.json, see `_compile.build`.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Library:
 
 
 def find_or_compile() -> Library:
-    """Return the library to load; compile it if no existing one can be used. Raises BuildError with the reason."""
+    """Return the library to load; compile it if no existing library can be used. Raises BuildError with the reason."""
     requested = _compile.build_mode()
     mode = requested or str(_compile.read_record(PACKAGE).get("mode", "auto"))
     if mode == "none":
@@ -56,7 +56,7 @@ def find_or_compile() -> Library:
         record = _compile.read_record(PACKAGE)
         if record.get("identity") == required and (mode == "auto" or record.get("cuda") == (mode == "cuda")):
             return Library(path, "ahead of time", record)
-        mismatch = difference(record, required)
+        mismatch = why_unusable(record, required)
 
     def compile_native(folder: Path) -> Record:
         return _compile.build(csrc, folder, mode)
@@ -75,8 +75,8 @@ def source_folder() -> Path:
     raise BuildError("the C++ sources are missing from this installation; reinstall gru4rec_fast")
 
 
-def difference(record: Record, required: dict[str, str]) -> str:
-    """Return, as a sentence, why the library that was installed ahead of time does not fit."""
+def why_unusable(record: Record, required: dict[str, str]) -> str:
+    """Return, as a sentence, why the library that was installed ahead of time cannot be used."""
     built: dict[str, str] = record.get("identity", {})
     if not built:
         return "the installed kernels have no record of the torch they were built for"
@@ -88,7 +88,7 @@ def difference(record: Record, required: dict[str, str]) -> str:
 
 
 def cache_folder() -> Path:
-    """Return GRU4REC_FAST_CACHE, else gru4rec_fast/ in the cache folder of the platform; does not create it.
+    """Return GRU4REC_FAST_CACHE, else gru4rec_fast/ in the cache folder of the platform; the folder need not exist.
 
     Raises BuildError if the variable is not set and this user has no home folder.
     """
@@ -107,8 +107,8 @@ def compile_once(
 ) -> Library:
     """Return the library of identity `required` from the cache; compile it first if the cache does not have it.
 
-    `build(folder)` compiles a library into a folder (`file`, its record and its log) or raises BuildError. `name` (of
-    the kernels) and `why` (the reason why an installed library is not used) are for the message to the user.
+    `build(folder)` writes a library to a folder (`file`, its record and its log) or raises BuildError. The message to
+    the user says what is compiled (`name`) and why an installed library is not used (`why`).
 
     A process that compiles holds a lock, and other processes wait for it. The operating system releases the lock when
     the process ends. The library is compiled in a temporary folder, which is renamed when it is complete, so a killed
@@ -134,7 +134,7 @@ def compile_once(
 
 
 def _compile_into(final_folder: Path, file: str, build: Callable[[Path], Record], message: str) -> None:
-    """Compile into the folder `final_folder`; the caller holds the lock. Raises BuildError."""
+    """Print `message`, then compile into `final_folder`. The caller must hold the lock. Raises BuildError."""
     log = final_folder.with_suffix(".log")  # exists if an earlier compilation failed and would fail again
     if log.exists():
         reason = log.read_text().splitlines()[0]

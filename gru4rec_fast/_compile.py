@@ -1,8 +1,8 @@
-"""Compilation of the native library: sources, flags and tools.
+"""Compile the native library: sources, flags and tools.
 
 `pip install` (setup.py) and the compilation at first use (_build.py) both call `build`, which runs this file as a
-script in a new process, with the interpreter and the torch that will use the library. That process also loads the new
-library once, so that `build` fails if the library does not load, without loading it into the caller.
+script in a new process, with the interpreter and the torch that will use the library. The new process also loads the
+library once. So `build` fails if the library does not load, and the calling process does not load it.
 
 This file imports only the standard library at module level, because setup.py loads it in environments that have neither
 torch nor gru4rec_fast.
@@ -105,7 +105,7 @@ def sources(csrc: Path, cuda: bool) -> list[Path]:
 def library_identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> dict[str, str]:
     """Return the versions and the hash of the sources and flags that a library depends on.
 
-    A library must not be loaded if the identity in its record differs from this.
+    A library must not be loaded if the identity in its record differs from the returned one.
     """
     files = [path for path in csrc.rglob("*") if torch_cuda or not is_for_cuda(path)]
     return identity_of(
@@ -132,7 +132,8 @@ def identity_of(
 def with_scripts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return a copy of `environment` with the scripts of this interpreter at the end of PATH.
 
-    They contain the tools that pip installed, which are not on PATH if the virtual environment is not activated.
+    The scripts include tools that pip installed, such as ninja. If the virtual environment is not activated, they are
+    not on PATH.
     """
     path = [entry for entry in (environment.get("PATH"), sysconfig.get_path("scripts")) if entry]
     return {**environment, "PATH": os.pathsep.join(path)}
@@ -164,7 +165,7 @@ def cuda_home() -> Path | None:
 
 
 def cuda_obstacle(csrc: Path, torch_version: str, torch_cuda: str | None) -> str | None:
-    """Return why CUDA kernels cannot be compiled, or None; depends on torch and nvcc, not on a visible GPU."""
+    """Return why CUDA kernels cannot be compiled, or None. Checks torch and nvcc; a GPU is not needed."""
     if torch_cuda is None:
         return f"torch {torch_version} is a build without CUDA"
     if not any(csrc.glob("*/cuda.cu")):
@@ -186,9 +187,12 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
     `mode` is auto, cpu or cuda. If CUDA kernels cannot be compiled, auto compiles only CPU kernels. `environment`
     replaces os.environ for the compiling process. Raises BuildError.
 
-    Keys of the record: identity (see `library_identity`), mode, cuda (whether CUDA kernels were compiled; after a
-    failure, whether that was attempted) and cuda_why_not (the reason if there are none). After a failed compilation
-    also why_not (the reason) and lasting (see `BuildError`).
+    Keys of the record:
+        identity: see `library_identity`.
+        mode: the argument `mode`.
+        cuda: whether CUDA kernels were compiled; after a failure, whether they should have been.
+        cuda_why_not: the reason if there are no CUDA kernels.
+        why_not, lasting: after a failure, the reason and `BuildError.lasting`.
     """
     output.mkdir(parents=True, exist_ok=True)
     environment = os.environ if environment is None else environment
@@ -197,7 +201,7 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
     command = [sys.executable, "-P", __file__, "--mode", mode, "--csrc", str(csrc.resolve()), "--output", str(output)]
     log = output / LOG
     with log.open("w") as stream:
-        done = subprocess.run(
+        completed = subprocess.run(
             command,
             env=with_scripts(environment),
             stdin=subprocess.DEVNULL,
@@ -205,10 +209,10 @@ def build(csrc: Path, output: Path, mode: str, *, environment: Mapping[str, str]
             stderr=subprocess.STDOUT,
             check=False,
         )
-    if done.returncode == 0:
+    if completed.returncode == 0:
         return read_record(output)
     record = read_record(output) or {
-        "why_not": f"the compiling process ended with code {done.returncode}",
+        "why_not": f"the compiling process ended with code {completed.returncode}",
         "lasting": False,
     }
     if mode == "auto" and record.get("cuda"):
@@ -266,6 +270,7 @@ def first_error(text: str) -> str:
 
 
 def main() -> int:
+    """Compile the library in this process, write its record, and return the exit code. `build` starts this."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--csrc", type=Path, required=True)
@@ -273,7 +278,8 @@ def main() -> int:
     arguments = parser.parse_args()
     csrc, output, mode = arguments.csrc, arguments.output, arguments.mode
 
-    # LD_PRELOAD holds a sanitizer's runtime: this process needs it to load the library, the compiler must not get it.
+    # LD_PRELOAD holds a sanitizer's runtime. This process needs the runtime to load the library; the compiler must not
+    # be started with it.
     if sanitizers():
         os.environ.pop("LD_PRELOAD", None)
     import torch

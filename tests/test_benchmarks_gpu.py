@@ -176,7 +176,7 @@ def sample_results() -> dict[str, Any]:
     del row["ratios"][OURS]
     row |= {"mib": {OURS: 10.0, "matmul + compare": 50.0, "another": None}, "failed": {}, "notes": []}
     events = [("a|b", 0, 4), ("c", 5, 8), ("a|b", 10, 16)]
-    timeline = diagnostics.summarize(events, 2) | {"untraced_us_per_mini_batch": 7.0}
+    timeline = diagnostics.summarize_timeline(events, 2) | {"untraced_us_per_mini_batch": 7.0}
     return {
         "call": "B", "device": "some GPU", "torch": "2.11", "cuda": "13.0", "tiny": False,
         "ceilings": {"copy": 4e12, "fp32": 5e13, "tf32": 4e14, "bf16": 8e14},
@@ -242,12 +242,12 @@ def test_row_of_a_training_run_shows_if_the_metric_was_reached() -> None:
     run = training_runs.RUNS["ngcf_gowalla"]
     metrics = [{}, {"recall@20": 0.1}, {"recall@20": 0.16}, {"recall@20": 0.2}]
     history = [{"epoch": n, "seconds": 100.0, "validation": values} for n, values in enumerate(metrics, 1)]
-    row = training_runs.row_of("ngcf_gowalla", run, history, 500)
+    row = training_runs.build_row("ngcf_gowalla", run, history, 500)
     assert row["seconds"][OURS]["median"] == 300.0 and row["ratios"][WORKLOADS["ngcf-run"].baseline]["median"] == 109.68
     assert row["row"].endswith("(ngcf_gowalla: epoch 3; 500 s with evaluations)")
     (line,) = [line for line in table.render([{"call": "B", "rows": [row]}]) if "109.68" in line]
     assert line.endswith("| <= 600 s | yes |")
-    missed = training_runs.row_of("ngcf_gowalla", run, history[:2], 90)
+    missed = training_runs.build_row("ngcf_gowalla", run, history[:2], 90)
     assert missed["ratios"] == {} and "not reached: 0.1000 at best in 2 epochs" in missed["row"]
     (line,) = [line for line in table.render([{"call": "B", "rows": [missed]}]) if "0.1000" in line]
     assert line.endswith("| <= 600 s | no |")

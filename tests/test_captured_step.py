@@ -159,7 +159,7 @@ def test_a_step_does_not_synchronize(case: str) -> None:
     epoch, hidden = setup.start_epoch(steps_per_graph=4), setup.network.initial_state(6)
     epoch.run(1, hidden, step=0)
     with SyncDetector(copies=True) as detector:
-        epoch._step.prepare()
+        epoch._training_step.prepare()
         captured = epoch.next_updates(1, 6)
         captured.fill(*epoch.draw(captured.shape.mini_batches, 1), 1)
         captured.run(hidden)

@@ -153,7 +153,7 @@ def run_gru(device: str, impl: str, dtype: torch.dtype) -> Outputs:
     outputs: list[Tensor] = []
     for form in FORMS:
         for size in ((3, 7, 33), (2, 5, 140)):
-            args = gru.as_dtype(gru.problem(form, *size, torch.float32), dtype)
+            args = gru.as_dtype(gru.make_args(form, *size, torch.float32), dtype)
             outputs += gru.output_and_gradients([to_device(device, argument) for argument in args], impl)
     return tuple(outputs)
 
@@ -367,7 +367,7 @@ def to_device(device: str, argument: object) -> object:
     [(1, 1, 1), (1, 32, 100), (3, 1, 17), (2, 300, 33), (4, 7, 128), (3, 7, 255), (5, 50, 512), (2, 3000, 20)],
 )
 def test_gru_is_as_close_as_the_reference(form: str, dtype: torch.dtype, steps: int, lanes: int, hidden: int) -> None:
-    args = gru.problem(form, steps, lanes, hidden, dtype)
+    args = gru.make_args(form, steps, lanes, hidden, dtype)
     oracle = gru.output_and_gradients(gru.as_dtype(args, torch.float64), "reference")
     on_device = [to_device("cuda", argument) for argument in args]
     outputs = gru.output_and_gradients(on_device, "native")
@@ -496,7 +496,7 @@ def test_graph_model_step_causes_no_synchronization(network_class: type[nn.Modul
 @pytest.mark.parametrize("hidden", [100, 300])  # one launch for all steps, and one per step
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_gru_and_loss_in_a_cuda_graph_without_synchronization(hidden: int, in_batch: bool) -> None:
-    args = [to_device("cuda", argument) for argument in gru.problem("reset_after", 4, 20, hidden, torch.float32)]
+    args = [to_device("cuda", argument) for argument in gru.make_args("reset_after", 4, 20, hidden, torch.float32)]
     rows = torch.randn(80 + 300, hidden, device="cuda")
     live = torch.arange(80, device="cuda") % 9 > 0
     library = torch.ops.gru4rec_fast

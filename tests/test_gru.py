@@ -1,4 +1,7 @@
-"""The operator gru: torch.nn.GRUCell, resets, the backward formulas, gradcheck, opcheck, torch.compile."""
+"""The operator gru: compared with torch.nn.GRUCell and its formulas; resets, gradients, torch.compile.
+
+A lane is one of the sequences that are processed in parallel. A reset starts a new sequence in a lane.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,11 @@ from gru4rec_fast.ops.gru import FORMS, gru_backward_reference, gru_reference
 
 STEPS, LANES, HIDDEN = 5, 4, 6
 kernels = native_and_emulated("gru")
-emulated = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
+needs_emulation = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
 
 
 def arguments(form: str, *, reset: bool = True, mask: bool = True, dtype: torch.dtype = torch.float64) -> tuple:
+    """Return random arguments of ops.gru for STEPS, LANES and HIDDEN. Weights and states require gradients."""
     g = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -60,11 +64,11 @@ def test_reset_after_equals_torch_grucell(impl: str) -> None:
 
 
 def test_reset_before_follows_its_formula(impl: str) -> None:
-    a, state, weight, _, _, _, form = arguments("reset_before", reset=False, mask=False)
+    gate_inputs, state, weight, _, _, _, form = arguments("reset_before", reset=False, mask=False)
     w_r, w_z, w_n = weight.chunk(3)
-    output = ops.gru(a, state, weight, form=form, impl=impl)
+    output = ops.gru(gate_inputs, state, weight, form=form, impl=impl)
     for t in range(STEPS):
-        a_r, a_z, a_n = a[t].chunk(3, dim=1)
+        a_r, a_z, a_n = gate_inputs[t].chunk(3, dim=1)
         r, z = torch.sigmoid(a_r + state @ w_r.T), torch.sigmoid(a_z + state @ w_z.T)
         state = (1 - z) * torch.tanh(a_n + (r * state) @ w_n.T) + z * state
         torch.testing.assert_close(output[t], state, rtol=1e-12, atol=1e-12)
@@ -72,13 +76,13 @@ def test_reset_before_follows_its_formula(impl: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_reset_starts_from_zeros_and_stops_the_gradient(form: str, impl: str) -> None:
-    a, state, weight, bias, _, _, _ = arguments(form)
+    gate_inputs, state, weight, bias, _, _, _ = arguments(form)
     reset = torch.zeros(STEPS, LANES, dtype=torch.bool)
     reset[2, 1] = True
-    output = ops.gru(a, state, weight, bias, reset, form=form, impl=impl)
-    from_zeros = ops.gru(a[2:, 1:2], torch.zeros(1, HIDDEN, dtype=a.dtype), weight, bias, form=form, impl=impl)
+    output = ops.gru(gate_inputs, state, weight, bias, reset, form=form, impl=impl)
+    from_zeros = ops.gru(gate_inputs[2:, 1:2], state.new_zeros(1, HIDDEN), weight, bias, form=form, impl=impl)
     torch.testing.assert_close(output[2:, 1:2], from_zeros, rtol=1e-12, atol=1e-12)
-    (grad,) = torch.autograd.grad(output[2:, 1].sum(), a)
+    (grad,) = torch.autograd.grad(output[2:, 1].sum(), gate_inputs)
     assert torch.count_nonzero(grad[:2]) == 0
     assert torch.count_nonzero(grad[2:, 1]) > 0
 
@@ -108,58 +112,59 @@ def test_backward_formulas_equal_autograd(form: str, reset: bool, mask: bool) ->
 # With 80 hidden units, the emulated kernels launch each step separately.
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("steps", "hidden"), [(1, 5), (3, 5), (2, 80)])
-def test_gradients_without_a_gradient_of_the_state(form: str, steps: int, hidden: int, impl: str) -> None:
+def test_gradients_are_the_same_if_the_state_requires_none(form: str, steps: int, hidden: int, impl: str) -> None:
     """If the state does not require a gradient, the other gradients are the same up to rounding."""
-    args = problem(form, steps, 3, hidden, torch.float64)
+    args = make_args(form, steps, 3, hidden, torch.float64)
     _, grad_gate_inputs, _, *grad_weights = output_and_gradients(args, impl)
     args[1] = args[1].detach()
     output = ops.gru(*args, impl=impl)
     inputs = [t for t in (args[0], *args[2:4]) if t is not None]
-    # The bits may differ, because memory is aligned differently.
-    grads = [*torch.autograd.grad((output * output_weights(output)).sum(), inputs)]
+    # Not compared bit by bit, because the memory is aligned differently.
+    grads = [*torch.autograd.grad((output * distinct_weights(output)).sum(), inputs)]
     torch.testing.assert_close(grads, [grad_gate_inputs, *grad_weights], rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("steps", "lanes", "hidden"), [(0, 4, 6), (3, 0, 6), (3, 4, 0)])
-def test_nothing_to_do_for_empty_tensors(form: str, steps: int, lanes: int, hidden: int, impl: str) -> None:
-    args = problem(form, steps, lanes, hidden, torch.float64)
+def test_empty_tensors_give_zero_gradients(form: str, steps: int, lanes: int, hidden: int, impl: str) -> None:
+    args = make_args(form, steps, lanes, hidden, torch.float64)
     assert ops.gru(*args, impl=impl).shape == (steps, lanes, hidden)
     grads = output_and_gradients(args, impl)[1:] if steps else []
     assert all(torch.count_nonzero(grad) == 0 for grad in grads)
 
 
-def problem(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, with_masks: bool = True) -> list:
-    """Return arguments of any size. With `with_masks`, they include a bias, an output mask and resets.
+def make_args(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, with_masks: bool = True) -> list:
+    """Return random arguments of ops.gru. With `with_masks`, they include resets, an output mask and a bias.
 
-    The first lane is reset at step 0.
+    The first lane is reset at step 0. Only the form reset_after has a bias.
     """
     g = torch.Generator().manual_seed(steps + 10 * lanes + 100 * hidden)
     shapes = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
-    a, state, weight, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+    gate_inputs, state, weight, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
     weight /= max(hidden, 1) ** 0.5
     reset = torch.rand(steps, lanes, generator=g) < 0.3
     reset[:1, :1] = True
     mask = (torch.rand(steps, lanes, hidden, generator=g) < 0.7) / 0.7
-    tensors = [a, state, weight, bias if with_masks and form == "reset_after" else None]
+    tensors = [gate_inputs, state, weight, bias if with_masks and form == "reset_after" else None]
     tensors = [None if t is None else t.to(dtype).requires_grad_() for t in tensors]
     return [*tensors, reset if with_masks else None, mask.to(dtype) if with_masks else None, form]
 
 
 def output_and_gradients(args: list, impl: str) -> list[torch.Tensor]:
-    """Return the output, and the gradients of a weighted sum of the output."""
+    """Return the output, and the gradients of the sum of the output times `distinct_weights`."""
     output = ops.gru(*args, impl=impl)
     inputs = [t for t in args[:4] if t is not None]
-    grads = torch.autograd.grad((output * output_weights(output)).sum(), inputs, allow_unused=True)
+    grads = torch.autograd.grad((output * distinct_weights(output)).sum(), inputs, allow_unused=True)
     return [output, *(torch.zeros_like(t) if grad is None else grad for t, grad in zip(inputs, grads, strict=True))]
 
 
-def output_weights(output: torch.Tensor) -> torch.Tensor:
+def distinct_weights(output: torch.Tensor) -> torch.Tensor:
     """Return different weights in [-1, 1] for the elements of an output, so that no two gradients are equal."""
     return torch.linspace(-1, 1, output.numel(), dtype=torch.float64).to(output).view(output.shape)
 
 
 def as_dtype(args: list, dtype: torch.dtype) -> list:
+    """Return a copy of the arguments of ops.gru with all floating-point tensors in `dtype`."""
     floating = [isinstance(t, torch.Tensor) and t.is_floating_point() for t in args]
     return [
         t.detach().to(dtype).requires_grad_(t.requires_grad) if f else t for t, f in zip(args, floating, strict=True)
@@ -177,7 +182,7 @@ def as_dtype(args: list, dtype: torch.dtype) -> list:
 def test_kernels_are_as_close_as_the_reference(
     impl: str, form: str, with_masks: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int
 ) -> None:
-    args = problem(form, steps, lanes, hidden, dtype, with_masks=with_masks)
+    args = make_args(form, steps, lanes, hidden, dtype, with_masks=with_masks)
     oracle = output_and_gradients(as_dtype(args, torch.float64), "reference")
     assert_as_close(output_and_gradients(args, impl), output_and_gradients(args, "reference"), oracle)
 
@@ -188,10 +193,11 @@ def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
     """With zero weights, the gates are sigmoid(x) and tanh(x), within 3 ulp for small, large and infinite x."""
     special = torch.tensor([0.0, 1e-30, -1e-12, 1e-6, -1e-3, 80.0, -80.0, 1e4, -1e4, torch.inf, -torch.inf])
     x = torch.cat([special.to(dtype), torch.linspace(-20, 20, 10_001, dtype=dtype)])
-    a, lanes = x.view(1, -1, 1).expand(-1, -1, 3), len(x)
+    gate_inputs, lanes = x.view(1, -1, 1).expand(-1, -1, 3), len(x)
     zeros = torch.zeros(lanes, 1, dtype=dtype), torch.zeros(3, 1, dtype=dtype)
     gru = operators_of(impl, "gru").gru
-    saved = gru(a, *zeros, None, None, None, "reset_after")[1][0]
+    saved = gru(gate_inputs, *zeros, None, None, None, "reset_after")[1][0]
+    # The second output has the gates r, z and n of each step. With zero weights, all of them are functions of x alone.
     for gate, function in ((0, torch.sigmoid), (1, torch.sigmoid), (2, torch.tanh)):
         expected = function(x.double())
         normal = expected.abs() > torch.finfo(dtype).tiny * 8
@@ -206,7 +212,7 @@ def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_library: None) -> None:
     for steps, lanes, hidden in ((2, 3, 5), (2, 70, 300)):
-        args = problem(form, steps, lanes, hidden, torch.float32)
+        args = make_args(form, steps, lanes, hidden, torch.float32)
         with threads(1):
             expected = output_and_gradients(args, "native")
         with threads(2):
@@ -224,11 +230,11 @@ def strided(args: list) -> list:
     return copies
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [5, 90])  # 5: one launch for all steps; 90: at least one launch for each step
 def test_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> None:
-    args = problem(form, 3, 7, hidden, torch.float32)
+    args = make_args(form, 3, 7, hidden, torch.float32)
     emulation = cuda_emulator.load()
     emulation.set_seed(1)
     expected = output_and_gradients(args, "emulated")
@@ -251,20 +257,20 @@ def launches_by_steps(form: str, steps: int) -> int:
 @pytest.mark.parametrize("hidden", [5, 90])
 def test_reset_lanes_do_not_read_their_state(impl: str, form: str, hidden: int) -> None:
     """Where a lane is reset, an infinite state before the reset does not affect the output."""
-    a, state, weight, bias, _, mask, _ = problem(form, 3, 6, hidden, torch.float64)
+    gate_inputs, state, weight, bias, _, mask, _ = make_args(form, 3, 6, hidden, torch.float64)
     with torch.no_grad():
         state[2] = torch.inf
-        a[0, 4] = torch.inf  # the output of this step is not used, because lane 4 is reset at step 1
+        gate_inputs[0, 4] = torch.inf  # the output of this step is not used, because lane 4 is reset at step 1
     reset = torch.zeros(3, 6, dtype=torch.bool)
     reset[:, 2] = reset[1, 4] = True
-    args = [a, state, weight, bias, reset, mask, form]
+    args = [gate_inputs, state, weight, bias, reset, mask, form]
     finite = [t.detach().nan_to_num(0, 0, 0).requires_grad_() if i < 2 else t for i, t in enumerate(args)]
     ours, theirs = ops.gru(*args, impl=impl), ops.gru(*finite, impl="reference")
     torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(ours[0, 2], theirs[0, 2], rtol=1e-12, atol=1e-13)
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [1, 64])  # 1: one launch for all steps; 64: at least one launch for each step
 def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
@@ -283,20 +289,22 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
         return torch.empty(shape, dtype=small.dtype).index_copy_(dim, computed_lanes, small)
 
     def results(library: Any, grad: torch.Tensor, args: list) -> list[torch.Tensor]:
+        """Return the output, the saved gates, and the gradients of gate inputs, state, weight and bias."""
         output, saved = library.gru(*args)
         return [output, saved, *library.gru_backward(grad, output, saved, *args[1:])]
 
-    small = [t.detach() if isinstance(t, torch.Tensor) else t for t in problem(form, steps, 6, hidden, torch.float32)]
+    small = [t.detach() if isinstance(t, torch.Tensor) else t for t in make_args(form, steps, 6, hidden, torch.float32)]
     grad = torch.randn(steps, 6, hidden, generator=torch.Generator().manual_seed(0))
     emulation = cuda_emulator.load()
     emulation.set_seed(0)
-    computed_rows = torch.cat([computed_lanes, lanes + computed_lanes])  # of both steps
+    computed_rows = torch.cat([computed_lanes, lanes + computed_lanes])  # of the two steps, [steps * lanes, ...]
     with first_and_last_blocks(), partial_torch_products({lanes: computed_lanes, steps * lanes: computed_rows}):
-        a, state, weight, bias, reset, mask, _ = small
-        large = [spread(a), spread(state), weight, bias, spread(reset), spread(mask), form]
+        gate_inputs, state, weight, bias, reset, mask, _ = small
+        large = [spread(gate_inputs), spread(state), weight, bias, spread(reset), spread(mask), form]
         ours = results(operators_of("emulated", "gru"), spread(grad), large)
     assert emulation.launches() == (2 if hidden == 1 else launches_by_steps(form, steps))
     assert ours[1].numel() > ours[2].numel() > 2**31
+    # The first four have a dimension of lanes.
     ours[:4] = [t.index_select(-2, computed_lanes) for t in ours[:4]]
     reference = SimpleNamespace(gru=gru_reference, gru_backward=gru_backward_reference)
     exact = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in small]
@@ -306,7 +314,7 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level: str, native_library: None) -> None:
     run_at_level(
-        level, __file__, "native and (are_as_close or gates_are or nothing_to_do) or (bits_do_not and memory_layout)"
+        level, __file__, "native and (are_as_close or gates_are or empty_tensors) or (bits_do_not and memory_layout)"
     )
 
 
@@ -354,14 +362,15 @@ def test_operator_compiles(form: str, native_library: None) -> None:
 
 @kernels
 def test_operator_error_names_the_argument(impl: str) -> None:
-    a, state, weight, bias, reset, mask, form = (t.detach() if hasattr(t, "detach") else t for t in arguments(FORMS[0]))
+    args = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments(FORMS[0])]
+    gate_inputs, state, weight, bias, reset, mask, form = args
     gru = operators_of(impl, "gru").gru
     with pytest.raises(ValueError, match=r"weight_hh (is Float|must be float64)"):
-        gru(a, state, weight.float(), bias, reset, mask, form)
+        gru(gate_inputs, state, weight.float(), bias, reset, mask, form)
     with pytest.raises(ValueError, match="output_mask must be"):
-        gru(a, state, weight, bias, reset, mask[:1], form)
+        gru(gate_inputs, state, weight, bias, reset, mask[:1], form)
     with pytest.raises(ValueError, match="float32 and float64, not BFloat16"):
-        gru(a.bfloat16(), state.bfloat16(), weight.bfloat16(), None, None, None, form)
+        gru(gate_inputs.bfloat16(), state.bfloat16(), weight.bfloat16(), None, None, None, form)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,4 +1,4 @@
-"""integrations.gru4rec_official: calls as in a script that was written for the official GRU4Rec code."""
+"""integrations.gru4rec_official: a script that was written for the official GRU4Rec code runs with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gru4rec_fast
 from gru4rec_fast.integrations.gru4rec_official import GRU4Rec
 
 STORE = markov_store()
-TEXT_PARAMETERS = {
+TEXT_PARAMETERS = {  # values as text, as in a parameter string of the official code
     "layers": "16",
     "batch_size": "8",
     "n_sample": "32",
@@ -38,14 +38,15 @@ def test_official_calls_run_without_changes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(other.recommend([[5]], 3).scores, expected.recommend([[5]], 3).scores)
 
 
-def test_columns_by_position_and_options_of_gru4rec_fast(tmp_path: Path) -> None:
+def test_fit_accepts_positional_columns_and_options_of_gru4rec_fast(tmp_path: Path) -> None:
     table = as_table(STORE).rename(columns={"SessionId": "s", "ItemId": "i", "Time": "t"})
     model = GRU4Rec(**TEXT_PARAMETERS)  # type: ignore[arg-type]
+    # data, sample_cache_max_size, compatibility_mode, item_key, session_key, time_key
     model.fit(table, 0, False, "i", "s", "t", validation=table, out=tmp_path, progress=False)
     assert "validation" in model.history[0] and (tmp_path / "best.safetensors").exists()
 
 
-def test_the_main_class_lacks_the_official_names() -> None:
+def test_the_main_class_lacks_the_methods_and_arguments_of_the_official_code() -> None:
     assert not hasattr(gru4rec_fast.GRU4Rec, "savemodel") and not hasattr(gru4rec_fast.GRU4Rec, "loadmodel")
     with pytest.raises(TypeError, match="sample_cache_max_size"):
         gru4rec_fast.GRU4Rec(**TEXT_PARAMETERS).fit(STORE, sample_cache_max_size=1)  # type: ignore[arg-type]

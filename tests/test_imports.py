@@ -15,8 +15,8 @@ from tests.conftest import is_installed
 
 PACKAGE = Path(gru4rec_fast.__file__).parent
 
-# A sub-package imports only from sub-packages of a lower level and from itself (docs/architecture.md). "_root" are the
-# private modules of the package itself, which choose the implementation of an operator.
+# A sub-package imports only from itself and from sub-packages of a lower level (docs/architecture.md). "_root" are the
+# modules of gru4rec_fast itself, which choose the implementation of an operator.
 LEVEL = {
     "_root": 1,
     "ops": 2,
@@ -30,8 +30,7 @@ LEVEL = {
     "integrations": 7,
     "cli": 8,
 }
-# Imports from a higher level that are allowed, as pairs of file and module: when the backend loads a library, it
-# registers the operators.
+# Allowed imports from a higher level, as (file, module). _backend.py registers the operators after it loads a library.
 ALLOWED_IMPORTS = {("_backend.py", "gru4rec_fast.ops._registry")}
 
 
@@ -47,8 +46,8 @@ def sub_package_of(module: str) -> str:
         return "_root"
     if parts[1] in LEVEL:
         return parts[1]
-    subpackage = gru4rec_fast._SUBPACKAGE_OF.get(parts[1], "")  # of a public name of the package, such as GRU4Rec
-    return subpackage if subpackage in LEVEL else "_root"
+    sub_package = gru4rec_fast._SUBPACKAGE_OF.get(parts[1], "")  # if it is a public name, such as GRU4Rec
+    return sub_package if sub_package in LEVEL else "_root"
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -79,9 +78,10 @@ def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     def modules_run_by_import(imported: str, importer: str) -> set[str]:
+        """Return `imported` and the packages that contain it, without packages that contain `importer` as well."""
         name = imported.removeprefix(f"{package.name}.")
-        subpackage = gru4rec_fast._SUBPACKAGE_OF.get(name)  # None unless it is a public name of the package
-        parts = (imported if subpackage is None else f"{package.name}.{subpackage}").split(".")
+        sub_package = gru4rec_fast._SUBPACKAGE_OF.get(name)  # None unless it is a public name of the package
+        parts = (imported if sub_package is None else f"{package.name}.{sub_package}").split(".")
         prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
         return {name for name in prefixes & names if name == imported or not f"{importer}.".startswith(f"{name}.")}
 
@@ -95,10 +95,10 @@ def module_graph(files: list[Path], package: Path) -> dict[str, set[str]]:
     return graph
 
 
-def reachable(graph: dict[str, set[str]], starts: set[str]) -> set[str]:
-    """Return the names that can be reached from `starts` in one or more steps of a graph."""
+def reachable(graph: dict[str, set[str]], start: set[str]) -> set[str]:
+    """Return the names that can be reached from the names in `start` in one or more steps of a graph."""
     reached: set[str] = set()
-    pending = list(starts)
+    pending = list(start)
     while pending:
         new = graph.get(pending.pop(), set()) - reached
         reached |= new
@@ -175,17 +175,17 @@ OPERATOR_FILES = [path for path in FILES if path.parent.name == "ops"]
 @pytest.mark.parametrize("path", OPERATOR_FILES, ids=lambda path: path.name)
 def test_operators_import_only_torch_the_backend_and_operators(path: Path) -> None:
     for module in imported_modules(path):
-        top = module.split(".")[0]
-        is_external = top in sys.stdlib_module_names or top == "torch"
+        top_package = module.split(".")[0]
+        is_external = top_package in sys.stdlib_module_names or top_package == "torch"
         assert is_external or f"{module}.".startswith(("gru4rec_fast._backend.", "gru4rec_fast.ops.")), module
 
 
 def reached_by_references(paths: list[Path]) -> tuple[set[str], set[str]]:
-    """Return the functions `*_reference` of files, and all names that these use, directly or through others.
+    """Return the functions named `*_reference` in files, and the names that are used when they run.
 
-    Includes the `*_reference` functions themselves. Names are given with their modules.
+    The second set includes the first. Names are given with their modules, such as "torch.Tensor".
     """
-    uses: dict[str, set[str]] = {}
+    uses: dict[str, set[str]] = {}  # name of a definition -> names in its body
     for path in paths:
         tree, module = ast.parse(path.read_text()), f"gru4rec_fast.ops.{path.stem}"
         full_names = {

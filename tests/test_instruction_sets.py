@@ -1,4 +1,8 @@
-"""Run tests with each instruction set: of training steps, and of kernels whose test files do not do it themselves."""
+"""Tests of kernels and training steps pass with each instruction set of the processor.
+
+They run in a new process for each instruction set. Test files of kernels that are not in KERNEL_TESTS do this
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,22 @@ import pytest
 from native import LEVELS, run_at_level
 
 HERE = Path(__file__).parent
-KERNELS = ("test_dropout.py", "test_negative_sampling.py", "test_laplacian_propagation.py", "test_ngcf_layer.py")
+KERNEL_TESTS = ("test_dropout.py", "test_negative_sampling.py", "test_laplacian_propagation.py", "test_ngcf_layer.py")
 
 
-# Parts of the names of the tests in these files that run at every level.
+# The tests in KERNEL_TESTS that run have one of these words in their names.
 NAME_PARTS = ("kernels_equal", "table_equals", "as_close", "one_and_two_threads", "sum_exactly", "change_a_bit")
 
 
 def test_every_name_part_matches_a_test() -> None:
-    """A part that matches nothing, after a test was renamed, would silently select fewer tests."""
-    names = re.findall(r"def (test_\w+)", "".join((HERE / name).read_text() for name in KERNELS))
+    """If a part matched nothing, because a test was renamed, fewer tests would run without notice."""
+    names = re.findall(r"def (test_\w+)", "".join((HERE / name).read_text() for name in KERNEL_TESTS))
     assert [part for part in NAME_PARTS if not any(part in name for name in names)] == []
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_kernels_equal_the_reference(native_library: None, level: str) -> None:
-    run_at_level(level, [str(HERE / name) for name in KERNELS], " or ".join(NAME_PARTS))
+    run_at_level(level, [str(HERE / name) for name in KERNEL_TESTS], " or ".join(NAME_PARTS))
 
 
 @pytest.mark.parametrize("level", LEVELS)

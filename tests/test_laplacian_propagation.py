@@ -1,4 +1,4 @@
-"""The operator laplacian_propagation: forward, gradient and dropout against dense float64 matrices of random graphs.
+"""The operator laplacian_propagation: output, gradient and dropout, compared with products of dense float64 matrices.
 
 Results of the implementations (reference, native, emulated CUDA kernels) are also compared with each other.
 """
@@ -33,7 +33,7 @@ from gru4rec_fast import _backend
 from gru4rec_fast.ops import laplacian_propagation
 from gru4rec_fast.ops.laplacian_propagation import MATRICES
 
-native = pytest.mark.skipif(
+needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "laplacian_propagation", "cpu") != "native",
     reason="laplacian_propagation is not built natively",
 )
@@ -43,6 +43,7 @@ every_matrix = pytest.mark.parametrize("matrix", MATRICES)
 
 
 def features(n_nodes: int, width: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    """Return random features, [n_nodes, width]."""
     return torch.randn(n_nodes, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
@@ -50,9 +51,9 @@ def features(n_nodes: int, width: int, dtype: torch.dtype = torch.float64, seed:
 @every_matrix
 @settings(max_examples=max_examples(40), deadline=None)
 @given(
-    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
+    graph_sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),  # n_users, n_items, n_draws
     width=st.integers(0, 40),
-    wide=st.booleans(),
+    use_int64=st.booleans(),
     dropout=st.sampled_from([0.0, 0.1, 0.5, 0.9]),
     step=st.integers(0, 2**32 - 1),
     seed=st.integers(0, 2**63 - 1),
@@ -61,15 +62,15 @@ def features(n_nodes: int, width: int, dtype: torch.dtype = torch.float64, seed:
 def test_forward_and_gradient_equal_the_dense_matrix(
     impl: str,
     matrix: str,
-    sizes: tuple[int, int, int],
+    graph_sizes: tuple[int, int, int],
     width: int,
-    wide: bool,
+    use_int64: bool,
     dropout: float,
     step: int,
     seed: int,
     transposed: bool,
 ) -> None:
-    offsets, neighbors = random_graph(*sizes, seed=seed % 1000, dtype=torch.int64 if wide else torch.int32)
+    offsets, neighbors = random_graph(*graph_sizes, seed=seed % 1000, dtype=torch.int64 if use_int64 else torch.int32)
     x = features(len(offsets) - 1, width).requires_grad_()
     dense = dense_matrix(offsets, neighbors, matrix, dropout, seed, step)
     dense = dense.T if transposed else dense
@@ -99,7 +100,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
 @every_matrix
 @settings(max_examples=max_examples(40), deadline=None)
 @given(
-    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
+    graph_sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),  # n_users, n_items, n_draws
     rows_seed=st.integers(0, 10**6),
     columns_seed=st.integers(0, 10**6),
     dropout=st.sampled_from([0.0, 0.3]),
@@ -108,13 +109,13 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor | None:
 def test_selected_rows_and_columns_equal_the_dense_matrix(
     impl: str,
     matrix: str,
-    sizes: tuple[int, int, int],
+    graph_sizes: tuple[int, int, int],
     rows_seed: int,
     columns_seed: int,
     dropout: float,
     transposed: bool,
 ) -> None:
-    offsets, neighbors = random_graph(*sizes, seed=rows_seed)
+    offsets, neighbors = random_graph(*graph_sizes, seed=rows_seed)
     n_nodes = len(offsets) - 1
     rows, columns = some_nodes(n_nodes, rows_seed), some_nodes(n_nodes, columns_seed)
     dense = dense_matrix(offsets, neighbors, matrix, dropout, 3, 4)
@@ -131,7 +132,7 @@ def test_selected_rows_and_columns_equal_the_dense_matrix(
 
 
 @kernels
-def test_bits_of_a_row_do_not_depend_on_rows(impl: str) -> None:
+def test_bits_of_a_row_do_not_depend_on_the_selected_rows(impl: str) -> None:
     offsets, neighbors = power_law_graph()
     x = features(400, 33, torch.float32)
     whole = laplacian_propagation(x, offsets, neighbors, dropout=0.2, seed=1, impl=impl)
@@ -150,15 +151,15 @@ def test_kernels_equal_reference(impl: str, matrix: str, dropout: float, width: 
         offsets, neighbors = power_law_graph(dtype)
         x = features(400, width)
         options: dict[str, Any] = {"dropout": dropout, "seed": 2**40 + 3, "step": 9, "transposed": transposed}
-        ours = laplacian_propagation(x, offsets, neighbors, matrix, **options, impl=impl)
-        theirs = laplacian_propagation(x, offsets, neighbors, matrix, **options, impl="reference")
-        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+        out = laplacian_propagation(x, offsets, neighbors, matrix, **options, impl=impl)
+        expected = laplacian_propagation(x, offsets, neighbors, matrix, **options, impl="reference")
+        torch.testing.assert_close(out, expected, rtol=1e-13, atol=1e-13)
 
 
 @impls
 @every_matrix
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: torch.dtype) -> None:
+def test_low_precision_is_within_rounding(impl: str, matrix: str, dtype: torch.dtype) -> None:
     """The tolerance is the error bound of a float32 sum of n rounded terms, plus a rounding to the dtype."""
     offsets, neighbors = power_law_graph()
     x = features(400, 64, dtype)
@@ -167,7 +168,7 @@ def test_low_precision_is_within_its_rounding(impl: str, matrix: str, dtype: tor
     assert out.dtype == dtype
     exact = dense @ x.double()
     sum_of_magnitudes = dense @ x.double().abs()
-    n_terms = int(offsets.diff().max()) + 4
+    n_terms = int(offsets.diff().max()) + 4  # 4: the rounding of the factors of a term
     bound = n_terms * 2**-24 * sum_of_magnitudes + exact.abs() * torch.finfo(dtype).eps
     assert bool(((out.double() - exact).abs() <= bound + 1e-30).all())
 
@@ -179,16 +180,16 @@ def test_integer_features_sum_exactly(impl: str) -> None:
     x = torch.randint(-3, 4, (400, 37), generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, torch.float64):
         for dropout in (0.0, 0.5):  # 1 / (1 - 0.5) is a power of two
-            ours = laplacian_propagation(x.to(dtype), offsets, neighbors, "plain", dropout=dropout, seed=7, impl=impl)
-            theirs = laplacian_propagation(
+            out = laplacian_propagation(x.to(dtype), offsets, neighbors, "plain", dropout=dropout, seed=7, impl=impl)
+            expected = laplacian_propagation(
                 x.to(dtype), offsets, neighbors, "plain", dropout=dropout, seed=7, impl="reference"
             )
-            assert torch.equal(ours, theirs)
+            assert torch.equal(out, expected)
 
 
 @impls
 def test_directions_of_an_edge_are_dropped_independently(impl: str) -> None:
-    """Masks of (row, column) and (column, row) differ, have the right rate, and depend only on step and seed."""
+    """(row, column) and (column, row) are dropped at the requested rate. The mask depends only on step and seed."""
     offsets, neighbors = power_law_graph()
     x = torch.eye(400, dtype=torch.float64)
 
@@ -197,14 +198,14 @@ def test_directions_of_an_edge_are_dropped_independently(impl: str) -> None:
         return laplacian_propagation(x, offsets, neighbors, "plain", dropout=0.3, **options, impl=impl) != 0
 
     entries = laplacian_propagation(x, offsets, neighbors, "plain", impl=impl) != 0
-    mask = kept_entries()
-    assert torch.equal(mask, kept_entries()) and not bool((mask & ~entries).any())
-    n, n_kept = int(entries.sum()), int(mask.sum())
+    kept = kept_entries()
+    assert torch.equal(kept, kept_entries()) and not bool((kept & ~entries).any())
+    n, n_kept = int(entries.sum()), int(kept.sum())
     assert abs(n_kept - 0.7 * n) < 4 * math.sqrt(n * 0.3 * 0.7)  # 4 standard deviations, at a fixed seed
-    n_kept_both = int((mask & mask.T).sum())  # both directions of an edge are kept; each such edge is counted twice
+    n_kept_both = int((kept & kept.T).sum())  # both directions of an edge are kept; each such edge is counted twice
     assert abs(n_kept_both - 0.49 * n) < 4 * math.sqrt(n * 0.49 * 0.51 * 2)
     for changed in ({"seed": 4}, {"step": 5}, {"seed": 3 + 2**32}):
-        assert not torch.equal(mask, kept_entries(**changed))
+        assert not torch.equal(kept, kept_entries(**changed))
 
 
 @impls
@@ -218,22 +219,22 @@ def test_mask_is_the_documented_function_of_philox(impl: str) -> None:
 
 
 @impls
-def test_nodes_without_neighbors(impl: str) -> None:
+def test_nodes_without_neighbors_get_zeros_or_with_self_loops_their_features(impl: str) -> None:
     offsets, neighbors = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])  # node 1 has no neighbors
     x = features(3, 4)
     for matrix in ("symmetric", "mean", "plain"):
         out = laplacian_propagation(x, offsets, neighbors, matrix, impl=impl)
         assert torch.equal(out, torch.stack([x[2], torch.zeros(4, dtype=torch.float64), x[0]]))
-    assert torch.equal(laplacian_propagation(x, offsets, neighbors, "norm", impl=impl)[1], x[1])
+    assert torch.equal(laplacian_propagation(x, offsets, neighbors, "norm", impl=impl)[1], x[1])  # with self-loops
 
 
 @impls
-@pytest.mark.parametrize(("nodes", "width"), [(0, 3), (3, 0), (0, 0), (3, 2)])
-def test_graph_without_edges(impl: str, nodes: int, width: int) -> None:
-    offsets = torch.zeros(nodes + 1, dtype=torch.int64)
-    x = features(nodes, width)
+@pytest.mark.parametrize(("n_nodes", "width"), [(0, 3), (3, 0), (0, 0), (3, 2)])
+def test_graph_without_edges_gives_zeros(impl: str, n_nodes: int, width: int) -> None:
+    offsets = torch.zeros(n_nodes + 1, dtype=torch.int64)
+    x = features(n_nodes, width)
     out = laplacian_propagation(x, offsets, torch.empty(0, dtype=torch.int32), "symmetric", dropout=0.1, impl=impl)
-    assert torch.equal(out, torch.zeros(nodes, width, dtype=torch.float64))
+    assert torch.equal(out, torch.zeros(n_nodes, width, dtype=torch.float64))
 
 
 @impls
@@ -256,7 +257,7 @@ def test_nan_of_a_dropped_entry_has_no_effect(impl: str) -> None:
     assert 0 < int(has_entries.sum()) < 12 and torch.equal(out.isnan().any(1), has_entries)
 
 
-@native
+@needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
     offsets, neighbors = random_graph(3000, 4000, 60_000, seed=3, skewed=True)
@@ -291,7 +292,7 @@ def test_gradcheck(impl: str, matrix: str) -> None:
 
 
 @impls
-def test_strided_features(impl: str) -> None:
+def test_strided_features_equal_contiguous_features(impl: str) -> None:
     offsets, neighbors = power_law_graph()
     x = features(64, 400).T
     assert not x.is_contiguous()
@@ -316,7 +317,7 @@ def test_opcheck(impl: str, dropout: float) -> None:
         )
 
 
-@native
+@needs_native
 def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     offsets, neighbors = power_law_graph()
@@ -345,7 +346,8 @@ def test_compiles_to_one_graph(impl: str) -> None:
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
+# Arguments that replace valid ones, and the pattern of the error.
+BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"matrix": "random-walk"}, "matrix='random-walk': choose one of symmetric, mean, norm, plain"),
     ({"dropout": 1.0}, "dropout=1"),
     ({"dropout": math.nan}, "dropout=nan"),
@@ -371,7 +373,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @impls
-@pytest.mark.parametrize(("changed", "message"), BAD)
+@pytest.mark.parametrize(("changed", "message"), BAD_ARGUMENTS)
 def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "features": torch.zeros(3, 2),
@@ -384,7 +386,7 @@ def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: s
 
 
 @kernels
-@pytest.mark.parametrize(("changed", "message"), BAD)
+@pytest.mark.parametrize(("changed", "message"), BAD_ARGUMENTS)
 def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     names = ["features", "offsets", "neighbors", "rows", "columns", "matrix", "dropout", "seed", "step"]
     defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
@@ -403,19 +405,19 @@ def test_tensors_on_different_devices_are_an_error(impl: str) -> None:
 
 @kernels
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_index_arithmetic_beyond_two_to_the_31st_entry(impl: str, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_index_arithmetic_beyond_two_to_the_31st_neighbor(impl: str, tmp_path: Path, dtype: torch.dtype) -> None:
     """`neighbors` has more than 2**31 elements: a sparse file, with a hole in place of the neighbors of node 0.
 
     Only nodes 1 to 4 are used. The results must be the same as for the graph in which node 0 has no neighbors.
     """
-    first = 2**31 + 5  # position of the first neighbor of node 1
-    size = torch.iinfo(dtype).bits // 8
+    start = 2**31 + 5  # index in `neighbors` of the first neighbor of node 1
+    bytes_per_entry = torch.iinfo(dtype).bits // 8
     with open(tmp_path / "neighbors", "wb") as file:
-        file.seek(first * size)
+        file.seek(start * bytes_per_entry)
         file.write(torch.tensor([3, 4, 3, 1, 2, 1], dtype=dtype).numpy().tobytes())
-    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=first + 6, dtype=dtype)
-    offsets = torch.tensor([0, first, first + 2, first + 3, first + 5, first + 6])
-    small_graph = torch.tensor([0, 0, 2, 3, 5, 6]), neighbors[first:].clone()
+    neighbors = torch.from_file(str(tmp_path / "neighbors"), size=start + 6, dtype=dtype)
+    offsets = torch.tensor([0, start, start + 2, start + 3, start + 5, start + 6])
+    small_graph = torch.tensor([0, 0, 2, 3, 5, 6]), neighbors[start:].clone()
     nodes = torch.tensor([1, 2, 3, 4])
     x, grad_out = features(4, 7).requires_grad_(), features(4, 7, seed=1)
     options: dict[str, Any] = {"rows": nodes, "columns": nodes, "dropout": 0.3, "seed": 5}
@@ -443,8 +445,8 @@ def test_index_arithmetic_beyond_two_to_the_31st_feature() -> None:
     neighbors[: offsets[8]] += n_without_edges
     x, nodes_with_edges = torch.empty(len(offsets) - 1, 2**21 + 60), [*range(8), *range(-6, 0)]
     block_columns = 128
-    first_of_last_block = x.shape[1] // block_columns * block_columns
-    checked = (slice(0, 8), slice(0, block_columns)), (slice(-2, None), slice(first_of_last_block, None))
+    last_block_start = x.shape[1] // block_columns * block_columns
+    checked = (slice(0, 8), slice(0, block_columns)), (slice(-2, None), slice(last_block_start, None))
     for seed, (_, columns) in enumerate(checked):
         x[nodes_with_edges, columns] = features(len(nodes_with_edges), len(x[0, columns]), torch.float32, seed)
     with first_and_last_blocks():

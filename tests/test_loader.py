@@ -1,4 +1,8 @@
-"""SessionParallelLoader: every event occurs once per epoch; blocks, resuming, shuffling, use in a DataLoader."""
+"""SessionParallelLoader: every event occurs once per epoch; blocks, resuming, shuffling, use in a DataLoader.
+
+A lane is one of the sessions that are processed in parallel; it is live while it has a session. A block holds inputs,
+targets and resets of several steps of all lanes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from native import max_examples
 
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader, SessionStore
 
-LENGTHS = [3, 2, 7, 4, 2, 2, 9, 5, 3]
+LENGTHS = [3, 2, 7, 4, 2, 2, 9, 5, 3]  # numbers of events of nine sessions, 37 in all
 
 
 def store_with_lengths(lengths: list[int]) -> SessionStore:
@@ -26,11 +30,12 @@ def store_with_lengths(lengths: list[int]) -> SessionStore:
 
 
 def concatenate(blocks: list[SessionBlock]) -> list[torch.Tensor]:
-    """Return inputs, targets and reset of all steps."""
+    """Return inputs, targets and reset of all blocks, [steps, lanes] each."""
     return [torch.cat([getattr(block, name) for block in blocks]) for name in ("inputs", "targets", "reset")]
 
 
 def are_equal(blocks: list[SessionBlock], others: list[SessionBlock]) -> bool:
+    """Return True if all tensors and all numbers of live lanes are equal."""
     return len(blocks) == len(others) and all(
         all(torch.equal(a, b) for a, b in zip(block[:3], other[:3], strict=True)) and block.n_live == other.n_live
         for block, other in zip(blocks, others, strict=True)
@@ -65,20 +70,21 @@ def test_every_event_occurs_once_per_epoch(lengths: list[int], batch_size: int, 
     assert loader.n_lanes == min(batch_size, sum(n > 1 for n in lengths))
 
 
-def test_lanes_of_three_sessions() -> None:
+def test_a_lane_continues_with_the_next_session() -> None:
     inputs, _, reset = concatenate(list(SessionParallelLoader(store_with_lengths([3, 2, 2]), 2)))
     assert inputs.tolist() == [[0, 3], [1, 5]]  # session 1 ends first, so lane 1 continues with session 2
     assert reset.tolist() == [[True, True], [False, True]]
 
 
 def test_long_blocks_equal_concatenated_short_blocks() -> None:
-    single_steps = concatenate(list(SessionParallelLoader(store_with_lengths(LENGTHS), 3)))
+    short_blocks = concatenate(list(SessionParallelLoader(store_with_lengths(LENGTHS), 3)))
     for steps in (2, 5, 300):
-        joined = concatenate(list(SessionParallelLoader(store_with_lengths(LENGTHS), 3, steps)))
-        assert all(torch.equal(a, b) for a, b in zip(single_steps, joined, strict=True))
+        long_blocks = concatenate(list(SessionParallelLoader(store_with_lengths(LENGTHS), 3, steps)))
+        assert all(torch.equal(a, b) for a, b in zip(short_blocks, long_blocks, strict=True))
 
 
 def test_min_live_ends_the_epoch_early() -> None:
+    """With min_live=2, an epoch ends before the first step with fewer than two live lanes."""
     blocks = list(SessionParallelLoader(store_with_lengths(LENGTHS), 3, min_live=2))
     all_blocks = list(SessionParallelLoader(store_with_lengths(LENGTHS), 3))
     assert all(block.n_live[0] >= 2 for block in blocks)
@@ -89,7 +95,7 @@ def test_min_live_ends_the_epoch_early() -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("n_blocks", [0, 1, 3])
 def test_state_dict_resumes_at_the_next_block(shuffle: bool, n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gru4rec_fast.data.sessions.loader.CHUNK_STEPS", 4)
+    monkeypatch.setattr("gru4rec_fast.data.sessions.loader.CHUNK_STEPS", 4)  # two blocks are computed at once
     arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": shuffle, "seed": 5}
     loader = SessionParallelLoader(**arguments)
     epochs = [list(loader), list(loader), list(loader)]
@@ -113,7 +119,7 @@ def test_shuffle_depends_on_seed_and_epoch() -> None:
     assert not are_equal(epochs(1)[0], epochs(2)[0])
 
 
-def test_works_inside_torch_dataloader() -> None:
+def test_a_torch_dataloader_yields_the_same_blocks() -> None:
     def loader() -> SessionParallelLoader:
         return SessionParallelLoader(store_with_lengths(LENGTHS), 3, 2, shuffle=True)
 
@@ -125,7 +131,7 @@ def test_works_inside_torch_dataloader() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_worker_process_is_an_error(workers: int) -> None:
+def test_worker_processes_are_an_error(workers: int) -> None:
     """A worker would advance its own copy of the epoch, so every epoch would have the order of the first."""
     wrapped = torch.utils.data.DataLoader(
         SessionParallelLoader(store_with_lengths(LENGTHS), 3, shuffle=True), batch_size=None, num_workers=workers
@@ -206,12 +212,12 @@ def test_blocks_on_a_gpu_equal_blocks_on_the_cpu() -> None:
     assert are_equal(copied, list(SessionParallelLoader(**arguments)))
 
 
-@pytest.mark.parametrize("value", [37, -1, -9])
+@pytest.mark.parametrize("item", [37, -1, -9])  # the store has items 0 to 36
 @pytest.mark.parametrize("event", [0, 1, 36])
-def test_error_for_an_item_out_of_range_names_the_store(tmp_path: Path, value: int, event: int) -> None:
+def test_error_for_an_item_out_of_range_names_the_store(tmp_path: Path, item: int, event: int) -> None:
     store_with_lengths(LENGTHS).save(tmp_path / "store")
     items = np.load(tmp_path / "store" / "items.npy", mmap_mode="r+")
-    items[event] = value
+    items[event] = item
     items.flush()
     store = SessionStore.open(tmp_path / "store")
     with pytest.raises(ValueError, match=rf"{tmp_path}/store is damaged: item indices are out of range .* 37 items"):
@@ -222,5 +228,5 @@ def test_memory_mapped_store_causes_no_warning(tmp_path: Path) -> None:
     store_with_lengths(LENGTHS).save(tmp_path / "store")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        opened = SessionParallelLoader(SessionStore.open(tmp_path / "store"), 3)
-    assert are_equal(list(opened), list(SessionParallelLoader(store_with_lengths(LENGTHS), 3)))
+        loader = SessionParallelLoader(SessionStore.open(tmp_path / "store"), 3)
+    assert are_equal(list(loader), list(SessionParallelLoader(store_with_lengths(LENGTHS), 3)))

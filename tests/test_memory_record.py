@@ -31,16 +31,16 @@ def test_each_phase_has_its_own_peak():
     record = MemoryRecord("cpu")
     size_at_start, _ = memory_meter().read()
     with record.phase("large"):
-        block = new_pages(BIG)
-        del block
+        tensor = new_pages(BIG)
+        del tensor
     with record.phase("small"):
-        small = new_pages(MIB)
+        small_tensor = new_pages(MIB)
     summary = record.summary()
     assert list(summary) == ["large", "small"]
-    # Not compared with the size at the end of the phase: the system may have reclaimed pages of this process by then.
+    # The size at the end of the phase is no baseline: the system may have reclaimed pages of this process by then.
     assert BIG * 0.9 < summary["large"]["peak_bytes"] - size_at_start < BIG * 1.2
     assert summary["small"]["peak_bytes"] < summary["large"]["peak_bytes"] - BIG * 0.8
-    assert small.numel() == MIB  # the tensor exists until here
+    assert small_tensor.numel() == MIB  # the tensor exists until here
 
 
 @needs_exact_peaks
@@ -48,8 +48,8 @@ def test_peak_of_an_inner_phase_counts_for_the_outer_phase():
     record = MemoryRecord("cpu")
     with record.phase("outer"):
         with record.phase("inner"):
-            block = new_pages(BIG)
-            del block
+            tensor = new_pages(BIG)
+            del tensor
         with record.phase("second inner"):
             pass
     summary = record.summary()
@@ -96,7 +96,7 @@ def test_hooks_record_forward_and_backward_of_any_module():
     assert record.summary() == summary
 
 
-def test_exception_in_forward_ends_its_phase():
+def test_exception_in_forward_ends_the_phase():
     record = MemoryRecord("cpu")
     module = nn.Linear(2, 2)
     record.attach(module, "net")
@@ -108,15 +108,15 @@ def test_exception_in_forward_ends_its_phase():
 
 @needs_exact_peaks
 def test_peak_memory_is_not_affected_by_resets_of_a_record():
-    first = PeakMemory()
-    block = new_pages(BIG)
-    del block
+    earlier = PeakMemory()  # its peak includes the tensor
+    tensor = new_pages(BIG)
+    del tensor
     record = MemoryRecord("cpu")
-    with record.phase("phase"):  # its start and its end reset the peak of the process
+    with record.phase("phase"):  # start and end of a phase reset the peak of the process
         pass
-    second = PeakMemory()
-    assert BIG * 0.9 < first.bytes < BIG * 1.3
-    assert second.bytes < BIG * 0.3
+    later = PeakMemory()
+    assert BIG * 0.9 < earlier.bytes < BIG * 1.3
+    assert later.bytes < BIG * 0.3
 
 
 def test_table_has_a_line_for_each_phase():
@@ -138,7 +138,7 @@ def test_null_record_does_nothing():
     assert not module._forward_hooks
 
 
-def test_peak_memory_requires_a_baseline_and_does_not_initialize_cuda():
+def test_peak_memory_needs_a_baseline_and_does_not_initialize_cuda():
     code = (
         "import torch; from gru4rec_fast import profiling as p\n"
         "try: p.peak_memory_bytes()\n"
@@ -147,17 +147,17 @@ def test_peak_memory_requires_a_baseline_and_does_not_initialize_cuda():
         "with p.MemoryRecord('cpu').phase('x'): pass\n"
         "assert not torch.cuda.is_initialized()"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert "set_baseline()" in out[0]
-    assert 31 <= int(out[1]) <= 64
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "set_baseline()" in lines[0]
+    assert 31 <= int(lines[1]) <= 64  # MiB; the tensor has 32
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_cuda_phases_equal_the_numbers_of_the_allocator():
     record = MemoryRecord("cuda")
     with record.phase("large"):
-        block = torch.ones(BIG, dtype=torch.uint8, device="cuda")
-        del block
+        tensor = torch.ones(BIG, dtype=torch.uint8, device="cuda")
+        del tensor
     with record.phase("small"):
         small = torch.ones(MIB, dtype=torch.uint8, device="cuda")
     summary = record.summary()

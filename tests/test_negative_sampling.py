@@ -1,6 +1,8 @@
 """build_alias_table and negative_sampling: the distribution of the table, and the items drawn from it.
 
-All implementations must build the same table and draw the same items.
+All implementations must build the same table and draw the same items. An alias table has a column for each item: a draw
+takes a random column, and returns its item or the item's alias. The mass of an item is its probability in units of
+1 / (n_items * COLUMN_MASS). The support of an item is its number of occurrences.
 """
 
 from __future__ import annotations
@@ -34,33 +36,34 @@ from gru4rec_fast.ops import AliasTable, build_alias_table, negative_sampling
 from gru4rec_fast.ops.negative_sampling import COLUMN_MASS, alias_masses
 from gru4rec_fast.ops.philox import philox4x32
 
-native = pytest.mark.skipif(
+needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "negative_sampling", "cpu") != "native", reason="negative_sampling is not built natively"
 )
 impls = implementations("negative_sampling")
 kernels = native_and_emulated("negative_sampling")
 alphas = pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0])
-supports = st.lists(st.integers(0, 10**6), min_size=1, max_size=60).filter(any)
+supports = st.lists(st.integers(0, 10**6), min_size=1, max_size=60).filter(any)  # at least one item occurs
 
 
 def zipf_support(n_items: int) -> Tensor:
-    """Return numbers of occurrences of items as in click logs: a few items have most of the events."""
+    """Return the support of items as in click logs: a few items have most of the events."""
     return (1e5 / torch.arange(1, n_items + 1)).long() + 1
 
 
 def probabilities(support: Tensor, alpha: float) -> np.ndarray:
+    """Return support^alpha, divided by the sum."""
     weight = support.numpy().astype(np.float64) ** alpha
     return weight / weight.sum()
 
 
 def mass_of(table: AliasTable) -> Tensor:
-    """Return the probability of each item under the table, in units of 1 / (n_items * 2**31)."""
+    """Return the mass of each item."""
     return table.threshold.clone().scatter_add_(0, table.alias, COLUMN_MASS - table.threshold)
 
 
-def assert_equal_tables(ours: AliasTable, theirs: AliasTable) -> None:
+def assert_equal_tables(table: AliasTable, expected: AliasTable) -> None:
     for field in dataclasses.fields(AliasTable):
-        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        a, b = getattr(table, field.name), getattr(expected, field.name)
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, field.name
 
 
@@ -82,7 +85,7 @@ def test_table_has_the_requested_distribution(impl: str, alpha: float, n_items: 
 @impls
 @settings(max_examples=max_examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3))
-def test_table_has_exactly_the_masses_of_alias_masses(impl: str, support: list[int], alpha: float) -> None:
+def test_table_has_exactly_the_masses_that_alias_masses_returns(impl: str, support: list[int], alpha: float) -> None:
     tensor = torch.tensor(support)
     mass, _ = alias_masses(tensor, alpha)
     assert int(mass.sum()) == len(support) * COLUMN_MASS
@@ -90,7 +93,7 @@ def test_table_has_exactly_the_masses_of_alias_masses(impl: str, support: list[i
     assert torch.equal(mass_of(build_alias_table(tensor, alpha, impl=impl)), mass)
 
 
-@native
+@needs_native
 @settings(max_examples=max_examples(60), deadline=None)
 @given(support=supports, alpha=st.floats(0, 3), dtype=st.sampled_from([torch.int32, torch.int64]))
 def test_native_table_equals_reference(support: list[int], alpha: float, dtype: torch.dtype) -> None:
@@ -104,13 +107,13 @@ def test_mass_of_a_rare_item_is_at_least_one_unit() -> None:
     assert mass.tolist() == [3 * COLUMN_MASS - 1, 1, 0]
     assert log_prob[1].item() == pytest.approx(-36 * math.log(10))
     assert log_prob[2] == -math.inf
-    mass, log_prob = alias_masses(torch.tensor([10**9, 1]), 100.0)  # (10**9)**100 would overflow
+    mass, log_prob = alias_masses(torch.tensor([10**9, 1]), 100.0)  # no overflow, though (10**9)**100 would
     assert mass.tolist() == [2 * COLUMN_MASS - 1, 1]
     assert log_prob.tolist() == pytest.approx([0.0, -900 * math.log(10)])
 
 
 @impls
-def test_items_without_occurrences(impl: str) -> None:
+def test_items_without_occurrences_are_drawn_only_if_alpha_is_zero(impl: str) -> None:
     support = torch.tensor([0, 5, 0, 3, 0])
     drawn, log_prob = negative_sampling(build_alias_table(support, 0.5, impl=impl), 5000, seed=1, step=0, impl=impl)
     assert drawn.unique().tolist() == [1, 3]
@@ -132,7 +135,7 @@ def test_draws_are_the_documented_function_of_philox(impl: str, support: list[in
     for t in range(2):
         for draw in range(3):
             counter = (zero, torch.tensor(step + t), torch.tensor(draw), zero)
-            w0, w1, w2, _ = (int(word) for word in philox4x32(counter, seed))
+            w0, w1, w2, _ = (int(word) for word in philox4x32(counter, seed))  # random 32-bit numbers
             column = (w0 * 2**32 + w1) * len(support) >> 64
             below_threshold = w2 // 2 < int(table.threshold[column])
             assert items[t, draw] == (column if below_threshold else table.alias[column])
@@ -150,9 +153,9 @@ def test_draws_are_the_documented_function_of_philox(impl: str, support: list[in
 )
 def test_draws_of_kernels_equal_reference(impl: str, n_items: int, n: int, steps: int, seed: int, step: int) -> None:
     table = build_alias_table(zipf_support(n_items), 0.75)
-    ours = negative_sampling(table, n, seed=seed, step=step, steps=steps, impl=impl)
-    theirs = negative_sampling(table, n, seed=seed, step=step, steps=steps, impl="reference")
-    for a, b, dtype in zip(ours, theirs, (torch.int64, torch.float32), strict=True):
+    drawn = negative_sampling(table, n, seed=seed, step=step, steps=steps, impl=impl)
+    expected = negative_sampling(table, n, seed=seed, step=step, steps=steps, impl="reference")
+    for a, b, dtype in zip(drawn, expected, (torch.int64, torch.float32), strict=True):
         assert a.shape == (steps, n) and a.dtype == b.dtype == dtype
         assert torch.equal(a, b)
 
@@ -190,7 +193,7 @@ def test_frequencies_pass_a_chi_square_test(impl: str, alpha: float) -> None:
 
 
 @impls
-def test_more_draws_than_items_and_a_catalogue_of_one_item(impl: str) -> None:
+def test_there_may_be_more_draws_than_items_and_one_item_only(impl: str) -> None:
     table = build_alias_table(torch.tensor([4, 1, 1]), 1.0, impl=impl)
     items, _ = negative_sampling(table, 100, seed=0, step=0, impl=impl)
     assert items.shape == (1, 100) and set(items.unique().tolist()) == {0, 1, 2}
@@ -205,11 +208,11 @@ def test_a_draw_does_not_depend_on_the_number_of_draws(impl: str) -> None:
     def draw(n: int, **changed: int) -> Tensor:
         return negative_sampling(table, n, **{"seed": 5, "step": 30, "steps": 4, **changed}, impl=impl)[0]
 
-    whole = draw(300)
-    assert torch.equal(whole[:, :70], draw(70))
-    assert torch.equal(whole, torch.cat([draw(300, step=30 + t, steps=1) for t in range(4)]))
+    all_draws = draw(300)
+    assert torch.equal(all_draws[:, :70], draw(70))
+    assert torch.equal(all_draws, torch.cat([draw(300, step=30 + t, steps=1) for t in range(4)]))
     for changed in ({"seed": 6}, {"step": 31}, {"seed": 5 + 2**32}):
-        assert not torch.equal(whole, draw(300, **changed))
+        assert not torch.equal(all_draws, draw(300, **changed))
 
 
 @impls
@@ -229,11 +232,11 @@ def test_same_negatives_for_one_and_two_threads(impl: str) -> None:
 
 
 @impls
-def test_strided_table(impl: str) -> None:
+def test_strided_table_gives_the_same_draws(impl: str) -> None:
     table = build_alias_table(zipf_support(50), 0.5)
     strided = AliasTable(*(torch.stack([t, t], 1)[:, 0] for t in (table.threshold, table.alias, table.log_prob)), 0.5)
-    ours = negative_sampling(strided, 64, seed=1, step=2, impl=impl)
-    assert torch.equal(ours[0], negative_sampling(table, 64, seed=1, step=2, impl=impl)[0])
+    drawn = negative_sampling(strided, 64, seed=1, step=2, impl=impl)
+    assert torch.equal(drawn[0], negative_sampling(table, 64, seed=1, step=2, impl=impl)[0])
 
 
 # Errors
@@ -277,18 +280,18 @@ def test_error_names_a_tensor_of_the_table_that_does_not_fit(impl: str) -> None:
             negative_sampling(dataclasses.replace(table, **changed), 4, seed=0, step=0, impl=impl)
 
 
-@native
+@needs_native
 @pytest.mark.parametrize(
-    ("mass", "message"),
+    ("mass", "message"),  # the masses of n items must be from 0 on and have the sum n * 2**31
     [([2**31 - 1], "falls short"), ([2**31 + 1], r"mass\[0\]"), ([2**32 + 1, -1], r"mass\[0\]"), ([], "0 items")],
 )
-def test_operator_checks_masses(mass: list[int], message: str) -> None:
+def test_wrong_masses_are_errors_of_the_operator(mass: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         torch.ops.gru4rec_fast.build_alias_table(torch.tensor(mass, dtype=torch.int64))
 
 
 @kernels
-def test_operator_checks_aliases(impl: str) -> None:
+def test_wrong_aliases_are_errors_of_the_operator(impl: str) -> None:
     draw = operators_of(impl, "negative_sampling").negative_sampling
     threshold, log_prob = torch.zeros(3, dtype=torch.int64), torch.zeros(3)
     for alias in (torch.tensor([0, 3, 1]), torch.tensor([-1, 0, 1])):
@@ -299,7 +302,7 @@ def test_operator_checks_aliases(impl: str) -> None:
 # torch.library.opcheck and torch.compile
 
 
-@native
+@needs_native
 def test_opcheck_of_build_alias_table() -> None:
     torch.library.opcheck(torch.ops.gru4rec_fast.build_alias_table, (alias_masses(zipf_support(40), 0.5)[0],))
 
@@ -313,7 +316,7 @@ def test_opcheck_of_negative_sampling(impl: str) -> None:
     )
 
 
-@native
+@needs_native
 def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     table = build_alias_table(zipf_support(40), 0.5)
@@ -331,6 +334,6 @@ def test_compiled_function_is_not_recompiled_for_each_step() -> None:
 def test_compiles_to_one_graph(impl: str) -> None:
     table = build_alias_table(zipf_support(40), 0.5)
     compiled = torch.compile(negative_sampling, fullgraph=True, backend=compile_backend(impl == "native"))
-    ours = compiled(table, 16, seed=1, step=2, steps=3, impl=impl)
-    theirs = negative_sampling(table, 16, seed=1, step=2, steps=3, impl=impl)
-    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    drawn = compiled(table, 16, seed=1, step=2, steps=3, impl=impl)
+    expected = negative_sampling(table, 16, seed=1, step=2, steps=3, impl=impl)
+    assert torch.equal(drawn[0], expected[0]) and torch.equal(drawn[1], expected[1])

@@ -1,4 +1,7 @@
-"""The operator ngcf_layer: against dense float64 formulas, and against its reference, which calls other operators."""
+"""The operator ngcf_layer: compared with dense float64 formulas and with the reference, which calls other operators.
+
+E are the embeddings of the nodes, P and Q the names of the propagation matrices, W and b weights and biases.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ from gru4rec_fast import _backend
 from gru4rec_fast.ops import ngcf_layer
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
 
-native = pytest.mark.skipif(
+needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="ngcf_layer is not built natively"
 )
 impls = implementations("ngcf_layer")
 kernels = native_and_emulated("ngcf_layer")
 needs_emulation = pytest.mark.skipif(bool(why_not_emulated("ngcf_layer")), reason=why_not_emulated("ngcf_layer") or "-")
-MESSAGE_STREAM = 1 << 17
+MESSAGE_STREAM = 1 << 17  # random stream of message dropout in layer 0; layer l has this plus l
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -45,7 +48,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def weights_of(width: int, units: int, dtype: torch.dtype = torch.float64) -> Weights:
-    """Return W1, b1, W2, b2."""
+    """Return random W1 [width, units], b1 [units], W2 and b2."""
     shapes = ((width, units), (units,), (width, units), (units,))
     W1, b1, W2, b2 = (normal(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes, 1))
     return W1, b1, W2, b2
@@ -65,7 +68,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor:
 @impls
 @settings(max_examples=max_examples(60), deadline=None)
 @given(
-    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),
+    graph_sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40)),  # n_users, n_items, n_draws
     widths=st.tuples(st.integers(1, 20), st.integers(1, 40)),
     P=st.sampled_from(PROPAGATION_MATRICES),
     Q=st.sampled_from(PROPAGATION_MATRICES),
@@ -79,7 +82,7 @@ def some_nodes(n_nodes: int, seed: int) -> Tensor:
 )
 def test_forward_and_gradients_equal_the_dense_formula(
     impl: str,
-    sizes: tuple[int, int, int],
+    graph_sizes: tuple[int, int, int],
     widths: tuple[int, int],
     P: str,
     Q: str,
@@ -91,7 +94,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
     seed: int,
     step: int,
 ) -> None:
-    offsets, neighbors = random_graph(*sizes, seed=seed % 1000)
+    offsets, neighbors = random_graph(*graph_sizes, seed=seed % 1000)
     n_nodes = len(offsets) - 1
     rows = columns = torch.arange(n_nodes)
     if selection != "all":
@@ -143,7 +146,7 @@ def test_forward_and_gradients_equal_the_dense_formula(
 
 
 def large_graph(impl: str = "native") -> tuple[Tensor, Tensor]:
-    """Return a graph whose rows a kernel processes in several blocks.
+    """Return a graph so large that a kernel processes the nodes in several blocks of rows.
 
     One node has so many neighbors that a kernel reads them in several passes.
     """
@@ -157,7 +160,7 @@ def large_graph(impl: str = "native") -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("P", "Q"), [("norm", "norm"), ("symmetric+I", "symmetric"), ("mean", "plain+I")])
 def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, activation: str, P: str, Q: str) -> None:
-    """For all rows and for selected rows, on a graph of several blocks.
+    """Compare all rows and selected rows.
 
     float32 results must be about as close to the float64 reference as the float32 reference is. The tolerance for
     float64 allows another order of the sums.
@@ -170,7 +173,7 @@ def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, ac
         options |= {"node_dropout": 0.1, "message_dropout": 0.2, "seed": 7, "step": 5}
 
         def run(impl: str, run_dtype: torch.dtype, options: dict[str, Any] = options) -> list[Tensor]:
-            """Return E' and the gradients, computed in `run_dtype` from numbers that `dtype` can represent."""
+            """Return the output and the gradients, computed in `run_dtype` from numbers that `dtype` can represent."""
             columns = options["columns"]
             tensors = [normal(n_nodes if columns is None else len(columns), 20), *weights_of(20, 70)]
             inputs = [tensor.to(dtype).to(run_dtype).requires_grad_() for tensor in tensors]
@@ -179,13 +182,13 @@ def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, ac
 
         oracle = run("reference", torch.float64)
         for ours, reference, exact in zip(run(impl, dtype), run("reference", dtype), oracle, strict=True):
-            size = float(exact.detach().abs().max())
-            error = float((reference.double() - exact).detach().abs().max())
-            bound = 2 * error + 4 * torch.finfo(torch.float32).eps * size if dtype == torch.float32 else 1e-13 * size
+            magnitude = float(exact.detach().abs().max())
+            reference_error = float((reference.double() - exact).detach().abs().max())
+            bound = 2 * reference_error + 4 * torch.finfo(torch.float32).eps * magnitude if dtype == torch.float32 else 1e-13 * magnitude
             assert float((ours.double() - exact).detach().abs().max()) <= bound
 
 
-@native
+@needs_native
 def test_threads_do_not_change_a_bit() -> None:
     offsets, neighbors = large_graph()
     inputs = [normal(len(offsets) - 1, 24, dtype=torch.float32), *weights_of(24, 40, torch.float32)]
@@ -200,16 +203,17 @@ def test_threads_do_not_change_a_bit() -> None:
     assert_equal_bits(results[2], results[0])
 
 
-# (in, out) widths of a layer. Kernels load and store several elements together if a width is a multiple of 4.
+# Input and output width of a layer. Kernels load and store several elements together if a width is a multiple of 4.
 WHOLE_WIDTHS = [(1, 1), (3, 5), (8, 4), (7, 70), (4, 0)]
 
 
 def whole_numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return random integers from -2 to 2."""
     return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def whole_number_layer(impl: str, widths: tuple[int, int], device: str = "cpu", **changed: Any) -> list[Tensor]:
-    """Return E' and the gradients of a layer. All numbers are multiples of 1/2, so sums are exact in any order."""
+    """Return the output and the gradients of a layer. All numbers are multiples of 1/2, so sums are exact."""
     graph = [t.to(device) for t in random_graph(20, 30, 200, seed=3)]
     dtype = changed.pop("dtype", torch.float32)
     shapes = ((50, widths[0]), widths, (widths[1],), widths, (widths[1],))
@@ -236,16 +240,17 @@ def test_kernels_equal_reference_for_whole_numbers(impl: str, activation: str, w
 @kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_operator_saves_signs_and_mask_for_backward(impl: str, activation: str) -> None:
-    """The last output has a code for each unit: bits 0 and 1 mark positive arguments of act, bit 2 a unit not dropped.
+    """The last output has three bits for each unit.
 
-    With activation "sum" there is one argument, and bit 1 is 0.
+    Bit 0 is set if the argument of the activation function is positive, bit 2 if the unit is not dropped. With
+    activation "per_term" there are two arguments: bit 0 is for the first and bit 1 for the second.
     """
     offsets, neighbors = random_graph(20, 30, 200, seed=3)
     rows = torch.arange(1, 50, 3)
     E, W1, b1, W2, b2 = (whole_numbers(*shape) for shape in ((50, 3), (3, 8), (8,), (3, 8), (8,)))
     # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
     options = ("plain", "plain+I", activation == "per_term", 0.5, 0.0, 0.4, 5, 6, 7)
-    _, p, q, code = operators_of(impl, "ngcf_layer").ngcf_layer(
+    _, p, q, saved_bits = operators_of(impl, "ngcf_layer").ngcf_layer(
         E, offsets, neighbors, rows, None, W1, b1, W2, b2, *options
     )
     A = dense_matrix(offsets, neighbors, "plain")[rows].float()
@@ -255,7 +260,7 @@ def test_operator_saves_signs_and_mask_for_backward(impl: str, activation: str) 
     bits = [first + second > 0, torch.zeros_like(first, dtype=torch.bool)]
     bits = [first > 0, second > 0] if activation == "per_term" else bits
     expected = [*bits, torch.from_numpy(keep)[rows]]
-    assert torch.equal(code.long(), sum(bit.long() << position for position, bit in enumerate(expected)))
+    assert torch.equal(saved_bits.long(), sum(bit.long() << i for i, bit in enumerate(expected)))
 
 
 @needs_emulation
@@ -284,10 +289,10 @@ def test_bits_do_not_depend_on_order_of_threads_or_memory_alignment(activation: 
 
 
 @needs_emulation
-def test_features_beyond_two_to_the_31st() -> None:
+def test_index_arithmetic_beyond_two_to_the_31st_feature() -> None:
     """There are more than 2**31 features and gradients, but only the last rows use memory.
 
-    The graph has no edges, so with "plain+I" P E = E and Q E * E = E * E.
+    The graph has no edges. With P = Q = "plain+I" the output is leaky(E W1 + b1 + (E * E) W2 + b2).
     """
     n, width = 2**19 + 6, 2**12
     E = torch.empty(n, width)
@@ -335,7 +340,7 @@ def test_message_dropout_of_a_node_does_not_depend_on_rows(impl: str) -> None:
 
 
 @impls
-def test_nan_affects_only_its_node_and_the_neighbors(impl: str) -> None:
+def test_nan_affects_only_the_node_and_the_neighbors(impl: str) -> None:
     offsets, neighbors = random_graph(6, 6, 12, seed=1)
     E = normal(12, 5)
     E[3, 2] = math.nan
@@ -347,7 +352,7 @@ def test_nan_affects_only_its_node_and_the_neighbors(impl: str) -> None:
 
 
 @impls
-def test_no_rows_and_no_nodes(impl: str) -> None:
+def test_no_rows_or_no_nodes_give_an_empty_output(impl: str) -> None:
     offsets, neighbors = random_graph(3, 4, 9, seed=2)
     for E, rows, graph in (
         (normal(7, 3), torch.empty(0, dtype=torch.int64), (offsets, neighbors)),
@@ -385,7 +390,7 @@ def test_gradcheck(impl: str, activation: str, P: str, Q: str) -> None:
 
 
 @impls
-def test_bfloat16(impl: str) -> None:
+def test_bfloat16_is_within_rounding(impl: str) -> None:
     offsets, neighbors = random_graph(30, 40, 200, seed=3)
     inputs = [normal(70, 16), *weights_of(16, 8)]
     E, *weights = (tensor.bfloat16() for tensor in inputs)
@@ -413,7 +418,7 @@ def test_opcheck(impl: str, P: str, Q: str) -> None:
         torch.library.opcheck(library.ngcf_layer_backward, detached)
 
 
-@native
+@needs_native
 def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     offsets, neighbors = random_graph(20, 30, 90, seed=2)
@@ -429,7 +434,7 @@ def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     assert counter.frame_count <= 2  # one compilation for the first step, one for all others
 
 
-@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_native)])
 def test_compiles_to_one_graph(impl: str) -> None:
     offsets, neighbors = random_graph(20, 30, 90, seed=2)
     inputs = [tensor.requires_grad_() for tensor in (normal(50, 8), *weights_of(8, 6))]
@@ -447,7 +452,8 @@ def test_compiles_to_one_graph(impl: str) -> None:
         torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-11)
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
+# Arguments that replace valid ones, and the pattern of the error.
+BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"P": "laplacian_propagation"}, "P='laplacian_propagation': choose one of symmetric, "),
     ({"Q": "norm+2I"}, r"Q='norm\+2I'"),
     ({"activation": "relu"}, "activation='relu': choose one of sum, per_term"),
@@ -475,7 +481,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @impls
-@pytest.mark.parametrize(("changed", "message"), BAD)
+@pytest.mark.parametrize(("changed", "message"), BAD_ARGUMENTS)
 def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "features": torch.zeros(3, 2),
@@ -494,10 +500,10 @@ def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: s
 
 @impls
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("columns", "missing"), [([0, 2], 1), ([0], 1), ([], 0)])
-def test_rows_must_be_among_the_columns(impl: str, dtype: torch.dtype, columns: list[int], missing: int) -> None:
+@pytest.mark.parametrize(("columns", "missing_node"), [([0, 2], 1), ([0], 1), ([], 0)])
+def test_rows_must_be_among_the_columns(impl: str, dtype: torch.dtype, columns: list[int], missing_node: int) -> None:
     graph = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0])
-    with pytest.raises(ValueError, match=error_pattern(f"rows: node {missing} is not among the columns", impl)):
+    with pytest.raises(ValueError, match=error_pattern(f"rows: node {missing_node} is not among the columns", impl)):
         ngcf_layer(
             torch.zeros(len(columns), 2, dtype=dtype),
             *graph,

@@ -1,4 +1,4 @@
-"""recommend() equals a plain loop. SessionRecommender, which is given sessions event by event, equals recommend().
+"""recommend() compared with a plain loop. SessionRecommender, which gets events one by one, compared with recommend().
 
 A session is live while SessionRecommender holds its hidden state. ExactNetwork has no rounding errors.
 """

@@ -100,8 +100,7 @@ def plain_python_losses(
         softmax = [math.exp(row[j]) / total for j in negatives]
         if loss == "cross-entropy":
             log_sum = math.log(sum(math.exp(row[j]) for j in columns))
-            share = label_smoothing / len(negatives)  # of each negative
-            smoothing = share * sum(row[j] - log_sum for j in negatives)
+            smoothing = label_smoothing / len(negatives) * sum(row[j] - log_sum for j in negatives)
             losses.append(-(1 - label_smoothing) * (row[target] - log_sum) - smoothing)
         elif loss == "bpr-max":
             bpr = sum(w * sigmoid(row[target] - row[j]) for w, j in zip(softmax, negatives, strict=True))
@@ -256,7 +255,7 @@ def test_rows_beyond_one_tile_of_scores(in_batch: bool, native_library: None) ->
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_all_negatives_masked_gives_zero_gradients(loss: str, in_batch: bool, impl: str) -> None:
-    """The loss is finite, too: all ids are equal, so the only sampled negatives are masked."""
+    """All ids are equal, so all negatives are masked. The loss must be finite."""
     arguments = problem(1, 4, 3, torch.float64) | {"ids": torch.full((5,), 3), "live": None}
     value, *grads = value_and_gradients(arguments, impl, loss=loss, in_batch=in_batch, label_smoothing=0.1)
     assert torch.isfinite(value)

@@ -94,7 +94,7 @@ def test_n_live_is_counted_from_the_targets_if_not_given() -> None:
 
 
 def test_loss_of_an_nn_embedding_equals_the_loss_of_an_output_table(impl: str) -> None:
-    """Also, no bias has the same effect as biases of zero."""
+    """No bias has the same effect as biases of zero."""
     embedding, network = torch.nn.Embedding(9, 8), SessionNetwork(9, [8])
     embedding.load_state_dict({"weight": network.output_weight.detach()})  # the same weights in both
     criterion = SampledLoss("bpr-max", batch_size=2, impl=impl)

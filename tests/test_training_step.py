@@ -202,8 +202,8 @@ def row_update_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of step_rows_: a table with a bias, and gradients of its rows.
 
-    Inputs have gradients of the row, items (targets and negatives) of the row and its bias. Some rows occur several
-    times, some only as inputs. Some indices are padding (-1).
+    Inputs have a gradient of a row. Items (targets and negatives) have gradients of a row and of its bias. Some rows
+    have several gradients, some are only inputs, and some indices are padding (-1).
     """
     g = seeded()
     tables = {name: torch.rand(30, width, generator=g, dtype=dtype) for name in ("weight", "accumulator", "velocity")}

@@ -290,6 +290,7 @@ def top_k(impl: str, large: bool, dtype: torch.dtype, k: int, exclude: bool) -> 
 
 
 def graph_of_size(large: bool, impl: str) -> InteractionGraph:
+    """Return a small or a large random graph."""
     if not large:
         return random_graph(9, 14, 40)
     return random_graph(60, 90, 700) if impl == "emulated" else random_graph(700, 900, 15_000)  # emulation is slow
@@ -417,7 +418,7 @@ for _name in ("SparseAdagrad", "SparseAdam"):
 
 # Models ---------------------------------------------------------------------------------------------------------------
 
-# The settings of benchmarks/naive_pytorch.py: published hyper-parameters.
+# Published hyper-parameters of GRU4Rec, as in benchmarks/naive_pytorch.py. A name has the loss and the hidden units.
 SETTINGS: dict[str, dict[str, Any]] = {
     "xe-100": {"layers": [100], "batch_size": 32, "sample_alpha": 0.75, "learning_rate": 0.1, "dropout_p_embed": 0.1,
                "logq": 1.0},
@@ -428,7 +429,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bprmax-512": {"layers": [512], "loss": "bpr-max", "batch_size": 128, "sample_alpha": 0.3, "learning_rate": 0.05,
                    "dropout_p_embed": 0.5, "dropout_p_hidden": 0.3, "momentum": 0.15, "bpreg": 0.9, "elu_param": 1.0},
 }  # fmt: skip
-# Three ways of a training step, with the parameters of GRU4Rec: one C++ call ("fused"), autograd, or a fused step with
+# Parameters of GRU4Rec that select how a training step runs: as one C++ call ("fused"), with autograd, or fused with
 # matrix products in bfloat16.
 WAYS: dict[str, dict[str, Any]] = {"fused": {}, "autograd": {"fused": False}, "bf16": {"precision": "bf16"}}
 

@@ -39,7 +39,7 @@ from typing import Any
 
 CASES = Path(__file__).with_name("build_cases.py")
 IMPLEMENTATIONS = ("native", "reference", "emulated")
-LEVELS = ("avx512", "avx2", "baseline")  # instruction sets, from the largest; the cases of avx512 take longest
+LEVELS = ("avx512", "avx2", "baseline")  # instruction sets; avx512 starts first, because it takes longest
 SLOWER_RATIO = 1.05  # a workload is slower if all quartiles of new / old are above this ratio
 MEASUREMENT_SECONDS = 0.3  # approximate duration of one measurement
 

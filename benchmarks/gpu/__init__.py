@@ -1,1 +1,1 @@
-"""GPU benchmarks; README.md explains how to run them."""
+"""Measure this package on a GPU; README.md explains how to run the benchmarks."""

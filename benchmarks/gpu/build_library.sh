@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds and tests the native library for the GPU machine. Needs nvcc 13, but no GPU.
+# Build and test the native library for the GPU machine. This needs nvcc 13, but no GPU.
 #
 #     benchmarks/gpu/build_library.sh FOLDER [PYTHON]
 #
-# Writes FOLDER/library, a cache folder (GRU4REC_FAST_CACHE) with the library for torch 2.11.0+cu130, CPython 3.12 and
-# sm_90, and FOLDER/latencies, the compiled latencies.cu. The first run creates the virtual environment
-# build/gpu_environment with PYTHON (default python3.12); its packages take 5 GB. Run this script again after a change in
-# csrc/, since the package looks up the library by a hash of the sources.
+# The script writes FOLDER/library and FOLDER/latencies. FOLDER/library is a cache folder (GRU4REC_FAST_CACHE) with the
+# library for torch 2.11.0+cu130, CPython 3.12 and sm_90. FOLDER/latencies is the compiled latencies.cu. The first run
+# creates the virtual environment build/gpu_environment with PYTHON (default python3.12), whose packages take 5 GB. Run
+# this script again after a change in csrc/, since the package looks up the library by a hash of the sources.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$(realpath -m "$1")

@@ -6,8 +6,8 @@
 
 A row of the results table compares this package with other implementations at one workload. A call is a list of stages.
 A stage is a separate process with a time limit, which measures one row, runs one diagnostic (diagnostics.py) or runs
-some tests. An error that destroys the CUDA context affects only its own stage. If the stage of
-a row fails without a result, a second process measures the row's other implementations.
+some tests. An error that destroys the CUDA context therefore affects only one stage. If the stage of a row fails
+without a result, a second process measures the row's other implementations.
 
 OUT is a folder. OUT/results.json and OUT/table.md are rewritten after each stage; OUT/call.log gets the output of all
 stages. `--only TEXT` runs only the stages whose names contain the text, and always the stage that loads the library.
@@ -45,7 +45,7 @@ from gpu.stages import CALLS, LIBRARY, RESULT_FILE, ROOT, Group, Stage, StageOpt
 TIME_LIMITS = {"A": 240.0, "B": 420.0}  # seconds
 GRACE_SECONDS = 15.0  # between SIGINT and SIGKILL; a stage writes its results in this time
 TAIL_LINES = 15  # number of output lines that are printed if a stage fails
-# Python programs that fail in different ways; they replace stages in turn. sys.argv[1] is the stage's result file.
+# Python programs that fail in different ways; with --sabotage they replace stages. sys.argv[1] is the result file.
 SABOTAGE = (
     "raise SystemExit(3)",
     "import time; time.sleep(1000)",
@@ -58,7 +58,7 @@ class Process:
     """The running process of a stage.
 
     result_file: the JSON file that the process writes. sabotage: a program of SABOTAGE to run instead of the stage.
-    tail: the last lines of its output; all lines go to the call's log.
+    tail: the last lines of the process's output; all lines go to the call's log.
     """
 
     def __init__(self, stage: Stage, result_file: Path, call: Call, sabotage: str = "") -> None:
@@ -76,10 +76,10 @@ class Process:
             stderr=subprocess.STDOUT,
             process_group=0,  # not a new session, which would survive if this program is killed
         )
-        self._reader = Thread(target=self._read, daemon=True)
+        self._reader = Thread(target=self._read_output, daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
+    def _read_output(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             text = line.decode(errors="replace").rstrip()
@@ -98,7 +98,7 @@ class Process:
         self._started_at = time.monotonic()
 
     def has_ended(self, remaining: float) -> bool:
-        """Return whether the process has ended. Stop it if its time limit or the call's is over.
+        """Stop the process if its time limit or the time limit of the call is over. Return whether it has ended.
 
         remaining: seconds that remain for the call.
         """
@@ -118,11 +118,11 @@ class Process:
         seconds = time.monotonic() - self._started_at
         self.kill()  # child processes of the stage may still run
         self._reader.join(2)
-        code = self._process.returncode or 0
-        if self._was_stopped and not (self.stage.interrupt and code == 0):
+        status = self._process.returncode or 0  # negative: the signal that ended the process
+        if self._was_stopped and not (self.stage.interrupt and status == 0):
             return f"stopped after {seconds:.0f} s", seconds
-        if code:
-            return f"killed by signal {-code}" if code < 0 else f"exit status {code}", seconds
+        if status:
+            return f"killed by signal {-status}" if status < 0 else f"exit status {status}", seconds
         if self.stage.must_print and not any(self.stage.must_print in line for line in self.tail):
             return f"did not print '{self.stage.must_print}'", seconds
         return "ok", seconds
@@ -156,7 +156,7 @@ class Call:
     def run(self, group: Group) -> None:
         """Run the stages of a group, `group.n_parallel` at a time.
 
-        Importing torch takes seconds, so the next stage with `waits_for_start` is started while another one measures.
+        Importing torch takes seconds. Therefore the next stage with `waits_for_start` starts while another one measures.
         """
         queue = [stage for stage in group.stages if not self._skip_if_late(stage)]
         running: list[Process] = []
@@ -211,7 +211,7 @@ class Call:
         return outcome == "ok" or any(row["seconds"] for row in stage_results.get("rows", []))
 
     def _skip_if_late(self, stage: Stage) -> bool:
-        """Return whether no time remains for the stage; if so, record that as its outcome."""
+        """Return whether no time remains for the stage. If so, record "no time left" as the outcome of the stage."""
         if self._remaining() > 0:
             return False
         self.results["stages"][stage.name] = {"outcome": "no time left", "seconds": 0.0}
@@ -228,11 +228,11 @@ class Call:
         (self._out / "table.md").write_text(text + "\n")
 
     def has_library(self) -> bool:
-        """Return whether the native library was loaded; with sabotage always True, since that stage may have failed."""
+        """Return whether the native library was loaded. With sabotage return True, since that stage may have to fail."""
         return bool(self._sabotage) or self.results["stages"].get(LIBRARY, {}).get("outcome") == "ok"
 
     def skip_without_library(self, group: Group) -> None:
-        """Record that a group needs the missing library. Keep later stages from compiling the library again."""
+        """Record that a group did not run without the native library. Keep later stages from compiling the library."""
         self.environment["GRU4REC_FAST_BUILD"] = "none"
         for stage in group.stages:
             self.results["stages"][stage.name] = {"outcome": "no native library", "seconds": 0.0}

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Compiles every csrc/*/cuda.cu for the supported GPU architectures.
+# Compile every csrc/*/cuda.cu for the supported GPU architectures.
 #
 #     benchmarks/gpu/compile_kernels.sh FOLDER
 #
-# Writes the report of ptxas (registers, shared memory and spills of each kernel) to FOLDER/ptxas.txt. Fails if a kernel
-# does not compile or spills registers. Needs nvcc, but neither torch nor a GPU. .ci/run runs this script.
+# The script writes the report of ptxas (registers, shared memory and spills of each kernel) to FOLDER/ptxas.txt. It
+# fails if a kernel does not compile or spills registers. It needs nvcc, but neither torch nor a GPU. .ci/run runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$1
 mkdir -p "$out"
 nvcc=${NVCC:-nvcc}
 architectures=(-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90)
-# Add sm_100 if this nvcc supports it. Add PTX of the newest architecture, which the driver compiles for later GPUs.
+# Add sm_100 if this nvcc supports it. Add PTX of the newest architecture: the driver compiles PTX for later GPUs.
 if "$nvcc" --list-gpu-code | grep -qx sm_100; then
   architectures+=(-gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100)
 else
@@ -20,8 +20,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# compile FOLDER SOURCE OPTION...: compiles one source and writes the report to FOLDER. It runs for all sources in
-# parallel.
+# compile FOLDER SOURCE OPTION...: compile one source and write the object file and the report to FOLDER.
 compile() {
   local started=$SECONDS report=$1/${2//\//.}
   shift

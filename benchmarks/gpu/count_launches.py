@@ -2,9 +2,10 @@
 
     PYTHONPATH=.:benchmarks:tools python -m gpu.count_launches
 
-The step runs on CPU tensors with emulated kernels. The emulator counts the launches of this package's kernels. An
-operator of torch counts as one launch, unless it is in NO_LAUNCH (views, allocations) or calls another operator that
-counts. On a GPU, a matrix product may launch more than one kernel, so the real number may be higher.
+The captured training step is the training step of `fit` on a GPU, replayed from a CUDA graph. Here it runs on CPU
+tensors with emulated kernels. The emulator counts the launches of this package's kernels. A torch operator counts as
+one launch, unless it is in NO_LAUNCH (views, allocations) or calls another operator that is counted. On a GPU, a matrix
+product may launch more than one kernel, so the real number may be higher.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ NO_LAUNCH = {  # operators without a kernel: they return a view, allocate, or ca
     "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "zeros",
 }  # fmt: skip
 N_ITEMS, N_SAMPLE = 500, 64
-STEPS_PER_GRAPH = 2  # a step makes one update
+STEPS_PER_GRAPH = 2  # fewer than the default (16), because emulated kernels are slow
 
 
 def count_launches(work: Callable[[], object]) -> Counter[str]:
-    """Return the number of launches of each torch operator in `work`; "own kernels" counts this package's launches."""
+    """Return the number of launches in `work` by torch operator. "own kernels" counts those of this package."""
     emulator = cuda_emulator.load()
     emulator.set_seed(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -51,8 +52,8 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
     """Count the launches of a captured training step.
 
     Returns:
-        Launches that write the inputs of a captured graph, divided by 16, the default number of steps of a graph.
-            The number of these launches does not depend on the number of steps.
+        Launches per step that write the inputs of a captured graph of 16 steps, the default. The number of launches per
+            graph does not depend on the number of steps.
         Launches of one step by operator.
     """
     lengths = torch.randint(2, 9, (4 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
@@ -73,9 +74,9 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
     loader = SessionParallelLoader(store, setting.batch_size, impl="emulated")
     epoch = step.start_epoch(loader, ops.build_alias_table(support, 0.5), N_SAMPLE, seed=0)
     hidden = network.initial_state(loader.n_lanes)
-    epoch.run(STEPS_PER_GRAPH, hidden, step=0)  # creates the buffers that are created at first use
+    epoch.run(STEPS_PER_GRAPH, hidden, step=0)  # warm-up: some buffers are created at first use
     captured = epoch.next_updates(STEPS_PER_GRAPH, loader.n_lanes)
-    first_step = STEPS_PER_GRAPH  # the steps before it are done
+    first_step = STEPS_PER_GRAPH  # the first step after the warm-up
 
     def write_inputs() -> None:
         block, negatives = epoch.draw(steps=STEPS_PER_GRAPH, step=first_step)
@@ -83,7 +84,7 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
 
     input_launches = count_launches(write_inputs)
     graph_launches = count_launches(lambda: captured.run(hidden))
-    # Operators with fewer launches than steps run once per graph and are not counted.
+    # Operators with fewer launches than steps run once per graph; they are left out.
     return input_launches.total() / 16, Counter(
         {name: n // STEPS_PER_GRAPH for name, n in graph_launches.items() if n >= STEPS_PER_GRAPH}
     )

@@ -1,4 +1,4 @@
-"""Timing, peak memory, precision of matrix products, and measured rates on the device of the GPU benchmarks.
+"""Time sides on the device of the GPU benchmarks, and measure peak memory, copy bandwidth and matrix product rates.
 
 A side is one of the implementations that a benchmark compares. In the code (interleave.Side) it is a function that runs
 n units of work and returns the seconds per unit.
@@ -46,8 +46,7 @@ class Device:
     def side(self, work: Callable[[], object]) -> Side:
         """Return the side that calls `work`, timed by CUDA events (by the host's clock on a CPU).
 
-        If the host takes longer to launch the kernels than the GPU to run them, the time between the events is that of
-        the host.
+        If the host takes longer to launch the kernels than the GPU takes to run them, the result is the host's time.
         """
         if not self.is_gpu:
             return self.host_side(work)
@@ -64,7 +63,7 @@ class Device:
         return run
 
     def host_side(self, work: Callable[[], object]) -> Side:
-        """Return the side that calls `work`, timed by the host's clock; the device is idle at the start and the end."""
+        """Return the side that calls `work`, timed by the host's clock, from an idle device to an idle device."""
 
         def run(n: int) -> float:
             self.wait()
@@ -89,9 +88,9 @@ class Device:
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Set the precision of float32 products in torch and cuDNN: TF32 if `name` is "tf32" or "bf16", else full.
+    """Set the precision of float32 matrix products within a `with` block: TF32 for "tf32" and "bf16", full for others.
 
-    The defaults of torch and cuDNN differ: cuDNN uses TF32, torch's own products do not.
+    Without this, cuDNN would use TF32 and torch's own products would not.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     previous = matmul.allow_tf32, cudnn.allow_tf32
@@ -103,7 +102,7 @@ def precision(name: str) -> Iterator[None]:
 
 
 def measure_rates(device: Device) -> dict[str, float]:
-    """Measure the device's rates.
+    """Measure the speed of copies and of matrix products on the device.
 
     Returns:
         "copy": bytes/s, read plus written. "fp32", "tf32", "bf16": FLOP/s of 8192 x 8192 matrix products.
@@ -121,5 +120,6 @@ def measure_rates(device: Device) -> dict[str, float]:
 
 
 def _median_seconds(side: Side) -> float:
+    """Return the median of 7 turns of 5 calls, in seconds per call, after a warm-up."""
     side(3)
     return median(side(5) for _ in range(7))

@@ -1,17 +1,19 @@
-"""Run one diagnostic, a measurement that explains the GPU benchmarks' figures, and write it to a JSON file.
+"""Run one diagnostic, a measurement that explains the times of the GPU benchmarks, and write a JSON file.
 
     PYTHONPATH=.:benchmarks python -m gpu.diagnostics NAME --out figures.json [--folder FOLDER] [--setting xe-100]
 
 NAME is one of
-library     device and versions; also loads the native library of FOLDER, or compiles it if FOLDER has none that fits
+library     device and versions; also loads the native library of FOLDER, or compiles it if its sources have changed
 latencies   latencies of kernel launches, graph nodes, grid barriers and cluster barriers (latencies.cu)
 rates       copy bandwidth, and rates of matrix products in fp32, TF32 and bf16
 timeline    GPU timeline of two replays of the captured training step: kernels, times and gaps; also writes a trace
 ncu         bytes, sectors per request and occupancy of the five longest kernels of one training step, without graphs
-one-step    runs the training step that `ncu` profiles; measures nothing itself
+one-step    no measurement: runs the training step that `ncu` profiles
 cpu-engine  time of the fused training step on the CPU, with 1 to 16 threads
 
-FOLDER is written by prepare_folder.py. --setting is the name of a training setting of naive_pytorch.py.
+The captured training step is the training step of `fit` on a GPU, replayed from a CUDA graph. The fused training step is
+the one on the CPU, in one C++ call. FOLDER is written by prepare_folder.py. --setting is the name of a training setting
+of naive_pytorch.py.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ from gpu.results import WAIT_VARIABLE, MissingInput, wait_for_device, write_json
 
 HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0))  # read before `import torch`, which binds this thread to one core (OMP_PROC_BIND)
-REPLAYS = 2  # of a captured graph, in `timeline`
-REBUILT_VARIABLE = "GPU_CALL_REBUILT"  # environment variable: this program has deleted the library of FOLDER
-CPU_SECONDS = 0.5  # duration of each measurement on the CPU
+REPLAYS = 2  # number of replays of a captured graph in `timeline`
+REBUILT_VARIABLE = "GPU_CALL_REBUILT"  # environment variable, set after this program has deleted the library of FOLDER
+CPU_SECONDS = 0.5  # duration of each measurement of `cpu-engine`
 CPU_THREADS = (1, 2, 4, 8, 16)
 N_KERNELS = 5  # number of kernels that `ncu` reports
 # ncu's counter for each name in the results. A warp that reads 128 contiguous bytes has 4 sectors per request.
@@ -54,9 +56,9 @@ METRICS = {
 
 
 def load_library(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load the native library of FOLDER. If none fits or it does not load, compile it on this machine.
+    """Load the native library of FOLDER, and return the device and the versions.
 
-    Returns the device and the versions.
+    If FOLDER has no library for these sources and this torch, or it does not load, compile it on this machine.
     """
     import torch
 
@@ -73,7 +75,7 @@ def load_library(arguments: argparse.Namespace) -> dict[str, Any]:
         required = _compile.library_identity(_build.source_folder(), str(torch.__version__), torch.version.cuda)
         cached = [_compile.read_record(path) for path in _build.cache_folder().glob("*/")]
         if required not in [record.get("identity") for record in cached]:
-            reason = _build.difference(cached[0], required) if cached else f"{_build.cache_folder()} holds no library"
+            reason = _build.why_unusable(cached[0], required) if cached else f"{_build.cache_folder()} holds no library"
             print(f"compiling the library on this machine: {reason}", flush=True)
             result["library"] = {"compiled_there": reason}
         try:
@@ -92,11 +94,11 @@ def load_library(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_latencies(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run FOLDER/latencies. If it is missing or prints no figures, compile latencies.cu and run the new program."""
+    """Run FOLDER/latencies. If it is missing or prints no latency, compile latencies.cu and run the new program."""
     program = arguments.folder / "latencies" if arguments.folder else None
     figures = run_latencies(program) if program and program.exists() else {}
     if not figures:
-        print("compiling latencies.cu on this machine: FOLDER/latencies is missing or printed no figures", flush=True)
+        print("compiling latencies.cu on this machine: FOLDER/latencies is missing or printed no latency", flush=True)
         with tempfile.TemporaryDirectory() as work:
             compiled = Path(work, "latencies")
             source = HERE / "latencies.cu"
@@ -108,10 +110,10 @@ def measure_latencies(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_latencies(program: Path) -> dict[str, float]:
-    """Run the compiled latencies.cu and return its figures in ns; if it fails, those it measured before."""
+    """Run the compiled latencies.cu and return the latencies that it prints, in ns. It prints them even if it fails."""
     process = subprocess.run([program.resolve()], capture_output=True, text=True, check=False)
     if process.returncode:
-        print(f"{program} ended with code {process.returncode}: {process.stderr.strip()[-300:]}", flush=True)
+        print(f"{program} ended with status {process.returncode}: {process.stderr.strip()[-300:]}", flush=True)
     try:
         return dict(json.loads(process.stdout))
     except ValueError:
@@ -119,7 +121,7 @@ def run_latencies(program: Path) -> dict[str, float]:
 
 
 def measure_all_rates(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the device's rates; the table gives the figures of the rows as shares of these rates."""
+    """Measure the speed of copies and matrix products. The table shows what fraction of it each row reaches."""
     from gpu.device import measure_rates
 
     return {"ceilings": measure_rates(make_device(arguments))}
@@ -132,17 +134,17 @@ def profile_timeline(arguments: argparse.Namespace) -> dict[str, Any]:
 
     device = make_device(arguments)
     run = make_training(arguments)
-    per_replay = device.size(16, 1)
-    for _ in range(4):  # warm-up: the step runs without a graph first, is captured in the second run, then replayed
-        run(per_replay)
+    replay_mini_batches = device.size(16, 1)
+    for _ in range(4):  # warm-up: the first run has no graph, the second run captures one, the others replay it
+        run(replay_mini_batches)
     device.wait()
     started = time.perf_counter()
-    run(REPLAYS * per_replay)
+    run(REPLAYS * replay_mini_batches)
     device.wait()
-    untraced_seconds = (time.perf_counter() - started) / (REPLAYS * per_replay)
+    untraced_seconds = (time.perf_counter() - started) / (REPLAYS * replay_mini_batches)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.is_gpu else [])]
     with torch.profiler.profile(activities=activities) as profile:
-        run(REPLAYS * per_replay)
+        run(REPLAYS * replay_mini_batches)
         device.wait()
     trace = arguments.out.with_name(f"trace_{arguments.setting}.json")
     profile.export_chrome_trace(str(trace))
@@ -154,11 +156,11 @@ def profile_timeline(arguments: argparse.Namespace) -> dict[str, Any]:
         for event in profile.events()
         if event.device_type == device_type and (device.is_gpu or event.cpu_parent is None)
     ]
-    figures = {"untraced_us_per_mini_batch": untraced_seconds * 1e6} | summarize(events, REPLAYS * per_replay)
+    figures = {"untraced_us_per_mini_batch": untraced_seconds * 1e6} | summarize_timeline(events, REPLAYS * replay_mini_batches)
     return {"facts": {"timeline": {arguments.setting: figures}}}
 
 
-def summarize(events: Iterable[tuple[str, float, float]], mini_batches: int) -> dict[str, Any]:
+def summarize_timeline(events: Iterable[tuple[str, float, float]], mini_batches: int) -> dict[str, Any]:
     """Summarize the GPU events (name, start, end, in microseconds) of `mini_batches` mini-batches.
 
     Returns:
@@ -188,7 +190,7 @@ def summarize(events: Iterable[tuple[str, float, float]], mini_batches: int) -> 
 
 
 def run_one_step(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one mini-batch without CUDA graph capture, between cudaProfilerStart and cudaProfilerStop."""
+    """Train one mini-batch without a CUDA graph, between cudaProfilerStart and cudaProfilerStop."""
     import torch
 
     run = make_training(arguments)
@@ -196,15 +198,15 @@ def run_one_step(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-    run(1)  # not captured: a number of mini-batches is captured when it is run for the second time
+    run(1)  # not captured: only the second run of the same number of mini-batches is captured
     if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
     return {}
 
 
-def count_with_ncu(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the counters METRICS of one training step with ncu; return those of the longest kernels."""
+def measure_counters(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the counters METRICS of one training step with ncu, and return them for the longest kernels."""
     program = shutil.which("ncu")
     if program is None:
         print("warning: ncu is not on PATH, so no counters are measured")
@@ -217,23 +219,23 @@ def count_with_ncu(arguments: argparse.Namespace) -> dict[str, Any]:
             program, "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv",
             "--page", "raw",
             "--print-units", "base", "--metrics", ",".join(METRICS.values()), "--log-file", str(report),
-            # -P: without the working directory on sys.path, where a checkout would hide the installed package.
+            # -P keeps the working directory off sys.path, where a checkout would hide the installed package.
             sys.executable, "-P", "-W", "ignore", "-m", "gpu.diagnostics", "one-step",
             "--out", str(Path(work, "none.json")),
             "--setting", arguments.setting, "--device", arguments.device, *(["--tiny"] if arguments.tiny else []),
             *(["--folder", str(arguments.folder)] if arguments.folder else []),
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name != WAIT_VARIABLE}
-        code = subprocess.run(command, env=environment, check=False).returncode
+        status = subprocess.run(command, env=environment, check=False).returncode
         text = report.read_text() if report.exists() else ""
-        if code:
-            print(f"ncu ended with code {code}: {text.strip()[-1500:]}")
+        if status:
+            print(f"ncu ended with status {status}: {text.strip()[-1500:]}")
         kernels = parse_counters(text)
     return {"facts": {"ncu": {arguments.setting: kernels}}}
 
 
 def parse_counters(report: str) -> list[dict[str, Any]]:
-    """Return the counters of the longest kernels.
+    """Return the counters of the longest kernels, a dictionary per kernel.
 
     report: ncu's raw CSV page: a line of names, a line of units, and a line per kernel.
     """
@@ -258,9 +260,9 @@ def parse_counters(report: str) -> list[dict[str, Any]]:
 
 
 def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the fused training step of all settings on the CPU, with increasing numbers of threads.
+    """Time the fused training step of all settings on the CPU, with increasing numbers of threads.
 
-    The figures are written after each number of threads, since the process may be stopped.
+    The times are written after each number of threads, since the process may be stopped.
     """
     import torch
     from machine import processor_name
@@ -273,7 +275,7 @@ def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     sides = {s.name: runner_side(gru_runner(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
     result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
-    # The number of threads increases: idle threads of a larger earlier measurement would slow the next one down.
+    # The number of threads must increase: idle threads of an earlier measurement would slow down one with fewer threads.
     for threads in [n for n in CPU_THREADS if n <= CORES]:
         torch.set_num_threads(threads)
         for name, side in sides.items():
@@ -296,14 +298,14 @@ def make_device(arguments: argparse.Namespace) -> Any:
 
 
 def make_training(arguments: argparse.Namespace) -> Callable[[int], None]:
-    """Return a function that trains a number of mini-batches of the setting by the fused step."""
+    """Return a function that trains n mini-batches of the setting, on a GPU by the captured training step."""
     from naive_pytorch import SETTINGS
 
     from gpu.prepared_folder import PreparedFolder
-    from gpu.rows_sessions import runner_on, updates_of
+    from gpu.rows_sessions import runner_on, make_update_function
 
     (setting,) = [setting for setting in SETTINGS if setting.name == arguments.setting]
-    return updates_of(
+    return make_update_function(
         runner_on(make_device(arguments), PreparedFolder(arguments.folder).sessions(setting.log), setting)
     )
 
@@ -313,7 +315,7 @@ DIAGNOSTICS = {
     "latencies": measure_latencies,
     "rates": measure_all_rates,
     "timeline": profile_timeline,
-    "ncu": count_with_ncu,
+    "ncu": measure_counters,
     "one-step": run_one_step,
     "cpu-engine": measure_fused_step_on_cpu,
 }

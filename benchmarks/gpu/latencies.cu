@@ -18,6 +18,7 @@
 
 namespace cg = cooperative_groups;
 
+// Ends the program with a message if a CUDA call fails.
 #define CHECK(call)                                                                                  \
   do {                                                                                               \
     const cudaError_t error = (call);                                                                \
@@ -71,10 +72,11 @@ __global__ void cluster_barriers(int n) {
 #endif
 }
 
-cudaStream_t stream;
-std::vector<std::string> json_lines;  // the figures measured so far
+cudaStream_t stream;                  // of all launches
+std::vector<std::string> json_lines;  // the latencies measured so far
 
-// main registers this function with atexit, so that the figures are printed even if CHECK ends the program.
+// Prints the latencies as JSON. main registers this function with atexit, so that it runs even if CHECK ends the
+// program.
 void print_json() {
   std::printf("{\n");
   for (size_t i = 0; i < json_lines.size(); ++i) {
@@ -83,6 +85,7 @@ void print_json() {
   std::printf("}\n");
 }
 
+// Adds a latency to the output.
 void record(const std::string& name, double ns) {
   char line[160];
   std::snprintf(line, sizeof line, "  \"%s\": %.1f", name.c_str(), ns);
@@ -107,7 +110,7 @@ double device_ns(const std::function<void()>& work) {
   return ms[kRepeats / 2] * 1e6;
 }
 
-// Launches the empty kernel. dependent: with programmatic dependent launch.
+// Launches the empty kernel. dependent: use programmatic dependent launch.
 void launch_empty(int blocks, int threads, bool dependent) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -148,10 +151,10 @@ double host_ns(const std::function<void()>& enqueue) {
   return std::chrono::duration<double, std::nano>(end - start).count() / kHostCalls;
 }
 
-// Records the time of a barrier in clusters of `size` blocks, measured with `clusters` clusters. Records nothing if the
-// device cannot run that many clusters of this size.
+// Records the time of a barrier in clusters of `size` blocks, measured with `clusters` clusters in parallel. Records
+// nothing if the device cannot run that many clusters of this size at once.
 void record_cluster_barrier(int size, int clusters) {
-  if (size > 8) {
+  if (size > 8) {  // CUDA guarantees clusters of up to 8 blocks only
     cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   cudaLaunchAttribute attribute{};

@@ -1,4 +1,4 @@
-"""Opens the logs, the graphs and the checkouts of public code in the folder that prepare_folder.py writes."""
+"""Open the logs, graphs and checkouts of public code in the folder that prepare_folder.py writes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Writes and merges result files: each process of call.py writes a JSON file, and call.py merges them.
+"""Write and merge result files: each process that call.py starts writes a JSON file, and call.py merges the files.
 
-Needs the standard library only.
+This module needs the standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WAIT_VARIABLE = "GPU_CALL_WAITS"  # environment variable; see `wait_for_device`
 
 
 class MissingInput(Exception):
-    """Raised if the prepared folder lacks the data or the other people's code that a measurement needs."""
+    """Raised if the prepared folder lacks the data or the public code that a measurement needs."""
 
 
 def wait_for_device() -> None:
@@ -28,7 +28,7 @@ def wait_for_device() -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file atomically: the process may be killed while it writes."""
+    """Write a JSON file atomically, because the process may be killed while it writes."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(partial, path)
@@ -37,8 +37,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def merge(results: dict[str, Any], stage_results: dict[str, Any]) -> None:
     """Add the results of a process to `results`, in-place.
 
-    Lists are appended, dictionaries are merged recursively, other values are replaced. A row (an entry of "rows", named
-    by its "row") replaces an earlier row of the same name.
+    Lists are appended, dictionaries are merged recursively, other values are replaced. In the list "rows", a row
+    replaces an earlier row with the same name, the value of the key "row".
     """
     for key, value in stage_results.items():
         if key == "rows":

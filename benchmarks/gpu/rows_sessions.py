@@ -52,7 +52,7 @@ def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
         return side
 
     def ours_steady() -> Side:
-        return updates_side(updates_of(runner_on(device, store, setting, bf16=name.precision == "bf16")), device)
+        return updates_side(make_update_function(runner_on(device, store, setting, bf16=name.precision == "bf16")), device)
 
     sides = {
         OURS: built_at_first_use(ours),
@@ -81,7 +81,7 @@ def runner_on(device: Device, store: SessionStore, setting: Setting, bf16: bool 
     return gru_runner(store, setting.parameters() | options, device.torch_device)
 
 
-def updates_of(runner: SessionEpochRunner) -> Callable[[int], None]:
+def make_update_function(runner: SessionEpochRunner) -> Callable[[int], None]:
     """Return a function that makes n updates with the fused step; each call of `epoch.run` makes as many as it can.
 
     The function starts a new epoch when one is finished.

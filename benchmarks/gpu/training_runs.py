@@ -46,7 +46,7 @@ RUNS = {
 }
 
 
-def row_of(name: str, run: TrainingRun, history: list[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
+def build_row(name: str, run: TrainingRun, history: list[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
     """Return the row of a training as JSON.
 
     history: the records of its epochs, as `NGCF.history`. wall_seconds: its total time, with evaluations.
@@ -106,7 +106,7 @@ def main() -> int:
         model.fit(train, validation=test, progress=True)
     except (KeyboardInterrupt, TrainingInterrupted):
         print("interrupted")
-    row = row_of(arguments.run, run, model.history, time.perf_counter() - started)
+    row = build_row(arguments.run, run, model.history, time.perf_counter() - started)
     print(row["row"])
     write_json(arguments.out, {"rows": [row]})
     return 0

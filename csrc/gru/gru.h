@@ -66,8 +66,8 @@ void launch_gru_all_steps(const GruForward<T>& forward, cudaStream_t stream);
 template <typename T>
 void launch_gru_all_steps(const GruBackward<T>& backward, cudaStream_t stream);
 
-// Launches the kernel of step t that runs after the step's matrix product or, in backward, before it. The reset_before
-// form has two kernels per step; second_launch selects the second kernel.
+// Launches a kernel of step t; the caller computes the matrix products between the launches. The reset_before form has
+// two kernels per step, and second_launch selects the second one.
 template <typename T>
 void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second_launch, cudaStream_t stream);
 template <typename T>

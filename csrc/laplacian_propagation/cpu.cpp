@@ -1,8 +1,9 @@
-// The product L @ E on the CPU. Specification: gru4rec_fast/ops/laplacian_propagation.py.
+// The product L @ E of a graph's propagation matrix L and its nodes' features E on the CPU. Specification:
+// gru4rec_fast/ops/laplacian_propagation.py.
 //
-// Each thread takes a range of rows that has about as many entries as the ranges of the other threads. Equal numbers of
-// rows would not do: the thread that takes a hub of a power-law graph would finish last. A single thread sums a whole
-// row, so the result has the same bits for any number of threads.
+// The rows are divided among threads so that all threads get about the same number of entries. With equal numbers of
+// rows, the thread that gets a hub of a power-law graph would finish last. One thread sums a whole row, so the result
+// has the same bits for any number of threads.
 #include "laplacian_propagation/laplacian_propagation.h"
 
 #include <ATen/Parallel.h>
@@ -31,7 +32,7 @@ namespace {
 template <typename T>
 using SumOf = std::conditional_t<std::is_same_v<T, uint16_t>, float, T>;
 
-// PropagationArguments in the form that the kernel reads: with types, and with computed scales of rows and columns.
+// PropagationArguments in the form that the kernel reads: typed pointers, and scales computed from the degrees.
 template <typename T>
 struct KernelArguments {
   const T* features;  // [n_nodes, width]; with `columns`: [n_columns, width]
@@ -44,7 +45,7 @@ struct KernelArguments {
   const T* addend;                // added to the result; like `features`, or null
   bool adds_identity;
   bool transposed;
-  bool prefetches;  // whether to prefetch the features of some entries before adding them, as they exceed the cache
+  bool prefetches;  // true if the features exceed the cache; then the kernel prefetches them
   uint32_t drop_threshold, step;
   uint64_t seed;
 };
@@ -58,10 +59,11 @@ struct KernelArguments {
 namespace grf {
 namespace {
 
-constexpr int64_t kGrain = 1 << 16;                     // minimum number of multiply-adds, or of nodes, for a thread
+constexpr int64_t kGrain = 1 << 16;                     // minimum number of multiply-adds, or of nodes, per thread
 constexpr int64_t kMaxBytesInCache = int64_t{1} << 25;  // larger features are prefetched
 
-// Returns factor * degree ** exponent for each node, 0 for nodes of degree 0 (unless the exponent is 0).
+// Returns factor * degree ** exponent for each node. The exponent is 0, -1 or -0.5. A node of degree 0 gets 0, unless
+// the exponent is 0.
 template <typename Sum>
 std::vector<Sum> scales_from_degrees(const PropagationArguments& args, double exponent, double factor) {
   const int64_t* offset = args.offsets;
@@ -76,14 +78,14 @@ std::vector<Sum> scales_from_degrees(const PropagationArguments& args, double ex
   return scale;
 }
 
-// The rows to compute: starts[i] is the total number of entries of the first i of them.
+// The rows to compute. starts[i] is the number of entries in the first i rows together.
 struct RowStarts {
   const int64_t* starts;  // [n_rows + 1]
   int64_t n_rows;
 };
 
-// Returns the first row whose work begins at unit `unit` or later. A unit is the work of one entry. A row has one unit
-// more than it has entries, since writing its result costs about as much as an entry.
+// Returns the first row whose work begins at unit `unit` or later. Units of work are counted over all rows: one for
+// each entry, and one for each row, since writing a result row takes about as long as adding an entry.
 int64_t first_row_from(const RowStarts& rows, int64_t unit) {
   return partition_point(rows.n_rows, [&](int64_t row) { return rows.starts[row] + row < unit; });
 }
@@ -108,8 +110,8 @@ void multiply(const KernelArguments<T>& args, const RowStarts& rows, const void*
                     args.n_nodes - 1);
 }
 
-// The index arrays that the kernel needs for a submatrix. `starts` is empty if all rows are computed, `feature_rows` if
-// all columns are used.
+// The index arrays that the kernel needs for a submatrix. `starts` is empty if all rows are computed. feature_rows is
+// empty if all columns are used.
 struct SubmatrixIndex {
   std::vector<int64_t> starts;
   std::vector<int32_t> feature_rows;
@@ -139,7 +141,7 @@ void multiply(const PropagationArguments& args) {
   std::vector<Sum> feature_scale;
   if (args.column_exponent != 0) feature_scale = scales_from_degrees<Sum>(args, args.column_exponent, 1);
   if (args.column_exponent != 0 && args.n_columns >= 0) {
-    // In-place: columns increase, so columns[i] >= i, and no scale is overwritten before it is read.
+    // This works in place: `columns` increases, so columns[i] >= i, and no scale is overwritten before it is read.
     for (int64_t i = 0; i < args.n_columns; ++i) feature_scale[i] = feature_scale[args.columns[i]];
   }
   const int64_t n_features = args.n_columns < 0 ? args.n_nodes : args.n_columns;

@@ -1,4 +1,4 @@
-// The product L @ E on CUDA: allocates the kernels' workspace and launches them. Specification:
+// The product L @ E on CUDA: allocates the workspace of the kernels and launches them. Specification:
 // gru4rec_fast/ops/laplacian_propagation.py.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -15,16 +15,16 @@ void multiply_matrix(PropagationArguments args, const Tensor& features, const Te
   const at::Device device = features.device();
   const DeviceGuard guard(device);
   const auto sum_options = features.options().dtype(args.dtype == FeatureDtype::float64 ? at::kDouble : at::kFloat);
-  // A row of many entries is cut into segments, which different warps sum. segment_lists[0] lists the segments and
-  // segment_lists[1] the rows that are cut, both as pairs of numbers (PropagationArguments). counts: the two
-  // lengths of the lists.
+  // A row of many entries is cut into segments, which different warps sum. segment_lists[0] lists the segments, and
+  // segment_lists[1] the rows that are cut; PropagationArguments explains the two numbers of each element. `counts`
+  // holds the lengths of the two lists.
   const int64_t n_segments = max_segments(args.n_entries);
   const Tensor scales = at::empty({2, args.n_nodes}, sum_options);
   const Tensor segment_sums = at::empty({n_segments, args.width}, sum_options);
   const Tensor segment_lists = at::empty({2, n_segments, 2}, offsets.options());
   const Tensor counts = at::zeros({2}, offsets.options());
-  // Each node's row in `features`, -1 if it has none. Not needed if n_columns is -1: the features of all nodes are
-  // given.
+  // Each node's row in `features`, -1 if it has none. If n_columns is -1, the features of all nodes are given, and this
+  // tensor is not needed.
   const Tensor feature_rows =
       args.n_columns >= 0 ? at::full({args.n_nodes}, /*fill_value=*/-1, offsets.options().dtype(at::kInt)) : Tensor();
   args.row_scale = scales[0].mutable_data_ptr();

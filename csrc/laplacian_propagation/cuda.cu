@@ -3,7 +3,7 @@
 //
 // Each column of a row is summed in the order of the neighbors, by one chain of multiply-adds. A long row (more than
 // kSegmentEntries entries) is summed segment by segment, then over its segments in order. So the bits of a row depend
-// neither on the other rows nor on the grid.
+// neither on the other rows nor on the grid. A lane is a thread's index in its warp.
 //
 // Times in the comments are estimates for an H200 (4.8 TB/s) and Gowalla: 71,000 nodes, 1.6 million entries, 64 columns
 // of float32.
@@ -65,26 +65,27 @@ __global__ void __launch_bounds__(kPropagationThreads) list_segments_kernel(Prop
                      "rows must be strictly increasing nodes of the graph");
     const int64_t entries = args.offsets[row + 1] - args.offsets[row];
     if (entries <= kSegmentEntries) continue;
-    const int64_t n = (entries - 1) / kSegmentEntries + 1;
-    const auto first = static_cast<int64_t>(atomicAdd(args.counts, static_cast<unsigned long long>(n)));
+    const int64_t n_segments = (entries - 1) / kSegmentEntries + 1;
+    const auto first = static_cast<int64_t>(atomicAdd(args.counts, static_cast<unsigned long long>(n_segments)));
     const auto long_row = static_cast<int64_t>(atomicAdd(args.counts + 1, 1ull));
     args.long_rows[2 * long_row] = i;
     args.long_rows[2 * long_row + 1] = first;
-    for (int64_t segment = 0; segment < n; ++segment) {
+    for (int64_t segment = 0; segment < n_segments; ++segment) {
       args.segments[2 * (first + segment)] = i;
       args.segments[2 * (first + segment) + 1] = segment;
     }
   }
 }
 
-// An entry of a row: its neighbor's row in `features`, and the neighbor's column scale.
+// What an entry (row, column) of L contributes to the result's row: a row of `features` times the column's scale.
 template <typename Sum>
 struct GraphEntry {
   int64_t feature_row;
   Sum scale;
 };
 
-// Computes the entry (row, column). Returns false if dropout drops it, or if `features` has no row for the column.
+// Computes the entry (row, column). Returns false if dropout drops the entry, or if `features` has no row for the
+// column.
 template <typename Sum>
 __device__ __forceinline__ bool find_entry(const PropagationArguments& args, int64_t row, int64_t column,
                                            GraphEntry<Sum>* entry) {
@@ -103,8 +104,8 @@ __device__ __forceinline__ bool find_entry(const PropagationArguments& args, int
 // passes one entry, which is added if `keep`. Entries are added in the order of their lanes. `staged` is shared memory
 // for 32 entries of the warp.
 //
-// Every lane adds all entries to its own columns, so it reads them from shared memory. Hazard: a lane could overwrite
-// an entry of the previous call that another lane has not read yet; the first __syncwarp prevents that.
+// Every lane adds all entries to its own columns, so it reads the entries from shared memory. Hazard: a lane could
+// overwrite an entry of the previous call that another lane has not read yet. The first __syncwarp prevents that.
 template <typename T, int kColumns>
 __device__ __forceinline__ void add_entries(const PropagationArguments& args, bool keep,
                                             const GraphEntry<typename Stored<T>::Sum>& entry, int64_t first_column,
@@ -140,8 +141,8 @@ __device__ __forceinline__ void add_entries(const PropagationArguments& args, bo
   }
 }
 
-// Sums columns first_column + 32 k + lane over the entries [begin, end) of a row. With `diagonal`, the entry (row, row)
-// is added first.
+// Sums columns first_column + 32 k + lane, for k < kColumns, over the entries [begin, end) of a row. If `diagonal`, the
+// entry (row, row) is added first.
 template <typename T, typename index_t, int kColumns>
 __device__ __forceinline__ void sum_entries(const PropagationArguments& args, int64_t row, int64_t begin, int64_t end,
                                             bool diagonal, int64_t first_column,
@@ -227,22 +228,22 @@ __global__ void __launch_bounds__(kPropagationThreads) multiply_rows_kernel(Prop
 
 // Computes the long rows of the result from the sums of their segments.
 //
-// Launch: any number of blocks of kPropagationThreads, which loop over long rows; the threads of a block loop over
-// columns. Reads a sum per segment and column, for at most 2 n_entries / kSegmentEntries segments: below 1 MB, 0.2 us.
-// Bottleneck: the launch itself.
+// Launch: one dimension, any number of blocks of kPropagationThreads, which loop over long rows; the threads of a block
+// loop over columns. Reads a sum per segment and column, for at most 2 n_entries / kSegmentEntries segments: below 1
+// MB, 0.2 us. Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kPropagationThreads) add_segments_kernel(PropagationArguments args) {
   using Sum = typename Stored<T>::Sum;
-  const auto n_long = static_cast<int64_t>(args.counts[1]);
+  const auto n_long_rows = static_cast<int64_t>(args.counts[1]);
   const auto* segment_sums = static_cast<const Sum*>(args.segment_sums);
-  for (int64_t long_row = blockIdx.x; long_row < n_long; long_row += gridDim.x) {
+  for (int64_t long_row = blockIdx.x; long_row < n_long_rows; long_row += gridDim.x) {
     const int64_t i = args.long_rows[2 * long_row], first = args.long_rows[2 * long_row + 1];
     const int64_t row = args.rows == nullptr ? i : args.rows[i];
-    const int64_t n = (args.offsets[row + 1] - args.offsets[row] - 1) / kSegmentEntries + 1;
+    const int64_t n_segments = (args.offsets[row + 1] - args.offsets[row] - 1) / kSegmentEntries + 1;
     const T* const addend = addend_of<T>(args, row);
     for (int64_t column = threadIdx.x; column < args.width; column += blockDim.x) {
       Sum sum = segment_sums[first * args.width + column];
-      for (int64_t k = 1; k < n; ++k) sum += segment_sums[(first + k) * args.width + column];
+      for (int64_t k = 1; k < n_segments; ++k) sum += segment_sums[(first + k) * args.width + column];
       write_result<T>(args, i, row, column, sum, addend);
     }
   }
@@ -250,8 +251,9 @@ __global__ void __launch_bounds__(kPropagationThreads) add_segments_kernel(Propa
 
 namespace {
 
+// Launches multiply_rows_kernel; a block in y computes a slice of 32 kColumns columns.
 template <typename T, typename index_t, int kColumns>
-void multiply_slices(const PropagationArguments& args, cudaStream_t stream) {
+void launch_multiply_rows(const PropagationArguments& args, cudaStream_t stream) {
   const int64_t threads = 32 * (args.n_rows + max_segments(args.n_entries));
   const auto slices = static_cast<unsigned>((args.width - 1) / (32 * kColumns) + 1);
   GRF_LAUNCH((multiply_rows_kernel<T, index_t, kColumns>), dim3(blocks_for(threads, kPropagationThreads), slices),
@@ -259,20 +261,20 @@ void multiply_slices(const PropagationArguments& args, cudaStream_t stream) {
 }
 
 template <typename T, typename index_t>
-void multiply(const PropagationArguments& args, cudaStream_t stream) {
+void multiply_rows(const PropagationArguments& args, cudaStream_t stream) {
   if constexpr (sizeof(T) == 8) {
-    multiply_slices<T, index_t, 1>(args, stream);  // more columns of double would spill registers
+    launch_multiply_rows<T, index_t, 1>(args, stream);  // more columns of double would spill registers
   } else if (args.width <= 32) {
-    multiply_slices<T, index_t, 1>(args, stream);
+    launch_multiply_rows<T, index_t, 1>(args, stream);
   } else if (args.width <= 64) {
-    multiply_slices<T, index_t, 2>(args, stream);
+    launch_multiply_rows<T, index_t, 2>(args, stream);
   } else {
-    multiply_slices<T, index_t, 4>(args, stream);
+    launch_multiply_rows<T, index_t, 4>(args, stream);
   }
 }
 
 template <typename T>
-void run(const PropagationArguments& args, cudaStream_t stream) {
+void launch_kernels(const PropagationArguments& args, cudaStream_t stream) {
   using Sum = typename Stored<T>::Sum;
   const auto blocks = [](int64_t n) { return blocks_for(n, kPropagationThreads); };
   if (args.n_nodes > 0) {
@@ -285,9 +287,9 @@ void run(const PropagationArguments& args, cudaStream_t stream) {
   GRF_LAUNCH(list_segments_kernel, blocks(args.n_rows), kPropagationThreads, 0, stream, args);
   if (args.width == 0) return;
   if (args.neighbors_are_int64) {
-    multiply<T, int64_t>(args, stream);
+    multiply_rows<T, int64_t>(args, stream);
   } else {
-    multiply<T, int32_t>(args, stream);
+    multiply_rows<T, int32_t>(args, stream);
   }
   if (max_segments(args.n_entries) > 0) {
     GRF_LAUNCH((add_segments_kernel<T>), blocks_for(max_segments(args.n_entries), 1), kPropagationThreads, 0, stream,
@@ -300,11 +302,11 @@ void run(const PropagationArguments& args, cudaStream_t stream) {
 void multiply_matrix(const PropagationArguments& args, cudaStream_t stream) {
   switch (args.dtype) {
     case FeatureDtype::float32:
-      return run<float>(args, stream);
+      return launch_kernels<float>(args, stream);
     case FeatureDtype::float64:
-      return run<double>(args, stream);
+      return launch_kernels<double>(args, stream);
     case FeatureDtype::bfloat16:
-      return run<uint16_t>(args, stream);
+      return launch_kernels<uint16_t>(args, stream);
   }
 }
 

@@ -54,12 +54,13 @@ void check_arguments(const Tensor& features, const Submatrix& graph, const Propa
       "neighbors must be int32 or int64 [n_entries], not ", neighbors.scalar_type(), " ", neighbors.sizes());
 }
 
+// Checks the values of `rows` or `columns`, whichever `name` says.
 void check_nodes(const char* name, const Tensor& nodes, int64_t n_nodes) {
   if (!nodes.defined()) return;
   const int64_t* node = nodes.const_data_ptr<int64_t>();
   const int64_t n = nodes.size(0);
-  const bool increases = std::adjacent_find(node, node + n, std::greater_equal<>()) == node + n;
-  TORCH_CHECK_VALUE(n == 0 || (node[0] >= 0 && node[n - 1] < n_nodes && increases), name,
+  const bool is_increasing = std::adjacent_find(node, node + n, std::greater_equal<>()) == node + n;
+  TORCH_CHECK_VALUE(n == 0 || (node[0] >= 0 && node[n - 1] < n_nodes && is_increasing), name,
                     " must be strictly increasing nodes from 0 to ", n_nodes - 1);
 }
 
@@ -85,7 +86,7 @@ Tensor propagate(const Tensor& features, const Submatrix& graph, const Propagati
   const Tensor columns = contiguous_nodes(device, graph.columns, "columns");
   TORCH_CHECK_VALUE(!columns.defined() || columns.size(0) == features.size(0), "features has ", features.size(0),
                     " rows, but columns has ", columns.defined() ? columns.size(0) : 0, " nodes");
-  // A tensor that is added to the result, such as a further gradient of the features.
+  // `addend` is added to the result; a caller passes another contribution to the gradient of the features.
   const Tensor contiguous_addend =
       addend.defined() ? contiguous(addend, "addend", features.sizes(), features.scalar_type(), device) : Tensor();
   const int64_t n_nodes = offsets.size(0) - 1, n_rows = rows.defined() ? rows.size(0) : n_nodes;

@@ -28,12 +28,12 @@ struct PropagationArguments {
   // row_scale = dropout_scale * degree ** row_exponent; column_scale = degree ** column_exponent
   double row_exponent, column_exponent, dropout_scale;
   bool adds_identity;       // for A + I: each node is also its own neighbor, and its degree is one more
-  bool transposed;          // entry (r, c) is dropped if entry (c, r) of the untransposed L is
-  uint32_t drop_threshold;  // an entry is kept if its Philox word is at least this; 0: no dropout
+  bool transposed;          // if true, entry (r, c) is dropped if entry (c, r) of the untransposed L is dropped
+  uint32_t drop_threshold;  // an entry is kept if its Philox word is at least the threshold; 0: no dropout
   uint32_t step;
   uint64_t seed;
-  // Null, or rows of the same nodes in the same layout as `features`. The row of node rows[i] is added to out[i]; a
-  // node without a row adds nothing.
+  // Null, or one row for each node that has a row in `features`, in the same layout. The row of node rows[i] is added
+  // to out[i]. A node without a row adds nothing.
   const void* addend;
   void* out;  // [n_rows, width], written
 
@@ -52,20 +52,22 @@ void multiply_matrix(const PropagationArguments& args);
 
 namespace cuda {
 
-// A row of more entries than this is long: it is cut into segments of this many entries, which different warps sum.
-// Otherwise, one warp would sum a hub of a power-law graph long after all others have finished. The segments depend
-// only on the row's length, so a row's result has the same bits in every call.
+// A row is long if it has more than kSegmentEntries entries. It is cut into segments of kSegmentEntries entries, which
+// different warps sum. Without segments, one warp would sum a hub of a power-law graph long after all other warps have
+// finished. The segments depend only on the row's length, so a row's result has the same bits in every call.
 #ifdef GRF_EMULATED
 constexpr int64_t kSegmentEntries = 96;  // so that the small graphs of tests have long rows
 #else
 constexpr int64_t kSegmentEntries = 1024;
 #endif
 
-// Upper bound of the number of segments of all rows together.
+// Returns an upper bound of the number of segments of all long rows together: the last segment of a long row may be
+// shorter than kSegmentEntries, but at least one other segment is not.
 inline int64_t max_segments(int64_t n_entries) {
   return 2 * (n_entries / kSegmentEntries);
 }
 
+// Launches the kernels that compute the product on CUDA. A device-side assertion fails if an index is invalid.
 void multiply_matrix(const PropagationArguments& args, cudaStream_t stream);
 
 }  // namespace cuda

@@ -13,8 +13,8 @@
 
 namespace grf {  // gru4rec_fast
 
-// The submatrix L[rows][:, columns] of a graph in CSR form. Rows and columns are increasing node indices; nullopt means
-// all nodes.
+// The submatrix L[rows][:, columns] of a graph in CSR form. `rows` and `columns` are increasing node indices; nullopt
+// means all nodes.
 struct Submatrix {
   const at::Tensor &offsets, &neighbors;
   const std::optional<at::Tensor>&rows, &columns;
@@ -23,9 +23,10 @@ struct Submatrix {
 };
 
 // Options of the operator `laplacian_propagation`.
-//   matrix      name of L: "symmetric", "mean", "norm" or "plain"
+//   matrix      name of L: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A, where A is
+//               the adjacency matrix and D the diagonal matrix of the degrees
 //   dropout     probability of dropping an entry of L; seed and step select the random numbers
-//   transposed  use the values of L^T. The caller must also swap rows and columns, by Submatrix::transposed().
+//   transposed  multiply by L^T. The caller must also swap rows and columns, by Submatrix::transposed().
 struct PropagationOptions {
   std::string_view matrix;
   double dropout;
@@ -33,10 +34,10 @@ struct PropagationOptions {
   bool transposed;
 };
 
-// Returns L[rows][:, columns] @ features, a new tensor [n_rows, d]. `addend`, if defined, has one row per column node,
-// as `features` has, and the same dtype. If the node of a result row is also a column node, the node's row of `addend`
-// is added to the result row. Raises ValueError for invalid arguments. The values of index tensors are checked here on
-// the CPU, and by the kernels on CUDA.
+// Returns L[rows][:, columns] @ features, a new tensor [n_rows, d]. `addend`, if defined, has the shape and dtype of
+// `features`: one row per column node. If the node of a result row is also a column node, the node's row of `addend`
+// is added to the result row. Raises ValueError for invalid arguments. On the CPU this function checks the values of
+// index tensors; on CUDA the kernels check them.
 template <Kernels kernels>
 at::Tensor propagate(const at::Tensor& features, const Submatrix& graph, const PropagationOptions& options,
                      const at::Tensor& addend = {});

@@ -1,7 +1,7 @@
-// Matrix products: by our own kernels (matrix/product_kernel.inc) with AVX-512, by torch's BLAS without it.
+// Matrix products. With AVX-512, the kernels of matrix/product_kernel.inc compute them; without it, torch's BLAS does.
 //
-// We have our own kernels for two reasons. MKL, the BLAS of torch's wheels, seems to use AVX-512 only on Intel's
-// processors. And at the sizes of a training step it spends a notable part of its time on copying operands
+// There are two reasons for these kernels. MKL, the BLAS of torch's wheels, seems to use AVX-512 only on Intel's
+// processors. And at the sizes of a training step, MKL spends a notable part of its time on copying operands
 // (docs/performance_notes.md).
 #include "matrix/product.h"
 
@@ -27,7 +27,7 @@
 #include "matrix/product_bf16.h"
 #include "matrix/split_among_threads.h"
 
-// Compiles the kernels once for each instruction set; GRF_DISPATCH calls those for this processor.
+// Compiles the kernels once for each instruction set; GRF_DISPATCH chooses the copy for this processor.
 #define GRF_KERNEL "matrix/product_kernel.inc"
 #include "common/foreach_isa.h"
 
@@ -39,6 +39,7 @@ struct PanelScratch;
 struct BlockScratch;
 struct RoundedScratch;
 
+// Implements `multiply` with the kernels. The threads get ranges of rows or columns of c.
 template <typename T>
 void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
   if (k == 0 && !add) {
@@ -74,7 +75,7 @@ void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b
 // where BLAS uses one thread.
 template <typename T>
 void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
-  constexpr int64_t kMaxSlices = 16;  // BLAS copies the smaller operand once per slice
+  constexpr int64_t kMaxSlices = 16;  // not more, because BLAS copies the smaller operand once per slice
   constexpr int64_t kSliceUnit = 48;  // a slice has a multiple of 48 rows or columns, which fills the tiles of BLAS
   const auto view = [](const T* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
@@ -104,7 +105,8 @@ void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
   });
 }
 
-// Copies of both operands, rounded to bfloat16 and stored as floats. Their rows or columns stay contiguous as before.
+// Copies of the operands a and b, rounded to bfloat16 and stored as floats. A copy has contiguous rows or columns, as
+// its operand has.
 class RoundedOperands {
  public:
   RoundedOperands(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b)
@@ -184,6 +186,7 @@ namespace {
 
 using at::Tensor;
 
+// Returns a view of a tensor argument.
 template <typename T>
 Matrix<T> matrix(const Tensor& tensor, const char* name) {
   TORCH_CHECK_VALUE(tensor.dim() == 2 && (tensor.stride(0) == 1 || tensor.stride(1) == 1), name, " has shape ",
@@ -205,10 +208,10 @@ Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& ad
     const auto a_view = matrix<scalar_t>(a, "a"), b_view = matrix<scalar_t>(b, "b");
     scalar_t* c_data = c.mutable_data_ptr<scalar_t>();
     if (by_blocks) {
-      const auto use = [&](int64_t first, int64_t count, const scalar_t* block) {
+      const auto copy_block = [&](int64_t first, int64_t count, const scalar_t* block) {
         std::copy_n(block, count * n, c_data + first * n);
       };
-      multiply_by_blocks<scalar_t>(m, n, k, a_view, b_view, use, precision_named(precision));
+      multiply_by_blocks<scalar_t>(m, n, k, a_view, b_view, copy_block, precision_named(precision));
     } else {
       multiply(m, n, k, a_view, b_view, c_data, n, add_to.has_value(), precision_named(precision));
     }

@@ -17,17 +17,17 @@ struct Matrix {
   int64_t row_stride, column_stride = 1;
 
   Matrix transposed() const { return {data, column_stride, row_stride}; }
-  // The view without the first i rows and j columns.
+  // Returns a view without the first i rows and the first j columns.
   Matrix skip(int64_t i, int64_t j) const {
     return {data + i * row_stride + j * column_stride, row_stride, column_stride};
   }
 };
 
-// Converts "full" or "bf16" to a Precision; ValueError for any other name.
+// Returns the Precision named "full" or "bf16". Raises ValueError for any other name.
 Precision precision_named(std::string_view name);
 
-// c [m, n] = a [m, k] b [k, n], or c += a b with `add`, for float or double. Rows of c are c_stride elements apart.
-// Runs on the threads of at::parallel_for.
+// Computes c [m, n] = a [m, k] b [k, n], or c += a b if `add`, for float or double. Rows of c are c_stride elements
+// apart. Runs on the threads of at::parallel_for.
 template <typename T>
 void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add = false,
               Precision precision = Precision::full);
@@ -38,10 +38,10 @@ constexpr int64_t kBlockRows = 48;  // rows of the product in one block of multi
 template <typename T>
 using OnBlock = c10::function_ref<void(int64_t first, int64_t count, const T* block)>;
 
-// Computes a b as `multiply` does, but stores only one block of it at a time. Calls `visit` once for each block of at
-// most kBlockRows rows, in any order, on the thread that computed the block, while the block is in that core's cache.
-// `visit` must not compute matrix products itself. Runs on the threads of at::parallel_for. With AVX-512, the blocks have
-// the same bits as the result of `multiply`; without it, they are equal within rounding.
+// Computes a b as `multiply` does, but each thread stores only one block of the product at a time. Calls `visit` once
+// for each block of at most kBlockRows rows, in any order, on the thread that computed the block, while the block is in
+// the cache. `visit` must not compute matrix products. Runs on the threads of at::parallel_for. With AVX-512, the
+// blocks have the same bits as the result of `multiply`; without it, they are equal up to rounding errors.
 template <typename T>
 void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, OnBlock<T> visit,
                         Precision precision = Precision::full);

@@ -1,5 +1,6 @@
-// Matrix products by AVX512-BF16. Only this file is compiled with that instruction set; the processor can run its
-// functions only if has_bf16_products().
+// Matrix products by AVX512-BF16. Only this file is compiled with that instruction set. All other functions of this
+// file may be called only if has_bf16_products(). A pair is two bfloat16 numbers in 32 bits, neighbors along the dimension k that the
+// product sums over.
 #include "matrix/product_bf16.h"
 
 #include "common/simd.h"
@@ -51,7 +52,7 @@ int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// Returns the number of pairs of a row of k numbers, with padding to whole vectors.
+// Returns the number of pairs for a row of k numbers, padded to whole vectors.
 int64_t padded_pairs(int64_t k) {
   return round_up((k + 1) / 2, bf16::kVectorPairs);
 }
@@ -61,7 +62,7 @@ int64_t packed_size(int64_t m, int64_t k) {
   return round_up(m, bf16::kVectorPairs) * padded_pairs(k);
 }
 
-// Converts a [m, k] into pairs of bfloat16 numbers. Returns a view of them: contiguous in rows or in columns, as a is.
+// Converts a [m, k] into pairs and returns a view of the pairs. Its rows or columns are contiguous, as those of a are.
 Matrix<uint32_t> pack_pairs(int64_t m, int64_t k, Matrix<float> a, uint32_t* pairs) {
   if (a.column_stride == 1) {
     const int64_t stride = padded_pairs(k);
@@ -73,9 +74,9 @@ Matrix<uint32_t> pack_pairs(int64_t m, int64_t k, Matrix<float> a, uint32_t* pai
   return {pairs, 1, stride};
 }
 
-// Computes a b in blocks of rows; the rows of b must be contiguous. Packs b once; the thread that multiplies a block of
-// a packs that block. For each block, calls visit(first, count, compute_block); the callback calls compute_block(c,
-// c_stride, add) to compute rows [first, first + count) of the product into c.
+// Computes a b in blocks of rows, for b with contiguous rows. Packs b once; the thread that multiplies a block of a
+// packs that block. For each block, calls visit(first, count, compute_block), which must call compute_block(c,
+// c_stride, add). compute_block writes rows [first, first + count) of the product to c, or adds them to c if `add`.
 template <typename Visit>
 void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, const Visit& visit) {
   constexpr int64_t kPanelColumns = bf16::kPanelColumns;
@@ -85,7 +86,7 @@ void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matri
   split_among_threads(n_panels, 1, kPanelColumns * k, [&](int64_t begin, int64_t count) {
     for (int64_t j = begin; j < begin + count; ++j) {
       const int64_t width = std::min(kPanelColumns, n - j * kPanelColumns);
-      // With at most 16 columns, the last panel's second vector stays unset; the product does not read it.
+      // If the last panel has at most 16 columns, its second vector stays unset; the product does not read it.
       bf16::pack_rows_across_k(k, width, b.data + j * kPanelColumns, b.row_stride, panels + j * kPanelColumns * pairs,
                                kPanelColumns);
     }

@@ -43,7 +43,7 @@ void SessionBatcher::read_state() {
   for (size_t i = 0; i < lanes_.size(); ++i) {
     TORCH_CHECK_VALUE(order_index[i] >= -1 && order_index[i] <= order_length_, "lane_session[", i, "]=", order_index[i],
                       ": must be in [-1, ", order_length_, "], up to the length of order");
-    // end = position + 1 means that the session has no next event, so the lane starts one at the next step.
+    // A lane without a session gets end = position + 1, as at the end of a session, so that it starts a session.
     lanes_[i] = {order_index[i], position[i], position[i] + 1};
     if (order_index[i] == -1 || order_index[i] == order_length_) continue;
     const EventRange range = session_events(order_index[i]);

@@ -82,12 +82,15 @@ __device__ __forceinline__ int find_sessions(const SessionBatchArguments& args, 
 //
 // Launch: one block of 32 to kMaxSessionThreads threads; dynamic shared memory: a SessionLane (24 bytes) per lane,
 // unless `scratch` is given. Thread i processes lanes i, i + blockDim.x, ... at every step. Lanes that start a session
-// at the same step take the next sessions in lane order. Bytes: a step reads two items per lane. Per started
-// session it reads an element of `order` and two offsets. It writes 17 bytes per lane, coalesced. 512 lanes x 50 steps:
-// 0.8 MB, 0.2 us at the H200's 4.8 TB/s. Bottleneck: latency. A step in which a lane starts a session is a chain of
-// three dependent reads and some barriers, about 2 us. 50 steps take 0.1 ms (estimated). Hazards: an error must leave
-// lane_session, lane_position and cursor unchanged, so they are written at the end, after all checks. Other threads may
-// not have read the cursor yet, so thread 0 overwrites it after a barrier.
+// at the same step take the next sessions in lane order.
+//
+// Bytes: a step reads two items per lane and, per started session, an element of `order` and two offsets. It writes 17
+// bytes per lane, coalesced. 512 lanes x 50 steps: 0.8 MB, 0.2 us at the H200's 4.8 TB/s. Bottleneck: latency. A step
+// in which a lane starts a session is a chain of three dependent reads and some barriers, about 2 us. 50 steps take 0.1
+// ms (estimated).
+//
+// Hazards: an error must leave lane_session, lane_position and cursor unchanged, so they are written at the end, after
+// all checks. Other threads may not have read the cursor yet, so thread 0 overwrites it after a barrier.
 template <typename item_t>
 __global__ void __launch_bounds__(kMaxSessionThreads) session_batch_kernel(SessionBatchArguments args) {
   GRF_SHARED(counts, int[kMaxSessionThreads / 32]);

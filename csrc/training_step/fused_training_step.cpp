@@ -263,8 +263,7 @@ class StepImpl final : public FusedTrainingStep {
   // Returns whether each thread runs all of forward and backward for some of the lanes. This takes one parallel region
   // instead of ten. Each thread then reads the output rows of all columns, so these must fit into its cache. The matrix
   // products must be our own (AVX-512), whose bits do not depend on how a product is split. No lane may be dead. The
-  // precision must be `full`, because
-  // with bf16 each thread would round all output rows again.
+  // precision must be `full`, because with bf16 each thread would round all output rows again.
   bool splits_lanes(const Block& block) const {
     const int64_t lanes = block.range.lanes, elements = (lanes + block.n) * output_.width();
     return block.range.steps == 1 && single_step_ && lanes / at::get_num_threads() >= kMinLanesPerThread &&

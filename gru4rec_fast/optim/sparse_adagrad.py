@@ -45,7 +45,7 @@ class SparseAdagrad(RowOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps}, impl)
 
-    def moments(self, parameter: Tensor, momentum: float) -> tuple[Tensor, Tensor | None]:
+    def accumulator_and_velocity(self, parameter: Tensor, momentum: float) -> tuple[Tensor, Tensor | None]:
         """Return the accumulator and the velocity of a parameter; create them if they are missing."""
         state = self.state[parameter]
         if "accumulator" not in state:
@@ -53,7 +53,7 @@ class SparseAdagrad(RowOptimizer):
         return state["accumulator"], get_or_create_state(state, "velocity", parameter, create=momentum != 0)
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
-        return self.moments(parameter, group["momentum"])
+        return self.accumulator_and_velocity(parameter, group["momentum"])
 
     def options(self, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         return {"lr": float(group["lr"]), "momentum": group["momentum"], "eps": group["eps"]}

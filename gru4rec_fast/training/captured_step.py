@@ -1,15 +1,15 @@
 """The captured training step, which trains on a GPU: CUDA graphs that read and write preallocated tensors.
 
-A call makes many updates, as the fused step of `fused_step.py` does on the CPU, but the work is done by operators. For
-a number of updates, one operator draws the blocks, a second one the negatives, and a third one the dropout masks. A
-CUDA graph then runs forward, loss, backward and update of all of them (`graph_capture.py`, `captured_update.py`). There
-is no GPU synchronization until the end of `run`. Therefore dead lanes are masked, and steps after the end of the epoch
-or after a loss that is not finite are computed, but update nothing.
+One call makes many updates of the weights, as the fused step of `fused_step.py` does on the CPU. For a group of updates,
+one operator assembles the blocks, a second operator draws the negatives, and a third operator draws the dropout masks. A
+CUDA graph then runs forward, loss, backward and update for the whole group (`graph_capture.py`, `captured_update.py`).
+There is no GPU synchronization until the end of `run`. Therefore dead lanes are masked, and steps after the end of the
+epoch or after a loss that is not finite are computed, but update nothing.
 
-A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it.
+A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it. A block
+is T consecutive steps (mini-batches) of all lanes.
 
-On the CPU the same operators run without a graph, with the `impl` that network, criterion and optimizer have. Only
-tests use this.
+In tests, the same operators run on the CPU without a graph, with the `impl` of network, criterion and optimizer.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from gru4rec_fast.training.fused_step import (
 )
 from gru4rec_fast.training.graph_capture import CapturedUpdates, UpdatesShape
 
-# The operators that need a CUDA kernel.
+# The operators of the step, which all need a CUDA kernel.
 _OPERATORS = ("session_batch", "negative_sampling", "dropout_mask", "gru", "sampled_loss", *STEP_OPERATORS)
 
 
 def why_not_captured(network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """Return the reason why this step cannot train this network on a GPU; None if it can."""
+    """Return the reason why the captured step cannot train this network on a GPU; None if the step can."""
     if reason := why_not_trainable_on(network, criterion, optimizer, "cuda"):
         return reason
     missing = [op for op in _OPERATORS if _backend.resolve("auto", op, "cuda") != "native"]
@@ -58,12 +58,12 @@ class CapturedTrainingStep:
             criterion's options have no effect on graphs that are already captured.
         steps: T, steps in a block (truncated backpropagation through time).
         accumulate: blocks per update.
-        precision: "full", or "bf16": inputs of the products with rows of the output table are rounded to bfloat16 and
-            summed in float32; everything else stays in float32, the GRU's products included.
+        precision: "full", or "bf16": the factors of matrix products with the output table are rounded to bfloat16, and
+            the products are summed in float32. Everything else stays in float32, also the matrix products of the GRU.
         steps_per_graph: maximum number of steps in one graph; if an update has more steps, a graph has one update.
 
     Raises:
-        ValueError: this step cannot train the network; the message says why.
+        ValueError: the captured step cannot train the network; the message says why.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class CapturedTrainingStep:
     ) -> float:
         """Update the weights once, from a block that the caller provides, as `FusedTrainingStep.train_block` does.
 
-        Reading the loss is a GPU synchronization.
+        This synchronizes with the GPU, because the loss is read.
         """
         self.prepare()
         steps, lanes = inputs.shape
         n_sample = 0 if negatives is None else negatives.shape[1]
         shape = UpdatesShape(updates=1, blocks=1, steps=steps, lanes=lanes, n_sample=n_sample, min_live=0)
-        updates = self.captured_updates(shape)
-        updates.fill((inputs, targets, reset), negatives, step)
-        updates.run(hidden)
-        return float(updates.losses.mean())
+        captured = self.captured_updates(shape)
+        captured.fill((inputs, targets, reset), negatives, step)
+        captured.run(hidden)
+        return float(captured.losses.mean())
 
     def start_epoch(
         self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
@@ -146,32 +146,32 @@ class CapturedTrainingStep:
         if loader.items not in self._logs:
             items, offsets = loader.items.to(self.device), loader.offsets.to(self.device)
             if extremes := item_range_error(items, loader.n_items):
-                raise loader.damage_error(f"here {extremes[0]} and {extremes[1]}")
+                raise loader.damage_error(f"lowest {extremes[0]}, highest {extremes[1]}")
             self._logs[loader.items] = items, offsets
         return self._logs[loader.items]
 
     def captured_updates(self, shape: UpdatesShape) -> CapturedUpdates:
-        """Return the `CapturedUpdates` of this shape; one object per shape, which keeps its graph."""
+        """Return the `CapturedUpdates` of this shape. Each shape has one object, which keeps the captured graph."""
         if shape not in self._captured:
             self._captured[shape] = CapturedUpdates(self._context, shape)
         return self._captured[shape]
 
 
 class CapturedEpoch:
-    """An epoch of a `CapturedTrainingStep`, started by its `start_epoch`. Each call of `run` makes some updates."""
+    """An epoch that `CapturedTrainingStep.start_epoch` has started. Each call of `run` makes some of the updates."""
 
     def __init__(
         self,
-        step: CapturedTrainingStep,
+        training_step: CapturedTrainingStep,
         loader: SessionParallelLoader,
         sampler: ops.AliasTable | None,
         n_sample: int,
         seed: int,
     ) -> None:
-        device = step.device
+        device = training_step.device
         order, lane_state = loader.start_epoch()
-        self._step, self._loader = step, loader
-        self._items, self._offsets = step.device_log(loader)
+        self._training_step, self._loader = training_step, loader
+        self._items, self._offsets = training_step.device_log(loader)
         self._order = None if order is None else order.to(device)
         self._lane_state = tuple(tensor.to(device, copy=True) for tensor in lane_state)
         self._sampler = None if sampler is None else sampler.to(device)
@@ -179,17 +179,17 @@ class CapturedEpoch:
         self._finished = False
 
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
-        """Make at most `updates` updates, as `FusedEpoch.run` does. One GPU synchronization, at the end."""
+        """Make at most `updates` updates, as `FusedEpoch.run` does. Synchronizes with the GPU once, at the end."""
         if self._finished:
             return [], True
-        self._step.prepare()
+        self._training_step.prepare()
         lanes, results = len(hidden[0]), []
         while updates > 0:
             captured = self.next_updates(updates, lanes)
             n_steps = captured.shape.mini_batches
             captured.fill(*self.draw(n_steps, step), step)
             captured.run(hidden)
-            # Both in one float64 tensor, so that one copy to the host suffices.
+            # Losses and numbers of live lanes are in one float64 tensor, so that one copy to the host suffices.
             results.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
             updates, step = updates - captured.shape.updates, step + n_steps
         blocks = self._block_outcomes(torch.cat(results).tolist())
@@ -197,13 +197,13 @@ class CapturedEpoch:
         return blocks, self._finished
 
     def next_updates(self, updates: int, lanes: int) -> CapturedUpdates:
-        """Return the object that runs the next updates: as many as a graph has, or one if fewer than that remain."""
-        per_graph = self._step.updates_per_graph
+        """Return the object that runs the next updates: as many as fit a graph, or one if fewer than that remain."""
+        per_graph = self._training_step.updates_per_graph
         shape = UpdatesShape(
-            updates=per_graph if updates >= per_graph else 1, blocks=self._step.accumulate, steps=self._step.steps,
-            lanes=lanes, n_sample=self._n_sample, min_live=self._loader.min_live,
+            updates=per_graph if updates >= per_graph else 1, blocks=self._training_step.accumulate,
+            steps=self._training_step.steps, lanes=lanes, n_sample=self._n_sample, min_live=self._loader.min_live,
         )  # fmt: skip
-        return self._step.captured_updates(shape)
+        return self._training_step.captured_updates(shape)
 
     def draw(self, steps: int, step: int) -> tuple[Sequence[Tensor], Tensor | None]:
         """Return (inputs, targets, reset) and the negatives of the `steps` mini-batches that start at `step`."""
@@ -223,9 +223,9 @@ class CapturedEpoch:
         Steps after the end of the epoch, or after a loss that is not finite, are not counted.
         """
         blocks: list[BlockOutcome] = []
-        per_block = self._step.steps
-        for first in range(0, len(steps), per_block):
-            block = [step for step in steps[first : first + per_block] if step[1] >= self._loader.min_live]
+        per_block = self._training_step.steps
+        for start in range(0, len(steps), per_block):
+            block = [(loss, live) for loss, live in steps[start : start + per_block] if live >= self._loader.min_live]
             self._finished = len(block) < per_block
             if block:
                 losses, n_live = zip(*block, strict=True)

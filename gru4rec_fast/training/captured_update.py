@@ -1,8 +1,8 @@
 """One update of the weights without a GPU synchronization, so that a CUDA graph can capture it (`graph_capture.py`).
 
-An update has A blocks of T steps. For each block, table rows are gathered, and forward, loss and backward are run; then
-all weights are updated. An `UpdatePlan` has the inputs of the update, computed before it, and the tensors for its
-results. The operators are described in `ops/training_step.py`: `step_gather` gathers table rows, `step_settle_` stores
+An update has A blocks of T steps. For each block, `run_update` gathers table rows and runs forward, loss and backward.
+Then it updates all weights. An `UpdatePlan` has the inputs, which are computed before the update, and the tensors for
+the results. The operators are described in `ops/training_step.py`: `step_gather` gathers table rows, `step_settle_` stores
 the losses and checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
 """
 
@@ -31,6 +31,7 @@ class UpdateContext:
     """The objects and device tensors that all updates share.
 
     Attributes:
+        precision: "full" or "bf16", see `CapturedTrainingStep`.
         stopped: bool [], set to True by a loss that is not finite; while it is True, nothing is updated.
         hyperparameters: float64 [3]: learning rate, momentum, epsilon.
     """
@@ -48,12 +49,12 @@ class UpdateContext:
 
     @property
     def input_table(self) -> ItemTable:
-        """The table with a row per input item: the embedding, or for one-hot input the first layer's weights."""
+        """The table of which input items select rows: the output table if the embedding is constrained, else `embedding`."""
         return self.network.output if self.network.embedding_mode == "constrained" else self.network.embedding
 
     def optimizer_state(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the optimizer state of a weight: the Adagrad accumulator, and the velocity if there is momentum."""
-        return self.optimizer.moments(weight, self.optimizer.param_groups[0]["momentum"])
+        return self.optimizer.accumulator_and_velocity(weight, self.optimizer.param_groups[0]["momentum"])
 
     def operator(self, name: str) -> Callable[..., Any]:
         """Return the implementation of one of `ops.training_step.OPERATORS`."""
@@ -62,7 +63,7 @@ class UpdateContext:
 
 @dataclass
 class UpdatePlan:
-    """The inputs of the S = A T steps of one update, computed before it, and the tensors for its results.
+    """The inputs of the S = A T steps of one update, and the tensors for the results.
 
     A step has B lanes (sessions processed in parallel) and scores C = B + N items: the targets, then N negatives.
 
@@ -73,8 +74,8 @@ class UpdatePlan:
         live: bool [S, B], whether the lane has a target.
         active: bool [S], whether the step has enough live lanes.
         loss_weight: [S], weight of the step's loss in the loss of the update; None: 1.
-        sorted_rows: for the output table, then for the input table unless both are one: the row indices of all its
-            gradients in ascending order, and the sorting permutation.
+        sorted_rows: for each table, the row indices of all gradients in ascending order, and the permutation that sorts
+            them. The output table is first; the input table is second, unless it is the output table.
         masks: dropout masks [S, B, units] by Philox stream.
         enabled: output, bool [A], whether the block changes states and weights: it has an active step, and no loss so
             far is NaN or infinite.
@@ -112,10 +113,12 @@ class _Gradients:
     weights: dict[Tensor, Tensor] = field(default_factory=dict)
 
     def add(self, weight: Tensor, grad: Tensor) -> None:
+        """Add the gradient of a weight to `weights`."""
         self.weights[weight] = self.weights[weight].add_(grad) if weight in self.weights else grad
 
 
 def _concatenate(tensors: list[Tensor]) -> Tensor:
+    """Return the concatenation; a single tensor is not copied."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
@@ -129,11 +132,12 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
         states = (plan.hidden, [output[-1] for output in outputs])
         if blocks > 1:  # the next block reads the new states
             _apply(context, {}, states, plan.enabled[block])
-    if blocks == 1:  # states and weights in one launch
+    if blocks == 1:  # update states and weights in one launch
         enabled = plan.enabled[0]
         _apply(context, grads.weights, states, enabled)
     else:
-        # Blocks of padding come last: if the first block is not active, none is. `stopped`: a loss was not finite.
+        # Blocks of padding come last, so if the first block is not enabled, no block is. A loss that is not finite in
+        # any block has set `stopped`.
         enabled = plan.enabled[0] & ~context.stopped
         _apply(context, grads.weights, ([], []), enabled)
     _update_tables(context, plan, grads, enabled)
@@ -142,7 +146,7 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
 def _run_block(
     context: UpdateContext, plan: UpdatePlan, steps: slice, enabled: Tensor, grads: _Gradients
 ) -> list[Tensor]:
-    """Run the steps of a block forward and backward, add to `grads`; return the outputs [T, B, H] of the layers."""
+    """Run the steps of a block forward and backward; add gradients to `grads`; return each layer's outputs [T, B, H]."""
     criterion, output = context.criterion, context.network.output
     embedding_mask = plan.masks.get(STREAM_EMBEDDING_DROPOUT)
     mask = None if embedding_mask is None else embedding_mask[steps]
@@ -201,7 +205,7 @@ def _gru_operators(impl: str, device: torch.device) -> tuple[Callable[..., Any],
 
 
 def _forward(context: UpdateContext, plan: UpdatePlan, x: Tensor, steps: slice) -> list[_LayerPass]:
-    """Run the layers on x [T, B, I]."""
+    """Run the layers on x [T, B, I]; return what the backward pass of each layer needs."""
     passes = []
     layers: Any = context.network.gru.layers
     for index, (layer, state) in enumerate(zip(layers, plan.hidden, strict=True)):
@@ -226,7 +230,7 @@ def _loss_and_gradients(
     log_q: Tensor | None,
     items: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return the loss of a step, and its gradients with respect to hidden states, item rows and biases."""
+    """Return the loss of a step, and the gradients with respect to hidden states, item rows and biases."""
     criterion = context.criterion
     chosen = _backend.resolve(criterion.impl, "sampled_loss", context.device.type)
     sampled_loss = sampled_loss_reference if chosen == "reference" else operators(chosen).sampled_loss
@@ -239,7 +243,10 @@ def _loss_and_gradients(
 
 
 def _backward(context: UpdateContext, passes: Sequence[_LayerPass], grad: Tensor, grads: _Gradients) -> Tensor:
-    """Return the gradient of the first layer's input, [T, B, I]; add the gradients of the weights to `grads`."""
+    """Return the gradient of the first layer's input, [T, B, I]; add the gradients of the weights to `grads`.
+
+    grad: gradient of the last layer's output, [T, B, H].
+    """
     for layer_pass in reversed(passes):
         layer = layer_pass.layer
         _, backward = _gru_operators(layer.impl, context.device)
@@ -280,13 +287,13 @@ def _update_tables(context: UpdateContext, plan: UpdatePlan, grads: _Gradients, 
     grad_inputs, grad_rows, grad_bias = map(_concatenate, (grads.inputs, grads.rows, grads.bias))
     update_rows = context.operator("step_rows_")
     if network.embedding_mode != "constrained":
-        # The input table has only gradients of inputs, and no bias (with an accumulator and a velocity).
+        # The input table has only gradients of inputs. None: it has no bias, bias accumulator and bias velocity.
         table, no_grad_items, no_grad_bias = network.embedding.weight, grad_inputs[:0], None
         update_rows(
             table, *context.optimizer_state(table), None, None, None, *plan.sorted_rows[1],
             grad_inputs, no_grad_items, no_grad_bias, enabled, context.hyperparameters,
         )  # fmt: skip
-        grad_inputs = grad_rows[:0]  # none: the output table has only gradients of scored items
+        grad_inputs = grad_rows[:0]  # empty: the output table has only gradients of scored items
     update_rows(
         output.weight, *context.optimizer_state(output.weight), output.bias, *context.optimizer_state(output.bias),
         *plan.sorted_rows[0], grad_inputs, grad_rows, grad_bias, enabled, context.hyperparameters,

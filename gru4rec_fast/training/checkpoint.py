@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files with tensors, and with the configuration and the progress as JSON in the header.
+"""Writes and reads checkpoints: safetensors files of tensors, with configuration and progress as JSON in the header.
 
 A checkpoint is written to a temporary file in the same folder, flushed to the disk and renamed, so that a reader always
 finds a complete file: the old checkpoint or the new one. Nothing is pickled: loading runs no code.
@@ -41,7 +41,7 @@ class Checkpoint:
     path: Path | None = field(default=None, compare=False)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose name starts with `prefix`, by the rest of the name."""
+        """Return the tensors whose name starts with `prefix`, by their name without the prefix."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
@@ -82,7 +82,7 @@ def save_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask says; safetensors makes files readable by the owner only
+        mode = temporary.stat().st_mode  # set by the umask; safetensors makes files readable by the owner only
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(mode)
         _flush_to_disk(temporary)
@@ -90,7 +90,7 @@ def save_checkpoint(
             before_rename()
         os.replace(temporary, path)
         if os.name == "posix":
-            _flush_to_disk(path.parent)  # so that the disk has the new name, too
+            _flush_to_disk(path.parent)  # the rename
     except (OSError, SafetensorError) as error:
         result = "the earlier checkpoint of that name is unchanged" if path.exists() else "no file was left behind"
         raise OSError(f"could not write the checkpoint {path}: {error}; {result}") from error
@@ -106,7 +106,7 @@ def checkpoint_format(path: str | os.PathLike[str]) -> str:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated or not a safetensors file.
     """
-    with _opened(Path(path), "cpu") as file:
+    with _open_checkpoint(Path(path), "cpu") as file:
         return str((file.metadata() or {}).get("format", ""))
 
 
@@ -117,18 +117,19 @@ def load_checkpoint(
     *,
     convert: Mapping[str, Callable[[Checkpoint], Checkpoint]] | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint; its tensors are loaded to `device`.
+    """Read a checkpoint and load its tensors to `device`.
 
     Args:
-        convert: maps each older format that is accepted to a function that converts a checkpoint of that format to the
-            expected one. `convert_progress` converts the state of the training.
+        expected_format: the format that the file, or the result of `convert`, must have.
+        convert: for each older format that is accepted, the function that converts a checkpoint of that format to the
+            expected format. The function may call `convert_progress` for the state of the training.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated, is not a checkpoint, or has another model or layout version.
     """
     path, convert = Path(path), convert or {}
-    with _opened(path, str(device)) as file:
+    with _open_checkpoint(path, str(device)) as file:
         header = file.metadata() or {}
         file_format = header.get("format", "")
         if file_format not in convert:
@@ -149,8 +150,8 @@ def convert_progress(progress: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(path: Path, device: str) -> Iterator[Any]:
-    """Open a safetensors file; errors while it is read become a CheckpointError that names the file."""
+def _open_checkpoint(path: Path, device: str) -> Iterator[Any]:
+    """Open a safetensors file. If reading it inside the context fails, raise a CheckpointError that names the file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -165,6 +166,7 @@ def _opened(path: Path, device: str) -> Iterator[Any]:
 
 
 def _check_format(path: Path, file_format: str, expected: str) -> None:
+    """Raise CheckpointError unless the formats are equal."""
     if file_format == expected:
         return
     model, _, version = expected.rpartition("/")
@@ -175,7 +177,7 @@ def _check_format(path: Path, file_format: str, expected: str) -> None:
             f"{version}: load it with the release that wrote it"
         )
     if not file_model:
-        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of gru4rec_fast")
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of gru4rec_fast")
     raise CheckpointError(
         f"{path} is a checkpoint of {file_model}, not of {model}; load it with the class that saved it"
     )

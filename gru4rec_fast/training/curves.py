@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gru4rec_fast")
 
-INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7ec"
-COLORS = ("#0b6e99", "#d1603d", "#4c8b4a", "#8a5fa8", "#b08900", "#3a6ea5")
+INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7ec"  # colors of text, of axis labels and of grid lines
+CURVE_COLORS = ("#0b6e99", "#d1603d", "#4c8b4a", "#8a5fa8", "#b08900", "#3a6ea5")
 
 _missing_matplotlib_logged = False
 
@@ -33,7 +33,7 @@ def write_csv(history: Sequence[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def _style(axes: Axes, ylabel: str) -> None:
+def _style_axes(axes: Axes, ylabel: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch", color=MUTED)
@@ -49,7 +49,8 @@ def _style(axes: Axes, ylabel: str) -> None:
     axes.spines["bottom"].set_color(GRID)
 
 
-def _line(axes: Axes, epochs: list[int], values: list[float], color: str, label: str) -> None:
+def _draw_curve(axes: Axes, epochs: list[int], values: list[float], color: str, label: str) -> None:
+    """Draw values over epochs, and write the last value above its point."""
     axes.plot(epochs, values, color=color, linewidth=2, marker="o", markersize=4.5, label=label)
     axes.annotate(
         f"{values[-1]:.4g}",
@@ -63,7 +64,7 @@ def _line(axes: Axes, epochs: list[int], values: list[float], color: str, label:
 
 
 def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
-    """Draw training loss and validation metrics. Without matplotlib, return None and log a warning once."""
+    """Draw training loss and validation metrics to a PNG file. Without matplotlib, return None; log a warning once."""
     global _missing_matplotlib_logged
     if find_spec("matplotlib") is None:
         if not _missing_matplotlib_logged:
@@ -79,16 +80,16 @@ def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") ->
     with matplotlib.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
         figure = Figure(figsize=(5.2 * panels, 3.6), dpi=160, layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
-        _style(axes[0], "training loss")
+        _style_axes(axes[0], "training loss")
         if history:
             losses = [record["loss"] for record in history]
-            _line(axes[0], [record["epoch"] for record in history], losses, COLORS[0], "training loss")
+            _draw_curve(axes[0], [record["epoch"] for record in history], losses, CURVE_COLORS[0], "training loss")
         if metrics:
-            _style(axes[1], "validation")
+            _style_axes(axes[1], "validation")
             for index, name in enumerate(metrics):
                 points = [(record["epoch"], record["validation"][name]) for record in validated]
                 epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
-                _line(axes[1], epochs, values, COLORS[(index + 1) % len(COLORS)], name)
+                _draw_curve(axes[1], epochs, values, CURVE_COLORS[(index + 1) % len(CURVE_COLORS)], name)
             axes[1].legend(
                 frameon=False, labelcolor=INK, ncols=min(4, len(metrics)), loc="lower left", bbox_to_anchor=(0, 1)
             )

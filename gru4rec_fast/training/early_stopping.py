@@ -1,4 +1,4 @@
-"""Early stopping: finds the best epoch, and when no better epoch is expected."""
+"""Early stopping: finds the best epoch, and says when to stop because no better epoch is expected."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class EarlyStopping:
 
     Args:
         patience: stop after this many values in a row that are not better; None: never stop.
-        min_delta: a value is better if it differs by more than this from the best value so far (>= 0).
+        min_delta: >= 0; a value is better if it improves on the best value so far by more than this.
         maximize: True for recall and similar metrics, False for a loss.
 
     Attributes:
         best: the best value so far; None before the first value.
         best_epoch: the epoch of the best value, counted from 1; 0 before the first value.
-        waited: number of values since the best one.
+        waited: number of values since the best value.
     """
 
     patience: int | None = None
@@ -39,7 +39,7 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the last `patience` values were not better than the best one."""
+        """Whether the last `patience` values brought no improvement."""
         return self.patience is not None and self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:

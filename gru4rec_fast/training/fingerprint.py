@@ -1,4 +1,4 @@
-"""A digest of a training log, by which a checkpoint of another log is detected."""
+"""Computes a digest of a training log, which shows whether a checkpoint was trained on this log."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CHUNK_BYTES = 1 << 20
 def log_fingerprint(store: SessionStore) -> str:
     """Return a digest (BLAKE2b, hexadecimal) of the sessions and the support of a store; this takes about 2 s per GB.
 
-    The support of an item is the number of its occurrences in the training log. A memory-mapped array is read from its
-    file instead of the map, since pages that are read through the map count as resident memory of this process.
+    The support of an item is the number of its occurrences in the training log. A memory-mapped array is read from the
+    file and not through the map, since pages that are read through the map count as resident memory of this process.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in ("items", "offsets", "support"):
@@ -29,8 +29,9 @@ def log_fingerprint(store: SessionStore) -> str:
 
 
 def _chunks(array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of an array, at most `_CHUNK_BYTES` at a time."""
     base: object = array.base
-    if isinstance(array, np.memmap) and isinstance(base, mmap):  # the whole map, not a slice of it
+    if isinstance(array, np.memmap) and isinstance(base, mmap):  # the array is a whole map, not a slice of one
         with open(str(array.filename), "rb") as file:
             file.seek(array.offset)
             n_bytes = array.nbytes

@@ -1,4 +1,4 @@
-"""A lock on the folder of a training, so that only one training at a time writes to it."""
+"""Locks the folder of a training, so that only one training at a time writes to the folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK_FILE = ".lock"
-# Enough for a second attempt, if the previous holder removed the file after we opened it and before we locked it.
+# Enough for a second attempt, which is needed if another process removes the file between our opening and locking it.
 TIMEOUT_S = 0.1
 
 logger = logging.getLogger("gru4rec_fast")
@@ -22,8 +22,8 @@ logger = logging.getLogger("gru4rec_fast")
 def lock_folder(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Lock `folder` against other threads and processes inside the context; None: do nothing.
 
-    A missing folder is created, and removed at the end if nothing was written to it. A thread may enter several such
-    contexts of the same folder, one inside another. The lock is an operating-system lock on a file in the folder; the
+    A missing folder is created, and removed at the end if nothing was written to it. A thread may nest such contexts of
+    the same folder. The lock is an operating-system lock on a file in the folder; the
     system releases it when the process ends.
 
     Raises:
@@ -47,7 +47,7 @@ def lock_folder(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         try:
             yield
         finally:
-            # Removed before the lock is released: a process that waits for this file then opens a new one.
+            # The file is removed before the lock is released, so that a process that waits for it opens a new file.
             with suppress(OSError):  # Windows cannot remove an open file
                 path.unlink()
             lock.release()

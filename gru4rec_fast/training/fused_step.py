@@ -191,7 +191,7 @@ class FusedTrainingStep:
         current = [
             tensor
             for weight in _weights(self._network)
-            for tensor in (weight, *self._optimizer.moments(weight, momentum))
+            for tensor in (weight, *self._optimizer.accumulator_and_velocity(weight, momentum))
         ]
         bound = self._bound_tensors
         same = len(current) == len(bound) and {*map(id, current)} == {*map(id, bound)}
@@ -204,7 +204,7 @@ class FusedTrainingStep:
         def bind_parameter(parameter: Any) -> Any:
             if parameter is None:
                 return None
-            moments = optimizer.moments(parameter, optimizer.param_groups[0]["momentum"])
+            moments = optimizer.accumulator_and_velocity(parameter, optimizer.param_groups[0]["momentum"])
             self._bound_tensors += [parameter, *moments]
             return self._native.Parameter(parameter.detach(), *moments)
 

@@ -2,7 +2,8 @@
 // common/simt.cuh includes this file.
 //
 // All of them behave as the CUDA C++ Programming Guide describes. Undefined behavior of threads and shared memory is
-// reported as an error. If a kernel needs a name that is missing here, add it. See docs/architecture.md, "The emulation".
+// reported as an error. If a kernel needs a name that is missing here, add it. See "The emulation" in
+// docs/architecture.md.
 #pragma once
 
 #include <cmath>

@@ -17,11 +17,11 @@ namespace grf {
 namespace simt {
 
 constexpr size_t kSharedLimit = 227 << 10;        // bytes that a block can have on sm_90 (H100, H200)
-constexpr size_t kArenaBytes = kSharedLimit * 2;  // of the arena, which has a block's shared arrays and gaps between them
+constexpr size_t kArenaBytes = kSharedLimit * 2;  // the arena has the block's shared arrays, and gaps between them
 constexpr size_t kArrayGap = 64;                  // bytes between arrays, to detect accesses out of bounds
 constexpr int kFillByte = 0xA5;                   // initial value of shared memory
 
-// ThreadState of a byte of the arena.
+// States of a byte of the arena.
 constexpr unsigned char kOutside = 0, kUnwritten = 1, kWritten = 2;  // kOutside: in no array of the running block
 
 // A random number generator.
@@ -92,12 +92,12 @@ class Emulator {
   char* dynamic_shared() { return dynamic_shared_; }
 
  private:
-  static void enter_thread();  // entry of the fibers
+  static void enter_thread();             // entry of the fibers
   std::vector<uint64_t> blocks_to_run();  // returns flat indices in random order
   void run_block();                       // runs all threads of the started block until they finish
   void start_block(uint64_t flat_index);  // resets threads, clocks and shared memory
   void resume(size_t thread);             // runs a thread until it waits or finishes
-  void wait(ThreadState state);  // switches to the scheduler
+  void wait(ThreadState state);           // switches to the scheduler
   [[noreturn]] void finish_thread();
   void make_ready(size_t thread);
   void record_failure(const std::string& message) {

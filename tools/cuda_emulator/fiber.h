@@ -112,7 +112,7 @@ class FiberStacks {
   FiberStacks(const FiberStacks&) = delete;
   FiberStacks& operator=(const FiberStacks&) = delete;
 
-  // Sizes differ, so that the tops of the stacks are not at equal distances: they would map to the same cache sets.
+  // The sizes differ, because the tops of equal stacks would map to the same cache sets.
   static size_t bytes(size_t thread) { return kBytes - thread % 64 * 192; }
   char* stack(size_t thread) { return first_ + thread * kBytes; }
   bool contains(const void* address) const {

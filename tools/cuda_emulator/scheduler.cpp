@@ -61,7 +61,7 @@ void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*),
   const dim3 &grid = launch.grid, &block = launch.block;
   if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) refuse("a dimension of 0");
   if (grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) refuse("more blocks than (2^31 - 1, 65535, 65535)");
-  if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or more than 64 in z");
+  if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or 64 in z");
   if (launch.shared_bytes > kSharedLimit) refuse("more than 227 KB of shared memory");
   n_threads_ = size_t{block.x} * block.y * block.z;
   // The factor is odd, so different seeds give different states; it spreads seeds that are close to each other.

@@ -1,5 +1,5 @@
 // Kernels that test the emulator. Some are correct, the others have one fault that the emulator must detect. If a
-// template parameter is false, what it is named after is left out, which is the fault.
+// template parameter such as kBarrier is false, the kernel runs without a barrier, which is a fault.
 #include "cuda_emulator/seeded_faults.h"
 
 #include <functional>

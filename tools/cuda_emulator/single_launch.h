@@ -12,8 +12,8 @@ namespace grf {
 // null.
 using TensorAddresses = std::map<std::string, uintptr_t>;
 
-// Launches cuda::make_losses with the cross-entropy loss, for m hidden states of `width` units in one chunk and n
-// negatives. `stride` is the number of elements from one row of scores to the next.
+// Launches cuda::make_losses with the cross-entropy loss, for m hidden states of `width` units and n negatives.
+// All m rows of scores are processed together. `stride` is the number of elements from one row of scores to the next.
 void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool is_bfloat16,
                         const TensorAddresses& addresses);
 // Launches cuda::make_score_offsets for m targets and n negatives. A bias is the only offset.
