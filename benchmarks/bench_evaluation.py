@@ -118,7 +118,8 @@ def to_data_frame(test: SessionStore) -> Any:
 def measure_in_new_process(side: str, stores: list[Path], peer_options: list[str]) -> dict[str, Any]:
     """Measure memory, time and metrics of one side on the whole test log in a new process, which runs `main`.
 
-    stores: folders of the training and the test log. peer_options: the --peer options of this run.
+    stores: folders of the training and the test log. peer_options: the option --peer official=PATH, or
+    nothing.
     """
     command = [
         sys.executable,
@@ -154,8 +155,8 @@ def test_time_of_an_evaluation(compare: Any, logs: SessionLogs, official: Any) -
 
 def test_peak_memory_of_an_evaluation(compare: Any, request: pytest.FixtureRequest, logs: SessionLogs) -> None:
     stores = [folder for part in ("train", "test") if (folder := logs.store(LOG, part).folder)]
-    peers = request.config.getoption("--peer")
-    options = [text for peer in peers for text in ("--peer", peer)]
+    peers = [peer for peer in request.config.getoption("--peer") if peer.startswith("official=")]
+    options = ["--peer", peers[-1]] if peers else []
     sides = [side for side in SIDES if side != "official" or peers]
     *other_sides, last_side = sides
     figures = {side: measure_in_new_process(side, stores, options) for side in other_sides}

@@ -17,7 +17,7 @@ from gru4rec_fast.data import InteractionGraph, SessionStore
 from gru4rec_fast.models.builders import build_graph_runner, build_session_network, build_session_runner
 from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.training import EpochRunner, GraphEpochRunner, SessionEpochRunner
-from gru4rec_fast.training.progress import Silent
+from gru4rec_fast.training.progress import SilentProgress
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def runner_side(runner: EpochRunner, synchronize: Callable[[], None] = lambda: N
         while True:
             n_at_start = runner.position.mini_batches
             try:
-                runner.run_epoch(Silent(), stop_when_done)
+                runner.run_epoch(SilentProgress(), stop_when_done)
             except _EnoughSteps:
                 synchronize()
                 return (time.perf_counter() - started) / n_done()

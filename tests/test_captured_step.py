@@ -272,6 +272,6 @@ def test_why_not_captured_names_the_reason() -> None:
     for module in (*setup.network.modules(), setup.criterion, setup.optimizer):
         module.impl = "auto"
     reason = why_not_captured(*modules)
-    assert reason is not None and reason.startswith("it supports float32 and float64 on a GPU; ")
+    assert reason is not None and reason.startswith("the step supports float32 and float64 on a GPU; ")
     with pytest.raises(ValueError, match="the loader has blocks of 2 steps"):
         CapturedTrainingStep(*modules).start_epoch(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)

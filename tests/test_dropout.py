@@ -20,11 +20,11 @@ from gru4rec_fast import _backend
 from gru4rec_fast.ops import dropout_mask
 from gru4rec_fast.ops.philox import philox4x32
 
-native = pytest.mark.skipif(
+needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "dropout_mask", "cpu") != "native", reason="dropout_mask is not built natively"
 )
-impls = implementations("dropout_mask", "dropout")
-kernels = native_and_emulated("dropout_mask", "dropout")
+impls = implementations("dropout_mask", "dropout")  # reference, native, emulated
+kernels = native_and_emulated("dropout_mask", "dropout")  # native, emulated
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -148,7 +148,7 @@ def test_opcheck(impl: str) -> None:
     )
 
 
-@native
+@needs_native
 def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
 

@@ -25,7 +25,7 @@ from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import SessionEpochRunner, TrainingInterrupted, load_checkpoint
 from gru4rec_fast.training.fused_step import FusedTrainingStep, why_not_fused
-from gru4rec_fast.training.progress import Silent
+from gru4rec_fast.training.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("native_library", no_pictures.__name__)
 
@@ -202,7 +202,7 @@ def make_unsupported_modules(unsupported: str) -> tuple[Any, Any, Any]:
         ("hooks", "there are hooks on a module, a parameter or the optimizer"),
         ("parameter hook", "there are hooks"),
         ("optimizer hook", "there are hooks"),
-        ("parametrized", "it does not support a module of class ParametrizedSessionGRULayer"),
+        ("parametrized", "the step does not support a module of class ParametrizedSessionGRULayer"),
         ("tied", "a weight is not exactly an nn.Parameter, or is used twice"),
         ("impl", "impl='reference' was requested"),
         ("groups", "one parameter group"),
@@ -215,7 +215,7 @@ def test_the_reason_why_the_fused_step_cannot_train_is_named(unsupported: str, r
         FusedTrainingStep(*make_unsupported_modules(unsupported))
 
 
-class _RecordedProgress(Silent):
+class _RecordedProgress(SilentProgress):
     """Progress that records the lines it is given, and counts the calls of `advance`."""
 
     def __init__(self) -> None:

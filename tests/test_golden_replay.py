@@ -42,7 +42,7 @@ def make_network(run: GoldenRun, impl: str = "auto") -> SessionNetwork:
 
 def recorded_weights(run: GoldenRun, when: str) -> dict[str, torch.Tensor]:
     """Return the weights "before" or "after" the recorded epoch, with the network's parameter names."""
-    named = {f"gru.{k}" if k.startswith("layers.") else k: v for k, v in run.weights(when).items()}
+    named = {f"gru.{key}" if key.startswith("layers.") else key: array for key, array in run.weights(when).items()}
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in named.items()}
 
 

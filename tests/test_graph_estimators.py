@@ -31,7 +31,7 @@ from gru4rec_fast.training import (
     TrainingInterrupted,
     load_checkpoint,
 )
-from gru4rec_fast.training.progress import Silent
+from gru4rec_fast.training.progress import SilentProgress
 
 SMALL: dict[str, Any] = {
     "embedding_dim": 8,
@@ -177,7 +177,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(estimator: Any, tmp_path
     assert {path.name for path in tmp_path.iterdir()} >= {"last.safetensors", "best.safetensors", "curves.csv"}
 
 
-class CtrlCProgress(Silent):
+class CtrlCProgress(SilentProgress):
     """Progress that sends the signal of Ctrl-C after `n_batches` mini-batches."""
 
     def __init__(self, n_batches: int) -> None:
@@ -211,7 +211,7 @@ def test_a_training_that_crashed_resumes_from_a_checkpoint_within_an_epoch(
     class Crash(Exception):
         pass
 
-    class CrashingProgress(Silent):
+    class CrashingProgress(SilentProgress):
         def __init__(self) -> None:
             self.n_remaining = 9
 

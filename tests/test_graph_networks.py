@@ -249,8 +249,8 @@ def assert_loss_equals_formula(network: Any, final: Tensor, penalized: Tensor, s
     users = torch.randint(network.n_users, (7,), generator=generator)
     positives, negatives = torch.randint(network.n_items, (2, 7), generator=generator)
     nodes = (users, network.n_users + positives, network.n_users + negatives)
-    u, p, n = (final[rows] for rows in nodes)
-    bpr = -torch.log(torch.sigmoid((u * p).sum(1) - (u * n).sum(1))).mean()
+    user, positive, negative = (final[rows] for rows in nodes)
+    bpr = -torch.log(torch.sigmoid((user * positive).sum(1) - (user * negative).sum(1))).mean()
     penalty = sum((penalized[rows] ** 2).sum() for rows in nodes) / (2 * 7)
     parameters = list(network.parameters())
     for ours, expected in zip(network.loss(users, positives, negatives, step=step), (bpr, penalty), strict=True):

@@ -28,19 +28,19 @@ from gru4rec_fast import _backend, ops
 from gru4rec_fast.ops.gru import FORMS, gru_backward_reference, gru_reference
 
 STEPS, LANES, HIDDEN = 5, 4, 6
-kernels = native_and_emulated("gru")
+kernels = native_and_emulated("gru")  # native, emulated
 needs_emulation = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
 
 
 def arguments(form: str, *, reset: bool = True, mask: bool = True, dtype: torch.dtype = torch.float64) -> tuple:
     """Return random arguments of ops.gru for STEPS, LANES and HIDDEN. Weights and states require gradients."""
-    g = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g, dtype=dtype).requires_grad_()
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
 
-    resets = torch.rand(STEPS, LANES, generator=g) < 0.3
-    masks = (torch.rand(STEPS, LANES, HIDDEN, generator=g) < 0.7).to(dtype) / 0.7
+    resets = torch.rand(STEPS, LANES, generator=generator) < 0.3
+    masks = (torch.rand(STEPS, LANES, HIDDEN, generator=generator) < 0.7).to(dtype) / 0.7
     return (
         normal(STEPS, LANES, 3 * HIDDEN),
         normal(LANES, HIDDEN),
@@ -138,13 +138,13 @@ def make_args(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype
 
     The first lane is reset at step 0. Only the form reset_after has a bias.
     """
-    g = torch.Generator().manual_seed(steps + 10 * lanes + 100 * hidden)
+    generator = torch.Generator().manual_seed(steps + 10 * lanes + 100 * hidden)
     shapes = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
-    gate_inputs, state, weight, bias = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+    gate_inputs, state, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
     weight /= max(hidden, 1) ** 0.5
-    reset = torch.rand(steps, lanes, generator=g) < 0.3
+    reset = torch.rand(steps, lanes, generator=generator) < 0.3
     reset[:1, :1] = True
-    mask = (torch.rand(steps, lanes, hidden, generator=g) < 0.7) / 0.7
+    mask = (torch.rand(steps, lanes, hidden, generator=generator) < 0.7) / 0.7
     tensors = [gate_inputs, state, weight, bias if with_masks and form == "reset_after" else None]
     tensors = [None if t is None else t.to(dtype).requires_grad_() for t in tensors]
     return [*tensors, reset if with_masks else None, mask.to(dtype) if with_masks else None, form]
@@ -255,7 +255,7 @@ def launches_by_steps(form: str, steps: int) -> int:
 @kernels
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [5, 90])
-def test_reset_lanes_do_not_read_their_state(impl: str, form: str, hidden: int) -> None:
+def test_reset_lanes_do_not_read_the_previous_state(impl: str, form: str, hidden: int) -> None:
     """Where a lane is reset, an infinite state before the reset does not affect the output."""
     gate_inputs, state, weight, bias, _, mask, _ = make_args(form, 3, 6, hidden, torch.float64)
     with torch.no_grad():

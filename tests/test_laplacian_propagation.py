@@ -37,8 +37,8 @@ needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "laplacian_propagation", "cpu") != "native",
     reason="laplacian_propagation is not built natively",
 )
-impls = implementations("laplacian_propagation")
-kernels = native_and_emulated("laplacian_propagation")
+impls = implementations("laplacian_propagation")  # reference, native, emulated
+kernels = native_and_emulated("laplacian_propagation")  # native, emulated
 every_matrix = pytest.mark.parametrize("matrix", MATRICES)
 
 

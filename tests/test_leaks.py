@@ -13,7 +13,7 @@ from memory_growth import growth, needs_plain_allocator, needs_statm, quick_coll
 from trainer_run import make_trainer
 
 from gru4rec_fast import ops
-from gru4rec_fast.training.progress import Silent
+from gru4rec_fast.training.progress import SilentProgress
 
 pytestmark = [needs_statm, needs_plain_allocator, pytest.mark.usefixtures("native_library")]
 
@@ -21,7 +21,7 @@ BYTES_PER_STEP = 32  # smaller than any Python object that a step could leak
 BYTES_PER_CALL = 256  # smaller than every tensor in `CALLS`
 
 
-class ResidentSize(Silent):
+class ResidentSize(SilentProgress):
     """Progress that records the resident size (memory of the process) after each epoch.
 
     It calls `after_block(n_events)` after each block.

@@ -39,8 +39,8 @@ from gru4rec_fast.ops.philox import philox4x32
 needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "negative_sampling", "cpu") != "native", reason="negative_sampling is not built natively"
 )
-impls = implementations("negative_sampling")
-kernels = native_and_emulated("negative_sampling")
+impls = implementations("negative_sampling")  # reference, native, emulated
+kernels = native_and_emulated("negative_sampling")  # native, emulated
 alphas = pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0])
 supports = st.lists(st.integers(0, 10**6), min_size=1, max_size=60).filter(any)  # at least one item occurs
 
@@ -282,7 +282,7 @@ def test_error_names_a_tensor_of_the_table_that_does_not_fit(impl: str) -> None:
 
 @needs_native
 @pytest.mark.parametrize(
-    ("mass", "message"),  # the masses of n items must be from 0 on and have the sum n * 2**31
+    ("mass", "message"),  # n masses must be at least 0 and have the sum n * 2**31
     [([2**31 - 1], "falls short"), ([2**31 + 1], r"mass\[0\]"), ([2**32 + 1, -1], r"mass\[0\]"), ([], "0 items")],
 )
 def test_wrong_masses_are_errors_of_the_operator(mass: list[int], message: str) -> None:

@@ -36,8 +36,8 @@ from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
 needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="ngcf_layer is not built natively"
 )
-impls = implementations("ngcf_layer")
-kernels = native_and_emulated("ngcf_layer")
+impls = implementations("ngcf_layer")  # reference, native, emulated
+kernels = native_and_emulated("ngcf_layer")  # native, emulated
 needs_emulation = pytest.mark.skipif(bool(why_not_emulated("ngcf_layer")), reason=why_not_emulated("ngcf_layer") or "-")
 MESSAGE_STREAM = 1 << 17  # random stream of message dropout in layer 0; layer l has this plus l
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -182,9 +182,9 @@ def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, ac
 
         oracle = run("reference", torch.float64)
         for ours, reference, exact in zip(run(impl, dtype), run("reference", dtype), oracle, strict=True):
-            magnitude = float(exact.detach().abs().max())
+            norm = float(exact.detach().abs().max())
             reference_error = float((reference.double() - exact).detach().abs().max())
-            bound = 2 * reference_error + 4 * torch.finfo(torch.float32).eps * magnitude if dtype == torch.float32 else 1e-13 * magnitude
+            bound = 2 * reference_error + 4 * torch.finfo(dtype).eps * norm if dtype == torch.float32 else 1e-13 * norm
             assert float((ours.double() - exact).detach().abs().max()) <= bound
 
 
@@ -474,7 +474,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"bias_2": torch.zeros(5)}, r"bias_2 must be float32 \[4\]"),
     ({"neighbors": torch.tensor([2, 3])}, r"neighbors\[1\]=3: the graph has nodes 0 to 2"),
     ({"rows": torch.tensor([1, 1])}, "rows must be strictly increasing nodes from 0 to 2"),
-    ({"columns": torch.tensor([0, 1, 2])}, "columns: give rows too"),
+    ({"columns": torch.tensor([0, 1, 2])}, "columns: also give rows"),
     ({"bias_2": torch.zeros(4, device="meta")}, r"bias_2 must be float32 \[4\] on cpu, not float32 \[4\] on meta"),
     ({"offsets": torch.tensor([0, 1, 1, 2], device="meta")}, "offsets is on meta"),
 ]

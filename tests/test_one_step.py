@@ -1,4 +1,8 @@
-"""Training compared with tests/oracle: short float64 epochs, and float32 steps from each state of an oracle run."""
+"""Training compared with tests/oracle, a second implementation in float64 NumPy.
+
+Short epochs in float64 must give equal weights. Single steps in float32, from the states of a run of the oracle, must
+be as close to the oracle as plain PyTorch. A lane is one of the sessions in parallel; a dead lane has no session left.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ N_ITEMS, LANES, N_SAMPLE = 50, 6, 24
 
 
 def make_weights(mode: str, sizes: tuple[int, ...], form: str = "reset_after") -> dict[str, np.ndarray]:
+    """Return random weights of a network with this embedding mode, these layer sizes and this form of the GRU."""
     return random_weights(N_ITEMS, mode, sizes, form, separate_width=9, scale=0.3)
 
 
@@ -26,19 +31,19 @@ def make_sessions(n: int) -> list[list[int]]:
 
 
 def make_support() -> np.ndarray:
-    """Return the number of occurrences of each item, plus 1, so that it has a logarithm."""
+    """Return the number of occurrences of each item plus 1, so that the logarithm is finite."""
     return 1 + np.bincount([item for session in make_sessions(300) for item in session], minlength=N_ITEMS)
 
 
-XE = Options(batch_size=LANES, learning_rate=0.1, logq=1.0, sample_alpha=0.75)
+CROSS_ENTROPY = Options(batch_size=LANES, learning_rate=0.1, logq=1.0, sample_alpha=0.75)
 BPR_MAX = Options(batch_size=LANES, learning_rate=0.05, momentum=0.4, loss="bpr-max", bpreg=1.95, elu_param=0.5)
 DROPOUT = Dropout(embed=0.3, hidden=0.2, seed=7)
-MOMENTUM_XE = Options(batch_size=LANES, learning_rate=0.1, momentum=0.3)
-CASES = {  # options, embedding mode, layer sizes
-    "xe-logq-constrained": (XE, "constrained", (12,)),
-    "xe-logq-dropout": (Options(**{**XE.__dict__, "dropout": DROPOUT}), "constrained", (12,)),
-    "xe-momentum-one-hot": (MOMENTUM_XE, "none", (12,)),
-    "xe-momentum-one-hot-two-layers": (MOMENTUM_XE, "none", (11, 7)),
+MOMENTUM = Options(batch_size=LANES, learning_rate=0.1, momentum=0.3)
+CASES = {  # options, embedding mode, layer sizes; "xe" is cross-entropy
+    "xe-logq-constrained": (CROSS_ENTROPY, "constrained", (12,)),
+    "xe-logq-dropout": (Options(**{**CROSS_ENTROPY.__dict__, "dropout": DROPOUT}), "constrained", (12,)),
+    "xe-momentum-one-hot": (MOMENTUM, "none", (12,)),
+    "xe-momentum-one-hot-two-layers": (MOMENTUM, "none", (11, 7)),
     "bprmax-momentum-constrained": (BPR_MAX, "constrained", (12,)),
     "bprmax-two-unequal-layers": (BPR_MAX, "constrained", (13, 8)),
     "bprmax-separate-dropout": (Options(**{**BPR_MAX.__dict__, "dropout": DROPOUT}), "separate", (13, 8)),
@@ -52,37 +57,39 @@ def oracle_moments(trainer: Trainer) -> tuple[dict, dict]:
 
 
 def make_steps(n_sessions: int, *, all_live: bool) -> list:
-    """Return the steps of an epoch; with `all_live`, only those in which every lane has a session."""
+    """Return the steps (mini-batches) of an epoch. With `all_live`, only those in which every lane has a session."""
     steps = session_steps(make_sessions(n_sessions), LANES)
     return [step for step in steps if step.live.all() or not all_live]
 
 
 def draw_negatives(n_steps: int) -> list[np.ndarray]:
+    """Return N_SAMPLE random items for each step."""
     rng = np.random.default_rng(2)
     return [rng.zipf(1.4, size=N_SAMPLE).clip(1, N_ITEMS) - 1 for _ in range(n_steps)]
 
 
-def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return the Euclidean distance of the tensors with the same name."""
-    return {name: float(np.linalg.norm(a[name].astype(np.float64) - b[name])) for name in b}
+def distances(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the Euclidean distance between the arrays of each name."""
+    return {name: float(np.linalg.norm(arrays[name].astype(np.float64) - expected[name])) for name in expected}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fp32_is_as_close_to_float64_as_plain_pytorch(name: str, training_impl: str) -> None:
-    """In steps from 200 float64 states, losses agree to 1e-5, and errors are at most twice those of plain PyTorch."""
+def test_float32_is_as_close_to_float64_as_plain_pytorch(name: str, training_impl: str) -> None:
+    """Compare 200 steps: losses agree to 1e-5, and errors are at most twice the errors of plain PyTorch."""
     compare_single_steps(name, training_impl, 200)
 
 
-emulated = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
+needs_emulation = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("name", ["xe-logq-dropout", "xe-momentum-one-hot", "bprmax-two-unequal-layers"])
 def test_emulated_kernels_are_as_close_to_float64_as_plain_pytorch(name: str) -> None:
     compare_single_steps(name, "emulated", 60)
 
 
 def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
+    """Compare the loss and all updated tensors of steps that start from the same state of the oracle."""
     options, mode, sizes = CASES[name]
     support = make_support()
     steps = make_steps(400, all_live=True)[:n_steps]
@@ -97,7 +104,7 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
     # lr * g / sqrt(g^2 + 1e-6), which magnifies a rounding error of g near 1e-3 by 30.
     has_fma = training_impl == "reference" or build_info()["simd"] != "baseline"
     averaged = ("accumulator.", "velocity.", *([] if has_fma else ["output.bias"]))
-    averaged_errors: dict[str, list[tuple[float, float]]] = {}  # of the package and of plain PyTorch, relative
+    averaged_errors: dict[str, list[tuple[float, float]]] = {}  # (relative error of the package, of plain PyTorch)
     for step_number, (step, step_negatives) in enumerate(zip(steps, negatives, strict=True)):
         accumulators, velocities = oracle_moments(oracle)
         package.set_weights(oracle.weights)
@@ -127,8 +134,8 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
         assert package_loss == pytest.approx(loss, rel=1e-5)
         assert plain_loss.item() == pytest.approx(loss, rel=1e-4)  # plain PyTorch computes the same loss
         expected = updated_tensors(oracle.weights, *oracle_moments(oracle), oracle.state, options)
-        plain_errors = distance(updated_tensors(*plain, plain_state, options), expected)
-        errors = distance(package.weights() | package.optimizer_state() | state_dict(package.state), expected)
+        plain_errors = distances(updated_tensors(*plain, plain_state, options), expected)
+        errors = distances(package.weights() | package.optimizer_state() | hidden_by_name(package.state), expected)
         for key, error in errors.items():
             norm = np.linalg.norm(expected[key]) or 1.0  # a norm of 0: no gradient yet, and both errors are 0
             if key.startswith(averaged):
@@ -143,14 +150,15 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
 def updated_tensors(
     weights: dict, accumulators: dict, velocities: dict, state: list, options: Options
 ) -> dict[str, np.ndarray]:
-    """Return every tensor that a step updates, by name."""
+    """Return all arrays that a step updates, by name: weights, moments of the optimizer, hidden states."""
     moments = {"accumulator": accumulators} | ({"velocity": velocities} if options.momentum else {})
     named = {f"{kind}.{name}": value for kind, arrays in moments.items() for name, value in arrays.items()}
-    return {name: np.asarray(value) for name, value in (weights | named).items()} | state_dict(state)
+    return {name: np.asarray(value) for name, value in (weights | named).items()} | hidden_by_name(state)
 
 
-def state_dict(state: list) -> dict[str, np.ndarray]:
-    return {f"state.{layer}": np.asarray(h) for layer, h in enumerate(state)}
+def hidden_by_name(state: list) -> dict[str, np.ndarray]:
+    """Return the hidden state of each layer, by the names "state.0", "state.1", ..."""
+    return {f"state.{layer}": np.asarray(hidden) for layer, hidden in enumerate(state)}
 
 
 RUNS = {  # options, embedding mode, layer sizes, GRU form, steps per block
@@ -173,17 +181,18 @@ RUNS = {  # options, embedding mode, layer sizes, GRU form, steps per block
 
 @pytest.mark.parametrize("name", RUNS)
 def test_float64_epoch_equals_the_oracle(name: str, training_impl: str) -> None:
-    """Compare all losses and the final weights of a short epoch, to 1e-9. Its last steps have dead lanes."""
+    """Losses and final weights of a short epoch agree to 1e-9. The last steps of the epoch have dead lanes."""
     compare_short_epoch(name, training_impl)
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("name", RUNS)
 def test_float64_epoch_of_emulated_kernels_equals_the_oracle(name: str) -> None:
     compare_short_epoch(name, "emulated")
 
 
 def compare_short_epoch(name: str, training_impl: str) -> None:
+    """Compare the losses of all blocks and the final weights with those of the oracle."""
     options, mode, sizes, form, block_length = RUNS[name]
     support = make_support()
     steps = make_steps(40, all_live=False)
@@ -200,13 +209,13 @@ def compare_short_epoch(name: str, training_impl: str) -> None:
 
 
 def test_dead_lanes_do_not_update_rows(training_impl: str) -> None:
-    """A step with dead lanes changes only table rows of its live lanes and negatives."""
-    oracle = Trainer(make_weights("separate", (8,)), MOMENTUM_XE)
-    package = PackageRun(oracle.weights, MOMENTUM_XE, impl=training_impl)
+    """A step with dead lanes updates only the rows of items in live lanes and of negatives."""
+    oracle = Trainer(make_weights("separate", (8,)), MOMENTUM)
+    package = PackageRun(oracle.weights, MOMENTUM, impl=training_impl)
     step = next(step for step in make_steps(40, all_live=False) if not step.live.all())
     negatives = draw_negatives(1)
     old_weights = package.weights()
-    package.state = [torch.from_numpy(h) for h in zero_state(oracle.weights, LANES)]
+    package.state = [torch.from_numpy(hidden) for hidden in zero_state(oracle.weights, LANES)]
     package.train_block([step], negatives, 0)
     touched = {
         "embedding.weight": step.inputs[step.live],

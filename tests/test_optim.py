@@ -11,7 +11,8 @@ import torch
 from gru4rec_fast.nn import gather_rows
 from gru4rec_fast.optim import SparseAdagrad, SparseAdam
 
-OURS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+# Name -> class and arguments.
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "adagrad": (SparseAdagrad, {"lr": 0.1}),
     "adagrad with momentum": (SparseAdagrad, {"lr": 0.1, "momentum": 0.4}),
     "adam": (SparseAdam, {"lr": 0.1, "betas": (0.8, 0.999), "eps": 1e-3}),
@@ -19,12 +20,15 @@ OURS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
 
 
 def train(make: Callable[..., torch.optim.Optimizer], indices: list[torch.Tensor], sparse: bool) -> torch.Tensor:
-    """Train rows of a table towards random targets, one step for each index; return the table."""
-    g = torch.Generator().manual_seed(0)
-    table = torch.nn.Parameter(torch.randn(6, 3, generator=g, dtype=torch.float64))
+    """Train rows of a table towards random targets, and return the table.
+
+    Each tensor of `indices` holds the rows of one step. `sparse` selects sparse or dense gradients.
+    """
+    generator = torch.Generator().manual_seed(0)
+    table = torch.nn.Parameter(torch.randn(6, 3, generator=generator, dtype=torch.float64))
     optimizer = make([table])
     for index in indices:
-        target = torch.randn(len(index), 3, generator=g, dtype=torch.float64)
+        target = torch.randn(len(index), 3, generator=generator, dtype=torch.float64)
         rows = gather_rows(table, index) if sparse else table.index_select(0, index)
         optimizer.zero_grad()
         (rows - target).square().sum().backward()
@@ -33,13 +37,14 @@ def train(make: Callable[..., torch.optim.Optimizer], indices: list[torch.Tensor
     return table.detach()
 
 
+# Row indices for five steps. Some rows occur several times in a step.
 ALL_ROWS = [torch.tensor([0, 1, 2, 3, 4, 5, 1, 1, 0])] * 5
 SOME_ROWS = [torch.tensor(rows) for rows in ([0, 3, 3], [5], [0, 1, 1], [3, 5, 0], [0])]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_sparse_and_dense_gradients_give_the_same_update(name: str, impl: str) -> None:
-    make, options = OURS[name]
+    make, options = OPTIMIZERS[name]
     sparse, dense = (train(lambda p: make(p, **options, impl=impl), ALL_ROWS, is_sparse) for is_sparse in (True, False))
     torch.testing.assert_close(sparse, dense, rtol=1e-12, atol=1e-12)
 
@@ -59,12 +64,12 @@ def test_dense_adam_equals_torch_with_another_eps(impl: str) -> None:
     def theirs(eps: float) -> torch.Tensor:
         return train(lambda p: torch.optim.Adam(p, lr=0.1, eps=eps), SOME_ROWS[:1], False)
 
-    bias_correction = (1 - 0.999) ** 0.5  # of the first step
+    bias_correction = (1 - 0.999) ** 0.5  # of the square root of exp_avg_sq, in the first step
     torch.testing.assert_close(ours(1e-3 * bias_correction), theirs(1e-3), rtol=1e-11, atol=1e-11)
     assert not torch.allclose(ours(1e-3), theirs(1e-3), rtol=1e-4)
 
 
-def test_momentum_set_during_training() -> None:
+def test_momentum_may_be_set_during_training() -> None:
     parameters = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
     with_momentum, without_momentum = (SparseAdagrad([p], lr=0.1) for p in parameters)
     for step in range(3):
@@ -77,10 +82,10 @@ def test_momentum_set_during_training() -> None:
         assert torch.equal(*parameters) == (step < 2)  # at step 1 the velocity is still zero
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_state_dict_round_trip(name: str, tmp_path) -> None:
-    """After a state dict is saved and loaded into a new optimizer, the next step is the same as without this."""
-    make, options = OURS[name]
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_loaded_state_dict_continues_the_training(name: str, tmp_path) -> None:
+    """An optimizer that has loaded a saved state dict makes the same next step as the optimizer that saved it."""
+    make, options = OPTIMIZERS[name]
     parameters = [torch.nn.Parameter(torch.ones(4, 2)) for _ in range(2)]
     optimizers = [make([p], **options) for p in parameters]
 

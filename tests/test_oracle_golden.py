@@ -1,6 +1,6 @@
-"""tests/oracle repeats every recorded run of the published GRU4Rec code.
+"""tests/oracle (GRU4Rec in float64 NumPy) repeats every recorded run of the published GRU4Rec code.
 
-The batches are equal; losses, states and weights agree to 1e-9.
+The mini-batches are equal; losses, hidden states and weights agree to 1e-9.
 """
 
 import numpy as np
@@ -15,25 +15,26 @@ NAMES = golden_names() or ["missing"]  # pytest needs at least one value, also i
 
 
 def _steps(run):
-    """Return the steps of the epoch that were recorded."""
+    """Return the recorded steps of the epoch. A step is one mini-batch of all lanes (sessions in parallel)."""
     n_sample, lanes = run.config["n_sample"], run.config["batch_size"]
     steps = list(session_steps(split(run.items, run.offsets), lanes, min_live=1 if n_sample else 2))
-    if run.config.get("logq"):  # this run was recorded only while all lanes were live
+    if run.config.get("logq"):  # this run was recorded only while all lanes had a session (were live)
         steps = [step for step in steps if step.live.all()]
     return steps
 
 
 def _options(run):
+    """Return the recorded hyper-parameters as options of the oracle."""
     names = ("batch_size", "loss", "learning_rate", "momentum", "sample_alpha", "logq", "elu_param", "bpreg")
     return Options(**{name: run.config[name] for name in names if name in run.config})
 
 
-def test_number_of_recordings():
+def test_there_are_nine_recordings():
     assert len(NAMES) == 9
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_batches(name):
+def test_mini_batches_equal_the_recording(name):
     run = load(name)
     steps = _steps(run)
     assert len(steps) == len(run.inputs)
@@ -45,16 +46,16 @@ def test_batches(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training(name):
+def test_losses_states_and_weights_equal_the_recording(name):
     run = load(name)
     trainer = Trainer(run.weights("before"), _options(run), support=run.support)
-    losses, norms = [], []
+    losses, squared_norms = [], []
     for step, negatives in zip(_steps(run), run.negatives, strict=True):
         loss, block = trainer.train_block([step], [negatives])
         losses.append(loss)
-        norms.append(sum((state[step.live] ** 2).sum() for state in block.states[-1]))
+        squared_norms.append(sum((state[step.live] ** 2).sum() for state in block.states[-1]))
     np.testing.assert_allclose(losses, run.losses, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(norms, run.hidden_sq_norms, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(squared_norms, run.hidden_sq_norms, rtol=0, atol=TOLERANCE)
     final_weights = run.weights("after")
     assert trainer.weights.keys() == final_weights.keys()
     for key, expected in final_weights.items():
@@ -62,10 +63,10 @@ def test_training(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation(name):
+def test_metrics_equal_the_recording(name):
     run = load(name)
-    rank = ranks_of_sessions(run.weights("after"), split(run.items, run.evaluated_offsets), "standard")
-    values = metrics(rank, 5)
-    assert len(rank) == run.evaluation["n"]
+    ranks = ranks_of_sessions(run.weights("after"), split(run.items, run.evaluated_offsets), "standard")
+    evaluation = metrics(ranks, 5)
+    assert len(ranks) == run.evaluation["n"]
     for metric in ("recall@5", "mrr@5"):
-        assert values[metric] == pytest.approx(run.evaluation[metric], abs=TOLERANCE)
+        assert evaluation[metric] == pytest.approx(run.evaluation[metric], abs=TOLERANCE)

@@ -84,13 +84,13 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("parameters", "error", "message"), BAD_PARAMETERS, ids=str)
-def test_bad_parameters(parameters: dict[str, Any], error: type[Exception], message: str):
+def test_bad_parameters_are_errors(parameters: dict[str, Any], error: type[Exception], message: str):
     with pytest.raises(error) as caught:
         GRU4Rec(**parameters)
     assert message in str(caught.value)
 
 
-def test_unknown_parameters():
+def test_unknown_parameters_are_errors():
     with pytest.raises(TypeError) as caught:
         GRU4RecParameters.create({"layer": [100]})
     assert "unknown parameter layer; there are layers, loss, batch_size" in str(caught.value)
@@ -116,17 +116,17 @@ def test_a_value_of_the_right_type_is_stored_as_the_same_object():
     """scikit-learn's clone requires this."""
     values = {"layers": (8, 4), "learning_rate": 0.25, "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}}
     values |= {"loss": "bpr-max", "batch_size": 1000, "embedding": "layersize", "shuffle": True}
-    p = GRU4RecParameters(**values)
-    assert all(getattr(p, name) is value for name, value in values.items())
-    copied = GRU4RecParameters(**vars(p))
-    assert all(vars(copied)[name] is value for name, value in vars(p).items())
+    hyperparameters = GRU4RecParameters(**values)
+    assert all(getattr(hyperparameters, name) is value for name, value in values.items())
+    copied = GRU4RecParameters(**vars(hyperparameters))
+    assert all(vars(copied)[name] is value for name, value in vars(hyperparameters).items())
     sizes = (8, 4)
     assert NGCFParameters(layer_sizes=sizes).layer_sizes is sizes
 
 
 def test_set_params_with_an_error_changes_no_parameter():
-    p = GRU4RecParameters(layers=[8], batch_size=16)
-    original = dict(vars(p))
+    hyperparameters = GRU4RecParameters(layers=[8], batch_size=16)
+    original = dict(vars(hyperparameters))
     for values in (
         {"batch_size": 4, "layers": 0},
         {"n_epochs": "3", "loss": "hinge"},
@@ -135,10 +135,10 @@ def test_set_params_with_an_error_changes_no_parameter():
         {"seed": 4, "sead": 3},
     ):
         with pytest.raises((TypeError, ValueError)):
-            p.set_params(**values)
-        assert vars(p) == original
-    assert p.set_params(layers="4/2", seed="3") is p
-    assert (p.layers, p.seed, p.batch_size) == ((4, 2), 3, 16)
+            hyperparameters.set_params(**values)
+        assert vars(hyperparameters) == original
+    assert hyperparameters.set_params(layers="4/2", seed="3") is hyperparameters
+    assert (hyperparameters.layers, hyperparameters.seed, hyperparameters.batch_size) == ((4, 2), 3, 16)
 
 
 @pytest.mark.parametrize(
@@ -155,30 +155,31 @@ def test_set_params_with_an_error_changes_no_parameter():
     ],
     ids=["losses", "forms", "matrices", "activations", "units", "metrics", "graph metrics", "loss"],
 )
-def test_allowed_values_are_copies_of_those_in_other_modules(copies: Sequence[str], originals: Sequence[str]):
+def test_allowed_values_equal_the_constants_of_other_modules(copies: Sequence[str], originals: Sequence[str]):
     assert tuple(copies) == tuple(originals)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_parameter_has_a_help_text(cls: type[Any]):
-    """The docstring contains it. It has no square brackets, which rich would read as markup."""
-    for entry in fields(cls):
-        text = entry.metadata["help"]
-        assert text.endswith(".") and "[" not in text, entry.name
-        assert entry.metadata["panel"] and entry.metadata["metavar"]
-        assert f"\n    {entry.name}: {text[:40]}" in cls.__doc__
+    """Help texts are part of the docstring. They have no square brackets, which rich would read as markup."""
+    for field in fields(cls):
+        text = field.metadata["help"]
+        assert text.endswith(".") and "[" not in text, field.name
+        assert field.metadata["panel"] and field.metadata["metavar"]
+        assert f"\n    {field.name}: {text[:40]}" in cls.__doc__
 
 
-def test_parameter_strings():
-    p = GRU4Rec.from_parameter_string(
+def test_parameter_strings_are_read():
+    model = GRU4Rec.from_parameter_string(
         "layers=512/256,loss=bpr-max, embedding=layersize,constrained_embedding=False,momentum=0.4,n_sample=64,"
         "lr_scheduler=None,shuffle=1,",
         seed=7,
     )
-    assert (p.layers, p.loss, p.embedding, p.constrained_embedding) == ((512, 256), "bpr-max", "layersize", False)
-    assert (p.momentum, p.n_sample, p.lr_scheduler, p.shuffle, p.seed) == (0.4, 64, None, True, 7)
-    theano = parse_parameter_string("loss=bpr-max,final_act=elu-0.5,hidden_act=tanh,adapt=adagrad,layers=100")
-    assert theano == {"loss": "bpr-max", "layers": "100", "elu_param": 0.5}
+    assert (model.layers, model.loss) == ((512, 256), "bpr-max")
+    assert (model.embedding, model.constrained_embedding) == ("layersize", False)
+    assert (model.momentum, model.n_sample, model.lr_scheduler, model.shuffle, model.seed) == (0.4, 64, None, True, 7)
+    theano_options = parse_parameter_string("loss=bpr-max,final_act=elu-0.5,hidden_act=tanh,adapt=adagrad,layers=100")
+    assert theano_options == {"loss": "bpr-max", "layers": "100", "elu_param": 0.5}
     assert parse_parameter_string("final_act=linear") == {"elu_param": 0.0}
 
 
@@ -193,17 +194,18 @@ def test_parameter_strings():
         ("layerz=100", TypeError, "unknown parameter layerz"),
     ],
 )
-def test_bad_parameter_strings(text: str, error: type[Exception], message: str):
+def test_bad_parameter_strings_are_errors(text: str, error: type[Exception], message: str):
     with pytest.raises(error) as caught:
         parse_parameter_string(text)
     assert message in str(caught.value)
 
 
-def test_parameter_files(tmp_path: Path):
+def test_parameter_files_are_read_and_bad_files_are_errors(tmp_path: Path):
     (tmp_path / "p.toml").write_text('layers = [8, 4]\nloss = "top1"\n[lr_scheduler_options]\ngamma = 0.5\n')
     (tmp_path / "p.json").write_text(json.dumps({"parameters": {"layers": [8, 4], "logq": 1}}))
-    p = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step")
-    assert (p.layers, p.loss, p.lr_scheduler, p.lr_scheduler_options) == ((8, 4), "top1", "step", {"gamma": 0.5})
+    model = GRU4Rec.from_parameter_file(tmp_path / "p.toml", lr_scheduler="step")
+    assert (model.layers, model.loss) == ((8, 4), "top1")
+    assert (model.lr_scheduler, model.lr_scheduler_options) == ("step", {"gamma": 0.5})
     assert GRU4Rec.from_parameter_file(tmp_path / "p.json").logq == 1.0
     (tmp_path / "bad.toml").write_text("layers = [8,")
     (tmp_path / "unknown.toml").write_text("layerz = 8")
@@ -221,9 +223,9 @@ def test_parameter_files(tmp_path: Path):
         read_parameter_file(tmp_path / "missing.toml")
 
 
-def test_parameters_to_json_and_repr():
-    p = GRU4RecParameters.create({"layers": [8, 4], "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}})
-    assert GRU4RecParameters.create(json.loads(json.dumps(p.to_dict()))) == p
+def test_parameters_can_be_stored_as_json_and_shown_by_repr():
+    saved = GRU4RecParameters.create({"layers": [8, 4], "lr_scheduler": "step", "lr_scheduler_options": {"gamma": 0.5}})
+    assert GRU4RecParameters.create(json.loads(json.dumps(saved.to_dict()))) == saved
     model = GRU4Rec(layers=[8, 4], logq=1)
     assert repr(model) == "GRU4Rec(layers=[8, 4], logq=1.0)"
     assert model.set_params(seed=3).get_params()["seed"] == 3

@@ -22,7 +22,7 @@ from gru4rec_fast.training import (
     run_folder,
     write_curves,
 )
-from gru4rec_fast.training.progress import BarProgress, PlainProgress, Silent
+from gru4rec_fast.training.progress import BarProgress, PlainProgress, SilentProgress
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
@@ -306,7 +306,7 @@ def test_a_progress_bar_is_shown_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     assert isinstance(make_progress(), PlainProgress)
-    assert isinstance(make_progress(False), Silent)
+    assert isinstance(make_progress(False), SilentProgress)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     bar = make_progress()
     assert isinstance(bar, BarProgress)

@@ -156,7 +156,7 @@ class Call:
     def run(self, group: Group) -> None:
         """Run the stages of a group, `group.n_parallel` at a time.
 
-        Importing torch takes seconds. Therefore the next stage with `waits_for_start` starts while another one measures.
+        Importing torch takes seconds. Therefore the next stage with `waits_for_start` starts while another measures.
         """
         queue = [stage for stage in group.stages if not self._skip_if_late(stage)]
         running: list[Process] = []
@@ -228,7 +228,7 @@ class Call:
         (self._out / "table.md").write_text(text + "\n")
 
     def has_library(self) -> bool:
-        """Return whether the native library was loaded. With sabotage return True, since that stage may have to fail."""
+        """Return whether the native library was loaded; True with sabotage, which may have made its stage fail."""
         return bool(self._sabotage) or self.results["stages"].get(LIBRARY, {}).get("outcome") == "ok"
 
     def skip_without_library(self, group: Group) -> None:

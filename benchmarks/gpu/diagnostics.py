@@ -11,9 +11,9 @@ ncu         bytes, sectors per request and occupancy of the five longest kernels
 one-step    no measurement: runs the training step that `ncu` profiles
 cpu-engine  time of the fused training step on the CPU, with 1 to 16 threads
 
-The captured training step is the training step of `fit` on a GPU, replayed from a CUDA graph. The fused training step is
-the one on the CPU, in one C++ call. FOLDER is written by prepare_folder.py. --setting is the name of a training setting
-of naive_pytorch.py.
+The captured training step is the training step of `fit` on a GPU, replayed from a CUDA graph. The fused training step
+is that of `fit` on the CPU, one C++ call. FOLDER is written by prepare_folder.py. --setting is the name of a training
+setting of naive_pytorch.py.
 """
 
 from __future__ import annotations
@@ -134,17 +134,17 @@ def profile_timeline(arguments: argparse.Namespace) -> dict[str, Any]:
 
     device = make_device(arguments)
     run = make_training(arguments)
-    replay_mini_batches = device.size(16, 1)
+    per_replay = device.size(16, 1)  # mini-batches per replay of a graph
     for _ in range(4):  # warm-up: the first run has no graph, the second run captures one, the others replay it
-        run(replay_mini_batches)
+        run(per_replay)
     device.wait()
     started = time.perf_counter()
-    run(REPLAYS * replay_mini_batches)
+    run(REPLAYS * per_replay)
     device.wait()
-    untraced_seconds = (time.perf_counter() - started) / (REPLAYS * replay_mini_batches)
+    untraced_seconds = (time.perf_counter() - started) / (REPLAYS * per_replay)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.is_gpu else [])]
     with torch.profiler.profile(activities=activities) as profile:
-        run(REPLAYS * replay_mini_batches)
+        run(REPLAYS * per_replay)
         device.wait()
     trace = arguments.out.with_name(f"trace_{arguments.setting}.json")
     profile.export_chrome_trace(str(trace))
@@ -156,7 +156,7 @@ def profile_timeline(arguments: argparse.Namespace) -> dict[str, Any]:
         for event in profile.events()
         if event.device_type == device_type and (device.is_gpu or event.cpu_parent is None)
     ]
-    figures = {"untraced_us_per_mini_batch": untraced_seconds * 1e6} | summarize_timeline(events, REPLAYS * replay_mini_batches)
+    figures = {"untraced_us_per_mini_batch": untraced_seconds * 1e6} | summarize_timeline(events, REPLAYS * per_replay)
     return {"facts": {"timeline": {arguments.setting: figures}}}
 
 
@@ -275,7 +275,7 @@ def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     sides = {s.name: runner_side(gru_runner(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
     result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
-    # The number of threads must increase: idle threads of an earlier measurement would slow down one with fewer threads.
+    # The number of threads must increase: idle threads of one measurement would slow down the next with fewer threads.
     for threads in [n for n in CPU_THREADS if n <= CORES]:
         torch.set_num_threads(threads)
         for name, side in sides.items():
@@ -302,10 +302,10 @@ def make_training(arguments: argparse.Namespace) -> Callable[[int], None]:
     from naive_pytorch import SETTINGS
 
     from gpu.prepared_folder import PreparedFolder
-    from gpu.rows_sessions import runner_on, make_update_function
+    from gpu.rows_sessions import runner_on, updates_function
 
     (setting,) = [setting for setting in SETTINGS if setting.name == arguments.setting]
-    return make_update_function(
+    return updates_function(
         runner_on(make_device(arguments), PreparedFolder(arguments.folder).sessions(setting.log), setting)
     )
 

@@ -72,7 +72,7 @@ __global__ void cluster_barriers(int n) {
 #endif
 }
 
-cudaStream_t stream;                  // of all launches
+cudaStream_t stream;                  // all work is enqueued in this stream
 std::vector<std::string> json_lines;  // the latencies measured so far
 
 // Prints the latencies as JSON. main registers this function with atexit, so that it runs even if CHECK ends the

@@ -1,12 +1,12 @@
-"""Write the folder that call.py needs on the GPU machine: prepared data, and code of other people ("peers").
+"""Write the folder that call.py needs on the GPU machine: prepared data, and public implementations ("peers").
 
     python benchmarks/gpu/prepare_folder.py FOLDER [--data ../shared/data] [official=PATH] [ngcf=PATH] [lightgcn=PATH]
     PYTHONPATH=benchmarks python benchmarks/gpu/prepare_folder.py FOLDER --stand-in
 
 PATH is a checkout of a peer: github.com/hidasib/GRU4Rec_PyTorch_Official, huangtinglin/NGCF-PyTorch or
-gusye1234/LightGCN-PyTorch. Its Python files and its license are copied to FOLDER/peers/NAME.
+gusye1234/LightGCN-PyTorch. The peer's Python files and license are copied to FOLDER/peers/NAME.
 FOLDER/data/NAME/train and FOLDER/data/NAME/test are session stores or graphs, which the package opens without polars.
-Choose a FOLDER that git ignores: it must not be committed. build_library.sh adds the native library.
+Choose a FOLDER that git ignores, so that it is not committed. build_library.sh adds the native library.
 
 `--stand-in` writes a folder for rehearsals without a GPU (`call.py --stand-in`): small synthetic data, no peers, and
 scripts that replace the programs that need a GPU.
@@ -30,7 +30,7 @@ MAX_MIB = 64  # size limit for uploads to the GPU machine
 
 
 def prepare_data(source: Path, folder: Path) -> Iterator[str]:
-    """Convert the logs and graphs of `source` whose files exist; yield a message about each."""
+    """Convert the logs and graphs of `source` whose files exist; yield a message about each file."""
     for name in LOGS:
         vocabulary = None
         for part in ("train", "test"):
@@ -39,7 +39,7 @@ def prepare_data(source: Path, folder: Path) -> Iterator[str]:
                 yield f"left out: data/{name}/{part}, since {path} does not exist"
                 break
             vocabulary = SessionStore.from_events(path, vocabulary=vocabulary, out=out).vocabulary
-            yield f"data/{name}/{part}: {size_of(out):.1f} MiB"
+            yield f"data/{name}/{part}: {size_mib(out):.1f} MiB"
     for name in GRAPHS:
         graph = None
         for part in ("train", "test"):
@@ -50,14 +50,14 @@ def prepare_data(source: Path, folder: Path) -> Iterator[str]:
             part_graph = InteractionGraph.from_text(path, like=graph)
             part_graph.save(out)
             graph = graph or part_graph
-            yield f"data/{name}/{part}: {size_of(out):.1f} MiB"
+            yield f"data/{name}/{part}: {size_mib(out):.1f} MiB"
 
 
 def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
     """Copy the Python files and the license of each peer's checkout; yield a message about each peer.
 
     Raises:
-        FileNotFoundError: a path is not a checkout of that peer.
+        FileNotFoundError: a path is not a checkout of the peer it is given for.
     """
     for name, module in PEERS.items():
         if name not in paths:
@@ -70,10 +70,10 @@ def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
         for path in [*source.rglob("*.py"), *source.glob("LICENSE*")]:
             (out / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out / path.relative_to(source))
-        yield f"peers/{name}: {size_of(out):.1f} MiB"
+        yield f"peers/{name}: {size_mib(out):.1f} MiB"
 
 
-# Scripts that replace programs that need a GPU. They print constant figures in the format of these programs.
+# Scripts that replace programs that need a GPU. The scripts print constant numbers in the format of these programs.
 REPLACEMENT_SCRIPTS = {
     "latencies": """#!/bin/sh
 echo '{"graph node": 1500.0}'
@@ -98,11 +98,12 @@ sys.exit(code)
 
 
 def prepare_rehearsal(folder: Path) -> None:
-    """Write synthetic data, and the scripts that replace GPU programs, for a rehearsal without a GPU."""
+    """Write synthetic data and REPLACEMENT_SCRIPTS, for a rehearsal without a GPU."""
     from synthetic import synthetic_store
 
     for name in LOGS:
         synthetic_store(folder / "data" / name / "train", 6000, 400)
+    # The square of a uniform number: nodes with a low index have more edges.
     draws = (np.random.default_rng(0).random((900, 2)) ** 2 * (50, 70)).astype(np.int64)
     for part, interactions in (("train", draws[:700]), ("test", draws[700:])):
         graph = InteractionGraph.from_arrays(*interactions.T, n_users=50, n_items=70)
@@ -114,8 +115,8 @@ def prepare_rehearsal(folder: Path) -> None:
         program.chmod(0o755)
 
 
-def size_of(folder: Path) -> float:
-    """Return the size of a folder's files in MiB."""
+def size_mib(folder: Path) -> float:
+    """Return the total size of a folder's files in MiB."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
@@ -136,10 +137,10 @@ def main() -> None:
         print(line, flush=True)
     for line in prepare_peers({name: Path(path) for name, path in paths.items()}, arguments.folder):
         print(line, flush=True)
-    total = size_of(arguments.folder)
+    total = size_mib(arguments.folder)
     print(f"{arguments.folder}: {total:.1f} MiB")
     if total >= MAX_MIB:
-        print(f"warning: this exceeds {MAX_MIB} MiB, the limit of an upload")
+        print(f"warning: the folder exceeds {MAX_MIB} MiB, the limit of an upload")
 
 
 if __name__ == "__main__":

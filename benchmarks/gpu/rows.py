@@ -1,7 +1,7 @@
-"""Measures one row of the table of GPU results.
+"""Measure one row of the table of GPU results.
 
 A row compares several implementations, called sides, at one workload. A turn is one timed run of a side, a round is one
-turn of each side: the sides run alternately, so that a drift of the machine's speed affects all of them.
+turn of each side. The sides run alternately, so that a drift of the machine's speed affects all sides.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Row:
     """A comparison that is ready to be measured.
 
     sides: the sides by name; this package's side is named OURS. unit: name of the unit of work. n_bytes: bytes that a
-    unit must read and write; 0 means not counted. flops: its floating-point operations; 0 means not counted. rounds:
-    number of rounds. turn_seconds: approximate duration of a turn. notes: remarks for the results.
+    unit must read and write; 0 means not counted. flops: floating-point operations of a unit; 0 means not counted.
+    rounds: number of rounds. turn_seconds: approximate duration of a turn. notes: remarks for the results.
     """
 
     sides: dict[str, Side]
@@ -42,7 +42,7 @@ Builder = Callable[[RowName, Device, PreparedFolder], Row]
 
 
 def built_at_first_use(build: Callable[[], Side]) -> Side:
-    """Return a side that is built at its first call, so that an error while building it fails this side only."""
+    """Return a side that calls `build` at its first turn, so that an error of `build` fails this side only."""
     side: Side | None = None
 
     def run(n: int) -> float:
@@ -61,9 +61,9 @@ def measure(
     left_out: Collection[str] = (),
     save: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Measure a row and return its figures as JSON. If a side fails, record its error and measure the other sides.
+    """Measure a row and return the results as JSON. If a side fails, record its error and measure the other sides.
 
-    left_out: names of sides that are not measured. save: called with the figures so far after every round, since the
+    left_out: names of sides that are not measured. save: called with the results so far after every round, since the
     process may be stopped.
 
     Raises:
@@ -79,6 +79,7 @@ def measure(
         failed: dict[str, str] = {}
 
         def attempt(side: str, work: Callable[[], None]) -> None:
+            """Call `work`. If it fails, record the error and remove the side from `sides`."""
             try:
                 work()
             except MissingInput as missing:
@@ -106,7 +107,7 @@ def measure(
             for side in [*sides]:
                 attempt(side, partial(take_turn, side))
             save(_figures(name, row, units, {side: times[side] for side in sides}, mib, failed))
-        # Training steps are left out: some sides build a new model at every call.
+        # The memory of training steps is not measured, because some sides build a new model at every call.
         for side in [*sides] if row.unit == "call" else []:
             attempt(side, partial(measure_peak, side))
     return _figures(name, row, units, {side: times[side] for side in sides}, mib, failed)
@@ -120,7 +121,7 @@ def _figures(
     mib: dict[str, float | None],
     failed: dict[str, str],
 ) -> dict[str, Any]:
-    """Return the figures of a row as JSON. All arguments but `name` and `row` are dictionaries by side."""
+    """Return the results of a row as JSON. All arguments but `name` and `row` are dictionaries by side."""
     ours = times.get(OURS)
     return {
         "row": str(name),

@@ -1,4 +1,4 @@
-"""Builds the GPU benchmarks of the graph models: L @ E, and training steps of NGCF and LightGCN with 3 layers.
+"""Build the GPU benchmarks of the graph models: L @ E, and training steps of NGCF and LightGCN with 3 layers.
 
 L is the normalized adjacency matrix D^-1/2 A D^-1/2 and E the features of all nodes. A row compares several
 implementations, called sides, at one workload.
@@ -29,14 +29,15 @@ WIDTH = 64  # number of features per node
 def power_law_graph(n_nodes: int, n_edges: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return offsets and neighbors (CSR) of a graph with `n_edges` undirected edges and power-law degrees."""
     generator = torch.Generator(device).manual_seed(0)
-    edges = torch.empty(0, dtype=torch.int64, device=device)  # smaller end * n_nodes + larger end
+    # An edge is stored as the number low * n_nodes + high, where low < high are its nodes.
+    edges = torch.empty(0, dtype=torch.int64, device=device)
     while len(edges) < n_edges:
         ends = (torch.rand(2, n_edges, generator=generator, device=device, dtype=torch.float64) ** 2.5 * n_nodes).long()
         low, high = ends.amin(0), ends.amax(0)
         edges = torch.cat([edges, (low * n_nodes + high)[low < high]]).unique()
     edges = edges[torch.randperm(len(edges), generator=generator, device=device)[:n_edges]]
     low, high = edges // n_nodes, edges % n_nodes
-    entries = torch.cat([edges, high * n_nodes + low]).sort().values  # of the adjacency matrix, row * n_nodes + column
+    entries = torch.cat([edges, high * n_nodes + low]).sort().values  # nonzeros of A, as row * n_nodes + column
     degrees = torch.bincount(entries // n_nodes, minlength=n_nodes)
     return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)]), (entries % n_nodes).int()
 
@@ -58,7 +59,7 @@ def propagation_row(name: RowName, device: Device, folder: PreparedFolder) -> Ro
     scale = offsets.diff().clamp(min=1).double() ** -0.5
     rows = torch.repeat_interleave(offsets.diff())
     values = (scale[rows] * scale[neighbors.long()]).float()
-    # By suffix of the side's name: int64 and int32 indices.
+    # The CSR matrices with int64 and with int32 indices. The keys are suffixes of the names of the sides.
     structures = {"": (offsets, neighbors.long()), ", int32": (offsets.int(), neighbors)}
     multiplications: dict[str, Callable[[Tensor], Tensor]] = {
         OURS: lambda x: ops.laplacian_propagation(x, offsets, neighbors, impl=device.impl)
@@ -69,23 +70,23 @@ def propagation_row(name: RowName, device: Device, folder: PreparedFolder) -> Ro
     if backward:
         multiplications["torch CSR by autograd"] = lambda x, matrix=matrix: matrix @ x  # type: ignore[misc]
 
-    def side_of(multiply: Callable[[Tensor], Tensor]) -> Side:
+    def make_side(multiply: Callable[[Tensor], Tensor]) -> Side:
         if not backward:
             return device.side(torch.no_grad()(lambda: multiply(features)))
         leaf = features.clone().requires_grad_()
         return device.side(lambda: torch.autograd.grad(multiply(leaf), leaf, grad))
 
-    # Without caches, each matrix entry reads an index, a scale and the features of a node. The result is written once.
+    # Without caches, each nonzero of L reads an index, a scale and the features of a node. The result is written once.
     n_bytes = n_entries * (WIDTH * 4 + 4 + 4) + n_nodes * WIDTH * 4
     return Row(
-        {side: side_of(multiply) for side, multiply in multiplications.items()},
+        {side: make_side(multiply) for side, multiply in multiplications.items()},
         n_bytes=n_bytes * (2 if backward else 1),
         notes=[f"{n_nodes} nodes, {n_entries} entries"],
     )
 
 
 def multiply_symmetric(matrix: Tensor, features: Tensor) -> Tensor:
-    """Multiply a symmetric matrix by features. The gradient uses the same matrix, which autograd would transpose."""
+    """Multiply a symmetric matrix by features. The backward pass uses the same matrix; autograd would transpose it."""
     return ProductWithTranspose.apply(features, matrix, matrix)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -124,9 +125,9 @@ def public_code_side(
     graph: InteractionGraph,
     triples: list[tuple[Tensor, Tensor, Tensor]],
 ) -> Side:
-    """Return the side that trains with the public code, on the given triples in rotation.
+    """Return the side that trains with the public code.
 
-    name: "ngcf" or "lightgcn".
+    name: "ngcf" or "lightgcn". triples: mini-batches on the device, used in rotation.
     """
     path = folder.peer(name)
     from peers import graph as peers

@@ -1,4 +1,4 @@
-"""Builds the GPU benchmarks that are bound by matrix products: the GRU, the sampled loss and ranking.
+"""Build the GPU benchmarks that are bound by matrix products: the GRU, the sampled loss and ranking.
 
 A row compares several implementations, called sides, at one workload. A lane is one of the sessions that the GRU
 processes in parallel.
@@ -20,7 +20,7 @@ from gru4rec_fast import ops
 def gru_row(device: Device, steps: int, lanes: int, hidden: int) -> Row:
     """Build the row of the GRU: forward, and gradients of x, weights and biases.
 
-    A tenth of the lanes is reset at each step. The baseline, nn.GRU, has the same weights and no resets.
+    On average a tenth of the lanes is reset at each step. The baseline, nn.GRU, has the same weights and no resets.
     """
     steps, lanes, hidden = device.size(steps, 3), device.size(lanes, 4), device.size(hidden, 6)
     layer = torch.nn.GRU(hidden, hidden, device=device.torch_device)
@@ -44,14 +44,15 @@ def gru_row(device: Device, steps: int, lanes: int, hidden: int) -> Row:
         # Floats read or written per hidden unit: 13 in the forward and 16 in the backward pass of the gates, 8 for x
         # and its products. In addition, each step reads the recurrent weights twice.
         n_bytes=4 * (n_units * (13 + 16 + 2 * 4) + steps * 2 * weight_hh.numel()),
+        # 3: forward and two gradients of each product; 2: products of x and of the hidden state.
         flops=3 * 2 * (2 * steps * lanes * 3 * hidden * hidden),
     )
 
 
 def plain_loss(hidden: Tensor, rows: Tensor) -> Tensor:
-    """Return the cross-entropy of each hidden state's target among shared negatives; scores are converted to float32.
+    """Return the mean cross-entropy of the targets. Each hidden state scores its own target and all negatives.
 
-    rows: the item embeddings of the targets, followed by those of the negatives.
+    rows: the item embeddings of the targets, followed by those of the negatives. Scores are converted to float32.
     """
     m = len(hidden)
     scores = torch.cat([(hidden * rows[:m]).sum(1, keepdim=True), hidden @ rows[m:].T], dim=1).float()
@@ -59,14 +60,17 @@ def plain_loss(hidden: Tensor, rows: Tensor) -> Tensor:
 
 
 def plain_in_batch_loss(hidden: Tensor, rows: Tensor) -> Tensor:
-    """Return the cross-entropy of each hidden state's target among all `rows`, of which the targets are the first."""
+    """Return the mean cross-entropy of the targets. Each hidden state scores all targets and all negatives.
+
+    rows: see `plain_loss`.
+    """
     return F.cross_entropy((hidden @ rows.T).float(), torch.arange(len(hidden), device=hidden.device))
 
 
 def loss_row(device: Device, precision: str, m: int, n: int, width: int, *, in_batch: bool = False) -> Row:
     """Build the row of the sampled loss: its value, and the gradients of the hidden states and the item embeddings.
 
-    m: number of targets. n: number of sampled negatives. in_batch: the other targets are also negatives.
+    m: number of targets. n: number of sampled negatives. in_batch: targets of other hidden states are also negatives.
     """
     m, n, width = device.size(m, 12), device.size(n, 32), device.size(width, 8)
     columns = m + n if in_batch else n
@@ -76,8 +80,8 @@ def loss_row(device: Device, precision: str, m: int, n: int, width: int, *, in_b
     compiled = torch.compile(plain_in_batch_loss if in_batch else plain_loss)
 
     def ours() -> object:
-        value = ops.sampled_loss(hidden, rows, in_batch=in_batch, impl=device.impl)
-        return torch.autograd.grad(value, (hidden, rows))
+        loss = ops.sampled_loss(hidden, rows, in_batch=in_batch, impl=device.impl)
+        return torch.autograd.grad(loss, (hidden, rows))
 
     def theirs() -> object:
         return torch.autograd.grad(compiled(hidden, rows), (hidden, rows))
@@ -102,7 +106,7 @@ def _queries_and_items(device: Device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ranking_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
-    """Build the row of target_rank: for each query, the number of items with a higher score than its target."""
+    """Build the row of target_rank, which counts the items with a higher score than the target of each query."""
     hidden, weight, targets = _queries_and_items(device)
 
     @torch.no_grad()
@@ -119,7 +123,7 @@ def ranking_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
 
 
 def top_k_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
-    """Build the row of top_k: the 20 best items of each query."""
+    """Build the row of top_k, which returns the 20 best items of each query."""
     hidden, weight, _ = _queries_and_items(device)
     return Row(
         {

@@ -1,12 +1,11 @@
-"""Builds the GPU benchmarks of GRU4Rec training and of its smaller operators.
+"""Build the GPU benchmarks of GRU4Rec training and of its smaller operators.
 
 The operators are session batches, negative sampling, dropout masks and row updates. A row of the results table compares
 several implementations, called sides, at one workload; the class Row is such a row. A row of an item table is called a
 table row. `turn_seconds` is the duration of one measurement of a side. `device.side` times by CUDA events,
-`device.host_side` by the host's clock. `device.size(full=..., tiny=...)` returns `tiny` where the benchmarks
-themselves are tested.
+`device.host_side` by the host's clock. `device.size(full=..., tiny=...)` returns `tiny` in tests of the benchmarks.
 
-The "fused" training step is the package's step without autograd; on a GPU it runs as captured CUDA graphs.
+The "fused" training step is the package's step without autograd. On a GPU it is replayed from captured CUDA graphs.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from gru4rec_fast.training import SessionEpochRunner
 def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a training step: `GRU4Rec.fit`, the loop of the official `fit`, and plain PyTorch.
 
-    OURS_STEADY replays only full CUDA graphs, and the start of an epoch is not timed. In bf16, only this package has
-    bf16 products; the other implementations have TF32 products.
+    The side OURS_STEADY replays only full CUDA graphs, and the start of an epoch is not timed. In the precision bf16,
+    only this package uses bf16 matrix products; the other implementations use TF32.
     """
     (setting,) = [setting for setting in SETTINGS if setting.name == name.workload]
     store = folder.sessions(setting.log)
@@ -52,7 +51,7 @@ def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
         return side
 
     def ours_steady() -> Side:
-        return updates_side(make_update_function(runner_on(device, store, setting, bf16=name.precision == "bf16")), device)
+        return updates_side(updates_function(runner_on(device, store, setting, bf16=name.precision == "bf16")), device)
 
     sides = {
         OURS: built_at_first_use(ours),
@@ -75,16 +74,14 @@ def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
 
 
 def runner_on(device: Device, store: SessionStore, setting: Setting, bf16: bool = False) -> SessionEpochRunner:
-    """Return the object that runs the epochs of `GRU4Rec.fit`, for a setting on the device."""
+    """Return the object that runs the epochs of `GRU4Rec.fit`, for a training setting on the device."""
     impl = "auto" if device.impl == "native" else "reference"  # GRU4Rec has no impl="emulated"
     options = {"impl": impl} | ({"precision": "bf16"} if bf16 else {})
     return gru_runner(store, setting.parameters() | options, device.torch_device)
 
 
-def make_update_function(runner: SessionEpochRunner) -> Callable[[int], None]:
-    """Return a function that makes n updates with the fused step; each call of `epoch.run` makes as many as it can.
-
-    The function starts a new epoch when one is finished.
+def updates_function(runner: SessionEpochRunner) -> Callable[[int], None]:
+    """Return a function that makes n updates with the fused step, and starts new epochs as needed.
 
     Raises:
         RuntimeError: the runner has no fused step; the message gives the reason.
@@ -110,7 +107,7 @@ def make_update_function(runner: SessionEpochRunner) -> Callable[[int], None]:
 
 
 def updates_side(run: Callable[[int], None], device: Device) -> Side:
-    """Return the side that makes updates, timed by the host's clock. n is rounded to whole graphs of 16 updates."""
+    """Return the side that calls `run`, which makes updates. n is rounded down to whole CUDA graphs of 16 updates."""
     updates_per_graph = device.size(full=16, tiny=1)
 
     def side(n: int) -> float:
@@ -133,7 +130,7 @@ def official_side(folder: PreparedFolder, store: SessionStore, setting: Setting,
 
 
 def dropout_mask_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
-    """Build the row of dropout masks."""
+    """Build the row of dropout masks; the case gives the shape."""
     shape = tuple(int(size) for size in name.case.split(" x "))
     mask = torch.empty(shape, device=device.torch_device)
     return Row(
@@ -181,9 +178,9 @@ def session_batch_row(name: RowName, device: Device, folder: PreparedFolder) -> 
     def with_restarts(
         batch: Callable[[list[Tensor]], object], state_device: torch.device | str
     ) -> Callable[[], object]:
-        """Return a function that calls `batch` and returns to the start of the log every 256 calls.
+        """Return a function that calls `batch`, and resets the state to the start of the log every 256 calls.
 
-        Otherwise the log would end, and a batch of empty lanes takes less time.
+        Without resets the log would end, and a batch without sessions takes less time.
         """
         initial = ops.session_batch_state(128, state_device)
         state, n_calls = [t.clone() for t in initial], 0
@@ -218,8 +215,8 @@ def sparse_update_row(name: RowName, device: Device, folder: PreparedFolder) -> 
         name: device.side(partial(ops.sparse_adagrad_, table, accumulator, None, index, grad, lr=1e-6, impl=impl))
         for name, impl in ((OURS, device.impl), ("coalesce, gather, scatter", "reference"))
     }
-    # It reads each gradient (float32) with its row and position (16 bytes). It reads and writes each updated table row
-    # and its accumulator: four passes.
+    # The update reads each gradient (float32) with the index of its table row and its position (16 bytes). It reads and
+    # writes each updated table row and the accumulator of the row: four times the bytes of a row.
     return Row(sides, n_bytes=2144 * (width * 4 + 16) + 4 * n_rows * width * 4)
 
 

@@ -1,8 +1,8 @@
-"""The stages of call A and call B, the two benchmark sessions on a GPU machine (call.py runs them).
+"""Define the stages of call A and call B, the two benchmark sessions on a GPU machine; call.py runs the stages.
 
 A stage is a process with a time limit: it measures one row, runs one diagnostic (diagnostics.py) or runs some tests. A
-row of the results table compares this package with other implementations at one workload. Needs the standard library
-only.
+row of the results table compares this package with other implementations at one workload. This module needs the
+standard library only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gpu.workloads import BF16, FP32, OURS, OURS_STEADY, TF32, WORKLOADS, RowNam
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT_FILE = "{result_file}"  # placeholder in a command: the path of the JSON file that the stage writes
-PYTHON = (sys.executable, "-P", "-W", "ignore")
+PYTHON = (sys.executable, "-P", "-W", "ignore")  # -P keeps the checkout off sys.path, -W hides warnings
 PYTEST = (*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short")
-LIBRARY = "library"  # the first stage of each call
+LIBRARY = "library"  # name of the first stage of each call; it loads the native library
 # Tests that take a minute or more: they compare many sizes with the reference implementation on the CPU.
 LONG_TESTS = (
     "test_losses_are_as_close_as_the_reference",
@@ -37,10 +37,10 @@ class Stage:
     """A process to run.
 
     limit: seconds after which the process is stopped. waits_for_start: after its imports, the process waits for a line
-    on standard input before it uses the device (results.wait_for_device). fallback: a command to run if this one fails
-    without any results. must_print: the stage fails if the process does not print this text. interrupt: at its limit,
-    the process gets SIGINT and some seconds to write its results; other processes get SIGKILL. exclusive: the stage
-    measures the CPU, so no other process imports modules meanwhile.
+    on standard input before it uses the device (results.wait_for_device). fallback: a command to run if `command` fails
+    without any results. must_print: the stage fails if the process does not print this text. interrupt: at the limit,
+    the process gets SIGINT and some seconds to write results; without it, SIGKILL. exclusive: the stage measures the
+    CPU, so no other process imports modules meanwhile.
     """
 
     name: str
@@ -90,7 +90,7 @@ class StageOptions:
 
 @dataclass(frozen=True)
 class Group:
-    """Stages that share these settings.
+    """Stages that run with the same settings.
 
     n_parallel: number of stages that run in parallel. needs_library: the group is skipped if the native library does
     not load.
@@ -161,19 +161,20 @@ def row_stage(options: StageOptions, name: RowName) -> Stage:
 
 
 def gpu_test_stages(options: StageOptions, limit: float, everything: bool) -> Iterator[Stage]:
-    """Yield a stage per kernel family (a folder of csrc), and one per other function of tests/test_cuda.py.
+    """Yield a stage for each kernel family (a folder of csrc), and one for each other function of tests/test_cuda.py.
 
-    everything: include LONG_TESTS, which start first, and the GPU tests of other files. In a rehearsal only every
-    twelfth stage runs, and pytest skips its tests, since there is no GPU.
+    The tests of a family have the mark "sanitizer". everything: include LONG_TESTS, which start first, and the GPU
+    tests of other files. In a rehearsal only every twelfth stage runs, and pytest skips all tests, since there is no
+    GPU.
     """
     file = "tests/test_cuda.py"
     functions = functions_without_sanitizer_mark(ROOT / file)
-    arguments = {name: (f"{file}::{name}",) for name in LONG_TESTS if everything}
-    arguments |= {family: (file, "-m", "sanitizer", "-k", family) for family in kernel_families()}
-    arguments |= {name: (f"{file}::{name}",) for name in functions if name not in LONG_TESTS}
+    selections = {name: (f"{file}::{name}",) for name in LONG_TESTS if everything}  # pytest arguments by stage name
+    selections |= {family: (file, "-m", "sanitizer", "-k", family) for family in kernel_families()}
+    selections |= {name: (f"{file}::{name}",) for name in functions if name not in LONG_TESTS}
     if everything:
-        arguments |= {other: (other, "-k", "cuda or gpu") for other in OTHER_GPU_TESTS}
-    for name, selection in [*arguments.items()][:: 12 if options.rehearsal else 1]:
+        selections |= {other: (other, "-k", "cuda or gpu") for other in OTHER_GPU_TESTS}
+    for name, selection in [*selections.items()][:: 12 if options.rehearsal else 1]:
         yield Stage(
             f"tests {name}",
             (*PYTEST, *selection),
@@ -195,7 +196,7 @@ def uses_shared_memory(family: str) -> bool:
 
 
 def functions_without_sanitizer_mark(path: Path) -> list[str]:
-    """Return the test functions of a file that lack the mark "sanitizer". (Functions with it run per kernel family.)"""
+    """Return the names of the test functions of a file that lack the mark "sanitizer"."""
     return [
         node.name
         for node in ast.parse(path.read_text()).body
@@ -212,7 +213,7 @@ def training_stage(options: StageOptions, name: str, limit: float) -> Stage:
 
 
 def sanitizer_stages(options: StageOptions, limit: float) -> Iterator[Stage]:
-    """Yield a stage per kernel family and tool of compute-sanitizer; yield none if that program is missing.
+    """Yield a stage for each kernel family and tool of compute-sanitizer, or none if compute-sanitizer is missing.
 
     Only this package's kernels (C++ namespace grf) are checked. torch's caching allocator is off, so that
     every tensor is a separate allocation and an access beyond its end is detected.

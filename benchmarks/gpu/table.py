@@ -5,7 +5,7 @@
 A call is one benchmark session on a GPU machine; call.py writes its results.json. A row compares this package with
 other implementations ("sides") at one workload. In the JSON, row["row"] is the row's name, row["target"] its workload
 (a key of WORKLOADS), and "ceilings" are the device's measured rates. Workloads without a result are shown as "not
-measured yet". Needs the standard library only.
+measured yet". This module needs the standard library only.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ COLUMNS = [
     "work", "our time", "compared with", "their time", "ratio [quartiles]", "MiB ours / theirs",
     "our share of the GPU's rates", "goal", "met",
 ]  # fmt: skip
-SHOWN_KERNELS = 12
+SHOWN_KERNELS = 12  # number of kernels of a timeline that are shown
 
 
 def render(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return lines of markdown.
+    """Return the results of calls as lines of markdown.
 
-    results: for each call, finished or not, the content of its results.json.
+    results: the content of results.json of each call, finished or not.
     """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     rows = [(row, result.get("ceilings", {})) for result in results for row in result.get("rows", [])]
@@ -53,7 +53,7 @@ def render(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _cells_of_row(row: dict[str, Any], rates: dict[str, float]) -> Iterator[list[str]]:
-    """Yield the cells of one line for each other implementation. The baseline has the first line, with the goals."""
+    """Yield the cells of a line for each other implementation. The first line is the baseline's and has the goals."""
     workload = WORKLOADS[row["target"]]
     values = goal_values(row, rates.get("copy"))
     ours = duration(row["seconds"][OURS]["median"]) if OURS in row["seconds"] else "failed"
@@ -69,12 +69,12 @@ def _cells_of_row(row: dict[str, Any], rates: dict[str, float]) -> Iterator[list
         if other == workload.baseline:
             shares = _device_shares(row, rates)
             goals = "; ".join(goal.text() for goal in workload.goals)
-            met = "; ".join(_met(goal, values[goal.kind]) for goal in workload.goals)
+            met = "; ".join(_verdict(goal, values[goal.kind]) for goal in workload.goals)
         yield [row["row"], ours, other, theirs, ratio, mib, shares, goals, met]
 
 
 def goal_values(row: dict[str, Any], copy_rate: float | None) -> dict[str, float | None]:
-    """Return the row's value for each kind of goal; None if it needs a figure that was not measured.
+    """Return the row's value for each kind of goal, or None if a number that the value needs was not measured.
 
     copy_rate: measured copy bandwidth in bytes/s.
     """
@@ -87,17 +87,18 @@ def goal_values(row: dict[str, Any], copy_rate: float | None) -> dict[str, float
         "memory": memory,
         "copy": row["n_bytes"] / seconds / copy_rate if seconds and copy_rate and row["n_bytes"] else None,
         "microseconds": seconds * 1e6 if seconds else None,
-        # For a whole training: infinite if it has not reached its metric.
+        # For a whole training: infinite if the metric has not reached the required value.
         "seconds": seconds if row.get("reached", True) else float("inf"),
     }
 
 
-def _met(goal: Goal, value: float | None) -> str:
+def _verdict(goal: Goal, value: float | None) -> str:
+    """Return whether the value meets the goal, as text."""
     return "not measured" if value is None else "yes" if goal.is_met(value) else "no"
 
 
 def _device_shares(row: dict[str, Any], rates: dict[str, float]) -> str:
-    """Return the shares of the device's measured rates that this package reached, as text."""
+    """Return as text what fraction of the device's measured copy and matrix product rates this package reached."""
     shares = []
     precision = row["precision"] or "fp32"
     if OURS in row["seconds"]:
@@ -119,10 +120,10 @@ def _failures(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str
 def _describe_device(result: dict[str, Any]) -> str:
     """Return a line with the device, the versions and the device's measured rates."""
     if "device" not in result:
-        return f"call {result['call']}: its device was not recorded"
+        return f"call {result['call']}: the device was not recorded"
     device = f"{result['device']}, torch {result['torch']}, CUDA {result['cuda']}, call {result['call']}"
     if result.get("tiny"):
-        device += "; TINY SIZES, figures mean nothing"
+        device += "; TINY SIZES, the numbers mean nothing"
     if "ceilings" not in result:
         return device
     rates = result["ceilings"]
@@ -131,7 +132,7 @@ def _describe_device(result: dict[str, Any]) -> str:
 
 
 def _official_rates(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a table of the official code's mini-batches per second."""
+    """Yield the lines of a table of the official code's mini-batches per second."""
     rates = [
         [row["row"], f"{1 / row['seconds']['official']['median']:.0f}"] for row in rows if "official" in row["seconds"]
     ]
@@ -140,7 +141,7 @@ def _official_rates(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _diagnostics(facts: dict[str, Any]) -> Iterator[str]:
-    """Yield a table for each diagnostic; `facts` holds their results by name."""
+    """Yield the lines of a table for each diagnostic in `facts`, which holds results by the diagnostic's name."""
     if "latencies" in facts:
         yield from _table("latency", ["us"], [[name, f"{ns / 1e3:.2f}"] for name, ns in facts["latencies"].items()])
     for setting, timeline in facts.get("timeline", {}).items():
@@ -167,10 +168,12 @@ def _diagnostics(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Yield the lines of a table. `title` is the header of the first column, `columns` are the other headers."""
     yield from ["", _line([title, *columns]), _line(["---"] * (1 + len(columns))), *map(_line, rows)]
 
 
 def _number(value: float | None) -> str:
+    """Return a number with four digits, or an empty text for None."""
     return "" if value is None else f"{value:.4g}"
 
 
@@ -180,6 +183,7 @@ def _code(name: str) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
+    """Return a line of a markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -1,4 +1,4 @@
-"""Train a whole model on the GPU and measure the training time until its validation metric reaches a given value.
+"""Train NGCF on the GPU and measure the training time until the validation metric reaches a given value.
 
     PYTHONPATH=.:benchmarks python -m gpu.training_runs ngcf_gowalla_b8192 --out row.json --folder FOLDER
 
@@ -28,7 +28,7 @@ PUBLISHED_SECONDS = 32_904.0  # from the log of NGCF on Gowalla that the authors
 class TrainingRun:
     """A training of NGCF on Gowalla.
 
-    workload: a key of WORKLOADS. metric, value: the validation metric and the value that it has to reach. parameters:
+    workload: a key of WORKLOADS. metric, value: the validation metric and the value that it must reach. parameters:
     parameters of NGCF.
     """
 
@@ -49,7 +49,7 @@ RUNS = {
 def build_row(name: str, run: TrainingRun, history: list[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
     """Return the row of a training as JSON.
 
-    history: the records of its epochs, as `NGCF.history`. wall_seconds: its total time, with evaluations.
+    history: the record of each epoch, as in `NGCF.history`. wall_seconds: the total time, with evaluations.
     """
     seconds, best, epoch_reached = 0.0, 0.0, None
     for epoch in history:
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--impl", default="native")
     parser.add_argument("--tiny", action="store_true", help="train two epochs only")
     arguments = parser.parse_args()
-    # Restore Python's reaction to SIGINT, since a shell starts background processes with SIGINT ignored.
+    # Let SIGINT raise KeyboardInterrupt: a shell starts background processes with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run, folder = RUNS[arguments.run], PreparedFolder(arguments.folder)
     parameters = run.parameters | {

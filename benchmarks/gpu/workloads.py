@@ -1,7 +1,7 @@
-"""The workloads of the GPU benchmarks with their baselines and goals.
+"""Define the workloads of the GPU benchmarks, with their baselines and goals.
 
-A row of the results table is a workload in one case and one precision; it compares several implementations ("sides").
-This file needs only the standard library, since call.py imports it to list the rows to measure.
+A row of the results table is a workload in one case and one precision. It compares several implementations ("sides").
+This module needs only the standard library, since call.py imports it to list the rows to measure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OURS_STEADY = "ours without the starts of epochs"  # a second side in rows of GR
 # For each kind of goal: its text in the table, and whether a larger value is better.
 _KINDS = {
     "ratio": (">= {:g}x", True),  # the baseline's time divided by our time
-    "copy": (">= {:.0%} of copy bandwidth", True),  # counted bytes divided by our time, relative to a copy
+    "copy": (">= {:.0%} of copy bandwidth", True),  # bytes/s (Row.n_bytes / our time) divided by the bytes/s of a copy
     "memory": ("memory <= {:g} of theirs", False),  # our peak memory divided by the baseline's, both without the inputs
     "microseconds": ("<= {:g} us", False),  # our time per unit of work
     "seconds": ("<= {:g} s", False),  # our time for a whole training
@@ -43,7 +43,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Workload:
-    """A computation that is measured, the baseline it is compared with, and its goals.
+    """A computation to measure, the baseline that this package is compared with, and this package's goals.
 
     precisions: precisions of the matrix products, the same for all sides; ("",) if the workload has no products.
     cases: shapes or variants. There is a row for each case in each precision.
@@ -68,17 +68,17 @@ class RowName:
         return ", ".join(filter(None, (WORKLOADS[self.workload].description, self.case, self.precision)))
 
 
-_TRAINING = Goal("ratio", 20)
-_PRODUCT = (Goal("ratio", 2), Goal("copy", 0.7))
+_TRAINING_GOAL = Goal("ratio", 20)
+_SPMM = (Goal("ratio", 2), Goal("copy", 0.7))  # goals of the sparse product L @ E
 _PASSES = ("forward", "forward + backward")
 
 WORKLOADS = {
     "xe-100": Workload(
-        "training, xe-100 (L100 B32), rsc15_100k", "official", (_TRAINING, Goal("microseconds", 60)), PRECISIONS
+        "training, xe-100 (L100 B32), rsc15_100k", "official", (_TRAINING_GOAL, Goal("microseconds", 60)), PRECISIONS
     ),
-    "xe-480": Workload("training, xe-480, rsc15_100k", "official", (_TRAINING,), PRECISIONS),
-    "bprmax-224": Workload("training, bprmax-224, rsc15_100k", "official", (_TRAINING,), PRECISIONS),
-    "bprmax-512": Workload("training, bprmax-512, diginetica", "official", (_TRAINING,), PRECISIONS),
+    "xe-480": Workload("training, xe-480, rsc15_100k", "official", (_TRAINING_GOAL,), PRECISIONS),
+    "bprmax-224": Workload("training, bprmax-224, rsc15_100k", "official", (_TRAINING_GOAL,), PRECISIONS),
+    "bprmax-512": Workload("training, bprmax-512, diginetica", "official", (_TRAINING_GOAL,), PRECISIONS),
     "gru": Workload(
         "GRU with resets, T=50 B=512 H=512, forward + backward",
         "nn.GRU (cuDNN) without resets",
@@ -91,8 +91,8 @@ WORKLOADS = {
         (Goal("ratio", 2), Goal("memory", 0.1)),
         (FP32, TF32),
     ),
-    "gowalla": Workload("L @ E, Gowalla, d=64", "torch CSR (cuSPARSE)", _PRODUCT, cases=_PASSES),
-    "power-law": Workload("L @ E, power-law graph of 10M edges, d=64", "torch CSR (cuSPARSE)", _PRODUCT, cases=_PASSES),
+    "gowalla": Workload("L @ E, Gowalla, d=64", "torch CSR (cuSPARSE)", _SPMM, cases=_PASSES),
+    "power-law": Workload("L @ E, power-law graph of 10M edges, d=64", "torch CSR (cuSPARSE)", _SPMM, cases=_PASSES),
     "ngcf": Workload("NGCF-3 training step, Gowalla", "public", (Goal("ratio", 10),), (FP32, TF32)),
     "lightgcn": Workload("LightGCN-3 training step, Gowalla", "public", (), (FP32, TF32)),
     # Each row of this workload spends half a minute in torch.compile.

@@ -19,7 +19,7 @@ inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
 
 // Checks the arguments of the operator dropout_mask, except the dtype. `stream` is the number of the random stream.
 inline void check_dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
-                       int64_t step) {
+                               int64_t step) {
   constexpr int64_t kWordRange = int64_t{1} << 32;
   check_counters(seed, step, steps);
   TORCH_CHECK_VALUE(lanes >= 0 && lanes < kWordRange, "lanes=", lanes, ": must be in [0, 2**32)");

@@ -21,8 +21,8 @@ int64_t max_shared_bytes() {
   check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "gru");
   return bytes;
 }
-#else                                        // emulation on the CPU
-constexpr int64_t kMaxSingleLaneBlocks = 4;  // small, so that small tests reach all kernels
+#else
+constexpr int64_t kMaxSingleLaneBlocks = 4;  // in the emulation; small, so that small tests reach all kernels
 
 int64_t max_shared_bytes() {
   return 48 << 10;  // the limit of CUDA without opting in

@@ -1,6 +1,6 @@
 // Matrix products by AVX512-BF16. Only this file is compiled with that instruction set. All other functions of this
-// file may be called only if has_bf16_products(). A pair is two bfloat16 numbers in 32 bits, neighbors along the dimension k that the
-// product sums over.
+// file may be called only if has_bf16_products(). A pair is two bfloat16 numbers in 32 bits, neighbors along the
+// dimension k that the product sums over.
 #include "matrix/product_bf16.h"
 
 #include "common/simd.h"

@@ -11,7 +11,7 @@ constexpr int kNegativeThreads = 256;
 //
 // Launch: one dimension, any number of blocks of kNegativeThreads; threads loop over draws. Bytes per draw: random
 // reads of threshold, alias and log-probability, a 32-byte sector each, and 12 bytes written, coalesced. 50 steps of
-// 2048 draws: 11 MB, 2.3 us at the H200's 4.8 TB/s (estimated). Bottleneck: these reads if the table (20 bytes per
+// 2048 draws: 11 MB, 2.3 us at the H200's 4.8 TB/s (estimated). Bottleneck: the random reads if the table (20 bytes per
 // item) exceeds the L2 cache; for a single step, the launch itself.
 __global__ void __launch_bounds__(kNegativeThreads) draw_negatives_kernel(NegativeDraws draws) {
   const int64_t total = draws.steps * draws.n;

@@ -14,9 +14,9 @@
 namespace grf {
 namespace {
 
-// The alias table has a column per item: a threshold and an alias. An item's mass is its probability in units of 1 /
-// (n_items * kColumnMass). The mass of a column is kColumnMass: the column's own item has `threshold` of it, and the
-// alias has the rest.
+// The alias table has a column per item, with a threshold and an alias (another item). An item's mass is its
+// probability in units of 1 / (n_items * kColumnMass). Every column has the mass kColumnMass: the mass `threshold` is
+// that of the column's own item, and the rest is that of the alias.
 constexpr int64_t kColumnMass = int64_t{1} << 31;
 
 // Raises ValueError unless `tensor` has one value of type `dtype` for each item.
@@ -27,20 +27,20 @@ void check_column(const at::Tensor& tensor, const char* name, at::ScalarType dty
 
 void check_catalogue(int64_t n_items) {
   TORCH_CHECK_VALUE(n_items >= 1 && n_items < kColumnMass, n_items,
-                    " items: an alias table must have at least one and fewer than 2**31");
+                    " items: an alias table must have at least one item and fewer than 2**31 items");
 }
 
 std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
   check_column(mass, "mass", at::kLong, mass.numel());
   const int64_t n_items = mass.numel();
   check_catalogue(n_items);
-  const at::Tensor threshold_tensor = mass.clone(at::MemoryFormat::Contiguous);
+  const at::Tensor threshold_tensor = mass.clone(at::MemoryFormat::Contiguous);  // holds the masses at first
   const at::Tensor alias_tensor = at::empty({n_items}, mass.options());
   int64_t* threshold = threshold_tensor.mutable_data_ptr<int64_t>();
   int64_t* alias = alias_tensor.mutable_data_ptr<int64_t>();
 
   int64_t unassigned = n_items * kColumnMass;
-  std::vector<int64_t> small, large;
+  std::vector<int64_t> small, large;  // items with less mass than kColumnMass, and all other items
   for (int64_t item = 0; item < n_items; ++item) {
     TORCH_CHECK_VALUE(threshold[item] >= 0 && threshold[item] <= unassigned, "mass[", item, "]=", threshold[item],
                       ": masses must not be negative and must sum to n_items * 2**31");
@@ -48,11 +48,11 @@ std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
     alias[item] = item;
     (threshold[item] < kColumnMass ? small : large).push_back(item);
   }
-  TORCH_CHECK_VALUE(unassigned == 0, "mass: the sum must be n_items * 2**31, but falls short of it by ", unassigned);
+  TORCH_CHECK_VALUE(unassigned == 0, "mass: the sum must be n_items * 2**31, but is less by ", unassigned);
 
-  // Vose's method: take an item with less mass than kColumnMass. Another item, the donor, which has at least
-  // kColumnMass, fills up the item's column and becomes its alias. The mean mass of the remaining items is always
-  // kColumnMass, so `large` is not empty while `small` is not.
+  // Vose's method: take an item with less mass than kColumnMass. A donor, an item with at least this mass, fills up the
+  // item's column and becomes the column's alias. The mean mass of the remaining items is always kColumnMass, so
+  // `large` is not empty while `small` is not.
   while (!small.empty()) {
     const int64_t column = small.back();
     const int64_t donor = large.back();

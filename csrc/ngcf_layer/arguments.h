@@ -1,4 +1,5 @@
-// Checked arguments of the NGCF layer's operators: ngcf_layer/ngcf_layer.cpp makes them, ngcf_layer/cuda.cpp uses them.
+// The checked arguments of the operators ngcf_layer and ngcf_layer_backward, which ngcf_layer/ngcf_layer.cpp passes to
+// ngcf_layer/cuda.cpp.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -24,8 +25,8 @@ struct NgcfMatrix {
   }
 };
 
-// The features multiplied by the matrices of P and of Q (without "+I"). self_index [n_rows] is the row in `features` of
-// the node that each row of the result belongs to; undefined: row i belongs to node i.
+// The features multiplied by the matrices of P and of Q (without "+I"), both [n_rows, n_in]. Each row of the result
+// belongs to a node; self_index [n_rows] is the row of this node in `features`. If undefined, row i belongs to node i.
 struct NgcfPropagated {
   at::Tensor p, q, self_index;
 };
@@ -47,7 +48,7 @@ struct NgcfArguments {
 
   bool shares_matrix() const { return p.name == q.name; }
   int n_terms() const { return per_term ? 2 : 1; }
-  // The number of columns of the inputs that one product with weights takes.
+  // Returns the number of columns of the inputs in one product with weights.
   int64_t term_width() const { return per_term ? n_in : 2 * n_in; }
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, features.options()); }
   PropagationOptions propagation(const NgcfMatrix& matrix, bool transposed) const {
@@ -71,7 +72,8 @@ struct NgcfArguments {
 };
 
 // The gradients that the backward pass computes before it multiplies by the graph's matrices. propagated_q is undefined
-// if P and Q differ at most in "+I"; propagated_p is then the gradient of the features multiplied by their matrix.
+// if P and Q differ at most in "+I". Then P and Q share a matrix, and propagated_p is the gradient of the features
+// multiplied by this matrix.
 struct NgcfGradientTensors {
   at::Tensor propagated_p, propagated_q, self_features;  // [n_rows, n_in]
   at::Tensor weights, bias_1, bias_2;                    // [2 n_in, n_out], [n_out], [n_out]
@@ -81,6 +83,7 @@ namespace cuda {
 
 // Writes the index in `columns` of each element of `rows` to self_index [n_rows].
 void find_rows(const NgcfArguments& args, at::Tensor& self_index);
+// Compute all elements of `out` and `flags`, or of `grads`.
 void ngcf_forward(const NgcfArguments& args, const NgcfPropagated& propagated, const at::Tensor& bias_1,
                   const at::Tensor& bias_2, at::Tensor& out, at::Tensor& flags);
 void ngcf_backward(const NgcfArguments& args, const NgcfPropagated& propagated, const at::Tensor& grad_out,

@@ -1,11 +1,11 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
 // First, laplacian_propagation/propagate.h multiplies the features by the graph's matrices, which gives the propagated
-// features. Then threads loop over blocks of rows. The inputs of the weights, their product and E' of a block stay in
-// the cache, as do the gradients of a block in the backward pass. The forward pass saves the propagated features and a
-// byte of flags per unit; the backward pass recomputes the inputs. Gradients of the weights are summed within chunks of
-// rows, then over the chunks in order. The number of chunks depends only on n_rows, so the gradients have the same bits
-// for any number of threads. Bottleneck: the products with the weights.
+// features. Then threads loop over blocks of rows. The block's inputs (ngcf_layer.h), the product of inputs and
+// weights, and E' stay in the cache, as do the gradients of a block in the backward pass. The forward pass saves the
+// propagated features and a byte of flags per unit; the backward pass recomputes the inputs. Gradients of the weights
+// are summed within chunks of consecutive blocks, then over the chunks in order. The number of chunks depends only on
+// n_rows, so the gradients have the same bits for any number of threads. Bottleneck: the products with the weights.
 #include "ngcf_layer/ngcf_layer.h"
 
 #include <ATen/Parallel.h>
@@ -30,12 +30,13 @@ namespace grf {
 namespace {
 
 constexpr int64_t kRowsPerBlock = 192;
-constexpr int64_t kMaxChunks = 16;  // maximum number of chunks of rows whose gradients of the weights are summed apart
+constexpr int64_t kMaxChunks = 16;  // maximum number of chunks of blocks; each has its own sum of weight gradients
 
+// Tags of the buffers that Scratch keeps for each thread.
 struct ForwardScratch;
 struct BackwardScratch;
 
-// Calls run(first row, number of rows) for each block of rows, in parallel.
+// Calls run(first_row, n_rows) for each block of rows, in parallel.
 template <typename Run>
 void for_blocks(int64_t n_rows, const Run& run) {
   at::parallel_for(0, (n_rows + kRowsPerBlock - 1) / kRowsPerBlock, 1, [&](int64_t begin, int64_t end) {
@@ -67,9 +68,10 @@ template <typename T>
 void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool per_term, const T* grad_out,
                    const uint8_t* flags, const NgcfGradients<T>& grads) {
   const int64_t n_in = layer.rows.n_in, n_out = layer.units.n_out, n_rows = layer.rows.n_rows;
-  const int64_t size = 2 * n_in * n_out + 2 * n_out;  // of the gradients of both weights and both biases
+  const int64_t size = 2 * n_in * n_out + 2 * n_out;  // number of elements of both weights and both biases
   const int64_t n_blocks = (n_rows + kRowsPerBlock - 1) / kRowsPerBlock, n_chunks = std::min(kMaxChunks, n_blocks);
   std::vector<T> sums(std::max<int64_t>(n_chunks, 1) * size);
+  // Processes a block of rows. Adds the gradients of weights and biases to grad_weights [size].
   const auto run = [&](int64_t begin, int64_t count, T* grad_weights) {
     T* grad_bias = grad_weights + 2 * n_in * n_out;
     Scratch<T, BackwardScratch> scratch(kRowsPerBlock * (4 * n_in + 2 * n_out));
@@ -82,7 +84,7 @@ void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool 
       GRF_DISPATCH(activate_backward<T>)
       (layer, count, grad_out + begin * n_out, flags + begin * n_out, term == 0 ? kFirstPositive : kSecondPositive,
        grad_sums, grad_bias + term * n_out);
-      const int64_t first_column = term * n_in, n_columns = per_term ? n_in : 2 * n_in;  // of this term's inputs
+      const int64_t first_column = term * n_in, n_columns = per_term ? n_in : 2 * n_in;  // columns of the term's inputs
       multiply<T>(count, n_columns, n_out, {grad_sums, n_out}, {transposed_weights + first_column, 2 * n_in},
                   grad_inputs + first_column, 2 * n_in);
       multiply<T>(n_columns, n_out, count, {inputs + first_column, 1, 2 * n_in}, {grad_sums, n_out},

@@ -3,9 +3,9 @@
 //
 // Launch of all kernels: one dimension, any number of blocks of kNgcfThreads, no shared memory. Threads loop over
 // groups of N neighboring columns of a row, and load or store a whole group by one instruction. Neighboring threads
-// take neighboring groups, so all accesses are coalesced, except that the rows of the nodes' own features may be
-// anywhere. Loops that divide are not unrolled: most threads run one iteration, and the divisions of several iterations
-// would spill registers.
+// take neighboring groups, so all accesses are coalesced, except those to the nodes' own features, whose rows are
+// scattered. Loops that divide are not unrolled: most threads run one iteration, and the divisions of several
+// iterations would spill registers.
 //
 // Times in the comments are estimates for an H200 (4.8 TB/s) and all 71,000 nodes of Gowalla, n_in = n_out = 64,
 // float32. Bytes are counted in matrices [n_rows, 64] of 18 MB. Every kernel is bound by memory bandwidth unless its
@@ -31,8 +31,8 @@ struct ColumnGroup {
   }
 };
 
-// Writes the index of each element of `rows` in `columns`, by bisection, and checks that there is one. Threads loop
-// over rows. Bytes per row: 16, and 8 log2(n_columns) from the cache: 1.1 MB, 0.2 us. Bottleneck: the latency of
+// Writes the index of each element of `rows` in `columns`, by bisection, and checks that `columns` contains it. Threads
+// loop over rows. Bytes per row: 16, and 8 log2(n_columns) from the cache: 1.1 MB, 0.2 us. Bottleneck: the latency of
 // log2(n_columns) dependent reads.
 __global__ void __launch_bounds__(kNgcfThreads)
     find_rows_kernel(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* indices) {
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kNgcfThreads)
     const auto self = load_columns<T, N>(rows.self_row(group.row) + group.column);
     const auto propagated_q = load_columns<T, N>(rows.propagated_q + offset);
     const auto grad_product = load_columns<T, N>(grad_input + rows.n_in);
-    auto p = load_columns<T, N>(grad_input);  // p, q and self become the gradients that are written
+    auto p = load_columns<T, N>(grad_input);  // p, q and self_sum become the gradients that are written
     Columns<T, N> q, self_sum;
     for (int j = 0; j < N; ++j) {
       q.at[j] = grad_product.at[j] * self.at[j];

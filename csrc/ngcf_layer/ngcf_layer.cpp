@@ -53,7 +53,7 @@ NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, con
                     ": the probability of dropping must be in [0, 1)");
   TORCH_CHECK_VALUE(layer_index >= 0 && layer_index < kMaxLayers, "layer=", layer_index, ": must be in [0, ",
                     kMaxLayers, ")");
-  TORCH_CHECK_VALUE(rows_.has_value() || !columns_.has_value(), "columns: give rows too, which must be among them");
+  TORCH_CHECK_VALUE(rows_.has_value() || !columns_.has_value(), "columns: also give rows; every row must be a column");
   n_in = features.size(1), n_out = weight_1.size(1);
   weights = at::cat({contiguous(weight_1, "weight_1", {n_in, n_out}, features.scalar_type(), device),
                      contiguous(weight_2, "weight_2", {n_in, n_out}, features.scalar_type(), device)});
@@ -68,7 +68,8 @@ MessageDropout NgcfArguments::dropout() const {
 
 namespace {
 
-// Writes the index in `columns` of each element of `rows` to self_index. Both increase, so one pass finds all of them.
+// Writes the index in `columns` of each element of `rows` to self_index. `rows` and `columns` are increasing, so one
+// pass finds all indices.
 void find_rows(const NgcfArguments& args, Tensor& self_index) {
   const int64_t *row = args.rows.const_data_ptr<int64_t>(), *column = args.columns.const_data_ptr<int64_t>();
   auto* index = self_index.mutable_data_ptr<int64_t>();
@@ -80,8 +81,8 @@ void find_rows(const NgcfArguments& args, Tensor& self_index) {
   }
 }
 
-// Returns, for each row of the result, the index in `features` of the same node; undefined if that is row i for every
-// row i. Must be called after `propagate`, which checks that rows and columns increase.
+// Returns NgcfPropagated::self_index. Must be called after `propagate`, which checks that rows and columns are
+// increasing.
 template <Kernels kernels>
 Tensor make_self_index(const NgcfArguments& args) {
   if (!args.columns.defined()) return args.rows;

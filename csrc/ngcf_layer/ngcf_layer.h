@@ -1,9 +1,10 @@
 // The NGCF layer on raw pointers: the functions of the CPU implementation, and functions that launch the CUDA kernels.
 // Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// The layer computes E' = act(inputs W + b), where inputs [n_rows, 2 n_in] is the matrix [P E, Q E * E], and W has W1
-// in its upper and W2 in its lower half. With `per_term`, E' = act(P E W1 + b1) + act((Q E * E) W2 + b2): the
-// activation is applied to each of the two terms.
+// E [n_nodes, n_in] are the features of a graph's nodes; P and Q are two propagation matrices of the graph. The layer
+// computes new features E' [n_rows, n_out] = act(inputs W + b), where inputs [n_rows, 2 n_in] is [P E, Q E * E], and W
+// is W1 above W2. If `per_term`, E' = act(P E W1 + b1) + act((Q E * E) W2 + b2): the activation is applied to each of
+// the two terms.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +14,11 @@
 namespace grf {  // gru4rec_fast
 
 // Flags of a unit (one element of E'), which the forward pass saves for the backward pass.
-constexpr int kFirstPositive = 1;   // the argument of the activation is positive; with per_term: that of the first term
-constexpr int kSecondPositive = 2;  // with per_term: the argument of the second term's activation is positive
+constexpr int kFirstPositive = 1;   // the argument of the activation is positive; if per_term, of the first activation
+constexpr int kSecondPositive = 2;  // the argument of the second activation is positive; only if per_term
 constexpr int kKept = 4;            // message dropout keeps the unit
 
-// The operands from which the inputs are computed.
+// The operands from which `inputs` is computed.
 template <typename T>
 struct NgcfRows {
   int64_t n_rows, n_in;
@@ -35,13 +36,13 @@ struct NgcfRows {
 template <typename T>
 struct NgcfUnits {
   int64_t n_rows, n_out;
-  T slope;       // of LeakyReLU, for negative arguments
+  T slope;       // slope of LeakyReLU for negative arguments
   T keep_scale;  // 1 / (1 - message_dropout)
 };
 
 // Random numbers of message dropout.
 struct MessageDropout {
-  uint32_t drop_threshold;  // a unit is kept if its Philox word is at least this; 0: no dropout
+  uint32_t drop_threshold;  // a unit is kept if its Philox word is at least the threshold; 0: no dropout
   uint32_t stream, step;    // words of the Philox counter
   uint64_t seed;
   const int64_t* nodes;  // [n_rows]: node of each row; null: row i is node i
@@ -62,8 +63,8 @@ struct NgcfGradients {
   T *weights, *bias_1, *bias_2;    // [2 n_in, n_out], [n_out], [n_out]
 };
 
-// Computes the forward pass on the CPU. weights is [2 n_in, n_out], W1 above W2. bias is the sum [n_out] of both
-// biases; with per_term, both biases [2, n_out]. Writes out and flags [n_rows, n_out].
+// Computes the forward pass on the CPU. weights [2 n_in, n_out] is W1 above W2. If per_term, bias [2, n_out] holds b1
+// and b2; otherwise bias [n_out] is b1 + b2. Writes E' to out [n_rows, n_out], and flags [n_rows, n_out].
 template <typename T>
 void ngcf_forward(const NgcfLayer<T>& layer, const T* weights, const T* bias, bool per_term, T* out, uint8_t* flags);
 
@@ -74,7 +75,7 @@ void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool 
 
 namespace cuda {
 
-// Operands of the activation; [n_rows, n_out] except the biases.
+// Operands of the activation. All are [n_rows, n_out] except the biases.
 template <typename T>
 struct ActivationOperands {
   const T *bias_1, *bias_2;  // [n_out]
@@ -83,7 +84,7 @@ struct ActivationOperands {
   uint8_t* flags;            // written
 };
 
-// Writes the index of rows[i] in `columns`, which increase, to indices[i].
+// Writes the index of rows[i] in `columns`, which must be increasing, to indices[i].
 void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int64_t n_columns, int64_t* indices,
                cudaStream_t stream);
 
@@ -91,7 +92,7 @@ void find_rows(const int64_t* rows, int64_t n_rows, const int64_t* columns, int6
 template <typename T>
 void make_inputs(const NgcfRows<T>& rows, T* inputs, cudaStream_t stream);
 
-// Adds the biases, applies the activation and message dropout.
+// Adds the biases, applies the activation and message dropout, and writes E' and the flags.
 template <typename T>
 void activate(const NgcfUnits<T>& units, const MessageDropout& dropout, const ActivationOperands<T>& operands,
               cudaStream_t stream);

@@ -1,4 +1,4 @@
-// Checked arguments of the operators target_rank and top_k, which ranking/ranking.cpp passes to ranking/cuda.cpp.
+// The checked arguments of the operators target_rank and top_k, which ranking/ranking.cpp passes to ranking/cuda.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,12 +14,12 @@ struct RankingTensors {
 
 namespace cuda {
 
-// Writes the numbers of items that score higher than each query's target, and exactly as high, to greater and equal
-// [Q]. Both must be zero before.
+// Writes the number of items that score higher than each query's target to greater [Q], and the number of other items
+// that score exactly as high to equal [Q]. On entry, all elements of `greater` and `equal` must be zero.
 void target_rank(const RankingTensors& tensors, const at::Tensor& targets, const at::Tensor& greater,
                  const at::Tensor& equal);
-// Writes the k best items of each query and their scores, [Q, k]. Each row of exclude [Q, E] must be in increasing
-// order.
+// Writes the k best items of each query and their scores, [Q, k]. Items in the query's row of exclude [Q, E] are left
+// out. Each row must be in increasing order.
 void top_k(const RankingTensors& tensors, const at::Tensor& exclude, const at::Tensor& scores, const at::Tensor& items);
 
 }  // namespace cuda

@@ -1,10 +1,10 @@
 // Ranks of targets and top-k on the CPU, without storing the scores of all items. Specification:
 // gru4rec_fast/ops/ranking.py.
 //
-// Loop order, outermost first: threads take blocks of catalogue rows, which stay in the L2 cache; panels (groups of
-// queries); tiles, which are the product of a panel and some rows of the block (ranking/cpu_kernel.inc). Counts are
-// integers and scored items have a total order, so results do not depend on the number of threads. Bottleneck: the
-// multiply-adds of the scores.
+// The outermost loop, which is divided among threads, is over blocks of catalogue rows; a block stays in the L2 cache.
+// The next loop is over panels, which are groups of queries. The inner loop is over tiles, which are the products of a
+// panel and some rows of the block (ranking/cpu_kernel.inc). Counts are integers, and scored items have a total order,
+// so results do not depend on the number of threads. Bottleneck: the multiply-adds of the scores.
 #include "ranking/ranking.h"
 
 #include <ATen/Parallel.h>
@@ -23,7 +23,7 @@
 namespace grf {
 namespace {
 
-// The k best items of one query so far, as a heap whose front is the worst of them.
+// The k best items of one query so far, as a heap whose front is the worst of these items.
 template <typename T>
 class TopK {
  public:
@@ -40,8 +40,8 @@ class TopK {
   TopK(ScoredItem* storage, int64_t k, const int64_t* exclude, int64_t n_exclude)
       : entries_(storage), k_(k), exclude_(exclude), n_exclude_(n_exclude) {}
 
-  // Returns the score that a further item must exceed: the k-th best so far. While there are fewer than k items it is
-  // -inf, so that items of score -inf are never added.
+  // Returns the score that a further item must exceed: the k-th best score so far. With fewer than k items, returns
+  // -inf, so items of score -inf are never added.
   T threshold() const { return n_ < k_ ? -std::numeric_limits<T>::infinity() : entries_[0].score; }
 
   // Adds an item if it is not excluded and is one of the k best. Returns the new threshold.
@@ -54,6 +54,7 @@ class TopK {
     return threshold();
   }
 
+  // Adds the items of another object.
   void merge(const TopK& other) {
     has_nan_ |= other.has_nan_;
     for (int64_t i = 0; i < other.n_; ++i) add(other.entries_[i]);
@@ -99,7 +100,7 @@ namespace {
 constexpr int64_t kBlockBytes = 256 * 1024;  // maximum size of a block of catalogue rows; fits in the L2 cache
 constexpr int64_t kRowMultiple = 12;         // blocks have a multiple of this many rows, for tiles of 6 or 12 rows
 
-// The catalogue, and the queries in panels [n_panels][width][lanes]. A lane is the position of a query in its panel.
+// The catalogue, and the queries in panels [n_panels][width][lanes]. A lane is the position of a query in a panel.
 template <typename T>
 struct PackedArguments : RankingArguments<T> {
   int64_t lanes, n_panels;
@@ -114,6 +115,7 @@ struct PackedArguments : RankingArguments<T> {
   }
 };
 
+// Copies the queries into panels. Unused lanes of the last panel are zeros.
 template <typename T>
 PackedArguments<T> pack_queries(const RankingArguments<T>& args) {
   PackedArguments<T> packed{args, /*lanes=*/0, /*n_panels=*/0, /*panels=*/{}};
@@ -128,7 +130,7 @@ PackedArguments<T> pack_queries(const RankingArguments<T>& args) {
   return packed;
 }
 
-// Calls visit(first row, number of rows) for the blocks [begin, end) of the catalogue.
+// Calls visit(first_row, n_rows) for the blocks [begin, end) of the catalogue.
 template <typename T, typename Visit>
 void for_blocks(const PackedArguments<T>& packed, int64_t begin, int64_t end, const Visit& visit) {
   for (int64_t block = begin; block < end; ++block) {
@@ -154,8 +156,8 @@ void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64
   const bool one_vector = packed.lanes * static_cast<int64_t>(sizeof(T)) == GRF_DISPATCH(vector_bytes)();
   const auto score = one_vector ? GRF_DISPATCH(score_targets<T, 1>) : GRF_DISPATCH(score_targets<T, 2>);
   const auto count = one_vector ? GRF_DISPATCH(count_rows<T, 1>) : GRF_DISPATCH(count_rows<T, 2>);
-  const int64_t n = packed.n_panels * packed.lanes;  // queries, and unused lanes of the last panel
-  std::vector<T> target_scores(n);
+  const int64_t n_lanes = packed.n_panels * packed.lanes;  // number of lanes of all panels, used or not
+  std::vector<T> target_scores(n_lanes);
   at::parallel_for(0, packed.n_panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t q = p * packed.lanes;
@@ -164,10 +166,10 @@ void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64
     }
   });
   std::mutex mutex;
-  std::vector<uint8_t> has_nan(n);
+  std::vector<uint8_t> has_nan(n_lanes);
   at::parallel_for(0, n_blocks(packed), 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> thread_greater(n), thread_equal(n);
-    const auto thread_has_nan = std::make_unique<bool[]>(n);
+    std::vector<int64_t> thread_greater(n_lanes), thread_equal(n_lanes);
+    const auto thread_has_nan = std::make_unique<bool[]>(n_lanes);
     for_blocks(packed, begin, end, [&](int64_t first, int64_t n_rows) {
       for (int64_t p = 0; p < packed.n_panels; ++p) {
         const int64_t q = p * packed.lanes;
@@ -190,7 +192,7 @@ void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64
 
 namespace {
 
-// A TopK for each query, and the memory for their items.
+// A TopK for each query, and the memory for the items of all queries.
 template <typename T>
 struct QueriesTopK {
   std::vector<typename TopK<T>::ScoredItem> storage;

@@ -1,9 +1,9 @@
 // Ranks of targets and top-k on CUDA. Specification: gru4rec_fast/ops/ranking.py.
 //
-// torch multiplies some queries with some rows of the catalogue; the product is a tile of scores. All tiles use the
-// same memory. While a tile is in the L2 cache, kernels count its scores or select the top k.
+// torch multiplies some queries by some rows of the catalogue; the product is a tile of scores. All tiles use the same
+// memory. While a tile is in the L2 cache, kernels count the scores or select the top k.
 //
-// Hazard: BLAS may sum matrices of different shapes in different orders, and a target's score would then differ in its
+// Hazard: BLAS may sum in different orders if matrices have different shapes. A target's score would then differ in the
 // last bits between two products. So all products of one group of queries have the same shape and strides: the last
 // tile is padded, and the targets' scores come from a product of the same shape.
 #include <ATen/Dispatch.h>
@@ -23,13 +23,13 @@ namespace {
 
 using at::Tensor;
 
-// The catalogue divided into tiles, and the memory that their products reuse.
+// The queries, the catalogue divided into tiles, and the memory that all tiles use.
 struct TiledCatalogue {
   at::Device device;
   Tensor hidden, weight, bias;
   int64_t n_queries, n_items, tile_queries, tile_items;
   Tensor products;     // [tile_queries * tile_items]
-  Tensor padded_rows;  // [tile_items, width]: the rows of the last tile, or of the targets, padded
+  Tensor padded_rows;  // [tile_items, width]: the padded rows of the targets or of the last tile
 
   TiledCatalogue(const RankingTensors& tensors, int64_t max_tile_queries)
       : device(tensors.hidden.device()),
@@ -48,7 +48,7 @@ struct TiledCatalogue {
     padded_rows = at::zeros({tile_items, width}, hidden.options());
   }
 
-  // Multiplies the queries [first, first + n) with `rows` [tile_items, width].
+  // Returns the tile of queries [first, first + n) and `rows` [tile_items, width], which start with item first_item.
   template <typename T>
   ScoreTile<T> multiply(int64_t first, int64_t n, const Tensor& rows, int64_t first_item) const {
     Tensor out = products.narrow(0, 0, n * tile_items).view({n, tile_items});
@@ -62,7 +62,7 @@ struct TiledCatalogue {
             .first_item = first_item};
   }
 
-  // Calls visit(tile) for each tile of the catalogue, multiplied with the queries [first, first + n).
+  // Calls visit(tile) for each tile of queries [first, first + n) and the catalogue.
   template <typename T, typename Visit>
   void for_tiles(int64_t first, int64_t n, const Visit& visit) const {
     for (int64_t item = 0; item < n_items; item += tile_items) {
@@ -101,10 +101,10 @@ void rank_targets(const TiledCatalogue& tiles, const Tensor& targets, const Tens
 // Maximum total length of the top-k lists of one group of queries. A single list of k items may be longer.
 constexpr int64_t kMaxListItems = int64_t{1} << 22;
 
-// Returns the number of segments per query. A segment is a part of a tile's columns with its own top-k list. One block
-// runs per query and segment: with few queries, more segments keep the GPU busy.
+// Returns the number of segments per query. A segment is a range of a tile's columns with its own top-k list. A block
+// processes one segment of one query, so with few queries, more segments keep the GPU busy.
 int64_t choose_n_segments(const TiledCatalogue& tiles, int64_t k) {
-  constexpr int64_t kBlocks = 1024;
+  constexpr int64_t kBlocks = 1024;  // enough to occupy all multiprocessors
   const int64_t max_segments = std::min(tiles.tile_items / kSegmentColumns, kMaxListItems / (tiles.tile_queries * k));
   return std::clamp<int64_t>(kBlocks / tiles.tile_queries, 1, std::max<int64_t>(max_segments, 1));
 }

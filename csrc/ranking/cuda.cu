@@ -12,19 +12,20 @@ namespace grf::cuda {
 
 constexpr int kRankingThreads = 256;
 constexpr int kTopKThreads = 128;
-constexpr int kColumnsPerThread = 4;  // that a thread of select_top_k_kernel reads between two barriers
+constexpr int kColumnsPerThread = 4;  // columns that a thread of select_top_k_kernel reads between two barriers
 constexpr int kChunk = kTopKThreads * kColumnsPerThread;  // columns that a block reads between two barriers
 constexpr int kMaxCandidates = 2 * kChunk;                // in shared memory; must be a power of two
 
+// Returns the score of a column's item for a query: product and bias.
 template <typename T>
 __device__ __forceinline__ T score_of(const ScoreTile<T>& tile, int64_t query, int64_t column) {
   const T product = tile.products[query * tile.width + column];
   const T score = tile.bias == nullptr ? product : product + tile.bias[column];
-  GRF_DEVICE_CHECK(score == score, "query: one has a NaN score; look for NaN or infinity in hidden, weight and bias");
+  GRF_DEVICE_CHECK(score == score, "query: a score is NaN; look for NaN or infinity in hidden, weight and bias");
   return score;
 }
 
-// Copies the rows of the targets.
+// Copies the targets' rows of `weight`.
 //
 // Launch: one dimension, any number of blocks of kRankingThreads; threads loop over elements. Bytes: every element is
 // read and written once; 512 x 100 float32: 0.4 MB, 0.1 us. Bottleneck: the launch itself, a few us.
@@ -32,7 +33,7 @@ template <typename T>
 __global__ void __launch_bounds__(kRankingThreads) gather_targets_kernel(TargetRows<T> rows) {
   for (int64_t i = global_thread(); i < rows.n * rows.width; i += all_threads()) {
     const int64_t query = quotient(i, rows.width), target = rows.targets[query];
-    GRF_DEVICE_CHECK(target >= 0 && target < rows.n_catalogue, "targets: out of range, one is not in the catalogue");
+    GRF_DEVICE_CHECK(target >= 0 && target < rows.n_catalogue, "targets: a target is not an item of the catalogue");
     rows.rows[i] = rows.weight[target * rows.width + (i - query * rows.width)];
   }
 }
@@ -50,7 +51,8 @@ __global__ void __launch_bounds__(kRankingThreads)
   }
 }
 
-// Adds the number of a tile's items that score higher than each query's target, and exactly as high, to the counts.
+// For each query, adds the number of a tile's items that score higher than the target to counts.greater, and the number
+// of other items that score exactly as high to counts.equal.
 //
 // Launch: in x, any number of blocks of kRankingThreads, whose threads loop over the columns of a query; in y, queries.
 // A warp sums its counts, then adds them by two atomic operations. Counts are integers, so the order does not matter.
@@ -113,9 +115,9 @@ __device__ __forceinline__ void sort_candidates(ScoredItem<T>* candidates, int n
   }
 }
 
-// Writes the k best of n candidates and of `list` [k] to `merged` [k]. The position of an item in the result is the
-// number of better items: its index in its own sorted list, plus the number of better items in the other list, by
-// bisection.
+// Writes the k best items among n candidates and `list` [k] to `merged` [k]. The position of an item in `merged` is the
+// number of better items. This is the item's index among the sorted candidates (or in `list`) plus the number of better
+// items in `list` (or among the candidates), which bisection finds.
 template <typename T>
 __device__ __forceinline__ void merge_candidates(ScoredItem<T>* candidates, int n, const ScoredItem<T>* list,
                                                  ScoredItem<T>* merged, int64_t k) {
@@ -137,11 +139,12 @@ __device__ __forceinline__ void merge_candidates(ScoredItem<T>* candidates, int 
 // kMaxCandidates ScoredItems (8 KB for float). Items whose scores exceed the k-th best so far become candidates in
 // shared memory. When this memory is nearly full, or the segment ends, the candidates are sorted and merged into the
 // block's list in global memory. Bytes: each score is read once: 17 MB per tile, 3.5 us. Bottleneck: these reads, since
-// few items become candidates once the lists are full; in the first tile, and for large k, sorting and merging. Hazard:
-// a fast thread could append a candidate of the next chunk before a slow thread has read n_candidates. Then only one of
-// them would take the `continue`, and they would wait at different barriers. So a barrier follows the read.
+// few items become candidates once the lists are full. In the first tile, and for large k, the bottleneck is sorting
+// and merging. Hazard: a fast thread could append a candidate of the next chunk before a slow thread has read
+// n_candidates. Then only one of the two threads would take the `continue`, and they would wait at different barriers.
+// So a barrier follows the read.
 template <typename T>
-__global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to fit more blocks
+__global__ void __launch_bounds__(kTopKThreads, 1)  // without the 1, ptxas spills registers to fit more blocks
     select_top_k_kernel(ScoreTile<T> tile, TopKLists<T> lists) {
   GRF_SHARED(candidates, ScoredItem<T>[kMaxCandidates]);
   GRF_SHARED(n_candidates, int);
@@ -151,7 +154,7 @@ __global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to f
   ScoredItem<T>* merged = lists.scratch + (query * lists.n_segments + segment) * k;
   const int64_t* exclude = lists.exclude + query * lists.n_exclude;
   GRF_DEVICE_CHECK(lists.n_exclude == 0 || (exclude[0] >= -1 && exclude[lists.n_exclude - 1] < lists.n_catalogue),
-                   "exclude: out of range, an item is not in the catalogue and not the padding, -1");
+                   "exclude: an element is neither an item of the catalogue nor the padding, -1");
   const T lowest = -std::numeric_limits<T>::infinity();
   if (lists.is_first_tile) {
     for (int64_t i = threadIdx.x; i < k; i += kTopKThreads) result[i] = {lowest, ScoredItem<T>::kNone};
@@ -161,7 +164,7 @@ __global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to f
 
   const int64_t segment_columns = (tile.n_items - 1) / lists.n_segments + 1;
   const int64_t begin = segment * segment_columns, end = min(begin + segment_columns, tile.n_items);
-  ScoredItem<T> worst = result[k - 1];  // the k-th best item of the list
+  ScoredItem<T> worst = result[k - 1];  // the k-th best item so far
   for (int64_t first = begin; first < end; first += kChunk) {
     T scores[kColumnsPerThread];
 #pragma unroll
@@ -196,21 +199,21 @@ __global__ void __launch_bounds__(kTopKThreads, 1)  // 1: else ptxas spills to f
 // Writes the k best items of each query, from the lists of its segments.
 //
 // Launch: one dimension, any number of blocks of kRankingThreads; threads loop over the items of the lists. The
-// position of an item in the result is the number of better items: its index in its own list, plus the number of better
-// items in each other list, by bisection. Bytes: 8 per item (float), and what the bisections read from the cache; 512
-// queries x 2 segments x k = 20: 0.2 MB. Bottleneck: the launch itself.
+// position of an item in the result is the number of better items. This is the item's index in its own list plus the
+// number of better items in each other list, which bisection finds. Bytes: 8 per item (float), and what the bisections
+// read from the cache; 512 queries x 2 segments x k = 20: 0.2 MB. Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads)
     merge_segments_kernel(TopKLists<T> lists, int64_t n_queries, T* scores, int64_t* items) {
-  const int64_t k = lists.k, per_query = lists.n_segments * k;
-  for (int64_t i = global_thread(); i < n_queries * per_query; i += all_threads()) {
+  const int64_t k = lists.k, items_per_query = lists.n_segments * k;
+  for (int64_t i = global_thread(); i < n_queries * items_per_query; i += all_threads()) {
     const ScoredItem<T> item = lists.best[i];
     if (item.item == ScoredItem<T>::kNone) continue;
-    const int64_t query = quotient(i, per_query), segment = quotient(i - query * per_query, k);
-    const ScoredItem<T>* query_lists = lists.best + query * per_query;
+    const int64_t query = quotient(i, items_per_query), segment = quotient(i - query * items_per_query, k);
+    const ScoredItem<T>* query_lists = lists.best + query * items_per_query;
     int64_t position = 0;
     for (int64_t s = 0; s < lists.n_segments; ++s) {
-      position += s == segment ? i - query * per_query - segment * k : count_better(query_lists + s * k, k, item);
+      position += s == segment ? i - query * items_per_query - segment * k : count_better(query_lists + s * k, k, item);
     }
     if (position >= k) continue;
     scores[query * k + position] = item.score;

@@ -20,6 +20,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Checks the arguments that target_rank and top_k share, and returns them as contiguous tensors.
 RankingTensors check_tensors(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias) {
   TORCH_CHECK_VALUE(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1),
                     "hidden must be [Q, H] and weight [I, H], got shapes ", hidden.sizes(), " and ", weight.sizes());
@@ -77,7 +78,7 @@ std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weigh
   return {greater, equal};
 }
 
-// Returns `exclude` with each row sorted in increasing order; [Q, 0] if it is None.
+// Returns `exclude` with each row sorted in increasing order, or an empty tensor [Q, 0] if `exclude` is None.
 Tensor sort_excluded(const OptionalTensor& exclude, const RankingTensors& tensors) {
   const int64_t n_queries = tensors.hidden.size(0);
   const auto options = tensors.hidden.options().dtype(at::kLong);
@@ -89,6 +90,7 @@ Tensor sort_excluded(const OptionalTensor& exclude, const RankingTensors& tensor
   return std::get<0>(at::sort(items, /*stable=*/false, /*dim=*/1, /*descending=*/false)).contiguous();
 }
 
+// Returns the scores and the items [Q, k] of the k best items of each query, best first.
 template <Kernels kernels>
 std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias, int64_t k,
                                  const OptionalTensor& exclude) {

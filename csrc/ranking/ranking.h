@@ -1,5 +1,5 @@
 // Ranks of targets, and top-k, on raw pointers: the functions of the CPU implementation, and functions that launch the
-// CUDA kernels. Specification: gru4rec_fast/ops/ranking.py.
+// CUDA kernels. A query is a hidden state; its target is an item. Specification: gru4rec_fast/ops/ranking.py.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct RankingArguments {
   int64_t n_queries, n_items, width;
 };
 
-// Adds the number of items that score higher than query q's target to greater[q], and the number of other items that
-// score exactly as high to equal[q]. Both must be zero before.
+// Writes the number of items that score higher than query q's target to greater[q], and the number of other items that
+// score exactly as high to equal[q]. On entry, all elements of `greater` and `equal` must be zero.
 template <typename T>
 void rank_targets(const RankingArguments<T>& args, const int64_t* targets, int64_t* greater, int64_t* equal);
 
@@ -32,7 +32,8 @@ void select_top_k(const RankingArguments<T>& args, int64_t k, const int64_t* exc
 namespace cuda {
 
 // Maximum number of scores of a tile, maximum number of queries of a tile, and minimum number of columns of a segment
-// (see TopKLists). In the emulator they are small, so that the small problems of tests have several tiles and segments.
+// (see TopKLists). In the emulation the numbers are small, so that the small problems of tests have several tiles and
+// segments.
 #ifdef GRF_EMULATED
 constexpr int64_t kTileScores = 1 << 12;
 constexpr int64_t kTileQueries = 32;
@@ -43,17 +44,17 @@ constexpr int64_t kTileQueries = 512;
 constexpr int64_t kSegmentColumns = 1024;
 #endif
 
-// A tile: the matrix product of some queries and `width` consecutive items, without bias. Columns from n_items on are
-// padding.
+// A tile: the products of some queries and `width` consecutive items, without bias. Only the first n_items columns are
+// items; the others are padding.
 template <typename T>
 struct ScoreTile {
   const T* products;  // [n_queries, width]
   const T* bias;      // [n_items], biases of the tile's items; null: no bias
   int64_t n_queries, n_items, width;
-  int64_t first_item;
+  int64_t first_item;  // the item of column 0
 };
 
-// The rows of `weight` of the targets.
+// The rows of `weight` that belong to the targets.
 template <typename T>
 struct TargetRows {
   const T* weight;         // [n_catalogue, width]
@@ -62,7 +63,7 @@ struct TargetRows {
   T* rows;  // [n, width], written
 };
 
-// The counts of items that score higher than each query's target, and exactly as high.
+// For each query, the number of items that score higher than the target, and of other items that score exactly as high.
 template <typename T>
 struct TargetCounts {
   const int64_t* targets;  // [n_queries]
@@ -93,7 +94,7 @@ struct TopKLists {
   ScoredItem<T>*best, *scratch;
 };
 
-// Copies the rows of the targets.
+// Copies the targets' rows of `weight`.
 template <typename T>
 void gather_targets(const TargetRows<T>& rows, cudaStream_t stream);
 
@@ -110,8 +111,8 @@ void count_scores(const ScoreTile<T>& tile, const TargetCounts<T>& counts, cudaS
 template <typename T>
 void select_top_k(const ScoreTile<T>& tile, const TopKLists<T>& lists, cudaStream_t stream);
 
-// Writes the k best items of each query, from the lists of all segments, to scores and items [n_queries, k]. These must
-// hold -inf and -1 before.
+// Writes the k best items of each query, from the lists of all segments, to scores and items [n_queries, k]. On entry,
+// `scores` must hold -inf and `items` -1.
 template <typename T>
 void merge_segments(const TopKLists<T>& lists, int64_t n_queries, T* scores, int64_t* items, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// The arguments and results of the operator sampled_loss, as tensors. sampled_loss/sampled_loss.cpp checks and
-// allocates them, sampled_loss/cuda.cpp computes with them.
+// The arguments and results of the operator sampled_loss, as tensors. sampled_loss/sampled_loss.cpp checks the
+// arguments and allocates the results. sampled_loss/cuda.cpp computes the results on a GPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,17 +8,18 @@
 
 namespace grf {
 
-// The arguments of the operator, contiguous. M: rows of the score matrix, one per hidden state, each with a target
-// item. N: negative items. Entries [M + N] belong to the M targets, then to the N negatives. Undefined if not given:
-// all but `hidden` and `rows`.
+// The arguments of the operator, contiguous. The score matrix has M rows: one per hidden state, each with a target
+// item. N is the number of negative items. In a tensor [M + N, ...], the first M elements belong to the targets and the
+// other N to the negatives. All tensors but `hidden` and `rows` are undefined if their argument is None.
 //   hidden  [M, H], hidden states
 //   rows    [M + N, H], rows of the output table
 //   bias    [M + N], output bias
 //   live    bool [M], false for a hidden state that has no loss
-//   log_q   [M + N], subtracted from the scores
+//   log_q   [M + N], subtracted from the scores (logQ correction)
 //   ids     int64 [M + N], items; a negative that equals a row's target is masked in this row
 //   count   [N], how often each negative occurs
-// in_batch: whether the score matrix also has columns for the targets: the other rows' targets are negatives of a row.
+// in_batch: if true, the score matrix also has columns for the targets, and a row's negatives include the other rows'
+// targets.
 struct LossTensors {
   at::Tensor hidden, rows, bias, live, log_q, ids, count;
   bool in_batch;
@@ -27,18 +28,20 @@ struct LossTensors {
   int64_t n() const { return rows.size(0) - m(); }
   // Returns the number of columns of the score matrix.
   int64_t columns() const { return in_batch ? m() + n() : n(); }
-  // Returns the entries of `tensor` [M + N, ...] for the columns of the score matrix: all, or only those of the
-  // negatives.
+  // Returns the elements of `tensor` [M + N, ...] that belong to columns of the score matrix: all elements, or only
+  // those of the negatives.
   at::Tensor column_entries(const at::Tensor& tensor) const { return in_batch ? tensor : tensor.narrow(0, m(), n()); }
 };
 
-// The loss and its gradients. For bfloat16 arguments they are float32, the dtype that matrix products sum in.
+// The loss, and its gradients with respect to hidden, rows and bias. For bfloat16 arguments the results are float32,
+// the dtype that matrix products sum in.
 struct LossResults {
   at::Tensor loss, hidden, rows, bias;
 };
 
 namespace cuda {
 
+// Computes all elements of `results`.
 void sampled_loss(const LossTensors& args, const LossOptions<double>& options, LossResults& results);
 
 }  // namespace cuda

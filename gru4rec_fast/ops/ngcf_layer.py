@@ -118,7 +118,7 @@ def _check_tensors(features: Tensor, weights: dict[str, Tensor], graph: dict[str
         if indices is not None and indices.device != features.device:
             raise ValueError(f"{name} is on {indices.device}, features are on {features.device}: use one device")
     if graph["columns"] is not None and graph["rows"] is None:
-        raise ValueError("columns: give rows too, which must be among them")
+        raise ValueError("columns: also give rows; every row must be a column")
 
 
 def _check_options(P: str, Q: str, activation: str, negative_slope: float, message_dropout: float, layer: int) -> None:

@@ -1,10 +1,10 @@
 """The captured training step, which trains on a GPU: CUDA graphs that read and write preallocated tensors.
 
-One call makes many updates of the weights, as the fused step of `fused_step.py` does on the CPU. For a group of updates,
-one operator assembles the blocks, a second operator draws the negatives, and a third operator draws the dropout masks. A
-CUDA graph then runs forward, loss, backward and update for the whole group (`graph_capture.py`, `captured_update.py`).
-There is no GPU synchronization until the end of `run`. Therefore dead lanes are masked, and steps after the end of the
-epoch or after a loss that is not finite are computed, but update nothing.
+One call makes many updates of the weights, as the fused step of `fused_step.py` does on the CPU. For a group of
+updates, one operator assembles the blocks, a second operator draws the negatives, and a third operator draws the
+dropout masks. A CUDA graph then runs forward, loss, backward and update for the whole group (`graph_capture.py`,
+`captured_update.py`). There is no GPU synchronization until the end of `run`. Therefore dead lanes are masked, and
+steps after the end of the epoch or after a loss that is not finite are computed, but update nothing.
 
 A lane is one of the B sessions that are processed in parallel. A lane is dead once no session is left for it. A block
 is T consecutive steps (mini-batches) of all lanes.

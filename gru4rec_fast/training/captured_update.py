@@ -2,8 +2,10 @@
 
 An update has A blocks of T steps. For each block, `run_update` gathers table rows and runs forward, loss and backward.
 Then it updates all weights. An `UpdatePlan` has the inputs, which are computed before the update, and the tensors for
-the results. The operators are described in `ops/training_step.py`: `step_gather` gathers table rows, `step_settle_` stores
-the losses and checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
+the results.
+
+`ops/training_step.py` describes the operators: `step_gather` gathers table rows, `step_settle_` stores the losses and
+checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class UpdateContext:
 
     @property
     def input_table(self) -> ItemTable:
-        """The table of which input items select rows: the output table if the embedding is constrained, else `embedding`."""
+        """The table whose rows the input items select: the output table if embedding="constrained"."""
         return self.network.output if self.network.embedding_mode == "constrained" else self.network.embedding
 
     def optimizer_state(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +148,7 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
 def _run_block(
     context: UpdateContext, plan: UpdatePlan, steps: slice, enabled: Tensor, grads: _Gradients
 ) -> list[Tensor]:
-    """Run the steps of a block forward and backward; add gradients to `grads`; return each layer's outputs [T, B, H]."""
+    """Run the steps of a block forward and backward; add to `grads`; return the outputs [T, B, H] of each layer."""
     criterion, output = context.criterion, context.network.output
     embedding_mask = plan.masks.get(STREAM_EMBEDDING_DROPOUT)
     mask = None if embedding_mask is None else embedding_mask[steps]

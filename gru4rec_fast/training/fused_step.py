@@ -1,7 +1,7 @@
-"""The fused training step: one call into C++ makes many whole updates of the weights, on the CPU.
+"""The fused training step: one call into C++ makes many complete updates of the weights, on the CPU.
 
 For each update `csrc/training_step/fused_training_step.cpp` loads blocks, draws negatives, and runs forward, loss,
-backward and the optimizer, by calling the kernels of the operators one after another. Its results equal those of
+backward and the optimizer, by calling the kernels of the operators one after another. The results equal those of
 autograd in `training/session_runner.py`, within rounding. Weights and optimizer state are updated in place, so that a
 training can be saved, resumed, or switched between the fused step and autograd after any update.
 
@@ -26,7 +26,7 @@ from gru4rec_fast.optim import SparseAdagrad
 
 
 class NoKernels(str):
-    """Type of the reason `NO_KERNELS`, which need not be announced: the first operator that runs announces it."""
+    """Type of `NO_KERNELS`, the reason that is not shown to the user, because the first operator that runs shows it."""
 
 
 NO_KERNELS = NoKernels("there are no native kernels")
@@ -44,18 +44,18 @@ def why_not_fused(network: nn.Module, criterion: nn.Module, optimizer: torch.opt
 def why_not_trainable_on(
     network: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, device_type: str
 ) -> str | None:
-    """Return the reason why neither the fused nor the captured step can train this network on a device type, or None.
+    """Return the reason why the fused step ("cpu") or the captured step ("cuda") cannot train this network, or None.
 
     Raises:
-        RuntimeError: as `why_not_fused`.
+        RuntimeError: see `why_not_fused`.
     """
     for value, expected in ((network, SessionNetwork), (criterion, SampledLoss), (optimizer, SparseAdagrad)):
         if type(value) is not expected:
-            return f"it supports exactly {expected.__name__}, not {type(value).__name__}"
+            return f"the step supports exactly {expected.__name__}, not {type(value).__name__}"
     assert isinstance(network, SessionNetwork)
     modules = [*network.modules(), *criterion.modules()]
     if unknown := [type(module).__name__ for module in modules if type(module) not in _SUPPORTED_MODULES]:
-        return f"it does not support a module of class {unknown[0]}"
+        return f"the step does not support a module of class {unknown[0]}"
     impls = {module.impl for module in (*modules, optimizer) if hasattr(module, "impl")}
     if "reference" in impls:
         return "impl='reference' was requested"
@@ -63,13 +63,13 @@ def why_not_trainable_on(
     if any(getattr(obj, name) for obj in objects for name in _HOOK_ATTRIBUTES.get(type(obj), ())):
         return "there are hooks on a module, a parameter or the optimizer, which would not be called"
     if torch.is_autocast_enabled(device_type):
-        return "autocast is on, which it does not support"
+        return "autocast is on, which the step does not support"
     return _why_not_parameters(network, optimizer, "native" if "native" in impls else "auto", device_type)
 
 
 _SUPPORTED_MODULES = {SessionNetwork, SessionGRU, SessionGRULayer, ItemTable, OutputTable, SampledLoss, nn.ModuleList}
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# For each type, the attributes in which torch stores the hooks of an object.
+# For each type, the attributes in which torch stores the hooks of an object of this type.
 _HOOK_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     **dict.fromkeys(_SUPPORTED_MODULES, _MODULE_HOOKS),
     nn.Parameter: ("_backward_hooks", "_post_accumulate_grad_hooks"),
@@ -80,7 +80,7 @@ _HOOK_ATTRIBUTES: dict[type, tuple[str, ...]] = {
 def _why_not_parameters(
     network: SessionNetwork, optimizer: torch.optim.Optimizer, impl: str, device_type: str
 ) -> str | None:
-    """Return the reason why these parameters cannot be trained, or None."""
+    """Return the reason why the step cannot train the network's parameters with this optimizer, or None."""
     named, weights = dict(network.named_parameters()), _weights(network)
     are_plain = all(type(weight) is nn.Parameter for weight in weights)
     weight_ids = {*map(id, weights)}
@@ -88,13 +88,13 @@ def _why_not_parameters(
         return "a weight is not exactly an nn.Parameter, or is used twice"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group with all parameters of the network"
-    for name, parameter in named.items():
-        if parameter.device.type != device_type or parameter.dtype not in (torch.float32, torch.float64):
+    for name, weight in named.items():
+        if weight.device.type != device_type or weight.dtype not in (torch.float32, torch.float64):
             device = "the CPU" if device_type == "cpu" else "a GPU"
-            return f"it supports float32 and float64 on {device}; {name} is {parameter.dtype} on {parameter.device}"
-        if not parameter.requires_grad or not parameter.is_contiguous():
+            return f"the step supports float32 and float64 on {device}; {name} is {weight.dtype} on {weight.device}"
+        if not weight.requires_grad or not weight.is_contiguous():
             return f"{name} is frozen or not contiguous"
-    if len({parameter.dtype for parameter in named.values()}) > 1:
+    if len({weight.dtype for weight in named.values()}) > 1:
         return "the parameters have several dtypes"
     if device_type == "cpu" and _backend.resolve(impl, "gru", "cpu") != "native":
         return NO_KERNELS
@@ -102,6 +102,7 @@ def _why_not_parameters(
 
 
 def _layer_weights(layer: Any) -> list[Tensor | None]:
+    """Return the weights of a SessionGRULayer, in the order of the C++ class GruParameters."""
     return [layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh]
 
 
@@ -121,7 +122,7 @@ def item_range_error(items: Tensor, n_items: int) -> tuple[int, int] | None:
 
 
 class BlockOutcome(NamedTuple):
-    """Result of a block: loss (mean over its steps), number of steps, number of events (targets in live lanes)."""
+    """Result of a block: loss (mean over the steps), number of steps, number of events (targets in live lanes)."""
 
     loss: float
     steps: int
@@ -132,15 +133,15 @@ class FusedTrainingStep:
     """Trains a SessionNetwork with a SampledLoss and a SparseAdagrad on the CPU, many updates per call.
 
     Each call uses the weights, optimizer state, hyperparameters and train or eval mode that network and optimizer have
-    at the time of the call. The options of the criterion are only read by the constructor.
+    at the time of the call. Only the constructor reads the options of the criterion.
 
     Args:
         network, criterion, optimizer: the network to train, its loss, and the optimizer of its parameters;
             `why_not_fused` must return None for them. Missing optimizer state is created.
         steps: T, steps in a block (truncated backpropagation through time).
         accumulate: blocks per update.
-        precision: "full", or "bf16": inputs of matrix products are rounded to bfloat16 and summed in float32; weights,
-            optimizer state and everything between the products stay in float32.
+        precision: "full", or "bf16": the factors of matrix products are rounded to bfloat16, and the products are
+            summed in float32. Weights, optimizer state and everything between the products stay in float32.
 
     Raises:
         ValueError: the fused step cannot train the network; the message says why.
@@ -167,7 +168,7 @@ class FusedTrainingStep:
         self._bind()
 
     def _bind(self) -> None:
-        """Create the C++ object, which has references to the current weights and optimizer state."""
+        """Create the C++ object, which keeps references to the current weights and optimizer state."""
         self._bound_tensors: list[Tensor | None] = []
         criterion = self._criterion
         self._native_step = self._native.FusedTrainingStep(
@@ -199,14 +200,16 @@ class FusedTrainingStep:
             self._bind()
 
     def _network_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the C++ constructor that describe the network, with its weights."""
         network, optimizer = self._network, self._optimizer
 
         def bind_parameter(parameter: Any) -> Any:
+            """Return the C++ object with references to a parameter and its optimizer state; None for None."""
             if parameter is None:
                 return None
-            moments = optimizer.accumulator_and_velocity(parameter, optimizer.param_groups[0]["momentum"])
-            self._bound_tensors += [parameter, *moments]
-            return self._native.Parameter(parameter.detach(), *moments)
+            state = optimizer.accumulator_and_velocity(parameter, optimizer.param_groups[0]["momentum"])
+            self._bound_tensors += [parameter, *state]
+            return self._native.Parameter(parameter.detach(), *state)
 
         layers = [
             self._native.GruParameters(*map(bind_parameter, _layer_weights(layer)), layer.form)
@@ -238,10 +241,10 @@ class FusedTrainingStep:
 
         Args:
             inputs, targets: item indices, int64 [T, B]; -1 in dead lanes.
-            reset: bool [T, B], True where a session begins, so that its hidden state starts at zero.
+            reset: bool [T, B], True where a session begins; the lane's hidden state is set to zero before that step.
             negatives: int64 [T, N], the negatives of each step; None: the other lanes' targets are the only negatives.
             hidden: one hidden state [B, H] per layer, updated in place.
-            step: number of mini-batches before this block since the training began; dropout masks depend on it.
+            step: number of mini-batches before this block since the training began; determines the dropout masks.
 
         Returns:
             The loss before the update. If the loss is not finite, nothing was updated.
@@ -281,7 +284,7 @@ class FusedTrainingStep:
         return {name: float(group[name]) for name in ("lr", "momentum", "eps")}
 
     def _mark_as_changed(self, hidden: Sequence[Tensor]) -> None:
-        """Increment the tensors' version counters, as in-place operations do, so that autograd detects the change."""
+        """Increment the version counters of all tensors that the step changes, so that autograd detects the change."""
         changed = [tensor for tensor in self._bound_tensors if tensor is not None]
         torch.autograd.graph.increment_version([*changed, *hidden])
 
@@ -293,24 +296,24 @@ def check_steps(loader: SessionParallelLoader, steps: int) -> None:
 
 
 class FusedEpoch:
-    """An epoch of a `FusedTrainingStep`, started by its `start_epoch`. Each call of `run` makes some updates."""
+    """An epoch that `FusedTrainingStep.start_epoch` has started. Each call of `run` makes some of the updates."""
 
     def __init__(
         self,
-        step: FusedTrainingStep,
+        training_step: FusedTrainingStep,
         loader: SessionParallelLoader,
         sampler: ops.AliasTable | None,
         n_sample: int,
         seed: int,
     ) -> None:
-        native = step._native
+        native = training_step._native
         order, self._lane_state = loader.start_epoch()
-        self._step, self._loader = step, loader
+        self._training_step, self._loader = training_step, loader
         self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lane_state)
         self._sampler, self._finished = None, False
         if n_sample and sampler is not None:
-            tables = (sampler.threshold, sampler.alias, sampler.log_prob)
-            self._sampler = native.NegativeSampler(*tables, n=n_sample, seed=seed)
+            alias_table = (sampler.threshold, sampler.alias, sampler.log_prob)
+            self._sampler = native.NegativeSampler(*alias_table, n=n_sample, seed=seed)
 
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
         """Make at most `updates` updates; return the outcome of each block, and whether the epoch is over.
@@ -322,30 +325,30 @@ class FusedEpoch:
         Args:
             updates: at least 1.
             hidden: one hidden state [B, H] per layer, updated in place.
-            step: number of mini-batches since the training began; negatives and dropout masks are functions of it and
-                of the seeds.
+            step: number of mini-batches since the training began; with the seeds it determines negatives and dropout
+                masks.
 
         Raises:
             ValueError: an item is out of range for the catalogue.
         """
         if self._finished:
             return [], True
-        self._step._rebind_if_changed()
+        self._training_step._rebind_if_changed()
         try:
-            blocks, self._finished = self._step._native_step.run(
+            blocks, self._finished = self._training_step._native_step.run(
                 batcher=self._batcher,
                 sampler=self._sampler,
                 min_live=self._loader.min_live,
                 first_step=step,
                 updates=updates,
                 hidden=list(hidden),
-                **self._step._hyperparameters(),
+                **self._training_step._hyperparameters(),
             )
         except ValueError as error:
-            if item_range_error(self._loader.items, self._step.n_items):
+            if item_range_error(self._loader.items, self._training_step.n_items):
                 raise self._loader.damage_error(str(error)) from None
             raise
         finally:
-            self._step._mark_as_changed(hidden)
+            self._training_step._mark_as_changed(hidden)
         self._loader.set_position(self._lane_state, self._finished)
         return [BlockOutcome(*block) for block in blocks], self._finished

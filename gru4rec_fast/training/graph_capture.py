@@ -1,4 +1,4 @@
-"""Some updates on preallocated tensors, captured in one CUDA graph; `captured_step.py` decides how many.
+"""Runs a fixed number of updates on preallocated tensors as one CUDA graph; `captured_step.py` chooses the number.
 
 A lane is one of the B sessions that are processed in parallel. It is dead once no session is left for it, else live. A
 mini-batch is one step of all lanes, a block is T mini-batches, and an update of the weights has one block or several.
@@ -20,7 +20,7 @@ from gru4rec_fast.training.captured_update import UpdateContext, UpdatePlan, run
 
 @dataclass(frozen=True)
 class UpdatesShape:
-    """Sizes of `CapturedUpdates`.
+    """Sizes of a `CapturedUpdates` object; a CUDA graph is captured for fixed sizes.
 
     Attributes:
         updates: number of updates.
@@ -61,7 +61,7 @@ class CapturedUpdates:
         self.shape, self._context = shape, context
         network, device = context.network, context.device
         weight = network.output.weight
-        n, lanes, columns = shape.mini_batches, shape.lanes, shape.lanes + shape.n_sample
+        n, lanes, scored = shape.mini_batches, shape.lanes, shape.lanes + shape.n_sample
 
         def new_items(*sizes: int) -> Tensor:
             return torch.full(sizes, -1, dtype=torch.int64, device=device)
@@ -70,14 +70,15 @@ class CapturedUpdates:
             return torch.zeros(sizes, dtype=torch.bool, device=device)
 
         self.losses, self.n_live = weight.new_zeros(n), new_items(n)
-        self._inputs, self._items = new_items(n, lanes), new_items(n, columns)
+        self._inputs, self._items = new_items(n, lanes), new_items(n, scored)
         self._reset, self._live, self._active = new_mask(n, lanes), new_mask(n, lanes), new_mask(n)
         self._loss_weight = weight.new_ones(n) if shape.per_update > 1 else None
         self._enabled = new_mask(shape.updates, shape.blocks)
-        widths = [columns, lanes] if context.input_table is not network.output else [lanes + columns]
-        self._sorted = [
-            (new_items(shape.updates, shape.per_update * width), new_items(shape.updates, shape.per_update * width))
-            for width in widths
+        # Row gradients per mini-batch of the output table and of the input table, or of the table that is both.
+        counts = [scored, lanes] if context.input_table is not network.output else [lanes + scored]
+        self._sorted_rows = [
+            (new_items(shape.updates, shape.per_update * count), new_items(shape.updates, shape.per_update * count))
+            for count in counts
         ]
         self._hidden = [weight.new_zeros(lanes, size) for size in network.gru.sizes]
         self._masks: dict[int, Tensor] = {}  # dropout masks by Philox stream
@@ -85,12 +86,12 @@ class CapturedUpdates:
         self._graph_key: tuple[Any, ...] = ()
 
     def fill(self, block: Sequence[Tensor], negatives: Tensor | None, first_step: int) -> None:
-        """Prepare the next K mini-batches: copy their indices, sort table rows, draw dropout masks.
+        """Prepare the next K mini-batches: copy the item indices, sort table rows, draw dropout masks.
 
         Args:
             block: (inputs, targets, reset), each [K, B].
             negatives: [K, N], or None.
-            first_step: number of mini-batches before these since the training began.
+            first_step: number of mini-batches before these K since the training began.
         """
         inputs, targets, reset = block
         live = targets >= 0
@@ -111,7 +112,8 @@ class CapturedUpdates:
     def _compute_loss_weights(self) -> None:
         """Compute the weight of each mini-batch in the loss of its update.
 
-        This loss is the mean over the blocks of the mean over the mini-batches of a block; skipped ones do not count.
+        The loss of a block is the mean over its mini-batches, and the loss of the update is the mean over its blocks.
+        Skipped mini-batches do not count.
         """
         if self._loss_weight is None:
             return
@@ -124,11 +126,12 @@ class CapturedUpdates:
     def _sort_rows(self) -> None:
         """Sort the row indices of each update for each table, in one launch for all updates."""
         inputs, items = (indices.view(self.shape.updates, -1) for indices in (self._inputs, self._items))
-        rows_of_tables = [items, inputs] if len(self._sorted) == 2 else [torch.cat([inputs, items], 1)]
-        for rows, rows_and_permutation in zip(rows_of_tables, self._sorted, strict=True):
+        rows_of_tables = [items, inputs] if len(self._sorted_rows) == 2 else [torch.cat([inputs, items], 1)]
+        for rows, rows_and_permutation in zip(rows_of_tables, self._sorted_rows, strict=True):
             torch.sort(rows, dim=1, stable=True, out=rows_and_permutation)
 
     def _draw_masks(self, first_step: int) -> None:
+        """Draw the dropout masks into `_masks`; remove the masks that are not used (evaluation mode, or p = 0)."""
         context, shape = self._context, self.shape
         network = context.network
         # (units, dropout probability) by Philox stream
@@ -155,12 +158,13 @@ class CapturedUpdates:
         torch.autograd.graph.increment_version([*self._context.network.parameters()])
 
     def _run(self) -> None:
+        """Run the operators, or replay the graph if nothing that it depends on has changed since the last run."""
         key = self._current_key()
         if key != self._graph_key or self._context.device.type != "cuda":
             self._graph, self._graph_key = None, key
             self._run_operators()
             return
-        # Captured in the second run: the first one has created all that is created at its first use.
+        # The graph is captured in the second run, because the first run creates what is created at its first use.
         if self._graph is None:
             self._graph = self._capture()
         self._graph.replay()
@@ -173,7 +177,7 @@ class CapturedUpdates:
         return graph
 
     def _current_key(self) -> tuple[Any, ...]:
-        """Return all values that a captured graph depends on; if one changes, the graph is captured again."""
+        """Return all values that a captured graph depends on; if a value changes, the graph is captured again."""
         weights = [*self._context.network.parameters()]
         tensors = [tensor for weight in weights for tensor in (weight, *self._context.optimizer_state(weight))]
         tensors += [*self._masks.values(), self._context.criterion.log_support]
@@ -185,6 +189,7 @@ class CapturedUpdates:
             run_update(self._context, self._plan(update))
 
     def _plan(self, update: int) -> UpdatePlan:
+        """Return the plan of one update: its slices of the preallocated tensors."""
         steps = slice(update * self.shape.per_update, (update + 1) * self.shape.per_update)
         return UpdatePlan(
             inputs=self._inputs[steps],
@@ -193,7 +198,7 @@ class CapturedUpdates:
             live=self._live[steps],
             active=self._active[steps],
             loss_weight=None if self._loss_weight is None else self._loss_weight[steps],
-            sorted_rows=[(rows[update], permutation[update]) for rows, permutation in self._sorted],
+            sorted_rows=[(rows[update], permutation[update]) for rows, permutation in self._sorted_rows],
             masks={stream: mask[steps] for stream, mask in self._masks.items()},
             enabled=self._enabled[update],
             losses=self.losses[steps],

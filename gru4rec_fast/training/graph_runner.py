@@ -1,4 +1,4 @@
-"""Runs an epoch of graph training: each batch of triples (user, item of the user, other item) is one update by BPR."""
+"""Runs an epoch of graph training: one BPR update per mini-batch of triples (user, item of the user, other item)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class GraphEpochRunner:
 
     Implements the protocol `gru4rec_fast.training.trainer.EpochRunner`.
 
-    Triples and dropout masks are functions of the seeds of sampler and network, and of the number of batches since the
-    training began.
+    Triples and dropout masks are functions of the seeds of sampler and network, and of the number of mini-batches since
+    the training began.
 
     Args:
         network: trained in place, from the weights that it has.
-        sampler: draws the triples; an epoch has `sampler.n_batches` batches.
+        sampler: draws the triples; an epoch has `sampler.n_batches` mini-batches.
         optimizer: optimizer of the network's parameters.
         reg_weight: weight of the L2 penalty.
         schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
@@ -78,10 +78,10 @@ class GraphEpochRunner:
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
         """Run the current epoch to its end.
 
-        `between_updates` is called after each batch. Its result, the maximum number of batches until the next call, is
-        at least 1, so it has no effect here.
+        `between_updates` is called after each mini-batch. It returns the maximum number of mini-batches until the next
+        call. This number is ignored, because it is at least 1.
         """
-        position, memory, size = self.position, self.memory, self.sampler.batch_size
+        position, memory, batch_size = self.position, self.memory, self.sampler.batch_size
         self.network.train()
         started = time.perf_counter() - position.seconds
         while position.mini_batches < self.sampler.n_batches:
@@ -100,9 +100,9 @@ class GraphEpochRunner:
                 self.schedule.after_update()
             position.step += 1
             position.mini_batches += 1
-            position.events += size
+            position.events += batch_size
             position.seconds = time.perf_counter() - started
-            progress.advance(size, position.mean_loss)
+            progress.advance(batch_size, position.mean_loss)
             between_updates()
         self.read_losses()
 
@@ -111,7 +111,7 @@ class GraphEpochRunner:
         self.position = TrainingPosition(self.position.epoch + 1, self.position.step)
 
     def read_losses(self) -> None:
-        """Add all losses so far to `position`. Raises TrainingDiverged if one is NaN or infinite."""
+        """Add all losses so far to `position`. Raises TrainingDiverged if a loss is NaN or infinite."""
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

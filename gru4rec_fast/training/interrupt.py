@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that take effect at the end of a step."""
+"""Defers Ctrl-C and SIGTERM to the end of a training step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 _MESSAGES: dict[int, bytes] = {
-    signal.SIGINT: b"\nCtrl-C: finishing this step (or validation) and saving; press it again to stop at once\n",
-    signal.SIGTERM: b"\nSIGTERM: finishing this step (or validation) and saving; a second one stops at once\n",
+    signal.SIGINT: b"\nCtrl-C: finishing this step (or validation) and saving; press Ctrl-C again to stop at once\n",
+    signal.SIGTERM: b"\nSIGTERM: finishing this step (or validation) and saving; a second SIGTERM stops at once\n",
 }
 _STDERR = 2  # file descriptor
 
@@ -21,7 +21,8 @@ _STDERR = 2  # file descriptor
 class TrainingInterrupted(KeyboardInterrupt):
     """Raised when Ctrl-C or SIGTERM ended a training between two updates; the message says how to resume.
 
-    signal_number: signal.SIGINT (Ctrl-C) or signal.SIGTERM.
+    Attributes:
+        signal_number: signal.SIGINT (Ctrl-C) or signal.SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT):

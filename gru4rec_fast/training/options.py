@@ -1,10 +1,10 @@
-"""Options of a training that sessions and graphs share."""
+"""Options of a `Trainer`, which are the same for sessions and graphs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOSS = "loss"
+LOSS = "loss"  # the value of `monitor` that stands for the training loss
 
 
 def check_at_least(minimum: float, **values: float | None) -> None:
@@ -20,7 +20,7 @@ class TrainerOptions:
 
     Attributes:
         n_epochs: number of epochs in total; a resumed training runs only those that are not finished.
-        evaluate_every: epochs from one validation to the next; the last epoch is always validated.
+        evaluate_every: number of epochs from one validation to the next; the last epoch is always validated.
         monitor: the value that selects the best epoch: a validation metric, e.g. "recall@20" (larger is better), or
             "loss", the training loss (smaller is better).
         patience: stop after this many validations (with "loss": epochs) in a row without a better value; None: never

@@ -1,4 +1,4 @@
-"""How far a training has come, and the check that its losses and weights are finite."""
+"""Records how far a training has come, and checks that losses and weights are finite."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# Reading a loss synchronizes with an accelerator, so losses are read in groups there.
+# Reading a loss synchronizes with an accelerator, so on accelerators losses are read in groups of this size.
 LOSSES_PER_READ = 64
 
 
 class TrainingDiverged(ArithmeticError):
     """Raised for a loss, weight or metric that is NaN or infinite.
 
-    `Trainer` adds the last good checkpoint to the message.
+    `Trainer` adds the path of the last good checkpoint to the message.
     """
 
 
@@ -43,11 +43,11 @@ class TrainingPosition:
 
     @property
     def mean_loss(self) -> float | None:
-        """Mean of the losses of this epoch that were read; None if there are none."""
+        """Mean of the losses of this epoch that were read; None if no loss was read."""
         return self.loss_sum / self.loss_count if self.loss_count else None
 
     def describe(self) -> str:
-        """Return words for a message, e.g. "in epoch 2, after mini-batch 5 (step 105 of the training)"."""
+        """Return the position as text, e.g. "in epoch 2, after mini-batch 5 (step 105 of the training)"."""
         inside = f"in epoch {self.epoch}, after mini-batch {self.mini_batches}"
         where = inside if self.mini_batches else f"after epoch {self.epoch - 1}"
         return f"{where} (step {self.step} of the training)"
@@ -88,7 +88,7 @@ class LossMonitor:
 
 
 def add_loss(position: TrainingPosition, value: float, steps: int, n_earlier: int) -> None:
-    """Add the mean loss of `steps` mini-batches to the sum of `position`.
+    """Add the mean loss `value` of `steps` mini-batches to the sum of `position`.
 
     n_earlier: number of earlier mini-batches in this epoch.
 

@@ -6,19 +6,20 @@ import sys
 import time
 from typing import Any, Protocol
 
+# Minimum number of seconds from one update of the bar, or one line, to the next.
 BAR_INTERVAL_S = 0.25
 LINE_INTERVAL_S = 30.0
 
 
 class Progress(Protocol):
-    """Receives the progress of a training.
+    """Protocol of the objects that show the progress of a training.
 
     An event is one training example: a target of a session, or a triple of a graph. A loss is the mean over the epoch
     so far.
     """
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
-        """Start epoch `epoch` (counted from 1) of `n_events` events; `done` events were done before a resume."""
+        """Start epoch `epoch` (counted from 1), which has `n_events` events; `done` of them precede a resume."""
 
     def advance(self, events: int, loss: float | None) -> None:
         """Add `events` events. The loss is None if it is not known. Called after each block or less often."""
@@ -33,7 +34,7 @@ class Progress(Protocol):
         """Release the terminal; called when the training ends."""
 
 
-class Silent:
+class SilentProgress:
     """Shows nothing."""
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
@@ -64,8 +65,8 @@ def epoch_line(record: dict[str, Any], n_epochs: int) -> str:
     return "  ".join(parts)
 
 
-class _Timed:
-    """Base class: counts events, and calls `show` when an interval has passed since the last call."""
+class _TimedProgress:
+    """Base class: counts events, and calls `show` if at least `interval_s` seconds have passed since the last call."""
 
     interval_s = BAR_INTERVAL_S
 
@@ -88,7 +89,7 @@ class _Timed:
         raise NotImplementedError
 
 
-class PlainProgress(_Timed):
+class PlainProgress(_TimedProgress):
     """Prints one line per epoch, and one every 30 s within a long epoch."""
 
     interval_s = LINE_INTERVAL_S
@@ -110,7 +111,7 @@ class PlainProgress(_Timed):
         """Do nothing."""
 
 
-class BarProgress(_Timed):
+class BarProgress(_TimedProgress):
     """Draws a progress bar (by the library rich) for each epoch; replaces it by the epoch's line at the end."""
 
     def __init__(self) -> None:
@@ -158,5 +159,5 @@ class BarProgress(_Timed):
 def make_progress(show: bool | None = None) -> Progress:
     """Return a progress bar if stderr is a terminal, else plain lines; with show=False an object that shows nothing."""
     if show is False:
-        return Silent()
+        return SilentProgress()
     return BarProgress() if sys.stderr.isatty() else PlainProgress()

@@ -36,8 +36,8 @@ class RunFolder:
 
     Args:
         path: the folder, created when the first file is written; None: nothing is written.
-        checkpoint_template: its format, config and tensors are copied into every checkpoint file, so that a reader can
-            build the model.
+        checkpoint_template: the format, config and tensors of this Checkpoint are copied into every checkpoint file, so
+            that a reader can build the model.
 
     Attributes:
         last_saved: path of the last checkpoint that this training has written or was resumed from; None: there is none.
@@ -47,10 +47,13 @@ class RunFolder:
         self.path = None if path is None else Path(path)
         self.checkpoint_template = checkpoint_template
         self.last_saved: Path | None = None
-        self._files_are_ours = False  # whether this training wrote the files in the folder, or was resumed from them
+        self._files_are_ours = False  # this training wrote the files in the folder, or was resumed from them
 
     def continue_from(self, checkpoint: Path | None) -> None:
-        """Continue the training that wrote this checkpoint; if it is in this folder, the other files belong to it."""
+        """Continue the training that wrote this checkpoint.
+
+        If the checkpoint is in this folder, the other files in the folder are also files of this training.
+        """
         self.last_saved = checkpoint
         if checkpoint is not None and self.path is not None:
             self._files_are_ours = checkpoint.resolve() == (self.path / LAST).resolve()
@@ -67,7 +70,7 @@ class RunFolder:
         return self.last_saved if self.path is not None else None
 
     def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> None:
-        """Write best.safetensors, with the model and the history, but without the state to resume from."""
+        """Write best.safetensors, with the model and the history, but without the state that a resume needs."""
         if self.path is not None:
             self._save(BEST, model_tensors(network), {"history": list(history)})
 
@@ -94,6 +97,7 @@ class RunFolder:
         return [] if self.path is None else [name for name in RUN_FILES if (self.path / name).exists()]
 
     def _move_earlier_files(self) -> None:
+        """Move the files of an earlier training to `previous`, and delete all other training files there."""
         assert self.path is not None
         existing, previous = self._existing_files(), self.path / PREVIOUS
         if existing:

@@ -31,9 +31,10 @@ class Schedule:
     Args:
         optimizer: the optimizer whose learning rate is scheduled.
         name: "step", "cosine", "plateau", or the name of a class in torch.optim.lr_scheduler.
-        options: the arguments of that class, and the key `interval`: step the scheduler after each "epoch" (default)
-            or "update". Defaults: for "step", step_size is a third of the epochs; for "cosine" with interval="epoch",
-            T_max is n_epochs; for "plateau", mode is "max" if `maximize`, else "min".
+        options: the arguments of that class. One further key, `interval`, says whether the scheduler is stepped after
+            each "epoch" (default) or each "update". Defaults: for "step", step_size is a third of
+            the epochs. For "cosine" with interval="epoch", T_max is n_epochs. For "plateau", mode is "max" if
+            `maximize`, else "min".
         n_epochs: length of the training; only used for these defaults.
         maximize: whether a larger monitored value is better; only used for "plateau".
 
@@ -93,8 +94,8 @@ class Schedule:
     def after_epoch(self, monitored: float | None) -> None:
         """Step the scheduler if interval="epoch". Call this after each epoch.
 
-        monitored: the metric or loss that "plateau" monitors; None if the epoch was not validated: "plateau" is not
-            stepped then.
+        monitored: the metric or loss that "plateau" monitors. If the epoch was not validated, it is None, and "plateau"
+            is not stepped.
         """
         if self._monitors_metric:
             if monitored is not None:
@@ -103,8 +104,8 @@ class Schedule:
             self._step()
 
     def _step(self, *monitored: float) -> None:
-        # Prevents a warning that the scheduler is stepped before the optimizer: torch does not count the updates of the
-        # fused step, nor those before a resume.
+        # Prevents the warning that the scheduler is stepped before the optimizer. torch does not count updates by the
+        # fused step, nor updates before a resume.
         self._scheduler.optimizer._opt_called = True
         self._scheduler.step(*monitored)
 
@@ -113,11 +114,11 @@ class Schedule:
         return {key: value for key, value in self._scheduler.state_dict().items() if _is_json(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state. Load the optimizer's state after this, since it has the learning rate.
+        """Restore the state. Load the optimizer's state afterwards, since that state has the learning rate.
 
         Raises:
-            ValueError: a cosine schedule was as long as the training, and this training has another length. After the
-                end of the cosine the learning rate would increase again.
+            ValueError: a cosine schedule was as long as the saved training, and this training has another length. After
+                the end of the cosine the learning rate would increase again.
         """
         if self._ends_with_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Runs an epoch of session training: by the fused step (CPU), by the captured step (GPU), or by autograd."""
+"""Runs an epoch of session training by the fused step (CPU), the captured step (GPU) or autograd."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.state import HIDDEN, hidden_tensors
 
-# Time that a call into the fused step should take. Ctrl-C and the progress bar wait for the end of the call.
+# Time in seconds that a call into the fused step should take. Ctrl-C and the progress bar wait for the end of the call.
 _SECONDS_PER_CALL = 0.1
 
 
@@ -52,8 +52,9 @@ class SessionEpochRunner:
         schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
         fused: True: train by the fused step if it can train the network. False: train by autograd.
         precision: "full" or "bf16", see `FusedTrainingStep`; "bf16" is an error if autograd has to train.
-        fingerprint: returns a digest of the log, e.g. `lambda: log_fingerprint(store)`; called once, when the first
-            checkpoint is written or resumed. None: a checkpoint of another log is only detected by its counts.
+        fingerprint: function that returns a digest of the log, e.g. `lambda: log_fingerprint(store)`. It is called
+            once, when the first checkpoint is written or resumed. None: a checkpoint of another log is detected only if
+            the numbers of sessions, targets or items differ.
         memory: a MemoryRecord records the phases batch, forward, loss, backward and update; autograd then trains.
         impl: "auto", "native" or "reference", for negative sampling.
 
@@ -106,7 +107,7 @@ class SessionEpochRunner:
 
     @cached_property
     def data_identity(self) -> dict[str, int | str]:
-        """Counts of the log, and its fingerprint if the runner was given one."""
+        """Numbers of sessions, targets and items, and the fingerprint of the log if the runner was given one."""
         loader = self.loader
         counts = {"sessions": loader.n_sessions, "targets": loader.n_targets, "items": self.network.n_items}
         return counts | ({} if self._fingerprint is None else {"fingerprint": self._fingerprint()})
@@ -164,6 +165,7 @@ class SessionEpochRunner:
             )
 
     def _run_fused(self, progress: Progress, between_updates: Callable[[], int | None], started: float) -> None:
+        """Train the rest of the epoch by the fused step. started: `time.perf_counter()` minus `position.seconds`."""
         position, epoch = self.position, self.start_fused_epoch()
         assert self.hidden is not None
         mini_batches_per_update = self.loader.steps * self.accumulate
@@ -176,8 +178,8 @@ class SessionEpochRunner:
                 self._advance(block.steps, block.events)
             progress.advance(sum(block.events for block in blocks), position.mean_loss)
             position.seconds = time.perf_counter() - started
-            # As many updates as fit _SECONDS_PER_CALL at the speed of the last call. At most twice as many as before,
-            # since the last call may have been unusually fast.
+            # The next call makes as many updates as fit _SECONDS_PER_CALL at the speed of the last call, but at most
+            # twice as many as the last call, which may have been unusually fast.
             seconds = time.perf_counter() - call_started
             updates = min(2 * updates, max(1, int(updates * _SECONDS_PER_CALL / seconds)))
             if self.schedule and blocks:
@@ -199,7 +201,7 @@ class SessionEpochRunner:
         }
         step: FusedTrainingStep | CapturedTrainingStep
         if self.loader.device.type == "cuda":
-            # Created once, since it has the captured graphs, which the next epochs replay.
+            # The step is created once, since it has the captured graphs, which the next epochs replay.
             self._captured_step = self._captured_step or CapturedTrainingStep(*modules, **options)
             step = self._captured_step
         else:
@@ -207,6 +209,7 @@ class SessionEpochRunner:
         return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed)
 
     def _run_autograd(self, progress: Progress, between_updates: Callable[[], int | None], started: float) -> None:
+        """Train the rest of the epoch by autograd. started: as for `_run_fused`."""
         position = self.position
         blocks = iter(self.loader)
         accumulated = 0
@@ -225,7 +228,7 @@ class SessionEpochRunner:
                 position.seconds = time.perf_counter() - started
                 between_updates()
         if accumulated:
-            # Losses were divided by `accumulate`, but the last update of the epoch has fewer blocks.
+            # The losses were divided by `accumulate`, but this last update of the epoch has fewer blocks.
             self._update_weights(scale=self.accumulate / accumulated)
         self.read_losses()
 
@@ -241,7 +244,7 @@ class SessionEpochRunner:
         position, memory, steps = self.position, self.memory, len(block.n_live)
         assert self.hidden is not None
         with memory.phase("forward"):
-            all_live = block.n_live[-1] == self.loader.n_lanes  # a lane without a session stays so until the epoch ends
+            all_live = block.n_live[-1] == self.loader.n_lanes  # a dead lane stays dead in this epoch
             output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step, all_live=all_live)
         with memory.phase("loss"):
             table = self.network.output_weight, self.network.output_bias
@@ -273,11 +276,11 @@ class SessionEpochRunner:
         self.position, self.hidden = TrainingPosition(self.position.epoch + 1, self.position.step), None
 
     def read_losses(self) -> None:
-        """Add all losses so far to `position`. Raises TrainingDiverged if one is NaN or infinite."""
+        """Add all losses so far to `position`. Raises TrainingDiverged if a loss is NaN or infinite."""
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the hidden states and the loader's position; between epochs no tensors and None."""
+        """Return the hidden states and the loader's position; between epochs, no tensors and {"loader": None}."""
         return hidden_tensors(self.hidden), {"loader": None if self.hidden is None else self.loader.state_dict()}
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""Converts the state of a training to named tensors and JSON values, and back without a change of a bit."""
+"""Converts the state of a training to named tensors and JSON values, and back to the same bits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ HIDDEN = "hidden."
 
 
 def model_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return the network's parameters and persistent buffers by "model.<name>"."""
+    """Return the network's parameters and persistent buffers, named "model.<name>"."""
     return {MODEL + name: tensor for name, tensor in network.state_dict().items()}
 
 
 def hidden_tensors(hidden: list[Tensor] | None) -> dict[str, Tensor]:
-    """Return the hidden states of the layers by "hidden.<layer>"; nothing for None (between epochs)."""
+    """Return the hidden states of the layers, named "hidden.<layer>"; an empty dict for None (between epochs)."""
     return {f"{HIDDEN}{layer}": state for layer, state in enumerate(hidden or [])}
 
 
@@ -30,7 +30,7 @@ def _parameter_names(network: nn.Module, optimizer: Optimizer) -> list[str]:
 
 
 def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimizer's state: tensors by "optimizer.<parameter>.<key>", and JSON values.
+    """Return an optimizer's state: tensors named "optimizer.<parameter>.<key>", and JSON values.
 
     The JSON values are `groups` (options of the parameter groups) and `scalars` (by parameter, then key).
     """
@@ -54,13 +54,13 @@ def load_optimizer(
     names = _parameter_names(network, optimizer)
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
-        entry = dict(values["scalars"].get(name, {}))
+        parameter_state = dict(values["scalars"].get(name, {}))
         for tensor_name, tensor in tensors.items():
             parameter, _, key = tensor_name.rpartition(".")
             if parameter == name:
-                entry[key] = tensor
-        if entry:
-            state[index] = entry
+                parameter_state[key] = tensor
+        if parameter_state:
+            state[index] = parameter_state
     current = optimizer.state_dict()["param_groups"]
     groups = [saved | {"params": group["params"]} for saved, group in zip(values["groups"], current, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

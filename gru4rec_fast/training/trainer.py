@@ -21,7 +21,7 @@ from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
 from gru4rec_fast.training.options import LOSS, TrainerOptions
 from gru4rec_fast.training.position import TrainingDiverged, TrainingPosition, check_weights
-from gru4rec_fast.training.progress import Progress, Silent
+from gru4rec_fast.training.progress import Progress, SilentProgress
 from gru4rec_fast.training.run_folder import LAST, PREVIOUS, RunFolder
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.state import MODEL, OPTIMIZER, load_optimizer, optimizer_state
@@ -55,7 +55,7 @@ class EpochRunner(Protocol):
         """Counts and digests of the training data, as JSON values. Resuming on data with other values is an error."""
 
     def notice(self) -> str | None:
-        """Return a line to show before training, or None."""
+        """Return a line of text to show before training, or None."""
 
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
         """Run the current epoch from `position` to its end.
@@ -68,7 +68,7 @@ class EpochRunner(Protocol):
         """Advance `position` to the start of the next epoch."""
 
     def read_losses(self) -> None:
-        """Add all losses so far to `position`. Raises TrainingDiverged if one is NaN or infinite."""
+        """Add all losses so far to `position`. Raises TrainingDiverged if a loss is NaN or infinite."""
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and JSON values that this runner needs to resume, without weights and optimizer state."""
@@ -89,9 +89,11 @@ class Trainer:
         out: folder for last.safetensors, best.safetensors (if there is a validation or monitor is "loss"), curves.csv
             and curves.png. `RunFolder` says what happens to the files of an earlier training. None: nothing is written.
         checkpoint_template: a `Checkpoint` whose format, config and tensors are copied into every checkpoint file, so
-            that its reader can build the model. None: the format has the class of the network; there is no config.
+            that a reader of the file can build the model. None: the format names the class of the network, and there is
+            no config.
         progress: shows the progress of the training; None: nothing is shown.
-        peak: measures the peak memory above its baseline; None: the baseline is the memory in use when `run` starts.
+        peak: the `PeakMemory` that measures the peak memory above a baseline. None: the baseline is the memory in use
+            when `run` starts.
 
     Attributes:
         history: one dict per finished epoch: epoch, loss (mean over the epoch's mini-batches), seconds (of training),
@@ -120,7 +122,7 @@ class Trainer:
             raise ValueError(f"patience={options.patience} monitors {options.monitor}, which needs validation data")
         self.runner, self.options = runner, options
         self.network, self.optimizer = runner.network, runner.optimizer
-        self.validate, self.progress = validate, progress or Silent()
+        self.validate, self.progress = validate, progress or SilentProgress()
         template = checkpoint_template or Checkpoint(f"gru4rec_fast.{type(runner.network).__name__}/2")
         self.folder = RunFolder(out, template)
         self.history: list[dict[str, Any]] = []
@@ -184,6 +186,7 @@ class Trainer:
         return self.position.epoch > self.options.n_epochs or self.early_stopping.should_stop
 
     def _announce(self) -> None:
+        """Say if there is nothing to train, if earlier files will be moved, and what the runner has to say."""
         finished = f"epoch {self.position.epoch - 1} of n_epochs={self.options.n_epochs}"
         if self.early_stopping.should_stop:
             best = f"best {self.options.monitor} in epoch {self.early_stopping.best_epoch}"
@@ -201,6 +204,7 @@ class Trainer:
             self.progress.say(notice)
 
     def _between_updates(self, interrupt: InterruptRequest) -> int | None:
+        """Stop if requested, save if due; return the number of mini-batches until the next save, None without saves."""
         self._raise_if_interrupted(interrupt)
         every = self.options.checkpoint_every
         if every is None:
@@ -210,7 +214,7 @@ class Trainer:
         return every - (self.position.step - self._saved_at_step)
 
     def _finish_epoch(self) -> None:
-        """Validate, step the schedule, extend the history, save."""
+        """Validate, step the schedule, append to the history, and save."""
         position, options = self.position, self.options
         check_weights(self.network, position)
         record: dict[str, Any] = {
@@ -231,12 +235,14 @@ class Trainer:
                 )
             monitored = record[LOSS] if options.monitor == LOSS else metrics[options.monitor]
         if self.runner.schedule is not None:
+            # Without validation data, the schedule monitors the training loss.
             self.runner.schedule.after_epoch(monitored if self._selects_best else record[LOSS])
         is_better = monitored is not None and self.early_stopping.update(position.epoch, monitored)
         self.history.append(record)
         self.runner.start_next_epoch()
-        # best.safetensors first: after a crash between the two files, resuming from the old last.safetensors repeats
-        # this epoch. In the other order last.safetensors could name a best epoch that was never saved.
+        # best.safetensors is written before last.safetensors. After a crash between the two, resuming from the old
+        # last.safetensors repeats this epoch. In the other order, last.safetensors could name a best epoch that was
+        # never saved.
         if is_better:
             self.folder.save_best(self.network, self.history)
         self._save_last()
@@ -266,12 +272,13 @@ class Trainer:
         raise TrainingInterrupted(message, interrupt.signal_number)
 
     def _save_last(self) -> Path | None:
+        """Write last.safetensors, after a check of losses and weights; return its path, or None without a folder."""
         if self.folder.path is None:
             return None
         self.runner.read_losses()
         check_weights(self.network, self.position)
-        tensors, values = self.runner.checkpoint_state()
-        moments, optimizer_values = optimizer_state(self.network, self.optimizer)
+        runner_tensors, runner_values = self.runner.checkpoint_state()
+        optimizer_tensors, optimizer_values = optimizer_state(self.network, self.optimizer)
         schedule = self.runner.schedule
         progress = {
             "position": asdict(self.position),
@@ -282,7 +289,7 @@ class Trainer:
             "data": self.runner.data_identity,
         }
         self._saved_at_step = self.position.step
-        return self.folder.save_last(self.network, moments | tensors, progress | values)
+        return self.folder.save_last(self.network, optimizer_tensors | runner_tensors, progress | runner_values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state of the training that wrote the checkpoint; `run` continues from this state.
@@ -301,8 +308,8 @@ class Trainer:
         self.runner.position, self.history = TrainingPosition(**progress["position"]), progress["history"]
         self.early_stopping.load_state_dict(progress["early_stopping"])
         self.network.load_state_dict(checkpoint.group(MODEL))
-        moments = {name: tensor.clone() for name, tensor in checkpoint.group(OPTIMIZER).items()}
-        load_optimizer(self.network, self.optimizer, moments, progress["optimizer"])
+        optimizer_tensors = {name: tensor.clone() for name, tensor in checkpoint.group(OPTIMIZER).items()}
+        load_optimizer(self.network, self.optimizer, optimizer_tensors, progress["optimizer"])
         self._saved_at_step = self.position.step
         self.folder.continue_from(checkpoint.path)
 
