@@ -47,8 +47,8 @@ namespace {
 // Computes inputs, targets and reset, and updates the position in the epoch.
 template <Kernels kernels>
 void fill_batches(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
-         const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor, int64_t steps,
-         const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset) {
+                  const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor,
+                  int64_t steps, const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset) {
   if constexpr (kernels == Kernels::cpu) {
     SessionBatcher batcher(items, offsets, order, lane_session, lane_position, cursor);
     batcher.make_steps(steps, inputs.mutable_data_ptr<int64_t>(), targets.mutable_data_ptr<int64_t>(),

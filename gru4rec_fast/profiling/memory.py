@@ -22,7 +22,13 @@ MIB = 2**20
 
 @dataclass
 class PhaseMemory:
-    """Memory of one phase: `current_bytes` at the end of the last run, `peak_bytes` over all runs; `calls`: runs."""
+    """Memory of one phase, and the number of its runs.
+
+    Attributes:
+        current_bytes: memory at the end of the last run.
+        peak_bytes: peak of all runs.
+        calls: number of runs.
+    """
 
     current_bytes: int = 0
     peak_bytes: int = 0

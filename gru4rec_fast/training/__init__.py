@@ -1,4 +1,4 @@
-"""Training: the trainer, runners of epochs, fused steps, schedules, checkpoints, early stopping and curves."""
+"""Training: the trainer, epoch runners, fused and captured steps, schedules, checkpoints, early stopping and curves."""
 
 from gru4rec_fast.training.captured_step import CapturedTrainingStep
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
