@@ -171,6 +171,7 @@ def _bpr_max_gradient(
     inverse = 1 / (total + BPR_MAX_EPS)
     grad = s * ((total - p + d) * inverse + bpreg * (x * x - square + 2 * x))
     grad = _with_own(grad, own, used, -(s * d).sum(1, keepdim=True) * inverse)
+    # The derivative of the elu is 1 where y > 0, else x + elu_param.
     return torch.where(y > 0, grad, grad * (x + elu_param)) if elu_param else grad
 
 

@@ -51,7 +51,7 @@ class UpdateContext:
 
     @property
     def input_table(self) -> ItemTable:
-        """The table whose rows the input items select: `embedding`, or the output table if embedding is "constrained"."""
+        """The table of the input items: the output table if the embedding is constrained, else `embedding`."""
         return self.network.output if self.network.embedding_mode == "constrained" else self.network.embedding
 
     def optimizer_state(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -47,7 +47,7 @@ class RunFolder:
         self.path = None if path is None else Path(path)
         self.checkpoint_template = checkpoint_template
         self.last_saved: Path | None = None
-        self._files_are_ours = False  # this training wrote the files in the folder, or was resumed from them
+        self._files_are_ours = False  # True: this training wrote the files in the folder, or was resumed from them
 
     def continue_from(self, checkpoint: Path | None) -> None:
         """Continue the training that wrote this checkpoint.
