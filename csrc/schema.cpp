@@ -56,7 +56,8 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
       "Tensor biases, Tensor log_q)");
   m.def(
-      "step_settle_(Tensor losses, Tensor active, Tensor(a!) stopped, Tensor(b!) step_losses, Tensor(c!) enabled) -> "
+      "step_store_losses_(Tensor losses, Tensor active, Tensor(a!) stopped, Tensor(b!) step_losses, Tensor(c!) "
+      "enabled) -> "
       "()");
   m.def(
       "step_apply_(Tensor(a!)[] weights, Tensor(b!)[] accumulators, Tensor(c!)[] velocities, Tensor[] grads, "
@@ -75,18 +76,20 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "laplacian_propagation(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, "
       "str matrix, float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
-  // ngcf_layer: `out` holds the new features of the nodes. The other results are saved for the backward pass. side_p
-  // and side_q are the features multiplied by the matrices of P and of Q, without "+I". side_q is empty if both
-  // matrices are the same. `code` is a byte of flags per element of `out`.
+  // ngcf_layer: `out` holds the new features of the nodes. The other results are saved for the backward pass.
+  // propagated_p and propagated_q are the features multiplied by the matrices of P and of Q, without "+I". propagated_q
+  // is empty if both matrices are the same. `flags` is a byte per element of `out`.
   m.def(
       "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, Tensor weight_1, "
       "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "
       "float node_dropout, float message_dropout, SymInt seed, SymInt step, SymInt layer) -> (Tensor out, "
-      "Tensor side_p, Tensor side_q, Tensor code)");
+      "Tensor propagated_p, Tensor propagated_q, Tensor flags)");
   m.def(
       "ngcf_layer_backward(Tensor grad_out, Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, "
-      "Tensor? columns, Tensor weight_1, Tensor weight_2, Tensor side_p, Tensor side_q, Tensor code, str P, str Q, "
-      "bool per_term, float negative_slope, float node_dropout, float message_dropout, SymInt seed, SymInt step, "
+      "Tensor? columns, Tensor weight_1, Tensor weight_2, Tensor propagated_p, Tensor propagated_q, Tensor flags, str "
+      "P, "
+      "str Q, bool per_term, float negative_slope, float node_dropout, float message_dropout, SymInt seed, SymInt "
+      "step, "
       "SymInt layer) -> (Tensor grad_features, Tensor grad_weight_1, Tensor grad_bias_1, Tensor grad_weight_2, "
       "Tensor grad_bias_2)");
 

@@ -23,7 +23,7 @@ from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.ops import bpr_triples
 
 # Marks: run with the native kernels, with all implementations, with all kernels, with each value of sample_by.
-native = pytest.mark.skipif(
+needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "bpr_triples", "cpu") != "native", reason="bpr_triples is not built natively"
 )
 impls = implementations("bpr_triples")
@@ -149,7 +149,7 @@ def test_epoch_has_as_many_triples_as_the_graph_has_edges() -> None:
     assert TripleSampler(graph, 10**6).n_batches == 1
 
 
-@native
+@needs_native
 @each_sample_by
 def test_threads_do_not_change_the_triples(sample_by: str) -> None:
     sampler = TripleSampler(random_graph(300, 500, 8000, 1), 3000, sample_by=sample_by, impl="native")
@@ -226,7 +226,7 @@ def test_opcheck(impl: str) -> None:
         )
 
 
-@native
+@needs_native
 def test_compiled_function_is_not_recompiled_for_each_step() -> None:
     counter = CompileCounter()
     sampler = TripleSampler(random_graph(20, 30, 100, 0), 16)

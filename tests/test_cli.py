@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_run import SMALL, CommandResult, cli, write_logs
+from run_cli import SMALL, CommandResult, cli, write_logs
 
 from gru4rec_fast import GRU4Rec, build_info
 from gru4rec_fast.cli import main

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_run import SMALL, cli, start, write_logs
+from run_cli import SMALL, cli, start, write_logs
 from safetensors.torch import load_file
 
 from gru4rec_fast.cli import main

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_run import CommandResult, cli, write_logs
+from run_cli import CommandResult, cli, write_logs
 
 from gru4rec_fast import NGCF, InteractionGraph, LightGCN
 from gru4rec_fast.data.graphs.split import split_interactions

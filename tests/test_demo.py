@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_run import cli
+from run_cli import cli
 from scipy.stats import chisquare
 
 from gru4rec_fast.data import SessionStore

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact_network import ExactNetwork  # its weights are small integers, so it has no rounding errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import max_examples
-from tiny_network import ExactNetwork  # its weights are small integers, so it has no rounding errors
 
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.evaluation import (

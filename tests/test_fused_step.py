@@ -15,7 +15,7 @@ import pytest
 import torch
 from markov import markov_store
 from native import threads
-from trainer_run import FORMAT, call_at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
+from small_trainer import FORMAT, call_at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
 
 from gru4rec_fast import GRU4Rec, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore

@@ -33,7 +33,7 @@ def test_kernels_equal_the_reference(native_library: None, level: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_fused_step_is_close_to_float64(native_library: None, level: str) -> None:
-    run_at_level(level, [str(HERE / "test_one_step.py")], "fused")
+    run_at_level(level, [str(HERE / "test_training_oracle.py")], "fused")
 
 
 @pytest.mark.parametrize("level", LEVELS)

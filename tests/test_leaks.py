@@ -10,7 +10,7 @@ import torch
 from graph_oracle import random_graph
 from markov import markov_store
 from memory_growth import growth, needs_plain_allocator, needs_statm, quick_collections, resident_bytes
-from trainer_run import make_trainer
+from small_trainer import make_trainer
 
 from gru4rec_fast import ops
 from gru4rec_fast.training.progress import SilentProgress

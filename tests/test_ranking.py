@@ -12,7 +12,7 @@ from virtual_memory import replaced_torch_operators, skipping_without_address_sp
 from gru4rec_fast.ops import ranking
 from gru4rec_fast.ops.ranking import target_rank, target_rank_reference, top_k, top_k_reference
 
-native = pytest.mark.usefixtures("native_library")
+needs_native = pytest.mark.usefixtures("native_library")
 emulated = pytest.mark.skipif(bool(why_not_emulated("ranking")), reason=why_not_emulated("ranking") or "-")
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 shapes = pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_equal_rows_tie_wherever_they_are_in_the_table(impl: str, dtype: torch.d
         assert len(scores_of_query[positions].unique()) == 1
 
 
-@native
+@needs_native
 @dtypes
 def test_native_bits_do_not_depend_on_threads_batch_or_row_order(dtype: torch.dtype) -> None:
     hidden, weight, bias, targets = problem(70, 5000, 37, dtype)
@@ -163,7 +163,7 @@ def test_native_bits_do_not_depend_on_threads_batch_or_row_order(dtype: torch.dt
     assert_equal_bits([scores, permutation[items]], expected[2:])
 
 
-@native
+@needs_native
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level: str) -> None:
     run_at_level(level, __file__, "native and (on_integers or tie_wherever or bits_do_not_depend)")
@@ -281,7 +281,7 @@ def test_exclude_of_more_than_two_to_the_31_elements() -> None:
     assert_equal_bits(results, top_k(hidden, weight, bias, 7, exclude[:, -3:], impl="reference"))
 
 
-@native
+@needs_native
 @dtypes
 def test_opcheck(dtype: torch.dtype) -> None:
     hidden, weight, bias, targets = problem(5, 65, 7, dtype)
@@ -292,7 +292,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.top_k.default, (hidden, weight, bias, 3, targets[:, None]))
 
 
-@native
+@needs_native
 def test_compiles_to_one_graph() -> None:
     hidden, weight, bias, targets = problem(5, 65, 7, torch.float32)
 

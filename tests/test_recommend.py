@@ -11,10 +11,10 @@ import logging
 import numpy as np
 import pytest
 import torch
+from exact_network import ExactNetwork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import max_examples
-from tiny_network import ExactNetwork
 
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.models import SessionRecommender, recommend

@@ -29,7 +29,7 @@ from torch import Tensor
 from gru4rec_fast import _backend
 from gru4rec_fast.ops import session_batch, session_batch_state
 
-native = pytest.mark.skipif(
+needs_native = pytest.mark.skipif(
     _backend.resolve("auto", "session_batch", "cpu") != "native", reason="session_batch is not built natively"
 )
 impls = implementations("session_batch")

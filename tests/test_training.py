@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from markov import markov_store
-from trainer_run import FORMAT, LANES, STORE, call_at_block, make_trainer, no_pictures, weights
+from small_trainer import FORMAT, LANES, STORE, call_at_block, make_trainer, no_pictures, weights
 
 from gru4rec_fast import ops
 from gru4rec_fast.profiling import MemoryRecord

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from markov import markov_store
-from trainer_run import (
+from small_trainer import (
     FORMAT,
     call_at_block,
     fused_and_autograd,

@@ -3,7 +3,7 @@
 The emulated CUDA kernels are compared with the reference, and the reference with formulas in the tests.
 
     step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block (some time steps)
-    step_settle_  stores the losses of a block, and stops all further updates if a loss is not finite
+    step_store_losses_  stores the losses of a block, and stops all further updates if a loss is not finite
     step_apply_   updates weights with dense gradients, and copies outputs into the hidden states
     step_rows_    updates the rows of a table and of its bias that have a gradient
 """
@@ -59,7 +59,7 @@ def results_of_all_operators(device: str, impl: str, dtype: torch.dtype) -> tupl
     stopped, enabled = (torch.tensor(False, device=device) for _ in range(2))
     losses, step_losses = torch.rand(3, generator=seeded(), dtype=dtype), torch.empty(3, dtype=dtype, device=device)
     active = torch.tensor(True).expand(3)
-    run("step_settle_", impl, losses, active, stopped, step_losses, enabled, device=device)
+    run("step_store_losses_", impl, losses, active, stopped, step_losses, enabled, device=device)
     return (*results, stopped.to(dtype), enabled.to(dtype), step_losses)
 
 
@@ -140,23 +140,23 @@ def gather_arguments_without_items(embedding: Tensor, inputs: Tensor, weight: Te
 
 @impls
 @pytest.mark.parametrize("steps", [1, 3, 70])
-def test_settle_stores_losses_and_stops_at_a_loss_that_is_not_finite(steps: int, impl: str) -> None:
+def test_it_stores_losses_and_stops_at_a_loss_that_is_not_finite(steps: int, impl: str) -> None:
     losses, active = torch.rand(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
     stopped, enabled = torch.tensor(False), torch.tensor(False)
     step_losses = torch.empty(steps, dtype=torch.float64)
-    run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
+    run("step_store_losses_", impl, losses, active, stopped, step_losses, enabled)
     assert torch.equal(step_losses, losses) and enabled and not stopped
 
     for bad in (torch.nan, torch.inf, -torch.inf):
         stopped.fill_(False)
         losses[-1], active[-1] = bad, False  # the loss of a step that is not active is ignored
-        run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
+        run("step_store_losses_", impl, losses, active, stopped, step_losses, enabled)
         assert step_losses[-1] == 0 and bool(enabled) == (steps > 1) and not stopped
         active[-1] = True
-        run("step_settle_", impl, losses, active, stopped, step_losses, enabled)
+        run("step_store_losses_", impl, losses, active, stopped, step_losses, enabled)
         assert stopped and not enabled and not step_losses[-1].isfinite()
 
-    run("step_settle_", impl, torch.ones_like(losses), active, stopped, step_losses, enabled)
+    run("step_store_losses_", impl, torch.ones_like(losses), active, stopped, step_losses, enabled)
     assert stopped and not enabled, "finite losses must not reset `stopped`"
 
 

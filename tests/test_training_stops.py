@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_run import FORMAT, call_at_block, fused_and_autograd, make_trainer, no_pictures, press_ctrl_c, weights
+from small_trainer import FORMAT, call_at_block, fused_and_autograd, make_trainer, no_pictures, press_ctrl_c, weights
 
 from gru4rec_fast import ops
 from gru4rec_fast.training import TrainingDiverged, TrainingInterrupted, load_checkpoint
-from gru4rec_fast.training.position import LOSSES_PER_READ, LossMonitor, TrainingPosition
+from gru4rec_fast.training.training_position import LOSSES_PER_READ, LossMonitor, TrainingPosition
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__, fused_and_autograd.__name__)
 

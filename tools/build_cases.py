@@ -57,14 +57,12 @@ def load_implementation(name: str) -> str:
 
 
 def step_operator(name: str, impl: str) -> Callable[..., Any]:
-    """Return an operator of ops/training_step.py by its name without the underscore of in-place operators.
-
-    Up to 0.1.0, these names had no underscore.
-    """
+    """Return an operator of ops/training_step.py, by the name that it had up to 0.1.0."""
     from gru4rec_fast.ops.training_step import step_operator
 
-    in_place = "_" if name != "step_gather" and hasattr(ops, "sparse_adam_") else ""
-    return step_operator(name + in_place, impl, torch.device("cpu"))
+    if name != "step_gather" and hasattr(ops, "sparse_adam_"):  # newer than 0.1.0
+        name = {"step_settle": "step_store_losses"}.get(name, name) + "_"
+    return step_operator(name, impl, torch.device("cpu"))
 
 
 def operator(name: str) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 // GRU with resets on CUDA, forward and backward. Specification: gru4rec_fast/ops/gru.py.
 //
-// If a layer's weights fit into a block's shared memory, one launch processes all steps (gru/lanes.cuh). Otherwise each
-// step takes one matrix product by torch and one kernel over all units (gru/cuda.cuh), or two of each in the
+// If a layer's weights fit into a block's shared memory, one launch processes all steps (gru/all_steps.cuh). Otherwise
+// each step takes one matrix product by torch and one kernel over all units (gru/cuda.cuh), or two of each in the
 // reset_before form. In both cases, torch computes the gradients of weights and bias at the end, as one product and one
 // sum over all steps. gru/gru.h explains s, W and b.
 #include <ATen/Dispatch.h>

@@ -2,7 +2,7 @@
 // parallel.
 #include "gru/cuda.cuh"
 
-#include "gru/lanes.cuh"
+#include "gru/all_steps.cuh"
 
 namespace grf::cuda {
 namespace {

@@ -5,7 +5,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "common/device.h"
-#include "laplacian_propagation/propagate.h"
+#include "laplacian_propagation/tensors.h"
 
 namespace grf::cuda {
 

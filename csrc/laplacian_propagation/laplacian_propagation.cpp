@@ -10,7 +10,7 @@
 
 #include "common/checks.h"
 #include "common/philox.h"
-#include "laplacian_propagation/propagate.h"
+#include "laplacian_propagation/tensors.h"
 
 namespace grf {
 

@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "common/operator.h"
-#include "laplacian_propagation/propagate.h"
+#include "laplacian_propagation/tensors.h"
 #include "ngcf_layer/ngcf_layer.h"
 
 namespace grf {  // gru4rec_fast

@@ -1,6 +1,6 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
-// First, laplacian_propagation/propagate.h multiplies the features by the graph's matrices, which gives the propagated
+// First, laplacian_propagation/tensors.h multiplies the features by the graph's matrices, which gives the propagated
 // features. Then threads loop over blocks of rows. The block's inputs (ngcf_layer.h), the product of inputs and
 // weights, and E' stay in the cache, as do the gradients of a block in the backward pass. The forward pass saves the
 // propagated features and a byte of flags per unit; the backward pass recomputes the inputs. Gradients of the weights

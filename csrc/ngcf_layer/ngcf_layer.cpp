@@ -4,9 +4,9 @@
 // Arguments of the operators whose names do not explain them:
 //   P, Q            names of the two propagation matrices, such as "symmetric+I"
 //   per_term        whether the activation is applied to each of the layer's two terms, and not to their sum
-//   side_p, side_q  forward's P @ features and Q @ features (without "+I"), here `propagated.p` and `propagated.q`;
-//                   side_q is empty if both matrices are the same
-//   code            forward's `flags`, the bits in which forward stores for each unit what backward needs of the
+//   propagated_p    forward's P @ features, without "+I"; here `propagated.p`
+//   propagated_q    forward's Q @ features, without "+I"; here `propagated.q`. It is empty if both matrices are the
+//   same. flags           the bits in which forward stores for each unit what backward needs of the
 //                   activation (see ngcf_layer.h)
 #include "ngcf_layer/ngcf_layer.h"
 
@@ -133,19 +133,20 @@ template <Kernels kernels>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
     const Tensor& grad_out, const Tensor& features, const Tensor& offsets, const Tensor& neighbors,
     const OptionalTensor& rows, const OptionalTensor& columns, const Tensor& weight_1, const Tensor& weight_2,
-    const Tensor& side_p, const Tensor& side_q, const Tensor& code, std::string_view P, std::string_view Q,
-    bool per_term, double negative_slope, double node_dropout, double message_dropout, int64_t seed, int64_t step,
-    int64_t layer) {
+    const Tensor& propagated_p, const Tensor& propagated_q, const Tensor& flag_bytes, std::string_view P,
+    std::string_view Q, bool per_term, double negative_slope, double node_dropout, double message_dropout, int64_t seed,
+    int64_t step, int64_t layer) {
   const NgcfArguments args(features, offsets, rows, columns, weight_1, weight_2, P, Q, per_term, negative_slope,
                            node_dropout, message_dropout, seed, step, layer);
   const int64_t n_rows = args.n_rows, n_in = args.n_in, n_out = args.n_out;
   const auto dtype = features.scalar_type();
   const Tensor grad = contiguous(grad_out, "grad_out", {n_rows, n_out}, dtype, args.device);
-  const NgcfPropagated propagated{
-      contiguous(side_p, "side_p", {n_rows, n_in}, dtype, args.device),
-      args.shares_matrix() ? side_q : contiguous(side_q, "side_q", {n_rows, n_in}, dtype, args.device),
-      make_self_index<kernels>(args)};
-  const Tensor flags = contiguous(code, "code", {n_rows, n_out}, at::kByte, args.device);
+  const NgcfPropagated propagated{contiguous(propagated_p, "propagated_p", {n_rows, n_in}, dtype, args.device),
+                                  args.shares_matrix()
+                                      ? propagated_q
+                                      : contiguous(propagated_q, "propagated_q", {n_rows, n_in}, dtype, args.device),
+                                  make_self_index<kernels>(args)};
+  const Tensor flags = contiguous(flag_bytes, "flags", {n_rows, n_out}, at::kByte, args.device);
   NgcfGradientTensors grads{.propagated_p = at::empty_like(propagated.p),
                             .propagated_q = args.shares_matrix() ? Tensor() : at::empty_like(propagated.p),
                             .self_features = at::empty_like(propagated.p),

@@ -5,13 +5,13 @@
 #include <cstdint>
 
 #include "common/stream.h"
-#include "sparse_update/update_rules.h"
+#include "sparse_update/optimizer_options.h"
 
 namespace grf {  // gru4rec_fast
 
 // A parameter [n_rows, width] and its optimizer state of the same shape: the accumulator and velocity of Adagrad, or
-// the running means of Adam (see sparse_update/update_rules.h). Adagrad without momentum has no velocity: state_2 is
-// null.
+// the running means of Adam (see sparse_update/optimizer_options.h). Adagrad without momentum has no velocity: state_2
+// is null.
 template <typename T>
 struct RowTable {
   T *weight, *state_1, *state_2;

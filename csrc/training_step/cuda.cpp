@@ -81,11 +81,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
   return {x, rows, biases, log_q};
 }
 
-void settle(const Tensor& losses, const Tensor& active, const Tensor& stopped, const Tensor& step_losses,
-            const Tensor& enabled) {
+void store_losses(const Tensor& losses, const Tensor& active, const Tensor& stopped, const Tensor& step_losses,
+                  const Tensor& enabled) {
   const at::Device device = losses.device();
   const auto dtype = losses.scalar_type();
-  check_kernel_dtype("step_settle_", dtype);
+  check_kernel_dtype("step_store_losses_", dtype);
   const int64_t steps = losses.numel();
   TORCH_CHECK_VALUE(steps > 0, "losses must hold the loss of at least one step, not ", losses.sizes());
   const Tensor block_losses = contiguous(losses, "losses", {steps}, dtype, device);
@@ -94,11 +94,11 @@ void settle(const Tensor& losses, const Tensor& active, const Tensor& stopped, c
   const Tensor stored_losses = check_updated(step_losses, "step_losses", {steps}, dtype, device);
   const Tensor update_flag = check_updated(enabled, "enabled", {}, at::kBool, device);
   const DeviceGuard guard(device);
-  AT_DISPATCH_FLOATING_TYPES(dtype, "step_settle_", [&] {
-    step_settle_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), active_steps.const_data_ptr<bool>(), steps,
-                            stop_flag.mutable_data_ptr<bool>(), stored_losses.mutable_data_ptr<scalar_t>(),
-                            update_flag.mutable_data_ptr<bool>()},
-                           current_stream(device));
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_store_losses_", [&] {
+    step_store_losses_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), active_steps.const_data_ptr<bool>(), steps,
+                                  stop_flag.mutable_data_ptr<bool>(), stored_losses.mutable_data_ptr<scalar_t>(),
+                                  update_flag.mutable_data_ptr<bool>()},
+                                 current_stream(device));
   });
 }
 
@@ -185,7 +185,7 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
 
 GRF_CUDA_IMPL(m) {
   m.impl("step_gather", &gather);
-  m.impl("step_settle_", &settle);
+  m.impl("step_store_losses_", &store_losses);
   m.impl("step_apply_", &apply);
   m.impl("step_rows_", &update_rows);
 }

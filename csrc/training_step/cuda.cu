@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T>
 // Launch: one warp, no shared memory; threads take steps in strides of 32. It moves a few bytes; the bottleneck is the
 // launch.
 template <typename T>
-__global__ void __launch_bounds__(32) step_settle_kernel(StepSettle<T> p) {
+__global__ void __launch_bounds__(32) step_store_losses_kernel(StepStoreLosses<T> p) {
   bool finite = true;
   for (int64_t t = threadIdx.x; t < p.steps; t += 32) {
     const T loss = p.active[t] ? p.losses[t] : T{0};
@@ -175,8 +175,8 @@ void step_gather(const StepGather<T>& gather, cudaStream_t stream) {
 }
 
 template <typename T>
-void step_settle_(const StepSettle<T>& block_losses, cudaStream_t stream) {
-  GRF_LAUNCH((step_settle_kernel<T>), 1, 32, 0, stream, block_losses);
+void step_store_losses_(const StepStoreLosses<T>& block_losses, cudaStream_t stream) {
+  GRF_LAUNCH((step_store_losses_kernel<T>), 1, 32, 0, stream, block_losses);
 }
 
 template <typename T>
@@ -199,10 +199,10 @@ void step_rows_(const StepRows<T>& update, cudaStream_t stream) {
       bias_tasks);
 }
 
-#define GRF_INSTANTIATE(T)                                           \
-  template void step_gather<T>(const StepGather<T>&, cudaStream_t);  \
-  template void step_settle_<T>(const StepSettle<T>&, cudaStream_t); \
-  template void step_apply_<T>(const StepApply<T>&, cudaStream_t);   \
+#define GRF_INSTANTIATE(T)                                                      \
+  template void step_gather<T>(const StepGather<T>&, cudaStream_t);             \
+  template void step_store_losses_<T>(const StepStoreLosses<T>&, cudaStream_t); \
+  template void step_apply_<T>(const StepApply<T>&, cudaStream_t);              \
   template void step_rows_<T>(const StepRows<T>&, cudaStream_t);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)

@@ -37,9 +37,9 @@ struct StepGather {
   T *biases, *log_q;  // [items.n], written
 };
 
-// Arguments of step_settle_, which stores the losses of a block and decides whether to update the weights.
+// Arguments of step_store_losses_, which stores the losses of a block and decides whether to update the weights.
 template <typename T>
-struct StepSettle {
+struct StepStoreLosses {
   const T* losses;     // [steps]
   const bool* active;  // [steps], false for steps without enough live lanes
   int64_t steps;
@@ -85,7 +85,7 @@ struct StepRows {
 template <typename T>
 void step_gather(const StepGather<T>& gather, cudaStream_t stream);
 template <typename T>
-void step_settle_(const StepSettle<T>& block_losses, cudaStream_t stream);
+void step_store_losses_(const StepStoreLosses<T>& block_losses, cudaStream_t stream);
 template <typename T>
 void step_apply_(const StepApply<T>& update, cudaStream_t stream);
 template <typename T>

@@ -44,15 +44,15 @@ def load_model(path: Path, runtime: RuntimeOptions) -> GRU4Rec | GraphRecommende
     Raises the errors of `GRU4Rec.load`.
     """
     from gru4rec_fast.training.checkpoint import checkpoint_format
-    from gru4rec_fast.training.run_folder import LAST, MODEL_FILE
+    from gru4rec_fast.training.run_folder import LAST_FILE, MODEL_FILE
 
     use_threads(runtime.threads)
     if path.is_dir():
         folder, path = path, path / MODEL_FILE
-        if not path.exists() and (folder / LAST).exists():
+        if not path.exists() and (folder / LAST_FILE).exists():
             raise FileNotFoundError(
                 f"no {MODEL_FILE} in {folder}: the training was not finished; continue it (train ... --resume), or "
-                f"give {folder / LAST}, the latest state of the model"
+                f"give {folder / LAST_FILE}, the latest state of the model"
             )
     # The format is, for example, "gru4rec_fast.NGCF/2". For an unknown format GRU4Rec.load raises the error.
     saved_class = checkpoint_format(path).partition("/")[0].removeprefix("gru4rec_fast.")

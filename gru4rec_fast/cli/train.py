@@ -151,7 +151,7 @@ def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, che
         TrainingInterrupted: a signal stopped the training; the message says how to continue.
     """
     from gru4rec_fast.training import TrainingInterrupted
-    from gru4rec_fast.training.run_folder import BEST
+    from gru4rec_fast.training.run_folder import BEST_FILE
 
     with ExitStack() as stack:
         # Without `out`, best.safetensors is written to a temporary folder.
@@ -174,7 +174,7 @@ def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, che
         if model.best_epoch is None:
             return model
         print_note(f"the best epoch by {model.monitor} is {model.best_epoch} of {len(model.history)}")
-        return type(model).load(folder / BEST, model.device, impl=model.impl)
+        return type(model).load(folder / BEST_FILE, model.device, impl=model.impl)
 
 
 def _report_content(model: Model, selected: Model, logs: dict[str, Any], evaluation: Report | None) -> dict[str, Any]:

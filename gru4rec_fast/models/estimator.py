@@ -21,10 +21,10 @@ from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.checkpoint import convert_progress
+from gru4rec_fast.training.checkpoint_tensors import MODEL, model_tensors
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
-from gru4rec_fast.training.state import MODEL, model_tensors
 
 # Parameters that say where and how a model runs; they are not stored in its file.
 NOT_STORED = ("device", "impl", "fused")

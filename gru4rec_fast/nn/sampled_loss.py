@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
-from gru4rec_fast.nn.tables import gather_rows
+from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.ops._checks import check_choice
 from gru4rec_fast.ops.sampled_loss import LOSSES, widened
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
+from gru4rec_fast.nn.embedding_rows import gather_live_rows, gather_rows
 from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
-from gru4rec_fast.nn.tables import gather_live_rows, gather_rows
 from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT

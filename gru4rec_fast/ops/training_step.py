@@ -6,7 +6,7 @@ item -1, which selects no row. Two things can change without a new capture, beca
 whether the weights are updated at all (`enabled`), and the hyperparameters of the optimizer.
 
     step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block
-    step_settle_  stores the losses of a block, and stops all further updates if a loss is not finite
+    step_store_losses_  stores the losses of a block, and stops all further updates if a loss is not finite
     step_apply_   updates whole weights by Adagrad with momentum, and stores the new hidden states
     step_rows_    updates the rows of a table and of its bias that have a gradient, by Adagrad with momentum
 
@@ -79,7 +79,7 @@ def step_gather_reference(
     return x, rows, biases, log_q
 
 
-def step_settle_reference(
+def step_store_losses_reference(
     losses: Tensor, active: Tensor, stopped: Tensor, step_losses: Tensor, enabled: Tensor
 ) -> None:
     """Store the losses [T] of a block, and decide whether the weights are updated; the results are written in place.
@@ -163,7 +163,7 @@ def step_rows_reference(
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     "step_gather": step_gather_reference,
-    "step_settle_": step_settle_reference,
+    "step_store_losses_": step_store_losses_reference,
     "step_apply_": step_apply_reference,
     "step_rows_": step_rows_reference,
 }

@@ -1,7 +1,6 @@
 """Measurement of memory: current and peak bytes of training phases and of modules."""
 
-from gru4rec_fast.profiling.memory import NULL_RECORD, MemoryRecord, NullMemoryRecord, PhaseMemory
-from gru4rec_fast.profiling.meter import (
+from gru4rec_fast.profiling.memory_meter import (
     MemoryMeter,
     PeakMemory,
     memory_meter,
@@ -9,6 +8,7 @@ from gru4rec_fast.profiling.meter import (
     process_baseline,
     set_baseline,
 )
+from gru4rec_fast.profiling.memory_record import NULL_RECORD, MemoryRecord, NullMemoryRecord, PhaseMemory
 
 __all__ = [
     "NULL_RECORD",

@@ -9,11 +9,11 @@ from gru4rec_fast.training.fused_step import FusedTrainingStep
 from gru4rec_fast.training.graph_runner import GraphEpochRunner
 from gru4rec_fast.training.interrupt import TrainingInterrupted
 from gru4rec_fast.training.options import TrainerOptions
-from gru4rec_fast.training.position import TrainingDiverged, TrainingPosition
 from gru4rec_fast.training.progress import Progress, make_progress
 from gru4rec_fast.training.schedules import Schedule, scheduler_names
 from gru4rec_fast.training.session_runner import SessionEpochRunner
 from gru4rec_fast.training.trainer import EpochRunner, Trainer
+from gru4rec_fast.training.training_position import TrainingDiverged, TrainingPosition
 
 __all__ = [
     "CapturedTrainingStep",

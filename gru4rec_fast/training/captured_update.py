@@ -4,7 +4,7 @@ An update has A blocks of T steps. For each block, `run_update` gathers table ro
 Then it updates all weights. An `UpdatePlan` has the inputs, which are computed before the update, and the tensors for
 the results.
 
-`ops/training_step.py` describes the operators: `step_gather` gathers table rows, `step_settle_` stores the losses and
+`ops/training_step.py` describes the operators: `step_gather` gathers table rows, `step_store_losses_` stores the losses and
 checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
 """
 
@@ -172,7 +172,7 @@ def _run_block(
         grad_hidden.append(step_grads[0].unsqueeze(0))
         grads.rows.append(step_grads[1])
         grads.bias.append(step_grads[2])
-    context.operator("step_settle_")(
+    context.operator("step_store_losses_")(
         _concatenate(losses), plan.active[steps], context.stopped, plan.losses[steps], enabled
     )
     grad_x = _backward(context, passes, _concatenate(grad_hidden), grads)

@@ -14,9 +14,9 @@ from gru4rec_fast.nn import GraphNetwork
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.options import check_at_least
-from gru4rec_fast.training.position import LossMonitor, TrainingPosition
 from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
+from gru4rec_fast.training.training_position import LossMonitor, TrainingPosition
 
 
 class GraphEpochRunner:

@@ -11,18 +11,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from gru4rec_fast.training.checkpoint import Checkpoint, save_checkpoint
+from gru4rec_fast.training.checkpoint_tensors import model_tensors
 from gru4rec_fast.training.curves import write_csv, write_curves
-from gru4rec_fast.training.state import model_tensors
 
-LAST, BEST = "last.safetensors", "best.safetensors"
+LAST_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
 MODEL_FILE, REPORT_FILE = "model.safetensors", "report.json"  # written only by the command line
-RUN_FILES = (LAST, BEST, MODEL_FILE, REPORT_FILE, "curves.csv", "curves.png")
+RUN_FILES = (LAST_FILE, BEST_FILE, MODEL_FILE, REPORT_FILE, "curves.csv", "curves.png")
 PREVIOUS = "previous"
 
 
 def checkpoint_to_resume(folder: str | os.PathLike[str]) -> Path:
     """Return the path of the last checkpoint in a training's folder. Raises FileNotFoundError if there is none."""
-    path = Path(folder) / LAST
+    path = Path(folder) / LAST_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: that folder has no training to resume")
     return path
@@ -56,7 +56,7 @@ class RunFolder:
         """
         self.last_saved = checkpoint
         if checkpoint is not None and self.path is not None:
-            self._files_are_ours = checkpoint.resolve() == (self.path / LAST).resolve()
+            self._files_are_ours = checkpoint.resolve() == (self.path / LAST_FILE).resolve()
 
     @property
     def has_earlier_training(self) -> bool:
@@ -66,13 +66,13 @@ class RunFolder:
     def save_last(self, network: nn.Module, state: dict[str, Tensor], progress: dict[str, Any]) -> Path | None:
         """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written."""
         if self.path is not None:
-            self.last_saved = self._save(LAST, model_tensors(network) | state, progress)
+            self.last_saved = self._save(LAST_FILE, model_tensors(network) | state, progress)
         return self.last_saved if self.path is not None else None
 
     def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> None:
         """Write best.safetensors, with the model and the history, but without the state that a resume needs."""
         if self.path is not None:
-            self._save(BEST, model_tensors(network), {"history": list(history)})
+            self._save(BEST_FILE, model_tensors(network), {"history": list(history)})
 
     def write_csv(self, history: Sequence[dict[str, Any]]) -> None:
         """Write the curves so far as CSV."""

@@ -18,12 +18,12 @@ from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
 from gru4rec_fast.training.checkpoint import Checkpoint
+from gru4rec_fast.training.checkpoint_tensors import HIDDEN, hidden_tensors
 from gru4rec_fast.training.fused_step import FusedEpoch, FusedTrainingStep, NoKernels, why_not_fused
 from gru4rec_fast.training.options import check_at_least
-from gru4rec_fast.training.position import LossMonitor, TrainingPosition, add_loss
 from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
-from gru4rec_fast.training.state import HIDDEN, hidden_tensors
+from gru4rec_fast.training.training_position import LossMonitor, TrainingPosition, add_loss
 
 # Time in seconds that a call into the fused step should take. Ctrl-C and the progress bar wait for the end of the call.
 _SECONDS_PER_CALL = 0.1

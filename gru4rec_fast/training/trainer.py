@@ -16,15 +16,15 @@ from torch.optim import Optimizer
 from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
+from gru4rec_fast.training.checkpoint_tensors import MODEL, OPTIMIZER, load_optimizer, optimizer_state
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
 from gru4rec_fast.training.options import LOSS, TrainerOptions
-from gru4rec_fast.training.position import TrainingDiverged, TrainingPosition, check_weights
 from gru4rec_fast.training.progress import Progress, SilentProgress
-from gru4rec_fast.training.run_folder import LAST, PREVIOUS, RunFolder
+from gru4rec_fast.training.run_folder import LAST_FILE, PREVIOUS, RunFolder
 from gru4rec_fast.training.schedules import Schedule
-from gru4rec_fast.training.state import MODEL, OPTIMIZER, load_optimizer, optimizer_state
+from gru4rec_fast.training.training_position import TrainingDiverged, TrainingPosition, check_weights
 
 
 class EpochRunner(Protocol):
@@ -299,7 +299,7 @@ class Trainer:
         """
         progress = checkpoint.progress
         if "position" not in progress:
-            raise CheckpointError(f"the checkpoint has a model but no training state; resume from {LAST}")
+            raise CheckpointError(f"the checkpoint has a model but no training state; resume from {LAST_FILE}")
         data = self.runner.data_identity
         if progress["data"] != data:
             raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {data}")
