@@ -5,9 +5,9 @@
 //   P, Q            names of the two propagation matrices, such as "symmetric+I"
 //   per_term        whether the activation is applied to each of the layer's two terms, and not to their sum
 //   propagated_p    forward's P @ features, without "+I"; here `propagated.p`
-//   propagated_q    forward's Q @ features, without "+I"; here `propagated.q`. It is empty if both matrices are the
-//   same. flags           the bits in which forward stores for each unit what backward needs of the
-//                   activation (see ngcf_layer.h)
+//   propagated_q    forward's Q @ features, without "+I"; here `propagated.q`; empty if both matrices are the same
+//   flags           the bits in which forward stores for each unit what backward needs of the activation (see
+//                   ngcf_layer.h)
 #include "ngcf_layer/ngcf_layer.h"
 
 #include <ATen/Dispatch.h>

@@ -4,8 +4,8 @@ An update has A blocks of T steps. For each block, `run_update` gathers table ro
 Then it updates all weights. An `UpdatePlan` has the inputs, which are computed before the update, and the tensors for
 the results.
 
-`ops/training_step.py` describes the operators: `step_gather` gathers table rows, `step_store_losses_` stores the losses and
-checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
+`ops/training_step.py` describes the operators: `step_gather` gathers table rows, `step_store_losses_` stores the losses
+and checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
 """
 
 from __future__ import annotations
