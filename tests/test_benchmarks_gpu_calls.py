@@ -127,6 +127,7 @@ except KeyboardInterrupt:
 
 
 def test_sabotage_even_and_odd_make_each_stage_fail_once(tmp_path: Path) -> None:
+    """ "even" and "odd" make every other stage fail, each in the next of the ways listed in SABOTAGE."""
     stages = tuple(Stage(f"s{n}", python_command("print('fine')"), 20) for n in range(2 * len(SABOTAGE)))
     failed = {}
     for sabotage in ("even", "odd"):
@@ -138,7 +139,7 @@ def test_sabotage_even_and_odd_make_each_stage_fail_once(tmp_path: Path) -> None
 
 def rehearse(name: str, folder: Path, out: Path, *options: str) -> dict[str, Any]:
     """Run call `name` without a GPU, check the exit status and the table, and return the results."""
-    command = [sys.executable, CHECKOUT / "benchmarks" / "gpu" / "call.py", name, folder, "--out", out, "--stand-in"]
+    command = [sys.executable, CHECKOUT / "benchmarks" / "gpu" / "call.py", name, folder, "--out", out, "--rehearsal"]
     command += ["--seconds", "3000", *options]
     process = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     results = json.loads((out / "results.json").read_text())
@@ -151,7 +152,7 @@ def rehearse(name: str, folder: Path, out: Path, *options: str) -> dict[str, Any
 @pytest.mark.slow
 @pytest.mark.usefixtures("native_library")
 def test_rehearsal_of_call_a(tmp_path: Path) -> None:
-    """Run the whole call A, with the commands that measure every row and run every diagnostic on the GPU."""
+    """Run the whole call A on the CPU, with the same commands as on a machine with a GPU."""
     folder = tmp_path / "folder"
     prepare_rehearsal(folder)
     results = rehearse("A", folder, tmp_path / "out")

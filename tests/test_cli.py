@@ -174,7 +174,7 @@ def test_validation_selects_the_epoch_that_is_tested(logs: Path, tmp_path: Path)
 
 
 def test_resuming_without_validation_saves_the_last_model(logs: Path, tmp_path: Path) -> None:
-    """The best epoch of the validated ones need not be the best of all epochs."""
+    """Only epoch 1 was validated, so it is not known to be the best."""
     arguments = ["-ps", SMALL, "--out", tmp_path / "run"]
     assert train(logs, *arguments, "--n-epochs", "1", "--validation", logs / "test.tsv").exit_code == 0
     ran = train(logs, *arguments, "--n-epochs", "3", "--resume")

@@ -190,7 +190,7 @@ def test_element_indices_beyond_2_to_the_31() -> None:
         mask = ops.dropout_mask(1, lanes, units, 0.5, seed=1, stream=1, step=9, dtype=torch.float16, impl="emulated")
     assert mask.numel() > 2**31
     n_last = mask.numel() % 256 or 256  # number of elements in the last block; other blocks have 256
-    # The elements that the first and the last block compute, with the lane and the unit of the first of them.
+    # Of the first and the last block: the lane and the unit of its first element, and its elements.
     for lane, first_unit, elements in ((0, 0, mask[0, 0, :256]), (2, units - n_last, mask[0, 2, -n_last:])):
         stream, step, lane_word = (torch.tensor(number) for number in (1, 9, lane))
         unit = torch.arange(first_unit, first_unit + len(elements))

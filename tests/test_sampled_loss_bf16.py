@@ -20,13 +20,13 @@ kernels = native_and_emulated("sampled_loss")
 impls = implementations("sampled_loss")
 losses = pytest.mark.parametrize(("loss", "parameters"), [(loss, p) for loss in LOSSES for p in PARAMETERS[loss]])
 in_batch_modes = pytest.mark.parametrize("in_batch", [True, False])
-# (M, N, H): hidden states, sampled negatives, units. No size is a multiple of a kernel's tile sizes. With the last two,
-# a kernel processes the rows of scores in several chunks, and a row does not fit into shared memory.
+# (M, N, H): hidden states, sampled negatives, units. No size is a multiple of a kernel's tile sizes. With N = 2049, a row
+# of scores does not fit into shared memory. With M = 255, a kernel processes the rows of scores in several chunks.
 SIZES = ((1, 17, 1), (2, 0, 5), (1, 0, 3), (5, 33, 0), (33, 100, 17), (37, 2049, 20), (255, 31, 33))
 
 
 def bf16_problem(m: int, n: int, h: int, *, with_masks: bool = True) -> dict[str, Any]:
-    """Return the arguments of `problem` with bfloat16 hidden and rows. With `with_masks`, they also include counts."""
+    """Return arguments of sampled_loss as `problem` does, with bfloat16 hidden and rows; with masks, also counts."""
     arguments = problem(m, n, h, torch.float32, with_masks=with_masks)
     for name in ("hidden", "rows"):
         arguments[name] = arguments[name].detach().bfloat16().requires_grad_()
@@ -49,7 +49,9 @@ def loss_and_gradients(impl: str, arguments: dict, loss: str, in_batch: bool, **
 @losses
 @in_batch_modes
 @kernels
-def test_kernels_are_as_close_as_the_reference(impl: str, loss: str, parameters: dict, in_batch: bool) -> None:
+def test_kernels_are_as_close_to_float64_as_the_reference(
+    impl: str, loss: str, parameters: dict, in_batch: bool
+) -> None:
     for m, n, h in SIZES:
         for with_masks in (True, False):
             arguments = bf16_problem(m, n, h, with_masks=with_masks)

@@ -12,7 +12,7 @@ without a result, a second process measures the row's other implementations.
 OUT is a folder. OUT/results.json and OUT/table.md are rewritten after each stage; OUT/call.log gets the output of all
 stages. `--only TEXT` runs only the stages whose names contain the text, and always the stage that loads the library.
 
-`--stand-in` rehearses the call on a CPU with small sizes. `--sabotage even|odd` makes every other stage fail, to test
+`--rehearsal` rehearses the call on a CPU with small sizes. `--sabotage even|odd` makes every other stage fail, to test
 this program. The exit status is 0 if every stage passed. This program needs only the standard library and does not
 import the package.
 """
@@ -285,11 +285,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--only", default="", metavar="TEXT", help="run only the stages whose names contain this")
     parser.add_argument("--seconds", type=float, help="time limit of the whole call (default: 240 for A, 420 for B)")
-    parser.add_argument("--stand-in", action="store_true", help="rehearse on a CPU, with small sizes")
+    parser.add_argument("--rehearsal", action="store_true", help="rehearse on a CPU, with small sizes")
     parser.add_argument("--impl", default="native", help="implementation of the package's operators in a rehearsal")
     parser.add_argument("--sabotage", choices=("even", "odd"), default="", help="make every other stage fail")
     arguments = parser.parse_args()
-    options, out = StageOptions(arguments.folder.resolve(), arguments.stand_in, arguments.impl), arguments.out.resolve()
+    options, out = (
+        StageOptions(arguments.folder.resolve(), arguments.rehearsal, arguments.impl),
+        arguments.out.resolve(),
+    )
     call = Call(
         arguments.call,
         out,

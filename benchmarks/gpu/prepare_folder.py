@@ -1,14 +1,14 @@
 """Write the folder that call.py needs on the GPU machine: prepared data, and public implementations ("peers").
 
     python benchmarks/gpu/prepare_folder.py FOLDER [--data ../shared/data] [official=PATH] [ngcf=PATH] [lightgcn=PATH]
-    PYTHONPATH=benchmarks python benchmarks/gpu/prepare_folder.py FOLDER --stand-in
+    PYTHONPATH=benchmarks python benchmarks/gpu/prepare_folder.py FOLDER --rehearsal
 
 PATH is a checkout of a peer: github.com/hidasib/GRU4Rec_PyTorch_Official, huangtinglin/NGCF-PyTorch or
 gusye1234/LightGCN-PyTorch. The peer's Python files and license are copied to FOLDER/peers/NAME.
 FOLDER/data/NAME/train and FOLDER/data/NAME/test are session stores or graphs, which the package opens without polars.
 Choose a FOLDER that git ignores, so that it is not committed. build_library.sh adds the native library.
 
-`--stand-in` writes a folder for rehearsals without a GPU (`call.py --stand-in`): small synthetic data, no peers, and
+`--rehearsal` writes a folder for rehearsals without a GPU (`call.py --rehearsal`): small synthetic data, no peers, and
 scripts that replace the programs that need a GPU.
 """
 
@@ -125,9 +125,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("peers", nargs="*", metavar="NAME=PATH")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
-    parser.add_argument("--stand-in", action="store_true", help="write a folder for a rehearsal without a GPU")
+    parser.add_argument("--rehearsal", action="store_true", help="write a folder for a rehearsal without a GPU")
     arguments = parser.parse_intermixed_args()
-    if arguments.stand_in:
+    if arguments.rehearsal:
         prepare_rehearsal(arguments.folder)
         return
     paths = dict(peer.partition("=")[::2] for peer in arguments.peers)

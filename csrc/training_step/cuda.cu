@@ -33,7 +33,7 @@ __device__ __forceinline__ void gather_columns(const GatheredRows<T>& p, int64_t
   store_columns(p.bf16_rows + offset, narrow);
 }
 
-// Copies the bias of the block's i-th item and computes the item's logQ correction.
+// Copies the bias of p.items.index[i] and computes the logQ correction of this item.
 template <typename T>
 __device__ __forceinline__ void gather_bias_and_log_q(const StepGather<T>& p, int64_t i) {
   const int64_t item = p.items.index[i];
@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p
   }
 }
 
-// Updates the bias of `row` by the sum of the bias's gradients. rows[begin .. end - 1] all equal `row`. Inputs among
-// them have no gradient of the bias. If all are inputs, the bias does not change.
+// Updates the bias of `row` by the sum of its gradients. rows[begin .. end - 1] all equal `row`. Those whose position is
+// below n_inputs belong to input items, which have no gradient of the bias. If all do, the bias does not change.
 template <typename T>
 __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradOptions<T>& options, int64_t row,
                                             int64_t begin, int64_t end) {

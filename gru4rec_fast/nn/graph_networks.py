@@ -69,7 +69,10 @@ class GraphNetwork(nn.Module):
         raise NotImplementedError
 
     def neighborhoods(self, rows: Nodes) -> list[Nodes]:
-        """Return the nodes that are needed of the embedding table, then of each layer, for the result of `rows`."""
+        """Return the nodes whose embeddings are needed to compute the final embeddings of `rows`.
+
+        Element 0 has the nodes needed of the embedding table, element l the nodes needed of the output of layer l.
+        """
         needed: list[Nodes] = [rows]
         for _ in range(self.n_layers):
             if rows is not None:

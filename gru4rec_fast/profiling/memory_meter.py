@@ -55,7 +55,7 @@ class MemoryMeter:
     """Reads the current and the peak memory of one device, and resets the peak.
 
     A device has only one peak, and a reset loses it. So `reset` first passes the peak to all `PeakMemory` objects of
-    the device. A `MemoryRecord` calls `reset` itself and uses the result.
+    the device. A `MemoryRecord` (memory_record.py) needs no such call, because it uses the peak that `reset` returns.
 
     Attributes:
         exact: False if the last reset failed, so that the peak may be older than the last call of `reset`.

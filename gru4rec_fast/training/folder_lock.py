@@ -47,7 +47,7 @@ def lock_folder(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         try:
             yield
         finally:
-            # The file is removed before the lock is released, so that a process that waits for it opens a new file.
+            # Removed before the release: after it, another process may hold the lock, and its file would be removed.
             with suppress(OSError):  # Windows cannot remove an open file
                 path.unlink()
             lock.release()
