@@ -20,8 +20,8 @@ kernels = native_and_emulated("sampled_loss")
 impls = implementations("sampled_loss")
 losses = pytest.mark.parametrize(("loss", "parameters"), [(loss, p) for loss in LOSSES for p in PARAMETERS[loss]])
 in_batch_modes = pytest.mark.parametrize("in_batch", [True, False])
-# (M, N, H): hidden states, sampled negatives, units. No size is a multiple of a kernel's tile sizes. With N = 2049, a row
-# of scores does not fit into shared memory. With M = 255, a kernel processes the rows of scores in several chunks.
+# (M, N, H): hidden states, sampled negatives, units. No size is a multiple of a kernel's tile sizes. With N = 2049, a
+# row of scores does not fit into shared memory. With M = 255, a kernel processes the rows of scores in several chunks.
 SIZES = ((1, 17, 1), (2, 0, 5), (1, 0, 3), (5, 33, 0), (33, 100, 17), (37, 2049, 20), (255, 31, 33))
 
 

@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p
   }
 }
 
-// Updates the bias of `row` by the sum of its gradients. rows[begin .. end - 1] all equal `row`. Those whose position is
-// below n_inputs belong to input items, which have no gradient of the bias. If all do, the bias does not change.
+// Updates the bias of `row` by the sum of its gradients. rows[begin .. end - 1] all equal `row`. Those whose position
+// is below n_inputs belong to input items, which have no gradient of the bias. If all do, the bias does not change.
 template <typename T>
 __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradOptions<T>& options, int64_t row,
                                             int64_t begin, int64_t end) {
