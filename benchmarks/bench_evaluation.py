@@ -145,7 +145,7 @@ def test_time_of_an_evaluation(compare: Any, logs: SessionLogs, official: Any) -
         {side: timed(evaluate, test.n_targets) for side, evaluate in evaluations.items()},
         row=f"evaluation, {LOG}, L{WIDTH}",
         unit="target",
-        subjects={"evaluate_sessions": {"official": 8.0}},  # goal: at least 8 times as fast as official
+        goals={"evaluate_sessions": {"official": 8.0}},  # at least 8 times as fast as official
     )
     # cpu_table.py reads from "limits" how close each side is to the speed of the machine's matrix product.
     products = [(train.n_items, LANES, WIDTH)]

@@ -112,4 +112,4 @@ def test_training_steps(compare: Any, request: pytest.FixtureRequest, graph: Int
     sides["everything"] = runner_side(graph_runner(make_model(only_needed=False), graph))
     sides["ours"] = runner_side(graph_runner(make_model(), graph))
     compare(sides, row=f"{name} on {'Gowalla' if GOWALLA.exists() else 'a power-law graph'}", unit="mini-batch",
-            subjects={"ours": {"public": GOALS[name]}})  # fmt: skip
+            goals={"ours": {"public": GOALS[name]}})  # fmt: skip

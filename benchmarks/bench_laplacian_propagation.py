@@ -34,7 +34,7 @@ WIDTH = 64
 GOALS = {"forward": {"csr": 1.3}, "forward + backward": {"csr": 7.0, "coo": 13.0}}
 
 
-def structure(case: str) -> tuple[Tensor, Tensor]:
+def load_structure(case: str) -> tuple[Tensor, Tensor]:
     """Return offsets and int32 neighbors (CSR) of the graph "Gowalla" or "power law"."""
     if case == "Gowalla":
         if not GOWALLA.exists():
@@ -46,7 +46,7 @@ def structure(case: str) -> tuple[Tensor, Tensor]:
     return InteractionGraph.from_arrays(users.numpy(), items.numpy(), n_users=30_000, n_items=40_000).structure()
 
 
-def products(offsets: Tensor, neighbors: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+def make_products(offsets: Tensor, neighbors: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return, for each side, the function that multiplies L by features."""
     n_nodes = len(offsets) - 1
     scale = offsets.diff().clamp(min=1) ** -0.5
@@ -85,15 +85,15 @@ def forward_and_backward_side(multiply: Callable[[Tensor], Tensor], features: Te
 @pytest.mark.parametrize("passes", GOALS)
 @pytest.mark.parametrize("case", ["Gowalla", "power law"])
 def test_product(compare: Any, case: str, passes: str) -> None:
-    offsets, neighbors = structure(case)
+    offsets, neighbors = load_structure(case)
     features, grad = torch.randn(2, len(offsets) - 1, WIDTH, generator=torch.Generator().manual_seed(1))
     sides = {
         name: forward_side(multiply, features)
         if passes == "forward"
         else forward_and_backward_side(multiply, features, grad)
-        for name, multiply in products(offsets, neighbors).items()
+        for name, multiply in make_products(offsets, neighbors).items()
     }
-    seconds = compare(sides, row=f"L @ E, {case}, {passes}", unit="product", subjects={"native": GOALS[passes]})
+    seconds = compare(sides, row=f"L @ E, {case}, {passes}", unit="product", goals={"native": GOALS[passes]})
     rows_read = len(neighbors) * (1 if passes == "forward" else 2)
     n_bytes = (rows_read + 2 * len(features)) * WIDTH * features.element_size()
     compare.note(limits={side: rate_shares(figures["median"], n_bytes=n_bytes) for side, figures in seconds.items()})

@@ -91,12 +91,12 @@ def test_epoch(compare: Any, logs: SessionLogs, official: Any, n_lanes: int, log
     sides["reference"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "reference"), n_events)
     sides["loader"] = epoch_side(lambda: run_loader(store, n_lanes), n_events)
     sides["session_batch"] = epoch_side(lambda: run_operator(items, offsets, n_lanes, "auto"), n_events)
-    # For each side that is this package: {other side: smallest allowed ratio, time of the other side / time of this}.
+    # For each side of this package: {other side: smallest allowed ratio, time of the other side / time of the side}.
     goals: dict[str, dict[str, float]] = {"session_batch": {}, "loader": {}}
     if log == "real":
         goals["session_batch"]["official"] = 50.0
     name = "diginetica" if log == "real" else "synthetic log"
-    seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", subjects=goals)
+    seconds = compare(sides, row=f"session batches, {name}, B{n_lanes}", unit="event", goals=goals)
     # cpu_table.py reads from "limits" how close each side is to the machine's copy bandwidth.
     compare.note(
         limits={side: rate_shares(figures["median"], n_bytes=EVENT_BYTES) for side, figures in seconds.items()}

@@ -63,7 +63,7 @@ def build_sides(
     return sides | {name: estimator_side(store, setting.parameters() | options) for name, options in variants.items()}
 
 
-def distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
+def count_distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
     """Return the mean numbers, per mini-batch, of distinct negatives and of item rows that the mini-batch updates."""
     blocks = list(zip(range(50), SessionParallelLoader(store, setting.batch_size), strict=False))
     sampler = ops.build_alias_table(torch.tensor(store.support), setting.sample_alpha)
@@ -73,7 +73,7 @@ def distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int]:
     return sum(n_negatives) // len(n_negatives), sum(n_rows) // len(n_rows)
 
 
-def products(setting: Setting, n_columns: int) -> list[Shape]:
+def list_products(setting: Setting, n_columns: int) -> list[Shape]:
     """Return the shapes of a mini-batch's matrix products: scores, GRU, and two gradients of each product.
 
     n_columns: number of items that are scored, targets and distinct negatives.
@@ -83,7 +83,7 @@ def products(setting: Setting, n_columns: int) -> list[Shape]:
     return [(b, n_columns, h), (b, h, n_columns), (n_columns, h, b), *gates, *gates]
 
 
-def step_bytes(setting: Setting, n_rows: int) -> int:
+def count_step_bytes(setting: Setting, n_rows: int) -> int:
     """Return the bytes of float32 weights and optimizer state that an update reads and writes.
 
     The update covers `n_rows` rows of the item table with their biases, and all weights and biases of the GRU.
@@ -98,14 +98,14 @@ def test_training_steps(compare: Any, logs: SessionLogs, official: Any, setting:
     is_real = log == "real"
     store = logs.store(setting.log) if is_real else logs.synthetic(setting.log)
     sides = build_sides(setting, store, official, (lambda: logs.frame(setting.log)) if is_real else None)
-    goals = {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
-    # A subject is a side that is this package. It is compared with the other implementations even if it has no goal.
-    subjects: dict[str, dict[str, float]] = {"fused": {}, "fused bf16": {}} | goals
+    # The sides "fused" and "fused bf16" are compared with the other implementations even if they have no goal.
+    goals: dict[str, dict[str, float]] = {"fused": {}, "fused bf16": {}}
+    goals |= {name: {"official": goal} for name, goal in GOALS[setting.name].items()}
     row = f"training, {setting.name}, {setting.log if is_real else 'synthetic log'}"
-    seconds = compare(sides, row=row, unit="mini-batch", subjects=subjects)
-    n_negatives, n_rows = distinct_rows(store, setting)
-    shapes = products(setting, setting.batch_size + n_negatives)
-    n_bytes = step_bytes(setting, n_rows)
+    seconds = compare(sides, row=row, unit="mini-batch", goals=goals)
+    n_negatives, n_rows = count_distinct_rows(store, setting)
+    shapes = list_products(setting, setting.batch_size + n_negatives)
+    n_bytes = count_step_bytes(setting, n_rows)
     compare.note(
         why_not_fused=gru_runner(store, setting.parameters()).why_not_fused,
         # each side's rates as fractions of this machine's rates of matrix products and of copying

@@ -24,18 +24,18 @@ BEGIN, END = "<!-- cpu rows -->", "<!-- end of cpu rows -->"
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time with three digits and a unit."""
     unit = next((name for name, size in UNITS.items() if seconds >= size), "ns")
     return f"{seconds / UNITS[unit]:.3g} {unit}"
 
 
-def ratio_text(values: dict[str, float]) -> str:
+def format_ratio(values: dict[str, float]) -> str:
     """Return a ratio's median, with its quartiles in brackets."""
     return f"{values['median']:.2f} [{values['q1']:.2f}, {values['q3']:.2f}]"
 
 
-def shares_text(limits: dict[str, float], bf16: bool) -> str:
+def format_shares(limits: dict[str, float], bf16: bool) -> str:
     """Return the results of `machine.rate_shares` as text: how much of which speed of the machine a subject reaches.
 
     bf16: compare with bfloat16 matrix products instead of float32 ones (sgemm).
@@ -49,11 +49,11 @@ def shares_text(limits: dict[str, float], bf16: bool) -> str:
     return ", ".join(texts)
 
 
-def time_rows(info: dict[str, Any]) -> Iterator[list[str]]:
+def make_time_rows(info: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the table's rows for the times in `info`, the results of one `interleave.Comparison`."""
     subjects = list(info["ratios"])
     for subject, ratios in info["ratios"].items():
-        ours = duration(info["seconds_per_unit"][subject]["median"])
+        ours = format_duration(info["seconds_per_unit"][subject]["median"])
         goals = info["goals"].get(subject, {})
         without_goal = [*ratios] if subject == subjects[0] else [other for other in ratios if other in subjects]
         for other in dict.fromkeys([*goals, *without_goal]):
@@ -63,15 +63,15 @@ def time_rows(info: dict[str, Any]) -> Iterator[list[str]]:
                 yield [info["row"], subject, ours, other, "", reason, goal, ""]
                 continue
             verdict = "" if other not in goals else " (met)" if ratios[other]["median"] >= goals[other] else " (missed)"
-            theirs = duration(info["seconds_per_unit"][other]["median"])
-            share = shares_text(info.get("limits", {}).get(subject, {}), "bf16" in subject)
-            yield [info["row"], subject, ours, other, theirs, ratio_text(ratios[other]), goal + verdict, share]
+            theirs = format_duration(info["seconds_per_unit"][other]["median"])
+            share = format_shares(info.get("limits", {}).get(subject, {}), "bf16" in subject)
+            yield [info["row"], subject, ours, other, theirs, format_ratio(ratios[other]), goal + verdict, share]
 
 
-def memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
+def make_memory_rows(memory: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the table's rows for the peak memory of one comparison.
 
-    The ratio is the memory of this package, whose side is the last one, divided by that of the other side.
+    The ratio is the memory of this package, whose side is the last, divided by the memory of the other side.
     """
     *others, subject = memory["sides"]
     ours = memory["sides"][subject]
@@ -92,7 +92,7 @@ def describe_machine(machine: dict[str, Any]) -> str:
     return f"{processor}; torch {machine['torch']}, numpy {machine['numpy']}, Python {machine['python']}"
 
 
-def table(files: list[Path]) -> str:
+def render_table(files: list[Path]) -> str:
     """Return the markdown table of these JSON files, followed by the machines and the days of the measurements.
 
     Raises:
@@ -116,10 +116,10 @@ def table(files: list[Path]) -> str:
         for entry in content["benchmarks"]:
             info = entry["extra_info"]
             if "memory" in info:
-                lines += ["| " + " | ".join(row) + " |" for row in memory_rows(info["memory"])]
+                lines += ["| " + " | ".join(row) + " |" for row in make_memory_rows(info["memory"])]
             if "ratios" not in info:
                 continue
-            lines += ["| " + " | ".join(row) + " |" for row in time_rows(info)]
+            lines += ["| " + " | ".join(row) + " |" for row in make_time_rows(info)]
             machines.setdefault(describe_machine(info["machine"]), set()).add(day)
     if not machines:
         raise ValueError(f"no comparison in {', '.join(map(str, files))}")
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="JSON files of pytest-benchmark")
     parser.add_argument("--into", type=Path, help=f"a markdown file, whose text between {BEGIN} and {END} is replaced")
     arguments = parser.parse_args()
-    text = table(arguments.files)
+    text = render_table(arguments.files)
     if arguments.into:
         replace_table(arguments.into, text)
     else:

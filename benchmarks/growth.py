@@ -138,6 +138,7 @@ def batches_side(store: SessionStore) -> Side:
 
     def epoch() -> None:
         state = ops.session_batch_state(PARAMETERS["batch_size"])
+        # until no lane is live in the last step of a call
         while bool((ops.session_batch(items, offsets, None, *state, STEPS_PER_CALL)[0][-1] >= 0).any()):
             pass
 

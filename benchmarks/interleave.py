@@ -35,7 +35,7 @@ def timed(work: Callable[[], Any], units: int = 1) -> Side:
 
 
 def units_per_turn(side: Side, turn_seconds: float) -> int:
-    """Return the number of units that take about `turn_seconds`. Finding it runs the side, which also warms it up."""
+    """Run the side, which also warms it up; return the number of units that take about `turn_seconds`."""
     side(1)
     seconds = side(1)
     seconds = min(seconds, side(max(1, round(turn_seconds / 4 / seconds))))
@@ -62,7 +62,7 @@ class Comparison:
         self._benchmark, self._only, self._turn_seconds, self._rounds = benchmark, only, turn_seconds, rounds
 
     def __call__(
-        self, sides: Mapping[str, Side], *, row: str, unit: str, subjects: Mapping[str, Mapping[str, float]]
+        self, sides: Mapping[str, Side], *, row: str, unit: str, goals: Mapping[str, Mapping[str, float]]
     ) -> dict[str, dict[str, float]]:
         """Measure the sides; return the median and the quartiles of each side's seconds per unit.
 
@@ -70,15 +70,16 @@ class Comparison:
             sides: the sides by name.
             row: name of the row in the table.
             unit: name of the unit of work.
-            subjects: for each side that is this package, the goals {name of another side: smallest allowed ratio}. The
-                ratio is the time of the other side divided by the time of the subject. A subject is compared with all
-                other implementations, and with the subjects that precede it in `subjects`.
+            goals: for each side of this package (called subject), {name of another side: smallest allowed ratio}, which
+                may be empty. The ratio is the time of the other side divided by the time of the subject. A subject is
+                compared with all sides that are no subjects. It is also compared with the subjects that precede it in
+                `goals`.
         """
         sides = {name: side for name, side in sides.items() if self._only is None or name in self._only}
         if not sides:
             pytest.skip("--sides names no side of this row")
         times = self._measure(sides)
-        measured_subjects = [subject for subject in subjects if subject in sides]
+        measured_subjects = [subject for subject in goals if subject in sides]
         ratios = {
             subject: {
                 other: spread([theirs / ours for theirs, ours in zip(times[other], times[subject], strict=True)])
@@ -88,12 +89,15 @@ class Comparison:
             for subject in measured_subjects
         }
         seconds = {name: spread(side_times) for name, side_times in times.items()}
-        goals = {subject: dict(goals) for subject, goals in subjects.items()}
+        goals = {subject: dict(allowed_ratios) for subject, allowed_ratios in goals.items()}
         self.note(row=row, unit=unit, seconds_per_unit=seconds, ratios=ratios, goals=goals, machine=describe_machine())
         return seconds
 
     def run_once(self, work: Callable[[], Any]) -> None:
-        """Call `work`, which records its own results, within the one call that pytest-benchmark needs in every test."""
+        """Run `work` once under pytest-benchmark, which fails a test that times nothing.
+
+        `work` records its results by `note`.
+        """
         self._benchmark.pedantic(work, rounds=1, iterations=1)
 
     def note(self, **figures: Any) -> None:

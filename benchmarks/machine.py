@@ -25,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
     library = info.get("library")
     return {
         "processor": processor_name(),
-        "cores": torch.get_num_threads() if not hasattr(torch, "cpu") else len(_affinity()),
+        "cores": len(_affinity()),  # cores this process may use
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -94,7 +94,9 @@ def copy_bandwidth() -> float:
 
 
 def rate_shares(seconds: float, shapes: Iterable[Shape] = (), n_bytes: float = 0.0) -> dict[str, float]:
-    """Return the FLOP/s and bytes/s of a computation, those that this machine reaches, and the ratios ("..._share").
+    """Return the FLOP/s and bytes/s of a computation, the rates of torch.mm and of a copy on this machine, and shares.
+
+    A share ("..._share") is a rate of the computation divided by the rate of torch.mm or of the copy.
 
     seconds: time of the computation. shapes: the matrix products that it cannot avoid. n_bytes: the bytes that it must
     read and write.

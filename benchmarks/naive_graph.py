@@ -52,7 +52,10 @@ class NaiveMatrix:
         self.generator = torch.Generator(device).manual_seed(0)
 
     def matrices_of_step(self, training: bool) -> tuple[Tensor, Tensor]:
-        """Return the matrix with a new dropout mask, and its transpose (the same matrix if it is not stored)."""
+        """Return the matrix with a new dropout mask, and its transpose.
+
+        With transpose=False, the second element is the first again, and is not used.
+        """
         values = self.values
         if training and self.dropout:
             keep = torch.rand(len(values), generator=self.generator, device=values.device) >= self.dropout
@@ -146,7 +149,7 @@ class NaiveLightGCN(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the final embeddings of all nodes."""
-        x, matrices = self.embedding, self.matrix.matrices_of_step(False)
+        x, matrices = self.embedding, self.matrix.matrices_of_step(training=False)
         outputs = [x]
         for _ in range(self.n_layers):
             x = self.matrix.multiply(matrices, x)

@@ -49,8 +49,9 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "sparse_adagrad_(Tensor(a!) table, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor index, Tensor grad, "
       "float lr, float momentum, float eps) -> ()");
 
-  // training_step: operators of a training step that is captured in a CUDA graph. They depend on values that are only
-  // on the device (which lanes are live, whether the run has stopped), so they read them from tensors there.
+  // training_step: operators of a training step that is captured in a CUDA graph. The operators depend on values that
+  // are only on the device: which lanes are live, and whether a loss that is not finite has stopped the updates. So the
+  // operators read these values from tensors on the device.
   m.def(
       "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
@@ -77,8 +78,11 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "str matrix, float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
 
   // ngcf_layer: `out` holds the new features of the nodes. The other results are saved for the backward pass.
-  // propagated_p and propagated_q are the features multiplied by the matrices of P and of Q, without "+I". propagated_q
-  // is empty if both matrices are the same. `flags` is a byte per element of `out`.
+  // P and Q name the matrices of the two terms, for example "symmetric+I". propagated_p and propagated_q are the
+  // features multiplied by the matrices of P and of Q, without "+I". propagated_q is empty if both matrices are the
+  // same. per_term: the activation is applied to each of the two terms, not to the sum. `flags` has a byte per element
+  // of `out`. The bits say whether the arguments of the activations are positive and whether message dropout keeps the
+  // element (csrc/ngcf_layer/ngcf_layer.h).
   m.def(
       "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, Tensor weight_1, "
       "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "

@@ -36,10 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "accidental hits": {"loss": "top1-max", "mask_accidental_hits": True, "n_sample": 90},
     "in-batch negatives only": {"n_sample": 0, "loss": "bpr"},
     "one-hot": {"embedding": "none", "layers": [8, 6], "dropout": 0.2, "momentum": 0.3},
-    "through three steps": {"steps": 3, "dropout": 0.2, "momentum": 0.3, "logq": 1.0},
+    "backpropagation through three steps": {"steps": 3, "dropout": 0.2, "momentum": 0.3, "logq": 1.0},
     "three blocks an update": {"accumulate": 3, "loss": "bpr-max"},
     "two blocks of two steps, separate": {"steps": 2, "accumulate": 2, "embedding": "separate", "dropout": 0.2},
-    "through steps, in-batch negatives only": {"steps": 4, "accumulate": 2, "n_sample": 0, "loss": "top1"},
+    "four steps, in-batch negatives only": {"steps": 4, "accumulate": 2, "n_sample": 0, "loss": "top1"},
     "one lane": {"lanes": 1},
     "more lanes than sessions": {"lanes": 50},
 }
@@ -94,7 +94,7 @@ class TrainingSetup:
 def train_by_autograd(setup: TrainingSetup, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
     """Train an epoch by autograd; return loss, number of steps and number of events of each block.
 
-    Update i has the learning rate rates[i % len(rates)].
+    With accumulate=1, update i has the learning rate rates[i % len(rates)].
     """
     network, optimizer, outcomes = setup.network, setup.optimizer, []
     hidden = network.initial_state(setup.loader.n_lanes)
@@ -113,7 +113,7 @@ def train_by_autograd(setup: TrainingSetup, rates: Sequence[float] = ()) -> list
         negatives, steps = None, len(block.n_live)
         if setup.sampler is not None:
             options = {"seed": SEED, "step": step, "steps": steps, "impl": "reference"}
-            negatives = ops.negative_sampling(setup.sampler, setup.n_sample, **options)[0]
+            negatives, _ = ops.negative_sampling(setup.sampler, setup.n_sample, **options)
         output, hidden = network(block.inputs, hidden, block.reset, step=step)
         table = network.output_weight, network.output_bias
         loss = setup.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
@@ -152,16 +152,20 @@ def test_the_captured_step_equals_autograd(case: str, impl: str) -> None:
 
 
 @pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
-@pytest.mark.parametrize("case", [case for case in CASES if "lane" not in case])
+@pytest.mark.parametrize("case", [case for case in CASES if "lanes" not in CASES[case]])
 def test_a_step_does_not_synchronize(case: str) -> None:
-    """Drawing and training do not synchronize with the GPU. The last lines test that the detector finds what does."""
+    """Drawing and training do not synchronize with the GPU.
+
+    The last lines test that the detector reports operations that do synchronize.
+    """
     setup = TrainingSetup("emulated", CASES[case])
     epoch, hidden = setup.start_epoch(steps_per_graph=4), setup.network.initial_state(6)
     epoch.run(1, hidden, step=0)
     with SyncDetector(copies=True) as detector:
+        # what epoch.run does, without reading the losses
         epoch._training_step.prepare()
-        captured = epoch.next_updates(1, 6)
-        captured.fill(*epoch.draw(captured.shape.mini_batches, 1), 1)
+        captured = epoch.next_updates(updates=1, lanes=6)
+        captured.fill(*epoch.draw(steps=captured.shape.mini_batches, step=1), first_step=1)
         captured.run(hidden)
     assert detector.seen == []
     with SyncDetector(copies=True) as detector:
@@ -209,7 +213,10 @@ def test_bf16_is_close_to_full_precision_but_not_equal(impl: str) -> None:
 
 
 def poison(setup: TrainingSetup, mini_batch: int) -> None:
-    """Set to NaN the bias of an item that is no target before this mini-batch. Needs n_sample=0."""
+    """Set to NaN the bias of a target of this mini-batch that is no target earlier.
+
+    Needs n_sample=0, because a sampled negative could be this item.
+    """
     targets = [block.targets for block in SessionParallelLoader(STORE, setup.loader.n_lanes)]
     earlier = set(torch.cat(targets[:mini_batch]).flatten().tolist())
     item = next(item for item in targets[mini_batch].flatten().tolist() if item not in earlier)
@@ -220,11 +227,11 @@ def poison(setup: TrainingSetup, mini_batch: int) -> None:
 def test_a_nan_loss_in_a_later_block_prevents_the_update() -> None:
     """The earlier blocks of the update change the hidden states, as in the fused step on the CPU, but no weight."""
     setup = TrainingSetup("reference", {"n_sample": 0, "loss": "bpr", "steps": 2, "accumulate": 3})
-    poison(setup, 2)
-    block = next(iter(SessionParallelLoader(STORE, 6, 2)))
+    poison(setup, mini_batch=2)
+    block = next(iter(SessionParallelLoader(STORE, 6, steps=2)))
     hidden = setup.network.initial_state(6)
     with torch.no_grad():
-        expected = setup.network(block.inputs, hidden, block.reset)[1]
+        _, expected = setup.network(block.inputs, hidden, block.reset)
     initial = [weight.clone() for weight in setup.weights()]
     blocks, finished = setup.start_epoch().run(1, hidden, step=0)
     assert [block.steps for block in blocks] == [2, 2] and not finished
@@ -251,7 +258,8 @@ def test_start_epoch_continues_from_the_position_of_the_loader() -> None:
     n = len(whole.start_epoch().run(1000, hidden, step=0)[0])
     hidden, done = resumed.network.initial_state(6), 0
     while done < n:
-        resumed.loader.load_state_dict(resumed.loader.state_dict())  # start_epoch continues from this state
+        # The next iteration resumes here instead of starting a new epoch, as after loading a checkpoint.
+        resumed.loader.load_state_dict(resumed.loader.state_dict())
         done += len(resumed.start_epoch().run(5, hidden, step=done)[0])
     assert done == n
     torch.testing.assert_close(resumed.weights(), whole.weights(), rtol=0, atol=0)
@@ -274,4 +282,4 @@ def test_why_not_captured_names_the_reason() -> None:
     reason = why_not_captured(*modules)
     assert reason is not None and reason.startswith("the step supports float32 and float64 on a GPU; ")
     with pytest.raises(ValueError, match="the loader has blocks of 2 steps"):
-        CapturedTrainingStep(*modules).start_epoch(SessionParallelLoader(STORE, 6, 2), None, 0, SEED)
+        CapturedTrainingStep(*modules).start_epoch(SessionParallelLoader(STORE, 6, steps=2), None, 0, SEED)

@@ -48,7 +48,7 @@ def test_a_missing_file_or_a_folder_is_an_error(tmp_path: Path):
         load_checkpoint(tmp_path, FORMAT)
 
 
-@pytest.mark.parametrize("n_bytes", [0, 4, 100, -1])  # -1: all but the last one
+@pytest.mark.parametrize("n_bytes", [0, 4, 100, -1])  # -1: all bytes but the last
 def test_a_truncated_file_is_an_error(tmp_path: Path, n_bytes: int):
     path = save_checkpoint(tmp_path / "model.safetensors", make_checkpoint())
     path.write_bytes(path.read_bytes()[:n_bytes])

@@ -198,6 +198,7 @@ def test_split_interactions_is_random_and_needs_enough_interactions() -> None:
     graph = InteractionGraph.from_arrays([0, 0, 1], [0, 1, 1])
     with pytest.raises(ValueError, match="holds out nothing: no user has 5 interactions or more"):
         split_interactions(graph, 0.2)
-    drawn = [split_interactions(graph, 0.5, seed=seed)[1].items_of(0).tolist() for seed in range(20)]
+    drawn = [test.items_of(0).tolist() for _, test in (split_interactions(graph, 0.5, seed=i) for i in range(20))]
     assert {items[0] for items in drawn} == {0, 1} and all(len(items) == 1 for items in drawn)
-    assert drawn[3] == split_interactions(graph, 0.5, seed=3)[1].items_of(0).tolist()
+    _, test = split_interactions(graph, 0.5, seed=3)
+    assert drawn[3] == test.items_of(0).tolist()

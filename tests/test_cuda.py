@@ -172,7 +172,7 @@ def run_sampled_loss(device: str, impl: str, dtype: torch.dtype) -> Outputs:
 
 
 # EXACT: kernel families whose results must be equal to the reference. CLOSE: families whose error, compared with
-# float64, may be about that of the reference. compute-sanitizer runs these cases too (benchmarks/gpu/call.py).
+# float64, may be about the error of the reference. compute-sanitizer runs these cases too (benchmarks/gpu/call.py).
 EXACT = {
     "dropout": run_dropout,
     "negative_sampling": run_negative_sampling,
@@ -317,7 +317,7 @@ def test_captured_step_causes_no_synchronization(case: str) -> None:
     for n_updates in (1, 2):
         captured = epoch.next_updates(n_updates, setup.loader.n_lanes)
         with no_synchronization():
-            captured.fill(*epoch.draw(captured.shape.mini_batches, 100), 100)
+            captured.fill(*epoch.draw(captured.shape.mini_batches, step=100), first_step=100)
             captured.run(hidden)
 
 
@@ -340,11 +340,11 @@ def test_captured_graph_uses_new_learning_rates_and_loaded_state() -> None:
 
 
 def test_captured_graph_stops_at_a_nan_loss() -> None:
-    """The third of four losses in the last graph is NaN. That loss is the last one returned, and causes no update."""
+    """The third of four losses in the last graph is NaN. That loss is the last loss returned, and causes no update."""
     case = {"n_sample": 0, "loss": "bpr"}
     gpu_setup, reference = setup_on_gpu(case), TrainingSetup("reference", case)
     for setup in (gpu_setup, reference):
-        poison(setup, 10)
+        poison(setup, mini_batch=10)
     epoch, hidden = gpu_setup.start_epoch(steps_per_graph=4), gpu_setup.network.initial_state(6)
     outcomes = [block for step in (0, 4, 8) for block in epoch.run(4, hidden, step=step)[0]]
     assert [block.loss == block.loss for block in outcomes] == [True] * 10 + [False]
@@ -458,7 +458,7 @@ def test_ngcf_layer_in_a_cuda_graph_without_synchronization() -> None:
     columns = torch.arange(0, len(graph[0]) - 1, 2, device="cuda")
     rows = columns[::3].contiguous()
     E, W1, b1, W2, b2 = (t.float().cuda() for t in (ngcf.normal(len(columns), 20), *ngcf.weights_of(20, 24)))
-    # P, Q, activation per term, negative slope, node dropout, message dropout, seed, step, layer
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
     options = ("symmetric+I", "mean", True, 0.2, 0.1, 0.1, 3, 4, 1)
     library = torch.ops.gru4rec_fast
 
@@ -496,7 +496,8 @@ def test_graph_model_step_causes_no_synchronization(network_class: type[nn.Modul
 @pytest.mark.parametrize("hidden", [100, 300])  # one launch for all steps, and one per step
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_gru_and_loss_in_a_cuda_graph_without_synchronization(hidden: int, in_batch: bool) -> None:
-    args = [to_device("cuda", argument) for argument in gru.make_args("reset_after", 4, 20, hidden, torch.float32)]
+    args = gru.make_args("reset_after", steps=4, lanes=20, hidden=hidden, dtype=torch.float32)
+    args = [to_device("cuda", argument) for argument in args]
     rows = torch.randn(80 + 300, hidden, device="cuda")
     live = torch.arange(80, device="cuda") % 9 > 0
     library = torch.ops.gru4rec_fast

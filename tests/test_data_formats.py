@@ -72,7 +72,9 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     "name with a star": writer("log[1]*.tsv", lambda: as_text("\t")),
     "inter": writer("log.inter", lambda: as_text("\t", INTER_HEADER)),
     "inter.gz": writer("log.inter.gz", lambda: gzip.compress(as_text("\t", INTER_HEADER))),
-    "inter, given names": writer("log.inter", lambda: as_text("\t", ("SessionId:token", "ItemId:token", "Time:float"))),
+    "inter, with the default column names": writer(
+        "log.inter", lambda: as_text("\t", ("SessionId:token", "ItemId:token", "Time:float"))
+    ),
     "parquet": write_parquet,
     "pandas": lambda path: make_pandas_frame(),
     "polars": lambda path: pl.DataFrame(COLUMNS),
@@ -269,6 +271,7 @@ def test_error_lists_at_most_ten_columns(tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(500)]
     with pytest.raises(ValueError, match=r"its columns are \['c0', .*'c9'\] and 490 more$"):
         SessionStore.from_events({name: [1] for name in names})
+    # Split at the wrong separator, the header is one very long name, which is shortened.
     (tmp_path / "log.tsv").write_text("\t".join(names) + "\n")
     with pytest.raises(ValueError, match=r"its columns are \['c0.*\.\.\.'\] \(split at ','") as caught:
         SessionStore.from_events(tmp_path / "log.tsv", separator=",")

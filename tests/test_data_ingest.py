@@ -26,7 +26,8 @@ text_rows = st.lists(
     min_size=1,
     max_size=40,
 )
-# Arguments of `tiny_batches`: batch_rows, partitions, block_events. None: one batch.
+# Arguments of `tiny_batches`: rows read at a time, number of partitions of the log on disk, events assembled at a time.
+# None: the default sizes, so that the log is one batch.
 batch_sizes = st.sampled_from([None, (1, 1, 1), (3, 4, 5), (7, 2, 100)])
 
 
@@ -114,6 +115,7 @@ def test_ids_such_as_2_0_are_strings_and_reported(tmp_path: Path) -> None:
         assert "  item ids are strings ('2.0' in row 2 is no plain integer)" in each.summary().splitlines()
         assert "session ids" not in each.summary()
     test = SessionStore.from_events(path, vocabulary=store.vocabulary)
+    # With a given vocabulary, the kind of the ids is not determined by this log, so no reason is stated.
     assert "  item ids are strings" in test.summary().splitlines()
 
 

@@ -88,7 +88,7 @@ def test_filtered_log_equals_the_oracle(
 
 
 def hold_out_days(days: float) -> Callable[[list[Session]], list[bool]]:
-    """Return a function from sessions to the mask of those that end within the last `days`."""
+    """Return a function that masks the sessions that end within the last `days`."""
 
     def held_out(sessions: list[Session]) -> list[bool]:
         latest_time = max(s.events[-1][0] for s in sessions)
@@ -98,7 +98,7 @@ def hold_out_days(days: float) -> Callable[[list[Session]], list[bool]]:
 
 
 def hold_out_fraction(fraction: float) -> Callable[[list[Session]], list[bool]]:
-    """Return a function from sessions to the mask of the `fraction` of them that end last."""
+    """Return a function that masks the `fraction` of the sessions that ends last."""
 
     def held_out(sessions: list[Session]) -> list[bool]:
         order = sorted(range(len(sessions)), key=lambda s: (sessions[s].events[-1][0], *sessions[s].sort_key()))

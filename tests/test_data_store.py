@@ -238,7 +238,7 @@ def test_open_names_every_damaged_array_in_one_line(tmp_path: Path, kind: str, s
 @pytest.mark.parametrize(("kind", "name"), [("store", "vocabulary"), ("graph", "items")])
 def test_open_names_damaged_string_ids(tmp_path: Path, kind: str, name: str) -> None:
     build, _, _ = KINDS[kind]
-    original = build(True)
+    original = build(True)  # string ids
     original.save(tmp_path / "folder")
     path = tmp_path / "folder" / f"{name}.utf8.npy"
     np.save(path, np.full_like(np.load(path), 0xFF))

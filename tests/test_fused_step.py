@@ -58,7 +58,7 @@ def fit(store: SessionStore = STORE, **changed: Any) -> GRU4Rec:
 
 
 def fit_only_by(fused: bool, **changed: Any) -> GRU4Rec:
-    """Return the result of `fit` by the fused step or by autograd. Fails if the model is trained by the other one."""
+    """Return the result of `fit` by the fused step or by autograd. Fails if the model is trained by the other way."""
     with pytest.MonkeyPatch.context() as patch:
         forbidden = "_run_autograd" if fused else "_run_fused"
         patch.setattr(SessionEpochRunner, forbidden, lambda *_: pytest.fail(f"trained by {forbidden}"))
@@ -71,7 +71,7 @@ def test_the_fused_step_equals_autograd(case: str) -> None:
 
     At the end of an epoch, some lanes (the sessions of a mini-batch) are empty, because no session is left for them.
     """
-    fused, autograd = fit_only_by(True, **CASES[case]), fit_only_by(False, **CASES[case])
+    fused, autograd = fit_only_by(fused=True, **CASES[case]), fit_only_by(fused=False, **CASES[case])
     assert fused.network is not None and autograd.network is not None
     for (name, weight), expected in zip(fused.network.named_parameters(), autograd.network.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=1e-9, atol=1e-9, msg=name)

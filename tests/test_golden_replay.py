@@ -73,7 +73,7 @@ def load_epoch(run: GoldenRun) -> list[SessionBlock]:
 
 
 def load_recorded_blocks(run: GoldenRun) -> list[SessionBlock]:
-    """Return the blocks that were recorded: all, or in the run xe_logq those in which all lanes are live."""
+    """Return the recorded blocks: all blocks, or in the run xe_logq the blocks in which all lanes are live."""
     return load_epoch(run)[: len(run.losses)]
 
 
@@ -82,7 +82,8 @@ def test_batches_and_lanes_equal_the_recording(run: GoldenRun) -> None:
     for step, block in enumerate(load_recorded_blocks(run)):
         for items, recorded_items in ((block.inputs[0], run.inputs[step]), (block.targets[0], run.targets[step])):
             assert items[items >= 0].tolist() == recorded_items[recorded_items >= 0].tolist()
-    # The recording has neither the lanes of the items nor the resets. They are compared with those of tests/oracle.
+    # The recording has neither the lanes of the items nor the resets. Both are compared with the lanes and
+    # the resets of tests/oracle.
     min_live = 1 if run.config["n_sample"] else 2
     oracle_steps = session_steps(split(run.items, run.offsets), run.config["batch_size"], min_live)
     for block, oracle_step in zip(epoch, oracle_steps, strict=True):

@@ -48,7 +48,7 @@ def make_graphs() -> tuple[InteractionGraph, InteractionGraph]:
     """Return a training and a test graph of 60 users and 40 items, with 25 % of the interactions in the test graph.
 
     User u belongs to group u % 4. 80 % of the interactions are with the ten items 10 g ... 10 g + 9 of the user's
-    group g, the others with any item. The id of user u is 10 u + 5, the id of item i is 1000 + i.
+    group g, the other interactions with any item. The id of user u is 10 u + 5, the id of item i is 1000 + i.
     """
     rng = np.random.default_rng(0)
     users = rng.integers(60, size=1400)

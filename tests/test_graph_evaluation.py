@@ -95,8 +95,8 @@ def test_metrics_equal_their_definition(
 
 @impls
 def test_metrics_of_a_perfect_ranking_are_one(impl: str) -> None:
-    """Item embeddings are one-hot vectors; the embedding of a user is the sum of those of the user's test items."""
-    train, test = random_graphs(20, 60, 100, 0)
+    """Item embeddings are one-hot vectors; the embedding of a user is the sum over the user's test items."""
+    train, test = random_graphs(20, 60, n_draws=100, seed=0)
     users, items = test.interactions()
     embeddings = torch.zeros(80, 60)
     embeddings[users, items] = 1
@@ -128,7 +128,7 @@ def test_report_has_counts_and_dropped_interactions() -> None:
 
 
 def test_wrong_arguments_are_errors() -> None:
-    train, test = random_graphs(4, 6, 12, 1)
+    train, test = random_graphs(4, 6, n_draws=12, seed=1)
     embeddings = torch.ones(10, 2)
     other = InteractionGraph.from_arrays([0], [0], n_users=4, n_items=7)
     for changed, message in (

@@ -283,9 +283,9 @@ def test_only_needed_gives_the_same_loss_and_gradients(
     dropout: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With `only_needed`, a layer is computed only for the nodes that the loss needs, or for all if these are most.
+    """With `only_needed`, a layer is computed only for the nodes that the loss needs, or for all if it needs most.
 
-    With `always_select`, it is computed only for the needed nodes, even if these are most.
+    With `always_select`, a layer is computed only for the needed nodes, even if most nodes are needed.
     """
     if always_select:  # raises the limits on the fraction of needed nodes above 1, so that they are never reached
         monkeypatch.setattr("gru4rec_fast.nn.graph_networks._MAX_SELECTED", 2.0)
@@ -320,7 +320,7 @@ def test_only_needed_gives_the_same_loss_and_gradients(
 @pytest.mark.skipif(_backend.resolve("auto", "ngcf_layer", "cpu") != "native", reason="the reference may synchronize")
 @pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
 def test_training_step_for_all_nodes_does_not_synchronize(network_class: Any) -> None:
-    network = network_class(random_graph(30, 40, 200, 0), 8, node_dropout=0.1, only_needed=False)
+    network = network_class(random_graph(30, 40, 200, seed=0), 8, node_dropout=0.1, only_needed=False)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     users, items = torch.arange(20), torch.arange(20, 40)
     with SyncDetector() as synchronizations:
@@ -357,9 +357,10 @@ def test_neighborhoods_are_the_nodes_that_each_layer_needs() -> None:
 @impls
 @pytest.mark.parametrize("matrix", PROPAGATION_MATRICES)
 def test_laplacian_propagation_equals_the_dense_product(impl: str, matrix: str) -> None:
-    module = LaplacianPropagation(random_graph(5, 6, 14, 0), matrix, dropout=0.5, seed=3, impl=impl)
+    module = LaplacianPropagation(random_graph(5, 6, 14, seed=0), matrix, dropout=0.5, seed=3, impl=impl)
     E = torch.randn(11, 4, dtype=torch.float64)
-    torch.testing.assert_close(module(E, step=8), dense(module.graph, matrix, 0.5, 3, 8) @ E, rtol=0, atol=1e-12)
+    expected = dense(module.graph, matrix, dropout=0.5, seed=3, step=8) @ E
+    torch.testing.assert_close(module(E, step=8), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(module.eval()(E), dense(module.graph, matrix) @ E, rtol=0, atol=1e-12)
     assert list(module.parameters()) == [] and module.state_dict() == {}
 
@@ -368,7 +369,7 @@ def test_laplacian_propagation_equals_the_dense_product(impl: str, matrix: str) 
 @pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
 def test_low_precision_is_within_rounding(impl: str, network_class: Any) -> None:
     """A float32 network and one propagation in bfloat16 differ from float64 only by rounding."""
-    graph = random_graph(40, 60, 400, 1)
+    graph = random_graph(40, 60, 400, seed=1)
     network = network_class(graph, 32, seed=1, impl=impl).eval()
     single = network().detach()
     assert single.dtype == torch.float32
@@ -380,7 +381,7 @@ def test_low_precision_is_within_rounding(impl: str, network_class: Any) -> None
 
 @impls
 def test_gradcheck(impl: str) -> None:
-    layer = NGCFLayer(random_graph(4, 5, 11, 0), 3, 2, node_dropout=0.2, message_dropout=0.2, seed=1, impl=impl)
+    layer = NGCFLayer(random_graph(4, 5, 11, seed=0), 3, 2, node_dropout=0.2, message_dropout=0.2, seed=1, impl=impl)
     layer = layer.double()
     E = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     names = [name for name, _ in layer.named_parameters()]
@@ -394,7 +395,7 @@ def test_gradcheck(impl: str) -> None:
 @impls
 def test_loss_compiles_to_one_graph(impl: str) -> None:
     network = NGCFNetwork(
-        random_graph(6, 7, 20, 0), 4, [4], node_dropout=0.2, message_dropout=0.2, seed=1, impl=impl
+        random_graph(6, 7, 20, seed=0), 4, [4], node_dropout=0.2, message_dropout=0.2, seed=1, impl=impl
     ).double()
     users, items = torch.tensor([0, 1, 5]), torch.tensor([2, 0, 6])
 
@@ -410,7 +411,7 @@ def test_loss_compiles_to_one_graph(impl: str) -> None:
 
 
 def test_layers_share_the_indices_of_the_graph() -> None:
-    graph = random_graph(6, 7, 20, 0)
+    graph = random_graph(6, 7, 20, seed=0)
     network = NGCFNetwork(graph, 4, [4, 4])
     assert all(layer.graph is network.graph for layer in network.layers)
     assert network.graph.neighbors.data_ptr() == graph.neighbors.ctypes.data
@@ -418,7 +419,7 @@ def test_layers_share_the_indices_of_the_graph() -> None:
 
 
 def test_initial_weights_are_normal_in_lightgcn_and_xavier_uniform_in_ngcf() -> None:
-    graph = random_graph(300, 50, 2000, 0)
+    graph = random_graph(300, 50, 2000, seed=0)
     lightgcn = LightGCNNetwork(graph, 64, seed=4)
     assert lightgcn.embedding.std().item() == pytest.approx(0.1, rel=0.02)
     assert torch.equal(lightgcn.embedding, LightGCNNetwork(graph, 64, seed=4).embedding)
@@ -453,11 +454,11 @@ def test_initial_weights_are_normal_in_lightgcn_and_xavier_uniform_in_ngcf() -> 
 )
 def test_error_names_the_argument_of_ngcf(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NGCFNetwork(random_graph(2, 2, 3, 0), **arguments)
+        NGCFNetwork(random_graph(2, 2, 3, seed=0), **arguments)
 
 
 def test_error_names_the_argument_of_other_modules() -> None:
-    graph = random_graph(2, 2, 3, 0)
+    graph = random_graph(2, 2, 3, seed=0)
     with pytest.raises(ValueError, match="dropout=2"):
         LaplacianPropagation(graph, dropout=2)
     with pytest.raises(ValueError, match="matrix='x'"):

@@ -32,7 +32,7 @@ kernels = native_and_emulated("gru")  # native, emulated
 needs_emulation = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
 
 
-def arguments(form: str, *, reset: bool = True, mask: bool = True, dtype: torch.dtype = torch.float64) -> tuple:
+def make_small_args(form: str, *, reset: bool = True, mask: bool = True, dtype: torch.dtype = torch.float64) -> tuple:
     """Return random arguments of ops.gru for STEPS, LANES and HIDDEN. Weights and states require gradients."""
     generator = torch.Generator().manual_seed(0)
 
@@ -64,7 +64,7 @@ def test_reset_after_equals_torch_grucell(impl: str) -> None:
 
 
 def test_reset_before_follows_its_formula(impl: str) -> None:
-    gate_inputs, state, weight, _, _, _, form = arguments("reset_before", reset=False, mask=False)
+    gate_inputs, state, weight, _, _, _, form = make_small_args("reset_before", reset=False, mask=False)
     w_r, w_z, w_n = weight.chunk(3)
     output = ops.gru(gate_inputs, state, weight, form=form, impl=impl)
     for t in range(STEPS):
@@ -76,7 +76,7 @@ def test_reset_before_follows_its_formula(impl: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_reset_starts_from_zeros_and_stops_the_gradient(form: str, impl: str) -> None:
-    gate_inputs, state, weight, bias, _, _, _ = arguments(form)
+    gate_inputs, state, weight, bias, _, _, _ = make_small_args(form)
     reset = torch.zeros(STEPS, LANES, dtype=torch.bool)
     reset[2, 1] = True
     output = ops.gru(gate_inputs, state, weight, bias, reset, form=form, impl=impl)
@@ -90,14 +90,14 @@ def test_reset_starts_from_zeros_and_stops_the_gradient(form: str, impl: str) ->
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("reset", "mask"), [(True, True), (False, False)])
 def test_gradcheck(form: str, reset: bool, mask: bool, impl: str) -> None:
-    *tensors, form = arguments(form, reset=reset, mask=mask)
+    *tensors, form = make_small_args(form, reset=reset, mask=mask)
     assert torch.autograd.gradcheck(lambda *t: ops.gru(*t, form, impl=impl), tensors, fast_mode=impl == "emulated")
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("reset", "mask"), [(True, True), (True, False), (False, True), (False, False)])
 def test_backward_formulas_equal_autograd(form: str, reset: bool, mask: bool) -> None:
-    args = arguments(form, reset=reset, mask=mask)
+    args = make_small_args(form, reset=reset, mask=mask)
     expected = ops.gru(*args, impl="reference")
     grad = torch.randn_like(expected)
     with torch.no_grad():
@@ -196,8 +196,8 @@ def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
     gate_inputs, lanes = x.view(1, -1, 1).expand(-1, -1, 3), len(x)
     zeros = torch.zeros(lanes, 1, dtype=dtype), torch.zeros(3, 1, dtype=dtype)
     gru = operators_of(impl, "gru").gru
-    saved = gru(gate_inputs, *zeros, None, None, None, "reset_after")[1][0]
-    # The second output has the gates r, z and n of each step. With zero weights, all of them are functions of x alone.
+    _, (saved,) = gru(gate_inputs, *zeros, None, None, None, "reset_after")  # no bias, reset or mask; one step
+    # `saved` has the gates r, z and n. With zero weights, all of them are functions of x alone.
     for gate, function in ((0, torch.sigmoid), (1, torch.sigmoid), (2, torch.tanh)):
         expected = function(x.double())
         normal = expected.abs() > torch.finfo(dtype).tiny * 8
@@ -206,7 +206,8 @@ def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
         assert (saved[:, gate][~normal].abs() <= torch.finfo(dtype).tiny * 8).all()
     nan = torch.full((1, 1, 3), torch.nan, dtype=dtype)
     state, weight_hh = zeros[0][:1], zeros[1]
-    assert gru(nan, state, weight_hh, None, None, None, "reset_after")[0].isnan().all()
+    output, _ = gru(nan, state, weight_hh, None, None, None, "reset_after")
+    assert output.isnan().all()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -217,10 +218,10 @@ def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_librar
             expected = output_and_gradients(args, "native")
         with threads(2):
             assert_equal_bits(output_and_gradients(args, "native"), expected)
-        assert_equal_bits(output_and_gradients(strided(args), "native"), expected)
+        assert_equal_bits(output_and_gradients(make_strided(args), "native"), expected)
 
 
-def strided(args: list) -> list:
+def make_strided(args: list) -> list:
     """Return a copy of the arguments whose tensors are not contiguous."""
     copies = [
         torch.stack([t, t], -1)[..., 0].detach().requires_grad_(t.requires_grad) if isinstance(t, torch.Tensor) else t
@@ -234,17 +235,17 @@ def strided(args: list) -> list:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [5, 90])  # 5: one launch for all steps; 90: at least one launch for each step
 def test_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> None:
-    args = make_args(form, 3, 7, hidden, torch.float32)
+    args = make_args(form, steps=3, lanes=7, hidden=hidden, dtype=torch.float32)
     emulation = cuda_emulator.load()
     emulation.set_seed(1)
     expected = output_and_gradients(args, "emulated")
-    assert emulation.launches() == (2 if hidden == 5 else launches_by_steps(form, 3))
+    assert emulation.launches() == (2 if hidden == 5 else count_launches(form, steps=3))
     for seed in (2, 3):
         emulation.set_seed(seed)
-        assert_equal_bits(output_and_gradients(strided(args), "emulated"), expected)
+        assert_equal_bits(output_and_gradients(make_strided(args), "emulated"), expected)
 
 
-def launches_by_steps(form: str, steps: int) -> int:
+def count_launches(form: str, steps: int) -> int:
     """Return the number of launches of forward and backward together, if each step is launched separately.
 
     A step of the reset_before form takes two launches, because its second matrix product needs all reset gates.
@@ -257,7 +258,7 @@ def launches_by_steps(form: str, steps: int) -> int:
 @pytest.mark.parametrize("hidden", [5, 90])
 def test_reset_lanes_do_not_read_the_previous_state(impl: str, form: str, hidden: int) -> None:
     """Where a lane is reset, an infinite state before the reset does not affect the output."""
-    gate_inputs, state, weight, bias, _, mask, _ = make_args(form, 3, 6, hidden, torch.float64)
+    gate_inputs, state, weight, bias, _, mask, _ = make_args(form, steps=3, lanes=6, hidden=hidden, dtype=torch.float64)
     with torch.no_grad():
         state[2] = torch.inf
         gate_inputs[0, 4] = torch.inf  # the output of this step is not used, because lane 4 is reset at step 1
@@ -288,7 +289,7 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
         shape = (*small.shape[:dim], lanes, *small.shape[dim + 1 :])
         return torch.empty(shape, dtype=small.dtype).index_copy_(dim, computed_lanes, small)
 
-    def results(library: Any, grad: torch.Tensor, args: list) -> list[torch.Tensor]:
+    def run_gru(library: Any, grad: torch.Tensor, args: list) -> list[torch.Tensor]:
         """Return the output, the saved gates, and the gradients of gate inputs, state, weight and bias."""
         output, saved = library.gru(*args)
         return [output, saved, *library.gru_backward(grad, output, saved, *args[1:])]
@@ -301,14 +302,14 @@ def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
     with first_and_last_blocks(), partial_torch_products({lanes: computed_lanes, steps * lanes: computed_rows}):
         gate_inputs, state, weight, bias, reset, mask, _ = small
         large = [spread(gate_inputs), spread(state), weight, bias, spread(reset), spread(mask), form]
-        ours = results(operators_of("emulated", "gru"), spread(grad), large)
-    assert emulation.launches() == (2 if hidden == 1 else launches_by_steps(form, steps))
+        ours = run_gru(operators_of("emulated", "gru"), spread(grad), large)
+    assert emulation.launches() == (2 if hidden == 1 else count_launches(form, steps))
     assert ours[1].numel() > ours[2].numel() > 2**31
-    # The first four have a dimension of lanes.
+    # Output, saved gates and the gradients of gate inputs and state have a dimension of lanes.
     ours[:4] = [t.index_select(-2, computed_lanes) for t in ours[:4]]
     reference = SimpleNamespace(gru=gru_reference, gru_backward=gru_backward_reference)
     exact = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in small]
-    assert_as_close(ours, results(reference, grad, small), results(reference, grad.double(), exact))
+    assert_as_close(ours, run_gru(reference, grad, small), run_gru(reference, grad.double(), exact))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -331,13 +332,13 @@ def test_every_instruction_set(level: str, native_library: None) -> None:
 def test_error_names_the_argument(change: dict, message: str) -> None:
     names = ("gate_inputs", "state", "weight_hh", "bias_hh", "reset", "output_mask", "form")
     with pytest.raises(ValueError, match=message):
-        ops.gru(**(dict(zip(names, arguments("reset_after"), strict=True)) | change))
+        ops.gru(**(dict(zip(names, make_small_args("reset_after"), strict=True)) | change))
 
 
 @kernels
 @pytest.mark.parametrize("form", FORMS)
 def test_operator_passes_opcheck(impl: str, form: str) -> None:
-    args, library = arguments(form), operators_of(impl, "gru")
+    args, library = make_small_args(form), operators_of(impl, "gru")
     torch.library.opcheck(library.gru, args)
     with torch.no_grad():
         output, saved = library.gru(*args)
@@ -346,7 +347,7 @@ def test_operator_passes_opcheck(impl: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_operator_compiles(form: str, native_library: None) -> None:
-    args = arguments(form)
+    args = make_small_args(form)
     backend = compile_backend(form == "reset_after")
     compiled = torch.compile(lambda *t: torch.ops.gru4rec_fast.gru(*t)[0], fullgraph=True, backend=backend)
     expected = ops.gru(*args, impl="reference")
@@ -362,7 +363,7 @@ def test_operator_compiles(form: str, native_library: None) -> None:
 
 @kernels
 def test_operator_error_names_the_argument(impl: str) -> None:
-    args = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments(FORMS[0])]
+    args = [t.detach() if isinstance(t, torch.Tensor) else t for t in make_small_args(FORMS[0])]
     gate_inputs, state, weight, bias, reset, mask, form = args
     gru = operators_of(impl, "gru").gru
     with pytest.raises(ValueError, match=r"weight_hh (is Float|must be float64)"):
@@ -375,13 +376,13 @@ def test_operator_error_names_the_argument(impl: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_public_function_compiles_to_one_graph(form: str) -> None:
-    args = arguments(form)
+    args = make_small_args(form)
     compiled = torch.compile(ops.gru, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), ops.gru(*args), rtol=1e-12, atol=1e-12)
 
 
 def test_native_on_a_device_without_kernels_is_an_error() -> None:
-    args = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in arguments("reset_after")]
+    args = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in make_small_args("reset_after")]
     assert _backend.resolve("auto", "gru", "meta") == "reference"
     with pytest.raises(RuntimeError, match="impl='native'"):
         ops.gru(*args, impl="native")

@@ -118,7 +118,7 @@ def test_selected_rows_and_columns_equal_the_dense_matrix(
     offsets, neighbors = random_graph(*graph_sizes, seed=rows_seed)
     n_nodes = len(offsets) - 1
     rows, columns = some_nodes(n_nodes, rows_seed), some_nodes(n_nodes, columns_seed)
-    dense = dense_matrix(offsets, neighbors, matrix, dropout, 3, 4)
+    dense = dense_matrix(offsets, neighbors, matrix, dropout, seed=3, step=4)
     dense = dense.T if transposed else dense
     dense = dense if rows is None else dense[rows]
     dense = dense if columns is None else dense[:, columns]
@@ -163,7 +163,7 @@ def test_low_precision_is_within_rounding(impl: str, matrix: str, dtype: torch.d
     """The tolerance is the error bound of a float32 sum of n rounded terms, plus a rounding to the dtype."""
     offsets, neighbors = power_law_graph()
     x = features(400, 64, dtype)
-    dense = dense_matrix(offsets, neighbors, matrix, 0.2, 1, 2)
+    dense = dense_matrix(offsets, neighbors, matrix, 0.2, seed=1, step=2)
     out = laplacian_propagation(x, offsets, neighbors, matrix, dropout=0.2, seed=1, step=2, impl=impl)
     assert out.dtype == dtype
     exact = dense @ x.double()
@@ -253,7 +253,7 @@ def test_nan_of_a_dropped_entry_has_no_effect(impl: str) -> None:
     offsets, neighbors = random_graph(6, 6, 20, seed=1)
     x = torch.full((12, 3), math.nan, dtype=torch.float64)
     out = laplacian_propagation(x, offsets, neighbors, "mean", dropout=0.9, seed=1, impl=impl)
-    has_entries = dense_matrix(offsets, neighbors, "mean", 0.9, 1, 0).any(1)
+    has_entries = dense_matrix(offsets, neighbors, "mean", 0.9, seed=1, step=0).any(1)
     assert 0 < int(has_entries.sum()) < 12 and torch.equal(out.isnan().any(1), has_entries)
 
 
@@ -308,6 +308,7 @@ def test_opcheck(impl: str, dropout: float) -> None:
     for matrix, x in (("norm", features(9, 4).requires_grad_()), ("mean", features(4, 9, torch.bfloat16).T)):
         torch.library.opcheck(
             operators_of(impl, "laplacian_propagation").laplacian_propagation,
+            # rows, columns: None; transposed: False
             (x, offsets, neighbors, None, None, matrix, dropout, seed, step, False),
         )
         rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
@@ -392,7 +393,7 @@ def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], m
     defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
     arguments = [changed.get(name, value) for name, value in zip(names, defaults, strict=True)]
     with pytest.raises(ValueError, match=error_pattern(message, impl)):
-        operators_of(impl, "laplacian_propagation").laplacian_propagation(*arguments, False)
+        operators_of(impl, "laplacian_propagation").laplacian_propagation(*arguments, transposed=False)
 
 
 @impls

@@ -121,7 +121,7 @@ def test_shuffle_depends_on_seed_and_epoch() -> None:
 
 def test_a_torch_dataloader_yields_the_same_blocks() -> None:
     def loader() -> SessionParallelLoader:
-        return SessionParallelLoader(store_with_lengths(LENGTHS), 3, 2, shuffle=True)
+        return SessionParallelLoader(store_with_lengths(LENGTHS), 3, steps=2, shuffle=True)
 
     direct, inner = loader(), loader()
     wrapped = torch.utils.data.DataLoader(inner, batch_size=None, num_workers=0)
@@ -150,7 +150,8 @@ def test_one_event_sessions_are_skipped_and_counted() -> None:
     with pytest.warns(UserWarning, match="2 of 4 sessions have fewer than two events"):
         loader = SessionParallelLoader(store_with_lengths([1, 3, 1, 2]), 2)
     assert loader.n_skipped == 2
-    assert concatenate(list(loader))[0].tolist() == [[1, 5], [2, -1]]
+    inputs, _, _ = concatenate(list(loader))
+    assert inputs.tolist() == [[1, 5], [2, -1]]
 
 
 def test_error_if_no_session_has_a_target() -> None:
@@ -193,9 +194,9 @@ def test_log_is_not_copied_and_blocks_are_on_the_device(tmp_path: Path) -> None:
     """The meta device replaces a GPU: its tensors have no values, so reading values from blocks would fail."""
     store_with_lengths(LENGTHS).save(tmp_path / "store")
     store = SessionStore.open(tmp_path / "store")
-    loader = SessionParallelLoader(store, 3, 2, device="meta", shuffle=True)
+    loader = SessionParallelLoader(store, 3, steps=2, device="meta", shuffle=True)
     assert loader.items.data_ptr() == store.items.ctypes.data
-    on_cpu = SessionParallelLoader(store, 3, 2, shuffle=True)
+    on_cpu = SessionParallelLoader(store, 3, steps=2, shuffle=True)
     for block, cpu_block in zip(loader, on_cpu, strict=True):
         assert all(tensor.device.type == "meta" for tensor in block[:3])
         assert [tensor.shape for tensor in block[:3]] == [tensor.shape for tensor in cpu_block[:3]]

@@ -50,8 +50,8 @@ def test_sparse_and_dense_gradients_give_the_same_update(name: str, impl: str) -
 
 
 def test_sparse_adam_equals_torch(impl: str) -> None:
-    ours = train(lambda p: SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3, impl=impl), SOME_ROWS, True)
-    theirs = train(lambda p: torch.optim.SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3), SOME_ROWS, True)
+    ours = train(lambda p: SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3, impl=impl), SOME_ROWS, sparse=True)
+    theirs = train(lambda p: torch.optim.SparseAdam(p, lr=0.1, betas=(0.8, 0.999), eps=1e-3), SOME_ROWS, sparse=True)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
@@ -59,10 +59,10 @@ def test_dense_adam_equals_torch_with_another_eps(impl: str) -> None:
     """torch.optim.Adam adds eps after the bias correction, SparseAdam before it."""
 
     def ours(eps: float) -> torch.Tensor:
-        return train(lambda p: SparseAdam(p, lr=0.1, eps=eps, impl=impl), SOME_ROWS[:1], False)
+        return train(lambda p: SparseAdam(p, lr=0.1, eps=eps, impl=impl), SOME_ROWS[:1], sparse=False)
 
     def theirs(eps: float) -> torch.Tensor:
-        return train(lambda p: torch.optim.Adam(p, lr=0.1, eps=eps), SOME_ROWS[:1], False)
+        return train(lambda p: torch.optim.Adam(p, lr=0.1, eps=eps), SOME_ROWS[:1], sparse=False)
 
     bias_correction = (1 - 0.999) ** 0.5  # of the square root of exp_avg_sq, in the first step
     torch.testing.assert_close(ours(1e-3 * bias_correction), theirs(1e-3), rtol=1e-11, atol=1e-11)

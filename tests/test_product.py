@@ -37,14 +37,14 @@ def operands(m: int, n: int, k: int, layout: str, dtype: torch.dtype = torch.flo
 
     def random_matrix(rows: int, columns: int, transposed: bool) -> Tensor:
         if transposed:
-            return random_matrix(columns, rows, False).T
+            return random_matrix(columns, rows, transposed=False).T
         return torch.randn(rows, columns + 3, generator=g, dtype=dtype)[:, :columns]
 
     return random_matrix(m, k, layout[0] == "t"), random_matrix(k, n, layout[1] == "t")
 
 
 def rounded(a: Tensor) -> Tensor:
-    """Return the matrix that is multiplied with precision "bf16": a rounded to bfloat16 if it is float32."""
+    """Return what precision "bf16" multiplies: `a`, rounded to bfloat16 if it is float32."""
     return a.bfloat16().to(a.dtype) if a.dtype == torch.float32 else a
 
 

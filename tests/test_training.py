@@ -108,6 +108,7 @@ def test_early_stopping_saves_the_best_epoch(tmp_path: Path):
     assert len(best.progress["history"]) == 2
     for name, tensor in weights_by_epoch[1].items():
         assert torch.equal(best.tensors[f"model.{name}"], tensor)
+    # `validate` is never called, because the training has stopped. dict() would return no metrics.
     resumed = make_trainer(out=tmp_path, n_epochs=5, patience=2, min_delta=0.01, validate=dict)
     history = resumed.run(load_checkpoint(tmp_path / "last.safetensors", FORMAT))
     assert len(history) == 4, "a training that stopped early trained another epoch when it was resumed"
@@ -174,11 +175,12 @@ def test_a_full_disk_ends_the_training_and_keeps_the_old_checkpoint(tmp_path: Pa
     monkeypatch.setattr(os, "replace", fail_at_second_call)
     with pytest.raises(OSError, match=r"could not write the checkpoint .*last\.safetensors.*No space left"):
         trainer.run()
+    # The checkpoint after epoch 1; its position is the start of epoch 2.
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["epoch"] == 2
 
 
 def test_the_next_training_in_a_folder_moves_all_files_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run_folder, "write_curves", write_curves)
+    monkeypatch.setattr(run_folder, "write_curves", write_curves)  # undo no_pictures
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "curves.csv", "curves.png", "last.safetensors"]
     make_trainer(out=tmp_path).run()

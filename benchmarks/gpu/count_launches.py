@@ -33,7 +33,7 @@ STEPS_PER_GRAPH = 2  # fewer than the default (16), because emulated kernels are
 
 
 def count_launches(work: Callable[[], object]) -> Counter[str]:
-    """Return the number of launches in `work` by torch operator. "own kernels" counts those of this package."""
+    """Return the number of launches in `work` by torch operator. "own kernels" counts the launches of this package."""
     emulator = cuda_emulator.load()
     emulator.set_seed(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -302,10 +302,10 @@ def make_training(arguments: argparse.Namespace) -> Callable[[int], None]:
     from naive_pytorch import SETTINGS
 
     from gpu.prepared_folder import PreparedFolder
-    from gpu.rows_sessions import runner_on, updates_function
+    from gpu.rows_sessions import make_updates_function, runner_on
 
     (setting,) = [setting for setting in SETTINGS if setting.name == arguments.setting]
-    return updates_function(
+    return make_updates_function(
         runner_on(make_device(arguments), PreparedFolder(arguments.folder).sessions(setting.log), setting)
     )
 

@@ -29,7 +29,8 @@ namespace cg = cooperative_groups;
   } while (0)
 
 constexpr int kNodes = 100;      // kernels per graph, or per sequence of launches
-constexpr int kBarriers = 1000;  // barriers per launch; a second launch runs twice as many
+constexpr int kBarriers = 1000;  // barriers per launch. A second launch runs twice as many: the difference
+                                 // of the two times has no launch overhead.
 constexpr int kRepeats = 21;     // measurements per median
 constexpr int kHostCalls = 50;   // calls per measurement of host time
 
@@ -184,12 +185,12 @@ int main() {
   for (const int blocks : {1, sms}) {
     const std::string shape = std::to_string(blocks) + " x 256";
     const double sequence_ns = device_ns([&] {
-      for (int i = 0; i < kNodes; ++i) launch_empty(blocks, 256, false);
+      for (int i = 0; i < kNodes; ++i) launch_empty(blocks, /*threads=*/256, /*dependent=*/false);
     });
     record("kernel in a stream, " + shape, sequence_ns / kNodes);
-    for (const bool dependent : {false, true}) record_graph(shape, blocks, 256, dependent);
+    for (const bool dependent : {false, true}) record_graph(shape, blocks, /*threads=*/256, dependent);
   }
-  record("host, enqueue a kernel", host_ns([&] { launch_empty(1, 256, false); }));
+  record("host, enqueue a kernel", host_ns([&] { launch_empty(/*blocks=*/1, /*threads=*/256, /*dependent=*/false); }));
 
   unsigned* counter;
   CHECK(cudaMalloc(&counter, sizeof *counter));

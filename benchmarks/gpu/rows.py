@@ -86,7 +86,7 @@ def measure(
                 row.notes.append(f"{side} left out: {missing}")
                 del sides[side]
             except Exception as error:
-                failed[side] = one_line(error)
+                failed[side] = format_error(error)
                 del sides[side]
 
         def warm_up(side: str) -> None:
@@ -143,6 +143,6 @@ def _figures(
     }
 
 
-def one_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return the error's type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -1,9 +1,10 @@
 """Build the GPU benchmarks of GRU4Rec training and of its smaller operators.
 
 The operators are session batches, negative sampling, dropout masks and row updates. A row of the results table compares
-several implementations, called sides, at one workload; the class Row is such a row. A row of an item table is called a
-table row. `turn_seconds` is the duration of one measurement of a side. `device.side` times by CUDA events,
-`device.host_side` by the host's clock. `device.size(full=..., tiny=...)` returns `tiny` in tests of the benchmarks.
+several implementations, called sides, at one workload; the class Row is such a row. side(n) runs n units of work and
+returns the seconds per unit. `turn_seconds` is the duration of one measurement of a side. `device.side` times by CUDA
+events, `device.host_side` by the host's clock. `device.size(full=..., tiny=...)` returns `tiny` in tests of the
+benchmarks. A row of an item table is called a table row.
 
 The "fused" training step is the package's step without autograd. On a GPU it is replayed from captured CUDA graphs.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from bench_training import distinct_rows, products, step_bytes
+from bench_training import count_distinct_rows, count_step_bytes, list_products
 from interleave import Side
 from machine import flops
 from naive_pytorch import SETTINGS, NaiveTraining, Setting
@@ -34,8 +35,8 @@ from gru4rec_fast.training import SessionEpochRunner
 def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a training step: `GRU4Rec.fit`, the loop of the official `fit`, and plain PyTorch.
 
-    The side OURS_STEADY replays only full CUDA graphs, and the start of an epoch is not timed. In the precision bf16,
-    only this package uses bf16 matrix products; the other implementations use TF32.
+    The side OURS_STEADY replays only full CUDA graphs and starts no epoch, except in turns in which an epoch ends. In
+    the precision bf16, only this package uses bf16 matrix products; the other implementations use TF32.
     """
     (setting,) = [setting for setting in SETTINGS if setting.name == name.workload]
     store = folder.sessions(setting.log)
@@ -51,7 +52,8 @@ def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
         return side
 
     def ours_steady() -> Side:
-        return updates_side(updates_function(runner_on(device, store, setting, bf16=name.precision == "bf16")), device)
+        runner = runner_on(device, store, setting, bf16=name.precision == "bf16")
+        return updates_side(make_updates_function(runner), device)
 
     sides = {
         OURS: built_at_first_use(ours),
@@ -61,12 +63,13 @@ def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
             lambda: device.host_side(NaiveTraining(store, setting, device=device.torch_device).step)
         ),
     }
+    _, n_table_rows = count_distinct_rows(store, setting)
     n_columns = setting.batch_size + setting.n_sample  # on a GPU, a negative drawn twice is also computed twice
     return Row(
         sides,
         unit="mini-batch",
-        n_bytes=step_bytes(setting, distinct_rows(store, setting)[1]),
-        flops=flops(products(setting, n_columns)),
+        n_bytes=count_step_bytes(setting, n_table_rows),
+        flops=flops(list_products(setting, n_columns)),
         rounds=7,
         turn_seconds=0.25,
         notes=notes,
@@ -80,7 +83,7 @@ def runner_on(device: Device, store: SessionStore, setting: Setting, bf16: bool 
     return gru_runner(store, setting.parameters() | options, device.torch_device)
 
 
-def updates_function(runner: SessionEpochRunner) -> Callable[[int], None]:
+def make_updates_function(runner: SessionEpochRunner) -> Callable[[int], None]:
     """Return a function that makes n updates with the fused step, and starts new epochs as needed.
 
     Raises:
@@ -215,8 +218,9 @@ def sparse_update_row(name: RowName, device: Device, folder: PreparedFolder) -> 
         name: device.side(partial(ops.sparse_adagrad_, table, accumulator, None, index, grad, lr=1e-6, impl=impl))
         for name, impl in ((OURS, device.impl), ("coalesce, gather, scatter", "reference"))
     }
-    # The update reads each gradient (float32) with the index of its table row and its position (16 bytes). It reads and
-    # writes each updated table row and the accumulator of the row: four times the bytes of a row.
+    # The update reads each gradient (float32) and, from a list sorted by table row, the index of its table row and its
+    # position among the gradients (16 bytes). The update reads and writes each table row that has gradients, and the
+    # accumulator of the row: four times the bytes of a row.
     return Row(sides, n_bytes=2144 * (width * 4 + 16) + 4 * n_rows * width * 4)
 
 

@@ -102,7 +102,7 @@ class Group:
 
 
 def call_a(options: StageOptions) -> Iterator[Group]:
-    """Yield the groups of call A: library, tests, diagnostics, and rows in fp32, first those with a goal."""
+    """Yield the groups of call A: library, tests, diagnostics, and rows in fp32, first the rows with a goal."""
     rows = [*row_names(("", FP32))]
     with_goals = [name for name in rows if WORKLOADS[name.workload].goals]
     yield Group((diagnostic_stage(options, LIBRARY, 150),))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpu_table import duration, ratio_text
+from cpu_table import format_duration, format_ratio
 
 from gpu.workloads import OURS, WORKLOADS, Goal
 
@@ -56,13 +56,13 @@ def _cells_of_row(row: dict[str, Any], rates: dict[str, float]) -> Iterator[list
     """Yield the cells of a line for each other implementation. The first line is the baseline's and has the goals."""
     workload = WORKLOADS[row["target"]]
     values = goal_values(row, rates.get("copy"))
-    ours = duration(row["seconds"][OURS]["median"]) if OURS in row["seconds"] else "failed"
+    ours = format_duration(row["seconds"][OURS]["median"]) if OURS in row["seconds"] else "failed"
     other_sides = [side for side in row["seconds"] if side not in (OURS, workload.baseline)]
     for other in [workload.baseline, *other_sides]:
         theirs, ratio = "", "left out"
         if other in row["seconds"]:
-            theirs = duration(row["seconds"][other]["median"])
-            ratio = ratio_text(row["ratios"][other]) if other in row["ratios"] else ""
+            theirs = format_duration(row["seconds"][other]["median"])
+            ratio = format_ratio(row["ratios"][other]) if other in row["ratios"] else ""
         memory = [row["mib"].get(side) for side in (OURS, other)]
         mib = "" if None in memory else " / ".join(f"{value:.1f}" for value in memory)
         shares, goals, met = "", "", ""

@@ -6,7 +6,7 @@ namespace grf::cuda {
 
 constexpr int kTripleThreads = 128;
 
-// Draws args.n triples; thread k draws triple k (draw_triple).
+// Draws args.n triples; draw_triple draws triple k.
 //
 // Launch: one dimension, any number of blocks of kTripleThreads; threads loop over triples. Bytes per triple: some ten
 // random reads of a 32-byte sector each, and 24 bytes written, coalesced. 2048 triples: 0.7 MB, 0.15 us at the H200's

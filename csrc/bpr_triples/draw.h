@@ -17,7 +17,7 @@ GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit
 
 // Draws triple k and writes it to out[k], out[n + k] and out[2 n + k]. The candidates are the elements of `users`, and
 // starts[i], if given, is the number of interactions of all candidates before candidate i. Returns false, and writes
-// nothing, if users or starts are invalid for the graph. It reads a user, two offsets and the positive item. Bisection
+// nothing, if users or starts are invalid for the graph. Reads a user, two offsets and the positive item. Bisection
 // reads log2(degree) items and, if starts are given, log2(n_candidates) starts.
 template <typename index_t>
 GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {

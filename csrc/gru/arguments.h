@@ -20,7 +20,7 @@ struct GruArguments {
   bool reset_after;
   at::Tensor state, weight, bias, reset, mask;
 
-  // `gates` [T, B, n_gates * H] gives the number of steps T: gate_inputs (n_gates 3) in `gru`, `saved` (n_gates 4) in
+  // T is read from the shape of `gates` [T, B, n_gates * H]: gate_inputs [T, B, 3H] in `gru`, `saved` [T, B, 4H] in
   // `gru_backward`. `form` is "reset_after" or "reset_before".
   GruArguments(const at::Tensor& gates, int64_t n_gates, const at::Tensor& state, const at::Tensor& weight_hh,
                const std::optional<at::Tensor>& bias_hh, const std::optional<at::Tensor>& reset,

@@ -82,7 +82,7 @@ void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* s
       return array + (t * lanes + lane) * factor * hidden;
     };
     multiply<T>(lanes, width, hidden, {padded.prev_output(output, t), hidden}, {padded.weight, 1, hidden}, products,
-                width, false, padded.precision);
+                width, /*add=*/false, padded.precision);
     if (layer.reset_after) {
       padded.for_lanes([&](int64_t lane) {
         const T* product = padded.is_reset(t, lane) ? padded.zeros : products + lane * width;
@@ -97,7 +97,7 @@ void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* s
                          row(saved, 4, lane));
     });
     multiply<T>(lanes, hidden, hidden, {row(saved, 4, 0) + 3 * hidden, 4 * hidden},
-                {padded.weight + 2 * hidden * hidden, 1, hidden}, products_n, hidden, false, padded.precision);
+                {padded.weight + 2 * hidden * hidden, 1, hidden}, products_n, hidden, /*add=*/false, padded.precision);
     padded.for_lanes([&](int64_t lane) {
       reset_before_output(hidden, row(gate_inputs, 3, lane), products_n + lane * hidden,
                           padded.prev_state(output, t, lane), padded.mask_of(t, lane), row(saved, 4, lane),
@@ -113,7 +113,8 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
   Scratch<T, BackwardScratch> scratch(4 * hidden + 2 * lanes * hidden);
   const PaddedLayer<T> padded(layer, scratch.take(4 * hidden));
   T* grad_q = scratch.take(lanes * hidden);
-  T *grad_a = grads.gate_inputs, *grad_recurrent = grads.recurrent;  // grad_recurrent is 0 in lanes that are reset
+  // grad_recurrent is 0 in lanes that are reset.
+  T *grad_gate_inputs = grads.gate_inputs, *grad_recurrent = grads.recurrent;
   // The gradient of the state between steps t and t + 1; after the loop, of the state before the first step.
   T* grad_state = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
   const T* weight_n = padded.weight + 2 * hidden * hidden;
@@ -131,40 +132,41 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
     if (layer.reset_after) {
       padded.for_lanes([&](int64_t lane) {
         reset_after_step(hidden, row(grad_output, 1, lane), padded.mask_of(t, lane), row(saved, 4, lane),
-                         padded.prev_state(output, t, lane), not_reset(lane), row(grad_a, 3, lane),
+                         padded.prev_state(output, t, lane), not_reset(lane), row(grad_gate_inputs, 3, lane),
                          step_grad_recurrent + lane * width, grad_state + lane * hidden);
       });
     } else {
       padded.for_lanes([&](int64_t lane) {
         reset_before_output(hidden, row(grad_output, 1, lane), padded.mask_of(t, lane), row(saved, 4, lane),
-                            padded.prev_state(output, t, lane), row(grad_a, 3, lane), grad_state + lane * hidden);
+                            padded.prev_state(output, t, lane), row(grad_gate_inputs, 3, lane),
+                            grad_state + lane * hidden);
       });
-      multiply<T>(lanes, hidden, hidden, {row(grad_a, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden}, grad_q,
-                  hidden, false, padded.precision);
+      multiply<T>(lanes, hidden, hidden, {row(grad_gate_inputs, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden},
+                  grad_q, hidden, /*add=*/false, padded.precision);
       padded.for_lanes([&](int64_t lane) {
         reset_before_gates(hidden, row(saved, 4, lane), padded.prev_state(output, t, lane), grad_q + lane * hidden,
-                           not_reset(lane), row(grad_a, 3, lane), step_grad_recurrent + lane * width,
+                           not_reset(lane), row(grad_gate_inputs, 3, lane), step_grad_recurrent + lane * width,
                            grad_state + lane * hidden);
       });
     }
     if (t == 0 && grads.state == nullptr) break;
-    multiply<T>(lanes, hidden, width, {step_grad_recurrent, width}, {padded.weight, hidden}, grad_state, hidden, true,
-                padded.precision);
+    multiply<T>(lanes, hidden, width, {step_grad_recurrent, width}, {padded.weight, hidden}, grad_state, hidden,
+                /*add=*/true, padded.precision);
   }
 }
 
 template <typename T>
-void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved, const T* grad_a,
+void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved, const T* grad_gate_inputs,
                           const T* grad_recurrent, const GruWeightGradients<T>& grads) {
   const int64_t lanes = p.lanes, hidden = p.hidden, rows = p.steps * lanes, width = (p.reset_after ? 3 : 2) * hidden;
   if (!grads.add) std::fill_n(grads.bias, 3 * hidden, T{0});
   if (p.bias != nullptr) {
     at::parallel_for(0, 3 * hidden, 256, [&](int64_t begin, int64_t end) {
-      GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_a, saved, grads.bias);
+      GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_gate_inputs, saved, grads.bias);
     });
   }
-  const Matrix<T> grad_n{grad_a + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
-  if (grads.weight_callback != nullptr) {
+  const Matrix<T> grad_n{grad_gate_inputs + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
+  if (grads.weight_callback != nullptr) {  // T is 1, so the only previous state is `state`
     multiply_by_blocks<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {p.state, hidden}, *grads.weight_callback,
                           p.precision);
     if (p.reset_after) return;
@@ -181,7 +183,7 @@ void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved,
               p.precision);
   if (rows > lanes) {
     multiply<T>(width, hidden, rows - lanes, {grad_recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,
-                hidden, true, p.precision);
+                hidden, /*add=*/true, p.precision);
   }
   if (!p.reset_after) {
     multiply<T>(hidden, hidden, rows, grad_n, q, grads.weight + 2 * hidden * hidden, hidden, grads.add, p.precision);

@@ -21,10 +21,10 @@ struct GruLaneGradients {
   T *gate_inputs, *recurrent, *state;
 };
 
-// The gradients that gru_backward_weights computes: weight [3H, H] and bias [3H]. If `add`, it adds to these arrays;
-// otherwise it overwrites them. If weight_callback is not null, T must be 1 and `weight` is ignored. Then the callback
-// receives each block of rows of the weight's gradient once the block is computed. The callback may update the layer's
-// weight with it.
+// The gradients that gru_backward_weights computes: weight [3H, H] and bias [3H]. If `add`, they are added to these
+// arrays; otherwise they overwrite the arrays. If weight_callback is not null, T must be 1 and `weight` is ignored.
+// Then the callback receives each block of rows of the weight's gradient once the block is computed. The callback may
+// use the block to update the layer's weight.
 template <typename T>
 struct GruWeightGradients {
   T *weight, *bias;

@@ -104,7 +104,7 @@ void compute_weight_gradients(const GruArguments& args, const Tensor& saved, con
   Tensor grad_weight_state = weight_of_state(args, grads.weight), grad_weight_n = weight_of_n(args, grads.weight);
   at::mm_out(grad_weight_state, as_rows(factors.grad_recurrent).t(), as_rows(factors.prev_states));
   if (args.reset_after) {
-    at::sum_out(grads.bias, as_rows(factors.grad_recurrent), 0);
+    at::sum_out(grads.bias, as_rows(factors.grad_recurrent), /*dim=*/0);
   } else {
     at::mm_out(grad_weight_n, as_rows(grads.gate_inputs).narrow(1, 2 * hidden, hidden).t(),
                as_rows(saved).narrow(1, 3 * hidden, hidden));

@@ -8,7 +8,7 @@
 // threads, no shared memory. Each thread processes units in a grid-stride loop over the units of all lanes, so
 // neighboring threads read and write neighboring elements. The times are estimates for an H200 (4.8 TB/s) and float32
 // with B = 512 and H = 256, without reset and bias. All times are shorter than a launch, which takes about 3 us, and
-// most of the data comes from L2. The bottleneck is therefore the launch; for larger layers it is memory.
+// most of the data comes from L2. The bottleneck is therefore the launch; for larger layers the bottleneck is memory.
 #pragma once
 
 #include "common/simt.cuh"
@@ -161,7 +161,7 @@ __device__ __forceinline__ void for_units(const GruLayer<T>& layer, int64_t t, c
 
 // Step t, reset_after: computes `saved` and `output` of all lanes from `product`, which is W s.
 //
-// Launch: see the top of the file. Per unit it reads 3 gate inputs, 3 products, the previous state and the mask, and
+// Launch: see the top of the file. Reads 3 gate inputs, 3 products, the previous state and the mask per unit, and
 // writes 5 elements: 6.8 MB, 1.4 us.
 template <typename T>
 __global__ void __launch_bounds__(kGruThreads) gru_reset_after_kernel(GruForward<T> p, int64_t t) {
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_kernel(GruForward
 
 // Step t, reset_before, first half: computes r, z and q = r s in `saved` from `product`, which is W_rz s.
 //
-// Launch: see the top of the file. Per unit it reads 5 elements and writes 3: 4.2 MB, 0.9 us.
+// Launch: see the top of the file. Reads 5 elements per unit and writes 3: 4.2 MB, 0.9 us.
 template <typename T>
 __global__ void __launch_bounds__(kGruThreads) gru_reset_before_gates_kernel(GruForward<T> p, int64_t t) {
   const int64_t hidden = p.layer.hidden;
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_gates_kernel(Gru
 
 // Step t, reset_before, second half: computes n in `saved`, and `output`, from product_n, which is W_n q.
 //
-// Launch: see the top of the file. Per unit it reads 7 elements and writes 5: 6.3 MB, 1.3 us.
+// Launch: see the top of the file. Reads 7 elements per unit and writes 5: 6.3 MB, 1.3 us.
 template <typename T>
 __global__ void __launch_bounds__(kGruThreads) gru_reset_before_output_kernel(GruForward<T> p, int64_t t) {
   const int64_t hidden = p.layer.hidden;
@@ -210,8 +210,8 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_output_kernel(Gr
   });
 }
 
-// Returns the contribution of step t + 1 to the gradient of a unit's state after step t. It is 0 if t is the last step
-// or if the lane is reset before step t + 1.
+// Returns the contribution of step t + 1 to the gradient of a unit's state after step t. The contribution is 0 if t is
+// the last step or if the lane is reset before step t + 1.
 template <typename T>
 __device__ __forceinline__ T next_step_gradient(const GruBackward<T>& p, int64_t t, const GruUnit& u) {
   return t + 1 == p.layer.steps || is_reset(p.layer, t + 1, u.lane) ? T{0} : p.grad_state[u.i];
@@ -220,7 +220,7 @@ __device__ __forceinline__ T next_step_gradient(const GruBackward<T>& p, int64_t
 // Backward of step t, reset_after: calls backward_reset_after for the units of all lanes and writes the gradient of s
 // to grad_state. The caller then adds grad_recurrent[t] W to grad_state.
 //
-// Launch: see the top of the file. Per unit it reads 8 elements and writes 8: 8.4 MB, 1.7 us.
+// Launch: see the top of the file. Reads 8 elements per unit and writes 8: 8.4 MB, 1.7 us.
 template <typename T>
 __global__ void __launch_bounds__(kGruThreads) gru_reset_after_backward_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_backward_kernel(G
 // Backward of step t, reset_before, first half: calls backward_reset_before_output for the units of all lanes and
 // writes the gradient of s to grad_state. The caller then computes grad_q, the gradient of n times W_n.
 //
-// Launch: see the top of the file. Per unit it reads 6 elements and writes 4: 5.2 MB, 1.1 us.
+// Launch: see the top of the file. Reads 6 elements per unit and writes 4: 5.2 MB, 1.1 us.
 template <typename T>
 __global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_output_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_output_
 // Backward of step t, reset_before, second half: calls backward_reset_before_gates for the units of all lanes, which
 // adds to grad_state. The caller then adds the gradients of r and z times W_rz to grad_state.
 //
-// Launch: see the top of the file. Per unit it reads 4 elements and writes 2: 3.1 MB, 0.7 us.
+// Launch: see the top of the file. Reads 4 elements per unit and writes 2: 3.1 MB, 0.7 us.
 template <typename T>
 __global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_gates_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {

@@ -139,7 +139,7 @@ void multiply(const PropagationArguments& args) {
   const SubmatrixIndex index(args);
   const auto row_scale = scales_from_degrees<Sum>(args, args.row_exponent, args.dropout_scale);
   std::vector<Sum> feature_scale;
-  if (args.column_exponent != 0) feature_scale = scales_from_degrees<Sum>(args, args.column_exponent, 1);
+  if (args.column_exponent != 0) feature_scale = scales_from_degrees<Sum>(args, args.column_exponent, /*factor=*/1);
   if (args.column_exponent != 0 && args.n_columns >= 0) {
     // This works in place: `columns` increases, so columns[i] >= i, and no scale is overwritten before it is read.
     for (int64_t i = 0; i < args.n_columns; ++i) feature_scale[i] = feature_scale[args.columns[i]];

@@ -77,25 +77,25 @@ __global__ void __launch_bounds__(kPropagationThreads) list_segments_kernel(Prop
   }
 }
 
-// What an entry (row, column) of L contributes to the result's row: a row of `features` times the column's scale.
+// What an entry (row, neighbor) of L contributes to the result's row: a row of `features` times the neighbor's scale.
 template <typename Sum>
 struct GraphEntry {
   int64_t feature_row;
   Sum scale;
 };
 
-// Computes the entry (row, column). Returns false if dropout drops the entry, or if `features` has no row for the
-// column.
+// Computes the entry in row `row` and column `neighbor` of L. Returns false if dropout drops the entry, or if
+// `features` has no row for the neighbor.
 template <typename Sum>
-__device__ __forceinline__ bool find_entry(const PropagationArguments& args, int64_t row, int64_t column,
+__device__ __forceinline__ bool find_entry(const PropagationArguments& args, int64_t row, int64_t neighbor,
                                            GraphEntry<Sum>* entry) {
-  *entry = {column, static_cast<const Sum*>(args.column_scale)[column]};
+  *entry = {neighbor, static_cast<const Sum*>(args.column_scale)[neighbor]};
   if (args.feature_rows != nullptr) {
-    entry->feature_row = args.feature_rows[column];
+    entry->feature_row = args.feature_rows[neighbor];
     if (entry->feature_row < 0) return false;
   }
   if (args.drop_threshold == 0) return true;
-  const auto r = static_cast<uint32_t>(row), c = static_cast<uint32_t>(column);
+  const auto r = static_cast<uint32_t>(row), c = static_cast<uint32_t>(neighbor);
   const philox::Words counter{philox::kStreamEdgeDropout, args.step, args.transposed ? c : r, args.transposed ? r : c};
   return philox::philox4x32(counter, args.seed).w0 >= args.drop_threshold;
 }
@@ -160,9 +160,9 @@ __device__ __forceinline__ void sum_entries(const PropagationArguments& args, in
   for (int64_t start = begin; start < end; start += 32) {
     bool keep = false;
     if (start + lane < end) {
-      const auto column = static_cast<int64_t>(neighbors[start + lane]);
-      GRF_DEVICE_CHECK(column >= 0 && column < args.n_nodes, "neighbors: the graph has no such node");
-      keep = find_entry(args, row, column, &entry);
+      const auto neighbor = static_cast<int64_t>(neighbors[start + lane]);
+      GRF_DEVICE_CHECK(neighbor >= 0 && neighbor < args.n_nodes, "neighbors: the graph has no such node");
+      keep = find_entry(args, row, neighbor, &entry);
     }
     add_entries<T, kColumns>(args, keep, entry, first_column, staged, sums);
   }

@@ -35,8 +35,8 @@ struct PropagationOptions {
 };
 
 // Returns L[rows][:, columns] @ features, a new tensor [n_rows, d]. `addend`, if defined, has the shape and dtype of
-// `features`: one row per column node. If the node of a result row is also a column node, the node's row of `addend`
-// is added to the result row. Raises ValueError for invalid arguments. On the CPU this function checks the values of
+// `features`: row j belongs to node columns[j]. Result row i gets the row of `addend` that belongs to node rows[i], if
+// there is one. Raises ValueError for invalid arguments. On the CPU this function checks the values of
 // index tensors; on CUDA the kernels check them.
 template <Kernels kernels>
 at::Tensor propagate(const at::Tensor& features, const Submatrix& graph, const PropagationOptions& options,

@@ -95,7 +95,7 @@ void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
       const int64_t rows = by_rows ? count : m, columns = by_rows ? n : count;
       const at::Tensor a_slice = view(a.skip(i, 0).data, rows, k, a.row_stride, a.column_stride);
       const at::Tensor b_slice = view(b.skip(0, j).data, k, columns, b.row_stride, b.column_stride);
-      at::Tensor c_slice = view(c + i * c_stride + j, rows, columns, c_stride, 1);
+      at::Tensor c_slice = view(c + i * c_stride + j, rows, columns, c_stride, /*column_stride=*/1);
       if (add) {
         at::cpu::addmm_out(c_slice, c_slice, a_slice, b_slice);
       } else {
@@ -169,7 +169,7 @@ void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> 
     T* block = scratch.take(kBlockRows * n);
     for (int64_t first = begin; first < begin + size; first += kBlockRows) {
       const int64_t count = std::min(kBlockRows, begin + size - first);
-      multiply(count, n, k, a.skip(first, 0), b, block, n, false, precision);
+      multiply(count, n, k, a.skip(first, 0), b, block, n, /*add=*/false, precision);
       visit(first, count, block);
     }
   });

@@ -62,7 +62,8 @@ int64_t packed_size(int64_t m, int64_t k) {
   return round_up(m, bf16::kVectorPairs) * padded_pairs(k);
 }
 
-// Converts a [m, k] into pairs and returns a view of the pairs. Its rows or columns are contiguous, as those of a are.
+// Converts a [m, k] into pairs and returns a view of the pairs. If the rows of a are contiguous, the rows of the view
+// are contiguous; otherwise the columns.
 Matrix<uint32_t> pack_pairs(int64_t m, int64_t k, Matrix<float> a, uint32_t* pairs) {
   if (a.column_stride == 1) {
     const int64_t stride = padded_pairs(k);
@@ -144,7 +145,7 @@ void multiply_by_blocks_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, M
   multiply_row_blocks(m, n, k, a, b, [&](int64_t first, int64_t count, const auto& compute_block) {
     Scratch<float, BlockScratch> block(count * n);
     float* c = block.take(count * n);
-    compute_block(c, n, false);
+    compute_block(c, n, /*add=*/false);
     visit(first, count, c);
   });
 }

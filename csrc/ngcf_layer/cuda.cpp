@@ -70,9 +70,9 @@ void ngcf_backward(const NgcfArguments& args, const NgcfPropagated& propagated, 
                          mutable_data_or_null<scalar_t>(grads.propagated_q),
                          grads.self_features.mutable_data_ptr<scalar_t>(), stream);
   });
-  at::sum_out(grads.bias_1, grad_sums[0], 0);
+  at::sum_out(grads.bias_1, grad_sums[0], /*dim=*/0);
   if (args.per_term) {
-    at::sum_out(grads.bias_2, grad_sums[1], 0);
+    at::sum_out(grads.bias_2, grad_sums[1], /*dim=*/0);
   } else {
     grads.bias_2.copy_(grads.bias_1);  // both biases are added to the same sum
   }

@@ -29,7 +29,7 @@ struct LossTensors {
   // Returns the number of columns of the score matrix.
   int64_t columns() const { return in_batch ? m() + n() : n(); }
   // Returns the elements of `tensor` [M + N, ...] that belong to columns of the score matrix: all elements, or only
-  // those of the negatives.
+  // the elements of the negatives.
   at::Tensor column_entries(const at::Tensor& tensor) const { return in_batch ? tensor : tensor.narrow(0, m(), n()); }
 };
 

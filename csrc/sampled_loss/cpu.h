@@ -45,8 +45,8 @@ struct SampledLoss {
   // the losses [n_rows] without the factor options.scale.
   void score_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores, T* losses) const;
 
-  // Computes grad_hidden [n_rows, H] from the gradients of n_rows rows of scores. Without in_batch, it leaves out
-  // the gradient through the score of the row's own target.
+  // Computes grad_hidden [n_rows, H] from the gradients of n_rows rows of scores. Without in_batch, grad_hidden
+  // lacks the gradient through the score of the row's own target.
   void hidden_gradient(int64_t n_rows, const T* grad_scores, T* grad_hidden) const;
 
  private:

@@ -109,12 +109,12 @@ void run_in_chunks(const LossTensors& args, const LossOptions<T>& options, LossR
     multiply(grad_h, grads, rows, /*add=*/!args.in_batch);  // adds to what make_losses wrote
     multiply(grad_rows, grads.t(), h, /*add=*/first > 0);
     if (first == 0) {
-      at::sum_out(grad_bias, grads, 0, false, grad_bias.scalar_type());
+      at::sum_out(grad_bias, grads, /*dim=*/0, /*keepdim=*/false, grad_bias.scalar_type());
     } else {
-      grad_bias.add_(at::sum(grads, 0, false, grad_bias.scalar_type()));
+      grad_bias.add_(at::sum(grads, /*dim=*/0, /*keepdim=*/false, grad_bias.scalar_type()));
     }
   }
-  at::sum_out(results.loss, losses, 0);
+  at::sum_out(results.loss, losses, /*dim=*/0);
 }
 
 }  // namespace

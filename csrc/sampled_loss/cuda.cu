@@ -9,9 +9,9 @@ namespace grf::cuda {
 
 // Computes offsets [M + N]: bias - log_q or, with in_batch, -inf for the target of a dead row.
 //
-// Launch: one dimension, any number of blocks of up to kLossThreads threads, grid-stride loop over columns. Per column
-// it reads two elements and a flag and writes one element: 13 bytes in float32. For M + N = 8704 that is 0.1 MB, 0.02
-// us on an H200 (4.8 TB/s, estimated). The bottleneck is the launch.
+// Launch: one dimension, any number of blocks of up to kLossThreads threads, grid-stride loop over columns. Reads
+// two elements and a flag per column, and writes one element: 13 bytes in float32. For M + N = 8704 that is 0.1 MB,
+// 0.02 us on an H200 (4.8 TB/s, estimated). The bottleneck is the launch.
 template <typename T>
 __global__ void __launch_bounds__(kLossThreads) score_offsets_kernel(ScoreOffsets<T> p) {
   for (int64_t j = global_thread(); j < p.m + p.n; j += all_threads()) {
@@ -122,11 +122,11 @@ __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t r
 // read once between the passes. Offsets, counts and ids of the columns are the same for all rows and come from caches.
 // Without in_batch, each row also reads two rows of H elements and writes two. For 512 rows of 8704 columns in float32,
 // in-batch, that is 36 MB, 7.4 us on an H200 (4.8 TB/s, estimated). The bottleneck is memory or L2. For bpr-max and
-// top1-max it may also be exp: four or more calls per column take about as long.
+// top1-max the bottleneck may also be exp: four or more calls per column take about as long.
 //
 // Hazard: each thread reads and writes only its own columns of x and grads, so no barrier is needed between the passes.
-// All threads read the own target's score. Its gradient may overwrite the score, so it is written after the barriers of
-// block_sums.
+// All threads read the own target's score. The gradient of this score may overwrite the score, so the gradient is
+// written after the barriers of block_sums.
 template <typename Operand, RankingLoss kLoss>
 __global__ void __launch_bounds__(kLossThreads, kBlocksPerSm<typename Stored<Operand>::Sum>)
     loss_rows_kernel(ScoreRows<Operand> p, bool row_in_shared) {

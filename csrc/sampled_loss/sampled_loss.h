@@ -2,8 +2,8 @@
 // gru4rec_fast/ops/sampled_loss.py and row_losses.py, which use the same names.
 //
 // The matrix of scores has M rows, one per hidden state, and up to M + N columns, one per item. `hidden` [M, H] are the
-// hidden states. `rows` [M + N, H] are the item embeddings (rows of the output table): first those of the M targets,
-// one per row of scores, then those of the N negatives. An accidental hit is a negative that equals a row's own target.
+// hidden states. `rows` [M + N, H] are the item embeddings (rows of the output table): first of the M targets, one
+// per row of scores, then of the N negatives. An accidental hit is a negative that equals a row's own target.
 // A row of scores is dead if its lane (one of the sessions processed in parallel) has no session left; its loss and
 // gradients are 0. All other rows are live.
 #pragma once

@@ -37,7 +37,7 @@ __device__ __forceinline__ SessionLane read_lane(const SessionBatchArguments& ar
 }
 
 // Returns the number of threads of the block before this one whose flag is true. Writes the number of all threads whose
-// flag is true to `total`. Every thread must call it. `counts` is shared memory, an int per warp.
+// flag is true to `total`. Every thread must call this function. `counts` is shared memory, an int per warp.
 __device__ __forceinline__ int rank_in_block(bool flag, int* counts, int* total) {
   // Here a lane is a thread of a warp, not a lane of the mini-batch.
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -56,8 +56,8 @@ __device__ __forceinline__ int rank_in_block(bool flag, int* counts, int* total)
 }
 
 // Finds the next n_wanted sessions of two or more events and writes their indices in `order` to order_indices. Returns
-// how many it found: fewer than n_wanted only at the end of `order`. Moves the cursor past the sessions that it read.
-// It reads the same sessions as the CPU implementation, so it moves the cursor equally far. Every thread must call it.
+// the number of found sessions, which is less than n_wanted only at the end of `order`. Moves the cursor past the
+// sessions that it read: the same sessions as in the CPU implementation. Every thread must call this function.
 __device__ __forceinline__ int find_sessions(const SessionBatchArguments& args, int n_wanted, int64_t* cursor,
                                              int64_t* order_indices, int* counts) {
   int n_found = 0;

@@ -1,7 +1,8 @@
 // The operator session_batch: checks arguments and allocates results. Specification: gru4rec_fast/ops/session_batch.py.
 //
 // The tensors lane_session, lane_position and cursor hold the position in the epoch. A call continues from it and
-// updates the tensors in-place. Before that, the kernels check the values in them, in `order` and in `offsets`.
+// updates the tensors in-place. Before the update, the kernels check the values of the tensors, of `order` and of
+// `offsets`.
 #include "session_batch/session_batch.h"
 
 #include <ATen/ops/empty.h>

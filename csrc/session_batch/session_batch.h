@@ -12,9 +12,9 @@ namespace grf {  // gru4rec_fast
 
 // The session of a lane, and the lane's position in it.
 struct SessionLane {
-  int64_t order_index;  // index in `order` of its session; -1 before its first step, order_length if it is dead
-  int64_t position;     // index in `items` of its next input
-  int64_t end;          // one past the last event of its session
+  int64_t order_index;  // index of the session in `order`; -1 before the lane's first step, order_length if dead
+  int64_t position;     // index in `items` of the lane's next input
+  int64_t end;          // one past the last event of the session
 };
 
 namespace cuda {

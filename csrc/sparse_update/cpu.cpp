@@ -77,8 +77,8 @@ void update_in_chunks(int64_t n_touched, int64_t width, const Touched& touched, 
 
 }  // namespace
 
-// Sorts n values by key(value), which is in [0, n_keys). It is a stable radix sort: each pass is a counting sort by up
-// to 11 bits of the key, from the lowest bits to the highest. Returns the buffer that holds the result, `values` or
+// Sorts n values by key(value), which is in [0, n_keys). This is a stable radix sort: each pass is a counting sort by
+// up to 11 bits of the key, from the lowest bits to the highest. Returns the buffer that holds the result, `values` or
 // `buffer`.
 template <typename Key>
 int64_t* radix_sort(int64_t* values, int64_t* buffer, int64_t n, int64_t n_keys, const Key& key) {
@@ -135,7 +135,7 @@ template <typename T, template <typename> class Options>
 void update_row(const RowTable<T>& table, int64_t row, const T* first_grad, const T* grad, const int64_t* positions,
                 int64_t n, const Options<T>& options, int64_t next_row) {
   if (first_grad == nullptr) first_grad = grad + *positions++ * table.width, --n;
-  // The gradients of next_row are not known yet: `touched` returns those of `row` for both.
+  // The gradients of next_row are not known yet. As next_row is only prefetched, `touched` uses the gradients of `row`.
   const auto touched = [&](int64_t i) { return TouchedRow<T>(table, i * table.width, first_grad, grad, n, positions); };
   const auto update = GRF_DISPATCH(update_columns<T, Options<T>>);
   update(touched(row), touched(next_row < 0 ? row : next_row), table.width, options);

@@ -19,7 +19,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Checks a tensor that is updated in place, and returns it. It must be contiguous: otherwise a copy would be updated.
+// Checks a tensor that is updated in place, and returns it. If the tensor were not contiguous, a copy would be updated.
 Tensor check_updated(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                      const at::Device& device) {
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
@@ -90,9 +90,9 @@ void store_losses(const Tensor& losses, const Tensor& active, const Tensor& stop
   TORCH_CHECK_VALUE(steps > 0, "losses must hold the loss of at least one step, not ", losses.sizes());
   const Tensor block_losses = contiguous(losses, "losses", {steps}, dtype, device);
   const Tensor active_steps = contiguous(active, "active", {steps}, at::kBool, device);
-  const Tensor stop_flag = check_updated(stopped, "stopped", {}, at::kBool, device);
+  const Tensor stop_flag = check_updated(stopped, "stopped", /*shape=*/{}, at::kBool, device);
   const Tensor stored_losses = check_updated(step_losses, "step_losses", {steps}, dtype, device);
-  const Tensor update_flag = check_updated(enabled, "enabled", {}, at::kBool, device);
+  const Tensor update_flag = check_updated(enabled, "enabled", /*shape=*/{}, at::kBool, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_store_losses_", [&] {
     step_store_losses_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), active_steps.const_data_ptr<bool>(), steps,
@@ -112,7 +112,7 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
   if (weights.empty() && states.empty()) return;
   const auto dtype = (weights.empty() ? states : weights)[0].scalar_type();
   check_kernel_dtype("step_apply_", dtype);
-  const Tensor update_flag = contiguous(enabled, "enabled", {}, at::kBool, device);
+  const Tensor update_flag = contiguous(enabled, "enabled", /*shape=*/{}, at::kBool, device);
   const Tensor adagrad_values = contiguous(hyperparameters, "hyperparameters", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_apply_", [&] {
@@ -155,7 +155,7 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
                     "bias, bias_accumulator and grad_bias go together: pass all three, or None for each");
   const int64_t n_rows = weight.size(0), width = weight.size(1);
   const int64_t n_inputs = grad_inputs.size(0), n_items = grad_items.size(0), n = n_inputs + n_items;
-  // w, acc, vel: weight, accumulator and velocity; b, b_acc, b_vel: those of the bias.
+  // w, acc, vel: weight, accumulator and velocity of the table; b, b_acc, b_vel: of the bias.
   const Tensor w = check_updated(weight, "weight", {n_rows, width}, dtype, device);
   const Tensor acc = check_updated(accumulator, "accumulator", {n_rows, width}, dtype, device);
   const Tensor vel = check_updated(velocity, "velocity", {n_rows, width}, dtype, device);
@@ -169,7 +169,7 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
   const Tensor g_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
   const Tensor g_items = contiguous(grad_items, "grad_items", {n_items, width}, dtype, device);
   const Tensor g_bias = contiguous(grad_bias, "grad_bias", {n_items}, dtype, device);
-  const Tensor update_flag = contiguous(enabled, "enabled", {}, at::kBool, device);
+  const Tensor update_flag = contiguous(enabled, "enabled", /*shape=*/{}, at::kBool, device);
   const Tensor adagrad_values = contiguous(hyperparameters, "hyperparameters", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows_", [&] {

@@ -3,7 +3,7 @@
 //
 // Expected times are estimates for an H200 (4.8 TB/s) and one step of B = 32 lanes with 2048 negatives, H = 100,
 // float32. All are shorter than a launch, which takes about 3 us. The bottleneck is therefore the launch; for larger
-// steps it is memory.
+// steps the bottleneck is memory.
 #include "common/bfloat16.h"
 #include "common/simt.cuh"
 #include "sparse_update/cuda.cuh"
@@ -65,12 +65,12 @@ __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T>
   }
 }
 
-// Stores the losses of a block of training steps and decides whether to update the weights. They are not updated if a
-// loss of this or an earlier block was infinite or NaN, or if no step of the block is active. A step is active if it
-// has enough live lanes.
+// Stores the losses of a block of training steps and decides whether to update the weights. The weights are not updated
+// if a loss of this or an earlier block was infinite or NaN, or if no step of the block is active. A step is active if
+// it has enough live lanes.
 //
-// Launch: one warp, no shared memory; threads take steps in strides of 32. It moves a few bytes; the bottleneck is the
-// launch.
+// Launch: one warp, no shared memory; threads take steps in strides of 32. The kernel moves a few bytes; the bottleneck
+// is the launch.
 template <typename T>
 __global__ void __launch_bounds__(32) step_store_losses_kernel(StepStoreLosses<T> p) {
   bool finite = true;
@@ -94,8 +94,9 @@ __device__ __forceinline__ AdagradOptions<T> adagrad_options(const double* hyper
 // Updates whole weights by Adagrad with momentum, and overwrites hidden states.
 //
 // Launch: one dimension, any number of blocks of up to kStepThreads threads, no shared memory, grid-stride loop over
-// the elements of all tensors. Per element of a weight it reads 4 elements and writes 3 with momentum; without momentum
-// it reads 3 and writes 2. Per element of a state it reads and writes one. For one GRU layer that is 1.7 MB, 0.4 us.
+// the elements of all tensors. With momentum, the kernel reads 4 elements and writes 3 per element of a weight; without
+// momentum, it reads 3 and writes 2. Per element of a state, it reads one and writes one. For one GRU layer that is 1.7
+// MB, 0.4 us.
 template <typename T>
 __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p) {
   if (!*p.enabled) return;
@@ -114,8 +115,9 @@ __global__ void __launch_bounds__(kStepThreads) step_apply_kernel(StepApply<T> p
   }
 }
 
-// Updates the bias of `row` by the sum of its gradients. rows[begin .. end - 1] all equal `row`. Those whose position
-// is below n_inputs belong to input items, which have no gradient of the bias. If all do, the bias does not change.
+// Updates the bias of `row` by the sum of its gradients. rows[begin .. end - 1] all equal `row`. A gradient whose
+// position is below n_inputs belongs to an input item, which has no gradient of the bias. If the row has only such
+// gradients, the bias does not change.
 template <typename T>
 __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradOptions<T>& options, int64_t row,
                                             int64_t begin, int64_t end) {
@@ -133,7 +135,7 @@ __device__ __forceinline__ void update_bias(const StepRows<T>& p, const AdagradO
 // and writes weight and optimizer state of each touched row once: 5.9 MB, 1.2 us.
 //
 // Hazard: a row out of range must stop the kernel before anything is written. The rows are sorted, so every thread
-// first checks the first and the last one.
+// first checks the first and the last row.
 template <typename T, int N>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocksPerSm) step_rows_kernel(StepRows<T> p) {
   if (!*p.enabled) return;

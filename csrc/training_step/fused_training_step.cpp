@@ -219,9 +219,8 @@ class StepImpl final : public FusedTrainingStep {
     return block;
   }
 
-  // Runs forward and backward. It leaves out the gradients of the parameters, which compute_gradients and `update`
-  // compute. Returns the block's loss, the mean over its steps. The gradients are those of this loss times
-  // `loss_scale`.
+  // Runs forward and backward, without the gradients of the parameters, which compute_gradients and `update` compute.
+  // Returns the block's loss, the mean over its steps. The gradients are gradients of this loss times `loss_scale`.
   double forward_backward(const Block& block, double loss_scale) {
     const StepRange& range = block.range;
     const int64_t rows = range.rows(), width = embedding_.width;

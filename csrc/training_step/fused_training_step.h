@@ -89,8 +89,8 @@ class FusedTrainingStep {
 
   // Trains on the batcher's next mini-batches, for at most `updates` updates or until a step has fewer than `min_live`
   // live lanes. `first_step` and `hidden` are as in train_block. Stops before an update whose loss is infinite or NaN;
-  // that loss is then in the last BlockRecord. `poll` is called between updates, about every 50 ms. If it throws, the
-  // run ends after a complete update.
+  // that loss is then in the last BlockRecord. `poll` is called between updates, about every 50 ms. If `poll` throws,
+  // the run ends after a complete update.
   virtual RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                         const std::function<void()>& poll) = 0;

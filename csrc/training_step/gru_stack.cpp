@@ -55,7 +55,7 @@ void GruStack<T>::prepare(const StepRange& range, const T* x, const std::vector<
   }
 }
 
-// Returns the arguments of the functions of gru/cpu.h, for some lanes of a layer.
+// Returns the first argument of the functions of gru/cpu.h: some lanes of a layer.
 template <typename T>
 GruLayer<T> GruStack<T>::gru_layer(Layer& layer, const Lanes& lanes) const {
   const int64_t offset = lanes.first * layer.hidden;
@@ -118,8 +118,8 @@ template <typename T>
 void GruStack<T>::compute_gradients(Layer& layer, bool add, const AdagradOptions<T>* update) {
   const int64_t rows = range_.rows(), gates = 3 * layer.hidden, input = layer.input;
   const T* grad_gates = layer.grad_gate_inputs.data();
-  // gru_backward_weights writes the gradient of bias_hh even if the layer has none. It is then written to gate_inputs,
-  // which is not needed any more.
+  // gru_backward_weights writes the gradient of bias_hh even if the layer has no bias_hh. The gradient is then written
+  // to gate_inputs, which is not needed any more.
   T* grad_bias_hh = layer.bias_hh.defined() ? layer.bias_hh.grad() : layer.gate_inputs.data();
   const auto update_hh = [&](int64_t first, int64_t count, const T* grad) {
     layer.weight_hh.update_rows(first, count, grad, *update);

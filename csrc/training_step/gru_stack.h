@@ -48,7 +48,7 @@ class GruStack {
   void prepare(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
   // Computes output() [T, B, H] from x. With T = 1, `lanes` may be a part of the lanes, and several threads may call
-  // `forward` and `backward` for different lanes. Otherwise it must be all lanes.
+  // `forward` and `backward` for different lanes. Otherwise `lanes` must be all lanes.
   void forward(const Lanes& lanes);
 
   // Computes grad_x() [T, B, input_width()] from the gradient of the output [T, B, H].
@@ -58,11 +58,11 @@ class GruStack {
   T* grad_x() { return layers_.front().grad_x(); }
 
   // Computes the gradients of all parameters or, with `add`, adds to them. `backward` must have run for all lanes.
-  void compute_gradients(bool add) { compute_gradients(add, nullptr); }
+  void compute_gradients(bool add) { compute_gradients(add, /*update=*/nullptr); }
 
   // For T = 1: computes the gradients of all parameters and updates the parameters. The gradients of the weights are
   // not stored; each block of their rows is used when it is computed.
-  void compute_gradients_and_update(const AdagradOptions<T>& options) { compute_gradients(false, &options); }
+  void compute_gradients_and_update(const AdagradOptions<T>& options) { compute_gradients(/*add=*/false, &options); }
 
   // Copies the outputs of the last step to the states.
   void write_states();
@@ -86,10 +86,10 @@ class GruStack {
     T* grad_x() { return (weight_ih.defined() ? grad_inputs : grad_gate_inputs).data(); }
   };
 
-  // With `update`, compute_gradients also updates the parameters; null: it stores the gradients.
   GruLayer<T> gru_layer(Layer& layer, const Lanes& lanes) const;
   void forward(Layer& layer, const Lanes& lanes);
   void backward(Layer& layer, const Lanes& lanes, const T* grad_output);
+  // If `update` is null, compute_gradients stores the gradients; otherwise it updates the parameters.
   void compute_gradients(bool add, const AdagradOptions<T>* update);
   void compute_gradients(Layer& layer, bool add, const AdagradOptions<T>* update);
 

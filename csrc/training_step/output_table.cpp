@@ -22,7 +22,7 @@ T* RowGradients<T>::append(const int64_t* index, int64_t n, int64_t width) {
 template <typename T>
 void RowGradients<T>::append_live(const int64_t* index, int64_t n, int64_t width, const T* grad) {
   for (int64_t i = 0; i < n; ++i) {
-    if (index[i] >= 0) std::copy_n(grad + i * width, width, append(index + i, 1, width));
+    if (index[i] >= 0) std::copy_n(grad + i * width, width, append(index + i, /*n=*/1, width));
   }
 }
 
@@ -132,11 +132,11 @@ double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t la
   prepare(hidden, targets, lanes, negatives, n, loss_scale);
   const int64_t m = problem_.m;
   if (m == lanes) {
-    score_lanes(0, m, grad_hidden);
+    score_lanes(/*first=*/0, m, grad_hidden);
     return loss();
   }
   T* live_grad = live_grad_.reserve(m * width());
-  score_lanes(0, m, live_grad);
+  score_lanes(/*first=*/0, m, live_grad);
   std::fill_n(grad_hidden, lanes * width(), T{0});
   for (int64_t i = 0; i < m; ++i) std::copy_n(live_grad + i * width(), width(), grad_hidden + live_[i] * width());
   return loss();
@@ -148,7 +148,7 @@ void OutputTable<T>::store_gradient() {
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width()};
   multiply(columns, width(), problem_.m, grad.transposed(), h, stored_weight_.append(items_.data(), columns, width()),
            width(), /*add=*/false, options_.precision);
-  add_column_sums(grad_scores_, problem_.m, columns, stride, stored_bias_.append(items_.data(), columns, 1));
+  add_column_sums(grad_scores_, problem_.m, columns, stride, stored_bias_.append(items_.data(), columns, /*width=*/1));
 }
 
 template <typename T>

@@ -87,8 +87,8 @@ def open_graph(
 ) -> InteractionGraph:
     """Convert data, in any form that `NGCF.fit` accepts, to a graph.
 
-    If the graph `like` is given, users and items get the indices that they have in `like`. The indices do not change if
-    the data is a `SessionStore`, or a graph with other ids than `like`.
+    If the graph `like` is given, users and items get the indices that they have in `like`. `like` has no effect for a
+    `SessionStore`, or for a graph whose ids differ from those of `like`.
     """
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         data = InteractionGraph.open(Path(data))

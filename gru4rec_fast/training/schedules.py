@@ -122,8 +122,8 @@ class Schedule:
         """
         if self._ends_with_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
             raise ValueError(
-                f"lr_scheduler='cosine' ends after n_epochs, which was {state['T_max']}: resume with n_epochs="
-                f"{state['T_max']}, or start a new training with lr_scheduler_options={{'T_max': ...}}"
+                "T_max was not given, so the cosine ended with the saved training, but n_epochs has changed since: "
+                f"resume with n_epochs={state['T_max']}, or train anew with lr_scheduler_options={{'T_max': ...}}"
             )
         self._scheduler.load_state_dict(state)
 
