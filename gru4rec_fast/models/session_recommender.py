@@ -66,7 +66,8 @@ class SessionRecommender:
         self.network, self.impl = network, impl
         self.capacity = capacity
         self.n_evicted = 0
-        with torch.no_grad():
+        # Within torch.inference_mode too, states must be tensors that can be updated outside of it.
+        with torch.inference_mode(False), torch.no_grad():
             self._states, self._initial = network.initial_state(capacity), network.initial_state(1)
         self._live: OrderedDict[Hashable, _LiveSession] = OrderedDict()  # least recently used first
         self._free = list(range(capacity - 1, -1, -1))  # free rows; the lowest row is used first
@@ -127,19 +128,10 @@ class SessionRecommender:
                 raise ValueError(f"session {session_id!r} is not live: it has no event yet, was ended, or was evicted")
         live = [self._get_or_start(session_id) for session_id in sessions]
         hidden = self._states[-1][torch.tensor([session.row for session in live], dtype=torch.int64)]
-        batch = QueryBatch(hidden, [list(session.seen) for session in live] if exclude_seen else None)
-        weight, bias, result_rows = self.network.output_weight, self.network.output_bias, np.arange(len(sessions))
+        batch = QueryBatch(hidden, [np.array([*session.seen]) for session in live] if exclude_seen else None)
+        weight, bias, rows = self.network.output_weight, self.network.output_bias, np.arange(len(sessions))
         return search_top_k(
-            lambda _: batch,
-            result_rows,
-            len(result_rows),
-            k,
-            weight,
-            bias,
-            self.encoder,
-            exclude=exclude,
-            batch_size=max(1, len(result_rows)),
-            impl=self.impl,
+            lambda _: batch, [rows], len(rows), k, weight, bias, self.encoder, exclude=exclude, impl=self.impl
         )
 
     def end(self, session_id: Hashable) -> bool:
