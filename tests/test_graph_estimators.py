@@ -365,6 +365,11 @@ def test_errors_of_wrong_kinds_of_ids_name_users_or_items() -> None:
     ):
         with pytest.raises(TypeError, match=message):
             call()
+    for single in (5, "5", np.int64(5)):
+        with pytest.raises(ValueError, match=r"^users=.*5.*: give a list \(or array\) of user ids"):
+            model.recommend(single)
+        with pytest.raises(ValueError, match=r"^items=.*5.*: give a list \(or array\) of item ids"):
+            model.similar_items(single)
 
 
 @both_estimators

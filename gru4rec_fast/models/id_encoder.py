@@ -41,9 +41,11 @@ class IdEncoder:
             source_kind: "session" or "argument".
 
         Raises:
-            ValueError: an unknown id, unless unknown ids are skipped.
+            ValueError: an unknown id, unless unknown ids are skipped; `ids` is a single id.
             TypeError: ids are strings where the vocabulary has integers, or integers where it has strings.
         """
+        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+            raise ValueError(f"{self.kind}s={ids!r}: give a list (or array) of {self.kind} ids")
         ids = as_ids(ids, f"{self.kind} ids")
         try:
             indices = self.vocabulary.index_of(ids)
