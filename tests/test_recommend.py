@@ -273,6 +273,19 @@ def test_observe_many_equals_observe_for_each_event(capacity: int, events: list[
     assert state == expected
 
 
+def test_a_log_sorted_by_session_is_observed_in_few_calls() -> None:
+    """The events of a session are in successive calls of the network, together with those of other sessions."""
+    network = ExactNetwork(N_ITEMS, seed=2)
+    sessions = [[1, 2, 3, 4], [5], [6, 7], [8, 9, 10]]
+    recommender = SessionRecommender(network, VOCABULARY)
+    names = np.repeat(np.arange(len(sessions)), [len(session) for session in sessions]).tolist()
+    recommender.observe_many(names, item_ids([item for session in sessions for item in session]))
+    assert network.n_calls == 4
+    result = recommender.recommend(range(len(sessions)), 3)
+    for session, items in zip(sessions, result.items, strict=True):
+        assert items.tolist() == expected_best(session, 3, set())[0]
+
+
 def test_ending_a_session_frees_its_row() -> None:
     recommender = SessionRecommender(NETWORK, VOCABULARY, capacity=1)
     recommender.observe("a", "item-1")

@@ -92,18 +92,23 @@ class SessionRecommender:
         if len(sessions) != len(ids):
             raise ValueError(f"{len(sessions)} session_ids, but {len(ids)} item_ids")
         items = self.encoder.encode(ids, sessions).tolist()
-        pending: dict[Hashable, tuple[_LiveSession, int]] = {}  # at most one event per session
+        # The pending events of a session are in successive calls of the network, with those of other sessions.
+        calls: list[list[tuple[_LiveSession, int]]] = []
+        n_pending: dict[Hashable, int] = {}  # number of pending events of each session
         for session_id, item in zip(sessions, items, strict=True):
             if item < 0:
                 continue
-            # Process the pending events before one of their sessions gets a second event or is evicted.
+            # Process the pending events before one of their sessions is evicted.
             evicted = next(iter(self._live)) if session_id not in self._live and not self._free else None
-            if session_id in pending or evicted in pending or len(pending) == _EVENTS_PER_CALL:
-                self._process(pending)
-                pending = {}
-            pending[session_id] = (self._get_or_start(session_id), item)
-        if pending:
-            self._process(pending)
+            call = n_pending.get(session_id, 0)
+            if evicted in n_pending or (call < len(calls) and len(calls[call]) == _EVENTS_PER_CALL):
+                self._process(calls)
+                calls, n_pending, call = [], {}, 0
+            if call == len(calls):
+                calls.append([])
+            calls[call].append((self._get_or_start(session_id), item))
+            n_pending[session_id] = call + 1
+        self._process(calls)
 
     def recommend(
         self,
@@ -194,13 +199,14 @@ class SessionRecommender:
             state[session.row] = initial[0]
         return session
 
-    def _process(self, events: dict[Hashable, tuple[_LiveSession, int]]) -> None:
-        """Update the states of several sessions with one event each, in one call of the network."""
-        rows = torch.tensor([session.row for session, _ in events.values()])
-        inputs = torch.tensor([[item for _, item in events.values()]], device=self._states[0].device)
+    def _process(self, calls: list[list[tuple[_LiveSession, int]]]) -> None:
+        """Update the states of sessions with one event each, in each call of the network."""
         with evaluating(self.network):
-            _, states = self.network(inputs, [state[rows] for state in self._states])
-            for stored, new in zip(self._states, states, strict=True):
-                stored[rows] = new.to(stored.dtype)
-        for session, item in events.values():
-            session.seen[item] = None
+            for events in calls:
+                rows = torch.tensor([session.row for session, _ in events])
+                inputs = torch.tensor([[item for _, item in events]], device=self._states[0].device)
+                _, states = self.network(inputs, [state[rows] for state in self._states])
+                for stored, new in zip(self._states, states, strict=True):
+                    stored[rows] = new.to(stored.dtype)
+                for session, item in events:
+                    session.seen[item] = None
