@@ -1,10 +1,10 @@
-"""Benchmark the time and the memory of evaluating a GRU4Rec model on diginetica (43,097 items, hidden size 100).
+"""Benchmark the time and the memory of evaluating and recommending.
 
     pytest benchmarks/bench_evaluation.py --peer official=PATH
 
-An evaluation computes Recall@20 and MRR@20 of the next items, for 512 lanes (sessions processed in parallel). A unit of
-work is one target, an item to predict. The official code is GRU4Rec_PyTorch_Official, by GRU4Rec's author. Sides (the
-implementations compared):
+GRU4Rec models are evaluated on diginetica (43,097 items, hidden size 100). An evaluation computes Recall@20 and MRR@20
+of the next items, for 512 lanes (sessions processed in parallel). A unit of work is one target, an item to predict. The
+official code is GRU4Rec_PyTorch_Official, by GRU4Rec's author. Sides (the implementations compared):
 
     official             batch_eval of the official code
     naive                plain PyTorch; computes and stores the scores of all lanes and items
@@ -14,6 +14,9 @@ implementations compared):
 Time is measured on every sixteenth test session. Memory is measured on the whole test log, in a separate process per
 side, without the memory of the imports. All sides use the same weights and must compute the same metrics, up to
 rounding.
+
+The rows of long sessions and users compare this package with itself, on generated data: one session of 20,000 events
+among 511 short ones, and one user with 300,000 items among 3,000 users with few, with the same events spread evenly.
 """
 
 from __future__ import annotations
@@ -29,15 +32,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from interleave import timed
 from machine import rate_shares
 from session_logs import SessionLogs
 
-from gru4rec_fast import ops, profiling
-from gru4rec_fast.data import SessionParallelLoader, SessionStore
-from gru4rec_fast.evaluation import evaluate_sessions, evaluating
+from gru4rec_fast import LightGCN, ops, profiling
+from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore
+from gru4rec_fast.evaluation import evaluate_graph, evaluate_sessions, evaluating
+from gru4rec_fast.models import recommend
+from gru4rec_fast.models.builders import build_lightgcn_network
 from gru4rec_fast.nn import SessionNetwork
 
 LOG, WIDTH, LANES = "diginetica", 100, 512
@@ -108,7 +114,6 @@ def every_sixteenth_session(test: SessionStore) -> SessionStore:
 
 def to_data_frame(test: SessionStore) -> Any:
     """Return the sessions as a data frame for the official code, with the items' ids instead of indices."""
-    import numpy as np
     import pandas as pd
 
     session = np.repeat(np.arange(test.n_sessions), np.diff(test.offsets))
@@ -165,6 +170,71 @@ def test_peak_memory_of_an_evaluation(compare: Any, request: pytest.FixtureReque
     goal = 0.1  # at most a tenth of the peak memory of official
     compare.note(memory={"row": f"memory of an evaluation, {LOG}, L{WIDTH}", "goal": goal, "sides": figures})
     assert all(side_figures["peak_bytes"] > 0 for side_figures in figures.values())
+
+
+def make_sessions(lengths: list[int]) -> SessionStore:
+    """Return a store of sessions of these lengths, of random items among 3,000."""
+    items = torch.randint(3000, (sum(lengths),), generator=torch.Generator().manual_seed(0)).numpy()
+    return SessionStore.from_arrays(items, np.cumsum([0, *lengths]), n_items=3000)
+
+
+def make_graph(degrees: list[int]) -> InteractionGraph:
+    """Return a graph of users with these numbers of items among 300,100. No user has one of the last 100 items."""
+    users = np.repeat(np.arange(len(degrees)), degrees)
+    items = np.concatenate([np.linspace(0, 300_000, n, endpoint=False, dtype=np.int64) for n in degrees])
+    return InteractionGraph.from_arrays(users, items, n_items=300_100)
+
+
+def spread_evenly(lengths: list[int]) -> list[int]:
+    """Return as many equal lengths with nearly the same sum."""
+    return [sum(lengths) // len(lengths)] * len(lengths)
+
+
+def work_on_sessions(task: str, lengths: list[int]) -> Callable[[], Any]:
+    """Return a function that evaluates these sessions, or recommends items that they do not have."""
+    network, store = SessionNetwork(3000, [WIDTH]), make_sessions(lengths)
+    if task == "evaluate":
+        return partial(evaluate_sessions, network, store)
+    return partial(recommend, network, store.vocabulary, store, exclude_seen=True)
+
+
+def work_on_users(task: str, degrees: list[int]) -> Callable[[], Any]:
+    """Return a function that ranks the items that each user does not have, in an evaluation or to recommend them."""
+    train = make_graph(degrees)
+    if task == "recommend":
+        model = LightGCN(embedding_dim=64, n_layers=1)
+        model.graph, model.network = train, build_lightgcn_network(model, train)
+        return partial(model.recommend, train.users.ids)
+    embeddings = torch.randn(train.n_nodes, 64, generator=torch.Generator().manual_seed(0))
+    unseen = np.full(train.n_users, 300_050)
+    test = InteractionGraph.from_arrays(np.arange(train.n_users), unseen, user_ids=train.users, item_ids=train.items)
+    return partial(evaluate_graph, embeddings, train, test)
+
+
+@pytest.mark.parametrize("task", ["evaluate", "recommend"])
+@pytest.mark.parametrize(
+    "make_work, lengths, unit",
+    [(work_on_sessions, [20_000] + 511 * [5], "event"), (work_on_users, [300_000] + 3000 * [20], "user")],
+    ids=["session of 20,000 events", "user with 300,000 items"],
+)
+def test_one_long_row(
+    compare: Any, request: pytest.FixtureRequest, make_work: Any, lengths: list[int], unit: str, task: str
+) -> None:
+    works = {"spread evenly": make_work(task, spread_evenly(lengths)), "one long row": make_work(task, lengths)}
+    figures = {}
+    for name, work in works.items():
+        work()  # the first call allocates memory that later calls use again
+        peak = profiling.PeakMemory()
+        work()
+        figures[name] = {"peak_bytes": peak.bytes, "loaded_bytes": 0}
+    units = sum(lengths) if unit == "event" else len(lengths)
+    compare(
+        {name: timed(work, units) for name, work in works.items()},
+        row=request.node.callspec.id,
+        unit=unit,
+        subjects={"one long row": {"spread evenly": 1 / 1.5}},  # goal: at most 1.5 times the time
+    )
+    compare.note(memory={"row": f"memory, {request.node.callspec.id}", "goal": 1.5, "sides": figures})
 
 
 def main() -> None:

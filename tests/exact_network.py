@@ -18,6 +18,7 @@ class ExactNetwork(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(torch.randint(-2, 3, (n_items, width), generator=generator).double())
         self.bias = nn.Parameter(torch.randint(-2, 3, (n_items,), generator=generator).double())
+        self.n_calls = self.n_inputs = 0  # calls of the network, and inputs of all calls, padding included
 
     @property
     def output_weight(self) -> Tensor:
@@ -32,6 +33,7 @@ class ExactNetwork(nn.Module):
 
     def forward(self, inputs: Tensor, state: list[Tensor], reset: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         hidden, outputs = state[0], []
+        self.n_calls, self.n_inputs = self.n_calls + 1, self.n_inputs + inputs.numel()
         for t, items in enumerate(inputs):
             if reset is not None:
                 hidden = torch.where(reset[t, :, None], 0.0, hidden)

@@ -157,6 +157,13 @@ def test_a_clone_has_the_same_parameters(model: Any):
     assert inspect.signature(type(model)).parameters.keys() == model.get_params().keys()
 
 
+@pytest.mark.parametrize("model", [GRU4Rec(), GRU4Rec(layers=[5, 3]), NGCF(), LightGCN()], ids=repr)
+def test_a_clone_of_scikit_learn_has_the_same_parameters(model: Any):
+    base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
+    assert type(base.clone(model)) is type(model)
+    assert base.clone(model).get_params() == model.get_params()
+
+
 def test_parameters_are_attributes_and_keyword_arguments():
     model = GRU4Rec(layers="20/10", n_sample="5")
     assert (model.layers, model.n_sample, model.loss) == ((20, 10), 5, "cross-entropy")

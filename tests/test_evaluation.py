@@ -163,6 +163,42 @@ def test_sessions_longer_than_a_block_equal_a_loop() -> None:
     assert report.metrics == expected
 
 
+@settings(max_examples=max_examples(15), deadline=None)
+@given(st.lists(st.sampled_from([2, 3, 4, 40, 300]), min_size=1, max_size=12), st.sampled_from([1, 4, 64]))
+def test_the_cost_of_an_evaluation_depends_on_the_events(lengths: list[int], batch_size: int) -> None:
+    """At most half of the network's work is padding, and few steps are computed in calls of their own."""
+    rng = np.random.default_rng(0)
+    sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in lengths]
+    network = ExactNetwork(N_ITEMS)
+    report = evaluate_sessions(network, make_store(sessions), batch_size=batch_size)
+    assert report.metrics == metrics_from_ranks(
+        torch.tensor(ranks_by_loop(network.scores_after, sessions, "conservative"))
+    )
+    n_targets = sum(lengths) - len(lengths)
+    assert n_targets <= network.n_inputs < 2 * n_targets
+    # A call computes up to 512 hidden states, or ends where half of its sessions end.
+    n_batches = -(-len(lengths) // batch_size)
+    assert network.n_calls <= 2 * n_targets / 512 + n_batches * (1 + math.log2(batch_size) + 1)
+
+
+def test_sessions_of_one_sort_do_not_change_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions are sorted by length, a limited number at a time; this number does not change the result."""
+    store = make_store(random_sessions())
+    expected = evaluate_sessions(ExactNetwork(N_ITEMS), store)
+    monkeypatch.setattr("gru4rec_fast.evaluation.sessions._SESSIONS_PER_SORT", 7)
+    assert evaluate_sessions(ExactNetwork(N_ITEMS), store, batch_size=3) == expected
+
+
+def test_a_damaged_store_is_an_error() -> None:
+    for damaged_item in (-1, N_ITEMS):
+        for position in (1, 3):  # event 3 is only a target
+            store = make_store([[1, 2, 3, 4]])
+            store.items = store.items.copy()
+            store.items[position] = damaged_item
+            with pytest.raises(ValueError, match=rf"{damaged_item}.*{N_ITEMS} items"):
+                evaluate_sessions(ExactNetwork(N_ITEMS), store)
+
+
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
 def test_the_session_network_equals_a_loop_over_sessions(embedding: str) -> None:
     """Dropout must be off during the evaluation. The expected scores are computed session by session."""
@@ -267,3 +303,5 @@ def test_wrong_arguments_are_errors() -> None:
         evaluate_sessions(network, store, ties="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size=0"):
         evaluate_sessions(network, store, batch_size=0)
+    with pytest.raises(ValueError, match="none of the 2 sessions has two events"):
+        evaluate_sessions(network, make_store([[1], [2]]))

@@ -330,6 +330,48 @@ def test_unknown_ids_give_empty_rows_and_excluded_items_are_left_out() -> None:
     assert model.recommend([6], k=3, unknown="skip").counts.tolist() == [0]
 
 
+def test_embeddings_computed_in_inference_mode_are_usable_outside_of_it() -> None:
+    model = small_model(LightGCN).fit(TRAIN, progress=False)
+    with torch.inference_mode():
+        expected = model.recommend([5, 25], k=3)
+    weight = torch.ones(1, requires_grad=True)
+    (weight * model.embeddings()[0]).sum().backward()  # raised "Inference tensors cannot be saved for backward"
+    np.testing.assert_array_equal(model.recommend([5, 25], k=3).items, expected.items)
+
+
+@both_estimators
+def test_users_with_few_items_left_get_short_rows(estimator: Any) -> None:
+    """One user has all items but two, another has all; the rows of the other users are full."""
+    n_items = 9
+    users, items = (
+        np.repeat([0, 1], [n_items - 2, n_items]),
+        np.concatenate([np.arange(2, n_items), np.arange(n_items)]),
+    )
+    graph = InteractionGraph.from_arrays([*users, 2, 3], [*items, 0, 1], n_items=n_items)
+    model = small_model(estimator).fit(graph, progress=False)
+    best_items, scores, counts = model.recommend(graph.users.ids, k=4)
+    assert counts.tolist() == [2, 0, 4, 4]
+    assert sorted(best_items[0].tolist()) == [-1, -1, 0, 1] and best_items[1].tolist() == [-1] * 4
+    assert np.array_equal(scores == -np.inf, np.arange(4) >= counts[:, None])
+
+
+def test_errors_of_wrong_kinds_of_ids_name_users_or_items() -> None:
+    model = small_model(LightGCN).fit(TRAIN, progress=False)
+    for call, message in (
+        (lambda: model.recommend(["0"]), "^user ids: .* integers .*strings were given"),
+        (lambda: model.similar_items(["0"]), "^item ids: .* integers .*strings were given"),
+        (lambda: model.recommend([5], exclude=["0"]), "^exclude: item ids: .* integers .*strings were given"),
+        (lambda: model.recommend([1.5]), "^user ids"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    for single in (5, "5", np.int64(5)):
+        with pytest.raises(ValueError, match=r"^users=.*5.*: give a list \(or array\) of user ids"):
+            model.recommend(single)
+        with pytest.raises(ValueError, match=r"^items=.*5.*: give a list \(or array\) of item ids"):
+            model.similar_items(single)
+
+
 @both_estimators
 def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(estimator, impl="native").fit(TRAIN, progress=False)

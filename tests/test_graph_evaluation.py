@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import max_examples
 
-from gru4rec_fast import InteractionGraph, _backend
-from gru4rec_fast.evaluation import GRAPH_METRICS, evaluate_graph
+from gru4rec_fast import InteractionGraph, _backend, ops
+from gru4rec_fast.evaluation import GRAPH_METRICS, batches, evaluate_graph
 
 needs_native = pytest.mark.skipif(_backend.resolve("auto", "top_k", "cpu") != "native", reason="no native top_k")
 impls = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_native)])
@@ -91,6 +91,41 @@ def test_metrics_equal_their_definition(
     n_dropped = report.dropped.get("interactions_already_in_training", 0)
     assert n_targets + n_dropped == test.n_edges
     assert report.metrics == evaluate_graph(embeddings, train, test, cutoffs=cutoffs, impl=impl).metrics
+
+
+@impls
+@settings(max_examples=max_examples(30), deadline=None)
+@given(
+    degrees=st.lists(st.sampled_from([0, 1, 2, 30, 60]), min_size=1, max_size=40),
+    limit=st.sampled_from([1, 16, 64, 200]),
+)
+def test_the_cost_of_leaving_items_out_depends_on_the_edges(impl: str, degrees: list[int], limit: int) -> None:
+    """The padding of the left-out items is limited, and the metrics have the same bits."""
+    items = np.concatenate([np.random.default_rng(user).permutation(70)[:n] for user, n in enumerate(degrees)])
+    users = np.repeat(np.arange(len(degrees)), degrees)
+    if not len(users):
+        users, items = np.array([0]), np.array([0])
+    train = InteractionGraph.from_arrays(users, items, n_users=len(degrees), n_items=70)
+    test = InteractionGraph.from_arrays(
+        np.repeat(np.arange(len(degrees)), 70), np.tile(np.arange(70), len(degrees)), n_users=len(degrees), n_items=70
+    )
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randint(-2, 3, (train.n_nodes, 3), generator=generator).double()
+    expected = evaluate_graph(embeddings, train, test, impl=impl)
+    n_padded: list[int] = []
+    search = ops.top_k
+
+    def counting_search(*arguments: Any, impl: str) -> Any:
+        n_padded.append(0 if arguments[4] is None else arguments[4].numel())
+        return search(*arguments, impl=impl)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "_PADDED_ELEMENTS", limit)
+        patch.setattr(ops, "top_k", counting_search)
+        assert evaluate_graph(embeddings, train, test, impl=impl) == expected
+    assert all(n <= max(limit, max(degrees)) for n in n_padded)
+    # Of two calls in order, the rows of the first are at least as long as those of the second: padding is bounded.
+    assert sum(n_padded[1:]) <= sum(degrees) + limit
 
 
 @impls

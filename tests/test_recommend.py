@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import max_examples
 
+from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.evaluation import batches
 from gru4rec_fast.models import SessionRecommender, recommend
 from gru4rec_fast.nn import SessionNetwork
 
@@ -62,12 +65,61 @@ def test_recommend_equals_a_plain_loop(
 
 
 def test_sessions_longer_than_one_call_of_the_network() -> None:
-    """recommend() calls the network for at most 64 events of each session."""
+    """recommend() calls the network several times for the events of long sessions."""
     rng = np.random.default_rng(0)
     sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in (1, 63, 64, 65, 128, 129, 300, 2)]
     result = recommend(NETWORK, VOCABULARY, [item_ids(session) for session in sessions], 5)
     for session, items in zip(sessions, result.items, strict=True):
         assert items.tolist() == expected_best(session, 5, set())[0]
+
+
+def test_the_cost_of_recommending_depends_on_the_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long session among short ones neither makes the network process padding nor sets the size of `exclude`."""
+    rng = np.random.default_rng(0)
+    sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in [3, 1, 2, 5] * 30 + [9_000]]
+    lists = [item_ids(session) for session in sessions]
+    network = ExactNetwork(N_ITEMS, seed=2)
+    expected = recommend(network, VOCABULARY, lists, 4, exclude_seen=True)
+    assert network.n_inputs < 2 * sum(map(len, sessions)) and network.n_calls < 12
+    n_padded: list[int] = []
+    search = ops.top_k
+
+    def counting_search(*arguments: Any, impl: str) -> Any:
+        n_padded.append(arguments[4].numel())
+        return search(*arguments, impl=impl)
+
+    monkeypatch.setattr(ops, "top_k", counting_search)
+    monkeypatch.setattr(batches, "_PADDED_ELEMENTS", 1 << 12)
+    result = recommend(network, VOCABULARY, lists, 4, exclude_seen=True)
+    assert n_padded == [9_000, 120 * 5]
+    for array, expected_array in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(array, expected_array)
+    for session, items, count in zip(sessions, result.items, result.counts, strict=True):
+        assert items[:count].tolist() == expected_best(session, 4, set(session))[0]
+
+
+def test_items_left_out_of_all_rows_are_not_repeated_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    search, excludes = ops.top_k, []
+
+    def recording_search(*arguments: Any, impl: str) -> Any:
+        excludes.append(arguments[4])
+        return search(*arguments, impl=impl)
+
+    monkeypatch.setattr(ops, "top_k", recording_search)
+    recommend(NETWORK, VOCABULARY, [["item-1"], ["item-2"]], 4, exclude=item_ids([3, 7]))
+    assert excludes == [None]
+
+
+def test_a_recommender_made_in_inference_mode_works_outside_of_it() -> None:
+    with torch.inference_mode():
+        recommender = SessionRecommender(NETWORK, VOCABULARY)
+        recommender.observe("a", "item-1")
+    recommender.observe("a", "item-2")
+    recommender.load_state_dict(recommender.state_dict())
+    with torch.inference_mode():
+        recommender.observe_many("ab", item_ids([3, 4]))
+    assert recommender.recommend("a", 3).items[0].tolist() == expected_best([1, 2, 3], 3, set())[0]
+    assert recommender.recommend("b", 3).items[0].tolist() == expected_best([4], 3, set())[0]
 
 
 def test_a_store_gives_the_same_result_as_lists() -> None:
@@ -219,6 +271,19 @@ def test_observe_many_equals_observe_for_each_event(capacity: int, events: list[
     state, expected = in_one_call.state_dict(), one_by_one.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(state.pop("states"), expected.pop("states"), strict=True))
     assert state == expected
+
+
+def test_a_log_sorted_by_session_is_observed_in_few_calls() -> None:
+    """The events of a session are in successive calls of the network, together with those of other sessions."""
+    network = ExactNetwork(N_ITEMS, seed=2)
+    sessions = [[1, 2, 3, 4], [5], [6, 7], [8, 9, 10]]
+    recommender = SessionRecommender(network, VOCABULARY)
+    names = np.repeat(np.arange(len(sessions)), [len(session) for session in sessions]).tolist()
+    recommender.observe_many(names, item_ids([item for session in sessions for item in session]))
+    assert network.n_calls == 4
+    result = recommender.recommend(range(len(sessions)), 3)
+    for session, items in zip(sessions, result.items, strict=True):
+        assert items.tolist() == expected_best(session, 3, set())[0]
 
 
 def test_ending_a_session_frees_its_row() -> None:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.evaluation.padding import pad_rows
+from gru4rec_fast.evaluation.batches import top_k_excluding
 from gru4rec_fast.evaluation.report import Report
 
 GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
@@ -45,7 +44,7 @@ def evaluate_graph(
         train: the training graph.
         test: the test graph, with the same user and item indices; read it with `like=train`.
         cutoffs: the values of k; if fewer than k items can be ranked for a user, h_r is 0 at the missing ranks.
-        batch_size: number of users whose items are ranked in one call.
+        batch_size: number of users whose items are ranked together.
         impl: "auto", "native" or "reference", for the ranking.
 
     Raises:
@@ -70,9 +69,9 @@ def evaluate_graph(
     values: dict[str, list[Tensor]] = {}
     for start in range(0, len(users), batch_size):
         batch = users[start : start + batch_size]
-        excluded = pad_rows([train.items_of(user) for user in batch]).to(embeddings.device)
         queries = user_table[torch.tensor(batch, device=embeddings.device)]
-        _, ranked = ops.top_k(queries, item_table, None, n_ranks, excluded, impl=impl)
+        seen = [train.items_of(user) for user in batch]
+        _, ranked = top_k_excluding(queries, item_table, None, n_ranks, seen, impl=impl)
         for name, value in _metrics_per_user(ranked.cpu(), [targets[user] for user in batch], cutoffs, train.n_items):
             values.setdefault(name, []).append(value)
     # An exact sum over all users, so that no bit depends on the batch size.

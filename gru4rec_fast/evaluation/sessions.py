@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from gru4rec_fast import ops
-from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
+from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions
 from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties, ranks_from_counts
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.evaluation.report import Report
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 # together with a block of the output table. On a GPU each call reads the whole output table, so fewer calls are faster.
 _QUERIES_PER_CALL = {"cpu": 512}
 _QUERIES_PER_CALL_ON_GPU = 8192
+_SESSIONS_PER_SORT = 1 << 16  # sessions sorted by length at a time, so that memory does not grow with the log
 
 
 def evaluate_sessions(
@@ -46,11 +50,11 @@ def evaluate_sessions(
         cutoffs: the values of k in "recall@k" and the other metrics.
         ties: "standard": the rank of an item is 1 + the number of other items with a higher score. "conservative" adds
             the number of other items with the same score, "median" adds half of this number.
-        batch_size: sessions processed in parallel.
+        batch_size: sessions processed in parallel. Sessions of similar length are processed together.
         baselines: whether to add the metrics of popularity and of a random order to the report; needs `support`.
         support: int [n_items], number of each item's occurrences in the training log.
         progress: called after each block with the number of targets ranked so far.
-        impl: "auto", "native" or "reference", for the data loader and the ranking.
+        impl: "auto", "native" or "reference", for the ranking.
 
     Raises:
         ValueError: an argument is out of range, the store has another number of items than the network, no session has
@@ -72,27 +76,40 @@ def evaluate_sessions(
         baseline_metrics["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)
         baseline_metrics["random"] = random_metrics(store.n_items, metrics.cutoffs)
     per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
-    steps = max(1, per_call // batch_size) if batch_size > 0 else 1
-    loader = SessionParallelLoader(store, batch_size, steps=steps, device=weight.device, impl=impl)
-    with evaluating(network):
-        state = network.initial_state(loader.n_lanes)
-        for block in loader:
-            hidden, state = network(block.inputs, state, block.reset)
-            live = block.inputs >= 0
-            queries = hidden[live].to(weight.dtype)  # autocast may have made the hidden states bfloat16 or float16
-            greater, equal = ops.target_rank(queries, weight, bias, block.targets[live], impl=impl)
-            metrics.update(ranks_from_counts(greater, equal, ties))
-            if progress is not None:
-                progress(metrics.n_targets)
+    n_short = store.n_short_sessions
+    if n_short == store.n_sessions:
+        raise ValueError(f"none of the {n_short} sessions has two events: there is nothing to predict")
     dropped = {name: int(count) for name, count in store.meta.get("dropped", {}).items()}
-    if loader.n_skipped:
-        dropped["sessions_too_short_to_evaluate"] = loader.n_skipped
+    if n_short:
+        warnings.warn(
+            f"{n_short} of {store.n_sessions} sessions have fewer than two events and are skipped", stacklevel=2
+        )
+        dropped["sessions_too_short_to_evaluate"] = n_short
+    with evaluating(network):
+        for starts, lengths in _session_batches(store, batch_size):
+            for hidden, events in run_sessions(network, store.items, starts, lengths, per_call):
+                targets = torch.from_numpy(store.items[events[events >= 0] + 1].astype(np.int64)).to(weight.device)
+                live = torch.from_numpy(events >= 0).to(weight.device)
+                queries = hidden[live].to(weight.dtype)  # autocast may have made the hidden states bfloat16 or float16
+                greater, equal = ops.target_rank(queries, weight, bias, targets, impl=impl)
+                metrics.update(ranks_from_counts(greater, equal, ties))
+                if progress is not None:
+                    progress(metrics.n_targets)
     return Report(
         metrics=metrics.compute(),
         n_targets=metrics.n_targets,
         n_items=store.n_items,
-        n_sessions=store.n_sessions - loader.n_skipped,
+        n_sessions=store.n_sessions - n_short,
         ties=ties,
         dropped=dropped,
         baselines=baseline_metrics,
     )
+
+
+def _session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the first events and the numbers of targets of the sessions that have targets, in batches."""
+    for first in range(0, store.n_sessions, _SESSIONS_PER_SORT):
+        offsets = store.offsets[first : first + _SESSIONS_PER_SORT + 1]
+        n_targets = np.diff(offsets) - 1
+        for batch in batches_by_length(n_targets, batch_size):
+            yield offsets[batch], n_targets[batch]

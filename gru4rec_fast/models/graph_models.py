@@ -154,7 +154,8 @@ class GraphRecommender(Estimator, GraphParameters):
         network = self._fitted_network()
         assert self.graph is not None
         if self._cached_embeddings is None or self._cached_embeddings[0] != impl:
-            with torch.no_grad(), use_impl(network, impl):
+            # Within torch.inference_mode too, the cached tensor must be one that autograd accepts later.
+            with torch.inference_mode(False), torch.no_grad(), use_impl(network, impl):
                 self._cached_embeddings = impl, network()
         return self.graph, self._cached_embeddings[1]
 
@@ -237,17 +238,19 @@ def _best_items(
     k: int,
     encoder: IdEncoder,
     *,
-    exclude: Any = None,
     batch_size: int,
-    impl: str,
+    **options: Any,
 ) -> Recommendations:
     """For each index, return the k items j with the highest dot products of query_table[index] and item_table[j].
 
     Args:
         indices: int64 [n]; -1 gives a row without recommendations.
         excluded_items_of: returns the items to leave out for an index.
+        batch_size: number of indices per search.
         The other arguments: see `search_top_k`.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
 
     def make_batch(rows: np.ndarray) -> QueryBatch:
         chosen = indices[rows]
@@ -255,15 +258,5 @@ def _best_items(
         return QueryBatch(query_table[torch.from_numpy(chosen).to(query_table.device)], excluded)
 
     known = np.flatnonzero(indices >= 0)
-    return search_top_k(
-        make_batch,
-        known,
-        len(indices),
-        k,
-        item_table.contiguous(),
-        None,
-        encoder,
-        exclude=exclude,
-        batch_size=batch_size,
-        impl=impl,
-    )
+    batches = (known[start : start + batch_size] for start in range(0, len(known), batch_size))
+    return search_top_k(make_batch, batches, len(indices), k, item_table.contiguous(), None, encoder, **options)

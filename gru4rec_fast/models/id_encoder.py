@@ -41,10 +41,17 @@ class IdEncoder:
             source_kind: "session" or "argument".
 
         Raises:
-            ValueError: an unknown id, unless unknown ids are skipped.
+            ValueError: an unknown id, unless unknown ids are skipped; `ids` is a single id.
+            TypeError: ids are strings where the vocabulary has integers, or integers where it has strings.
         """
-        ids = as_ids(ids, f"{self.kind}s")
-        indices = self.vocabulary.index_of(ids)
+        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+            raise ValueError(f"{self.kind}s={ids!r}: give a list (or array) of {self.kind} ids")
+        ids = as_ids(ids, f"{self.kind} ids")
+        try:
+            indices = self.vocabulary.index_of(ids)
+        except TypeError as error:
+            prefix = f"{sources[0]}: " if sources and source_kind == "argument" else ""
+            raise TypeError(f"{prefix}{self.kind} ids: {error}") from None
         if self.unknown == "error" and (indices < 0).any():
             first = int((indices < 0).argmax())
             prefix = "" if sources is None else f"{source_kind} {sources[first]!r}: "

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions, top_k_excluding
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
 
-# Steps of a session per call of the network, so that the memory use does not grow with the longest session.
-_STEPS_PER_CALL = 64
+# Maximum number of hidden states per call of the network, so that memory does not grow with the longest session.
+_OUTPUTS_PER_CALL = 1 << 14
 
 
 class Recommendations(NamedTuple):
@@ -39,7 +39,7 @@ class QueryBatch(NamedTuple):
     """
 
     queries: Tensor
-    excluded: Sequence[Sequence[int] | np.ndarray] | None
+    excluded: Sequence[np.ndarray] | None
 
 
 def recommend(
@@ -75,22 +75,19 @@ def recommend(
     encoder = item_encoder(network, vocabulary, unknown)
     items, offsets = encoder.encode_sessions(sessions)
     lengths = np.diff(offsets)
-    order = np.argsort(lengths, kind="stable")  # sessions of similar length in a batch need little padding
 
     def make_batch(rows: np.ndarray) -> QueryBatch:
-        chosen = [items[offsets[row] : offsets[row + 1]] for row in rows]
-        return QueryBatch(_last_hidden(network, chosen), chosen if exclude_seen else None)
+        seen = [items[offsets[row] : offsets[row + 1]] for row in rows] if exclude_seen else None
+        return QueryBatch(_last_hidden(network, items, offsets[rows], lengths[rows]), seen)
 
-    rows = order[lengths[order] > 0]
+    batches = batches_by_length(lengths, batch_size)
     weight, bias = network.output_weight, network.output_bias
-    return search_top_k(
-        make_batch, rows, len(order), k, weight, bias, encoder, exclude=exclude, batch_size=batch_size, impl=impl
-    )
+    return search_top_k(make_batch, batches, len(lengths), k, weight, bias, encoder, exclude=exclude, impl=impl)
 
 
 def search_top_k(
     make_batch: Callable[[np.ndarray], QueryBatch],
-    rows: np.ndarray,
+    batches: Iterable[np.ndarray],
     n_rows: int,
     k: int,
     weight: Tensor,
@@ -98,42 +95,35 @@ def search_top_k(
     encoder: IdEncoder,
     *,
     exclude: Any = None,
-    batch_size: int,
     impl: str,
 ) -> Recommendations:
     """Return the k items with the highest scores for each query.
 
     Args:
         make_batch: returns the queries for some rows of the result.
-        rows: int64, the rows of the result that have a query, in the order of the search. Other rows have count 0.
+        batches: the rows of the result that have a query, int64 [n] for each batch. Other rows have count 0.
         n_rows: number of rows of the result.
         k: number of items per row.
         weight, bias: item j has the score `query @ weight[j] + bias[j]`; [n_items, H] and [n_items] or None.
         encoder: the item encoder, for `exclude` and for the ids in the result.
         exclude: item ids to leave out in every row, or None.
-        batch_size: number of rows per search.
         impl: "auto", "native" or "reference".
 
     Raises:
-        ValueError: k or batch_size out of range, an unknown id in `exclude`, a NaN score.
+        ValueError: k out of range, an unknown id in `exclude`, a NaN score.
     """
     if not 1 <= k <= len(weight):
         raise ValueError(f"k={k}: choose 1 to {len(weight)}, the number of items in the vocabulary")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    excluded_in_all_rows = torch.from_numpy(encoder.encode_excluded(exclude))
+    excluded_in_all_rows = torch.from_numpy(encoder.encode_excluded(exclude)).to(weight.device)
+    if len(excluded_in_all_rows):  # a score of -inf leaves an item out
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+        bias[excluded_in_all_rows] = -torch.inf
     items = np.full((n_rows, k), -1, np.int64)
     scores = np.full((n_rows, k), -np.inf, np.float64 if weight.dtype == torch.float64 else np.float32)
-    for start in range(0, len(rows), batch_size):
-        chosen = rows[start : start + batch_size]
-        batch = make_batch(chosen)
-        excluded = excluded_in_all_rows.expand(len(chosen), -1)
-        if batch.excluded is not None:
-            excluded = torch.cat([pad(batch.excluded), excluded], dim=1)
-        exclude_argument = excluded.to(weight.device) if excluded.shape[1] else None
-        queries = batch.queries.to(weight.dtype)
-        best_scores, best_items = ops.top_k(queries, weight, bias, k, exclude_argument, impl=impl)
-        scores[chosen], items[chosen] = best_scores.cpu().numpy(), best_items.cpu().numpy()
+    for rows in batches:
+        queries, excluded = make_batch(rows)
+        best = top_k_excluding(queries.to(weight.dtype), weight, bias, k, excluded, impl=impl)
+        scores[rows], items[rows] = (tensor.cpu().numpy() for tensor in best)
     return Recommendations(encoder.decode(items), scores, (items >= 0).sum(axis=1))
 
 
@@ -144,25 +134,11 @@ def item_encoder(network: NextItemNetwork, vocabulary: Vocabulary, unknown: Unkn
     return IdEncoder(vocabulary, unknown)
 
 
-def pad(rows: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
-    """Return rows of different lengths as one int64 tensor [n, longest], padded with -1."""
-    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
-    for padded_row, row in zip(padded, rows, strict=True):
-        padded_row[: len(row)] = row
-    return torch.from_numpy(padded)
-
-
-def _last_hidden(network: NextItemNetwork, sessions: list[np.ndarray]) -> Tensor:
-    """Return the hidden states [n, H] after the last event of each session."""
-    device = network.output_weight.device
-    inputs = pad(sessions).T.to(device)
-    last_step = torch.tensor([len(session) - 1 for session in sessions], device=device)
+def _last_hidden(network: NextItemNetwork, items: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
+    """Return the hidden states [n, H] after the last event of each session; for the arguments see `run_sessions`."""
     with evaluating(network):
-        state = network.initial_state(len(sessions))
-        last_hidden = torch.empty_like(state[-1])
-        for start in range(0, len(inputs), _STEPS_PER_CALL):
-            hidden, state = network(inputs[start : start + _STEPS_PER_CALL], state)
-            # Sessions that end in this call.
-            ended = ((last_step >= start) & (last_step < start + len(hidden))).nonzero()[:, 0]
-            last_hidden[ended] = hidden[last_step[ended] - start, ended].to(last_hidden.dtype)
+        last_hidden = torch.empty_like(network.initial_state(len(starts))[-1])
+        for hidden, events in run_sessions(network, items, starts, lengths, _OUTPUTS_PER_CALL):
+            step, lane = np.nonzero(events == (starts + lengths - 1)[: events.shape[1]])
+            last_hidden[lane] = hidden[step, lane].to(last_hidden.dtype)
     return last_hidden

@@ -66,7 +66,8 @@ class SessionRecommender:
         self.network, self.impl = network, impl
         self.capacity = capacity
         self.n_evicted = 0
-        with torch.no_grad():
+        # Within torch.inference_mode too, states must be tensors that can be updated outside of it.
+        with torch.inference_mode(False), torch.no_grad():
             self._states, self._initial = network.initial_state(capacity), network.initial_state(1)
         self._live: OrderedDict[Hashable, _LiveSession] = OrderedDict()  # least recently used first
         self._free = list(range(capacity - 1, -1, -1))  # free rows; the lowest row is used first
@@ -91,18 +92,23 @@ class SessionRecommender:
         if len(sessions) != len(ids):
             raise ValueError(f"{len(sessions)} session_ids, but {len(ids)} item_ids")
         items = self.encoder.encode(ids, sessions).tolist()
-        pending: dict[Hashable, tuple[_LiveSession, int]] = {}  # at most one event per session
+        # The pending events of a session are in successive calls of the network, with those of other sessions.
+        calls: list[list[tuple[_LiveSession, int]]] = []
+        n_pending: dict[Hashable, int] = {}  # number of pending events of each session
         for session_id, item in zip(sessions, items, strict=True):
             if item < 0:
                 continue
-            # Process the pending events before one of their sessions gets a second event or is evicted.
+            # Process the pending events before one of their sessions is evicted.
             evicted = next(iter(self._live)) if session_id not in self._live and not self._free else None
-            if session_id in pending or evicted in pending or len(pending) == _EVENTS_PER_CALL:
-                self._process(pending)
-                pending = {}
-            pending[session_id] = (self._get_or_start(session_id), item)
-        if pending:
-            self._process(pending)
+            call = n_pending.get(session_id, 0)
+            if evicted in n_pending or (call < len(calls) and len(calls[call]) == _EVENTS_PER_CALL):
+                self._process(calls)
+                calls, n_pending, call = [], {}, 0
+            if call == len(calls):
+                calls.append([])
+            calls[call].append((self._get_or_start(session_id), item))
+            n_pending[session_id] = call + 1
+        self._process(calls)
 
     def recommend(
         self,
@@ -127,19 +133,10 @@ class SessionRecommender:
                 raise ValueError(f"session {session_id!r} is not live: it has no event yet, was ended, or was evicted")
         live = [self._get_or_start(session_id) for session_id in sessions]
         hidden = self._states[-1][torch.tensor([session.row for session in live], dtype=torch.int64)]
-        batch = QueryBatch(hidden, [list(session.seen) for session in live] if exclude_seen else None)
-        weight, bias, result_rows = self.network.output_weight, self.network.output_bias, np.arange(len(sessions))
+        batch = QueryBatch(hidden, [np.array([*session.seen]) for session in live] if exclude_seen else None)
+        weight, bias, rows = self.network.output_weight, self.network.output_bias, np.arange(len(sessions))
         return search_top_k(
-            lambda _: batch,
-            result_rows,
-            len(result_rows),
-            k,
-            weight,
-            bias,
-            self.encoder,
-            exclude=exclude,
-            batch_size=max(1, len(result_rows)),
-            impl=self.impl,
+            lambda _: batch, [rows], len(rows), k, weight, bias, self.encoder, exclude=exclude, impl=self.impl
         )
 
     def end(self, session_id: Hashable) -> bool:
@@ -202,13 +199,14 @@ class SessionRecommender:
             state[session.row] = initial[0]
         return session
 
-    def _process(self, events: dict[Hashable, tuple[_LiveSession, int]]) -> None:
-        """Update the states of several sessions with one event each, in one call of the network."""
-        rows = torch.tensor([session.row for session, _ in events.values()])
-        inputs = torch.tensor([[item for _, item in events.values()]], device=self._states[0].device)
+    def _process(self, calls: list[list[tuple[_LiveSession, int]]]) -> None:
+        """Update the states of sessions with one event each, in each call of the network."""
         with evaluating(self.network):
-            _, states = self.network(inputs, [state[rows] for state in self._states])
-            for stored, new in zip(self._states, states, strict=True):
-                stored[rows] = new.to(stored.dtype)
-        for session, item in events.values():
-            session.seen[item] = None
+            for events in calls:
+                rows = torch.tensor([session.row for session, _ in events])
+                inputs = torch.tensor([[item for _, item in events]], device=self._states[0].device)
+                _, states = self.network(inputs, [state[rows] for state in self._states])
+                for stored, new in zip(self._states, states, strict=True):
+                    stored[rows] = new.to(stored.dtype)
+                for session, item in events:
+                    session.seen[item] = None
