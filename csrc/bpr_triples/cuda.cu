@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleArgu
     GRF_DEVICE_CHECK(
         valid,
         "users and starts do not fit the graph: each user must have at least one item but not every item, "
-        "and starts must be the cumulative sum of the users' degrees, below 2**31");
+        "a user's neighbors must be items, and starts must be the cumulative sum of the users' degrees, below 2**31");
   }
 }
 

@@ -23,7 +23,8 @@ struct Submatrix {
 };
 
 // Options of the operator `laplacian_propagation`.
-//   matrix      name of L: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A, where A is
+//   matrix      name of L: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A, where A
+//   is
 //               the adjacency matrix and D the diagonal matrix of the degrees
 //   dropout     probability of dropping an entry of L; seed and step select the random numbers
 //   transposed  multiply by L^T. The caller must also swap rows and columns, by Submatrix::transposed().
@@ -52,5 +53,8 @@ void multiply_matrix(PropagationArguments args, const at::Tensor& features, cons
 // Checks row or column indices and returns them as a contiguous tensor, undefined for nullopt. `name` is the argument's
 // name in error messages.
 at::Tensor contiguous_nodes(const at::Device& device, const std::optional<at::Tensor>& nodes, const char* name);
+
+// Checks the values of `rows` or `columns`, whichever `name` says, on the CPU. `nodes` may be undefined.
+void check_nodes(const char* name, const at::Tensor& nodes, int64_t n_nodes);
 
 }  // namespace grf

@@ -54,11 +54,16 @@ NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, con
   TORCH_CHECK_VALUE(layer_index >= 0 && layer_index < kMaxLayers, "layer=", layer_index, ": must be in [0, ",
                     kMaxLayers, ")");
   TORCH_CHECK_VALUE(rows_.has_value() || !columns_.has_value(), "columns: give rows too, which must be among them");
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1, "offsets must be [n_nodes + 1], not ", offsets.sizes());
   n_in = features.size(1), n_out = weight_1.size(1);
   weights = at::cat({contiguous(weight_1, "weight_1", {n_in, n_out}, features.scalar_type(), device),
                      contiguous(weight_2, "weight_2", {n_in, n_out}, features.scalar_type(), device)});
   rows = contiguous_nodes(device, rows_, "rows"), columns = contiguous_nodes(device, columns_, "columns");
-  n_rows = rows.defined() ? rows.size(0) : offsets.size(0) - 1;
+  const int64_t n_nodes = offsets.size(0) - 1;
+  n_rows = rows.defined() ? rows.size(0) : n_nodes;
+  TORCH_CHECK_VALUE(features.size(0) == (columns.defined() ? columns.size(0) : n_nodes), "features has ",
+                    features.size(0), " rows, not one for each of the ", columns.defined() ? columns.size(0) : n_nodes,
+                    columns.defined() ? " columns" : " nodes");
 }
 
 MessageDropout NgcfArguments::dropout() const {
@@ -81,9 +86,13 @@ void find_rows(const NgcfArguments& args, Tensor& self_index) {
 }
 
 // Returns, for each row of the result, the index in `features` of the same node; undefined if that is row i for every
-// row i. Must be called after `propagate`, which checks that rows and columns increase.
+// row i. On the CPU, checks rows and columns; on CUDA, `propagate` and the kernel below do.
 template <Kernels kernels>
-Tensor make_self_index(const NgcfArguments& args) {
+Tensor make_self_index(const NgcfArguments& args, const Tensor& offsets) {
+  if constexpr (kernels == Kernels::cpu) {
+    check_nodes("rows", args.rows, offsets.size(0) - 1);
+    check_nodes("columns", args.columns, offsets.size(0) - 1);
+  }
   if (!args.columns.defined()) return args.rows;
   Tensor self_index = at::empty_like(args.rows);
   if constexpr (kernels == Kernels::cuda) {
@@ -112,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(
   };
   propagated.p = multiply_by(args.p);
   propagated.q = args.shares_matrix() ? args.empty({0}) : multiply_by(args.q);
-  propagated.self_index = make_self_index<kernels>(args);
+  propagated.self_index = make_self_index<kernels>(args, offsets);
   Tensor out = args.empty({args.n_rows, args.n_out});
   Tensor flags = at::empty({args.n_rows, args.n_out}, features.options().dtype(at::kByte));
   if constexpr (kernels == Kernels::cuda) {
@@ -143,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
   const NgcfPropagated propagated{
       contiguous(side_p, "side_p", {n_rows, n_in}, dtype, args.device),
       args.shares_matrix() ? side_q : contiguous(side_q, "side_q", {n_rows, n_in}, dtype, args.device),
-      make_self_index<kernels>(args)};
+      make_self_index<kernels>(args, offsets)};
   const Tensor flags = contiguous(code, "code", {n_rows, n_out}, at::kByte, args.device);
   NgcfGradientTensors grads{.propagated_p = at::empty_like(propagated.p),
                             .propagated_q = args.shares_matrix() ? Tensor() : at::empty_like(propagated.p),
