@@ -80,11 +80,11 @@ def check_memory(written: dict[str, Tensor | None], read: dict[str, Tensor | Non
     if torch.compiler.is_compiling():
         return
     arguments = {name: t for name, t in (written | read).items() if t is not None and t.numel() and not t.is_meta}
-    for name in arguments.keys() & written.keys():
+    for name in [name for name in arguments if name in written]:
         if _memory_layout(arguments[name])[-1]:
             raise ValueError(f"{name} is updated, but several of its elements share memory; pass a clone")
-        for other in arguments.keys() - {name}:
-            if _may_overlap(arguments[name], arguments[other]):
+        for other in arguments:
+            if other != name and _may_overlap(arguments[name], arguments[other]):
                 raise ValueError(f"{name} is updated, but {other} shares memory with it; pass a clone")
 
 
