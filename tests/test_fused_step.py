@@ -331,7 +331,7 @@ def test_a_nan_loss_updates_nothing(steps: int) -> None:
 def test_a_nan_state_before_a_reset_does_not_change_the_update(steps: int, form: str) -> None:
     weights = []
     for value in (torch.nan, 0.0):
-        network, criterion, optimizer = make_modules(gru_form=form, generator=torch.Generator().manual_seed(0))
+        network, criterion, optimizer = make_modules(gru_form=form, seed=0)
         state = [torch.full_like(layer, value) for layer in network.initial_state(4)]
         inputs = torch.tensor([[1, 2, 3, 4]] * steps)
         reset = torch.zeros(steps, 4, dtype=torch.bool)
