@@ -6,6 +6,7 @@
 // native kernels. So torch.compile and opcheck see the same operator on every device.
 //
 // The C++ namespace grf and the prefix GRF_ are short for gru4rec_fast.
+#include "common/every_operator.h"
 #include "common/library.h"
 
 GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
@@ -101,6 +102,14 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   m.def(
       "bpr_triples(Tensor offsets, Tensor neighbors, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "
       "SymInt n, SymInt seed, SymInt step) -> Tensor");
+}
+
+GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, BackendSelect, m) {
+  grf::register_checks(m);
+}
+
+GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, ADInplaceOrView, m) {
+  grf::register_version_counters(m);
 }
 
 #ifndef GRF_EMULATED

@@ -189,6 +189,15 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"starts": torch.tensor([1, 2])}, "do not fit the graph"),
     ({"starts": torch.tensor([0, 2**31])}, "do not fit the graph"),
     ({"neighbors": torch.zeros(0, dtype=torch.int32)}, "do not fit the graph"),
+    # Differences and sums of these numbers overflow 64 bits.
+    ({"offsets": torch.tensor([2**63 - 1, -(2**63), 3, 3, 5, 6])}, "do not fit the graph"),
+    ({"offsets": torch.tensor([2**63 - 1, 2**63 - 1, 3, 3, 5, 6])}, "do not fit the graph"),
+    ({"offsets": torch.tensor([-(2**63), -(2**63) + 1, 3, 3, 5, 6])}, "do not fit the graph"),
+    ({"offsets": torch.tensor([-1, 0, 3, 3, 5, 6])}, "do not fit the graph"),
+    ({"users": torch.tensor([0, 0]), "starts": torch.tensor([0, -(2**63), 1])}, "do not fit the graph"),
+    ({"neighbors": torch.tensor([2, 3, 4, 0, 1, 1])}, "do not fit the graph"),
+    ({"neighbors": torch.tensor([-(2**63), 3, 4, 0, 1, 1])}, "do not fit the graph"),
+    ({"neighbors": torch.tensor([2**63 - 1, 3, 4, 0, 1, 1])}, "do not fit the graph"),
 ]
 
 

@@ -112,6 +112,7 @@ def test_same_mask_for_one_and_two_threads(impl: str) -> None:
         ({"step": 2**32}, f"step={2**32}"),
         ({"dtype": torch.int64}, "dtype=torch.int64"),
         ({"dtype": torch.float8_e5m2}, "dtype=torch.float8_e5m2"),
+        ({"steps": 2**31, "lanes": 2**31, "units": 2}, r"steps \* lanes \* units: the product .* less than 2\*\*63"),
         ({"p": 0.99999, "dtype": torch.float16}, "p=0.99999: .* torch.float16"),  # 1 / (1 - p) overflows
     ],
 )
@@ -119,6 +120,13 @@ def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: s
     arguments = {"steps": 1, "lanes": 2, "units": 3, "p": 0.5, "seed": 0, "stream": 0, "step": 0, **changed}
     with pytest.raises(ValueError, match=message):
         dropout_mask(**arguments, impl=impl)
+
+
+@impls
+def test_empty_masks_take_no_time(impl: str) -> None:
+    big = 2**32 - 1
+    for shape in ((big, big, 0), (big, 0, big), (0, big, big)):
+        assert dropout_mask(*shape, 0.5, seed=0, stream=0, step=0, impl=impl).shape == shape
 
 
 @kernels
@@ -130,6 +138,7 @@ def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: s
         ({"p": 1.0}, "p=1"),
         ({"seed": -1}, "seed=-1"),
         ({"step": 2**32}, "step="),
+        ({"steps": 2**31, "lanes": 2**31, "units": 2}, "less than 2"),
     ],
 )
 def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], message: str) -> None:

@@ -326,6 +326,22 @@ def test_a_nan_loss_updates_nothing(steps: int) -> None:
     assert not torch.equal(network.output.weight[10:14], initial_weights["output.weight"][10:14])
 
 
+@pytest.mark.parametrize("form", ["reset_after", "reset_before"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_nan_state_before_a_reset_does_not_change_the_update(steps: int, form: str) -> None:
+    weights = []
+    for value in (torch.nan, 0.0):
+        network, criterion, optimizer = make_modules(gru_form=form, seed=0)
+        state = [torch.full_like(layer, value) for layer in network.initial_state(4)]
+        inputs = torch.tensor([[1, 2, 3, 4]] * steps)
+        reset = torch.zeros(steps, 4, dtype=torch.bool)
+        reset[0] = True
+        fused = FusedTrainingStep(network, criterion, optimizer, steps=steps)
+        assert np.isfinite(fused.train_block(inputs, inputs + 1, reset, None, state, step=0))
+        weights.append([parameter.detach() for parameter in network.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
+
+
 def test_each_step_uses_the_current_optimizer_state_and_mode() -> None:
     """Switch momentum on, load optimizer state, switch to eval mode. The next step must equal autograd each time."""
     inputs, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)

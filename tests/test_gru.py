@@ -133,6 +133,44 @@ def test_empty_tensors_give_zero_gradients(form: str, steps: int, lanes: int, hi
     assert all(torch.count_nonzero(grad) == 0 for grad in grads)
 
 
+@pytest.mark.parametrize("shape", [(2**40, 0, 6), (2**40, 4, 0), (2**40, 2**40, 0)])
+def test_empty_tensors_of_many_steps_take_no_time(shape: tuple[int, int, int], impl: str) -> None:
+    steps, lanes, hidden = shape
+    tensors = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]
+    args = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in tensors]
+    output = ops.gru(*args, impl=impl)
+    assert output.shape == shape
+    for grad, arg in zip(torch.autograd.grad(output.sum(), args), args, strict=True):
+        assert grad.shape == arg.shape and torch.count_nonzero(grad[:1]) == 0
+
+
+def test_output_mask_that_requires_a_gradient_is_an_error(impl: str) -> None:
+    *args, form = arguments("reset_after")
+    args[5] = args[5].requires_grad_()
+    with pytest.raises(ValueError, match="output_mask requires a gradient"):
+        ops.gru(*args, form, impl=impl)
+    with torch.no_grad():
+        assert ops.gru(*args, form, impl=impl).isfinite().all()
+    if impl != "reference":
+        with pytest.raises(RuntimeError, match="gru: not differentiable in output_mask"):
+            operators_of(impl, "gru").gru(*args, form)[0].sum().backward()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_second_derivative_is_right_or_an_error(form: str, impl: str) -> None:
+    """It must not be silently wrong where another term of the loss keeps the graph alive."""
+    args = arguments(form)
+    loss = ops.gru(*args, impl=impl).square().sum()
+    if impl != "reference":
+        with pytest.raises(RuntimeError, match=r'gru: its gradient is not differentiable .* impl="reference"'):
+            torch.autograd.grad(loss, args[2], create_graph=True)
+        loss.backward()  # the graph is still valid
+        return
+    (grad,) = torch.autograd.grad(loss, args[2], create_graph=True)
+    (loss + grad.square().sum()).backward()
+    assert torch.isfinite(args[2].grad).all()
+
+
 def make_args(form: str, steps: int, lanes: int, hidden: int, dtype: torch.dtype, *, with_masks: bool = True) -> list:
     """Return random arguments of ops.gru. With `with_masks`, they include resets, an output mask and a bias.
 
@@ -269,6 +307,39 @@ def test_reset_lanes_do_not_read_the_previous_state(impl: str, form: str, hidden
     ours, theirs = ops.gru(*args, impl=impl), ops.gru(*finite, impl="reference")
     torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(ours[0, 2], theirs[0, 2], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("hidden", [5, 90])
+def test_a_state_before_a_reset_does_not_affect_the_gradients(form: str, hidden: int, value: float, impl: str) -> None:
+    """Neither if it is infinite or NaN: the gradients are those of a lane that starts with zeros."""
+    gate_inputs, state, weight, bias, _, mask, _ = make_args(form, 3, 6, hidden, torch.float64)
+    reset = torch.zeros(3, 6, dtype=torch.bool)
+    reset[0, 2] = True
+    differentiable = [t for t in (weight, bias, gate_inputs, state) if t is not None]
+    results = []
+    for replacement in (value, 0.0):
+        with torch.no_grad():
+            state[2] = replacement
+        output = ops.gru(gate_inputs, state, weight, bias, reset, mask, form, impl=impl)
+        results.append(torch.autograd.grad(output.square().sum(), differentiable))
+    assert_equal_bits(*results)
+    assert torch.count_nonzero(results[0][-1][2]) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("hidden", [5, 90])
+def test_a_nan_gradient_does_not_pass_a_reset(form: str, hidden: int, impl: str) -> None:
+    gate_inputs, state, weight, bias, _, mask, _ = make_args(form, 3, 6, hidden, torch.float64)
+    reset = torch.zeros(3, 6, dtype=torch.bool)
+    reset[1, 4] = True
+    output = ops.gru(gate_inputs, state, weight, bias, reset, mask, form, impl=impl)
+    grad_output = torch.ones_like(output)
+    grad_output[2, 4] = torch.nan
+    grad_inputs, grad_state = torch.autograd.grad(output, [gate_inputs, state], grad_output)
+    assert grad_inputs[0].isfinite().all() and grad_state.isfinite().all()
+    assert grad_inputs[1, 4].isnan().any()
 
 
 @needs_emulation

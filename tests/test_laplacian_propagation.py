@@ -397,6 +397,33 @@ def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], m
 
 
 @impls
+def test_neighbors_of_rows_that_are_not_computed_are_not_read(impl: str) -> None:
+    x, offsets, neighbors = features(3, 2), torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, 2, 1])
+    expected = laplacian_propagation(x, offsets, neighbors, rows=torch.tensor([0, 2]), impl=impl)
+    for outside in (-1, 3, 2**63 - 1, -(2**63)):
+        damaged = torch.tensor([1, outside, outside, 1])
+        assert torch.equal(laplacian_propagation(x, offsets, damaged, rows=torch.tensor([0, 2]), impl=impl), expected)
+        with pytest.raises(ValueError, match=error_pattern(rf"neighbors\[1\]={outside}", impl)):
+            laplacian_propagation(
+                x, offsets, damaged.index_fill(0, torch.tensor([2]), 2), rows=torch.tensor([1]), impl=impl
+            )
+
+
+@impls
+def test_second_derivative_is_right_in_a_sum_of_losses(impl: str) -> None:
+    offsets, neighbors = torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, 2, 1])
+    gradients = []
+    for run_impl in (impl, "reference"):
+        x = features(3, 2).requires_grad_()
+        product = laplacian_propagation(x, offsets, neighbors, "mean", dropout=0.3, seed=4, impl=run_impl)
+        loss = (product**3).sum()
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        (loss + (grad**2).sum()).backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-13)
+
+
+@impls
 def test_tensors_on_different_devices_are_an_error(impl: str) -> None:
     with pytest.raises(ValueError, match=r"neighbors must be int32 or int64 .* on cpu, not int32 .* on meta"):
         laplacian_propagation(

@@ -264,12 +264,26 @@ def test_error_names_the_argument_of_build_alias_table(impl: str, support: Tenso
 @impls
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"n": -1}, "n=-1"), ({"seed": -1}, "seed=-1"), ({"step": 2**32}, "step="), ({"steps": -1}, "steps=-1")],
+    [
+        ({"n": -1}, "n=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"step": 2**32}, "step="),
+        ({"steps": -1}, "steps=-1"),
+        ({"n": 2**32, "steps": 2**32}, r"steps \* n: the product of .* must be less than 2\*\*63"),
+    ],
 )
 def test_error_names_the_argument_of_negative_sampling(impl: str, changed: dict[str, Any], message: str) -> None:
     table = build_alias_table(torch.tensor([1, 2, 3]), 0.5)
     with pytest.raises(ValueError, match=message):
         negative_sampling(table, **{"n": 4, "seed": 0, "step": 0, **changed}, impl=impl)
+
+
+@impls
+def test_no_draws_take_no_time(impl: str) -> None:
+    table = build_alias_table(torch.tensor([1, 2, 3]), 0.5)
+    for n, steps in ((0, 2**32), (2**32, 0)):
+        items, log_prob = negative_sampling(table, n, seed=0, step=0, steps=steps, impl=impl)
+        assert items.shape == log_prob.shape == (steps, n)
 
 
 @impls

@@ -390,6 +390,42 @@ def test_gradcheck(impl: str, activation: str, P: str, Q: str) -> None:
 
 
 @impls
+def test_second_derivative_is_right_or_an_error(impl: str) -> None:
+    """It must not be silently wrong where another term of the loss keeps the graph alive."""
+    offsets, neighbors = random_graph(4, 5, 12, seed=2)
+    E, *weights = (tensor.requires_grad_() for tensor in (normal(9, 3), *weights_of(3, 2)))
+    loss = ngcf_layer(E, offsets, neighbors, *weights, impl=impl).square().sum()
+    if impl != "reference":
+        with pytest.raises(RuntimeError, match=r'ngcf_layer: its gradient is not differentiable .* impl="reference"'):
+            torch.autograd.grad(loss, E, create_graph=True)
+        return
+    (grad,) = torch.autograd.grad(loss, E, create_graph=True)
+    (loss + grad.square().sum()).backward()
+    assert E.grad is not None and E.grad.isfinite().all()
+
+
+@kernels
+def test_operators_check_the_graph_before_they_read_features(impl: str) -> None:
+    """Both operators: more nodes than features, and rows that are no nodes, would be read out of bounds."""
+    library = operators_of(impl, "ngcf_layer")
+    offsets, neighbors = random_graph(4, 5, 12, seed=2)
+    options = ("mean", "mean", True, 0.2, 0.0, 0.0, 0, 0, 0)
+    W1, b1, W2, b2 = weights_of(4, 3)
+    long_offsets = torch.cat([offsets, offsets[-1:].expand(1000)])
+    bad_rows = torch.tensor([0, 2**40])
+    for graph, rows, n, message in ((offsets, bad_rows, 2, "rows"), (long_offsets, None, 1009, "features has 9 rows")):
+        with pytest.raises(ValueError, match=message):
+            library.ngcf_layer(normal(9, 4), graph, neighbors, rows, None, W1, b1, W2, b2, *options)
+        if rows is not None and impl == "emulated":
+            continue  # CUDA kernels check the rows only after they have read the features
+        saved = (normal(n, 4), normal(0), torch.zeros(n, 3, dtype=torch.uint8))
+        with pytest.raises(ValueError, match=message):
+            library.ngcf_layer_backward(
+                normal(n, 3), normal(9, 4), graph, neighbors, rows, None, W1, W2, *saved, *options
+            )
+
+
+@impls
 def test_bfloat16_is_within_rounding(impl: str) -> None:
     offsets, neighbors = random_graph(30, 40, 200, seed=3)
     inputs = [normal(70, 16), *weights_of(16, 8)]

@@ -190,6 +190,12 @@ def test_infinite_scores_are_ranked(impl: str) -> None:
     assert equal.tolist() == [0, 1, 0]
 
 
+def test_no_queries_take_no_time(impl: str) -> None:
+    hidden, weight = torch.zeros(0, 0), torch.zeros(2**60, 0)
+    assert target_rank(hidden, weight, None, torch.zeros(0, dtype=torch.int64), impl=impl)[0].shape == (0,)
+    assert top_k(hidden, weight, None, 5, impl=impl)[1].shape == (0, 5)
+
+
 def test_error_names_the_argument(impl: str) -> None:
     hidden, weight, bias, targets = problem(3, 10, 4, torch.float32)
     for target in (-1, 10):

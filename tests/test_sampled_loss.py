@@ -382,6 +382,75 @@ def test_operator_passes_opcheck(impl: str, loss: str, in_batch: bool) -> None:
     torch.library.opcheck(operators_of(impl, "sampled_loss").sampled_loss, operator_arguments(loss, in_batch))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_second_derivative_is_right_or_an_error(loss: str, impl: str) -> None:
+    """It must not be silently wrong where another term of the loss keeps the graph alive."""
+    arguments = tensors()
+    value = ops.sampled_loss(**arguments, loss=loss, impl=impl)
+    if impl != "reference":
+        with pytest.raises(RuntimeError, match=r'sampled_loss: its gradient is not differentiable .* impl="reference"'):
+            torch.autograd.grad(value, arguments["hidden"], create_graph=True)
+        return
+    (grad,) = torch.autograd.grad(value, arguments["hidden"], create_graph=True)
+    (value + grad.square().sum()).backward()
+    inputs = tuple(arguments.values())
+    assert torch.autograd.gradgradcheck(lambda *t: ops.sampled_loss(*t, loss=loss, impl=impl), inputs)
+
+
+@pytest.mark.parametrize("name", ["log_q", "count"])
+def test_arguments_without_a_gradient_must_not_require_one(name: str, impl: str) -> None:
+    t = OPTIONAL_TENSORS["all"][name].clone().requires_grad_()
+    with pytest.raises(ValueError, match=f"{name} requires a gradient"):
+        ops.sampled_loss(**tensors(), **{name: t}, impl=impl)
+    with torch.no_grad():
+        assert ops.sampled_loss(**tensors(), **{name: t}, impl=impl).isfinite()
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("argument", ["bias", "log_q"])
+def test_negatives_with_a_score_of_minus_infinity_are_masked(
+    argument: str, loss: str, in_batch: bool, impl: str
+) -> None:
+    """Loss and gradients are those without these negatives, here the second and the fourth sampled one."""
+    for parameters in PARAMETERS[loss]:
+        options = {"loss": loss, "in_batch": in_batch, "batch_size": 3, "impl": impl, **parameters}
+        t = tensors() | {"log_q": torch.linspace(-1, 1, M + N, dtype=torch.float64)}
+        kept = torch.tensor([0, 1, 2, 3, 4, 6, 8])
+        with torch.no_grad():
+            t[argument][[M + 1, M + 3]] = -torch.inf if argument == "bias" else torch.inf
+        few = {name: (x if name == "hidden" else x[kept]).detach() for name, x in t.items()}
+        few |= {name: few[name].requires_grad_() for name in ("hidden", "rows", "bias")}
+        value, expected = (ops.sampled_loss(**arguments, **options) for arguments in (t, few))
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        names = ("hidden", "rows", "bias")
+        grads = torch.autograd.grad(value, [t[name] for name in names])
+        few_grads = torch.autograd.grad(expected, [few[name] for name in names])
+        for name, ours, theirs in zip(names, grads, few_grads, strict=True):
+            ours = ours if name == "hidden" else ours[kept]
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13, msg=name)
+        assert all(torch.count_nonzero(grad[[M + 1, M + 3]]) == 0 for grad in grads[1:])
+
+
+@kernels
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_target_with_a_score_of_minus_infinity(loss: str, in_batch: bool, impl: str) -> None:
+    """The kernels return what the reference and autograd return: infinity, or the limit of the formula."""
+    for parameters in PARAMETERS[loss]:
+        results = []
+        for run_impl in (impl, "reference"):
+            t = tensors()
+            with torch.no_grad():
+                t["bias"][1] = -torch.inf  # the target of the second hidden state, a negative of the others
+            value = ops.sampled_loss(**t, loss=loss, in_batch=in_batch, impl=run_impl, **parameters)
+            results.append([value, *torch.autograd.grad(value, list(t.values()))])
+        assert results[0][0] == torch.inf if loss in ("cross-entropy", "bpr") else results[0][0].isfinite()
+        for ours, theirs in zip(*results, strict=True):
+            assert ours.isnan().logical_not().all()
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 @kernels
 def test_operator_error_names_the_argument(impl: str) -> None:
     args = operator_arguments("bpr", True)

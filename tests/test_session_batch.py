@@ -231,6 +231,18 @@ def test_error_names_the_argument_and_changes_nothing(impl: str, changed: dict[s
     assert_equal_bits(state, copies)
 
 
+@impls
+def test_position_of_a_lane_without_a_session_may_be_any_number(impl: str) -> None:
+    """Nothing is computed from it, so it cannot overflow."""
+    expected = session_batch(**good_arguments(), impl=impl)
+    for position in (2**63 - 1, -(2**63)):
+        arguments = {**good_arguments(), "lane_position": torch.full((2,), position)}
+        assert_equal_bits(session_batch(**arguments, impl=impl), expected)
+        ended = {**arguments, "lane_session": torch.full((2,), 2), "lane_position": torch.full((2,), position)}
+        assert (session_batch(**ended, impl=impl)[0] == -1).all()
+        assert (ended["lane_position"] == position).all()
+
+
 def test_state_without_lanes_is_an_error() -> None:
     with pytest.raises(ValueError, match="lanes=0"):
         session_batch_state(0)

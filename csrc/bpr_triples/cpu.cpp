@@ -22,9 +22,10 @@ void draw_triples(const TripleArguments& args) {
       if (!draw_one(args, k)) all_valid = false;
     }
   });
-  TORCH_CHECK_VALUE(all_valid,
-                    "users and starts do not fit the graph: each user must have at least one item but not every item, "
-                    "and starts must be the cumulative sum of the users' degrees, below 2**31");
+  TORCH_CHECK_VALUE(
+      all_valid,
+      "users and starts do not fit the graph: each user must have at least one item but not every item, "
+      "a user's neighbors must be items, and starts must be the cumulative sum of the users' degrees, below 2**31");
 }
 
 }  // namespace grf

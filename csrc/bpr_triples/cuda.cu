@@ -15,9 +15,10 @@ template <typename index_t>
 __global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleArguments args) {
   for (int64_t k = global_thread(); k < args.n; k += all_threads()) {
     const bool valid = draw_triple<index_t>(args, k);  // outside the macro, which a build may define as nothing
-    GRF_DEVICE_CHECK(valid,
-                     "users and starts do not fit the graph: each user must have at least one item but not every item, "
-                     "and starts must be the cumulative sum of the users' degrees, below 2**31");
+    GRF_DEVICE_CHECK(
+        valid,
+        "users and starts do not fit the graph: each user must have at least one item but not every item, "
+        "a user's neighbors must be items, and starts must be the cumulative sum of the users' degrees, below 2**31");
   }
 }
 

@@ -17,7 +17,7 @@ GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit
 
 // Draws triple k and writes it to out[k], out[n + k] and out[2 n + k]. The candidates are the elements of `users`, and
 // starts[i], if given, is the number of interactions of all candidates before candidate i. Returns false, and writes
-// nothing, if users or starts are invalid for the graph. Reads a user, two offsets and the positive item. Bisection
+// nothing, if the graph, users or starts are invalid. It reads a user, two offsets and the positive item. Bisection
 // reads log2(degree) items and, if starts are given, log2(n_candidates) starts.
 template <typename index_t>
 GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
@@ -35,24 +35,28 @@ GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
     const int64_t interaction = uniform_below(words_0.w0, words_0.w1, total);
     // The interaction belongs to the last candidate i with starts[i] <= interaction.
     candidate = partition_point(args.n_candidates - 1, [&](int64_t i) { return starts[i + 1] <= interaction; });
+    if (starts[candidate] < 0 || starts[candidate] > interaction) return false;
     positive_index = interaction - starts[candidate];
   }
   const int64_t user = args.users[candidate];
   if (user < 0 || user >= args.n_users) return false;
-  const int64_t begin = args.offsets[user], degree = args.offsets[user + 1] - begin;
-  if (begin < 0 || degree < 1 || degree >= args.n_items || begin + degree > args.n_entries) return false;
+  const int64_t begin = args.offsets[user], end = args.offsets[user + 1];
+  if (begin < 0 || begin >= end || end > args.n_entries || end - begin >= args.n_items) return false;
+  const int64_t degree = end - begin;
   if (args.starts == nullptr) positive_index = uniform_below(words_0.w2, words_0.w3, degree);
-  if (positive_index < 0 || positive_index >= degree) return false;
+  if (positive_index >= degree) return false;
   // The negative item is the rank-th item that the user does not have. The user's i-th item has the number
   // items[i] - n_users, because `neighbors` holds graph nodes. The user has i of the items below this number and lacks
   // the other items[i] - n_users - i. This count never decreases with i, so bisection finds how many of the user's
-  // items have a lower number than the negative item.
+  // items have a lower number than the negative item. It only adds numbers that are in range: items[i] may not be.
   const int64_t rank = uniform_below(words_1.w0, words_1.w1, args.n_items - degree);
   const index_t* items = neighbors + begin;
   const int64_t n_lower_items =
-      partition_point(degree, [&](int64_t i) { return static_cast<int64_t>(items[i]) - args.n_users - i <= rank; });
+      partition_point(degree, [&](int64_t i) { return static_cast<int64_t>(items[i]) <= args.n_users + i + rank; });
+  const auto positive = static_cast<int64_t>(items[positive_index]);
+  if (positive < args.n_users || positive >= args.n_users + args.n_items) return false;
   args.out[k] = user;
-  args.out[args.n + k] = static_cast<int64_t>(items[positive_index]) - args.n_users;
+  args.out[args.n + k] = positive - args.n_users;
   args.out[2 * args.n + k] = rank + n_lower_items;
   return true;
 }

@@ -1,7 +1,9 @@
 // Checks of scalar arguments that several operators share. Errors name the argument and its value.
 #pragma once
 
+#include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
+#include <c10/util/safe_numerics.h>
 
 #include <cstdint>
 
@@ -15,6 +17,18 @@ inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
   TORCH_CHECK_VALUE(steps >= 0, "steps=", steps, ": must not be negative");
   TORCH_CHECK_VALUE(steps <= kWordRange && step >= 0 && step <= kWordRange - steps, "step=", step,
                     " with steps=", steps, ": step must be at least 0 and step + steps at most 2**32");
+}
+
+// Checks that the product of sizes that are not negative, the number of elements of a result, fits in 64 bits.
+// `product` is its formula.
+inline void check_n_elements(const char* product, c10::IntArrayRef sizes) {
+  bool has_zero = false, overflows = false;
+  uint64_t n = 1;
+  for (const int64_t size : sizes) {
+    has_zero |= size == 0;
+    overflows |= c10::mul_overflows(n, static_cast<uint64_t>(size), &n) || n >= uint64_t{1} << 63;
+  }
+  TORCH_CHECK_VALUE(has_zero || !overflows, product, ": the product of ", sizes, " must be less than 2**63");
 }
 
 // Checks the arguments of the operator dropout_mask, except the dtype. `stream` is the number of the random stream.

@@ -24,6 +24,7 @@ namespace {
 
 template <typename bits_t>
 void fill(const DropoutMask& mask, bits_t* out) {
+  if (mask.units == 0) return;  // else there could be up to 2**64 empty rows
   const auto fill_row = GRF_DISPATCH(dropout_row<bits_t>);
   constexpr int64_t kMinUnits = 16384;  // per thread
   const int64_t grain = std::max<int64_t>(1, kMinUnits / std::max<int64_t>(1, mask.units));

@@ -1,7 +1,6 @@
 // The operator dropout_mask: checks arguments and allocates the result. Specification: gru4rec_fast/ops/dropout.py.
 #include "dropout/dropout.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 
@@ -21,6 +20,7 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
   check_dropout_mask(steps, lanes, units, p, seed, stream, step);
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "dtype=", dtype, ": choose one of float32, float64, float16, bfloat16");
+  check_n_elements("steps * lanes * units", {steps, lanes, units});
   const at::Tensor out = at::empty({steps, lanes, units}, at::TensorOptions().dtype(dtype).device(device));
   // torch rounds the value of kept units to the dtype; its bytes are the bit pattern that the kernels write.
   const at::Tensor scale = at::full({}, 1.0 / (1.0 - p), at::TensorOptions().dtype(dtype));
@@ -42,22 +42,6 @@ at::Tensor dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, i
     fill_dropout_mask(mask, out.mutable_data_ptr());
   }
   return out;
-}
-
-// Calls the implementation for `device`. torch's dispatcher chooses an implementation by the devices of the tensor
-// arguments, but this operator has none.
-at::Tensor select_backend(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
-                          int64_t step, at::ScalarType dtype, at::Device device) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(GRF_LIBRARY_NAME "::dropout_mask", "")
-                             .typed<at::Tensor(c10::SymInt, c10::SymInt, c10::SymInt, double, c10::SymInt, c10::SymInt,
-                                               c10::SymInt, at::ScalarType, at::Device)>();
-  const auto key = c10::DispatchKeySet(c10::computeDispatchKey(dtype, at::kStrided, device));
-  return op.redispatch(key, steps, lanes, units, p, seed, stream, step, dtype, device);
-}
-
-GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, BackendSelect, m) {
-  m.impl("dropout_mask", &select_backend);
 }
 
 GRF_REGISTER(dropout_mask)

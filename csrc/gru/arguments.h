@@ -53,7 +53,8 @@ struct GruGradients {
 
 namespace cuda {
 
-// Compute all elements of `output` and `saved`, or of `grads`, on the current stream of args.device.
+// Compute all elements of `output` and `saved`, or of `grads`, on the current stream of args.device. T, B and H are
+// positive.
 void gru_forward(const GruArguments& args, const at::Tensor& gate_inputs, at::Tensor& output, at::Tensor& saved);
 void gru_backward(const GruArguments& args, const at::Tensor& grad_output, const at::Tensor& output,
                   const at::Tensor& saved, GruGradients& grads);

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "common/scratch.h"
 #include "gru/cpu.h"
@@ -127,13 +128,17 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
     const auto row = [&](auto* array, int64_t factor, int64_t lane) {
       return array + (t * lanes + lane) * factor * hidden;
     };
-    const auto not_reset = [&](int64_t lane) { return padded.is_reset(t, lane) ? T{0} : T{1}; };
+    // Overwrites a lane's row of gradients if the lane is reset. A product with 0 would keep a NaN.
+    const auto clear_if_reset = [&](int64_t lane, T* grads_of_lanes, int64_t row_width) {
+      if (padded.is_reset(t, lane)) std::fill_n(grads_of_lanes + lane * row_width, row_width, T{0});
+    };
     T* step_grad_recurrent = grad_recurrent + t * lanes * width;
     if (layer.reset_after) {
       padded.for_lanes([&](int64_t lane) {
         reset_after_step(hidden, row(grad_output, 1, lane), padded.mask_of(t, lane), row(saved, 4, lane),
-                         padded.prev_state(output, t, lane), not_reset(lane), row(grad_gate_inputs, 3, lane),
+                         padded.prev_state(output, t, lane), row(grad_gate_inputs, 3, lane),
                          step_grad_recurrent + lane * width, grad_state + lane * hidden);
+        clear_if_reset(lane, step_grad_recurrent, width);
       });
     } else {
       padded.for_lanes([&](int64_t lane) {
@@ -145,15 +150,36 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
                   grad_q, hidden, /*add=*/false, padded.precision);
       padded.for_lanes([&](int64_t lane) {
         reset_before_gates(hidden, row(saved, 4, lane), padded.prev_state(output, t, lane), grad_q + lane * hidden,
-                           not_reset(lane), row(grad_gate_inputs, 3, lane), step_grad_recurrent + lane * width,
+                           row(grad_gate_inputs, 3, lane), step_grad_recurrent + lane * width,
                            grad_state + lane * hidden);
+        clear_if_reset(lane, step_grad_recurrent, width);
       });
     }
     if (t == 0 && grads.state == nullptr) break;
     multiply<T>(lanes, hidden, width, {step_grad_recurrent, width}, {padded.weight, hidden}, grad_state, hidden,
                 /*add=*/true, padded.precision);
+    if (layer.reset == nullptr) continue;
+    for (int64_t lane = 0; lane < lanes; ++lane) clear_if_reset(lane, grad_state, hidden);
   }
 }
+
+namespace {
+
+// Returns layer.state [B, H] or, if a lane that is reset before the first step has an infinite or NaN state, a copy in
+// `copy` without the states of such lanes. Their gradients of W s are 0, but in a product 0 * NaN is NaN. (In later
+// steps, the step that computed such a state has gradients of NaN itself.)
+template <typename T>
+const T* state_without_reset(const GruLayer<T>& layer, std::vector<T>& copy) {
+  for (int64_t lane = 0; layer.reset != nullptr && lane < layer.lanes; ++lane) {
+    const T *begin = layer.state + lane * layer.hidden, *end = begin + layer.hidden;
+    if (!layer.reset[lane] || std::all_of(begin, end, [](T x) { return std::isfinite(x); })) continue;
+    if (copy.empty()) copy.assign(layer.state, layer.state + layer.lanes * layer.hidden);
+    std::fill_n(copy.data() + lane * layer.hidden, layer.hidden, T{0});
+  }
+  return copy.empty() ? layer.state : copy.data();
+}
+
+}  // namespace
 
 template <typename T>
 void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved, const T* grad_gate_inputs,
@@ -165,9 +191,11 @@ void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved,
       GRF_DISPATCH(gru_bias_gradient<T>)(hidden, rows, begin, end, grad_gate_inputs, saved, grads.bias);
     });
   }
+  std::vector<T> state_copy;
+  const T* state = state_without_reset(p, state_copy);
   const Matrix<T> grad_n{grad_gate_inputs + 2 * hidden, 1, 3 * hidden}, q{saved + 3 * hidden, 4 * hidden};
   if (grads.weight_callback != nullptr) {  // T is 1, so the only previous state is `state`
-    multiply_by_blocks<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {p.state, hidden}, *grads.weight_callback,
+    multiply_by_blocks<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {state, hidden}, *grads.weight_callback,
                           p.precision);
     if (p.reset_after) return;
     const auto n_callback = [&](int64_t first, int64_t count, const T* block) {
@@ -176,10 +204,8 @@ void gru_backward_weights(const GruLayer<T>& p, const T* output, const T* saved,
     multiply_by_blocks<T>(hidden, hidden, lanes, grad_n, q, n_callback, p.precision);
     return;
   }
-  if (rows == 0 && !grads.add) std::fill_n(grads.weight, 3 * hidden * hidden, T{0});
-  if (rows == 0) return;
   // Two products, because the previous state is in `state` for the first step and in `output` for all others.
-  multiply<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {p.state, hidden}, grads.weight, hidden, grads.add,
+  multiply<T>(width, hidden, lanes, {grad_recurrent, 1, width}, {state, hidden}, grads.weight, hidden, grads.add,
               p.precision);
   if (rows > lanes) {
     multiply<T>(width, hidden, rows - lanes, {grad_recurrent + lanes * width, 1, width}, {output, hidden}, grads.weight,

@@ -33,7 +33,8 @@ struct GruWeightGradients {
 };
 
 // Computes output [T, B, H] from gate_inputs [T, B, 3H]. Also writes saved [T, B, 4H] for the backward pass: r, z, n
-// and q, where q is W_n s + b_n in the reset_after form and r * s in the reset_before form.
+// and q, where q is W_n s + b_n in the reset_after form and r * s in the reset_before form. T, B and H are positive, as
+// in all functions of this file.
 template <typename T>
 void gru_forward(const GruLayer<T>& layer, const T* gate_inputs, T* output, T* saved);
 

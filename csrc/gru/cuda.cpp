@@ -19,8 +19,7 @@ namespace {
 using at::Tensor;
 
 bool runs_in_one_launch(const GruArguments& args) {
-  return args.steps > 0 &&
-         gru_runs_in_one_launch(args.lanes, args.hidden, static_cast<int64_t>(args.state.element_size()));
+  return gru_runs_in_one_launch(args.lanes, args.hidden, static_cast<int64_t>(args.state.element_size()));
 }
 
 // Returns the rows of the recurrent weights that multiply the previous state: all rows in the reset_after form, the
@@ -83,7 +82,6 @@ void run_backward(const GruArguments& args, const Tensor& grad_output, const Ten
   const Tensor weight = weight_of_state(args, args.weight), weight_n = weight_of_n(args, args.weight);
   Tensor grad_q = args.reset_after ? Tensor() : args.empty({args.lanes, args.hidden});
   backward.grad_q = data_or_null<T>(grad_q);
-  if (args.steps == 0) grad_state.zero_();
   for (int64_t t = args.steps - 1; t >= 0; --t) {
     launch_gru_step(backward, t, /*second_launch=*/false, stream);
     if (!args.reset_after) {
@@ -92,8 +90,7 @@ void run_backward(const GruArguments& args, const Tensor& grad_output, const Ten
     }
     if (t > 0 || needs_state_grad) at::addmm_out(grad_state, grad_state, factors.grad_recurrent[t], weight);
   }
-  if (needs_state_grad && args.steps > 0 && args.reset.defined())
-    grad_state.masked_fill_(args.reset[0].unsqueeze(1), 0);
+  if (needs_state_grad && args.reset.defined()) grad_state.masked_fill_(args.reset[0].unsqueeze(1), 0);
 }
 
 // Computes the gradients of weights and bias, which are sums over all steps and lanes.

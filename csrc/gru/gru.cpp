@@ -18,9 +18,10 @@ GruArguments::GruArguments(const Tensor& gates, int64_t n_gates, const Tensor& s
                            const OptionalTensor& bias_hh, const OptionalTensor& reset_,
                            const OptionalTensor& output_mask, std::string_view form)
     : device(state_.device()) {
-  TORCH_CHECK_VALUE(state_.dim() == 2 && gates.dim() == 3 && gates.size(2) == n_gates * state_.size(1), "state and ",
-                    n_gates == 3 ? "gate_inputs" : "saved", " must be [B, H] and [T, B, ", n_gates, " H], not ",
-                    state_.sizes(), " and ", gates.sizes());
+  TORCH_CHECK_VALUE(state_.dim() == 2 && gates.dim() == 3 && state_.size(1) < int64_t{1} << 31 &&
+                        gates.size(2) == n_gates * state_.size(1),
+                    "state and ", n_gates == 3 ? "gate_inputs" : "saved", " must be [B, H] and [T, B, ", n_gates,
+                    " H] with H < 2**31, not ", state_.sizes(), " and ", gates.sizes());
   TORCH_CHECK_VALUE(form == "reset_after" || form == "reset_before", "form=", form,
                     ": choose reset_after or reset_before");
   steps = gates.size(0), lanes = state_.size(0), hidden = state_.size(1);
@@ -61,6 +62,7 @@ std::tuple<Tensor, Tensor> gru(const Tensor& gate_inputs, const Tensor& state, c
   const Tensor inputs = args.sequence(gate_inputs, "gate_inputs", 3);
   Tensor output = args.empty({args.steps, args.lanes, args.hidden});
   Tensor saved = args.empty({args.steps, args.lanes, 4 * args.hidden});
+  if (output.numel() == 0) return {output, saved};  // without a loop over up to 2**63 empty steps
   if constexpr (kernels == Kernels::cuda) {
     cuda::gru_forward(args, inputs, output, saved);
   } else {
@@ -85,7 +87,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_outpu
   GruGradients grads{args.empty({args.steps, args.lanes, 3 * hidden}),
                      state_grad ? args.empty({args.lanes, hidden}) : Tensor(), args.empty({3 * hidden, hidden}),
                      args.empty({3 * hidden})};
-  if constexpr (kernels == Kernels::cuda) {
+  if (h.numel() == 0) {
+    if (state_grad) grads.state.zero_();
+    grads.weight.zero_(), grads.bias.zero_();
+  } else if constexpr (kernels == Kernels::cuda) {
     cuda::gru_backward(args, grad_h, h, gates, grads);
   } else {
     AT_DISPATCH_FLOATING_TYPES(state.scalar_type(), "gru_backward",

@@ -54,7 +54,14 @@ void check_arguments(const Tensor& features, const Submatrix& graph, const Propa
       "neighbors must be int32 or int64 [n_entries], not ", neighbors.scalar_type(), " ", neighbors.sizes());
 }
 
-// Checks the values of `rows` or `columns`, whichever `name` says.
+void check_offsets(const Tensor& offsets, int64_t n_entries) {
+  const int64_t *offset = offsets.const_data_ptr<int64_t>(), *end = offset + offsets.size(0);
+  TORCH_CHECK_VALUE(offset[0] == 0 && end[-1] == n_entries && std::is_sorted(offset, end),
+                    "offsets must increase from 0 to ", n_entries, ", the number of neighbors");
+}
+
+}  // namespace
+
 void check_nodes(const char* name, const Tensor& nodes, int64_t n_nodes) {
   if (!nodes.defined()) return;
   const int64_t* node = nodes.const_data_ptr<int64_t>();
@@ -63,14 +70,6 @@ void check_nodes(const char* name, const Tensor& nodes, int64_t n_nodes) {
   TORCH_CHECK_VALUE(n == 0 || (node[0] >= 0 && node[n - 1] < n_nodes && is_increasing), name,
                     " must be strictly increasing nodes from 0 to ", n_nodes - 1);
 }
-
-void check_offsets(const Tensor& offsets, int64_t n_entries) {
-  const int64_t *offset = offsets.const_data_ptr<int64_t>(), *end = offset + offsets.size(0);
-  TORCH_CHECK_VALUE(offset[0] == 0 && end[-1] == n_entries && std::is_sorted(offset, end),
-                    "offsets must increase from 0 to ", n_entries, ", the number of neighbors");
-}
-
-}  // namespace
 
 template <Kernels kernels>
 Tensor propagate(const Tensor& features, const Submatrix& graph, const PropagationOptions& options,

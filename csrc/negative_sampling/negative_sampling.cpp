@@ -80,6 +80,7 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
   check_column(log_prob, "log_prob", at::kFloat, n_items);
   check_counters(seed, step, steps);
   TORCH_CHECK_VALUE(n >= 0 && n <= int64_t{1} << 32, "n=", n, ": must be in [0, 2**32]");
+  check_n_elements("steps * n", {steps, n});
 
   const at::Tensor thresholds = threshold.contiguous();
   const at::Tensor aliases = contiguous(alias, "alias", {n_items}, at::kLong, device);

@@ -54,11 +54,16 @@ NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, con
   TORCH_CHECK_VALUE(layer_index >= 0 && layer_index < kMaxLayers, "layer=", layer_index, ": must be in [0, ",
                     kMaxLayers, ")");
   TORCH_CHECK_VALUE(rows_.has_value() || !columns_.has_value(), "columns: also give rows; every row must be a column");
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1, "offsets must be [n_nodes + 1], not ", offsets.sizes());
   n_in = features.size(1), n_out = weight_1.size(1);
   weights = at::cat({contiguous(weight_1, "weight_1", {n_in, n_out}, features.scalar_type(), device),
                      contiguous(weight_2, "weight_2", {n_in, n_out}, features.scalar_type(), device)});
   rows = contiguous_nodes(device, rows_, "rows"), columns = contiguous_nodes(device, columns_, "columns");
-  n_rows = rows.defined() ? rows.size(0) : offsets.size(0) - 1;
+  const int64_t n_nodes = offsets.size(0) - 1;
+  n_rows = rows.defined() ? rows.size(0) : n_nodes;
+  TORCH_CHECK_VALUE(features.size(0) == (columns.defined() ? columns.size(0) : n_nodes), "features has ",
+                    features.size(0), " rows, not one for each of the ", columns.defined() ? columns.size(0) : n_nodes,
+                    columns.defined() ? " columns" : " nodes");
 }
 
 MessageDropout NgcfArguments::dropout() const {
@@ -81,10 +86,14 @@ void find_rows(const NgcfArguments& args, Tensor& self_index) {
   }
 }
 
-// Returns NgcfPropagated::self_index. Must be called after `propagate`, which checks that rows and columns are
-// increasing.
+// Returns, for each row of the result, the index in `features` of the same node; undefined if that is row i for every
+// row i. On the CPU, checks rows and columns; on CUDA, `propagate` and the kernel below do.
 template <Kernels kernels>
-Tensor make_self_index(const NgcfArguments& args) {
+Tensor make_self_index(const NgcfArguments& args, const Tensor& offsets) {
+  if constexpr (kernels == Kernels::cpu) {
+    check_nodes("rows", args.rows, offsets.size(0) - 1);
+    check_nodes("columns", args.columns, offsets.size(0) - 1);
+  }
   if (!args.columns.defined()) return args.rows;
   Tensor self_index = at::empty_like(args.rows);
   if constexpr (kernels == Kernels::cuda) {
@@ -113,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(
   };
   propagated.p = multiply_by(args.p);
   propagated.q = args.shares_matrix() ? args.empty({0}) : multiply_by(args.q);
-  propagated.self_index = make_self_index<kernels>(args);
+  propagated.self_index = make_self_index<kernels>(args, offsets);
   Tensor out = args.empty({args.n_rows, args.n_out});
   Tensor flags = at::empty({args.n_rows, args.n_out}, features.options().dtype(at::kByte));
   if constexpr (kernels == Kernels::cuda) {
@@ -145,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
                                   args.shares_matrix()
                                       ? propagated_q
                                       : contiguous(propagated_q, "propagated_q", {n_rows, n_in}, dtype, args.device),
-                                  make_self_index<kernels>(args)};
+                                  make_self_index<kernels>(args, offsets)};
   const Tensor flags = contiguous(flag_bytes, "flags", {n_rows, n_out}, at::kByte, args.device);
   NgcfGradientTensors grads{.propagated_p = at::empty_like(propagated.p),
                             .propagated_q = args.shares_matrix() ? Tensor() : at::empty_like(propagated.p),

@@ -66,6 +66,7 @@ std::tuple<Tensor, Tensor> target_rank(const Tensor& hidden, const Tensor& weigh
                     targets.sizes());
   const Tensor target_items = contiguous(targets, "targets", targets.sizes(), at::kLong, hidden.device());
   Tensor greater = at::zeros_like(target_items), equal = at::zeros_like(target_items);
+  if (hidden.size(0) == 0) return {greater, equal};
   if constexpr (kernels == Kernels::cuda) {
     cuda::target_rank(tensors, target_items, greater, equal);
   } else {
@@ -101,6 +102,7 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& hidden, const Tensor& weight, con
   const Tensor excluded = sort_excluded(exclude, tensors);
   Tensor scores = at::empty({n_queries, k}, hidden.options());
   Tensor items = at::empty({n_queries, k}, hidden.options().dtype(at::kLong));
+  if (n_queries == 0) return {scores, items};
   if constexpr (kernels == Kernels::cuda) {
     cuda::top_k(tensors, excluded, scores, items);
   } else {

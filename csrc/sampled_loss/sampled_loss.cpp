@@ -60,8 +60,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                                                         const OptionalTensor& count, std::string_view loss,
                                                         bool in_batch, double batch_size, double elu_param,
                                                         double bpreg, double label_smoothing) {
-  TORCH_CHECK_VALUE(hidden.dim() == 2 && rows.dim() == 2 && rows.size(0) >= hidden.size(0),
-                    "hidden must be [M, H] and rows [M + N, H], not ", hidden.sizes(), " and ", rows.sizes());
+  TORCH_CHECK_VALUE(
+      hidden.dim() == 2 && rows.dim() == 2 && rows.size(0) >= hidden.size(0) && rows.size(0) < int64_t{1} << 31,
+      "hidden must be [M, H] and rows [M + N, H] with M + N < 2**31, not ", hidden.sizes(), " and ", rows.sizes());
   TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative; 0 means no ELU");
   const auto dtype = hidden.scalar_type();
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,

@@ -43,8 +43,8 @@ void SessionBatcher::read_state() {
   for (size_t i = 0; i < lanes_.size(); ++i) {
     TORCH_CHECK_VALUE(order_index[i] >= -1 && order_index[i] <= order_length_, "lane_session[", i, "]=", order_index[i],
                       ": must be in [-1, ", order_length_, "], up to the length of order");
-    // A lane without a session gets end = position + 1, as at the end of a session, so that it starts a session.
-    lanes_[i] = {order_index[i], position[i], position[i] + 1};
+    // The position of a lane without a session may be any number, so nothing is computed from it.
+    lanes_[i] = {order_index[i], position[i], /*end=*/0};
     if (order_index[i] == -1 || order_index[i] == order_length_) continue;
     const EventRange range = session_events(order_index[i]);
     TORCH_CHECK_VALUE(range.begin <= position[i] && position[i] < range.end, "lane_position[", i, "]=", position[i],
@@ -81,7 +81,7 @@ void SessionBatcher::make_steps_from(const item_t* items, int64_t steps, int64_t
   for (int64_t t = 0; t < steps; ++t) {
     for (SessionLane& lane : lanes_) {
       bool live = lane.order_index != order_length_;
-      const bool starts = live && lane.position + 1 == lane.end;  // starts a session at this step
+      const bool starts = live && (lane.order_index == -1 || lane.position + 1 == lane.end);  // starts a session
       if (starts) live = start_next_session(lane);
       *inputs++ = live ? items[lane.position] : -1;
       *targets++ = live ? items[lane.position + 1] : -1;

@@ -27,9 +27,8 @@ __device__ __forceinline__ SessionLane read_lane(const SessionBatchArguments& ar
   const int64_t position = args.lane_position[lane * args.position_stride];
   GRF_DEVICE_CHECK(order_index >= -1 && order_index <= args.order_length,
                    "lane_session: must be in [-1, length of order]");
-  // Not started (-1): end = position + 1 makes the lane start a session at the next step. Dead (order_length): end has
-  // no effect.
-  if (order_index == -1 || order_index == args.order_length) return {order_index, position, position + 1};
+  // Not started (-1) or dead (order_length): the position may be any number, so nothing is computed from it.
+  if (order_index == -1 || order_index == args.order_length) return {order_index, position, /*end=*/0};
   const EventRange session = session_events(args, order_index);
   GRF_DEVICE_CHECK(session.begin <= position && position < session.end,
                    "lane_position: not an event of the session of its lane");
@@ -111,7 +110,7 @@ __global__ void __launch_bounds__(kMaxSessionThreads) session_batch_kernel(Sessi
       const bool exists = lane < args.n_lanes;
       SessionLane state = exists ? lanes[lane] : SessionLane{args.order_length, 0, 0};
       bool live = state.order_index != args.order_length;
-      const bool starts = live && state.position + 1 == state.end;
+      const bool starts = live && (state.order_index == -1 || state.position + 1 == state.end);
       int n_starting;
       const int rank = rank_in_block(starts, counts, &n_starting);
       if (n_starting > 0) {

@@ -54,6 +54,7 @@ void check_negatives(const Block& block, int64_t n_items) {
 // Checks the sampler and returns the arguments of draw_negatives, except steps, first_step and items, which next_block
 // sets.
 NegativeDraws make_negative_draws(const NegativeSampler& sampler, int64_t n_items) {
+  TORCH_CHECK_VALUE(sampler.n >= 0 && sampler.n <= int64_t{1} << 32, "n=", sampler.n, ": must be in [0, 2**32]");
   if (sampler.n == 0) return {};
   const auto check = [&](const at::Tensor& tensor, const char* name, at::ScalarType dtype) {
     TORCH_CHECK_VALUE(contiguous(tensor, name, {n_items}, dtype).is_same(tensor), name, " must be contiguous");

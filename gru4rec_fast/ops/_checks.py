@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -55,3 +56,60 @@ def check_counters(seed: int, step: int, steps: int) -> None:
         raise ValueError(f"steps={steps}: must not be negative")
     if not 0 <= step <= WORD_RANGE - steps:
         raise ValueError(f"step={step} with steps={steps}: step must be at least 0 and step + steps at most 2**32")
+
+
+def check_constant(**tensors: Tensor | None) -> None:
+    """Raise ValueError if autograd is to compute the gradient of one of the tensors; the operator has none for them."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} requires a gradient, but the operator is not differentiable in it: detach it")
+
+
+def check_n_elements(**sizes: int) -> None:
+    """Raise ValueError unless the product of the sizes, the number of elements of a result, is less than 2**63."""
+    if math.prod(sizes.values()) >= 1 << 63:
+        raise ValueError(f"{' * '.join(sizes)}: the product of {[*sizes.values()]} must be less than 2**63")
+
+
+def check_memory(written: dict[str, Tensor | None], read: dict[str, Tensor | None]) -> None:
+    """Raise ValueError if an updated tensor shares memory with itself (expanded strides) or with another argument.
+
+    The native library checks its operators itself (csrc/common/every_operator.cpp). Nothing is checked while compiling,
+    since tensors have no memory then.
+    """
+    if torch.compiler.is_compiling():
+        return
+    arguments = {name: t for name, t in (written | read).items() if t is not None and t.numel() and not t.is_meta}
+    for name in [name for name in arguments if name in written]:
+        if _memory_layout(arguments[name])[-1]:
+            raise ValueError(f"{name} is updated, but several of its elements share memory; pass a clone")
+        for other in arguments:
+            if other != name and _may_overlap(arguments[name], arguments[other]):
+                raise ValueError(f"{name} is updated, but {other} shares memory with it; pass a clone")
+
+
+def _memory_layout(tensor: Tensor) -> tuple[int, int, int, int, bool]:
+    """Return where a tensor's memory begins, its span, the distance and size of its blocks, and if it overlaps itself.
+
+    Blocks are what the dimension with the largest stride indexes. All numbers are in bytes.
+    """
+    element = tensor.element_size()
+    span, stride, block, overlaps_itself = element, 0, element, False
+    for dimension_stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            stride, block = dimension_stride * element, span
+            overlaps_itself |= stride < span
+            span += (size - 1) * stride
+    return tensor.data_ptr(), span, stride, block, overlaps_itself
+
+
+def _may_overlap(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors may share memory. The blocks of one may lie between those of the other."""
+    a_begin, a_span, stride, a_block, _ = _memory_layout(a)
+    b_begin, b_span, b_stride, b_block, _ = _memory_layout(b)
+    if a_begin + a_span <= b_begin or b_begin + b_span <= a_begin:
+        return False
+    if stride != b_stride or stride == 0:
+        return True
+    distance = (b_begin - a_begin) % stride
+    return distance < a_block or distance + b_block > stride

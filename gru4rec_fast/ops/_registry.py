@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 NATIVE = "gru4rec_fast"
 
@@ -37,13 +38,42 @@ def run_callbacks(library: str) -> None:
         callback(library)
 
 
-def register_composite(library: str, op: str, function: Callable[..., Any]) -> None:
-    """Register the reference `function` of operator `op` for all devices for which the native library has no kernel.
+def register(
+    library: str, op: str, reference: Callable[..., Any] | None, fake: Callable[..., Any] | None = None
+) -> None:
+    """Register the reference and the fake kernel of operator `op`; None: there is none.
 
-    Do nothing for other libraries, whose operators fail on a device without a kernel.
+    The reference runs on all devices for which the native library has no kernel. It is not registered for other
+    libraries, whose operators fail on a device without a kernel.
     """
-    if library == NATIVE:
-        torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", function)
+    if reference is not None and library == NATIVE:
+        torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", reference)
+    if fake is not None:
+        torch.library.register_fake(f"{library}::{op}", fake)
+
+
+def register_gradient(
+    library: str, op: str, backward: Callable[..., tuple[Tensor | None, ...]], setup_context: Callable[..., None]
+) -> None:
+    """Register an autograd formula that is not differentiable itself.
+
+    The backward pass raises RuntimeError with create_graph=True, and if an input requires a gradient that `backward`
+    does not return. Without these errors, torch would silently treat both gradients as zero.
+    """
+
+    def checked(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f'{op}: its gradient is not differentiable (create_graph=True); use impl="reference" instead'
+            )
+        grads = backward(ctx, *grad_outputs)
+        for i, (needed, grad) in enumerate(zip(ctx.needs_input_grad, grads, strict=True)):
+            if needed and grad is None and any(g is not None for g in grads):
+                name = getattr(getattr(torch.ops, library), op).default._schema.arguments[i].name
+                raise RuntimeError(f"{op}: not differentiable in {name}; detach it")
+        return grads
+
+    torch.library.register_autograd(f"{library}::{op}", checked, setup_context=setup_context)
 
 
 def operators(implementation: str) -> Any:

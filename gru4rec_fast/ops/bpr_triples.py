@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gru4rec_fast.ops._checks import check_counters, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops._registry import on_load, register
 from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, philox4x32
 
 _LIMIT = 1 << 31  # the numbers of users, items and interactions must be less, so that `_random_below` fits int64
@@ -68,8 +68,8 @@ def bpr_triples(
         int64 [3, n]: users, positives, negatives; items are numbered from 0.
 
     Raises:
-        ValueError: an argument is out of range or does not fit the others; a candidate has no items or all of them
-            (native kernels raise the error only if that candidate is drawn).
+        ValueError: an argument is out of range or does not fit the others; a candidate has no items or all of them, or
+            a neighbor of a user is no item (native kernels raise the error only if the candidate or item is drawn).
     """
     check_counters(seed, step, 1)
     if not 0 <= n < WORD_RANGE:
@@ -139,13 +139,17 @@ def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: 
     """Raise ValueError unless each of `users` has an item but not all, and `starts` cumulates the users' degrees."""
     in_range = bool(((users >= 0) & (users < offsets.shape[0] - 1 - n_items)).all())
     degrees = offsets[users + 1] - offsets[users] if in_range else users
-    fits = in_range and bool(((degrees > 0) & (degrees < n_items)).all()) and int(offsets.max()) <= neighbors.shape[0]
+    n_users = offsets.shape[0] - 1 - n_items
+    fits = in_range and int(offsets.min()) >= 0 and int(offsets.max()) <= neighbors.shape[0]
+    fits = fits and bool((offsets.diff() >= 0).all()) and bool(((degrees > 0) & (degrees < n_items)).all())
+    of_users = neighbors[: int(offsets[n_users])] if fits else neighbors
+    fits = fits and bool(((of_users >= n_users) & (of_users < n_users + n_items)).all())
     if starts is not None:
         fits = fits and int(starts[0]) == 0 and torch.equal(starts.diff(), degrees) and int(starts[-1]) < _LIMIT
     if not fits:
         raise ValueError(
             "users and starts do not fit the graph: each user must have at least one item but not every item, "
-            "and starts must be the cumulative sum of the users' degrees, below 2**31"
+            "a user's neighbors must be items, and starts must be the cumulative sum of the users' degrees, below 2**31"
         )
 
 
@@ -156,5 +160,4 @@ def _fake(offsets: Tensor, *rest: Any) -> Tensor:
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "bpr_triples", bpr_triples_reference)
-    torch.library.register_fake(f"{library}::bpr_triples", _fake)
+    register(library, "bpr_triples", bpr_triples_reference, _fake)

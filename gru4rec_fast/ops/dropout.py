@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_counters, check_probability
+from gru4rec_fast.ops._checks import check_counters, check_n_elements, check_probability
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, register
 from gru4rec_fast.ops.philox import WORD_RANGE, philox4x32
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -53,6 +53,7 @@ def dropout_mask(
     for name, value in (("lanes", lanes), ("units", units), ("stream", stream)):
         if not 0 <= value < WORD_RANGE:
             raise ValueError(f"{name}={value}: must be in [0, 2**32)")
+    check_n_elements(steps=steps, lanes=lanes, units=units)
     check_probability("p", p)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: choose one of float32, float64, float16, bfloat16")
@@ -71,6 +72,8 @@ def dropout_mask_reference(
     Element (t, lane, unit) is dropped if its random word is less than floor(p * 2**32). The word is the first output
     word of Philox4x32-10 for the counter (stream, step + t, lane, unit) under the key `seed`.
     """
+    if steps == 0 or lanes == 0 or units == 0:  # intermediate results need not be empty
+        return torch.empty(steps, lanes, units, dtype=dtype, device=device)
     counter = (
         torch.tensor(stream, device=device),
         torch.arange(step, step + steps, device=device)[:, None, None],
@@ -88,4 +91,4 @@ def _fake(steps: int, lanes: int, units: int, *_: Any, dtype: torch.dtype, devic
 
 @on_load
 def _register(library: str) -> None:
-    torch.library.register_fake(f"{library}::dropout_mask", _fake)
+    register(library, "dropout_mask", None, _fake)

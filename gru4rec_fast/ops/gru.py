@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_choice, check_tensor
+from gru4rec_fast.ops._checks import check_choice, check_constant, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops._registry import on_load, register, register_gradient
 
 FORMS = ("reset_after", "reset_before")
 
@@ -43,6 +43,9 @@ def gru(
 ) -> Tensor:
     """Return the outputs of a GRU over T steps, with a mask that resets lanes to a zero state.
 
+    Differentiable in gate_inputs, state, weight_hh and bias_hh. The native kernels have no second derivative: backward
+    with create_graph=True raises RuntimeError.
+
     Args:
         gate_inputs: floating [T, B, 3H]: W_i x + b_i, gates in the order r, z, n.
         state: [B, H], the hidden state before the first step.
@@ -50,7 +53,7 @@ def gru(
         bias_hh: [3H]; only for form "reset_after".
         reset: bool [T, B]; True sets the lane's state to zero before that step, and stops the gradient there.
         output_mask: [T, B, H], dropout mask. The new state of each step is multiplied by the mask before it is returned
-            and before the next step reads it, as in the published GRU4Rec code.
+            and before the next step reads it, as in the published GRU4Rec code. Not differentiable in it.
         form: "reset_after" (torch.nn.GRUCell; two biases) or "reset_before" (Cho et al. 2014; one bias per gate).
         impl: "auto", "native" or "reference".
 
@@ -58,7 +61,7 @@ def gru(
         [T, B, H]; the output of the last step is the state after it.
 
     Raises:
-        ValueError: the form is unknown, or a shape, dtype or device does not fit.
+        ValueError: the form is unknown, a shape, dtype or device does not fit, or output_mask requires a gradient.
     """
     check_choice("form", form, FORMS)
     if gate_inputs.dim() != 3 or state.dim() != 2:
@@ -74,6 +77,7 @@ def gru(
     check_tensor("bias_hh", bias_hh, dtype, (3 * hidden,), device)
     check_tensor("reset", reset, torch.bool, (steps, lanes), device)
     check_tensor("output_mask", output_mask, dtype, (steps, lanes, hidden), device)
+    check_constant(output_mask=output_mask)
     if form == "reset_before" and bias_hh is not None:
         raise ValueError("bias_hh: must be None for form='reset_before'; add the only bias of each gate to gate_inputs")
     run = implementation("gru", impl, gate_inputs.device, partial(gru_reference, save=False))
@@ -98,17 +102,18 @@ def gru_reference(
     """
     lanes, hidden = state.shape
     outputs, saved = [], []
-    for t in range(gate_inputs.shape[0]):
+    steps = gate_inputs.shape[0]
+    for t in range(steps if state.numel() else min(steps, 1)):  # all steps of empty states are the same
         state, *gates = _step(gate_inputs[t], _zero_where_reset(state, reset, t), weight_hh, bias_hh, form)
         if output_mask is not None:
             state = state * output_mask[t]
         outputs.append(state)
         if save:
             saved.append(torch.cat(gates, dim=1))
-    output = torch.stack(outputs) if outputs else gate_inputs.new_empty(0, lanes, hidden)
+    output = torch.stack(outputs).expand(steps, -1, -1) if outputs else gate_inputs.new_empty(0, lanes, hidden)
     if not save:
         return (output,)
-    return output, torch.stack(saved) if saved else gate_inputs.new_empty(0, lanes, 4 * hidden)
+    return output, torch.stack(saved).expand(steps, -1, -1) if saved else gate_inputs.new_empty(0, lanes, 4 * hidden)
 
 
 def gru_backward_reference(
@@ -133,7 +138,7 @@ def gru_backward_reference(
     grad_weight = torch.zeros_like(weight_hh)
     grad_bias = weight_hh.new_zeros(3 * hidden)
     grad_state = torch.zeros_like(state)
-    for t in reversed(range(saved.shape[0])):
+    for t in reversed(range(saved.shape[0] if state.numel() else 0)):
         previous_state = _zero_where_reset(state if t == 0 else output[t - 1], reset, t)
         r, z, n, q = saved[t].chunk(4, dim=1)
         grad_h = grad_output[t] + grad_state
@@ -220,8 +225,6 @@ def _fake_backward(grad_output: Tensor, output: Tensor, saved: Tensor, state: Te
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "gru", gru_reference)
-    register_composite(library, "gru_backward", gru_backward_reference)
-    torch.library.register_fake(f"{library}::gru", _fake)
-    torch.library.register_fake(f"{library}::gru_backward", _fake_backward)
-    torch.library.register_autograd(f"{library}::gru", partial(_backward, library), setup_context=_setup_context)
+    register(library, "gru", gru_reference, _fake)
+    register(library, "gru_backward", gru_backward_reference, _fake_backward)
+    register_gradient(library, "gru", partial(_backward, library), _setup_context)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from gru4rec_fast.ops._checks import check_choice, check_counters, check_probability, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops._registry import on_load, register
 from gru4rec_fast.ops.philox import STREAM_EDGE_DROPOUT, WORD_RANGE, philox4x32
 
 MATRICES = ("symmetric", "mean", "norm", "plain")
@@ -84,7 +84,8 @@ def laplacian_propagation(
         neighbors, so the result depends neither on the number of threads nor on `rows`.
 
     Raises:
-        ValueError: an argument is out of range or does not fit the others.
+        ValueError: an argument is out of range or does not fit the others. The neighbors of nodes that are not among
+            `rows` are not read, so they may be out of range.
     """
     check_choice("matrix", matrix, MATRICES)
     check_probability("dropout", dropout)
@@ -107,10 +108,10 @@ def laplacian_propagation(
     propagate = implementation("laplacian_propagation", impl, device, laplacian_propagation_reference)
     # The native kernels check the graph themselves.
     if propagate is laplacian_propagation_reference and not torch.compiler.is_compiling():
-        check_graph(offsets, neighbors)
         for name, nodes in (("rows", rows), ("columns", columns)):
             if nodes is not None:
                 check_nodes(name, nodes, offsets.shape[0] - 1)
+        check_graph(offsets, neighbors, rows)
     return propagate(features, offsets, neighbors, rows, columns, matrix, dropout, seed, step, transposed)
 
 
@@ -134,6 +135,8 @@ def laplacian_propagation_reference(
     if dropout:
         row_scale = row_scale / (1 - dropout)
     row_of_entry = torch.repeat_interleave(offsets.diff(), output_size=neighbors.shape[0])
+    if rows is not None:  # the neighbors of other rows are not used, so they may be out of range
+        neighbors = neighbors.masked_fill(~is_read(rows, offsets, neighbors.shape[0]), 0)
     all_features = features.to(sum_dtype)
     if columns is not None:
         all_features = all_features.new_zeros(offsets.shape[0] - 1, features.shape[1]).index_copy(
@@ -174,12 +177,23 @@ def node_scales(degrees: Tensor, matrix: str, dtype: torch.dtype) -> tuple[Tenso
     return inverse, (inverse if matrix == "symmetric" else ones)
 
 
-def check_graph(offsets: Tensor, neighbors: Tensor) -> None:
-    """Raise ValueError unless `offsets` rises from 0 to the number of `neighbors`, and all neighbors are nodes."""
+def is_read(rows: Tensor, offsets: Tensor, n_entries: int) -> Tensor:
+    """Return which entries of the graph are neighbors of `rows`, bool [n_entries]."""
+    is_row = torch.zeros_like(offsets[1:], dtype=torch.bool).index_fill(0, rows, True)
+    return torch.repeat_interleave(is_row, offsets.diff(), output_size=n_entries)
+
+
+def check_graph(offsets: Tensor, neighbors: Tensor, rows: Tensor | None) -> None:
+    """Raise ValueError unless `offsets` increases from 0 to the number of `neighbors`, and the neighbors are nodes.
+
+    rows: nodes whose neighbors are checked; None: all.
+    """
     n_nodes, n_entries = offsets.shape[0] - 1, neighbors.shape[0]
     if int(offsets[0]) != 0 or int(offsets[-1]) != n_entries or bool((offsets.diff() < 0).any()):
         raise ValueError(f"offsets must increase from 0 to {n_entries}, the number of neighbors")
     outside = (neighbors < 0) | (neighbors >= n_nodes)
+    if rows is not None:
+        outside &= is_read(rows, offsets, neighbors.shape[0])
     if bool(outside.any()):
         entry = int(outside.int().argmax())
         raise ValueError(f"neighbors[{entry}]={int(neighbors[entry])}: the graph has nodes 0 to {n_nodes - 1}")
@@ -210,8 +224,7 @@ def _backward(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "laplacian_propagation", laplacian_propagation_reference)
-    torch.library.register_fake(f"{library}::laplacian_propagation", _fake)
+    register(library, "laplacian_propagation", laplacian_propagation_reference, _fake)
     torch.library.register_autograd(
         f"{library}::laplacian_propagation", partial(_backward, library), setup_context=_setup_context
     )

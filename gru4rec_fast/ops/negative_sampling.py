@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_counters, check_tensor
+from gru4rec_fast.ops._checks import check_counters, check_n_elements, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load
+from gru4rec_fast.ops._registry import on_load, register
 from gru4rec_fast.ops.philox import STREAM_NEGATIVES, WORD_RANGE, philox4x32
 
 COLUMN_MASS = 1 << 31  # probability mass of each column of the table: one unit per value of a 31-bit random number
@@ -151,6 +151,7 @@ def negative_sampling(
     check_counters(seed, step, steps)
     if not 0 <= n <= WORD_RANGE:
         raise ValueError(f"n={n}: must be in [0, 2**32]")
+    check_n_elements(steps=steps, n=n)
     if not 1 <= table.n_items < 2**31:
         raise ValueError(f"table of {table.n_items} items: there must be at least one and fewer than 2**31")
     device = table.threshold.device
@@ -170,6 +171,8 @@ def negative_sampling_reference(
     the column and its alias.
     """
     device, n_items = threshold.device, threshold.shape[0]
+    if steps == 0 or n == 0:
+        return threshold.new_empty(steps, n), log_prob.new_empty(steps, n)
     zero = torch.tensor(0, device=device)
     counter = (
         zero + STREAM_NEGATIVES,
@@ -194,5 +197,5 @@ def _fake_draw(threshold: Tensor, alias: Tensor, log_prob: Tensor, n: int, *rest
 
 @on_load
 def _register(library: str) -> None:
-    torch.library.register_fake(f"{library}::build_alias_table", _fake_build)
-    torch.library.register_fake(f"{library}::negative_sampling", _fake_draw)
+    register(library, "build_alias_table", None, _fake_build)
+    register(library, "negative_sampling", None, _fake_draw)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gru4rec_fast._backend import resolve
 from gru4rec_fast.ops._checks import check_choice, check_probability, check_tensor
-from gru4rec_fast.ops._registry import on_load, operators
+from gru4rec_fast.ops._registry import on_load, operators, register, register_gradient
 from gru4rec_fast.ops.dropout import dropout_mask, dropout_mask_reference
 from gru4rec_fast.ops.laplacian_propagation import MATRICES, laplacian_propagation, laplacian_propagation_reference
 from gru4rec_fast.ops.philox import STREAM_MESSAGE_DROPOUT, STREAM_TRIPLES
@@ -61,7 +61,8 @@ def ngcf_layer(
 ) -> Tensor:
     """Return the output E' of an NGCF layer (formulas at the top of this file).
 
-    Differentiable in features, weights and biases; the fused kernel has no second derivative. For dtypes without a
+    Differentiable in features, weights and biases. The fused kernel has no second derivative: backward with
+    create_graph=True raises RuntimeError. For dtypes without a
     fused kernel (bfloat16), the layer is computed by `laplacian_propagation` and matrix products of torch, with the
     same dropout.
 
@@ -243,6 +244,6 @@ def _fake_backward(grad: Tensor, features: Tensor, *rest: Any) -> tuple[Tensor, 
 
 @on_load
 def _register(library: str) -> None:
-    torch.library.register_fake(f"{library}::ngcf_layer", _fake)
-    torch.library.register_fake(f"{library}::ngcf_layer_backward", _fake_backward)
-    torch.library.register_autograd(f"{library}::ngcf_layer", partial(_backward, library), setup_context=_setup_context)
+    register(library, "ngcf_layer", None, _fake)
+    register(library, "ngcf_layer_backward", None, _fake_backward)
+    register_gradient(library, "ngcf_layer", partial(_backward, library), _setup_context)

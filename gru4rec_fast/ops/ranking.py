@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gru4rec_fast.ops._checks import check_tensor
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops._registry import on_load, register
 
 SCORES_PER_CHUNK = 2**22  # 16 MiB in float32
 
@@ -185,7 +185,5 @@ def _fake_top_k(
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "target_rank", target_rank_reference)
-    register_composite(library, "top_k", top_k_reference)
-    torch.library.register_fake(f"{library}::target_rank", _fake_target_rank)
-    torch.library.register_fake(f"{library}::top_k", _fake_top_k)
+    register(library, "target_rank", target_rank_reference, _fake_target_rank)
+    register(library, "top_k", top_k_reference, _fake_top_k)

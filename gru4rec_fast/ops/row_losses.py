@@ -1,10 +1,11 @@
 """Losses of rows of scores, and their gradients with respect to the scores.
 
 A row of scores belongs to one lane (a session processed in parallel) at one step, a column to one item. The own column
-of a row is the column of the row's target; the other columns are negatives. A row does not use the columns that are
-masked for it. Y_ij is the score of column j in row i, and y_i the score of the own column of row i. n is the number of
-columns that a row uses, with the own column. s_ij is the softmax over these columns without the own column. A column
-with count c represents c equal negatives: it counts as c columns in every sum, in the softmax and in n.
+of a row is the column of the row's target; the other columns are negatives. A row does not use the negatives that are
+masked for it, nor those with a score of -inf. Y_ij is the score of column j in row i, and y_i the score of the own
+column of row i. n is the number of columns that a row uses, with the own column. s_ij is the softmax over these columns
+without the own column. A column with count c represents c equal negatives: it counts as c columns in every sum, in the
+softmax and in n.
 
 cross-entropy  -log softmax(Y)_i,own; label smoothing e puts (1 - e) on the target and e / (n - 1) on each other column
 bpr-max        -log(sum_j s_ij sigmoid(y_i - Y_ij) + 1e-24) + bpreg sum_j s_ij Y_ij^2, on elu(Y, elu_param)
@@ -34,12 +35,13 @@ Arguments of the functions below:
 
     y       [M, columns], the scores of M rows
     own     int64 [M], the own column of each row
-    used    bool [M, columns], True where the row uses the column; None: all True
+    used    bool [M, columns], True where the row uses the column
     counts  [columns], the count of each column; None: all 1
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,82 +56,85 @@ def own_column(y: Tensor, own: Tensor) -> Tensor:
     return y.gather(1, own.unsqueeze(1))
 
 
-def count_used(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor | int:
-    """Return the number of columns that each row uses: an int if it is the same for all rows, else [M, 1]."""
-    if used is None and counts is None:
-        return y.shape[1]
+def negatives_of(y: Tensor, own: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scores of the own columns [M, 1], y with 0 in them, and a mask of the negatives that each row uses.
+
+    The score of an own column may be -inf. With 0 in its place, no difference or product of scores is NaN.
+    """
+    index = own.unsqueeze(1)
+    return own_column(y, own), y.scatter(1, index, 0.0), used.scatter(1, index, False)
+
+
+def count_used(y: Tensor, used: Tensor, counts: Tensor | None) -> Tensor:
+    """Return the number of columns that each row uses, [M, 1]."""
     return sum_used(torch.ones_like(y), used, counts)
 
 
-def count_others(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor | int:
+def count_others(y: Tensor, used: Tensor, counts: Tensor | None) -> Tensor:
     """Return the number of columns that each row uses besides the own column; 1 instead of 0 (it is a divisor)."""
-    n = count_used(y, used, counts)
-    return max(n - 1, 1) if isinstance(n, int) else (n - 1).clamp_min(1)
+    return (count_used(y, used, counts) - 1).clamp_min(1)
 
 
-def sum_used(x: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor:
-    """Return the sum of x [M, columns] over the columns that each row uses, weighted by `counts`, [M, 1]."""
-    x = x if used is None else x.masked_fill(~used, 0)
+def sum_used(x: Tensor, used: Tensor, counts: Tensor | None) -> Tensor:
+    """Return the sum of x [M, columns] over the columns in the mask `used`, weighted by `counts`, [M, 1]."""
+    x = x.masked_fill(~used, 0)
     return (x if counts is None else x * counts).sum(1, keepdim=True)
 
 
-def mask_unused(y: Tensor, used: Tensor | None) -> Tensor:
-    """Return the scores with -inf in the masked columns."""
-    return y if used is None else y.masked_fill(~used, -torch.inf)
-
-
-def log_total(y: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor:
+def log_total(y: Tensor, used: Tensor, counts: Tensor | None) -> Tensor:
     """Return log sum e^y over the columns that each row uses, weighted by `counts`, [M, 1]."""
-    return torch.logsumexp(mask_unused(y if counts is None else y + counts.log(), used), dim=1, keepdim=True)
+    weighted = y if counts is None else y + counts.log()
+    return torch.logsumexp(weighted.masked_fill(~used, -torch.inf), dim=1, keepdim=True)
 
 
-def negative_softmax(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None) -> Tensor:
-    """Return s [M, columns], the softmax over the columns that each row uses, without the own column, which gets 0.
+def negative_softmax(x: Tensor, negatives: Tensor, counts: Tensor | None) -> Tensor:
+    """Return s [M, columns], the softmax over the columns in the mask `negatives`; the other columns get 0.
 
-    A column with count c gets the sum of c equal probabilities. A row that uses no other column gets zeros.
+    A column with count c gets the sum of c equal probabilities. A row without negatives gets zeros.
     """
-    logits = mask_unused(y, used).scatter(1, own.unsqueeze(1), -torch.inf)
-    highest = logits.detach().amax(1, keepdim=True).clamp_min(torch.finfo(y.dtype).min)
+    logits = x.masked_fill(~negatives, -torch.inf)
+    highest = logits.detach().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
     exps = torch.exp(logits - highest) if counts is None else counts * torch.exp(logits - highest)
     total = exps.sum(1, keepdim=True)
     return exps / total.masked_fill(total == 0, 1)
 
 
 def _cross_entropy(
-    y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, *, label_smoothing: float, **_: float
+    y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, *, label_smoothing: float, **_: float
 ) -> Tensor:
     log_p = y - log_total(y, used, counts)
-    target = own_column(log_p, own)
+    target, others, negatives = negatives_of(log_p, own, used)
     if not label_smoothing:
         return -target.squeeze(1)
-    others = sum_used(log_p, used, counts) - target
     share = label_smoothing / count_others(y, used, counts)
-    return -((1 - label_smoothing) * target + share * others).squeeze(1)
+    return -((1 - label_smoothing) * target + share * sum_used(others, negatives, counts)).squeeze(1)
 
 
 def _bpr_max(
-    y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, *, elu_param: float, bpreg: float, **_: float
+    y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, *, elu_param: float, bpreg: float, **_: float
 ) -> Tensor:
-    x = F.elu(y, elu_param) if elu_param else y
-    s = negative_softmax(x, own, used, counts)
-    target_wins = (s * torch.sigmoid(own_column(x, own) - x)).sum(1)
+    target, x, negatives = negatives_of(F.elu(y, elu_param) if elu_param else y, own, used)
+    s = negative_softmax(x, negatives, counts)
+    target_wins = (s * torch.sigmoid(target - x)).sum(1)
     return -torch.log(target_wins + BPR_MAX_EPS) + bpreg * (s * x * x).sum(1)
 
 
-def _top1(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
-    target = own_column(y, own)
-    terms = torch.sigmoid(y - target) + torch.sigmoid(y * y)
-    n = count_used(y, used, counts)
-    return ((sum_used(terms, used, counts) - torch.sigmoid(target * target)) / n).squeeze(1)
+def _top1(y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, **_: float) -> Tensor:
+    target, x, negatives = negatives_of(y, own, used)
+    terms = torch.sigmoid(x - target) + torch.sigmoid(x * x)
+    own_term = 0.5  # sigmoid(y_i - y_i); its second term is subtracted in the formula
+    return ((sum_used(terms, negatives, counts) + own_term) / count_used(y, used, counts)).squeeze(1)
 
 
-def _top1_max(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
-    s = negative_softmax(y, own, used, counts)
-    return (s * (torch.sigmoid(y - own_column(y, own)) + torch.sigmoid(y * y))).sum(1)
+def _top1_max(y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, **_: float) -> Tensor:
+    target, x, negatives = negatives_of(y, own, used)
+    s = negative_softmax(x, negatives, counts)
+    return (s * (torch.sigmoid(x - target) + torch.sigmoid(x * x))).sum(1)
 
 
-def _bpr(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
-    return sum_used(-F.logsigmoid(own_column(y, own) - y), used, counts).squeeze(1)
+def _bpr(y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, **_: float) -> Tensor:
+    target, x, negatives = negatives_of(y, own, used)
+    return (sum_used(-F.logsigmoid(target - x), negatives, counts) + math.log(2)).squeeze(1)
 
 
 def _sigmoid_derivative(x: Tensor) -> Tensor:
@@ -142,14 +147,13 @@ def _times_counts(grad: Tensor, counts: Tensor | None) -> Tensor:
     return grad if counts is None else counts * grad
 
 
-def _with_own(grad: Tensor, own: Tensor, used: Tensor | None, grad_own: Tensor) -> Tensor:
-    """Return `grad` with zeros in masked columns and with `grad_own` [M, 1] in the own columns."""
-    grad = grad if used is None else grad.masked_fill(~used, 0)
-    return grad.scatter(1, own.unsqueeze(1), grad_own)
+def _with_own(grad: Tensor, own: Tensor, used: Tensor, grad_own: Tensor) -> Tensor:
+    """Return `grad` with zeros in the columns that are not used, and with `grad_own` [M, 1] in the own columns."""
+    return grad.masked_fill(~used, 0).scatter(1, own.unsqueeze(1), grad_own)
 
 
 def _cross_entropy_gradient(
-    y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, *, label_smoothing: float, **_: float
+    y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, *, label_smoothing: float, **_: float
 ) -> Tensor:
     log_p = y - log_total(y, used, counts)
     share = label_smoothing / count_others(y, used, counts) if label_smoothing else 0.0
@@ -160,43 +164,44 @@ def _cross_entropy_gradient(
 
 
 def _bpr_max_gradient(
-    y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, *, elu_param: float, bpreg: float, **_: float
+    y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, *, elu_param: float, bpreg: float, **_: float
 ) -> Tensor:
-    x = F.elu(y, elu_param) if elu_param else y
-    s = negative_softmax(x, own, used, counts)
-    p = torch.sigmoid(own_column(x, own) - x)
+    activated = F.elu(y, elu_param) if elu_param else y
+    target, x, negatives = negatives_of(activated, own, used)
+    s = negative_softmax(x, negatives, counts)
+    p = torch.sigmoid(target - x)
     d = p * (1 - p)
     total = (s * p).sum(1, keepdim=True)
     square = (s * x * x).sum(1, keepdim=True)
     inverse = 1 / (total + BPR_MAX_EPS)
     grad = s * ((total - p + d) * inverse + bpreg * (x * x - square + 2 * x))
     grad = _with_own(grad, own, used, -(s * d).sum(1, keepdim=True) * inverse)
-    # The derivative of the elu is 1 where y > 0, else x + elu_param.
-    return torch.where(y > 0, grad, grad * (x + elu_param)) if elu_param else grad
+    # The derivative of the elu is 1 where y > 0, else activated + elu_param.
+    return torch.where(y > 0, grad, grad * (activated + elu_param)) if elu_param else grad
 
 
-def _top1_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
+def _top1_gradient(y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, **_: float) -> Tensor:
+    target, x, negatives = negatives_of(y, own, used)
     n = count_used(y, used, counts)
-    d = _sigmoid_derivative(y - own_column(y, own))
-    grad_own = -(sum_used(d, used, counts) - own_column(d, own)) / n
-    grad = _times_counts((d + 2 * y * _sigmoid_derivative(y * y)) / n, counts)
-    return _with_own(grad, own, used, grad_own)
+    d = _sigmoid_derivative(x - target)
+    grad = _times_counts((d + 2 * x * _sigmoid_derivative(x * x)) / n, counts)
+    return _with_own(grad, own, used, -sum_used(d, negatives, counts) / n)
 
 
-def _top1_max_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
-    s = negative_softmax(y, own, used, counts)
-    target = own_column(y, own)
-    d = _sigmoid_derivative(y - target)
-    terms = torch.sigmoid(y - target) + torch.sigmoid(y * y)
+def _top1_max_gradient(y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, **_: float) -> Tensor:
+    target, x, negatives = negatives_of(y, own, used)
+    s = negative_softmax(x, negatives, counts)
+    d = _sigmoid_derivative(x - target)
+    terms = torch.sigmoid(x - target) + torch.sigmoid(x * x)
     loss = (s * terms).sum(1, keepdim=True)
-    grad = s * (terms - loss + d + 2 * y * _sigmoid_derivative(y * y))
+    grad = s * (terms - loss + d + 2 * x * _sigmoid_derivative(x * x))
     return _with_own(grad, own, used, -(s * d).sum(1, keepdim=True))
 
 
-def _bpr_gradient(y: Tensor, own: Tensor, used: Tensor | None, counts: Tensor | None, **_: float) -> Tensor:
-    grad = torch.sigmoid(y - own_column(y, own))
-    grad_own = -(sum_used(grad, used, counts) - own_column(grad, own))
-    return _with_own(_times_counts(grad, counts), own, used, grad_own)
+def _bpr_gradient(y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, **_: float) -> Tensor:
+    target, x, negatives = negatives_of(y, own, used)
+    grad = torch.sigmoid(x - target)
+    return _with_own(_times_counts(grad, counts), own, used, -sum_used(grad, negatives, counts))
 
 
 ROW_LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_choice, check_tensor
+from gru4rec_fast.ops._checks import check_choice, check_constant, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops._registry import on_load, register, register_gradient
 from gru4rec_fast.ops.row_losses import ROW_GRADIENTS, ROW_LOSSES
 
 LOSSES = tuple(ROW_LOSSES)
@@ -54,7 +54,8 @@ def sampled_loss(
             bfloat16 hidden and rows, bias, log_q and count are float32, and so is the loss.
         rows: [M + N, H], rows of the output table: first the target of each hidden state, then the N sampled negatives,
             which all hidden states share.
-        bias: [M + N] or None, the output biases of these rows.
+        bias: [M + N] or None, the output biases of these rows. A negative whose score is -inf is masked, so a bias of
+            -inf excludes an item from the negatives.
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr" (formulas: `gru4rec_fast.ops.row_losses`).
         batch_size: divisor of the sum of losses, in GRU4Rec the nominal batch size B; None: M.
         in_batch: True: every target is a negative of every other hidden state (GRU4Rec). False: the negatives are only
@@ -73,18 +74,21 @@ def sampled_loss(
     autocast to float16, all tensors are converted to float32. float64 tensors are not converted.
 
     Returns:
-        A scalar, differentiable in hidden, rows and bias.
+        A scalar, differentiable in hidden, rows and bias, but not in log_q and count. The native kernels have no second
+        derivative: backward with create_graph=True raises RuntimeError.
 
     Raises:
-        ValueError: an argument is out of range or does not fit the others.
+        ValueError: an argument is out of range or does not fit the others, or log_q or count requires a gradient.
     """
     autocast = _autocast_dtype(hidden)
     if autocast is not None:
         hidden, rows = (_converted(t, autocast) for t in (hidden, rows))
         bias, log_q, count = (None if t is None else _converted(t, torch.float32) for t in (bias, log_q, count))
     check_choice("loss", loss, LOSSES)
-    if hidden.dim() != 2 or rows.dim() != 2 or rows.shape[1] != hidden.shape[1] or rows.shape[0] < hidden.shape[0]:
-        raise ValueError(f"hidden must be [M, H] and rows [M + N, H], not {[*hidden.shape]} and {[*rows.shape]}")
+    if hidden.dim() != 2 or rows.dim() != 2 or not hidden.shape[0] <= rows.shape[0] < 1 << 31:
+        raise ValueError(
+            f"hidden must be [M, H] and rows [M + N, H] with M + N < 2**31, not {[*hidden.shape]} and {[*rows.shape]}"
+        )
     m, n_columns, device, sum_dtype = hidden.shape[0], rows.shape[0], hidden.device, _sum_dtype(hidden)
     check_tensor("rows", rows, hidden.dtype, ("M + N", hidden.shape[1]), device)
     check_tensor("bias", bias, sum_dtype, (n_columns,), device)
@@ -92,6 +96,7 @@ def sampled_loss(
     check_tensor("log_q", log_q, sum_dtype, (n_columns,), device)
     check_tensor("ids", ids, torch.int64, (n_columns,), device)
     check_tensor("count", count, sum_dtype, (n_columns - m,), device)
+    check_constant(log_q=log_q, count=count)
     divisor = float(m if batch_size is None else batch_size)
     if divisor <= 0:
         raise ValueError(f"batch_size={batch_size}: must be positive")
@@ -186,10 +191,11 @@ def score_matrix(
     live: Tensor | None,
     log_q: Tensor | None,
     ids: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the scores [M, columns], the column of each target [M], and a mask (bool [M, columns], True: unmasked).
 
-    The loss does not use masked scores. If no score is masked, the mask is None.
+    The loss does not use masked scores. Scores of -inf are masked, except for those of targets, and 0 is returned for
+    them: a factor of 0 in the backward pass would turn -inf into NaN.
     """
     m = hidden.shape[0]
     hidden, rows = widened(hidden), widened(rows)
@@ -207,18 +213,19 @@ def score_matrix(
         y = torch.cat([target.unsqueeze(1), negatives], dim=1)
         target_column = torch.zeros(m, dtype=torch.int64, device=hidden.device)
         column_ids = None if ids is None else ids[m:]
-    unmasked = None
+    is_excluded = (y == -torch.inf).scatter(1, target_column.unsqueeze(1), False)
+    y, unmasked = y.masked_fill(is_excluded, 0), ~is_excluded
     if column_ids is not None and ids is not None:
         equals_target = column_ids.unsqueeze(0) == ids[:m].unsqueeze(1)
         if not in_batch:  # column 0 is the target
             equals_target = F.pad(equals_target, (1, 0))
-        unmasked = ~equals_target.scatter(1, target_column.unsqueeze(1), False)
+        unmasked = unmasked & ~equals_target.scatter(1, target_column.unsqueeze(1), False)
     if live is not None and in_batch:
         live_columns = F.pad(live, (0, y.shape[1] - m), value=True).unsqueeze(0).expand_as(y)
         # The target's column is unmasked also if the hidden state is not live: with all columns masked, the loss would
         # be 0/0. Losses of such hidden states are replaced by 0 later.
         live_columns = live_columns.scatter(1, target_column.unsqueeze(1), True)
-        unmasked = live_columns if unmasked is None else unmasked & live_columns
+        unmasked = unmasked & live_columns
     return y, target_column, unmasked
 
 
@@ -252,6 +259,5 @@ def _fake(hidden: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 @on_load
 def _register(library: str) -> None:
-    register_composite(library, "sampled_loss", sampled_loss_reference)
-    torch.library.register_fake(f"{library}::sampled_loss", _fake)
-    torch.library.register_autograd(f"{library}::sampled_loss", _backward, setup_context=_setup_context)
+    register(library, "sampled_loss", sampled_loss_reference, _fake)
+    register_gradient(library, "sampled_loss", _backward, _setup_context)

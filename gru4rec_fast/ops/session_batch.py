@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._checks import check_tensor
-from gru4rec_fast.ops._registry import on_load, operators
+from gru4rec_fast.ops._checks import check_memory, check_tensor
+from gru4rec_fast.ops._registry import on_load, operators, register
 
 
 def session_batch_state(lanes: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
@@ -99,6 +99,8 @@ def session_batch_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (inputs, targets, reset) and update `state` (lane_session, lane_position, cursor) in place."""
     lane_session, lane_position, cursor = state
+    written = {"lane_session": lane_session, "lane_position": lane_position, "cursor": cursor}
+    check_memory(written, {"items": items, "offsets": offsets, "order": order})
     n_events, n_sessions, n_lanes = len(items), len(offsets) - 1, len(lane_session)
     n_ordered = n_sessions if order is None else len(order)
     session, position, next_session = lane_session.tolist(), lane_position.tolist(), int(cursor)
@@ -163,4 +165,4 @@ def _fake(items: Tensor, offsets: Tensor, order: Tensor | None, lane_session: Te
 
 @on_load
 def _register(library: str) -> None:
-    torch.library.register_fake(f"{library}::session_batch", _fake)
+    register(library, "session_batch", None, _fake)

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_tensor
+from gru4rec_fast.ops._checks import check_memory, check_tensor
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops._registry import on_load, register
 
 State = tuple[Tensor | None, ...]  # (accumulator, velocity) or (exp_avg, exp_avg_sq)
 # rule(gradient, *state, **options) -> (change of the weight, new state)
@@ -63,6 +63,9 @@ def sparse_adagrad_(
     """
     _check(table, {"accumulator": accumulator, "velocity": velocity}, index, grad, momentum)
     update = implementation("sparse_adagrad_", impl, table.device, adagrad_reference)
+    if update is adagrad_reference:
+        written = {"table": table, "accumulator": accumulator, "velocity": velocity}
+        check_memory(written, {"index": index, "grad": grad})
     update(table, accumulator, velocity, index, grad, lr, momentum, eps)
 
 
@@ -97,6 +100,9 @@ def sparse_adam_(
     if step < 1:
         raise ValueError(f"step={step}: must be at least 1")
     update = implementation("sparse_adam_", impl, table.device, adam_reference)
+    if update is adam_reference:
+        written = {"table": table, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        check_memory(written, {"index": index, "grad": grad})
     update(table, exp_avg, exp_avg_sq, index, grad, step, lr, beta1, beta2, eps)
 
 
@@ -163,5 +169,4 @@ def update_all(rule: Rule, weight: Tensor, state: State, grad: Tensor, **options
 @on_load
 def _register(library: str) -> None:
     for name, reference in (("sparse_adagrad_", adagrad_reference), ("sparse_adam_", adam_reference)):
-        register_composite(library, name, reference)
-        torch.library.register_fake(f"{library}::{name}", lambda *_: None)  # the operators return nothing
+        register(library, name, reference, lambda *_: None)  # the operators return nothing

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast.ops._checks import check_memory
 from gru4rec_fast.ops._dispatch import implementation
-from gru4rec_fast.ops._registry import on_load, register_composite
+from gru4rec_fast.ops._registry import on_load, register
 from gru4rec_fast.ops.sparse_update import adagrad_reference, adagrad_rule, update_all
 
 
@@ -90,6 +91,9 @@ def step_store_losses_reference(
         step_losses: [T], set to the losses; 0 for masked steps.
         enabled: bool [], set to True if the block has an active step and `stopped` is False, else to False.
     """
+    check_memory(
+        {"stopped": stopped, "step_losses": step_losses, "enabled": enabled}, {"losses": losses, "active": active}
+    )
     step_losses.copy_(torch.where(active, losses, 0))
     stopped.logical_or_(~step_losses.isfinite().all())
     enabled.copy_(active[0] & ~stopped)
@@ -114,6 +118,9 @@ def step_apply_reference(
         enabled: bool [], whether anything is changed.
         hyperparameters: float64 [3]: learning rate, momentum, epsilon.
     """
+    written = {"weights": weights, "accumulators": accumulators, "velocities": velocities, "states": states}
+    read = {"grads": grads, "outputs": outputs, "enabled": [enabled], "hyperparameters": [hyperparameters]}
+    check_memory(*({f"{k}[{i}]": t for k in group for i, t in enumerate(group[k])} for group in (written, read)))
     if not enabled:
         return
     options = dict(zip(("lr", "momentum", "eps"), hyperparameters.tolist(), strict=True))
@@ -151,6 +158,16 @@ def step_rows_reference(
         grad_bias: [n2], gradients of the output biases of the target and negative rows; None without `bias`.
         enabled, hyperparameters: as for `step_apply_reference`.
     """
+    check_memory(
+        {
+            "weight": weight, "accumulator": accumulator, "velocity": velocity,
+            "bias": bias, "bias_accumulator": bias_accumulator, "bias_velocity": bias_velocity,
+        },
+        {
+            "rows": rows, "positions": positions, "grad_inputs": grad_inputs, "grad_items": grad_items,
+            "grad_bias": grad_bias, "enabled": enabled, "hyperparameters": hyperparameters,
+        },
+    )  # fmt: skip
     if not enabled:
         return
     index = torch.empty_like(rows).scatter_(0, positions, rows)
@@ -172,4 +189,4 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 @on_load
 def _register(library: str) -> None:
     for name, reference in OPERATORS.items():
-        register_composite(library, name, reference)
+        register(library, name, reference)

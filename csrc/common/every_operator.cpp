@@ -1,0 +1,158 @@
+// The implementation of common/every_operator.h.
+#include "common/every_operator.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/TensorOptions.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace grf {
+namespace {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using torch::jit::Stack;
+
+// A tensor among the arguments of a call. A list of tensors has one for each element.
+struct TensorArgument {
+  at::Tensor tensor;
+  const c10::Argument& argument;
+
+  bool is_written() const { return argument.alias_info() != nullptr && argument.alias_info()->isWrite(); }
+};
+
+using TensorArguments = c10::SmallVector<TensorArgument, 16>;
+
+TensorArguments tensor_arguments(const c10::FunctionSchema& schema, const Stack& stack) {
+  TensorArguments found;
+  const auto add = [&](const at::Tensor& tensor, const c10::Argument& argument) {
+    if (tensor.defined()) found.push_back({tensor, argument});
+  };
+  const auto values = torch::jit::last(stack, schema.arguments().size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    const c10::Argument& argument = schema.arguments()[i];
+    if (values[i].isTensor()) add(values[i].toTensor(), argument);
+    if (values[i].isTensorList()) {
+      for (const at::Tensor& tensor : values[i].toTensorVector()) add(tensor, argument);
+    }
+  }
+  return found;
+}
+
+// The memory of a tensor: blocks of `block` bytes, `stride` bytes apart, from `begin` to begin + span.
+struct MemoryLayout {
+  const char* begin;
+  int64_t span, stride, block;
+  bool overlaps_itself;
+
+  explicit MemoryLayout(const at::Tensor& tensor)
+      : begin(static_cast<const char*>(tensor.const_data_ptr())),
+        span(static_cast<int64_t>(tensor.element_size())),
+        stride(0),
+        block(span),
+        overlaps_itself(false) {
+    const int64_t element_bytes = span;
+    c10::SmallVector<std::pair<int64_t, int64_t>, 4> dimensions;  // stride in bytes, size
+    for (int64_t d = 0; d < tensor.dim(); ++d) {
+      if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d) * element_bytes, tensor.size(d));
+    }
+    std::sort(dimensions.begin(), dimensions.end());
+    for (const auto& [dimension_stride, size] : dimensions) {
+      overlaps_itself |= dimension_stride < span;
+      stride = dimension_stride, block = span;
+      span += (size - 1) * dimension_stride;
+    }
+  }
+
+  bool may_overlap(const MemoryLayout& other) const {
+    if (begin + span <= other.begin || other.begin + other.span <= begin) return false;
+    if (stride != other.stride || stride == 0) return true;
+    // The blocks of one tensor may lie between those of the other, as with two columns of one matrix.
+    const int64_t distance = ((other.begin - begin) % stride + stride) % stride;
+    return distance < block || distance + other.block > stride;
+  }
+};
+
+void check_memory(const std::string& op, const TensorArguments& arguments) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& [tensor, argument] = arguments[i];
+    if (!arguments[i].is_written() || tensor.numel() == 0 || tensor.is_meta()) continue;
+    const MemoryLayout layout(tensor);
+    TORCH_CHECK_VALUE(!layout.overlaps_itself, op, ": ", argument.name(),
+                      " is updated, but several of its elements share memory (strides ", tensor.strides(),
+                      "); pass a clone");
+    for (size_t j = 0; j < arguments.size(); ++j) {
+      const at::Tensor& other = arguments[j].tensor;
+      if (j == i || other.numel() == 0) continue;
+      TORCH_CHECK_VALUE(!layout.may_overlap(MemoryLayout(other)), op, ": ", argument.name(), " is updated, but ",
+                        arguments[j].argument.name(), " shares memory with it; pass a clone");
+    }
+  }
+}
+
+std::optional<c10::Device> device_argument(const c10::FunctionSchema& schema, const Stack& stack) {
+  for (const c10::IValue& value : torch::jit::last(stack, schema.arguments().size())) {
+    if (value.isDevice()) return value.toDevice();
+  }
+  return std::nullopt;
+}
+
+void check_arguments(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+  const c10::FunctionSchema& schema = op.schema();
+  const TensorArguments arguments = tensor_arguments(schema, *stack);
+  for (const auto& [tensor, argument] : arguments) {
+    const auto& [first, first_argument] = arguments[0];
+    TORCH_CHECK_VALUE(tensor.device() == first.device(), schema.name(), ": ", argument.name(), " is on ",
+                      tensor.device(), ", but ", first_argument.name(), " is on ", first.device(),
+                      "; all tensors must be on one device");
+  }
+  if (schema.is_mutable()) check_memory(schema.name(), arguments);
+  keys = keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, DispatchKey::BackendSelect);
+  if (const auto device = device_argument(schema, *stack)) {
+    TORCH_CHECK_VALUE(arguments.empty() || arguments[0].tensor.device().type() == device->type(), schema.name(), ": ",
+                      arguments.empty() ? "" : arguments[0].argument.name(), " is not on ", *device);
+    keys = keys | DispatchKeySet(c10::computeDispatchKey(std::nullopt, at::kStrided, *device));
+  }
+  op.redispatchBoxed(keys, stack);
+}
+
+void increment_versions(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+  // Before the update: this raises an error for an inference tensor that is updated outside of inference mode.
+  for (const TensorArgument& argument : tensor_arguments(op.schema(), *stack)) {
+    if (argument.is_written()) argument.tensor.unsafeGetTensorImpl()->bump_version();
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+}
+
+// Calls visit(name, schema) for all operators of the library.
+template <typename Visit>
+void for_operators(const Visit& visit) {
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
+    if (name.getNamespace() != GRF_LIBRARY_NAME) continue;
+    visit(name.name.substr(name.name.find("::") + 2), dispatcher.findSchemaOrThrow(name.name.c_str(), "").schema());
+  }
+}
+
+}  // namespace
+
+void register_checks(torch::Library& m) {
+  for_operators([&](const std::string& name, const c10::FunctionSchema&) {
+    m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&check_arguments>());
+  });
+}
+
+void register_version_counters(torch::Library& m) {
+  for_operators([&](const std::string& name, const c10::FunctionSchema& schema) {
+    if (schema.is_mutable()) m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&increment_versions>());
+  });
+}
+
+}  // namespace grf
