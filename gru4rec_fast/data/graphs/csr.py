@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 _INT32_NODES = 1 << 31  # with fewer nodes, node indices are stored as int32
+_CHUNK_EDGES = 1 << 17
 _MAX_NODES = 1 << 32  # edge dropout uses the node index as one 32-bit word of its random-number counter
 
 
@@ -87,3 +88,24 @@ def extract_user_item_block(
             f"the matrix is not symmetric: of the entries ({user}, {item}) and ({item}, {user}) only one is stored"
         )
     return rows[is_user_row], columns[is_user_row] - n_users, (n_users, n_nodes - n_users)
+
+
+def find_csr_problem(offsets: np.ndarray, neighbors: np.ndarray, n_users: int) -> str:
+    """Return what is wrong with the CSR of a graph whose values are in range: unsorted, repeated or one-sided edges.
+
+    Returns "" for a valid CSR. The edges of users and of items are compared by a sum of hashes, because sorting them
+    would take minutes and much memory for a large graph.
+    """
+    n_edges, sums = len(neighbors) // 2, [0, 0]  # sums of hashes: over the rows of users, and of items
+    for half, first in enumerate((0, n_edges)):
+        for start in range(first, first + n_edges, _CHUNK_EDGES):
+            stop = min(start + _CHUNK_EDGES, first + n_edges)
+            begin, end = np.searchsorted(offsets, [start, stop - 1], side="right") - 1  # first and last row
+            rows = np.repeat(np.arange(begin, end + 1), np.diff(np.clip(offsets[begin : end + 2], start, stop)))
+            columns = neighbors[start:stop].astype(np.int64)
+            if ((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any():
+                return "holds neighbors that are not increasing"
+            users, items = (rows, columns) if half == 0 else (columns, rows)
+            hashes = (users.astype(np.uint64) << np.uint64(32) | items.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            sums[half] += int(((hashes ^ hashes >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)).sum())
+    return "" if (sums[0] - sums[1]) % (1 << 64) == 0 else "holds edges in one direction only"

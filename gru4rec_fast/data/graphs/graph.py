@@ -19,7 +19,12 @@ from gru4rec_fast.data.array_folder import (
     summary_lines,
     write_array_folder,
 )
-from gru4rec_fast.data.graphs.csr import build_bipartite_csr, extract_user_item_block, nonzero_entries
+from gru4rec_fast.data.graphs.csr import (
+    build_bipartite_csr,
+    extract_user_item_block,
+    find_csr_problem,
+    nonzero_entries,
+)
 from gru4rec_fast.data.sessions.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices, kind_of
 
@@ -298,6 +303,8 @@ class InteractionGraph:
         offsets = stored.open_offsets("offsets", n_users + n_items, 2 * n_edges)
         if offsets[n_users] != n_edges:
             raise stored.damage_error("offsets.npy", f"states {offsets[n_users]} edges of users, not {n_edges}")
+        if problem := find_csr_problem(offsets, neighbors, n_users):
+            raise stored.damage_error("neighbors.npy", problem)
         user_ids, item_ids = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
         return cls(offsets, neighbors, user_ids, item_ids, stored.meta)
 

@@ -1,0 +1,130 @@
+"""Run fuzzers: `python tests/fuzz/run.py --seconds 300 TARGET...` (no target: all).
+
+First the corpus of each target is replayed, then generated cases run for the given time, in processes that may crash.
+A finding is saved to the corpus as a JSON file with the smallest case that was found. The exit code is 1 if there are
+findings that known.py does not list, or if it lists one that does not happen any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CORPUS = HERE / "corpus"
+TARGETS = ("table_files", "session_stores", "interaction_graphs", "checkpoints", "configuration", "operators", "implementations")
+
+
+def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
+    """Run the fuzzer of a target. Return one line for each problem, and write new findings to `into`/`name`."""
+    from known import KNOWN
+
+    known = {file.removeprefix(f"{name}/"): reason for file, reason in KNOWN.items() if file.startswith(f"{name}/")}
+    corpus = {path.name: json.loads(path.read_text()) for path in sorted((CORPUS / name).glob("*.json"))}
+    problems = [f"{name}/{file} is listed in known.py, but is not in the corpus" for file in known if file not in corpus]
+    replayed: dict[str, str] = {}  # name of the finding by file of the corpus
+    known_names = {corpus[file]["finding"] for file in known if file in corpus}
+    skipped = {corpus[file]["label"] for file in known if file in corpus and "label" in corpus[file]}
+    with tempfile.TemporaryDirectory(prefix="fuzzing") as temporary:
+        work = Path(temporary)
+        for folder in ("replay", "found"):
+            (work / folder).mkdir()
+        for file in corpus:
+            shutil.copy(CORPUS / name / file, work / "replay" / file)
+        deadline = time.monotonic() + seconds
+        while not (work / "cases").exists():
+            crash = _run_process(name, work, max(deadline - time.monotonic(), 0.1), seed, skipped, known_names)
+            seed += 1_000
+            if crash:
+                file = next((path.name for path in sorted((work / "replay").iterdir())), None)
+                if file is not None:
+                    replayed[file] = crash["finding"]
+                    (work / "replay" / file).unlink()
+                elif crash["finding"] not in known_names:
+                    known_names.add(crash["finding"])
+                    path = work / "found" / f"crash{len(known_names)}.json"
+                    path.write_text(json.dumps(crash, indent=1) + "\n")
+                skipped.add(crash["label"])
+        for path in sorted((work / "found").glob("*/*.json")):
+            replayed[f"{path.parent.name}.json"] = json.loads(path.read_text())["finding"]
+        for path in sorted((work / "found").glob("*.json")):
+            (into / name).mkdir(parents=True, exist_ok=True)
+            target = into / name / path.name
+            shutil.copy(path, target)
+            problems.append(f"{target}: {json.loads(path.read_text())['finding']}")
+        n_cases = (work / "cases").read_text()
+    problems += [f"{name}/{file}: {finding}" for file, finding in replayed.items() if file not in known]
+    problems += [
+        f"{name}/{file} is no finding any more: remove it from known.py"
+        for file in known
+        if file in corpus and file not in replayed
+    ]
+    print(f"{name}: {len(corpus)} cases replayed, {n_cases} cases generated, {len(problems)} problems", flush=True)
+    return problems
+
+
+def _run_process(
+    name: str, work: Path, seconds: float, seed: int, skipped: set[str], known: set[str]
+) -> dict[str, object] | None:
+    """Run `run_cases` in a new process. Return the case that was running if the process crashed or hung."""
+    arguments = json.dumps({"seconds": seconds, "first_seed": seed, "skipped": [*skipped], "known": [*known]})
+    with open(work / "stderr", "w+") as stderr:
+        command = [sys.executable, "-P", __file__, "--process", name, str(work), arguments]
+        code = subprocess.run(command, stdout=stderr, stderr=stderr, check=False).returncode
+        stderr.seek(0)
+        detail = stderr.read()[-3000:]
+    if code == 0:
+        return None
+    if "Timeout (" not in detail and code > 0 or not (work / "current.json").exists():
+        raise RuntimeError(f"the fuzzer of {name} failed:\n{detail}")
+    case = json.loads((work / "current.json").read_text())
+    label = load_target(name).label(case)
+    what = signal.Signals(-code).name if code < 0 else "hang"
+    return {"finding": f"{what} {label}", "label": label, "detail": detail, "case": case}
+
+
+def load_target(name: str):  # noqa: ANN201 (harness.Target, imported only where it is needed)
+    """Return the object TARGET of the module `name`."""
+    return importlib.import_module(name).TARGET
+
+
+def main() -> int:
+    """Run the command of the module's docstring."""
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    if sys.argv[1:2] == ["--process"]:
+        from harness import run_cases
+
+        name, work, arguments = sys.argv[2:]
+        values = json.loads(arguments)
+        run_cases(
+            load_target(name), Path(work), values["seconds"], values["first_seed"], set(values["skipped"]),
+            set(values["known"]),
+        )  # fmt: skip
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--seconds", type=float, default=60, help="duration for each target")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="by default a random one")
+    parser.add_argument("--into", type=Path, default=CORPUS, help="folder of new findings, by default the corpus")
+    options = parser.parse_args()
+    if unknown := [name for name in options.targets if name not in TARGETS]:
+        parser.error(f"{unknown[0]} is no target; choose from {', '.join(TARGETS)}")
+    print(f"seed {options.seed}", flush=True)
+    problems = [
+        problem for name in options.targets for problem in fuzz(name, options.seconds, options.seed, options.into)
+    ]
+    print(*problems, sep="\n")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
