@@ -222,7 +222,7 @@ class ArrayFolder:
 def _notes_problem(meta: Mapping[str, Any]) -> str:
     """Return what is wrong with the notes in meta.json that `summary_lines` shows, or ""."""
     dropped, parsings = meta.get("dropped", {}), meta.get("ids", {})
-    if not isinstance(dropped, dict) or not all(type(count) is int and len(name) < 100 for name, count in dropped.items()):
+    if not isinstance(dropped, dict) or not all(type(n) is int and len(reason) < 100 for reason, n in dropped.items()):
         return 'has "dropped" that are not counts by reason'
     for parsing in parsings.values() if isinstance(parsings, dict) else [None]:
         notes = parsing if isinstance(parsing, dict) else {}

@@ -63,17 +63,18 @@ for name, make in MAKE.items():
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = make().set_params(n_epochs=1).fit(_data(name), out=folder, progress=False)
-        model.save(Path(folder) / "model")
-        FILES[name] = {"last": (Path(folder) / "last.safetensors").read_bytes(), "model": model.save(Path(folder) / "m").read_bytes()}
+        paths = {"last": Path(folder) / "last.safetensors", "model": model.save(Path(folder) / "model")}
+        FILES[name] = {key: path.read_bytes() for key, path in paths.items()}
 
 
 def _damages(content: bytes) -> Any:
-    header, data = _unpack(content)
+    header, _ = _unpack(content)
     metadata = header["__metadata__"]
     documents = {key: json.loads(metadata[key]) for key in ("config", "progress")}
     in_documents = [{"document": key, "path": path} for key in documents for path in _paths(documents[key])]
     tensors = [key for key in header if key != "__metadata__"]
     dtypes = ["F32", "F64", "I32", "I64", "BF16", "U8", "BOOL", "F16", "X"]
+    values = {"at": st.integers(0, 50), "value": INTEGERS | st.floats()}
     choices = [
         st.fixed_dictionaries({"cut": st.integers(0, len(content))}),
         st.fixed_dictionaries({"at": st.integers(0, len(content)), "bytes": st.text("\x00\xff{}9\x80", min_size=1)}),
@@ -82,7 +83,7 @@ def _damages(content: bytes) -> Any:
         st.fixed_dictionaries({"remove": st.sampled_from(tensors)}),
         st.fixed_dictionaries({"tensor": st.sampled_from(tensors), "dtype": st.sampled_from(dtypes)}),
         st.fixed_dictionaries({"tensor": st.sampled_from(tensors), "shape": st.lists(INTEGERS, max_size=3)}),
-        st.fixed_dictionaries({"tensor": st.sampled_from(tensors), "at": st.integers(0, 50), "value": INTEGERS | st.floats()}),
+        st.fixed_dictionaries({"tensor": st.sampled_from(tensors), **values}),
     ]
     return st.lists(st.one_of(choices), min_size=1, max_size=2)
 

@@ -24,10 +24,10 @@ STORE = SessionStore.from_arrays([0, 1, 2, 3, 4, 5, 0, 1, 1, 2], [0, 3, 5, 8, 10
 GRAPH = InteractionGraph.from_arrays([0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 2, 0, 2, 3])
 _NAMES = sorted({name for model in MODELS.values() for name in model.names()})
 _WORDS = ["cross-entropy", "bpr-max", "top1", "reset_before", "layersize", "paper", "mean+I/norm", "per_term", "cuda",
-          "meta", "loss", "recall@5", "ndcg@0", "recall@99999999999999999999", "bf16", "reference", "None", "true", "1e-3",
-          "4/4", "interactions", "float64", *scheduler_names()]  # fmt: skip
+          "meta", "loss", "recall@5", "ndcg@0", "recall@99999999999999999999", "bf16", "reference", "None", "true",
+          "1e-3", "4/4", "interactions", "float64", *scheduler_names()]  # fmt: skip
 _SCHEDULES = st.dictionaries(
-    st.sampled_from(["step_size", "gamma", "T_max", "interval", "milestones", "max_lr", "total_steps", "epochs", "mode"]),
+    st.sampled_from(["step_size", "gamma", "T_max", "interval", "milestones", "max_lr", "total_steps", "mode"]),
     st.integers(-1, 3) | st.floats() | st.sampled_from(["update", "epoch", "min", [1, 2]]),
     max_size=3,
 )
@@ -35,6 +35,7 @@ _VALUES = st.one_of(
     st.integers(0, 4), st.floats(0, 2), st.sampled_from(_WORDS), INTEGERS, st.floats(), TEXTS, JSON_VALUES, _SCHEDULES
 )
 _PARAMETERS = st.dictionaries(st.sampled_from(_NAMES) | st.sampled_from(_NAMES) | TEXTS, _VALUES, max_size=4)
+_FILE_TEXTS = ["layers = [", "a = 1\na = 2", "[parameters]\nlayers = [4]", "[" * 2000, '{"a":' * 2000]
 # What a training must not exceed, so that it takes neither long nor much memory.
 _LIMITS = {"n_epochs": 3, "batch_size": 1000, "n_sample": 5000, "bptt": 100, "accumulate": 100, "embedding_dim": 64,
            "n_layers": 4, "embedding": 64}  # fmt: skip
@@ -100,7 +101,7 @@ TARGET = Target(
             "how": st.sampled_from(["keywords", "keywords", "set_params", "string", "file", "command"]),
             "parameters": _PARAMETERS,
             "suffix": st.sampled_from(["toml", "json", "JSON", ""]),
-            "text": st.none() | TEXTS | st.sampled_from(["layers = [", "a = 1\na = 2", "[parameters]\nlayers = [4]", "[" * 2000]),
+            "text": st.none() | TEXTS | st.sampled_from(_FILE_TEXTS),
         }
     ),
     run=run,

@@ -80,12 +80,11 @@ def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
         array = np.load(io.BytesIO(content))
     except (ValueError, EOFError, SyntaxError):  # an earlier damage
         return content
-    if "value" in damage:
-        if array.size:
-            array = array.reshape(-1)
-            info = np.iinfo(array.dtype) if array.dtype.kind in "iu" else None
-            value = damage["value"] if info is None else min(max(damage["value"], info.min), info.max)
-            array[damage["at"] % array.size] = value
+    if "value" in damage and array.size:
+        array = array.reshape(-1)
+        info = np.iinfo(array.dtype) if array.dtype.kind in "iu" else None
+        value = damage["value"] if info is None else min(max(damage["value"], info.min), info.max)
+        array[damage["at"] % array.size] = value
     header = {
         "descr": damage.get("descr", npy_format.dtype_to_descr(array.dtype)),
         "fortran_order": False,

@@ -41,7 +41,8 @@ def run(case: Any, folder: Path) -> None:
     assert len(users) == len(items) == graph.n_edges, "wrong number of interactions"
     for user in range(graph.n_users):
         items = graph.items_of(user)
-        assert all((0 <= items) & (items < graph.n_items)) and all(items[1:] > items[:-1]), "wrong items of a user"
+        in_range = (items >= 0) & (items < graph.n_items)
+        assert in_range.all() and (items[1:] > items[:-1]).all(), "wrong items of a user"
     backward = sorted((int(u), i) for i in range(graph.n_items) for u in _users_of(graph, i))
     assert backward == [*zip(*(a.tolist() for a in graph.interactions()), strict=True)], "the graph is not symmetric"
     if case["use"] == "triples":

@@ -7,6 +7,7 @@ memory overlaps other arguments or itself.
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,20 @@ _NAMESPACE = torch.ops.gru4rec_fast
 assert {*OPERATORS} == {*_backend.kernels()}, "an operator has no valid call"
 _DTYPES = ["float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool", "complex64", "int8"]
 _LAYOUTS = ["transposed", "expanded", "offset", "every second", "alias", "alias of a part", "meta", "sparse", "none"]
+
+
+def _change_of(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.fixed_dictionaries({"argument": st.integers(0, 30), **values})
+
+
 _CHANGES = st.lists(
     st.one_of(
-        st.fixed_dictionaries({"argument": st.integers(0, 30), "layout": st.sampled_from(_LAYOUTS), "other": st.integers(0, 30)}),
-        st.fixed_dictionaries({"argument": st.integers(0, 30), "dtype": st.sampled_from(_DTYPES)}),
-        st.fixed_dictionaries(
-            {
-                "argument": st.integers(0, 30),
-                "dimension": st.integers(0, 3),
-                "size": st.integers(0, 5) | st.sampled_from([-1, 40, 1 << 16]),  # -1 removes the dimension
-            }
-        ),
-        st.fixed_dictionaries(
-            {"argument": st.integers(0, 30), "at": st.integers(0, 40), "value": INTEGERS | st.floats()}
-        ),
-        st.fixed_dictionaries({"argument": st.integers(0, 30), "scalar": INTEGERS | st.floats() | st.text(max_size=3)}),
+        _change_of(layout=st.sampled_from(_LAYOUTS), other=st.integers(0, 30)),
+        _change_of(dtype=st.sampled_from(_DTYPES)),
+        # The size -1 removes the dimension.
+        _change_of(dimension=st.integers(0, 3), size=st.integers(0, 5) | st.sampled_from([-1, 40, 1 << 16])),
+        _change_of(at=st.integers(0, 40), value=INTEGERS | st.floats()),
+        _change_of(scalar=INTEGERS | st.floats() | st.text(max_size=3)),
     ),
     max_size=3,
 )
@@ -86,8 +86,10 @@ def _change(arguments: dict[str, Any], change: dict[str, Any]) -> None:
     name = names[change["argument"] % len(names)]
     if is_scalar:
         value = arguments[name]
-        if isinstance(change["scalar"], str) == isinstance(value, str) and not isinstance(value, torch.dtype | torch.device):
-            arguments[name] = type(value)(bool(change["scalar"])) if isinstance(value, bool) else change["scalar"]
+        if isinstance(value, bool):
+            arguments[name] = bool(change["scalar"])
+        elif isinstance(value, str | int | float) and isinstance(change["scalar"], str) == isinstance(value, str):
+            arguments[name] = change["scalar"]
         return
     tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
     tensors += [entry for value in arguments.values() if isinstance(value, list) for entry in value]
@@ -112,13 +114,12 @@ def _changed(tensor: Any, change: dict[str, Any], tensors: list[Tensor]) -> Any:
         dimension = change["dimension"] % len(shape)
         shape[dimension : dimension + 1] = [change["size"]] if change["size"] >= 0 else []
         n = torch.Size(shape).numel()
-        return tensor.reshape(-1).repeat(n // max(tensor.numel(), 1) + 1)[:n].reshape(shape) if tensor.numel() else tensor.new_zeros(shape)
+        values = tensor.reshape(-1) if tensor.numel() else tensor.new_zeros(1)
+        return values.repeat(n // values.numel() + 1)[:n].reshape(shape)
     if "value" in change:
         if tensor.numel() and tensor.device.type == "cpu" and tensor.is_contiguous():
-            try:
+            with suppress(RuntimeError, OverflowError, TypeError):  # the dtype cannot hold the value
                 tensor.view(-1)[change["at"] % tensor.numel()] = change["value"]
-            except (RuntimeError, OverflowError, TypeError):  # the dtype cannot hold the value
-                pass
         return tensor
     return _with_layout(tensor, change["layout"], tensors[change["other"] % len(tensors)])
 
@@ -149,18 +150,17 @@ def _with_layout(tensor: Tensor, layout: str, other: Tensor) -> Tensor | None:
 
 def _why_it_must_fail(arguments: dict[str, Any], written: set[str]) -> str:
     """Return why a call must not succeed: tensors on two devices, or an overlap of written memory. "" if it may."""
-    tensors: list[tuple[str, Tensor]] = []
-    for name, value in arguments.items():
-        tensors += [(name, entry) for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, Tensor)]
+    entries = [(name, value if isinstance(value, list) else [value]) for name, value in arguments.items()]
+    tensors = [(name, entry) for name, values in entries for entry in values if isinstance(entry, Tensor)]
     if len({tensor.device.type for _, tensor in tensors}) > 1:
         return "tensors on two devices"
-    strided = [(i, name, t) for i, (name, t) in enumerate(tensors) if t.layout == torch.strided and t.device.type == "cpu" and t.numel()]
-    for i, name, tensor in strided:
+    tensors = [(name, t) for name, t in tensors if t.layout == torch.strided and t.device.type == "cpu" and t.numel()]
+    for i, (name, tensor) in enumerate(tensors):
         if name not in written:
             continue
         if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             return "an expanded tensor to write to"
-        if any(i != j and _overlap(tensor, other) for j, _, other in strided):
+        if any(i != j and _overlap(tensor, other) for j, (_, other) in enumerate(tensors)):
             return "a written tensor that shares memory with another argument"
     return ""
 

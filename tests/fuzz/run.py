@@ -21,7 +21,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "corpus"
-TARGETS = ("table_files", "session_stores", "interaction_graphs", "checkpoints", "configuration", "operators", "implementations")
+TARGETS = (
+    "table_files",
+    "session_stores",
+    "interaction_graphs",
+    "checkpoints",
+    "configuration",
+    "operators",
+    "implementations",
+)
 
 
 def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
@@ -30,7 +38,7 @@ def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
 
     known = {file.removeprefix(f"{name}/"): reason for file, reason in KNOWN.items() if file.startswith(f"{name}/")}
     corpus = {path.name: json.loads(path.read_text()) for path in sorted((CORPUS / name).glob("*.json"))}
-    problems = [f"{name}/{file} is listed in known.py, but is not in the corpus" for file in known if file not in corpus]
+    problems = [f"{name}/{file} of known.py is not in the corpus" for file in known if file not in corpus]
     replayed: dict[str, str] = {}  # name of the finding by file of the corpus
     known_names = {corpus[file]["finding"] for file in known if file in corpus}
     skipped = {corpus[file]["label"] for file in known if file in corpus and "label" in corpus[file]}
@@ -84,7 +92,7 @@ def _run_process(
         detail = stderr.read()[-3000:]
     if code == 0:
         return None
-    if "Timeout (" not in detail and code > 0 or not (work / "current.json").exists():
+    if ("Timeout (" not in detail and code > 0) or not (work / "current.json").exists():
         raise RuntimeError(f"the fuzzer of {name} failed:\n{detail}")
     case = json.loads((work / "current.json").read_text())
     label = load_target(name).label(case)
@@ -92,7 +100,7 @@ def _run_process(
     return {"finding": f"{what} {label}", "label": label, "detail": detail, "case": case}
 
 
-def load_target(name: str):  # noqa: ANN201 (harness.Target, imported only where it is needed)
+def load_target(name: str):
     """Return the object TARGET of the module `name`."""
     return importlib.import_module(name).TARGET
 

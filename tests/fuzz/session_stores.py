@@ -44,8 +44,8 @@ def run(case: Any, folder: Path) -> None:
     elif case["use"] == "loader":
         n_targets = 0
         for block in SessionParallelLoader(store, 2, steps=2):
-            assert -1 <= block.inputs.min() and block.inputs.max() < store.n_items, "input out of range"
-            assert -1 <= block.targets.min() and block.targets.max() < store.n_items, "target out of range"
+            assert block.inputs.min() >= -1 and block.inputs.max() < store.n_items, "input out of range"
+            assert block.targets.min() >= -1 and block.targets.max() < store.n_items, "target out of range"
             n_targets += block.n_events
         assert n_targets == store.n_targets, "n_targets is wrong"
     elif case["use"] == "graph":

@@ -74,13 +74,16 @@ def _column(dtype: str, values: list[int | None]) -> pl.Series:
     if dtype in ("Float64", "Float32", "Boolean", "Null", "Decimal"):
         return floats.cast(pl.Decimal(38, 2) if dtype == "Decimal" else getattr(pl, dtype), strict=False)
     if dtype in ("String", "Categorical", "Binary"):
-        return pl.Series([None if value is None else str(value) for value in values], dtype=pl.String).cast(getattr(pl, dtype))
+        texts = [None if value is None else str(value) for value in values]
+        return pl.Series(texts, dtype=pl.String).cast(getattr(pl, dtype))
     integers = pl.Series([value if isinstance(value, int) else None for value in values], dtype=pl.Int128)
     if dtype == "List":
         return pl.Series([[value] for value in integers.cast(pl.Int64, strict=False)], dtype=pl.List(pl.Int64))
     if dtype in ("Datetime", "Duration"):
         integers = integers.cast(pl.Int64, strict=False)
-    return integers.cast(pl.Int32, strict=False).cast(pl.Date) if dtype == "Date" else integers.cast(getattr(pl, dtype), strict=False)
+    if dtype == "Date":
+        integers = integers.cast(pl.Int32, strict=False)
+    return integers.cast(getattr(pl, dtype), strict=False)
 
 
 def _source(case: Any, folder: Path) -> Any:
@@ -130,7 +133,7 @@ def run(case: Any, folder: Path) -> None:
         else:
             like = InteractionGraph.from_arrays([0], [0], user_ids=Vocabulary(case["ids"]), item_ids=Vocabulary([1]))
             like = like if reader == "graph like" else None
-            if reader == "text":
+            if reader == "text" and isinstance(source, Path):
                 InteractionGraph.from_text(source, like=like)
             else:
                 graph = InteractionGraph.from_table(source, user_key="SessionId", like=like, **options)
@@ -155,5 +158,5 @@ TARGET = Target(
         }
     ),
     run=run,
-    subjects=lambda case, folder: [str(folder), "DataFrame given", "separator="],
+    subjects=lambda case, folder: [str(folder), "DataFrame given", "separator=", "training vocabulary"],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ def _gru(rng: random.Random) -> Call:
     return {
         "gate_inputs": tensor(dtype, t, b, 3 * h),
         "state": tensor(dtype, b, h),
-        "weight_hh": tensor(dtype, 3 * h, h),
+        "weight_hh": tensor(dtype, 3 * h, h, fill=[-0.3, 0.3]),
         "bias_hh": tensor(dtype, 3 * h) if form == "reset_after" and rng.random() < 0.7 else None,
         "reset": rng.choice([None, tensor("bool", t, b, fill=[0, 2])]),
         "output_mask": rng.choice([None, tensor(dtype, t, b, h, fill=[0, 2])]),
@@ -201,8 +201,9 @@ def _step_rows(rng: random.Random) -> Call:
 def _ranking(rng: random.Random) -> Call:
     q, h, n, dtype = _size(rng, least=0), _size(rng), _size(rng), _float(rng)
     # Small integers, so that scores are exact and ties occur.
-    tables = {"hidden": tensor(dtype, q, h, fill=[-2, 3], whole=True), "weight": tensor(dtype, n, h, fill=[-2, 3], whole=True)}
-    return {**tables, "bias": rng.choice([None, tensor(dtype, n, fill=[-2, 3], whole=True)])}
+    small = {"fill": [-2, 3], "whole": True}
+    tables = {"hidden": tensor(dtype, q, h, **small), "weight": tensor(dtype, n, h, **small)}
+    return {**tables, "bias": rng.choice([None, tensor(dtype, n, **small)])}
 
 
 def _target_rank(rng: random.Random) -> Call:
@@ -220,7 +221,7 @@ def _top_k(rng: random.Random) -> Call:
 def _csr(neighbors: list[list[int]], dtype: str) -> Call:
     """Return offsets and neighbors for the list of neighbors of each node."""
     offsets = [0, *accumulate(map(len, neighbors))]
-    return {"offsets": values("int64", offsets), "neighbors": values(dtype, [node for row in neighbors for node in row])}
+    return {"offsets": values("int64", offsets), "neighbors": values(dtype, [*chain.from_iterable(neighbors)])}
 
 
 def _graph(rng: random.Random, dtype: str) -> tuple[int, Call]:
@@ -230,7 +231,8 @@ def _graph(rng: random.Random, dtype: str) -> tuple[int, Call]:
     columns = rng.choice([None, values("int64", sorted(rng.sample(range(n), rng.randint(1, n))))])
     rows = columns or rng.choice([None, values("int64", sorted(rng.sample(range(n), rng.randint(0, n))))])
     features = tensor(dtype, columns["shape"][0] if columns else n, d)
-    return d, {"features": features, **_csr(neighbors, rng.choice(["int32", "int64"])), "rows": rows, "columns": columns}
+    graph = _csr(neighbors, rng.choice(["int32", "int64"]))
+    return d, {"features": features, **graph, "rows": rows, "columns": columns}
 
 
 _MATRICES = ["symmetric", "mean", "norm", "plain"]
@@ -256,7 +258,7 @@ def _ngcf(rng: random.Random) -> Call:
 
 def _ngcf_backward(rng: random.Random) -> Call:
     call = _ngcf(rng)
-    (n, d), (_, out), dtype = call["features"]["shape"], call["weight_1"]["shape"], call["features"]["dtype"]
+    (_, d), (_, out), dtype = call["features"]["shape"], call["weight_1"]["shape"], call["features"]["dtype"]
     n_rows = call["rows"]["shape"][0] if call["rows"] else call["offsets"]["shape"][0] - 1
     del call["bias_1"], call["bias_2"]
     same = call["P"].removesuffix("+I") == call["Q"].removesuffix("+I")

@@ -90,22 +90,34 @@ def extract_user_item_block(
     return rows[is_user_row], columns[is_user_row] - n_users, (n_users, n_nodes - n_users)
 
 
-def find_csr_problem(offsets: np.ndarray, neighbors: np.ndarray, n_users: int) -> str:
-    """Return what is wrong with the CSR of a graph whose values are in range: unsorted, repeated or one-sided edges.
+def check_csr(offsets: np.ndarray, neighbors: np.ndarray, n_users: int, n_items: int) -> None:
+    """Raise ValueError unless the arrays, which come from a file, are the CSR of an `InteractionGraph`.
 
-    Returns "" for a valid CSR. The edges of users and of items are compared by a sum of hashes, because sorting them
-    would take minutes and much memory for a large graph.
+    The edges of users and of items are compared by a sum of hashes, because sorting them would take minutes and much
+    memory for a large graph.
     """
-    n_edges, sums = len(neighbors) // 2, [0, 0]  # sums of hashes: over the rows of users, and of items
-    for half, first in enumerate((0, n_edges)):
-        for start in range(first, first + n_edges, _CHUNK_EDGES):
-            stop = min(start + _CHUNK_EDGES, first + n_edges)
-            begin, end = np.searchsorted(offsets, [start, stop - 1], side="right") - 1  # first and last row
-            rows = np.repeat(np.arange(begin, end + 1), np.diff(np.clip(offsets[begin : end + 2], start, stop)))
+    n_edges = len(neighbors) // 2
+    if offsets.dtype != np.int64 or neighbors.dtype not in (np.int32, np.int64) or neighbors.ndim != 1:
+        raise ValueError("offsets must be int64, and neighbors int32 or int64")
+    if offsets.shape != (n_users + n_items + 1,) or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError("offsets must be non-decreasing from 0, with one element more than there are nodes")
+    if offsets[n_users] != n_edges or offsets[-1] != len(neighbors) or len(neighbors) != 2 * n_edges:
+        raise ValueError("offsets must state every edge once for a user and once for an item")
+    sums = [0, 0]  # sums of hashes of the edges: over the rows of users, and of items
+    for half, (first_edge, low, high) in enumerate(((0, n_users, n_users + n_items), (n_edges, 0, n_users))):
+        for start in range(first_edge, first_edge + n_edges, _CHUNK_EDGES):
+            stop = min(start + _CHUNK_EDGES, first_edge + n_edges)
+            first_row, last_row = np.searchsorted(offsets, [start, stop - 1], side="right") - 1
+            lengths = np.diff(np.clip(offsets[first_row : last_row + 2], start, stop))
+            rows = np.repeat(np.arange(first_row, last_row + 1), lengths)
             columns = neighbors[start:stop].astype(np.int64)
+            if columns.min() < low or columns.max() >= high:
+                raise ValueError(f"neighbors from {columns.min()} to {columns.max()}, not {low} to {high - 1}")
             if ((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any():
-                return "holds neighbors that are not increasing"
+                raise ValueError("the neighbors of a node must increase")
             users, items = (rows, columns) if half == 0 else (columns, rows)
-            hashes = (users.astype(np.uint64) << np.uint64(32) | items.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            edges = users.astype(np.uint64) << np.uint64(32) | items.astype(np.uint64)
+            hashes = edges * np.uint64(0x9E3779B97F4A7C15)
             sums[half] += int(((hashes ^ hashes >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)).sum())
-    return "" if (sums[0] - sums[1]) % (1 << 64) == 0 else "holds edges in one direction only"
+    if (sums[0] - sums[1]) % (1 << 64):
+        raise ValueError("neighbors must hold every edge in both directions")

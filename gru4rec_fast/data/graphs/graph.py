@@ -21,8 +21,8 @@ from gru4rec_fast.data.array_folder import (
 )
 from gru4rec_fast.data.graphs.csr import (
     build_bipartite_csr,
+    check_csr,
     extract_user_item_block,
-    find_csr_problem,
     nonzero_entries,
 )
 from gru4rec_fast.data.sessions.store import SessionStore
@@ -297,14 +297,12 @@ class InteractionGraph:
         """
         stored = ArrayFolder(folder, _FOLDER_FORMAT)
         n_users, n_items, n_edges = stored.counts
+        offsets = stored.open_array("offsets", n_users + n_items + 1, np.int64)
         neighbors = stored.open_array("neighbors", 2 * n_edges, np.int32, np.int64)
-        stored.check_range("neighbors", neighbors[:n_edges], n_users, n_users + n_items)  # neighbors of users are items
-        stored.check_range("neighbors", neighbors[n_edges:], 0, n_users)
-        offsets = stored.open_offsets("offsets", n_users + n_items, 2 * n_edges)
-        if offsets[n_users] != n_edges:
-            raise stored.damage_error("offsets.npy", f"states {offsets[n_users]} edges of users, not {n_edges}")
-        if problem := find_csr_problem(offsets, neighbors, n_users):
-            raise stored.damage_error("neighbors.npy", problem)
+        try:
+            check_csr(offsets, neighbors, n_users, n_items)
+        except ValueError as error:
+            raise stored.damage_error("offsets.npy or neighbors.npy", f"is no graph: {error}") from None
         user_ids, item_ids = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
         return cls(offsets, neighbors, user_ids, item_ids, stored.meta)
 

@@ -209,7 +209,7 @@ class SessionStore:
             renumbering = ItemRenumbering(log.item_ids, vocabulary)
             if vocabulary is not None:
                 drop_unseen(log, renumbering, SessionRules(min_length=2))
-                require_sessions(log, "the log")
+                require_sessions(log, table.name)
             store = cls.from_log(log, renumbering, store_folder)
         return store if out is None else cls.open(out)
 
