@@ -1,7 +1,7 @@
 """Valid calls of every operator, as JSON values: each argument is a tensor's description or a value.
 
-A description is {"dtype", "shape", "fill"}, and optionally "whole". A fill is [low, high] for uniform values (integers, or
-floats that are whole if "whole" is given), or {"values": [...]} for given values.
+A description is {"dtype", "shape", "fill"}, and optionally "whole". A fill is {"values": [...]}, or [low, high] for
+uniform values: integers, or floats, which are whole numbers if "whole" is given.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def _step_gather(rng: random.Random) -> Call:
 
 def _step_settle(rng: random.Random) -> Call:
     t, dtype = _size(rng), _float(rng)
-    return {"losses": tensor(dtype, t), "active": tensor("bool", t, fill=[0, 2]), "stopped": tensor("bool", fill=[0, 1]),
-            "step_losses": tensor(dtype, t), "enabled": tensor("bool", fill=[0, 2])}  # fmt: skip
+    return {"losses": tensor(dtype, t), "active": tensor("bool", t, fill=[0, 2]),
+            "stopped": tensor("bool", fill=[0, 1]), "step_losses": tensor(dtype, t), "enabled": tensor("bool", fill=[0, 2])}  # fmt: skip
 
 
 def _step_apply(rng: random.Random) -> Call:
