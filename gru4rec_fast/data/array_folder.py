@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -68,7 +69,7 @@ def open_npy(path: Path, length: int, dtypes: Iterable[DTypeLike], advice: str) 
         elif dtype not in allowed:  # with dtype object, NumPy would use the file's bytes as pointers
             problem = f"holds {brief(dtype)} where {' or '.join(map(str, allowed))} was expected"
         elif path.stat().st_size < start + length * dtype.itemsize:
-            problem = "was cut short"
+            problem = f"is damaged or was cut short (it has {path.stat().st_size} bytes)"
         else:  # np.memmap raises an error for an empty array
             return np.memmap(path, dtype, "r", start, shape) if length else np.empty(0, dtype)
     except FileNotFoundError:
@@ -186,8 +187,8 @@ class ArrayFolder:
         """Return `array`, the values of NAME.npy. Raises ValueError unless all are in [low, high). Reads all values."""
         for chunk in read_chunks(array):
             if not (chunk.min() >= low and chunk.max() < high):  # False for NaN
-                problem = f"holds values from {chunk.min()} to {chunk.max()}, not from {low} to below {high}"
-                raise self.damage_error(f"{name}.npy", problem)
+                allowed = f"{low} to {high - 1}" if high < math.inf else "finite numbers"
+                raise self.damage_error(f"{name}.npy", f"holds {chunk.min()} to {chunk.max()}, not {allowed}")
         return array
 
     def open_offsets(self, name: str, count: int, end: int | None = None) -> np.ndarray:

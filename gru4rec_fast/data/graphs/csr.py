@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -90,19 +90,25 @@ def extract_user_item_block(
     return rows[is_user_row], columns[is_user_row] - n_users, (n_users, n_nodes - n_users)
 
 
-def check_csr(offsets: np.ndarray, neighbors: np.ndarray, n_users: int, n_items: int) -> None:
-    """Raise ValueError unless the arrays, which come from a file, are the CSR of an `InteractionGraph`.
+def find_csr_damage(
+    offsets: np.ndarray, neighbors: np.ndarray, n_users: int, n_items: int
+) -> tuple[Literal["offsets", "neighbors"], str] | None:
+    """Return which array of a graph's CSR from a file is damaged and how ("holds ..."); None for a valid CSR.
 
     The edges of users and of items are compared by a sum of hashes, because sorting them would take minutes and much
     memory for a large graph.
     """
     n_edges = len(neighbors) // 2
-    if offsets.dtype != np.int64 or neighbors.dtype not in (np.int32, np.int64) or neighbors.ndim != 1:
-        raise ValueError("offsets must be int64, and neighbors int32 or int64")
-    if offsets.shape != (n_users + n_items + 1,) or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError("offsets must be non-decreasing from 0, with one element more than there are nodes")
-    if offsets[n_users] != n_edges or offsets[-1] != len(neighbors) or len(neighbors) != 2 * n_edges:
-        raise ValueError("offsets must state every edge once for a user and once for an item")
+    if neighbors.dtype not in (np.int32, np.int64) or neighbors.ndim != 1:
+        return "neighbors", "is no int32 or int64 array of one dimension"
+    if offsets.dtype != np.int64 or offsets.shape != (n_users + n_items + 1,):
+        return "offsets", f"is no int64 array of {n_users + n_items + 1} elements"
+    if offsets[0] != 0 or offsets[-1] != 2 * n_edges:
+        return "offsets", f"ranges from {offsets[0]} to {offsets[-1]}, not from 0 to {2 * n_edges}"
+    if (offsets[1:] < offsets[:-1]).any():
+        return "offsets", "holds decreasing offsets"
+    if offsets[n_users] != n_edges:
+        return "offsets", f"states {offsets[n_users]} edges of users, not {n_edges}"
     sums = [0, 0]  # sums of hashes of the edges: over the rows of users, and of items
     for half, (first_edge, low, high) in enumerate(((0, n_users, n_users + n_items), (n_edges, 0, n_users))):
         for start in range(first_edge, first_edge + n_edges, _CHUNK_EDGES):
@@ -112,12 +118,11 @@ def check_csr(offsets: np.ndarray, neighbors: np.ndarray, n_users: int, n_items:
             rows = np.repeat(np.arange(first_row, last_row + 1), lengths)
             columns = neighbors[start:stop].astype(np.int64)
             if columns.min() < low or columns.max() >= high:
-                raise ValueError(f"neighbors from {columns.min()} to {columns.max()}, not {low} to {high - 1}")
+                return "neighbors", f"holds {columns.min()} to {columns.max()}, not {low} to {high - 1}"
             if ((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any():
-                raise ValueError("the neighbors of a node must increase")
+                return "neighbors", "holds neighbors of a node that do not increase"
             users, items = (rows, columns) if half == 0 else (columns, rows)
             edges = users.astype(np.uint64) << np.uint64(32) | items.astype(np.uint64)
             hashes = edges * np.uint64(0x9E3779B97F4A7C15)
             sums[half] += int(((hashes ^ hashes >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)).sum())
-    if (sums[0] - sums[1]) % (1 << 64):
-        raise ValueError("neighbors must hold every edge in both directions")
+    return ("neighbors", "holds an edge in one direction only") if (sums[0] - sums[1]) % (1 << 64) else None

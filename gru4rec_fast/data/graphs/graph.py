@@ -21,8 +21,8 @@ from gru4rec_fast.data.array_folder import (
 )
 from gru4rec_fast.data.graphs.csr import (
     build_bipartite_csr,
-    check_csr,
     extract_user_item_block,
+    find_csr_damage,
     nonzero_entries,
 )
 from gru4rec_fast.data.sessions.store import SessionStore
@@ -299,10 +299,8 @@ class InteractionGraph:
         n_users, n_items, n_edges = stored.counts
         offsets = stored.open_array("offsets", n_users + n_items + 1, np.int64)
         neighbors = stored.open_array("neighbors", 2 * n_edges, np.int32, np.int64)
-        try:
-            check_csr(offsets, neighbors, n_users, n_items)
-        except ValueError as error:
-            raise stored.damage_error("offsets.npy or neighbors.npy", f"is no graph: {error}") from None
+        if damage := find_csr_damage(offsets, neighbors, n_users, n_items):
+            raise stored.damage_error(f"{damage[0]}.npy", damage[1])
         user_ids, item_ids = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
         return cls(offsets, neighbors, user_ids, item_ids, stored.meta)
 
