@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import json
-import os
 import resource
 import shutil
 import sys
@@ -25,10 +24,11 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
+import gru4rec_fast
+
 MESSAGE_LENGTH = 500
-TIMEOUT_S = 10
 MEMORY_BYTES = 2 << 30
-_TEST_CODE = (os.sep + "fuzz" + os.sep, os.sep + "hypothesis" + os.sep)
+_PACKAGE, _FUZZERS = Path(gru4rec_fast.__file__).parent, Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Target:
         subjects: words, such as the folder and names of arguments; the message of an error contains at least one.
         errors: types of expected errors.
         check_messages: whether the message of an expected error must be one short line with one of the subjects.
+        timeout_s: time after which a case counts as a hang.
         label: what a crash is named after, such as an operator. After a crash, cases with the same label are skipped.
     """
 
@@ -49,6 +50,7 @@ class Target:
     subjects: Callable[[Any, Path], list[str]]
     errors: tuple[type[Exception], ...] = (ValueError, TypeError, OSError)
     check_messages: bool = True
+    timeout_s: int = 10
     label: Callable[[Any], str] = lambda case: ""
 
 
@@ -79,7 +81,7 @@ class _TimeIsUp(BaseException):
 def run_case(target: Target, case: Any) -> Finding | None:
     """Run a case in this process and return the finding, if it is one."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
-    faulthandler.dump_traceback_later(TIMEOUT_S, exit=True)
+    faulthandler.dump_traceback_later(target.timeout_s, exit=True)
     try:
         target.run(case, folder)
     except target.errors as error:
@@ -105,9 +107,9 @@ def _message_problem(message: str, subjects: list[str]) -> str:
 def _place(error: BaseException) -> str:
     """Return the type of an error and the innermost function of the package that it comes from."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{os.sep}gru4rec_fast{os.sep}" in frame.filename]
-    tested = [frame for frame in frames if not any(part in frame.filename for part in _TEST_CODE)]
-    frame = own[-1] if own else (tested or frames)[-1]
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+    others = [frame for frame in frames if not Path(frame.filename).is_relative_to(_FUZZERS)]
+    frame = (own or others or frames)[-1]
     # A wrong result is found by an assertion in the target itself, whose message is constant.
     text = f" ({error})" if isinstance(error, AssertionError) else ""
     return f"{type(error).__name__} in {Path(frame.filename).name}: {frame.name}{text}"

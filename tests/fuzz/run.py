@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="by default a random one")
     parser.add_argument("--into", type=Path, default=CORPUS, help="folder of new findings, by default the corpus")
     options = parser.parse_args()
-    if unknown := [name for name in options.targets if name not in TARGETS]:
+    if unknown := [name for name in options.targets if name not in (*TARGETS, "faulty")]:
         parser.error(f"{unknown[0]} is no target; choose from {', '.join(TARGETS)}")
     print(f"seed {options.seed}", flush=True)
     problems = [

@@ -175,8 +175,9 @@ def _step_gather(rng: random.Random) -> Call:
 
 def _step_settle(rng: random.Random) -> Call:
     t, dtype = _size(rng), _float(rng)
-    return {"losses": tensor(dtype, t), "active": tensor("bool", t, fill=[0, 2]),
-            "stopped": tensor("bool", fill=[0, 1]), "step_losses": tensor(dtype, t), "enabled": tensor("bool", fill=[0, 2])}  # fmt: skip
+    flags = {"active": tensor("bool", t, fill=[0, 2]), "stopped": tensor("bool", fill=[0, 1])}
+    outputs = {"step_losses": tensor(dtype, t), "enabled": tensor("bool", fill=[0, 2])}
+    return {"losses": tensor(dtype, t), **flags, **outputs}
 
 
 def _step_apply(rng: random.Random) -> Call:
