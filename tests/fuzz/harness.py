@@ -56,17 +56,22 @@ class Target:
 
 @dataclass(frozen=True)
 class Finding:
-    """A case with an outcome that must not happen. Two findings of one target with the same name have one cause."""
+    """A case with an outcome that must not happen. Two findings of one target with the same name have one cause.
+
+    `detail` is a traceback. `crash_label` is the label of a case that crashed or hung, see `Target`.
+    """
 
     name: str
     detail: str
     case: Any
+    crash_label: str | None = None
 
     def save(self, folder: Path) -> Path:
         """Write the finding to a JSON file, named by its name, and return the path."""
         path = folder / f"{hashlib.blake2b(self.name.encode(), digest_size=6).hexdigest()}.json"
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"finding": self.name, "detail": self.detail, "case": self.case}, indent=1) + "\n")
+        values = {"finding": self.name, "crash_label": self.crash_label, "detail": self.detail, "case": self.case}
+        path.write_text(json.dumps(values, indent=1) + "\n")
         return path
 
 
@@ -128,7 +133,7 @@ def run_cases(target: Target, work: Path, seconds: float, first_seed: int, skipp
     current = work / "current.json"
 
     def outcome(case: Any) -> Finding | None:
-        current.write_text(json.dumps(case))
+        current.write_text(json.dumps({"label": target.label(case), "case": case}))
         return run_case(target, case)
 
     for path in sorted((work / "replay").iterdir()):

@@ -18,6 +18,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness import Finding
 
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "corpus"
@@ -36,12 +40,13 @@ def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
     """Run the fuzzer of a target. Return one line for each problem, and write new findings to `into`/`name`."""
     from known import KNOWN
 
-    known = {file.removeprefix(f"{name}/"): reason for file, reason in KNOWN.items() if file.startswith(f"{name}/")}
+    known = {file.removeprefix(f"{name}/") for file in KNOWN if file.startswith(f"{name}/")}
     corpus = {path.name: json.loads(path.read_text()) for path in sorted((CORPUS / name).glob("*.json"))}
-    problems = [f"{name}/{file} of known.py is not in the corpus" for file in known if file not in corpus]
+    problems = [f"{name}/{file} of known.py is not in the corpus" for file in known - {*corpus}]
+    known_findings = [corpus[file] for file in known & {*corpus}]
+    names = {finding["finding"] for finding in known_findings}
+    skipped = {finding["crash_label"] for finding in known_findings} - {None}
     replayed: dict[str, str] = {}  # name of the finding by file of the corpus
-    known_names = {corpus[file]["finding"] for file in known if file in corpus}
-    skipped = {corpus[file]["label"] for file in known if file in corpus and "label" in corpus[file]}
     with tempfile.TemporaryDirectory(prefix="fuzzing") as temporary:
         work = Path(temporary)
         for folder in ("replay", "found"):
@@ -50,40 +55,37 @@ def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
             shutil.copy(CORPUS / name / file, work / "replay" / file)
         deadline = time.monotonic() + seconds
         while not (work / "cases").exists():
-            crash = _run_process(name, work, max(deadline - time.monotonic(), 0.1), seed, skipped, known_names)
+            crash = _run_process(name, work, max(deadline - time.monotonic(), 0.1), seed, skipped, names)
             seed += 1_000
-            if crash:
-                file = next((path.name for path in sorted((work / "replay").iterdir())), None)
-                if file is not None:
-                    replayed[file] = crash["finding"]
-                    (work / "replay" / file).unlink()
-                elif crash["finding"] not in known_names:
-                    known_names.add(crash["finding"])
-                    path = work / "found" / f"crash{len(known_names)}.json"
-                    path.write_text(json.dumps(crash, indent=1) + "\n")
-                skipped.add(crash["label"])
-        for path in sorted((work / "found").glob("*/*.json")):
+            files = sorted((work / "replay").iterdir())
+            if crash and files:  # the case of the first file crashed
+                replayed[files[0].name] = crash.name
+                files[0].unlink()
+            elif crash:
+                if crash.name not in names:
+                    crash.save(work / "found")
+                skipped.add(crash.crash_label)
+            names |= {json.loads(path.read_text())["finding"] for path in (work / "found").glob("*.json")}
+        for path in (work / "found").glob("*/*.json"):
             replayed[f"{path.parent.name}.json"] = json.loads(path.read_text())["finding"]
         for path in sorted((work / "found").glob("*.json")):
             (into / name).mkdir(parents=True, exist_ok=True)
-            target = into / name / path.name
-            shutil.copy(path, target)
-            problems.append(f"{target}: {json.loads(path.read_text())['finding']}")
+            saved = shutil.copy(path, into / name / path.name)
+            problems.append(f"{saved}: {json.loads(path.read_text())['finding']}")
         n_cases = (work / "cases").read_text()
-    problems += [f"{name}/{file}: {finding}" for file, finding in replayed.items() if file not in known]
-    problems += [
-        f"{name}/{file} is no finding any more: remove it from known.py"
-        for file in known
-        if file in corpus and file not in replayed
-    ]
+    problems += [f"{name}/{file}: {finding}" for file, finding in sorted(replayed.items()) if file not in known]
+    mended = (known & {*corpus}) - {*replayed}
+    problems += [f"{name}/{file} is no finding any more: remove it from known.py" for file in sorted(mended)]
     print(f"{name}: {len(corpus)} cases replayed, {n_cases} cases generated, {len(problems)} problems", flush=True)
     return problems
 
 
 def _run_process(
     name: str, work: Path, seconds: float, seed: int, skipped: set[str], known: set[str]
-) -> dict[str, object] | None:
+) -> Finding | None:
     """Run `run_cases` in a new process. Return the case that was running if the process crashed or hung."""
+    from harness import Finding
+
     arguments = json.dumps({"seconds": seconds, "first_seed": seed, "skipped": [*skipped], "known": [*known]})
     with open(work / "stderr", "w+") as stderr:
         command = [sys.executable, "-P", __file__, "--process", name, str(work), arguments]
@@ -94,15 +96,9 @@ def _run_process(
         return None
     if ("Timeout (" not in detail and code > 0) or not (work / "current.json").exists():
         raise RuntimeError(f"the fuzzer of {name} failed:\n{detail}")
-    case = json.loads((work / "current.json").read_text())
-    label = load_target(name).label(case)
+    current = json.loads((work / "current.json").read_text())
     what = signal.Signals(-code).name if code < 0 else "hang"
-    return {"finding": f"{what} {label}", "label": label, "detail": detail, "case": case}
-
-
-def load_target(name: str):
-    """Return the object TARGET of the module `name`."""
-    return importlib.import_module(name).TARGET
+    return Finding(f"{what} {current['label']}", detail, current["case"], current["label"])
 
 
 def main() -> int:
@@ -113,10 +109,9 @@ def main() -> int:
 
         name, work, arguments = sys.argv[2:]
         values = json.loads(arguments)
-        run_cases(
-            load_target(name), Path(work), values["seconds"], values["first_seed"], set(values["skipped"]),
-            set(values["known"]),
-        )  # fmt: skip
+        skipped, known = set(values["skipped"]), set(values["known"])
+        target = importlib.import_module(name).TARGET
+        run_cases(target, Path(work), values["seconds"], values["first_seed"], skipped, known)
         return 0
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
