@@ -171,6 +171,7 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
         ),
         ("meta.json", change_meta(n_sessions=-1), r"meta\.json is damaged: it lacks n_sessions"),
         ("meta.json", cut_short, r"meta\.json is damaged"),
+        ("meta.json", lambda path: path.write_text("[" * 99_999), r"meta\.json is damaged: .* nested too deeply"),
         ("meta.json", lambda path: path.write_text("[]"), "is no session store: its meta.json states the format None"),
         (
             "meta.json",

@@ -236,6 +236,11 @@ def test_parameter_files(tmp_path: Path):
         with pytest.raises(ValueError) as caught:
             read_parameter_file(tmp_path / f"{name}.toml")
         assert message in str(caught.value)
+    (tmp_path / "deep.toml").write_text("layers = " + "[" * 99_999)
+    (tmp_path / "deep.json").write_text("[" * 99_999)
+    for name in ("deep.toml", "deep.json"):
+        with pytest.raises(ValueError, match=rf"{name}: "):
+            read_parameter_file(tmp_path / name)
     (tmp_path / "nested.json").write_text('{"parameters": [1]}')
     with pytest.raises(ValueError, match=r'nested\.json: its "parameters" are \[1\], not parameters by name'):
         read_parameter_file(tmp_path / "nested.json")

@@ -22,7 +22,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from gru4rec_fast._messages import brief
+from gru4rec_fast._untrusted import brief, parse_json
 from gru4rec_fast.data.vocabulary import Vocabulary, decode_ids, encode_ids
 
 _CHUNK_BYTES = 1 << 20
@@ -412,4 +412,5 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """Read meta.json. Raises FileNotFoundError if it is missing or not a regular file."""
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(folder / "meta.json")
-    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta: dict[str, Any] = parse_json((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta

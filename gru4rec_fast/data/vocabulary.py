@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gru4rec_fast._messages import brief
+from gru4rec_fast._untrusted import brief
 
 STRING = np.dtypes.StringDType()
 _BLOCK = 1 << 20  # number of strings that are converted to Python objects at a time

@@ -15,7 +15,7 @@ from torch import nn
 
 from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
-from gru4rec_fast._messages import brief
+from gru4rec_fast._untrusted import brief
 from gru4rec_fast.models.builders import build_trainer, find_device
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from gru4rec_fast._messages import brief
+from gru4rec_fast._untrusted import brief
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.data.vocabulary import as_ids
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from typing import Any, ClassVar, Self, TypeVar
 
-from gru4rec_fast._messages import brief
+from gru4rec_fast._untrusted import brief, parse_json
 
 LAYERSIZE = "layersize"  # a value of the parameter `embedding`: the width of the first layer
 
@@ -205,7 +204,7 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else dict(json.loads(value) if isinstance(value, str) else value)
+    return value if isinstance(value, dict) else dict(parse_json(value) if isinstance(value, str) else value)
 
 
 def _json_value(value: Any) -> Any:

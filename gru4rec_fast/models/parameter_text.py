@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gru4rec_fast._messages import brief
+from gru4rec_fast._untrusted import brief, parse_json
 from gru4rec_fast.models.parameter_fields import check_names, to_number
 from gru4rec_fast.models.parameters import GRU4RecParameters
 
@@ -69,8 +68,8 @@ def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) ->
     path = Path(path)
     text = path.read_text(encoding="utf-8")
     try:
-        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        content = parse_json(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # tomllib recurses for nested lists
         raise ValueError(f"{path}: {brief(error, 200)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not parameters by name")
