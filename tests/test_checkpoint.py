@@ -67,6 +67,13 @@ def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path: Path):
         load_checkpoint(foreign, FORMAT)
 
 
+def test_a_header_that_is_nested_too_deeply_is_an_error(tmp_path: Path):
+    header = {"format": FORMAT, "config": "[" * 99_999, "progress": "{}"}
+    save_file({"x": torch.ones(2)}, tmp_path / "deep.safetensors", metadata=header)
+    with pytest.raises(CheckpointError, match=r"deep\.safetensors is truncated or not .* nested too deeply"):
+        load_checkpoint(tmp_path / "deep.safetensors", FORMAT)
+
+
 def test_another_model_or_another_layout_version_is_an_error(tmp_path: Path):
     path = save_checkpoint(tmp_path / "model.safetensors", make_checkpoint())
     with pytest.raises(CheckpointError, match=r"a checkpoint of gru4rec_fast\.Example, not of gru4rec_fast\.NGCF"):

@@ -41,7 +41,7 @@ WRONG_COMMANDS = [
     ("train", "train.tsv --layer 10", "--layers"),
     ("train", "train.tsv -ps layer=10", "did you mean layers?"),
     ("train", "train.tsv -ps layers", "'layers' is not name=value"),
-    ("train", "train.tsv -ps layers=10,layers=20", "layers is given twice"),
+    ("train", "train.tsv -ps layers=10,layers=20", "'layers' is given twice"),
     ("train", "train.tsv --params unknown.toml", "did you mean learning_rate?"),
     ("train", "train.tsv --params bad.toml", "bad.toml"),
     ("train", "train.tsv --params none.toml", "none.toml: No such file"),

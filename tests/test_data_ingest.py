@@ -57,7 +57,7 @@ def test_unknown_items_are_dropped_and_counted(
             return
         expected = remove_unseen_items(group_by_session(rows), set(known), min_length=2, collapse=False)
         if not expected:
-            with pytest.raises(ValueError, match="no session is left in the log"):
+            with pytest.raises(ValueError, match="no session is left in the dict given"):
                 SessionStore.from_events(as_columns(rows), vocabulary=Vocabulary(known))
             return
         store = SessionStore.from_events(as_columns(rows), vocabulary=Vocabulary(known))

@@ -145,12 +145,33 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
             r"support\.npy is damaged: it holds -1 to 3, not 0 to 5",
         ),
         (
+            "items.npy",
+            lambda path: np.save(path, np.array([0, 1, 3, 2, 0], np.int32)),
+            r"items\.npy is damaged: it holds 0 to 3, not 0 to 2; prepare the session store again",
+        ),
+        (
+            "items.npy",
+            lambda path: np.save(path, np.array([0, -1, 1, 2, 0], np.int32)),
+            r"items\.npy is damaged: it holds -1 to 2, not 0 to 2",
+        ),
+        (
+            "end_times.npy",
+            lambda path: np.save(path, [1.0, np.nan, 2.0]),
+            r"end_times\.npy is damaged: it holds nan to nan, not finite numbers",
+        ),
+        (
+            "items.npy",
+            lambda path: path.write_bytes(path.read_bytes().replace(b"(5,)", b"(5, ")),
+            r"items\.npy is damaged \(its header cannot be read: [^\n]*\); prepare",
+        ),
+        (
             "vocabulary.ids.npy",
             lambda path: np.save(path, [7, 7, 9]),
             r"vocabulary\S* is damaged: .*the id 7 occurs more",
         ),
         ("meta.json", change_meta(n_sessions=-1), r"meta\.json is damaged: it lacks n_sessions"),
         ("meta.json", cut_short, r"meta\.json is damaged"),
+        ("meta.json", lambda path: path.write_text("[" * 99_999), r"meta\.json is damaged: .* nested too deeply"),
         ("meta.json", lambda path: path.write_text("[]"), "is no session store: its meta.json states the format None"),
         (
             "meta.json",
@@ -158,6 +179,17 @@ def change_meta(**changes: Any) -> Callable[[Path], None]:
             "has format version 9, this release of gru4rec_fast reads version 1; prepare",
         ),
         ("meta.json", change_meta(n_targets=None), r"meta\.json is damaged: it lacks n_targets"),
+        ("meta.json", change_meta(n_short_sessions=True), r"meta\.json is damaged: it lacks n_short_sessions"),
+        ("meta.json", change_meta(n_targets=3), r"meta\.json is damaged: it states 3 targets and 1 short sessions"),
+        ("meta.json", change_meta(n_short_sessions=2), r"meta\.json is damaged: it states 2 targets and 2 short"),
+        ("meta.json", change_meta(dropped=None), r"meta\.json is damaged: it has \"dropped\" that are not counts"),
+        (
+            "meta.json",
+            change_meta(dropped={"x": "y"}),
+            r"meta\.json is damaged: it has \"dropped\" that are not counts",
+        ),
+        ("meta.json", change_meta(ids={"item": [1]}), r"meta\.json is damaged: it has \"ids\" that do not state kind"),
+        ("meta.json", change_meta(format="x" * 5_000_000), r"states the format 'x{90,100}\.\.\.$"),
     ],
 )
 def test_open_names_a_damaged_file(

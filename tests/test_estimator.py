@@ -18,7 +18,7 @@ from markov import markov_store
 from gru4rec_fast import NGCF, GRU4Rec, LightGCN
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.models import gru4rec
-from gru4rec_fast.training import Checkpoint, CheckpointError, TrainingDiverged, save_checkpoint
+from gru4rec_fast.training import Checkpoint, CheckpointError, TrainingDiverged, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.folder_lock import lock_folder
 
 SMALL = {"layers": [16], "batch_size": 8, "n_sample": 32, "n_epochs": 1, "learning_rate": 0.1}
@@ -417,6 +417,16 @@ def test_loading_a_file_that_is_no_model_is_an_error(tmp_path: Path, fitted: GRU
         save_checkpoint(path, Checkpoint("gru4rec_fast.GRU4Rec/2", {"parameters": {}}))
         message = "lacks a part of a GRU4Rec checkpoint"
     with pytest.raises(error, match=message):
+        GRU4Rec.load(path)
+
+
+@pytest.mark.parametrize("support", [[-1] * STORE.n_items, [1], [1.0] * STORE.n_items])
+def test_loading_a_model_with_a_damaged_support_is_an_error(tmp_path: Path, fitted: GRU4Rec, support: list[float]):
+    path = fitted.save(tmp_path / "model.safetensors")
+    checkpoint = load_checkpoint(path, GRU4Rec.file_format)
+    checkpoint.tensors["support"] = torch.tensor(support)
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: support must be int64, one number per"):
         GRU4Rec.load(path)
 
 

@@ -281,6 +281,17 @@ def test_saved_graph_opens_memory_mapped_and_equal(tmp_path: Path, string_ids: b
         ("offsets", [0, 4, 3, 4, 6], r"offsets\.npy is damaged: it holds decreasing offsets"),
         ("offsets", [0, 2, 4, 4, 6], r"offsets\.npy is damaged: it states 4 edges of users, not 3"),
         ("offsets", [0, 2, 3, 4, 5], r"offsets\.npy is damaged: it ranges from 0 to 5, not from 0 to 6"),
+        (
+            "neighbors",
+            [3, 2, 3, 0, 0, 1],
+            r"neighbors\.npy is damaged: it holds neighbors of a node that do not increase",
+        ),
+        (
+            "neighbors",
+            [2, 3, 3, 0, 1, 1],
+            r"neighbors\.npy is damaged: it holds neighbors of a node that do not increase",
+        ),
+        ("neighbors", [2, 3, 3, 1, 0, 1], r"neighbors\.npy is damaged: it holds an edge in one direction only"),
         ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
     ],
 )

@@ -30,6 +30,7 @@ from gru4rec_fast.training import (
     TrainingDiverged,
     TrainingInterrupted,
     load_checkpoint,
+    save_checkpoint,
 )
 from gru4rec_fast.training.progress import SilentProgress
 
@@ -278,6 +279,25 @@ def test_a_loaded_model_equals_the_saved_model(estimator: Any, tmp_path: Path) -
     other_estimator = LightGCN if estimator is NGCF else NGCF
     with pytest.raises(CheckpointError, match=f"is a checkpoint of gru4rec_fast.{estimator.__name__}"):
         other_estimator.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("graph.neighbors", -1, r"graph\.neighbors holds -1 to"),
+        ("graph.offsets", 10**12, r"graph\.offsets ranges from 1000000000000 to"),
+        ("users.offsets", 5, "offsets of string ids must be int64, non-decreasing, from 0"),
+        ("items.utf8", 255, "invalid start byte"),
+    ],
+)
+def test_damaged_edges_and_ids_of_a_model_are_an_error(tmp_path: Path, name: str, value: int, message: str) -> None:
+    table = {"UserId": ["ann", "bob", "bob", "cy"], "ItemId": ["x", "x", "y", "z"]}
+    path = small_model(LightGCN).fit(table, progress=False).save(tmp_path / "m.safetensors")
+    checkpoint = load_checkpoint(path, LightGCN.file_format)
+    checkpoint.tensors[name][0] = value
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(CheckpointError, match=rf"m\.safetensors is damaged: .*{message}"):
+        LightGCN.load(path)
 
 
 def test_string_ids_are_saved_and_loaded(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_empty_tensors_of_many_steps_take_no_time(shape: tuple[int, int, int], i
 
 
 def test_output_mask_that_requires_a_gradient_is_an_error(impl: str) -> None:
-    *args, form = arguments("reset_after")
+    *args, form = make_small_args("reset_after")
     args[5] = args[5].requires_grad_()
     with pytest.raises(ValueError, match="output_mask requires a gradient"):
         ops.gru(*args, form, impl=impl)
@@ -159,7 +159,7 @@ def test_output_mask_that_requires_a_gradient_is_an_error(impl: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_second_derivative_is_right_or_an_error(form: str, impl: str) -> None:
     """It must not be silently wrong where another term of the loss keeps the graph alive."""
-    args = arguments(form)
+    args = make_small_args(form)
     loss = ops.gru(*args, impl=impl).square().sum()
     if impl != "reference":
         with pytest.raises(RuntimeError, match=r'gru: its gradient is not differentiable .* impl="reference"'):

@@ -217,10 +217,10 @@ def test_blocks_on_a_gpu_equal_blocks_on_the_cpu() -> None:
 @pytest.mark.parametrize("event", [0, 1, 36])
 def test_error_for_an_item_out_of_range_names_the_store(tmp_path: Path, item: int, event: int) -> None:
     store_with_lengths(LENGTHS).save(tmp_path / "store")
+    store = SessionStore.open(tmp_path / "store")  # checks the items; here the file changes afterwards
     items = np.load(tmp_path / "store" / "items.npy", mmap_mode="r+")
     items[event] = item
     items.flush()
-    store = SessionStore.open(tmp_path / "store")
     with pytest.raises(ValueError, match=rf"{tmp_path}/store is damaged: item indices are out of range .* 37 items"):
         list(SessionParallelLoader(store, 3))
 

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gru4rec_fast import GRU4Rec
+from gru4rec_fast.data import Vocabulary
 from gru4rec_fast.data.graphs.triples import SAMPLE_BY
 from gru4rec_fast.evaluation import GRAPH_METRICS, METRICS
 from gru4rec_fast.models import (
@@ -21,6 +22,7 @@ from gru4rec_fast.models import (
     parse_parameter_string,
     read_parameter_file,
 )
+from gru4rec_fast.models.id_encoder import IdEncoder
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
 from gru4rec_fast.ops.sampled_loss import LOSSES
@@ -188,9 +190,9 @@ def test_parameter_strings_are_read():
     [
         ("layers", ValueError, "parameter string: 'layers' is not name=value"),
         ("layers=", ValueError, "'layers=' is not name=value"),
-        ("seed=1,seed=2", ValueError, "seed is given twice"),
+        ("seed=1,seed=2", ValueError, "'seed' is given twice"),
         ("adapt=rmsprop", ValueError, "adapt can only be adagrad here"),
-        ("final_act=relu", ValueError, "final_act=relu: choose linear, softmax, softmax_logit or elu-X"),
+        ("final_act=relu", ValueError, "final_act='relu': choose linear, softmax, softmax_logit or elu-X"),
         ("layerz=100", TypeError, "unknown parameter layerz"),
     ],
 )
@@ -198,6 +200,28 @@ def test_bad_parameter_strings_are_errors(text: str, error: type[Exception], mes
     with pytest.raises(error) as caught:
         parse_parameter_string(text)
     assert message in str(caught.value)
+
+
+LONG_TEXT = "x\n" * 2_500_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GRU4Rec(loss=LONG_TEXT),
+        lambda: GRU4Rec(layers=LONG_TEXT),
+        lambda: GRU4Rec().set_params(**{LONG_TEXT: 1}),
+        lambda: GRU4Rec(lr_scheduler_options={LONG_TEXT: 1}),
+        lambda: parse_parameter_string(LONG_TEXT),
+        lambda: Vocabulary([LONG_TEXT, LONG_TEXT]),
+        lambda: IdEncoder(Vocabulary(["a"])).encode([LONG_TEXT]),
+        lambda: IdEncoder(Vocabulary(["a"])).encode_sessions(LONG_TEXT),
+    ],
+)
+def test_a_long_value_is_shortened_to_one_line_in_errors(make: Callable[[], Any]):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        make()
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
 def test_parameter_files_are_read_and_bad_files_are_errors(tmp_path: Path):
@@ -214,6 +238,11 @@ def test_parameter_files_are_read_and_bad_files_are_errors(tmp_path: Path):
         with pytest.raises(ValueError) as caught:
             read_parameter_file(tmp_path / f"{name}.toml")
         assert message in str(caught.value)
+    (tmp_path / "deep.toml").write_text("layers = " + "[" * 99_999)
+    (tmp_path / "deep.json").write_text("[" * 99_999)
+    for name in ("deep.toml", "deep.json"):
+        with pytest.raises(ValueError, match=rf"{name}: "):
+            read_parameter_file(tmp_path / name)
     (tmp_path / "nested.json").write_text('{"parameters": [1]}')
     with pytest.raises(ValueError, match=r'nested\.json: its "parameters" are \[1\], not parameters by name'):
         read_parameter_file(tmp_path / "nested.json")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru4rec_fast._untrusted import brief, parse_json
 from gru4rec_fast.cli.inputs import open_sessions
 from gru4rec_fast.cli.options import LogFormat
 from gru4rec_fast.cli.output import print_note
@@ -120,12 +120,14 @@ def _read_json_lines(path: Path) -> Sessions:
             if not line.strip():
                 continue
             try:
-                session = json.loads(line)
+                session = parse_json(line)
                 ids.append(session["session"])
                 items += as_ids(session["items"], f"{path}, line {line_number}: items").tolist()
             except (ValueError, TypeError, KeyError) as error:
                 example = '{"session": "a", "items": [1, 2]}'
-                raise ValueError(f"{path}, line {line_number}: not a session such as {example} ({error})") from None
+                raise ValueError(
+                    f"{path}, line {line_number}: not a session such as {example} ({brief(error)})"
+                ) from None
             offsets.append(len(items))
     if not ids:
         raise ValueError(f"{path} is empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -11,8 +12,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,8 +22,11 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from gru4rec_fast._untrusted import brief, parse_json
 from gru4rec_fast.data.vocabulary import Vocabulary, decode_ids, encode_ids
 
+_CHUNK_BYTES = 1 << 20
+_MAX_COUNT = 1 << 48  # larger sizes are damage; products of sizes stay below 2^63
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -57,20 +62,50 @@ def open_npy(path: Path, length: int, dtypes: Iterable[DTypeLike], advice: str) 
         if path.exists() and not path.is_file():  # opening a named pipe would block
             raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
-            npy_format.read_magic(file)
-            shape, _, dtype = npy_format.read_array_header_1_0(file)
+            shape, dtype = _read_npy_header(file)
             start = file.tell()
         if shape != (length,):
-            problem = f"has shape {shape} where ({length},) was expected"
+            problem = f"has shape {brief(shape)} where ({length},) was expected"
         elif dtype not in allowed:  # with dtype object, NumPy would use the file's bytes as pointers
-            problem = f"holds {dtype} where {' or '.join(map(str, allowed))} was expected"
+            problem = f"holds {brief(dtype)} where {' or '.join(map(str, allowed))} was expected"
+        elif path.stat().st_size < start + length * dtype.itemsize:
+            problem = f"is damaged or was cut short (it has {path.stat().st_size} bytes)"
         else:  # np.memmap raises an error for an empty array
             return np.memmap(path, dtype, "r", start, shape) if length else np.empty(0, dtype)
     except FileNotFoundError:
         problem = "is missing"
-    except (ValueError, EOFError) as error:
-        problem = f"is damaged or was cut short ({error})"
+    except ValueError as error:
+        problem = f"is damaged ({brief(error)})"
     raise ValueError(f"{path} {problem}; {advice}")
+
+
+def _read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and dtype of an open .npy file. Raises ValueError for any fault in the header."""
+    try:
+        npy_format.read_magic(file)
+        shape, _, dtype = npy_format.read_array_header_1_0(file)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses the header as Python code, which raises errors of many types
+        raise ValueError(f"its header cannot be read: {brief(error)}") from error
+    return shape, dtype
+
+
+def read_chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield an array in consecutive chunks of at most 1 MiB.
+
+    A memory-mapped array is read from the file and not through the map, since pages that are read through the map count
+    as resident memory of this process.
+    """
+    length = _CHUNK_BYTES // array.itemsize
+    base: object = array.base
+    is_whole_map = isinstance(array, np.memmap) and isinstance(base, mmap)  # and not a slice of a map
+    for start in range(0, len(array), length):
+        count = min(length, len(array) - start)
+        if is_whole_map:
+            yield np.fromfile(array.filename, array.dtype, count, offset=array.offset + start * array.itemsize)
+        else:
+            yield array[start : start + count]
 
 
 @dataclass(frozen=True)
@@ -121,20 +156,22 @@ class ArrayFolder:
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{path} is no {title} (it has no meta.json); {verb} one first") from None
         except ValueError as error:  # not UTF-8, or not JSON
-            raise ValueError(f"{self.path / 'meta.json'} is damaged ({error}); {self._advice}") from error
+            raise self.damage_error("meta.json", f"is no JSON text ({brief(error)})") from error
         stated = meta.get("format") if isinstance(meta, dict) else None
         if stated != folder_format.name:
-            parts = meta.get("parts", {}) if stated and stated == folder_format.parent_format else {}
-            hint = f"; open {' or '.join(str(self.path / part) for part in parts)}" if parts else ""
-            raise ValueError(f"{path} is no {title}: its meta.json states the format {stated!r}{hint}")
+            parts = meta.get("parts") if stated and stated == folder_format.parent_format else None
+            hint = f"; open {' or '.join(brief(str(self.path / part)) for part in parts)}" if parts else ""
+            raise ValueError(f"{path} is no {title}: its meta.json states the format {brief(stated)}{hint}")
         if meta.get("version") != folder_format.version:
             raise ValueError(
-                f"{path} has format version {meta.get('version')}, this release of gru4rec_fast reads version "
+                f"{path} has format version {brief(meta.get('version'))}, this release of gru4rec_fast reads version "
                 f"{folder_format.version}; {self._advice}"
             )
         for name in folder_format.counts:
-            if not isinstance(meta.get(name), int) or meta[name] < 0:
-                raise self.damage_error("meta.json", f"lacks {name}")
+            if type(meta.get(name)) is not int or not 0 <= meta[name] < _MAX_COUNT:
+                raise self.damage_error("meta.json", f"lacks {name}, a count")
+        if problem := _notes_problem(meta):
+            raise self.damage_error("meta.json", problem)
         self.meta: dict[str, Any] = meta
         self.counts: list[int] = [meta[name] for name in folder_format.counts]
 
@@ -146,10 +183,12 @@ class ArrayFolder:
         """Open NAME.npy, which must have this length and one of these dtypes. See `open_npy`."""
         return open_npy(self.path / f"{name}.npy", length, dtypes, self._advice)
 
-    def check_range(self, name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
+    def check_range(self, name: str, array: np.ndarray, low: float, high: float) -> np.ndarray:
         """Return `array`, the values of NAME.npy. Raises ValueError unless all are in [low, high). Reads all values."""
-        if len(array) and (array.min() < low or array.max() >= high):
-            raise self.damage_error(f"{name}.npy", f"holds {array.min()} to {array.max()}, not {low} to {high - 1}")
+        for chunk in read_chunks(array):
+            if not (chunk.min() >= low and chunk.max() < high):  # False for NaN
+                allowed = f"{low} to {high - 1}" if high < math.inf else "finite numbers"
+                raise self.damage_error(f"{name}.npy", f"holds {chunk.min()} to {chunk.max()}, not {allowed}")
         return array
 
     def open_offsets(self, name: str, count: int, end: int | None = None) -> np.ndarray:
@@ -179,6 +218,18 @@ class ArrayFolder:
             return Vocabulary(ids)
         except ValueError as error:
             raise self.damage_error(f"{name}.*.npy", f"is not a valid vocabulary ({error})") from error
+
+
+def _notes_problem(meta: Mapping[str, Any]) -> str:
+    """Return what is wrong with the notes in meta.json that `summary_lines` shows, or ""."""
+    dropped, parsings = meta.get("dropped", {}), meta.get("ids", {})
+    if not isinstance(dropped, dict) or not all(type(n) is int and len(reason) < 100 for reason, n in dropped.items()):
+        return 'has "dropped" that are not counts by reason'
+    for parsing in parsings.values() if isinstance(parsings, dict) else [None]:
+        notes = parsing if isinstance(parsing, dict) else {}
+        if not isinstance(notes.get("kind"), str) or type(notes.get("stripped")) is not int:
+            return 'has "ids" that do not state kind and stripped for each kind of id'
+    return ""
 
 
 def write_array_folder(folder: Path, folder_format: FolderFormat, source: Any, ids: Mapping[str, np.ndarray]) -> None:
@@ -213,7 +264,7 @@ def summary_lines(meta: Mapping[str, Any]) -> list[str]:
     lines = []
     for role, parsing in meta.get("ids", {}).items():  # role: such as "item"; see `TableReader.id_parsing`
         if parsing["kind"] == "str":
-            reason = f" ({parsing['because']} is no plain integer)" if parsing["because"] else ""
+            reason = f" ({brief(parsing['because'])} is no plain integer)" if parsing.get("because") else ""
             lines.append(f"  {role} ids are strings{reason}")
         if parsing["stripped"]:
             lines.append(f"  {parsing['stripped']:,} {role} ids had blanks around them, which were removed")
@@ -361,4 +412,5 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """Read meta.json. Raises FileNotFoundError if it is missing or not a regular file."""
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(folder / "meta.json")
-    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta: dict[str, Any] = parse_json((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gru4rec_fast._untrusted import brief
+
 STRING = np.dtypes.StringDType()
 _BLOCK = 1 << 20  # number of strings that are converted to Python objects at a time
 
@@ -81,11 +83,17 @@ def encode_ids(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def decode_ids(arrays: Mapping[str, Any]) -> np.ndarray:
-    """Invert `encode_ids`. The values may be anything that `np.asarray` accepts, such as CPU tensors."""
+    """Invert `encode_ids`. The values may be anything that `np.asarray` accepts, such as CPU tensors.
+
+    Raises ValueError if the arrays are damaged.
+    """
     if "ids" in arrays:
         return np.asarray(arrays["ids"])
-    offsets = np.asarray(arrays["offsets"])
-    utf8 = np.asarray(arrays["utf8"]).tobytes()
+    offsets, utf8_array = np.asarray(arrays["offsets"]), np.asarray(arrays["utf8"])
+    utf8 = utf8_array.tobytes()
+    is_valid = utf8_array.dtype == np.uint8 and offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) > 0
+    if not is_valid or offsets[0] != 0 or offsets[-1] != len(utf8) or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError("offsets of string ids must be int64, non-decreasing, from 0 to the length of the uint8 text")
     ids = np.empty(len(offsets) - 1, STRING)
     for start in range(0, len(ids), _BLOCK):
         bounds = offsets[start : start + _BLOCK + 1].tolist()
@@ -113,7 +121,8 @@ class Vocabulary:
         self._sorted = self.ids[self._order]
         repeated = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
         if repeated.size:
-            raise ValueError(f"vocabulary: the id {self._sorted[repeated[:1]].tolist()[0]!r} occurs more than once")
+            repeated_id = brief(self._sorted[repeated[:1]].tolist()[0])
+            raise ValueError(f"vocabulary: the id {repeated_id} occurs more than once")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -15,6 +15,7 @@ from torch import nn
 
 from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
+from gru4rec_fast._untrusted import brief
 from gru4rec_fast.models.builders import build_trainer, find_device
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS
@@ -180,7 +181,10 @@ class Estimator(Parameters):
         try:
             checkpoint = cls._read_checkpoint(path)
             model = cls(**checkpoint.config["parameters"] | {"device": str(device), "impl": impl})
-            model._restore_training_ids(checkpoint)
+            try:
+                model._restore_training_ids(checkpoint)
+            except ValueError as error:
+                raise CheckpointError(f"{path} is damaged: {brief(error, 200)}") from error
             network = model.network = model._build_network()
             network.load_state_dict(checkpoint.group(MODEL))
         except (KeyError, TypeError) as error:
@@ -228,7 +232,7 @@ class Estimator(Parameters):
         raise NotImplementedError
 
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
-        """Restore the ids from a checkpoint with the arrays of `_training_id_arrays`."""
+        """Restore the ids from a checkpoint with the arrays of `_training_id_arrays`. Raises ValueError for damage."""
         raise NotImplementedError
 
     def _build_network(self) -> nn.Module:
@@ -284,7 +288,7 @@ class Estimator(Parameters):
         checkpoint = self._read_checkpoint(path)
         saved = type(self)().to_dict() | checkpoint.config["parameters"]
         differing = [
-            f"{name}={saved[name]!r} in the checkpoint, {value!r} now"
+            f"{name}={brief(saved[name])} in the checkpoint, {brief(value)} now"
             for name, value in self.to_dict().items()
             if name not in FREE_ON_RESUME and saved[name] != value
         ]

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph, Vocabulary
+from gru4rec_fast.data.graphs.csr import find_csr_damage
 from gru4rec_fast.data.graphs.order import reorder
 from gru4rec_fast.evaluation import Report, evaluate_graph
 from gru4rec_fast.models.builders import (
@@ -177,6 +178,8 @@ class GraphRecommender(Estimator, GraphParameters):
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         offsets, neighbors = (checkpoint.tensors[GRAPH + name].numpy() for name in ("offsets", "neighbors"))
         users, items = (Vocabulary.from_arrays(checkpoint.group(prefix)) for prefix in (USERS, ITEMS))
+        if damage := find_csr_damage(offsets, neighbors, len(users), len(items)):
+            raise ValueError(f"{GRAPH}{damage[0]} {damage[1]}")
         self.graph = InteractionGraph(offsets, neighbors, users, items, {})
 
     def _build_network(self) -> GraphNetwork:

@@ -154,6 +154,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         self.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY_PREFIX))
         self.support = checkpoint.tensors["support"].numpy()
+        if self.support.dtype != np.int64 or self.support.shape != (len(self.vocabulary),) or (self.support < 0).any():
+            raise ValueError("support must be int64, one number per item, none negative")
 
     def _build_network(self) -> SessionNetwork:
         assert self.vocabulary is not None

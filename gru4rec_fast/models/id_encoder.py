@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from gru4rec_fast._untrusted import brief
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.data.vocabulary import as_ids
 
@@ -54,9 +55,10 @@ class IdEncoder:
             raise TypeError(f"{prefix}{self.kind} ids: {error}") from None
         if self.unknown == "error" and (indices < 0).any():
             first = int((indices < 0).argmax())
-            prefix = "" if sources is None else f"{source_kind} {sources[first]!r}: "
+            prefix = "" if sources is None else f"{source_kind} {brief(sources[first])}: "
+            unknown_id = brief(ids[first : first + 1].tolist()[0])
             raise ValueError(
-                f"{prefix}{self.kind} {ids[first : first + 1].tolist()[0]!r} is not in the vocabulary of the training "
+                f"{prefix}{self.kind} {unknown_id} is not in the vocabulary of the training "
                 f"data; unknown='skip' skips such {self.kind}s"
             )
         return indices
@@ -115,5 +117,5 @@ def _as_list(values: Any, prefix: str, advice: str) -> list[Any]:
     """
     listed = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
-        raise ValueError(f"{prefix}{values!r}: {advice}")
+        raise ValueError(f"{prefix}{brief(values)}: {advice}")
     return list(listed)

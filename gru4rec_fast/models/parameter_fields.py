@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from typing import Any, ClassVar, Self, TypeVar
+
+from gru4rec_fast._untrusted import brief, parse_json
 
 LAYERSIZE = "layersize"  # a value of the parameter `embedding`: the width of the first layer
 
@@ -90,9 +91,10 @@ class Parameters:
             setattr(self, entry.name, value)
             problem = entry.metadata["check"](value) if entry.metadata["check"] else None
             if problem:
-                raise ValueError(f"{entry.name}={_json_value(value)!r}: {problem}")
+                raise ValueError(f"{entry.name}={brief(_json_value(value))}: {problem}")
         if self.lr_scheduler_options and self.lr_scheduler is None:
-            raise ValueError(f"lr_scheduler_options={self.lr_scheduler_options}: give the lr_scheduler they belong to")
+            options = brief(self.lr_scheduler_options)
+            raise ValueError(f"lr_scheduler_options={options}: give the lr_scheduler they belong to")
 
     def set_params(self, **parameters: Any) -> Self:
         """Set parameters by name and return self. After an error no parameter has changed.
@@ -144,7 +146,8 @@ class UnknownParameterError(TypeError):
         self.unknown, self.known = unknown, known
 
     def __str__(self) -> str:
-        return f"unknown parameter {', '.join(self.unknown)}; there are {', '.join(self.known)}"
+        unknown = ", ".join(brief(name, 20).strip("'\"") for name in self.unknown[:2])
+        return f"unknown parameter {unknown}; there are {', '.join(self.known)}"
 
 
 def check_names(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -162,7 +165,7 @@ def _convert(name: str, annotation: str, value: Any) -> Any:
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name}={value!r}: must be {expected}") from None
+        raise TypeError(f"{name}={brief(value)}: must be {expected}") from None
 
 
 def to_number(value: Any) -> float:
@@ -201,7 +204,7 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else dict(json.loads(value) if isinstance(value, str) else value)
+    return value if isinstance(value, dict) else dict(parse_json(value) if isinstance(value, str) else value)
 
 
 def _json_value(value: Any) -> Any:

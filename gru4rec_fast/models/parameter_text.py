@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gru4rec_fast._untrusted import brief, parse_json
 from gru4rec_fast.models.parameter_fields import check_names, to_number
 from gru4rec_fast.models.parameters import GRU4RecParameters
 
@@ -31,9 +31,9 @@ def parse_parameter_string(text: str, names: Sequence[str] | None = None) -> dic
     for assignment in filter(None, (assignment.strip() for assignment in text.split(","))):
         name, equals, value = (word.strip() for word in assignment.partition("="))
         if not equals or not name or not value:
-            raise ValueError(f"parameter string: {assignment!r} is not name=value")
+            raise ValueError(f"parameter string: {brief(assignment)} is not name=value")
         if name in parameters:
-            raise ValueError(f"parameter string: {name} is given twice")
+            raise ValueError(f"parameter string: {brief(name)} is given twice")
         parameters[name] = value
     final_act = parameters.pop("final_act", None)
     if final_act is not None:
@@ -52,7 +52,7 @@ def _elu_param(final_act: str) -> float:
         return 0.0
     if activation == "elu" and alpha:
         return to_number(alpha)
-    raise ValueError(f"parameter string: final_act={final_act}: choose linear, softmax, softmax_logit or elu-X")
+    raise ValueError(f"parameter string: final_act={brief(final_act)}: choose linear, softmax, softmax_logit or elu-X")
 
 
 def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -68,14 +68,14 @@ def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) ->
     path = Path(path)
     text = path.read_text(encoding="utf-8")
     try:
-        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        content = parse_json(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # tomllib recurses for nested lists
+        raise ValueError(f"{path}: {brief(error, 200)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not parameters by name")
     parameters = content.get("parameters", content)
     if not isinstance(parameters, dict):
-        raise ValueError(f'{path}: its "parameters" are {parameters!r}, not parameters by name')
+        raise ValueError(f'{path}: its "parameters" are {brief(parameters)}, not parameters by name')
     try:
         check_names(parameters, names or GRU4RecParameters.names())
     except TypeError as error:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast._untrusted import brief, parse_json
+
 
 class CheckpointError(ValueError):
     """Raised for a file that is damaged, not a checkpoint, or of another model or training than requested."""
@@ -134,7 +136,7 @@ def load_checkpoint(
         file_format = header.get("format", "")
         if file_format not in convert:
             _check_format(path, file_format, expected_format)
-        config, progress = json.loads(header["config"]), json.loads(header["progress"])
+        config, progress = parse_json(header["config"]), parse_json(header["progress"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
     checkpoint = Checkpoint(file_format, config, progress, tensors, path)
     return replace(convert[file_format](checkpoint), format=expected_format) if file_format in convert else checkpoint
@@ -159,9 +161,11 @@ def _open_checkpoint(path: Path, device: str) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device=device) as file:
             yield file
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not a checkpoint ({error}); save it again, or use an earlier one"
+            f"{path} is truncated or not a checkpoint ({brief(error)}); save it again, or use an earlier one"
         ) from error
 
 

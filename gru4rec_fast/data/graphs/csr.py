@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 _INT32_NODES = 1 << 31  # with fewer nodes, node indices are stored as int32
+_CHUNK_EDGES = 1 << 17
 _MAX_NODES = 1 << 32  # edge dropout uses the node index as one 32-bit word of its random-number counter
 
 
@@ -87,3 +88,41 @@ def extract_user_item_block(
             f"the matrix is not symmetric: of the entries ({user}, {item}) and ({item}, {user}) only one is stored"
         )
     return rows[is_user_row], columns[is_user_row] - n_users, (n_users, n_nodes - n_users)
+
+
+def find_csr_damage(
+    offsets: np.ndarray, neighbors: np.ndarray, n_users: int, n_items: int
+) -> tuple[Literal["offsets", "neighbors"], str] | None:
+    """Return which array of a graph's CSR from a file is damaged and how ("holds ..."); None for a valid CSR.
+
+    The edges of users and of items are compared by a sum of hashes, because sorting them would take minutes and much
+    memory for a large graph.
+    """
+    n_edges = len(neighbors) // 2
+    if neighbors.dtype not in (np.int32, np.int64) or neighbors.ndim != 1:
+        return "neighbors", "is no int32 or int64 array of one dimension"
+    if offsets.dtype != np.int64 or offsets.shape != (n_users + n_items + 1,):
+        return "offsets", f"is no int64 array of {n_users + n_items + 1} elements"
+    if offsets[0] != 0 or offsets[-1] != 2 * n_edges:
+        return "offsets", f"ranges from {offsets[0]} to {offsets[-1]}, not from 0 to {2 * n_edges}"
+    if (offsets[1:] < offsets[:-1]).any():
+        return "offsets", "holds decreasing offsets"
+    if offsets[n_users] != n_edges:
+        return "offsets", f"states {offsets[n_users]} edges of users, not {n_edges}"
+    sums = [0, 0]  # sums of hashes of the edges: over the rows of users, and of items
+    for half, (first_edge, low, high) in enumerate(((0, n_users, n_users + n_items), (n_edges, 0, n_users))):
+        for start in range(first_edge, first_edge + n_edges, _CHUNK_EDGES):
+            stop = min(start + _CHUNK_EDGES, first_edge + n_edges)
+            first_row, last_row = np.searchsorted(offsets, [start, stop - 1], side="right") - 1
+            lengths = np.diff(np.clip(offsets[first_row : last_row + 2], start, stop))
+            rows = np.repeat(np.arange(first_row, last_row + 1), lengths)
+            columns = neighbors[start:stop].astype(np.int64)
+            if columns.min() < low or columns.max() >= high:
+                return "neighbors", f"holds {columns.min()} to {columns.max()}, not {low} to {high - 1}"
+            if ((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any():
+                return "neighbors", "holds neighbors of a node that do not increase"
+            users, items = (rows, columns) if half == 0 else (columns, rows)
+            edges = users.astype(np.uint64) << np.uint64(32) | items.astype(np.uint64)
+            hashes = edges * np.uint64(0x9E3779B97F4A7C15)
+            sums[half] += int(((hashes ^ hashes >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)).sum())
+    return ("neighbors", "holds an edge in one direction only") if (sums[0] - sums[1]) % (1 << 64) else None

@@ -19,7 +19,12 @@ from gru4rec_fast.data.array_folder import (
     summary_lines,
     write_array_folder,
 )
-from gru4rec_fast.data.graphs.csr import build_bipartite_csr, extract_user_item_block, nonzero_entries
+from gru4rec_fast.data.graphs.csr import (
+    build_bipartite_csr,
+    extract_user_item_block,
+    find_csr_damage,
+    nonzero_entries,
+)
 from gru4rec_fast.data.sessions.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices, kind_of
 
@@ -292,12 +297,10 @@ class InteractionGraph:
         """
         stored = ArrayFolder(folder, _FOLDER_FORMAT)
         n_users, n_items, n_edges = stored.counts
+        offsets = stored.open_array("offsets", n_users + n_items + 1, np.int64)
         neighbors = stored.open_array("neighbors", 2 * n_edges, np.int32, np.int64)
-        stored.check_range("neighbors", neighbors[:n_edges], n_users, n_users + n_items)  # neighbors of users are items
-        stored.check_range("neighbors", neighbors[n_edges:], 0, n_users)
-        offsets = stored.open_offsets("offsets", n_users + n_items, 2 * n_edges)
-        if offsets[n_users] != n_edges:
-            raise stored.damage_error("offsets.npy", f"states {offsets[n_users]} edges of users, not {n_edges}")
+        if damage := find_csr_damage(offsets, neighbors, n_users, n_items):
+            raise stored.damage_error(f"{damage[0]}.npy", damage[1])
         user_ids, item_ids = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
         return cls(offsets, neighbors, user_ids, item_ids, stored.meta)
 

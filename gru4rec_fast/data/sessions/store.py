@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from gru4rec_fast.data.array_folder import (
     ArrayFolder,
@@ -26,6 +26,7 @@ from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices, check_indices
 
+_CHUNK_SESSIONS = 1 << 17
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
 _FOLDER_FORMAT = FolderFormat(
     name=FORMAT,
@@ -82,12 +83,12 @@ class SessionStore:
     @cached_property
     def n_targets(self) -> int:
         """Number of targets in one epoch: all events except the first of each session."""
-        return int(np.maximum(np.diff(self.offsets) - 1, 0).sum())
+        return _count_targets(self.offsets)[0]
 
     @cached_property
     def n_short_sessions(self) -> int:
         """Number of sessions that have fewer than two events and so no target."""
-        return int((np.diff(self.offsets) < 2).sum())
+        return _count_targets(self.offsets)[1]
 
     @cached_property
     def session_ids(self) -> np.ndarray:
@@ -208,7 +209,7 @@ class SessionStore:
             renumbering = ItemRenumbering(log.item_ids, vocabulary)
             if vocabulary is not None:
                 drop_unseen(log, renumbering, SessionRules(min_length=2))
-                require_sessions(log, "the log")
+                require_sessions(log, table.name)
             store = cls.from_log(log, renumbering, store_folder)
         return store if out is None else cls.open(out)
 
@@ -224,8 +225,7 @@ class SessionStore:
     def open(cls, folder: str | Path) -> SessionStore:
         """Open a saved store as memory maps.
 
-        Reads and checks the vocabulary, `offsets` and `support`. All other arrays are read when they are used. The data
-        loader checks that `items` are in range.
+        Reads all arrays once to check them, except the session ids, which are read when they are used.
 
         Raises:
             FileNotFoundError: there is no store in `folder`.
@@ -233,19 +233,25 @@ class SessionStore:
         """
         stored = ArrayFolder(folder, _FOLDER_FORMAT)
         n_events, n_sessions, n_items, n_targets, n_short_sessions = stored.counts
+
+        def open_numbers(name: str, length: int, low: float, high: float, *dtypes: DTypeLike) -> np.ndarray:
+            return stored.check_range(name, stored.open_array(name, length, *dtypes), low, high)
+
+        finite = (np.finfo(np.float64).min, np.inf)
         store = cls(
             offsets=stored.open_offsets("offsets", n_sessions, n_events),
-            items=stored.open_array("items", n_events, np.int32),
-            start_times=stored.open_array("start_times", n_sessions, np.int64, np.float64),
-            end_times=stored.open_array("end_times", n_sessions, np.int64, np.float64),
-            support=stored.check_range("support", stored.open_array("support", n_items, np.int64), 0, n_events + 1),
+            items=open_numbers("items", n_events, 0, n_items, np.int32),
+            start_times=open_numbers("start_times", n_sessions, *finite, np.int64, np.float64),
+            end_times=open_numbers("end_times", n_sessions, *finite, np.int64, np.float64),
+            support=open_numbers("support", n_items, 0, n_events + 1, np.int64),
             vocabulary=stored.read_vocabulary("vocabulary", n_items),
             session_ids=lambda: stored.read_ids("session_ids", n_sessions),
             meta=stored.meta,
         )
         store.folder = stored.path
-        # meta.json has these two numbers, so that opening a store does not compute them from all offsets.
-        store.n_targets, store.n_short_sessions = n_targets, n_short_sessions
+        if (n_targets, n_short_sessions) != (store.n_targets, store.n_short_sessions):
+            problem = f"states {n_targets} targets and {n_short_sessions} short sessions, unlike offsets.npy"
+            raise stored.damage_error("meta.json", problem)
         return store
 
     def save(self, folder: str | Path) -> None:
@@ -268,3 +274,13 @@ class SessionStore:
 def _as_stored_times(times: np.ndarray) -> np.ndarray:
     """Return times as float64 or int64, the dtypes that a store allows."""
     return times.astype(np.float64 if times.dtype.kind == "f" else np.int64, copy=False)
+
+
+def _count_targets(offsets: np.ndarray) -> tuple[int, int]:
+    """Return the numbers of targets and of sessions without a target (`SessionStore.n_short_sessions`)."""
+    n_targets = n_short = 0
+    for start in range(0, len(offsets) - 1, _CHUNK_SESSIONS):  # in chunks, because a log may have very many sessions
+        lengths = np.diff(offsets[start : start + _CHUNK_SESSIONS + 1])
+        n_targets += int(np.maximum(lengths - 1, 0).sum())
+        n_short += int((lengths < 2).sum())
+    return n_targets, n_short
