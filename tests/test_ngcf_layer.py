@@ -184,11 +184,7 @@ def test_kernels_are_as_close_as_the_reference(impl: str, dtype: torch.dtype, ac
         for ours, reference, exact in zip(run(impl, dtype), run("reference", dtype), oracle, strict=True):
             magnitude = float(exact.detach().abs().max())
             reference_error = float((reference.double() - exact).detach().abs().max())
-            bound = (
-                2 * reference_error + 4 * torch.finfo(torch.float32).eps * magnitude
-                if dtype == torch.float32
-                else 1e-13 * magnitude
-            )
+            bound = 2 * reference_error + 4 * torch.finfo(torch.float32).eps * magnitude if dtype == torch.float32 else 1e-13 * magnitude
             assert float((ours.double() - exact).detach().abs().max()) <= bound
 
 
