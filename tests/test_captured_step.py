@@ -170,7 +170,7 @@ def test_no_update_is_computed_after_the_end_of_the_epoch(case: str, monkeypatch
     hidden, n_steps, finished = setup.network.initial_state(setup.loader.n_lanes), 0, False
     epoch = setup.start_epoch(steps_per_graph=4)
     while not finished:
-        blocks, finished = epoch.run(1000, hidden, step=n_steps)
+        blocks, finished = epoch.run(50, hidden, step=n_steps)
         n_steps += sum(block.steps for block in blocks)
         if not finished:
             setup.loader.load_state_dict(setup.loader.state_dict())
@@ -334,9 +334,9 @@ class FakeCuda:
 
         monkeypatch.setattr(CapturedUpdates, "_run_operators", run_operators)
         for name, fake in {
-            "CUDAGraph": lambda: FakeCuda.Graph(self), "Stream": lambda device: object(), "stream": lambda stream: FakeCuda.Stream(self, stream),
-            "device": lambda device: nullcontext(), "graph_pool_handle": object, "synchronize": lambda: None,
-            "empty_cache": lambda: None,
+            "CUDAGraph": lambda: FakeCuda.Graph(self), "stream": lambda stream: FakeCuda.Stream(self, stream),
+            "Stream": lambda device: object(), "device": lambda device: nullcontext(), "graph_pool_handle": object,
+            "synchronize": lambda: None, "empty_cache": lambda: None,
         }.items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
@@ -403,7 +403,8 @@ def test_training_continues_without_graphs_if_a_capture_fails(monkeypatch: pytes
     with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph, so it runs without") as caught:
         losses = losses_with_graphs(setup, 8)
     assert len(caught) == 1 and len(cuda.captures) == 1 and cuda.stream == "default" and cuda.replays == 0
-    assert losses == [block[0] for block in train_by_autograd(reference)][: len(losses)]
+    expected = [block[0] for block in train_by_autograd(reference)][: len(losses)]
+    assert losses == pytest.approx(expected, rel=1e-9)
 
 
 def test_all_graphs_of_a_step_have_one_stream_and_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
