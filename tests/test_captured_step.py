@@ -175,8 +175,7 @@ def test_no_update_is_computed_after_the_end_of_the_epoch(case: str, monkeypatch
         if not finished:
             setup.loader.load_state_dict(setup.loader.state_dict())
             epoch = setup.start_epoch(steps_per_graph=4)
-    # The epoch ends within an update, or with an update that finds that nothing is left.
-    assert n_steps <= sum(computed) <= n_steps + setup.steps * setup.accumulate
+    assert n_steps <= sum(computed) < n_steps + setup.steps * setup.accumulate  # the last update may be incomplete
 
 
 @pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")

@@ -187,8 +187,8 @@ class CapturedEpoch:
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
         """Make at most `updates` updates, as `FusedEpoch.run` does. Synchronizes with the GPU once, at the end.
 
-        Makes fewer updates if the epoch has fewer left. It may also make fewer, but at least one, if it cannot know
-        how many are left, because updates after the end of the epoch would cost as much as others.
+        Updates after the end of the epoch would cost as much as others. So the number of updates in a call is limited
+        to the number that the epoch has left, or to a lower bound of it, but is at least one.
         """
         if self._finished:
             return [], True
@@ -207,9 +207,10 @@ class CapturedEpoch:
         blocks = self._block_outcomes(torch.cat(results).tolist())
         lane_session, lane_position, cursor = (tensor.cpu() for tensor in self._lane_state)
         lane_state = lane_session, lane_position, cursor
-        self._loader.set_position(lane_state, self._finished)
         self._n_targets_left -= sum(block.events for block in blocks)
         self._n_steps_left = self._count_steps_left(lane_state)
+        self._finished = self._finished or self._n_steps_left == 0
+        self._loader.set_position(lane_state, self._finished)
         return blocks, self._finished
 
     def _targets_left_in_lanes(self, lane_state: LaneState) -> Tensor:
