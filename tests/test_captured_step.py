@@ -8,7 +8,9 @@ update. A lane is a row of the mini-batch, which processes one session after ano
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,12 +19,14 @@ from markov import markov_store
 from native import why_not_emulated
 from sync_detector import SyncDetector
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
+from gru4rec_fast.training.graph_capture import CapturedUpdates, GraphCapturer
 
 STORE = markov_store(n_sessions=23, n_items=40)
 SUPPORT = torch.from_numpy(STORE.support)
@@ -151,6 +155,29 @@ def test_the_captured_step_equals_autograd(case: str, impl: str) -> None:
     assert captured_setup.loader.state_dict() == autograd_setup.loader.state_dict()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_no_update_is_computed_after_the_end_of_the_epoch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of `run` ask for many more updates than the epoch has. Also holds for an epoch that is continued."""
+    computed: list[int] = []
+    original = CapturedUpdates.run
+
+    def run(updates: CapturedUpdates, hidden: Sequence[Tensor]) -> None:
+        computed.append(updates.shape.mini_batches)
+        original(updates, hidden)
+
+    monkeypatch.setattr(CapturedUpdates, "run", run)
+    setup = TrainingSetup("reference", CASES[case])
+    hidden, n_steps, finished = setup.network.initial_state(setup.loader.n_lanes), 0, False
+    epoch = setup.start_epoch(steps_per_graph=4)
+    while not finished:
+        blocks, finished = epoch.run(50, hidden, step=n_steps)
+        n_steps += sum(block.steps for block in blocks)
+        if not finished:
+            setup.loader.load_state_dict(setup.loader.state_dict())
+            epoch = setup.start_epoch(steps_per_graph=4)
+    assert n_steps <= sum(computed) < n_steps + setup.steps * setup.accumulate  # the last update may be incomplete
+
+
 @pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
 @pytest.mark.parametrize("case", [case for case in CASES if "lanes" not in CASES[case]])
 def test_a_step_does_not_synchronize(case: str) -> None:
@@ -255,7 +282,10 @@ def test_a_nan_loss_updates_nothing() -> None:
 def test_start_epoch_continues_from_the_position_of_the_loader() -> None:
     whole, resumed = TrainingSetup("reference", {}), TrainingSetup("reference", {})
     hidden = whole.network.initial_state(6)
-    n = len(whole.start_epoch().run(1000, hidden, step=0)[0])
+    epoch, n, finished = whole.start_epoch(), 0, False
+    while not finished:
+        blocks, finished = epoch.run(1000, hidden, step=n)
+        n += len(blocks)
     hidden, done = resumed.network.initial_state(6), 0
     while done < n:
         # The next iteration resumes here instead of starting a new epoch, as after loading a checkpoint.
@@ -283,3 +313,178 @@ def test_why_not_captured_names_the_reason() -> None:
     assert reason is not None and reason.startswith("the step supports float32 and float64 on a GPU; ")
     with pytest.raises(ValueError, match="the loader has blocks of 2 steps"):
         CapturedTrainingStep(*modules).start_epoch(SessionParallelLoader(STORE, 6, steps=2), None, 0, SEED)
+
+
+class FakeCuda:
+    """Stands in for CUDA below torch.cuda.graph: a "graph" keeps a function instead of kernels, and replay calls it.
+
+    It fails where CUDA and torch do: a capture that was invalidated cannot be ended, and a pool that all graphs have
+    released cannot be used again. Streams and memory exist on a GPU only: test_cuda.py captures there.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream: object = "default"
+        self.fails = False  # whether operators invalidate captures, as those that synchronize do
+        self.captures: list[tuple[object, object]] = []  # stream and pool of each capture
+        self.replays = 0
+        self._capturing: FakeCuda.Graph | None = None
+        self._n_graphs: Counter[object] = Counter()  # by pool
+        original = CapturedUpdates._run_operators
+
+        def run_operators(updates: CapturedUpdates) -> None:
+            if self._capturing is None:
+                original(updates)
+            elif self.fails:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            else:
+                self._capturing.body = lambda: original(updates)
+
+        monkeypatch.setattr(CapturedUpdates, "_run_operators", run_operators)
+        for name, fake in {
+            "CUDAGraph": lambda: FakeCuda.Graph(self), "stream": lambda stream: FakeCuda.Stream(self, stream),
+            "Stream": lambda device: object(), "device": lambda device: nullcontext(), "graph_pool_handle": object,
+            "synchronize": lambda: None, "empty_cache": lambda: None,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    class Stream:
+        """The context torch.cuda.stream. Unlike a generator, it does nothing when it is deleted without an exit."""
+
+        def __init__(self, cuda: FakeCuda, stream: object) -> None:
+            self.cuda, self.stream = cuda, stream
+
+        def __enter__(self) -> None:
+            self.previous, self.cuda.stream = self.cuda.stream, self.stream
+
+        def __exit__(self, *_: object) -> None:
+            self.cuda.stream = self.previous
+
+    class Graph:
+        def __init__(self, cuda: FakeCuda) -> None:
+            self.cuda, self.pool, self.body = cuda, None, None
+
+        def capture_begin(self, pool: object, *, capture_error_mode: str, **_: object) -> None:
+            assert capture_error_mode == "thread_local"
+            cuda = self.cuda
+            released = any(used == pool for _, used in cuda.captures) and not cuda._n_graphs[pool]
+            assert not released, "torch: INTERNAL ASSERT FAILED: use_count > 0"
+            cuda.captures.append((cuda.stream, pool))
+            cuda._capturing, self.pool = self, pool
+            cuda._n_graphs[pool] += 1
+
+        def capture_end(self) -> None:
+            self.cuda._capturing = None
+            if self.body is None:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+        def replay(self) -> None:
+            self.cuda.replays += 1
+            self.body()
+
+        def __del__(self) -> None:
+            self.cuda._n_graphs[self.pool] -= 1
+
+
+def losses_with_graphs(setup: TrainingSetup, n_calls: int, change: Callable[[int], None] = lambda call: None) -> list:
+    """Return the losses of calls of one, two, one, two, ... updates that a (fake) CUDA graph runs.
+
+    change: called before each call with its number.
+    """
+    modules = (setup.network, setup.criterion, setup.optimizer)
+    step = CapturedTrainingStep(*modules, steps_per_graph=2)
+    step._capturer = GraphCapturer(torch.device("cuda", 0))
+    epoch, hidden = step.start_epoch(setup.loader, setup.sampler, setup.n_sample, SEED), setup.network.initial_state(6)
+    losses: list[float] = []
+    for call in range(n_calls):
+        change(call)
+        losses += [block.loss for block in epoch.run(1 + call % 2, hidden, step=len(losses))[0]]
+    return losses
+
+
+def test_training_continues_without_graphs_if_a_capture_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one warning and no second attempt, and torch's current stream is the one before the capture."""
+    cuda = FakeCuda(monkeypatch)
+    cuda.fails = True
+    setup, reference = TrainingSetup("reference", {}), TrainingSetup("reference", {})
+    with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph, so it runs without") as caught:
+        losses = losses_with_graphs(setup, 8)
+    assert len(caught) == 1 and len(cuda.captures) == 1 and cuda.stream == "default" and cuda.replays == 0
+    expected = [block[0] for block in train_by_autograd(reference)][: len(losses)]
+    assert losses == pytest.approx(expected, rel=1e-9)
+
+
+def test_all_graphs_of_a_step_have_one_stream_and_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a graph is captured again, because weights have moved, when no other graph uses the pool."""
+    cuda, setup = FakeCuda(monkeypatch), TrainingSetup("reference", {})
+
+    def move_weights(call: int) -> None:
+        if call == 4:
+            for weight in setup.network.parameters():
+                weight.data = weight.data.clone()
+
+    losses = losses_with_graphs(setup, 8, move_weights)
+    assert len(cuda.captures) == 4 and len(set(cuda.captures)) == 1 and cuda.replays == 4
+    expected = [block[0] for block in train_by_autograd(TrainingSetup("reference", {}))][: len(losses)]
+    assert losses == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_graph_is_captured_again_if_the_precision_of_products_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.get_float32_matmul_precision() would raise an error here."""
+    cuda, setup = FakeCuda(monkeypatch), TrainingSetup("reference", {})
+    matmul = torch.backends.cuda.matmul
+    previous = matmul.fp32_precision
+
+    def set_precision(call: int) -> None:
+        matmul.fp32_precision = "ieee" if call < 4 else "tf32"
+
+    try:
+        losses_with_graphs(setup, 8, set_precision)
+    finally:
+        matmul.fp32_precision = previous
+    assert len(cuda.captures) == 4
+
+
+class ExternalTensors(TorchDispatchMode):
+    """Records in `addresses` the memory of arguments that no operator within this context has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: dict[int, tuple[int, ...]] = {}  # with shapes, for messages
+        self._own: list[Tensor] = []  # kept, so that their memory is not used again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = {tensor.untyped_storage().data_ptr() for tensor in self._own}
+        for tensor in tensors_in((args, kwargs or {})):
+            address = tensor.untyped_storage().data_ptr()
+            if address and address not in own:
+                self.addresses[address] = tuple(tensor.shape)
+        outputs = func(*args, **(kwargs or {}))
+        inputs = {*self.addresses}
+        self._own += [t for t in tensors_in(outputs) if t.untyped_storage().data_ptr() not in inputs]
+        return outputs
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return all tensors with memory of their own in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return [] if value.is_sparse else [value]
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return [tensor for each in value for tensor in tensors_in(each)] if isinstance(value, (list, tuple)) else []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stale_graph_would_be_noticed(case: str) -> None:
+    """Every tensor that an update reads or writes is owned by the step, or its address is in the graph's key."""
+    setup = TrainingSetup("reference", CASES[case])
+    epoch, hidden = setup.start_epoch(steps_per_graph=4), setup.network.initial_state(setup.loader.n_lanes)
+    epoch.run(1, hidden, step=0)
+    captured = epoch.next_updates(1, setup.loader.n_lanes)
+    with torch.no_grad(), ExternalTensors() as external:
+        captured._run_operators()
+    buffers = {name: value for name, value in vars(captured).items() if name != "_masks"}
+    owned = tensors_in([buffers, vars(captured._context)])
+    known = {tensor.untyped_storage().data_ptr() for tensor in owned} | {*captured._current_key()[0]}
+    assert len(external.addresses) > 10
+    assert not {shape for address, shape in external.addresses.items() if address not in known}

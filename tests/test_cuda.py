@@ -5,6 +5,8 @@ Without a GPU all tests are skipped. Other test files, one per kernel family, ru
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +31,7 @@ from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS
 from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.training.captured_step import CapturedEpoch
+from gru4rec_fast.training.graph_capture import CapturedUpdates
 
 pytestmark = [
     pytest.mark.cuda,
@@ -351,6 +354,84 @@ def test_captured_graph_stops_at_a_nan_loss() -> None:
     reference.start_epoch().run(10, reference.network.initial_state(6), step=0)
     weights = [weight.cpu() for weight in gpu_setup.weights()]
     torch.testing.assert_close(weights, reference.weights(), rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_training_continues_on_the_gpu_if_a_capture_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that synchronizes invalidates the capture. Other steps can capture afterwards."""
+    case = {"momentum": 0.3}
+    expected = [block[0] for block in train_by_autograd(TrainingSetup("reference", case))]
+    original, n_captured = CapturedUpdates._run_operators, 0
+
+    def run_operators(updates: CapturedUpdates) -> None:
+        nonlocal n_captured
+        original(updates)
+        if torch.cuda.is_current_stream_capturing():
+            n_captured += 1
+            torch.cuda.synchronize()
+
+    def losses() -> list[float]:
+        setup = setup_on_gpu(case)
+        epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(6)
+        return [block.loss for step in (0, 2, 4, 6) for block in epoch.run(2, hidden, step=step)[0]]
+
+    stream = torch.cuda.current_stream()
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="cannot be captured in a CUDA graph"):
+        patch.setattr(CapturedUpdates, "_run_operators", run_operators)
+        assert losses() == pytest.approx(expected[:8], rel=1e-9)
+    assert n_captured == 1 and torch.cuda.current_stream() == stream
+    torch.rand(3, device="cuda").sum().item()  # neither the allocator nor the generator is left in a capture
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert losses() == pytest.approx(expected[:8], rel=1e-9)
+
+
+def test_captured_graphs_remain_correct_when_others_are_released() -> None:
+    """Capture 40 steps, more than torch has streams, release every second one, and replay the others."""
+    expected = [block[0] for block in train_by_autograd(TrainingSetup("reference", {}))]
+    trainings = []
+    for _ in range(40):
+        setup = setup_on_gpu({})
+        epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(6)
+        losses = [block.loss for step in (0, 2) for block in epoch.run(2, hidden, step=step)[0]]
+        trainings.append((epoch, hidden, losses))
+    del trainings[::2], setup, epoch, hidden, losses
+    gc.collect()
+    torch.cuda.empty_cache()
+    occupied = torch.full((1 << 26,), float("nan"), device="cuda")  # overwrites memory that was released
+    for epoch, hidden, losses in trainings:
+        losses += [block.loss for step in (4, 6) for block in epoch.run(2, hidden, step=step)[0]]
+        assert losses == pytest.approx(expected[:8], rel=1e-9)
+    assert occupied.isnan().all()
+
+
+def test_precision_set_by_fp32_precision_is_captured() -> None:
+    """With TF32, losses differ from float32, also after the graph of the float32 step was captured."""
+    matmul = torch.backends.cuda.matmul
+    setup = setup_on_gpu({"dtype": torch.float32, "layers": [64]})
+    epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(6)
+    previous = matmul.fp32_precision
+    try:
+        for step, precision in zip((0, 2, 4, 6, 8), ("ieee", "ieee", "tf32", "tf32", "tf32"), strict=True):
+            matmul.fp32_precision = precision
+            captured = epoch.next_updates(2, 6)
+            epoch.run(2, hidden, step=step)
+            assert (captured._graph is not None) == (step not in (0, 4))
+    finally:
+        matmul.fp32_precision = previous
+
+
+def test_ranking_of_a_view_that_is_not_aligned() -> None:
+    """A target never ranks behind itself: its score is the same in all products, also with tiles of odd sizes."""
+    generator = torch.Generator().manual_seed(0)
+    for n_queries in (3, 500, 511):
+        memory = torch.randn(9001 * 33 + 1, generator=generator).cuda()
+        weight, hidden = memory[1:].view(9001, 33), torch.randn(n_queries, 33, generator=generator).cuda()
+        targets = torch.randint(9001, (n_queries,), generator=generator).cuda()
+        twice, hidden = torch.cat([weight, weight]), hidden.contiguous()
+        equal = ops.target_rank(hidden, twice, None, targets, impl="native")[1]
+        assert (equal >= 1).all()  # the other copy of the target's row
+        aligned = ops.target_rank(hidden, weight.clone(), None, targets, impl="native")
+        assert_equal_bits(ops.target_rank(hidden, weight, None, targets, impl="native"), aligned)
 
 
 def to_device(device: str, argument: object) -> object:

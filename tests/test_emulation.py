@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import cuda_emulator
 import pytest
+import test_gru as gru
 import torch
 from native import why_not_emulated
 from virtual_memory import first_and_last_blocks
 
-from gru4rec_fast import _backend, ops
+from gru4rec_fast import _backend, _build, ops
 from gru4rec_fast.ops.philox import philox4x32
 
 # The reason is the same for every family of operators.
 pytestmark = pytest.mark.skipif(bool(why_not_emulated("dropout")), reason=why_not_emulated("dropout") or "-")
 
 CORRECT_KERNELS = [
+    "aligned",
     "count_atomically",
     "dynamic_sum",
     "last_block_sums",
@@ -51,7 +56,10 @@ FAULTY_KERNELS = {
     "shared_never_written": r"thread \(7\) reads shared memory that no thread has written",
     "no_blocks": "invalid launch configuration: a dimension of 0",
     "too_many_threads": "invalid launch configuration: more than 1024 threads",
-    "too_much_shared_memory": "invalid launch configuration: more than 227 KB of shared memory",
+    "too_much_shared_memory": "invalid launch configuration: more dynamic shared memory than the limit",
+    "not_aligned": r"thread \(\d\) accesses memory .* not aligned to 16 bytes \(.*seeded_faults.cu:\d+\)",
+    "more_than_launch_bounds": "invalid launch configuration: more threads than its __launch_bounds__",
+    "static_and_dynamic": "the block uses 57344 bytes of shared memory, more than 48 KB",  # 99 KB: see below
 }
 OUT_OF_BOUNDS_KERNEL = "beyond_global_array"  # only AddressSanitizer detects this fault; see test_address_sanitizer
 
@@ -84,6 +92,65 @@ def test_faults_are_detected_in_any_order_of_threads(emulation: ModuleType, name
         emulation.set_seed(seed)
         with pytest.raises(RuntimeError, match=message):
             emulation.run_test_kernel(name)
+
+
+@contextmanager
+def shared_memory(kilobytes: int) -> Iterator[ModuleType]:
+    """Let blocks have this much shared memory."""
+    emulation = cuda_emulator.load()
+    emulation.set_shared_limit(kilobytes << 10)
+    try:
+        yield emulation
+    finally:
+        emulation.set_shared_limit(48 << 10)
+
+
+def test_the_limit_of_48_kb_counts_static_and_dynamic_shared_memory() -> None:
+    """GRF_LAUNCH raises the limit of a kernel, although its dynamic shared memory alone is below 48 KB."""
+    with shared_memory(99) as emulation:
+        emulation.run_test_kernel("static_and_dynamic")
+
+
+@pytest.mark.parametrize(("kilobytes", "hidden"), [(99, 84), (163, 112), (227, 132)])  # sm_86, sm_80, sm_90
+def test_gru_uses_the_shared_memory_of_the_gpu(kilobytes: int, hidden: int) -> None:
+    """With that much shared memory, one launch computes all steps; with 48 KB, there is a launch per step."""
+    args = gru.make_args("reset_after", 2, 1, hidden, torch.float32)
+    expected = ops.gru(*args, impl="reference")
+    for limit, launches in ((kilobytes, 1), (48, 2)):
+        with shared_memory(limit) as emulation:
+            emulation.set_seed(0)
+            torch.testing.assert_close(ops.gru(*args, impl="emulated"), expected)
+            assert emulation.launches() == launches
+
+
+@pytest.mark.parametrize(
+    ("parameter", "error"),
+    [
+        ("struct { char bytes[4000]; }", None),
+        ("struct { char bytes[4097]; }", "CUDA allows 4 KB of arguments"),
+        ("std::string", "a launch copies its arguments as bytes"),
+    ],
+)
+def test_kernel_arguments_must_be_small_and_trivially_copyable(tmp_path: Path, parameter: str, error: str) -> None:
+    source = tmp_path / "launch.cpp"
+    source.write_text(
+        f'#include "common/simt.cuh"\nusing Parameter = {parameter};\nvoid kernel(Parameter, int*) {{}}\n'
+        "void launch(Parameter p, int* out) { GRF_LAUNCH(kernel, 1, 1, 0, nullptr, p, out); }\n"
+    )
+    includes = [f"-I{_build.source_folder()}", f"-I{Path(cuda_emulator.__file__).parents[1]}"]
+    command = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-fsyntax-only", *includes, str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if error is None:
+        assert result.returncode == 0, result.stderr
+    else:
+        assert result.returncode != 0 and error in result.stderr
+
+
+def test_every_kernel_has_launch_bounds() -> None:
+    csrc = _build.source_folder()
+    launches = "".join(path.read_text() for path in csrc.glob("*/*.cu*"))
+    kernels = set(re.findall(r"GRF_LAUNCH\(\(?(\w+)", launches)) - {"kernel"}  # GRF_LAUNCH(kernel, ...) in simt.cuh
+    assert kernels == {*cuda_emulator.launch_bounds(csrc)} - {"at_most_32_threads"}
 
 
 def test_failed_check_is_a_value_error_and_later_launches_work(emulation: ModuleType) -> None:

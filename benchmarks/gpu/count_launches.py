@@ -56,7 +56,7 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
             graph does not depend on the number of steps.
         Launches of one step by operator.
     """
-    lengths = torch.randint(2, 9, (4 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
+    lengths = torch.randint(2, 9, (12 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     items = torch.arange(int(offsets[-1])) % N_ITEMS
     store = SessionStore.from_arrays(items.numpy(), offsets.numpy(), n_items=N_ITEMS)

@@ -7,14 +7,15 @@
 //   GRF_LAUNCH((kernel<T>), grid, block, shared_bytes, stream, arguments...);  throws if the launch fails
 #pragma once
 
-#ifdef __CUDACC__
-
-#include <cuda_runtime.h>
-
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+
+#ifdef __CUDACC__
+
+#include <cuda_runtime.h>
 #undef NDEBUG  // assert() checks indices before kernels read or write memory, so it stays on in release builds
 #include <cassert>
 
@@ -25,26 +26,10 @@
   extern __shared__ __align__(16) unsigned char grf_dynamic_shared_memory[]; \
   auto* const name = reinterpret_cast<__VA_ARGS__*>(grf_dynamic_shared_memory)
 #define GRF_DEVICE_CHECK(condition, text) assert((condition) && (text))
-
-namespace grf {
-
-inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
-}
-
-// Raises the kernel's limit of dynamic shared memory to `bytes`. By default CUDA limits it to 48 KB.
-template <typename Kernel>
-void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
-  if (bytes <= size_t{48} << 10) return;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
-}
-
-}  // namespace grf
-
 #define GRF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)          \
   do {                                                                      \
     auto* const grf_kernel = (kernel);                                      \
-    ::grf::allow_shared(grf_kernel, (shared_bytes), #kernel);               \
+    ::grf::prepare_launch(grf_kernel, (shared_bytes), #kernel);             \
     grf_kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__); \
     ::grf::check_cuda(cudaGetLastError(), #kernel);                         \
   } while (false)
@@ -56,6 +41,27 @@ void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
 #endif
 
 namespace grf {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // clears the error, so that the next launch does not report it again
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// Checks the types of a kernel's parameters. Raises the kernel's limit of shared memory so that a launch can have
+// `dynamic_bytes`: by default, CUDA limits static and dynamic shared memory together to 48 KB.
+template <typename... Parameters>
+void prepare_launch(void (*kernel)(Parameters...), size_t dynamic_bytes, const char* name) {
+  static_assert((std::is_trivially_copyable<Parameters>::value && ...), "a launch copies its arguments as bytes");
+  static_assert((... + (sizeof(Parameters) + alignof(Parameters) - 1)) <= 4096, "CUDA allows 4 KB of arguments");
+  if (dynamic_bytes == 0) return;
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), name);
+  if (attributes.sharedSizeBytes + dynamic_bytes <= size_t{48} << 10) return;
+  // Never lowers the limit, which another thread may have raised for its launch.
+  const int bytes = std::max(static_cast<int>(dynamic_bytes), attributes.maxDynamicSharedSizeBytes);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
+}
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;  // the mask of all 32 threads of a warp, for warp shuffles and votes
 

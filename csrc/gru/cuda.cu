@@ -13,6 +13,9 @@ namespace {
 // another on the same multiprocessors. But with so many lanes torch's matrix products are efficient, so each step takes
 // a product and a launch instead.
 constexpr int64_t kMaxSingleLaneBlocks = 128, kMaxLanesInOneLaunch = 2048;
+#else  // emulation on the CPU: small, so that small tests reach all kernels
+constexpr int64_t kMaxSingleLaneBlocks = 4;
+#endif
 
 // Returns the largest shared memory of a block on the current GPU, in bytes.
 int64_t max_shared_bytes() {
@@ -21,13 +24,6 @@ int64_t max_shared_bytes() {
   check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "gru");
   return bytes;
 }
-#else
-constexpr int64_t kMaxSingleLaneBlocks = 4;  // in the emulation; small, so that small tests reach all kernels
-
-int64_t max_shared_bytes() {
-  return 48 << 10;  // the limit of CUDA without opting in
-}
-#endif
 
 constexpr int kLanesPerBlock = 4;
 

@@ -5,8 +5,10 @@
 //
 // Hazard: BLAS may sum in different orders if matrices have different shapes. A target's score would then differ in the
 // last bits between two products. So all products of one group of queries have the same shape and strides: the last
-// tile is padded, and the targets' scores come from a product of the same shape.
+// tile is padded, and the targets' scores come from a product of the same shape. BLAS also chooses by the alignment of
+// the matrices. So each tile starts at a multiple of kRowAlignment bytes, as the padded rows do.
 #include <ATen/Dispatch.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
@@ -34,7 +36,7 @@ struct TiledCatalogue {
   TiledCatalogue(const RankingTensors& tensors, int64_t max_tile_queries)
       : device(tensors.hidden.device()),
         hidden(tensors.hidden),
-        weight(tensors.weight),
+        weight(is_aligned(tensors.weight) ? tensors.weight : tensors.weight.clone()),
         bias(tensors.bias),
         n_queries(hidden.size(0)),
         n_items(weight.size(0)) {
@@ -42,10 +44,16 @@ struct TiledCatalogue {
     TORCH_CHECK_VALUE(n_items < kMaxItems, "weight has ", n_items, " rows; top_k and target_rank allow fewer than ",
                       kMaxItems);
     tile_queries = std::max<int64_t>(std::min(n_queries, max_tile_queries), 1);
+    constexpr int64_t kMultiple = 64;  // so many rows of any width take a multiple of kRowAlignment bytes
+    const int64_t max_tile_items = kTileScores / tile_queries / kMultiple * kMultiple;
     // At least tile_queries, because padded_rows must hold the row of each query's target.
-    tile_items = std::max(std::min(kTileScores / tile_queries, n_items), tile_queries);
+    tile_items = std::max(std::min(max_tile_items, n_items), tile_queries);
     products = at::empty({tile_queries * tile_items}, hidden.options());
     padded_rows = at::zeros({tile_items, width}, hidden.options());
+  }
+
+  static bool is_aligned(const Tensor& rows) {
+    return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % kRowAlignment == 0;
   }
 
   // Returns the tile of queries [first, first + n) and `rows` [tile_items, width], which start with item first_item.

@@ -37,10 +37,12 @@ namespace cuda {
 #ifdef GRF_EMULATED
 constexpr int64_t kTileScores = 1 << 12;
 constexpr int64_t kTileQueries = 32;
+constexpr size_t kRowAlignment = 64;  // of torch's CPU allocator
 constexpr int64_t kSegmentColumns = 50;
 #else
 constexpr int64_t kTileScores = 1 << 22;  // 16 MB of float32, which fit in the L2 cache
 constexpr int64_t kTileQueries = 512;
+constexpr size_t kRowAlignment = 256;  // the largest that cuBLAS distinguishes
 constexpr int64_t kSegmentColumns = 1024;
 #endif
 

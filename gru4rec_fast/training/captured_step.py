@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.data import SessionParallelLoader
+from gru4rec_fast.data.sessions.loader import LaneState
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.training_step import OPERATORS as STEP_OPERATORS
 from gru4rec_fast.optim import SparseAdagrad
@@ -33,7 +34,7 @@ from gru4rec_fast.training.fused_step import (
     item_range_error,
     why_not_trainable_on,
 )
-from gru4rec_fast.training.graph_capture import CapturedUpdates, UpdatesShape
+from gru4rec_fast.training.graph_capture import CapturedUpdates, GraphCapturer, UpdatesShape
 
 # The operators of the step, which all need a CUDA kernel.
 _OPERATORS = ("session_batch", "negative_sampling", "dropout_mask", "gru", "sampled_loss", *STEP_OPERATORS)
@@ -89,6 +90,7 @@ class CapturedTrainingStep:
         hyperparameters = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._context = UpdateContext(network, criterion, optimizer, precision, stopped, hyperparameters)
         self._copied_hyperparameters: tuple[float, ...] = ()  # the values that were last copied to the device
+        self._capturer = GraphCapturer(self.device) if self.device.type == "cuda" else None
         self._captured: dict[UpdatesShape, CapturedUpdates] = {}
         # Items and offsets of each log on the device, by the tensor of its items on the host.
         self._logs: dict[Tensor, tuple[Tensor, Tensor]] = {}
@@ -153,7 +155,7 @@ class CapturedTrainingStep:
     def captured_updates(self, shape: UpdatesShape) -> CapturedUpdates:
         """Return the `CapturedUpdates` of this shape. Each shape has one object, which keeps the captured graph."""
         if shape not in self._captured:
-            self._captured[shape] = CapturedUpdates(self._context, shape)
+            self._captured[shape] = CapturedUpdates(self._context, shape, self._capturer)
         return self._captured[shape]
 
 
@@ -172,17 +174,26 @@ class CapturedEpoch:
         order, lane_state = loader.start_epoch()
         self._training_step, self._loader = training_step, loader
         self._items, self._offsets = training_step.device_log(loader)
-        self._order = None if order is None else order.to(device)
+        self._host_order, self._order = order, None if order is None else order.to(device)
         self._lane_state = tuple(tensor.to(device, copy=True) for tensor in lane_state)
         self._sampler = None if sampler is None else sampler.to(device)
         self._n_sample, self._seed = (0 if sampler is None else n_sample), seed
         self._finished = False
+        self._n_ordered = len(self._loader.offsets) - 1 if order is None else len(order)
+        self._n_targets_left = self._count_targets_left(lane_state)
+        self._n_steps_left = self._count_steps_left(lane_state)
 
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
-        """Make at most `updates` updates, as `FusedEpoch.run` does. Synchronizes with the GPU once, at the end."""
+        """Make at most `updates` updates, as `FusedEpoch.run` does. Synchronizes with the GPU once, at the end.
+
+        Updates after the end of the epoch would cost as much as others. So the number of updates in a call is limited
+        to the number that the epoch has left, or to a lower bound of it, but is at least one.
+        """
         if self._finished:
             return [], True
         self._training_step.prepare()
+        per_update = self._training_step.steps * self._training_step.accumulate
+        updates = min(updates, max(1, math.ceil(self._n_steps_left / per_update)))
         lanes, results = len(hidden[0]), []
         while updates > 0:
             captured = self.next_updates(updates, lanes)
@@ -193,8 +204,37 @@ class CapturedEpoch:
             results.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
             updates, step = updates - captured.shape.updates, step + n_steps
         blocks = self._block_outcomes(torch.cat(results).tolist())
-        self._loader.set_position(tuple(tensor.cpu() for tensor in self._lane_state), self._finished)  # type: ignore[arg-type]
+        lane_session, lane_position, cursor = (tensor.cpu() for tensor in self._lane_state)
+        lane_state = lane_session, lane_position, cursor
+        self._n_targets_left -= sum(block.events for block in blocks)
+        self._n_steps_left = self._count_steps_left(lane_state)
+        self._finished = self._finished or self._n_steps_left == 0
+        self._loader.set_position(lane_state, self._finished)
         return blocks, self._finished
+
+    def _targets_left_in_lanes(self, lane_state: LaneState) -> Tensor:
+        """Return the number of targets left in the session of each lane that has one. `lane_state` is on the CPU."""
+        session, position, _ = lane_state
+        has_session = (session >= 0) & (session < self._n_ordered)
+        index = session[has_session] if self._host_order is None else self._host_order[session[has_session]]
+        return self._loader.offsets[index + 1] - 1 - position[has_session]
+
+    def _count_targets_left(self, lane_state: LaneState) -> int:
+        """Return the number of targets from this position to the end of the epoch."""
+        n_started = int(lane_state[2])
+        if n_started == 0:
+            return self._loader.n_targets
+        per_session = (self._loader.offsets.diff() - 1).clamp_(min=0)
+        not_started = slice(n_started, None) if self._host_order is None else self._host_order[n_started:]
+        return int(per_session[not_started].sum() + self._targets_left_in_lanes(lane_state).sum())
+
+    def _count_steps_left(self, lane_state: LaneState) -> int:
+        """Return the number of mini-batches to the end of the epoch; a lower bound while sessions wait for a lane."""
+        if int(lane_state[2]) < self._n_ordered:
+            return math.ceil(self._n_targets_left / self._loader.n_lanes)
+        # The epoch ends with the first step that has fewer than min_live lanes.
+        ends = self._targets_left_in_lanes(lane_state).sort(descending=True).values[self._loader.min_live - 1 :]
+        return int(ends[0]) if len(ends) else 0
 
     def next_updates(self, updates: int, lanes: int) -> CapturedUpdates:
         """Return the object that runs the next updates: as many as fit a graph, or one if fewer than that remain."""

@@ -6,7 +6,8 @@ mini-batch is one step of all lanes, a block is T mini-batches, and an update of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,16 +50,62 @@ class UpdatesShape:
         return self.updates * self.per_update
 
 
+class GraphCapturer:
+    """Captures CUDA graphs on one stream and in one memory pool of a device, until a capture fails.
+
+    torch keeps a cuBLAS workspace for every stream that multiplied matrices, and a graph contains its address. With a
+    new stream for every graph there would be many workspaces, and a graph could use one in the pool of another graph.
+    Graphs may share a pool because no tensor in it is used after the replay that writes it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # A stream of this device: torch's default capture stream belongs to the device of the first capture.
+        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        # The last graph is kept, because torch cannot capture in a pool that all graphs have released. A graph whose
+        # capture failed is kept, because torch's allocator still has a pointer to it.
+        self._kept_graph: torch.cuda.CUDAGraph | None = None
+        self._failed = False
+
+    def capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """Return a graph of the operators that `run` runs; they are not executed.
+
+        If the capture fails, warn and return None, now and in all later calls.
+        """
+        if self._failed:
+            return None
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # torch.cuda.stream restores the current stream. torch.cuda.graph does not, if it cannot end the capture.
+            # thread_local: CUDA calls of other threads, e.g. of a data loader, do not invalidate the capture.
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                run()
+        except RuntimeError as error:
+            self._failed = True
+            warnings.warn(
+                f"the training step cannot be captured in a CUDA graph, so it runs without, more slowly: {error}",
+                stacklevel=2,
+            )
+        self._kept_graph = graph
+        return None if self._failed else graph
+
+
 class CapturedUpdates:
     """Runs updates of one shape: operator by operator at first, later by replaying a CUDA graph.
+
+    Without a `capturer` (on the CPU), or if the capture fails, all updates run operator by operator.
 
     Attributes:
         losses: [K], loss of each mini-batch; 0 if it was skipped.
         n_live: int64 [K], number of live lanes of each mini-batch.
     """
 
-    def __init__(self, context: UpdateContext, shape: UpdatesShape) -> None:
-        self.shape, self._context = shape, context
+    def __init__(self, context: UpdateContext, shape: UpdatesShape, capturer: GraphCapturer | None) -> None:
+        self.shape, self._context, self._capturer = shape, context, capturer
         network, device = context.network, context.device
         weight = network.output.weight
         n, lanes, scored = shape.mini_batches, shape.lanes, shape.lanes + shape.n_sample
@@ -160,21 +207,15 @@ class CapturedUpdates:
     def _run(self) -> None:
         """Run the operators, or replay the graph if nothing that it depends on has changed since the last run."""
         key = self._current_key()
-        if key != self._graph_key or self._context.device.type != "cuda":
+        if key != self._graph_key:
             self._graph, self._graph_key = None, key
-            self._run_operators()
-            return
-        # The graph is captured in the second run, because the first run creates what is created at its first use.
+        elif self._graph is None and self._capturer is not None:
+            # Captured in the second run: the first one has created all that is created at its first use.
+            self._graph = self._capturer.capture(self._run_operators)
         if self._graph is None:
-            self._graph = self._capture()
-        self._graph.replay()
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        device, graph = self._context.device, torch.cuda.CUDAGraph()
-        # A stream of this device: torch's default capture stream belongs to the device of the first capture.
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
             self._run_operators()
-        return graph
+        else:
+            self._graph.replay()
 
     def _current_key(self) -> tuple[Any, ...]:
         """Return all values that a captured graph depends on; if a value changes, the graph is captured again."""
@@ -182,7 +223,8 @@ class CapturedUpdates:
         tensors = [tensor for weight in weights for tensor in (weight, *self._context.optimizer_state(weight))]
         tensors += [*self._masks.values(), self._context.criterion.log_support]
         pointers = [tensor.data_ptr() for tensor in tensors if tensor is not None]
-        return tuple(pointers), self._context.network.training, torch.get_float32_matmul_precision()
+        # Not torch.get_float32_matmul_precision(), which raises an error once fp32_precision has been set.
+        return tuple(pointers), self._context.network.training, torch.backends.cuda.matmul.fp32_precision
 
     def _run_operators(self) -> None:
         for update in range(self.shape.updates):

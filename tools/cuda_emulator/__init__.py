@@ -8,6 +8,7 @@ torch.ops.gru4rec_fast_emulated. docs/architecture.md ("The emulation") explains
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sysconfig
@@ -30,8 +31,8 @@ NAMESPACE = "gru4rec_fast_emulated"
 # functions, and ThreadSanitizer's library is not linked. With "addresses", AddressSanitizer's library defines them, to
 # detect accesses out of bounds.
 KERNEL_FLAGS = {
-    "races": ["-fsanitize=thread"],
-    "addresses": ["-fsanitize=address", "-fno-omit-frame-pointer", "-DGRF_EMULATED_ADDRESSES"],
+    "races": ["-fsanitize=thread,alignment"],
+    "addresses": ["-fsanitize=address,alignment", "-fno-omit-frame-pointer", "-DGRF_EMULATED_ADDRESSES"],
 }
 CXX_FLAGS = ["-g", "-fPIC", "-fvisibility=hidden", "-DGRF_EMULATED"]
 
@@ -66,11 +67,20 @@ def load() -> ModuleType:
         if _module is None:
             try:
                 module = _backend.import_library(_library(), "gru4rec_fast._emulated")
+                module.set_launch_bounds(launch_bounds(_build.source_folder()))
             except BuildError as error:
                 raise RuntimeError(f"impl='emulated': {error}") from error
             run_callbacks(NAMESPACE)  # registers the fake kernels and autograd formulas of the operators
             _module = module
     return _module
+
+
+def launch_bounds(csrc: Path) -> dict[str, int]:
+    """Return the number of threads in the __launch_bounds__ of each kernel. A C++ compiler cannot record it."""
+    sources = "".join(path.read_text() for path in (*csrc.rglob("*.cu*"), *csrc.rglob("*.h"), *HERE.glob("*.cu")))
+    constants = dict(re.findall(r"constexpr int (k\w+) = (\d+);", sources))
+    bounds = re.findall(r"__launch_bounds__\((\w+)[^()]*\)(?:\s*//[^\n]*)?\s+(\w+)\(", sources)
+    return {kernel: int(constants.get(threads, threads)) for threads, kernel in bounds}
 
 
 def _prepare(op: str, device_type: str) -> None:

@@ -5,8 +5,11 @@
 
 namespace grf {
 namespace simt {
-// Checks an access. `instruction` is the address where the call returns to. Defined in memory.cpp.
+// Both are defined in memory.cpp.
+// Checks an access. `instruction` is the address where the call returns to.
 void on_access(const void* address, size_t bytes, bool writes, const void* instruction);
+// Reports an access at an address that is not a multiple of `alignment`.
+void misaligned(const void* address, size_t alignment, const char* file, unsigned line);
 }  // namespace simt
 }  // namespace grf
 
@@ -35,6 +38,17 @@ void __tsan_read_range(void* address, size_t bytes) {
 }
 void __tsan_write_range(void* address, size_t bytes) {
   ::grf::simt::on_access(address, bytes, true, __builtin_return_address(0));
+}
+// Called if the address of an access is not aligned as its type is (-fsanitize=alignment). The CPU would allow the
+// access; a GPU stops the kernel.
+struct UndefinedBehavior {  // layout of UndefinedBehaviorSanitizer's TypeMismatchData
+  const char* file;
+  uint32_t line, column;
+  const void* type;
+  unsigned char log2_alignment, kind;
+};
+void __ubsan_handle_type_mismatch_v1(const UndefinedBehavior* where, const void* address) {
+  ::grf::simt::misaligned(address, size_t{1} << where->log2_alignment, where->file, where->line);
 }
 // Called to read the guard of a function's static variable, which says whether the variable is initialized.
 char __tsan_atomic8_load(const volatile char* address, int) {

@@ -16,6 +16,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Set the seed of the random order of threads and blocks. Reset the number of launches to 0.");
   m.def("set_block_limit", &grf::simt::set_block_limit,
         "Run at most this many blocks of each grid: the first, the last and random others. 0 means all blocks.");
+  m.def("set_shared_limit", &grf::simt::set_shared_limit,
+        "Set the bytes of shared memory that a block can have at most: 48 to 227 KB, by default 48 KB.");
+  m.def("set_launch_bounds", &grf::simt::set_launch_bounds,
+        "Set the maximum number of threads of each kernel: the __launch_bounds__ of the sources, by kernel name.");
   m.def("launches", &grf::simt::launches, "Return the number of kernel launches since set_seed.");
   m.def("test_kernel_names", &grf::test_kernel_names, "Return the names of the kernels that test the emulator.");
   m.def("run_test_kernel", &grf::run_test_kernel,

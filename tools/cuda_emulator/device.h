@@ -19,7 +19,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
+#define __launch_bounds__(...)  // cuda_emulator/__init__.py reads the bounds from the sources
 
 #define threadIdx (::grf::simt::thread_index())
 #define blockIdx (::grf::simt::block_index())
@@ -185,6 +185,40 @@ GRF_ATOMIC_CAS(unsigned)
 GRF_ATOMIC_CAS(unsigned long long)
 #undef GRF_ATOMIC_CAS
 
+// Functions of the CUDA runtime that launchers call. They set and return the limits of shared memory, and never fail.
+// The static shared memory of a kernel is known only when the kernel has run, so sharedSizeBytes is the largest
+// possible.
+enum cudaError_t { cudaSuccess };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+  int maxDynamicSharedSizeBytes;
+};
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
+inline const char* cudaGetErrorString(cudaError_t) {
+  return "";
+}
+inline cudaError_t cudaGetDevice(int*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* bytes, int, int) {
+  *bytes = static_cast<int>(::grf::simt::shared_limit());
+  return cudaSuccess;
+}
+template <typename... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
+  const size_t max_dynamic = ::grf::simt::max_dynamic_shared_bytes(reinterpret_cast<const void*>(kernel));
+  *attributes = {size_t{48} << 10, static_cast<int>(max_dynamic)};
+  return cudaSuccess;
+}
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), int, int bytes) {
+  ::grf::simt::set_max_dynamic_shared_bytes(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes));
+  return cudaSuccess;
+}
+
 // Arithmetic
 using std::exp;
 using std::expm1;
@@ -285,7 +319,9 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
   const auto body = [&] { std::apply(kernel, values); };
   using Body = decltype(body);
-  run({name, grid, block, shared_bytes}, [](const void* closure) { (*static_cast<Body*>(closure))(); }, &body);
+  run(
+      {name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes},
+      [](const void* closure) { (*static_cast<Body*>(closure))(); }, &body);
 }
 
 }  // namespace simt
@@ -294,5 +330,6 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 #define GRF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                          \
   do {                                                                                      \
     (void)(stream);                                                                         \
+    ::grf::prepare_launch((kernel), (shared_bytes), #kernel);                               \
     ::grf::simt::launch(#kernel, (kernel), (grid), (block), (shared_bytes), ##__VA_ARGS__); \
   } while (false)

@@ -2,6 +2,7 @@
 // barriers.cpp (barriers, warp operations) and memory.cpp (shared memory, checks of accesses).
 #pragma once
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <sstream>
@@ -16,10 +17,11 @@
 namespace grf {
 namespace simt {
 
-constexpr size_t kSharedLimit = 227 << 10;        // bytes that a block can have on sm_90 (H100, H200)
-constexpr size_t kArenaBytes = kSharedLimit * 2;  // the arena has the block's shared arrays, and gaps between them
-constexpr size_t kArrayGap = 64;                  // bytes between arrays, to detect accesses out of bounds
-constexpr int kFillByte = 0xA5;                   // initial value of shared memory
+constexpr size_t kDefaultShared = 48 << 10;          // bytes that a block can have without a larger limit of its kernel
+constexpr size_t kMaxSharedLimit = 227 << 10;        // bytes that a block can have on sm_90 (H100, H200)
+constexpr size_t kArenaBytes = kMaxSharedLimit * 2;  // has the block's shared arrays, and gaps between them
+constexpr size_t kArrayGap = 64;                     // bytes between arrays, to detect accesses out of bounds
+constexpr int kFillByte = 0xA5;                      // initial value of shared memory
 
 // States of a byte of the arena.
 constexpr unsigned char kOutside = 0, kUnwritten = 1, kWritten = 2;  // kOutside: in no array of the running block
@@ -76,6 +78,12 @@ class Emulator {
 
   uint64_t seed = 0;
   int64_t block_limit = 0, n_launches = 0;
+  size_t shared_limit = kDefaultShared;           // bytes of shared memory that the emulated GPU allows a block
+  std::map<std::string, unsigned> launch_bounds;  // maximum number of threads, by kernel name
+
+  // The limit of a kernel's dynamic shared memory.
+  size_t max_dynamic_shared_bytes(const void* function);
+  void set_max_dynamic_shared_bytes(const void* function, size_t bytes);
 
   // The following functions are called by kernel threads.
   int block_barrier(Barrier kind, int predicate, int line);
@@ -83,6 +91,7 @@ class Emulator {
   void* shared_array(const void* tag, size_t bytes, size_t alignment);
   void access(const void* address, size_t bytes, bool writes, bool atomic, const void* instruction);
   void start_atomic(const void* address);
+  [[noreturn]] void misaligned(const void* address, size_t alignment, const char* file, unsigned line);
   [[noreturn]] void fail(const std::string& message, bool from_check = false);  // from_check: a GRF_DEVICE_CHECK failed
   [[noreturn]] void run_thread();
 
@@ -144,6 +153,7 @@ class Emulator {
   size_t shared_bytes_ = 0;                                   // without the gaps, as on a GPU
   std::vector<std::pair<const void*, void*>> shared_arrays_;  // tag of each GRF_SHARED declaration, and its array
   char* dynamic_shared_ = nullptr;
+  std::map<const void*, size_t> max_dynamic_shared_bytes_;  // of the kernels whose limit was raised
 };
 
 Emulator& emulator();

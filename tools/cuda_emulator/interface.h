@@ -11,6 +11,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
 
 struct dim3 {
   unsigned x, y, z;
@@ -53,12 +55,24 @@ void atomic_write(void* target, const void* source, size_t bytes);
 
 struct LaunchConfig {
   const char* kernel;
+  const void* function;
   dim3 grid, block;
   size_t shared_bytes;
 };
 // Calls thread_body(closure) in every thread of a launch.
 void run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure);
 
+// Functions of the CUDA runtime, see device.h. `function` is a kernel.
+size_t max_dynamic_shared_bytes(const void* function);
+void set_max_dynamic_shared_bytes(const void* function, size_t bytes);
+size_t shared_limit();
+
+// For tests: sets the bytes of shared memory that a block can have at most, for the kernels that are launched after it:
+// 48 KB (which need no larger limit of the kernel) as long as it is not set; 99 KB on sm_86, 163 KB on sm_80, 227 KB on
+// sm_90 and sm_100.
+void set_shared_limit(size_t bytes);
+// For tests: sets the number of threads in the __launch_bounds__ of each kernel, by its name without namespace.
+void set_launch_bounds(const std::map<std::string, unsigned>& threads);
 // For tests. The order of threads and blocks is a function of the seed and of the number of launches since set_seed.
 void set_seed(uint64_t seed);
 // Runs at most this many blocks of each grid: the first, the last and random others. 0: all blocks.

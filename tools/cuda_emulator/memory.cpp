@@ -47,8 +47,12 @@ std::string source_line(uint32_t offset) {
 
 char* Emulator::allocate_shared(size_t bytes, size_t alignment) {
   shared_bytes_ = (shared_bytes_ + alignment - 1) / alignment * alignment + bytes;
-  if (shared_bytes_ > kSharedLimit) {
-    fail("the block uses at least " + std::to_string(shared_bytes_) + " bytes of shared memory, more than 227 KB");
+  // The limit of 48 KB holds for all shared memory, until the kernel's limit is raised.
+  const bool raised = max_dynamic_shared_bytes_.count(launch_.function) > 0;
+  const size_t limit = raised ? shared_limit : kDefaultShared;
+  if (shared_bytes_ > limit) {
+    fail("the block uses " + std::to_string(shared_bytes_) + " bytes of shared memory, more than " +
+         std::to_string(limit >> 10) + " KB");
   }
 #ifdef GRF_EMULATED_ADDRESSES  // AddressSanitizer detects accesses out of bounds, so each array is a heap allocation
   heap_arrays_.emplace_back(new char[bytes]);
@@ -116,6 +120,13 @@ std::string Emulator::describe(const Race& race, const void* address, bool write
   return text.str();
 }
 
+void Emulator::misaligned(const void* address, size_t alignment, const char* file, unsigned line) {
+  std::ostringstream text;
+  text << thread_name(running_index_) << " accesses memory at " << address << ", which is not aligned to " << alignment
+       << " bytes (" << file << ":" << line << ")";
+  fail(text.str());
+}
+
 void Emulator::start_atomic(const void* address) {
   if (random_.below(4) == 0) wait(ThreadState::ready);  // other threads run first, so orders of atomics vary
   shadow_memory_.record_atomic(reinterpret_cast<uintptr_t>(address), make_record(true, nullptr),
@@ -132,6 +143,11 @@ void* dynamic_shared() {
   char* const memory = emulator().dynamic_shared();
   if (memory == nullptr) emulator().fail("dynamic shared memory is used, but the launch has 0 bytes");
   return memory;
+}
+void misaligned(const void* address, size_t alignment, const char* file, unsigned line) {
+  if (!in_kernel) return;
+  in_kernel = false;
+  emulator().misaligned(address, alignment, file, line);
 }
 void check_failed(const char* text) {
   emulator().fail(text, /*from_check=*/true);

@@ -43,6 +43,17 @@ grf_fiber_switch:
 namespace grf {
 namespace simt {
 
+namespace {
+
+// Returns the name of a kernel without its parentheses, template arguments and namespace.
+std::string kernel_name(const std::string& expression) {
+  const size_t end = std::min(expression.find_first_of("<)", 1), expression.size());
+  const std::string name = expression.substr(0, end);
+  return name.substr(name.find_last_of("(: ") + 1);
+}
+
+}  // namespace
+
 Emulator& emulator() {
   static Emulator* instance = new Emulator;  // never destroyed: kernels may run while the process ends
   return *instance;
@@ -62,7 +73,15 @@ void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*),
   if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) refuse("a dimension of 0");
   if (grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) refuse("more blocks than (2^31 - 1, 65535, 65535)");
   if (uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64) refuse("more than 1024 threads, or 64 in z");
-  if (launch.shared_bytes > kSharedLimit) refuse("more than 227 KB of shared memory");
+  const auto raised = max_dynamic_shared_bytes_.find(launch.function);
+  const size_t max_dynamic = raised == max_dynamic_shared_bytes_.end() ? kDefaultShared : raised->second;
+  if (launch.shared_bytes > std::min(max_dynamic, shared_limit)) {
+    refuse("more dynamic shared memory than the limit of the kernel or of the GPU");
+  }
+  const std::string name = kernel_name(launch.kernel);
+  if (const auto bound = launch_bounds.find(name); bound != launch_bounds.end()) {
+    if (size_t{block.x} * block.y * block.z > bound->second) refuse("more threads than its __launch_bounds__");
+  }
   n_threads_ = size_t{block.x} * block.y * block.z;
   // The factor is odd, so different seeds give different states; it spreads seeds that are close to each other.
   random_.state = seed * 0x2545F4914F6CDD1Du + static_cast<uint64_t>(++n_launches);
@@ -82,6 +101,17 @@ void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*),
   text << " [kernel " << launch_.kernel << ", block " << format_index(block_) << ", emulation seed " << seed
        << ", launch " << n_launches << "]";
   throw std::runtime_error(text.str());
+}
+
+size_t Emulator::max_dynamic_shared_bytes(const void* function) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  const auto found = max_dynamic_shared_bytes_.find(function);
+  return found == max_dynamic_shared_bytes_.end() ? kDefaultShared : found->second;
+}
+
+void Emulator::set_max_dynamic_shared_bytes(const void* function, size_t bytes) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  max_dynamic_shared_bytes_[function] = bytes;
 }
 
 std::vector<uint64_t> Emulator::blocks_to_run() {
@@ -221,6 +251,22 @@ dim3 grid_extent() {
 
 void run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure) {
   emulator().run(launch, thread_body, closure);
+}
+size_t max_dynamic_shared_bytes(const void* function) {
+  return emulator().max_dynamic_shared_bytes(function);
+}
+void set_max_dynamic_shared_bytes(const void* function, size_t bytes) {
+  emulator().set_max_dynamic_shared_bytes(function, bytes);
+}
+size_t shared_limit() {
+  return emulator().shared_limit;
+}
+void set_shared_limit(size_t bytes) {
+  if (bytes < kDefaultShared || bytes > kMaxSharedLimit) throw std::invalid_argument("bytes: must be 48 to 227 KB");
+  emulator().shared_limit = bytes;
+}
+void set_launch_bounds(const std::map<std::string, unsigned>& threads) {
+  emulator().launch_bounds = threads;
 }
 void set_seed(uint64_t seed) {
   emulator().seed = seed;

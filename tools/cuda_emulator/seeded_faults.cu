@@ -172,6 +172,27 @@ __global__ void dynamic_sum(int* out) {
   }
 }
 
+// Each thread copies four integers at once. Without kAligned, there is a fault: the address is not a multiple of 16.
+template <bool kAligned>
+__global__ void copy_four(int* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread >= 8) return;
+  *reinterpret_cast<int4*>(out + 4 * thread + (kAligned ? 0 : 1)) = make_int4(1, 2, 3, 4);
+}
+
+// Fault, if launched with more than 32 threads.
+__global__ void __launch_bounds__(32) at_most_32_threads(int* out) {
+  out[threadIdx.x] = 1;
+}
+
+// No fault if the GPU has 99 KB of shared memory: 16 KB of static and 40 KB of dynamic shared memory.
+__global__ void static_and_dynamic(int* out) {
+  GRF_SHARED(values, int[4 << 10]);
+  GRF_DYNAMIC_SHARED(more_values, int);
+  values[threadIdx.x] = more_values[threadIdx.x] = static_cast<int>(threadIdx.x);
+  out[threadIdx.x] = values[threadIdx.x] + more_values[threadIdx.x];
+}
+
 void expect(bool condition, const char* message) {
   if (!condition) throw std::logic_error(message);
 }
@@ -214,6 +235,11 @@ const std::map<std::string, std::function<void(int*)>>& launchers() {
       {"beyond_global_array", [](int* out) { GRF_LAUNCH(beyond_global_array, 1, kThreads, 0, nullptr, out); }},
       {"check_that_fails", [](int* out) { GRF_LAUNCH(check_that_fails, 1, kThreads, 0, nullptr, out); }},
       {"dynamic_sum", [](int* out) { GRF_LAUNCH(dynamic_sum, 2, kThreads, kThreads * sizeof(int), nullptr, out); }},
+      {"aligned", [](int* out) { GRF_LAUNCH(copy_four<true>, 1, kThreads, 0, nullptr, out); }},
+      {"not_aligned", [](int* out) { GRF_LAUNCH(copy_four<false>, 1, kThreads, 0, nullptr, out); }},
+      {"more_than_launch_bounds", [](int* out) { GRF_LAUNCH((at_most_32_threads), 1, kThreads, 0, nullptr, out); }},
+      {"static_and_dynamic",
+       [](int* out) { GRF_LAUNCH(static_and_dynamic, 1, kThreads, size_t{40} << 10, nullptr, out); }},
       {"no_blocks", [](int* out) { GRF_LAUNCH(check_that_fails, 0, kThreads, 0, nullptr, out); }},
       {"too_many_threads", [](int* out) { GRF_LAUNCH(check_that_fails, 1, 1025, 0, nullptr, out); }},
       {"too_much_shared_memory",
