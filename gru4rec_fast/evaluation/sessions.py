@@ -73,7 +73,7 @@ def evaluate_sessions(
         baseline_metrics["random"] = random_metrics(store.n_items, metrics.cutoffs)
     per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
     steps = max(1, per_call // batch_size) if batch_size > 0 else 1
-    loader = SessionParallelLoader(store, batch_size, steps=steps, device=weight.device, impl=impl)
+    loader = SessionParallelLoader(store, batch_size, steps=steps, device=weight.device, seed=0, impl=impl)
     with evaluating(network):
         state = network.initial_state(loader.n_lanes)
         for block in loader:

@@ -72,6 +72,7 @@ class Parameters:
     monitor: str
     patience: int | None
     min_delta: float
+    seed: int | None
     device: str
     impl: str
 
