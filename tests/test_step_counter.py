@@ -1,4 +1,4 @@
-"""Modules with dropout number their steps themselves: in loops, checkpoints, activation checkpointing, torch.compile."""
+"""Modules with dropout number their steps: in loops, resumed, with activation checkpointing and torch.compile."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_only_the_outermost_module_counts(name: str) -> None:
 
 def test_a_layer_of_a_network_needs_a_step() -> None:
     network = SessionNetwork(9, [5], embedding="separate", embedding_dim=6, dropout_p_hidden=0.5, seed=3)
-    with pytest.raises(ValueError, match="SessionGRU is a layer of a network.* pass step="):
+    with pytest.raises(ValueError, match=r"SessionGRU is a layer of a network.* pass step="):
         network.gru(X, network.initial_state(2))
     network.gru(X, network.initial_state(2), step=0)
 
