@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--adjacency", default=None, help="for ngcf: paper (default) or norm")
     parser.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--learning-rate", type=float, default=None)
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="JSON file, written after each epoch")
     arguments = parser.parse_args()
     graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")

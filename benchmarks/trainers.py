@@ -28,7 +28,7 @@ class _EnoughSteps(Exception):
 
 def gru_runner(store: SessionStore, parameters: Mapping[str, Any], device: torch.device = CPU) -> SessionEpochRunner:
     """Return the object that runs the epochs of `GRU4Rec(**parameters).fit(store)`."""
-    p = GRU4RecParameters.create({**parameters, "device": str(device)})
+    p = GRU4RecParameters.create({"seed": 0, **parameters, "device": str(device)})
     return build_session_runner(p, build_session_network(p, store.n_items), store)
 
 

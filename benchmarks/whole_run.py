@@ -30,7 +30,9 @@ PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 def run_package(n_epochs: int, **parameters: Any) -> dict[str, float]:
     """Train and evaluate this package's `GRU4Rec`; return seconds and metrics."""
     started = time.perf_counter()
-    model = GRU4Rec(**PARAMETERS, n_epochs=n_epochs, **parameters).fit(LOG / "train.tsv.gz", progress=False)
+    model = GRU4Rec(**{"seed": 0} | PARAMETERS | parameters, n_epochs=n_epochs).fit(
+        LOG / "train.tsv.gz", progress=False
+    )
     trained = time.perf_counter()
     metrics = model.evaluate(LOG / "test.tsv.gz").metrics
     ended = time.perf_counter()

@@ -16,16 +16,17 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "Tensor(c!) cursor, SymInt steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
 
   // negative_sampling: sizes, seed and step are SymInt. With plain ints, torch.compile would recompile for every step
-  // number.
+  // number. Wherever there is a `step`, the value of `counter`, a 0-dim int64 tensor on the operator's device, is added
+  // to it. So a captured CUDA graph can count steps.
   m.def("build_alias_table(Tensor mass) -> (Tensor threshold, Tensor alias)");
   m.def(
       "negative_sampling(Tensor threshold, Tensor alias, Tensor log_prob, SymInt n, SymInt seed, SymInt step, "
-      "SymInt steps) -> (Tensor items, Tensor log_prob)");
+      "Tensor? counter, SymInt steps) -> (Tensor items, Tensor log_prob)");
 
   // dropout
   m.def(
-      "dropout_mask(SymInt steps, SymInt lanes, SymInt units, float p, SymInt seed, SymInt stream, SymInt step, *, "
-      "ScalarType dtype, Device device) -> Tensor");
+      "dropout_mask(SymInt steps, SymInt lanes, SymInt units, float p, SymInt seed, SymInt stream, SymInt step, "
+      "Tensor? counter, *, ScalarType dtype, Device device) -> Tensor");
 
   // gru
   m.def(
@@ -76,7 +77,7 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   // laplacian_propagation: the graph is symmetric, so the backward pass is the same operator with `transposed` flipped
   m.def(
       "laplacian_propagation(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, "
-      "str matrix, float dropout, SymInt seed, SymInt step, bool transposed) -> Tensor");
+      "str matrix, float dropout, SymInt seed, SymInt step, Tensor? counter, bool transposed) -> Tensor");
 
   // ngcf_layer: `out` holds the new features of the nodes. The other results are saved for the backward pass.
   // P and Q name the matrices of the two terms, for example "symmetric+I". propagated_p and propagated_q are the
@@ -87,21 +88,21 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   m.def(
       "ngcf_layer(Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, Tensor? columns, Tensor weight_1, "
       "Tensor bias_1, Tensor weight_2, Tensor bias_2, str P, str Q, bool per_term, float negative_slope, "
-      "float node_dropout, float message_dropout, SymInt seed, SymInt step, SymInt layer) -> (Tensor out, "
+      "float node_dropout, float message_dropout, SymInt seed, SymInt step, Tensor? counter, "
+      "SymInt layer) -> (Tensor out, "
       "Tensor propagated_p, Tensor propagated_q, Tensor flags)");
   m.def(
       "ngcf_layer_backward(Tensor grad_out, Tensor features, Tensor offsets, Tensor neighbors, Tensor? rows, "
-      "Tensor? columns, Tensor weight_1, Tensor weight_2, Tensor propagated_p, Tensor propagated_q, Tensor flags, str "
-      "P, "
-      "str Q, bool per_term, float negative_slope, float node_dropout, float message_dropout, SymInt seed, SymInt "
-      "step, "
-      "SymInt layer) -> (Tensor grad_features, Tensor grad_weight_1, Tensor grad_bias_1, Tensor grad_weight_2, "
+      "Tensor? columns, Tensor weight_1, Tensor weight_2, Tensor propagated_p, Tensor propagated_q, Tensor flags, "
+      "str P, str Q, bool per_term, float negative_slope, float node_dropout, float message_dropout, SymInt seed, "
+      "SymInt step, Tensor? counter, SymInt layer) -> (Tensor grad_features, Tensor grad_weight_1, Tensor grad_bias_1, "
+      "Tensor grad_weight_2, "
       "Tensor grad_bias_2)");
 
   // bpr_triples
   m.def(
       "bpr_triples(Tensor offsets, Tensor neighbors, Tensor users, Tensor? starts, SymInt n_users, SymInt n_items, "
-      "SymInt n, SymInt seed, SymInt step) -> Tensor");
+      "SymInt n, SymInt seed, SymInt step, Tensor? counter) -> Tensor");
 }
 
 GRF_TORCH_LIBRARY_IMPL(GRF_LIBRARY, BackendSelect, m) {

@@ -214,7 +214,7 @@ def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], m
     arguments = {**ARGUMENTS, **changed}
     names = ("offsets", "neighbors", "users", "starts", "n_users", "n_items", "n", "seed", "step")
     with pytest.raises(ValueError, match=message):
-        operators_of(impl, "bpr_triples").bpr_triples(*(arguments[name] for name in names))
+        operators_of(impl, "bpr_triples").bpr_triples(*(arguments[name] for name in names), None)
 
 
 def test_errors_of_triple_sampler() -> None:
@@ -231,7 +231,7 @@ def test_opcheck(impl: str) -> None:
     for starts in (None, torch.tensor([0, 1])):
         torch.library.opcheck(
             operators_of(impl, "bpr_triples").bpr_triples,
-            (*graph, starts, 3, 2, 5, 1, 2),  # the last numbers: n_users, n_items, n, seed, step
+            (*graph, starts, 3, 2, 5, 1, 2, None),  # the last arguments: n_users, n_items, n, seed, step, counter
         )
 
 
@@ -277,3 +277,20 @@ def test_index_arithmetic_beyond_two_to_the_31st(impl: str, tmp_path: Path) -> N
     assert torch.equal(triples, bpr_triples(*small_graph, users, 50, **options, impl="reference"))
     _, positives, negatives = triples.tolist()
     assert set(positives) == {0, 3, 5} and not {0, 3, 5} & set(negatives)
+
+
+@impls
+@pytest.mark.parametrize("sample_by", ["users", "interactions"])
+def test_a_tensor_as_step_equals_the_integer(impl: str, sample_by: str) -> None:
+    sampler = TripleSampler(random_graph(20, 30, 100, 0), 16, sample_by=sample_by, seed=4, impl=impl)
+    assert torch.equal(torch.stack(sampler.draw(torch.tensor(7))), torch.stack(sampler.draw(7)))
+    with pytest.raises(ValueError, match="step"):
+        sampler.draw(torch.tensor(2**32))
+
+
+def test_torchs_generator_seeds_a_sampler() -> None:
+    graph = random_graph(20, 30, 100, 0)
+    torch.manual_seed(3)
+    first, second = (TripleSampler(graph, 16) for _ in range(2))
+    torch.manual_seed(3)
+    assert TripleSampler(graph, 16).seed == first.seed != second.seed

@@ -539,8 +539,8 @@ def test_ngcf_layer_in_a_cuda_graph_without_synchronization() -> None:
     columns = torch.arange(0, len(graph[0]) - 1, 2, device="cuda")
     rows = columns[::3].contiguous()
     E, W1, b1, W2, b2 = (t.float().cuda() for t in (ngcf.normal(len(columns), 20), *ngcf.weights_of(20, 24)))
-    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
-    options = ("symmetric+I", "mean", True, 0.2, 0.1, 0.1, 3, 4, 1)
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, counter, layer
+    options = ("symmetric+I", "mean", True, 0.2, 0.1, 0.1, 3, 4, None, 1)
     library = torch.ops.gru4rec_fast
 
     def step() -> Outputs:

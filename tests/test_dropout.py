@@ -145,14 +145,14 @@ def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], m
     arguments = {"steps": 1, "lanes": 2, "units": 3, "p": 0.5, "seed": 0, "stream": 0, "step": 0} | changed
     operator = operators_of(impl, "dropout_mask").dropout_mask
     with pytest.raises(ValueError, match=message):
-        operator(*arguments.values(), dtype=torch.float32, device=torch.device("cpu"))
+        operator(*arguments.values(), None, dtype=torch.float32, device=torch.device("cpu"))
 
 
 @kernels
 def test_opcheck(impl: str) -> None:
     torch.library.opcheck(
         operators_of(impl, "dropout_mask").dropout_mask,
-        (2, 3, 4, 0.5, 1, 2, 3),  # steps, lanes, units, p, seed, stream, step
+        (2, 3, 4, 0.5, 1, 2, 3, torch.tensor(4)),  # steps, lanes, units, p, seed, stream, step, counter
         {"dtype": torch.bfloat16, "device": torch.device("cpu")},
     )
 
@@ -179,3 +179,26 @@ def test_compiles_to_one_graph(impl: str) -> None:
     x = torch.randn(2, 4, 8)
     compiled = torch.compile(masked, fullgraph=True, backend=compile_backend(impl == "native"))
     assert torch.equal(compiled(x), masked(x))
+
+
+@impls
+def test_a_tensor_as_step_equals_the_integer(impl: str) -> None:
+    def mask(step: Any) -> torch.Tensor:
+        return dropout_mask(2, 3, 50, 0.5, seed=2, stream=1, step=step, impl=impl)
+
+    for step in (0, 7, 2**32 - 2):
+        assert torch.equal(mask(torch.tensor(step)), mask(step))
+
+
+@impls
+@pytest.mark.parametrize("step", [-1, 2**32 - 1, 2**62, -(2**62)])
+def test_a_tensor_out_of_range_as_step_is_an_error(impl: str, step: int) -> None:
+    with pytest.raises(ValueError, match="step"):
+        dropout_mask(2, 3, 50, 0.5, seed=2, stream=1, step=torch.tensor(step), impl=impl)
+
+
+@impls
+@pytest.mark.parametrize("step", [torch.tensor([1]), torch.tensor(1.0), torch.tensor(1, dtype=torch.int32)])
+def test_a_step_that_is_not_a_single_int64_is_an_error(impl: str, step: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"step must be int64 \[\] on cpu"):
+        dropout_mask(2, 3, 50, 0.5, seed=2, stream=1, step=step, impl=impl)

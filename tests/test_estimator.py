@@ -6,6 +6,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.models import gru4rec
 from gru4rec_fast.training import Checkpoint, CheckpointError, TrainingDiverged, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.folder_lock import lock_folder
+from gru4rec_fast.training.progress import SilentProgress
 
-SMALL = {"layers": [16], "batch_size": 8, "n_sample": 32, "n_epochs": 1, "learning_rate": 0.1}
+SMALL = {"layers": [16], "batch_size": 8, "n_sample": 32, "n_epochs": 1, "learning_rate": 0.1, "seed": 0}
 
 STORE = markov_store()  # other seeds give held-out sessions of the same kind
 
@@ -220,6 +222,72 @@ def test_the_seed_determines_the_model():
     models = [small_model(seed=seed, dropout_p_embed=0.2).fit(STORE, progress=False) for seed in (1, 1, 2)]
     loss, loss_of_same_seed, loss_of_other_seed = (model.history[0]["loss"] for model in models)
     assert loss == loss_of_same_seed != loss_of_other_seed
+
+
+def test_without_a_seed_every_fit_draws_one_from_torchs_generator():
+    torch.manual_seed(5)
+    model = small_model(seed=None, dropout_p_embed=0.2)
+    losses, seeds = [], []
+    for _ in range(2):
+        model.fit(STORE, progress=False)
+        losses.append(model.history[0]["loss"])
+        seeds.append(model.report()["parameters"]["seed"])
+        assert model.seed is None and model.get_params()["seed"] is None
+    assert losses[0] != losses[1] and seeds[0] != seeds[1]
+    torch.manual_seed(5)
+    assert small_model(seed=None, dropout_p_embed=0.2).fit(STORE, progress=False).history[0]["loss"] == losses[0]
+    assert small_model(seed=seeds[1], dropout_p_embed=0.2).fit(STORE, progress=False).history[0]["loss"] == losses[1]
+
+
+@pytest.mark.parametrize("seed_now", [None, "drawn"])
+def test_a_resumed_training_takes_the_seed_that_was_drawn(tmp_path: Path, seed_now: str | None):
+    arguments = {"dropout_p_hidden": 0.2, "shuffle": True}
+    first = small_model(seed=None, n_epochs=1, **arguments).fit(STORE, out=tmp_path, progress=False)
+    drawn = first.report()["parameters"]["seed"]
+    assert GRU4Rec.load(tmp_path / "last.safetensors").report()["parameters"]["seed"] == drawn
+    now = drawn if seed_now == "drawn" else None
+    resumed = small_model(seed=now, n_epochs=3, **arguments).fit(STORE, out=tmp_path, resume=True, progress=False)
+    uninterrupted = small_model(seed=drawn, n_epochs=3, **arguments).fit(STORE, progress=False)
+    assert [record["loss"] for record in resumed.history] == [record["loss"] for record in uninterrupted.history]
+    assert resumed.seed == now and resumed.report()["parameters"]["seed"] == drawn
+    with pytest.raises(CheckpointError, match=rf"seed={drawn} in the checkpoint, 3 now"):
+        small_model(seed=3, n_epochs=3, **arguments).fit(STORE, out=tmp_path, resume=True)
+
+
+def test_a_model_without_a_seed_resumes_a_training_with_an_integer_seed(tmp_path: Path):
+    small_model(seed=7, n_epochs=1, dropout_p_hidden=0.2).fit(STORE, out=tmp_path, progress=False)
+    path = tmp_path / "last.safetensors"
+    checkpoint = GRU4Rec._read_checkpoint(path)
+    # As in a file of version 0.1, which had no buffers.
+    tensors = {name: t for name, t in checkpoint.tensors.items() if name not in ("model.step", "model.dropout_seed")}
+    save_checkpoint(path, replace(checkpoint, tensors=tensors))
+    resumed = small_model(seed=None, n_epochs=2, dropout_p_hidden=0.2).fit(STORE, resume=path, progress=False)
+    uninterrupted = small_model(seed=7, n_epochs=2, dropout_p_hidden=0.2).fit(STORE, progress=False)
+    assert [record["loss"] for record in resumed.history] == [record["loss"] for record in uninterrupted.history]
+
+
+def test_scoring_during_a_fit_does_not_switch_dropout_off(monkeypatch: pytest.MonkeyPatch):
+    """Calls in another thread could come at any time, so the network of the training must stay in training mode."""
+
+    class ScoringProgress(SilentProgress):
+        def advance(self, events: int, loss: float | None) -> None:
+            assert model.network is not None and model.network.training
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.nn.Module, "train", lambda *_: pytest.fail("the mode of the network was changed"))
+                scores = model.recommend([[5]], 3).scores
+                model.evaluate(STORE)
+                recommender = model.recommender(10)
+                recommender.observe("session", 5)
+                np.testing.assert_allclose(recommender.recommend(["session"], 3).scores, scores, rtol=1e-6)
+                np.testing.assert_array_equal(model.recommend([[5]], 3).scores, scores)
+
+    undisturbed = small_model(dropout_p_embed=0.3, dropout_p_hidden=0.3).fit(STORE, progress=False)
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: ScoringProgress())
+    model = small_model(dropout_p_embed=0.3, dropout_p_hidden=0.3)
+    model.fit(STORE)
+    assert model.network is not None and undisturbed.network is not None
+    for name, tensor in undisturbed.network.state_dict().items():
+        assert torch.equal(tensor, model.network.state_dict()[name])
 
 
 def test_batch_size_may_exceed_the_number_of_sessions():

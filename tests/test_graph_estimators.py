@@ -41,6 +41,7 @@ SMALL: dict[str, Any] = {
     "evaluate_every": 1,
     "learning_rate": 0.02,
     "node_dropout": 0.1,
+    "seed": 0,
 }
 both_estimators = pytest.mark.parametrize("estimator", [NGCF, LightGCN])
 
@@ -393,14 +394,47 @@ def test_errors_of_wrong_kinds_of_ids_name_users_or_items() -> None:
 
 
 @both_estimators
+def test_without_a_seed_every_fit_draws_one_and_a_resume_takes_it(estimator: Any, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    first = small_model(estimator, seed=None, n_epochs=1).fit(TRAIN, out=tmp_path, progress=False)
+    other = small_model(estimator, seed=None, n_epochs=1).fit(TRAIN, progress=False)
+    drawn = first.report()["parameters"]["seed"]
+    assert first.seed is None and drawn != other.report()["parameters"]["seed"]
+    torch.manual_seed(5)
+    assert_same_weights(small_model(estimator, seed=None, n_epochs=1).fit(TRAIN, progress=False), first)
+    resumed = small_model(estimator, seed=None, n_epochs=3).fit(TRAIN, out=tmp_path, resume=True, progress=False)
+    assert_same_weights(resumed, small_model(estimator, seed=drawn, n_epochs=3).fit(TRAIN, progress=False))
+
+
+@both_estimators
+def test_recommending_during_a_fit_uses_no_dropout_and_is_not_remembered(
+    estimator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ScoringProgress(SilentProgress):
+        def advance(self, events: int, loss: float | None) -> None:
+            assert model.network.training
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.nn.Module, "train", lambda *_: pytest.fail("the mode of the network was changed"))
+                first, second = (model.recommend([5, 25], k=3).scores for _ in range(2))
+            np.testing.assert_array_equal(first, second)
+
+    undisturbed = small_model(estimator).fit(TRAIN, progress=False)
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: ScoringProgress())
+    model = small_model(estimator)
+    model.fit(TRAIN)
+    assert_same_weights(model, undisturbed)
+    np.testing.assert_array_equal(model.recommend([5, 25], k=3).scores, undisturbed.recommend([5, 25], k=3).scores)
+
+
+@both_estimators
 def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(estimator, impl="native").fit(TRAIN, progress=False)
     expected = model.recommend([5, 25], k=3)
     calls: list[tuple[str, str]] = []  # (function, implementation that it used)
     search, forward = graph_models.search_top_k, type(model.network).forward
 
-    def impl_of_network() -> str:
-        (impl,) = {module.impl for module in model.network.modules() if hasattr(module, "impl")}
+    def impl_of(network: Any) -> str:
+        (impl,) = {module.impl for module in network.modules() if hasattr(module, "impl")}
         return str(impl)
 
     def recording_search(*arguments: Any, impl: str, **options: Any) -> Any:
@@ -408,7 +442,7 @@ def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, m
         return search(*arguments, impl=impl, **options)
 
     def recording_forward(network: Any, **options: Any) -> Any:
-        calls.append(("forward", impl_of_network()))
+        calls.append(("forward", impl_of(network)))
         return forward(network, **options)
 
     monkeypatch.setattr(graph_models, "search_top_k", recording_search)
@@ -416,7 +450,7 @@ def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, m
     result = model.recommend([5, 25], k=3, impl="reference")
     model.similar_items([1003], impl="reference")  # uses the final embeddings that `recommend` computed
     assert calls == [("forward", "reference"), ("search", "reference"), ("search", "reference")]
-    assert impl_of_network() == "native"
+    assert impl_of(model.network) == "native"
     np.testing.assert_array_equal(result.items, expected.items)
     np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-5)
     assert model.evaluate(TEST, impl="reference").metrics == pytest.approx(model.evaluate(TEST).metrics)

@@ -308,13 +308,25 @@ def test_opcheck(impl: str, dropout: float) -> None:
     for matrix, x in (("norm", features(9, 4).requires_grad_()), ("mean", features(4, 9, torch.bfloat16).T)):
         torch.library.opcheck(
             operators_of(impl, "laplacian_propagation").laplacian_propagation,
-            # rows, columns: None; transposed: False
-            (x, offsets, neighbors, None, None, matrix, dropout, seed, step, False),
+            # rows, columns: None; counter: None; transposed: False
+            (x, offsets, neighbors, None, None, matrix, dropout, seed, step, None, False),
         )
         rows, columns = torch.tensor([0, 2, 7]), torch.tensor([1, 5, 6, 8])
         torch.library.opcheck(
             operators_of(impl, "laplacian_propagation").laplacian_propagation,
-            (x[:4].detach().requires_grad_(), offsets, neighbors, rows, columns, matrix, dropout, seed, step, True),
+            (
+                x[:4].detach().requires_grad_(),
+                offsets,
+                neighbors,
+                rows,
+                columns,
+                matrix,
+                dropout,
+                seed,
+                step,
+                torch.tensor(3),
+                True,
+            ),
         )
 
 
@@ -393,7 +405,7 @@ def test_operator_error_names_the_argument(impl: str, changed: dict[str, Any], m
     defaults = [torch.zeros(3, 2), torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0]), None, None, "mean", 0.0, 0, 0]
     arguments = [changed.get(name, value) for name, value in zip(names, defaults, strict=True)]
     with pytest.raises(ValueError, match=error_pattern(message, impl)):
-        operators_of(impl, "laplacian_propagation").laplacian_propagation(*arguments, transposed=False)
+        operators_of(impl, "laplacian_propagation").laplacian_propagation(*arguments, counter=None, transposed=False)
 
 
 @impls
@@ -484,3 +496,17 @@ def test_index_arithmetic_beyond_two_to_the_31st_feature() -> None:
         expected = laplacian_propagation(x[:, columns].contiguous(), offsets, neighbors, impl="reference")[rows]
         assert expected.any(1).all()
         torch.testing.assert_close(product[rows, columns], expected, rtol=1e-5, atol=1e-6)
+
+
+@impls
+def test_a_tensor_as_step_equals_the_integer(impl: str) -> None:
+    offsets, neighbors = random_graph(20, 30, 200, seed=3)
+
+    def run(step: Any) -> tuple[Tensor, Tensor]:
+        x = features(50, 4).requires_grad_()
+        out = laplacian_propagation(x, offsets, neighbors, dropout=0.5, seed=2, step=step, impl=impl)
+        return out.detach(), torch.autograd.grad(out.square().sum(), x)[0]
+
+    assert all(torch.equal(*pair) for pair in zip(run(torch.tensor(7)), run(7), strict=True))
+    with pytest.raises(ValueError, match="step"):
+        run(torch.tensor(-1))

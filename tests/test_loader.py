@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,27 @@ def test_every_event_occurs_once_per_epoch(lengths: list[int], batch_size: int, 
     assert loader.n_lanes == min(batch_size, sum(n > 1 for n in lengths))
 
 
+@settings(deadline=None, max_examples=max_examples(60))
+@given(
+    st.lists(st.integers(1, 8), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.booleans(),
+)
+def test_the_length_is_the_number_of_blocks(
+    lengths: list[int], batch_size: int, steps: int, min_live: int, shuffle: bool
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = SessionParallelLoader(
+            store_with_lengths(lengths), batch_size, steps, shuffle=shuffle, min_live=min_live
+        )
+    for _ in range(2):
+        length = len(loader)
+        assert length == len(torch.utils.data.DataLoader(loader, batch_size=None)) == sum(1 for _ in loader)
+
+
 def test_a_lane_continues_with_the_next_session() -> None:
     inputs, _, reset = concatenate(list(SessionParallelLoader(store_with_lengths([3, 2, 2]), 2)))
     assert inputs.tolist() == [[0, 3], [1, 5]]  # session 1 ends first, so lane 1 continues with session 2
@@ -109,6 +132,71 @@ def test_state_dict_resumes_at_the_next_block(shuffle: bool, n_blocks: int, monk
     assert are_equal(list(resumed), epochs[2])
 
 
+class LightningFetcher:
+    """Fetches blocks as Lightning 2 does: one ahead of the training, unless the loader has a length.
+
+    With a length, it does not ask for a block after the last one of the epoch.
+    """
+
+    def __init__(self, loader: SessionParallelLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[SessionBlock]:
+        blocks = iter(self.loader)
+        if hasattr(self.loader, "__len__"):
+            for _ in range(len(self.loader)):
+                yield next(blocks)
+            return
+        block = next(blocks, None)
+        while block is not None:
+            following = next(blocks, None)
+            yield block
+            block = following
+
+
+@pytest.mark.parametrize("wrap", [LightningFetcher, partial(torch.utils.data.DataLoader, batch_size=None)])
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, -1])
+def test_a_trainer_that_fetches_ahead_resumes_at_the_next_block(
+    wrap: Any, n_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gru4rec_fast.data.sessions.loader.CHUNK_STEPS", 4)
+    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
+    loader = SessionParallelLoader(**arguments)
+    epochs = [list(loader), list(loader)]
+    n_blocks = n_blocks if n_blocks > 0 else len(epochs[0])
+    loader = SessionParallelLoader(**arguments)
+    fetched = iter(wrap(loader))
+    assert are_equal([next(fetched) for _ in range(n_blocks)], epochs[0][:n_blocks])
+    resumed = SessionParallelLoader(**arguments)
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    remaining = list(resumed) if n_blocks < len(epochs[0]) else []
+    assert are_equal(remaining, epochs[0][n_blocks:])
+    assert are_equal(list(resumed), epochs[1])
+
+
+def test_every_epoch_of_a_trainer_that_counts_blocks_has_its_own_order() -> None:
+    """The trainer does not ask for a block after the last one, so the loader must know the last one."""
+    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
+    loader, counted = (SessionParallelLoader(**arguments) for _ in range(2))
+    for _ in range(3):
+        assert are_equal(list(LightningFetcher(counted)), list(loader))
+
+
+def test_torchs_generator_seeds_a_loader_and_a_resumed_one_takes_the_seed() -> None:
+    def loader() -> SessionParallelLoader:
+        return SessionParallelLoader(store_with_lengths(LENGTHS), 3, shuffle=True)
+
+    torch.manual_seed(4)
+    first, second = loader(), loader()
+    torch.manual_seed(4)
+    assert loader().seed == first.seed != second.seed
+    blocks = iter(first)
+    next(blocks)
+    second.load_state_dict(first.state_dict())
+    assert second.seed == first.seed
+    assert are_equal(list(second), list(blocks))
+
+
 def test_shuffle_depends_on_seed_and_epoch() -> None:
     def epochs(seed: int) -> list[list[SessionBlock]]:
         loader = SessionParallelLoader(store_with_lengths(LENGTHS), 3, shuffle=True, seed=seed)
@@ -121,7 +209,7 @@ def test_shuffle_depends_on_seed_and_epoch() -> None:
 
 def test_a_torch_dataloader_yields_the_same_blocks() -> None:
     def loader() -> SessionParallelLoader:
-        return SessionParallelLoader(store_with_lengths(LENGTHS), 3, steps=2, shuffle=True)
+        return SessionParallelLoader(store_with_lengths(LENGTHS), 3, steps=2, shuffle=True, seed=0)
 
     direct, inner = loader(), loader()
     wrapped = torch.utils.data.DataLoader(inner, batch_size=None, num_workers=0)
@@ -194,9 +282,9 @@ def test_log_is_not_copied_and_blocks_are_on_the_device(tmp_path: Path) -> None:
     """The meta device replaces a GPU: its tensors have no values, so reading values from blocks would fail."""
     store_with_lengths(LENGTHS).save(tmp_path / "store")
     store = SessionStore.open(tmp_path / "store")
-    loader = SessionParallelLoader(store, 3, steps=2, device="meta", shuffle=True)
+    loader = SessionParallelLoader(store, 3, steps=2, device="meta", shuffle=True, seed=0)
     assert loader.items.data_ptr() == store.items.ctypes.data
-    on_cpu = SessionParallelLoader(store, 3, steps=2, shuffle=True)
+    on_cpu = SessionParallelLoader(store, 3, steps=2, shuffle=True, seed=0)
     for block, cpu_block in zip(loader, on_cpu, strict=True):
         assert all(tensor.device.type == "meta" for tensor in block[:3])
         assert [tensor.shape for tensor in block[:3]] == [tensor.shape for tensor in cpu_block[:3]]
@@ -206,7 +294,7 @@ def test_log_is_not_copied_and_blocks_are_on_the_device(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_blocks_on_a_gpu_equal_blocks_on_the_cpu() -> None:
-    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True}
+    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 0}
     blocks = list(SessionParallelLoader(**arguments, device="cuda"))
     assert all(tensor.is_cuda for block in blocks for tensor in block[:3])
     copied = [SessionBlock(*(tensor.cpu() for tensor in block[:3]), block.n_live) for block in blocks]

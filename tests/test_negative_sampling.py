@@ -310,7 +310,7 @@ def test_wrong_aliases_are_errors_of_the_operator(impl: str) -> None:
     threshold, log_prob = torch.zeros(3, dtype=torch.int64), torch.zeros(3)
     for alias in (torch.tensor([0, 3, 1]), torch.tensor([-1, 0, 1])):
         with pytest.raises((IndexError, ValueError), match="alias: holds numbers outside"):
-            draw(threshold, alias, log_prob, 100, 0, 0, 1)
+            draw(threshold, alias, log_prob, 100, 0, 0, None, 1)
 
 
 # torch.library.opcheck and torch.compile
@@ -327,7 +327,7 @@ def test_opcheck_of_negative_sampling(impl: str) -> None:
     table = build_alias_table(zipf_support(40), 0.5)
     torch.library.opcheck(
         operators_of(impl, "negative_sampling").negative_sampling,
-        (table.threshold, table.alias, table.log_prob, 16, 1, 2, 3),  # n, seed, step, steps
+        (table.threshold, table.alias, table.log_prob, 16, 1, 2, None, 3),  # n, seed, step, counter, steps
     )
 
 
@@ -352,3 +352,13 @@ def test_compiles_to_one_graph(impl: str) -> None:
     drawn = compiled(table, 16, seed=1, step=2, steps=3, impl=impl)
     expected = negative_sampling(table, 16, seed=1, step=2, steps=3, impl=impl)
     assert torch.equal(drawn[0], expected[0]) and torch.equal(drawn[1], expected[1])
+
+
+@impls
+def test_a_tensor_as_step_equals_the_integer(impl: str) -> None:
+    table = build_alias_table(zipf_support(40), 0.5)
+    drawn = negative_sampling(table, 50, seed=2, step=torch.tensor(7), steps=2, impl=impl)
+    expected = negative_sampling(table, 50, seed=2, step=7, steps=2, impl=impl)
+    assert all(torch.equal(*pair) for pair in zip(drawn, expected, strict=True))
+    with pytest.raises(ValueError, match="step"):
+        negative_sampling(table, 50, seed=2, step=torch.tensor(-1), impl=impl)

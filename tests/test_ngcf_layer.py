@@ -248,8 +248,8 @@ def test_operator_saves_signs_and_mask_for_backward(impl: str, activation: str) 
     offsets, neighbors = random_graph(20, 30, 200, seed=3)
     rows = torch.arange(1, 50, 3)
     E, W1, b1, W2, b2 = (whole_numbers(*shape) for shape in ((50, 3), (3, 8), (8,), (3, 8), (8,)))
-    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
-    options = ("plain", "plain+I", activation == "per_term", 0.5, 0.0, 0.4, 5, 6, 7)
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, counter, layer
+    options = ("plain", "plain+I", activation == "per_term", 0.5, 0.0, 0.4, 5, 6, None, 7)
     _, p, q, saved_bits = operators_of(impl, "ngcf_layer").ngcf_layer(
         E, offsets, neighbors, rows, None, W1, b1, W2, b2, *options
     )
@@ -300,8 +300,8 @@ def test_index_arithmetic_beyond_two_to_the_31st_feature() -> None:
     E[rows] = normal(2, width, dtype=torch.float32)
     W1, b1, W2, b2 = (weight.float() / width for weight in weights_of(width, 1))
     graph = torch.zeros(n + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32)
-    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
-    options = ("plain+I", "plain+I", False, 0.5, 0.0, 0.0, 0, 0, 0)
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, counter, layer
+    options = ("plain+I", "plain+I", False, 0.5, 0.0, 0.0, 0, 0, None, 0)
     library = operators_of("emulated", "ngcf_layer")
     emulation = cuda_emulator.load()
     emulation.set_block_limit(64)  # runs all blocks of the two rows, and the last blocks of the gradient of E
@@ -441,8 +441,8 @@ def test_bfloat16_is_within_rounding(impl: str) -> None:
 def test_opcheck(impl: str, P: str, Q: str) -> None:
     library = operators_of(impl, "ngcf_layer")
     offsets, neighbors = random_graph(4, 5, 12, seed=2)
-    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, layer
-    options = (P, Q, True, 0.2, 0.1, 0.2, 3, 4, 1)
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, counter, layer
+    options = (P, Q, True, 0.2, 0.1, 0.2, 3, 4, torch.tensor(3), 1)
     W1, b1, W2, b2 = (weight.requires_grad_() for weight in weights_of(4, 3))
     rows, columns = torch.tensor([0, 2, 7]), torch.tensor([0, 2, 5, 6, 7])
     for E, selection in ((normal(9, 4), (None, None)), (normal(5, 4), (rows, columns))):
@@ -548,3 +548,20 @@ def test_rows_must_be_among_the_columns(impl: str, dtype: torch.dtype, columns: 
             columns=torch.tensor(columns, dtype=torch.int64),
             impl=impl,
         )
+
+
+@impls
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_tensor_as_step_equals_the_integer(impl: str, dtype: torch.dtype) -> None:
+    offsets, neighbors = random_graph(20, 30, 200, seed=3)
+    E = normal(50, 4).to(dtype).requires_grad_()
+    weights = [weight.to(dtype).requires_grad_() for weight in weights_of(4, 5)]
+
+    def run(step: Any) -> tuple[Tensor, ...]:
+        options = {"node_dropout": 0.5, "message_dropout": 0.5, "seed": 2, "layer": 1, "impl": impl}
+        out = ngcf_layer(E, offsets, neighbors, *weights, step=step, **options)
+        return out.detach(), *torch.autograd.grad(out.square().sum(), [E, *weights])
+
+    assert all(torch.equal(*pair) for pair in zip(run(torch.tensor(7)), run(7), strict=True))
+    with pytest.raises(ValueError, match="step"):
+        run(torch.tensor(-1))

@@ -434,7 +434,7 @@ WAYS: dict[str, dict[str, Any]] = {"fused": {}, "autograd": {"fused": False}, "b
 
 def results_of(model: Any) -> list[Tensor]:
     """Return the loss of each epoch and the weights of a trained model, sorted by name."""
-    weights = model.network.state_dict()
+    weights = {name: weight.detach() for name, weight in model.network.named_parameters()}
     return [
         torch.tensor([record["loss"] for record in model.history], dtype=F64),
         *(weights[name] for name in sorted(weights)),
@@ -546,7 +546,7 @@ def make_epoch_workload(setting: str, **options: Any) -> TimedWorkload:
     store = random_log(50 * SETTINGS[setting]["batch_size"] // 4, 20_000)
 
     def run(n: int) -> float:
-        model = GRU4Rec(**SETTINGS[setting], **options, n_sample=2048, n_epochs=2, impl="native").fit(
+        model = GRU4Rec(**SETTINGS[setting], **options, n_sample=2048, n_epochs=2, seed=0, impl="native").fit(
             store, progress=False
         )
         return model.history[-1]["seconds"] / model.history[-1]["mini_batches"]

@@ -96,12 +96,12 @@ def training_step_row(name: RowName, device: Device, folder: PreparedFolder) -> 
     Only `fit` samples its triples (user, item, negative item) within the measured time.
     """
     graph = folder.graph("gowalla")
-    model: Model = NGCF(adjacency="norm") if name.workload == "ngcf" else LightGCN()
+    model: Model = NGCF(adjacency="norm", seed=0) if name.workload == "ngcf" else LightGCN(seed=0)
     batch_size = model.batch_size
 
     @cache
     def triples() -> list[tuple[Tensor, Tensor, Tensor]]:
-        sampler = TripleSampler(graph, batch_size, device=device.torch_device)
+        sampler = TripleSampler(graph, batch_size, seed=0, device=device.torch_device)
         return [sampler.draw(i) for i in range(16)]
 
     return Row(

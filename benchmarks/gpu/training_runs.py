@@ -100,7 +100,7 @@ def main() -> int:
         print(f"left out: {missing}")
         write_json(arguments.out, {"left_out": [f"{arguments.run}: {missing}"]})
         return 0
-    model = NGCF(**parameters | ({"n_epochs": 2, "evaluate_every": 1} if arguments.tiny else {}))
+    model = NGCF(**{"seed": 0} | parameters | ({"n_epochs": 2, "evaluate_every": 1} if arguments.tiny else {}))
     started = time.perf_counter()
     try:
         model.fit(train, validation=test, progress=True)

@@ -21,7 +21,7 @@ constexpr int64_t kDrawLimit = int64_t{1} << 31;  // random integers of draw.h a
 template <Kernels kernels>
 Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor& users,
                    const std::optional<Tensor>& starts, int64_t n_users, int64_t n_items, int64_t n, int64_t seed,
-                   int64_t step) {
+                   int64_t step, const std::optional<Tensor>& counter) {
   check_counters(seed, step, /*steps=*/1);
   TORCH_CHECK_VALUE(n >= 0 && n < int64_t{1} << 32, "n=", n, ": must be in [0, 2**32)");
   TORCH_CHECK_VALUE(n_users >= 1 && n_users < kDrawLimit, "n_users=", n_users, ": must be in [1, 2**31)");
@@ -45,6 +45,7 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
       contiguous(neighbors, "neighbors", neighbors.sizes(), neighbors.scalar_type(), device);
   const Tensor contiguous_users = contiguous(users, "users", users.sizes(), at::kLong, device);
   const Tensor contiguous_starts = contiguous(starts, "starts", {users.size(0) + 1}, at::kLong, device);
+  const FirstStep first = first_step<kernels>(step, counter, /*steps=*/1, device);
   const Tensor out = at::empty({3, n}, users.options());
   const TripleArguments args{.offsets = contiguous_offsets.const_data_ptr<int64_t>(),
                              .neighbors = contiguous_neighbors.const_data_ptr(),
@@ -56,9 +57,10 @@ Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor&
                              .n_users = n_users,
                              .n_items = n_items,
                              .seed = static_cast<uint64_t>(seed),
-                             .step = static_cast<uint32_t>(step),
+                             .step = static_cast<uint32_t>(first.number),
                              .n = n,
-                             .out = out.mutable_data_ptr<int64_t>()};
+                             .out = out.mutable_data_ptr<int64_t>(),
+                             .counter = first.counter};
   if constexpr (kernels == Kernels::cuda) {
     const DeviceGuard guard(device);
     cuda::draw_triples(args, current_stream(device));

@@ -25,8 +25,9 @@ struct TripleArguments {
   int64_t n_users, n_items;
   uint64_t seed;
   uint32_t step;
-  int64_t n;     // number of triples
-  int64_t* out;  // [3, n], written: users, positive items, negative items
+  int64_t n;                         // number of triples
+  int64_t* out;                      // [3, n], written: users, positive items, negative items
+  const int64_t* counter = nullptr;  // CUDA: its value is added to the step; null: nothing is added
 };
 
 // Draws triples on the CPU. Raises ValueError if users or starts are invalid for the graph.

@@ -19,7 +19,7 @@ void draw_triples(const TripleArguments& args) {
   std::atomic<bool> all_valid{true};
   at::parallel_for(0, args.n, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      if (!draw_one(args, k)) all_valid = false;
+      if (!draw_one(args, args.step, k)) all_valid = false;
     }
   });
   TORCH_CHECK_VALUE(

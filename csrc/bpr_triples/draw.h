@@ -15,16 +15,16 @@ GRF_HOST_DEVICE int64_t uniform_below(uint32_t high, uint32_t low, int64_t limit
   return static_cast<int64_t>((high * range + (low * range >> 32)) >> 32);
 }
 
-// Draws triple k and writes it to out[k], out[n + k] and out[2 n + k]. The candidates are the elements of `users`, and
-// starts[i], if given, is the number of interactions of all candidates before candidate i. Returns false, and writes
-// nothing, if the graph, users or starts are invalid. It reads a user, two offsets and the positive item. Bisection
-// reads log2(degree) items and, if starts are given, log2(n_candidates) starts.
+// Draws triple k of step `step` and writes it to out[k], out[n + k] and out[2 n + k]. The candidates are the elements
+// of `users`, and starts[i], if given, is the number of interactions of all candidates before candidate i. Returns
+// false, and writes nothing, if the graph, users or starts are invalid. It reads a user, two offsets and the
+// positive item. Bisection reads log2(degree) items and, if starts are given, log2(n_candidates) starts.
 template <typename index_t>
-GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, int64_t k) {
+GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, uint32_t step, int64_t k) {
   const auto* neighbors = static_cast<const index_t*>(args.neighbors);
   const auto triple = static_cast<uint32_t>(k);
-  const auto words_0 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 0}, args.seed);
-  const auto words_1 = philox::philox4x32({philox::kStreamTriples, args.step, triple, 1}, args.seed);
+  const auto words_0 = philox::philox4x32({philox::kStreamTriples, step, triple, 0}, args.seed);
+  const auto words_1 = philox::philox4x32({philox::kStreamTriples, step, triple, 1}, args.seed);
   int64_t candidate, positive_index = 0;  // candidate: index in `users`; positive_index: index in the user's items
   if (args.starts == nullptr) {
     candidate = uniform_below(words_0.w0, words_0.w1, args.n_candidates);

@@ -31,6 +31,12 @@ inline void check_n_elements(const char* product, c10::IntArrayRef sizes) {
   TORCH_CHECK_VALUE(has_zero || !overflows, product, ": the product of ", sizes, " must be less than 2**63");
 }
 
+// Checks the value of a tensor that is added to `step`.
+inline void check_counter(int64_t counter, int64_t step, int64_t steps) {
+  TORCH_CHECK_VALUE(counter >= 0 && counter <= (int64_t{1} << 32) - steps - step, "step=", counter,
+                    " with steps=", steps, ": step must be at least 0 and step + steps at most 2**32");
+}
+
 // Checks the arguments of the operator dropout_mask, except the dtype. `stream` is the number of the random stream.
 inline void check_dropout_mask(int64_t steps, int64_t lanes, int64_t units, double p, int64_t seed, int64_t stream,
                                int64_t step) {

@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "common/checks.h"
 #include "common/library.h"
 
 namespace grf {
@@ -57,6 +58,24 @@ inline at::Tensor contiguous(const at::Tensor& tensor, const char* name, at::Int
 inline at::Tensor contiguous(const std::optional<at::Tensor>& tensor, const char* name, at::IntArrayRef shape,
                              at::ScalarType dtype, const at::Device& device = at::kCPU) {
   return tensor.has_value() ? contiguous(*tensor, name, shape, dtype, device) : at::Tensor();
+}
+
+// The number of an operator's first step: `number` plus the value of `counter`, which is on a GPU, or null.
+struct FirstStep {
+  int64_t number;
+  const int64_t* counter;
+};
+
+// Returns the number of an operator's first step from the arguments `step` and `counter`. `step` must be checked. On
+// the CPU this function reads and checks the counter; on CUDA the kernels do so, because reading it here would
+// synchronize.
+template <Kernels kernels>
+FirstStep first_step(int64_t step, const std::optional<at::Tensor>& counter, int64_t steps, const at::Device& device) {
+  if (!counter.has_value()) return {step, nullptr};
+  const auto* value = contiguous(*counter, "step", {}, at::kLong, device).const_data_ptr<int64_t>();
+  if constexpr (kernels == Kernels::cuda) return {step, value};
+  check_counter(*value, step, steps);
+  return {step + *value, nullptr};
 }
 
 // Returns the data pointer of a tensor, or null if the tensor is undefined.

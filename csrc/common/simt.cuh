@@ -86,6 +86,14 @@ __device__ __forceinline__ int64_t all_threads() {
   return static_cast<int64_t>(gridDim.x) * static_cast<int64_t>(blockDim.x);
 }
 
+// Returns the number of the first of `steps` steps: `step` plus the value of `counter` unless it is null.
+__device__ __forceinline__ uint32_t first_step_word(uint32_t step, const int64_t* counter, int64_t steps = 1) {
+  if (counter == nullptr) return step;
+  GRF_DEVICE_CHECK(*counter >= 0 && *counter <= (int64_t{1} << 32) - steps - step,
+                   "step must be at least 0 and step + steps at most 2**32");
+  return step + static_cast<uint32_t>(*counter);
+}
+
 // Returns a / b for non-negative integers. If a and b fit in 32 bits, the division is a 32-bit one, which is several
 // times faster.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {

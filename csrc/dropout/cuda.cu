@@ -18,9 +18,10 @@ constexpr int kDropoutThreads = 256;
 template <typename bits_t>
 __global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMask mask, bits_t* __restrict__ out) {
   const int64_t n = mask.steps * mask.lanes * mask.units;
+  const uint32_t first_step = first_step_word(mask.first_step, mask.counter, mask.steps);
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const int64_t row = quotient(i, mask.units), step = quotient(row, mask.lanes);
-    const philox::Words counter{mask.philox_stream, mask.first_step + static_cast<uint32_t>(step),
+    const philox::Words counter{mask.philox_stream, first_step + static_cast<uint32_t>(step),
                                 static_cast<uint32_t>(row - step * mask.lanes),
                                 static_cast<uint32_t>(i - row * mask.units)};
     const uint32_t word = philox::philox4x32(counter, mask.seed).w0;

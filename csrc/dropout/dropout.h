@@ -17,6 +17,7 @@ struct DropoutMask {
   uint32_t threshold;  // a unit is kept if its Philox word is at least the threshold
   uint64_t keep_bits;  // bit pattern of 1 / (1 - p) in the mask's dtype
   int element_bytes;
+  const int64_t* counter = nullptr;  // CUDA: its value is added to the step; null: nothing is added
 };
 
 // Writes the mask to `out`, an array of steps * lanes * units elements, on the CPU.

@@ -84,11 +84,11 @@ struct GraphEntry {
   Sum scale;
 };
 
-// Computes the entry in row `row` and column `neighbor` of L. Returns false if dropout drops the entry, or if
-// `features` has no row for the neighbor.
+// Computes the entry in row `row` and column `neighbor` of L at step `step`. Returns false if dropout drops the entry,
+// or if `features` has no row for the neighbor.
 template <typename Sum>
-__device__ __forceinline__ bool find_entry(const PropagationArguments& args, int64_t row, int64_t neighbor,
-                                           GraphEntry<Sum>* entry) {
+__device__ __forceinline__ bool find_entry(const PropagationArguments& args, uint32_t step, int64_t row,
+                                           int64_t neighbor, GraphEntry<Sum>* entry) {
   *entry = {neighbor, static_cast<const Sum*>(args.column_scale)[neighbor]};
   if (args.feature_rows != nullptr) {
     entry->feature_row = args.feature_rows[neighbor];
@@ -96,7 +96,7 @@ __device__ __forceinline__ bool find_entry(const PropagationArguments& args, int
   }
   if (args.drop_threshold == 0) return true;
   const auto r = static_cast<uint32_t>(row), c = static_cast<uint32_t>(neighbor);
-  const philox::Words counter{philox::kStreamEdgeDropout, args.step, args.transposed ? c : r, args.transposed ? r : c};
+  const philox::Words counter{philox::kStreamEdgeDropout, step, args.transposed ? c : r, args.transposed ? r : c};
   return philox::philox4x32(counter, args.seed).w0 >= args.drop_threshold;
 }
 
@@ -144,8 +144,8 @@ __device__ __forceinline__ void add_entries(const PropagationArguments& args, bo
 // Sums columns first_column + 32 k + lane, for k < kColumns, over the entries [begin, end) of a row. If `diagonal`, the
 // entry (row, row) is added first.
 template <typename T, typename index_t, int kColumns>
-__device__ __forceinline__ void sum_entries(const PropagationArguments& args, int64_t row, int64_t begin, int64_t end,
-                                            bool diagonal, int64_t first_column,
+__device__ __forceinline__ void sum_entries(const PropagationArguments& args, uint32_t step, int64_t row, int64_t begin,
+                                            int64_t end, bool diagonal, int64_t first_column,
                                             GraphEntry<typename Stored<T>::Sum>* staged,
                                             typename Stored<T>::Sum (&sums)[kColumns]) {
   const auto* neighbors = static_cast<const index_t*>(args.neighbors);
@@ -154,7 +154,7 @@ __device__ __forceinline__ void sum_entries(const PropagationArguments& args, in
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) sums[k] = 0;
   if (diagonal) {
-    const bool keep = lane == 0 && find_entry(args, row, row, &entry);
+    const bool keep = lane == 0 && find_entry(args, step, row, row, &entry);
     add_entries<T, kColumns>(args, keep, entry, first_column, staged, sums);
   }
   for (int64_t start = begin; start < end; start += 32) {
@@ -162,7 +162,7 @@ __device__ __forceinline__ void sum_entries(const PropagationArguments& args, in
     if (start + lane < end) {
       const auto neighbor = static_cast<int64_t>(neighbors[start + lane]);
       GRF_DEVICE_CHECK(neighbor >= 0 && neighbor < args.n_nodes, "neighbors: the graph has no such node");
-      keep = find_entry(args, row, neighbor, &entry);
+      keep = find_entry(args, step, row, neighbor, &entry);
     }
     add_entries<T, kColumns>(args, keep, entry, first_column, staged, sums);
   }
@@ -198,6 +198,7 @@ __global__ void __launch_bounds__(kPropagationThreads) multiply_rows_kernel(Prop
   const auto n_segments = static_cast<int64_t>(args.counts[0]);
   const int64_t first_column = static_cast<int64_t>(blockIdx.y) * (32 * kColumns), lane = threadIdx.x % 32;
   const int64_t n_tasks = n_segments + args.n_rows, n_warps = all_threads() / 32;
+  const uint32_t step = first_step_word(args.step, args.counter);
   Sum sums[kColumns];
   GRF_SHARED(entries, GraphEntry<Sum>[kPropagationThreads]);
   GraphEntry<Sum>* const staged = entries + threadIdx.x / 32 * 32;
@@ -210,8 +211,8 @@ __global__ void __launch_bounds__(kPropagationThreads) multiply_rows_kernel(Prop
     if (!is_segment && end - begin > kSegmentEntries) continue;
     begin += segment * kSegmentEntries;
     end = min(end, begin + kSegmentEntries);
-    sum_entries<T, index_t, kColumns>(args, row, begin, end, args.adds_identity && segment == 0, first_column, staged,
-                                      sums);
+    sum_entries<T, index_t, kColumns>(args, step, row, begin, end, args.adds_identity && segment == 0, first_column,
+                                      staged, sums);
     const T* const addend = is_segment ? nullptr : addend_of<T>(args, row);
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {

@@ -42,7 +42,7 @@ void check_arguments(const Tensor& features, const Submatrix& graph, const Propa
                     "matrix='", options.matrix, "': choose one of symmetric, mean, norm, plain");
   TORCH_CHECK_VALUE(options.dropout >= 0 && options.dropout < 1, "dropout=", options.dropout,
                     ": the probability of dropping must be in [0, 1)");
-  check_counters(options.seed, options.step, /*steps=*/1);
+  check_counters(options.seed, options.step.number, /*steps=*/1);
   TORCH_CHECK_VALUE(features.dim() == 2 && features.size(0) < int64_t{1} << 32,
                     "features must be [n_nodes, d] of fewer than 2**32 nodes, not ", features.sizes());
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong &&
@@ -112,8 +112,9 @@ Tensor propagate(const Tensor& features, const Submatrix& graph, const Propagati
                                   .adds_identity = options.matrix == "norm",
                                   .transposed = options.transposed,
                                   .drop_threshold = philox::drop_threshold(options.dropout),
-                                  .step = static_cast<uint32_t>(options.step),
+                                  .step = static_cast<uint32_t>(options.step.number),
                                   .seed = static_cast<uint64_t>(options.seed),
+                                  .counter = options.step.counter,
                                   .addend = contiguous_addend.defined() ? contiguous_addend.const_data_ptr() : nullptr,
                                   .out = out.mutable_data_ptr()};
   if constexpr (kernels == Kernels::cuda) {
@@ -132,8 +133,11 @@ namespace {
 template <Kernels kernels>
 Tensor laplacian_propagation(const Tensor& features, const Tensor& offsets, const Tensor& neighbors,
                              const OptionalTensor& rows, const OptionalTensor& columns, std::string_view matrix,
-                             double dropout, int64_t seed, int64_t step, bool transposed) {
-  return propagate<kernels>(features, {offsets, neighbors, rows, columns}, {matrix, dropout, seed, step, transposed});
+                             double dropout, int64_t seed, int64_t step, const OptionalTensor& counter,
+                             bool transposed) {
+  check_counters(seed, step, /*steps=*/1);
+  const FirstStep first = first_step<kernels>(step, counter, /*steps=*/1, features.device());
+  return propagate<kernels>(features, {offsets, neighbors, rows, columns}, {matrix, dropout, seed, first, transposed});
 }
 
 GRF_REGISTER(laplacian_propagation)

@@ -32,6 +32,7 @@ struct PropagationArguments {
   uint32_t drop_threshold;  // an entry is kept if its Philox word is at least the threshold; 0: no dropout
   uint32_t step;
   uint64_t seed;
+  const int64_t* counter;  // CUDA: its value is added to the step; null: nothing is added
   // Null, or one row for each node that has a row in `features`, in the same layout. The row of node rows[i] is added
   // to out[i]. A node without a row adds nothing.
   const void* addend;

@@ -25,12 +25,14 @@ struct Submatrix {
 // Options of the operator `laplacian_propagation`.
 //   matrix      name of L: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A. A is the
 //               adjacency matrix, D the diagonal matrix of the degrees.
-//   dropout     probability of dropping an entry of L; seed and step select the random numbers
+//   dropout     probability of dropping an entry of L; seed and step select the random numbers. `step` is the result of
+//               first_step (common/operator.h).
 //   transposed  multiply by L^T. The caller must also swap rows and columns, by Submatrix::transposed().
 struct PropagationOptions {
   std::string_view matrix;
   double dropout;
-  int64_t seed, step;
+  int64_t seed;
+  FirstStep step;
   bool transposed;
 };
 

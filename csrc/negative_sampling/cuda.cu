@@ -16,11 +16,12 @@ constexpr int kNegativeThreads = 256;
 __global__ void __launch_bounds__(kNegativeThreads) draw_negatives_kernel(NegativeDraws draws) {
   const int64_t total = draws.steps * draws.n;
   const auto n_items = static_cast<uint32_t>(draws.n_items);
+  const uint32_t first_step = first_step_word(draws.first_step, draws.counter, draws.steps);
   for (int64_t i = global_thread(); i < total; i += all_threads()) {
     const int64_t t = quotient(i, draws.n);
-    const auto words = philox::philox4x32({philox::kStreamNegatives, draws.first_step + static_cast<uint32_t>(t),
-                                           static_cast<uint32_t>(i - t * draws.n), 0},
-                                          draws.seed);
+    const auto words = philox::philox4x32(
+        {philox::kStreamNegatives, first_step + static_cast<uint32_t>(t), static_cast<uint32_t>(i - t * draws.n), 0},
+        draws.seed);
     const uint64_t high = static_cast<uint64_t>(words.w0) * n_items;
     const uint64_t low = static_cast<uint64_t>(words.w1) * n_items;
     const auto column = static_cast<int64_t>((high + (low >> 32)) >> 32);

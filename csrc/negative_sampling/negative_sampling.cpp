@@ -71,7 +71,7 @@ std::tuple<at::Tensor, at::Tensor> build_alias_table(const at::Tensor& mass) {
 template <Kernels kernels>
 std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold, const at::Tensor& alias,
                                                      const at::Tensor& log_prob, int64_t n, int64_t seed, int64_t step,
-                                                     int64_t steps) {
+                                                     const std::optional<at::Tensor>& counter, int64_t steps) {
   const at::Device device = threshold.device();
   const int64_t n_items = threshold.numel();
   check_catalogue(n_items);
@@ -82,6 +82,7 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
   TORCH_CHECK_VALUE(n >= 0 && n <= int64_t{1} << 32, "n=", n, ": must be in [0, 2**32]");
   check_n_elements("steps * n", {steps, n});
 
+  const FirstStep first = first_step<kernels>(step, counter, steps, device);
   const at::Tensor thresholds = threshold.contiguous();
   const at::Tensor aliases = contiguous(alias, "alias", {n_items}, at::kLong, device);
   const at::Tensor log_probs = contiguous(log_prob, "log_prob", {n_items}, at::kFloat, device);
@@ -93,10 +94,11 @@ std::tuple<at::Tensor, at::Tensor> negative_sampling(const at::Tensor& threshold
                             .n_items = n_items,
                             .steps = steps,
                             .n = n,
-                            .first_step = static_cast<uint32_t>(step),
+                            .first_step = static_cast<uint32_t>(first.number),
                             .seed = static_cast<uint64_t>(seed),
                             .items = items.mutable_data_ptr<int64_t>(),
-                            .log_prob = drawn_log_prob.mutable_data_ptr<float>()};
+                            .log_prob = drawn_log_prob.mutable_data_ptr<float>(),
+                            .counter = first.counter};
   if constexpr (kernels == Kernels::cuda) {
     const DeviceGuard guard(device);
     cuda::draw_negatives(draws, current_stream(device));

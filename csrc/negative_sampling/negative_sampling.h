@@ -17,8 +17,9 @@ struct NegativeDraws {
   int64_t steps, n;  // the number of steps, and of draws per step
   uint32_t first_step;
   uint64_t seed;
-  int64_t* items;   // [steps, n], written
-  float* log_prob;  // [steps, n], written; may be null on the CPU
+  int64_t* items;                    // [steps, n], written
+  float* log_prob;                   // [steps, n], written; may be null on the CPU
+  const int64_t* counter = nullptr;  // CUDA: its value is added to the step; null: nothing is added
 };
 
 // Draws on the CPU. Raises IndexError if an alias is not an item.

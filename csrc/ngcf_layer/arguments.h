@@ -39,12 +39,14 @@ struct NgcfArguments {
   NgcfMatrix p, q;
   bool per_term;
   double slope, message_dropout, node_dropout;
-  int64_t seed, step, layer_index, n_rows, n_in, n_out;
+  int64_t seed;
+  FirstStep step;  // the result of first_step
+  int64_t layer_index, n_rows, n_in, n_out;
 
   NgcfArguments(const at::Tensor& features, const at::Tensor& offsets, const std::optional<at::Tensor>& rows,
                 const std::optional<at::Tensor>& columns, const at::Tensor& weight_1, const at::Tensor& weight_2,
                 std::string_view P, std::string_view Q, bool per_term, double negative_slope, double node_dropout,
-                double message_dropout, int64_t seed, int64_t step, int64_t layer_index);
+                double message_dropout, int64_t seed, const FirstStep& step, int64_t layer_index);
 
   bool shares_matrix() const { return p.name == q.name; }
   int n_terms() const { return per_term ? 2 : 1; }

@@ -80,6 +80,7 @@ template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
     activate_kernel(NgcfUnits<T> units, MessageDropout dropout, ActivationOperands<T> operands) {
   const int64_t n = units.n_rows * (units.n_out / N);
+  const uint32_t step = first_step_word(dropout.step, dropout.counter);
 #pragma unroll 1
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const ColumnGroup<N> group(i, units.n_out);
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kNgcfThreads)
     Columns<uint8_t, N> flags;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const philox::Words counter{dropout.stream, dropout.step, node, static_cast<uint32_t>(group.column + j)};
+      const philox::Words counter{dropout.stream, step, node, static_cast<uint32_t>(group.column + j)};
       const bool keeps =
           dropout.drop_threshold == 0 || philox::philox4x32(counter, dropout.seed).w0 >= dropout.drop_threshold;
       const T sum_1 = out.at[j] + (operands.product_2 == nullptr ? bias_1.at[j] + bias_2.at[j] : bias_1.at[j]);

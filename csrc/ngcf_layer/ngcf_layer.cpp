@@ -31,7 +31,7 @@ constexpr int64_t kMaxLayers = philox::kStreamTriples - philox::kStreamMessageDr
 NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, const OptionalTensor& rows_,
                              const OptionalTensor& columns_, const Tensor& weight_1, const Tensor& weight_2,
                              std::string_view P, std::string_view Q, bool per_term_, double negative_slope,
-                             double node_dropout_, double message_dropout_, int64_t seed_, int64_t step_,
+                             double node_dropout_, double message_dropout_, int64_t seed_, const FirstStep& step_,
                              int64_t layer_index_)
     : device(features_.device()),
       features(features_.contiguous()),
@@ -44,7 +44,7 @@ NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, con
       seed(seed_),
       step(step_),
       layer_index(layer_index_) {
-  check_counters(seed, step, /*steps=*/1);
+  check_counters(seed, step.number, /*steps=*/1);
   check_kernel_dtype("ngcf_layer", features.scalar_type());
   TORCH_CHECK_VALUE(features.dim() == 2 && weight_1.dim() == 2,
                     "features and weight_1 must be matrices, not of shapes ", features.sizes(), " and ",
@@ -67,8 +67,12 @@ NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, con
 }
 
 MessageDropout NgcfArguments::dropout() const {
-  return {philox::drop_threshold(message_dropout), static_cast<uint32_t>(philox::kStreamMessageDropout + layer_index),
-          static_cast<uint32_t>(step), static_cast<uint64_t>(seed), data_or_null<int64_t>(rows)};
+  return {philox::drop_threshold(message_dropout),
+          static_cast<uint32_t>(philox::kStreamMessageDropout + layer_index),
+          static_cast<uint32_t>(step.number),
+          static_cast<uint64_t>(seed),
+          data_or_null<int64_t>(rows),
+          step.counter};
 }
 
 namespace {
@@ -105,13 +109,18 @@ Tensor make_self_index(const NgcfArguments& args, const Tensor& offsets) {
 }
 
 template <Kernels kernels>
-std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(
-    const Tensor& features, const Tensor& offsets, const Tensor& neighbors, const OptionalTensor& rows,
-    const OptionalTensor& columns, const Tensor& weight_1, const Tensor& bias_1, const Tensor& weight_2,
-    const Tensor& bias_2, std::string_view P, std::string_view Q, bool per_term, double negative_slope,
-    double node_dropout, double message_dropout, int64_t seed, int64_t step, int64_t layer) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(const Tensor& features, const Tensor& offsets,
+                                                      const Tensor& neighbors, const OptionalTensor& rows,
+                                                      const OptionalTensor& columns, const Tensor& weight_1,
+                                                      const Tensor& bias_1, const Tensor& weight_2,
+                                                      const Tensor& bias_2, std::string_view P, std::string_view Q,
+                                                      bool per_term, double negative_slope, double node_dropout,
+                                                      double message_dropout, int64_t seed, int64_t step,
+                                                      const OptionalTensor& counter, int64_t layer) {
+  check_counters(seed, step, /*steps=*/1);
+  const FirstStep first = first_step<kernels>(step, counter, /*steps=*/1, features.device());
   const NgcfArguments args(features, offsets, rows, columns, weight_1, weight_2, P, Q, per_term, negative_slope,
-                           node_dropout, message_dropout, seed, step, layer);
+                           node_dropout, message_dropout, seed, first, layer);
   const auto dtype = features.scalar_type();
   const Tensor b1 = contiguous(bias_1, "bias_1", {args.n_out}, dtype, args.device);
   const Tensor b2 = contiguous(bias_2, "bias_2", {args.n_out}, dtype, args.device);
@@ -144,9 +153,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
     const OptionalTensor& rows, const OptionalTensor& columns, const Tensor& weight_1, const Tensor& weight_2,
     const Tensor& propagated_p, const Tensor& propagated_q, const Tensor& flag_bytes, std::string_view P,
     std::string_view Q, bool per_term, double negative_slope, double node_dropout, double message_dropout, int64_t seed,
-    int64_t step, int64_t layer) {
+    int64_t step, const OptionalTensor& counter, int64_t layer) {
+  check_counters(seed, step, /*steps=*/1);
+  const FirstStep first = first_step<kernels>(step, counter, /*steps=*/1, features.device());
   const NgcfArguments args(features, offsets, rows, columns, weight_1, weight_2, P, Q, per_term, negative_slope,
-                           node_dropout, message_dropout, seed, step, layer);
+                           node_dropout, message_dropout, seed, first, layer);
   const int64_t n_rows = args.n_rows, n_in = args.n_in, n_out = args.n_out;
   const auto dtype = features.scalar_type();
   const Tensor grad = contiguous(grad_out, "grad_out", {n_rows, n_out}, dtype, args.device);

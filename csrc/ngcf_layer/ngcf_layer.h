@@ -45,7 +45,8 @@ struct MessageDropout {
   uint32_t drop_threshold;  // a unit is kept if its Philox word is at least the threshold; 0: no dropout
   uint32_t stream, step;    // words of the Philox counter
   uint64_t seed;
-  const int64_t* nodes;  // [n_rows]: node of each row; null: row i is node i
+  const int64_t* nodes;    // [n_rows]: node of each row; null: row i is node i
+  const int64_t* counter;  // CUDA: its value is added to the step; null: nothing is added
 };
 
 template <typename T>

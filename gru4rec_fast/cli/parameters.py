@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
 
+# Defaults that differ from those of the models: a command gives the same result each time.
+_DEFAULTS = {"seed": 0}
+
+
 def with_parameter_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command for Typer with an option for every hyper-parameter of every model.
 
@@ -48,7 +52,9 @@ def _parameter_option(name: str) -> inspect.Parameter:
     metadata = next(iter(fields.values())).metadata
     is_flag = all(entry.default is False for entry in fields.values())
     helps = _models_by_value({model: entry.metadata["help"] for model, entry in fields.items()})
-    defaults = _models_by_value({model: _format_default(entry.default) for model, entry in fields.items()})
+    defaults = _models_by_value(
+        {model: _format_default(_DEFAULTS.get(name, entry.default)) for model, entry in fields.items()}
+    )
     sentences = [text if len(models) == len(PARAMETERS) else f"{', '.join(models)}: {text}" for text, models in helps]
     if len(defaults) > 1:
         defaults_with_models = (f"{text} ({', '.join(models)})" for text, models in defaults)
@@ -88,7 +94,7 @@ def build_model(
     try:
         from_file = read_parameter_file(parameter_file, cls.names()) if parameter_file else {}
         from_string = parse_parameter_string(parameter_string, cls.names()) if parameter_string else {}
-        parameters = cls.create({**from_file, **from_string, **options})
+        parameters = cls.create({**_DEFAULTS, **from_file, **from_string, **options})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{error}{_nearest_names(error)}") from error
     from gru4rec_fast.models.builders import find_device

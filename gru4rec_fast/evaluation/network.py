@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class NextItemNetwork(Protocol):
@@ -48,9 +49,28 @@ class NextItemNetwork(Protocol):
 def evaluating(network: NextItemNetwork) -> Iterator[None]:
     """Turn dropout and gradients off inside the context; restore the network's mode (train or eval) afterwards."""
     training = network.training
-    network.train(False)
+    if training:
+        network.train(False)
     try:
         with torch.no_grad():
             yield
     finally:
-        network.train(training)
+        if training:
+            network.train()
+
+
+def evaluation_view(module: nn.Module, impl: str) -> Any:
+    """Return a copy of one of this package's modules in eval mode, with the same parameters and buffers.
+
+    Neither the mode nor `impl` of the module itself changes, so a training of the module in another thread goes on.
+
+    impl: "auto", "native" or "reference", for all operators of the copy.
+    """
+    view = copy.copy(module)
+    children = {name: child and evaluation_view(child, impl) for name, child in module._modules.items()}
+    # Without `forward` and `_compiled_call_impl`, which, if they are set, call the module and not its copy.
+    vars(view).pop("forward", None)
+    vars(view).update(training=False, _modules=children, _compiled_call_impl=None)
+    if "impl" in vars(view):
+        vars(view)["impl"] = impl
+    return view

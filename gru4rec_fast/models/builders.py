@@ -7,14 +7,12 @@ functions, `p` are the parameters of the model.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast import ops
@@ -151,20 +149,20 @@ def build_session_runner(
 
     A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel.
     """
-    device = find_device(p.device)
+    device, seed = find_device(p.device), network.seed if p.seed is None else p.seed
     support = torch.from_numpy(np.array(store.support))
     optimizer = SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
     # The negatives of a lane are the sampled items and the targets of the other lanes. There must be at least one.
     min_live = 1 if p.n_sample else 2
     return SessionEpochRunner(
         network,
-        SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, p.seed, min_live=min_live, impl=p.impl),
+        SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, seed, min_live=min_live, impl=p.impl),
         criterion=build_criterion(p, support).to(device),
         optimizer=optimizer,
         sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
         n_sample=p.n_sample,
         accumulate=p.accumulate,
-        seed=p.seed,
+        seed=seed,
         schedule=build_schedule(p, optimizer, has_validation),
         fused=p.fused,
         precision=p.precision,
@@ -218,12 +216,11 @@ def build_graph_runner(
     memory: MemoryRecord = NULL_RECORD,
 ) -> GraphEpochRunner:
     """Return the runner that trains `network` on `graph`; `has_validation`: whether there is validation data."""
+    seed = network.seed if p.seed is None else p.seed
     optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True)
     return GraphEpochRunner(
         network,
-        TripleSampler(
-            graph, p.batch_size, sample_by=p.sample_by, seed=p.seed, device=find_device(p.device), impl=p.impl
-        ),
+        TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=seed, device=find_device(p.device), impl=p.impl),
         optimizer=optimizer,
         reg_weight=p.reg_weight,
         schedule=build_schedule(p, optimizer, has_validation),
@@ -258,16 +255,3 @@ def build_trainer(p: Parameters, runner: EpochRunner, checkpoint_every: int | No
         ),
         **options,
     )
-
-
-@contextmanager
-def use_impl(network: nn.Module, impl: str) -> Iterator[None]:
-    """Run every operator of the network with the implementation `impl` inside a `with` block."""
-    original_impls = {module: module.impl for module in network.modules() if hasattr(module, "impl")}
-    try:
-        for module in original_impls:
-            module.impl = impl  # type: ignore[assignment]
-        yield
-    finally:
-        for module, original_impl in original_impls.items():
-            module.impl = original_impl

@@ -11,14 +11,15 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-from torch import nn
 
 from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
 from gru4rec_fast._untrusted import brief
+from gru4rec_fast.evaluation.network import evaluation_view
 from gru4rec_fast.models.builders import build_trainer, find_device
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS
+from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.checkpoint import convert_progress
@@ -63,7 +64,7 @@ class Estimator(Parameters):
     """Format of the model's files, with its version."""
     _validation_metrics: ClassVar[tuple[str, ...]]  # metrics of a validation, without their cut-off
     _ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
-    network: nn.Module | None
+    network: StepCounter | None
 
     # Compare models by identity; the parameter dataclasses would compare them by their parameters.
     __eq__ = object.__eq__
@@ -131,6 +132,9 @@ class Estimator(Parameters):
         with lock_folder(out):
             network = model.network = model._build_network()
             template = model._checkpoint_template()
+            checkpoint = None if checkpoint_path is None else model._checkpoint_to_resume(checkpoint_path, template)
+            if checkpoint is not None:
+                network.restore_seed(_saved_seed(checkpoint))  # before the runner is built, which has the same seed
             trainer = build_trainer(
                 model,
                 model._build_runner(train, has_validation=validation is not None, memory=memory),
@@ -141,8 +145,8 @@ class Estimator(Parameters):
                 progress=make_progress(progress),
                 peak=peak,
             )
-            if checkpoint_path is not None:
-                trainer.restore(model._checkpoint_to_resume(checkpoint_path, template))
+            if checkpoint is not None:
+                trainer.restore(checkpoint)
             model.history = trainer.history
             vars(self).update(vars(model))  # no error so far, so this model gets all attributes of `model`
             try:
@@ -214,7 +218,8 @@ class Estimator(Parameters):
             "epochs": self.history,
             "peak_memory_bytes": self.peak_memory_bytes,
             "build": build_info(),
-            "parameters": self.to_dict(),
+            # The seed that was drawn, if the parameter is None.
+            "parameters": self.to_dict() | ({} if self.network is None else {"seed": self._fitted_network().seed}),
         }
 
     # Methods that each estimator implements.
@@ -235,7 +240,7 @@ class Estimator(Parameters):
         """Restore the ids from a checkpoint with the arrays of `_training_id_arrays`. Raises ValueError for damage."""
         raise NotImplementedError
 
-    def _build_network(self) -> nn.Module:
+    def _build_network(self) -> StepCounter:
         """Return the network with its initial weights, on the model's device."""
         raise NotImplementedError
 
@@ -267,6 +272,13 @@ class Estimator(Parameters):
             raise RuntimeError(f"this {name} has no weights yet: call fit, or {name}.load")
         return self.network
 
+    def _evaluation_view(self, impl: str | None = None) -> Any:
+        """Return a view of the network for scoring, which does not disturb a `fit` in another thread.
+
+        Raises RuntimeError before `fit` or `load`. impl: None is the model's parameter `impl`.
+        """
+        return evaluation_view(self._fitted_network(), impl or self.impl)
+
     def _stored_parameters(self) -> dict[str, Any]:
         """Return the parameters that are stored in the model's files, as JSON values."""
         return {name: value for name, value in self.to_dict().items() if name not in NOT_STORED}
@@ -286,11 +298,12 @@ class Estimator(Parameters):
     def _checkpoint_to_resume(self, path: Path, template: Checkpoint) -> Checkpoint:
         """Return the checkpoint at `path`; CheckpointError if its parameters or ids differ from those of the model."""
         checkpoint = self._read_checkpoint(path)
-        saved = type(self)().to_dict() | checkpoint.config["parameters"]
+        saved = type(self)().to_dict() | checkpoint.config["parameters"] | {"seed": _saved_seed(checkpoint)}
+        free = (*FREE_ON_RESUME, "seed") if self.seed is None else FREE_ON_RESUME
         differing = [
             f"{name}={brief(saved[name])} in the checkpoint, {brief(value)} now"
             for name, value in self.to_dict().items()
-            if name not in FREE_ON_RESUME and saved[name] != value
+            if name not in free and saved[name] != value
         ]
         if differing:
             raise CheckpointError(f"{path} cannot be resumed with other parameters: {', '.join(differing)}")
@@ -299,6 +312,12 @@ class Estimator(Parameters):
             if name != "support" and not np.array_equal(checkpoint.tensors.get(name, []), tensor):
                 raise CheckpointError(f"{path} was trained on another {self._ids_name}; resume with the same data")
         return checkpoint
+
+
+def _saved_seed(checkpoint: Checkpoint) -> int | None:
+    """Return the seed of the training that wrote a checkpoint, also if it was drawn."""
+    drawn = checkpoint.tensors.get(MODEL + "dropout_seed")
+    return checkpoint.config["parameters"].get("seed") if drawn is None else int(drawn)
 
 
 def convert_format_1(checkpoint: Checkpoint) -> Checkpoint:

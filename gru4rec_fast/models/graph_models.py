@@ -19,7 +19,6 @@ from gru4rec_fast.models.builders import (
     build_lightgcn_network,
     build_ngcf_network,
     open_graph,
-    use_impl,
 )
 from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
@@ -50,8 +49,8 @@ class GraphRecommender(Estimator, GraphParameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.graph: InteractionGraph | None = None
-        # The final embeddings, and the implementation (`impl`) that computed them.
-        self._cached_embeddings: tuple[str, Tensor] | None = None
+        # The final embeddings, and what they depend on: `impl` and the versions of the weights.
+        self._cached_embeddings: tuple[Any, Tensor] | None = None
 
     def build_network(self, graph: InteractionGraph) -> GraphNetwork:
         """Return a network with the hyper-parameters of this model and initial weights."""
@@ -152,13 +151,15 @@ class GraphRecommender(Estimator, GraphParameters):
 
     def _graph_and_embeddings(self, impl: str) -> tuple[InteractionGraph, Tensor]:
         """Return the training graph and the final embeddings [n_nodes, D] of its nodes, users first."""
-        network = self._fitted_network()
+        network = self._evaluation_view(impl)
         assert self.graph is not None
-        if self._cached_embeddings is None or self._cached_embeddings[0] != impl:
+        versions = [(id(weight), 0 if weight.is_inference() else weight._version) for weight in network.parameters()]
+        cached = self._cached_embeddings
+        if cached is None or cached[0] != (impl, versions):
             # Within torch.inference_mode too, the cached tensor must be one that autograd accepts later.
-            with torch.inference_mode(False), torch.no_grad(), use_impl(network, impl):
-                self._cached_embeddings = impl, network()
-        return self.graph, self._cached_embeddings[1]
+            with torch.inference_mode(False), torch.no_grad():
+                self._cached_embeddings = cached = (impl, versions), network()
+        return self.graph, cached[1]
 
     def _open(self, data: Any, **columns: str) -> InteractionGraph:
         graph = open_graph(data, self.graph, **columns)

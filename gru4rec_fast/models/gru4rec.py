@@ -11,7 +11,7 @@ import numpy as np
 
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
-from gru4rec_fast.models.builders import build_session_network, build_session_runner, open_sessions, use_impl
+from gru4rec_fast.models.builders import build_session_network, build_session_runner, open_sessions
 from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import Unknown
 from gru4rec_fast.models.parameter_fields import document_parameters
@@ -89,19 +89,17 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             columns: names of columns, as in `fit`.
         """
-        network, impl = self._fitted_network(), impl or self.impl
-        store = self._open(data, **columns)
-        with use_impl(network, impl):
-            return evaluate_sessions(
-                network,
-                store,
-                cutoffs=cutoffs,
-                ties=ties,
-                batch_size=batch_size,
-                impl=impl,
-                baselines=baselines,
-                support=self.support if baselines else None,
-            )
+        network, impl = self._evaluation_view(impl), impl or self.impl
+        return evaluate_sessions(
+            network,
+            self._open(data, **columns),
+            cutoffs=cutoffs,
+            ties=ties,
+            batch_size=batch_size,
+            impl=impl,
+            baselines=baselines,
+            support=self.support if baselines else None,
+        )
 
     def recommend(
         self,
@@ -118,24 +116,23 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
         Args: see `gru4rec_fast.models.recommend`; impl=None is the model's parameter `impl`.
         """
-        network, impl = self._fitted_network(), impl or self.impl
+        network, impl = self._evaluation_view(impl), impl or self.impl
         assert self.vocabulary is not None
-        with use_impl(network, impl):
-            return recommend(
-                network,
-                self.vocabulary,
-                sessions,
-                k,
-                exclude_seen=exclude_seen,
-                exclude=exclude,
-                unknown=unknown,
-                batch_size=batch_size,
-                impl=impl,
-            )
+        return recommend(
+            network,
+            self.vocabulary,
+            sessions,
+            k,
+            exclude_seen=exclude_seen,
+            exclude=exclude,
+            unknown=unknown,
+            batch_size=batch_size,
+            impl=impl,
+        )
 
     def recommender(self, capacity: int = 10_000, *, unknown: Unknown = "error") -> SessionRecommender:
         """Return a recommender for live sessions, which receive one event at a time; see `SessionRecommender`."""
-        network = self._fitted_network()
+        network = self._evaluation_view()
         assert self.vocabulary is not None
         return SessionRecommender(network, self.vocabulary, capacity, unknown=unknown, impl=self.impl)
 

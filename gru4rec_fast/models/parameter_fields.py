@@ -73,6 +73,7 @@ class Parameters:
     monitor: str
     patience: int | None
     min_delta: float
+    seed: int | None
     device: str
     impl: str
 

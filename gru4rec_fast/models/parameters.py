@@ -67,6 +67,10 @@ def _check_scheduler(value: str | None) -> str | None:
     return one_of(*scheduler_names())(value)
 
 
+def _check_seed(value: int | None) -> str | None:
+    return None if value is None or 0 <= value < 1 << 63 else "must be in [0, 2**63)"
+
+
 def _check_device(value: str) -> str | None:
     return None if re.fullmatch(r"(cpu|cuda)(:\d+)?", value) else "choose 'cpu', 'cuda', 'cuda:1' ..."
 
@@ -181,7 +185,13 @@ class GRU4RecParameters(Parameters):
         0.0, EPOCHS, "DELTA", "Smallest change of the monitored value that counts as an improvement.", at_least(0)
     )
     eps: float = option(1e-6, OPTIMIZER, "EPS", "Added to Adagrad's accumulator under the square root.", positive)
-    seed: int = option(0, RUNNING, "SEED", "Seed of weights, dropout, sampling and shuffling.", at_least(0))
+    seed: int | None = option(
+        None,
+        RUNNING,
+        "SEED",
+        "Seed of weights, dropout, sampling and shuffling. None draws one from torch's CPU generator in every fit.",
+        _check_seed,
+    )
     dtype: str = option("float32", NETWORK, "TYPE", f"{' or '.join(DTYPES)}.", one_of(*DTYPES))
     precision: str = option(
         "full",
@@ -296,7 +306,7 @@ class GraphParameters(Parameters):
     )
     patience: int | None = shared_field(GRU4RecParameters, "patience", None)
     min_delta: float = shared_field(GRU4RecParameters, "min_delta", 0.0)
-    seed: int = shared_field(GRU4RecParameters, "seed", 0)
+    seed: int | None = shared_field(GRU4RecParameters, "seed", None)
     dtype: str = shared_field(GRU4RecParameters, "dtype", "float32")
     device: str = shared_field(GRU4RecParameters, "device", "cpu")
     impl: str = shared_field(GRU4RecParameters, "impl", "auto")

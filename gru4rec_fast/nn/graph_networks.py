@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.session_gru import glorot_
+from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops.ngcf_layer import select_nodes
 
 Nodes = Tensor | None  # int64, increasing node indices; None: all nodes
@@ -26,7 +27,7 @@ _MAX_SELECTED = 0.7
 _MAX_SEARCHED = 0.4
 
 
-class GraphNetwork(nn.Module):
+class GraphNetwork(StepCounter):
     """Base class of NGCF and LightGCN: a table of node embeddings, final embeddings, and the BPR loss.
 
     The score of an item for a user is the dot product of their final embeddings.
@@ -37,14 +38,17 @@ class GraphNetwork(nn.Module):
         only_needed: whether `loss` computes the last layer only for the nodes of the mini-batch, and earlier layers
             only for the neighborhoods of these nodes. Loss and gradients are the same. Finding the nodes synchronizes
             with a GPU several times per step. Under torch.compile, all nodes are computed.
+        seed: seed of the initial embeddings and of the dropout; None draws one from torch's CPU generator.
 
     Parameters: embedding [n_nodes, embedding_dim], users before items.
     """
 
     n_layers: int
 
-    def __init__(self, graph: InteractionGraph | GraphIndices, embedding_dim: int, only_needed: bool) -> None:
-        super().__init__()
+    def __init__(
+        self, graph: InteractionGraph | GraphIndices, embedding_dim: int, only_needed: bool, seed: int | None
+    ) -> None:
+        super().__init__(seed)
         self.only_needed = only_needed
         if embedding_dim < 1:
             raise ValueError(f"embedding_dim={embedding_dim}: must be at least 1")
@@ -61,10 +65,11 @@ class GraphNetwork(nn.Module):
         """Number of items."""
         return self.graph.n_items
 
-    def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
+    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
         """Return the final embeddings of all nodes, [n_nodes, D], or only of the nodes `rows` (int64, increasing).
 
-        step: number of the training step; with the seed it determines the dropout masks.
+        step: number of the training step; with the seed it determines the dropout masks. An integer or a 0-dim int64
+            tensor; None counts by itself, see `StepCounter`.
         """
         raise NotImplementedError
 
@@ -86,14 +91,16 @@ class GraphNetwork(nn.Module):
         """Return the embeddings that the regularization penalizes: `final` (the final embeddings) or `embedding`."""
         raise NotImplementedError
 
-    def loss(self, users: Tensor, positives: Tensor, negatives: Tensor, *, step: int = 0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, users: Tensor, positives: Tensor, negatives: Tensor, *, step: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the BPR loss and the L2 penalty of a mini-batch of triples; minimize `bpr + reg_weight * norm`.
 
         Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009.
 
         Args:
             users, positives, negatives: int64 [B], indices of users and of items (items are numbered from 0).
-            step: number of the training step; with the seed it determines the dropout masks.
+            step: see `forward`.
 
         Returns:
             bpr: scalar, the mean over the triples of -log sigmoid(score of the positive - score of the negative).
@@ -129,7 +136,8 @@ class NGCFNetwork(GraphNetwork):
         normalize_messages: whether the input of a layer is the normalized output of the previous layer, as in some
             libraries.
         only_needed: see `GraphNetwork`.
-        seed: seed of the initial weights (Xavier uniform, separately for users and items) and of the dropout.
+        seed: seed of the initial weights (Xavier uniform, separately for users and items) and of the dropout;
+            None draws one from torch's CPU generator.
         impl: "auto", "native" or "reference".
 
     Parameters: embedding [n_nodes, embedding_dim]; layers.<l>.{weight_1, bias_1, weight_2, bias_2}.
@@ -149,12 +157,12 @@ class NGCFNetwork(GraphNetwork):
         message_dropout: float = 0.0,
         normalize_messages: bool = False,
         only_needed: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__(graph, embedding_dim, only_needed)
+        super().__init__(graph, embedding_dim, only_needed, seed)
         self.normalize_messages = normalize_messages
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.seed)
         for table in self.embedding.data.split([self.n_users, self.n_items]):
             glorot_(table, embedding_dim, len(table), generator)
         self.n_layers = len(layer_sizes)
@@ -170,18 +178,20 @@ class NGCFNetwork(GraphNetwork):
                 negative_slope=negative_slope,
                 node_dropout=node_dropout,
                 message_dropout=message_dropout,
-                seed=seed,
+                seed=self.seed,
                 layer=layer,
                 impl=impl,
                 generator=generator,
             )
             for layer in range(len(layer_sizes))
         )
+        self.count_for_layers()
 
-    def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
+    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
         embeddings = select_nodes(self.embedding, nodes, None)
         outputs = [select_nodes(embeddings, rows, nodes)]
+        step = self.first_step(step, 1, has_dropout=any(layer.has_dropout for layer in self.layers))
         for layer, layer_nodes in zip(self.layers, nodes_of_layers, strict=True):
             embeddings = layer(embeddings, step=step, rows=layer_nodes, columns=nodes)
             nodes = layer_nodes
@@ -208,7 +218,8 @@ class LightGCNNetwork(GraphNetwork):
         matrix: see `LaplacianPropagation`.
         node_dropout: probability in [0, 1) of dropping an entry of the matrix, in training.
         only_needed: see `GraphNetwork`.
-        seed: seed of the initial embeddings (normal, standard deviation 0.1) and of the dropout.
+        seed: seed of the initial embeddings (normal, standard deviation 0.1) and of the dropout; None draws one from
+            torch's CPU generator.
         impl: "auto", "native" or "reference".
 
     Parameters: embedding [n_nodes, embedding_dim].
@@ -223,21 +234,23 @@ class LightGCNNetwork(GraphNetwork):
         matrix: str = "symmetric",
         node_dropout: float = 0.0,
         only_needed: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__(graph, embedding_dim, only_needed)
+        super().__init__(graph, embedding_dim, only_needed, seed)
         if n_layers < 0:
             raise ValueError(f"n_layers={n_layers}: must not be negative")
         self.n_layers = n_layers
-        self.propagation = LaplacianPropagation(self.graph, matrix, dropout=node_dropout, seed=seed, impl=impl)
+        self.propagation = LaplacianPropagation(self.graph, matrix, dropout=node_dropout, seed=self.seed, impl=impl)
+        self.count_for_layers()
         with torch.no_grad():
-            self.embedding.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
+            self.embedding.normal_(std=0.1, generator=torch.Generator().manual_seed(self.seed))
 
-    def forward(self, *, step: int = 0, rows: Nodes = None) -> Tensor:
+    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
         embeddings = select_nodes(self.embedding, nodes, None)
         total = select_nodes(embeddings, rows, nodes)
+        step = self.first_step(step, 1, has_dropout=self.propagation.dropout > 0)
         for layer_nodes in nodes_of_layers:
             embeddings = self.propagation(embeddings, step=step, rows=layer_nodes, columns=nodes)
             nodes = layer_nodes

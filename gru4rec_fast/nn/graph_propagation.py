@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.nn.session_gru import glorot_
+from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, select_nodes, split_matrix
 
@@ -50,7 +51,7 @@ class GraphIndices(nn.Module):
         return graph if isinstance(graph, GraphIndices) else GraphIndices(graph)
 
 
-class LaplacianPropagation(nn.Module):
+class LaplacianPropagation(StepCounter):
     """Multiplies node embeddings by a propagation matrix of a graph; has no parameters.
 
     Args:
@@ -60,7 +61,7 @@ class LaplacianPropagation(nn.Module):
             L + I of the NGCF paper.
         dropout: probability in [0, 1) of dropping an entry of the matrix, in training ("node dropout" in published
             code); the identity of "+I" is never dropped.
-        seed: seed of the dropout.
+        seed: seed of the dropout; None draws one from torch's CPU generator.
         impl: "auto", "native" or "reference".
 
     Raises:
@@ -73,23 +74,29 @@ class LaplacianPropagation(nn.Module):
         matrix: str = "symmetric",
         *,
         dropout: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         check_probability("dropout", dropout)
         self.graph = GraphIndices.of(graph)
         self.matrix, self.adds_identity = split_matrix("matrix", matrix)
-        self.dropout, self.seed, self.impl = dropout, seed, impl
+        self.dropout, self.impl = dropout, impl
 
     def forward(
-        self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        *,
+        step: int | Tensor | None = None,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
         """Return the product of the matrix with the embeddings, [n_nodes, d], or [n_rows, d] with `rows`.
 
         Args:
             embeddings: [n_nodes, d], users before items; [n_columns, d] with `columns`.
-            step: number of the training step; with the seed it determines which entries are dropped.
+            step: number of the training step; with the seed it determines which entries are dropped. An integer or a
+                0-dim int64 tensor; None counts by itself, see `StepCounter`.
             rows: int64 [n_rows], increasing: the nodes to compute; None: all.
             columns: int64 [n_columns], increasing: the nodes whose embeddings are given; None: all. They must include
                 `rows` and their neighbors.
@@ -103,7 +110,7 @@ class LaplacianPropagation(nn.Module):
             columns=columns,
             dropout=self.dropout if self.training else 0.0,
             seed=self.seed,
-            step=step,
+            step=self.first_step(step, 1, has_dropout=self.dropout > 0),
             impl=self.impl,
         )
         return product + select_nodes(embeddings, rows, columns) if self.adds_identity else product
@@ -112,7 +119,7 @@ class LaplacianPropagation(nn.Module):
         return f"{self.matrix}{'+I' if self.adds_identity else ''}, dropout={self.dropout}"
 
 
-class NGCFLayer(nn.Module):
+class NGCFLayer(StepCounter):
     """Layer of neural graph collaborative filtering: Wang et al., SIGIR 2019 (arXiv 1905.08108), equation (7).
 
         sum       E' = act(P E W1 + b1 + (Q E * E) W2 + b2)
@@ -131,7 +138,8 @@ class NGCFLayer(nn.Module):
         node_dropout: probability in [0, 1) of dropping an entry of P and Q, in training.
         message_dropout: probability in [0, 1) of dropping a unit of E', in training.
         normalize: whether to L2-normalize the rows of E' (a row of zeros stays zero).
-        seed: seed of the dropout and, unless `generator` is given, of the initial weights.
+        seed: seed of the dropout and, unless `generator` is given, of the initial weights; None draws one from torch's
+            CPU generator.
         layer: number of the layer, from 0, so that layers with the same seed drop different units.
         generator: generator of the initial weights.
         impl: "auto", "native" or "reference".
@@ -156,12 +164,12 @@ class NGCFLayer(nn.Module):
         node_dropout: float = 0.0,
         message_dropout: float = 0.0,
         normalize: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         layer: int = 0,
         generator: torch.Generator | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         check_probability("node_dropout", node_dropout)
         check_probability("message_dropout", message_dropout)
         check_choice("activation", activation, ACTIVATIONS)
@@ -173,16 +181,26 @@ class NGCFLayer(nn.Module):
         self.P, self.Q = P, Q
         self.activation, self.negative_slope = activation, negative_slope
         self.dropout, self.message_dropout, self.normalize = node_dropout, message_dropout, normalize
-        self.seed, self.layer, self.impl = seed, layer, impl
-        generator = generator or torch.Generator().manual_seed(seed)
+        self.layer, self.impl = layer, impl
+        generator = generator or torch.Generator().manual_seed(self.seed)
         self.weight_1, self.weight_2 = (nn.Parameter(torch.empty(in_features, out_features)) for _ in range(2))
         self.bias_1, self.bias_2 = (nn.Parameter(torch.empty(out_features)) for _ in range(2))
         for weight, bias in ((self.weight_1, self.bias_1), (self.weight_2, self.bias_2)):
             glorot_(weight, in_features, out_features, generator)
             glorot_(bias, 1, out_features, generator)
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the layer drops entries or units in training."""
+        return self.dropout > 0 or self.message_dropout > 0
+
     def forward(
-        self, embeddings: Tensor, *, step: int = 0, rows: Tensor | None = None, columns: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        *,
+        step: int | Tensor | None = None,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
         """Return E' [n_nodes, out_features] from E [n_nodes, in_features], users before items.
 
@@ -205,7 +223,7 @@ class NGCFLayer(nn.Module):
             node_dropout=self.dropout if self.training else 0.0,
             message_dropout=self.message_dropout if self.training else 0.0,
             seed=self.seed,
-            step=step,
+            step=self.first_step(step, 1, has_dropout=self.has_dropout),
             layer=self.layer,
             impl=self.impl,
         )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
+from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops.philox import STREAM_HIDDEN_DROPOUT
 
 State = list[Tensor]  # hidden states [B, H] of the layers, first layer first
@@ -67,7 +68,7 @@ class SessionGRULayer(nn.Module):
         return ops.gru(gate_inputs, state, self.weight_hh, self.bias_hh, reset, output_mask, self.form, impl=self.impl)
 
 
-class SessionGRU(nn.Module):
+class SessionGRU(StepCounter):
     """Stack of GRU layers, each followed by dropout. As in GRU4Rec, the next step also receives the dropped-out state.
 
     Args:
@@ -76,7 +77,8 @@ class SessionGRU(nn.Module):
         form: "reset_after" or "reset_before" (formulas: `gru4rec_fast.ops.gru`); the first layer for one-hot inputs
             always uses "reset_before".
         dropout: probability in [0, 1) of dropping a unit of the output of a layer, in training.
-        seed: seed of the dropout masks and, unless `generator` is given, of the initial weights.
+        seed: seed of the dropout masks and, unless `generator` is given, of the initial weights; None draws one from
+            torch's CPU generator.
         generator: generator of the initial weights.
         impl: "auto", "native" or "reference".
     """
@@ -88,15 +90,14 @@ class SessionGRU(nn.Module):
         *,
         form: str = "reset_after",
         dropout: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         generator: torch.Generator | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.dropout = dropout
-        self.seed = seed
         self.impl = impl
-        generator = generator or torch.Generator().manual_seed(seed)
+        generator = generator or torch.Generator().manual_seed(self.seed)
         widths = [input_size, *layers[:-1]]
         forms = [form if width is not None else "reset_before" for width in widths]
         self.sizes = list(layers)
@@ -110,15 +111,19 @@ class SessionGRU(nn.Module):
         parameter = next(self.parameters())  # for its dtype and device
         return [parameter.new_zeros(lanes, size) for size in self.sizes]
 
-    def forward(self, x: Tensor, state: State, reset: Tensor | None = None, *, step: int = 0) -> tuple[Tensor, State]:
+    def forward(
+        self, x: Tensor, state: State, reset: Tensor | None = None, *, step: int | Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Return the outputs [T, B, H] of the last layer, and the hidden states after the last step.
 
         Args:
             x: [T, B, I], or the gate inputs [T, B, 3H] without bias for one-hot inputs.
             state: hidden states before the first step, one [B, H] for each layer.
             reset: bool [T, B]; True sets the state of a lane to zero before that step.
-            step: number of the first step since the training began; with the seed it determines the dropout masks.
+            step: number of the first step since the training began; with the seed it determines the dropout masks. An
+                integer or a 0-dim int64 tensor; None counts by itself, see `StepCounter`.
         """
+        step = self.first_step(step, x.shape[0], has_dropout=self.dropout > 0)
         new_state = []
         for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             mask = self._dropout_mask(x, index, step) if self.training and self.dropout else None
@@ -126,7 +131,7 @@ class SessionGRU(nn.Module):
             new_state.append(x[-1])
         return x, new_state
 
-    def _dropout_mask(self, x: Tensor, layer: int, step: int) -> Tensor:
+    def _dropout_mask(self, x: Tensor, layer: int, step: int | Tensor) -> Tensor:
         return ops.dropout_mask(
             x.shape[0],
             x.shape[1],

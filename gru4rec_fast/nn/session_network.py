@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.nn.embedding_rows import gather_live_rows, gather_rows
 from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
+from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT
@@ -31,7 +32,7 @@ class OutputTable(ItemTable):
         self.bias = nn.Parameter(torch.zeros(n_items))
 
 
-class SessionNetwork(nn.Module):
+class SessionNetwork(StepCounter):
     """GRU4Rec network (Hidasi et al. 2016, 2018; Hidasi & Czapp 2023).
 
     Args:
@@ -45,7 +46,7 @@ class SessionNetwork(nn.Module):
         dropout_p_embed: probability of dropping a unit of the input embedding, in training; no effect with "none".
         dropout_p_hidden: probability of dropping a unit of the output of each GRU layer, in training.
         seed: seed of the dropout masks and of the initial weights, which are uniform in +-sqrt(6 / (fan_in + fan_out));
-            biases are zero.
+            biases are zero. None draws a seed from torch's CPU generator.
         dtype, device: dtype and device of the parameters.
         impl: "auto", "native" or "reference", for all operators.
 
@@ -67,22 +68,21 @@ class SessionNetwork(nn.Module):
         gru_form: str = "reset_after",
         dropout_p_embed: float = 0.0,
         dropout_p_hidden: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         _check_arguments(n_items, layers, embedding, embedding_dim, gru_form, dropout_p_embed, dropout_p_hidden)
         self.n_items = n_items
         self.embedding_mode = embedding
         self.dropout_p_embed = dropout_p_embed
-        self.seed = seed
         self.impl = impl
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.seed)
         width = {"constrained": layers[-1], "separate": embedding_dim, "none": None}[embedding]
         self.gru = SessionGRU(
-            width, layers, form=gru_form, dropout=dropout_p_hidden, seed=seed, impl=impl, generator=generator
+            width, layers, form=gru_form, dropout=dropout_p_hidden, seed=self.seed, impl=impl, generator=generator
         )
         self.output = OutputTable(n_items, layers[-1])
         glorot_(self.output.weight, n_items, layers[-1], generator)
@@ -92,6 +92,7 @@ class SessionNetwork(nn.Module):
         elif embedding == "none":
             self.embedding = ItemTable(n_items, 3 * layers[0])
             glorot_(self.embedding.weight, n_items, layers[0], generator)
+        self.count_for_layers()
         self.to(device=device, dtype=dtype)
 
     @property
@@ -109,7 +110,13 @@ class SessionNetwork(nn.Module):
         return self.gru.initial_state(lanes)
 
     def forward(
-        self, inputs: Tensor, state: State, reset: Tensor | None = None, *, step: int = 0, all_live: bool | None = None
+        self,
+        inputs: Tensor,
+        state: State,
+        reset: Tensor | None = None,
+        *,
+        step: int | Tensor | None = None,
+        all_live: bool | None = None,
     ) -> tuple[Tensor, State]:
         """Return the hidden states [T, B, H] of the last layer, and the state of all layers after the last step.
 
@@ -119,7 +126,8 @@ class SessionNetwork(nn.Module):
             inputs: int64 [T, B], items; -1 for padding, where the hidden states are meaningless.
             state: one [B, H] for each layer, from `initial_state` or the previous call; it is not detached.
             reset: bool [T, B]; True sets the state of a lane to zero before that step.
-            step: number of the first step since the training began; with the seed it determines the dropout masks.
+            step: number of the first step since the training began; with the seed it determines the dropout masks. An
+                integer or a 0-dim int64 tensor; None counts by itself, see `StepCounter`.
             all_live: whether `inputs` has no padding. If None, this is determined, which synchronizes with a GPU.
         """
         table = self.output.weight if self.embedding_mode == "constrained" else self.embedding.weight
@@ -129,12 +137,14 @@ class SessionNetwork(nn.Module):
             x = gather_rows(table, inputs.reshape(-1)).view(*inputs.shape, -1)
         else:
             x = gather_live_rows(table, inputs)
-        if self.training and self.dropout_p_embed and self.embedding_mode != "none":
+        embedding_dropout = self.dropout_p_embed if self.embedding_mode != "none" else 0.0
+        step = self.first_step(step, x.shape[0], has_dropout=embedding_dropout > 0 or self.gru.dropout > 0)
+        if self.training and embedding_dropout:
             x = x * ops.dropout_mask(
                 x.shape[0],
                 x.shape[1],
                 x.shape[2],
-                self.dropout_p_embed,
+                embedding_dropout,
                 seed=self.seed,
                 stream=STREAM_EMBEDDING_DROPOUT,
                 step=step,

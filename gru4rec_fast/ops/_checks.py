@@ -113,3 +113,23 @@ def _may_overlap(a: Tensor, b: Tensor) -> bool:
         return True
     distance = (b_begin - a_begin) % stride
     return distance < a_block or distance + b_block > stride
+
+
+def split_step(
+    seed: int, step: int | Tensor, steps: int, device: torch.device, *, reads_value: bool
+) -> tuple[int, Tensor | None]:
+    """Check `seed` and `step` (see `check_counters`); return the operators' arguments `step` and `counter`.
+
+    The number of the first step is step + counter. A `step` that is a tensor is the counter; it must be a 0-dim int64
+    tensor on `device`.
+
+    reads_value: whether to check the value of a tensor on the CPU here, because no native kernel does.
+    """
+    if not isinstance(step, Tensor):
+        check_counters(seed, step, steps)
+        return step, None
+    same_type = device.index is None and device.type == step.device.type  # "cuda" is the current GPU
+    check_tensor("step", step, torch.int64, (), step.device if same_type else device)
+    is_readable = reads_value and step.device.type == "cpu" and not torch.compiler.is_compiling()
+    check_counters(seed, int(step) if is_readable else 0, steps)
+    return 0, step

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_counters, check_tensor
+from gru4rec_fast.ops._checks import check_tensor, split_step
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register
-from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, philox4x32
+from gru4rec_fast.ops.philox import STREAM_TRIPLES, WORD_RANGE, philox4x32, step_word
 
 _LIMIT = 1 << 31  # the numbers of users, items and interactions must be less, so that `_random_below` fits int64
 
@@ -43,7 +43,7 @@ def bpr_triples(
     n_items: int,
     starts: Tensor | None = None,
     seed: int,
-    step: int,
+    step: int | Tensor,
     impl: str = "auto",
 ) -> Tensor:
     """Draw triples (user, positive, negative); each depends only on seed, step and the index of the triple.
@@ -61,7 +61,7 @@ def bpr_triples(
         n_users, n_items: both less than 2**31.
         starts: None, or int64 [n_candidates + 1]: 0 and the cumulative sum of the candidates' degrees, less than 2**31.
         seed: in [0, 2**63).
-        step: number of the training step, in [0, 2**32).
+        step: number of the training step, in [0, 2**32), an integer or a 0-dim int64 tensor on the device.
         impl: "auto", "native" or "reference".
 
     Returns:
@@ -71,23 +71,24 @@ def bpr_triples(
         ValueError: an argument is out of range or does not fit the others; a candidate has no items or all of them, or
             a neighbor of a user is no item (native kernels raise the error only if the candidate or item is drawn).
     """
-    check_counters(seed, step, 1)
+    device = offsets.device
+    draw = implementation("bpr_triples", impl, device, bpr_triples_reference)
+    is_reference = draw is bpr_triples_reference
+    step, counter = split_step(seed, step, 1, device, reads_value=is_reference)
     if not 0 <= n < WORD_RANGE:
         raise ValueError(f"n={n}: must be in [0, 2**32)")
     for name, count in (("n_users", n_users), ("n_items", n_items)):
         if not 1 <= count < _LIMIT:
             raise ValueError(f"{name}={count}: must be in [1, 2**31)")
-    device = offsets.device
     check_tensor("offsets", offsets, torch.int64, (n_users + n_items + 1,), device)
     check_tensor("neighbors", neighbors, (torch.int32, torch.int64), ("n_entries",), device)
     check_tensor("users", users, torch.int64, ("n_candidates",), device)
     if not 1 <= users.shape[0] < _LIMIT:
         raise ValueError(f"users must be int64 [n_candidates] with 1 <= n_candidates < 2**31, not {[*users.shape]}")
     check_tensor("starts", starts, torch.int64, (users.shape[0] + 1,), device)
-    draw = implementation("bpr_triples", impl, device, bpr_triples_reference)
-    if draw is bpr_triples_reference and not torch.compiler.is_compiling():
+    if is_reference and not torch.compiler.is_compiling():
         check_candidates(offsets, neighbors, users, starts, n_items)
-    return draw(offsets, neighbors, users, starts, n_users, n_items, n, seed, step)
+    return draw(offsets, neighbors, users, starts, n_users, n_items, n, seed, step, counter)
 
 
 def bpr_triples_reference(
@@ -100,12 +101,17 @@ def bpr_triples_reference(
     n: int,
     seed: int,
     step: int,
+    counter: Tensor | None,
 ) -> Tensor:
-    """Return users, positives and negatives, int64 [3, n], by the formulas at the top of this file."""
+    """Return users, positives and negatives, int64 [3, n], by the formulas at the top of this file.
+
+    counter: added to `step` unless it is None.
+    """
     device = offsets.device
-    stream, step_word, one = torch.tensor([STREAM_TRIPLES, step, 1], device=device).unbind()
+    stream, one = torch.tensor([STREAM_TRIPLES, 1], device=device).unbind()
+    number = step_word(step, counter, device)
     triple = torch.arange(n, device=device)
-    words = philox4x32((stream, step_word, triple, torch.zeros_like(one)), seed)
+    words = philox4x32((stream, number, triple, torch.zeros_like(one)), seed)
     if starts is None:
         user = users[_random_below(words[0], words[1], users.shape[0])]
         positive = _random_below(words[2], words[3], offsets[user + 1] - offsets[user])
@@ -114,7 +120,7 @@ def bpr_triples_reference(
         candidate = torch.searchsorted(starts, interaction, right=True) - 1
         user, positive = users[candidate], interaction - starts[candidate]
     row_start, degree = offsets[user], offsets[user + 1] - offsets[user]
-    high, low, _, _ = philox4x32((stream, step_word, triple, one), seed)
+    high, low, _, _ = philox4x32((stream, number, triple, one), seed)
     rank = _random_below(high, low, n_items - degree)
     negative = rank + _count_smaller(neighbors, row_start, degree, rank + n_users)
     return torch.stack([user, neighbors[row_start + positive].long() - n_users, negative])
@@ -154,7 +160,7 @@ def check_candidates(offsets: Tensor, neighbors: Tensor, users: Tensor, starts: 
 
 
 def _fake(offsets: Tensor, *rest: Any) -> Tensor:
-    *_, n, _seed, _step = rest
+    *_, n, _seed, _step, _counter = rest
     return offsets.new_empty(3, n)
 
 

@@ -33,10 +33,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_choice, check_counters, check_probability, check_tensor
+from gru4rec_fast.ops._checks import check_choice, check_probability, check_tensor, split_step
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register
-from gru4rec_fast.ops.philox import STREAM_EDGE_DROPOUT, WORD_RANGE, philox4x32
+from gru4rec_fast.ops.philox import STREAM_EDGE_DROPOUT, WORD_RANGE, philox4x32, step_word
 
 MATRICES = ("symmetric", "mean", "norm", "plain")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -53,7 +53,7 @@ def laplacian_propagation(
     columns: Tensor | None = None,
     dropout: float = 0.0,
     seed: int = 0,
-    step: int = 0,
+    step: int | Tensor = 0,
     transposed: bool = False,
     impl: str = "auto",
 ) -> Tensor:
@@ -75,7 +75,8 @@ def laplacian_propagation(
             1 / (1 - dropout). The two directions of an edge, and the diagonal of "norm", are dropped independently. The
             dropout mask depends on seed, step, row and column; the backward pass recomputes it.
         seed: in [0, 2**63).
-        step: number of the training step, in [0, 2**32).
+        step: number of the training step, in [0, 2**32), an integer or a 0-dim int64 tensor on the device. The tensor
+            must not be changed in place before the backward pass, which reads it.
         transposed: whether to multiply by the transpose of the matrix after dropout.
         impl: "auto", "native" or "reference".
 
@@ -89,8 +90,10 @@ def laplacian_propagation(
     """
     check_choice("matrix", matrix, MATRICES)
     check_probability("dropout", dropout)
-    check_counters(seed, step, 1)
     device = features.device
+    propagate = implementation("laplacian_propagation", impl, device, laplacian_propagation_reference)
+    is_reference = propagate is laplacian_propagation_reference
+    step, counter = split_step(seed, step, 1, device, reads_value=is_reference)
     check_tensor("features", features, DTYPES, ("n_nodes", "d"), device)
     if features.shape[0] >= WORD_RANGE:
         raise ValueError(f"features of {features.shape[0]} nodes: there must be fewer than 2**32")
@@ -105,14 +108,13 @@ def laplacian_propagation(
             "offsets must be int64 [n_nodes + 1] and features [n_nodes, d], "
             f"not {[*offsets.shape]} and {[*features.shape]}"
         )
-    propagate = implementation("laplacian_propagation", impl, device, laplacian_propagation_reference)
     # The native kernels check the graph themselves.
-    if propagate is laplacian_propagation_reference and not torch.compiler.is_compiling():
+    if is_reference and not torch.compiler.is_compiling():
         for name, nodes in (("rows", rows), ("columns", columns)):
             if nodes is not None:
                 check_nodes(name, nodes, offsets.shape[0] - 1)
         check_graph(offsets, neighbors, rows)
-    return propagate(features, offsets, neighbors, rows, columns, matrix, dropout, seed, step, transposed)
+    return propagate(features, offsets, neighbors, rows, columns, matrix, dropout, seed, step, counter, transposed)
 
 
 def laplacian_propagation_reference(
@@ -125,9 +127,13 @@ def laplacian_propagation_reference(
     dropout: float,
     seed: int,
     step: int,
+    counter: Tensor | None,
     transposed: bool = False,
 ) -> Tensor:
-    """Return L[rows][:, columns] @ features, with L transposed if `transposed`; bfloat16 is summed in float32."""
+    """Return L[rows][:, columns] @ features, with L transposed if `transposed`; bfloat16 is summed in float32.
+
+    counter: added to `step` unless it is None.
+    """
     sum_dtype = torch.float32 if features.dtype == torch.bfloat16 else features.dtype
     row_scale, column_scale = node_scales(offsets.diff(), matrix, sum_dtype)
     if transposed:
@@ -148,9 +154,11 @@ def laplacian_propagation_reference(
         message = all_features.index_select(0, column) * column_scale[column][:, None]
         if not dropout:
             return message
-        stream, step_word = torch.tensor([STREAM_EDGE_DROPOUT, step], device=row.device).unbind()
+        stream = torch.tensor(STREAM_EDGE_DROPOUT, device=row.device)
         entry = (column, row) if transposed else (row, column)
-        dropped = philox4x32((stream, step_word, *entry), seed)[0] < math.floor(dropout * WORD_RANGE)
+        dropped = philox4x32((stream, step_word(step, counter, row.device), *entry), seed)[0] < math.floor(
+            dropout * WORD_RANGE
+        )
         return message.masked_fill(dropped[:, None], 0)  # a product with 0 would keep a NaN
 
     out = torch.zeros_like(all_features)
@@ -210,16 +218,15 @@ def _fake(features: Tensor, offsets: Tensor, neighbors: Tensor, rows: Tensor | N
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, offsets, neighbors, rows, columns, *ctx.options = inputs
-    ctx.save_for_backward(offsets, neighbors, rows, columns)
+    _, offsets, neighbors, rows, columns, *ctx.options, counter, ctx.transposed = inputs
+    ctx.save_for_backward(offsets, neighbors, rows, columns, counter)
 
 
 def _backward(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    offsets, neighbors, rows, columns = ctx.saved_tensors
-    *options, transposed = ctx.options
+    offsets, neighbors, rows, columns, counter = ctx.saved_tensors
     propagate = getattr(torch.ops, library).laplacian_propagation
     # The transposed product exchanges rows and columns. None: one for each other input of the operator.
-    return propagate(grad, offsets, neighbors, columns, rows, *options, not transposed), *[None] * 9
+    return propagate(grad, offsets, neighbors, columns, rows, *ctx.options, counter, not ctx.transposed), *[None] * 10
 
 
 @on_load

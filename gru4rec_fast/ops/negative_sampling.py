@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gru4rec_fast.ops._checks import check_counters, check_n_elements, check_tensor
+from gru4rec_fast.ops._checks import check_n_elements, check_tensor, split_step
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register
-from gru4rec_fast.ops.philox import STREAM_NEGATIVES, WORD_RANGE, philox4x32
+from gru4rec_fast.ops.philox import STREAM_NEGATIVES, WORD_RANGE, philox4x32, step_word
 
 COLUMN_MASS = 1 << 31  # probability mass of each column of the table: one unit per value of a 31-bit random number
 
@@ -129,7 +130,7 @@ def build_alias_table_reference(mass: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def negative_sampling(
-    table: AliasTable, n: int, *, seed: int, step: int, steps: int = 1, impl: str = "auto"
+    table: AliasTable, n: int, *, seed: int, step: int | Tensor, steps: int = 1, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Draw items with replacement; each draw depends only on seed, step and the index of the draw.
 
@@ -137,7 +138,8 @@ def negative_sampling(
         table: the result of `build_alias_table`, on the device on which to draw.
         n: number of draws per training step; may exceed the number of items. All lanes of a step share its negatives.
         seed: the key of the random numbers, in [0, 2**63).
-        step: number of the first training step; step + steps must not exceed 2**32.
+        step: number of the first training step, an integer or a 0-dim int64 tensor on the device of the table; step +
+            steps must not exceed 2**32.
         steps: number of steps. One call for T steps returns the draws of T calls for one step.
         impl: "auto", "native" or "reference".
 
@@ -148,39 +150,46 @@ def negative_sampling(
     Raises:
         ValueError: an argument is out of range, or the tensors of the table do not fit each other.
     """
-    check_counters(seed, step, steps)
+    device = table.threshold.device
+    draw = implementation("negative_sampling", impl, device, negative_sampling_reference)
+    step, counter = split_step(seed, step, steps, device, reads_value=draw is negative_sampling_reference)
     if not 0 <= n <= WORD_RANGE:
         raise ValueError(f"n={n}: must be in [0, 2**32]")
     check_n_elements(steps=steps, n=n)
     if not 1 <= table.n_items < 2**31:
         raise ValueError(f"table of {table.n_items} items: there must be at least one and fewer than 2**31")
-    device = table.threshold.device
     for name, dtype in (("threshold", torch.int64), ("alias", torch.int64), ("log_prob", torch.float32)):
         check_tensor(f"table.{name}", getattr(table, name), dtype, (table.n_items,), device)
-    draw = implementation("negative_sampling", impl, device, negative_sampling_reference)
-    return draw(table.threshold, table.alias, table.log_prob, n, seed, step, steps)
+    return draw(table.threshold, table.alias, table.log_prob, n, seed, step, counter, steps)
 
 
 def negative_sampling_reference(
-    threshold: Tensor, alias: Tensor, log_prob: Tensor, n: int, seed: int, step: int, steps: int
+    threshold: Tensor,
+    alias: Tensor,
+    log_prob: Tensor,
+    n: int,
+    seed: int,
+    step: int,
+    counter: Tensor | None,
+    steps: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the drawn items and their log-probabilities, [steps, n].
 
     Draw d of step t uses the Philox4x32-10 words w0, w1, w2 of the counter (STREAM_NEGATIVES, step + t, d, 0) under the
     key `seed`. w0 and w1, as a 64-bit fraction, choose the column; the upper 31 bits of w2 choose between the item of
-    the column and its alias.
+    the column and its alias. The value of the argument `counter` is added to `step`.
     """
     device, n_items = threshold.device, threshold.shape[0]
     if steps == 0 or n == 0:
         return threshold.new_empty(steps, n), log_prob.new_empty(steps, n)
     zero = torch.tensor(0, device=device)
-    counter = (
+    words = (
         zero + STREAM_NEGATIVES,
-        torch.arange(step, step + steps, device=device)[:, None],
+        (step_word(step, counter, device) + torch.arange(steps, device=device))[:, None],
         torch.arange(n, device=device),
         zero,
     )
-    w0, w1, w2, _ = philox4x32(counter, seed)
+    w0, w1, w2, _ = philox4x32(words, seed)
     column = (w0 * n_items + ((w1 * n_items) >> 32)) >> 32
     items = torch.where((w2 >> 1) < threshold[column], column, alias[column])
     return items, log_prob[items]
@@ -190,8 +199,8 @@ def _fake_build(mass: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(mass), torch.empty_like(mass)
 
 
-def _fake_draw(threshold: Tensor, alias: Tensor, log_prob: Tensor, n: int, *rest: int) -> tuple[Tensor, Tensor]:
-    _seed, _step, steps = rest
+def _fake_draw(threshold: Tensor, alias: Tensor, log_prob: Tensor, n: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    _seed, _step, _counter, steps = rest
     return threshold.new_empty(steps, n), log_prob.new_empty(steps, n)
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gru4rec_fast._backend import resolve
-from gru4rec_fast.ops._checks import check_choice, check_probability, check_tensor
+from gru4rec_fast.ops._checks import check_choice, check_probability, check_tensor, split_step
 from gru4rec_fast.ops._registry import on_load, operators, register, register_gradient
 from gru4rec_fast.ops.dropout import dropout_mask, dropout_mask_reference
 from gru4rec_fast.ops.laplacian_propagation import MATRICES, laplacian_propagation, laplacian_propagation_reference
@@ -55,7 +55,7 @@ def ngcf_layer(
     node_dropout: float = 0.0,
     message_dropout: float = 0.0,
     seed: int = 0,
-    step: int = 0,
+    step: int | Tensor = 0,
     layer: int = 0,
     impl: str = "auto",
 ) -> Tensor:
@@ -80,7 +80,8 @@ def ngcf_layer(
         node_dropout: probability in [0, 1) of dropping an entry of P and Q.
         message_dropout: probability in [0, 1) of dropping a unit of E'.
         seed: in [0, 2**63).
-        step: number of the training step, in [0, 2**32).
+        step: number of the training step, in [0, 2**32), an integer or a 0-dim int64 tensor on the device. The tensor
+            must not be changed in place before the backward pass, which reads it.
         layer: number of the layer, in [0, 2**17), so that layers drop different units.
         impl: "auto", "native" or "reference".
 
@@ -94,13 +95,33 @@ def ngcf_layer(
     weights = {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2}
     _check_tensors(features, weights, graph)
     _check_options(P, Q, activation, negative_slope, message_dropout, layer)
-    options = (P, Q, activation == "per_term", negative_slope, node_dropout, message_dropout, seed, step, layer)
     chosen = resolve(impl, "ngcf_layer", features.device.type)
-    if chosen != "reference" and features.dtype in FUSED_DTYPES:
+    is_fused = chosen != "reference" and features.dtype in FUSED_DTYPES
+    step, counter = split_step(seed, step, 1, features.device, reads_value=chosen == "reference")
+    options = (
+        P,
+        Q,
+        activation == "per_term",
+        negative_slope,
+        node_dropout,
+        message_dropout,
+        seed,
+        step,
+        counter,
+        layer,
+    )
+    if is_fused:
         return operators(chosen).ngcf_layer(features, *graph.values(), *weights.values(), *options)[0]
     if rows is not None and columns is not None and not torch.compiler.is_compiling():
         _check_rows_among(rows, columns)
-    propagate, draw_mask = partial(laplacian_propagation, impl=impl), partial(dropout_mask, impl=impl)
+
+    def with_counter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a public function with the arguments `step` and `counter` of its reference."""
+        return lambda *args, step, counter, **options: function(
+            *args, step=step if counter is None else counter, impl=impl, **options
+        )
+
+    propagate, draw_mask = with_counter(laplacian_propagation), with_counter(dropout_mask)
     run: Callable[..., Tensor] = partial(ngcf_layer_reference, propagate=propagate, draw_mask=draw_mask)
     return run(features, *graph.values(), *weights.values(), *options)
 
@@ -161,6 +182,7 @@ def ngcf_layer_reference(
     message_dropout: float,
     seed: int,
     step: int,
+    counter: Tensor | None,
     layer: int,
     *,
     propagate: Callable[..., Tensor] = laplacian_propagation_reference,
@@ -168,10 +190,11 @@ def ngcf_layer_reference(
 ) -> Tensor:
     """Return E' of the nodes `rows` from E of the nodes `columns`.
 
-    propagate: computes the products with P and Q. draw_mask: draws the mask of the message dropout.
+    counter: added to `step` unless it is None. propagate: computes the products with P and Q. draw_mask: draws the mask
+    of the message dropout.
     """
     row_features = select_nodes(features, rows, columns)
-    counters = {"seed": seed, "step": step}
+    counters = {"seed": seed, "step": step, "counter": counter}
     multiply = partial(
         propagate, features, offsets, neighbors, rows=rows, columns=columns, dropout=node_dropout, **counters
     )
@@ -223,17 +246,19 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, offsets, neighbors, rows, columns, weight_1, _, weight_2, _, *ctx.options = inputs
+    features, offsets, neighbors, rows, columns, weight_1, _, weight_2, _, *ctx.options, counter, ctx.layer = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # else autograd allocates zeros as gradients of the saved tensors
-    ctx.save_for_backward(features, offsets, neighbors, rows, columns, weight_1, weight_2, *output[1:])
+    ctx.save_for_backward(features, offsets, neighbors, rows, columns, weight_1, weight_2, *output[1:], counter)
 
 
 def _backward(library: str, ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 18  # one for each input of the operator
-    grads = getattr(torch.ops, library).ngcf_layer_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return grads[0], None, None, None, None, *grads[1:], *(None,) * 9
+        return (None,) * 19  # one for each input of the operator
+    *saved, counter = ctx.saved_tensors
+    backward = getattr(torch.ops, library).ngcf_layer_backward
+    grads = backward(grad, *saved, *ctx.options, counter, ctx.layer)
+    return grads[0], None, None, None, None, *grads[1:], *(None,) * 10
 
 
 def _fake_backward(grad: Tensor, features: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -15,6 +15,8 @@ The key is the seed: (low 32 bits, high 32 bits). The counter consists of four 3
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,11 @@ WORD_MASK = 0xFFFFFFFF
 WORD_RANGE = 1 << 32
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def step_word(step: int, counter: Tensor | None, device: Any) -> Tensor:
+    """Return the number of a step as a 0-dim int64 tensor: `step`, plus `counter` unless it is None."""
+    return torch.tensor(step, device=device) if counter is None else counter + step
 
 
 def philox4x32(counter: Words, seed: int) -> Words:

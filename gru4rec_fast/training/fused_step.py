@@ -184,10 +184,10 @@ class FusedTrainingStep:
             log_support=criterion.log_support,
             **self._options,
         )
-        self._bound_in_train_mode = self._network.training
+        self._bound_mode = self._network.training, self._network.seed
 
     def _rebind_if_changed(self) -> None:
-        """Bind again if optimizer state was loaded, momentum was switched on or off, or the mode was changed."""
+        """Bind again if optimizer state was loaded, momentum was switched on or off, or mode or seed were changed."""
         momentum = self._optimizer.param_groups[0]["momentum"]
         current = [
             tensor
@@ -196,7 +196,7 @@ class FusedTrainingStep:
         ]
         bound = self._bound_tensors
         same = len(current) == len(bound) and {*map(id, current)} == {*map(id, bound)}
-        if not same or self._bound_in_train_mode != self._network.training:
+        if not same or self._bound_mode != (self._network.training, self._network.seed):
             self._bind()
 
     def _network_arguments(self) -> dict[str, Any]:

@@ -115,8 +115,9 @@ class GraphEpochRunner:
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return nothing: triples and dropout masks are functions of the position."""
-        return {}, {}
+        """Return the seed of the triples, which are functions of the seed and the position."""
+        return {}, {"sampler_seed": self.sampler.seed}
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
-        """Do nothing, see `checkpoint_state`."""
+        """Restore what `checkpoint_state` returned."""
+        self.sampler.restore_seed(checkpoint.progress.get("sampler_seed"))

@@ -151,7 +151,10 @@ class SessionEpochRunner:
             self.loader.set_epoch(position.epoch - 1)
             self.hidden = self.network.initial_state(self.loader.n_lanes)
         else:  # Continue an interrupted epoch: without a loaded state the loader would start at the first block.
-            self.loader.load_state_dict(self.loader.state_dict())
+            state = self.loader.state_dict()
+            if state.get("epoch", position.epoch - 1) != position.epoch - 1:
+                return  # the training was interrupted after the last block of the epoch
+            self.loader.load_state_dict(state)
         started = time.perf_counter() - position.seconds
         if reason is None:
             self._run_fused(progress, between_updates, started)
@@ -280,11 +283,16 @@ class SessionEpochRunner:
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the hidden states and the loader's position; between epochs, no tensors and {"loader": None}."""
-        return hidden_tensors(self.hidden), {"loader": None if self.hidden is None else self.loader.state_dict()}
+        """Return the hidden states and the loader's position; between epochs, no tensors and {"loader": None}.
+
+        The seed of the loader's shuffle is always stored, because it may have been drawn.
+        """
+        position = None if self.hidden is None else self.loader.state_dict()
+        return hidden_tensors(self.hidden), {"loader": position, "loader_seed": self.loader.seed}
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
         """Restore what `checkpoint_state` returned."""
+        self.loader.restore_seed(checkpoint.progress.get("loader_seed"))
         if checkpoint.progress["loader"] is not None:
             self.loader.load_state_dict(checkpoint.progress["loader"])
             hidden = checkpoint.group(HIDDEN)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from gru4rec_fast import ops
 from gru4rec_fast.data.graphs.graph import InteractionGraph
+from gru4rec_fast.ops._seed import Seeded
 
 SAMPLE_BY = ("users", "interactions")
 
 
-class TripleSampler:
+class TripleSampler(Seeded):
     """Draws mini-batches of triples: a user, a positive item and a negative item.
 
     The positive is one of the user's items, the negative is any other item. Users who have no item, or every item, are
@@ -23,7 +24,7 @@ class TripleSampler:
         graph: the training graph.
         batch_size: number of triples in a mini-batch.
         sample_by: "users" draws users uniformly, then one of their items; "interactions" draws interactions uniformly.
-        seed: seed of the random draws, in [0, 2**63).
+        seed: seed of the random draws, in [0, 2**63); None draws one from torch's CPU generator.
         device: device of the triples.
         impl: "auto", "native" or "reference".
 
@@ -40,7 +41,7 @@ class TripleSampler:
         batch_size: int,
         *,
         sample_by: str = "users",
-        seed: int = 0,
+        seed: int | None = None,
         device: torch.device | str = "cpu",
         impl: str = "auto",
     ) -> None:
@@ -49,7 +50,8 @@ class TripleSampler:
         if sample_by not in SAMPLE_BY:
             raise ValueError(f"sample_by={sample_by!r}: choose one of {', '.join(SAMPLE_BY)}")
         self.n_users, self.n_items = graph.n_users, graph.n_items
-        self.batch_size, self.seed, self.impl = batch_size, seed, impl
+        self.set_seed(seed)
+        self.batch_size, self.impl = batch_size, impl
         self.n_batches = -(-graph.n_edges // batch_size)
         offsets, neighbors = graph.structure()
         degrees = offsets[: graph.n_users + 1].diff()
@@ -67,10 +69,10 @@ class TripleSampler:
                 )
             self._starts = starts.to(device)
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, step: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the indices of users, positives and negatives of mini-batch `step`, int64 [batch_size] each.
 
-        Mini-batches are numbered from the start of the training.
+        Mini-batches are numbered from the start of the training; see `gru4rec_fast.ops.bpr_triples`.
         """
         users, positives, negatives = ops.bpr_triples(
             *self._graph_tensors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from gru4rec_fast import ops
 from gru4rec_fast.data.array_folder import as_tensor
 from gru4rec_fast.data.sessions.store import SessionStore
+from gru4rec_fast.ops._seed import Seeded
 
 # One call of ops.session_batch computes a chunk of many blocks, so that the costs of the call and of the copy to the
 # device are negligible. These are the limits of a chunk: steps, and steps x lanes. They keep the result small.
@@ -43,7 +45,7 @@ class SessionBlock(NamedTuple):
         return sum(self.n_live)
 
 
-class SessionParallelLoader(IterableDataset[SessionBlock]):
+class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
     """Iterates over the sessions of a store in blocks of T steps x B lanes. One iteration is one epoch.
 
     A lane is one of the B sessions that are processed in parallel. Lane k starts with session k. When its session ends,
@@ -53,10 +55,17 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
 
     The log stays memory-mapped. Blocks are computed on the CPU, up to 256 steps at a time, and copied to `device`.
 
-    Use it in any training loop, or as torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). In a worker
-    process the loader raises an error: the position within the epoch would change in the worker's copy only, so
-    `state_dict` would be wrong and every epoch would have the same order. Worker processes are not needed, because
-    computing a block takes microseconds.
+    Use it in any training loop, or as torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). The
+    length is the number of blocks in the epoch.
+
+    `state_dict` counts every block that was yielded. This is the position of a trainer that fetches a block when it
+    needs the block, as a plain loop, torch's DataLoader and torchdata's StatefulDataLoader do, and as Lightning does
+    with a loader that has a length. A trainer that always fetches one block ahead, as Accelerate does, would skip that
+    block when it resumes within an epoch. There, save checkpoints between epochs.
+
+    In a worker process the loader raises an error: the position within the epoch would change in the worker's copy
+    only, so `state_dict` would be wrong and every epoch would have the same order. Worker processes are not needed,
+    because computing a block takes microseconds.
 
     Args:
         store: the sessions.
@@ -65,7 +74,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         device: device of the blocks.
         shuffle: process the sessions in a random order, which depends on (seed, epoch), instead of by start time. Needs
             memory for one integer per session.
-        seed: seed of the shuffle.
+        seed: seed of the shuffle; None draws one from torch's CPU generator.
         min_live: end the epoch at the first step with fewer live lanes (lanes that have a session). Use 2 if all
             negatives are in-batch negatives.
         impl: "auto", "native" or "reference".
@@ -82,7 +91,7 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         steps: int = 1,
         device: torch.device | str = "cpu",
         shuffle: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         min_live: int = 1,
         impl: str = "auto",
     ) -> None:
@@ -104,10 +113,12 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         self.n_sessions = store.n_sessions
         self.n_lanes = min(batch_size, n_usable)
         self.n_targets = store.n_targets
-        self.steps, self.shuffle, self.seed, self.min_live, self.impl = steps, shuffle, seed, min_live, impl
+        self.set_seed(seed)
+        self.steps, self.shuffle, self.min_live, self.impl = steps, shuffle, min_live, impl
         self._epoch = 0
         self._resume: dict[str, Any] | None = None  # where the next iteration starts; None: at the start of the epoch
         self._position = _EPOCH_START  # position of the next block, for `state_dict`
+        self._length: tuple[int, int] | None = None  # the epoch whose length was computed, and that length
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration start at the beginning of `epoch`. With `shuffle`, the order depends on `epoch`."""
@@ -125,19 +136,42 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next iteration resume at the position in `state`.
+        """Make the next iteration resume at the position in `state`. A seed that was drawn becomes that of `state`.
 
         Raises:
             ValueError: `state` is from a loader with other sessions or settings; the message lists the differences.
         """
         saved = state.get("loader", {})
-        pairs = [(name, saved.get(name), value) for name, value in self._settings().items()]
+        settings = self._settings() | ({"seed": saved.get("seed")} if self.seed_was_drawn else {})
+        pairs = [(name, saved.get(name), value) for name, value in settings.items()]
         different = "; ".join(f"{name}={old}, not {value}" for name, old, value in pairs if old != value)
         if different:
             raise ValueError(f"the state was taken from another loader: it had {different}")
-        self._epoch = state["epoch"]
+        self.restore_seed(saved.get("seed"))
+        self._epoch, self._length = state["epoch"], None
         self._position = {"blocks": state["blocks"], "lanes": state["lanes"]}
         self._resume = self._position
+
+    def __len__(self) -> int:
+        """Return the number of blocks of the whole epoch; with `shuffle` it can differ between epochs.
+
+        The first call for an epoch computes it from the lengths of all sessions, about a second for two million.
+        """
+        epoch = self._epoch if self.shuffle else 0
+        if self._length is None or self._length[0] != epoch:
+            self._length = epoch, self._count_blocks()
+        return self._length[1]
+
+    def _count_blocks(self) -> int:
+        order, lengths = self._order(), self.offsets.diff()
+        targets = (lengths if order is None else lengths[order]) - 1
+        # A heap of the steps at which the lanes become free. The next session starts in the lane that is free first.
+        free_at = [0] * self.n_lanes
+        for n_targets in targets[targets > 0].tolist():
+            heapq.heapreplace(free_at, free_at[0] + n_targets)
+        # All lanes are live until there is no session left. Then one after another becomes dead.
+        n_steps = heapq.nlargest(self.min_live, free_at)[-1] if self.min_live <= self.n_lanes else 0
+        return -(-n_steps // self.steps)
 
     def __iter__(self) -> Iterator[SessionBlock]:
         worker = get_worker_info()
@@ -156,14 +190,24 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
             )
             n_live = self._count_live(inputs.numpy(), targets.numpy(), reset.numpy())
             n_steps = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
+            is_last_chunk = n_steps < chunk or self._next_live(order, lane_state) < self.min_live
             inputs, targets, reset = (self._to_device(tensor) for tensor in (inputs, targets, reset))
             for i, start in enumerate(range(0, n_steps, self.steps)):
                 self._position = {"blocks": i + 1, "lanes": chunk_start}
                 block = slice(start, min(start + self.steps, n_steps))
+                if is_last_chunk and block.stop == n_steps:  # a trainer need not ask for a block after the last one
+                    self._finish_epoch()
                 yield SessionBlock(inputs[block], targets[block], reset[block], n_live[block])
-            if n_steps < chunk:
+            if is_last_chunk:
                 break
-        self._finish_epoch()
+        if n_steps == 0:
+            self._finish_epoch()
+
+    def _next_live(self, order: Tensor | None, lane_state: LaneState) -> int:
+        """Return the number of live lanes of the next step."""
+        lane_session, *rest = (tensor.clone() for tensor in lane_state)
+        ops.session_batch(self.items, self.offsets, order, lane_session, *rest, 1, impl=self.impl)
+        return int((lane_session < self.n_sessions).sum())
 
     def start_epoch(self) -> tuple[Tensor | None, LaneState]:
         """Return the session order of this epoch, and the lane state at the current position (see `load_state_dict`).
