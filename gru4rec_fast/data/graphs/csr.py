@@ -87,3 +87,18 @@ def extract_user_item_block(
             f"the matrix is not symmetric: of the entries ({user}, {item}) and ({item}, {user}) only one is stored"
         )
     return rows[is_user_row], columns[is_user_row] - n_users, (n_users, n_nodes - n_users)
+
+
+def refuse_adjacency_matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> None:
+    """Raise ValueError if a matrix that was given as users x items is symmetric, but not diagonal.
+
+    Such a matrix is almost surely an adjacency matrix over all nodes, or one divided by degrees.
+    """
+    if shape[0] != shape[1] or (rows == columns).all():
+        return
+    if np.array_equal(np.unique(rows * shape[0] + columns), np.unique(columns * shape[0] + rows)):
+        raise ValueError(
+            f"the matrix of shape {tuple(shape)} is symmetric, so it seems to be an adjacency matrix over users, then "
+            "items: give n_users=, their number; if its rows are users and its columns items, use "
+            "InteractionGraph.from_arrays(rows, columns)"
+        )
