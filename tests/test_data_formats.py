@@ -199,7 +199,7 @@ INVALID_FILES = {
     "long row": (
         "log.tsv",
         LOG.replace("6\t1", "6\t1\t1\t1").encode(),
-        r"log\.tsv is damaged, or its format is not what its name says \(split at '\\t'",
+        r"log\.tsv, line 3: it has more fields than the header, which has 3 \(split at '\\t'",
     ),
     "not UTF-8": (
         "log.tsv",

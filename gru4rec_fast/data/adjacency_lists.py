@@ -70,8 +70,8 @@ def _refuse_tables(path: Path, words: pl.Series, users: pl.Series) -> None:
     has_integer = words.list.eval(pl.element().str.contains(_INTEGER))
     if len(words) > 1 and not has_integer[0].any() and has_integer.slice(1).list.all().all():
         raise ValueError(
-            f"{path}, line 1: {' '.join(header)[:80]!r} seems to be a header, but the file is read as lines of `user item "
-            "item ...`: remove the header, or give the names of its columns to read a table"
+            f"{path}, line 1: {' '.join(header)[:80]!r} seems to be a header, but the file is read as lines of `user "
+            "item item ...`: remove the header, or give the names of its columns to read a table"
         )
     if n_words[0] > 2 and (n_words == n_words[0]).all():
         decimals = words.list.slice(2).list.eval(pl.element().str.contains(_DECIMAL)).list.any()
@@ -79,7 +79,7 @@ def _refuse_tables(path: Path, words: pl.Series, users: pl.Series) -> None:
         if suspicious.any():
             line = " ".join(words.filter(suspicious)[0].to_list())
             raise ValueError(
-                f"{path}: every line has {n_words[0]} words, and {line[:80]!r} seems to be a user, an item and a weight, "
-                "but the file is read as lines of `user item item ...`: add a header and give the names of its columns "
-                "to read a table, or write all items of a user on one line"
+                f"{path}: every line has {n_words[0]} words, and {line[:80]!r} seems to be a user, an item and a "
+                "weight, but the file is read as lines of `user item item ...`: add a header and give the names of its "
+                "columns to read a table, or write all items of a user on one line"
             )

@@ -148,7 +148,7 @@ def _series(name: str, values: Any, source: str) -> pl.Series:
         types = {type(value): (row, value) for row, value in reversed(list(enumerate(values, 1))) if value is not None}
         if len(types) > 1:  # the first row of each type
             (_, other), (row, value) = sorted(types.values(), key=lambda first: first[0])[:2]
-            problem = f"row {row}, value {value!r}: it must have the type of the values before it, such as {other!r}"
+            problem = f"row {row}, value {value!r:.80}: values before it have another type, such as {other!r:.80}"
         raise ValueError(f"{source}: its columns cannot be read: column {name!r}, {problem}") from error
 
 
@@ -339,7 +339,7 @@ class TableReader:
             self._raise_if(frame, role, is_text, "integer ids must fit int64; give them as strings")
         if is_text.any():
             first = frame.filter(is_text).row(0, named=True)
-            self._reasons[role] = f"{first[role]!r} in row {first['row'] + 1}"
+            self._reasons[role] = f"{first[role]!r:.80} in row {first['row'] + 1}"
             self._change_kind(role, "str")
         return integers
 
@@ -392,7 +392,7 @@ class TableReader:
             first = frame.filter(mask).row(0, named=True)
             raise ValueError(
                 f"{self._label(role)}, row {first['row'] + 1} (the first after the header is 1), "
-                f"value {first[role]!r}: {problem}"
+                f"value {first[role]!r:.80}: {problem}"
             )
 
     def _label(self, role: str) -> str:

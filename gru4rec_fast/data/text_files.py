@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import polars as pl
@@ -88,7 +90,7 @@ class TextFile:
             if quote is not None:
                 quotes = lines.filter(lines.str.contains(quote, literal=True))
                 if len(quotes):
-                    has_quoted_field |= quotes.str.contains(f"(?:^|{s}){q}").any()
+                    has_quoted_field |= quotes.str.contains(f"(?:^|{s}|\r){q}").any()
                     has_other_quote |= not quotes.str.contains(f"^{field}(?:{s}{field})*$").all()
                     unquoted = lines.str.replace_all(f"{q}[^{q}]*{q}", "")
             for has_quotes, texts in ((False, lines), (True, unquoted)):
@@ -230,13 +232,18 @@ def line_batches(path: Path, batch_lines: int = _BATCH_LINES) -> Iterator[pl.Ser
 
 def _text_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file with their line ends, which may also be a carriage return alone."""
-    with open(path, "rb") as file:
-        magic = file.read(4)
-    if magic[:2] != b"\x1f\x8b" and magic[:4] == b"\x28\xb5\x2f\xfd":  # zstd: Python cannot read it before 3.14
+    if path.suffix.lower() == ".zst":  # Python cannot read it before version 3.14
         yield from (f"{part}\n" for lines in line_batches(path) for line in lines for part in (line or "").split("\r"))
         return
-    with (gzip.open if magic[:2] == b"\x1f\x8b" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
-        yield from text
+    with _open_bytes(path) as file:
+        yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    """Open a plain or gzip-compressed file."""
+    with open(path, "rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if is_gzip else open(path, "rb")  # type: ignore[return-value]
 
 
 def _long_line_error(path: Path, line: int, separator: str, n_columns: int) -> ValueError:
@@ -244,6 +251,14 @@ def _long_line_error(path: Path, line: int, separator: str, n_columns: int) -> V
         f"{path}, line {line}: it has more fields than the header, which has {n_columns} (split at {separator!r}; give "
         "separator=... if that is wrong, and quote fields that hold the separator)"
     )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -256,4 +271,8 @@ def explain_damage(path: Path, separator: str | None = None) -> Iterator[None]:
     except (OSError, EOFError, UnicodeError, zlib.error, pl.exceptions.PolarsError) as error:
         hint = f" (split at {separator!r}; give separator=... if that is wrong)" if separator else ""
         reason = str(error).split("\n\n")[0]
+        if "utf-8" in reason and path.suffix.lower() != ".zst":
+            with suppress(OSError, EOFError, zlib.error), _open_bytes(path) as file:
+                line = next(number for number, line in enumerate(file, 1) if not _is_utf8(line))
+                reason += f" in line {line}; convert the file to UTF-8"
         raise ValueError(f"{path} is damaged, or its format is not what its name says{hint}: {reason}") from error
