@@ -43,7 +43,7 @@ TIMES = {
     "some wrong": st.sampled_from(["1", "2", "3", "nan", "soon", ""]),
 }
 TITLES = st.sampled_from(
-    ["", "plain", '6" plate', '9"', '"whole"', '"open', '"a" b', "a,b", "a\tb", "two\nlines", "ä", "\r"]
+    ["", "plain", '6" plate', '9"', '"whole"', '"open', '"a" b', "a,b", "a\tb", "two\nlines", "ä", "a\rb"]
 )
 
 

@@ -63,7 +63,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     """
     import numpy as np
 
-    from gru4rec_fast.data.vocabulary import STRING, kind_of
+    from gru4rec_fast.data.vocabulary import STRING
 
     with open(path, encoding="utf-8-sig") as file:
         lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
@@ -73,9 +73,10 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     known = indices >= 0
     if not known.all() and not skip_unknown:
         line_number, text = lines[int(known.argmin())]
+        if not vocabulary.holds_strings and not text.lstrip("-").isdigit():
+            raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's ids are integers")
         raise ValueError(
-            f"{path}, line {line_number}: the model was not trained on user {text!r} (its ids are "
-            f"{kind_of(vocabulary.ids)}); --skip-unknown skips such users"
+            f"{path}, line {line_number}: the model was not trained on user {text}; --skip-unknown skips such users"
         )
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these users")
@@ -139,7 +140,8 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
         first_unknown = int(known.argmin())
         session, item = sessions.ids[session_of_event[first_unknown]], sessions.items[first_unknown]
         raise ValueError(
-            f"session {session}: the model was not trained on item {item}; --skip-unknown skips such items"
+            f"session {session}: the model was not trained on item {item}; is this a log of the same catalogue? "
+            "--skip-unknown skips such items"
         )
     lengths = np.bincount(session_of_event[known], minlength=len(sessions.ids))
     nonempty = lengths > 0
