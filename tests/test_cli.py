@@ -319,8 +319,6 @@ def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_
 STRING_LOG = "SessionId,ItemId,Time\n" + "".join(
     f"{s},{i},{t}\n" for s in range(6) for t, i in enumerate(["x7", 1, 2, 3])
 )
-    f"{s},{i},{t}\n" for s in range(6) for t, i in enumerate(["x7", 1, 2, 3])
-)
 
 
 def test_the_ids_of_the_model_decide_how_a_later_file_is_read(tmp_path: Path) -> None:
