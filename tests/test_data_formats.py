@@ -205,7 +205,7 @@ INVALID_FILES = {
     "not UTF-8": (
         "log.tsv",
         LOG.encode().replace(b"6\t1", b"\xff\xfe\t1"),
-        r"log\.tsv is damaged, or its format is not what its name says .*utf-8",
+        r"log\.tsv is damaged, or its format is not what its name says: .*utf-8 sequence in line 3; convert",
     ),
     "cut short": (
         "log.tsv.gz",

@@ -76,6 +76,7 @@ class TextFile:
         # In a regex, characters are written as \xNN, so that they need no escaping.
         s, q = (f"\\x{ord(character):02x}" for character in (separator, quote or '"'))
         field = f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{s}]*)"  # a quoted field, or one without quotes
+        regular = f"^{field}(?:{s}{field})*$"
         n_lines, empty_lines = 0, []
         has_carriage_return = has_quoted_field = has_other_quote = False
         # First line with too many separators. The second number does not count the separators in quoted fields.
@@ -83,20 +84,25 @@ class TextFile:
         for lines in line_batches(path):
             index = pl.int_range(n_lines, n_lines + len(lines), dtype=pl.Int64, eager=True)
             n_lines += len(lines)
-            blanks = " \t".replace(separator, "")
-            empty_lines.append(index.filter((lines.str.strip_chars(blanks) == "").fill_null(True)))
+            n_separators = lines.str.count_matches(separator, literal=True).fill_null(0)
+            short = n_separators == 0
+            is_empty = lines.filter(short).fill_null("").str.strip_chars(" \t".replace(separator, "")) == ""
+            empty_lines.append(index.filter(short).filter(is_empty))
             has_carriage_return |= lines.str.contains("\r", literal=True).any()
-            unquoted = lines
-            if quote is not None:
-                quotes = lines.filter(lines.str.contains(quote, literal=True))
-                if len(quotes):
-                    has_quoted_field |= quotes.str.contains(f"(?:^|{s}|\r){q}").any()
-                    has_other_quote |= not quotes.str.contains(f"^{field}(?:{s}{field})*$").all()
-                    unquoted = lines.str.replace_all(f"{q}[^{q}]*{q}", "")
-            for has_quotes, texts in ((False, lines), (True, unquoted)):
-                if long_line[has_quotes] is None:
-                    is_long = texts.str.count_matches(separator, literal=True) >= len(names)
-                    long_line[has_quotes] = index.filter(is_long).first()  # type: ignore[assignment]
+            quotes = lines.filter(lines.str.contains(quote, literal=True)) if quote is not None else lines.clear()
+            if len(quotes):
+                is_regular = quotes.str.contains(regular)
+                has_other_quote |= not is_regular.all()
+                # The quotes of a regular line are those of quoted fields.
+                has_quoted_field |= is_regular.any() or quotes.str.contains(f"(?:^|{s}|\r){q}").any()
+            is_long = n_separators >= len(names)
+            if is_long.any():
+                index, lines = index.filter(is_long), lines.filter(is_long)
+                unquoted = lines.str.replace_all(f"{q}[^{q}]*{q}", "")
+                is_still_long = unquoted.str.count_matches(separator, literal=True) >= len(names)
+                for with_quotes, first in ((False, index.first()), (True, index.filter(is_still_long).first())):
+                    if long_line[with_quotes] is None:
+                        long_line[with_quotes] = first  # type: ignore[assignment]
         needs_csv_module = has_carriage_return or (has_quoted_field and has_other_quote)
         first_long = long_line[has_quoted_field]
         if first_long is not None and not needs_csv_module:
@@ -145,7 +151,8 @@ class TextFile:
         rows = self._csv_rows()
         while batch := list(islice(rows, batch_rows)):
             records = [[*(row[i] if i < len(row) else None for i in indices), number] for number, row in batch]
-            yield pl.DataFrame(dict(zip(schema, zip(*records, strict=True), strict=True)), schema=schema)
+            columns_of_batch = map(list, zip(*records, strict=True))  # polars converts lists much faster than tuples
+            yield pl.DataFrame(dict(zip(schema, columns_of_batch, strict=True)), schema=schema)
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number and the fields of each row that is not empty, as the csv module splits them."""
