@@ -146,13 +146,19 @@ class TextFile:
             )
 
     def _csv_frames(self, columns: Mapping[str, int], batch_rows: int) -> Iterator[pl.DataFrame]:
-        indices = columns.values()
-        schema = dict.fromkeys([*columns, "row"], pl.String) | {"row": pl.Int64}
         rows = self._csv_rows()
-        while batch := list(islice(rows, batch_rows)):
-            records = [[*(row[i] if i < len(row) else None for i in indices), number] for number, row in batch]
-            columns_of_batch = map(list, zip(*records, strict=True))  # polars converts lists much faster than tuples
-            yield pl.DataFrame(dict(zip(schema, columns_of_batch, strict=True)), schema=schema)
+        while True:
+            numbers: list[int] = []
+            values: dict[str, list[str | None]] = {name: [] for name in columns}
+            for number, row in islice(
+                rows, batch_rows
+            ):  # without a list of rows, which the garbage collector would scan
+                numbers.append(number)
+                for name, i in columns.items():
+                    values[name].append(row[i] if i < len(row) else None)
+            if not numbers:
+                return
+            yield pl.DataFrame({**values, "row": numbers}, schema=dict.fromkeys(values, pl.String) | {"row": pl.Int64})
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number and the fields of each row that is not empty, as the csv module splits them."""
