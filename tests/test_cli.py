@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from run_cli import SMALL, CommandResult, cli, write_logs
 
@@ -312,6 +314,52 @@ def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_
     assert [answer["session"] for answer in answers] == ["one event", "b"]
     assert [answer["items"] for answer in answers] == expected.items.tolist()
     np.testing.assert_allclose([answer["scores"] for answer in answers], expected.scores, rtol=1e-6)
+
+
+STRING_LOG = "SessionId,ItemId,Time\n" + "".join(
+    f"{s},{i},{t}\n" for s in range(6) for t, i in enumerate(["x7", 1, 2, 3])
+)
+
+
+def test_the_ids_of_the_model_decide_how_a_later_file_is_read(tmp_path: Path) -> None:
+    """A log of 1, 2, 3 alone has integer ids, but the model's ids are strings."""
+    (tmp_path / "train.csv").write_text(STRING_LOG)
+    ran = cli("train", tmp_path / "train.csv", "-ps", "layers=4,batch_size=2,n_epochs=1", "--out", tmp_path / "run")
+    assert ran.exit_code == 0, ran.stderr
+    (tmp_path / "log.csv").write_text("SessionId,ItemId,Time\n1,1,0\n1,2,1\n2,3,2\n2,1,3\n")
+    (tmp_path / "log.jsonl").write_text('{"session": 1, "items": [1, 2]}\n{"session": 2, "items": ["3", "1"]}\n')
+    model = GRU4Rec.load(tmp_path / "run/model.safetensors")
+    expected = model.recommend([["1", "2"], ["3", "1"]], 2).items.ravel().tolist()
+    for name in ("log.csv", "log.jsonl"):
+        ran = cli("recommend", tmp_path / "run", tmp_path / name, "--k", "2")
+        assert ran.exit_code == 0, ran.stderr
+        assert [line.split("\t")[2] for line in ran.stdout.splitlines()[1:]] == expected
+    ran = cli("evaluate", tmp_path / "run", tmp_path / "log.csv", "--json", tmp_path / "e.json")
+    assert ran.exit_code == 0 and read_json(tmp_path / "e.json")["n_targets"] == 2
+    assert model.evaluate(tmp_path / "log.csv").n_targets == 2
+    table = {"SessionId": [1, 1, 2, 2], "ItemId": [1, 2, 3, 1], "Time": [0, 1, 2, 3]}
+    assert model.evaluate(table).n_targets == 2
+    assert model.evaluate({**table, "ItemId": ["1", "2", "3", "1"]}).n_targets == 2
+
+
+def test_recommended_ids_with_separators_and_quotes_can_be_read_again(tmp_path: Path) -> None:
+    items = ["a\tb", 'in"ch', '"q"', "two\nlines", "c\r\nd", "x,y", "7"]
+    sessions = [f's\t{i}\n"' for i in range(4) for _ in items]
+    frame = pl.DataFrame({"SessionId": sessions, "ItemId": items * 4, "Time": range(28)})
+    model = GRU4Rec(layers=[4], batch_size=2, n_epochs=1).fit(frame, progress=False)
+    model.save(tmp_path / "m.safetensors")
+    frame.write_parquet(tmp_path / "log.parquet")
+    arguments = ["recommend", tmp_path / "m.safetensors", tmp_path / "log.parquet", "--k", "7", "--out"]
+    assert cli(*arguments, tmp_path / "out.tsv").exit_code == 0
+    store = SessionStore.from_events(tmp_path / "out.tsv", time_key="Rank")
+    assert sorted(store.vocabulary.ids.tolist()) == sorted(items)
+    assert sorted(store.session_ids.tolist()) == sorted(set(sessions)) and store.n_events == 4 * 7
+    table = pd.read_csv(tmp_path / "out.tsv", sep="\t", dtype=str)
+    assert sorted(table["ItemId"].unique()) == sorted(items)
+    # The ids of the data come back from `recommend` and are accepted by it.
+    best = model.recommend([frame["ItemId"].to_list()[:3], ["7"]], 3)
+    assert set(best.items.ravel().tolist()) <= set(items)
+    model.recommend(best.items.tolist(), 2)
 
 
 def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:

@@ -130,6 +130,26 @@ def test_recommend_for_the_users_of_a_file(folder: Path, tmp_path: Path) -> None
     assert ran.exit_code == 0 and "skipped: 1 unknown users" in ran.stderr and len(ran.stdout.splitlines()) == 3
 
 
+def test_the_users_of_a_file_are_read_as_the_models_ids_are(folder: Path, tmp_path: Path) -> None:
+    """007 and +7 are not user 7; a lone carriage return ends a line; 7 is the user "7" of a model with string ids."""
+    for text in ("007", "+7", "1_0"):
+        (tmp_path / "users.txt").write_text(f"7\n{text}\n")
+        ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt")
+        assert ran.exit_code == 2 and "users.txt, line 2: " in ran.error_line
+    (tmp_path / "users.txt").write_bytes(b"7\r12\r")
+    ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--k", "1")
+    assert ran.exit_code == 0 and [line.split("\t")[0] for line in ran.stdout.splitlines()] == ["UserId", "7", "12"]
+    table = {"UserId": [*"7788", "x"], "ItemId": [*"12323"]}
+    model = LightGCN(embedding_dim=4, n_epochs=1, batch_size=4).fit(table, progress=False)
+    model.save(tmp_path / "m.safetensors")
+    (tmp_path / "users.txt").write_text("7\n8\n")
+    ran = cli("recommend", tmp_path / "m.safetensors", tmp_path / "users.txt", "--k", "1")
+    assert ran.exit_code == 0 and [line.split("\t")[0] for line in ran.stdout.splitlines()[1:]] == ["7", "8"]
+    assert set(model.recommend(["7", "8"], 1).items.ravel().tolist()) <= {"1", "2", "3"}
+    (tmp_path / "test.txt").write_text("7 3\n8 1\n")
+    assert model.evaluate(tmp_path / "test.txt").n_targets == 2
+
+
 def test_prepare_splits_interactions_per_user(folder: Path, tmp_path: Path) -> None:
     keys = ["--user-key", "Who", "--item-key", "What"]
     ran = cli("prepare", folder / "log.tsv", tmp_path, "--interactions", *keys, "--split", "fraction=0.25",

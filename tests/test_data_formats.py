@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 from data_oracle import assert_same_store, tiny_batches
 
-from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary, prepare
 
 COLUMNS = {
     "SessionId": [3, 3, 1, 1, 1, 2, 2],
@@ -201,12 +202,12 @@ INVALID_FILES = {
     "long row": (
         "log.tsv",
         LOG.replace("6\t1", "6\t1\t1\t1").encode(),
-        r"log\.tsv is damaged, or its format is not what its name says \(split at '\\t'",
+        r"log\.tsv, line 3: it has more fields than the header, which has 3 \(split at '\\t'",
     ),
     "not UTF-8": (
         "log.tsv",
         LOG.encode().replace(b"6\t1", b"\xff\xfe\t1"),
-        r"log\.tsv is damaged, or its format is not what its name says .*utf-8",
+        r"log\.tsv is damaged, or its format is not what its name says: .*utf-8 sequence in line 3; convert",
     ),
     "cut short": (
         "log.tsv.gz",
@@ -293,6 +294,94 @@ def test_blanks_around_values_of_text_are_removed_and_counted(tmp_path: Path) ->
     assert SessionStore.from_events(table).vocabulary.ids.tolist() == ["a", " a"]
 
 
+TITLES = "SessionId,Title,ItemId,Time\n"
+# Case: lines after the header TITLES, and the expected items.
+QUOTES = {
+    "inch marks": ('1,6" plate,10,1\n1,plain,20,2\n1,9" plate,30,3\n', [10, 20, 30]),
+    "an odd inch mark": ('1,6" plate,10,1\n1,plain,20,2\n', [10, 20]),
+    "quoted fields": ('1,"6"" plate",10,1\n1,"a,b","20",2\n', [10, 20]),
+    "quoted fields and inch marks": ('1,"a,b",10,1\n1,6" plate,20,2\n1,"6"" plate",30,3\n', [10, 20, 30]),
+    "line breaks in a field": ('1,"a\n\nb",10,1\n\n1,c,20,2\n', [10, 20]),
+    "quotes after a blank": ('1, "a",10,1\n1, "b,20,2\n', [10, 20]),
+    "ids with quotes": ('1,a,x"y,1\n1,a,"x""z",2\n1,a,"q",3\n', ['x"y', 'x"z', "q"]),
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.csv.zst"])
+@pytest.mark.parametrize("case", QUOTES)
+def test_only_a_quote_that_opens_a_field_quotes_it(tmp_path: Path, case: str, name: str, end: str) -> None:
+    text, items = QUOTES[case]
+    data = (TITLES + text).replace("\n", end).encode()
+    compress = {"gz": gzip.compress, "zst": zstd_compress}.get(name[8:].strip("."), bytes)
+    (tmp_path / name).write_bytes(compress(data))
+    with tiny_batches(batch_rows=2):
+        store = SessionStore.from_events(tmp_path / name)
+    assert store.vocabulary.ids[store.items].tolist() == items
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '1,a,10,1\n1,"6" plate,20,2\n',
+            "line 3: the row that begins here has a quoted field that is not closed, or text",
+        ),
+        ('1,"6 plate,10,1\n1,a,20,2\n', "line 2: the row that begins here .* quote=None"),
+        ('1,"a",10,1\n1,b,c,20,2\n', "line 3: it has more fields than the header, which has 4"),
+        ('1,"a\nb",10,1\n1,b,c,20,2\n', "line 4: it has more fields than the header"),
+        ('1,6" plate,10,1\n1,b,c,20,2\n', "line 3: it has more fields than the header"),
+        (",,,\n1,a,10,1\n", "column 'SessionId', row 1 .*: an id is missing"),
+        (",a,,\n1,a,10,1\n", "column 'SessionId', row 1 .*: an id is missing"),
+        ("1,\udcff,10,1\n", "invalid utf-8 sequence in line 2; convert the file to UTF-8"),
+    ],
+)
+def test_a_line_that_cannot_be_split_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "log.csv").write_bytes((TITLES + text).encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=rf"log\.csv.*{message}") as caught:
+        SessionStore.from_events(tmp_path / "log.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_quote_character_no_field_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(TITLES + '1,"6" plate,"10",1\n1,"open,20,2\n')
+    store = SessionStore.from_events(tmp_path / "log.csv", quote=None)
+    assert store.vocabulary.ids.tolist() == ['"10"', "20"]
+    (tmp_path / "log.csv").write_text(TITLES + "1,'a,b',10,1\n")
+    for read in (SessionStore.from_events, partial(InteractionGraph.from_table, user_key="SessionId")):
+        assert read(tmp_path / "log.csv", quote="'").n_items == 1
+        with pytest.raises(ValueError, match="quote='ab': it must be a single ASCII character"):
+            read(tmp_path / "log.csv", quote="ab")
+    stores = prepare(tmp_path / "log.csv", tmp_path / "out", quote="'", min_session_length=1)
+    assert stores["train"].vocabulary.ids.tolist() == [10]
+
+
+@pytest.mark.parametrize("read", [SessionStore.from_events, InteractionGraph.from_table])
+@pytest.mark.parametrize("item_key", ["ItemId", "item_id", "item_id_list"])
+def test_augmented_recbole_files_are_refused(tmp_path: Path, read: Callable[..., Any], item_key: str) -> None:
+    header = "session_id:token\tuser_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\n"
+    (tmp_path / "log.inter").write_text(header + "1\t1\t2 3\t4\t5\n")
+    with pytest.raises(
+        ValueError, match=r"log\.inter: column 'item_id_list:token_seq' holds several values in each row"
+    ):
+        read(tmp_path / "log.inter", item_key=item_key)
+
+
+@pytest.mark.parametrize("column", ["SessionId", "ItemId"])
+def test_ids_keep_the_kind_of_their_column(column: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    digits = ["7", "10", "7"]
+    for values in (digits, np.array(digits), pandas.Series(digits, dtype=object), pandas.Categorical(digits)):
+        table = {"SessionId": [1, 2, 3], "ItemId": [1, 2, 3], "Time": [1, 2, 3], column: values}
+        for source in (
+            pandas.DataFrame(table),
+            *([table, pl.DataFrame(table), pl.LazyFrame(table)] if values is digits else []),
+        ):
+            store = SessionStore.from_events(source)
+            ids = store.session_ids if column == "SessionId" else store.vocabulary.ids[store.items]
+            assert ids.tolist() == (digits if column == "ItemId" else digits[:2])
+
+
 @pytest.mark.parametrize("in_batches", [False, True])
 @pytest.mark.parametrize("name", INVALID_FILES)
 def test_error_names_a_bad_file_and_the_problem(tmp_path: Path, name: str, in_batches: bool) -> None:
@@ -348,6 +437,17 @@ def test_error_names_a_bad_source(tmp_path: Path) -> None:
     [
         ("ItemId", [1.5, 2.0], "column 'ItemId', row 1 .*1.5: ids must be integers or strings"),
         ("ItemId", [1.0, 1e300], "column 'ItemId', row 2 .*: ids must be integers or strings"),
+        (
+            "ItemId",
+            [2.0**53 - 1, 2.0**53],
+            "column 'ItemId', row 2 .*: Float64 has no exact integers from 9007199254740992",
+        ),
+        ("ItemId", np.array([-(2**24), 1], np.float32), "column 'ItemId', row 1 .*: Float32 has no exact integers"),
+        ("ItemId", [1.0, float("inf")], "column 'ItemId', row 2 .*: ids must be integers or strings"),
+        ("ItemId", [1, 2**63], "column 'ItemId', row 2 .*: integer ids must fit int64; give them as strings"),
+        ("ItemId", [1, 2**200], "column 'ItemId', int value too large"),
+        ("ItemId", ["a", 1], "column 'ItemId', row 2, value 1: values before it have another type, such as 'a'"),
+        ("ItemId", np.array([1, "a"], object), "column 'ItemId', row 2, value 'a': values before it have"),
         ("ItemId", [True, False], "column 'ItemId': ids must be integers or strings, not Boolean"),
         ("SessionId", [1, None], "column 'SessionId', row 2 .*an id is missing"),
         ("Time", [1.0, float("nan")], "column 'Time', row 2 .*nan: a time must be finite"),
@@ -361,3 +461,6 @@ def test_error_names_a_bad_column_and_the_problem(column: str, values: list[Any]
     table: dict[str, list[Any]] = {"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
     with pytest.raises(ValueError, match=message):
         SessionStore.from_events({**table, column: values})
+    for number, dtype in ((2**53 - 1, np.float64), (2**24 - 1, np.float32)):
+        store = SessionStore.from_events({**table, "ItemId": np.array([number, -number], dtype)})
+        assert store.vocabulary.ids.tolist() == [number, -number]

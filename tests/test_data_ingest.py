@@ -91,11 +91,13 @@ def test_text_log_read_in_many_batches_equals_one_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["SessionId", "ItemId"])
-def test_one_non_integer_id_makes_all_ids_strings(column: str) -> None:
-    table: dict[str, list[object]] = {"SessionId": [*"11122"], "ItemId": [*"12321"], "Time": [0, 1, 2, 3, 4]}
+def test_one_non_integer_id_makes_all_ids_of_a_text_file_strings(tmp_path: Path, column: str) -> None:
+    table = {"SessionId": [*"11122"], "ItemId": [*"12321"], "Time": [*"01234"]}
     table[column][-1] = "u7"
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(map(",".join, [table, *zip(*table.values(), strict=True)])))
     with tiny_batches(batch_rows=2):
-        store = SessionStore.from_events(table)
+        store = SessionStore.from_events(path)
     ids = store.session_ids if column == "SessionId" else store.vocabulary.ids
     assert ids.tolist() == list(dict.fromkeys(table[column]))
     assert (

@@ -470,6 +470,15 @@ def test_vocabulary_keeps_blanks_and_nul_characters() -> None:
     assert Vocabulary(ids).ids.tolist() == Vocabulary.from_arrays(Vocabulary(ids).to_arrays()).ids.tolist() == ids
 
 
+def test_index_of_any_kind_takes_an_integer_and_its_digits_for_the_same_id() -> None:
+    strings, integers = Vocabulary(["7", "x7", "007", "-1"]), Vocabulary([7, -1, 0])
+    assert strings.index_of_any_kind([7, -1, 8]).tolist() == [0, 3, -1]
+    assert strings.index_of_any_kind(["7", "007", "x"]).tolist() == [0, 2, -1]
+    texts = ["7", "-1", "x7", "007", "+7", "7.0", "1_0", "-0", " 7", "", str(2**64)]
+    assert integers.index_of_any_kind(texts).tolist() == [0, 1] + [-1] * 9
+    assert integers.index_of_any_kind([]).tolist() == strings.index_of_any_kind([]).tolist() == []
+
+
 def test_vocabulary_errors() -> None:
     with pytest.raises(ValueError, match="the id 7 occurs more than once"):
         Vocabulary([7, 8, 7])
@@ -478,8 +487,9 @@ def test_vocabulary_errors() -> None:
     for mixture in ([1, "a"], [1.5, 2.0], [True, False], [None, "a"], np.array([1, "a"], object)):
         with pytest.raises(TypeError, match="vocabulary: "):
             Vocabulary(mixture)
-    with pytest.raises(TypeError, match="must fit int64"):
-        Vocabulary(np.array([2**63], np.uint64))
+    for ids in (np.array([2**63], np.uint64), [2**63], [2**70], np.array([2**70], object)):
+        with pytest.raises(TypeError, match="must fit int64"):
+            Vocabulary(ids)
     with pytest.raises(TypeError, match="holds strings as ids, but integers were given"):
         Vocabulary(["1"]).index_of([1])
     assert Vocabulary([1, 2]) != Vocabulary(["1", "2"]) and Vocabulary([1, 2]) != [1, 2]

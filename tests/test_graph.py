@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.data.graphs.order import align_indices, reorder
+from gru4rec_fast.models.builders import open_graph
 from gru4rec_fast.ops import laplacian_propagation
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
@@ -187,9 +188,9 @@ def test_from_text_accepts_any_line_end_and_a_byte_order_mark(tmp_path: Path, en
     assert edges_as_ids(graph) == EDGES and graph.users.ids.tolist() == [3, 5, 7]
 
 
-def test_integers_beyond_int64_become_strings_and_such_floats_are_errors() -> None:
-    columns = {"UserId": np.array([2**63, 1], np.uint64), "ItemId": [1, 1]}
-    assert InteractionGraph.from_table(columns).users.ids.tolist() == ["1", str(2**63)]
+def test_ids_of_a_table_beyond_int64_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"column 'UserId', row 1 .*integer ids must fit int64; give them as strings"):
+        InteractionGraph.from_table({"UserId": np.array([2**63, 1], np.uint64), "ItemId": [1, 1]})
     for number in (np.inf, 1e20):
         with pytest.raises(ValueError, match=r"column 'ItemId', row 2 .*: ids must be integers or strings"):
             InteractionGraph.from_table({"UserId": [1, 1], "ItemId": [1.0, number]})
@@ -344,7 +345,7 @@ def test_from_text_of_a_bad_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no interactions; dropped: 1 interactions of unknown users"):
         InteractionGraph.from_text(tmp_path / "g.txt", like=train)
     (tmp_path / "g.txt").write_text("0 a\n")
-    with pytest.raises(ValueError, match=r"items are strings, but the training graph \(like=\) has integers"):
+    with pytest.raises(ValueError, match="no interactions; dropped: 1 interactions with unknown items"):
         InteractionGraph.from_text(tmp_path / "g.txt", like=train)
 
 
@@ -410,6 +411,65 @@ def test_from_scipy_of_a_bad_matrix_is_an_error() -> None:
         InteractionGraph.from_scipy(sp.csr_array((3, 4)))
     with pytest.raises(TypeError, match="a scipy sparse matrix is needed, not ndarray"):
         InteractionGraph.from_scipy(np.eye(2))
+
+
+def test_a_symmetric_matrix_needs_n_users() -> None:
+    block = sp.random_array((3, 4), density=0.5, rng=np.random.default_rng(0))
+    adjacency = sp.block_array([[None, block], [block.T, None]]).tocsr()
+    degrees = sp.diags_array(1 / np.maximum(adjacency.sum(1), 1))
+    expected = InteractionGraph.from_scipy(block)
+    for matrix in (adjacency, degrees @ adjacency, adjacency + sp.eye_array(7)):
+        with pytest.raises(ValueError, match=r"the matrix of shape \(7, 7\) is symmetric, .*: give n_users="):
+            InteractionGraph.from_scipy(matrix)
+    assert_same_graph(InteractionGraph.from_scipy(adjacency, n_users=3), expected)
+    # Not ambiguous: a diagonal matrix, a square matrix that is not symmetric, a matrix of the size of `like`.
+    for square in (sp.eye_array(3), sp.coo_array([[0, 1], [0, 1]])):
+        assert InteractionGraph.from_scipy(square).n_users == square.shape[0]
+    like = InteractionGraph.from_arrays([0, 1], [0, 1])
+    assert InteractionGraph.from_scipy(sp.coo_array([[0, 1], [1, 0]]), like=like).n_edges == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 10 5\n1 11 2\n2 10 3\n", "every line has 3 words, and '1 10 5' seems to be a user, an item and a weight"),
+        ("1 10 4.5\n2 11 3.0\n", "every line has 3 words, and '1 10 4.5' seems"),
+        ("1 10 5 881250949\n1 12 5 881250950\n", "every line has 4 words"),
+        ("user item\n1 10\n1 11\n", "line 1: 'user item' seems to be a header"),
+    ],
+)
+def test_a_table_is_not_read_as_lists_of_items(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "g.txt").write_text(text)
+    for read in (InteractionGraph.from_text, open_graph):
+        with pytest.raises(ValueError, match=rf"g\.txt.*{message}") as caught:
+            read(tmp_path / "g.txt")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("header", "keys"), [("UserId,ItemId", {}), ("u,i", {"user_key": "u", "item_key": "i"})])
+def test_a_txt_file_with_a_header_is_read_as_a_table(tmp_path: Path, header: str, keys: dict[str, str]) -> None:
+    (tmp_path / "g.txt").write_text(f"{header},Weight\n1,10,5\n1,11,5\n2,10,5\n")
+    assert edges_as_ids(open_graph(tmp_path / "g.txt", **keys)) == {(1, 10), (1, 11), (2, 10)}
+
+
+def test_lists_of_equal_length_and_of_words_are_read(tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("1 10 5\n2 11 2\n")
+    assert edges_as_ids(open_graph(tmp_path / "g.txt")) == {(1, 10), (1, 5), (2, 11), (2, 2)}
+    (tmp_path / "g.txt").write_text("a b c\nd e\n")
+    assert edges_as_ids(open_graph(tmp_path / "g.txt")) == {("a", "b"), ("a", "c"), ("d", "e")}
+
+
+@pytest.mark.parametrize("name", ["test.txt", "test.csv", "frame"])
+def test_the_training_graph_decides_whether_ids_are_integers_or_strings(tmp_path: Path, name: str) -> None:
+    (tmp_path / "test.txt").write_text("1 3\n2 3\n")
+    (tmp_path / "test.csv").write_text("UserId,ItemId\n1,3\n2,3\n")
+    source = {"UserId": ["1", "2"], "ItemId": [3, 3]} if name == "frame" else tmp_path / name
+    for users, items in (([1, 2], [3, 4]), (["1", "x7"], ["3", "4"]), (["1", "2"], [3, 4])):
+        like = InteractionGraph.from_table({"UserId": users, "ItemId": items})
+        graph = open_graph(source, like)
+        assert (graph.users, graph.items) == (like.users, like.items)
+        known_users = [user for user in users if str(user) in ("1", "2")]
+        assert edges_as_ids(graph) == {(user, items[0]) for user in known_users}
 
 
 def test_items_of_names_a_user_out_of_range() -> None:

@@ -48,12 +48,16 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
     """
     from gru4rec_fast.data import InteractionGraph
 
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
     if path.is_dir():
         graph = InteractionGraph.open(path)
-    elif suffixes[-1:] == [".txt"]:
-        graph = InteractionGraph.from_text(path, like=like)
     else:
-        graph = InteractionGraph.from_table(path, like=like, **log_format.graph_arguments())
+        from gru4rec_fast.data.adjacency_lists import holds_adjacency_lists  # loads polars
+
+        arguments = log_format.graph_arguments()
+        keys = {"user": log_format.user_key, "item": log_format.item_key}
+        if holds_adjacency_lists(path, keys, arguments["separator"]):
+            graph = InteractionGraph.from_text(path, like=like)
+        else:
+            graph = InteractionGraph.from_table(path, like=like, **arguments)
     print_note(f"{path}: {graph.summary()}")
     return graph

@@ -58,22 +58,23 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: there is no id, a line is not a user id, or the model was not trained on a user. With
+        ValueError: there is no id, or the model was not trained on a user. With
             `skip_unknown`, unknown users are skipped; it is an error if no user is left.
     """
     import numpy as np
+
+    from gru4rec_fast.data.vocabulary import STRING
 
     with open(path, encoding="utf-8-sig") as file:
         lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} has no user id: give one id per line")
-    ids: list[Any] = [text for _, text in lines]
-    if not vocabulary.holds_strings:
-        ids = [_parse_user_id(path, line_number, text) for line_number, text in lines]
-    users = np.array(ids, dtype=vocabulary.ids.dtype)
-    known = vocabulary.index_of(users) >= 0
+    indices = vocabulary.index_of_any_kind(np.array([text for _, text in lines], STRING))
+    known = indices >= 0
     if not known.all() and not skip_unknown:
         line_number, text = lines[int(known.argmin())]
+        if not vocabulary.holds_strings and not text.lstrip("-").isdigit():
+            raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's ids are integers")
         raise ValueError(
             f"{path}, line {line_number}: the model was not trained on user {text}; --skip-unknown skips such users"
         )
@@ -81,14 +82,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
         raise ValueError(f"{path}: the model was trained on none of these users")
     if not known.all():
         print_note(f"skipped: {int((~known).sum()):,} unknown users")
-    return Users(users[known])
-
-
-def _parse_user_id(path: Path, line_number: int, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's ids are integers") from None
+    return Users(vocabulary.ids[indices[known]])
 
 
 def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
@@ -107,22 +101,22 @@ def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, ski
 
 
 def _read_json_lines(path: Path) -> Sessions:
-    """Return the sessions in a file of JSON lines, with item ids."""
+    """Return the sessions in a file of JSON lines, with item ids, which are strings."""
     import numpy as np
 
-    from gru4rec_fast.data.vocabulary import as_ids
+    from gru4rec_fast.data.vocabulary import STRING, as_ids
 
     ids: list[Any] = []
     items: list[Any] = []
     offsets = [0]
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for line_number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 session = parse_json(line)
                 ids.append(session["session"])
-                items += as_ids(session["items"], f"{path}, line {line_number}: items").tolist()
+                items += map(str, as_ids(session["items"], "items").tolist())
             except (ValueError, TypeError, KeyError) as error:
                 example = '{"session": "a", "items": [1, 2]}'
                 raise ValueError(
@@ -132,7 +126,7 @@ def _read_json_lines(path: Path) -> Sessions:
     if not ids:
         raise ValueError(f"{path} is empty")
     try:
-        return Sessions(as_ids(ids, "session"), as_ids(items, "items"), np.array(offsets))
+        return Sessions(as_ids(ids, "session"), np.array(items, STRING), np.array(offsets))
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -141,17 +135,15 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
     """Return sessions of item indices from sessions of item ids, without unknown items and without empty sessions."""
     import numpy as np
 
-    try:
-        indices = vocabulary.index_of(sessions.items)
-    except TypeError as error:
-        raise ValueError(f"{error}: is this a log of the same catalogue?") from None
+    indices = vocabulary.index_of_any_kind(sessions.items)
     known = indices >= 0
     session_of_event = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
     if not known.all() and not skip_unknown:
         first_unknown = int(known.argmin())
         session, item = sessions.ids[session_of_event[first_unknown]], sessions.items[first_unknown]
         raise ValueError(
-            f"session {session}: the model was not trained on item {item}; --skip-unknown skips such items"
+            f"session {session}: the model was not trained on item {item}; is this a log of the same catalogue? "
+            "--skip-unknown skips such items"
         )
     lengths = np.bincount(session_of_event[known], minlength=len(sessions.ids))
     nonempty = lengths > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -118,15 +119,18 @@ def _recommend_all(model: Any, queries: Sessions | Users, k: int, options: dict[
 
 
 def _tsv_writer(file: IO[str], kind: str, log_format: LogFormat) -> Callable[[RankedItems], None]:
-    """Return a function that writes one TSV row per item. `kind` is "session" or "user"."""
-    header = f"{getattr(log_format, f'{kind}_key')}\tRank\t{log_format.item_key}\tScore\n"
+    """Return a function that writes one TSV row per item. `kind` is "session" or "user".
+
+    Ids that hold tabs, line breaks or quotes are quoted (RFC 4180), so that the file can be read again.
+    """
+    writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+    header = [(getattr(log_format, f"{kind}_key"), "Rank", log_format.item_key, "Score")]
 
     def write(ranked: RankedItems) -> None:
-        nonlocal header
-        file.write(header)  # written with the first row, so that nothing is printed if the first batch fails
-        header = ""
+        writer.writerows(header)  # with the first row, so that nothing is printed if the first batch fails
+        header.clear()
         for rank, (item, score) in enumerate(zip(ranked.items, ranked.scores, strict=True), 1):
-            file.write(f"{ranked.query_id}\t{rank}\t{item}\t{score:.6g}\n")
+            writer.writerow((ranked.query_id, rank, item, f"{score:.6g}"))
 
     return write
 

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from gru4rec_fast.data.text_files import TextFile, pl
 from gru4rec_fast.data.vocabulary import STRING
-
-try:
-    import polars as pl
-except ModuleNotFoundError as error:
-    raise ImportError("reading a log needs polars: pip install polars (a prepared store opens without it)") from error
-
-# `pl` is exported, so that other modules that import it from here raise the same error if polars is missing.
-__all__ = ["RereadRequired", "Table", "TableReader", "numpy_ids", "open_table", "pl", "read_adjacency_lists"]
 
 BATCH_ROWS = 1_000_000
 # A role says what a column holds. For each role: its default column name, and its column name in RecBole files.
-_NAMES = {
+NAMES = {
     "session": ("SessionId", "session_id"),
     "user": ("UserId", "user_id"),
     "item": ("ItemId", "item_id"),
     "time": ("Time", "timestamp"),
 }
-_SEPARATORS = "\t,;| "
-_NO_SEPARATOR = "\x1f"  # ASCII "unit separator", which text files do not contain: each line is one column
+_EXACT_INTEGERS = {pl.Float32: 2**24, pl.Float64: 2**53}  # up to these limits, floats represent all integers
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # limits in an error message: column names, and characters of each name
 
 
@@ -43,8 +35,8 @@ class Table:
         name: name of the source in error messages.
         columns: column names by role. The roles are "session", "item" and "time", or "user" and "item".
         frames: function that takes a maximum number of rows and yields the columns, named by role, in frames of at
-            most this many rows, in input order.
-        is_text: True for text files, in which blanks around values are removed and empty lines are skipped.
+            most this many rows, in input order. Frames of text files also have the column "row", see `TextFile.frames`.
+        is_text: True for text files, in which blanks around values are removed and plain integers are integer ids.
     """
 
     name: str
@@ -54,12 +46,17 @@ class Table:
 
 
 def open_table(
-    source: Any, wanted: Mapping[str, str], *, separator: str | None = None, allow_pickle: bool = False
+    source: Any,
+    wanted: Mapping[str, str],
+    *,
+    separator: str | None = None,
+    quote: str | None = '"',
+    allow_pickle: bool = False,
 ) -> Table:
     """Open a path or a data frame and find its columns.
 
     Args:
-        source, separator, allow_pickle: as for `SessionStore.from_events`.
+        source, separator, quote, allow_pickle: as for `SessionStore.from_events`.
         wanted: names of the wanted columns by role.
 
     Raises:
@@ -76,43 +73,30 @@ def open_table(
         raise FileNotFoundError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    file_type = next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+    file_type = suffix_without_compression(path)
     if file_type in (".parquet", ".pq"):
         return _from_lazy(pl.scan_parquet(path, glob=False), wanted, str(path))
     if file_type in (".pickle", ".pkl"):
         return _from_pickle(path, wanted, allow_pickle)
-    is_recbole = file_type == ".inter"
-    return _from_text(path, wanted, "\t" if is_recbole and separator is None else separator, is_recbole)
+    if file_type == ".inter":
+        return _from_text(path, wanted, separator or "\t", None, is_recbole=True)
+    return _from_text(path, wanted, separator, quote)
 
 
-def _from_text(path: Path, wanted: Mapping[str, str], separator: str | None, is_recbole: bool) -> Table:
-    # The header line is read with polars, which also decompresses.
-    lines = pl.scan_csv(path, separator=_NO_SEPARATOR, infer_schema=False, quote_char=None, glob=False)
-    header = _column_names(lines, str(path))[0]
-    if separator is None:
-        separator = _guess_separator(header, wanted)
-    if len(separator.encode()) != 1:
-        raise ValueError(f"separator={separator!r}: it must be a single ASCII character")
-    quote = None if is_recbole else '"'
-    frame = pl.scan_csv(path, separator=separator, infer_schema=False, quote_char=quote, glob=False)
-    hint = f" (split at {separator!r}; give separator=... if that is wrong)"
-    table = _from_lazy(frame, wanted, str(path), "recbole" if is_recbole else "text", hint)
-    # polars renames the second of two columns with the same name, so the header itself is searched for duplicates.
-    names = header.split(separator) if is_recbole else next(csv.reader([header], delimiter=separator))
-    for column in table.columns.values():
-        _require_unique(column, names, table.name)
-    return table
+def suffix_without_compression(path: Path) -> str:
+    """Return the suffix of a file name in lower case, such as ".csv" for "Log.CSV.gz"; "" if there is none."""
+    suffixes = (suffix.lower() for suffix in reversed(path.suffixes))
+    return next((suffix for suffix in suffixes if suffix not in (".gz", ".zst")), "")
 
 
-def _guess_separator(header: str, wanted: Mapping[str, str]) -> str:
-    """Return the separator that yields the most wanted columns, then the most columns."""
-
-    def score(separator: str) -> tuple[int, int]:
-        columns = [column.strip(" ").strip('"') for column in header.split(separator)]
-        return sum(name in columns for name in wanted.values()), len(columns)
-
-    return max(_SEPARATORS, key=score)
+def _from_text(
+    path: Path, wanted: Mapping[str, str], separator: str | None, quote: str | None, is_recbole: bool = False
+) -> Table:
+    file = TextFile.check(path, separator, quote, wanted.values())
+    hint = f" (split at {file.separator!r}; give separator=... if that is wrong)"
+    columns = _find_columns(wanted, file.names, str(path), "recbole" if is_recbole else "text", hint)
+    indices = {role: file.names.index(column) for role, column in columns.items()}
+    return Table(str(path), columns, partial(file.frames, indices), is_text=True)
 
 
 def _from_pickle(path: Path, wanted: Mapping[str, str], allow_pickle: bool) -> Table:
@@ -140,29 +124,37 @@ def _from_object(table: Any, wanted: Mapping[str, str], name: str) -> Table:
             f"events cannot be read from {name}; give a path, a pandas, polars or Arrow table, or a dict of columns"
         )
     columns = _find_columns(wanted, [column for column in names if isinstance(column, str)], name)
-    try:
-        frame = pl.DataFrame({role: _series(column, table[column]) for role, column in columns.items()})
-    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
-        raise ValueError(f"{name}: its columns cannot be read as ids and times: {error}") from error
+    series = {role: _series(column, table[column], name) for role, column in columns.items()}
+    lengths = {column: len(series[role]) for role, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name}: its columns cannot be read: they must have equal lengths, not {lengths}")
+    frame = pl.DataFrame(series)
     return Table(name, columns, lambda batch_rows: frame.iter_slices(batch_rows))
 
 
-def _series(name: str, values: Any) -> pl.Series:
+def _series(name: str, values: Any, source: str) -> pl.Series:
     """Convert a column to polars. A pandas column is first converted to NumPy: polars would need pyarrow for it."""
     if hasattr(values, "iloc"):
         is_missing = values.isna()
         values = values.to_numpy("datetime64[us]") if values.dtype.kind == "M" else values.to_numpy()
         if values.dtype == object:
             values = [None if missing else value for value, missing in zip(values, is_missing, strict=True)]
-    return pl.Series(name, values)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "O":
+        values = values.tolist()
+    try:
+        return pl.Series(name, values)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        problem = str(error).splitlines()[0]
+        types = {type(value): (row, value) for row, value in reversed(list(enumerate(values, 1))) if value is not None}
+        if len(types) > 1:  # the first row of each type
+            (_, other), (row, value) = sorted(types.values(), key=lambda first: first[0])[:2]
+            problem = f"row {row}, value {value!r:.80}: values before it have another type, such as {other!r:.80}"
+        raise ValueError(f"{source}: its columns cannot be read: column {name!r}, {problem}") from error
 
 
-def _from_lazy(lazy: pl.LazyFrame, wanted: Mapping[str, str], name: str, style: str = "table", hint: str = "") -> Table:
-    """Return a lazy frame as a Table.
-
-    `style` is "table", "text", or "recbole" (text with headers `name:type`). `hint` is appended to error messages.
-    """
-    columns = _find_columns(wanted, _column_names(lazy, name), name, style, hint)
+def _from_lazy(lazy: pl.LazyFrame, wanted: Mapping[str, str], name: str) -> Table:
+    """Return a lazy frame as a Table."""
+    columns = _find_columns(wanted, _column_names(lazy, name), name)
     selected = lazy.select(pl.col(column).alias(role) for role, column in columns.items())
 
     def frames(batch_rows: int) -> Iterator[pl.DataFrame]:
@@ -171,16 +163,14 @@ def _from_lazy(lazy: pl.LazyFrame, wanted: Mapping[str, str], name: str, style: 
                 yield from batch.iter_slices(batch_rows)
         except (OSError, pl.exceptions.PolarsError) as error:
             reason = str(error).split("\n\n")[0]
-            raise ValueError(f"{name} is damaged, or its format is not what its name says{hint}: {reason}") from error
+            raise ValueError(f"{name} is damaged, or its format is not what its name says: {reason}") from error
 
-    return Table(name, columns, frames, is_text=style != "table")
+    return Table(name, columns, frames)
 
 
 def _column_names(frame: pl.LazyFrame, name: str) -> list[str]:
     try:
         return frame.collect_schema().names()
-    except pl.exceptions.NoDataError:
-        raise ValueError(f"{name} is empty") from None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
 
@@ -190,14 +180,15 @@ def _find_columns(
 ) -> dict[str, str]:
     """Return the name in the source of each wanted column, by role.
 
-    Columns of RecBole files are found with and without their ":type". For `style` and `hint` see `_from_lazy`.
+    `style` is "table", "text" (blanks around names are removed), or "recbole" (also, columns are found with and without
+    the ":type" of their header). `hint` is appended to the error for a missing column.
     """
     is_recbole = style == "recbole"
     stripped_names = names if style == "table" else [name.strip() for name in names]
     names_without_type = [name.split(":")[0] for name in stripped_names] if is_recbole else stripped_names
     columns = {}
     for role, column in wanted.items():
-        default, recbole_name = _NAMES[role]
+        default, recbole_name = NAMES[role]
         searched_names = stripped_names if column in stripped_names else names_without_type
         # In a RecBole file, the default name means RecBole's own name, unless there is a column with the default name.
         name = recbole_name if is_recbole and column == default and column not in searched_names else column
@@ -205,9 +196,25 @@ def _find_columns(
             raise ValueError(f"{source} has no column {column!r}; its columns are {_abbreviated(names)}{hint}")
         _require_unique(name, searched_names, source)
         columns[role] = names[searched_names.index(name)]
+        if is_recbole:
+            _refuse_sequences(source, columns[role], names)
     if len(set(columns.values())) < len(wanted):
         raise ValueError(f"{source}: {', '.join(wanted)} must be different columns, not {list(columns.values())}")
     return columns
+
+
+def _refuse_sequences(source: str, column: str, names: list[str]) -> None:
+    """Raise ValueError for a column of RecBole's augmented data, in which a row holds several events.
+
+    In such a file, `item_id_list:token_seq` holds the items before the item of the row.
+    """
+    item_list = f"{column.split(':')[0].strip()}_list"
+    for name in names:
+        if name.strip().endswith("_seq") and (name == column or name.split(":")[0].strip() == item_list):
+            raise ValueError(
+                f"{source}: column {name!r} holds several values in each row (RecBole's augmented data), and its items "
+                "would be lost: give the .inter file with one event per row, from before the augmentation"
+            )
 
 
 def _require_unique(column: str, names: list[str], source: str) -> None:
@@ -232,9 +239,9 @@ class RereadRequired(Exception):
 class TableReader:
     """Reads a table as frames of ids and times with uniform types.
 
-    Ids become Int64, or String if any id of the column is not a plain integer ("007" is another id than "7"). Times
-    become Int64 or Float64. In text, blanks around values are removed and empty lines are skipped. A value that is
-    missing or unreadable raises an error with its column and row.
+    Ids of a table keep the kind of their column, Int64 or String. Ids of a text file become Int64, or String if any id
+    of the column is not a plain integer ("007" is another id than "7"). Times become Int64 or Float64. In text, blanks
+    around values are removed. A value that is missing or unreadable raises an error with its column and row.
 
     Args:
         table: the table to read.
@@ -288,19 +295,19 @@ class TableReader:
             return pl.concat(frames)
 
     def _clean(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return a frame of the table with typed columns and row numbers, without the empty lines of a text file."""
-        columns = pl.col(list(self.table.columns))
-        raw = frame.with_columns(row=pl.int_range(self.n_rows, self.n_rows + frame.height, dtype=pl.Int64))
-        frame = raw
+        """Return a frame of the table with typed columns and row numbers."""
         if self.table.is_text:
-            frame = frame.with_columns(columns.str.strip_chars().replace("", None))
+            raw = frame
+            frame = raw.with_columns(pl.col(list(self.table.columns)).str.strip_chars().replace("", None))
             for role in self._id_roles:
                 self._stripped[role] += int((frame[role] != raw[role]).sum())
-            frame = frame.filter(~pl.all_horizontal(columns.is_null()))
+        else:
+            frame = frame.with_columns(row=pl.int_range(self.n_rows, self.n_rows + frame.height, dtype=pl.Int64))
         typed = [self._typed_ids(frame, role) for role in self._id_roles]
         if "time" in self.table.columns:
             typed.append(self._times(frame))
-        self.n_rows += raw.height
+        if frame.height:
+            self.n_rows = frame["row"][-1] + 1
         return frame.with_columns(typed)
 
     def _typed_ids(self, frame: pl.DataFrame, role: str) -> pl.Series:
@@ -313,17 +320,26 @@ class TableReader:
         self._raise_if(frame, role, ids.is_null(), "an id is missing")
         if ids.dtype.is_float():  # pandas stores an integer column as floats if it has, or once had, missing values
             integers = ids.cast(pl.Int64, strict=False)
-            is_whole = (integers.cast(pl.Float64) == ids).fill_null(False)
+            is_whole = (integers.cast(ids.dtype) == ids).fill_null(False)
             self._raise_if(frame, role, ~is_whole, "ids must be integers or strings")
+            limit = _EXACT_INTEGERS.get(ids.dtype, 2**11)  # the default is for Float16
+            problem = (
+                f"{ids.dtype} has no exact integers from {limit} on, so that ids may have been merged: give integers"
+            )
+            self._raise_if(frame, role, ids.abs() >= limit, problem)
             ids = integers
         if not (ids.dtype.is_integer() or ids.dtype == pl.String):
             raise ValueError(f"{self._label(role)}: ids must be integers or strings, not {ids.dtype}")
         if self.kinds[role] == "str":
             return ids.cast(pl.String)
-        integers, is_text = _integers(ids)
+        if ids.dtype == pl.String and not self.table.is_text:
+            self._change_kind(role, "str")
+        integers, is_text = plain_integers(ids)
+        if not self.table.is_text:
+            self._raise_if(frame, role, is_text, "integer ids must fit int64; give them as strings")
         if is_text.any():
             first = frame.filter(is_text).row(0, named=True)
-            self._reasons[role] = f"{first[role]!r} in row {first['row'] + 1}"
+            self._reasons[role] = f"{first[role]!r:.80} in row {first['row'] + 1}"
             self._change_kind(role, "str")
         return integers
 
@@ -376,7 +392,7 @@ class TableReader:
             first = frame.filter(mask).row(0, named=True)
             raise ValueError(
                 f"{self._label(role)}, row {first['row'] + 1} (the first after the header is 1), "
-                f"value {first[role]!r}: {problem}"
+                f"value {first[role]!r:.80}: {problem}"
             )
 
     def _label(self, role: str) -> str:
@@ -384,7 +400,7 @@ class TableReader:
         return f"{self.table.name}: column {self.table.columns[role]!r}"
 
 
-def _integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
+def plain_integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Convert ids to Int64. Also return a mask of the ids that must stay text, such as "x7", "007" and "+7"."""
     integers = ids.cast(pl.Int64, strict=False)
     is_text = integers.is_null()
@@ -406,36 +422,3 @@ def _parse_iso_time(text: Any) -> float | None:
 def numpy_ids(ids: pl.Series) -> np.ndarray:
     """Convert Int64 ids to int64, and String ids to NumPy's StringDType."""
     return ids.to_numpy() if ids.dtype == pl.Int64 else np.array(ids.to_list(), STRING)
-
-
-def read_adjacency_lists(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read lines of `user item item ...`, separated by blanks or tabs; plain, .gz or .zst. Empty lines are skipped.
-
-    Returns:
-        The user of each line, the number of items of each line, and the items of all lines one after another. Ids have
-        the types that `TableReader` would give them.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is empty or cannot be read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    try:
-        lines = pl.read_csv(
-            path, has_header=False, separator=_NO_SEPARATOR, quote_char=None, infer_schema=False, new_columns=["line"]
-        )
-    except pl.exceptions.NoDataError:
-        raise ValueError(f"{path} is empty") from None
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{path} is damaged or not text: {error}") from error
-    # polars does not split lines that end with a carriage return alone.
-    words = lines["line"].drop_nulls().str.split("\r").explode().str.extract_all(r"\S+")
-    words = words.filter(words.list.len() > 0)
-    items = words.list.slice(1)
-    columns = []
-    for ids in (words.list.first(), items.explode().drop_nulls()):  # explode may turn an empty list into a null
-        integers, is_text = _integers(ids)
-        columns.append(numpy_ids(ids if is_text.any() else integers))
-    return columns[0], items.list.len().to_numpy(), columns[1]

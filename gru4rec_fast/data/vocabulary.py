@@ -47,6 +47,8 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids")
         if all(isinstance(v, str) for v in array):
             return array.astype(STRING)
         if all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in array):
+            if not all(_fits_int64(int(v)) for v in array):
+                raise TypeError(f"{name}: integer ids must fit int64; give them as strings")
             return array.astype(np.int64)
     raise TypeError(f"{name}: ids must be all integers or all strings, not {array.dtype}")
 
@@ -99,6 +101,19 @@ def decode_ids(arrays: Mapping[str, Any]) -> np.ndarray:
         bounds = offsets[start : start + _BLOCK + 1].tolist()
         ids[start : start + _BLOCK] = [utf8[first:end].decode() for first, end in pairwise(bounds)]
     return ids
+
+
+def _fits_int64(number: int) -> bool:
+    return -(1 << 63) <= number < 1 << 63
+
+
+def _plain_integer(text: str) -> int | None:
+    """Return the int64 number that is written like `text`; None for other text, such as "x7", "007" and "+7"."""
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if str(number) == text and _fits_int64(number) else None
 
 
 class Vocabulary:
@@ -158,6 +173,23 @@ class Vocabulary:
         unique, inverse = np.unique(queries, return_inverse=True)
         slot = np.minimum(np.searchsorted(self._sorted, unique), len(self) - 1)
         return np.where(self._sorted[slot] == unique, self._order[slot], -1)[inverse]
+
+    def index_of_any_kind(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> np.ndarray:
+        """Return the index of each id as `index_of` does, but take the integer 7 and the string "7" for the same id.
+
+        For the ids in a file: whether they are integers or strings depends on the other ids in that file. Strings that
+        are no plain integers, such as "007" and "x7", are unknown to a vocabulary of integers.
+        """
+        queries = as_ids(ids)
+        if kind_of(queries) == kind_of(self.ids):
+            return self.index_of(queries)
+        if self.holds_strings:
+            return self.index_of(np.array([str(number) for number in queries.tolist()], STRING))
+        integers = [_plain_integer(text) for text in queries.tolist()]
+        is_integer = np.array([integer is not None for integer in integers], bool)
+        indices = np.full(len(queries), -1, np.int64)
+        indices[is_integer] = self.index_of(np.array([i for i in integers if i is not None], np.int64))
+        return indices
 
     @cached_property
     def _index(self) -> dict[str, int]:

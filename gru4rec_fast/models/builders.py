@@ -97,9 +97,11 @@ def open_graph(
     if hasattr(data, "tocoo"):
         return InteractionGraph.from_scipy(data, like=like)
     if isinstance(data, str | os.PathLike):
-        suffixes = [suffix.lower() for suffix in Path(data).suffixes if suffix.lower() not in (".gz", ".zst")]
-        if suffixes[-1:] == [".txt"]:
-            return InteractionGraph.from_text(Path(data), like=like)
+        from gru4rec_fast.data.adjacency_lists import holds_adjacency_lists  # loads polars
+
+        data = Path(data)
+        if holds_adjacency_lists(data, {"user": user_key, "item": item_key}):
+            return InteractionGraph.from_text(data, like=like)
     return InteractionGraph.from_table(data, user_key=user_key, item_key=item_key, like=like)
 
 

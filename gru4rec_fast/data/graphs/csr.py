@@ -126,3 +126,18 @@ def find_csr_damage(
             hashes = edges * np.uint64(0x9E3779B97F4A7C15)
             sums[half] += int(((hashes ^ hashes >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)).sum())
     return ("neighbors", "holds an edge in one direction only") if (sums[0] - sums[1]) % (1 << 64) else None
+
+
+def refuse_adjacency_matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> None:
+    """Raise ValueError if a matrix that was given as users x items is symmetric, but not diagonal.
+
+    Such a matrix is almost surely an adjacency matrix over all nodes, or one divided by degrees.
+    """
+    if shape[0] != shape[1] or (rows == columns).all():
+        return
+    if np.array_equal(np.unique(rows * shape[0] + columns), np.unique(columns * shape[0] + rows)):
+        raise ValueError(
+            f"the matrix of shape {tuple(shape)} is symmetric, so it seems to be an adjacency matrix over users, then "
+            "items: give n_users=, their number; if its rows are users and its columns items, use "
+            "InteractionGraph.from_arrays(rows, columns)"
+        )

@@ -24,9 +24,10 @@ from gru4rec_fast.data.graphs.csr import (
     extract_user_item_block,
     find_csr_damage,
     nonzero_entries,
+    refuse_adjacency_matrix,
 )
 from gru4rec_fast.data.sessions.store import SessionStore
-from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices, kind_of
+from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices
 
 FORMAT = "gru4rec_fast.interaction_graph"
 _FOLDER_FORMAT = FolderFormat(
@@ -136,13 +137,15 @@ class InteractionGraph:
             path: the file, plain or compressed (.gz, .zst). Ids are integers or words without blanks. They get indices
                 in sorted order.
             like: the training graph, for a test file: the new graph has the ids and indices of `like`; interactions of
-                users or items that `like` does not have are removed and counted in `meta["dropped"]`.
+                users or items that `like` does not have are removed and counted in `meta["dropped"]`. The integer 7 and
+                the string "7" are the same id.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is damaged or holds no interactions.
+            ValueError: the file is damaged, holds no interactions or seems to be a table: it has a header, or its lines
+                seem to be `user item weight`.
         """
-        from gru4rec_fast.data.tables import read_adjacency_lists
+        from gru4rec_fast.data.adjacency_lists import read_adjacency_lists
 
         line_user_ids, items_per_line, item_ids = read_adjacency_lists(path)
         user_ids = np.repeat(line_user_ids, items_per_line)
@@ -156,6 +159,7 @@ class InteractionGraph:
         user_key: str = "UserId",
         item_key: str = "ItemId",
         separator: str | None = None,
+        quote: str | None = '"',
         allow_pickle: bool = False,
         like: InteractionGraph | None = None,
     ) -> InteractionGraph:
@@ -167,6 +171,7 @@ class InteractionGraph:
             user_key, item_key: names of the columns. In a `.inter` file, the defaults also find RecBole's user_id and
                 item_id.
             separator: column separator of a text file; by default found in the header.
+            quote: as for `SessionStore.from_events`.
             allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
             like: as in `from_text`.
 
@@ -178,7 +183,7 @@ class InteractionGraph:
         from gru4rec_fast.data.tables import TableReader, numpy_ids, open_table
 
         keys = {"user": user_key, "item": item_key}
-        reader = TableReader(open_table(source, keys, separator=separator, allow_pickle=allow_pickle))
+        reader = TableReader(open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle))
         user_ids, item_ids = map(numpy_ids, reader.read().select("user", "item"))
         meta = {"ids": reader.id_parsing()}
         return cls._from_ids(reader.table.name, user_ids, item_ids, like, meta=meta, all_user_ids=user_ids)
@@ -191,17 +196,21 @@ class InteractionGraph:
 
         Args:
             matrix: users x items; or, with `n_users`, the symmetric adjacency matrix over users, then items.
-            n_users: number of users of an adjacency matrix; None for a users x items matrix.
+            n_users: number of users of an adjacency matrix; None for a users x items matrix, which may be symmetric
+                only if it is diagonal or if `like` is given.
             like: a graph with the same numbers of users and items. The new graph gets the ids of `like`.
 
         Raises:
             TypeError: `matrix` is not a scipy sparse matrix.
-            ValueError: there are no interactions, a value is NaN, sizes differ from `like`, or an adjacency matrix is
-                not symmetric or connects two users or two items.
+            ValueError: there are no interactions, a value is NaN, sizes differ from `like`, an adjacency matrix is
+                not symmetric or connects two users or two items, or `n_users` is not given for a matrix that seems to
+                be an adjacency matrix.
         """
         rows, columns, shape, n_zeros = nonzero_entries(matrix)
         if n_users is not None:
             rows, columns, shape = extract_user_item_block(rows, columns, shape, n_users)
+        elif like is None:
+            refuse_adjacency_matrix(rows, columns, shape)
         meta = {"dropped": {"stored_zeros": n_zeros}}
         if like is None:
             return cls.from_arrays(rows, columns, n_users=shape[0], n_items=shape[1], meta=meta)
@@ -263,8 +272,7 @@ class InteractionGraph:
         """
         users = Vocabulary(np.unique(all_user_ids)) if like is None else like.users
         items = Vocabulary(np.unique(item_ids)) if like is None else like.items
-        user_index = _look_up(users, user_ids, f"{name}: users")
-        item_index = _look_up(items, item_ids, f"{name}: items")
+        user_index, item_index = users.index_of_any_kind(user_ids), items.index_of_any_kind(item_ids)
         known = (user_index >= 0) & (item_index >= 0)
         dropped = {
             "interactions_of_unknown_users": int((user_index < 0).sum()),
@@ -303,13 +311,6 @@ class InteractionGraph:
             raise stored.damage_error(f"{damage[0]}.npy", damage[1])
         user_ids, item_ids = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
         return cls(offsets, neighbors, user_ids, item_ids, stored.meta)
-
-
-def _look_up(vocabulary: Vocabulary, ids: np.ndarray, label: str) -> np.ndarray:
-    """Return the index of each id, -1 if it is unknown. `label` names `ids` in the error for a wrong type."""
-    if len(ids) and kind_of(ids) != kind_of(vocabulary.ids):
-        raise ValueError(f"{label} are {kind_of(ids)}, but the training graph (like=) has {kind_of(vocabulary.ids)}")
-    return vocabulary.index_of(ids)
 
 
 def _extend_vocabulary(vocabulary: Vocabulary, ids: np.ndarray) -> Vocabulary:

@@ -44,10 +44,8 @@ def align_indices(graph: InteractionGraph, like: InteractionGraph) -> Interactio
         return graph
     if (len(graph.users), len(graph.items)) != (len(like.users), len(like.items)):
         return graph
-    vocabularies = ((graph.users, like.users), (graph.items, like.items))
-    if any(old.holds_strings != new.holds_strings for old, new in vocabularies):
-        return graph
-    user_index, item_index = (new.index_of(old.ids) for old, new in vocabularies)
+    user_index = like.users.index_of_any_kind(graph.users.ids)
+    item_index = like.items.index_of_any_kind(graph.items.ids)
     if (user_index < 0).any() or (item_index < 0).any():
         return graph
     users, items = graph.interactions()

@@ -26,6 +26,7 @@ def prepare(
     item_key: str = "ItemId",
     time_key: str = "Time",
     separator: str | None = None,
+    quote: str | None = '"',
     allow_pickle: bool = False,
     min_item_support: int = 1,
     min_session_length: int = 2,
@@ -41,7 +42,8 @@ def prepare(
     the log is split.
 
     Args:
-        source, session_key, item_key, time_key, separator, allow_pickle, progress: as for `SessionStore.from_events`.
+        source, session_key, item_key, time_key, separator, quote, allow_pickle, progress: as for
+            `SessionStore.from_events`.
         out: folder for the stores: `out/train`, with `split` also `out/test`, and with `validation_split` also
             `out/train_tr` and `out/train_valid`. If `out` already holds a prepared log, it is replaced at the end.
         min_item_support: keep items that occur at least this often.
@@ -71,7 +73,7 @@ def prepare(
     keys = {"session": session_key, "item": item_key, "time": time_key}
     with replace_folder(out, [PREPARED_FORMAT]) as temporary:  # renamed to `out` at the end of the block
         with tempfile.TemporaryDirectory(dir=temporary) as scratch:
-            table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
+            table = open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress)
             drop_rare(log, min_item_support, rules)
             dropped = log.dropped

@@ -168,6 +168,7 @@ class SessionStore:
         item_key: str = "ItemId",
         time_key: str = "Time",
         separator: str | None = None,
+        quote: str | None = '"',
         vocabulary: Vocabulary | None = None,
         allow_pickle: bool = False,
         out: str | Path | None = None,
@@ -181,6 +182,8 @@ class SessionStore:
             session_key, item_key, time_key: names of the columns. In a `.inter` file, the defaults also find the usual
                 RecBole names (session_id, item_id, timestamp).
             separator: column separator of a text file; by default found in the header.
+            quote: character that quotes fields of a text file, if a field begins with it; None if no field is quoted.
+                Fields of `.inter` files are never quoted.
             vocabulary: vocabulary of the training data, for a test log. Events of other items are removed, then
                 sessions of fewer than two events. `meta["dropped"]` counts the removed events and sessions.
             allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
@@ -204,7 +207,7 @@ class SessionStore:
             tempfile.TemporaryDirectory(dir=store_folder) as scratch,
             explain_disk_full(Path(out or scratch)),
         ):
-            table = open_table(source, keys, separator=separator, allow_pickle=allow_pickle)
+            table = open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress)
             renumbering = ItemRenumbering(log.item_ids, vocabulary)
             if vocabulary is not None:
