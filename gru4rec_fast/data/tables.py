@@ -23,7 +23,7 @@ NAMES = {
     "item": ("ItemId", "item_id"),
     "time": ("Time", "timestamp"),
 }
-_EXACT_INTEGERS = {pl.Float32: 2**24, pl.Float64: 2**53}  # up to these limits, floats represent all integers
+_EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}  # floats represent all smaller integers
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # limits in an error message: column names, and characters of each name
 
 
@@ -322,7 +322,7 @@ class TableReader:
             integers = ids.cast(pl.Int64, strict=False)
             is_whole = (integers.cast(ids.dtype) == ids).fill_null(False)
             self._raise_if(frame, role, ~is_whole, "ids must be integers or strings")
-            limit = _EXACT_INTEGERS.get(ids.dtype, 2**11)  # the default is for Float16
+            limit = _EXACT_INTEGERS[str(ids.dtype)]
             problem = (
                 f"{ids.dtype} has no exact integers from {limit} on, so that ids may have been merged: give integers"
             )

@@ -162,11 +162,14 @@ class TextFile:
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number and the fields of each row that is not empty, as the csv module splits them."""
-        quoting = csv.QUOTE_NONE if self.quote is None else csv.QUOTE_MINIMAL
         blanks = " \t".replace(self.separator, "")
         with explain_damage(self.path, self.separator):
             reader = csv.reader(
-                _text_lines(self.path), delimiter=self.separator, quotechar=self.quote, quoting=quoting, strict=True
+                _text_lines(self.path),
+                delimiter=self.separator,
+                quotechar=self.quote,
+                quoting=csv.QUOTE_NONE if self.quote is None else csv.QUOTE_MINIMAL,
+                strict=True,
             )
             n_rows, line = -1, 0
             header_found = False
