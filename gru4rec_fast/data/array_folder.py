@@ -67,7 +67,7 @@ def open_npy(path: Path, length: int, dtypes: Iterable[DTypeLike], advice: str) 
         if shape != (length,):
             problem = f"has shape {brief(shape)} where ({length},) was expected"
         elif dtype not in allowed:  # with dtype object, NumPy would use the file's bytes as pointers
-            problem = f"holds {brief(dtype)} where {' or '.join(map(str, allowed))} was expected"
+            problem = f"holds {str(dtype)[:100]} where {' or '.join(map(str, allowed))} was expected"
         elif path.stat().st_size < start + length * dtype.itemsize:
             problem = f"is damaged or was cut short (it has {path.stat().st_size} bytes)"
         else:  # np.memmap raises an error for an empty array
@@ -264,7 +264,7 @@ def summary_lines(meta: Mapping[str, Any]) -> list[str]:
     lines = []
     for role, parsing in meta.get("ids", {}).items():  # role: such as "item"; see `TableReader.id_parsing`
         if parsing["kind"] == "str":
-            reason = f" ({brief(parsing['because'])} is no plain integer)" if parsing.get("because") else ""
+            reason = f" ({str(parsing['because'])[:200]} is no plain integer)" if parsing.get("because") else ""
             lines.append(f"  {role} ids are strings{reason}")
         if parsing["stripped"]:
             lines.append(f"  {parsing['stripped']:,} {role} ids had blanks around them, which were removed")

@@ -92,7 +92,9 @@ def run_case(target: Target, case: Any) -> Finding | None:
     except target.errors as error:
         problem = target.check_messages and _message_problem(str(error), target.subjects(case, folder))
         return Finding(f"{problem}: {_place(error)}", traceback.format_exc()[-3000:], case) if problem else None
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # PanicException of polars is no Exception
         return Finding(_place(error), traceback.format_exc()[-3000:], case)
     finally:
         faulthandler.cancel_dump_traceback_later()
