@@ -79,7 +79,7 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dtype": "float8"}, ValueError, "dtype='float8': choose one of float32, float64"),
     ({"device": "tpu9"}, ValueError, "device='tpu9'"),
     ({"impl": "fast"}, ValueError, "impl='fast': choose one of auto, native, reference"),
-    ({"seed": None}, TypeError, "seed=None: must be a whole number"),
+    ({"seed": 2**63}, ValueError, f"seed={2**63}: must be in [0, 2**63)"),
     ({"evaluate_every": 0}, ValueError, "evaluate_every=0: must be at least 1"),
     ({"n_sample": float("inf")}, TypeError, "n_sample=inf: must be a whole number"),
 ]

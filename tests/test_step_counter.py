@@ -227,7 +227,9 @@ def test_a_compiled_module_counts_without_compiling_again(name: str, impl: str) 
     counter = CompileCounterWithBackend(compile_backend(impl == "native" and name in ("gru", "ngcf layer")))
     compiled = torch.compile(lambda: call(module), fullgraph=True, backend=counter)
     for index in range(4):
-        output, expected_output = compiled(), call(expected, step=index * steps)
+        # The sparse gradients of a SessionNetwork cannot be traced.
+        with torch.set_grad_enabled(name != "session network"):
+            output, expected_output = compiled(), call(expected, step=index * steps)
         torch.testing.assert_close(output, expected_output)
         for result in (output, expected_output):
             if result.requires_grad:

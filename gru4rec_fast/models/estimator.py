@@ -77,6 +77,7 @@ class Estimator(Parameters):
         self.best_epoch: int | None = None
         self.peak_memory_bytes = 0
         self._fitted_parameters: dict[str, Any] = {}
+        self._is_fitting = False  # whether a `fit` of this model, perhaps in another thread, is changing the weights
 
     def fit(
         self,
@@ -148,11 +149,13 @@ class Estimator(Parameters):
             if checkpoint is not None:
                 trainer.restore(checkpoint)
             model.history = trainer.history
+            model._is_fitting = True
             vars(self).update(vars(model))  # no error so far, so this model gets all attributes of `model`
             try:
                 trainer.run()
             finally:
                 network.eval()
+                self._is_fitting = False
                 self.history, self.best_epoch = trainer.history, trainer.best_epoch
                 self.peak_memory_bytes = trainer.peak_memory_bytes
         return self

@@ -49,8 +49,8 @@ class GraphRecommender(Estimator, GraphParameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.graph: InteractionGraph | None = None
-        # The final embeddings, and what they depend on: `impl` and the versions of the weights.
-        self._cached_embeddings: tuple[Any, Tensor] | None = None
+        # The final embeddings, and the implementation (`impl`) that computed them.
+        self._cached_embeddings: tuple[str, Tensor] | None = None
 
     def build_network(self, graph: InteractionGraph) -> GraphNetwork:
         """Return a network with the hyper-parameters of this model and initial weights."""
@@ -153,12 +153,12 @@ class GraphRecommender(Estimator, GraphParameters):
         """Return the training graph and the final embeddings [n_nodes, D] of its nodes, users first."""
         network = self._evaluation_view(impl)
         assert self.graph is not None
-        versions = [(id(weight), 0 if weight.is_inference() else weight._version) for weight in network.parameters()]
-        cached = self._cached_embeddings
-        if cached is None or cached[0] != (impl, versions):
+        cached, changes = self._cached_embeddings, self._is_fitting
+        if cached is None or cached[0] != impl or changes:
             # Within torch.inference_mode too, the cached tensor must be one that autograd accepts later.
             with torch.inference_mode(False), torch.no_grad():
-                self._cached_embeddings = cached = (impl, versions), network()
+                cached = impl, network()
+            self._cached_embeddings = None if changes else cached
         return self.graph, cached[1]
 
     def _open(self, data: Any, **columns: str) -> InteractionGraph:
