@@ -17,12 +17,13 @@ from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.checkpoint_tensors import MODEL, OPTIMIZER, load_optimizer, optimizer_state
+from gru4rec_fast.training.earlier_training import LAST_FILE, PREVIOUS
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
 from gru4rec_fast.training.options import LOSS, TrainerOptions
 from gru4rec_fast.training.progress import Progress, SilentProgress
-from gru4rec_fast.training.run_folder import LAST_FILE, PREVIOUS, RunFolder
+from gru4rec_fast.training.run_folder import RunFolder
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.training_position import TrainingDiverged, TrainingPosition, check_weights
 
@@ -157,6 +158,7 @@ class Trainer:
         if resume is not None:
             self.restore(resume)
         with lock_folder(self.folder.path):
+            self.folder.prepare()
             return self._run(peak)
 
     def _run(self, peak: PeakMemory) -> list[dict[str, Any]]:
@@ -179,6 +181,7 @@ class Trainer:
             self.progress.close()
             self.peak_memory_bytes = peak.bytes
             self.folder.write_curves(self.history)
+            self.folder.close()
         return self.history
 
     @property

@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike
 from gru4rec_fast.data.array_folder import (
     ArrayFolder,
     FolderFormat,
-    explain_disk_full,
-    replace_folder,
+    replace_data_folder,
     save_array,
     summary_lines,
     write_array_folder,
@@ -199,7 +198,7 @@ class SessionStore:
         keys = {"session": session_key, "item": item_key, "time": time_key}
         # `store_folder` is a temporary folder that becomes `out` at the end; None without `out`.
         with (
-            replace_folder(out, [FORMAT]) if out is not None else nullcontext() as store_folder,
+            replace_data_folder(out, FORMAT) if out is not None else nullcontext() as store_folder,
             tempfile.TemporaryDirectory(dir=store_folder) as scratch,
             explain_disk_full(Path(out or scratch)),
         ):
@@ -255,7 +254,7 @@ class SessionStore:
             FileExistsError: `folder` holds something other than a store.
             OSError: the disk is full; an earlier store in `folder` is unchanged.
         """
-        with replace_folder(folder, [FORMAT]) as temporary:
+        with replace_data_folder(folder, FORMAT) as temporary:
             save_array(temporary / "items.npy", self.items)
             self.write_all_but_items(temporary)
 
