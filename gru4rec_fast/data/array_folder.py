@@ -133,7 +133,9 @@ class ArrayFolder:
         try:
             summary_lines(meta)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self.damage_error("meta.json", f'holds values of other types under "ids" or "dropped" ({error})') from None
+            raise self.damage_error(
+                "meta.json", f'holds values of other types under "ids" or "dropped" ({error})'
+            ) from None
         self.meta: dict[str, Any] = meta
         self.counts: list[int] = [meta[name] for name in folder_format.counts]
 

@@ -124,6 +124,8 @@ def load_checkpoint(
         if file_format not in convert:
             _check_format(path, file_format, expected_format)
         config, progress = json.loads(header["config"]), json.loads(header["progress"])
+        if not isinstance(config, dict) or not isinstance(progress, dict):
+            raise CheckpointError(f"{path} is damaged: its config or progress is no JSON object; use an earlier one")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
     checkpoint = Checkpoint(file_format, config, progress, tensors, path)
     return replace(convert[file_format](checkpoint), format=expected_format) if file_format in convert else checkpoint

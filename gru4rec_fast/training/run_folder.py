@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,8 @@ class RunFolder:
     def close(self) -> None:
         """Restore the files of an earlier training if this training has written no last.safetensors."""
         if self.path is not None and self.path.is_dir():
-            recover(self.path)
+            with suppress(OSError):  # the next training in the folder, or a reader, repeats it
+                recover(self.path)
 
     def save_last(self, network: nn.Module, state: dict[str, Tensor], progress: dict[str, Any]) -> Path | None:
         """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written."""

@@ -135,8 +135,14 @@ class SessionParallelLoader(IterableDataset[SessionBlock]):
         different = "; ".join(f"{name}={old}, not {value}" for name, old, value in pairs if old != value)
         if different:
             raise ValueError(f"the state was taken from another loader: it had {different}")
-        self._epoch = state["epoch"]
-        self._position = {"blocks": state["blocks"], "lanes": state["lanes"]}
+        epoch, blocks, lanes = state["epoch"], state["blocks"], state["lanes"]
+        if (
+            type(epoch) is not int
+            or type(blocks) is not int
+            or not 0 <= blocks * self.steps <= CHUNK_STEPS + self.steps
+        ):
+            raise ValueError(f"the state is damaged: epoch={epoch!r}, blocks={blocks!r}")
+        self._epoch, self._position = epoch, {"blocks": blocks, "lanes": lanes}
         self._resume = self._position
 
     def __iter__(self) -> Iterator[SessionBlock]:
