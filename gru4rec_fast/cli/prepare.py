@@ -95,7 +95,7 @@ def prepare(
 def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log_format: LogFormat
 ) -> None:
-    """Write graphs to OUT_DIR, in place of an earlier preparation: train; with `split` also test; with `validation_split` also train_tr and train_valid."""
+    """Write graphs to OUT_DIR: train; with `split` also test; with `validation_split` also train_tr and train_valid."""
     from gru4rec_fast.data.graphs.split import save_parts, split_interactions
 
     fractions = [None if text is None else _parse_fraction(text) for text in (split, validation_split)]

@@ -1,12 +1,12 @@
 """Write files and folders so that a killed process leaves the earlier version or the new one, always complete.
 
-Data is written to a temporary folder `.NAME.partial-<random>` next to NAME, flushed to the disk and renamed. The process
-keeps the temporary folder locked. The system releases the locks of a killed process, so an unlocked temporary folder is
-an abandoned one; the next process that writes to NAME removes it.
+Data is written to a temporary folder `.NAME.partial-<random>` next to NAME, flushed to the disk and renamed. The
+process keeps the temporary folder locked. The system releases the locks of a killed process, so an unlocked temporary
+folder is an abandoned one; the next process that writes to NAME removes it.
 
 A folder is replaced by two renames: the earlier version becomes `.NAME.old-<random>`, then the temporary folder becomes
-NAME. If the process is killed between the two, `restore_folder` undoes the first. It is called before a folder is opened
-or replaced.
+NAME. If the process is killed between the two renames, `restore_folder` undoes the first rename. It is called before a
+folder is opened or replaced.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def load_optimizer(
 ) -> None:
     """Restore the state that `optimizer_state` returned; the names of `tensors` have no prefix "optimizer."."""
     names, parameters = _parameter_names(network, optimizer), dict(network.named_parameters())
-    # Torch does not compare shapes, and kernels would read out of bounds. Other optimizers may have states of any shape.
+    # Torch does not compare shapes, and kernels would read out of bounds. Other optimizers may have other shapes.
     has_known_state = isinstance(optimizer, RowOptimizer | torch.optim.Adam)
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):

@@ -2,12 +2,12 @@
 
 The folders below are a journal. The move has four steps, and `recover_run_folder` finishes or undoes each of them:
 
-1. The files are moved one by one to MOVING. A kill: they are moved back.
-2. MOVING is renamed to MOVED when it has all files. Only then does the new training write its first file. A kill before
-   the new training has a checkpoint to resume from: the files of the new training are removed, and the others move back.
-3. When the new training has its last.safetensors, `previous` becomes OUTDATED and MOVED becomes `previous`. A kill: this
-   step is continued.
-4. OUTDATED is removed. Files that no training has written are moved from OUTDATED to `previous` before.
+1. The files are moved one by one to MOVING. After a kill they are moved back.
+2. MOVING is renamed to MOVED when it has all files. Only then does the new training write its first file. After a kill
+   before the new training has a last.safetensors, to resume from, its files are removed and the others moved back.
+3. When the new training has its last.safetensors, `previous` is renamed to OUTDATED, and MOVED to `previous`. After a
+   kill this step is continued.
+4. Files that no training has written are moved from OUTDATED to `previous`. Then OUTDATED is removed.
 """
 
 from __future__ import annotations
