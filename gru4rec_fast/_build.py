@@ -111,26 +111,57 @@ def compile_once(
     the user says what is compiled (`name`) and why an installed library is not used (`why`).
 
     A process that compiles holds a lock, and other processes wait for it. The operating system releases the lock when
-    the process ends. The library is compiled in a temporary folder, which is renamed when it is complete, so a killed
-    process leaves no incomplete library. Raises BuildError.
+    the process ends. The library is compiled in a temporary folder, which is renamed when it is complete and on the
+    disk, so a killed process or a crash leaves no incomplete library. A library that was changed or truncated later is
+    compiled again: loading it could kill the process. Raises BuildError.
     """
     key = hashlib.sha256(json.dumps([required, mode], sort_keys=True).encode()).hexdigest()[:16]
     final_folder = cache_folder() / key
     library = final_folder / file
+    if record := _intact_record(library):
+        return Library(library, "at first use", record)
     if library.exists():
-        return Library(library, "at first use", _compile.read_record(final_folder))
+        why = f"{library} is damaged, or an earlier version compiled it"
     if reason := _compile.missing_tool():
         raise BuildError(reason)
     try:
         final_folder.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(final_folder.with_suffix(".lock")):
-            if not library.exists():
+            if not _intact_record(library):
                 _compile_into(final_folder, file, build, f"{f'{why}; ' if why else ''}compiling {name}")
     except OSError as error:
         raise BuildError(
             f"the cache folder {final_folder.parent} cannot be used ({error}); set {CACHE_VARIABLE}"
         ) from error
     return Library(library, "at first use", _compile.read_record(final_folder))
+
+
+def _intact_record(library: Path) -> Record | None:
+    """Return the record of a cached library; None if there is no library, or not the one that the record describes.
+
+    Reads the library to compute its digest, which takes 3 ms for 2 MB.
+    """
+    record = _compile.read_record(library.parent)
+    try:
+        return record if _digest(library) == record.get("blake2b") else None
+    except OSError:
+        return None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _seal(folder: Path, file: str, record: Record) -> None:
+    """Add the digest of a library to its record, and flush the folder to the disk."""
+    _compile.write_record(folder, record | {"blake2b": _digest(folder / file)})
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _compile_into(final_folder: Path, file: str, build: Callable[[Path], Record], message: str) -> None:
@@ -147,6 +178,9 @@ def _compile_into(final_folder: Path, file: str, build: Callable[[Path], Record]
         complete.mkdir()
         for name in (file, _compile.RECORD, _compile.LOG):
             (temporary / name).rename(complete / name)
+        _seal(complete, file, record)
+        if final_folder.exists():  # with a damaged library
+            final_folder.rename(temporary / "damaged")
         complete.rename(final_folder)
         if torch.version.cuda and record.get("mode") == "auto" and not record["cuda"]:
             say(f"no CUDA kernels: {record['cuda_why_not']}")

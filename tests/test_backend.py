@@ -326,6 +326,35 @@ def test_compilation_at_first_use_prints_why_there_are_no_cuda_kernels(
     assert torch_cuda is None or lines[1] == "gru4rec_fast: no CUDA kernels: nvcc is not there"
 
 
+def test_a_damaged_library_in_the_cache_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builds: list[Path] = []
+
+    def build(folder: Path) -> _compile.Record:
+        builds.append(folder)
+        (folder / "lib.so").write_bytes(b"library" * 10_000)
+        (folder / _compile.LOG).touch()
+        _compile.write_record(folder, {"mode": "cpu"})
+        return {"mode": "cpu"}
+
+    def find() -> Path:
+        return _build.compile_once({}, "cpu", "lib.so", build, "kernels").path
+
+    monkeypatch.setenv(_build.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(_compile, "missing_tool", lambda: None)
+    content = find().read_bytes()
+    assert find().read_bytes() == content and len(builds) == 1
+    for damaged in (content[:-1], b"", b"\0" * len(content), content[:30_000] + b"\0" + content[30_001:]):
+        find().write_bytes(damaged)
+        assert find().read_bytes() == content, "a damaged library would be loaded"
+        assert "is damaged" in capsys.readouterr().err
+    assert len(builds) == 5
+    (find().parent / _compile.RECORD).write_text("{")  # then the library cannot be checked
+    find()
+    assert len(builds) == 6 and not list(tmp_path.glob("*.partial-*"))
+
+
 def test_cpu_kernels_are_compiled_if_cuda_kernels_do_not_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from numpy.lib.format import write_array_header_1_0
 
 from gru4rec_fast import InteractionGraph
 from gru4rec_fast.data import SessionStore, Vocabulary, prepare
-from gru4rec_fast.data.array_folder import replace_folder
+from gru4rec_fast.data.atomic_writes import replace_folder
 
 LOG = {"SessionId": ["b", "b", "a", "é", "é"], "ItemId": [7, 9, 7, 11, 9], "Time": [1.0, 2.0, 3.0, 4.0, 5.0]}
 
@@ -385,11 +385,11 @@ def test_temporary_folders_of_killed_writers_are_removed(tmp_path: Path, store: 
     assert abandoned.name.startswith(".store.partial-") and any(abandoned.iterdir())
     store.save(tmp_path / "store2")  # must not remove temporary folders of another target
     assert abandoned.exists()
-    with replace_folder(tmp_path / "store", []) as temporary:
+    with replace_folder(tmp_path / "store", lambda _: False) as temporary:
         assert not abandoned.exists()
         (temporary / "written").touch()
         store.save(tmp_path / "store.2")
-        with replace_folder(tmp_path / "store", []):
+        with replace_folder(tmp_path / "store", lambda _: False):
             assert (temporary / "written").exists()  # not removed, because this process still holds the folder's lock
         shutil.rmtree(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from gru4rec_fast.training import Checkpoint, load_checkpoint, save_checkpoint
+from gru4rec_fast.training.earlier_training import PREVIOUS, RUN_FILES
 from gru4rec_fast.training.folder_lock import lock_folder
-from gru4rec_fast.training.run_folder import PREVIOUS, RUN_FILES, RunFolder, checkpoint_to_resume
+from gru4rec_fast.training.run_folder import RunFolder, checkpoint_to_resume
 
 FORMAT = "gru4rec_fast.Example/1"
 NETWORK = torch.nn.Linear(2, 2)

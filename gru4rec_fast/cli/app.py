@@ -91,8 +91,10 @@ def _describe(error: BaseException) -> tuple[str, int] | None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else PROGRAM
         return f"error: {_one_line(error.format_message())} (see {command} --help)", ERROR
-    if isinstance(error, ArithmeticError):  # the base class of TrainingDiverged
-        return f"error: {_one_line(error)}", DIVERGED
+    if isinstance(error, ArithmeticError):
+        from gru4rec_fast.training import TrainingDiverged  # not at module level, because this imports torch
+
+        return f"error: {_one_line(error)}", DIVERGED if isinstance(error, TrainingDiverged) else ERROR
     if isinstance(error, ValueError | OSError | ImportError | RuntimeError):
         return f"error: {_one_line(error)}", ERROR
     return None

@@ -44,8 +44,8 @@ def demo(
     """
     from gru4rec_fast import GRU4Rec
     from gru4rec_fast.data.sessions.synthetic import markov_sessions
+    from gru4rec_fast.training.earlier_training import MODEL_FILE
     from gru4rec_fast.training.folder_lock import lock_folder
-    from gru4rec_fast.training.run_folder import MODEL_FILE
 
     use_threads(threads)
     train, validation, test = markov_sessions(sessions, N_ITEMS, parts=(0.8, 0.1, 0.1), zipf_exponent=0.8, seed=seed)

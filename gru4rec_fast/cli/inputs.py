@@ -24,8 +24,9 @@ def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | No
         FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
     """
     from gru4rec_fast.data import SessionStore
+    from gru4rec_fast.data.atomic_writes import is_folder
 
-    if path.is_dir():
+    if is_folder(path):
         store = SessionStore.open(path)
     else:
         with row_counter(path.name) as progress:
@@ -47,8 +48,9 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
         FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
     """
     from gru4rec_fast.data import InteractionGraph
+    from gru4rec_fast.data.atomic_writes import is_folder
 
-    if path.is_dir():
+    if is_folder(path):
         graph = InteractionGraph.open(path)
     else:
         from gru4rec_fast.data.adjacency_lists import holds_adjacency_lists  # loads polars

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -69,13 +68,10 @@ def make_parent_folders(*paths: Path | None) -> None:
 @contextmanager
 def open_atomically(path: Path) -> Iterator[IO[str]]:
     """Open a text file for writing under a temporary name, and rename it to `path` when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    from gru4rec_fast.data.atomic_writes import replace_file
+
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yield file
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log_format: LogFormat
 ) -> None:
     """Write graphs to OUT_DIR: train; with `split` also test; with `validation_split` also train_tr and train_valid."""
-    from gru4rec_fast.data.graphs.split import split_interactions
+    from gru4rec_fast.data.graphs.split import save_parts, split_interactions
 
     fractions = [None if text is None else _parse_fraction(text) for text in (split, validation_split)]
     graphs = {"train": open_interactions(source, log_format)}
@@ -104,8 +104,8 @@ def _prepare_interactions(
         graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
     if fractions[1] is not None:
         graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
+    save_parts(graphs, out_dir)
     for name, graph in graphs.items():
-        graph.save(out_dir / name)
         print(f"{out_dir / name}: {graph.summary()}")
 
 

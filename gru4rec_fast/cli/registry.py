@@ -44,9 +44,10 @@ def load_model(path: Path, runtime: RuntimeOptions) -> GRU4Rec | GraphRecommende
     Raises the errors of `GRU4Rec.load`.
     """
     from gru4rec_fast.training.checkpoint import checkpoint_format
-    from gru4rec_fast.training.run_folder import LAST_FILE, MODEL_FILE
+    from gru4rec_fast.training.earlier_training import LAST_FILE, MODEL_FILE, recover_run_folder
 
     use_threads(runtime.threads)
+    recover_run_folder(path)
     if path.is_dir():
         folder, path = path, path / MODEL_FILE
         if not path.exists() and (folder / LAST_FILE).exists():

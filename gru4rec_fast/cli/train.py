@@ -100,8 +100,9 @@ def train(
 
     Example: gru4rec-fast train train.tsv --test test.tsv -ps layers=100,logq=1 --n-epochs 5 --out run
     """
+    from gru4rec_fast.training.earlier_training import MODEL_FILE, REPORT_FILE
     from gru4rec_fast.training.folder_lock import lock_folder
-    from gru4rec_fast.training.run_folder import MODEL_FILE, REPORT_FILE, checkpoint_to_resume
+    from gru4rec_fast.training.run_folder import checkpoint_to_resume
 
     is_graph_model = model_name != GRU4REC
     evaluate_arguments = evaluation.graph_arguments() if is_graph_model else evaluation.session_arguments()
@@ -151,7 +152,7 @@ def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, che
         TrainingInterrupted: a signal stopped the training; the message says how to continue.
     """
     from gru4rec_fast.training import TrainingInterrupted
-    from gru4rec_fast.training.run_folder import BEST_FILE
+    from gru4rec_fast.training.earlier_training import BEST_FILE
 
     with ExitStack() as stack:
         # Without `out`, best.safetensors is written to a temporary folder.

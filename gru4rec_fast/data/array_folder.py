@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
@@ -23,11 +19,11 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from gru4rec_fast._untrusted import brief, parse_json
+from gru4rec_fast.data.atomic_writes import replace_folder, restore_folder
 from gru4rec_fast.data.vocabulary import Vocabulary, decode_ids, encode_ids
 
 _CHUNK_BYTES = 1 << 20
 _MAX_COUNT = 1 << 48  # larger sizes are damage; products of sizes stay below 2^63
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_npy(path: Path, blocks: Iterable[np.ndarray], dtype: DTypeLike, length: int) -> None:
@@ -160,7 +156,8 @@ class ArrayFolder:
         stated = meta.get("format") if isinstance(meta, dict) else None
         if stated != folder_format.name:
             parts = meta.get("parts") if stated and stated == folder_format.parent_format else None
-            hint = f"; open {' or '.join(brief(str(self.path / part)) for part in parts)}" if parts else ""
+            names = [brief(str(self.path / part)) for part in parts] if isinstance(parts, dict) else []
+            hint = f"; open {' or '.join(names)}" if names else ""
             raise ValueError(f"{path} is no {title}: its meta.json states the format {brief(stated)}{hint}")
         if meta.get("version") != folder_format.version:
             raise ValueError(
@@ -276,131 +273,17 @@ def dropped_counts(dropped: Mapping[str, int]) -> list[str]:
     return [f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
 
 
-@contextmanager
-def explain_disk_full(path: Path) -> Iterator[None]:
-    """Context manager that replaces a "no space left" error by an error that names `path` and says what to do."""
+def replace_data_folder(folder: str | Path, *formats: str) -> AbstractContextManager[Path]:
+    """Return `replace_folder(folder)`, which replaces a folder whose meta.json states one of `formats`."""
+    return replace_folder(folder, lambda earlier: stated_format(earlier) in formats)
+
+
+def stated_format(folder: Path) -> str | None:
+    """Return "format" of the folder's meta.json; None if there is none."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise OSError(
-            error.errno,
-            f"the disk is full (or a size limit is reached) while writing {path}: free some space or choose another "
-            "folder; nothing was saved, and an earlier version is unchanged",
-        ) from error
-
-
-@contextmanager
-def replace_folder(folder: str | Path, formats: Iterable[str]) -> Iterator[Path]:
-    """Yield an empty temporary folder to write into, and rename it to `folder` at the end of the block.
-
-    If the block raises, the temporary folder is removed. An existing `folder` is replaced only if it is empty or its
-    meta.json states one of `formats`. Temporary folders that killed processes left behind are also removed.
-
-    Raises:
-        FileExistsError: `folder` exists and may not be replaced.
-        OSError: the disk is full; the message names `folder`.
-    """
-    folder = Path(folder).resolve()
-    if folder.exists() and not _is_replaceable(folder, set(formats)):
-        raise FileExistsError(f"{folder} exists and holds no data written by gru4rec_fast; choose another folder")
-    prefix = f".{folder.name}.partial-"
-    temporary = folder.parent / f"{prefix}{secrets.token_hex(4)}"
-    try:
-        with explain_disk_full(folder), _locked_folder(temporary):
-            for sibling in folder.parent.iterdir():
-                if sibling.name.startswith(prefix) and sibling != temporary:
-                    _remove_if_unlocked(sibling)
-            yield temporary
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    _sync(path)
-            _rename_over(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _locked_folder(path: Path) -> Iterator[None]:
-    """Context manager that creates the folder `path` and keeps it locked until the block, or the process, ends.
-
-    The system releases the lock of a killed process. The folder is locked under a random name and renamed to `path`
-    afterwards, so an unlocked folder with the name `path` always belongs to a process that has ended.
-    """
-    random_path = path.with_name(f".{secrets.token_hex(8)}")
-    random_path.mkdir(parents=True)
-    lock = _lock(random_path)
-    try:
-        random_path.rename(path)
-        yield
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_if_unlocked(folder: Path) -> None:
-    """Remove a temporary folder unless a running process holds its lock."""
-    try:
-        lock = _lock(folder)
-    except OSError:  # locked, or removed in the meantime
-        return
-    if lock is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder and return the file descriptor that holds the lock; None where the system has no such locks.
-
-    Closing the descriptor releases the lock. Raises BlockingIOError if the folder is locked already.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None  # a network file system without locks on folders
-    return descriptor
-
-
-def _sync(path: Path) -> None:
-    """Flush a file to the disk. Otherwise a crash after the rename could leave a named file without its data."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _is_replaceable(folder: Path, formats: set[str]) -> bool:
-    """Return whether the folder is empty, or its meta.json states one of `formats`."""
-    if not folder.is_dir():
-        return False
-    if not any(folder.iterdir()):
-        return True
-    try:
-        return read_meta(folder)["format"] in formats
+        return str(read_meta(folder)["format"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _rename_over(temporary: Path, folder: Path) -> None:
-    """Rename `temporary` to `folder` and remove the old folder of this name. If that fails, the old folder stays."""
-    if not folder.exists():
-        os.rename(temporary, folder)
-        return
-    old = folder.parent / f".{folder.name}.old-{secrets.token_hex(4)}"
-    os.rename(folder, old)
-    try:
-        os.rename(temporary, folder)
-    except BaseException:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        return None
 
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
@@ -409,7 +292,9 @@ def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Read meta.json. Raises FileNotFoundError if it is missing or not a regular file."""
+    """Read meta.json, after `restore_folder`. Raises FileNotFoundError if it is missing or not a regular file."""
+    if not folder.exists():
+        restore_folder(folder)
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(folder / "meta.json")
     meta: dict[str, Any] = parse_json((folder / "meta.json").read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore, TripleSampler, Vocabulary
+from gru4rec_fast.data.atomic_writes import is_folder
 from gru4rec_fast.data.graphs.order import align_indices
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import (
@@ -66,7 +67,7 @@ def open_sessions(
     Raises:
         ValueError: a prepared store has another vocabulary. For a log see `SessionStore.from_events`.
     """
-    if isinstance(data, str | os.PathLike) and Path(data).is_dir():
+    if isinstance(data, str | os.PathLike) and is_folder(Path(data)):
         data = SessionStore.open(Path(data))
     if not isinstance(data, SessionStore):
         return SessionStore.from_events(
@@ -88,7 +89,7 @@ def open_graph(
     If the graph `like` is given, users and items get the indices that they have in `like`. `like` has no effect for a
     `SessionStore`, or for a graph whose ids differ from those of `like`.
     """
-    if isinstance(data, str | os.PathLike) and Path(data).is_dir():
+    if isinstance(data, str | os.PathLike) and is_folder(Path(data)):
         data = InteractionGraph.open(Path(data))
     if isinstance(data, InteractionGraph):
         return data if like is None else align_indices(data, like)

@@ -23,10 +23,11 @@ from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
 from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.checkpoint import convert_progress
-from gru4rec_fast.training.checkpoint_tensors import MODEL, model_tensors
+from gru4rec_fast.training.checkpoint_tensors import MODEL, load_weights, model_tensors
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
+from gru4rec_fast.training.saved_values import checked_history, damage_as_checkpoint_error
 
 # Parameters that say where and how a model runs; they are not stored in its file.
 NOT_STORED = ("device", "impl", "fused")
@@ -192,13 +193,18 @@ class Estimator(Parameters):
                 model._restore_training_ids(checkpoint)
             except ValueError as error:
                 raise CheckpointError(f"{path} is damaged: {brief(error, 200)}") from error
+            for name, size in model._sizes_of_tensors(checkpoint).items():  # before the network allocates memory
+                if getattr(model, name) != size:
+                    raise CheckpointError(
+                        f"{path} is damaged: its header has {name}={getattr(model, name)}, its tensors {name}={size}"
+                    )
             network = model.network = model._build_network()
-            network.load_state_dict(checkpoint.group(MODEL))
-        except (KeyError, TypeError) as error:
+            load_weights(network, checkpoint)
+            model.history = checked_history(checkpoint.progress)
+        except (AttributeError, LookupError, TypeError) as error:
             raise CheckpointError(f"{path} lacks a part of a {cls.__name__} checkpoint: {error}") from error
         network.eval()
         model._fitted_parameters = model._stored_parameters()
-        model.history = checkpoint.progress["history"]
         return model
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -241,6 +247,10 @@ class Estimator(Parameters):
 
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         """Restore the ids from a checkpoint with the arrays of `_training_id_arrays`. Raises ValueError for damage."""
+        raise NotImplementedError
+
+    def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the parameters that determine the sizes of the network, by the shapes of a checkpoint's tensors."""
         raise NotImplementedError
 
     def _build_network(self) -> StepCounter:
@@ -296,12 +306,14 @@ class Estimator(Parameters):
     def _read_checkpoint(cls, path: str | os.PathLike[str]) -> Checkpoint:
         """Read a checkpoint of this class; one of version 0.1 (format 1) is converted to format 2."""
         format_1 = cls.file_format.rpartition("/")[0] + "/1"
-        return load_checkpoint(path, cls.file_format, convert={format_1: convert_format_1})
+        with damage_as_checkpoint_error(Path(path)):
+            return load_checkpoint(path, cls.file_format, convert={format_1: convert_format_1})
 
     def _checkpoint_to_resume(self, path: Path, template: Checkpoint) -> Checkpoint:
         """Return the checkpoint at `path`; CheckpointError if its parameters or ids differ from those of the model."""
         checkpoint = self._read_checkpoint(path)
-        saved = type(self)().to_dict() | checkpoint.config["parameters"] | {"seed": _saved_seed(checkpoint)}
+        with damage_as_checkpoint_error(path):
+            saved = type(self)().to_dict() | checkpoint.config["parameters"] | {"seed": _saved_seed(checkpoint)}
         free = (*FREE_ON_RESUME, "seed") if self.seed is None else FREE_ON_RESUME
         differing = [
             f"{name}={brief(saved[name])} in the checkpoint, {brief(value)} now"

@@ -28,6 +28,7 @@ from gru4rec_fast.models.recommendations import QueryBatch, Recommendations, sea
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, GraphEpochRunner
+from gru4rec_fast.training.checkpoint_tensors import MODEL
 
 # Prefixes of the names of tensors in a checkpoint.
 USERS, ITEMS, GRAPH = "users.", "items.", "graph."
@@ -183,6 +184,9 @@ class GraphRecommender(Estimator, GraphParameters):
             raise ValueError(f"{GRAPH}{damage[0]} {damage[1]}")
         self.graph = InteractionGraph(offsets, neighbors, users, items, {})
 
+    def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {"embedding_dim": checkpoint.tensors[MODEL + "embedding"].shape[1]}
+
     def _build_network(self) -> GraphNetwork:
         assert self.graph is not None
         return self.build_network(self.graph)
@@ -213,6 +217,12 @@ class NGCF(GraphRecommender, NGCFParameters):
     """
 
     file_format = "gru4rec_fast.NGCF/2"
+
+    def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        weights = checkpoint.group(MODEL)
+        n_layers = sum(name.endswith(".weight_1") for name in weights)
+        layer_sizes = tuple(weights[f"layers.{layer}.weight_1"].shape[1] for layer in range(n_layers))
+        return super()._sizes_of_tensors(checkpoint) | {"layer_sizes": layer_sizes}
 
     def build_network(self, graph: InteractionGraph) -> NGCFNetwork:
         return build_ngcf_network(self, graph)

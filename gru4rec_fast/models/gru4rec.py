@@ -22,6 +22,7 @@ from gru4rec_fast.models.session_recommender import SessionRecommender
 from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, SessionEpochRunner
+from gru4rec_fast.training.checkpoint_tensors import MODEL
 
 VOCABULARY_PREFIX = "vocabulary."  # prefix of the names of the vocabulary's tensors in a checkpoint
 
@@ -153,6 +154,16 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         self.support = checkpoint.tensors["support"].numpy()
         if self.support.dtype != np.int64 or self.support.shape != (len(self.vocabulary),) or (self.support < 0).any():
             raise ValueError("support must be int64, one number per item, none negative")
+
+    def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        weights = checkpoint.group(MODEL)
+        n_layers = sum(name.endswith(".weight_hh") for name in weights)
+        sizes: dict[str, Any] = {
+            "layers": tuple(weights[f"gru.layers.{layer}.weight_hh"].shape[1] for layer in range(n_layers))
+        }
+        if self.embedding_mode == "separate":
+            sizes["embedding_dim"] = weights["embedding.weight"].shape[1]
+        return sizes
 
     def _build_network(self) -> SessionNetwork:
         assert self.vocabulary is not None

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._untrusted import brief, parse_json
+from gru4rec_fast.data.atomic_writes import flush_to_disk, replace_file
+from gru4rec_fast.training.earlier_training import recover_run_folder
 
 
 class CheckpointError(ValueError):
@@ -47,21 +49,13 @@ class Checkpoint:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, before_rename: Callable[[], None] | None = None
 ) -> Path:
     """Write a checkpoint to `path`; if writing fails, an existing file at `path` is unchanged.
 
     Args:
-        before_rename: called when the temporary file is complete, before it is renamed to `path`.
+        before_rename: called when the temporary file is complete and on the disk, before it is renamed to `path`.
 
     Raises:
         OSError: the file cannot be written (full disk, no permission, a missing drive ...).
@@ -80,24 +74,18 @@ def save_checkpoint(
     if sparse:
         raise TypeError(f"a checkpoint holds dense tensors only, not {', '.join(sparse)}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # set by the umask; safetensors makes files readable by the owner only
-        save_file(tensors, temporary, metadata=header)
-        temporary.chmod(mode)
-        _flush_to_disk(temporary)
-        if before_rename is not None:
-            before_rename()
-        os.replace(temporary, path)
-        if os.name == "posix":
-            _flush_to_disk(path.parent)  # the rename
+        with replace_file(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # set by the umask; safetensors makes files readable by the owner only
+            save_file(tensors, temporary, metadata=header)
+            temporary.chmod(mode)
+            if before_rename is not None:
+                flush_to_disk(temporary)
+                before_rename()
     except (OSError, SafetensorError) as error:
         result = "the earlier checkpoint of that name is unchanged" if path.exists() else "no file was left behind"
         raise OSError(f"could not write the checkpoint {path}: {error}; {result}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -137,6 +125,8 @@ def load_checkpoint(
         if file_format not in convert:
             _check_format(path, file_format, expected_format)
         config, progress = parse_json(header["config"]), parse_json(header["progress"])
+        if not isinstance(config, dict) or not isinstance(progress, dict):
+            raise CheckpointError(f"{path} is damaged: its config or progress is no JSON object; use an earlier one")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
     checkpoint = Checkpoint(file_format, config, progress, tensors, path)
     return replace(convert[file_format](checkpoint), format=expected_format) if file_format in convert else checkpoint
@@ -156,6 +146,8 @@ def _open_checkpoint(path: Path, device: str) -> Iterator[Any]:
     """Open a safetensors file. If reading it inside the context fails, raise a CheckpointError that names the file."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        recover_run_folder(path.parent)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}" + (" (that is a folder)" if path.is_dir() else ""))
     try:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from gru4rec_fast.optim.row_optimizer import RowOptimizer
+from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
+from gru4rec_fast.training.saved_values import check_like
 
 # Prefixes of the names of tensors in a checkpoint.
 MODEL = "model."
@@ -16,6 +21,25 @@ HIDDEN = "hidden."
 def model_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Return the network's parameters and persistent buffers, named "model.<name>"."""
     return {MODEL + name: tensor for name, tensor in network.state_dict().items()}
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the weights of a checkpoint into a network.
+
+    Raises CheckpointError if a name, shape or dtype differs. Without this check, torch would convert the dtype.
+    """
+    stored = checkpoint.group(MODEL)
+    for name, own in network.state_dict().items():
+        if name in stored and (stored[name].shape, stored[name].dtype) != (own.shape, own.dtype):
+            found = f"{stored[name].dtype} {list(stored[name].shape)}"
+            raise CheckpointError(
+                f"{checkpoint.path} is damaged: {name} is {found}, and its parameters require {own.dtype} "
+                f"{list(own.shape)}; use an earlier checkpoint"
+            )
+    try:
+        network.load_state_dict(stored)
+    except RuntimeError as error:  # a missing name, or one too many
+        raise CheckpointError(f"{checkpoint.path} is damaged: {error}; use an earlier checkpoint") from error
 
 
 def hidden_tensors(hidden: list[Tensor] | None) -> dict[str, Tensor]:
@@ -51,16 +75,25 @@ def load_optimizer(
     network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
     """Restore the state that `optimizer_state` returned; the names of `tensors` have no prefix "optimizer."."""
-    names = _parameter_names(network, optimizer)
+    names, parameters = _parameter_names(network, optimizer), dict(network.named_parameters())
+    # Torch does not compare shapes, and kernels would read out of bounds. Other optimizers may have other shapes.
+    has_known_state = isinstance(optimizer, RowOptimizer | torch.optim.Adam)
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
         parameter_state = dict(values["scalars"].get(name, {}))
         for tensor_name, tensor in tensors.items():
             parameter, _, key = tensor_name.rpartition(".")
             if parameter == name:
+                own = parameters[name]
+                if has_known_state and tensor.dim() and (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
+                    raise TypeError(f"optimizer.{tensor_name} is {tensor.dtype} {list(tensor.shape)}")
                 parameter_state[key] = tensor
         if parameter_state:
             state[index] = parameter_state
     current = optimizer.state_dict()["param_groups"]
+    if len(values["groups"]) != len(current):
+        raise TypeError(f"optimizer has {len(values['groups'])} groups, not {len(current)}")
+    for saved, group in zip(values["groups"], current, strict=True):
+        check_like(saved, {key: value for key, value in group.items() if key in saved}, "optimizer")
     groups = [saved | {"params": group["params"]} for saved, group in zip(values["groups"], current, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

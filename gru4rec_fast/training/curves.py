@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru4rec_fast.data.atomic_writes import replace_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -24,7 +26,7 @@ def write_csv(history: Sequence[dict[str, Any]], path: Path) -> Path:
     """Write one row per epoch: epoch, loss, seconds, mini_batches, events, learning_rate, then validation metrics."""
     metrics = list(dict.fromkeys(name for record in history for name in record.get("validation", {})))
     columns = [key for key in (history[0] if history else ()) if key != "validation"]
-    with open(path, "w", newline="") as file:
+    with replace_file(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *(f"validation_{name}" for name in metrics)])
         for record in history:
@@ -95,7 +97,8 @@ def write_png(history: Sequence[dict[str, Any]], path: Path, title: str = "") ->
             )
         if title:
             figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
-        figure.savefig(path)
+        with replace_file(path) as temporary:
+            figure.savefig(temporary)
     return path
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gru4rec_fast.training.saved_values import check_like
+
 
 @dataclass
 class EarlyStopping:
@@ -47,5 +49,7 @@ class EarlyStopping:
         return {key: value for key, value in asdict(self).items() if key in ("best", "best_epoch", "waited")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned. Raises KeyError or TypeError for other values."""
+        best = None if state["best"] is None else 0.0
+        check_like(state, {"best": best, "best_epoch": 0, "waited": 0}, "early_stopping")
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,21 @@ from torch import Tensor, nn
 from gru4rec_fast.training.checkpoint import Checkpoint, save_checkpoint
 from gru4rec_fast.training.checkpoint_tensors import model_tensors
 from gru4rec_fast.training.curves import write_csv, write_curves
-
-LAST_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
-MODEL_FILE, REPORT_FILE = "model.safetensors", "report.json"  # written only by the command line
-RUN_FILES = (LAST_FILE, BEST_FILE, MODEL_FILE, REPORT_FILE, "curves.csv", "curves.png")
-PREVIOUS = "previous"
+from gru4rec_fast.training.earlier_training import (
+    BEST_FILE,
+    LAST_FILE,
+    existing_files,
+    move_aside,
+    prepare_run_folder,
+    recover,
+    recover_run_folder,
+)
 
 
 def checkpoint_to_resume(folder: str | os.PathLike[str]) -> Path:
     """Return the path of the last checkpoint in a training's folder. Raises FileNotFoundError if there is none."""
     path = Path(folder) / LAST_FILE
+    recover_run_folder(path.parent)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: that folder has no training to resume")
     return path
@@ -31,8 +38,9 @@ def checkpoint_to_resume(folder: str | os.PathLike[str]) -> Path:
 class RunFolder:
     """Writes the files of a training.
 
-    A folder has the files of one training. When the first checkpoint of this training is on the disk, the files of an
-    earlier training are moved to the subfolder `previous` and replace the files there.
+    A folder has the files of one training. The first last.safetensors of this training moves the files of an earlier
+    training to the subfolder `previous`, where they replace the files of the training before. If this training ends
+    without a last.safetensors, the earlier files stay where they are (see `earlier_training`).
 
     Args:
         path: the folder, created when the first file is written; None: nothing is written.
@@ -61,12 +69,24 @@ class RunFolder:
     @property
     def has_earlier_training(self) -> bool:
         """Whether the folder has files of an earlier training."""
-        return not self._files_are_ours and bool(self._existing_files())
+        return not self._files_are_ours and self.path is not None and bool(existing_files(self.path))
+
+    def prepare(self) -> None:
+        """Repair what killed processes left in the folder. The caller must hold the lock of the folder."""
+        if self.path is not None and self.path.is_dir():
+            prepare_run_folder(self.path)
+
+    def close(self) -> None:
+        """Restore the files of an earlier training if this training has written no last.safetensors."""
+        if self.path is not None and self.path.is_dir():
+            with suppress(OSError):  # the next training in the folder, or a reader, repeats it
+                recover(self.path)
 
     def save_last(self, network: nn.Module, state: dict[str, Tensor], progress: dict[str, Any]) -> Path | None:
         """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written."""
         if self.path is not None:
             self.last_saved = self._save(LAST_FILE, model_tensors(network) | state, progress)
+            recover(self.path)  # finishes the move of earlier files
         return self.last_saved if self.path is not None else None
 
     def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> None:
@@ -88,22 +108,7 @@ class RunFolder:
         assert self.path is not None
         template = self.checkpoint_template
         checkpoint = replace(template, tensors=template.tensors | tensors, progress=progress)
-        before_rename = None if self._files_are_ours else self._move_earlier_files
+        before_rename = None if self._files_are_ours else partial(move_aside, self.path)
         path = save_checkpoint(self.path / name, checkpoint, before_rename)
         self._files_are_ours = True
         return path
-
-    def _existing_files(self) -> list[str]:
-        return [] if self.path is None else [name for name in RUN_FILES if (self.path / name).exists()]
-
-    def _move_earlier_files(self) -> None:
-        """Move the files of an earlier training to `previous`, and delete all other training files there."""
-        assert self.path is not None
-        existing, previous = self._existing_files(), self.path / PREVIOUS
-        if existing:
-            previous.mkdir(exist_ok=True)
-            for name in RUN_FILES:
-                if name in existing:
-                    os.replace(self.path / name, previous / name)
-                else:
-                    (previous / name).unlink(missing_ok=True)

@@ -291,9 +291,11 @@ class SessionEpochRunner:
         return hidden_tensors(self.hidden), {"loader": position, "loader_seed": self.loader.seed}
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
-        """Restore what `checkpoint_state` returned."""
+        """Restore what `checkpoint_state` returned. Raises KeyError or TypeError for other values."""
         self.loader.restore_seed(checkpoint.progress.get("loader_seed"))
         if checkpoint.progress["loader"] is not None:
             self.loader.load_state_dict(checkpoint.progress["loader"])
-            hidden = checkpoint.group(HIDDEN)
-            self.hidden = [hidden[str(layer)].to(self.loader.device, copy=True) for layer in range(len(hidden))]
+            saved, initial = checkpoint.group(HIDDEN), self.network.initial_state(self.loader.n_lanes)
+            self.hidden = [saved[str(layer)].to(self.loader.device, copy=True) for layer in range(len(saved))]
+            if [(state.shape, state.dtype) for state in self.hidden] != [(s.shape, s.dtype) for s in initial]:
+                raise TypeError("the hidden states have other shapes or dtypes than the network")

@@ -16,13 +16,15 @@ from torch.optim import Optimizer
 from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
-from gru4rec_fast.training.checkpoint_tensors import MODEL, OPTIMIZER, load_optimizer, optimizer_state
+from gru4rec_fast.training.checkpoint_tensors import OPTIMIZER, load_optimizer, load_weights, optimizer_state
+from gru4rec_fast.training.earlier_training import LAST_FILE, PREVIOUS
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
 from gru4rec_fast.training.options import LOSS, TrainerOptions
 from gru4rec_fast.training.progress import Progress, SilentProgress
-from gru4rec_fast.training.run_folder import LAST_FILE, PREVIOUS, RunFolder
+from gru4rec_fast.training.run_folder import RunFolder
+from gru4rec_fast.training.saved_values import checked_history, damage_as_checkpoint_error
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.training_position import TrainingDiverged, TrainingPosition, check_weights
 
@@ -157,6 +159,7 @@ class Trainer:
         if resume is not None:
             self.restore(resume)
         with lock_folder(self.folder.path):
+            self.folder.prepare()
             return self._run(peak)
 
     def _run(self, peak: PeakMemory) -> list[dict[str, Any]]:
@@ -179,6 +182,7 @@ class Trainer:
             self.progress.close()
             self.peak_memory_bytes = peak.bytes
             self.folder.write_curves(self.history)
+            self.folder.close()
         return self.history
 
     @property
@@ -297,17 +301,22 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint has no training state, or was written with other data or another schedule.
         """
-        progress = checkpoint.progress
-        if "position" not in progress:
+        if "position" not in checkpoint.progress:
             raise CheckpointError(f"the checkpoint has a model but no training state; resume from {LAST_FILE}")
+        with damage_as_checkpoint_error(checkpoint.path):
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        progress = checkpoint.progress
         data = self.runner.data_identity
         if progress["data"] != data:
             raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {data}")
         self._restore_schedule(progress["schedule"])
         self.runner.load_checkpoint_state(checkpoint)
-        self.runner.position, self.history = TrainingPosition(**progress["position"]), progress["history"]
+        self.runner.position = TrainingPosition.from_json(progress["position"])
+        self.history = checked_history(progress)
         self.early_stopping.load_state_dict(progress["early_stopping"])
-        self.network.load_state_dict(checkpoint.group(MODEL))
+        load_weights(self.network, checkpoint)
         optimizer_tensors = {name: tensor.clone() for name, tensor in checkpoint.group(OPTIMIZER).items()}
         load_optimizer(self.network, self.optimizer, optimizer_tensors, progress["optimizer"])
         self._saved_at_step = self.position.step

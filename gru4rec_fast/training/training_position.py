@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from gru4rec_fast.training.saved_values import check_like
 
 # Reading a loss synchronizes with an accelerator, so on accelerators losses are read in groups of this size.
 LOSSES_PER_READ = 64
@@ -40,6 +44,14 @@ class TrainingPosition:
     mini_batches: int = 0
     events: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the position that `asdict` converted to JSON values. Raises TypeError for values of other types."""
+        check_like(values, asdict(cls()), "position")
+        if any(value < 0 for name, value in values.items() if name != "loss_sum"):
+            raise TypeError(f"position has negative values: {values}")
+        return cls(**values)
 
     @property
     def mean_loss(self) -> float | None:

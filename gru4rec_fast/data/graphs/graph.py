@@ -15,7 +15,7 @@ from gru4rec_fast.data.array_folder import (
     FolderFormat,
     as_tensor,
     dropped_counts,
-    replace_folder,
+    replace_data_folder,
     summary_lines,
     write_array_folder,
 )
@@ -29,13 +29,14 @@ from gru4rec_fast.data.graphs.csr import (
 from gru4rec_fast.data.sessions.store import SessionStore
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, check_indices
 
-FORMAT = "gru4rec_fast.interaction_graph"
+FORMAT, PREPARED_FORMAT = "gru4rec_fast.interaction_graph", "gru4rec_fast.prepared_interactions"
 _FOLDER_FORMAT = FolderFormat(
     name=FORMAT,
     title="interaction graph",
     verb="save",
     counts=("n_users", "n_items", "n_edges"),
     arrays=("offsets", "neighbors"),
+    parent_format=PREPARED_FORMAT,
     version=2,
 )
 
@@ -292,8 +293,12 @@ class InteractionGraph:
             FileExistsError: `folder` holds something other than a graph.
             OSError: the disk is full; an earlier graph in `folder` is unchanged.
         """
-        with replace_folder(folder, [FORMAT]) as temporary:
-            write_array_folder(temporary, _FOLDER_FORMAT, self, {"users": self.users.ids, "items": self.items.ids})
+        with replace_data_folder(folder, FORMAT) as temporary:
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """Write all files of the graph to an existing empty folder."""
+        write_array_folder(folder, _FOLDER_FORMAT, self, {"users": self.users.ids, "items": self.items.ids})
 
     @classmethod
     def open(cls, folder: str | Path) -> InteractionGraph:

@@ -1,10 +1,17 @@
-"""Split the interactions of each user of a graph into training and test interactions."""
+"""Split the interactions of each user of a graph into training and test interactions; save the parts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 
-from gru4rec_fast.data.graphs.graph import InteractionGraph
+from gru4rec_fast.data.array_folder import stated_format, write_meta
+from gru4rec_fast.data.atomic_writes import replace_folder
+from gru4rec_fast.data.graphs.graph import FORMAT, PREPARED_FORMAT, InteractionGraph
+
+_PARTS = ("train", "test", "train_tr", "train_valid")
 
 
 def split_interactions(
@@ -41,3 +48,29 @@ def split_interactions(
         for mask in (~held_out, held_out)
     )
     return train, test
+
+
+def save_parts(graphs: Mapping[str, InteractionGraph], out: str | Path) -> None:
+    """Write graphs to the folders `out`/NAME. All parts of an earlier preparation in `out` are replaced, at once.
+
+    Args:
+        graphs: graphs by name: "train", "test", "train_tr" or "train_valid".
+        out: the folder; `InteractionGraph.open` opens its subfolders.
+
+    Raises:
+        FileExistsError: `out` holds something other than prepared interactions.
+        OSError: the disk is full; an earlier version is unchanged.
+    """
+    with replace_folder(out, _holds_prepared_interactions) as temporary:
+        for name, graph in graphs.items():
+            (temporary / name).mkdir()
+            graph.write(temporary / name)
+        parts = {name: {"n_users": g.n_users, "n_items": g.n_items, "n_edges": g.n_edges} for name, g in graphs.items()}
+        write_meta(temporary, {"format": PREPARED_FORMAT, "version": 1, "parts": parts})
+
+
+def _holds_prepared_interactions(folder: Path) -> bool:
+    """Return whether `save_parts` wrote the folder, or version 0.1, whose folders had no meta.json above the parts."""
+    if (folder / "meta.json").exists():
+        return stated_format(folder) == PREPARED_FORMAT
+    return all(path.name in _PARTS and stated_format(path) == FORMAT for path in folder.iterdir())

@@ -147,9 +147,13 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         different = "; ".join(f"{name}={old}, not {value}" for name, old, value in pairs if old != value)
         if different:
             raise ValueError(f"the state was taken from another loader: it had {different}")
+        epoch, blocks, lanes = state["epoch"], state["blocks"], state["lanes"]
+        counts = (epoch, blocks)
+        if {*map(type, counts)} != {int} or not 0 <= blocks * self.steps <= CHUNK_STEPS + self.steps:
+            raise ValueError(f"the state is damaged: epoch={epoch!r}, blocks={blocks!r}")
         self.restore_seed(saved.get("seed"))
-        self._epoch, self._length = state["epoch"], None
-        self._position = {"blocks": state["blocks"], "lanes": state["lanes"]}
+        self._epoch, self._length = epoch, None
+        self._position = {"blocks": blocks, "lanes": lanes}
         self._resume = self._position
 
     def __len__(self) -> int:

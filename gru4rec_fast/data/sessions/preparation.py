@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gru4rec_fast.data.array_folder import read_meta, replace_folder, write_meta
+from gru4rec_fast.data.array_folder import read_meta, replace_data_folder, write_meta
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_rare, drop_unseen, require_sessions
@@ -71,7 +71,7 @@ def prepare(
     split, validation_split = (Split.parse(s) if isinstance(s, str) else s for s in (split, validation_split))
     rules = SessionRules(min_session_length, collapse_repeats)
     keys = {"session": session_key, "item": item_key, "time": time_key}
-    with replace_folder(out, [PREPARED_FORMAT]) as temporary:  # renamed to `out` at the end of the block
+    with replace_data_folder(out, PREPARED_FORMAT) as temporary:  # renamed to `out` at the end of the block
         with tempfile.TemporaryDirectory(dir=temporary) as scratch:
             table = open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress)

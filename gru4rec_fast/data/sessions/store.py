@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike, DTypeLike
 from gru4rec_fast.data.array_folder import (
     ArrayFolder,
     FolderFormat,
-    explain_disk_full,
-    replace_folder,
+    replace_data_folder,
     save_array,
     summary_lines,
     write_array_folder,
 )
+from gru4rec_fast.data.atomic_writes import explain_disk_full
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_into_store_arrays
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions
@@ -203,7 +203,7 @@ class SessionStore:
         keys = {"session": session_key, "item": item_key, "time": time_key}
         # `store_folder` is a temporary folder that becomes `out` at the end; None without `out`.
         with (
-            replace_folder(out, [FORMAT]) if out is not None else nullcontext() as store_folder,
+            replace_data_folder(out, FORMAT) if out is not None else nullcontext() as store_folder,
             tempfile.TemporaryDirectory(dir=store_folder) as scratch,
             explain_disk_full(Path(out or scratch)),
         ):
@@ -264,7 +264,7 @@ class SessionStore:
             FileExistsError: `folder` holds something other than a store.
             OSError: the disk is full; an earlier store in `folder` is unchanged.
         """
-        with replace_folder(folder, [FORMAT]) as temporary:
+        with replace_data_folder(folder, FORMAT) as temporary:
             save_array(temporary / "items.npy", self.items)
             self.write_all_but_items(temporary)
 
