@@ -2,6 +2,7 @@
 // CUDA kernels. A query is a hidden state; its target is an item. Specification: gru4rec_fast/ops/ranking.py.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
