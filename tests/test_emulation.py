@@ -19,7 +19,6 @@ from types import ModuleType
 
 import cuda_emulator
 import pytest
-import test_gru as gru
 import torch
 from native import why_not_emulated
 from virtual_memory import first_and_last_blocks
@@ -114,7 +113,10 @@ def test_the_limit_of_48_kb_counts_static_and_dynamic_shared_memory() -> None:
 @pytest.mark.parametrize(("kilobytes", "hidden"), [(99, 84), (163, 112), (227, 132)])  # sm_86, sm_80, sm_90
 def test_gru_uses_the_shared_memory_of_the_gpu(kilobytes: int, hidden: int) -> None:
     """With that much shared memory, one launch computes all steps; with 48 KB, there is a launch per step."""
-    args = gru.make_args("reset_after", 2, 1, hidden, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 1, 3 * hidden), (1, hidden), (3 * hidden, hidden), (3 * hidden,))  # gate inputs, state, weight, bias
+    args = [torch.randn(shape, generator=generator) for shape in shapes]
+    args[2] /= hidden**0.5
     expected = ops.gru(*args, impl="reference")
     for limit, launches in ((kilobytes, 1), (48, 2)):
         with shared_memory(limit) as emulation:

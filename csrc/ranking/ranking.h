@@ -2,7 +2,6 @@
 // CUDA kernels. A query is a hidden state; its target is an item. Specification: gru4rec_fast/ops/ranking.py.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -33,17 +32,17 @@ void select_top_k(const RankingArguments<T>& args, int64_t k, const int64_t* exc
 namespace cuda {
 
 // Maximum number of scores of a tile, maximum number of queries of a tile, and minimum number of columns of a segment
-// (see TopKLists). In the emulation the numbers are small, so that the small problems of tests have several tiles and
-// segments.
+// (see TopKLists); alignment in bytes of the rows of a product. In the emulator they are small, so that the small
+// problems of tests have several tiles and segments.
 #ifdef GRF_EMULATED
 constexpr int64_t kTileScores = 1 << 12;
 constexpr int64_t kTileQueries = 32;
-constexpr size_t kRowAlignment = 64;  // of torch's CPU allocator
+constexpr uint64_t kRowAlignment = 64;  // of torch's CPU allocator
 constexpr int64_t kSegmentColumns = 50;
 #else
 constexpr int64_t kTileScores = 1 << 22;  // 16 MB of float32, which fit in the L2 cache
 constexpr int64_t kTileQueries = 512;
-constexpr size_t kRowAlignment = 256;  // the largest that cuBLAS distinguishes
+constexpr uint64_t kRowAlignment = 256;  // the largest that cuBLAS distinguishes
 constexpr int64_t kSegmentColumns = 1024;
 #endif
 
