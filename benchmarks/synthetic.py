@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from gru4rec_fast.data import SessionStore, Vocabulary
-from gru4rec_fast.data.array_folder import replace_folder, write_npy
+from gru4rec_fast.data.array_folder import replace_data_folder, write_npy
 from gru4rec_fast.data.sessions.store import FORMAT
 
 CHUNK_EVENTS = 1_000_000
@@ -78,7 +78,7 @@ def synthetic_log(path: str | Path, n_events: int, n_items: int, seed: int = 0) 
 def synthetic_store(path: str | Path, n_events: int, n_items: int, seed: int = 0) -> SessionStore:
     """Write a `SessionStore` of exactly `n_events` events to a folder, chunk by chunk, and open it."""
     support = np.zeros(n_items, np.int64)
-    with replace_folder(path, [FORMAT]) as partial, TemporaryDirectory(dir=partial.parent) as scratch:
+    with replace_data_folder(path, FORMAT) as partial, TemporaryDirectory(dir=partial.parent) as scratch:
         offsets, sessions = _GrowingArray(Path(scratch, "offsets")), _GrowingArray(Path(scratch, "sessions"))
         offsets.append(np.zeros(1, np.int64))
 

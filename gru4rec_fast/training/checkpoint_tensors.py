@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gru4rec_fast.optim.row_optimizer import RowOptimizer
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
-from gru4rec_fast.training.saved_values import check_like
+from gru4rec_fast.training.saved_values import check_like_current
 
 # Prefixes of the names of tensors in a checkpoint.
 MODEL = "model."
@@ -94,6 +94,6 @@ def load_optimizer(
     if len(values["groups"]) != len(current):
         raise TypeError(f"optimizer has {len(values['groups'])} groups, not {len(current)}")
     for saved, group in zip(values["groups"], current, strict=True):
-        check_like(saved, {key: value for key, value in group.items() if key in saved}, "optimizer")
+        check_like_current(saved, group, "optimizer")
     groups = [saved | {"params": group["params"]} for saved, group in zip(values["groups"], current, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,20 @@ def check_like(saved: Any, example: Any, name: str) -> None:
         allowed = (int, float) if type(example) is float else (type(example),)
         if type(saved) not in allowed:
             raise TypeError(f"{name} is {saved!r:.50}, not of type {type(example).__name__}")
+
+
+def check_like_current(saved: Any, current: Mapping[str, Any], name: str) -> None:
+    """Raise TypeError unless saved values have the types of the current values of the same names.
+
+    An integer is an example for every number, because schedules change numbers from integers to floats.
+    """
+    check_like(saved, {key: _as_numbers(value) for key, value in current.items() if key in saved}, name)
+
+
+def _as_numbers(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_numbers(element) for element in value]
+    return float(value) if type(value) is int else value
 
 
 def checked_history(progress: Any) -> list[dict[str, Any]]:

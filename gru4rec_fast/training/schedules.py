@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
 
-from gru4rec_fast.training.saved_values import check_like
+from gru4rec_fast.training.saved_values import check_like_current
 
 ALIASES = {"step": "StepLR", "cosine": "CosineAnnealingLR", "plateau": "ReduceLROnPlateau"}
 
@@ -127,7 +127,7 @@ class Schedule:
                 "T_max was not given, so the cosine ended with the saved training, but n_epochs has changed since: "
                 f"resume with n_epochs={state['T_max']}, or train anew with lr_scheduler_options={{'T_max': ...}}"
             )
-        check_like(state, self.state_dict(), "schedule")
+        check_like_current(state, self.state_dict(), "schedule")
         self._scheduler.load_state_dict(state)
 
 
