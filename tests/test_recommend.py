@@ -99,7 +99,8 @@ def test_the_cost_of_recommending_depends_on_the_events(monkeypatch: pytest.Monk
 
 
 def test_items_left_out_of_all_rows_are_not_repeated_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    search, excludes = ops.top_k, []
+    excludes: list[Any] = []
+    search = ops.top_k
 
     def recording_search(*arguments: Any, impl: str) -> Any:
         excludes.append(arguments[4])
