@@ -95,11 +95,12 @@ def read_chunks(array: np.ndarray) -> Iterator[np.ndarray]:
     """
     length = _CHUNK_BYTES // array.itemsize
     base: object = array.base
-    is_whole_map = isinstance(array, np.memmap) and isinstance(base, mmap)  # and not a slice of a map
+    map_ = array if isinstance(array, np.memmap) and isinstance(base, mmap) else None  # None for a slice of a map
     for start in range(0, len(array), length):
         count = min(length, len(array) - start)
-        if is_whole_map:
-            yield np.fromfile(array.filename, array.dtype, count, offset=array.offset + start * array.itemsize)
+        if map_ is not None:
+            assert map_.filename is not None
+            yield np.fromfile(map_.filename, map_.dtype, count, offset=map_.offset + start * map_.itemsize)
         else:
             yield array[start : start + count]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def check_n_elements(**sizes: int) -> None:
         raise ValueError(f"{' * '.join(sizes)}: the product of {[*sizes.values()]} must be less than 2**63")
 
 
-def check_memory(written: dict[str, Tensor | None], read: dict[str, Tensor | None]) -> None:
+def check_memory(written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]) -> None:
     """Raise ValueError if an updated tensor shares memory with itself (expanded strides) or with another argument.
 
     The native library checks its operators itself (csrc/common/every_operator.cpp). Nothing is checked while compiling,
@@ -79,7 +79,7 @@ def check_memory(written: dict[str, Tensor | None], read: dict[str, Tensor | Non
     """
     if torch.compiler.is_compiling():
         return
-    arguments = {name: t for name, t in (written | read).items() if t is not None and t.numel() and not t.is_meta}
+    arguments = {name: t for name, t in {**written, **read}.items() if t is not None and t.numel() and not t.is_meta}
     for name in [name for name in arguments if name in written]:
         if _memory_layout(arguments[name])[-1]:
             raise ValueError(f"{name} is updated, but several of its elements share memory; pass a clone")
@@ -128,8 +128,8 @@ def split_step(
     if not isinstance(step, Tensor):
         check_counters(seed, step, steps)
         return step, None
-    same_type = device.index is None and device.type == step.device.type  # "cuda" is the current GPU
-    check_tensor("step", step, torch.int64, (), step.device if same_type else device)
+    is_current_gpu = device == torch.device(device.type) and step.device.type == device.type  # "cuda" has no index
+    check_tensor("step", step, torch.int64, (), step.device if is_current_gpu else device)
     is_readable = reads_value and step.device.type == "cpu" and not torch.compiler.is_compiling()
     check_counters(seed, int(step) if is_readable else 0, steps)
     return 0, step

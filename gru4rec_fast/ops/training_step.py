@@ -17,7 +17,7 @@ Formulas: `gru4rec_fast.ops.sparse_update` (adagrad), `gru4rec_fast.nn.SampledLo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ def step_apply_reference(
     """
     written = {"weights": weights, "accumulators": accumulators, "velocities": velocities, "states": states}
     read = {"grads": grads, "outputs": outputs, "enabled": [enabled], "hyperparameters": [hyperparameters]}
-    check_memory(*({f"{k}[{i}]": t for k in group for i, t in enumerate(group[k])} for group in (written, read)))
+    check_memory(_name_elements(written), _name_elements(read))
     if not enabled:
         return
     options = dict(zip(("lr", "momentum", "eps"), hyperparameters.tolist(), strict=True))
@@ -184,6 +184,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "step_apply_": step_apply_reference,
     "step_rows_": step_rows_reference,
 }
+
+
+def _name_elements(lists: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor | None]:
+    """Return the tensors of named lists by names such as "weights[0]"."""
+    return {f"{name}[{i}]": tensor for name, tensors in lists.items() for i, tensor in enumerate(tensors)}
 
 
 @on_load

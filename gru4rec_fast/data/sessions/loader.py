@@ -209,8 +209,8 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
 
     def _next_live(self, order: Tensor | None, lane_state: LaneState) -> int:
         """Return the number of live lanes of the next step."""
-        lane_session, *rest = (tensor.clone() for tensor in lane_state)
-        ops.session_batch(self.items, self.offsets, order, lane_session, *rest, 1, impl=self.impl)
+        lane_session, lane_position, cursor = (tensor.clone() for tensor in lane_state)
+        ops.session_batch(self.items, self.offsets, order, lane_session, lane_position, cursor, steps=1, impl=self.impl)
         return int((lane_session < self.n_sessions).sum())
 
     def start_epoch(self) -> tuple[Tensor | None, LaneState]:
