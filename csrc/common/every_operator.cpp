@@ -22,9 +22,9 @@ using torch::jit::Stack;
 // A tensor among the arguments of a call. A list of tensors has one for each element.
 struct TensorArgument {
   at::Tensor tensor;
-  const c10::Argument& argument;
+  const c10::Argument* argument;
 
-  bool is_written() const { return argument.alias_info() != nullptr && argument.alias_info()->isWrite(); }
+  bool is_written() const { return argument->alias_info() != nullptr && argument->alias_info()->isWrite(); }
 };
 
 using TensorArguments = c10::SmallVector<TensorArgument, 16>;
@@ -32,7 +32,7 @@ using TensorArguments = c10::SmallVector<TensorArgument, 16>;
 TensorArguments tensor_arguments(const c10::FunctionSchema& schema, const Stack& stack) {
   TensorArguments found;
   const auto add = [&](const at::Tensor& tensor, const c10::Argument& argument) {
-    if (tensor.defined()) found.push_back({tensor, argument});
+    if (tensor.defined()) found.push_back({tensor, &argument});
   };
   const auto values = torch::jit::last(stack, schema.arguments().size());
   for (size_t i = 0; i < values.size(); ++i) {
@@ -84,14 +84,14 @@ void check_memory(const std::string& op, const TensorArguments& arguments) {
     const auto& [tensor, argument] = arguments[i];
     if (!arguments[i].is_written() || tensor.numel() == 0 || tensor.is_meta()) continue;
     const MemoryLayout layout(tensor);
-    TORCH_CHECK_VALUE(!layout.overlaps_itself, op, ": ", argument.name(),
+    TORCH_CHECK_VALUE(!layout.overlaps_itself, op, ": ", argument->name(),
                       " is updated, but several of its elements share memory (strides ", tensor.strides(),
                       "); pass a clone");
     for (size_t j = 0; j < arguments.size(); ++j) {
       const at::Tensor& other = arguments[j].tensor;
       if (j == i || other.numel() == 0) continue;
-      TORCH_CHECK_VALUE(!layout.may_overlap(MemoryLayout(other)), op, ": ", argument.name(), " is updated, but ",
-                        arguments[j].argument.name(), " shares memory with it; pass a clone");
+      TORCH_CHECK_VALUE(!layout.may_overlap(MemoryLayout(other)), op, ": ", argument->name(), " is updated, but ",
+                        arguments[j].argument->name(), " shares memory with it; pass a clone");
     }
   }
 }
@@ -108,15 +108,15 @@ void check_arguments(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* 
   const TensorArguments arguments = tensor_arguments(schema, *stack);
   for (const auto& [tensor, argument] : arguments) {
     const auto& [first, first_argument] = arguments[0];
-    TORCH_CHECK_VALUE(tensor.device() == first.device(), schema.name(), ": ", argument.name(), " is on ",
-                      tensor.device(), ", but ", first_argument.name(), " is on ", first.device(),
+    TORCH_CHECK_VALUE(tensor.device() == first.device(), schema.name(), ": ", argument->name(), " is on ",
+                      tensor.device(), ", but ", first_argument->name(), " is on ", first.device(),
                       "; all tensors must be on one device");
   }
   if (schema.is_mutable()) check_memory(schema.name(), arguments);
   keys = keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, DispatchKey::BackendSelect);
   if (const auto device = device_argument(schema, *stack)) {
     TORCH_CHECK_VALUE(arguments.empty() || arguments[0].tensor.device().type() == device->type(), schema.name(), ": ",
-                      arguments.empty() ? "" : arguments[0].argument.name(), " is not on ", *device);
+                      arguments.empty() ? "" : arguments[0].argument->name(), " is not on ", *device);
     keys = keys | DispatchKeySet(c10::computeDispatchKey(std::nullopt, at::kStrided, *device));
   }
   op.redispatchBoxed(keys, stack);
