@@ -63,7 +63,7 @@ def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path: Path):
         load_checkpoint(text, FORMAT)
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.ones(2)}, foreign)
-    with pytest.raises(CheckpointError, match="no checkpoint of gru4rec_fast"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of gru4rec_fast"):
         load_checkpoint(foreign, FORMAT)
 
 

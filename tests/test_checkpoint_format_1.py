@@ -66,6 +66,7 @@ def convert_to_format_1(path: Path, file_format: str, new_parameters: list[str])
 @pytest.mark.parametrize("model_name", MODELS)
 def test_a_checkpoint_of_format_1_is_loaded_and_resumed(tmp_path: Path, model_name: str) -> None:
     estimator, parameters, new_parameters = MODELS[model_name]
+    parameters = {**parameters, "seed": 0}
     model = estimator(**parameters, n_epochs=1).fit(STORE, out=tmp_path, progress=False)
     path = model.save(tmp_path / "model.safetensors")
     for file in (path, tmp_path / "last.safetensors"):

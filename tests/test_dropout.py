@@ -124,7 +124,7 @@ def test_error_names_the_argument(impl: str, changed: dict[str, Any], message: s
 
 @impls
 def test_empty_masks_take_no_time(impl: str) -> None:
-    big = 2**32 - 1
+    big = 2**31
     for shape in ((big, big, 0), (big, 0, big), (0, big, big)):
         assert dropout_mask(*shape, 0.5, seed=0, stream=0, step=0, impl=impl).shape == shape
 

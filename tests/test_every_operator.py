@@ -82,7 +82,7 @@ def arguments(op: str) -> dict[str, Any]:
             "items": torch.zeros(1, 3, dtype=torch.int64),
             "lanes": 2, "logq": 1.0, "sample_alpha": 0.5, "bf16": False,
         },
-        "step_settle_": lambda: {
+        "step_store_losses_": lambda: {
             "losses": real(2), "active": torch.tensor([True, True]), "stopped": torch.tensor(False),
             "step_losses": real(2), "enabled": torch.tensor(False),
         },
@@ -108,8 +108,8 @@ def arguments(op: str) -> dict[str, Any]:
         },
         "ngcf_layer": lambda: {**layer, "bias_1": real(2), "bias_2": real(2)},
         "ngcf_layer_backward": lambda: {
-            "grad_out": real(4, 2), **layer, "side_p": real(4, 3), "side_q": real(4, 3),
-            "code": torch.zeros(4, 2, dtype=torch.uint8),
+            "grad_out": real(4, 2), **layer, "propagated_p": real(4, 3), "propagated_q": real(4, 3),
+            "flags": torch.zeros(4, 2, dtype=torch.uint8),
         },
         "bpr_triples": lambda: {
             "offsets": GRAPH["offsets"], "neighbors": GRAPH["neighbors"], "users": torch.tensor([1]),

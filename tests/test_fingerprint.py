@@ -8,7 +8,7 @@ import pytest
 from markov import markov_store
 
 from gru4rec_fast.data import SessionStore
-from gru4rec_fast.profiling.memory_meter import memory_meter
+from gru4rec_fast.profiling.device_memory import memory_meter
 from gru4rec_fast.training import log_fingerprint
 
 

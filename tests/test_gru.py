@@ -133,7 +133,7 @@ def test_empty_tensors_give_zero_gradients(form: str, steps: int, lanes: int, hi
     assert all(torch.count_nonzero(grad) == 0 for grad in grads)
 
 
-@pytest.mark.parametrize("shape", [(2**40, 0, 6), (2**40, 4, 0), (2**40, 2**40, 0)])
+@pytest.mark.parametrize("shape", [(2**40, 0, 6), (2**40, 4, 0)])
 def test_empty_tensors_of_many_steps_take_no_time(shape: tuple[int, int, int], impl: str) -> None:
     steps, lanes, hidden = shape
     tensors = [(steps, lanes, 3 * hidden), (lanes, hidden), (3 * hidden, hidden), (3 * hidden,)]

@@ -20,6 +20,7 @@ TEXT_PARAMETERS = {  # values as text, as in a parameter string of the official 
     "batch_size": "8",
     "n_sample": "32",
     "n_epochs": "1",
+    "seed": "0",
     "constrained_embedding": "True",
 }
 

@@ -409,7 +409,7 @@ def test_operators_check_the_graph_before_they_read_features(impl: str) -> None:
     """Both operators: more nodes than features, and rows that are no nodes, would be read out of bounds."""
     library = operators_of(impl, "ngcf_layer")
     offsets, neighbors = random_graph(4, 5, 12, seed=2)
-    options = ("mean", "mean", True, 0.2, 0.0, 0.0, 0, 0, 0)
+    options = ("mean", "mean", True, 0.2, 0.0, 0.0, 0, 0, None, 0)  # seed, step, counter, layer
     W1, b1, W2, b2 = weights_of(4, 3)
     long_offsets = torch.cat([offsets, offsets[-1:].expand(1000)])
     bad_rows = torch.tensor([0, 2**40])

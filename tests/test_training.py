@@ -164,15 +164,15 @@ def test_checkpoint_every_writes_checkpoints_within_an_epoch(tmp_path: Path, mon
 
 def test_a_full_disk_ends_the_training_and_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(out=tmp_path)
-    replace, calls = os.replace, [0]
+    replace, targets = os.replace, []
 
-    def fail_at_second_call(*arguments: Any) -> None:
-        calls[0] += 1
-        if calls[0] > 1:
+    def fail_at_second_checkpoint(source: Path, target: Path) -> None:
+        targets.append(target.name)
+        if targets.count("last.safetensors") > 1:
             raise OSError(28, "No space left on device")
-        replace(*arguments)
+        replace(source, target)
 
-    monkeypatch.setattr(os, "replace", fail_at_second_call)
+    monkeypatch.setattr(os, "replace", fail_at_second_checkpoint)
     with pytest.raises(OSError, match=r"could not write the checkpoint .*last\.safetensors.*No space left"):
         trainer.run()
     # The checkpoint after epoch 1; its position is the start of epoch 2.

@@ -67,7 +67,7 @@ def check_constant(**tensors: Tensor | None) -> None:
 
 def check_n_elements(**sizes: int) -> None:
     """Raise ValueError unless the product of the sizes, the number of elements of a result, is less than 2**63."""
-    if math.prod(sizes.values()) >= 1 << 63:
+    if math.prod([*sizes.values()]) >= 1 << 63:
         raise ValueError(f"{' * '.join(sizes)}: the product of {[*sizes.values()]} must be less than 2**63")
 
 

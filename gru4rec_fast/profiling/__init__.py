@@ -1,6 +1,6 @@
 """Measurement of memory: current and peak bytes of training phases and of modules."""
 
-from gru4rec_fast.profiling.memory_meter import (
+from gru4rec_fast.profiling.device_memory import (
     MemoryMeter,
     PeakMemory,
     memory_meter,

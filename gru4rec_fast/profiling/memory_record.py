@@ -1,6 +1,6 @@
 """Records current and peak bytes of memory for each phase of a loop, or for the passes of a module.
 
-memory_meter.py defines what is measured on the CPU and on CUDA. Importing this file measures nothing.
+device_memory.py defines what is measured on the CPU and on CUDA. Importing this file measures nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from gru4rec_fast.profiling.memory_meter import memory_meter
+from gru4rec_fast.profiling.device_memory import memory_meter
 
 MIB = 2**20
 

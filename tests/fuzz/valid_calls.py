@@ -263,8 +263,8 @@ def _ngcf_backward(rng: random.Random) -> Call:
     n_rows = call["rows"]["shape"][0] if call["rows"] else call["offsets"]["shape"][0] - 1
     del call["bias_1"], call["bias_2"]
     same = call["P"].removesuffix("+I") == call["Q"].removesuffix("+I")
-    saved = {"side_p": tensor(dtype, n_rows, d), "side_q": tensor(dtype, *([0] if same else [n_rows, d])),
-             "code": tensor("uint8", n_rows, out, fill=[0, 8])}  # fmt: skip
+    saved = {"propagated_p": tensor(dtype, n_rows, d), "propagated_q": tensor(dtype, *([0] if same else [n_rows, d])),
+             "flags": tensor("uint8", n_rows, out, fill=[0, 8])}  # fmt: skip
     return {"grad_out": tensor(dtype, n_rows, out), **call, **saved}
 
 
@@ -285,7 +285,7 @@ def _bpr(rng: random.Random) -> Call:
 _CALLS = {
     "session_batch": _session_batch, "build_alias_table": _alias, "negative_sampling": _negatives,
     "dropout_mask": _dropout, "gru": _gru, "gru_backward": _gru_backward, "sampled_loss": _sampled_loss,
-    "sparse_adam_": _adam, "sparse_adagrad_": _adagrad, "step_gather": _step_gather, "step_settle_": _step_settle,
+    "sparse_adam_": _adam, "sparse_adagrad_": _adagrad, "step_gather": _step_gather, "step_store_losses_": _step_settle,
     "step_apply_": _step_apply, "step_rows_": _step_rows, "target_rank": _target_rank, "top_k": _top_k,
     "laplacian_propagation": _propagation, "ngcf_layer": _ngcf, "ngcf_layer_backward": _ngcf_backward,
     "bpr_triples": _bpr,

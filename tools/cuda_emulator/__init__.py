@@ -157,5 +157,6 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
 
 
 def host_sources(csrc: Path) -> list[Path]:
-    """Return the files that check arguments and launch CUDA kernels: <family>.cpp and cuda.cpp of each family."""
-    return [path for path in sorted(csrc.glob("*/*.cpp")) if path.stem in ("cuda", path.parent.name)]
+    """Return the files that check arguments and launch CUDA kernels: every_operator.cpp, <family>.cpp and cuda.cpp."""
+    families = [path for path in sorted(csrc.glob("*/*.cpp")) if path.stem in ("cuda", path.parent.name)]
+    return [csrc / "common" / "every_operator.cpp", *families]
