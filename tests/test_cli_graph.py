@@ -184,7 +184,10 @@ WRONG_COMMANDS = [
     ("train empty.txt --model ngcf", "empty.txt is empty"),
     ("train sessions/train --model ngcf", "train is no interaction graph: its meta.json states"),
     ("evaluate run_lightgcn test.txt --baselines", "--baselines is for gru4rec"),
-    ("evaluate run_lightgcn log.tsv --user-key Who --item-key What", "users are strings, but the training graph"),
+    (
+        "evaluate run_lightgcn log.tsv --user-key Who --item-key What",
+        "holds no interactions; dropped: 1,200 interactions of unknown users",
+    ),
     ("recommend run_lightgcn users.txt --k 41", "k=41: choose 1 to 40"),
     ("recommend run_lightgcn strangers.txt", "line 2: the model was not trained on user 99"),
     ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the model's ids are integers"),

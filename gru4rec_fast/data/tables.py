@@ -389,10 +389,11 @@ class TableReader:
     def _raise_if(self, frame: pl.DataFrame, role: str, mask: pl.Series, problem: str) -> None:
         """Raise ValueError for the first row in which the mask is True."""
         if mask.any():
-            first = frame.filter(mask).row(0, named=True)
+            index = mask.arg_true()[0]
+            value = frame[role].dtype if frame[role].dtype.is_temporal() else frame[role][index]  # not all dates print
             raise ValueError(
-                f"{self._label(role)}, row {first['row'] + 1} (the first after the header is 1), "
-                f"value {first[role]!r:.80}: {problem}"
+                f"{self._label(role)}, row {frame['row'][index] + 1} (the first after the header is 1), "
+                f"value {value!r:.80}: {problem}"
             )
 
     def _label(self, role: str) -> str:

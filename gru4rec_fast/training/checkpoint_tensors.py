@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gru4rec_fast._untrusted import brief
 from gru4rec_fast.optim.row_optimizer import RowOptimizer
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.saved_values import check_like_current
@@ -39,7 +40,9 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
     try:
         network.load_state_dict(stored)
     except RuntimeError as error:  # a missing name, or one too many
-        raise CheckpointError(f"{checkpoint.path} is damaged: {error}; use an earlier checkpoint") from error
+        raise CheckpointError(
+            f"{checkpoint.path} is damaged: {brief(error, 200)}; use an earlier checkpoint"
+        ) from error
 
 
 def hidden_tensors(hidden: list[Tensor] | None) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
         return content[: damage["at"]] + inserted + content[damage["at"] + len(inserted) :]
     try:
         array = np.load(io.BytesIO(content))
-    except (ValueError, EOFError, SyntaxError):  # an earlier damage
+    except Exception:  # an earlier damage; NumPy raises errors of many types
         return content
     if "value" in damage and array.size:
         array = array.reshape(-1)
@@ -93,7 +93,10 @@ def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
     if isinstance(header["descr"], list):
         header["descr"] = [tuple(pair) for pair in header["descr"]]
     file = io.BytesIO()
-    npy_format.write_array_header_1_0(file, header)
+    try:
+        npy_format.write_array_header_1_0(file, header)
+    except UnicodeEncodeError:  # no file has such a header
+        return content
     return file.getvalue() + array.tobytes()
 
 
