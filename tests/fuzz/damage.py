@@ -78,7 +78,7 @@ def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
         return content[: damage["at"]] + inserted + content[damage["at"] + len(inserted) :]
     try:
         array = np.load(io.BytesIO(content))
-    except (ValueError, EOFError, SyntaxError):  # an earlier damage
+    except (ValueError, EOFError, SyntaxError, MemoryError):  # an earlier damage
         return content
     if "value" in damage and array.size:
         array = array.reshape(-1)
