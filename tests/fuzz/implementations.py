@@ -130,8 +130,15 @@ def _make(op: str, seed: int) -> Any:
     return {"op": op, "seed": seed, "arguments": valid_call(op, random.Random(seed))}
 
 
+def _rounds_gradients(case: Any) -> bool:
+    """Return whether only the native kernel rounds gradients of scores, see docs/ops/sampled_loss.md."""
+    return case["op"] == "sampled_loss" and case["arguments"]["hidden"]["dtype"] == "bfloat16"
+
+
 TARGET = Target(
-    cases=st.builds(_make, st.sampled_from([op for op in OPERATORS if op in _FUNCTIONS]), st.integers(0, 1 << 30)),
+    cases=st.builds(
+        _make, st.sampled_from([op for op in OPERATORS if op in _FUNCTIONS]), st.integers(0, 1 << 30)
+    ).filter(lambda case: not _rounds_gradients(case)),
     run=run,
     subjects=lambda case, folder: [case["op"], *case["arguments"]],
     label=lambda case: case["op"],

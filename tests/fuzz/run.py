@@ -94,7 +94,7 @@ def _run_process(
         detail = stderr.read()[-3000:]
     if code == 0:
         return None
-    if ("Timeout (" not in detail and code > 0) or not (work / "current.json").exists():
+    if code == -signal.SIGTERM or ("Timeout (" not in detail and code > 0) or not (work / "current.json").exists():
         raise RuntimeError(f"the fuzzer of {name} failed:\n{detail}")
     current = json.loads((work / "current.json").read_text())
     what = signal.Signals(-code).name if code < 0 else "hang"
