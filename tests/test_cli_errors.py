@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,3 +220,16 @@ def test_importing_the_command_line_imports_no_heavy_module() -> None:
     code = f"import sys; sys.path[:] = {sys.path!r}\nimport gru4rec_fast.cli\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"typer", "rich", "torch", "numpy"} & set(done.stdout.split())
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    original = builtins.__import__
+
+    def interrupted_import(name: str, *arguments: Any) -> Any:
+        if name == "gru4rec_fast.cli.app":
+            raise KeyboardInterrupt
+        return original(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted_import)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -17,6 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; by default `sys.argv[1:]`.
     """
-    from gru4rec_fast.cli.app import run
-
+    try:
+        from gru4rec_fast.cli.app import run
+    except KeyboardInterrupt:  # `run` handles later ones
+        print("interrupted", file=sys.stderr)
+        return 130
     return run(sys.argv[1:] if arguments is None else list(arguments))
