@@ -46,7 +46,9 @@ STEPS_PER_CALL = 256  # steps per call of ops.session_batch
 
 
 def catalogue_store(n_items: int, n_events: int = 400_000) -> SessionStore:
-    """Return a log of sessions of 4 events. Items follow Zipf's law. As in a real log, popular items have any index.
+    """Return a log of sessions of 4 events. Items follow Zipf's law.
+
+    The index of an item does not depend on its popularity, as in a real log.
 
     The support of an item is its number of occurrences. The stored support is that of a much longer log, since most
     items do not occur in a short log.
@@ -215,10 +217,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _plot_curve(axis: Any, figures: dict[str, dict[str, float]], scale: float, label: str) -> None:
+def _plot_curve(axis: Any, quartiles_by_size: dict[str, dict[str, float]], scale: float, label: str) -> None:
     """Plot the medians by size as a line and the range between the quartiles as a band, all multiplied by `scale`."""
-    sizes = [int(size) for size in figures]
-    median, q1, q3 = ([values[key] * scale for values in figures.values()] for key in ("median", "q1", "q3"))
+    sizes = [int(size) for size in quartiles_by_size]
+    median, q1, q3 = ([values[key] * scale for values in quartiles_by_size.values()] for key in ("median", "q1", "q3"))
     (line,) = axis.plot(sizes, median, marker="o", label=label)
     axis.fill_between(sizes, q1, q3, alpha=0.2, color=line.get_color())
 

@@ -21,7 +21,7 @@ needs_plain_allocator = pytest.mark.skipif(
 
 
 @contextmanager
-def quick_collections() -> Iterator[None]:
+def quick_garbage_collections() -> Iterator[None]:
     """Make garbage collections faster: within this context they skip all objects that existed before it."""
     gc.collect()
     gc.freeze()

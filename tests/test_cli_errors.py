@@ -82,7 +82,7 @@ WRONG_COMMANDS = [
     ("recommend", "run test.tsv --k 61", "k=61: choose 1 to 60"),
     ("recommend", "run bad.jsonl", "bad.jsonl, line 2"),
     ("recommend", "run strings.jsonl", "same catalogue?"),
-    ("recommend", "run empty.jsonl", "empty.jsonl: No such file"),
+    ("recommend", "run none.jsonl", "none.jsonl: No such file"),
     ("prepare", "train.tsv data.out --split someday", "split 'someday': choose last-day"),
     ("prepare", "train.tsv data.out --split last-day --time-unit days", "time_unit='days'"),
     ("prepare", "train.tsv data.out --min-item-support 99999", "no session is left"),

@@ -33,9 +33,9 @@ TIES = ("standard", "conservative", "median")
 
 
 def metrics_by_definition(ranks: list[float], k: int) -> dict[str, float]:
-    """Return the mean metrics at cutoff k, by their definitions for any number of relevant items.
+    """Return the mean metrics at cutoff k, by their general definitions, for queries with one relevant item each.
 
-    Each rank is an integer, the rank of the only relevant item of a query.
+    Each rank is an integer, the rank of a query's relevant item.
     """
     sums = dict.fromkeys(METRICS, 0.0)
     for rank in ranks:
@@ -166,7 +166,7 @@ def test_sessions_longer_than_a_block_equal_a_loop() -> None:
 @settings(max_examples=max_examples(15), deadline=None)
 @given(st.lists(st.sampled_from([2, 3, 4, 40, 300]), min_size=1, max_size=12), st.sampled_from([1, 4, 64]))
 def test_the_cost_of_an_evaluation_depends_on_the_events(lengths: list[int], batch_size: int) -> None:
-    """At most half of the network's work is padding, and few steps are computed in calls of their own."""
+    """At most half of the network's work is padding, and the number of calls is small: few calls compute one step."""
     rng = np.random.default_rng(0)
     sessions = [rng.integers(N_ITEMS, size=size).tolist() for size in lengths]
     network = ExactNetwork(N_ITEMS)
@@ -181,8 +181,8 @@ def test_the_cost_of_an_evaluation_depends_on_the_events(lengths: list[int], bat
     assert network.n_calls <= 2 * n_targets / 512 + n_batches * (1 + math.log2(batch_size) + 1)
 
 
-def test_sessions_of_one_sort_do_not_change_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions are sorted by length, a limited number at a time; this number does not change the result."""
+def test_the_number_of_sessions_sorted_at_a_time_does_not_change_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions are sorted by length, a limited number at a time."""
     store = make_store(random_sessions())
     expected = evaluate_sessions(ExactNetwork(N_ITEMS), store)
     monkeypatch.setattr("gru4rec_fast.evaluation.sessions._SESSIONS_PER_SORT", 7)

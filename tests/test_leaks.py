@@ -9,7 +9,7 @@ import pytest
 import torch
 from graph_oracle import random_graph
 from markov import markov_store
-from memory_growth import growth, needs_plain_allocator, needs_statm, quick_collections, resident_bytes
+from memory_growth import growth, needs_plain_allocator, needs_statm, quick_garbage_collections, resident_bytes
 from small_trainer import make_trainer
 
 from gru4rec_fast import ops
@@ -44,14 +44,15 @@ N_STEPS = {"fused": 100_000, "autograd": 6_000}  # fewer of the slower autograd 
 def growth_per_step(training_impl: str, after_block: Callable[[int], object] = lambda _: None) -> float:
     """Return by how many bytes each step of a small training increases the resident size."""
     n_epochs, lanes, steps = 40, 4, N_STEPS[training_impl]
-    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)  # a session has 4.5 targets
+    # A session has 4.5 targets on average; divided by 4, so that there are at least `steps` steps.
+    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)
     sizes = ResidentSize(after_block)
     trainer = make_trainer(
         store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
         fused=training_impl == "fused",
     )  # fmt: skip
     assert (trainer.runner.why_not_fused is None) == (training_impl == "fused")
-    with quick_collections():
+    with quick_garbage_collections():
         trainer.run()
     assert trainer.position.step >= steps and len(sizes.samples) == n_epochs
     return growth(sizes.samples) / (trainer.position.step / n_epochs)
@@ -150,7 +151,7 @@ CALLS = [
 def growth_per_call(call: Callable[[], object]) -> float:
     """Return by how many bytes each call increases the resident size."""
     samples, n_calls = [], 100
-    with quick_collections():
+    with quick_garbage_collections():
         for _ in range(24):
             for _ in range(n_calls):
                 call()

@@ -175,7 +175,7 @@ def test_a_trainer_that_fetches_ahead_resumes_at_the_next_block(
 
 
 def test_every_epoch_of_a_trainer_that_counts_blocks_has_its_own_order() -> None:
-    """The trainer does not ask for a block after the last one, so the loader must know the last one."""
+    """The loader must go on to the next epoch when it yields the last block, not when it is asked for another."""
     arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
     loader, counted = (SessionParallelLoader(**arguments) for _ in range(2))
     for _ in range(3):

@@ -44,7 +44,7 @@ def test_weights_depend_on_the_seed_and_not_on_torchs_generator() -> None:
     assert not torch.equal(first["output.weight"], other["output.weight"])
 
 
-def test_only_the_first_layer_with_one_hot_inputs_has_form_reset_before() -> None:
+def test_with_one_hot_inputs_only_the_first_layer_has_form_reset_before() -> None:
     network = SessionNetwork(30, [8, 6], embedding="none")
     assert [layer.form for layer in network.gru.layers] == ["reset_before", "reset_after"]
     assert network.embedding.weight.shape == (30, 24)  # 3 gates of 8 units
@@ -94,7 +94,7 @@ def test_n_live_is_counted_from_the_targets_if_not_given() -> None:
 
 
 def test_loss_of_an_nn_embedding_equals_the_loss_of_an_output_table(impl: str) -> None:
-    """No bias has the same effect as biases of zero."""
+    """Without a bias, the loss is the same as with biases of zero."""
     embedding, network = torch.nn.Embedding(9, 8), SessionNetwork(9, [8])
     embedding.load_state_dict({"weight": network.output_weight.detach()})  # the same weights in both
     criterion = SampledLoss("bpr-max", batch_size=2, impl=impl)

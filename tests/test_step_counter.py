@@ -1,4 +1,4 @@
-"""Modules with dropout number their steps: in loops, resumed, with activation checkpointing and torch.compile."""
+"""Modules with dropout count their steps: in loops, resumed, with activation checkpointing and torch.compile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ITEMS = torch.tensor([[1, 4], [0, 2], [3, 3]])  # 3 steps of 2 lanes
 X = torch.randn(3, 2, 6, generator=torch.Generator().manual_seed(1))
 E = torch.randn(17, 6, generator=torch.Generator().manual_seed(2))
 
-# For each module: how it is made, and how it is called. The calls have `steps` steps.
+# For each module: (make, call, number of steps that one call takes).
 Module = tuple[Callable[..., Any], Callable[..., Tensor], int]
 MODULES: dict[str, Module] = {
     "gru": (
@@ -130,7 +130,7 @@ def test_an_integer_seed_is_not_replaced_by_that_of_a_state_dict() -> None:
 
 
 @modules
-def test_state_dicts_of_versions_that_did_not_count_load(name: str) -> None:
+def test_state_dicts_without_a_step_count_can_be_loaded(name: str) -> None:
     make, call, _ = MODULES[name]
     module, old = make(), make(seed=5)
     call(module)

@@ -208,7 +208,8 @@ def test_losses_on_a_gpu_are_read_in_groups():
     )
     losses = LossMonitor(torch.device("cuda"))
     position.mini_batches, position.step = LOSSES_PER_READ, 1000 + LOSSES_PER_READ
-    for value in (1.0, float("nan"), 1.0):  # losses of mini-batches 65 and 66, 67 and 68, 69 and 70
+    # Each loss is that of two mini-batches: 65 and 66, 67 and 68, 69 and 70. LOSSES_PER_READ is 64.
+    for value in (1.0, float("nan"), 1.0):
         losses.add(position, torch.tensor(value), 2)
         position.mini_batches += 2
         position.step += 2

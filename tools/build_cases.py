@@ -443,7 +443,7 @@ def results_of(model: Any) -> list[Tensor]:
 
 @family("training row", ("native",), sizes=(True,), setting=tuple(SETTINGS), way=tuple(WAYS), steps=(20, 200))
 def training_row(impl: str, large: bool, setting: str, way: str, steps: int) -> list[Tensor]:
-    """Train 200 steps with the largest instruction set of the CPU, and 20 steps with the others."""
+    """Train with a published setting, a "training row": 200 steps with the CPU's largest instruction set, else 20."""
     if (steps == 200) != (build_info()["simd"] == build_info()["simd_detected"]):
         raise Inapplicable
     parameters = SETTINGS[setting]
@@ -663,16 +663,18 @@ def run_cases(impl: str, only: list[str], keep_folder: Path | None) -> Iterator[
     instruction_set = f"-{build_info()['simd']}" if impl == "native" else ""
     for threads in (1, 2) if impl != "emulated" else (1,):
         torch.set_num_threads(threads)
-        for name, cases in FAMILIES.items():
-            if impl not in cases.impls:
+        for name, family_of_cases in FAMILIES.items():
+            if impl not in family_of_cases.impls:
                 continue
             prefix, has_cases = f"{name}/{impl}{instruction_set}/threads={threads}", False
-            for description, values in cases.cases():
+            for description, values in family_of_cases.cases():
                 case = f"{prefix}/{description}"
                 try:
                     if not only or any(text in case for text in only):
                         yield run_case(
-                            case, lambda run=cases.run, v=values: run(load_implementation(impl), **v), keep_folder
+                            case,
+                            lambda run=family_of_cases.run, v=values: run(load_implementation(impl), **v),
+                            keep_folder,
                         )
                     has_cases = True
                 except Inapplicable:

@@ -130,7 +130,10 @@ def to_data_frame(store: SessionStore) -> pd.DataFrame:
 
 
 class _LimitedIterator:
-    """Wraps the official session iterator: yields warm-up mini-batches, then n whose total time is `seconds`."""
+    """Wraps the official session iterator: yields warm-up mini-batches, then n mini-batches.
+
+    Measures in `seconds` the time until the consumer has used all n.
+    """
 
     def __init__(self, iterator: Any, n: int) -> None:
         self._iterator, self._n, self.seconds = iterator, n, 0.0

@@ -6,9 +6,10 @@
 //
 // All kernels in this file have the same launch shape: one dimension, any number of blocks of up to kGruThreads
 // threads, no shared memory. Each thread processes units in a grid-stride loop over the units of all lanes, so
-// neighboring threads read and write neighboring elements. The times are estimates for an H200 (4.8 TB/s) and float32
-// with B = 512 and H = 256, without reset and bias. All times are shorter than a launch, which takes about 3 us, and
-// most of the data comes from L2. The bottleneck is therefore the launch; for larger layers the bottleneck is memory.
+// neighboring threads read and write neighboring elements. The bytes and times in the kernels' comments are those of
+// one launch (all lanes, one step), estimated for an H200 (4.8 TB/s) and float32 with B = 512 and H = 256, without
+// reset and bias. All times are shorter than the start of a launch, which takes about 3 us, and most of the data comes
+// from L2. The bottleneck is therefore the launch; for larger layers the bottleneck is memory.
 #pragma once
 
 #include "common/simt.cuh"
@@ -74,15 +75,15 @@ __device__ __forceinline__ T write_unit(const GruForward<T>& p, int64_t row, int
   return h;
 }
 
-// The gradients of a unit's three gate inputs and of the unit in s, its previous state. `state` lacks the contribution
-// of the matrix products, which the caller adds.
+// The gradients of a unit's three gate inputs and of its element of s. `state` lacks the contribution of the matrix
+// products, which the caller adds.
 template <typename T>
 struct GruUnitGradient {
   T r, z, n, state;
 };
 
 // Returns the gradients of the gate inputs z and n and of the previous state, and 0 for r. grad_next is the next step's
-// contribution to the gradient of this step's state. `row` is t * B + lane.
+// contribution to the gradient of the state after this step. `row` is t * B + lane.
 template <typename T>
 __device__ __forceinline__ GruUnitGradient<T> output_gradient(const GruBackward<T>& p, int64_t row, int64_t j,
                                                               T grad_next, T s) {

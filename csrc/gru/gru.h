@@ -38,8 +38,9 @@ struct GruForward {
   const T* gate_inputs;  // [T, B, 3H]
   T* output;             // [T, B, H], written
   T* saved;              // [T, B, 4H], written: r, z, n, q
-  // Matrix products of the current step, computed as if no lane were reset. reset_after: W s [B, 3H] and null;
-  // reset_before: W_rz s [B, 2H] and W_n q [B, H].
+  // Matrix products of the current step. reset_after: W s [B, 3H] and null; reset_before: W_rz s [B, 2H] and W_n q
+  // [B, H]. `product` is computed from the states before the reset; kernels take 0 instead for reset lanes. `product_n`
+  // is W_n q, and q is already 0 there.
   const T *product, *product_n;
 };
 
@@ -56,8 +57,9 @@ struct GruBackward {
 };
 
 // Returns whether launch_gru_all_steps can process a layer of this shape: the weights must fit into a block's shared
-// memory, and there must be few enough lanes for all blocks to run at the same time. Otherwise, the caller computes one
-// matrix product and calls launch_gru_step for each step; the reset_before form takes two products and two calls.
+// memory, and there must not be so many lanes that per-step products are faster (by an estimate). Otherwise, the caller
+// computes one matrix product and calls launch_gru_step for each step; the reset_before form takes two products and two
+// calls.
 bool gru_runs_in_one_launch(int64_t lanes, int64_t hidden, int64_t element_bytes);
 
 // Launches one kernel that processes all steps.

@@ -27,14 +27,16 @@ struct PropagationArguments {
   int64_t n_columns;       // -1: the features of all nodes are given
   // row_scale = dropout_scale * degree ** row_exponent; column_scale = degree ** column_exponent
   double row_exponent, column_exponent, dropout_scale;
-  bool adds_identity;       // for A + I: each node is also its own neighbor, and its degree is one more
-  bool transposed;          // if true, entry (r, c) is dropped if entry (c, r) of the untransposed L is dropped
+  bool adds_identity;  // for A + I: each node is also its own neighbor, and its degree is one more
+  // If true, entry (r, c) is dropped if entry (c, r) of the untransposed L is dropped. This affects only edge dropout;
+  // the caller swaps the exponents.
+  bool transposed;
   uint32_t drop_threshold;  // an entry is kept if its Philox word is at least the threshold; 0: no dropout
   uint32_t step;
   uint64_t seed;
   const int64_t* counter;  // CUDA: its value is added to the step; null: nothing is added
-  // Null, or one row for each node that has a row in `features`, in the same layout. The row of node rows[i] is added
-  // to out[i]. A node without a row adds nothing.
+  // Null, or the same shape as `features`. out[i] also gets the addend's row of node rows[i], if `columns` contains
+  // that node or is null.
   const void* addend;
   void* out;  // [n_rows, width], written
 

@@ -57,6 +57,8 @@ void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b
       (m, count, k, a.data, a.row_stride, a.column_stride, b.data + first, b.row_stride, c + first, c_stride, add);
     });
   } else {
+    // `b` has contiguous columns: a^T is copied into panels (a few vectors of columns of a^T, see product_kernel.inc),
+    // padded to whole vectors.
     const int64_t alignment = GRF_DISPATCH(panel_alignment<T>)();
     const int64_t padded_m = (m + alignment - 1) / alignment * alignment;
     Scratch<T, PanelScratch> scratch(padded_m * k);

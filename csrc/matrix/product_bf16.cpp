@@ -1,6 +1,6 @@
-// Matrix products by AVX512-BF16. Only this file is compiled with that instruction set. All other functions of this
-// file may be called only if has_bf16_products(). A pair is two bfloat16 numbers in 32 bits, neighbors along the
-// dimension k that the product sums over.
+// Matrix products by AVX512-BF16. Only this file is compiled with that instruction set. Every function of this file
+// except has_bf16_products() may be called only if that returns true. A pair is two bfloat16 numbers in 32 bits,
+// neighbors along the dimension k that the product sums over.
 #include "matrix/product_bf16.h"
 
 #include "common/simd.h"
@@ -62,8 +62,8 @@ int64_t packed_size(int64_t m, int64_t k) {
   return round_up(m, bf16::kVectorPairs) * padded_pairs(k);
 }
 
-// Converts a [m, k] into pairs and returns a view of the pairs. If the rows of a are contiguous, the rows of the view
-// are contiguous; otherwise the columns.
+// Converts `a` [m, k] into pairs and returns a view of the pairs. If the rows of `a` are contiguous, the rows of the
+// view are contiguous; otherwise the columns.
 Matrix<uint32_t> pack_pairs(int64_t m, int64_t k, Matrix<float> a, uint32_t* pairs) {
   if (a.column_stride == 1) {
     const int64_t stride = padded_pairs(k);
@@ -75,9 +75,10 @@ Matrix<uint32_t> pack_pairs(int64_t m, int64_t k, Matrix<float> a, uint32_t* pai
   return {pairs, 1, stride};
 }
 
-// Computes a b in blocks of rows, for b with contiguous rows. Packs b once; the thread that multiplies a block of a
-// packs that block. For each block, calls visit(first, count, compute_block), which must call compute_block(c,
-// c_stride, add). compute_block writes rows [first, first + count) of the product to c, or adds them to c if `add`.
+// Computes the product of `a` and `b` in blocks of rows, for `b` with contiguous rows. Packs `b` once, in panels of 32
+// columns (two vectors); the thread that multiplies a block of `a` packs that block. For each block, calls visit(first,
+// count, compute_block), which must call compute_block(c, c_stride, add). compute_block writes rows [first, first +
+// count) of the product to c, or adds them to c if `add`.
 template <typename Visit>
 void multiply_row_blocks(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<float> b, const Visit& visit) {
   constexpr int64_t kPanelColumns = bf16::kPanelColumns;
@@ -131,7 +132,8 @@ void multiply_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<floa
     return;
   }
   uint32_t* panels = packed_a.take(packed_size(m, k));
-  // a^T in panels of pairs, copied from the packed rows of a.
+  // a^T in panels of pairs, copied from the packed rows of `a`. <float> only chooses the vector length; a pair has the
+  // same size as a float.
   bf16::pack_panels<float>(m, (k + 1) / 2, pairs.data, pairs.row_stride, pairs.column_stride, panels);
   split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
     const int64_t stride = padded_pairs(k);

@@ -44,7 +44,7 @@ struct TiledCatalogue {
     TORCH_CHECK_VALUE(n_items < kMaxItems, "weight has ", n_items, " rows; top_k and target_rank allow fewer than ",
                       kMaxItems);
     tile_queries = std::max<int64_t>(std::min(n_queries, max_tile_queries), 1);
-    constexpr int64_t kMultiple = 64;  // so many rows of any width take a multiple of kRowAlignment bytes
+    constexpr int64_t kMultiple = 64;  // 64 rows of any width take a multiple of kRowAlignment bytes
     const int64_t max_tile_items = kTileScores / tile_queries / kMultiple * kMultiple;
     // At least tile_queries, because padded_rows must hold the row of each query's target.
     tile_items = std::max(std::min(max_tile_items, n_items), tile_queries);

@@ -1,4 +1,5 @@
-// Launches the kernel of cuda.cuh, which updates the rows of a table that have gradients.
+// Launches the kernel of cuda.cuh, which updates the rows of a table that have gradients. `columns` is how many
+// adjacent elements a thread processes at once (common/columns.cuh).
 #include "sparse_update/cuda.cuh"
 
 namespace grf::cuda {

@@ -61,13 +61,13 @@ class DenseParameter {
     for (int64_t i = 0; i < size(); ++i) grad()[i] *= factor;
   }
 
-  // Updates rows [first, first + count) by their gradient grad [count, width], which is not stored. May be called in
-  // parallel regions.
+  // Updates rows [first, first + count) by the given gradient [count, width]; does not use or change grad(). May be
+  // called in parallel regions.
   void update_rows(int64_t first, int64_t count, const T* grad, const AdagradOptions<T>& options) {
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = first + i, next_row = i + 1 < count ? row + 1 : -1;
-      update_row<T, AdagradOptions>(table_, row, grad + i * table_.width, /*grad=*/nullptr, /*positions=*/nullptr,
-                                    /*n=*/0, options, next_row);
+      const int64_t row = first + i, next_row = i + 1 < count ? row + 1 : -1;  // next_row is prefetched; -1 means none
+      update_row<T, AdagradOptions>(table_, row, /*first_grad=*/grad + i * table_.width, /*grad=*/nullptr,
+                                    /*positions=*/nullptr, /*n=*/0, options, next_row);
     }
   }
 

@@ -69,6 +69,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
         lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} has no user id: give one id per line")
+    # index_of_any_kind takes 7 and "7" for the same id.
     indices = vocabulary.index_of_any_kind(np.array([text for _, text in lines], STRING))
     known = indices >= 0
     if not known.all() and not skip_unknown:
@@ -135,7 +136,7 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
     """Return sessions of item indices from sessions of item ids, without unknown items and without empty sessions."""
     import numpy as np
 
-    indices = vocabulary.index_of_any_kind(sessions.items)
+    indices = vocabulary.index_of_any_kind(sessions.items)  # takes 7 and "7" for the same id
     known = indices >= 0
     session_of_event = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
     if not known.all() and not skip_unknown:

@@ -139,6 +139,8 @@ def _last_hidden(network: NextItemNetwork, items: np.ndarray, starts: np.ndarray
     with evaluating(network):
         last_hidden = torch.empty_like(network.initial_state(len(starts))[-1])
         for hidden, events in run_sessions(network, items, starts, lengths, _OUTPUTS_PER_CALL):
+            # events [T, n]: index of each event; n sessions are still running. A session's last event is
+            # starts + lengths - 1.
             step, lane = np.nonzero(events == (starts + lengths - 1)[: events.shape[1]])
             last_hidden[lane] = hidden[step, lane].to(last_hidden.dtype)
     return last_hidden

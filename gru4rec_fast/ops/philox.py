@@ -42,7 +42,10 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def step_word(step: int, counter: Tensor | None, device: Any) -> Tensor:
-    """Return the number of a step as a 0-dim int64 tensor: `step`, plus `counter` unless it is None."""
+    """Return the number of a step as a 0-dim int64 tensor: `step`, plus `counter` unless it is None.
+
+    counter: a 0-dim tensor that the caller, or a captured step on the device, increments.
+    """
     return torch.tensor(step, device=device) if counter is None else counter + step
 
 

@@ -26,7 +26,10 @@ from gru4rec_fast.optim import SparseAdagrad
 
 
 class NoKernels(str):
-    """Type of `NO_KERNELS`, the reason that is not shown to the user, because the first operator that runs shows it."""
+    """Type of `NO_KERNELS`.
+
+    Callers recognize this reason by its type and do not show it: the first operator that runs reports missing kernels.
+    """
 
 
 NO_KERNELS = NoKernels("there are no native kernels")

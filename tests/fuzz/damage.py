@@ -1,4 +1,4 @@
-"""Damages to the files of a folder, as JSON values: bytes, headers and values of .npy files, values in meta.json."""
+"""Damages (described by JSON values) to the files of a folder: changed bytes, .npy headers and values, meta.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.lib import format as npy_format
 INTEGERS = st.one_of(
     st.integers(-4, 12), st.sampled_from([2**31 - 1, 2**31, -(2**31), 2**32, 2**53, 2**62, 2**63 - 1, -(2**63)])
 )
-TEXTS = st.text(max_size=4) | st.sampled_from(["", "nan", "x" * 2000, "a\nb", "\x00", "../x", "\ud800"[:0]])
+TEXTS = st.text(max_size=4) | st.sampled_from(["", "nan", "x" * 2000, "a\nb", "\x00", "../x"])
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | INTEGERS | st.floats() | TEXTS,
     lambda values: st.lists(values, max_size=3) | st.dictionaries(TEXTS, values, max_size=3),
@@ -49,11 +49,14 @@ def damages(files: Mapping[str, bytes]) -> SearchStrategy[list[dict[str, Any]]]:
     return st.lists(st.one_of(choices), min_size=1, max_size=3)
 
 
-KINDS_OF_FILE = ["missing", "empty", "folder", "pipe", "dangling link", "array of another"]
+KINDS_OF_FILE = ["missing", "empty", "folder", "pipe", "dangling link", "another array"]
 
 
 def write_damaged(folder: Path, files: Mapping[str, bytes], damage_list: list[dict[str, Any]]) -> None:
-    """Write the files to an existing folder, with the damages one after another."""
+    """Write the files to an existing folder, with the damages one after another.
+
+    "become" damages are applied last, and a "key" damage starts from the intact meta.json.
+    """
     contents = dict(files)
     for damage in damage_list:
         if "meta" in damage:
@@ -114,7 +117,7 @@ def _replace(path: Path, kind: str) -> None:
         os.mkfifo(path)
     elif kind == "dangling link":
         path.symlink_to(path.with_name("nowhere"))
-    elif kind == "array of another":
+    elif kind == "another array":
         np.save(path, np.arange(5))
         os.replace(f"{path}.npy" if path.suffix != ".npy" else path, path)
 

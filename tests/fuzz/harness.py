@@ -38,7 +38,7 @@ class Target:
     Attributes:
         cases: strategy that draws cases.
         run: runs a case in an empty folder. Raises AssertionError for a wrong result.
-        subjects: words, such as the folder and names of arguments; the message of an error contains at least one.
+        subjects: returns words, such as the folder and names of arguments. An error message must name one of them.
         errors: types of expected errors.
         check_messages: whether the message of an expected error must be one short line with one of the subjects.
         timeout_s: time after which a case counts as a hang.

@@ -36,7 +36,7 @@ def run(case: Any, folder: Path) -> None:
     write_damaged(folder, FILES[case["strings"]], case["damages"])
     graph = InteractionGraph.open(folder)
     assert len(graph.summary()) < 2000, "long summary"
-    # An opened graph is what it must be, whatever is done with it.
+    # If a damaged folder opens, its graph must be consistent; this is checked before the case uses it.
     users, items = graph.interactions()
     assert len(users) == len(items) == graph.n_edges, "wrong number of interactions"
     for user in range(graph.n_users):

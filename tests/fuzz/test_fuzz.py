@@ -39,8 +39,8 @@ def test_every_kind_of_wrong_outcome_is_a_finding(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stdout + result.stderr
     found = {json.loads(path.read_text())["finding"]: path for path in (tmp_path / "faulty").glob("*.json")}
     assert {*found} == {
-        "SIGSEGV crash",
-        "hang hang",
+        "SIGSEGV crash",  # outcome and case of faulty.py
+        "hang hang",  # likewise
         "MemoryError in faulty.py: run",
         "KeyError in faulty.py: run",
         "message names nothing: ValueError in faulty.py: run",

@@ -1,4 +1,7 @@
-"""Remove rare and unknown items, repeated events and short sessions from a log, counted in `EventLog.dropped`."""
+"""Remove rare and unknown items, repeated events and short sessions from a log, counted in `EventLog.dropped`.
+
+An item code is an item's number in the `EventLog`, before renumbering.
+"""
 
 from __future__ import annotations
 

@@ -105,7 +105,8 @@ def _write_split(
 
     `names` are the names of the training part and of the held-out part.
     """
-    # The split needs these three arrays for all sessions. Its mask is then cut into one mask per partition.
+    # The split needs these three arrays for all sessions. Its mask is then cut into one mask per partition of the log
+    # (the pieces that `for events in log` yields).
     partitions = [(events.starts, events.ends, events.first_rows) for events in log]
     n_sessions = [len(starts) for starts, _, _ in partitions]
     starts, ends, first_rows = map(np.concatenate, zip(*partitions, strict=True))

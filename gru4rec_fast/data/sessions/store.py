@@ -34,6 +34,7 @@ _FOLDER_FORMAT = FolderFormat(
     verb="prepare",
     counts=("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions"),
     arrays=("offsets", "start_times", "end_times", "support"),
+    # Folder written by `prepare`, which contains several stores; opening it by mistake gets a hint.
     parent_format=PREPARED_FORMAT,
 )
 
