@@ -15,6 +15,8 @@
 namespace grf::cuda {
 
 constexpr int kPropagationThreads = 256;
+// Of multiply_rows_kernel. Without this bound, the compiler keeps five blocks of some instances and spills registers.
+constexpr int kBlocksPerSm = 3;
 
 // Computes row_scale and column_scale [n_nodes] from the degrees, and checks the offsets.
 //
@@ -193,7 +195,7 @@ __device__ __forceinline__ void write_result(const PropagationArguments& args, i
 // entry a row of features, a scale and an index are read at random, and n_rows rows are written: 0.45 GB, 0.09 ms.
 // Bottleneck: these reads; they are faster if E (18 MB here) stays in the L2 cache.
 template <typename T, typename index_t, int kColumns>
-__global__ void __launch_bounds__(kPropagationThreads) multiply_rows_kernel(PropagationArguments args) {
+__global__ void __launch_bounds__(kPropagationThreads, kBlocksPerSm) multiply_rows_kernel(PropagationArguments args) {
   using Sum = typename Stored<T>::Sum;
   const auto n_segments = static_cast<int64_t>(args.counts[0]);
   const int64_t first_column = static_cast<int64_t>(blockIdx.y) * (32 * kColumns), lane = threadIdx.x % 32;
